@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# What a newcomer types. Every target that needs the set-up runs it first; it costs a moment when nothing is to be done.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv/bin
+
+# Of `make install`: what this host is (controller, builder, bstore, all), and where things go.
+ROLE ?= all
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# Of `make faults`: how many trials (40, or 10 of one kind), of which kind (all), and one trial again by its seed.
+N ?=
+KIND ?=
+SEED ?=
+
+# An SRPM of yours for `make demo`; it may be anywhere, and have spaces in its name.
+SRPM ?=
+
+.PHONY: help setup farm-setup demo farm test faults faults-ci check install clean
+
+help: ## Show what can be made here
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing and make the virtual environments
+	@tools/setup
+
+# The test environments are left out here: a newcomer's first `make demo` is a minute shorter for it.
+farm-setup:
+	@tools/setup --farm
+
+demo: farm-setup ## Build real packages through a whole farm on this machine (SRPM=path builds yours)
+	@$(VENV)/reimzul-devfarm demo $(if $(SRPM),--srpm "$$SRPM")
+
+farm: farm-setup ## Keep such a farm up in the foreground, until Ctrl-C
+	@$(VENV)/reimzul-devfarm up
+
+test: setup ## Run all tests, and the unit tests on the oldest and the newest Python too
+	@tools/test
+
+faults: setup ## Kill, cut and fill parts of a farm, and see that nothing is lost (N=500, KIND=kill, SEED=7)
+	@$(VENV)/python -m tests.faults $(if $(N),--trials $(N)) $(if $(KIND),--kind $(KIND)) $(if $(SEED),--seed $(SEED))
+
+# A fixed choice, for .ci/run: one trial of every kind that does not take long, and the flood in small.
+faults-ci: setup
+	@$(VENV)/python -m tests.faults --ci
+
+check: farm-setup ## Run the linters: ruff and mypy --strict
+	$(VENV)/ruff check .
+	$(VENV)/mypy --strict
+
+install: ## Install on this host, as root (ROLE=builder, ...; docs/install.md tells the rest)
+	@tools/install --role "$(ROLE)"
+
+clean: ## Remove the environments and caches (what was installed by apt or dnf stays)
+	rm -rf .venv .venv-mongo .venv-py39 .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf reimzul.egg-info .setup.lock
+	find reimzul tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -maxdepth 1 -name '.farm*' -type d -exec rm -rf {} +
+
+export SRPM PREFIX DESTDIR
