@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arches: the tube of one, who serves it, what follows it, and whether a package allows it.
+
+The table is `arches.yml`, shipped beside this module and replaceable by a setting. It is checked when it is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import attr
+import yaml
+
+from reimzul.core.errors import ConfigError
+
+SHIPPED = Path(__file__).with_name("arches.yml")
+NOARCH = "noarch"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,31}\Z")
+
+
+class ArchLimits(Protocol):
+    """What a source rpm's header says of arches."""
+
+    @property
+    def exclusive_arch(self) -> tuple[str, ...]:
+        """ExclusiveArch, its macros expanded."""
+
+    @property
+    def exclude_arch(self) -> tuple[str, ...]:
+        """ExcludeArch, its macros expanded."""
+
+    @property
+    def build_archs(self) -> tuple[str, ...]:
+        """BuildArch, of the main package."""
+
+
+@attr.frozen(kw_only=True)
+class Arch:
+    """One arch that may be submitted."""
+
+    name: str
+    tube: str  #: the tube its requests travel in
+    follows: tuple[str, ...] = ()  #: arches built beside it, from the same request
+    accepts: tuple[str, ...] = ()  #: what a package may call it, beside its own name
+
+
+@attr.frozen(kw_only=True)
+class Arches:
+    """The whole table."""
+
+    known: Mapping[str, Arch]
+    serves: Mapping[str, tuple[str, ...]]  #: machine (uname -m) -> tubes watched beside its own
+    noarch_last: frozenset[str]  #: packages that end with a noarch leg
+
+    def tube(self, arch: str) -> str:
+        """The tube of a known arch."""
+        return self.known[arch].tube
+
+    def tubes(self) -> list[str]:
+        """Every tube that carries requests, in the table's order."""
+        return list(dict.fromkeys(arch.tube for arch in self.known.values()))
+
+    def watched_by(self, machine: str) -> list[str]:
+        """The tubes that a builder of this machine watches, its own first."""
+        return [machine, *self.serves.get(machine, ())]
+
+    def legs(self, arch: str, package: str) -> tuple[str, ...]:
+        """The arches one request is built for: its own, those that follow, noarch for the few that end with it."""
+        last = (NOARCH,) if package in self.noarch_last and arch != NOARCH else ()
+        return (arch, *self.known[arch].follows, *last)
+
+    def forbidden(self, arch: str, header: ArchLimits) -> str | None:
+        """Why a package that limits its arches so is not built for `arch`; None where it is.
+
+        A noarch package may be allowed by `noarch` in its ExclusiveArch, as rpmbuild reads it.
+        """
+        names = {arch, *self.known[arch].accepts}
+        noarch = {NOARCH} if NOARCH in header.build_archs else set()
+        if header.exclusive_arch and not (names | noarch) & set(header.exclusive_arch):
+            return f"ExclusiveArch is {' '.join(header.exclusive_arch)}"
+        if names & set(header.exclude_arch):
+            return f"ExcludeArch is {' '.join(header.exclude_arch)}"
+        return None
+
+
+def read_arches(path: Path | None = None) -> Arches:
+    """The table of `path`, or the shipped one. Raises `ConfigError` that names the fault."""
+    path = path or SHIPPED
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as the table of arches: {' '.join(str(error).split())}") from error
+    try:
+        return _table(raw)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _table(raw: Any) -> Arches:
+    top = _mapping(raw, "the file", {"arches", "serves", "noarch_last"})
+    rows = _mapping(top.get("arches"), "arches")
+    known = {_name(name): _arch(name, row) for name, row in rows.items()}
+    for arch in known.values():
+        for follower in arch.follows:
+            if follower not in known:
+                raise ValueError(f"arches: {arch.name} is followed by {follower}, which is no arch of the table")
+    machines = _mapping(top.get("serves"), "serves")
+    serves = {_name(name): _names(row, f"serves: {name}") for name, row in machines.items()}
+    packages = top.get("noarch_last") or []
+    if not isinstance(packages, list) or not all(isinstance(word, str) for word in packages):
+        raise ValueError("noarch_last: must be a list of package names")
+    return Arches(known=known, serves=serves, noarch_last=frozenset(packages))
+
+
+def _arch(name: str, row: Any) -> Arch:
+    row = _mapping(row, f"arches: {name}", {"tube", "follows", "accepts"})
+    return Arch(
+        name=name,
+        tube=_name(row.get("tube", name)),
+        follows=_names(row.get("follows"), f"arches: {name}: follows"),
+        accepts=_names(row.get("accepts"), f"arches: {name}: accepts"),
+    )
+
+
+def _mapping(raw: Any, where: str, keys: set[str] | None = None) -> dict[str, Any]:
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: must be a mapping, not {raw!r}")
+    unknown = [str(key) for key in raw if keys is not None and key not in keys]
+    if unknown:
+        raise ValueError(f"{where}: {', '.join(unknown)} is not known; {', '.join(sorted(keys or ()))} are")
+    return raw
+
+
+def _names(raw: Any, where: str) -> tuple[str, ...]:
+    if raw is None:
+        return ()
+    if not isinstance(raw, list):
+        raise ValueError(f"{where}: must be a list, not {raw!r}")
+    return tuple(_name(word) for word in raw)
+
+
+def _name(raw: Any) -> str:
+    if not isinstance(raw, str) or not _NAME.match(raw):
+        raise ValueError(f"{raw!r} is no name of an arch or a tube")
+    return raw

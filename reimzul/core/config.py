@@ -1,0 +1,586 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul.ini` as typed, checked values.
+
+A section is a class, a setting one field of it: its default, its parser and its meaning stand in one row, which
+feeds the reading, the refusals and `conf/reimzul.ini.sample`. The file is read once, when a program starts, and
+handed down. All faults are told at once, by section and key.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import urlsplit
+
+import attr
+
+from reimzul.core import fields
+from reimzul.core.errors import ConfigError
+
+DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
+FILE_VARIABLE = "REIMZUL_CONFIG"
+
+#: Names of the host itself: what is said there is heard nowhere else.
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+#: A mail address; without a domain it is a mailbox of the host that takes our mail.
+_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)?\Z")
+_DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
+
+_NICK = re.compile(r"[A-Za-z\[\]\\`_^{|}][A-Za-z0-9\[\]\\`_^{|}-]{0,29}\Z")
+_CHANNEL = re.compile(r"[#&+!][^\s,:\x00-\x1f\x7f]{1,49}\Z")
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def flag(text: str) -> bool:
+    """true or false, in any of ini's spellings."""
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError(f"{text!r} is not true or false")
+
+
+def words(text: str) -> str:
+    """Any text that is not empty."""
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """An absolute path."""
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not an absolute path")
+    return Path(text)
+
+
+def path_or_none(text: str) -> Path | None:
+    """An absolute path, or nothing."""
+    return path(text) if text else None
+
+
+def program(text: str) -> str:
+    """A program: a name to look up on PATH, or an absolute path."""
+    if not text or (" " in text and not text.startswith("/")) or ("/" in text and not text.startswith("/")):
+        raise ValueError(f"{text!r} is not a program's name or absolute path")
+    return text
+
+
+def arguments(text: str) -> tuple[str, ...]:
+    """Words of a command line, quoted as in a shell; nothing of them is ever given to one."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+port = whole(1, 65535)
+seconds = whole(0, 10_000_000)
+
+
+def url(scheme: str, ending: str = "/") -> Callable[[str], str]:
+    """A URL of a scheme (https also passes where http does); it gets its last slash where that was left out."""
+
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in (scheme, scheme + "s") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"{text!r} is not of the form {scheme}://host:port/folder/")
+        whole_url = text.rstrip("/") + "/"
+        if not whole_url.endswith(ending):
+            raise ValueError(f"{text!r} does not end with {ending}")
+        return whole_url
+
+    return parse
+
+
+def history_url(text: str) -> str:
+    """Where the history is: `sqlite:///` and an absolute path, or a `mongodb://` URL."""
+    if text.startswith(("mongodb://", "mongodb+srv://")):
+        return text
+    if text.startswith("sqlite:////"):
+        return text
+    raise ValueError(f"{text!r} is neither mongodb://… nor sqlite:////an/absolute/path")
+
+
+def topic(text: str) -> str:
+    """The beginning of an MQTT topic: no wildcards, no slash at its ends."""
+    if not text or text != text.strip("/") or any(sign in text for sign in "+#\0"):
+        raise ValueError(f"{text!r} is no MQTT topic")
+    return text
+
+
+def address(text: str) -> str:
+    """A mail address, bare."""
+    if not _ADDRESS.match(text):
+        raise ValueError(f"{text!r} is not a mail address, as me@example.org")
+    return text
+
+
+def addresses(text: str) -> tuple[str, ...]:
+    """Mail addresses with commas between; none where the text is empty."""
+    return tuple(address(one.strip()) for one in text.split(",")) if text else ()
+
+
+def nick(text: str) -> str:
+    """A nickname of IRC."""
+    if not _NICK.match(text):
+        raise ValueError(f"{text!r} is not a nickname of IRC")
+    return text
+
+
+def channels(text: str) -> tuple[str, ...]:
+    """Channels of IRC with commas between; none where the text is empty."""
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    for name in names:
+        if not _CHANNEL.match(name):
+            raise ValueError(f"{name!r} is not a channel of IRC, as #centos-build")
+    return names
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """One of a few words."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+def domain_or_none(text: str) -> str:
+    """A domain, or nothing."""
+    if text and not _DOMAIN.match(text):
+        raise ValueError(f"{text!r} is not a domain, as example.org")
+    return text
+
+
+def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
+    """One row of the table: how the text of a setting is read, what it is when left out, what it means."""
+    return attr.field(default=parse(default), metadata={"parse": parse, "default": default, "meaning": meaning})
+
+
+def free_settings(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
+    """The one row of a section whose settings have names of the operator's own; `example` is one of them."""
+    return attr.field(factory=dict, metadata={"key": key, "parse": parse, "example": example})
+
+
+@attr.frozen(kw_only=True)
+class Farm:
+    """What every host of the farm has to agree on."""
+
+    arches: Path | None = setting(path_or_none, "", "A table of arches to use instead of the shipped arches.yml.")
+    refused: Path = setting(
+        path,
+        "/var/log/reimzul/refused",
+        "Where refused messages go once 1,000 of a tube are buried: a file for each tube, on the host that refused.",
+    )
+
+
+@attr.frozen(kw_only=True)
+class Beanstalkd:
+    """Where beanstalkd is reached: on all hosts the local end of stunnel, on the controller itself."""
+
+    host: str = setting(words, "localhost", "Host name or address of beanstalkd.")
+    port: int = setting(port, "11300", "Its port. Builders and bstore: stunnel's local end of controller:13100.")
+
+
+@attr.frozen(kw_only=True)
+class Incoming:
+    """Where source rpms wait to be built."""
+
+    folder: Path = setting(path, "/srv/reimzul/incoming", "The folder on the controller (reimzul-submit).")
+    url: str = setting(
+        url("http"), "http://localhost:11080/reimzul-incoming/", "The same as builders reach it (reimzul-worker)."
+    )
+
+
+@attr.frozen(kw_only=True)
+class Store:
+    """The store: where results go, and from where they are read."""
+
+    base_url: str = setting(
+        url("http", "/repo/"),
+        "http://localhost:11081/bstore/repo/",
+        "Published repositories as all hosts reach them; ends with /repo/. The folder above it is what\n"
+        "http://repohost stands for in mock's configurations.",
+    )
+    upload_url: str = setting(
+        url("rsync"), "rsync://localhost:11874/reimzul-bstore/", "The rsync module builders upload to."
+    )
+    root: Path = setting(
+        path,
+        "/srv/reimzul/bstore",
+        "The store's root on bstore itself: repo/, spool/, tosign/ and the others lie in it, on one file system.",
+    )
+
+
+@attr.frozen(kw_only=True)
+class Worker:
+    """Builders."""
+
+    mock: str = setting(
+        program,
+        "mock",
+        "The program that builds. A host without mock can try the farm with reimzul-standin-mock, which builds with\n"
+        "the host's own rpmbuild: for trying and testing, never for packages that are given to others.",
+    )
+    mock_configs: Path = setting(
+        path,
+        "/srv/reimzul/mock_configs",
+        "A git checkout with mock/<target>.cfg, mock/site-defaults.cfg and mock/logging.ini, pulled before a build.",
+    )
+    results: Path = setting(
+        path, "/srv/reimzul/results", "Where builds are made, and kept until they are uploaded. On a large disk."
+    )
+    fqdn: str = setting(str, "", "The name this builder goes by; the host's own name when empty.")
+    machine: str = setting(str, "", "What uname -m would say, where it says the wrong thing (setarch, qemu-user).")
+    build_timeout: int = setting(
+        seconds, "86400", "Seconds a build may take before mock (and a little later the worker) ends it; 0: any time."
+    )
+    stall_timeout: int = setting(
+        seconds, "14400", "Seconds neither build.log nor root.log may grow before a build is ended; 0: any time."
+    )
+    mock_roots: Path = setting(
+        path, "/var/lib/mock", "Where mock has its roots; only looked at for the disk they are on."
+    )
+    min_free_mib: int = setting(
+        whole(0, 1 << 40), "4096", "MiB that have to be free under results and mock_roots before a job is taken."
+    )
+    min_free_inodes: int = setting(
+        whole(0, 1 << 40), "50000", "Inodes that have to be free there, where the file system counts them."
+    )
+    max_load: int = setting(
+        whole(0, 100_000), "0", "No job is taken while the load of the last minute is above it; 0: at any load."
+    )
+    tries: int = setting(
+        whole(1, 50),
+        "3",
+        "How many tries of a request may fail by a builder's fault before it ends as Failed.",
+    )
+    pull_timeout: int = setting(
+        seconds, "60", "Seconds a `git pull` of mock_configs may take; then its last state holds."
+    )
+    rsync: str = setting(program, "rsync", "The program that uploads.")
+    rsync_arguments: tuple[str, ...] = setting(arguments, "", "Further arguments for it, as --bwlimit=20m.")
+
+
+@attr.frozen(kw_only=True)
+class Repogen:
+    """Publishing and indexing, on bstore."""
+
+    createrepo_c: str = setting(program, "createrepo_c", "The program that makes repodata.")
+    database: bool = setting(flag, "false", "Make the sqlite databases too (-d): yum on EL7 and older likes them.")
+    arguments: tuple[str, ...] = setting(
+        arguments,
+        "",
+        "Further arguments for createrepo_c, quoted as in a shell; none that changes which packages are listed, or\n"
+        "how they are called: a build is published when the repodata lists each of its packages.",
+    )
+    cores: int = setting(whole(0, 1024), "0", "Threads it may use; 0: as many as the host has cores.")
+    spool_days: int = setting(
+        whole(1, 3650), "7", "Days after which an upload that never was completed is removed from the spool."
+    )
+
+
+@attr.frozen(kw_only=True)
+class Notifier:
+    """Who is told, and what is remembered of it, on the controller."""
+
+    ledger: Path = setting(
+        path, "/srv/reimzul/notifier/ledger.sqlite", "What was told to whom, so that nobody is told twice."
+    )
+
+
+@attr.frozen(kw_only=True)
+class History:
+    """What became of every build."""
+
+    url: str = setting(
+        history_url,
+        "sqlite:////srv/reimzul/notifier/history.sqlite",
+        "sqlite:////absolute/path, or mongodb://host:port/ (database reimzul, collection notify_history).",
+    )
+
+
+@attr.frozen(kw_only=True)
+class Logs:
+    """The log of builds."""
+
+    logfile: Path = setting(path, "/var/log/reimzul/reimzul.log", "One line for each event of a build.")
+
+
+@attr.frozen(kw_only=True)
+class Mail:
+    """Mails about results, but not of scratch builds."""
+
+    notifications: bool = setting(flag, "false", "Whether results are mailed.")
+    mail_from: str = setting(address, "reimzul@localhost", "The sender.")
+    smtp_host: str = setting(words, "localhost", "The server that takes our mail, as its certificate has it.")
+    smtp_port: int = setting(port, "25", "Its port.")
+    starttls: bool = setting(flag, "false", "true: speak TLS to it, or not at all.")
+    ca_cert: Path | None = setting(
+        path_or_none, "", "The authority that signed its certificate; when empty, those the host trusts."
+    )
+    login: str = setting(str, "", "The name we log in with; when empty, we do not.")
+    password_file: Path | None = setting(path_or_none, "", "A file with the password and nothing else.")
+    only_on_change: bool = setting(
+        flag, "false", "true: only when the result is another than the package's last on that arch and target."
+    )
+    to_submitter: bool = setting(flag, "false", "Whether who submitted a build gets its mails too.")
+    submitter_domain: str = setting(
+        domain_or_none, "", "What follows the @ where a submitter's name is no mail address by itself."
+    )
+
+
+@attr.frozen(kw_only=True)
+class MailRcpts:
+    """Who is mailed of an arch's results, a line an arch. Of one that is not here nobody is."""
+
+    arches: Mapping[str, tuple[str, ...]] = free_settings(
+        fields.arch, addresses, "x86_64 = me@example.org, you@example.org"
+    )
+
+
+@attr.frozen(kw_only=True)
+class Mqtt:
+    """Results for others to subscribe to."""
+
+    notifications: bool = setting(flag, "false", "Whether results are published by MQTT.")
+    host: str = setting(words, "localhost", "The broker's host name, as its certificate has it.")
+    port: int = setting(port, "8883", "The broker's port.")
+    ca_cert: Path | None = setting(path_or_none, "", "The authority that signed the broker's certificate.")
+    tls_cert: Path | None = setting(path_or_none, "", "Our certificate for the broker.")
+    tls_key: Path | None = setting(path_or_none, "", "Its key.")
+    tls_insecure: bool = setting(flag, "false", "true: do not check that the broker's certificate has its name.")
+    topic: str = setting(topic, "reimzul", "Topics begin with it: <topic>/builds/results and <topic>/builds/events.")
+
+
+@attr.frozen(kw_only=True)
+class Irc:
+    """What reimzul-irc says where: the results that [mqtt] publishes, a line each."""
+
+    server: str = setting(words, "localhost", "The IRC server, as its certificate has it.")
+    port: int = setting(port, "6697", "Its port.")
+    tls: bool = setting(flag, "true", "Whether it speaks TLS.")
+    ca_cert: Path | None = setting(
+        path_or_none, "", "The authority that signed its certificate; when empty, those the host trusts."
+    )
+    nick: str = setting(nick, "reimzul", "The name we go by.")
+    identify: str = setting(
+        one_of("no", "sasl", "nickserv"), "no", "How we prove that it is ours: no, sasl (PLAIN) or nickserv."
+    )
+    account: str = setting(str, "", "The account of sasl; the nick when empty.")
+    password_file: Path | None = setting(path_or_none, "", "A file with its password and nothing else.")
+    channels: tuple[str, ...] = setting(
+        channels, "", "Where results are said that no line of [irc_channels] is about, with commas between."
+    )
+    colours: bool = setting(flag, "true", "Whether statuses are coloured.")
+    seconds_a_line: int = setting(whole(0, 600), "2", "Seconds between two lines, after the first four.")
+    client_id: str = setting(words, "reimzul-irc", "The name the MQTT broker keeps our place under; each has its own.")
+    mqtt_cert: Path | None = setting(
+        path_or_none, "", "Our certificate for the MQTT broker; that of [mqtt] when empty."
+    )
+    mqtt_key: Path | None = setting(path_or_none, "", "Its key.")
+
+
+@attr.frozen(kw_only=True)
+class IrcChannels:
+    """Channels for the results of an arch or a target (with its arch or without), a line each."""
+
+    by_name: Mapping[str, tuple[str, ...]] = free_settings(
+        fields.target, channels, "c7.1708.u = #centos-seven, #centos-build"
+    )
+
+
+@attr.frozen(kw_only=True)
+class Scm:
+    """Of the original's file, which has it too. Nothing here reads it."""
+
+    git_url: str = setting(str, "", "Where the sources of packages are kept.")
+
+
+@attr.frozen(kw_only=True)
+class Settings:
+    """All of it, a section an attribute."""
+
+    farm: Farm = attr.field(factory=Farm)
+    beanstalkd: Beanstalkd = attr.field(factory=Beanstalkd)
+    incoming: Incoming = attr.field(factory=Incoming)
+    bstore: Store = attr.field(factory=Store)
+    worker: Worker = attr.field(factory=Worker)
+    repogen: Repogen = attr.field(factory=Repogen)
+    notifier: Notifier = attr.field(factory=Notifier)
+    history: History = attr.field(factory=History)
+    logs: Logs = attr.field(factory=Logs)
+    mail: Mail = attr.field(factory=Mail)
+    mail_rcpts: MailRcpts = attr.field(factory=MailRcpts)
+    mqtt: Mqtt = attr.field(factory=Mqtt)
+    irc: Irc = attr.field(factory=Irc)
+    irc_channels: IrcChannels = attr.field(factory=IrcChannels)
+    scm: Scm = attr.field(factory=Scm)
+
+
+def sections() -> dict[str, type]:
+    """Every section by its name in the file."""
+    return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
+
+
+def settings_of(section: type) -> list[Any]:
+    """The settings of a section, as attributes whose metadata has parse, default and meaning."""
+    return [row for row in attr.fields(section) if "default" in row.metadata]
+
+
+def free_row(section: type) -> Any:
+    """The row of a section whose settings have free names (metadata: key, parse, example); None of any other."""
+    return next((row for row in attr.fields(section) if "key" in row.metadata), None)
+
+
+def find_file(given: Path | None = None) -> Path | None:
+    """The file that holds: the one given, else $REIMZUL_CONFIG, else the default one where it exists."""
+    if given is not None:
+        return given
+    if os.environ.get(FILE_VARIABLE):
+        return Path(os.environ[FILE_VARIABLE])
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load(given: Path | None = None) -> Settings:
+    """The settings of the file that holds, or the defaults. Raises `ConfigError` with a line for each fault."""
+    file = find_file(given)
+    if file is None:
+        return Settings()
+    try:
+        return read(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise ConfigError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
+
+
+def read(text: str, source: str) -> Settings:
+    """The settings in an ini file's text."""
+    parser = configparser.ConfigParser(interpolation=None, default_section="\0")
+    try:
+        parser.read_string(text, source)
+    except configparser.Error as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+    faults = list(_strangers(parser))
+    values = {}
+    for name, kind in sections().items():
+        given = dict(parser[name]) if parser.has_section(name) else {}
+        values[name], wrong = _section(name, kind, given)
+        faults += wrong
+    faults += _across(values)
+    if faults:
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+    return Settings(**values)
+
+
+def _section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[str]]:
+    free = free_row(kind)
+    if free is not None:
+        return _free_section(name, kind, free, given)
+    values, faults = {}, []
+    rows = {row.name: row for row in settings_of(kind)}
+    for key, text in given.items():
+        if key not in rows:
+            faults.append(f"[{name}] {key} is not a setting{_nearest(name, key)}")
+            continue
+        try:
+            values[key] = rows[key].metadata["parse"](text.strip())
+        except ValueError as error:
+            faults.append(f"[{name}] {key}: {error}")
+    return kind(**values), faults
+
+
+def _free_section(name: str, kind: type, free: Any, given: dict[str, str]) -> tuple[Any, list[str]]:
+    values, faults = {}, []
+    for key, text in given.items():
+        try:
+            values[free.metadata["key"](key)] = free.metadata["parse"](text.strip())
+        except ValueError as error:
+            faults.append(f"[{name}] {key}: {error}")
+    return kind(**{free.name: values}), faults
+
+
+def _strangers(parser: configparser.ConfigParser) -> Iterator[str]:
+    for name in parser.sections():
+        if name not in sections():
+            close = difflib.get_close_matches(name, sections(), 1)
+            yield f"[{name}] is not a section" + (f"; is [{close[0]}] meant?" if close else "")
+
+
+def _nearest(section: str, key: str) -> str:
+    """The setting that was probably meant: of this section, or the same word in another."""
+    close = difflib.get_close_matches(key, [row.name for row in settings_of(sections()[section])], 1)
+    if close:
+        return f"; is {close[0]} meant?"
+    for name, kind in sections().items():
+        if key in [row.name for row in settings_of(kind)]:
+            return f"; [{name}] has one of that name"
+    return ""
+
+
+def _across(values: dict[str, Any]) -> Iterator[str]:
+    """Faults that only show when several settings are looked at together."""
+    yield from _across_mail(values["mail"])
+    yield from _across_irc(values["irc"])
+    mqtt = values["mqtt"]
+    if bool(mqtt.tls_cert) != bool(mqtt.tls_key):
+        yield "[mqtt] tls_cert and tls_key come together"
+    if mqtt.notifications and not mqtt.ca_cert:
+        yield "[mqtt] ca_cert: has to be set where notifications is true"
+
+
+def _across_mail(mail: Mail) -> Iterator[str]:
+    if bool(mail.login) != bool(mail.password_file):
+        yield "[mail] login and password_file come together"
+    if mail.login and not mail.starttls and mail.smtp_host not in LOCAL:
+        yield "[mail] starttls: has to be true: the password would cross the network in the clear"
+    if mail.to_submitter and not mail.submitter_domain:
+        yield "[mail] submitter_domain: has to be set where to_submitter is true"
+
+
+def _across_irc(irc: Irc) -> Iterator[str]:
+    if (irc.identify != "no") != bool(irc.password_file):
+        yield "[irc] password_file: has to be set where identify is sasl or nickserv, and only there"
+    if irc.identify != "no" and not irc.tls and irc.server not in LOCAL:
+        yield "[irc] tls: has to be true: the password would cross the network in the clear"
+    if bool(irc.mqtt_cert) != bool(irc.mqtt_key):
+        yield "[irc] mqtt_cert and mqtt_key come together"
+
+
+def sample() -> str:
+    """A file that holds every setting with its default and meaning, as `conf/reimzul.ini.sample` has it."""
+    lines = [
+        "# /etc/reimzul/reimzul.ini: every setting of the farm, with its default and what it means.",
+        "# A setting that is left out has its default. Check a file with: reimzul config check",
+    ]
+    for name, kind in sections().items():
+        lines += ["", f"# {(kind.__doc__ or '').strip()}", f"[{name}]"]
+        if free_row(kind) is not None:
+            lines.append(f"# {free_row(kind).metadata['example']}")
+        for row in settings_of(kind):
+            lines += [f"# {line}" for line in row.metadata["meaning"].splitlines()]
+            lines.append(f"{row.name} = {row.metadata['default']}".rstrip())
+    return "\n".join(lines) + "\n"

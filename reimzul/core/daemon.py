@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of all daemons: claim, handle, settle; reconnect; stop when told to.
+
+A handler says what became of each claim; only the loop deletes, releases or buries. What a handler puts into other
+tubes is put before its claim is settled, so a crash repeats work and never loses it: every handler is safe to run
+twice on one job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable, Generic, Optional, TypeVar
+
+from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
+from reimzul.core.message import Refusal, beginning
+from reimzul.core.refused import ENOUGH, Overflow
+from reimzul.core.tube import Broker, Claim, Tube
+
+log = logging.getLogger(__name__)
+M = TypeVar("M")
+
+#: Seconds one reserve waits. A signal's flag does not wake a blocked read, so this is how late a stop is seen.
+POLL = 1
+#: Seconds between attempts to reach beanstalkd, and how often its absence is said.
+RECONNECT, SAY_AGAIN = 1.0, 60.0
+
+#: Seconds a job may wait for what it needs to be there.
+PATIENCE = 3600
+
+#: What became of one claim: None where all its effects are out, else why it is not so.
+Outcome = Optional[Exception]
+
+
+class Stop:
+    """Whether, and how, the daemon was told to stop. Signal handlers set it; everything else reads it."""
+
+    def __init__(self) -> None:
+        self.now = threading.Event()  #: SIGTERM, SIGINT: give back what is in hand
+        self.drain = threading.Event()  #: SIGUSR1: finish what is in hand, take nothing
+
+    @property
+    def asked(self) -> bool:
+        """Whether nothing more is to be taken."""
+        return self.now.is_set() or self.drain.is_set()
+
+    def heed(self) -> None:
+        """Raise `Stopping` where what is in hand is to be given back."""
+        if self.now.is_set():
+            raise Stopping("told to stop")
+
+
+@contextlib.contextmanager
+def on_signals(stop: Stop) -> Iterator[None]:
+    """SIGTERM and SIGINT stop, SIGUSR1 drains; a handler sets its flag and nothing else."""
+    flags = {signal.SIGTERM: stop.now, signal.SIGINT: stop.now, signal.SIGUSR1: stop.drain}
+    before = {number: signal.signal(number, lambda n, _: flags[signal.Signals(n)].set()) for number in flags}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Daemon(Generic[M]):
+    """One program that claims from tubes and handles what it claims."""
+
+    #: How many claims are handled together at the most.
+    batch = 1
+
+    def __init__(
+        self,
+        connect: Callable[[], Broker],
+        tubes: Sequence[Tube[M]],
+        host: str,
+        stop: Stop | None = None,
+        overflow: Overflow | None = None,
+    ) -> None:
+        self.connect = connect
+        self.tubes = {tube.name: tube for tube in tubes}
+        self.host = host
+        self.stop = stop or Stop()
+        self.overflow = overflow
+        self.broker: Broker | None = None
+
+    def handle(self, broker: Broker, claims: Sequence[Claim[M]]) -> Iterable[tuple[Claim[M], Outcome]]:
+        """Do what the messages ask, and say of each claim as it is decided what became of it.
+
+        A handler that takes long calls `broker.keep()` often. What it raises holds for all claims it has not
+        yet decided.
+        """
+        raise TypeError(f"{type(self).__name__} does not handle anything")
+
+    def ready_for_more(self, broker: Broker) -> bool:
+        """Whether a job may be taken now; asked before each reserve."""
+        return True
+
+    def idle(self, broker: Broker) -> None:
+        """What there is to do when no job waits; called about once a second then."""
+
+    def run(self) -> None:
+        """Serve until told to stop; beanstalkd away is waited out."""
+        said = 0.0
+        with on_signals(self.stop):
+            while not self.stop.asked:
+                try:
+                    self.broker = self.connect()
+                    if said:
+                        log.info("beanstalkd is back")
+                    said = 0.0
+                    self.serve(self.broker)
+                except (BrokerGone, Again) as error:  # away, or refusing what has to go out: closing gives claims back
+                    said = self._away(error, said)
+                finally:
+                    if self.broker is not None:
+                        self.broker.close()
+        log.info("stopped")
+
+    def _away(self, error: ReimzulError, said: float) -> float:
+        """Say it once a minute, and wait a little; the seconds since it was last said."""
+        if said == 0.0 or said > SAY_AGAIN:
+            log.warning("%s; trying again every %g s", error, RECONNECT)
+            said = 0.0
+        self.stop.now.wait(RECONNECT)
+        return said + RECONNECT
+
+    def serve(self, broker: Broker) -> None:
+        """Claim, handle and settle on one connection."""
+        broker.watch(self.tubes)
+        log.info("waiting for jobs in %s", ", ".join(self.tubes))
+        while not self.stop.asked:
+            claims = self.claim(broker)
+            if claims:
+                self.settle_all(broker, claims)
+                broker = self.broker or broker  # a handler may have had to reconnect
+            else:
+                self.idle(broker)
+
+    def claim(self, broker: Broker) -> list[Claim[M]]:
+        """What waits, at most a batch, each decoded; what cannot be decoded is refused here."""
+        if not self.ready_for_more(broker):
+            self.stop.now.wait(POLL)
+            return []
+        claims: list[Claim[M]] = []
+        while len(claims) < self.batch:
+            claim = broker.claim(self.tubes, 0 if claims else POLL)
+            if claim is None:
+                break
+            try:
+                self.check(claim.message)
+            except MessageError as error:
+                self.settle(claim, error)
+            else:
+                claims.append(claim)
+        return claims
+
+    def check(self, message: M) -> None:
+        """Raise `MessageError` for a message that is well formed and still nothing for this farm."""
+
+    def settle_all(self, broker: Broker, claims: Sequence[Claim[M]]) -> None:
+        """Handle claims together; where that shows a bug of ours, one by one, so that it stops only its own."""
+        left = {claim.id: claim for claim in claims}
+        try:
+            for claim, outcome in self.handle(broker, claims):
+                self.settle(claim, outcome)
+                left.pop(claim.id)  # not before: what could not be settled is left, and given back below
+        except BrokerGone:
+            raise
+        except Exception as error:
+            if len(left) > 1 and not isinstance(error, ReimzulError):
+                log.exception("%d jobs together: one by one now", len(left))
+                for claim in left.values():
+                    self.settle_all(broker, [claim])
+                return
+            for claim in left.values():
+                self.settle(claim, error)
+
+    def settle(self, claim: Claim[M], outcome: Outcome) -> None:
+        """Delete, give back or bury one job."""
+        try:
+            if outcome is None:
+                claim.done()
+            elif isinstance(outcome, ClaimLost):
+                log.warning("%r: %s", claim, outcome)
+                claim.broker.forget(claim)
+            elif isinstance(outcome, Stopping):
+                claim.again(0)
+            elif isinstance(outcome, Again):
+                pause = outcome.pause
+                log.warning("%r: %s; again in %d s", claim, outcome, pause)
+                self._insist(claim, lambda: claim.again(pause))
+            elif isinstance(outcome, BrokerGone):
+                raise outcome
+            else:
+                self.refuse(claim, outcome)
+        except ClaimLost as error:
+            log.warning("%r: could not be settled: %s", claim, error)
+            claim.broker.forget(claim)
+
+    def refuse(self, claim: Claim[M], error: Exception) -> None:
+        """Announce that a job is no message of ours, or more than we can do, and put it aside."""
+        if isinstance(error, ReimzulError):
+            reason = str(error)
+            log.error("%r refused: %s", claim, reason)
+        else:
+            reason = f"a bug of reimzul: {error!r}"
+            log.error("%r buried", claim, exc_info=error)
+        event = refusal(claim, reason, self.host)
+        self.tell_refusal(claim, event)
+        if self._is_kept(claim, event):
+            claim.done()
+        else:
+            self._insist(claim, claim.bury)
+
+    def _insist(self, claim: Claim[M], let_go: Callable[[], None]) -> None:
+        """Give a job back or bury it; one that a full beanstalkd has lost hold of, as often as it takes."""
+        said = False
+        while True:
+            try:
+                let_go()
+                return
+            except Again as error:
+                if not claim.adrift or self.stop.now.is_set():
+                    raise
+                if not said:
+                    log.error("%r: %s; it is put anew as soon as there is room", claim, error)
+                said = True
+            self.stop.now.wait(RECONNECT)
+            claim.broker.keep(lost=claim.broker.forget)
+
+    def _is_kept(self, claim: Claim[M], event: Refusal) -> bool:
+        """Whether a refused job is in its tube's file now, since the tube has enough of them buried."""
+        if self.overflow is None or claim.broker.stats(event.tube).buried < ENOUGH:
+            return False
+        try:
+            self.overflow.keep(event, claim.body)
+        except OSError as error:
+            log.warning(
+                "%r is buried after all: %s: %s", claim, self.overflow.path(event.tube), error.strerror or error
+            )
+            return False
+        return True
+
+    def tell_refusal(self, claim: Claim[M], event: Refusal) -> None:
+        """Announce that a job was refused; the notifier tells its sinks itself."""
+        claim.broker.announce(event)
+
+
+def not_yet(claim: Claim[Any], what: str) -> ReimzulError:
+    """Patience with something that should be there: `Again` with growing pauses, `MessageError` when it is over."""
+    age = claim.facts.age
+    if age > PATIENCE:
+        return MessageError(f"{what} is not there, and was not for {age} s")
+    return Again(f"{what} is not there", pause=min(300, max(2, age // 2)))
+
+
+def refusal(claim: Claim[Any], reason: str, host: str) -> Refusal:
+    """The event that tells of a refused job."""
+    return Refusal(
+        tube=claim.facts.tube,
+        job=claim.id,
+        reason=reason,
+        begins=beginning(claim.body),
+        host=host,
+        at=round(time.time(), 3),
+    )

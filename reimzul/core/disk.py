@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has to outlive a crash on a disk: files and links that are whole or not there, and locks that die with us."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from reimzul.core.bstore import Bstore
+from reimzul.core.errors import ConfigError
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_parents(path: Path, top: Path) -> None:
+    """Have the disk keep the way to a path, from `top` on."""
+    for folder in path.parents:
+        sync(folder)
+        if folder == top:
+            return
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file: whole and lasting when this returns, and until then as it was."""
+    temporary = _beside(path)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def link(path: Path, goal: str) -> None:
+    """Make or change a symbolic link in one step, for good."""
+    temporary = _beside(path)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(goal)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    # one per process: two that write the same path do not meet, and a crash leaves at most one behind
+    return path.parent / f".{path.name}.{os.getpid()}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; gone already is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int | None]:
+    """Hold a file's flock, as its descriptor; None where another has it.
+
+    Give the descriptor to a program (`run`'s `inherit`) and the lock lasts until that has ended too.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def prepare(store: Bstore) -> None:
+    """Make the store's folders. Raises `ConfigError` where they cannot be written, or lie on several disks."""
+    disks = set()
+    for folder in store.folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            disks.add(folder.stat().st_dev)
+        except OSError as error:
+            raise ConfigError(f"[bstore] root: {folder}: {(error.strerror or 'cannot be made').lower()}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"[bstore] root: {folder}: not writable for this user")
+    if len(disks) > 1:
+        raise ConfigError(f"[bstore] root: the folders in {store.root} lie on several file systems; it must be one")

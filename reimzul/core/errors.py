@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of the farm, named by what to do about them.
+
+What a daemon does: `MessageError` buries the job, `Again` puts it back for later, `BrokerGone` reconnects,
+`ClaimLost` leaves the job to whoever has it now. What a command does: each class carries the exit code that
+its message is printed with, so that a script can tell causes apart.
+"""
+
+from __future__ import annotations
+
+#: Exit codes of every command of the project, beside 0. 2 is click's own for wrong usage.
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CONFIG = 3
+EXIT_INPUT = 4
+EXIT_BROKER = 5
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_INTERRUPTED = 130
+
+
+class ReimzulError(Exception):
+    """Something a person can be told in one line."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(ReimzulError):
+    """The configuration is wrong: nothing starts until a person mends it."""
+
+    exit_code = EXIT_CONFIG
+
+
+class InputError(ReimzulError):
+    """What a person gave is not what it should be: say what would be right."""
+
+    exit_code = EXIT_INPUT
+
+
+class MessageError(ReimzulError):
+    """What lies in a tube is no message of ours: announce it, bury it, go on."""
+
+    exit_code = EXIT_INPUT
+
+
+class BrokerGone(ReimzulError):
+    """beanstalkd does not answer, or its answers are out of step: connect anew."""
+
+    exit_code = EXIT_BROKER
+
+
+class ClaimLost(ReimzulError):
+    """The reserved job may be another's by now: settle nothing."""
+
+
+class Again(ReimzulError):
+    """It cannot be done now: give the job back and try later."""
+
+    def __init__(self, why: str, *, pause: int = 10) -> None:
+        super().__init__(why)
+        self.pause = pause  #: seconds until the next try
+
+
+class Stopping(ReimzulError):
+    """The daemon was told to stop: leave what is in hand to another."""
+
+
+class TimedOut(ReimzulError):
+    """A program ran longer than it may, and was ended."""
+
+    def __init__(self, program: str, seconds: float) -> None:
+        super().__init__(f"{program} was ended after {seconds:g} s")
+        self.seconds = seconds
+
+
+class Hung(TimedOut):
+    """A program did nothing for too long, and was ended."""
+
+    def __init__(self, program: str, seconds: float) -> None:
+        super().__init__(program, seconds)
+        self.args = (f"{program} was ended: it did nothing for {seconds:g} s",)
+
+
+class ProgramFailed(ReimzulError):
+    """A program that had to succeed did not."""
+
+    def __init__(self, program: str, code: int, said: str = "") -> None:
+        self.program, self.code, self.said = program, code, said
+        super().__init__(f"{program} {ended_how(code)}" + (f": {said}" if said else ""))
+
+
+class ProgramMissing(ReimzulError):
+    """A program the farm runs is not installed, or not where the setting says."""
+
+
+def ended_how(code: int | None) -> str:
+    """An exit status as `subprocess` gives it, in words: negative is a signal's number."""
+    if code is None:
+        return "is still running"
+    if code < 0:
+        return f"was ended by signal {-code}"
+    return f"exited with {code}"

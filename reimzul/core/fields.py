@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each field of a message may be: the checks at the edge, each a function that returns the value or raises.
+
+What may become a path or a word of a command line is of a narrow alphabet: no slash, no leading dot or dash, no
+control characters. Every check raises `ValueError` with what is wrong and what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from typing import Any, Callable
+
+#: A component of a path: rpm names, versions and releases, targets and file names are of it.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+_DISTTAG = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*\Z")
+_ARCH = re.compile(r"[a-z0-9][a-z0-9_]*\Z")
+_SUBMITTER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]*\Z")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_BUILD_ID = re.compile(r"[0-9a-f]{32}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
+_TIMESTAMP = re.compile(r"[0-9]{14}\Z")
+#: What `text` takes out: control characters but tab and line feed, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
+TIMESTAMP_FORMAT = "%Y%m%d%H%M%S"
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value from outside as it may stand in a message to a person: quoted, one line, cut."""
+    quoted = ascii(value)
+    return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
+
+
+def _alphabet(pattern: re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.match(value):
+            raise ValueError(f"{shown(value)} is not {right}")
+        if len(value) > limit:
+            raise ValueError(f"{shown(value)} is longer than {limit} characters")
+        return value
+
+    return check
+
+
+name = _alphabet(NAME, 200, "a name of letters, digits and ._+~^- that begins with a letter, a digit or _")
+target = _alphabet(_TARGET, 128, "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u")
+disttag = _alphabet(_DISTTAG, 64, "a disttag: letters, digits and ._+~^, as .el7_4")
+arch = _alphabet(_ARCH, 32, "an arch, as x86_64")
+submitter = _alphabet(_SUBMITTER, 64, "the name of a submitter")
+host = _alphabet(_HOST, 253, "a host name")
+build_id = _alphabet(_BUILD_ID, 32, "a build id (32 hex digits)")
+sha256 = _alphabet(_SHA256, 64, "a sha256 (64 hex digits)")
+attempt = _alphabet(_ATTEMPT, 32, "an attempt (<seconds>-<8 hex digits>)")
+_folder = _alphabet(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
+
+
+def srpm(value: Any) -> str:
+    """The file name of a source rpm in the incoming area."""
+    if name(value) and not value.endswith((".src.rpm", ".nosrc.rpm")):
+        raise ValueError(f"{shown(value)} does not end with .src.rpm")
+    return str(value)
+
+
+def timestamp(value: Any) -> str:
+    """A time in UTC as 14 digits, YYYYMMDDHHMMSS."""
+    if not isinstance(value, str) or not _TIMESTAMP.match(value):
+        raise ValueError(f"{shown(value)} is not a timestamp (YYYYMMDDHHMMSS)")
+    try:
+        datetime.strptime(value, TIMESTAMP_FORMAT)
+    except ValueError:
+        raise ValueError(f"{shown(value)} is no date") from None
+    return value
+
+
+def place(value: Any) -> str:
+    """A folder of bstore: `repo|scratch/<target>/<name>/<timestamp>/<version-release>.<arch>`."""
+    parts = value.split("/") if isinstance(value, str) else []
+    if len(parts) != 5 or parts[0] not in ("repo", "scratch"):
+        raise ValueError(f"{shown(value)} is not a place in the store (repo/<target>/<name>/<timestamp>/<folder>)")
+    target(parts[1])
+    name(parts[2])
+    timestamp(parts[3])
+    _folder(parts[4])
+    return str(value)
+
+
+def flag(value: Any) -> bool:
+    """true or false, and nothing that only looks like it."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is not true or false")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[Any], int]:
+    """A whole number in a range."""
+
+    def check(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{shown(value)} is not a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def moment(value: Any) -> float:
+    """A time as seconds since the epoch, up to the year 9999."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 253402300799:
+        raise ValueError(f"{shown(value)} is not a time in seconds since 1970")
+    return float(value)
+
+
+def text(limit: int) -> Callable[[Any], str]:
+    """Words for people: unprintable characters become `?`, a text over `limit` characters loses its beginning."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{shown(value)} is not text")
+        return _UNPRINTABLE.sub("?", value)[-limit:]
+
+    return check
+
+
+def line(limit: int) -> Callable[[Any], str]:
+    """Words for people on one line; a text over `limit` characters loses its end."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{shown(value)} is not text")
+        return _UNPRINTABLE.sub("?", " ".join(value.split()))[:limit]
+
+    return check
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """One of a few words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(f"{shown(value)} is not one of {', '.join(words)}")
+        return value
+
+    return check
+
+
+def absent_or(check: Callable[[Any], str]) -> Callable[[Any], str]:
+    """What `check` takes, or an empty text for what a message of the original does not have."""
+    return lambda value: "" if value == "" else check(value)
+
+
+def many(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[Any, ...]]:
+    """A list of at most `limit` of what `check` takes."""
+
+    def each(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or len(value) > limit:
+            raise ValueError(f"{shown(value)} is not a list of at most {limit}")
+        return tuple(check(item) for item in value)
+
+    return each
+
+
+def table(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) -> Callable[[Any], dict[str, Any]]:
+    """A JSON object of at most `limit` entries, its keys and values checked."""
+
+    def each(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or len(value) > limit:
+            raise ValueError(f"{shown(value)} is not an object of at most {limit} entries")
+        return {key(name): check(item) for name, item in value.items()}
+
+    return each
+
+
+def now_timestamp() -> str:
+    """The time now, as messages and places carry it."""
+    return datetime.now(timezone.utc).strftime(TIMESTAMP_FORMAT)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading an rpm's header: the one place that imports the rpm bindings.
+
+The bindings belong to the distribution's own Python, so they are imported when a header is read and not before:
+what does not read headers runs, and is tested, on any Python.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from reimzul.core import fields
+from reimzul.core.errors import InputError, ProgramMissing
+
+_LEAD = 96  # bytes
+_MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
+
+
+@attr.frozen(kw_only=True)
+class Header:
+    """What the farm wants to know of a package."""
+
+    name: str
+    epoch: int | None
+    version: str
+    release: str
+    arch: str  #: of a source rpm, the arch it was made on
+    is_source: bool
+    exclusive_arch: tuple[str, ...] = ()
+    exclude_arch: tuple[str, ...] = ()
+    build_archs: tuple[str, ...] = ()  #: BuildArch of the main package of a source rpm, mostly ("noarch",)
+    requires: tuple[str, ...] = ()  #: of a source rpm, its BuildRequires, with versions
+
+    @property
+    def evr(self) -> str:
+        """version-release, without the epoch, as the original says it."""
+        return f"{self.version}-{self.release}"
+
+    @property
+    def nevra(self) -> str:
+        """name-[epoch:]version-release.arch, `src` for a source rpm."""
+        epoch = f"{self.epoch}:" if self.epoch else ""
+        return f"{self.name}-{epoch}{self.version}-{self.release}.{'src' if self.is_source else self.arch}"
+
+
+def bindings() -> Any:
+    """The rpm module. Raises `ProgramMissing` where this Python has none."""
+    try:
+        import rpm
+    except ImportError as error:
+        raise ProgramMissing(
+            f"the rpm bindings are not there ({error}): install python3-rpm, and run on the Python they belong to"
+        ) from error
+    return rpm
+
+
+def read_header(path: Path) -> Header:
+    """The header of the package in a file. Raises `InputError` that says what the file is instead."""
+    rpm = bindings()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no end to wait for
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+    try:
+        if os.pread(descriptor, 4, 0) != _MAGIC:
+            raise InputError(f"{path}: not an rpm package")
+        raw = _raw(rpm, descriptor, path)
+        _whole(raw, rpm, descriptor, path)
+        return _usable(_header(raw, rpm), path)
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+    finally:
+        os.close(descriptor)
+
+
+def read_source(path: Path) -> Header:
+    """The header of a source rpm. Raises `InputError` also where the package is a binary one."""
+    header = read_header(path)
+    if not header.is_source:
+        raise InputError(f"{path}: a binary rpm ({header.nevra}), not a source rpm")
+    return header
+
+
+def _raw(rpm: Any, descriptor: int, path: Path) -> Any:
+    transaction = rpm.TransactionSet()
+    # Signatures say who made a package, which is for the signer and not for us; digests are still checked.
+    transaction.setVSFlags(rpm._RPMVSF_NOSIGNATURES)
+    silence = rpm.setVerbosity  # librpm prints its own complaints on our stderr, beside our one clear line
+    silence(rpm.RPMLOG_CRIT)
+    try:
+        return transaction.hdrFromFdno(descriptor)
+    except rpm.error as error:
+        raise InputError(f"{path}: truncated or damaged ({error})") from error
+    finally:
+        silence(rpm.RPMLOG_NOTICE)
+
+
+def _whole(raw: Any, rpm: Any, descriptor: int, path: Path) -> None:
+    """Compare the file's size with what its signature header says; a header alone reads well from half a file.
+
+    Layout: a lead of 96 bytes, the signature header (16 bytes of intro, 16 an entry, its data, padded to 8),
+    then the header and payload, whose size the signature gives (rpm's docs/manual/format_v4.md).
+    """
+    said = raw[rpm.RPMTAG_LONGSIGSIZE] or raw[rpm.RPMTAG_SIGSIZE]
+    entries, data = struct.unpack(">II", os.pread(descriptor, 8, _LEAD + 8))
+    start = _LEAD + 16 + 16 * entries + data
+    whole = start + -start % 8 + int(said or 0)
+    size = os.fstat(descriptor).st_size
+    if said and size < whole:
+        raise InputError(f"{path}: truncated, it has {size} of {whole} bytes")
+
+
+def _header(raw: Any, rpm: Any) -> Header:
+    return Header(
+        name=_text(raw[rpm.RPMTAG_NAME]),
+        epoch=raw[rpm.RPMTAG_EPOCH],
+        version=_text(raw[rpm.RPMTAG_VERSION]),
+        release=_text(raw[rpm.RPMTAG_RELEASE]),
+        arch=_text(raw[rpm.RPMTAG_ARCH]),
+        is_source=bool(raw[rpm.RPMTAG_SOURCEPACKAGE]),
+        exclusive_arch=_texts(raw[rpm.RPMTAG_EXCLUSIVEARCH]),
+        exclude_arch=_texts(raw[rpm.RPMTAG_EXCLUDEARCH]),
+        build_archs=_texts(raw[rpm.RPMTAG_BUILDARCHS]),
+        requires=_texts(raw[rpm.RPMTAG_REQUIRENEVRS]),
+    )
+
+
+def _usable(header: Header, path: Path) -> Header:
+    """The header, whose name and version-release become parts of paths: rpm itself allows more than we do."""
+    try:
+        fields.name(header.name)
+        fields.name(header.evr)
+    except ValueError as error:
+        raise InputError(f"{path}: its header cannot be used: {error}") from None
+    return header
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_text(value) for value in values or ())
+
+
+def _text(value: Any) -> str:
+    # rpm before 4.15 gives bytes
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`build.json`, the manifest of one uploaded leg: what a worker says it sent, and repogen checks it has.
+
+It carries the whole request, so that a leg can be asked for again from it alone. It is uploaded last; nothing
+writes to its folder after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from reimzul.core import fields
+from reimzul.core.bstore import MANIFEST, place_of
+from reimzul.core.errors import MessageError
+from reimzul.core.message import BuildRequest, Message, Status, field, parse
+
+#: Manifests over this are refused unread: a kernel's has some 100 rpms, 200 bytes each.
+MAX_BYTES = 8 * 1024 * 1024
+_CHUNK = 1024 * 1024
+
+
+@attr.frozen(kw_only=True)
+class File:
+    """One file of a leg."""
+
+    name: str = field(fields.name)
+    size: int = field(fields.whole(0, 2**50))  #: bytes
+    sha256: str = field(fields.sha256)
+    nevra: str = field(fields.absent_or(fields.line(300)), "")  #: of an rpm, as its header says
+
+    @property
+    def is_rpm(self) -> bool:
+        """Whether it is a package, source or binary."""
+        return self.name.endswith(".rpm")
+
+
+def _file(raw: Any) -> File:
+    if isinstance(raw, File):
+        return raw
+    if not isinstance(raw, dict):
+        raise ValueError(f"{fields.shown(raw)} is no file")
+    try:
+        return File(**{name: raw[name] for name in ("name", "size", "sha256", "nevra") if name in raw})
+    except TypeError:
+        raise ValueError(f"{fields.shown(raw)} lacks name, size or sha256") from None
+
+
+def _request(raw: Any) -> BuildRequest:
+    if isinstance(raw, BuildRequest):
+        return raw
+    if not isinstance(raw, dict):
+        raise ValueError(f"{fields.shown(raw)} is no request")
+    try:
+        request = BuildRequest.from_wire(raw)
+    except MessageError as error:
+        raise ValueError(str(error)) from None
+    if not request.complete:
+        raise ValueError("it has no build_id or timestamp")
+    return request
+
+
+@attr.frozen(kw_only=True)
+class Manifest(Message):
+    """What one attempt at one leg came to, and every file of it."""
+
+    request: BuildRequest = field(_request)
+    arch: str = field(fields.arch)  #: of the leg
+    attempt: str = field(fields.attempt)
+    status: str = field(fields.one_of(Status.SUCCESS, Status.FAILED))
+    pkgname: str = field(fields.name)
+    evr: str = field(fields.name)
+    builder_fqdn: str = field(fields.host)
+    started: float = field(fields.moment)
+    finished: float = field(fields.moment)
+    exit_code: int | None = field(fields.whole(-255, 255), None)  #: mock's
+    reason: str = field(fields.line(500), "")
+    config: str = field(fields.line(300), "")  #: mock's configuration: file and commit
+    files: tuple[File, ...] = field(fields.many(_file, 100_000), ())
+    skipped: Mapping[str, str] = field(fields.table(fields.arch, fields.line(200), 20), {})
+    schema: int = field(fields.whole(1, 1), 1)
+
+    @property
+    def build_id(self) -> str:
+        """Of the request it answers."""
+        return self.request.build_id
+
+    @property
+    def rpms(self) -> list[File]:
+        """Its packages, source rpm included."""
+        return [file for file in self.files if file.is_rpm]
+
+    def place(self, timestamp: str = "") -> str:
+        """Where the leg belongs; `timestamp` for one second later, where the place is another build's."""
+        return place_of(
+            self.request.target,
+            self.pkgname,
+            timestamp or self.request.timestamp,
+            self.evr,
+            self.arch,
+            scratch=self.request.scratch,
+        )
+
+    def wire(self) -> dict[str, Any]:
+        """As JSON, the request as it travels through tubes."""
+        return {**super().wire(), "request": self.request.wire(), "schema": self.schema}
+
+    def text(self) -> str:
+        """As `build.json` has it."""
+        return json.dumps(self.wire(), indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in a folder. Raises `FileNotFoundError` where there is none, `MessageError` where it is none."""
+    with (folder / MANIFEST).open("rb") as stream:
+        body = stream.read(MAX_BYTES + 1)
+    if len(body) > MAX_BYTES:
+        raise MessageError(f"{MANIFEST} is over {MAX_BYTES} bytes")
+    return Manifest.from_wire(parse(body))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

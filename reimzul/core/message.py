@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels through the tubes, as values that are checked where they are born.
+
+A message is a JSON object. Its keys are those of the original farm, with ours in addition; a message that has only
+the original's is accepted everywhere (architecture.md, section 3). A key we do not know is kept in `extra` and
+travels on untouched. Whatever else the bytes of a job may be, `decode` raises `MessageError` and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Callable, TypeVar, Union
+
+import attr
+
+from reimzul.core import fields
+from reimzul.core.errors import MessageError
+
+M = TypeVar("M", bound="Message")
+
+#: The most bytes we encode a message to; beanstalkd takes 65,535 (its -z).
+MAX_BYTES = 60_000
+#: The most bytes of keys we do not know: what travels along has to leave room for what is said.
+MAX_EXTRA = 16_000
+#: How deep a message may be nested. Far below what the interpreter bears: what was read can also be shown and written.
+MAX_DEPTH = 30
+#: Derived build ids (uuid5) live in this namespace; changing it would make doubles of known builds.
+NAMESPACE = uuid.UUID("6b0f2c5e-54d1-4b53-9d6e-0d4d3f1b7a10")
+
+
+class Status:
+    """The statuses of a build on one arch, and of a message that is none (architecture.md, section 3)."""
+
+    QUEUED = "Queued"  #: lies in the arch's tube
+    BUILDING = "Building"  #: a worker has it
+    SUCCESS = "Success"  #: built and uploaded
+    FAILED = "Failed"  #: the package does not build, or nobody could build it
+    CANCELLED = "Cancelled"  #: a person ended it
+    PUBLISHED = "Published"  #: a Success that the repodata lists
+    REJECTED = "Rejected"  #: its uploads never were what their manifest says
+    OVERRIDE = "Override"  #: a person's word, in history only
+    REFUSED = "Refused"  #: no build: a message that failed its checks
+
+    BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
+    FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
+
+
+def field(check: Callable[[Any], Any], default: Any = attr.NOTHING) -> Any:
+    """A field of a message whose value went through `check`; the error names the field."""
+
+    def validated(instance: Any, attribute: Any, value: Any) -> None:
+        if value is attribute.default:
+            return
+        try:
+            object.__setattr__(instance, attribute.name, check(value))
+        except ValueError as error:
+            raise ValueError(f"{attribute.name}: {error}") from None
+
+    return attr.field(default=default, validator=validated)
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):  # 1e999 is JSON, and would leave us as Infinity, which is none
+        raise ValueError(f"{fields.shown(word, 20)} is too large a number")
+    return number
+
+
+def _shallow(raw: Any, depth: int = MAX_DEPTH) -> None:
+    if isinstance(raw, (dict, list)):
+        if not depth:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        for item in raw.values() if isinstance(raw, dict) else raw:
+            _shallow(item, depth - 1)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """A job's body as the JSON object it has to be."""
+    try:
+        raw = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        _shallow(raw)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"not JSON: {fields.line(120)(str(error))}") from None
+    if not isinstance(raw, dict):
+        raise MessageError(f"not a JSON object but {fields.shown(raw, 40)}")
+    return raw
+
+
+@attr.frozen(kw_only=True)
+class Message:
+    """What all messages share: their keys are their fields, and what is not known travels along."""
+
+    extra: Mapping[str, Any] = attr.field(factory=dict, repr=False)
+
+    @classmethod
+    def decode(cls: type[M], body: bytes) -> M:
+        """The message in a job's body. Raises `MessageError` that says what is wrong with it."""
+        return cls.from_wire(parse(body))
+
+    @classmethod
+    def from_wire(cls: type[M], raw: Mapping[str, Any]) -> M:
+        """The message in a JSON object."""
+        known = {a.name: a for a in attr.fields(cls) if a.name != "extra"}
+        missing = [name for name, a in known.items() if a.default is attr.NOTHING and name not in raw]
+        if missing:
+            raise MessageError(f"no {cls.__name__}: it lacks {', '.join(missing)}")
+        extra = {name: value for name, value in raw.items() if name not in known}
+        if extra and len(encode(extra)) > MAX_EXTRA:
+            raise MessageError(f"no {cls.__name__}: over {MAX_EXTRA} bytes of keys that are not known")
+        try:
+            return cls(**{name: raw[name] for name in known if name in raw}, extra=extra)
+        except ValueError as error:
+            raise MessageError(f"no {cls.__name__}: {error}") from None
+
+    def wire(self) -> dict[str, Any]:
+        """The message as a JSON object: the fields that say something, and what travelled along."""
+        said = attr.asdict(self, recurse=True, filter=lambda a, value: a.name != "extra" and _says(a, value))
+        return {**self.extra, **said}
+
+    def encode(self) -> bytes:
+        """The message as a job's body. Raises `MessageError` where it would be too large for a tube."""
+        body = encode(self.wire())
+        if len(body) > MAX_BYTES:
+            raise MessageError(f"a {type(self).__name__} of {len(body)} bytes: {MAX_BYTES} is the most")
+        return body
+
+
+def encode(wire: Mapping[str, Any]) -> bytes:
+    """A JSON object as bytes: ASCII, one line."""
+    return json.dumps(wire, separators=(",", ":"), sort_keys=True).encode("ascii")
+
+
+def _says(attribute: Any, value: Any) -> bool:
+    default = attribute.default
+    return default is attr.NOTHING or bool(value != default) or isinstance(value, bool)
+
+
+#: How the words of a try begin that was no builder's fault: what arrived on bstore was not what had been sent.
+UPLOAD = "upload: "
+
+
+@attr.frozen(kw_only=True)
+class Try:
+    """One try of a builder whose fault it was that nothing was built."""
+
+    builder: str = field(fields.host)
+    when: float = field(fields.moment)
+    words: str = field(fields.line(300))
+
+
+def _try(raw: Any) -> Try:
+    if isinstance(raw, Try):
+        return raw
+    if not isinstance(raw, dict) or not {"builder", "when", "words"} <= raw.keys():
+        raise ValueError(f"{fields.shown(raw)} is not a try (builder, when, words)")
+    return Try(builder=raw["builder"], when=raw["when"], words=raw["words"])
+
+
+@attr.frozen(kw_only=True)
+class BuildRequest(Message):
+    """One source rpm to be built for one arch: submit puts it into the arch's tube, a worker claims it."""
+
+    srpm: str = field(fields.srpm)  #: a file name in incoming/, never a path
+    arch: str = field(fields.arch)
+    target: str = field(fields.target)  #: with its arch, as c7.1708.u.x86_64
+    disttag: str = field(fields.disttag)
+    submitter: str = field(fields.submitter)
+    scratch: bool = field(fields.flag, False)
+    build_id: str = field(fields.absent_or(fields.build_id), "")  #: "" from a client of the original
+    timestamp: str = field(fields.absent_or(fields.timestamp), "")  #: "" from a client of the original
+    srpm_sha256: str = field(fields.absent_or(fields.sha256), "")
+    tries: tuple[Try, ...] = field(fields.many(_try, 50), ())
+
+    @property
+    def complete(self) -> bool:
+        """Whether it carries all that a worker needs to build it."""
+        return bool(self.build_id and self.timestamp)
+
+    def completed(self, job: int, tube: str, body: bytes, put_at: float) -> BuildRequest:
+        """The same with the build id and timestamp an old client did not give.
+
+        Derived from the job as it lies in its tube, so that two workers that complete one job (a crash lies
+        between) come to the same build; the time is rounded to the minute since it is reckoned from beanstalkd's
+        `age`, which has whole seconds.
+        """
+        minute = int(put_at // 60) * 60
+        seed = f"{job} {tube} {minute} {body.decode('utf-8', 'replace')}"
+        return attr.evolve(
+            self,
+            build_id=self.build_id or uuid.uuid5(NAMESPACE, seed).hex,
+            timestamp=self.timestamp or time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(minute)),
+        )
+
+    @property
+    def faults(self) -> tuple[Try, ...]:
+        """The tries that were a builder's fault, and not an upload's."""
+        return tuple(one for one in self.tries if not one.words.startswith(UPLOAD.strip()))
+
+    def tried(self, builder: str, words: str) -> BuildRequest:
+        """The same, with one more try that was that builder's fault."""
+        return attr.evolve(self, tries=(*self.tries, Try(builder=builder, when=round(time.time()), words=words)))
+
+
+#: What `cut` shortens first to last, when an event would be too large for a tube.
+_CUT = ("root_log", "build_log", "rpms", "first_error")
+
+
+@attr.frozen(kw_only=True)
+class BuildEvent(Message):
+    """What became of a build on one arch: everything puts it into `notify`."""
+
+    srpm: str = field(fields.srpm)
+    arch: str = field(fields.arch)  #: the leg's, which may follow the request's
+    target: str = field(fields.target)
+    status: str = field(fields.one_of(*Status.BUILD))
+    submitter: str = field(fields.submitter)
+    disttag: str = field(fields.absent_or(fields.disttag), "")
+    scratch: bool = field(fields.flag, False)
+    build_id: str = field(fields.absent_or(fields.build_id), "")
+    timestamp: str = field(fields.absent_or(fields.timestamp), "")
+    builder_fqdn: str = field(fields.absent_or(fields.host), "")
+    pkgname: str = field(fields.absent_or(fields.name), "")
+    evr: str = field(fields.absent_or(fields.name), "")  #: version-release, as the original calls it
+    attempt: str = field(fields.absent_or(fields.attempt), "")
+    reason: str = field(fields.line(500), "")
+    exit_code: int | None = field(fields.whole(-255, 255), None)
+    started: float = field(fields.moment, 0.0)
+    finished: float = field(fields.moment, 0.0)
+    place: str = field(fields.absent_or(fields.place), "")  #: folder on bstore
+    url: str = field(fields.line(1000), "")  #: where its logs and packages are
+    rpm_count: int = field(fields.whole(0, 1_000_000), 0)
+    rpms: tuple[str, ...] = field(fields.many(fields.line(300), 50), ())  #: file names, the first 50
+    root_log: str = field(fields.text(8_000), "")  #: its end
+    build_log: str = field(fields.text(24_000), "")  #: its end
+    first_error: str = field(fields.text(4_000), "")
+    skipped: Mapping[str, str] = field(fields.table(fields.arch, fields.line(200), 20), {})  #: arch -> why
+    at: float = field(fields.moment, 0.0)  #: when it was announced
+    owed: Mapping[str, int] = field(fields.table(fields.name, fields.whole(0, 1_000_000), 20), {})  #: sink -> tries
+
+    @property
+    def key(self) -> str:
+        """What names this build on this arch, for ever; an event of the original is known by its own words."""
+        if self.build_id:
+            return f"{self.build_id}.{self.arch}"
+        seed = f"{self.srpm} {self.arch} {self.target} {self.timestamp}"
+        return f"{uuid.uuid5(NAMESPACE, seed).hex}.{self.arch}"
+
+    def encode(self) -> bytes:
+        """The event as a job's body; logs' ends and lists are cut until it fits."""
+        return super().encode() if len(encode(self.wire())) <= MAX_BYTES else self._fitted()
+
+    def _fitted(self) -> bytes:
+        event = self
+        for name in _CUT:
+            while getattr(event, name) and len(encode(event.wire())) > MAX_BYTES:
+                value = getattr(event, name)
+                event = attr.evolve(event, **{name: value[(len(value) + 1) // 2 :]})
+        if len(encode(event.wire())) > MAX_BYTES:
+            event = attr.evolve(event, skipped={})
+        return super(BuildEvent, event).encode()
+
+
+def event_of(request: BuildRequest, status: str, **more: Any) -> BuildEvent:
+    """An event about a request, its unknown keys along; `more` are the event's own fields."""
+    given = {a.name: getattr(request, a.name) for a in attr.fields(BuildRequest) if a.name in _EVENT_FIELDS}
+    return BuildEvent(**{**given, "at": round(time.time(), 3), **more, "status": status})
+
+
+_EVENT_FIELDS = {a.name for a in attr.fields(BuildEvent)}
+
+
+#: How much of a refused body is told, in bytes.
+_BEGINNING = 1024
+
+
+def beginning(body: bytes) -> str:
+    """How a refused body begins, as its `Refusal` says it, whatever bytes they are."""
+    return fields.text(_BEGINNING)(body[:_BEGINNING].decode("utf-8", "replace"))
+
+
+@attr.frozen(kw_only=True)
+class Refusal(Message):
+    """A message that is none, announced in `notify`: which job of which tube, why, and how it begins."""
+
+    tube: str = field(fields.line(200))
+    job: int = field(fields.whole(0, 2**63 - 1))
+    reason: str = field(fields.line(500))
+    begins: str = field(fields.text(_BEGINNING), "")  #: how the body begins
+    status: str = field(fields.one_of(Status.REFUSED), Status.REFUSED)
+    host: str = field(fields.absent_or(fields.host), "")  #: who refused it
+    at: float = field(fields.moment, 0.0)
+    owed: Mapping[str, int] = field(fields.table(fields.name, fields.whole(0, 1_000_000), 20), {})
+
+    @property
+    def key(self) -> str:
+        """What names this refusal: beanstalkd numbers jobs anew when it loses its binlog, so the body counts too."""
+        return uuid.uuid5(NAMESPACE, f"{self.tube} {self.job} {self.at} {self.begins}").hex
+
+    def wire(self) -> dict[str, Any]:
+        """Its status always said: that is how a reader knows it from an event."""
+        return {**super().wire(), "status": self.status}
+
+
+Event = Union[BuildEvent, Refusal]
+
+
+def decode_event(body: bytes) -> Event:
+    """Whichever of the two kinds of event lies in `notify`."""
+    raw = parse(body)
+    return Refusal.from_wire(raw) if raw.get("status") == Status.REFUSED else BuildEvent.from_wire(raw)
+
+
+def _request(raw: Any) -> BuildRequest:
+    if isinstance(raw, BuildRequest):
+        return raw
+    if not isinstance(raw, dict):
+        raise ValueError(f"{fields.shown(raw)} is no request")
+    try:
+        return BuildRequest.from_wire(raw)
+    except MessageError as error:
+        raise ValueError(str(error)) from None
+
+
+@attr.frozen(kw_only=True)
+class RepogenRequest(Message):
+    """Something for a target's repodata: one uploaded leg, or, with nothing but a target, a regeneration."""
+
+    target: str = field(fields.target)
+    build_id: str = field(fields.absent_or(fields.build_id), "")
+    arch: str = field(fields.absent_or(fields.arch), "")
+    attempt: str = field(fields.absent_or(fields.attempt), "")
+    place: str = field(fields.absent_or(fields.place), "")
+    index: bool = field(fields.flag, True)  #: false for a failed or a scratch leg: it is only put in its place
+    request: BuildRequest | None = field(_request, None)  #: what is put again where even the manifest is damaged
+    tries: int = field(fields.whole(0, 1000), 0)  #: how often createrepo_c left the leg out
+
+    def __attrs_post_init__(self) -> None:
+        named = [bool(self.build_id), bool(self.arch), bool(self.attempt), bool(self.place)]
+        if any(named) and not all(named):
+            raise ValueError("build_id, arch, attempt and place come together or not at all")
+
+    @property
+    def bare(self) -> bool:
+        """Whether it only asks for the target to be indexed."""
+        return not self.build_id
+
+    def wire(self) -> dict[str, Any]:
+        """As JSON, the build's request as it travels through tubes."""
+        return {**super().wire(), **({"request": self.request.wire()} if self.request else {})}
+
+
+@attr.frozen(kw_only=True)
+class SignRequest(Message):
+    """A published leg whose packages are to be staged for signing."""
+
+    pkgname: str = field(fields.name)
+    status: str = field(fields.one_of(*Status.BUILD))
+    target: str = field(fields.target)
+    arch: str = field(fields.arch)
+    timestamp: str = field(fields.timestamp)
+    build_id: str = field(fields.absent_or(fields.build_id), "")
+    place: str = field(fields.absent_or(fields.place), "")
+
+
+def new_build_id() -> str:
+    """A build id nobody had before."""
+    return uuid.uuid4().hex
+
+
+def new_attempt() -> str:
+    """A token for one worker's try at one build: `<UTC seconds>-<8 random hex>`."""
+    return f"{int(time.time())}-{secrets.token_hex(4)}"
