@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul-submit`: check a source rpm and queue it, once for each arch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import attr
+import click
+
+from reimzul.core.arch import read_arches
+from reimzul.core.command import EXIT_CODES, complain, entry, shared_options, start
+from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.header import read_source
+from reimzul.core.tube import Broker
+from reimzul.submit.incoming import Source, bring_in, find
+from reimzul.submit.request import (
+    Queued,
+    Wanted,
+    check_arches,
+    check_words,
+    count_watchers,
+    queue,
+    requests,
+)
+
+EXAMPLES = """\b
+Examples:
+  reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u
+  reimzul-submit -s ~/rpmbuild/SRPMS/time-1.9-1.src.rpm -d .el9 -a x86_64,aarch64 -t c9s --scratch
+
+i386 is built beside x86_64, and ppc beside ppc64, with the same timestamp: they need no submission of their own.
+"""
+
+
+@click.command("reimzul-submit", epilog=EXAMPLES + "\n" + EXIT_CODES)
+@click.option(
+    "-s",
+    "--srpm",
+    required=True,
+    metavar="SRPM",
+    help="The source rpm: the name of a file in incoming/, or a path, which is copied there first.",
+)
+@click.option(
+    "-a",
+    "--arch",
+    "arches",
+    required=True,
+    multiple=True,
+    metavar="ARCH",
+    help="An arch to build for, as x86_64, armhfp or aarch64; several by commas or by giving it again.",
+)
+@click.option(
+    "-t",
+    "--target",
+    required=True,
+    metavar="TARGET",
+    help="The repository to build against and for, without an arch, as c7.1708.u.",
+)
+@click.option("-d", "--disttag", required=True, metavar="DISTTAG", help="The disttag to build with, as .el7_4.")
+@click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
+@click.option("--scratch", is_flag=True, help="Only build it, into scratch/: nothing is published or signed.")
+@click.option("--json", "as_json", is_flag=True, help="Say what was queued as JSON.")
+@shared_options
+def command(
+    srpm: str,
+    arches: Sequence[str],
+    target: str,
+    disttag: str,
+    now: bool,
+    scratch: bool,
+    as_json: bool,
+    config: Path | None,
+    verbose: bool,
+) -> int:
+    """Queue a source rpm to be built.
+
+    Everything is checked before anything is queued. For each arch it says in which tube the build waits and what its
+    build id is.
+    """
+    settings = start(config, verbose)
+    known = read_arches(settings.farm.arches)
+    words = [word for given in arches for word in given.split(",") if word]
+    wanted = Wanted(
+        arches=check_words(words, target, disttag, known), target=target, disttag=disttag, now=now, scratch=scratch
+    )
+    incoming = settings.incoming.folder
+    path = find(srpm, incoming)
+    check_arches(path.name, read_source(path), wanted.arches, known)
+    source = bring_in(path, incoming)
+    asked = requests(source, wanted)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        rows = count_watchers(broker, queue(broker, asked, source, wanted, known))
+    return report(rows, source, asked[0].submitter, wanted, as_json=as_json)
+
+
+def report(rows: Sequence[Queued], source: Source, submitter: str, wanted: Wanted, *, as_json: bool) -> int:
+    """Print what became of each arch; the exit code."""
+    if as_json:
+        click.echo(
+            json.dumps({"srpm": source.name, "copied": source.copied, "builds": [attr.asdict(row) for row in rows]})
+        )
+    for row in rows:
+        if row.job is None:
+            complain(command, f"not queued for {row.arch}: {row.fault}")
+            continue
+        if not as_json:
+            click.echo(
+                f"Submitted SRPM {source.name} to build queue {row.tube} for target {row.target} "
+                f"(scratch: {wanted.scratch}) by {submitter}: build {row.build_id}"
+            )
+        if row.watchers == 0:
+            complain(command, f"warning: no builder watches the tube {row.tube}; it waits there until one does")
+    return EXIT_FAILED if any(row.job is None for row in rows) else 0
+
+
+def main() -> NoReturn:
+    """The console script."""
+    entry(command, help_without_arguments=True)
