@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build, from its request to its uploaded legs. It runs beside the thread that owns beanstalkd's connection.
+
+What it has to say goes into an outbox, in order, and that thread puts it into tubes (`desk.py`). A handler of the
+flow, it knows nothing of claims: it ends by returning, or by raising what became of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Union
+
+import attr
+
+from reimzul.core.arch import Arches
+from reimzul.core.bstore import StoreUrls
+from reimzul.core.errors import InputError, MessageError, ReimzulError, Stopping
+from reimzul.core.header import Header
+from reimzul.core.manifest import MAX_BYTES, Manifest
+from reimzul.core.message import BuildEvent, RepogenRequest, Status, parse
+from reimzul.worker import ship, source
+from reimzul.worker.chroot import Chroot, complete_logs
+from reimzul.worker.configs import Configs, NoConfig, State
+from reimzul.worker.firsterror import first_error
+from reimzul.worker.job import Attempt, Leg, Package, repeats, split
+from reimzul.worker.ship import Shipper, manifest_of
+from reimzul.worker.source import NoSource
+from reimzul.worker.verdict import Fault, Verdict
+
+log = logging.getLogger(__name__)
+
+Said = Union[BuildEvent, RepogenRequest]
+
+
+class Unfit(ReimzulError):
+    """This builder could not build it; another may."""
+
+
+@attr.frozen(kw_only=True)
+class Tools:
+    """What a build needs of its host and its farm."""
+
+    known: Arches
+    incoming_url: str
+    urls: StoreUrls
+    configs: Configs
+    chroot: Chroot
+    shipper: Shipper
+
+
+class Build:
+    """One attempt at one request."""
+
+    def __init__(self, attempt: Attempt, tools: Tools, last_words: str = "") -> None:
+        """`last_words`: not to be built any more but ended as Failed, with this reason."""
+        self.attempt = attempt
+        self.tools = tools
+        self.last_words = last_words
+        self.outbox: queue.Queue[Said] = queue.Queue()
+        self._stop = threading.Event()
+        self._state = State("")
+
+    def stop(self) -> None:
+        """End what runs; `run` raises `Stopping` soon after."""
+        self._stop.set()
+
+    def heed(self) -> None:
+        """Raise `Stopping` where the build is to end."""
+        if self._stop.is_set():
+            raise Stopping("told to stop")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless the build is to end."""
+        self._stop.wait(seconds)
+        self.heed()
+
+    def run(self) -> None:
+        """Do all of it. Raises `Unfit` where it was this builder's fault, `Stopping`, `Again`."""
+        self.attempt.folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1, "pull") as pool:
+            pulled = pool.submit(self.tools.configs.pull)  # beside the download: both wait for the network
+            try:
+                package = self._package()
+            except NoSource as error:
+                self._refuse(str(error))
+                return
+            self._state = pulled.result()
+        try:
+            self.tools.configs.check()
+            legs = self._legs(package)
+        except NoConfig as error:
+            raise Unfit(str(error)) from error
+        self._run_legs(legs)
+
+    def _package(self) -> Package:
+        request = self.attempt.request
+        path = source.fetch(self.tools.incoming_url, request.srpm, request.srpm_sha256, self.attempt.folder, self.wait)
+        header = source.read_checked(path)
+        return Package(path=path, name=header.name, evr=header.evr, header=header)
+
+    def _legs(self, package: Package) -> list[Leg]:
+        """The legs to be started, the main one first; it tells of those that are not."""
+        request, known = self.attempt.request, self.tools.known
+        configs: dict[str, Path] = {}
+        skipped: dict[str, str] = {}
+        for arch in known.legs(request.arch, package.name):
+            config = self.tools.configs.pick(package.name, package.evr, request.target, request.arch, arch)
+            why = None if arch == request.arch else repeats(package.header, arch, request.arch, package.name, known)
+            if why or (config is None and arch != request.arch):
+                skipped[arch] = why or "mock has no configuration for it"
+            else:
+                configs[arch] = config or Path()
+        legs = [Leg(attempt=self.attempt, package=package, arch=arch, config=configs[arch]) for arch in configs]
+        return [attr.evolve(legs[0], skipped=skipped), *legs[1:]]
+
+    def _run_legs(self, legs: list[Leg]) -> None:
+        """Those that can, side by side, the others after; one that fails touches no other.
+
+        A leg that was this builder's fault is raised when all have ended: those that were built are out by then,
+        and will be found published.
+        """
+        by_arch = {leg.arch: leg for leg in legs}
+        faults: list[BaseException] = []
+        for group in split([leg.arch for leg in legs]):
+            with ThreadPoolExecutor(max(1, len(group)), "leg") as pool:
+                futures: list[Future[None]] = [pool.submit(self._leg, by_arch[arch]) for arch in group]
+                self._watch(futures)
+            faults += [error for error in (future.exception() for future in futures) if error is not None]
+        for kind in (Stopping, Unfit, BaseException):
+            for error in faults:
+                if isinstance(error, kind):
+                    raise error
+
+    def _watch(self, futures: list[Future[None]]) -> None:
+        """Wait for the legs; a bug in one ends the others, which would otherwise be built for nothing."""
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done() and isinstance(future.exception(), Exception):
+                if not isinstance(future.exception(), ReimzulError):
+                    self.stop()
+
+    def _leg(self, leg: Leg) -> None:
+        """One leg, to its place in the store's spool and the two messages that say so."""
+        before = self._published(leg)
+        if before is not None:
+            self._say(leg, before, "built before: announced again")
+            return
+        self.outbox.put(leg.event(Status.BUILDING))
+        try:
+            manifest = self._built(leg)
+            self.tools.shipper.ship(leg, manifest, self.heed, self.wait)
+        except (OSError, InputError) as error:  # a full disk, or what it left of a package
+            raise Unfit(f"{leg.arch}: {error}") from error
+        self._say(leg, manifest)
+
+    def _built(self, leg: Leg) -> Manifest:
+        """What the leg came to."""
+        verdict, code = self._verdict(leg)
+        if verdict.fault is Fault.BUILDER:
+            raise Unfit(f"{leg.arch}: {verdict.reason}")
+        return manifest_of(leg, verdict, code, f"{leg.config.name} {self._state.commit}".strip(), self.heed)
+
+    def _verdict(self, leg: Leg) -> tuple[Verdict, int | None]:
+        """Build it, or say why it is not even tried."""
+        request = self.attempt.request
+        why = self.last_words or self.tools.known.forbidden(leg.arch, leg.package.header) or ""
+        if not why and leg.config == Path():
+            why = f"mock has no configuration for {request.target}"
+            if not self._state.current:
+                raise Unfit(f"{why}, and they could not be pulled")
+        if why:
+            write_logs(leg.results, why)
+            return Verdict(Fault.PACKAGE, why), None
+        log.info("building %s for arch %s, target %s", request.srpm, leg.arch, request.target)
+        try:
+            return self.tools.chroot.build(leg, self.heed)
+        except NoConfig as error:
+            raise Unfit(str(error)) from error
+
+    def _published(self, leg: Leg) -> Manifest | None:
+        """The manifest of this leg where an attempt before ours has brought it to its place already."""
+        body = source.get(self.tools.urls.manifest(self.attempt.request.build_id, leg.arch), MAX_BYTES)
+        try:
+            return None if body is None else Manifest.from_wire(parse(body))
+        except MessageError as error:
+            log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.package.name, error)
+            return None
+
+    def _say(self, leg: Leg, manifest: Manifest, note: str = "") -> None:
+        """Ask for the leg to be published, then announce what it came to: in this order (architecture.md, 2.3)."""
+        built = manifest.status == Status.SUCCESS
+        place = manifest.place()
+        self.outbox.put(
+            RepogenRequest(
+                target=manifest.request.target,
+                build_id=manifest.build_id,
+                arch=leg.arch,
+                attempt=manifest.attempt,
+                place=place,
+                index=built and not manifest.request.scratch,
+                request=manifest.request,
+            )
+        )
+        names = [file.name for file in manifest.rpms]
+        self.outbox.put(
+            leg.event(
+                manifest.status,
+                attempt=manifest.attempt,
+                builder_fqdn=manifest.builder_fqdn,
+                started=manifest.started,
+                finished=manifest.finished,
+                exit_code=manifest.exit_code,
+                reason=manifest.reason or note,
+                skipped=dict(manifest.skipped),
+                place=place,
+                url=self.tools.urls.place(place),
+                rpm_count=len(names),
+                rpms=names[:50],
+                first_error=""
+                if built
+                else first_error(leg.results / "build.log", leg.results / "root.log", self.heed),
+                root_log=ship.tail(leg.results / "root.log", 30, 8_000),
+                build_log=ship.tail(leg.results / "build.log", 80, 24_000),
+            )
+        )
+        log.info("%s of %s: %s %s", leg.arch, leg.package.path.name, manifest.status, manifest.reason or note)
+
+    def _refuse(self, why: str) -> None:
+        """Nothing can be built of this source: end as Failed, with a log that says why, in a place of its own."""
+        name, evr = guessed(self.attempt.request.srpm)
+        path = self.attempt.folder / self.attempt.request.srpm
+        header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
+        package = Package(path=path, name=name, evr=evr, header=header)
+        leg = Leg(attempt=self.attempt, package=package, arch=self.attempt.request.arch, config=Path())
+        self.last_words = self.last_words or why
+        self._run_legs([leg])
+
+
+def guessed(srpm: str) -> tuple[str, str]:
+    """Name and version-release as a file name has them, for a source whose header cannot be read."""
+    stem = srpm[: -len(".nosrc.rpm")] if srpm.endswith(".nosrc.rpm") else srpm[: -len(".src.rpm")]
+    parts = stem.rsplit("-", 2)
+    return (parts[0], f"{parts[1]}-{parts[2]}") if len(parts) == 3 and all(parts) else (stem, "0-0")
+
+
+def write_logs(results: Path, why: str) -> None:
+    """The logs of a leg for which mock was not run."""
+    results.mkdir(parents=True, exist_ok=True)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    (results / "stderr").write_text(f"{when} UTC: not built: {why}\n", encoding="utf-8")
+    complete_logs(results)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul-worker`: the daemon of a builder."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from reimzul.core.arch import Arches, read_arches
+from reimzul.core.bstore import StoreUrls
+from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, start
+from reimzul.core.config import Settings
+from reimzul.core.header import bindings
+from reimzul.core.refused import Overflow
+from reimzul.core.tube import Broker, arch_tube
+from reimzul.worker.build import Tools
+from reimzul.worker.chroot import Chroot
+from reimzul.worker.configs import Configs
+from reimzul.worker.daemon import Worker
+from reimzul.worker.fitness import Fitness, Limits
+from reimzul.worker.ship import Shipper
+from reimzul.worker.workspace import Workspace
+
+EXAMPLES = """\b
+Examples:
+  reimzul-worker
+  reimzul-worker --config /etc/reimzul/reimzul.ini -v
+
+SIGTERM gives back the build under way; SIGUSR1 finishes it, takes no other, and ends.
+"""
+
+
+@click.command("reimzul-worker", epilog=EXAMPLES + "\n" + EXIT_CODES)
+@shared_options
+def command(config: Path | None, verbose: bool) -> None:
+    """Build what lies in the tube of this machine's arch, and of the arches it serves, one request at a time."""
+    settings = start(config, verbose)
+    bindings()  # said now, in one line, rather than at the first build
+    worker(settings).run()
+
+
+def worker(settings: Settings) -> Worker:
+    """A worker as the settings say; what a killed one left on this host is cleaned up first."""
+    known = read_arches(settings.farm.arches)
+    workspace = Workspace(settings.worker.results)
+    kit = tools(settings, workspace, known)
+    workspace.prepare(kit.chroot.clean_left)
+    beanstalkd = settings.beanstalkd
+    machine = settings.worker.machine or os.uname().machine
+    return Worker(
+        functools.partial(Broker, beanstalkd.host, beanstalkd.port),
+        [arch_tube(name) for name in known.watched_by(machine)],
+        settings.worker.fqdn or own_name(),
+        kit,
+        workspace,
+        Fitness(limits(settings)),
+        settings.worker.tries,
+        Overflow(settings.farm.refused),
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    """What this builder has to have before it takes a job."""
+    mine = settings.worker
+    return Limits(
+        folders=(mine.results, mine.mock_roots),
+        free_mib=mine.min_free_mib,
+        free_inodes=mine.min_free_inodes,
+        load=mine.max_load,
+    )
+
+
+def tools(settings: Settings, workspace: Workspace, known: Arches) -> Tools:
+    """What a build needs of this host."""
+    mine = settings.worker
+    urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
+    configs = Configs(
+        checkout=mine.mock_configs,
+        rendered=workspace.configs,
+        repohost=urls.base.rstrip("/"),
+        pull_timeout=mine.pull_timeout,
+    )
+    return Tools(
+        known=known,
+        incoming_url=settings.incoming.url,
+        urls=urls,
+        configs=configs,
+        chroot=Chroot(
+            mock=mine.mock,
+            configs=configs,
+            build_timeout=mine.build_timeout,
+            stall_timeout=mine.stall_timeout,
+        ),
+        shipper=Shipper(rsync=mine.rsync, arguments=mine.rsync_arguments, urls=urls),
+    )
+
+
+def main() -> NoReturn:
+    """The console script."""
+    entry(command)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mock's configuration for a leg: pulled, picked by the original's rule, rendered.
+
+The rendered text lies in one folder a configuration, and is written only when it changes: mock drops its root cache
+when the configuration is newer (mock.md). What makes a build's root its own is --uniqueext.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attr
+
+from reimzul.core.errors import ReimzulError
+from reimzul.core.run import capture
+
+log = logging.getLogger(__name__)
+
+#: What mock wants beside a configuration.
+COMPANIONS = ("site-defaults.cfg", "logging.ini")
+
+
+class NoConfig(ReimzulError):
+    """This builder's configurations are not usable: its own fault."""
+
+
+@attr.frozen
+class State:
+    """What the checkout is at."""
+
+    commit: str  #: or words, where there is none
+    current: bool = True  #: false where it could not be pulled
+
+
+@attr.frozen(kw_only=True)
+class Configs:
+    """The checkout of mock's configurations on this host."""
+
+    checkout: Path
+    rendered: Path  #: the folder rendered configurations lie in, a folder each
+    repohost: str  #: what http://repohost stands for: bstore's base URL without its last slash
+    pull_timeout: int  #: seconds
+
+    @property
+    def folder(self) -> Path:
+        """Where the configurations are in the checkout."""
+        return self.checkout / "mock"
+
+    def pull(self) -> State:
+        """Bring the checkout up to date. A pull that fails is said, and the last state holds."""
+        if not (self.checkout / ".git").exists():
+            return State("not a git checkout")
+        with _locked(self.rendered / ".pull.lock"):
+            current = True
+            try:
+                if self._git("remote"):
+                    self._git("pull", "--ff-only", "--quiet")
+            except ReimzulError as error:
+                log.warning("%s: its last state holds: %s", self.checkout, error)
+                current = False
+            try:
+                return State(self._git("rev-parse", "--short=12", "HEAD"), current)
+            except ReimzulError as error:
+                log.warning("%s: %s", self.checkout, error)
+                return State("unknown", current)
+
+    def _git(self, *words: str) -> str:
+        return capture(["git", "-C", self.checkout, *words], timeout=self.pull_timeout).strip()
+
+    def check(self) -> None:
+        """Raise `NoConfig` where the checkout cannot serve any build."""
+        missing = [name for name in COMPANIONS if not (self.folder / name).is_file()]
+        if missing:
+            raise NoConfig(f"{self.folder} has no {' and no '.join(missing)}")
+
+    def pick(self, name: str, evr: str, target: str, request_arch: str, arch: str) -> Path | None:
+        """The configuration of a leg by the original's rule, None where there is none.
+
+        `<name>-<evr>.<arch>.cfg` where that is, else the target's with the leg's arch put in its place.
+        """
+        for candidate in (f"{name}-{evr}.{arch}.cfg", f"{retargeted(target, request_arch, arch)}.cfg"):
+            if (self.folder / candidate).is_file():
+                return self.folder / candidate
+        return None
+
+    def render(self, config: Path) -> Path:
+        """Write the folder mock is to read (--configdir) and return it. Raises `NoConfig`."""
+        folder = self.rendered / config.stem
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = config.read_text(encoding="utf-8")
+            _write_changed(folder / "mock.cfg", self.expanded(text, config.stem))
+            for name in COMPANIONS:
+                _write_changed(folder / name, (self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise NoConfig(f"{config.name} cannot be rendered: {error}") from error
+        return folder
+
+    def expanded(self, text: str, stem: str) -> str:
+        """A configuration with the farm's own words put in: one root name for each configuration."""
+        return text.replace("http://repohost", self.repohost).replace("TARGETNAME", f"reimzul-{stem}")
+
+
+def retargeted(target: str, request_arch: str, arch: str) -> str:
+    """A target with another arch in the place of its own: c7.1708.u.x86_64 -> c7.1708.u.i386."""
+    if request_arch == arch:
+        return target
+    stem, dot, last = target.rpartition(".")
+    return f"{stem}{dot}{arch}" if last == request_arch else target.replace(request_arch, arch, 1)
+
+
+def _write_changed(path: Path, text: str) -> None:
+    """Give a file a text, at once, and leave it and its mtime alone where it has it."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with open(descriptor, "w", encoding="utf-8") as sink:
+        sink.write(text)
+        os.fchmod(sink.fileno(), 0o644)
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Ours alone among the workers of this host."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

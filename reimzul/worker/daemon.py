@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker: one request at a time, from its tube to its uploaded legs.
+
+What ends a request is decided here: built or failed, it is deleted; this builder's fault, it is put again with its
+tries, for another builder; told to stop, it is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Callable
+
+from reimzul.core.daemon import Daemon, Outcome
+from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError
+from reimzul.core.message import BuildRequest, Status, event_of, new_attempt
+from reimzul.core.refused import Overflow
+from reimzul.core.tube import Broker, Claim, Tube
+from reimzul.worker.build import Build, Tools, Unfit
+from reimzul.worker.desk import Desk
+from reimzul.worker.fitness import Fitness
+from reimzul.worker.job import Attempt
+from reimzul.worker.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+#: Workers that may die under a job before it is buried, and again so many after each kick. Cut links count too, so
+#: it is generous.
+DEATHS = 10
+#: Seconds a builder that could not build a request leaves it to others before it tries it again itself, and how
+#: long it looks away each time.
+LEAVE_TO_OTHERS, LOOK_AWAY = 60, 5
+#: Pause, in seconds, before the next try of a request that a builder could not build: the first, and each after it.
+RETRY_PAUSE = 10
+
+
+class Worker(Daemon[BuildRequest]):
+    """A builder's daemon."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Broker],
+        tubes: Sequence[Tube[BuildRequest]],
+        host: str,
+        tools: Tools,
+        workspace: Workspace,
+        fitness: Fitness,
+        tries: int,
+        overflow: Overflow | None = None,
+    ) -> None:
+        super().__init__(connect, tubes, host, overflow=overflow)
+        self.fitness = fitness
+        self.tools = tools
+        self.workspace = workspace
+        self.tries = tries
+
+    def check(self, message: BuildRequest) -> None:
+        """Refuse a request for an arch that is not in the table."""
+        if message.arch not in self.tools.known.known:
+            raise MessageError(f"arch {message.arch!r} is not known; {', '.join(self.tools.known.known)} are")
+
+    def ready_for_more(self, broker: Broker) -> bool:
+        """Whether this builder has what a build needs."""
+        return self.fitness.fit()
+
+    def handle(
+        self, broker: Broker, claims: Sequence[Claim[BuildRequest]]
+    ) -> Iterable[tuple[Claim[BuildRequest], Outcome]]:
+        """Build each; there is never more than one."""
+        for claim in claims:
+            yield claim, self.outcome(broker, claim)
+
+    def outcome(self, broker: Broker, claim: Claim[BuildRequest]) -> Outcome:
+        """Build one request; what became of its job."""
+        request = claim.message
+        if not request.complete:
+            self.put_completed(broker, claim)
+            return None
+        if claim.facts.deaths > DEATHS * (1 + claim.facts.kicks):
+            return MessageError(f"{claim.facts.deaths} workers died under it, or lost their link; a person has to look")
+        self.leave_to_others(broker, claim)
+        desk = Desk(self.reconnect, claim, self.stop, new_attempt())
+        try:
+            self.build(request, desk)
+        except (Unfit, OSError) as error:  # all that a build touches of this host by itself is its disk
+            return self.put_tried(desk, str(error))
+        except BrokerGone:
+            raise
+        except ReimzulError as error:
+            return ClaimLost(f"ended while another has it: {error}") if desk.lost else error
+        return ClaimLost("another has it; ours is uploaded") if desk.lost else None
+
+    def build(self, request: BuildRequest, desk: Desk) -> None:
+        """Attempt a request in a folder of its own, which is gone afterwards."""
+        said = "; ".join(f"{tried.builder}: {tried.words}" for tried in request.faults)
+        last_words = f"no builder could build it: {said}" if len(request.faults) >= self.tries else ""
+        with self.workspace.folder(f"{request.build_id}.{desk.token}") as folder:
+            attempt = Attempt(request=request, token=desk.token, host=self.host, folder=folder)
+            log.info("%r: %s for %s, build %s", desk.claim, request.srpm, request.target, request.build_id)
+            desk.attend(Build(attempt, self.tools, last_words))
+
+    def put_completed(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
+        """Put an old client's request again with the build id it lacks; the old job is deleted after."""
+        facts = claim.facts
+        completed = claim.message.completed(claim.id, facts.tube, claim.body, time.time() - facts.age)
+        broker.put(claim.tube, completed, priority=facts.priority, ttr=facts.ttr)
+        log.info("%r: of an old client, put again as build %s", claim, completed.build_id)
+
+    def put_tried(self, desk: Desk, words: str) -> Outcome:
+        """Put a request again that this builder could not build, for another; the old job is deleted after."""
+        if desk.lost:
+            return ClaimLost(f"another has it; here: {words}")
+        claim = desk.claim
+        again = claim.message.tried(self.host, words)
+        pause = RETRY_PAUSE * len(again.tries)
+        log.error("%r: this builder could not build it: %s; put again, in %d s", claim, words, pause)
+        claim.broker.put(claim.tube, again, priority=claim.facts.priority, delay=pause, ttr=claim.facts.ttr)
+        reason = f"{self.host} could not build it: {words}; tried again in {pause} s"
+        claim.broker.announce(event_of(again, Status.QUEUED, builder_fqdn=self.host, reason=reason, attempt=desk.token))
+        return None
+
+    def leave_to_others(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
+        """Raise `Again` for a request this builder failed a short while ago, as long as others watch its tube.
+
+        The broken builder is always the idle one: without this it would take the job straight back.
+        """
+        faults = claim.message.faults
+        ours = [tried.when for tried in faults if tried.builder == self.host]
+        if len(faults) >= self.tries or not ours or time.time() - max(ours) > LEAVE_TO_OTHERS:
+            return
+        if broker.stats(claim.facts.tube).watchers > 1:
+            raise Again("this builder could not build it before; left to others", pause=LOOK_AWAY)
+
+    def reconnect(self) -> Broker:
+        """A new connection in the place of one that broke under a build."""
+        broker = self.connect()
+        broker.watch(self.tubes)
+        self.broker = broker
+        return broker

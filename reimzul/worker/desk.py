@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a running build meets beanstalkd: the one thread that holds the claim, and puts what the build says.
+
+A lost connection is not a lost claim (architecture.md, promise 6): the build goes on, we connect anew and reserve our
+own job by its number. If another worker has it by then, the build is finished and uploaded all the same, and
+nothing is announced of it: whoever has the job announces.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable
+
+from reimzul.core.daemon import Stop
+from reimzul.core.errors import Again, BrokerGone, ClaimLost
+from reimzul.core.message import BuildEvent, BuildRequest
+from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, Claim
+from reimzul.worker.build import Build, Said
+
+log = logging.getLogger(__name__)
+
+#: Seconds one look at the outbox waits; a message that comes meanwhile is put at once.
+LOOK = 0.2
+#: Seconds between attempts to reach a beanstalkd that is away, and how often it is said.
+RECONNECT, SAY_AGAIN = 1.0, 60.0
+
+
+class Desk:
+    """The claim on one build's job, for as long as the build runs."""
+
+    def __init__(self, connect: Callable[[], Broker], claim: Claim[BuildRequest], stop: Stop, token: str) -> None:
+        self.connect = connect
+        self.claim = claim
+        self.stop = stop
+        self.token = token  #: of this attempt
+        self.lost = False  #: the job is another's: announce nothing
+        self._gone_since: float | None = None
+        self._tried = self._said = 0.0
+
+    def attend(self, build: Build) -> None:
+        """Run the build in a thread of its own and serve it until it has ended and all it said is in tubes.
+
+        Raises what the build raised. A stop ends the build first.
+        """
+        with ThreadPoolExecutor(1, "build") as pool:
+            future = pool.submit(build.run)
+            waiting: Said | None = None
+            while waiting is not None or not future.done() or not build.outbox.empty():
+                if self.stop.now.is_set():
+                    build.stop()
+                    if future.done() and self._gone_since is not None:
+                        break  # beanstalkd is away and we have to go: the job is put to others by our absence
+                waiting = waiting or self._next(build, future)
+                if self._keep() and waiting is not None and self._put(waiting):
+                    waiting = None
+        future.result()
+
+    def _next(self, build: Build, future: Future[None]) -> Said | None:
+        try:
+            return build.outbox.get(timeout=0.01 if future.done() else LOOK)
+        except queue.Empty:
+            return None
+
+    def _keep(self) -> bool:
+        """Touch the claim where it is due, and reconnect where that is; whether we are connected."""
+        try:
+            if self._gone_since is not None:
+                self._reconnect()
+            elif not self.lost:
+                self.claim.keep()
+        except ClaimLost:
+            self._adopt()
+        except BrokerGone as error:
+            self._away(error)
+        return self._gone_since is None
+
+    def _put(self, said: Said) -> bool:
+        """Put one message; whether it is out."""
+        broker = self.claim.broker
+        try:
+            if not isinstance(said, BuildEvent):
+                broker.put(CREATEREPO, said, priority=PRIORITY)
+            elif not self.lost:
+                broker.announce(said)
+            return True
+        except BrokerGone as error:
+            self._away(error)
+        except Again as error:  # beanstalkd is full: the message waits, and so does the build's end
+            self._say(str(error))
+            self.stop.now.wait(RECONNECT)
+        return False
+
+    def _away(self, error: BrokerGone) -> None:
+        if self._gone_since is None:
+            self._gone_since = time.monotonic()
+        self._say(f"{error}; the build goes on")
+
+    def _say(self, what: str) -> None:
+        if not self._said or time.monotonic() - self._said > SAY_AGAIN:
+            log.warning("%s", what)
+            self._said = time.monotonic()
+
+    def _reconnect(self) -> None:
+        """Connect anew, at most once a second, and take our own job back."""
+        if time.monotonic() - self._tried < RECONNECT:
+            time.sleep(LOOK)
+            return
+        self._tried = time.monotonic()
+        self.claim.broker = self.connect()
+        self._gone_since, self._said = None, 0.0
+        log.info("beanstalkd is back")
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Reserve our job by its number; where that is refused it is another's, or was."""
+        if self.lost:
+            return
+        try:
+            self.claim.broker.adopt(self.claim)
+        except ClaimLost:
+            log.warning("%r is not ours any more: this build is finished and announces nothing", self.claim)
+            self.lost = True

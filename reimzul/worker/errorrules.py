@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How programs say what is wrong: a table, a row each, by which `firsterror.py` finds the cause of a failure.
+
+A rule says how sure it is. `CAUSE`: such a line is why the step failed. `LIKELY`: it mostly is, but a script may have
+gone on after it. `CONSEQUENCE`: it follows from something said before, or says nothing but that it failed.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attr
+
+CAUSE, LIKELY, CONSEQUENCE, LAST = 4, 3, 2, 1
+
+
+@attr.frozen
+class Rule:
+    """One way to say it."""
+
+    pattern: re.Pattern[str]
+    surety: int = CAUSE
+    before: int = 3  #: how many lines before it are shown
+    after: int = 10  #: and after it
+
+
+def _rule(pattern: str, surety: int = CAUSE, before: int = 3, after: int = 10) -> Rule:
+    return Rule(re.compile(pattern), surety, before, after)
+
+
+_COMPILERS = (
+    # gcc, g++, clang, gfortran's one-line form, javac, ghc: file:line:column: error
+    _rule(r"^[^\s:][^:]*:\d+(?::\d+)?:\s(?:fatal |internal compiler )?error\b", after=12),
+    _rule(r"^(?:cc1\w*|gcc|g\+\+|c\+\+|cc|clang(?:\+\+)?|as|\S+-gcc)(?:-\d+)?: (?:fatal |internal compiler )?error: "),
+    _rule(r"Assembler messages:|^\S+\.[sS]:\d+: Error: "),
+    _rule(r"^error\[E\d+\]: ", after=14),  # rustc
+    _rule(
+        r"^error: (?!could not compile|Bad exit status|aborting due to).*\n?$", LIKELY
+    ),  # rustc, cargo, rpmbuild, pip
+    _rule(r"^(?:vet: )?(?:\./)?\S+\.go:\d+:\d+: "),  # go build, go vet
+    _rule(r"^go: .*(?:cannot|missing|no required module|unknown revision)|cannot find (?:package|module)"),
+    _rule(r"^\[ERROR\] (?:COMPILATION ERROR|/\S+\.java:\[)"),  # Maven
+    _rule(r"^! (?:LaTeX|Undefined|Emergency|Package|Missing|TeX)"),  # TeX
+    _rule(r"^File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$", LIKELY),  # OCaml
+    _rule(r"^\S+\(\d+\) Fatal: |^\S+\(\d+,\d+\) Error: "),  # Free Pascal
+)
+_LINKERS = (
+    _rule(r"undefined reference to |multiple definition of |undefined symbol: |: undefined reference$"),
+    _rule(r"\bld(?:\.\w+)?: (?:cannot find |error: |.*: (?:file not recognized|cannot open))"),
+    _rule(r"relocation R_\w+ against .* (?:can not be used|out of range)|relocation truncated to fit"),
+    _rule(r"collect2: error: ", CONSEQUENCE),
+)
+_TESTS = (
+    _rule(r"^E {3,}\S", before=8, after=6),  # pytest, in a test's own report
+    _rule(r"^(?:FAILED|ERROR) \S+\.py(?:::| )", LIKELY),  # pytest's summary
+    _rule(r"^(?:FAIL|ERROR): \w+ \(", after=14),  # unittest
+    _rule(r"^(?:FAIL|ERROR):? (?!\w+ \()\S", LIKELY),  # automake, and many scripts
+    _rule(r"^\s*\d+/\d+ Test +#\d+: .*\*\*\*", LIKELY),  # ctest
+    _rule(r"^The following tests FAILED:", CONSEQUENCE),
+    _rule(r"^\s*\d+/\d+ .*\b(?:FAIL|TIMEOUT|ERROR)\b +\d+\.\d+ ?s"),  # meson test
+    _rule(r"^\s*#   Failed test|^not ok \d+(?!.*# (?:TODO|SKIP))"),  # TAP: perl, bats, node
+    _rule(r"Dubious, test returned|^\S+\.t \.+ Failed", LIKELY),  # prove
+    _rule(r"^\s*--- FAIL: "),  # go test
+    _rule(r"^panic: |^thread '.*' panicked at", after=14),
+    _rule(r"^test \S+ \.\.\. FAILED", LIKELY),  # cargo test
+    _rule(r"^\[  FAILED  \] \S+ \(|^\S+:\d+: Failure$"),  # googletest
+    _rule(r"^\[ERROR\] .*(?:Tests run: |FAILURE!)", LIKELY),  # surefire
+    _rule(r"Assertion [`'].*' failed|AssertionError\b", LIKELY),
+)
+_FILES = (
+    _rule(r"^error: (?:File not found|Directory not found|Bad file|File .*: No such file)", before=1),
+    _rule(r"^error: Installed \(but unpackaged\) file\(s\) found:", before=0, after=25),
+    _rule(r"^error: (?:Arch dependent binaries in noarch package|Could not open %files file|Empty %files file)"),
+    _rule(r"^error: Missing build-id|^error: Duplicate build-ids"),
+    _rule(r"^ERROR   \d{4}: "),  # check-rpaths
+    _rule(r"^Found '.*' in installed files; aborting"),  # check-buildroot
+    _rule(r"^(?:/\S+/)?(?:cp|mv|install|ln|rm|chmod|tar|cd|sed|cat): .*No such file or directory", LIKELY),
+    _rule(r"^(?:/\S+/)?(?:install|cp|tar): (?:cannot|.*: Cannot) ", LIKELY),
+    _rule(r"No rule to make target "),
+    _rule(r": (?:command )?not found$|: No such file or directory$", LIKELY),
+)
+_PREPARING = (
+    _rule(r"^\d+ out of \d+ hunks? (?:FAILED|ignored)", LIKELY, before=8),
+    _rule(r"^Hunk #\d+ FAILED at ", before=5),
+    _rule(r"^can't find file to patch at input line |^Reversed \(or previously applied\) patch detected"),
+    _rule(r"^error: (?:patch failed: |.*: patch does not apply|corrupt patch)"),  # git apply
+    _rule(r"^error: line \d+: |^error: (?:Failed build dependencies|parse error|Unknown tag|Architecture is )"),
+)
+_CONFIGURING = (
+    _rule(r"^(?:configure|\S+/configure): error: |^configure\.(?:ac|in):\d+: error"),
+    _rule(r"^CMake Error(?: at |: )", after=14),
+    _rule(r"^\S*meson\.build:\d+:\d+: ERROR: |^ERROR: .*(?:[Dd]ependency|[Pp]rogram).*not found"),
+    _rule(r"^(?:Could not find a package configuration file|Package .* was not found in the pkg-config)", LIKELY),
+    _rule(r"^Can't locate \S+ in @INC"),  # perl
+    _rule(
+        r"^error: (?:no matching package named|failed to (?:select|load|get|download|parse|run custom build))"
+    ),  # cargo
+)
+_SCRIPTS = (
+    _rule(r"^\s*Traceback \(most recent call last\):", LIKELY, after=25),
+    _rule(r"^(?:\w+\.)*\w*(?:Error|Exception)(?:: |$)", CONSEQUENCE, before=12),
+    _rule(r"^Exception in thread |^Caused by: ", LIKELY),
+    _rule(r"syntax error(?:,| at | near |:)", LIKELY),
+    _rule(r"Segmentation fault|[Ii]llegal instruction|Bus error|\bAborted\b|stack smashing detected", LIKELY),
+    _rule(r"No space left on device|[Cc]annot allocate memory|virtual memory exhausted|Killed process|^Killed$"),
+    _rule(r"[Pp]ermission denied", CONSEQUENCE),
+)
+_WHAT_FOLLOWS = (
+    _rule(r"^(?:g?make|ninja)(?:\[\d+\])?: (?:\*\*\*|build stopped)", CONSEQUENCE, before=12, after=2),
+    _rule(r"^(?:FAILED: |error: could not compile|error: aborting due to)", CONSEQUENCE),
+    _rule(r"^\[ERROR\] |^FAILURE: Build failed|^BUILD FAILED|^ERROR[: ]", CONSEQUENCE),
+    _rule(r"Bad exit status from \S+ \(%", LAST, before=15, after=1),
+    _rule(r"\berror: ", LAST, before=12),
+)
+
+#: The first rule that a line matches is its rule.
+BUILD_LOG = (*_FILES, *_PREPARING, *_CONFIGURING, *_LINKERS, *_COMPILERS, *_TESTS, *_SCRIPTS, *_WHAT_FOLLOWS)
+
+#: What dnf, yum and mock say of a buildroot that cannot be made.
+ROOT_LOG = (
+    _rule(r"No matching package to install: |nothing provides |No Package found for |No match for argument: "),
+    _rule(r"^(?:\w+ \S+:\d+:\s+)?(?:Error: +)?Problem(?: \d+)?: ", after=12),
+    _rule(r"(?:package|conflicting requests|requires) .* (?:conflicts with|but none of the providers)", LIKELY),
+    _rule(r"Failed to download metadata for repo|Cannot download |Could not resolve host|Curl error \("),
+    _rule(r"At least \S+ more space needed|No space left on device"),
+    _rule(r"GPG check FAILED|Transaction test error|Error unpacking rpm package|[Cc]pio: |digest mismatch"),
+    _rule(r"^(?:\w+ \S+:\d+:\s+)?Error: ", CONSEQUENCE),
+    _rule(r"^ERROR |Traceback \(most recent call last\)", CONSEQUENCE),
+)
+
+#: Words of which one at least stands in every line that a rule of BUILD_LOG matches: few lines of a log have any of
+#: them. To look for them is some twenty times as fast as to try the rules.
+BUILD_WORDS = (
+    b"rror:", b"rror[E", b"rror at", b"Error", b"ERROR", b"FAIL", b"Failed", b"Failure", b"TIMEOUT", b"***",
+    b"E   ", b"not ok", b"Dubious", b"panic", b"Assert", b"Assembler", b"undefined", b"multiple definition",
+    b"ld: ", b"ld.", b"relocation", b"yntax error", b", characters ", b"Fatal", b"! ", b".go:", b"go: ", b"cannot",
+    b"an't ", b"ot found", b"No such", b"No rule", b"hunk", b"Reversed", b"corrupt", b"Found '", b"uplicate build-ids",
+    b"Could not", b"pkg-config", b"Traceback", b"Exception", b"Caused by", b"Segmentation", b"llegal instr",
+    b"Bus err", b"Aborted", b"smashing", b"No space", b"annot alloc", b"exhausted", b"Killed", b"denied",
+    b"stopped", b"Bad exit",
+)  # fmt: skip
+#: The same for ROOT_LOG.
+ROOT_WORDS = (
+    b"No match", b"nothing provides", b"No Package", b"Problem", b"conflicts with", b"but none of",
+    b"Failed to", b"Cannot", b"Could not", b"Curl", b"At least", b"No space", b"GPG", b"rror", b"ERROR", b"pio: ",
+    b"mismatch", b"Traceback",
+)  # fmt: skip

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first real error of a build, with its surroundings, out of its logs.
+
+What counts is what the step that failed said: what an earlier step said did not stop it, so each new step drops what
+was found before. Within the step the rules (`errorrules.py`) tell what surely is the cause from what only may be, or
+only follows from it; of the surest kind the first line is taken. Where no rule matches, the log's end stands in.
+
+A log may have 500 MB, in no particular encoding, and lines without an end. It is read once, a block at a time, and
+looked at closer only where a word stands that some rule asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable, Optional
+
+import attr
+
+from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, CAUSE, ROOT_LOG, ROOT_WORDS, Rule
+
+#: The most characters that are given back, and of one line.
+LIMIT, LINE_LIMIT = 4_000, 400
+#: Bytes read at once, how many a line may have to be seen in one piece, and how many around an error may be shown.
+BLOCK, LONGEST_LINE, AROUND = 1 << 20, 8_192, 24_000
+#: Lines of a log's end, where no rule matches.
+LAST_LINES = 25
+
+_STEP = re.compile(r"Executing\(%|Processing files: ")
+_MARKS = (b"Executing(%", b"Processing files: ", b"Child return code")
+_RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+)")
+#: rpmbuild's way to say that it wants more packages before it goes on.
+_GOES_ON = ("0", "11")
+_PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?")
+#: What root.log and build.log end with whatever happened: mock's way out.
+_NOISE = re.compile(
+    r"child environment: |Executing command: |kill orphans|ensuring that dir exists|Child return code|^\s*$"
+    r"|^RPM build errors:|Unmounting|umount"
+)
+
+
+@attr.frozen
+class Found:
+    """An error: where its line begins, and by which rule."""
+
+    at: int
+    rule: Rule
+
+
+def first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lambda: None) -> str:
+    """The error as a person wants to see it, at most `LIMIT` characters; "" where neither log says anything.
+
+    `heed` is called now and then; what it raises ends the search.
+    """
+    for log, rules, words in ((build_log, BUILD_LOG, BUILD_WORDS), (root_log, ROOT_LOG, ROOT_WORDS)):
+        found = _search(log, rules, words, heed)
+        if found is not None:
+            return _shown(log, found)
+    return _last_words(build_log) or _last_words(root_log)
+
+
+def _search(log: Path, rules: Sequence[Rule], words: Sequence[bytes], heed: Callable[[], None]) -> Optional[Found]:
+    """The surest error of the step that failed."""
+    best: Optional[Found] = None
+    for start, block in _blocks(log):
+        heed()
+        for at, line in _telling_lines(block, words):
+            returned = _RETURNED.match(line)
+            if returned is not None and returned.group(1) not in _GOES_ON and best is not None:
+                return best
+            if returned is not None or _STEP.match(line):
+                best = None
+            else:
+                best = _surer(best, start + at, line, rules)
+    return best
+
+
+def _surer(best: Optional[Found], at: int, line: str, rules: Sequence[Rule]) -> Optional[Found]:
+    """The line by the first rule it matches, where that is surer than what was found before it."""
+    surety = 0 if best is None else best.rule.surety
+    if surety == CAUSE:
+        return best
+    rule = next((each for each in rules if each.surety > surety and each.pattern.search(line)), None)
+    return best if rule is None else Found(at, rule)
+
+
+def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """The lines of a block that a rule may want to look at, and where each begins."""
+    lines: dict[int, int] = {}
+    for word in (*_MARKS, *words):
+        at = block.find(word)
+        while at >= 0:
+            end = block.find(b"\n", at)
+            end = len(block) if end < 0 else end
+            lines[block.rfind(b"\n", 0, at) + 1] = end
+            at = block.find(word, end)
+    for begin, end in sorted(lines.items()):
+        yield begin, block[begin : min(end, begin + LONGEST_LINE)].decode("utf-8", "replace")
+
+
+def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
+    """A log in blocks that end with a line, as long as lines are not too long."""
+    start, rest = 0, b""
+    try:
+        with log.open("rb") as stream:
+            while True:
+                more = stream.read(BLOCK)
+                block = rest + more
+                cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK else len(block)
+                yield start, block[:cut]
+                start, rest = start + cut, block[cut:]
+                if not more:
+                    return
+    except OSError:
+        return
+
+
+def _shown(log: Path, found: Found) -> str:
+    """The error's line with those around it."""
+    skip = max(0, found.at - AROUND)
+    with log.open("rb") as stream:
+        stream.seek(skip)
+        block = stream.read(found.at - skip + AROUND)
+    before = [line for line in _since_step(_lines(block[: found.at - skip])[:-1]) if not _NOISE.search(line)]
+    return _fitted(
+        before[max(0, len(before) - found.rule.before) :],
+        _up_to_step(_lines(block[found.at - skip :])[: found.rule.after + 1]),
+    )
+
+
+def _fitted(before: list[str], lines: list[str]) -> str:
+    """As much as may be shown; the error itself and what follows go before what led to it."""
+    text = "\n".join(lines)[:LIMIT]
+    for line in reversed(before):
+        if len(text) + len(line) + 1 > LIMIT:
+            break
+        text = f"{line}\n{text}"
+    return text.rstrip("\n")
+
+
+def _since_step(lines: list[str]) -> list[str]:
+    steps = [number for number, line in enumerate(lines) if _STEP.match(line)]
+    return lines[steps[-1] :] if steps else lines
+
+
+def _up_to_step(lines: list[str]) -> list[str]:
+    steps = [number for number, line in enumerate(lines) if _STEP.match(line) or _RETURNED.match(line)]
+    return lines[: steps[0]] if steps else lines
+
+
+def _last_words(log: Path) -> str:
+    """The end of a log without what always stands there."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - AROUND))
+            lines = _lines(stream.read())
+    except OSError:
+        return ""
+    last = [line for line in lines if not _NOISE.search(line)][-LAST_LINES:]
+    return "\n".join(last)[-LIMIT:]
+
+
+def _lines(block: bytes) -> list[str]:
+    """Lines as they are shown: what mock puts before them is left out, a line too long is cut."""
+    lines = (_PREFIX.sub("", line) for line in block.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"))
+    return [line if len(line) <= LINE_LIMIT else f"{line[: LINE_LIMIT - 1]}…" for line in lines]

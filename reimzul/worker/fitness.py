@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this builder may take a job: free disk, free inodes and load against the settings.
+
+A builder that does not qualify reserves nothing, says why once, and says when it is well again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import attr
+
+log = logging.getLogger(__name__)
+
+_MIB = 1024 * 1024
+
+
+@attr.frozen(kw_only=True)
+class Limits:
+    """What a builder has to have before it takes a job."""
+
+    folders: tuple[Path, ...]  #: where builds need room
+    free_mib: int
+    free_inodes: int
+    load: int  #: the most, of the last minute; 0 for any
+
+
+class Fitness:
+    """This builder against its limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._ill: tuple[str, ...] = ()
+
+    def fit(self) -> bool:
+        """Whether a job may be taken; what changed since the last look is said."""
+        faults = tuple(self.faults())
+        kinds = tuple(fault.split(":")[0] for fault in faults)
+        if kinds != self._ill:
+            if faults:
+                log.error("this builder takes no jobs now: %s", "; ".join(faults))
+            else:
+                log.info("this builder is well again and takes jobs")
+        self._ill = kinds
+        return not faults
+
+    def faults(self) -> Iterator[str]:
+        """Why no job may be taken, each as `<what>: <how much>`."""
+        for folder in self.limits.folders:
+            yield from self._room(folder)
+        load = os.getloadavg()[0]
+        if self.limits.load and load > self.limits.load:
+            yield f"load: {load:.1f}, {self.limits.load} is the most"
+
+    def _room(self, folder: Path) -> Iterator[str]:
+        try:
+            room = os.statvfs(_existing(folder))
+        except OSError as error:
+            yield f"{folder}: {error.strerror}"
+            return
+        free = room.f_bavail * room.f_frsize // _MIB
+        if free < self.limits.free_mib:
+            yield f"disk under {folder}: {free} MiB free, {self.limits.free_mib} are needed"
+        if room.f_files and room.f_favail < self.limits.free_inodes:
+            yield f"inodes under {folder}: {room.f_favail} free, {self.limits.free_inodes} are needed"
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the next one above it that is there: mock makes its roots' folder itself."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploading a leg: its manifest, and rsync through stunnel into the spool folder of its attempt.
+
+The files go first and `build.json` last, by an rsync of its own: a spool folder with a manifest is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Callable
+
+import attr
+
+from reimzul.core.bstore import MANIFEST, StoreUrls
+from reimzul.core.errors import ProgramFailed, ProgramMissing, TimedOut
+from reimzul.core.header import read_header
+from reimzul.core.manifest import File, Manifest, sha256_of
+from reimzul.core.message import Status
+from reimzul.core.run import run
+from reimzul.worker.job import Leg
+from reimzul.worker.verdict import Fault, Verdict
+
+log = logging.getLogger(__name__)
+
+#: Pauses between tries, seconds, the last again and again: an upload is tried for as long as it takes.
+PAUSES = (1, 2, 5, 10, 20, 30, 60)
+#: Seconds without a byte after which rsync itself gives up.
+SILENCE = 60
+#: How often, in seconds, an upload that does not get through is said.
+SAY_AGAIN = 60.0
+
+
+@attr.frozen(kw_only=True)
+class Shipper:
+    """rsync on this host, and the store it uploads to."""
+
+    rsync: str
+    arguments: tuple[str, ...]
+    urls: StoreUrls
+
+    def ship(self, leg: Leg, manifest: Manifest, heed: Callable[[], None], wait: Callable[[float], None]) -> None:
+        """Upload a leg's results and then its manifest; tried again until it is there.
+
+        What `heed` and `wait` raise ends it.
+        """
+        request = leg.attempt.request
+        where = self.urls.spool(request.build_id, leg.arch, leg.attempt.token)
+        told = leg.folder / "manifest"
+        told.mkdir(exist_ok=True)
+        (told / MANIFEST).write_text(manifest.text(), encoding="utf-8")
+        for folder in (leg.results, told):
+            self._until_there(folder, where, leg, heed, wait)
+
+    def _until_there(
+        self, folder: Path, where: str, leg: Leg, heed: Callable[[], None], wait: Callable[[float], None]
+    ) -> None:
+        said, tries = 0.0, 0
+        while True:
+            try:
+                self._once(folder, where, leg.folder / "rsync.log", heed)
+                return
+            except (ProgramFailed, ProgramMissing, TimedOut) as error:
+                if time.monotonic() - said > SAY_AGAIN or not said:
+                    log.warning("%s of %s is not uploaded yet: %s", leg.arch, leg.attempt.request.srpm, error)
+                    said = time.monotonic()
+            wait(PAUSES[min(tries, len(PAUSES) - 1)])
+            tries += 1
+
+    def _once(self, folder: Path, where: str, output: Path, heed: Callable[[], None]) -> None:
+        output.unlink(missing_ok=True)
+        code = run(self.argv(folder, where), output=output, heed=heed)
+        if code:
+            last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise ProgramFailed("rsync", code, "".join(last))
+
+    def argv(self, folder: Path, where: str) -> list[str]:
+        """rsync's command line; modes are ours to say, since mock's files may be closed to bstore's http server."""
+        return [
+            self.rsync,
+            "--recursive",
+            "--times",
+            "--chmod=D0755,F0644",
+            "--partial",
+            f"--timeout={SILENCE}",
+            *self.arguments,
+            f"{folder}/",
+            where,
+        ]
+
+
+def manifest_of(leg: Leg, verdict: Verdict, code: int | None, config: str, heed: Callable[[], None]) -> Manifest:
+    """What a leg came to, each of its files hashed; of a failed one only logs are left, of a follower no source rpm."""
+    for path in sorted(leg.results.iterdir()):
+        unwanted = path.name.endswith(".rpm") if verdict.fault is not Fault.NONE else False
+        repeated = path.name.endswith(".src.rpm") and not leg.main
+        if unwanted or repeated or not path.is_file():
+            discard(path)
+    files = []
+    for path in sorted(leg.results.iterdir()):
+        heed()
+        nevra = read_header(path).nevra if path.name.endswith(".rpm") else ""
+        files.append(File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path), nevra=nevra))
+    return Manifest(
+        request=leg.attempt.request,
+        arch=leg.arch,
+        attempt=leg.attempt.token,
+        status=Status.SUCCESS if verdict.fault is Fault.NONE else Status.FAILED,
+        pkgname=leg.package.name,
+        evr=leg.package.evr,
+        builder_fqdn=leg.attempt.host,
+        started=round(leg.attempt.started, 3),
+        finished=round(time.time(), 3),
+        exit_code=code,
+        reason=verdict.reason,
+        config=config,
+        files=tuple(files),
+        skipped=dict(leg.skipped),
+    )
+
+
+def discard(path: Path) -> None:
+    """Remove what is not uploaded; a folder is nothing of mock's, and stays behind on the builder."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.parent.parent / f"left-{path.name}")
+    else:
+        path.unlink()
+
+
+def tail(path: Path, lines: int, limit: int) -> str:
+    """The last lines of a log, in any encoding, at most `limit` bytes of it."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - limit))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
