@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploads that are not what they should be: put aside in `rejected/`, and the build asked for again or given up.
+
+What is to follow is written beside the folder before it is moved, so that a crash at any line is repaired by
+whoever gets the job next.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import attr
+
+from reimzul.core import disk, fields
+from reimzul.core.arch import Arches
+from reimzul.core.bstore import Bstore, spool_name
+from reimzul.core.errors import MessageError
+from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_of
+from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, arch_tube
+from reimzul.repogen.check import Mismatch, arrived
+from reimzul.repogen.place import move
+
+log = logging.getLogger(__name__)
+
+#: How often a build is made again for a bad upload, before it is given up.
+AGAIN = 2
+
+
+@attr.frozen(kw_only=True)
+class Verdict:
+    """Why an upload was put aside, and what follows."""
+
+    reason: str
+    again: bool  #: whether the build is to be made again
+    request: BuildRequest | None = None  #: what is put again; None where nothing readable says it
+    regenerate: bool = False  #: whether it was in its place already, and the repodata may list some of it
+
+    def text(self) -> str:
+        """As it is kept beside the folder."""
+        request = self.request.wire() if self.request else None
+        return json.dumps({**attr.asdict(self, recurse=False), "request": request}, indent=1) + "\n"
+
+
+def put_aside(store: Bstore, folder: Path, name: str, verdict: Verdict) -> None:
+    """Move an upload out of the way, with what is to follow from it."""
+    disk.write(_note(store, name), verdict.text())
+    move(folder, store.rejected / name)
+    log.error("%s is put aside: %s", name, verdict.reason)
+
+
+def request_in(folder: Path, build_id: str) -> BuildRequest | None:
+    """What a bad upload answers, where its manifest can be read and is of that build at all."""
+    try:
+        manifest = arrived(folder)
+    except Mismatch:
+        return None
+    return manifest.request if manifest and manifest.build_id == build_id else None
+
+
+def verdict_on(store: Bstore, name: str) -> Verdict | None:
+    """What was decided about an upload that was put aside; None where none was."""
+    try:
+        raw = json.loads(_note(store, name).read_text(encoding="utf-8"))
+        request = BuildRequest.from_wire(raw["request"]) if raw["request"] else None
+        return Verdict(reason=raw["reason"], again=raw["again"], request=request, regenerate=raw["regenerate"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, MessageError) as error:
+        return Verdict(reason=f"put aside; the note in rejected/ is damaged ({error})", again=True)
+
+
+def _note(store: Bstore, name: str) -> Path:
+    return store.rejected / f"{name}.json"
+
+
+@attr.frozen(kw_only=True)
+class Teller:
+    """Who carries out a verdict: asks for the build again, or says that it is given up."""
+
+    store: Bstore
+    arches: Arches
+    host: str  #: this host's name, in the request's tries
+
+    def carry_out(self, broker: Broker, message: RepogenRequest, verdict: Verdict) -> None:
+        """Raises `MessageError` where nothing says what was to be built."""
+        request = verdict.request or message.request
+        if request is None or request.build_id != message.build_id:
+            name = spool_name(message.build_id, message.arch, message.attempt)
+            raise MessageError(f"{name} is put aside, and what was to be built is not known: {verdict.reason}")
+        if verdict.regenerate:
+            broker.put(CREATEREPO, RepogenRequest(target=message.target), priority=PRIORITY)
+        reason = fields.line(400)(verdict.reason)
+        about = {"arch": message.arch, "attempt": message.attempt}
+        before = len(request.tries) - len(request.faults)  # by its words: on a small farm the builder has our name
+        if verdict.again and before < AGAIN and request.arch in self.arches.known:
+            self._put_again(broker, request, reason)
+            broker.announce(event_of(request, Status.QUEUED, reason=f"{UPLOAD}{reason}; built again", **about))
+        else:
+            broker.announce(event_of(request, Status.REJECTED, reason=f"{UPLOAD}{reason}", **about))
+
+    def _put_again(self, broker: Broker, request: BuildRequest, reason: str) -> None:
+        """Once for each round, however many legs of the build arrived damaged, and however often we are told."""
+        mark = self.store.put_again / f"{request.build_id}.{request.arch}.{len(request.tries)}"
+        if os.path.lexists(mark):
+            return
+        tube = arch_tube(self.arches.tube(request.arch))
+        broker.put(tube, request.tried(self.host, UPLOAD + reason[:280]), priority=PRIORITY)
+        disk.write(mark, reason + "\n")

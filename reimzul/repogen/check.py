@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An upload held against its manifest: every file there and no other, each with its size, checksum and name.
+
+What passes has also reached the disk, and may be read by the http server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Callable
+
+from reimzul.core import disk
+from reimzul.core.bstore import MANIFEST
+from reimzul.core.errors import InputError, MessageError, ReimzulError
+from reimzul.core.fields import shown
+from reimzul.core.header import read_header
+from reimzul.core.manifest import File, Manifest, read_manifest
+from reimzul.core.message import RepogenRequest, Status
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1024 * 1024
+#: Never wait for a pipe's other end, never follow a link: a builder may have uploaded either.
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Mismatch(ReimzulError):
+    """An upload is not what its manifest says, or not what was asked for."""
+
+
+def arrived(folder: Path) -> Manifest | None:
+    """The manifest of an upload; None where it is not there (yet, or any more). Raises `Mismatch`."""
+    try:
+        if folder.is_symlink() or not stat.S_ISREG((folder / MANIFEST).lstat().st_mode):
+            raise Mismatch(f"{MANIFEST} is not a plain file in a plain folder")
+        return read_manifest(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except MessageError as error:
+        raise Mismatch(f"{MANIFEST}: {error}") from error
+
+
+def check(folder: Path, manifest: Manifest, request: RepogenRequest, heed: Callable[[], None]) -> None:
+    """Raise `Mismatch` with the first file that is wrong, and why; `heed` is called often."""
+    belongs(manifest, request)
+    complete(folder, manifest)
+    for file in manifest.files:
+        whole(folder / file.name, file, heed)
+        if file.is_rpm:
+            package(folder / file.name, file)
+    with contextlib.suppress(PermissionError):  # another user's: what matters is whether it can be read
+        folder.chmod(0o755)
+    disk.sync(folder / MANIFEST)
+    disk.sync(folder)
+
+
+def belongs(manifest: Manifest, request: RepogenRequest) -> None:
+    """Raise `Mismatch` where this is the manifest of something else, or speaks of files that cannot be."""
+    said = (manifest.build_id, manifest.arch, manifest.attempt, manifest.request.target)
+    asked = (request.build_id, request.arch, request.attempt, request.target)
+    if said != asked:
+        raise Mismatch(f"{MANIFEST} is of {' '.join(said)}, not of {' '.join(asked)}")
+    names = {file.name for file in manifest.files}
+    if len(names) != len(manifest.files) or MANIFEST in names:
+        raise Mismatch(f"{MANIFEST} names a file twice, or itself")
+    if manifest.status != Status.SUCCESS and manifest.rpms:
+        raise Mismatch(f"{manifest.rpms[0].name}: a package of a build that failed")
+
+
+def complete(folder: Path, manifest: Manifest) -> None:
+    """Raise `Mismatch` where a file is missing, or one is there that the manifest does not name."""
+    there = set()
+    for entry in list(os.scandir(folder)):
+        if not entry.is_file(follow_symlinks=False):
+            raise Mismatch(f"{shown(entry.name)} is no plain file")
+        if entry.name.startswith("."):
+            # rsync's own, left by an upload that was cut: no manifest can name such a file
+            log.info("%s: %s removed, the rest of a broken transfer", folder.name, shown(entry.name))
+            os.unlink(entry.path)
+        else:
+            there.add(entry.name)
+    named = {file.name for file in manifest.files} | {MANIFEST}
+    if there - named:
+        raise Mismatch(f"{shown(min(there - named))} is there and not in {MANIFEST}")
+    if named - there:
+        raise Mismatch(f"{min(named - there)} is not there")
+
+
+def whole(path: Path, file: File, heed: Callable[[], None]) -> None:
+    """Raise `Mismatch` where a file has not the size and checksum it should have; have the disk keep it."""
+    with os.fdopen(os.open(path, _OPEN), "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != file.size:
+            raise Mismatch(f"{file.name} has {size} bytes instead of {file.size}")
+        digest = hashlib.sha256()
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            heed()
+        if digest.hexdigest() != file.sha256:
+            raise Mismatch(f"{file.name} has the sha256 {digest.hexdigest()} instead of {file.sha256}")
+        with contextlib.suppress(PermissionError):
+            os.fchmod(stream.fileno(), 0o644)
+        os.fsync(stream.fileno())
+
+
+def package(path: Path, file: File) -> None:
+    """Raise `Mismatch` where a file is not the package its manifest says."""
+    try:
+        nevra = read_header(path).nevra
+    except InputError as error:
+        raise Mismatch(str(error).replace(f"{path.parent}/", "")) from error
+    if nevra != file.nevra:
+        raise Mismatch(f"{file.name} is {shown(nevra)} instead of {shown(file.nevra)}")

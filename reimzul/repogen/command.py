@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul-repogen`: the daemon that publishes and indexes, on bstore."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from reimzul.core.arch import read_arches
+from reimzul.core.bstore import Bstore, StoreUrls
+from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, start
+from reimzul.core.config import Settings
+from reimzul.core.disk import prepare
+from reimzul.core.header import bindings
+from reimzul.core.refused import Overflow
+from reimzul.core.tube import Broker
+from reimzul.repogen.aside import Teller
+from reimzul.repogen.daemon import Repogen, Tools
+from reimzul.repogen.repodata import Indexer
+
+EXAMPLES = """\b
+Examples:
+  reimzul-repogen
+  reimzul-repogen --config /etc/reimzul/reimzul.ini -v
+
+Any number may run on one store. SIGTERM gives back what is in hand; SIGUSR1 finishes it, takes no more, and ends.
+"""
+
+
+@click.command("reimzul-repogen", epilog=EXAMPLES + "\n" + EXIT_CODES)
+@shared_options
+def command(config: Path | None, verbose: bool) -> None:
+    """Bring what builders upload to its place, index it with createrepo_c, and announce what is published."""
+    settings = start(config, verbose)
+    bindings()  # said now, in one line, rather than at the first package
+    repogen(settings).run()
+
+
+def repogen(settings: Settings) -> Repogen:
+    """The daemon as the settings say, its folders made."""
+    store = Bstore(settings.bstore.root)
+    prepare(store)
+    beanstalkd = settings.beanstalkd
+    tools = Tools(
+        store=store,
+        urls=StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url),
+        indexer=Indexer(store=store, settings=settings.repogen),
+        teller=Teller(store=store, arches=read_arches(settings.farm.arches), host=own_name()),
+        spool_days=settings.repogen.spool_days,
+    )
+    connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
+    return Repogen(connect, own_name(), tools, overflow=Overflow(settings.farm.refused))
+
+
+def main() -> NoReturn:
+    """The console script."""
+    entry(command)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon that publishes: takes what waits, brings each leg to its place, indexes each target once for all.
+
+The order is the promise: in its place, in the repodata, announced, given to the signer, and only then the job is
+settled. Whatever line we die at, the job comes again, and each step first looks whether it is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional
+
+import attr
+
+from reimzul.core.bstore import Bstore, StoreUrls, leg_name, spool_name
+from reimzul.core.daemon import Daemon, Outcome, Stop, not_yet
+from reimzul.core.disk import locked
+from reimzul.core.errors import Again, BrokerGone, ProgramMissing, ReimzulError, Stopping
+from reimzul.core.message import Refusal, RepogenRequest
+from reimzul.core.refused import Overflow
+from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, Claim
+from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
+from reimzul.repogen.check import Mismatch
+from reimzul.repogen.place import Placed, bring_in
+from reimzul.repogen.publish import published, sign_request
+from reimzul.repogen.repodata import Indexer, Listing, Listings
+from reimzul.repogen.scan import Abandoned, Strange, scan
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at a lock that another has.
+LOCK_POLL = 0.05
+#: Seconds between two scans of the spool.
+SCAN = 3600
+#: How often createrepo_c may leave a leg out before it is given up, and the pauses before it is asked again.
+LEFT_OUT_PAUSES = (5, 30, 120)
+#: The pauses, in seconds, after one failure of createrepo_c on a target, after two, and so on.
+FAILED_PAUSES = (5, 10, 30, 60, 120, 300)
+#: Seconds to wait after the disk would not do what we asked.
+DISK_PAUSE = 30
+
+_Claim = Claim[RepogenRequest]
+#: A claim and the leg it brought to its place; None where it only asks for the target.
+_Job = tuple[_Claim, Optional[Placed]]
+Heed = Callable[[], None]
+
+
+@attr.frozen(kw_only=True)
+class Tools:
+    """What this host publishes with."""
+
+    store: Bstore
+    urls: StoreUrls
+    indexer: Indexer
+    teller: Teller
+    spool_days: int
+
+
+class Keeper:
+    """Called often while something takes its time: heeds a stop, and keeps all claims ours."""
+
+    def __init__(self, broker: Broker, stop: Stop) -> None:
+        self.broker, self.stop, self._kept = broker, stop, time.monotonic()
+
+    def __call__(self) -> None:
+        self.stop.heed()
+        if time.monotonic() - self._kept > 1.0:
+            self.broker.keep(lost=self._lost)
+            self._kept = time.monotonic()
+
+    def _lost(self, claim: Claim[Any]) -> None:
+        # what we do for it is done twice then, which is allowed; the others of the batch are still ours
+        log.warning("%r may be another's by now", claim)
+        self.broker.forget(claim)
+
+
+class Repogen(Daemon[RepogenRequest]):
+    """Claims from `createrepo`, many at once."""
+
+    batch = 200
+
+    def __init__(
+        self,
+        connect: Callable[[], Broker],
+        host: str,
+        tools: Tools,
+        stop: Stop | None = None,
+        overflow: Overflow | None = None,
+    ) -> None:
+        super().__init__(connect, [CREATEREPO], host, stop, overflow)
+        self.tools = tools
+        self.listings = Listings(tools.store)
+        self._failures: dict[str, int] = {}
+        self._next_scan = 0.0
+
+    def handle(self, broker: Broker, claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
+        """Each leg to its place first; then a target at a time, whichever is free."""
+        heed = Keeper(broker, self.stop)
+        waiting: dict[str, list[_Job]] = {}
+        for claim in claims:
+            heed()
+            try:
+                leg = None if claim.message.bare else self._bring_in(broker, claim, heed)
+            except (BrokerGone, Stopping):
+                raise
+            except (ReimzulError, OSError) as error:
+                yield claim, _outcome(error)
+                continue
+            if claim.message.bare or (leg and leg.published):
+                waiting.setdefault(claim.message.target, []).append((claim, leg))
+            else:
+                yield claim, None
+        yield from self._index_all(broker, waiting, heed)
+
+    def _bring_in(self, broker: Broker, claim: _Claim, heed: Heed) -> Placed | None:
+        """The leg in its place; None where it was put aside, and all that follows from it is out."""
+        store, request = self.tools.store, claim.message
+        name = spool_name(request.build_id, request.arch, request.attempt)
+        try:
+            leg = bring_in(store, request, heed)
+        except Mismatch as error:
+            asked = request_in(store.spool / name, request.build_id)
+            put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=True, request=asked))
+            leg = None
+        if leg is not None:
+            log.info("%s is in %s", leg_name(request.build_id, request.arch), leg.place)
+            return leg
+        verdict = verdict_on(store, name)
+        if verdict is None:
+            raise not_yet(claim, f"the upload {name}")
+        self.tools.teller.carry_out(broker, request, verdict)
+        return None
+
+    def _index_all(
+        self, broker: Broker, waiting: dict[str, list[_Job]], heed: Heed
+    ) -> Iterator[tuple[_Claim, Outcome]]:
+        """All targets, the one whose lock is free first; waiting for a lock is no try."""
+        while waiting:
+            before = len(waiting)
+            for target in list(waiting):
+                with locked(self.tools.store.lock(target)) as lock:
+                    if lock is None:
+                        continue
+                    jobs = waiting.pop(target)
+                    listing = self._index(target, jobs, lock, heed)
+                if isinstance(listing, Listing):
+                    yield from self._tell_all(broker, jobs, listing)
+                else:
+                    yield from ((claim, listing) for claim, _ in jobs)
+            heed()
+            if len(waiting) == before:
+                self.stop.now.wait(LOCK_POLL)
+
+    def _index(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing | Again:
+        """What is listed once all is done, or why it could not be."""
+        try:
+            listing = self._made(target, jobs, lock, heed)
+        except (Again, ProgramMissing, OSError) as error:
+            failures = self._failures[target] = self._failures.get(target, 0) + 1
+            return Again(str(error), pause=nth(FAILED_PAUSES, failures - 1))
+        self._failures.pop(target, None)
+        return listing
+
+    def _made(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing:
+        legs = [leg for _, leg in jobs if leg is not None]
+        listing = self.listings.of(target)
+        if len(legs) == len(jobs) and all(listing.has(leg) for leg in legs):
+            return listing
+        started = time.monotonic()
+        read_all = self.tools.indexer.make(target, lock, heed)
+        listing = self.listings.made(target)
+        if any(listing.contradicts(leg) for leg in legs):
+            # --skip-stat and the cache believe what was once reckoned, and a crash can have spoilt either
+            log.warning("the repodata of %s has a wrong checksum: made anew, from the packages alone", target)
+            read_all = self.tools.indexer.make(target, lock, heed, afresh=True)
+            listing = self.listings.made(target)
+        if read_all and not all(listing.has(leg) for leg in legs):
+            raise Again(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
+        log.info("%s indexed for %d jobs in %.1f s", target, len(jobs), time.monotonic() - started)
+        return listing
+
+    def _tell_all(self, broker: Broker, jobs: list[_Job], listing: Listing) -> Iterator[tuple[_Claim, Outcome]]:
+        for claim, leg in jobs:
+            if leg is not None:
+                if listing.has(leg):
+                    self._publish(broker, leg)
+                else:
+                    self._left_out(broker, claim, leg)
+            yield claim, None
+
+    def _publish(self, broker: Broker, leg: Placed) -> None:
+        broker.announce(published(leg, self.tools.urls))
+        broker.put(TOSIGN, sign_request(leg), priority=PRIORITY)
+        log.info("published %s for %s in %s", leg.manifest.pkgname, leg.manifest.arch, leg.manifest.request.target)
+
+    def _left_out(self, broker: Broker, claim: _Claim, leg: Placed) -> None:
+        """createrepo_c could not read it: asked again, a few times, then given up and taken out of the target."""
+        message = claim.message
+        if message.tries < len(LEFT_OUT_PAUSES):
+            log.warning("%s is not in the repodata: asked again", leg.place)
+            later = attr.evolve(message, tries=message.tries + 1)
+            broker.put(CREATEREPO, later, priority=PRIORITY, delay=LEFT_OUT_PAUSES[message.tries])
+            return
+        name = spool_name(message.build_id, message.arch, message.attempt)
+        reason = f"createrepo_c cannot read all packages in {leg.place}"
+        verdict = Verdict(reason=reason, again=False, request=leg.manifest.request, regenerate=True)
+        put_aside(self.tools.store, self.tools.store.place(leg.place), name, verdict)
+        self.tools.teller.carry_out(broker, message, verdict)
+
+    def idle(self, broker: Broker) -> None:
+        """At start and then once an hour, look through the spool."""
+        if time.monotonic() < self._next_scan:
+            return
+        try:
+            self._scan(broker)
+        except OSError as error:
+            log.warning("the spool cannot be looked through: %s", error)
+        self._next_scan = time.monotonic() + SCAN
+
+    def _scan(self, broker: Broker) -> None:
+        store, abandoned = self.tools.store, 0
+        for found in scan(store, self.tools.spool_days, time.time()):
+            if isinstance(found, Abandoned):
+                abandoned += 1
+            elif isinstance(found, Strange):
+                verdict = Verdict(reason=found.reason, again=True)
+                put_aside(store, found.folder, found.name, verdict)
+                broker.announce(self._refusal(found))
+            else:
+                log.info("%s.%s was uploaded and not asked for: taken up", found.build_id, found.arch)
+                broker.put(CREATEREPO, found, priority=PRIORITY)
+        if abandoned:
+            log.info("%d uploads never completed in %d days, removed", abandoned, self.tools.spool_days)
+
+    def _refusal(self, strange: Strange) -> Refusal:
+        reason = f"an upload nobody can make anything of: {strange.reason}"
+        at = round(time.time(), 3)
+        return Refusal(tube=CREATEREPO.name, job=0, reason=reason, begins=strange.name, host=self.host, at=at)
+
+
+def _outcome(error: Exception) -> Exception:
+    """What the disk says is no fault of the job's: it is tried again."""
+    return Again(str(error), pause=DISK_PAUSE) if isinstance(error, OSError) else error
+
+
+def nth(pauses: Sequence[int], number: int) -> int:
+    """A growing pause; the last one again and again."""
+    return pauses[min(number, len(pauses) - 1)]

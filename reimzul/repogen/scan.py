@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spool looked through: uploads that are whole and that nobody asks for, and uploads that never became whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Union
+
+import attr
+
+from reimzul.core import disk, fields
+from reimzul.core.bstore import MANIFEST, Bstore
+from reimzul.core.manifest import Manifest
+from reimzul.core.message import RepogenRequest, Status
+from reimzul.repogen.check import Mismatch, arrived
+
+#: Seconds a whole upload may lie there before somebody should have asked for it.
+UNASKED = 600
+
+
+@attr.frozen(kw_only=True)
+class Strange:
+    """An upload of which nothing can be made."""
+
+    folder: Path
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """What it is kept under: its own name was any builder's to choose."""
+        return re.sub(r"[^A-Za-z0-9._-]", "_", self.folder.name)[:150]
+
+
+@attr.frozen(kw_only=True)
+class Abandoned:
+    """An upload that was never completed, by now removed."""
+
+    name: str
+
+
+Found = Union[RepogenRequest, Strange, Abandoned]
+
+
+def scan(store: Bstore, days: int, now: float) -> Iterator[Found]:
+    """What there is to do about the spool; what was abandoned `days` ago is removed here."""
+    for folder in sorted(store.spool.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # taken up while we look
+            found = _look(folder, now - UNASKED, now - days * 86400)
+            if isinstance(found, Abandoned):
+                disk.remove(folder)
+            if found is not None:
+                yield found
+
+
+def _look(folder: Path, unasked: float, abandoned: float) -> Found | None:
+    try:
+        manifest = arrived(folder)
+        if manifest is None:
+            return Abandoned(name=folder.name) if _changed(folder) < abandoned else None
+        if (folder / MANIFEST).stat().st_ctime > unasked:
+            return None
+        return _request(folder.name, manifest)
+    except (Mismatch, ValueError) as error:
+        return Strange(folder=folder, reason=str(error)) if _changed(folder) < unasked else None
+
+
+def _request(name: str, manifest: Manifest) -> RepogenRequest:
+    """What the worker should have asked. Raises `ValueError` where the folder's name is none of ours."""
+    parts = name.split(".")
+    if len(parts) != 3:
+        raise ValueError(f"{fields.shown(name)} is not called <build id>.<arch>.<attempt>")
+    build_id, arch, attempt = parts
+    return RepogenRequest(
+        target=manifest.request.target,
+        build_id=fields.build_id(build_id),
+        arch=fields.arch(arch),
+        attempt=fields.attempt(attempt),
+        place=manifest.place(),
+        index=manifest.status == Status.SUCCESS and not manifest.request.scratch,
+    )
+
+
+def _changed(folder: Path) -> float:
+    """When something of it last arrived; its own clock's time, not the one that rsync gives its files."""
+    times = [folder.lstat().st_ctime]
+    if folder.is_dir() and not folder.is_symlink():
+        times += [entry.stat(follow_symlinks=False).st_ctime for entry in os.scandir(folder)]
+    return max(times)
