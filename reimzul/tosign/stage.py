@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages laid out for the signer: a whole build by one rename, and never twice.
+
+The packages are copied, not linked: a signer rewrites its files, and what is published must stay as it is listed.
+The mark that a build was staged lasts for ever and is written before the rename. So a mark with a folder still in
+`.staging` is a rename to be finished, and a mark alone is a build the signer has, or has collected.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import stat
+import uuid
+from pathlib import Path
+from typing import Callable
+
+import attr
+
+from reimzul.core import disk
+from reimzul.core.bstore import MANIFEST, Bstore, leg_name
+from reimzul.core.errors import MessageError
+from reimzul.core.manifest import Manifest, read_manifest
+from reimzul.core.message import NAMESPACE, SignRequest, Status
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1024 * 1024
+#: Bytes a folder's name may have (Linux's NAME_MAX).
+_NAME_MAX = 255
+
+
+@attr.frozen(kw_only=True)
+class Build:
+    """One build on one arch, as it lies in its place."""
+
+    place: Path
+    pkgname: str
+    target: str
+    arch: str
+    build_id: str
+    sha256s: dict[str, str | None]  #: each package's; None where nobody has said it
+
+    @property
+    def leg(self) -> str:
+        """What its mark is called."""
+        return leg_name(self.build_id, self.arch)
+
+    @property
+    def name(self) -> str:
+        """What its folder is called: `<name>-<version-release>.<arch>.<build id>`."""
+        return f"{self.pkgname}-{self.place.name}.{self.build_id}"
+
+
+def find(store: Bstore, request: SignRequest) -> list[Build]:
+    """The builds a request means, as far as they are there. Raises `MessageError` where it means none to be signed."""
+    return [_build(folder, request) for folder in _places(store, request)]
+
+
+def _places(store: Bstore, request: SignRequest) -> list[Path]:
+    """One where the request names it; one of the original's, without build id, says only in which folder to look."""
+    around = f"repo/{request.target}/{request.pkgname}/{request.timestamp}"
+    if request.place:
+        if request.place.rpartition("/")[0] != around:
+            raise MessageError(f"{request.place} is not a place in {around}")
+        folder = store.place(request.place)
+        return [folder] if folder.is_dir() else []
+    try:
+        return sorted(
+            Path(entry.path)
+            for entry in os.scandir(store.place(around))
+            if entry.name.endswith(f".{request.arch}") and entry.is_dir(follow_symlinks=False)
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _build(folder: Path, request: SignRequest) -> Build:
+    manifest = _manifest(folder)
+    if manifest is None and request.build_id:
+        raise MessageError(f"{folder} has no {MANIFEST}, so it is not of build {request.build_id}")
+    if manifest is not None:
+        _to_be_signed(manifest, request)
+        sha256s: dict[str, str | None] = {file.name: file.sha256 for file in manifest.rpms}
+    else:
+        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".rpm")]
+        sha256s = {entry.name: None for entry in entries if entry.is_file(follow_symlinks=False)}
+    place = "/".join(folder.parts[-5:])
+    build = Build(
+        place=folder,
+        pkgname=request.pkgname,
+        target=request.target,
+        arch=request.arch,
+        build_id=manifest.build_id if manifest else uuid.uuid5(NAMESPACE, place).hex,
+        sha256s=sha256s,
+    )
+    if len(build.name) > _NAME_MAX:
+        raise MessageError(f"{build.name} is too long for a folder's name")
+    return build
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        return None  # of the original's farm
+
+
+def _to_be_signed(manifest: Manifest, request: SignRequest) -> None:
+    """Raise `MessageError` for what must never get to the signer, whatever the request says."""
+    if manifest.status != Status.SUCCESS:
+        raise MessageError(f"build {manifest.build_id} for {manifest.arch} has failed: nothing of it is signed")
+    if manifest.request.scratch:
+        raise MessageError(f"build {manifest.build_id} for {manifest.arch} is a scratch build: nothing of it is signed")
+    if request.build_id not in ("", manifest.build_id) or request.arch != manifest.arch:
+        raise MessageError(f"the place is of build {manifest.build_id} for {manifest.arch}, not the request's")
+
+
+def stage(store: Bstore, build: Build, heed: Callable[[], None]) -> bool:
+    """Lay a build out for the signer; false where that was done before. Who calls this holds the lock."""
+    staging, mark = store.staging / build.leg, store.staged / build.leg
+    if os.path.lexists(mark):
+        return staging.is_dir() and _show(store, build)
+    disk.remove(staging)
+    if not build.sha256s:
+        log.info("%s has no packages: nothing to be signed", build.name)
+        return False
+    staging.mkdir(parents=True)
+    for name, sha256 in sorted(build.sha256s.items()):
+        _copy(build.place / name, staging / name, sha256, heed)
+    disk.sync(staging)
+    disk.sync(store.staging)
+    disk.write(mark, f"{build.target}/{build.name}\n")
+    return _show(store, build)
+
+
+def _show(store: Bstore, build: Build) -> bool:
+    final = store.tosign / build.target / build.name
+    final.parent.mkdir(exist_ok=True)
+    try:
+        os.rename(store.staging / build.leg, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # only a disk that lost the mark of a build still to be collected comes here
+        disk.remove(store.staging / build.leg)
+        return False
+    disk.sync_parents(final, store.tosign)
+    return True
+
+
+def _copy(source: Path, goal: Path, sha256: str | None, heed: Callable[[], None]) -> None:
+    """Copy a package and check it on its way. Raises `MessageError` where it is not what was published."""
+    digest = hashlib.sha256()
+    with source.open("rb") as original, goal.open("xb") as copy:
+        while chunk := original.read(_CHUNK):
+            digest.update(chunk)
+            copy.write(chunk)
+            heed()
+        copy.flush()
+        os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(original.fileno()).st_mode) | 0o644)
+        os.fsync(copy.fileno())
+    if sha256 not in (None, digest.hexdigest()):
+        raise MessageError(f"{source} is not as it was published: its sha256 is {digest.hexdigest()}, not {sha256}")
