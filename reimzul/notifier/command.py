@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul-notifier`: the daemon that tells who cares, on the controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, start
+from reimzul.core.config import Settings
+from reimzul.core.refused import Overflow
+from reimzul.core.tube import Broker
+from reimzul.notifier.daemon import Notifier
+from reimzul.notifier.ledger import Ledger
+from reimzul.notifier.owed import Slate
+from reimzul.notifier.sinks import wanted
+
+
+@click.command("reimzul-notifier", epilog=EXIT_CODES)
+@shared_options
+def notifier(config: Path | None, verbose: bool) -> None:
+    """Tell every event of the farm to the log file, the history and, by setting, by mail and to an MQTT broker.
+
+    Runs on the controller until SIGTERM, which it heeds within a second. One is enough. A listener that is away is
+    told later, the others meanwhile.
+
+    \b
+    Example:
+      reimzul-notifier --config /etc/reimzul/reimzul.ini
+    """
+    notify(start(config, verbose))
+
+
+def notify(settings: Settings) -> None:
+    """Run until told to stop."""
+    sinks = wanted(settings)
+    at = settings.beanstalkd
+    daemon = Notifier(
+        lambda: Broker(at.host, at.port),
+        own_name(),
+        Ledger(settings.notifier.ledger),
+        sinks,
+        Slate(settings.history.url),
+        overflow=Overflow(settings.farm.refused),
+    )
+    try:
+        daemon.run()
+    finally:
+        daemon.close()
+
+
+def main() -> None:
+    """The program."""
+    entry(notifier)
+
+
+if __name__ == "__main__":
+    main()

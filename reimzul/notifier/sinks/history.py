@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history as a sink: told is what it has recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
+from reimzul.core.config import Settings
+from reimzul.notifier.history import History, HistoryAway, home, open_history
+from reimzul.notifier.sinks.base import Sink, SinkAway
+from reimzul.notifier.verdict import Notice
+
+
+class HistorySink(Sink):
+    """Records events; what comes twice changes nothing."""
+
+    name = "history"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._history: Optional[History] = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> HistorySink:
+        """There always is one."""
+        home(settings.history.url)  # a missing library is said at the start
+        return cls(settings.history.url)
+
+    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+        """All in one step."""
+        try:
+            self._history = self._history or open_history(self._url)
+            self._history.record([notice.event for notice in notices])
+        except HistoryAway as error:
+            self.close()
+            raise SinkAway(str(error)) from error
+        yield from notices
+
+    def close(self) -> None:
+        """Close it."""
+        if self._history is not None:
+            self._history.close()
+            self._history = None

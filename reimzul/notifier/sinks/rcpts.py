@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets a mail: the recipients of the arch, and by setting who submitted the build."""
+
+from __future__ import annotations
+
+import logging
+
+from reimzul.core.config import Mail, MailRcpts, address
+from reimzul.core.message import BuildEvent
+
+log = logging.getLogger(__name__)
+
+
+class Recipients:
+    """The table of [mail_rcpts], and what it does not say."""
+
+    def __init__(self, mail: Mail, rcpts: MailRcpts) -> None:
+        self._mail = mail
+        self._by_arch = rcpts.arches
+        self._said: set[str] = set()
+
+    def of(self, event: BuildEvent) -> list[str]:
+        """The addresses of a result, each once. That an arch has no line is said once."""
+        if event.arch not in self._by_arch and event.arch not in self._said:
+            self._said.add(event.arch)
+            log.warning("[mail_rcpts] has no line for %s: its results are mailed to nobody there", event.arch)
+        return list(dict.fromkeys([*self._by_arch.get(event.arch, ()), *self._submitter(event)]))
+
+    def _submitter(self, event: BuildEvent) -> list[str]:
+        if not self._mail.to_submitter:
+            return []
+        name = event.submitter if "@" in event.submitter else f"{event.submitter}@{self._mail.submitter_domain}"
+        try:
+            return [address(name)]
+        except ValueError:
+            return []

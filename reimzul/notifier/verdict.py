@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of several results of one leg holds, and what is one piece of news and what are two.
+
+Events come more than once and in any order, and two builders may each come to a result for one leg (a cut link).
+The rules, the same for the ledger and the history:
+
+- Of `Success`, `Failed` and `Cancelled` the first holds; the others are told to nobody.
+- `Rejected` is the store's word upon a `Success`, and outranks it; `Published` outranks them all.
+- `Published` says all that a `Success` would have. Where it comes first, the `Success` is told along with it.
+- Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once an attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import attr
+
+from reimzul.core.message import BuildEvent, Event, Refusal, Status
+
+_RANK = {Status.SUCCESS: 1, Status.FAILED: 1, Status.CANCELLED: 1, Status.REJECTED: 2, Status.PUBLISHED: 3}
+
+
+def is_result(status: str) -> bool:
+    """Whether a status decides a leg."""
+    return status in _RANK
+
+
+def admitted(holds: str, status: str) -> bool:
+    """Whether an event of this status is still news where `holds` was decided ("" where nothing was)."""
+    if not is_result(status) or status == holds:
+        return True
+    if holds == Status.PUBLISHED and status == Status.SUCCESS:
+        return True
+    return _RANK[status] > _RANK.get(holds, 0)
+
+
+def decided(holds: str, status: str) -> str:
+    """What holds after an admitted event."""
+    return status if _RANK.get(status, 0) > _RANK.get(holds, 0) else holds
+
+
+def word(event: Event) -> str:
+    """What names this piece of news among those of its build."""
+    if isinstance(event, BuildEvent):
+        if event.status in (Status.QUEUED, Status.BUILDING) and event.attempt:
+            return f"{event.status}/{event.attempt}"
+        if event.status == Status.OVERRIDE:
+            return f"{event.status}/{event.at:.3f}"
+    return event.status
+
+
+def unfold(event: Event) -> tuple[Event, ...]:
+    """The event with what it says besides: a `Published` without its `Success` would leave a gap."""
+    if isinstance(event, BuildEvent) and event.status == Status.PUBLISHED:
+        return (attr.evolve(event, status=Status.SUCCESS), event)
+    return (event,)
+
+
+@attr.frozen
+class Notice:
+    """One piece of news on its way to one sink."""
+
+    event: Union[BuildEvent, Refusal]
+    word: str
+    doubtful: bool = False  #: telling it was begun before, and nothing says how that ended
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What this is, for ever: the same name is never told twice to one sink."""
+        return (self.event.key, self.word)
