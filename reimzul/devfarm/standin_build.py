@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build of the stand-in for mock, in mock's order: unpack the source rpm, make it anew with the farm's macros,
+look whether its BuildRequires are met, build, and hand over the packages.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import attr
+
+from reimzul.core.errors import InputError, TimedOut
+from reimzul.core.header import read_header
+from reimzul.core.run import run
+from reimzul.devfarm import standin_host as host
+from reimzul.devfarm.standin_config import Chroot
+from reimzul.devfarm.standin_faults import Exit, Fault
+from reimzul.devfarm.standin_logs import EXPLANATION, TITLE, Logs
+from reimzul.devfarm.standin_root import Root
+
+#: What rpmbuild exits with when it only found out what else it needs.
+MORE_REQUIRED = 11
+#: What rpm makes a source rpm require whose spec has %generate_buildrequires.
+_DYNAMIC = "rpmlib(DynamicBuildRequires)"
+
+
+@attr.frozen(kw_only=True)
+class Build:
+    """One source rpm in one root."""
+
+    srpm: Path
+    chroot: Chroot
+    way: host.Way
+    root: Root
+    logs: Logs
+
+    def run(self) -> None:
+        """The whole way. Raises `Fault` with mock's exit code for where it ended."""
+        self.announce()
+        with self.logs.phase("chroot init"):
+            self.prepare()
+        with self.logs.phase(f"build phase for {self.srpm.name}"):
+            with self.logs.phase(f"build setup for {self.srpm.name}"):
+                spec = self.unpack()
+                self.rebuild_source(spec)
+                self.check_requires(self.source())
+            with self.logs.phase(f"rpmbuild {self.srpm.name}"):
+                self.rpmbuild(spec)
+            self.hand_over()
+
+    def announce(self) -> None:
+        """Say first what builds here."""
+        self.logs.state.info(TITLE)
+        self.logs.root.info(TITLE)
+        self.logs.root.info(EXPLANATION)
+        self.logs.build.info(TITLE)
+
+    def prepare(self) -> None:
+        """An empty root, and a note of the machine it is on."""
+        with self.logs.phase("installing minimal buildroot with the host's own packages"):
+            self.root.end_processes(self.logs)
+            self.root.make(self.chroot.macros, self.way.rpmrc)
+            host.wrap_programs(self.root.programs, self.way.wrapped)
+        self.logs.root.debug("enabled HW Info plugin")
+        _append(self.logs.folder / "hw_info.log", host.hardware(self.root.path))
+
+    def unpack(self) -> Path:
+        """Install the source rpm into the root's top directory; its spec file's path."""
+        original = self.root.build / "originals" / self.srpm.name
+        shutil.copyfile(self.srpm, original)
+        said = self.root.scratch / "rpm-install"
+        code = self.execute(["rpm", "-Uvh", "--nodeps", str(original)], said)
+        words = said.read_text(encoding="utf-8", errors="replace")
+        self.logs.root.debug("%s", words)
+        if code:
+            raise Fault(Exit.SOURCE, f"Source RPM is not installable:\n{words}")
+        specs = sorted((self.root.build / "SPECS").glob("*.spec"))
+        if not specs:
+            raise Fault(Exit.SOURCE, f"No SPEC file found in {self.srpm}")
+        return specs[0]
+
+    def rebuild_source(self, spec: Path) -> None:
+        """Make the source rpm anew: its release is what the farm's dist tag makes it."""
+        argv = self.argv("-bs", spec)
+        if self.execute(argv, self.logs.build_log):
+            raise Fault(Exit.FAILED, failure(argv))
+
+    def source(self) -> Path:
+        """The source rpm made by `rebuild_source`."""
+        return next(path for path in (self.root.build / "SRPMS").glob("*.src.rpm"))
+
+    def check_requires(self, package: Path) -> None:
+        """Raise as dnf's builddep does where this host lacks what the package asks for."""
+        self.logs.root.debug("looking on the host for what %s asks for (versions are not compared)", package.name)
+        missing = host.unmet(read_header(package).requires, self.chroot.provides)
+        if not missing:
+            return
+        words = [f"No matching package to install: '{name}'" for name in missing]
+        words += ["Not all dependencies satisfied", "Error: Some packages could not be found."]
+        for line in words:
+            self.logs.root.debug("%s", line)
+        raise Fault(Exit.DEPENDENCIES, "\n".join(["Command failed: ", f" # builddep {package}", *words, ""]))
+
+    def rpmbuild(self, spec: Path) -> None:
+        """The package itself, its dynamic BuildRequires first."""
+        if any(words.startswith(_DYNAMIC) for words in read_header(self.source()).requires):
+            self.ask_dynamically(spec)
+        with self.logs.phase("Outputting list of installed packages"):
+            _append(self.logs.folder / "installed_pkgs.log", host.packages())
+        argv = self.argv("-bb", spec)
+        if code := self.execute(argv, self.logs.build_log):
+            # a signal's number is below zero, and mock passes on its low byte: 247 for KILL
+            raise Fault(code % 256, failure(argv))
+
+    def ask_dynamically(self, spec: Path) -> None:
+        """Run %generate_buildrequires, and check what it asks for."""
+        argv = self.argv("-br", spec)
+        code = self.execute(argv, self.logs.build_log)
+        if code not in (0, MORE_REQUIRED):
+            raise Fault(Exit.BUILD_REQUIRES, failure(argv))
+        if asked := next((self.root.build / "SRPMS").glob("*.buildreqs.nosrc.rpm"), None):
+            self.logs.root.info("Going to install missing dynamic buildrequires")
+            self.logs.build.info("Dynamic buildrequires detected")
+            self.check_requires(asked)
+
+    def hand_over(self) -> None:
+        """Copy the packages to the result folder."""
+        self.logs.root.debug("Copying packages to result dir")
+        for package in host.results(self.root.build):
+            shutil.copy2(package, self.logs.folder)
+
+    def argv(self, stage: str, spec: Path) -> list[str]:
+        """rpmbuild's command line for a stage."""
+        return [*self.way.prefix, "rpmbuild", stage, "--target", self.chroot.target, "--nodeps", str(spec)]
+
+    def execute(self, argv: Sequence[str], output: Path) -> int:
+        """Run a program in the root, told of in the logs as mock tells it; rpmbuild within its time."""
+        teller = self.logs.build if output == self.logs.build_log else self.logs.root
+        environment = self.root.environment()
+        teller.debug("Executing command: %s with env %s and shell False", list(argv), environment)
+        timeout = self.chroot.timeout or None
+        try:
+            code = run(argv, output=output, cwd=self.root.home, env=environment, timeout=timeout, grace=1)
+        except TimedOut as error:
+            raise Fault(Exit.TIMEOUT, f"Timeout({timeout}) expired for command:\n # {' '.join(argv)}\n") from error
+        finally:
+            self.root.end_processes(self.logs)
+        teller.debug("Child return code was: %d", code)
+        return code
+
+
+def failure(argv: Sequence[str]) -> str:
+    """What mock says of a command that failed."""
+    return f"Command failed: \n # {' '.join(argv)}\n"
+
+
+def check_source(srpm: Path) -> None:
+    """Raise, before anything is logged, where the file is no source rpm that can be read."""
+    try:
+        header = read_header(srpm)
+    except InputError as error:
+        why = str(error).removeprefix(f"{srpm}: ")
+        raise Fault(Exit.FAILED, f"Cannot find/open srpm: {srpm}. Error: {why}") from error
+    if not header.is_source:
+        raise Fault(Exit.FAILED, f"File is not an srpm: {srpm}.")
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
