@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: a beanstalkd of the session's own, and waiting for a condition with a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import greenstalk
+import pytest
+
+from reimzul.core.tube import Broker
+from tests.waiting import until
+
+
+def free_port() -> int:
+    """A port of the loopback nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Beanstalkd:
+    """A real beanstalkd on a free port; it can be stopped and started again with what its binlog has."""
+
+    host = "127.0.0.1"
+
+    def __init__(self, binlog: Path) -> None:
+        self.binlog = binlog
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.process = subprocess.Popen(
+            ["beanstalkd", "-l", self.host, "-p", str(self.port), "-b", str(self.binlog), "-f0"]
+        )
+        until(self.answers, 10, "beanstalkd answers")
+
+    def answers(self) -> bool:
+        """Whether somebody listens."""
+        with socket.socket() as probe:
+            return probe.connect_ex((self.host, self.port)) == 0
+
+    def kill(self) -> None:
+        """End it without a word."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def connect(self) -> Broker:
+        """A connection."""
+        return Broker(self.host, self.port)
+
+
+@pytest.fixture(scope="session")
+def beanstalkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beanstalkd]:
+    """One for the whole session."""
+    server = Beanstalkd(tmp_path_factory.mktemp("binlog"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def broker(beanstalkd: Beanstalkd) -> Iterator[Broker]:
+    """A connection to it, every tube empty."""
+    empty(beanstalkd)
+    with beanstalkd.connect() as connection:
+        yield connection
+    empty(beanstalkd)
+
+
+def empty(beanstalkd: Beanstalkd) -> None:
+    """Delete every job that nobody holds."""
+    with beanstalkd.connect() as sweeper:
+        client = sweeper.client
+        for tube in sweeper.tubes():
+            client.use(tube)
+            client.kick(100_000)  # buried ones first, then
+            client.kick(100_000)  # delayed ones
+        sweeper.watch(sweeper.tubes())
+        with contextlib.suppress(greenstalk.TimedOutError):
+            while True:
+                client.delete(client.reserve(0))

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What docs/ shows as examples, made by the code itself: `python -m tests.examples` writes them anew."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from reimzul.core.bstore import StoreUrls
+from reimzul.core.message import BuildEvent
+from reimzul.notifier.sinks.mail_text import Writer
+from reimzul.worker.firsterror import first_error
+from reimzul.worker.ship import tail
+from tests.events import event
+
+EXAMPLE = "python -m tests.examples"
+EXAMPLE_FILE = Path(__file__).parents[1] / "docs" / "example-mail.txt"
+SAMPLES = Path(__file__).parent / "samples"
+
+
+def failing_event() -> BuildEvent:
+    """A build that a compiler ended, told as a worker does."""
+    root = SAMPLES / "mock-logs" / "failbuild" / "root.log"
+    with tempfile.TemporaryDirectory() as folder:
+        build = Path(folder) / "build.log"
+        build.write_text(_build_log(), encoding="utf-8")
+        return event(
+            "Failed",
+            reason="%build failed",
+            exit_code=1,
+            url="http://localhost:11081/bstore/repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64/",
+            first_error=first_error(build, root),
+            root_log=_narrow(tail(root, 30, 8_000)),
+            build_log=tail(build, 80, 24_000),
+        )
+
+
+def _build_log() -> str:
+    """The log of mock's own sample, whose compiler says what gcc says under `make -j`."""
+    sample = (SAMPLES / "mock-logs" / "failbuild" / "build.log").read_text(encoding="utf-8")
+    said = (SAMPLES / "first-errors" / "gcc-under-make-j.log").read_text(encoding="utf-8").partition("\n\n")[2]
+    wrong = "cc1: fatal error: nosuch.c: No such file or directory\ncompilation terminated.\n"
+    assert wrong in sample
+    return _narrow(sample.replace("failbuild-1.0-1.el7", "time-1.7-45.el7").replace(wrong, said))
+
+
+def _narrow(log: str) -> str:
+    """Lines that a page can show."""
+    return "\n".join(line if len(line) <= 160 else f"{line[:157]}..." for line in log.split("\n"))
+
+
+def main() -> None:
+    """Write them."""
+    urls = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
+    mail = Writer(sender="buildsys@example.org", urls=urls).mail(failing_event(), ["me@example.org"])
+    EXAMPLE_FILE.parent.mkdir(exist_ok=True)
+    EXAMPLE_FILE.write_text(mail.decode().replace("\r\n", "\n"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

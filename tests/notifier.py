@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reimzul-notifier as a process, and what can be seen of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from reimzul.core.tube import NOTIFY, Broker
+from reimzul.notifier.history import BuildFilter, Owed, open_history
+from tests.conftest import Beanstalkd
+from tests.mosquitto import Authority, Mosquitto
+
+PROGRAM = Path(sys.executable).parent / "reimzul-notifier"
+EVENTS, RESULTS = "reimzul/builds/events", "reimzul/builds/results"
+
+
+class Running:
+    """A notifier with all sinks on, and what can be seen of it."""
+
+    def __init__(self, folder: Path, beanstalkd: Beanstalkd) -> None:
+        self.folder, self.beanstalkd = folder, beanstalkd
+        self.settings: dict[str, dict[str, object]] = {
+            "beanstalkd": {"host": beanstalkd.host, "port": beanstalkd.port},
+            "notifier": {"ledger": folder / "ledger.sqlite"},
+            "history": {"url": f"sqlite:///{folder}/history.sqlite"},
+            "logs": {"logfile": folder / "reimzul.log"},
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def with_mqtt(self, broker: Mosquitto, by: Authority | None = None, **more: object) -> None:
+        """Publish there."""
+        certificate, key = (by or broker.authority).issue("notifier")
+        self.settings["mqtt"] = {
+            "notifications": "true",
+            "port": broker.port,
+            "ca_cert": broker.authority.certificate,
+            "tls_cert": certificate,
+            "tls_key": key,
+            **more,
+        }
+
+    def with_mail(self, port: int, *recipients: str, **more: object) -> None:
+        """Mail there about x86_64 and i386."""
+        self.settings["mail"] = {"notifications": "true", "mail_from": "farm@example.org", "smtp_port": port, **more}
+        self.settings["mail_rcpts"] = dict.fromkeys(("x86_64", "i386"), ", ".join(recipients or ["me@example.org"]))
+
+    def start(self) -> None:
+        """Start it."""
+        ini = self.folder / "reimzul.ini"
+        ini.write_text(
+            "\n".join(
+                f"[{section}]\n" + "\n".join(f"{name} = {value}" for name, value in rows.items())
+                for section, rows in self.settings.items()
+            )
+        )
+        with (self.folder / "stderr").open("ab") as stderr:
+            self.process = subprocess.Popen([str(PROGRAM), "--config", str(ini)], stderr=stderr)
+
+    def signal(self, number: int) -> float:
+        """Send a signal that ends it; the seconds it took."""
+        assert self.process
+        began = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(20)
+        return time.monotonic() - began
+
+    def said(self) -> str:
+        """What it wrote for the journal."""
+        return (self.folder / "stderr").read_text()
+
+    def lines(self) -> list[str]:
+        """The lines of the log of builds."""
+        path = self.folder / "reimzul.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def owed(self) -> list[Owed]:
+        """What it says it owes."""
+        if not (self.folder / "history.sqlite").exists():
+            return []
+        history = open_history(str(self.settings["history"]["url"]), reading=True)
+        try:
+            return history.owed()
+        finally:
+            history.close()
+
+    def builds(self) -> list[dict[str, Any]]:
+        """What the history knows."""
+        url = str(self.settings["history"]["url"])
+        history = open_history(url, reading=url.startswith("mongodb") or (self.folder / "history.sqlite").exists())
+        try:
+            return history.builds(BuildFilter(), 10_000)
+        finally:
+            history.close()
+
+
+def is_done(broker: Broker) -> Callable[[], bool]:
+    """Whether nothing waits in `notify`, is in hand, or owed."""
+
+    def look() -> bool:
+        stats = broker.stats(NOTIFY.name)
+        return not (stats.ready or stats.reserved or stats.delayed)
+
+    return look
+
+
+def ids(payloads: list[dict[str, Any]]) -> list[str]:
+    """What names each piece of news."""
+    return [payload["id"] for payload in payloads]

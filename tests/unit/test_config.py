@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul.ini`: its defaults, its faults all at once and by name, and the sample that is made from the same table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reimzul.core import config
+from reimzul.core.config import Settings, load, read, sample, sections, settings_of
+from reimzul.core.errors import ConfigError
+
+SHIPPED_SAMPLE = Path(__file__).parents[2] / "conf" / "reimzul.ini.sample"
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        read(text, "reimzul.ini")
+    lines = str(refused.value).splitlines()
+    assert all(line.startswith("reimzul.ini: ") for line in lines)
+    return [line[len("reimzul.ini: ") :] for line in lines]
+
+
+# --- defaults and the sample
+
+
+def test_an_empty_file_holds_the_defaults() -> None:
+    assert read("", "reimzul.ini") == Settings()
+
+
+def test_the_defaults_are_the_originals() -> None:
+    settings = Settings()
+    assert (settings.beanstalkd.host, settings.beanstalkd.port) == ("localhost", 11300)
+    assert settings.incoming.folder == Path("/srv/reimzul/incoming")
+    assert settings.logs.logfile == Path("/var/log/reimzul/reimzul.log")
+    assert settings.bstore.base_url == "http://localhost:11081/bstore/repo/"
+    assert config.DEFAULT_FILE == Path("/etc/reimzul/reimzul.ini")
+
+
+def test_the_shipped_sample_is_made_from_the_table() -> None:
+    assert SHIPPED_SAMPLE.read_text(encoding="utf-8") == sample(), "make it anew: see sample() in core/config.py"
+
+
+def test_the_sample_reads_back_as_the_defaults() -> None:
+    assert read(sample(), "sample") == Settings()
+
+
+def test_the_sample_has_every_setting_with_its_meaning() -> None:
+    lines = sample().splitlines()
+    for name, section in sections().items():
+        start = lines.index(f"[{name}]")
+        for row in settings_of(section):
+            at = next(n for n in range(start, len(lines)) if lines[n].startswith(f"{row.name} ="))
+            assert lines[at - 1].startswith("# ") and row.metadata["meaning"].splitlines()[-1] in lines[at - 1]
+
+
+# --- what it takes
+
+
+@pytest.mark.parametrize(
+    ("word", "truth"),
+    [("true", True), ("True", True), ("yes", True), ("ON", True), ("1", True)]
+    + [("false", False), ("False", False), ("no", False), ("off", False), ("0", False)],
+)
+def test_a_boolean_is_one(word: str, truth: bool) -> None:
+    assert read(f"[mqtt]\ntls_insecure = {word}\n", "here").mqtt.tls_insecure is truth
+
+
+@pytest.mark.parametrize("word", ["", "maybe", "2", "none", "tru"])
+def test_what_is_no_boolean_is_refused(word: str) -> None:
+    assert faults(f"[mqtt]\ntls_insecure = {word}\n") == [f"[mqtt] tls_insecure: {word!r} is not true or false"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text", "value"),
+    [
+        ("beanstalkd", "host", "10.0.0.1", "10.0.0.1"),
+        ("beanstalkd", "port", " 13100 ", 13100),
+        ("bstore", "base_url", "https://store/bstore/repo", "https://store/bstore/repo/"),
+        ("worker", "mock", "/opt/my mock/mock", "/opt/my mock/mock"),
+        ("worker", "rsync_arguments", "--bwlimit=20m '--exclude=a b'", ("--bwlimit=20m", "--exclude=a b")),
+        ("worker", "rsync_arguments", "$(id) ; rm 100%", ("$(id)", ";", "rm", "100%")),
+        ("history", "url", "mongodb://localhost:27017/", "mongodb://localhost:27017/"),
+        ("farm", "arches", "/etc/reimzul/arches.yml", Path("/etc/reimzul/arches.yml")),
+        ("farm", "arches", "", None),
+        ("mqtt", "topic", "centos/reimzul", "centos/reimzul"),
+    ],
+)
+@pytest.mark.parametrize("sign", [" = ", ":", "="])
+def test_a_setting_is_read_as_what_it_is(section: str, key: str, text: str, value: Any, sign: str) -> None:
+    assert getattr(getattr(read(f"[{section}]\n{key}{sign}{text}\n", "here"), section), key) == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[beanstalkd]\nport = 0",
+        "[beanstalkd]\nport = 65536",
+        "[beanstalkd]\nport = 1e3",
+        "[beanstalkd]\nport = ٣",
+        "[beanstalkd]\nport = " + "9" * 5000,
+        "[beanstalkd]\nhost =",
+        "[incoming]\nfolder = incoming",
+        "[incoming]\nurl = ftp://localhost/incoming/",
+        "[incoming]\nurl = http:///incoming/",
+        "[incoming]\nurl = http://[::1/incoming/",
+        "[incoming]\nurl = http://localhost/incoming/?a=b",
+        "[bstore]\nbase_url = http://localhost/bstore/",
+        "[bstore]\nupload_url = localhost:reimzul-bstore/",
+        "[worker]\nmock = ./mock",
+        "[worker]\nmock = mock --verbose",
+        "[worker]\nmock =",
+        "[worker]\nrsync_arguments = 'open",
+        "[worker]\ntries = 0",
+        "[history]\nurl = sqlite://history.sqlite",
+        "[history]\nurl = postgres://localhost/",
+        "[mqtt]\ntopic = builds/#",
+        "[mqtt]\ntopic = /builds",
+    ],
+)
+def test_what_a_setting_cannot_be_is_refused_by_its_name(line: str) -> None:
+    section, key = line.split("\n")
+    (fault,) = faults(line + "\n")
+    assert fault.startswith(f"{section} {key.split(' ')[0]}: ")
+
+
+# --- faults
+
+
+def test_all_faults_are_told_at_once() -> None:
+    said = faults(
+        "[beanstalkd]\nport = x\nhots = a\n[beanstalk]\nport = 1\n[mqtt]\ntls_insecure = maybe\ntls_cert = /c\n"
+    )
+    assert said == [
+        "[beanstalk] is not a section; is [beanstalkd] meant?",
+        "[beanstalkd] port: 'x' is not a whole number from 1 to 65535",
+        "[beanstalkd] hots is not a setting; is host meant?",
+        "[mqtt] tls_insecure: 'maybe' is not true or false",
+        "[mqtt] tls_cert and tls_key come together",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[mqtt]\ntls_insecur = no\n", "[mqtt] tls_insecur is not a setting; is tls_insecure meant?"),
+        ("[worker]\nlogfile = /x\n", "[worker] logfile is not a setting; [logs] has one of that name"),
+        ("[worker]\nquux = 1\n", "[worker] quux is not a setting"),
+        ("[quux]\n", "[quux] is not a section"),
+        ("[Logs]\n", "[Logs] is not a section; is [logs] meant?"),
+        ("[mqtt]\nnotifications = yes\n", "[mqtt] ca_cert: has to be set where notifications is true"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_nearest(text: str, fault: str) -> None:
+    assert faults(text) == [fault]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["port = 1\n", "[mqtt\n", "[mqtt]\nno value\n", "[mqtt]\n[mqtt]\n", "[mqtt]\nport = 1\nport = 2\n", "\0"],
+)
+def test_what_is_no_ini_file_is_told_in_one_line(text: str) -> None:
+    assert len(faults(text)) == 1
+
+
+@given(st.text(alphabet="[]=: \n#;%\0abhostport19é", max_size=60))
+def test_any_text_is_settings_or_refused(text: str) -> None:
+    try:
+        read(text, "here")
+    except ConfigError as error:
+        assert str(error)
+
+
+# --- an original's file
+
+
+def test_an_originals_file_keeps_its_words() -> None:
+    settings = read(
+        "[bstore]\nbase_url = http://localhost:11081/bstore/repo\n"
+        "[scm]\ngit_url = https://git.example.org\n"
+        "[logs]\nlogfile = /var/log/reimzul/other.log\n"
+        "[mail]\nnotifications = True\nmail_from = reimzul@example.org\n"
+        "[mail_rcpts]\nx86_64 = a@example.org,b@example.org\narmhfp = c@example.org\n"
+        "[mqtt]\nnotifications = True\nhost = mqtt.example.org\nport = 8883\nca_cert = /etc/reimzul/ca.crt\n"
+        "tls_cert = /etc/reimzul/c.crt\ntls_key = /etc/reimzul/c.key\ntls_insecure = False\ntopic = reimzul\n",
+        "reimzul.ini",
+    )
+    assert settings.bstore.base_url == "http://localhost:11081/bstore/repo/"
+    assert settings.logs.logfile == Path("/var/log/reimzul/other.log")
+    assert settings.mqtt.notifications is True and settings.mqtt.tls_insecure is False
+    assert settings.mail.notifications is True and settings.mail.mail_from == "reimzul@example.org"
+    assert settings.mail_rcpts.arches["x86_64"] == ("a@example.org", "b@example.org")
+
+
+# --- which file
+
+
+def ini(folder: Path, host: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{host}.ini"
+    path.write_text(f"[beanstalkd]\nhost = {host}\n")
+    return path
+
+
+def test_the_file_given_comes_before_the_variable_and_that_before_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "DEFAULT_FILE", ini(tmp_path, "usual"))
+    monkeypatch.delenv(config.FILE_VARIABLE, raising=False)
+    assert load().beanstalkd.host == "usual"
+    monkeypatch.setenv(config.FILE_VARIABLE, str(ini(tmp_path, "variable")))
+    assert load().beanstalkd.host == "variable"
+    assert load(ini(tmp_path, "given")).beanstalkd.host == "given"
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "none.ini")
+    monkeypatch.delenv(config.FILE_VARIABLE, raising=False)
+    assert load() == Settings()
+
+
+def test_a_file_that_was_named_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none.ini: no such file"):
+        load(tmp_path / "none.ini")
+
+
+def test_a_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "latin.ini"
+    path.write_bytes("[logs]\n# é\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 9"):
+        load(path)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a field may be: each check takes what is right, refuses what is not in one line, and changes nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reimzul.core import fields
+from tests.unit import strategies
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "name": fields.name,
+    "target": fields.target,
+    "disttag": fields.disttag,
+    "arch": fields.arch,
+    "submitter": fields.submitter,
+    "host": fields.host,
+    "build_id": fields.build_id,
+    "sha256": fields.sha256,
+    "attempt": fields.attempt,
+    "srpm": fields.srpm,
+    "timestamp": fields.timestamp,
+    "place": fields.place,
+    "flag": fields.flag,
+    "whole": fields.whole(0, 10),
+    "moment": fields.moment,
+    "text": fields.text(10),
+    "line": fields.line(10),
+    "one_of": fields.one_of("a", "b"),
+    "absent_or": fields.absent_or(fields.name),
+    "many": fields.many(fields.name, 3),
+    "table": fields.table(fields.name, fields.flag, 3),
+}
+
+
+@given(strategies.strange)
+def test_a_check_takes_a_value_or_says_why_not_in_one_line(value: Any) -> None:
+    for check in CHECKS.values():
+        try:
+            taken = check(value)
+        except ValueError as error:
+            assert str(error).isprintable() and len(str(error)) < 300
+        else:
+            assert check(taken) == taken
+
+
+@given(st.sampled_from(["name", "target", "disttag", "arch", "submitter", "host", "srpm", "place"]), st.text())
+def test_a_word_stays_as_it_is_or_is_refused(check: str, value: str) -> None:
+    try:
+        assert CHECKS[check](value) == value
+    except ValueError:
+        return
+    assert value[0] != "-" and value.isascii() and value.isprintable() and " " not in value
+
+
+@pytest.mark.parametrize(
+    ("check", "right"),
+    [
+        (fields.name, "gcc-c++"),
+        (fields.name, "_wrapped"),
+        (fields.name, "1.0~rc1^git-1.el9_4"),
+        (fields.name, "a" * 200),
+        (fields.target, "c7.1708.u.x86_64"),
+        (fields.target, "epel-9+next_x86_64"),
+        (fields.disttag, ".el7_4"),
+        (fields.disttag, "el7"),
+        (fields.arch, "x86_64"),
+        (fields.submitter, "DOMAIN$build+1@example.org"),
+        (fields.host, "builder-1.example.org"),
+        (fields.attempt, "1763800001-0000000a"),
+        (fields.srpm, "kernel-3.10-1.el7.nosrc.rpm"),
+        (fields.timestamp, "20240229235959"),
+        (fields.place, "repo/c7.x86_64/time/20170913124500/1.7-45.el7.x86_64"),
+        (fields.place, f"scratch/{'t' * 128}/{'n' * 200}/20170913124500/{'e' * 200}.{'a' * 32}"),
+        (fields.moment, 253402300799),
+    ],
+)
+def test_what_farms_really_have_is_taken(check: Callable[[Any], Any], right: Any) -> None:
+    assert check(right) == right
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (fields.name, "a" * 201),
+        (fields.name, "name\n"),
+        (fields.name, ".hidden"),
+        (fields.target, "_x"),
+        (fields.target, "t" * 129),
+        (fields.disttag, "."),
+        (fields.disttag, "..el7"),
+        (fields.attempt, "1763800001-0000000A"),
+        (fields.srpm, "time-1-1.rpm"),
+        (fields.srpm, ".src.rpm"),
+        (fields.timestamp, "20230229000000"),
+        (fields.timestamp, "00000101000000"),
+        (fields.timestamp, "2017091312450\u0660"),
+        (fields.place, "spool/c7.x86_64/time/20170913124500/1.7-45"),
+        (fields.place, "repo/c7.x86_64/time/20170913124500/1.7-45/"),
+        (fields.place, "repo/c7.x86_64/time/20170913124500/.."),
+        (fields.place, "repo//time/20170913124500/1.7-45"),
+        (fields.place, "/repo/c7/time/20170913124500/1.7-45"),
+        (fields.flag, 1),
+        (fields.flag, "true"),
+        (fields.flag, None),
+        (fields.whole(0, 10), True),
+        (fields.whole(0, 10), 1.0),
+        (fields.whole(0, 10), 11),
+        (fields.whole(0, 10), -1),
+        (fields.moment, True),
+        (fields.moment, -1),
+        (fields.moment, float("nan")),
+        (fields.moment, float("inf")),
+        (fields.moment, "1"),
+        (fields.text(10), 7),
+        (fields.line(10), b"x"),
+        (fields.one_of("a", "b"), "c"),
+        (fields.one_of("a", "b"), ["a"]),
+        (fields.many(fields.name, 3), "abc"),
+        (fields.many(fields.name, 3), ["a", "b", "c", "d"]),
+        (fields.many(fields.name, 3), ["a", "/"]),
+        (fields.table(fields.name, fields.flag, 3), [("a", True)]),
+        (fields.table(fields.name, fields.flag, 3), {"/": True}),
+        (fields.table(fields.name, fields.flag, 3), {"a": 1}),
+        (fields.table(fields.name, fields.flag, 3), dict.fromkeys("abcd", True)),
+    ],
+)
+def test_what_could_harm_is_refused(check: Callable[[Any], Any], wrong: Any) -> None:
+    with pytest.raises(ValueError):
+        check(wrong)
+
+
+def test_a_refusal_tells_too_long_from_wrong() -> None:
+    with pytest.raises(ValueError, match="longer than 200"):
+        fields.name("a" * 201)
+    with pytest.raises(ValueError, match="begins with a letter"):
+        fields.name("-a")
+
+
+def test_a_text_keeps_its_end_and_its_lines() -> None:
+    assert fields.text(6)("one\ntwo\nend") == "wo\nend"
+    assert fields.text(99)("a\tb\nc\x1b[31m\r\x00\ud800\u2028") == "a\tb\nc?[31m????"
+
+
+def test_a_line_keeps_its_beginning_and_is_one() -> None:
+    assert fields.line(9)(" one\n two\tthree ") == "one two t"
+    assert fields.line(99)("a\x1b\x07b\u0085c") == "a??b c"
+
+
+@given(st.text())
+def test_words_for_people_hold_nothing_that_moves_a_terminal(value: str) -> None:
+    text = fields.text(100)(value)
+    line = fields.line(100)(value)
+    assert not any(ord(letter) < 32 and letter not in "\t\n" or 127 <= ord(letter) < 160 for letter in text)
+    assert len(line.splitlines()) <= 1 and not any(ord(letter) < 32 for letter in line)
+    assert text.encode() is not None and line.encode() is not None
+
+
+@given(strategies.strange)
+def test_what_is_shown_is_short_and_plain(value: Any) -> None:
+    shown = fields.shown(value, 40)
+    assert len(shown) <= 40 and shown.isascii() and shown.isprintable()
+
+
+def test_now_is_a_timestamp() -> None:
+    assert fields.timestamp(fields.now_timestamp())

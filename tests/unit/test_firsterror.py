@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first real error: in logs that mock really left, and in what compilers, linkers and test runners say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
+from reimzul.worker.firsterror import BLOCK, LIMIT, first_error
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+MOCK = SAMPLES / "mock-logs"
+NOWHERE = Path("/nowhere/build.log")
+
+Logs = Callable[..., str]
+
+
+@pytest.fixture
+def error_in(tmp_path: Path) -> Logs:
+    """The first error of a build whose logs are these."""
+
+    def look(build: str | bytes, root: str = "") -> str:
+        (tmp_path / "build.log").write_bytes(build if isinstance(build, bytes) else build.encode())
+        (tmp_path / "root.log").write_text(root)
+        return first_error(tmp_path / "build.log", tmp_path / "root.log")
+
+    return look
+
+
+def step(name: str, said: str) -> str:
+    """A build.log in which one step failed, after one that only looked as if it would."""
+    return (
+        "Executing(%prep): /bin/sh -e /var/tmp/rpm-tmp.aaaaaa\n"
+        "old.c:1:1: error: this was in a step that went well\n"
+        "+ exit 0\n"
+        f"Executing({name}): /bin/sh -e /var/tmp/rpm-tmp.bbbbbb\n+ umask 022\n"
+        f"{said}\n"
+        f"error: Bad exit status from /var/tmp/rpm-tmp.bbbbbb ({name})\n"
+        "RPM build errors:\n"
+        f"    Bad exit status from /var/tmp/rpm-tmp.bbbbbb ({name})\n"
+        "Child return code was: 1\n"
+    )
+
+
+# --- logs that mock left
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("failprep", "+ false"),
+        ("failbuild", "cc1: fatal error: nosuch.c: No such file or directory"),
+        ("failcheck", "+ false"),
+        ("failfiles", "error: File not found: /builddir/build/BUILDROOT/failfiles-1.0-1.el7.x86_64/usr/bin/nothere"),
+        ("dynfail", "+ exit 3"),
+        ("dynmissing", "No matching package to install: 'no-such-dyn-dep'"),
+        ("missingbr", "No matching package to install: 'no-such-devel >= 3'"),
+        ("wrongarch", "error: Architecture is not included: x86_64"),
+        ("bitflip", "error: unpacking of archive failed: cpio: Bad magic"),
+        ("tmo", "tick 5"),
+        ("repo404", "Error: Failed to download metadata for repo 'mini': Cannot download repomd.xml: "),
+        ("nospace", "   At least 159MB more space needed on the / filesystem."),
+    ],
+)
+def test_what_mock_left_shows_the_cause_in_its_first_screen(case: str, line: str) -> None:
+    shown = first_error(MOCK / case / "build.log", MOCK / case / "root.log").splitlines()
+    assert any(each.startswith(line) for each in shown), "\n".join(shown)
+    assert len(shown) <= 25
+    assert not any("umount" in each or "util.py" in each for each in shown)
+
+
+# --- what programs say
+
+
+def said_by(path: Path) -> tuple[str, str, str]:
+    """A sample: the step, what was written in it, and how the line begins that is the cause."""
+    head, _, said = path.read_text(encoding="utf-8").partition("\n\n")
+    rows = dict(row.split(": ", 1) for row in head.splitlines())
+    return rows["step"], said.rstrip("\n"), rows["cause"]
+
+
+SAID = [pytest.param(*said_by(path), id=path.stem) for path in sorted((SAMPLES / "first-errors").glob("*.log"))]
+
+
+@pytest.mark.parametrize(("name", "said", "line"), SAID)
+def test_what_programs_say_is_found(error_in: Logs, name: str, said: str, line: str) -> None:
+    shown = error_in(step(name, said)).splitlines()
+    assert any(each.startswith(line) for each in shown[:10]), "\n".join(shown)
+    assert not any("in a step that went well" in each for each in shown)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "error: Installed (but unpackaged) file(s) found:\n   /usr/bin/frob\n   /usr/share/man/man1/frob.1",
+        "error: Arch dependent binaries in noarch package",
+        "error: File not found: /builddir/build/BUILDROOT/x/usr/bin/frob",
+        "error: Could not open %files file /builddir/build/BUILD/x/frob.lang: No such file or directory",
+    ],
+)
+def test_a_mismatch_of_files_is_found(error_in: Logs, line: str) -> None:
+    log = f"Executing(%install): x\n+ exit 0\nProcessing files: x-1-1.x86_64\n{line}\n\nRPM build errors:\n    {line}\n"
+    shown = error_in(log + "Child return code was: 1\n")
+    assert line in shown
+    assert len(shown.splitlines()) < 12
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "DEBUG util.py:460:  Error: \nDEBUG util.py:460:   Problem: nothing provides libfoo.so.1 needed by bar-1-1",
+        "DEBUG util.py:444:  Error: No Package found for foo-devel >= 2",  # yum, on EL7
+        "DEBUG util.py:460:   Problem 1: conflicting requests\nDEBUG util.py:460:    - nothing provides foo",
+        "DEBUG util.py:460:  Failed to resolve the transaction:\nDEBUG util.py:460:  No match for argument: foo-devel",
+    ],
+    ids=["dnf", "yum", "dnf with a choice", "dnf5"],
+)
+def test_a_buildrequires_that_cannot_be_had_is_found_in_root_log(error_in: Logs, said: str) -> None:
+    build = "Building target platforms: x86_64\nChild return code was: 0\n"
+    shown = error_in(build, f"INFO x.py:1:  Start\n{said}\nDEBUG util.py:609:  Child return code was: 1\n")
+    assert "foo" in shown
+    assert "util.py" not in shown
+
+
+# --- logs of any kind
+
+
+def test_no_log_is_no_error() -> None:
+    assert first_error(NOWHERE, NOWHERE) == ""
+
+
+def test_where_no_rule_matches_the_end_stands_in(error_in: Logs) -> None:
+    assert error_in("\n".join(f"line {number}" for number in range(1000))).splitlines()[-1] == "line 999"
+    assert error_in("", "no rpm\nanywhere") == "no rpm\nanywhere"
+
+
+def test_an_error_on_the_edge_of_two_blocks_is_seen_whole(error_in: Logs) -> None:
+    for shift in range(-40, 5, 4):
+        filling = b"".join(b"%099d\n" % number for number in range((BLOCK + shift) // 100))
+        filling += b"y" * (BLOCK + shift - len(filling) - 1) + b"\n"
+        shown = error_in(filling + b"frob.c:17:14: error: no such thing\nand so on\n" * 2)
+        assert "frob.c:17:14: error: no such thing" in shown
+
+
+def test_a_line_without_an_end_is_cut(error_in: Logs) -> None:
+    shown = error_in(b"x" * (3 * BLOCK) + b"\na.c:1:2: error: " + b"z" * 50_000)
+    assert "a.c:1:2: error: zz" in shown
+    assert len(shown) <= LIMIT
+
+
+def test_any_encoding_is_shown(error_in: Logs) -> None:
+    assert "a.c:1:2: error: �t� is undeclared" in error_in(b"a.c:1:2: error: \xe9t\xe9 is undeclared\r\n")
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=400), st.binary(max_size=200))
+def test_no_log_is_too_strange(tmp_path_factory: pytest.TempPathFactory, build: bytes, root: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "strange.log").write_bytes(build + b"\nerror: " + root)
+    assert len(first_error(folder / "strange.log", NOWHERE)) <= LIMIT
+
+
+def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
+    for sample in SAID:
+        for line in step(*sample.values[:2]).encode().splitlines():
+            if any(rule.pattern.search(line.decode()) for rule in BUILD_LOG):
+                assert any(word in line for word in BUILD_WORDS), line
+    for case in MOCK.iterdir():
+        for line in (case / "root.log").read_bytes().splitlines() if (case / "root.log").exists() else []:
+            if any(rule.pattern.search(line.decode()) for rule in ROOT_LOG):
+                assert any(word in line for word in ROOT_WORDS), line
+
+
+def test_it_ends_when_told_to(tmp_path: Path) -> None:
+    (tmp_path / "build.log").write_bytes(b"line\n" * BLOCK)
+
+    def heed() -> None:
+        raise InterruptedError("told to stop")
+
+    with pytest.raises(InterruptedError):
+        first_error(tmp_path / "build.log", NOWHERE, heed)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history in a SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reimzul.notifier.history import BuildFilter, History, HistoryAway, NoHistory, open_history
+from tests.events import event
+from tests.history_contract import HistoryContract
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Of a file that is not there yet."""
+    return f"sqlite:///{tmp_path}/notifier/history.sqlite"
+
+
+@pytest.fixture
+def history(url: str) -> Iterator[History]:
+    """An empty one."""
+    opened = open_history(url)
+    yield opened
+    opened.close()
+
+
+class TestSqlite(HistoryContract):
+    """The suite."""
+
+
+def test_a_reader_sees_what_the_writer_has_recorded_by_then(history: History, url: str) -> None:
+    history.record([event("Building")])
+    reader = open_history(url, reading=True)
+    assert [document["status"] for document in reader.builds(BuildFilter(), 10)] == ["Building"]
+    history.record([event("Success")])
+    assert [document["status"] for document in reader.builds(BuildFilter(), 10)] == ["Success"]
+    with pytest.raises(HistoryAway, match="readonly"):
+        reader.record([event("Success", 2)])
+    reader.close()
+
+
+def test_what_was_never_made_is_said_to_be_so(url: str) -> None:
+    with pytest.raises(NoHistory, match=r"no builds are known yet.*history\.sqlite"):
+        open_history(url, reading=True)
+
+
+def test_what_an_earlier_version_made_owes_nothing(history: History, url: str) -> None:
+    with contextlib.closing(sqlite3.connect(url[len("sqlite:///") :])) as db:
+        db.execute("DROP TABLE owed")
+    reader = open_history(url, reading=True)
+    assert reader.owed() == []
+    reader.close()
+
+
+def test_what_is_no_database_is_away(tmp_path: Path) -> None:
+    (tmp_path / "history.sqlite").write_text("these are only words, and many of them\n" * 100)
+    with pytest.raises(HistoryAway, match="not a database"):
+        open_history(f"sqlite:///{tmp_path}/history.sqlite")
+
+
+@contextlib.contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Root may read and write everything; a reader is not root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_who_may_only_read_can_read_while_no_notifier_runs() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lies below one that only its user may enter
+        writer = open_history(f"sqlite:///{folder}/history.sqlite")
+        writer.record([event("Success")])
+        writer.close()
+        os.chmod(folder, 0o555)
+        with as_somebody_else():
+            reader = open_history(f"sqlite:///{folder}/history.sqlite", reading=True)
+            assert len(reader.builds(BuildFilter(), 10)) == 1
+            reader.close()
+        os.chmod(folder, 0o755)
+
+
+def test_a_writer_that_is_busy_is_waited_for(history: History, url: str) -> None:
+    other = sqlite3.connect(url[len("sqlite:///") :], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with pytest.raises(HistoryAway, match="locked"):
+        history.record([event("Success")])
+    assert time.monotonic() - began < 10
+    other.execute("ROLLBACK")
+    history.record([event("Success")])
+    other.close()

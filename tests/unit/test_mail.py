@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mail says, who gets it, and what mail remembers; the mail in docs/ is one of these."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import logging
+import time
+from collections.abc import Iterator
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reimzul.core.bstore import StoreUrls
+from reimzul.core.config import Settings, read
+from reimzul.core.errors import ConfigError
+from reimzul.core.message import BuildEvent
+from reimzul.notifier.ledger import KEPT, Ledger
+from reimzul.notifier.sinks.mail import MailSink
+from reimzul.notifier.sinks.mail_book import Book
+from reimzul.notifier.sinks.mail_text import Writer, subject
+from reimzul.notifier.sinks.rcpts import Recipients
+from reimzul.notifier.verdict import Notice, word
+from tests.events import event, refusal
+from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
+
+URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
+WRITER = Writer(sender="buildsys@example.org", urls=URLS)
+ME = ("me@example.org",)
+
+
+def mail(told: BuildEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
+    """The mail as it is read."""
+    parsed = email.message_from_bytes(WRITER.mail(told, recipients), policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    return parsed
+
+
+def text(told: BuildEvent) -> str:
+    """Its text as it is read."""
+    return str(mail(told).get_content())
+
+
+# --- what it says
+
+
+def test_the_subject_is_the_originals() -> None:
+    assert mail(event("Failed"))["Subject"] == (
+        "[reimzul] Build task 20251122000001 time-1.7-45.el7.src.rpm (arch: x86_64) target c7.1708.u.x86_64 : Failed"
+    )
+
+
+def test_the_body_has_what_the_originals_had() -> None:
+    root, build = ("\n".join(f"{name} {number}" for number in range(1, 201)) for name in ("root", "build"))
+    said = text(event("Success", url="http://localhost/place/", root_log=root, build_log=build))
+    for fact in ("builder1.example.org", "time", "20251122000001", "johnny", "Success", "http://localhost/place/"):
+        assert fact in said
+    lines = said.splitlines()
+    assert [line for line in lines if line.startswith("root ")] == [f"root {number}" for number in range(171, 201)]
+    assert [line for line in lines if line.startswith("build ")] == [f"build {number}" for number in range(121, 201)]
+
+
+def test_a_failure_says_what_went_wrong_before_all_else() -> None:
+    lines = text(event("Failed", reason="%build failed", first_error="+ make\nutil.c:17:14: error: no")).splitlines()
+    assert lines[:4] == ["time-1.7-45.el7.src.rpm for x86_64: %build failed", "", "+ make", "util.c:17:14: error: no"]
+
+
+def test_a_success_has_nothing_to_say_before_it() -> None:
+    assert text(event("Success", first_error="none")).startswith("#### Reimzul build results")
+
+
+def test_the_originals_worker_says_neither_logs_nor_where_they_are() -> None:
+    said = text(event("Failed", build_id="", attempt=""))
+    assert f"{URLS.base}repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64/" in said
+    assert said.count("did not come with the result") == 2
+    assert "nowhere that is known" in text(event("Failed", pkgname="", evr=""))
+
+
+def test_mails_of_a_package_on_an_arch_and_target_hang_together() -> None:
+    first, second, other = event("Failed", 1), event("Success", 2, evr="1.8-1.el7"), event("Failed", 3, arch="i386")
+    assert mail(first)["References"] == mail(second)["References"] == mail(second)["In-Reply-To"]
+    assert mail(first)["References"] != mail(other)["References"]
+
+
+def test_a_double_is_known_as_one() -> None:
+    assert WRITER.mail(event("Failed"), ME) == WRITER.mail(event("Failed"), ME)
+    assert mail(event("Failed"))["Message-ID"] != mail(event("Rejected"))["Message-ID"]
+    assert mail(event("Failed"))["Message-ID"] != mail(event("Failed", 2))["Message-ID"]
+
+
+def test_filters_and_responders_can_tell_what_it_is() -> None:
+    told = mail(event("Rejected"))
+    assert (told["X-Reimzul-Status"], told["X-Reimzul-Target"]) == ("Rejected", "c7.1708.u.x86_64")
+    assert told["Auto-Submitted"] == "auto-generated"
+
+
+@given(st.text(max_size=300), st.text(max_size=2000))
+def test_any_text_arrives_as_it_is_and_no_line_is_too_long_for_smtp(reason: str, log: str) -> None:
+    told = event("Failed", reason=reason, build_log=log + "x" * 1500, first_error=log)
+    raw = WRITER.mail(told, ME)
+    assert raw.isascii()
+    assert max(map(len, raw.split(b"\r\n"))) <= 998
+    assert told.build_log.splitlines()[-1] in text(told).splitlines()
+    assert mail(told)["Subject"] == subject(told)
+
+
+def test_long_names_make_no_broken_header() -> None:
+    many = tuple(f"somebody{number}@example.org" for number in range(60))
+    told = event("Failed", srpm=f"{'n' * 180}-1-1.src.rpm", target="t" * 100 + ".x86_64")
+    assert mail(told, many)["To"] == ", ".join(many)
+    assert mail(told)["Subject"] == subject(told)
+
+
+def test_the_mail_in_docs_is_what_the_code_makes() -> None:
+    made = WRITER.mail(failing_event(), ("me@example.org",)).decode().replace("\r\n", "\n")
+    assert EXAMPLE_FILE.read_text(encoding="utf-8") == made, f"run {EXAMPLE}"
+    screen = made.partition("\n\n")[2].splitlines()[:20]
+    assert any("error: expected ';'" in line for line in screen), "the compiler's line is in the first screen"
+
+
+# --- who gets it
+
+
+def settings(rows: str) -> Settings:
+    """Settings with these of mail."""
+    return read(f"[mail]\nnotifications = true\n{rows}", "here")
+
+
+def recipients(rows: str) -> Recipients:
+    """Who gets mails by these settings."""
+    made = settings(rows)
+    return Recipients(made.mail, made.mail_rcpts)
+
+
+def test_an_arch_has_its_recipients() -> None:
+    known = recipients("[mail_rcpts]\nx86_64 = me@example.org, you@example.org, me@example.org\ni386 =\n")
+    assert known.of(event("Failed")) == ["me@example.org", "you@example.org"]
+    assert known.of(event("Failed", arch="i386")) == []
+
+
+def test_an_arch_without_a_line_mails_nobody_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    known = recipients("[mail_rcpts]\ni386 =\n")
+    for number in range(3):
+        assert known.of(event("Failed", number)) == known.of(event("Failed", number, arch="i386")) == []
+    assert caplog.text.count("no line for x86_64") == 1
+    assert "i386" not in caplog.text, "an empty line is nobody by intent"
+
+
+def test_a_submitter_gets_mails_where_that_is_set() -> None:
+    known = recipients("to_submitter = yes\nsubmitter_domain = example.org\n[mail_rcpts]\nx86_64 = me@example.org\n")
+    assert known.of(event("Failed")) == ["me@example.org", "johnny@example.org"]
+    assert known.of(event("Failed", submitter="me@example.org")) == ["me@example.org"]
+    assert known.of(event("Failed", submitter="a@b@c")) == ["me@example.org"], "which is no address"
+
+
+@pytest.mark.parametrize("status", ["Success", "Failed", "Rejected"])
+def test_results_are_mailed_and_no_scratch_builds(status: str) -> None:
+    sink = MailSink(settings(""))
+    assert sink.wants(event(status))
+    assert not sink.wants(event(status, scratch=True))
+
+
+@pytest.mark.parametrize(
+    "told", [event("Queued"), event("Building"), event("Published"), refusal()], ids=lambda told: told.status
+)
+def test_everything_else_is_not_mailed(told: Any) -> None:
+    assert not MailSink(settings("")).wants(told)
+
+
+def test_it_is_off_unless_it_is_set() -> None:
+    assert MailSink.of(Settings()) is None
+    assert MailSink.of(settings("")) is not None
+    with pytest.raises(ConfigError, match=r"\[mail\] password_file: /nowhere/password is not there"):
+        MailSink.of(settings("login = farm\npassword_file = /nowhere/password\n"))
+
+
+# --- what it remembers
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Book]:
+    """An empty one, in the ledger's file."""
+    Ledger(tmp_path / "ledger.sqlite").close()
+    opened = Book(tmp_path / "ledger.sqlite")
+    yield opened
+    opened.close()
+
+
+def changed(book: Book, status: str, number: int, **more: Any) -> bool:
+    """Whether this result is a change."""
+    told = event(status, number, **more)
+    return book.changed(Notice(told, word(told)), told)
+
+
+def test_only_a_result_that_differs_is_a_change(book: Book) -> None:
+    story = ["Success", "Success", "Failed", "Rejected", "Failed", "Success"]
+    assert [changed(book, status, number) for number, status in enumerate(story)] == [
+        True, False, True, False, False, True,
+    ]  # fmt: skip
+
+
+def test_each_arch_target_and_package_has_its_own(book: Book) -> None:
+    assert changed(book, "Failed", 1)
+    others = [{"arch": "i386"}, {"target": "c7.1804.u.x86_64"}, {"pkgname": "tar"}]
+    assert all(changed(book, "Failed", 2, **other) for other in others)
+    assert not changed(book, "Failed", 3, evr="1.8-1.el7")
+
+
+def test_what_was_decided_stays_decided_while_it_is_owed(book: Book) -> None:
+    assert changed(book, "Failed", 1)
+    assert not changed(book, "Failed", 2)
+    assert changed(book, "Success", 3)
+    assert changed(book, "Failed", 1), "it is tried again, and is still news"
+    assert not changed(book, "Success", 4)
+
+
+def test_what_is_too_old_is_dropped(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = event("Failed")
+    notice = Notice(told, word(told))
+    book.given(notice, ME)
+    assert changed(book, "Failed", 1)
+    book.sweep()
+    assert book.have(notice) == set(ME)
+    tomorrow, late = time.monotonic() + 2 * 86400, time.time() + KEPT + 60
+    monkeypatch.setattr(time, "monotonic", lambda: tomorrow)
+    monkeypatch.setattr(time, "time", lambda: late)
+    book.sweep()
+    assert book.have(notice) == set()
+    assert changed(book, "Failed", 2), "as if it were new"
+
+
+@pytest.fixture(autouse=True)
+def all_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Every line of the daemon's log."""
+    caplog.set_level(logging.INFO)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a target's repodata lists, read from files as createrepo_c leaves them; its command line; what a kill leaves."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from reimzul.core.bstore import Bstore
+from reimzul.core.config import Repogen as Settings
+from reimzul.core.errors import Again, ConfigError
+from reimzul.core.manifest import read_manifest
+from reimzul.repogen import repodata
+from reimzul.repogen.place import Placed
+from reimzul.repogen.repodata import Indexer, Listing, Listings
+from tests import uploads
+from tests.uploads import TARGET
+
+_REPOMD = """<?xml version="1.0" encoding="UTF-8"?>
+<repomd xmlns="http://linux.duke.edu/metadata/repo" xmlns:rpm="http://linux.duke.edu/metadata/rpm">
+<data type="filelists"><location href="repodata/f-filelists.xml.gz"/></data>
+<data type="primary"><checksum type="sha256">00</checksum><location href="repodata/{name}"/></data>
+</repomd>"""
+_PACKAGE = """<package type="rpm"><name>n</name><arch>x86_64</arch>
+<checksum type="sha256" pkgid="YES">{sha256}</checksum><summary>a &lt;b&gt;</summary>
+<location xml:base="http://x/" href="{path}"/>
+<format><rpm:provides><rpm:entry name="n"/></rpm:provides><file>/usr/bin/checksum</file></format></package>"""
+
+
+def make_repodata(folder: Path, packages: dict[str, str], suffix: str = ".gz") -> None:
+    compress: Callable[[bytes], bytes] = {
+        ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".xml": bytes,
+    }[suffix]  # fmt: skip
+    body = "".join(_PACKAGE.format(path=path, sha256=sha256) for path, sha256 in packages.items())
+    text = (
+        '<metadata xmlns="http://linux.duke.edu/metadata/common" '
+        f'xmlns:rpm="http://linux.duke.edu/metadata/rpm">{body}</metadata>'
+    )
+    name = "p-primary.xml" + (suffix if suffix != ".xml" else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(compress(text.encode()))
+    (folder / "repomd.xml").unlink(missing_ok=True)
+    (folder / "repomd.xml").write_text(_REPOMD.format(name=name))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Bstore:
+    return uploads.make_store(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".xml"])
+def test_every_compression_python_knows_is_read(tmp_path: Path, suffix: str) -> None:
+    packages = {"n/20240102030405/1-1.x86_64/n-1-1.x86_64.rpm": "ab" * 32, "n/2/c++-1.rpm": "cd" * 32}
+    make_repodata(tmp_path / "repodata", packages, suffix)
+    assert repodata.read(tmp_path / "repodata") == packages
+
+
+def test_escaped_paths_are_the_files(tmp_path: Path) -> None:
+    make_repodata(tmp_path, {"n/1/c%2B%2B-1%7Erc1.rpm": "ab" * 32})
+    assert list(repodata.read(tmp_path)) == ["n/1/c++-1~rc1.rpm"]
+
+
+def test_a_listing_is_read_once_for_each_repodata(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.target(TARGET) / "repodata"
+    listings, reads = Listings(store), []
+    monkeypatch.setattr(repodata, "read", lambda at, read=repodata.read: reads.append(at) or read(at))
+    assert listings.of(TARGET).packages == {}
+    make_repodata(folder, {"a": "1"})
+    assert listings.of(TARGET).packages == listings.of(TARGET).packages == {"a": "1"}
+    make_repodata(folder, {"a": "1", "b": "2"})
+    assert listings.of(TARGET).packages == {"a": "1", "b": "2"}
+    assert len(reads) == 2
+
+
+def test_only_a_few_targets_are_kept_in_memory(store: Bstore) -> None:
+    listings = Listings(store)
+    for number in range(10):
+        make_repodata(store.target(f"t{number}") / "repodata", {"a": "1"})
+        assert listings.of(f"t{number}").packages
+    assert len(listings._kept) == 4
+
+
+@pytest.mark.parametrize("damage", ["repomd.xml", "p-primary.xml.gz"])
+@pytest.mark.parametrize("content", [b"", b"<", b"\x1f\x8b\x08junk", gzip.compress(b"<a>")[:-3], None])
+def test_damaged_repodata_lists_nothing(store: Bstore, damage: str, content: bytes | None) -> None:
+    folder = store.target(TARGET) / "repodata"
+    make_repodata(folder, {"a": "1"})
+    (folder / damage).unlink()
+    if content is not None:
+        (folder / damage).write_bytes(content)
+    assert Listings(store).of(TARGET) == Listing({})
+    with pytest.raises(Again, match="cannot be read"):
+        Listings(store).made(TARGET)
+
+
+def test_a_leg_is_listed_when_all_of_it_is(store: Bstore) -> None:
+    rpms = {"a-1-1.x86_64.rpm": (b"a", "a-1-1.x86_64"), "b-1-1.x86_64.rpm": (b"b", "b-1-1.x86_64")}
+    asked = uploads.upload(store, rpms)
+    leg = Placed(manifest=read_manifest(uploads.spool_of(store, asked)), place=asked.place)
+    whole = repodata.paths(leg)
+    assert list(whole) == [f"hello/20240102030405/1-1.x86_64/{name}" for name in rpms]
+    first, second = whole
+    half, wrong = {first: whole[first]}, {**whole, second: "00" * 32}
+    assert Listing(whole).has(leg) and not Listing(whole).contradicts(leg)
+    assert not Listing(half).has(leg) and not Listing(half).contradicts(leg)
+    assert not Listing(wrong).has(leg) and Listing(wrong).contradicts(leg)
+
+
+def test_settings_reach_the_command_line(store: Bstore) -> None:
+    settings = Settings(database=True, cores=3, arguments=("--distro", "el7"))
+    argv = [str(word) for word in Indexer(store=store, settings=settings).argv(TARGET)]
+    assert argv[0] == "createrepo_c" and argv[-1] == str(store.target(TARGET)) and argv[-3:-1] == ["--distro", "el7"]
+    assert "--database" in argv and argv[argv.index("--workers") + 1] == "3"
+    assert "--update" not in Indexer(store=store, settings=settings).argv(TARGET, afresh=True)
+
+
+@pytest.mark.parametrize("word", ["-x", "--excludes=*.src.rpm", "--checksum=sha512", "--location-prefix"])
+def test_arguments_that_hide_packages_are_refused(store: Bstore, word: str) -> None:
+    with pytest.raises(ConfigError, match="arguments: " + word.replace("*", r"\*")):
+        Indexer(store=store, settings=Settings(arguments=(word, "x")))
+
+
+def test_what_a_killed_createrepo_c_moved_away_comes_back(tmp_path: Path) -> None:
+    for leftover in (".repodata", "repodata.old.7.20240102"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "repomd.xml").write_text(leftover)
+    repodata.tidy(tmp_path)
+    assert (tmp_path / "repodata" / "repomd.xml").read_text() == "repodata.old.7.20240102"
+    (tmp_path / "repodata.old.8.20240103").mkdir()
+    repodata.tidy(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["repodata"]
+
+
+def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert repodata.tail(log) == ""
+    log.write_bytes(b"x" * 9000 + b"\n1\n2\n\xff3\n")
+    assert repodata.tail(log) == "1 / 2 / �3"

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schemas in docs/ accept whatever is published, and refuse what is not."""
+
+from __future__ import annotations
+
+import json
+
+import attr
+import jsonschema
+import pytest
+from hypothesis import given
+
+from reimzul.core.message import BuildEvent, Event, Refusal
+from reimzul.notifier.sinks.mqtt import SCHEMA, messages
+from reimzul.notifier.verdict import Notice, word
+from tests.events import event, refusal
+from tests.schemas import FOLDER, check, schema
+from tests.unit.strategies import build_events, refusals
+
+EVENTS, RESULTS = "reimzul/builds/events", "reimzul/builds/results"
+
+
+def accepted(told: Event) -> None:
+    """Every payload of this event is."""
+    for topic, payload in messages("reimzul", Notice(told, word(told))):
+        check(topic, json.loads(payload))
+
+
+@given(build_events)
+def test_every_event_is_accepted(told: BuildEvent) -> None:
+    accepted(told)
+
+
+@given(refusals)
+def test_every_refusal_is_accepted(told: Refusal) -> None:
+    accepted(told)
+
+
+def test_an_event_of_the_originals_worker_is_accepted() -> None:
+    accepted(BuildEvent(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", status="Failed", submitter="root"))
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem)
+def test_a_schema_is_one(file: object) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema(str(file).removesuffix(".json")))
+
+
+def test_there_is_a_schema_for_each_topic_and_no_other() -> None:
+    assert {file.stem for file in FOLDER.iterdir()} == {"events", "results"}
+
+
+def test_every_field_has_a_row_in_the_schema() -> None:
+    rows = schema(EVENTS)["$defs"]
+    for kind, name in ((BuildEvent, "build"), (Refusal, "refusal")):
+        fields = {field.name for field in attr.fields(kind)} - {"extra", "owed"}
+        assert set(rows[name]["properties"]) == fields | {"schema", "id"}
+        assert rows[name]["properties"]["schema"]["const"] == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("topic", "wrong"),
+    [
+        (RESULTS, {"status": "Building"}),
+        (RESULTS, {"schema": 2}),
+        (RESULTS, {"owed": {"mqtt": 1}}),
+        (EVENTS, {"status": "Exploded"}),
+        (EVENTS, {"scratch": "no"}),
+        (EVENTS, {"status": "Refused"}),
+    ],
+)
+def test_what_is_not_published_is_refused(topic: str, wrong: dict[str, object]) -> None:
+    payloads = dict(messages("reimzul", Notice(event("Failed"), "Failed")))
+    with pytest.raises(jsonschema.ValidationError):
+        check(topic, {**json.loads(payloads[topic]), **wrong})
+    with pytest.raises(jsonschema.ValidationError):
+        check(EVENTS, {**json.loads(messages("reimzul", Notice(refusal(), "Refused"))[0][1]), "job": "seven"})

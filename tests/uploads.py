@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploads as a worker leaves them in the spool, and dying at a chosen step of what is done with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from reimzul.core import disk
+from reimzul.core.bstore import MANIFEST, Bstore, spool_name
+from reimzul.core.manifest import File, Manifest
+from reimzul.core.message import BuildRequest, RepogenRequest, Status, new_attempt, new_build_id
+from reimzul.core.tube import Broker, Claim
+
+LOGS = {"build.log": b"+ make\n", "root.log": b"installed\n", "state.log": b"done\n"}
+TARGET = "c7.1708.u.x86_64"
+
+
+def make_store(root: Path) -> Bstore:
+    """A store with all its folders."""
+    store = Bstore(root)
+    disk.prepare(store)
+    return store
+
+
+def request(**changed: Any) -> BuildRequest:
+    """A request of a new build."""
+    said = {
+        "srpm": "hello-1-1.src.rpm", "arch": "x86_64", "target": TARGET, "disttag": ".el7", "submitter": "arrfab",
+        "build_id": new_build_id(), "timestamp": "20240102030405",
+    }  # fmt: skip
+    return BuildRequest(**{**said, **changed})
+
+
+def upload(
+    store: Bstore,
+    rpms: Mapping[str, tuple[bytes, str]],
+    *,
+    of: BuildRequest | None = None,
+    arch: str = "x86_64",
+    status: str = Status.SUCCESS,
+    pkgname: str = "hello",
+    evr: str = "1-1",
+) -> RepogenRequest:
+    """Put a leg into the spool: logs, packages by name (content and NEVRA), a manifest; what asks for it."""
+    asked = of or request()
+    contents = {**LOGS, **{name: content for name, (content, _) in rpms.items()}}
+    files = [
+        File(
+            name=name,
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            nevra=rpms[name][1] if name in rpms else "",
+        )
+        for name, content in sorted(contents.items())
+    ]
+    manifest = Manifest(
+        request=asked, arch=arch, attempt=new_attempt(), status=status, pkgname=pkgname, evr=evr,
+        builder_fqdn="builder1.example.org", started=1.0, finished=2.0, exit_code=0, files=files,
+    )  # fmt: skip
+    folder = store.spool / spool_name(asked.build_id, arch, manifest.attempt)
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST).write_text(manifest.text())
+    return RepogenRequest(
+        target=asked.target,
+        build_id=asked.build_id,
+        arch=arch,
+        attempt=manifest.attempt,
+        place=manifest.place(),
+        index=status == Status.SUCCESS and not asked.scratch,
+    )
+
+
+def spool_of(store: Bstore, asked: RepogenRequest) -> Path:
+    """The folder an upload lies in."""
+    return store.spool / spool_name(asked.build_id, asked.arch, asked.attempt)
+
+
+def rewrite_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a manifest says."""
+    said = json.loads((folder / MANIFEST).read_text())
+    change(said)
+    (folder / MANIFEST).write_text(json.dumps(said))
+
+
+def tree(folder: Path) -> set[str]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+class Died(BaseException):
+    """The process ends here: no handler of ours may see it, as none sees SIGKILL."""
+
+
+class Steps:
+    """Counts every step that leaves something behind, and dies at the one it is told, before or after it."""
+
+    STEPS = (
+        (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"),
+        (pathlib.Path, "replace"), (pathlib.Path, "symlink_to"), (Broker, "put_raw"), (Claim, "done"),
+    )  # fmt: skip
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count, self.die_at, self.after = 0, -1, False
+        for owner, name in self.STEPS:
+            patch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*words: Any, **more: Any) -> Any:
+            self.count += 1
+            here = self.count == self.die_at
+            if here and not self.after:
+                raise Died
+            try:
+                return step(*words, **more)
+            finally:
+                if here:
+                    raise Died
+
+        return counted
+
+    def deaths(self, whole: Callable[[], object]) -> Iterator[int]:
+        """Run it whole once, then say each step to die before, and after; set up anew for each."""
+        whole()
+        steps = self.count
+        assert steps
+        for step in range(1, steps + 1):
+            for after in (False, True):
+                self.count, self.die_at, self.after = 0, step, after
+                yield step
+
+    def live(self) -> None:
+        """Die no more."""
+        self.die_at = -1
