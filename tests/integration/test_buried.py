@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that were put aside: `reimzul buried`, `kick` and `discard` as they are installed, and floods of bad ones."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reimzul.core.message import beginning
+from reimzul.core.refused import ENOUGH, Overflow
+from reimzul.core.tube import PRIORITY, Broker, Tube, arch_tube
+from reimzul.notifier.history import open_history
+from tests.conftest import Beanstalkd, free_port
+from tests.events import refusal
+from tests.waiting import until
+
+HERE = Path(sys.executable).parent
+
+
+@pytest.fixture
+def ini(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration that holds; every tube is empty."""
+    path = tmp_path / "reimzul.ini"
+    path.write_text(
+        f"[farm]\nrefused = {tmp_path}/refused\n"
+        f"[beanstalkd]\nhost = {beanstalkd.host}\nport = {beanstalkd.port}\n"
+        f"[history]\nurl = sqlite:///{tmp_path}/history.sqlite\n"
+        f"[notifier]\nledger = {tmp_path}/ledger.sqlite\n"
+        f"[logs]\nlogfile = {tmp_path}/reimzul.log\n"
+        f"[bstore]\nroot = {tmp_path}/bstore\n"
+    )
+    monkeypatch.setenv("REIMZUL_CONFIG", str(path))
+    return path
+
+
+def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it in a pipe."""
+    return subprocess.run(
+        [HERE / "reimzul", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def asked(answer: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it with a terminal to ask on, and type an answer."""
+    ours, its = pty.openpty()
+    os.write(ours, answer.encode())
+    try:
+        return subprocess.run(
+            [HERE / "reimzul", *map(str, arguments)], stdin=its, capture_output=True, text=True, timeout=30
+        )
+    finally:
+        os.close(its)
+        os.close(ours)
+
+
+def bury(broker: Broker, body: bytes = b"{]", tube: str = "x86_64") -> int:
+    """A buried job."""
+    number = broker.put_raw(tube, body, priority=PRIORITY)
+    broker.watch([tube])
+    claim = broker.claim({tube: arch_tube(tube)}, 0)
+    assert claim and claim.id == number
+    claim.bury()
+    return number
+
+
+def refused(tmp_path: Path, job: int, body: bytes = b"{]", **more: object) -> None:
+    """The notifier's record of a refusal."""
+    history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
+    history.record([refusal(job, begins=beginning(body), host="builder1.example.org", **more)])
+    history.close()
+
+
+def state(broker: Broker, job: int) -> str:
+    """Ready, delayed, buried."""
+    return broker.facts(job).state
+
+
+def rows() -> dict[int, dict[str, object]]:
+    """What `buried --json` has of each job."""
+    return {row["job"]: row for row in json.loads(reimzul("buried", "--json").stdout)["jobs"]}
+
+
+# --- buried
+
+
+def test_a_buried_job_is_shown_with_who_refused_it_and_why(ini: Path, broker: Broker, tmp_path: Path) -> None:
+    body = b'{"srpm":\t"\x1b[2J\n\xff' + b"x" * 2000
+    job = bury(broker, body)
+    refused(tmp_path, job, body, reason="not JSON", at=1_763_800_000.0)
+    shown = reimzul("buried")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.rstrip("\n").split("\t")[:5] == [
+        "x86_64", str(job), "2025-11-22T08:26:40Z", "not JSON", "builder1.example.org"
+    ]  # fmt: skip
+    assert shown.stdout.isascii() and len(shown.stdout.splitlines()) == 1 and "\x1b" not in shown.stdout
+    assert rows() == {
+        job: {
+            "tube": "x86_64", "job": job, "since": 1_763_800_000.0, "reason": "not JSON",
+            "host": "builder1.example.org", "begins": beginning(body), "recorded": True,
+        }
+    }  # fmt: skip
+
+
+def test_what_is_not_buried_any_more_is_not_shown(ini: Path, broker: Broker, tmp_path: Path) -> None:
+    kicked, deleted, moved, still = (bury(broker) for _ in range(4))
+    for job in (kicked, deleted, moved, still):
+        refused(tmp_path, job)
+    broker.kick(kicked)
+    broker.delete(deleted)
+    broker.delete(moved)
+    assert list(rows()) == [still]
+
+
+def test_a_number_that_another_job_has_now_does_not_lend_it_its_reason(
+    ini: Path, broker: Broker, tmp_path: Path
+) -> None:
+    job = bury(broker, b"what is there now")
+    refused(tmp_path, job, b"what was there before the binlog was lost", at=2e9)
+    refused(tmp_path, job, b"what is there now", tube="i386", at=2.1e9)
+    assert rows()[job]["recorded"] is False
+    refused(tmp_path, job, b"what is there now", at=1e9)
+    assert rows()[job]["since"] == 1e9
+
+
+def test_of_a_job_that_was_refused_again_the_last_time_counts(ini: Path, broker: Broker, tmp_path: Path) -> None:
+    job = bury(broker)
+    for at in (1e9, 1.2e9, 1.1e9):
+        refused(tmp_path, job, at=at, reason=f"refused at {at:.0f}")
+    assert (rows()[job]["since"], rows()[job]["reason"]) == (1.2e9, "refused at 1200000000")
+
+
+def test_what_nobody_recorded_is_counted_and_the_first_is_shown(ini: Path, broker: Broker, tmp_path: Path) -> None:
+    first, known, *_ = (bury(broker, b"%d" % number) for number in range(5))
+    other = bury(broker, tube="notify")
+    refused(tmp_path, known, b"1")
+    shown = reimzul("buried")
+    assert [line.split("\t")[:2] for line in shown.stdout.splitlines()] == [
+        ["x86_64", str(known)], ["x86_64", str(first)], ["notify", str(other)]
+    ]  # fmt: skip
+    assert "nobody recorded why" in shown.stdout.splitlines()[1]
+    assert shown.stderr == "x86_64: 3 more buried, of which nobody recorded why; beanstalkd shows only the first\n"
+    assert json.loads(reimzul("buried", "--json").stdout)["unrecorded"] == {"x86_64": 4, "notify": 1}
+
+
+def test_one_tube_can_be_asked_for(ini: Path, broker: Broker) -> None:
+    bury(broker)
+    job = bury(broker, tube="notify")
+    assert [line.split("\t")[:2] for line in reimzul("buried", "--tube", "notify").stdout.splitlines()] == [
+        ["notify", str(job)]
+    ]
+    assert reimzul("buried", "--tube", "aarch64").stdout == ""
+
+
+@pytest.mark.parametrize("command", [["buried"], ["kick", "--yes"], ["discard", "--yes"]])
+def test_a_tube_that_is_not_there_is_said_and_the_nearest_named(ini: Path, command: list[str]) -> None:
+    shown = reimzul(*command, "--tube", "x8664\r\ndelete 1")
+    assert (shown.returncode, shown.stdout) == (4, "")
+    assert shown.stderr.startswith("reimzul: there is no tube 'x8664\\r\\ndelete 1'")
+    assert "is x86_64 meant?" in reimzul(*command, "--tube", "x86-64").stderr
+
+
+def test_without_a_history_the_jobs_are_shown_all_the_same(ini: Path, broker: Broker) -> None:
+    job = bury(broker)
+    assert reimzul("buried").returncode == 0
+    ini.write_text(ini.read_text().replace("url = sqlite:", f"url = mongodb://127.0.0.1:{free_port()}/\n#"))
+    shown = reimzul("buried")
+    assert shown.returncode == 1
+    assert shown.stdout.split("\t")[1] == str(job)
+    assert "the reasons cannot be had: MongoDB" in shown.stderr
+
+
+def test_the_files_of_this_host_are_named(ini: Path, tmp_path: Path) -> None:
+    Overflow(tmp_path / "refused").keep(refusal(), b"{]")
+    path = tmp_path / "refused" / "x86_64.jsonl"
+    assert str(path) in reimzul("buried").stderr
+    assert reimzul("buried", "--tube", "notify").stderr == ""
+    (file,) = json.loads(reimzul("buried", "--json").stdout)["files"]
+    assert file == {"path": str(path), "bytes": path.stat().st_size}
+
+
+# --- kick and discard
+
+
+def test_kicked_by_number_a_job_is_ready_and_no_other_is(ini: Path, broker: Broker) -> None:
+    first, second = bury(broker), bury(broker)
+    delayed = broker.put_raw("x86_64", b"later", priority=PRIORITY, delay=600)
+    shown = reimzul("kick", first, delayed, 999_999, "--yes")
+    assert (shown.returncode, shown.stdout) == (1, f"job {first} of x86_64: put back\n")
+    assert shown.stderr.splitlines() == [
+        f"job {delayed}: not buried, but delayed in x86_64",
+        "job 999999: there is no such job",
+    ]
+    assert [state(broker, job) for job in (first, second, delayed)] == ["ready", "buried", "delayed"]
+
+
+def test_kicked_by_tube_all_of_it_are_ready_and_what_only_waits_still_does(ini: Path, broker: Broker) -> None:
+    mine = [bury(broker) for _ in range(5)]
+    other = bury(broker, tube="notify")
+    delayed = broker.put_raw("x86_64", b"later", priority=PRIORITY, delay=600)
+    shown = reimzul("kick", "--tube", "x86_64", "--yes")
+    assert (shown.returncode, shown.stdout) == (0, "x86_64: 5 jobs put back\n")
+    assert {state(broker, job) for job in mine} == {"ready"}
+    assert (state(broker, other), state(broker, delayed)) == ("buried", "delayed")
+    again = reimzul("kick", "--tube", "x86_64", "--yes")
+    assert (again.returncode, again.stdout) == (0, "nothing is buried in x86_64\n")
+    assert state(broker, delayed) == "delayed"
+
+
+def test_discarded_everywhere(ini: Path, broker: Broker) -> None:
+    jobs = [bury(broker), bury(broker), bury(broker, tube="notify")]
+    waits = broker.put_raw("x86_64", b"ready", priority=PRIORITY)
+    assert reimzul("discard", "--all", "--yes").stdout == "x86_64: 2 jobs deleted\nnotify: 1 job deleted\n"
+    assert broker.stats("x86_64").buried == broker.stats("notify").buried == 0
+    assert state(broker, waits) == "ready"
+    assert f"job {jobs[0]}: there is no such job" in reimzul("discard", "--yes", *jobs).stderr
+
+
+def test_a_job_that_is_not_buried_is_not_deleted(ini: Path, broker: Broker) -> None:
+    ready = broker.put_raw("x86_64", b"ready", priority=PRIORITY)
+    delayed = broker.put_raw("x86_64", b"later", priority=PRIORITY, delay=600)
+    assert reimzul("discard", ready, delayed, "--yes").returncode == 1
+    assert (state(broker, ready), state(broker, delayed)) == ("ready", "delayed")
+
+
+def test_for_programs_it_is_said_job_by_job(ini: Path, broker: Broker) -> None:
+    first, second = bury(broker), bury(broker)
+    said = json.loads(reimzul("kick", "--json", "--yes", first, 999_999).stdout)
+    assert said["done"] == [{"tube": "x86_64", "job": first}]
+    assert said["left"] == [{"job": 999_999, "reason": "there is no such job"}]
+    assert json.loads(reimzul("discard", "--json", "--yes", "--all").stdout) == {
+        "done": [{"tube": "x86_64", "job": second}], "left": []
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "verb"), [("kick", "put back"), ("discard", "delete")])
+def test_where_nobody_can_be_asked_nothing_is_done(ini: Path, broker: Broker, command: str, verb: str) -> None:
+    job = bury(broker)
+    shown = reimzul(command, "--all")
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr == f"reimzul: there is no terminal to ask on: give --yes to {verb} what is buried\n"
+    assert state(broker, job) == "buried"
+
+
+def test_on_a_terminal_it_asks_first(ini: Path, broker: Broker) -> None:
+    jobs = [bury(broker), bury(broker), bury(broker, tube="notify")]
+    no = asked("n\n", "kick", "--all")
+    assert (no.returncode, no.stdout) == (1, "")
+    assert "Put back 3 buried jobs (2 of x86_64, 1 of notify)? [y/N]" in no.stderr
+    assert no.stderr.endswith("reimzul: nothing was done\n")
+    assert {state(broker, job) for job in jobs} == {"buried"}
+    assert asked("\n", "discard", jobs[0]).returncode == 1, "no answer is no"
+    yes = asked("y\n", "discard", jobs[0])
+    assert (yes.returncode, yes.stdout) == (0, f"job {jobs[0]} of x86_64: deleted\n")
+    assert "Delete 1 buried job (1 of x86_64)? [y/N]" in yes.stderr
+
+
+def test_where_nothing_is_buried_there_is_no_question(ini: Path, broker: Broker) -> None:
+    shown = asked("", "kick", "--all")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "nothing is buried\n", "")
+
+
+@pytest.mark.parametrize("words", [[], ["17", "--all"], ["--tube", "x86_64", "--all"], ["0"], ["seventeen"]])
+@pytest.mark.parametrize("command", ["kick", "discard"])
+def test_what_is_meant_has_to_be_clear(ini: Path, command: str, words: list[str]) -> None:
+    shown = reimzul(command, "--yes", *words)
+    assert (shown.returncode, shown.stdout) == (2, "")
+
+
+# --- the daemons
+
+
+class Program:
+    """A daemon as it is installed."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.stderr = folder / f"{name}.stderr"
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen([HERE / name], stderr=stderr)
+
+    def stop(self) -> int:
+        """End it; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(10)
+
+
+@pytest.fixture
+def programs(ini: Path, tmp_path: Path) -> Iterator[dict[str, Program]]:
+    """The signer's daemon and the notifier."""
+    running = {name: Program(name, tmp_path) for name in ("reimzul-tosign", "reimzul-notifier")}
+    yield running
+    for program in running.values():
+        if program.process.poll() is None:
+            program.stop()
+
+
+def is_quiet(broker: Broker, tube: str) -> bool:
+    """Whether nothing of it waits or is in hand."""
+    stats = broker.stats(tube)
+    return not (stats.ready or stats.reserved or stats.delayed)
+
+
+@pytest.mark.parametrize("tube", ["tosign", "notify"])
+def test_of_a_flood_a_thousand_are_buried_and_the_rest_is_in_a_file(
+    programs: dict[str, Program], broker: Broker, tmp_path: Path, tube: str
+) -> None:
+    bodies = [b'{"hostile": %d' % number for number in range(1200)]
+    for body in bodies:
+        broker.put_raw(tube, body, priority=1024)
+    until(lambda: is_quiet(broker, tube) and is_quiet(broker, "notify"), 60, "all are refused, and that is told")
+    assert broker.stats(tube).buried == ENOUGH
+    lines = [json.loads(line) for line in (tmp_path / "refused" / f"{tube}.jsonl").read_text().splitlines()]
+    assert [base64.b64decode(line["body"]) for line in lines] == bodies[ENOUGH:]
+    assert len((tmp_path / "reimzul.log").read_text().splitlines()) == 1200, "each was announced"
+    report = json.loads(reimzul("buried", "--json").stdout)
+    assert len(report["jobs"]) == ENOUGH and report["unrecorded"] == {}
+    assert {row["tube"] for row in report["jobs"]} == {tube}
+    said = "".join(program.stderr.read_text() for program in programs.values())
+    assert said.count("now goes to") == 1
+    assert [program.stop() for program in programs.values()] == [0, 0]
+
+
+def test_where_the_file_cannot_be_written_all_are_buried(
+    ini: Path, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "refused").write_text("this is no folder\n")
+    monkeypatch.setattr("reimzul.core.daemon.ENOUGH", 1)
+    from reimzul.core.config import load
+    from reimzul.tosign.command import tosign
+
+    daemon = tosign(load(ini))
+    for number in range(3):
+        broker.put_raw("tosign", b"{%d" % number, priority=1024)
+    with daemon.connect() as own:
+        own.watch(daemon.tubes)
+        while own.stats("tosign").ready:
+            daemon.claim(own)
+    assert broker.stats("tosign").buried == 3
+
+
+def test_first_buried_is_the_one_that_was_buried_first(broker: Broker) -> None:
+    assert broker.first_buried("x86_64") is None
+    first = bury(broker, b"first")
+    bury(broker, b"second")
+    assert broker.first_buried("x86_64") == (first, b"first")
+    broker.put_raw("x86_64", b"put after looking elsewhere", priority=1)
+    assert broker.stats("x86_64").ready == 1
+    assert isinstance(arch_tube("x86_64"), Tube)

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to a real beanstalkd: claims and how they are settled, lost and taken back, and broken links."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import greenstalk
+import pytest
+
+from reimzul.core import tube as tubes
+from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError
+from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_of
+from reimzul.core.tube import CREATEREPO, NOTIFY, TOSIGN, Broker, Claim, Tube, arch_tube
+from tests.conftest import Beanstalkd, free_port
+from tests.waiting import until
+
+WATCHED = {CREATEREPO.name: CREATEREPO}
+REQUEST = RepogenRequest(target="c7.x86_64")
+
+
+def reserved(broker: Broker, watched: dict[str, Tube[Any]] = WATCHED) -> Claim[Any]:
+    """A job that waits."""
+    broker.watch(watched)
+    claim = broker.claim(watched, 5)
+    assert claim is not None
+    return claim
+
+
+# --- putting and claiming
+
+
+def test_what_is_put_is_claimed_with_its_facts(broker: Broker) -> None:
+    number = broker.put(CREATEREPO, REQUEST, priority=77, ttr=200)
+    claim = reserved(broker)
+    assert (claim.id, claim.message) == (number, REQUEST)
+    facts = claim.facts
+    assert (facts.tube, facts.priority, facts.ttr, facts.reserves) == ("createrepo", 77, 200, 1)
+    assert (facts.releases, facts.timeouts, facts.deaths) == (0, 0, 0)
+
+
+def test_the_most_urgent_comes_first(broker: Broker) -> None:
+    for priority in (8192, 1024, 4096):
+        broker.put(CREATEREPO, RepogenRequest(target=f"p{priority}"), priority=priority)
+    assert [reserved(broker).message.target for _ in range(3)] == ["p1024", "p4096", "p8192"]
+
+
+def test_a_job_is_decoded_as_its_tube_says(broker: Broker) -> None:
+    watched: dict[str, Tube[Any]] = {tube.name: tube for tube in (NOTIFY, CREATEREPO, TOSIGN, arch_tube("x86_64"))}
+    request = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="johnny")
+    broker.put(watched["x86_64"], request, priority=1)
+    broker.put(CREATEREPO, REQUEST, priority=2)
+    assert reserved(broker, watched).message == request
+    assert reserved(broker, watched).message == REQUEST
+
+
+@pytest.mark.parametrize(
+    ("status", "priority"),
+    [(Status.QUEUED, 4096), (Status.BUILDING, 4096), (Status.SUCCESS, 1024), (Status.FAILED, 1024)],
+)
+def test_results_are_told_before_progress(broker: Broker, status: str, priority: int) -> None:
+    request = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="johnny")
+    broker.announce(event_of(request, status))
+    assert reserved(broker, {NOTIFY.name: NOTIFY}).facts.priority == priority
+
+
+def test_only_watched_tubes_are_claimed_from(broker: Broker) -> None:
+    broker.put(TOSIGN, REQUEST, priority=1)  # type: ignore[type-var]
+    broker.watch(["tosign"])
+    broker.watch(["createrepo"])
+    assert broker.claim(WATCHED, 0) is None
+
+
+def test_a_tube_nobody_ever_used_is_empty(broker: Broker) -> None:
+    assert broker.stats("no-such-tube") == tubes.TubeStats("no-such-tube")
+    assert "no-such-tube" not in broker.tubes()
+
+
+def test_a_tube_is_counted(broker: Broker) -> None:
+    for delay in (0, 0, 0, 600):
+        broker.put(CREATEREPO, REQUEST, priority=1, delay=delay)
+    reserved(broker).bury()
+    reserved(broker)
+    stats = broker.stats("createrepo")
+    assert (stats.ready, stats.reserved, stats.delayed, stats.buried, stats.watchers) == (1, 1, 1, 1, 1)
+
+
+# --- settling
+
+
+@pytest.mark.parametrize("settle", [lambda claim: claim.again(0), lambda claim: claim.bury()], ids=["again", "bury"])
+def test_a_job_that_comes_back_keeps_its_priority(broker: Broker, settle: Callable[[Claim[Any]], None]) -> None:
+    number = broker.put(CREATEREPO, REQUEST, priority=77)
+    settle(reserved(broker))
+    assert broker.client.stats_job(number)["pri"] == 77
+
+
+def test_a_pause_is_kept(broker: Broker) -> None:
+    number = broker.put(CREATEREPO, REQUEST, priority=77)
+    reserved(broker).again(600)
+    stats = broker.client.stats_job(number)
+    assert (stats["state"], stats["delay"]) == ("delayed", 600)
+
+
+def test_what_is_done_is_gone(broker: Broker) -> None:
+    claim = reserved_after_put(broker)
+    claim.done()
+    with pytest.raises(ClaimLost):
+        claim.done()
+    assert broker.stats("createrepo").reserved == 0
+
+
+def reserved_after_put(broker: Broker, **given: Any) -> Claim[Any]:
+    broker.put(CREATEREPO, REQUEST, **{"priority": 77, **given})
+    return reserved(broker)
+
+
+def test_a_claim_is_kept_beyond_its_time_by_touching(broker: Broker) -> None:
+    claim = reserved_after_put(broker, ttr=2)
+    kept_for = time.monotonic() + 2.5
+    while time.monotonic() < kept_for:
+        broker.keep()
+    claim.done()
+
+
+def test_a_claim_about_to_be_lost_is_touched_while_others_are_waited_for(broker: Broker) -> None:
+    claim = reserved_after_put(broker, ttr=2)
+    kept_for = time.monotonic() + 2.5
+    while time.monotonic() < kept_for:
+        assert broker.claim(WATCHED, 1) is None  # beanstalkd answers DEADLINE_SOON, at once
+    claim.done()
+
+
+def test_a_claim_that_is_settled_is_touched_no_more(broker: Broker) -> None:
+    reserved_after_put(broker).done()
+    broker.keep(now=True)
+
+
+def test_one_lost_claim_does_not_stop_the_others_being_kept(broker: Broker) -> None:
+    first, second = reserved_after_put(broker), reserved_after_put(broker)
+    broker.client.delete(first.id)
+    lost: list[Claim[Any]] = []
+    broker.keep(now=True, lost=lost.append)
+    assert lost == [first]
+    with pytest.raises(ClaimLost):
+        broker.keep(now=True)
+    broker.forget(first)
+    broker.keep(now=True)
+    second.done()
+
+
+def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> None:
+    assert broker.first_buried("createrepo") is None
+    number = broker.put_raw("createrepo", b"\xff", priority=5)
+    reserved(broker).bury()
+    assert broker.first_buried("createrepo") == (number, b"\xff")
+    assert (broker.peek(number), broker.facts(number).state) == (b"\xff", "buried")
+    broker.kick(number)
+    assert (broker.facts(number).state, broker.facts(number).kicks) == ("ready", 1)
+    broker.delete(number)
+    for gone in (broker.facts, broker.peek, broker.kick, broker.delete):
+        with pytest.raises(ClaimLost):
+            gone(number)
+
+
+# --- lost and taken back
+
+
+def test_a_closed_connection_gives_its_jobs_to_others_at_once(beanstalkd: Beanstalkd, broker: Broker) -> None:
+    with beanstalkd.connect() as dying:
+        claim = reserved_after_put(dying)
+    assert reserved(broker).id == claim.id
+    assert broker.client.stats_job(claim.id)["reserves"] == 2
+
+
+def test_a_job_is_taken_back_after_a_lost_connection(beanstalkd: Beanstalkd, broker: Broker) -> None:
+    with beanstalkd.connect() as lost:
+        claim = reserved_after_put(lost)
+    broker.adopt(claim)
+    assert broker.stats("createrepo").reserved == 1
+    claim.done()
+    assert broker.stats("createrepo").reserved == 0
+
+
+def test_a_job_taken_back_is_touched_again(beanstalkd: Beanstalkd, broker: Broker) -> None:
+    with beanstalkd.connect() as lost:
+        claim = reserved_after_put(lost)
+    broker.adopt(claim)
+    broker.client.delete(claim.id)
+    with pytest.raises(ClaimLost):
+        broker.keep(now=True)
+
+
+def test_a_job_another_took_is_not_taken_back(beanstalkd: Beanstalkd, broker: Broker) -> None:
+    with beanstalkd.connect() as lost:
+        claim = reserved_after_put(lost)
+    other = reserved(broker)
+    with beanstalkd.connect() as again:
+        with pytest.raises(ClaimLost):
+            again.adopt(claim)
+        again.check()  # the connection is as good as before
+    other.done()
+
+
+def test_a_lost_claim_is_settled_by_nobody(beanstalkd: Beanstalkd, broker: Broker) -> None:
+    with beanstalkd.connect() as lost:
+        claim = reserved_after_put(lost)
+    with pytest.raises(BrokerGone):
+        claim.done()
+    assert broker.stats("createrepo").ready == 1
+
+
+def test_a_short_lived_job_lost_on_its_way_to_us_is_no_claim(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker.put(CREATEREPO, REQUEST, priority=1)
+    stats_job = broker.client.stats_job
+
+    def deleted_meanwhile(number: int) -> Any:
+        broker.client.delete(number)
+        return stats_job(number)
+
+    monkeypatch.setattr(broker.client, "stats_job", deleted_meanwhile)
+    both: dict[str, Tube[Any]] = {**WATCHED, TOSIGN.name: TOSIGN}
+    broker.watch(both)
+    assert broker.claim(both, 5) is None
+
+
+# --- bodies
+
+
+def test_a_body_that_is_not_utf8_is_a_claim_that_can_be_buried(broker: Broker) -> None:
+    broker.put_raw("createrepo", b"\xff\xfe{\r\n", priority=1)
+    claim = reserved(broker)
+    assert claim.body == b"\xff\xfe{\r\n"
+    with pytest.raises(MessageError):
+        _ = claim.message
+    claim.bury()
+    assert broker.stats("createrepo").buried == 1
+
+
+def test_the_largest_body_passes_and_a_larger_one_is_refused(broker: Broker) -> None:
+    broker.put_raw("createrepo", b"a" * 65_535, priority=1)
+    with pytest.raises(MessageError, match="larger than beanstalkd takes"):
+        broker.put_raw("createrepo", b"a" * 65_536, priority=1)
+    assert len(reserved(broker).body) == 65_535, "the connection goes on"
+
+
+# --- broken links
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[Beanstalkd]:
+    """A beanstalkd that the test may kill."""
+    server = Beanstalkd(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_beanstalkd_killed_while_we_wait_for_a_job(doomed: Beanstalkd) -> None:
+    def kill_when_waited_for() -> None:
+        with doomed.connect() as spy:
+            until(lambda: spy.client.stats()["current-waiting"] == 1, 10, "somebody waits for a job")
+        doomed.kill()
+
+    with doomed.connect() as broker:
+        broker.watch(WATCHED)
+        killer = threading.Thread(target=kill_when_waited_for)
+        killer.start()
+        with pytest.raises(BrokerGone, match=f"127.0.0.1:{doomed.port}"):
+            broker.claim(WATCHED, 12)
+        killer.join()
+
+
+def test_a_connection_closed_under_a_claim_is_noticed_while_it_is_kept(doomed: Beanstalkd) -> None:
+    with doomed.connect() as broker:
+        claim = reserved_after_put(broker)
+        claim.keep()
+        doomed.kill()
+        with pytest.raises(BrokerGone, match="closed by the other end"):
+            until(claim.keep, 10, "the end of the connection is seen")  # keep() returns None: not due
+        with pytest.raises(BrokerGone, match="the connection is closed"):
+            broker.put(CREATEREPO, REQUEST, priority=1)
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(BrokerGone, match="[Cc]onnection refused"):
+        Broker("127.0.0.1", free_port())
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(BrokerGone):
+        Broker("no-such-host.invalid", 11300)
+
+
+class Impostor:
+    """A server that takes a command and answers what the test says, by the command's first word."""
+
+    def __init__(self, answers: dict[str, bytes]) -> None:
+        self.answers = {"list-tube-used": b"USING default\r\n", **answers}
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self.thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Impostor:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                with connection, connection.makefile("rb") as commands:
+                    for line in commands:
+                        words = line.split()
+                        connection.sendall(self.answers.get(words[0].decode() if words else "", b""))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"INSERTED 1\r\n",
+        b"TIMED_OUT\r\n",
+        b"DEADLINE_SOON\r\n",
+        b"WATCHING 2\r\n",
+        b"\r\n",
+        b"USING\r\n",
+        b"no line",
+        b"OK x\r\n",
+        b"OK 5\r\n---\n",
+        b"OK 11\r\n---\npri: 7\n\r\n",
+        b"UNKNOWN_COMMAND\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n",
+    ],
+)
+def test_an_answer_out_of_step_closes_the_connection(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tubes, "ANSWER", 0.3)
+    with Impostor({"stats-tube": answer}) as impostor, Broker("127.0.0.1", impostor.port) as broker:
+        with pytest.raises(BrokerGone):
+            broker.stats("createrepo")
+        with pytest.raises(BrokerGone, match="the connection is closed"):
+            broker.stats("createrepo")
+
+
+@pytest.mark.parametrize("answer", [b"TIMED_OUT\r\n", b"DEADLINE_SOON\r\n", b"RESERVED 1 2\r\n{}\r\n"])
+def test_an_answer_to_another_question_is_out_of_step(answer: bytes) -> None:
+    with Impostor({"put": answer, "use": b"USING createrepo\r\n"}) as impostor:
+        with Broker("127.0.0.1", impostor.port) as broker, pytest.raises(BrokerGone, match="out of step"):
+            broker.put(CREATEREPO, REQUEST, priority=1)
+
+
+@pytest.mark.parametrize("answer", [b"OUT_OF_MEMORY\r\n", b"INTERNAL_ERROR\r\n", b"DRAINING\r\n", b"BURIED 7\r\n"])
+def test_a_beanstalkd_that_takes_nothing_now_is_tried_later(answer: bytes) -> None:
+    with Impostor({"put": answer, "use": b"USING createrepo\r\n"}) as impostor:
+        with Broker("127.0.0.1", impostor.port) as broker:
+            for _ in range(2):  # the connection stays
+                with pytest.raises(Again):
+                    broker.put(CREATEREPO, REQUEST, priority=1)
+
+
+def test_an_answer_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tubes, "ANSWER", 0.2)
+    with Impostor({}) as impostor, Broker("127.0.0.1", impostor.port) as broker:
+        with pytest.raises(BrokerGone, match="timed out"):
+            broker.claim(WATCHED, 0)
+
+
+def test_a_door_nobody_stands_behind_is_no_beanstalkd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tubes, "ANSWER", 0.2)
+    with Impostor({"list-tube-used": b""}) as stunnel, pytest.raises(BrokerGone):
+        Broker("127.0.0.1", stunnel.port)
+
+
+@pytest.mark.parametrize("refused", ["release", "bury"])
+def test_a_job_that_a_full_beanstalkd_let_go_of_is_put_anew(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    number = broker.put(CREATEREPO, RepogenRequest(target="c9.x86_64"), priority=77, ttr=33)
+    broker.watch([CREATEREPO.name])
+    claim = broker.claim({CREATEREPO.name: CREATEREPO}, 1)
+    assert claim
+
+    def full(*_: object, **__: object) -> None:
+        client.delete(number)  # nobody can get at it any more; to delete it is as near as a test comes to that
+        raise greenstalk.OutOfMemoryError(b"")
+
+    client = broker.client
+    monkeypatch.setattr(client, refused, full)
+    with pytest.raises(Again):
+        claim.again(5) if refused == "release" else claim.bury()
+    assert claim.adrift
+    broker.keep(now=True)  # it is touched no more
+    claim.again(5) if refused == "release" else claim.bury()
+    stats = broker.stats(CREATEREPO.name)
+    assert (stats.delayed, stats.ready) == ((1, 0) if refused == "release" else (0, 1))
+    client.use(CREATEREPO.name)
+    anew = client.peek_delayed() if refused == "release" else client.peek_ready()
+    facts = broker.facts(anew.id)
+    assert (anew.body, facts.priority, facts.ttr) == (claim.body, 77, 33)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history in MongoDB, spoken to over its wire protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pymongo
+import pytest
+
+from reimzul.notifier.history import BuildFilter, History, HistoryAway, open_history
+from tests.conftest import free_port
+from tests.events import event
+from tests.history_contract import HistoryContract
+from tests.mongo import Mongo, mongo_or_say_so
+
+
+@pytest.fixture(scope="module")
+def mongo() -> Iterator[Mongo]:
+    """One server for all of them."""
+    server = mongo_or_say_so()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def collection(mongo: Mongo) -> Iterator[Any]:
+    """The collection, as the original's tools see it; empty."""
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongo.url)
+    client["reimzul"]["notify_history"].delete_many({})
+    client["reimzul"]["refused"].delete_many({})
+    client["reimzul"]["owed"].delete_many({})
+    yield client["reimzul"]["notify_history"]
+    client.close()
+
+
+@pytest.fixture
+def history(mongo: Mongo, collection: Any) -> Iterator[History]:
+    """An empty one."""
+    opened = open_history(mongo.url)
+    yield opened
+    opened.close()
+
+
+class TestMongo(HistoryContract):
+    """The suite."""
+
+
+def test_the_originals_queries_find_our_builds(history: History, collection: Any) -> None:
+    history.record([event("Failed", 1), event("Published", 2), event("Building", 3), event("Failed", 4, arch="i386")])
+    assert [job["timestamp"] for job in collection.find({"status": "Success", "latest_build": True})] == [
+        event("Success", 2).timestamp
+    ]
+    assert [job["arch"] for job in collection.find({"status": "Failed", "latest_build": True})] == ["i386"]
+    (building,) = collection.find({"status": "Building"})
+    assert building["builder_fqdn"] == "builder1.example.org"
+    assert collection.find_one({"status": "Success"})["_id"] == event("Success", 2).key
+
+
+def test_what_the_original_left_there_is_no_more_the_latest(history: History, collection: Any) -> None:
+    left = {
+        "srpm": "time-1.7-45.el7.src.rpm", "arch": "x86_64", "target": "c7.1708.u.x86_64", "status": "Success",
+        "timestamp": "20180101000000", "latest_build": True, "builder_fqdn": "old.example.org",
+    }  # fmt: skip
+    collection.insert_one(dict(left))
+    history.record([event("Failed", 1)])
+    assert [job["status"] for job in collection.find({"latest_build": True})] == ["Failed"]
+    assert [job["status"] for job in history.builds(BuildFilter(), 10)] == ["Failed", "Success"]
+
+
+def test_an_override_made_meanwhile_by_the_originals_tool_stays(history: History, collection: Any) -> None:
+    history.record([event("Failed", 1)])
+    collection.find_one_and_update(
+        {"srpm": "time-1.7-45.el7.src.rpm", "latest_build": True}, {"$set": {"comment": "fine", "status": "Override"}}
+    )
+    history.record([event("Published", 1)])
+    (document,) = history.builds(BuildFilter(), 10)
+    assert (document["status"], document["comment"]) == ("Override", "fine")
+
+
+def test_a_server_that_is_away_is_noticed_soon() -> None:
+    away = open_history(f"mongodb://127.0.0.1:{free_port()}/")
+    began = time.monotonic()
+    with pytest.raises(HistoryAway, match="refused"):
+        away.record([event("Success")])
+    assert time.monotonic() - began < 4
+    away.close()

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reimzul-irc as a process, between a real mosquitto and a real ngircd, both behind TLS."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reimzul.notifier.sinks.mqtt import messages
+from reimzul.notifier.verdict import Notice, word
+from tests.events import event
+from tests.mosquitto import Authority, Mosquitto
+from tests.ngircd import Ngircd, Person
+from tests.waiting import until
+
+PROGRAM = Path(sys.executable).parent / "reimzul-irc"
+RESULTS = "reimzul/builds/results"
+
+
+@pytest.fixture
+def ngircd(tmp_path: Path, authority: Authority) -> Iterator[Ngircd]:
+    """An IRC server that runs."""
+    server = Ngircd(tmp_path, authority)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def person(ngircd: Ngircd) -> Iterator[Person]:
+    """Somebody who listens."""
+    listening = Person(ngircd.port, "karanbir", "#reimzul", "#seven")
+    yield listening
+    listening.close()
+
+
+class Talker:
+    """reimzul-irc, not started yet."""
+
+    def __init__(self, folder: Path, mosquitto: Mosquitto, port: int) -> None:
+        certificate, key = mosquitto.authority.issue("listener")
+        self.folder, self.mosquitto = folder, mosquitto
+        self.process: subprocess.Popen[bytes] | None = None
+        self.settings: dict[str, dict[str, object]] = {
+            "mqtt": {
+                "port": mosquitto.port,
+                "ca_cert": mosquitto.authority.certificate,
+                "tls_cert": certificate,
+                "tls_key": key,
+            },
+            "irc": {
+                "port": port,
+                "ca_cert": mosquitto.authority.certificate,
+                "channels": "#reimzul",
+                "colours": "no",
+                "seconds_a_line": 0,
+            },
+        }
+
+    def start(self) -> None:
+        """Start it."""
+        ini = self.folder / "irc.ini"
+        ini.write_text(
+            "\n".join(
+                f"[{section}]\n" + "\n".join(f"{name} = {value}" for name, value in rows.items())
+                for section, rows in self.settings.items()
+            )
+        )
+        with (self.folder / "irc.stderr").open("ab") as stderr:
+            self.process = subprocess.Popen([str(PROGRAM), "--config", str(ini)], stderr=stderr)
+
+    def said(self) -> str:
+        """What it wrote for the journal."""
+        return (self.folder / "irc.stderr").read_text()
+
+    def is_up(self) -> bool:
+        """Whether it is in its channel, and listens."""
+        return "in #reimzul" in self.said() and "listening to" in self.said()
+
+    def signal(self, number: int) -> float:
+        """Send a signal that ends it; the seconds it took."""
+        assert self.process
+        began = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(20)
+        return time.monotonic() - began
+
+    def publish(self, *payloads: Any) -> None:
+        """Publish these as results, in one connection."""
+        certificate, key = self.mosquitto.authority.issue("notifier")
+        lines = b"".join(
+            (payload if isinstance(payload, bytes) else json.dumps(payload).encode()) + b"\n" for payload in payloads
+        )
+        subprocess.run(
+            ["mosquitto_pub", "-h", "localhost", "-p", str(self.mosquitto.port), "-t", RESULTS, "-q", "1", "-l",
+             "--cafile", str(self.mosquitto.authority.certificate), "--cert", str(certificate), "--key", str(key)],
+            input=lines, check=True, timeout=30,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def talker(tmp_path: Path, mosquitto: Mosquitto, ngircd: Ngircd) -> Iterator[Talker]:
+    """One for that broker and that server."""
+    made = Talker(tmp_path, mosquitto, ngircd.tls_port)
+    yield made
+    if made.process and made.process.poll() is None:
+        made.signal(signal.SIGKILL)
+
+
+def result(number: int = 1, status: str = "Failed", **more: Any) -> dict[str, Any]:
+    """A result as the notifier publishes it."""
+    told = event(status, number, **more)
+    published = dict(messages("reimzul", Notice(told, word(told))))
+    loaded: dict[str, Any] = json.loads(published[RESULTS])
+    return loaded
+
+
+def test_a_result_is_a_line_in_the_channel(talker: Talker, person: Person) -> None:
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    talker.publish(result(reason="%build failed", url="http://localhost/place/"), result(2, "Success"))
+    until(lambda: len(person.heard("#reimzul")) == 2, 10, "both are said")
+    assert person.heard("#reimzul") == [
+        "Failed: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64 (johnny), %build failed http://localhost/place/",
+        "Success: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64 (johnny)",
+    ]
+    assert talker.signal(signal.SIGTERM) < 3
+    assert talker.process and talker.process.returncode == 0
+
+
+def test_targets_and_arches_have_channels_of_their_own(talker: Talker, person: Person) -> None:
+    talker.settings["irc_channels"] = {"c7.1708.u": "#seven", "i386": "#reimzul, #seven"}
+    talker.start()
+    until(lambda: "in #seven" in talker.said() and talker.is_up(), 15, "it is there")
+    talker.publish(
+        result(1), result(2, arch="i386", target="c8.i386"), result(3, arch="aarch64", target="c8.00.aarch64")
+    )
+    until(lambda: len(person.heard("#reimzul")) == 2 and len(person.heard("#seven")) == 2, 10, "all are said")
+    assert ["aarch64" in line for line in person.heard("#reimzul")] == [False, True]
+    assert ["i386" in line for line in person.heard("#seven")] == [False, True]
+
+
+def test_nothing_in_a_field_ends_the_line_or_is_a_command(talker: Talker, person: Person) -> None:
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    evil = "x\r\nQUIT :gone\r\nPRIVMSG #reimzul :\x01ACTION lies\x01\x02\x0304\u2028y"
+    talker.publish({**result(), "reason": evil, "submitter": evil, "url": evil, "srpm": "é" * 4000}, result(2))
+    until(lambda: len(person.heard("#reimzul")) == 2, 10, "both are said")
+    bad, good = person.heard("#reimzul")
+    assert bad.isprintable()
+    assert len(bad.encode()) < 400
+    assert good.startswith("Failed: time")
+
+
+def test_garbage_is_passed_over(talker: Talker, person: Person) -> None:
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    talker.publish(b"\xff\xfe", b"[", b"[" * 100_000, b"17", b"{}", {"status": 1}, result())
+    until(lambda: len(person.heard("#reimzul")) == 1, 10, "what is a result is said")
+    assert talker.process and talker.process.poll() is None
+
+
+def test_an_irc_server_that_was_away_hears_all_of_it_once(talker: Talker, ngircd: Ngircd) -> None:
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    ngircd.stop()
+    until(lambda: "again in 2 s" in talker.said(), 15, "it is noticed")
+    talker.publish(*(result(number) for number in range(60)))
+    ngircd.start()
+    person = Person(ngircd.port, "karanbir", "#reimzul")
+    until(lambda: len(person.heard("#reimzul")) >= 60, 60, "all are said")
+    assert len(set(person.heard("#reimzul"))) == 1
+    talker.publish(result(61, "Success"))
+    until(lambda: len(person.heard("#reimzul")) > 60, 10, "and what comes after")
+    assert len(person.heard("#reimzul")) == 61
+    person.close()
+
+
+def test_an_mqtt_broker_that_was_away_is_listened_to_again(
+    talker: Talker, mosquitto: Mosquitto, person: Person
+) -> None:
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    mosquitto.stop()
+    until(lambda: "is gone" in talker.said(), 15, "it is noticed")
+    mosquitto.start()
+    until(lambda: talker.said().count("listening to") == 2, 30, "it is back")
+    talker.publish(result())
+    until(lambda: len(person.heard("#reimzul")) == 1, 10, "it is said")
+
+
+def test_what_is_published_while_it_is_down_is_said_when_it_is_up(talker: Talker, person: Person) -> None:
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    talker.signal(signal.SIGKILL)
+    talker.publish(*(result(number) for number in range(5)))
+    talker.start()
+    until(lambda: len(person.heard("#reimzul")) == 5, 30, "all are said")
+
+
+def test_a_flood_is_said_at_a_bearable_pace(talker: Talker, person: Person) -> None:
+    talker.settings["irc"]["seconds_a_line"] = 1
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    talker.publish(*(result(number) for number in range(8)))
+    began = time.monotonic()
+    until(lambda: len(person.heard("#reimzul")) >= 4, 5, "the first come at once")
+    assert time.monotonic() - began < 3
+    until(lambda: len(person.heard("#reimzul")) == 8, 20, "all are said")
+    assert time.monotonic() - began > 3
+
+
+def test_a_channel_that_does_not_let_us_in_holds_back_no_other(talker: Talker, person: Person) -> None:
+    talker.settings["irc"]["channels"] = "#closed, #reimzul"
+    talker.start()
+    until(talker.is_up, 15, "it is in the other")
+    talker.publish(result())
+    until(lambda: len(person.heard("#reimzul")) == 1, 10, "it is said")
+    assert "#closed does not let us in" in talker.said()
+
+
+def test_a_nick_that_is_taken_gets_a_tail(talker: Talker, ngircd: Ngircd, person: Person) -> None:
+    other = Person(ngircd.port, "reimzul")
+    talker.start()
+    until(talker.is_up, 15, "it is there")
+    assert person.has(":reimzul_!")
+    other.close()
+
+
+def test_nickserv_is_told_the_password(talker: Talker, ngircd: Ngircd, tmp_path: Path) -> None:
+    nickserv = Person(ngircd.port, "NickServ")
+    (tmp_path / "password").write_text("open sesame\n")
+    talker.settings["irc"].update(identify="nickserv", password_file=tmp_path / "password")
+    talker.start()
+    until(lambda: nickserv.heard("NickServ") == ["IDENTIFY open sesame"], 15, "it has identified itself")
+    nickserv.close()
+
+
+def test_a_server_with_a_strangers_certificate_is_told_nothing(talker: Talker, tmp_path: Path) -> None:
+    talker.settings["irc"]["ca_cert"] = Authority(tmp_path / "stranger").certificate
+    talker.start()
+    until(lambda: "certificate verify failed" in talker.said(), 15, "it is said")
+    assert "in #reimzul" not in talker.said()
+
+
+def test_the_subscriber_in_docs_hears_each_result_once(
+    tmp_path: Path, mosquitto: Mosquitto, authority: Authority, talker: Talker
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "subscribers.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    certificate, key = authority.issue("listener")
+    for name, here in (
+        ('"mqtt.example.org", 8883', f'"localhost", {mosquitto.port}'),
+        ('"ca.crt"', repr(str(authority.certificate))),
+        ('"listener.crt"', repr(str(certificate))),
+        ('"listener.key"', repr(str(key))),
+        ("qos=1)\n", "qos=1)\n    print('subscribed')\n"),
+    ):
+        assert name in code
+        code = code.replace(name, here)
+    assert len(code.splitlines()) <= 30
+    (tmp_path / "subscriber.py").write_text(code)
+    heard = tmp_path / "heard"
+    with heard.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-u", str(tmp_path / "subscriber.py")], stdout=output)
+    try:
+        until(lambda: b"subscribed" in heard.read_bytes(), 15, "it listens")
+        talker.publish(result(1), result(1), result(2, "Success"))
+        until(lambda: b"Success" in heard.read_bytes(), 15, "it hears")
+        assert heard.read_text().splitlines()[1:] == [
+            "Failed time-1.7-45.el7.src.rpm x86_64 ",
+            "Success time-1.7-45.el7.src.rpm x86_64 ",
+        ]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["right", "wrong"])
+def test_sasl_logs_in_or_says_why_not(tmp_path: Path, mosquitto: Mosquitto, knows: bool) -> None:
+    server = SaslServer("open sesame" if knows else "open barley")
+    talker = Talker(tmp_path, mosquitto, server.port)
+    (tmp_path / "password").write_text("open sesame\n")
+    talker.settings["irc"].update(tls="no", identify="sasl", account="farm", password_file=tmp_path / "password")
+    talker.start()
+    try:
+        words = "in #reimzul" if knows else "does not know us: SASL authentication failed"
+        until(lambda: words in talker.said(), 15, "it is said")
+        assert ("in #reimzul" in talker.said()) is knows
+    finally:
+        talker.signal(signal.SIGKILL)
+        server.close()
+
+
+class SaslServer:
+    """As much of an IRC server as SASL needs, which ngircd does not have."""
+
+    def __init__(self, password: str) -> None:
+        self._wanted = base64.b64encode(f"\0farm\0{password}".encode()).decode()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return
+        with client, client.makefile("rw", encoding="utf-8", newline="\r\n") as stream:
+            for line in stream:
+                for answer in self._answers(line.strip()):
+                    stream.write(f"{answer}\r\n")
+                stream.flush()
+
+    def _answers(self, line: str) -> list[str]:
+        fixed = {
+            "CAP LS": [":irc CAP * LS :multi-prefix sasl"],
+            "CAP REQ sasl": [":irc CAP reimzul ACK sasl"],
+            "CAP REQ :sasl": [":irc CAP reimzul ACK :sasl"],
+            "AUTHENTICATE PLAIN": ["AUTHENTICATE +"],
+            "CAP END": [":irc 001 reimzul :welcome"],
+            "JOIN #reimzul": [":reimzul!r@host JOIN #reimzul"],
+        }
+        if line.startswith("AUTHENTICATE ") and line not in fixed:
+            known = line.split()[1] == self._wanted
+            return [f":irc {'903 reimzul :well' if known else '904 reimzul :SASL authentication failed'}"]
+        return fixed.get(line, [])

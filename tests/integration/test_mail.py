@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mail sink against a real SMTP server that refuses, puts off, stalls and breaks off in mid-message."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, Optional
+
+import pytest
+
+from reimzul.core.config import Settings, read
+from reimzul.core.message import BuildEvent
+from reimzul.notifier.ledger import Ledger
+from reimzul.notifier.sinks import smtp
+from reimzul.notifier.sinks.base import SinkAway
+from reimzul.notifier.sinks.mail import MailSink
+from reimzul.notifier.verdict import Notice, word
+from tests.events import event
+from tests.mosquitto import Authority
+from tests.smtp import Mailbox, MailServer
+
+RECIPIENTS = ["me@example.org", "you@example.org", "them@example.org"]
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    """What arrives."""
+    return Mailbox()
+
+
+@pytest.fixture
+def server(mailbox: Mailbox) -> Iterator[MailServer]:
+    """A server that takes what comes."""
+    made = MailServer(mailbox)
+    made.start()
+    yield made
+    mailbox.open.set()
+    made.stop()
+
+
+Make = Callable[..., MailSink]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Makes sinks that mail to a server's port."""
+    Ledger(tmp_path / "ledger.sqlite").close()
+    made = []
+
+    def sink(server: MailServer, **more: object) -> MailSink:
+        made.append(MailSink(settings_for(server.port, tmp_path, **more)))
+        return made[-1]
+
+    yield sink
+    for each in made:
+        each.close()
+
+
+def settings_for(port: int, folder: Path, **more: object) -> Settings:
+    """Settings of mail that goes there."""
+    rows = "".join(f"{name} = {value}\n" for name, value in more.items())
+    return read(
+        f"[mail]\nnotifications = true\nmail_from = buildsys@example.org\nsmtp_port = {port}\n{rows}"
+        f"[mail_rcpts]\nx86_64 = {', '.join(RECIPIENTS)}\n[notifier]\nledger = {folder}/ledger.sqlite\n",
+        "here",
+    )
+
+
+def notices(*told: BuildEvent) -> list[Notice]:
+    """Events on their way."""
+    return [Notice(each, word(each)) for each in told]
+
+
+def failures(count: int) -> list[Notice]:
+    """A batch."""
+    return notices(*(event("Failed", number, build_log="the log") for number in range(count)))
+
+
+def test_one_connection_serves_many_mails(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    batch = failures(20)
+    assert list(make(server).tell(batch)) == batch
+    assert (len(mailbox.mails), mailbox.sessions) == (20, 1)
+    assert mailbox.mails[0]["To"] == ", ".join(RECIPIENTS)
+    assert len(mailbox.given) == len(set(mailbox.given)) == 60
+
+
+def test_a_server_that_is_away_is_owed_all(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    server.stop()
+    sink, batch = make(server), failures(3)
+    with pytest.raises(SinkAway, match="refused"):
+        list(sink.tell(batch))
+    server.start()
+    assert list(sink.tell(batch)) == batch
+    assert len(mailbox.mails) == 3
+
+
+def test_a_recipient_who_is_refused_is_said_and_keeps_nobody_else_waiting(
+    server: MailServer, mailbox: Mailbox, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    mailbox.answers["you@example.org"] = "550 5.1.1 nobody of that name"
+    batch = failures(2)
+    assert list(make(server).tell(batch)) == batch, "nothing is owed"
+    assert sorted(collections.Counter(who for _, who in mailbox.given).items()) == [
+        ("me@example.org", 2),
+        ("them@example.org", 2),
+    ]
+    assert "not mailed to you@example.org, who is refused: 550 5.1.1 nobody of that name" in caplog.text
+
+
+def test_where_all_are_refused_nothing_is_owed(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    mailbox.answers = dict.fromkeys(RECIPIENTS, "550 no")
+    batch = failures(2)
+    assert list(make(server).tell(batch)) == batch
+    assert mailbox.mails == []
+
+
+def test_who_was_put_off_alone_gets_it_later(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    mailbox.answers["you@example.org"] = "452 4.2.2 mailbox full"
+    sink, batch = make(server), failures(3)
+    assert list(sink.tell(batch)) == []
+    assert len(mailbox.given) == 6, "the others have theirs"
+    mailbox.answers.clear()
+    assert list(sink.tell(batch)) == batch
+    assert len(mailbox.given) == len(set(mailbox.given)) == 9
+
+
+def test_greylisting_ends_with_each_mail_once(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    mailbox.greylist = collections.Counter()
+    sink, batch = make(server), failures(4)
+    left = batch
+    for _ in range(5):
+        told = list(sink.tell(left))
+        left = [each for each in left if each not in told]
+    assert left == []
+    assert len(mailbox.given) == len(set(mailbox.given)) == 12
+
+
+def test_a_mail_that_is_put_off_holds_back_no_other(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    mailbox.poison = "tar-1"
+    bad = notices(event("Failed", 0, srpm="tar-1-1.src.rpm", owed={"mail": 3}))
+    good = failures(3)
+    assert list(make(server).tell([*bad, *good])) == good, "what is new goes first"
+    assert len(mailbox.mails) == 3
+
+
+def test_a_connection_that_breaks_in_mid_message_costs_one_mail(
+    server: MailServer, mailbox: Mailbox, make: Make
+) -> None:
+    mailbox.drops = 1
+    sink, batch = make(server), failures(5)
+    assert list(sink.tell(batch)) == batch[1:]
+    assert list(sink.tell(batch[:1])) == batch[:1]
+    assert len(mailbox.given) == len(set(mailbox.given)) == 15
+
+
+def test_a_server_that_always_breaks_off_is_away(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    mailbox.drops = 100
+    with pytest.raises(SinkAway, match="mail server"):
+        list(make(server).tell(failures(10)))
+    assert mailbox.drops == 97, "three in a row say enough"
+
+
+def test_a_server_that_stalls_is_given_up(
+    server: MailServer, mailbox: Mailbox, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp, "ANSWER", 0.3)
+    monkeypatch.setattr("reimzul.notifier.sinks.mail.BREAKS", 1)
+    mailbox.open.clear()
+    sink, began = make(server), time.monotonic()
+    with pytest.raises(SinkAway, match="timed out"):
+        list(sink.tell(failures(3)))
+    assert time.monotonic() - began < 3
+    mailbox.open.set()
+    batch = failures(3)
+    assert list(sink.tell(batch)) == batch
+
+
+@pytest.mark.parametrize("answer", ["451 try later", "452 no room", "421 closing"])
+def test_a_mail_that_is_put_off_is_owed(server: MailServer, mailbox: Mailbox, make: Make, answer: str) -> None:
+    mailbox.data_answer = answer
+    sink, batch, told = make(server), failures(1), []
+    try:
+        told = list(sink.tell(batch))
+    except SinkAway as away:
+        assert answer in str(away)
+    assert told == []
+    mailbox.data_answer = ""
+    assert list(sink.tell(batch)) == batch
+
+
+def test_a_mail_that_is_refused_is_said_and_owed_no_more(
+    server: MailServer, mailbox: Mailbox, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    mailbox.data_answer = "554 5.7.1 looks like spam"
+    batch = failures(2)
+    assert list(make(server).tell(batch)) == batch
+    assert caplog.text.count("looks like spam") == 6
+
+
+def test_a_sender_who_is_refused_is_a_setting_to_mend(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    mailbox.sender_answer = "550 5.7.1 who are you"
+    with pytest.raises(SinkAway, match="550 5.7.1 who are you"):
+        list(make(server).tell(failures(4)))
+    mailbox.sender_answer = "552 5.3.4 too large"
+    batch = failures(1)
+    assert list(make(server).tell(batch)) == batch, "but a mail that is too large stays so"
+
+
+def test_only_changes_are_mailed_where_that_is_set(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    statuses = ["Success", "Success", "Failed", "Failed", "Success"]
+    story = notices(*(event(status, number) for number, status in enumerate(statuses)))
+    assert list(make(server, only_on_change="yes").tell(story)) == story
+    assert [str(mail["X-Reimzul-Status"]) for mail in mailbox.mails] == ["Success", "Failed", "Success"]
+
+
+# --- TLS and login
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs certificates."""
+    return Authority(tmp_path_factory.mktemp("authority") / "ca")
+
+
+Secure = Callable[..., MailServer]
+
+
+@pytest.fixture
+def secure(mailbox: Mailbox, authority: Authority) -> Iterator[Secure]:
+    """Makes servers that insist on STARTTLS and a login."""
+    made = []
+
+    def server(name: str = "localhost", days: Optional[int] = None) -> MailServer:
+        made.append(MailServer(mailbox, authority.issue(name, days), password="open sesame"))
+        made[-1].start()
+        return made[-1]
+
+    yield server
+    for each in made:
+        each.stop()
+
+
+def test_mail_goes_through_tls_after_a_login(
+    secure: Secure, mailbox: Mailbox, make: Make, tmp_path: Path, authority: Authority
+) -> None:
+    (tmp_path / "password").write_text("open sesame\n")
+    login = {"starttls": "yes", "login": "farm", "password_file": tmp_path / "password"}
+    batch = failures(2)
+    assert list(make(secure(), ca_cert=authority.certificate, **login).tell(batch)) == batch
+    assert (len(mailbox.mails), mailbox.encrypted) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "ours", "words"),
+    [
+        ("other.example.org", None, True, "certificate is not valid for 'localhost'"),
+        ("localhost", -1, True, "certificate has expired"),
+        ("localhost", None, False, "self-signed certificate|unable to get local issuer"),
+    ],
+    ids=["another name", "expired", "a stranger's"],
+)
+def test_a_server_with_a_wrong_certificate_gets_nothing(
+    secure: Secure, mailbox: Mailbox, make: Make, authority: Authority, name: str, days: int, ours: bool, words: str
+) -> None:
+    trusted = {"ca_cert": authority.certificate} if ours else {}
+    with pytest.raises(SinkAway, match=words):
+        list(make(secure(name, days), starttls="yes", **trusted).tell(failures(1)))
+    assert mailbox.mails == []
+
+
+def test_a_wrong_password_is_said(secure: Secure, make: Make, tmp_path: Path, authority: Authority) -> None:
+    (tmp_path / "password").write_text("open barley\n")
+    login = {"starttls": "yes", "login": "farm", "password_file": tmp_path / "password"}
+    with pytest.raises(SinkAway, match="535"):
+        list(make(secure(), ca_cert=authority.certificate, **login).tell(failures(1)))
+
+
+def test_a_server_without_tls_is_not_told_where_tls_is_set(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    with pytest.raises(SinkAway, match="STARTTLS extension not supported"):
+        list(make(server, starttls="yes").tell(failures(1)))
+    assert mailbox.mails == []
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    """A sink and its server leave nothing running."""
+    before = threading.active_count()
+    yield
+    assert threading.active_count() <= before + 1
+
+
+@pytest.fixture(autouse=True)
+def all_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Every line of the daemon's log."""
+    caplog.set_level(logging.INFO)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `reimzul`, as it is installed, in a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reimzul.core.config import read
+from reimzul.core.message import BuildRequest
+from reimzul.core.tube import PRIORITY, Broker, arch_tube
+from reimzul.notifier.history import Owed, open_history
+from tests.conftest import Beanstalkd, free_port
+from tests.events import build_id, event
+
+PROGRAM = Path(sys.executable).parent / "reimzul"
+
+
+@pytest.fixture
+def ini(tmp_path: Path, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration that holds."""
+    path = tmp_path / "reimzul.ini"
+    path.write_text(
+        f"[beanstalkd]\nhost = {beanstalkd.host}\nport = {beanstalkd.port}\n"
+        f"[history]\nurl = sqlite:///{tmp_path}/history.sqlite\n"
+    )
+    monkeypatch.setenv("REIMZUL_CONFIG", str(path))
+    return path
+
+
+@pytest.fixture
+def recorded(ini: Path, tmp_path: Path) -> None:
+    """Three builds."""
+    history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
+    history.record([event("Failed", 1), event("Published", 2), event("Building", 3, arch="i386", submitter="karanbir")])
+    history.close()
+
+
+def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it, its output in a pipe."""
+    return subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=30)
+
+
+def on_a_terminal(*arguments: str, columns: int) -> list[str]:
+    """The lines it shows on a terminal of that width."""
+    ours, its = pty.openpty()
+    with subprocess.Popen(
+        [str(PROGRAM), *arguments], stdout=its, env={**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    ) as process:
+        process.wait(30)
+        os.close(its)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError:  # Linux says so when the other end is closed and all is read
+            os.close(ours)
+    return shown.decode().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+
+
+def test_help_is_fast_and_names_every_command() -> None:
+    began = time.monotonic()
+    shown = reimzul("--help")
+    took = time.monotonic() - began
+    assert shown.returncode == 0
+    assert all(
+        word in shown.stdout for word in ("builds", "queues", "buried", "kick", "discard", "config", "Exit codes")
+    )
+    assert took < 1, "0.1 s is usual; a busy machine may need longer"
+    assert reimzul().stdout == shown.stdout, "no arguments print the help"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["builds"], ["queues"], ["buried"], ["kick"], ["discard"], ["override"], ["config"],
+        ["config", "check"], ["config", "sample"],
+    ],
+)  # fmt: skip
+def test_each_command_has_an_example(command: list[str]) -> None:
+    shown = reimzul(*command, "--help")
+    assert shown.returncode == 0
+    assert f"reimzul {' '.join(command)}" in shown.stdout.split("Example")[1]
+
+
+def test_builds_in_a_pipe_are_lines_of_tabs_newest_first(recorded: None) -> None:
+    lines = [line.split("\t") for line in reimzul("builds").stdout.splitlines()]
+    assert [line[1] for line in lines] == ["Building", "Success, published", "Failed"]
+    assert lines[2] == [
+        "20251122000001", "Failed", "time-1.7-45.el7.src.rpm", "x86_64", "c7.1708.u.x86_64", "johnny",
+        "builder1.example.org", build_id(1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [
+        (["--status", "failed"], 1),
+        (["--status", "Success"], 1),
+        (["--arch", "x86_64"], 2),
+        (["--arch", "x86_64", "--status", "Building"], 0),
+        (["--submitter", "karanbir"], 1),
+        (["--srpm", "time-1"], 3),
+        (["--target", "c7.1708.u.x86_64", "--limit", "1"], 1),
+    ],
+)
+def test_builds_can_be_narrowed_down(recorded: None, wanted: list[str], count: int) -> None:
+    assert len(reimzul("builds", *wanted).stdout.splitlines()) == count
+    assert len(json.loads(reimzul("builds", "--json", *wanted).stdout)) == count
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_builds_on_a_terminal_fit_it(recorded: None, columns: int) -> None:
+    lines = on_a_terminal("builds", columns=columns)
+    assert lines[0].split()[:3] == ["TIMESTAMP", "STATUS", "SRPM"]
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= columns
+    assert ("BUILD ID" in lines[0]) == (columns == 200)
+    assert ("…" in lines[1]) == (columns == 60)
+
+
+def test_no_builds_yet_is_one_clear_line(ini: Path) -> None:
+    shown = reimzul("builds")
+    assert (shown.returncode, shown.stdout) == (0, "")
+    assert "no builds are known yet" in shown.stderr
+    assert json.loads(reimzul("builds", "--json").stdout) == []
+
+
+def test_a_mongodb_that_is_away_is_one_clear_line(ini: Path) -> None:
+    ini.write_text(f"[history]\nurl = mongodb://127.0.0.1:{free_port()}/\n")
+    shown = reimzul("builds")
+    assert shown.returncode == 1
+    assert len(shown.stderr.splitlines()) == 1
+    assert "MongoDB" in shown.stderr
+
+
+def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: Broker) -> None:
+    request = BuildRequest(
+        srpm="time-1.7-45.el7.src.rpm", arch="aarch64", target="c7.u.aarch64", disttag=".el7", submitter="johnny"
+    )
+    for name in ("aarch64", "x86_64"):
+        broker.put(arch_tube(name), request, priority=PRIORITY)
+    broker.put_raw("cancel.0123", b"", priority=1, delay=60)
+    broker.watch(["x86_64"])
+    claim = broker.claim({"x86_64": arch_tube("x86_64")}, 0)
+    assert claim
+    tubes = {tube["name"]: tube for tube in json.loads(reimzul("queues", "--json").stdout)["tubes"]}
+    assert {"x86_64", "aarch64", "armv7l", "notify", "createrepo", "tosign", "cancel.0123"} <= tubes.keys()
+    assert (tubes["x86_64"]["reserved"], tubes["x86_64"]["watchers"], tubes["x86_64"]["unwatched"]) == (1, 1, False)
+    assert (tubes["aarch64"]["ready"], tubes["aarch64"]["unwatched"]) == (1, True)
+    lines = {line.split("\t")[0]: line for line in reimzul("queues").stdout.splitlines()}
+    assert lines["aarch64"] == "aarch64\t1\t0\t0\t0\t0\tnobody watches it"
+    assert "nobody" not in lines["x86_64"]
+    claim.done()
+
+
+def test_queues_show_what_is_owed_to_whom(ini: Path, tmp_path: Path) -> None:
+    assert json.loads(reimzul("queues", "--json").stdout)["owed"] == []
+    history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
+    history.owe([Owed(sink="mqtt", count=40, oldest=1_763_800_000.0, next_try=1_763_800_060.0, at=1_763_800_030.0)])
+    history.close()
+    *tubes, owed = reimzul("queues").stdout.splitlines()
+    assert owed == "owed to mqtt\t40\t2025-11-22T08:26:40Z\t2025-11-22T08:27:40Z"
+    assert all(line.count("\t") == 6 for line in tubes)
+    assert json.loads(reimzul("queues", "--json").stdout)["owed"] == [
+        {"sink": "mqtt", "count": 40, "oldest": 1_763_800_000.0, "next_try": 1_763_800_060.0, "at": 1_763_800_030.0}
+    ]
+    lines = on_a_terminal("queues", columns=100)
+    assert lines[-3] == "" and lines[-2].split()[:2] == ["OWED", "EVENTS"]
+
+
+def test_queues_without_a_history_that_answers_are_shown_all_the_same(ini: Path) -> None:
+    ini.write_text(ini.read_text().replace("url = sqlite:", f"url = mongodb://127.0.0.1:{free_port()}/\n#"))
+    shown = reimzul("queues", "--json")
+    assert shown.returncode == 1
+    assert json.loads(shown.stdout)["owed"] is None
+    assert "what is owed to whom cannot be known: MongoDB" in shown.stderr
+
+
+def test_no_beanstalkd_is_one_clear_line(ini: Path) -> None:
+    port = free_port()
+    ini.write_text(f"[beanstalkd]\nhost = 127.0.0.1\nport = {port}\n")
+    shown = reimzul("queues")
+    assert shown.returncode == 5
+    assert shown.stderr == f"reimzul: beanstalkd at 127.0.0.1:{port}: Connection refused\n"
+
+
+def test_config_check_says_which_file_holds(ini: Path) -> None:
+    shown = reimzul("config", "check")
+    assert (shown.returncode, shown.stdout) == (0, f"{ini}: no faults\n")
+
+
+def test_config_check_says_every_fault_on_a_line_of_its_own(ini: Path) -> None:
+    ini.write_text("[beanstalk]\n[history]\nurl = mysql://x/\n[mqtt]\nnotification = true\nport = 0\n")
+    shown = reimzul("config", "check")
+    assert shown.returncode == 3
+    assert len(shown.stderr.splitlines()) == 4
+    for words in ("[beanstalk]", "[history] url", "is notifications meant?", "[mqtt] port"):
+        assert words in shown.stderr
+
+
+def test_config_check_looks_at_the_table_of_arches_too(ini: Path, tmp_path: Path) -> None:
+    (tmp_path / "arches.yml").write_text("arches: 17\n")
+    ini.write_text(f"[farm]\narches = {tmp_path}/arches.yml\n")
+    shown = reimzul("config", "check")
+    assert shown.returncode == 3
+    assert "arches.yml" in shown.stderr
+
+
+def test_config_check_warns_of_files_that_cannot_be_read(ini: Path) -> None:
+    ini.write_text("[mqtt]\nnotifications = yes\nca_cert = /nowhere/ca.pem\ntls_insecure = False\n")
+    shown = reimzul("config", "check")
+    assert shown.returncode == 0
+    assert shown.stderr == "warning: [mqtt] ca_cert: /nowhere/ca.pem is not there, or not for us to read\n"
+
+
+def test_the_sample_is_a_configuration(ini: Path) -> None:
+    sample = reimzul("config", "sample").stdout
+    read(sample, "the sample")
+    assert "[mqtt]" in sample
+
+
+OVERRIDE = ("override", "-s", "time-1.7-45.el7.src.rpm", "-t", "c7.1708.u.x86_64", "-a", "x86_64", "-c")
+
+
+def test_an_override_is_shown_with_its_comment(recorded: None) -> None:
+    shown = reimzul(*OVERRIDE, "by hand")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == "time-1.7-45.el7.src.rpm (20251122000002) on x86_64: Override\n"
+    (build,) = json.loads(reimzul("builds", "--status", "Override", "--json").stdout)
+    assert (build["comment"], build["build_id"]) == ("by hand", build_id(2))
+    assert json.loads(reimzul(*OVERRIDE, "again", "--json").stdout) == {**build, "comment": "again"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-s", "tar-1-1.src.rpm"), "no build of tar-1-1.src.rpm on x86_64 for c7.1708.u.x86_64 has come to an end"),
+        (("-a", "i386"), "has come to an end"),
+        (("-s", "../time.src.rpm"), "--srpm: "),
+        (("-c", " "), "--comment: is empty"),
+    ],
+)
+def test_an_override_of_nothing_is_one_clear_line(recorded: None, arguments: tuple[str, ...], words: str) -> None:
+    shown = reimzul(*OVERRIDE, "by hand", *arguments)
+    assert (shown.returncode, shown.stdout) == (4, "")
+    assert len(shown.stderr.splitlines()) == 1
+    assert words in shown.stderr
+
+
+def test_an_override_without_a_history_makes_none(ini: Path, tmp_path: Path) -> None:
+    shown = reimzul(*OVERRIDE, "by hand")
+    assert shown.returncode == 1
+    assert "no builds are known yet" in shown.stderr
+    assert not (tmp_path / "history.sqlite").exists()

@@ -1,0 +1,581 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishing on a real beanstalkd, with real packages and createrepo_c; killed at every step, and at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+import attr
+import pytest
+
+from reimzul.core.bstore import Bstore, leg_name
+from reimzul.core.config import Settings, read
+from reimzul.core.disk import locked
+from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
+from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
+from reimzul.repogen import daemon as repogen_daemon
+from reimzul.repogen import repodata
+from reimzul.repogen.command import repogen
+from reimzul.repogen.daemon import Repogen
+from tests import uploads
+from tests.conftest import Beanstalkd
+from tests.srpms import make_rpm, noarch
+from tests.uploads import TARGET, tree
+from tests.waiting import until
+
+NAME = "hello-1.0-1.noarch.rpm"
+Rpms = Mapping[str, tuple[bytes, str]]
+
+
+@pytest.fixture(scope="session")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
+    """A real package, as `uploads.upload` takes it."""
+    path = make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
+    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
+    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
+    (tmp_path / "reimzul.ini").write_text(ini)
+    return read(ini, "test")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Bstore:
+    return uploads.make_store(settings.bstore.root)
+
+
+@pytest.fixture
+def daemon(settings: Settings, store: Bstore) -> Repogen:
+    return repogen(settings)
+
+
+def ask(broker: Broker, *asked: RepogenRequest) -> None:
+    for one in asked:
+        broker.put(CREATEREPO, one, priority=PRIORITY)
+
+
+def work(daemon: Repogen) -> None:
+    """Handle what waits now, on a connection of its own; dying closes that, as the kernel would."""
+    with daemon.connect() as broker:
+        broker.watch(daemon.tubes)
+        while broker.stats("createrepo").ready:
+            daemon.settle_all(broker, daemon.claim(broker))
+
+
+def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
+    """What lies ready in a tube, taken out of it."""
+    broker.watch([tube.name])
+    messages = []
+    while claim := broker.claim({tube.name: tube}, 0):
+        messages.append(claim.message)
+        claim.done()
+    return messages
+
+
+def listed(store: Bstore, target: str = TARGET) -> set[str]:
+    return set(repodata.read(store.target(target) / "repodata"))
+
+
+def statuses(broker: Broker) -> list[tuple[str, str]]:
+    return [(event.arch, event.status) for event in taken(broker, NOTIFY)]
+
+
+def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    asked = uploads.upload(store, rpms)
+    ask(broker, asked)
+    work(daemon)
+    assert listed(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
+    (event,) = taken(broker, NOTIFY)
+    assert isinstance(event, BuildEvent) and event.status == Status.PUBLISHED and event.attempt == asked.attempt
+    assert event.url == f"http://localhost:11081/bstore/{asked.place}/" and event.rpms == (NAME,)
+    (sign,) = taken(broker, TOSIGN)
+    assert isinstance(sign, SignRequest) and sign.place == asked.place and sign.build_id == asked.build_id
+    assert broker.stats("createrepo").ready == 0 and tree(store.spool) == set()
+
+
+def test_a_hundred_legs_are_one_run(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    monkeypatch.setattr(repodata, "run", lambda argv, run=repodata.run, **more: runs.append(argv) or run(argv, **more))
+    requests = [uploads.request(timestamp=f"202401020304{second:02}") for second in range(50)] * 2
+    legs = [uploads.upload(store, rpms, of=uploads.request(timestamp=of.timestamp)) for of in requests]
+    ask(broker, *legs)
+    work(daemon)
+    assert len(runs) == 1
+    assert statuses(broker) == [("x86_64", "Published")] * 100
+    assert len({sign.place for sign in taken(broker, TOSIGN)}) == len(listed(store)) == 100
+    ask(broker, *legs)
+    work(daemon)
+    assert len(runs) == 1 and len(taken(broker, NOTIFY)) == 100  # all listed already: announced again, not made again
+
+
+def test_failed_and_scratch_legs_get_their_place_and_nothing_else(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    failed = uploads.upload(store, {}, status=Status.FAILED)
+    scratch = uploads.upload(store, rpms, of=uploads.request(scratch=True))
+    lying = [attr.evolve(one, index=True) for one in (failed, scratch)]
+    ask(broker, *lying)
+    work(daemon)
+    assert (store.place(failed.place) / "build.log").exists() and (store.place(scratch.place) / NAME).exists()
+    assert not (store.target(TARGET) / "repodata").exists()
+    assert taken(broker, NOTIFY) == [] and taken(broker, TOSIGN) == []
+    assert broker.stats("createrepo").ready == 0
+
+
+def test_a_bare_request_regenerates_and_makes_a_target_that_never_was(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    ask(broker, RepogenRequest(target="c9.00.x86_64"))
+    work(daemon)
+    assert listed(store, "c9.00.x86_64") == set()
+    place = store.target("c9.00.x86_64") / "by-hand"
+    place.mkdir()
+    (place / NAME).write_bytes(rpms[NAME][0])
+    broker.put_raw("createrepo", b'{"target": "c9.00.x86_64"}', priority=PRIORITY)
+    work(daemon)
+    assert listed(store, "c9.00.x86_64") == {f"by-hand/{NAME}"}
+
+
+def test_a_bad_upload_is_put_aside_and_built_again_twice_at_most(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    of = uploads.request()
+    good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
+    for status in (Status.QUEUED, Status.QUEUED, Status.REJECTED):
+        bad = uploads.upload(store, rpms, of=of)
+        (uploads.spool_of(store, bad) / NAME).write_bytes(rpms[NAME][0][:-1] + b"?")
+        ask(broker, bad, good)
+        work(daemon)
+        told = [event for event in taken(broker, NOTIFY) if event.build_id == of.build_id]
+        assert [event.status for event in told] == [status]
+        assert f"{NAME} has the sha256" in told[0].reason
+        assert (store.rejected / uploads.spool_of(store, bad).name / NAME).exists()
+        again = taken(broker, arch_tube("x86_64"))
+        assert len(again) == (status == Status.QUEUED)
+        of = again[0] if again else of
+    assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
+    assert not store.place(bad.place).exists()
+
+
+def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms) -> None:
+    whole = rpms[NAME][0]
+    for content, nevra in (
+        (b"not a package", "hello-1.0-1.noarch"),
+        (whole[:3000], "hello-1.0-1.noarch"),
+        (whole, "x"),
+    ):
+        ask(broker, uploads.upload(store, {NAME: (content, nevra)}))
+        work(daemon)
+        (event,) = taken(broker, NOTIFY)
+        assert event.status == Status.QUEUED and event.reason.startswith(f"upload: {NAME}")
+
+
+def test_an_unreadable_manifest_is_refused_unless_the_message_says_what_to_build(
+    broker: Broker, daemon: Repogen, store: Bstore
+) -> None:
+    of = uploads.request()
+    for request, tube in ((None, "createrepo"), (of, "x86_64")):
+        asked = attr.evolve(uploads.upload(store, {}, of=of), request=request)
+        (uploads.spool_of(store, asked) / "build.json").write_text("{")
+        ask(broker, asked)
+        work(daemon)
+        (event,) = taken(broker, NOTIFY)
+        assert isinstance(event, Refusal if request is None else BuildEvent) and "build.json: " in event.reason
+        stats = broker.stats(tube)
+        assert (stats.buried, stats.ready) == ((1, 0) if request is None else (0, 1))
+    assert len([path for path in store.rejected.iterdir() if path.is_dir()]) == 2
+
+
+def test_an_upload_that_is_not_there_is_waited_for_then_refused(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = uploads.upload(store, rpms)
+    uploads.spool_of(store, asked).rename(store.root / "late")
+    ask(broker, asked)
+    work(daemon)
+    assert broker.stats("createrepo").delayed == 1
+    monkeypatch.setattr("reimzul.core.daemon.PATIENCE", -1)
+    broker.client.use("createrepo")
+    broker._used = "createrepo"
+    broker.client.kick(1)
+    work(daemon)
+    (event,) = taken(broker, NOTIFY)
+    assert isinstance(event, Refusal) and "is not there" in event.reason
+    assert broker.stats("createrepo").buried == 1
+
+
+def test_hostile_messages_are_buried_and_the_others_go_on(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    bodies = [
+        b"",
+        b"7",
+        b"\xff" * 100,
+        b'{"target": "../x"}',
+        b'{"target": "x; touch y"}',
+        b'{"target": "a", "arch": "x"}',
+    ]
+    for body in bodies:
+        broker.put_raw("createrepo", body, priority=0)
+    ask(broker, uploads.upload(store, rpms))
+    work(daemon)
+    assert broker.stats("createrepo").buried == len(bodies)
+    assert sorted(event.status for event in taken(broker, NOTIFY)) == ["Published"] + ["Refused"] * len(bodies)
+
+
+def test_a_target_in_anothers_hands_is_waited_for_while_others_go_on(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    for target in ("a.x86_64", "b.x86_64"):
+        ask(broker, uploads.upload(store, rpms, of=uploads.request(target=target)))
+    with locked(store.lock("a.x86_64")), daemon.connect() as own:
+        own.watch(daemon.tubes)
+        claims = {claim.message.target: claim for claim in daemon.claim(own)}
+        outcomes = iter(daemon.handle(own, list(claims.values())))
+        assert next(outcomes) == (claims["b.x86_64"], None)
+        daemon.stop.now.set()
+        with pytest.raises(Exception, match="told to stop"):
+            next(outcomes)
+
+
+def test_createrepo_c_that_fails_is_tried_again_with_growing_pauses(
+    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+) -> None:
+    program = tmp_path / "createrepo_c"
+    program.write_text(
+        "#!/bin/sh\necho the disk is on fire\ncase $* in *a.x86_64) exit 1 ;; esac\nexec createrepo_c $*\n"
+    )
+    program.chmod(0o755)
+    daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
+    for target in ("a.x86_64", "b.x86_64"):
+        ask(broker, uploads.upload(store, rpms, of=uploads.request(target=target)))
+    with daemon.connect() as own:
+        own.watch(daemon.tubes)
+        claims = daemon.claim(own)
+        for pause in (5, 10):
+            outcomes = {claim.message.target: outcome for claim, outcome in daemon.handle(own, claims)}
+            assert outcomes["b.x86_64"] is None
+            failed: Any = outcomes["a.x86_64"]
+            assert failed.pause == pause and "exited with 1 for a.x86_64: the disk is on fire" in str(failed)
+
+
+def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
+    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+) -> None:
+    program = tmp_path / "createrepo_c"
+    program.write_text('#!/bin/sh\nexec createrepo_c "$@" --excludes "*"\n')
+    program.chmod(0o755)
+    daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
+    ask(broker, uploads.upload(store, rpms))
+    work(daemon)
+    assert broker.stats("createrepo").delayed == 1 and taken(broker, NOTIFY) == []
+
+
+def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_PAUSES", (0, 0))
+    # what createrepo_c cannot read and our own reader can does not exist; so ours is made blind
+    monkeypatch.setattr("reimzul.repogen.check.package", lambda path, file: None)
+    bad = uploads.upload(store, {NAME: rpms[NAME], "z-1-1.noarch.rpm": (b"junk", "z-1-1.noarch")})
+    good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
+    ask(broker, bad, good)
+    work(daemon)
+    assert sorted(statuses(broker)) == [("x86_64", "Published"), ("x86_64", "Rejected")]
+    assert [sign.build_id for sign in taken(broker, TOSIGN)] == [good.build_id]
+    assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
+    assert (store.rejected / uploads.spool_of(store, bad).name / NAME).exists()
+
+
+@pytest.mark.parametrize("spoilt", ["cache", "repodata"])
+def test_a_wrong_checksum_is_reckoned_anew(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, spoilt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = uploads.upload(store, rpms)
+    ask(broker, asked)
+    work(daemon)
+    taken(broker, NOTIFY)
+    if spoilt == "cache":
+        shutil.rmtree(store.target(TARGET) / "repodata")
+        (cached,) = (store.cache / TARGET).iterdir()
+        cached.write_text("00" * 32)
+    if spoilt == "repodata":
+        spoil(store.target(TARGET) / "repodata", asked, rpms)
+    daemon.listings = repodata.Listings(store)
+    ask(broker, asked)
+    with caplog.at_level(logging.WARNING):
+        work(daemon)
+    assert statuses(broker) == [("x86_64", "Published")]
+    assert "made anew, from the packages alone" in caplog.text
+
+
+def spoil(folder: Path, asked: RepogenRequest, rpms: Rpms) -> None:
+    """Have the repodata say a wrong checksum."""
+    (primary,) = folder.glob("*primary.xml.gz")
+    text = gzip.decompress(primary.read_bytes())
+    (sha256,) = repodata.read(folder).values()
+    primary.write_bytes(gzip.compress(text.replace(sha256.encode(), b"0" * 64)))
+
+
+def test_what_nobody_asks_for_is_taken_up_at_start(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -1)
+    uploads.upload(store, rpms)
+    strange = uploads.spool_of(store, uploads.upload(store, rpms)).rename(store.spool / ("x" * 250))
+    daemon.idle(broker)
+    daemon.idle(broker)
+    work(daemon)
+    assert [event.status for event in taken(broker, NOTIFY)] == ["Refused", "Published"]
+    assert not strange.exists() and (store.rejected / ("x" * 150) / NAME).exists()
+
+
+def test_a_lost_claim_takes_no_other_with_it(broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms) -> None:
+    ask(broker, *(uploads.upload(store, rpms, of=uploads.request(target=f"t{n}.x86_64")) for n in range(3)))
+    with daemon.connect() as own:
+        own.watch(daemon.tubes)
+        claims = daemon.claim(own)
+        own.client.delete(claims[1].id)
+        daemon.settle_all(own, claims)
+    assert broker.stats("createrepo").ready == 0
+    assert len(statuses(broker)) == 3  # the lost one's effects are out all the same, and may be out twice
+
+
+class Scene:
+    """One leg, fresh for each death: its store, its request, its daemon."""
+
+    def __init__(self, broker: Broker, settings: Settings, root: Path, harm: Callable[[Bstore, RepogenRequest], None]):
+        self.store = uploads.make_store(root)
+        settings = attr.evolve(settings, bstore=attr.evolve(settings.bstore, root=root))
+        self.daemon = repogen(settings)
+        of = uploads.request()
+        content = {NAME: (CONTENT[0], "hello-1.0-1.noarch")}
+        self.asked = uploads.upload(self.store, content, of=of)
+        harm(self.store, self.asked)
+        ask(broker, self.asked)
+
+
+CONTENT: list[bytes] = []
+
+
+def unharmed(store: Bstore, asked: RepogenRequest) -> None:
+    """Nothing is wrong with it."""
+
+
+def short(store: Bstore, asked: RepogenRequest) -> None:
+    """Cut short on its way."""
+    (uploads.spool_of(store, asked) / "root.log").write_bytes(b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [unharmed, short])
+def test_dying_at_any_step_loses_nothing_and_doubles_nothing(
+    broker: Broker,
+    settings: Settings,
+    rpms: Rpms,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Bstore, RepogenRequest], None],
+) -> None:
+    CONTENT[:] = [rpms[NAME][0]]
+    steps, rounds = uploads.Steps(monkeypatch), iter(range(1000))
+
+    def scene() -> Scene:
+        at, steps.die_at = steps.die_at, -1
+        made = Scene(broker, settings, tmp_path / str(next(rounds)), harm)
+        steps.count, steps.die_at = 0, at
+        return made
+
+    def whole() -> None:
+        work(scene().daemon)
+
+    for step in steps.deaths(whole):
+        at, steps.die_at = steps.die_at, -1
+        for tube in (NOTIFY, TOSIGN, CREATEREPO, arch_tube("x86_64")):
+            taken(broker, tube)
+        steps.die_at = at
+        play = scene()
+        with pytest.raises(uploads.Died):
+            work(play.daemon)
+        steps.live()
+        work(play.daemon)
+        check_scene(broker, play, harm is unharmed, step)
+
+
+def check_scene(broker: Broker, play: Scene, good: bool, step: int) -> None:
+    store, asked = play.store, play.asked
+    stats = broker.stats("createrepo")
+    assert (stats.ready, stats.reserved, stats.delayed, stats.buried) == (0, 0, 0, 0), step
+    assert tree(store.spool) == set() and tree(store.attempts) == set()
+    events = {(event.build_id, event.status) for event in taken(broker, NOTIFY)}
+    assert events == {(asked.build_id, Status.PUBLISHED if good else Status.QUEUED)}
+    signs, again = taken(broker, TOSIGN), taken(broker, arch_tube("x86_64"))
+    assert {sign.place for sign in signs} == ({asked.place} if good else set())
+    assert {(one.build_id, len(one.tries)) for one in again} == (set() if good else {(asked.build_id, 1)})
+    kept = store.rejected / uploads.spool_of(store, asked).name
+    assert kept.exists() == (not good) and store.place(asked.place).exists() == good
+    if good:
+        assert listed(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
+        assert (store.index / leg_name(asked.build_id, "x86_64") / NAME).exists()
+
+
+class Process:
+    """`reimzul-repogen` as a program."""
+
+    def __init__(self, ini: Path, log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from reimzul.repogen.command import main; main()", "--config", str(ini)],
+                stderr=output,
+                stdout=output,
+            )
+
+    def end(self, number: int = signal.SIGKILL) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[], Process]]:
+    """Starts a repogen; all end with the test."""
+    running: list[Process] = []
+
+    def start() -> Process:
+        running.append(Process(tmp_path / "reimzul.ini", tmp_path / "repogen.log"))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.end()
+
+
+def many(store: Bstore, rpms: Rpms, count: int, targets: int = 1) -> list[RepogenRequest]:
+    """Uploads of as many builds, each of a second of its own."""
+    times = [f"20240102{n // 3600:02}{n // 60 % 60:02}{n % 60:02}" for n in range(count)]
+    requests = [uploads.request(timestamp=time, target=f"t{n % targets}.x86_64") for n, time in enumerate(times)]
+    return [uploads.upload(store, rpms, of=of) for of in requests]
+
+
+def settled(broker: Broker) -> bool:
+    stats = broker.stats("createrepo")
+    return not (stats.ready or stats.reserved or stats.delayed)
+
+
+def check_all_published(broker: Broker, store: Bstore, legs: list[RepogenRequest]) -> None:
+    """Every leg is listed, announced and given to the signer; nothing lies about."""
+    events = taken(broker, NOTIFY)
+    assert {event.status for event in events} == {"Published"}
+    assert {event.build_id for event in events} == {leg.build_id for leg in legs}
+    assert {sign.place for sign in taken(broker, TOSIGN)} == {leg.place for leg in legs}
+    for target in {leg.target for leg in legs}:
+        places = {leg.place for leg in legs if leg.target == target}
+        assert {f"repo/{target}/{path}".rpartition("/")[0] for path in listed(store, target)} == places
+        assert not [path for path in store.target(target).iterdir() if path.name.startswith((".repodata", "repodata."))]
+    assert tree(store.spool) == tree(store.attempts) == tree(store.rejected) == set()
+    assert broker.stats("createrepo").buried == 0
+
+
+@pytest.mark.slow
+def test_three_on_one_target_lose_and_double_nothing(
+    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, started: Callable[[], Process]
+) -> None:
+    processes = [started() for _ in range(3)]
+    legs = many(store, rpms, 100)
+    for leg in legs:
+        ask(broker, leg)
+    until(lambda: settled(broker), 60, "all is published")
+    check_all_published(broker, store, legs)
+    until(lambda: broker.stats("createrepo").watchers == 3, 20, "all are up, and heed a signal")
+    assert [one.end(signal.SIGTERM) for one in processes] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_loses_nothing(
+    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, started: Callable[[], Process]
+) -> None:
+    chance = random.Random(7)
+    legs = many(store, rpms, 60, targets=3)
+    processes = [started(), started()]
+    for number, leg in enumerate(legs):
+        ask(broker, leg)
+        if number % 6 == 5:
+            with contextlib.suppress(AssertionError):
+                until(lambda: settled(broker), chance.uniform(0.0, 0.8), "a moment passes")
+            victim = processes.pop(0)
+            victim.end()
+            processes.append(started())
+    until(lambda: settled(broker), 60, "all is published")
+    check_all_published(broker, store, legs)
+
+
+def test_it_stops_within_seconds_while_createrepo_c_runs(
+    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
+) -> None:
+    slow = tmp_path / "createrepo_c"
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/runs\nexec sleep 600\n")
+    slow.chmod(0o755)
+    with (tmp_path / "reimzul.ini").open("a") as ini:
+        ini.write(f"[repogen]\ncreaterepo_c = {slow}\n")
+    process = started()
+    ask(broker, uploads.upload(store, rpms))
+    until((tmp_path / "runs").exists, 20, "createrepo_c runs")
+    with locked(store.lock(TARGET)) as lock:
+        assert lock is None
+    assert process.end(signal.SIGTERM) == 0
+    assert broker.stats("createrepo").ready == 1
+    with locked(store.lock(TARGET)) as lock:
+        assert lock is not None
+
+
+def test_a_killed_one_leaves_the_lock_to_its_createrepo_c(
+    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
+) -> None:
+    slow = tmp_path / "createrepo_c"
+    flag = tmp_path / "go"
+    slow.write_text(
+        f'#!/bin/sh\ntouch {tmp_path}/runs\nwhile [ ! -e {flag} ]; do sleep 0.02; done\nexec createrepo_c "$@"\n'
+    )
+    slow.chmod(0o755)
+    with (tmp_path / "reimzul.ini").open("a") as ini:
+        ini.write(f"[repogen]\ncreaterepo_c = {slow}\n")
+    process = started()
+    ask(broker, uploads.upload(store, rpms))
+    until((tmp_path / "runs").exists, 20, "createrepo_c runs")
+    process.end()
+    with locked(store.lock(TARGET)) as lock:
+        assert lock is None
+    flag.touch()
+
+    def free() -> bool:
+        with locked(store.lock(TARGET)) as lock:
+            return lock is not None
+
+    until(free, 20, "createrepo_c has ended")
+    started()
+    until(lambda: broker.stats("tosign").ready == 1, 20, "the next one publishes")
+
+
+def test_a_store_that_cannot_be_written_is_one_clear_line(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "bstore").write_text("not a folder")
+    process = Process(tmp_path / "reimzul.ini", tmp_path / "repogen.log")
+    assert process.process.wait(20) == 3
+    (line,) = (tmp_path / "repogen.log").read_text().splitlines()
+    assert line == f"reimzul-repogen: [bstore] root: {tmp_path}/bstore/repo: not a directory"

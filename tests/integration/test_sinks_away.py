@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All sinks on, each in turn away under a stream of events: the others lag by nothing, and it has all in the end.
+
+The sink is away for six seconds; for $REIMZUL_AWAY seconds where that is set (the farm's promise is tried with 60).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, Optional
+
+import pytest
+
+from reimzul.core.errors import ReimzulError
+from reimzul.core.message import BuildEvent
+from tests.conftest import Beanstalkd
+from tests.events import event
+from tests.mongo import Mongo, mongo_or_say_so
+from tests.mosquitto import Authority, Mosquitto, Watcher
+from tests.notifier import EVENTS, RESULTS, Running, is_done
+from tests.schemas import check
+from tests.smtp import Mailbox, MailServer
+from tests.waiting import until
+
+AWAY = float(os.environ.get("REIMZUL_AWAY", "6"))
+#: Seconds between two events, and seconds by which a sink that is there may lag.
+EVERY, LAG = 0.05, 4.0
+
+Names = Counter[str]
+
+
+class Stream:
+    """Somebody who announces a result every so often, on a connection of his own."""
+
+    def __init__(self, beanstalkd: Beanstalkd) -> None:
+        self.announced: list[tuple[float, str]] = []  #: when, and the build's timestamp
+        self._beanstalkd = beanstalkd
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._announce)
+        self._thread.start()
+
+    def _announce(self) -> None:
+        with self._beanstalkd.connect() as broker:
+            while not self._stop.wait(EVERY):
+                told = result(len(self.announced))
+                broker.announce(told)
+                self.announced.append((time.monotonic(), told.timestamp))
+
+    def before(self, seconds: float) -> set[str]:
+        """What was announced more than this long ago."""
+        then = time.monotonic() - seconds
+        return {name for when, name in list(self.announced) if when < then}
+
+    def stop(self) -> None:
+        """No more."""
+        self._stop.set()
+        self._thread.join()
+
+
+def result(number: int) -> BuildEvent:
+    """The n-th result of the stream."""
+    return event("Failed" if number % 5 else "Success", number, build_log="gcc -c a.c\n" * 20)
+
+
+class Listener:
+    """One sink as the test sees it: how to send it away and have it back, and what it has."""
+
+    def __init__(self, go: Callable[[], None], back: Callable[[], None], has: Callable[[], Names]) -> None:
+        self.go, self.back, self.has = go, back, has
+
+
+class Everybody:
+    """A notifier and all who listen to it."""
+
+    def __init__(self, folder: Path, beanstalkd: Beanstalkd, mongo: Optional[Mongo] = None) -> None:
+        self.folder = folder
+        self.notifier = Running(folder, beanstalkd)
+        self.mailbox = Mailbox()
+        self.mail = MailServer(self.mailbox)
+        self.mqtt = Mosquitto(folder, Authority(folder / "ca"))
+        self.mongo = mongo
+        self.mail.start()
+        self.mqtt.start()
+        self.watcher = Watcher(self.mqtt, folder)
+        self.notifier.with_mqtt(self.mqtt)
+        self.notifier.with_mail(self.mail.port)
+        if mongo is not None:
+            self.notifier.settings["history"]["url"] = mongo.url
+        self.notifier.settings["logs"]["logfile"] = folder / "logs" / "reimzul.log"
+        self.notifier.start()
+        self._lock: Optional[sqlite3.Connection] = None
+
+    def listeners(self) -> dict[str, Listener]:
+        """All of them by name."""
+        return {
+            "log": Listener(self._log_goes, self._log_returns, self._logged),
+            "history": Listener(self._history_goes, self._history_returns, self._recorded),
+            "mail": Listener(self.mail.stop, self.mail.start, self._mailed),
+            "mqtt": Listener(self.mqtt.stop, self.mqtt.start, self._published),
+        }
+
+    def close(self) -> None:
+        """All of them leave."""
+        self.notifier.signal(signal.SIGTERM)
+        self.watcher.close()
+        self.mqtt.stop()
+        self.mail.stop()
+
+    def _logged(self) -> Names:
+        path = self.folder / "logs" / "reimzul.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return Counter(line.split("(")[1].split(")")[0] for line in lines)
+
+    def _log_goes(self) -> None:
+        (self.folder / "logs").rename(self.folder / "elsewhere")
+        (self.folder / "logs").write_text("a file where a folder should be")
+
+    def _log_returns(self) -> None:
+        (self.folder / "logs").unlink()
+        (self.folder / "elsewhere").rename(self.folder / "logs")
+
+    def _recorded(self) -> Names:
+        try:
+            return Counter(build["timestamp"] for build in self.notifier.builds())
+        except ReimzulError:  # not made yet
+            return Counter()
+
+    def _history_goes(self) -> None:
+        if self.mongo is not None and self.mongo.process is not None:
+            self.mongo.process.send_signal(signal.SIGSTOP)
+        else:
+            self._lock = sqlite3.connect(self.folder / "history.sqlite", isolation_level=None)
+            self._lock.execute("BEGIN IMMEDIATE")
+
+    def _history_returns(self) -> None:
+        if self._lock is not None:
+            self._lock.execute("ROLLBACK")
+            self._lock.close()
+        elif self.mongo is not None and self.mongo.process is not None:
+            self.mongo.process.send_signal(signal.SIGCONT)
+
+    def _mailed(self) -> Names:
+        return Counter(str(mail["Subject"]).split()[3] for mail in list(self.mailbox.mails))
+
+    def _published(self) -> Names:
+        return Counter(payload["timestamp"] for payload in self.watcher.heard(RESULTS))
+
+
+@pytest.fixture
+def everybody(tmp_path: Path, beanstalkd: Beanstalkd, broker: object) -> Iterator[Everybody]:
+    """With the history in SQLite."""
+    made = Everybody(tmp_path, beanstalkd)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def with_mongo(tmp_path: Path, beanstalkd: Beanstalkd, broker: object) -> Iterator[Everybody]:
+    """With the history in MongoDB."""
+    mongo = mongo_or_say_so()
+    mongo.start()
+    made = Everybody(tmp_path, beanstalkd, mongo)
+    yield made
+    made.close()
+    mongo.stop()
+
+
+def send_away(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
+    """Send one away under a stream of events, have it back, and look at what all have."""
+    listeners = everybody.listeners()
+    others = {other: listener for other, listener in listeners.items() if other != name}
+    stream = Stream(beanstalkd)
+    try:
+        until(lambda: all(listener.has() for listener in listeners.values()), 15, "all have heard something")
+        listeners[name].go()
+        gone = time.monotonic()
+        while time.monotonic() - gone < AWAY:
+            due = stream.before(LAG)
+            for other, listener in others.items():
+                assert due <= listener.has().keys(), f"{other} lags while {name} is away"
+            time.sleep(0.2)
+        listeners[name].back()
+    finally:
+        stream.stop()
+    told = {timestamp for _, timestamp in stream.announced}
+    with beanstalkd.connect() as broker:
+        until(lambda: listeners[name].has().keys() >= told, 90, f"{name} has all of it")
+        until(is_done(broker), 90, "nothing is owed")
+    for other, listener in listeners.items():
+        has = listener.has()
+        assert has.keys() == told, f"{other} has all"
+        # what a broker had in hand when it was stopped, and never acknowledged, it may deliver again (QoS 1)
+        twice = sum(has.values()) - len(has)
+        assert twice == 0 or (other == name == "mqtt" and twice <= LAG / EVERY), f"{other} has each once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["log", "history", "mail", "mqtt"])
+def test_one_that_is_away_delays_itself_alone(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
+    send_away(everybody, beanstalkd, name)
+
+
+@pytest.mark.slow
+def test_a_mongodb_that_hangs_delays_itself_alone(
+    with_mongo: Everybody, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.integration.test_sinks_away.EVERY", 0.3)  # mongoeco is slow
+    send_away(with_mongo, beanstalkd, "history")
+
+
+def test_what_is_published_is_as_the_schemas_say(everybody: Everybody, beanstalkd: Beanstalkd) -> None:
+    with beanstalkd.connect() as broker:
+        for status in ("Queued", "Building", "Success", "Published", "Failed", "Cancelled", "Rejected"):
+            broker.announce(event(status, len(status), first_error="é\n", rpms=("a-1-1.x86_64.rpm",), rpm_count=1))
+        broker.announce(event("Failed", 30, scratch=True, exit_code=1, skipped={"i386": "noarch"}, started=1.5))
+        broker.put_raw("notify", b"{]", priority=1024)
+        until(is_done(broker), 15, "all is told")
+    heard = {topic: everybody.watcher.heard(topic) for topic in (EVENTS, RESULTS)}
+    assert {payload["status"] for payload in heard[EVENTS]} >= {"Published", "Rejected", "Refused"}
+    assert [payload["status"] for payload in heard[RESULTS]].count("Success") == 2
+    for topic, payloads in heard.items():
+        for payload in payloads:
+            check(topic, payload)

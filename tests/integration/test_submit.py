@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul-submit` as its installed program: real source rpms, a real beanstalkd."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attr
+import pytest
+
+from reimzul.core.message import BuildEvent, BuildRequest
+from reimzul.core.tube import NOTIFY, Broker, Claim, arch_tube
+from tests import srpms
+from tests.conftest import Beanstalkd, free_port
+
+PROGRAM = Path(sys.executable).parent / "reimzul-submit"
+
+
+@attr.frozen
+class Ended:
+    """A run of the program."""
+
+    code: int
+    out: str
+    err: list[str]  #: lines
+
+
+@attr.define
+class Controller:
+    """An incoming/ of its own, and settings that name it."""
+
+    folder: Path
+    broker: Broker
+    port: int
+
+    @property
+    def incoming(self) -> Path:
+        return self.folder / "incoming"
+
+    @property
+    def ini(self) -> Path:
+        return self.folder / "reimzul.ini"
+
+    def configure(self, more: str = "", *, port: int = 0) -> None:
+        """Write the settings."""
+        self.incoming.mkdir(exist_ok=True)
+        where = f"[beanstalkd]\nhost = 127.0.0.1\nport = {port or self.port}\n"
+        self.ini.write_text(f"{where}[incoming]\nfolder = {self.incoming}\n{more}")
+
+    def submit(self, *words: str | Path, limit: int | None = None) -> Ended:
+        """Run the program; `limit` is the largest file it may write, in bytes."""
+
+        def confine() -> None:
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        environment = {"PATH": os.environ["PATH"], "LOGNAME": getpass.getuser(), "REIMZUL_CONFIG": str(self.ini)}
+        done = subprocess.run(
+            [PROGRAM, *words], env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, check=False, preexec_fn=confine, timeout=60,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return Ended(done.returncode, done.stdout, done.stderr.splitlines())
+
+    def build(self, srpm: str | Path, *more: str, arch: str = "x86_64", **run: Any) -> Ended:
+        """Run it with all it needs."""
+        return self.submit("-s", srpm, "-a", arch, "-t", "c7.1708.u", "-d", ".el7", *more, **run)
+
+    def queued(self, tube: str) -> list[Claim[BuildRequest]]:
+        """The requests that lie in an arch's tube, most urgent first."""
+        found = arch_tube(tube)
+        self.broker.watch([tube])
+        return list(iter(lambda: self.broker.claim({tube: found}, 0), None))  # type: ignore[arg-type]
+
+    def told(self) -> list[BuildEvent]:
+        """What was announced."""
+        self.broker.watch([NOTIFY.name])
+        claims = iter(lambda: self.broker.claim({NOTIFY.name: NOTIFY}, 0), None)
+        return [claim.message for claim in claims]  # type: ignore[union-attr, misc]
+
+    def files(self) -> list[str]:
+        """All that lies in incoming/."""
+        return sorted(path.name for path in self.incoming.iterdir())
+
+    def untouched(self) -> bool:
+        """Whether nothing was queued or announced."""
+        jobs = [self.broker.stats(tube) for tube in self.broker.tubes()]
+        return not any(tube.ready + tube.delayed + tube.reserved for tube in jobs)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real packages, and files that are none."""
+    folder = tmp_path_factory.mktemp("made")
+    other = srpms.make_srpm(folder / "other", "hello", srpms.compiled("hello", requires="gcc, make"))
+    hello = srpms.make_srpm(folder, "hello", srpms.compiled("hello"))
+    garbage, empty = folder / "garbage-1-1.src.rpm", folder / "empty-1-1.src.rpm"
+    garbage.write_bytes(b"<html>404</html>" * 99)
+    empty.touch()
+    binary = srpms.make_rpm(folder, "plain", srpms.noarch("plain"))
+    renamed = folder / "plain-1.0-1.src.rpm"
+    renamed.write_bytes(binary.read_bytes())
+    return {
+        "hello": hello,
+        "other": other,
+        "only": srpms.make_srpm(folder, "only", srpms.compiled("only", exclusive_arch="x86_64 aarch64")),
+        "not32": srpms.make_srpm(folder, "not32", srpms.compiled("not32", exclude_arch="%{ix86}")),
+        "truncated": srpms.truncate(hello, folder / "short-1-1.src.rpm"),
+        "payload": srpms.truncate(hello, folder / "shorter-1-1.src.rpm", hello.stat().st_size - 1),
+        "binary": binary,
+        "renamed": renamed,
+        "garbage": garbage,
+        "empty": empty,
+    }
+
+
+@pytest.fixture
+def controller(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, made: dict[str, Path]) -> Controller:
+    """A controller with one source rpm uploaded."""
+    here = Controller(tmp_path, broker, beanstalkd.port)
+    here.configure()
+    (here.incoming / made["hello"].name).write_bytes(made["hello"].read_bytes())
+    return here
+
+
+HELLO = "hello-1.0-1.src.rpm"
+
+
+# --- what it is for
+
+
+def test_no_arguments_print_help(controller: Controller) -> None:
+    ended = controller.submit()
+    assert ended.code == 0 and ended.out.startswith("Usage: reimzul-submit") and not ended.err
+    for option in ("--srpm", "--arch", "--target", "--disttag", "--now", "--scratch", "--json", "--config"):
+        assert option in ended.out
+    assert ended == controller.submit("--help")
+
+
+def test_the_readmes_loop_over_arches(controller: Controller) -> None:
+    loop = f"for arch in x86_64 aarch64 armhfp ; do {PROGRAM} -s {HELLO} -d .el7 -a $arch -t c7.1708.u ; done"
+    environment = {"PATH": os.environ["PATH"], "LOGNAME": "johnny", "REIMZUL_CONFIG": str(controller.ini)}
+    subprocess.run(["bash", "-ec", loop], env=environment, check=True, capture_output=True)
+    for arch, tube in (("x86_64", "x86_64"), ("aarch64", "aarch64"), ("armhfp", "armv7l")):
+        (claim,) = controller.queued(tube)
+        request = claim.message
+        assert (request.srpm, request.arch, request.target) == (HELLO, arch, f"c7.1708.u.{arch}")
+        assert (request.disttag, request.scratch, request.submitter) == (".el7", False, "johnny")
+        assert request.complete
+
+
+def test_it_says_what_was_queued_where(controller: Controller) -> None:
+    ended = controller.build(HELLO)
+    (claim,) = controller.queued("x86_64")
+    assert ended.code == 0
+    assert ended.out == (
+        f"Submitted SRPM {HELLO} to build queue x86_64 for target c7.1708.u.x86_64 (scratch: False) "
+        f"by {getpass.getuser()}: build {claim.message.build_id}\n"
+    )
+
+
+def test_it_is_announced_as_queued(controller: Controller) -> None:
+    controller.build(HELLO)
+    (claim,) = controller.queued("x86_64")
+    (event,) = controller.told()
+    assert (event.status, event.build_id, event.arch) == ("Queued", claim.message.build_id, "x86_64")
+    assert (event.pkgname, event.evr, event.target) == ("hello", "1.0-1", "c7.1708.u.x86_64")
+
+
+@pytest.mark.parametrize(("more", "priority"), [((), 8192), (("--now",), 1024)])
+def test_the_priorities_are_the_originals(controller: Controller, more: tuple[str, ...], priority: int) -> None:
+    controller.build(HELLO, *more)
+    (claim,) = controller.queued("x86_64")
+    assert claim.facts.priority == priority
+
+
+def test_a_scratch_build_says_so(controller: Controller) -> None:
+    ended = controller.build(HELLO, "--scratch")
+    assert "(scratch: True)" in ended.out
+    assert controller.queued("x86_64")[0].message.scratch is True
+
+
+@pytest.mark.parametrize(
+    "arches",
+    [["-a", "aarch64,ppc64le,i686"], ["-a", "aarch64", "-a", "ppc64le,i686"], ["-a", "aarch64,ppc64le,i686,aarch64,"]],
+)
+def test_several_arches_are_one_submission(controller: Controller, arches: list[str]) -> None:
+    ended = controller.submit("-s", HELLO, *arches, "-t", "c9s", "-d", ".el9")
+    requests = [claim.message for tube in ("aarch64", "ppc64le", "i386") for claim in controller.queued(tube)]
+    assert ended.code == 0 and len(ended.out.splitlines()) == 3
+    assert [request.arch for request in requests] == ["aarch64", "ppc64le", "i686"]
+    assert len({request.timestamp for request in requests}) == 1
+    assert len({request.build_id for request in requests}) == 3
+
+
+def test_json_says_the_same(controller: Controller) -> None:
+    ended = controller.build(HELLO, "--json", arch="x86_64,aarch64")
+    said = json.loads(ended.out)
+    assert (said["srpm"], said["copied"]) == (HELLO, False)
+    for row, tube in zip(said["builds"], ("x86_64", "aarch64")):
+        (claim,) = controller.queued(tube)
+        assert (row["job"], row["build_id"]) == (claim.id, claim.message.build_id)
+        assert (row["tube"], row["target"], row["fault"], row["watchers"]) == (tube, f"c7.1708.u.{tube}", "", 0)
+
+
+def test_a_tube_nobody_watches_is_warned_of(controller: Controller, beanstalkd: Beanstalkd) -> None:
+    with beanstalkd.connect() as builder:
+        builder.watch(["x86_64"])
+        ended = controller.build(HELLO, arch="x86_64,aarch64")
+    assert ended.code == 0
+    assert ended.err == ["reimzul-submit: warning: no builder watches the tube aarch64; it waits there until one does"]
+
+
+# --- incoming/
+
+
+def test_the_request_carries_the_files_sha256(controller: Controller, made: dict[str, Path]) -> None:
+    controller.build(HELLO)
+    sha256 = hashlib.sha256(made["hello"].read_bytes()).hexdigest()
+    assert controller.queued("x86_64")[0].message.srpm_sha256 == sha256
+
+
+def test_a_file_from_elsewhere_is_copied_in(controller: Controller, made: dict[str, Path]) -> None:
+    ended = controller.build(made["only"])
+    there = controller.incoming / made["only"].name
+    assert ended.code == 0 and there.read_bytes() == made["only"].read_bytes()
+    assert there.stat().st_mode & 0o777 == 0o644, "the http server reads it as another user"
+    assert controller.queued("x86_64")[0].message.srpm == made["only"].name
+    assert controller.files() == sorted([HELLO, made["only"].name])
+
+
+def test_a_file_of_this_folder_needs_no_slash(controller: Controller, made: dict[str, Path]) -> None:
+    (controller.folder / made["only"].name).write_bytes(made["only"].read_bytes())
+    assert controller.build(made["only"].name).code == 0
+    assert made["only"].name in controller.files()
+
+
+def test_the_same_file_again_is_fine(controller: Controller, made: dict[str, Path]) -> None:
+    before = (controller.incoming / HELLO).stat()
+    for _ in range(2):
+        assert controller.build(made["hello"]).code == 0
+    assert controller.files() == [HELLO] and (controller.incoming / HELLO).stat().st_ino == before.st_ino
+    assert controller.build(controller.incoming / HELLO).code == 0
+
+
+def test_a_different_file_of_that_name_is_never_replaced(controller: Controller, made: dict[str, Path]) -> None:
+    assert made["other"].name == HELLO
+    ended = controller.build(made["other"])
+    assert_refused(controller, ended, f"{HELLO}: a different file of that name is there already")
+    assert (controller.incoming / HELLO).read_bytes() == made["hello"].read_bytes()
+
+
+def test_a_copy_that_fails_half_way_leaves_nothing(controller: Controller, made: dict[str, Path]) -> None:
+    ended = controller.build(made["only"], limit=1000)
+    assert_refused(controller, ended, "the file cannot be copied in: file too large")
+
+
+def test_what_killed_submissions_left_is_swept(controller: Controller, made: dict[str, Path]) -> None:
+    old, new = controller.incoming / ".incoming-old", controller.incoming / ".incoming-new"
+    for left in (old, new):
+        left.write_bytes(b"half a file")
+    os.utime(old, (0, 0))
+    assert controller.build(made["only"]).code == 0
+    assert not old.exists() and new.exists()
+
+
+def test_an_incoming_that_is_not_there(controller: Controller, made: dict[str, Path]) -> None:
+    (controller.incoming / HELLO).unlink()
+    controller.incoming.rmdir()
+    ended = controller.build(made["hello"])
+    assert (ended.code, len(ended.err)) == (4, 1) and "no such file or directory" in ended.err[0]
+    assert controller.untouched()
+
+
+# --- bad input: one line, exit code 4, nothing queued, nothing copied
+
+
+def assert_refused(controller: Controller, ended: Ended, *words: str) -> None:
+    assert ended.code == 4 and not ended.out
+    assert len(ended.err) == len(words), ended.err
+    for line, said in zip(ended.err, words):
+        assert line.startswith("reimzul-submit: ") and said in line
+    assert controller.untouched()
+    assert controller.files() == [HELLO]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("truncated", "truncated or damaged"),
+        ("payload", "truncated, it has"),
+        ("binary", "a binary rpm (plain-1.0-1.noarch), not a source rpm"),
+        ("renamed", "a binary rpm (plain-1.0-1.noarch), not a source rpm"),
+        ("garbage", "not an rpm package"),
+        ("empty", "not an rpm package"),
+    ],
+)
+def test_a_file_that_is_no_source_rpm(controller: Controller, made: dict[str, Path], file: str, said: str) -> None:
+    assert_refused(controller, controller.build(made[file]), said)
+
+
+@pytest.mark.parametrize("file", ["truncated", "renamed", "garbage"])
+def test_one_that_lies_in_incoming_is_no_better(controller: Controller, made: dict[str, Path], file: str) -> None:
+    there = controller.incoming / made[file].name
+    there.write_bytes(made[file].read_bytes())
+    ended = controller.build(made[file].name)
+    assert (ended.code, len(ended.err)) == (4, 1) and str(there) in ended.err[0]
+    assert controller.untouched()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("none-1-1.src.rpm", "none-1-1.src.rpm: not in "),
+        ("./none-1-1.src.rpm", "./none-1-1.src.rpm: no such file"),
+        ("/etc", "/etc: no such file"),
+        ("../x", "../x: no such file"),
+        ("x; touch y", "x; touch y: not in "),
+        ("$(touch y)", "$(touch y): not in "),
+        ("a" * 5000, "not in "),
+        ("", "not in "),
+        ("a\nb.src.rpm", "is no name of a file we take"),
+        ("/etc/hostname", "/etc/hostname: not an rpm package"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_a_file_that_is_not_there(controller: Controller, given: str, said: str) -> None:
+    assert_refused(controller, controller.build(given), said)
+    assert not (controller.folder / "y").exists()
+
+
+def test_a_source_rpm_of_a_name_that_cannot_travel(controller: Controller, made: dict[str, Path]) -> None:
+    odd = controller.folder / "hello world.src.rpm"
+    odd.write_bytes(made["hello"].read_bytes())
+    assert_refused(controller, controller.build(odd), "'hello world.src.rpm' is not a name")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-a", "z80", "-t", "c7", "-d", ".el7"], ["arch 'z80' is not known; x86_64, "]),
+        (["-a", "../x", "-t", "c7", "-d", ".el7"], ["arch '../x' is not known"]),
+        (["-a", ",", "-t", "c7", "-d", ".el7"], ["no arch is given"]),
+        (["-a", "x86_64", "-t", "../x", "-d", ".el7"], ["target '../x' is not a target"]),
+        (["-a", "x86_64", "-t", "x; touch y", "-d", ".el7"], ["target 'x; touch y' is not a target"]),
+        (["-a", "x86_64", "-t", "c7.x86_64", "-d", ".el7"], ["give it without, as c7"]),
+        (["-a", "x86_64", "-t", "c" * 125, "-d", ".el7"], ["longer than 128"]),
+        (["-a", "x86_64", "-t", "c7\nx", "-d", ".el7"], [r"target 'c7\nx' is not a target"]),
+        (["-a", "x86_64", "-t", "c7", "-d", ".el 7"], ["disttag '.el 7' is not a disttag"]),
+        (["-a", "x86_64", "-t", "c7", "-d", "el7"], ["is .el7 meant?"]),
+        (["-a", "x86_64", "-t", "c7", "-d", "%{lua:os.exit()}"], ["is not a disttag"]),
+        (["-a", "z80,x86_64", "-t", "../x", "-d", ""], ["arch 'z80'", "target '../x'", "disttag ''"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_a_word_that_is_none(controller: Controller, words: list[str], said: list[str]) -> None:
+    assert_refused(controller, controller.submit("-s", HELLO, *words), *said)
+    assert not (controller.folder / "y").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "arch", "said"),
+    [
+        ("only", "x86_64,i386,ppc64le", ["i386: ExclusiveArch is x86_64 aarch64", "ppc64le: ExclusiveArch is"]),
+        ("not32", "aarch64,i386", ["not32-1.0-1.src.rpm is not built for i386: ExcludeArch is i"]),
+    ],
+)
+def test_an_arch_the_package_rules_out(
+    controller: Controller, made: dict[str, Path], file: str, arch: str, said: list[str]
+) -> None:
+    assert_refused(controller, controller.build(made[file], arch=arch), *said)
+
+
+# --- usage, settings, beanstalkd
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-s", HELLO], "Missing option '-a'"),
+        (["--quux"], "No such option"),
+        (["-s", HELLO, "-a", "x86_64", "-t", "c7", "-d", ".el7", "more"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage(controller: Controller, words: list[str], said: str) -> None:
+    ended = controller.submit(*words)
+    assert ended.code == 2 and said in ended.err[-1] and not ended.out
+    assert controller.untouched()
+
+
+def test_misspelt_settings_are_told_one_a_line(controller: Controller) -> None:
+    controller.configure("foldr = /x\n[beanstalk]\n")
+    ended = controller.build(HELLO)
+    assert ended.code == 3 and controller.untouched()
+    assert ended.err == [
+        f"reimzul-submit: {controller.ini}: [beanstalk] is not a section; is [beanstalkd] meant?",
+        f"reimzul-submit: {controller.ini}: [incoming] foldr is not a setting; is folder meant?",
+    ]
+
+
+def test_a_configuration_that_is_not_there(controller: Controller) -> None:
+    ended = controller.build(HELLO, "--config", "/no/such/reimzul.ini")
+    assert (ended.code, ended.err) == (3, ["reimzul-submit: /no/such/reimzul.ini: no such file or directory"])
+
+
+def test_nobody_answers_where_beanstalkd_should_be(controller: Controller) -> None:
+    controller.configure(port=free_port())
+    ended = controller.build(HELLO)
+    assert ended.code == 5 and len(ended.err) == 1 and "onnection refused" in ended.err[0]
+
+
+class Frail:
+    """A way to beanstalkd that breaks when so many jobs were put through it."""
+
+    def __init__(self, port: int, jobs: int) -> None:
+        self.target = port
+        self.left = jobs
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            client, _ = self.listener.accept()
+            with client, socket.create_connection(("127.0.0.1", self.target)) as server:
+                while said := client.recv(65_536):
+                    if said.startswith(b"put "):
+                        if not self.left:
+                            return  # with the command unanswered and unheard
+                        self.left -= 1
+                    server.sendall(said)
+                    client.sendall(server.recv(65_536))
+
+    def close(self) -> None:
+        """End it."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+
+
+@pytest.fixture
+def frail(controller: Controller, request: pytest.FixtureRequest) -> Iterator[Frail]:
+    """Beanstalkd behind a link that breaks, as the settings have it."""
+    link = Frail(controller.port, request.param)
+    controller.configure(port=link.port)
+    yield link
+    link.close()
+
+
+@pytest.mark.parametrize("frail", [2], indirect=True)  # one arch is two jobs: its request and its event
+def test_a_link_that_breaks_between_arches_says_which_were_queued(controller: Controller, frail: Frail) -> None:
+    ended = controller.build(HELLO, arch="x86_64,aarch64,ppc64le")
+    assert ended.code == 1
+    assert len(ended.out.splitlines()) == 1 and "to build queue x86_64 " in ended.out
+    assert len(ended.err) == 2
+    assert ended.err[0].startswith("reimzul-submit: not queued for aarch64: beanstalkd did not confirm it: ")
+    assert ended.err[1].startswith("reimzul-submit: not queued for ppc64le: ")
+    assert [len(controller.queued(tube)) for tube in ("x86_64", "aarch64", "ppc64le")] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("frail", [2], indirect=True)
+def test_json_says_which_were_queued(controller: Controller, frail: Frail) -> None:
+    ended = controller.build(HELLO, "--json", arch="x86_64,aarch64")
+    first, second = json.loads(ended.out)["builds"]
+    assert ended.code == 1
+    assert (first["fault"], second["job"]) == ("", None) and first["job"] and second["fault"]
+
+
+@pytest.mark.parametrize("frail", [0], indirect=True)
+def test_a_link_that_breaks_before_all_says_that_nothing_was_queued(controller: Controller, frail: Frail) -> None:
+    ended = controller.build(HELLO, arch="x86_64,aarch64")
+    assert ended.code == 5 and len(ended.err) == 1 and not ended.out
+    assert controller.untouched()
+
+
+@pytest.mark.parametrize("frail", [1], indirect=True)
+def test_a_build_that_is_queued_and_not_announced_is_queued(controller: Controller, frail: Frail) -> None:
+    ended = controller.build(HELLO)
+    assert ended.code == 0 and "to build queue x86_64 " in ended.out
+    assert len(controller.queued("x86_64")) == 1

@@ -1,0 +1,660 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker as its installed program: real beanstalkd, rsync and http, a mock that does what the test says."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reimzul.core.manifest import read_manifest
+from reimzul.core.message import BuildRequest, new_build_id
+from reimzul.core.tube import PRIORITY, Broker, arch_tube
+from tests import srpms
+from tests.conftest import Beanstalkd, free_port
+from tests.scripted import ScriptedMock
+from tests.waiting import until
+
+BIN = Path(sys.executable).parent
+
+
+class Host:
+    """A builder, and the http and rsync servers it reaches: each real, on the loopback."""
+
+    def __init__(self, folder: Path, beanstalkd: Beanstalkd) -> None:
+        self.folder = folder
+        self.beanstalkd = beanstalkd
+        self.incoming, self.store = folder / "incoming", folder / "bstore"
+        self.configs = folder / "checkout" / "mock"
+        for needed in (self.incoming, self.store / "spool", self.store / "index", self.configs):
+            needed.mkdir(parents=True)
+        for name in ("site-defaults.cfg", "logging.ini"):
+            (self.configs / name).write_text("# nothing\n")
+        self.mock = ScriptedMock(folder / "mock")
+        self.http_port, self.rsync_port = free_port(), free_port()
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._serve()
+
+    def _serve(self) -> None:
+        handler = functools.partial(_Quiet, directory=str(self.folder))
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", self.http_port), handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        conf = self.folder / "rsyncd.conf"
+        # as root, rsyncd would write as nobody; elsewhere it writes as whoever started it
+        who = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.getuid() == 0 else ""
+        conf.write_text(f"use chroot = no\n{who}[reimzul-bstore]\npath = {self.store}\nread only = no\n")
+        self.rsync: subprocess.Popen[bytes] | None = None
+        self.start_rsync()
+
+    def start_rsync(self) -> None:
+        """Start the rsync daemon."""
+        self.rsync = subprocess.Popen(
+            ["rsync", "--daemon", "--no-detach", f"--config={self.folder}/rsyncd.conf",
+             f"--port={self.rsync_port}", "--address=127.0.0.1"]
+        )  # fmt: skip
+
+    def stop_rsync(self) -> None:
+        """End the rsync daemon."""
+        assert self.rsync
+        self.rsync.kill()
+        self.rsync.wait()
+
+    def target(self, name: str) -> None:
+        """Give mock a configuration."""
+        (self.configs / f"{name}.cfg").write_text("config_opts['root'] = 'TARGETNAME'  # http://repohost/repo/\n")
+
+    def start(self, name: str = "b1", **settings: Any) -> subprocess.Popen[bytes]:
+        """Start a worker; its log is `<name>.log`."""
+        ini = self.folder / f"{name}.ini"
+        more = "".join(f"{key} = {value}\n" for key, value in settings.items())
+        ini.write_text(
+            f"[beanstalkd]\nhost = 127.0.0.1\nport = {self.beanstalkd.port}\n"
+            f"[incoming]\nfolder = {self.incoming}\nurl = http://127.0.0.1:{self.http_port}/incoming/\n"
+            f"[bstore]\nbase_url = http://127.0.0.1:{self.http_port}/bstore/repo/\n"
+            f"upload_url = rsync://127.0.0.1:{self.rsync_port}/reimzul-bstore/\nroot = {self.store}\n"
+            f"[worker]\nmock = {self.mock.path}\nmock_configs = {self.configs.parent}\nmachine = x86_64\n"
+            f"results = {self.folder}/results\nmock_roots = {self.folder}\nfqdn = {name}.example.org\n"
+            f"{'' if 'min_free_mib' in settings else 'min_free_mib = 50'}\n{more}"
+        )
+        with (self.folder / f"{name}.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [BIN / "reimzul-worker", "--config", ini], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self.workers.append(worker)
+        return worker
+
+    def spool(self) -> dict[str, Path]:
+        """The uploaded legs that are whole, by `<build id>.<arch>`."""
+        return {path.parent.name.rpartition(".")[0]: path.parent for path in self.store.glob("spool/*/build.json")}
+
+    def close(self) -> None:
+        """End everything."""
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        for orphan in _processes(str(self.mock.path)):
+            os.kill(orphan, signal.SIGKILL)
+        self.stop_rsync()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real packages: a source rpm that is compiled, a noarch one, and binary packages for mock to leave."""
+    folder = tmp_path_factory.mktemp("packages")
+    return {
+        "hello": srpms.make_srpm(folder, "hello", srpms.compiled("hello")),
+        "plain": srpms.make_srpm(folder, "plain", srpms.noarch("plain")),
+        "plain.noarch": srpms.make_rpm(folder, "plain", srpms.noarch("plain")),
+    }
+
+
+@pytest.fixture
+def host(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, packages: dict[str, Path]) -> Iterator[Host]:
+    """A builder with two sources in incoming/ and a target for x86_64 and i386."""
+    builder = Host(tmp_path, beanstalkd)
+    for name in ("hello", "plain"):
+        (builder.incoming / packages[name].name).write_bytes(packages[name].read_bytes())
+    for name in ("c9.x86_64", "c9.i386"):
+        builder.target(name)
+        builder.mock.plan(name, rpms=[packages["plain.noarch"], packages["hello"]])
+    yield builder
+    builder.close()
+
+
+def request(name: str = "hello", **more: Any) -> BuildRequest:
+    """A complete request for x86_64."""
+    given = {
+        "srpm": f"{name}-1.0-1.src.rpm",
+        "arch": "x86_64",
+        "target": "c9.x86_64",
+        "disttag": ".el9",
+        "submitter": "tester",
+        "build_id": new_build_id(),
+        "timestamp": "20261122120000",
+        **more,
+    }
+    return BuildRequest(**given)
+
+
+def put(broker: Broker, wanted: BuildRequest) -> int:
+    """Queue it."""
+    return broker.put(arch_tube("x86_64"), wanted, priority=PRIORITY)
+
+
+class Ears:
+    """All that is put into `notify` and `createrepo`, in order."""
+
+    def __init__(self, beanstalkd: Beanstalkd) -> None:
+        self.broker = beanstalkd.connect()
+        self.broker.watch(["notify", "createrepo"])
+        self.heard: list[dict[str, Any]] = []
+
+    def listen(self) -> list[dict[str, Any]]:
+        """What there is by now."""
+        while True:
+            try:
+                job = self.broker.client.reserve(0)
+            except Exception:
+                return self.heard
+            self.heard.append(json.loads(job.body))
+            self.broker.client.delete(job)
+
+    def events(self, *statuses: str) -> list[dict[str, Any]]:
+        """The events of these statuses."""
+        return [said for said in self.listen() if said.get("status") in statuses]
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What repogen was asked for."""
+        return [said for said in self.listen() if "status" not in said]
+
+    def wait(self, count: int, *statuses: str, seconds: float = 20) -> list[dict[str, Any]]:
+        """That many events of these statuses."""
+        until(lambda: len(self.events(*statuses)) >= count, seconds, f"{count} of {statuses}: {self.heard}")
+        return self.events(*statuses)
+
+
+@pytest.fixture
+def ears(beanstalkd: Beanstalkd, broker: Broker) -> Iterator[Ears]:
+    """A listener on a connection of its own."""
+    listener = Ears(beanstalkd)
+    yield listener
+    listener.broker.close()
+
+
+def settled(broker: Broker) -> bool:
+    """Whether no request is left in the tube, in any state."""
+    stats = broker.stats("x86_64")
+    return not (stats.ready or stats.reserved or stats.delayed or stats.buried)
+
+
+def test_legs_run_side_by_side_with_one_timestamp(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
+    for name, other in (("c9.x86_64", "c9.i386"), ("c9.i386", "c9.x86_64")):
+        rpms = [packages["plain.noarch"], packages["hello"]]
+        host.mock.plan(name, rpms=rpms, until=[f"started.{other}"])  # neither ends before the other has begun
+    host.start()
+    wanted = request(extra={"colour": "blue"})
+    put(broker, wanted)
+    events = ears.wait(2, "Success")
+    assert {event["arch"] for event in events} == {"x86_64", "i386"}
+    assert {event["timestamp"] for event in events} == {wanted.timestamp}
+    assert {event["target"] for event in events} == {"c9.x86_64"}
+    assert {event["colour"] for event in ears.heard if "status" in event} == {"blue"}
+    until(lambda: settled(broker), 5, "the job is deleted")
+    legs = host.spool()
+    assert set(legs) == {f"{wanted.build_id}.x86_64", f"{wanted.build_id}.i386"}
+    main, follower = read_manifest(legs[f"{wanted.build_id}.x86_64"]), read_manifest(legs[f"{wanted.build_id}.i386"])
+    assert [rpm.name for rpm in main.rpms] == ["hello-1.0-1.src.rpm", "plain-1.0-1.noarch.rpm"]
+    assert [rpm.name for rpm in follower.rpms] == ["plain-1.0-1.noarch.rpm"]
+    assert {row["place"] for row in ears.requests()} == {main.place(), follower.place()}
+    order = [said.get("status", "createrepo") for said in ears.heard if said["arch"] == "i386"]
+    assert order == ["Building", "createrepo", "Success"] or sorted(order) == ["Building", "Success", "createrepo"]
+
+
+def test_mock_is_called_as_the_original_called_it(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start(build_timeout=1234)
+    put(broker, request())
+    ears.wait(2, "Success")
+    call = next(call for call in host.mock.builds() if any(word.endswith("c9.x86_64") for word in call))
+    assert call[:2] == ["-r", "mock"]
+    assert call[call.index("--define") + 1] == "dist .el9"
+    assert "--cleanup-after" in call and "--rpmbuild_timeout=1234" in call
+    assert any(word.startswith("--uniqueext=") for word in call)
+    assert call[-1].endswith("/hello-1.0-1.src.rpm")
+    rendered = host.folder / "results" / "configs" / "c9.x86_64" / "mock.cfg"
+    assert "http://repohost" not in rendered.read_text()
+    assert f"http://127.0.0.1:{host.http_port}/bstore/repo/" in rendered.read_text()
+    assert "'reimzul-c9.x86_64'" in rendered.read_text()
+
+
+def test_a_rendered_configuration_is_written_once(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    put(broker, request())
+    ears.wait(2, "Success")
+    rendered = host.folder / "results" / "configs" / "c9.x86_64" / "mock.cfg"
+    first = rendered.stat().st_mtime_ns, rendered.stat().st_ino
+    put(broker, request())
+    ears.wait(4, "Success")
+    assert (rendered.stat().st_mtime_ns, rendered.stat().st_ino) == first
+
+
+def test_a_failing_leg_touches_no_other(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
+    host.mock.plan("c9.i386", code=1, logs="failbuild", rpms=[packages["plain.noarch"]])
+    host.start()
+    wanted = request()
+    put(broker, wanted)
+    (failed,) = ears.wait(1, "Failed")
+    (built,) = ears.wait(1, "Success")
+    assert (failed["arch"], built["arch"]) == ("i386", "x86_64")
+    assert failed["reason"] == "%build failed" and failed["exit_code"] == 1
+    assert "hello.c" in failed["build_log"]
+    manifest = read_manifest(host.spool()[f"{wanted.build_id}.i386"])
+    assert not manifest.rpms and {"build.log", "root.log"} <= {file.name for file in manifest.files}
+    (row,) = [row for row in ears.requests() if row["arch"] == "i386"]
+    assert row["index"] is False
+    until(lambda: settled(broker), 5, "the job is deleted")
+
+
+def test_a_noarch_package_is_built_once(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    put(broker, request("plain"))
+    (event,) = ears.wait(1, "Success")
+    assert event["skipped"] == {"i386": "a noarch package is built once"}
+    until(lambda: settled(broker), 5, "the job is deleted")
+    assert len(host.mock.builds()) == 1
+
+
+def test_a_follower_without_a_configuration_is_skipped(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    host.start()
+    put(broker, request())
+    (event,) = ears.wait(1, "Success")
+    assert event["skipped"] == {"i386": "mock has no configuration for it"}
+
+
+def test_a_configuration_of_one_package_comes_first(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
+    host.target("plain-1.0-1.x86_64")
+    host.mock.plan("plain-1.0-1.x86_64", rpms=[packages["plain.noarch"]])
+    host.start()
+    put(broker, request("plain"))
+    ears.wait(1, "Success")
+    (call,) = host.mock.builds()
+    assert any(word.endswith("/plain-1.0-1.x86_64") for word in call)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"srpm": "absent-1-1.src.rpm"}, "absent-1-1.src.rpm is not in incoming/ (HTTP 404)"),
+        ({"srpm": "binary-1-1.src.rpm"}, "binary-1-1.src.rpm: a binary rpm (plain-1.0-1.noarch), not a source rpm"),
+        ({"srpm": "noise-1-1.src.rpm"}, "noise-1-1.src.rpm: not an rpm package"),
+        ({"srpm_sha256": "0" * 64}, "hello-1.0-1.src.rpm in incoming/ is not the file that was submitted"),
+        ({"target": "c10.x86_64"}, "mock has no configuration for c10.x86_64"),
+    ],
+)
+def test_what_nobody_can_build_fails_with_a_log(
+    host: Host, broker: Broker, ears: Ears, packages: Any, change: dict[str, Any], reason: str
+) -> None:
+    (host.incoming / "binary-1-1.src.rpm").write_bytes(packages["plain.noarch"].read_bytes())
+    (host.incoming / "noise-1-1.src.rpm").write_bytes(os.urandom(5000))
+    host.start()
+    wanted = request(**change)
+    put(broker, wanted)
+    (event,) = ears.wait(1, "Failed")
+    assert event["reason"].startswith(reason)
+    assert reason in (host.spool()[f"{wanted.build_id}.x86_64"] / "build.log").read_text()
+    assert not host.mock.builds()
+    until(lambda: settled(broker), 5, "the job is deleted")
+
+
+def test_an_old_clients_request_is_completed(host: Host, broker: Broker, ears: Ears) -> None:
+    old = {"srpm": "hello-1.0-1.src.rpm", "arch": "x86_64", "target": "c9.x86_64", "disttag": ".el9"}
+    host.start()
+    body = json.dumps({**old, "scratch": False, "submitter": "old"}).encode()
+    broker.put_raw("x86_64", body, priority=1024)
+    events = ears.wait(2, "Success")
+    (number,) = {event["build_id"] for event in events}
+    assert len(number) == 32 and all(len(event["timestamp"]) == 14 for event in events)
+
+
+def test_a_builders_fault_goes_to_another_builder(host: Host, broker: Broker, ears: Ears) -> None:
+    host.mock.plan("c9.x86_64", code=30, logs="repogone")
+    (host.configs / "c9.i386.cfg").unlink()
+    host.start("b1", tries=2)
+    wanted = request()
+    put(broker, wanted)
+    until(lambda: broker.stats("x86_64").delayed == 1, 20, "the request is put again with a pause")
+    broker.client.use("x86_64")
+    again = json.loads(broker.client.peek_delayed().body)
+    (tried,) = again["tries"]
+    assert tried["builder"] == "b1.example.org" and "Failed to download metadata" in tried["words"]
+    assert again["build_id"] == wanted.build_id
+    assert not ears.events("Failed", "Success")
+    (queued,) = ears.wait(1, "Queued")
+    assert "b1.example.org could not build it: x86_64: Failed to download" in queued["reason"]
+    # kicked, so that nothing waits for its pause; nobody else watches, so the same builder may try it again
+    broker.client.kick(10)
+    until(lambda: len(host.mock.builds()) == 2, 20, "the second try")
+    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again once more")
+    broker.client.kick(10)
+    (failed,) = ears.wait(1, "Failed")
+    assert failed["reason"].startswith("no builder could build it: b1.example.org: x86_64: Failed to download")
+    assert len(host.mock.builds()) == 2
+    until(lambda: settled(broker), 5, "the job is deleted")
+
+
+def test_the_broken_builder_leaves_it_to_the_other(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
+    host.mock.plan("c9.x86_64", code=30, logs="nospace")
+    (host.configs / "c9.i386.cfg").unlink()
+    first = host.start("b1")
+    put(broker, request())
+    until(lambda: broker.stats("x86_64").delayed == 1, 20, "the first builder gives up")
+    host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
+    host.start("b2")
+    until(lambda: broker.stats("x86_64").watchers == 2, 20, "two builders watch")
+    os.kill(first.pid, signal.SIGSTOP)  # until b2 waits: beanstalkd would give the job to the one that waits longest
+    os.kill(first.pid, signal.SIGCONT)
+    broker.client.use("x86_64")
+    for _ in range(20):  # the first may be handed it, and then leaves it to the second
+        broker.client.kick(10)
+        if ears.events("Success"):
+            break
+        until(lambda: ears.events("Success") or broker.stats("x86_64").delayed, 20, "built, or left alone")
+    (event,) = ears.wait(1, "Success")
+    assert event["builder_fqdn"] == "b2.example.org"
+
+
+def test_a_stop_gives_the_build_back_and_leaves_nothing(host: Host, broker: Broker, ears: Ears) -> None:
+    for name in ("c9.x86_64", "c9.i386"):
+        host.mock.plan(name, until=["never"])
+    worker = host.start()
+    number = put(broker, request())
+    until(lambda: host.mock.started("c9.x86_64") and host.mock.started("c9.i386"), 20, "both legs run")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    facts = broker.client.stats_job(number)
+    assert facts["state"] == "ready"
+    assert b"tries" not in broker.client.peek(number).body
+    assert not ears.events("Failed", "Success")
+    cleaned = [call for call in host.mock.calls() if "--clean" in call]
+    assert len(cleaned) == 2 and all(any(word.startswith("--uniqueext=") for word in call) for call in cleaned)
+    assert not list((host.folder / "results" / "builds").iterdir())
+    assert not _processes(str(host.mock.path))
+
+
+def test_a_drain_finishes_the_build_and_takes_no_other(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
+    for name in ("c9.x86_64", "c9.i386"):
+        host.mock.plan(name, rpms=[packages["plain.noarch"]], until=["go"])
+    worker = host.start()
+    put(broker, request())
+    put(broker, request())
+    until(lambda: host.mock.started("c9.x86_64") and host.mock.started("c9.i386"), 20, "both legs run")
+    worker.send_signal(signal.SIGUSR1)
+    host.mock.let_go("go")
+    assert worker.wait(20) == 0
+    assert len(ears.events("Success")) == 2
+    assert broker.stats("x86_64").ready == 1
+
+
+def test_a_killed_workers_job_and_folder(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    host.mock.plan("c9.x86_64", until=["never"])
+    worker = host.start()
+    put(broker, request())
+    until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+    worker.kill()
+    until(lambda: broker.stats("x86_64").ready == 1, 5, "its job is ready at once")
+    for orphan in _processes(str(host.mock.path)):  # a unit's cgroup, or the reaper, does this
+        os.kill(orphan, signal.SIGKILL)
+    host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
+    host.start()
+    ears.wait(1, "Success")
+    until(lambda: not list((host.folder / "results" / "builds").iterdir()), 5, "both attempts' folders are gone")
+
+
+def test_beanstalkd_restarted_under_a_build(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, packages: Any
+) -> None:
+    server = Beanstalkd(tmp_path_factory.mktemp("binlog"))
+    server.start()
+    host = Host(tmp_path, server)
+    try:
+        (host.incoming / packages["hello"].name).write_bytes(packages["hello"].read_bytes())
+        host.target("c9.x86_64")
+        host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]], until=["go"])
+        host.start()
+        with server.connect() as broker:
+            wanted = request()
+            put(broker, wanted)
+        until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+        server.kill()
+        host.mock.let_go("go")
+        until(lambda: host.spool(), 20, "it is built and uploaded without beanstalkd")
+        server.start()
+        ears = Ears(server)
+        ears.wait(1, "Success")
+        assert len(host.mock.builds()) == 1
+        with server.connect() as broker:
+            until(lambda: settled(broker), 5, "the job is deleted")
+        assert len(ears.requests()) == 1
+        ears.broker.close()
+    finally:
+        host.close()
+        server.kill()
+
+
+def test_a_job_another_took_is_finished_and_not_announced(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, packages: Any
+) -> None:
+    server = Beanstalkd(tmp_path_factory.mktemp("binlog"))
+    server.start()
+    host = Host(tmp_path, server)
+    try:
+        (host.incoming / packages["hello"].name).write_bytes(packages["hello"].read_bytes())
+        host.target("c9.x86_64")
+        host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]], until=["go"])
+        worker = host.start()
+        with server.connect() as broker:
+            put(broker, request())
+        until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+        os.kill(worker.pid, signal.SIGSTOP)
+        server.kill()
+        server.start()
+        with server.connect() as thief:
+            thief.watch(["x86_64"])
+            thief.client.reserve(5)
+            os.kill(worker.pid, signal.SIGCONT)
+            until(lambda: "not ours any more" in (host.folder / "b1.log").read_text(), 20, "it finds the job taken")
+            host.mock.let_go("go")
+            ears = Ears(server)
+            until(ears.requests, 20, "repogen is asked all the same")
+            until(lambda: "ours is uploaded" in (host.folder / "b1.log").read_text(), 20, "the worker went on")
+            assert not ears.events("Success", "Failed")
+            with server.connect() as broker:
+                assert broker.stats("x86_64").reserved == 1
+            ears.broker.close()
+    finally:
+        host.close()
+        server.kill()
+
+
+def test_an_upload_is_tried_until_it_is_there(host: Host, broker: Broker, ears: Ears) -> None:
+    host.stop_rsync()
+    host.start()
+    put(broker, request())
+    until(lambda: "is not uploaded yet" in (host.folder / "b1.log").read_text(), 20, "the link is dead")
+    assert not ears.events("Success", "Failed")
+    host.start_rsync()
+    ears.wait(2, "Success")
+
+
+def test_a_leg_published_before_is_announced_again(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    wanted = request()
+    put(broker, wanted)
+    ears.wait(2, "Success")
+    until(lambda: settled(broker), 5, "the job is deleted")
+    for leg, folder in host.spool().items():  # as repogen does
+        (host.store / "index" / leg).symlink_to(folder)
+    before = len(host.mock.builds())
+    put(broker, wanted)
+    events = ears.wait(4, "Success")
+    assert len(host.mock.builds()) == before
+    assert len({(event["arch"], event["attempt"]) for event in events}) == 2
+    assert len(ears.requests()) == 4
+
+
+def test_a_stalled_build_is_ended_and_its_root_cleaned(host: Host, broker: Broker, ears: Ears) -> None:
+    host.mock.plan("c9.x86_64", until=["never"])
+    (host.configs / "c9.i386.cfg").unlink()
+    host.start(stall_timeout=1)
+    put(broker, request())
+    (failed,) = ears.wait(1, "Failed")
+    assert failed["reason"] == "nothing was written to its logs for 1 s (stall_timeout)"
+    assert [call for call in host.mock.calls() if "--clean" in call and "--orphanskill" not in call]
+    assert not _processes(str(host.mock.path))
+
+
+def test_the_root_of_a_mock_that_was_killed_is_cleaned(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    host.mock.plan("c9.x86_64", until=["never"])
+    host.start()
+    put(broker, request())
+    until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+    for pid in _processes(str(host.mock.path)):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: broker.stats("x86_64").delayed == 1, 10, "it is put again")
+    assert [call[-1] for call in host.mock.calls()[1:]] == ["--orphanskill", "--clean"]
+
+
+def test_a_disk_that_does_not_do_its_work_is_the_builders_fault(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    until(lambda: broker.stats("x86_64").watchers == 1, 20, "it waits for jobs")
+    builds = host.folder / "results" / "builds"
+    builds.rmdir()
+    builds.touch()
+    put(broker, request())
+    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again")
+    broker.client.use("x86_64")
+    (tried,) = BuildRequest.decode(broker.client.peek_delayed().body).tries
+    assert tried.builder == "b1.example.org" and "Not a directory" in tried.words
+    assert not ears.events("Refused")
+
+
+def test_a_builder_without_room_takes_nothing(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start("full", min_free_mib=1 << 39)
+    put(broker, request("plain"))
+    log = host.folder / "full.log"
+    until(lambda: "this builder takes no jobs now: disk under" in log.read_text(), 10, "it says why")
+    assert broker.stats("x86_64").ready == 1
+    host.start("roomy")
+    (event,) = ears.wait(1, "Success")
+    assert event["builder_fqdn"] == "roomy.example.org"
+    assert log.read_text().count("takes no jobs now") == 1
+
+
+def test_the_root_a_killed_worker_left_is_cleaned_at_the_next_start(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    host.mock.plan("c9.x86_64", until=["never"])
+    worker = host.start()
+    number = put(broker, request())
+    until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+    worker.kill()
+    worker.wait()
+    (build,) = host.mock.builds()
+    for orphan in _processes(str(host.mock.path)):
+        os.kill(orphan, signal.SIGKILL)
+    broker.client.delete(number)
+    host.start()
+    until(lambda: not list((host.folder / "results" / "builds").iterdir()), 10, "the folder is swept")
+    cleaned = host.mock.calls()[1:]
+    assert [call[-1] for call in cleaned] == ["--orphanskill", "--clean"]
+    for word in build:
+        if word.startswith(("--uniqueext=", "--configdir=")):
+            assert all(word in call for call in cleaned)
+
+
+def test_a_job_under_which_workers_die_is_buried(
+    host: Host, broker: Broker, ears: Ears, beanstalkd: Beanstalkd
+) -> None:
+    number = put(broker, request())
+    for _ in range(11):
+        with beanstalkd.connect() as victim:
+            victim.watch(["x86_64"])
+            victim.client.reserve(5)
+    host.start()
+    (refused,) = ears.wait(1, "Refused")
+    assert refused["job"] == number and "workers died under it" in refused["reason"]
+    until(lambda: broker.stats("x86_64").buried == 1, 5, "it is buried")
+    broker.client.use("x86_64")
+    broker.client.kick(1)  # a person looked
+    ears.wait(2, "Success")
+
+
+def test_configurations_are_pulled_and_a_failing_pull_keeps_the_last(host: Host, broker: Broker, ears: Ears) -> None:
+    origin, checkout = host.folder / "origin", host.configs.parent
+
+    def git(folder: Path, *words: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", folder, *identity, *words], check=True, capture_output=True)
+
+    git(checkout, "init", "-q", "-b", "main")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "configurations")
+    subprocess.run(["git", "clone", "-q", checkout, origin], check=True, capture_output=True)
+    git(checkout, "remote", "add", "origin", str(origin))
+    git(checkout, "fetch", "-q")
+    git(checkout, "branch", "-q", "--set-upstream-to=origin/main")
+    (origin / "mock" / "c9.x86_64.cfg").write_text("config_opts['root'] = 'TARGETNAME'  # newer\n")
+    git(origin, "commit", "-qam", "newer")
+    host.start()
+    put(broker, request())
+    ears.wait(2, "Success")
+    assert "# newer" in (host.folder / "results" / "configs" / "c9.x86_64" / "mock.cfg").read_text()
+    origin.rename(host.folder / "gone")
+    put(broker, request())
+    ears.wait(4, "Success")
+    assert "its last state holds" in (host.folder / "b1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"17", b"{not json", b'{"srpm": "hello-1.0-1.src.rpm"}', os.urandom(60_000), b'["x"]', b'{"arch": "vax"}'],
+)
+def test_a_message_that_is_none_is_refused_and_buried(host: Host, broker: Broker, ears: Ears, body: bytes) -> None:
+    host.start()
+    number = broker.put_raw("x86_64", body, priority=1)
+    (refused,) = ears.wait(1, "Refused")
+    assert (refused["tube"], refused["job"]) == ("x86_64", number) and refused["reason"]
+    until(lambda: broker.stats("x86_64").buried == 1, 5, "it is buried")
+    put(broker, request("plain"))
+    ears.wait(1, "Success")
+
+
+def _processes(word: str) -> list[int]:
+    """The processes whose command line has that word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            time.sleep(0)
+    return found
