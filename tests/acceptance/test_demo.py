@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo as a newcomer runs it, with packages of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from reimzul.devfarm import reaper
+from reimzul.devfarm.parts import own
+from tests import srpms
+from tests.integration.test_devfarm import alive
+from tests.waiting import until
+
+
+def demo(folder: Path, srpm: Path) -> subprocess.CompletedProcess[str]:
+    argv = [own("reimzul-devfarm"), "demo", "--srpm", str(srpm)]
+    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_demo_ends_with_dnfs_own_list(tmp_path: Path) -> None:
+    done = demo(tmp_path, srpms.make_srpm(tmp_path / "my srpms", "yours", srpms.compiled("yours")))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^  yours\.x86_64 +1\.0-1\.demo +farm$", done.stdout, re.MULTILINE)
+    assert "%build" in done.stdout
+    named = re.findall(r"(/\S+/\.farm/\S+?)[;\s]", done.stdout)
+    assert len(named) > 4
+    assert [path for path in named if not Path(path).exists()] == []
+    assert alive(str(tmp_path)) == []
+
+
+def test_a_demo_whose_build_fails_shows_why(tmp_path: Path) -> None:
+    done = demo(tmp_path, srpms.make_srpm(tmp_path, "broken", srpms.failing_build("broken")))
+    assert done.returncode == 1
+    assert "error: broken cannot do this" in done.stdout
+    assert "broken 1.0-1.x86_64: Failed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert alive(str(tmp_path)) == []
+
+
+def test_a_file_that_is_no_source_rpm_ends_the_demo_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "noise-1-1.src.rpm").write_bytes(b"noise")
+    done = demo(tmp_path, tmp_path / "noise-1-1.src.rpm")
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert "not an rpm package" in done.stderr
+
+
+@pytest.mark.parametrize("whom", ["outer", "inner", "Ctrl-C"])
+def test_nothing_is_left_of_a_demo_that_is_killed_while_it_builds(tmp_path: Path, whom: str) -> None:
+    mark = str(random.randrange(10**6, 10**7))
+    srpm = srpms.make_srpm(tmp_path, "endless", srpms.slow("endless").replace("sleep 1", f"sleep {mark}"))
+    argv = [own("reimzul-devfarm"), "demo", "--srpm", str(srpm)]
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True) as command:
+        try:
+            until(lambda: alive(f"sleep {mark}"), 30, "it builds")
+            if whom == "Ctrl-C":
+                os.killpg(command.pid, signal.SIGINT)
+            else:
+                os.kill(command.pid if whom == "outer" else reaper.children(command.pid)[0], signal.SIGKILL)
+            command.wait(60)
+            until(lambda: not alive(str(tmp_path)) and not alive(f"sleep {mark}"), 30, "nothing is left")
+        finally:
+            command.kill()

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command blocks of the original's README, run as they are written on a machine where `make install` was run.
+
+The machine is this one with folders of the test's own (private.py); bash, systemctl's enabling, systemd-analyze,
+beanstalkd and the installed programs are real.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reimzul.core.message import BuildRequest
+from reimzul.core.tube import PRIORITY, Broker, arch_tube
+from tests.acceptance.private import PrivateMachine
+from tests.conftest import Beanstalkd
+from tests.srpms import compiled, make_srpm
+
+CHECKOUT = Path(__file__).parents[2]
+BLOCKS = CHECKOUT / "tests/samples/original-readme-blocks.md"
+SRPM = "time-1.7-45.el7.src.rpm"
+
+pytestmark = pytest.mark.slow
+
+
+def block(title: str) -> str:
+    """The block that stands under a title, as it is written."""
+    found = re.search(rf"^## {re.escape(title)}\n```\n(.*?)^```$", BLOCKS.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMachine]:
+    """A machine on which Reimzul was installed."""
+    machine = PrivateMachine(tmp_path_factory.mktemp("machine"), CHECKOUT)
+    done = machine.run("make --no-print-directory install")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "installed reimzul[controller,irc]" in done.stdout
+    yield machine
+
+
+def as_written(machine: PrivateMachine, title: str) -> str:
+    """Run a block, every command of which has to succeed; what it printed."""
+    done = machine.run(f"set -e\n{block(title)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_installing_again_changes_nothing(machine: PrivateMachine) -> None:
+    ini = machine.inside("/etc/reimzul/reimzul.ini")
+    ini.write_text(ini.read_text() + "# a word of the administrator's\n")
+    before = ini.read_text()
+    done = machine.run("tools/install --role controller")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if " made " in line or " linked " in line] == []
+    assert ini.read_text() == before
+
+
+def test_what_is_installed_belongs_to_whom_it_should(machine: PrivateMachine) -> None:
+    done = machine.run(
+        "stat -c '%n %U %a' /srv/reimzul/{code,incoming,bstore,results,mock_configs,notifier} "
+        "/var/log/reimzul /etc/reimzul/reimzul.ini; reimzul config check"
+    )
+    owners = dict(line.split(None, 1) for line in done.stdout.splitlines() if line.startswith(("/srv", "/var")))
+    writable = [path for path, owner in owners.items() if owner.startswith("reimzul")]
+    assert set(owners) - set(writable) <= {"/srv/reimzul/code"}, done.stdout
+    assert "/etc/reimzul/reimzul.ini: no faults" in done.stdout
+
+
+def test_a_file_in_the_place_of_a_link_is_kept(machine: PrivateMachine) -> None:
+    done = machine.run(
+        "link=/srv/reimzul/code/reimzul_submit.py\n"
+        "rm $link; echo the original >$link; tools/install; cat $link.original"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kept what was there as /srv/reimzul/code/reimzul_submit.py.original" in done.stdout
+    assert done.stdout.endswith("the original\n")
+    assert machine.inside("/srv/reimzul/code/reimzul_submit.py").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "title, units",
+    [
+        ("One notifier", ["reimzul-notifier.service"]),
+        ("Four workers", [f"reimzul-worker@{number}.service" for number in (1, 2, 3, 4)]),
+        ("Three repogen workers", [f"reimzul-repogen-worker@{number}.service" for number in (1, 2, 3)]),
+        ("One signer", ["reimzul-signer.service"]),
+    ],
+)
+def test_units_are_copied_and_enabled(machine: PrivateMachine, title: str, units: list[str]) -> None:
+    before = len(machine.systemctl_calls())
+    as_written(machine, title)
+    system = machine.inside("/etc/systemd/system")
+    for unit in units:
+        template = re.sub(r"@\d+", "@", unit)
+        enabled = system / "multi-user.target.wants" / unit
+        assert enabled.readlink() == Path("/etc/systemd/system") / template
+        assert (system / template).read_text() == (CHECKOUT / "systemd" / template).read_text()
+    enabling = [f"enable {unit.removesuffix('.service')} --now" for unit in units]
+    assert machine.systemctl_calls()[before:] == ["daemon-reload", *enabling]
+
+
+def test_systemd_finds_no_fault_with_the_units(machine: PrivateMachine) -> None:
+    units = ["reimzul-notifier", "reimzul-worker@1", "reimzul-repogen-worker@1", "reimzul-signer"]
+    done = machine.run(
+        "cp systemd/*.service /etc/systemd/system/\n"
+        + shlex.join(["systemd-analyze", "verify", *(f"{unit}.service" for unit in units)])
+    )
+    ours = [line for line in done.stderr.splitlines() if "reimzul" in line]
+    assert (done.returncode, ours) == (0, []), done.stderr
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in (CHECKOUT / "systemd").glob("*.service")))
+def test_a_unit_starts_an_installed_program(machine: PrivateMachine, unit: str) -> None:
+    found = re.search(r"^ExecStart=(\S+)$", (CHECKOUT / "systemd" / unit).read_text(), re.MULTILINE)
+    assert found
+    done = machine.run(f"{found[1]} --version")
+    assert done.stdout.startswith(f"{Path(found[1]).name} "), done.stderr
+
+
+def test_a_source_rpm_is_submitted_to_several_arches(
+    machine: PrivateMachine, beanstalkd: Beanstalkd, broker: Broker, tmp_path: Path
+) -> None:
+    spec = compiled("time", version="1.7").replace("Release: 1%{?dist}", "Release: 45.el7")
+    made = make_srpm(tmp_path, "time", spec)
+    assert made.name == SRPM
+    (machine.inside("/srv/reimzul/incoming") / SRPM).write_bytes(made.read_bytes())
+    ini = machine.inside("/etc/reimzul/reimzul.ini")
+    ini.write_text(ini.read_text().replace("port = 11300", f"port = {beanstalkd.port}"))
+
+    said = as_written(machine, "Submit one source rpm to several arches").splitlines()
+
+    tubes = {"x86_64": "x86_64", "aarch64": "aarch64", "armhfp": "armv7l"}
+    assert len(said) == len(tubes)
+    for line, (arch, tube) in zip(said, tubes.items()):
+        request = taken(broker, tube)
+        assert (request.srpm, request.arch, request.disttag) == (SRPM, arch, ".el7")
+        assert (request.target, request.scratch) == (f"c7.1708.u.{arch}", False)
+        assert f"build queue {tube} " in line and line.endswith(request.build_id)
+
+
+def taken(broker: Broker, tube: str) -> BuildRequest:
+    """The one request that waits in a tube, at the original's priority."""
+    broker.watch([tube])
+    claim = broker.claim({tube: arch_tube(tube)}, 1)
+    assert claim is not None, f"nothing waits in {tube}"
+    assert claim.facts.priority == PRIORITY
+    claim.done()
+    assert broker.stats(tube).ready == 0
+    return claim.message
+
+
+def test_without_arguments_the_client_prints_its_help(machine: PrivateMachine) -> None:
+    done = machine.run("/srv/reimzul/code/reimzul_submit.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    options = set(re.findall(r"(?<![\w-])--?[a-z]+\b", block("The client's usage")))
+    assert options == {"-h", "-s", "-a", "-t", "-d", "--help", "--srpm", "--arch", "--target", "--disttag", "--now",
+                       "--scratch"}  # fmt: skip
+    assert {option for option in options if not re.search(rf"(?<![\w-]){option}\b", done.stdout)} <= {"-h"}
+
+
+def test_the_clients_help_can_be_had_by_its_short_name(machine: PrivateMachine) -> None:
+    done = machine.run("/srv/reimzul/code/reimzul_submit.py -h")
+    assert (done.returncode, done.stderr) == (0, "")
