@@ -21,8 +21,9 @@ _INSIDE = "REIMZUL_FAULTS_ROOM"
 #: The two ends of the cable, and who is there. The near end is ours.
 _NEAR, _FAR = "rz-near", "rz-far"
 NEAR_ADDRESS, _FAR_ADDRESS = "10.213.77.1", "10.213.77.2"
-#: What architecture.md, section 1, asks of every host: a peer that is gone is noticed, with bytes under way too.
-_RETRIES = "6"
+#: What every host of a farm gets: a peer that is gone is noticed, with bytes under way too.
+_SYSCTL = Path(__file__).parents[2] / "conf" / "sysctl-reimzul.conf"
+_SYSCTL_HERE = ("sysctl", "-q", "-p", str(_SYSCTL))
 
 
 def enter() -> None:
@@ -35,7 +36,7 @@ def enter() -> None:
         argv = [unshare, "--net", "--mount", *as_root, sys.executable, "-m", "tests.faults", *sys.argv[1:]]
         os.execve(unshare, argv, {**os.environ, _INSIDE: "1"})
     _ip("link", "set", "lo", "up")
-    Path("/proc/sys/net/ipv4/tcp_retries2").write_text(_RETRIES)
+    subprocess.run(_SYSCTL_HERE, check=True)
 
 
 class Cable:
@@ -49,7 +50,7 @@ class Cable:
         self._there("ip", "link", "add", _FAR, "type", "veth", "peer", "name", _NEAR, "netns", str(os.getpid()))
         self._there("ip", "addr", "add", f"{_FAR_ADDRESS}/24", "dev", _FAR)
         _ip("addr", "add", f"{NEAR_ADDRESS}/24", "dev", _NEAR)
-        self._there("sysctl", "-qw", f"net.ipv4.tcp_retries2={_RETRIES}")
+        self._there(*_SYSCTL_HERE)
         self.plug()
 
     @property
