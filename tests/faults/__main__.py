@@ -44,9 +44,11 @@ def command(
     ci: bool,
     plan: str | None,
     report: Path | None,
-) -> int:
+) -> None:
     """Do bad things to a farm, one after another, and see that nothing is lost."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that farms and their folders go
+    if seed is not None and (len(names) != 1 or trials is not None):
+        raise click.UsageError("--seed makes one trial again: give its --kind beside it, and no --trials")
     kinds = [KINDS[name] for name in names] or [kind for kind in KINDS.values() if kind.weight]
     if plan is not None:
         room.enter()
@@ -62,7 +64,7 @@ def command(
         click.echo(table(outcomes))
     if report:
         report.write_text(json.dumps([attr.asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-    return 1 if any(outcome.faults for outcome in outcomes) else 0
+    sys.exit(1 if any(outcome.faults for outcome in outcomes) else 0)
 
 
 def side_by_side(plans: Sequence[Plan], messages: int) -> list[Outcome]:
@@ -101,4 +103,4 @@ def _read(plan: str) -> Plan:
 
 
 if __name__ == "__main__":
-    sys.exit(command.main(standalone_mode=False))
+    command()
