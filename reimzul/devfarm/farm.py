@@ -271,9 +271,15 @@ class Farm:
         return [first, *reaper.descendants(first)]
 
     def kill(self, part: str, number: int = signal.SIGKILL) -> int:
-        """Send a signal to a part's own process, and say which that was; it is started again when it ends."""
+        """Send a signal to a part's own process, and say which that was; it is started again when it ends.
+
+        Raises `PartFailed` where it does not run.
+        """
         pid = self.supervisor.pid(part)
-        os.kill(pid, number)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # it has just died, and supervisord has not looked yet
+            raise PartFailed(f"{part} does not run") from None
         return pid
 
     def hold(self, part: str, *, kindly: bool = True) -> None:
