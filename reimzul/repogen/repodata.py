@@ -12,6 +12,7 @@ import gzip
 import logging
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from reimzul.core.config import Repogen as Settings
 from reimzul.core.errors import Again, ConfigError, TimedOut, ended_how
 from reimzul.core.run import run
 from reimzul.repogen.place import Placed
+from reimzul.repogen.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,12 @@ _UNWANTED = (
     "--basedir", "--cut-dirs", "--location-prefix", "--recycle-pkglist", "--skip-symlinks", "-S",
 )  # fmt: skip
 _OPEN: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".xml": open}
+#: A package in a primary.xml as createrepo_c writes it.
+_PACKAGE = re.compile(rb'pkgid="YES">([0-9a-f]+)</checksum>.*?<location [^>]*?href="([^"&]+)"', re.DOTALL)
+_COUNT = re.compile(rb'<metadata [^>]*packages="(\d+)"')
+_END = b"</package>"
+#: Bytes of a primary.xml looked through at a time.
+_PIECE = 1 << 20
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError, ElementTree.ParseError, KeyError)
 #: Targets whose listing is kept between runs; one of 50,000 packages takes some 20 MB.
 _KEPT = 4
@@ -115,11 +123,32 @@ def read(folder: Path) -> dict[str, str]:
         raise KeyError("repomd.xml names no primary.xml")
     primary = folder / Path(where.attrib["href"]).name
     with _OPEN[primary.suffix](primary, "rb") as stream:
-        return _packages(stream)
+        found = _found(stream)
+    if found is not None:
+        return found
+    with _OPEN[primary.suffix](primary, "rb") as stream:
+        return _parsed(stream)
 
 
-def _packages(primary: IO[bytes]) -> dict[str, str]:
-    """Path and checksum of each package of a primary.xml, which may be as large as some 100 MB."""
+def _found(primary: IO[bytes]) -> dict[str, str] | None:
+    """Path and checksum of each package, as createrepo_c writes them; None where that is not all it should list.
+
+    Four times as fast as a parser, and what is published waits for it: 0.2 s of 0.9 s at 50,000 packages.
+    """
+    found: dict[str, str] = {}
+    piece = primary.read(_PIECE)
+    count = _COUNT.search(piece)
+    while piece:
+        whole = piece.rfind(_END) + len(_END) if _END in piece else 0
+        for match in _PACKAGE.finditer(piece, 0, whole):
+            found[unquote(match[2].decode())] = match[1].decode()
+        more = primary.read(_PIECE)
+        piece = piece[whole:] + more if more else b""
+    return found if count and int(count[1]) == len(found) else None
+
+
+def _parsed(primary: IO[bytes]) -> dict[str, str]:
+    """The same of any primary.xml, which may be as large as some 100 MB."""
     found: dict[str, str] = {}
     said: list[str] = []
     path = ""
@@ -150,6 +179,7 @@ class Indexer:
 
     store: Bstore
     settings: Settings = attr.field()
+    tree: Tree = attr.field(factory=Tree)
 
     @settings.validator
     def _wanted(self, _: Any, settings: Settings) -> None:
@@ -157,12 +187,16 @@ class Indexer:
             if word.split("=")[0] in _UNWANTED:
                 raise ConfigError(f"[repogen] arguments: {word} would keep builds from being found in the repodata")
 
+    def _list(self, target: str) -> Path:
+        return self.store.cache / f"{target}.packages"
+
     def argv(self, target: str, *, afresh: bool = False) -> list[str | os.PathLike[str]]:
         """createrepo_c's command line."""
         cores = self.settings.cores or len(os.sched_getaffinity(0))
         return [
             self.settings.createrepo_c,
             *([] if afresh else ["--update", "--skip-stat"]),
+            "--pkglist", self._list(target),
             # as the classical createrepo meant it: any number keeps every old file for ever without --compatibility
             "--retain-old-md=3", "--compatibility",
             # one for each target: createrepo_c's own writes there are not atomic, the target's lock makes them so
@@ -189,6 +223,8 @@ class Indexer:
             needed.mkdir(parents=True, exist_ok=True)
         tidy(folder)
         output.unlink(missing_ok=True)
+        packages = "".join(f"{path}\n" for path in self.tree.packages(folder))
+        self._list(target).write_bytes(os.fsencode(packages))
         argv = self.argv(target, afresh=afresh)
         try:
             code = run(argv, output=output, heed=heed, every=0.1, inherit=[lock], idle=HUNG)

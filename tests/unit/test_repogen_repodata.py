@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 from pathlib import Path
 from typing import Callable
@@ -63,6 +64,18 @@ def test_every_compression_python_knows_is_read(tmp_path: Path, suffix: str) -> 
 def test_escaped_paths_are_the_files(tmp_path: Path) -> None:
     make_repodata(tmp_path, {"n/1/c%2B%2B-1%7Erc1.rpm": "ab" * 32})
     assert list(repodata.read(tmp_path)) == ["n/1/c++-1~rc1.rpm"]
+
+
+@pytest.mark.parametrize("piece", [40, 333, 1 << 20])
+def test_the_quick_reader_finds_what_the_parser_does(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(repodata, "_PIECE", piece)
+    packages = {f"n{number}/1/1-1.noarch/n{number}%7E-1.noarch.rpm": f"{number:064x}" for number in range(50)}
+    body = "".join(_PACKAGE.format(path=path, sha256=sha256) for path, sha256 in packages.items())
+    attributes = 'xmlns="http://linux.duke.edu/metadata/common" xmlns:rpm="x" packages='
+    text = f'<metadata {attributes}"50">{body}</metadata>'.encode()
+    quick = repodata._found(io.BytesIO(text))
+    assert quick == (None if piece == 40 else repodata._parsed(io.BytesIO(text)))
+    assert repodata._found(io.BytesIO(text.replace(b'"50"', b'"51"'))) is None, "one was not found: parse it"
 
 
 def test_a_listing_is_read_once_for_each_repodata(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
