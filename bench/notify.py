@@ -22,6 +22,7 @@ import click
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from bench.proxy import Proxy
+from bench.report import Figure, tell
 from reimzul.core.message import BuildEvent
 from tests.conftest import Beanstalkd
 from tests.events import event
@@ -115,11 +116,16 @@ class Bench:
 
 @click.command()
 @click.option("--events", default=2000, show_default=True, help="How many results.")
-@click.option("--mqtt-delay-ms", default=0, show_default=True, help="Between notifier and broker, each way.")
-def main(events: int, mqtt_delay_ms: int) -> None:
-    """Announce results, and say how many of them each sink has, how many twice, and after how many seconds."""
+@click.option("--mqtt-delay-ms", default="0,10", show_default=True, help="Between notifier and broker, each way.")
+def main(events: int, mqtt_delay_ms: str) -> None:
+    """Announce results; say how many of them each sink has, how many twice, and after how many seconds."""
+    tell("notify", [row for delay in mqtt_delay_ms.split(",") for row in measure(events, int(delay))])
+
+
+def measure(events: int, delay: int) -> list[Figure]:
+    """One run, on a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="reimzul-bench-"))
-    bench = Bench(folder, mqtt_delay_ms / 1000)
+    bench = Bench(folder, delay / 1000)
     try:
         with bench.beanstalkd.connect() as broker:
             broker.announce(event("Queued", events))
@@ -131,15 +137,26 @@ def main(events: int, mqtt_delay_ms: int) -> None:
             until(is_done(broker), 600, "nothing is owed")
         until(lambda: sum(bench.counts()["mqtt"]().values()) >= events, 60, "the subscriber has all")
         took = time.monotonic() - began
-        for name, count in bench.counts().items():
-            has = count()
-            extra = 1 if name in ("log", "history") else 0  # the one that showed it was at work
-            click.echo(f"{name:8} {len(has) - extra} of {events}, {sum(has.values()) - len(has)} twice")
-        click.echo(f"{took:.1f} s from the first put to the last sink's last ({announced:.1f} s to put them all)")
-        click.echo(f"{bench.processor_seconds():.1f} s of a processor's time in reimzul-notifier")
+        rows = [
+            Figure(what=f"{events} results, {delay} ms to MQTT", unit="events/s", values=[events / took], goal="200"),
+            Figure(what="  the puts alone", unit="events/s", values=[events / announced]),
+            Figure(what="  notifier's processor time", unit="s", values=[bench.processor_seconds()]),
+        ]
+        return rows + _arrived(bench, events)
     finally:
         bench.close()
         shutil.rmtree(folder)
+
+
+def _arrived(bench: Bench, events: int) -> list[Figure]:
+    rows = []
+    for name, count in bench.counts().items():
+        has = count()
+        extra = 1 if name in ("log", "history") else 0  # the one that showed it was at work
+        twice = sum(has.values()) - len(has)
+        rows.append(Figure(what=f"  {name}", unit="arrived", values=[len(has) - extra], goal=str(events)))
+        rows.append(Figure(what=f"  {name}, twice", unit="arrived", values=[twice], goal="0"))
+    return rows
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ builds go that take mock no time. The binlog lies in the current folder, so that
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from bench.report import Figure, tell
 from reimzul.core.message import Status
 from reimzul.core.run import capture
 from reimzul.core.tube import Broker
@@ -103,11 +103,12 @@ def published(farm: Farm) -> int:
 @click.option("--runs", default=3, show_default=True, help="Runs of each; the median is shown.")
 def command(count: int, build_count: int, runs: int) -> None:
     """beanstalkd's -f0 against -f50."""
-    click.echo(f"{'':6}{'puts/s':>10}{'jobs/s':>10}{'builds/s':>10}")
+    figures = []
     for sync_ms in (0, 50):
         rows = [_run(sync_ms, count, build_count) for _ in range(runs)]
-        put, job, build = (statistics.median(column) for column in zip(*rows))
-        click.echo(f"-f{sync_ms:<4}{put:>10.0f}{job:>10.0f}{build:>10.2f}")
+        for unit, values in zip(("puts/s", "jobs/s", "builds/s"), zip(*rows)):
+            figures.append(Figure(what=f"-f{sync_ms}", unit=unit, values=values))
+    tell("sync", figures)
 
 
 def _run(sync_ms: int, count: int, build_count: int) -> tuple[float, float, float]:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mock that takes no time: it copies what its config's name says, and writes down when it began and ended.
+
+Run by its path, on the standard library alone and without its site, so that little but the farm is measured.
+"""
+
+import os
+import shutil
+import sys
+import time
+
+
+def main(home: str) -> int:
+    began = time.time()
+    given = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
+    if "--clean" in sys.argv or "--orphanskill" in sys.argv:
+        return 0
+    leave = os.path.join(home, "leave", os.path.basename(given["configdir"]))
+    for name in os.listdir(leave):
+        goal = os.path.join(given["resultdir"], name)
+        try:
+            os.link(os.path.join(leave, name), goal)  # what takes no time, however large
+        except OSError:
+            shutil.copy(os.path.join(leave, name), goal)
+    handle = os.open(os.path.join(home, "calls"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(handle, f"{began} {time.time()}\n".encode())
+    return 0
+
+
+sys.exit(main(os.path.dirname(os.path.abspath(__file__))))
