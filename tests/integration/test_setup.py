@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul setup` from its command line to the files and units of a host; systemctl alone is not the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from reimzul.operator.setup import firewall, roles
+from tests.setuphost import Host
+
+HEX = re.compile(r"[0-9a-f]{64}")
+HOSTS = ("--controller", "c.example.org", "--bstore", "s.example.org")
+KEY = f"b1:{'ab' * 32}\n"
+
+
+@pytest.fixture
+def new_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Host]:
+    """Makes hosts by their names."""
+    return lambda name: Host(tmp_path / name, tmp_path / f"{name}.state", monkeypatch)
+
+
+@pytest.fixture
+def host(new_host: Callable[[str], Host]) -> Host:
+    """A host that runs systemd."""
+    host = new_host("host")
+    host.systemd()
+    return host
+
+
+# --- a role from nothing
+
+
+def test_a_controller_is_set_up_in_one_run(host: Host) -> None:
+    host.done("controller")
+    assert host.calls() == [
+        "daemon-reload",
+        *(f"enable {unit}" for unit in ("beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier")),
+        "restart systemd-sysctl", "restart beanstalkd", "restart nginx", "restart stunnel@reimzul",
+        "start reimzul-notifier",
+    ]  # fmt: skip
+    assert not host.at("/etc/nginx/sites-enabled/default").is_symlink()
+    assert host.text("/etc/stunnel/reimzul.conf") == Path("conf/stunnel-controller.conf").read_text()
+
+
+def test_a_bstore_is_set_up_in_one_run(host: Host) -> None:
+    keys = f"s:{'cd' * 32}\n{KEY}"
+    host.done("bstore", *HOSTS[:2], "--name", "s", "--add-builder", "b1", "--psk-file", "-", given=keys)
+    assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n"
+    assert host.at("/srv/reimzul/bstore/live").is_dir()
+    assert KEY in host.text(roles.ACCEPTED) and "cd" * 32 not in host.text(roles.ACCEPTED)
+    assert "\nconnect = c.example.org:13100\n" in host.text("/etc/stunnel/reimzul.conf")
+    assert host.calls()[-4:] == [
+        *(f"start reimzul-repogen-worker@{number}" for number in (1, 2, 3)), "start reimzul-signer",
+    ]  # fmt: skip
+
+
+def test_a_builder_is_set_up_in_one_run(host: Host) -> None:
+    host.done("builder", *HOSTS, "--name", "b1", "--workers", "2", "--psk-file", "-", given=KEY)
+    assert host.text(roles.OWN_KEY) == KEY
+    assert sorted(set(re.findall(r"^connect = (\S+):", host.text("/etc/stunnel/reimzul.conf"), re.MULTILINE))) == [
+        "c.example.org", "s.example.org",
+    ]  # fmt: skip
+    assert host.calls()[-2:] == ["start reimzul-worker@1", "start reimzul-worker@2"]
+
+
+@pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
+def test_a_second_run_changes_and_starts_nothing(host: Host, role: str) -> None:
+    needed = {"controller": (), "bstore": HOSTS[:2], "builder": HOSTS}[role]
+    host.done(role, *needed, *(() if role == "controller" else ("--psk-file", "-")), given=KEY)
+    host.calls()
+    before = host.files()
+    assert host.done(role) == "nothing to do\n"
+    assert host.files() == before
+    assert host.calls() == []
+
+
+def test_a_dry_run_shows_all_and_does_nothing(host: Host) -> None:
+    before = host.files()
+    shown = host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", given=KEY)
+    assert "+connect = c.example.org:13100" in shown and "stunnel@reimzul enabled" in shown
+    assert "ab" * 32 not in shown
+    told = json.loads(host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", "--json", given=KEY))
+    assert "ab" * 32 not in json.dumps(told)
+    assert {"path", "kind", "mode", "asks", "diff"} == set(told["files"][0])
+    assert ["systemctl", "enable", "stunnel@reimzul"] in [step["argv"] for step in told["steps"]]
+    assert (host.files(), host.calls()) == (before, [])
+
+
+def test_keys_are_readable_by_root_alone(host: Host) -> None:
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)
+    for path in (roles.OWN_KEY, roles.ACCEPTED):
+        assert host.at(path).stat().st_mode & 0o777 == 0o600
+
+
+# --- run again with something else
+
+
+def test_only_what_has_to_be_is_started_anew(host: Host) -> None:
+    host.done("builder", *HOSTS, "--workers", "1", "--psk-file", "-", given=KEY)
+    host.calls()
+    host.done("builder", "--controller", "other.example.org")
+    assert host.calls() == ["restart stunnel@reimzul"]
+    assert "connect = s.example.org:11874" in host.text("/etc/stunnel/reimzul.conf")
+
+
+def test_more_and_fewer_workers(host: Host) -> None:
+    host.done("builder", *HOSTS, "--workers", "1", "--psk-file", "-", given=KEY)
+    host.calls()
+    host.done("builder", "--workers", "3")
+    assert host.calls() == [
+        "enable reimzul-worker@2", "enable reimzul-worker@3", "start reimzul-worker@2", "start reimzul-worker@3",
+    ]  # fmt: skip
+    host.done("builder", "--workers", "2")
+    assert host.calls() == ["disable --now reimzul-worker@3"]
+    assert host.done("builder") == "nothing to do\n"
+
+
+def test_a_unit_that_is_not_running_is_started(host: Host) -> None:
+    host.done("controller")
+    host.calls()
+    (host.state / "active/nginx").unlink()
+    host.done("controller")
+    assert host.calls() == ["start nginx"]
+
+
+def test_a_setting_reaches_the_programs_that_read_it(host: Host) -> None:
+    host.done("builder", *HOSTS, "--workers", "1", "--psk-file", "-", given=KEY)
+    host.put("/etc/reimzul/reimzul.ini", "# mine\n[worker]\ntries = 3\n")
+    host.calls()
+    host.done("builder", "--set", "worker.tries=5")
+    assert host.text("/etc/reimzul/reimzul.ini") == "# mine\n[worker]\ntries = 5\n"
+    assert host.calls() == ["reload reimzul-worker@1"]
+
+
+def test_what_failed_is_told_and_done_by_the_next_run(host: Host) -> None:
+    host.done("controller")
+    host.calls()
+    for path in ("nginx/conf.d/reimzul.conf", "systemd/system/beanstalkd.service.d/reimzul.conf"):
+        host.put(f"/etc/{path}", "# SPDX-License-Identifier: Apache-2.0\n# older\n")
+    failing = host.state / "fails/restart-nginx"
+    failing.touch()
+    code, _, err = host.setup("controller", "--yes")
+    assert code == 1
+    assert err == (
+        "reimzul: not nginx restarted: systemctl exited with 1: Job for nginx.service failed. "
+        "(see journalctl -u nginx)\n"
+    )
+    assert host.calls() == ["daemon-reload", "restart beanstalkd"]  # one that fails stops no other
+    failing.unlink()
+    host.done("controller")
+    assert host.calls() == ["daemon-reload", "restart nginx"]  # and what did not fail is left alone
+    assert host.done("controller") == "nothing to do\n"
+
+
+def test_workers_of_the_original_are_let_in_and_shut_out_again(host: Host) -> None:
+    host.done("bstore", *HOSTS[:2], "--repogen-workers", "1", "--psk-file", "-", given=KEY)
+    plain = host.text("/etc/rsyncd.conf")
+    host.calls()
+    host.done("bstore", "--original-workers", "on")
+    assert "\noriginal_workers = true\n" in host.text("/etc/reimzul/reimzul.ini")
+    assert host.text("/etc/rsyncd.conf") != plain
+    drop_in = host.at("/etc/systemd/system/rsync.service.d/reimzul-originals.conf")
+    assert "BindPaths=" in drop_in.read_text()
+    again = ["daemon-reload", "restart rsync", "reload reimzul-repogen-worker@1", "reload reimzul-signer"]
+    assert host.calls() == again
+    assert host.done("bstore") == "nothing to do\n"  # it is remembered
+    host.done("bstore", "--original-workers", "off")
+    assert host.text("/etc/rsyncd.conf") == plain and not drop_in.exists()
+    assert host.calls() == again
+
+
+# --- what others wrote
+
+
+def test_a_changed_file_is_shown_and_kept_where_nobody_can_be_asked(host: Host) -> None:
+    host.done("controller")
+    host.calls()
+    mine = host.text("/etc/nginx/conf.d/reimzul.conf") + "# a word of mine\n"
+    host.put("/etc/nginx/conf.d/reimzul.conf", mine)
+    code, out, err = host.setup("controller")
+    assert code == 2 and "-# a word of mine" in out
+    assert "/etc/nginx/conf.d/reimzul.conf; --yes replaces them. Nothing was changed" in err
+    assert host.text("/etc/nginx/conf.d/reimzul.conf") == mine and host.calls() == []
+    host.done("controller", "--yes")
+    assert "a word of mine" not in host.text("/etc/nginx/conf.d/reimzul.conf")
+    assert host.calls() == ["restart nginx"]
+
+
+def test_a_foreign_rsyncd_conf_is_kept_beside_ours(host: Host) -> None:
+    host.put("/etc/rsyncd.conf", "[mirror]\npath = /srv/mirror\n")
+    assert host.setup("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)[0] == 2
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", "--yes", given=KEY)
+    assert host.text("/etc/rsyncd.conf.before-reimzul") == "[mirror]\npath = /srv/mirror\n"
+    assert "[reimzul-bstore]" in host.text("/etc/rsyncd.conf")
+
+
+def test_a_host_has_one_role(host: Host) -> None:
+    host.done("controller")
+    code, _, err = host.setup("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)
+    assert code == 4
+    assert err == "reimzul: this host is set up as controller (/etc/stunnel/reimzul.conf): a host has one role\n"
+
+
+def test_what_is_not_installed_is_named_before_anything_is_written(host: Host) -> None:
+    host.at("/usr/lib/systemd/system/nginx.service").unlink()
+    before = host.files()
+    code, _, err = host.setup("controller")
+    assert code == 1 and "not installed here: nginx (make install" in err
+    assert host.files() == before
+
+
+# --- what is missing, what is wrong
+
+
+def test_all_that_is_missing_is_said_in_one_line(host: Host) -> None:
+    code, out, err = host.setup("builder")
+    assert (code, out) == (2, "")
+    assert err == (
+        "reimzul: missing, and there is no terminal to ask on: --controller HOST, --bstore HOST, "
+        "--psk-file FILE (the controller makes the key: docs/install.md)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "code", "says"),
+    [
+        (("--controller", "c; rm -rf /", *HOSTS[2:]), KEY, 4, "is not a host name"),
+        (("--controller", "-c", *HOSTS[2:]), KEY, 4, "is not a host name"),
+        ((*HOSTS, "--name", "b2"), KEY, 4, "the key is not that of b2, but of b1"),
+        (HOSTS, "b1", 4, "standard input, line 1: not of the form name:hex"),
+        (HOSTS, "", 2, "--psk-file FILE"),
+        (HOSTS, KEY + KEY.replace("b1", "b2"), 4, "--name says it: b1, b2"),
+        ((*HOSTS, "--set", "worker.tries=no"), KEY, 4, "[worker] tries: 'no' is not a whole number"),
+        ((*HOSTS, "--mock-configs", "--x"), KEY, 4, "is not where a git repository is"),
+        ((*HOSTS, "--workers", "0"), KEY, 2, "0 is not in the range"),
+    ],
+)
+def test_wrong_input_gets_one_line_and_changes_nothing(
+    host: Host, words: tuple[str, ...], given: str, code: int, says: str
+) -> None:
+    before = host.files()
+    ended, _, err = host.setup("builder", *words, "--psk-file", "-", given=given)
+    assert ended == code and says in err and "Traceback" not in err
+    assert "ab" * 32 not in err
+    assert host.files() == before
+
+
+def test_a_key_file_that_is_not_there(host: Host) -> None:
+    code, _, err = host.setup("builder", *HOSTS, "--psk-file", "/nowhere")
+    assert (code, err) == (4, "reimzul: /nowhere: no such file or directory\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_who_is_not_root_is_told_so() -> None:
+    words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = subprocess.run(
+        [*words, "/usr/bin/env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-m", "reimzul.operator.command",
+         "setup", "controller"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, "reimzul: root is needed: run it with sudo\n")
+
+
+# --- keys
+
+
+def test_a_builder_is_added_without_a_word_about_anything_else(host: Host) -> None:
+    host.done("controller")
+    host.put("/etc/nginx/conf.d/reimzul.conf", "# somebody's\n")
+    host.calls()
+    code, out, err = host.setup("controller", "--add-builder", "b3", *HOSTS)
+    assert code == 0
+    assert re.fullmatch(f"b3:{HEX.pattern}\n", out)
+    assert out in host.text(roles.ACCEPTED)
+    assert not HEX.search(err)
+    assert "  reimzul setup builder --name b3 --controller c.example.org --bstore s.example.org --psk-file -\n" in err
+    assert "  reimzul setup bstore --add-builder b3 --psk-file -\n" in err
+    assert host.calls() == ["reload stunnel@reimzul"]  # nobody is cut off
+
+
+def test_the_commands_that_are_printed_set_the_others_up(new_host: Callable[[str], Host]) -> None:
+    hosts = {name: new_host(name) for name in ("controller", "bstore", "b1")}
+    code, lines, told = hosts["controller"].setup(
+        "controller", "--controller", "c.example.org", "--add-bstore", "s.example.org", "--add-builder", "b1"
+    )
+    assert code == 0
+    commands = dict(re.findall(r"^on (\S+), .*\n  reimzul setup (.*)$", told, re.MULTILINE))
+    assert set(commands) == {"bstore", "b1"}
+    hosts["bstore"].done(*commands["bstore"].split(), given=lines)
+    hosts["b1"].done(*commands["b1"].split(), given=lines)  # picks its own of them
+    accepted = hosts["controller"].text(roles.ACCEPTED)
+    assert hosts["b1"].text(roles.OWN_KEY) in accepted and hosts["bstore"].text(roles.OWN_KEY) in accepted
+    assert hosts["b1"].text(roles.OWN_KEY) in hosts["bstore"].text(roles.ACCEPTED)
+
+
+def test_who_is_revoked_is_cut_off_at_once(host: Host) -> None:
+    host.done("controller", "--add-builder", "b1", "--add-builder", "b2")
+    host.calls()
+    code, out, err = host.setup("controller", "--revoke", "b1")
+    assert (code, out) == (0, "")
+    assert "b1:" not in host.text(roles.ACCEPTED) and "b2:" in host.text(roles.ACCEPTED)
+    assert host.calls() == ["restart stunnel@reimzul"]
+    assert "reimzul setup bstore --revoke b1" in err
+    assert host.done("controller", "--list") == "b2\n"
+    assert json.loads(host.done("controller", "--list", "--json")) == {"names": ["b2"]}
+
+
+def test_a_name_that_is_taken_keeps_its_key(host: Host) -> None:
+    first = host.done("controller", "--add-builder", "b1")
+    code, out, err = host.setup("controller", "--add-builder", "b1")
+    assert (code, out) == (4, "") and "b1 has a key already; --new-key" in err
+    assert first in host.text(roles.ACCEPTED)
+    host.calls()
+    code, second, err = host.setup("controller", "--add-builder", "b1", "--new-key")
+    assert code == 0 and "reimzul setup bstore --add-builder b1 --new-key --psk-file -" in err
+    assert second != first and first not in host.text(roles.ACCEPTED)
+    assert host.calls() == ["restart stunnel@reimzul"]  # whoever had the first is out
+
+
+def test_bstore_takes_a_builders_key_and_shuts_it_out_again(host: Host) -> None:
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=f"s:{'cd' * 32}\n")
+    host.calls()
+    assert host.setup("bstore", "--add-builder", "b1")[0] == 2
+    host.done("bstore", "--add-builder", "b1", "--psk-file", "-", given=KEY)
+    assert KEY in host.text(roles.ACCEPTED)
+    host.done("bstore", "--add-builder", "b1", "--psk-file", "-", given=KEY)  # the same again
+    assert host.calls() == ["reload stunnel@reimzul"]
+    host.done("bstore", "--revoke", "b1")
+    assert KEY not in host.text(roles.ACCEPTED)
+    assert host.calls() == ["restart stunnel@reimzul"]
+
+
+def test_a_key_made_elsewhere_is_imported(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    assert host.done("controller", "--add-builder", "b1", "--psk-file", str(tmp_path / "keys")) == ""
+    assert KEY in host.text(roles.ACCEPTED)
+
+
+@pytest.mark.parametrize("words", [("--psk-file", "-"), ("--new-key",), ("--json",)])
+def test_options_that_mean_nothing_alone_are_refused(host: Host, words: tuple[str, ...]) -> None:
+    code, _, err = host.setup("controller", *words)
+    assert code == 2 and "goes with" in err
+
+
+def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
+    host = new_host("typed")
+    ours, theirs = pty.openpty()
+    words = [*HOSTS[:2], "--name", "s", "--add-builder", "b1", "--psk-file", "-", "--root", str(host.root)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "reimzul.operator.command", "setup", "bstore", *words],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as typing:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while b"ends them:" not in shown:
+            shown += os.read(ours, 1024)
+        os.write(ours, f"s:{'cd' * 32}\n{KEY}\n".encode())
+        try:
+            while more := os.read(ours, 1024):
+                shown += more
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    assert typing.returncode == 0, shown
+    assert "ab" * 32 not in shown.decode() and "cd" * 32 not in shown.decode()
+    assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n" and KEY in host.text(roles.ACCEPTED)
+
+
+# --- firewalld
+
+FIREWALL = """\
+#!/usr/bin/env bash
+printf '%s\\n' "$*" >>{log}
+case $* in
+    --state) exit {state} ;;
+    *--query-port=13100/tcp) exit 0 ;;
+    *--query-port=*) exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_firewalld_lets_in_what_it_does_not_yet(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    log, program = tmp_path / "firewall", tmp_path / "programs" / "firewall-cmd"
+    program.parent.mkdir()
+    program.write_text(FIREWALL.format(log=log, state=0 if runs else 252))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    assert firewall._PROGRAM == program.name
+    host.done("controller")
+    added = [line for line in log.read_text().splitlines() if "--add-port" in line]
+    assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])

@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `reimzul setup` writes, run by the real programs: stunnel, rsyncd, nginx, mosquitto.
+
+The files are those of three hosts that were set up, with other ports and folders, so that they fit on one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, Optional
+
+import attr
+import pytest
+
+from reimzul.core.tube import Broker
+from reimzul.operator.setup import roles
+from tests.conftest import Beanstalkd, free_port
+from tests.rsyncd import CONF
+from tests.rsyncd import rsyncd as running_rsyncd
+from tests.setuphost import Host
+from tests.waiting import until
+
+ADDRESS = "127.0.0.1"
+
+
+def listens(port: int) -> bool:
+    """Whether somebody is at a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((ADDRESS, port)) == 0
+
+
+@contextlib.contextmanager
+def program(*argv: object, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server, once it listens; its words are in `log`."""
+    with log.open("ab") as output, subprocess.Popen(list(map(str, argv)), stdout=output, stderr=output) as process:
+        try:
+            until(lambda: listens(port) or process.poll() is not None, 20, f"{argv[0]} listens")
+            assert process.poll() is None, log.read_text()
+            yield process
+        finally:
+            process.terminate()
+
+
+# --- stunnel
+
+
+@attr.define
+class Tunnels:
+    """The hosts of a farm, and their stunnels as configured; only ports and paths are others."""
+
+    hosts: dict[str, Host]
+    folder: Path
+    ports: dict[str, int]  #: the farm's port on a host (`controller 13100`, `b1 11300`) -> the one it has here
+
+    def port(self, host: str, port: int) -> int:
+        """The port that stands for one of a host's."""
+        return self.ports.setdefault(f"{host} {port}", free_port())
+
+    def file(self, host: str) -> Path:
+        """A host's configuration, fit to run here."""
+        text = self.hosts[host].text(roles.TUNNELS)
+        for path in (roles.OWN_KEY, roles.ACCEPTED):
+            text = text.replace(path, str(self.hosts[host].at(path)))
+        text = re.sub(r"^accept = (?:127.0.0.1:)?(\d+)$", lambda m: self._at(host, m[1], "accept"), text, flags=re.M)
+        text = re.sub(r"^connect = ([\w.]+):(\d+)$", lambda m: self._at(m[1], m[2], "connect", host), text, flags=re.M)
+        file = self.folder / f"{host}.conf"
+        file.write_text(text)
+        return file
+
+    def _at(self, host: str, port: str, word: str, local: str = "") -> str:
+        return f"{word} = {ADDRESS}:{self.port(local if host == ADDRESS else host, int(port))}"
+
+    @contextlib.contextmanager
+    def up(self, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A host's stunnel, once it listens at what stands for `port`."""
+        file = self.file(host)
+        with program("stunnel", file, port=self.port(host, port), log=file.with_suffix(".log")) as process:
+            yield process
+
+    def answers(self, builder: str) -> bool:
+        """Whether a builder's stunnel leads to beanstalkd."""
+        with socket.create_connection((ADDRESS, self.port(builder, 11300)), 10) as connection:
+            connection.sendall(b"list-tubes\r\n")
+            with contextlib.suppress(OSError):
+                return connection.recv(1024).startswith(b"OK")
+        return False
+
+
+@pytest.fixture
+def tunnels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beanstalkd: Beanstalkd) -> Tunnels:
+    """A controller with three builders; b3's key is one that the controller has not."""
+    hosts = {name: Host(tmp_path / name, tmp_path, monkeypatch) for name in ("controller", "b1", "b2", "b3")}
+    made = hosts["controller"].done("controller", "--add-builder", "b1", "--add-builder", "b2")
+    keys = {**dict(line.split(":") for line in made.split()), "b3": "ab" * 32}
+    for name, secret in keys.items():
+        words = ("--controller", "controller", "--bstore", "bstore", "--psk-file", "-")
+        hosts[name].done("builder", *words, given=f"{name}:{secret}\n")
+    (tmp_path / "tunnels").mkdir()
+    return Tunnels(hosts, tmp_path / "tunnels", {"controller 11300": beanstalkd.port})
+
+
+@pytest.mark.parametrize(
+    ("builder", "key", "opens"),
+    [
+        ("b1", None, True),
+        ("b3", None, False),  # one the controller has never heard of
+        ("b1", "b1:" + "ab" * 32, False),  # the wrong one
+        ("b1", "b2:" + "ab" * 32, False),  # another's name
+        ("b1", "localhost:" + "00" * 32, False),
+    ],
+)
+def test_only_a_builders_own_key_leads_to_beanstalkd(
+    tunnels: Tunnels, builder: str, key: Optional[str], opens: bool
+) -> None:
+    if key:
+        tunnels.hosts[builder].at(roles.OWN_KEY).write_text(key + "\n")
+    with tunnels.up("controller", 13100), tunnels.up(builder, 11300):
+        assert tunnels.answers(builder) is opens
+
+
+def test_without_a_key_there_is_no_handshake_and_without_tls_no_answer(tunnels: Tunnels) -> None:
+    with tunnels.up("controller", 13100):
+        for port in (13100, 11080):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with socket.create_connection((ADDRESS, tunnels.port("controller", port)), 10) as connection:
+                with pytest.raises(OSError):
+                    context.wrap_socket(connection)
+        with socket.create_connection((ADDRESS, tunnels.port("controller", 13100)), 10) as connection:
+            connection.sendall(b"list-tubes\r\n")
+            with contextlib.suppress(OSError):
+                assert not connection.recv(1024).startswith(b"OK")
+
+
+@pytest.mark.parametrize(
+    ("words", "opens"),
+    [
+        (("-tls1_3",), True),
+        (("-tls1_2",), True),
+        (("-tls1_1", "-cipher", "PSK:@SECLEVEL=0"), False),
+        (("-tls1_2", "-cipher", "PSK-NULL-SHA256:@SECLEVEL=0"), False),  # the key, and nothing encrypted
+    ],
+)
+def test_tls_is_1_2_at_least_and_encrypts(tunnels: Tunnels, words: tuple[str, ...], opens: bool) -> None:
+    secret = tunnels.hosts["b1"].text(roles.OWN_KEY).strip().partition(":")[2]
+    goal = f"{ADDRESS}:{tunnels.port('controller', 13100)}"
+    with tunnels.up("controller", 13100):
+        done = subprocess.run(
+            ["openssl", "s_client", "-quiet", "-connect", goal, "-psk_identity", "b1", "-psk", secret, *words],
+            input=b"list-tubes\r\nquit\r\n", capture_output=True, timeout=20, check=False,
+        )  # fmt: skip
+    assert (b"OK " in done.stdout) is opens, done.stderr
+
+
+def test_who_is_added_comes_in_and_who_is_there_stays(tunnels: Tunnels) -> None:
+    with tunnels.up("controller", 13100) as stunnel, tunnels.up("b1", 11300), tunnels.up("b3", 11300):
+        with Broker(ADDRESS, tunnels.port("b1", 11300)) as open_before:
+            assert not tunnels.answers("b3")
+            given = tunnels.hosts["b3"].text(roles.OWN_KEY)
+            tunnels.hosts["controller"].done("controller", "--add-builder", "b3", "--psk-file", "-", given=given)
+            stunnel.send_signal(signal.SIGHUP)  # systemctl reload
+            until(lambda: tunnels.answers("b3"), 20, "b3 comes in")
+            open_before.tubes()
+
+
+def test_who_is_revoked_is_out_with_the_connection_that_was_open(tunnels: Tunnels) -> None:
+    with tunnels.up("b1", 11300), tunnels.up("b2", 11300):
+        with tunnels.up("controller", 13100):
+            connection = socket.create_connection((ADDRESS, tunnels.port("b1", 11300)), 10)
+            connection.sendall(b"list-tubes\r\n")
+            assert connection.recv(1024)
+            tunnels.hosts["controller"].done("controller", "--revoke", "b1")
+        assert connection.recv(1024) == b""  # systemctl restart ends stunnel,
+        connection.close()
+        with tunnels.up("controller", 13100):  # and starts it
+            until(lambda: tunnels.answers("b2"), 20, "the other builder is back")
+            assert not tunnels.answers("b1")
+
+
+def test_a_controller_without_any_builder_has_a_stunnel_that_runs(tunnels: Tunnels) -> None:
+    tunnels.hosts["controller"].done("controller", "--revoke", "b1", "--revoke", "b2")
+    with tunnels.up("controller", 13100), tunnels.up("b1", 11300):
+        assert not tunnels.answers("b1")
+
+
+# --- rsyncd
+
+
+@attr.frozen
+class Rsyncd:
+    """bstore's rsyncd, and its store."""
+
+    root: Path
+    url: str
+
+    def rsync(self, *words: object) -> int:
+        """rsync's exit code."""
+        argv = ["rsync", "--recursive", *map(str, words)]
+        return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode
+
+
+@pytest.fixture(scope="module")
+def bstore(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """A bstore that was set up, with some of a store in it; one for all who only add to its spool."""
+    folder = tmp_path_factory.mktemp("bstore")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        host = Host(folder / "bstore", folder, monkeypatch)
+        words = ("--controller", "controller", "--psk-file", "-", "--public-port", "8080")
+        host.done("bstore", *words, given=f"s:{'ab' * 32}\n")
+    for path in ("repo/t/x.rpm", "scratch/t/x.rpm", "index/id.x86_64", "attempts/id/build.log", "tosign/t/x.rpm",
+                 "state/mark", "spool/other/x.rpm", "live/id/build.log", "rejected/x"):  # fmt: skip
+        host.put(f"/srv/reimzul/bstore/{path}", f"{path}\n")
+    return host
+
+
+@pytest.fixture
+def rsyncd(bstore: Host, tmp_path: Path) -> Iterator[Rsyncd]:
+    """rsyncd with the file that was written, which is the one in conf/."""
+    assert bstore.text("/etc/rsyncd.conf") == (CONF / "rsyncd.conf").read_text()
+    port, root = free_port(), bstore.at("/srv/reimzul/bstore")
+    with running_rsyncd(root, port, tmp_path, "rsyncd.conf"):
+        yield Rsyncd(root, f"rsync://{ADDRESS}:{port}/reimzul-bstore")
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    """A folder to be uploaded: a file, and one of a published name."""
+    folder = tmp_path / "upload"
+    folder.mkdir()
+    (folder / "x.rpm").write_text("mine\n")
+    return folder
+
+
+def everything(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("area", ["spool", "live"])
+def test_a_builder_uploads_to_its_two_folders(rsyncd: Rsyncd, upload: Path, area: str) -> None:
+    (upload / "x.rpm").chmod(0o4600)
+    assert rsyncd.rsync("--times", "--partial", "--timeout=60", f"{upload}/", f"{rsyncd.url}/{area}/id.1-ab/") == 0
+    there = rsyncd.root / area / "id.1-ab/x.rpm"
+    assert there.read_text() == "mine\n" and there.stat().st_mode & 0o7777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "repo/", "repo/t/", "scratch/t/", "index/", "tosign/t/", "state/", "rejected/", "new/", "../",
+     "spool/../repo/t/", "spool/../../outside/", "spool/other/../../repo/t/"],
+)  # fmt: skip
+def test_nothing_else_can_be_written_to(rsyncd: Rsyncd, upload: Path, place: str) -> None:
+    before = everything(rsyncd.root.parent)
+    rsyncd.rsync(f"{upload}/", f"{rsyncd.url}/{place}")
+    assert everything(rsyncd.root.parent) == before
+
+
+@pytest.mark.parametrize("place", ["", "repo/t/", "spool/", "spool/other/", "spool/../repo/t/", "tosign/t/"])
+def test_nothing_can_be_read_by_rsync(rsyncd: Rsyncd, tmp_path: Path, place: str) -> None:
+    assert rsyncd.rsync(f"{rsyncd.url}/{place}", f"{tmp_path}/got/") != 0
+    assert not list((tmp_path / "got").rglob("*")) if (tmp_path / "got").exists() else True
+
+
+def test_modules_are_not_listed(rsyncd: Rsyncd) -> None:
+    url = rsyncd.url.rpartition("/")[0] + "/"
+    assert b"reimzul" not in subprocess.run(["rsync", url], capture_output=True, timeout=20, check=False).stdout
+
+
+@pytest.mark.parametrize("goal", ["/etc", "../../repo/t", "../repo"])
+def test_no_link_leads_out_of_spool(rsyncd: Rsyncd, upload: Path, goal: str) -> None:
+    """A link is refused where it is meant to be sent, and left out where it is not."""
+    before = {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")}
+    (upload / "way").symlink_to(goal)
+    assert rsyncd.rsync("--links", f"{upload}/", f"{rsyncd.url}/spool/id/") != 0
+    rsyncd.rsync(f"{upload}/", f"{rsyncd.url}/spool/id/")
+    assert not (rsyncd.root / "spool/id/way").is_symlink()
+    assert {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")} == before
+
+
+@pytest.mark.parametrize("option", ["--delete", "--remove-source-files", "--backup", "--copy-dest=/repo/t"])
+def test_options_that_take_away_or_look_elsewhere_are_refused(rsyncd: Rsyncd, upload: Path, option: str) -> None:
+    before = everything(rsyncd.root)
+    assert rsyncd.rsync(option, f"{upload}/", f"{rsyncd.url}/spool/other/") != 0
+    assert everything(rsyncd.root) == before
+
+
+# --- nginx
+
+
+@contextlib.contextmanager
+def nginx(host: Host, folder: Path, ports: dict[str, int]) -> Iterator[None]:
+    """nginx with the files of a host's conf.d, as its distribution's main file includes them."""
+    (folder / "conf.d").mkdir(parents=True)
+    for file in host.at("/etc/nginx/conf.d").iterdir():
+        text = file.read_text().replace("/srv/reimzul", str(host.at("/srv/reimzul")))
+        for port, other in ports.items():
+            text = text.replace(f"listen {port};", f"listen {ADDRESS}:{other};")
+        (folder / "conf.d" / file.name).write_text(text)
+    temporary = "".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    main = folder / "nginx.conf"
+    main.write_text(
+        f"{'user root;' if os.geteuid() == 0 else ''}daemon off; pid {folder}/pid; error_log {folder}/error;\n"
+        f"events {{}}\nhttp {{ {temporary} access_log off; include {folder}/conf.d/*.conf; }}\n"
+    )
+    checked = subprocess.run(["nginx", "-t", "-c", main], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0 and "[warn]" not in checked.stderr, checked.stderr
+    with program("nginx", "-c", main, port=next(iter(ports.values())), log=folder / "out"):
+        yield
+
+
+def got(port: int, path: str) -> tuple[int, str]:
+    """The status of a page, and the page."""
+    try:
+        with urllib.request.urlopen(f"http://{ADDRESS}:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+
+
+def test_of_the_store_only_what_was_published_is_served(bstore: Host, tmp_path: Path) -> None:
+    ports = {"127.0.0.1:80": free_port(), "8080": free_port()}
+    with nginx(bstore, tmp_path / "nginx", ports):
+        inside, outside = ports.values()
+        logs = ("attempts/id/build.log", "live/id/build.log")
+        for path in ("repo/t/x.rpm", "scratch/t/x.rpm", "index/id.x86_64", *logs):
+            assert got(inside, f"/bstore/{path}") == (200, f"{path}\n")
+        for path in ("tosign/t/x.rpm", "state/mark", "spool/other/x.rpm", "rejected/x", "", "repo/../spool/other/x.rpm",
+                     "repo/%2e%2e/spool/other/x.rpm", "repo../spool/other/x.rpm"):  # fmt: skip
+            assert got(inside, f"/bstore/{path}")[0] in (400, 404), path
+        assert "x.rpm" in got(inside, "/bstore/repo/t/")[1]
+        assert got(outside, "/repo/t/x.rpm") == (200, "repo/t/x.rpm\n")
+        for path in ("/bstore/repo/t/x.rpm", "/scratch/t/x.rpm", "/repo../spool/other/x.rpm", "/", "/index/id.x86_64"):
+            assert got(outside, path)[0] == 404, path
+
+
+def test_of_the_controller_only_incoming_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(tmp_path / "controller", tmp_path, monkeypatch)
+    host.done("controller")
+    host.put("/srv/reimzul/incoming/x.src.rpm", "x\n")
+    host.put("/srv/reimzul/notifier/history.sqlite", "secret\n")
+    ports = {"127.0.0.1:80": free_port()}
+    with nginx(host, tmp_path / "nginx", ports):
+        port = ports["127.0.0.1:80"]
+        assert got(port, "/reimzul-incoming/x.src.rpm") == (200, "x\n")
+        assert got(port, "/reimzul-incoming../notifier/history.sqlite")[0] == 404
+        assert got(port, "/")[0] == 404
+
+
+# --- mosquitto
+
+
+@attr.frozen
+class Mqtt:
+    """A controller's mosquitto, and clients of it."""
+
+    host: Host
+    port: int
+
+    def words(self, name: str) -> list[str]:
+        """How one who has a certificate connects."""
+        folder = self.host.at("/etc/reimzul/mqtt")
+        certificate = ["--cert", f"{folder}/{name}.crt", "--key", f"{folder}/{name}.key"] if name else []
+        way = ["-h", "localhost", "-p", str(self.port), "-V", "5", "-q", "1"]
+        return [*way, "--cafile", f"{folder}/ca.crt", *certificate]
+
+    def publish(self, name: str, topic: str) -> bool:
+        """Whether the broker took a message from somebody, to hand it on."""
+        argv = ["mosquitto_pub", *self.words(name), "-t", topic, "-m", "built", "-r"]
+        done = subprocess.run(argv, capture_output=True, timeout=20, check=False)
+        return done.returncode == 0 and b"denied" not in done.stderr and b"uthorized" not in done.stderr
+
+    def heard(self, name: str, topic: str) -> bytes:
+        """What was kept of a topic, as somebody hears it."""
+        argv = ["mosquitto_sub", *self.words(name), "-t", topic, "-C", "1", "-W", "2"]
+        return subprocess.run(argv, capture_output=True, timeout=20, check=False).stdout
+
+
+@pytest.fixture
+def mqtt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mqtt]:
+    """mosquitto as `--mqtt` configures it."""
+    host = Host(tmp_path / "controller", tmp_path, monkeypatch)
+    host.done("controller", "--mqtt", "--controller", "c.example.org")
+    port = free_port()
+    text = host.text("/etc/mosquitto/conf.d/reimzul.conf").replace("listener 8883", f"listener {port}")
+    file = tmp_path / "mosquitto.conf"
+    root = "user root\n" if os.geteuid() == 0 else ""
+    file.write_text(f"{root}log_dest none\n" + text.replace("/etc/mosquitto", str(host.at("/etc/mosquitto"))))
+    with program("mosquitto", "-c", file, port=port, log=tmp_path / "mosquitto.log"):
+        yield Mqtt(host, port)
+
+
+def test_the_notifier_publishes_and_the_listener_hears(mqtt: Mqtt) -> None:
+    assert mqtt.publish("notifier", "reimzul/builds/results")
+    assert mqtt.heard("listener", "reimzul/builds/results") == b"built\n"
+
+
+def test_nobody_does_anything_else(mqtt: Mqtt) -> None:
+    assert not mqtt.publish("listener", "reimzul/builds/results")
+    assert not mqtt.publish("notifier", "elsewhere")
+    assert not mqtt.publish("", "reimzul/builds/results")  # no certificate, no connection
+    assert mqtt.publish("notifier", "reimzul/builds/results")
+    assert mqtt.heard("notifier", "reimzul/builds/results") == b""
+    assert mqtt.heard("", "reimzul/builds/results") == b""
+
+
+def test_the_notifiers_settings_find_its_certificate(mqtt: Mqtt) -> None:
+    text = mqtt.host.text("/etc/reimzul/reimzul.ini")
+    for line in ("notifications = true", "ca_cert = {}/ca.crt", "tls_key = {}/notifier.key"):
+        assert f"\n{line.format('/etc/reimzul/mqtt')}\n" in text
+    for path in ("/etc/reimzul/mqtt/ca.key", "/etc/reimzul/mqtt/notifier.key", "/etc/mosquitto/certs/reimzul.key"):
+        assert mqtt.host.at(path).stat().st_mode & 0o777 == 0o600
+
+
+def test_certificates_are_made_once_and_anew_when_they_end(
+    mqtt: Mqtt, monkeypatch: pytest.MonkeyPatch, expired: Callable[[Host, str], None]
+) -> None:
+    before = mqtt.host.files()
+    mqtt.host.done("controller")
+    mqtt.host.done("controller", "--mqtt")
+    assert mqtt.host.files() == before
+    expired(mqtt.host, "listener")
+    mqtt.host.done("controller")
+    changed = {path for path, (text, _) in mqtt.host.files().items() if text != before[path][0]}
+    assert changed == {"etc/reimzul/mqtt/listener.crt", "etc/reimzul/mqtt/listener.key"}
+
+
+@pytest.fixture
+def expired() -> Callable[[Host, str], None]:
+    """Puts a certificate in a client's place that ends tomorrow."""
+
+    def put(host: Host, name: str) -> None:
+        folder = host.at("/etc/reimzul/mqtt")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+             "-days", "1", "-subj", f"/CN={name}", "-CA", "ca.crt", "-CAkey", "ca.key",
+             "-keyout", f"{name}.key", "-out", f"{name}.crt"],
+            cwd=folder, capture_output=True, check=True,
+        )  # fmt: skip
+
+    return put
+
+
+def test_the_broker_is_known_by_the_name_subscribers_use(mqtt: Mqtt) -> None:
+    certificate = mqtt.host.at("/etc/mosquitto/certs/reimzul.crt")
+    said = subprocess.run(
+        ["openssl", "x509", "-in", certificate, "-noout", "-ext", "subjectAltName"], capture_output=True, check=True
+    ).stdout.decode()
+    assert "DNS:localhost" in said and "DNS:c.example.org" in said and "IP Address:127.0.0.1" in said

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts to be set up by `reimzul setup`: folders with what a distribution's packages leave, and a systemctl that notes.
+
+The command itself is the real one. systemd does not run in a folder: `Host.systemd` puts a program in its place that
+keeps which units are enabled and run, and writes down what it was asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from reimzul.operator.command import main
+from reimzul.operator.setup.system import System
+
+#: What brings a farm's packages, and ours, to a host.
+UNITS = (
+    "beanstalkd.service", "nginx.service", "rsync.service", "stunnel@.service", "mosquitto.service",
+    "reimzul-notifier.service", "reimzul-repogen-worker@.service", "reimzul-signer.service", "reimzul-worker@.service",
+)  # fmt: skip
+
+SYSTEMCTL = """\
+#!/usr/bin/env bash
+cd "{state}"
+words=() now=''
+for word; do case $word in --quiet) ;; --now) now=1 ;; *) words+=("$word") ;; esac; done
+unit=${{words[1]:-}}
+wants="{root}/etc/systemd/system/multi-user.target.wants"
+[[ ! -e fails/${{words[0]}}-$unit ]] || {{ echo "Job for $unit.service failed." >&2; exit 1; }}
+case ${{words[0]}} in
+    is-enabled) [[ -e enabled/$unit ]]; exit ;;
+    show) [[ -e active/${{words[-1]}} ]] && echo active || echo inactive; exit ;;
+esac
+printf '%s\\n' "$*" >>calls
+case ${{words[0]}} in
+    enable) touch "enabled/$unit"; mkdir -p "$wants"; touch "$wants/$unit.service" ;;
+    disable) rm -f "enabled/$unit" "$wants/$unit.service"; [[ -z $now ]] || rm -f "active/$unit" ;;
+    start | restart) touch "active/$unit" ;;
+    stop) rm -f "active/$unit" ;;
+esac
+"""
+
+
+TMPFILES = """\
+#!/usr/bin/env bash
+[[ $1 == --create ]] || exit 1
+while read -r kind path _; do [[ $kind != d ]] || mkdir -p "{root}$path"; done <"{root}$2"
+"""
+
+
+class Host:
+    """A folder that is a host, and `reimzul setup` run on it."""
+
+    def __init__(self, root: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.state = root, state
+        self._monkeypatch = monkeypatch
+        for unit in UNITS:
+            self.put(f"/usr/lib/systemd/system/{unit}", "[Service]\n[Install]\nWantedBy=multi-user.target\n")
+        self.put("/etc/nginx/nginx.conf", "http {\n    include /etc/nginx/conf.d/*.conf;\n}\n")
+        self.put("/etc/nginx/sites-available/default", "server { listen 80; }\n")
+        self.at("/etc/nginx/sites-enabled").mkdir()
+        self.at("/etc/nginx/sites-enabled/default").symlink_to("/etc/nginx/sites-available/default")
+
+    def at(self, path: str) -> Path:
+        """Where a path of the host is."""
+        return self.root / path.lstrip("/")
+
+    def put(self, path: str, text: str) -> Path:
+        """A file of the host."""
+        self.at(path).parent.mkdir(parents=True, exist_ok=True)
+        self.at(path).write_text(text)
+        return self.at(path)
+
+    def text(self, path: str) -> str:
+        """What a file of the host holds."""
+        return self.at(path).read_text()
+
+    def systemd(self) -> None:
+        """From now on systemd runs on this host, and it is the one that / is."""
+        for folder in ("bin", "enabled", "active", "fails"):
+            (self.state / folder).mkdir(parents=True)
+        for name, script in (("systemctl", SYSTEMCTL), ("systemd-tmpfiles", TMPFILES)):
+            program = self.state / "bin" / name
+            program.write_text(script.format(state=self.state, root=self.root))
+            program.chmod(0o755)
+        self._monkeypatch.setenv("PATH", str(self.state / "bin"), prepend=":")
+        self._monkeypatch.setattr(System, "below", lambda _: System(root=self.root, running=True))
+
+    def calls(self) -> list[str]:
+        """What systemctl has been asked to do since the last time."""
+        record = self.state / "calls"
+        said = record.read_text().splitlines() if record.exists() else []
+        record.unlink(missing_ok=True)
+        return said
+
+    def setup(self, *words: str, given: str = "") -> tuple[int, str, str]:
+        """Run `reimzul setup`: exit code, stdout, stderr. `given` comes by its stdin, which is a pipe."""
+        out, err = io.StringIO(), io.StringIO()
+        with self._monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["reimzul", "setup", *words, "--root", str(self.root)])
+            patch.setattr(sys, "stdin", io.StringIO(given))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            with pytest.raises(SystemExit) as end:
+                main()
+        return int(end.value.code or 0), out.getvalue(), err.getvalue()
+
+    def done(self, *words: str, given: str = "") -> str:
+        """The same where it has to work: its stdout."""
+        code, out, err = self.setup(*words, given=given)
+        assert code == 0, err
+        return out
+
+    def files(self) -> dict[str, tuple[str, int]]:
+        """Every file below /etc with its text and its inode."""
+        paths = [path for path in self.at("/etc").rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.root)): (path.read_text(), path.stat().st_ino) for path in paths}

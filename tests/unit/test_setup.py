@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Setting a host up: the parts that are values. Keys, single settings, what a role wants, what differs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from reimzul.core import config
+from reimzul.core.errors import ConfigError, InputError, ReimzulError
+from reimzul.operator.setup import ini, keys, roles, templates, writing
+from reimzul.operator.setup.begun import Pending, begun
+from reimzul.operator.setup.checkout import cloning
+from reimzul.operator.setup.files import Wanted, changes
+from reimzul.operator.setup.orders import Orders, carried_out
+from reimzul.operator.setup.roles import Wishes
+from reimzul.operator.setup.system import System
+
+CONF = Path(__file__).parents[2] / "conf"
+ONE, TWO = "ab" * 32, "cd" * 32
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    """An image with nothing in it."""
+    return System(root=tmp_path)
+
+
+def put(system: System, path: str, text: str, mode: int = 0o644) -> Path:
+    file = system.at(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(mode)
+    return file
+
+
+# --- keys
+
+
+def test_keys_are_read_and_written_as_stunnel_has_them() -> None:
+    text = f"b1:{ONE}\n\nb2:{TWO.upper()}\n"
+    assert keys.parse(text, "x") == {"b1": ONE, "b2": TWO}
+    assert keys.text_of(keys.parse(text, "x")) == f"b1:{ONE}\nb2:{TWO}\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [ONE, f"b 1:{ONE}", f"../b:{ONE}", f":{ONE}", "b1:", "b1:abcd", f"b1:{ONE}0", f"b1:{'xy' * 32}", f"-b:{ONE}"],
+)  # fmt: skip
+def test_a_line_that_is_no_key_is_refused_by_its_number_and_never_shown(row: str) -> None:
+    with pytest.raises(InputError, match="^keys.txt, line 2: not of the form name:hex") as refusal:
+        keys.parse(f"b0:{TWO}\n{row}\n", "keys.txt")
+    assert ONE not in str(refusal.value) and TWO not in str(refusal.value)
+
+
+def test_two_keys_of_one_host_are_refused() -> None:
+    with pytest.raises(InputError, match="line 2: a second key of b1"):
+        keys.parse(f"b1:{ONE}\nb1:{TWO}\n", "x")
+
+
+@pytest.mark.parametrize("name", ["", "-b", ".b", "b/1", "b 1", "b:1", "b\n", "x" * 65, "localhost"])
+def test_a_builder_is_not_called_that(name: str) -> None:
+    with pytest.raises(InputError, match="is no name for a builder"):
+        keys.name(name)
+
+
+def test_a_new_key_is_64_hex_digits_and_another_each_time() -> None:
+    assert re.fullmatch("[0-9a-f]{64}", keys.new())
+    assert keys.new() != keys.new()
+
+
+# --- orders about keys
+
+
+def test_who_is_added_gets_a_key_and_nobody_is_cut_off() -> None:
+    done = carried_out(Orders(add=("b1", "b2")), {"localhost": ONE})
+    assert set(done.keys) == {"localhost", "b1", "b2"}
+    assert done.made == {name: done.keys[name] for name in ("b1", "b2")}
+    assert not done.cut
+
+
+def test_who_has_a_key_gets_no_other_by_accident() -> None:
+    with pytest.raises(InputError, match="b1 has a key already; --new-key"):
+        carried_out(Orders(add=("b1",)), {"b1": ONE})
+
+
+def test_another_key_shuts_the_first_one_out() -> None:
+    done = carried_out(Orders(add=("b1",), new_key=True), {"b1": ONE})
+    assert done.keys["b1"] != ONE
+    assert done.cut
+
+
+def test_who_is_revoked_is_out_and_cut_off() -> None:
+    done = carried_out(Orders(revoke=("b1",)), {"localhost": ONE, "b1": ONE, "b2": TWO})
+    assert set(done.keys) == {"localhost", "b2"}
+    assert done.cut
+
+
+@pytest.mark.parametrize("name", ["b9", "localhost"])
+def test_revoking_a_stranger_is_said_not_passed_over(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} has no key here; these have: b1, b2"):
+        carried_out(Orders(revoke=(name,)), {"localhost": ONE, "b2": ONE, "b1": TWO})
+
+
+def test_a_key_made_elsewhere_is_taken_as_it_is_and_not_told_again() -> None:
+    done = carried_out(Orders(add=("b1",), given={"b1": ONE}), {})
+    assert (done.keys, done.made, done.cut) == ({"b1": ONE}, {}, False)
+    assert carried_out(Orders(add=("b1",), given={"b1": ONE}), done.keys).keys == done.keys
+
+
+def test_a_key_that_was_not_given_is_missed() -> None:
+    with pytest.raises(InputError, match="there is no key of b2 among those given; there is: b1"):
+        carried_out(Orders(add=("b2",), given={"b1": ONE}), {})
+
+
+# --- single settings of reimzul.ini
+
+INI = """\
+# mine
+[farm]
+arches =
+
+# about the builders
+[worker]
+# how many tries
+tries = 3
+rsync_arguments = --one
+    --two
+max_load: 4
+
+# about mail
+[mail]
+"""
+
+
+def test_a_setting_is_changed_where_it_stands() -> None:
+    changed = ini.changed(INI, {("worker", "tries"): "5"})
+    assert changed == INI.replace("tries = 3", "tries = 5")
+
+
+def test_one_of_several_lines_is_replaced_whole() -> None:
+    changed = ini.changed(INI, {("worker", "rsync_arguments"): "--three"})
+    assert changed == INI.replace("--one\n    --two", "--three")
+
+
+def test_the_other_way_to_write_it_is_known() -> None:
+    assert ini.value_in(INI, "worker", "max_load") == "4"
+    assert ini.changed(INI, {("worker", "max_load"): "8"}) == INI.replace("max_load: 4", "max_load = 8")
+
+
+def test_a_setting_that_is_not_there_comes_behind_the_last_of_its_section() -> None:
+    changed = ini.changed(INI, {("worker", "mock"): "mymock"})
+    assert changed == INI.replace("max_load: 4\n", "max_load: 4\nmock = mymock\n")
+
+
+def test_a_section_that_is_not_there_comes_last() -> None:
+    assert ini.changed(INI, {("repogen", "cores"): "2"}) == INI + "\n[repogen]\ncores = 2\n"
+
+
+def test_settings_go_into_the_sample_and_come_out_of_it() -> None:
+    settings = {("worker", "max_load"): "8", ("mqtt", "topic"): "farm", ("farm", "arches"): "/etc/reimzul/arches.yml"}
+    text = ini.changed(config.sample(), settings)
+    read = config.read(text, "x")
+    assert (read.worker.max_load, read.mqtt.topic, str(read.farm.arches)) == (8, "farm", "/etc/reimzul/arches.yml")
+    assert len(text.splitlines()) == len(config.sample().splitlines())
+    assert ini.changed(text, settings) == text
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("worker", "colour", "1", "is not a setting"),
+        ("workers", "tries", "1", "is not a setting"),
+        ("worker", "tries", "many", "is not a whole number"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(section: str, key: str, value: str, words: str) -> None:
+    with pytest.raises(InputError, match=rf"\[{section}\] {key}.* {words}"):
+        ini.changed(INI, {(section, key): value})
+
+
+def test_a_setting_is_given_as_section_key_value() -> None:
+    assert ini.parse("worker.rsync_arguments=--bwlimit=20m -x") == (("worker", "rsync_arguments"), "--bwlimit=20m -x")
+    for wrong in ("worker", "worker=1", "worker.tries", "worker.tries=1\n[x]", "[worker].tries=1"):
+        with pytest.raises(InputError, match=r"not of the form section.key=value"):
+            ini.parse(wrong)
+
+
+# --- templates
+
+
+@pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
+def test_host_names_are_filled_in_and_known_again(role: str) -> None:
+    hosts = {"CONTROLLER": "c.example.org", "BSTORE": "192.0.2.7"}
+    text = templates.tunnels(role, hosts)
+    assert not re.search(r"^connect = [A-Z]", text, re.MULTILINE)
+    assert templates.hosts_in(text) == {peer: hosts[peer] for peer in roles.PEERS[role]}
+    assert templates.role_of(text) == role
+    assert templates.hosts_in((CONF / f"stunnel-{role}.conf").read_text()) == {}
+
+
+def test_a_configuration_that_is_not_ours_has_no_role() -> None:
+    assert templates.role_of("[imap]\naccept = 143\n") == ""
+
+
+@pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
+def test_every_tunnel_wants_a_key_and_tls_and_only_servers_are_reached_from_outside(role: str) -> None:
+    text = (CONF / f"stunnel-{role}.conf").read_text()
+    head, *services = re.split(r"^\[.+\]$", text, flags=re.MULTILINE)
+    assert "\nsslVersionMin = TLSv1.2\n" in head and "verify" not in text
+    for service in services:
+        lines = dict(re.findall(r"^(\w+) = (.+)$", service, re.MULTILINE))
+        client = lines.get("client") == "yes"
+        assert lines["ciphers"] == "PSK:!eNULL"
+        assert lines["PSKsecrets"] == (roles.OWN_KEY if client else roles.ACCEPTED)
+        assert lines["accept" if client else "connect"].startswith("127.0.0.1:")
+        assert client or int(lines["accept"]) in roles.PORTS[role]
+
+
+def test_nothing_but_stunnel_listens_on_a_public_address() -> None:
+    for name in ("nginx-controller.conf", "nginx-bstore.conf"):
+        assert re.findall(r"^\s*listen (.+);$", (CONF / name).read_text(), re.MULTILINE) == ["127.0.0.1:80"]
+    assert re.findall(r"^address = (.+)$", (CONF / "rsyncd.conf").read_text(), re.MULTILINE) == ["127.0.0.1"]
+    assert templates.listener_in((CONF / "mosquitto-reimzul.conf").read_text()) == "127.0.0.1"
+    assert " -l 127.0.0.1 " in (CONF / "beanstalkd-service.conf").read_text()
+
+
+#: In the shape of Fedora's and EL's: a server for everybody in the main file, a second one that is a comment.
+NGINX_OF_FEDORA = """\
+http {
+    include /etc/nginx/conf.d/*.conf;
+
+    server {
+        listen       80;
+        listen       [::]:80;
+        server_name  _;
+        root         /usr/share/nginx/html;
+
+        # Load configuration files for the default server block.
+        include /etc/nginx/default.d/*.conf;
+
+        error_page 404 /404.html;
+        location = /404.html {
+        }
+    }
+
+# Settings for a TLS enabled server.
+#
+#    server {
+#        listen       443 ssl http2;
+#    }
+}
+"""
+
+
+def test_the_server_that_fedoras_nginx_comes_with_is_taken_out() -> None:
+    text = templates.without_stock_server(NGINX_OF_FEDORA)
+    assert re.findall(r"^\s*listen.*", text, re.MULTILINE) == []
+    assert text.count("{") == text.count("}")
+    assert "include /etc/nginx/conf.d/*.conf;" in text and "#        listen       443" in text
+    assert templates.without_stock_server(text) == text
+
+
+def test_somebodys_own_server_stays() -> None:
+    own = NGINX_OF_FEDORA.replace("/usr/share/nginx/html", "/srv/www")
+    assert templates.without_stock_server(own) == own
+
+
+# --- what differs
+
+
+def test_a_file_that_is_not_there_is_new_and_nobody_is_asked(system: System) -> None:
+    (change,) = changes(system, [Wanted(path="/etc/x", text="a\n")])
+    assert (change.kind, change.asks, change.keeps) == ("new", False, "")
+    assert list(change.lines()) == ["--- /dev/null", "+++ /etc/x", "@@ -0,0 +1 @@", "+a"]
+
+
+def test_a_file_that_is_as_it_should_be_is_no_change(system: System) -> None:
+    put(system, "/etc/x", "a\n")
+    assert changes(system, [Wanted(path="/etc/x", text="a\n")]) == []
+
+
+def test_a_file_that_somebody_changed_is_asked_about(system: System) -> None:
+    put(system, "/etc/x", "# SPDX-License-Identifier: Apache-2.0\nb\n")
+    (change,) = changes(system, [Wanted(path="/etc/x", text="# SPDX-License-Identifier: Apache-2.0\na\n")])
+    assert (change.asks, change.keeps) == (True, "")
+    assert "-b" in change.lines() and "+a" in change.lines()
+
+
+def test_a_file_that_is_as_we_wrote_it_is_replaced_without_a_question(system: System) -> None:
+    first = changes(system, [Wanted(path="/etc/x", text="one\n")])
+    writing.write(system, first[0])
+    writing.remember(system, first)
+    (change,) = changes(system, [Wanted(path="/etc/x", text="two\n")])
+    assert (change.kind, change.asks, change.keeps) == ("changed", False, "")
+    put(system, "/etc/x", "one and a half\n")
+    (change,) = changes(system, [Wanted(path="/etc/x", text="two\n")])
+    assert change.asks
+
+
+def test_a_foreign_file_is_kept_once_and_as_it_was(system: System) -> None:
+    put(system, "/etc/rsyncd.conf", "theirs\n", 0o640)
+    for text in ("ours\n", "newer\n"):
+        (change,) = changes(system, [Wanted(path="/etc/rsyncd.conf", text=text)])
+        writing.write(system, change)
+    kept = system.at("/etc/rsyncd.conf.before-reimzul")
+    assert kept.read_text() == "theirs\n" and kept.stat().st_mode & 0o777 == 0o640
+    assert system.text("/etc/rsyncd.conf") == "newer\n"
+
+
+def test_a_file_that_is_nothing_but_comments_is_kept_and_not_asked_about(system: System) -> None:
+    put(system, "/etc/rsyncd.conf", "# uid = nobody\n\n; and so on\n")
+    (change,) = changes(system, [Wanted(path="/etc/rsyncd.conf", text="ours\n")])
+    assert (change.kind, change.asks, change.keeps) == ("changed", False, "/etc/rsyncd.conf.before-reimzul")
+
+
+def test_of_a_secret_only_its_size_is_shown_and_nothing_is_kept(system: System) -> None:
+    put(system, "/k", f"b1:{ONE}\n", 0o600)
+    (change,) = changes(system, [Wanted(path="/k", text=f"b1:{TWO}\nb2:{TWO}\n", mode=0o600, secret=True)])
+    assert (change.asks, change.keeps) == (False, "")
+    assert list(change.lines()) == [
+        "/k: 2 lines added, which nobody is shown", "/k: 1 line taken out, which nobody is shown",
+    ]  # fmt: skip
+    writing.write(system, change)
+    assert [path.name for path in system.root.iterdir()] == ["k"]
+
+
+def test_a_mode_that_is_too_open_is_mended(system: System) -> None:
+    put(system, "/k", "x\n", 0o644)
+    (change,) = changes(system, [Wanted(path="/k", text="x\n", mode=0o600, secret=True)])
+    assert list(change.lines()) == ["/k: mode 644 becomes 600"]
+    writing.write(system, change)
+    assert system.mode("/k") == 0o600
+
+
+def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = writing.os.replace
+
+    def replace(source: Path, goal: Path) -> None:
+        seen.append(source.stat().st_mode & 0o777)
+        real(source, goal)
+
+    monkeypatch.setattr(writing.os, "replace", replace)
+    monkeypatch.setattr(writing.os, "fchmod", lambda *_: seen.append(0o600))
+    (change,) = changes(system, [Wanted(path="/k", text="x\n", mode=0o644)])
+    writing.write(system, change)
+    assert seen == [0o600, 0o600]
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(system, "/etc/x", "before\n")
+    (change,) = changes(system, [Wanted(path="/etc/x", text="after\n")])
+    monkeypatch.setattr(writing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ReimzulError, match="^/etc/x: cannot be written: no space left on device$"):
+        writing.write(system, change)
+    assert [path.name for path in system.at("/etc").iterdir()] == ["x"]
+    assert system.text("/etc/x") == "before\n"
+
+
+def test_a_file_that_is_no_text_is_not_replaced(system: System) -> None:
+    put(system, "/etc/x", "").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="/etc/x: not UTF-8 at byte 0"):
+        changes(system, [Wanted(path="/etc/x", text="a\n")])
+
+
+# --- what roles want
+
+
+def paths(role: str, system: System, **wishes: object) -> set[str]:
+    hosts = {"CONTROLLER": "c", "BSTORE": "b"}
+    return {file.path for file in roles.plan(role, system, Wishes(hosts=hosts, **wishes)).files}  # type: ignore[arg-type]
+
+
+def test_each_role_has_its_files(system: System) -> None:
+    common = {
+        "/etc/sysctl.d/90-reimzul.conf", "/etc/systemd/system/stunnel@reimzul.service.d/reimzul.conf", roles.TUNNELS,
+        roles.SETTINGS,
+    }  # fmt: skip
+    assert paths("builder", system, own_key="k") == common | {roles.OWN_KEY}
+    assert paths("bstore", system, own_key="k") == common | {
+        roles.OWN_KEY, roles.ACCEPTED, "/etc/rsyncd.conf", "/etc/nginx/conf.d/reimzul.conf",
+        "/etc/systemd/system/rsync.service.d/reimzul.conf", roles.FOLDERS,
+    }  # fmt: skip
+    assert paths("controller", system) == common | {
+        roles.ACCEPTED, "/etc/nginx/conf.d/reimzul.conf", "/etc/logrotate.d/reimzul",
+        "/etc/systemd/system/beanstalkd.service.d/reimzul.conf",
+    }  # fmt: skip
+
+
+def test_a_persons_settings_are_not_touched_unless_one_is_set(system: System) -> None:
+    put(system, roles.SETTINGS, INI)
+    assert roles.SETTINGS not in paths("builder", system)
+    assert roles.SETTINGS in paths("builder", system, settings={("worker", "tries"): "5"})
+
+
+def test_units_come_in_the_order_they_stand_on_each_other(system: System) -> None:
+    wishes = Wishes(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
+    assert roles.plan("controller", system, Wishes()).units == (
+        "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier",
+    )  # fmt: skip
+    assert roles.plan("builder", system, wishes).units == ("stunnel@reimzul", "reimzul-worker@1", "reimzul-worker@2")
+    assert roles.plan("bstore", system, wishes).units == (
+        "rsync", "nginx", "stunnel@reimzul", "reimzul-repogen-worker@1", "reimzul-repogen-worker@2", "reimzul-signer",
+    )  # fmt: skip
+
+
+def test_rsyncd_has_its_name_of_fedora_where_it_is_called_so(system: System) -> None:
+    put(system, "/usr/lib/systemd/system/rsyncd.service", "")
+    plan = roles.plan("bstore", system, Wishes(hosts={"CONTROLLER": "c"}))
+    assert plan.units[0] == "rsyncd"
+    concerned = {file.path for file in plan.files if "rsyncd" in file.units}
+    assert concerned == {"/etc/rsyncd.conf", "/etc/systemd/system/rsyncd.service.d/reimzul.conf"}
+
+
+def test_debians_other_ways_to_start_the_same_are_in_the_way(system: System) -> None:
+    put(system, "/etc/systemd/system/sockets.target.wants/beanstalkd.socket", "")
+    put(system, "/etc/rc3.d/S01stunnel4", "")
+    assert roles.plan("controller", system, Wishes()).unwanted == ("beanstalkd.socket", "stunnel4")
+    put(system, "/etc/stunnel/mine.conf", "")  # somebody needs it
+    assert roles.plan("controller", system, Wishes()).unwanted == ("beanstalkd.socket",)
+
+
+def test_workers_that_are_too_many_are_disabled(system: System) -> None:
+    for number in (1, 2, 3, 10):
+        put(system, f"/etc/systemd/system/multi-user.target.wants/reimzul-worker@{number}.service", "")
+    wishes = Wishes(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
+    assert roles.plan("builder", system, wishes).unwanted == ("reimzul-worker@3", "reimzul-worker@10")
+
+
+def test_repositories_are_served_to_everybody_only_where_that_was_said(system: System) -> None:
+    hosts = {"CONTROLLER": "c"}
+    assert roles.PUBLIC not in paths("bstore", system)
+    plan = roles.plan("bstore", system, Wishes(hosts=hosts, public_port=8080))
+    (text,) = [file.text for file in plan.files if file.path == roles.PUBLIC]
+    assert "    listen 8080;\n" in text and 8080 in plan.ports
+    put(system, roles.PUBLIC, text)
+    assert roles.public_port(system) == 8080
+    assert roles.plan("bstore", system, Wishes(hosts=hosts)).removed == {roles.PUBLIC: "nginx"}
+
+
+# --- what was begun
+
+
+def test_what_a_set_up_was_killed_at_is_known_to_the_next(system: System) -> None:
+    with begun(system) as mine:
+        assert not mine.pending()
+        mine.keep({"nginx", "beanstalkd"}, {"stunnel@reimzul"})
+    with begun(system) as mine:
+        left = Pending(restart=frozenset({"nginx", "beanstalkd"}), reload=frozenset({"stunnel@reimzul"}))
+        assert mine.pending() == left
+        mine.done()
+    with begun(system) as mine:
+        assert not mine.pending()
+
+
+def test_two_set_ups_at_once_are_refused(system: System) -> None:
+    with begun(system), pytest.raises(ReimzulError, match="another reimzul setup runs here"), begun(system):
+        pass
+
+
+# --- mock's configurations
+
+
+@pytest.mark.parametrize("url", ["https://git.example.org/mock_configs", "git@example.org:mock.git", "/srv/git/mock"])
+def test_a_repository_is_cloned_as_the_user_who_pulls_it(tmp_path: Path, url: str) -> None:
+    (step,) = cloning(System(root=tmp_path, running=True), url)
+    assert step.argv[:4] == ("runuser", "-u", "reimzul", "--")
+    assert step.argv[-3:] == ("--", url, "/srv/reimzul/mock_configs")
+
+
+@pytest.mark.parametrize("url", ["--upload-pack=x", "ext::sh -c x", "mock_configs", "https://x y", ""])
+def test_what_git_could_take_for_something_else_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError, match="is not where a git repository is"):
+        cloning(System(root=tmp_path, running=True), url)
+
+
+def test_a_checkout_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "srv/reimzul/mock_configs/.git").mkdir(parents=True)
+    assert cloning(System(root=tmp_path, running=True), "https://git.example.org/mock_configs") == ()
+
+
+# --- where templates are
+
+
+def test_templates_are_found_where_the_program_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates.sys, "argv", [str(tmp_path / "bin/reimzul")])
+    (tmp_path / "share/reimzul/conf").mkdir(parents=True)
+    (tmp_path / "share/reimzul/conf/only-there.conf").write_text("x\n")
+    assert templates.template("only-there.conf") == "x\n"
+    with pytest.raises(ReimzulError, match="nowhere.conf is not installed: neither in .* nor in /usr/share/reimzul"):
+        templates.template("nowhere.conf")
+    assert templates.template("rsyncd.conf") == (CONF / "rsyncd.conf").read_text()  # a checkout's own come first
