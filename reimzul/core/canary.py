@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The canary: a tiny source rpm that builds anywhere, to see whether a farm, or one builder of it, does its work."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from reimzul.core import fields
+from reimzul.core.errors import ProgramMissing, ReimzulError
+from reimzul.core.run import capture
+
+PACKAGE = "reimzul-canary"
+DISTTAG = ".canary"
+_SPEC = Path(__file__).with_name("canary.spec")
+#: Seconds rpmbuild may take to pack one file.
+_PATIENCE = 60.0
+
+
+def make(folder: Path) -> Path:
+    """Make a source rpm in a folder, of a version nobody made before. Raises `ReimzulError`."""
+    version, release = fields.now_timestamp(), f"0.{secrets.token_hex(4)}"
+    with TemporaryDirectory(prefix="reimzul-canary-") as top:
+        text = _SPEC.read_text(encoding="utf-8").replace("@VERSION@", version).replace("@RELEASE@", release)
+        spec = Path(top) / f"{PACKAGE}.spec"
+        spec.write_text(text, encoding="utf-8")
+        return Path(shutil.move(str(_packed(spec)), str(folder)))
+
+
+def _packed(spec: Path) -> Path:
+    # relative folders: rpmbuild would take a space in the path of ours for the end of it
+    macros = {"_topdir": ".", "_sourcedir": ".", "_srcrpmdir": ".", "_tmppath": ".", "dist": "%{nil}"}
+    defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
+    try:
+        said = capture(["rpmbuild", "-bs", "--nodeps", *defines, spec.name], cwd=spec.parent, timeout=_PATIENCE)
+    except ProgramMissing as error:
+        raise ProgramMissing(f"{error}: install rpm (Debian) or rpm-build (Fedora, EL)") from error
+    written = re.search(r"^Wrote: (.+\.src\.rpm)$", said, re.MULTILINE)
+    if not written:
+        raise ReimzulError(f"rpmbuild made no source rpm of {spec.name}")
+    return spec.parent / Path(written[1]).name

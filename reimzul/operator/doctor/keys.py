@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""stunnel's configuration as a wall: no way without a key, and no key for others to read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from reimzul.core.config import LOCAL
+from reimzul.operator.doctor.check import Check, Result, closed, fail, ok, worst
+from reimzul.operator.doctor.host import ALL, BUILDER, ROLES, Host
+from reimzul.operator.doctor.tunnels import Section, Tunnels
+
+
+def checks(host: Host) -> list[Check]:
+    """Every host's; one that is all roles needs no stunnel."""
+    if not host.tunnels.sections and set(host.roles) == set(ROLES):
+        return []
+    found = [Check(name="tunnels", look=lambda: _tunnels(host.tunnels, host.roles))]
+    if host.tunnels.keys:
+        found.append(Check(name="keys", look=lambda: _keys(host.tunnels)))
+    return found
+
+
+def _tunnels(tunnels: Tunnels, roles: tuple[str, ...]) -> Result:
+    role = roles[0] if len(roles) == 1 else (BUILDER if BUILDER in roles else ALL)
+    remedy = f"reimzul setup {role}" if role != ALL else "reimzul setup"
+    if tunnels.fault:
+        return fail(tunnels.fault, remedy if "no such file" in tunnels.fault else "run it as root")
+    ours = [section for section in tunnels.sections if section.is_client or section in tunnels.offers.values()]
+    if not ours:
+        return fail(f"{tunnels.path} has no section of the farm's", remedy)
+    holes = [fail(words, f"{remedy}, or compare it with conf/") for words in _holes(tunnels)]
+    return worst(holes, f"{tunnels.path}: {', '.join(section.name for section in ours)}")
+
+
+def _holes(tunnels: Tunnels) -> Iterator[str]:
+    for section in tunnels.sections:
+        if section.secrets is None and "cert" not in section.options:
+            yield f"[{section.name}] asks for no key"
+        if section.is_client and not _is_local(section):
+            yield f"[{section.name}] lends our key to whoever reaches port {section.accept[1]} of this host"
+    for name, value in tunnels.head:
+        if name.lower() == "sslversionmin" and value in ("all", "SSLv3", "TLSv1", "TLSv1.1"):
+            yield f"sslVersionMin = {value}: TLS 1.2 is the oldest that is safe"
+
+
+def _is_local(section: Section) -> bool:
+    # without a host stunnel listens on every address
+    return section.accept[0] in LOCAL or section.accept[0].startswith("127.")
+
+
+def _keys(tunnels: Tunnels) -> Result:
+    results = [_file(path) for path in tunnels.keys]
+    return worst(results, "; ".join(result.words for result in results))
+
+
+def _file(path: Path) -> Result:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return fail(f"{path} is not there", "reimzul setup on the controller makes keys, and says where each goes")
+    except PermissionError:
+        return closed(str(path))
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        return fail(f"{path} has mode {stat.S_IMODE(found.st_mode):o}: others can read the keys", f"chmod 600 {path}")
+    if found.st_uid not in (0, os.geteuid()):
+        return fail(f"{path} is not root's", f"chown root: {path}")
+    if not os.access(path, os.R_OK):
+        return ok(f"{path.name}, closed to others")
+    names = [line.partition(":")[0] for line in path.read_text(encoding="utf-8").splitlines() if ":" in line]
+    if not names:
+        return fail(f"{path} has no key", "reimzul setup on the controller makes keys, and says where each goes")
+    return ok(f"{path.name} of {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")

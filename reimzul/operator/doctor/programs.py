@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed on this host: our own version, the settings that hold, and the programs of its roles."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+
+from reimzul import __version__
+from reimzul.core.config import DEFAULT_FILE
+from reimzul.core.errors import ProgramMissing
+from reimzul.core.header import bindings
+from reimzul.operator.doctor.check import Check, Result, fail, ok, warn, worst
+from reimzul.operator.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
+from reimzul.operator.settings import warnings
+
+#: Programs by role, and the packages that bring them: Debian's, then Fedora's and EL's where they are called otherwise.
+NEEDED = {
+    CONTROLLER: {"rpmbuild": "rpm (Fedora, EL: rpm-build), for reimzul doctor --canary alone"},
+    BUILDER: {"git": "git", "rsync": "rsync"},
+    BSTORE: {"rsync": "rsync"},
+}
+#: Where they are, beside our PATH: that of an ordinary user does not look there.
+_SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
+_MERELY_WANTED = ("rpmbuild",)
+
+
+def checks(host: Host) -> list[Check]:
+    """Every host's."""
+    return [
+        Check(name="version", look=_version),
+        Check(name="settings", look=lambda: _settings(host)),
+        Check(name="programs", look=lambda: _programs(host)),
+        Check(name="rpm", look=_rpm),
+    ]
+
+
+def _version() -> Result:
+    return ok(f"reimzul {__version__} on Python {platform.python_version()}")
+
+
+def _settings(host: Host) -> Result:
+    said = [warn(words) for words in warnings(host.settings)] if host.has(CONTROLLER) else []
+    return worst(said, str(host.file) if host.file else f"no {DEFAULT_FILE}: the defaults hold")
+
+
+def _programs(host: Host) -> Result:
+    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
+    if host.tunnels.sections:
+        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM}"
+    missing = [
+        (warn if name in _MERELY_WANTED else fail)(f"{name} is not installed", f"install {package}")
+        for name, package in needed.items()
+        if shutil.which(name, path=path) is None
+    ]
+    return worst(missing, ", ".join(needed))
+
+
+def _rpm() -> Result:
+    try:
+        bindings()
+    except ProgramMissing as error:
+        return fail(str(error), "install python3-rpm, and tools/install on the Python it belongs to")
+    return ok("Python sees the rpm bindings")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bstore's own: the folders of the store, what waits in the spool, and createrepo_c."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from reimzul.core.bstore import MANIFEST, Bstore
+from reimzul.core.errors import ReimzulError
+from reimzul.operator.doctor.access import ENTER, READ, WRITE, may
+from reimzul.operator.doctor.check import Check, Result, fail, ok, warn
+from reimzul.operator.doctor.host import BSTORE, Host
+from reimzul.operator.doctor.upload import FOLDER
+
+#: Seconds a whole upload may lie in the spool: repogen looks for those nobody asked for once an hour.
+WAITS = 2 * 3600
+_PATIENCE = 10.0
+
+
+def checks(host: Host) -> list[Check]:
+    """All of bstore's own."""
+    if not host.has(BSTORE):
+        return []
+    store = Bstore(host.settings.bstore.root)
+    return [
+        Check(name="createrepo_c", look=lambda: _createrepo(host)),
+        Check(name="store", look=lambda: _folders(host, store)),
+        Check(name="spool", look=lambda: _spool(store), needs=("store",)),
+    ]
+
+
+def _createrepo(host: Host) -> Result:
+    program = host.settings.repogen.createrepo_c
+    try:
+        said = host.run(program, "--version", timeout=_PATIENCE).strip()
+    except ReimzulError as error:
+        return fail(str(error), "install createrepo_c (Debian: createrepo-c), or mend [repogen] createrepo_c")
+    return ok(said.splitlines()[0] if said else program)
+
+
+def _folders(host: Host, store: Bstore) -> Result:
+    user = host.entry
+    if user is None:
+        return fail(f"there is no user {host.user} on this host", "make install ROLE=bstore")
+    if not store.root.is_dir():
+        return fail(f"{store.root} is not there", f"install -d -o {host.user} {store.root}, or mend [bstore] root")
+    there = [folder for folder in store.folders() if folder.is_dir()]
+    foreign = [folder for folder in [store.root, *there] if not may(user, folder, READ | WRITE | ENTER)]
+    disks = {folder.stat().st_dev for folder in [store.root, *there]}
+    if foreign:
+        return fail(f"user {host.user} cannot write to {foreign[0]}", f"chown -R {host.user}: {foreign[0]}")
+    if len(disks) > 1:
+        words = f"the folders in {store.root} lie on several file systems: nothing can be published by one rename"
+        return fail(words, "have all of them on one")
+    if len(there) < len(store.folders()):
+        return ok(f"{store.root}, one file system; repogen makes what is missing")
+    return ok(f"{store.root}, one file system")
+
+
+def _spool(store: Bstore) -> Result:
+    if not store.spool.is_dir():
+        return ok("nothing was uploaded yet")
+    waiting = sorted(_waiting(store.spool, time.time() - WAITS))
+    if waiting:
+        words = f"{len(waiting)} whole uploads have waited for over {WAITS // 3600} h, the first is {waiting[0]}"
+        return warn(words, "journalctl -u 'reimzul-repogen-worker@*' says why they are not taken")
+    return ok("no upload waits for long")
+
+
+def _waiting(spool: Path, before: float) -> Iterator[str]:
+    for folder in spool.iterdir():
+        try:
+            if not folder.name.startswith(FOLDER) and (folder / MANIFEST).lstat().st_ctime < before:
+                yield folder.name
+        except (FileNotFoundError, NotADirectoryError):
+            continue

@@ -1,0 +1,578 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each check of the doctor on the real thing, well and ill, and the words that say what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from email.utils import formatdate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import attr
+import pytest
+
+from reimzul.core.bstore import MANIFEST, Bstore
+from reimzul.core.config import load
+from reimzul.core.mark import mark, put
+from reimzul.core.tube import Broker, worker_tube
+from reimzul.notifier.history import Owed, open_history
+from reimzul.operator.doctor import (
+    builder,
+    certificates,
+    host,
+    keys,
+    network,
+    programs,
+    queue,
+    rooms,
+    store,
+    telling,
+    units,
+    upload,
+    web,
+)
+from reimzul.operator.doctor.check import FAIL, OK, WARN, Finding, examine
+from reimzul.operator.doctor.host import Host
+from tests import webserver
+from tests.conftest import Beanstalkd, free_port
+from tests.ini import write_ini
+from tests.mosquitto import Authority, Mosquitto
+from tests.rsyncd import rsyncd
+from tests.smtp import Mailbox, MailServer
+from tests.waiting import until
+
+ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+Ini = Mapping[str, Mapping[str, object]]
+
+
+def patient(folder: Path, settings: Ini, *roles: str, user: str = "", stunnel: str = "") -> Host:
+    """A host with these settings, looked at as the doctor does."""
+    ini = write_ini(folder / "doctor.ini", settings)
+    conf = folder / "stunnel-doctor.conf"
+    conf.write_text(stunnel)
+    found = host.find(load(ini), ini, roles or host.ROLES, conf)
+    return attr.evolve(found, user=user) if user else found
+
+
+def look(group: Any, whom: Host) -> dict[str, Finding]:
+    """What a group of checks finds."""
+    return {finding.name: finding for finding in examine(group.checks(whom))}
+
+
+def levels(found: Mapping[str, Finding]) -> dict[str, str]:
+    return {name: finding.level for name, finding in found.items()}
+
+
+# --- beanstalkd
+
+
+@contextlib.contextmanager
+def a_beanstalkd(*arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    port = free_port()
+    with subprocess.Popen(["beanstalkd", "-l", "127.0.0.1", "-p", str(port), *arguments]) as process:
+        try:
+            until(lambda: _listens(port), 20, "beanstalkd listens")
+            yield port, process
+        finally:
+            process.kill()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def at(port: int) -> Ini:
+    return {"beanstalkd": {"host": "127.0.0.1", "port": port}}
+
+
+def test_a_beanstalkd_that_keeps_its_jobs_is_well(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
+    broker.put_raw(queue.TUBE, b"left by a doctor that was killed", priority=0)
+    whom = patient(tmp_path, at(beanstalkd.port), "controller")
+    found = look(queue, whom)
+    assert found["beanstalkd"].level == OK and "binlog" in found["beanstalkd"].words
+    assert broker.stats(queue.TUBE).ready == 0
+
+
+def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path) -> None:
+    with a_beanstalkd() as (port, process):
+        whom = patient(tmp_path, at(port), "controller")
+        assert look(queue, whom)["beanstalkd"].words.startswith("it writes no binlog")
+        process.send_signal(signal.SIGUSR1)  # beanstalkd(1): drain mode
+        until(lambda: "draining" in look(queue, whom)["beanstalkd"].words, 20, "it drains")
+        assert look(queue, whom)["beanstalkd"].level == FAIL
+
+
+def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
+    tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
+) -> None:
+    whom = patient(tmp_path, at(beanstalkd.port), "controller")
+    with contextlib.ExitStack() as daemons:
+        for tube in ("notify", "createrepo", "tosign", "x86_64"):
+            daemons.enter_context(beanstalkd.connect()).watch([tube])
+        assert levels(look(queue, whom)) == {"beanstalkd": OK, "tubes.watched": OK, "tubes.buried": OK}
+        put(broker, "cancel.0123", mark(by="a test"))  # a mark: nobody watches it, and nobody is to
+        assert look(queue, whom)["tubes.watched"].level == OK
+        broker.put_raw("aarch64", b"x", priority=1)
+        found = look(queue, whom)["tubes.watched"]
+        assert (found.level, found.words) == (FAIL, "1 jobs wait in aarch64, and nobody watches it")
+    found = look(queue, whom)["tubes.watched"]
+    for words in ("aarch64", "notifier", "repogen worker", "signer", "no builder is connected"):
+        assert words in found.words
+    broker.watch(["aarch64"])
+    claim = broker.client.reserve(0)
+    broker.client.bury(claim)
+    buried = look(queue, whom)["tubes.buried"]
+    assert (buried.level, buried.words) == (WARN, "refused jobs: 1 in aarch64")
+    assert "reimzul buried" in buried.remedy
+
+
+# --- web servers
+
+
+def test_what_is_put_into_incoming_has_to_come_out(tmp_path: Path) -> None:
+    (tmp_path / "served" / "reimzul-incoming").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    server = webserver.serve(tmp_path / "served")
+    url = f"http://127.0.0.1:{server.server_port}/reimzul-incoming/"
+    try:
+        incoming = tmp_path / "served" / "reimzul-incoming"
+        (incoming / "doctor-1-0").touch()
+        os.utime(incoming / "doctor-1-0", (1, 1))  # of one that was killed
+        for folder, level in ((incoming, OK), (tmp_path / "other", FAIL), (tmp_path / "none", FAIL)):
+            whom = patient(tmp_path, {"incoming": {"folder": folder, "url": url}}, "controller")
+            assert look(web, whom)["incoming"].level == level, folder
+        assert list(incoming.iterdir()) == [] == list((tmp_path / "other").iterdir()), "nothing is left behind"
+    finally:
+        webserver.close(server)
+    whom = patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")
+    found = look(web, whom)["incoming"]
+    assert (found.level, found.words) == (FAIL, "the web server: connection refused")
+
+
+def test_the_store_is_offered_and_the_spool_is_not(tmp_path: Path) -> None:
+    (tmp_path / "bstore" / "repo").mkdir(parents=True)
+    server = webserver.serve(tmp_path)
+    url = f"http://127.0.0.1:{server.server_port}/bstore/repo/"
+    try:
+        whom = patient(tmp_path, {"bstore": {"base_url": url}}, "bstore")
+        assert look(web, whom)["store.http"].level == OK
+        (tmp_path / "bstore" / "spool").mkdir()
+        found = look(web, whom)["store.http"]
+        assert (found.level, found.words) == (FAIL, "anybody with a key can read spool/")
+        shutil.rmtree(tmp_path / "bstore" / "repo")
+        assert "404" in look(web, whom)["store.http"].words
+    finally:
+        webserver.close(server)
+
+
+@pytest.mark.parametrize(("ahead", "level"), [(0, OK), (20, WARN), (-20, WARN), (4000, FAIL), (-4000, FAIL)])
+def test_clocks_that_differ_are_seen(tmp_path: Path, ahead: int, level: str) -> None:
+    class Clock(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200)
+            self.send_header("Date", formatdate(time.time() + ahead, usegmt=True))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Clock)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/reimzul-incoming/"
+        found = look(web, patient(tmp_path, {"incoming": {"url": url}}, "builder"))["clock.controller"]
+        assert found.level == level
+        assert ("behind" in found.words) == (ahead > 0) and ("before" in found.words) == (ahead < 0)
+    finally:
+        webserver.close(server)
+
+
+# --- rsync
+
+
+def uploads(tmp_path: Path, port: int) -> Host:
+    url = f"rsync://127.0.0.1:{port}/reimzul-bstore/"
+    return patient(tmp_path, {"bstore": {"upload_url": url}, "worker": {"fqdn": "b1.farm.test"}}, "builder")
+
+
+@pytest.mark.parametrize("name", ["rsyncd.conf", "rsyncd-originals.conf"])
+def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "bstore"
+    for folder in Bstore(root).folders():
+        folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    with rsyncd(root, port, tmp_path, name):
+        for _ in range(2):
+            found = look(upload, uploads(tmp_path, port))
+            assert levels(found) == {"rsync.write": OK, "rsync.read": OK, "rsync.elsewhere": OK}, found
+    left = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    assert left == [Path("spool/doctor.b1.farm.test/doctor.txt")], "one small file, however often it is run"
+
+
+def test_an_rsyncd_that_is_open_to_all_is_seen_and_nothing_is_written_there(tmp_path: Path) -> None:
+    root, port = tmp_path / "bstore", free_port()
+    for folder in Bstore(root).folders():
+        folder.mkdir(parents=True, exist_ok=True)
+    with rsyncd(root, port, tmp_path, "original"):
+        found = look(upload, uploads(tmp_path, port))
+    assert levels(found) == {"rsync.write": OK, "rsync.read": FAIL, "rsync.elsewhere": FAIL}
+    assert found["rsync.elsewhere"].words == "anybody with a key can write into repo/, tosign/, state/"
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["doctor.txt"]
+
+
+def test_an_rsyncd_that_takes_nothing_is_seen(tmp_path: Path) -> None:
+    found = look(upload, uploads(tmp_path, free_port()))
+    assert levels(found) == {"rsync.write": FAIL, "rsync.read": WARN, "rsync.elsewhere": WARN}
+    assert "refused" in found["rsync.write"].words
+
+
+# --- builders
+
+
+def a_program(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "words"),
+    [
+        ("echo 5.9", OK, "mock 5.9"),
+        ("echo 'must be in group mock' >&2; exit 1", FAIL, "must be in group mock"),
+    ],
+)
+def test_mock_has_to_run(tmp_path: Path, text: str, level: str, words: str) -> None:
+    found = look(builder, patient(tmp_path, {"worker": {"mock": a_program(tmp_path, "mock", text)}}, "builder"))
+    assert found["mock"].level == level and words in found["mock"].words
+    absent = look(builder, patient(tmp_path, {"worker": {"mock": "no-such-mock"}}, "builder"))["mock"]
+    assert absent.level == FAIL and "no-such-mock" in absent.words
+
+
+def test_the_stand_in_is_warned_of_and_needs_no_group(tmp_path: Path) -> None:
+    standin = Path(sys.executable).with_name("reimzul-standin-mock")
+    found = look(builder, patient(tmp_path, {"worker": {"mock": standin}}, "builder"))
+    assert found["mock"].level == WARN and "isolates nothing" in found["mock"].words
+    assert "mock.group" not in found
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter; those of pytest are closed to others."""
+    with TemporaryDirectory(prefix="reimzul-tests-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@ROOT_ALONE
+def test_mock_runs_as_the_user_who_builds_and_he_is_in_its_group(tmp_path: Path, public: Path) -> None:
+    mock = a_program(public, "mock", 'echo "run by $(id -un) at home in $HOME"')
+    found = look(builder, patient(tmp_path, {"worker": {"mock": mock}}, "builder", user="nobody"))
+    assert f"run by nobody at home in {pwd.getpwnam('nobody').pw_dir}" in found["mock"].words
+    assert found["mock.group"].level == FAIL and "group mock" in found["mock.group"].words
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ("-c", "user.name=a test", "-c", "user.email=test@farm.test")
+    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of mock's configurations as it should be."""
+    upstream = tmp_path / "upstream"
+    (upstream / "mock").mkdir(parents=True)
+    for name in ("site-defaults.cfg", "logging.ini", f"c9.{os.uname().machine}.cfg"):
+        (upstream / "mock" / name).write_text("# a file\n")
+    git(upstream, "init", "--quiet")
+    git(upstream, "add", "mock")
+    git(upstream, "commit", "--quiet", "--message", "one")
+    subprocess.run(["git", "clone", "--quiet", upstream, tmp_path / "configs"], check=True)
+    return tmp_path / "configs"
+
+
+def configs(tmp_path: Path, checkout: Path, user: str = "") -> dict[str, Finding]:
+    return look(builder, patient(tmp_path, {"worker": {"mock_configs": checkout}}, "builder", user=user))
+
+
+def test_configurations_that_are_well(tmp_path: Path, checkout: Path) -> None:
+    found = configs(tmp_path, checkout)
+    assert (found["configs"].level, found["configs.remote"].level) == (OK, OK)
+    assert found["configs"].words.startswith("1 targets, 1 of them for ")
+
+
+def test_configurations_that_are_changed_by_hand_or_cannot_be_pulled_are_warned_of(
+    tmp_path: Path, checkout: Path
+) -> None:
+    (checkout / "mock" / "logging.ini").write_text("# changed\n")
+    (checkout / "mock" / "mine.cfg").write_text("# untracked\n")
+    found = configs(tmp_path, checkout)["configs"]
+    assert found.level == WARN and found.words.endswith("has changes of its own: mock/logging.ini")
+    (tmp_path / "upstream").rename(tmp_path / "gone")
+    found = configs(tmp_path, checkout)["configs.remote"]
+    assert found.level == WARN and "builds go on with the last state" in found.words
+
+
+def test_configurations_that_are_missing_or_closed_fail(tmp_path: Path, checkout: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    assert configs(tmp_path, checkout)["configs"].level == WARN, "a folder without git works"
+    (checkout / "mock" / "logging.ini").unlink()
+    found = configs(tmp_path, checkout)["configs"]
+    assert found.level == FAIL and found.words.endswith("has no logging.ini")
+    shutil.rmtree(checkout)
+    found = configs(tmp_path, checkout)["configs"]
+    assert found.level == FAIL and "git clone" in found.remedy
+
+
+@ROOT_ALONE
+def test_configurations_have_to_be_the_users_who_pulls_them(tmp_path: Path, checkout: Path) -> None:
+    found = configs(tmp_path, checkout, user="nobody")["configs"]
+    assert found.level == FAIL
+    assert "nobody" in found.words and "chown -R nobody" in found.remedy
+
+
+def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
+    whom = patient(tmp_path, {**at(beanstalkd.port), "worker": {"fqdn": "b1.farm.test", "max_load": 1}}, "builder")
+    assert look(builder, whom)["drained"].level == OK
+    put(broker, worker_tube("b1.farm.test"), mark(by="johnny", why="its disk is swapped"))
+    found = look(builder, whom)["drained"]
+    assert (found.level, found.words) == (
+        WARN, "b1.farm.test takes no jobs: it is drained by johnny, its disk is swapped",
+    )  # fmt: skip
+    assert found.remedy.endswith("reimzul resume b1.farm.test")
+    assert "load" in look(builder, whom)
+
+
+# --- bstore, disks and folders
+
+
+def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
+    root = tmp_path / "bstore"
+    whom = patient(tmp_path, {"bstore": {"root": root}}, "bstore")
+    assert look(store, whom)["store"].level == FAIL
+    root.mkdir()
+    assert levels(look(store, whom)) == {"createrepo_c": OK, "store": OK, "spool": OK}
+    other = Path("/dev/shm") / f"reimzul-doctor-{os.getpid()}"
+    other.mkdir()
+    try:
+        (root / "repo").symlink_to(other)
+        found = look(store, whom)
+        assert found["store"].level == FAIL and "several file systems" in found["store"].words
+        assert found["spool"].level == WARN
+    finally:
+        other.rmdir()
+
+
+def test_a_createrepo_c_that_is_not_there_fails(tmp_path: Path) -> None:
+    whom = patient(tmp_path, {"bstore": {"root": tmp_path}, "repogen": {"createrepo_c": "no-such"}}, "bstore")
+    found = look(store, whom)["createrepo_c"]
+    assert found.level == FAIL and "install createrepo_c" in found.remedy
+
+
+def test_uploads_that_nobody_takes_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = tmp_path / "spool"
+    for name in ("0123.x86_64.1-0", "half.x86_64.1-0", "doctor.b1"):
+        (spool / name).mkdir(parents=True)
+    for name in ("0123.x86_64.1-0", "doctor.b1"):
+        (spool / name / MANIFEST).touch()
+    whom = patient(tmp_path, {"bstore": {"root": tmp_path}}, "bstore")
+    assert look(store, whom)["spool"].level == OK
+    monkeypatch.setattr(store, "WAITS", -3600)
+    found = look(store, whom)["spool"]
+    assert found.level == WARN and found.words.startswith("1 whole uploads") and "0123.x86_64" in found.words
+
+
+def test_too_little_room_for_builds_fails(tmp_path: Path) -> None:
+    rich = {"worker": {"results": tmp_path, "mock_roots": tmp_path / "not" / "yet", "min_free_mib": 1}}
+    poor = {"worker": {**rich["worker"], "min_free_mib": 1 << 40}}
+    assert levels(look(rooms, patient(tmp_path, rich, "builder")))["disk.mock_roots"] == OK
+    found = look(rooms, patient(tmp_path, poor, "builder"))["disk.results"]
+    assert found.level == FAIL and "no job is taken" in found.words and "are needed" in found.words
+
+
+@ROOT_ALONE
+def test_folders_that_the_farms_user_cannot_write_fail(tmp_path: Path) -> None:
+    settings = {"worker": {"results": tmp_path / "results"}, "farm": {"refused": tmp_path / "refused"}}
+    whom = patient(tmp_path, settings, "builder", user="nobody")
+    assert look(rooms, whom)["folder.results"].words == f"{tmp_path}/results is not there"
+    (tmp_path / "results").mkdir()
+    found = look(rooms, whom)["folder.results"]
+    assert (found.level, found.words) == (FAIL, f"user nobody cannot write to {tmp_path}/results")
+    stranger = attr.evolve(whom, user="no-such-user")
+    assert "there is no user no-such-user" in look(rooms, stranger)["folder.results"].words
+
+
+# --- who is told
+
+
+def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/history.sqlite"
+    whom = patient(tmp_path, {"history": {"url": url}}, "controller")
+    found = look(telling, whom)
+    assert (found["history"].level, found["history"].words) == (OK, "nothing was recorded yet")
+    history = open_history(url)
+    history.owe([
+        Owed(sink="mqtt", count=40, oldest=time.time() - 8000, next_try=None, at=time.time()),
+        Owed(sink="mail", count=1, oldest=time.time(), next_try=None, at=time.time()),
+    ])  # fmt: skip
+    found = look(telling, whom)
+    assert (found["history"].level, found["owed"].level) == (OK, WARN)
+    assert found["owed"].words == "owed: 40 events to mqtt for 2 h"
+    history.close()
+    (tmp_path / "history.sqlite").write_bytes(b"no database of ours" * 100)
+    found = look(telling, whom)
+    assert (found["history"].level, found["owed"].level) == (FAIL, WARN)
+    away = patient(tmp_path, {"history": {"url": f"mongodb://127.0.0.1:{free_port()}/"}}, "controller")
+    assert look(telling, away)["history"].level == FAIL
+
+
+@ROOT_ALONE
+def test_a_history_that_the_notifier_cannot_write_fails(tmp_path: Path, public: Path) -> None:
+    open_history(f"sqlite:///{public}/history.sqlite").close()
+    nobody = pwd.getpwnam("nobody")
+    os.chown(public, nobody.pw_uid, nobody.pw_gid)
+    settings = {"history": {"url": f"sqlite:///{public}/history.sqlite"}}
+    found = look(telling, patient(tmp_path, settings, "controller", user="nobody"))["history"]
+    assert (found.level, found.words) == (FAIL, f"user nobody cannot write {public}/history.sqlite")
+
+
+def mqtt(broker: Mosquitto, by: Authority, days: int | None = None) -> Ini:
+    certificate, key = by.issue("notifier", days)
+    files = {"ca_cert": broker.authority.certificate, "tls_cert": certificate, "tls_key": key}
+    return {"mqtt": {"notifications": "true", "port": broker.port, **files}}
+
+
+def test_an_mqtt_broker_has_to_welcome_us(tmp_path: Path, mosquitto: Mosquitto, authority: Authority) -> None:
+    whom = patient(tmp_path, mqtt(mosquitto, authority), "controller")
+    assert look(telling, whom)["mqtt"].level == OK
+    found = look(certificates, whom)
+    assert levels(found) == {f"certificate.mqtt.{name}": WARN for name in ("ca_cert", "tls_cert", "broker")}
+    assert all("expires in 2 days" in each.words for each in found.values())
+    stranger = patient(tmp_path, mqtt(mosquitto, Authority(tmp_path / "other")), "controller")
+    assert look(telling, stranger)["mqtt"].level == FAIL
+    expired = patient(tmp_path, mqtt(mosquitto, authority, days=-1), "controller")
+    assert look(telling, expired)["mqtt"].level == FAIL
+    assert "has expired on" in look(certificates, expired)["certificate.mqtt.tls_cert"].words
+    mosquitto.stop()
+    assert "refused" in look(telling, whom)["mqtt"].words
+    mosquitto.start()
+
+
+def test_a_mail_server_is_greeted_and_given_no_mail(tmp_path: Path) -> None:
+    mailbox = Mailbox()
+    server = MailServer(mailbox)
+    settings = {"mail": {"notifications": "true", "smtp_host": "127.0.0.1", "smtp_port": server.port}}
+    whom = patient(tmp_path, settings, "controller")
+    server.start()
+    try:
+        assert look(telling, whom)["mail"].level == OK
+        assert (mailbox.sessions, mailbox.mails) == (1, [])
+        tls = {"mail": {**settings["mail"], "starttls": "true"}}
+        assert look(telling, patient(tmp_path, tls, "controller"))["mail"].level == FAIL
+    finally:
+        server.stop()
+    assert "refused" in look(telling, whom)["mail"].words
+    assert "mail" not in look(telling, patient(tmp_path, {}, "controller"))
+
+
+# --- keys, ports, programs, units
+
+
+KEY = "0123456789abcdef" * 4
+
+
+def test_keys_that_others_can_read_fail(tmp_path: Path) -> None:
+    secrets = tmp_path / "psk.txt"
+    secrets.write_text(f"b1:{KEY}\n")
+    section = f"[beanstalkd]\nclient = yes\naccept = 127.0.0.1:1\nconnect = far:2\nPSKsecrets = {secrets}\n"
+    whom = patient(tmp_path, {}, "builder", stunnel=section)
+    for mode, level in ((0o644, FAIL), (0o640, FAIL), (0o600, OK)):
+        secrets.chmod(mode)
+        assert look(keys, whom)["keys"].level == level
+    assert KEY not in look(keys, whom)["keys"].words and "b1" in look(keys, whom)["keys"].words
+    secrets.unlink()
+    assert look(keys, whom)["keys"].words == f"{secrets} is not there"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[beanstalkd]\nclient = yes\naccept = 127.0.0.1:1\nconnect = far:2\n", "[beanstalkd] asks for no key"),
+        (
+            "[beanstalkd]\nclient = yes\naccept = 11300\nconnect = far:2\nPSKsecrets = /psk\n",
+            "lends our key to whoever reaches port 11300",
+        ),
+        ("sslVersionMin = TLSv1\n[rsyncd]\nclient = yes\naccept = localhost:1\nPSKsecrets = /psk\n", "TLS 1.2"),
+        ("[ssh]\naccept = 22\nconnect = 23\nPSKsecrets = /psk\n", "no section of the farm's"),
+    ],
+)
+def test_holes_in_stunnels_configuration_fail(tmp_path: Path, text: str, words: str) -> None:
+    found = look(keys, patient(tmp_path, {}, "builder", stunnel=text))["tunnels"]
+    assert found.level == FAIL and words in found.words
+
+
+def test_who_listens_for_everybody_is_named(tmp_path: Path) -> None:
+    whom = patient(tmp_path, {}, "builder")
+    with socket.socket() as everywhere, socket.socket() as here:
+        everywhere.bind(("0.0.0.0", 0))
+        here.bind(("127.0.0.1", 0))
+        port = everywhere.getsockname()[1]
+        everywhere.listen()
+        here.listen()
+        found = look(network, whom)["listen"]
+    assert found.level == WARN
+    name = Path("/proc/self/comm").read_text().strip()
+    assert f"{name} on 0.0.0.0:{port}" in found.words
+    assert "127.0.0.1" not in found.words
+
+
+def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look(programs, patient(tmp_path, {}, "controller", "builder"))["programs"].level == OK
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "_SYSTEM", str(tmp_path))
+    found = look(programs, patient(tmp_path, {}, "builder"))["programs"]
+    assert (found.level, found.words) == (FAIL, "git is not installed; rsync is not installed")
+    lacking = look(programs, patient(tmp_path, {}, "controller"))["programs"]
+    assert lacking.level == WARN, "a canary alone needs it"
+
+
+SYSTEMCTL = """\
+for unit; do
+    case $unit in
+        nginx.service) printf 'Id=%s\\nLoadState=loaded\\nActiveState=failed\\nSubState=failed\\n' $unit ;;
+        *.service) printf 'Id=%s\\nLoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\n' $unit ;;
+        *) continue ;;
+    esac
+    echo
+done
+"""
+
+
+def test_units_that_do_not_run_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wants = tmp_path / "system" / "multi-user.target.wants"
+    wants.mkdir(parents=True)
+    monkeypatch.setattr(units, "BOOTED", tmp_path)
+    monkeypatch.setattr(units, "_ENABLED", tmp_path / "system")
+    a_program(tmp_path, "systemctl", SYSTEMCTL)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    whom = attr.evolve(patient(tmp_path, {}, "bstore"), file=None)
+    found = look(units, whom)
+    assert {name for name, each in found.items() if each.level == FAIL} == {"unit.nginx", "unit.reimzul-repogen-worker"}
+    assert found["unit.nginx"].words == "nginx is failed (failed)"
+    assert "no instance" in found["unit.reimzul-repogen-worker"].words
+    for number in (1, 2):
+        (wants / f"reimzul-repogen-worker@{number}.service").symlink_to("/dev/null")
+    assert look(units, whom)["unit.reimzul-repogen-worker"].words == "2 of 2 run"
+    assert not units.checks(patient(tmp_path, {}, "bstore")), "a farm in a folder has no units"

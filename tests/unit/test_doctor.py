@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor's pure parts: checks side by side, stunnel's words, certificates, addresses, a canary's hops."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import ssl
+import threading
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reimzul.core.errors import BrokerGone, InputError
+from reimzul.operator.doctor import certificates, flight, host, network, probe, report, tunnels, units
+from reimzul.operator.doctor.access import ENTER, READ, WRITE, may
+from reimzul.operator.doctor.check import FAIL, OK, WARN, Check, Finding, Result, examine, fail, ok, warn, worst
+
+TREE = Path(__file__).parents[2]
+#: Made by openssl req -x509 -days 3650 and -days 20000: before 2050 the time has two digits of the year, after it four.
+BEFORE_2050 = """\
+-----BEGIN CERTIFICATE-----
+MIIBczCCARmgAwIBAgIUd2moijjZJ6qyGL8VVW0an45tm+UwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEc29vbjAeFw0yNjExMjQwMzQzNDBaFw0zNjExMjEwMzQzNDBa
+MA8xDTALBgNVBAMMBHNvb24wWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATXm3CY
+1UYqysOhDouHsb2odjnVhlLZSZBLpgt2Qa8YXonfTasIOEO3tosIXGn5KNLL1nnu
+BEGVSmMjUhUl3VHjo1MwUTAdBgNVHQ4EFgQUFaGXlwBixiW4Y/rdJZtGcN99wVIw
+HwYDVR0jBBgwFoAUFaGXlwBixiW4Y/rdJZtGcN99wVIwDwYDVR0TAQH/BAUwAwEB
+/zAKBggqhkjOPQQDAgNIADBFAiA8j/6CsqsEPsn2FCR2mXazi4BJtUQEssmE7YYO
+Pn3T/gIhAOaB7cyKCOuS8O6e90XzJmW5ym7X1RQ3TrUH2zijnGsB
+-----END CERTIFICATE-----
+"""
+AFTER_2050 = """\
+-----BEGIN CERTIFICATE-----
+MIIBdDCCARugAwIBAgIULSK7MEKh0wO1Qts0fgcTnQe2ox8wCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEbGF0ZTAgFw0yNjExMjQwMzQzNDBaGA8yMDgxMDgyNzAzNDM0
+MFowDzENMAsGA1UEAwwEbGF0ZTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABLJJ
+bEsTKZkU8OPv3OP6kXs00/qkyQ9rVpuO2LWNJcBRzw2Wv9l8qgcT57zwN8r20LQt
+bzrQXSZiFSbeE5ThTgijUzBRMB0GA1UdDgQWBBSUzSeTwj8rKi0rnxuRfKT8c/VU
+EDAfBgNVHSMEGDAWgBSUzSeTwj8rKi0rnxuRfKT8c/VUEDAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0cAMEQCIFeiVMp6lr1civ1toWtTiwDuc3CZSAyoKM+f
+TLJCSDw4AiBfTRNxLfbENvDIF5U1FkQpXr6gMMxlyNVqXEViyLkSjQ==
+-----END CERTIFICATE-----
+"""
+
+
+def raising(error: Exception) -> Result:
+    raise error
+
+
+# --- checks side by side
+
+
+def test_findings_come_in_the_order_of_the_checks_however_long_each_takes() -> None:
+    second_is_done = threading.Event()
+
+    def first() -> Result:
+        assert second_is_done.wait(30), "they run side by side"
+        return ok("first")
+
+    def second() -> Result:
+        second_is_done.set()
+        return ok("second")
+
+    found = list(examine([Check(name="a", look=first), Check(name="b", look=second)]))
+    assert [(each.name, each.level, each.words) for each in found] == [("a", OK, "first"), ("b", OK, "second")]
+
+
+def test_a_check_that_does_not_end_is_given_up_and_keeps_nobody() -> None:
+    never = threading.Event()
+    checks = [Check(name="hangs", look=lambda: ok(str(never.wait()))), Check(name="other", look=lambda: ok("well"))]
+    hangs, other = examine(checks, limit=0.2)
+    assert (hangs.level, other.level) == (FAIL, OK)
+    assert "no answer within 0.2 s" in hangs.words
+    assert all(each.daemon for each in threading.enumerate() if each.name == "hangs"), "Python ends without it"
+    never.set()
+
+
+def test_what_stands_on_something_that_fails_is_not_looked_at() -> None:
+    looked = []
+    checks = [
+        Check(name="link", look=lambda: fail("broken", "mend it")),
+        Check(name="above", look=lambda: ok(str(looked.append("above"))), needs=("link", "not asked for")),
+        Check(name="beside", look=lambda: warn("hm"), needs=()),
+        Check(name="on a warning", look=lambda: ok("fine"), needs=("beside",)),
+    ]
+    found = {each.name: each for each in examine(checks)}
+    assert (found["above"].level, found["above"].words) == (WARN, "not looked at, since link fails")
+    assert not looked
+    assert found["on a warning"].level == OK
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BrokerGone("beanstalkd is gone"), "beanstalkd is gone"),
+        (FileNotFoundError(2, "No such file or directory", "/none"), "/none: no such file or directory"),
+        (KeyError("x"), "a bug of the doctor: KeyError('x')"),
+    ],
+)
+def test_what_a_check_raises_is_a_finding(error: Exception, words: str) -> None:
+    (found,) = examine([Check(name="ill", look=lambda: raising(error))])
+    assert (found.level, found.words) == (FAIL, words)
+
+
+@pytest.mark.parametrize(("user", "level"), [(0, FAIL), (1000, WARN)])
+def test_what_may_not_be_looked_at_is_a_fault_for_root_alone(
+    monkeypatch: pytest.MonkeyPatch, user: int, level: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    error = PermissionError(13, "Permission denied", "/etc/stunnel/psk.txt")
+    (found,) = examine([Check(name="keys", look=lambda: raising(error))])
+    assert found.level == level and "/etc/stunnel/psk.txt" in found.words
+    assert bool(user) == (found.remedy == "run it as root")
+
+
+def test_several_results_are_as_bad_as_the_worst() -> None:
+    assert worst([ok("a"), ok("b")], "all well") == ok("all well")
+    assert worst([ok("a"), warn("b", "do")], "") == warn("b", "do")
+    both = worst([warn("b", "do"), fail("c", "do"), fail("d", "that")], "")
+    assert both == fail("b; c; d", "do; that")
+
+
+def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
+    (found,) = examine([Check(name="odd", look=lambda: fail("two\nlines\tand a tab", "do\nthis"))])
+    assert report.in_a_pipe(found) == "FAIL\todd\ttwo lines and a tab\tdo this"
+    first, second = report.lines(found, 6)
+    assert first.endswith("odd     two lines and a tab")
+    assert second.strip() == "-> do this"
+
+
+# --- whose host it is
+
+
+def conf(name: str) -> tunnels.Tunnels:
+    text = (TREE / "conf" / name).read_text(encoding="utf-8")
+    return tunnels.parse(Path("/etc/stunnel/reimzul.conf"), text)
+
+
+def test_our_configurations_of_stunnel_are_understood() -> None:
+    builder = conf("stunnel-builder.conf")
+    assert [way.name for way in builder.ways] == ["beanstalkd", "incoming", "rsyncd", "store"]
+    way = builder.way_at("localhost", 11300)
+    assert way is not None and (way.connect, way.accept) == (("CONTROLLER", 13100), ("127.0.0.1", 11300))
+    assert builder.way_at("farhost", 11300) is None
+    assert builder.keys == [Path("/etc/stunnel/reimzul-psk.txt")]
+    controller = conf("stunnel-controller.conf")
+    assert controller.offers["beanstalkd"].accept == ("", 13100)
+    assert controller.offers["incoming"].connect == ("127.0.0.1", 80)
+    assert ("sslVersionMin", "TLSv1.2") in controller.head
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [("controller", ["controller"]), ("builder", ["builder"]), ("bstore", ["bstore"])],
+)
+def test_a_host_is_what_its_stunnel_offers_and_uses(tmp_path: Path, name: str, roles: list[str]) -> None:
+    ini = tmp_path / "reimzul.ini"
+    assert host._roles(conf(f"stunnel-{name}.conf"), ini) == roles
+
+
+def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None:
+    ini, none = tmp_path / "reimzul.ini", tunnels.read(tmp_path / "none.conf")
+    ini.write_text("[worker]\nmock = mock\n[repogen]\ncores = 1\n")
+    assert host._roles(none, ini) == ["builder", "bstore"]
+    ini.write_text("[farm]\n")
+    with pytest.raises(InputError, match="--role"):
+        host._roles(none, ini)
+
+
+# --- a stunnel of our own
+
+
+def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None:
+    builder = conf("stunnel-builder.conf")
+    way = builder.ways[0]
+    text = probe.configuration(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
+    made = tunnels.parse(Path("/probe"), text)
+    (section,) = made.sections
+    assert (section.is_client, section.accept, section.connect) == (True, ("127.0.0.1", 4), ("far", 13100))
+    assert section.options["ciphers"] == way.options["ciphers"]
+    head = dict(made.head)
+    assert (head["sslVersionMin"], head["debug"], head["foreground"]) == ("TLSv1.2", "info", "yes")
+
+
+ACCEPTED = "2026.11.24 03:10:06 LOG6[0]: TLS connected: new session negotiated\n"
+_ALERT = "LOG3[0]: SSL_connect: ../ssl/record/rec_layer_s3.c:1601: error:0A000410:SSL routines::sslv3 alert"
+UNKNOWN, OTHER_SECRET = f"{_ALERT} handshake failure\n", f"{_ALERT} illegal parameter\n"
+NO_TLS = "LOG3[0]: SSL_connect: ssl/record/ssl3_record.c:354: error:0A00010B:SSL routines::wrong version number\n"
+NOBODY = "LOG3[0]: s_connect: connect 127.0.0.1:23101: Connection refused (111)\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "words"),
+    [
+        (ACCEPTED, probe.BEHIND, "no answer"),
+        (UNKNOWN, probe.REFUSED, "sslv3 alert handshake failure"),
+        (OTHER_SECRET, probe.REFUSED, "sslv3 alert illegal parameter"),
+        (NO_TLS, probe.STRANGE, "wrong version number"),
+        (NOBODY, probe.UNREACHED, "connection refused (111)"),
+        ("", probe.SILENT, ""),
+    ],
+)
+def test_what_stunnel_logs_tells_which_part_is_broken(said: str, state: str, words: str) -> None:
+    assert probe._understood(said, "no answer") == probe.Answer(state, words)
+
+
+# --- certificates, addresses, units, access
+
+
+@pytest.mark.parametrize(
+    ("pem", "end"),
+    [(BEFORE_2050, (2036, 11, 21, 3, 43, 40)), (AFTER_2050, (2081, 8, 27, 3, 43, 40))],
+)
+def test_the_end_of_a_certificate_is_found(pem: str, end: tuple[int, int, int, int, int, int]) -> None:
+    assert certificates.until(ssl.PEM_cert_to_DER_cert(pem)) == datetime(*end, tzinfo=timezone.utc).timestamp()
+
+
+def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    for text in ("", "rubbish", f"{BEFORE_2050[:200]}-----END CERTIFICATE-----"):
+        file.write_text(text)
+        assert certificates._File(file)().level == FAIL
+    file.write_text(BEFORE_2050 + AFTER_2050)
+    assert certificates._File(file)() == ok("until 2036-11-21"), "the first that ends counts"
+
+
+@pytest.mark.parametrize(("days", "level"), [(-1, FAIL), (3, WARN), (30, OK)])
+def test_a_certificate_is_warned_of_before_it_ends(days: int, level: str) -> None:
+    now = datetime.now(timezone.utc).timestamp()
+    assert certificates.judged(now + days * 86400, "ca.pem").level == level
+
+
+@pytest.mark.parametrize(
+    ("text", "order", "address"),
+    [
+        ("0100007F:2C24", "little", ("127.0.0.1", 11300)),
+        ("7F000001:2C24", "big", ("127.0.0.1", 11300)),
+        ("00000000:0050", "little", ("0.0.0.0", 80)),
+        ("00000000000000000000000001000000:332C", "little", ("::1", 13100)),
+        ("0000000000000000FFFF00000100007F:332C", "little", ("::ffff:127.0.0.1", 13100)),
+    ],
+)
+def test_addresses_of_proc_net_tcp_are_read(text: str, order: str, address: tuple[str, int]) -> None:
+    found, port = network.local(text, order)
+    assert (found, port) == (type(found)(address[0]), address[1])
+    assert network._is_loopback(found) == (address[0] != "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("properties", "levels"),
+    [
+        ({"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}, []),
+        ({"LoadState": "not-found", "ActiveState": "inactive"}, [FAIL]),
+        ({"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed", "UnitFileState": "enabled"}, [FAIL]),
+        ({"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "disabled"}, [FAIL]),
+        ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"}, [FAIL]),
+    ],
+)
+def test_a_unit_has_to_run_and_to_come_back(properties: dict[str, str], levels: list[str]) -> None:
+    assert [result.level for result in units._faults({"Id": "x.service", **properties})] == levels
+
+
+def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:
+    me = pwd.getpwuid(os.geteuid())
+    other = pwd.struct_passwd(("nobody-here", "x", 54_321, 54_321, "", "/", "/bin/false"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    above = [each for each in folder.resolve().parents if not each.stat().st_mode & 0o001]
+    folder.chmod(0o755)
+    assert may(me, folder, READ | WRITE | ENTER)
+    if not above:  # pytest's own folder may be closed to others
+        assert may(other, folder, READ | ENTER)
+    assert not may(other, folder, WRITE)
+    folder.chmod(0o700)
+    assert not may(other, folder, READ)
+
+
+# --- a canary's hops
+
+
+def a_flight() -> flight.Flight:
+    return flight.Flight(arch="x86_64", tube="x86_64", build_id="0" * 32, job=7, began=100.0, since=100.0)
+
+
+def heed(bird: flight.Flight, now: float, **document: Any) -> list[Finding]:
+    return list(bird.heed(document, now))
+
+
+def test_a_canary_makes_its_hops_one_after_the_other() -> None:
+    bird = a_flight()
+    assert heed(bird, 101, status="Queued") == []
+    (queued,) = heed(bird, 103, status="Building", builder_fqdn="b1")
+    assert (queued.name, queued.seconds, queued.level) == ("canary.x86_64.queue", 3.0, OK)
+    assert heed(bird, 104, status="Building", builder_fqdn="b1") == []
+    done = {"status": "Success", "builder_fqdn": "b1", "finished": 1000.0, "at": 1002.0, "rpms": ["a.rpm"]}
+    build, upload = heed(bird, 113, **done)
+    assert (build.name, build.seconds) == ("canary.x86_64.build", 8.0)
+    assert (upload.name, upload.seconds) == ("canary.x86_64.upload", 2.0)
+    assert heed(bird, 114, **done) == []
+    placed, total = bird.placed(115, "there")
+    assert (placed.name, placed.seconds) == ("canary.x86_64.placed", 2.0)
+    assert (total.name, total.seconds) == ("canary.x86_64.total", 15.0)
+    assert bird.hop == ""
+
+
+def test_a_canary_that_was_built_before_it_was_seen_building_has_all_hops() -> None:
+    found = heed(a_flight(), 110, status="Success", builder_fqdn="b1", finished=50.0, at=51.0)
+    assert [each.name.rpartition(".")[2] for each in found] == ["queue", "build", "upload"]
+
+
+@pytest.mark.parametrize("status", ["Failed", "Cancelled", "Rejected"])
+def test_a_canary_that_fails_says_in_which_hop(status: str) -> None:
+    bird = a_flight()
+    *_, last = heed(bird, 105, status=status, builder_fqdn="b1", reason="mock is ill", url="http://x/")
+    assert (last.name, last.level, last.remedy) == ("canary.x86_64.build", FAIL, "its logs: http://x/")
+    assert f"{status}: mock is ill" in last.words
+    assert bird.hop == ""
+    early = a_flight()
+    (only,) = heed(early, 105, status="Cancelled")
+    assert only.name == "canary.x86_64.queue"
