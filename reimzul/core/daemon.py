@@ -19,6 +19,7 @@ from typing import Any, Callable, Generic, Optional, TypeVar
 from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
 from reimzul.core.message import Refusal, beginning
 from reimzul.core.refused import ENOUGH, Overflow
+from reimzul.core.systemd import Service
 from reimzul.core.tube import Broker, Claim, Tube
 
 log = logging.getLogger(__name__)
@@ -85,13 +86,14 @@ class Daemon(Generic[M]):
         self.host = host
         self.stop = stop or Stop()
         self.overflow = overflow
+        self.service = Service()
         self.broker: Broker | None = None
 
     def handle(self, broker: Broker, claims: Sequence[Claim[M]]) -> Iterable[tuple[Claim[M], Outcome]]:
         """Do what the messages ask, and say of each claim as it is decided what became of it.
 
-        A handler that takes long calls `broker.keep()` often. What it raises holds for all claims it has not
-        yet decided.
+        A handler that takes long calls `broker.keep()` and `alive()` often, and both from this thread alone. What it
+        raises holds for all claims it has not yet decided.
         """
         raise TypeError(f"{type(self).__name__} does not handle anything")
 
@@ -102,13 +104,29 @@ class Daemon(Generic[M]):
     def idle(self, broker: Broker) -> None:
         """What there is to do when no job waits; called about once a second then."""
 
+    def alive(self) -> None:
+        """Tell systemd's watchdog that the loop goes round; what hangs between two calls is ended and started anew."""
+        if self.stop.drain.is_set():
+            self.service.remark(drain="takes nothing more, and ends then")
+        self.service.alive()
+
+    def waits_for(self) -> str:
+        """What this daemon does when it does nothing, for `systemctl status`."""
+        return f"waiting for jobs in {', '.join(self.tubes)}"
+
     def run(self) -> None:
-        """Serve until told to stop; beanstalkd away is waited out."""
+        """Serve until told to stop; beanstalkd away is waited out.
+
+        To systemd the daemon is ready before beanstalkd is reached: it waits for it as long as it takes.
+        """
         said = 0.0
         with on_signals(self.stop):
+            self.service.ready("connecting to beanstalkd")
             while not self.stop.asked:
                 try:
+                    self.alive()
                     self.broker = self.connect()
+                    self.service.remark(beanstalkd="")
                     if said:
                         log.info("beanstalkd is back")
                     said = 0.0
@@ -118,10 +136,13 @@ class Daemon(Generic[M]):
                 finally:
                     if self.broker is not None:
                         self.broker.close()
+        self.service.stopping()
         log.info("stopped")
 
     def _away(self, error: ReimzulError, said: float) -> float:
         """Say it once a minute, and wait a little; the seconds since it was last said."""
+        if said == 0.0:
+            self.service.remark(beanstalkd=away_since(error))
         if said == 0.0 or said > SAY_AGAIN:
             log.warning("%s; trying again every %g s", error, RECONNECT)
             said = 0.0
@@ -131,13 +152,17 @@ class Daemon(Generic[M]):
     def serve(self, broker: Broker) -> None:
         """Claim, handle and settle on one connection."""
         broker.watch(self.tubes)
-        log.info("waiting for jobs in %s", ", ".join(self.tubes))
+        log.info("%s", self.waits_for())
+        self.service.doing(self.waits_for())
         while not self.stop.asked:
+            self.alive()
             claims = self.claim(broker)
             if claims:
+                self.service.doing(f"at work on {claims[0]!r}" + (f", of {len(claims)}" if claims[1:] else ""))
                 self.settle_all(broker, claims)
                 broker = self.broker or broker  # a handler may have had to reconnect
             else:
+                self.service.doing(self.waits_for())
                 self.idle(broker)
 
     def claim(self, broker: Broker) -> list[Claim[M]]:
@@ -181,6 +206,7 @@ class Daemon(Generic[M]):
 
     def settle(self, claim: Claim[M], outcome: Outcome) -> None:
         """Delete, give back or bury one job."""
+        self.alive()
         try:
             if outcome is None:
                 claim.done()
@@ -230,6 +256,7 @@ class Daemon(Generic[M]):
                     log.error("%r: %s; it is put anew as soon as there is room", claim, error)
                 said = True
             self.stop.now.wait(RECONNECT)
+            self.alive()
             claim.broker.keep(lost=claim.broker.forget)
 
     def _is_kept(self, claim: Claim[M], event: Refusal) -> bool:
@@ -248,6 +275,11 @@ class Daemon(Generic[M]):
     def tell_refusal(self, claim: Claim[M], event: Refusal) -> None:
         """Announce that a job was refused; the notifier tells its sinks itself."""
         claim.broker.announce(event)
+
+
+def away_since(error: ReimzulError) -> str:
+    """That beanstalkd cannot be used, and since when, for `systemctl status`."""
+    return f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC: {error}"
 
 
 def not_yet(claim: Claim[Any], what: str) -> ReimzulError:

@@ -15,6 +15,7 @@ from typing import Optional
 from reimzul.core.config import Settings
 from reimzul.core.daemon import Stop, on_signals
 from reimzul.core.errors import ConfigError
+from reimzul.core.systemd import Service
 from reimzul.irc.chat import Chat, ChatGone
 from reimzul.irc.inbox import Inbox, Receipt
 from reimzul.irc.line import Speaker
@@ -34,6 +35,7 @@ class Herald:
     def __init__(self, settings: Settings, stop: Optional[Stop] = None) -> None:
         """Raises `ConfigError`."""
         self.stop = stop or Stop()
+        self.service = Service()
         self._irc = settings.irc
         self._speaker = Speaker(settings=settings.irc, rows=settings.irc_channels)
         self._channels = dict.fromkeys(
@@ -54,13 +56,18 @@ class Herald:
         """Until told to stop."""
         with on_signals(self.stop):
             self._subscription.start()
+            self.service.ready("connecting to IRC")
             while not self.stop.asked:
+                self.service.alive()
                 try:
                     self._turn()
                 except ChatGone as gone:
                     self._chat = None
                     self._under_way.clear()
-                    log.warning("%s; again in %g s", gone, self._pauses.failed(time.monotonic()))
+                    pause = self._pauses.failed(time.monotonic())
+                    log.warning("%s; again in %g s", gone, pause)
+                    self.service.doing(f"{gone}; tried again")
+        self.service.stopping()
         self._subscription.close()
         if self._chat is not None:
             self._chat.close()
@@ -80,6 +87,7 @@ class Herald:
         self._chat.heard.clear()
         if self._chat.ready:
             self._pauses.worked()
+            self.service.doing(f"in {', '.join(self._channels)}")
             self._say(self._chat)
 
     def _say(self, chat: Chat) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """This machine with folders of its own in the place of those an installation changes, for commands run as written.
 
-Each command runs in a mount namespace in which /etc, /srv, /var/log and two folders of /usr/local are the test's;
+Each command runs in a mount namespace in which /etc, /srv, /var/log and three folders of /usr/local are the test's;
 the machine itself stays as it is. Who is not root is root in a user namespace, where the user reimzul is made up
 front, as another name of the only user there is.
 """
@@ -15,7 +15,10 @@ import subprocess
 from pathlib import Path
 
 #: Folders that are replaced; those marked true begin as a copy of the machine's.
-REPLACED = {"/etc": True, "/srv": False, "/var/log": False, "/usr/local/bin": False, "/usr/local/share": False}
+REPLACED = {
+    "/etc": True,
+    **dict.fromkeys(["/srv", "/var/log", "/usr/local/bin", "/usr/local/lib", "/usr/local/share"], False),
+}
 
 #: Enabling is done for real, offline; what needs a running systemd is written down.
 SYSTEMCTL = """\

@@ -38,7 +38,7 @@ def block(title: str) -> str:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMachine]:
     """A machine on which Reimzul was installed."""
     machine = PrivateMachine(tmp_path_factory.mktemp("machine"), CHECKOUT)
-    done = machine.run("make --no-print-directory install")
+    done = machine.run("tools/install --no-packages")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installed reimzul[controller,irc]" in done.stdout
     yield machine
@@ -55,10 +55,57 @@ def test_installing_again_changes_nothing(machine: PrivateMachine) -> None:
     ini = machine.inside("/etc/reimzul/reimzul.ini")
     ini.write_text(ini.read_text() + "# a word of the administrator's\n")
     before = ini.read_text()
-    done = machine.run("tools/install --role controller")
+    done = machine.run("tools/install --role controller --no-packages")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if " made " in line or " linked " in line] == []
     assert ini.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("role", "asked_for", "not_asked_for"),
+    [("bstore", "createrepo", "beanstalkd"), ("controller", "beanstalkd", "createrepo")],
+)
+def test_what_a_role_lacks_is_installed_by_the_distribution(
+    machine: PrivateMachine, role: str, asked_for: str, not_asked_for: str
+) -> None:
+    """The machine has all; so what two roles need is hidden, and the part that would install writes down for what."""
+    done = machine.run(
+        "folder=$(mktemp -d); printf '#!/bin/bash\necho asked: \"$@\"; exit 9\n' >$folder/setup\n"
+        "mount --bind $folder/setup tools/setup; rm -r $folder\n"
+        "for program in createrepo_c beanstalkd; do mount --bind /dev/null $(command -v $program); done\n"
+        f"tools/install --role {role}"
+    )
+    assert done.returncode == 9
+    (asked,) = [line for line in done.stdout.splitlines() if line.startswith("asked:")]
+    assert asked.startswith("asked: --install ")
+    assert asked_for in asked and not_asked_for not in asked
+
+
+def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
+    for words, said in (
+        ("--role", "--role takes one word"),
+        ("--role mirror", "role 'mirror' is not known"),
+        ("--packages", "what is '--packages'?"),
+    ):
+        done = machine.run(f"tools/install {words}")
+        assert done.returncode == 2 and said in done.stderr
+
+
+def test_what_is_installed_elsewhere_names_its_own_programs(machine: PrivateMachine, tmp_path: Path) -> None:
+    done = machine.run(f"DESTDIR={tmp_path} PREFIX=/usr tools/install --role builder")
+    assert done.returncode == 0, done.stdout + done.stderr
+    units = tmp_path / "usr/lib/systemd/system"
+    assert {path.name for path in units.iterdir()} == {
+        path.name for kind in ("service", "target") for path in (CHECKOUT / "systemd").glob(f"*.{kind}")
+    }
+    for unit in units.iterdir():
+        assert "/usr/local" not in unit.read_text()
+    assert "ExecStart=/usr/bin/reimzul-worker\n" in (units / "reimzul-worker@.service").read_text()
+    assert (tmp_path / "usr/lib/sysusers.d/reimzul.conf").exists()
+    assert (tmp_path / "usr/lib/tmpfiles.d/reimzul.conf").exists()
+    conf = {path.name for path in (tmp_path / "usr/share/reimzul/conf").iterdir()}
+    assert conf == {path.name for path in (CHECKOUT / "conf").iterdir()}
+    assert (tmp_path / "srv/reimzul/notifier").stat().st_mode & 0o7777 == 0o2750
 
 
 def test_what_is_installed_belongs_to_whom_it_should(machine: PrivateMachine) -> None:
@@ -72,10 +119,24 @@ def test_what_is_installed_belongs_to_whom_it_should(machine: PrivateMachine) ->
     assert "/etc/reimzul/reimzul.ini: no faults" in done.stdout
 
 
+def test_man_pages_and_completions_are_installed(machine: PrivateMachine) -> None:
+    share = machine.inside("/usr/local/share")
+    pages = {path.name for path in share.glob("man/man?/*")}
+    assert pages >= {"reimzul.1", "reimzul-builds.1", "reimzul-worker.8", "reimzul.ini.5", "reimzul-wire.7"}
+    assert "reimzul-devfarm.1" not in pages
+    assert (share / "zsh/site-functions/_reimzul-submit").read_text().startswith("#compdef reimzul-submit\n")
+    done = machine.run(
+        "source /usr/local/share/bash-completion/completions/reimzul-submit 2>/dev/null; complete -p reimzul-submit\n"
+        "COMP_WORDS=(reimzul-submit --scr) COMP_CWORD=1; compopt() { :; }\n"
+        "_reimzul_submit_completion reimzul-submit; echo ${COMPREPLY[@]}"
+    )
+    assert done.stdout.splitlines() == ["complete -o nosort -F _reimzul_submit_completion reimzul-submit", "--scratch"]
+
+
 def test_a_file_in_the_place_of_a_link_is_kept(machine: PrivateMachine) -> None:
     done = machine.run(
         "link=/srv/reimzul/code/reimzul_submit.py\n"
-        "rm $link; echo the original >$link; tools/install; cat $link.original"
+        "rm $link; echo the original >$link; tools/install --no-packages; cat $link.original"
     )
     assert done.returncode == 0, done.stderr
     assert "kept what was there as /srv/reimzul/code/reimzul_submit.py.original" in done.stdout
@@ -106,7 +167,7 @@ def test_units_are_copied_and_enabled(machine: PrivateMachine, title: str, units
 
 
 def test_systemd_finds_no_fault_with_the_units(machine: PrivateMachine) -> None:
-    units = ["reimzul-notifier", "reimzul-worker@1", "reimzul-repogen-worker@1", "reimzul-signer"]
+    units = ["reimzul-notifier", "reimzul-worker@1", "reimzul-repogen-worker@1", "reimzul-signer", "reimzul-irc"]
     done = machine.run(
         "cp systemd/*.service /etc/systemd/system/\n"
         + shlex.join(["systemd-analyze", "verify", *(f"{unit}.service" for unit in units)])
