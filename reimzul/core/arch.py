@@ -6,13 +6,13 @@ The table is `arches.yml`, shipped beside this module and replaceable by a setti
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import attr
-import yaml
 
 from reimzul.core.errors import ConfigError
 
@@ -86,12 +86,30 @@ class Arches:
         return None
 
 
+class _NoYaml(Exception):
+    """A text that is none."""
+
+
+def _parsed(text: str) -> Any:
+    """What a table says. The parser of YAML is loaded only for one that is not JSON below its comments."""
+    try:
+        return json.loads("\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    except ValueError:
+        pass
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _NoYaml(error) from error
+
+
 def read_arches(path: Path | None = None) -> Arches:
     """The table of `path`, or the shipped one. Raises `ConfigError` that names the fault."""
     path = path or SHIPPED
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, _NoYaml) as error:
         raise ConfigError(f"{path}: cannot be read as the table of arches: {' '.join(str(error).split())}") from error
     try:
         return _table(raw)

@@ -59,6 +59,16 @@ class Bstore:
         return self.root / "spool"
 
     @property
+    def originals(self) -> Path:
+        """What workers of the original upload, until it has its place; they see it as `repo/`."""
+        return self.root / "originals"
+
+    @property
+    def live(self) -> Path:
+        """The logs of builds under way, a folder an attempt, as far as they have grown."""
+        return self.root / "live"
+
+    @property
     def attempts(self) -> Path:
         """The logs of attempts that did not decide their leg."""
         return self.root / "attempts"
@@ -122,8 +132,9 @@ class Bstore:
     def folders(self) -> list[Path]:
         """All that has to be there before anything starts."""
         return [
-            self.repo, self.scratch, self.spool, self.attempts, self.rejected, self.index, self.cache,
-            self.tosign, self.staging, self.staged, self.put_again, self.state / "locks", self.state / "createrepo",
+            self.repo, self.scratch, self.spool, self.live, self.originals, self.attempts, self.rejected, self.index,
+            self.cache, self.tosign, self.staging, self.staged, self.put_again, self.state / "locks",
+            self.state / "createrepo",
         ]  # fmt: skip
 
 
@@ -154,3 +165,15 @@ class StoreUrls:
     def spool(self, build_id: str, arch: str, attempt: str) -> str:
         """Where an attempt is uploaded to."""
         return f"{self.upload}spool/{spool_name(build_id, arch, attempt)}/"
+
+    def live_upload(self, build_id: str, arch: str, attempt: str) -> str:
+        """Where an attempt's logs are sent to while they grow."""
+        return f"{self.upload}live/{spool_name(build_id, arch, attempt)}/"
+
+    def live(self, build_id: str, arch: str, attempt: str) -> str:
+        """Where they can be read meanwhile."""
+        return f"{self.base}live/{spool_name(build_id, arch, attempt)}/"
+
+    def attempt(self, build_id: str, arch: str, attempt: str) -> str:
+        """Where the logs of an attempt can be read that did not decide its leg."""
+        return f"{self.base}attempts/{spool_name(build_id, arch, attempt)}/"

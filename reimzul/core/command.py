@@ -7,13 +7,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
 
 import click
 
 from reimzul import __version__
-from reimzul.core.config import Settings, load
-from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ReimzulError
+from reimzul.core import fields
+from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, ReimzulError
+
+if TYPE_CHECKING:  # the settings are imported when they are read: `reimzul --help` needs none
+    from reimzul.core.config import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +47,8 @@ def shared_options(function: F) -> F:
 
 def start(config: Path | None, verbose: bool) -> Settings:
     """Logging as asked for, and the settings. Raises `ConfigError`."""
+    from reimzul.core.config import load
+
     logging_to_stderr(verbose)
     return load(config)
 
@@ -92,3 +97,13 @@ def complain(command: click.Command, message: str) -> None:
 def own_name() -> str:
     """The name this host goes by among the others."""
     return os.environ.get("REIMZUL_FQDN") or os.uname().nodename
+
+
+def submitter() -> str:
+    """Who gives the command. Raises `InputError` for a name that cannot travel."""
+    import getpass
+
+    try:
+        return fields.submitter(getpass.getuser())
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"the name of the submitting user cannot be used: {error}") from None

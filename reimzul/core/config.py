@@ -95,6 +95,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 port = whole(1, 65535)
 seconds = whole(0, 10_000_000)
+days = whole(0, 36_500)
 
 
 def url(scheme: str, ending: str = "/") -> Callable[[str], str]:
@@ -174,9 +175,47 @@ def domain_or_none(text: str) -> str:
     return text
 
 
+def target_or_none(text: str) -> str:
+    """A target, or nothing."""
+    return fields.target(text) if text else ""
+
+
 def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
     """One row of the table: how the text of a setting is read, what it is when left out, what it means."""
     return attr.field(default=parse(default), metadata={"parse": parse, "default": default, "meaning": meaning})
+
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN = re.compile(r"(\d{1,6})([mhdw])\Z")
+
+
+def span(text: str) -> int:
+    """A span of time as `90d`, in seconds."""
+    found = _SPAN.match(text)
+    if not found:
+        raise ValueError(f"{text!r} is not a span of time, as 12h, 90d or 2w")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+@attr.frozen(kw_only=True)
+class Pruning:
+    """Which old builds of a target are dropped."""
+
+    keep: int = 1  #: of each package and arch, the newest that many stay
+    older: int = 0  #: seconds; none that is younger is dropped
+    unsigned: bool = False  #: also builds that nobody has laid out for the signer
+
+
+def pruning(text: str) -> Pruning:
+    """`keep 3`, `older 90d`, `keep 3 older 90d`; with `unsigned` at its end where nothing is signed."""
+    words = text.split()
+    unsigned = words[-1:] == ["unsigned"]
+    given = dict(zip(words[::2], words[1::2])) if len(words) % 2 == unsigned else {}
+    if not given or not given.keys() <= {"keep", "older"} or len(given) < (len(words) - unsigned) / 2:
+        raise ValueError(f"{text!r} is not a rule, as `keep 3`, `older 90d` or `keep 3 older 90d`")
+    return Pruning(
+        keep=whole(1, 100_000)(given.get("keep", "1")), older=span(given.get("older", "0d")), unsigned=unsigned
+    )
 
 
 def free_settings(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
@@ -193,6 +232,17 @@ class Farm:
         path,
         "/var/log/reimzul/refused",
         "Where refused messages go once 1,000 of a tube are buried: a file for each tube, on the host that refused.",
+    )
+    original_workers: bool = setting(
+        flag,
+        "false",
+        "true, on controller and bstore, for as long as workers of the original are there: what they upload is\n"
+        "published and staged for signing as what ours do (docs/upgrading.md).",
+    )
+    canary_target: str = setting(
+        target_or_none,
+        "",
+        "The target that `reimzul doctor --canary` builds for, without an arch, as c9s; always a scratch build.",
     )
 
 
@@ -277,6 +327,12 @@ class Worker:
         "3",
         "How many tries of a request may fail by a builder's fault before it ends as Failed.",
     )
+    presence: int = setting(
+        whole(0, 3600), "30", "Seconds between two words of an idle worker that it is there; 0: it says nothing."
+    )
+    live_logs: int = setting(
+        whole(0, 3600), "2", "Seconds between two looks at growing logs, to send them on; 0: they come with results."
+    )
     pull_timeout: int = setting(
         seconds, "60", "Seconds a `git pull` of mock_configs may take; then its last state holds."
     )
@@ -300,6 +356,19 @@ class Repogen:
     spool_days: int = setting(
         whole(1, 3650), "7", "Days after which an upload that never was completed is removed from the spool."
     )
+    attempts_days: int = setting(
+        days, "90", "Days the logs are kept of attempts that decided nothing (attempts/); 0: for ever."
+    )
+    rejected_days: int = setting(
+        days, "180", "Days an upload is kept that was not what its manifest says (rejected/); 0: for ever."
+    )
+
+
+@attr.frozen(kw_only=True)
+class Prune:
+    """Of a target, with its arch or without: how many builds of a package `reimzul prune` leaves, and of which age."""
+
+    targets: Mapping[str, Pruning] = free_settings(fields.target, pruning, "c7.1708.u = keep 3 older 90d")
 
 
 @attr.frozen(kw_only=True)
@@ -308,6 +377,22 @@ class Notifier:
 
     ledger: Path = setting(
         path, "/srv/reimzul/notifier/ledger.sqlite", "What was told to whom, so that nobody is told twice."
+    )
+    presence: Path = setting(
+        path, "/srv/reimzul/notifier/presence.sqlite", "Which workers are there, and what each of them does."
+    )
+    quarantine: bool = setting(
+        flag,
+        "false",
+        "Whether a builder whose faults stand out from its peers', on the same packages, takes no more jobs. All are\n"
+        "told. It is probed with a canary, a scratch build for [farm] canary_target, and let back when that builds;\n"
+        "without a canary_target a person has to resume it. The last able builder of an arch always stays.",
+    )
+    quarantine_faults: int = setting(whole(1, 1000), "5", "Builder's faults from which on it can stand out.")
+    quarantine_ratio: int = setting(whole(1, 1000), "3", "How many times its peers' rate of faults it has to have.")
+    quarantine_hours: int = setting(whole(1, 8760), "24", "How many hours are looked back.")
+    quarantine_pause: int = setting(
+        seconds, "1800", "Seconds until the first canary; twice as many after each that failed, up to a day."
     )
 
 
@@ -319,6 +404,9 @@ class History:
         history_url,
         "sqlite:////srv/reimzul/notifier/history.sqlite",
         "sqlite:////absolute/path, or mongodb://host:port/ (database reimzul, collection notify_history).",
+    )
+    refused_days: int = setting(
+        days, "180", "Days it is remembered why a message was refused, and longer while it is buried; 0: for ever."
     )
 
 
@@ -429,6 +517,7 @@ class Settings:
     bstore: Store = attr.field(factory=Store)
     worker: Worker = attr.field(factory=Worker)
     repogen: Repogen = attr.field(factory=Repogen)
+    prune: Prune = attr.field(factory=Prune)
     notifier: Notifier = attr.field(factory=Notifier)
     history: History = attr.field(factory=History)
     logs: Logs = attr.field(factory=Logs)

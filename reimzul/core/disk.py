@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to outlive a crash on a disk: files and links that are whole or not there, and locks that die with us."""
+"""What has to outlive a crash on a disk: files and links that are whole or not there, and locks that die with us.
+
+And how much is free on one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,38 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import attr
+
 from reimzul.core.bstore import Bstore
 from reimzul.core.errors import ConfigError
+
+_MIB = 1024 * 1024
+
+
+@attr.frozen(kw_only=True)
+class Room:
+    """What is free where a folder is, or will be."""
+
+    folder: Path
+    mib: int
+    inodes: int | None  #: None where the file system does not count them
+
+    @classmethod
+    def under(cls, folder: Path) -> Room:
+        """Look; where the folder is not made yet, at the next one above it. Raises `OSError`."""
+        there = folder
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        found = os.statvfs(there)
+        mib = found.f_bavail * found.f_frsize // _MIB
+        return cls(folder=folder, mib=mib, inodes=found.f_favail if found.f_files else None)
+
+    def lacks(self, mib: int, inodes: int) -> Iterator[str]:
+        """What is less than is needed, each as `<what>: <how much>`."""
+        if self.mib < mib:
+            yield f"disk under {self.folder}: {self.mib} MiB free, {mib} are needed"
+        if self.inodes is not None and self.inodes < inodes:
+            yield f"inodes under {self.folder}: {self.inodes} free, {inodes} are needed"
 
 
 def sync(path: Path) -> None:
@@ -61,6 +94,14 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def changed(folder: Path) -> float:
+    """When something of a folder last arrived; by this host's clock, not by the time that rsync gives its files."""
+    times = [folder.lstat().st_ctime]
+    if folder.is_dir() and not folder.is_symlink():
+        times += [entry.stat(follow_symlinks=False).st_ctime for entry in os.scandir(folder)]
+    return max(times)
 
 
 @contextlib.contextmanager

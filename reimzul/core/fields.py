@@ -105,6 +105,17 @@ def whole(low: int, high: int) -> Callable[[Any], int]:
     return check
 
 
+def number(low: float, high: float) -> Callable[[Any], float]:
+    """A number in a range."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{shown(value)} is not a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
 def moment(value: Any) -> float:
     """A time as seconds since the epoch, up to the year 9999."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 253402300799:

@@ -11,14 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import attr
 
 from reimzul.core import fields
 from reimzul.core.bstore import MANIFEST, place_of
 from reimzul.core.errors import MessageError
-from reimzul.core.message import BuildRequest, Message, Status, field, parse
+from reimzul.core.message import BuildRequest, Message, Phase, Status, field, parse, phases
 
 #: Manifests over this are refused unread: a kernel's has some 100 rpms, 200 bytes each.
 MAX_BYTES = 8 * 1024 * 1024
@@ -72,7 +72,8 @@ class Manifest(Message):
     request: BuildRequest = field(_request)
     arch: str = field(fields.arch)  #: of the leg
     attempt: str = field(fields.attempt)
-    status: str = field(fields.one_of(Status.SUCCESS, Status.FAILED))
+    #: Success or Failed decide the leg; Cancelled and Unfit only say why there are logs to be kept
+    status: str = field(fields.one_of(Status.SUCCESS, Status.FAILED, Status.CANCELLED, Status.UNFIT))
     pkgname: str = field(fields.name)
     evr: str = field(fields.name)
     builder_fqdn: str = field(fields.host)
@@ -83,6 +84,7 @@ class Manifest(Message):
     config: str = field(fields.line(300), "")  #: mock's configuration: file and commit
     files: tuple[File, ...] = field(fields.many(_file, 100_000), ())
     skipped: Mapping[str, str] = field(fields.table(fields.arch, fields.line(200), 20), {})
+    phases: tuple[Phase, ...] = field(phases, ())  #: what took how long, the upload left out
     schema: int = field(fields.whole(1, 1), 1)
 
     @property
@@ -124,10 +126,11 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_wire(parse(body))
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, read in pieces."""
+def sha256_of(path: Path, heed: Callable[[], None] = lambda: None) -> str:
+    """The sha256 of a file, read in pieces; what `heed` raises between two of them ends it."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
+            heed()
     return digest.hexdigest()

@@ -45,6 +45,10 @@ class Status:
     REJECTED = "Rejected"  #: its uploads never were what their manifest says
     OVERRIDE = "Override"  #: a person's word, in history only
     REFUSED = "Refused"  #: no build: a message that failed its checks
+    QUARANTINED = "Quarantined"  #: no build: a builder that is kept from taking jobs, its faults stood out
+    RELEASED = "Released"  #: no build: it takes jobs again
+    PRESENCE = "Presence"  #: no build: a worker that says it is there
+    UNFIT = "Unfit"  #: of an attempt, in its manifest: its builder's fault, and nothing is decided by it
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
@@ -113,9 +117,7 @@ class Message:
         missing = [name for name, a in known.items() if a.default is attr.NOTHING and name not in raw]
         if missing:
             raise MessageError(f"no {cls.__name__}: it lacks {', '.join(missing)}")
-        extra = {name: value for name, value in raw.items() if name not in known}
-        if extra and len(encode(extra)) > MAX_EXTRA:
-            raise MessageError(f"no {cls.__name__}: over {MAX_EXTRA} bytes of keys that are not known")
+        extra = _not_too_much(cls, {name: value for name, value in raw.items() if name not in known})
         try:
             return cls(**{name: raw[name] for name in known if name in raw}, extra=extra)
         except ValueError as error:
@@ -132,6 +134,12 @@ class Message:
         if len(body) > MAX_BYTES:
             raise MessageError(f"a {type(self).__name__} of {len(body)} bytes: {MAX_BYTES} is the most")
         return body
+
+
+def _not_too_much(kind: type[Message], extra: dict[str, Any]) -> dict[str, Any]:
+    if extra and len(encode(extra)) > MAX_EXTRA:
+        raise MessageError(f"no {kind.__name__}: over {MAX_EXTRA} bytes of keys that are not known")
+    return extra
 
 
 def encode(wire: Mapping[str, Any]) -> bytes:
@@ -179,6 +187,13 @@ class BuildRequest(Message):
     timestamp: str = field(fields.absent_or(fields.timestamp), "")  #: "" from a client of the original
     srpm_sha256: str = field(fields.absent_or(fields.sha256), "")
     tries: tuple[Try, ...] = field(fields.many(_try, 50), ())
+    parent: str = field(fields.absent_or(fields.build_id), "")  #: the build that this one repeats
+    legs: tuple[str, ...] = field(fields.many(fields.arch, 20), ())  #: only these of its legs; none said: all
+
+    @property
+    def told_for(self) -> tuple[str, ...]:
+        """The arches that its waiting is told of: the one asked for, or those of its legs that are wanted."""
+        return self.legs or (self.arch,)
 
     @property
     def complete(self) -> bool:
@@ -209,6 +224,36 @@ class BuildRequest(Message):
         """The same, with one more try that was that builder's fault."""
         return attr.evolve(self, tries=(*self.tries, Try(builder=builder, when=round(time.time()), words=words)))
 
+
+@attr.frozen(kw_only=True)
+class Phase:
+    """A part of a build, as mock's state.log has it, and ours before and after mock."""
+
+    name: str = field(fields.line(80))
+    start: float = field(fields.moment)
+    end: float = field(fields.moment, 0.0)  #: 0 where it did not come to its end
+
+
+def _phase(raw: Any) -> Phase:
+    if isinstance(raw, Phase):
+        return raw
+    if not isinstance(raw, dict) or not {"name", "start"} <= raw.keys():
+        raise ValueError(f"{fields.shown(raw)} is not a phase (name, start, end)")
+    return Phase(name=raw["name"], start=raw["start"], end=raw.get("end", 0.0))
+
+
+#: The phases of a build, as events and manifests carry them.
+phases = fields.many(_phase, 24)
+#: The priority of a job in beanstalkd.
+_priority = fields.whole(0, 2**32 - 1)
+#: The number of a job in beanstalkd.
+_job = fields.whole(0, 2**63 - 1)
+
+
+#: What a worker of the original announces.
+_WORKERS_WORDS = (Status.BUILDING, Status.SUCCESS, Status.FAILED)
+#: How the attempts end that repogen makes up for legs of the original's workers: by chance none of ours ever does.
+ORIGINALS_ATTEMPT = "-00000000"
 
 #: What `cut` shortens first to last, when an event would be too large for a tube.
 _CUT = ("root_log", "build_log", "rpms", "first_error")
@@ -243,8 +288,19 @@ class BuildEvent(Message):
     build_log: str = field(fields.text(24_000), "")  #: its end
     first_error: str = field(fields.text(4_000), "")
     skipped: Mapping[str, str] = field(fields.table(fields.arch, fields.line(200), 20), {})  #: arch -> why
+    phases: tuple[Phase, ...] = field(phases, ())  #: of a result: what took how long
+    parent: str = field(fields.absent_or(fields.build_id), "")  #: the build that this one repeats
+    tube: str = field(fields.absent_or(fields.name), "")  #: of Queued: where it waits, as which job, how urgent
+    job: int = field(_job, 0)
+    priority: int | None = field(_priority, None)
+    due: float = field(fields.moment, 0.0)  #: of Queued: nobody gets it before this
     at: float = field(fields.moment, 0.0)  #: when it was announced
     owed: Mapping[str, int] = field(fields.table(fields.name, fields.whole(0, 1_000_000), 20), {})  #: sink -> tries
+
+    @property
+    def by_original(self) -> bool:
+        """Whether a worker of the original says it: it knows no attempts, and passes our other keys on."""
+        return self.status in _WORKERS_WORDS and not self.attempt
 
     @property
     def key(self) -> str:
@@ -292,7 +348,7 @@ class Refusal(Message):
     """A message that is none, announced in `notify`: which job of which tube, why, and how it begins."""
 
     tube: str = field(fields.line(200))
-    job: int = field(fields.whole(0, 2**63 - 1))
+    job: int = field(_job)
     reason: str = field(fields.line(500))
     begins: str = field(fields.text(_BEGINNING), "")  #: how the body begins
     status: str = field(fields.one_of(Status.REFUSED), Status.REFUSED)
@@ -310,12 +366,93 @@ class Refusal(Message):
         return {**super().wire(), "status": self.status}
 
 
-Event = Union[BuildEvent, Refusal]
+@attr.frozen(kw_only=True)
+class InHand:
+    """The build a worker is at."""
+
+    build_id: str = field(fields.build_id)
+    srpm: str = field(fields.srpm)
+    target: str = field(fields.target)
+    arch: str = field(fields.arch)  #: of the leg that `phase` speaks of
+    attempt: str = field(fields.attempt)
+    phase: str = field(fields.line(80), "")
+    since: float = field(fields.moment, 0.0)  #: when that phase began
+    started: float = field(fields.moment, 0.0)  #: when the attempt did
 
 
-def decode_event(body: bytes) -> Event:
-    """Whichever of the two kinds of event lies in `notify`."""
+def _in_hand(raw: Any) -> InHand | None:
+    if raw is None or isinstance(raw, InHand):
+        return raw
+    needed = {a.name for a in attr.fields(InHand) if a.default is attr.NOTHING}
+    if not isinstance(raw, dict) or not needed <= raw.keys():
+        raise ValueError(f"{fields.shown(raw)} is no build in hand ({', '.join(sorted(needed))})")
+    return InHand(**{a.name: raw[a.name] for a in attr.fields(InHand) if a.name in raw})
+
+
+class State:
+    """What a worker is doing, as its `Presence` says."""
+
+    IDLE = "idle"  #: waits for a job
+    BUILDING = "building"
+    DRAINING = "draining"  #: builds, and takes nothing after that
+    DRAINED = "drained"  #: takes nothing: a person wants it so
+    UNFIT = "unfit"  #: takes nothing: too little disk, too much load
+    QUARANTINED = "quarantined"  #: takes nothing but a canary: its faults stood out
+
+    ALL = (IDLE, BUILDING, DRAINING, DRAINED, UNFIT, QUARANTINED)
+
+
+@attr.frozen(kw_only=True)
+class Presence(Message):
+    """A worker says that it is there and what it does. Told to nobody: the notifier keeps the latest of each."""
+
+    host: str = field(fields.host)
+    instance: str = field(fields.name)  #: of the host's workers: its unit's, else the process's number
+    state: str = field(fields.one_of(*State.ALL))
+    why: str = field(fields.line(300), "")  #: it takes nothing
+    arches: tuple[str, ...] = field(fields.many(fields.arch, 40), ())  #: the tubes it watches, its own first
+    version: str = field(fields.line(60), "")
+    load: float = field(fields.number(0, 1e6), 0.0)  #: of the last minute
+    free_mib: int = field(fields.whole(0, 2**53), 0)  #: of the disk that has least of it
+    free_inodes: int = field(fields.whole(0, 2**53), 0)
+    build: InHand | None = field(_in_hand, None)
+    at: float = field(fields.moment, 0.0)  #: by the worker's clock
+    status: str = field(fields.one_of(Status.PRESENCE), Status.PRESENCE)
+
+    def wire(self) -> dict[str, Any]:
+        """Its status always said: that is how a reader knows it from an event."""
+        return {**super().wire(), "status": self.status}
+
+
+@attr.frozen(kw_only=True)
+class BuilderEvent(Message):
+    """What became of a builder: the notifier announces it, and tells it to all."""
+
+    builder: str = field(fields.host)
+    status: str = field(fields.one_of(Status.QUARANTINED, Status.RELEASED))
+    reason: str = field(fields.line(500), "")
+    arches: tuple[str, ...] = field(fields.many(fields.arch, 40), ())  #: the tubes it watches, its own first
+    at: float = field(fields.moment, 0.0)
+    owed: Mapping[str, int] = field(fields.table(fields.name, fields.whole(0, 1_000_000), 20), {})
+
+    @property
+    def key(self) -> str:
+        """What names this piece of news."""
+        return uuid.uuid5(NAMESPACE, f"{self.builder} {self.status} {self.at}").hex
+
+
+Event = Union[BuildEvent, Refusal, BuilderEvent]
+#: What lies in `notify`: what is told, and who is there.
+News = Union[Event, Presence]
+
+
+def decode_event(body: bytes) -> News:
+    """Whichever kind of news lies in `notify`."""
     raw = parse(body)
+    if raw.get("status") == Status.PRESENCE:
+        return Presence.from_wire(raw)
+    if raw.get("status") in (Status.QUARANTINED, Status.RELEASED):
+        return BuilderEvent.from_wire(raw)
     return Refusal.from_wire(raw) if raw.get("status") == Status.REFUSED else BuildEvent.from_wire(raw)
 
 
@@ -341,6 +478,7 @@ class RepogenRequest(Message):
     place: str = field(fields.absent_or(fields.place), "")
     index: bool = field(fields.flag, True)  #: false for a failed or a scratch leg: it is only put in its place
     request: BuildRequest | None = field(_request, None)  #: what is put again where even the manifest is damaged
+    logs: bool = field(fields.flag, False)  #: of an attempt that decided nothing: only to be kept, in attempts/
     tries: int = field(fields.whole(0, 1000), 0)  #: how often createrepo_c left the leg out
 
     def __attrs_post_init__(self) -> None:
@@ -348,14 +486,37 @@ class RepogenRequest(Message):
         if any(named) and not all(named):
             raise ValueError("build_id, arch, attempt and place come together or not at all")
 
+    @classmethod
+    def from_wire(cls, raw: Mapping[str, Any]) -> RepogenRequest:
+        """The request in a JSON object.
+
+        The original's worker puts its whole event here, in which `arch` and others stand alone: of it only the target
+        is a field, and all else travels along.
+        """
+        if "status" not in raw or "target" not in raw or not raw.keys().isdisjoint(("attempt", "place")):
+            return super().from_wire(raw)
+        rest = {name: value for name, value in raw.items() if name != "target"}
+        return attr.evolve(super().from_wire({"target": raw["target"]}), extra=_not_too_much(cls, rest))
+
+    @property
+    def event(self) -> BuildEvent | None:
+        """The event that a worker of the original put in its place; None in any other. Raises `MessageError`."""
+        return BuildEvent.from_wire(self.wire()) if self._is_event else None
+
     @property
     def bare(self) -> bool:
         """Whether it only asks for the target to be indexed."""
         return not self.build_id
 
     def wire(self) -> dict[str, Any]:
-        """As JSON, the build's request as it travels through tubes."""
+        """As JSON, the build's request as it travels through tubes; one of the original's worker as it was."""
+        if self._is_event:
+            return {**self.extra, "target": self.target}
         return {**super().wire(), **({"request": self.request.wire()} if self.request else {})}
+
+    @property
+    def _is_event(self) -> bool:
+        return self.bare and "status" in self.extra
 
 
 @attr.frozen(kw_only=True)

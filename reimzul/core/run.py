@@ -12,10 +12,11 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Callable, Union
+from typing import IO, Callable, NoReturn, Union
 
 from reimzul.core.errors import Hung, ProgramFailed, ProgramMissing, TimedOut
 
@@ -174,6 +175,17 @@ def run(
         return int(process.returncode)
 
 
+def become(argv: Argv) -> NoReturn:
+    """End as another program: it has our terminal, our environment and our exit code. Raises `ProgramMissing`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    words = [os.fspath(word) for word in argv]
+    try:
+        os.execv(words[0], words)
+    except OSError as error:
+        raise ProgramMissing(f"cannot run {words[0]}: {error.strerror}") from error
+
+
 class Work:
     """What a program does, by the processor time it used; not that of programs it runs."""
 
@@ -199,19 +211,25 @@ def capture(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """What a program that must succeed prints on stdout, as text.
+    """What a program that must succeed prints on stdout, as text. When it has ended, so has all of its group.
 
     Raises `ProgramFailed` with the last lines of its stderr, `TimedOut`, `ProgramMissing`.
     """
-    with contextlib.ExitStack() as stack:
-        process = stack.enter_context(spawn(argv, output=subprocess.PIPE, errors=subprocess.PIPE, cwd=cwd, env=env))
-        for pipe in (process.stdout, process.stderr):
-            stack.enter_context(pipe or contextlib.nullcontext())  # not closed where the time is over
-        try:
-            said, complaint = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise TimedOut(Path(argv[0]).name, timeout) from None
-    if process.returncode:
-        last = " / ".join(complaint.decode(errors="replace").strip().splitlines()[-3:])
-        raise ProgramFailed(Path(argv[0]).name, process.returncode, last)
-    return said.decode(errors="replace")
+    with _memory() as said, _memory() as complaint:
+        with spawn(argv, output=said, errors=complaint, cwd=cwd, env=env) as process:
+            if not ended(process, timeout):
+                raise TimedOut(Path(argv[0]).name, timeout)
+        if process.returncode:
+            last = " / ".join(_all_of(complaint).strip().splitlines()[-3:])
+            raise ProgramFailed(Path(argv[0]).name, process.returncode, last)
+        return _all_of(said)
+
+
+def _memory() -> IO[bytes]:
+    """A file that is nowhere. Of a pipe the end would be seen when the last process of the group has closed it."""
+    return open(os.memfd_create("said"), "w+b")
+
+
+def _all_of(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode(errors="replace")

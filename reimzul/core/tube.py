@@ -18,10 +18,11 @@ from typing import Any, Callable, Generic, TypeVar
 import attr
 import greenstalk
 
+from reimzul.core import fields
 from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError
 from reimzul.core.message import (
     BuildRequest,
-    Event,
+    News,
     RepogenRequest,
     SignRequest,
     Status,
@@ -38,7 +39,7 @@ TTR = 120
 #: The original's priorities of a request, by whether it was submitted with --now.
 PRIORITY_NOW, PRIORITY = 1024, 8192
 #: Priorities in `notify` (architecture.md, section 3).
-NOTIFY_RESULT, NOTIFY_PROGRESS, NOTIFY_OWED = 1024, 4096, 8192
+NOTIFY_RESULT, NOTIFY_PROGRESS, NOTIFY_OWED, NOTIFY_PRESENCE = 1024, 4096, 8192, 65536
 _PROGRESS = (Status.QUEUED, Status.BUILDING)
 
 
@@ -50,7 +51,7 @@ class Tube(Generic[M]):
     decode: Callable[[bytes], M]
 
 
-NOTIFY: Tube[Event] = Tube("notify", decode_event)
+NOTIFY: Tube[News] = Tube("notify", decode_event)
 CREATEREPO: Tube[RepogenRequest] = Tube("createrepo", RepogenRequest.decode)
 TOSIGN: Tube[SignRequest] = Tube("tosign", SignRequest.decode)
 
@@ -60,9 +61,48 @@ def arch_tube(name: str) -> Tube[BuildRequest]:
     return Tube(name, BuildRequest.decode)
 
 
-def urgency(event: Event) -> int:
-    """The priority an event has in `notify`: results before progress."""
-    return NOTIFY_PROGRESS if event.status in _PROGRESS else NOTIFY_RESULT
+#: How the names of the tubes begin that hold a mark instead of work (mark.py).
+_CANCEL, _WORKER = "cancel.", "worker."
+
+
+def cancel_tube(build_id: str) -> str:
+    """Where a mark says that a build is to end."""
+    return _CANCEL + build_id
+
+
+def worker_tube(host: str) -> str:
+    """Where a mark says that a builder is to take nothing; beanstalkd's names have at most 200 characters."""
+    return (_WORKER + host)[:200]
+
+
+def cancelled_build(tube: str) -> str:
+    """The build that a tube's mark is about; nothing where the tube is none of those."""
+    build_id = tube[len(_CANCEL) :] if tube.startswith(_CANCEL) else ""
+    with contextlib.suppress(ValueError):
+        return fields.build_id(build_id)
+    return ""
+
+
+def canary_tube(host: str) -> str:
+    """Where a builder in quarantine finds what it is probed with, and nothing else."""
+    return f"canary.{host}"[:200]
+
+
+def marked_builder(tube: str) -> str:
+    """The builder that a tube's mark is about; nothing where the tube is none of those."""
+    return tube[len(_WORKER) :] if tube.startswith(_WORKER) else ""
+
+
+def is_mark_tube(name: str) -> bool:
+    """Whether a tube holds a mark: nobody watches it, and that is as it should be."""
+    return name.startswith((_CANCEL, _WORKER))
+
+
+def urgency(news: News) -> int:
+    """The priority of news in `notify`: results before progress, and who is there last of all."""
+    if news.status == Status.PRESENCE:
+        return NOTIFY_PRESENCE
+    return NOTIFY_PROGRESS if news.status in _PROGRESS else NOTIFY_RESULT
 
 
 @attr.frozen
@@ -97,6 +137,15 @@ class TubeStats:
     watchers: int = 0
 
 
+@attr.frozen(kw_only=True)
+class ServerStats:
+    """What beanstalkd knows of itself."""
+
+    version: str
+    draining: bool  #: it takes no job, until it is started anew
+    binlog_records: int  #: written to its binlog since it started; stays 0 where it has none
+
+
 #: beanstalkd is there and takes nothing now: keep what we have, try later.
 _BUSY = (greenstalk.OutOfMemoryError, greenstalk.InternalError, greenstalk.DrainingError, greenstalk.BuriedError)
 
@@ -123,15 +172,15 @@ def _wire(broker: Broker) -> Iterator[None]:
 class Broker:
     """One connection to beanstalkd."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Connect. Raises `BrokerGone` where nobody answers."""
+    def __init__(self, host: str, port: int, answer: float = ANSWER) -> None:
+        """Connect; an answer may take `answer` seconds. Raises `BrokerGone` where nobody answers."""
         self.address = f"{host}:{port}"
         self._client: greenstalk.Client[bytes] | None = None
         self._used = greenstalk.DEFAULT_TUBE
         self._claims: dict[int, Claim[Any]] = {}
         self._socket: socket.socket | None = None
         with _wire(self):
-            self._socket = socket.create_connection((host, port), ANSWER)
+            self._socket = socket.create_connection((host, port), answer)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._client = greenstalk.Client(self._socket, encoding=None)
@@ -180,9 +229,9 @@ class Broker:
             self._use(tube)
             return self.client.put(body, priority=priority, delay=delay, ttr=ttr)
 
-    def announce(self, event: Event) -> None:
-        """Put an event into `notify`."""
-        self.put(NOTIFY, event, priority=urgency(event))
+    def announce(self, news: News) -> None:
+        """Put an event, or a presence, into `notify`."""
+        self.put(NOTIFY, news, priority=urgency(news))
 
     def claim(self, tubes: dict[str, Tube[M]], wait: int) -> Claim[M] | None:
         """Reserve a job of the watched tubes, waiting at most `wait` seconds; None where there is none."""
@@ -268,6 +317,16 @@ class Broker:
         except ClaimLost:
             return None
 
+    def first_ready(self, tube: str) -> tuple[int, bytes] | None:
+        """The number and body of the job that would be given out next, which stays: how a mark is read."""
+        try:
+            with _wire(self):
+                self._use(tube)
+                job = self.client.peek_ready()
+                return job.id, job.body
+        except ClaimLost:
+            return None
+
     def kick(self, number: int) -> None:
         """Make a buried job ready again (a delayed one too: ask its state first). Raises `ClaimLost`."""
         with _wire(self):
@@ -287,6 +346,16 @@ class Broker:
         """The tubes there are."""
         with _wire(self):
             return sorted(self.client.tubes())
+
+    def server(self) -> ServerStats:
+        """What beanstalkd knows of itself."""
+        with _wire(self):
+            raw = self.client.stats()
+            return ServerStats(
+                version=str(raw["version"]),
+                draining=raw["draining"] == "true",
+                binlog_records=raw["binlog-records-written"],
+            )
 
     def stats(self, tube: str) -> TubeStats:
         """What is in a tube; one that does not exist is empty."""

@@ -13,7 +13,21 @@ from hypothesis.strategies import SearchStrategy
 
 from reimzul.core import fields
 from reimzul.core.manifest import File, Manifest
-from reimzul.core.message import BuildEvent, BuildRequest, Message, Refusal, RepogenRequest, SignRequest, Status, Try
+from reimzul.core.message import (
+    BuilderEvent,
+    BuildEvent,
+    BuildRequest,
+    InHand,
+    Message,
+    Phase,
+    Presence,
+    Refusal,
+    RepogenRequest,
+    SignRequest,
+    State,
+    Status,
+    Try,
+)
 
 # --- what a field may be
 
@@ -78,6 +92,8 @@ build_requests = st.builds(
     timestamp=st.just("") | timestamps,
     srpm_sha256=st.just("") | sha256s,
     tries=st.lists(tries, max_size=3),
+    parent=st.just("") | build_ids,
+    legs=st.lists(arches, max_size=3),
     extra=extras,
 )
 complete_requests = st.builds(
@@ -85,6 +101,7 @@ complete_requests = st.builds(
     srpm=srpms, arch=arches, target=targets, disttag=disttags, submitter=submitters, scratch=st.booleans(),
     build_id=build_ids, timestamp=timestamps, srpm_sha256=sha256s, extra=extras,
 )  # fmt: skip
+phases = st.lists(st.builds(Phase, name=words, start=moments, end=moments), max_size=3)
 build_events = st.builds(
     BuildEvent,
     srpm=srpms,
@@ -112,6 +129,12 @@ build_events = st.builds(
     build_log=texts,
     first_error=texts,
     skipped=st.dictionaries(arches, words, max_size=3),
+    phases=phases,
+    parent=st.just("") | build_ids,
+    tube=st.just("") | names,
+    job=st.integers(0, 2**63 - 1),
+    priority=st.none() | st.integers(0, 2**32 - 1),
+    due=moments,
     at=moments,
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
     extra=extras,
@@ -127,6 +150,36 @@ refusals = st.builds(
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
     extra=extras,
 )
+builder_events = st.builds(
+    BuilderEvent,
+    builder=hosts,
+    status=st.sampled_from([Status.QUARANTINED, Status.RELEASED]),
+    reason=words,
+    arches=st.lists(arches, max_size=3),
+    at=moments,
+    owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
+    extra=extras,
+)
+presences = st.builds(
+    Presence,
+    host=hosts,
+    instance=names,
+    state=st.sampled_from(State.ALL),
+    why=words,
+    arches=st.lists(arches, max_size=3),
+    version=words.map(fields.line(60)),
+    load=st.floats(0, 1e6),
+    free_mib=st.integers(0, 2**53),
+    free_inodes=st.integers(0, 2**53),
+    build=st.none()
+    | st.builds(
+        InHand,
+        build_id=build_ids, srpm=srpms, target=targets, arch=arches, attempt=attempts, phase=words, since=moments,
+        started=moments,
+    ),
+    at=moments,
+    extra=extras,
+)  # fmt: skip
 repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras) | st.builds(
     RepogenRequest,
     target=targets,
@@ -136,6 +189,7 @@ repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras) | st.
     place=places,
     index=st.booleans(),
     request=st.none() | build_requests,
+    logs=st.booleans(),
     tries=st.integers(0, 1000),
     extra=extras,
 )
@@ -150,7 +204,9 @@ sign_requests = st.builds(
     place=st.just("") | places,
     extra=extras,
 )
-messages: SearchStrategy[Message] = st.one_of(build_requests, build_events, refusals, repogen_requests, sign_requests)
+messages: SearchStrategy[Message] = st.one_of(
+    build_requests, build_events, refusals, builder_events, presences, repogen_requests, sign_requests
+)
 
 files = st.builds(
     File, name=names, size=st.integers(0, 2**50), sha256=sha256s, nevra=st.just("") | words.filter(bool)
@@ -160,7 +216,7 @@ manifests = st.builds(
     request=complete_requests,
     arch=arches,
     attempt=attempts,
-    status=st.sampled_from([Status.SUCCESS, Status.FAILED]),
+    status=st.sampled_from([Status.SUCCESS, Status.FAILED, Status.CANCELLED, Status.UNFIT]),
     pkgname=names,
     evr=names,
     builder_fqdn=hosts,
@@ -170,6 +226,7 @@ manifests = st.builds(
     reason=words,
     config=words,
     files=st.lists(files, max_size=3),
+    phases=phases,
     skipped=st.dictionaries(arches, words, max_size=3),
     extra=extras,
 )

@@ -20,9 +20,11 @@ from reimzul.core.message import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_EXTRA,
+    BuilderEvent,
     BuildEvent,
     BuildRequest,
     Message,
+    Presence,
     Refusal,
     RepogenRequest,
     SignRequest,
@@ -38,6 +40,8 @@ DECODERS: list[Callable[[bytes], Message]] = [
     decode_event,
     BuildEvent.decode,
     Refusal.decode,
+    BuilderEvent.decode,
+    Presence.decode,
     RepogenRequest.decode,
     SignRequest.decode,
     Manifest.decode,
@@ -80,8 +84,8 @@ def test_what_encodes_decodes_to_the_same(sound: Message) -> None:
     assert again.extra == sound.extra
 
 
-@given(strategies.build_events | strategies.refusals)
-def test_an_event_is_known_from_a_refusal(event: messages.Event) -> None:
+@given(strategies.build_events | strategies.refusals | strategies.builder_events | strategies.presences)
+def test_each_kind_of_news_is_known_from_the_others(event: messages.News) -> None:
     assert decode_event(event.encode()) == event
 
 

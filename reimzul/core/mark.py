@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks: what a person, or the notifier, wants of a build or of a builder, in a tube that nobody reserves from.
+
+`cancel.<build id>` and `worker.<host>` hold one small job each. Who has to heed it peeks, which takes nothing away; so
+a mark holds for all until somebody deletes it, and beanstalkd's binlog keeps it across a restart of any host. That it
+is there counts: one that cannot be read is heeded too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import attr
+
+from reimzul.core import fields
+from reimzul.core.errors import ClaimLost, MessageError
+from reimzul.core.message import BuildRequest, Message, field
+from reimzul.core.tube import PRIORITY, TTR, Broker, Tube, cancel_tube, worker_tube
+
+#: Why a builder's mark was put where no person did it.
+QUARANTINED = "quarantined"
+
+
+@attr.frozen(kw_only=True)
+class Mark(Message):
+    """What a mark says, for whoever asks why."""
+
+    by: str = field(fields.line(64), "")  #: who put it
+    at: float = field(fields.moment, 0.0)
+    drain: bool = field(fields.flag, True)  #: of a builder's: false is no mark
+    reason: str = field(fields.line(64), "")  #: QUARANTINED, or nothing
+    why: str = field(fields.line(300), "")  #: in words for a person
+
+    @property
+    def cancels(self) -> str:
+        """What is said of a build that it ends."""
+        by = f" by {self.by}" if self.by else ""
+        return f"cancelled{by}: {self.why}" if self.why else f"cancelled{by}"
+
+    @property
+    def drains(self) -> str:
+        """What is said of a builder that takes nothing for it."""
+        by = f" by {self.by}" if self.by else ""
+        return f"{self.reason or 'drained'}{by}: {self.why}" if self.why else f"{self.reason or 'drained'}{by}"
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether the notifier put it, and takes it away."""
+        return self.reason == QUARANTINED
+
+
+def mark(by: str, why: str = "", *, reason: str = "") -> Mark:
+    """A mark put now."""
+    return Mark(by=by, at=round(time.time(), 3), why=why, reason=reason)
+
+
+def cancelled(broker: Broker, build_id: str) -> Mark | None:
+    """The mark that says this build is to end; None where there is none."""
+    return read(broker, cancel_tube(build_id)) if build_id else None
+
+
+def drained(broker: Broker, host: str) -> Mark | None:
+    """The mark that says this builder is to take nothing; None where there is none."""
+    found = read(broker, worker_tube(host))
+    return found if found and found.drain else None
+
+
+def read(broker: Broker, tube: str) -> Mark | None:
+    """The mark in a tube, whatever its body is."""
+    found = broker.first_ready(tube)
+    if found is None:
+        return None
+    try:
+        return Mark.decode(found[1])
+    except MessageError:
+        return Mark()
+
+
+def put(broker: Broker, tube: str, wanted: Mark) -> Mark:
+    """Put a mark where there is none; the one that holds."""
+    there = read(broker, tube)
+    if there is None:
+        broker.put_raw(tube, wanted.encode(), priority=PRIORITY)
+    return there or wanted
+
+
+def lift(broker: Broker, tube: str) -> bool:
+    """Delete what is in a mark's tube; whether there was anything."""
+    lifted = False
+    while (found := broker.first_ready(tube)) is not None:
+        with contextlib.suppress(ClaimLost):  # another does the same
+            broker.delete(found[0])
+        lifted = True
+    return lifted
+
+
+def put_unless_cancelled(
+    broker: Broker, tube: Tube[BuildRequest], request: BuildRequest, *, priority: int, delay: int = 0, ttr: int = TTR
+) -> tuple[int, Mark | None]:
+    """Put a request anew: its job's number, or 0 and the mark that forbids it.
+
+    Looked at before and after: who cancels puts the mark first and then deletes the job he knows, which is not this
+    one. So whichever of us comes second sees what the other has done.
+    """
+    forbidden = cancelled(broker, request.build_id)
+    if forbidden:
+        return 0, forbidden
+    job = broker.put(tube, request, priority=priority, delay=delay, ttr=ttr)
+    forbidden = cancelled(broker, request.build_id)
+    if forbidden:
+        with contextlib.suppress(ClaimLost):  # a worker has it already, and heeds the mark as we do
+            broker.delete(job)
+            return 0, forbidden
+    return job, None
