@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,7 @@ EXAMPLES = """\b
 Examples:
   reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u
   reimzul-submit -s ~/rpmbuild/SRPMS/time-1.9-1.src.rpm -d .el9 -a x86_64,aarch64 -t c9s --scratch
+  reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u --wait
 
 i386 is built beside x86_64, and ppc beside ppc64, with the same timestamp: they need no submission of their own.
 """
@@ -63,6 +65,7 @@ i386 is built beside x86_64, and ppc beside ppc64, with the same timestamp: they
 @click.option("-d", "--disttag", required=True, metavar="DISTTAG", help="The disttag to build with, as .el7_4.")
 @click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
 @click.option("--scratch", is_flag=True, help="Only build it, into scratch/: nothing is published or signed.")
+@click.option("--wait", is_flag=True, help="Then follow the builds, as `reimzul watch` does, and exit as it does.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was queued as JSON.")
 @shared_options
 def command(
@@ -72,6 +75,7 @@ def command(
     disttag: str,
     now: bool,
     scratch: bool,
+    wait: bool,
     as_json: bool,
     config: Path | None,
     verbose: bool,
@@ -94,7 +98,19 @@ def command(
     asked = requests(source, wanted)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         rows = count_watchers(broker, queue(broker, asked, source, wanted, known))
-    return report(rows, source, asked[0].submitter, wanted, as_json=as_json)
+    code = report(rows, source, asked[0].submitter, wanted, as_json=as_json)
+    if wait and code == 0:
+        watch(rows, config, as_json=as_json)
+    return code
+
+
+def watch(rows: Sequence[Queued], config: Path | None, *, as_json: bool) -> NoReturn:
+    """Go on as `reimzul watch`, the operator's program beside this one: rooms do not look into each other."""
+    from reimzul.core.run import become
+
+    options = [*(["--config", str(config)] if config else []), *(["--json"] if as_json else [])]
+    program = Path(sys.argv[0]).resolve().with_name("reimzul")
+    become([program, "watch", "--new", *options, *(row.build_id for row in rows)])
 
 
 def report(rows: Sequence[Queued], source: Source, submitter: str, wanted: Wanted, *, as_json: bool) -> int:

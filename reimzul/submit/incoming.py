@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +71,8 @@ def _sweep(incoming: Path) -> None:
 
 def _copy_in(path: Path, place: Path, header: Header) -> Source:
     """Copy beside the place, then link(2) into it: that never replaces, and shows the whole file or none."""
+    import tempfile  # the half of the submissions that name a file of incoming/ does without
+
     descriptor, beside = tempfile.mkstemp(prefix=_BESIDE, dir=place.parent)
     try:
         with open(descriptor, "wb") as sink, path.open("rb") as source:

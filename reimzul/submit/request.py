@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +10,7 @@ import attr
 
 from reimzul.core import fields
 from reimzul.core.arch import Arches
+from reimzul.core.command import submitter
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.header import Header
 from reimzul.core.message import BuildRequest, Status, event_of, new_build_id
@@ -29,6 +29,11 @@ class Wanted:
     disttag: str
     now: bool = False
     scratch: bool = False
+
+    @property
+    def priority(self) -> int:
+        """Of its jobs."""
+        return PRIORITY_NOW if self.now else PRIORITY
 
 
 @attr.frozen(kw_only=True)
@@ -101,14 +106,6 @@ def count_watchers(broker: Broker, rows: Iterable[Queued]) -> list[Queued]:
     return counted
 
 
-def submitter() -> str:
-    """Who submits. Raises `InputError` for a name that cannot travel."""
-    try:
-        return fields.submitter(getpass.getuser())
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"the name of the submitting user cannot be used: {error}") from None
-
-
 def requests(source: Source, wanted: Wanted) -> list[BuildRequest]:
     """One request an arch, with one timestamp for all."""
     timestamp, who = fields.now_timestamp(), submitter()
@@ -145,7 +142,7 @@ def queue(broker: Broker, asked: Sequence[BuildRequest], source: Source, wanted:
         )
         try:
             row = attr.evolve(row, fault=fault) if fault else _queue_one(broker, request, row, wanted)
-            _announce(broker, request, row, source)
+            _announce(broker, request, row, source, wanted)
         except ReimzulError as error:
             if not rows:
                 raise
@@ -157,17 +154,16 @@ def queue(broker: Broker, asked: Sequence[BuildRequest], source: Source, wanted:
 
 def _queue_one(broker: Broker, request: BuildRequest, row: Queued, wanted: Wanted) -> Queued:
     tube = arch_tube(row.tube)
-    job = broker.put(tube, request, priority=PRIORITY_NOW if wanted.now else PRIORITY)
-    return attr.evolve(row, job=job)
+    return attr.evolve(row, job=broker.put(tube, request, priority=wanted.priority))
 
 
-def _announce(broker: Broker, request: BuildRequest, row: Queued, source: Source) -> None:
+def _announce(broker: Broker, request: BuildRequest, row: Queued, source: Source, wanted: Wanted) -> None:
     """Tell of a queued build, as well as it goes: the build itself is safe in its tube."""
     if row.job is None:
         return
-    header = source.header
-    reason = f"job {row.job} of tube {row.tube}"
+    about = {"pkgname": source.header.name, "evr": source.header.evr, "reason": f"job {row.job} of tube {row.tube}"}
+    where = {"tube": row.tube, "job": row.job, "priority": wanted.priority}
     try:
-        broker.announce(event_of(request, Status.QUEUED, pkgname=header.name, evr=header.evr, reason=reason))
+        broker.announce(event_of(request, Status.QUEUED, **about, **where))
     except ReimzulError as error:
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
