@@ -7,13 +7,14 @@ flow, it knows nothing of claims: it ends by returning, or by raising what becam
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Union
+from typing import Callable, TypeVar, Union
 
 import attr
 
@@ -22,23 +23,33 @@ from reimzul.core.bstore import StoreUrls
 from reimzul.core.errors import InputError, MessageError, ReimzulError, Stopping
 from reimzul.core.header import Header
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import BuildEvent, RepogenRequest, Status, parse
+from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_of, parse
 from reimzul.worker import ship, source
 from reimzul.worker.chroot import Chroot, complete_logs
 from reimzul.worker.configs import Configs, NoConfig, State
 from reimzul.worker.firsterror import first_error
 from reimzul.worker.job import Attempt, Leg, Package, repeats, split
+from reimzul.worker.live import Live
+from reimzul.worker.phases import Course
 from reimzul.worker.ship import Shipper, manifest_of
 from reimzul.worker.source import NoSource
 from reimzul.worker.verdict import Fault, Verdict
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds between two looks whether the build is to end.
+LOOK = 0.25
 
 Said = Union[BuildEvent, RepogenRequest]
 
 
 class Unfit(ReimzulError):
     """This builder could not build it; another may."""
+
+
+class Cancelled(ReimzulError):
+    """A person wants it to end."""
 
 
 @attr.frozen(kw_only=True)
@@ -51,6 +62,7 @@ class Tools:
     configs: Configs
     chroot: Chroot
     shipper: Shipper
+    live: Live
 
 
 class Build:
@@ -61,41 +73,73 @@ class Build:
         self.attempt = attempt
         self.tools = tools
         self.last_words = last_words
-        self.outbox: queue.Queue[Said] = queue.Queue()
-        self._stop = threading.Event()
+        self.outbox: queue.Queue[Said | None] = queue.Queue()  #: None says nothing, and wakes who waits
+        self.course = Course(attempt.started)
+        self.legs: list[Leg] = []  #: as soon as they are known
+        self.said: set[str] = set()  #: the arches of those that came to something
+        self.kept: dict[str, str] = {}  #: arch -> where the logs of a leg are that came to nothing
+        self._end = threading.Event()
+        self._stopping = False
+        self._cancelled = ""
         self._state = State("")
 
     def stop(self) -> None:
         """End what runs; `run` raises `Stopping` soon after."""
-        self._stop.set()
+        self._stopping = True
+        self._end.set()
+
+    def cancel(self, why: str) -> None:
+        """End what runs, for good: `run` says so of each leg that came to nothing, and raises `Cancelled`."""
+        self._cancelled = why
+        self._end.set()
 
     def heed(self) -> None:
-        """Raise `Stopping` where the build is to end."""
-        if self._stop.is_set():
+        """Raise `Stopping` or `Cancelled` where the build is to end."""
+        self._heed_stop()
+        if self._cancelled:
+            raise Cancelled(self._cancelled)
+
+    def _heed_stop(self) -> None:
+        if self._stopping:
             raise Stopping("told to stop")
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the build is to end."""
-        self._stop.wait(seconds)
+        self._end.wait(seconds)
         self.heed()
 
     def run(self) -> None:
-        """Do all of it. Raises `Unfit` where it was this builder's fault, `Stopping`, `Again`."""
+        """Do all of it. Raises `Unfit` where it was this builder's fault, `Cancelled`, `Stopping`, `Again`."""
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1, "pull") as pool:
+        try:
+            self._run()
+        except Cancelled as error:
+            self._withdraw(str(error))
+            raise
+
+    def _run(self) -> None:
+        pool = ThreadPoolExecutor(2, "fetch")
+        try:
             pulled = pool.submit(self.tools.configs.pull)  # beside the download: both wait for the network
-            try:
-                package = self._package()
-            except NoSource as error:
-                self._refuse(str(error))
-                return
-            self._state = pulled.result()
+            package = self._heeding(pool.submit(self._package))
+            self._state = self._heeding(pulled)
+        except NoSource as error:
+            self._refuse(str(error))
+            return
+        finally:
+            pool.shutdown(wait=False)  # both end by themselves; who cancels waits for no dead link
         try:
             self.tools.configs.check()
             legs = self._legs(package)
         except NoConfig as error:
             raise Unfit(str(error)) from error
         self._run_legs(legs)
+
+    def _heeding(self, future: Future[T]) -> T:
+        """What comes of it, unless the build is to end before."""
+        while not wait([future], timeout=LOOK).done:
+            self.heed()
+        return future.result()
 
     def _package(self) -> Package:
         request = self.attempt.request
@@ -108,10 +152,13 @@ class Build:
         request, known = self.attempt.request, self.tools.known
         configs: dict[str, Path] = {}
         skipped: dict[str, str] = {}
-        for arch in known.legs(request.arch, package.name):
+        all_legs = known.legs(request.arch, package.name)
+        wanted = [arch for arch in all_legs if arch in request.legs] or all_legs
+        for arch in wanted:
             config = self.tools.configs.pick(package.name, package.evr, request.target, request.arch, arch)
-            why = None if arch == request.arch else repeats(package.header, arch, request.arch, package.name, known)
-            if why or (config is None and arch != request.arch):
+            first = arch == wanted[0]  # it ends as Failed rather than as nothing
+            why = None if first else repeats(package.header, arch, request.arch, package.name, known)
+            if why or (config is None and not first):
                 skipped[arch] = why or "mock has no configuration for it"
             else:
                 configs[arch] = config or Path()
@@ -124,6 +171,7 @@ class Build:
         A leg that was this builder's fault is raised when all have ended: those that were built are out by then,
         and will be found published.
         """
+        self.legs = legs
         by_arch = {leg.arch: leg for leg in legs}
         faults: list[BaseException] = []
         for group in split([leg.arch for leg in legs]):
@@ -131,7 +179,7 @@ class Build:
                 futures: list[Future[None]] = [pool.submit(self._leg, by_arch[arch]) for arch in group]
                 self._watch(futures)
             faults += [error for error in (future.exception() for future in futures) if error is not None]
-        for kind in (Stopping, Unfit, BaseException):
+        for kind in (Cancelled, Stopping, Unfit, BaseException):
             for error in faults:
                 if isinstance(error, kind):
                     raise error
@@ -151,19 +199,73 @@ class Build:
             self._say(leg, before, "built before: announced again")
             return
         self.outbox.put(leg.event(Status.BUILDING))
+        self.course.begin(leg.arch, leg.results)
         try:
-            manifest = self._built(leg)
-            self.tools.shipper.ship(leg, manifest, self.heed, self.wait)
+            told = self._built(leg)
+            self.course.upload(leg.arch)
+            manifest = self.tools.shipper.ship(leg, told, self.heed, self.wait)
         except (OSError, InputError) as error:  # a full disk, or what it left of a package
-            raise Unfit(f"{leg.arch}: {error}") from error
+            raise self._unfit(leg, str(error)) from error
         self._say(leg, manifest)
 
-    def _built(self, leg: Leg) -> Manifest:
-        """What the leg came to."""
+    def _built(self, leg: Leg) -> Callable[[], Manifest]:
+        """Build it; what tells, by hashing it, what the leg came to."""
         verdict, code = self._verdict(leg)
         if verdict.fault is Fault.BUILDER:
-            raise Unfit(f"{leg.arch}: {verdict.reason}")
-        return manifest_of(leg, verdict, code, f"{leg.config.name} {self._state.commit}".strip(), self.heed)
+            raise self._unfit(leg, verdict.reason, code)
+        return self._told(leg, verdict, code)
+
+    def _told(self, leg: Leg, verdict: Verdict, code: int | None, status: str = "") -> Callable[[], Manifest]:
+        """What tells what a leg came to that is over now; from now on nothing of its results changes."""
+        ship.keep_wanted(leg, verdict)
+        return functools.partial(
+            manifest_of,
+            leg,
+            verdict,
+            code,
+            f"{leg.config.name} {self._state.commit}".strip(),
+            self._heed_stop if status else self.heed,  # what is cancelled has logs too
+            finished=round(time.time(), 3),
+            status=status,
+            phases=self.course.phases(leg.arch, leg.results),
+        )
+
+    def _unfit(self, leg: Leg, words: str, code: int | None = None) -> Unfit:
+        """This builder's fault, once the leg's logs are kept."""
+        self._keep_logs(leg, Status.UNFIT, words, code)
+        return Unfit(f"{leg.arch}: {words}")
+
+    def _withdraw(self, why: str) -> None:
+        """Say that it was cancelled, of each leg that came to nothing; then keep the logs these have."""
+        lost = [leg for leg in self.legs if leg.arch not in self.said]
+        end = {"reason": why, "finished": round(time.time(), 3)}
+        if not self.legs:
+            by = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host}
+            for arch in self.attempt.request.told_for:
+                self.outbox.put(event_of(self.attempt.request, Status.CANCELLED, **{**by, **end, "arch": arch}))
+        for leg in lost:
+            phases = self.course.phases(leg.arch, leg.results)
+            url = self._kept_at(leg) if leg.results.is_dir() else ""
+            self.outbox.put(leg.event(Status.CANCELLED, phases=phases, url=url, **end))
+        for leg in lost:
+            self._keep_logs(leg, Status.CANCELLED, why)
+
+    def _keep_logs(self, leg: Leg, status: str, why: str, code: int | None = None) -> None:
+        """Upload what a leg left that came to nothing, if that is quickly done; nothing depends on it."""
+        if not leg.results.is_dir():
+            return
+        try:
+            complete_logs(leg.results)
+            manifest = self._told(leg, Verdict(Fault.BUILDER, why), code, status)()
+            self.tools.shipper.ship_logs(leg, manifest, self._heed_stop)
+        except (ReimzulError, OSError) as error:
+            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.package.path.name, error)
+            return
+        self.outbox.put(_asked(manifest, manifest.place(), logs=True))
+        self.kept[leg.arch] = self._kept_at(leg)
+
+    def _kept_at(self, leg: Leg) -> str:
+        return self.tools.urls.attempt(self.attempt.request.build_id, leg.arch, self.attempt.token)
 
     def _verdict(self, leg: Leg) -> tuple[Verdict, int | None]:
         """Build it, or say why it is not even tried."""
@@ -178,7 +280,8 @@ class Build:
             return Verdict(Fault.PACKAGE, why), None
         log.info("building %s for arch %s, target %s", request.srpm, leg.arch, request.target)
         try:
-            return self.tools.chroot.build(leg, self.heed)
+            with self.tools.live.following(leg):
+                return self.tools.chroot.build(leg, self.heed)
         except NoConfig as error:
             raise Unfit(str(error)) from error
 
@@ -193,42 +296,35 @@ class Build:
 
     def _say(self, leg: Leg, manifest: Manifest, note: str = "") -> None:
         """Ask for the leg to be published, then announce what it came to: in this order (architecture.md, 2.3)."""
-        built = manifest.status == Status.SUCCESS
         place = manifest.place()
-        self.outbox.put(
-            RepogenRequest(
-                target=manifest.request.target,
-                build_id=manifest.build_id,
-                arch=leg.arch,
-                attempt=manifest.attempt,
-                place=place,
-                index=built and not manifest.request.scratch,
-                request=manifest.request,
-            )
-        )
-        names = [file.name for file in manifest.rpms]
-        self.outbox.put(
-            leg.event(
-                manifest.status,
-                attempt=manifest.attempt,
-                builder_fqdn=manifest.builder_fqdn,
-                started=manifest.started,
-                finished=manifest.finished,
-                exit_code=manifest.exit_code,
-                reason=manifest.reason or note,
-                skipped=dict(manifest.skipped),
-                place=place,
-                url=self.tools.urls.place(place),
-                rpm_count=len(names),
-                rpms=names[:50],
-                first_error=""
-                if built
-                else first_error(leg.results / "build.log", leg.results / "root.log", self.heed),
-                root_log=ship.tail(leg.results / "root.log", 30, 8_000),
-                build_log=ship.tail(leg.results / "build.log", 80, 24_000),
-            )
-        )
+        event = self._result(leg, manifest, place, note)  # it may take a while, and may be told to stop
+        self.outbox.put(_asked(manifest, place))
+        self.outbox.put(event)
+        self.said.add(leg.arch)
+        self.course.end(leg.arch)
         log.info("%s of %s: %s %s", leg.arch, leg.package.path.name, manifest.status, manifest.reason or note)
+
+    def _result(self, leg: Leg, manifest: Manifest, place: str, note: str) -> BuildEvent:
+        names = [file.name for file in manifest.rpms]
+        logs = leg.results / "build.log", leg.results / "root.log"
+        return leg.event(
+            manifest.status,
+            attempt=manifest.attempt,
+            builder_fqdn=manifest.builder_fqdn,
+            started=manifest.started,
+            finished=manifest.finished,
+            exit_code=manifest.exit_code,
+            reason=manifest.reason or note,
+            skipped=dict(manifest.skipped),
+            phases=manifest.phases if note else self.course.phases(leg.arch, leg.results),
+            place=place,
+            url=self.tools.urls.place(place),
+            rpm_count=len(names),
+            rpms=names[:50],
+            first_error="" if manifest.status == Status.SUCCESS else first_error(*logs, self.heed),
+            root_log=ship.tail(leg.results / "root.log", 30, 8_000),
+            build_log=ship.tail(leg.results / "build.log", 80, 24_000),
+        )
 
     def _refuse(self, why: str) -> None:
         """Nothing can be built of this source: end as Failed, with a log that says why, in a place of its own."""
@@ -236,9 +332,23 @@ class Build:
         path = self.attempt.folder / self.attempt.request.srpm
         header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
         package = Package(path=path, name=name, evr=evr, header=header)
-        leg = Leg(attempt=self.attempt, package=package, arch=self.attempt.request.arch, config=Path())
+        leg = Leg(attempt=self.attempt, package=package, arch=self.attempt.request.told_for[0], config=Path())
         self.last_words = self.last_words or why
         self._run_legs([leg])
+
+
+def _asked(manifest: Manifest, place: str, *, logs: bool = False) -> RepogenRequest:
+    """What the store is asked to do with an upload."""
+    return RepogenRequest(
+        target=manifest.request.target,
+        build_id=manifest.build_id,
+        arch=manifest.arch,
+        attempt=manifest.attempt,
+        place=place,
+        index=manifest.status == Status.SUCCESS and not manifest.request.scratch,
+        request=manifest.request,
+        logs=logs,
+    )
 
 
 def guessed(srpm: str) -> tuple[str, str]:

@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 #: Seconds mock gets to enforce --rpmbuild_timeout itself before we end it: it has to set up its root before
 #: rpmbuild starts, and to clean up after.
 MARGIN = 1800
-#: Seconds between SIGTERM and SIGKILL: mock ends its chroot's processes in about 0.3 s (mock.md).
-GRACE = 10.0
+#: Seconds between SIGTERM and SIGKILL: mock ends its chroot's processes in about 0.3 s (mock.md), and what it leaves
+#: is removed after it anyway.
+GRACE = 3.0
 #: Seconds that cleaning a root up may take.
 CLEANING = 300
 #: Where a leg notes the root it builds in.

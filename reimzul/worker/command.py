@@ -16,13 +16,16 @@ from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, st
 from reimzul.core.config import Settings
 from reimzul.core.header import bindings
 from reimzul.core.refused import Overflow
+from reimzul.core.systemd import Service
 from reimzul.core.tube import Broker, arch_tube
 from reimzul.worker.build import Tools
 from reimzul.worker.chroot import Chroot
 from reimzul.worker.configs import Configs
 from reimzul.worker.daemon import Worker
 from reimzul.worker.fitness import Fitness, Limits
+from reimzul.worker.live import Live
 from reimzul.worker.ship import Shipper
+from reimzul.worker.voice import Self, Voice, own_instance
 from reimzul.worker.workspace import Workspace
 
 EXAMPLES = """\b
@@ -48,6 +51,7 @@ def worker(settings: Settings) -> Worker:
     known = read_arches(settings.farm.arches)
     workspace = Workspace(settings.worker.results)
     kit = tools(settings, workspace, known)
+    Service().doing("cleaning up, should a killed worker have left something")
     workspace.prepare(kit.chroot.clean_left)
     beanstalkd = settings.beanstalkd
     machine = settings.worker.machine or os.uname().machine
@@ -59,8 +63,20 @@ def worker(settings: Settings) -> Worker:
         workspace,
         Fitness(limits(settings)),
         settings.worker.tries,
+        voice(settings, known.watched_by(machine)),
         Overflow(settings.farm.refused),
     )
+
+
+def voice(settings: Settings, tubes: list[str]) -> Voice:
+    """As what this worker says that it is there."""
+    who = Self(
+        host=settings.worker.fqdn or own_name(),
+        instance=own_instance(),
+        arches=tuple(tubes),
+        folders=limits(settings).folders,
+    )
+    return Voice(who, settings.worker.presence)
 
 
 def limits(settings: Settings) -> Limits:
@@ -96,6 +112,7 @@ def tools(settings: Settings, workspace: Workspace, known: Arches) -> Tools:
             stall_timeout=mine.stall_timeout,
         ),
         shipper=Shipper(rsync=mine.rsync, arguments=mine.rsync_arguments, urls=urls),
+        live=Live(mine.rsync, mine.rsync_arguments, urls, mine.live_logs),
     )
 
 

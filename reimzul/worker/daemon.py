@@ -12,15 +12,19 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Callable
 
+from reimzul.core import mark
 from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError
+from reimzul.core.mark import Mark
 from reimzul.core.message import BuildRequest, Status, event_of, new_attempt
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import Broker, Claim, Tube
-from reimzul.worker.build import Build, Tools, Unfit
+from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube
+from reimzul.worker.build import Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
 from reimzul.worker.fitness import Fitness
 from reimzul.worker.job import Attempt
+from reimzul.worker.voice import Voice, idle_state
+from reimzul.worker.watch import Watch
 from reimzul.worker.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ class Worker(Daemon[BuildRequest]):
         workspace: Workspace,
         fitness: Fitness,
         tries: int,
+        voice: Voice,
         overflow: Overflow | None = None,
     ) -> None:
         super().__init__(connect, tubes, host, overflow=overflow)
@@ -54,6 +59,11 @@ class Worker(Daemon[BuildRequest]):
         self.tools = tools
         self.workspace = workspace
         self.tries = tries
+        self.voice = voice
+        self._drained: Mark | None = None
+        self._own = self.tubes
+        canary = arch_tube(canary_tube(host))
+        self._canary = {canary.name: canary}
 
     def check(self, message: BuildRequest) -> None:
         """Refuse a request for an arch that is not in the table."""
@@ -61,8 +71,32 @@ class Worker(Daemon[BuildRequest]):
             raise MessageError(f"arch {message.arch!r} is not known; {', '.join(self.tools.known.known)} are")
 
     def ready_for_more(self, broker: Broker) -> bool:
-        """Whether this builder has what a build needs."""
-        return self.fitness.fit()
+        """Whether this builder has what a build needs, and nobody wants it to take nothing.
+
+        In quarantine it looks for a canary, and for nothing else.
+        """
+        before, held = self._drained, mark.drained(broker, self.host)
+        self._drained = held
+        if (before is None) != (held is None):
+            log.info("%s", held.drains if held else "not drained any more")
+        probed = held is not None and held.quarantined
+        tubes = self._canary if probed else self._own
+        if tubes is not self.tubes:
+            self.tubes = tubes
+            broker.watch(tubes)
+        return self.fitness.fit() and (held is None or probed)
+
+    def waits_for(self) -> str:
+        """What it waits for: jobs, or what it needs to take one."""
+        return (self._drained.drains if self._drained else "") or self.fitness.ill or super().waits_for()
+
+    def idle(self, broker: Broker) -> None:
+        """Say that we are here."""
+        held = self._drained
+        state = idle_state(
+            quarantined=held is not None and held.quarantined, drained=held is not None, unfit=bool(self.fitness.ill)
+        )
+        self.voice.say(broker, state, held.drains if held else self.fitness.ill)
 
     def handle(
         self, broker: Broker, claims: Sequence[Claim[BuildRequest]]
@@ -77,14 +111,19 @@ class Worker(Daemon[BuildRequest]):
         if not request.complete:
             self.put_completed(broker, claim)
             return None
+        if forbidden := mark.cancelled(broker, request.build_id):
+            self.withdraw(claim, forbidden, self.begun(claim))
+            return None
         if claim.facts.deaths > DEATHS * (1 + claim.facts.kicks):
             return MessageError(f"{claim.facts.deaths} workers died under it, or lost their link; a person has to look")
         self.leave_to_others(broker, claim)
-        desk = Desk(self.reconnect, claim, self.stop, new_attempt())
+        desk = Desk(self.reconnect, claim, self.stop, new_attempt(), self.service, self.alive)
         try:
             self.build(request, desk)
         except (Unfit, OSError) as error:  # all that a build touches of this host by itself is its disk
             return self.put_tried(desk, str(error))
+        except Cancelled as error:
+            return ClaimLost(f"{error}; another has it") if desk.lost else None
         except BrokerGone:
             raise
         except ReimzulError as error:
@@ -98,27 +137,54 @@ class Worker(Daemon[BuildRequest]):
         with self.workspace.folder(f"{request.build_id}.{desk.token}") as folder:
             attempt = Attempt(request=request, token=desk.token, host=self.host, folder=folder)
             log.info("%r: %s for %s, build %s", desk.claim, request.srpm, request.target, request.build_id)
-            desk.attend(Build(attempt, self.tools, last_words))
+            self.service.doing(f"building {request.srpm} for {request.target}")
+            build = Build(attempt, self.tools, last_words)
+            desk.attend(build, Watch(build, self.host, self.voice))
 
     def put_completed(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
         """Put an old client's request again with the build id it lacks; the old job is deleted after."""
         facts = claim.facts
         completed = claim.message.completed(claim.id, facts.tube, claim.body, time.time() - facts.age)
-        broker.put(claim.tube, completed, priority=facts.priority, ttr=facts.ttr)
+        job = broker.put(claim.tube, completed, priority=facts.priority, ttr=facts.ttr)
         log.info("%r: of an old client, put again as build %s", claim, completed.build_id)
+        where = {"tube": facts.tube, "job": job, "priority": facts.priority}
+        broker.announce(event_of(completed, Status.QUEUED, reason=f"job {job} of tube {facts.tube}", **where))
 
     def put_tried(self, desk: Desk, words: str) -> Outcome:
         """Put a request again that this builder could not build, for another; the old job is deleted after."""
         if desk.lost:
             return ClaimLost(f"another has it; here: {words}")
-        claim = desk.claim
+        claim, facts = desk.claim, desk.claim.facts
         again = claim.message.tried(self.host, words)
         pause = RETRY_PAUSE * len(again.tries)
         log.error("%r: this builder could not build it: %s; put again, in %d s", claim, words, pause)
-        claim.broker.put(claim.tube, again, priority=claim.facts.priority, delay=pause, ttr=claim.facts.ttr)
+        job, forbidden = mark.put_unless_cancelled(
+            claim.broker, claim.tube, again, priority=facts.priority, delay=pause, ttr=facts.ttr
+        )
+        arches = desk.open_legs() or again.told_for
+        if forbidden:
+            self.withdraw(claim, forbidden, arches)
+            return None
         reason = f"{self.host} could not build it: {words}; tried again in {pause} s"
-        claim.broker.announce(event_of(again, Status.QUEUED, builder_fqdn=self.host, reason=reason, attempt=desk.token))
+        where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + pause}
+        by = {"builder_fqdn": self.host, "attempt": desk.token, "finished": round(time.time(), 3)}
+        for arch in arches:
+            about = {"arch": arch, "url": desk.kept(arch), "reason": reason}
+            claim.broker.announce(event_of(again, Status.QUEUED, **{**about, **by, **where}))
         return None
+
+    def withdraw(self, claim: Claim[BuildRequest], forbidden: Mark, arches: Iterable[str]) -> None:
+        """Say that a build is cancelled, of these of its legs; its job is deleted after."""
+        log.info("%r: %s", claim, forbidden.cancels)
+        for arch in arches:
+            claim.broker.announce(event_of(claim.message, Status.CANCELLED, arch=arch, reason=forbidden.cancels))
+
+    def begun(self, claim: Claim[BuildRequest]) -> Sequence[str]:
+        """The legs of a request that somebody may have begun: all of them, where it was in anybody's hands before."""
+        request = claim.message
+        if not request.legs and (claim.facts.reserves > 1 or request.tries):
+            return self.tools.known.legs(request.arch, guessed(request.srpm)[0])
+        return request.told_for
 
     def leave_to_others(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
         """Raise `Again` for a request this builder failed a short while ago, as long as others watch its tube.

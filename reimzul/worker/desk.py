@@ -14,11 +14,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable
 
-from reimzul.core.daemon import Stop
+from reimzul.core.daemon import Stop, away_since
 from reimzul.core.errors import Again, BrokerGone, ClaimLost
 from reimzul.core.message import BuildEvent, BuildRequest
+from reimzul.core.systemd import Service
 from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, Claim
 from reimzul.worker.build import Build, Said
+from reimzul.worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -31,32 +33,58 @@ RECONNECT, SAY_AGAIN = 1.0, 60.0
 class Desk:
     """The claim on one build's job, for as long as the build runs."""
 
-    def __init__(self, connect: Callable[[], Broker], claim: Claim[BuildRequest], stop: Stop, token: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Broker],
+        claim: Claim[BuildRequest],
+        stop: Stop,
+        token: str,
+        service: Service,
+        alive: Callable[[], None],
+    ) -> None:
+        """`alive` is called each time round, for the watchdog: a build may take days, this loop may not hang."""
         self.connect = connect
         self.claim = claim
         self.stop = stop
+        self.service, self.alive = service, alive
         self.token = token  #: of this attempt
+        self.build: Build | None = None  #: once it is attended
         self.lost = False  #: the job is another's: announce nothing
         self._gone_since: float | None = None
         self._tried = self._said = 0.0
 
-    def attend(self, build: Build) -> None:
+    def attend(self, build: Build, watch: Watch) -> None:
         """Run the build in a thread of its own and serve it until it has ended and all it said is in tubes.
 
         Raises what the build raised. A stop ends the build first.
         """
+        self.build = build
         with ThreadPoolExecutor(1, "build") as pool:
             future = pool.submit(build.run)
+            future.add_done_callback(lambda _: build.outbox.put(None))  # wakes us, who wait for what it says
             waiting: Said | None = None
             while waiting is not None or not future.done() or not build.outbox.empty():
+                self.alive()
                 if self.stop.now.is_set():
+                    self.service.doing("told to stop: ends the build and cleans its root up")
                     build.stop()
                     if future.done() and self._gone_since is not None:
                         break  # beanstalkd is away and we have to go: the job is put to others by our absence
                 waiting = waiting or self._next(build, future)
                 if self._keep() and waiting is not None and self._put(waiting):
                     waiting = None
+                self._look(watch)
         future.result()
+
+    def open_legs(self) -> list[str]:
+        """The arches of the legs that came to nothing, as far as they are known."""
+        build = self.build
+        return [leg.arch for leg in build.legs if leg.arch not in build.said] if build else []
+
+    def kept(self, arch: str) -> str:
+        """Where the logs are of an attempt that came to nothing: of this leg, or of another of it."""
+        kept = self.build.kept if self.build else {}
+        return kept.get(arch) or next(iter(kept.values()), "")
 
     def _next(self, build: Build, future: Future[None]) -> Said | None:
         try:
@@ -77,6 +105,17 @@ class Desk:
             self._away(error)
         return self._gone_since is None
 
+    def _look(self, watch: Watch) -> None:
+        """See to what else is wanted of this builder, where we are connected."""
+        if self._gone_since is not None:
+            return
+        try:
+            watch.look(self.claim.broker, last=self.stop.asked)
+        except BrokerGone as error:
+            self._away(error)
+        except Again:  # beanstalkd takes nothing now: it is looked again
+            return
+
     def _put(self, said: Said) -> bool:
         """Put one message; whether it is out."""
         broker = self.claim.broker
@@ -96,6 +135,7 @@ class Desk:
     def _away(self, error: BrokerGone) -> None:
         if self._gone_since is None:
             self._gone_since = time.monotonic()
+            self.service.remark(beanstalkd=away_since(error))
         self._say(f"{error}; the build goes on")
 
     def _say(self, what: str) -> None:
@@ -111,6 +151,7 @@ class Desk:
         self._tried = time.monotonic()
         self.claim.broker = self.connect()
         self._gone_since, self._said = None, 0.0
+        self.service.remark(beanstalkd="")
         log.info("beanstalkd is back")
         self._adopt()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import attr
 
-log = logging.getLogger(__name__)
+from reimzul.core.disk import Room
 
-_MIB = 1024 * 1024
+log = logging.getLogger(__name__)
 
 
 @attr.frozen(kw_only=True)
@@ -33,15 +33,17 @@ class Fitness:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.ill = ""  #: why no job is taken now, in words
         self._ill: tuple[str, ...] = ()
 
     def fit(self) -> bool:
         """Whether a job may be taken; what changed since the last look is said."""
         faults = tuple(self.faults())
         kinds = tuple(fault.split(":")[0] for fault in faults)
+        self.ill = f"this builder takes no jobs now: {'; '.join(faults)}" if faults else ""
         if kinds != self._ill:
             if faults:
-                log.error("this builder takes no jobs now: %s", "; ".join(faults))
+                log.error("%s", self.ill)
             else:
                 log.info("this builder is well again and takes jobs")
         self._ill = kinds
@@ -57,19 +59,6 @@ class Fitness:
 
     def _room(self, folder: Path) -> Iterator[str]:
         try:
-            room = os.statvfs(_existing(folder))
+            yield from Room.under(folder).lacks(self.limits.free_mib, self.limits.free_inodes)
         except OSError as error:
             yield f"{folder}: {error.strerror}"
-            return
-        free = room.f_bavail * room.f_frsize // _MIB
-        if free < self.limits.free_mib:
-            yield f"disk under {folder}: {free} MiB free, {self.limits.free_mib} are needed"
-        if room.f_files and room.f_favail < self.limits.free_inodes:
-            yield f"inodes under {folder}: {room.f_favail} free, {self.limits.free_inodes} are needed"
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the next one above it that is there: mock makes its roots' folder itself."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder

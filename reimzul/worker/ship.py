@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploading a leg: its manifest, and rsync through stunnel into the spool folder of its attempt.
 
-The files go first and `build.json` last, by an rsync of its own: a spool folder with a manifest is whole.
+The files go first, and are hashed while they do; `build.json` goes last, by an rsync of its own: a spool folder with a
+manifest is whole.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable
 
@@ -17,7 +20,7 @@ from reimzul.core.bstore import MANIFEST, StoreUrls
 from reimzul.core.errors import ProgramFailed, ProgramMissing, TimedOut
 from reimzul.core.header import read_header
 from reimzul.core.manifest import File, Manifest, sha256_of
-from reimzul.core.message import Status
+from reimzul.core.message import Phase, Status
 from reimzul.core.run import run
 from reimzul.worker.job import Leg
 from reimzul.worker.verdict import Fault, Verdict
@@ -28,8 +31,13 @@ log = logging.getLogger(__name__)
 PAUSES = (1, 2, 5, 10, 20, 30, 60)
 #: Seconds without a byte after which rsync itself gives up.
 SILENCE = 60
+#: Seconds that the upload of logs may take which decide nothing.
+ONCE = 30
 #: How often, in seconds, an upload that does not get through is said.
 SAY_AGAIN = 60.0
+#: rsync's small questions and answers, each in a packet of its own, at once: else each of them waits for the other
+#: end's acknowledgement of the one before, 40 ms and three times a call (bstore's rsyncd.conf has the same).
+AT_ONCE = "--sockopts=TCP_NODELAY"
 
 
 @attr.frozen(kw_only=True)
@@ -40,18 +48,40 @@ class Shipper:
     arguments: tuple[str, ...]
     urls: StoreUrls
 
-    def ship(self, leg: Leg, manifest: Manifest, heed: Callable[[], None], wait: Callable[[float], None]) -> None:
-        """Upload a leg's results and then its manifest; tried again until it is there.
+    def ship(
+        self, leg: Leg, told: Callable[[], Manifest], heed: Callable[[], None], wait: Callable[[float], None]
+    ) -> Manifest:
+        """Upload a leg's results, have `told` reckon their manifest meanwhile, and upload that when both have ended.
 
-        What `heed` and `wait` raise ends it.
+        It is tried again until it is there. What `told`, `heed` and `wait` raise ends it.
         """
         request = leg.attempt.request
         where = self.urls.spool(request.build_id, leg.arch, leg.attempt.token)
+        with ThreadPoolExecutor(1, "manifest") as pool:
+            future = pool.submit(told)
+
+            def heed_both() -> None:
+                heed()
+                if future.done():
+                    future.result()
+
+            self._until_there(leg.results, where, leg, heed_both, wait)
+            manifest = future.result()
+        self._until_there(self._manifest(leg, manifest), where, leg, heed, wait)
+        return manifest
+
+    def ship_logs(self, leg: Leg, manifest: Manifest, heed: Callable[[], None]) -> None:
+        """Upload what an attempt left that decides nothing: tried once. Raises what kept it from arriving."""
+        where = self.urls.spool(leg.attempt.request.build_id, leg.arch, leg.attempt.token)
+        for folder in (leg.results, self._manifest(leg, manifest)):
+            self._once(folder, where, leg.folder / "rsync.log", heed, timeout=ONCE)
+
+    def _manifest(self, leg: Leg, manifest: Manifest) -> Path:
+        """The folder with the manifest alone."""
         told = leg.folder / "manifest"
         told.mkdir(exist_ok=True)
         (told / MANIFEST).write_text(manifest.text(), encoding="utf-8")
-        for folder in (leg.results, told):
-            self._until_there(folder, where, leg, heed, wait)
+        return told
 
     def _until_there(
         self, folder: Path, where: str, leg: Leg, heed: Callable[[], None], wait: Callable[[float], None]
@@ -68,9 +98,11 @@ class Shipper:
             wait(PAUSES[min(tries, len(PAUSES) - 1)])
             tries += 1
 
-    def _once(self, folder: Path, where: str, output: Path, heed: Callable[[], None]) -> None:
+    def _once(
+        self, folder: Path, where: str, output: Path, heed: Callable[[], None], timeout: float | None = None
+    ) -> None:
         output.unlink(missing_ok=True)
-        code = run(self.argv(folder, where), output=output, heed=heed)
+        code = run(self.argv(folder, where), output=output, heed=heed, timeout=timeout)
         if code:
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise ProgramFailed("rsync", code, "".join(last))
@@ -83,6 +115,7 @@ class Shipper:
             "--times",
             "--chmod=D0755,F0644",
             "--partial",
+            AT_ONCE,
             f"--timeout={SILENCE}",
             *self.arguments,
             f"{folder}/",
@@ -90,33 +123,47 @@ class Shipper:
         ]
 
 
-def manifest_of(leg: Leg, verdict: Verdict, code: int | None, config: str, heed: Callable[[], None]) -> Manifest:
-    """What a leg came to, each of its files hashed; of a failed one only logs are left, of a follower no source rpm."""
+def keep_wanted(leg: Leg, verdict: Verdict) -> None:
+    """Leave in a leg's results what is uploaded: of a failed one only logs, of a follower no source rpm."""
     for path in sorted(leg.results.iterdir()):
         unwanted = path.name.endswith(".rpm") if verdict.fault is not Fault.NONE else False
         repeated = path.name.endswith(".src.rpm") and not leg.main
         if unwanted or repeated or not path.is_file():
             discard(path)
+
+
+def manifest_of(
+    leg: Leg,
+    verdict: Verdict,
+    code: int | None,
+    config: str,
+    heed: Callable[[], None],
+    *,
+    finished: float,
+    status: str = "",
+    phases: Sequence[Phase] = (),
+) -> Manifest:
+    """What a leg came to, each of its files hashed; `heed` is called often, and what it raises ends it."""
     files = []
     for path in sorted(leg.results.iterdir()):
-        heed()
         nevra = read_header(path).nevra if path.name.endswith(".rpm") else ""
-        files.append(File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path), nevra=nevra))
+        files.append(File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path, heed), nevra=nevra))
     return Manifest(
         request=leg.attempt.request,
         arch=leg.arch,
         attempt=leg.attempt.token,
-        status=Status.SUCCESS if verdict.fault is Fault.NONE else Status.FAILED,
+        status=status or (Status.SUCCESS if verdict.fault is Fault.NONE else Status.FAILED),
         pkgname=leg.package.name,
         evr=leg.package.evr,
         builder_fqdn=leg.attempt.host,
         started=round(leg.attempt.started, 3),
-        finished=round(time.time(), 3),
+        finished=finished,
         exit_code=code,
         reason=verdict.reason,
         config=config,
         files=tuple(files),
         skipped=dict(leg.skipped),
+        phases=tuple(phases),
     )
 
 

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import logging
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
 
 from reimzul.core.errors import Again, InputError
 from reimzul.core.header import Header, read_source
+from reimzul.worker import web
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +22,19 @@ PAUSES = (1, 2, 5, 10, 20, 40)
 #: Seconds until a request whose source could not be fetched is tried again, by whoever.
 LATER = 30
 _CHUNK = 1024 * 1024
-#: All URLs are of this host's own end of stunnel: no proxy stands between.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_OK, _GONE = 200, (404, 410)
 
 
 class NoSource(InputError):
     """The source rpm is not there, or is not what was submitted: no builder can help that."""
+
+
+class _Status(OSError):
+    """The server has it not, or not now."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
 
 
 def fetch(url: str, name: str, sha256: str, folder: Path, wait: Callable[[float], None]) -> Path:
@@ -42,14 +47,11 @@ def fetch(url: str, name: str, sha256: str, folder: Path, wait: Callable[[float]
     fault = ""
     for pause in (*PAUSES, None):
         try:
-            digest = _download(url + quote(name), place)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in (404, 410):
-                raise NoSource(f"{name} is not in incoming/ (HTTP {error.code})") from error
-            fault = f"HTTP {error.code}"
-        except (OSError, http.client.HTTPException) as error:
-            fault = str(getattr(error, "reason", error))
+            digest = _download(url + quote(name), place, wait)
+        except OSError as error:
+            if isinstance(error, _Status) and error.status in _GONE:
+                raise NoSource(f"{name} is not in incoming/ ({error})") from error
+            fault = str(error)
         else:
             if sha256 and digest != sha256:
                 raise NoSource(f"{name} in incoming/ is not the file that was submitted (sha256 {digest})")
@@ -60,18 +62,20 @@ def fetch(url: str, name: str, sha256: str, folder: Path, wait: Callable[[float]
     raise Again(f"{name} cannot be downloaded: {fault}", pause=LATER)
 
 
-def _download(url: str, place: Path) -> str:
-    """Fetch a URL into a file; its sha256. A body that ends early is an `OSError`."""
+def _download(url: str, place: Path, wait: Callable[[float], None]) -> str:
+    """Fetch a URL into a file; its sha256. A body that ends early is an `OSError`; what `wait` raises ends it."""
     digest = hashlib.sha256()
     size = 0
-    with _OPENER.open(url, timeout=SILENCE) as answer, place.open("wb") as sink:
-        said = answer.headers.get("Content-Length")
-        while chunk := answer.read(_CHUNK):
+    with web.get(url, SILENCE) as answer, place.open("wb") as sink:
+        if answer.status != _OK:
+            raise _Status(answer.status)
+        while chunk := answer.body.read(_CHUNK):
             digest.update(chunk)
             sink.write(chunk)
             size += len(chunk)
-    if said is not None and said.isdigit() and size != int(said):
-        raise OSError(f"the answer ended after {size} of {said} bytes")
+            wait(0)
+    if answer.length not in (None, size):
+        raise OSError(f"the answer ended after {size} of {answer.length} bytes")
     return digest.hexdigest()
 
 
@@ -87,8 +91,8 @@ def read_checked(path: Path) -> Header:
 def get(url: str, limit: int, timeout: float = SILENCE) -> bytes | None:
     """A small document of bstore; None where it is not there or nobody answers."""
     try:
-        with _OPENER.open(url, timeout=timeout) as answer:
-            body: bytes = answer.read(limit + 1)
-    except (OSError, http.client.HTTPException):
+        with web.get(url, timeout) as answer:
+            body = answer.body.read(limit + 1) if answer.status == _OK else b""
+    except OSError:
         return None
-    return body if len(body) <= limit else None
+    return body if 0 < len(body) <= limit else None

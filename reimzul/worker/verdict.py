@@ -15,6 +15,8 @@ from pathlib import Path
 
 import attr
 
+from reimzul.core.mockcodes import HOST
+
 
 class Fault(enum.Enum):
     """What a run of mock came to."""
@@ -38,30 +40,6 @@ _UNRESOLVED = re.compile(r"No matching package to install: '([^']+)'|nothing pro
 #: Lines of root.log that are dnf's words for a repository that does not answer, or a disk that is full.
 _UNREACHABLE = re.compile(r"Failed to download metadata for repo '[^']*'.*|Cannot download .*|Could not resolve host.*")
 _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No space left on device")
-#: Exit codes of mock that speak of the host, the call or the configuration (mock's exception.py).
-_HOST = {
-    2: "mock's setuid wrapper did not start it",
-    3: "mock's configuration is missing or wrong",
-    4: "mock's configuration is wrong",
-    5: "mock did not understand how it was called",
-    6: "this host cannot build for that arch",
-    7: "mock was interrupted",
-    20: "the chroot could not be set up",
-    25: "LVM",
-    31: "an external dependency could not be had",
-    50: "mock misses something it needs to be called",
-    60: "the root is in use by another mock",
-    65: "LVM",
-    70: "the result folder cannot be made",
-    80: "unshare failed",
-    90: "the bootstrap chroot failed",
-    110: "mock's state is not what it should be",
-    120: "a weak dependency failed",
-    143: "mock was ended",
-    247: "rpmbuild was killed, mostly for a lack of memory",
-}
-
-
 #: Bytes free on the disk of the results below which the disk is full: what failed there has failed for that.
 _FULL = 1024 * 1024
 
@@ -102,7 +80,7 @@ def _judge(code: int, results: Path) -> Verdict:
         return Verdict(Fault.PACKAGE, "the source rpm cannot be installed: its payload is damaged")
     if code < 0:
         return Verdict(Fault.BUILDER, f"mock was ended by signal {-code}")
-    return Verdict(Fault.BUILDER, _HOST.get(code, f"mock exited with {code}"))
+    return Verdict(Fault.BUILDER, HOST.get(code, f"mock exited with {code}"))
 
 
 def began(results: Path) -> bool:

@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import signal
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,190 +14,11 @@ from typing import Any
 import pytest
 
 from reimzul.core.manifest import read_manifest
-from reimzul.core.message import BuildRequest, new_build_id
-from reimzul.core.tube import PRIORITY, Broker, arch_tube
-from tests import srpms
-from tests.conftest import Beanstalkd, free_port
-from tests.scripted import ScriptedMock
+from reimzul.core.message import BuildRequest
+from reimzul.core.tube import Broker
+from tests.builder import Ears, Host, processes, put, request, settled
+from tests.conftest import Beanstalkd
 from tests.waiting import until
-
-BIN = Path(sys.executable).parent
-
-
-class Host:
-    """A builder, and the http and rsync servers it reaches: each real, on the loopback."""
-
-    def __init__(self, folder: Path, beanstalkd: Beanstalkd) -> None:
-        self.folder = folder
-        self.beanstalkd = beanstalkd
-        self.incoming, self.store = folder / "incoming", folder / "bstore"
-        self.configs = folder / "checkout" / "mock"
-        for needed in (self.incoming, self.store / "spool", self.store / "index", self.configs):
-            needed.mkdir(parents=True)
-        for name in ("site-defaults.cfg", "logging.ini"):
-            (self.configs / name).write_text("# nothing\n")
-        self.mock = ScriptedMock(folder / "mock")
-        self.http_port, self.rsync_port = free_port(), free_port()
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self._serve()
-
-    def _serve(self) -> None:
-        handler = functools.partial(_Quiet, directory=str(self.folder))
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", self.http_port), handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        conf = self.folder / "rsyncd.conf"
-        # as root, rsyncd would write as nobody; elsewhere it writes as whoever started it
-        who = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.getuid() == 0 else ""
-        conf.write_text(f"use chroot = no\n{who}[reimzul-bstore]\npath = {self.store}\nread only = no\n")
-        self.rsync: subprocess.Popen[bytes] | None = None
-        self.start_rsync()
-
-    def start_rsync(self) -> None:
-        """Start the rsync daemon."""
-        self.rsync = subprocess.Popen(
-            ["rsync", "--daemon", "--no-detach", f"--config={self.folder}/rsyncd.conf",
-             f"--port={self.rsync_port}", "--address=127.0.0.1"]
-        )  # fmt: skip
-
-    def stop_rsync(self) -> None:
-        """End the rsync daemon."""
-        assert self.rsync
-        self.rsync.kill()
-        self.rsync.wait()
-
-    def target(self, name: str) -> None:
-        """Give mock a configuration."""
-        (self.configs / f"{name}.cfg").write_text("config_opts['root'] = 'TARGETNAME'  # http://repohost/repo/\n")
-
-    def start(self, name: str = "b1", **settings: Any) -> subprocess.Popen[bytes]:
-        """Start a worker; its log is `<name>.log`."""
-        ini = self.folder / f"{name}.ini"
-        more = "".join(f"{key} = {value}\n" for key, value in settings.items())
-        ini.write_text(
-            f"[beanstalkd]\nhost = 127.0.0.1\nport = {self.beanstalkd.port}\n"
-            f"[incoming]\nfolder = {self.incoming}\nurl = http://127.0.0.1:{self.http_port}/incoming/\n"
-            f"[bstore]\nbase_url = http://127.0.0.1:{self.http_port}/bstore/repo/\n"
-            f"upload_url = rsync://127.0.0.1:{self.rsync_port}/reimzul-bstore/\nroot = {self.store}\n"
-            f"[worker]\nmock = {self.mock.path}\nmock_configs = {self.configs.parent}\nmachine = x86_64\n"
-            f"results = {self.folder}/results\nmock_roots = {self.folder}\nfqdn = {name}.example.org\n"
-            f"{'' if 'min_free_mib' in settings else 'min_free_mib = 50'}\n{more}"
-        )
-        with (self.folder / f"{name}.log").open("ab") as log:
-            worker = subprocess.Popen(
-                [BIN / "reimzul-worker", "--config", ini], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
-        self.workers.append(worker)
-        return worker
-
-    def spool(self) -> dict[str, Path]:
-        """The uploaded legs that are whole, by `<build id>.<arch>`."""
-        return {path.parent.name.rpartition(".")[0]: path.parent for path in self.store.glob("spool/*/build.json")}
-
-    def close(self) -> None:
-        """End everything."""
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
-        for orphan in _processes(str(self.mock.path)):
-            os.kill(orphan, signal.SIGKILL)
-        self.stop_rsync()
-        self.http.shutdown()
-        self.http.server_close()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real packages: a source rpm that is compiled, a noarch one, and binary packages for mock to leave."""
-    folder = tmp_path_factory.mktemp("packages")
-    return {
-        "hello": srpms.make_srpm(folder, "hello", srpms.compiled("hello")),
-        "plain": srpms.make_srpm(folder, "plain", srpms.noarch("plain")),
-        "plain.noarch": srpms.make_rpm(folder, "plain", srpms.noarch("plain")),
-    }
-
-
-@pytest.fixture
-def host(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, packages: dict[str, Path]) -> Iterator[Host]:
-    """A builder with two sources in incoming/ and a target for x86_64 and i386."""
-    builder = Host(tmp_path, beanstalkd)
-    for name in ("hello", "plain"):
-        (builder.incoming / packages[name].name).write_bytes(packages[name].read_bytes())
-    for name in ("c9.x86_64", "c9.i386"):
-        builder.target(name)
-        builder.mock.plan(name, rpms=[packages["plain.noarch"], packages["hello"]])
-    yield builder
-    builder.close()
-
-
-def request(name: str = "hello", **more: Any) -> BuildRequest:
-    """A complete request for x86_64."""
-    given = {
-        "srpm": f"{name}-1.0-1.src.rpm",
-        "arch": "x86_64",
-        "target": "c9.x86_64",
-        "disttag": ".el9",
-        "submitter": "tester",
-        "build_id": new_build_id(),
-        "timestamp": "20261122120000",
-        **more,
-    }
-    return BuildRequest(**given)
-
-
-def put(broker: Broker, wanted: BuildRequest) -> int:
-    """Queue it."""
-    return broker.put(arch_tube("x86_64"), wanted, priority=PRIORITY)
-
-
-class Ears:
-    """All that is put into `notify` and `createrepo`, in order."""
-
-    def __init__(self, beanstalkd: Beanstalkd) -> None:
-        self.broker = beanstalkd.connect()
-        self.broker.watch(["notify", "createrepo"])
-        self.heard: list[dict[str, Any]] = []
-
-    def listen(self) -> list[dict[str, Any]]:
-        """What there is by now."""
-        while True:
-            try:
-                job = self.broker.client.reserve(0)
-            except Exception:
-                return self.heard
-            self.heard.append(json.loads(job.body))
-            self.broker.client.delete(job)
-
-    def events(self, *statuses: str) -> list[dict[str, Any]]:
-        """The events of these statuses."""
-        return [said for said in self.listen() if said.get("status") in statuses]
-
-    def requests(self) -> list[dict[str, Any]]:
-        """What repogen was asked for."""
-        return [said for said in self.listen() if "status" not in said]
-
-    def wait(self, count: int, *statuses: str, seconds: float = 20) -> list[dict[str, Any]]:
-        """That many events of these statuses."""
-        until(lambda: len(self.events(*statuses)) >= count, seconds, f"{count} of {statuses}: {self.heard}")
-        return self.events(*statuses)
-
-
-@pytest.fixture
-def ears(beanstalkd: Beanstalkd, broker: Broker) -> Iterator[Ears]:
-    """A listener on a connection of its own."""
-    listener = Ears(beanstalkd)
-    yield listener
-    listener.broker.close()
-
-
-def settled(broker: Broker) -> bool:
-    """Whether no request is left in the tube, in any state."""
-    stats = broker.stats("x86_64")
-    return not (stats.ready or stats.reserved or stats.delayed or stats.buried)
 
 
 def test_legs_run_side_by_side_with_one_timestamp(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
@@ -396,7 +212,7 @@ def test_a_stop_gives_the_build_back_and_leaves_nothing(host: Host, broker: Brok
     cleaned = [call for call in host.mock.calls() if "--clean" in call]
     assert len(cleaned) == 2 and all(any(word.startswith("--uniqueext=") for word in call) for call in cleaned)
     assert not list((host.folder / "results" / "builds").iterdir())
-    assert not _processes(str(host.mock.path))
+    assert not processes(str(host.mock.path))
 
 
 def test_a_drain_finishes_the_build_and_takes_no_other(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
@@ -421,7 +237,7 @@ def test_a_killed_workers_job_and_folder(host: Host, broker: Broker, ears: Ears,
     until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
     worker.kill()
     until(lambda: broker.stats("x86_64").ready == 1, 5, "its job is ready at once")
-    for orphan in _processes(str(host.mock.path)):  # a unit's cgroup, or the reaper, does this
+    for orphan in processes(str(host.mock.path)):  # a unit's cgroup, or the reaper, does this
         os.kill(orphan, signal.SIGKILL)
     host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
     host.start()
@@ -429,70 +245,68 @@ def test_a_killed_workers_job_and_folder(host: Host, broker: Broker, ears: Ears,
     until(lambda: not list((host.folder / "results" / "builds").iterdir()), 5, "both attempts' folders are gone")
 
 
-def test_beanstalkd_restarted_under_a_build(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, packages: Any
-) -> None:
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beanstalkd]:
+    """A beanstalkd of the test's own, to be killed and started again."""
     server = Beanstalkd(tmp_path_factory.mktemp("binlog"))
     server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def waiting_host(tmp_path: Path, server: Beanstalkd, packages: dict[str, Path]) -> Iterator[Host]:
+    """A builder there, with one target, whose mock waits for `go`."""
     host = Host(tmp_path, server)
-    try:
-        (host.incoming / packages["hello"].name).write_bytes(packages["hello"].read_bytes())
-        host.target("c9.x86_64")
-        host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]], until=["go"])
-        host.start()
-        with server.connect() as broker:
-            wanted = request()
-            put(broker, wanted)
-        until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
-        server.kill()
+    (host.incoming / packages["hello"].name).write_bytes(packages["hello"].read_bytes())
+    host.target("c9.x86_64")
+    host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]], until=["go"])
+    yield host
+    host.close()
+
+
+def test_beanstalkd_restarted_under_a_build(server: Beanstalkd, waiting_host: Host) -> None:
+    host = waiting_host
+    host.start()
+    with server.connect() as broker:
+        wanted = request()
+        put(broker, wanted)
+    until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+    server.kill()
+    host.mock.let_go("go")
+    until(lambda: host.spool(), 20, "it is built and uploaded without beanstalkd")
+    server.start()
+    ears = Ears(server)
+    ears.wait(1, "Success")
+    assert len(host.mock.builds()) == 1
+    with server.connect() as broker:
+        until(lambda: settled(broker), 5, "the job is deleted")
+    assert len(ears.requests()) == 1
+    ears.broker.close()
+
+
+def test_a_job_another_took_is_finished_and_not_announced(server: Beanstalkd, waiting_host: Host) -> None:
+    host = waiting_host
+    worker = host.start()
+    with server.connect() as broker:
+        put(broker, request())
+    until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
+    os.kill(worker.pid, signal.SIGSTOP)
+    server.kill()
+    server.start()
+    with server.connect() as thief:
+        thief.watch(["x86_64"])
+        thief.client.reserve(5)
+        os.kill(worker.pid, signal.SIGCONT)
+        until(lambda: "not ours any more" in (host.folder / "b1.log").read_text(), 20, "it finds the job taken")
         host.mock.let_go("go")
-        until(lambda: host.spool(), 20, "it is built and uploaded without beanstalkd")
-        server.start()
         ears = Ears(server)
-        ears.wait(1, "Success")
-        assert len(host.mock.builds()) == 1
+        until(ears.requests, 20, "repogen is asked all the same")
+        until(lambda: "ours is uploaded" in (host.folder / "b1.log").read_text(), 20, "the worker went on")
+        assert not ears.events("Success", "Failed")
         with server.connect() as broker:
-            until(lambda: settled(broker), 5, "the job is deleted")
-        assert len(ears.requests()) == 1
+            assert broker.stats("x86_64").reserved == 1
         ears.broker.close()
-    finally:
-        host.close()
-        server.kill()
-
-
-def test_a_job_another_took_is_finished_and_not_announced(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, packages: Any
-) -> None:
-    server = Beanstalkd(tmp_path_factory.mktemp("binlog"))
-    server.start()
-    host = Host(tmp_path, server)
-    try:
-        (host.incoming / packages["hello"].name).write_bytes(packages["hello"].read_bytes())
-        host.target("c9.x86_64")
-        host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]], until=["go"])
-        worker = host.start()
-        with server.connect() as broker:
-            put(broker, request())
-        until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
-        os.kill(worker.pid, signal.SIGSTOP)
-        server.kill()
-        server.start()
-        with server.connect() as thief:
-            thief.watch(["x86_64"])
-            thief.client.reserve(5)
-            os.kill(worker.pid, signal.SIGCONT)
-            until(lambda: "not ours any more" in (host.folder / "b1.log").read_text(), 20, "it finds the job taken")
-            host.mock.let_go("go")
-            ears = Ears(server)
-            until(ears.requests, 20, "repogen is asked all the same")
-            until(lambda: "ours is uploaded" in (host.folder / "b1.log").read_text(), 20, "the worker went on")
-            assert not ears.events("Success", "Failed")
-            with server.connect() as broker:
-                assert broker.stats("x86_64").reserved == 1
-            ears.broker.close()
-    finally:
-        host.close()
-        server.kill()
 
 
 def test_an_upload_is_tried_until_it_is_there(host: Host, broker: Broker, ears: Ears) -> None:
@@ -529,7 +343,7 @@ def test_a_stalled_build_is_ended_and_its_root_cleaned(host: Host, broker: Broke
     (failed,) = ears.wait(1, "Failed")
     assert failed["reason"] == "nothing was written to its logs for 1 s (stall_timeout)"
     assert [call for call in host.mock.calls() if "--clean" in call and "--orphanskill" not in call]
-    assert not _processes(str(host.mock.path))
+    assert not processes(str(host.mock.path))
 
 
 def test_the_root_of_a_mock_that_was_killed_is_cleaned(host: Host, broker: Broker, ears: Ears) -> None:
@@ -538,7 +352,7 @@ def test_the_root_of_a_mock_that_was_killed_is_cleaned(host: Host, broker: Broke
     host.start()
     put(broker, request())
     until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
-    for pid in _processes(str(host.mock.path)):
+    for pid in processes(str(host.mock.path)):
         os.kill(pid, signal.SIGKILL)
     until(lambda: broker.stats("x86_64").delayed == 1, 10, "it is put again")
     assert [call[-1] for call in host.mock.calls()[1:]] == ["--orphanskill", "--clean"]
@@ -579,7 +393,7 @@ def test_the_root_a_killed_worker_left_is_cleaned_at_the_next_start(host: Host, 
     worker.kill()
     worker.wait()
     (build,) = host.mock.builds()
-    for orphan in _processes(str(host.mock.path)):
+    for orphan in processes(str(host.mock.path)):
         os.kill(orphan, signal.SIGKILL)
     broker.client.delete(number)
     host.start()
@@ -646,15 +460,3 @@ def test_a_message_that_is_none_is_refused_and_buried(host: Host, broker: Broker
     until(lambda: broker.stats("x86_64").buried == 1, 5, "it is buried")
     put(broker, request("plain"))
     ears.wait(1, "Success")
-
-
-def _processes(word: str) -> list[int]:
-    """The processes whose command line has that word."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if word.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except OSError:
-            time.sleep(0)
-    return found

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build is at, and what took how long: from mock's state.log, and what is ours before and after mock.
+
+state.log has `Start: …` and `Finish: …`, one in another, in local time (mock.md). The outermost are the phases; what
+goes on in one is named beside it while it lasts.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import attr
+
+from reimzul.core.message import Phase
+
+SOURCE, UPLOAD = "source", "upload"
+#: Holds all that follows the chroot's setup; what is in it counts.
+_WRAPPER = "build phase"
+#: Comes when all else is over, whether it has been said to have finished or not.
+_LAST = "clean chroot"
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - (Start|Finish)(\(bootstrap\))?: (.+)")
+#: How much of a state.log is read: they have some 2 kB.
+_LIMIT = 64 * 1024
+#: The most phases that are told of.
+_MOST = 20
+
+
+@attr.frozen(kw_only=True)
+class Now:
+    """What a leg is at."""
+
+    name: str  #: the phase, and what goes on in it
+    since: float  #: when the phase began
+
+
+@attr.define
+class _Open:
+    name: str
+    start: float
+    end: float = 0.0
+
+
+class Steps:
+    """The steps of a state.log, read so far."""
+
+    def __init__(self) -> None:
+        self.outer: list[_Open] = []  #: the phases, in the order they began
+        self._within: list[str] = []  #: what has begun and not ended, the outermost first
+
+    def read(self, lines: Iterable[str]) -> Steps:
+        """Take in lines; those that are none of mock's steps say nothing."""
+        for line in lines:
+            found = _LINE.match(line)
+            if found:
+                when, thousandth, what, bootstrap, name = found.groups()
+                at = time.mktime(time.strptime(when, "%Y-%m-%d %H:%M:%S")) + int(thousandth) / 1000
+                (self._start if what == "Start" else self._finish)(_short(name, bool(bootstrap)), at)
+        return self
+
+    @property
+    def now(self) -> Now | None:
+        """What goes on, or went on last; None before the first step."""
+        if not self.outer:
+            return None
+        return Now(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), since=self.outer[-1].start)
+
+    def phases(self) -> list[Phase]:
+        """What took how long."""
+        return [Phase(name=each.name, start=each.start, end=each.end) for each in self.outer[:_MOST]]
+
+    def _start(self, name: str, at: float) -> None:
+        if name == _WRAPPER:
+            return
+        if name == _LAST:
+            self._within.clear()
+        if not self._within:
+            self.outer.append(_Open(name, at))
+        self._within.append(name)
+
+    def _finish(self, name: str, at: float) -> None:
+        if name not in self._within:
+            return
+        if self._within.index(name) == 0:
+            self.outer[-1].end = at
+        del self._within[self._within.index(name) :]
+
+
+def steps(path: Path) -> Steps:
+    """What a state.log says; nothing where it is not there."""
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_LIMIT).decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    return Steps().read(text.splitlines())
+
+
+def _short(name: str, bootstrap: bool) -> str:
+    """A step's name without the package's."""
+    words = name.split()
+    if words and words[-1].endswith((".src.rpm", ".nosrc.rpm")):
+        words = words[: -2 if words[-2:-1] == ["for"] else -1]
+    return " ".join(["bootstrap", *words] if bootstrap else words)[:80]
+
+
+class Course:
+    """The course of one attempt: what each of its legs is at. Written by the build's threads, read by another."""
+
+    def __init__(self, started: float) -> None:
+        self._source = Phase(name=SOURCE, start=round(started, 3))
+        self._logs: dict[str, Path] = {}  #: of the legs under way, in the order they began
+        self._uploads: dict[str, Phase] = {}
+
+    def begin(self, arch: str, results: Path) -> None:
+        """A leg begins, and leaves its state.log there."""
+        if not self._source.end:
+            self._source = attr.evolve(self._source, end=round(time.time(), 3))
+        self._logs[arch] = results / "state.log"
+
+    def upload(self, arch: str) -> None:
+        """What it came to goes to the store."""
+        self._uploads[arch] = Phase(name=UPLOAD, start=round(time.time(), 3))
+
+    def end(self, arch: str) -> None:
+        """The leg is over."""
+        self._logs.pop(arch, None)
+
+    def now(self, main: str) -> tuple[str, Now]:
+        """What the build is at: its main leg, or the first of the others that is under way."""
+        logs = dict(self._logs)
+        arch = main if main in logs or not logs else next(iter(logs))
+        if arch in self._uploads:
+            return arch, Now(name=UPLOAD, since=self._uploads[arch].start)
+        now = steps(logs[arch]).now if arch in logs else None
+        return arch, now or Now(name=SOURCE, since=self._source.start)
+
+    def phases(self, arch: str, results: Path) -> tuple[Phase, ...]:
+        """What took how long for a leg, up to now."""
+        upload = self._uploads.get(arch)
+        last = [attr.evolve(upload, end=round(time.time(), 3))] if upload else []
+        return (self._source, *steps(results / "state.log").phases(), *last)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's voice: it says that it is there and what it does, for whoever wants to know why a build waits.
+
+Nothing depends on it, so it never costs anything that matters: where `notify` holds much already, or beanstalkd takes
+nothing, it is silent, and the next word says what this one would have.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import attr
+
+from reimzul import __version__
+from reimzul.core.disk import Room
+from reimzul.core.errors import Again
+from reimzul.core.message import InHand, Presence, State
+from reimzul.core.tube import NOTIFY, Broker
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two words at the least, also where something has changed.
+BREATH = 5.0
+#: How many jobs `notify` may hold before nobody needs to hear of us.
+CROWD = 10_000
+#: The unit's instance, which its systemd file says.
+INSTANCE = "REIMZUL_INSTANCE"
+
+
+def own_instance() -> str:
+    """Which of this host's workers this is."""
+    return os.environ.get(INSTANCE) or str(os.getpid())
+
+
+@attr.frozen(kw_only=True)
+class Self:
+    """What does not change about a worker."""
+
+    host: str
+    instance: str
+    arches: tuple[str, ...]  #: the tubes it watches
+    folders: tuple[Path, ...]  #: where builds need room
+
+
+class Voice:
+    """Says what a worker does: at once where that has changed, else every so often."""
+
+    def __init__(self, who: Self, every: int) -> None:
+        """`every`: seconds between two words while nothing changes; 0: silent."""
+        self.who = who
+        self.every = every
+        self._said: object = None
+        self._at = float("-inf")
+
+    def say(self, broker: Broker, state: str, why: str = "", build: InHand | None = None) -> None:
+        """Say it, unless it was said just now. Raises `BrokerGone`."""
+        rested = time.monotonic() - self._at
+        content = (state, why, build)
+        if not self.every or rested < BREATH or (rested < self.every and content == self._said):
+            return
+        self._said, self._at = content, time.monotonic()
+        try:
+            if broker.stats(NOTIFY.name).ready <= CROWD:
+                broker.announce(self._word(state, why, build))
+        except Again as error:
+            log.debug("nobody is told that we are here: %s", error)
+
+    def _word(self, state: str, why: str, build: InHand | None) -> Presence:
+        mib, inodes = _least(self.who.folders)
+        return Presence(
+            host=self.who.host,
+            instance=self.who.instance,
+            state=state,
+            why=why,
+            arches=self.who.arches,
+            version=__version__,
+            load=round(os.getloadavg()[0], 2),
+            free_mib=mib,
+            free_inodes=inodes,
+            build=build,
+            at=round(time.time(), 3),
+        )
+
+
+def _least(folders: Sequence[Path]) -> tuple[int, int]:
+    """What is free on the disk that has least of it: MiB and inodes, 0 where that cannot be known."""
+    rooms = []
+    for folder in folders:
+        try:
+            rooms.append(Room.under(folder))
+        except OSError:
+            return 0, 0
+    counted = [room.inodes for room in rooms if room.inodes is not None]
+    return min((room.mib for room in rooms), default=0), min(counted, default=0)
+
+
+def idle_state(*, quarantined: bool, drained: bool, unfit: bool) -> str:
+    """What a worker that builds nothing is."""
+    if quarantined:
+        return State.QUARANTINED
+    if drained:
+        return State.DRAINED
+    return State.UNFIT if unfit else State.IDLE

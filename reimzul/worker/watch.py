@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker looks for in beanstalkd while it builds: whether the build is cancelled, and whether it is to go on
+afterwards. It also says what it does. All of it on the one thread that owns the connection.
+"""
+
+from __future__ import annotations
+
+import time
+
+from reimzul.core import mark
+from reimzul.core.message import InHand, State
+from reimzul.core.tube import Broker
+from reimzul.worker.build import Build
+from reimzul.worker.voice import Voice
+
+#: Seconds between two looks for a mark that cancels, and for one that drains.
+CANCEL, DRAIN = 1.0, 10.0
+
+
+class Watch:
+    """The look-out of one build."""
+
+    def __init__(self, build: Build, host: str, voice: Voice) -> None:
+        self.build, self.host, self.voice = build, host, voice
+        self._cancel_at = self._drain_at = float("-inf")
+        self._drained: mark.Mark | None = None
+        self._heeded = False
+
+    def look(self, broker: Broker, *, last: bool) -> None:
+        """Look for what is due; `last`: the worker takes nothing after this build anyway. Raises `BrokerGone`."""
+        now = time.monotonic()
+        if now - self._cancel_at < CANCEL:
+            return
+        self._cancel_at = now
+        if not self._heeded:
+            self._look_for_cancel(broker)
+        if now - self._drain_at >= DRAIN:
+            self._drain_at = now
+            self._drained = mark.drained(broker, self.host)
+        self.voice.say(broker, self._state(last), self._drained.drains if self._drained else "", self._in_hand())
+
+    def _state(self, last: bool) -> str:
+        if self._drained is not None and self._drained.quarantined:
+            return State.QUARANTINED
+        return State.DRAINING if last or self._drained is not None else State.BUILDING
+
+    def _look_for_cancel(self, broker: Broker) -> None:
+        found = mark.cancelled(broker, self.build.attempt.request.build_id)
+        if found:
+            self._heeded = True
+            self.build.cancel(found.cancels)
+
+    def _in_hand(self) -> InHand:
+        attempt = self.build.attempt
+        arch, now = self.build.course.now(attempt.request.arch)
+        return InHand(
+            build_id=attempt.request.build_id,
+            srpm=attempt.request.srpm,
+            target=attempt.request.target,
+            arch=arch,
+            attempt=attempt.token,
+            phase=now.name,
+            since=now.since,
+            started=round(attempt.started, 3),
+        )

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A builder for tests: real beanstalkd, rsync and http, the installed worker, a mock that does what the test says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from reimzul.core.message import BuildRequest, new_build_id
+from reimzul.core.tube import PRIORITY, Broker, arch_tube
+from tests import webserver
+from tests.conftest import Beanstalkd, free_port
+from tests.scripted import ScriptedMock
+from tests.waiting import until
+
+BIN = Path(sys.executable).parent
+
+
+class Host:
+    """A builder, and the http and rsync servers it reaches: each real, on the loopback."""
+
+    def __init__(self, folder: Path, beanstalkd: Beanstalkd) -> None:
+        self.folder = folder
+        self.beanstalkd = beanstalkd
+        self.incoming, self.store = folder / "incoming", folder / "bstore"
+        self.configs = folder / "checkout" / "mock"
+        for needed in (self.incoming, self.store / "spool", self.store / "live", self.store / "index", self.configs):
+            needed.mkdir(parents=True)
+        for name in ("site-defaults.cfg", "logging.ini"):
+            (self.configs / name).write_text("# nothing\n")
+        self.mock = ScriptedMock(folder / "mock")
+        self.http_port, self.rsync_port = free_port(), free_port()
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._serve()
+
+    def _serve(self) -> None:
+        self.http = webserver.serve(self.folder, self.http_port)
+        conf = self.folder / "rsyncd.conf"
+        # as root, rsyncd would write as nobody; elsewhere it writes as whoever started it
+        who = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.getuid() == 0 else ""
+        conf.write_text(f"use chroot = no\n{who}[reimzul-bstore]\npath = {self.store}\nread only = no\n")
+        self.rsync: subprocess.Popen[bytes] | None = None
+        self.start_rsync()
+
+    def start_rsync(self) -> None:
+        """Start the rsync daemon."""
+        self.rsync = subprocess.Popen(
+            ["rsync", "--daemon", "--no-detach", f"--config={self.folder}/rsyncd.conf",
+             f"--port={self.rsync_port}", "--address=127.0.0.1"]
+        )  # fmt: skip
+
+    def stop_rsync(self) -> None:
+        """End the rsync daemon."""
+        assert self.rsync
+        self.rsync.kill()
+        self.rsync.wait()
+
+    def target(self, name: str) -> None:
+        """Give mock a configuration."""
+        (self.configs / f"{name}.cfg").write_text("config_opts['root'] = 'TARGETNAME'  # http://repohost/repo/\n")
+
+    def start(self, name: str = "b1", **settings: Any) -> subprocess.Popen[bytes]:
+        """Start a worker; its log is `<name>.log`."""
+        ini = self.folder / f"{name}.ini"
+        more = "".join(f"{key} = {value}\n" for key, value in settings.items())
+        ini.write_text(
+            f"[beanstalkd]\nhost = 127.0.0.1\nport = {self.beanstalkd.port}\n"
+            f"[incoming]\nfolder = {self.incoming}\nurl = http://127.0.0.1:{self.http_port}/incoming/\n"
+            f"[bstore]\nbase_url = http://127.0.0.1:{self.http_port}/bstore/repo/\n"
+            f"upload_url = rsync://127.0.0.1:{self.rsync_port}/reimzul-bstore/\nroot = {self.store}\n"
+            f"[worker]\nmock = {self.mock.path}\nmock_configs = {self.configs.parent}\nmachine = x86_64\n"
+            f"results = {self.folder}/results\nmock_roots = {self.folder}\nfqdn = {name}.example.org\n"
+            f"{'' if 'min_free_mib' in settings else 'min_free_mib = 50'}\n{more}"
+        )
+        with (self.folder / f"{name}.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [BIN / "reimzul-worker", "--config", ini], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self.workers.append(worker)
+        return worker
+
+    def spool(self) -> dict[str, Path]:
+        """The uploaded legs that are whole, by `<build id>.<arch>`."""
+        return {path.parent.name.rpartition(".")[0]: path.parent for path in self.store.glob("spool/*/build.json")}
+
+    def close(self) -> None:
+        """End everything."""
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        for orphan in processes(str(self.mock.path)):
+            os.kill(orphan, signal.SIGKILL)
+        self.stop_rsync()
+        webserver.close(self.http)
+
+
+def request(name: str = "hello", **more: Any) -> BuildRequest:
+    """A complete request for x86_64."""
+    given = {
+        "srpm": f"{name}-1.0-1.src.rpm",
+        "arch": "x86_64",
+        "target": "c9.x86_64",
+        "disttag": ".el9",
+        "submitter": "tester",
+        "build_id": new_build_id(),
+        "timestamp": "20261122120000",
+        **more,
+    }
+    return BuildRequest(**given)
+
+
+def put(broker: Broker, wanted: BuildRequest) -> int:
+    """Queue it."""
+    return broker.put(arch_tube("x86_64"), wanted, priority=PRIORITY)
+
+
+class Ears:
+    """All that is put into `notify` and `createrepo`, in order; presences apart."""
+
+    def __init__(self, beanstalkd: Beanstalkd) -> None:
+        self.broker = beanstalkd.connect()
+        self.broker.watch(["notify", "createrepo"])
+        self.heard: list[dict[str, Any]] = []
+        self.present: list[dict[str, Any]] = []  #: what workers say of themselves
+
+    def listen(self) -> list[dict[str, Any]]:
+        """What there is by now."""
+        while True:
+            try:
+                job = self.broker.client.reserve(0)
+            except Exception:
+                return self.heard
+            said = json.loads(job.body)
+            (self.present if said.get("status") == "Presence" else self.heard).append(said)
+            self.broker.client.delete(job)
+
+    def events(self, *statuses: str) -> list[dict[str, Any]]:
+        """The events of these statuses."""
+        return [said for said in self.listen() if said.get("status") in statuses]
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What repogen was asked for."""
+        return [said for said in self.listen() if "status" not in said]
+
+    def wait(self, count: int, *statuses: str, seconds: float = 20) -> list[dict[str, Any]]:
+        """That many events of these statuses."""
+        until(lambda: len(self.events(*statuses)) >= count, seconds, f"{count} of {statuses}: {self.heard}")
+        return self.events(*statuses)
+
+
+def settled(broker: Broker) -> bool:
+    """Whether no request is left in the tube, in any state."""
+    stats = broker.stats("x86_64")
+    return not (stats.ready or stats.reserved or stats.delayed or stats.buried)
+
+
+def processes(word: str) -> list[int]:
+    """The processes whose command line has that word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            time.sleep(0)
+    return found
