@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import attr
 
@@ -18,6 +19,7 @@ from reimzul.core import disk, fields
 from reimzul.core.arch import Arches
 from reimzul.core.bstore import Bstore, spool_name
 from reimzul.core.errors import MessageError
+from reimzul.core.mark import Mark, put_unless_cancelled
 from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_of
 from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, arch_tube
 from reimzul.repogen.check import Mismatch, arrived
@@ -96,16 +98,23 @@ class Teller:
         about = {"arch": message.arch, "attempt": message.attempt}
         before = len(request.tries) - len(request.faults)  # by its words: on a small farm the builder has our name
         if verdict.again and before < AGAIN and request.arch in self.arches.known:
-            self._put_again(broker, request, reason)
-            broker.announce(event_of(request, Status.QUEUED, reason=f"{UPLOAD}{reason}; built again", **about))
+            where, forbidden = self._put_again(broker, request, reason)
+            if forbidden:
+                broker.announce(event_of(request, Status.CANCELLED, reason=forbidden.cancels, **about))
+            else:
+                reason = f"{UPLOAD}{reason}; built again"
+                broker.announce(event_of(request, Status.QUEUED, reason=reason, **about, **where))
         else:
             broker.announce(event_of(request, Status.REJECTED, reason=f"{UPLOAD}{reason}", **about))
 
-    def _put_again(self, broker: Broker, request: BuildRequest, reason: str) -> None:
+    def _put_again(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], Mark | None]:
         """Once for each round, however many legs of the build arrived damaged, and however often we are told."""
-        mark = self.store.put_again / f"{request.build_id}.{request.arch}.{len(request.tries)}"
-        if os.path.lexists(mark):
-            return
+        done = self.store.put_again / f"{request.build_id}.{request.arch}.{len(request.tries)}"
+        if os.path.lexists(done):
+            return {}, None
         tube = arch_tube(self.arches.tube(request.arch))
-        broker.put(tube, request.tried(self.host, UPLOAD + reason[:280]), priority=PRIORITY)
-        disk.write(mark, reason + "\n")
+        again = request.tried(self.host, UPLOAD + reason[:280])
+        job, forbidden = put_unless_cancelled(broker, tube, again, priority=PRIORITY)
+        if not forbidden:
+            disk.write(done, reason + "\n")
+        return {"tube": tube.name, "job": job, "priority": PRIORITY}, forbidden

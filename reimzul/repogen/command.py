@@ -19,7 +19,9 @@ from reimzul.core.refused import Overflow
 from reimzul.core.tube import Broker
 from reimzul.repogen.aside import Teller
 from reimzul.repogen.daemon import Repogen, Tools
+from reimzul.repogen.originals import make_room
 from reimzul.repogen.repodata import Indexer
+from reimzul.repogen.retention import Retention
 
 EXAMPLES = """\b
 Examples:
@@ -43,6 +45,8 @@ def repogen(settings: Settings) -> Repogen:
     """The daemon as the settings say, its folders made."""
     store = Bstore(settings.bstore.root)
     prepare(store)
+    if settings.farm.original_workers:
+        make_room(store)
     beanstalkd = settings.beanstalkd
     tools = Tools(
         store=store,
@@ -50,6 +54,8 @@ def repogen(settings: Settings) -> Repogen:
         indexer=Indexer(store=store, settings=settings.repogen),
         teller=Teller(store=store, arches=read_arches(settings.farm.arches), host=own_name()),
         spool_days=settings.repogen.spool_days,
+        originals=settings.farm.original_workers,
+        retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
     )
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
     return Repogen(connect, own_name(), tools, overflow=Overflow(settings.farm.refused))

@@ -14,19 +14,24 @@ from typing import Any, Callable, Optional
 
 import attr
 
+from reimzul.core import mark
 from reimzul.core.bstore import Bstore, StoreUrls, leg_name, spool_name
 from reimzul.core.daemon import Daemon, Outcome, Stop, not_yet
 from reimzul.core.disk import locked
 from reimzul.core.errors import Again, BrokerGone, ProgramMissing, ReimzulError, Stopping
-from reimzul.core.message import Refusal, RepogenRequest
+from reimzul.core.manifest import Manifest
+from reimzul.core.message import Refusal, RepogenRequest, Status
 from reimzul.core.refused import Overflow
 from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, Claim
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
 from reimzul.repogen.check import Mismatch
-from reimzul.repogen.place import Placed, bring_in
+from reimzul.repogen.originals import NotWhole, adopt, make_room, prune
+from reimzul.repogen.place import Placed, Withdrawn, bring_in
 from reimzul.repogen.publish import published, sign_request
 from reimzul.repogen.repodata import Indexer, Listing, Listings
+from reimzul.repogen.retention import Retention, sweep
 from reimzul.repogen.scan import Abandoned, Strange, scan
+from reimzul.repogen.withdraw import cancelled_event, file_away, filed, forget_live, sweep_live
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,8 @@ SCAN = 3600
 LEFT_OUT_PAUSES = (5, 30, 120)
 #: The pauses, in seconds, after one failure of createrepo_c on a target, after two, and so on.
 FAILED_PAUSES = (5, 10, 30, 60, 120, 300)
+#: Seconds after which growing logs to which nothing comes any more are removed.
+LIVE = 2 * 86400
 #: Seconds to wait after the disk would not do what we asked.
 DISK_PAUSE = 30
 
@@ -56,16 +63,19 @@ class Tools:
     indexer: Indexer
     teller: Teller
     spool_days: int
+    originals: bool = False  #: whether workers of the original upload too
+    retention: Retention = attr.field(factory=Retention)
 
 
 class Keeper:
-    """Called often while something takes its time: heeds a stop, and keeps all claims ours."""
+    """Called often while something takes its time: heeds a stop, keeps all claims ours, and the watchdog quiet."""
 
-    def __init__(self, broker: Broker, stop: Stop) -> None:
-        self.broker, self.stop, self._kept = broker, stop, time.monotonic()
+    def __init__(self, broker: Broker, stop: Stop, alive: Callable[[], None]) -> None:
+        self.broker, self.stop, self.alive, self._kept = broker, stop, alive, time.monotonic()
 
     def __call__(self) -> None:
         self.stop.heed()
+        self.alive()
         if time.monotonic() - self._kept > 1.0:
             self.broker.keep(lost=self._lost)
             self._kept = time.monotonic()
@@ -97,11 +107,14 @@ class Repogen(Daemon[RepogenRequest]):
 
     def handle(self, broker: Broker, claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
         """Each leg to its place first; then a target at a time, whichever is free."""
-        heed = Keeper(broker, self.stop)
+        heed = Keeper(broker, self.stop, self.alive)
         waiting: dict[str, list[_Job]] = {}
         for claim in claims:
             heed()
             try:
+                if self._adopt(broker, claim, heed):
+                    yield claim, None
+                    continue
                 leg = None if claim.message.bare else self._bring_in(broker, claim, heed)
             except (BrokerGone, Stopping):
                 raise
@@ -114,12 +127,42 @@ class Repogen(Daemon[RepogenRequest]):
                 yield claim, None
         yield from self._index_all(broker, waiting, heed)
 
+    def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
+        """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""
+        if not self.tools.originals:
+            return False
+        make_room(self.tools.store, claim.message.target)
+        event = claim.message.event
+        if event is None:
+            return False
+        try:
+            broker.put(CREATEREPO, adopt(self.tools.store, event, heed), priority=PRIORITY)
+        except NotWhole as error:
+            if event.status == Status.SUCCESS:
+                raise not_yet(claim, str(error)) from None
+            log.warning("%s is not there; it had failed", error)
+        return True
+
     def _bring_in(self, broker: Broker, claim: _Claim, heed: Heed) -> Placed | None:
-        """The leg in its place; None where it was put aside, and all that follows from it is out."""
+        """The leg in its place; None where it has none, and all that follows from that is out."""
         store, request = self.tools.store, claim.message
         name = spool_name(request.build_id, request.arch, request.attempt)
+        if request.logs:
+            file_away(store, name)
+            leg = None
+        else:
+            leg = self._place(broker, claim, name, heed)
+        forget_live(store, name)
+        return leg
+
+    def _place(self, broker: Broker, claim: _Claim, name: str, heed: Heed) -> Placed | None:
+        store, request = self.tools.store, claim.message
         try:
-            leg = bring_in(store, request, heed)
+            leg = bring_in(store, request, heed, lambda: mark.cancelled(broker, request.build_id) is not None)
+        except Withdrawn as error:
+            self._withdraw(broker, request, error.manifest)
+            file_away(store, name)
+            return None
         except Mismatch as error:
             asked = request_in(store.spool / name, request.build_id)
             put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=True, request=asked))
@@ -128,10 +171,21 @@ class Repogen(Daemon[RepogenRequest]):
             log.info("%s is in %s", leg_name(request.build_id, request.arch), leg.place)
             return leg
         verdict = verdict_on(store, name)
-        if verdict is None:
+        if verdict is not None:
+            self.tools.teller.carry_out(broker, request, verdict)
+        elif not self._withdraw(broker, request, filed(store, request)):  # as one was that died right here
             raise not_yet(claim, f"the upload {name}")
-        self.tools.teller.carry_out(broker, request, verdict)
         return None
+
+    def _withdraw(self, broker: Broker, request: RepogenRequest, manifest: Manifest | None) -> bool:
+        """Say that a leg is cancelled that was built; whether it is."""
+        forbidden = mark.cancelled(broker, request.build_id)
+        event = cancelled_event(request, manifest, forbidden.cancels, self.tools.urls) if forbidden else None
+        if event is None:
+            return False
+        log.info("%s is not published: %s", leg_name(request.build_id, request.arch), event.reason)
+        broker.announce(event)
+        return True
 
     def _index_all(
         self, broker: Broker, waiting: dict[str, list[_Job]], heed: Heed
@@ -141,9 +195,10 @@ class Repogen(Daemon[RepogenRequest]):
             before = len(waiting)
             for target in list(waiting):
                 with locked(self.tools.store.lock(target)) as lock:
-                    if lock is None:
+                    if lock is None or not self._due(target, waiting[target]):
                         continue
                     jobs = waiting.pop(target)
+                    self.service.doing(f"indexing {target} for {len(jobs)} jobs")
                     listing = self._index(target, jobs, lock, heed)
                 if isinstance(listing, Listing):
                     yield from self._tell_all(broker, jobs, listing)
@@ -152,6 +207,10 @@ class Repogen(Daemon[RepogenRequest]):
             heed()
             if len(waiting) == before:
                 self.stop.now.wait(LOCK_POLL)
+
+    def _due(self, target: str, jobs: list[_Job]) -> bool:
+        """Whether there is a run to be made now, or none: what ends shortly after another waits, and goes with more."""
+        return self.tools.indexer.rested(target) or _all_listed(self.listings.of(target), jobs)
 
     def _index(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing | Again:
         """What is listed once all is done, or why it could not be."""
@@ -164,10 +223,10 @@ class Repogen(Daemon[RepogenRequest]):
         return listing
 
     def _made(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing:
-        legs = [leg for _, leg in jobs if leg is not None]
         listing = self.listings.of(target)
-        if len(legs) == len(jobs) and all(listing.has(leg) for leg in legs):
+        if _all_listed(listing, jobs):
             return listing
+        legs = [leg for _, leg in jobs if leg is not None]
         started = time.monotonic()
         read_all = self.tools.indexer.make(target, lock, heed)
         listing = self.listings.made(target)
@@ -222,6 +281,7 @@ class Repogen(Daemon[RepogenRequest]):
     def _scan(self, broker: Broker) -> None:
         store, abandoned = self.tools.store, 0
         for found in scan(store, self.tools.spool_days, time.time()):
+            self.alive()
             if isinstance(found, Abandoned):
                 abandoned += 1
             elif isinstance(found, Strange):
@@ -231,6 +291,15 @@ class Repogen(Daemon[RepogenRequest]):
             else:
                 log.info("%s.%s was uploaded and not asked for: taken up", found.build_id, found.arch)
                 broker.put(CREATEREPO, found, priority=PRIORITY)
+        if self.tools.originals:
+            make_room(store)
+            abandoned += prune(store, time.time() - self.tools.spool_days * 86400)
+        removed = sweep(store, self.tools.retention, time.time(), self.alive)
+        if removed:
+            log.info("%s", removed)
+        left = sweep_live(store, time.time() - LIVE)
+        if left:
+            log.info("the growing logs of %d builds ended long ago, removed", left)
         if abandoned:
             log.info("%d uploads never completed in %d days, removed", abandoned, self.tools.spool_days)
 
@@ -238,6 +307,10 @@ class Repogen(Daemon[RepogenRequest]):
         reason = f"an upload nobody can make anything of: {strange.reason}"
         at = round(time.time(), 3)
         return Refusal(tube=CREATEREPO.name, job=0, reason=reason, begins=strange.name, host=self.host, at=at)
+
+
+def _all_listed(listing: Listing, jobs: list[_Job]) -> bool:
+    return all(leg is not None and listing.has(leg) for _, leg in jobs)
 
 
 def _outcome(error: Exception) -> Exception:

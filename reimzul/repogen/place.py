@@ -52,19 +52,30 @@ class Placed:
         return self.manifest.status == Status.SUCCESS and not self.manifest.request.scratch
 
 
+class Withdrawn(Exception):
+    """It was built, and is to have no place: a person has cancelled it."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest.build_id)
+        self.manifest = manifest
+
+
 class _LookAgain(Exception):
     """Another was there between our look and our step."""
 
 
-def bring_in(store: Bstore, request: RepogenRequest, heed: Callable[[], None]) -> Placed | None:
+def bring_in(
+    store: Bstore, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool] = lambda: False
+) -> Placed | None:
     """The leg a request names, in its place; None where neither its upload nor its place is there.
 
-    Raises `Mismatch` where the upload is not what it should be, and leaves it where it is.
+    Raises `Mismatch` where the upload is not what it should be, `Withdrawn` where it is `cancelled` (asked right
+    before it gets its place, and of a success alone), and leaves it where it is.
     """
     spool = store.spool / spool_name(request.build_id, request.arch, request.attempt)
     for _ in range(_LOOKS):
         try:
-            return _step(store, spool, request, heed)
+            return _step(store, spool, request, heed, cancelled)
         except _LookAgain:
             continue
         except (FileNotFoundError, Mismatch):
@@ -74,7 +85,9 @@ def bring_in(store: Bstore, request: RepogenRequest, heed: Callable[[], None]) -
     raise Again(f"{spool.name} is being moved by another")
 
 
-def _step(store: Bstore, spool: Path, request: RepogenRequest, heed: Callable[[], None]) -> Placed | None:
+def _step(
+    store: Bstore, spool: Path, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool]
+) -> Placed | None:
     there = settled(store, request.build_id, request.arch)
     if _succeeded(there):
         drop(store, spool)
@@ -85,7 +98,12 @@ def _step(store: Bstore, spool: Path, request: RepogenRequest, heed: Callable[[]
     if there is not None and manifest.status != Status.SUCCESS:
         drop(store, spool)
         return there
+    wanted = manifest.status == Status.SUCCESS
+    if wanted and cancelled():  # before it is checked too: one that is half filed away already would be found bad
+        raise Withdrawn(manifest)
     check(spool, manifest, request, heed)
+    if wanted and cancelled():
+        raise Withdrawn(manifest)
     if there is not None:
         _retire(store, there)
     return _move_in(store, spool, manifest)
@@ -170,7 +188,7 @@ def _but_time(place: str) -> list[str]:
 
 
 def drop(store: Bstore, spool: Path) -> None:
-    """Take away an upload that came second: its packages go, its logs are kept in `attempts/`."""
+    """Take away an upload that decides nothing: its packages go, its logs are kept in `attempts/`."""
     if spool.is_symlink():
         disk.remove(spool)
     try:
@@ -178,10 +196,10 @@ def drop(store: Bstore, spool: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.name.endswith(".rpm"):
+        if entry.name.endswith(".rpm") or entry.name.startswith("."):  # a package, or the rest of a broken transfer
             disk.remove(Path(entry.path))
     move(spool, store.attempts / spool.name)
-    log.info("%s: another attempt has decided this leg; its logs are in attempts/", spool.name)
+    log.info("%s decides nothing: its logs are in attempts/", spool.name)
 
 
 def _retire(store: Bstore, failed: Placed) -> None:

@@ -13,8 +13,9 @@ import logging
 import lzma
 import os
 import re
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Callable
 from urllib.parse import unquote
@@ -37,6 +38,9 @@ REPODATA = "repodata"
 #: Seconds without using any processor after which createrepo_c hangs: a SIGTERM at the wrong moment does that to it
 #: (seen with 0.17), and it would keep the target's lock for ever.
 HUNG = 60
+#: Seconds a run on a target is to last for: of many builds that end one after another, those of about a second are
+#: published together. One run may be made ahead: legs of one build end shortly after each other, and neither waits.
+PACE = 1.25
 #: createrepo_c's status when it left out a package that it could not read.
 LEFT_OUT = 2
 #: What would have the repodata list other packages, or call them otherwise, than they are looked for.
@@ -210,11 +214,39 @@ class Indexer:
             self.store.target(target),
         ]  # fmt: skip
 
-    def make(self, target: str, lock: int, heed: Callable[[], None], *, afresh: bool = False) -> bool:
+    def rested(self, target: str) -> bool:
+        """Whether the last runs on a target, whoever made them, began long enough ago for the next."""
+        ahead = self._lasts_until(target) - time.time()
+        return ahead <= PACE or ahead > 2 * PACE  # a clock that was put back is no reason to wait for it
+
+    def _lasts_until(self, target: str) -> float:
+        """Until when the runs made so far are to last; seconds since 1970."""
+        try:
+            return self._list(target).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def _write_list(self, target: str, packages: Iterable[str]) -> None:
+        """What createrepo_c is to look at; by its mtime, whoever works on this target knows until when that lasts."""
+        now, until = time.time(), self._lasts_until(target)
+        until = (until if now < until <= now + 2 * PACE else now) + PACE
+        self._list(target).write_bytes(os.fsencode("".join(f"{path}\n" for path in packages)))
+        os.utime(self._list(target), (until, until))
+
+    def make(
+        self,
+        target: str,
+        lock: int,
+        heed: Callable[[], None],
+        *,
+        afresh: bool = False,
+        without: Collection[str] = frozenset(),
+    ) -> bool:
         """One run for all that lies in a target; whether it could read all. Raises `Again` where it came to nothing.
 
-        `afresh` trusts nothing of what was listed or reckoned before. createrepo_c inherits the lock: where we are
-        killed, nobody else starts on the target until it has ended too.
+        `afresh` trusts nothing of what was listed or reckoned before; `without` are folders, seen from the target, of
+        which nothing is to be listed. createrepo_c inherits the lock: where we are killed, nobody else starts on the
+        target until it has ended too.
         """
         folder, output = self.store.target(target), self.store.log(target)
         if afresh:
@@ -223,8 +255,8 @@ class Indexer:
             needed.mkdir(parents=True, exist_ok=True)
         tidy(folder)
         output.unlink(missing_ok=True)
-        packages = "".join(f"{path}\n" for path in self.tree.packages(folder))
-        self._list(target).write_bytes(os.fsencode(packages))
+        packages = self.tree.packages(folder)
+        self._write_list(target, (path for path in packages if path.rpartition("/")[0] not in without))
         argv = self.argv(target, afresh=afresh)
         try:
             code = run(argv, output=output, heed=heed, every=0.1, inherit=[lock], idle=HUNG)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,12 +59,12 @@ def _look(folder: Path, unasked: float, abandoned: float) -> Found | None:
     try:
         manifest = arrived(folder)
         if manifest is None:
-            return Abandoned(name=folder.name) if _changed(folder) < abandoned else None
+            return Abandoned(name=folder.name) if disk.changed(folder) < abandoned else None
         if (folder / MANIFEST).stat().st_ctime > unasked:
             return None
         return _request(folder.name, manifest)
     except (Mismatch, ValueError) as error:
-        return Strange(folder=folder, reason=str(error)) if _changed(folder) < unasked else None
+        return Strange(folder=folder, reason=str(error)) if disk.changed(folder) < unasked else None
 
 
 def _request(name: str, manifest: Manifest) -> RepogenRequest:
@@ -81,12 +80,5 @@ def _request(name: str, manifest: Manifest) -> RepogenRequest:
         attempt=fields.attempt(attempt),
         place=manifest.place(),
         index=manifest.status == Status.SUCCESS and not manifest.request.scratch,
+        logs=manifest.status not in (Status.SUCCESS, Status.FAILED),
     )
-
-
-def _changed(folder: Path) -> float:
-    """When something of it last arrived; its own clock's time, not the one that rsync gives its files."""
-    times = [folder.lstat().st_ctime]
-    if folder.is_dir() and not folder.is_symlink():
-        times += [entry.stat(follow_symlinks=False).st_ctime for entry in os.scandir(folder)]
-    return max(times)

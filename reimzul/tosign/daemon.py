@@ -70,8 +70,10 @@ class Tosign(Daemon[SignRequest]):
 
         def heed() -> None:
             self.stop.heed()
+            self.alive()
             claim.keep()
 
+        self.service.doing(f"staging {build.target}/{build.name}")
         while True:
             with locked(self.store.lock(_LOCK)) as lock:
                 if lock is not None:

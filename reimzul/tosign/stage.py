@@ -42,6 +42,7 @@ class Build:
     arch: str
     build_id: str
     sha256s: dict[str, str | None]  #: each package's; None where nobody has said it
+    whole: bool  #: whether a manifest says that these are all
 
     @property
     def leg(self) -> str:
@@ -55,8 +56,12 @@ class Build:
 
 
 def find(store: Bstore, request: SignRequest) -> list[Build]:
-    """The builds a request means, as far as they are there. Raises `MessageError` where it means none to be signed."""
-    return [_build(folder, request) for folder in _places(store, request)]
+    """The builds a request means, as far as they are there. Raises `MessageError` where it means none to be signed.
+
+    A place without manifest is of the original's farm; without packages, more is to come.
+    """
+    found = [_build(folder, request) for folder in _places(store, request)]
+    return [build for build in found if build.sha256s or build.whole]
 
 
 def _places(store: Bstore, request: SignRequest) -> list[Path]:
@@ -95,6 +100,7 @@ def _build(folder: Path, request: SignRequest) -> Build:
         arch=request.arch,
         build_id=manifest.build_id if manifest else uuid.uuid5(NAMESPACE, place).hex,
         sha256s=sha256s,
+        whole=manifest is not None,
     )
     if len(build.name) > _NAME_MAX:
         raise MessageError(f"{build.name} is too long for a folder's name")

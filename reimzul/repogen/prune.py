@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Old builds dropped from a target: chosen, left out of the repodata, and only then removed.
+
+Who calls this writes as the store's owner. Under the target's lock createrepo_c is run once without them, the new
+repodata is read back, and what it does not list any more is removed: nothing is ever listed that is not there. Killed
+before that, they are listed again by the next run, and dropped by the next prune.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Callable
+
+import attr
+
+from reimzul.core import disk
+from reimzul.core.bstore import Bstore, leg_name
+from reimzul.core.config import Pruning
+from reimzul.core.errors import ReimzulError
+from reimzul.core.message import Status
+from reimzul.repogen.drop import Lying, Told, drop, lying, size, told
+from reimzul.repogen.repodata import REPODATA, Indexer, read
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at a lock that another has.
+_LOOK = 0.1
+
+
+class NotPruned(ReimzulError):
+    """Nothing was dropped: the repodata is not what it should be."""
+
+
+@attr.frozen(kw_only=True)
+class Old:
+    """A leg that a rule would drop."""
+
+    leg: Lying
+    told: Told
+    bytes: int
+    held: str = ""  #: why it stays all the same
+
+
+@attr.frozen(kw_only=True)
+class Pruned:
+    """What became of a target."""
+
+    target: str
+    dropped: Sequence[Old]
+    held: Sequence[Old]
+
+
+def rule_of(target: str, rules: Mapping[str, Pruning]) -> Pruning | None:
+    """The rule of a target: by its whole name, else by the one without its arch; None where nothing is dropped."""
+    return rules.get(target) or rules.get(target.rpartition(".")[0])
+
+
+def old(store: Bstore, target: str, rule: Pruning, now: float) -> list[Old]:
+    """The legs that a rule drops, the oldest first, and those of them that stay all the same."""
+    groups: dict[tuple[str, str], list[Lying]] = {}
+    for leg in lying(store.repo, target):
+        groups.setdefault((leg.name, leg.arch), []).append(leg)
+    found: list[Old] = []
+    for legs in groups.values():
+        if len(legs) > rule.keep:  # else nothing of them has to be read
+            read_legs = {leg: told(store, leg) for leg in legs}
+            for leg in chosen(read_legs, rule, now):
+                about = read_legs[leg]
+                why = held(store, leg, about, unsigned=rule.unsigned)
+                found.append(Old(leg=leg, told=about, bytes=size(store, leg), held=why))
+    return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
+
+
+def chosen(legs: Mapping[Lying, Told], rule: Pruning, now: float) -> list[Lying]:
+    """Of the legs of one package and arch, those that a rule drops.
+
+    The newest that came out well stay, as many as the rule says, and with them all that failed since the oldest of
+    these; where none came out well, the newest that failed.
+    """
+    newest = sorted(legs, key=lambda leg: (leg.timestamp, leg.place), reverse=True)
+    well = [leg for leg in newest if legs[leg].status != Status.FAILED]
+    kept = (well or newest)[: rule.keep]
+    oldest = kept[-1].timestamp if kept else ""
+    last = time.strftime("%Y%m%d%H%M%S", time.gmtime(max(0.0, now - rule.older)))
+    return [leg for leg in newest if leg not in kept and _superseded(leg, legs, oldest) and leg.timestamp < last]
+
+
+def _superseded(leg: Lying, legs: Mapping[Lying, Told], oldest: str) -> bool:
+    return legs[leg].status != Status.FAILED or leg.timestamp < oldest
+
+
+def held(store: Bstore, leg: Lying, about: Told, *, unsigned: bool) -> str:
+    """Why a leg stays: it waits for the signer, or may still be laid out for it."""
+    if not about.build_id:
+        return "it has no manifest: it is of the original's farm, and not ours to judge"
+    if about.status == Status.FAILED:
+        return ""
+    name = leg_name(about.build_id, leg.arch)
+    collected = store.tosign / leg.target / f"{leg.name}-{leg.place.rpartition('/')[2]}.{about.build_id}"
+    if os.path.lexists(collected) or os.path.lexists(store.staging / name):
+        return "it waits to be collected and signed"
+    if not unsigned and not os.path.lexists(store.staged / name):
+        return "it was not laid out for the signer yet"
+    return ""
+
+
+def prune(
+    store: Bstore, indexer: Indexer, target: str, rule: Pruning, heed: Callable[[], None], *, dry_run: bool
+) -> Pruned:
+    """Drop what a rule drops from a target. Raises `NotPruned` and `Again`; then nothing was removed."""
+    found = old(store, target, rule, time.time())
+    if not dry_run and any(not each.held for each in found):
+        with _locked(store, target, heed) as lock:
+            found = old(store, target, rule, time.time())  # as it is now that nobody indexes it
+            doomed = [each for each in found if not each.held]
+            listed = [each.leg for each in doomed if each.told.status != Status.FAILED]
+            if listed:
+                _unlist(store, indexer, target, listed, lock, heed)
+            for each in doomed:
+                drop(store, each.leg, each.told)
+    return Pruned(
+        target=target,
+        dropped=[each for each in found if not each.held],
+        held=[each for each in found if each.held],
+    )
+
+
+def _unlist(
+    store: Bstore, indexer: Indexer, target: str, legs: Iterable[Lying], lock: int, heed: Callable[[], None]
+) -> None:
+    """Have the repodata list all but these; what it does list is looked at, and not what createrepo_c says."""
+    repodata = store.target(target) / REPODATA
+    before = set(read(repodata)) if (repodata / "repomd.xml").exists() else set()
+    folders = {leg.folder for leg in legs}
+    indexer.make(target, lock, heed, without=folders)
+    after = set(read(repodata))
+    doomed = {path for path in before if path.rpartition("/")[0] in folders}
+    lost = [path for path in before - doomed - after if (store.target(target) / path).exists()]
+    if after & doomed or lost:
+        said = f"it lists {len(after & doomed)} packages that were to go, and lacks {len(lost)} that were to stay"
+        raise NotPruned(f"the new repodata of {target} is not as it should be: {said}; nothing was removed")
+
+
+@contextlib.contextmanager
+def _locked(store: Bstore, target: str, heed: Callable[[], None]) -> Iterator[int]:
+    """The target's lock, however long another has it."""
+    said = False
+    while True:
+        with disk.locked(store.lock(target)) as lock:
+            if lock is not None:
+                yield lock
+                return
+        if not said:
+            log.info("%s is being indexed: waiting until that is done", target)
+            said = True
+        heed()
+        time.sleep(_LOOK)
