@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
 
+from reimzul.core.arch import read_arches
 from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, start
 from reimzul.core.config import Settings
 from reimzul.core.refused import Overflow
@@ -14,6 +16,9 @@ from reimzul.core.tube import Broker
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.ledger import Ledger
 from reimzul.notifier.owed import Slate
+from reimzul.notifier.quarantine import Quarantine, Rules
+from reimzul.notifier.refusals import Refusals
+from reimzul.notifier.roll import Roll
 from reimzul.notifier.sinks import wanted
 
 
@@ -35,19 +40,39 @@ def notifier(config: Path | None, verbose: bool) -> None:
 def notify(settings: Settings) -> None:
     """Run until told to stop."""
     sinks = wanted(settings)
-    at = settings.beanstalkd
+    connect = functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port)
     daemon = Notifier(
-        lambda: Broker(at.host, at.port),
+        connect,
         own_name(),
         Ledger(settings.notifier.ledger),
         sinks,
         Slate(settings.history.url),
+        Roll(settings.notifier.presence),
+        Refusals(connect, settings.history.url, settings.history.refused_days),
+        quarantine(settings),
         overflow=Overflow(settings.farm.refused),
     )
     try:
         daemon.run()
     finally:
         daemon.close()
+
+
+def quarantine(settings: Settings) -> Quarantine | None:
+    """Who judges builders, where the settings want that. Raises `ConfigError`."""
+    mine = settings.notifier
+    if not mine.quarantine:
+        return None
+    rules = Rules(
+        faults=mine.quarantine_faults,
+        ratio=mine.quarantine_ratio,
+        window=mine.quarantine_hours * 3600,
+        pause=mine.quarantine_pause,
+        target=settings.farm.canary_target,
+        incoming=settings.incoming.folder,
+        arches=read_arches(settings.farm.arches),
+    )
+    return Quarantine(rules, mine.presence)
 
 
 def main() -> None:

@@ -17,12 +17,16 @@ import attr
 
 from reimzul.core.daemon import Daemon, Outcome, Stop
 from reimzul.core.errors import Again, MessageError
-from reimzul.core.message import Event, Refusal
+from reimzul.core.message import BuildEvent, Event, News, Presence, Refusal
 from reimzul.core.refused import Overflow
 from reimzul.core.tube import NOTIFY, NOTIFY_OWED, Broker, Claim, TubeStats
+from reimzul.notifier.janitor import Janitor
 from reimzul.notifier.lanes import Lanes
 from reimzul.notifier.ledger import Ledger
 from reimzul.notifier.owed import Slate, Tries, summary
+from reimzul.notifier.quarantine import Quarantine
+from reimzul.notifier.refusals import Refusals
+from reimzul.notifier.roll import Roll
 from reimzul.notifier.sinks.base import Sink
 from reimzul.notifier.verdict import Notice, unfold, word
 
@@ -38,7 +42,7 @@ LOOK = 1.0
 Name = tuple[str, str]
 
 
-class Notifier(Daemon[Event]):
+class Notifier(Daemon[News]):
     """Tells every event to every sink that wants it, once."""
 
     batch = 200
@@ -50,6 +54,9 @@ class Notifier(Daemon[Event]):
         ledger: Ledger,
         sinks: Iterable[Sink],
         slate: Slate | None = None,
+        roll: Roll | None = None,
+        refusals: Refusals | None = None,
+        quarantine: Quarantine | None = None,
         stop: Stop | None = None,
         overflow: Overflow | None = None,
     ) -> None:
@@ -57,16 +64,33 @@ class Notifier(Daemon[Event]):
         self.ledger = ledger
         self.lanes = Lanes(sinks, self.stop.now)
         self.slate = slate
+        self.roll = roll
+        self.quarantine = quarantine
+        self.refusals = refusals
+        self.janitor = Janitor(ledger)
         self._tries = Tries()
         self._swept = self._looked = float("-inf")
 
-    def handle(self, broker: Broker, claims: Sequence[Claim[Event]]) -> Iterator[tuple[Claim[Event], Outcome]]:
+    def handle(self, broker: Broker, claims: Sequence[Claim[News]]) -> Iterator[tuple[Claim[News], Outcome]]:
         """Tell a batch; what is owed of it is in `notify` again before the first job is settled."""
-        untold = self._tell([claim.message for claim in claims])
-        outcomes = [(claim, self._owe(broker, claim.message, untold)) for claim in claims]
+        events, present = [], []
+        for claim in claims:
+            if isinstance(claim.message, Presence):
+                present.append((claim, claim.message))
+            else:
+                events.append((claim, claim.message))
+        untold = self._tell([event for _, event in events])
+        outcomes = [(claim, self._owe(broker, event, untold)) for claim, event in events]
+        if self.roll is not None:
+            self.roll.call(present)
+        for _, event in events:
+            if self.quarantine is not None and isinstance(event, BuildEvent):
+                self.quarantine.hear(event)
         if time.monotonic() - self._looked > LOOK:
             self._sum_up()
+        self._tend(broker)
         yield from outcomes
+        yield from ((claim, None) for claim, _ in present)
 
     def idle(self, broker: Broker) -> None:
         """Write down what slow sinks have taken, and what is owed; once a day drop what is too old."""
@@ -77,8 +101,19 @@ class Notifier(Daemon[Event]):
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
             self.ledger.forget(time.time())
+            if self.refusals is not None:
+                self.refusals.sweep()
+        if self.roll is not None:
+            self.roll.sweep()
+        self._tend(broker)
 
-    def tell_refusal(self, claim: Claim[Event], event: Refusal) -> None:
+    def _tend(self, broker: Broker) -> None:
+        """See to the marks: of builds that are cancelled, of builders that are held back."""
+        self.janitor.look(broker)
+        if self.quarantine is not None:
+            self.quarantine.look(broker, self.ledger.came_to)
+
+    def tell_refusal(self, claim: Claim[News], event: Refusal) -> None:
         """A refused job of `notify` itself is told at once: announced in `notify`, it might be refused again."""
         if _is_refusal(claim):  # even telling of it failed: the daemon's log has said so
             return
@@ -94,6 +129,10 @@ class Notifier(Daemon[Event]):
         self._sum_up()
         if self.slate is not None:
             self.slate.close()
+        if self.roll is not None:
+            self.roll.close()
+        if self.quarantine is not None:
+            self.quarantine.close()
         self.ledger.close()
 
     def _tell(self, events: Sequence[Event]) -> dict[Name, set[str]]:
@@ -127,6 +166,7 @@ class Notifier(Daemon[Event]):
 
     def _owe(self, broker: Broker, event: Event, untold: dict[Name, set[str]]) -> Outcome:
         """Put an event back for those who lack it. Of two copies in one batch the first does it for both."""
+        self.alive()
         names = [(part.key, word(part)) for part in unfold(event)]
         sinks = set().union(*(untold.pop(name, set()) for name in names))
         if not sinks:
@@ -153,7 +193,7 @@ def _is_empty(tube: TubeStats) -> bool:
     return not (tube.ready or tube.reserved or tube.delayed)
 
 
-def _is_refusal(claim: Claim[Event]) -> bool:
+def _is_refusal(claim: Claim[News]) -> bool:
     try:
         return isinstance(claim.message, Refusal)
     except MessageError:

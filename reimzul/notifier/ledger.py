@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Callable
 
 from reimzul.core.errors import Again, ReimzulError
-from reimzul.core.message import BuildEvent, Event
+from reimzul.core.message import BuildEvent, Event, Status
 from reimzul.notifier.verdict import Notice, admitted, decided, is_result, unfold, word
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ CREATE INDEX IF NOT EXISTS told_begun ON told (begun);
 CREATE INDEX IF NOT EXISTS told_open ON told (sink, begun) WHERE told IS NULL;
 CREATE TABLE IF NOT EXISTS verdict (
     key TEXT PRIMARY KEY, status TEXT NOT NULL, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS queued (
+    key TEXT PRIMARY KEY, event TEXT NOT NULL, at REAL NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -108,6 +111,28 @@ class Ledger:
         with self._transaction("DEFERRED"):
             return {sink: (count, oldest) for sink, count, oldest in self._db.execute(query)}
 
+    def queued(self, build_id: str) -> list[BuildEvent]:
+        """What was last said of a build's job, by each leg that is not over. Raises `Again`."""
+        with self._transaction("DEFERRED"):
+            rows = self._db.execute("SELECT event FROM queued WHERE key BETWEEN ? AND ?", _legs(build_id)).fetchall()
+        return [BuildEvent.decode(text.encode()) for (text,) in rows]
+
+    def is_over(self, build_id: str) -> bool:
+        """Whether any leg of a build was decided. Raises `Again`."""
+        with self._transaction("DEFERRED"):
+            query = "SELECT 1 FROM verdict WHERE key BETWEEN ? AND ?"
+            return self._db.execute(query, _legs(build_id)).fetchone() is not None
+
+    def came_to(self, build_ids: Iterable[str]) -> dict[str, str]:
+        """What builds of one leg have come to, by their ids; without those that are not over. Raises `Again`."""
+        found = {}
+        with self._transaction("DEFERRED"):
+            for build_id in build_ids:
+                query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ?"
+                row = self._db.execute(query, _legs(build_id)).fetchone()
+                found.update({build_id: row[0]} if row else {})
+        return found
+
     def write_off(self) -> None:
         """Forget what was begun and is not told, where no job carries it any more. Raises `Again`."""
         with self._transaction():
@@ -118,6 +143,7 @@ class Ledger:
         with self._transaction():
             self._db.execute("DELETE FROM told WHERE begun < ?", (now - KEPT,))
             self._db.execute("DELETE FROM verdict WHERE at < ?", (now - KEPT,))
+            self._db.execute("DELETE FROM queued WHERE at < ?", (now - KEPT,))
 
     def _told(self, keys: Collection[str]) -> dict[_Row, float | None]:
         marks = ",".join("?" * len(keys))
@@ -127,6 +153,7 @@ class Ledger:
     def _admit(self, event: Event) -> bool:
         """Whether an event is news at all; a result that is decides its leg."""
         if not isinstance(event, BuildEvent) or not is_result(event.status):
+            self._note_job(event)
             return True
         row = self._db.execute("SELECT status FROM verdict WHERE key = ?", (event.key,)).fetchone()
         holds = row[0] if row else ""
@@ -137,7 +164,15 @@ class Ledger:
             return False
         if decided(holds, event.status) != holds:
             self._db.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (event.key, event.status, time.time()))
+            self._db.execute("DELETE FROM queued WHERE key = ?", (event.key,))
         return True
+
+    def _note_job(self, event: Event) -> None:
+        """Keep which job a build waits as, for who has to find it; the last one said holds."""
+        if isinstance(event, BuildEvent) and event.status == Status.QUEUED and event.job and not event.owed:
+            row = (event.key, event.encode().decode("ascii"), event.at or time.time())
+            later = "ON CONFLICT (key) DO UPDATE SET event = excluded.event, at = excluded.at WHERE excluded.at >= at"
+            self._db.execute(f"INSERT INTO queued VALUES (?, ?, ?) {later}", row)
 
     @contextlib.contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
@@ -153,3 +188,8 @@ class Ledger:
             with contextlib.suppress(sqlite3.Error):  # a COMMIT that failed leaves its transaction open
                 self._db.execute("ROLLBACK")
             raise Again(f"{self._path}: the ledger cannot be written: {error}", pause=PAUSE) from error
+
+
+def _legs(build_id: str) -> tuple[str, str]:
+    """The keys of a build's legs, as a range: `<build id>.<arch>`."""
+    return f"{build_id}.", f"{build_id}/"

@@ -5,20 +5,20 @@ Events come more than once and in any order, and two builders may each come to a
 The rules, the same for the ledger and the history:
 
 - Of `Success`, `Failed` and `Cancelled` the first holds; the others are told to nobody.
-- `Rejected` is the store's word upon a `Success`, and outranks it; `Published` outranks them all.
+- But a `Success` waits to be published: until then the store may reject it, and a person cancel it. `Rejected` and
+  `Cancelled` outrank it; `Published` outranks them all, since the rename that it tells of came before any cancel.
 - `Published` says all that a `Success` would have. Where it comes first, the `Success` is told along with it.
-- Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once an attempt.
+- Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once an attempt, and
+  a `Queued` without one once a job.
 """
 
 from __future__ import annotations
 
-from typing import Union
-
 import attr
 
-from reimzul.core.message import BuildEvent, Event, Refusal, Status
+from reimzul.core.message import BuildEvent, Event, Status
 
-_RANK = {Status.SUCCESS: 1, Status.FAILED: 1, Status.CANCELLED: 1, Status.REJECTED: 2, Status.PUBLISHED: 3}
+_RANK = {Status.SUCCESS: 1, Status.FAILED: 1, Status.CANCELLED: 2, Status.REJECTED: 2, Status.PUBLISHED: 3}
 
 
 def is_result(status: str) -> bool:
@@ -32,6 +32,8 @@ def admitted(holds: str, status: str) -> bool:
         return True
     if holds == Status.PUBLISHED and status == Status.SUCCESS:
         return True
+    if (holds, status) == (Status.FAILED, Status.CANCELLED):
+        return False  # it had ended by itself
     return _RANK[status] > _RANK.get(holds, 0)
 
 
@@ -45,6 +47,8 @@ def word(event: Event) -> str:
     if isinstance(event, BuildEvent):
         if event.status in (Status.QUEUED, Status.BUILDING) and event.attempt:
             return f"{event.status}/{event.attempt}"
+        if event.status == Status.QUEUED and event.job:  # put first by a person: another job, of the same build
+            return f"{event.status}/{event.job}"
         if event.status == Status.OVERRIDE:
             return f"{event.status}/{event.at:.3f}"
     return event.status
@@ -61,7 +65,7 @@ def unfold(event: Event) -> tuple[Event, ...]:
 class Notice:
     """One piece of news on its way to one sink."""
 
-    event: Union[BuildEvent, Refusal]
+    event: Event
     word: str
     doubtful: bool = False  #: telling it was begun before, and nothing says how that ended
 

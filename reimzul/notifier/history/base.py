@@ -32,6 +32,7 @@ class BuildFilter:
     srpm: Optional[str] = None  #: the file's whole name, or its beginning
     submitter: Optional[str] = None
     build_id: Optional[str] = None  #: or its beginning
+    since: Optional[str] = None  #: a timestamp: submitted then or later
 
     @property
     def whole_srpm(self) -> bool:
@@ -65,11 +66,30 @@ class History(abc.ABC):
         """The newest builds that match, newest first, at most `limit`. Raises `HistoryAway`."""
 
     @abc.abstractmethod
+    def each(self, wanted: BuildFilter) -> Iterator[Document]:
+        """All builds that match, in no order, read as far as they are asked for. Raises `HistoryAway`."""
+
+    @abc.abstractmethod
+    def unfinished(self) -> list[Document]:
+        """All builds that wait or are under way, in no order. Raises `HistoryAway`."""
+
+    @abc.abstractmethod
+    def past(self, name: str, arch: str, limit: int) -> list[Document]:
+        """The newest builds of a package on an arch that succeeded, whatever their version and target.
+
+        Newest first, at most `limit`. Raises `HistoryAway`.
+        """
+
+    @abc.abstractmethod
     def refused(self) -> Iterator[Document]:
         """The messages that were refused, newest first: key, tube, job, reason, begins, host, at.
 
         Read as far as they are asked for. Raises `HistoryAway`.
         """
+
+    @abc.abstractmethod
+    def forget_refused(self, keys: Sequence[str]) -> None:
+        """Drop these of what was refused. Raises `HistoryAway`."""
 
     @abc.abstractmethod
     def owe(self, owed: Sequence[Owed]) -> None:

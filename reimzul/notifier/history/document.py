@@ -5,34 +5,47 @@ The original's fields: srpm, arch, target, disttag, scratch, submitter, status, 
 latest_build, comment; every document has them all. Ours come in addition. The statuses are the original's words too:
 what is published stays `Success`, and `published` says since when.
 
+Where it waits, or waited: `queued_at` (first put), `put_at` (last put), `tube`, `job`, `priority` and `due` (nobody
+gets it before) of the last put. `attempts` has each worker's try that is known of, the first one first: `attempt`,
+`builder_fqdn`, `status` (Building, Success, Published, Failed, Cancelled, Rejected; Unfit: it was its builder's fault),
+`started`, `finished`, `exit_code`, `reason`, `url` (where its logs are) and `at`. Times are seconds since 1970, 0 where
+they are not known.
+
 `latest_build` is not decided here: it depends on the other builds of the same srpm, arch and target, and each home
 sets it in the same step. It is true on the newest of them (by timestamp) that is over, whatever came of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attr
 
-from reimzul.core.message import BuildEvent, Refusal, Status
+from reimzul.core.message import UPLOAD, BuildEvent, Refusal, Status
 from reimzul.notifier.verdict import admitted
 
 Document = dict[str, Any]
 
 #: What names a build and its package: true of every attempt at it.
-_IDENTITY = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr")
+_IDENTITY = (
+    "srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr", "parent",
+)  # fmt: skip
 #: What one attempt is known by and came to.
 _ATTEMPT = (
     "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "rpm_count", "rpms",
-    "first_error", "skipped", "at",
+    "first_error", "skipped", "phases", "at",
 )  # fmt: skip
+#: What is known of the last put of its job.
+_PUT = ("tube", "job", "priority", "due")
+#: What is kept of each attempt, and how many attempts at the most.
+_TRY = ("attempt", "builder_fqdn", "started", "finished", "exit_code", "reason", "url", "at")
+_TRIES = 50
 _FIELDS = {a.name: a.default for a in attr.fields(BuildEvent) if a.name in _IDENTITY + _ATTEMPT}
 _PROGRESS = {Status.QUEUED: 0, Status.BUILDING: 1}
 _PERSON = 9
 _STRENGTH = {
-    **_PROGRESS, Status.SUCCESS: 2, Status.FAILED: 2, Status.CANCELLED: 2, Status.REJECTED: 3, Status.PUBLISHED: 4,
+    **_PROGRESS, Status.SUCCESS: 2, Status.FAILED: 2, Status.CANCELLED: 3, Status.REJECTED: 3, Status.PUBLISHED: 4,
     Status.OVERRIDE: _PERSON,
 }  # fmt: skip
 #: The statuses of a build that is over, which `latest_build` chooses among.
@@ -46,7 +59,8 @@ def merge(before: Mapping[str, Any] | None, event: BuildEvent) -> Document:
     holds = _holds(before)
     if not admitted(holds, event.status):
         return dict(before)
-    told, known = _said(event), {name: before[name] for name in _FIELDS if before.get(name) != _blank(name)}
+    told = _said(event)
+    known = {name: before[name] for name in _FIELDS if before.get(name, _blank(name)) != _blank(name)}
     if _overturns(event, holds) or not _same_attempt(told, known):
         weaker = known if _leads(event, before) else told
         for name in _ATTEMPT:
@@ -92,6 +106,8 @@ def _document(told: Document, known: Document, event: BuildEvent, before: Mappin
         **{name: _blank(name) for name in _FIELDS},
         **weaker,
         **stronger,
+        **_put(event, before),
+        "attempts": _attempts(event, before.get("attempts", [])),
         "status": Status.SUCCESS if status == Status.PUBLISHED else status,
         "published": published,
         "comment": before.get("comment") or (event.reason if event.status == Status.OVERRIDE else ""),
@@ -105,9 +121,49 @@ def _said(event: BuildEvent) -> Document:
     return {name: value for name, value in values.items() if value != _blank(name)}
 
 
+def _put(event: BuildEvent, before: Mapping[str, Any]) -> Document:
+    """Where its job is, as the last that put it has said."""
+    blank = {"queued_at": 0.0, "put_at": 0.0, "tube": "", "job": 0, "priority": None, "due": 0.0}
+    known: Document = {name: before.get(name, nothing) for name, nothing in blank.items()}
+    if event.status != Status.QUEUED:
+        return known
+    known["queued_at"] = min(known["queued_at"] or event.at, event.at)
+    if event.job and event.at >= known["put_at"]:
+        known.update({name: getattr(event, name) for name in _PUT}, put_at=event.at)
+    return known
+
+
+def _attempts(event: BuildEvent, known: Sequence[Mapping[str, Any]]) -> list[Document]:
+    """The attempts, with what an event says of its own."""
+    if not event.attempt:
+        return [dict(each) for each in known]
+    by_token = {each["attempt"]: dict(each) for each in known}
+    told = {**{name: getattr(event, name) for name in _TRY}, "status": _came_to(event)}
+    there = by_token.get(event.attempt, told)
+    weaker, stronger = sorted((told, there), key=lambda each: (_TRY_STRENGTH.get(each["status"], 0), each["at"]))
+    said = {name: value for name, value in stronger.items() if name not in _FIELDS or value != _blank(name)}
+    by_token[event.attempt] = {**weaker, **said}
+    return [by_token[token] for token in sorted(by_token, key=_began)][-_TRIES:]
+
+
+def _began(token: str) -> tuple[int, str]:
+    return int(token.partition("-")[0]), token
+
+
+def _came_to(event: BuildEvent) -> str:
+    """What an event says of its attempt: one that was put anew came to nothing."""
+    if event.status == Status.QUEUED:
+        return Status.REJECTED if event.reason.startswith(UPLOAD.strip()) else Status.UNFIT
+    return event.status
+
+
+#: Which word on an attempt goes before which.
+_TRY_STRENGTH = {**_STRENGTH, Status.UNFIT: 2, Status.OVERRIDE: 0}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)
+        return [attr.asdict(each) if attr.has(type(each)) else each for each in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -125,13 +181,17 @@ def _leads(event: BuildEvent, before: Mapping[str, Any]) -> bool:
     if before["status"] == Status.OVERRIDE:
         return event.status == Status.OVERRIDE and bool(event.at >= before["at"])
     mine, known = _STRENGTH[event.status], _STRENGTH.get(_holds(before), 0)
-    if mine == known == _PROGRESS[Status.BUILDING]:
+    if max(mine, known) <= _PROGRESS[Status.BUILDING] and event.attempt and before.get("attempt"):
+        if event.attempt == before["attempt"] and mine != known:
+            return mine < known  # it had begun, and was put anew: by whom, is in the attempts
         return bool(event.at >= before["at"])
     return mine > known
 
 
 def _overturns(event: BuildEvent, holds: str) -> bool:
     """Whether what another attempt came to is no longer so: its reason and its error are not this one's."""
+    if event.status == Status.CANCELLED:
+        return holds == Status.SUCCESS
     return event.status == Status.PUBLISHED and holds in (Status.FAILED, Status.CANCELLED, Status.REJECTED)
 
 

@@ -25,6 +25,8 @@ from reimzul.notifier.history.document import OVER, Document, fold, group, is_ov
 AWAY, ANSWER = 2_000, 10_000
 #: How often a batch is read and merged anew when somebody else writes the same documents.
 ROUNDS = 5
+#: Documents one delete names.
+ROWS = 1_000
 _DUPLICATE = 11000  # MongoDB's code of an _id that is there already
 _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
@@ -65,11 +67,35 @@ class MongoHistory(History):
             found = self._builds.find(_query(wanted), sort=_NEWEST, limit=limit)
             return [_without_id(document) for document in found]
 
+    def each(self, wanted: BuildFilter) -> Iterator[Document]:
+        """All that match, one at a time."""
+        with _words():
+            for document in self._builds.find(_query(wanted)):
+                yield _without_id(document)
+
+    def unfinished(self) -> list[Document]:
+        """All that wait or are under way."""
+        with _words():
+            found = self._builds.find({"status": {"$in": [Status.QUEUED, Status.BUILDING]}})
+            return [_without_id(document) for document in found]
+
+    def past(self, name: str, arch: str, limit: int) -> list[Document]:
+        """The newest of a package."""
+        wanted = {"srpm": _begins(f"{name}-"), "arch": arch, "status": Status.SUCCESS, "pkgname": name}
+        with _words():
+            return [_without_id(document) for document in self._builds.find(wanted, sort=_NEWEST, limit=limit)]
+
     def refused(self) -> Iterator[Document]:
         """The messages that were none."""
         with _words():
             for document in self._refused.find({}, sort=[("at", pymongo.DESCENDING)]):
                 yield _without_id(document)
+
+    def forget_refused(self, keys: Sequence[str]) -> None:
+        """Drop these of what was refused."""
+        with _words():
+            for first in range(0, len(keys), ROWS):
+                self._refused.delete_many({"_id": {"$in": list(keys[first : first + ROWS])}})
 
     def owe(self, owed: Sequence[Owed]) -> None:
         """Keep what is owed now; a sink at a time, so that no reader finds nothing in between."""
@@ -179,6 +205,8 @@ def _query(wanted: BuildFilter) -> dict[str, Any]:
         query.update(status=Status.SUCCESS, published={"$gt": 0})
     if wanted.srpm is not None:
         query["srpm"] = wanted.srpm if wanted.whole_srpm else _begins(wanted.srpm)
+    if wanted.since is not None:
+        query["timestamp"] = {"$gte": wanted.since}
     if wanted.build_id is not None:
         query["_id"] = _begins(wanted.build_id)
     return query

@@ -11,6 +11,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS builds (
 CREATE INDEX IF NOT EXISTS builds_newest ON builds
     (timestamp, key, status, target, arch, srpm, submitter, published);
 CREATE INDEX IF NOT EXISTS builds_group ON builds (srpm, arch, target, timestamp, key);
+CREATE INDEX IF NOT EXISTS builds_unfinished ON builds (key) WHERE status IN ('Queued', 'Building');
 CREATE TABLE IF NOT EXISTS refused (
     key TEXT PRIMARY KEY, at REAL NOT NULL, document TEXT NOT NULL
 );
@@ -76,16 +78,49 @@ class SqliteHistory(History):
         """The newest that match."""
         terms, values = _terms(wanted)
         where = f"WHERE {' AND '.join(terms)}" if terms else ""
-        found = f"SELECT rowid FROM builds INDEXED BY builds_newest {where} {_NEWEST_FIRST} LIMIT ?"
+        # an id names few builds, and the key has an index of its own
+        index = "" if wanted.build_id else "INDEXED BY builds_newest"
+        found = f"SELECT rowid FROM builds {index} {where} {_NEWEST_FIRST} LIMIT ?"
         query = f"SELECT document, latest FROM builds WHERE rowid IN ({found}) {_NEWEST_FIRST}"
         with self._words():
             return [_document(*row) for row in self._db.execute(query, [*values, limit])]
+
+    def each(self, wanted: BuildFilter) -> Iterator[Document]:
+        """All that match, one at a time."""
+        terms, values = _terms(wanted)
+        where = f"WHERE {' AND '.join(terms)}" if terms else ""
+        with self._words():
+            for row in self._db.execute(f"SELECT document, latest FROM builds {where}", values):
+                yield _document(*row)
+
+    def unfinished(self) -> list[Document]:
+        """All that wait or are under way; the index has no others."""
+        query = "SELECT document, latest FROM builds WHERE status IN ('Queued', 'Building')"
+        with self._words():
+            return [_document(*row) for row in self._db.execute(query)]
+
+    def past(self, name: str, arch: str, limit: int) -> list[Document]:
+        """The newest of a package; what begins as its source rpms do and is another's is read too, and left out."""
+        terms, values = zip(*_begins("srpm", f"{name}-"))
+        query = (
+            f"SELECT document, latest FROM builds INDEXED BY builds_group WHERE {' AND '.join(terms)} AND arch = ? "
+            f"AND status = ? {_NEWEST_FIRST}"
+        )
+        with self._words():
+            rows = self._db.execute(query, [*values, arch, Status.SUCCESS])
+            found = (document for document in starmap(_document, rows) if document["pkgname"] == name)
+            return list(islice(found, limit))
 
     def refused(self) -> Iterator[Document]:
         """The messages that were none."""
         with self._words():
             for (document,) in self._db.execute("SELECT document FROM refused ORDER BY at DESC"):
                 yield json.loads(document)
+
+    def forget_refused(self, keys: Sequence[str]) -> None:
+        """Drop these of what was refused, each by itself: nobody waits for all of them."""
+        with self._words():
+            self._db.executemany("DELETE FROM refused WHERE key = ?", [(key,) for key in keys])
 
     def owe(self, owed: Sequence[Owed]) -> None:
         """Keep what is owed now."""
@@ -137,7 +172,11 @@ class SqliteHistory(History):
             # Nobody has it open, so nothing will change below us; and who may not write in that folder
             # could not open it otherwise, since a reader of a WAL makes its index.
             address += "&immutable=1"
-        return sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)
+        db = sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'builds'").fetchone():
+            db.close()
+            raise NoHistory(f"no builds are known yet: the notifier is just making {self._path}")
+        return db
 
     def _known(self, keys: Collection[str]) -> dict[str, Document]:
         marks = ",".join("?" * len(keys))
@@ -175,6 +214,7 @@ def _document(text: str, latest: int) -> Document:
 def _terms(wanted: BuildFilter) -> tuple[list[str], list[str]]:
     """The conditions of a filter, and their values."""
     pairs = [("target = ?", wanted.target), ("arch = ?", wanted.arch), ("submitter = ?", wanted.submitter)]
+    pairs += [("timestamp >= ?", wanted.since)]
     if wanted.status == Status.PUBLISHED:
         pairs += [("published > 0 AND status = ?", Status.SUCCESS)]
     else:

@@ -9,8 +9,9 @@ from reimzul.notifier.sinks.history import HistorySink
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mqtt import MqttSink
+from reimzul.notifier.sinks.originals import OriginalsSink
 
-SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink)}
+SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink, OriginalsSink)}
 
 
 def wanted(settings: Settings) -> list[Sink]:

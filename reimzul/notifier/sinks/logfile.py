@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reimzul.core import fields
 from reimzul.core.config import Settings
-from reimzul.core.message import BuildEvent, Event, Refusal
+from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
 from reimzul.notifier.sinks.base import Sink, SinkAway
 from reimzul.notifier.verdict import Notice
 
@@ -27,7 +27,10 @@ TAIL = 1 << 20
 def line_of(event: Event) -> str:
     """An event as one line, whatever its fields hold."""
     when = time.asctime(time.localtime(event.at or time.time()))
-    words = _refusal(event) if isinstance(event, Refusal) else _build(event)
+    if isinstance(event, BuilderEvent):
+        words = f"Builder {event.builder} status {event.status}: {event.reason}"
+    else:
+        words = _refusal(event) if isinstance(event, Refusal) else _build(event)
     return fields.line(2000)(f"[{when}] {words}")
 
 

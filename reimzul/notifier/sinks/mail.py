@@ -17,7 +17,7 @@ from typing import Optional
 from reimzul.core.bstore import StoreUrls
 from reimzul.core.config import Mail, Settings
 from reimzul.core.errors import ConfigError
-from reimzul.core.message import BuildEvent, Event, Status
+from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal, Status
 from reimzul.notifier.sinks.base import Sink, SinkAway
 from reimzul.notifier.sinks.mail_book import Book
 from reimzul.notifier.sinks.mail_text import Writer
@@ -59,7 +59,9 @@ class MailSink(Sink):
         return cls(settings)
 
     def wants(self, event: Event) -> bool:
-        """Results that decide something for a package."""
+        """Results that decide something for a package, and what becomes of a builder."""
+        if isinstance(event, BuilderEvent):
+            return True
         return isinstance(event, BuildEvent) and event.status in MAILED and not event.scratch
 
     def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
@@ -92,12 +94,12 @@ class MailSink(Sink):
     def _tell(self, notice: Notice) -> bool:
         """Whether nothing is left to do for it. Raises `SinkAway`."""
         event = notice.event
-        if not isinstance(event, BuildEvent):
+        if isinstance(event, Refusal):
             return True
         self._book = book = self._book or Book(self._ledger)
         book.sweep()
         recipients = self._recipients.of(event)
-        if not recipients or (self._settings.only_on_change and not book.changed(notice, event)):
+        if not recipients or self._is_no_change(notice, book):
             return True
         have = book.have(notice)
         lacking = [each for each in recipients if each not in have]
@@ -108,6 +110,10 @@ class MailSink(Sink):
         if posted.later:
             book.given(notice, [each for each in lacking if each not in posted.later])
         return not posted.later
+
+    def _is_no_change(self, notice: Notice, book: Book) -> bool:
+        event = notice.event
+        return self._settings.only_on_change and isinstance(event, BuildEvent) and not book.changed(notice, event)
 
     def _say(self, notice: Notice, posted: Posted) -> None:
         about = (notice.word, notice.event.key)

@@ -15,7 +15,7 @@ from email.utils import formatdate
 import attr
 
 from reimzul.core.bstore import StoreUrls, folder
-from reimzul.core.message import NAMESPACE, BuildEvent, Status
+from reimzul.core.message import NAMESPACE, BuilderEvent, BuildEvent, Status
 
 #: The longest line that goes as it is: SMTP's limit is 998.
 LONGEST_LINE = 900
@@ -31,9 +31,9 @@ class Writer:
     sender: str
     urls: StoreUrls
 
-    def mail(self, event: BuildEvent, recipients: Sequence[str]) -> bytes:
-        """The mail about a result, as it goes over the wire."""
-        text = self.body(event)
+    def mail(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> bytes:
+        """The mail about a result, or about a builder, as it goes over the wire."""
+        text = about_builder(event) if isinstance(event, BuilderEvent) else self.body(event)
         plain = text.isascii() and max(map(len, text.splitlines())) <= LONGEST_LINE
         headers = [
             *self._headers(event, recipients),
@@ -44,7 +44,7 @@ class Writer:
         content = text if plain else body_encode(text.encode().decode("latin-1"))
         return "\r\n".join([*(f"{name}: {value}" for name, value in headers), "", *content.splitlines(), ""]).encode()
 
-    def _headers(self, event: BuildEvent, recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def _headers(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Written as they stand: what is in them is ASCII without spaces or line breaks, each field checked for it."""
         yield "From", self.sender
         yield "To", ",\r\n ".join(recipients)
@@ -54,8 +54,8 @@ class Writer:
         yield "In-Reply-To", self._id(thread(event))
         yield "References", self._id(thread(event))
         yield "Auto-Submitted", "auto-generated"
-        for name in ("status", "pkgname", "target", "arch", "submitter", "build_id"):
-            if getattr(event, name):
+        for name in ("status", "pkgname", "target", "arch", "submitter", "build_id", "builder"):
+            if getattr(event, name, ""):
                 yield f"X-Reimzul-{name.replace('_', '-').title()}", getattr(event, name)
 
     def body(self, event: BuildEvent) -> str:
@@ -88,16 +88,28 @@ class Writer:
         return f"<{left}@{domain or 'localhost'}>"
 
 
-def subject(event: BuildEvent) -> str:
+def about_builder(event: BuilderEvent) -> str:
+    """What became of a builder, and what a person can do."""
+    facts = [f"{event.builder}: {event.status}", "", event.reason, ""]
+    if event.status == Status.QUARANTINED:
+        facts += [f"It takes no more jobs. `reimzul resume {event.builder}` on the controller lets it back at once."]
+    return "\n".join(facts) + "\n"
+
+
+def subject(event: BuildEvent | BuilderEvent) -> str:
     """The original's."""
+    if isinstance(event, BuilderEvent):
+        return f"[reimzul] Builder {event.builder} : {event.status}"
     return (
         f"[reimzul] Build task {event.timestamp} {event.srpm} (arch: {event.arch}) target {event.target} "
         f": {event.status}"
     )
 
 
-def thread(event: BuildEvent) -> str:
-    """What all mails of a package on an arch and target refer to; no mail has this id itself."""
+def thread(event: BuildEvent | BuilderEvent) -> str:
+    """What all mails of a package on an arch and target refer to, or of a builder; no mail has this id itself."""
+    if isinstance(event, BuilderEvent):
+        return f"thread-{uuid.uuid5(NAMESPACE, event.builder).hex}"
     return f"thread-{uuid.uuid5(NAMESPACE, '/'.join(group(event))).hex}"
 
 

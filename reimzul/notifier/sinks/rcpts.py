@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 
 from reimzul.core.config import Mail, MailRcpts, address
-from reimzul.core.message import BuildEvent
+from reimzul.core.message import BuilderEvent, BuildEvent
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,13 @@ class Recipients:
         self._by_arch = rcpts.arches
         self._said: set[str] = set()
 
-    def of(self, event: BuildEvent) -> list[str]:
-        """The addresses of a result, each once. That an arch has no line is said once."""
+    def of(self, event: BuildEvent | BuilderEvent) -> list[str]:
+        """The addresses of a result, each once. That an arch has no line is said once.
+
+        Of a builder they are those of all its arches.
+        """
+        if isinstance(event, BuilderEvent):
+            return list(dict.fromkeys(one for arch in event.arches for one in self._by_arch.get(arch, ())))
         if event.arch not in self._by_arch and event.arch not in self._said:
             self._said.add(event.arch)
             log.warning("[mail_rcpts] has no line for %s: its results are mailed to nobody there", event.arch)

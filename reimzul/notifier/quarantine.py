@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quarantine: a builder whose faults stand out from its peers' takes no more jobs, is probed, and let back.
+
+What holds it back is a mark in beanstalkd, as of a drain, that lets one thing through: a canary, put into a tube that
+this builder alone looks into. A canary that is built lifts the mark; one that fails is followed by another, after a
+pause that grows. Never is the last builder held back that could build for an arch: one that fails now and then is
+better than none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Optional
+
+import attr
+
+from reimzul.core import canary, fields, mark
+from reimzul.core.arch import Arches
+from reimzul.core.errors import Again, ClaimLost, ReimzulError
+from reimzul.core.manifest import sha256_of
+from reimzul.core.mark import QUARANTINED, Mark
+from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, State, Status, event_of, new_build_id
+from reimzul.core.tube import PRIORITY_NOW, Broker, arch_tube, canary_tube, marked_builder, worker_tube
+from reimzul.notifier.conduct import Conduct, NoConduct, Ward
+from reimzul.notifier.history.presence import SILENT, NoPresences, Presences, Seen
+from reimzul.notifier.standing import standing
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two rounds, and between two lines about what keeps us from our work.
+ROUND, SAY_AGAIN = 15.0, 600.0
+#: Seconds a probe may be away from its tube without a word until another is sent, and the longest pause between two.
+LOST, LONGEST = 1800, 86400
+_BY = "reimzul-notifier"
+
+
+@attr.frozen(kw_only=True)
+class Rules:
+    """When a builder stands out, and how it is probed."""
+
+    faults: int  #: from so many on
+    ratio: int  #: so many times as often as its peers
+    window: float  #: seconds that are looked back
+    pause: int  #: seconds until the first probe
+    target: str  #: of the canary, without an arch; nothing: none is sent, and a person resumes the builder
+    incoming: Path
+    arches: Arches
+
+
+class Quarantine:
+    """Who judges builders. Belongs to the daemon's thread; a canary is made in another."""
+
+    def __init__(self, rules: Rules, path: Path) -> None:
+        """`path`: of the notifier's file of presences."""
+        self.rules = rules
+        self.conduct = Conduct(path)
+        self.presences = Presences(path)
+        self._probes: set[str] = set()  #: the builds that probe
+        self._pool = ThreadPoolExecutor(1, "canary")
+        self._making: Optional[Future[Path]] = None
+        self._looked = self._said = float("-inf")
+
+    def hear(self, event: BuildEvent) -> None:
+        """What a build came to; it does not fail."""
+        if event.srpm.startswith(canary.PACKAGE):
+            if event.build_id in self._probes and event.status in Status.FINAL:
+                self._looked = float("-inf")
+            return
+        try:
+            self.conduct.note(event, time.time())
+        except NoConduct as error:
+            self._complain(error)
+
+    def look(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
+        """A round, where one is due; `came_to` says what builds have come to, by their ids. Raises `BrokerGone`."""
+        if time.monotonic() - self._looked < ROUND:
+            return
+        self._looked = time.monotonic()
+        try:
+            self._round(broker, came_to)
+        except (Again, NoConduct, NoPresences, OSError) as error:
+            self._complain(error)
+
+    def close(self) -> None:
+        """Leave."""
+        self._pool.shutdown(wait=False)
+        self.conduct.close()
+        self.presences.close()
+
+    def _round(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
+        marks = _marks(broker)
+        seen = self.presences.all()
+        wards = {ward.host: ward for ward in self.conduct.wards()}
+        for host, found in marks.items():
+            if found.quarantined and host not in wards:  # our file was lost
+                wards[host] = Ward(host=host, since=found.at or time.time(), next=time.time() + self.rules.pause)
+                self.conduct.keep(wards[host])
+        self._probes = {ward.build_id for ward in wards.values() if ward.build_id}
+        ended = came_to(self._probes)
+        for ward in wards.values():
+            if not marks.get(ward.host, Mark()).quarantined:
+                self._let_back(broker, ward, "by a person", seen)
+            else:
+                self._probe(broker, ward, ended.get(ward.build_id, ""), seen)
+        self._judge(broker, marks, seen)
+
+    # --- judging --------------------------------------------------------------------------------------------------
+
+    def _judge(self, broker: Broker, marks: dict[str, Mark], seen: list[Seen]) -> None:
+        since = time.time() - self.rules.window
+        self.conduct.forget(since)
+        rows = self.conduct.tried(since)
+        for builder in sorted({row.builder for row in rows if row.fault} - marks.keys()):
+            how = standing(rows, builder)
+            if how.stands_out(self.rules.faults, self.rules.ratio):
+                lonely = alone(builder, seen, marks)
+                if lonely:
+                    words = "stays though its faults stand out, being the last for"
+                    self._complain(f"{builder} {words} {lonely}: {how.words}")
+                else:
+                    marks[builder] = self._hold(broker, builder, how.words, seen)
+
+    def _hold(self, broker: Broker, host: str, why: str, seen: list[Seen]) -> Mark:
+        holds = mark.put(broker, worker_tube(host), mark.mark(_BY, why, reason=QUARANTINED))
+        if holds.quarantined:
+            log.error("%s is in quarantine: %s", host, why)
+            now = time.time()
+            self.conduct.keep(Ward(host=host, since=now, next=now + self.rules.pause))
+            self._announce(broker, host, Status.QUARANTINED, why, seen)
+        return holds
+
+    # --- probing --------------------------------------------------------------------------------------------------
+
+    def _probe(self, broker: Broker, ward: Ward, came_to: str, seen: list[Seen]) -> None:
+        if came_to == Status.SUCCESS:
+            mark.lift(broker, worker_tube(ward.host))
+            self._let_back(broker, ward, "it has built a canary", seen)
+        elif came_to or (ward.build_id and self._is_lost(broker, ward)):
+            self._clear(broker, ward)
+            pause = min(self.rules.pause << min(ward.failed + 1, 20), LONGEST)
+            log.warning("the canary of %s came to nothing (%s): another in %d s", ward.host, came_to or "lost", pause)
+            self.conduct.keep(Ward(host=ward.host, since=ward.since, failed=ward.failed + 1, next=time.time() + pause))
+        elif not ward.build_id and self.rules.target and time.time() >= ward.next:
+            self._send(broker, ward, seen)
+
+    def _is_lost(self, broker: Broker, ward: Ward) -> bool:
+        """Whether a probe's job is gone and no word of it came, for long."""
+        if time.time() - ward.next < LOST:
+            return False
+        try:
+            return BuildRequest.decode(broker.peek(ward.job)).build_id != ward.build_id
+        except ReimzulError:
+            return True
+
+    def _send(self, broker: Broker, ward: Ward, seen: list[Seen]) -> None:
+        """Put a canary into the builder's own tube, once it is made."""
+        if self._making is None:
+            self._making = self._pool.submit(canary.make, self.rules.incoming)
+        if not self._making.done():
+            return
+        made, self._making = self._making, None
+        try:
+            srpm = made.result()
+            request = self._request(ward.host, srpm, seen)
+        except (ReimzulError, OSError) as error:
+            self._complain(f"no canary can be sent to {ward.host}: {error}")
+            self.conduct.keep(attr.evolve(ward, next=time.time() + SAY_AGAIN))
+            return
+        tube = arch_tube(canary_tube(ward.host))
+        job = broker.put(tube, request, priority=PRIORITY_NOW)
+        self._probes.add(request.build_id)
+        self.conduct.keep(attr.evolve(ward, build_id=request.build_id, job=job, srpm=srpm.name, next=time.time()))
+        reason = f"a canary for {ward.host}, which is in quarantine"
+        where = {"tube": tube.name, "job": job, "priority": PRIORITY_NOW}
+        broker.announce(event_of(request, Status.QUEUED, pkgname=canary.PACKAGE, reason=reason, **where))
+        log.info("%s is probed by build %s", ward.host, request.build_id)
+
+    def _request(self, host: str, srpm: Path, seen: list[Seen]) -> BuildRequest:
+        """What the builder is probed with: a scratch build for its own arch. Raises `ReimzulError`."""
+        tubes = tubes_of(host, seen)
+        known = self.rules.arches.known
+        arch = next((arch.name for arch in known.values() if tubes and arch.tube == tubes[0]), "")
+        if not arch:
+            srpm.unlink(missing_ok=True)
+            raise ReimzulError("nobody knows what it builds")
+        return BuildRequest(
+            srpm=srpm.name,
+            arch=arch,
+            target=f"{self.rules.target}.{arch}",
+            disttag=canary.DISTTAG,
+            submitter=_BY,
+            scratch=True,
+            build_id=new_build_id(),
+            timestamp=fields.now_timestamp(),
+            srpm_sha256=sha256_of(srpm),
+            legs=(arch,),
+        )
+
+    def _let_back(self, broker: Broker, ward: Ward, why: str, seen: list[Seen]) -> None:
+        self._clear(broker, ward)
+        self.conduct.release(ward.host, time.time())
+        log.info("%s takes jobs again: %s", ward.host, why)
+        self._announce(broker, ward.host, Status.RELEASED, why, seen)
+
+    def _clear(self, broker: Broker, ward: Ward) -> None:
+        """Take away what a probe may have left: its job, where nobody has it, and its source."""
+        if ward.job:
+            with contextlib.suppress(ClaimLost, ReimzulError):
+                if BuildRequest.decode(broker.peek(ward.job)).build_id == ward.build_id:
+                    broker.delete(ward.job)
+        if ward.srpm:
+            with contextlib.suppress(OSError):
+                (self.rules.incoming / ward.srpm).unlink(missing_ok=True)
+
+    def _announce(self, broker: Broker, host: str, status: str, why: str, seen: list[Seen]) -> None:
+        at = round(time.time(), 3)
+        broker.announce(BuilderEvent(builder=host, status=status, reason=why, arches=tubes_of(host, seen), at=at))
+
+    def _complain(self, what: object) -> None:
+        if time.monotonic() - self._said > SAY_AGAIN:
+            self._said = time.monotonic()
+            log.warning("%s", what)
+
+
+def _marks(broker: Broker) -> dict[str, Mark]:
+    """The marks of builders, by host."""
+    hosts = [marked_builder(tube) for tube in broker.tubes()]
+    found = {host: mark.drained(broker, host) for host in hosts if host}
+    return {host: each for host, each in found.items() if each is not None}
+
+
+def tubes_of(host: str, seen: list[Seen]) -> tuple[str, ...]:
+    """What a builder watches, as its workers last said."""
+    return next((each.presence.arches for each in seen if each.presence.host == host), ())
+
+
+def alone(host: str, seen: list[Seen], marks: dict[str, Mark]) -> str:
+    """The first tube that nobody could work on without this builder; nothing where each has another."""
+    mine = tubes_of(host, seen)
+    others: set[str] = set()
+    for each in seen:
+        able = each.presence.state in (State.IDLE, State.BUILDING) and each.heard > time.time() - SILENT
+        if able and each.presence.host != host and each.presence.host not in marks:
+            others.update(each.presence.arches)
+    return next((tube for tube in mine if tube not in others), "" if mine else "what nobody knows")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the history keeps of refused messages, for a while only: the reason of one that is still buried stays.
+
+A round is a thread of its own, with its own connections: a history that is away for long holds nobody up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Callable
+
+import attr
+
+from reimzul.core.errors import ClaimLost, ReimzulError
+from reimzul.core.tube import Broker
+from reimzul.notifier.history import open_history
+
+log = logging.getLogger(__name__)
+
+
+@attr.frozen
+class Refusals:
+    """Whose they are, and how long they are kept."""
+
+    connect: Callable[[], Broker]
+    url: str  #: of the history
+    days: int  #: 0: for ever
+
+    def sweep(self) -> None:
+        """Have a round begin; it ends by itself."""
+        if self.days:
+            threading.Thread(target=self._round, name="refusals", daemon=True).start()
+
+    def _round(self) -> None:
+        try:
+            count = self.forget(time.time() - self.days * 86400)
+        except ReimzulError as error:
+            log.warning("what was refused is not looked through today: %s", error)
+        else:
+            if count:
+                log.info("%d refusals of more than %d days ago are forgotten", count, self.days)
+
+    def forget(self, before: float) -> int:
+        """Drop those that are older and not buried any more; how many. Raises `HistoryAway`, `BrokerGone`."""
+        with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
+            old = [document for document in history.refused() if document["at"] < before]
+            keys = [document["key"] for document in old if not _is_buried(broker, document)]
+            history.forget_refused(keys)
+        return len(keys)
+
+
+def _is_buried(broker: Broker, document: Mapping[str, Any]) -> bool:
+    """Whether the job may be this one, put aside: its number may have become another's, which keeps it too."""
+    try:
+        facts = broker.facts(document["job"])
+    except ClaimLost:
+        return False
+    return (facts.tube, facts.state) == (document["tube"], "buried")

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roll: what workers say of themselves, taken out of `notify` and kept for who asks; told to nobody.
+
+None of it is worth a moment of delay to an event: what is old is dropped unread, what cannot be written down is
+dropped too, and said once a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reimzul.core.errors import ClaimLost
+from reimzul.core.message import Presence
+from reimzul.core.tube import Claim
+from reimzul.notifier.history.presence import KEPT, NoPresences, Presences, Seen
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a worker's word is not worth reading any more: it has said newer ones since.
+STALE = 120
+#: Seconds between two lines about a file that cannot be written, and between two sweeps of it.
+SAY_AGAIN, SWEEP = 60.0, 3600.0
+
+
+class Roll:
+    """Who is there, as the notifier hears it. Belongs to the daemon's thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = Presences(path)
+        self._said = self._swept = float("-inf")
+
+    def call(self, words: Iterable[tuple[Claim[Any], Presence]]) -> None:
+        """Write down what was said, in the order it was said in; it does not fail."""
+        latest: dict[tuple[str, str], Seen] = {}
+        now = time.time()
+        for claim, presence in words:
+            age = _age(claim)
+            if age <= STALE:
+                latest[presence.host, presence.instance] = Seen(presence=presence, heard=now - age)
+        self._keep(list(latest.values()))
+
+    def sweep(self) -> None:
+        """Now and then forget who has long been silent."""
+        if time.monotonic() - self._swept > SWEEP:
+            self._swept = time.monotonic()
+            self._keep([], before=time.time() - KEPT)
+
+    def close(self) -> None:
+        """Leave."""
+        self._file.close()
+
+    def _keep(self, words: Sequence[Seen], before: float = 0.0) -> None:
+        try:
+            if words:
+                self._file.keep(words)
+            if before:
+                self._file.forget(before)
+        except NoPresences as error:
+            if time.monotonic() - self._said > SAY_AGAIN:
+                log.warning("%s", error)
+                self._said = time.monotonic()
+
+
+def _age(claim: Claim[Any]) -> float:
+    """Seconds since it was said, by beanstalkd's clock: a builder's own may be wrong."""
+    try:
+        return claim.facts.age
+    except ClaimLost:
+        return STALE + 1
