@@ -13,12 +13,29 @@ from reimzul.core.command import EXIT_CODES, entry
 #: Every command: its name, the module here that has it as `command`, and what `reimzul --help` says of it.
 COMMANDS = {
     "builds": ("builds", "What became of builds, newest first."),
+    "show": ("show", "Everything of one build: legs, attempts, times, files."),
+    "explain": ("explain", "Why a build is where it is, and when it is likely to go on."),
+    "watch": ("watch", "Builds as they go on, until they are over."),
+    "log": ("log", "A log of a build, while it is written and afterwards."),
+    "cancel": ("cancel", "End builds, whether they wait or run."),
+    "retry": ("retry", "Submit builds again, or their failed legs alone."),
+    "raise": ("raising", "Put waiting builds first."),
+    "builders": ("builders", "Who is there, doing what, since when, and how well."),
+    "drain": ("drain", "Have a builder take no more jobs."),
+    "resume": ("resume", "Have a drained builder take jobs again."),
+    "repogen": ("repogen", "Have a target indexed anew."),
+    "prune": ("prune", "Drop old builds from the repositories, on bstore."),
+    "scratch": ("scratch", "List scratch builds and take them away, on bstore."),
+    "stats": ("stats", "Builds, failures and times, by arch, package and builder."),
+    "metrics": ("metrics", "The same for Prometheus, as OpenMetrics text."),
     "queues": ("queues", "What waits in the tubes, who watches them, and who is still to be told."),
     "buried": ("buried", "Jobs that were refused and put aside, and why."),
     "kick": ("kick", "Put buried jobs back, to be tried again."),
     "discard": ("discard", "Delete buried jobs."),
     "override": ("override", "Set the status of a build to Override, with a comment."),
+    "doctor": ("doctor.command", "Look at every link and every part of this host; send a canary through the farm."),
     "config": ("settings", "Check a configuration, or print a sample."),
+    "setup": ("setup.command", "Set this host up for its role: configurations, keys, units."),
 }
 
 

@@ -12,7 +12,7 @@ import click
 
 from reimzul.core.command import EXIT_CODES, shared_options, start
 from reimzul.core.errors import EXIT_FAILED, ConfigError
-from reimzul.core.tube import Broker, TubeStats
+from reimzul.core.tube import Broker, TubeStats, is_mark_tube
 from reimzul.notifier.history import HistoryAway, NoHistory, Owed
 from reimzul.operator import reading
 from reimzul.operator.table import show, show_json, when
@@ -31,7 +31,8 @@ def command(config: Path | None, verbose: bool, as_json: bool) -> int:
     """Show every tube: jobs that wait, are worked on, wait for their time, were put aside; and how many watch it.
 
     A tube that has jobs and nobody to take them is marked: `nobody watches it`. Below that, where there are any:
-    events that the log, the history or MQTT has not taken yet, as the notifier last wrote it down.
+    events that the log, the history or MQTT has not taken yet, as the notifier last wrote it down. The tubes that hold
+    a mark instead of work (a cancelled build, a drained builder) are in the JSON alone.
 
     \b
     Examples:
@@ -61,7 +62,7 @@ def all_owed(url: str) -> list[Owed] | None:
 
 def is_unwatched(tube: TubeStats) -> bool:
     """Whether it has jobs to be taken, and nobody to take them."""
-    return bool(tube.ready + tube.delayed) and not tube.watchers
+    return bool(tube.ready + tube.delayed) and not tube.watchers and not is_mark_tube(tube.name)
 
 
 def _jobs(tube: TubeStats) -> int:
@@ -74,7 +75,7 @@ def _as_json(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
 
 
 def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
-    show(_HEADS, [_row(tube) for tube in tubes])
+    show(_HEADS, [_row(tube) for tube in tubes if not is_mark_tube(tube.name)])
     if owed:
         if sys.stdout.isatty():
             click.echo()

@@ -19,18 +19,13 @@ import click
 
 from reimzul.core.command import start
 from reimzul.core.config import Settings
-from reimzul.core.errors import EXIT_FAILED, EXIT_USAGE, ClaimLost, ReimzulError
+from reimzul.core.errors import EXIT_FAILED, ClaimLost, ReimzulError
 from reimzul.core.tube import Broker
+from reimzul.operator.asking import NobodyToAsk
 from reimzul.operator.table import show_json
 from reimzul.operator.tubes import named, with_buried
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class NobodyToAsk(ReimzulError):
-    """There is a question, and no terminal to ask it on."""
-
-    exit_code = EXIT_USAGE
 
 
 @attr.frozen(kw_only=True)

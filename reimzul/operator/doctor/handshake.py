@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reimzul.operator.doctor import probe
 from reimzul.operator.doctor.check import Result, fail
-from reimzul.operator.doctor.host import Host, is_root
+from reimzul.operator.doctor.host import CONTROLLER, Host, is_root
 from reimzul.operator.doctor.services import Service
 from reimzul.operator.doctor.tunnels import Address, Section
 
@@ -45,7 +45,8 @@ def _of_answer(answer: probe.Answer, far: str, name: str, program: str, there: s
         return fail(words, f"{there}{start(program)}")
     if answer.state == probe.REFUSED:
         words = f"{far} does not take the key of {name}{why}: it was revoked, or has another secret there"
-        return fail(words, f"{there}reimzul setup <role> --list shows whose keys are taken; --add-builder makes one")
+        makes = "--add-bstore" if name == CONTROLLER else "--add-builder"
+        return fail(words, f"{there}reimzul setup <role> --list shows whose keys are taken; {makes} makes one")
     if answer.state == probe.UNREACHED:
         return fail(f"{far} cannot be reached{why}", f"{there}{STUNNEL}")
     if answer.state == probe.SILENT:

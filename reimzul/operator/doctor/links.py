@@ -15,7 +15,7 @@ from reimzul.operator.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
 from reimzul.operator.doctor.services import BEANSTALKD, INCOMING, RSYNCD, STORE, Service, Wrong, services
 
 #: What a role cannot do without.
-NEEDED = {CONTROLLER: (BEANSTALKD,), BSTORE: (BEANSTALKD,), BUILDER: (BEANSTALKD, INCOMING, RSYNCD, STORE)}
+NEEDED = {CONTROLLER: (BEANSTALKD, STORE), BSTORE: (BEANSTALKD,), BUILDER: (BEANSTALKD, INCOMING, RSYNCD, STORE)}
 
 
 def used(host: Host) -> dict[str, Service]:
@@ -68,7 +68,8 @@ class Link:
         if self.host.has(service.offerer):
             return fail(f"nothing listens on {shown(address)}: {service.program} does not run", start(service.program))
         words = f"nothing listens on {shown(address)}, and no section of {self.host.tunnels.path} would"
-        return fail(words, f"reimzul setup {self.host.roles[0]}, or mend {service.setting}")
+        more = " --add-bstore NAME" if self.host.roles[0] == CONTROLLER and service.name == STORE else ""
+        return fail(words, f"reimzul setup {self.host.roles[0]}{more}, or mend {service.setting}")
 
     def _broken(self, error: Exception) -> Result:
         """Which part it is that does not do its work."""

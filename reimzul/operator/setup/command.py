@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+import attr
 import click
 
 from reimzul.core.command import EXIT_CODES, own_name
 from reimzul.core.errors import InputError
-from reimzul.operator.setup import asking, ini, keys, mqtt, roles
+from reimzul.operator.setup import asking, ini, keys, mqtt, roles, way
 from reimzul.operator.setup.act import Manner, agree, prepare, show, take_steps, write_files
 from reimzul.operator.setup.begun import Pending, begun
 from reimzul.operator.setup.checkout import cloning
@@ -84,7 +85,7 @@ def command() -> None:
 @_originals_option
 @click.option("--add-bstore", metavar="NAME", help="Let bstore in: its host name, or the one of --bstore.")
 @click.option("--controller", metavar="HOST", help="This host's name as the others know it, for the lines printed.")
-@click.option("--bstore", metavar="HOST", help="bstore's host name, for the lines printed.")
+@click.option("--bstore", metavar="HOST", help="bstore's host name, if it is not the NAME of --add-bstore.")
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
 def controller(
@@ -94,7 +95,8 @@ def controller(
     """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier.
 
     The key of each host is made here: --add-builder and --add-bstore print it, a line each, on stdout and once, and
-    on stderr what to run with it. On a host that is set up they change nothing but the keys.
+    on stderr what to run with it. On a host that is set up they change nothing but the keys. With bstore's the
+    controller gets a key of its own, to read the store by: for bstore that is another line.
 
     \b
     Examples:
@@ -103,19 +105,22 @@ def controller(
       reimzul setup controller --revoke b2
       reimzul setup controller --list
     """
-    run = _Run("controller", **given)
+    run = _Run("controller", add_bstore=add_bstore, **given)
     if run.listed():
         return
-    add = (*((keys.name(add_bstore),) if add_bstore else ()), *run.given["add_builder"])
-    outcome = run.orders(add, makes=True)
-    ours, store = controller or own_name(), bstore or add_bstore or "BSTORE"
-    hosts = {"CONTROLLER": asking.host(ours), "BSTORE": asking.host(store)}
+    outcome, own = run.orders_with_own(add_bstore)
+    store = run.bstore(bstore, add_bstore)
+    hosts = {"CONTROLLER": asking.host(controller or own_name()), "BSTORE": asking.host(store or "BSTORE")}
+    if bstore and not (own.keys or run.given["add_builder"]):
+        raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
+    reaches = {"own_key": way.text_of(own.keys), "hosts": {"BSTORE": store} if own.keys and store else {}}
     if run.only_keys and not (with_mqtt or mqtt_listen):
-        run.carry_out(roles.keys_only(run.system, run.wishes(outcome)), outcome)
+        planned = roles.keys_and_way if own.changed else roles.keys_only
+        run.carry_out(planned(run.system, run.wishes(outcome, **reaches)), outcome)
     else:
         listen = asking.host(mqtt_listen) if mqtt_listen else None
         broker = mqtt.wishes(run.system, with_mqtt, listen, controller)
-        wishes = run.wishes(outcome, **broker.as_wishes(run.settings))
+        wishes = run.wishes(outcome, **reaches, **broker.as_wishes(run.settings))
         run.carry_out(roles.plan("controller", run.system, wishes), outcome)
     run.tell(outcome, add_bstore, hosts)
 
@@ -133,8 +138,8 @@ def bstore(
 ) -> None:
     """Set up bstore: rsyncd, nginx for the store, stunnel, repogen, the signer.
 
-    Its own key and those of the builders come from the controller. On a host that is set up, --add-builder and
-    --revoke change nothing but the keys.
+    Its own key, the controller's and those of the builders come from the controller. On a host that is set up,
+    --add-builder and --revoke change nothing but the keys.
 
     \b
     Examples:
@@ -145,7 +150,7 @@ def bstore(
     run = _Run("bstore", **given)
     if run.listed():
         return
-    outcome = run.orders(run.given["add_builder"], makes=False)
+    outcome = run.orders()
     if run.only_keys and not (controller or name or repogen_workers or public_port is not None or run.more()):
         run.carry_out(roles.keys_only(run.system, run.wishes(outcome)), outcome)
         return
@@ -236,7 +241,7 @@ class _Run:
         """Whether a list was asked for, which it has then been given."""
         if not self.given["listed"]:
             return False
-        owners = keys.owners(roles.first_keys(self.system.text(roles.ACCEPTED)))
+        owners = keys.owners(self._accepted())
         if self.manner.as_json:
             show_json({"names": owners})
         else:
@@ -244,20 +249,40 @@ class _Run:
                 click.echo(owner)
         return True
 
-    def orders(self, add: Sequence[str], *, makes: bool) -> Outcome:
-        """What becomes of the keys this host accepts."""
-        if add and self.keys is None and not makes:
-            if not asking.on_terminal():
+    def orders(self) -> Outcome:
+        """What becomes of the keys that bstore accepts: of the builders', and of the controller's if it is given."""
+        add = self.given["add_builder"]
+        if self.keys is None and (add or self.system.text(roles.OWN_KEY) is None):
+            if asking.on_terminal():
+                self.keys = asking.key_file("-")
+            elif add:
                 raise asking.NobodyToAsk("missing, and there is no terminal to ask on: --psk-file FILE")
-            self.keys = asking.key_file("-")
-        orders = Orders(
-            add=tuple(add), revoke=self.given["revoke"], new_key=self.given["new_key"], given=self.keys,
-        )  # fmt: skip
-        return carried_out(orders, roles.first_keys(self.system.text(roles.ACCEPTED)))
+        orders = self._orders(add)
+        taken = (keys.CONTROLLER,) if keys.CONTROLLER in (self.keys or ()) else ()
+        return carried_out(attr.evolve(orders, taken=taken), self._accepted())
+
+    def orders_with_own(self, bstore: str | None) -> tuple[Outcome, Outcome]:
+        """What becomes of the keys that the controller accepts, with all that is to be printed; and of its own."""
+        orders = self._orders((*((bstore,) if bstore else ()), *self.given["add_builder"]))
+        own = keys.parse(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
+        theirs, ours = way.ordered(orders, bstore, self._accepted(), own)
+        return attr.evolve(theirs, made={**theirs.made, **ours.made}), ours
+
+    def _orders(self, add: Sequence[str]) -> Orders:
+        names = tuple(map(keys.name, add))
+        return Orders(add=names, revoke=self.given["revoke"], new_key=self.given["new_key"], given=self.keys)
+
+    def _accepted(self) -> dict[str, str]:
+        return roles.first_keys(self.system.text(roles.ACCEPTED))
+
+    def bstore(self, given: str | None, added: str | None) -> str:
+        """bstore's host name; empty where it is not known yet. One that stays keeps the name it was given before."""
+        there = self.hosts.get("BSTORE", "")
+        return given or (there if added in self._accepted() else "") or added or there
 
     def more(self) -> bool:
         """Whether a bstore was told more than about others' keys: its own is among those given."""
-        return bool(set(self.keys or ()) - set(self.given["add_builder"]))
+        return bool(set(self.keys or ()) - {keys.CONTROLLER, *self.given["add_builder"]})
 
     def wishes(self, outcome: Outcome, **more: Any) -> Wishes:
         """The wishes of a host that accepts keys."""
@@ -272,7 +297,7 @@ class _Run:
 
     def own_key(self, questions: asking.Questions, name: str | None) -> str:
         """The text of this host's own key file: of the key given, or the one that is there."""
-        theirs = self.given.get("add_builder", ())
+        theirs = (keys.CONTROLLER, *self.given.get("add_builder", ()))
         own = {owner: secret for owner, secret in (self.keys or {}).items() if owner not in theirs}
         there = self.system.text(roles.OWN_KEY)
         if not own and there is None and self.keys is None and asking.on_terminal():
@@ -306,17 +331,19 @@ class _Run:
         if self.manner.dry_run:
             return
         reach = f"--controller {hosts['CONTROLLER']}"
-        builders = [owner for owner in outcome.made if owner != add_bstore]
+        builders = [owner for owner in outcome.made if owner not in (add_bstore, keys.CONTROLLER)]
+        ours = [keys.CONTROLLER] if keys.CONTROLLER in outcome.made else []
         added = "".join(f" --add-builder {owner}" for owner in builders)
         added += " --new-key" if added and self.given["new_key"] else ""
         if add_bstore in outcome.made:
-            self._advise("bstore", f"bstore {reach} --name {add_bstore}{added}", [add_bstore, *builders])
-        elif builders:
-            self._advise("bstore", f"bstore{added}", builders)
+            self._advise("bstore", f"bstore {reach} --name {add_bstore}{added}", [add_bstore, *ours, *builders])
+        elif builders or ours:
+            self._advise("bstore", f"bstore{added}", [*ours, *builders])
         for owner in builders:
             self._advise(owner, f"builder --name {owner} {reach} --bstore {hosts['BSTORE']}", [owner])
         for owner in self.given["revoke"]:
-            self.manner.say(f"on bstore, if {owner} was a builder:\n  reimzul setup bstore --revoke {owner}")
+            which = "" if owner == keys.CONTROLLER else f", if {owner} was a builder"
+            self.manner.say(f"on bstore{which}:\n  reimzul setup bstore --revoke {owner}")
 
     def _advise(self, where: str, words: str, owners: Sequence[str | None]) -> None:
         lines = "line" if len(owners) == 1 else "lines"

@@ -15,6 +15,8 @@ from reimzul.core.fields import shown
 
 #: A key nobody is told. stunnel does not start with an empty file, and this one is there before any builder is.
 NOBODY = "localhost"
+#: Whose key the controller's own is, by which it reads the store. No other host is called that.
+CONTROLLER = "controller"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 #: stunnel wants 16 bytes at least: PSKsecrets in stunnel(8).
@@ -23,8 +25,8 @@ _SECRET = re.compile(r"(?:[0-9a-fA-F]{2}){16,128}\Z")
 
 def name(text: str) -> str:
     """The name of a key's owner. Raises `InputError`."""
-    if not _NAME.match(text) or text == NOBODY:
-        right = "letters, digits and ._-, beginning with a letter or digit, 64 at most, and not localhost"
+    if not _NAME.match(text) or text in (NOBODY, CONTROLLER):
+        right = "letters, digits and ._-, beginning with a letter or digit, 64 at most; not localhost, not controller"
         raise InputError(f"{shown(text)} is no name for a builder: {right}")
     return text
 

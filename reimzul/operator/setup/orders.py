@@ -19,6 +19,7 @@ class Orders:
     revoke: tuple[str, ...] = ()
     new_key: bool = False  #: who has a key already gets another
     given: Mapping[str, str] | None = None  #: keys made elsewhere; None: they are made here
+    taken: tuple[str, ...] = ()  #: whose given key is taken, whatever they had
 
 
 @attr.frozen(kw_only=True)
@@ -28,6 +29,7 @@ class Outcome:
     keys: Mapping[str, str]
     made: Mapping[str, str]  #: those nobody else knows yet
     cut: bool  #: a key is no longer accepted
+    changed: bool  #: they are not as they were
 
 
 def carried_out(orders: Orders, present: Mapping[str, str]) -> Outcome:
@@ -39,17 +41,17 @@ def carried_out(orders: Orders, present: Mapping[str, str]) -> Outcome:
             raise InputError(f"{owner} has no key here; these have: {known}")
         del after[owner]
         cut = True
-    for owner in orders.add:
-        secret = _secret(orders, keys.name(owner))
+    for owner in (*orders.add, *orders.taken):
+        secret = _secret(orders, owner)
         if after.get(owner) == secret:
             continue
-        if owner in after and not orders.new_key:
+        if owner in after and not (orders.new_key or owner in orders.taken):
             raise InputError(f"{owner} has a key already; --new-key gives it another and shuts the present one out")
         cut = cut or owner in after
         after[owner] = secret
         if orders.given is None:
             made[owner] = secret
-    return Outcome(keys=after, made=made, cut=cut)
+    return Outcome(keys=after, made=made, cut=cut, changed=after != present)
 
 
 def _secret(orders: Orders, owner: str) -> str:

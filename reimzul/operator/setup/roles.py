@@ -39,7 +39,7 @@ PUBLIC = "/etc/nginx/conf.d/reimzul-public.conf"
 #: What other hosts reach: docs/install.md, "Ports".
 PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
 #: Whom a role's stunnel connects to.
-PEERS = {"controller": (), "bstore": ("CONTROLLER",), "builder": ("CONTROLLER", "BSTORE")}
+PEERS = {"controller": ("BSTORE",), "bstore": ("CONTROLLER",), "builder": ("CONTROLLER", "BSTORE")}
 
 
 @attr.frozen(kw_only=True)
@@ -92,11 +92,25 @@ def _to_be_removed(role: str, system: System, wishes: Wishes) -> Iterator[tuple[
     originals = _drop_in(_rsync(system), "reimzul-originals")
     if role == "bstore" and not wishes.originals and system.at(originals).exists():
         yield originals, _rsync(system)
+    if role == "controller":
+        yield from _without_own_key(system, wishes)
+
+
+def _without_own_key(system: System, wishes: Wishes) -> Iterator[tuple[str, str]]:
+    if not wishes.own_key and system.at(OWN_KEY).exists():
+        yield OWN_KEY, TUNNEL
 
 
 def keys_only(system: System, wishes: Wishes) -> Plan:
     """What an order about keys wants of a host that is set up."""
     return Plan(files=(accepted(wishes),), units=(TUNNEL,))
+
+
+def keys_and_way(system: System, wishes: Wishes) -> Plan:
+    """The same of a controller whose own key is another now: a way that comes new disturbs none that is there."""
+    ours = (*_own_key(wishes), Wanted(path=TUNNELS, text=tunnels("controller", wishes.hosts)))
+    files = (accepted(wishes), *(attr.evolve(one, units=(), reloaded=(TUNNEL,)) for one in ours))
+    return Plan(files=files, units=(TUNNEL,), removed=dict(_without_own_key(system, wishes)))
 
 
 def remembered(system: System) -> tuple[str, dict[str, str]]:
@@ -138,11 +152,15 @@ def _everywhere(role: str, wishes: Wishes) -> Iterator[Wanted]:
         path="/etc/sysctl.d/90-reimzul.conf", text=template("sysctl-reimzul.conf"), units=("systemd-sysctl",)
     )
     yield Wanted(path=_drop_in(TUNNEL), text=template("stunnel-service.conf"), units=(TUNNEL,))
-    if wishes.own_key:
-        yield Wanted(path=OWN_KEY, text=wishes.own_key, mode=0o600, secret=True, units=(TUNNEL,))
+    yield from _own_key(wishes)
     if PORTS[role]:
         yield accepted(wishes)
     yield Wanted(path=TUNNELS, text=tunnels(role, wishes.hosts), units=(TUNNEL,))
+
+
+def _own_key(wishes: Wishes) -> Iterator[Wanted]:
+    if wishes.own_key:
+        yield Wanted(path=OWN_KEY, text=wishes.own_key, mode=0o600, secret=True, units=(TUNNEL,))
 
 
 def _controller(system: System, wishes: Wishes) -> Iterator[Wanted]:

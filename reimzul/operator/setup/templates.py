@@ -30,17 +30,23 @@ def template(name: str) -> str:
 
 
 def tunnels(role: str, hosts: Mapping[str, str]) -> str:
-    """A role's configuration of stunnel; `hosts` says what CONTROLLER and BSTORE stand for."""
+    """A role's configuration of stunnel; `hosts` says what CONTROLLER and BSTORE stand for.
+
+    A controller that does not know bstore has no way to it.
+    """
+    text = template(f"stunnel-{role}.conf")
+    if role == "controller" and "BSTORE" not in hosts:
+        text = "\n\n".join(part for part in text.split("\n\n") if "\nconnect = BSTORE:" not in part) + "\n"
 
     def filled(found: re.Match[str]) -> str:
         return f"connect = {hosts[found[1]]}:"
 
-    return re.sub(r"^connect = ([A-Z]+):", filled, template(f"stunnel-{role}.conf"), flags=re.MULTILINE)
+    return re.sub(r"^connect = ([A-Z]+):", filled, text, flags=re.MULTILINE)
 
 
 def hosts_in(text: str) -> dict[str, str]:
-    """The hosts that a configuration of stunnel names: CONTROLLER by the port of beanstalkd, BSTORE by rsync's."""
-    ports = {"13100": "CONTROLLER", "11874": "BSTORE"}
+    """The hosts that a configuration of stunnel names: CONTROLLER by the port of beanstalkd, BSTORE by the store's."""
+    ports = {"13100": "CONTROLLER", "11081": "BSTORE"}
     found = re.findall(r"^connect = ([^\s:]+):(\d+)$", text, re.MULTILINE)
     return {ports[port]: host for host, port in found if port in ports and host not in ("127.0.0.1", *ports.values())}
 

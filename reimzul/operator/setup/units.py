@@ -54,8 +54,10 @@ def _running(system: System, unit: str, concerned: Pending) -> Iterator[Step]:
         yield _step(system, "restart", unit, "restarted")
     elif not _runs(unit):
         yield _step(system, "start", unit, "started")
-    elif unit in concerned.reload:
+    elif unit in concerned.reload and _property(unit, "ActiveState") == "active":
         yield _step(system, "reload", unit, "reloaded")
+    elif unit in concerned.reload:  # on its way, by an earlier reload: it has nothing in hand yet
+        yield _step(system, "restart", unit, "restarted")
 
 
 def without(concerned: Pending, unit: str) -> Pending:
@@ -68,7 +70,13 @@ def take(step: Step) -> None:
     try:
         capture(step.argv, timeout=PATIENCE)
     except ReimzulError as error:
-        raise ReimzulError(f"{error}{f' (see {step.hint})' if step.hint else ''}") from error
+        if not _starts_anew(step):
+            raise ReimzulError(f"{error}{f' (see {step.hint})' if step.hint else ''}") from error
+
+
+def _starts_anew(step: Step) -> bool:
+    """Whether a unit could not be reloaded as it has just ended by an earlier one: its next start reads all anew."""
+    return "reload" in step.argv and _property(step.unit, "SubState") == "auto-restart"
 
 
 def making(path: str) -> Step:
@@ -88,8 +96,11 @@ def _is_enabled(system: System, unit: str) -> bool:
 
 def _runs(unit: str) -> bool:
     """Whether a unit runs, or is about to: a daemon that was reloaded ends, and is started again after a pause."""
-    said = capture(["systemctl", "show", "--property=ActiveState", "--value", unit], timeout=PATIENCE)
-    return said.strip() in ("active", "activating", "reloading")
+    return _property(unit, "ActiveState") in ("active", "activating", "reloading")
+
+
+def _property(unit: str, name: str) -> str:
+    return capture(["systemctl", "show", f"--property={name}", "--value", unit], timeout=PATIENCE).strip()
 
 
 def _systemctl(system: System) -> tuple[str, ...]:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul builders`: who is there, doing what, since when, and how well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reimzul.core import mark
+from reimzul.core.command import EXIT_CODES, shared_options, start
+from reimzul.core.config import Settings
+from reimzul.core.tube import Broker, worker_tube
+from reimzul.notifier.history import BuildFilter, NoHistory
+from reimzul.notifier.history.presence import Seen
+from reimzul.operator import reading, since
+from reimzul.operator.facts import is_silent
+from reimzul.operator.table import show, show_json
+from reimzul.operator.tally import Tally, by_builder, ended
+from reimzul.operator.words import size, span
+
+_HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
+_NEEDED = 5
+
+
+@click.command("builders", epilog=EXIT_CODES)
+@click.option(
+    "--since",
+    "begin",
+    callback=since.moment,
+    default="7d",
+    show_default=True,
+    metavar="WHEN",
+    help="Count faults and results of builds submitted since: 12h, 7d, 2026-11-22.",
+)
+@click.option("--json", "as_json", is_flag=True, help="A list of workers. docs/json.md has its keys.")
+@shared_options
+def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> None:
+    """Show every worker: what it does and for how long, what came of its last build, how often it was at fault.
+
+    FAULTS are attempts that were the builder's own fault, of all its attempts. A worker that has said nothing for two
+    minutes is `silent`. One that is `draining` ends what it does and takes nothing after that; `drained`, `unfit` and
+    `quarantined` ones take nothing, and DOES says why.
+
+    \b
+    Examples:
+      reimzul builders
+      reimzul builders --since 24h --json
+    """
+    settings = start(config, verbose)
+    seen = reading.workers(settings)
+    tallies = _tallies(settings, begin)
+    marks = _marks(settings, [each.presence.host for each in seen])
+    now = time.time()
+    if as_json:
+        show_json([as_object(each, tallies, marks, now) for each in seen])
+    elif seen:
+        show(_HEADS, [_row(each, tallies, marks, now) for each in seen], needed=_NEEDED)
+    else:
+        click.echo("No worker has said that it is there.", err=True)
+
+
+def _tallies(settings: Settings, begin: float) -> dict[str, Tally]:
+    try:
+        with reading.history(settings.history.url) as history:
+            return by_builder(history.each(BuildFilter(since=since.timestamp(begin))))
+    except NoHistory:
+        return {}
+
+
+def _marks(settings: Settings, hosts: Sequence[str]) -> dict[str, mark.Mark]:
+    """The marks of those builders that are to take nothing."""
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        tubes = set(broker.tubes())
+        found = {host: mark.drained(broker, host) for host in set(hosts) if worker_tube(host) in tubes}
+    return {host: each for host, each in found.items() if each is not None}
+
+
+def state(seen: Seen, now: float) -> str:
+    """What a worker does, in a word."""
+    return "silent" if is_silent(seen, now) else seen.presence.state
+
+
+def _row(seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark], now: float) -> list[str]:
+    there = seen.presence
+    tally = tallies.get(there.host, Tally())
+    return [
+        there.host,
+        there.instance,
+        state(seen, now),
+        span(now - there.build.started) if there.build else "-",
+        _does(seen, marks),
+        _last(tally, now),
+        f"{tally.faults} of {tally.attempts}",
+        size(there.free_mib * 1024**2),
+        f"{there.load:.2f}",
+        f"{span(now - seen.heard)} ago",
+        there.version or "-",
+    ]
+
+
+def _does(seen: Seen, marks: Mapping[str, mark.Mark]) -> str:
+    there = seen.presence
+    found = marks.get(there.host)
+    words = found.drains if found else there.why
+    if there.build is None:
+        return words or "-"
+    phase = f" ({there.build.phase})" if there.build.phase else ""
+    return f"{there.build.srpm} for {there.build.target}{phase}" + (f"; {words}" if words else "")
+
+
+def _last(tally: Tally, now: float) -> str:
+    if not tally.last:
+        return "-"
+    return f"{tally.last['status']} {tally.last['srpm']}, {span(now - ended(tally.last))} ago"
+
+
+def as_object(
+    seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark], now: float
+) -> dict[str, Any]:
+    """The same for a program."""
+    tally = tallies.get(seen.presence.host, Tally())
+    found = marks.get(seen.presence.host)
+    return {
+        **seen.presence.wire(),
+        "state": state(seen, now),
+        "build": seen.presence.wire().get("build"),
+        "heard": seen.heard,
+        "drain": None if found is None else {"by": found.by, "at": found.at, "why": found.why, "reason": found.reason},
+        "attempts": tally.attempts,
+        "faults": tally.faults,
+        "last": dict(tally.last) or None,
+    }

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul drain`: a builder that is to take no more jobs, told from here.
+
+The mark is in beanstalkd, so it outlives a restart of either host; no login on the builder is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reimzul.core import mark
+from reimzul.core.command import EXIT_CODES, shared_options, start, submitter
+from reimzul.core.tube import Broker, worker_tube
+from reimzul.operator.table import when
+from reimzul.operator.told import BUILDER, JSON, Told, known, say
+
+
+@click.command("drain", epilog=EXIT_CODES)
+@BUILDER
+@click.option("--why", default="", metavar="WORDS", help="Shown by `reimzul builders`.")
+@click.option("--force", is_flag=True, help="Also a builder that nobody has heard of.")
+@JSON
+@shared_options
+def command(config: Path | None, verbose: bool, name: str, why: str, force: bool, as_json: bool) -> None:
+    """Have a builder finish what it does and take nothing more, until `reimzul resume`.
+
+    It holds for all workers of that host, and outlives a restart of it, and of beanstalkd.
+
+    \b
+    Examples:
+      reimzul drain builder3.example.org --why "new disk"
+      reimzul resume builder3.example.org
+    """
+    settings = start(config, verbose)
+    host, seen = known(settings, name, force)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        there = mark.drained(broker, host)
+        holds = there or mark.put(broker, worker_tube(host), mark.mark(submitter(), why))
+    building = [each.presence.build.srpm for each in seen if each.presence.build]
+    if there:
+        words = f"takes nothing already, since {when(there.at)}: {there.drains}"
+    else:
+        words = f"takes nothing from now on: {holds.drains}"
+    say(Told(builder=host, drained=True, changed=there is None, words=words, building=building), as_json)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a leg of a build and of what stands in its way, and the words that all answers share. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
+import attr
+
+from reimzul.core.mark import Mark
+from reimzul.core.message import Status
+from reimzul.core.tube import TubeStats
+from reimzul.notifier.history import Document
+from reimzul.notifier.history.presence import SILENT, Seen
+from reimzul.operator.usual import Arch, Forecast, Usual
+from reimzul.operator.words import counted, span
+
+#: What beanstalkd says of a build's job, beside its own four states.
+GONE, UNKNOWN = "gone", "unknown"
+
+
+@attr.frozen(kw_only=True)
+class Facts:
+    """What is known of one leg of a build, and of what stands in its way."""
+
+    now: float
+    leg: Document
+    job: str = UNKNOWN  #: ready, reserved, delayed, buried; gone; unknown where the history has no number
+    tube: TubeStats  #: that it waits in, or waited
+    createrepo: TubeStats
+    tosign: TubeStats
+    untold: int = 0  #: events that the notifier has not taken yet
+    ahead: Sequence[Document] = ()  #: that its tube gives out before it
+    beside: Sequence[Document] = ()  #: that other tubes do, to workers that serve this one too
+    workers: Optional[Sequence[Seen]] = ()  #: that watch its tube; None where that cannot be known
+    own: Optional[Usual] = None  #: how long this package takes
+    arch: Arch = attr.field(factory=lambda: Arch(()))
+    cancel: Optional[Mark] = None
+
+
+@attr.frozen(kw_only=True)
+class Explanation:
+    """The answer."""
+
+    state: str  #: in a word or two
+    sentences: Sequence[str]
+    start: Optional[Forecast] = None  #: seconds from now; of one that waits
+    end: Optional[Forecast] = None  #: of one that waits or is built
+
+
+def is_silent(seen: Seen, now: float) -> bool:
+    """Whether a worker has said nothing for longer than one that is well."""
+    return now - seen.heard > SILENT
+
+
+def named(seen: Seen, among: Sequence[Seen]) -> str:
+    """What a worker is called: its host's name, and its number where that host has several."""
+    host = seen.presence.host
+    alone = sum(other.presence.host == host for other in among) == 1
+    return host if alone else f"{host} ({seen.presence.instance})"
+
+
+def package_of(srpm: str) -> str:
+    """A package's name, as its source rpm's file name has it."""
+    return srpm.rsplit("-", 2)[0]
+
+
+def failures(facts: Facts) -> Iterator[str]:
+    """What became of the tries before this one."""
+    for number, tried in enumerate(facts.leg.get("attempts") or (), 1):
+        if tried["status"] in (Status.UNFIT, Status.REJECTED):
+            ago = f" {span(facts.now - tried['at'])} ago" if tried.get("at") else ""
+            logs = f" Its logs: {tried['url']}" if tried.get("url") else ""
+            yield f"Attempt {number} failed on {tried['builder_fqdn']}{ago}: {tried['reason'] or '-'}.{logs}"
+
+
+def usually(facts: Facts) -> str:
+    """How long it takes, and how that is known."""
+    takes = facts.own or facts.arch.of("")
+    if takes is None:
+        return ""
+    how = f"median of {counted(takes.count, 'build')}, {between(takes.low, takes.high)}"
+    if takes.own:
+        return f"This package takes {span(takes.median)} ({how})."
+    return f"This package was not built on that arch before; its others take {span(takes.median)} ({how})."
+
+
+def between(low: float, high: float) -> str:
+    """A range that eight in ten keep to."""
+    if span(low) == span(high):
+        return f"{span(low)} nearly always"
+    return f"eight times in ten {span(low)} to {span(high)}"

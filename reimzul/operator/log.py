@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul log`: a log of a build, while it is written and afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reimzul.core.bstore import StoreUrls
+from reimzul.core.command import EXIT_CODES, shared_options, start
+from reimzul.operator import finding, reading
+from reimzul.operator.logs import Logs
+from reimzul.operator.paper import paper
+
+
+@click.command("log", epilog=EXIT_CODES)
+@finding.ids(many=False)
+@click.argument("log", type=click.Choice(["build", "root", "state"]), default="build")
+@click.option("-f", "--follow", is_flag=True, help="Go on as it grows, to its end, and to the attempts after it.")
+@click.option("--arch", metavar="ARCH", help="Of this leg; of the one that was asked for when left out.")
+@click.option("--attempt", metavar="NUMBER", help="Of this attempt, by number or name; of the last when left out.")
+@shared_options
+def command(
+    config: Path | None, verbose: bool, given: str, log: str, follow: bool, arch: str | None, attempt: str | None
+) -> None:
+    """Print a log of a build: build.log, root.log or state.log of mock.
+
+    While a build runs its logs are some 3 s behind. Logs of every attempt are kept, those that failed too; `reimzul
+    show` names them. On a terminal control characters are shown as `?`. ID may be shortened to what no other build has.
+
+    \b
+    Examples:
+      reimzul log 72b893f8
+      reimzul log 72b893f8 root -f --arch i386
+      reimzul log 72b893f8 --attempt 1
+    """
+    settings = start(config, verbose)
+    with reading.history(settings.history.url) as history:
+        build = finding.find(history, given)
+    urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
+    logs = Logs(settings.history.url, urls, build.build_id, arch, f"{log}.log")
+    logs.print(paper(), attempt, follow=follow)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul metrics`: the farm's figures as OpenMetrics text, for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from reimzul.core import disk
+from reimzul.core.command import EXIT_CODES, shared_options, start
+from reimzul.core.config import Settings
+from reimzul.core.errors import EXIT_FAILED, BrokerGone, InputError
+from reimzul.core.tube import Broker, is_mark_tube
+from reimzul.notifier.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.notifier.history.presence import NoPresences
+from reimzul.operator import reading, since
+from reimzul.operator.figures import figures
+from reimzul.operator.gauges import Sight, gauges
+from reimzul.operator.openmetrics import text
+from reimzul.operator.tubes import all_there_are
+
+_DAY = 86400
+
+
+@click.command("metrics", epilog=EXIT_CODES)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write it there, in one step: node_exporter's textfile collector reads *.prom of a folder.",
+)
+@shared_options
+def command(config: Path | None, verbose: bool, output: Path | None) -> int:
+    """Print the farm's figures as OpenMetrics text: tubes, workers, and the builds of the last day.
+
+    A part that does not answer is left out, said, and told as `reimzul_part_up` 0; the exit code is 1 then. The unit
+    reimzul-metrics.timer does this every minute.
+
+    \b
+    Examples:
+      reimzul metrics
+      reimzul metrics --output /var/lib/reimzul-metrics/reimzul.prom
+    """
+    sight, faults = look(start(config, verbose))
+    said = text(gauges(sight))
+    if output is None:
+        click.echo(said, nl=False)
+    else:
+        try:
+            disk.write(output, said)
+        except OSError as error:
+            raise InputError(f"{output}: {(error.strerror or str(error)).lower()}") from error
+    for fault in faults:
+        click.echo(f"reimzul: {fault}", err=True)
+    return EXIT_FAILED if faults else 0
+
+
+def look(settings: Settings) -> tuple[Sight, list[str]]:
+    """What there is to be told, and which part of it is missing, and why."""
+    now, faults = time.time(), []
+    tubes = workers = day = None
+    waiting, owed = [], []
+    try:
+        with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+            names = [name for name in all_there_are(broker, settings) if name != "default" and not is_mark_tube(name)]
+            tubes = [broker.stats(name) for name in names]
+    except BrokerGone as error:
+        faults.append(str(error))
+    try:
+        workers = reading.workers(settings)
+    except NoPresences as error:
+        faults.append(str(error))
+    try:
+        with reading.history(settings.history.url) as history:
+            day = figures(history.each(BuildFilter(since=since.timestamp(now - _DAY))))
+            waiting, owed = history.unfinished(), history.owed()
+    except (HistoryAway, NoHistory) as error:
+        faults.append(str(error))
+    return Sight(now=now, tubes=tubes, workers=workers, day=day, waiting=waiting, owed=owed), faults

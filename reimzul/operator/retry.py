@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul retry`: submit a build again as it was, or those of its legs that came to nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attr
+import click
+
+from reimzul.core import fields
+from reimzul.core.arch import Arches, read_arches
+from reimzul.core.bstore import StoreUrls
+from reimzul.core.command import EXIT_CODES, complain, shared_options, start, submitter
+from reimzul.core.config import Settings
+from reimzul.core.errors import EXIT_FAILED, InputError, MessageError, ReimzulError
+from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
+from reimzul.core.message import BuildRequest, Status, event_of, new_build_id, parse
+from reimzul.core.tube import PRIORITY, PRIORITY_NOW, Broker, arch_tube
+from reimzul.core.web import NotThere, Site, WebAway
+from reimzul.operator import finding, reading
+from reimzul.operator.finding import Build
+from reimzul.operator.table import show_json
+
+_LOST = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
+
+
+@attr.frozen(kw_only=True)
+class Retried:
+    """A build that was submitted again."""
+
+    parent: str
+    build_id: str
+    arches: Sequence[str]  #: of its legs, where not all are built again; else the arch it is queued for
+    tube: str
+    job: int
+    target: str
+    timestamp: str
+
+
+@click.command("retry", epilog=EXIT_CODES)
+@finding.ids()
+@click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
+@click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
+@click.option("--json", "as_json", is_flag=True, help="A list of what was queued. docs/json.md has its keys.")
+@shared_options
+def command(
+    config: Path | None, verbose: bool, given: tuple[str, ...], failed: bool, now: bool, as_json: bool
+) -> int:
+    """Submit builds again: the same source rpm, target, disttag and arch, as new builds that name the old ones.
+
+    The source rpm has to be in incoming/ still, unchanged. Everything is checked before anything is queued. IDs may be
+    shortened to what no other build has.
+
+    \b
+    Examples:
+      reimzul retry 72b893f8
+      reimzul retry 72b893f8 --failed --now
+    """
+    settings = start(config, verbose)
+    with reading.history(settings.history.url) as history:
+        builds = finding.find_all(history, given)
+    known = read_arches(settings.farm.arches)
+    asked = requests(settings, builds, known, failed=failed)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        done, fault = _queue_all(broker, asked, known, PRIORITY_NOW if now else PRIORITY)
+    if as_json:
+        show_json([attr.asdict(each) for each in done])
+    else:
+        for each in done:
+            what = f"{', '.join(each.arches)} for {each.target}, tube {each.tube}"
+            click.echo(f"{each.parent[:8]} again as build {each.build_id}: {what}")
+    if fault:
+        complain(command, fault)
+    return EXIT_FAILED if fault else 0
+
+
+def requests(settings: Settings, builds: Sequence[Build], known: Arches, *, failed: bool) -> list[tuple[Build, Any]]:
+    """What is to be submitted. Raises `InputError` with a line for each build that cannot be submitted again."""
+    asked, faults = [], []
+    urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
+    who = submitter()
+    for build in builds:
+        try:
+            legs = _lost_legs(build) if failed else _all_legs(build)
+            sha256 = _checked(settings.incoming.folder, build, urls)
+            asked.append((build, _request(build, legs, sha256, who, known)))
+        except InputError as error:
+            faults.append(f"{build.words}: {error}")
+    if faults:
+        raise InputError("\n".join(faults))
+    return asked
+
+
+def _all_legs(build: Build) -> tuple[str, ...]:
+    """The legs that were asked for; none where it was not said which."""
+    return () if _asked(build) in _arches(build) else _arches(build)
+
+
+def _arches(build: Build) -> tuple[str, ...]:
+    return tuple(leg["arch"] for leg in build.legs)
+
+
+def _asked(build: Build) -> str:
+    """The arch of the build's request, which its target ends with."""
+    main = build.main
+    return str(main["arch"]) if main["target"].endswith(f".{main['arch']}") else main["target"].rpartition(".")[2]
+
+
+def _lost_legs(build: Build) -> tuple[str, ...]:
+    """The legs that came to nothing; none where that is all there are."""
+    lost = [leg["arch"] for leg in build.legs if leg["status"] in _LOST]
+    if not lost:
+        each = [f"{leg['arch']} is {leg['status']}" for leg in build.legs]
+        raise InputError(f"no leg of it has failed: {', '.join(each)}")
+    return _all_legs(build) if len(lost) == len(build.legs) else tuple(lost)
+
+
+def _checked(incoming: Path, build: Build, urls: StoreUrls) -> str:
+    """The sha256 of its source rpm, which has to be what was built before."""
+    path = incoming / build.main["srpm"]
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    before = _built_from(build, urls)
+    if before and before != sha256:
+        raise InputError(f"{path} is not the file that was built: its sha256 was {before}, and is {sha256}")
+    return sha256
+
+
+def _built_from(build: Build, urls: StoreUrls) -> str:
+    """The sha256 that the build asked for, where a leg of it got as far as the store and that answers."""
+    with Site(timeout=5) as site:
+        for leg in build.legs:
+            try:
+                manifest = Manifest.from_wire(parse(site.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)))
+                return manifest.request.srpm_sha256
+            except (NotThere, MessageError):
+                continue
+            except WebAway:
+                break
+    return ""
+
+
+def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Arches) -> BuildRequest:
+    main, arch = build.main, _asked(build)
+    if arch not in known.known:
+        raise InputError(f"arch {fields.shown(arch)} is not known any more")
+    return BuildRequest(
+        srpm=main["srpm"],
+        arch=arch,
+        target=main["target"],
+        disttag=main["disttag"],
+        scratch=bool(main["scratch"]),
+        submitter=who,
+        build_id=new_build_id(),
+        timestamp=fields.now_timestamp(),
+        srpm_sha256=sha256,
+        parent=build.build_id,
+        legs=tuple(legs),
+    )
+
+
+def _queue_all(
+    broker: Broker, asked: Sequence[tuple[Build, BuildRequest]], known: Arches, priority: int
+) -> tuple[list[Retried], str]:
+    """Put each; the first fault ends it, and is said beside what was queued before."""
+    done: list[Retried] = []
+    for build, request in asked:
+        try:
+            done.append(_queue(broker, build, request, known.tube(request.arch), priority))
+        except ReimzulError as error:
+            if not done:
+                raise
+            return done, f"not queued: {', '.join(each.words for each, _ in asked[len(done) :])}: {error}"
+    return done, ""
+
+
+def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, priority: int) -> Retried:
+    job = broker.put(arch_tube(tube), request, priority=priority)
+    about = {"pkgname": build.main.get("pkgname") or "", "evr": build.main.get("evr") or ""}
+    reason = f"job {job} of tube {tube}; it repeats build {build.build_id}"
+    at = round(time.time(), 3)
+    for arch in request.told_for:
+        where = {"tube": tube, "job": job, "priority": priority, "arch": arch}
+        broker.announce(event_of(request, Status.QUEUED, reason=reason, at=at, **about, **where))
+    return Retried(
+        parent=build.build_id,
+        build_id=request.build_id,
+        arches=request.told_for,
+        tube=tube,
+        job=job,
+        target=request.target,
+        timestamp=request.timestamp,
+    )

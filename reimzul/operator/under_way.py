@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is to be said of a build that a worker has or had: under way, built, published, failed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reimzul.core.message import Status
+from reimzul.notifier.history.presence import Seen
+from reimzul.operator.facts import Explanation, Facts, failures, is_silent, usually
+from reimzul.operator.table import when
+from reimzul.operator.usual import Forecast, left
+from reimzul.operator.waiting import who
+from reimzul.operator.words import counted, span
+
+
+def building(facts: Facts) -> Explanation:
+    """Who builds it, at what, and how long it is likely to take still."""
+    leg = facts.leg
+    seen = _at_it(facts)
+    words = [*failures(facts), *_builder(facts, seen)]
+    if facts.job in ("ready", "delayed"):
+        tube = facts.tube.name
+        gone = f"Its job is in tube {tube} again: that worker, or its link, is gone; the next begins anew."
+        words.append(gone)
+        return Explanation(state="given back", sentences=[*words, *who(facts)])
+    spent = facts.now - leg["started"] if leg.get("started") else 0.0
+    takes = facts.own or facts.arch.of("")
+    if takes is None:
+        return Explanation(state="building", sentences=[*words, "Nothing was built on that arch before."])
+    rest = left(takes, spent)
+    end = Forecast(low=rest.low, likely=rest.median, high=rest.high)
+    late = "It takes longer than nine in ten did." if spent >= takes.high else ""
+    until = late or f"So about {span(end.likely)} are left, at most {span(end.high)} nine times in ten."
+    return Explanation(state="building", sentences=[*words, f"{usually(facts)} {until}"], end=end)
+
+
+def _at_it(facts: Facts) -> Seen | None:
+    for seen in facts.workers or ():
+        build = seen.presence.build
+        if build and build.build_id == facts.leg["build_id"] and seen.presence.host == facts.leg["builder_fqdn"]:
+            return seen
+    return None
+
+
+def _builder(facts: Facts, seen: Seen | None) -> Iterator[str]:
+    leg = facts.leg
+    since = f" for {span(facts.now - leg['started'])} now" if leg.get("started") else ""
+    yield f"{leg['builder_fqdn'] or 'A worker'} builds it{since} (attempt {leg['attempt'] or '-'})."
+    if seen is None or seen.presence.build is None:
+        return
+    if is_silent(seen, facts.now):
+        yield f"That worker has said nothing for {span(facts.now - seen.heard)}."
+        yield "When its link is found dead, which takes half a minute, its job is given to another."
+    elif seen.presence.build.phase and seen.presence.build.arch == leg["arch"]:
+        build = seen.presence.build
+        yield f"It is at {build.phase}, for {span(facts.now - build.since)}."
+
+
+def built(facts: Facts) -> Explanation:
+    """Whether it is published, and what that waits for."""
+    leg = facts.leg
+    if leg.get("published"):
+        words = [f"It is published in {leg['target']} since {when(leg['published'])}: {leg['url']}"]
+        unsigned = facts.tosign.ready + facts.tosign.reserved
+        if unsigned:
+            words.append(f"{counted(unsigned, 'build')} in tube tosign still to be laid out for the signer.")
+        return Explanation(state="published", sentences=words)
+    if leg.get("scratch"):
+        words = [f"It was built; a scratch build is not published. It is at {leg['url']}"]
+        return Explanation(state="built", sentences=words)
+    return Explanation(state="built", sentences=list(_unpublished(facts)))
+
+
+def _unpublished(facts: Facts) -> Iterator[str]:
+    since = f" {span(facts.now - facts.leg['finished'])} ago" if facts.leg.get("finished") else ""
+    yield f"It was built{since} and uploaded, and is not published yet."
+    tube = facts.createrepo
+    if not tube.watchers:
+        yield "Nobody watches tube createrepo: no repogen is connected."
+        yield "On bstore: systemctl status 'reimzul-repogen-worker@*'"
+    elif tube.ready + tube.reserved:
+        held = f"{tube.ready} that wait and {tube.reserved} in hand"
+        yield f"Tube createrepo has {held}; a target is indexed once for all of them."
+    elif tube.delayed:
+        again = f"{counted(tube.delayed, 'request')} in tube createrepo will be tried again"
+        yield f"{again}: bstore's journal says what failed."
+    if tube.buried:
+        yield f"{counted(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
+
+
+def ended(facts: Facts) -> Explanation:
+    """How it ended, and what a person can do."""
+    leg = facts.leg
+    status: str = leg["status"]
+    words = [*failures(facts)]
+    if status == Status.OVERRIDE:
+        return Explanation(state="override", sentences=[*words, f"A person has decided it: {leg['comment'] or '-'}"])
+    where = f" on {leg['builder_fqdn']}" if leg.get("builder_fqdn") else ""
+    when_ended = f" {when(leg['finished'])}" if leg.get("finished") else ""
+    verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
+    words.append(f"{verb.get(status, status)}{where}{when_ended}: {leg['reason'] or '-'}.")
+    if leg.get("first_error"):
+        words.append(f"The first error: {_short(leg['first_error'])}")
+    if leg.get("url"):
+        words.append(f"Its logs: {leg['url']}")
+    words.append(f"To build it again: reimzul retry {leg['build_id'][:8]}")
+    return Explanation(state=status.lower(), sentences=words)
+
+
+def _short(text: str) -> str:
+    """The line of an error that says most: the first that speaks of one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "-")

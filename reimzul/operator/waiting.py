@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a build still waits: what is ahead of it, who could take it, and when that is likely. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reimzul.core.message import State
+from reimzul.notifier.history.presence import Seen
+from reimzul.operator.facts import (
+    GONE,
+    UNKNOWN,
+    Explanation,
+    Facts,
+    between,
+    failures,
+    is_silent,
+    named,
+    package_of,
+    usually,
+)
+from reimzul.operator.table import when
+from reimzul.operator.usual import IDLE, Forecast, Usual, left, starts
+from reimzul.operator.words import counted, listed, span
+
+#: Workers that are named one by one.
+_NAMED = 8
+
+
+def waiting(facts: Facts) -> Explanation:
+    """Why a queued build still waits, who could take it, and when."""
+    if facts.job in (GONE, "buried"):
+        return Explanation(state=facts.job, sentences=[*failures(facts), *_lost(facts)])
+    start, end = _forecasts(facts)
+    words = [*failures(facts), *_place(facts), *_ahead(facts), *who(facts), *_expected(facts, start, end)]
+    state = "taken" if facts.job == "reserved" else "delayed" if _pause(facts) > 0 else "waiting"
+    return Explanation(state=state, sentences=words, start=start, end=end)
+
+
+def _place(facts: Facts) -> Iterator[str]:
+    leg = facts.leg
+    since = f", for {span(facts.now - leg['queued_at'])} now" if leg.get("queued_at") else ""
+    if facts.job == "reserved":
+        yield f"A worker has just taken it from tube {facts.tube.name}, and has not said yet which{since}."
+        return
+    urgency = f", priority {leg['priority']}" if leg.get("priority") is not None else ""
+    number = f" as job {leg['job']}" if leg.get("job") else ""
+    yield f"It waits in tube {facts.tube.name}{number}{urgency}{since}."
+    if _pause(facts) > 0:
+        yield f"Nobody gets it before {when(leg['due'])}, in {span(_pause(facts))}."
+
+
+def _pause(facts: Facts) -> float:
+    """Seconds until it may be given out at all."""
+    return max(0.0, (facts.leg.get("due") or 0.0) - facts.now) if facts.job in ("delayed", UNKNOWN) else 0.0
+
+
+def _ahead(facts: Facts) -> Iterator[str]:
+    if facts.job == "reserved":
+        return
+    if not facts.ahead and not facts.beside:
+        yield "No build is ahead of it."
+        return
+    usual = [facts.arch.of(each.get("pkgname") or "") for each in facts.ahead]
+    known = [each.mean for each in usual if each]
+    takes = f"; by what such builds took before, {span(sum(known))} of one worker's time" if known else ""
+    verb = "is" if len(facts.ahead) == 1 else "are"
+    yield f"{counted(len(facts.ahead), 'build')} {verb} ahead of it in that tube{takes}."
+    if facts.beside:
+        tubes = sorted({each["tube"] for each in facts.beside})
+        yield f"The same builders take {counted(len(facts.beside), 'build')} from {listed(tubes)} before it."
+
+
+def _lost(facts: Facts) -> Iterator[str]:
+    leg = facts.leg
+    if facts.job == "buried":
+        yield (
+            f"Its job {leg['job']} was refused and put aside: `reimzul buried --tube {facts.tube.name}` says why, "
+            f"`reimzul kick {leg['job']}` has it tried again."
+        )
+        return
+    yield (
+        f"Its job {leg['job']} is not in beanstalkd any more, and nobody has said that he builds it: it was deleted, "
+        f"or what became of it is still to be told. If nothing changes: reimzul retry {leg['build_id'][:8]}"
+    )
+
+
+def who(facts: Facts) -> Iterator[str]:
+    """Who could build it, and what each of them does."""
+    if facts.tube.watchers == 0:
+        yield f"Nobody watches tube {facts.tube.name}: no builder that could build it is connected."
+    if facts.workers is None:
+        yield f"{counted(facts.tube.watchers, 'worker')} watch that tube; which, cannot be known here."
+        return
+    able = _able(facts)
+    if able:
+        yield f"{counted(len(able), 'worker')} could take it."
+    for seen in list(facts.workers)[:_NAMED]:
+        yield f"{named(seen, facts.workers)} {_does(seen, facts)}."
+    rest = list(facts.workers)[_NAMED:]
+    if rest:
+        states = [_state(seen, facts.now) for seen in rest]
+        each = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        yield f"And {counted(len(rest), 'worker')} more: {listed(each)}."
+
+
+def _able(facts: Facts) -> list[Seen]:
+    """The workers that take jobs now, or will when they have ended what they do."""
+    if not facts.tube.watchers:
+        return []  # whoever spoke a moment ago has left since
+    takes = (State.IDLE, State.BUILDING)
+    return [seen for seen in facts.workers or () if _state(seen, facts.now) in takes]
+
+
+def _state(seen: Seen, now: float) -> str:
+    return "silent" if is_silent(seen, now) else seen.presence.state
+
+
+def _does(seen: Seen, facts: Facts) -> str:
+    there, now = seen.presence, facts.now
+    if is_silent(seen, now):
+        return f"has said nothing for {span(now - seen.heard)}"
+    if there.state in (State.DRAINED, State.UNFIT, State.QUARANTINED):
+        why = there.why if there.why.startswith(there.state) else f"{there.state}: {there.why}".rstrip(": ")
+        return f"takes nothing ({why})"
+    if there.build is None:
+        return "is free"
+    build = there.build
+    takes = facts.arch.of(package_of(build.srpm))
+    usually = f", of usually {span(takes.median)}" if takes and takes.own else ""
+    after = ", and takes nothing after that" if there.state == State.DRAINING else ""
+    phase = f" ({build.phase})" if build.phase else ""
+    return f"builds {build.srpm} for {build.target}{phase}, for {span(now - build.started)} now{usually}{after}"
+
+
+def _busy(seen: Seen, facts: Facts) -> Usual:
+    """How long a worker will still be busy."""
+    build = seen.presence.build
+    takes = facts.arch.of(package_of(build.srpm)) if build else None
+    return left(takes, facts.now - build.started) if build and takes else IDLE
+
+
+def _forecasts(facts: Facts) -> tuple[Forecast | None, Forecast | None]:
+    """When it is likely to start and to end."""
+    others = [facts.arch.of(each.get("pkgname") or "") for each in (*facts.ahead, *facts.beside)]
+    start = starts(others, [_busy(seen, facts) for seen in _able(facts)])
+    if start is None:
+        return None, None
+    pause = _pause(facts)
+    start = Forecast(low=max(start.low, pause), likely=max(start.likely, pause), high=max(start.high, pause))
+    takes = facts.own or facts.arch.of("")
+    if takes is None:
+        return start, None
+    end = (start.low + takes.low, start.likely + takes.median, start.high + takes.high)
+    return start, Forecast(low=end[0], likely=end[1], high=end[2])
+
+
+def _expected(facts: Facts, start: Forecast | None, end: Forecast | None) -> Iterator[str]:
+    if start is None:
+        yield "When it starts cannot be said."
+    elif start.high < 1:
+        yield "It should start at once."
+    else:
+        yield f"It should start in about {span(start.likely)}, {between(start.low, start.high)}."
+    if end is not None:
+        yield f"{usually(facts)} So it should be built by {when(facts.now + end.likely)}, in {span(end.likely)}."
+    elif start is not None:
+        yield "How long it takes cannot be said: nothing was built on that arch before."
