@@ -23,6 +23,8 @@ from tests.faults.ledger import ARCH, TARGETS, Build
 
 #: Topics below the farm's.
 _RESULTS, _EVENTS = "reimzul/builds/results", "reimzul/builds/events"
+#: Statuses that are no result for those who act on packages.
+_UNSAID = (Status.REJECTED, Status.CANCELLED)
 
 
 @attr.define
@@ -99,8 +101,10 @@ def _history(builds: Iterable[Build], documents: dict[str, list[Document]]) -> I
             continue
         build.build_id = build.build_id or ids.pop()
         ended = {document["arch"]: document["status"] for document in mine}
-        if ended != build.legs:
+        if not build.may_end(ended):
             yield f"{build.name} ({build.build_id}): history says {ended}, and it was to be {build.legs}"
+        elif build.cancelled:
+            build.legs = ended
         for document in mine:
             wanted = document["status"] == Status.SUCCESS and not build.recipe.scratch
             if bool(document["published"]) != wanted:
@@ -119,6 +123,9 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
     what = f"{build.name} {arch}"
     if status == Status.REJECTED:
         return
+    if status == Status.CANCELLED:
+        yield from _nowhere(ground, build, arch)
+        return
     try:
         place = store.index / leg_name(build.build_id, arch)
         manifest = read_manifest(place)
@@ -136,6 +143,12 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
     if mine != wanted:
         yield f"{what}: the repodata lists {sorted(mine)} and should list {sorted(wanted)}"
     yield from (f"{what}: {fault}" for fault in _staged(ground, build, manifest, public, loose))
+
+
+def _nowhere(ground: Ground, build: Build, arch: str) -> Iterator[str]:
+    """What was cancelled has no place; what is listed and staged is held against the places there are."""
+    if (ground.farm.layout.store.index / leg_name(build.build_id, arch)).exists():
+        yield f"{build.name} {arch}: it is cancelled, and has a place"
 
 
 def _whole(place: Path, manifest: Manifest) -> Iterator[str]:
@@ -219,18 +232,23 @@ def below(ancestor: int, alive: Mapping[int, tuple[int, str]]) -> list[int]:
 def _mqtt(ground: Ground, builds: Iterable[Build], before: Before, loose: Loose) -> Iterator[str]:
     """Every result is told, and none twice."""
     told: Counter[tuple[str, str, str]] = Counter()
+    ends: Counter[tuple[str, str, str]] = Counter()
     ids: Counter[str] = Counter()
     names = {build.build_id: build for build in builds if build.build_id}
     for number, (topic, payload) in enumerate(ground.heard()):
         if number >= before.heard and payload.get("build_id") in names:
             ids[f"{topic} {payload['id']}"] += 1
-            if topic == _RESULTS and ids[f"{topic} {payload['id']}"] == 1:
-                told[payload["build_id"], payload["arch"], payload["status"]] += 1
+            if ids[f"{topic} {payload['id']}"] == 1:
+                (told if topic == _RESULTS else ends)[payload["build_id"], payload["arch"], payload["status"]] += 1
     yield from (f"told {count} times by MQTT: {name}" for name, count in ids.items() if count > 1 and not loose.doubles)
     for build in names.values():
         for arch, status in build.legs.items():
             said = {s: n for (i, a, s), n in told.items() if (i, a) == (build.build_id, arch)}
-            wanted = {} if build.recipe.scratch or status == Status.REJECTED else {status: 1}
+            wanted = {} if build.recipe.scratch or status in _UNSAID else {status: 1}
+            if status == Status.CANCELLED:
+                said.pop(Status.SUCCESS, None)  # it was built, and cancelled before it was published
+                if ends[build.build_id, arch, status] != 1 and not loose.deaf:
+                    yield f"{build.name} {arch}: Cancelled is told {ends[build.build_id, arch, status]} times"
             if said != wanted and not (loose.deaf and not said):
                 yield f"{build.name} {arch}: MQTT told {said}, and should have told {wanted}"
 
@@ -244,7 +262,10 @@ def _mail(ground: Ground, builds: Iterable[Build], before: Before, loose: Loose)
         if build.build_id:
             mine = {mail["Message-ID"]: mail for mail in mails if mail["X-Reimzul-Build-Id"] == build.build_id}
             said = sorted((mail["X-Reimzul-Arch"], mail["X-Reimzul-Status"]) for mail in mine.values())
-            wanted = [] if build.recipe.scratch else sorted(build.legs.items())
+            lost = [arch for arch, status in build.legs.items() if status == Status.CANCELLED]
+            said = [(arch, status) for arch, status in said if arch not in lost or status != Status.SUCCESS]
+            kept = sorted((arch, status) for arch, status in build.legs.items() if arch not in lost)
+            wanted = [] if build.recipe.scratch else kept
             if said != wanted:
                 yield f"{build.name}: mailed {said}, and should have been {wanted}"
 

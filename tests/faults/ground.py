@@ -18,9 +18,9 @@ import attr
 
 from reimzul.core.arch import read_arches
 from reimzul.core.errors import BrokerGone, ReimzulError
-from reimzul.core.message import BuildRequest
+from reimzul.core.message import BuildRequest, Status, event_of
 from reimzul.core.run import capture, spawn
-from reimzul.core.tube import PRIORITY, Broker, arch_tube
+from reimzul.core.tube import PRIORITY, Broker, arch_tube, is_mark_tube
 from reimzul.devfarm.farm import Farm
 from reimzul.devfarm.parts import which
 from reimzul.devfarm.plan import BSTORE, CONTROLLER
@@ -62,9 +62,9 @@ class Call:
 class Ground:
     """A farm that is up, and what a trial needs of it."""
 
-    def __init__(self, state: Path, *, mongo: bool = False, roomy: bool = False) -> None:
-        """`mongo`: the history is in MongoDB; `roomy`: beanstalkd has room for a flood."""
-        self.state = state
+    def __init__(self, state: Path, *, mongo: bool = False, roomy: bool = False, court: bool = False) -> None:
+        """`mongo`: the history is there; `roomy`: beanstalkd has room for a flood; `court`: builders are judged."""
+        self.state, self.court = state, court
         self.home = state / "scripted"
         self._open, self._ears = contextlib.ExitStack(), contextlib.ExitStack()
         self._make_scripts()
@@ -164,6 +164,10 @@ class Ground:
         settings[CONTROLLER] = {**refused, "mail": mail, "mail_rcpts": recipients}
         if self.relayed is not None:
             settings[CONTROLLER]["history"] = {"url": self.relayed.url}
+        if self.court:
+            settings[CONTROLLER]["farm"] = {**refused["farm"], "canary_target": TARGETS[0]}
+            rules = {"quarantine": "true", "quarantine_faults": "3", "quarantine_pause": "1"}
+            settings[CONTROLLER]["notifier"] = rules
         return settings
 
     def _make_packages(self) -> None:
@@ -216,9 +220,12 @@ class Ground:
         self.put(self.request(build), build.ttr)
 
     def put(self, request: BuildRequest, ttr: int = 120) -> None:
-        """Put a request into its tube."""
+        """Put a request into its tube, and say so if that goes."""
+        tube = arch_tube(self.known.tube(request.arch))
         with self.farm.broker() as broker:
-            broker.put(arch_tube(self.known.tube(request.arch)), request, priority=PRIORITY, ttr=ttr)
+            job = broker.put(tube, request, priority=PRIORITY, ttr=ttr)
+            with contextlib.suppress(ReimzulError):
+                broker.announce(event_of(request, Status.QUEUED, tube=tube.name, job=job, priority=PRIORITY))
 
     def _put_as_the_original(self, build: Build) -> None:
         """Six keys, and beanstalkc's priority and ttr."""
@@ -272,7 +279,7 @@ class Ground:
         try:
             with self.broker() as broker:
                 tubes = sorted(broker.tubes(), key=lambda tube: tube == "notify")
-                stats = [broker.stats(tube) for tube in tubes if tube != "ballast"]
+                stats = [broker.stats(tube) for tube in tubes if tube != "ballast" and not is_mark_tube(tube)]
         except (BrokerGone, ReimzulError) as error:
             return str(error)
         busy = [

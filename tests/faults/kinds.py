@@ -24,7 +24,7 @@ from reimzul.core.tube import CREATEREPO, PRIORITY, Broker
 from reimzul.devfarm import reaper
 from reimzul.devfarm.readiness import listening
 from reimzul.devfarm.supervisor import PartFailed
-from tests.faults import checks, sabotage
+from tests.faults import checks, persons, sabotage
 from tests.faults import hostile as hostility
 from tests.faults.ground import BUILDERS, FAR
 from tests.faults.ledger import ARCH, TARGETS, Build, Recipe
@@ -47,6 +47,7 @@ class Kind:
     patience: float = 90.0  #: seconds the farm has to settle
     weight: int = 1  #: how often it is tried among the others
     mongo: bool = False  #: with the history in MongoDB
+    court: bool = False  #: with a notifier that judges builders
 
 
 KINDS: dict[str, Kind] = {}
@@ -256,6 +257,49 @@ def storm(trial: Trial) -> str:
             signalled(trial, victim, signal.SIGKILL)
         time.sleep(trial.chance.uniform(0, 0.8))
     return f"SIGKILL to {', '.join(victims)}"
+
+
+# --- persons, while things die around them ---------------------------------------------------------------------------
+
+
+@kind("cancel", weight=3, latest=0.5, builds=(3, 5), patience=150)
+def cancel(trial: Trial) -> str:
+    """Builds are cancelled at any moment of theirs: each leg is Cancelled once, or what it would have been."""
+    with persons.beside(trial.ground, trial.chance) as words:
+        done = persons.cancel_some(trial.ground, trial.chance, trial.builds)
+    return struck(trial, f"{done}, {words}")
+
+
+@kind("retry", latest=0.5, builds=(2, 4), patience=150)
+def retry(trial: Trial) -> str:
+    """A build that is over is submitted again, and ends as it did before."""
+    with persons.beside(trial.ground, trial.chance) as words:
+        done = persons.retry_one(trial.ground, trial.chance, trial.builds, f"{trial.name}r")
+    return struck(trial, f"{done}, {words}")
+
+
+@kind("drain-host", latest=0.5, builds=(1, 3), patience=150)
+def drain_host(trial: Trial) -> str:
+    """A builder that a person has drained begins nothing, whatever dies and comes back."""
+    done, builds, wrong = persons.drain_one(trial.ground, trial.chance, trial.name)
+    trial.builds += builds
+    trial.outcome.faults += [f"begun by a drained builder: {each}" for each in wrong]
+    return struck(trial, done)
+
+
+@kind("quarantine", latest=0.5, builds=(0, 1), patience=240, fresh=True, court=True)
+def quarantine(trial: Trial) -> str:
+    """A builder that breaks is held back by the notifier, and let back when it is mended, while things die."""
+    done, builds = persons.break_one(trial.ground, trial.chance, trial.name)
+    trial.builds += builds
+    return struck(trial, done)
+
+
+def struck(trial: Trial, words: str) -> str:
+    """What was done, in words; a notifier that was killed among it may tell things twice."""
+    if "SIGKILL to notifier" in words:
+        trial.loose = attr.evolve(trial.loose, doubles=True)
+    return words
 
 
 # --- a host that dies ------------------------------------------------------------------------------------------------

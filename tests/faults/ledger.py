@@ -53,9 +53,17 @@ class Build:
     accepted: bool = False  #: whether it was said to be queued; where it was not, it may be all the same
     build_id: str = ""  #: as it was submitted, or as history says; an original client's has none at first
     legs: dict[str, str] = attr.field(factory=dict)  #: arch -> status it has to end with
+    cancelled: bool = False  #: a person has tried to: each leg may be cancelled, or be what it would have been
 
     def __attrs_post_init__(self) -> None:
         self.legs = self.legs or dict(self.recipe.legs)
+
+    def may_end(self, ended: Mapping[str, str]) -> bool:
+        """Whether its legs may have ended so, by arch; one that was cancelled may never have had the others."""
+        if not self.cancelled:
+            return ended == self.legs
+        fine = all(status in (Status.CANCELLED, self.legs.get(arch)) for arch, status in ended.items())
+        return fine and bool(ended) and (ended.keys() == self.legs.keys() or Status.CANCELLED in ended.values())
 
     @property
     def disttag(self) -> str:

@@ -36,7 +36,7 @@ def make(home: str, root: str, build: str, arch: str, results: str) -> int:
     child = subprocess.Popen(["sleep", "600"], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
     with open(os.path.join(root, "pid"), "w") as pid:
         pid.write(str(child.pid))
-    fault = tries <= plan["faults"]
+    fault = tries <= plan["faults"] or is_unfit(home)
     logs = os.path.join(home, "logs", "unfit" if fault else leg["logs"])
     for name in os.listdir(logs):
         shutil.copy(os.path.join(logs, name), results)
@@ -49,6 +49,15 @@ def make(home: str, root: str, build: str, arch: str, results: str) -> int:
     shutil.rmtree(root)
     note(home, build, arch, "end")
     return 3 if fault else int(leg["code"])
+
+
+def is_unfit(home: str) -> bool:
+    """Whether this host is a broken one now: `unfit` in our home names it."""
+    try:
+        with open(os.path.join(home, "unfit")) as said:
+            return os.environ.get("REIMZUL_FQDN", "") in said.read().split()
+    except OSError:
+        return False
 
 
 def note(home: str, build: str, arch: str, what: str) -> int:

@@ -16,6 +16,8 @@ from typing import Any, Optional
 
 def main(home: str, rsync: str, argv: list[str]) -> int:
     folder, where = argv[-2], argv[-1]
+    if "--append" in argv or decides_nothing(folder):
+        os.execv(rsync, [rsync, *argv])
     harm = claim(os.path.join(home, "harm.json"), os.path.basename(folder.rstrip("/")))
     if harm is None:
         os.execv(rsync, [rsync, *argv])
@@ -28,6 +30,15 @@ def main(home: str, rsync: str, argv: list[str]) -> int:
         shutil.copytree(folder, copy)
         spoil(harm["what"], copy, harm["pick"])
         return subprocess.call([rsync, *argv[:-2], copy + "/", where])
+
+
+def decides_nothing(folder: str) -> bool:
+    """Whether an upload has only logs, which nobody checks."""
+    try:
+        with open(os.path.join(folder.rstrip("/"), "..", "manifest", "build.json")) as manifest:
+            return json.load(manifest)["status"] in ("Unfit", "Cancelled")
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def claim(path: str, folder: str) -> Optional[dict[str, Any]]:

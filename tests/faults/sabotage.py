@@ -63,6 +63,23 @@ def lost(ground: Ground, build: Build) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def cancelled(ground: Ground, build: Build) -> Iterator[str]:
+    """A build is cancelled, says the history, and published all the same."""
+    path, legs = ground.farm.layout.history, dict(build.legs)
+    change = "UPDATE builds SET document = json_set(document, '$.status', ?, '$.published', ?) WHERE submitter = ?"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as history:
+        find = "SELECT json_extract(document, '$.published') FROM builds WHERE submitter = ?"
+        (published,) = history.execute(find, (build.name,)).fetchone()
+        history.execute(change, ("Cancelled", 0.0, build.name))
+        build.cancelled = True
+        try:
+            yield "it is cancelled, and has a place"
+        finally:
+            build.cancelled, build.legs = False, legs
+            history.execute(change, ("Success", published, build.name))
+
+
+@contextlib.contextmanager
 def half(ground: Ground, build: Build) -> Iterator[str]:
     """A published package is cut short."""
     package = next(place(ground, build).glob("*.noarch.rpm"))
@@ -219,6 +236,7 @@ ALL: Mapping[str, Plant] = MappingProxyType(
         plant.__name__: plant
         for plant in (
             lost,
+            cancelled,
             half,
             unlisted,
             unstaged,
