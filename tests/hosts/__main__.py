@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m tests.hosts`: boots a farm of machines and runs the proofs on it, or holds it up to be looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+import pytest
+
+from tests.hosts import base, room
+from tests.hosts.farm import up
+
+
+@click.command("farm-test", context_settings={"ignore_unknown_options": True})
+@click.option("--hold", is_flag=True, help="Prove nothing; keep the farm up until Ctrl-C.")
+@click.option("--on", "held", is_flag=True, help="Run the proofs on the farm that another run holds up.")
+@click.option("--base", "only_base", is_flag=True, help="Only make what machines are made of.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def command(hold: bool, held: bool, only_base: bool, words: tuple[str, ...]) -> None:
+    """Boot a controller, two builders, a bstore and a customer, and prove that they are a farm.
+
+    WORDS are pytest's: -k link, -x.
+    """
+    folder = room.inside()
+    if folder is None:
+        try:
+            room.check_host()
+            sys.exit(_outside(held))
+        except room.NotHere as error:
+            sys.exit(f"farm-test: {error}")
+    signal.signal(signal.SIGTERM, _interrupt)  # a pytest that is interrupted tidies up
+    if not held:
+        room.furnish(folder)
+    if only_base:
+        base.base()
+    elif hold:
+        _hold(folder)
+    else:
+        argv = ["tests/hosts", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider"]
+        argv += ["-o", "python_files=proof_*.py", "-o", "console_output_style=classic"]
+        sys.exit(pytest.main([*argv, *words]))
+
+
+def _outside(held: bool) -> int:
+    words = sys.argv[1:]
+    if not held:
+        return room.run_inside(words)
+    under_way = room.runs()
+    if len(under_way) != 1:
+        raise room.NotHere(f"there is not one run under way, but {len(under_way)}")
+    return room.join(under_way[0], words)
+
+
+def _hold(folder: Path) -> None:
+    held = up(folder)
+    print(f"farm-test: up, in {folder}; the proofs, on it: {sys.executable} -m tests.hosts --on -k …", flush=True)
+    for machine in held.machines:
+        print(f"    nsenter -t {machine.leader()} -a    # {machine.name}, in the room", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    command()

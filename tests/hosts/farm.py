@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Five machines made into a farm by the commands of docs/install.md, as they are written there.
+
+What a person types is written down with the time it took: the commands are counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from reimzul.devfarm.mockconfigs import MockConfigs
+from tests import srpms
+from tests.hosts import network, room
+from tests.hosts.base import GIT_THERE, PACKAGES_THERE, SOURCES_THERE, WHEELS_THERE, Base, base
+from tests.hosts.machine import Machine
+from tests.waiting import until
+
+PROJECT = Path(__file__).parents[2]
+NAMES = ("controller", "bstore", "b1", "b2", "customer")
+BUILDERS = ("b1", "b2")
+#: The target that docs/install.md submits to.
+TARGET, ARCH, FOLLOWER = "test", "x86_64", "i386"
+#: Where `reimzul setup bstore --public-port` serves repositories: what the customer has.
+PUBLIC = 80
+_INSTALL = PROJECT / "docs" / "install.md"
+#: Seconds a build may take, on a machine that has other things to do.
+BUILD = 600
+
+
+@attr.frozen
+class Typed:
+    """One command line of a person."""
+
+    machine: str
+    line: str
+    seconds: float
+
+
+@attr.define
+class Farm:
+    """The machines, and what is asked of them as a farm."""
+
+    folder: Path
+    base: Base
+
+    @property
+    def typed(self) -> list[Typed]:
+        """What a person typed to make it."""
+        return [Typed(**json.loads(row)) for row in self._typed.read_text().splitlines()]
+
+    @property
+    def _typed(self) -> Path:
+        return self.folder / "typed"
+
+    @property
+    def shown(self) -> Mapping[Path, str]:
+        """What each machine sees of this host."""
+        return {
+            self.base.packages: PACKAGES_THERE, self.base.wheels: WHEELS_THERE,
+            self.folder / "git": GIT_THERE, self.folder / "srpms": SOURCES_THERE,
+        }  # fmt: skip
+
+    @property
+    def machines(self) -> list[Machine]:
+        """All five."""
+        return [self[name] for name in NAMES]
+
+    def __getitem__(self, name: str) -> Machine:
+        number = NAMES.index(name) + 1
+        shown = {} if name == "customer" else self.shown
+        if name == "customer":  # it has the repository's URL, and packages of its distribution
+            shown = {self.base.packages: PACKAGES_THERE}
+        return Machine(name, number, self.folder, self.base.system, shown)
+
+    @property
+    def controller(self) -> Machine:
+        """Where one submits."""
+        return self["controller"]
+
+    @property
+    def bstore(self) -> Machine:
+        """Where packages end up."""
+        return self["bstore"]
+
+    @property
+    def builders(self) -> list[Machine]:
+        """Both."""
+        return [self[name] for name in BUILDERS]
+
+    @property
+    def farm(self) -> list[Machine]:
+        """All but the customer."""
+        return [machine for machine in self.machines if machine.name != "customer"]
+
+    # --- making it ------------------------------------------------------------------------------------------------
+
+    def make(self) -> None:
+        """Boot five bare machines."""
+        self._make_repositories()
+        self._make_srpms()
+        network.make_switch()
+        hosts = {name: network.address(number) for number, name in enumerate(NAMES, 1)}
+        for machine in self.machines:
+            machine.make(hosts)
+            shutil.copy(self.base.packages / "sources.list", machine.root / "etc/apt/sources.list")
+            machine.boot()
+        for machine in self.machines:
+            machine.wait_up()
+            machine.run("apt-get -q update")
+
+    def _make_repositories(self) -> None:
+        """The documents' git server: this checkout as it is, and configurations for mock."""
+        checkout = self.folder / "git" / "reimzul"
+        checkout.mkdir(parents=True)
+        listed = _git(PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ":!.*/")
+        for name in filter(None, listed.split("\0")):
+            if (PROJECT / name).is_file():  # one that was deleted, and not committed yet, is listed too
+                (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(PROJECT / name, checkout / name)
+        _git(checkout, "init", "--quiet")
+        _git(checkout, "add", "--all")
+        _git(checkout, "commit", "--quiet", "--message", "this checkout")
+        configs = MockConfigs(self.folder / "git" / "mock_configs")
+        configs.make(None)
+        configs.add_target(TARGET, [ARCH, FOLLOWER])
+
+    def _make_srpms(self) -> None:
+        folder = self.folder / "srpms"
+        folder.mkdir()
+        for path in self.base.sources:
+            shutil.copy(path, folder)
+        srpms.make_srpm(folder, "some", srpms.noarch("some"))
+
+    def install(self) -> None:
+        """Do as docs/install.md says, from bare machines to the first package; what was typed is in `typed`."""
+        documented = Documented.read()
+        with ThreadPoolExecutor() as threads:
+            names = (*BUILDERS, "bstore", "controller")
+            for done in [threads.submit(self._install, name, documented) for name in names]:
+                done.result()
+        said = self.type("controller", documented.setup["controller"])
+        keys = re.findall(r"^\S+:[0-9a-f]{32,}$", said, re.MULTILINE)
+        with ThreadPoolExecutor() as threads:
+            bstore = threads.submit(self._set_up, "bstore", documented, keys)
+            builders = [threads.submit(self._set_up, name, documented, keys) for name in BUILDERS]
+            for done in (bstore, *builders):
+                done.result()
+
+    def _install(self, name: str, documented: Documented) -> None:
+        self.type(name, documented.beforehand)
+        for line in documented.install[_role(name)]:
+            self.type(name, line)
+        if name in BUILDERS:  # what its packages are built with: mock would bring that into its roots
+            self.type(name, "apt-get install gcc-multilib libc6-dev patch")
+
+    def _set_up(self, name: str, documented: Documented, keys: Sequence[str]) -> None:
+        if name == "bstore":
+            self.type(name, documented.setup["bstore"], stdin="\n".join(keys) + "\n")
+            self.type(name, f"reimzul setup bstore --public-port {PUBLIC}")
+        else:
+            mine = next(key for key in keys if key.startswith(f"{name}:"))
+            self.type(name, documented.setup["builder"].replace("b1", name), stdin=mine + "\n")
+            self.type(name, "reimzul setup builder --workers 2 --set worker.mock=reimzul-standin-mock")
+
+    def type(self, name: str, line: str, stdin: str = "") -> str:
+        """A person types a line on a machine; its output. It is counted, and timed."""
+        started = time.monotonic()
+        done = self[name].run(f"cd reimzul 2>/dev/null; {line}", stdin=stdin, timeout=900)
+        with self._typed.open("a") as typed:
+            typed.write(json.dumps(attr.asdict(Typed(name, line, time.monotonic() - started))) + "\n")
+        return done.out
+
+    # --- using it -------------------------------------------------------------------------------------------------
+
+    def srpm(self, name: str, spec: str) -> str:
+        """Make a source rpm that the controller can submit; its path there."""
+        folder = self.folder / "srpms"
+        made = next(folder.glob(f"{name}-1.0-1.src.rpm"), None) or srpms.make_srpm(folder, name, spec)
+        return f"{SOURCES_THERE}/{made.name}"
+
+    def slow(self, name: str, seconds: int) -> str:
+        """One that sleeps in %build."""
+        return self.srpm(name, srpms.slow(name, seconds))
+
+    def submit(self, srpm: str, *words: str) -> str:
+        """Submit a source rpm as anybody does; the build's id."""
+        done = self.controller.run(f"reimzul-submit -s {srpm} -d .el9 -a {ARCH} -t {TARGET} --json {' '.join(words)}")
+        return str(json.loads(done.out)["builds"][0]["build_id"])
+
+    def legs(self, build: str) -> list[dict[str, Any]]:
+        """What the history has of a build."""
+        rows = self.controller.json(f"reimzul builds --build {build} --json")
+        assert isinstance(rows, list)
+        return rows
+
+    def building_on(self, build: str, seconds: float = BUILD) -> Machine:
+        """The machine that builds it, once one does."""
+
+        def builder() -> Machine | None:
+            names = [leg.get("builder_fqdn", "") for leg in self.legs(build) if leg["status"] == "Building"]
+            return self[names[0].partition(".")[0]] if names else None
+
+        return until(builder, seconds, f"{build} is being built")
+
+    def published(self, build: str, seconds: float = BUILD) -> list[dict[str, Any]]:
+        """Wait until all of a build is published; its legs."""
+
+        def all_of_it() -> list[dict[str, Any]]:
+            legs = self.legs(build)
+            lost = [leg for leg in legs if leg["status"] not in ("Queued", "Building", "Success")]
+            assert not lost, lost
+            return legs if legs and all(leg.get("published") for leg in legs) else []
+
+        return until(all_of_it, seconds, f"{build} is published; it is {self.legs(build)}")
+
+
+    def once(self, build: str) -> None:
+        """Fail where a published build did not show exactly once: its place, its packages, its words in the log."""
+        store, log = self.bstore.root / "srv/reimzul/bstore", self.controller.read("/var/log/reimzul/reimzul.log")
+        manifests = [json.loads(path.read_text()) for path in store.glob("repo/*/*/*/*/build.json")]
+        listed = _listed(store / "repo" / f"{TARGET}.{ARCH}")
+        for leg in self.legs(build):
+            mine = [one for one in manifests if one["request"]["build_id"] == build and one["arch"] == leg["arch"]]
+            assert len(mine) == 1, mine
+            counted = {name: listed.count(f"{leg['place']}/{name}") for name in leg["rpms"]}
+            assert counted == dict.fromkeys(leg["rpms"], 1)
+            about = f"SRPM {leg['srpm']} ({leg['timestamp']}) for arch {leg['arch']} "
+            told = re.findall(rf"{re.escape(about)}.* status (\w+) ", log)
+            assert told.count("Published") == 1, told
+            assert told.count("Success") <= 1, told
+            assert len(list(store.glob(f"tosign/*/*.{leg['arch']}.{build}"))) == 1
+
+    def wait_idle(self, seconds: float = BUILD) -> None:
+        """Wait until nothing is in any tube, and nothing is owed to anybody."""
+
+        def idle() -> bool:
+            said = self.controller.json("reimzul queues --json")
+            assert isinstance(said, dict)
+            busy = [row for row in said["tubes"] if row["ready"] or row["reserved"] or row["delayed"] or row["buried"]]
+            return not busy and not said["owed"]
+
+        until(idle, seconds, f"nothing is under way any more: {self.controller.run('reimzul queues').out}")
+
+    def watchers(self, tube: str = ARCH) -> int:
+        """How many watch a tube."""
+        rows = self.controller.json("reimzul queues --json")
+        assert isinstance(rows, dict), rows
+        found = [row["watchers"] for row in rows["tubes"] if row["name"] == tube]
+        return int(found[0]) if found else 0
+
+    def doctor(self, name: str, *words: str, prefix: str = "") -> Diagnosis:
+        """What doctor says of a machine."""
+        done = self[name].run(f"{prefix} reimzul doctor --json {' '.join(words)}", check=False, timeout=300)
+        assert done.code in (0, 1), done.said
+        return Diagnosis(done.code, json.loads(done.out)["checks"])
+
+    def heal(self) -> None:
+        """Have all machines up, linked, and their units running."""
+        for machine in self.farm:
+            if machine.leader() is None:
+                machine.boot()
+            machine.mend_link()
+        for machine in self.farm:
+            machine.wait_up()
+            machine.run("systemctl reset-failed; systemctl start multi-user.target", check=False)
+
+    def keep(self) -> None:
+        """What all machines said, where it outlives the room."""
+        goal = PROJECT / ".farm" / f"hosts-{time.strftime('%Y%m%d-%H%M%S')}"
+        goal.mkdir(parents=True)
+        for machine in self.machines:
+            if machine.folder.exists():
+                machine.keep(goal)
+        print(f"\nfarm-test: what the machines said is in {goal}", flush=True)
+
+
+@attr.frozen
+class Diagnosis:
+    """What doctor found."""
+
+    code: int
+    checks: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> list[str]:
+        """The checks that fail."""
+        return [check["name"] for check in self.checks if check["level"] == "FAIL"]
+
+    @property
+    def text(self) -> str:
+        """All but what is well."""
+        rows = [check for check in self.checks if check["level"] != "ok"]
+        return "\n".join(f"  {row['level']} {row['name']}: {row['words']} ({row['remedy']})" for row in rows)
+
+    def words(self, name: str) -> str:
+        """What was said of a check."""
+        return next(str(check["words"]) for check in self.checks if check["name"] == name)
+
+
+def _role(name: str) -> str:
+    return "builder" if name in BUILDERS else name
+
+
+@attr.frozen
+class Documented:
+    """The commands of docs/install.md."""
+
+    beforehand: str
+    install: Mapping[str, Sequence[str]]  #: what installs each role
+    setup: Mapping[str, str]  #: what sets it up
+
+    @classmethod
+    def read(cls) -> Documented:
+        """From "Four machines": a block for each role."""
+        text = _INSTALL.read_text(encoding="utf-8").partition("## Four machines")[2].partition("\n## ")[0]
+        blocks = [[row.strip() for row in block.splitlines()] for block in re.findall(r"(?:^    .+\n)+", text, re.M)]
+        by_role = {row.split("ROLE=")[1]: block for block in blocks for row in block if "ROLE=" in row}
+        packages = re.search(r"`(apt-get install [^`]+)`", text)
+        assert packages and set(by_role) == {"controller", "bstore", "builder"}, text
+        return cls(
+            beforehand=packages[1],
+            install={role: block[:-1] for role, block in by_role.items()},
+            setup={role: block[-1] for role, block in by_role.items()},
+        )
+
+
+def _listed(repository: Path) -> list[str]:
+    """The places of all packages that a repository's index lists, in the store."""
+    found = re.search(r'href="([^"]+primary.xml.gz)"', (repository / "repodata/repomd.xml").read_text())
+    assert found
+    index = gzip.decompress((repository / found[1]).read_bytes()).decode()
+    return [f"repo/{repository.name}/{place}" for place in re.findall(r'<location [^>]*href="([^"]+)"', index)]
+
+
+def up(folder: Path) -> Farm:
+    """A farm in the room of this run: the one that is there, or a new one."""
+    farm = Farm(folder, base())
+    if not (folder / room.UP).exists():
+        try:
+            farm.make()
+            farm.install()
+        except BaseException:
+            farm.keep()
+            raise
+        (folder / room.UP).touch()
+    return farm
+
+
+def _git(folder: Path, *words: str) -> str:
+    argv = ["git", "-C", str(folder), "-c", "user.name=farm test", "-c", "user.email=farm@example.org", *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout

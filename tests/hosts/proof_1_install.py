@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A farm from bare machines: what was typed, and what runs then."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.hosts.farm import ARCH, BUILDERS, PUBLIC, TARGET, Farm
+from tests.waiting import until
+
+#: What a person may be asked to type for four machines, at most.
+_COMMANDS = 25
+#: What listens for others, by docs/install.md, "Ports"; and the repositories for the public, which were asked for.
+_OFFERED = {"controller": {13100, 11080}, "bstore": {11874, 11081}, "b1": set(), "b2": set()}
+#: Of systemd-analyze's scale, on which 10 is wide open.
+_EXPOSURE, _EXPOSURE_OF_WORKER = 3.0, 9.0
+
+
+def test_commands(farm: Farm) -> None:
+    """Four bare machines are a farm by the commands of docs/install.md, with no file edited by hand."""
+    print("\nWhat a person typed, and how long the machine took:")
+    for typed in farm.typed:
+        print(f"  {typed.seconds:6.1f} s  {typed.machine:11}{typed.line}")
+    longest = max(sum(typed.seconds for typed in farm.typed if typed.machine == machine.name) for machine in farm.farm)
+    print(f"  {len(farm.typed)} commands on {len(farm.farm)} machines; the longest of them worked for {longest:.0f} s")
+    assert 0 < len(farm.typed) <= _COMMANDS
+
+
+def test_units_are_up(farm: Farm) -> None:
+    """Every unit is enabled and runs, and nothing on any machine has failed."""
+    wanted = {
+        "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
+        "bstore": ("stunnel@reimzul", "nginx", "rsync", "reimzul-repogen-worker@1", "reimzul-signer"),
+        **dict.fromkeys(BUILDERS, ("stunnel@reimzul", "reimzul-worker@1", "reimzul-worker@2")),
+    }
+    for machine in farm.farm:
+        for unit in wanted[machine.name]:
+            machine.wait_active(unit)
+            assert machine.run(f"systemctl is-enabled {unit}").out.strip() == "enabled"
+        assert machine.run("systemctl --failed --no-legend").out == ""
+
+
+def test_setup_again(farm: Farm) -> None:
+    """Set-up run again changes nothing and starts nothing anew."""
+    for machine in farm.farm:
+        role = "builder" if machine.name in BUILDERS else machine.name
+        show = "systemctl show -p MainPID,InvocationID 'reimzul-*' stunnel@reimzul"
+        before = machine.run(show).out
+        said = machine.run(f"reimzul setup {role}").said
+        assert machine.run(show).out == before, said
+        assert not re.search(r"^wrote|started$", said, re.MULTILINE), said
+
+
+def test_listening(farm: Farm) -> None:
+    """Nothing listens on a public address but stunnel, and the repositories where a person asked for them."""
+    for machine in farm.farm:
+        rows = [row.split() for row in machine.run("ss -Hltunp").out.splitlines()]
+        public = [row for row in rows if not re.match(r"(127\.|\[::1\])", row[4])]
+        stunnel = {int(row[4].rpartition(":")[2]) for row in public if "stunnel" in row[-1]}
+        others = {(int(row[4].rpartition(":")[2]), row[-1].split('"')[1]) for row in public if "stunnel" not in row[-1]}
+        assert stunnel == _OFFERED[machine.name], rows
+        assert others == ({(PUBLIC, "nginx")} if machine.name == "bstore" else set()), rows
+
+
+def _units(farm: Farm, name: str) -> list[str]:
+    listed = farm[name].run("systemctl list-unit-files --no-legend 'reimzul*'").out
+    return [row.split()[0].replace("@.", "@1.") for row in listed.splitlines()]
+
+
+def test_units_verify(farm: Farm) -> None:
+    """systemd-analyze verify is silent for all units."""
+    for machine in farm.farm:
+        names = _units(farm, machine.name)
+        assert len(names) >= 6, names
+        done = machine.run(f"systemd-analyze verify --man=no {' '.join(names)}", check=False)
+        ours = [row for row in done.said.splitlines() if row.strip()]
+        assert (done.code, ours) == (0, [])
+
+
+def test_units_exposure(farm: Farm) -> None:
+    """systemd-analyze security: at most 3.0 for every unit but the worker, which mock needs open."""
+    print()
+    for name in _units(farm, "controller"):
+        if name.endswith(".service"):
+            said = farm.controller.run(f"systemd-analyze security --no-pager {name}").out
+            found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+            assert found, said
+            print(f"  {name:36} {found[1]}")
+            assert float(found[1]) <= (_EXPOSURE_OF_WORKER if "reimzul-worker" in name else _EXPOSURE), said
+
+
+@pytest.mark.parametrize("name", ["controller", "bstore", *BUILDERS])
+def test_doctor(farm: Farm, name: str) -> None:
+    """reimzul doctor finds all well."""
+    until(lambda: farm.doctor(name).failed == [], 90, f"doctor is content on {name}: {farm.doctor(name).text}")
+    print("\n" + farm.doctor(name).text)
+
+
+def test_canary(farm: Farm) -> None:
+    """reimzul doctor --canary sends a package through the farm, and times each hop."""
+    done = farm.controller.run(f"reimzul doctor --canary --target {TARGET} --json", timeout=600)
+    canary = json.loads(done.out)["canary"]
+    print(json.dumps(canary, indent=1))
+    assert canary
+    assert ARCH in json.dumps(canary)

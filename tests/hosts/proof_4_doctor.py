@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each link and each part broken in turn: doctor names the one that is broken, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+
+import attr
+import pytest
+
+from tests.hosts.farm import Diagnosis, Farm
+from tests.waiting import until
+
+_LINKS = frozenset({"link.beanstalkd", "link.incoming", "link.rsyncd", "link.store"})
+_OF_CONTROLLER, _OF_BSTORE = frozenset({"link.beanstalkd", "link.incoming"}), frozenset({"link.rsyncd", "link.store"})
+_FULL = "mount -t tmpfs -o size=16m,mode=777 full /srv/reimzul/results"
+_FREE = "umount /srv/reimzul/results"
+_PSK = "/etc/stunnel/reimzul-psk.txt"
+_ANEW = "systemctl restart 'reimzul-*'"
+_INI = "/etc/reimzul/reimzul.ini"
+
+
+@attr.frozen
+class Case:
+    """One thing that is broken."""
+
+    broken: str  #: on which machine
+    by: str
+    mended: str
+    asked: str  #: whose doctor is asked
+    failed: frozenset[str]  #: what it has to name, and nothing else
+    words: str = ""  #: what it says of the first of them
+    prefix: str = ""  #: before doctor's command line
+    may: frozenset[str] = frozenset()  #: what may follow from it, by what the farm is at
+
+
+def _stopped(machine: str, unit: str, asked: str, *failed: str, words: str = "") -> Case:
+    return Case(machine, f"systemctl stop {unit}", f"systemctl start {unit}", asked, frozenset(failed), words)
+
+
+def _set(machine: str, setting: str, *failed: str, words: str = "") -> Case:
+    role = "builder" if machine == "b1" else machine
+    by = f"cp -p {_INI} {_INI}.kept && reimzul setup {role} --set {setting}"
+    return Case(machine, by, f"mv {_INI}.kept {_INI} && {_ANEW}", machine, frozenset(failed), words)
+
+
+CASES = {
+    "stunnel of the builder": _stopped(
+        "b1", "stunnel@reimzul", "b1", *_LINKS, "unit.stunnel@reimzul", words="stunnel does not run on this host"
+    ),
+    "stunnel of the controller, seen by a builder": _stopped("controller", "stunnel@reimzul", "b1", *_OF_CONTROLLER),
+    "stunnel of the controller, seen by bstore": _stopped("controller", "stunnel@reimzul", "bstore", "link.beanstalkd"),
+    "stunnel of bstore": _stopped("bstore", "stunnel@reimzul", "b1", *_OF_BSTORE),
+    "stunnel of bstore, on it": _stopped(
+        "bstore", "stunnel@reimzul", "bstore",
+        "link.beanstalkd", "offer.rsyncd", "offer.store", "unit.stunnel@reimzul",
+    ),
+    "beanstalkd, seen by a builder": _stopped("controller", "beanstalkd", "b1", "link.beanstalkd"),
+    "beanstalkd, on the controller": _stopped(
+        "controller", "beanstalkd", "controller", "link.beanstalkd", "offer.beanstalkd", "unit.beanstalkd"
+    ),
+    "nginx of the controller": _stopped("controller", "nginx", "b1", "link.incoming"),
+    "nginx of bstore": _stopped("bstore", "nginx", "b1", "link.store"),
+    "rsyncd": _stopped("bstore", "rsync", "b1", "link.rsyncd"),
+    "a worker": _stopped("b1", "reimzul-worker@2", "b1", "unit.reimzul-worker"),
+    "the notifier": attr.evolve(
+        _stopped("controller", "reimzul-notifier", "controller", "unit.reimzul-notifier"),
+        may=frozenset({"tubes.watched"}),
+    ),
+    "the signer": _stopped("bstore", "reimzul-signer", "bstore", "unit.reimzul-signer"),
+    "a wrong key": Case(
+        "b1",
+        f"cp -p {_PSK} {_PSK}.kept && sed -i 's/:..../:0000/' {_PSK} && systemctl restart stunnel@reimzul",
+        f"mv {_PSK}.kept {_PSK} && systemctl restart stunnel@reimzul",
+        "b1", _LINKS, words="key",
+    ),
+    "a clock": Case(
+        "b1", "apt-get install faketime", "true", "b1", frozenset({"clock.controller", "clock.bstore"}),
+        prefix="faketime -f +10m",
+    ),
+    "a full disk": Case("b1", _FULL, _FREE, "b1", frozenset({"disk.results"})),
+    "inodes": Case("b1", _FULL.replace("size=16m", "nr_inodes=1000"), _FREE, "b1", frozenset({"disk.results"})),
+    "mock": _set("b1", "worker.mock=no-such-mock", "mock", "mock.group"),
+    "mock's configurations": Case(
+        "b1", "mv /srv/reimzul/mock_configs /srv/reimzul/away", "mv /srv/reimzul/away /srv/reimzul/mock_configs",
+        "b1", frozenset({"configs"}),
+    ),
+    "a folder of another's": Case(
+        "bstore", "chown root /srv/reimzul/bstore/spool", "chown reimzul /srv/reimzul/bstore/spool",
+        "bstore", frozenset({"store"}),
+    ),
+    "the history": Case(
+        "controller", "chmod 0 /srv/reimzul/notifier/history.sqlite", "chmod 644 /srv/reimzul/notifier/history.sqlite",
+        "controller", frozenset({"history"}),
+    ),
+    "the mail server": _set("controller", "mail.notifications=true", "mail"),
+    "the MQTT broker": _stopped("controller", "mosquitto", "controller", "mqtt", "unit.mosquitto"),
+    "the broker's certificates": Case(
+        "controller", "apt-get install faketime", "true", "controller",
+        frozenset({"certificate.mqtt.tls_cert", "mqtt"}), prefix="faketime -f +6y",
+    ),
+}  # fmt: skip
+
+
+def test_mqtt(farm: Farm) -> None:
+    """reimzul setup controller --mqtt is a broker, its certificates, and a doctor who is content with them."""
+    farm.controller.run("reimzul setup controller --mqtt")
+    until(lambda: farm.doctor("controller").failed == [], 60, "doctor is content")
+    assert {"mqtt", "certificate.mqtt.broker"} <= {check["name"] for check in farm.doctor("controller").checks}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_broken(farm: Farm, name: str) -> None:
+    """doctor names what is broken, and nothing else"""
+    case = CASES[name]
+    machine = farm[case.broken]
+    machine.run(case.by)
+    found: Diagnosis | None = None
+
+    def named() -> bool:
+        nonlocal found
+        found = farm.doctor(case.asked, prefix=case.prefix)
+        return case.failed <= set(found.failed) <= case.failed | case.may
+
+    try:
+        # a unit that reads its settings anew may be on its way
+        with contextlib.suppress(AssertionError):
+            until(named, 45, "it is named")
+    finally:
+        machine.run(case.mended)
+    assert found is not None
+    assert set(found.failed) - case.may == case.failed, found.text
+    assert found.code == 1
+    assert case.words in found.words(sorted(case.failed)[0]), found.text
+
+
+def test_well_again(farm: Farm) -> None:
+    """When all is mended doctor is content again, everywhere."""
+    for machine in farm.farm:
+        until(lambda name=machine.name: farm.doctor(name).failed == [], 90, f"{machine.name} is well again")  # type: ignore[misc]
