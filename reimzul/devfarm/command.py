@@ -97,6 +97,7 @@ In another terminal:
   reimzul-submit -s path/to/any.src.rpm -a {farm.arch} -t {TARGET} -d .demo
   reimzul builds
   reimzul queues
+  reimzul doctor --role all --canary
   supervisorctl -c {shlex.quote(str(farm.supervisor.config))} status
 
 repository       {farm.repository(f"{TARGET}.{farm.arch}")}

@@ -17,7 +17,7 @@ from reimzul.devfarm.plan import BSTORE, CONTROLLER, INCOMING, LISTENER, MODULE,
 from reimzul.devfarm.ports import ADDRESS
 
 #: What others may read of the store; spool/, tosign/, state/ and the rest are nobody's.
-SERVED = ("repo", "scratch", "index", "attempts")
+SERVED = ("repo", "scratch", "index", "attempts", "live")
 
 #: What browsers and dnf are told of a file, by its ending.
 _TYPES = (
@@ -28,6 +28,8 @@ _TYPES = (
 _KEEPALIVE = (
     ("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_NODELAY", 1),
 )  # fmt: skip
+#: Pre-shared keys alone. Where DHE is among them, stunnel reckons parameters for it at each start, for seconds.
+_CIPHERS = "PSK:!kDHEPSK:!kRSAPSK:!eNULL"
 
 
 def _if_root(line: str) -> str:
@@ -77,9 +79,9 @@ http {{
 
 
 def rsyncd(plan: Plan) -> str:
-    """The module builders upload to: only spool/ can be written to, nothing can be read.
+    """The module builders upload to: only spool/ and live/ can be written to, nothing can be read.
 
-    The filters hold for the whole tree, so a path that leaves spool/ is refused whatever the client says. Symbolic
+    The filters hold for the whole tree, so a path that leaves them is refused whatever the client says. Symbolic
     links that came with an upload would point wherever they like; they are not taken.
     """
     return f"""\
@@ -89,13 +91,14 @@ use chroot = no
 log file = {plan.layout.log / "rsyncd-transfers.log"}
 reverse lookup = no
 timeout = 300
+socket options = TCP_NODELAY
 
 [{MODULE}]
 path = {plan.layout.store.root}
 list = no
 read only = no
 write only = yes
-include = /spool/ /spool/***
+include = /spool/ /spool/*** /live/ /live/***
 exclude = *
 munge symlinks = yes
 refuse options = delete* remove-* links devices specials backup* *-dest
@@ -135,13 +138,13 @@ def stunnel(plan: Plan, host: Host, keys: Keys) -> str:
     sockets = "\n".join(f"socket = {side}:{name}={value}" for side in "lr" for name, value in _KEEPALIVE)
     offered = (
         f"[{name}-server-{number}]\naccept = {way}:{plan.tls(name)}\nconnect = {ADDRESS}:{plan.plain(name)}\n"
-        f"ciphers = PSK\nPSKsecrets = {keys.all_psks}\n"
+        f"ciphers = {_CIPHERS}\nPSKsecrets = {keys.all_psks}\n"
         for name in host.offers
         for number, way in enumerate(sorted({other.way for other in plan.hosts}), 1)
     )
     used = (
         f"[{name}]\nclient = yes\naccept = {ADDRESS}:{plan.local(host.name, name)}\n"
-        f"connect = {host.way}:{plan.tls(name)}\nciphers = PSK\nPSKsecrets = {keys.psk(host.name)}\n"
+        f"connect = {host.way}:{plan.tls(name)}\nciphers = {_CIPHERS}\nPSKsecrets = {keys.psk(host.name)}\n"
         for name in host.uses
     )
     head = f"foreground = yes\npid =\nsyslog = no\ndebug = notice\nsslVersionMin = TLSv1.2\n{sockets}\n"
@@ -155,29 +158,36 @@ def reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, M
         "bstore": {"base_url": plan.store_url(host.name) + "repo/"},
         "farm": {"refused": plan.layout.log / "refused"},
     }
-    if host.name == CONTROLLER:
-        values.update(_controller(plan, keys))
-    elif host.name == BSTORE:
-        values["bstore"]["root"] = plan.layout.store.root
-    else:
+    if host.name != BSTORE:
         values["bstore"]["upload_url"] = plan.upload_url(host.name)
         values["incoming"] = {"url": plan.incoming_url(host.name)}
-        values["worker"] = {
-            "mock": mock,
-            "mock_configs": plan.layout.checkout(host.name),
-            "results": plan.layout.results(host.name),
-            "fqdn": host.fqdn,
-        }
+    if not host.is_builder:
+        values["bstore"]["root"] = plan.layout.store.root
+    if host.name == CONTROLLER:
+        values.update(_controller(plan, keys))
+    # it is one machine: the controller's has the first builder too, for `reimzul doctor --role all`
+    builder = next((each for each in plan.hosts if each.is_builder), None) if host.name == CONTROLLER else host
+    if builder is not None and builder.is_builder:
+        values["worker"] = _worker(plan, builder, mock)
     for section, settings in extra.items():
         values.setdefault(section, {}).update(settings)
     return _ini(values)
+
+
+def _worker(plan: Plan, host: Host, mock: str) -> dict[str, object]:
+    return {
+        "mock": mock,
+        "mock_configs": plan.layout.checkout(host.name),
+        "results": plan.layout.results(host.name),
+        "fqdn": host.fqdn,
+    }
 
 
 def _controller(plan: Plan, keys: Keys) -> dict[str, dict[str, object]]:
     layout = plan.layout
     return {
         "incoming": {"folder": layout.incoming, "url": plan.incoming_url(CONTROLLER)},
-        "notifier": {"ledger": layout.notifier / "ledger.sqlite"},
+        "notifier": {"ledger": layout.notifier / "ledger.sqlite", "presence": layout.notifier / "presence.sqlite"},
         "history": {"url": f"sqlite:///{layout.history}"},
         "logs": {"logfile": layout.log / "reimzul.log"},
         "mqtt": {

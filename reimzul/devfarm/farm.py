@@ -171,11 +171,18 @@ class Farm:
         mock = self.mock or default_mock()
         for host in self.hosts:
             texts[f"stunnel-{host.name}.conf"] = configs.stunnel(plan, host, keys)
-            texts[f"{host.name}.ini"] = configs.reimzul(plan, host, keys, mock, self.settings.get(host.name, {}))
+            texts[f"{host.name}.ini"] = configs.reimzul(plan, host, keys, mock, self._more_settings(host.name))
         for name, text in texts.items():
             path = self.layout.conf / name
             path.touch(mode=0o600)
             path.write_text(text, encoding="utf-8")
+
+    def _more_settings(self, host: str) -> dict[str, dict[str, str]]:
+        """What this farm wants to have set on a host."""
+        more = {section: dict(settings) for section, settings in self.settings.get(host, {}).items()}
+        if self.targets:
+            more.setdefault("farm", {}).setdefault("canary_target", self.targets[0])
+        return more
 
     def _prepare_builders(self) -> None:
         for target in self.targets:

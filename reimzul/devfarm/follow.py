@@ -20,7 +20,7 @@ import attr
 
 from reimzul.core.arch import read_arches
 from reimzul.core.errors import MessageError, ReimzulError
-from reimzul.core.message import BuildEvent, Event, Status, decode_event
+from reimzul.core.message import BuildEvent, Event, Presence, Status, decode_event
 from reimzul.core.run import PIPE, capture, spawn
 from reimzul.devfarm import reaper
 from reimzul.devfarm.farm import Farm
@@ -58,7 +58,9 @@ class Ears:
 def _events(lines: Sequence[bytes]) -> Iterator[Event]:
     for line in lines:
         with contextlib.suppress(MessageError):
-            yield decode_event(line)
+            told = decode_event(line)
+            if not isinstance(told, Presence):
+                yield told
 
 
 @contextlib.contextmanager

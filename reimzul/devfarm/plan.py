@@ -55,7 +55,8 @@ class Host:
 def hosts(builders: int, prefixes: Mapping[str, tuple[str, ...]], ways: Mapping[str, str]) -> list[Host]:
     """The farm's machines, as the table in architecture.md, section 1, has them."""
     offered = {name: tuple(s for s, host in SERVICES.items() if host == name) for name in (CONTROLLER, BSTORE)}
-    rows = [(CONTROLLER, ("beanstalkd", "incoming", "store")), (BSTORE, ("beanstalkd", "store"))]
+    # a real controller uploads nothing: here the doctor looks at all roles from it
+    rows = [(CONTROLLER, tuple(SERVICES)), (BSTORE, ("beanstalkd", "store"))]
     rows += [(f"builder{number}", tuple(SERVICES)) for number in range(1, builders + 1)]
     return [
         Host(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source rpms of the demo: real programs, their sources from registries, the spec files from `specs/`.
 
-GNU hello is compiled C, from the distribution's own source package; six is a noarch Python package, from PyPI. The
-machine's own apt sources are copied with `deb-src` in the place of `deb` into a private folder; the machine itself
-is not changed and root is not needed. Where a distribution has no hello (EL), the demo goes on with what there is.
+GNU hello is compiled C, from the distribution's own source package; six is a noarch Python package, from PyPI; the
+third is Reimzul itself, five packages of one source rpm, where we run from a checkout. The machine's own apt sources
+are copied with `deb-src` in the place of `deb` into a private folder; the machine itself is not changed and root is
+not needed. Where a distribution has no hello (EL), the demo goes on with what there is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import attr
 from reimzul.core.errors import InputError, ProgramFailed, ReimzulError
 from reimzul.core.run import capture
 
+#: The checkout we run from, where it is one.
+CHECKOUT = Path(__file__).parents[2]
 #: Seconds a registry may take.
 PATIENCE = 300
 _SIX = ("1.17.0", "ff70335d468e7eb6ec65b95b99d3a2836546063f63acc5171de367e834932a81")
@@ -45,7 +48,7 @@ def demo_srpms(cache: Path, say: Callable[[str], None]) -> list[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     faults: list[str] = []
     made = [_one(name, fetch, cache, say, faults) for name, fetch in (("hello", hello), ("python-six", six))]
-    found = [path for path in made if path]
+    found = [path for path in (*made, _itself(cache, say, faults)) if path]
     if not found:
         raise ReimzulError("no source for the demo: " + "; ".join(faults))
     return found
@@ -66,6 +69,33 @@ def _one(
         say(f"{name}: left out, {error}")
         faults.append(f"{name}: {error}")
         return None
+
+
+def _itself(cache: Path, say: Callable[[str], None], faults: list[str]) -> Optional[Path]:
+    """Reimzul's own source rpm, always made anew: the checkout may have changed."""
+    if not (CHECKOUT / "tools/rpm").is_file():
+        return None
+    try:
+        return itself(cache)
+    except ReimzulError as error:
+        say(f"reimzul: left out, {error}")
+        faults.append(f"reimzul: {error}")
+        return None
+
+
+def itself(folder: Path) -> Path:
+    """A source rpm of the checkout we run from, in a folder. Raises `ReimzulError`."""
+    settings = _settings_of_pip()
+    said = capture([CHECKOUT / "tools/rpm", "--source-only", "--out", folder], timeout=PATIENCE, env=settings)
+    written = re.search(r"^rpm: (.+\.src\.rpm)$", said, re.MULTILINE)
+    if not written:
+        raise ReimzulError("tools/rpm made no source rpm")
+    return Path(written[1])
+
+
+def _settings_of_pip() -> dict[str, str]:
+    # an index, a certificate: what pip was told by the environment
+    return {name: text for name, text in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
 
 
 def _source_rpm(name: str, tarball: Tarball, cache: Path) -> Path:
@@ -92,9 +122,8 @@ def six(work: Path) -> Tarball:
     """six's source from PyPI."""
     version, digest = _SIX
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    # pip's own settings may be in the environment: an index, a certificate
-    settings = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
-    capture([*argv, "--no-binary", ":all:", "--dest", work, f"six=={version}"], timeout=PATIENCE, env=settings)
+    argv += ["--no-binary", ":all:", "--dest", os.fspath(work), f"six=={version}"]
+    capture(argv, timeout=PATIENCE, env=_settings_of_pip())
     return Tarball(_checked(work / f"six-{version}.tar.gz", digest), version)
 
 
