@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reimzul.core.message import BuildEvent
+from reimzul.core.message import BuildEvent, Phase
 from reimzul.notifier.history import BuildFilter, History, Owed
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
 
@@ -97,6 +97,87 @@ class HistoryContract:
         history.record([event("Failed", attempt=ATTEMPT)])
         assert only(history)["status"] == "Success"
 
+    def test_what_was_cancelled_before_it_was_published_is_no_success(self, history: History) -> None:
+        history.record([event("Success", place="repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64")])
+        history.record([event("Cancelled", reason="cancelled by johnny", at=50.0)])
+        document = only(history)
+        assert (document["status"], document["reason"], document["place"]) == ("Cancelled", "cancelled by johnny", "")
+        history.record([event("Success")])
+        assert only(history)["status"] == "Cancelled"
+
+    def test_what_was_published_before_it_was_cancelled_is_published(self, history: History) -> None:
+        history.record([event("Cancelled"), event("Published", at=50.0)])
+        history.record([event("Cancelled")])
+        document = only(history)
+        assert (document["status"], document["published"]) == ("Success", 50.0)
+
+    def test_what_had_failed_cannot_be_cancelled(self, history: History) -> None:
+        history.record([event("Failed", reason="it does not build"), event("Cancelled")])
+        assert (only(history)["status"], only(history)["reason"]) == ("Failed", "it does not build")
+
+    def test_where_it_waits_is_known_from_the_first_second(self, history: History) -> None:
+        history.record([event("Queued", tube="x86_64", job=7, priority=8192, at=100.0, parent=build_id(9))])
+        document = only(history)
+        assert (document["tube"], document["job"], document["priority"]) == ("x86_64", 7, 8192)
+        assert (document["queued_at"], document["put_at"], document["due"]) == (100.0, 100.0, 0.0)
+        assert (document["parent"], document["attempts"]) == (build_id(9), [])
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+    def test_the_last_put_says_where_it_waits(self, history: History, order: tuple[int, ...]) -> None:
+        events = [
+            event("Queued", tube="x86_64", job=7, priority=8192, at=100.0),
+            event("Building", at=110.0, started=110.0),
+            event(
+                "Queued", attempt=ATTEMPT, tube="x86_64", job=9, priority=8192, at=120.0, due=130.0, finished=120.0,
+                reason="builder1.example.org could not build it", builder_fqdn="builder1.example.org",
+                url="http://localhost/attempts/1/",
+            ),
+        ]  # fmt: skip
+        for number in order:
+            history.record([events[number]])
+        document = only(history)
+        assert (document["queued_at"], document["put_at"], document["job"], document["due"]) == (100.0, 120.0, 9, 130.0)
+        assert (document["status"], document["reason"]) == ("Queued", "builder1.example.org could not build it")
+        (attempt,) = document["attempts"]
+        assert attempt == {
+            "attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "status": "Unfit", "started": 110.0,
+            "finished": 120.0, "exit_code": None, "reason": "builder1.example.org could not build it",
+            "url": "http://localhost/attempts/1/", "at": 120.0,
+        }  # fmt: skip
+
+    def test_every_attempt_is_known_with_what_it_came_to(self, history: History) -> None:
+        history.record([event("Building", at=110.0, started=110.0)])
+        history.record([event("Queued", attempt=ATTEMPT, at=120.0, reason="no space left", job=9)])
+        second = {"attempt": OTHER_ATTEMPT, "builder_fqdn": "second.example.org", "started": 131.0}
+        history.record([event("Building", at=131.0, **second)])
+        assert only(history)["status"] == "Building"
+        history.record([event("Success", at=140.0, finished=140.0, exit_code=0, url="http://localhost/p/", **second)])
+        history.record([event("Published", at=150.0, finished=140.0, exit_code=0, **second)])
+        document = only(history)
+        assert [(each["status"], each["builder_fqdn"]) for each in document["attempts"]] == [
+            ("Unfit", "builder1.example.org"), ("Published", "second.example.org"),
+        ]  # fmt: skip
+        assert [each["reason"] for each in document["attempts"]] == ["no space left", ""]
+        last = document["attempts"][1]
+        assert (last["started"], last["finished"], last["exit_code"]) == (131.0, 140.0, 0)
+        assert last["url"] == "http://localhost/p/"
+
+    def test_an_upload_that_was_bad_is_no_fault_of_its_builder(self, history: History) -> None:
+        again = event("Queued", attempt=ATTEMPT, reason="upload: a checksum is wrong", job=9)
+        history.record([event("Success"), again])
+        assert [each["status"] for each in only(history)["attempts"]] == ["Rejected"]
+
+    def test_the_phases_of_a_result_are_kept(self, history: History) -> None:
+        phases = (Phase(name="source", start=1.0, end=2.5), Phase(name="chroot init", start=2.5))
+        history.record([event("Success", phases=phases), event("Published", at=150.0)])
+        assert only(history)["phases"] == [
+            {"name": "source", "start": 1.0, "end": 2.5}, {"name": "chroot init", "start": 2.5, "end": 0.0},
+        ]  # fmt: skip
+
+    def test_what_was_submitted_since_a_time_is_found(self, history: History) -> None:
+        history.record([event("Queued", number) for number in (1, 2, 3)])
+        assert numbers(history, since=event("Queued", 2).timestamp) == [3, 2]
+
     def test_a_rejected_success_is_rejected(self, history: History) -> None:
         history.record([event("Success"), event("Rejected", reason="a checksum is wrong")])
         assert only(history)["status"] == "Rejected"
@@ -162,12 +243,46 @@ class HistoryContract:
         assert numbers(history, build_id=build_id(3)[:8]) == [3]
         assert numbers(history, status="Success", submitter="karanbir") == []
 
+    def test_all_that_match_can_be_read_one_at_a_time(self, history: History) -> None:
+        history.record([event("Success", number) for number in range(30)] + [event("Failed", 40, arch="i386")])
+        known = {build_id(number): number for number in range(100)}
+        assert {known[each["build_id"]] for each in history.each(BuildFilter(arch="x86_64"))} == set(range(30))
+        assert len(list(itertools.islice(history.each(BuildFilter()), 5))) == 5
+        assert len(list(history.each(BuildFilter(since=event("Success", 20).timestamp)))) == 11
+
+    def test_what_waits_or_is_built_is_unfinished(self, history: History) -> None:
+        history.record([event("Queued", 1), event("Building", 2), event("Success", 3), event("Cancelled", 4)])
+        found = history.unfinished()
+        assert {each["build_id"] for each in found} == {build_id(1), build_id(2)}
+        assert {each["latest_build"] for each in found} == {False}
+        history.record([event("Cancelled", 1)])
+        assert [each["build_id"] for each in history.unfinished()] == [build_id(2)]
+
+    def test_the_past_of_a_package_is_its_successes_on_an_arch_and_no_other_packages(self, history: History) -> None:
+        history.record([event("Success", number) for number in range(1, 6)])
+        history.record([event("Failed", 6), event("Success", 7, arch="i386")])
+        utils = {"srpm": "time-utils-1.0-1.src.rpm", "pkgname": "time-utils", "evr": "1.0-1"}
+        history.record([event("Success", 8, **utils)])
+        history.record([event("Published", 9, srpm="time-1.8-1.el7.src.rpm", target="c7.1804.u.x86_64")])
+        known = {build_id(number): number for number in range(100)}
+        assert [known[each["build_id"]] for each in history.past("time", "x86_64", 3)] == [9, 5, 4]
+        assert [known[each["build_id"]] for each in history.past("time-utils", "x86_64", 3)] == [8]
+        assert history.past("tim", "x86_64", 3) == []
+
     def test_what_was_refused_is_kept_once(self, history: History) -> None:
         history.record([refusal(1), refusal(2, at=2e9), refusal(1)])
         history.record([refusal(1)])
         newest, oldest = history.refused()
         assert (newest["job"], oldest["job"], oldest["begins"]) == (2, 1, "{]")
         assert history.builds(BuildFilter(), 10) == []
+
+    def test_what_was_refused_can_be_forgotten(self, history: History) -> None:
+        history.record([refusal(number) for number in range(4)])
+        history.forget_refused([document["key"] for document in history.refused() if document["job"] % 2])
+        assert sorted(document["job"] for document in history.refused()) == [0, 2]
+        history.forget_refused([])
+        history.forget_refused(["unknown"])
+        assert len(list(history.refused())) == 2
 
     def test_what_was_refused_is_read_as_far_as_it_is_asked_for(self, history: History) -> None:
         history.record([refusal(number, at=1e9 + number) for number in range(300)])

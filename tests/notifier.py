@@ -12,6 +12,7 @@ from typing import Any, Callable
 from reimzul.core.tube import NOTIFY, Broker
 from reimzul.notifier.history import BuildFilter, Owed, open_history
 from tests.conftest import Beanstalkd
+from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
 
 PROGRAM = Path(sys.executable).parent / "reimzul-notifier"
@@ -25,7 +26,7 @@ class Running:
         self.folder, self.beanstalkd = folder, beanstalkd
         self.settings: dict[str, dict[str, object]] = {
             "beanstalkd": {"host": beanstalkd.host, "port": beanstalkd.port},
-            "notifier": {"ledger": folder / "ledger.sqlite"},
+            "notifier": {"ledger": folder / "ledger.sqlite", "presence": folder / "presence.sqlite"},
             "history": {"url": f"sqlite:///{folder}/history.sqlite"},
             "logs": {"logfile": folder / "reimzul.log"},
         }
@@ -48,15 +49,13 @@ class Running:
         self.settings["mail"] = {"notifications": "true", "mail_from": "farm@example.org", "smtp_port": port, **more}
         self.settings["mail_rcpts"] = dict.fromkeys(("x86_64", "i386"), ", ".join(recipients or ["me@example.org"]))
 
+    def write(self) -> Path:
+        """Write its settings down."""
+        return write_ini(self.folder / "reimzul.ini", self.settings)
+
     def start(self) -> None:
         """Start it."""
-        ini = self.folder / "reimzul.ini"
-        ini.write_text(
-            "\n".join(
-                f"[{section}]\n" + "\n".join(f"{name} = {value}" for name, value in rows.items())
-                for section, rows in self.settings.items()
-            )
-        )
+        ini = self.write()
         with (self.folder / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen([str(PROGRAM), "--config", str(ini)], stderr=stderr)
 

@@ -96,6 +96,7 @@ BEHIND, FAR, NEAR = "behind it does not answer", "cannot be reached: connection 
         ("mosquitto", "controller", {"mqtt"}, "refused"),
         ("stunnel-controller", BUILDER, {"link.beanstalkd", "link.incoming"}, FAR),
         ("stunnel-controller", "bstore", {"link.beanstalkd"}, FAR),
+        ("stunnel-bstore", "controller", {"link.rsyncd", "link.store"}, FAR),
         ("stunnel-bstore", BUILDER, {"link.rsyncd", "link.store"}, FAR),
         ("stunnel-bstore", "bstore", {"link.beanstalkd", "link.store", "offer.rsyncd", "offer.store"}, NEAR),
         (f"stunnel-{BUILDER}", BUILDER, ALL_LINKS, NEAR),
@@ -195,6 +196,18 @@ def test_a_name_that_nobody_knows_and_a_way_that_is_not_there_are_named(sick_far
     ini.write_text(ini.read_text().replace(f":{port}/", ":1/"))
     words = words_of(ini, tmp_path, stunnel[:section], "link.store")
     assert words.startswith("nothing listens on 127.0.0.1:1, and no section of")
+
+
+def test_a_controller_without_a_way_to_the_store_is_told_how_it_gets_one(sick_farm: Farm, tmp_path: Path) -> None:
+    ini = tmp_path / "reimzul.ini"
+    port = sick_farm.plan.local("controller", "store")
+    ini.write_text(sick_farm.ini("controller").read_text().replace(f":{port}/", ":1/"))
+    stunnel = sick_farm.ini("controller").with_name("stunnel-controller.conf").read_text()
+    assert words_of(ini, tmp_path, stunnel, "link.beanstalkd").startswith("127.0.0.1:")
+    assert "no section of" in words_of(ini, tmp_path, stunnel, "link.store")
+    found = examine(rounds.checks(host.find(load(ini), ini, (), tmp_path / "stunnel.conf")))
+    remedies = {each.name: each.remedy for each in found}
+    assert remedies["link.store"] == "reimzul setup controller --add-bstore NAME, or mend [bstore] base_url"
 
 
 def words_of(ini: Path, folder: Path, stunnel: str, name: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate authority and a mosquitto, for all who publish or listen by MQTT."""
+"""What several parts are tested with: an authority and a mosquitto, a builder and who listens to it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from reimzul.core.tube import Broker
+from tests import srpms
+from tests.builder import Ears, Host
+from tests.conftest import Beanstalkd
 from tests.mosquitto import Authority, Mosquitto
 
 
@@ -24,3 +28,35 @@ def mosquitto(tmp_path: Path, authority: Authority) -> Iterator[Mosquitto]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real packages: a source rpm that is compiled, a noarch one, and binary packages for mock to leave."""
+    folder = tmp_path_factory.mktemp("packages")
+    return {
+        "hello": srpms.make_srpm(folder, "hello", srpms.compiled("hello")),
+        "plain": srpms.make_srpm(folder, "plain", srpms.noarch("plain")),
+        "plain.noarch": srpms.make_rpm(folder, "plain", srpms.noarch("plain")),
+    }
+
+
+@pytest.fixture
+def host(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, packages: dict[str, Path]) -> Iterator[Host]:
+    """A builder with two sources in incoming/ and a target for x86_64 and i386."""
+    builder = Host(tmp_path, beanstalkd)
+    for name in ("hello", "plain"):
+        (builder.incoming / packages[name].name).write_bytes(packages[name].read_bytes())
+    for name in ("c9.x86_64", "c9.i386"):
+        builder.target(name)
+        builder.mock.plan(name, rpms=[packages["plain.noarch"], packages["hello"]])
+    yield builder
+    builder.close()
+
+
+@pytest.fixture
+def ears(beanstalkd: Beanstalkd, broker: Broker) -> Iterator[Ears]:
+    """A listener on a connection of its own."""
+    listener = Ears(beanstalkd)
+    yield listener
+    listener.broker.close()

@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pymongo
 import pytest
 
 from reimzul.notifier.history import BuildFilter, History, HistoryAway, open_history
+from reimzul.operator import originals
 from tests.conftest import free_port
 from tests.events import event
 from tests.history_contract import HistoryContract
+from tests.ini import write_ini
 from tests.mongo import Mongo, mongo_or_say_so
+
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +96,40 @@ def test_a_server_that_is_away_is_noticed_soon() -> None:
         away.record([event("Success")])
     assert time.monotonic() - began < 4
     away.close()
+
+
+#: What the original's notifier leaves of one build: an event a document, the first changed to Done by the second
+#: (https://github.com/CentOS/reimzul, reimzul-notifier.py at 7b7a81e); before 2019 without a submitter.
+LEFT = {
+    "srpm": "time-1.7-45.el7.src.rpm", "arch": "x86_64", "target": "c7.1708.u.x86_64", "disttag": ".el7",
+    "scratch": False, "evr": "1.7-45.el7", "pkgname": "time", "timestamp": "20181105101010",
+    "builder_fqdn": "old.example.org",
+}  # fmt: skip
+
+
+def test_the_originals_documents_are_shown_by_our_commands(mongo: Mongo, collection: Any, tmp_path: Path) -> None:
+    collection.insert_one({**LEFT, "status": "Done"})
+    collection.insert_one({**LEFT, "status": "Success", "latest_build": True})
+    recently = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() - 3600))
+    collection.insert_one({**LEFT, "status": "Failed", "latest_build": True, "submitter": "me", "timestamp": recently})
+    ini = write_ini(tmp_path / "reimzul.ini", {"history": {"url": mongo.url}})
+
+    def said(*words: str) -> str:
+        done = subprocess.run(
+            [BIN / "reimzul", *words, "--config", ini], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    rows = [line.split("\t") for line in said("builds").splitlines()]
+    assert [row[:3] for row in rows] == [
+        [recently, "Failed", LEFT["srpm"]],
+        ["20181105101010", "Success", LEFT["srpm"]],
+        ["20181105101010", "Done", LEFT["srpm"]],
+    ]
+    assert [job["status"] for job in json.loads(said("builds", "--json", "--status", "success"))] == ["Success"]
+    assert "Override" in said("override", "-s", LEFT["srpm"], "-t", LEFT["target"], "-a", "x86_64", "-c", "it is fine")
+    assert said("builds", "--status", "override").startswith(f"{recently}\tOverride")
+    history = open_history(mongo.url, reading=True)
+    assert list(originals.builders(history)) == ["old.example.org"]
+    history.close()

@@ -20,6 +20,8 @@ import pytest
 from reimzul.notifier.sinks.mqtt import messages
 from reimzul.notifier.verdict import Notice, word
 from tests.events import event
+from tests.ini import write_ini
+from tests.manager import Manager
 from tests.mosquitto import Authority, Mosquitto
 from tests.ngircd import Ngircd, Person
 from tests.waiting import until
@@ -70,13 +72,7 @@ class Talker:
 
     def start(self) -> None:
         """Start it."""
-        ini = self.folder / "irc.ini"
-        ini.write_text(
-            "\n".join(
-                f"[{section}]\n" + "\n".join(f"{name} = {value}" for name, value in rows.items())
-                for section, rows in self.settings.items()
-            )
-        )
+        ini = write_ini(self.folder / "irc.ini", self.settings)
         with (self.folder / "irc.stderr").open("ab") as stderr:
             self.process = subprocess.Popen([str(PROGRAM), "--config", str(ini)], stderr=stderr)
 
@@ -124,6 +120,24 @@ def result(number: int = 1, status: str = "Failed", **more: Any) -> dict[str, An
     published = dict(messages("reimzul", Notice(told, word(told))))
     loaded: dict[str, Any] = json.loads(published[RESULTS])
     return loaded
+
+
+def test_systemd_hears_that_it_is_alive_with_irc_and_without(
+    talker: Talker, ngircd: Ngircd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = Manager.within(tmp_path)
+    for name, text in manager.environment().items():
+        monkeypatch.setenv(name, text)
+    talker.start()
+    manager.wait_for("in #reimzul")
+    assert manager.said[0] == "READY=1"
+    manager.wait_for_pings()
+    ngircd.stop()
+    manager.wait_for("the IRC server at localhost")
+    manager.wait_for_pings()
+    talker.signal(signal.SIGTERM)
+    assert "STOPPING=1" in manager.listen()
+    manager.close()
 
 
 def test_a_result_is_a_line_in_the_channel(talker: Talker, person: Person) -> None:

@@ -221,12 +221,6 @@ def test_only_changes_are_mailed_where_that_is_set(server: MailServer, mailbox: 
 # --- TLS and login
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Who signs certificates."""
-    return Authority(tmp_path_factory.mktemp("authority") / "ca")
-
-
 Secure = Callable[..., MailServer]
 
 

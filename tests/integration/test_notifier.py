@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from reimzul.core.message import Presence
 from reimzul.core.tube import NOTIFY, NOTIFY_OWED, Broker
+from reimzul.notifier.history.presence import Presences
 from tests.conftest import Beanstalkd, empty, free_port
 from tests.events import event
 from tests.mongo import mongo_or_say_so
@@ -298,3 +300,43 @@ def test_a_beanstalkd_that_is_away_is_waited_out(notifier: Running) -> None:
     notifier.start()
     until(lambda: "trying again" in notifier.said(), 10, "it is said")
     assert notifier.signal(signal.SIGTERM) < 2
+
+
+def test_who_is_there_is_kept_and_told_to_nobody(
+    notifier: Running, broker: Broker, mosquitto: Mosquitto, watcher: Watcher
+) -> None:
+    notifier.with_mqtt(mosquitto)
+    notifier.start()
+    for load in (1.0, 2.0):
+        broker.announce(Presence(host="b1.example.org", instance="1", state="idle", load=load, at=5.0))
+    broker.announce(Presence(host="b1.example.org", instance="2", state="drained", why="drained by johnny"))
+    broker.announce(event("Success"))
+    file = Presences(notifier.folder / "presence.sqlite")
+    until(lambda: len(file.all()) == 2, 15, "both workers are known")
+    first, second = file.all()
+    assert (first.presence.load, second.presence.state, second.presence.why) == (2.0, "drained", "drained by johnny")
+    assert abs(first.heard - time.time()) < 60, "by the notifier's own clock"
+    until(is_done(broker), 10, "all jobs are done")
+    assert len(notifier.lines()) == len(notifier.builds()) == len(watcher.heard(EVENTS)) == 1
+
+
+def test_who_is_there_comes_behind_all_that_is_told(notifier: Running, broker: Broker) -> None:
+    for number in range(300):
+        broker.announce(Presence(host=f"b{number}.example.org", instance="1", state="idle"))
+    broker.announce(event("Success"))
+    broker.watch([NOTIFY.name])
+    claim = broker.claim({NOTIFY.name: NOTIFY}, 0)
+    assert claim and claim.message == event("Success")
+    claim.again(0)
+    notifier.start()
+    until(lambda: len(Presences(notifier.folder / "presence.sqlite").all()) == 300, 15, "all are known")
+
+
+def test_who_is_there_may_not_be_written_and_all_else_goes_on(notifier: Running, broker: Broker) -> None:
+    notifier.settings["notifier"]["presence"] = "/proc/nowhere/presence.sqlite"
+    notifier.start()
+    broker.announce(Presence(host="b1.example.org", instance="1", state="idle"))
+    broker.announce(event("Success"))
+    until(is_done(broker), 15, "all jobs are done")
+    assert len(notifier.builds()) == 1
+    assert "who is there cannot be read or written" in notifier.said()

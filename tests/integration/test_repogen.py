@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
@@ -59,6 +62,12 @@ def store(settings: Settings) -> Bstore:
 @pytest.fixture
 def daemon(settings: Settings, store: Bstore) -> Repogen:
     return repogen(settings)
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test asks for is indexed at once, however shortly after the last."""
+    monkeypatch.setattr(repodata, "PACE", 0.0)
 
 
 def ask(broker: Broker, *asked: RepogenRequest) -> None:
@@ -122,6 +131,40 @@ def test_a_hundred_legs_are_one_run(
     ask(broker, *legs)
     work(daemon)
     assert len(runs) == 1 and len(taken(broker, NOTIFY)) == 100  # all listed already: announced again, not made again
+
+
+def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_waits(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(broker, uploads.upload(store, rpms))
+    monkeypatch.setattr(repodata, "PACE", 3600.0)
+    work(daemon)
+    ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030404")))
+    work(daemon)  # as the second leg of a build
+    assert len(listed(store)) == 2
+    late = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
+    ask(broker, late)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work, daemon)
+        try:
+            until((store.place(late.place) / NAME).exists, 20, "it is in its place")
+            assert len(listed(store)) == 2 and not done.done()
+        finally:
+            monkeypatch.setattr(repodata, "PACE", 0.0)
+        done.result(20)
+    assert len(listed(store)) == 3
+
+
+def test_a_clock_that_was_put_back_keeps_nothing_waiting(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repodata, "PACE", 60.0)
+    for second in range(3):
+        ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp=f"2025010203040{second}")))
+        work(daemon)
+        tomorrow = time.time() + 86400
+        os.utime(store.cache / f"{TARGET}.packages", (tomorrow, tomorrow))
+    assert len(listed(store)) == 3
 
 
 def test_failed_and_scratch_legs_get_their_place_and_nothing_else(
@@ -579,3 +622,16 @@ def test_a_store_that_cannot_be_written_is_one_clear_line(settings: Settings, tm
     assert process.process.wait(20) == 3
     (line,) = (tmp_path / "repogen.log").read_text().splitlines()
     assert line == f"reimzul-repogen: [bstore] root: {tmp_path}/bstore/repo: not a directory"
+
+
+def test_once_an_hour_what_was_kept_long_enough_is_removed(
+    broker: Broker, settings: Settings, store: Bstore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for folder in (store.attempts, store.rejected):
+        (folder / "1.x86_64.2").mkdir()
+    later = time.time() + 91 * 86400
+    monkeypatch.setattr(repogen_daemon.time, "time", lambda: later)
+    repogen(settings).idle(broker)
+    assert not list(store.attempts.iterdir()) and [path.name for path in store.rejected.iterdir()] == ["1.x86_64.2"]
+    assert "the logs of 1 attempts, 0 uploads put aside" in caplog.text

@@ -48,7 +48,9 @@ def test_a_controller_is_set_up_in_one_run(host: Host) -> None:
         "start reimzul-notifier",
     ]  # fmt: skip
     assert not host.at("/etc/nginx/sites-enabled/default").is_symlink()
-    assert host.text("/etc/stunnel/reimzul.conf") == Path("conf/stunnel-controller.conf").read_text()
+    without, _, _ = Path("conf/stunnel-controller.conf").read_text().partition("\n; Ours: ")
+    assert host.text("/etc/stunnel/reimzul.conf") == without  # no bstore, no way to it
+    assert not host.at(roles.OWN_KEY).exists()
 
 
 def test_a_bstore_is_set_up_in_one_run(host: Host) -> None:
@@ -299,6 +301,114 @@ def test_the_commands_that_are_printed_set_the_others_up(new_host: Callable[[str
     accepted = hosts["controller"].text(roles.ACCEPTED)
     assert hosts["b1"].text(roles.OWN_KEY) in accepted and hosts["bstore"].text(roles.OWN_KEY) in accepted
     assert hosts["b1"].text(roles.OWN_KEY) in hosts["bstore"].text(roles.ACCEPTED)
+    assert hosts["controller"].text(roles.OWN_KEY) in hosts["bstore"].text(roles.ACCEPTED)
+    assert "controller:" not in accepted
+
+
+# --- the controller's own key, and its way to the store
+
+ADDED = ("controller", "--controller", "c.example.org", "--add-bstore", "s.example.org")
+
+
+def ways_of(host: Host) -> list[str]:
+    """Where a host's stunnel connects to, of other hosts."""
+    return re.findall(r"^connect = ((?!127\.)\S+)$", host.text(roles.TUNNELS), re.MULTILINE)
+
+
+def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
+    host.done("controller")
+    host.calls()
+    code, out, err = host.setup(*ADDED)
+    assert (code, [line.partition(":")[0] for line in out.splitlines()]) == (0, ["s.example.org", "controller"])
+    assert not HEX.search(err)
+    assert (
+        "on bstore, with the lines of s.example.org and controller:\n"
+        "  reimzul setup bstore --controller c.example.org --name s.example.org --psk-file -\n"
+    ) in err
+    assert host.text(roles.OWN_KEY) in out and host.at(roles.OWN_KEY).stat().st_mode & 0o777 == 0o600
+    assert ways_of(host) == ["s.example.org:11081"]
+    assert host.calls() == ["reload stunnel@reimzul"]  # nobody is cut off
+    before = host.files()
+    assert host.done("controller") == "nothing to do\n"
+    assert (host.setup(*ADDED)[0], host.files(), host.calls()) == (4, before, [])
+
+
+def test_bstore_takes_the_controllers_key_and_the_next_one(new_host: Callable[[str], Host]) -> None:
+    controller, bstore = new_host("controller"), new_host("bstore")
+    for more in ((), ("--new-key",)):
+        lines = controller.done(*ADDED, *more)
+        words = ("--controller", "c.example.org", "--name", "s.example.org", "--psk-file", "-")
+        bstore.done("bstore", *words, given=lines)
+        mine = controller.text(roles.OWN_KEY)
+        assert mine in lines and bstore.text(roles.ACCEPTED).count("controller:") == 1
+        assert mine in bstore.text(roles.ACCEPTED) and mine not in bstore.text(roles.OWN_KEY)
+        before = bstore.files()
+        bstore.done("bstore", *words, given=lines)
+        assert bstore.files() == before
+    assert bstore.done("bstore", "--list") == "controller\n"
+    assert ways_of(controller) == ["s.example.org:11081"]
+
+
+def test_the_controllers_key_alone_is_made_anew(new_host: Callable[[str], Host]) -> None:
+    controller, bstore = new_host("controller"), new_host("bstore")
+    lines = controller.done(*ADDED, "--bstore", "192.0.2.7")
+    bstore.done("bstore", *HOSTS[:2], "--name", "s.example.org", "--psk-file", "-", given=lines)
+    code, out, err = controller.setup("controller", "--revoke", "controller")
+    assert (code, out) == (0, "") and "on bstore:\n  reimzul setup bstore --revoke controller\n" in err
+    assert ways_of(controller) == [] and not controller.at(roles.OWN_KEY).exists()
+    bstore.done("bstore", "--revoke", "controller")
+    assert "controller:" not in bstore.text(roles.ACCEPTED)
+    code, line, err = controller.setup(*ADDED)
+    assert code == 0 and re.fullmatch(f"controller:{HEX.pattern}\n", line) and line not in lines
+    assert "on bstore, with the line of controller:\n  reimzul setup bstore --psk-file -\n" in err
+    own = bstore.text(roles.OWN_KEY)
+    bstore.done("bstore", "--psk-file", "-", given=line)
+    assert line in bstore.text(roles.ACCEPTED) and bstore.text(roles.OWN_KEY) == own
+
+
+def test_who_is_revoked_as_the_controllers_own_is_off_at_once(host: Host) -> None:
+    host.done(*ADDED)
+    host.calls()
+    host.done("controller", "--revoke", "controller")
+    assert host.calls() == ["restart stunnel@reimzul"]
+    assert host.done("controller") == "nothing to do\n"
+
+
+def test_bstores_host_is_the_one_that_was_said_last(host: Host) -> None:
+    host.done(*ADDED, "--bstore", "192.0.2.7")
+    assert ways_of(host) == ["192.0.2.7:11081"]
+    err = host.setup("controller", "--add-builder", "b1")[2]
+    assert "--bstore 192.0.2.7 --psk-file -" in err  # known, and printed
+    host.done(*ADDED, "--new-key")
+    assert ways_of(host) == ["192.0.2.7:11081"]
+    host.calls()
+    host.done("controller", "--bstore", "s2.example.org")
+    assert (ways_of(host), host.calls()) == (["s2.example.org:11081"], ["restart stunnel@reimzul"])
+
+
+def test_without_a_key_of_its_own_a_controller_is_told_no_bstore(host: Host) -> None:
+    code, _, err = host.setup("controller", "--bstore", "s.example.org")
+    assert code == 2 and "--bstore goes with --add-bstore" in err
+    assert not host.at(roles.TUNNELS).exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("controller", "--add-builder", "controller"), ("bstore", "--add-builder", "controller", *HOSTS[:2])]
+)
+def test_no_other_host_is_called_as_the_controllers_key(host: Host, words: tuple[str, ...]) -> None:
+    given = f"s:{'ab' * 32}\ncontroller:{'cd' * 32}\n"
+    code, _, err = host.setup(*words, "--psk-file", "-", given=given)
+    assert code == 4 and "'controller' is no name for a builder" in err and "cd" * 32 not in err
+
+
+def test_the_controllers_key_is_in_no_plan(host: Host) -> None:
+    host.done(*ADDED)
+    told = host.done(*ADDED, "--new-key", "--dry-run", "--json") + host.setup(*ADDED, "--new-key", "--dry-run")[2]
+    assert host.text(roles.OWN_KEY).partition(":")[2].strip() not in told and not HEX.search(told)
+    assert roles.OWN_KEY in told
+
+
+# --- who comes and goes
 
 
 def test_who_is_revoked_is_cut_off_at_once(host: Host) -> None:

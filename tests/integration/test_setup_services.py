@@ -7,12 +7,14 @@ The files are those of three hosts that were set up, with other ports and folder
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -191,6 +193,69 @@ def test_a_controller_without_any_builder_has_a_stunnel_that_runs(tunnels: Tunne
     tunnels.hosts["controller"].done("controller", "--revoke", "b1", "--revoke", "b2")
     with tunnels.up("controller", 13100), tunnels.up("b1", 11300):
         assert not tunnels.answers("b1")
+
+
+# --- the controller's way to the store
+
+
+@pytest.fixture
+def store(tunnels: Tunnels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """What is behind bstore's stunnel; bstore itself is set up by the keys it is given."""
+    root = tmp_path / "served"
+    (root / "bstore").mkdir(parents=True)
+    (root / "bstore/build.json").write_text("{}\n")
+    port = tunnels.port("bstore", 80)
+    words = (sys.executable, "-m", "http.server", "--bind", ADDRESS, "--directory", root, port)
+    tunnels.hosts["bstore"] = Host(tmp_path / "bstore", tmp_path, monkeypatch)
+    with program(*words, port=port, log=tmp_path / "http.log"):
+        yield tunnels.hosts["bstore"]
+
+
+def add_bstore(tunnels: Tunnels, *words: str) -> str:
+    """Have the controller make the keys of bstore and its own; the lines for bstore."""
+    return tunnels.hosts["controller"].done(
+        "controller", "--controller", "controller", "--add-bstore", "bstore", *words
+    )
+
+
+def take(bstore: Host, lines: str) -> None:
+    """Have bstore take its lines."""
+    bstore.done("bstore", "--controller", "controller", "--name", "bstore", "--psk-file", "-", given=lines)
+
+
+def reads(tunnels: Tunnels) -> bool:
+    """Whether the controller reads the store."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return got(tunnels.port("controller", 11081), "/bstore/build.json") == (200, "{}\n")
+    return False
+
+
+def test_the_way_to_the_store_comes_with_bstore_and_cuts_nobody_off(tunnels: Tunnels, store: Host) -> None:
+    with tunnels.up("controller", 13100) as stunnel, tunnels.up("b1", 11300):
+        with Broker(ADDRESS, tunnels.port("b1", 11300)) as open_before:
+            open_before.tubes()
+            take(store, add_bstore(tunnels))
+            tunnels.file("controller")
+            with tunnels.up("bstore", 11081):
+                assert not reads(tunnels)
+                stunnel.send_signal(signal.SIGHUP)  # systemctl reload
+                until(lambda: reads(tunnels), 20, "the store is read")
+            open_before.tubes()
+            assert stunnel.poll() is None
+
+
+def test_the_store_is_read_by_the_controllers_key_of_now_alone(tunnels: Tunnels, store: Host) -> None:
+    first, second = add_bstore(tunnels), add_bstore(tunnels, "--new-key")
+    take(store, first)
+    with tunnels.up("controller", 11081):
+        with tunnels.up("bstore", 11081):
+            assert not reads(tunnels)
+        take(store, second)
+        with tunnels.up("bstore", 11081):
+            assert reads(tunnels)
+        store.done("bstore", "--revoke", "controller")
+        with tunnels.up("bstore", 11081):
+            assert not reads(tunnels)
 
 
 # --- rsyncd

@@ -48,9 +48,42 @@ def test_every_source_failing_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sources, "hello", offline)
     monkeypatch.setattr(sources, "six", offline)
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path)
     said: list[str] = []
 
     with pytest.raises(ReimzulError, match="no source for the demo: hello: no network; python-six: no network"):
         sources.demo_srpms(tmp_path / "cache", said.append)
     assert list((tmp_path / "cache").iterdir()) == []
     assert "hello: left out, no network" in said
+
+
+def test_an_installed_copy_does_not_build_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path)
+    said: list[str] = []
+    assert sources._itself(tmp_path, said.append, []) is None
+    assert said == []
+
+
+def test_a_checkout_that_makes_no_source_rpm_is_left_out_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "tools/rpm"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'rpm: greenstalk cannot be fetched' >&2; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path)
+    said: list[str] = []
+    faults: list[str] = []
+    assert sources._itself(tmp_path, said.append, faults) is None
+    assert len(said) == len(faults) == 1
+    assert "greenstalk cannot be fetched" in faults[0]
+
+
+def test_a_checkouts_source_rpm_is_where_tools_rpm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "tools/rpm"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\ntest "$1 $2" = "--source-only --out" && echo "rpm: $3/reimzul-1-1.src.rpm"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path)
+    folder = tmp_path / "my cache"
+    assert sources.itself(folder) == folder / "reimzul-1-1.src.rpm"

@@ -154,7 +154,10 @@ def test_the_readme_has_every_exit_code() -> None:
     assert told == re.findall(r"^ *(\d+)  (.+)$", EXIT_CODES, re.MULTILINE)
 
 
-MESSAGES = [message.BuildRequest, message.BuildEvent, message.Refusal, message.RepogenRequest, message.SignRequest]
+MESSAGES = [
+    message.BuildRequest, message.BuildEvent, message.Refusal, message.BuilderEvent, message.Presence,
+    message.RepogenRequest, message.SignRequest,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)

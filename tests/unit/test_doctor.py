@@ -149,6 +149,8 @@ def test_our_configurations_of_stunnel_are_understood() -> None:
     controller = conf("stunnel-controller.conf")
     assert controller.offers["beanstalkd"].accept == ("", 13100)
     assert controller.offers["incoming"].connect == ("127.0.0.1", 80)
+    assert [(way.name, way.accept) for way in controller.ways] == [("store", ("127.0.0.1", 11081))]
+    assert set(controller.offers) == {"beanstalkd", "incoming"}
     assert ("sslVersionMin", "TLSv1.2") in controller.head
 
 

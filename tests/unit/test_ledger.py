@@ -13,7 +13,7 @@ import pytest
 from reimzul.core.errors import Again, ReimzulError
 from reimzul.core.message import BuildEvent, Event
 from reimzul.notifier.ledger import KEPT, Ledger
-from tests.events import ATTEMPT, OTHER_ATTEMPT, event, refusal
+from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
 
 
 @pytest.fixture
@@ -145,3 +145,46 @@ def test_what_is_no_ledger_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("these are only words, and many of them\n" * 100)
     with pytest.raises(ReimzulError, match="cannot be used as the ledger"):
         Ledger(tmp_path / "ledger.sqlite")
+
+
+# --- where a build waits
+
+
+def test_the_job_a_build_waits_as_is_known_until_it_is_over(ledger: Ledger) -> None:
+    tell(ledger, event("Queued", job=7, tube="x86_64", at=1.0), event("Queued", arch="i386", job=7, at=1.0))
+    tell(ledger, event("Queued", job=9, tube="x86_64", attempt=ATTEMPT, at=2.0), event("Queued", 2, job=8, at=1.0))
+    assert [(each.arch, each.job) for each in ledger.queued(build_id(1))] == [("i386", 7), ("x86_64", 9)]
+    assert not ledger.is_over(build_id(1))
+    tell(ledger, event("Cancelled", at=3.0))
+    assert [each.arch for each in ledger.queued(build_id(1))] == ["i386"]
+    assert ledger.is_over(build_id(1)) and not ledger.is_over(build_id(2))
+
+
+def test_an_older_word_on_the_job_covers_no_newer_one(ledger: Ledger) -> None:
+    tell(ledger, event("Queued", job=9, attempt=ATTEMPT, at=2.0))
+    tell(ledger, event("Queued", job=7, at=1.0))
+    assert [each.job for each in ledger.queued(build_id(1))] == [9]
+
+
+def test_a_build_that_is_put_first_is_news(ledger: Ledger) -> None:
+    assert tell(ledger, event("Queued", job=7)) == ["Queued/7"]
+    assert tell(ledger, event("Queued", job=7), event("Queued", job=8)) == ["Queued/8"]
+
+
+# --- cancelled
+
+
+@pytest.mark.parametrize(
+    ("statuses", "told"),
+    [
+        (["Cancelled", "Success"], ["Cancelled"]),
+        (["Cancelled", "Failed"], ["Cancelled"]),
+        (["Success", "Cancelled", "Cancelled"], ["Success", "Cancelled"]),
+        (["Failed", "Cancelled"], ["Failed"]),
+        (["Success", "Cancelled", "Published"], ["Success", "Cancelled", "Published"]),
+        (["Cancelled", "Rejected"], ["Cancelled"]),
+        (["Success", "Published", "Cancelled"], ["Success", "Published"]),
+    ],
+)
+def test_a_cancel_ends_what_is_not_over(ledger: Ledger, statuses: list[str], told: list[str]) -> None:
+    assert [word for status in statuses for word in tell(ledger, event(status))] == told

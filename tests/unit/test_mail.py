@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reimzul.core.bstore import StoreUrls
 from reimzul.core.config import Settings, read
 from reimzul.core.errors import ConfigError
-from reimzul.core.message import BuildEvent
+from reimzul.core.message import BuilderEvent, BuildEvent
 from reimzul.notifier.ledger import KEPT, Ledger
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mail_book import Book
@@ -34,14 +34,14 @@ WRITER = Writer(sender="buildsys@example.org", urls=URLS)
 ME = ("me@example.org",)
 
 
-def mail(told: BuildEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
+def mail(told: BuildEvent | BuilderEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
     """The mail as it is read."""
     parsed = email.message_from_bytes(WRITER.mail(told, recipients), policy=email.policy.default)
     assert isinstance(parsed, EmailMessage)
     return parsed
 
 
-def text(told: BuildEvent) -> str:
+def text(told: BuildEvent | BuilderEvent) -> str:
     """Its text as it is read."""
     return str(mail(told).get_content())
 
@@ -107,6 +107,35 @@ def test_any_text_arrives_as_it_is_and_no_line_is_too_long_for_smtp(reason: str,
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert told.build_log.splitlines()[-1] in text(told).splitlines()
     assert mail(told)["Subject"] == subject(told)
+
+
+def held(status: str = "Quarantined", at: float = 5.0) -> BuilderEvent:
+    """What is told of a builder."""
+    return BuilderEvent(
+        builder="b1.example.org", status=status, reason="6 of its 6 tries", arches=("x86_64", "i386", "noarch"), at=at
+    )
+
+
+def test_a_builder_in_quarantine_is_mailed_about_with_what_to_do() -> None:
+    told = mail(held())
+    assert told["Subject"] == "[reimzul] Builder b1.example.org : Quarantined"
+    assert (told["X-Reimzul-Builder"], told["X-Reimzul-Status"]) == ("b1.example.org", "Quarantined")
+    assert "6 of its 6 tries" in text(held()) and "reimzul resume b1.example.org" in text(held())
+    back = mail(held("Released"))
+    assert "resume" not in text(held("Released"))
+    assert back["In-Reply-To"] == told["In-Reply-To"] and back["Message-ID"] != told["Message-ID"]
+    assert mail(held(at=9.0))["Message-ID"] != told["Message-ID"]
+
+
+def test_a_builders_mail_goes_to_the_recipients_of_all_its_arches(tmp_path: Path) -> None:
+    ini = (
+        "[mail]\nnotifications = true\nonly_on_change = true\n"
+        "[mail_rcpts]\nx86_64 = a@example.org\ni386 = a@example.org, b@example.org\naarch64 = c@example.org\n"
+    )
+    settings = read(ini, "test")
+    assert Recipients(settings.mail, settings.mail_rcpts).of(held()) == ["a@example.org", "b@example.org"]
+    sink = MailSink.of(settings)
+    assert sink and sink.wants(held())
 
 
 def test_long_names_make_no_broken_header() -> None:

@@ -24,9 +24,13 @@ class Told:
         self.put_into: list[tuple[str, Any]] = []
         self.events: list[Any] = []
 
-    def put(self, tube: Any, message: Any, *, priority: int) -> None:
-        assert priority == 8192
+    def put(self, tube: Any, message: Any, *, priority: int, delay: int = 0, ttr: int = 120) -> int:
+        assert (priority, delay, ttr) == (8192, 0, 120)
         self.put_into.append((tube.name, message))
+        return len(self.put_into)
+
+    def first_ready(self, tube: str) -> None:
+        """Nothing is cancelled."""
 
     def announce(self, event: Any) -> None:
         self.events.append(event)

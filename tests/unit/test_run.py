@@ -235,6 +235,19 @@ def test_one_that_must_answer_and_does_not_is_ended() -> None:
         capture(python(FOREVER), timeout=0.1)
 
 
+def test_what_it_prints_is_had_whole_from_both_ends() -> None:
+    script = "import sys; sys.stderr.write('e' * 10**6); sys.stdout.write('o' * 10**6)"
+    assert capture(python(script)) == "o" * 10**6
+
+
+@pytest.mark.parametrize("output", ["kept open", "closed"])
+def test_a_child_that_outlives_the_one_asked_is_ended(tmp_path: Path, output: str) -> None:
+    closing = "    for end in (1, 2): os.close(end)\n" if output == "closed" else ""
+    script = WITH_CHILD.replace("    with open", f"{closing}    with open") + "print('said')"
+    assert capture(python(script, tmp_path / "child"), timeout=120) == "said\n"
+    until(lambda: not alive(noted(tmp_path / "child")), 10, "the child has ended")
+
+
 def test_a_program_that_does_nothing_is_ended_and_one_that_works_is_not() -> None:
     with pytest.raises(Hung, match=r"^sleep was ended: it did nothing for 0.4 s$"):
         run(["sleep", "60"], every=0.05, idle=0.4)

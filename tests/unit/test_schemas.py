@@ -10,12 +10,12 @@ import jsonschema
 import pytest
 from hypothesis import given
 
-from reimzul.core.message import BuildEvent, Event, Refusal
+from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
 from reimzul.notifier.sinks.mqtt import SCHEMA, messages
 from reimzul.notifier.verdict import Notice, word
 from tests.events import event, refusal
 from tests.schemas import FOLDER, check, schema
-from tests.unit.strategies import build_events, refusals
+from tests.unit.strategies import build_events, builder_events, refusals
 
 EVENTS, RESULTS = "reimzul/builds/events", "reimzul/builds/results"
 
@@ -36,6 +36,11 @@ def test_every_refusal_is_accepted(told: Refusal) -> None:
     accepted(told)
 
 
+@given(builder_events)
+def test_every_word_on_a_builder_is_accepted(told: BuilderEvent) -> None:
+    accepted(told)
+
+
 def test_an_event_of_the_originals_worker_is_accepted() -> None:
     accepted(BuildEvent(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", status="Failed", submitter="root"))
 
@@ -51,7 +56,7 @@ def test_there_is_a_schema_for_each_topic_and_no_other() -> None:
 
 def test_every_field_has_a_row_in_the_schema() -> None:
     rows = schema(EVENTS)["$defs"]
-    for kind, name in ((BuildEvent, "build"), (Refusal, "refusal")):
+    for kind, name in ((BuildEvent, "build"), (Refusal, "refusal"), (BuilderEvent, "builder")):
         fields = {field.name for field in attr.fields(kind)} - {"extra", "owed"}
         assert set(rows[name]["properties"]) == fields | {"schema", "id"}
         assert rows[name]["properties"]["schema"]["const"] == SCHEMA

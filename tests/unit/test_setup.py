@@ -10,7 +10,7 @@ import pytest
 
 from reimzul.core import config
 from reimzul.core.errors import ConfigError, InputError, ReimzulError
-from reimzul.operator.setup import ini, keys, roles, templates, writing
+from reimzul.operator.setup import ini, keys, roles, templates, way, writing
 from reimzul.operator.setup.begun import Pending, begun
 from reimzul.operator.setup.checkout import cloning
 from reimzul.operator.setup.files import Wanted, changes
@@ -60,7 +60,7 @@ def test_two_keys_of_one_host_are_refused() -> None:
         keys.parse(f"b1:{ONE}\nb1:{TWO}\n", "x")
 
 
-@pytest.mark.parametrize("name", ["", "-b", ".b", "b/1", "b 1", "b:1", "b\n", "x" * 65, "localhost"])
+@pytest.mark.parametrize("name", ["", "-b", ".b", "b/1", "b 1", "b:1", "b\n", "x" * 65, "localhost", "controller"])
 def test_a_builder_is_not_called_that(name: str) -> None:
     with pytest.raises(InputError, match="is no name for a builder"):
         keys.name(name)
@@ -113,6 +113,65 @@ def test_a_key_made_elsewhere_is_taken_as_it_is_and_not_told_again() -> None:
 def test_a_key_that_was_not_given_is_missed() -> None:
     with pytest.raises(InputError, match="there is no key of b2 among those given; there is: b1"):
         carried_out(Orders(add=("b2",), given={"b1": ONE}), {})
+
+
+def test_the_key_that_is_taken_is_whoevers_it_was_before() -> None:
+    orders = Orders(taken=("controller",), given={"controller": TWO})
+    assert carried_out(orders, {"controller": ONE}).cut
+    same = carried_out(orders, {"controller": TWO, "b1": ONE})
+    assert (same.keys, same.cut, same.changed) == ({"controller": TWO, "b1": ONE}, False, False)
+
+
+# --- the controller's own key
+
+
+def test_with_bstores_key_the_controllers_own_is_made() -> None:
+    theirs, ours = way.ordered(Orders(add=("s", "b1")), "s", {}, {})
+    assert (set(theirs.made), set(ours.made)) == ({"s", "b1"}, {"controller"})
+    assert ours.made["controller"] not in theirs.keys.values()  # nobody gets in here by it
+    assert way.text_of(ours.keys) == f"controller:{ours.keys['controller']}\n"
+
+
+def test_without_bstore_there_is_no_key_to_be_made() -> None:
+    for own in ({}, {"controller": ONE}):
+        _, ours = way.ordered(Orders(add=("b1",), new_key=True), None, {}, own)
+        assert (ours.keys, ours.changed) == (own, False)
+
+
+def test_another_key_of_bstore_is_another_of_the_controller_too() -> None:
+    with pytest.raises(InputError, match="s has a key already; --new-key"):
+        way.ordered(Orders(add=("s",)), "s", {"s": ONE}, {"controller": ONE})
+    theirs, ours = way.ordered(Orders(add=("s",), new_key=True), "s", {"s": ONE}, {"controller": ONE})
+    assert theirs.made["s"] != ONE and ours.made["controller"] != ONE
+
+
+@pytest.mark.parametrize(("own", "revoke"), [({}, ()), ({"controller": TWO}, ("controller",))])
+def test_where_the_controllers_own_is_missing_only_that_is_made(own: dict[str, str], revoke: tuple[str, ...]) -> None:
+    theirs, ours = way.ordered(Orders(add=("s", "b1"), revoke=revoke), "s", {"s": ONE}, own)
+    assert (theirs.keys["s"], set(theirs.made), set(ours.made)) == (ONE, {"b1"}, {"controller"})
+    assert ours.made["controller"] != TWO
+
+
+def test_the_controllers_own_is_revoked_and_nobody_elses() -> None:
+    theirs, ours = way.ordered(Orders(revoke=("controller",)), None, {"s": ONE}, {"controller": TWO})
+    assert (theirs.changed, ours.keys, way.text_of(ours.keys)) == (False, {}, "")
+    with pytest.raises(InputError, match="controller has no key here; these have: nobody"):
+        way.ordered(Orders(revoke=("controller",)), None, {"s": ONE}, {})
+
+
+def test_of_keys_made_elsewhere_the_controllers_is_taken_if_it_is_there() -> None:
+    both = {"s": ONE, "controller": TWO}
+    theirs, ours = way.ordered(Orders(add=("s",), given=both), "s", {}, {})
+    assert (theirs.keys, ours.keys, theirs.made, ours.made) == ({"s": ONE}, {"controller": TWO}, {}, {})
+    assert not way.ordered(Orders(add=("s",), given=both), "s", theirs.keys, ours.keys)[1].changed
+    _, made = way.ordered(Orders(add=("s",), given={"s": ONE}), "s", {}, {})
+    assert set(made.made) == {"controller"}
+    assert not way.ordered(Orders(add=("s",), given={"s": ONE}), "s", {"s": ONE}, made.keys)[1].changed
+
+
+def test_the_key_in_use_is_the_first_of_the_file() -> None:
+    assert way.text_of({"ours": ONE, "controller": TWO}) == f"controller:{TWO}\n"
+    assert way.text_of({"ours": ONE}) == f"ours:{ONE}\n"  # one that a person has put there
 
 
 # --- single settings of reimzul.ini
@@ -201,6 +260,13 @@ def test_host_names_are_filled_in_and_known_again(role: str) -> None:
     assert templates.hosts_in((CONF / f"stunnel-{role}.conf").read_text()) == {}
 
 
+def test_a_controller_that_does_not_know_bstore_has_no_way_to_it() -> None:
+    text = templates.tunnels("controller", {})
+    assert "[store]" not in text and "[incoming-server]" in text and text.endswith("reimzul-psk-all.txt\n")
+    assert templates.tunnels("controller", {"BSTORE": "BSTORE"}).startswith(text)
+    assert (templates.role_of(text), templates.hosts_in(text)) == ("controller", {})
+
+
 def test_a_configuration_that_is_not_ours_has_no_role() -> None:
     assert templates.role_of("[imap]\naccept = 143\n") == ""
 
@@ -213,7 +279,7 @@ def test_every_tunnel_wants_a_key_and_tls_and_only_servers_are_reached_from_outs
     for service in services:
         lines = dict(re.findall(r"^(\w+) = (.+)$", service, re.MULTILINE))
         client = lines.get("client") == "yes"
-        assert lines["ciphers"] == "PSK:!eNULL"
+        assert lines["ciphers"] == "PSK:!kDHEPSK:!kRSAPSK:!eNULL"
         assert lines["PSKsecrets"] == (roles.OWN_KEY if client else roles.ACCEPTED)
         assert lines["accept" if client else "connect"].startswith("127.0.0.1:")
         assert client or int(lines["accept"]) in roles.PORTS[role]
@@ -384,10 +450,12 @@ def test_each_role_has_its_files(system: System) -> None:
         roles.OWN_KEY, roles.ACCEPTED, "/etc/rsyncd.conf", "/etc/nginx/conf.d/reimzul.conf",
         "/etc/systemd/system/rsync.service.d/reimzul.conf", roles.FOLDERS,
     }  # fmt: skip
-    assert paths("controller", system) == common | {
+    controllers = common | {
         roles.ACCEPTED, "/etc/nginx/conf.d/reimzul.conf", "/etc/logrotate.d/reimzul",
         "/etc/systemd/system/beanstalkd.service.d/reimzul.conf",
     }  # fmt: skip
+    assert paths("controller", system) == controllers
+    assert paths("controller", system, own_key="k") == controllers | {roles.OWN_KEY}
 
 
 def test_a_persons_settings_are_not_touched_unless_one_is_set(system: System) -> None:

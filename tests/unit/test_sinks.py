@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import Settings, read
 from reimzul.core.errors import ConfigError
-from reimzul.core.message import BuildEvent, Event
+from reimzul.core.message import BuilderEvent, BuildEvent, Event
 from reimzul.notifier import lanes
 from reimzul.notifier.daemon import LONGEST_PAUSE, pause
 from reimzul.notifier.sinks import SINKS, wanted
@@ -343,3 +343,11 @@ def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(monkey
     with pytest.raises(ConfigError, match=r"\[history\] url: MongoDB needs pymongo.*reimzul\[controller\]"):
         wanted(read("[history]\nurl = mongodb://localhost/\n", "here"))
     assert len(wanted(Settings())) == 2, "the defaults need neither"
+
+
+def test_what_becomes_of_a_builder_is_a_line_and_an_event(tmp_path: Path) -> None:
+    told = BuilderEvent(builder="b1.example.org", status="Quarantined", reason="6 faults", arches=("x86_64",), at=5.0)
+    assert line_of(told).endswith("] Builder b1.example.org status Quarantined: 6 faults")
+    ((topic, payload),) = messages("reimzul", notice(told))
+    assert topic == "reimzul/builds/events"
+    assert json.loads(payload)["builder"] == "b1.example.org"

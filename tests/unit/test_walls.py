@@ -22,7 +22,19 @@ ROOMS = ("core", "submit", "worker", "repogen", "tosign", "notifier", "operator"
 #: Rooms that run where no library of the controller's is.
 LEAN = ("core", "submit", "worker", "repogen", "tosign")
 #: A room that may look into another, and into what of it; only devfarm may know all.
-DOORS = {"operator": ("reimzul.notifier.history",)}
+DOORS = {
+    "operator": (
+        "reimzul.notifier.history",
+        # what is done to the store's files is repogen's craft
+        "reimzul.repogen.drop",
+        "reimzul.repogen.prune",
+        "reimzul.repogen.repodata",
+        "reimzul.repogen.scratch",
+        # the doctor greets the servers as the notifier does
+        "reimzul.notifier.sinks.mqtt_link",
+        "reimzul.notifier.sinks.smtp",
+    )
+}
 #: The one module that imports a library, in each room that speaks it.
 HOMES = {
     "greenstalk": ["core/tube.py"],

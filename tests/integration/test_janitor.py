@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cancels that were left half-done, and marks that nobody needs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reimzul.core import mark
+from reimzul.core.message import BuildEvent, BuildRequest, Status, event_of, new_build_id
+from reimzul.core.tube import NOTIFY, PRIORITY, Broker, arch_tube, cancel_tube
+from reimzul.notifier import janitor as module
+from reimzul.notifier.janitor import Janitor
+from reimzul.notifier.ledger import Ledger
+from tests.conftest import Beanstalkd
+
+TUBE = arch_tube("x86_64")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def janitor(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Janitor:
+    """One that comes round whenever it is asked, to marks that were put just now."""
+    monkeypatch.setattr(module, "ROUND", 0.0)
+    return Janitor(ledger, grace=0)
+
+
+def request() -> BuildRequest:
+    return BuildRequest(
+        srpm="time-1.7-45.el7.src.rpm", arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
+        build_id=new_build_id(), timestamp="20261122120000",
+    )  # fmt: skip
+
+
+def queued(broker: Broker, ledger: Ledger, wanted: BuildRequest) -> int:
+    """Put a request, and have the notifier hear of it."""
+    job = broker.put(TUBE, wanted, priority=PRIORITY)
+    heard(ledger, event_of(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    return job
+
+
+def heard(ledger: Ledger, *events: BuildEvent) -> None:
+    ledger.due(events, lambda _: ["log"])
+
+
+def told(broker: Broker) -> list[tuple[str, str]]:
+    """What lies in `notify`: status and build of each, taken out."""
+    broker.watch([NOTIFY.name])
+    said = []
+    while claim := broker.claim({NOTIFY.name: NOTIFY}, 0):
+        assert isinstance(claim.message, BuildEvent)
+        said.append((claim.message.status, claim.message.build_id))
+        claim.done()
+    return said
+
+
+def cancel(broker: Broker, wanted: BuildRequest) -> None:
+    mark.put(broker, cancel_tube(wanted.build_id), mark.mark("johnny"))
+
+
+def test_a_job_that_waits_under_a_mark_is_deleted_and_said_to_be_cancelled(
+    broker: Broker, ledger: Ledger, janitor: Janitor
+) -> None:
+    wanted, other = request(), request()
+    queued(broker, ledger, wanted)
+    queued(broker, ledger, other)
+    cancel(broker, wanted)
+    janitor.look(broker)
+    assert broker.stats(TUBE.name).ready == 1, "the other's"
+    assert told(broker) == [("Cancelled", wanted.build_id)]
+    assert mark.cancelled(broker, wanted.build_id)
+
+
+def test_a_job_that_a_worker_has_is_the_workers(
+    broker: Broker, ledger: Ledger, janitor: Janitor, beanstalkd: Beanstalkd
+) -> None:
+    wanted = request()
+    queued(broker, ledger, wanted)
+    with beanstalkd.connect() as worker:
+        worker.watch([TUBE.name])
+        assert worker.claim({TUBE.name: TUBE}, 1)
+        cancel(broker, wanted)
+        janitor.look(broker)
+        assert told(broker) == []
+        assert broker.stats(TUBE.name).reserved == 1
+
+
+def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
+    broker: Broker, ledger: Ledger, janitor: Janitor
+) -> None:
+    wanted = request()
+    job = queued(broker, ledger, wanted)
+    cancel(broker, wanted)
+    broker.delete(job)
+    janitor.look(broker)
+    assert told(broker) == [("Cancelled", wanted.build_id)]
+    heard(ledger, event_of(wanted, Status.CANCELLED))
+    janitor.look(broker)
+    assert told(broker) == [], "it is known by now"
+
+
+def test_a_number_that_is_another_builds_by_now_is_left_alone(broker: Broker, ledger: Ledger, janitor: Janitor) -> None:
+    wanted, other = request(), request()
+    job = broker.put(TUBE, other, priority=PRIORITY)
+    heard(ledger, event_of(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    cancel(broker, wanted)
+    janitor.look(broker)
+    assert broker.stats(TUBE.name).ready == 1
+
+
+def test_the_job_it_was_put_again_as_is_found(broker: Broker, ledger: Ledger, janitor: Janitor) -> None:
+    wanted = request()
+    first = queued(broker, ledger, wanted)
+    broker.delete(first)
+    queued(broker, ledger, wanted.tried("b1.example.org", "no space left"))
+    cancel(broker, wanted)
+    janitor.look(broker)
+    assert broker.stats(TUBE.name).ready == 0
+    assert told(broker) == [("Cancelled", wanted.build_id)]
+
+
+@pytest.mark.parametrize("final", ["Cancelled", "Published", "Failed"])
+def test_a_mark_goes_some_time_after_its_build_is_over(
+    broker: Broker, ledger: Ledger, janitor: Janitor, final: str
+) -> None:
+    wanted = request()
+    cancel(broker, wanted)
+    heard(ledger, event_of(wanted, final))
+    janitor.look(broker)
+    assert mark.cancelled(broker, wanted.build_id), "a worker that lost its link may be at it still"
+    janitor.kept = -1
+    janitor.look(broker)
+    assert mark.cancelled(broker, wanted.build_id) is None
+
+
+def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker, ledger: Ledger) -> None:
+    wanted = request()
+    queued(broker, ledger, wanted)
+    cancel(broker, wanted)
+    Janitor(ledger).look(broker)
+    assert broker.stats(TUBE.name).ready == 1
+
+
+def test_it_comes_round_now_and_then(broker: Broker, ledger: Ledger) -> None:
+    wanted = request()
+    queued(broker, ledger, wanted)
+    often = Janitor(ledger, grace=0)
+    often.look(broker)
+    cancel(broker, wanted)
+    often.look(broker)
+    assert broker.stats(TUBE.name).ready == 1

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul prune` and `reimzul scratch` on a store with real packages: what is listed is there, at every moment."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reimzul.core import disk
+from reimzul.core.bstore import Bstore, leg_name
+from reimzul.core.config import Pruning, Repogen
+from reimzul.core.errors import Again
+from reimzul.core.message import Status
+from reimzul.repogen import drop
+from reimzul.repogen import prune as pruning
+from reimzul.repogen.place import bring_in
+from reimzul.repogen.repodata import Indexer, read
+from tests import uploads
+from tests.srpms import make_rpm, noarch
+from tests.uploads import TARGET
+
+REIMZUL = Path(sys.executable).with_name("reimzul")
+Place = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real package."""
+    return make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bstore:
+    """A store, and the configuration that names it."""
+    ini = tmp_path / "reimzul.ini"
+    ini.write_text(f"[bstore]\nroot = {tmp_path}/bstore\n")
+    monkeypatch.setenv("REIMZUL_CONFIG", str(ini))
+    return uploads.make_store(tmp_path / "bstore")
+
+
+@pytest.fixture
+def place(store: Bstore, package: Path) -> Place:
+    """Brings a build of a day to its place; its build id."""
+
+    def laid(day: int, status: str = Status.SUCCESS, *, staged: bool = True, **more: Any) -> str:
+        rpms = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])} if status == "Success" else {}
+        asked = uploads.request(timestamp=f"202401{day:02}000000", **more)
+        leg = bring_in(store, uploads.upload(store, rpms, of=asked, status=status), lambda: None)
+        assert leg
+        if staged:
+            (store.staged / leg_name(asked.build_id, "x86_64")).write_text("")
+        return asked.build_id
+
+    return laid
+
+
+@pytest.fixture
+def indexer(store: Bstore) -> Indexer:
+    """createrepo_c."""
+    return Indexer(store=store, settings=Repogen())
+
+
+def index(store: Bstore, indexer: Indexer) -> None:
+    with disk.locked(store.lock(TARGET)) as lock:
+        assert lock
+        indexer.make(TARGET, lock, lambda: None)
+
+
+def listed(store: Bstore) -> list[str]:
+    """The days whose builds are listed."""
+    return sorted(path.split("/")[1][6:8] for path in read(store.target(TARGET) / "repodata"))
+
+
+def lie(store: Bstore) -> list[str]:
+    """The days whose builds are there."""
+    return sorted(path.name[6:8] for path in (store.repo / TARGET / "hello").iterdir())
+
+
+def reimzul(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
+    return subprocess.run([REIMZUL, *words], **{**given, **more})
+
+
+def test_old_builds_go_from_the_repodata_and_then_from_the_disk(store: Bstore, place: Place, indexer: Indexer) -> None:
+    ids = [place(day) for day in range(1, 6)]
+    place(2, Status.FAILED)
+    index(store, indexer)
+    assert listed(store) == ["01", "02", "03", "04", "05"]
+    done = reimzul("prune", "--keep", "2", "--yes", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    (target,) = json.loads(done.stdout)
+    assert target["target"] == TARGET and target["held"] == []
+    assert [each["build_id"] for each in target["dropped"] if each["status"] == "Success"] == ids[:3]
+    assert listed(store) == lie(store) == ["04", "05"]
+    assert sorted(path.name for path in store.index.iterdir()) == sorted(leg_name(each, "x86_64") for each in ids[3:])
+    assert reimzul("prune", "--keep", "2", "--yes").stderr == "0 builds dropped, 0 bytes\n"
+
+
+def test_a_dry_run_changes_nothing(store: Bstore, place: Place, indexer: Indexer) -> None:
+    for day in (1, 2, 3):
+        place(day)
+    index(store, indexer)
+    before = uploads.tree(store.root)
+    done = reimzul("prune", "--keep", "1", "--dry-run")
+    assert [line.split("\t")[2][:8] for line in done.stdout.splitlines()] == ["20240101", "20240102"]
+    assert "2 builds would be dropped" in done.stderr
+    assert uploads.tree(store.root) == before
+
+
+def test_what_is_not_signed_yet_stays_and_is_said(store: Bstore, place: Place, indexer: Indexer) -> None:
+    place(1)
+    waits, unstaged = place(2), place(3, staged=False)
+    place(4)
+    (store.tosign / TARGET / f"hello-1-1.x86_64.{waits}").mkdir(parents=True)
+    index(store, indexer)
+    done = reimzul("prune", "--keep", "1", "--yes")
+    assert lie(store) == listed(store) == ["02", "03", "04"]
+    told = {line.split("\t")[4]: line.split("\t")[6] for line in done.stdout.splitlines()}
+    assert told[waits] == "stays: it waits to be collected and signed"
+    assert told[unstaged] == "stays: it was not laid out for the signer yet"
+    reimzul("prune", "--keep", "1", "--unsigned", "--yes")
+    assert lie(store) == listed(store) == ["02", "04"]
+
+
+def test_the_rules_of_the_settings_hold(store: Bstore, place: Place, indexer: Indexer) -> None:
+    for day in (1, 2, 3):
+        place(day)
+    index(store, indexer)
+    ini = Path(os.environ["REIMZUL_CONFIG"])
+    ini.write_text(ini.read_text() + "[prune]\nc7.1708.u = keep 2\n")
+    assert reimzul("prune", "--yes").returncode == 0
+    assert lie(store) == ["02", "03"]
+    assert reimzul("prune", "--older", "5000w", "--keep", "1", "--yes").returncode == 0
+    assert lie(store) == ["02", "03"], "they are younger than a century"
+
+
+def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
+    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+    make = Indexer.make
+
+    def counted(self: Indexer, target: str, *words: Any, **more: Any) -> bool:
+        runs.append(target)
+        return make(self, target, *words, **more)
+
+    monkeypatch.setattr(Indexer, "make", counted)
+    for day in range(1, 5):
+        place(day)
+    place(1, Status.FAILED)
+    index(store, indexer)
+    runs.clear()
+    _prune(store, indexer, keep=4)
+    assert runs == [] and lie(store) == ["01", "01", "02", "03", "04"], "nothing is older than the oldest that stays"
+    _prune(store, indexer, keep=3)
+    assert runs == [TARGET]
+    place(1, Status.FAILED)
+    _prune(store, indexer, keep=3)
+    assert runs == [TARGET] and lie(store) == ["02", "03", "04"]
+
+
+def _prune(store: Bstore, indexer: Indexer, **rule: int) -> None:
+    pruning.prune(store, indexer, TARGET, Pruning(**rule), lambda: None, dry_run=False)
+
+
+def test_where_createrepo_fails_nothing_is_removed(store: Bstore, place: Place, indexer: Indexer) -> None:
+    for day in (1, 2):
+        place(day)
+    index(store, indexer)
+    broken = Indexer(store=store, settings=Repogen(createrepo_c="/bin/false"))
+    with pytest.raises(Again):
+        _prune(store, broken, keep=1)
+    assert lie(store) == listed(store) == ["01", "02"]
+
+
+def test_a_repodata_that_lacks_more_than_it_should_stops_it(
+    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (1, 2, 3):
+        place(day)
+    index(store, indexer)
+    make = Indexer.make
+
+    def too_much(self: Indexer, *words: Any, without: Any = (), **more: Any) -> bool:
+        return make(self, *words, without={*without, "hello/20240103000000/1-1.x86_64"}, **more)
+
+    monkeypatch.setattr(Indexer, "make", too_much)
+    with pytest.raises(pruning.NotPruned, match="lacks 1 that were to stay"):
+        _prune(store, indexer, keep=2)
+    assert lie(store) == ["01", "02", "03"]
+
+
+def test_killed_before_the_removal_the_next_one_drops_them(
+    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (1, 2):
+        place(day)
+    index(store, indexer)
+
+    def killed(*_: object) -> None:
+        raise uploads.Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "drop", killed)
+        with pytest.raises(uploads.Died):
+            _prune(store, indexer, keep=1)
+    assert listed(store) == ["02"]
+    index(store, indexer)
+    assert listed(store) == ["01", "02"], "what lies there is listed"
+    _prune(store, indexer, keep=1)
+    assert lie(store) == listed(store) == ["02"]
+
+
+def test_killed_in_the_removal_no_half_of_a_leg_is_left(
+    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(1), place(2)
+    index(store, indexer)
+    removed, calls = disk.remove, []
+
+    def dies(path: Path) -> None:
+        calls.append(path)
+        if path.parent.name == "dropped" and path.exists():
+            raise uploads.Died
+        removed(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drop.disk, "remove", dies)
+        with pytest.raises(uploads.Died):
+            _prune(store, indexer, keep=1)
+    assert lie(store) == listed(store) == ["02"]
+    assert len(list((store.state / "dropped").iterdir())) == 1, "it is out of the way"
+
+
+def test_it_waits_for_whoever_indexes_the_target(store: Bstore, place: Place, indexer: Indexer) -> None:
+    place(1), place(2)
+    index(store, indexer)
+    with store.lock(TARGET).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen([REIMZUL, "prune", "--keep", "1", "--yes"], stderr=subprocess.PIPE) as process:
+            assert process.stderr
+            assert b"is being indexed: waiting until that is done" in process.stderr.readline()
+            assert lie(store) == ["01", "02"] and process.poll() is None
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert process.wait(60) == 0
+    assert lie(store) == ["02"]
+
+
+def test_a_person_is_asked_and_may_say_no(store: Bstore, place: Place, indexer: Indexer) -> None:
+    place(1), place(2)
+    index(store, indexer)
+    done = reimzul("prune", "--keep", "1")
+    assert done.returncode == 2 and "there is no terminal to ask on: give --yes" in done.stderr
+    ours, its = pty.openpty()
+    os.write(ours, b"n\n")
+    done = reimzul("prune", "--keep", "1", stdin=its)
+    os.close(ours), os.close(its)
+    assert done.returncode == 1
+    assert "Drop 1 build," in done.stderr and done.stderr.endswith("reimzul: nothing was done\n")
+    assert lie(store) == ["01", "02"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--keep", "0"], 2, "0 is not in the range"),
+        (["--older", "3"], 2, "'3' is not a span of time, as 12h, 90d or 2w"),
+        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8' in the store; there are c7.1708.u.x86_64"),
+        ([], 4, "no rule says what to drop: give --keep or --older, or a line in [prune]"),
+    ],
+)
+def test_wrong_words_are_one_clear_line(
+    store: Bstore, place: Place, words: list[str], code: int, says: str
+) -> None:
+    place(1)
+    done = reimzul("prune", "--yes", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr.splitlines()[-1]
+
+
+def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ini").write_text(f"[bstore]\nroot = {tmp_path}/nowhere\n")
+    monkeypatch.setenv("REIMZUL_CONFIG", str(tmp_path / "ini"))
+    for words in (["prune", "--keep", "1"], ["scratch", "list"]):
+        done = reimzul(*words)
+        assert done.returncode == 1
+        where = f"{tmp_path}/nowhere/repo"
+        assert done.stderr == f"reimzul: {where}: no such file or directory: this is done on bstore ([bstore] root)\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
+def test_root_writes_as_the_stores_owner(store: Bstore, place: Place, indexer: Indexer) -> None:
+    place(1), place(2)
+    index(store, indexer)
+    for path in [store.root, *store.root.rglob("*")]:
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    for parent in [store.root, *store.root.parents]:
+        if parent.name.startswith("pytest-") or parent == store.root.parent:
+            parent.chmod(parent.stat().st_mode | 0o055)
+    done = reimzul("prune", "--keep", "1", "--yes")
+    assert (done.returncode, lie(store)) == (0, ["02"]), done.stderr
+    repomd = store.target(TARGET) / "repodata" / "repomd.xml"
+    assert repomd.stat().st_uid == 65534
+
+
+# --- scratch builds
+
+
+def test_scratch_builds_are_listed_and_taken_away(store: Bstore, place: Place) -> None:
+    first, second = place(1, scratch=True), place(2, scratch=True)
+    place(3)
+    lines = [line.split("\t") for line in reimzul("scratch", "list").stdout.splitlines()]
+    assert [line[0] for line in lines] == [first, second]
+    assert lines[0][1:5] == [TARGET, "hello", "x86_64", "Success"]
+    assert lines[0][7] == "arrfab"
+    done = reimzul("scratch", "rm", first[:10], "--yes")
+    assert (done.returncode, done.stdout[:24]) == (0, "1 scratch build removed,")
+    assert [each["build_id"] for each in json.loads(reimzul("scratch", "list", "--json").stdout)] == [second]
+    assert reimzul("scratch", "rm", "--older", "14d", "--yes").returncode == 0
+    assert reimzul("scratch", "list").stderr == "There are no scratch builds.\n"
+    assert lie(store) == ["03"], "what is published is no business of this"
+    assert not os.path.lexists(store.index / leg_name(first, "x86_64"))
+
+
+def test_wrong_words_for_scratch_builds_are_said(store: Bstore, place: Place) -> None:
+    ids = [hashlib.md5(bytes([n]), usedforsecurity=False).hexdigest() for n in range(20)]
+    same = [each for each in ids if sum(other[0] == each[0] for other in ids) > 1][:1]
+    for day, each in enumerate([each for each in ids if each[0] == same[0][0]], 1):
+        place(day, scratch=True, build_id=each)
+    assert "say which" in reimzul("scratch", "rm").stderr
+    assert "say which" in reimzul("scratch", "rm", "ab", "--all").stderr
+    done = reimzul("scratch", "rm", same[0][0], "--yes")
+    assert done.returncode == 4 and "more than one scratch build's id begins with" in done.stderr
+    done = reimzul("scratch", "rm", "xyz", "--yes")
+    assert done.returncode == 4 and "no scratch build's id begins with xyz" in done.stderr

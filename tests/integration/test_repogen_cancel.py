@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""repogen and builds that are cancelled before they have their place; logs of attempts that decide nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attr
+import pytest
+
+from reimzul.core import mark
+from reimzul.core.bstore import Bstore, spool_name
+from reimzul.core.config import read
+from reimzul.core.manifest import read_manifest
+from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube, cancel_tube
+from reimzul.repogen import daemon as repogen_daemon
+from reimzul.repogen.command import repogen
+from reimzul.repogen.daemon import Repogen
+from tests import uploads
+from tests.conftest import Beanstalkd
+from tests.srpms import make_rpm, noarch
+from tests.uploads import tree
+
+NAME = "hello-1.0-1.noarch.rpm"
+Rpms = dict[str, tuple[bytes, str]]
+
+
+@pytest.fixture(scope="session")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
+    path = make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
+    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
+
+
+def daemon_of(root: Path, beanstalkd: Beanstalkd) -> Repogen:
+    uploads.make_store(root)
+    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {root}\n"
+    return repogen(read(ini, "test"))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, beanstalkd: Beanstalkd) -> Repogen:
+    return daemon_of(tmp_path / "bstore", beanstalkd)
+
+
+@pytest.fixture
+def store(daemon: Repogen) -> Bstore:
+    return daemon.tools.store
+
+
+def work(daemon: Repogen, broker: Broker, *asked: RepogenRequest) -> None:
+    """Ask for these, and handle all that waits, on a connection of its own."""
+    for one in asked:
+        broker.put(CREATEREPO, one, priority=PRIORITY)
+    with daemon.connect() as own:
+        own.watch(daemon.tubes)
+        while own.stats("createrepo").ready:
+            daemon.settle_all(own, daemon.claim(own))
+
+
+def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
+    broker.watch([tube.name])
+    messages = []
+    while claim := broker.claim({tube.name: tube}, 0):
+        messages.append(claim.message)
+        claim.done()
+    return messages
+
+
+def cancel(broker: Broker, asked: RepogenRequest) -> None:
+    mark.put(broker, cancel_tube(asked.build_id), mark.mark("johnny", "wrong disttag"))
+
+
+def name_of(asked: RepogenRequest) -> str:
+    return spool_name(asked.build_id, asked.arch, asked.attempt)
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_what_is_cancelled_before_its_place_gets_none(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, scratch: bool
+) -> None:
+    asked = uploads.upload(store, rpms, of=uploads.request(scratch=scratch))
+    other = uploads.upload(store, rpms, of=uploads.request(timestamp="20240102030406"))
+    cancel(broker, asked)
+    work(daemon, broker, asked, other)
+    events = {event.build_id: event for event in taken(broker, NOTIFY)}
+    assert {event.status for event in events.values()} == {"Cancelled", "Published"}
+    told = events[asked.build_id]
+    assert (told.status, told.reason) == ("Cancelled", "cancelled by johnny: wrong disttag")
+    assert (told.attempt, told.builder_fqdn) == (asked.attempt, "builder1.example.org")
+    assert told.url == f"http://localhost:11081/bstore/attempts/{name_of(asked)}/"
+    assert [sign.build_id for sign in taken(broker, TOSIGN)] == [other.build_id]
+    assert not (store.root / asked.place).exists() and not list(store.spool.iterdir())
+    assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
+    assert not os.path.lexists(store.index / f"{asked.build_id}.{asked.arch}")
+
+
+def test_what_has_its_place_is_published_though_it_is_cancelled(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    asked = uploads.upload(store, rpms)
+    work(daemon, broker, asked)
+    cancel(broker, asked)
+    work(daemon, broker, asked)
+    assert [event.status for event in taken(broker, NOTIFY)] == ["Published", "Published"]
+    assert (store.root / asked.place / NAME).exists()
+
+
+def test_what_failed_by_itself_keeps_its_place_and_its_logs(broker: Broker, daemon: Repogen, store: Bstore) -> None:
+    asked = uploads.upload(store, {}, status=Status.FAILED)
+    cancel(broker, asked)
+    work(daemon, broker, asked)
+    assert taken(broker, NOTIFY) == []
+    assert (store.root / asked.place / "build.log").exists()
+
+
+def test_a_bad_upload_of_a_cancelled_build_is_not_built_again(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    asked = uploads.upload(store, rpms)
+    (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
+    cancel(broker, asked)
+    for _ in range(2):  # as it comes again after a crash
+        work(daemon, broker, asked)
+        assert [event.status for event in taken(broker, NOTIFY)] == ["Cancelled"]
+    assert broker.stats("x86_64").ready == 0
+
+
+def test_a_bad_upload_says_as_which_job_it_is_built_again(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    asked = uploads.upload(store, rpms)
+    (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
+    work(daemon, broker, asked)
+    (event,) = taken(broker, NOTIFY)
+    assert (event.status, event.tube, event.priority) == ("Queued", "x86_64", PRIORITY)
+    assert broker.facts(event.job).tube == "x86_64"
+
+
+@pytest.mark.parametrize("status", [Status.UNFIT, Status.CANCELLED])
+def test_logs_of_an_attempt_that_decides_nothing_are_kept_and_no_more(
+    broker: Broker, daemon: Repogen, store: Bstore, status: str
+) -> None:
+    asked = attr.evolve(uploads.upload(store, {}, status=status), index=False, logs=True)
+    (uploads.spool_of(store, asked) / "early.rpm").write_bytes(b"cut")
+    (uploads.spool_of(store, asked) / ".build.log.Xy12").write_bytes(b"cut")
+    (store.live / name_of(asked)).mkdir()
+    work(daemon, broker, asked, asked)
+    assert taken(broker, NOTIFY) == [] and taken(broker, TOSIGN) == []
+    assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
+    assert read_manifest(store.attempts / name_of(asked)).status == status
+    assert not list(store.spool.iterdir()) and not list(store.repo.iterdir()) and not list(store.live.iterdir())
+    assert broker.stats("createrepo").delayed == broker.stats("createrepo").buried == 0
+
+
+def test_such_logs_are_found_where_nobody_asked_for_them(
+    broker: Broker, daemon: Repogen, store: Bstore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = uploads.upload(store, {}, status=Status.UNFIT)
+    monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -10)
+    daemon.idle(broker)
+    (found,) = taken(broker, CREATEREPO)
+    assert (found.logs, found.index, found.attempt) == (True, False, asked.attempt)
+
+
+def test_growing_logs_go_when_their_leg_has_its_place(
+    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+) -> None:
+    asked, other = uploads.upload(store, rpms), uploads.upload(store, {}, status=Status.FAILED)
+    for one in (asked, other):
+        (store.live / name_of(one)).mkdir()
+        (store.live / name_of(one) / "build.log").write_text("+ make\n")
+    (store.live / "0123.x86_64.1-0").mkdir()
+    work(daemon, broker, asked, other)
+    assert [folder.name for folder in store.live.iterdir()] == ["0123.x86_64.1-0"], "of a build under way"
+
+
+def test_growing_logs_of_a_killed_worker_go_in_the_end(
+    broker: Broker, daemon: Repogen, store: Bstore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.live / "0123.x86_64.1-0").mkdir()
+    daemon.idle(broker)
+    assert len(list(store.live.iterdir())) == 1
+    monkeypatch.setattr(repogen_daemon, "LIVE", -10.0)
+    daemon._next_scan = 0.0
+    daemon.idle(broker)
+    assert not list(store.live.iterdir())
+
+
+@pytest.mark.slow
+def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
+    broker: Broker, beanstalkd: Beanstalkd, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, rounds = uploads.Steps(monkeypatch), iter(range(1000))
+
+    def scene() -> tuple[Repogen, RepogenRequest]:
+        at, steps.die_at = steps.die_at, -1
+        made = daemon_of(tmp_path / str(next(rounds)), beanstalkd)
+        asked = uploads.upload(made.tools.store, rpms)
+        cancel(broker, asked)
+        broker.put(CREATEREPO, asked, priority=PRIORITY)
+        steps.count, steps.die_at = 0, at
+        return made, asked
+
+    for _ in steps.deaths(lambda: work(scene()[0], broker)):
+        at, steps.die_at = steps.die_at, -1
+        for tube in (NOTIFY, TOSIGN, CREATEREPO, arch_tube("x86_64")):
+            taken(broker, tube)
+        steps.die_at = at
+        daemon, asked = scene()
+        with pytest.raises(uploads.Died):
+            work(daemon, broker)
+        steps.live()
+        work(daemon, broker)
+        assert {event.status for event in taken(broker, NOTIFY)} == {"Cancelled"}
+        assert taken(broker, TOSIGN) == [] and not tree(daemon.tools.store.repo)
+        assert tree(daemon.tools.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
+        assert broker.stats("createrepo").delayed == broker.stats("createrepo").buried == 0

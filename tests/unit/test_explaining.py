@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a build is where it is: what is said, from facts as they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attr
+import pytest
+
+from reimzul.core.mark import Mark
+from reimzul.core.message import InHand, Presence
+from reimzul.core.tube import TubeStats
+from reimzul.notifier.history import Document
+from reimzul.notifier.history.document import fold
+from reimzul.notifier.history.presence import Seen
+from reimzul.operator.explain import before
+from reimzul.operator.explaining import as_object, explain
+from reimzul.operator.facts import Facts
+from reimzul.operator.jobs import front, turn
+from reimzul.operator.usual import Arch, usual
+from tests.events import ATTEMPT, BEGINNING, build_id, event
+
+NOW = BEGINNING + 1000
+CREATEREPO, TOSIGN = TubeStats("createrepo", watchers=1), TubeStats("tosign")
+
+
+def leg(*statuses: str, number: int = 1, **more: Any) -> Document:
+    """What the history says after events, a second apart."""
+    told = []
+    for second, status in enumerate(statuses):
+        where = {"tube": "x86_64", "job": 100 + number, "priority": 8192} if status == "Queued" else {}
+        own = more if status == statuses[-1] else {}
+        told.append(event(status, number, at=BEGINNING + second, **where, **own))
+    (document,) = fold({}, told).values()
+    return document
+
+
+def worker(host: str = "builder1", state: str = "idle", heard: float = NOW, **more: Any) -> Seen:
+    """A worker's word."""
+    there = Presence(host=f"{host}.example.org", instance="1", state=state, arches=("x86_64", "i386"), **more)
+    return Seen(presence=there, heard=heard)
+
+
+def hand(number: int = 50, started: float = NOW - 60, phase: str = "rpmbuild") -> InHand:
+    """A build in a worker's hand."""
+    return InHand(
+        build_id=build_id(number),
+        srpm="bash-5.1-1.src.rpm",
+        target="c7.1708.u.x86_64",
+        arch="x86_64",
+        attempt=ATTEMPT,
+        phase=phase,
+        since=started + 10,
+        started=started,
+    )
+
+
+def facts(document: Document, **more: Any) -> Facts:
+    """Facts about a leg; what is not given is as it should be."""
+    given: dict[str, Any] = {
+        "now": NOW, "leg": document, "job": "ready", "tube": TubeStats("x86_64", ready=1, watchers=1),
+        "createrepo": CREATEREPO, "tosign": TOSIGN, "workers": [worker()],
+    }  # fmt: skip
+    return Facts(**{**given, **more})
+
+
+def said(about: Facts) -> str:
+    return "\n".join(explain(about).sentences)
+
+
+def minutes(number: float, package: str = "time") -> dict[str, Any]:
+    return {"pkgname": package, "started": 1000.0, "finished": 1000.0 + number * 60}
+
+
+FIVE = usual([300.0] * 5)
+ARCH = Arch([minutes(5), minutes(10, "bash"), minutes(10, "bash"), minutes(10, "bash")])
+
+
+def test_a_build_that_nothing_stands_before_starts_at_once() -> None:
+    told = explain(facts(leg("Queued"), own=FIVE, arch=ARCH))
+    assert told.state == "waiting"
+    assert told.start and told.start.high == 0
+    assert told.end and told.end.likely == 300
+    text = "\n".join(told.sentences)
+    assert "It waits in tube x86_64 as job 101, priority 8192, for 16 min 40 s now." in text
+    assert "No build is ahead of it." in text
+    assert "It should start at once." in text
+    assert "This package takes 5 min 00 s (median of 5 builds" in text
+
+
+def test_what_is_ahead_is_counted_and_reckoned() -> None:
+    ahead = [leg("Queued", number=number, pkgname="bash") for number in range(2, 5)]
+    beside = [{**leg("Queued", number=9), "tube": "i386"}]
+    told = explain(facts(leg("Queued"), ahead=ahead, beside=beside, own=FIVE, arch=ARCH))
+    text = "\n".join(told.sentences)
+    assert "3 builds are ahead of it in that tube; by what such builds took before, 30 min 00 s of one worker" in text
+    assert "The same builders take 1 build from i386 before it." in text
+    assert told.start and told.start.likely == 35 * 60
+
+
+def test_a_busy_worker_is_reckoned_with_what_it_has_left() -> None:
+    told = explain(facts(leg("Queued"), workers=[worker(state="building", build=hand())], own=FIVE, arch=ARCH))
+    assert told.start and told.start.likely == 540
+    text = "\n".join(told.sentences)
+    assert "builder1.example.org builds bash-5.1-1.src.rpm for c7.1708.u.x86_64 (rpmbuild), for 1 min 00 s now" in text
+    assert "of usually 10 min 00 s" in text
+    assert "1 worker could take it." in text
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (worker(state="unfit", why="disk under /srv: 17 MiB free"), "takes nothing (unfit: disk under /srv"),
+        (worker(state="drained", why="drained by johnny: new disk"), "takes nothing (drained by johnny: new disk)"),
+        (worker(state="quarantined"), "takes nothing (quarantined)"),
+        (worker(heard=NOW - 400), "has said nothing for 6 min 40 s"),
+        (worker(state="draining", build=hand()), "and takes nothing after that"),
+        (worker(), "builder1.example.org is free."),
+    ],
+)
+def test_each_worker_is_told_of_in_its_state(seen: Seen, words: str) -> None:
+    assert words in said(facts(leg("Queued"), workers=[seen]))
+
+
+@pytest.mark.parametrize("state", ["unfit", "drained", "quarantined", "draining"])
+def test_where_no_worker_takes_jobs_no_start_is_foretold(state: str) -> None:
+    told = explain(facts(leg("Queued"), workers=[worker(state=state, build=None)], own=FIVE))
+    assert told.start is None
+    assert "When it starts cannot be said." in told.sentences
+
+
+def test_that_nobody_watches_its_tube_is_said() -> None:
+    told = explain(facts(leg("Queued"), tube=TubeStats("x86_64", ready=1), workers=[]))
+    assert "Nobody watches tube x86_64: no builder that could build it is connected." in told.sentences
+    assert told.start is None
+
+
+def test_where_the_workers_cannot_be_known_the_watchers_are_counted() -> None:
+    text = said(facts(leg("Queued"), tube=TubeStats("x86_64", watchers=3), workers=None))
+    assert "3 workers watch that tube; which, cannot be known here." in text
+
+
+def test_of_many_workers_the_rest_is_counted_by_state() -> None:
+    seen = [worker(f"builder{number}", "building", build=hand()) for number in range(9)] + [worker("last", heard=0.0)]
+    assert "And 2 workers more: 1 building and 1 silent." in said(facts(leg("Queued"), workers=seen))
+
+
+def test_a_failed_attempt_and_the_next_start_are_told() -> None:
+    words = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "reason": "the disk was full"}
+    document = leg("Queued", "Building", "Queued", url="http://logs/", due=NOW + 7, **words)
+    told = explain(facts(document, job="delayed"))
+    assert told.state == "delayed"
+    text = "\n".join(told.sentences)
+    assert "Attempt 1 failed on builder1.example.org 16 min 38 s ago: the disk was full. Its logs: http://logs/" in text
+    assert "Nobody gets it before 2025-11-22T08:43:27Z, in 7.0 s." in text
+    assert told.start and told.start.low == 7
+
+
+def test_a_job_that_was_put_aside_names_the_commands() -> None:
+    told = explain(facts(leg("Queued"), job="buried"))
+    assert told.state == "buried"
+    assert "`reimzul kick 101`" in "\n".join(told.sentences)
+
+
+def test_a_job_that_is_gone_is_said() -> None:
+    told = explain(facts(leg("Queued"), job="gone"))
+    assert told.state == "gone"
+    assert f"reimzul retry {build_id(1)[:8]}" in "\n".join(told.sentences)
+
+
+def test_a_running_build_is_told_with_its_phase_and_what_is_left() -> None:
+    seen = worker(state="building", build=attr.evolve(hand(1), build_id=build_id(1)))
+    told = explain(facts(leg("Queued", "Building", started=NOW - 60), job="reserved", workers=[seen], own=FIVE))
+    text = "\n".join(told.sentences)
+    assert told.state == "building"
+    assert f"builder1.example.org builds it for 1 min 00 s now (attempt {ATTEMPT})." in text
+    assert "It is at rpmbuild, for 50 s." in text
+    assert "So about 4 min 00 s are left, at most 4 min 00 s nine times in ten." in text
+    assert told.end and told.end.likely == 240
+
+
+def test_a_build_that_takes_longer_than_ever_is_said() -> None:
+    text = said(facts(leg("Queued", "Building", started=NOW - 900), job="reserved", own=FIVE))
+    assert "It takes longer than nine in ten did." in text
+
+
+def test_a_build_whose_worker_is_silent_is_said() -> None:
+    seen = worker(state="building", heard=NOW - 300, build=attr.evolve(hand(1), build_id=build_id(1)))
+    text = said(facts(leg("Queued", "Building", started=NOW - 600), job="reserved", workers=[seen]))
+    assert "That worker has said nothing for 5 min 00 s." in text
+
+
+def test_a_build_whose_worker_died_is_given_back() -> None:
+    told = explain(facts(leg("Queued", "Building", started=NOW - 600), job="ready"))
+    assert told.state == "given back"
+    assert "Its job is in tube x86_64 again" in "\n".join(told.sentences)
+
+
+@pytest.mark.parametrize(
+    ("createrepo", "words"),
+    [
+        (TubeStats("createrepo"), "Nobody watches tube createrepo: no repogen is connected."),
+        (TubeStats("createrepo", ready=3, reserved=20, watchers=2), "has 3 that wait and 20 in hand"),
+        (TubeStats("createrepo", delayed=1, watchers=2), "1 request in tube createrepo will be tried again"),
+        (TubeStats("createrepo", buried=2, watchers=2), "2 requests in it were refused"),
+    ],
+)
+def test_why_a_success_is_not_published_yet(createrepo: TubeStats, words: str) -> None:
+    told = explain(facts(leg("Queued", "Success", finished=NOW - 5), createrepo=createrepo))
+    assert told.state == "built"
+    assert "It was built 5.0 s ago and uploaded, and is not published yet." in told.sentences
+    assert words in "\n".join(told.sentences)
+
+
+@pytest.mark.parametrize(
+    ("document", "state", "words"),
+    [
+        (leg("Queued", "Published", url="http://x/"), "published", "It is published in c7.1708.u.x86_64 since"),
+        (leg("Queued", "Success", scratch=True, url="http://x/"), "built", "a scratch build is not published"),
+        (leg("Queued", "Failed", reason="%build failed", first_error="+ make\na.c:3: error\n  x"), "failed", ": a.c:3: error"),
+        (leg("Queued", "Cancelled", reason="cancelled by johnny"), "cancelled", "cancelled by johnny"),
+        (leg("Queued", "Success", "Rejected", reason="a checksum is wrong"), "rejected", "a checksum is wrong"),
+        (leg("Failed", "Override", reason="by hand"), "override", "A person has decided it: by hand"),
+    ],
+)
+def test_what_is_over_is_told_as_it_ended(document: Document, state: str, words: str) -> None:
+    told = explain(facts(document))
+    assert told.state == state
+    assert words in "\n".join(told.sentences)
+
+
+def test_a_cancel_on_its_way_and_a_notifier_that_is_behind_are_said() -> None:
+    text = said(facts(leg("Queued"), cancel=Mark(by="johnny"), untold=1234))
+    assert "It is to be cancelled: johnny wants it so." in text
+    assert "The notifier has 1,234 events still to tell: what is said here may be old." in text
+
+
+def test_the_object_has_the_same_in_it() -> None:
+    about = facts(leg("Queued"), own=FIVE, arch=ARCH, ahead=[leg("Queued", number=2)])
+    told = as_object(explain(about), about)
+    assert (told["ahead"], told["state"], told["job"], told["tube"]) == (1, "waiting", 101, "x86_64")
+    assert told["starts_in"]["likely"] > 0 and told["usual"]["median"] == 300
+
+
+# --- whose turn it is
+
+
+def waiting(number: int, **more: Any) -> Mapping[str, Any]:
+    return {**leg("Queued", number=number), **more}
+
+
+def test_smaller_priorities_go_first_and_of_equal_ones_smaller_numbers() -> None:
+    mine = waiting(5)
+    others = [waiting(3), waiting(7), waiting(8, priority=1024), waiting(9, priority=9000)]
+    ahead, beside = before(dict(mine), map(dict, others), "x86_64", ["x86_64"], NOW)
+    assert [each["job"] for each in ahead] == [103, 108]
+    assert beside == []
+    assert turn(waiting(1, priority=None)) > turn(waiting(2))
+
+
+def test_only_what_may_be_given_out_now_is_ahead_and_only_of_shared_tubes_beside() -> None:
+    others = [
+        waiting(1, due=NOW + 60), waiting(2, status="Building"), waiting(3, tube="i386"), waiting(4, tube="aarch64"),
+        waiting(5), waiting(1, build_id=build_id(6)),
+    ]  # fmt: skip
+    ahead, beside = before(dict(waiting(6)), map(dict, others), "x86_64", ["x86_64", "i386"], NOW)
+    assert [each["job"] for each in ahead] == [105]
+    assert [each["tube"] for each in beside] == ["i386"]
+
+
+def test_the_front_of_a_tube_is_its_smallest_priority() -> None:
+    known = [dict(waiting(1)), dict(waiting(2, priority=1023)), dict(waiting(3, priority=5, tube="i386"))]
+    assert front(known, "x86_64") == 1023
+    assert front([], "x86_64") > 2**31

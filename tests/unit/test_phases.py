@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build is at, read from mock's state.log: against what real mock wrote."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from reimzul.worker.phases import Course, Steps, steps
+
+SAMPLES = Path(__file__).parents[1] / "samples" / "mock-logs"
+
+
+def log(case: str) -> Path:
+    return SAMPLES / case / "state.log"
+
+
+def lasted(case: str) -> dict[str, float]:
+    """The seconds of each phase; None of one that did not end."""
+    return {each.name: round(each.end - each.start, 1) if each.end else -1 for each in steps(log(case)).phases()}
+
+
+def test_the_phases_of_a_build_are_its_outermost_steps() -> None:
+    assert lasted("hello") == {"chroot init": 11.2, "build setup": 0.9, "rpmbuild": 0.5, "clean chroot": 12.7}
+
+
+@pytest.mark.parametrize("case", sorted(folder.name for folder in SAMPLES.iterdir() if (folder / "state.log").exists()))
+def test_every_build_has_phases_in_order(case: str) -> None:
+    phases = steps(log(case)).phases()
+    assert phases[0].name == "chroot init"
+    assert [each.start for each in phases] == sorted(each.start for each in phases)
+    assert len(phases) <= 20 and not any("src.rpm" in each.name for each in phases)
+
+
+def test_what_did_not_end_has_no_end() -> None:
+    assert lasted("nospace") == {"chroot init": -1, "clean chroot": 0.2}
+
+
+def test_times_are_local_ones() -> None:
+    started = steps(log("hello")).phases()[0].start
+    assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)) == "2026-11-22 08:53:21"
+    assert round(started % 1, 3) == 0.137
+
+
+def test_what_goes_on_is_known_at_each_line() -> None:
+    lines = log("hello").read_text().splitlines()
+    seen = [Steps().read(lines[: count + 1]).now for count in range(len(lines))]
+    names = list(dict.fromkeys(now.name for now in seen if now))
+    assert names == [
+        "chroot init", "chroot init: installing minimal buildroot with dnf4", "build setup", "rpmbuild",
+        "rpmbuild: Outputting list of installed packages", "clean chroot",
+    ]  # fmt: skip
+
+
+def test_a_bootstrap_chroot_has_phases_of_its_own() -> None:
+    lines = [
+        "2026-11-22 08:53:21,137 - Start(bootstrap): chroot init",
+        "2026-11-22 08:53:25,137 - Finish(bootstrap): chroot init",
+        "2026-11-22 08:53:25,200 - Start: chroot init",
+    ]
+    assert [each.name for each in Steps().read(lines).phases()] == ["bootstrap chroot init", "chroot init"]
+
+
+@pytest.mark.parametrize(
+    "line", ["", "noise", "2026-11-22 08:53:21,137 - Mock Version: 6.7", "2026-11-22 08:53:21,137 - Finish: rpmbuild x"]
+)
+def test_what_is_no_step_says_nothing(line: str) -> None:
+    assert Steps().read([line]).phases() == [] and Steps().read([line]).now is None
+
+
+def test_a_course_has_what_was_before_and_after_mock(tmp_path: Path) -> None:
+    course = Course(1000.0)
+    assert course.now("x86_64")[1].name == "source" and course.now("x86_64")[1].since == 1000.0
+    results = tmp_path / "result"
+    results.mkdir()
+    course.begin("x86_64", results)
+    (results / "state.log").write_bytes(log("term").read_bytes())
+    assert course.now("x86_64")[1].name == "rpmbuild"
+    course.upload("x86_64")
+    arch, now = course.now("x86_64")
+    assert (arch, now.name) == ("x86_64", "upload")
+    names = [each.name for each in course.phases("x86_64", results)]
+    assert names == ["source", "chroot init", "build setup", "rpmbuild", "upload"]
+
+
+def test_of_several_legs_the_main_one_is_told_of_while_it_lasts(tmp_path: Path) -> None:
+    course = Course(1000.0)
+    for arch, case in (("x86_64", "term"), ("i386", "nospace")):
+        (tmp_path / arch).mkdir()
+        (tmp_path / arch / "state.log").write_bytes(log(case).read_bytes())
+        course.begin(arch, tmp_path / arch)
+    assert course.now("x86_64")[0] == "x86_64"
+    course.end("x86_64")
+    arch, now = course.now("x86_64")
+    assert (arch, now.name) == ("i386", "clean chroot")

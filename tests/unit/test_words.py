@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers as people read them, and spans as they type them."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import pytest
+
+from reimzul.core.config import Pruning, pruning, span
+from reimzul.operator import since, words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-3, "0.0 s"), (0.04, "0.0 s"), (4.24, "4.2 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 00 s"),
+        (187, "3 min 07 s"), (3599.7, "1 h 00 min"), (12_000, "3 h 20 min"), (100_000, "1 d 3 h"),
+    ],
+)  # fmt: skip
+def test_a_span_has_two_units_at_most(seconds: float, said: str) -> None:
+    assert words.span(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (1 << 50, "1024.0 TiB")],
+)
+def test_a_size_has_few_digits(count: int, said: str) -> None:
+    assert words.size(count) == said
+
+
+def test_counts_and_lists_are_spoken() -> None:
+    assert (words.counted(1, "build"), words.counted(5000, "build")) == ("1 build", "5,000 builds")
+    listed = [words.listed(list(each)) for each in ("", "a", "ab", "abc")]
+    assert listed == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5m", 300), ("12h", 43_200), ("90d", 7_776_000), ("2w", 1_209_600)])
+def test_a_span_is_read(text: str, seconds: int) -> None:
+    assert span(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "d", "-5d", "5 d", "5y", "5.5d", "1234567d"])
+def test_what_is_no_span_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a span of time"):
+        span(text)
+
+
+def _moment(text: str) -> float:
+    command = click.Command("x", params=[click.Option(["--since"])])
+    return since.moment(click.Context(command), command.params[0], text)
+
+
+def test_a_moment_is_a_span_before_now_or_a_date_in_utc() -> None:
+    assert abs(_moment("2h") - (time.time() - 7200)) < 60
+    assert _moment("2026-11-22") == 1_795_305_600
+    assert _moment("2026-11-22T00:00:01Z") == 1_795_305_601
+    assert since.timestamp(1_795_305_601) == "20261122000001"
+    with pytest.raises(click.BadParameter, match="neither a span"):
+        _moment("yesterday")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("keep 3", Pruning(keep=3)),
+        ("older 90d", Pruning(older=7_776_000)),
+        ("older 1w keep 2", Pruning(keep=2, older=604_800)),
+        ("keep 2 unsigned", Pruning(keep=2, unsigned=True)),
+    ],
+)
+def test_a_rule_for_pruning_is_read(text: str, rule: Pruning) -> None:
+    assert pruning(text) == rule
+
+
+@pytest.mark.parametrize("text", ["", "keep", "keep 0", "older 3", "unsigned", "keep 3 keep 4", "last 3", "keep 3 4"])
+def test_what_is_no_rule_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a (rule|whole number|span)"):
+        pruning(text)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder served by http, and nothing said of it."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def serve(folder: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
+    """Serve a folder on the loopback, on a free port where none is given; who calls this closes it by `close`."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def close(server: http.server.ThreadingHTTPServer) -> None:
+    """Serve no more."""
+    server.shutdown()
+    server.server_close()
