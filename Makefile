@@ -18,7 +18,7 @@ SEED ?=
 # An SRPM of yours for `make demo`; it may be anywhere, and have spaces in its name.
 SRPM ?=
 
-.PHONY: help setup farm-setup demo farm test faults faults-ci check install clean
+.PHONY: help setup farm-setup demo farm test faults faults-ci bench check man rpm install clean
 
 help: ## Show what can be made here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +46,22 @@ faults: setup ## Kill, cut and fill parts of a farm, and see that nothing is los
 faults-ci: setup
 	@$(VENV)/python -m tests.faults --ci
 
+bench: setup ## Measure, all in some ten minutes; bench-NAME one alone (docs/performance.md)
+	@$(VENV)/python -m bench
+
+bench-%: setup
+	@$(VENV)/python -m bench $*
+
 check: farm-setup ## Run the linters: ruff and mypy --strict
 	$(VENV)/ruff check .
 	$(VENV)/mypy --strict
+
+man: farm-setup ## Make the man pages, in build/man (man -l build/man/man1/reimzul.1)
+	@rm -rf build/man
+	@$(VENV)/python -m tools.manpages build/man
+
+rpm: farm-setup ## Make packages of this checkout, in build/rpm
+	@tools/rpm
 
 install: ## Install on this host, as root (ROLE=builder, ...; docs/install.md tells the rest)
 	@tools/install --role "$(ROLE)"
