@@ -18,6 +18,7 @@ ALL: dict[str, tuple[str, ...]] = {
     "burst": (),
     "notify": (),
     "large": (),
+    "live": (),
     "builders": (),
     "operator": (),
     "sync": (),
