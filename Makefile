@@ -15,13 +15,16 @@ N ?=
 KIND ?=
 SEED ?=
 
+# Of `make farm-test`: words of the proofs' names (pytest -k), when it is not to be all of them.
+ONLY ?=
+
 # An SRPM of yours for `make demo`; it may be anywhere, and have spaces in its name.
 SRPM ?=
 
-.PHONY: help setup farm-setup demo farm test faults faults-ci bench check man rpm install clean
+.PHONY: help setup farm-setup demo farm test faults faults-ci farm-test bench check man rpm install clean
 
 help: ## Show what can be made here
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing and make the virtual environments
 	@tools/setup
@@ -45,6 +48,9 @@ faults: setup ## Kill, cut and fill parts of a farm, and see that nothing is los
 # A fixed choice, for .ci/run: one trial of every kind that does not take long, and the flood in small.
 faults-ci: setup
 	@$(VENV)/python -m tests.faults --ci
+
+farm-test: setup ## Boot machines with systemd, make a farm of them by the docs, and prove it (root; ONLY=link)
+	@$(VENV)/python -m tests.hosts $(if $(ONLY),-k "$(ONLY)")
 
 bench: setup ## Measure, all in some ten minutes; bench-NAME one alone (docs/performance.md)
 	@$(VENV)/python -m bench

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from reimzul.core.tube import NOTIFY, Broker
-from reimzul.notifier.history import BuildFilter, Owed, open_history
+from reimzul.notifier.history import BuildFilter, NoHistory, Owed, open_history
 from tests.conftest import Beanstalkd
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
@@ -78,13 +79,11 @@ class Running:
 
     def owed(self) -> list[Owed]:
         """What it says it owes."""
-        if not (self.folder / "history.sqlite").exists():
-            return []
-        history = open_history(str(self.settings["history"]["url"]), reading=True)
         try:
-            return history.owed()
-        finally:
-            history.close()
+            with contextlib.closing(open_history(str(self.settings["history"]["url"]), reading=True)) as history:
+                return history.owed()
+        except NoHistory:
+            return []
 
     def builds(self) -> list[dict[str, Any]]:
         """What the history knows."""

@@ -89,10 +89,10 @@ class Daemon(Generic[M]):
         self.service = Service()
         self.broker: Broker | None = None
 
-    def handle(self, broker: Broker, claims: Sequence[Claim[M]]) -> Iterable[tuple[Claim[M], Outcome]]:
+    def handle(self, broker: Broker, claims: list[Claim[M]]) -> Iterable[tuple[Claim[M], Outcome]]:
         """Do what the messages ask, and say of each claim as it is decided what became of it.
 
-        A handler that takes long calls `broker.keep()` and `alive()` often, and both from this thread alone. What it
+        What it claims itself meanwhile it adds to `claims`. A handler that takes long calls `broker.keep()` and `alive()` often, and both from this thread alone. What it
         raises holds for all claims it has not yet decided.
         """
         raise TypeError(f"{type(self).__name__} does not handle anything")
@@ -165,14 +165,17 @@ class Daemon(Generic[M]):
                 self.service.doing(self.waits_for())
                 self.idle(broker)
 
-    def claim(self, broker: Broker) -> list[Claim[M]]:
-        """What waits, at most a batch, each decoded; what cannot be decoded is refused here."""
+    def claim(self, broker: Broker, wait: int = POLL, room: int = 0) -> list[Claim[M]]:
+        """What waits, at most a batch (or `room`), each decoded; what cannot be decoded is refused here.
+
+        It waits at most `wait` seconds for the first.
+        """
         if not self.ready_for_more(broker):
             self.stop.now.wait(POLL)
             return []
         claims: list[Claim[M]] = []
-        while len(claims) < self.batch:
-            claim = broker.claim(self.tubes, 0 if claims else POLL)
+        while len(claims) < (room or self.batch):
+            claim = broker.claim(self.tubes, 0 if claims else wait)
             if claim is None:
                 break
             try:
@@ -186,22 +189,23 @@ class Daemon(Generic[M]):
     def check(self, message: M) -> None:
         """Raise `MessageError` for a message that is well formed and still nothing for this farm."""
 
-    def settle_all(self, broker: Broker, claims: Sequence[Claim[M]]) -> None:
+    def settle_all(self, broker: Broker, claims: list[Claim[M]]) -> None:
         """Handle claims together; where that shows a bug of ours, one by one, so that it stops only its own."""
-        left = {claim.id: claim for claim in claims}
+        settled: set[int] = set()
         try:
             for claim, outcome in self.handle(broker, claims):
                 self.settle(claim, outcome)
-                left.pop(claim.id)  # not before: what could not be settled is left, and given back below
+                settled.add(claim.id)  # not before: what could not be settled is left, and given back below
         except BrokerGone:
             raise
         except Exception as error:
+            left = [claim for claim in claims if claim.id not in settled]
             if len(left) > 1 and not isinstance(error, ReimzulError):
                 log.exception("%d jobs together: one by one now", len(left))
-                for claim in left.values():
+                for claim in left:
                     self.settle_all(broker, [claim])
                 return
-            for claim in left.values():
+            for claim in left:
                 self.settle(claim, error)
 
     def settle(self, claim: Claim[M], outcome: Outcome) -> None:

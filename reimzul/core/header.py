@@ -84,6 +84,22 @@ def bindings() -> Any:
     return rpm
 
 
+def check_bindings() -> None:
+    """Raise `ProgramMissing` where this Python has no bindings: for a daemon's start, before the first package.
+
+    A child tries them, so that they take no room (3 MiB) in a daemon that has read no header yet.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            bindings()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        bindings()
+
+
 def read_header(path: Path) -> Header:
     """The header of the package in a file. Raises `InputError` that says what the file is instead."""
     rpm = bindings()

@@ -7,7 +7,6 @@ writes to its folder after it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import attr
 
 from reimzul.core import fields
 from reimzul.core.bstore import MANIFEST, place_of
+from reimzul.core.digest import sha256
 from reimzul.core.errors import MessageError
 from reimzul.core.message import BuildRequest, Message, Phase, Status, field, parse, phases
 
@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def sha256_of(path: Path, heed: Callable[[], None] = lambda: None) -> str:
     """The sha256 of a file, read in pieces; what `heed` raises between two of them ends it."""
-    digest = hashlib.sha256()
+    digest = sha256()
     with path.open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -539,4 +539,4 @@ def new_build_id() -> str:
 
 def new_attempt() -> str:
     """A token for one worker's try at one build: `<UTC seconds>-<8 random hex>`."""
-    return f"{int(time.time())}-{secrets.token_hex(4)}"
+    return f"{int(time.time())}-{os.urandom(4).hex()}"

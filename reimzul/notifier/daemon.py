@@ -71,7 +71,7 @@ class Notifier(Daemon[News]):
         self._tries = Tries()
         self._swept = self._looked = float("-inf")
 
-    def handle(self, broker: Broker, claims: Sequence[Claim[News]]) -> Iterator[tuple[Claim[News], Outcome]]:
+    def handle(self, broker: Broker, claims: list[Claim[News]]) -> Iterator[tuple[Claim[News], Outcome]]:
         """Tell a batch; what is owed of it is in `notify` again before the first job is settled."""
         events, present = [], []
         for claim in claims:

@@ -120,9 +120,10 @@ def _say(done: Sequence[Pruned], as_json: bool, *, dry_run: bool) -> int:
     if dropped or held:
         show(_HEADS, [_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])], needed=_NEEDED)
     verb = "would be dropped" if dry_run else "dropped"
-    click.echo(f"{counted(len(dropped), 'build')} {verb}, {size(sum(each.bytes for each in dropped))}", err=not terminal)
+    room = size(sum(each.bytes for each in dropped))
+    click.echo(f"{counted(len(dropped), 'build')} {verb}, {room}", err=not terminal)
     for why, count in Counter(each.held for each in held).items():
-        click.echo(f"{counted(count, 'build')} more would go, but: {why}", err=not terminal)
+        click.echo(f"{count} more would go, but: {why}", err=not terminal)
     return 0
 
 

@@ -7,7 +7,6 @@ What passes has also reached the disk, and may be read by the http server.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
@@ -16,6 +15,7 @@ from typing import Callable
 
 from reimzul.core import disk
 from reimzul.core.bstore import MANIFEST
+from reimzul.core.digest import sha256
 from reimzul.core.errors import InputError, MessageError, ReimzulError
 from reimzul.core.fields import shown
 from reimzul.core.header import read_header
@@ -97,7 +97,7 @@ def whole(path: Path, file: File, heed: Callable[[], None]) -> None:
         size = os.fstat(stream.fileno()).st_size
         if size != file.size:
             raise Mismatch(f"{file.name} has {size} bytes instead of {file.size}")
-        digest = hashlib.sha256()
+        digest = sha256()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             heed()

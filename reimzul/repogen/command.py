@@ -14,7 +14,7 @@ from reimzul.core.bstore import Bstore, StoreUrls
 from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, start
 from reimzul.core.config import Settings
 from reimzul.core.disk import prepare
-from reimzul.core.header import bindings
+from reimzul.core.header import check_bindings
 from reimzul.core.refused import Overflow
 from reimzul.core.tube import Broker
 from reimzul.repogen.aside import Teller
@@ -37,7 +37,7 @@ Any number may run on one store. SIGTERM gives back what is in hand; SIGUSR1 fin
 def command(config: Path | None, verbose: bool) -> None:
     """Bring what builders upload to its place, index it with createrepo_c, and announce what is published."""
     settings = start(config, verbose)
-    bindings()  # said now, in one line, rather than at the first package
+    check_bindings()  # said now, in one line, rather than at the first package
     repogen(settings).run()
 
 

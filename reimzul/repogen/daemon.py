@@ -105,12 +105,15 @@ class Repogen(Daemon[RepogenRequest]):
         self._failures: dict[str, int] = {}
         self._next_scan = 0.0
 
-    def handle(self, broker: Broker, claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
-        """Each leg to its place first; then a target at a time, whichever is free."""
+    def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
+        """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
         heed = Keeper(broker, self.stop, self.alive)
         waiting: dict[str, list[_Job]] = {}
-        for claim in claims:
+        first = len(claims)
+        for number, claim in enumerate(claims, 1):
             heed()
+            if number == first < self.batch:  # legs of one build end shortly after each other: they go together
+                claims += self.claim(broker, 0, self.batch - first)
             try:
                 if self._adopt(broker, claim, heed):
                     yield claim, None

@@ -42,7 +42,7 @@ class Tosign(Daemon[SignRequest]):
         super().__init__(connect, [TOSIGN], host, stop, overflow)
         self.store = store
 
-    def handle(self, broker: Broker, claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
+    def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
         """Stage what a request means; what is not there is waited for a while, a disk that fails for ever."""
         for claim in claims:
             try:

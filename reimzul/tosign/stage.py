@@ -9,7 +9,6 @@ The mark that a build was staged lasts for ever and is written before the rename
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import stat
@@ -19,7 +18,7 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import disk
+from reimzul.core import digest, disk
 from reimzul.core.bstore import MANIFEST, Bstore, leg_name
 from reimzul.core.errors import MessageError
 from reimzul.core.manifest import Manifest, read_manifest
@@ -159,14 +158,14 @@ def _show(store: Bstore, build: Build) -> bool:
 
 def _copy(source: Path, goal: Path, sha256: str | None, heed: Callable[[], None]) -> None:
     """Copy a package and check it on its way. Raises `MessageError` where it is not what was published."""
-    digest = hashlib.sha256()
+    reckoned = digest.sha256()
     with source.open("rb") as original, goal.open("xb") as copy:
         while chunk := original.read(_CHUNK):
-            digest.update(chunk)
+            reckoned.update(chunk)
             copy.write(chunk)
             heed()
         copy.flush()
         os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(original.fileno()).st_mode) | 0o644)
         os.fsync(copy.fileno())
-    if sha256 not in (None, digest.hexdigest()):
-        raise MessageError(f"{source} is not as it was published: its sha256 is {digest.hexdigest()}, not {sha256}")
+    if sha256 not in (None, reckoned.hexdigest()):
+        raise MessageError(f"{source} is not as it was published: its sha256 is {reckoned.hexdigest()}, not {sha256}")

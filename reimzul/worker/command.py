@@ -14,7 +14,7 @@ from reimzul.core.arch import Arches, read_arches
 from reimzul.core.bstore import StoreUrls
 from reimzul.core.command import EXIT_CODES, entry, own_name, shared_options, start
 from reimzul.core.config import Settings
-from reimzul.core.header import bindings
+from reimzul.core.header import check_bindings
 from reimzul.core.refused import Overflow
 from reimzul.core.systemd import Service
 from reimzul.core.tube import Broker, arch_tube
@@ -42,7 +42,7 @@ SIGTERM gives back the build under way; SIGUSR1 finishes it, takes no other, and
 def command(config: Path | None, verbose: bool) -> None:
     """Build what lies in the tube of this machine's arch, and of the arches it serves, one request at a time."""
     settings = start(config, verbose)
-    bindings()  # said now, in one line, rather than at the first build
+    check_bindings()  # said now, in one line, rather than at the first build
     worker(settings).run()
 
 

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import logging
 import os
-import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,8 +152,8 @@ def _write_changed(path: Path, text: str) -> None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if path.read_text(encoding="utf-8") == text:
             return
-    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with open(descriptor, "w", encoding="utf-8") as sink:
+    beside = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")  # ours among workers and legs
+    with beside.open("w", encoding="utf-8") as sink:
         sink.write(text)
         os.fchmod(sink.fileno(), 0o644)
     os.replace(beside, path)

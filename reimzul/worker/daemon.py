@@ -99,7 +99,7 @@ class Worker(Daemon[BuildRequest]):
         self.voice.say(broker, state, held.drains if held else self.fitness.ill)
 
     def handle(
-        self, broker: Broker, claims: Sequence[Claim[BuildRequest]]
+        self, broker: Broker, claims: list[Claim[BuildRequest]]
     ) -> Iterable[tuple[Claim[BuildRequest], Outcome]]:
         """Build each; there is never more than one."""
         for claim in claims:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
 
+from reimzul.core.digest import sha256
 from reimzul.core.errors import Again, InputError
 from reimzul.core.header import Header, read_source
 from reimzul.worker import web
@@ -37,8 +37,8 @@ class _Status(OSError):
         self.status = status
 
 
-def fetch(url: str, name: str, sha256: str, folder: Path, wait: Callable[[float], None]) -> Path:
-    """Download `name` of `incoming/` into `folder` and check its sha256 where one is given.
+def fetch(url: str, name: str, wanted: str, folder: Path, wait: Callable[[float], None]) -> Path:
+    """Download `name` of `incoming/` into `folder` and check its sha256 where one is `wanted`.
 
     Raises `NoSource` where it is not there or is another file than was submitted, `Again` where the link stays
     dead; `wait` sleeps between tries and raises where the worker has to stop.
@@ -47,14 +47,14 @@ def fetch(url: str, name: str, sha256: str, folder: Path, wait: Callable[[float]
     fault = ""
     for pause in (*PAUSES, None):
         try:
-            digest = _download(url + quote(name), place, wait)
+            found = _download(url + quote(name), place, wait)
         except OSError as error:
             if isinstance(error, _Status) and error.status in _GONE:
                 raise NoSource(f"{name} is not in incoming/ ({error})") from error
             fault = str(error)
         else:
-            if sha256 and digest != sha256:
-                raise NoSource(f"{name} in incoming/ is not the file that was submitted (sha256 {digest})")
+            if wanted and found != wanted:
+                raise NoSource(f"{name} in incoming/ is not the file that was submitted (sha256 {found})")
             return place
         log.warning("%s%s: %s%s", url, name, fault, "" if pause is None else f"; again in {pause} s")
         if pause is not None:
@@ -64,7 +64,7 @@ def fetch(url: str, name: str, sha256: str, folder: Path, wait: Callable[[float]
 
 def _download(url: str, place: Path, wait: Callable[[float], None]) -> str:
     """Fetch a URL into a file; its sha256. A body that ends early is an `OSError`; what `wait` raises ends it."""
-    digest = hashlib.sha256()
+    digest = sha256()
     size = 0
     with web.get(url, SILENCE) as answer, place.open("wb") as sink:
         if answer.status != _OK:

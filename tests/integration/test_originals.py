@@ -99,10 +99,10 @@ class Farm:
         self.open.callback(client.close)
         return client
 
-    def room(self) -> None:
+    def room(self, target: str = WHOLE) -> None:
         """A target is made known by having it indexed, as in the original."""
-        self.client().put("createrepo", {"target": WHOLE})
-        self.until(lambda: (self.store.target(WHOLE) / "repodata").is_dir(), "the target is indexed")
+        self.client().put("createrepo", {"target": target})
+        self.until(lambda: (self.store.target(target) / "repodata").is_dir(), "the target is indexed")
 
     def listed(self) -> set[str]:
         """What the repodata lists, without timestamps."""
@@ -226,15 +226,14 @@ def test_what_failed_has_its_logs_in_its_place_and_nothing_else(make: Make, pack
     srpm, _ = package("hello")
     shutil.copy(srpm, farm.incoming)
     farm.start()
-    farm.room()
+    target = farm.store.target(f"{TARGET}.i386")
+    farm.room(target.name)
     with farm.worker(original.leaving()):
         original.submit(farm.client(), srpm.name, "i386", TARGET)
-        target = farm.store.target(f"{TARGET}.i386")
-        (farm.store.originals / target.name).mkdir()
         farm.until(lambda: list(target.glob("hello/*/*/build.json")) and idle(broker), "it has its place")
     (place,) = target.glob("hello/*/*")
     assert tree(place) == {"build.json", "build.log", "root.log", "state.log", "stderr", "stdout"}
-    assert not (target / "repodata").exists() and not (farm.store.tosign / target.name).exists()
+    assert repodata.read(target / "repodata") == {} and not (farm.store.tosign / target.name).exists()
     assert [build["status"] for build in farm.notifier.builds()] == ["Failed"]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_an_empty_file_and_a_strange_row_are_no_fault(path: Path) -> None:
     file = Presences(path)
     file.keep([seen(10)])
     file.close()
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("INSERT INTO presence VALUES ('x', '1', 1, '{\"colour\": 1}')")
     assert [each.presence.host for each in Presences(path).all()] == ["b1.example.org"]
     path.unlink()

@@ -174,6 +174,8 @@ class EndlessBuild:
 class Stuck:
     """The claim of a worker whose loop keeps it a few times, and then hangs in that."""
 
+    broker = None
+
     def __init__(self, manager: Manager, build: EndlessBuild) -> None:
         self.manager, self.build = manager, build
         self.kept = 0
@@ -186,10 +188,17 @@ class Stuck:
             self.build.over.set()
 
 
+class Blind:
+    """A look-out that sees nothing."""
+
+    def look(self, broker: object, *, last: bool) -> None:
+        """Nothing is wanted."""
+
+
 def test_a_worker_is_alive_while_it_builds_and_not_when_its_loop_hangs(under_systemd: Manager) -> None:
     build = EndlessBuild()
     claim: Any = Stuck(under_systemd, build)
     service = Service()
     desk = Desk(lambda: claim, claim, Stop(), "t", service, service.alive)  # type: ignore[arg-type, return-value]
-    desk.attend(build)  # type: ignore[arg-type]
+    desk.attend(build, Blind())  # type: ignore[arg-type]
     assert claim.came == [0] and claim.kept >= 5

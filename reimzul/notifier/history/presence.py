@@ -90,12 +90,11 @@ class Presences:
     def _to_write(self) -> sqlite3.Connection:
         if self._db is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(str(self._path), timeout=5, isolation_level=None)
+            self._db = sqlite3.connect(str(self._path), timeout=5, isolation_level=None)
             # never synced: all of it is said anew within a minute
             for words in ("PRAGMA synchronous = OFF", "PRAGMA journal_mode = WAL"):
-                db.execute(words)
-            db.executescript(_SCHEMA)
-            self._db = db
+                self._db.execute(words)
+            self._db.executescript(_SCHEMA)
         return self._db
 
     def _to_read(self) -> sqlite3.Connection:

@@ -12,18 +12,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from reimzul.core.bstore import StoreUrls
 from reimzul.core.config import Mail, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal, Status
 from reimzul.notifier.sinks.base import Sink, SinkAway
-from reimzul.notifier.sinks.mail_book import Book
-from reimzul.notifier.sinks.mail_text import Writer
 from reimzul.notifier.sinks.rcpts import Recipients
-from reimzul.notifier.sinks.smtp import Posted, Session
 from reimzul.notifier.verdict import Notice
+
+if TYPE_CHECKING:  # they bring the standard library's mail and SMTP: 2 MiB for who sends none
+    from reimzul.notifier.sinks.mail_book import Book
+    from reimzul.notifier.sinks.smtp import Posted, Session
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class MailSink(Sink):
     name = "mail"
 
     def __init__(self, settings: Settings) -> None:
+        from reimzul.notifier.sinks.mail_text import Writer
+
         self._settings: Mail = settings.mail
         self._ledger: Path = settings.notifier.ledger
         urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
@@ -96,6 +99,8 @@ class MailSink(Sink):
         event = notice.event
         if isinstance(event, Refusal):
             return True
+        from reimzul.notifier.sinks.mail_book import Book
+
         self._book = book = self._book or Book(self._ledger)
         book.sweep()
         recipients = self._recipients.of(event)
@@ -123,6 +128,8 @@ class MailSink(Sink):
             log.info("%s of %s is not mailed to %s yet: %s", *about, recipient, words)
 
     def _connected(self) -> Session:
+        from reimzul.notifier.sinks.smtp import Session
+
         self._session = self._session or Session(self._settings)
         return self._session
 

@@ -11,16 +11,23 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Callable
 
-import paho.mqtt.client as paho
-
 from reimzul.core.config import Mqtt
 from reimzul.core.tls import client_context
 from reimzul.notifier.sinks.base import SinkAway
+
+# paho takes a DNS resolver along where one is installed (pymongo wants it), to find brokers by SRV records. None of
+# ours is found so, and it takes 3 MiB: it is not there for as long as paho is imported.
+_HIDDEN = "dns" not in sys.modules and sys.modules.setdefault("dns", None) is None  # type: ignore[arg-type]
+import paho.mqtt.client as paho  # noqa: E402
+
+if _HIDDEN:
+    del sys.modules["dns"]
 
 #: Seconds of silence after which the broker is asked whether it is there, and then given up.
 KEEPALIVE = 15
