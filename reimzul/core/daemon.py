@@ -92,8 +92,8 @@ class Daemon(Generic[M]):
     def handle(self, broker: Broker, claims: list[Claim[M]]) -> Iterable[tuple[Claim[M], Outcome]]:
         """Do what the messages ask, and say of each claim as it is decided what became of it.
 
-        What it claims itself meanwhile it adds to `claims`. A handler that takes long calls `broker.keep()` and `alive()` often, and both from this thread alone. What it
-        raises holds for all claims it has not yet decided.
+        What it claims itself meanwhile it adds to `claims`. A handler that takes long calls `broker.keep()` and
+        `alive()` often, and both from this thread alone. What it raises holds for all claims it has not yet decided.
         """
         raise TypeError(f"{type(self).__name__} does not handle anything")
 

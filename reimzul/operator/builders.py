@@ -17,7 +17,7 @@ from reimzul.core.tube import Broker, worker_tube
 from reimzul.notifier.history import BuildFilter, NoHistory
 from reimzul.notifier.history.presence import Seen
 from reimzul.operator import reading, since
-from reimzul.operator.facts import is_silent
+from reimzul.operator.facts import is_silent, plain
 from reimzul.operator.table import show, show_json
 from reimzul.operator.tally import Tally, by_builder, ended
 from reimzul.operator.words import size, span
@@ -125,9 +125,8 @@ def as_object(
     tally = tallies.get(seen.presence.host, Tally())
     found = marks.get(seen.presence.host)
     return {
-        **seen.presence.wire(),
+        **plain(seen),
         "state": state(seen, now),
-        "build": seen.presence.wire().get("build"),
         "heard": seen.heard,
         "drain": None if found is None else {"by": found.by, "at": found.at, "why": found.why, "reason": found.reason},
         "attempts": tally.attempts,

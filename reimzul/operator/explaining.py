@@ -9,7 +9,7 @@ from typing import Any
 import attr
 
 from reimzul.core.message import Status
-from reimzul.operator.facts import Explanation, Facts
+from reimzul.operator.facts import Explanation, Facts, plain
 from reimzul.operator.under_way import building, built, ended
 from reimzul.operator.waiting import waiting
 from reimzul.operator.words import counted
@@ -52,7 +52,7 @@ def as_object(told: Explanation, facts: Facts) -> dict[str, Any]:
         "ahead": len(facts.ahead),
         "ahead_elsewhere": len(facts.beside),
         "watchers": facts.tube.watchers,
-        "workers": None if facts.workers is None else [seen.presence.wire() for seen in facts.workers],
+        "workers": None if facts.workers is None else list(map(plain, facts.workers)),
         "starts_in": attr.asdict(told.start) if told.start else None,
         "ends_in": attr.asdict(told.end) if told.end else None,
         "usual": attr.asdict(facts.own) if facts.own else None,

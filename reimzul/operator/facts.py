@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import attr
 
@@ -91,3 +91,8 @@ def between(low: float, high: float) -> str:
     if span(low) == span(high):
         return f"{span(low)} nearly always"
     return f"eight times in ten {span(low)} to {span(high)}"
+
+
+def plain(seen: Seen) -> dict[str, Any]:
+    """What a worker has said of itself, every key of it."""
+    return attr.asdict(seen.presence, filter=lambda field, _: field.name not in ("extra", "status"))

@@ -109,11 +109,8 @@ class Repogen(Daemon[RepogenRequest]):
         """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
         heed = Keeper(broker, self.stop, self.alive)
         waiting: dict[str, list[_Job]] = {}
-        first = len(claims)
-        for number, claim in enumerate(claims, 1):
+        for claim in self._and_more(broker, claims):
             heed()
-            if number == first < self.batch:  # legs of one build end shortly after each other: they go together
-                claims += self.claim(broker, 0, self.batch - first)
             try:
                 if self._adopt(broker, claim, heed):
                     yield claim, None
@@ -129,6 +126,14 @@ class Repogen(Daemon[RepogenRequest]):
             else:
                 yield claim, None
         yield from self._index_all(broker, waiting, heed)
+
+    def _and_more(self, broker: Broker, claims: list[_Claim]) -> Iterator[_Claim]:
+        """All claims, and what has come meanwhile: legs of one build end together, and are indexed together."""
+        yield from list(claims)
+        if len(claims) < self.batch:
+            more = self.claim(broker, 0, self.batch - len(claims))
+            claims += more
+            yield from more
 
     def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
         """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""

@@ -61,6 +61,7 @@ CASES = {
     ),
     "nginx of the controller": _stopped("controller", "nginx", "b1", "link.incoming"),
     "nginx of bstore": _stopped("bstore", "nginx", "b1", "link.store"),
+    "nginx of bstore, seen by the controller": _stopped("bstore", "nginx", "controller", "link.store"),
     "rsyncd": _stopped("bstore", "rsync", "b1", "link.rsyncd"),
     "a worker": _stopped("b1", "reimzul-worker@2", "b1", "unit.reimzul-worker"),
     "the notifier": attr.evolve(
@@ -97,7 +98,7 @@ CASES = {
     "the MQTT broker": _stopped("controller", "mosquitto", "controller", "mqtt", "unit.mosquitto"),
     "the broker's certificates": Case(
         "controller", "apt-get install faketime", "true", "controller",
-        frozenset({"certificate.mqtt.tls_cert", "mqtt"}), prefix="faketime -f +6y",
+        frozenset({"certificate.mqtt.tls_cert", "clock.bstore", "mqtt"}), prefix="faketime -f +6y",
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -535,3 +536,41 @@ def test_a_target_is_indexed_anew_by_its_name(ground: Ground) -> None:
 def test_a_target_that_is_none_is_refused(recorded: None) -> None:
     done = run("repogen", "../x")
     assert done.returncode == 4 and "is not a target" in done.stderr
+
+
+# --- what docs/json.md says of the JSON
+
+
+def test_the_page_has_every_key_that_is_printed(ground: Ground) -> None:
+    for number in (1, 2, 3):
+        ground.submit(number)
+    hand = InHand(build_id=build_id(9), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
+    ground.presence(state="building", build=hand)
+    claim = ground.claim()
+    ground.announce(1, "Building", started=time.time())
+    ground.announce(1, "Failed", exit_code=1, reason="%build failed", finished=time.time())
+    ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
+    claim.done()
+    leg = keys("A leg")
+    assert set(told("builds")[0]) == leg
+    shown, explained = told("show", SHORT), told("explain", build_id(2)[:8])
+    assert (set(shown), set(shown["legs"][0])) == (keys("show"), leg | keys("show", "legs[]."))
+    assert (set(explained), set(explained["legs"][0])) == (keys("explain"), keys("explain", "legs[]."))
+    assert set(explained["legs"][0]["workers"][0]) <= keys("builders")
+    assert set(told("watch", SHORT)) == keys("watch")
+    assert set(told("builders")[0]) == keys("builders")
+    assert set(told("stats")) == keys("stats")
+    assert set(told("queues")) == keys("queues")
+    assert set(told("drain", "builder1")) == set(told("resume", "builder1")) == keys("drain and resume")
+    assert set(told("raise", build_id(3)[:8])[0]) == keys("raise")
+    assert set(told("retry", SHORT)[0]) == keys("retry")
+    assert set(told("cancel", build_id(2)[:8])[0]) == keys("cancel")
+    assert set(told("repogen", "c7.1708.u.x86_64")) == keys("repogen")
+
+
+def keys(section: str, prefix: str = "") -> set[str]:
+    """The keys that a section of the page has in its table; those of an object within it by their prefix."""
+    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+    rows = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
+    named = {name for row in rows if row.startswith("| `") for name in re.findall("`([^`]+)`", row.split("|")[1])}
+    return {name[len(prefix) :] for name in named if name.startswith(prefix) and ("[]" in name) == bool(prefix)}

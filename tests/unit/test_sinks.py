@@ -43,7 +43,7 @@ def all_told(sink: Sink, *notices: Notice) -> list[Notice]:
 
 
 def test_the_table_knows_each_sink_by_its_name() -> None:
-    assert list(SINKS) == ["log", "history", "mail", "mqtt"]
+    assert list(SINKS) == ["log", "history", "mail", "mqtt", "originals"]
     assert [sink.name for sink in wanted(Settings())] == ["log", "history"], "mail and MQTT are off unless they are set"
     on = read("[mail]\nnotifications = true\n[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n", "here")
     assert [sink.name for sink in wanted(on)] == ["log", "history", "mail", "mqtt"]
