@@ -5,7 +5,6 @@ Run by its path, on the standard library alone and without its site, so that lit
 """
 
 import os
-import shutil
 import sys
 import time
 
@@ -21,6 +20,8 @@ def main(home: str) -> int:
         try:
             os.link(os.path.join(leave, name), goal)  # what takes no time, however large
         except OSError:
+            import shutil
+
             shutil.copy(os.path.join(leave, name), goal)
     handle = os.open(os.path.join(home, "calls"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(handle, f"{began} {time.time()}\n".encode())

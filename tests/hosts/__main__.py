@@ -18,10 +18,10 @@ from tests.hosts.farm import up
 
 @click.command("farm-test", context_settings={"ignore_unknown_options": True})
 @click.option("--hold", is_flag=True, help="Prove nothing; keep the farm up until Ctrl-C.")
-@click.option("--on", "held", is_flag=True, help="Run the proofs on the farm that another run holds up.")
+@click.option("--on", is_flag=False, flag_value="", help="Run the proofs on the farm that another run, RUN, holds up.")
 @click.option("--base", "only_base", is_flag=True, help="Only make what machines are made of.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def command(hold: bool, held: bool, only_base: bool, words: tuple[str, ...]) -> None:
+def command(hold: bool, on: str | None, only_base: bool, words: tuple[str, ...]) -> None:
     """Boot a controller, two builders, a bstore and a customer, and prove that they are a farm.
 
     WORDS are pytest's: -k link, -x.
@@ -30,11 +30,11 @@ def command(hold: bool, held: bool, only_base: bool, words: tuple[str, ...]) -> 
     if folder is None:
         try:
             room.check_host()
-            sys.exit(_outside(held))
+            sys.exit(_outside(on))
         except room.NotHere as error:
             sys.exit(f"farm-test: {error}")
     signal.signal(signal.SIGTERM, _interrupt)  # a pytest that is interrupted tidies up
-    if not held:
+    if on is None:
         room.furnish(folder)
     if only_base:
         base.base()
@@ -46,19 +46,20 @@ def command(hold: bool, held: bool, only_base: bool, words: tuple[str, ...]) -> 
         sys.exit(pytest.main([*argv, *words]))
 
 
-def _outside(held: bool) -> int:
+def _outside(on: str | None) -> int:
     words = sys.argv[1:]
-    if not held:
+    if on is None:
         return room.run_inside(words)
-    under_way = room.runs()
-    if len(under_way) != 1:
-        raise room.NotHere(f"there is not one run under way, but {len(under_way)}")
-    return room.join(under_way[0], words)
+    held = [folder for folder in room.runs() if folder.name.startswith(on)]
+    if len(held) != 1:
+        names = ", ".join(folder.name for folder in room.runs()) or "none"
+        raise room.NotHere(f"--on: not one farm that is up has the name {on!r}; these are up: {names}")
+    return room.join(held[0], words)
 
 
 def _hold(folder: Path) -> None:
     held = up(folder)
-    print(f"farm-test: up, in {folder}; the proofs, on it: {sys.executable} -m tests.hosts --on -k …", flush=True)
+    print(f"farm-test: up, in {folder}; proofs on it: python -m tests.hosts --on {folder.name} -k …", flush=True)
     for machine in held.machines:
         print(f"    nsenter -t {machine.leader()} -a    # {machine.name}, in the room", flush=True)
     with contextlib.suppress(KeyboardInterrupt):

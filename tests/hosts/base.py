@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import attr
 
@@ -105,12 +106,26 @@ def _kept(what: str, recipe: str, make: Callable[[Path], None]) -> Path:
         for left in CACHE.glob(f"making-{what}*"):
             shutil.rmtree(left)
         making = CACHE / f"making-{what}"
-        making.mkdir()
-        make(making)
+        making.mkdir(mode=0o755)
+        with _in_memory() as folder:
+            make(folder)
+            _run("cp", "-a", f"{folder}/.", making)
         making.rename(path)
         _say(f"made {path.name} in {time.monotonic() - started:.0f} s")
     os.utime(path)
     return path
+
+
+@contextlib.contextmanager
+def _in_memory() -> Iterator[Path]:
+    """A folder to make things in: thousands of packages' files are synced one by one, which no disk likes."""
+    with TemporaryDirectory(prefix="reimzul-farm-test-") as name:
+        # in our own mounts: it is gone when we are
+        _run("mount", "-t", "tmpfs", "-o", "mode=755", "farm-test", name)
+        try:
+            yield Path(name)
+        finally:
+            _run("umount", "--lazy", name)
 
 
 def _forget() -> None:
@@ -121,7 +136,6 @@ def _forget() -> None:
 
 
 def _make_system(goal: Path) -> None:
-    goal.chmod(0o755)
     _run("debootstrap", "--variant=minbase", f"--include={','.join(BARE)}", SUITE, goal, _SITE)
     texts = {
         "etc/dpkg/dpkg.cfg.d/farm-test": _DPKG,
@@ -145,10 +159,8 @@ _PIP = f"[global]\nno-index = true\nfind-links = {WHEELS_THERE}\ndisable-pip-ver
 
 def _make_packages(system: Path, goal: Path) -> None:
     """apt-get itself says what each needs; a copy of the bare system is what it looks at."""
-    goal.chmod(0o755)
     root = goal / "root"
     root.mkdir()
-    _run("mount", "-t", "tmpfs", "farm-test", root)  # in our own mounts: it is gone when we are
     _run("cp", "-a", f"{system}/.", root)
     archives = root / "var/cache/apt/archives"
     _run("chroot", root, "apt-get", "-q", "update")
@@ -156,8 +168,7 @@ def _make_packages(system: Path, goal: Path) -> None:
         _run("chroot", root, "apt-get", "-q", "--download-only", "install", group)
     for package in archives.glob("*.deb"):
         shutil.copy(package, goal)
-    _run("umount", root)
-    root.rmdir()
+    shutil.rmtree(root)
     index = _run("dpkg-scanpackages", "--multiversion", ".", cwd=goal)
     (goal / "Packages").write_text(index)
     # what a machine's apt is told of it
@@ -165,7 +176,6 @@ def _make_packages(system: Path, goal: Path) -> None:
 
 
 def _make_wheels(goal: Path) -> None:
-    goal.chmod(0o755)
     version, implementation = _PYTHON
     tags = ("manylinux2014", "manylinux_2_17", "manylinux_2_28")
     platforms = [f"--platform={tag}_{os.uname().machine}" for tag in tags]

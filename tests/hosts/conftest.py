@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests.hosts import room
-from tests.hosts.farm import Farm, up
+from tests.hosts.farm import Farm, Tell, up
 
 _failed = pytest.StashKey[bool]()
 
@@ -53,6 +53,17 @@ def farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
     finally:
         if request.session.stash.get(_failed, False):
             made.keep()
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Says a line in the report, whatever becomes of the proof."""
+
+    def say(words: str) -> None:
+        with capsys.disabled():
+            print(words, flush=True)
+
+    return say
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ TARGET, ARCH, FOLLOWER = "test", "x86_64", "i386"
 #: Where `reimzul setup bstore --public-port` serves repositories: what the customer has.
 PUBLIC = 80
 _INSTALL = PROJECT / "docs" / "install.md"
+#: Says a line in the report.
+Tell = Callable[[str], None]
 #: Seconds a build may take, on a machine that has other things to do.
 BUILD = 600
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.hosts.farm import ARCH, BUILDERS, PUBLIC, TARGET, Farm
+from tests.hosts.farm import ARCH, BUILDERS, PUBLIC, TARGET, Farm, Tell
 from tests.waiting import until
 
 #: What a person may be asked to type for four machines, at most.
@@ -19,13 +19,13 @@ _OFFERED = {"controller": {13100, 11080}, "bstore": {11874, 11081}, "b1": set(),
 _EXPOSURE, _EXPOSURE_OF_WORKER = 3.0, 9.0
 
 
-def test_commands(farm: Farm) -> None:
+def test_commands(farm: Farm, tell: Tell) -> None:
     """Four bare machines are a farm by the commands of docs/install.md, with no file edited by hand."""
-    print("\nWhat a person typed, and how long the machine took:")
+    tell("What a person typed, and how long the machine took:")
     for typed in farm.typed:
-        print(f"  {typed.seconds:6.1f} s  {typed.machine:11}{typed.line}")
+        tell(f"  {typed.seconds:6.1f} s  {typed.machine:11}{typed.line}")
     longest = max(sum(typed.seconds for typed in farm.typed if typed.machine == machine.name) for machine in farm.farm)
-    print(f"  {len(farm.typed)} commands on {len(farm.farm)} machines; the longest of them worked for {longest:.0f} s")
+    tell(f"  {len(farm.typed)} commands on {len(farm.farm)} machines; the busiest of these worked for {longest:.0f} s")
     assert 0 < len(farm.typed) <= _COMMANDS
 
 
@@ -80,15 +80,14 @@ def test_units_verify(farm: Farm) -> None:
         assert (done.code, ours) == (0, [])
 
 
-def test_units_exposure(farm: Farm) -> None:
+def test_units_exposure(farm: Farm, tell: Tell) -> None:
     """systemd-analyze security: at most 3.0 for every unit but the worker, which mock needs open."""
-    print()
     for name in _units(farm, "controller"):
         if name.endswith(".service"):
             said = farm.controller.run(f"systemd-analyze security --no-pager {name}").out
             found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
             assert found, said
-            print(f"  {name:36} {found[1]}")
+            tell(f"  {name:36} {found[1]}")
             assert float(found[1]) <= (_EXPOSURE_OF_WORKER if "reimzul-worker" in name else _EXPOSURE), said
 
 
@@ -96,13 +95,14 @@ def test_units_exposure(farm: Farm) -> None:
 def test_doctor(farm: Farm, name: str) -> None:
     """reimzul doctor finds all well."""
     until(lambda: farm.doctor(name).failed == [], 90, f"doctor is content on {name}: {farm.doctor(name).text}")
-    print("\n" + farm.doctor(name).text)
 
 
-def test_canary(farm: Farm) -> None:
+def test_canary(farm: Farm, tell: Tell) -> None:
     """reimzul doctor --canary sends a package through the farm, and times each hop."""
-    done = farm.controller.run(f"reimzul doctor --canary --target {TARGET} --json", timeout=600)
-    canary = json.loads(done.out)["canary"]
-    print(json.dumps(canary, indent=1))
-    assert canary
-    assert ARCH in json.dumps(canary)
+    said = farm.controller.run(f"reimzul doctor --canary --target {TARGET}", timeout=600).out
+    hops = [row for row in said.splitlines() if "canary" in row]
+    tell("\n".join(f"  {row}" for row in hops))
+    assert any(re.search(r"\d s\b", row) for row in hops), said
+    canary = json.loads(farm.controller.run(f"reimzul doctor --canary --target {TARGET} --json", timeout=600).out)
+    assert {(build["arch"], build["status"]) for build in canary["canary"]["builds"]} == {(ARCH, "Success")}
+    assert canary["failed"] == 0

@@ -8,14 +8,14 @@ import re
 from tests.hosts import network
 from tests.hosts.base import SOURCES_THERE
 from tests.hosts.capture import Capture
-from tests.hosts.farm import PUBLIC, TARGET, Farm
+from tests.hosts.farm import PUBLIC, TARGET, Farm, Tell
 from tests.waiting import until
 
 _TLS_PORTS = {13100, 11080, 11874, 11081}
 _TLS_1_2 = 0x0303
 
 
-def test_build_heard(farm: Farm) -> None:
+def test_build_heard(farm: Farm, tell: Tell) -> None:
     """All that passes between the machines while packages are built and published is TLS."""
     path = farm.folder / "build.pcap"
     with network.listening(path):
@@ -35,7 +35,17 @@ def test_build_heard(farm: Farm) -> None:
     carried = b"".join(stream.content for stream in during)
     for plain in (b"python-six", b"reserve", b"build_id", b"HTTP/1.1", b"@RSYNCD"):
         assert plain not in carried
-    print(f"\n  {len(during)} streams with {len(carried)} bytes, all of them TLS")
+    tell(f"  {len(during)} streams with {len(carried)} bytes, all of them TLS")
+
+
+def test_ear(farm: Farm) -> None:
+    """The ear on the switch is a good one: what is not TLS, it hears."""
+    path = farm.folder / "plain.pcap"
+    with network.listening(path):
+        farm["customer"].run(f"exec 3<>/dev/tcp/bstore/{PUBLIC}; printf 'GET /repo/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3")
+    faults = [stream.fault for stream in Capture.read(path).streams if PUBLIC in (stream.port, stream.source_port)]
+    assert len(faults) == 2
+    assert all("no handshake" in fault for fault in faults), faults
 
 
 def _demo(name: str) -> bool:
@@ -52,7 +62,8 @@ def test_customer(farm: Farm) -> None:
     # the whole of what they know
     customer.write("/etc/yum.repos.d/farm.repo", f"[farm]\nname=the farm\nbaseurl={url}\ngpgcheck=0\n")
     dnf = "dnf -q -y --releasever=1 --installroot=/srv/system --setopt=reposdir=/etc/yum.repos.d"
-    dnf += " --setopt=metadata_expire=0"
+    # (Debian's dnf has a plugin that makes a repository of what it has downloaded; here is another one)
+    dnf += " --setopt=metadata_expire=0 --disableplugin=local"
     found = customer.run(f"{dnf} repoquery --qf '%{{name}}.%{{arch}}'", timeout=300).out.split()
     assert {"hello.x86_64", "hello.i686", "python3-six.noarch", "some.noarch"} <= set(found), found
     customer.run(f"{dnf} download --destdir=/root/downloaded hello python3-six", timeout=300)

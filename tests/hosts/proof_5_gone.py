@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 from tests import srpms
 from tests.hosts.base import SOURCES_THERE
-from tests.hosts.farm import BUILDERS, Farm
+from tests.hosts.farm import BUILDERS, Farm, Tell
 from tests.hosts.machine import Machine
 from tests.waiting import until
 
@@ -33,14 +35,14 @@ def _back(farm: Farm, machine: Machine) -> None:
     until(lambda: farm.doctor(machine.name).failed == [], _NOTICED, f"doctor is content on {machine.name}")
 
 
-def test_builder_vanishes_in_mid_build(farm: Farm) -> None:
+def test_builder_vanishes_in_mid_build(farm: Farm, tell: Tell) -> None:
     """A builder is gone in mid-build: its job is another's, and published once."""
     build = farm.submit(farm.slow("vanishing", 25))
     builder = farm.building_on(build)
     builder.vanish()
     gone = time.monotonic()
     until(lambda: farm.building_on(build).name != builder.name, _NOTICED, "another builds it")
-    print(f"\n  after {time.monotonic() - gone:.0f} s another builder had the job")
+    tell(f"  after {time.monotonic() - gone:.0f} s another builder had the job")
     (leg,) = farm.published(build)
     assert leg["builder_fqdn"] == _other(farm, builder).fqdn
     builder.boot()
@@ -48,14 +50,14 @@ def test_builder_vanishes_in_mid_build(farm: Farm) -> None:
     farm.once(build)
 
 
-def test_builder_vanishes_while_idle(farm: Farm) -> None:
+def test_builder_vanishes_while_idle(farm: Farm, tell: Tell) -> None:
     """A builder is gone while it has nothing to do: it is no longer counted on, and comes back by itself."""
     b1, b2 = farm.builders
     farm.wait_idle()
     b1.vanish()
     gone = time.monotonic()
     until(lambda: farm.watchers() == _WORKERS - 2, _NOTICED, "its workers are no longer counted")
-    print(f"\n  after {time.monotonic() - gone:.0f} s its workers were no longer counted")
+    tell(f"  after {time.monotonic() - gone:.0f} s its workers were no longer counted")
     build = farm.submit(farm.slow("alone", 1))
     (leg,) = farm.published(build)
     assert leg["builder_fqdn"] == b2.fqdn
@@ -81,22 +83,32 @@ def test_bstore_rebooted_in_mid_upload(farm: Farm) -> None:
     """bstore is rebooted in mid-upload: the upload is made again, and nothing of the first is ever seen."""
     load = "head -c 40000000 /dev/urandom > %{buildroot}/usr/share/heavy/load\n%check"
     spec = srpms.noarch("heavy").replace("%check", load, 1)
-    for builder in farm.builders:  # slowly, so that there is a middle
-        builder.run("reimzul setup builder --set worker.rsync_arguments=--bwlimit=2m")
-    until(lambda: farm.watchers() == _WORKERS, _NOTICED, "all workers are back")
-    build = farm.submit(farm.srpm("heavy", spec))
-    spool = farm.bstore.root / "srv/reimzul/bstore/spool"
-    until(
-        lambda: any(path.stat().st_size > 4_000_000 for path in spool.glob(f"{build}.*/.*.rpm.*")),
-        600, "it is being uploaded",
-    )  # fmt: skip
-    farm.bstore.reboot()
-    _back(farm, farm.bstore)
-    farm.published(build)
-    for builder in farm.builders:
-        builder.run("reimzul setup builder --set worker.rsync_arguments=")
+    with _slowly(farm):
+        build = farm.submit(farm.srpm("heavy", spec))
+        spool = farm.bstore.root / "srv/reimzul/bstore/spool"
+
+        def half() -> bool:
+            return any(path.stat().st_size > 4_000_000 for path in spool.glob(f"{build}.*/.*.rpm.*"))
+
+        until(half, 600, "it is being uploaded")
+        farm.bstore.reboot()
+        _back(farm, farm.bstore)
+        farm.published(build)
     farm.wait_idle()
     farm.once(build)
+
+
+@contextlib.contextmanager
+def _slowly(farm: Farm) -> Iterator[None]:
+    """Uploads have a middle."""
+    for builder in farm.builders:
+        builder.run("reimzul setup builder --set worker.rsync_arguments=--bwlimit=2m")
+    until(lambda: farm.watchers() == _WORKERS, _NOTICED, "all workers are back")
+    try:
+        yield
+    finally:
+        for builder in farm.builders:
+            builder.run("reimzul setup builder --set worker.rsync_arguments=")
 
 
 def test_controller_rebooted(farm: Farm) -> None:

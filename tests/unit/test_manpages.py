@@ -51,7 +51,7 @@ def test_every_option_and_argument_is_told(program: str) -> None:
     for context in below(top):
         words = context.command_path.split()
         own = "-".join(words[:2]) if words[0] == "reimzul" else words[0]
-        section = 8 if own in commands.DAEMONS else 1
+        section = 8 if words[0] in commands.DAEMONS else 1
         text = plain(PAGES[f"man{section}/{own}.{section}"])
         assert context.command_path in text
         for parameter in context.command.get_params(context):

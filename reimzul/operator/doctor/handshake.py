@@ -45,7 +45,7 @@ def _of_answer(answer: probe.Answer, far: str, name: str, program: str, there: s
         return fail(words, f"{there}{start(program)}")
     if answer.state == probe.REFUSED:
         words = f"{far} does not take the key of {name}{why}: it was revoked, or has another secret there"
-        makes = "--add-bstore" if name == CONTROLLER else "--add-builder"
+        makes = "on the controller --add-bstore NAME --new-key" if name == CONTROLLER else "--add-builder"
         return fail(words, f"{there}reimzul setup <role> --list shows whose keys are taken; {makes} makes one")
     if answer.state == probe.UNREACHED:
         return fail(f"{far} cannot be reached{why}", f"{there}{STUNNEL}")
