@@ -441,7 +441,10 @@ def send(command: subprocess.Popen[bytes], whom: str, number: int) -> None:
 
 
 def is_supervisord(pid: int) -> bool:
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:  # it has ended since it was listed
+        return False
     return b"supervisor.supervisord" in words and not any(word.endswith(b"reaper.py") for word in words)
 
 

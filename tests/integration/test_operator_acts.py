@@ -480,6 +480,34 @@ def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> No
     assert run("watch", "--new", SHORT).returncode == 4
 
 
+def test_a_log_that_cannot_be_had_is_one_clear_line(ground: Ground) -> None:
+    ground.submit()
+    assert run("log", SHORT).stderr == "reimzul: nobody has begun to build it for x86_64: Queued\n"
+    assert run("log", SHORT, "--arch", "vax").stderr == "reimzul: the build has no leg for vax; it has x86_64\n"
+    assert run("log", SHORT, "mail").returncode == 2
+    ground.announce(1, "Building", attempt=ATTEMPT)
+    ground.until(1, lambda leg: leg["attempts"], "somebody has begun it")
+    done = run("log", SHORT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "127.0.0.1:9" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run("log", SHORT, "--attempt", "2")
+    assert (done.returncode, done.stderr) == (4, f"reimzul: no attempt 2: there is 1 ({ATTEMPT})\n")
+
+
+def test_without_ids_all_that_goes_on_is_followed_and_its_end_is_told(ground: Ground) -> None:
+    ground.submit(1)
+    ground.submit(2)
+    with subprocess.Popen([REIMZUL, "watch", "--json"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        first = {json.loads(process.stdout.readline())["build_id"] for _ in range(2)}
+        assert first == {build_id(1), build_id(2)}
+        run("cancel", build_id(2))
+        ended = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert (ended["build_id"], ended["state"], ended["over"]) == (build_id(2), "cancelled", True)
+
+
 # --- figures
 
 

@@ -34,7 +34,7 @@ PROGRAMS = {
 }
 UNITS = {
     "common": {"reimzul.target"},
-    "controller": {"reimzul-notifier.service"},
+    "controller": {"reimzul-metrics.service", "reimzul-metrics.timer", "reimzul-notifier.service"},
     "worker": {"reimzul-worker@.service"},
     "bstore": {"reimzul-repogen-worker@.service", "reimzul-signer.service"},
     "irc": {"reimzul-irc.service"},
@@ -166,7 +166,7 @@ def test_units_and_templates_name_what_the_packages_install(root: Path) -> None:
     texts = {path: path.read_text() for path in (root / "usr/lib/systemd/system").iterdir()}
     programs = {path: re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE) for path, text in texts.items()}
     started = [program for found in programs.values() for program in found]
-    assert len(started) == 5
+    assert len(started) == 6
     for program in started:
         assert program.startswith("/usr/bin/")
         assert os.access(root / program[1:], os.X_OK), program
