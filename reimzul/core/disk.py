@@ -64,6 +64,19 @@ def sync_parents(path: Path, top: Path) -> None:
             return
 
 
+#: Folders that stay, and their inodes, whose way the disk keeps: `sync_way` had it do so.
+_LASTING: dict[Path, int] = {}
+
+
+def sync_way(path: Path, stays: Path, top: Path) -> None:
+    """The same by way of a folder that `stays`: the way to that is synced once in the life of a process."""
+    sync_parents(path, stays)
+    inode = stays.stat().st_ino
+    if _LASTING.get(stays) != inode:
+        sync_parents(stays, top)
+        _LASTING[stays] = inode
+
+
 def write(path: Path, text: str) -> None:
     """Write a file: whole and lasting when this returns, and until then as it was."""
     temporary = _beside(path)

@@ -149,7 +149,7 @@ def _move_in(store: Bstore, spool: Path, manifest: Manifest) -> Placed:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise _LookAgain from error
         raise
-    disk.sync_parents(folder, store.root)
+    disk.sync_way(folder, folder.parents[2], store.root)  # the target stays
     if place != manifest.place():
         log.warning("%s: %s is another build's, so it goes to %s", name, manifest.place(), place)
     return Placed(manifest=manifest, place=place)

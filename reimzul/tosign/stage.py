@@ -152,7 +152,7 @@ def _show(store: Bstore, build: Build) -> bool:
         # only a disk that lost the mark of a build still to be collected comes here
         disk.remove(store.staging / build.leg)
         return False
-    disk.sync_parents(final, store.tosign)
+    disk.sync_way(final, final.parent, store.tosign)
     return True
 
 
