@@ -110,6 +110,8 @@ def _frames(content: bytes) -> Iterator[tuple[float, bytes]]:
     while place + 16 <= len(content):
         seconds, micros, length, whole = struct.unpack_from(f"{order}IIII", content, place)
         assert length == whole, "a frame was cut"
+        if place + 16 + length > len(content):  # it is being written
+            return
         yield seconds + micros / 1e6, content[place + 16 : place + 16 + length]
         place += 16 + length
 

@@ -46,7 +46,8 @@ class Typed:
 
     machine: str
     line: str
-    seconds: float
+    at: float  #: when, seconds since 1970
+    seconds: float  #: how long it took
 
 
 @attr.define
@@ -158,6 +159,10 @@ class Farm:
             builders = [threads.submit(self._set_up, name, documented, keys) for name in BUILDERS]
             for done in (bstore, *builders):
                 done.result()
+        # a package of theirs
+        self.controller.run(f"cp {SOURCES_THERE}/some-1.0-1.src.rpm reimzul/")
+        for line in documented.use:
+            self.type("controller", line)
 
     def _install(self, name: str, documented: Documented) -> None:
         self.type(name, documented.beforehand)
@@ -177,10 +182,10 @@ class Farm:
 
     def type(self, name: str, line: str, stdin: str = "") -> str:
         """A person types a line on a machine; its output. It is counted, and timed."""
-        started = time.monotonic()
+        at = time.time()
         done = self[name].run(f"cd reimzul 2>/dev/null; {line}", stdin=stdin, timeout=900)
         with self._typed.open("a") as typed:
-            typed.write(json.dumps(attr.asdict(Typed(name, line, time.monotonic() - started))) + "\n")
+            typed.write(json.dumps(attr.asdict(Typed(name, line, at, time.time() - at))) + "\n")
         return done.out
 
     # --- using it -------------------------------------------------------------------------------------------------
@@ -203,6 +208,12 @@ class Farm:
     def legs(self, build: str) -> list[dict[str, Any]]:
         """What the history has of a build."""
         rows = self.controller.json(f"reimzul builds --build {build} --json")
+        assert isinstance(rows, list)
+        return rows
+
+    def legs_of(self, srpm: str) -> list[dict[str, Any]]:
+        """The same of all builds of a source rpm."""
+        rows = self.controller.json(f"reimzul builds --srpm {srpm} --json")
         assert isinstance(rows, list)
         return rows
 
@@ -321,6 +332,7 @@ class Documented:
     beforehand: str
     install: Mapping[str, Sequence[str]]  #: what installs each role
     setup: Mapping[str, str]  #: what sets it up
+    use: Sequence[str]  #: the first package
 
     @classmethod
     def read(cls) -> Documented:
@@ -328,12 +340,14 @@ class Documented:
         text = _INSTALL.read_text(encoding="utf-8").partition("## Four machines")[2].partition("\n## ")[0]
         blocks = [[row.strip() for row in block.splitlines()] for block in re.findall(r"(?:^    .+\n)+", text, re.M)]
         by_role = {row.split("ROLE=")[1]: block for block in blocks for row in block if "ROLE=" in row}
+        (use,) = (block for block in blocks if any("reimzul-submit" in row for row in block))
         packages = re.search(r"`(apt-get install [^`]+)`", text)
         assert packages and set(by_role) == {"controller", "bstore", "builder"}, text
         return cls(
             beforehand=packages[1],
             install={role: block[:-1] for role, block in by_role.items()},
             setup={role: block[-1] for role, block in by_role.items()},
+            use=use,
         )
 
 

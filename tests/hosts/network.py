@@ -73,7 +73,8 @@ def _port(name: str, state: str) -> None:
 @contextlib.contextmanager
 def listening(goal: Path) -> Iterator[None]:
     """All that passes the switch while the block lasts is written to a file, whole frames."""
-    argv = ["ip", "netns", "exec", _HUB, "tcpdump", "-i", _SWITCH, "-U", "-n", "-s", "0", "-B", "65536"]
+    argv = ["ip", "netns", "exec", _HUB, "tcpdump", "-i", _SWITCH, "-n", "-s", "0", "-B", "65536"]
+    argv += ["-U", "--immediate-mode"]  # what was heard is in the file at once
     with goal.with_suffix(".said").open("w+") as said, subprocess.Popen([*argv, "-w", str(goal)], stderr=said) as ear:
         try:
             until(lambda: "listening on" in goal.with_suffix(".said").read_text(), 30, "tcpdump listens")

@@ -20,13 +20,18 @@ _EXPOSURE, _EXPOSURE_OF_WORKER = 3.0, 9.0
 
 
 def test_commands(farm: Farm, tell: Tell) -> None:
-    """Four bare machines are a farm by the commands of docs/install.md, with no file edited by hand."""
+    """From four bare machines to a published package by the commands of docs/install.md, no file edited by hand."""
     tell("What a person typed, and how long the machine took:")
     for typed in farm.typed:
         tell(f"  {typed.seconds:6.1f} s  {typed.machine:11}{typed.line}")
     longest = max(sum(typed.seconds for typed in farm.typed if typed.machine == machine.name) for machine in farm.farm)
     tell(f"  {len(farm.typed)} commands on {len(farm.farm)} machines; the busiest of these worked for {longest:.0f} s")
     assert 0 < len(farm.typed) <= _COMMANDS
+    first = min(farm.legs_of("some-1.0-1"), key=lambda leg: str(leg["timestamp"]))
+    (leg,) = farm.published(first["build_id"])
+    tell(f"  published {leg['published'] - min(typed.at for typed in farm.typed):.0f} s after the first of them")
+    assert farm.bstore.run(f"find /srv/reimzul/bstore/repo/{TARGET}.{ARCH} -name 'some-*.noarch.rpm'").out
+    farm.once(first["build_id"])
 
 
 def test_units_are_up(farm: Farm) -> None:

@@ -41,11 +41,15 @@ def test_build_heard(farm: Farm, tell: Tell) -> None:
 def test_ear(farm: Farm) -> None:
     """The ear on the switch is a good one: what is not TLS, it hears."""
     path = farm.folder / "plain.pcap"
+
+    def faults() -> list[str]:
+        both = [stream for stream in Capture.read(path).streams if PUBLIC in (stream.port, stream.source_port)]
+        return [stream.fault for stream in both if stream.fault]
+
     with network.listening(path):
         farm["customer"].run(f"exec 3<>/dev/tcp/bstore/{PUBLIC}; printf 'GET /repo/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3")
-    faults = [stream.fault for stream in Capture.read(path).streams if PUBLIC in (stream.port, stream.source_port)]
-    assert len(faults) == 2
-    assert all("no handshake" in fault for fault in faults), faults
+        until(lambda: len(faults()) == 2, 60, "both directions are heard")
+    assert all("no handshake" in fault for fault in faults()), faults()
 
 
 def _demo(name: str) -> bool:
