@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ import pytest
 
 from reimzul.core.tube import Broker
 from tests.waiting import until
+
+# A shell that starts us in the background has us ignore Ctrl-C, and with us all that we start: a test that presses it
+# would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 
 from tests.hosts import base, room
 from tests.hosts.farm import up
+
+#: Seconds a run that is interrupted has to say what it has found.
+_PATIENCE = 10
 
 
 @click.command("farm-test", context_settings={"ignore_unknown_options": True})
@@ -33,7 +37,7 @@ def command(hold: bool, on: str | None, only_base: bool, words: tuple[str, ...])
             sys.exit(_outside(on))
         except room.NotHere as error:
             sys.exit(f"farm-test: {error}")
-    signal.signal(signal.SIGTERM, _interrupt)  # a pytest that is interrupted tidies up
+    signal.signal(signal.SIGTERM, _interrupt)
     if on is None:
         room.furnish(folder)
     if only_base:
@@ -67,6 +71,9 @@ def _hold(folder: Path) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """pytest says what it has found so far. A command on a machine may keep it from that: then it is just the end."""
+    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(130))
+    signal.alarm(_PATIENCE)
     raise KeyboardInterrupt
 
 

@@ -63,6 +63,7 @@ def check_host() -> None:
     """Raise `NotHere` where machines cannot be booted: nothing is left out in silence."""
     if os.geteuid():
         raise NotHere("root is needed, to boot machines with systemd-nspawn: sudo make farm-test")
+    os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"  # where such programs are, and not every PATH looks
     missing = {package for program, package in _NEEDED.items() if not shutil.which(program)}
     if missing:
         raise NotHere(f"not installed: {', '.join(sorted(missing))} (tools/setup installs them)")

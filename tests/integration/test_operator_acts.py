@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from reimzul.notifier.history import BuildFilter, NoHistory, open_history
 from reimzul.operator import jobs, raising, reading
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event
+from tests.jsonpage import keys
 from tests.notifier import Running
 from tests.waiting import until
 
@@ -594,11 +594,3 @@ def test_the_page_has_every_key_that_is_printed(ground: Ground) -> None:
     assert set(told("retry", SHORT)[0]) == keys("retry")
     assert set(told("cancel", build_id(2)[:8])[0]) == keys("cancel")
     assert set(told("repogen", "c7.1708.u.x86_64")) == keys("repogen")
-
-
-def keys(section: str, prefix: str = "") -> set[str]:
-    """The keys that a section of the page has in its table; those of an object within it by their prefix."""
-    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
-    rows = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
-    named = {name for row in rows if row.startswith("| `") for name in re.findall("`([^`]+)`", row.split("|")[1])}
-    return {name[len(prefix) :] for name in named if name.startswith(prefix) and ("[]" in name) == bool(prefix)}
