@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packages that lie in a target, by looking only into folders that have changed since the last look.
 
-createrepo_c would walk the target itself; it then sorts what it finds by inserting into a list, which is quadratic
-(0.17, `g_queue_insert_sorted`: 25 s of processor at 30,000 packages). Given a list that is already in its order,
-beginning with the last, it inserts at the front each time, and takes 5 s for the same.
+createrepo_c would walk the target itself; it then sorts what it finds by inserting into a list from its front, which
+is quadratic (`g_queue_insert_sorted` in 0.17: 12 s at 50,000 packages). A list of packages it takes from the last line
+to the first, so one that is sorted as it sorts has each inserted at the front: 1.2 s for the same, and 7.5 s backwards.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tree:
         self._known[target] = found
         while len(self._known) > _KEPT:
             del self._known[next(iter(self._known))]
-        return sorted(_paths(found, ""), key=_by_name, reverse=True)
+        return sorted(_paths(found, ""), key=_by_name)
 
 
 def _by_name(path: str) -> tuple[str, str]:

@@ -28,16 +28,16 @@ def age(target: Path) -> None:
             os.utime(path, (_OLD, _OLD))
 
 
-def test_what_createrepo_would_find_in_its_order_backwards(tmp_path: Path) -> None:
+def test_what_createrepo_would_find_in_its_own_order(tmp_path: Path) -> None:
     add(tmp_path, *(f"{name}/1-1.x86_64/{name[0]}-1-1.x86_64.rpm" for name in ("b/1", "a/1")))
     add(tmp_path, "z/2/1-1.x86_64/a-1-1.x86_64.rpm", "a/1/1-1.x86_64/build.log", "top.rpm")
     add(tmp_path, "repodata/repomd.xml", ".repodata/x.rpm", "repodata.old.1/x.rpm")
     (tmp_path / "linked.rpm").symlink_to("gone")
     assert Tree().packages(tmp_path) == [
-        "top.rpm",
-        "b/1/1-1.x86_64/b-1-1.x86_64.rpm",
-        "z/2/1-1.x86_64/a-1-1.x86_64.rpm",
         "a/1/1-1.x86_64/a-1-1.x86_64.rpm",
+        "z/2/1-1.x86_64/a-1-1.x86_64.rpm",
+        "b/1/1-1.x86_64/b-1-1.x86_64.rpm",
+        "top.rpm",
     ]
 
 
@@ -47,14 +47,14 @@ def test_what_comes_and_goes_is_seen(tmp_path: Path, old: bool) -> None:
     known = Tree()
     if old:
         age(tmp_path)
-    assert known.packages(tmp_path) == ["b/1/1-1.x86_64/b.rpm", "a/1/1-1.x86_64/a.rpm"]
+    assert known.packages(tmp_path) == ["a/1/1-1.x86_64/a.rpm", "b/1/1-1.x86_64/b.rpm"]
     add(tmp_path, "a/1/1-1.i686/c.rpm")  # another leg of the same build
-    assert known.packages(tmp_path)[0] == "a/1/1-1.i686/c.rpm"
+    assert known.packages(tmp_path)[2] == "a/1/1-1.i686/c.rpm"
     add(tmp_path, "a/2/1-1.x86_64/d.rpm")  # another build of the same package
-    assert known.packages(tmp_path)[0] == "a/2/1-1.x86_64/d.rpm"
+    assert known.packages(tmp_path)[3] == "a/2/1-1.x86_64/d.rpm"
     shutil.rmtree(tmp_path / "b")
     shutil.rmtree(tmp_path / "a" / "1" / "1-1.x86_64")
-    assert known.packages(tmp_path) == ["a/2/1-1.x86_64/d.rpm", "a/1/1-1.i686/c.rpm"]
+    assert known.packages(tmp_path) == ["a/1/1-1.i686/c.rpm", "a/2/1-1.x86_64/d.rpm"]
 
 
 def test_a_leg_in_another_ones_place_is_looked_into(tmp_path: Path) -> None:
