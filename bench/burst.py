@@ -6,7 +6,6 @@ The uploads lie in the spool as workers leave them; the clock runs from the last
 
 from __future__ import annotations
 
-import re
 import time
 
 import click
@@ -17,8 +16,6 @@ from reimzul.core.message import RepogenRequest
 from reimzul.core.tube import CREATEREPO, PRIORITY
 from tests import srpms, uploads
 
-_INDEXED = re.compile(r"indexed for \d+ jobs")
-
 
 def measure(size: int, count: int) -> list[Figure]:
     """Seconds until all are listed."""
@@ -26,15 +23,14 @@ def measure(size: int, count: int) -> list[Figure]:
         progress(f"making {size} packages")
         stand.fill(size)
         progress(f"uploading {count} builds")
-        requests = _uploads(stand, count)
+        requests, before = _uploads(stand, count), stand.indexed()
         with stand.farm.broker() as broker:
             for request in requests:
                 broker.put(CREATEREPO, request, priority=PRIORITY)
         began = time.monotonic()
         goal = size + count
         ended = stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= goal, "all are listed")
-        logs = (stand.farm.layout.part_log(f"repogen-{number}") for number in (1, 2, 3))
-        runs = sum(len(_INDEXED.findall(log.read_text())) for log in logs if log.exists()) - 1
+        runs = stand.indexed() - before
     return [
         Figure(what=f"{count} builds into {size} packages", unit="s", values=[ended - began], goal="15 s"),
         Figure(what="  createrepo_c runs", unit="runs", values=[runs]),

@@ -21,6 +21,7 @@ from reimzul.core.bstore import StoreUrls
 from reimzul.core.run import run
 from reimzul.devfarm.farm import Farm
 from reimzul.worker.live import LOGS
+from reimzul.worker.ship import AT_ONCE
 
 _MORE = 3000
 _PARTS = ("rsyncd", "stunnel-builder1", "stunnel-bstore")
@@ -54,12 +55,12 @@ def command(calls: int) -> None:
         with Farm(Path(folder) / "farm", builders=1, own_daemons=False) as farm:
             disk.prepare(farm.layout.store)
             url = StoreUrls("", farm.plan.upload_url("builder1")).live_upload("0" * 32, "x86_64", "1-00000000")
-            argv = ["rsync", "--append", "--chmod=D0755,F0644", "--timeout=20", *map(str, logs), url]
+            argv = ["rsync", "--append", "--chmod=D0755,F0644", AT_ONCE, "--timeout=20", *map(str, logs), url]
             run(argv, output=Path(folder) / "out")
             before, mine = {part: used(farm, part) for part in _PARTS}, below()
             for _ in range(calls):
-                with logs[0].open("ab") as log:
-                    log.write(os.urandom(_MORE))
+                with logs[0].open("ab") as grown:
+                    grown.write(os.urandom(_MORE))
                 assert run(argv, output=Path(folder) / "out") == 0
             time.sleep(1.0)  # the last child of rsyncd is counted when it is gone
             costs = {"rsync": below() - mine, **{part: used(farm, part) - before[part] for part in _PARTS}}

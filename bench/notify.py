@@ -47,7 +47,7 @@ class Counting(Mailbox):
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:
         """Note it."""
-        found = _MAILED.search(bytes(envelope.content or b""))
+        found = _MAILED.search(envelope.content if isinstance(envelope.content, bytes) else b"")
         self.ids[found.group(1) if found else b""] += 1
         return "250 taken"
 

@@ -67,7 +67,8 @@ def story(asked: BuildRequest, began: float, rng: random.Random) -> Iterator[Bui
 
 def fill_past(history: History, count: int) -> None:
     """Builds of the last months."""
-    rng, now, batch = random.Random(7), time.time(), []
+    rng, now = random.Random(7), time.time()
+    batch: list[BuildEvent] = []
     for number in range(count):
         began = now - 86400 - (count - number) * 60
         batch += story(request(number, began - 60), began, rng)

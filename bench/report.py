@@ -21,12 +21,16 @@ import click
 RESULTS = Path("build") / "bench"
 #: Ticks of a processor's clock a second, as /proc counts them.
 TICKS = os.sysconf("SC_CLK_TCK")
+#: Of the machine, before the benchmark's own.
+_LOAD = os.getloadavg()[0]
 _VERSIONS = {
     "beanstalkd": ["beanstalkd", "-v"],
     "createrepo_c": ["createrepo_c", "--version"],
     "rsync": ["rsync", "--version"],
     "stunnel": ["stunnel", "-version"],
     "rpm": ["rpm", "--version"],
+    "mosquitto": ["mosquitto", "-h"],
+    "nginx": ["nginx", "-v"],
 }
 
 
@@ -36,7 +40,7 @@ class Figure:
 
     what: str
     unit: str
-    values: tuple[float, ...] = attr.field(converter=tuple)
+    values: Sequence[float]
     floor: float | None = None  #: the same done without us, in the same unit
     goal: str = ""
 
@@ -47,7 +51,7 @@ class Figure:
 
     @property
     def high(self) -> float:
-        """The 95th of a hundred, or the worst of fewer than twenty."""
+        """The 95th of a hundred, or the worst of up to twenty."""
         ordered = sorted(self.values)
         return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
 
@@ -76,8 +80,9 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def tell(name: str, figures: Sequence[Figure], more: dict[str, Any] | None = None) -> None:
-    """Print the table, and write the JSON beside those of the other benchmarks."""
+    """Print the table and what it was measured on, and write the JSON beside those of the other benchmarks."""
     click.echo(table(figures))
+    click.echo(", ".join(f"{word} {value}" for word, value in machine().items()))
     RESULTS.mkdir(parents=True, exist_ok=True)
     told = {
         "name": name,
@@ -97,11 +102,17 @@ def machine() -> dict[str, Any]:
         "processor": found[1] if found else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory, 1),
-        "load": os.getloadavg()[0],
+        "load_before": _LOAD,
+        "commit": _commit(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{name: _version(argv) for name, argv in _VERSIONS.items()},
     }
+
+
+def _commit() -> str:
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return said.stdout.strip()
 
 
 def _version(argv: Sequence[str]) -> str:

@@ -3,14 +3,15 @@
 
     with Stand(workers=2) as stand:
         stand.fill(10_000)
-        began = stand.submit(stand.source("one"))
-        stand.until_listed("one", 1)
+        for source in stand.sources(3):
+            stand.submit(source)
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tests import srpms
 
 TARGET = "bench.1"
 _SAMPLES = Path(__file__).parent.parent / "tests" / "samples" / "mock-logs" / "hello"
+_INDEXED = re.compile(r"indexed for \d+ jobs")
 #: Seconds between two looks at what is waited for, and how long it is waited for.
 LOOK, PATIENCE = 0.002, 900.0
 
@@ -74,11 +76,11 @@ class Stand:
             broker.put(CREATEREPO, RepogenRequest(target=self.target), priority=PRIORITY)
         self.wait(lambda: len(self.listings.of(self.target).packages) >= count, "the packages are listed")
 
-    def sources(self, count: int, *, compiled: bool = False) -> list[Path]:
+    def sources(self, count: int, *, compiled: bool = False, prefix: str = "one") -> list[Path]:
         """So many source rpms, of packages of different names."""
         make = srpms.compiled if compiled else srpms.noarch
         kind = "c" if compiled else "n"
-        names = [f"one{kind}{number:04}" for number in range(count)]
+        names = [f"{prefix}{kind}{number:04}" for number in range(count)]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             return list(pool.map(lambda name: srpms.make_srpm(self.farm.layout.incoming, name, make(name)), names))
 
@@ -91,6 +93,11 @@ class Stand:
     def listed(self, name: str) -> int:
         """How many packages the repodata lists of builds of a package."""
         return sum(path.startswith(f"{name}/") for path in self.listings.of(self.target).packages)
+
+    def indexed(self) -> int:
+        """How many runs of createrepo_c all repogen workers have made."""
+        logs = self.farm.layout.log.glob("repogen-*")
+        return sum(len(_INDEXED.findall(log.read_text())) for log in logs)
 
     def wait(self, condition: Any, what: str, patience: float = PATIENCE) -> float:
         """Wait for a condition, looking often; the moment it was seen."""

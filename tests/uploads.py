@@ -63,7 +63,7 @@ def upload(
     ]
     manifest = Manifest(
         request=asked, arch=arch, attempt=new_attempt(), status=status, pkgname=pkgname, evr=evr,
-        builder_fqdn="builder1.example.org", started=1.0, finished=2.0, exit_code=0, files=files,
+        builder_fqdn="builder1.example.org", started=1.0, finished=2.0, exit_code=0, files=tuple(files),
     )  # fmt: skip
     folder = store.spool / spool_name(asked.build_id, arch, manifest.attempt)
     folder.mkdir()
