@@ -326,12 +326,16 @@ class BuildEvent(Message):
 
 
 def event_of(request: BuildRequest, status: str, **more: Any) -> BuildEvent:
-    """An event about a request, its unknown keys along; `more` are the event's own fields."""
+    """An event about a request, its unknown keys along; `more` are the event's own fields.
+
+    What a request does not know and an event does is left behind: nobody checked it, and it would be read as ours.
+    """
     given = {a.name: getattr(request, a.name) for a in attr.fields(BuildRequest) if a.name in _EVENT_FIELDS}
-    return BuildEvent(**{**given, "at": round(time.time(), 3), **more, "status": status})
+    extra = {name: value for name, value in request.extra.items() if name not in _EVENT_FIELDS}
+    return BuildEvent(**{**given, "at": round(time.time(), 3), **more, "status": status}, extra=extra)
 
 
-_EVENT_FIELDS = {a.name for a in attr.fields(BuildEvent)}
+_EVENT_FIELDS = {a.name for a in attr.fields(BuildEvent)} - {"extra"}
 
 
 #: How much of a refused body is told, in bytes.

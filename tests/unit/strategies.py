@@ -8,6 +8,7 @@ import string
 from datetime import datetime
 from typing import Any
 
+import attr
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -74,8 +75,18 @@ json_values: SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-#: Keys of a later version of ours, or of an operator's own tools.
-extras = st.dictionaries(st.text(min_size=1, max_size=12).map("x-{}".format), json_values, max_size=3)
+#: Kinds of message whose fields one of another kind may have as keys it does not know.
+_KINDS = (
+    BuildRequest, BuildEvent, Refusal, BuilderEvent, Presence, RepogenRequest, SignRequest, Manifest,
+)  # fmt: skip
+
+
+def extras(kind: type[Message]) -> SearchStrategy[dict[str, Any]]:
+    """Keys of a later version of ours, of an operator's own tools, or of another kind of message."""
+    named = {a.name for other in _KINDS for a in attr.fields(other)} - {a.name for a in attr.fields(kind)}
+    keys = st.text(min_size=1, max_size=12).map("x-{}".format) | st.sampled_from(sorted(named))
+    return st.dictionaries(keys, json_values, max_size=3)
+
 
 # --- messages
 
@@ -94,12 +105,12 @@ build_requests = st.builds(
     tries=st.lists(tries, max_size=3),
     parent=st.just("") | build_ids,
     legs=st.lists(arches, max_size=3),
-    extra=extras,
+    extra=extras(BuildRequest),
 )
 complete_requests = st.builds(
     BuildRequest,
     srpm=srpms, arch=arches, target=targets, disttag=disttags, submitter=submitters, scratch=st.booleans(),
-    build_id=build_ids, timestamp=timestamps, srpm_sha256=sha256s, extra=extras,
+    build_id=build_ids, timestamp=timestamps, srpm_sha256=sha256s, extra=extras(BuildRequest),
 )  # fmt: skip
 phases = st.lists(st.builds(Phase, name=words, start=moments, end=moments), max_size=3)
 build_events = st.builds(
@@ -137,7 +148,7 @@ build_events = st.builds(
     due=moments,
     at=moments,
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
-    extra=extras,
+    extra=extras(BuildEvent),
 )
 refusals = st.builds(
     Refusal,
@@ -148,7 +159,7 @@ refusals = st.builds(
     host=st.just("") | hosts,
     at=moments,
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
-    extra=extras,
+    extra=extras(Refusal),
 )
 builder_events = st.builds(
     BuilderEvent,
@@ -158,7 +169,7 @@ builder_events = st.builds(
     arches=st.lists(arches, max_size=3),
     at=moments,
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
-    extra=extras,
+    extra=extras(BuilderEvent),
 )
 presences = st.builds(
     Presence,
@@ -178,9 +189,9 @@ presences = st.builds(
         started=moments,
     ),
     at=moments,
-    extra=extras,
+    extra=extras(Presence),
 )  # fmt: skip
-repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras) | st.builds(
+repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras(RepogenRequest)) | st.builds(
     RepogenRequest,
     target=targets,
     build_id=build_ids,
@@ -191,7 +202,7 @@ repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras) | st.
     request=st.none() | build_requests,
     logs=st.booleans(),
     tries=st.integers(0, 1000),
-    extra=extras,
+    extra=extras(RepogenRequest),
 )
 sign_requests = st.builds(
     SignRequest,
@@ -202,7 +213,7 @@ sign_requests = st.builds(
     timestamp=timestamps,
     build_id=st.just("") | build_ids,
     place=st.just("") | places,
-    extra=extras,
+    extra=extras(SignRequest),
 )
 messages: SearchStrategy[Message] = st.one_of(
     build_requests, build_events, refusals, builder_events, presences, repogen_requests, sign_requests
@@ -228,7 +239,7 @@ manifests = st.builds(
     files=st.lists(files, max_size=3),
     phases=phases,
     skipped=st.dictionaries(arches, words, max_size=3),
-    extra=extras,
+    extra=extras(Manifest),
 )
 
 # --- what may lie in a tube and be no message

@@ -415,7 +415,16 @@ def test_an_event_says_what_its_request_said(request: BuildRequest) -> None:
     event = event_of(request, Status.FAILED, reason="because", arch="i386")
     assert (event.srpm, event.target, event.build_id) == (request.srpm, request.target, request.build_id)
     assert (event.status, event.reason, event.arch) == ("Failed", "because", "i386")
-    assert event.extra == request.extra
+    known = {a.name for a in attr.fields(BuildEvent)}
+    assert event.extra == {name: value for name, value in request.extra.items() if name not in known}
+    assert decode_event(event.encode()) == event
+
+
+def test_no_unknown_key_of_a_request_is_read_as_its_events_own() -> None:
+    request = BuildRequest.decode(body({**REQUEST, "phases": "x", "owed": 1, "extra": 2, "colour": "red"}))
+    event = decode_event(event_of(request, Status.BUILDING).encode())
+    assert event.extra == {"extra": 2, "colour": "red"}
+    assert request.wire()["phases"] == "x", "it travels on with the request"
 
 
 def test_a_build_is_known_by_its_id_and_arch() -> None:
