@@ -116,9 +116,15 @@ _WHAT_FOLLOWS = (
 #: The first rule that a line matches is its rule.
 BUILD_LOG = (*_FILES, *_PREPARING, *_CONFIGURING, *_LINKERS, *_COMPILERS, *_TESTS, *_SCRIPTS, *_WHAT_FOLLOWS)
 
+#: How dnf 4, dnf5 and yum say that nobody provides something; the one group that matches names it.
+UNPROVIDED = (
+    r"No matching package to install: '([^'\n]+)'"
+    r"|nothing provides (?:requirement )?(\S.*?)(?= needed by|$)"
+    r"|(?:No Package found for|No match for argument:) (\S.*)"
+)
 #: What dnf, yum and mock say of a buildroot that cannot be made.
 ROOT_LOG = (
-    _rule(r"No matching package to install: |nothing provides |No Package found for |No match for argument: "),
+    _rule(UNPROVIDED),
     _rule(r"^(?:\w+ \S+:\d+:\s+)?(?:Error: +)?Problem(?: \d+)?: ", after=12),
     _rule(r"(?:package|conflicting requests|requires) .* (?:conflicts with|but none of the providers)", LIKELY),
     _rule(r"Failed to download metadata for repo|Cannot download |Could not resolve host|Curl error \("),

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import attr
 
+from reimzul.core import fields
 from reimzul.core.mockcodes import HOST
+from reimzul.worker.errorrules import UNPROVIDED
 
 
 class Fault(enum.Enum):
@@ -36,10 +38,17 @@ class Verdict:
 
 #: What rpmbuild's own steps ended with, as build.log says it.
 _STEP = re.compile(r"Bad exit status from \S+ \((%\w+)\)")
-_UNRESOLVED = re.compile(r"No matching package to install: '([^']+)'|nothing provides (\S.*?) needed by")
-#: Lines of root.log that are dnf's words for a repository that does not answer, or a disk that is full.
-_UNREACHABLE = re.compile(r"Failed to download metadata for repo '[^']*'.*|Cannot download .*|Could not resolve host.*")
+_UNRESOLVED = re.compile(UNPROVIDED, re.MULTILINE)
+#: Lines of root.log that are dnf's, dnf5's or yum's words for a repository that does not answer.
+_UNREACHABLE = re.compile(
+    r"Failed to download metadata (?:for repo '[^'\n]*'|\().*|Cannot download .*|Could not resolve host.*"
+    r"|Cannot find a valid baseurl .*|Cannot retrieve .*|\S+ \[Errno 256\] No more mirrors to try.*"
+)
+#: And for a disk that is full.
 _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No space left on device")
+#: How many lines of build.log, before rpmbuild sums up, are those of the step that failed. Earlier ones may be those of
+#: a test that writes to /dev/full.
+_NEAR = 20
 #: Bytes free on the disk of the results below which the disk is full: what failed there has failed for that.
 _FULL = 1024 * 1024
 
@@ -52,8 +61,8 @@ def judge(code: int, results: Path) -> Verdict:
 
 def _no_space(results: Path) -> Verdict | None:
     """The fault of a disk that is full, or was: then the logs say so, as far as there was room for that."""
-    for name in ("build.log", "root.log", "stderr"):
-        found = _NO_SPACE.search(_text(results / name))
+    for log in (_last_words(_text(results / "build.log")), _text(results / "root.log"), _text(results / "stderr")):
+        found = _NO_SPACE.search(log)
         if found:
             return Verdict(Fault.BUILDER, found.group(0))
     with contextlib.suppress(FileNotFoundError):  # mock made no folder
@@ -63,11 +72,16 @@ def _no_space(results: Path) -> Verdict | None:
     return None
 
 
+def _last_words(log: str) -> str:
+    """What build.log has from shortly before rpmbuild sums up."""
+    lines = log.splitlines()
+    ends = [number for number, line in enumerate(lines) if line.startswith("RPM build errors:")] or [len(lines)]
+    return "\n".join(lines[max(0, ends[-1] - _NEAR) :])
+
+
 def _judge(code: int, results: Path) -> Verdict:
     if code == 0:
-        if any(results.glob("*.rpm")):
-            return Verdict(Fault.NONE)
-        return Verdict(Fault.BUILDER, "mock says it built, and left no rpm")
+        return _judge_packages(sorted(path.name for path in results.glob("*.rpm")))
     if code == 1:
         return _judge_one(results)
     if code == 10:
@@ -81,6 +95,18 @@ def _judge(code: int, results: Path) -> Verdict:
     if code < 0:
         return Verdict(Fault.BUILDER, f"mock was ended by signal {-code}")
     return Verdict(Fault.BUILDER, HOST.get(code, f"mock exited with {code}"))
+
+
+def _judge_packages(names: list[str]) -> Verdict:
+    """Built, and all can be published: rpm itself allows names that are none for us, as with a macro left in them."""
+    if not names:
+        return Verdict(Fault.BUILDER, "mock says it built, and left no rpm")
+    for name in names:
+        try:
+            fields.name(name)
+        except ValueError as error:
+            return Verdict(Fault.PACKAGE, f"it makes a package that cannot be published: {error}")
+    return Verdict(Fault.NONE)
 
 
 def began(results: Path) -> bool:
@@ -100,13 +126,16 @@ def _judge_one(results: Path) -> Verdict:
 
 
 def _judge_thirty(results: Path) -> Verdict:
-    """Dependencies: nobody provides one, or the repository or the disk is not what it should be."""
+    """Dependencies: nobody provides one, or the repository, the disk or the configuration is not what it should be."""
     log = _text(results / "root.log")
     for pattern in (_NO_SPACE, _UNREACHABLE):
         found = pattern.search(log)
         if found:
             return Verdict(Fault.BUILDER, found.group(0).strip())
-    missing = sorted({first or second for first, second in _UNRESOLVED.findall(log)})
+    missing = sorted({"".join(names).strip() for names in _UNRESOLVED.findall(log)})
+    if "Start: build setup for" not in _text(results / "state.log"):  # what is missing, the configuration asks for
+        of_these = f": nobody provides {', '.join(missing)}" if missing else ""
+        return Verdict(Fault.BUILDER, f"the buildroot could not be installed{of_these}")
     if missing:
         return Verdict(Fault.PACKAGE, f"BuildRequires that nobody provides: {', '.join(missing)}")
     if "Some packages could not be found" in log or "Not all dependencies satisfied" in log:

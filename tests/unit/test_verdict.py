@@ -95,6 +95,54 @@ def test_one_alone_says_what_mock_said_last(tmp_path: Path) -> None:
     assert verdict == Verdict(Fault.BUILDER, "mock did not come to build it: ERROR: no group mock \ufffd")
 
 
+SETUP = "2026-11-22 08:50:12,974 - Start: build setup for d-1-1.src.rpm\n"
+#: What yum-builddep (EL7), dnf5 and dnf 4 say of BuildRequires, and of packages named on their command line.
+YUM = "DEBUG util.py:439:  Error: No Package found for foo-devel >= 2\n"
+DNF5 = (
+    "DEBUG util.py:461:  Failed to resolve the transaction:\n"
+    "DEBUG util.py:461:  No match for argument: foo-devel >= 2\n"
+    "DEBUG util.py:461:  You can try to add to command line:\n"
+    "DEBUG util.py:461:    --skip-unavailable to skip unavailable packages\n"
+)
+DNF5_DEEPER = (
+    "DEBUG util.py:461:  Failed to resolve the transaction:\n"
+    "DEBUG util.py:461:  Problem: conflicting requests\n"
+    "DEBUG util.py:461:    - nothing provides foo-devel >= 2 needed by bar-devel-1-1.x86_64 from base\n"
+)
+DNF5_RICH = "DEBUG util.py:461:    - nothing provides requirement foo-devel >= 2  \n"
+#: The same programs' words for a repository that does not answer.
+YUM_GONE = (
+    "DEBUG util.py:439:  failure: repodata/repomd.xml from base: [Errno 256] No more mirrors to try.\n",
+    "DEBUG util.py:439:  Cannot find a valid baseurl for repo: base\n",
+    "DEBUG util.py:439:  Error: Cannot retrieve repository metadata (repomd.xml) for repository: base.\n",
+)
+DNF5_GONE = 'DEBUG util.py:461:  Failed to download metadata (baseurl: "http://store/repo/") for repository "base"\n'
+
+
+@pytest.mark.parametrize("said", [YUM, DNF5, DNF5_DEEPER, DNF5_RICH])
+def test_a_missing_buildrequires_is_the_packages_fault_with_each_installer(tmp_path: Path, said: str) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    (tmp_path / "root.log").write_text(said)
+    reason = "BuildRequires that nobody provides: foo-devel >= 2"
+    assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, reason)
+
+
+@pytest.mark.parametrize("said", [YUM, DNF5, DNF5_DEEPER, "No matching package to install: 'foo-devel >= 2'\n"])
+def test_what_the_configuration_asks_for_is_not_the_packages_fault(tmp_path: Path, said: str) -> None:
+    (tmp_path / "state.log").write_text("2026-11-22 09:09:51,097 - Start: installing minimal buildroot with dnf5\n")
+    (tmp_path / "root.log").write_text(said)
+    reason = "the buildroot could not be installed: nobody provides foo-devel >= 2"
+    assert judge(30, tmp_path) == Verdict(Fault.BUILDER, reason)
+
+
+@pytest.mark.parametrize("gone", [*YUM_GONE, DNF5_GONE])
+def test_a_repository_that_does_not_answer_outweighs_what_is_missing(tmp_path: Path, gone: str) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    (tmp_path / "root.log").write_text(gone + YUM + DNF5)
+    verdict = judge(30, tmp_path)
+    assert verdict.fault is Fault.BUILDER and verdict.reason in gone
+
+
 def test_a_full_disk_outweighs_what_could_not_be_installed(tmp_path: Path) -> None:
     (tmp_path / "root.log").write_text(
         "DEBUG util.py:1:  No matching package to install: 'gcc'\nDEBUG util.py:1:  No space left on device\n"
@@ -103,6 +151,7 @@ def test_a_full_disk_outweighs_what_could_not_be_installed(tmp_path: Path) -> No
 
 
 def test_all_that_nobody_provides_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
     (tmp_path / "root.log").write_text(
         "No matching package to install: 'b-devel'\nNo matching package to install: 'a-devel'\n"
         "nothing provides c-libs >= 2 needed by d-1-1.x86_64\nNo matching package to install: 'b-devel'\n"
@@ -117,6 +166,33 @@ def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, case: str, log: 
     with (folder / log).open("a") as stream:
         stream.write("cc: error: write error: No space left on device\n")
     assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["failbuild", "failcheck"])
+def test_a_test_that_writes_to_a_full_device_is_the_packages(tmp_path: Path, step: str) -> None:
+    code, folder = results(tmp_path, step)
+    log = (folder / "build.log").read_text()
+    tests = "hello: write error: No space left on device\n" + "PASS: one\n" * 30
+    (folder / "build.log").write_text(log.replace("RPM build errors:", f"{tests}RPM build errors:"))
+    assert judge(code, folder) == Verdict(*CASES[step])
+
+
+@pytest.mark.parametrize("case", ["failbuild", "failfiles"])
+def test_a_full_disk_just_before_the_end_is_the_builders(tmp_path: Path, case: str) -> None:
+    code, folder = results(tmp_path, case)
+    log = (folder / "build.log").read_text()
+    full = "as: write error: No space left on device\nmake: *** [a.o] Error 1\n"
+    log = log.replace("RPM build errors:", f"{full}RPM build errors:")
+    (folder / "build.log").write_text(log + "Traceback of mock\n" * 40)
+    assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["%{oops}-1-1.x86_64.rpm", "hello-1%{?dist}-1.noarch.rpm", "x" * 201 + ".rpm"])
+def test_a_package_whose_name_nobody_can_use_is_the_packages_fault(tmp_path: Path, name: str) -> None:
+    code, folder = results(tmp_path, "hello", rpm=True)
+    (folder / name).touch()
+    verdict = judge(code, folder)
+    assert verdict.fault is Fault.PACKAGE and name[:40] in verdict.reason
 
 
 def test_a_disk_that_has_no_room_for_a_word_is_the_builders_fault_too(
