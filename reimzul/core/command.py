@@ -13,7 +13,7 @@ import click
 
 from reimzul import __version__
 from reimzul.core import fields
-from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, ReimzulError
+from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputError, ReimzulError
 
 if TYPE_CHECKING:  # the settings are imported when they are read: `reimzul --help` needs none
     from reimzul.core.config import Settings
@@ -95,8 +95,12 @@ def complain(command: click.Command, message: str) -> None:
 
 
 def own_name() -> str:
-    """The name this host goes by among the others."""
-    return os.environ.get("REIMZUL_FQDN") or os.uname().nodename
+    """The name this host goes by among the others. Raises `ConfigError` for one that cannot travel in a message."""
+    name = os.environ.get("REIMZUL_FQDN") or os.uname().nodename
+    try:
+        return fields.host(name)
+    except ValueError as error:
+        raise ConfigError(f"the name of this host: {error} (say another in $REIMZUL_FQDN)") from None
 
 
 def submitter() -> str:

@@ -302,8 +302,14 @@ class Worker:
     results: Path = setting(
         path, "/srv/reimzul/results", "Where builds are made, and kept until they are uploaded. On a large disk."
     )
-    fqdn: str = setting(str, "", "The name this builder goes by; the host's own name when empty.")
-    machine: str = setting(str, "", "What uname -m would say, where it says the wrong thing (setarch, qemu-user).")
+    fqdn: str = setting(
+        fields.absent_or(fields.host), "", "The name this builder goes by; the host's own name when empty."
+    )
+    machine: str = setting(
+        fields.absent_or(fields.arch),
+        "",
+        "What uname -m would say, where it says the wrong thing (setarch, qemu-user).",
+    )
     build_timeout: int = setting(
         seconds, "86400", "Seconds a build may take before mock (and a little later the worker) ends it; 0: any time."
     )
@@ -328,7 +334,7 @@ class Worker:
         "How many tries of a request may fail by a builder's fault before it ends as Failed.",
     )
     presence: int = setting(
-        whole(0, 3600), "30", "Seconds between two words of an idle worker that it is there; 0: it says nothing."
+        whole(0, 60), "30", "Seconds between two words of an idle worker that it is there; 0: it says nothing."
     )
     live_logs: int = setting(
         whole(0, 3600), "2", "Seconds between two looks at growing logs, to send them on; 0: they come with results."

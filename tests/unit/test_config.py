@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.core import config
+from reimzul.core.command import own_name
 from reimzul.core.config import Settings, load, read, sample, sections, settings_of
 from reimzul.core.errors import ConfigError
 
@@ -82,6 +83,10 @@ def test_what_is_no_boolean_is_refused(word: str) -> None:
         ("beanstalkd", "port", " 13100 ", 13100),
         ("bstore", "base_url", "https://store/bstore/repo", "https://store/bstore/repo/"),
         ("worker", "mock", "/opt/my mock/mock", "/opt/my mock/mock"),
+        ("worker", "fqdn", "builder-1.example.org", "builder-1.example.org"),
+        ("worker", "machine", "", ""),
+        ("worker", "machine", "armv7l", "armv7l"),
+        ("worker", "presence", "60", 60),
         ("worker", "rsync_arguments", "--bwlimit=20m '--exclude=a b'", ("--bwlimit=20m", "--exclude=a b")),
         ("worker", "rsync_arguments", "$(id) ; rm 100%", ("$(id)", ";", "rm", "100%")),
         ("history", "url", "mongodb://localhost:27017/", "mongodb://localhost:27017/"),
@@ -116,6 +121,9 @@ def test_a_setting_is_read_as_what_it_is(section: str, key: str, text: str, valu
         "[worker]\nmock =",
         "[worker]\nrsync_arguments = 'open",
         "[worker]\ntries = 0",
+        "[worker]\nfqdn = my builder 1",
+        "[worker]\nmachine = x86-64",
+        "[worker]\npresence = 61",
         "[history]\nurl = sqlite://history.sqlite",
         "[history]\nurl = postgres://localhost/",
         "[mqtt]\ntopic = builds/#",
@@ -233,3 +241,17 @@ def test_a_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     path.write_bytes("[logs]\n# é\n".encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8 at byte 9"):
         load(path)
+
+
+# --- the name of the host, where the file has none
+
+
+@pytest.mark.parametrize("name", ["my builder 1", "-x", "a/b"])
+def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("REIMZUL_FQDN", name)
+    with pytest.raises(ConfigError, match=r"^the name of this host: '.*' is not a host name \(say another in \$REIM"):
+        own_name()
+    monkeypatch.setenv("REIMZUL_FQDN", "builder-1.example.org")
+    assert own_name() == "builder-1.example.org"
