@@ -102,6 +102,7 @@ def test_the_readme_has_an_example_of_every_command() -> None:
 
 def test_make_targets_in_pages_exist() -> None:
     known = set(re.findall(r"^([a-z-]+):", (TREE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    known |= {f"bench-{path.stem}" for path in (TREE / "bench").glob("[a-z]*.py")}  # by the rule bench-%
     for page in PAGES:
         for code in code_of(page):
             for target in re.findall(r"(?:^|\s)make ([a-z-]+)", code):
