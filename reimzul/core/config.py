@@ -297,7 +297,8 @@ class Worker:
     mock_configs: Path = setting(
         path,
         "/srv/reimzul/mock_configs",
-        "A git checkout with mock/<target>.cfg, mock/site-defaults.cfg and mock/logging.ini, pulled before a build.",
+        "A git checkout with mock/<target>.cfg, mock/site-defaults.cfg and mock/logging.ini, pulled before a build.\n"
+        "What is changed there by hand and not committed may be lost.",
     )
     results: Path = setting(
         path, "/srv/reimzul/results", "Where builds are made, and kept until they are uploaded. On a large disk."

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.errors import ReimzulError
+from reimzul.core.errors import ProgramFailed, ReimzulError
 from reimzul.core.run import capture
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Configs:
             try:
                 branch = self._branch()
                 if not self._follows(branch):
-                    self._git("pull", "--ff-only", "--quiet")
+                    self._pull()
                     branch = self._branch()
             except ReimzulError as error:
                 log.warning("%s: its last state holds: %s", self.checkout, error)
@@ -85,6 +85,26 @@ class Configs:
             except ReimzulError as error:
                 log.warning("%s: %s", self.checkout, error)
                 return State("unknown", current)
+
+    def _pull(self) -> None:
+        """Fetch what is new, and move the tree to it. Of a move that was broken off (we or the host were killed) the
+        rest is in every later one's way: then the tree is what upstream has, and what was changed by hand is lost.
+        """
+        self._git("fetch", "--quiet")
+        marked = self.rendered / ".moving"
+        if marked.exists():
+            self._git("merge-base", "--is-ancestor", "HEAD", "@{upstream}")  # commits made here are not dropped
+            log.warning("%s: its last pull was broken off: all in it becomes what upstream has", self.checkout)
+            (self.checkout / ".git" / "index.lock").unlink(missing_ok=True)
+            self._git("reset", "--hard", "--quiet", "@{upstream}")
+        marked.touch()
+        try:
+            self._git("merge", "--ff-only", "--quiet", "@{upstream}")
+        except ProgramFailed as error:
+            if error.code > 0:  # it ended by itself, and left nothing half done
+                marked.unlink()
+            raise
+        marked.unlink()
 
     def _branch(self) -> _Branch | None:
         """The branch that is checked out; None where there is none."""

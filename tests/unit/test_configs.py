@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reimzul.core.errors import TimedOut
+from reimzul.core.run import capture
 from reimzul.worker.configs import Configs, NoConfig, State, retargeted
 
 TEXT = """\
@@ -137,3 +139,73 @@ def test_a_configuration_that_is_not_text_is_the_builders_fault(configs: Configs
 
 def test_a_folder_that_is_no_checkout_is_used_as_it_is(configs: Configs) -> None:
     assert configs.pull() == State("not a git checkout")
+
+
+# --- a pull that was broken off
+
+
+def git(folder: Path, *words: str) -> str:
+    me = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
+    return capture(["git", "-C", folder, *me, *words]).strip()
+
+
+@pytest.fixture
+def upstream(configs: Configs, tmp_path: Path) -> Path:
+    """What the checkout was cloned from; it has one commit more than that, with a changed file and a new one."""
+    folder = tmp_path / "upstream"
+    configs.checkout.rename(folder)
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "first")
+    git(tmp_path, "clone", "--quiet", str(folder), str(configs.checkout))
+    (folder / "mock" / "site-defaults.cfg").write_text("# second\n")
+    (folder / "mock" / "new.cfg").write_text("# second\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "second")
+    return folder
+
+
+def half_pulled(configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pull of ours whose git is killed while it moves the tree."""
+    sound = Configs._git
+
+    def killed(self: Configs, *words: str) -> str:
+        if words[0] != "merge":
+            return sound(self, *words)
+        (self.folder / "site-defaults.cfg").write_text("# seco")
+        (self.folder / "new.cfg").write_text("# s")
+        (self.checkout / ".git" / "index.lock").touch()
+        raise TimedOut("git", 10)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Configs, "_git", killed)
+        assert not configs.pull().current
+
+
+def test_a_pull_that_was_broken_off_is_made_good_by_the_next(
+    configs: Configs, upstream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_pulled(configs, monkeypatch)
+    assert configs.pull() == State(git(upstream, "rev-parse", "HEAD")[:12])
+    assert (configs.folder / "site-defaults.cfg").read_text() == "# second\n"
+    assert not git(configs.checkout, "status", "--porcelain")
+    (upstream / "mock" / "new.cfg").write_text("# third\n")
+    git(upstream, "commit", "--quiet", "-a", "-m", "third")
+    assert configs.pull() == State(git(upstream, "rev-parse", "HEAD")[:12])
+
+
+def test_commits_made_here_outlive_a_pull_that_was_broken_off(
+    configs: Configs, upstream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_pulled(configs, monkeypatch)
+    (configs.checkout / ".git" / "index.lock").unlink()
+    git(configs.checkout, "commit", "--quiet", "-a", "-m", "ours")
+    ours = git(configs.checkout, "rev-parse", "HEAD")
+    assert configs.pull() == State(ours[:12], current=False)
+
+
+def test_what_was_changed_by_hand_outlives_a_pull_that_fails_by_itself(configs: Configs, upstream: Path) -> None:
+    (configs.folder / "site-defaults.cfg").write_text("# by hand\n")
+    for _ in range(2):
+        assert not configs.pull().current
+        assert (configs.folder / "site-defaults.cfg").read_text() == "# by hand\n"
