@@ -95,6 +95,19 @@ def lift(broker: Broker, tube: str) -> bool:
     return lifted
 
 
+def lift_quarantine(broker: Broker, host: str) -> None:
+    """Delete the notifier's marks of a builder; a person's stays."""
+    while (found := broker.first_ready(worker_tube(host))) is not None:
+        try:
+            quarantined = Mark.decode(found[1]).quarantined
+        except MessageError:
+            return
+        if not quarantined:
+            return
+        with contextlib.suppress(ClaimLost):  # another does the same
+            broker.delete(found[0])
+
+
 def put_unless_cancelled(
     broker: Broker, tube: Tube[BuildRequest], request: BuildRequest, *, priority: int, delay: int = 0, ttr: int = TTR
 ) -> tuple[int, Mark | None]:

@@ -97,14 +97,18 @@ class Quarantine:
         seen = self.presences.all()
         wards = {ward.host: ward for ward in self.conduct.wards()}
         for host, found in marks.items():
-            if found.quarantined and host not in wards:  # our file was lost
-                wards[host] = Ward(host=host, since=found.at or time.time(), next=time.time() + self.rules.pause)
-                self.conduct.keep(wards[host])
+            if found.quarantined and host not in wards:  # our file was lost, or we were killed before we wrote it
+                wards[host] = self._take_in(broker, host, found, seen)
         self._probes = {ward.build_id for ward in wards.values() if ward.build_id}
         ended = came_to(self._probes)
         for ward in wards.values():
-            if not marks.get(ward.host, Mark()).quarantined:
+            holds = marks.get(ward.host)
+            if holds is None:
                 self._let_back(broker, ward, "by a person", seen)
+            elif not holds.quarantined:  # a person has it now, and it still takes nothing
+                self._clear(broker, ward)
+                self.conduct.release(ward.host, time.time())
+                log.info("%s is no more in quarantine, but %s", ward.host, holds.drains)
             else:
                 self._probe(broker, ward, ended.get(ward.build_id, ""), seen)
         self._judge(broker, marks, seen)
@@ -129,17 +133,24 @@ class Quarantine:
         holds = mark.put(broker, worker_tube(host), mark.mark(_BY, why, reason=QUARANTINED))
         if holds.quarantined:
             log.error("%s is in quarantine: %s", host, why)
-            now = time.time()
-            self.conduct.keep(Ward(host=host, since=now, next=now + self.rules.pause))
-            self._announce(broker, host, Status.QUARANTINED, why, seen)
+            self._take_in(broker, host, holds, seen)
         return holds
+
+    def _take_in(self, broker: Broker, host: str, holds: Mark, seen: list[Seen]) -> Ward:
+        """Announce and then keep it: who is killed between is here again, and the ledger drops the same news."""
+        self._announce(broker, host, Status.QUARANTINED, holds.why, seen, at=holds.at)
+        now = time.time()
+        ward = Ward(host=host, since=holds.at or now, next=now + self.rules.pause)
+        self.conduct.keep(ward)
+        return ward
 
     # --- probing --------------------------------------------------------------------------------------------------
 
     def _probe(self, broker: Broker, ward: Ward, came_to: str, seen: list[Seen]) -> None:
         if came_to == Status.SUCCESS:
-            mark.lift(broker, worker_tube(ward.host))
-            self._let_back(broker, ward, "it has built a canary", seen)
+            mark.lift_quarantine(broker, ward.host)
+            if mark.drained(broker, ward.host) is None:  # else a person has drained it in this moment
+                self._let_back(broker, ward, "it has built a canary", seen)
         elif came_to or (ward.build_id and self._is_lost(broker, ward)):
             self._clear(broker, ward)
             pause = min(self.rules.pause << min(ward.failed + 1, 20), LONGEST)
@@ -203,9 +214,10 @@ class Quarantine:
 
     def _let_back(self, broker: Broker, ward: Ward, why: str, seen: list[Seen]) -> None:
         self._clear(broker, ward)
+        # before it is forgotten: told twice is better than never
+        self._announce(broker, ward.host, Status.RELEASED, why, seen)
         self.conduct.release(ward.host, time.time())
         log.info("%s takes jobs again: %s", ward.host, why)
-        self._announce(broker, ward.host, Status.RELEASED, why, seen)
 
     def _clear(self, broker: Broker, ward: Ward) -> None:
         """Take away what a probe may have left: its job, where nobody has it, and its source."""
@@ -217,8 +229,10 @@ class Quarantine:
             with contextlib.suppress(OSError):
                 (self.rules.incoming / ward.srpm).unlink(missing_ok=True)
 
-    def _announce(self, broker: Broker, host: str, status: str, why: str, seen: list[Seen]) -> None:
-        at = round(time.time(), 3)
+    def _announce(
+        self, broker: Broker, host: str, status: str, why: str, seen: list[Seen], *, at: float = 0.0
+    ) -> None:
+        at = at or round(time.time(), 3)
         broker.announce(BuilderEvent(builder=host, status=status, reason=why, arches=tubes_of(host, seen), at=at))
 
     def _complain(self, what: object) -> None:

@@ -12,7 +12,7 @@ import click
 
 from reimzul.core import mark
 from reimzul.core.command import EXIT_CODES, shared_options, start, submitter
-from reimzul.core.tube import Broker, worker_tube
+from reimzul.core.tube import PRIORITY, Broker, worker_tube
 from reimzul.operator.table import when
 from reimzul.operator.told import BUILDER, JSON, Told, known, say
 
@@ -36,11 +36,24 @@ def command(config: Path | None, verbose: bool, name: str, why: str, force: bool
     settings = start(config, verbose)
     host, seen = known(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        there = mark.drained(broker, host)
-        holds = there or mark.put(broker, worker_tube(host), mark.mark(submitter(), why))
+        there, holds = put(broker, host, mark.mark(submitter(), why))
     building = [each.presence.build.srpm for each in seen if each.presence.build]
     if there:
         words = f"takes nothing already, since {when(there.at)}: {there.drains}"
     else:
         words = f"takes nothing from now on: {holds.drains}"
     say(Told(builder=host, drained=True, changed=there is None, words=words, building=building), as_json)
+
+
+def put(broker: Broker, host: str, wanted: mark.Mark) -> tuple[mark.Mark | None, mark.Mark]:
+    """Put a person's mark: the one that was there already, and the one that holds.
+
+    The notifier's does not count, which it takes away again by itself: ours is put behind it before it is deleted, so
+    that at no moment there is none.
+    """
+    there = mark.drained(broker, host)
+    if there is None or not there.quarantined:
+        return there, there or mark.put(broker, worker_tube(host), wanted)
+    broker.put_raw(worker_tube(host), wanted.encode(), priority=PRIORITY)
+    mark.lift_quarantine(broker, host)
+    return None, wanted

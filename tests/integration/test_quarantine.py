@@ -18,6 +18,7 @@ from reimzul.core.tube import NOTIFY, Broker, arch_tube, canary_tube, worker_tub
 from reimzul.notifier import quarantine as module
 from reimzul.notifier.history.presence import Presences, Seen
 from reimzul.notifier.quarantine import Quarantine, Rules
+from reimzul.operator import drain
 from tests.builder import Ears, Host, settled
 from tests.events import event
 from tests.waiting import until
@@ -207,6 +208,71 @@ def test_a_person_may_let_it_back(ward: Ward, broker: Broker) -> None:
     assert broker.stats(canary_tube(BAD)).ready == 0 and not list(ward.incoming.iterdir())
     ward.look()
     assert mark.drained(broker, BAD) is None
+
+
+def test_whom_a_person_drains_meanwhile_stays_drained(ward: Ward, broker: Broker) -> None:
+    fail(ward)
+    ward.look()
+    ward.canary()
+    ward.told()
+    there, holds = drain.put(broker, BAD, mark.mark("johnny", "new disk"))
+    assert (there, mark.drained(broker, BAD)) == (None, holds)
+    for _ in range(2):
+        ward.look()
+    assert ward.told() == [], "nobody has let it back"
+    assert ward.court.conduct.wards() == [] and not list(ward.incoming.iterdir())
+    assert broker.stats(canary_tube(BAD)).ready == 0
+    assert mark.drained(broker, BAD) == holds
+    assert drain.put(broker, BAD, mark.mark("mary")) == (holds, holds)
+
+
+def test_a_canary_lifts_no_persons_mark(ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(ward)
+    ward.look()
+    wanted = ward.canary()
+    ward.ended[wanted.build_id] = "Success"
+    marks = module._marks
+
+    def a_person_is_quick(asked: Broker) -> dict[str, mark.Mark]:
+        found = marks(asked)
+        drain.put(broker, BAD, mark.mark("johnny"))
+        return found
+
+    monkeypatch.setattr(module, "_marks", a_person_is_quick)
+    ward.look()
+    left = mark.drained(broker, BAD)
+    assert left and left.by == "johnny"
+
+
+def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
+    ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(ward)
+    with monkeypatch.context() as patched:
+        patched.setattr(Broker, "announce", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ward.look()
+    assert held(broker) and ward.told() == []
+    ward.look()
+    (said,) = ward.told()
+    there = mark.drained(broker, BAD)
+    assert isinstance(said, BuilderEvent) and there
+    assert (said.status, said.at, said.reason) == ("Quarantined", there.at, there.why)
+
+
+def test_killed_before_it_tells_that_one_is_back_it_tells_of_it_then(
+    ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(ward)
+    ward.look()
+    ward.told()
+    mark.lift(broker, worker_tube(BAD))
+    with monkeypatch.context() as patched:
+        patched.setattr(Broker, "announce", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ward.look()
+    ward.look()
+    assert [said.status for said in ward.told() if isinstance(said, BuilderEvent)] == ["Released"]
 
 
 def test_a_mark_whose_row_is_lost_is_found_again(ward: Ward, broker: Broker) -> None:
