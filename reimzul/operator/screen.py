@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from reimzul.operator.following import HEADS, Row, as_object, cells
+from reimzul.operator.following import GOOD, HEADS, Row, as_object, cells
 from reimzul.operator.table import fitted, when
 
 #: How many columns the narrowest terminal shows.
@@ -37,9 +37,9 @@ class Table(Screen):
         """Draw over what was drawn before."""
         size = shutil.get_terminal_size((100, 24))
         room = max(1, size.lines - 3)
-        hidden = len(rows) - room
-        # those that are over make room first; the order stays
-        shown = rows if hidden <= 0 else [each for each in rows if not each.over][:room]
+        # those that are over make room first, and of them those that went well; the order stays
+        chosen = sorted(range(len(rows)), key=lambda number: (rows[number].over, rows[number].state in GOOD))[:room]
+        shown = [rows[number] for number in sorted(chosen)]
         lines = list(fitted([HEADS, *map(cells, shown)], size.columns, _NEEDED))
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")

@@ -13,6 +13,7 @@ from reimzul.notifier.history import Document
 from reimzul.notifier.history.document import fold
 from reimzul.operator.finding import Build, gathered
 from reimzul.operator.following import Row, as_object, cells, exit_code, expected, is_over, row, unheard
+from reimzul.operator.screen import Table
 from reimzul.operator.usual import usual
 from reimzul.operator.watch import places
 from tests.events import ATTEMPT, BEGINNING, build_id, event
@@ -121,3 +122,20 @@ def test_places_are_counted_in_each_tube_by_itself() -> None:
 
     found = places([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
     assert found == {build_id(9): 0, build_id(1): 1, build_id(3): 2, build_id(2): 0}
+
+
+def drawn(capsys: pytest.CaptureFixture[str], *legs: Document) -> list[str]:
+    Table().show(rows(*legs), "")
+    return capsys.readouterr().out.replace("\r", "").splitlines()
+
+
+def test_a_screen_that_is_too_small_shows_first_what_goes_on_and_what_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("LINES", "5")
+    well, failed, runs = leg("Published"), leg("Failed", reason="%build failed"), leg("Building")
+    told = drawn(capsys, well, well, runs, well, failed)
+    assert len(told) == 5 and "builds" in told[1] and "failed" in told[2] and "and 3 more" in told[3]
+    told = drawn(capsys, *[well] * 5)
+    assert "published" in told[1] and "published" in told[2] and "and 3 more" in told[3]
