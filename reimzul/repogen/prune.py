@@ -101,7 +101,8 @@ def held(store: Bstore, leg: Lying, about: Told, *, unsigned: bool) -> str:
         return ""
     name = leg_name(about.build_id, leg.arch)
     collected = store.tosign / leg.target / f"{leg.name}-{leg.place.rpartition('/')[2]}.{about.build_id}"
-    if os.path.lexists(collected) or os.path.lexists(store.staging / name):
+    # in the order in which it is renamed: a rename between the two looks does not hide it
+    if os.path.lexists(store.staging / name) or os.path.lexists(collected):
         return "it waits to be collected and signed"
     if not unsigned and not os.path.lexists(store.staged / name):
         return "it was not laid out for the signer yet"

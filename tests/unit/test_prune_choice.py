@@ -138,6 +138,25 @@ def test_what_waits_for_the_signer_stays(store: Bstore) -> None:
     assert "collected" in held(store, leg(1), about, unsigned=True), "it is just being laid out"
 
 
+def test_what_is_collected_between_two_looks_is_seen(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = well()
+    lay(store, leg(1), about)
+    staging = store.staging / f"{about.build_id}.x86_64"
+    staging.mkdir(parents=True)
+    collected = store.tosign / TARGET / f"time-{leg(1).place.rpartition('/')[2]}.{about.build_id}"
+    collected.parent.mkdir(parents=True, exist_ok=True)
+    look = os.path.lexists
+
+    def look_and_rename(path: os.PathLike[str]) -> bool:
+        found = look(path)
+        if look(staging):
+            staging.rename(collected)
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", look_and_rename)
+    assert "collected" in held(store, leg(1), about, unsigned=True)
+
+
 def test_what_failed_is_never_signed_and_what_is_the_originals_is_not_judged(store: Bstore) -> None:
     assert held(store, leg(1), Told(build_id=ID(1), status="Failed"), unsigned=False) == ""
     assert "original" in held(store, leg(1), Told(), unsigned=True)
