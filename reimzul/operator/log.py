@@ -9,6 +9,7 @@ import click
 
 from reimzul.core.bstore import StoreUrls
 from reimzul.core.command import EXIT_CODES, shared_options, start
+from reimzul.core.errors import EXIT_FAILED
 from reimzul.operator import finding, reading
 from reimzul.operator.logs import Logs
 from reimzul.operator.paper import paper
@@ -23,7 +24,7 @@ from reimzul.operator.paper import paper
 @shared_options
 def command(
     config: Path | None, verbose: bool, given: str, log: str, follow: bool, arch: str | None, attempt: str | None
-) -> None:
+) -> int:
     """Print a log of a build: build.log, root.log or state.log of mock.
 
     While a build runs its logs are some 3 s behind. Logs of every attempt are kept, those that failed too; `reimzul
@@ -40,4 +41,4 @@ def command(
         build = finding.find(history, given)
     urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
     logs = Logs(settings.history.url, urls, build.build_id, arch, f"{log}.log")
-    logs.print(paper(), attempt, follow=follow)
+    return 0 if logs.print(paper(), attempt, follow=follow) else EXIT_FAILED

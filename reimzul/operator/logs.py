@@ -70,19 +70,25 @@ class Logs:
         self._site = Site(timeout=10)
         self._said = float("-inf")
 
-    def print(self, paper: Paper, wanted: str | None, *, follow: bool) -> None:
-        """Print the log of an attempt; `follow` to its end, and then of those after it. Raises `NoLog`."""
+    def print(self, paper: Paper, wanted: str | None, *, follow: bool) -> bool:
+        """Print the log of an attempt; `follow` to its end, and then of those after it. Raises `NoLog`.
+
+        False where the last one that was followed has ended, and the end of its log is not there.
+        """
         leg = self._leg()
         attempt = chosen(attempts(leg, self._urls), wanted)
         if attempt is None:
             if not follow:
                 raise NoLog(f"nobody has begun to build it for {leg['arch']}: {leg['status']}")
             attempt = self._next(paper, leg, 0)
+        whole = True
         while attempt is not None:
-            self._print_one(paper, attempt, follow=follow)
+            whole = self._print_one(paper, attempt, follow=follow)
             if not follow or wanted:
-                return
-            attempt = self._next(paper, self._leg(), attempt.number)
+                break
+            leg = self._leg_now(leg)
+            attempt = self._next(paper, leg, attempt.number)
+        return whole
 
     def _leg(self) -> Document:
         """The leg, as the history has it now."""
@@ -108,10 +114,17 @@ class Logs:
                 paper.note(f"it waits for its {which} attempt: reimzul explain {self._build_id[:8]}")
                 said = True
             time.sleep(_ASK)
-            leg = self._leg()
+            leg = self._leg_now(leg)
 
-    def _print_one(self, paper: Paper, attempt: Attempt, *, follow: bool) -> None:
-        """One attempt's log, as far as it goes. Raises `NoLog` where there is none."""
+    def _leg_now(self, before: Document) -> Document:
+        """The leg as the history has it now; as it was, where that does not answer."""
+        try:
+            return self._leg()
+        except HistoryAway:
+            return before
+
+    def _print_one(self, paper: Paper, attempt: Attempt, *, follow: bool) -> bool:
+        """One attempt's log, as far as it goes; false where its end never came. Raises `NoLog` where there is none."""
         reader = _Reader(self._site, self._name)
         asked = waits = time.monotonic()
         while (state := self._more(reader, attempt, paper, follow=follow)) != _COMPLETE:
@@ -122,10 +135,13 @@ class Logs:
             if not follow or now - waits > _ON_ITS_WAY:
                 if state == _NOWHERE:
                     raise NoLog(f"{attempt.words} has no {self._name} in the store: {attempt.status}")
-                return
+                if follow:
+                    paper.note(f"{attempt.words} is over, and the end of this log is not there yet")
+                return not follow
             time.sleep(_LOOK)
             if now - asked > _ASK:
                 attempt, asked = self._again(attempt), now
+        return True
 
     def _more(self, reader: _Reader, attempt: Attempt, paper: Paper, *, follow: bool) -> str:
         """Print more of it; who follows waits for a store that is away."""

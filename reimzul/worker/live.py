@@ -27,8 +27,8 @@ from reimzul.worker.ship import AT_ONCE
 log = logging.getLogger(__name__)
 
 LOGS = ("build.log", "root.log", "state.log")
-#: Seconds one call may take.
-PATIENCE = 20
+#: Seconds one call may take, and the last one, that the end of a leg waits for.
+PATIENCE, LAST = 20, 2
 #: Seconds until it is tried again after it failed: once, twice, and so on.
 PAUSES = (2, 5, 15, 60)
 
@@ -55,7 +55,10 @@ class Live:
 
     @contextlib.contextmanager
     def following(self, leg: Leg) -> Iterator[None]:
-        """Send a leg's logs while the block runs; none is under way when it is left."""
+        """Send a leg's logs while the block runs, and once more what it has left; none is under way after that.
+
+        What is uploaded with the results may come late, or never: who follows the log is to have its end.
+        """
         if not self.every:
             yield
             return
@@ -72,9 +75,11 @@ class Live:
     def _serve(self, state: _Log, wake: threading.Event) -> None:
         while not wake.wait(self.every):
             with contextlib.suppress(_Enough):
-                self._look(state)
+                self._look(state, PATIENCE)
+        state.over = False  # nothing but its own time ends the last call
+        self._look(state, LAST)
 
-    def _look(self, state: _Log) -> None:
+    def _look(self, state: _Log, patience: int) -> None:
         logs = [path for path in (state.leg.results / name for name in LOGS) if path.exists()]
         size = sum(path.stat().st_size for path in logs)
         if size == state.sent or time.monotonic() < state.rests_until:
@@ -85,7 +90,7 @@ class Live:
                 raise _Enough("the leg is over")
 
         try:
-            code = run(self.argv(state.leg, logs), output=state.leg.folder / "live.log", timeout=PATIENCE, heed=heed)
+            code = run(self.argv(state.leg, logs), output=state.leg.folder / "live.log", timeout=patience, heed=heed)
         except _Enough:
             raise
         except (ReimzulError, OSError) as error:
