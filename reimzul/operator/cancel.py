@@ -78,7 +78,7 @@ def command(
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         results = {build.build_id: _tell(broker, build, wanted) for build in builds}
         _await(settings, builds, results, patience)
-    told = [results[build.build_id] or _still(build) for build in builds]
+        told = [results[build.build_id] or _still(broker, build) for build in builds]
     if as_json:
         show_json([attr.asdict(each) for each in told])
     else:
@@ -93,7 +93,7 @@ def _found(settings: Settings, given: Sequence[str]) -> list[Build]:
 
 
 def _tell(broker: Broker, build: Build, wanted: mark.Mark) -> Cancelled | None:
-    """Cancel what waits, and mark what runs; None where it runs."""
+    """Cancel what waits, and mark what runs; None where it runs, or its job is gone."""
     over = _over(build)
     if over is not None:
         return over
@@ -107,7 +107,7 @@ def _tell(broker: Broker, build: Build, wanted: mark.Mark) -> Cancelled | None:
             broker.delete(found.job)
         except ClaimLost:  # taken in this moment: by one who looks for the mark before he begins
             return None
-    elif leg["status"] != Status.QUEUED or jobs.job_state(broker, leg) != GONE:
+    else:  # somebody had it, or has put it anew: what became of it is the history's to say, which may lag
         return None
     for each in build.legs:
         if each["status"] in (Status.QUEUED, Status.BUILDING):
@@ -161,7 +161,9 @@ def _await(
         time.sleep(_LOOK)
 
 
-def _still(build: Build) -> Cancelled:
+def _still(broker: Broker, build: Build) -> Cancelled:
     host = build.main.get("builder_fqdn") or "its worker"
     words = f"marked; {host} has not ended it yet, and does when it sees the mark"
+    if build.main["status"] == Status.QUEUED and jobs.job_state(broker, build.main) == GONE:
+        words = "marked; its job is gone, and what became of it is still to be told"
     return Cancelled(build_id=build.build_id, outcome="told", words=words)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from reimzul.core.web import NotThere, Site, WebAway
 from reimzul.operator import finding, reading
 from reimzul.operator.finding import Build
 from reimzul.operator.table import show_json
+
+log = logging.getLogger(__name__)
 
 _LOST = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 
@@ -85,8 +88,9 @@ def requests(settings: Settings, builds: Sequence[Build], known: Arches, *, fail
     who = submitter()
     for build in builds:
         try:
-            legs = _lost_legs(build) if failed else _all_legs(build)
-            sha256 = _checked(settings.incoming.folder, build, urls)
+            before = _before(build, urls)
+            legs = _lost_legs(build, before) if failed else _all_legs(build, before)
+            sha256 = _checked(settings.incoming.folder, build, before)
             asked.append((build, _request(build, legs, sha256, who, known)))
         except InputError as error:
             faults.append(f"{build.words}: {error}")
@@ -95,8 +99,10 @@ def requests(settings: Settings, builds: Sequence[Build], known: Arches, *, fail
     return asked
 
 
-def _all_legs(build: Build) -> tuple[str, ...]:
+def _all_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that were asked for; none where it was not said which."""
+    if before is not None:  # a retry of one leg may have been of the arch that all are asked for by
+        return before.legs
     return () if _asked(build) in _arches(build) else _arches(build)
 
 
@@ -110,40 +116,40 @@ def _asked(build: Build) -> str:
     return str(main["arch"]) if main["target"].endswith(f".{main['arch']}") else main["target"].rpartition(".")[2]
 
 
-def _lost_legs(build: Build) -> tuple[str, ...]:
+def _lost_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that came to nothing; none where that is all there are."""
     lost = [leg["arch"] for leg in build.legs if leg["status"] in _LOST]
     if not lost:
         each = [f"{leg['arch']} is {leg['status']}" for leg in build.legs]
         raise InputError(f"no leg of it has failed: {', '.join(each)}")
-    return _all_legs(build) if len(lost) == len(build.legs) else tuple(lost)
+    return _all_legs(build, before) if len(lost) == len(build.legs) else tuple(lost)
 
 
-def _checked(incoming: Path, build: Build, urls: StoreUrls) -> str:
+def _checked(incoming: Path, build: Build, before: BuildRequest | None) -> str:
     """The sha256 of its source rpm, which has to be what was built before."""
     path = incoming / build.main["srpm"]
     try:
         sha256 = sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    before = _built_from(build, urls)
-    if before and before != sha256:
-        raise InputError(f"{path} is not the file that was built: its sha256 was {before}, and is {sha256}")
+    was = before.srpm_sha256 if before else ""
+    if was and was != sha256:
+        raise InputError(f"{path} is not the file that was built: its sha256 was {was}, and is {sha256}")
     return sha256
 
 
-def _built_from(build: Build, urls: StoreUrls) -> str:
-    """The sha256 that the build asked for, where a leg of it got as far as the store and that answers."""
+def _before(build: Build, urls: StoreUrls) -> BuildRequest | None:
+    """The request that the build was, where a leg of it got as far as the store and that answers."""
     with Site(timeout=5) as site:
         for leg in build.legs:
             try:
-                manifest = Manifest.from_wire(parse(site.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)))
-                return manifest.request.srpm_sha256
+                body = site.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)
+                return Manifest.from_wire(parse(body)).request
             except (NotThere, MessageError):
                 continue
             except WebAway:
                 break
-    return ""
+    return None
 
 
 def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Arches) -> BuildRequest:
@@ -182,12 +188,10 @@ def _queue_all(
 
 def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, priority: int) -> Retried:
     job = broker.put(arch_tube(tube), request, priority=priority)
-    about = {"pkgname": build.main.get("pkgname") or "", "evr": build.main.get("evr") or ""}
-    reason = f"job {job} of tube {tube}; it repeats build {build.build_id}"
-    at = round(time.time(), 3)
-    for arch in request.told_for:
-        where = {"tube": tube, "job": job, "priority": priority, "arch": arch}
-        broker.announce(event_of(request, Status.QUEUED, reason=reason, at=at, **about, **where))
+    try:
+        _announce(broker, build, request, {"tube": tube, "job": job, "priority": priority})
+    except ReimzulError as error:  # the build itself is safe in its tube: who retries it again has two
+        log.warning("%s: queued, but not announced: %s", request.build_id, error)
     return Retried(
         parent=build.build_id,
         build_id=request.build_id,
@@ -197,3 +201,11 @@ def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, prior
         target=request.target,
         timestamp=request.timestamp,
     )
+
+
+def _announce(broker: Broker, build: Build, request: BuildRequest, where: Mapping[str, Any]) -> None:
+    about = {"pkgname": build.main.get("pkgname") or "", "evr": build.main.get("evr") or ""}
+    reason = f"job {where['job']} of tube {where['tube']}; it repeats build {build.build_id}"
+    at = round(time.time(), 3)
+    for arch in request.told_for:
+        broker.announce(event_of(request, Status.QUEUED, reason=reason, at=at, arch=arch, **about, **where))

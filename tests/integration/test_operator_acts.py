@@ -19,6 +19,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from reimzul.core import fields, mark
+from reimzul.core.arch import read_arches
+from reimzul.core.bstore import Bstore
+from reimzul.core.errors import ReimzulError
 from reimzul.core.manifest import sha256_of
 from reimzul.core.message import (
     BuildEvent,
@@ -32,7 +35,8 @@ from reimzul.core.message import (
 )
 from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, Claim, arch_tube, cancel_tube, worker_tube
 from reimzul.notifier.history import BuildFilter, NoHistory, open_history
-from reimzul.operator import jobs, raising, reading
+from reimzul.operator import finding, jobs, raising, reading, retry
+from tests import uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event
 from tests.jsonpage import keys
@@ -186,6 +190,21 @@ def test_what_is_over_cannot_be_cancelled(ground: Ground, status: str, words: st
     assert mark.cancelled(ground.broker, build_id(1)) is None
 
 
+def test_a_build_whose_job_is_gone_and_of_which_nothing_was_told_is_not_said_to_have_never_begun(
+    ground: Ground,
+) -> None:
+    """As where the history lags: it may be published."""
+    ground.submit()
+    ground.claim().done()
+    done = run("cancel", SHORT, "--wait", "0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "marked; its job is gone, and what became of it is still to be told" in done.stderr
+    with subprocess.Popen([REIMZUL, "cancel", SHORT], stderr=subprocess.PIPE, text=True) as process:
+        ground.announce(1, "Published")
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1 and "too late: published for x86_64" in said
+
+
 def test_a_success_that_is_not_published_yet_is_marked(ground: Ground) -> None:
     ground.submit()
     ground.claim().done()
@@ -204,7 +223,7 @@ def test_a_job_of_that_number_which_is_another_builds_is_left_alone(ground: Grou
     leg = {**ground.leg(), "job": stranger}
     history._db.execute("UPDATE builds SET document = ?", [json.dumps(leg)])  # type: ignore[attr-defined]
     history.close()
-    run("cancel", SHORT)
+    run("cancel", SHORT, "--wait", "0")
     assert ground.broker.peek(stranger) == b'{"not": "ours"}'
     assert jobs.job_state(ground.broker, leg) == "gone"
 
@@ -300,6 +319,50 @@ def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
     until(lambda: run("builds", "--status", "Queued").stdout.count("\ti386\t") == 1, 20, "that leg is known as queued")
     again = run("retry", queued["build_id"])
     assert again.returncode == 0 and ": i386 for c7.1708.u.x86_64" in again.stdout, "the same again is that leg alone"
+
+
+def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, tmp_path: Path) -> None:
+    """The one that was asked for by its arch, too: which legs it had is in its manifest."""
+    job = ground.submit(legs=("x86_64",))
+    request = BuildRequest.decode(ground.broker.peek(job))
+    ground.claim().done()
+    ground.announce(1, "Failed", reason="%build failed")
+    ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
+    store = Bstore(tmp_path / "bstore")
+    store.spool.mkdir(parents=True)
+    spool = uploads.spool_of(store, uploads.upload(store, {}, of=request, status="Failed"))
+    entry = tmp_path / "bstore" / "index" / f"{request.build_id}.x86_64"
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    spool.rename(entry)
+    server = webserver.serve(tmp_path)
+    ini = tmp_path / "reimzul.ini"
+    ini.write_text(ini.read_text().replace("127.0.0.1:9/", f"127.0.0.1:{server.server_port}/"))
+    for words in ([], ["--failed"]):
+        (queued,) = told("retry", SHORT, *words)
+        claim = ground.claim()
+        assert (claim.message.legs, queued["arches"]) == (("x86_64",), ["x86_64"])
+        claim.done()
+    webserver.close(server)
+
+
+def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ground.submit()
+    ground.claim().done()
+    with reading.history(f"sqlite:///{ground.folder}/history.sqlite") as history:
+        build = finding.find(history, SHORT)
+
+    def away(*_: object) -> None:
+        raise ReimzulError("beanstalkd is away")
+
+    asked = BuildRequest(
+        srpm=SRPM, arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
+        build_id=build_id(2), timestamp=fields.now_timestamp(),
+    )  # fmt: skip
+    monkeypatch.setattr(Broker, "announce", away)
+    (queued,), fault = retry._queue_all(ground.broker, [(build, asked)], read_arches(), PRIORITY)
+    assert (queued.build_id, fault) == (build_id(2), "")
 
 
 def test_where_nothing_failed_there_is_nothing_to_retry(ground: Ground) -> None:
