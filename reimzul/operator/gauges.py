@@ -18,6 +18,10 @@ from reimzul.operator.figures import Figures, Group, times
 from reimzul.operator.openmetrics import Gauge
 
 
+#: Packages that are told of by name.
+_PACKAGES = 50
+
+
 @attr.frozen(kw_only=True)
 class Sight:
     """What there is to be told; None of a part that did not answer."""
@@ -96,18 +100,27 @@ def _day(day: Figures) -> Iterator[Gauge]:
         attempts.set(tally.attempts, builder=host)
         faults.set(tally.faults, builder=host)
     yield from (builds, causes, attempts, faults)
-    waited = "How long they waited for their first attempt."
-    yield _quantiles(Gauge("reimzul_day_wait_seconds", waited, "seconds"), day.arches, "waits")
-    took = "How long they took their builder."
-    yield _quantiles(Gauge("reimzul_day_build_seconds", took, "seconds"), day.arches, "builds")
+    kinds = (("", "arch", day.arches), ("builder_", "builder", day.builders), ("package_", "package", _most(day)))
+    for infix, label, groups in kinds:
+        of = f" By {label}." if infix else ""
+        waited = f"How long they waited for their first attempt.{of}"
+        yield _quantiles(Gauge(f"reimzul_day_{infix}wait_seconds", waited, "seconds"), label, groups, "waits")
+        took = f"How long they took their builder.{of}"
+        yield _quantiles(Gauge(f"reimzul_day_{infix}build_seconds", took, "seconds"), label, groups, "builds")
 
 
-def _quantiles(gauge: Gauge, groups: Mapping[str, Group], name: str) -> Gauge:
-    for arch, group in sorted(groups.items()):
+def _most(day: Figures) -> Mapping[str, Group]:
+    """The packages that were built most often: each name is a time series of its own in who collects these."""
+    ordered = sorted(day.packages.items(), key=lambda each: (-sum(each[1].results.values()), each[0]))
+    return dict(ordered[:_PACKAGES])
+
+
+def _quantiles(gauge: Gauge, label: str, groups: Mapping[str, Group], name: str) -> Gauge:
+    for each, group in sorted(groups.items()):
         found = times(getattr(group, name))
         if found is not None:
-            gauge.set(found.median, arch=arch, quantile="0.5")
-            gauge.set(found.p95, arch=arch, quantile="0.95")
+            gauge.set(found.median, **{label: each}, quantile="0.5")
+            gauge.set(found.p95, **{label: each}, quantile="0.95")
     return gauge
 
 

@@ -154,10 +154,21 @@ def test_each_part_of_the_farm_is_in_it() -> None:
         'reimzul_day_failures{cause="no \\"such\\" file\\\\"} 1',
         'reimzul_day_wait_seconds{arch="x86_64",quantile="0.5"} 10',
         'reimzul_day_build_seconds{arch="x86_64",quantile="0.95"} 60',
+        'reimzul_day_builder_wait_seconds{builder="builder1.example.org",quantile="0.5"} 10',
+        'reimzul_day_builder_build_seconds{builder="builder1.example.org",quantile="0.95"} 60',
+        'reimzul_day_package_wait_seconds{package="time",quantile="0.95"} 10',
+        'reimzul_day_package_build_seconds{package="time",quantile="0.5"} 60',
         'reimzul_owed_events{sink="mqtt"} 3',
         'reimzul_owed_oldest_seconds{sink="mqtt"} 3600',
     ):
         assert line in told
+
+
+def test_of_many_packages_those_built_most_often_are_told() -> None:
+    builds = [built(number, pkgname=f"p{number}") for number in range(1, 70)]
+    told = lines(sight(day=of(*builds, built(70, pkgname="p69"))))
+    named = {line.split('"')[1] for line in told if line.startswith("reimzul_day_package_build_seconds{")}
+    assert len(named) == 50 and "p69" in named
 
 
 def test_a_part_that_did_not_answer_is_told_as_down_and_left_out() -> None:
