@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, Optional
 
 import attr
@@ -109,7 +109,14 @@ class Repogen(Daemon[RepogenRequest]):
         """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
         heed = Keeper(broker, self.stop, self.alive)
         waiting: dict[str, list[_Job]] = {}
-        for claim in self._and_more(broker, claims):
+        yield from self._place_all(broker, self._and_more(broker, claims), waiting, heed)
+        yield from self._index_all(broker, claims, waiting, heed)
+
+    def _place_all(
+        self, broker: Broker, claims: Iterable[_Claim], waiting: dict[str, list[_Job]], heed: Heed
+    ) -> Iterator[tuple[_Claim, Outcome]]:
+        """Each leg to its place; those that are to be indexed into `waiting`, by their target, the others are done."""
+        for claim in claims:
             heed()
             try:
                 if self._adopt(broker, claim, heed):
@@ -125,7 +132,6 @@ class Repogen(Daemon[RepogenRequest]):
                 waiting.setdefault(claim.message.target, []).append((claim, leg))
             else:
                 yield claim, None
-        yield from self._index_all(broker, waiting, heed)
 
     def _and_more(self, broker: Broker, claims: list[_Claim]) -> Iterator[_Claim]:
         """All claims, and what has come meanwhile: legs of one build end together, and are indexed together."""
@@ -196,9 +202,12 @@ class Repogen(Daemon[RepogenRequest]):
         return True
 
     def _index_all(
-        self, broker: Broker, waiting: dict[str, list[_Job]], heed: Heed
+        self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]], heed: Heed
     ) -> Iterator[tuple[_Claim, Outcome]]:
-        """All targets, the one whose lock is free first; waiting for a lock is no try."""
+        """All targets, the one whose lock is free first; waiting for a lock is no try.
+
+        What comes while all of them have to wait is taken in too: it goes with them, or its own target is free.
+        """
         while waiting:
             before = len(waiting)
             for target in list(waiting):
@@ -215,6 +224,16 @@ class Repogen(Daemon[RepogenRequest]):
             heed()
             if len(waiting) == before:
                 self.stop.now.wait(LOCK_POLL)
+                yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
+
+    def _meanwhile(self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]]) -> list[_Claim]:
+        """What has come since, as much as there is room for; nothing where we are to end."""
+        room = self.batch - sum(map(len, waiting.values()))
+        if room <= 0 or self.stop.asked:
+            return []
+        more = self.claim(broker, 0, room)
+        claims += more
+        return more
 
     def _due(self, target: str, jobs: list[_Job]) -> bool:
         """Whether there is a run to be made now, or none: what ends shortly after another waits, and goes with more."""

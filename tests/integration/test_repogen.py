@@ -148,11 +148,16 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
         done = pool.submit(work, daemon)
         try:
             until((store.place(late.place) / NAME).exists, 20, "it is in its place")
+            later = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030406"))
+            other = uploads.upload(store, rpms, of=uploads.request(target="other.1.x86_64"))
+            ask(broker, later, other)
+            until(lambda: any(other.target in str(path) for path in store.cache.iterdir()), 20, "another target is free")
+            until((store.place(later.place) / NAME).exists, 20, "what comes meanwhile is taken in")
             assert len(listed(store)) == 2 and not done.done()
         finally:
             monkeypatch.setattr(repodata, "PACE", 0.0)
         done.result(20)
-    assert len(listed(store)) == 3
+    assert len(listed(store)) == 4
 
 
 def test_a_clock_that_was_put_back_keeps_nothing_waiting(
