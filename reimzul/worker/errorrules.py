@@ -29,20 +29,23 @@ def _rule(pattern: str, surety: int = CAUSE, before: int = 3, after: int = 10) -
 
 
 _COMPILERS = (
-    # gcc, g++, clang, gfortran's one-line form, javac, ghc: file:line:column: error
-    _rule(r"^[^\s:][^:]*:\d+(?::\d+)?:\s(?:fatal |internal compiler )?error\b", after=12),
+    # gcc, g++, clang, gfortran's one-line form, javac (by ant too), ghc: file:line:column: error
+    _rule(r"^(?:\s*\[\w+\] )?[^\s:][^:]*:\d+(?::\d+)?:\s(?:fatal |internal compiler )?error\b", after=12),
     _rule(r"^(?:cc1\w*|gcc|g\+\+|c\+\+|cc|clang(?:\+\+)?|as|\S+-gcc)(?:-\d+)?: (?:fatal |internal compiler )?error: "),
-    _rule(r"Assembler messages:|^\S+\.[sS]:\d+: Error: "),
+    _rule(r"^\S+\.[sS]:\d+: Error: "),
     _rule(r"^error\[E\d+\]: ", after=14),  # rustc
-    _rule(
-        r"^error: (?!could not compile|Bad exit status|aborting due to).*\n?$", LIKELY
-    ),  # rustc, cargo, rpmbuild, pip
     _rule(r"^(?:vet: )?(?:\./)?\S+\.go:\d+:\d+: "),  # go build, go vet
     _rule(r"^go: .*(?:cannot|missing|no required module|unknown revision)|cannot find (?:package|module)"),
     _rule(r"^\[ERROR\] (?:COMPILATION ERROR|/\S+\.java:\[)"),  # Maven
     _rule(r"^! (?:LaTeX|Undefined|Emergency|Package|Missing|TeX)"),  # TeX
     _rule(r"^File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$", LIKELY),  # OCaml
     _rule(r"^\S+\(\d+\) Fatal: |^\S+\(\d+,\d+\) Error: "),  # Free Pascal
+)
+#: After all that know more of such a line.
+_PLAIN = (
+    _rule(
+        r"^error: (?!could not compile|Bad exit status|aborting due to).*\n?$", LIKELY
+    ),  # rustc, cargo, rpmbuild, pip
 )
 _LINKERS = (
     _rule(r"undefined reference to |multiple definition of |undefined symbol: |: undefined reference$"),
@@ -102,7 +105,9 @@ _SCRIPTS = (
     _rule(r"^Exception in thread |^Caused by: ", LIKELY),
     _rule(r"syntax error(?:,| at | near |:)", LIKELY),
     _rule(r"Segmentation fault|[Ii]llegal instruction|Bus error|\bAborted\b|stack smashing detected", LIKELY),
-    _rule(r"No space left on device|[Cc]annot allocate memory|virtual memory exhausted|Killed process|^Killed$"),
+    _rule(r"^(?!ok\b)\S+: .*: No space left on device$"),
+    _rule(r"[Cc]annot allocate memory|virtual memory exhausted|Killed process|^Killed$"),
+    _rule(r"No space left on device", LIKELY),  # or what a test is about
     _rule(r"[Pp]ermission denied", CONSEQUENCE),
 )
 _WHAT_FOLLOWS = (
@@ -114,7 +119,11 @@ _WHAT_FOLLOWS = (
 )
 
 #: The first rule that a line matches is its rule.
-BUILD_LOG = (*_FILES, *_PREPARING, *_CONFIGURING, *_LINKERS, *_COMPILERS, *_TESTS, *_SCRIPTS, *_WHAT_FOLLOWS)
+BUILD_LOG = (
+    *_COMPILERS, *_FILES, *_PREPARING, *_CONFIGURING, *_LINKERS, *_PLAIN, *_TESTS, *_SCRIPTS, *_WHAT_FOLLOWS,
+)  # fmt: skip
+#: Of a file by which a build finds out what there is (distutils, numpy, autoconf): that it fails is an answer.
+PROBE = re.compile(r"(?:^|[\s/])(?:_configtest|conftest)\.(?:c|cc|cpp|cxx|f|f90|o):")
 
 #: How dnf 4, dnf5 and yum say that nobody provides something; the one group that matches names it.
 UNPROVIDED = (
@@ -137,8 +146,8 @@ ROOT_LOG = (
 #: Words of which one at least stands in every line that a rule of BUILD_LOG matches: few lines of a log have any of
 #: them. To look for them is some twenty times as fast as to try the rules.
 BUILD_WORDS = (
-    b"rror:", b"rror[E", b"rror at", b"Error", b"ERROR", b"FAIL", b"Failed", b"Failure", b"TIMEOUT", b"***",
-    b"E   ", b"not ok", b"Dubious", b"panic", b"Assert", b"Assembler", b"undefined", b"multiple definition",
+    b"rror:", b"rror\x1b", b"rror[E", b"rror at", b"Error", b"ERROR", b"FAIL", b"Failed", b"Failure", b"TIMEOUT",
+    b"***", b"E   ", b"not ok", b"Dubious", b"panic", b"Assert", b"undefined", b"multiple definition",
     b"ld: ", b"ld.", b"relocation", b"yntax error", b", characters ", b"Fatal", b"! ", b".go:", b"go: ", b"cannot",
     b"an't ", b"ot found", b"No such", b"No rule", b"hunk", b"Reversed", b"corrupt", b"Found '", b"uplicate build-ids",
     b"Could not", b"pkg-config", b"Traceback", b"Exception", b"Caused by", b"Segmentation", b"llegal instr",

@@ -18,7 +18,7 @@ from typing import Callable, Optional
 
 import attr
 
-from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, CAUSE, ROOT_LOG, ROOT_WORDS, Rule
+from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, CAUSE, PROBE, ROOT_LOG, ROOT_WORDS, Rule
 
 #: The most characters that are given back, and of one line.
 LIMIT, LINE_LIMIT = 4_000, 400
@@ -32,6 +32,7 @@ _MARKS = (b"Executing(%", b"Processing files: ", b"Child return code")
 _RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+)")
 #: rpmbuild's way to say that it wants more packages before it goes on.
 _GOES_ON = ("0", "11")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 _PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?")
 #: What root.log and build.log end with whatever happened: mock's way out.
 _NOISE = re.compile(
@@ -79,7 +80,7 @@ def _search(log: Path, rules: Sequence[Rule], words: Sequence[bytes], heed: Call
 def _surer(best: Optional[Found], at: int, line: str, rules: Sequence[Rule]) -> Optional[Found]:
     """The line by the first rule it matches, where that is surer than what was found before it."""
     surety = 0 if best is None else best.rule.surety
-    if surety == CAUSE:
+    if surety == CAUSE or PROBE.search(line):
         return best
     rule = next((each for each in rules if each.surety > surety and each.pattern.search(line)), None)
     return best if rule is None else Found(at, rule)
@@ -96,7 +97,7 @@ def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, 
             lines[block.rfind(b"\n", 0, at) + 1] = end
             at = block.find(word, end)
     for begin, end in sorted(lines.items()):
-        yield begin, block[begin : min(end, begin + LONGEST_LINE)].decode("utf-8", "replace")
+        yield begin, _text(block[begin : min(end, begin + LONGEST_LINE)])
 
 
 def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
@@ -161,7 +162,12 @@ def _last_words(log: Path) -> str:
     return "\n".join(last)[-LIMIT:]
 
 
+def _text(block: bytes) -> str:
+    """What stands there, without its colours."""
+    return _COLOUR.sub("", block.decode("utf-8", "replace"))
+
+
 def _lines(block: bytes) -> list[str]:
     """Lines as they are shown: what mock puts before them is left out, a line too long is cut."""
-    lines = (_PREFIX.sub("", line) for line in block.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"))
+    lines = (_PREFIX.sub("", line) for line in _text(block).replace("\r\n", "\n").split("\n"))
     return [line if len(line) <= LINE_LIMIT else f"{line[: LINE_LIMIT - 1]}…" for line in lines]

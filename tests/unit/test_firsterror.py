@@ -95,6 +95,48 @@ def test_what_programs_say_is_found(error_in: Logs, name: str, said: str, line: 
 
 
 @pytest.mark.parametrize(
+    ("before", "cause"),
+    [
+        ("a.s: Assembler messages:\na.s:3: Warning: ignoring changed section type", "b.c:1:2: error: no such thing"),
+        ("ok 1 - write fails with No space left on device", "b.c:1:2: error: no such thing"),
+        ("ok 1 - write fails: No space left on device", "b.c:1:2: error: no such thing"),
+        ("_configtest.c:1:10: error: no such thing", "b.c:1:2: error: no such thing"),
+        ("_configtest.c:1:10: fatal error: a.h: No such file or directory", "make: x: command not found"),
+        ("/b/conftest.c:(.text+0x5): undefined reference to `main'", "b.c:1:2: error: no such thing"),
+    ],
+)
+def test_what_only_looks_like_it_does_not_hide_the_cause(error_in: Logs, before: str, cause: str) -> None:
+    filling = "went on\n" * 30
+    shown = error_in(step("%build", f"{before}\n{filling}{cause}"))
+    assert cause in shown
+    assert before not in shown
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "a.c:1:10: fatal error: foo.h: No such file or directory",
+        "    [javac] /b/A.java:3: error: cannot find symbol",
+        "cp: error writing 'x': No space left on device",
+    ],
+)
+def test_the_first_of_two_causes_is_shown(error_in: Logs, cause: str) -> None:
+    filling = "went on\n" * 30
+    shown = error_in(step("%build", f"{cause}\n{filling}b.c:9:9: error: follows"))
+    assert cause in shown
+    assert "follows" not in shown
+
+
+def test_colours_hide_nothing_and_are_not_shown(error_in: Logs) -> None:
+    coloured = "\x1b[01m\x1b[Ka.c:1:2:\x1b[m\x1b[K \x1b[01;31m\x1b[Kerror: \x1b[m\x1b[Kno such thing"
+    filling = "went on\n" * 30
+    shown = error_in(step("%build", f"{coloured}\n{filling}b.c:9:9: error: follows"))
+    assert "a.c:1:2: error: no such thing" in shown
+    assert "\x1b" not in shown
+    assert "follows" not in shown
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "error: Installed (but unpackaged) file(s) found:\n   /usr/bin/frob\n   /usr/share/man/man1/frob.1",
