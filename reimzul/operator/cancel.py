@@ -111,14 +111,15 @@ def _tell(broker: Broker, build: Build, wanted: mark.Mark) -> Cancelled | None:
         return None
     for each in build.legs:
         if each["status"] in (Status.QUEUED, Status.BUILDING):
-            broker.announce(_event(each, holds))
+            broker.announce(event(each, holds.cancels))
     return Cancelled(build_id=build.build_id, outcome="cancelled", words="cancelled; it had not begun")
 
 
-def _event(leg: Document, by: mark.Mark) -> BuildEvent:
+def event(leg: Document, reason: str) -> BuildEvent:
+    """That a leg is cancelled."""
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
     known = {name: leg[name] for name in names if leg.get(name)}
-    return BuildEvent(status=Status.CANCELLED, reason=by.cancels, at=round(time.time(), 3), **known)
+    return BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known)
 
 
 def _over(build: Build) -> Cancelled | None:

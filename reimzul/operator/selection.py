@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 import attr
 import click
@@ -35,6 +35,8 @@ class Deed:
     verb: str  #: Put back, Delete
     past: str  #: put back, deleted
     act: Callable[[Broker, int], None]
+    #: Called after it with the job's tube and what it held, where that is of use.
+    then: Optional[Callable[[Broker, Settings, str, bytes], None]] = None
 
 
 @attr.frozen(kw_only=True)
@@ -96,7 +98,7 @@ def take(broker: Broker, settings: Settings, deed: Deed, choice: Choice, yes: bo
     # asked anew: a person may take long to answer, and others may have kicked a job meanwhile
     jobs = _buried(broker, found, taken).items() if choice.jobs else _oldest(broker, counts)
     for job, tube in jobs:
-        _take_one(broker, deed, job, tube, taken)
+        _take_one(broker, settings, deed, job, tube, taken)
     return taken
 
 
@@ -126,13 +128,16 @@ def _oldest(broker: Broker, counts: dict[str, int]) -> Iterator[tuple[int, str]]
             yield first[0], tube
 
 
-def _take_one(broker: Broker, deed: Deed, job: int, tube: str, taken: Taken) -> None:
+def _take_one(broker: Broker, settings: Settings, deed: Deed, job: int, tube: str, taken: Taken) -> None:
     try:
+        body = broker.peek(job) if deed.then else b""
         deed.act(broker, job)
     except ClaimLost:
         taken.left[job] = "it is gone meanwhile"
-    else:
-        taken.done.append((tube, job))
+        return
+    taken.done.append((tube, job))
+    if deed.then:
+        deed.then(broker, settings, tube, body)
 
 
 def _tell(deed: Deed, taken: Taken, choice: Choice, as_json: bool) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.message import beginning
+from reimzul.core.message import BuildEvent, BuildRequest, beginning
 from reimzul.core.refused import ENOUGH, Overflow
-from reimzul.core.tube import PRIORITY, Broker, Tube, arch_tube
+from reimzul.core.tube import NOTIFY, PRIORITY, Broker, Tube, arch_tube
 from reimzul.notifier.history import open_history
 from tests.conftest import Beanstalkd, free_port
-from tests.events import refusal
+from tests.events import build_id, event, refusal
 from tests.waiting import until
 
 HERE = Path(sys.executable).parent
@@ -226,6 +226,31 @@ def test_discarded_everywhere(ini: Path, broker: Broker) -> None:
     assert broker.stats("x86_64").buried == broker.stats("notify").buried == 0
     assert state(broker, waits) == "ready"
     assert f"job {jobs[0]}: there is no such job" in reimzul("discard", "--yes", *jobs).stderr
+
+
+@pytest.mark.parametrize(("status", "anew", "told"), [("Queued", False, 1), ("Queued", True, 0), ("Failed", False, 0)])
+def test_a_build_that_is_discarded_is_said_to_be_cancelled(
+    ini: Path, broker: Broker, tmp_path: Path, status: str, anew: bool, told: int
+) -> None:
+    """Where it would wait for ever: not one that was put anew, and not one that is over."""
+    request = BuildRequest(
+        srpm="time-1.7-45.el7.src.rpm", arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
+        build_id=build_id(1), timestamp="20261122120000",
+    )  # fmt: skip
+    job = known = bury(broker, request.encode())
+    if anew:
+        known = broker.put_raw("x86_64", request.encode(), priority=PRIORITY)
+    history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
+    history.record([event("Queued", 1, tube="x86_64", job=known, priority=PRIORITY), event(status, 1, job=known)])
+    history.close()
+    assert reimzul("discard", "--yes", job).returncode == 0
+    broker.watch([NOTIFY.name])
+    said = []
+    while claim := broker.claim({NOTIFY.name: NOTIFY}, 0):
+        assert isinstance(claim.message, BuildEvent)
+        said.append((claim.message.build_id, claim.message.status, claim.message.reason.partition(" by ")[0]))
+        claim.done()
+    assert said == [(build_id(1), "Cancelled", "discarded")] * told
 
 
 def test_a_job_that_is_not_buried_is_not_deleted(ini: Path, broker: Broker) -> None:
