@@ -3,8 +3,8 @@
 
 rsync's --append sends what has been added and nothing else. One call through stunnel takes some 6 ms of this
 host's processor and of bstore's (measured: docs/performance.md), so a leg whose logs grow all the time costs 0.3 % of a
-core on each; one whose logs stand still costs nothing. Nothing depends on it: what does not get through is tried again later,
-and all of it is uploaded with the results.
+core on each; one whose logs stand still costs nothing. Nothing depends on it: what does not get through is tried again
+later, and all of it is uploaded with the results.
 """
 
 from __future__ import annotations
