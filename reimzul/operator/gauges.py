@@ -17,7 +17,6 @@ from reimzul.operator.facts import is_silent
 from reimzul.operator.figures import Figures, Group, times
 from reimzul.operator.openmetrics import Gauge
 
-
 #: Packages that are told of by name.
 _PACKAGES = 50
 
