@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from reimzul.core import mark
-from reimzul.core.command import EXIT_CODES, shared_options, start
+from reimzul.core.command import EXIT_CODES, complain, shared_options, start
 from reimzul.core.config import Settings
+from reimzul.core.errors import EXIT_BROKER, BrokerGone
 from reimzul.core.tube import Broker, worker_tube
 from reimzul.notifier.history import BuildFilter, NoHistory
 from reimzul.notifier.history.presence import Seen
@@ -38,7 +39,7 @@ _NEEDED = 5
 )
 @click.option("--json", "as_json", is_flag=True, help="A list of workers. docs/json.md has its keys.")
 @shared_options
-def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> None:
+def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> int:
     """Show every worker: what it does and for how long, what came of its last build, how often it was at fault.
 
     FAULTS are attempts that were the builder's own fault, of all its attempts. A worker that has said nothing for two
@@ -53,7 +54,11 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
     settings = start(config, verbose)
     seen = reading.workers(settings)
     tallies = _tallies(settings, begin)
-    marks = _marks(settings, [each.presence.host for each in seen])
+    marks, away = {}, ""
+    try:
+        marks = _marks(settings, [each.presence.host for each in seen])
+    except BrokerGone as error:  # what the workers said last is on this host
+        away = f"{error}; which builders are to take nothing cannot be told"
     now = time.time()
     if as_json:
         show_json([as_object(each, tallies, marks, now) for each in seen])
@@ -61,6 +66,9 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
         show(_HEADS, [_row(each, tallies, marks, now) for each in seen], needed=_NEEDED)
     else:
         click.echo("No worker has said that it is there.", err=True)
+    if away:
+        complain(command, away)
+    return EXIT_BROKER if away else 0
 
 
 def _tallies(settings: Settings, begin: float) -> dict[str, Tally]:

@@ -398,6 +398,18 @@ def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     assert "was not drained" in run("resume", "builder1").stdout
 
 
+def test_with_beanstalkd_away_builders_are_shown_as_far_as_they_are_known(
+    ground: Ground, beanstalkd: Beanstalkd, tmp_path: Path
+) -> None:
+    ground.presence()
+    ini = tmp_path / "reimzul.ini"
+    ini.write_text(ini.read_text().replace(f"port = {beanstalkd.port}\n", "port = 9\n"))
+    done = run("builders", "--json")
+    assert done.returncode == 5 and "which builders are to take nothing cannot be told" in done.stderr
+    (shown,) = json.loads(done.stdout)
+    assert (shown["host"], shown["drain"]) == ("builder1.example.org", None)
+
+
 def test_a_builder_nobody_heard_of_is_not_drained_unless_that_is_meant(ground: Ground) -> None:
     ground.presence()
     done = run("drain", "bilder1")
