@@ -39,8 +39,8 @@ REPODATA = "repodata"
 #: (seen with 0.17), and it would keep the target's lock for ever.
 HUNG = 60
 #: Seconds a run on a target is to last for: of many builds that end one after another, those of that long are
-#: published together, and a farm that takes 100 builds in five seconds makes no more runs than seconds pass. One run may
-#: be made ahead: legs of one build end shortly after each other, and neither waits.
+#: published together, and a farm that takes 100 builds in five seconds makes no more runs than seconds pass. One run
+#: may be made ahead: legs of one build end shortly after each other, and neither waits.
 PACE = 1.75
 #: createrepo_c's status when it left out a package that it could not read.
 LEFT_OUT = 2

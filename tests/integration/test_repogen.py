@@ -151,7 +151,7 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
             later = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030406"))
             other = uploads.upload(store, rpms, of=uploads.request(target="other.1.x86_64"))
             ask(broker, later, other)
-            until(lambda: any(other.target in path.name for path in store.cache.iterdir()), 20, "another target is free")
+            until(lambda: any(other.target in path.name for path in store.cache.iterdir()), 20, "another is free")
             until((store.place(later.place) / NAME).exists, 20, "what comes meanwhile is taken in")
             assert len(listed(store)) == 2 and not done.done()
         finally:
