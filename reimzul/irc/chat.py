@@ -30,6 +30,14 @@ CONNECTED, ASK = 10.0, 30.0
 SILENCE = 90.0
 #: Seconds until a channel we were not let into, or thrown out of, is tried again.
 JOIN_AGAIN = 30.0
+#: Seconds that NickServ gets to let us in before we join, and after which a channel that says no is first tried again.
+IDENTIFIED, SOON = 3.0, 2.5
+#: Seconds after a JOIN in which a channel has to have let us in, whatever else was said.
+ANSWERED = 10.0
+#: Seconds for which it is hoped that a channel that said no lets us in after all; what is for it waits so long.
+HOPE = 300.0
+#: Seconds until the nick that we want is tried again.
+NICK_AGAIN = 60.0
 _CLOSED = (
     "inviteonlychan", "bannedfromchan", "badchannelkey", "channelisfull", "nosuchchannel", "badchanmask",
     "toomanychannels", "unavailresource", "nochanmodes", "needreggednick",
@@ -87,7 +95,9 @@ class Chat:
         self._settings, self._password = settings, password
         self._channels = {channel.lower(): channel for channel in channels}
         self._joined: set[str] = set()
-        self._refused: dict[str, str] = {}  #: channels that do not let us in, and their words
+        self._refused: dict[str, float] = {}  #: channels that do not let us in, and since when
+        self._tried: dict[str, float] = {}  #: when a JOIN was first sent that had no answer
+        self._nick_at = 0.0
         self._welcome = False
         self._fault = ""
         self._heard_at = self._asked_at = self._join_at = time.monotonic()
@@ -128,13 +138,23 @@ class Chat:
                 self._connection.ping(_ALIVE)
             if self._welcome and now > self._join_at:
                 self._join()
+            if self._welcome:
+                self._look(now)
+
+    def joined(self, channels: Iterable[str]) -> list[str]:
+        """Those of them that we are in."""
+        return [channel for channel in channels if channel.lower() in self._joined]
+
+    def hopes(self, channels: Iterable[str]) -> bool:
+        """Whether one of them may yet let us in: it said no not long ago."""
+        now = time.monotonic()
+        return any(now - self._refused.get(channel.lower(), float("-inf")) < HOPE for channel in channels)
 
     def say(self, name: str, channels: Iterable[str], line: str) -> None:
         """Say a line; `name` is in `heard` when the server has read it. Raises `ChatGone`."""
         with self._words():
-            for channel in channels:
-                if channel.lower() in self._joined:
-                    self._connection.privmsg(channel, line)
+            for channel in self.joined(channels):
+                self._connection.privmsg(channel, line)
             self._connection.ping(name)
 
     def close(self) -> None:
@@ -173,7 +193,26 @@ class Chat:
         self._join_at = time.monotonic() + JOIN_AGAIN
         for key, channel in self._channels.items():
             if key not in self._joined:
+                self._tried.setdefault(key, time.monotonic())
                 self._connection.join(channel)
+
+    def _look(self, now: float) -> None:
+        """What has had no answer, and the nick that we want."""
+        for key, tried in self._tried.items():
+            if now - tried > ANSWERED:
+                self._refuse(key, f"no answer for {ANSWERED:g} s")
+        if now > self._nick_at:
+            self._nick_at = now + NICK_AGAIN
+            if not self._is_us(self._settings.nick):
+                self._connection.nick(self._settings.nick)
+
+    def _refuse(self, channel: str, words: str) -> None:
+        """A channel does not let us in; the first time it is soon tried again."""
+        if channel in self._refused or channel in self._joined or channel not in self._channels:
+            return
+        self._refused[channel] = time.monotonic()
+        self._join_at = min(self._join_at, time.monotonic() + SOON)
+        log.error("%s: %s does not let us in: %s", self.address, self._channels[channel], words)
 
     # --- what the server says, by the library's names for it
 
@@ -186,8 +225,13 @@ class Chat:
     def _on_welcome(self, _event: Any) -> None:
         self._welcome = True
         if self._settings.identify == "nickserv":
-            self._connection.privmsg("NickServ", f"IDENTIFY {self._password}")
-        self._join_at = 0.0
+            # with the name: where our nick was taken we are here by another
+            account = self._settings.account or self._settings.nick
+            self._connection.privmsg("NickServ", f"IDENTIFY {account} {self._password}")
+            self._join_at = time.monotonic() + IDENTIFIED
+        else:
+            self._join_at = 0.0
+        self._nick_at = time.monotonic() + NICK_AGAIN
 
     def _on_nicknameinuse(self, _event: Any) -> None:
         if self._welcome:
@@ -202,6 +246,7 @@ class Chat:
         if self._is_us(event.source.nick):
             self._joined.add(event.target.lower())
             self._refused.pop(event.target.lower(), None)
+            self._tried.pop(event.target.lower(), None)
             log.info("%s: in %s", self.address, event.target)
 
     def _on_kick(self, event: Any) -> None:
@@ -215,10 +260,7 @@ class Chat:
     def _on_closed(self, event: Any) -> None:
         if not event.arguments:
             return
-        channel, words = event.arguments[0].lower(), fields.line(200)(" ".join(event.arguments[1:]))
-        if channel in self._channels and channel not in self._refused:
-            self._refused[channel] = words
-            log.error("%s: %s does not let us in: %s", self.address, event.arguments[0], words)
+        self._refuse(event.arguments[0].lower(), fields.line(200)(" ".join(event.arguments[1:])))
 
     def _on_pong(self, event: Any) -> None:
         if event.arguments and event.arguments[-1] != _ALIVE:
@@ -239,7 +281,7 @@ class Chat:
 
     def _out(self, channel: str, how: str) -> None:
         self._joined.discard(channel.lower())
-        self._refused[channel.lower()] = how
+        self._refused[channel.lower()] = time.monotonic()
         self._join_at = time.monotonic() + JOIN_AGAIN
         log.warning("%s: %s from %s", self.address, how, channel)
 
@@ -250,6 +292,10 @@ class Chat:
             yield
         except (OSError, irc.client.IRCError, ValueError) as error:
             self._fault = self._fault or f"cannot be spoken to: {fields.line(200)(str(error))}"
+        except (LookupError, AttributeError, TypeError) as error:
+            # the library trips over a line without the words it looks for
+            log.exception("%s: said what the library does not know", self.address)
+            self._fault = self._fault or f"cannot be understood: {fields.line(200)(repr(error))}"
         if self._fault:
             fault = self._fault
             self.close()

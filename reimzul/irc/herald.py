@@ -91,15 +91,22 @@ class Herald:
             self._say(self._chat)
 
     def _say(self, chat: Chat) -> None:
+        held: set[str] = set()
         while self._pace.ready(time.monotonic()):
-            saying = self._inbox.next(set(self._under_way.values()))
+            saying = self._inbox.next({*self._under_way.values(), *held})
             if saying is None:
                 return
+            joined = chat.joined(saying.channels)
+            if not joined and chat.hopes(saying.channels):
+                held.add(saying.name)
+                continue
+            if not joined:
+                log.error("not said, for no channel of it lets us in: %s", saying.line)
             self._count += 1
             token = f"said-{self._count}"
             self._under_way[token] = saying.name
-            self._pace.spend(time.monotonic())
-            chat.say(token, saying.channels, saying.line)
+            self._pace.spend(time.monotonic(), len(joined) + 1)  # the PING is a line too
+            chat.say(token, joined, saying.line)
 
     def _hear(self, payload: bytes, receipt: Receipt) -> None:
         """One message of the broker; in another thread."""

@@ -49,7 +49,7 @@ class Speaker:
         name = raw.get("id")
         return Saying(
             name=name if isinstance(name, str) else "/".join(said.values()),
-            line=_cut(self._line(said)),
+            line=self._line(said),
             channels=self._channels(said["target"], said["arch"]),
         )
 
@@ -59,7 +59,10 @@ class Speaker:
             status = f"{_GREEN if status == 'Success' else _RED}{status}{_PLAIN}"
         reason = f", {said['reason']}" if said["reason"] else ""
         by = f" ({said['submitter']})" if said["submitter"] else ""
-        return f"{status}: {said['srpm']} on {said['arch']} for {said['target']}{by}{reason} {said['url']}".rstrip()
+        url = f" {said['url']}" if said["url"] else ""
+        # half a URL leads nowhere: what is too long is cut before it
+        words = f"{status}: {said['srpm']} on {said['arch']} for {said['target']}{by}{reason}"
+        return _cut(_cut(words, LONGEST - len(url.encode("utf-8"))) + url, LONGEST)
 
     def _channels(self, target: str, arch: str) -> tuple[str, ...]:
         """Those of the lines that are about it; where there are none, those for all the rest."""
@@ -73,6 +76,6 @@ def _clean(value: Any) -> str:
     return fields.line(250)(value) if isinstance(value, str) else ""
 
 
-def _cut(line: str) -> str:
+def _cut(line: str, longest: int) -> str:
     encoded = line.encode("utf-8")
-    return line if len(encoded) <= LONGEST else encoded[: LONGEST - 3].decode("utf-8", "ignore") + "…"
+    return line if len(encoded) <= longest else encoded[: max(0, longest - 3)].decode("utf-8", "ignore") + "…"

@@ -18,6 +18,6 @@ class Pace:
         """Whether a line may be said now."""
         return self._free_at - now <= (BURST - 1) * self._seconds
 
-    def spend(self, now: float) -> None:
-        """A line was said."""
-        self._free_at = max(self._free_at, now) + self._seconds
+    def spend(self, now: float, lines: int = 1) -> None:
+        """So many lines were said."""
+        self._free_at = max(self._free_at, now) + lines * self._seconds

@@ -71,6 +71,13 @@ def test_no_field_breaks_a_line_or_makes_it_too_long(more: dict[str, Any]) -> No
         assert not any(sign < " " or sign in "\x7f\x85\u2028\u2029" for sign in said.line)
 
 
+def test_a_long_reason_is_cut_and_not_the_url() -> None:
+    url = "http://localhost/" + "p" * 100 + "/"
+    line = saying("colours = no\n", reason="é" * 250, url=url).line
+    assert line.endswith(f"é… {url}")
+    assert len(line.encode()) <= LONGEST
+
+
 @given(st.binary(max_size=60))
 def test_garbage_says_nothing(payload: bytes) -> None:
     assert speaker().saying(payload) is None
@@ -94,6 +101,12 @@ def test_a_few_lines_at_once_then_one_every_so_often() -> None:
     assert said == [100.0] * BURST + [102.0, 104.0, 106.0]
     assert not pace.ready(106.0)
     assert pace.ready(200.0)
+
+
+def test_each_channel_has_a_line_of_the_allowance() -> None:
+    pace = Pace(2.0, 100.0)
+    pace.spend(100.0, 5)
+    assert (pace.ready(103.0), pace.ready(104.0)) == (False, True)
 
 
 def test_a_pace_of_none_is_always_ready() -> None:
