@@ -397,6 +397,23 @@ def test_nickserv_gets_time_and_the_account_and_the_nick_is_taken_back(
     turned(chat, lambda: "JOIN #reimzul" in server.heard)
 
 
+def test_a_result_waits_for_a_channel_that_says_no_at_first(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    answers = {"USER ": [":irc 001 reimzul :welcome"], "JOIN ": [":irc 477 reimzul #reimzul :not yet"]}
+    server = WordyServer(answers)
+    talker = Talker(tmp_path, mosquitto, server.port)
+    talker.settings["irc"]["tls"] = "no"
+    talker.start()
+    try:
+        until(lambda: "does not let us in" in talker.said() and "listening to" in talker.said(), 15, "it is refused")
+        talker.publish(result())
+        answers["JOIN "] = [":reimzul!r@host JOIN #reimzul"]
+        until(lambda: any(line.startswith("PRIVMSG #reimzul :Failed") for line in server.heard), 45, "it is said")
+        assert "not said" not in talker.said()
+    finally:
+        talker.signal(signal.SIGKILL)
+        server.close()
+
+
 class SaslServer:
     """As much of an IRC server as SASL needs, which ngircd does not have."""
 
