@@ -61,8 +61,8 @@ def arch_tube(name: str) -> Tube[BuildRequest]:
     return Tube(name, BuildRequest.decode)
 
 
-#: How the names of the tubes begin that hold a mark instead of work (mark.py).
-_CANCEL, _WORKER = "cancel.", "worker."
+#: How the names of the tubes begin that hold a mark instead of work (mark.py), or nothing: watched to be counted.
+_CANCEL, _WORKER, _HOST = "cancel.", "worker.", "host."
 
 
 def cancel_tube(build_id: str) -> str:
@@ -88,14 +88,19 @@ def canary_tube(host: str) -> str:
     return f"canary.{host}"[:200]
 
 
+def host_tube(host: str) -> str:
+    """What all workers of a builder watch: beanstalkd tells by it how many of an arch's watchers are that builder's."""
+    return (_HOST + host)[:200]
+
+
 def marked_builder(tube: str) -> str:
     """The builder that a tube's mark is about; nothing where the tube is none of those."""
     return tube[len(_WORKER) :] if tube.startswith(_WORKER) else ""
 
 
 def is_mark_tube(name: str) -> bool:
-    """Whether a tube holds a mark: nobody watches it, and that is as it should be."""
-    return name.startswith((_CANCEL, _WORKER))
+    """Whether a tube holds no work: that nobody watches it, or that nothing is in it, is as it should be."""
+    return name.startswith((_CANCEL, _WORKER, _HOST))
 
 
 def urgency(news: News) -> int:

@@ -18,7 +18,7 @@ from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, Reim
 from reimzul.core.mark import Mark
 from reimzul.core.message import BuildRequest, Status, event_of, new_attempt
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube
+from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube, host_tube
 from reimzul.worker.build import Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
 from reimzul.worker.fitness import Fitness
@@ -32,9 +32,11 @@ log = logging.getLogger(__name__)
 #: Workers that may die under a job before it is buried, and again so many after each kick. Cut links count too, so
 #: it is generous.
 DEATHS = 10
-#: Seconds a builder that could not build a request leaves it to others before it tries it again itself, and how
-#: long it looks away each time.
-LEAVE_TO_OTHERS, LOOK_AWAY = 60, 5
+#: Seconds a builder that could not build a request leaves it to others before it tries it again itself: to those that
+#: have not tried it, which may be busy for long, or drained for longer; and to those that could not build it either.
+LEAVE_TO_OTHERS, LEAVE_TO_OTHERS_THAT_FAILED = 3600, 60
+#: How long it looks away each time, in seconds.
+LOOK_AWAY = 5
 #: Pause, in seconds, before the next try of a request that a builder could not build: the first, and each after it.
 RETRY_PAUSE = 10
 
@@ -54,7 +56,7 @@ class Worker(Daemon[BuildRequest]):
         voice: Voice,
         overflow: Overflow | None = None,
     ) -> None:
-        super().__init__(connect, tubes, host, overflow=overflow)
+        super().__init__(connect, [*tubes, arch_tube(host_tube(host))], host, overflow=overflow)
         self.fitness = fitness
         self.tools = tools
         self.workspace = workspace
@@ -187,15 +189,21 @@ class Worker(Daemon[BuildRequest]):
         return request.told_for
 
     def leave_to_others(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
-        """Raise `Again` for a request this builder failed a short while ago, as long as others watch its tube.
+        """Raise `Again` for a request this builder could not build, as long as others watch its tube.
 
-        The broken builder is always the idle one: without this it would take the job straight back.
+        The broken builder is always the idle one: without this it would take the job straight back, and use up all
+        tries while a sound one is busy.
         """
         faults = claim.message.faults
         ours = [tried.when for tried in faults if tried.builder == self.host]
-        if len(faults) >= self.tries or not ours or time.time() - max(ours) > LEAVE_TO_OTHERS:
+        rested = time.time() - max(ours, default=0.0)
+        if len(faults) >= self.tries or rested > LEAVE_TO_OTHERS:
             return
-        if broker.stats(claim.facts.tube).watchers > 1:
+        watchers = broker.stats(claim.facts.tube).watchers
+        tried = sum(broker.stats(host_tube(host)).watchers for host in {fault.builder for fault in faults})
+        if watchers > tried:
+            raise Again("this builder could not build it; left to those that have not tried", pause=LOOK_AWAY)
+        if watchers > 1 and rested <= LEAVE_TO_OTHERS_THAT_FAILED:
             raise Again("this builder could not build it before; left to others", pause=LOOK_AWAY)
 
     def reconnect(self) -> Broker:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from reimzul.core.manifest import read_manifest
-from reimzul.core.message import BuildRequest
-from reimzul.core.tube import Broker
+from reimzul.core.message import BuildRequest, Try
+from reimzul.core.tube import Broker, host_tube
 from tests.builder import Ears, Host, processes, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.waiting import until
@@ -195,6 +196,24 @@ def test_the_broken_builder_leaves_it_to_the_other(host: Host, broker: Broker, e
         until(lambda: ears.events("Success") or broker.stats("x86_64").delayed, 20, "built, or left alone")
     (event,) = ears.wait(1, "Success")
     assert event["builder_fqdn"] == "b2.example.org"
+
+
+def test_the_broken_builder_leaves_it_for_long_to_those_that_have_not_tried(
+    host: Host, broker: Broker, ears: Ears, beanstalkd: Beanstalkd
+) -> None:
+    """While the sound one is busy the broken one is idle: three faults of one builder are no three builders."""
+    with beanstalkd.connect() as busy, beanstalkd.connect() as also:
+        busy.watch(["x86_64", host_tube("b2.example.org")])
+        ago = Try(builder="b1.example.org", when=time.time() - 1800, words="its mirror is gone")
+        host.start("b1")
+        until(lambda: broker.stats("x86_64").watchers == 2, 20, "both watch")
+        number = put(broker, request(tries=(ago,)))
+        until(lambda: broker.facts(number).releases == 1, 20, "it is left to the other")
+        assert not ears.events("Building")
+        also.watch(["x86_64", host_tube("b1.example.org")])  # another worker of the same builder is no other builder
+        busy.close()
+        until(lambda: broker.stats("x86_64").watchers == 2, 20, "the other builder is gone")
+        ears.wait(1, "Building")
 
 
 def test_a_stop_gives_the_build_back_and_leaves_nothing(host: Host, broker: Broker, ears: Ears) -> None:
