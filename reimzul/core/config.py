@@ -330,7 +330,7 @@ class Worker:
         whole(0, 100_000), "0", "No job is taken while the load of the last minute is above it; 0: at any load."
     )
     tries: int = setting(
-        whole(1, 50),
+        whole(1, 20),  # a message has room for 50, and uploads that did not match count there too
         "3",
         "How many tries of a request may fail by a builder's fault before it ends as Failed.",
     )

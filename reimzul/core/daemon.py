@@ -157,7 +157,10 @@ class Daemon(Generic[M]):
         while not self.stop.asked:
             self.alive()
             claims = self.claim(broker)
-            if claims:
+            if claims and self.stop.asked:  # a signal does not wake a reserve: what it brought is not begun any more
+                for claim in claims:
+                    self.settle(claim, Stopping())
+            elif claims:
                 self.service.doing(f"at work on {claims[0]!r}" + (f", of {len(claims)}" if claims[1:] else ""))
                 self.settle_all(broker, claims)
                 broker = self.broker or broker  # a handler may have had to reconnect

@@ -14,7 +14,7 @@ from typing import Callable
 
 from reimzul.core import mark
 from reimzul.core.daemon import Daemon, Outcome
-from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError
+from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
 from reimzul.core.mark import Mark
 from reimzul.core.message import BuildRequest, Status, event_of, new_attempt
 from reimzul.core.refused import Overflow
@@ -110,6 +110,8 @@ class Worker(Daemon[BuildRequest]):
     def outcome(self, broker: Broker, claim: Claim[BuildRequest]) -> Outcome:
         """Build one request; what became of its job."""
         request = claim.message
+        if self.drained_since(broker, claim):
+            return Stopping()
         if not request.complete:
             self.put_completed(broker, claim)
             return None
@@ -131,6 +133,11 @@ class Worker(Daemon[BuildRequest]):
         except ReimzulError as error:
             return ClaimLost(f"ended while another has it: {error}") if desk.lost else error
         return ClaimLost("another has it; ours is uploaded") if desk.lost else None
+
+    def drained_since(self, broker: Broker, claim: Claim[BuildRequest]) -> bool:
+        """Whether this builder is to take nothing, as a person said while we waited for this job."""
+        held = mark.drained(broker, self.host)
+        return held is not None and not (held.quarantined and claim.facts.tube in self._canary)
 
     def build(self, request: BuildRequest, desk: Desk) -> None:
         """Attempt a request in a folder of its own, which is gone afterwards."""

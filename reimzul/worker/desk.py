@@ -62,19 +62,26 @@ class Desk:
         with ThreadPoolExecutor(1, "build") as pool:
             future = pool.submit(build.run)
             future.add_done_callback(lambda _: build.outbox.put(None))  # wakes us, who wait for what it says
-            waiting: Said | None = None
-            while waiting is not None or not future.done() or not build.outbox.empty():
-                self.alive()
-                if self.stop.now.is_set():
-                    self.service.doing("told to stop: ends the build and cleans its root up")
-                    build.stop()
-                    if future.done() and self._gone_since is not None:
-                        break  # beanstalkd is away and we have to go: the job is put to others by our absence
-                waiting = waiting or self._next(build, future)
-                if self._keep() and waiting is not None and self._put(waiting):
-                    waiting = None
-                self._look(watch)
+            try:
+                self._serve(build, watch, future)
+            except BaseException:
+                build.stop()  # else leaving the pool would wait for all of a build that nobody serves
+                raise
         future.result()
+
+    def _serve(self, build: Build, watch: Watch, future: Future[None]) -> None:
+        waiting: Said | None = None
+        while waiting is not None or not future.done() or not build.outbox.empty():
+            self.alive()
+            if self.stop.now.is_set():
+                self.service.doing("told to stop: ends the build and cleans its root up")
+                build.stop()
+                if future.done() and self._gone_since is not None:
+                    break  # beanstalkd is away and we have to go: the job is put to others by our absence
+            waiting = waiting or self._next(build, future)
+            if self._keep() and waiting is not None and self._put(waiting):
+                waiting = None
+            self._look(watch)
 
     def open_legs(self) -> list[str]:
         """The arches of the legs that came to nothing, as far as they are known."""
@@ -98,12 +105,16 @@ class Desk:
             if self._gone_since is not None:
                 self._reconnect()
             elif not self.lost:
-                self.claim.keep()
-        except ClaimLost:
-            self._adopt()
+                self._touch()
         except BrokerGone as error:
             self._away(error)
         return self._gone_since is None
+
+    def _touch(self) -> None:
+        try:
+            self.claim.keep()
+        except ClaimLost:
+            self._adopt()
 
     def _look(self, watch: Watch) -> None:
         """See to what else is wanted of this builder, where we are connected."""

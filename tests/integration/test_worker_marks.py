@@ -137,6 +137,20 @@ def test_a_drained_builder_takes_nothing_until_it_is_resumed(host: Host, broker:
     assert not mark.lift(broker, worker_tube("b1.example.org"))
 
 
+def test_a_job_that_comes_right_after_a_drain_is_not_begun(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start("b1")
+    for _ in range(3):  # the worker looks for the mark before each reserve, which lasts a second
+        until(lambda: says(ears, "idle"), 20, "it waits for a job")
+        mark.put(broker, worker_tube("b1.example.org"), mark.mark("johnny"))
+        put(broker, request("plain"))
+        until(lambda: says(ears, "drained"), 20, "it says so")
+        assert not ears.events("Building")
+        broker.client.use("x86_64")
+        broker.client.delete(broker.client.peek_ready())
+        ears.present.clear()
+        assert mark.lift(broker, worker_tube("b1.example.org"))
+
+
 def test_a_drain_lets_the_build_in_hand_end(host: Host, broker: Broker, ears: Ears, packages: dict[str, Path]) -> None:
     host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]], until=["go"])
     host.start("b1")

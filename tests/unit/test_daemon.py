@@ -167,6 +167,14 @@ RULES: list[tuple[Exception, list[str]]] = [
 ]
 
 
+def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(broker: FakeBroker) -> None:
+    (job,) = jobs(broker)
+    daemon = Handler(broker, saying(None))
+    taken, daemon.claim = daemon.claim, lambda *words: (broker.stop.drain.set(), taken(*words))[1]
+    daemon.run()
+    assert job.settled == ["again 0"] and not daemon.handled
+
+
 def test_what_is_done_is_deleted(broker: FakeBroker) -> None:
     (job,) = jobs(broker)
     Handler(broker, saying(None)).run()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build and its claim: what goes wrong between them ends neither the other's way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any, Callable
+
+import attr
+import pytest
+
+from reimzul.core.daemon import Stop
+from reimzul.core.errors import BrokerGone, ClaimLost, MessageError
+from reimzul.core.systemd import Service
+from reimzul.worker.desk import Desk
+
+
+class Build:
+    """It lasts until it is stopped."""
+
+    def __init__(self) -> None:
+        self.outbox: queue.Queue[Any] = queue.Queue()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        assert self.over.wait(20), "nobody ended it"
+
+    def stop(self) -> None:
+        self.over.set()
+
+
+@attr.define
+class Claim:
+    """A claim that meets something, and is its own broker."""
+
+    keep: Callable[[], None]
+    adopt: Callable[[Any], None] = lambda claim: None
+
+    @property
+    def broker(self) -> Claim:
+        return self
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def meet(*_: object) -> None:
+        raise error
+
+    return meet
+
+
+def desk_of(claim: Claim) -> Desk:
+    given: Any = claim
+    service = Service()
+    return Desk(lambda: given, given, Stop(), "t", service, service.alive)
+
+
+def test_a_connection_that_breaks_while_the_job_is_taken_back_is_only_away() -> None:
+    desk = desk_of(Claim(raising(ClaimLost("its time ran out")), raising(BrokerGone("reset"))))
+    assert not desk._keep() and not desk.lost
+
+
+def test_what_nobody_expected_ends_the_build_too() -> None:
+    build, watch = Build(), object()
+    with pytest.raises(MessageError, match="too long"):
+        desk_of(Claim(raising(MessageError("too long")))).attend(build, watch)  # type: ignore[arg-type]
+    assert build.over.is_set()
