@@ -57,7 +57,7 @@ def test_upgraded_in_mid_build(farm: Farm) -> None:
     builder = farm.building_on(build)
     show = "systemctl show --value -p InvocationID reimzul-worker@1 reimzul-worker@2"
     before = builder.run(show).out.split()
-    builder.run("cd reimzul && make install ROLE=builder && systemctl reload 'reimzul-*'", timeout=600)
+    builder.run("cd reimzul && make install ROLE=builder && systemctl reload 'reimzul-*.service'", timeout=600)
     (leg,) = farm.published(build)
     assert (leg["builder_fqdn"], leg["attempts"][0]["builder_fqdn"]) == (builder.fqdn, builder.fqdn)
     until(lambda: not set(before) & set(builder.run(show).out.split()), 120, "both workers are new")

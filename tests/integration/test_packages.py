@@ -335,3 +335,22 @@ def test_a_spec_that_does_not_build_leaves_rpmbuilds_own_words(tmp_path: Path, p
 def test_wrong_usage_of_tools_rpm_is_one_line(words: list[str]) -> None:
     done = subprocess.run([TREE / "tools/rpm", *words], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize(("role", "unit"), [("worker", "reimzul-worker"), ("bstore", "reimzul-repogen-worker")])
+def test_who_takes_a_package_away_takes_all_its_instances(role: str, unit: str, tmp_path: Path) -> None:
+    """Its scriptlet with a real systemctl, offline; what needs a running systemd is left out of it."""
+    spec = output("rpmspec", "-P", TREE / "reimzul.spec")
+    script = spec.partition(f"\n%preun {role}\n")[2].partition("\n%")[0]
+    assert f"systemctl stop '{unit}@*.service'" in script
+    units = tmp_path / "etc" / "systemd" / "system"
+    units.mkdir(parents=True)
+    shutil.copy(TREE / "systemd" / f"{unit}@.service", units)
+    offline = f"--root={tmp_path}"
+    output("systemctl", offline, "enable", *(f"{unit}@{number}" for number in (1, 2, 7)))
+    links = [path for path in units.rglob(f"{unit}@*.service") if path.is_symlink()]
+    assert len(links) >= 3
+    script = re.sub(r"systemctl stop [^;]+;", "", script.replace("[ -d /run/systemd/system ]", "true"))
+    script = script.replace("systemctl ", f"systemctl {offline} ").replace("--now ", "")
+    subprocess.run(["sh", "-c", script, "preun", "0"], check=True, timeout=60)
+    assert not [path for path in links if path.is_symlink()]
