@@ -478,6 +478,15 @@ def test_nobody_does_anything_else(mqtt: Mqtt) -> None:
     assert mqtt.heard("", "reimzul/builds/results") == b""
 
 
+def test_the_notifier_may_publish_under_the_topic_of_the_settings(mqtt: Mqtt) -> None:
+    """mosquitto acknowledges what its list forbids, and drops it."""
+    access = "/etc/mosquitto/reimzul.acl"
+    mqtt.host.done("controller", "--mqtt", "--set", "mqtt.topic=koji/el9")
+    assert "topic write koji/el9/#" in mqtt.host.text(access) and " reimzul/#" not in mqtt.host.text(access)
+    mqtt.host.done("controller")  # as reimzul.ini says now
+    assert "topic read koji/el9/#" in mqtt.host.text(access)
+
+
 def test_the_notifiers_settings_find_its_certificate(mqtt: Mqtt) -> None:
     text = mqtt.host.text("/etc/reimzul/reimzul.ini")
     for line in ("notifications = true", "ca_cert = {}/ca.crt", "tls_key = {}/notifier.key"):

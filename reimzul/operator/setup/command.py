@@ -119,7 +119,7 @@ def controller(
         run.carry_out(planned(run.system, run.wishes(outcome, **reaches)), outcome)
     else:
         listen = asking.host(mqtt_listen) if mqtt_listen else None
-        broker = mqtt.wishes(run.system, with_mqtt, listen, controller)
+        broker = mqtt.wishes(run.system, with_mqtt, listen, controller, run.settings)
         wishes = run.wishes(outcome, **reaches, **broker.as_wishes(run.settings))
         run.carry_out(roles.plan("controller", run.system, wishes), outcome)
     run.tell(outcome, add_bstore, hosts)

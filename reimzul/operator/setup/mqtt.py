@@ -50,25 +50,29 @@ class Broker:
         }
 
 
-def wishes(system: System, ordered: bool, listen: str | None, host: str | None) -> Broker:
+def wishes(system: System, ordered: bool, listen: str | None, host: str | None, given: ini.Settings) -> Broker:
     """What is wanted of mosquitto: where it was ordered, or is there from the last time.
 
-    `listen` is an address that is not loopback, `host` a name of this host by which subscribers know it.
+    `listen` is an address that is not loopback, `host` a name of this host by which subscribers know it, `given` the
+    settings a person gives now.
     """
     present = system.text(CONFIGURATION)
     if not ordered and listen is None and present is None:
         return Broker()
     address = listen or listener_in(present or "") or "127.0.0.1"
-    files = (*_configuration(system, address), *_certificates(system, host or ""))
+    topic = given.get(("mqtt", "topic")) or ini.value_in(system.text(SETTINGS) or "", "mqtt", "topic")
+    files = (*_configuration(system, address, topic or config.Mqtt().topic), *_certificates(system, host or ""))
     ports = () if address in config.LOCAL else (8883,)
     return Broker(files=files, units=(UNIT,), ports=ports, settings=_settings(system) if ordered or listen else {})
 
 
-def _configuration(system: System, address: str) -> Iterator[Wanted]:
+def _configuration(system: System, address: str, topic: str) -> Iterator[Wanted]:
     text = listening(template("mosquitto-reimzul.conf"), address)
     yield Wanted(path=CONFIGURATION, text=text, units=(UNIT,))
+    # what the list does not name mosquitto takes, and drops without a word
+    access = template("mosquitto-reimzul.acl").replace(" reimzul/#", f" {topic}/#")
     # mosquitto is going to refuse a list that others can read or change
-    yield Wanted(path=ACCESS, text=template("mosquitto-reimzul.acl"), mode=0o600, owner="mosquitto", units=(UNIT,))
+    yield Wanted(path=ACCESS, text=access, mode=0o600, owner="mosquitto", units=(UNIT,))
     main = system.text(_MAIN) or ""
     if _INCLUDES not in main.splitlines():  # Debian's has it, EPEL's has not
         text = f"{main.rstrip()}\n\n{_INCLUDES}\n".lstrip()
