@@ -156,17 +156,22 @@ class Daemon(Generic[M]):
         self.service.doing(self.waits_for())
         while not self.stop.asked:
             self.alive()
-            claims = self.claim(broker)
-            if claims and self.stop.asked:  # a signal does not wake a reserve: what it brought is not begun any more
-                for claim in claims:
-                    self.settle(claim, Stopping())
-            elif claims:
+            claims = self._wanted(self.claim(broker))
+            if claims:
                 self.service.doing(f"at work on {claims[0]!r}" + (f", of {len(claims)}" if claims[1:] else ""))
                 self.settle_all(broker, claims)
                 broker = self.broker or broker  # a handler may have had to reconnect
             else:
                 self.service.doing(self.waits_for())
                 self.idle(broker)
+
+    def _wanted(self, claims: list[Claim[M]]) -> list[Claim[M]]:
+        """What is begun now: nothing where we are to end. A signal wakes no reserve, and what that brings goes back."""
+        if not self.stop.asked:
+            return claims
+        for claim in claims:
+            self.settle(claim, Stopping())
+        return []
 
     def claim(self, broker: Broker, wait: int = POLL, room: int = 0) -> list[Claim[M]]:
         """What waits, at most a batch (or `room`), each decoded; what cannot be decoded is refused here.
