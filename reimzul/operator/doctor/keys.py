@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from reimzul.core.config import LOCAL
@@ -38,13 +39,27 @@ def _tunnels(tunnels: Tunnels, roles: tuple[str, ...]) -> Result:
 
 def _holes(tunnels: Tunnels) -> Iterator[str]:
     for section in tunnels.sections:
-        if section.secrets is None and "cert" not in section.options:
+        options = section.options
+        asks = any(options.get(name, "no") == "yes" for name in ("verifypeer", "verifychain"))
+        if section.secrets is None and not asks:
             yield f"[{section.name}] asks for no key"
+        yield from _weaknesses(f"[{section.name}] ", options)
         if section.is_client and not _is_local(section):
             yield f"[{section.name}] lends our key to whoever reaches port {section.accept[1]} of this host"
-    for name, value in tunnels.head:
-        if name.lower() == "sslversionmin" and value in ("all", "SSLv3", "TLSv1", "TLSv1.1"):
-            yield f"sslVersionMin = {value}: TLS 1.2 is the oldest that is safe"
+    yield from _weaknesses("", {name.lower(): value for name, value in tunnels.head})
+
+
+def _weaknesses(where: str, options: Mapping[str, str]) -> Iterator[str]:
+    """What opens a way in stunnel's own options, stunnel(8): of all sections, or of one."""
+    for name in ("sslVersionMin", "sslVersion", "sslVersionMax"):
+        value = options.get(name.lower(), "")
+        if value in ("SSLv2", "SSLv3", "TLSv1", "TLSv1.1") or (value == "all" and name == "sslVersionMin"):
+            yield f"{where}{name} = {value}: TLS 1.2 is the oldest that is safe"
+    if options.get("verify") == "0":
+        yield f"{where}verify = 0: lets in whoever comes"
+    open_ = {"NULL", "eNULL", "aNULL", "COMPLEMENTOFALL"} & set(re.split("[:, +]", options.get("ciphers", "")))
+    if open_:
+        yield f"{where}ciphers has {min(open_)}: nothing is encrypted, or nobody known"
 
 
 def _is_local(section: Section) -> bool:
