@@ -17,6 +17,7 @@ from reimzul.core.errors import BrokerGone, InputError
 from reimzul.operator.doctor import certificates, flight, host, network, probe, report, tunnels, units
 from reimzul.operator.doctor.access import ENTER, READ, WRITE, may
 from reimzul.operator.doctor.check import FAIL, OK, WARN, Check, Finding, Result, examine, fail, ok, warn, worst
+from reimzul.operator.doctor.queue import too_old
 
 TREE = Path(__file__).parents[2]
 #: Made by openssl req -x509 -days 3650 and -days 20000: before 2050 the time has two digits of the year, after it four.
@@ -190,6 +191,13 @@ def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None
 ACCEPTED = "2026.11.24 03:10:06 LOG6[0]: TLS connected: new session negotiated\n"
 _ALERT = "LOG3[0]: SSL_connect: ../ssl/record/rec_layer_s3.c:1601: error:0A000410:SSL routines::sslv3 alert"
 UNKNOWN, OTHER_SECRET = f"{_ALERT} handshake failure\n", f"{_ALERT} illegal parameter\n"
+@pytest.mark.parametrize(
+    ("version", "old"), [("1.12", False), ("1.10", True), ("1.13+4", False), ("2.0", False), ("dev", False)]
+)
+def test_a_beanstalkd_without_reserve_job_is_too_old(version: str, old: bool) -> None:
+    assert too_old(version) == old
+
+
 NO_TLS = "LOG3[0]: SSL_connect: ssl/record/ssl3_record.c:354: error:0A00010B:SSL routines::wrong version number\n"
 NOBODY = "LOG3[0]: s_connect: connect 127.0.0.1:23101: Connection refused (111)\n"
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from reimzul.core.arch import read_arches
@@ -47,6 +48,8 @@ def connect(settings: Settings) -> Broker:
 def _server(settings: Settings) -> Result:
     with connect(settings) as broker:
         before = broker.server()
+        if too_old(before.version):
+            return fail(f"it is {before.version}, without the reserve-job that workers need", "install 1.12 or newer")
         if before.draining:
             return fail("it is draining: it takes no job until it is started anew", "systemctl restart beanstalkd")
         try:
@@ -59,6 +62,12 @@ def _server(settings: Settings) -> Result:
             "start it with -b (conf/beanstalkd-service.conf); it also gives up a binlog whose disk was full",
         )
     return ok(f"{before.version}, its binlog is written")
+
+
+def too_old(version: str) -> bool:
+    """Whether this beanstalkd lacks `reserve-job`; one whose version is no number is not judged."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < (1, 12)
 
 
 def _written(broker: Broker) -> int:
