@@ -525,8 +525,19 @@ def expired() -> Callable[[Host, str], None]:
 
 
 def test_the_broker_is_known_by_the_name_subscribers_use(mqtt: Mqtt) -> None:
-    certificate = mqtt.host.at("/etc/mosquitto/certs/reimzul.crt")
-    said = subprocess.run(
+    said = named_in(mqtt.host)
+    assert "DNS:localhost" in said and "DNS:c.example.org" in said and "IP Address:127.0.0.1" in said
+
+
+def test_a_new_certificate_of_the_broker_has_the_names_of_the_one_before(mqtt: Mqtt) -> None:
+    mqtt.host.done("controller", "--mqtt", "--controller", "d.example.org")
+    said = named_in(mqtt.host)
+    assert "DNS:c.example.org" in said and "DNS:d.example.org" in said
+
+
+def named_in(host: Host) -> str:
+    """The names in the broker's certificate, as openssl writes them."""
+    certificate = host.at("/etc/mosquitto/certs/reimzul.crt")
+    return subprocess.run(
         ["openssl", "x509", "-in", certificate, "-noout", "-ext", "subjectAltName"], capture_output=True, check=True
     ).stdout.decode()
-    assert "DNS:localhost" in said and "DNS:c.example.org" in said and "IP Address:127.0.0.1" in said

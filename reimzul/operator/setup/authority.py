@@ -67,6 +67,18 @@ def issued(authority: Pair, name: str, usage: str, hosts: Sequence[str] = ()) ->
         return _pair(folder)
 
 
+def hosts_of(pair: Pair | None) -> list[str]:
+    """The hosts that a server's certificate names."""
+    if pair is None:
+        return []
+    with _folder(certificate=pair.certificate) as folder:
+        try:
+            said = _openssl(folder, "x509", "-in", "certificate", "-noout", "-ext", "subjectAltName")
+        except ProgramFailed:
+            return []
+    return re.findall(r"(?:DNS|IP Address):([^\s,]+)", said)
+
+
 def is_address(host: str) -> bool:
     """Whether a host is an IPv4 address rather than a name."""
     return bool(re.match(r"\d+\.\d+\.\d+\.\d+\Z", host))

@@ -11,7 +11,7 @@ import attr
 from reimzul.core import config
 from reimzul.core.command import own_name
 from reimzul.operator.setup import ini
-from reimzul.operator.setup.authority import Pair, holds, issued, new_authority
+from reimzul.operator.setup.authority import Pair, holds, hosts_of, issued, new_authority
 from reimzul.operator.setup.files import Wanted
 from reimzul.operator.setup.roles import SETTINGS
 from reimzul.operator.setup.system import System
@@ -83,9 +83,11 @@ def _certificates(system: System, host: str) -> Iterator[Wanted]:
     there = _pair(system, f"{FOLDER}/ca")
     authority = there if there and holds(there) else new_authority("Reimzul MQTT")
     yield from _files(f"{FOLDER}/ca", authority, "root")
-    names = tuple(dict.fromkeys(filter(None, ("localhost", "127.0.0.1", host, own_name()))))
     broker = _pair(system, BROKER)
     if not (broker and holds(broker, authority, host)):
+        # who subscribes by a name that was given once still does
+        known = ("localhost", "127.0.0.1", host, own_name(), *hosts_of(broker))
+        names = tuple(dict.fromkeys(filter(None, known)))
         broker = issued(authority, "mosquitto", "serverAuth", names)
     yield from _files(BROKER, broker, "mosquitto", (UNIT,))
     yield Wanted(path=f"{BROKER}-ca.crt", text=authority.certificate, secret=True, units=(UNIT,))
