@@ -89,6 +89,19 @@ def test_one_connection_serves_many_mails(server: MailServer, mailbox: Mailbox, 
     assert len(mailbox.given) == len(set(mailbox.given)) == 60
 
 
+def test_who_is_ended_in_the_middle_of_a_batch_sends_none_of_it_twice(
+    server: MailServer, mailbox: Mailbox, make: Make
+) -> None:
+    """What is told is noted with the whole batch: 30 mails were out, and all 100 went out again after a restart."""
+    batch = failures(10)
+    sink = make(server)
+    telling = iter(sink.tell(batch))
+    assert [next(telling) for _ in range(6)] == batch[:6]
+    again = make(server)  # as after a SIGKILL: of the first nothing came back
+    assert list(again.tell(batch)) == batch
+    assert len(mailbox.given) == len(set(mailbox.given)) == 30
+
+
 def test_a_server_that_is_away_is_owed_all(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     server.stop()
     sink, batch = make(server), failures(3)
@@ -142,7 +155,7 @@ def test_greylisting_ends_with_each_mail_once(server: MailServer, mailbox: Mailb
 
 def test_a_mail_that_is_put_off_holds_back_no_other(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     mailbox.poison = "tar-1"
-    bad = notices(event("Failed", 0, srpm="tar-1-1.src.rpm", owed={"mail": 3}))
+    bad = notices(event("Failed", 9, srpm="tar-1-1.src.rpm", owed={"mail": 3}))
     good = failures(3)
     assert list(make(server).tell([*bad, *good])) == good, "what is new goes first"
     assert len(mailbox.mails) == 3
@@ -216,6 +229,15 @@ def test_only_changes_are_mailed_where_that_is_set(server: MailServer, mailbox: 
     story = notices(*(event(status, number) for number, status in enumerate(statuses)))
     assert list(make(server, only_on_change="yes").tell(story)) == story
     assert [str(mail["X-Reimzul-Status"]) for mail in mailbox.mails] == ["Success", "Failed", "Success"]
+
+
+def test_an_older_result_that_is_told_late_is_no_change(server: MailServer, mailbox: Mailbox, make: Make) -> None:
+    """It was owed while the server was away, and the newer one came first."""
+    told = [("Success", 1), ("Success", 3), ("Failed", 2), ("Failed", 4)]
+    story = notices(*(event(status, number, timestamp=f"2025010203040{number}") for status, number in told))
+    assert list(make(server, only_on_change="yes").tell(story)) == story
+    assert [str(mail["X-Reimzul-Status"]) for mail in mailbox.mails] == ["Success", "Failed"]
+    assert "20250102030404" in str(mailbox.mails[1])
 
 
 # --- TLS and login

@@ -112,8 +112,8 @@ class MailSink(Sink):
             return True
         posted = self._connected().send(self._settings.mail_from, lacking, self._writer.mail(event, recipients))
         self._say(notice, posted)
-        if posted.later:
-            book.given(notice, [each for each in lacking if each not in posted.later])
+        # each by itself: what is told is noted a batch at a time, and we may be ended in the middle of one
+        book.given(notice, [each for each in lacking if each not in posted.later])
         return not posted.later
 
     def _is_no_change(self, notice: Notice, book: Book) -> bool:

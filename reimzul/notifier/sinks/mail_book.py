@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What mail has to remember, in tables of its own in the ledger's file.
 
-Who of several recipients has a mail already, where the server put off the others: theirs alone is owed then. And the
-last result of each package on an arch and target, for `only_on_change`; what was decided of a piece of news stays
-decided, however often it is tried. A row is dropped after as long as the ledger's own: a package not built for that
-time is mailed about as a new one is.
+Who has a mail already, though its news count as told only with all of their batch, and where the server put off other
+recipients: theirs alone is owed then. And the last result of each package on an arch and target, for `only_on_change`;
+what was decided of a piece of news stays decided, however often it is tried. A row is dropped after as long as the
+ledger's own: a package not built for that time is mailed about as a new one is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS change (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (
     package TEXT NOT NULL, target TEXT NOT NULL, arch TEXT NOT NULL, good INTEGER NOT NULL, at REAL NOT NULL,
-    PRIMARY KEY (package, target, arch)
+    timestamp TEXT NOT NULL DEFAULT '', PRIMARY KEY (package, target, arch)
 ) WITHOUT ROWID;
 """
 _TABLES = ("mailed", "change", "outcome")
@@ -71,19 +71,27 @@ class Book:
             self._db.executemany("INSERT OR REPLACE INTO mailed VALUES (?, ?, ?, ?)", rows)
 
     def changed(self, notice: Notice, event: BuildEvent) -> bool:
-        """Whether this result is another than the package's last; the first one is. Raises `SinkAway`."""
-        good = event.status == Status.SUCCESS
+        """Whether this result is another than the package's last; the first one is. Raises `SinkAway`.
+
+        One of a build that was submitted before that of the last result, and is told late, changes nothing.
+        """
         with self._transaction():
             decided = self._one("SELECT changed FROM change WHERE key = ? AND word = ?", *notice.name)
             if decided is None:
-                before = self._one(
-                    "SELECT good FROM outcome WHERE package = ? AND target = ? AND arch = ?", *group(event)
-                )
-                decided = int(before is None or bool(before) != good)
-                now = time.time()
-                self._db.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (*notice.name, decided, now))
-                self._db.execute("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?)", (*group(event), good, now))
+                decided = self._decided(event)
+                self._db.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (*notice.name, decided, time.time()))
         return bool(decided)
+
+    def _decided(self, event: BuildEvent) -> int:
+        """The same of one that was not asked for before; it is the package's last now, if it is the newest."""
+        good, about = event.status == Status.SUCCESS, group(event)
+        of = "package = ? AND target = ? AND arch = ?"
+        if self._one(f"SELECT COUNT(*) FROM outcome WHERE {of} AND timestamp > ?", *about, event.timestamp):
+            return 0
+        before = self._one(f"SELECT good FROM outcome WHERE {of}", *about)
+        row = (*about, good, time.time(), event.timestamp)
+        self._db.execute("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?)", row)
+        return int(before is None or bool(before) != good)
 
     def sweep(self) -> None:
         """Drop what is too old, once a day. Raises `SinkAway`."""
