@@ -31,7 +31,7 @@ from reimzul.worker.firsterror import first_error
 from reimzul.worker.job import Attempt, Leg, Package, repeats, split
 from reimzul.worker.live import Live
 from reimzul.worker.phases import Course
-from reimzul.worker.ship import Shipper, manifest_of
+from reimzul.worker.ship import CannotShip, Shipper, manifest_of
 from reimzul.worker.source import NoSource
 from reimzul.worker.verdict import Fault, Verdict
 
@@ -204,7 +204,7 @@ class Build:
             told = self._built(leg)
             self.course.upload(leg.arch)
             manifest = self.tools.shipper.ship(leg, told, self.heed, self.wait)
-        except (OSError, InputError) as error:  # a full disk, or what it left of a package
+        except (OSError, InputError, CannotShip) as error:  # a full disk, or what it left of a package; no rsync
             raise self._unfit(leg, str(error)) from error
         self._say(leg, manifest)
 

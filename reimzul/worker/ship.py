@@ -17,7 +17,7 @@ from typing import Callable
 import attr
 
 from reimzul.core.bstore import MANIFEST, StoreUrls
-from reimzul.core.errors import ProgramFailed, ProgramMissing, TimedOut
+from reimzul.core.errors import ProgramFailed, ProgramMissing, ReimzulError, TimedOut
 from reimzul.core.header import read_header
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.message import Phase, Status
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 #: Pauses between tries, seconds, the last again and again: an upload is tried for as long as it takes.
 PAUSES = (1, 2, 5, 10, 20, 30, 60)
+#: rsync's exit codes that no waiting mends, as they tell of this host's rsync or of its arguments: usage, protocol
+#: incompatibility, action not supported. All others may be the link's or the store's, and pass.
+HOPELESS = (1, 2, 4)
 #: Seconds without a byte after which rsync itself gives up.
 SILENCE = 60
 #: Seconds that the upload of logs may take which decide nothing.
@@ -38,6 +41,10 @@ SAY_AGAIN = 60.0
 #: rsync's small questions and answers, each in a packet of its own, at once: else each of them waits for the other
 #: end's acknowledgement of the one before, 40 ms and three times a call (bstore's rsyncd.conf has the same).
 AT_ONCE = "--sockopts=TCP_NODELAY"
+
+
+class CannotShip(ReimzulError):
+    """This host's rsync does not do it, however often it is tried."""
 
 
 @attr.frozen(kw_only=True)
@@ -53,7 +60,7 @@ class Shipper:
     ) -> Manifest:
         """Upload a leg's results, have `told` reckon their manifest meanwhile, and upload that when both have ended.
 
-        It is tried again until it is there. What `told`, `heed` and `wait` raise ends it.
+        It is tried again until it is there. What `told`, `heed` and `wait` raise ends it. Raises `CannotShip`.
         """
         request = leg.attempt.request
         where = self.urls.spool(request.build_id, leg.arch, leg.attempt.token)
@@ -91,7 +98,11 @@ class Shipper:
             try:
                 self._once(folder, where, leg.folder / "rsync.log", heed)
                 return
-            except (ProgramFailed, ProgramMissing, TimedOut) as error:
+            except ProgramMissing as error:
+                raise CannotShip(str(error)) from error
+            except (ProgramFailed, TimedOut) as error:
+                if isinstance(error, ProgramFailed) and error.code in HOPELESS:
+                    raise CannotShip(str(error)) from error
                 if time.monotonic() - said > SAY_AGAIN or not said:
                     log.warning("%s of %s is not uploaded yet: %s", leg.arch, leg.attempt.request.srpm, error)
                     said = time.monotonic()

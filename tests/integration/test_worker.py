@@ -338,6 +338,23 @@ def test_an_upload_is_tried_until_it_is_there(host: Host, broker: Broker, ears: 
     ears.wait(2, "Success")
 
 
+@pytest.mark.parametrize("rsync", ["gone", "old"])
+def test_an_rsync_that_does_not_do_it_is_the_builders_fault(
+    host: Host, broker: Broker, ears: Ears, rsync: str
+) -> None:
+    """No waiting mends it: another builder gets the request."""
+    if rsync == "gone":
+        host.start(rsync=host.folder / "no-rsync")
+    else:
+        host.start(rsync_arguments="--no-such-option")
+    put(broker, request())
+    reason = ears.wait(1, "Queued")[0]["reason"]
+    words = "cannot run" if rsync == "gone" else "rsync exited with 1"
+    assert "b1.example.org could not build it: " in reason and words in reason
+    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again")
+    assert not ears.events("Success", "Failed")
+
+
 def test_a_leg_published_before_is_announced_again(host: Host, broker: Broker, ears: Ears) -> None:
     host.start()
     wanted = request()
