@@ -414,6 +414,24 @@ def test_folders_that_the_farms_user_cannot_write_fail(tmp_path: Path) -> None:
     assert "there is no user no-such-user" in look(rooms, stranger)["folder.results"].words
 
 
+@ROOT_ALONE
+def test_settings_that_the_farms_user_cannot_read_fail_and_a_password_for_everybody_is_warned_of() -> None:
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        whom = patient(Path(folder), {"history": {"url": "mongodb://farm:secret@localhost/"}}, "builder", user="nobody")
+        assert whom.file
+        found = []
+        for mode in (0o644, 0o640):
+            whom.file.chmod(mode)
+            found.append(look(programs, whom)["settings"])
+        assert [each.level for each in found] == [WARN, FAIL]
+        assert "password" in found[0].words and found[1].words.startswith("user nobody cannot read")
+        assert look(programs, attr.evolve(whom, user="no-such-user"))["settings"].level == OK
+        plain = patient(Path(folder), {"history": {"url": "mongodb://localhost/"}}, "builder", user="nobody")
+        (plain.file or Path()).chmod(0o644)
+        assert look(programs, plain)["settings"].level == OK
+
+
 # --- who is told
 
 

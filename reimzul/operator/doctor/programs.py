@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 from reimzul import __version__
 from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import ProgramMissing
 from reimzul.core.header import bindings
-from reimzul.operator.doctor.check import Check, Result, fail, ok, warn, worst
+from reimzul.operator.doctor.access import READ, may
+from reimzul.operator.doctor.check import Check, Result, closed, fail, ok, warn, worst
 from reimzul.operator.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
 from reimzul.operator.settings import warnings
 
@@ -24,6 +29,8 @@ NEEDED = {
 #: Where they are, beside our PATH: that of an ordinary user does not look there.
 _SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
 _MERELY_WANTED = ("rpmbuild",)
+#: A URL with a password, as `[history] url` may have; all other passwords are in files of their own.
+_CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
 
 
 def checks(host: Host) -> list[Check]:
@@ -42,7 +49,21 @@ def _version() -> Result:
 
 def _settings(host: Host) -> Result:
     said = [warn(words) for words in warnings(host.settings)] if host.has(CONTROLLER) else []
+    said += _readable(host, host.file) if host.file else []
     return worst(said, str(host.file) if host.file else f"no {DEFAULT_FILE}: the defaults hold")
+
+
+def _readable(host: Host, file: Path) -> Iterator[Result]:
+    """Whether the settings are there for the user who runs the programs, and no password in them for everybody."""
+    try:
+        mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text(encoding="utf-8")
+        if host.entry and not may(host.entry, file, READ):
+            yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
+    except PermissionError:
+        yield closed(str(file))
+        return
+    if mode & stat.S_IROTH and _CREDENTIALS.search(text):
+        yield warn(f"{file} has a password in a URL, and everybody here can read it", f"chmod 640 {file}")
 
 
 def _programs(host: Host) -> Result:
