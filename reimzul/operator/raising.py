@@ -86,11 +86,11 @@ def _raise(broker: Broker, build: Build, unfinished: list[Document], fronts: dic
 
 
 def _why_not(leg: Document, found: jobs.Waiting | None) -> str:
-    if leg["status"] == Status.BUILDING or (found and found.facts.state == "reserved"):
+    if found and found.facts.state == "reserved":
         return f"a worker has it already{': ' + leg['builder_fqdn'] if leg.get('builder_fqdn') else ''}"
     if found is not None:
         return f"its job {found.job} was refused and put aside: `reimzul kick {found.job}` has it tried again"
-    if leg["status"] == Status.QUEUED:
+    if leg["status"] in (Status.QUEUED, Status.BUILDING):
         return "its job is not in its tube any more; `reimzul explain` says more"
     return f"it does not wait any more: {leg['status']}"
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from reimzul.core.message import Status
 from reimzul.notifier.history.presence import Seen
-from reimzul.operator.facts import Explanation, Facts, failures, is_silent, usually
+from reimzul.operator.facts import GONE, Explanation, Facts, failures, is_silent, usually
 from reimzul.operator.table import when
 from reimzul.operator.usual import Forecast, left
-from reimzul.operator.waiting import who
+from reimzul.operator.waiting import lost, who
 from reimzul.operator.words import counted, span
 
 
@@ -18,6 +18,8 @@ def building(facts: Facts) -> Explanation:
     """Who builds it, at what, and how long it is likely to take still."""
     leg = facts.leg
     seen = _at_it(facts)
+    if facts.job == "buried" or (facts.job == GONE and (seen is None or is_silent(seen, facts.now))):
+        return lost(facts)
     words = [*failures(facts), *_builder(facts, seen)]
     if facts.job in ("ready", "delayed"):
         tube = facts.tube.name

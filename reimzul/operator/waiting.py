@@ -30,19 +30,40 @@ _NAMED = 8
 def waiting(facts: Facts) -> Explanation:
     """Why a queued build still waits, who could take it, and when."""
     if facts.job in (GONE, "buried"):
-        return Explanation(state=facts.job, sentences=[*failures(facts), *_lost(facts)])
+        return lost(facts)
+    if facts.job == "reserved":
+        return _taken(facts)
     start, end = _forecasts(facts)
     words = [*failures(facts), *_place(facts), *_ahead(facts), *who(facts), *_expected(facts, start, end)]
-    state = "taken" if facts.job == "reserved" else "delayed" if _pause(facts) > 0 else "waiting"
-    return Explanation(state=state, sentences=words, start=start, end=end)
+    return Explanation(state="delayed" if _pause(facts) > 0 else "waiting", sentences=words, start=start, end=end)
+
+
+def lost(facts: Facts) -> Explanation:
+    """Where its job is, that no worker can have."""
+    return Explanation(state=facts.job, sentences=[*failures(facts), *_lost(facts)])
+
+
+def _taken(facts: Facts) -> Explanation:
+    """Who has it in hand, and fetches it or looks at it before he announces that he builds it."""
+    build_id = facts.leg["build_id"]
+    each = (seen for seen in facts.workers or () if seen.presence.build)
+    holder = next((seen for seen in each if seen.presence.build and seen.presence.build.build_id == build_id), None)
+    takes = facts.own or facts.arch.of("")
+    words, spent = f"A worker has just taken it from tube {facts.tube.name}, and has not said yet which.", 0.0
+    if holder is not None and holder.presence.build is not None:
+        spent = facts.now - holder.presence.build.started
+        words = f"{named(holder, facts.workers or ())} {_does(holder, facts)}."
+    if takes is None:
+        return Explanation(state="taken", sentences=[*failures(facts), words])
+    rest = left(takes, spent)
+    end = Forecast(low=rest.low, likely=rest.median, high=rest.high)
+    so = f"{usually(facts)} So it should be built by {when(facts.now + end.likely)}, in {span(end.likely)}."
+    return Explanation(state="taken", sentences=[*failures(facts), words, so], end=end)
 
 
 def _place(facts: Facts) -> Iterator[str]:
     leg = facts.leg
     since = f", for {span(facts.now - leg['queued_at'])} now" if leg.get("queued_at") else ""
-    if facts.job == "reserved":
-        yield f"A worker has just taken it from tube {facts.tube.name}, and has not said yet which{since}."
-        return
     urgency = f", priority {leg['priority']}" if leg.get("priority") is not None else ""
     number = f" as job {leg['job']}" if leg.get("job") else ""
     yield f"It waits in tube {facts.tube.name}{number}{urgency}{since}."
@@ -56,8 +77,6 @@ def _pause(facts: Facts) -> float:
 
 
 def _ahead(facts: Facts) -> Iterator[str]:
-    if facts.job == "reserved":
-        return
     if not facts.ahead and not facts.beside:
         yield "No build is ahead of it."
         return
@@ -133,17 +152,20 @@ def _does(seen: Seen, facts: Facts) -> str:
     return f"builds {build.srpm} for {build.target}{phase}, for {span(now - build.started)} now{usually}{after}"
 
 
-def _busy(seen: Seen, facts: Facts) -> Usual:
-    """How long a worker will still be busy."""
+def _busy(seen: Seen, facts: Facts) -> Usual | None:
+    """How long a worker will still be busy; None where nobody knows."""
     build = seen.presence.build
-    takes = facts.arch.of(package_of(build.srpm)) if build else None
-    return left(takes, facts.now - build.started) if build and takes else IDLE
+    if build is None:
+        return IDLE
+    takes = facts.arch.of(package_of(build.srpm))
+    return left(takes, facts.now - build.started) if takes else None
 
 
 def _forecasts(facts: Facts) -> tuple[Forecast | None, Forecast | None]:
     """When it is likely to start and to end."""
     others = [facts.arch.of(each.get("pkgname") or "") for each in (*facts.ahead, *facts.beside)]
-    start = starts(others, [_busy(seen, facts) for seen in _able(facts)])
+    free_in = [_busy(seen, facts) for seen in _able(facts)]
+    start = starts(others, [each for each in free_in if each is not None])
     if start is None:
         return None, None
     pause = _pause(facts)

@@ -192,6 +192,30 @@ def test_a_build_whose_worker_is_silent_is_said() -> None:
     assert "That worker has said nothing for 5 min 00 s." in text
 
 
+def test_a_build_whose_job_was_put_aside_or_is_gone_is_not_built_by_anybody() -> None:
+    document = leg("Queued", "Building", started=NOW - 9000)
+    put_aside = explain(facts(document, job="buried", own=FIVE))
+    assert put_aside.state == "buried" and "`reimzul kick 101`" in "\n".join(put_aside.sentences)
+    gone = explain(facts(document, job="gone", own=FIVE))
+    assert gone.state == "gone" and "reimzul retry" in "\n".join(gone.sentences) and gone.end is None
+    at_it = worker(state="building", build=attr.evolve(hand(1), build_id=build_id(1)))
+    assert explain(facts(document, job="gone", workers=[at_it], own=FIVE)).state == "building"
+
+
+def test_a_build_that_is_fetched_does_not_wait_behind_itself() -> None:
+    seen = worker(state="building", build=attr.evolve(hand(1, phase="source"), build_id=build_id(1)))
+    told = explain(facts(leg("Queued"), job="reserved", workers=[seen], own=FIVE, arch=ARCH))
+    text = "\n".join(told.sentences)
+    assert (told.state, told.start) == ("taken", None) and told.end and told.end.likely == 240
+    assert "builder1" in text and "(source), for 1 min 00 s now" in text and "start" not in text
+
+
+def test_how_long_a_worker_is_busy_with_what_nobody_knows_is_not_said() -> None:
+    busy = worker(state="building", build=hand())
+    told = explain(facts(leg("Queued"), workers=[busy]))
+    assert told.start is None and "When it starts cannot be said." in told.sentences
+
+
 def test_a_build_whose_worker_died_is_given_back() -> None:
     told = explain(facts(leg("Queued", "Building", started=NOW - 600), job="ready"))
     assert told.state == "given back"
