@@ -121,6 +121,7 @@ def test_a_setting_is_read_as_what_it_is(section: str, key: str, text: str, valu
         "[worker]\nmock =",
         "[worker]\nrsync_arguments = 'open",
         "[worker]\ntries = 0",
+        "[worker]\ntries = 21",
         "[worker]\nfqdn = my builder 1",
         "[worker]\nmachine = x86-64",
         "[worker]\npresence = 61",
