@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 #: Pauses between tries, seconds, the last again and again: an upload is tried for as long as it takes.
 PAUSES = (1, 2, 5, 10, 20, 30, 60)
-#: rsync's exit codes that no waiting mends, as they tell of this host's rsync or of its arguments: usage, protocol
-#: incompatibility, action not supported. All others may be the link's or the store's, and pass.
-HOPELESS = (1, 2, 4)
+#: rsync's exit codes that no waiting mends, as they tell of this host's rsync or of its arguments: usage, action not
+#: supported. All others may be the link's or the store's, and pass; a build of hours is not thrown away for them.
+HOPELESS = (1, 4)
 #: Seconds without a byte after which rsync itself gives up.
 SILENCE = 60
 #: Seconds that the upload of logs may take which decide nothing.
