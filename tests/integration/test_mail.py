@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -229,6 +231,19 @@ def test_only_changes_are_mailed_where_that_is_set(server: MailServer, mailbox: 
     story = notices(*(event(status, number) for number, status in enumerate(statuses)))
     assert list(make(server, only_on_change="yes").tell(story)) == story
     assert [str(mail["X-Reimzul-Status"]) for mail in mailbox.mails] == ["Success", "Failed", "Success"]
+
+
+def test_a_book_of_before_is_kept(server: MailServer, mailbox: Mailbox, make: Make, tmp_path: Path) -> None:
+    """It knew of a result when it was told, and not of which build."""
+    make(server, only_on_change="yes")
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as book:
+        book.execute(
+            "CREATE TABLE outcome (package TEXT NOT NULL, target TEXT NOT NULL, arch TEXT NOT NULL,"
+            " good INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (package, target, arch)) WITHOUT ROWID"
+        )
+    story = notices(event("Success", 1), event("Failed", 2))
+    assert list(make(server, only_on_change="yes").tell(story)) == story
+    assert len(mailbox.mails) == 2
 
 
 def test_an_older_result_that_is_told_late_is_no_change(server: MailServer, mailbox: Mailbox, make: Make) -> None:

@@ -53,6 +53,9 @@ class Book:
             self._db = sqlite3.connect(str(path), timeout=5, isolation_level=None)
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
+            # a book from before results had their build's timestamp: any is newer than theirs
+            if "timestamp" not in {row[1] for row in self._db.execute("PRAGMA table_info(outcome)")}:
+                self._db.execute("ALTER TABLE outcome ADD COLUMN timestamp TEXT NOT NULL DEFAULT ''")
 
     def close(self) -> None:
         """Leave."""
