@@ -124,13 +124,13 @@ def before(
     worker watches (beanstalkd's doc/protocol.txt, "reserve").
     """
     mine, others = turn(leg), set(shared) - {tube}
-    first = [
-        each
+    first = {
+        (each["tube"], each["job"]): each  # legs that were put again together are one job
         for each in unfinished
         if each["status"] == Status.QUEUED
         and each.get("job")
         and (each.get("due") or 0.0) <= now
         and each["build_id"] != leg["build_id"]
         and turn(each) < mine
-    ]
+    }.values()
     return [each for each in first if each["tube"] == tube], [each for each in first if each["tube"] in others]

@@ -190,13 +190,13 @@ def _read(history: History, build_ids: Iterable[str]) -> list[Build]:
 
 def places(unfinished: Iterable[Document]) -> dict[str, int]:
     """How many builds are before each that waits, in its own tube."""
-    tubes: dict[str, list[Document]] = {}
+    tubes: dict[str, dict[int, Document]] = {}
     for leg in unfinished:
         if leg["status"] == Status.QUEUED and leg.get("job"):
-            tubes.setdefault(leg["tube"], []).append(leg)
+            tubes.setdefault(leg["tube"], {})[leg["job"]] = leg  # legs that were put again together are one job
     found: dict[str, int] = {}
     for legs in tubes.values():
-        for number, leg in enumerate(sorted(legs, key=turn)):
+        for number, leg in enumerate(sorted(legs.values(), key=turn)):
             found[leg["build_id"]] = number
     return found
 

@@ -284,6 +284,12 @@ def test_smaller_priorities_go_first_and_of_equal_ones_smaller_numbers() -> None
     assert turn(waiting(1, priority=None)) > turn(waiting(2))
 
 
+def test_legs_that_were_put_again_together_are_one_build_ahead() -> None:
+    others = [waiting(3), waiting(3, arch="i386"), waiting(4)]
+    ahead, _ = before(dict(waiting(6)), map(dict, others), "x86_64", ["x86_64"], NOW)
+    assert [each["job"] for each in ahead] == [103, 104]
+
+
 def test_only_what_may_be_given_out_now_is_ahead_and_only_of_shared_tubes_beside() -> None:
     others = [
         waiting(1, due=NOW + 60), waiting(2, status="Building"), waiting(3, tube="i386"), waiting(4, tube="aarch64"),

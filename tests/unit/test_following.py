@@ -122,6 +122,8 @@ def test_places_are_counted_in_each_tube_by_itself() -> None:
 
     found = places([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
     assert found == {build_id(9): 0, build_id(1): 1, build_id(3): 2, build_id(2): 0}
+    again = {**waits(1, "x86_64"), "arch": "i386"}  # another leg of the same job
+    assert places([waits(1, "x86_64"), again, waits(3, "x86_64")]) == {build_id(1): 0, build_id(3): 1}
 
 
 def drawn(capsys: pytest.CaptureFixture[str], *legs: Document) -> list[str]:
