@@ -31,8 +31,8 @@ def command(config: Path | None, verbose: bool, as_json: bool) -> int:
     """Show every tube: jobs that wait, are worked on, wait for their time, were put aside; and how many watch it.
 
     A tube that has jobs and nobody to take them is marked: `nobody watches it`. Below that, where there are any:
-    events that the log, the history, mail or MQTT has not taken yet, as the notifier last wrote it down. The tubes that hold
-    a mark instead of work (a cancelled build, a drained builder) are in the JSON alone.
+    events that the log, the history, mail or MQTT has not taken yet, as the notifier last wrote it down. The tubes
+    that hold a mark instead of work (a cancelled build, a drained builder) are in the JSON alone.
 
     \b
     Examples:
