@@ -109,7 +109,9 @@ class Repogen(Daemon[RepogenRequest]):
         """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
         heed = Keeper(broker, self.stop, self.alive)
         waiting: dict[str, list[_Job]] = {}
-        yield from self._place_all(broker, self._and_more(broker, claims), waiting, heed)
+        yield from self._place_all(broker, list(claims), waiting, heed)
+        # legs of one build end together, and are indexed together
+        yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
         yield from self._index_all(broker, claims, waiting, heed)
 
     def _place_all(
@@ -132,14 +134,6 @@ class Repogen(Daemon[RepogenRequest]):
                 waiting.setdefault(claim.message.target, []).append((claim, leg))
             else:
                 yield claim, None
-
-    def _and_more(self, broker: Broker, claims: list[_Claim]) -> Iterator[_Claim]:
-        """All claims, and what has come meanwhile: legs of one build end together, and are indexed together."""
-        yield from list(claims)
-        if len(claims) < self.batch:
-            more = self.claim(broker, 0, self.batch - len(claims))
-            claims += more
-            yield from more
 
     def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
         """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""
