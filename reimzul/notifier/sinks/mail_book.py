@@ -70,7 +70,7 @@ class Book:
     def given(self, notice: Notice, recipients: Iterable[str]) -> None:
         """Write down who has it. Raises `SinkAway`."""
         rows = [(*notice.name, recipient, time.time()) for recipient in recipients]
-        with self._words():
+        with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO mailed VALUES (?, ?, ?, ?)", rows)
 
     def changed(self, notice: Notice, event: BuildEvent) -> bool:
