@@ -54,6 +54,15 @@ def is_silent(seen: Seen, now: float) -> bool:
     return now - seen.heard > SILENT
 
 
+def at_it(facts: Facts, host: str = "") -> Seen | None:
+    """The worker that has this build in hand; of one host, where that is known."""
+    for seen in facts.workers or ():
+        build = seen.presence.build
+        if build and build.build_id == facts.leg["build_id"] and host in ("", seen.presence.host):
+            return seen
+    return None
+
+
 def named(seen: Seen, among: Sequence[Seen]) -> str:
     """What a worker is called: its host's name, and its number where that host has several."""
     host = seen.presence.host

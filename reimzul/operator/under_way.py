@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from reimzul.core.message import Status
 from reimzul.notifier.history.presence import Seen
-from reimzul.operator.facts import GONE, Explanation, Facts, failures, is_silent, usually
+from reimzul.operator.facts import GONE, Explanation, Facts, at_it, failures, is_silent, usually
 from reimzul.operator.table import when
-from reimzul.operator.usual import Forecast, left
+from reimzul.operator.usual import ends
 from reimzul.operator.waiting import lost, who
 from reimzul.operator.words import counted, span
 
@@ -17,7 +17,7 @@ from reimzul.operator.words import counted, span
 def building(facts: Facts) -> Explanation:
     """Who builds it, at what, and how long it is likely to take still."""
     leg = facts.leg
-    seen = _at_it(facts)
+    seen = at_it(facts, leg["builder_fqdn"]) if leg["builder_fqdn"] else None
     if facts.job == "buried" or (facts.job == GONE and (seen is None or is_silent(seen, facts.now))):
         return lost(facts)
     words = [*failures(facts), *_builder(facts, seen)]
@@ -30,19 +30,10 @@ def building(facts: Facts) -> Explanation:
     takes = facts.own or facts.arch.of("")
     if takes is None:
         return Explanation(state="building", sentences=[*words, "Nothing was built on that arch before."])
-    rest = left(takes, spent)
-    end = Forecast(low=rest.low, likely=rest.median, high=rest.high)
+    end = ends(takes, spent)
     late = "It takes longer than nine in ten did." if spent >= takes.high else ""
     until = late or f"So about {span(end.likely)} are left, at most {span(end.high)} nine times in ten."
     return Explanation(state="building", sentences=[*words, f"{usually(facts)} {until}"], end=end)
-
-
-def _at_it(facts: Facts) -> Seen | None:
-    for seen in facts.workers or ():
-        build = seen.presence.build
-        if build and build.build_id == facts.leg["build_id"] and seen.presence.host == facts.leg["builder_fqdn"]:
-            return seen
-    return None
 
 
 def _builder(facts: Facts, seen: Seen | None) -> Iterator[str]:

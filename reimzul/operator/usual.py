@@ -133,4 +133,10 @@ def left(takes: Usual, spent: float) -> Usual:
     return attr.evolve(takes, low=low, median=median, high=high, mean=mean)
 
 
+def ends(takes: Usual, spent: float) -> Forecast:
+    """When something ends that takes that long, and has taken some of it."""
+    rest = left(takes, spent)
+    return Forecast(low=rest.low, likely=rest.median, high=rest.high)
+
+
 IDLE = Usual(low=0.0, median=0.0, high=0.0, mean=0.0, count=0)  #: of a worker that is free now

@@ -12,6 +12,7 @@ from reimzul.operator.facts import (
     UNKNOWN,
     Explanation,
     Facts,
+    at_it,
     between,
     failures,
     is_silent,
@@ -20,7 +21,7 @@ from reimzul.operator.facts import (
     usually,
 )
 from reimzul.operator.table import when
-from reimzul.operator.usual import IDLE, Forecast, Usual, left, starts
+from reimzul.operator.usual import IDLE, Forecast, Usual, ends, left, starts
 from reimzul.operator.words import counted, listed, span
 
 #: Workers that are named one by one.
@@ -45,9 +46,7 @@ def lost(facts: Facts) -> Explanation:
 
 def _taken(facts: Facts) -> Explanation:
     """Who has it in hand, and fetches it or looks at it before he announces that he builds it."""
-    build_id = facts.leg["build_id"]
-    each = (seen for seen in facts.workers or () if seen.presence.build)
-    holder = next((seen for seen in each if seen.presence.build and seen.presence.build.build_id == build_id), None)
+    holder = at_it(facts)
     takes = facts.own or facts.arch.of("")
     words, spent = f"A worker has just taken it from tube {facts.tube.name}, and has not said yet which.", 0.0
     if holder is not None and holder.presence.build is not None:
@@ -55,8 +54,7 @@ def _taken(facts: Facts) -> Explanation:
         words = f"{named(holder, facts.workers or ())} {_does(holder, facts)}."
     if takes is None:
         return Explanation(state="taken", sentences=[*failures(facts), words])
-    rest = left(takes, spent)
-    end = Forecast(low=rest.low, likely=rest.median, high=rest.high)
+    end = ends(takes, spent)
     so = f"{usually(facts)} So it should be built by {when(facts.now + end.likely)}, in {span(end.likely)}."
     return Explanation(state="taken", sentences=[*failures(facts), words, so], end=end)
 
