@@ -20,7 +20,7 @@ from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, Reim
 from reimzul.core.message import Refusal, beginning
 from reimzul.core.refused import ENOUGH, Overflow
 from reimzul.core.systemd import Service
-from reimzul.core.tube import Broker, Claim, Tube, is_mark_tube
+from reimzul.core.tube import Broker, Claim, Tube, holds_no_work
 
 log = logging.getLogger(__name__)
 M = TypeVar("M")
@@ -112,7 +112,7 @@ class Daemon(Generic[M]):
 
     def waits_for(self) -> str:
         """What this daemon does when it does nothing, for `systemctl status`."""
-        return f"waiting for jobs in {', '.join(name for name in self.tubes if not is_mark_tube(name))}"
+        return f"waiting for jobs in {', '.join(name for name in self.tubes if not holds_no_work(name))}"
 
     def run(self) -> None:
         """Serve until told to stop; beanstalkd away is waited out.

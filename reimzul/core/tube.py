@@ -98,7 +98,7 @@ def marked_builder(tube: str) -> str:
     return tube[len(_WORKER) :] if tube.startswith(_WORKER) else ""
 
 
-def is_mark_tube(name: str) -> bool:
+def holds_no_work(name: str) -> bool:
     """Whether a tube holds no work: that nobody watches it, or that nothing is in it, is as it should be."""
     return name.startswith((_CANCEL, _WORKER, _HOST))
 

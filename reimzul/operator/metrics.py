@@ -12,7 +12,7 @@ from reimzul.core import disk
 from reimzul.core.command import EXIT_CODES, shared_options, start
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerGone, InputError
-from reimzul.core.tube import Broker, is_mark_tube
+from reimzul.core.tube import Broker, holds_no_work
 from reimzul.notifier.history import BuildFilter, HistoryAway, NoHistory
 from reimzul.notifier.history.presence import NoPresences
 from reimzul.operator import reading, since
@@ -64,7 +64,7 @@ def look(settings: Settings) -> tuple[Sight, list[str]]:
     waiting, owed = [], []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            names = [name for name in all_there_are(broker, settings) if name != "default" and not is_mark_tube(name)]
+            names = [name for name in all_there_are(broker, settings) if name != "default" and not holds_no_work(name)]
             tubes = [broker.stats(name) for name in names]
     except BrokerGone as error:
         faults.append(str(error))

@@ -12,7 +12,7 @@ import click
 
 from reimzul.core.command import EXIT_CODES, shared_options, start
 from reimzul.core.errors import EXIT_FAILED, ConfigError
-from reimzul.core.tube import Broker, TubeStats, is_mark_tube
+from reimzul.core.tube import Broker, TubeStats, holds_no_work
 from reimzul.notifier.history import HistoryAway, NoHistory, Owed
 from reimzul.operator import reading
 from reimzul.operator.table import show, show_json, when
@@ -62,7 +62,7 @@ def all_owed(url: str) -> list[Owed] | None:
 
 def is_unwatched(tube: TubeStats) -> bool:
     """Whether it has jobs to be taken, and nobody to take them."""
-    return bool(tube.ready + tube.delayed) and not tube.watchers and not is_mark_tube(tube.name)
+    return bool(tube.ready + tube.delayed) and not tube.watchers and not holds_no_work(tube.name)
 
 
 def _jobs(tube: TubeStats) -> int:
@@ -75,7 +75,7 @@ def _as_json(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
 
 
 def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
-    show(_HEADS, [_row(tube) for tube in tubes if not is_mark_tube(tube.name)])
+    show(_HEADS, [_row(tube) for tube in tubes if not holds_no_work(tube.name)])
     if owed:
         if sys.stdout.isatty():
             click.echo()

@@ -20,7 +20,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.errors import BrokerGone, ReimzulError
 from reimzul.core.message import BuildRequest, Status, event_of
 from reimzul.core.run import capture, spawn
-from reimzul.core.tube import PRIORITY, Broker, arch_tube, is_mark_tube
+from reimzul.core.tube import PRIORITY, Broker, arch_tube, holds_no_work
 from reimzul.devfarm.farm import Farm
 from reimzul.devfarm.parts import which
 from reimzul.devfarm.plan import BSTORE, CONTROLLER
@@ -279,7 +279,7 @@ class Ground:
         try:
             with self.broker() as broker:
                 tubes = sorted(broker.tubes(), key=lambda tube: tube == "notify")
-                stats = [broker.stats(tube) for tube in tubes if tube != "ballast" and not is_mark_tube(tube)]
+                stats = [broker.stats(tube) for tube in tubes if tube != "ballast" and not holds_no_work(tube)]
         except (BrokerGone, ReimzulError) as error:
             return str(error)
         busy = [

@@ -16,7 +16,7 @@ from reimzul.core.tube import (
     arch_tube,
     cancel_tube,
     cancelled_build,
-    is_mark_tube,
+    holds_no_work,
     worker_tube,
 )
 from tests.conftest import Beanstalkd
@@ -80,7 +80,7 @@ def test_tubes_of_marks_are_known_by_their_names() -> None:
     build_id = new_build_id()
     assert cancelled_build(cancel_tube(build_id)) == build_id
     assert [cancelled_build(name) for name in ("cancel.x", "cancel.", "x86_64", worker_tube("b1"))] == [""] * 4
-    assert is_mark_tube(cancel_tube(build_id)) and is_mark_tube(worker_tube("b1")) and not is_mark_tube("x86_64")
+    assert holds_no_work(cancel_tube(build_id)) and holds_no_work(worker_tube("b1")) and not holds_no_work("x86_64")
 
 
 def test_a_request_is_put_anew_where_nobody_has_cancelled_it(broker: Broker) -> None:
