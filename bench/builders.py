@@ -130,7 +130,8 @@ def command(builders: int, rate: float, seconds: float) -> None:
         length = builders / rate * 0.8  # of a build: they are busy, and not too few
         progress(f"{builders} builders, {rate:g} builds of {length:g} s put a second, for {seconds:g} s")
         with Builders(stand, builders, length) as all_of_them, stand.farm.broker() as broker:
-            time.sleep(2)
+            tube = arch_tube(stand.farm.arch).name
+            stand.wait(lambda: broker.stats(tube).watchers >= builders, "all builders watch", 60)
             watch = Watch(stand)
             began, put = time.monotonic(), 0
             while (now := time.monotonic() - began) < seconds:
