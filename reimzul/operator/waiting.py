@@ -97,7 +97,7 @@ def _lost(facts: Facts) -> Iterator[str]:
         )
         return
     yield (
-        f"Its job {leg['job']} is not in beanstalkd any more, and nobody has said that he builds it: it was deleted, "
+        f"Its job {leg['job']} is not in beanstalkd any more, and no worker is known to be at it: it was deleted, "
         f"or what became of it is still to be told. If nothing changes: reimzul retry {leg['build_id'][:8]}"
     )
 

@@ -198,6 +198,7 @@ def test_a_build_whose_job_was_put_aside_or_is_gone_is_not_built_by_anybody() ->
     assert put_aside.state == "buried" and "`reimzul kick 101`" in "\n".join(put_aside.sentences)
     gone = explain(facts(document, job="gone", own=FIVE))
     assert gone.state == "gone" and "reimzul retry" in "\n".join(gone.sentences) and gone.end is None
+    assert "no worker is known to be at it" in "\n".join(gone.sentences)  # somebody had said that he builds it
     at_it = worker(state="building", build=attr.evolve(hand(1), build_id=build_id(1)))
     assert explain(facts(document, job="gone", workers=[at_it], own=FIVE)).state == "building"
 
