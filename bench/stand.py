@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from reimzul.core.tube import CREATEREPO, PRIORITY
 from reimzul.devfarm.farm import Farm
 from reimzul.repogen.repodata import Listings
 from tests import srpms
+from tests.python import PYTHON
 
 TARGET = "bench.1"
 _SAMPLES = Path(__file__).parent.parent / "tests" / "samples" / "mock-logs" / "hello"
@@ -119,6 +119,6 @@ def _mock(home: Path) -> Path:
     (home / "leave").mkdir(parents=True)
     program = home / "mock"
     text = (Path(__file__).parent / "mock_program.py").read_text()
-    program.write_text(f"#!{sys.executable} -IS\n{text}")
+    program.write_text(f"#!{PYTHON} -IS\n{text}")
     program.chmod(0o755)
     return home

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tests.python import PYTHON
 
 SAMPLES = Path(__file__).parent / "samples" / "mock-logs"
 
@@ -46,7 +47,7 @@ class ScriptedMock:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.path = home / "mock"
-        self.path.write_text(_PROGRAM.format(python=sys.executable, home=str(home), samples=str(SAMPLES)))
+        self.path.write_text(_PROGRAM.format(python=PYTHON, home=str(home), samples=str(SAMPLES)))
         self.path.chmod(0o755)
         self._plans: dict[str, Any] = {}
         self._write()

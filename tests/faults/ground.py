@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests import srpms
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build
 from tests.faults.relay import Relayed
 from tests.faults.room import NEAR_ADDRESS, Cable, SmallDisk
+from tests.python import PYTHON
 from tests.smtp import Mailbox, MailServer
 from tests.waiting import until
 
@@ -128,7 +128,7 @@ class Ground:
     def _script(self, name: str, module: str, words: str) -> None:
         here = str(Path(__file__).parent)
         path = self.home / name
-        path.write_text(_PROGRAM.format(python=sys.executable, here=here, module=module, words=words))
+        path.write_text(_PROGRAM.format(python=PYTHON, here=here, module=module, words=words))
         path.chmod(0o755)
 
     def _small_disks(self, binlog: int) -> dict[str, SmallDisk]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import socket
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def test_no_arguments_print_help(controller: Controller) -> None:
 
 
 def test_the_readmes_loop_over_arches(controller: Controller) -> None:
-    loop = f"for arch in x86_64 aarch64 armhfp ; do {PROGRAM} -s {HELLO} -d .el7 -a $arch -t c7.1708.u ; done"
+    program = shlex.quote(str(PROGRAM))
+    loop = f"for arch in x86_64 aarch64 armhfp ; do {program} -s {HELLO} -d .el7 -a $arch -t c7.1708.u ; done"
     environment = {"PATH": os.environ["PATH"], "LOGNAME": "johnny", "REIMZUL_CONFIG": str(controller.ini)}
     subprocess.run(["bash", "-ec", loop], env=environment, check=True, capture_output=True)
     for arch, tube in (("x86_64", "x86_64"), ("aarch64", "aarch64"), ("armhfp", "armv7l")):

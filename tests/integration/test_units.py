@@ -38,7 +38,8 @@ def here(tmp_path: Path) -> Path:
     """A folder with the units as they would be had the programs been installed here."""
     for path in [*SYSTEMD.glob("*.service"), *SYSTEMD.glob("*.target"), *SYSTEMD.glob("*.timer")]:
         text = path.read_text()
-        (tmp_path / path.name).write_text(text.replace("ExecStart=/usr/local/bin/", f"ExecStart={BIN}/"))
+        quoted = re.sub(r"^ExecStart=/usr/local/bin/(\S+)", rf'ExecStart="{BIN}/\1"', text, flags=re.MULTILINE)
+        (tmp_path / path.name).write_text(quoted)
     return tmp_path
 
 
