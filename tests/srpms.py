@@ -113,13 +113,15 @@ def compiled(
     version: str = "1.0",
     exclusive_arch: str = "",
     exclude_arch: str = "",
+    build_arch: str = "",
     requires: str = "gcc",
 ) -> str:
     """A package of one program in C, that says hello; its source is in the spec."""
+    build_arch = f"BuildArch: {build_arch}\n" if build_arch else ""
     return _spec(
         name,
         version=version,
-        tags=f"BuildRequires: {requires}\n" + arch_tags(exclusive_arch, exclude_arch),
+        tags=f"BuildRequires: {requires}\n{build_arch}" + arch_tags(exclusive_arch, exclude_arch),
         build="printf '#include <stdio.h>\\nint main(void){puts(\"hello\");return 0;}\\n' > main.c\n"
         f"gcc $RPM_OPT_FLAGS -o {name} main.c",
         install=f"mkdir -p %{{buildroot}}/usr/bin\ninstall -m 755 {name} %{{buildroot}}/usr/bin/{name}",

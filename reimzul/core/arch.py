@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,15 +26,15 @@ class ArchLimits(Protocol):
 
     @property
     def exclusive_arch(self) -> tuple[str, ...]:
-        """ExclusiveArch, its macros expanded."""
+        """ExclusiveArch; a macro that the packager's host did not know stays in it as it was written."""
 
     @property
     def exclude_arch(self) -> tuple[str, ...]:
-        """ExcludeArch, its macros expanded."""
+        """ExcludeArch, likewise."""
 
     @property
     def build_archs(self) -> tuple[str, ...]:
-        """BuildArch, of the main package."""
+        """BuildArch of the main package, likewise."""
 
 
 @attr.frozen(kw_only=True)
@@ -75,15 +75,36 @@ class Arches:
     def forbidden(self, arch: str, header: ArchLimits) -> str | None:
         """Why a package that limits its arches so is not built for `arch`; None where it is.
 
-        A noarch package may be allowed by `noarch` in its ExclusiveArch, as rpmbuild reads it.
+        A noarch package may be allowed by `noarch` in its ExclusiveArch, as rpmbuild reads it. A tag that allows `arch`
+        only if an unexpanded macro does forbids nothing: the macro may be known in mock's buildroot.
         """
         names = {arch, *self.known[arch].accepts}
         noarch = {NOARCH} if NOARCH in header.build_archs else set()
-        if header.exclusive_arch and not (names | noarch) & set(header.exclusive_arch):
+        if _rules_out(header.exclusive_arch, names | noarch):
             return f"ExclusiveArch is {' '.join(header.exclusive_arch)}"
         if names & set(header.exclude_arch):
             return f"ExcludeArch is {' '.join(header.exclude_arch)}"
+        if arch != NOARCH and _rules_out(header.build_archs, names | {NOARCH}):
+            return f"BuildArch is {' '.join(header.build_archs)}"
         return None
+
+    def find_doubt(self, arch: str, header: ArchLimits) -> str:
+        """The tags whose unexpanded macros decide whether a package is built for `arch`, in words; else nothing."""
+        names = {arch, NOARCH, *self.known[arch].accepts}
+        tags = {"ExclusiveArch": header.exclusive_arch, "BuildArch": header.build_archs}
+        doubtful = {tag: words for tag, words in tags.items() if not names & set(words)}
+        macros = {tag: find_macros(words) for tag, words in {**doubtful, "ExcludeArch": header.exclude_arch}.items()}
+        return ", ".join(f"{tag} has {' '.join(found)}" for tag, found in macros.items() if found)
+
+
+def find_macros(words: Sequence[str]) -> list[str]:
+    """The words of a tag with a macro that rpmbuild did not expand, as `%{zig_arches}`."""
+    return [word for word in words if "%" in word]
+
+
+def _rules_out(words: Sequence[str], names: set[str]) -> bool:
+    """Whether a tag that lists the allowed arches allows none of `names`, whatever its macros expand to."""
+    return bool(words) and not names & set(words) and not find_macros(words)
 
 
 class _NoYaml(Exception):

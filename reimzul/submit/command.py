@@ -93,7 +93,8 @@ def command(
     )
     incoming = settings.incoming.folder
     path = find(srpm, incoming)
-    check_arches(path.name, read_source(path), wanted.arches, known)
+    for doubt in check_arches(path.name, read_source(path), wanted.arches, known):
+        complain(command, f"warning: {doubt}")
     source = bring_in(path, incoming)
     asked = requests(source, wanted)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:

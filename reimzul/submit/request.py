@@ -86,12 +86,18 @@ def _disttag_faults(disttag: str) -> list[str]:
     return [] if disttag.startswith(".") else [f"disttag {disttag!r} has no dot before it; is .{disttag} meant?"]
 
 
-def check_arches(name: str, header: Header, arches: Iterable[str], known: Arches) -> None:
-    """Raise `InputError` with a line for each arch that the package itself rules out."""
+def check_arches(name: str, header: Header, arches: Iterable[str], known: Arches) -> list[str]:
+    """Raise `InputError` with a line for each arch that the package itself rules out.
+
+    Returns a warning for each arch that only mock can decide: the header has a macro that nobody expanded.
+    """
+    arches = tuple(arches)
     faults = [(arch, known.forbidden(arch, header)) for arch in arches]
     lines = [f"{name} is not built for {arch}: {why}" for arch, why in faults if why]
     if lines:
         raise InputError("\n".join(lines))
+    doubts = [(arch, known.find_doubt(arch, header)) for arch in arches]
+    return [f"whether {name} is built for {arch} is decided by mock: {doubt}, unexpanded" for arch, doubt in doubts if doubt]
 
 
 def count_watchers(broker: Broker, rows: Iterable[Queued]) -> list[Queued]:

@@ -36,6 +36,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("packages")
     return {
         "hello": srpms.make_srpm(folder, "hello", srpms.compiled("hello")),
+        "just64": srpms.make_srpm(folder, "just64", srpms.compiled("just64", build_arch="x86_64")),
+        "zig": srpms.make_srpm(folder, "zig", srpms.compiled("zig", exclusive_arch="%{zig_arches}")),
         "plain": srpms.make_srpm(folder, "plain", srpms.noarch("plain")),
         "plain.noarch": srpms.make_rpm(folder, "plain", srpms.noarch("plain")),
     }
@@ -43,9 +45,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def host(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, packages: dict[str, Path]) -> Iterator[Host]:
-    """A builder with two sources in incoming/ and a target for x86_64 and i386."""
+    """A builder with sources in incoming/ and a target for x86_64 and i386."""
     builder = Host(tmp_path, beanstalkd)
-    for name in ("hello", "plain"):
+    for name in ("hello", "plain", "just64", "zig"):
         (builder.incoming / packages[name].name).write_bytes(packages[name].read_bytes())
     for name in ("c9.x86_64", "c9.i386"):
         builder.target(name)

@@ -118,6 +118,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "other": other,
         "only": srpms.make_srpm(folder, "only", srpms.compiled("only", exclusive_arch="x86_64 aarch64")),
         "not32": srpms.make_srpm(folder, "not32", srpms.compiled("not32", exclude_arch="%{ix86}")),
+        "just64": srpms.make_srpm(folder, "just64", srpms.compiled("just64", build_arch="x86_64")),
+        "zig": srpms.make_srpm(folder, "zig", srpms.compiled("zig", exclusive_arch="%{zig_arches}")),
         "truncated": srpms.truncate(hello, folder / "short-1-1.src.rpm"),
         "payload": srpms.truncate(hello, folder / "shorter-1-1.src.rpm", hello.stat().st_size - 1),
         "binary": binary,
@@ -377,12 +379,21 @@ def test_a_word_that_is_none(controller: Controller, words: list[str], said: lis
     [
         ("only", "x86_64,i386,ppc64le", ["i386: ExclusiveArch is x86_64 aarch64", "ppc64le: ExclusiveArch is"]),
         ("not32", "aarch64,i386", ["not32-1.0-1.src.rpm is not built for i386: ExcludeArch is i"]),
+        ("just64", "x86_64,i386", ["just64-1.0-1.src.rpm is not built for i386: BuildArch is x86_64"]),
     ],
 )
 def test_an_arch_the_package_rules_out(
     controller: Controller, made: dict[str, Path], file: str, arch: str, said: list[str]
 ) -> None:
     assert_refused(controller, controller.build(made[file], arch=arch), *said)
+
+
+def test_a_macro_nobody_expanded_is_left_to_mock(controller: Controller, made: dict[str, Path]) -> None:
+    ended = controller.build(made["zig"])
+    why = "ExclusiveArch has %{zig_arches}, unexpanded"
+    warning = f"warning: whether zig-1.0-1.src.rpm is built for x86_64 is decided by mock: {why}"
+    assert ended.code == 0 and f"reimzul-submit: {warning}" in ended.err
+    assert [claim.message.srpm for claim in controller.queued("x86_64")] == ["zig-1.0-1.src.rpm"]
 
 
 # --- usage, settings, beanstalkd

@@ -98,6 +98,29 @@ def test_a_noarch_package_is_built_once(host: Host, broker: Broker, ears: Ears) 
     assert len(host.mock.builds()) == 1
 
 
+def test_a_leg_that_buildarch_rules_out_is_skipped(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    put(broker, request("just64"))
+    (event,) = ears.wait(1, "Success")
+    assert event["skipped"] == {"i386": "BuildArch is x86_64"}
+    until(lambda: settled(broker), 5, "the job is deleted")
+    assert len(host.mock.builds()) == 1
+
+
+def test_an_arch_that_buildarch_rules_out_fails_at_once(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    put(broker, request("just64", arch="i386", target="c9.i386"))
+    (event,) = ears.wait(1, "Failed")
+    assert event["reason"] == "BuildArch is x86_64" and not host.mock.builds()
+
+
+def test_a_macro_nobody_expanded_is_left_to_mock(host: Host, broker: Broker, ears: Ears) -> None:
+    host.start()
+    put(broker, request("zig"))
+    ears.wait(2, "Success")
+    assert len(host.mock.builds()) == 2
+
+
 def test_a_follower_without_a_configuration_is_skipped(host: Host, broker: Broker, ears: Ears) -> None:
     (host.configs / "c9.i386.cfg").unlink()
     host.start()

@@ -85,10 +85,44 @@ def test_every_tube_is_listed_once() -> None:
         ("x86_64", Limits(exclusive_arch=("noarch",), build_archs=("noarch",)), None),
         ("x86_64", Limits(exclusive_arch=("noarch",)), "ExclusiveArch is noarch"),
         ("x86_64", Limits(exclusive_arch=("x86_64",), exclude_arch=("x86_64",)), "ExcludeArch is x86_64"),
+        # what rpmbuild calls "No compatible architectures found for build"
+        ("x86_64", Limits(build_archs=("x86_64",)), None),
+        ("i386", Limits(build_archs=("x86_64",)), "BuildArch is x86_64"),
+        ("i386", Limits(build_archs=("i686", "x86_64")), None),
+        ("x86_64", Limits(build_archs=("i686",)), "BuildArch is i686"),
+        ("aarch64", Limits(build_archs=("noarch",)), None),
+        ("aarch64", Limits(build_archs=("x86_64", "noarch")), None),
+        ("noarch", Limits(build_archs=("x86_64",)), None),
+        # macros that the packager's host did not know
+        ("x86_64", Limits(exclusive_arch=("%{zig_arches}",)), None),
+        ("x86_64", Limits(exclusive_arch=("aarch64", "%{zig_arches}")), None),
+        ("x86_64", Limits(exclude_arch=("%{zig_arches}",)), None),
+        ("x86_64", Limits(exclude_arch=("%{zig_arches}", "x86_64")), "ExcludeArch is %{zig_arches} x86_64"),
+        ("i386", Limits(build_archs=("x86_64", "%my_arch")), None),
     ],
 )
 def test_a_package_says_where_it_is_built(arch: str, limits: Limits, why: str | None) -> None:
     assert SHIPPED.forbidden(arch, limits) == why
+
+
+@pytest.mark.parametrize(
+    ("arch", "limits", "doubt"),
+    [
+        ("x86_64", Limits(exclusive_arch=("x86_64", "%{zig_arches}")), ""),
+        ("i386", Limits(exclusive_arch=("x86_64", "%{zig_arches}")), "ExclusiveArch has %{zig_arches}"),
+        ("x86_64", Limits(exclude_arch=("s390x", "%{a}", "%b")), "ExcludeArch has %{a} %b"),
+        ("i386", Limits(build_archs=("x86_64", "%my_arch")), "BuildArch has %my_arch"),
+        ("i386", Limits(build_archs=("noarch", "%my_arch")), ""),
+        (
+            "i386",
+            Limits(exclusive_arch=("%{a}",), exclude_arch=("%{b}",)),
+            "ExclusiveArch has %{a}, ExcludeArch has %{b}",
+        ),
+        ("x86_64", Limits(exclusive_arch=("ppc64le",), exclude_arch=("i686",)), ""),
+    ],
+)
+def test_macros_that_decide_are_named(arch: str, limits: Limits, doubt: str) -> None:
+    assert SHIPPED.find_doubt(arch, limits) == doubt
 
 
 # --- a table of one's own
