@@ -189,6 +189,7 @@ class BuildRequest(Message):
     tries: tuple[Try, ...] = field(fields.many(_try, 50), ())
     parent: str = field(fields.absent_or(fields.build_id), "")  #: the build that this one repeats
     legs: tuple[str, ...] = field(fields.many(fields.arch, 20), ())  #: only these of its legs; none said: all
+    source_rounds: int = field(fields.whole(0, 1_000_000), 0)  #: how often its source could not be downloaded
 
     @property
     def told_for(self) -> tuple[str, ...]:
@@ -294,6 +295,7 @@ class BuildEvent(Message):
     job: int = field(_job, 0)
     priority: int | None = field(_priority, None)
     due: float = field(fields.moment, 0.0)  #: of Queued: nobody gets it before this
+    waits_for: str = field(fields.line(300), "")  #: of Queued: what has to change before it can be built
     at: float = field(fields.moment, 0.0)  #: when it was announced
     owed: Mapping[str, int] = field(fields.table(fields.name, fields.whole(0, 1_000_000), 20), {})  #: sink -> tries
 

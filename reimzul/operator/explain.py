@@ -14,6 +14,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.command import EXIT_CODES, shared_options, start
 from reimzul.core.config import Settings
 from reimzul.core.message import Status
+from reimzul.core.readable import find_bar
 from reimzul.core.tube import CREATEREPO, NOTIFY, TOSIGN, Broker
 from reimzul.notifier.history import BuildFilter, Document, History
 from reimzul.notifier.history.presence import NoPresences, Seen
@@ -89,7 +90,13 @@ class Gatherer:
             own=usual(durations(past)),
             arch=Arch([*arch, *past]),
             cancel=mark.cancelled(self._broker, leg["build_id"]),
+            source_bar=self._source_bar(leg) if waits and leg.get("waits_for") else "",
         )
+
+    def _source_bar(self, leg: Document) -> str:
+        incoming = self._settings.incoming.folder
+        path = incoming / leg["srpm"]
+        return find_bar(path, incoming) if path.exists() else ""  # on another host nothing is known of it
 
     def _tube(self, leg: Document) -> str:
         """The tube a leg's request went by, where the history does not say; of a follower, its target's arch's."""

@@ -37,6 +37,7 @@ class Facts:
     own: Optional[Usual] = None  #: how long this package takes
     arch: Arch = attr.field(factory=lambda: Arch(()))
     cancel: Optional[Mark] = None
+    source_bar: str = ""  #: what keeps the web server from reading its source rpm, as far as this host can see
 
 
 @attr.frozen(kw_only=True)

@@ -20,6 +20,7 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, InputError, MessageError, ReimzulError
 from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
 from reimzul.core.message import BuildRequest, Status, event_of, new_build_id, parse
+from reimzul.core.readable import find_bar
 from reimzul.core.tube import PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.web import NotThere, Site, WebAway
 from reimzul.operator import finding, reading
@@ -132,6 +133,8 @@ def _checked(incoming: Path, build: Build, before: BuildRequest | None) -> str:
         sha256 = sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    if bar := find_bar(path, incoming):
+        raise InputError(f"no builder can download it: {bar}")
     was = before.srpm_sha256 if before else ""
     if was and was != sha256:
         raise InputError(f"{path} is not the file that was built: its sha256 was {was}, and is {sha256}")

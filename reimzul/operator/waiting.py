@@ -34,8 +34,9 @@ def waiting(facts: Facts) -> Explanation:
         return lost(facts)
     if facts.job == "reserved":
         return _taken(facts)
-    start, end = _forecasts(facts)
-    words = [*failures(facts), *_place(facts), *_ahead(facts), *who(facts), *_expected(facts, start, end)]
+    start, end = (None, None) if facts.leg.get("waits_for") else _forecasts(facts)
+    words = [*failures(facts), *_place(facts), *_obstacle(facts), *_ahead(facts), *who(facts)]
+    words += _expected(facts, start, end)
     return Explanation(state="delayed" if _pause(facts) > 0 else "waiting", sentences=words, start=start, end=end)
 
 
@@ -67,6 +68,14 @@ def _place(facts: Facts) -> Iterator[str]:
     yield f"It waits in tube {facts.tube.name}{number}{urgency}{since}."
     if _pause(facts) > 0:
         yield f"Nobody gets it before {when(leg['due'])}, in {span(_pause(facts))}."
+
+
+def _obstacle(facts: Facts) -> Iterator[str]:
+    """What has to change before it can be built, and what a person can do."""
+    if facts.leg.get("waits_for"):
+        yield f"It waits for {facts.leg['waits_for']}."
+    if facts.source_bar:
+        yield f"The web server may not read its source: {facts.source_bar}"
 
 
 def _pause(facts: Facts) -> float:
@@ -176,7 +185,9 @@ def _forecasts(facts: Facts) -> tuple[Forecast | None, Forecast | None]:
 
 
 def _expected(facts: Facts, start: Forecast | None, end: Forecast | None) -> Iterator[str]:
-    if start is None:
+    if facts.leg.get("waits_for"):
+        yield "It starts when that is there."
+    elif start is None:
         yield "When it starts cannot be said."
     elif start.high < 1:
         yield "It should start at once."

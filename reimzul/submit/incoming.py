@@ -16,6 +16,7 @@ from reimzul.core import fields
 from reimzul.core.errors import InputError
 from reimzul.core.header import Header, read_source
 from reimzul.core.manifest import sha256_of
+from reimzul.core.readable import find_bar
 
 #: How the names of copies begin that are being made, and the seconds after which nobody is making one any more.
 _BESIDE, _LEFT = ".incoming-", 86_400
@@ -55,10 +56,17 @@ def bring_in(path: Path, incoming: Path) -> Source:
     header = read_source(path)
     place = incoming / name
     if place.exists() and path.resolve() == place.resolve():
+        _check_readable(place)
         return Source(name=name, sha256=sha256_of(place), header=header, copied=False)
     with _told(incoming):
         _sweep(incoming)
         return _copy_in(path, place, header)
+
+
+def _check_readable(place: Path) -> None:
+    """Raise `InputError` with the fix where the web server may not read a file of `incoming/`."""
+    if bar := find_bar(place, place.parent):
+        raise InputError(f"no builder can download it: {bar}")
 
 
 def _sweep(incoming: Path) -> None:
@@ -80,6 +88,7 @@ def _copy_in(path: Path, place: Path, header: Header) -> Source:
             os.fchmod(sink.fileno(), 0o644)  # the http server reads it as another user
             sink.flush()
             os.fsync(sink.fileno())
+        _check_readable(Path(beside))
         digest = sha256_of(Path(beside))
         try:
             os.link(beside, place)
@@ -90,6 +99,7 @@ def _copy_in(path: Path, place: Path, header: Header) -> Source:
                     f"{place}: a different file of that name is there already; "
                     "submit that one by its name alone, or give yours another release"
                 ) from None
+            _check_readable(place)
             copied = False
     finally:
         os.unlink(beside)

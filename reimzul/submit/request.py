@@ -96,8 +96,9 @@ def check_arches(name: str, header: Header, arches: Iterable[str], known: Arches
     lines = [f"{name} is not built for {arch}: {why}" for arch, why in faults if why]
     if lines:
         raise InputError("\n".join(lines))
-    doubts = [(arch, known.find_doubt(arch, header)) for arch in arches]
-    return [f"whether {name} is built for {arch} is decided by mock: {doubt}, unexpanded" for arch, doubt in doubts if doubt]
+    doubts = {arch: known.find_doubt(arch, header) for arch in arches}
+    decides = f"whether {name} is built for"
+    return [f"{decides} {arch} is decided by mock: {doubt}, unexpanded" for arch, doubt in doubts.items() if doubt]
 
 
 def count_watchers(broker: Broker, rows: Iterable[Queued]) -> list[Queued]:

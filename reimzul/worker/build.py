@@ -32,7 +32,7 @@ from reimzul.worker.job import Attempt, Leg, Package, repeats, split
 from reimzul.worker.live import Live
 from reimzul.worker.phases import Course
 from reimzul.worker.ship import CannotShip, Shipper, manifest_of
-from reimzul.worker.source import NoSource
+from reimzul.worker.source import CannotStore, Incoming, NoSource
 from reimzul.worker.verdict import Fault, Verdict
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Tools:
     """What a build needs of its host and its farm."""
 
     known: Arches
-    incoming_url: str
+    incoming: Incoming
     urls: StoreUrls
     configs: Configs
     chroot: Chroot
@@ -126,6 +126,8 @@ class Build:
         except NoSource as error:
             self._refuse(str(error))
             return
+        except CannotStore as error:
+            raise Unfit(str(error)) from error
         finally:
             pool.shutdown(wait=False)  # both end by themselves; who cancels waits for no dead link
         try:
@@ -143,7 +145,8 @@ class Build:
 
     def _package(self) -> Package:
         request = self.attempt.request
-        path = source.fetch(self.tools.incoming_url, request.srpm, request.srpm_sha256, self.attempt.folder, self.wait)
+        wanted, rounds = request.srpm_sha256, request.source_rounds
+        path = self.tools.incoming.fetch(request.srpm, wanted, self.attempt.folder, self.wait, rounds)
         header = source.read_checked(path)
         return Package(path=path, name=header.name, evr=header.evr, header=header)
 

@@ -25,6 +25,7 @@ from reimzul.worker.daemon import Worker
 from reimzul.worker.fitness import Fitness, Limits
 from reimzul.worker.live import Live
 from reimzul.worker.ship import Shipper
+from reimzul.worker.source import Incoming
 from reimzul.worker.voice import Self, Voice, own_instance
 from reimzul.worker.workspace import Workspace
 
@@ -102,7 +103,7 @@ def tools(settings: Settings, workspace: Workspace, known: Arches) -> Tools:
     )
     return Tools(
         known=known,
-        incoming_url=settings.incoming.url,
+        incoming=Incoming(settings.incoming.url),
         urls=urls,
         configs=configs,
         chroot=Chroot(

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Callable
 
+import attr
+
 from reimzul.core import mark
 from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
@@ -23,6 +25,7 @@ from reimzul.worker.build import Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
 from reimzul.worker.fitness import Fitness
 from reimzul.worker.job import Attempt
+from reimzul.worker.source import SourceAway
 from reimzul.worker.voice import Voice, idle_state
 from reimzul.worker.watch import Watch
 from reimzul.worker.workspace import Workspace
@@ -130,6 +133,8 @@ class Worker(Daemon[BuildRequest]):
             return ClaimLost(f"{error}; another has it") if desk.lost else None
         except BrokerGone:
             raise
+        except SourceAway as error:
+            return self.put_off(desk, error)
         except ReimzulError as error:
             return ClaimLost(f"ended while another has it: {error}") if desk.lost else error
         return ClaimLost("another has it; ours is uploaded") if desk.lost else None
@@ -180,6 +185,26 @@ class Worker(Daemon[BuildRequest]):
         for arch in arches:
             about = {"arch": arch, "url": desk.kept(arch), "reason": reason}
             claim.broker.announce(event_of(again, Status.QUEUED, **{**about, **by, **where}))
+        return None
+
+    def put_off(self, desk: Desk, away: SourceAway) -> Outcome:
+        """Put a request again whose source cannot be downloaded now, for whoever is free then; no strike."""
+        if desk.lost:
+            return ClaimLost(f"another has it; here: {away}")
+        claim, facts = desk.claim, desk.claim.facts
+        again = attr.evolve(claim.message, source_rounds=claim.message.source_rounds + 1)
+        log.warning("%r: %s; put again, in %d s", claim, away, away.pause)
+        job, forbidden = mark.put_unless_cancelled(
+            claim.broker, claim.tube, again, priority=facts.priority, delay=away.pause, ttr=facts.ttr
+        )
+        if forbidden:
+            self.withdraw(claim, forbidden, again.told_for)
+            return None
+        where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + away.pause}
+        waits_for = f"its source: {away}, on {self.host}"
+        for arch in again.told_for:
+            about = {"arch": arch, "reason": f"waits for {waits_for}", "waits_for": waits_for}
+            claim.broker.announce(event_of(again, Status.QUEUED, **about, **where))
         return None
 
     def withdraw(self, claim: Claim[BuildRequest], forbidden: Mark, arches: Iterable[str]) -> None:

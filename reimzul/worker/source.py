@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source rpm of a build: downloading it through stunnel, and checking that it is what was submitted."""
+"""The source rpm of a build: downloading it through stunnel, and checking that it is what was submitted.
+
+A build holds its builder for one short round of tries. If none succeeds, the job goes back with a pause that grows from
+round to round, and the builder takes other jobs.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from io import FileIO
 from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
 
 from reimzul.core.digest import sha256
-from reimzul.core.errors import Again, InputError
+from reimzul.core.errors import Again, InputError, ReimzulError
 from reimzul.core.header import Header, read_source
 from reimzul.worker import web
 
@@ -17,66 +23,156 @@ log = logging.getLogger(__name__)
 
 #: Seconds without a byte after which a download is given up.
 SILENCE = 30.0
-#: Pauses between tries, seconds; when they are used up the job goes back for another builder to try.
-PAUSES = (1, 2, 5, 10, 20, 40)
-#: Seconds until a request whose source could not be fetched is tried again, by whoever.
-LATER = 30
+#: Bytes a second that a download has to reach on average, once it has taken longer than `SILENCE`.
+SLOWEST = 1024
+#: Pauses between the tries of one round, in seconds; and seconds after which no further try of a round begins.
+PAUSES, ROUND = (1, 2, 5), 30.0
+#: Seconds until the next round: the first pause, and the longest.
+PAUSE, LONGEST_PAUSE = 10, 600
+#: Rounds after which a file that fails while others are served is given up: some 30 minutes.
+ROUNDS_ALONE = 8
+#: Rounds after which any file is given up: some 7 days.
+ROUNDS = 1000
+#: How many files that could be downloaded are remembered: one of them may have been removed since.
+_REMEMBERED = 4
 _CHUNK = 1024 * 1024
 _OK, _GONE = 200, (404, 410)
+#: Statuses of 4xx that say "not now" instead of "not you".
+_BUSY = (408, 425, 429)
 
 
 class NoSource(InputError):
     """The source rpm is not there, or is not what was submitted: no builder can help that."""
 
 
-class _Status(OSError):
-    """The server has it not, or not now."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
+class SourceAway(Again):
+    """The source rpm cannot be downloaded now: nobody's fault, and no strike."""
 
 
-def fetch(url: str, name: str, wanted: str, folder: Path, wait: Callable[[float], None]) -> Path:
-    """Download `name` of `incoming/` into `folder` and check its sha256 where one is `wanted`.
+class CannotStore(ReimzulError):
+    """This host's disk does not take the download."""
 
-    Raises `NoSource` where it is not there or is another file than was submitted, `Again` where the link stays
-    dead; `wait` sleeps between tries and raises where the worker has to stop.
-    """
-    place = folder / name
-    fault = ""
-    for pause in (*PAUSES, None):
-        try:
-            found = _download(url + quote(name), place, wait)
-        except OSError as error:
-            if isinstance(error, _Status) and error.status in _GONE:
-                raise NoSource(f"{name} is not in incoming/ ({error})") from error
-            fault = str(error)
-        else:
-            if wanted and found != wanted:
-                raise NoSource(f"{name} in incoming/ is not the file that was submitted (sha256 {found})")
-            return place
-        log.warning("%s%s: %s%s", url, name, fault, "" if pause is None else f"; again in {pause} s")
-        if pause is not None:
+
+class _Denied(OSError):
+    """The server answers, and does not give us the file: another try of this round would change nothing."""
+
+
+class _Busy(OSError):
+    """The server says when to come again."""
+
+    def __init__(self, words: str, seconds: int) -> None:
+        super().__init__(words)
+        self.seconds = seconds
+
+
+class Incoming:
+    """`incoming/` as this builder sees it. Belongs to one build at a time."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._served: list[str] = []  #: the last files that could be downloaded
+
+    def fetch(self, name: str, wanted: str, folder: Path, wait: Callable[[float], None], rounds: int = 0) -> Path:
+        """Download a file into `folder` and check its sha256 where one is `wanted`; so many `rounds` failed before.
+
+        Raises `NoSource` where it is not there, is another file than was submitted, or is denied while others are
+        served; `SourceAway` where a later round may succeed; `CannotStore`. `wait` sleeps between tries and raises
+        where the worker has to stop.
+        """
+        place = folder / name
+        ends = time.monotonic() + ROUND
+        for pause in (*PAUSES, None):
+            try:
+                _download(self._url + quote(name), wanted, place, wait)
+            except OSError as error:
+                fault = error
+            else:
+                self._served = [name, *(each for each in self._served if each != name)][:_REMEMBERED]
+                return place
+            log.warning("%s%s: %s", self._url, name, fault)
+            if pause is None or isinstance(fault, (_Denied, _Busy)) or time.monotonic() + pause > ends:
+                break
             wait(pause)
-    raise Again(f"{name} cannot be downloaded: {fault}", pause=LATER)
+        raise self._judge(name, fault, rounds)
+
+    def _judge(self, name: str, fault: OSError, rounds: int) -> ReimzulError:
+        """What a failed round means: `NoSource` where no later one can succeed."""
+        words = f"{name} cannot be downloaded: {fault}"
+        denied = isinstance(fault, _Denied)
+        if (denied or rounds >= ROUNDS_ALONE) and self._serves_another(name):
+            return NoSource(f"{words}, while other files can" + (": has it mode 0644 in incoming/?" if denied else ""))
+        if rounds >= ROUNDS:
+            return NoSource(f"{words}, {rounds + 1} times")
+        pause = min(LONGEST_PAUSE, PAUSE * 2 ** min(rounds, 10))
+        asked = fault.seconds if isinstance(fault, _Busy) else 0
+        return SourceAway(words, pause=max(pause, min(asked, LONGEST_PAUSE)))
+
+    def _serves_another(self, name: str) -> bool:
+        """Whether a file that could be downloaded before still can: then the server is well, and its folder."""
+        return any(_is_served(self._url + quote(each)) for each in self._served if each != name)
 
 
-def _download(url: str, place: Path, wait: Callable[[float], None]) -> str:
-    """Fetch a URL into a file; its sha256. A body that ends early is an `OSError`; what `wait` raises ends it."""
+def _is_served(url: str) -> bool:
+    try:
+        with web.get(url, SILENCE) as answer:
+            return answer.status == _OK and not answer.is_page
+    except OSError:
+        return False
+
+
+def _download(url: str, wanted: str, place: Path, wait: Callable[[float], None]) -> None:
+    """Fetch a URL into a file. Raises `OSError` where that may succeed later; what `wait` raises ends it."""
     digest = sha256()
-    size = 0
-    with web.get(url, SILENCE) as answer, place.open("wb") as sink:
-        if answer.status != _OK:
-            raise _Status(answer.status)
-        while chunk := answer.body.read(_CHUNK):
+    size, began = 0, time.monotonic()
+    with web.get(url, SILENCE) as answer, _open(place) as sink:
+        _check_status(answer, place.name)
+        while chunk := answer.body.read1(_CHUNK):
             digest.update(chunk)
-            sink.write(chunk)
+            _write(sink, chunk, place)
             size += len(chunk)
             wait(0)
+            if size < (time.monotonic() - began - SILENCE) * SLOWEST:
+                raise OSError(f"slower than {SLOWEST} bytes a second")
     if answer.length not in (None, size):
         raise OSError(f"the answer ended after {size} of {answer.length} bytes")
-    return digest.hexdigest()
+    found = digest.hexdigest()
+    if wanted == found:
+        return
+    if answer.is_page:
+        raise _Denied("the server answers with a web page instead")
+    if wanted and answer.length is None:
+        raise OSError(f"what came is not the file that was submitted (sha256 {found}), and may be a part of it")
+    if wanted:
+        raise NoSource(f"{place.name} in incoming/ is not the file that was submitted (sha256 {found})")
+
+
+def _check_status(answer: web.Answer, name: str) -> None:
+    """Raise `NoSource` where the server has no such file, `OSError` where it does not give it."""
+    status = answer.status
+    if status in _GONE:
+        raise NoSource(f"{name} is not in incoming/ (HTTP {status})")
+    if 400 <= status < 500 and status not in _BUSY:
+        raise _Denied(f"HTTP {status}")
+    if status != _OK and answer.retry_after:
+        raise _Busy(f"HTTP {status}", answer.retry_after)
+    if status != _OK:
+        raise OSError(f"HTTP {status}")
+
+
+def _open(place: Path) -> FileIO:
+    try:
+        return FileIO(place, "w")
+    except OSError as error:
+        raise CannotStore(f"{place}: {error.strerror or error}") from error
+
+
+def _write(sink: FileIO, chunk: bytes, place: Path) -> None:
+    left = memoryview(chunk)
+    try:
+        while left:
+            left = left[sink.write(left) :]
+    except OSError as error:
+        raise CannotStore(f"{place}: {error.strerror or error}") from error
 
 
 def read_checked(path: Path) -> Header:

@@ -266,6 +266,35 @@ def test_a_different_file_of_that_name_is_never_replaced(controller: Controller,
     assert (controller.incoming / HELLO).read_bytes() == made["hello"].read_bytes()
 
 
+@pytest.mark.parametrize("copied", [False, True], ids=["by its name", "the same file again"])
+def test_a_file_the_web_server_may_not_read_is_refused(
+    controller: Controller, made: dict[str, Path], copied: bool
+) -> None:
+    place = controller.incoming / HELLO
+    place.chmod(0o600)
+    ended = controller.build(made["hello"] if copied else HELLO)
+    why = f"no builder can download it: {place} has mode 0600, and other users cannot read it: chmod o+r {place}"
+    assert_refused(controller, ended, why)
+
+
+def test_a_link_the_web_server_may_not_follow_is_refused(controller: Controller, made: dict[str, Path]) -> None:
+    home = controller.folder / "home"
+    home.mkdir(mode=0o700)
+    (home / made["only"].name).write_bytes(made["only"].read_bytes())
+    (controller.incoming / made["only"].name).symlink_to(home / made["only"].name)
+    ended = controller.build(made["only"].name)
+    assert ended.code == 4 and controller.untouched()
+    assert f"{home} has mode 0700, and other users cannot enter it: chmod o+x {home}" in ended.err[-1]
+    home.chmod(0o711)
+    assert controller.build(made["only"].name).code == 0
+
+
+def test_an_incoming_that_others_may_not_enter_takes_nothing(controller: Controller, made: dict[str, Path]) -> None:
+    controller.incoming.chmod(0o750)
+    ended = controller.build(made["only"])
+    assert_refused(controller, ended, f"other users cannot enter it: chmod o+x {controller.incoming}")
+
+
 def test_a_copy_that_fails_half_way_leaves_nothing(controller: Controller, made: dict[str, Path]) -> None:
     ended = controller.build(made["only"], limit=1000)
     assert_refused(controller, ended, "the file cannot be copied in: file too large")

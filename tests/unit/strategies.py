@@ -105,6 +105,7 @@ build_requests = st.builds(
     tries=st.lists(tries, max_size=3),
     parent=st.just("") | build_ids,
     legs=st.lists(arches, max_size=3),
+    source_rounds=st.integers(0, 1_000_000),
     extra=extras(BuildRequest),
 )
 complete_requests = st.builds(
@@ -146,6 +147,7 @@ build_events = st.builds(
     job=st.integers(0, 2**63 - 1),
     priority=st.none() | st.integers(0, 2**32 - 1),
     due=moments,
+    waits_for=words,
     at=moments,
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
     extra=extras(BuildEvent),

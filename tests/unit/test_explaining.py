@@ -31,8 +31,8 @@ def leg(*statuses: str, number: int = 1, **more: Any) -> Document:
     told = []
     for second, status in enumerate(statuses):
         where = {"tube": "x86_64", "job": 100 + number, "priority": 8192} if status == "Queued" else {}
-        own = more if status == statuses[-1] else {}
-        told.append(event(status, number, at=BEGINNING + second, **where, **own))
+        own = more if second == len(statuses) - 1 or (status == statuses[-1] and "job" not in more) else {}
+        told.append(event(status, number, at=BEGINNING + second, **{**where, **own}))
     (document,) = fold({}, told).values()
     return document
 
@@ -156,6 +156,21 @@ def test_a_failed_attempt_and_the_next_start_are_told() -> None:
     assert "Attempt 1 failed on builder1.example.org 16 min 38 s ago: the disk was full. Its logs: http://logs/" in text
     assert "Nobody gets it before 2025-11-22T08:43:27Z, in 7.0 s." in text
     assert told.start and told.start.low == 7
+
+
+def test_a_build_whose_source_cannot_be_downloaded_waits_for_that() -> None:
+    put = {"waits_for": "its source: a-1-1.src.rpm cannot be downloaded: HTTP 503, on builder1", "job": 105}
+    document = leg("Queued", "Queued", due=NOW + 20, **put, tube="x86_64", priority=8192)
+    bar = "/srv/a has mode 0600, and other users cannot read it: chmod o+r /srv/a"
+    told = explain(facts(document, job="delayed", own=FIVE, source_bar=bar))
+    text = "\n".join(told.sentences)
+    assert "It waits for its source: a-1-1.src.rpm cannot be downloaded: HTTP 503, on builder1." in text
+    assert f"The web server may not read its source: {bar}" in text and "It starts when that is there." in text
+    assert "Nobody gets it before" in text and (told.start, told.end) == (None, None)
+    ready = said(facts(document, now=NOW + 30, workers=[worker(heard=NOW + 30)]))
+    assert "at once" not in ready and "It waits for its source" in ready
+    again = leg("Queued", "Queued", "Queued", tube="x86_64", job=106, priority=8192)
+    assert "It should start at once." in said(facts(again)), "what is put again for another reason waits for nothing"
 
 
 def test_a_job_that_was_put_aside_names_the_commands() -> None:

@@ -5,11 +5,11 @@ The original's fields: srpm, arch, target, disttag, scratch, submitter, status, 
 latest_build, comment; every document has them all. Ours come in addition. The statuses are the original's words too:
 what is published stays `Success`, and `published` says since when.
 
-Where it waits, or waited: `queued_at` (first put), `put_at` (last put), `tube`, `job`, `priority` and `due` (nobody
-gets it before) of the last put. `attempts` has each worker's try that is known of, the first one first: `attempt`,
-`builder_fqdn`, `status` (Building, Success, Published, Failed, Cancelled, Rejected; Unfit: it was its builder's fault),
-`started`, `finished`, `exit_code`, `reason`, `url` (where its logs are) and `at`. Times are seconds since 1970, 0 where
-they are not known.
+Where it waits, or waited: `queued_at` (first put), `put_at` (last put); of the last put `tube`, `job`, `priority`, `due`
+(nobody gets it before) and `waits_for` (what has to change before it can be built). `attempts` has each worker's try
+that is known of, the first one first: `attempt`, `builder_fqdn`, `status` (Building, Success, Published, Failed,
+Cancelled, Rejected; Unfit: it was its builder's fault), `started`, `finished`, `exit_code`, `reason`, `url` (where its
+logs are) and `at`. Times are seconds since 1970, 0 where they are not known.
 
 `latest_build` is not decided here: it depends on the other builds of the same srpm, arch and target, and each home
 sets it in the same step. It is true on the newest of them (by timestamp) that is over, whatever came of it.
@@ -37,7 +37,7 @@ _ATTEMPT = (
     "first_error", "skipped", "phases", "at",
 )  # fmt: skip
 #: What is known of the last put of its job.
-_PUT = ("tube", "job", "priority", "due")
+_PUT = ("tube", "job", "priority", "due", "waits_for")
 #: What is kept of each attempt, and how many attempts at the most.
 _TRY = ("attempt", "builder_fqdn", "started", "finished", "exit_code", "reason", "url", "at")
 _TRIES = 50
@@ -123,7 +123,7 @@ def _said(event: BuildEvent) -> Document:
 
 def _put(event: BuildEvent, before: Mapping[str, Any]) -> Document:
     """Where its job is, as the last that put it has said."""
-    blank = {"queued_at": 0.0, "put_at": 0.0, "tube": "", "job": 0, "priority": None, "due": 0.0}
+    blank = {"queued_at": 0.0, "put_at": 0.0, "tube": "", "job": 0, "priority": None, "due": 0.0, "waits_for": ""}
     known: Document = {name: before.get(name, nothing) for name, nothing in blank.items()}
     if event.status != Status.QUEUED:
         return known

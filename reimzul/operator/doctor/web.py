@@ -11,17 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from reimzul.core.readable import find_bar
 from reimzul.operator.doctor.check import Check, Result, fail, ok, warn
 from reimzul.operator.doctor.handshake import start
 from reimzul.operator.doctor.host import BSTORE, CONTROLLER, Host, is_root
 from reimzul.operator.doctor.links import used
 from reimzul.operator.doctor.services import INCOMING, STORE, get
 from reimzul.operator.doctor.tunnels import Address
+from reimzul.operator.words import counted
 
 #: Seconds two clocks may be apart before a person should know, and before times of builds are wrong.
 APART, FAR_APART = 5.0, 60.0
 #: How our files in incoming/ are called, and after how many seconds one was left by a doctor that was killed.
 _FILE, _LEFT = "doctor-", 3600
+#: How many unreadable files are named.
+_NAMED = 3
 #: What of the store is nobody's to read by HTTP.
 CLOSED = "spool"
 _CLOCKS = {INCOMING: CONTROLLER, STORE: BSTORE}
@@ -64,7 +68,17 @@ def _incoming(host: Host) -> Result:
     if answer.status != 200 or answer.body != content:
         words = f"a file in {settings.folder} is {answer.status} at {urlsplit(settings.url).path}"
         return fail(words, "does nginx offer that folder (conf/nginx-controller.conf), and may its user enter it?")
-    return ok(f"what is in {settings.folder} can be fetched")
+    return _unreadable(settings.folder) or ok(f"what is in {settings.folder} can be fetched")
+
+
+def _unreadable(folder: Path) -> Result | None:
+    """A warning where some source rpms may not be read by the web server; it names the first ones."""
+    bars = [bar for path in sorted(folder.glob("*.src.rpm")) if (bar := find_bar(path, folder))]
+    bars += [bar for path in sorted(folder.glob("*.nosrc.rpm")) if (bar := find_bar(path, folder))]
+    if not bars:
+        return None
+    words = f"{counted(len(bars), 'source rpm')} cannot be fetched by builders: {'; '.join(bars[:_NAMED])}"
+    return warn(words, "make them readable by all users, as said")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the web server may read a file of incoming/: it runs as another user than whoever puts files there."""
+
+from __future__ import annotations
+
+import shlex
+import stat
+from pathlib import Path
+
+
+def find_bar(path: Path, incoming: Path) -> str:
+    """What keeps other users from reading a file of `incoming/`, with the fix; nothing where nothing does.
+
+    A symbolic link is followed, and the folders looked through that it leads to. The folders above `incoming/` are not:
+    the web server's user may have its own way there, and `reimzul doctor` tries it.
+    """
+    try:
+        real, folder = path.resolve(), incoming.resolve()
+        if not real.stat().st_mode & stat.S_IROTH:
+            return _words(real, "read", "o+r")
+        for parent in real.parents:
+            if parent in folder.parents:
+                break
+            if not parent.stat().st_mode & stat.S_IXOTH:
+                return _words(parent, "enter", "o+x")
+    except (OSError, RuntimeError) as error:  # a loop of links
+        return f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}"
+    return ""
+
+
+def _words(path: Path, verb: str, wanted: str) -> str:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    return f"{path} has mode {mode:04o}, and other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"
