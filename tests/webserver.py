@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder served by http, and nothing said of it."""
+"""A folder served by http, and nothing said of it. A file `x.status` holds the status that is sent instead of `x`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from typing import Any
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status = Path(self.translate_path(self.path) + ".status")
+        if status.exists():
+            self.send_error(int(status.read_text()))
+        else:
+            super().do_GET()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 

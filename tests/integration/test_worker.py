@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from reimzul.core import mark
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import BuildRequest, Try
-from reimzul.core.tube import Broker, host_tube
+from reimzul.core.tube import Broker, cancel_tube, host_tube
 from tests.builder import Ears, Host, processes, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.waiting import until
@@ -96,6 +97,52 @@ def test_a_noarch_package_is_built_once(host: Host, broker: Broker, ears: Ears) 
     assert event["skipped"] == {"i386": "a noarch package is built once"}
     until(lambda: settled(broker), 5, "the job is deleted")
     assert len(host.mock.builds()) == 1
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_source_that_is_not_served_keeps_no_builder(host: Host, broker: Broker, ears: Ears, status: int) -> None:
+    bar = host.incoming / "hello-1.0-1.src.rpm.status"
+    bar.write_text(f"{status}")
+    host.start()
+    wanted = request()
+    put(broker, wanted)
+    (event,) = ears.wait(1, "Queued")
+    assert event["waits_for"].startswith(f"its source: hello-1.0-1.src.rpm cannot be downloaded: HTTP {status}")
+    assert event["waits_for"].endswith(", on b1.example.org") and "attempt" not in event
+    assert time.time() + 5 < event["due"] < time.time() + 11
+    assert broker.stats("x86_64").delayed == 1
+    put(broker, request("plain"))
+    ears.wait(1, "Success")  # meanwhile the builder is free
+    if status == 403:
+        (failed,) = ears.wait(1, "Failed")  # another file is served: it is this one's fault
+        assert "HTTP 403, while other files can" in failed["reason"]
+        assert (host.spool()[f"{wanted.build_id}.x86_64"] / "build.log").exists()
+    else:
+        bar.unlink()
+        built = ears.wait(3, "Success")
+        assert {each["arch"] for each in built if each["build_id"] == wanted.build_id} == {"x86_64", "i386"}
+    until(lambda: settled(broker), 5, "its job is deleted")
+
+
+def test_a_build_that_waits_for_its_source_can_be_cancelled(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.incoming / "hello-1.0-1.src.rpm.status").write_text("403")
+    wanted = request()
+    put(broker, wanted)
+    host.start()
+    (event,) = ears.wait(1, "Queued")
+    mark.put(broker, cancel_tube(wanted.build_id), mark.mark("johnny"))
+    broker.delete(event["job"])
+    assert settled(broker), "the job that was announced is the one that waits"
+
+
+def test_rounds_are_counted_in_the_request(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.incoming / "hello-1.0-1.src.rpm.status").write_text("403")
+    put(broker, request(source_rounds=4, tries=(Try(builder="b7.example.org", when=1.0, words="a full disk"),)))
+    host.start()
+    (event,) = ears.wait(1, "Queued")
+    again = BuildRequest.decode(broker.peek(event["job"]))
+    assert again.source_rounds == 5 and len(again.tries) == 1, "no strike"
+    assert event["due"] > time.time() + 120
 
 
 def test_a_leg_that_buildarch_rules_out_is_skipped(host: Host, broker: Broker, ears: Ears) -> None:
@@ -362,9 +409,7 @@ def test_an_upload_is_tried_until_it_is_there(host: Host, broker: Broker, ears: 
 
 
 @pytest.mark.parametrize("rsync", ["gone", "old"])
-def test_an_rsync_that_does_not_do_it_is_the_builders_fault(
-    host: Host, broker: Broker, ears: Ears, rsync: str
-) -> None:
+def test_an_rsync_that_does_not_do_it_is_the_builders_fault(host: Host, broker: Broker, ears: Ears, rsync: str) -> None:
     """No waiting mends it: another builder gets the request."""
     if rsync == "gone":
         host.start(rsync=host.folder / "no-rsync")
