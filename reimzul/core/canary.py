@@ -27,7 +27,9 @@ def make(folder: Path) -> Path:
         text = _SPEC.read_text(encoding="utf-8").replace("@VERSION@", version).replace("@RELEASE@", release)
         spec = Path(top) / f"{PACKAGE}.spec"
         spec.write_text(text, encoding="utf-8")
-        return Path(shutil.move(str(_packed(spec)), str(folder)))
+        packed = _packed(spec)
+        packed.chmod(0o644)  # the web server reads it as another user
+        return Path(shutil.move(str(packed), str(folder)))
 
 
 def _packed(spec: Path) -> Path:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -66,6 +67,8 @@ def logging_to_stderr(verbose: bool) -> None:
 def entry(command: click.Command, *, help_without_arguments: bool = False) -> NoReturn:
     """Run a command as a program: its own errors become one line each on stderr and their exit code."""
     command.context_settings["help_option_names"] = ["-h", "--help"]  # -h as the original's had it; groups pass it on
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of letters that the terminal has not is shown escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] or (["--help"] if help_without_arguments else [])
     try:
         code = command.main(arguments, standalone_mode=False)
@@ -105,9 +108,19 @@ def own_name() -> str:
 
 def submitter() -> str:
     """Who gives the command. Raises `InputError` for a name that cannot travel."""
+    try:
+        return fields.submitter(_user_name())
+    except ValueError as error:
+        raise InputError(f"the name of the submitting user cannot be used: {error} (say another in $LOGNAME)") from None
+
+
+def _user_name() -> str:
+    """The name of this process's user; one that has none is known by its number."""
     import getpass
 
+    number = f"uid{os.getuid()}"
     try:
-        return fields.submitter(getpass.getuser())
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"the name of the submitting user cannot be used: {error}") from None
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # OSError since Python 3.13
+        return number
+    return name if name.strip() else number

@@ -8,6 +8,7 @@ control characters. Every check raises `ValueError` with what is wrong and what 
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import datetime, timezone
 from typing import Any, Callable
 
@@ -16,14 +17,18 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 _DISTTAG = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*\Z")
 _ARCH = re.compile(r"[a-z0-9][a-z0-9_]*\Z")
-_SUBMITTER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]*\Z")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _BUILD_ID = re.compile(r"[0-9a-f]{32}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
 _TIMESTAMP = re.compile(r"[0-9]{14}\Z")
-#: What `text` takes out: control characters but tab and line feed, and halves of surrogate pairs.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+#: What `text` takes out: control characters but tab and line feed, halves of surrogate pairs, and what changes the
+#: direction of the text that follows.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Unicode's categories of what a name may not have: control and format characters, surrogates, separators of lines.
+_NOT_IN_NAMES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+#: Characters that a submitter's name may have at the most.
+_LONGEST_SUBMITTER = 64
 
 TIMESTAMP_FORMAT = "%Y%m%d%H%M%S"
 
@@ -49,12 +54,29 @@ name = _alphabet(NAME, 200, "a name of letters, digits and ._+~^- that begins wi
 target = _alphabet(_TARGET, 128, "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u")
 disttag = _alphabet(_DISTTAG, 64, "a disttag: letters, digits and ._+~^, as .el7_4")
 arch = _alphabet(_ARCH, 32, "an arch, as x86_64")
-submitter = _alphabet(_SUBMITTER, 64, "the name of a submitter")
 host = _alphabet(_HOST, 253, "a host name")
 build_id = _alphabet(_BUILD_ID, 32, "a build id (32 hex digits)")
 sha256 = _alphabet(_SHA256, 64, "a sha256 (64 hex digits)")
 attempt = _alphabet(_ATTEMPT, 32, "an attempt (<seconds>-<8 hex digits>)")
 _folder = _alphabet(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
+
+
+def submitter(value: Any) -> str:
+    r"""The name of a user, as `CORP\jdoe`; it becomes no path and no word of a command line."""
+    if not isinstance(value, str) or not value.strip() or value.startswith("-"):
+        raise ValueError(f"{shown(value)} is not the name of a submitter")
+    if any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in value):
+        raise ValueError(f"{shown(value)} is not the name of a submitter: it has characters that cannot be shown")
+    if len(value) > _LONGEST_SUBMITTER:
+        raise ValueError(f"{shown(value)} is longer than {_LONGEST_SUBMITTER} characters")
+    return value
+
+
+def restrict_submitter(value: str) -> str:
+    """A submitter's name in the characters that versions before 0.2 take: accents go, what is left becomes `_`."""
+    letters = (each for each in unicodedata.normalize("NFKD", value) if not unicodedata.combining(each))
+    plain = re.sub(r"[^A-Za-z0-9._@+$-]", "_", "".join(letters))[:_LONGEST_SUBMITTER]
+    return plain if re.match(r"[A-Za-z0-9_]", plain) else f"_{plain[1:]}"
 
 
 def srpm(value: Any) -> str:

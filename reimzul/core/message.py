@@ -173,6 +173,15 @@ def _try(raw: Any) -> Try:
     return Try(builder=raw["builder"], when=raw["when"], words=raw["words"])
 
 
+#: Who submitted a build whose client does not say.
+UNKNOWN = "unknown"
+
+
+def _submitter(value: Any) -> str:
+    """A submitter's name; a client whose user has no name sends an empty one."""
+    return fields.submitter(UNKNOWN if value == "" else value)
+
+
 @attr.frozen(kw_only=True)
 class BuildRequest(Message):
     """One source rpm to be built for one arch: submit puts it into the arch's tube, a worker claims it."""
@@ -181,7 +190,7 @@ class BuildRequest(Message):
     arch: str = field(fields.arch)
     target: str = field(fields.target)  #: with its arch, as c7.1708.u.x86_64
     disttag: str = field(fields.disttag)
-    submitter: str = field(fields.submitter)
+    submitter: str = field(_submitter)
     scratch: bool = field(fields.flag, False)
     build_id: str = field(fields.absent_or(fields.build_id), "")  #: "" from a client of the original
     timestamp: str = field(fields.absent_or(fields.timestamp), "")  #: "" from a client of the original
@@ -268,7 +277,7 @@ class BuildEvent(Message):
     arch: str = field(fields.arch)  #: the leg's, which may follow the request's
     target: str = field(fields.target)
     status: str = field(fields.one_of(*Status.BUILD))
-    submitter: str = field(fields.submitter)
+    submitter: str = field(_submitter)
     disttag: str = field(fields.absent_or(fields.disttag), "")
     scratch: bool = field(fields.flag, False)
     build_id: str = field(fields.absent_or(fields.build_id), "")
@@ -408,6 +417,14 @@ class State:
     ALL = (IDLE, BUILDING, DRAINING, DRAINED, UNFIT, QUARANTINED)
 
 
+class Feature:
+    """What a worker can that one of version 0.1 cannot, as its `Presence` says."""
+
+    ANY_SUBMITTER = "any_submitter"  #: takes requests of submitters with any name that can be shown
+
+    ALL = (ANY_SUBMITTER,)
+
+
 @attr.frozen(kw_only=True)
 class Presence(Message):
     """A worker says that it is there and what it does. Told to nobody: the notifier keeps the latest of each."""
@@ -418,6 +435,7 @@ class Presence(Message):
     why: str = field(fields.line(300), "")  #: it takes nothing
     arches: tuple[str, ...] = field(fields.many(fields.arch, 40), ())  #: the tubes it watches, its own first
     version: str = field(fields.line(60), "")
+    features: tuple[str, ...] = field(fields.many(fields.name, 20), ())  #: what it can beyond version 0.1
     load: float = field(fields.number(0, 1e6), 0.0)  #: of the last minute
     free_mib: int = field(fields.whole(0, 2**53), 0)  #: of the disk that has least of it
     free_inodes: int = field(fields.whole(0, 2**53), 0)

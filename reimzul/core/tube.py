@@ -93,6 +93,11 @@ def host_tube(host: str) -> str:
     return (_HOST + host)[:200]
 
 
+def is_host_tube(name: str) -> bool:
+    """Whether a tube is one that the workers of a builder watch to be counted."""
+    return name.startswith(_HOST)
+
+
 def marked_builder(tube: str) -> str:
     """The builder that a tube's mark is about; nothing where the tube is none of those."""
     return tube[len(_WORKER) :] if tube.startswith(_WORKER) else ""

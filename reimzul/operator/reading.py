@@ -6,9 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from reimzul.core import fields
 from reimzul.core.config import Settings
+from reimzul.core.submitters import Known, all_take_any, is_plain
+from reimzul.core.tube import Broker
 from reimzul.notifier.history import History, open_history
-from reimzul.notifier.history.presence import Presences, Seen
+from reimzul.notifier.history.presence import NoPresences, Presences, Seen
 
 
 @contextlib.contextmanager
@@ -24,3 +27,16 @@ def history(url: str) -> Iterator[History]:
 def workers(settings: Settings) -> list[Seen]:
     """The latest word of each worker. Raises `NoPresences`."""
     return Presences(settings.notifier.presence).all()
+
+
+def name_for_workers(broker: Broker, name: str, settings: Settings) -> str:
+    """A submitter's name, or one in the old characters where a worker may not take it."""
+    if is_plain(name):
+        return name
+    try:
+        said = [each.presence for each in workers(settings)]
+    except NoPresences:
+        return fields.restrict_submitter(name)
+    known = [Known(host=each.host, version=each.version, features=each.features) for each in said]
+    taken = not settings.farm.original_workers and all_take_any(broker, known)
+    return name if taken else fields.restrict_submitter(name)

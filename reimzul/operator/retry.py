@@ -51,9 +51,7 @@ class Retried:
 @click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
 @click.option("--json", "as_json", is_flag=True, help="A list of what was queued. docs/json.md has its keys.")
 @shared_options
-def command(
-    config: Path | None, verbose: bool, given: tuple[str, ...], failed: bool, now: bool, as_json: bool
-) -> int:
+def command(config: Path | None, verbose: bool, given: tuple[str, ...], failed: bool, now: bool, as_json: bool) -> int:
     """Submit builds again: the same source rpm, target, disttag and arch, as new builds that name the old ones.
 
     The source rpm has to be in incoming/ still, unchanged. Everything is checked before anything is queued. IDs may be
@@ -68,8 +66,11 @@ def command(
     with reading.history(settings.history.url) as history:
         builds = finding.find_all(history, given)
     known = read_arches(settings.farm.arches)
-    asked = requests(settings, builds, known, failed=failed)
+    who = submitter()
+    asked = requests(settings, builds, known, who, failed=failed)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        name = reading.name_for_workers(broker, who, settings)
+        asked = [(build, attr.evolve(request, submitter=name)) for build, request in asked]
         done, fault = _queue_all(broker, asked, known, PRIORITY_NOW if now else PRIORITY)
     if as_json:
         show_json([attr.asdict(each) for each in done])
@@ -82,11 +83,12 @@ def command(
     return EXIT_FAILED if fault else 0
 
 
-def requests(settings: Settings, builds: Sequence[Build], known: Arches, *, failed: bool) -> list[tuple[Build, Any]]:
+def requests(
+    settings: Settings, builds: Sequence[Build], known: Arches, who: str, *, failed: bool
+) -> list[tuple[Build, BuildRequest]]:
     """What is to be submitted. Raises `InputError` with a line for each build that cannot be submitted again."""
     asked, faults = [], []
     urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
-    who = submitter()
     for build in builds:
         try:
             before = _before(build, urls)

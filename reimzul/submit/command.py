@@ -13,7 +13,7 @@ import attr
 import click
 
 from reimzul.core.arch import read_arches
-from reimzul.core.command import EXIT_CODES, complain, entry, shared_options, start
+from reimzul.core.command import EXIT_CODES, complain, entry, shared_options, start, submitter
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.header import read_source
 from reimzul.core.tube import Broker
@@ -27,6 +27,7 @@ from reimzul.submit.request import (
     queue,
     requests,
 )
+from reimzul.submit.submitters import name_for_workers
 
 EXAMPLES = """\b
 Examples:
@@ -91,13 +92,15 @@ def command(
     wanted = Wanted(
         arches=check_words(words, target, disttag, known), target=target, disttag=disttag, now=now, scratch=scratch
     )
+    who = submitter()
     incoming = settings.incoming.folder
     path = find(srpm, incoming)
     for doubt in check_arches(path.name, read_source(path), wanted.arches, known):
         complain(command, f"warning: {doubt}")
     source = bring_in(path, incoming)
-    asked = requests(source, wanted)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        name = name_for_workers(broker, who, shared(config), originals=settings.farm.original_workers)
+        asked = requests(source, wanted, name)
         rows = count_watchers(broker, queue(broker, asked, source, wanted, known))
     code = report(rows, source, asked[0].submitter, wanted, as_json=as_json)
     if wait and code == 0:
@@ -105,11 +108,16 @@ def command(
     return code
 
 
+def shared(config: Path | None) -> list[str]:
+    """The options that the operator's program needs to work on the same farm."""
+    return ["--config", str(config)] if config else []
+
+
 def watch(rows: Sequence[Queued], config: Path | None, *, as_json: bool) -> NoReturn:
     """Go on as `reimzul watch`, the operator's program beside this one: rooms do not look into each other."""
     from reimzul.core.run import become
 
-    options = [*(["--config", str(config)] if config else []), *(["--json"] if as_json else [])]
+    options = [*shared(config), *(["--json"] if as_json else [])]
     program = Path(sys.argv[0]).resolve().with_name("reimzul")
     become([program, "watch", "--new", *options, *(row.build_id for row in rows)])
 

@@ -10,7 +10,6 @@ import attr
 
 from reimzul.core import fields
 from reimzul.core.arch import Arches
-from reimzul.core.command import submitter
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.header import Header
 from reimzul.core.message import BuildRequest, Status, event_of, new_build_id
@@ -113,9 +112,9 @@ def count_watchers(broker: Broker, rows: Iterable[Queued]) -> list[Queued]:
     return counted
 
 
-def requests(source: Source, wanted: Wanted) -> list[BuildRequest]:
-    """One request an arch, with one timestamp for all."""
-    timestamp, who = fields.now_timestamp(), submitter()
+def requests(source: Source, wanted: Wanted, who: str) -> list[BuildRequest]:
+    """One request an arch, by one submitter, with one timestamp for all."""
+    timestamp = fields.now_timestamp()
     return [
         BuildRequest(
             srpm=source.name,

@@ -18,7 +18,7 @@ import attr
 from reimzul import __version__
 from reimzul.core.disk import Room
 from reimzul.core.errors import Again
-from reimzul.core.message import InHand, Presence, State
+from reimzul.core.message import Feature, InHand, Presence, State
 from reimzul.core.tube import NOTIFY, Broker
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class Voice:
             why=why,
             arches=self.who.arches,
             version=__version__,
+            features=Feature.ALL,
             load=round(os.getloadavg()[0], 2),
             free_mib=mib,
             free_inodes=inodes,

@@ -211,7 +211,7 @@ class Ground:
         wanted = submitting.Wanted(
             arches=(ARCH,), target=build.target, disttag=build.disttag, scratch=build.recipe.scratch
         )
-        request = attr.evolve(submitting.requests(source, wanted)[0], submitter=build.name)
+        (request,) = submitting.requests(source, wanted, build.name)
         build.build_id = request.build_id
         self.requests[build.name] = request
         return request

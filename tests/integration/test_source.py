@@ -128,8 +128,10 @@ def test_a_file_that_was_served_itself_proves_nothing(server: Server, fetch: Cal
 PASSING = [
     answer(500), answer(502), answer(503), answer(504), answer(408), answer(425), answer(429), answer(204), answer(304),
     answer(302), answer(302, Location=f"/incoming/{NAME}"), answer(301, Location="http://[broken/"),
-    answer(301, Location="ftp://example.org/a"), answer(301, Location="http://a..b/"), b"", b"HTTP/1.1 200", b"SSH-2.0-x\r\n",
-    answer(200, BODY[:100], Content_Length=str(len(BODY))), answer(200, BODY[:100]), answer(200, BODY, Content_Length="5"),
+    answer(301, Location="ftp://example.org/a"), answer(301, Location="http://a..b/"),
+    b"", b"HTTP/1.1 200", b"SSH-2.0-x\r\n",
+    answer(200, BODY[:100], Content_Length=str(len(BODY))), answer(200, BODY[:100]),
+    answer(200, BODY, Content_Length="5"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable
 
 import pytest
@@ -48,13 +49,56 @@ def test_a_check_takes_a_value_or_says_why_not_in_one_line(value: Any) -> None:
             assert check(taken) == taken
 
 
-@given(st.sampled_from(["name", "target", "disttag", "arch", "submitter", "host", "srpm", "place"]), st.text())
+@given(st.sampled_from(["name", "target", "disttag", "arch", "host", "srpm", "place"]), st.text())
 def test_a_word_stays_as_it_is_or_is_refused(check: str, value: str) -> None:
     try:
         assert CHECKS[check](value) == value
     except ValueError:
         return
     assert value[0] != "-" and value.isascii() and value.isprintable() and " " not in value
+
+
+@given(st.text())
+def test_a_submitter_stays_as_it_is_or_is_refused(value: str) -> None:
+    try:
+        assert fields.submitter(value) == value
+    except ValueError:
+        return
+    assert value.strip() and value[0] != "-" and len(value) <= 64 and len(value.splitlines()) == 1
+    assert fields.line(99)(value) == " ".join(value.split()), "nothing in it moves a terminal"
+
+
+@given(st.text())
+def test_a_restricted_submitter_is_one_of_before(value: str) -> None:
+    plain = fields.restrict_submitter(value)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]{0,63}", plain, re.ASCII)
+    assert fields.submitter(plain) == plain == fields.restrict_submitter(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("johnny", "johnny"),
+        ("CORP\\jdoe", "CORP_jdoe"),
+        ("John Doe", "John_Doe"),
+        ("José Núñez", "Jose_Nunez"),
+        ("山田", "__"),
+        ("@home", "_home"),
+        ("DOMAIN$build+1@example.org", "DOMAIN$build+1@example.org"),
+    ],
+)
+def test_a_name_in_the_old_characters_is_still_known(name: str, plain: str) -> None:
+    assert fields.submitter(name) == name
+    assert fields.restrict_submitter(name) == plain
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "  ", "-o", "a\nb", "a\x1b[31m", "a\u202eb", "a\u2066b", "a\u200bb", "a\u2028b", "\udcf6", "a" * 65, None, 7],
+)
+def test_a_name_that_could_harm_is_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match="submitter|longer than 64"):
+        fields.submitter(name)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +187,7 @@ def test_a_refusal_tells_too_long_from_wrong() -> None:
 
 def test_a_text_keeps_its_end_and_its_lines() -> None:
     assert fields.text(6)("one\ntwo\nend") == "wo\nend"
-    assert fields.text(99)("a\tb\nc\x1b[31m\r\x00\ud800\u2028") == "a\tb\nc?[31m????"
+    assert fields.text(99)("a\tb\nc\x1b[31m\r\x00\ud800\u2028\u202e") == "a\tb\nc?[31m?????"
 
 
 def test_a_line_keeps_its_beginning_and_is_one() -> None:

@@ -5,9 +5,9 @@ The original's fields: srpm, arch, target, disttag, scratch, submitter, status, 
 latest_build, comment; every document has them all. Ours come in addition. The statuses are the original's words too:
 what is published stays `Success`, and `published` says since when.
 
-Where it waits, or waited: `queued_at` (first put), `put_at` (last put); of the last put `tube`, `job`, `priority`, `due`
-(nobody gets it before) and `waits_for` (what has to change before it can be built). `attempts` has each worker's try
-that is known of, the first one first: `attempt`, `builder_fqdn`, `status` (Building, Success, Published, Failed,
+Where it waits, or waited: `queued_at` (first put), `put_at` (last put); of the last put `tube`, `job`, `priority`,
+`due` (nobody gets it before) and `waits_for` (what has to change before it can be built). `attempts` has each worker's
+try that is known of, the first one first: `attempt`, `builder_fqdn`, `status` (Building, Success, Published, Failed,
 Cancelled, Rejected; Unfit: it was its builder's fault), `started`, `finished`, `exit_code`, `reason`, `url` (where its
 logs are) and `at`. Times are seconds since 1970, 0 where they are not known.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from email.header import Header
 from email.quoprimime import body_encode
 from email.utils import formatdate
 
@@ -45,7 +46,10 @@ class Writer:
         return "\r\n".join([*(f"{name}: {value}" for name, value in headers), "", *content.splitlines(), ""]).encode()
 
     def _headers(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Written as they stand: what is in them is ASCII without spaces or line breaks, each field checked for it."""
+        """Written as they stand: what is in them is ASCII without line breaks, each field checked for it.
+
+        A submitter's name alone may be anything that can be shown.
+        """
         yield "From", self.sender
         yield "To", ",\r\n ".join(recipients)
         yield "Subject", subject(event)
@@ -56,7 +60,7 @@ class Writer:
         yield "Auto-Submitted", "auto-generated"
         for name in ("status", "pkgname", "target", "arch", "submitter", "build_id", "builder"):
             if getattr(event, name, ""):
-                yield f"X-Reimzul-{name.replace('_', '-').title()}", getattr(event, name)
+                yield f"X-Reimzul-{name.replace('_', '-').title()}", _encoded(getattr(event, name))
 
     def body(self, event: BuildEvent) -> str:
         """Its text: for a failure what went wrong first, then who, what and where, then the logs' ends."""
@@ -86,6 +90,12 @@ class Writer:
     def _id(self, left: str) -> str:
         _, _, domain = self.sender.partition("@")
         return f"<{left}@{domain or 'localhost'}>"
+
+
+def _encoded(value: str) -> str:
+    """A header's value: of other letters than ASCII in encoded words (RFC 2047), as what only looks like one."""
+    plain = value.isascii() and "=?" not in value and value == value.strip()
+    return value if plain else Header(value, "utf-8").encode(linesep="\r\n")
 
 
 def about_builder(event: BuilderEvent) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 
+from reimzul.core import fields
 from reimzul.core.config import Mail, MailRcpts, address
 from reimzul.core.message import BuilderEvent, BuildEvent
 
@@ -38,4 +39,7 @@ class Recipients:
         try:
             return [address(name)]
         except ValueError:
+            if event.submitter not in self._said:
+                self._said.add(event.submitter)
+                log.warning("%s is no mail address: the submitter is not mailed", fields.shown(name))
             return []

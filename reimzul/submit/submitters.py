@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The name that a submission is written under: as it is, once every worker takes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reimzul.core import fields
+from reimzul.core.errors import ReimzulError
+from reimzul.core.run import capture
+from reimzul.core.submitters import Known, all_take_any, is_plain
+from reimzul.core.tube import Broker
+
+log = logging.getLogger(__name__)
+
+#: Seconds `reimzul builders` may take.
+PATIENCE = 20.0
+
+
+def name_for_workers(broker: Broker, name: str, options: Sequence[str], *, originals: bool) -> str:
+    """The submitter's name, or one in the old characters where a worker may not take it; that is said.
+
+    Only an unusual name costs the question, which the operator's program answers: rooms do not look into each other.
+    `options` are the ones of this program that it needs too; `originals`: workers of the original build here as well.
+    """
+    if is_plain(name):
+        return name
+    why = "workers of the original are in this farm"
+    try:
+        if not originals and all_take_any(broker, _workers(options)):
+            return name
+        why = why if originals else "a worker is older than 0.2, or says nothing of itself"
+    except (ReimzulError, ValueError, LookupError, TypeError) as error:
+        why = f"the workers' versions are not known: {error}"
+    plain = fields.restrict_submitter(name)
+    log.warning("submitted as %s, not as %s: %s", plain, name, why)
+    return plain
+
+
+def _workers(options: Sequence[str]) -> list[Known]:
+    program = Path(sys.argv[0]).resolve().with_name("reimzul")
+    rows = json.loads(capture([program, "builders", "--json", "--since", "1h", *options], timeout=PATIENCE))
+    return [Known(host=row["host"], version=row["version"], features=row["features"]) for row in rows]
