@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core.message import BuildEvent, BuildRequest
-from reimzul.core.tube import NOTIFY, Broker, Claim, arch_tube
+from reimzul.core.message import BuildEvent, BuildRequest, Presence
+from reimzul.core.tube import NOTIFY, Broker, Claim, arch_tube, host_tube
+from reimzul.notifier.history.presence import Presences, Seen
 from tests import srpms
 from tests.conftest import Beanstalkd, free_port
 
@@ -60,14 +62,15 @@ class Controller:
         where = f"[beanstalkd]\nhost = 127.0.0.1\nport = {port or self.port}\n"
         self.ini.write_text(f"{where}[incoming]\nfolder = {self.incoming}\n{more}")
 
-    def submit(self, *words: str | Path, limit: int | None = None) -> Ended:
+    def submit(self, *words: str | Path, limit: int | None = None, user: str = "", **environ: str) -> Ended:
         """Run the program; `limit` is the largest file it may write, in bytes."""
 
         def confine() -> None:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-        environment = {"PATH": os.environ["PATH"], "LOGNAME": getpass.getuser(), "REIMZUL_CONFIG": str(self.ini)}
+        user = user or getpass.getuser()
+        environment = {"PATH": os.environ["PATH"], "LOGNAME": user, "REIMZUL_CONFIG": str(self.ini), **environ}
         done = subprocess.run(
             [PROGRAM, *words], env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, check=False, preexec_fn=confine, timeout=60,
@@ -225,6 +228,61 @@ def test_a_tube_nobody_watches_is_warned_of(controller: Controller, beanstalkd: 
         ended = controller.build(HELLO, arch="x86_64,aarch64")
     assert ended.code == 0
     assert ended.err == ["reimzul-submit: warning: no builder watches the tube aarch64; it waits there until one does"]
+
+
+# --- who submits
+
+
+NAMES = ["CORP\\jdoe", "John Doe", "José Núñez", "山田 太郎"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_submitter_may_have_any_name(controller: Controller, name: str) -> None:
+    ended = controller.build(HELLO, user=name)
+    assert ended.code == 0 and f"by {name}: build" in ended.out
+    assert [claim.message.submitter for claim in controller.queued("x86_64")] == [name]
+    assert [event.submitter for event in controller.told()] == [name]
+
+
+def test_a_terminal_without_a_names_letters_shows_them_escaped(controller: Controller) -> None:
+    ended = controller.build(HELLO, user="山田", PYTHONIOENCODING="latin-1", PYTHONUTF8="1")
+    assert ended.code == 0 and r"by \u5c71\u7530: build" in ended.out
+
+
+@pytest.mark.parametrize("name", ["-o", "a\x1b[2Jb", "a\nb", "a\u202eb", "x" * 65])
+def test_a_name_that_could_harm_submits_nothing(controller: Controller, name: str) -> None:
+    assert_refused(controller, controller.build(HELLO, user=name), "the name of the submitting user cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("version", "features", "written"),
+    [("0.1.0", (), "CORP_jdoe"), ("0.2.0", (), "CORP\\jdoe"), ("0.1.0", ("any_submitter",), "CORP\\jdoe")],
+)
+def test_a_worker_of_0_1_is_spared_a_name_it_would_bury(
+    controller: Controller, version: str, features: tuple[str, ...], written: str
+) -> None:
+    presence = controller.folder / "presence.sqlite"
+    controller.configure(f"[notifier]\npresence = {presence}\n")
+    said = Presence(host="b1", instance="1", state="idle", arches=("x86_64",), version=version, features=features)
+    file = Presences(presence)
+    file.keep([Seen(presence=said, heard=time.time())])
+    file.close()
+    ended = controller.build(HELLO, user="CORP\\jdoe")
+    assert [claim.message.submitter for claim in controller.queued("x86_64")] == [written]
+    warned = [line for line in ended.err if "submitted as CORP_jdoe, not as CORP\\jdoe: a worker is older" in line]
+    assert ended.code == 0 and bool(warned) is (written == "CORP_jdoe")
+
+
+def test_workers_that_say_nothing_or_are_the_originals_are_spared_it_too(
+    controller: Controller, beanstalkd: Beanstalkd
+) -> None:
+    with beanstalkd.connect() as builder:
+        builder.watch([host_tube("b7.example.org")])
+        controller.build(HELLO, user="John Doe")
+    controller.configure("[farm]\noriginal_workers = true\n")
+    ended = controller.build(HELLO, user="John Doe")
+    assert [claim.message.submitter for claim in controller.queued("x86_64")] == ["John_Doe", "John_Doe"]
+    assert "workers of the original are in this farm" in ended.err[0]
 
 
 # --- incoming/

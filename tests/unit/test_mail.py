@@ -180,6 +180,27 @@ def test_an_arch_without_a_line_mails_nobody_and_says_so_once(caplog: pytest.Log
     assert "i386" not in caplog.text, "an empty line is nobody by intent"
 
 
+@pytest.mark.parametrize(
+    "name", ["CORP\\jdoe", "John Doe", "José Núñez", "山" * 64, "=?utf-8?q?root?=", " spaced ", "a: b"]
+)
+def test_a_submitters_name_arrives_as_it_is(name: str) -> None:
+    told = event("Failed", submitter=name)
+    raw = WRITER.mail(told, ME)
+    head, _, _ = raw.partition(b"\r\n\r\n")
+    assert head.isascii() and max(map(len, head.split(b"\r\n"))) < 200
+    parsed = email.message_from_bytes(raw, policy=email.policy.default)
+    assert parsed["X-Reimzul-Submitter"] == name and parsed["To"] == ME[0]
+    assert f" Submitted by : {name}" in text(told)
+
+
+@pytest.mark.parametrize("name", ["CORP\\jdoe", "John Doe", "José", "a,b@example.org", "a@b.org>"])
+def test_a_submitter_without_an_address_is_said_once(caplog: pytest.LogCaptureFixture, name: str) -> None:
+    known = recipients("to_submitter = yes\nsubmitter_domain = example.org\n[mail_rcpts]\nx86_64 = me@example.org\n")
+    for number in range(3):
+        assert known.of(event("Failed", number, submitter=name)) == ["me@example.org"]
+    assert caplog.text.count("is no mail address: the submitter is not mailed") == 1
+
+
 def test_a_submitter_gets_mails_where_that_is_set() -> None:
     known = recipients("to_submitter = yes\nsubmitter_domain = example.org\n[mail_rcpts]\nx86_64 = me@example.org\n")
     assert known.of(event("Failed")) == ["me@example.org", "johnny@example.org"]

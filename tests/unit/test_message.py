@@ -234,7 +234,7 @@ def test_the_originals_sign_request() -> None:
 
 #: The fields that become part of a path, a URL or a command line.
 WORDS = (
-    "srpm", "arch", "target", "disttag", "submitter", "build_id", "timestamp", "builder_fqdn", "pkgname", "evr",
+    "srpm", "arch", "target", "disttag", "build_id", "timestamp", "builder_fqdn", "pkgname", "evr",
     "attempt", "srpm_sha256", "host",
 )  # fmt: skip
 
@@ -300,6 +300,10 @@ def assert_stays_inside(place: str) -> None:
         ("disttag", "%(id)"),
         ("submitter", "-o"),
         ("submitter", "a\r\nBcc: b"),
+        ("submitter", "a\u202eb"),
+        ("submitter", "a" * 65),
+        ("submitter", " "),
+        ("submitter", None),
         ("scratch", "False"),
         ("scratch", 0),
         ("build_id", "0" * 31),
@@ -319,6 +323,16 @@ def assert_stays_inside(place: str) -> None:
 def test_a_field_that_is_not_what_it_may_be_is_named(key: str, bad: Any) -> None:
     with pytest.raises(MessageError, match=f"^no BuildRequest: {key}: "):
         BuildRequest.decode(body({**REQUEST, key: bad}))
+
+
+@pytest.mark.parametrize("name", ["CORP\\jdoe", "John Doe", "José", "山田　太郎", ""])
+def test_an_old_clients_submitter_is_taken_whatever_its_name(name: str) -> None:
+    request = BuildRequest.decode(body({**REQUEST, "submitter": name}))
+    assert request.submitter == (name or "unknown")
+    told = {"srpm": "a-1-1.src.rpm", "arch": "i386", "target": "c7.i386", "status": "Failed", "submitter": name}
+    event = decode_event(body(told))
+    assert isinstance(event, BuildEvent) and event.submitter == (name or "unknown")
+    assert decode_event(event.encode()) == event
 
 
 @given(strategies.build_ids, strategies.arches, strategies.attempts)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who submits, and which names may be written while workers of 0.1 are in a farm."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from typing import Any
+
+import pytest
+
+from reimzul.core import command
+from reimzul.core.errors import InputError
+from reimzul.core.submitters import Known, all_take_any, is_plain
+from reimzul.core.tube import TubeStats
+
+USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
+
+
+@pytest.mark.parametrize("name", ["johnny", "CORP\\jdoe", "John Doe", "José", "a@example.org"])
+def test_a_users_name_is_kept_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", name)
+    assert command.submitter() == name
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u202eb", "-o", "x" * 65])
+def test_a_users_name_that_could_harm_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", name)
+    with pytest.raises(InputError, match=r"cannot be used: .* \(say another in \$LOGNAME\)") as refused:
+        command.submitter()
+    assert str(refused.value).isprintable()
+
+
+def test_who_calls_sudo_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "root")
+    monkeypatch.setenv("SUDO_USER", "CORP\\jdoe")
+    assert command.submitter() == "root", "as the original has it"
+
+
+def test_an_empty_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in USER_VARIABLES:
+        monkeypatch.setenv(variable, "")
+    assert command.submitter() == getpass.getuser() != ""
+    monkeypatch.setenv("LOGNAME", "  ")
+    assert command.submitter() == f"uid{os.getuid()}"
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 4711"), OSError("No username set")])
+def test_a_user_that_no_table_has_is_known_by_number(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert command.submitter() == "uid4711" and is_plain("uid4711")
+
+
+class Tubes:
+    """A broker that counts who watches."""
+
+    def __init__(self, **watchers: int) -> None:
+        self.watchers = {name.replace("_", "."): count for name, count in watchers.items()}
+
+    def tubes(self) -> list[str]:
+        return list(self.watchers)
+
+    def stats(self, name: str) -> TubeStats:
+        return TubeStats(name, watchers=self.watchers.get(name, 0))
+
+
+def known(version: str, host: str = "b1", features: tuple[str, ...] = ()) -> Known:
+    return Known(host=host, version=version, features=features)
+
+
+@pytest.mark.parametrize(
+    ("workers", "tubes", "taken"),
+    [
+        ([], {}, True),
+        ([known("0.2.0")], {"host_b1": 1}, True),
+        ([known("0.2.0"), known("0.1.0", "b2")], {"host_b1": 1}, False),
+        ([known("0.2.0"), known("0.1.0", "b2", ("any_submitter",))], {"host_b1": 1, "host_b2": 4}, True),
+        ([known("0.2.0")], {"host_b1": 1, "host_b2": 1}, False),  # it says nothing of itself
+        ([known("0.2.0")], {"host_b1": 1, "host_b2": 0, "x86_64": 1}, True),
+        ([known("")], {}, False),
+        ([known("1.0")], {}, True),
+        ([known("0.10.3")], {}, True),
+        ([known("0.2.0.dev3")], {}, True),
+        ([known("unknown")], {}, False),
+    ],
+)
+def test_any_name_is_written_once_every_worker_takes_it(
+    workers: list[Known], tubes: dict[str, int], taken: bool
+) -> None:
+    broker: Any = Tubes(**tubes)
+    assert all_take_any(broker, workers) is taken
