@@ -155,6 +155,11 @@ def test_what_is_put_into_incoming_has_to_come_out(tmp_path: Path) -> None:
             whom = patient(tmp_path, {"incoming": {"folder": folder, "url": url}}, "controller")
             assert look(web, whom)["incoming"].level == level, folder
         assert list(incoming.iterdir()) == [] == list((tmp_path / "other").iterdir()), "nothing is left behind"
+        (incoming / "a-1-1.src.rpm").touch(mode=0o600)
+        (incoming / "b-1-1.nosrc.rpm").touch(mode=0o640)
+        found = look(web, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller"))["incoming"]
+        assert found.level == WARN and "2 source rpms cannot be fetched by builders" in found.words
+        assert f"chmod o+r {incoming}/a-1-1.src.rpm" in found.words
     finally:
         webserver.close(server)
     whom = patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")

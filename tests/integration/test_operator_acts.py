@@ -283,6 +283,26 @@ def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     assert ground.broker.stats("x86_64").ready == 1
 
 
+# --- explain
+
+
+def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -> None:
+    ground.submit()
+    claim = ground.claim()
+    job = ground.broker.put(X86_64, claim.message, priority=PRIORITY, delay=600)  # as a worker puts it again
+    claim.done()
+    ground.srpm.chmod(0o600)
+    put = {"tube": "x86_64", "job": job, "priority": PRIORITY, "due": time.time() + 600, "attempt": ""}
+    waits_for = "its source: it cannot be downloaded: HTTP 403, on builder1"
+    ground.announce(1, "Queued", builder_fqdn="", waits_for=waits_for, **put)
+    ground.until(1, lambda leg: leg["waits_for"], "the history knows")
+    said = run("explain", SHORT).stdout
+    assert f"It waits for {waits_for}." in said and "at once" not in said
+    assert f"{ground.srpm} has mode 0600, and other users cannot read it: chmod o+r {ground.srpm}" in said
+    (leg,) = told("explain", SHORT)["legs"]
+    assert leg["starts_in"] is None
+
+
 # --- retry
 
 
@@ -303,6 +323,29 @@ def test_a_retry_is_the_same_again_and_names_its_parent(ground: Ground) -> None:
     assert after.build_id != old.build_id and after.build_id in done.stdout
     until(lambda: f"repeats     build {old.build_id}" in run("show", after.build_id).stdout, 20, "it is in the history")
     claim.done()
+
+
+def test_a_retry_refuses_a_source_that_the_web_server_may_not_read(ground: Ground) -> None:
+    ground.submit()
+    ground.srpm.chmod(0o640)
+    done = run("retry", SHORT)
+    assert done.returncode == 4 and f"{ground.srpm} has mode 0640, and other users cannot read it" in done.stderr
+    assert ground.broker.stats("x86_64").ready == 1, "the first alone"
+
+
+def test_a_retry_writes_a_name_that_every_worker_takes(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    ground.submit()
+    ground.claim().done()
+    ground.announce(1, "Failed", reason="%build failed")
+    ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
+    monkeypatch.setenv("LOGNAME", "CORP\\jdoe")
+    for version, name in (("0.1.0", "CORP_jdoe"), ("0.2.0", "CORP\\jdoe")):
+        ground.presence(version=version)
+        until(lambda version=version: version in run("builders").stdout, 20, "it was heard")  # type: ignore[misc]
+        assert run("retry", SHORT).returncode == 0
+        claim = ground.claim()
+        assert claim.message.submitter == name
+        claim.done()
 
 
 def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
