@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 
 from reimzul.core.tube import Broker
 from tests.waiting import until
+
+# files in incoming/ have to be readable by others, as on a host with a usual umask
+os.umask(0o022)
 
 # A shell that starts us in the background has us ignore Ctrl-C, and with us all that we start: a test that presses it
 # would wait for ever.

@@ -153,6 +153,7 @@ class Farm:
         self._plan = Plan(self.layout, self.hosts, ports)
         for folder in self.layout.folders():
             folder.mkdir(parents=True, exist_ok=True)
+        self.layout.incoming.chmod(0o755)  # as an installed one, whatever the umask is
         names = [host.name for host in self.hosts]
         self._keys = make_keys(self.layout.keys, names, "mosquitto", (NOTIFIER, LISTENER))
         self._write_configurations()
