@@ -19,6 +19,7 @@ from reimzul.core.message import Status
 from reimzul.devfarm.customer import Dnf, check
 from reimzul.devfarm.farm import Farm
 from reimzul.devfarm.parts import own
+from reimzul.notifier.history.presence import Presences
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
 from tests.waiting import until
@@ -63,6 +64,22 @@ def test_a_job_of_the_original_is_built_and_published(farm: Farm, witness: Witne
     assert re.fullmatch("[0-9a-f]{32}", event.build_id)
     assert re.fullmatch("[0-9]{14}", event.timestamp)
     until(lambda: staged(farm, "heirloom"), 20, "it waits for the signer")
+
+
+def test_a_submitter_of_a_directory_is_known_by_the_whole_name(
+    farm: Farm, witness: Witness, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = package("mine", srpms.noarch("mine")), package("theirs", srpms.noarch("theirs"))
+    workers = sum(host.is_builder for host in farm.hosts) * farm.workers
+    presences = Presences(farm.layout.notifier / "presence.sqlite")
+    until(lambda: len(presences.all()) >= workers, 30, "every worker has said what it takes")
+    monkeypatch.setenv("LOGNAME", "CORP\\José")
+    assert submit(farm, mine).returncode == 0
+    shutil.copy(theirs, farm.layout.incoming)
+    with farm.broker() as broker:
+        broker.put_raw("x86_64", original(theirs.name, submitter="CORP\\jdoe"), priority=8192)
+    assert witness.published(mine.name, "x86_64")[0].submitter == "CORP\\José"
+    assert witness.published(theirs.name, "x86_64")[0].submitter == "CORP\\jdoe"
 
 
 def test_a_bare_target_in_createrepo_regenerates(
