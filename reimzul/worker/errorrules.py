@@ -165,7 +165,7 @@ ROOT_LOG = (
     _rule(UNPROVIDED),
     _rule(CONFLICTING, LIKELY, after=12),
     _rule(r"At least \S+ more space needed|No space left on device"),
-    _rule(r"GPG check FAILED|Transaction test error|Error unpacking rpm package|[Cc]pio: |digest mismatch"),
+    _rule(r"GPG check FAILED|Error unpacking rpm package|[Cc]pio: |digest mismatch"),
     _rule(UNRESOLVED_HEAD, CONSEQUENCE, after=12),
     _rule(
         r"Failed to download metadata|Cannot download |Could not resolve host|Curl error \(|Status code: \d"

@@ -244,7 +244,12 @@ def test_why_a_success_is_not_published_yet(createrepo: TubeStats, words: str) -
     [
         (leg("Queued", "Published", url="http://x/"), "published", "It is published in c7.1708.u.x86_64 since"),
         (leg("Queued", "Success", scratch=True, url="http://x/"), "built", "a scratch build is not published"),
-        (leg("Queued", "Failed", reason="bad", first_error="+ make\na.c:3: error"), "failed", ": a.c:3: error"),
+        (
+            leg("Queued", "Failed", reason="bad", first_error="+ make\nerror: z\ncc: not found", error_line="cc: not found"),
+            "failed",
+            "The first error: cc: not found",
+        ),
+        (leg("Queued", "Failed", reason="bad", first_error="+ make\na"), "failed", "The first error: + make"),
         (leg("Queued", "Cancelled", reason="cancelled by johnny"), "cancelled", "cancelled by johnny"),
         (leg("Queued", "Success", "Rejected", reason="a checksum is wrong"), "rejected", "a checksum is wrong"),
         (leg("Failed", "Override", reason="by hand"), "override", "A person has decided it: by hand"),

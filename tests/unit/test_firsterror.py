@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
-from reimzul.worker.firsterror import BLOCK, LIMIT, first_error
+from reimzul.worker.firsterror import BLOCK, LIMIT, FirstError, first_error
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MOCK = SAMPLES / "mock-logs"
@@ -27,7 +27,7 @@ def error_in(tmp_path: Path) -> Logs:
     def look(build: str | bytes, root: str = "") -> str:
         (tmp_path / "build.log").write_bytes(build if isinstance(build, bytes) else build.encode())
         (tmp_path / "root.log").write_text(root)
-        return first_error(tmp_path / "build.log", tmp_path / "root.log")
+        return first_error(tmp_path / "build.log", tmp_path / "root.log").text
 
     return look
 
@@ -68,7 +68,7 @@ def step(name: str, said: str) -> str:
     ],
 )
 def test_what_mock_left_shows_the_cause_in_its_first_screen(case: str, line: str) -> None:
-    shown = first_error(MOCK / case / "build.log", MOCK / case / "root.log").splitlines()
+    shown = first_error(MOCK / case / "build.log", MOCK / case / "root.log").text.splitlines()
     assert any(each.startswith(line) for each in shown), "\n".join(shown)
     assert len(shown) <= 25
     assert not any("umount" in each or "util.py" in each for each in shown)
@@ -173,7 +173,7 @@ def test_a_buildrequires_that_cannot_be_had_is_found_in_root_log(error_in: Logs,
 
 
 def test_no_log_is_no_error() -> None:
-    assert first_error(NOWHERE, NOWHERE) == ""
+    assert first_error(NOWHERE, NOWHERE) == FirstError()
 
 
 def test_where_no_rule_matches_the_end_stands_in(error_in: Logs) -> None:
@@ -204,7 +204,7 @@ def test_any_encoding_is_shown(error_in: Logs) -> None:
 def test_no_log_is_too_strange(tmp_path_factory: pytest.TempPathFactory, build: bytes, root: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / "strange.log").write_bytes(build + b"\nerror: " + root)
-    assert len(first_error(folder / "strange.log", NOWHERE)) <= LIMIT
+    assert len(first_error(folder / "strange.log", NOWHERE).text) <= LIMIT
 
 
 def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
