@@ -381,6 +381,7 @@ def test_a_stalled_build_is_ended_and_its_root_cleaned(host: Host, broker: Broke
     put(broker, request())
     (failed,) = ears.wait(1, "Failed")
     assert failed["reason"] == "nothing was written to its logs for 1 s (stall_timeout)"
+    assert "first_error" not in failed and "error_line" not in failed
     assert [call for call in host.mock.calls() if "--clean" in call and "--orphanskill" not in call]
     assert not processes(str(host.mock.path))
 
