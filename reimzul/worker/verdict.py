@@ -48,10 +48,10 @@ _UNRESOLVED = re.compile(UNRESOLVED_HEAD, re.MULTILINE)
 #: What the formats of root.log and build.log put before a line.
 _PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?", re.MULTILINE)
 #: rpm's own complaint, at a line's beginning; an `error:` may stand alone, with its words on the next line.
-_RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*)?(\S[^\n]*)", re.MULTILINE)
+_RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILINE)
 #: What mock, or an old rpm, says of a spec or a source without `error:`.
 _BAD_SOURCE = re.compile(
-    r"^\s*((?:Bad (?:source|file)|[^\n]*No such file)[^\n]*(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)", re.MULTILINE
+    r"^[ \t]*((?:Bad (?:source|file)|[^\n]*No such file)[^\n]*(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)", re.MULTILINE
 )
 #: rpm's complaints about the host or the root, whatever spec is read; `line 3: …` is always about the spec.
 _ROOT_ERROR = re.compile(

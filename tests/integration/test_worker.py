@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -552,3 +553,25 @@ def test_a_build_that_no_builder_could_build_carries_the_last_first_error(
     assert failed["reason"] == f"no builder could build it: {hosts}: {words}"
     assert failed["error_line"] == "At least 159MB more space needed on the / filesystem."
     assert failed["error_line"] in failed["first_error"]
+
+
+def test_logs_that_mock_packed_are_read_and_uploaded_unpacked(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    samples = host.folder / "samples"
+    shutil.copytree(SAMPLES / "failbuild", samples / "packed")
+    for log in (samples / "packed").glob("*.log"):
+        log.with_name(f"{log.name}.gz").write_bytes(gzip.compress(log.read_bytes()))
+        log.unlink()
+    host.mock.samples(samples)
+    host.mock.plan("c9.x86_64", code=1, logs="packed")
+    host.start(live_logs=1)
+    wanted = request()
+    put(broker, wanted)
+    (failed,) = ears.wait(1, "Failed")
+    assert failed["reason"] == "%build failed" and "nosuch.c" in failed["error_line"]
+    assert failed["error_log"] == "build.log" and failed["build_log"]
+    assert [phase["name"] for phase in failed["phases"]][1] == "chroot init"
+    (spool,) = host.spool().values()
+    assert "nosuch.c" in (spool / "build.log").read_text() and not list(spool.glob("*.gz"))
+    (live,) = host.store.glob("live/*")
+    assert "nosuch.c" in (live / "build.log").read_text()
