@@ -23,7 +23,7 @@ class Cause(enum.Enum):
 
     UNKNOWN = "unknown"  #: old versions of dnf print no cause
     ABSENT = "absent"  #: the server has no repomd.xml
-    STALE = "stale"  #: repomd.xml, or the metadata it names, lists a file that the server no longer has
+    STALE = "stale"  #: repomd.xml, or the metadata it names, lists a file that is gone from the server, or is another
     OTHER = "other"  #: refused, reset, timeout, any other status
 
 
@@ -66,7 +66,7 @@ _FOR_URL = re.compile(r" for ([a-z]+:/\S*)")
 _YUM = re.compile(r"^([a-z]+:/\S*): \[Errno -?\d+\] (.*)")
 _ZYPPER_MISSING = re.compile(r"File '([^'\n]*)' not found on medium")
 _ZYPPER_LINK = re.compile(r"Download \(curl\) error for '|Timeout exceeded when accessing '|Connection failed")
-_CHECKSUM = re.compile(r"Downloading successful, but checksum doesn't match")
+_CHANGED = re.compile(r"Downloading successful, but checksum doesn't|Server reports Content-Length: \d+ but expected")
 #: Status codes of HTTP and FTP, and curl's error numbers, for a file that the server does not have.
 _MISSING_STATUS, _MISSING_CURL = ("404", "410", "550"), ("37", "78")
 
@@ -176,7 +176,7 @@ def _fetch(line: str) -> Optional[_Fetch]:
         return _Fetch(_cause(True, found.group(1)), shown)
     if _ZYPPER_LINK.search(line):
         return _Fetch(Cause.OTHER, shown)
-    if _CHECKSUM.search(line):
+    if _CHANGED.search(line):
         return _Fetch(Cause.STALE, shown)
     return _Fetch(Cause.ABSENT, shown) if "Valid metadata not found at specified URL" in line else None
 

@@ -56,7 +56,7 @@ _BAD_SOURCE = re.compile(
 #: rpm's complaints about the host or the root, whatever spec is read; `line 3: …` is always about the spec.
 _ROOT_ERROR = re.compile(
     r"^(?!line \d+: ).*(?:/\.?rpmdb\b|transaction lock|Packages (?:index|database)|\bdb\d* error|/rpmrc\b"
-    r"|^Failed to (?:load macro file|initialize)|[Rr]ead-only file system|Input/output error|No space left"
+    r"|^Failed to initialize |[Rr]ead-only file system|Input/output error|No space left"
     r"|Cannot allocate memory|Too many open files|Disk quota|[Cc]ould(?: not|n't) (?:exec|fork)|open temp file)"
 )
 _PERMISSION = re.compile(r"Permission denied|Operation not permitted")
@@ -147,7 +147,7 @@ def _judge_packages(names: list[str]) -> Verdict:
 
 def began(results: Path) -> bool:
     """Whether rpmbuild was started: what went wrong before that was not the package's doing."""
-    return "Start: rpmbuild" in _text(results / "state.log")
+    return "Start: rpmbuild" in _log(results, "state.log")
 
 
 def _judge_one(results: Path) -> Verdict:
@@ -164,7 +164,7 @@ def _judge_one(results: Path) -> Verdict:
 
 def _in_setup(results: Path) -> bool:
     """Whether mock had begun to look at the package: the buildroot was there."""
-    return "Start: build setup for" in _text(results / "state.log")
+    return "Start: build setup for" in _log(results, "state.log")
 
 
 def _judge_setup(results: Path) -> Verdict:
@@ -200,7 +200,7 @@ def _last_line(text: str) -> str:
 
 def _judge_thirty(results: Path) -> Verdict:
     """Dependencies: nobody provides one, or the repository, the disk or the configuration is not what it should be."""
-    log = _text(results / "root.log")
+    log = _log(results, "root.log")
     if full := _NO_SPACE.search(log):
         return Verdict(Fault.BUILDER, full.group(0).strip())
     failures = read_failures(log)
@@ -234,7 +234,10 @@ def _judge_unresolved(log: str, *, in_setup: bool) -> Verdict:
 def _line_of(log: str, found: re.Match[str]) -> str:
     """The whole line of a match, without list marks."""
     begin, end = log.rfind("\n", 0, found.start()) + 1, log.find("\n", found.end())
-    return log[begin : end if end >= 0 else len(log)].strip(" -\r\n")[:300]
+    line = log[begin : end if end >= 0 else len(log)].strip(" -\r\n")
+    if line.startswith("Error: Package:") and end >= 0:  # yum: what it requires is on the next line
+        line = f"{line} {log[end:].lstrip().partition(chr(10))[0]}"
+    return line[:300]
 
 
 def _step(results: Path) -> str:
@@ -252,6 +255,11 @@ def _step(results: Path) -> str:
         if sign in log:
             return words
     return ""
+
+
+def _log(results: Path, name: str) -> str:
+    """A log; what mock said on stderr where it is not there, as when it was packed in a format we do not know."""
+    return _text(results / name) or _text(results / "stderr")
 
 
 def _text(path: Path, limit: int = 4_000_000) -> str:

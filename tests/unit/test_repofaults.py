@@ -131,6 +131,8 @@ STALE = (
     f"[MIRROR] a-1.rpm: Status code: 404 for {STORE}a/a-1.rpm (IP: 127.0.0.1)\n"
     "[FAILED] a-1.rpm: No more mirrors to try - All mirrors were already tried without success\n"
     "Error: Error downloading packages:\n  Cannot download a/a-1.rpm: All mirrors were tried\n",
+    "[MIRROR] a-1.rpm: Interrupted by header callback: Server reports Content-Length: 9 but expected size is: 10\n"
+    "Error: Error downloading packages:\n  Cannot download a/a-1.rpm: All mirrors were tried\n",
     f"{STORE}repodata/5f-primary.sqlite.bz2: [Errno 14] HTTP Error 404 - Not Found\nTrying other mirror.\n"
     "failure: repodata/5f-primary.sqlite.bz2 from base: [Errno 256] No more mirrors to try.\n",
 )

@@ -170,7 +170,7 @@ UNINSTALLABLE = {
     "yum": (
         "Error: Package: a-1-1.x86_64 (base)\n           Requires: libx >= 2\n"
         "           Available: libx-1-1.x86_64 (base)\n You could try using --skip-broken to work around the problem\n",
-        "Error: Package: a-1-1.x86_64 (base)",
+        "Error: Package: a-1-1.x86_64 (base) Requires: libx >= 2",
     ),
     "yum conflict": ("Error: a conflicts with b-1-1.x86_64\n", "Error: a conflicts with b-1-1.x86_64"),
     "zypper": (
@@ -340,6 +340,14 @@ def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, case: str, log: 
     with (folder / log).open("a") as stream:
         stream.write("cc: error: write error: No space left on device\n")
     assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
+
+
+@pytest.mark.parametrize("case", ["missingbr", "dynmissing", "skippedrepo", "repogone", "failbuild"])
+def test_logs_in_a_format_that_nobody_knows_are_replaced_by_stderr(tmp_path: Path, case: str) -> None:
+    code, folder = results(tmp_path, case)
+    for log in folder.glob("*.log"):
+        log.rename(f"{log}.zst")
+    assert judge(code, folder).fault is CASES[case][0]
 
 
 @pytest.mark.parametrize("step", ["failbuild", "failcheck"])
