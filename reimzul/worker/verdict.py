@@ -49,6 +49,8 @@ _UNRESOLVED = re.compile(UNRESOLVED_HEAD, re.MULTILINE)
 _PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?", re.MULTILINE)
 #: rpm's own complaint, at a line's beginning; an `error:` may stand alone, with its words on the next line.
 _RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILINE)
+#: How the logs have the call of rpmbuild that makes the source rpm anew; the program is a setting of mock's.
+_SOURCE_CALL = re.compile(r"Executing command: [^\n]*?[ ']-bs[ ']")
 #: What mock, or an old rpm, says of a spec or a source without `error:`.
 _BAD_SOURCE = re.compile(
     r"^[ \t]*((?:Bad (?:source|file)|[^\n]*No such file)[^\n]*(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)", re.MULTILINE
@@ -68,6 +70,12 @@ _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No
 _NEAR = 20
 #: Bytes free on the disk of the results below which the disk is full: what failed there has failed for that.
 _FULL = 1024 * 1024
+#: What mock says with exit code 40, beside that the source rpm cannot be installed.
+_FORTY = {
+    "No build results found": "rpmbuild made no package",
+    "No specfile found": "the source rpm has no spec file",
+    "Expected to find single rebuilt srpm": "rpmbuild -bs did not make one source rpm",
+}
 #: Exit codes for which it does not matter what repositories held: timeout, damaged source rpm.
 _INDEPENDENT = (11, 40)
 
@@ -125,12 +133,20 @@ def _judge(code: int, results: Path) -> Verdict:
     if code == 30:
         return _judge_thirty(results)
     if code == 40:
-        return Verdict(Fault.PACKAGE, "the source rpm cannot be installed: its payload is damaged")
+        return Verdict(Fault.PACKAGE, _forty(_text(results / "stderr")))
     if code == 60:
         return Verdict(Fault.NOBODY, HOST[60])
     if code < 0:
         return Verdict(Fault.BUILDER, f"mock was ended by signal {-code}")
     return Verdict(Fault.BUILDER, HOST.get(code, f"mock exited with {code}"))
+
+
+def _forty(said: str) -> str:
+    """What mock objects to in a package; other versions say it otherwise."""
+    for sign, words in _FORTY.items():
+        if sign in said:
+            return words
+    return "the source rpm cannot be installed: its payload is damaged"
 
 
 def _judge_packages(names: list[str]) -> Verdict:
@@ -185,8 +201,9 @@ def _blames_root(error: str) -> bool:
 
 def _source_rebuild(log: str) -> str:
     """The output of the last `rpmbuild -bs` in a log, without what the log's format adds."""
-    _, call, output = log.rpartition("rpmbuild -bs")
-    lines = _PREFIX.sub("", output).split("\n")[1:] if call else []
+    lines = _PREFIX.sub("", log).split("\n")
+    calls = [number for number, line in enumerate(lines) if _SOURCE_CALL.match(line)]
+    lines = lines[calls[-1] + 1 :] if calls else []
     ends = [number for number, line in enumerate(lines) if line.startswith("Child return code was")]
     return "\n".join(lines[: ends[0]] if ends else lines)
 

@@ -266,7 +266,7 @@ def test_a_repository_that_does_not_answer_outweighs_what_is_missing(tmp_path: P
 def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) -> Verdict:
     """The verdict where `rpmbuild -bs` printed this."""
     (folder / "state.log").write_text(SETUP)
-    call = "Executing command: ['bash', '--login', '-c', '/usr/bin/rpmbuild -bs  --target x86_64 x.spec'] with env {}\n"
+    call = "Executing command: ['bash', '--login', '-c', '/opt/rpmbuild6 -bs  --target x86_64 x.spec'] with env {}\n"
     prefix = "DEBUG util.py:460:  " if log == "root.log" else ""
     text = f"error: of an earlier call\n{call}Building target platforms: x86_64\n{said}\nChild return code was: 1\n"
     (folder / log).write_text("".join(prefix + line for line in text.splitlines(keepends=True)))
@@ -342,6 +342,19 @@ def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, case: str, log: 
     assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("ERROR: No build results found", "rpmbuild made no package"),
+        ("ERROR: No specfile found in srpm: a-1-1.src.rpm", "the source rpm has no spec file"),
+        ("", "the source rpm cannot be installed: its payload is damaged"),
+    ],
+)
+def test_each_meaning_of_40_has_its_words(tmp_path: Path, said: str, reason: str) -> None:
+    (tmp_path / "stderr").write_text(said)
+    assert judge(40, tmp_path) == Verdict(Fault.PACKAGE, reason)
+
+
 @pytest.mark.parametrize("case", ["missingbr", "dynmissing", "skippedrepo", "repogone", "failbuild"])
 def test_logs_in_a_format_that_nobody_knows_are_replaced_by_stderr(tmp_path: Path, case: str) -> None:
     code, folder = results(tmp_path, case)
@@ -395,7 +408,7 @@ def test_a_log_of_any_shape_is_judged_in_time(tmp_path: Path, text: str, code: i
     (tmp_path / "state.log").write_text(SETUP)
     long = (text * (400_000 // len(text)))[:400_000]
     (tmp_path / "root.log").write_text(long)
-    (tmp_path / "build.log").write_text(f"Executing command: rpmbuild -bs x\n{long}")
+    (tmp_path / "build.log").write_text(f"Executing command: ['rpmbuild -bs x']\n{long}")
     began_at = time.monotonic()
     judge(code, tmp_path)
     assert time.monotonic() - began_at < 15
