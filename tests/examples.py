@@ -29,7 +29,7 @@ def failing_event() -> BuildEvent:
             reason="%build failed",
             exit_code=1,
             url="http://localhost:11081/bstore/repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64/",
-            first_error=first_error(build, root),
+            first_error=first_error(build, root).text,
             root_log=_narrow(tail(root, 30, 8_000)),
             build_log=tail(build, 80, 24_000),
         )

@@ -130,7 +130,7 @@ class HistoryContract:
             event(
                 "Queued", attempt=ATTEMPT, tube="x86_64", job=9, priority=8192, at=120.0, due=130.0, finished=120.0,
                 reason="builder1.example.org could not build it", builder_fqdn="builder1.example.org",
-                url="http://localhost/attempts/1/",
+                url="http://localhost/attempts/1/", error_log="root.log",
             ),
         ]  # fmt: skip
         for number in order:
@@ -142,8 +142,16 @@ class HistoryContract:
         assert attempt == {
             "attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "status": "Unfit", "started": 110.0,
             "finished": 120.0, "exit_code": None, "reason": "builder1.example.org could not build it",
-            "url": "http://localhost/attempts/1/", "at": 120.0,
+            "url": "http://localhost/attempts/1/", "error_log": "root.log", "at": 120.0,
         }  # fmt: skip
+
+    def test_an_attempt_that_was_nobodys_fault_is_not_its_builders(self, history: History) -> None:
+        reason = "nobody's fault: x86_64: a repository changed while it was read"
+        history.record([event("Building", at=110.0, started=110.0)])
+        history.record([event("Queued", attempt=ATTEMPT, at=120.0, reason=reason, job=9, due=130.0)])
+        document = only(history)
+        assert (document["status"], document["reason"], document["due"]) == ("Queued", reason, 130.0)
+        assert [each["status"] for each in document["attempts"]] == ["Retried"]
 
     def test_every_attempt_is_known_with_what_it_came_to(self, history: History) -> None:
         history.record([event("Building", at=110.0, started=110.0)])

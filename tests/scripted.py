@@ -47,10 +47,14 @@ class ScriptedMock:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.path = home / "mock"
-        self.path.write_text(_PROGRAM.format(python=PYTHON, home=str(home), samples=str(SAMPLES)))
-        self.path.chmod(0o755)
+        self.samples(SAMPLES)
         self._plans: dict[str, Any] = {}
         self._write()
+
+    def samples(self, folder: Path) -> None:
+        """Where the logs of its runs are taken from."""
+        self.path.write_text(_PROGRAM.format(python=PYTHON, home=str(self.home), samples=str(folder)))
+        self.path.chmod(0o755)
 
     def plan(
         self,

@@ -315,7 +315,7 @@ class Worker:
         seconds, "86400", "Seconds a build may take before mock (and a little later the worker) ends it; 0: any time."
     )
     stall_timeout: int = setting(
-        seconds, "14400", "Seconds neither build.log nor root.log may grow before a build is ended; 0: any time."
+        seconds, "14400", "Seconds without a change of any log or result before a build is ended; 0: any time."
     )
     mock_roots: Path = setting(
         path, "/var/lib/mock", "Where mock has its roots; only looked at for the disk they are on."

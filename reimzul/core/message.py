@@ -49,6 +49,7 @@ class Status:
     RELEASED = "Released"  #: no build: it takes jobs again
     PRESENCE = "Presence"  #: no build: a worker that says it is there
     UNFIT = "Unfit"  #: of an attempt, in its manifest: its builder's fault, and nothing is decided by it
+    RETRIED = "Retried"  #: of an attempt: it was nobody's fault, and does not count
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
@@ -154,6 +155,8 @@ def _says(attribute: Any, value: Any) -> bool:
 
 #: How the words of a try begin that was no builder's fault: what arrived on bstore was not what had been sent.
 UPLOAD = "upload: "
+#: How the reason of a `Queued` begins whose attempt was nobody's fault: it is no try, and no fault of its builder.
+NOBODY = "nobody's fault: "
 
 
 @attr.frozen(kw_only=True)
@@ -163,6 +166,8 @@ class Try:
     builder: str = field(fields.host)
     when: float = field(fields.moment)
     words: str = field(fields.line(300))
+    first_error: str = field(fields.text(2_000), "")  #: of its logs; kept of the last try only
+    error_line: str = field(fields.line(400), "")  #: the line of it that is the cause
 
 
 def _try(raw: Any) -> Try:
@@ -170,7 +175,7 @@ def _try(raw: Any) -> Try:
         return raw
     if not isinstance(raw, dict) or not {"builder", "when", "words"} <= raw.keys():
         raise ValueError(f"{fields.shown(raw)} is not a try (builder, when, words)")
-    return Try(builder=raw["builder"], when=raw["when"], words=raw["words"])
+    return Try(**{name: raw[name] for name in attr.fields_dict(Try) if name in raw})
 
 
 #: Who submitted a build whose client does not say.
@@ -230,9 +235,13 @@ class BuildRequest(Message):
         """The tries that were a builder's fault, and not an upload's."""
         return tuple(one for one in self.tries if not one.words.startswith(UPLOAD.strip()))
 
-    def tried(self, builder: str, words: str) -> BuildRequest:
-        """The same, with one more try that was that builder's fault."""
-        return attr.evolve(self, tries=(*self.tries, Try(builder=builder, when=round(time.time()), words=words)))
+    def tried(self, builder: str, words: str, first_error: str = "", error_line: str = "") -> BuildRequest:
+        """The same, with one more try that was that builder's fault; of the earlier ones only the words are kept."""
+        earlier = (attr.evolve(one, first_error="", error_line="") for one in self.tries)
+        last = Try(
+            builder=builder, when=round(time.time()), words=words, first_error=first_error, error_line=error_line
+        )
+        return attr.evolve(self, tries=(*earlier, last))
 
 
 @attr.frozen(kw_only=True)
@@ -297,6 +306,8 @@ class BuildEvent(Message):
     root_log: str = field(fields.text(8_000), "")  #: its end
     build_log: str = field(fields.text(24_000), "")  #: its end
     first_error: str = field(fields.text(4_000), "")
+    error_line: str = field(fields.line(400), "")  #: the line of `first_error` that is the cause
+    error_log: str = field(fields.absent_or(fields.name), "")  #: the log it stands in, as root.log
     skipped: Mapping[str, str] = field(fields.table(fields.arch, fields.line(200), 20), {})  #: arch -> why
     phases: tuple[Phase, ...] = field(phases, ())  #: of a result: what took how long
     parent: str = field(fields.absent_or(fields.build_id), "")  #: the build that this one repeats

@@ -5,6 +5,7 @@ look whether its BuildRequires are met, build, and hand over the packages.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,12 +140,12 @@ class Build:
         """Run a program in the root, told of in the logs as mock tells it; rpmbuild within its time."""
         teller = self.logs.build if output == self.logs.build_log else self.logs.root
         environment = self.root.environment()
-        teller.debug("Executing command: %s with env %s and shell False", list(argv), environment)
+        teller.debug("Executing command: %s with env %s and shell False", as_mock_calls(argv), environment)
         timeout = self.chroot.timeout or None
         try:
             code = run(argv, output=output, cwd=self.root.home, env=environment, timeout=timeout, grace=1)
         except TimedOut as error:
-            raise Fault(Exit.TIMEOUT, f"Timeout({timeout}) expired for command:\n # {' '.join(argv)}\n") from error
+            raise Fault(Exit.TIMEOUT, f"Timeout({timeout}) expired for command:\n # {call_of(argv)}\n") from error
         finally:
             self.root.end_processes(self.logs)
         teller.debug("Child return code was: %d", code)
@@ -153,7 +154,20 @@ class Build:
 
 def failure(argv: Sequence[str]) -> str:
     """What mock says of a command that failed."""
-    return f"Command failed: \n # {' '.join(argv)}\n"
+    return f"Command failed: \n # {call_of(argv)}\n"
+
+
+def as_mock_calls(argv: Sequence[str]) -> list[str]:
+    """The call as mock's logs have it: rpmbuild by a login shell, its stage followed by two spaces."""
+    if "rpmbuild" not in argv:
+        return list(argv)
+    stage, *words = argv[argv.index("rpmbuild") + 1 :]
+    return ["bash", "--login", "-c", f"/usr/bin/rpmbuild {stage}  {' '.join(words)}"]
+
+
+def call_of(argv: Sequence[str]) -> str:
+    """The same in one line, as mock says it on stderr."""
+    return shlex.join(as_mock_calls(argv))
 
 
 def check_source(srpm: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core.errors import ReimzulError
-from reimzul.core.message import UPLOAD, BuildEvent, Status
+from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Status
 from reimzul.notifier.standing import Tried
 from reimzul.notifier.transaction import transaction
 
@@ -125,7 +125,7 @@ def fault_of(event: BuildEvent) -> bool | None:
     if not event.attempt or not event.builder_fqdn:
         return None
     if event.status == Status.QUEUED:
-        return None if event.reason.startswith(UPLOAD.strip()) else True
+        return None if event.reason.startswith((UPLOAD.strip(), NOBODY)) else True
     # a Failed that says that nobody could build it was no try of who says it
     tried = event.status in (Status.SUCCESS, Status.FAILED) and event.exit_code is not None
     return False if tried else None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import attr
@@ -78,11 +78,22 @@ def package_of(srpm: str) -> str:
 
 def failures(facts: Facts) -> Iterator[str]:
     """What became of the tries before this one."""
-    for number, tried in enumerate(facts.leg.get("attempts") or (), 1):
+    known = list(enumerate(facts.leg.get("attempts") or (), 1))
+    for number, tried in known:
         if tried["status"] in (Status.UNFIT, Status.REJECTED):
-            ago = f" {span(facts.now - tried['at'])} ago" if tried.get("at") else ""
-            logs = f" Its logs: {tried['url']}" if tried.get("url") else ""
-            yield f"Attempt {number} failed on {tried['builder_fqdn']}{ago}: {tried['reason'] or '-'}.{logs}"
+            yield f"Attempt {number} failed on {_ended(tried, facts.now)}"
+    retried = [(number, tried) for number, tried in known if tried["status"] == Status.RETRIED]
+    if retried:
+        number, last = retried[-1]
+        many = f"; {counted(len(retried), 'attempt')} ended so" if retried[1:] else ""
+        yield f"Attempt {number} does not count{many}: on {_ended(last, facts.now)}"
+
+
+def _ended(tried: Mapping[str, Any], now: float) -> str:
+    """Where and when an attempt ended that decided nothing, why, and where its logs are."""
+    ago = f" {span(now - tried['at'])} ago" if tried.get("at") else ""
+    logs = f" Its logs: {tried['url']}" if tried.get("url") else ""
+    return f"{tried['builder_fqdn']}{ago}: {tried['reason'] or '-'}.{logs}"
 
 
 def usually(facts: Facts) -> str:

@@ -8,6 +8,7 @@ grows, so that how much was read of it in one folder says where to go on in the 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -24,6 +25,8 @@ from reimzul.operator.paper import Paper
 
 #: Bytes that are read at a time.
 _PIECE = 1 << 20
+#: The same of a log in gzip's format, which may be a thousand times as long; zlib's number for that format.
+_PACKED_PIECE, _GZIP = 1 << 16, 31
 #: Seconds between two looks at a log that grows, and at the history for what has become of the attempt.
 _LOOK, _ASK = 0.5, 2.0
 #: Seconds that the log of an attempt which has ended is waited for: it is on its way to its place.
@@ -50,6 +53,7 @@ class Attempt:
     last: bool  #: that is known of
     kept: Sequence[str]  #: URLs of folders where its logs are complete, the likeliest first
     live: str  #: of the folder where they grow
+    error_log: str = ""  #: the log that has the cause of its failure, where that is known
 
     @property
     def over(self) -> bool:
@@ -65,7 +69,8 @@ class Attempt:
 class Logs:
     """One log of one leg."""
 
-    def __init__(self, history: str, urls: StoreUrls, build_id: str, arch: Optional[str], name: str) -> None:
+    def __init__(self, history: str, urls: StoreUrls, build_id: str, arch: Optional[str], name: str | None) -> None:
+        """`name` None: the log that has the cause of a failure, else build.log."""
         self._url, self._urls, self._build_id, self._arch, self._name = history, urls, build_id, arch, name
         self._site = Site(timeout=10)
         self._said = float("-inf")
@@ -125,7 +130,10 @@ class Logs:
 
     def _print_one(self, paper: Paper, attempt: Attempt, *, follow: bool) -> bool:
         """One attempt's log, as far as it goes; false where its end never came. Raises `NoLog` where there is none."""
-        reader = _Reader(self._site, self._name)
+        name = self._name or attempt.error_log or "build.log"
+        if name != (self._name or "build.log"):
+            paper.note(f"{name}: it has the cause of the failure")
+        reader = _Reader(self._site, name)
         asked = waits = time.monotonic()
         while (state := self._more(reader, attempt, paper, follow=follow)) != _COMPLETE:
             if state == _MORE:
@@ -134,7 +142,7 @@ class Logs:
             waits = waits if attempt.over and state != _AWAY else now
             if not follow or now - waits > _ON_ITS_WAY:
                 if state == _NOWHERE:
-                    raise NoLog(f"{attempt.words} has no {self._name} in the store: {attempt.status}")
+                    raise NoLog(f"{attempt.words} has no {name} in the store: {attempt.status}")
                 if follow:
                     paper.note(f"{attempt.words} is over, and the end of this log is not there yet")
                 return not follow
@@ -169,6 +177,7 @@ class _Reader:
 
     def __init__(self, site: Site, name: str) -> None:
         self._site, self._name, self._offset = site, name, 0
+        self._packed: Optional[_Packed] = None
 
     def more(self, attempt: Attempt, paper: Paper) -> str:
         """Print what there is, and say how it stands with it."""
@@ -176,6 +185,8 @@ class _Reader:
             try:
                 piece = self._site.read(folder + self._name, self._offset, _PIECE)
             except NotThere:
+                if folder != attempt.live and (state := self._more_packed(folder, paper)):
+                    return state
                 continue
             paper.write(piece.body)
             self._offset += len(piece.body)
@@ -183,6 +194,41 @@ class _Reader:
                 return _MORE
             return _GROWS if folder == attempt.live else _COMPLETE
         return _NOWHERE
+
+    def _more_packed(self, folder: str, paper: Paper) -> str:
+        """The same of a log that mock's compress_logs plugin packed; "" where there is none."""
+        packed = self._packed or _Packed(self._offset)
+        try:
+            piece = self._site.read(f"{folder}{self._name}.gz", packed.offset, _PACKED_PIECE)
+        except NotThere:
+            return ""
+        self._packed = packed
+        try:
+            paper.write(packed.unpack(piece.body))
+        except zlib.error as error:
+            raise NoLog(f"{folder}{self._name}.gz is damaged: {error}") from error
+        return _MORE if packed.offset < piece.size else _COMPLETE
+
+
+class _Packed:
+    """How far a log in gzip's format has been read and unpacked."""
+
+    def __init__(self, printed: int) -> None:
+        """`printed`: bytes of the log that were printed before it was packed."""
+        self.offset = 0
+        self._skip = printed
+        self._unpacker = zlib.decompressobj(wbits=_GZIP)
+
+    def unpack(self, body: bytes) -> bytes:
+        """What the next bytes of it hold, without what was printed before."""
+        self.offset += len(body)
+        plain = self._unpacker.decompress(body)
+        while self._unpacker.eof and self._unpacker.unused_data:  # gzip files that were put one after the other
+            rest, self._unpacker = self._unpacker.unused_data, zlib.decompressobj(wbits=_GZIP)
+            plain += self._unpacker.decompress(rest)
+        skip = min(self._skip, len(plain))
+        self._skip -= skip
+        return plain[skip:]
 
 
 def attempts(leg: Document, urls: StoreUrls) -> list[Attempt]:
@@ -203,7 +249,15 @@ def _attempt(number: int, each: Mapping[str, Any], leg: Document, urls: StoreUrl
         last=number == len(leg["attempts"]),
         kept=list(dict.fromkeys(kept)),
         live=urls.live(*name),
+        error_log=_error_log(each, leg),
     )
+
+
+def _error_log(each: Mapping[str, Any], leg: Document) -> str:
+    """Which log has the cause of an attempt's failure; names that no log has are none."""
+    decided = leg.get("error_log") if leg.get("attempt") == each["attempt"] else ""
+    name = each.get("error_log") or decided or ""
+    return name if name in ("build.log", "root.log", "state.log") else ""
 
 
 def chosen(known: Sequence[Attempt], wanted: str | None) -> Attempt | None:

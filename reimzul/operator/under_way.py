@@ -93,15 +93,15 @@ def ended(facts: Facts) -> Explanation:
     when_ended = f" {when(leg['finished'])}" if leg.get("finished") else ""
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
     words.append(f"{verb.get(status, status)}{where}{when_ended}: {leg['reason'] or '-'}.")
-    if leg.get("first_error"):
-        words.append(f"The first error: {_short(leg['first_error'])}")
+    first = leg.get("error_line") or _first_line(leg.get("first_error") or "")
+    if first:
+        words.append(f"The first error: {first}")
     if leg.get("url"):
         words.append(f"Its logs: {leg['url']}")
     words.append(f"To build it again: reimzul retry {leg['build_id'][:8]}")
     return Explanation(state=status.lower(), sentences=words)
 
 
-def _short(text: str) -> str:
-    """The line of an error that says most: the first that speaks of one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "-")
+def _first_line(text: str) -> str:
+    """What stands in for the cause where an old worker does not say which line it is."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

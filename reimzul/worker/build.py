@@ -20,32 +20,42 @@ import attr
 
 from reimzul.core.arch import Arches
 from reimzul.core.bstore import StoreUrls
-from reimzul.core.errors import InputError, MessageError, ReimzulError, Stopping
+from reimzul.core.errors import Again, InputError, MessageError, ReimzulError, Stopping
 from reimzul.core.header import Header
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_of, parse
 from reimzul.worker import ship, source
 from reimzul.worker.chroot import Chroot, complete_logs
 from reimzul.worker.configs import Configs, NoConfig, State
-from reimzul.worker.firsterror import first_error
+from reimzul.worker.firsterror import FirstError, first_error
 from reimzul.worker.job import Attempt, Leg, Package, repeats, split
 from reimzul.worker.live import Live
 from reimzul.worker.phases import Course
 from reimzul.worker.ship import CannotShip, Shipper, manifest_of
 from reimzul.worker.source import CannotStore, Incoming, NoSource
-from reimzul.worker.verdict import Fault, Verdict
+from reimzul.worker.verdict import Fault, Verdict, is_timeout
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds between two looks whether the build is to end.
 LOOK = 0.25
+#: How the reason of a leg begins that used up its tries.
+NO_BUILDER = "no builder could build it: "
 
 Said = Union[BuildEvent, RepogenRequest]
 
 
 class Unfit(ReimzulError):
     """This builder could not build it; another may."""
+
+    def __init__(self, words: str, first: FirstError | None = None) -> None:
+        super().__init__(words)
+        self.first = first or FirstError()  #: in the logs of its leg
+
+
+class Blameless(Again):
+    """Nobody's fault: the job is given back with a pause, and the attempt does not count."""
 
 
 class Cancelled(ReimzulError):
@@ -78,6 +88,7 @@ class Build:
         self.legs: list[Leg] = []  #: as soon as they are known
         self.said: set[str] = set()  #: the arches of those that came to something
         self.kept: dict[str, str] = {}  #: arch -> where the logs of a leg are that came to nothing
+        self.error_logs: dict[str, str] = {}  #: arch -> which log of such a leg has the cause
         self._end = threading.Event()
         self._stopping = False
         self._cancelled = ""
@@ -109,7 +120,10 @@ class Build:
         self.heed()
 
     def run(self) -> None:
-        """Do all of it. Raises `Unfit` where it was this builder's fault, `Cancelled`, `Stopping`, `Again`."""
+        """Do all of it. Raises `Unfit` where it was this builder's fault, `Blameless` where it was nobody's.
+
+        Raises `Cancelled`, `Stopping` and `Again` too.
+        """
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._run()
@@ -216,6 +230,10 @@ class Build:
         verdict, code = self._verdict(leg)
         if verdict.fault is Fault.BUILDER:
             raise self._unfit(leg, verdict.reason, code)
+        if verdict.fault is Fault.NOBODY:
+            self._keep_logs(leg, Status.UNFIT, verdict.reason, code)
+            self.error_logs[leg.arch] = "root.log"
+            raise Blameless(f"{leg.arch}: {verdict.reason}")
         return self._told(leg, verdict, code)
 
     def _told(self, leg: Leg, verdict: Verdict, code: int | None, status: str = "") -> Callable[[], Manifest]:
@@ -236,7 +254,13 @@ class Build:
     def _unfit(self, leg: Leg, words: str, code: int | None = None) -> Unfit:
         """This builder's fault, once the leg's logs are kept."""
         self._keep_logs(leg, Status.UNFIT, words, code)
-        return Unfit(f"{leg.arch}: {words}")
+        first = FirstError() if code is None else self._first_error(leg)
+        self.error_logs[leg.arch] = first.log
+        return Unfit(f"{leg.arch}: {words}", first)
+
+    def _first_error(self, leg: Leg) -> FirstError:
+        """The cause, as a leg's logs have it."""
+        return first_error(leg.results / "build.log", leg.results / "root.log", self._heed_stop)
 
     def _withdraw(self, why: str) -> None:
         """Say that it was cancelled, of each leg that came to nothing; then keep the logs these have."""
@@ -309,7 +333,7 @@ class Build:
 
     def _result(self, leg: Leg, manifest: Manifest, place: str, note: str) -> BuildEvent:
         names = [file.name for file in manifest.rpms]
-        logs = leg.results / "build.log", leg.results / "root.log"
+        first = FirstError() if manifest.status == Status.SUCCESS else self._cause(leg, manifest)
         return leg.event(
             manifest.status,
             attempt=manifest.attempt,
@@ -324,10 +348,23 @@ class Build:
             url=self.tools.urls.place(place),
             rpm_count=len(names),
             rpms=names[:50],
-            first_error="" if manifest.status == Status.SUCCESS else first_error(*logs, self.heed),
+            first_error=first.text,
+            error_line=first.line,
+            error_log=first.log,
             root_log=ship.tail(leg.results / "root.log", 30, 8_000),
             build_log=ship.tail(leg.results / "build.log", 80, 24_000),
         )
+
+    def _cause(self, leg: Leg, manifest: Manifest) -> FirstError:
+        """The first error of a failed leg: where no builder could build it, that of the last attempt.
+
+        A build that was ended for its time has none, nor has one for which mock was not run.
+        """
+        if manifest.reason.startswith(NO_BUILDER) and self.last_words:
+            last = self.attempt.request.faults[-1]
+            return FirstError(last.first_error, last.error_line)
+        without = manifest.exit_code is None or is_timeout(manifest.reason)
+        return FirstError() if without else self._first_error(leg)
 
     def _refuse(self, why: str) -> None:
         """Nothing can be built of this source: end as Failed, with a log that says why, in a place of its own."""

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -18,6 +16,7 @@ from reimzul.core.errors import ProgramMissing, ReimzulError, TimedOut
 from reimzul.core.run import run
 from reimzul.worker.configs import Configs
 from reimzul.worker.job import Leg
+from reimzul.worker.logfiles import Growth, Stalled, unpack_logs
 from reimzul.worker.verdict import Fault, Verdict, began, judge
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Chroot:
     mock: str
     configs: Configs
     build_timeout: int  #: seconds, 0 for any time
-    stall_timeout: int  #: seconds without a word in the logs, 0 for any time
+    stall_timeout: int  #: seconds without a change in the result folder, 0 for any time
 
     def build(self, leg: Leg, heed: Callable[[], None]) -> tuple[Verdict, int | None]:
         """Run mock for a leg: the verdict and its exit code. What `heed` raises ends mock and is raised on."""
@@ -69,20 +68,23 @@ class Chroot:
 
     def _run(self, leg: Leg, folder: Path, heed: Callable[[], None]) -> tuple[Verdict, int]:
         """One run of mock to its end. Raises `TimedOut`, `Stalled`, what `heed` raises."""
-        watch = Growth([leg.results / name for name in ALWAYS], self.stall_timeout)
+        watch = Growth(leg.results, self.stall_timeout)
 
         def look() -> None:
             heed()
             watch.look()
 
-        code = run(
-            self.argv(leg, folder),
-            output=leg.results / "stdout",
-            errors=leg.results / "stderr",
-            timeout=self.build_timeout + MARGIN if self.build_timeout else None,
-            heed=look,
-            grace=GRACE,
-        )
+        try:
+            code = run(
+                self.argv(leg, folder),
+                output=leg.results / "stdout",
+                errors=leg.results / "stderr",
+                timeout=self.build_timeout + MARGIN if self.build_timeout else None,
+                heed=look,
+                grace=GRACE,
+            )
+        finally:
+            unpack_logs(leg.results)
         return judge(code, leg.results), code
 
     def argv(self, leg: Leg, folder: Path) -> list[str]:
@@ -137,29 +139,6 @@ class Root:
             return cls(configdir=raw["configdir"], uniqueext=fields.attempt(raw["uniqueext"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
-
-
-class Stalled(ReimzulError):
-    """Nothing was written to the logs for longer than it may take."""
-
-
-class Growth:
-    """The logs of a build, watched for whether they grow."""
-
-    def __init__(self, logs: Sequence[Path], limit: int) -> None:
-        self.logs = logs
-        self.limit = limit  #: seconds, 0 for any time
-        self._size = -1
-        self._since = time.monotonic()
-
-    def look(self) -> None:
-        """Raise `Stalled` where they did not grow for too long."""
-        size = sum(path.stat().st_size for path in self.logs if path.exists())
-        now = time.monotonic()
-        if size != self._size:
-            self._size, self._since = size, now
-        elif self.limit and now - self._since > self.limit:
-            raise Stalled(f"nothing was written to its logs for {self.limit} s (stall_timeout)")
 
 
 def overdue(error: ReimzulError, results: Path) -> Verdict:

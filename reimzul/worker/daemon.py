@@ -18,11 +18,12 @@ from reimzul.core import mark
 from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
 from reimzul.core.mark import Mark
-from reimzul.core.message import BuildRequest, Status, event_of, new_attempt
+from reimzul.core.message import NOBODY, BuildRequest, Status, Try, event_of, new_attempt
 from reimzul.core.refused import Overflow
 from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube, host_tube
-from reimzul.worker.build import Build, Cancelled, Tools, Unfit, guessed
+from reimzul.worker.build import NO_BUILDER, Blameless, Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
+from reimzul.worker.firsterror import FirstError
 from reimzul.worker.fitness import Fitness
 from reimzul.worker.job import Attempt
 from reimzul.worker.source import SourceAway
@@ -42,6 +43,8 @@ LEAVE_TO_OTHERS, LEAVE_TO_OTHERS_THAT_FAILED = 3600, 60
 LOOK_AWAY = 5
 #: Pause, in seconds, before the next try of a request that a builder could not build: the first, and each after it.
 RETRY_PAUSE = 10
+#: Pause, in seconds, after an attempt that was nobody's fault: the first; it doubles with each, up to the longest.
+BLAMELESS_PAUSE, BLAMELESS_PAUSE_LONGEST = 10, 300
 
 
 class Worker(Daemon[BuildRequest]):
@@ -127,8 +130,12 @@ class Worker(Daemon[BuildRequest]):
         desk = Desk(self.reconnect, claim, self.stop, new_attempt(), self.service, self.alive)
         try:
             self.build(request, desk)
-        except (Unfit, OSError) as error:  # all that a build touches of this host by itself is its disk
-            return self.put_tried(desk, str(error))
+        except Unfit as error:
+            return self.put_tried(desk, str(error), error.first)
+        except OSError as error:  # all that a build touches of this host by itself is its disk
+            return self.put_tried(desk, str(error), FirstError())
+        except Blameless as error:
+            return self.give_back(desk, str(error))
         except Cancelled as error:
             return ClaimLost(f"{error}; another has it") if desk.lost else None
         except BrokerGone:
@@ -146,8 +153,7 @@ class Worker(Daemon[BuildRequest]):
 
     def build(self, request: BuildRequest, desk: Desk) -> None:
         """Attempt a request in a folder of its own, which is gone afterwards."""
-        said = "; ".join(f"{tried.builder}: {tried.words}" for tried in request.faults)
-        last_words = f"no builder could build it: {said}" if len(request.faults) >= self.tries else ""
+        last_words = summarize_faults(request.faults) if len(request.faults) >= self.tries else ""
         with self.workspace.folder(f"{request.build_id}.{desk.token}") as folder:
             attempt = Attempt(request=request, token=desk.token, host=self.host, folder=folder)
             log.info("%r: %s for %s, build %s", desk.claim, request.srpm, request.target, request.build_id)
@@ -164,12 +170,12 @@ class Worker(Daemon[BuildRequest]):
         where = {"tube": facts.tube, "job": job, "priority": facts.priority}
         broker.announce(event_of(completed, Status.QUEUED, reason=f"job {job} of tube {facts.tube}", **where))
 
-    def put_tried(self, desk: Desk, words: str) -> Outcome:
+    def put_tried(self, desk: Desk, words: str, first: FirstError) -> Outcome:
         """Put a request again that this builder could not build, for another; the old job is deleted after."""
         if desk.lost:
             return ClaimLost(f"another has it; here: {words}")
         claim, facts = desk.claim, desk.claim.facts
-        again = claim.message.tried(self.host, words)
+        again = claim.message.tried(self.host, words, first.text, first.line)
         pause = RETRY_PAUSE * len(again.tries)
         log.error("%r: this builder could not build it: %s; put again, in %d s", claim, words, pause)
         job, forbidden = mark.put_unless_cancelled(
@@ -180,12 +186,29 @@ class Worker(Daemon[BuildRequest]):
             self.withdraw(claim, forbidden, arches)
             return None
         reason = f"{self.host} could not build it: {words}; tried again in {pause} s"
+        self._announce_requeue(desk, again, arches, job, reason, pause)
+        return None
+
+    def give_back(self, desk: Desk, words: str) -> Outcome:
+        """Release a request whose attempt was nobody's fault: no try is counted, and the reason is announced."""
+        if desk.lost:
+            return ClaimLost(f"another has it; here: {words}")
+        claim = desk.claim
+        pause = min(BLAMELESS_PAUSE_LONGEST, BLAMELESS_PAUSE * 2 ** min(claim.facts.releases, 10))
+        reason = f"{NOBODY}{words}; tried again in {pause} s"
+        self._announce_requeue(desk, claim.message, desk.open_legs() or claim.message.told_for, claim.id, reason, pause)
+        return Again(words, pause=pause)
+
+    def _announce_requeue(
+        self, desk: Desk, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
+    ) -> None:
+        """Announce for each of these legs that it waits for another attempt, and why."""
+        facts = desk.claim.facts
         where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + pause}
         by = {"builder_fqdn": self.host, "attempt": desk.token, "finished": round(time.time(), 3)}
         for arch in arches:
-            about = {"arch": arch, "url": desk.kept(arch), "reason": reason}
-            claim.broker.announce(event_of(again, Status.QUEUED, **{**about, **by, **where}))
-        return None
+            about = {"arch": arch, "url": desk.kept(arch), "reason": reason, "error_log": desk.error_log(arch)}
+            desk.claim.broker.announce(event_of(request, Status.QUEUED, **{**about, **by, **where}))
 
     def put_off(self, desk: Desk, away: SourceAway) -> Outcome:
         """Put a request again whose source cannot be downloaded now, for whoever is free then; no strike."""
@@ -244,3 +267,14 @@ class Worker(Daemon[BuildRequest]):
         broker.watch(self.tubes)
         self.broker = broker
         return broker
+
+
+def summarize_faults(faults: Sequence[Try]) -> str:
+    """Why no builder could build a request: each reason once, with the builders that gave it."""
+    builders: dict[str, list[str]] = {}
+    for tried in faults:
+        known = builders.setdefault(tried.words, [])
+        if tried.builder not in known:
+            known.append(tried.builder)
+    reasons = (f"{', '.join(hosts)}: {words}" for words, hosts in builders.items())
+    return f"{NO_BUILDER}{'; '.join(reasons)}"

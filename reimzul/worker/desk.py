@@ -93,6 +93,11 @@ class Desk:
         kept = self.build.kept if self.build else {}
         return kept.get(arch) or next(iter(kept.values()), "")
 
+    def error_log(self, arch: str) -> str:
+        """Which log of an attempt that came to nothing has the cause: of this leg, or of another of it."""
+        logs = self.build.error_logs if self.build else {}
+        return logs.get(arch) or next(iter(logs.values()), "")
+
     def _next(self, build: Build, future: Future[None]) -> Said | None:
         try:
             return build.outbox.get(timeout=0.01 if future.done() else LOOK)

@@ -125,20 +125,54 @@ BUILD_LOG = (
 #: Of a file by which a build finds out what there is (distutils, numpy, autoconf): that it fails is an answer.
 PROBE = re.compile(r"(?:^|[\s/])(?:_configtest|conftest)\.(?:c|cc|cpp|cxx|f|f90|o):")
 
-#: How dnf 4, dnf5 and yum say that nobody provides something; the one group that matches names it.
+#: How dnf 4, dnf5, yum, zypper and microdnf say that nobody provides something; the one group that matches names it.
 UNPROVIDED = (
     r"No matching package to install: '([^'\n]+)'"
-    r"|nothing provides (?:requirement )?(\S.*?)(?= needed by|$)"
-    r"|(?:No Package found for|No match for argument:) (\S.*)"
+    r"|nothing provides (?:requirement |requested )?(\S.*?)(?= needed by|$)"
+    r"|(?:No Package found for|No match for argument:|Unable to find a match:) (\S.*)"
+    r"|No provider of '([^'\n]+)' found"
+    r"|^(?:\w+ \w+\.py:\d+:  ?)?Package '([^'\n]+)' not found"
+    r"|No package ([^\s'](?:[^\n]*\S)?) available"
+    r"|No package matches '([^'\n]+)'"
+    r"|package (\S+) does not exist"
+    r"|requires '?([^'\n]+)'?, but this requirement cannot be provided"
+    r"|No match for argument '([^'\n]+)' in repositories"
 )
-#: What dnf, yum and mock say of a buildroot that cannot be made.
+#: How they say that packages exist and cannot be installed together, or not here. Each such line names them.
+CONFLICTING = (
+    r"but none of the providers can be installed"
+    r"|filtered out by (?:modular|exclude|modular or exclude) filtering"
+    r"|[Pp]ackages? \S+ is excluded|matches only \w+ packages"
+    r"|(?:package|module|installed) \S[^\n]{0,300} (?:conflicts with|obsoletes) "
+    r"|^(?:.*\.py:\d+:  ?)?Error: \S+ conflicts with \S"
+    r"|conflicts with file from package|conflicts between attempted installs of"
+    r"|cannot install both |cannot install the best (?:update )?candidate for (?:package|module) \S"
+    r"|has inferior architecture|does not have a compatible architecture|is not installable|module \S+ is disabled"
+    r"|does not belong to a distupgrade repository|following protected packages"
+    r"|both (?:package|module) [^\n]{0,300} obsolete "
+    r"|(?:uninstallable|not installable) providers: |but it is not going to be installed|Multilib version problems"
+    r"|^(?:.*\.py:\d+:  ?)?Error: Package: \S"
+)
+#: The heads of such an answer, which name nothing.
+UNRESOLVED_HEAD = (
+    r"^(?:.*\.py:\d+:  ?)?(?:Error: +)?Problem(?: \d+)?: |conflicting requests|problem with installed package"
+    r"|cannot install the best candidate for the job|Failed to resolve the transaction|Could not depsolve transaction"
+    r"|Some packages could not be found|Not all dependencies satisfied|You could try using --skip-broken"
+    r"|some dependency problem|unsupported request"
+)
+#: What package managers and mock say of a buildroot that cannot be made. A failed download is a consequence: a
+#: repository that was skipped for one may have nothing to do with what is missing.
 ROOT_LOG = (
     _rule(UNPROVIDED),
-    _rule(r"^(?:\w+ \S+:\d+:\s+)?(?:Error: +)?Problem(?: \d+)?: ", after=12),
-    _rule(r"(?:package|conflicting requests|requires) .* (?:conflicts with|but none of the providers)", LIKELY),
-    _rule(r"Failed to download metadata for repo|Cannot download |Could not resolve host|Curl error \("),
+    _rule(CONFLICTING, LIKELY, after=12),
     _rule(r"At least \S+ more space needed|No space left on device"),
-    _rule(r"GPG check FAILED|Transaction test error|Error unpacking rpm package|[Cc]pio: |digest mismatch"),
+    _rule(r"GPG check FAILED|Error unpacking rpm package|[Cc]pio: |digest mismatch"),
+    _rule(UNRESOLVED_HEAD, CONSEQUENCE, after=12),
+    _rule(
+        r"Failed to download metadata|Cannot download |Could not resolve host|Curl error \(|Status code: \d"
+        r"|\[Errno 256\] No more mirrors|Cannot find a valid baseurl|not found on medium",
+        CONSEQUENCE,
+    ),
     _rule(r"^(?:\w+ \S+:\d+:\s+)?Error: ", CONSEQUENCE),
     _rule(r"^ERROR |Traceback \(most recent call last\)", CONSEQUENCE),
 )
@@ -156,7 +190,11 @@ BUILD_WORDS = (
 )  # fmt: skip
 #: The same for ROOT_LOG.
 ROOT_WORDS = (
-    b"No match", b"nothing provides", b"No Package", b"Problem", b"conflicts with", b"but none of",
-    b"Failed to", b"Cannot", b"Could not", b"Curl", b"At least", b"No space", b"GPG", b"rror", b"ERROR", b"pio: ",
-    b"mismatch", b"Traceback",
+    b"No match", b"nothing provides", b"No Package", b"No package", b"Unable to find", b"No provider", b"not found",
+    b"does not exist", b"cannot be provided", b"Problem", b"problem", b"conflict", b"obsolete", b"but none of",
+    b"filtered out", b"is excluded", b"matches only", b"cannot install", b"architecture", b"installable", b"disabled",
+    b"distupgrade", b"protected packages", b"going to be installed", b"Multilib", b"Failed to", b"Cannot", b"Could not",
+    b"Curl", b"Status code", b"Errno 256", b"At least", b"No space", b"GPG", b"rror", b"ERROR", b"pio: ", b"mismatch",
+    b"Traceback", b"Some packages", b"Not all dep", b"skip-broken", b"unsupported request", b"matches for argument",
+    b"match for argument",
 )  # fmt: skip

@@ -32,6 +32,13 @@ _MARKS = (b"Executing(%", b"Processing files: ", b"Child return code")
 _RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+)")
 #: rpmbuild's way to say that it wants more packages before it goes on.
 _GOES_ON = ("0", "11")
+#: A command that a script is about to run, as `sh -x` prints it: no error, whatever it holds.
+_ECHO = re.compile(r"\++ \S")
+#: `error:` alone on its line; its words are on the next.
+_BARE = re.compile(r"(?:(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?)?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):\s*$")
+#: The head of an error whose words come later, and how the line with the words begins.
+_HEAD = re.compile(r"Traceback \(most recent call last\):|File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$")
+_HEADED = re.compile(r"(?:Error: |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 _PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?")
 #: What root.log and build.log end with whatever happened: mock's way out.
@@ -42,23 +49,37 @@ _NOISE = re.compile(
 
 
 @attr.frozen
+class FirstError:
+    """An error as a person wants to see it."""
+
+    text: str = ""  #: with its surroundings, at most `LIMIT` characters
+    line: str = ""  #: the line of it that is the cause
+    log: str = ""  #: the name of the log it stands in
+
+
+@attr.frozen
 class Found:
-    """An error: where its line begins, and by which rule."""
+    """An error: where its line begins, the line, and by which rule."""
 
     at: int
+    line: str
     rule: Rule
 
 
-def first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lambda: None) -> str:
-    """The error as a person wants to see it, at most `LIMIT` characters; "" where neither log says anything.
+def first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lambda: None) -> FirstError:
+    """The first real error; empty where neither log says anything.
 
     `heed` is called now and then; what it raises ends the search.
     """
     for log, rules, words in ((build_log, BUILD_LOG, BUILD_WORDS), (root_log, ROOT_LOG, ROOT_WORDS)):
         found = _search(log, rules, words, heed)
         if found is not None:
-            return _shown(log, found)
-    return _last_words(build_log) or _last_words(root_log)
+            text = _shown(log, found)
+            return FirstError(text, _telling(_lines(found.line.encode())[0].strip().removeprefix("- "), text), log.name)
+    for log in (build_log, root_log):
+        if last := _last_words(log):
+            return FirstError(last, last.splitlines()[-1].strip(), log.name)
+    return FirstError()
 
 
 def _search(log: Path, rules: Sequence[Rule], words: Sequence[bytes], heed: Callable[[], None]) -> Optional[Found]:
@@ -80,10 +101,10 @@ def _search(log: Path, rules: Sequence[Rule], words: Sequence[bytes], heed: Call
 def _surer(best: Optional[Found], at: int, line: str, rules: Sequence[Rule]) -> Optional[Found]:
     """The line by the first rule it matches, where that is surer than what was found before it."""
     surety = 0 if best is None else best.rule.surety
-    if surety == CAUSE or PROBE.search(line):
+    if surety == CAUSE or PROBE.search(line) or _ECHO.match(line):
         return best
     rule = next((each for each in rules if each.surety > surety and each.pattern.search(line)), None)
-    return best if rule is None else Found(at, rule)
+    return best if rule is None else Found(at, line, rule)
 
 
 def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, str]]:
@@ -97,7 +118,14 @@ def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, 
             lines[block.rfind(b"\n", 0, at) + 1] = end
             at = block.find(word, end)
     for begin, end in sorted(lines.items()):
-        yield begin, _text(block[begin : min(end, begin + LONGEST_LINE)])
+        line = _text(block[begin : min(end, begin + LONGEST_LINE)])
+        yield begin, f"{line.rstrip()} {_next_line(block, end)}" if _BARE.match(line) else line
+
+
+def _next_line(block: bytes, end: int) -> str:
+    """The first line after one that says something, without what a log's format adds: the words of a bare `error:`."""
+    following = _lines(block[end + 1 : end + 1 + LONGEST_LINE])
+    return next((line.strip() for line in following if line.strip()), "")
 
 
 def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
@@ -128,6 +156,14 @@ def _shown(log: Path, found: Found) -> str:
         before[max(0, len(before) - found.rule.before) :],
         _up_to_step(_lines(block[found.at - skip :])[: found.rule.after + 1]),
     )
+
+
+def _telling(line: str, text: str) -> str:
+    """The line that says what is wrong: of a traceback, which begins with a head, the one it ends with."""
+    if not _HEAD.match(line):
+        return line
+    after = text.partition(line)[2].splitlines()
+    return next((each.strip() for each in after if _HEADED.match(each)), line)
 
 
 def _fitted(before: list[str], lines: list[str]) -> str:

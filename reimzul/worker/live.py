@@ -76,7 +76,7 @@ class Live:
         while not wake.wait(self.every):
             with contextlib.suppress(_Enough):
                 self._look(state, PATIENCE)
-        state.over = False  # nothing but its own time ends the last call
+        state.over, state.rests_until = False, 0.0  # nothing but its own time ends the last call
         self._look(state, LAST)
 
     def _look(self, state: _Log, patience: int) -> None:

@@ -7,6 +7,7 @@ goes on in one is named beside it while it lasts.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterable
@@ -49,14 +50,16 @@ class Steps:
     def __init__(self) -> None:
         self.outer: list[_Open] = []  #: the phases, in the order they began
         self._within: list[str] = []  #: what has begun and not ended, the outermost first
+        self._last = 0.0  #: when the step before was
 
     def read(self, lines: Iterable[str]) -> Steps:
         """Take in lines; those that are none of mock's steps say nothing."""
         for line in lines:
             found = _LINE.match(line)
-            if found:
-                when, thousandth, what, bootstrap, name = found.groups()
-                at = time.mktime(time.strptime(when, "%Y-%m-%d %H:%M:%S")) + int(thousandth) / 1000
+            at = _moment(found.group(1), int(found.group(2)) / 1000, self._last) if found else None
+            if found and at is not None:
+                what, bootstrap, name = found.groups()[2:]
+                self._last = at
                 (self._start if what == "Start" else self._finish)(_short(name, bool(bootstrap)), at)
         return self
 
@@ -98,6 +101,24 @@ def steps(path: Path) -> Steps:
     return Steps().read(text.splitlines())
 
 
+def _moment(when: str, fraction: float, after: float) -> float | None:
+    """A local time in seconds since 1970, never before the step before it; None for a date that does not exist.
+
+    When summer time ends an hour comes twice, and a clock may be set back: that makes no phase shorter than nothing.
+    """
+    try:
+        parts = time.strptime(when, "%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return None
+    found = []
+    for summer in (1, 0, -1):
+        with contextlib.suppress(OverflowError, ValueError, OSError):
+            at = time.mktime((*parts[:8], summer))
+            if at >= 0 and (summer < 0 or time.localtime(at)[:6] == parts[:6]):
+                found.append(at + fraction)
+    return min((at for at in found if at >= after), default=after) if found else None
+
+
 def _short(name: str, bootstrap: bool) -> str:
     """A step's name without the package's."""
     words = name.split()
@@ -117,7 +138,7 @@ class Course:
     def begin(self, arch: str, results: Path) -> None:
         """A leg begins, and leaves its state.log there."""
         if not self._source.end:
-            self._source = attr.evolve(self._source, end=round(time.time(), 3))
+            self._source = _ended(self._source)
         self._logs[arch] = results / "state.log"
 
     def upload(self, arch: str) -> None:
@@ -140,5 +161,10 @@ class Course:
     def phases(self, arch: str, results: Path) -> tuple[Phase, ...]:
         """What took how long for a leg, up to now."""
         upload = self._uploads.get(arch)
-        last = [attr.evolve(upload, end=round(time.time(), 3))] if upload else []
+        last = [_ended(upload)] if upload else []
         return (self._source, *steps(results / "state.log").phases(), *last)
+
+
+def _ended(phase: Phase) -> Phase:
+    """A phase that ends now; a clock that was set back makes it no shorter than nothing."""
+    return attr.evolve(phase, end=max(phase.start, round(time.time(), 3)))

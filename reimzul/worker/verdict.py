@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose fault it is that mock did not build: from its exit code together with its logs.
 
-The table is mock.md's, seen with mock 6.7; its samples are the tests. 1 alone says nothing (`Start: rpmbuild` in
-state.log tells the package's fault from the call's), and 30 is either side's (root.log tells them apart).
+The table was made from real runs of mock 6.7, whose logs are in tests/samples. 1 alone says nothing (state.log tells
+how far mock came, build.log what rpm objected to), and 30 is either side's (root.log tells them apart). Where a
+repository was skipped or changed while it was read, nobody is at fault, and the build is retried.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import contextlib
 import enum
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import attr
 
 from reimzul.core import fields
 from reimzul.core.mockcodes import HOST
-from reimzul.worker.errorrules import UNPROVIDED
+from reimzul.worker.errorrules import CONFLICTING, UNPROVIDED, UNRESOLVED_HEAD
+from reimzul.worker.repofaults import LINE_LIMIT, RepoFailure, last_call, read_failures
 
 
 class Fault(enum.Enum):
@@ -26,6 +29,7 @@ class Fault(enum.Enum):
     NONE = "built"
     PACKAGE = "the package does not build"
     BUILDER = "this builder could not build it"
+    NOBODY = "nobody's fault: retried without a strike"
 
 
 @attr.frozen
@@ -38,12 +42,27 @@ class Verdict:
 
 #: What rpmbuild's own steps ended with, as build.log says it.
 _STEP = re.compile(r"Bad exit status from \S+ \((%\w+)\)")
-_UNRESOLVED = re.compile(UNPROVIDED, re.MULTILINE)
-#: Lines of root.log that are dnf's, dnf5's or yum's words for a repository that does not answer.
-_UNREACHABLE = re.compile(
-    r"Failed to download metadata (?:for repo '[^'\n]*'|\().*|Cannot download .*|Could not resolve host.*"
-    r"|Cannot find a valid baseurl .*|Cannot retrieve .*|\S+ \[Errno 256\] No more mirrors to try.*"
+_UNPROVIDED = re.compile(UNPROVIDED, re.MULTILINE)
+_CONFLICTING = re.compile(CONFLICTING, re.MULTILINE)
+_UNRESOLVED = re.compile(UNRESOLVED_HEAD, re.MULTILINE)
+#: What the formats of root.log and build.log put before a line.
+_PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?", re.MULTILINE)
+#: rpm's own complaint, at a line's beginning; an `error:` may stand alone, with its words on the next line.
+_RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILINE)
+#: How the logs have the call of rpmbuild that makes the source rpm anew; the program is a setting of mock's.
+_SOURCE_CALL = re.compile(r"Executing command: [^\n]*?[ ']-bs[ ']")
+#: What mock, or an old rpm, says of a spec or a source without `error:`.
+_BAD_SOURCE = re.compile(
+    r"^[ \t]*((?:Bad (?:source|file)|[^\n]*No such file)[^\n]*(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)", re.MULTILINE
 )
+#: rpm's complaints about the host or the root, whatever spec is read; `line 3: …` is always about the spec.
+_ROOT_ERROR = re.compile(
+    r"^(?!line \d+: ).*(?:/\.?rpmdb\b|transaction lock|Packages (?:index|database)|\bdb\d* error|/rpmrc\b"
+    r"|^Failed to initialize |[Rr]ead-only file system|Input/output error|No space left"
+    r"|Cannot allocate memory|Too many open files|Disk quota|[Cc]ould(?: not|n't) (?:exec|fork)|open temp file)"
+)
+_PERMISSION = re.compile(r"Permission denied|Operation not permitted")
+_SOURCE_PATH = re.compile(r"/SOURCES/|/SPECS/|\.spec\b")
 #: And for a disk that is full.
 _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No space left on device")
 #: How many lines of build.log, before rpmbuild sums up, are those of the step that failed. Earlier ones may be those of
@@ -51,12 +70,35 @@ _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No
 _NEAR = 20
 #: Bytes free on the disk of the results below which the disk is full: what failed there has failed for that.
 _FULL = 1024 * 1024
+#: What mock says with exit code 40, beside that the source rpm cannot be installed.
+_FORTY = {
+    "No build results found": "rpmbuild made no package",
+    "No specfile found": "the source rpm has no spec file",
+    "Expected to find single rebuilt srpm": "rpmbuild -bs did not make one source rpm",
+}
+#: Exit codes for which it does not matter what repositories held: timeout, damaged source rpm.
+_INDEPENDENT = (11, 40)
 
 
 def judge(code: int, results: Path) -> Verdict:
     """The verdict on a run of mock that left its logs in `results`; a full disk is no fault of any package."""
     verdict = _judge(code, results)
-    return _no_space(results) or verdict if verdict.fault is Fault.PACKAGE else verdict
+    if verdict.fault in (Fault.NONE, Fault.PACKAGE) and code not in _INDEPENDENT:
+        verdict = _skipped(read_failures(_text(results / "root.log"))) or verdict
+    return _no_space(results) or verdict if verdict.fault in (Fault.PACKAGE, Fault.NOBODY) else verdict
+
+
+def is_timeout(reason: str) -> bool:
+    """Whether a verdict's reason is that the build was ended for its time: no line of a log is the cause of that."""
+    return reason.endswith(("(build_timeout)", "(stall_timeout)"))
+
+
+def _skipped(failures: Sequence[RepoFailure]) -> Verdict | None:
+    """The verdict where the package manager went on without a repository that may have packages."""
+    hidden = next((each for each in failures if each.hides_packages), None)
+    if hidden is None:
+        return None
+    return Verdict(Fault.NOBODY, f"a repository was skipped that may have newer packages: {hidden.detail[:300]}")
 
 
 def _no_space(results: Path) -> Verdict | None:
@@ -91,10 +133,20 @@ def _judge(code: int, results: Path) -> Verdict:
     if code == 30:
         return _judge_thirty(results)
     if code == 40:
-        return Verdict(Fault.PACKAGE, "the source rpm cannot be installed: its payload is damaged")
+        return Verdict(Fault.PACKAGE, _forty(_text(results / "stderr")))
+    if code == 60:
+        return Verdict(Fault.NOBODY, HOST[60])
     if code < 0:
         return Verdict(Fault.BUILDER, f"mock was ended by signal {-code}")
     return Verdict(Fault.BUILDER, HOST.get(code, f"mock exited with {code}"))
+
+
+def _forty(said: str) -> str:
+    """What mock objects to in a package; other versions say it otherwise."""
+    for sign, words in _FORTY.items():
+        if sign in said:
+            return words
+    return "the source rpm cannot be installed: its payload is damaged"
 
 
 def _judge_packages(names: list[str]) -> Verdict:
@@ -111,7 +163,7 @@ def _judge_packages(names: list[str]) -> Verdict:
 
 def began(results: Path) -> bool:
     """Whether rpmbuild was started: what went wrong before that was not the package's doing."""
-    return "Start: rpmbuild" in _text(results / "state.log")
+    return "Start: rpmbuild" in _log(results, "state.log")
 
 
 def _judge_one(results: Path) -> Verdict:
@@ -121,26 +173,88 @@ def _judge_one(results: Path) -> Verdict:
     said = _text(results / "stderr")
     if "Cannot find/open srpm" in said or "File is not an srpm" in said:
         return Verdict(Fault.PACKAGE, "mock cannot read the source rpm")
-    last = [line for line in said.splitlines() if line.strip()][-1:]
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {last[0].strip() if last else 'it said nothing'}")
+    if _in_setup(results):
+        return _judge_setup(results)
+    return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_line(said) or 'it said nothing'}")
+
+
+def _in_setup(results: Path) -> bool:
+    """Whether mock had begun to look at the package: the buildroot was there."""
+    return "Start: build setup for" in _log(results, "state.log")
+
+
+def _judge_setup(results: Path) -> Verdict:
+    """`rpmbuild -bs` failed in build setup: the package's fault only where rpm itself objects to spec or source."""
+    output = _source_rebuild(_text(results / "build.log")) or _source_rebuild(_text(results / "root.log"))
+    errors = [found.group(1).strip() for found in _RPM_ERROR.finditer(output)]
+    errors += [found.group(1).strip() for found in _BAD_SOURCE.finditer(output)]
+    if errors and not any(map(_blames_root, errors)):
+        return Verdict(Fault.PACKAGE, f"rpmbuild -bs failed: {errors[0][:300]}")
+    why = next(filter(_blames_root, errors), "") or _last_line(output) or _last_line(_text(results / "stderr"))
+    return Verdict(Fault.BUILDER, f"mock did not come to build it: {why or 'it said nothing'}")
+
+
+def _blames_root(error: str) -> bool:
+    """Whether a complaint of rpm is about the host or the root."""
+    return bool(_ROOT_ERROR.search(error) or (_PERMISSION.search(error) and not _SOURCE_PATH.search(error)))
+
+
+def _source_rebuild(log: str) -> str:
+    """The output of the last `rpmbuild -bs` in a log, without what the log's format adds."""
+    lines = _PREFIX.sub("", log).split("\n")
+    calls = [number for number, line in enumerate(lines) if _SOURCE_CALL.match(line)]
+    lines = lines[calls[-1] + 1 :] if calls else []
+    ends = [number for number, line in enumerate(lines) if line.startswith("Child return code was")]
+    return "\n".join(lines[: ends[0]] if ends else lines)
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something; mock's echo of a command does not."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("# ") and line != "ERROR: Command failed:"]
+    return (telling or lines or [""])[-1][:300]
 
 
 def _judge_thirty(results: Path) -> Verdict:
     """Dependencies: nobody provides one, or the repository, the disk or the configuration is not what it should be."""
-    log = _text(results / "root.log")
-    for pattern in (_NO_SPACE, _UNREACHABLE):
-        found = pattern.search(log)
-        if found:
-            return Verdict(Fault.BUILDER, found.group(0).strip())
-    missing = sorted({"".join(names).strip() for names in _UNRESOLVED.findall(log)})
-    if "Start: build setup for" not in _text(results / "state.log"):  # what is missing, the configuration asks for
-        of_these = f": nobody provides {', '.join(missing)}" if missing else ""
-        return Verdict(Fault.BUILDER, f"the buildroot could not be installed{of_these}")
+    log = _log(results, "root.log")
+    if full := _NO_SPACE.search(log):
+        return Verdict(Fault.BUILDER, full.group(0).strip())
+    failures = read_failures(log)
+    if skipped := _skipped(failures):
+        return skipped
+    fatal = [each for each in failures if not each.skipped]
+    if stale := next((each for each in fatal if each.is_stale), None):
+        return Verdict(Fault.NOBODY, f"a repository changed while it was read: {stale.detail[:300]}")
+    if fatal:
+        return Verdict(Fault.BUILDER, fatal[0].line[:300])
+    return _judge_unresolved(_PREFIX.sub("", last_call(log)), in_setup=_in_setup(results))
+
+
+def _judge_unresolved(log: str, *, in_setup: bool) -> Verdict:
+    """All repositories were read, and the packages could not be installed."""
+    missing = sorted({"".join(names).strip(" '\"") for names in _UNPROVIDED.findall(log)})
+    conflict = _CONFLICTING.search(log) or _UNRESOLVED.search(log)
+    words = _line_of(log, conflict) if conflict else ""
+    if not in_setup:  # what cannot be installed, the configuration asks for
+        why = f"nobody provides {', '.join(missing)}" if missing else words
+        return Verdict(Fault.BUILDER, f"the buildroot could not be installed{why and ': '}{why}")
     if missing:
         return Verdict(Fault.PACKAGE, f"BuildRequires that nobody provides: {', '.join(missing)}")
-    if "Some packages could not be found" in log or "Not all dependencies satisfied" in log:
+    if words.startswith(("Error: Some packages could not be found", "Not all dependencies satisfied")):
         return Verdict(Fault.PACKAGE, "BuildRequires that nobody provides")
+    if words:
+        return Verdict(Fault.PACKAGE, f"BuildRequires that cannot be installed: {words}")
     return Verdict(Fault.BUILDER, "the buildroot could not be installed")
+
+
+def _line_of(log: str, found: re.Match[str]) -> str:
+    """The whole line of a match, without list marks."""
+    begin, end = log.rfind("\n", 0, found.start()) + 1, log.find("\n", found.end())
+    line = log[begin : end if end >= 0 else len(log)].strip(" -\r\n")
+    if line.startswith("Error: Package:") and end >= 0:  # yum: what it requires is on the next line
+        line = f"{line} {log[end:].lstrip().partition(chr(10))[0]}"
+    return line[:300]
 
 
 def _step(results: Path) -> str:
@@ -160,11 +274,17 @@ def _step(results: Path) -> str:
     return ""
 
 
+def _log(results: Path, name: str) -> str:
+    """A log; what mock said on stderr where it is not there, as when it was packed in a format we do not know."""
+    return _text(results / name) or _text(results / "stderr")
+
+
 def _text(path: Path, limit: int = 4_000_000) -> str:
-    """The end of a log, whatever its encoding; nothing where it is not there."""
+    """The end of a log, whatever its encoding, its lines cut; nothing where it is not there."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - limit))
-            return stream.read().decode("utf-8", "replace")
+            text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
+    return "\n".join(line[:LINE_LIMIT] for line in text.split("\n"))

@@ -20,6 +20,8 @@ import pytest
 
 from reimzul.core.header import read_header
 from reimzul.devfarm.standin_root import Root
+from reimzul.worker.verdict import Fault as VerdictFault
+from reimzul.worker.verdict import judge
 from tests import srpms
 
 PROGRAM = Path(sys.executable).with_name("reimzul-standin-mock")
@@ -172,8 +174,37 @@ def test_a_package_that_fails_ends_with_rpmbuilds_own_1(mock: Mock, section: str
     assert "Child return code was: 1" in mock.log("build")
     assert (mock.results / "installed_pkgs.log").stat().st_size
     assert mock.packages() == []
-    assert "ERROR: Command failed: \n # rpmbuild -bb --target x86_64 --nodeps" in said
+    assert "ERROR: Command failed: \n # bash --login -c '/usr/bin/rpmbuild -bb  --target x86_64 --nodeps" in said
     assert not mock.root.path.exists()
+
+
+SPEC_ERRORS = {
+    "error macro": "%{error:this target has no okhere macro package}",
+    "unknown tag": "Fnord: x",
+    "bad dependency": "BuildRequires: >= 2",
+    "source absent": "Source7: nowhere.tar.gz",
+}
+
+
+@pytest.mark.parametrize("line", SPEC_ERRORS.values(), ids=SPEC_ERRORS)
+def test_a_spec_that_does_not_parse_ends_before_rpmbuild_starts(mock: Mock, tmp_path: Path, line: str) -> None:
+    """As in the sample specerror; the source rpm is made where the spec parses, and %mini is not defined there."""
+    spec = srpms.noarch("plain").replace("%description", f"%{{?mini:{line}}}\n\n%description", 1)
+    srpm = mock.source("plain", spec)
+    mock.configure("config_opts['macros']['%mini'] = '1'\n")
+
+    code, said = mock.run(srpm)
+
+    assert code == 1
+    assert mock.phases()[-4:-2] == [f"Finish: build setup for {srpm.name}", f"Finish: build phase for {srpm.name}"]
+    assert not any(phase.startswith("Start: rpmbuild") for phase in mock.phases())
+    assert "ERROR: Command failed: \n # bash --login -c '/usr/bin/rpmbuild -bs  --target x86_64 --nodeps" in said
+    call, _, output = mock.log("build").partition("'/usr/bin/rpmbuild -bs  --target x86_64 --nodeps ")
+    assert "Executing command: ['bash', '--login', '-c', " in call and "\nerror: " in output
+    assert output.rstrip().endswith("Child return code was: 1")
+    assert "\nerror: " not in mock.log("root")
+    verdict = judge(code, mock.results)
+    assert verdict.fault is VerdictFault.PACKAGE and verdict.reason.startswith("rpmbuild -bs failed: ")
 
 
 def test_another_arch_in_exclusivearch_ends_with_1(mock: Mock) -> None:
@@ -233,7 +264,7 @@ def test_too_long_a_build_ends_with_11(mock: Mock) -> None:
     code, said = mock.run("--rpmbuild_timeout=1", mock.source("slow", srpms.slow()))
 
     assert code == 11
-    assert "ERROR: Timeout(1) expired for command:\n # rpmbuild -bb" in said
+    assert "ERROR: Timeout(1) expired for command:\n # bash --login -c '/usr/bin/rpmbuild -bb" in said
     assert not list(mock.root.processes())
 
 

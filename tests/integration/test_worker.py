@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +23,7 @@ from reimzul.core.message import BuildRequest, Try
 from reimzul.core.tube import Broker, cancel_tube, host_tube
 from tests.builder import Ears, Host, processes, put, request, settled
 from tests.conftest import Beanstalkd
+from tests.scripted import SAMPLES
 from tests.waiting import until
 
 
@@ -446,6 +450,7 @@ def test_a_stalled_build_is_ended_and_its_root_cleaned(host: Host, broker: Broke
     put(broker, request())
     (failed,) = ears.wait(1, "Failed")
     assert failed["reason"] == "nothing was written to its logs for 1 s (stall_timeout)"
+    assert "first_error" not in failed and "error_line" not in failed
     assert [call for call in host.mock.calls() if "--clean" in call and "--orphanskill" not in call]
     assert not processes(str(host.mock.path))
 
@@ -564,3 +569,77 @@ def test_a_message_that_is_none_is_refused_and_buried(host: Host, broker: Broker
     until(lambda: broker.stats("x86_64").buried == 1, 5, "it is buried")
     put(broker, request("plain"))
     ears.wait(1, "Success")
+
+
+@pytest.mark.parametrize(("code", "logs", "why"), [(0, "skipped", "a repository was skipped"), (60, "hello", "in use")])
+def test_what_is_nobodys_fault_is_retried_without_a_strike(
+    host: Host, broker: Broker, ears: Ears, packages: Any, code: int, logs: str, why: str
+) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    samples = host.folder / "samples"
+    shutil.copytree(SAMPLES / "hello", samples / "hello")
+    shutil.copytree(SAMPLES / "skippedrepo", samples / "skipped")
+    root = samples / "skipped" / "root.log"
+    refused = "Curl error (7): Couldn't connect to server for http://127.0.0.1:9/repodata/repomd.xml [refused]"
+    text = re.sub(r"Status code: 404 for .*repomd\.xml.*", refused, root.read_text())
+    root.write_text(text.split("No matching package")[0] + "Complete!\n")
+    host.mock.samples(samples)
+    host.mock.plan("c9.x86_64", code=code, logs=logs, rpms=[packages["plain.noarch"]])
+    host.start("b1", tries=1)
+    number = put(broker, request())
+    until(lambda: broker.facts(number).state == "delayed", 20, "the job is released with a pause")
+    assert b"tries" not in broker.client.peek(number).body
+    assert broker.client.stats_job(number)["delay"] == 10
+    (queued,) = ears.wait(1, "Queued")
+    assert queued["reason"].startswith("nobody's fault: x86_64: ") and why in queued["reason"]
+    assert queued["job"] == number and queued["due"] > time.time() and "/attempts/" in queued["url"]
+    (kept,) = ears.requests()
+    assert kept["logs"] and not kept.get("index")
+    assert not ears.events("Success", "Failed")
+    host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
+    broker.client.use("x86_64")
+    broker.client.kick(10)
+    ears.wait(1, "Success")
+    until(lambda: settled(broker), 5, "the job is deleted")
+
+
+def test_a_build_that_no_builder_could_build_carries_the_last_first_error(
+    host: Host, broker: Broker, ears: Ears
+) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    host.mock.plan("c9.x86_64", code=30, logs="nospace")
+    words = "x86_64: At least 159MB more space needed on the / filesystem"
+    host.start("b1", tries=3)
+    ago = time.time() - 7200
+    tries = [Try(builder=f"b{number}.example.org", when=ago, words=words) for number in (2, 3)]
+    put(broker, request(tries=tuple(tries)))
+    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again")
+    broker.client.use("x86_64")
+    broker.client.kick(10)
+    (failed,) = ears.wait(1, "Failed")
+    hosts = "b2.example.org, b3.example.org, b1.example.org"
+    assert failed["reason"] == f"no builder could build it: {hosts}: {words}"
+    assert failed["error_line"] == "At least 159MB more space needed on the / filesystem."
+    assert failed["error_line"] in failed["first_error"]
+
+
+def test_logs_that_mock_packed_are_read_and_uploaded_unpacked(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.configs / "c9.i386.cfg").unlink()
+    samples = host.folder / "samples"
+    shutil.copytree(SAMPLES / "failbuild", samples / "packed")
+    for log in (samples / "packed").glob("*.log"):
+        log.with_name(f"{log.name}.gz").write_bytes(gzip.compress(log.read_bytes()))
+        log.unlink()
+    host.mock.samples(samples)
+    host.mock.plan("c9.x86_64", code=1, logs="packed")
+    host.start(live_logs=1)
+    wanted = request()
+    put(broker, wanted)
+    (failed,) = ears.wait(1, "Failed")
+    assert failed["reason"] == "%build failed" and "nosuch.c" in failed["error_line"]
+    assert failed["error_log"] == "build.log" and failed["build_log"]
+    assert [phase["name"] for phase in failed["phases"]][1] == "chroot init"
+    (spool,) = host.spool().values()
+    assert "nosuch.c" in (spool / "build.log").read_text() and not list(spool.glob("*.gz"))
+    (live,) = host.store.glob("live/*")
+    assert "nosuch.c" in (live / "build.log").read_text()

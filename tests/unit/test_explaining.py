@@ -259,7 +259,12 @@ def test_why_a_success_is_not_published_yet(createrepo: TubeStats, words: str) -
     [
         (leg("Queued", "Published", url="http://x/"), "published", "It is published in c7.1708.u.x86_64 since"),
         (leg("Queued", "Success", scratch=True, url="http://x/"), "built", "a scratch build is not published"),
-        (leg("Queued", "Failed", reason="bad", first_error="+ make\na.c:3: error"), "failed", ": a.c:3: error"),
+        (
+            leg("Queued", "Failed", reason="bad", first_error="make: Error 127\ncc: no", error_line="cc: no"),
+            "failed",
+            "The first error: cc: no",
+        ),
+        (leg("Queued", "Failed", reason="bad", first_error="+ make\na"), "failed", "The first error: + make"),
         (leg("Queued", "Cancelled", reason="cancelled by johnny"), "cancelled", "cancelled by johnny"),
         (leg("Queued", "Success", "Rejected", reason="a checksum is wrong"), "rejected", "a checksum is wrong"),
         (leg("Failed", "Override", reason="by hand"), "override", "A person has decided it: by hand"),
@@ -320,3 +325,21 @@ def test_the_front_of_a_tube_is_its_smallest_priority() -> None:
     known = [dict(waiting(1)), dict(waiting(2, priority=1023)), dict(waiting(3, priority=5, tube="i386"))]
     assert front(known, "x86_64") == 1023
     assert front([], "x86_64") > 2**31
+
+
+def retried(number: int) -> Any:
+    reason = "nobody's fault: x86_64: a repository changed while it was read: 404; tried again in 10 s"
+    token, at = f"{1795000000 + number}-00000000", BEGINNING + number
+    where = {"tube": "x86_64", "job": 101, "priority": 8192, "due": NOW + 5}
+    by = {"attempt": token, "builder_fqdn": "b1.example.org", "reason": reason, "url": "http://a/"}
+    return event("Queued", 1, at=at, **by, **where)
+
+
+def test_what_was_nobodys_fault_is_said_once_and_named() -> None:
+    (document,) = fold({}, [event("Queued", 1, at=BEGINNING), *map(retried, range(3))]).values()
+    told = explain(facts(document, job="delayed"))
+    assert told.state == "delayed"
+    sentences = [each for each in told.sentences if "nobody's fault" in each]
+    (sentence,) = sentences
+    assert sentence.startswith("Attempt 3 does not count; 3 attempts ended so: on b1.example.org ")
+    assert "a repository changed while it was read: 404; tried again in 10 s. Its logs: http://a/" in sentence

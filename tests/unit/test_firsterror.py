@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
-from reimzul.worker.firsterror import BLOCK, LIMIT, first_error
+from reimzul.worker.firsterror import BLOCK, LIMIT, FirstError, first_error
+from tests.unit.test_verdict import MISSING, UNINSTALLABLE
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MOCK = SAMPLES / "mock-logs"
@@ -27,7 +28,7 @@ def error_in(tmp_path: Path) -> Logs:
     def look(build: str | bytes, root: str = "") -> str:
         (tmp_path / "build.log").write_bytes(build if isinstance(build, bytes) else build.encode())
         (tmp_path / "root.log").write_text(root)
-        return first_error(tmp_path / "build.log", tmp_path / "root.log")
+        return first_error(tmp_path / "build.log", tmp_path / "root.log").text
 
     return look
 
@@ -68,10 +69,71 @@ def step(name: str, said: str) -> str:
     ],
 )
 def test_what_mock_left_shows_the_cause_in_its_first_screen(case: str, line: str) -> None:
-    shown = first_error(MOCK / case / "build.log", MOCK / case / "root.log").splitlines()
+    shown = first_error(MOCK / case / "build.log", MOCK / case / "root.log").text.splitlines()
     assert any(each.startswith(line) for each in shown), "\n".join(shown)
     assert len(shown) <= 25
     assert not any("umount" in each or "util.py" in each for each in shown)
+
+
+@pytest.mark.parametrize(
+    ("case", "log", "line"),
+    [
+        ("failbuild", "build.log", "cc1: fatal error: nosuch.c: No such file or directory"),
+        ("missingbr", "root.log", "No matching package to install: 'no-such-devel >= 3'"),
+        ("dynmissing", "root.log", "No matching package to install: 'no-such-dyn-dep'"),
+        ("skippedrepo", "root.log", "No matching package to install: 'libfoo-devel >= 1.0'"),
+        ("specerror", "build.log", "error: this target has no okhere macro package"),
+        ("nospace", "root.log", "At least 159MB more space needed on the / filesystem."),
+        ("bitflip", "root.log", "error: unpacking of archive failed: cpio: Bad magic"),
+    ],
+)
+def test_the_line_that_is_the_cause_is_known_and_where_it_stands(case: str, log: str, line: str) -> None:
+    found = first_error(MOCK / case / "build.log", MOCK / case / "root.log")
+    assert (found.log, found.line) == (log, line)
+    assert line in found.text
+
+
+SAID_LINES = {
+    "make: cc: No such file or directory\nmake: *** [Makefile:2: all] Error 127": "make: cc: No such file or directory",
+    "+ echo error: no\n+ false\na.c:1:2: error: no such thing": "a.c:1:2: error: no such thing",
+    "+ echo 'a.c:1:2: error: x'\ncp: cannot stat 'x': No such file": "cp: cannot stat 'x': No such file",
+    "error:\n   this target has no macro": "error: this target has no macro",
+    "error: \n\nthis target has no macro\nmake: *** [all] Error 1": "error: this target has no macro",
+    "tool: error:\n  no such file\nerror: later": "error: later",
+    'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    g()\nValueError: no': "ValueError: no",
+    'File "a.ml", line 3, characters 2-5:\n3 | x\nError: Unbound value x': "Error: Unbound value x",
+}
+
+
+@pytest.mark.parametrize(("said", "line"), SAID_LINES.items())
+def test_the_line_that_is_the_cause_in_a_build_log(tmp_path: Path, said: str, line: str) -> None:
+    (tmp_path / "build.log").write_text(step("%build", said))
+    found = first_error(tmp_path / "build.log", NOWHERE)
+    assert (found.line, found.log) == (line, "build.log")
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("Error: \n Problem: conflicting requests\n  - nothing provides foo needed by a-1-1", "nothing provides foo"),
+        ("Error: \n Problem: conflicting requests\n  - package a-1 conflicts with b provided by b-1", "package a-1"),
+        ("Error: Failed to download metadata for repo 'x': y\nIgnoring repositories: x\nNo provider of 'foo' found.",
+         "No provider of 'foo' found."),
+        ("Error:\n  something that nobody knows", "Error: something that nobody knows"),
+    ],
+)  # fmt: skip
+def test_the_line_that_is_the_cause_in_a_root_log(tmp_path: Path, said: str, line: str) -> None:
+    text = "".join(f"DEBUG util.py:460:  {each}\n" for each in [*said.split("\n"), "Child return code was: 1"])
+    (tmp_path / "root.log").write_text(text)
+    found = first_error(NOWHERE, tmp_path / "root.log")
+    assert found.line.startswith(line) and found.log == "root.log"
+
+
+def test_every_line_that_a_rule_of_root_log_knows_has_a_word_that_is_looked_for() -> None:
+    for said in (*MISSING.values(), *(words for words, _ in UNINSTALLABLE.values())):
+        for line in said.encode().splitlines():
+            if any(rule.pattern.search(line.decode()) for rule in ROOT_LOG):
+                assert any(word in line for word in ROOT_WORDS), line
 
 
 # --- what programs say
@@ -173,7 +235,7 @@ def test_a_buildrequires_that_cannot_be_had_is_found_in_root_log(error_in: Logs,
 
 
 def test_no_log_is_no_error() -> None:
-    assert first_error(NOWHERE, NOWHERE) == ""
+    assert first_error(NOWHERE, NOWHERE) == FirstError()
 
 
 def test_where_no_rule_matches_the_end_stands_in(error_in: Logs) -> None:
@@ -204,7 +266,7 @@ def test_any_encoding_is_shown(error_in: Logs) -> None:
 def test_no_log_is_too_strange(tmp_path_factory: pytest.TempPathFactory, build: bytes, root: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / "strange.log").write_bytes(build + b"\nerror: " + root)
-    assert len(first_error(folder / "strange.log", NOWHERE)) <= LIMIT
+    assert len(first_error(folder / "strange.log", NOWHERE).text) <= LIMIT
 
 
 def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:

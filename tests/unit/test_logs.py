@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from reimzul.core.bstore import StoreUrls
 from reimzul.notifier.history import HistoryAway
 from reimzul.operator import logs as module
-from reimzul.operator.logs import Logs
+from reimzul.operator.logs import Logs, NoLog
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
@@ -76,3 +77,65 @@ def test_a_history_that_is_away_for_a_while_ends_nothing(tmp_path: Path, monkeyp
     told = [leg("Building"), None, None, leg("Failed")]
     whole, said = follow(tmp_path, monkeypatch, "attempts", *told)
     assert (whole, said.body) == (True, b"+ make\n")
+
+
+def shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, logs: dict[str, bytes], name: str | None, **known: Any
+) -> Said:
+    """Print a log of a failed attempt of which these logs are kept."""
+    server = serve(folder)
+    urls = StoreUrls.of(f"http://127.0.0.1:{server.server_port}/repo/", "")
+    path = folder / urls.attempt(build_id(1), "x86_64", ATTEMPT).partition(f":{server.server_port}/")[2]
+    path.mkdir(parents=True)
+    for log, body in logs.items():
+        (path / log).write_bytes(body)
+    document = leg("Failed")
+    document["attempts"][0].update(known)
+    wanted, said = Logs("", urls, build_id(1), None, name), Said()
+    monkeypatch.setattr(wanted, "_leg", lambda: document)
+    try:
+        wanted.print(said, None, follow=False)  # type: ignore[arg-type]
+    finally:
+        close(server)
+    return said
+
+
+LONG = b"".join(b"line %d of a long log\n" % number for number in range(200_000))
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(LONG), gzip.compress(LONG[:99]) + gzip.compress(LONG[99:])])
+def test_a_log_that_was_packed_is_shown_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bytes
+) -> None:
+    assert shown(tmp_path, monkeypatch, {"build.log.gz": packed}, "build.log").body == LONG
+
+
+def test_a_packed_log_that_is_damaged_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoLog, match=r"build\.log\.gz is damaged"):
+        shown(tmp_path, monkeypatch, {"build.log.gz": b"no gzip"}, "build.log")
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "body"),
+    [
+        ({"error_log": "root.log"}, None, b"root"),
+        ({"error_log": "root.log"}, "build.log", b"build"),
+        ({"error_log": "../../x"}, None, b"build"),
+        ({}, None, b"build"),
+    ],
+)
+def test_without_a_name_the_log_with_the_cause_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], name: str | None, body: bytes
+) -> None:
+    said = shown(tmp_path, monkeypatch, {"build.log": b"build", "root.log": b"root"}, name, **known)
+    assert said.body == body
+    assert said.notes == ("root.log: it has the cause of the failure\n" if body == b"root" else "")
+
+
+def test_a_log_followed_from_live_into_a_packed_one_is_printed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = shown(tmp_path / "a", monkeypatch, {"build.log.gz": gzip.compress(LONG)}, "build.log")
+    assert printed.body == LONG
+    unpacker = module._Packed(len(LONG) // 2)
+    assert unpacker.unpack(gzip.compress(LONG)) == LONG[len(LONG) // 2 :]

@@ -461,3 +461,12 @@ def test_a_builders_fault_is_told_from_an_uploads() -> None:
 def test_tokens_are_new_each_time() -> None:
     assert len({messages.new_build_id() for _ in range(100)}) == 100
     assert len({messages.new_attempt() for _ in range(100)}) == 100
+
+
+def test_only_the_last_try_carries_its_first_error_and_unknown_keys_of_one_are_left() -> None:
+    asked = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="root")
+    twice = asked.tried("b1", "one", "text of one", "line of one").tried("b2", "two", "x" * 9_000, "line of two")
+    assert [(one.first_error[:4], one.error_line) for one in twice.tries] == [("", ""), ("xxxx", "line of two")]
+    assert len(twice.tries[1].first_error) == 2_000
+    old = {"builder": "b1", "when": 1.0, "words": "one", "of_a_newer_worker": 3}
+    assert attr.evolve(asked, tries=[old]).tries[0].words == "one"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,57 @@ def test_a_bootstrap_chroot_has_phases_of_its_own() -> None:
 )
 def test_what_is_no_step_says_nothing(line: str) -> None:
     assert Steps().read([line]).phases() == [] and Steps().read([line]).now is None
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A zone in which an hour comes twice on 2026-10-25, and one is left out on 2026-03-29."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def line(when: str, words: str) -> str:
+    return f"2026-{when},500 - {words}"
+
+
+@pytest.mark.usefixtures("in_berlin")
+def test_the_hour_that_comes_twice_makes_no_phase_negative() -> None:
+    lines = [
+        line("10-25 02:50:00", "Start: chroot init"),
+        line("10-25 02:10:00", "Finish: chroot init"),  # twenty minutes later
+        line("10-25 02:10:00", "Start: rpmbuild a-1-1.src.rpm"),
+        line("10-25 03:10:00", "Finish: rpmbuild a-1-1.src.rpm"),
+    ]
+    first, second = Steps().read(lines).phases()
+    assert first.end - first.start == 20 * 60
+    assert second.end - second.start == 3600
+    assert time.localtime(first.start).tm_isdst == 1
+
+
+@pytest.mark.usefixtures("in_berlin")
+def test_the_hour_that_is_left_out_is_no_fault() -> None:
+    lines = [line("03-29 01:59:00", "Start: chroot init"), line("03-29 03:01:00", "Finish: chroot init")]
+    (phase,) = Steps().read(lines).phases()
+    assert phase.end - phase.start == 120
+    assert len(Steps().read([line("03-29 02:30:00", "Start: chroot init")]).phases()) == 1
+
+
+def test_a_clock_that_is_set_back_makes_no_phase_negative() -> None:
+    lines = [line("11-22 08:53:21", "Start: chroot init"), line("11-22 07:00:00", "Finish: chroot init")]
+    (phase,) = Steps().read(lines).phases()
+    assert phase.start == phase.end > 0
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["2026-02-30 08:53:21", "2026-13-01 08:53:21", "2026-11-22 25:00:00", "0000-00-00 00:00:00", "1800-01-01 00:00:00"],
+)
+def test_a_time_that_does_not_exist_is_passed_over(when: str) -> None:
+    lines = [f"{when},137 - Start: chroot init", line("11-22 08:53:21", "Start: rpmbuild a-1-1.src.rpm")]
+    assert [each.name for each in Steps().read(lines).phases()] == ["rpmbuild"]
 
 
 def test_a_course_has_what_was_before_and_after_mock(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_half_the_tries_are_too_many_where_others_have_a_tenth() -> None:
         (event("Success", exit_code=0), False),
         (event("Failed", exit_code=1), False),
         (event("Failed", reason="no builder could build it: b1: no space left"), None),
+        (event("Queued", attempt=ATTEMPT, builder_fqdn="b1.example.org", reason="nobody's fault: x86_64: x"), None),
         (event("Cancelled"), None),
         (event("Published", exit_code=0), None),
         (event("Success", exit_code=0, attempt=""), None),

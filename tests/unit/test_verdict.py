@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ CASES: dict[str, tuple[Fault, str]] = {
     "repo404": (Fault.BUILDER, UNREACHABLE),
     "nospace": (Fault.BUILDER, "At least 159MB more space needed on the / filesystem"),
     "oom": (Fault.BUILDER, "rpmbuild was killed, mostly for a lack of memory"),
+    "specerror": (Fault.PACKAGE, "rpmbuild -bs failed: this target has no okhere macro package"),
+    "skippedrepo": (Fault.PACKAGE, "BuildRequires that nobody provides: libfoo-devel >= 1.0"),
+    "stale": (Fault.NONE, ""),
     "int": (Fault.BUILDER, "mock was interrupted"),
     "term": (Fault.BUILDER, "mock was ended"),
 }
@@ -57,7 +61,7 @@ def test_every_sample_is_a_case() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_real_run_is_judged(tmp_path: Path, case: str) -> None:
-    code, folder = results(tmp_path, case, rpm=case in ("hello", "libfoo", "noarchpkg"))
+    code, folder = results(tmp_path, case, rpm=CASES[case][0] is Fault.NONE)
     assert judge(code, folder) == Verdict(*CASES[case])
 
 
@@ -75,7 +79,7 @@ def test_rpmbuild_had_not_begun(case: str) -> None:
     assert not began(SAMPLES / case)
 
 
-@pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 20, 50, 60, 70, 80, 90, 99, 255, -9, -15])
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 20, 50, 70, 80, 90, 99, 255, -9, -15])
 def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: int) -> None:
     verdict = judge(code, tmp_path)
     assert verdict.fault is Fault.BUILDER and verdict.reason
@@ -110,6 +114,87 @@ DNF5_DEEPER = (
     "DEBUG util.py:461:    - nothing provides foo-devel >= 2 needed by bar-devel-1-1.x86_64 from base\n"
 )
 DNF5_RICH = "DEBUG util.py:461:    - nothing provides requirement foo-devel >= 2  \n"
+#: Their words, zypper's and libsolv's for packages that exist and cannot be installed together, or not here.
+UNINSTALLABLE = {
+    "dnf conflict": (
+        "Error: \n Problem: problem with installed package a-1-1.x86_64\n"
+        "  - package b-1-1.x86_64 from target conflicts with a provided by a-1-1.x86_64 from @System\n"
+        "  - conflicting requests\n",
+        "package b-1-1.x86_64 from target conflicts with a provided by a-1-1.x86_64 from @System",
+    ),
+    "dnf providers": (
+        "Error: \n Problem: package b-1-1.x86_64 requires c >= 2, but none of the providers can be installed\n"
+        "  - conflicting requests\n",
+        "Problem: package b-1-1.x86_64 requires c >= 2, but none of the providers can be installed",
+    ),
+    "dnf modular": (
+        "Error: \n Problem: conflicting requests\n"
+        "  - package foo-devel-1-1.x86_64 is filtered out by modular filtering\n",
+        "package foo-devel-1-1.x86_64 is filtered out by modular filtering",
+    ),
+    "dnf exclude": (
+        "All matches were filtered out by exclude filtering for argument: foo-devel\n",
+        "All matches were filtered out by exclude filtering for argument: foo-devel",
+    ),
+    "dnf excluded": (
+        "Error: \n Problem: cannot install the best candidate for the job\n"
+        "  - package CUnit-devel-2.1.3-13.el7.x86_64 is excluded\n",
+        "package CUnit-devel-2.1.3-13.el7.x86_64 is excluded",
+    ),
+    "dnf files": (
+        "Error: Transaction test error:\n"
+        "  file /usr/bin/x from install of a-1-1.x86_64 conflicts with file from package b-1-1.x86_64\n",
+        "file /usr/bin/x from install of a-1-1.x86_64 conflicts with file from package b-1-1.x86_64",
+    ),
+    "dnf arch": (
+        "Error: \n Problem: conflicting requests\n  - a-1-1.i686 has inferior architecture\n",
+        "a-1-1.i686 has inferior architecture",
+    ),
+    "dnf protected": (
+        "Error: \n Problem: The operation would result in removing the following protected packages: dnf\n",
+        "Problem: The operation would result in removing the following protected packages: dnf",
+    ),
+    "dnf5 both": (
+        "Failed to resolve the transaction:\nProblem: conflicting requests\n"
+        "  - cannot install both a-1-1.x86_64 from x and a-2-1.x86_64 from y\n",
+        "cannot install both a-1-1.x86_64 from x and a-2-1.x86_64 from y",
+    ),
+    "dnf5 excluded": (
+        "Failed to resolve the transaction:\nArgument 'foo-devel' matches only excluded packages.\n",
+        "Argument 'foo-devel' matches only excluded packages.",
+    ),
+    "dnf5 unnamed": (
+        "Failed to resolve the transaction:\nProblem: conflicting requests\n",
+        "Failed to resolve the transaction:",
+    ),
+    "yum": (
+        "Error: Package: a-1-1.x86_64 (base)\n           Requires: libx >= 2\n"
+        "           Available: libx-1-1.x86_64 (base)\n You could try using --skip-broken to work around the problem\n",
+        "Error: Package: a-1-1.x86_64 (base) Requires: libx >= 2",
+    ),
+    "yum conflict": ("Error: a conflicts with b-1-1.x86_64\n", "Error: a conflicts with b-1-1.x86_64"),
+    "zypper": (
+        "Problem: the to be installed a-1-1.x86_64 conflicts with 'b' provided by the to be installed b-1-1.x86_64\n"
+        " Solution 1: do not install a-1-1.x86_64\n",
+        "Problem: the to be installed a-1-1.x86_64 conflicts with 'b' provided by the to be installed b-1-1.x86_64",
+    ),
+    "microdnf": (
+        "error: Could not depsolve transaction; 1 problem detected:\n Problem: conflicting requests\n",
+        "error: Could not depsolve transaction; 1 problem detected:",
+    ),
+}
+#: And more words for what nobody provides: who prints them, and in which line.
+MISSING = {
+    "libsolv": "Problem: nothing provides requested foo-devel >= 2\n",
+    "zypper": "No provider of 'foo-devel >= 2' found.\n",
+    "zypper problem": "Problem: nothing provides 'foo-devel >= 2' needed by the to be installed a-1-1.x86_64\n",
+    "zypper broken": "Problem: a-1-1.x86_64 requires foo-devel >= 2, but this requirement cannot be provided\n",
+    "zypper package": "Package 'foo-devel >= 2' not found.\n",
+    "dnf": "Error: Unable to find a match: foo-devel >= 2\n",
+    "yum": "No package foo-devel >= 2 available.\n",
+    "dnf5": "No match for argument 'foo-devel >= 2' in repositories 'a'\n",
+    "microdnf": "error: No package matches 'foo-devel >= 2'\n",
+}
 #: The same programs' words for a repository that does not answer.
 YUM_GONE = (
     "DEBUG util.py:439:  failure: repodata/repomd.xml from base: [Errno 256] No more mirrors to try.\n",
@@ -127,6 +212,41 @@ def test_a_missing_buildrequires_is_the_packages_fault_with_each_installer(tmp_p
     assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, reason)
 
 
+@pytest.mark.parametrize("said", MISSING.values(), ids=MISSING)
+@pytest.mark.parametrize("prefix", ["", "DEBUG util.py:460:  "])
+def test_every_word_for_what_nobody_provides_is_the_packages_fault(tmp_path: Path, said: str, prefix: str) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    (tmp_path / "root.log").write_text("".join(prefix + line for line in said.splitlines(keepends=True)))
+    assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, "BuildRequires that nobody provides: foo-devel >= 2")
+
+
+@pytest.mark.parametrize(("said", "line"), UNINSTALLABLE.values(), ids=UNINSTALLABLE)
+@pytest.mark.parametrize("prefix", ["", "DEBUG util.py:460:  "])
+def test_buildrequires_that_cannot_be_installed_are_the_packages_fault(
+    tmp_path: Path, said: str, line: str, prefix: str
+) -> None:
+    (tmp_path / "root.log").write_text("".join(prefix + each for each in said.splitlines(keepends=True)))
+    assert judge(30, tmp_path).fault is Fault.BUILDER, "what the configuration asks for"
+    (tmp_path / "state.log").write_text(SETUP)
+    assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, f"BuildRequires that cannot be installed: {line}")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error: GPG check FAILED\n",
+        "Error: Transaction failed\nerror: unpacking of archive failed on file /usr: cpio: read failed\n",
+        "Traceback (most recent call last):\nImportError: libsolv.so.1: cannot open shared object file\n",
+    ],
+)
+def test_what_an_earlier_call_of_dnf_printed_blames_no_package(tmp_path: Path, said: str) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    call = "DEBUG util.py:557:  Executing command: ['/usr/bin/dnf-3', '{}'] with env {{}} and shell False\n"
+    earlier = " Problem: cannot install the best update candidate for package a-1-1.x86_64\nnothing provides x\n"
+    (tmp_path / "root.log").write_text(call.format("update") + earlier + call.format("builddep") + said)
+    assert judge(30, tmp_path).fault is Fault.BUILDER
+
+
 @pytest.mark.parametrize("said", [YUM, DNF5, DNF5_DEEPER, "No matching package to install: 'foo-devel >= 2'\n"])
 def test_what_the_configuration_asks_for_is_not_the_packages_fault(tmp_path: Path, said: str) -> None:
     (tmp_path / "state.log").write_text("2026-11-22 09:09:51,097 - Start: installing minimal buildroot with dnf5\n")
@@ -141,6 +261,60 @@ def test_a_repository_that_does_not_answer_outweighs_what_is_missing(tmp_path: P
     (tmp_path / "root.log").write_text(gone + YUM + DNF5)
     verdict = judge(30, tmp_path)
     assert verdict.fault is Fault.BUILDER and verdict.reason in gone
+
+
+def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) -> Verdict:
+    """The verdict where `rpmbuild -bs` printed this."""
+    (folder / "state.log").write_text(SETUP)
+    call = "Executing command: ['bash', '--login', '-c', '/opt/rpmbuild6 -bs  --target x86_64 x.spec'] with env {}\n"
+    prefix = "DEBUG util.py:460:  " if log == "root.log" else ""
+    text = f"error: of an earlier call\n{call}Building target platforms: x86_64\n{said}\nChild return code was: 1\n"
+    (folder / log).write_text("".join(prefix + line for line in text.splitlines(keepends=True)))
+    return judge(code, folder)
+
+
+@pytest.mark.parametrize("log", ["build.log", "root.log"])
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("error: line 8: Unknown tag: Fnord: x", "line 8: Unknown tag: Fnord: x"),
+        ("error: line 9: Dependency tokens must begin with alpha-numeric, '_' or '/': !x", "line 9: Dep"),
+        ("error: line 9: Unknown tag: rpmdb Input/output error", "line 9: Unk"),
+        ("error: this needs OpenSSL and a plugin", "this needs OpenSSL"),
+        ("error: %changelog entries must start with *", "%changelog"),
+        ("error: line 3: Non-UTF-8 data in tag Summary", "line 3: Non-UTF-8"),
+        ("error: Bad file: /builddir/build/SOURCES/x.tar.gz: No such file or directory", "Bad file: /builddir"),
+        ("error: Bad source: /builddir/build/SOURCES/x.tar: Permission denied", "Bad source: /builddir"),
+        ("    Bad file: /builddir/build/SOURCES/x.tar.gz: No such file or directory", "Bad file: /builddir"),
+        ("error:\n    this target has no macro", "this target has no macro"),
+        ("error: \nline 3: Unknown tag: x", "line 3: Unknown tag: x"),
+        ("warning: x\nerror: Failed build dependencies: a", "Failed build dependencies: a"),
+    ],
+)
+def test_rpms_own_error_in_build_setup_is_the_packages(tmp_path: Path, log: str, said: str, words: str) -> None:
+    verdict = _in_setup(tmp_path, said, log)
+    assert verdict.fault is Fault.PACKAGE and verdict.reason.startswith(f"rpmbuild -bs failed: {words}")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "bash: line 1: /usr/bin/rpmbuild: No such file or directory",
+        "bash: line 1: rpmbuild: command not found",
+        "rpmbuild: error while loading shared libraries: librpm.so.9: cannot open shared object file",
+        "error: cannot open Packages database in /builddir/.rpmdb",
+        "error: can't create transaction lock on /usr/lib/sysimage/rpm/.rpm.lock (Read-only file system)",
+        "error: Unable to open /usr/lib/rpm/rpmrc for reading: No such file or directory.",
+        "error: Bad file: /builddir/build/SOURCES/x: Input/output error",
+        "error: Unable to open temp file: Permission denied",
+        "error: Unable to create immutable header region.\nerror: cpio: write failed - No space left on device",
+        "Segmentation fault",
+        "",
+    ],
+)
+def test_what_the_root_lacks_in_build_setup_is_the_builders(tmp_path: Path, said: str) -> None:
+    verdict = _in_setup(tmp_path, said)
+    assert verdict.fault is Fault.BUILDER and said.rpartition("error: ")[2][:20] in verdict.reason
 
 
 def test_a_full_disk_outweighs_what_could_not_be_installed(tmp_path: Path) -> None:
@@ -166,6 +340,27 @@ def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, case: str, log: 
     with (folder / log).open("a") as stream:
         stream.write("cc: error: write error: No space left on device\n")
     assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("ERROR: No build results found", "rpmbuild made no package"),
+        ("ERROR: No specfile found in srpm: a-1-1.src.rpm", "the source rpm has no spec file"),
+        ("", "the source rpm cannot be installed: its payload is damaged"),
+    ],
+)
+def test_each_meaning_of_40_has_its_words(tmp_path: Path, said: str, reason: str) -> None:
+    (tmp_path / "stderr").write_text(said)
+    assert judge(40, tmp_path) == Verdict(Fault.PACKAGE, reason)
+
+
+@pytest.mark.parametrize("case", ["missingbr", "dynmissing", "skippedrepo", "repogone", "failbuild"])
+def test_logs_in_a_format_that_nobody_knows_are_replaced_by_stderr(tmp_path: Path, case: str) -> None:
+    code, folder = results(tmp_path, case)
+    for log in folder.glob("*.log"):
+        log.rename(f"{log}.zst")
+    assert judge(code, folder).fault is CASES[case][0]
 
 
 @pytest.mark.parametrize("step", ["failbuild", "failcheck"])
@@ -202,3 +397,18 @@ def test_a_disk_that_has_no_room_for_a_word_is_the_builders_fault_too(
     full = os.statvfs(folder)
     monkeypatch.setattr(os, "statvfs", lambda _: type("Full", (), {"f_bavail": 3, "f_frsize": full.f_frsize}))
     assert judge(code, folder).fault is Fault.BUILDER
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n", "error:\n", "package x ", "package x \n", "Error: ", "No such file ", "nothing provides ", "Bad file x"],
+)
+@pytest.mark.parametrize("code", [0, 1, 30])
+def test_a_log_of_any_shape_is_judged_in_time(tmp_path: Path, text: str, code: int) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    long = (text * (400_000 // len(text)))[:400_000]
+    (tmp_path / "root.log").write_text(long)
+    (tmp_path / "build.log").write_text(f"Executing command: ['rpmbuild -bs x']\n{long}")
+    began_at = time.monotonic()
+    judge(code, tmp_path)
+    assert time.monotonic() - began_at < 15

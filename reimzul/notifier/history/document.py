@@ -8,8 +8,9 @@ what is published stays `Success`, and `published` says since when.
 Where it waits, or waited: `queued_at` (first put), `put_at` (last put); of the last put `tube`, `job`, `priority`,
 `due` (nobody gets it before) and `waits_for` (what has to change before it can be built). `attempts` has each worker's
 try that is known of, the first one first: `attempt`, `builder_fqdn`, `status` (Building, Success, Published, Failed,
-Cancelled, Rejected; Unfit: it was its builder's fault), `started`, `finished`, `exit_code`, `reason`, `url` (where its
-logs are) and `at`. Times are seconds since 1970, 0 where they are not known.
+Cancelled, Rejected; Unfit: it was its builder's fault; Retried: it was nobody's fault), `started`, `finished`,
+`exit_code`, `reason`, `url` (where its logs are), `error_log` (the log that has the cause) and `at`. Times are seconds
+since 1970, 0 where they are not known.
 
 `latest_build` is not decided here: it depends on the other builds of the same srpm, arch and target, and each home
 sets it in the same step. It is true on the newest of them (by timestamp) that is over, whatever came of it.
@@ -22,7 +23,7 @@ from typing import Any
 
 import attr
 
-from reimzul.core.message import UPLOAD, BuildEvent, Refusal, Status
+from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Refusal, Status
 from reimzul.notifier.verdict import admitted
 
 Document = dict[str, Any]
@@ -34,12 +35,12 @@ _IDENTITY = (
 #: What one attempt is known by and came to.
 _ATTEMPT = (
     "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "rpm_count", "rpms",
-    "first_error", "skipped", "phases", "at",
+    "first_error", "error_line", "error_log", "skipped", "phases", "at",
 )  # fmt: skip
 #: What is known of the last put of its job.
 _PUT = ("tube", "job", "priority", "due", "waits_for")
 #: What is kept of each attempt, and how many attempts at the most.
-_TRY = ("attempt", "builder_fqdn", "started", "finished", "exit_code", "reason", "url", "at")
+_TRY = ("attempt", "builder_fqdn", "started", "finished", "exit_code", "reason", "url", "error_log", "at")
 _TRIES = 50
 _FIELDS = {a.name: a.default for a in attr.fields(BuildEvent) if a.name in _IDENTITY + _ATTEMPT}
 _PROGRESS = {Status.QUEUED: 0, Status.BUILDING: 1}
@@ -153,12 +154,14 @@ def _began(token: str) -> tuple[int, str]:
 def _came_to(event: BuildEvent) -> str:
     """What an event says of its attempt: one that was put anew came to nothing."""
     if event.status == Status.QUEUED:
+        if event.reason.startswith(NOBODY):
+            return Status.RETRIED
         return Status.REJECTED if event.reason.startswith(UPLOAD.strip()) else Status.UNFIT
     return event.status
 
 
 #: Which word on an attempt goes before which.
-_TRY_STRENGTH = {**_STRENGTH, Status.UNFIT: 2, Status.OVERRIDE: 0}
+_TRY_STRENGTH = {**_STRENGTH, Status.UNFIT: 2, Status.RETRIED: 2, Status.OVERRIDE: 0}
 
 
 def _plain(value: Any) -> Any:

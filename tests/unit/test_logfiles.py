@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logs that mock's compress_logs plugin packed, and a result folder that is watched for whether anything changes."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import shutil
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from reimzul.worker import logfiles
+from reimzul.worker.firsterror import first_error
+from reimzul.worker.logfiles import Growth, Stalled, unpack_logs
+from reimzul.worker.phases import steps
+from reimzul.worker.verdict import judge
+from tests.scripted import SAMPLES
+
+PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
+def packed(folder: Path, suffix: str = ".gz") -> Path:
+    for log in list(folder.glob("*.log")):
+        log.with_name(log.name + suffix).write_bytes(PACKERS[suffix](log.read_bytes()))
+        log.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("case", ["failbuild", "missingbr", "specerror", "skippedrepo", "nospace"])
+def test_packed_logs_are_read_like_plain_ones(tmp_path: Path, case: str, suffix: str) -> None:
+    folder = tmp_path / case
+    shutil.copytree(SAMPLES / case, folder)
+    code = int((folder / "exit-code").read_text())
+    unpack_logs(packed(folder, suffix))
+    assert not list(folder.glob(f"*{suffix}"))
+    for log in (SAMPLES / case).glob("*.log"):
+        assert (folder / log.name).read_bytes() == log.read_bytes()
+    assert judge(code, folder) == judge(code, SAMPLES / case)
+    logs = (folder / "build.log", folder / "root.log")
+    assert first_error(*logs) == first_error(SAMPLES / case / "build.log", SAMPLES / case / "root.log")
+    assert steps(folder / "state.log").phases() == steps(SAMPLES / case / "state.log").phases()
+
+
+def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "build.log.gz").write_bytes(gzip.compress(b"line\n" * 100_000)[:-20])
+    (tmp_path / "root.log.gz").write_bytes(b"no gzip")
+    unpack_logs(tmp_path)
+    assert (tmp_path / "build.log").read_bytes().startswith(b"line\n")
+    assert (tmp_path / "root.log").read_bytes() == b""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.log", "root.log"]
+
+
+def test_a_log_that_was_being_packed_stays_whole(tmp_path: Path) -> None:
+    text = b"".join(b"line %d\n" % number for number in range(10_000))
+    (tmp_path / "build.log").write_bytes(text)
+    (tmp_path / "build.log.gz").write_bytes(gzip.compress(text)[:200])
+    unpack_logs(tmp_path)
+    assert (tmp_path / "build.log").read_bytes() == text
+
+
+def test_what_was_written_after_a_log_was_packed_comes_after_it(tmp_path: Path) -> None:
+    (tmp_path / "root.log.gz").write_bytes(gzip.compress(b"first\n" * 50))
+    (tmp_path / "root.log").write_bytes(b"second\n")
+    unpack_logs(tmp_path)
+    assert (tmp_path / "root.log").read_bytes() == b"first\n" * 50 + b"second\n"
+
+
+def test_other_packed_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data.tar.gz").write_bytes(b"x")
+    (tmp_path / "dir.log.gz").mkdir()
+    unpack_logs(tmp_path)
+    unpack_logs(tmp_path / "none")
+    assert (tmp_path / "data.tar.gz").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["state.log", "root.log", "hw_info.log", "a-1-1.x86_64.rpm", "stderr", "new"])
+def test_anything_that_changes_in_the_result_folder_is_growth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(logfiles.time, "monotonic", lambda: now)
+    for each in ("state.log", "root.log", "build.log"):
+        (tmp_path / each).write_text("x")
+    watch = Growth(tmp_path, 60)
+    watch.look()
+    for _ in range(3):
+        now += 50
+        with (tmp_path / name).open("a") as stream:
+            stream.write("more")
+        watch.look()
+    now += 50
+    watch.look()
+    now += 50
+    with pytest.raises(Stalled, match=r"for 60 s \(stall_timeout\)"):
+        watch.look()
+
+
+def test_without_a_limit_nothing_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: Callable[[], float] = iter(range(0, 10**6, 10**5)).__next__
+    monkeypatch.setattr(logfiles.time, "monotonic", clock)
+    watch = Growth(tmp_path, 0)
+    watch.look()
+    watch.look()
