@@ -84,6 +84,8 @@ def _judge(code: int, results: Path) -> Verdict:
         return _judge_packages(sorted(path.name for path in results.glob("*.rpm")))
     if code == 1:
         return _judge_one(results)
+    if code == 3:
+        return Verdict(Fault.BUILDER, _wrong_configuration(results))
     if code == 10:
         return Verdict(Fault.PACKAGE, _step(results) or "the package does not build")
     if code == 11:
@@ -123,6 +125,12 @@ def _judge_one(results: Path) -> Verdict:
         return Verdict(Fault.PACKAGE, "mock cannot read the source rpm")
     last = [line for line in said.splitlines() if line.strip()][-1:]
     return Verdict(Fault.BUILDER, f"mock did not come to build it: {last[0].strip() if last else 'it said nothing'}")
+
+
+def _wrong_configuration(results: Path) -> str:
+    """What mock says of a configuration that it cannot use: its last line of that kind."""
+    said = [line for line in _text(results / "stderr").splitlines() if line.startswith("ERROR: ")][-1:]
+    return ": ".join([HOST[3], *(line.partition(": ")[2].strip() for line in said)])
 
 
 def _judge_thirty(results: Path) -> Verdict:

@@ -202,3 +202,22 @@ def test_a_disk_that_has_no_room_for_a_word_is_the_builders_fault_too(
     full = os.statvfs(folder)
     monkeypatch.setattr(os, "statvfs", lambda _: type("Full", (), {"f_bavail": 3, "f_frsize": full.f_frsize}))
     assert judge(code, folder).fault is Fault.BUILDER
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "INFO: mock.py version 6.7 starting\nERROR: Config error: /x/mock.cfg: name 'y' is not defined\n",
+            "mock's configuration is missing or wrong: Config error: /x/mock.cfg: name 'y' is not defined",
+        ),
+        (
+            "ERROR: Could not find required config file: /x/mock.cfg\nERROR: Non-existing Mock config 'mock'\n",
+            "mock's configuration is missing or wrong: Non-existing Mock config 'mock'",
+        ),
+        ("", "mock's configuration is missing or wrong"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_told_in_mocks_words(tmp_path: Path, said: str, reason: str) -> None:
+    (tmp_path / "stderr").write_text(said)
+    assert judge(3, tmp_path) == Verdict(Fault.BUILDER, reason)
