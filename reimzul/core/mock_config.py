@@ -8,9 +8,9 @@ not be found. So the rendered text ends with code that sets `metadata_expire=0` 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import pwd
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -119,11 +119,10 @@ class Renderer:
 
     folder: Path  #: mock's --configdir in the checkout: relative includes are looked up in it
     repohost: str  #: what http://repohost stands for: the store's URL without its last slash
-    others: tuple[str, ...] = ()  #: further URLs of the store
 
     def render(self, config: Path) -> str:
         """A target's configuration in one text. Raises `MockConfigError`, `OSError`, `UnicodeDecodeError`."""
-        text = f"{self._expand(config).rstrip()}\n{fresh_code(farm_urls(self.repohost, *self.others))}"
+        text = f"{self._expand(config).rstrip()}\n{fresh_code(farm_urls(self.repohost))}"
         return text.replace(REPOHOST, self.repohost).replace("TARGETNAME", f"reimzul-{config.stem}")
 
     def render_defaults(self) -> str:
@@ -281,10 +280,12 @@ def _run(renderer: Renderer, config: Path, home: Path) -> dict[str, str]:
 
 
 def main(words: list[str]) -> None:
-    """Print as JSON what `describe` finds of a folder: its arguments are the folder and the store's URLs."""
-    folder, home = Path(words[0]), Path(pwd.getpwuid(os.getuid()).pw_dir)
-    configs = sorted(path for path in folder.glob("*.cfg") if path.name != SITE_DEFAULTS)
-    json.dump(describe(Renderer(folder=folder, repohost=words[1], others=tuple(words[2:])), configs, home), sys.stdout)
+    """Print as JSON what `describe` finds: the arguments are the folder, the user's home and the store's URL."""
+    folder, home, store = words
+    configs = sorted(path for path in Path(folder).glob("*.cfg") if path.name != SITE_DEFAULTS)
+    with contextlib.redirect_stdout(sys.stderr):  # a configuration may print
+        found = describe(Renderer(folder=Path(folder), repohost=store), configs, Path(home))
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":
