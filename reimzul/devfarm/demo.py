@@ -159,6 +159,6 @@ def under_way(leg: Leg) -> str:
 
 def tidy(layout: Layout) -> None:
     """Take away what nobody looks at after a demo: keys that open nothing any more, caches, checkouts."""
-    builders = layout.state.glob("builder*")
-    for folder in (layout.keys, layout.tmp, layout.binlog, layout.state / "roots", layout.state / "dnf", *builders):
+    made = [path for pattern in ("builder*", "roots*") for path in layout.state.glob(pattern)]
+    for folder in (layout.keys, layout.tmp, layout.binlog, layout.state / "dnf", *made):
         shutil.rmtree(folder, ignore_errors=True)

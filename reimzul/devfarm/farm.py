@@ -82,7 +82,7 @@ class Farm:
         self.sync_ms, self.mock = sync_ms, mock
         self.targets = targets
         self.settings = settings or {}
-        self.configs = MockConfigs(self.layout.mock_configs)
+        self.configs = MockConfigs(self.layout.mock_configs, self.layout.store)
         self.machine = os.uname().machine
         self._open = contextlib.ExitStack()
         self._plan: Plan | None = None
@@ -334,7 +334,7 @@ def _roots(state: Path) -> Iterator[Path]:
     """Where the stand-in builds: in the state folder, unless rpmbuild could not work below such a name."""
     if UNUSABLE & set(str(state)):
         with TemporaryDirectory(prefix="reimzul-roots-") as folder:
-            yield Path(folder)
+            yield Path(folder) / "roots"
     else:
         (state / "roots").mkdir(exist_ok=True)
         yield state / "roots"

@@ -8,12 +8,15 @@ it is one for the stand-in, which builds with what the host has.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attr
 
+from reimzul.core.arch import read_arches
+from reimzul.core.bstore import Bstore
 from reimzul.core.run import capture
+from reimzul.devfarm.parts import which
 
 _ETC_MOCK = Path("/etc/mock")
 _OS_RELEASE = Path("/etc/os-release")
@@ -82,6 +85,7 @@ class MockConfigs:
     """The repository of configurations, and who works from it."""
 
     folder: Path
+    store: Bstore | None = None  #: where it is on this machine: there each target gets empty repodata at once
 
     def make(self, roots: Path | None) -> None:
         """Make it, where it is not there yet. The stand-in for mock builds in `roots`, mock itself where it likes."""
@@ -100,7 +104,12 @@ class MockConfigs:
     def add_target(self, target: str, arches: Mapping[str, str] | list[str]) -> None:
         """Offer a target (without its arch) for these arches; a mapping gives more text for each."""
         more = arches if isinstance(arches, Mapping) else dict.fromkeys(arches, "")
-        self.write({f"{target}.{arch}.cfg": _config(target, arch) + text for arch, text in more.items()})
+        if self.store is not None:
+            for arch in more:
+                _make_repodata(self.store.target(f"{target}.{arch}"))
+        # nobody has made repodata elsewhere: dnf would fail at a target until it is first published
+        skip = self.store is None
+        self.write({f"{target}.{arch}.cfg": _config(target, arch, more, skip) + text for arch, text in more.items()})
 
     def write(self, texts: Mapping[str, str]) -> None:
         """Commit these files; the builders have them from their next build on."""
@@ -121,24 +130,33 @@ def _logging() -> str:
     return real.read_text(encoding="utf-8") if real.is_file() else _LOGGING
 
 
-def _config(target: str, arch: str) -> str:
-    """A target's configuration: the distribution's own where there is one, and the farm's own repository."""
+def _make_repodata(folder: Path) -> None:
+    if not (folder / "repodata").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        capture([which("createrepo_c"), "--quiet", folder])
+
+
+def _config(target: str, arch: str, arches: Iterable[str], skip: bool) -> str:
+    """A target's configuration: the distribution's own where there is one, and the farm's own repositories."""
     legal = _LEGAL_HOSTS.get(arch, (arch,))
-    ours = f"""
+    # a leg that follows another is published with it, so that comes first
+    known = read_arches().known
+    leaders = [other for other in arches if other in known and arch in known[other].follows]
+    ours = "".join(_repository(f"{target}.{each}", skip) for each in (*leaders, arch))
+    text = f"""
 config_opts['root'] = 'TARGETNAME'
 config_opts['dnf.conf'] = config_opts.get('dnf.conf', '') + \"\"\"
-[{target}]
-name={target}
-baseurl=http://repohost/repo/{target}.{arch}/
-gpgcheck=0
-skip_if_unavailable=1
-metadata_expire=1
-\"\"\"
+{ours}\"\"\"
 """
     plain = (
         f"config_opts['target_arch'] = {_TARGET_ARCH.get(arch, arch)!r}\nconfig_opts['legal_host_arches'] = {legal!r}\n"
     )
-    return (_distribution(arch) or plain) + ours
+    return (_distribution(arch) or plain) + text
+
+
+def _repository(target: str, skip: bool) -> str:
+    optional = "skip_if_unavailable=1\n" if skip else ""
+    return f"[{target}]\nname={target}\nbaseurl=http://repohost/repo/{target}/\ngpgcheck=0\n{optional}"
 
 
 def _distribution(arch: str) -> str:

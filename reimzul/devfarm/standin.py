@@ -34,7 +34,8 @@ exit codes. For trying and testing a farm where there is no mock; nothing is iso
 """
 _EPILOG = """\
 Roots lie in $REIMZUL_STANDIN_ROOTS, else in the configuration's basedir, else in the folder for temporary files.
-BuildRequires are met by what the host has, and by config_opts['standin_provides'], a list of names.
+BuildRequires are met by the repositories of dnf.conf whose baseurl is http or file, by what the host has, and by
+config_opts['standin_provides'], a list of names. The cache of repositories lies in cache_topdir, or beside the roots.
 Options of mock that are not listed are taken for a source rpm's name, as mock takes them.
 """
 

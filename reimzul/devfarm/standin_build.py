@@ -19,6 +19,7 @@ from reimzul.devfarm import standin_host as host
 from reimzul.devfarm.standin_config import Chroot
 from reimzul.devfarm.standin_faults import Exit, Fault
 from reimzul.devfarm.standin_logs import EXPLANATION, TITLE, Logs
+from reimzul.devfarm.standin_repos import Package, Repositories, choose, install, read_capability
 from reimzul.devfarm.standin_root import Root
 
 #: What rpmbuild exits with when it only found out what else it needs.
@@ -36,6 +37,7 @@ class Build:
     way: host.Way
     root: Root
     logs: Logs
+    installed: dict[str, Package] = attr.field(factory=dict)  #: from repositories, by name
 
     def run(self) -> None:
         """The whole way. Raises `Fault` with mock's exit code for where it ended."""
@@ -64,6 +66,7 @@ class Build:
             self.root.end_processes(self.logs)
             self.root.make(self.chroot.macros, self.way.rpmrc)
             host.wrap_programs(self.root.programs, self.way.wrapped)
+            self.repositories().load("/usr/bin/dnf-3 install @buildsys-build", self.say)
         self.logs.root.debug("enabled HW Info plugin")
         _append(self.logs.folder / "hw_info.log", host.hardware(self.root.path))
 
@@ -92,24 +95,46 @@ class Build:
         """The source rpm made by `rebuild_source`."""
         return next(path for path in (self.root.build / "SRPMS").glob("*.src.rpm"))
 
+    def repositories(self) -> Repositories:
+        """The repositories of the configuration."""
+        target = self.chroot.target
+        arches = host.I386 if target in host.I386 else {target}
+        variables = {"basearch": "i386" if target in host.I386 else target, "releasever": self.chroot.releasever}
+        cache = self.chroot.cache / "dnf_cache"
+        return Repositories(conf=self.chroot.conf, cache=cache, arches={*arches, "noarch"}, variables=variables)
+
+    def say(self, line: str) -> None:
+        """Log a line of dnf's."""
+        self.logs.root.debug("%s", line)
+
     def check_requires(self, package: Path) -> None:
-        """Raise as dnf's builddep does where this host lacks what the package asks for."""
-        self.logs.root.debug("looking on the host for what %s asks for (versions are not compared)", package.name)
-        missing = host.unmet(read_header(package).requires, self.chroot.provides)
+        """Raise as dnf's builddep does where neither a repository nor this host has what the package asks for."""
+        command = f"/usr/bin/dnf-3 builddep {package}"
+        packages = self.repositories().load(command, self.say)
+        self.say(f"looking for what {package.name} asks for (of the host's packages no versions are compared)")
+        elsewhere = []
+        for words in read_header(package).requires:
+            found = choose(read_capability(words), packages)
+            if found:
+                install(found, packages, self.installed)
+            else:
+                elsewhere.append(words)
+        missing = host.unmet(elsewhere, self.chroot.provides)
         if not missing:
             return
-        words = [f"No matching package to install: '{name}'" for name in missing]
-        words += ["Not all dependencies satisfied", "Error: Some packages could not be found."]
-        for line in words:
-            self.logs.root.debug("%s", line)
-        raise Fault(Exit.DEPENDENCIES, "\n".join(["Command failed: ", f" # builddep {package}", *words, ""]))
+        lines = [f"No matching package to install: '{name}'" for name in missing]
+        lines += ["Not all dependencies satisfied", "Error: Some packages could not be found."]
+        for line in lines:
+            self.say(line)
+        raise Fault(Exit.DEPENDENCIES, "\n".join(["Command failed: ", f" # {command}", *lines, ""]))
 
     def rpmbuild(self, spec: Path) -> None:
         """The package itself, its dynamic BuildRequires first."""
         if any(words.startswith(_DYNAMIC) for words in read_header(self.source()).requires):
             self.ask_dynamically(spec)
         with self.logs.phase("Outputting list of installed packages"):
-            _append(self.logs.folder / "installed_pkgs.log", host.packages())
+            ours = "".join(package.line for package in self.installed.values())
+            _append(self.logs.folder / "installed_pkgs.log", host.packages() + ours)
         argv = self.argv("-bb", spec)
         if code := self.execute(argv, self.logs.build_log):
             # a signal's number is below zero, and mock passes on its low byte: 247 for KILL

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """mock's configuration as the stand-in for mock reads it: Python text that fills `config_opts`.
 
-Only what decides a build here is kept. What speaks of repositories, caches and chroots is read and left alone.
+Only what decides a build here is kept. What speaks of chroots and plugins is read and left alone.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Optional
 
 import attr
 
+from reimzul.core.mock_config import CONF_KEYS, MockConfigError, execute, inline_includes
 from reimzul.devfarm.standin_faults import Exit, Fault
 
 #: Where roots lie, before what the configuration says (`basedir`).
@@ -38,6 +40,9 @@ class Chroot:
     target: str  #: rpmbuild's --target
     legal_hosts: tuple[str, ...]  #: machines that may build it, empty for those that can
     roots: Path
+    cache: Path  #: shared by all roots of the name
+    conf: str  #: dnf.conf
+    releasever: str
     macros: Mapping[str, str]
     provides: frozenset[str]  #: BuildRequires to be taken as satisfied
     timeout: int  #: seconds for rpmbuild, 0 for no limit
@@ -61,34 +66,38 @@ def load(folder: Path, name: str) -> Chroot:
 
 
 def _execute(path: Path, folder: Path, options: Options) -> None:
-    def include(other: str) -> None:
-        _execute(folder / other, folder, options)
-
+    if not path.is_file():
+        raise Fault(Exit.CONFIG, f"Could not find required config file: {path}")
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Fault(Exit.CONFIG, f"Could not find required config file: {path}") from error
-    try:
-        exec(compile(text, str(path), "exec"), {"config_opts": options, "include": include, "os": os})
-    except Fault:
-        raise
+        execute(inline_includes(path, folder, {}), options, str(path))
+    except MockConfigError as error:
+        raise Fault(Exit.CONFIG, str(error)) from error
     except Exception as error:  # whatever a configuration raises is the configuration's fault
-        raise Fault(Exit.CONFIG, f"Error in configuration: {path}: {error}") from error
+        raise Fault(Exit.CONFIG, f"Config error: {path}: {error}") from error
 
 
 def _chroot(options: Options) -> Chroot:
     target = str(options.get("target_arch") or os.uname().machine)
+    roots, name = _roots(options.get("basedir")), str(options["root"])
     return Chroot(
-        name=str(options["root"]),
+        name=name,
         target=str(options.get("rpmbuild_arch") or target),
         legal_hosts=tuple(options.get("legal_host_arches") or ()),
-        roots=_roots(options.get("basedir")),
+        roots=roots,
+        cache=Path(options.get("cache_topdir") or roots.with_name(f"{roots.name}-cache")) / name,
+        conf=_expand(next((str(options[key]) for key in CONF_KEYS if options.get(key)), ""), options),
+        releasever=str(options.get("releasever") or ""),
         macros={name.lstrip("%"): str(value) for name, value in options["macros"].items()},
         provides=frozenset(options.get("standin_provides") or ()),
         timeout=int(options.get("rpmbuild_timeout") or 0),
         clean_on_success=bool(options.get("cleanup_on_success", True)),
         clean_on_failure=bool(options.get("cleanup_on_failure", True)),
     )
+
+
+def _expand(text: str, options: Options) -> str:
+    """A text with the options that it names put in: of Jinja, which mock has, `{{ name }}` alone."""
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(options.get(found[1], "")), text)
 
 
 def _roots(configured: Optional[str]) -> Path:

@@ -18,12 +18,13 @@ from pathlib import Path
 import attr
 
 from reimzul.core.errors import ProgramFailed, ReimzulError
+from reimzul.core.mock_config import SITE_DEFAULTS, MockConfigError, Renderer
 from reimzul.core.run import capture
 
 log = logging.getLogger(__name__)
 
 #: What mock wants beside a configuration.
-COMPANIONS = ("site-defaults.cfg", "logging.ini")
+COMPANIONS = (SITE_DEFAULTS, "logging.ini")
 
 
 class NoConfig(ReimzulError):
@@ -144,19 +145,15 @@ class Configs:
     def render(self, config: Path) -> Path:
         """Write the folder mock is to read (--configdir) and return it. Raises `NoConfig`."""
         folder = self.rendered / config.stem
+        renderer = Renderer(folder=self.folder, repohost=self.repohost)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = config.read_text(encoding="utf-8")
-            _write_changed(folder / "mock.cfg", self.expanded(text, config.stem))
-            for name in COMPANIONS:
-                _write_changed(folder / name, (self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            _write_changed(folder / "mock.cfg", renderer.render(config))
+            _write_changed(folder / SITE_DEFAULTS, renderer.render_defaults())
+            _write_changed(folder / "logging.ini", (self.folder / "logging.ini").read_text(encoding="utf-8"))
+        except (MockConfigError, OSError, UnicodeDecodeError) as error:
             raise NoConfig(f"{config.name} cannot be rendered: {error}") from error
         return folder
-
-    def expanded(self, text: str, stem: str) -> str:
-        """A configuration with the farm's own words put in: one root name for each configuration."""
-        return text.replace("http://repohost", self.repohost).replace("TARGETNAME", f"reimzul-{stem}")
 
 
 def retargeted(target: str, request_arch: str, arch: str) -> str:

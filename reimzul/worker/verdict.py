@@ -126,6 +126,8 @@ def _judge(code: int, results: Path) -> Verdict:
         return _judge_packages(sorted(path.name for path in results.glob("*.rpm")))
     if code == 1:
         return _judge_one(results)
+    if code == 3:
+        return Verdict(Fault.BUILDER, _wrong_configuration(results))
     if code == 10:
         return Verdict(Fault.PACKAGE, _step(results) or "the package does not build")
     if code == 11:
@@ -213,6 +215,12 @@ def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith("# ") and line != "ERROR: Command failed:"]
     return (telling or lines or [""])[-1][:300]
+
+
+def _wrong_configuration(results: Path) -> str:
+    """What mock says of a configuration that it cannot use: its last line of that kind."""
+    said = [line for line in _text(results / "stderr").splitlines() if line.startswith("ERROR: ")][-1:]
+    return ": ".join([HOST[3], *(line.partition(": ")[2].strip() for line in said)])
 
 
 def _judge_thirty(results: Path) -> Verdict:

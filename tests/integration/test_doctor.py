@@ -341,6 +341,77 @@ def test_configurations_that_are_missing_or_closed_fail(tmp_path: Path, checkout
     assert found.level == FAIL and "git clone" in found.remedy
 
 
+MACHINE = os.uname().machine
+HEAD = "config_opts['root'] = 'TARGETNAME'\n"
+
+
+def conf(*folders: str, more: str = "") -> str:
+    """A configuration that reads these folders of the store."""
+    ours = "".join(f"[{name}]\nbaseurl=http://repohost/repo/{name}/\n" for name in folders)
+    return f'{HEAD}config_opts[\'dnf.conf\'] = """[main]\nmetadata_expire=2d\n{ours}"""\n{more}'
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "words"),
+    [
+        ({f"c9.{MACHINE}.cfg": conf(f"c9.{MACHINE}")}, OK, "mock can read all 1, and asks the store at every build"),
+        ({f"c9.{MACHINE}.cfg": "include('templates/x.tpl')\n"}, FAIL, "Could not find included config file: "),
+        ({f"c9.{MACHINE}.cfg": f"{HEAD}x = (\n"}, FAIL, f"Config error: c9.{MACHINE}.cfg: "),
+        ({f"c9.{MACHINE}.cfg": f"{HEAD}x = y\n"}, FAIL, f"c9.{MACHINE}.cfg: Config error: NameError: name 'y'"),
+        ({f"c9.{MACHINE}.cfg": "x = 1\n"}, FAIL, "option config_opts['root'] must be present"),
+        ({"site-defaults.cfg": "x = (\n"}, FAIL, "Config error: site-defaults.cfg: "),
+        (
+            {"c9.x86_64.cfg": conf("c9.x86_64"), "c9.i386.cfg": conf("c9.i386")},
+            WARN,
+            "c9.i386.cfg reads repo/c9.i386/, but its packages are published in repo/c9.x86_64/",
+        ),
+        ({"c9.x86_64.cfg": conf("c9.x86_64"), "c9.i386.cfg": conf("c9.x86_64", "c9.i386")}, OK, "mock can read all 2"),
+        ({f"c9.{MACHINE}.cfg": conf("c9")}, WARN, f"c9.{MACHINE}.cfg reads repo/c9/, where nothing is ever published"),
+        ({f"c9.{MACHINE}.cfg": conf("c9.i386")}, WARN, "where nothing is ever published: there is no c9.i386.cfg"),
+        ({f"c9.{MACHINE}.cfg": conf("c9.$basearch", "other.x86_64")}, OK, "mock can read all 1"),
+    ],
+)
+def test_each_targets_configuration_is_rendered_and_run(
+    tmp_path: Path, checkout: Path, files: Mapping[str, str], level: str, words: str
+) -> None:
+    (checkout / "mock" / f"c9.{MACHINE}.cfg").write_text(HEAD)
+    for name, text in files.items():
+        (checkout / "mock" / name).write_text(text)
+    found = configs(tmp_path, checkout)["configs.rendered"]
+    assert (found.level, words in found.words) == (level, True), found
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "level", "words"),
+    [
+        (".config/mock.cfg", "config_opts['dnf.conf'] += '[x]'\n", WARN, "and it names dnf.conf"),
+        (".mock/user.cfg", "config_opts['yum.conf'] = ''\n", WARN, "and it names yum.conf"),
+        (
+            ".config/mock.cfg",
+            "config_opts['dnf.conf'] = config_opts['dnf.conf'].replace('metadata_expire=0', 'metadata_expire=6h')\n",
+            FAIL,
+            f"dnf would believe old metadata of the farm's repositories: c9.{MACHINE}.cfg: [c9.{MACHINE}]",
+        ),
+        (".config/mock.cfg", "config_opts['rpmbuild_timeout'] = 5\n", OK, "mock can read all 1"),
+        (".config/mock/mock.cfg", "# mine\n", FAIL, "in the place of every target's configuration"),
+        (".mock/user.cfg", "x = (\n", FAIL, "SyntaxError"),
+    ],
+)
+def test_what_mock_reads_of_the_user_is_looked_at(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, level: str, words: str
+) -> None:
+    (checkout / "mock" / f"c9.{MACHINE}.cfg").write_text(conf(f"c9.{MACHINE}"))
+    path = tmp_path / "home" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    whom = patient(tmp_path, {"worker": {"mock_configs": checkout}}, "builder")
+    entry = list(pwd.getpwnam(whom.user))
+    entry[5] = str(tmp_path / "home")
+    monkeypatch.setattr(host.Host, "entry", property(lambda self: pwd.struct_passwd(entry)))
+    found = look(builder, whom)["configs.rendered"]
+    assert (found.level, words in found.words) == (level, True), found
+
+
 @ROOT_ALONE
 def test_configurations_have_to_be_the_users_who_pulls_them(tmp_path: Path, checkout: Path) -> None:
     found = configs(tmp_path, checkout, user="nobody")["configs"]

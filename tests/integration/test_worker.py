@@ -215,6 +215,37 @@ def test_what_nobody_can_build_fails_with_a_log(
     until(lambda: settled(broker), 5, "the job is deleted")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("include('templates/gone.tpl')\n", "c9.x86_64.cfg: Could not find included config file: "),
+        ("x = 1\nconfig_opts['root' = 'x'\n", "(line 2): config_opts['root' = 'x'"),
+    ],
+)
+def test_a_configuration_that_mock_could_not_read_is_told_as_mock_tells_it(
+    host: Host, broker: Broker, ears: Ears, text: str, reason: str
+) -> None:
+    (host.configs / "c9.x86_64.cfg").write_text(text)
+    host.start(tries=1)
+    put(broker, request(legs=("x86_64",)))
+    (event,) = ears.wait(1, "Failed")
+    assert reason in event["reason"]
+    assert not host.mock.builds()
+
+
+def test_the_published_configuration_has_what_it_includes(host: Host, broker: Broker, ears: Ears) -> None:
+    (host.configs / "templates").mkdir()
+    (host.configs / "templates" / "x.tpl").write_text("config_opts['x'] = 'http://repohost/repo/'\n")
+    (host.configs / "c9.x86_64.cfg").write_text("include('templates/x.tpl')\nconfig_opts['root'] = 'TARGETNAME'\n")
+    host.start()
+    wanted = request(legs=("x86_64",))
+    put(broker, wanted)
+    ears.wait(1, "Success")
+    text = (host.spool()[f"{wanted.build_id}.x86_64"] / "mock.cfg").read_text()
+    assert text.startswith(f"config_opts['x'] = 'http://127.0.0.1:{host.http_port}/bstore/repo/'")
+    assert "include(" not in text
+
+
 def test_an_old_clients_request_is_completed(host: Host, broker: Broker, ears: Ears) -> None:
     old = {"srpm": "hello-1.0-1.src.rpm", "arch": "x86_64", "target": "c9.x86_64", "disttag": ".el9"}
     host.start()

@@ -117,7 +117,7 @@ def test_a_text_that_changed_is_written(configs: Configs) -> None:
     path = rendered(configs) / "mock.cfg"
     (configs.folder / "c7.1708.u.x86_64.cfg").write_text("# new\n")
     rendered(configs)
-    assert path.read_text() == "# new\n"
+    assert path.read_text().startswith("# new\n")
     assert path.stat().st_mode & 0o777 == 0o644
 
 

@@ -412,3 +412,22 @@ def test_a_log_of_any_shape_is_judged_in_time(tmp_path: Path, text: str, code: i
     began_at = time.monotonic()
     judge(code, tmp_path)
     assert time.monotonic() - began_at < 15
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "INFO: mock.py version 6.7 starting\nERROR: Config error: /x/mock.cfg: name 'y' is not defined\n",
+            "mock's configuration is missing or wrong: Config error: /x/mock.cfg: name 'y' is not defined",
+        ),
+        (
+            "ERROR: Could not find required config file: /x/mock.cfg\nERROR: Non-existing Mock config 'mock'\n",
+            "mock's configuration is missing or wrong: Non-existing Mock config 'mock'",
+        ),
+        ("", "mock's configuration is missing or wrong"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_told_in_mocks_words(tmp_path: Path, said: str, reason: str) -> None:
+    (tmp_path / "stderr").write_text(said)
+    assert judge(3, tmp_path) == Verdict(Fault.BUILDER, reason)

@@ -13,6 +13,7 @@ from reimzul.core.mark import drained
 from reimzul.operator.doctor.access import READ, in_group, may
 from reimzul.operator.doctor.check import Check, Result, fail, ok, warn, worst
 from reimzul.operator.doctor.host import BUILDER, Host
+from reimzul.operator.doctor.mock_configs import look_at_configurations
 from reimzul.operator.doctor.queue import connect
 
 #: What has to lie beside mock's configurations.
@@ -30,6 +31,7 @@ def checks(host: Host) -> list[Check]:
     found = [
         Check(name="mock", look=lambda: _mock(host)),
         Check(name="configs", look=lambda: _configs(host)),
+        Check(name="configs.rendered", look=lambda: look_at_configurations(host), needs=("configs",)),
         Check(name="configs.remote", look=lambda: _remote(host), needs=("configs",)),
         Check(name="drained", look=lambda: _drained(host), needs=("link.beanstalkd",)),
     ]
