@@ -125,6 +125,9 @@ BUILD_LOG = (
 #: Of a file by which a build finds out what there is (distutils, numpy, autoconf): that it fails is an answer.
 PROBE = re.compile(r"(?:^|[\s/])(?:_configtest|conftest)\.(?:c|cc|cpp|cxx|f|f90|o):")
 
+#: What rpmbuild prints on stdout before it reads the spec: it may stand between the `error:` and the words that
+#: rpmbuild prints on stderr.
+TARGET_LINE = r"Building (?:target platforms:|for target) [^\n]*"
 #: How dnf 4, dnf5, yum, zypper and microdnf say that nobody provides something; the one group that matches names it.
 UNPROVIDED = (
     r"No matching package to install: '([^'\n]+)'"

@@ -18,7 +18,7 @@ from typing import Callable, Optional
 
 import attr
 
-from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, CAUSE, PROBE, ROOT_LOG, ROOT_WORDS, Rule
+from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, CAUSE, PROBE, ROOT_LOG, ROOT_WORDS, TARGET_LINE, Rule
 
 #: The most characters that are given back, and of one line.
 LIMIT, LINE_LIMIT = 4_000, 400
@@ -34,8 +34,12 @@ _RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+
 _GOES_ON = ("0", "11")
 #: A command that a script is about to run, as `sh -x` prints it: no error, whatever it holds.
 _ECHO = re.compile(r"\++ \S")
-#: `error:` alone on its line; its words are on the next.
-_BARE = re.compile(r"(?:(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?)?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):\s*$")
+#: `error:` alone on its line, or with what rpmbuild printed on stdout meanwhile; its words are on a later line.
+_BARE = re.compile(
+    r"((?:(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?)?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):)\s*"
+    rf"(?:{TARGET_LINE})?$"
+)
+_STDOUT_LINE = re.compile(rf"\s*(?:{TARGET_LINE})?$")
 #: The head of an error whose words come later, and how the line with the words begins.
 _HEAD = re.compile(r"Traceback \(most recent call last\):|File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$")
 _HEADED = re.compile(r"(?:Error: |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)")
@@ -119,13 +123,14 @@ def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, 
             at = block.find(word, end)
     for begin, end in sorted(lines.items()):
         line = _text(block[begin : min(end, begin + LONGEST_LINE)])
-        yield begin, f"{line.rstrip()} {_next_line(block, end)}" if _BARE.match(line) else line
+        bare = _BARE.match(line)
+        yield begin, f"{bare.group(1)} {_next_line(block, end)}" if bare else line
 
 
 def _next_line(block: bytes, end: int) -> str:
     """The first line after one that says something, without what a log's format adds: the words of a bare `error:`."""
     following = _lines(block[end + 1 : end + 1 + LONGEST_LINE])
-    return next((line.strip() for line in following if line.strip()), "")
+    return next((line.strip() for line in following if not _STDOUT_LINE.match(line)), "")
 
 
 def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:

@@ -19,7 +19,7 @@ import attr
 
 from reimzul.core import fields
 from reimzul.core.mockcodes import HOST
-from reimzul.worker.errorrules import CONFLICTING, UNPROVIDED, UNRESOLVED_HEAD
+from reimzul.worker.errorrules import CONFLICTING, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD
 from reimzul.worker.repofaults import LINE_LIMIT, RepoFailure, last_call, read_failures
 
 
@@ -49,6 +49,9 @@ _UNRESOLVED = re.compile(UNRESOLVED_HEAD, re.MULTILINE)
 _PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?", re.MULTILINE)
 #: rpm's own complaint, at a line's beginning; an `error:` may stand alone, with its words on the next line.
 _RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILINE)
+_TARGET_LINES = re.compile(rf"{TARGET_LINE}\n")
+#: mock's own errors on stderr.
+_ERROR_LINE = re.compile(r"^ERROR: (?!Exception\()([^\n]*\S)", re.MULTILINE)
 #: How the logs have the call of rpmbuild that makes the source rpm anew; the program is a setting of mock's.
 _SOURCE_CALL = re.compile(r"Executing command: [^\n]*?[ ']-bs[ ']")
 #: What mock, or an old rpm, says of a spec or a source without `error:`.
@@ -129,7 +132,7 @@ def _judge(code: int, results: Path) -> Verdict:
     if code == 3:
         return Verdict(Fault.BUILDER, _wrong_configuration(results))
     if code == 10:
-        return Verdict(Fault.PACKAGE, _step(results) or "the package does not build")
+        return _judge_ten(results)
     if code == 11:
         return Verdict(Fault.PACKAGE, "it took longer than a build may (build_timeout)")
     if code == 30:
@@ -180,6 +183,14 @@ def _judge_one(results: Path) -> Verdict:
     return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_line(said) or 'it said nothing'}")
 
 
+def _judge_ten(results: Path) -> Verdict:
+    """%generate_buildrequires failed, or mock has no program that installs BuildRequires."""
+    if began(results):
+        return Verdict(Fault.PACKAGE, _step(results) or "the package does not build")
+    errors = _ERROR_LINE.findall(_text(results / "stderr"))
+    return Verdict(Fault.BUILDER, f"mock did not come to build it: {errors[-1][:300] if errors else 'it said nothing'}")
+
+
 def _in_setup(results: Path) -> bool:
     """Whether mock had begun to look at the package: the buildroot was there."""
     return "Start: build setup for" in _log(results, "state.log")
@@ -207,7 +218,7 @@ def _source_rebuild(log: str) -> str:
     calls = [number for number, line in enumerate(lines) if _SOURCE_CALL.match(line)]
     lines = lines[calls[-1] + 1 :] if calls else []
     ends = [number for number, line in enumerate(lines) if line.startswith("Child return code was")]
-    return "\n".join(lines[: ends[0]] if ends else lines)
+    return _TARGET_LINES.sub("", "".join(f"{line}\n" for line in (lines[: ends[0]] if ends else lines)))
 
 
 def _last_line(text: str) -> str:

@@ -98,6 +98,9 @@ SAID_LINES = {
     "+ echo error: no\n+ false\na.c:1:2: error: no such thing": "a.c:1:2: error: no such thing",
     "+ echo 'a.c:1:2: error: x'\ncp: cannot stat 'x': No such file": "cp: cannot stat 'x': No such file",
     "error:\n   this target has no macro": "error: this target has no macro",
+    "error: Building target platforms: x86_64\nBuilding for target x86_64\nline 9: Unclosed %if": (
+        "error: line 9: Unclosed %if"
+    ),
     "error: \n\nthis target has no macro\nmake: *** [all] Error 1": "error: this target has no macro",
     "tool: error:\n  no such file\nerror: later": "error: later",
     'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    g()\nValueError: no': "ValueError: no",

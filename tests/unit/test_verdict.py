@@ -86,7 +86,7 @@ def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: i
 
 
 @pytest.mark.parametrize(
-    ("code", "fault"), [(0, Fault.BUILDER), (1, Fault.BUILDER), (10, Fault.PACKAGE), (11, Fault.PACKAGE)]
+    ("code", "fault"), [(0, Fault.BUILDER), (1, Fault.BUILDER), (10, Fault.BUILDER), (11, Fault.PACKAGE)]
 )
 def test_no_logs_at_all_are_judged_too(tmp_path: Path, code: int, fault: Fault) -> None:
     verdict = judge(code, tmp_path / "none")
@@ -289,6 +289,7 @@ def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) ->
         ("error:\n    this target has no macro", "this target has no macro"),
         ("error: \nline 3: Unknown tag: x", "line 3: Unknown tag: x"),
         ("warning: x\nerror: Failed build dependencies: a", "Failed build dependencies: a"),
+        ("error: Building target platforms: x86_64\nBuilding for target x86_64\nline 9: Unclosed %if", "line 9: Uncl"),
     ],
 )
 def test_rpms_own_error_in_build_setup_is_the_packages(tmp_path: Path, log: str, said: str, words: str) -> None:
@@ -331,6 +332,16 @@ def test_all_that_nobody_provides_is_named_once(tmp_path: Path) -> None:
         "nothing provides c-libs >= 2 needed by d-1-1.x86_64\nNo matching package to install: 'b-devel'\n"
     )
     assert judge(30, tmp_path).reason == "BuildRequires that nobody provides: a-devel, b-devel, c-libs >= 2"
+
+
+def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    (tmp_path / "stderr").write_text(
+        "ERROR: Exception(/x/a-1-1.src.rpm) Config(c9s) 0 minutes 9 seconds\nINFO: Results and/or logs in: /x\n"
+        "ERROR: builddep command missing.\nPlease install package dnf-plugins-core.\n"
+    )
+    reason = "mock did not come to build it: builddep command missing."
+    assert judge(10, tmp_path) == Verdict(Fault.BUILDER, reason)
 
 
 @pytest.mark.parametrize("log", ["build.log", "root.log", "stderr"])
