@@ -16,12 +16,16 @@ _PROGRAM = """#!{python}
 import json, os, shutil, sys, time
 home = {home!r}
 argv = sys.argv[1:]
-with open(home + "/calls", "a") as calls:
-    calls.write(json.dumps(argv) + "\\n")
+if "--print-root-path" not in argv:
+    with open(home + "/calls", "a") as calls:
+        calls.write(json.dumps(argv) + "\\n")
 given = dict(word.lstrip("-").split("=", 1) for word in argv if word.startswith("--") and "=" in word)
 if "--clean" in argv or "--orphanskill" in argv:
     sys.exit(0)
 name = os.path.basename(given["configdir"])
+if "--print-root-path" in argv:
+    print(home + "/roots/reimzul-" + name + "/root/")
+    sys.exit(0)
 with open(home + "/plans.json") as plans:
     plan = json.load(plans).get(name) or {{}}
 results = given["resultdir"]
@@ -88,7 +92,7 @@ class ScriptedMock:
         (self.home / flag).touch()
 
     def calls(self) -> list[list[str]]:
-        """Every argument list it was called with."""
+        """Every argument list it was called with; not the questions after a root's path."""
         path = self.home / "calls"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -318,7 +318,16 @@ class Worker:
         seconds, "14400", "Seconds without a change of any log or result before a build is ended; 0: any time."
     )
     mock_roots: Path = setting(
-        path, "/var/lib/mock", "Where mock has its roots; only looked at for the disk they are on."
+        path,
+        "/var/lib/mock",
+        "Where mock has its roots. The disk they are on is looked at, and roots that nobody builds in any more are\n"
+        "removed; what is known of them lies in .reimzul/ there, for all workers that share the roots.",
+    )
+    root_days: int = setting(
+        days,
+        "30",
+        "Days after which a bootstrap root of mock's is made anew although it is used, and after which the roots and\n"
+        "caches of a target that was not built are removed; 0: never.",
     )
     min_free_mib: int = setting(
         whole(0, 1 << 40), "4096", "MiB that have to be free under results and mock_roots before a job is taken."

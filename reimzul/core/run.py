@@ -145,6 +145,7 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     heed: Callable[[], None] | None = None,
+    begun: Callable[[int], None] | None = None,
     every: float = 0.25,
     grace: float = GRACE,
     inherit: Sequence[int] = (),
@@ -153,7 +154,8 @@ def run(
     """Run a program to its end and return its exit status as `subprocess` gives it (negative: a signal).
 
     Its stdout is appended to `output`, its stderr to `errors` (both to `output` where only that is given).
-    `heed` is called every `every` seconds; what it raises ends the program and is raised on. Raises `TimedOut`
+    `begun` is called with the program's process number, and `heed` every `every` seconds; what they raise ends the
+    program and is raised on. Raises `TimedOut`
     after `timeout` seconds, `Hung` when it used no processor for `idle` seconds, and `ProgramMissing`.
     """
     started = time.monotonic()
@@ -163,6 +165,8 @@ def run(
         process = stack.enter_context(
             spawn(argv, output=out, errors=err, cwd=cwd, env=env, grace=grace, inherit=inherit)
         )
+        if begun is not None:
+            begun(process.pid)
         work = Work(process.pid)
         while not ended(process, every):
             if idle is not None and work.rested() > idle:

@@ -85,6 +85,7 @@ class Farm:
         self.configs = MockConfigs(self.layout.mock_configs, self.layout.store)
         self.machine = os.uname().machine
         self._open = contextlib.ExitStack()
+        self._roots: Path | None = None  #: of the stand-in for mock
         self._plan: Plan | None = None
         self._keys: Keys | None = None
         self._supervisor: Supervisor | None = None
@@ -147,7 +148,7 @@ class Farm:
     def _prepare(self) -> None:
         self._open.enter_context(_held(self.layout.state))
         stands_in = (self.mock or default_mock()) == own(STANDIN)
-        roots = self._open.enter_context(_roots(self.layout.state)) if stands_in else None
+        self._roots = roots = self._open.enter_context(_roots(self.layout.state)) if stands_in else None
         ports = claim_ports()
         self._open.callback(ports.close)
         self._plan = Plan(self.layout, self.hosts, ports)
@@ -181,6 +182,8 @@ class Farm:
     def _more_settings(self, host: str) -> dict[str, dict[str, str]]:
         """What this farm wants to have set on a host."""
         more = {section: dict(settings) for section, settings in self.settings.get(host, {}).items()}
+        if self._roots is not None:
+            more.setdefault("worker", {}).setdefault("mock_roots", str(self._roots))
         if self.targets:
             more.setdefault("farm", {}).setdefault("canary_target", self.targets[0])
         return more

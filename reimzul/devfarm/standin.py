@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import platform
 import shlex
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Optional
@@ -21,12 +23,13 @@ from typing import Optional
 import attr
 
 from reimzul.core.errors import ReimzulError
+from reimzul.devfarm.standin_bootstrap import Bootstrap, bootstrap_of
 from reimzul.devfarm.standin_build import Build, check_source
 from reimzul.devfarm.standin_config import Chroot, load
 from reimzul.devfarm.standin_faults import Exit, Fault, Signalled
 from reimzul.devfarm.standin_host import way_to
 from reimzul.devfarm.standin_logs import VERSION, Logs
-from reimzul.devfarm.standin_root import root_of
+from reimzul.devfarm.standin_root import Root, root_of
 
 _DESCRIPTION = """\
 A stand-in for mock, NOT mock itself: the host's own rpmbuild in a private folder, with mock's options, files and
@@ -54,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     add("--rebuild", action="store_true", help="build the source rpms named (the default)")
     add("--clean", action="store_true", help="remove the root")
     add("--orphanskill", action="store_true", help="kill what still runs in the root")
+    add("--scrub", action="append", default=[], choices=("cache",), help="remove the caches of the root's name")
+    add("-p", "--print-root-path", dest="path", action="store_true", help="print the root's path")
     add("--version", action="version", version=f"{VERSION} (reimzul's stand-in for mock)")
     add("-r", "--root", default="default", metavar="NAME", help="configuration to use, NAME.cfg")
     add("--configdir", type=Path, default=Path("/etc/mock"), metavar="FOLDER", help="where configurations lie")
@@ -63,9 +68,11 @@ def parser() -> argparse.ArgumentParser:
     add("-D", "--define", action="append", default=[], metavar="'NAME VALUE'", help="an rpm macro")
     add("--cleanup-after", dest="cleanup", action="store_true", default=None, help="remove the root after the build")
     add("-N", "--no-cleanup-after", dest="cleanup", action="store_false", help="leave it")
+    add("--bootstrap-chroot", dest="bootstrap", action="store_true", default=None, help="have a bootstrap root")
+    add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", help="have none")
     for ignored in ("--isolation", "--enable-plugin", "--disable-plugin"):
         add(ignored, action="append", default=[], help=argparse.SUPPRESS)
-    for ignored in ("--no-bootstrap-chroot", "--verbose", "--quiet", "--no-clean"):
+    for ignored in ("--verbose", "--quiet", "--no-clean"):
         add(ignored, action="store_true", help=argparse.SUPPRESS)
     return options
 
@@ -88,6 +95,8 @@ def configured(given: argparse.Namespace) -> Chroot:
     chroot = attr.evolve(chroot, macros={**chroot.macros, **macros})
     if given.rpmbuild_timeout is not None:
         chroot = attr.evolve(chroot, timeout=given.rpmbuild_timeout)
+    if given.bootstrap is not None:
+        chroot = attr.evolve(chroot, bootstrap=given.bootstrap)
     if given.cleanup is not None:
         chroot = attr.evolve(chroot, clean_on_success=given.cleanup, clean_on_failure=given.cleanup)
     return chroot
@@ -97,12 +106,9 @@ def perform(given: argparse.Namespace, logs: Logs) -> None:
     """What the command line asks for. Raises `Fault` where it cannot be had."""
     chroot = configured(given)
     root = root_of(chroot.roots, chroot.name, given.uniqueext)
-    if given.orphanskill:
-        return root.end_processes(logs)
-    if given.clean:
-        with root.held():
-            root.end_processes(logs)
-            return root.remove()
+    bootstrap = bootstrap_of(chroot, given.uniqueext)
+    if maintain(given, chroot, root, bootstrap, logs):
+        return
     if not given.srpms:
         raise Fault(Exit.SETUP, "No package specified to rebuild command.")
     way = way_to(chroot.target, chroot.legal_hosts)
@@ -111,11 +117,30 @@ def perform(given: argparse.Namespace, logs: Logs) -> None:
     logs.state.info("Start: run")
     for srpm in given.srpms:
         check_source(srpm)
-    with root.held():
+    with root.held(), bootstrap.held() if bootstrap else nullcontext():
         logs.open((given.resultdir or root.path.with_name(f"{root.path.name}-result")).absolute())
         for srpm in given.srpms:
-            rebuild(Build(srpm=srpm, chroot=chroot, way=way, root=root, logs=logs))
+            rebuild(Build(srpm=srpm, chroot=chroot, way=way, root=root, bootstrap=bootstrap, logs=logs))
     logs.state.info("Finish: run")
+
+
+def maintain(
+    given: argparse.Namespace, chroot: Chroot, root: Root, bootstrap: Optional[Bootstrap], logs: Logs
+) -> bool:
+    """Do to the root what the command line asks for beside a build; whether it asks for any of it."""
+    if given.path:
+        print(f"{root.path}/root/")
+    elif given.orphanskill:
+        root.end_processes(logs)
+        if bootstrap is not None:
+            bootstrap.end_processes(logs)
+    elif given.scrub:
+        shutil.rmtree(chroot.cache, ignore_errors=True)
+    elif given.clean:
+        with root.held():
+            root.end_processes(logs)
+            root.remove()
+    return bool(given.path or given.orphanskill or given.scrub or given.clean)
 
 
 def rebuild(build: Build) -> None:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 import attr
 
@@ -16,6 +17,7 @@ from reimzul.core.errors import InputError, TimedOut
 from reimzul.core.header import read_header
 from reimzul.core.run import run
 from reimzul.devfarm import standin_host as host
+from reimzul.devfarm.standin_bootstrap import Bootstrap
 from reimzul.devfarm.standin_config import Chroot
 from reimzul.devfarm.standin_faults import Exit, Fault
 from reimzul.devfarm.standin_logs import EXPLANATION, TITLE, Logs
@@ -36,13 +38,16 @@ class Build:
     chroot: Chroot
     way: host.Way
     root: Root
+    bootstrap: Optional[Bootstrap]
     logs: Logs
     installed: dict[str, Package] = attr.field(factory=dict)  #: from repositories, by name
 
     def run(self) -> None:
         """The whole way. Raises `Fault` with mock's exit code for where it ended."""
         self.announce()
-        with self.logs.phase("chroot init"):
+        if self.bootstrap is not None:
+            self.bootstrap.prepare(self.logs)
+        with self.logs.step("chroot init"):
             self.prepare()
         with self.logs.phase(f"build phase for {self.srpm.name}"):
             with self.logs.phase(f"build setup for {self.srpm.name}"):
@@ -62,7 +67,9 @@ class Build:
 
     def prepare(self) -> None:
         """An empty root, and a note of the machine it is on."""
-        with self.logs.phase("installing minimal buildroot with the host's own packages"):
+        with self.logs.step("installing minimal buildroot with the host's own packages"):
+            if self.bootstrap is not None:
+                self.bootstrap.check()
             self.root.end_processes(self.logs)
             self.root.make(self.chroot.macros, self.way.rpmrc)
             host.wrap_programs(self.root.programs, self.way.wrapped)

@@ -48,6 +48,9 @@ class Chroot:
     timeout: int  #: seconds for rpmbuild, 0 for no limit
     clean_on_success: bool
     clean_on_failure: bool
+    bootstrap: bool
+    package_manager: str
+    bootstrap_seconds: float  #: how long it takes to make a bootstrap root
 
 
 def load(folder: Path, name: str) -> Chroot:
@@ -92,6 +95,9 @@ def _chroot(options: Options) -> Chroot:
         timeout=int(options.get("rpmbuild_timeout") or 0),
         clean_on_success=bool(options.get("cleanup_on_success", True)),
         clean_on_failure=bool(options.get("cleanup_on_failure", True)),
+        bootstrap=bool(options.get("use_bootstrap", True)),
+        package_manager=str(options.get("package_manager") or "dnf"),
+        bootstrap_seconds=float(options.get("standin_bootstrap_seconds") or 0),
     )
 
 

@@ -60,6 +60,14 @@ class Logs:
         finally:
             self.state.info("Finish: %s", name)
 
+    @contextlib.contextmanager
+    def step(self, name: str, *, bootstrap: bool = False) -> Iterator[None]:
+        """The same of a step that mock does not call finished where it failed."""
+        where = "(bootstrap)" if bootstrap else ""
+        self.state.info("Start%s: %s", where, name)
+        yield
+        self.state.info("Finish%s: %s", where, name)
+
 
 def _logger(on_stderr: str) -> logging.Logger:
     # Not registered with `logging`: a run's logs are its own, also where tests make several in one process.

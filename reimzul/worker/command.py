@@ -24,9 +24,11 @@ from reimzul.worker.configs import Configs
 from reimzul.worker.daemon import Worker
 from reimzul.worker.fitness import Fitness, Limits
 from reimzul.worker.live import Live
+from reimzul.worker.roots import Roots
 from reimzul.worker.ship import Shipper
 from reimzul.worker.source import Incoming
-from reimzul.worker.voice import Self, Voice, own_instance
+from reimzul.worker.tidying import Tidying
+from reimzul.worker.voice import INSTANCE, Self, Voice, own_instance
 from reimzul.worker.workspace import Workspace
 
 EXAMPLES = """\b
@@ -44,16 +46,20 @@ def command(config: Path | None, verbose: bool) -> None:
     """Build what lies in the tube of this machine's arch, and of the arches it serves, one request at a time."""
     settings = start(config, verbose)
     check_bindings()  # said now, in one line, rather than at the first build
-    worker(settings).run()
+    workspace = Workspace(settings.worker.results)
+    workspace.make()
+    roots_here = roots(settings, workspace)
+    Service().doing("waiting for the slot of its roots")
+    with roots_here.owned(os.environ.get(INSTANCE, "")):
+        worker(settings, workspace, roots_here).run()
 
 
-def worker(settings: Settings) -> Worker:
+def worker(settings: Settings, workspace: Workspace, roots_here: Roots) -> Worker:
     """A worker as the settings say; what a killed one left on this host is cleaned up first."""
     known = read_arches(settings.farm.arches)
-    workspace = Workspace(settings.worker.results)
-    kit = tools(settings, workspace, known)
+    kit = tools(settings, roots_here, known)
     Service().doing("cleaning up, should a killed worker have left something")
-    workspace.prepare(kit.chroot.clean_left)
+    workspace.sweep(kit.chroot.clean_left)
     beanstalkd = settings.beanstalkd
     machine = settings.worker.machine or os.uname().machine
     return Worker(
@@ -65,6 +71,7 @@ def worker(settings: Settings) -> Worker:
         Fitness(limits(settings)),
         settings.worker.tries,
         voice(settings, known.watched_by(machine)),
+        Tidying(roots_here),
         Overflow(settings.farm.refused),
     )
 
@@ -91,8 +98,8 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-def tools(settings: Settings, workspace: Workspace, known: Arches) -> Tools:
-    """What a build needs of this host."""
+def roots(settings: Settings, workspace: Workspace) -> Roots:
+    """mock's roots on this host. Workers that share them share what is recorded of them, which lies beside them."""
     mine = settings.worker
     urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
     configs = Configs(
@@ -101,14 +108,23 @@ def tools(settings: Settings, workspace: Workspace, known: Arches) -> Tools:
         repohost=urls.base.rstrip("/"),
         pull_timeout=mine.pull_timeout,
     )
+    beside = mine.mock_roots if os.access(mine.mock_roots, os.W_OK | os.X_OK) else mine.results
+    return Roots(mine.mock, configs, beside / ".reimzul", mine.mock_roots, mine.root_days)
+
+
+def tools(settings: Settings, roots_here: Roots, known: Arches) -> Tools:
+    """What a build needs of this host."""
+    mine = settings.worker
+    urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
     return Tools(
         known=known,
         incoming=Incoming(settings.incoming.url),
         urls=urls,
-        configs=configs,
+        configs=roots_here.configs,
         chroot=Chroot(
             mock=mine.mock,
-            configs=configs,
+            configs=roots_here.configs,
+            roots=roots_here,
             build_timeout=mine.build_timeout,
             stall_timeout=mine.stall_timeout,
         ),

@@ -7,6 +7,7 @@ tries, for another builder; told to stop, it is given back.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ from reimzul.worker.firsterror import FirstError
 from reimzul.worker.fitness import Fitness
 from reimzul.worker.job import Attempt
 from reimzul.worker.source import SourceAway
+from reimzul.worker.tidying import Tidying
 from reimzul.worker.voice import Voice, idle_state
 from reimzul.worker.watch import Watch
 from reimzul.worker.workspace import Workspace
@@ -60,6 +62,7 @@ class Worker(Daemon[BuildRequest]):
         fitness: Fitness,
         tries: int,
         voice: Voice,
+        tidying: Tidying,
         overflow: Overflow | None = None,
     ) -> None:
         super().__init__(connect, [*tubes, arch_tube(host_tube(host))], host, overflow=overflow)
@@ -68,6 +71,7 @@ class Worker(Daemon[BuildRequest]):
         self.workspace = workspace
         self.tries = tries
         self.voice = voice
+        self.tidying = tidying
         self._drained: Mark | None = None
         self._own = self.tubes
         canary = arch_tube(canary_tube(host))
@@ -99,12 +103,20 @@ class Worker(Daemon[BuildRequest]):
         return (self._drained.drains if self._drained else "") or self.fitness.ill or super().waits_for()
 
     def idle(self, broker: Broker) -> None:
-        """Say that we are here."""
+        """Say that we are here, and remove a root that nobody builds in any more."""
         held = self._drained
         state = idle_state(
             quarantined=held is not None and held.quarantined, drained=held is not None, unfit=bool(self.fitness.ill)
         )
         self.voice.say(broker, state, held.drains if held else self.fitness.ill)
+        with contextlib.suppress(Stopping):
+            self.tidying.step(self._heed_stop)
+
+    def _heed_stop(self) -> None:
+        """Raise `Stopping` where this worker is to end; else it is alive, however long a removal takes."""
+        self.alive()
+        if self.stop.asked:
+            raise Stopping("told to stop")
 
     def handle(
         self, broker: Broker, claims: list[Claim[BuildRequest]]

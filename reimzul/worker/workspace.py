@@ -39,8 +39,8 @@ class Workspace:
         """Where mock's rendered configurations are."""
         return self.root / "configs"
 
-    def prepare(self, clean: Callable[[Path], None]) -> None:
-        """Make what has to be there, and sweep what killed workers left. Raises `ConfigError`."""
+    def make(self) -> None:
+        """Make the folders that have to be there. Raises `ConfigError`."""
         try:
             for folder in (self.builds, self.configs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,6 @@ class Workspace:
                 raise ConfigError(f"[worker] results: {self.builds} is not writable")
         except OSError as error:
             raise ConfigError(f"[worker] results: {self.root}: {(error.strerror or str(error)).lower()}") from error
-        self.sweep(clean)
 
     def sweep(self, clean: Callable[[Path], None]) -> None:
         """Remove the folders that no living worker owns; `clean` first cleans up the root of each leg in them."""

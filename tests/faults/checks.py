@@ -215,7 +215,7 @@ def _nothing_left(ground: Ground, before: Before) -> Iterator[str]:
         if keeper["group"] == "daemons" and len(found) != 1:
             yield f"{keeper['name']} has {len(found)} processes: {[alive[pid][1][:100] for pid in found]}"
     yield from (f"{path} is mounted" for path in mounts() - before.mounts)
-    yield from (f"root {path.name} is left" for path in (ground.home / "roots").iterdir())
+    yield from (f"root {path.name} is left" for path in (ground.home / "roots").glob("[!.]*"))
     for name in BUILDERS:
         folder = ground.farm.layout.results(name)
         yield from (f"{name} has {path.name} left" for path in (folder / "builds").iterdir())

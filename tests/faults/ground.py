@@ -155,7 +155,7 @@ class Ground:
             "pull_timeout": "10",
         }
         settings: dict[str, dict[str, dict[str, str]]] = {
-            name: {**refused, "worker": {**worker, "mock_roots": str(self.state / "farm" / name / "results")}}
+            name: {**refused, "worker": {**worker, "mock_roots": str(self.home / "roots")}}
             for name in BUILDERS
         }
         settings[BSTORE] = dict(refused)

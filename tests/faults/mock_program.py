@@ -16,7 +16,11 @@ import time
 
 def main(home: str, argv: list[str]) -> int:
     given = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
-    root = os.path.join(home, "roots", os.path.basename(given["configdir"]) + "-" + given["uniqueext"])
+    name = "reimzul-" + os.path.basename(given["configdir"])
+    if "--print-root-path" in argv:
+        print(os.path.join(home, "roots", name, "root", ""))
+        return 0
+    root = os.path.join(home, "roots", name + "-" + given["uniqueext"])
     if "--orphanskill" in argv:
         return orphanskill(root)
     if "--clean" in argv:
@@ -31,6 +35,7 @@ def make(home: str, root: str, build: str, arch: str, results: str) -> int:
         plan = json.load(plans)
     leg = plan["legs"][arch]
     tries = note(home, build, arch, "start")
+    shutil.rmtree(root, ignore_errors=True)  # what a mock that was killed has left
     os.makedirs(root)
     nowhere = subprocess.DEVNULL
     child = subprocess.Popen(["sleep", "600"], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)

@@ -34,6 +34,7 @@ class Mock:
     def __init__(self, folder: Path) -> None:
         self.config = folder / "config"
         self.roots = folder / "roots"
+        self.caches = folder / "roots-cache"
         self.results = folder / "results"
         self.srpms = folder / "srpms"
         self.config.mkdir()
@@ -119,7 +120,8 @@ def test_a_package_is_built_and_all_of_mocks_files_are_there(mock: Mock) -> None
     others = sorted(path.name for path in mock.results.glob("*.log"))
     assert others == ["build.log", "hw_info.log", "installed_pkgs.log", "root.log", "state.log"]
     assert not mock.root.path.exists()
-    assert not list(mock.roots.iterdir())
+    left = sorted(path.name for path in mock.roots.iterdir() if path.is_dir())
+    assert left == ["farm-bootstrap"]  # as with mock, --cleanup-after leaves it
 
 
 @X86
@@ -129,6 +131,10 @@ def test_state_log_has_mocks_order(mock: Mock) -> None:
 
     assert mock.phases() == [
         "Mock Version: 6.7 (reimzul's stand-in for mock)",
+        "Start(bootstrap): chroot init",
+        "Start(bootstrap): installing dnf tooling",
+        "Finish(bootstrap): installing dnf tooling",
+        "Finish(bootstrap): chroot init",
         "Start: chroot init",
         "Start: installing minimal buildroot with the host's own packages",
         "Finish: installing minimal buildroot with the host's own packages",
@@ -158,10 +164,10 @@ def test_it_says_that_it_is_a_stand_in(mock: Mock) -> None:
 def test_a_second_run_in_one_folder_doubles_the_logs(mock: Mock) -> None:
     source = mock.source("plain", srpms.noarch())
     mock.run(source)
-    once = mock.phases()
+    once = [phase for phase in mock.phases() if "installing dnf tooling" not in phase]
     mock.run(source)
 
-    assert mock.phases() == once * 2
+    assert [phase for phase in mock.phases() if "installing dnf tooling" not in phase] == once * 2
 
 
 @pytest.mark.parametrize("section", ["prep", "build", "install", "check", "files"])
@@ -499,3 +505,84 @@ def test_an_arch_this_machine_cannot_build_is_refused(mock: Mock, text: str) -> 
     mock.configure(text, arch="s390x")
 
     assert mock.run(mock.source("plain", srpms.noarch()))[0] == 6
+
+
+# --- bootstrap roots
+
+
+def bootstrap(mock: Mock, extension: str = "") -> Path:
+    return mock.roots / (f"farm-bootstrap-{extension}" if extension else "farm-bootstrap")
+
+
+def test_a_bootstrap_root_is_made_once_for_each_extension(mock: Mock) -> None:
+    source = mock.source("plain", srpms.noarch())
+    for extension in ("a", "a", "b"):
+        assert mock.run(source, f"--uniqueext={extension}")[0] == 0
+    assert mock.phases().count("Start(bootstrap): installing dnf tooling") == 2
+    assert mock.phases().count("Finish(bootstrap): chroot init") == 3
+    assert [bootstrap(mock, extension).is_dir() for extension in "ab"] == [True, True]
+
+
+@pytest.mark.parametrize("how", ["option", "configuration"])
+def test_a_bootstrap_root_may_be_unwanted(mock: Mock, how: str) -> None:
+    if how == "configuration":
+        mock.configure("config_opts['use_bootstrap'] = False\n")
+    words = ["--no-bootstrap-chroot"] if how == "option" else []
+    assert mock.run(*words, mock.source("plain", srpms.noarch()))[0] == 0
+    assert not bootstrap(mock).exists()
+
+
+@pytest.mark.parametrize("harm", ["rpmdb", "package manager"])
+def test_a_bootstrap_root_is_neither_updated_nor_repaired(mock: Mock, harm: str) -> None:
+    source = mock.source("plain", srpms.noarch())
+    assert mock.run(source)[0] == 0
+    if harm == "rpmdb":
+        (bootstrap(mock) / "root" / "var" / "lib" / "rpm" / "rpmdb.sqlite").write_text("noise")
+    else:
+        mock.configure("config_opts['package_manager'] = 'dnf5'\n")
+    for _ in range(2):
+        assert mock.run(source)[0] == 30
+    assert not any("build setup" in phase for phase in mock.phases()[-4:])
+    assert finish(mock.start("--clean")) == 0
+    assert bootstrap(mock).exists(), "--clean removes the main root alone"
+
+
+def test_one_bootstrap_root_is_removed_by_its_own_name(mock: Mock) -> None:
+    source = mock.source("plain", srpms.noarch())
+    for extension in ("a", "b"):
+        assert mock.run(source, f"--uniqueext={extension}")[0] == 0
+    mock.configure(root="farm-bootstrap")
+    assert finish(mock.start("--clean", "--no-bootstrap-chroot", "--uniqueext=a")) == 0
+    assert [bootstrap(mock, extension).exists() for extension in "ab"] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["farm", "farm-bootstrap"])
+def test_either_root_in_use_ends_with_60(mock: Mock, name: str) -> None:
+    source = mock.source("plain", srpms.noarch())
+    assert mock.run(source)[0] == 0
+    with Root(mock.roots / name).held():
+        assert mock.run(source)[0] == 60
+    assert mock.run(source)[0] == 0
+
+
+@pytest.mark.parametrize(("words", "lives"), [((), False), (("--no-bootstrap-chroot",), True)])
+def test_orphanskill_looks_into_the_bootstrap_root_where_there_is_one(
+    mock: Mock, words: tuple[str, ...], lives: bool
+) -> None:
+    assert mock.run(mock.source("plain", srpms.noarch()))[0] == 0
+    with subprocess.Popen(["sleep", "60"], env={"REIMZUL_STANDIN_ROOT": str(bootstrap(mock))}) as dnf:
+        assert finish(mock.start("--orphanskill", *words)) == 0
+        assert (dnf.poll() is None) is lives
+        dnf.kill()
+
+
+def test_caches_of_one_name_are_removed_by_scrub(mock: Mock) -> None:
+    for name in ("farm", "farm-bootstrap", "other"):
+        (mock.caches / name).mkdir(parents=True)
+    assert finish(mock.start("--scrub=cache")) == 0
+    assert sorted(path.name for path in (mock.caches).iterdir()) == ["farm-bootstrap", "other"]
+
+
+def test_it_says_where_its_root_is(mock: Mock) -> None:
+    said, _ = mock.start("--print-root-path", "--uniqueext=a").communicate(timeout=30)
+    assert said == f"{mock.roots}/farm-a/root/\n"

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,38 @@ def test_mock_is_called_as_the_original_called_it(host: Host, broker: Broker, ea
     assert "http://repohost" not in rendered.read_text()
     assert f"http://127.0.0.1:{host.http_port}/bstore/repo/" in rendered.read_text()
     assert "'reimzul-c9.x86_64'" in rendered.read_text()
+
+
+def test_a_place_for_records_that_is_none_is_said(host: Host) -> None:
+    (host.folder / ".reimzul").touch()
+    assert host.start().wait(20) == 3
+    assert "[worker] mock_roots: " in (host.folder / "b1.log").read_text()
+
+
+def test_builds_of_a_worker_share_an_extension_for_each_leg(host: Host, broker: Broker, ears: Ears) -> None:
+    """An extension for each attempt would leave a bootstrap root of some 400 MB each time."""
+    for name in ("b1", "b2"):
+        host.start(name)
+    for done in (2, 4, 6, 8):
+        put(broker, request())
+        ears.wait(done, "Success")
+    extensions = {word for call in host.mock.builds() for word in call if word.startswith("--uniqueext=")}
+    assert {word.partition(".")[2] for word in extensions} == {"x86_64", "i386"}
+    assert len(extensions) <= 4, "two workers, two arches"
+
+
+def test_bootstrap_roots_are_bounded_and_used_again(host: Host, broker: Broker, ears: Ears) -> None:
+    roots = host.folder / "roots"
+    (host.configs / "site-defaults.cfg").write_text(f"config_opts['basedir'] = {str(roots)!r}\n")
+    host.mock.path = Path(sys.executable).with_name("reimzul-standin-mock")
+    for name in ("b1", "b2"):
+        host.start(name)
+    for done in range(1, 7):
+        put(broker, request("plain"))
+        ears.wait(done, "Success")
+    made = [path.name for path in roots.iterdir() if path.is_dir()]
+    assert 1 <= len(made) <= 2, made
+    assert all("-bootstrap-reimzul-spare" in name for name in made)
 
 
 def test_a_rendered_configuration_is_written_once(host: Host, broker: Broker, ears: Ears) -> None:

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mock's roots between builds: which one a build gets, when its bootstrap root is not to be used again, who is in it.
+
+mock makes a bootstrap root once and never updates or repairs it. So a record for each root says which configuration
+it was made with, when, and how the last build in it ended; what cannot be trusted is removed before the next build.
+Roots belong to root: mock itself removes them, one at a time, and nothing that other extensions share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Callable
+
+import attr
+
+from reimzul.core.errors import ConfigError, ReimzulError, TimedOut
+from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
+from reimzul.core.run import capture, run
+from reimzul.worker.configs import Configs
+from reimzul.worker.orphans import InUse, birth_of, end_orphan
+from reimzul.worker.rootrecord import Record, bootstrap_fault, digest_rendered
+from reimzul.worker.slots import Slots, extension_of, locked, slot_of
+
+log = logging.getLogger(__name__)
+
+#: Seconds that mock may take to remove a root.
+CLEANING = 300
+#: mock's exit code where another mock is in the root.
+LOCKED = 60
+#: Further extensions that are tried for one build where mocks that cannot be ended are in the roots.
+SPARE_TRIES = 2
+_POLL_SECONDS = 0.2
+#: The shared caches are none of a call's business that removes a root.
+_PLUGINS_OFF = "".join(f"config_opts['plugin_conf']['{name}_enable'] = False\n" for name in ("yum_cache", "root_cache"))
+
+
+class CannotRemove(ReimzulError):
+    """mock did not remove a root that must not be used again."""
+
+
+@attr.frozen(kw_only=True)
+class Root:
+    """The root of one leg's build, as mock has to be told to find it again."""
+
+    configdir: str
+    uniqueext: str
+    base: str  #: the folder that has mock's roots
+    name: str  #: what the configuration calls the root, without the extension
+
+    @property
+    def bootstrap(self) -> Path:
+        """The bootstrap root's folder."""
+        return Path(self.base, f"{self.name}-bootstrap-{self.uniqueext}")
+
+
+class Roots:
+    """The roots of this host that are this worker's to build in, and how mock is told to look after them."""
+
+    def __init__(self, mock: str, configs: Configs, state: Path, mock_roots: Path, days: int) -> None:
+        """`state`: records and locks, shared by all workers that share `mock_roots`; `days`: root_days."""
+        self.mock = mock
+        self.configs = configs
+        self.state = state
+        self.mock_roots = mock_roots
+        self.days = days
+        self.slots = Slots(state)
+        self.slot = ""  #: the one this worker holds
+
+    @contextlib.contextmanager
+    def owned(self, instance: str) -> Iterator[None]:
+        """Hold a slot for as long as this worker runs. Raises `ConfigError`."""
+        with contextlib.suppress(OSError):
+            self.state.mkdir(parents=True, exist_ok=True)
+        if not (self.state.is_dir() and os.access(self.state, os.W_OK)):
+            raise ConfigError(f"[worker] mock_roots: {self.state} is no folder that this user can write to")
+        with self.slots.own(instance) as self.slot:
+            yield
+
+    @contextlib.contextmanager
+    def held(self, slot: str) -> Iterator[None]:
+        """Hold the slot of a root to be cleaned; `BlockingIOError` where another worker holds it."""
+        with contextlib.nullcontext() if slot in ("", self.slot) else self.slots.held(slot):
+            yield
+
+    def extensions(self, arch: str) -> Generator[str, None, None]:
+        """Yield this worker's extension for an arch, then spare ones, which are held until the generator is closed."""
+        yield extension_of(self.slot, arch)
+        with contextlib.ExitStack() as stack:
+            for _ in range(SPARE_TRIES):
+                yield extension_of(stack.enter_context(self.slots.spare()), arch)
+
+    # --- around a build -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opened(self, configdir: Path, extension: str, heed: Callable[[], None]) -> Iterator[Root]:
+        """Make a root fit for a build and keep its caches from being removed. Raises `InUse`, `CannotRemove`."""
+        digest = digest_rendered(configdir)
+        base, name = self._locate(configdir, digest)
+        root = Root(configdir=str(configdir), uniqueext=extension, base=base, name=name)
+        with self._in_use(root, heed):
+            record = Record.read(self.record(root))
+            end_orphan(record.pid, record.birth, heed)
+            if record.unclean:
+                self._call(root, "--orphanskill", heed=heed)
+            why = record.distrust(digest, self.days)
+            if why and root.bootstrap.exists():
+                log.info("removing the bootstrap root %s: %s", root.bootstrap.name, why)
+                self.remove(base, f"{name}-bootstrap", extension, heed)
+            made = record.made if root.bootstrap.exists() else time.time()
+            broken = "its last build was broken off"
+            Record(digest=digest, made=made, broken=broken, unclean=True).write(self.record(root))
+            yield root
+
+    def begun(self, root: Root, pid: int) -> None:
+        """Record which mock is in a root, for whoever finds it there after we were killed."""
+        record = Record.read(self.record(root))
+        attr.evolve(record, pid=pid, birth=birth_of(pid)).write(self.record(root))
+
+    def ended(self, root: Root, results: Path, code: int | None) -> None:
+        """Record how mock left a root; `code` is None where mock had to be ended."""
+        record = Record.read(self.record(root))
+        unclean = code is None or code < 0 or code > 128  # what is above: mock got a signal
+        attr.evolve(record, broken=bootstrap_fault(results, code), unclean=unclean, pid=0).write(self.record(root))
+
+    def clean(self, root: Root, output: Path) -> None:
+        """Remove the root of a mock that was ended: TERM skips its --cleanup-after (mock.md)."""
+        done = [self._call(root, what, output=output) for what in ("--orphanskill", "--clean")]
+        path = self.record(root)
+        if all(done) and path.exists():
+            attr.evolve(Record.read(path), unclean=False, pid=0).write(path)
+
+    def recover(self, root: Root, output: Path) -> None:
+        """Clean the root that a killed worker left, unless another worker holds its slot and will see to it itself."""
+        try:
+            with self.held(slot_of(root.uniqueext)):
+                record = Record.read(self.record(root))
+                end_orphan(record.pid, record.birth, lambda: None)
+                self.clean(root, output)
+        except BlockingIOError:
+            return
+        except InUse as error:
+            log.warning("%s: %s", root.name, error)
+
+    def record(self, root: Root) -> Path:
+        """Where the record of a root is."""
+        return self.state / f"{root.name}-{root.uniqueext}.json"
+
+    @contextlib.contextmanager
+    def _in_use(self, root: Root, heed: Callable[[], None]) -> Iterator[None]:
+        """Share the lock of a root's name with other builders; its file says when it was last built, and where."""
+        path = self.state / f"{root.name}.lock"
+        while True:
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(path, shared=True))
+                except BlockingIOError:  # its caches are just being removed
+                    heed()
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                path.write_text(root.base, encoding="utf-8")
+                yield
+                return
+
+    def _locate(self, configdir: Path, digest: str) -> tuple[str, str]:
+        """Ask mock, once a configuration, which root that means: the folder that has it, and its name."""
+        known = configdir / ".root"
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            raw = json.loads(known.read_text(encoding="utf-8"))
+            if raw["digest"] == digest:
+                return str(raw["base"]), str(raw["name"])
+        try:
+            said = capture([self.mock, "-r", "mock", f"--configdir={configdir}", "--print-root-path"])
+            path = Path(said.strip().splitlines()[-1])
+            if path.name != "root":
+                raise ValueError(f"{path} is not a root in a folder of its name")
+        except (ReimzulError, IndexError, ValueError) as error:  # the build will tell what is wrong with it
+            log.debug("%s: mock does not say where its root is: %s", configdir.name, error)
+            return str(self.mock_roots), f"reimzul-{configdir.name}"
+        base, name = str(path.parent.parent), path.parent.name
+        known.write_text(json.dumps({"digest": digest, "base": base, "name": name}), encoding="utf-8")
+        return base, name
+
+    # --- what mock is told ----------------------------------------------------------------------------------------
+
+    def _call(
+        self, root: Root, what: str, *, output: Path | None = None, heed: Callable[[], None] | None = None
+    ) -> bool:
+        """Have mock do something to a root, its bootstrap root included; whether it did."""
+        call = [self.mock, "-r", "mock", f"--configdir={root.configdir}", f"--uniqueext={root.uniqueext}", what]
+        try:
+            return run(call, output=output, timeout=CLEANING, heed=heed) == 0
+        except ReimzulError as error:
+            if heed is not None:
+                heed()
+            log.warning("%s of %s: %s", what, Path(root.configdir).name, error)
+            return False
+
+    def remove(self, base: str, configured: str, extension: str, heed: Callable[[], None]) -> None:
+        """Remove one root, which nobody may be in, and no cache. Raises `InUse`, `CannotRemove`."""
+        self._call_minimal(base, configured, heed, f"--uniqueext={extension}", "--no-bootstrap-chroot", "--clean")
+
+    def remove_caches(self, name: str, heed: Callable[[], None]) -> None:
+        """Remove the caches that all extensions of a root share. Raises `CannotRemove`."""
+        for configured in (name, f"{name}-bootstrap"):
+            self._call_minimal("", configured, heed, "--scrub=cache")
+
+    def _call_minimal(self, base: str, configured: str, heed: Callable[[], None], *words: str) -> None:
+        """Call mock with a configuration that says which root and no more: the target's own may be gone."""
+        text = f"config_opts['root'] = {configured!r}\nconfig_opts['target_arch'] = {os.uname().machine!r}\n"
+        text += (f"config_opts['basedir'] = {base!r}\n" if base else "") + _PLUGINS_OFF
+        with tempfile.TemporaryDirectory(prefix=".cleaning-", dir=self.configs.rendered) as folder:
+            defaults = Renderer(folder=self.configs.folder, repohost=self.configs.repohost).render_defaults()
+            for name, content in {"mock.cfg": text, SITE_DEFAULTS: defaults}.items():
+                Path(folder, name).write_text(content, encoding="utf-8")
+            shutil.copy(self.configs.folder / "logging.ini", folder)
+            os.chmod(folder, 0o755)
+            errors = Path(folder, "stderr")
+            call = [self.mock, "-r", "mock", f"--configdir={folder}", *words]
+            try:
+                code = run(call, output=errors, timeout=CLEANING, heed=heed)
+            except TimedOut as error:
+                raise CannotRemove(f"{error} when it was to remove {configured}") from error
+            last = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        if code == LOCKED:
+            raise InUse(f"another mock is in {configured}")
+        if code:
+            raise CannotRemove(f"mock exited with {code} when it was to remove {configured}: {''.join(last)}")
