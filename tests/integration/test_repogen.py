@@ -361,6 +361,7 @@ def test_a_wrong_checksum_is_reckoned_anew(
     taken(broker, NOTIFY)
     if spoilt == "cache":
         shutil.rmtree(store.target(TARGET) / "repodata")
+        shutil.rmtree(store.output(TARGET))
         (cached,) = (store.cache / TARGET).iterdir()
         cached.write_text("00" * 32)
     if spoilt == "repodata":
