@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
-import os
 import random
 import shutil
 import signal
