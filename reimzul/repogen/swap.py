@@ -9,7 +9,6 @@ calls this holds the target's lock.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import logging
@@ -43,8 +42,8 @@ RETAIN_SECONDS = 120
 _HIDDEN = f".{REPODATA}"
 _MOVED = f"{REPODATA}.old."
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-#: What says that a kernel, a C library or a file system cannot exchange two names.
-_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+#: What says that a kernel, its filter, a C library or a file system does not exchange two names.
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 @attr.frozen(kw_only=True)
@@ -243,10 +242,11 @@ def replace(hidden: Path, live: Path) -> None:
 
 def exchange(one: Path, other: Path) -> None:
     """Exchange the names of two files or folders in one step. Raises `OSError`, with ENOSYS where nothing can."""
-    library = ctypes.CDLL(None, use_errno=True)
     try:
-        renameat2: Callable[..., int] = library.renameat2
-    except AttributeError:  # a C library from before 2018
+        import ctypes  # not before it is needed: some hardened hosts refuse it the memory it asks for
+
+        renameat2: Callable[..., int] = ctypes.CDLL(None, use_errno=True).renameat2
+    except (ImportError, MemoryError, OSError, AttributeError):  # the last: a C library from before 2018
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
     if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
         number = ctypes.get_errno()
