@@ -35,7 +35,7 @@ from reimzul.repogen.publish import published, sign_request
 from reimzul.repogen.repodata import Indexer, Listing, Listings
 from reimzul.repogen.retention import Retention, sweep
 from reimzul.repogen.scan import Abandoned, Strange, scan
-from reimzul.repogen.swap import Draft, tidy
+from reimzul.repogen.swap import REPODATA, Draft, tidy
 from reimzul.repogen.withdraw import cancelled_event, file_away, filed, forget_live, sweep_live
 
 log = logging.getLogger(__name__)
@@ -131,10 +131,15 @@ class Repogen(Daemon[RepogenRequest]):
             except (ReimzulError, OSError) as error:
                 yield claim, _outcome(error)
                 continue
-            if claim.message.bare or (leg and leg.published):
-                waiting.setdefault(claim.message.target, []).append((claim, leg))
+            is_published = leg is not None and leg.published
+            if claim.message.bare or is_published or (leg and not self._has_repodata(claim.message.target)):
+                waiting.setdefault(claim.message.target, []).append((claim, leg if is_published else None))
             else:
                 yield claim, None
+
+    def _has_repodata(self, target: str) -> bool:
+        """Whether builds for a target find repodata: it gets empty ones with its first leg, whatever that came to."""
+        return (self.tools.store.target(target) / REPODATA).exists()
 
     def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
         """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""
