@@ -226,7 +226,7 @@ class Repogen(Daemon[RepogenRequest]):
                 made.held.close()
 
     def _pause(self, hooked: dict[str, Made]) -> None:
-        """Wait a little, or until a hook has ended, whose outcome `_end` then sees."""
+        """Wait a little, or until a hook has ended, whose outcome `_end_all` then sees."""
         running = next((made.hook for made in hooked.values() if made.hook), None)
         if running is None:
             self.stop.now.wait(LOCK_POLL)
@@ -284,15 +284,15 @@ class Repogen(Daemon[RepogenRequest]):
         self, target: str, jobs: list[_Job], lock: int, heed: Heed, held: contextlib.ExitStack
     ) -> Made | Listing | Again:
         """What is listed already, or is as soon as it is visible; or why it could not be."""
-        listing = self.listings.of(target)
-        tidy(self.tools.store.target(target))
-        if _all_listed(listing, jobs):
-            return listing
-        paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
-        if paused is not None:
-            return paused
         started = time.monotonic()
         try:
+            tidy(self.tools.store.target(target))
+            listing = self.listings.of(target)
+            if _all_listed(listing, jobs):
+                return listing
+            paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
+            if paused is not None:
+                return paused
             listing = self._made(target, jobs, lock, heed)
             new = self.tools.indexer.draft(target)
         except (Again, ProgramMissing, OSError) as error:
@@ -335,8 +335,11 @@ class Repogen(Daemon[RepogenRequest]):
         return made.listing
 
     def _hook_failed(self, new: Draft, error: HookFailed) -> Again:
-        failure = self.tools.indexer.give_up(new, error)
         log.error("%s keeps its old repodata: [repogen] after_createrepo: %s", new.target, error)
+        try:
+            failure = self.tools.indexer.give_up(new, error)
+        except OSError as full:  # it cannot be kept: it is tried again all the same
+            return self._failed(new.target, full)
         return Again(f"[repogen] after_createrepo: {error}", pause=failure.pause)
 
     def _failed(self, target: str, error: Exception) -> Again:

@@ -114,11 +114,10 @@ def hook_argv(settings: Settings, folder: Path, target: str) -> list[str]:
 def run_hook(settings: Settings, store: Bstore, target: str, folder: Path) -> Iterator[Running]:
     """The hook at work on a folder; leaving the block ends it. Raises `HookFailed` where it cannot be started."""
     argv, output = hook_argv(settings, folder, target), store.hook_log(target)
-    output.unlink(missing_ok=True)
     env = {"REIMZUL_TARGET": target, "REIMZUL_REPODATA": str(folder)}
     with contextlib.ExitStack() as stack:
         try:
-            said = stack.enter_context(output.open("ab"))
+            said = stack.enter_context(output.open("wb"))
             # it does not inherit the lock: what it leaves behind (an agent of gpg's) would hold it for ever
             process = stack.enter_context(spawn(argv, output=said, cwd=folder, env=env, grace=_GRACE_SECONDS))
         except (OSError, ReimzulError) as error:

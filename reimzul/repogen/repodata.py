@@ -280,7 +280,8 @@ class Indexer:
         try:
             yield
         finally:
-            pace.write_run(self.store.runs(target), before.followed_by(start, max(start, time.time())))
+            with contextlib.suppress(OSError):  # a full disk, which the run says itself
+                pace.write_run(self.store.runs(target), before.followed_by(start, max(start, time.time())))
 
     def _run(self, target: str, lock: int, heed: Callable[[], None], *, afresh: bool) -> int:
         output, made = self.store.log(target), self.store.output(target)

@@ -451,6 +451,20 @@ def test_a_hook_that_cannot_be_started_is_a_failure_too(
     assert not live(store).exists() and broker.stats("createrepo").delayed == 1
 
 
+def test_a_full_disk_buries_no_job_whose_hook_fails(
+    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ask(broker, upload(store, rpms, 0))
+    daemon = hooked(settings, script(tmp_path, "exit 1"))
+    monkeypatch.setattr("reimzul.repogen.hook.disk.write", full)
+    work(daemon)
+    stats = broker.stats("createrepo")
+    assert (stats.delayed, stats.buried) == (1, 0) and not live(store).exists()
+
+
 def test_the_pause_grows_and_no_more_is_said_than_once(
     broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
 ) -> None:
