@@ -286,7 +286,7 @@ class Repogen(Daemon[RepogenRequest]):
         """What is listed already, or is as soon as it is visible; or why it could not be."""
         started = time.monotonic()
         try:
-            tidy(self.tools.store.target(target))
+            tidy(self.tools.store.target(target), thorough=False)
             listing = self.listings.of(target)
             if _all_listed(listing, jobs):
                 return listing

@@ -263,7 +263,7 @@ class Indexer:
             disk.remove(self.store.cache / target)
         for needed in (folder, made):
             needed.mkdir(parents=True, exist_ok=True)
-        tidy(folder)
+        tidy(folder, thorough=not (made / REPODATA).is_dir())
         tidy(made)
         packages = self.tree.packages(folder)
         count = self._write_list(target, (path for path in packages if path.rpartition("/")[0] not in without))
@@ -330,7 +330,7 @@ class Indexer:
 
     def give_up(self, new: Draft, error: hook.HookFailed) -> hook.Failure:
         """Record why new repodata does not become visible, and remove it."""
-        disk.remove(new.folder)
+        disk.remove(new.folder.parent)
         return hook.note_failure(self.store.hook(new.target), str(error))
 
     def reveal(self, new: Draft) -> None:

@@ -40,7 +40,7 @@ REPODATA = "repodata"
 #: How long a file stays that repomd.xml does not name any more: a client that read it before fetches the file yet.
 RETAIN_SECONDS = 120
 _HIDDEN = f".{REPODATA}"
-_MOVED = f"{REPODATA}.old."
+_MOVED = f"{REPODATA}.old.0"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 #: What says that a kernel, its filter, a C library or a file system does not exchange two names.
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
@@ -105,7 +105,7 @@ class Draft:
         attr.evolve(self.retained, hook=frozenset(new | old)).write(self.store.retained(self.target))
         replace(self.folder, self.live)
         disk.sync(self.live.parent)
-        tidy(self.live.parent)
+        tidy(self.live.parent, thorough=False)
 
 
 def draft(
@@ -124,9 +124,10 @@ def draft(
     writes it again would write through a hard link. Raises one of `DAMAGED` where `source` cannot be read.
     """
     live = store.target(target) / REPODATA
-    tidy(live.parent)
-    folder = live.parent / f"{_HIDDEN}.{os.getpid()}.{time.time_ns()}"  # what a hook of before writes late, it misses
-    folder.mkdir()
+    tidy(live.parent, thorough=False)
+    # no two have one name: what the hook of a run that was killed writes late, it writes nowhere
+    folder = live.parent / _HIDDEN / f"{os.getpid()}.{time.time_ns()}"
+    folder.mkdir(parents=True)
     source_records, live_records = read_records(source), _live_records(live)
     dropped = {*without, *([addition.record.kind] if addition else [])}
     for record in source_records:
@@ -180,7 +181,7 @@ def _has_linked(source: Path, folder: Path, record: Record, *, copy: bool) -> bo
         _link(source / record.file, folder / record.file, copy=copy)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        log.error("%s: its metadata %s is dropped: %s: %s", folder.parent.name, record.type, record.file, why)
+        log.error("%s: its metadata %s is dropped: %s: %s", folder.parents[1].name, record.type, record.file, why)
         return False
     return True
 
@@ -236,7 +237,7 @@ def replace(hidden: Path, live: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_EXCHANGE:
             raise
-        os.rename(live, live.with_name(f"{_MOVED}{os.getpid()}"))
+        os.rename(live, live.with_name(_MOVED))
         os.rename(hidden, live)
 
 
@@ -253,12 +254,18 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a run that was killed left in a target; give back the repodata it had moved out of its way."""
-    for hidden in folder.glob(f"{_HIDDEN}*"):
-        disk.remove(hidden)
-    # there between two renames: ours, and createrepo_c's own, which calls it repodata.old.<pid>.<time>
-    for old in sorted(folder.glob(f"{_MOVED}*"), key=lambda path: path.stat().st_mtime, reverse=True):
+def tidy(folder: Path, *, thorough: bool = True) -> None:
+    """Remove what a run that was killed left in a target; give back the repodata it had moved out of its way.
+
+    Thorough, it looks at all names in the folder, for what createrepo_c left: it calls that repodata.old.<pid>.<time>.
+    """
+    disk.remove(folder / _HIDDEN)
+    moved = folder / _MOVED
+    is_missing = not (folder / REPODATA).exists()
+    olds = [moved] if moved.exists() else []
+    if thorough or is_missing:
+        olds = list(folder.glob(f"{REPODATA}.old.*"))
+    for old in sorted(olds, key=lambda path: path.stat().st_mtime, reverse=True):
         if (folder / REPODATA).exists():
             disk.remove(old)
         else:
