@@ -12,7 +12,8 @@ import click
 from bench.report import Figure, progress, tell
 from bench.stand import Stand
 from reimzul.core.tube import CREATEREPO, TOSIGN, Broker
-from reimzul.repogen.repodata import REPODATA, read
+from reimzul.repogen.repodata import read
+from reimzul.repogen.swap import REPODATA
 
 _GOALS = {1: "4", 2: "6", 4: "8"}
 

@@ -18,6 +18,7 @@ from reimzul.core.bstore import MANIFEST, Bstore, spool_name
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, new_attempt, new_build_id
 from reimzul.core.tube import Broker, Claim
+from reimzul.repogen import swap
 
 LOGS = {"build.log": b"+ make\n", "root.log": b"installed\n", "state.log": b"done\n"}
 TARGET = "c7.1708.u.x86_64"
@@ -105,7 +106,7 @@ class Steps:
     """Counts every step that leaves something behind, and dies at the one it is told, before or after it."""
 
     STEPS = (
-        (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"),
+        (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"), (swap, "exchange"),
         (pathlib.Path, "replace"), (pathlib.Path, "symlink_to"), (Broker, "put_raw"), (Claim, "done"),
     )  # fmt: skip
 

@@ -117,6 +117,26 @@ class Bstore:
         """What createrepo_c said last about a target."""
         return self.state / "createrepo" / f"{target}.log"
 
+    def output(self, target: str) -> Path:
+        """What createrepo_c makes for a target; its `repodata` is seen by nobody else."""
+        return self.cache / target / "out"
+
+    def runs(self, target: str) -> Path:
+        """When the last run of createrepo_c on a target began and ended."""
+        return self.state / f"{target}.runs"
+
+    def retained(self, target: str) -> Path:
+        """Which files in a target's repodata were replaced, and when."""
+        return self.state / f"{target}.retained"
+
+    def hook(self, target: str) -> Path:
+        """Why the hook on a target's repodata failed last; absent where it did not."""
+        return self.state / f"{target}.hook"
+
+    def hook_log(self, target: str) -> Path:
+        """What the hook said last about a target."""
+        return self.state / "createrepo" / f"{target}.hook.log"
+
     def lock(self, target: str) -> Path:
         """The file whose flock says who runs createrepo_c on a target."""
         return self.state / "locks" / f"{target}.lock"

@@ -362,6 +362,16 @@ class Repogen:
 
     createrepo_c: str = setting(program, "createrepo_c", "The program that makes repodata.")
     database: bool = setting(flag, "false", "Make the sqlite databases too (-d): yum on EL7 and older likes them.")
+    after_createrepo: tuple[str, ...] = setting(
+        arguments,
+        "",
+        "A program and its arguments, quoted as in a shell; it runs on new repodata before that becomes visible, as\n"
+        "to sign repomd.xml. {repodata} stands for the folder, which is the last argument where no other names it;\n"
+        "{target} stands for the target. Where it fails, the old repodata stays, and it is tried again.",
+    )
+    after_createrepo_timeout: int = setting(
+        whole(1, 3600), "60", "Seconds that program may take before it is ended, and counts as failed."
+    )
     arguments: tuple[str, ...] = setting(
         arguments,
         "",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Marks: what a person, or the notifier, wants of a build or of a builder, in a tube that nobody reserves from.
 
+`target.<target>` holds one of repogen's: why that target's new repodata does not become visible.
+
 `cancel.<build id>` and `worker.<host>` hold one small job each. Who has to heed it peeks, which takes nothing away; so
 a mark holds for all until somebody deletes it, and beanstalkd's binlog keeps it across a restart of any host. That it
 is there counts: one that cannot be read is heeded too.
@@ -16,7 +18,7 @@ import attr
 from reimzul.core import fields
 from reimzul.core.errors import ClaimLost, MessageError
 from reimzul.core.message import BuildRequest, Message, field
-from reimzul.core.tube import PRIORITY, TTR, Broker, Tube, cancel_tube, worker_tube
+from reimzul.core.tube import PRIORITY, TTR, Broker, Tube, cancel_tube, target_tube, worker_tube
 
 #: Why a builder's mark was put where no person did it.
 QUARANTINED = "quarantined"
@@ -64,6 +66,11 @@ def drained(broker: Broker, host: str) -> Mark | None:
     """The mark that says this builder is to take nothing; None where there is none."""
     found = read(broker, worker_tube(host))
     return found if found and found.drain else None
+
+
+def stuck(broker: Broker, target: str) -> Mark | None:
+    """The mark that says why a target's new repodata does not become visible; None where there is none."""
+    return read(broker, target_tube(target))
 
 
 def read(broker: Broker, tube: str) -> Mark | None:

@@ -62,7 +62,7 @@ def arch_tube(name: str) -> Tube[BuildRequest]:
 
 
 #: How the names of the tubes begin that hold a mark instead of work (mark.py), or nothing: watched to be counted.
-_CANCEL, _WORKER, _HOST = "cancel.", "worker.", "host."
+_CANCEL, _WORKER, _HOST, _TARGET = "cancel.", "worker.", "host.", "target."
 
 
 def cancel_tube(build_id: str) -> str:
@@ -73,6 +73,11 @@ def cancel_tube(build_id: str) -> str:
 def worker_tube(host: str) -> str:
     """Where a mark says that a builder is to take nothing; beanstalkd's names have at most 200 characters."""
     return (_WORKER + host)[:200]
+
+
+def target_tube(target: str) -> str:
+    """Where a mark says why a target's new repodata does not become visible."""
+    return (_TARGET + target)[:200]
 
 
 def cancelled_build(tube: str) -> str:
@@ -105,7 +110,7 @@ def marked_builder(tube: str) -> str:
 
 def holds_no_work(name: str) -> bool:
     """Whether a tube holds no work: that nobody watches it, or that nothing is in it, is as it should be."""
-    return name.startswith((_CANCEL, _WORKER, _HOST))
+    return name.startswith((_CANCEL, _WORKER, _HOST, _TARGET))
 
 
 def urgency(news: News) -> int:

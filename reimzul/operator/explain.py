@@ -91,6 +91,7 @@ class Gatherer:
             arch=Arch([*arch, *past]),
             cancel=mark.cancelled(self._broker, leg["build_id"]),
             source_bar=self._source_bar(leg) if waits and leg.get("waits_for") else "",
+            stuck=mark.stuck(self._broker, leg["target"]) if leg["status"] == Status.SUCCESS else None,
         )
 
     def _source_bar(self, leg: Document) -> str:

@@ -38,6 +38,7 @@ class Facts:
     arch: Arch = attr.field(factory=lambda: Arch(()))
     cancel: Optional[Mark] = None
     source_bar: str = ""  #: what keeps the web server from reading its source rpm, as far as this host can see
+    stuck: Optional[Mark] = None  #: why its target's new repodata does not become visible
 
 
 @attr.frozen(kw_only=True)

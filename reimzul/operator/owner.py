@@ -24,6 +24,7 @@ def store(settings: Settings) -> Bstore:
         raise NotHere(
             f"{found.repo}: {(error.strerror or str(error)).lower()}: this is done on bstore ([bstore] root)"
         ) from None
+    os.umask(0o022)  # the web server reads what we write
     if os.geteuid() == 0 and owner.st_uid != 0:
         _become(owner)
     if not os.access(found.repo, os.W_OK | os.X_OK):

@@ -69,6 +69,11 @@ def _unpublished(facts: Facts) -> Iterator[str]:
     since = f" {span(facts.now - facts.leg['finished'])} ago" if facts.leg.get("finished") else ""
     yield f"It was built{since} and uploaded, and is not published yet."
     tube = facts.createrepo
+    if facts.stuck is not None:
+        ago = f" {span(facts.now - facts.stuck.at)} ago" if facts.stuck.at else ""
+        on = f" on {facts.stuck.by}" if facts.stuck.by else ""
+        yield f"The repodata of {facts.leg['target']} stays as it was: [repogen] after_createrepo failed{on}{ago}."
+        yield f"It said: {facts.stuck.why or '-'}. It is tried again."
     if not tube.watchers:
         yield "Nobody watches tube createrepo: no repogen is connected."
         yield "On bstore: systemctl status 'reimzul-repogen-worker@*'"

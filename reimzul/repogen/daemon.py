@@ -7,10 +7,11 @@ settled. Whatever line we die at, the job comes again, and each step first looks
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import attr
 
@@ -23,14 +24,18 @@ from reimzul.core.manifest import Manifest
 from reimzul.core.message import Refusal, RepogenRequest, Status
 from reimzul.core.refused import Overflow
 from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, Claim
+from reimzul.repogen import stuck
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
 from reimzul.repogen.check import Mismatch
+from reimzul.repogen.hook import HookFailed, Running
+from reimzul.repogen.keeper import Keeper
 from reimzul.repogen.originals import NotWhole, adopt, make_room, prune
 from reimzul.repogen.place import Placed, Withdrawn, bring_in
 from reimzul.repogen.publish import published, sign_request
 from reimzul.repogen.repodata import Indexer, Listing, Listings
 from reimzul.repogen.retention import Retention, sweep
 from reimzul.repogen.scan import Abandoned, Strange, scan
+from reimzul.repogen.swap import REPODATA, Draft, tidy
 from reimzul.repogen.withdraw import cancelled_event, file_away, filed, forget_live, sweep_live
 
 log = logging.getLogger(__name__)
@@ -48,10 +53,25 @@ LIVE = 2 * 86400
 #: Seconds to wait after the disk would not do what we asked.
 DISK_PAUSE = 30
 
+#: Seconds to wait for a hook to end where nothing else is to be done.
+HOOK_POLL = 0.05
+
 _Claim = Claim[RepogenRequest]
 #: A claim and the leg it brought to its place; None where it only asks for the target.
 _Job = tuple[_Claim, Optional[Placed]]
 Heed = Callable[[], None]
+
+
+@attr.frozen(kw_only=True)
+class Made:
+    """A target's new repodata, read back, which nobody sees yet; the hook is at work on it, if there is one."""
+
+    jobs: list[_Job]
+    listing: Listing
+    new: Draft
+    hook: Optional[Running]
+    held: contextlib.ExitStack  #: the target's lock, and the hook: closing it ends both
+    started: float  #: by time.monotonic
 
 
 @attr.frozen(kw_only=True)
@@ -65,25 +85,6 @@ class Tools:
     spool_days: int
     originals: bool = False  #: whether workers of the original upload too
     retention: Retention = attr.field(factory=Retention)
-
-
-class Keeper:
-    """Called often while something takes its time: heeds a stop, keeps all claims ours, and the watchdog quiet."""
-
-    def __init__(self, broker: Broker, stop: Stop, alive: Callable[[], None]) -> None:
-        self.broker, self.stop, self.alive, self._kept = broker, stop, alive, time.monotonic()
-
-    def __call__(self) -> None:
-        self.stop.heed()
-        self.alive()
-        if time.monotonic() - self._kept > 1.0:
-            self.broker.keep(lost=self._lost)
-            self._kept = time.monotonic()
-
-    def _lost(self, claim: Claim[Any]) -> None:
-        # what we do for it is done twice then, which is allowed; the others of the batch are still ours
-        log.warning("%r may be another's by now", claim)
-        self.broker.forget(claim)
 
 
 class Repogen(Daemon[RepogenRequest]):
@@ -130,10 +131,15 @@ class Repogen(Daemon[RepogenRequest]):
             except (ReimzulError, OSError) as error:
                 yield claim, _outcome(error)
                 continue
-            if claim.message.bare or (leg and leg.published):
-                waiting.setdefault(claim.message.target, []).append((claim, leg))
+            is_published = leg is not None and leg.published
+            if claim.message.bare or is_published or (leg and not self._has_repodata(claim.message.target)):
+                waiting.setdefault(claim.message.target, []).append((claim, leg if is_published else None))
             else:
                 yield claim, None
+
+    def _has_repodata(self, target: str) -> bool:
+        """Whether builds for a target find repodata: it gets empty ones with its first leg, whatever that came to."""
+        return (self.tools.store.target(target) / REPODATA).exists()
 
     def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
         """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""
@@ -200,25 +206,66 @@ class Repogen(Daemon[RepogenRequest]):
     ) -> Iterator[tuple[_Claim, Outcome]]:
         """All targets, the one whose lock is free first; waiting for a lock is no try.
 
-        What comes while all of them have to wait is taken in too: it goes with them, or its own target is free.
+        What comes while all of them have to wait is taken in too: it goes with them, or its own target is free. A hook
+        at work on one target holds no other.
         """
-        while waiting:
-            before = len(waiting)
-            for target in list(waiting):
-                with locked(self.tools.store.lock(target)) as lock:
-                    if lock is None or not self._due(target, waiting[target]):
-                        continue
-                    jobs = waiting.pop(target)
-                    self.service.doing(f"indexing {target} for {len(jobs)} jobs")
-                    listing = self._index(target, jobs, lock, heed)
-                if isinstance(listing, Listing):
-                    yield from self._tell_all(broker, jobs, listing)
-                else:
-                    yield from ((claim, listing) for claim, _ in jobs)
-            heed()
-            if len(waiting) == before:
-                self.stop.now.wait(LOCK_POLL)
-                yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
+        hooked: dict[str, Made] = {}
+        try:
+            while waiting or hooked:
+                before = len(waiting) + len(hooked)
+                for target in list(waiting):
+                    yield from self._begin(broker, target, waiting, hooked, heed)
+                    yield from self._end_all(broker, hooked)
+                yield from self._end_all(broker, hooked)
+                heed()
+                if len(waiting) + len(hooked) == before:
+                    self._pause(hooked)
+                    yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
+        finally:
+            for made in hooked.values():
+                made.held.close()
+
+    def _pause(self, hooked: dict[str, Made]) -> None:
+        """Wait a little, or until a hook has ended, whose outcome `_end_all` then sees."""
+        running = next((made.hook for made in hooked.values() if made.hook), None)
+        if running is None:
+            self.stop.now.wait(LOCK_POLL)
+        else:
+            running.wait(HOOK_POLL)
+
+    def _begin(
+        self, broker: Broker, target: str, waiting: dict[str, list[_Job]], hooked: dict[str, Made], heed: Heed
+    ) -> Iterator[tuple[_Claim, Outcome]]:
+        """Index a target where it is free; where its hook is at work then, the rest is for later."""
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(locked(self.tools.store.lock(target)))
+            if lock is None or not self._due(target, waiting[target]):
+                return
+            jobs = waiting.pop(target)
+            self.service.doing(f"indexing {target} for {len(jobs)} jobs")
+            made = self._index(target, jobs, lock, heed, held)
+            if isinstance(made, Made):
+                hooked[target] = attr.evolve(made, held=held.pop_all())
+                return
+        yield from self._answer(broker, target, jobs, made)
+
+    def _end_all(self, broker: Broker, hooked: dict[str, Made]) -> Iterator[tuple[_Claim, Outcome]]:
+        """Make the repodata visible of each target whose hook has ended, or that has none."""
+        for target, made in list(hooked.items()):
+            listing = self._shown(target, made)
+            if listing is not None:
+                del hooked[target]
+                yield from self._answer(broker, target, made.jobs, listing)
+
+    def _answer(
+        self, broker: Broker, target: str, jobs: list[_Job], listing: Listing | Again
+    ) -> Iterator[tuple[_Claim, Outcome]]:
+        """Tell of each job that its leg is listed, or give all back."""
+        stuck.mark_target(broker, self.tools.indexer, target, self.host)
+        if isinstance(listing, Listing):
+            yield from self._tell_all(broker, jobs, listing)
+        else:
+            yield from ((claim, listing) for claim, _ in jobs)
 
     def _meanwhile(self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]]) -> list[_Claim]:
         """What has come since, as much as there is room for; nothing where we are to end."""
@@ -233,22 +280,32 @@ class Repogen(Daemon[RepogenRequest]):
         """Whether there is a run to be made now, or none: what ends shortly after another waits, and goes with more."""
         return self.tools.indexer.rested(target) or _all_listed(self.listings.of(target), jobs)
 
-    def _index(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing | Again:
-        """What is listed once all is done, or why it could not be."""
+    def _index(
+        self, target: str, jobs: list[_Job], lock: int, heed: Heed, held: contextlib.ExitStack
+    ) -> Made | Listing | Again:
+        """What is listed already, or is as soon as it is visible; or why it could not be."""
+        started = time.monotonic()
         try:
+            tidy(self.tools.store.target(target), thorough=False)
+            listing = self.listings.of(target)
+            if _all_listed(listing, jobs):
+                return listing
+            paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
+            if paused is not None:
+                return paused
             listing = self._made(target, jobs, lock, heed)
+            new = self.tools.indexer.draft(target)
         except (Again, ProgramMissing, OSError) as error:
-            failures = self._failures[target] = self._failures.get(target, 0) + 1
-            return Again(str(error), pause=nth(FAILED_PAUSES, failures - 1))
-        self._failures.pop(target, None)
-        return listing
+            return self._failed(target, error)
+        try:
+            running = held.enter_context(self.tools.indexer.hooked(new))
+        except HookFailed as error:
+            return self._hook_failed(new, error)
+        return Made(jobs=jobs, listing=listing, new=new, hook=running, held=held, started=started)
 
     def _made(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing:
-        listing = self.listings.of(target)
-        if _all_listed(listing, jobs):
-            return listing
+        """What createrepo_c lists, read back before anybody sees it."""
         legs = [leg for _, leg in jobs if leg is not None]
-        started = time.monotonic()
         read_all = self.tools.indexer.make(target, lock, heed)
         listing = self.listings.made(target)
         if any(listing.contradicts(leg) for leg in legs):
@@ -258,8 +315,36 @@ class Repogen(Daemon[RepogenRequest]):
             listing = self.listings.made(target)
         if read_all and not all(listing.has(leg) for leg in legs):
             raise Again(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
-        log.info("%s indexed for %d jobs in %.1f s", target, len(jobs), time.monotonic() - started)
         return listing
+
+    def _shown(self, target: str, made: Made) -> Listing | Again | None:
+        """What is listed now that it is visible, or why it is not; None while the hook is at work."""
+        with contextlib.ExitStack() as held:
+            held.push(made.held)
+            try:
+                if made.hook is not None and not made.hook.has_ended():
+                    held.pop_all()
+                    return None
+                self.tools.indexer.reveal(made.new)
+            except HookFailed as error:
+                return self._hook_failed(made.new, error)
+            except OSError as error:
+                return self._failed(target, error)
+        self._failures.pop(target, None)
+        log.info("%s indexed for %d jobs in %.1f s", target, len(made.jobs), time.monotonic() - made.started)
+        return made.listing
+
+    def _hook_failed(self, new: Draft, error: HookFailed) -> Again:
+        log.error("%s keeps its old repodata: [repogen] after_createrepo: %s", new.target, error)
+        try:
+            failure = self.tools.indexer.give_up(new, error)
+        except OSError as full:  # it cannot be kept: it is tried again all the same
+            return self._failed(new.target, full)
+        return Again(f"[repogen] after_createrepo: {error}", pause=failure.pause)
+
+    def _failed(self, target: str, error: Exception) -> Again:
+        failures = self._failures[target] = self._failures.get(target, 0) + 1
+        return Again(str(error), pause=nth(FAILED_PAUSES, failures - 1))
 
     def _tell_all(self, broker: Broker, jobs: list[_Job], listing: Listing) -> Iterator[tuple[_Claim, Outcome]]:
         for claim, leg in jobs:

@@ -23,7 +23,8 @@ from reimzul.core.config import Pruning
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
 from reimzul.repogen.drop import Lying, Told, drop, lying, size, told
-from reimzul.repogen.repodata import REPODATA, Indexer, read
+from reimzul.repogen.repodata import Indexer, read
+from reimzul.repogen.swap import REPODATA
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def prune(
     """Drop what a rule drops from a target. Raises `NotPruned` and `Again`; then nothing was removed."""
     found = old(store, target, rule, time.time())
     if not dry_run and any(not each.held for each in found):
-        with _locked(store, target, heed) as lock:
+        with hold_lock(store, target, heed) as lock:
             found = old(store, target, rule, time.time())  # as it is now that nobody indexes it
             doomed = [each for each in found if not each.held]
             listed = [each.leg for each in doomed if each.told.status != Status.FAILED]
@@ -133,22 +134,26 @@ def prune(
 def _unlist(
     store: Bstore, indexer: Indexer, target: str, legs: Iterable[Lying], lock: int, heed: Callable[[], None]
 ) -> None:
-    """Have the repodata list all but these; what it does list is looked at, and not what createrepo_c says."""
+    """Have the repodata list all but these; what it does list is looked at, and not what createrepo_c says.
+
+    Where that is not as it should be, nobody has seen it.
+    """
     repodata = store.target(target) / REPODATA
     before = set(read(repodata)) if (repodata / "repomd.xml").exists() else set()
     folders = {leg.folder for leg in legs}
     indexer.make(target, lock, heed, without=folders)
-    after = set(read(repodata))
+    after = set(read(store.output(target) / REPODATA))
     doomed = {path for path in before if path.rpartition("/")[0] in folders}
     lost = [path for path in before - doomed - after if (store.target(target) / path).exists()]
     if after & doomed or lost:
         said = f"it lists {len(after & doomed)} packages that were to go, and lacks {len(lost)} that were to stay"
         raise NotPruned(f"the new repodata of {target} is not as it should be: {said}; nothing was removed")
+    indexer.show(target, heed)
 
 
 @contextlib.contextmanager
-def _locked(store: Bstore, target: str, heed: Callable[[], None]) -> Iterator[int]:
-    """The target's lock, however long another has it."""
+def hold_lock(store: Bstore, target: str, heed: Callable[[], None]) -> Iterator[int]:
+    """Hold the target's lock, however long another has it."""
     said = False
     while True:
         with disk.locked(store.lock(target)) as lock:

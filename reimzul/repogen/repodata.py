@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target's repodata: one run of createrepo_c, and what it lists in the end.
+"""A target's repodata: one run of createrepo_c, what it lists in the end, and how it becomes visible.
 
 What createrepo_c says of itself decides nothing; the repodata is read back, and a build is published when each of
-its packages is in it with the checksum of its manifest. Who calls this holds the target's lock.
+its packages is in it with the checksum of its manifest. createrepo_c writes into `cache/`, which nobody reads but us;
+`swap.py` makes it visible. Who calls this holds the target's lock.
 """
 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import logging
 import lzma
@@ -15,7 +17,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Callable
 from urllib.parse import unquote
@@ -29,19 +31,17 @@ from reimzul.core.bstore import Bstore
 from reimzul.core.config import Repogen as Settings
 from reimzul.core.errors import Again, ConfigError, TimedOut, ended_how
 from reimzul.core.run import run
+from reimzul.repogen import hook, pace
 from reimzul.repogen.place import Placed
+from reimzul.repogen.repomd import Addition
+from reimzul.repogen.swap import REPODATA, Draft, draft, tidy
 from reimzul.repogen.tree import Tree
 
 log = logging.getLogger(__name__)
 
-REPODATA = "repodata"
 #: Seconds without using any processor after which createrepo_c hangs: a SIGTERM at the wrong moment does that to it
 #: (seen with 0.17), and it would keep the target's lock for ever.
 HUNG = 60
-#: Seconds a run on a target is to last for: of many builds that end one after another, those of that long are
-#: published together, and a farm that takes 100 builds in five seconds makes no more runs than seconds pass. One run
-#: may be made ahead: legs of one build end shortly after each other, and neither waits.
-PACE = 1.75
 #: createrepo_c's status when it left out a package that it could not read.
 LEFT_OUT = 2
 #: What would have the repodata list other packages, or call them otherwise, than they are looked for.
@@ -49,6 +49,12 @@ _UNWANTED = (
     "-x", "--excludes", "-i", "--pkglist", "-n", "--includepkg", "-o", "--outputdir", "-s", "--checksum", "--split",
     "--basedir", "--cut-dirs", "--location-prefix", "--recycle-pkglist", "--skip-symlinks", "-S",
 )  # fmt: skip
+#: What would take files away that clients still fetch, or have repomd.xml name files that are not in repodata/.
+_OURS = (
+    "--retain-old-md", "--retain-old-md-by-age", "--simple-md-filenames", "--deltas",
+)  # fmt: skip
+#: Short options that take no argument, and so may stand before another in one word.
+_BARE = "qvdpCV"
 _OPEN: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".xml": open}
 #: A package in a primary.xml as createrepo_c writes it.
 _PACKAGE = re.compile(rb'pkgid="YES">([0-9a-f]+)</checksum>.*?<location [^>]*?href="([^"&]+)"', re.DOTALL)
@@ -56,7 +62,7 @@ _COUNT = re.compile(rb'<metadata [^>]*packages="(\d+)"')
 _END = b"</package>"
 #: Bytes of a primary.xml looked through at a time.
 _PIECE = 1 << 20
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError, ElementTree.ParseError, KeyError)
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError, ElementTree.ParseError, KeyError)
 #: Targets whose listing is kept between runs; one of 50,000 packages takes some 20 MB.
 _KEPT = 4
 
@@ -92,23 +98,25 @@ class Listings:
     def of(self, target: str) -> Listing:
         """What is listed now: nothing, where there is no repodata or none that can be read."""
         try:
-            return self._of(target)
+            return self._of(target, self.store.target(target) / REPODATA)
         except FileNotFoundError:
             return Listing({})
-        except _DAMAGED as error:
+        except DAMAGED as error:
             log.error("the repodata of %s cannot be read: %r", target, error)
             return Listing({})
 
     def made(self, target: str) -> Listing:
-        """What a run has just listed. Raises `Again` where that cannot be read: it says nothing against a build."""
+        """What a run has just listed, which nobody else sees yet.
+
+        Raises `Again` where that cannot be read: it says nothing against a build.
+        """
         try:
-            return self._of(target)
-        except _DAMAGED as error:
+            return self._of(target, self.store.output(target) / REPODATA)
+        except DAMAGED as error:
             raise Again(f"the new repodata of {target} cannot be read: {error!r}") from error
 
-    def _of(self, target: str) -> Listing:
-        folder = self.store.target(target) / REPODATA
-        told = (folder / "repomd.xml").stat()
+    def _of(self, target: str, folder: Path) -> Listing:
+        told = _primary(folder).stat()  # the one file, also once it has another name in the visible folder
         identity = (told.st_ino, told.st_mtime_ns, told.st_size)
         kept, listing = self._kept.pop(target, (None, Listing({})))
         if kept != identity:
@@ -121,18 +129,22 @@ class Listings:
 
 def read(folder: Path) -> dict[str, str]:
     """The packages that the repodata in a folder lists."""
-    names = "{http://linux.duke.edu/metadata/repo}"
-    root = ElementTree.parse(folder / "repomd.xml").getroot()
-    where = root.find(f"{names}data[@type='primary']/{names}location")
-    if where is None:
-        raise KeyError("repomd.xml names no primary.xml")
-    primary = folder / Path(where.attrib["href"]).name
+    primary = _primary(folder)
     with _OPEN[primary.suffix](primary, "rb") as stream:
         found = _found(stream)
     if found is not None:
         return found
     with _OPEN[primary.suffix](primary, "rb") as stream:
         return _parsed(stream)
+
+
+def _primary(folder: Path) -> Path:
+    names = "{http://linux.duke.edu/metadata/repo}"
+    root = ElementTree.parse(folder / "repomd.xml").getroot()
+    where = root.find(f"{names}data[@type='primary']/{names}location")
+    if where is None:
+        raise KeyError("repomd.xml names no primary.xml")
+    return folder / Path(where.attrib["href"]).name
 
 
 def _found(primary: IO[bytes]) -> dict[str, str] | None:
@@ -189,8 +201,11 @@ class Indexer:
     @settings.validator
     def _wanted(self, _: Any, settings: Settings) -> None:
         for word in settings.arguments:
-            if word.split("=")[0] in _UNWANTED:
+            option = _option(word)
+            if option in _UNWANTED:
                 raise ConfigError(f"[repogen] arguments: {word} would keep builds from being found in the repodata")
+            if option in _OURS:
+                raise ConfigError(f"[repogen] arguments: {word} does not go with how repogen keeps old metadata")
 
     def _list(self, target: str) -> Path:
         return self.store.cache / f"{target}.packages"
@@ -198,12 +213,15 @@ class Indexer:
     def argv(self, target: str, *, afresh: bool = False) -> list[str | os.PathLike[str]]:
         """createrepo_c's command line."""
         cores = self.settings.cores or len(os.sched_getaffinity(0))
+        output, folder = self.store.output(target), self.store.target(target)
+        is_first = not (output / REPODATA).is_dir()  # as after an upgrade: then it knows what is visible
+        visible = ["--update-md-path", str(folder)] if is_first and (folder / REPODATA).is_dir() else []
         return [
             self.settings.createrepo_c,
-            *([] if afresh else ["--update", "--skip-stat"]),
+            *([] if afresh else ["--update", "--skip-stat", *visible]),
             "--pkglist", self._list(target),
-            # as the classical createrepo meant it: any number keeps every old file for ever without --compatibility
-            "--retain-old-md=3", "--compatibility",
+            # each run takes away what it replaces: what clients still fetch, `swap.py` keeps
+            "--outputdir", output, "--compatibility",
             # one for each target: createrepo_c's own writes there are not atomic, the target's lock makes them so
             "--cachedir", self.store.cache / target,
             "--workers", str(cores),
@@ -212,27 +230,18 @@ class Indexer:
             "--database" if self.settings.database else "--no-database",
             "--error-exit-val",
             *self.settings.arguments,
-            self.store.target(target),
+            folder,
         ]  # fmt: skip
 
     def rested(self, target: str) -> bool:
-        """Whether the last runs on a target, whoever made them, began long enough ago for the next."""
-        ahead = self._lasts_until(target) - time.time()
-        return ahead <= PACE or ahead > 2 * PACE  # a clock that was put back is no reason to wait for it
+        """Whether the last run on a target, whoever made it, allows the next one now."""
+        return pace.read_run(self.store.runs(target)).allows_next(time.time())
 
-    def _lasts_until(self, target: str) -> float:
-        """Until when the runs made so far are to last; seconds since 1970."""
-        try:
-            return self._list(target).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-
-    def _write_list(self, target: str, packages: Iterable[str]) -> None:
-        """What createrepo_c is to look at; by its mtime, whoever works on this target knows until when that lasts."""
-        now, until = time.time(), self._lasts_until(target)
-        until = (until if now < until <= now + 2 * PACE else now) + PACE
-        self._list(target).write_bytes(os.fsencode("".join(f"{path}\n" for path in packages)))
-        os.utime(self._list(target), (until, until))
+    def _write_list(self, target: str, packages: Iterable[str]) -> int:
+        """What createrepo_c is to look at; how many packages that are."""
+        lines = [f"{path}\n" for path in packages]
+        self._list(target).write_bytes(os.fsencode("".join(lines)))
+        return len(lines)
 
     def make(
         self,
@@ -245,42 +254,111 @@ class Indexer:
     ) -> bool:
         """One run for all that lies in a target; whether it could read all. Raises `Again` where it came to nothing.
 
-        `afresh` trusts nothing of what was listed or reckoned before; `without` are folders, seen from the target, of
-        which nothing is to be listed. createrepo_c inherits the lock: where we are killed, nobody else starts on the
-        target until it has ended too.
+        Nobody sees what it made before `show`. `afresh` trusts nothing of what was listed or reckoned before; `without`
+        are folders, seen from the target, of which nothing is to be listed. createrepo_c inherits the lock: where we
+        are killed, nobody else starts on the target until it has ended too.
         """
-        folder, output = self.store.target(target), self.store.log(target)
+        folder, made = self.store.target(target), self.store.output(target)
         if afresh:
             disk.remove(self.store.cache / target)
-        for needed in (folder, self.store.cache / target):
+        for needed in (folder, made):
             needed.mkdir(parents=True, exist_ok=True)
-        tidy(folder)
-        output.unlink(missing_ok=True)
+        tidy(folder, thorough=not (made / REPODATA).is_dir())
+        tidy(made)
         packages = self.tree.packages(folder)
-        self._write_list(target, (path for path in packages if path.rpartition("/")[0] not in without))
+        count = self._write_list(target, (path for path in packages if path.rpartition("/")[0] not in without))
+        with self._paced(target) if count else contextlib.nullcontext():
+            code = self._run(target, lock, heed, afresh=afresh)
+        if code == LEFT_OUT:
+            log.warning("createrepo_c could not read all of %s: %s", target, tail(self.store.log(target)))
+        return code == 0
+
+    @contextlib.contextmanager
+    def _paced(self, target: str) -> Iterator[None]:
+        """Record that a run was made, however it ends. One that makes a target's first, empty repodata is none."""
+        before, start = pace.read_run(self.store.runs(target)), time.time()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, which the run says itself
+                pace.write_run(self.store.runs(target), before.followed_by(start, max(start, time.time())))
+
+    def _run(self, target: str, lock: int, heed: Callable[[], None], *, afresh: bool) -> int:
+        output, made = self.store.log(target), self.store.output(target)
+        output.unlink(missing_ok=True)
         argv = self.argv(target, afresh=afresh)
         try:
             code = run(argv, output=output, heed=heed, every=0.1, inherit=[lock], idle=HUNG)
         except TimedOut as error:
             raise Again(str(error)) from error
-        if code not in (0, LEFT_OUT) or not (folder / REPODATA).is_dir():
+        if code not in (0, LEFT_OUT) or not (made / REPODATA).is_dir():
+            disk.remove(made)  # it may be what the run failed at, and is made from what is visible
             raise Again(f"createrepo_c {ended_how(code)} for {target}: {tail(output)}")
-        if code == LEFT_OUT:
-            log.warning("createrepo_c could not read all of %s: %s", target, tail(output))
-        for path in [*(folder / REPODATA).iterdir(), folder / REPODATA, folder]:
-            disk.sync(path)
-        return code == 0
+        return code
+
+    def draft(self, target: str) -> Draft:
+        """What the last `make` made, in a hidden folder beside what is visible. Raises `Again`."""
+        made = self.store.output(target) / REPODATA
+        try:
+            return draft(self.store, target, made, time.time(), copy=bool(self.settings.after_createrepo))
+        except DAMAGED as error:
+            raise Again(f"the new repodata of {target} cannot be read: {error!r}") from error
+
+    def show(self, target: str, heed: Callable[[], None]) -> None:
+        """Make visible what the last `make` made, once the hook has run on it. Raises `Again`, `HookFailed`."""
+        self.finish(self.draft(target), heed)
+
+    def finish(self, new: Draft, heed: Callable[[], None]) -> None:
+        """Run the hook on new repodata, and make that visible. Raises `HookFailed`."""
+        try:
+            with self.hooked(new) as running:
+                if running is not None:
+                    hook.await_hook(running, heed)
+            self.reveal(new)
+        except hook.HookFailed as error:
+            self.give_up(new, error)
+            raise
+
+    @contextlib.contextmanager
+    def hooked(self, new: Draft) -> Iterator[hook.Running | None]:
+        """The hook at work on new repodata; None where there is no hook. Raises `HookFailed`."""
+        if not self.settings.after_createrepo:
+            yield None
+            return
+        with hook.run_hook(self.settings, self.store, new.target, new.folder) as running:
+            yield running
+
+    def give_up(self, new: Draft, error: hook.HookFailed) -> hook.Failure:
+        """Record why new repodata does not become visible, and remove it."""
+        disk.remove(new.folder.parent)
+        return hook.note_failure(self.store.hook(new.target), str(error))
+
+    def reveal(self, new: Draft) -> None:
+        """Make new repodata visible, on which the hook has run. Raises `HookFailed` where the hook spoilt it."""
+        try:
+            new.check()
+        except Again as error:
+            raise hook.HookFailed(str(error)) from error
+        new.show()
+        self.store.hook(new.target).unlink(missing_ok=True)
+        last = pace.read_run(self.store.runs(new.target))
+        if last.row:
+            pace.write_run(self.store.runs(new.target), attr.evolve(last, end=max(last.end, time.time())))
+
+    def change_metadata(
+        self, target: str, heed: Callable[[], None], *, addition: Addition | None = None, without: Collection[str] = ()
+    ) -> None:
+        """Add or remove what createrepo_c does not make; all else stays as it is. Raises `HookFailed`."""
+        live = self.store.target(target) / REPODATA
+        copy = bool(self.settings.after_createrepo)
+        self.finish(draft(self.store, target, live, time.time(), addition=addition, without=without, copy=copy), heed)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a createrepo_c that was killed left; give back the repodata it had moved out of its way."""
-    disk.remove(folder / ".repodata")
-    # named repodata.old.<pid>.<time>, and there between its last two renames
-    for old in sorted(folder.glob(f"{REPODATA}.old.*"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if (folder / REPODATA).exists():
-            disk.remove(old)
-        else:
-            old.rename(folder / REPODATA)
+def _option(word: str) -> str:
+    """The option that a word begins with: of -qo/tmp it is -o."""
+    if word.startswith("-") and not word.startswith("--"):
+        return f"-{word[1:].lstrip(_BARE)[:1]}"
+    return word.split("=")[0]
 
 
 def tail(output: Path, lines: int = 3) -> str:

@@ -13,11 +13,13 @@ import attr
 import click
 
 from reimzul.core.arch import read_arches
+from reimzul.core.bstore import StoreUrls
 from reimzul.core.command import EXIT_CODES, complain, entry, shared_options, start, submitter
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.header import read_source
 from reimzul.core.tube import Broker
 from reimzul.submit.incoming import Source, bring_in, find
+from reimzul.submit.newtarget import ask_for_repodata
 from reimzul.submit.request import (
     Queued,
     Wanted,
@@ -101,6 +103,8 @@ def command(
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         name = name_for_workers(broker, who, shared(config), originals=settings.farm.original_workers)
         asked = requests(source, wanted, name)
+        urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
+        ask_for_repodata(broker, urls, [request.target for request in asked])
         rows = count_watchers(broker, queue(broker, asked, source, wanted, known))
     code = report(rows, source, asked[0].submitter, wanted, as_json=as_json)
     if wait and code == 0:

@@ -113,7 +113,7 @@ def _history(builds: Iterable[Build], documents: dict[str, list[Document]]) -> I
 
 
 def _listed(ground: Ground, target: str) -> dict[str, str]:
-    folder = ground.farm.layout.store.target(target) / repodata.REPODATA
+    folder = ground.farm.layout.store.target(target) / "repodata"
     return repodata.read(folder) if folder.exists() else {}
 
 
@@ -193,7 +193,7 @@ def _store(ground: Ground, listed: dict[str, dict[str, str]]) -> Iterator[str]:
         if leg_name(build_id, arch) not in legs:
             yield f"{staged.name} is staged for signing, and published nowhere"
     left = [*store.spool.iterdir(), *store.staging.iterdir()]
-    left += [*store.repo.glob("*/.repodata"), *store.repo.glob("*/*.old.*")]
+    left += [*store.repo.glob("*/.repodata*"), *store.repo.glob("*/*.old.*")]
     yield from (f"{path.relative_to(store.root)} is left" for path in left)
     yield from (f"{lock.name} is held" for lock in (store.state / "locks").iterdir() if _is_held(lock))
 

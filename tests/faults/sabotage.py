@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Callable
 
 from reimzul.core.bstore import leg_name
-from reimzul.repogen.repodata import REPODATA
+from reimzul.repogen.swap import REPODATA
 from tests.faults.ground import BUILDERS, Ground
 from tests.faults.ledger import ARCH, Build
 from tests.waiting import until

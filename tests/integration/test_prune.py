@@ -75,6 +75,7 @@ def index(store: Bstore, indexer: Indexer) -> None:
     with disk.locked(store.lock(TARGET)) as lock:
         assert lock
         indexer.make(TARGET, lock, lambda: None)
+        indexer.show(TARGET, lambda: None)
 
 
 def listed(store: Bstore) -> list[str]:

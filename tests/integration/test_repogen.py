@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
-import os
 import random
 import shutil
 import signal
@@ -27,7 +26,7 @@ from reimzul.core.disk import locked
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
 from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
 from reimzul.repogen import daemon as repogen_daemon
-from reimzul.repogen import repodata
+from reimzul.repogen import pace, repodata
 from reimzul.repogen.command import repogen
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
@@ -67,7 +66,7 @@ def daemon(settings: Settings, store: Bstore) -> Repogen:
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test asks for is indexed at once, however shortly after the last."""
-    monkeypatch.setattr(repodata, "PACE", 0.0)
+    monkeypatch.setattr(pace.Run, "rest", 0.0)
 
 
 def ask(broker: Broker, *asked: RepogenRequest) -> None:
@@ -136,8 +135,8 @@ def test_a_hundred_legs_are_one_run(
 def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_waits(
     broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pace.Run, "rest", property(lambda run: 3600.0 if run.row > 1 else 0.0))
     ask(broker, uploads.upload(store, rpms))
-    monkeypatch.setattr(repodata, "PACE", 3600.0)
     work(daemon)
     ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030404")))
     work(daemon)  # as the second leg of a build
@@ -155,7 +154,7 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
             until((store.place(later.place) / NAME).exists, 20, "what comes meanwhile is taken in")
             assert len(listed(store)) == 2 and not done.done()
         finally:
-            monkeypatch.setattr(repodata, "PACE", 0.0)
+            monkeypatch.setattr(pace.Run, "rest", 0.0)
         done.result(20)
     assert len(listed(store)) == 4
 
@@ -163,16 +162,16 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
 def test_a_clock_that_was_put_back_keeps_nothing_waiting(
     broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repodata, "PACE", 60.0)
+    monkeypatch.setattr(pace.Run, "rest", 60.0)
+    tomorrow = time.time() + 86400
     for second in range(3):
+        pace.write_run(store.runs(TARGET), pace.Run(start=tomorrow - 1, end=tomorrow, row=second + 1))
         ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp=f"2025010203040{second}")))
         work(daemon)
-        tomorrow = time.time() + 86400
-        os.utime(store.cache / f"{TARGET}.packages", (tomorrow, tomorrow))
     assert len(listed(store)) == 3
 
 
-def test_failed_and_scratch_legs_get_their_place_and_nothing_else(
+def test_failed_and_scratch_legs_get_their_place_and_are_not_listed(
     broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
 ) -> None:
     failed = uploads.upload(store, {}, status=Status.FAILED)
@@ -181,7 +180,7 @@ def test_failed_and_scratch_legs_get_their_place_and_nothing_else(
     ask(broker, *lying)
     work(daemon)
     assert (store.place(failed.place) / "build.log").exists() and (store.place(scratch.place) / NAME).exists()
-    assert not (store.target(TARGET) / "repodata").exists()
+    assert listed(store) == set(), "the next build for the target finds repodata"
     assert taken(broker, NOTIFY) == [] and taken(broker, TOSIGN) == []
     assert broker.stats("createrepo").ready == 0
 
@@ -361,6 +360,7 @@ def test_a_wrong_checksum_is_reckoned_anew(
     taken(broker, NOTIFY)
     if spoilt == "cache":
         shutil.rmtree(store.target(TARGET) / "repodata")
+        shutil.rmtree(store.output(TARGET))
         (cached,) = (store.cache / TARGET).iterdir()
         cached.write_text("00" * 32)
     if spoilt == "repodata":

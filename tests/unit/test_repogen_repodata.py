@@ -16,7 +16,7 @@ from reimzul.core.bstore import Bstore
 from reimzul.core.config import Repogen as Settings
 from reimzul.core.errors import Again, ConfigError
 from reimzul.core.manifest import read_manifest
-from reimzul.repogen import repodata
+from reimzul.repogen import repodata, swap
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import Indexer, Listing, Listings
 from tests import uploads
@@ -142,10 +142,10 @@ def test_what_a_killed_createrepo_c_moved_away_comes_back(tmp_path: Path) -> Non
     for leftover in (".repodata", "repodata.old.7.20240102"):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / "repomd.xml").write_text(leftover)
-    repodata.tidy(tmp_path)
+    swap.tidy(tmp_path)
     assert (tmp_path / "repodata" / "repomd.xml").read_text() == "repodata.old.7.20240102"
     (tmp_path / "repodata.old.8.20240103").mkdir()
-    repodata.tidy(tmp_path)
+    swap.tidy(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["repodata"]
 
 

@@ -27,8 +27,11 @@ DOORS = {
         "reimzul.notifier.history",
         # what is done to the store's files is repogen's craft
         "reimzul.repogen.drop",
+        "reimzul.repogen.hook",
+        "reimzul.repogen.metadata",
         "reimzul.repogen.prune",
         "reimzul.repogen.repodata",
+        "reimzul.repogen.repomd",
         "reimzul.repogen.scratch",
         # the doctor greets the servers as the notifier does
         "reimzul.notifier.sinks.mqtt_link",

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bstore's own: the folders of the store, what waits in the spool, and createrepo_c."""
+"""bstore's own: the folders of the store, what waits in the spool, createrepo_c, and the hook that runs after it."""
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reimzul.core.bstore import MANIFEST, Bstore
 from reimzul.core.errors import ReimzulError
 from reimzul.operator.doctor.access import ENTER, READ, WRITE, may
-from reimzul.operator.doctor.check import Check, Result, fail, ok, warn
+from reimzul.operator.doctor.check import Check, Result, fail, ok, warn, worst
 from reimzul.operator.doctor.host import BSTORE, Host
 from reimzul.operator.doctor.upload import FOLDER
+from reimzul.repogen.hook import read_failure
 
 #: Seconds a whole upload may lie in the spool: repogen looks for those nobody asked for once an hour.
 WAITS = 2 * 3600
@@ -28,6 +30,7 @@ def checks(host: Host) -> list[Check]:
         Check(name="createrepo_c", look=lambda: _createrepo(host)),
         Check(name="store", look=lambda: _folders(host, store)),
         Check(name="spool", look=lambda: _spool(store), needs=("store",)),
+        Check(name="after_createrepo", look=lambda: hook(host.settings.repogen.after_createrepo, store)),
     ]
 
 
@@ -67,6 +70,22 @@ def _spool(store: Bstore) -> Result:
         words = f"{len(waiting)} whole uploads have waited for over {WAITS // 3600} h, the first is {waiting[0]}"
         return warn(words, "journalctl -u 'reimzul-repogen-worker@*' says why they are not taken")
     return ok("no upload waits for long")
+
+
+def hook(argv: Sequence[str], store: Bstore) -> Result:
+    """Whether the hook on new repodata is there, and succeeded on each target."""
+    if not argv:
+        return ok("no program runs after createrepo_c")
+    if shutil.which(argv[0]) is None:
+        return fail(f"{argv[0]} is not there: no repodata becomes visible", "mend [repogen] after_createrepo")
+    now, results = time.time(), []
+    for path in sorted(store.state.glob("*.hook")):
+        failure = read_failure(path)
+        if failure is not None:
+            target, often = path.name[: -len(".hook")], "once" if failure.count == 1 else f"{failure.count} times"
+            words = f"{target} keeps its old repodata: it failed {often}, last {max(0, int(now - failure.at))} s ago"
+            results.append(fail(f"{words}: {failure.reason}", f"mend it, then: reimzul repogen {target}"))
+    return worst(results, f"{argv[0]} succeeded last on every target")
 
 
 def _waiting(spool: Path, before: float) -> Iterator[str]:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A target whose hook fails: when it is tried again, and how the controller learns of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable
+
+from reimzul.core import fields, mark
+from reimzul.core.errors import Again, ClaimLost
+from reimzul.core.message import RepogenRequest
+from reimzul.core.tube import Broker, Claim, target_tube
+from reimzul.repogen.hook import read_failure
+from reimzul.repogen.repodata import Indexer
+
+
+def pause_of(indexer: Indexer, target: str, claims: Iterable[Claim[RepogenRequest]]) -> Again | None:
+    """Why there is no run now: the hook failed a while ago. A new request for the target itself is not held."""
+    failure = read_failure(indexer.store.hook(target))
+    if failure is None or not indexer.settings.after_createrepo:
+        return None
+    left = math.ceil(failure.left(time.time()))
+    if left <= 0 or any(claim.message.bare and _is_new(claim) for claim in claims):
+        return None
+    return Again(f"[repogen] after_createrepo: {failure.reason}", pause=left)
+
+
+def _is_new(claim: Claim[RepogenRequest]) -> bool:
+    try:
+        return not claim.facts.releases
+    except ClaimLost:
+        return False
+
+
+def mark_target(broker: Broker, indexer: Indexer, target: str, host: str) -> None:
+    """Have beanstalkd keep why the hook fails, for `reimzul explain` on the controller; nothing depends on it."""
+    failure = read_failure(indexer.store.hook(target))
+    tube = target_tube(target)
+    there = mark.read(broker, tube)
+    why = fields.line(300)(failure.reason) if failure else ""
+    if (there.why if there else "") == why:
+        return
+    with contextlib.suppress(Again):  # beanstalkd takes nothing now
+        mark.lift(broker, tube)
+        if failure:
+            mark.put(broker, tube, mark.mark(host, why))

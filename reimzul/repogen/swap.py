@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A target's new repodata, from a hidden folder to the visible one by one exchange of names.
+
+The hidden folder gets the new files, what a former repomd.xml named until `RETAIN_SECONDS` after it was replaced, and
+what a person added. The hook runs on it, the disk keeps it, and only then it takes the place of the visible folder. A
+reader sees the old repodata or the new one, and finds every file that the repomd.xml named which it has read. Whoever
+calls this holds the target's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import attr
+
+from reimzul.core import disk
+from reimzul.core.bstore import Bstore
+from reimzul.core.errors import Again
+from reimzul.repogen.repomd import (
+    DAMAGED,
+    REPOMD,
+    Addition,
+    Record,
+    add_records,
+    drop_records,
+    is_named_by_checksum,
+    read_records,
+)
+
+log = logging.getLogger(__name__)
+
+REPODATA = "repodata"
+#: How long a file stays that repomd.xml does not name any more: a client that read it before fetches the file yet.
+RETAIN_SECONDS = 120
+_HIDDEN = f".{REPODATA}"
+_MOVED = f"{REPODATA}.old.0"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+#: What says that a kernel, its filter, a C library or a file system does not exchange two names.
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+
+
+@attr.frozen(kw_only=True)
+class Retained:
+    """What is known of the files beside those that repomd.xml names."""
+
+    replaced: dict[str, float] = attr.field(factory=dict)  #: when repomd.xml ceased to name it, seconds since 1970
+    hook: frozenset[str] = frozenset()  #: what the hook wrote: it writes that again, so it is not carried over
+
+    @classmethod
+    def read(cls, path: Path) -> Retained:
+        """From `state/<target>.retained`; nothing where that is absent or damaged."""
+        try:
+            raw = json.loads(path.read_bytes())
+            return cls(
+                replaced={str(name): float(at) for name, at in raw["replaced"].items()},
+                hook=frozenset(map(str, raw["hook"])),
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Keep it."""
+        disk.write(path, json.dumps({"replaced": self.replaced, "hook": sorted(self.hook)}, indent=1) + "\n")
+
+
+@attr.frozen(kw_only=True)
+class Draft:
+    """New repodata that nobody sees yet."""
+
+    store: Bstore
+    target: str
+    folder: Path
+    retained: Retained
+    files: frozenset[str]  #: what lies in it before the hook runs
+
+    @property
+    def live(self) -> Path:
+        """The folder that everybody sees."""
+        return self.store.target(self.target) / REPODATA
+
+    def check(self) -> None:
+        """Raise `Again` where the hook left something that no client could use."""
+        try:
+            records = read_records(self.folder)
+        except DAMAGED as error:
+            raise Again(f"its repomd.xml cannot be read any more: {error!r}") from error
+        lost = [record.type for record in records if not record.file or not (self.folder / record.file).is_file()]
+        if lost or not any(record.type == "primary" for record in records):
+            raise Again(f"its repomd.xml names files that are not there: {', '.join(lost) or 'primary'}")
+
+    def show(self) -> None:
+        """Have the disk keep it, and make it visible in place of what was."""
+        for path in [*self.folder.iterdir(), self.folder]:
+            disk.sync(path)
+        new = {path.name for path in self.folder.iterdir()} - self.files
+        # a kill before the swap leaves what the hook wrote before
+        old = {name for name in self.retained.hook if (self.live / name).exists()}
+        attr.evolve(self.retained, hook=frozenset(new | old)).write(self.store.retained(self.target))
+        replace(self.folder, self.live)
+        disk.sync(self.live.parent)
+        tidy(self.live.parent, thorough=False)
+
+
+def draft(
+    store: Bstore,
+    target: str,
+    source: Path,
+    now: float,
+    *,
+    addition: Addition | None = None,
+    without: Collection[str] = (),
+    copy: bool = False,
+) -> Draft:
+    """Make the hidden folder from the repodata in `source`, and from what the visible one has beside it.
+
+    `without` are kinds of additional metadata that are to go. `copy` has additional metadata copied, since a hook that
+    writes it again would write through a hard link. Raises one of `DAMAGED` where `source` cannot be read.
+    """
+    live = store.target(target) / REPODATA
+    tidy(live.parent, thorough=False)
+    # no two have one name: what the hook of a run that was killed writes late, it writes nowhere
+    folder = live.parent / _HIDDEN / f"{os.getpid()}.{time.time_ns()}"
+    folder.mkdir(parents=True)
+    source_records, live_records = read_records(source), _live_records(live)
+    dropped = {*without, *([addition.record.kind] if addition else [])}
+    for record in source_records:
+        if not record.is_extra:
+            _link(source / record.file, folder / record.file)
+        elif record.kind not in dropped and not _has_linked(source, folder, record, copy=copy):
+            dropped.add(record.kind)
+    present = dropped | {record.kind for record in source_records}
+    extra = list(_carried(live, folder, live_records, present, copy=copy))
+    text = drop_records((source / REPOMD).read_text(encoding="utf-8"), dropped)
+    if addition:
+        (folder / addition.record.file).write_bytes(addition.content)
+        extra.append(addition.record)
+    (folder / REPOMD).write_text(add_records(text, extra), encoding="utf-8")
+    _check_kinds(folder, without)
+    retained = _retain(store, target, folder, {record.file for record in live_records}, now)
+    files = frozenset(path.name for path in folder.iterdir())
+    return Draft(store=store, target=target, folder=folder, retained=retained, files=files)
+
+
+def _live_records(live: Path) -> list[Record]:
+    try:
+        return read_records(live)
+    except FileNotFoundError:
+        return []
+    except DAMAGED as error:
+        log.error("%s cannot be read, so additional metadata that it named is lost: %r", live / REPOMD, error)
+        return []
+
+
+def _check_kinds(folder: Path, without: Collection[str]) -> None:
+    left = {record.kind for record in read_records(folder)} & set(without)
+    if left:
+        raise ValueError(f"repomd.xml still has {', '.join(sorted(left))}")
+
+
+def _carried(
+    live: Path, folder: Path, records: Sequence[Record], present: Collection[str], *, copy: bool
+) -> Iterator[Record]:
+    """The additional records that the visible repomd.xml has and the new one lacks; their files are linked."""
+    for record in records:
+        if record.is_extra and record.kind not in present and _has_linked(live, folder, record, copy=copy):
+            yield record
+
+
+def _has_linked(source: Path, folder: Path, record: Record, *, copy: bool) -> bool:
+    """Link the file of an additional record; false, and a line in the log, where it is not there."""
+    try:
+        if not record.file:
+            raise FileNotFoundError(errno.ENOENT, "it is not in repodata/")
+        _link(source / record.file, folder / record.file, copy=copy)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        log.error("%s: its metadata %s is dropped: %s: %s", folder.parents[1].name, record.type, record.file, why)
+        return False
+    return True
+
+
+def _retain(store: Bstore, target: str, folder: Path, named: Collection[str], now: float) -> Retained:
+    """Link what the visible folder has beside, as long as it is to stay; when each file of it was replaced."""
+    known = Retained.read(store.retained(target))
+    live = store.target(target) / REPODATA
+    replaced: dict[str, float] = {}
+    for path in sorted(live.iterdir()) if live.is_dir() else []:
+        name = path.name
+        if name.startswith(REPOMD) or (folder / name).exists() or not path.is_file():
+            continue
+        at: float | None = None  # a person's, or another program's: it stays
+        if name in named:
+            at = now
+        elif name in known.replaced or is_named_by_checksum(name):
+            at = min(now, known.replaced.get(name, now))
+        elif name in known.hook:
+            continue
+        if at is not None and now - at > RETAIN_SECONDS:
+            continue
+        try:
+            _link(path, folder / name)
+        except OSError as error:
+            log.error("%s: %s is not carried over: %s", target, path, error)
+            continue
+        if at is not None:
+            replaced[name] = at
+    return Retained(replaced=replaced, hook=known.hook)
+
+
+def _link(source: Path, goal: Path, *, copy: bool = False) -> None:
+    """One more name of a file, or a copy where that cannot be: of another's file, the kernel may refuse it."""
+    if copy:
+        shutil.copyfile(source, goal)
+        return
+    try:
+        os.link(source, goal, follow_symlinks=True)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, goal)
+
+
+def replace(hidden: Path, live: Path) -> None:
+    """Give a folder the name of another in one step; the other then has the hidden name, or one that `tidy` knows."""
+    if not live.exists():
+        os.rename(hidden, live)
+        return
+    try:
+        exchange(hidden, live)
+    except OSError as error:
+        if error.errno not in _CANNOT_EXCHANGE:
+            raise
+        os.rename(live, live.with_name(_MOVED))
+        os.rename(hidden, live)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange the names of two files or folders in one step. Raises `OSError`, with ENOSYS where nothing can."""
+    try:
+        import ctypes  # not before it is needed: some hardened hosts refuse it the memory it asks for
+
+        renameat2: Callable[..., int] = ctypes.CDLL(None, use_errno=True).renameat2
+    except (ImportError, MemoryError, OSError, AttributeError):  # the last: a C library from before 2018
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def tidy(folder: Path, *, thorough: bool = True) -> None:
+    """Remove what a run that was killed left in a target; give back the repodata it had moved out of its way.
+
+    Thorough, it looks at all names in the folder, for what createrepo_c left: it calls that repodata.old.<pid>.<time>.
+    """
+    disk.remove(folder / _HIDDEN)
+    moved = folder / _MOVED
+    is_missing = not (folder / REPODATA).exists()
+    olds = [moved] if moved.exists() else []
+    if thorough or is_missing:
+        olds = list(folder.glob(f"{REPODATA}.old.*"))
+    for old in sorted(olds, key=lambda path: path.stat().st_mtime, reverse=True):
+        if (folder / REPODATA).exists():
+            disk.remove(old)
+        else:
+            old.rename(folder / REPODATA)
