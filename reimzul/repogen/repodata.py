@@ -15,7 +15,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Callable
 from urllib.parse import unquote
@@ -78,8 +78,7 @@ class Listing:
 
 def paths(leg: Placed) -> dict[str, str]:
     """The packages of a leg as its target's repodata has to list them."""
-    folder = leg.place.split("/", 2)[2]
-    return {f"{folder}/{file.name}": file.sha256 for file in leg.manifest.rpms}
+    return {f"{leg.folder}/{file.name}": file.sha256 for file in leg.rpms}
 
 
 class Listings:
@@ -234,6 +233,11 @@ class Indexer:
         self._list(target).write_bytes(os.fsencode("".join(f"{path}\n" for path in packages)))
         os.utime(self._list(target), (until, until))
 
+    def packages(self, target: str) -> list[str]:
+        """All packages that lie in a target, seen from it, as createrepo_c takes them best."""
+        self.store.target(target).mkdir(parents=True, exist_ok=True)
+        return self.tree.packages(self.store.target(target))
+
     def make(
         self,
         target: str,
@@ -241,13 +245,13 @@ class Indexer:
         heed: Callable[[], None],
         *,
         afresh: bool = False,
-        without: Collection[str] = frozenset(),
+        packages: Sequence[str] | None = None,
     ) -> bool:
         """One run for all that lies in a target; whether it could read all. Raises `Again` where it came to nothing.
 
-        `afresh` trusts nothing of what was listed or reckoned before; `without` are folders, seen from the target, of
-        which nothing is to be listed. createrepo_c inherits the lock: where we are killed, nobody else starts on the
-        target until it has ended too.
+        `afresh` trusts nothing of what was listed or reckoned before; `packages` are to be listed, all that lie there
+        where they are not given. createrepo_c inherits the lock: where we are killed, nobody else starts on the target
+        until it has ended too.
         """
         folder, output = self.store.target(target), self.store.log(target)
         if afresh:
@@ -256,8 +260,7 @@ class Indexer:
             needed.mkdir(parents=True, exist_ok=True)
         tidy(folder)
         output.unlink(missing_ok=True)
-        packages = self.tree.packages(folder)
-        self._write_list(target, (path for path in packages if path.rpartition("/")[0] not in without))
+        self._write_list(target, self.packages(target) if packages is None else packages)
         argv = self.argv(target, afresh=afresh)
         try:
             code = run(argv, output=output, heed=heed, every=0.1, inherit=[lock], idle=HUNG)
