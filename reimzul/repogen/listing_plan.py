@@ -188,16 +188,15 @@ class ListingPlan:
             yield from ((file, old) for old in self._holders(leg, file))
 
     def _holders(self, leg: Placed, file: File) -> Iterator[StoredLeg]:
-        """The other legs that list a package of the same NEVRA and other content."""
+        """The other legs that list a package of the same NEVRA; those of another build only with other content."""
         for path in list(self._paths.get(file.name, ())):
             folder = path.rpartition("/")[0]
-            if folder == leg.folder or self.listing.packages.get(path) == file.sha256:
-                continue
-            old = self._stored_at(folder)
+            old = self._stored_at(folder) if folder != leg.folder else None
             other = old.files.get(file.name) if old is not None else None
-            if old is not None and other is not None:
-                if other.nevra == file.nevra and other.sha256 != file.sha256:
-                    yield old
+            if old is None or other is None or other.nevra != file.nevra:
+                continue
+            if other.sha256 != file.sha256 or old.is_sibling_of(leg.manifest):
+                yield old
 
     def _stored_at(self, folder: str) -> StoredLeg | None:
         if folder not in self._stored:

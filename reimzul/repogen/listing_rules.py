@@ -140,6 +140,4 @@ def _in_order(legs: Sequence[Placed]) -> list[Placed]:
     first: dict[str, int] = {}
     for number, leg in enumerate(legs):
         first.setdefault(leg.manifest.build_id, number)
-    return sorted(
-        legs, key=lambda leg: (first[leg.manifest.build_id], leg.manifest.arch != leg.manifest.request.arch)
-    )
+    return sorted(legs, key=lambda leg: (first[leg.manifest.build_id], leg.manifest.arch != leg.manifest.request.arch))
