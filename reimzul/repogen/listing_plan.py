@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 
 import attr
@@ -13,7 +14,7 @@ from reimzul.core.bstore import Bstore, leg_name
 from reimzul.core.errors import InputError
 from reimzul.core.header import is_same_package
 from reimzul.core.manifest import File
-from reimzul.core.unlisted import LeftOut, Unlisted
+from reimzul.core.unlisted import LeftOut, Unlisted, folder_of
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import Listing
 from reimzul.repogen.stored_leg import StoredLeg, read_stored_leg
@@ -52,6 +53,12 @@ class ListingPlan:
         self._hold_out(waiting)
         return refused
 
+    def filter_packages(self, packages: Sequence[str]) -> Sequence[str]:
+        """The packages that are to be listed."""
+        if not (self._hidden or self._held or self.dropped):
+            return packages
+        return [path for path in packages if not self.hides(path)]
+
     def hides(self, path: str) -> bool:
         """Whether a package is not to be listed."""
         folder = path.rpartition("/")[0]
@@ -59,15 +66,16 @@ class ListingPlan:
 
     def _settle_records(self) -> None:
         """Drop what is said of legs that are gone, and what a rebuild was to replace that is gone unlisted."""
+        root = self.store.root
         for name, each in list(self.records.items()):
             if each.replaced_by and not each.was_listed:
                 self.records[name] = each = self._settled(each)
-            if not self.store.place(each.place).is_dir() or not (each.replaced_by or each.left_out):
+            if not os.path.isdir(f"{root}/{each.place}") or not (each.replaced_by or each.left_out):
                 del self.records[name]
         self._hide()
 
     def _settled(self, each: Unlisted) -> Unlisted:
-        folder = each.replacement.split("/", 2)[2] + "/"
+        folder = folder_of(each.replacement) + "/"
         if any(path.startswith(folder) for path in self.listing.packages):
             return attr.evolve(each, was_listed=True)
         if self.store.place(each.replacement).is_dir():
@@ -123,7 +131,7 @@ class ListingPlan:
         self.records[old.name] = attr.evolve(record, replaced_by=leg.manifest.build_id, replacement=leg.place)
         log.info("%s is replaced by build %s", old.place, leg.manifest.build_id)
         self._hide()
-        self._forget(old.place.split("/", 2)[2])
+        self._forget(folder_of(old.place))
 
     def _forget(self, folder: str) -> None:
         for name, paths in self._paths.items():
@@ -153,7 +161,7 @@ class ListingPlan:
         other, differs = self.store.place(keeper.place) / path.rpartition("/")[2], False
         with contextlib.suppress(InputError):  # createrepo_c will say it of the one that is listed
             differs = not is_same_package(self.store.target(self.target) / path, other)
-        return LeftOut(leg=keeper.name, differs=differs)
+        return LeftOut(leg=keeper.name, place=keeper.place, differs=differs)
 
     def _look_for_keepers(self) -> None:
         """List what was left out for a leg that is not listed any more, unless yet another leg has it."""
@@ -162,14 +170,18 @@ class ListingPlan:
                 continue
             left_out = dict(record.left_out)
             for name, kept in record.left_out.items():
-                holders = [self._stored_at(path.rpartition("/")[0]) for path in self._paths.get(name, ())]
-                keepers = [each for each in holders if each is not None and each.name != leg]
-                if not keepers:
+                listed = self._paths.get(name, ())
+                if f"{folder_of(kept.place)}/{name}" in listed:
+                    continue
+                holders = (self._stored_at(path.rpartition("/")[0]) for path in listed)
+                keeper = next((each for each in holders if each is not None and each.name != leg), None)
+                if keeper is None:
                     del left_out[name]
                     self._paths.setdefault(name, []).append(f"{record.folder}/{name}")
-                elif kept.leg not in {each.name for each in keepers}:
-                    left_out[name] = self._left_out(f"{record.folder}/{name}", keepers[0])
-            self.records[leg] = attr.evolve(record, left_out=left_out)
+                else:
+                    left_out[name] = self._left_out(f"{record.folder}/{name}", keeper)
+            if left_out != record.left_out:
+                self.records[leg] = attr.evolve(record, left_out=left_out)
             if not left_out:
                 del self.records[leg]
         self._hide()

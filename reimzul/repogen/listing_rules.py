@@ -69,7 +69,7 @@ class ListingRules:
             else self._ruled(leg, plan.records)
             for leg in legs
         ]
-        return Ruled(legs=ruled, packages=[path for path in packages if not plan.hides(path)])
+        return Ruled(legs=ruled, packages=plan.filter_packages(packages))
 
     def read_rulings(self, target: str, legs: Iterable[Placed]) -> list[Placed]:
         """The same legs with what was decided about them before. Raises `Again`."""

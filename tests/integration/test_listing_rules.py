@@ -385,6 +385,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
             taken(farm.broker, tube)
+        disk._LASTING.clear()  # else the second has fewer steps, where a folder gets the same inode
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         farm.leg(request, rpms)
