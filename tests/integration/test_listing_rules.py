@@ -405,6 +405,39 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         assert record[0] == leg_name(first.build_id, "x86_64") and record[1].replaced_by == request.build_id
 
 
+def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = farm.build("one")
+    farm.publish()
+    farm.sign()
+    second = farm.build("two", rebuild=True)
+    farm.publish()
+    (request,) = taken(farm.broker, TOSIGN)
+    saved = farm.store.root.with_name("saved")
+    shutil.copytree(farm.store.root, saved, symlinks=True)
+    steps = uploads.Steps(monkeypatch)
+
+    def whole() -> None:
+        step, steps.die_at = steps.die_at, -1
+        disk._LASTING.clear()
+        shutil.rmtree(farm.store.root)
+        shutil.copytree(saved, farm.store.root, symlinks=True)
+        steps.die_at, steps.count = step, 0
+        stage_all()
+
+    def stage_all() -> None:
+        for build in staging.find(farm.store, request):
+            staging.stage(farm.store, build, lambda: None)
+
+    for _ in steps.deaths(whole):
+        with pytest.raises(uploads.Died):
+            whole()
+        steps.live()
+        stage_all()
+        assert [path.name.rpartition(".")[2] for path in (farm.store.tosign / TARGET).iterdir()] == [second.build_id]
+        assert list(farm.store.staging.iterdir()) == []
+        assert not (farm.store.staged / leg_name(first.build_id, "x86_64")).exists()
+
+
 def test_a_damaged_record_lists_nothing_until_it_is_mended(farm: Farm) -> None:
     farm.build("one")
     disk.write(farm.store.unlisted(TARGET), "[]")
