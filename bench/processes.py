@@ -21,7 +21,7 @@ def starts(stand: Stand, count: int) -> list[Figure]:
     source = stand.sources(1)[0]
     ini = ["--config", str(stand.farm.ini())]
     commands = {
-        "reimzul-submit": stand.farm.submit_command(source, TARGET),
+        "reimzul-submit": stand.farm.submit_command(source, TARGET, "--rebuild"),
         "reimzul --help": [own("reimzul"), "--help"],
         "reimzul queues": [own("reimzul"), "queues", *ini],
     }

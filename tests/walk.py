@@ -151,7 +151,7 @@ STEPS: Sequence[Step] = (
     Step(command="reimzul builders", columns=3, before=_drained),
     Step(words="With one builder left, a long build makes the others wait."),
     Step(command=f"reimzul-submit -s slow-1.0-1.src.rpm {AS}", name="slow"),
-    Step(command=f"reimzul-submit -s hello-1.0-1.src.rpm {AS}", name="second", before=_is_slow),
+    Step(command=f"reimzul-submit -s hello-1.0-1.src.rpm {AS} --rebuild", name="second", before=_is_slow),
     Step(command=f"reimzul-submit -s tree-1.0-1.src.rpm {AS} --scratch", name="tree"),
     Step(command="reimzul explain {tree}"),
     Step(words="It is urgent: it goes first. And the long one, is it getting anywhere?"),

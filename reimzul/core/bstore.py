@@ -141,6 +141,10 @@ class Bstore:
         """The file whose flock says who runs createrepo_c on a target."""
         return self.state / "locks" / f"{target}.lock"
 
+    def unlisted(self, target: str) -> Path:
+        """The record of what lies in a target and is not listed."""
+        return self.state / "unlisted" / f"{target}.json"
+
     def target(self, target: str) -> Path:
         """The folder of a target, which holds its `repodata`."""
         return self.repo / target
@@ -154,7 +158,7 @@ class Bstore:
         return [
             self.repo, self.scratch, self.spool, self.live, self.originals, self.attempts, self.rejected, self.index,
             self.cache, self.tosign, self.staging, self.staged, self.put_again, self.state / "locks",
-            self.state / "createrepo",
+            self.state / "createrepo", self.state / "unlisted",
         ]  # fmt: skip
 
 

@@ -218,6 +218,17 @@ def pruning(text: str) -> Pruning:
     )
 
 
+DUPLICATE_KINDS = ("builds", "legs")
+
+
+def duplicates(text: str) -> frozenset[str]:
+    """`builds`, `legs` or both."""
+    kinds = frozenset(text.split())
+    if not kinds or not kinds <= set(DUPLICATE_KINDS):
+        raise ValueError(f"{text!r} is not one or more of {', '.join(DUPLICATE_KINDS)}")
+    return kinds
+
+
 def free_settings(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
     """The one row of a section whose settings have names of the operator's own; `example` is one of them."""
     return attr.field(factory=dict, metadata={"key": key, "parse": parse, "example": example})
@@ -398,6 +409,17 @@ class Prune:
 
 
 @attr.frozen(kw_only=True)
+class Duplicates:
+    """Of a target, with its arch or without: what it may list twice, `builds` of one NEVRA or `legs` of one build."""
+
+    targets: Mapping[str, frozenset[str]] = free_settings(fields.target, duplicates, "c7.1708.u = builds legs")
+
+    def allowed(self, target: str) -> frozenset[str]:
+        """The kinds that a target, given with its arch, may list."""
+        return self.targets.get(target) or self.targets.get(target.rpartition(".")[0]) or frozenset()
+
+
+@attr.frozen(kw_only=True)
 class Notifier:
     """Who is told, and what is remembered of it, on the controller."""
 
@@ -544,6 +566,7 @@ class Settings:
     worker: Worker = attr.field(factory=Worker)
     repogen: Repogen = attr.field(factory=Repogen)
     prune: Prune = attr.field(factory=Prune)
+    duplicates: Duplicates = attr.field(factory=Duplicates)
     notifier: Notifier = attr.field(factory=Notifier)
     history: History = attr.field(factory=History)
     logs: Logs = attr.field(factory=Logs)

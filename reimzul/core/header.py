@@ -20,6 +20,14 @@ import attr
 from reimzul.core import fields
 from reimzul.core.errors import InputError, ProgramMissing
 
+#: Tags that tell when, where and with which flags a package was made, and checksums of these. Those of the signature
+#: header, below 1000, are such checksums too.
+_MAKING = (
+    "BUILDTIME", "BUILDHOST", "COOKIE", "OPTFLAGS", "PLATFORM", "SOURCEPKGID", "FILEMTIMES", "FILEINODES",
+    "FILEDEVICES", "PAYLOADDIGEST", "PAYLOADDIGESTALT", "PAYLOADSHA256", "PAYLOADSHA256ALT", "PAYLOADSHA512",
+    "PAYLOADSHA512ALT", "PAYLOADSHA3_256", "PAYLOADSHA3_256ALT", "PAYLOADSIZE", "PAYLOADSIZEALT",
+)  # fmt: skip
+_FIRST_TAG = 1000
 _LEAD = 96  # bytes
 _MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
 
@@ -102,6 +110,25 @@ def check_bindings() -> None:
 
 def read_header(path: Path) -> Header:
     """The header of the package in a file. Raises `InputError` that says what the file is instead."""
+    return _usable(_header(_read_raw(path), bindings()), path)
+
+
+def is_same_package(one: Path, other: Path) -> bool:
+    """Whether two packages differ in nothing but when, where and with which flags they were made.
+
+    Raises `InputError`.
+    """
+    rpm = bindings()
+    making = {getattr(rpm, f"RPMTAG_{name}", 0) for name in _MAKING}
+
+    def content(path: Path) -> dict[int, str]:
+        raw = _read_raw(path)
+        return {tag: repr(raw[tag]) for tag in raw.keys() if tag >= _FIRST_TAG and tag not in making}  # noqa: SIM118
+
+    return content(one) == content(other)
+
+
+def _read_raw(path: Path) -> Any:
     rpm = bindings()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no end to wait for
@@ -112,7 +139,7 @@ def read_header(path: Path) -> Header:
             raise InputError(f"{path}: not an rpm package")
         raw = _raw(rpm, descriptor, path)
         _whole(raw, rpm, descriptor, path)
-        return _usable(_header(raw, rpm), path)
+        return raw
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
     finally:

@@ -42,7 +42,7 @@ class Status:
     FAILED = "Failed"  #: the package does not build, or nobody could build it
     CANCELLED = "Cancelled"  #: a person ended it
     PUBLISHED = "Published"  #: a Success that the repodata lists
-    REJECTED = "Rejected"  #: its uploads never were what their manifest says
+    REJECTED = "Rejected"  #: its uploads never were what their manifest says, or the target holds another such build
     OVERRIDE = "Override"  #: a person's word, in history only
     REFUSED = "Refused"  #: no build: a message that failed its checks
     QUARANTINED = "Quarantined"  #: no build: a builder that is kept from taking jobs, its faults stood out
@@ -204,6 +204,8 @@ class BuildRequest(Message):
     parent: str = field(fields.absent_or(fields.build_id), "")  #: the build that this one repeats
     legs: tuple[str, ...] = field(fields.many(fields.arch, 20), ())  #: only these of its legs; none said: all
     source_rounds: int = field(fields.whole(0, 1_000_000), 0)  #: how often its source could not be downloaded
+    #: whether it may replace a build that the target lists; an old client's request, which does not say, may
+    rebuild: bool = field(fields.flag, True)
 
     @property
     def told_for(self) -> tuple[str, ...]:

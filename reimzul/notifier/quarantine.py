@@ -210,6 +210,7 @@ class Quarantine:
             timestamp=fields.now_timestamp(),
             srpm_sha256=sha256_of(srpm),
             legs=(arch,),
+            rebuild=True,
         )
 
     def _let_back(self, broker: Broker, ward: Ward, why: str, seen: list[Seen]) -> None:

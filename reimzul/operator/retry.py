@@ -24,6 +24,7 @@ from reimzul.core.readable import find_bar
 from reimzul.core.tube import PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.web import NotThere, Site, WebAway
 from reimzul.operator import finding, reading
+from reimzul.operator.asking import agreed
 from reimzul.operator.finding import Build
 from reimzul.operator.table import show_json
 
@@ -49,13 +50,17 @@ class Retried:
 @finding.ids()
 @click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
 @click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
+@click.option("--yes", is_flag=True, help="Do not ask whether to replace what is published. Needed without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="A list of what was queued. docs/json.md has its keys.")
 @shared_options
-def command(config: Path | None, verbose: bool, given: tuple[str, ...], failed: bool, now: bool, as_json: bool) -> int:
+def command(
+    config: Path | None, verbose: bool, given: tuple[str, ...], failed: bool, now: bool, yes: bool, as_json: bool
+) -> int:
     """Submit builds again: the same source rpm, target, disttag and arch, as new builds that name the old ones.
 
-    The source rpm has to be in incoming/ still, unchanged. Everything is checked before anything is queued. IDs may be
-    shortened to what no other build has.
+    The source rpm has to be in incoming/ still, unchanged. Everything is checked before anything is queued. Where a
+    leg that is built again is published, the new one replaces it in the repodata, once you agree. IDs may be shortened
+    to what no other build has.
 
     \b
     Examples:
@@ -68,6 +73,9 @@ def command(config: Path | None, verbose: bool, given: tuple[str, ...], failed: 
     known = read_arches(settings.farm.arches)
     who = submitter()
     asked = requests(settings, builds, known, who, failed=failed)
+    published = [build.words for build, request in asked if is_listed(build, request)]
+    if published:
+        agreed(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         name = reading.name_for_workers(broker, who, settings)
         asked = [(build, attr.evolve(request, submitter=name)) for build, request in asked]
@@ -94,12 +102,20 @@ def requests(
             before = _before(build, urls)
             legs = _lost_legs(build, before) if failed else _all_legs(build, before)
             sha256 = _checked(settings.incoming.folder, build, before)
-            asked.append((build, _request(build, legs, sha256, who, known)))
+            request = _request(build, legs, sha256, who, known)
+            is_rebuild = is_listed(build, request) or (before is not None and before.rebuild)
+            asked.append((build, attr.evolve(request, rebuild=is_rebuild)))
         except InputError as error:
             faults.append(f"{build.words}: {error}")
     if faults:
         raise InputError("\n".join(faults))
     return asked
+
+
+def is_listed(build: Build, request: BuildRequest) -> bool:
+    """Whether a leg that a request builds again is published, or about to be."""
+    legs = [leg for leg in build.legs if leg["arch"] in (request.legs or _arches(build))]
+    return not build.main["scratch"] and any(leg["status"] == Status.SUCCESS or leg.get("published") for leg in legs)
 
 
 def _all_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ class Verdict:
     again: bool  #: whether the build is to be made again
     request: BuildRequest | None = None  #: what is put again; None where nothing readable says it
     regenerate: bool = False  #: whether it was in its place already, and the repodata may list some of it
+    upload: bool = True  #: whether the upload is at fault, and not what the target holds already
 
     def text(self) -> str:
         """As it is kept beside the folder."""
@@ -67,7 +68,8 @@ def verdict_on(store: Bstore, name: str) -> Verdict | None:
     try:
         raw = json.loads(_note(store, name).read_text(encoding="utf-8"))
         request = BuildRequest.from_wire(raw["request"]) if raw["request"] else None
-        return Verdict(reason=raw["reason"], again=raw["again"], request=request, regenerate=raw["regenerate"])
+        decided = {name: bool(raw[name]) for name in ("again", "regenerate", "upload") if name in raw}
+        return Verdict(reason=raw["reason"], request=request, **decided)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, MessageError) as error:
@@ -105,7 +107,8 @@ class Teller:
                 reason = f"{UPLOAD}{reason}; built again"
                 broker.announce(event_of(request, Status.QUEUED, reason=reason, **about, **where))
         else:
-            broker.announce(event_of(request, Status.REJECTED, reason=f"{UPLOAD}{reason}", **about))
+            said = f"{UPLOAD}{reason}" if verdict.upload else reason
+            broker.announce(event_of(request, Status.REJECTED, reason=said, **about))
 
     def _put_again(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], Mark | None]:
         """Once for each round, however many legs of the build arrived damaged, and however often we are told."""

@@ -19,6 +19,7 @@ from reimzul.core.refused import Overflow
 from reimzul.core.tube import Broker
 from reimzul.repogen.aside import Teller
 from reimzul.repogen.daemon import Repogen, Tools
+from reimzul.repogen.listing_rules import ListingRules
 from reimzul.repogen.originals import make_room
 from reimzul.repogen.repodata import Indexer
 from reimzul.repogen.retention import Retention
@@ -55,6 +56,7 @@ def repogen(settings: Settings) -> Repogen:
         teller=Teller(store=store, arches=read_arches(settings.farm.arches), host=own_name()),
         spool_days=settings.repogen.spool_days,
         originals=settings.farm.original_workers,
+        rules=ListingRules(store=store, duplicates=settings.duplicates),
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
     )
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)

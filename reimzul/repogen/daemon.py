@@ -29,6 +29,7 @@ from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdic
 from reimzul.repogen.check import Mismatch
 from reimzul.repogen.hook import HookFailed, Running
 from reimzul.repogen.keeper import Keeper
+from reimzul.repogen.listing_rules import ListingRules, Ruled
 from reimzul.repogen.originals import NotWhole, adopt, make_room, prune
 from reimzul.repogen.place import Placed, Withdrawn, bring_in
 from reimzul.repogen.publish import published, sign_request
@@ -83,6 +84,7 @@ class Tools:
     indexer: Indexer
     teller: Teller
     spool_days: int
+    rules: ListingRules
     originals: bool = False  #: whether workers of the original upload too
     retention: Retention = attr.field(factory=Retention)
 
@@ -287,13 +289,10 @@ class Repogen(Daemon[RepogenRequest]):
         started = time.monotonic()
         try:
             tidy(self.tools.store.target(target), thorough=False)
-            listing = self.listings.of(target)
-            if _all_listed(listing, jobs):
-                return listing
-            paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
-            if paused is not None:
-                return paused
-            listing = self._made(target, jobs, lock, heed)
+            ruled = self._apply_rules(target, jobs)
+            if not isinstance(ruled, Ruled):
+                return ruled
+            listing = self._made(target, jobs, ruled, lock, heed)
             new = self.tools.indexer.draft(target)
         except (Again, ProgramMissing, OSError) as error:
             return self._failed(target, error)
@@ -303,17 +302,41 @@ class Repogen(Daemon[RepogenRequest]):
             return self._hook_failed(new, error)
         return Made(jobs=jobs, listing=listing, new=new, hook=running, held=held, started=started)
 
-    def _made(self, target: str, jobs: list[_Job], lock: int, heed: Heed) -> Listing:
+    def _apply_rules(self, target: str, jobs: list[_Job]) -> Ruled | Listing | Again:
+        """What the next run is to list; what is listed already where that is all, or the rest of a failed hook."""
+        listing, legs = self.listings.of(target), [leg for _, leg in jobs if leg is not None]
+        _update(jobs, self.tools.rules.read_rulings(target, legs))
+        if _all_listed(listing, jobs):
+            return listing
+        paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
+        if paused is not None:
+            return paused
+        ruled = self.tools.rules.apply_rules(target, listing, self.tools.indexer.packages(target), legs)
+        _update(jobs, ruled.legs)
+        return listing if _all_listed(listing, jobs) else ruled  # all that is new may be refused
+
+    def _made(self, target: str, jobs: list[_Job], ruled: Ruled, lock: int, heed: Heed) -> Listing:
         """What createrepo_c lists, read back before anybody sees it."""
-        legs = [leg for _, leg in jobs if leg is not None]
-        read_all = self.tools.indexer.make(target, lock, heed)
+        listing = self._listed(target, ruled, lock, heed)
+        failed = [leg for leg in ruled.legs if not leg.ruling.refused and not listing.has(leg)]
+        if failed and self.tools.rules.restore_replaced(target, failed):
+            folders, legs = [leg.folder for leg in failed], [leg for leg in ruled.legs if leg not in failed]
+            visible, packages = self.listings.of(target), self.tools.indexer.packages(target)
+            ruled = self.tools.rules.apply_rules(target, visible, packages, legs, folders)
+            listing = self._listed(target, ruled, lock, heed)
+        _update(jobs, ruled.legs)
+        return listing
+
+    def _listed(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> Listing:
+        """What createrepo_c lists of what the rules let it."""
+        read_all = self.tools.indexer.make(target, lock, heed, packages=ruled.packages)
         listing = self.listings.made(target)
-        if any(listing.contradicts(leg) for leg in legs):
+        if any(listing.contradicts(leg) for leg in ruled.legs):
             # --skip-stat and the cache believe what was once reckoned, and a crash can have spoilt either
             log.warning("the repodata of %s has a wrong checksum: made anew, from the packages alone", target)
-            read_all = self.tools.indexer.make(target, lock, heed, afresh=True)
+            read_all = self.tools.indexer.make(target, lock, heed, afresh=True, packages=ruled.packages)
             listing = self.listings.made(target)
-        if read_all and not all(listing.has(leg) for leg in legs):
+        if read_all and not all(leg.ruling.refused or listing.has(leg) for leg in ruled.legs):
             raise Again(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
         return listing
 
@@ -349,7 +372,9 @@ class Repogen(Daemon[RepogenRequest]):
     def _tell_all(self, broker: Broker, jobs: list[_Job], listing: Listing) -> Iterator[tuple[_Claim, Outcome]]:
         for claim, leg in jobs:
             if leg is not None:
-                if listing.has(leg):
+                if leg.ruling.refused:
+                    self._put_aside(broker, claim, leg, leg.ruling.refused)
+                elif listing.has(leg):
                     self._publish(broker, leg)
                 else:
                     self._left_out(broker, claim, leg)
@@ -368,9 +393,14 @@ class Repogen(Daemon[RepogenRequest]):
             later = attr.evolve(message, tries=message.tries + 1)
             broker.put(CREATEREPO, later, priority=PRIORITY, delay=LEFT_OUT_PAUSES[message.tries])
             return
+        self._put_aside(broker, claim, leg, f"createrepo_c cannot read all packages in {leg.place}")
+
+    def _put_aside(self, broker: Broker, claim: _Claim, leg: Placed, reason: str) -> None:
+        """Take a leg out of its target for good: createrepo_c cannot read it, or the rules have refused it."""
+        message, refused = claim.message, bool(leg.ruling.refused)
         name = spool_name(message.build_id, message.arch, message.attempt)
-        reason = f"createrepo_c cannot read all packages in {leg.place}"
-        verdict = Verdict(reason=reason, again=False, request=leg.manifest.request, regenerate=True)
+        request = leg.manifest.request
+        verdict = Verdict(reason=reason, again=False, request=request, regenerate=not refused, upload=not refused)
         put_aside(self.tools.store, self.tools.store.place(leg.place), name, verdict)
         self.tools.teller.carry_out(broker, message, verdict)
 
@@ -415,8 +445,14 @@ class Repogen(Daemon[RepogenRequest]):
         return Refusal(tube=CREATEREPO.name, job=0, reason=reason, begins=strange.name, host=self.host, at=at)
 
 
+def _update(jobs: list[_Job], legs: Iterable[Placed]) -> None:
+    """Have the jobs know what has been decided about their legs."""
+    ruled = {leg.place: leg for leg in legs}
+    jobs[:] = [(claim, ruled.get(leg.place, leg) if leg else None) for claim, leg in jobs]
+
+
 def _all_listed(listing: Listing, jobs: list[_Job]) -> bool:
-    return all(leg is not None and listing.has(leg) for _, leg in jobs)
+    return all(leg is not None and (leg.ruling.refused or listing.has(leg)) for _, leg in jobs)
 
 
 def _outcome(error: Exception) -> Exception:

@@ -47,6 +47,7 @@ class Told:
     status: str = ""
     submitter: str = ""
     srpm: str = ""
+    replaced_by: str = ""  #: the build that is listed in its place
 
 
 def lying(area: Path, target: str) -> Iterator[Lying]:

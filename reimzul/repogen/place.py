@@ -21,7 +21,7 @@ import attr
 from reimzul.core import disk, fields
 from reimzul.core.bstore import Bstore, leg_name, spool_name
 from reimzul.core.errors import Again
-from reimzul.core.manifest import Manifest
+from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.repogen.check import Mismatch, arrived, check
 
@@ -35,11 +35,31 @@ _LAST = datetime.max.replace(microsecond=0)
 
 
 @attr.frozen(kw_only=True)
+class Ruling:
+    """What the rules of its target have decided about a leg."""
+
+    left_out: frozenset[str] = frozenset()  #: file names of packages that are not listed
+    refused: str = ""  #: why nothing of it is listed
+    notes: str = ""  #: what everybody is told of it
+
+
+@attr.frozen(kw_only=True)
 class Placed:
     """A leg that has its place."""
 
     manifest: Manifest
     place: str
+    ruling: Ruling = Ruling()
+
+    @property
+    def rpms(self) -> list[File]:
+        """Its packages that are to be listed."""
+        return [file for file in self.manifest.rpms if file.name not in self.ruling.left_out]
+
+    @property
+    def folder(self) -> str:
+        """Seen from its target."""
+        return self.place.split("/", 2)[2]
 
     @property
     def timestamp(self) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Callable
 
 import attr
@@ -22,8 +22,10 @@ from reimzul.core.bstore import Bstore, leg_name
 from reimzul.core.config import Pruning
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
+from reimzul.core.unlisted import Records, read_records
 from reimzul.repogen.drop import Lying, Told, drop, lying, size, told
-from reimzul.repogen.repodata import Indexer, read
+from reimzul.repogen.listing_rules import ListingRules
+from reimzul.repogen.repodata import Indexer, Listing, read
 from reimzul.repogen.swap import REPODATA
 
 log = logging.getLogger(__name__)
@@ -62,13 +64,14 @@ def rule_of(target: str, rules: Mapping[str, Pruning]) -> Pruning | None:
 
 def old(store: Bstore, target: str, rule: Pruning, now: float) -> list[Old]:
     """The legs that a rule drops, the oldest first, and those of them that stay all the same."""
+    records = read_records(store, target)
     groups: dict[tuple[str, str], list[Lying]] = {}
     for leg in lying(store.repo, target):
         groups.setdefault((leg.name, leg.arch), []).append(leg)
     found: list[Old] = []
     for legs in groups.values():
         if len(legs) > rule.keep:  # else nothing of them has to be read
-            read_legs = {leg: told(store, leg) for leg in legs}
+            read_legs = {leg: _told(store, leg, records) for leg in legs}
             for leg in chosen(read_legs, rule, now):
                 about = read_legs[leg]
                 why = held(store, leg, about, unsigned=rule.unsigned)
@@ -76,14 +79,21 @@ def old(store: Bstore, target: str, rule: Pruning, now: float) -> list[Old]:
     return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
 
 
+def _told(store: Bstore, leg: Lying, records: Records) -> Told:
+    about = told(store, leg)
+    record = records.get(leg_name(about.build_id, leg.arch)) if about.build_id else None
+    return attr.evolve(about, replaced_by=record.replaced_by) if record is not None else about
+
+
 def chosen(legs: Mapping[Lying, Told], rule: Pruning, now: float) -> list[Lying]:
     """Of the legs of one package and arch, those that a rule drops.
 
     The newest that came out well stay, as many as the rule says, and with them all that failed since the oldest of
-    these; where none came out well, the newest that failed.
+    these; where none came out well, the newest that failed. A leg that a rebuild replaced is not listed: it counts for
+    none, and goes by its age.
     """
     newest = sorted(legs, key=lambda leg: (leg.timestamp, leg.place), reverse=True)
-    well = [leg for leg in newest if legs[leg].status != Status.FAILED]
+    well = [leg for leg in newest if legs[leg].status != Status.FAILED and not legs[leg].replaced_by]
     kept = (well or newest)[: rule.keep]
     oldest = kept[-1].timestamp if kept else ""
     last = time.strftime("%Y%m%d%H%M%S", time.gmtime(max(0.0, now - rule.older)))
@@ -105,6 +115,8 @@ def held(store: Bstore, leg: Lying, about: Told, *, unsigned: bool) -> str:
     # in the order in which it is renamed: a rename between the two looks does not hide it
     if os.path.lexists(store.staging / name) or os.path.lexists(collected):
         return "it waits to be collected and signed"
+    if about.replaced_by:
+        return ""  # the signer never gets it any more
     if not unsigned and not os.path.lexists(store.staged / name):
         return "it was not laid out for the signer yet"
     return ""
@@ -139,16 +151,23 @@ def _unlist(
     Where that is not as it should be, nobody has seen it.
     """
     repodata = store.target(target) / REPODATA
-    before = set(read(repodata)) if (repodata / "repomd.xml").exists() else set()
+    listing = Listing(read(repodata) if (repodata / "repomd.xml").exists() else {})
     folders = {leg.folder for leg in legs}
-    indexer.make(target, lock, heed, without=folders)
+    there = indexer.packages(target)
+    ruled = ListingRules(store=store).apply_rules(target, listing, there, dropped=folders)
+    before = set(listing.packages) - (set(there) - set(ruled.packages) - _inside(there, folders))
+    indexer.make(target, lock, heed, packages=ruled.packages)
     after = set(read(store.output(target) / REPODATA))
-    doomed = {path for path in before if path.rpartition("/")[0] in folders}
+    doomed = _inside(before, folders)
     lost = [path for path in before - doomed - after if (store.target(target) / path).exists()]
     if after & doomed or lost:
         said = f"it lists {len(after & doomed)} packages that were to go, and lacks {len(lost)} that were to stay"
         raise NotPruned(f"the new repodata of {target} is not as it should be: {said}; nothing was removed")
     indexer.show(target, heed)
+
+
+def _inside(packages: Iterable[str], folders: Collection[str]) -> set[str]:
+    return {path for path in packages if path.rpartition("/")[0] in folders}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ _NAMED = 50
 def published(leg: Placed, urls: StoreUrls) -> BuildEvent:
     """What everybody is told of a leg that is in the repodata."""
     manifest = leg.manifest
-    names = [file.name for file in manifest.rpms]
+    names = [file.name for file in leg.rpms]
     moved = "" if leg.place == manifest.place() else f"{manifest.place()} is another build's: it is in {leg.place}"
     return event_of(
         manifest.request,
@@ -26,7 +26,7 @@ def published(leg: Placed, urls: StoreUrls) -> BuildEvent:
         pkgname=manifest.pkgname,
         evr=manifest.evr,
         attempt=manifest.attempt,
-        reason=fields.line(500)(moved),
+        reason=fields.line(500)("; ".join(filter(None, (moved, leg.ruling.notes)))),
         exit_code=manifest.exit_code,
         started=manifest.started,
         finished=manifest.finished,

@@ -17,7 +17,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Callable
 from urllib.parse import unquote
@@ -84,8 +84,7 @@ class Listing:
 
 def paths(leg: Placed) -> dict[str, str]:
     """The packages of a leg as its target's repodata has to list them."""
-    folder = leg.place.split("/", 2)[2]
-    return {f"{folder}/{file.name}": file.sha256 for file in leg.manifest.rpms}
+    return {f"{leg.folder}/{file.name}": file.sha256 for file in leg.rpms}
 
 
 class Listings:
@@ -243,6 +242,11 @@ class Indexer:
         self._list(target).write_bytes(os.fsencode("".join(lines)))
         return len(lines)
 
+    def packages(self, target: str) -> list[str]:
+        """All packages that lie in a target, seen from it, as createrepo_c takes them best."""
+        self.store.target(target).mkdir(parents=True, exist_ok=True)
+        return self.tree.packages(self.store.target(target))
+
     def make(
         self,
         target: str,
@@ -250,13 +254,13 @@ class Indexer:
         heed: Callable[[], None],
         *,
         afresh: bool = False,
-        without: Collection[str] = frozenset(),
+        packages: Sequence[str] | None = None,
     ) -> bool:
         """One run for all that lies in a target; whether it could read all. Raises `Again` where it came to nothing.
 
-        Nobody sees what it made before `show`. `afresh` trusts nothing of what was listed or reckoned before; `without`
-        are folders, seen from the target, of which nothing is to be listed. createrepo_c inherits the lock: where we
-        are killed, nobody else starts on the target until it has ended too.
+        Nobody sees what it made before `show`. `afresh` trusts nothing of what was listed or reckoned before;
+        `packages` are to be listed, all that lie there where they are not given. createrepo_c inherits the lock: where
+        we are killed, nobody else starts on the target until it has ended too.
         """
         folder, made = self.store.target(target), self.store.output(target)
         if afresh:
@@ -265,8 +269,7 @@ class Indexer:
             needed.mkdir(parents=True, exist_ok=True)
         tidy(folder, thorough=not (made / REPODATA).is_dir())
         tidy(made)
-        packages = self.tree.packages(folder)
-        count = self._write_list(target, (path for path in packages if path.rpartition("/")[0] not in without))
+        count = self._write_list(target, self.packages(target) if packages is None else packages)
         with self._paced(target) if count else contextlib.nullcontext():
             code = self._run(target, lock, heed, afresh=afresh)
         if code == LEFT_OUT:

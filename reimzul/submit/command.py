@@ -15,8 +15,9 @@ import click
 from reimzul.core.arch import read_arches
 from reimzul.core.bstore import StoreUrls
 from reimzul.core.command import EXIT_CODES, complain, entry, shared_options, start, submitter
-from reimzul.core.errors import EXIT_FAILED
-from reimzul.core.header import read_source
+from reimzul.core.config import Settings
+from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.header import Header, read_source
 from reimzul.core.tube import Broker
 from reimzul.submit.incoming import Source, bring_in, find
 from reimzul.submit.newtarget import ask_for_repodata
@@ -68,6 +69,11 @@ i386 is built beside x86_64, and ppc beside ppc64, with the same timestamp: they
 @click.option("-d", "--disttag", required=True, metavar="DISTTAG", help="The disttag to build with, as .el7_4.")
 @click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
 @click.option("--scratch", is_flag=True, help="Only build it, into scratch/: nothing is published or signed.")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Replace the build of the same version and release that the target lists. Without it, that is refused.",
+)
 @click.option("--wait", is_flag=True, help="Then follow the builds, as `reimzul watch` does, and exit as it does.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was queued as JSON.")
 @shared_options
@@ -78,6 +84,7 @@ def command(
     disttag: str,
     now: bool,
     scratch: bool,
+    rebuild: bool,
     wait: bool,
     as_json: bool,
     config: Path | None,
@@ -92,13 +99,20 @@ def command(
     known = read_arches(settings.farm.arches)
     words = [word for given in arches for word in given.split(",") if word]
     wanted = Wanted(
-        arches=check_words(words, target, disttag, known), target=target, disttag=disttag, now=now, scratch=scratch
+        arches=check_words(words, target, disttag, known),
+        target=target,
+        disttag=disttag,
+        now=now,
+        scratch=scratch,
+        rebuild=rebuild,
     )
     who = submitter()
     incoming = settings.incoming.folder
     path = find(srpm, incoming)
-    for doubt in check_arches(path.name, read_source(path), wanted.arches, known):
-        complain(command, f"warning: {doubt}")
+    header = read_source(path)
+    for doubt in check_arches(path.name, header, wanted.arches, known):
+        warn(doubt)
+    refuse_listed(header, wanted, settings)
     source = bring_in(path, incoming)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         name = name_for_workers(broker, who, shared(config), originals=settings.farm.original_workers)
@@ -115,6 +129,24 @@ def command(
 def shared(config: Path | None) -> list[str]:
     """The options that the operator's program needs to work on the same farm."""
     return ["--config", str(config)] if config else []
+
+
+def refuse_listed(header: Header, wanted: Wanted, settings: Settings) -> None:
+    """Raise `InputError` where a target lists this version and release already; repogen looks again."""
+    targets = [f"{wanted.target}.{arch}" for arch in wanted.arches]
+    checked = [target for target in targets if "builds" not in settings.duplicates.allowed(target)]
+    if wanted.rebuild or wanted.scratch or not checked:
+        return
+    from reimzul.submit import listed  # no other submission needs http
+
+    faults = listed.find_listed(header, wanted.disttag, checked, settings.bstore.base_url, warn)
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def warn(line: str) -> None:
+    """Warn on stderr."""
+    complain(command, f"warning: {line}")
 
 
 def watch(rows: Sequence[Queued], config: Path | None, *, as_json: bool) -> NoReturn:

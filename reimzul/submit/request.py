@@ -28,6 +28,7 @@ class Wanted:
     disttag: str
     now: bool = False
     scratch: bool = False
+    rebuild: bool = False
 
     @property
     def priority(self) -> int:
@@ -126,6 +127,7 @@ def requests(source: Source, wanted: Wanted, who: str) -> list[BuildRequest]:
             build_id=new_build_id(),
             timestamp=timestamp,
             srpm_sha256=source.sha256,
+            rebuild=wanted.rebuild,
         )
         for arch in wanted.arches
     ]

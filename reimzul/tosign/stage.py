@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable
 
@@ -23,10 +24,13 @@ from reimzul.core.bstore import MANIFEST, Bstore, leg_name
 from reimzul.core.errors import MessageError
 from reimzul.core.manifest import Manifest, read_manifest
 from reimzul.core.message import NAMESPACE, SignRequest, Status
+from reimzul.core.unlisted import Unlisted, read_records, replaced_builds
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1024 * 1024
+#: The file beside the packages of a rebuild that names the builds it replaces, one a line.
+REPLACES = "replaces"
 #: Bytes a folder's name may have (Linux's NAME_MAX).
 _NAME_MAX = 255
 
@@ -51,7 +55,17 @@ class Build:
     @property
     def name(self) -> str:
         """What its folder is called: `<name>-<version-release>.<arch>.<build id>`."""
-        return f"{self.pkgname}-{self.place.name}.{self.build_id}"
+        return _folder_name(self.stored_at, self.build_id)
+
+    @property
+    def stored_at(self) -> str:
+        """Its place, seen from the store's root."""
+        return "/".join(self.place.parts[-5:])
+
+
+def _folder_name(place: str, build_id: str) -> str:
+    package, _, folder = place.split("/")[2:]
+    return f"{package}-{folder}.{build_id}"
 
 
 def find(store: Bstore, request: SignRequest) -> list[Build]:
@@ -125,20 +139,56 @@ def _to_be_signed(manifest: Manifest, request: SignRequest) -> None:
 
 def stage(store: Bstore, build: Build, heed: Callable[[], None]) -> bool:
     """Lay a build out for the signer; false where that was done before. Who calls this holds the lock."""
+    records = read_records(store, build.target)
+    record = records.get(build.leg, Unlisted(place=build.stored_at))
+    replaced = replaced_builds(records, build.build_id, build.arch)
+    for leg, old in replaced.items():
+        _take_back(store, leg, old.place)
+    if record.replaced_by:
+        log.info("%s is not staged: build %s has replaced it", build.name, record.replaced_by)
+        _take_back(store, build.leg, build.stored_at)
+        return False
     staging, mark = store.staging / build.leg, store.staged / build.leg
     if os.path.lexists(mark):
         return staging.is_dir() and _show(store, build)
     disk.remove(staging)
-    if not build.sha256s:
+    packages = {name: sha256 for name, sha256 in build.sha256s.items() if name not in record.left_out}
+    if not packages:
         log.info("%s has no packages: nothing to be signed", build.name)
         return False
-    staging.mkdir(parents=True)
-    for name, sha256 in sorted(build.sha256s.items()):
-        _copy(build.place / name, staging / name, sha256, heed)
-    disk.sync(staging)
+    _lay_out(build, packages, sorted(replaced), staging, heed)
     disk.sync(store.staging)
     disk.write(mark, f"{build.target}/{build.name}\n")
     return _show(store, build)
+
+
+def _lay_out(
+    build: Build, packages: Mapping[str, str | None], replaced: list[str], staging: Path, heed: Callable[[], None]
+) -> None:
+    staging.mkdir(parents=True)
+    for name, sha256 in sorted(packages.items()):
+        _copy(build.place / name, staging / name, sha256, heed)
+    if replaced:
+        disk.write(staging / REPLACES, "".join(f"replaces {leg.partition('.')[0]}\n" for leg in replaced))
+    disk.sync(staging)
+
+
+def _take_back(store: Bstore, leg: str, place: str) -> None:
+    """Remove what the signer has not collected of a replaced leg, and its mark; where the signer has it, that stays."""
+    staging, mark = store.staging / leg, store.staged / leg
+    shown = store.tosign / place.split("/")[1] / _folder_name(place, leg.partition(".")[0])
+    if not os.path.lexists(shown) and not os.path.lexists(staging):
+        return
+    mark.unlink(missing_ok=True)
+    disk.sync(store.staged)
+    if os.path.lexists(shown):
+        disk.remove(staging)
+        try:
+            os.rename(shown, staging)
+        except FileNotFoundError:
+            disk.write(mark, f"{place}\n")  # collected at this moment
+    disk.remove(staging)
+    log.info("%s: a rebuild has replaced it: taken back, unless it was collected right now", shown.name)
 
 
 def _show(store: Bstore, build: Build) -> bool:

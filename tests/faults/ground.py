@@ -158,10 +158,12 @@ class Ground:
             name: {**refused, "worker": {**worker, "mock_roots": str(self.home / "roots")}}
             for name in BUILDERS
         }
-        settings[BSTORE] = dict(refused)
+        # both legs of a build get the same packages, and builds have one NEVRA
+        duplicates = {f"{target}.{ARCH}": "builds legs" for target in TARGETS}
+        settings[BSTORE] = {**refused, "duplicates": duplicates}
         recipients = dict.fromkeys((ARCH, FOLLOWER), "all@example.org")
         mail = {"notifications": "true", "smtp_host": "127.0.0.1", "smtp_port": str(self.mail.port)}
-        settings[CONTROLLER] = {**refused, "mail": mail, "mail_rcpts": recipients}
+        settings[CONTROLLER] = {**refused, "duplicates": duplicates, "mail": mail, "mail_rcpts": recipients}
         if self.relayed is not None:
             settings[CONTROLLER]["history"] = {"url": self.relayed.url}
         if self.court:

@@ -59,7 +59,7 @@ def _demo(name: str) -> bool:
 
 def test_customer(farm: Farm) -> None:
     """A real dnf on a machine that has only the repository's URL finds, downloads and installs packages."""
-    farm.published(farm.submit(f"{SOURCES_THERE}/some-1.0-1.src.rpm"))
+    farm.published(farm.submit(f"{SOURCES_THERE}/some-1.0-1.src.rpm", "--rebuild"))
     customer = farm["customer"]
     customer.run("apt-get install dnf dnf-plugins-core rpm", timeout=600)
     url = f"http://bstore.example.org:{PUBLIC}/repo/{TARGET}.x86_64/"

@@ -137,4 +137,4 @@ def test_all_rebooted(farm: Farm) -> None:
     farm.published(build)
     farm.wait_idle()
     farm.once(build)
-    farm.published(farm.submit(f"{SOURCES_THERE}/some-1.0-1.src.rpm"))
+    farm.published(farm.submit(f"{SOURCES_THERE}/some-1.0-1.src.rpm", "--rebuild"))

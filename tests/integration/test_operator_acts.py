@@ -319,7 +319,7 @@ def test_a_retry_is_the_same_again_and_names_its_parent(ground: Ground) -> None:
     assert claim.facts.priority == 1024
     same = ("srpm", "arch", "target", "disttag", "scratch", "srpm_sha256")
     assert [getattr(after, name) for name in same] == [getattr(old, name) for name in same]
-    assert (after.parent, after.legs) == (old.build_id, ())
+    assert (after.parent, after.legs, after.rebuild) == (old.build_id, (), False)
     assert after.build_id != old.build_id and after.build_id in done.stdout
     until(lambda: f"repeats     build {old.build_id}" in run("show", after.build_id).stdout, 20, "it is in the history")
     claim.done()
@@ -346,6 +346,20 @@ def test_a_retry_writes_a_name_that_every_worker_takes(ground: Ground, monkeypat
         claim = ground.claim()
         assert claim.message.submitter == name
         claim.done()
+
+
+@pytest.mark.parametrize("status", ["Success", "Published"])
+def test_a_published_build_is_rebuilt_once_a_person_agrees(ground: Ground, status: str) -> None:
+    ground.submit()
+    ground.claim().done()
+    ground.announce(1, status)
+    ground.until(1, lambda leg: leg["status"] == "Success", "it is built")
+    done = run("retry", SHORT)
+    assert done.returncode == 2 and "give --yes" in done.stderr and "replace it by a rebuild?" in done.stderr
+    assert run("retry", SHORT, "--yes").returncode == 0
+    claim = ground.claim()
+    assert claim.message.rebuild is True and claim.message.parent
+    claim.done()
 
 
 def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:

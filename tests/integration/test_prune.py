@@ -194,8 +194,8 @@ def test_a_repodata_that_lacks_more_than_it_should_stops_it(
     index(store, indexer)
     make = Indexer.make
 
-    def too_much(self: Indexer, *words: Any, without: Any = (), **more: Any) -> bool:
-        return make(self, *words, without={*without, "hello/20240103000000/1-1.x86_64"}, **more)
+    def too_much(self: Indexer, *words: Any, packages: Any, **more: Any) -> bool:
+        return make(self, *words, packages=[path for path in packages if "/20240103000000/" not in path], **more)
 
     monkeypatch.setattr(Indexer, "make", too_much)
     with pytest.raises(pruning.NotPruned, match="lacks 1 that were to stay"):

@@ -207,8 +207,8 @@ def test_what_a_person_added_survives_every_kind_of_run(
     for second in range(1, 4):
         clock.now += 200
         place(second)
-        without = {f"hello/2024010200000{n}/1-1.x86_64" for n in range(4)} if kind == "empty" else set()
-        index(store, indexer, afresh=kind == "afresh", without=without)
+        packages: list[str] | None = [] if kind == "empty" else None
+        index(store, indexer, afresh=kind == "afresh", packages=packages)
     assert types(store) == ALL
     assert (content(store, "group"), content(store, "updateinfo")) == (COMPS, UPDATES)
     assert content(store, "modules") == MODULES
@@ -427,7 +427,8 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     script(tmp_path, SIGN)
     ask(broker, RepogenRequest(target=TARGET))  # a person has mended it
     work(daemon)
-    assert is_signed(store) and len(repodata.read(live(store))) == 2
+    assert is_signed(store)
+    assert [path.split("/")[1] for path in repodata.read(live(store))] == ["20240102000001"], "the late one replaced it"
     assert read_failure(store.hook(TARGET)) is None and mark.stuck(broker, TARGET) is None
 
 

@@ -25,7 +25,7 @@ import pytest
 from reimzul.core.message import BuildEvent, BuildRequest, Presence
 from reimzul.core.tube import NOTIFY, Broker, Claim, arch_tube, host_tube
 from reimzul.notifier.history.presence import Presences, Seen
-from tests import srpms
+from tests import srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
 
 PROGRAM = Path(sys.executable).parent / "reimzul-submit"
@@ -47,6 +47,7 @@ class Controller:
     folder: Path
     broker: Broker
     port: int
+    store: str  #: the URL of its store, in which lies what is in `bstore/`
 
     @property
     def incoming(self) -> Path:
@@ -59,7 +60,7 @@ class Controller:
     def configure(self, more: str = "", *, port: int = 0) -> None:
         """Write the settings."""
         self.incoming.mkdir(exist_ok=True)
-        where = f"[beanstalkd]\nhost = 127.0.0.1\nport = {port or self.port}\n"
+        where = f"[beanstalkd]\nhost = 127.0.0.1\nport = {port or self.port}\n[bstore]\nbase_url = {self.store}\n"
         self.ini.write_text(f"{where}[incoming]\nfolder = {self.incoming}\n{more}")
 
     def submit(self, *words: str | Path, limit: int | None = None, user: str = "", **environ: str) -> Ended:
@@ -133,12 +134,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def controller(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, made: dict[str, Path]) -> Controller:
-    """A controller with one source rpm uploaded."""
-    here = Controller(tmp_path, broker, beanstalkd.port)
+def controller(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, made: dict[str, Path]) -> Iterator[Controller]:
+    """A controller with one source rpm uploaded, and a store in which nothing was published."""
+    server = webserver.serve(tmp_path)
+    here = Controller(tmp_path, broker, beanstalkd.port, f"http://127.0.0.1:{server.server_port}/bstore/repo/")
     here.configure()
     (here.incoming / made["hello"].name).write_bytes(made["hello"].read_bytes())
-    return here
+    yield here
+    webserver.close(server)
 
 
 HELLO = "hello-1.0-1.src.rpm"
@@ -591,3 +594,62 @@ def test_a_build_that_is_queued_and_not_announced_is_queued(controller: Controll
     ended = controller.build(HELLO)
     assert ended.code == 0 and "to build queue x86_64 " in ended.out
     assert len(controller.queued("x86_64")) == 1
+
+
+# --- what a target lists already
+
+
+@pytest.fixture
+def published(controller: Controller) -> str:
+    """The store lists hello-1.0-1.el7 for x86_64; the id of its build."""
+    package = srpms.make_rpm(controller.folder / "rpms", "hello", srpms.noarch("hello"))
+    store = uploads.make_store(controller.folder / "bstore")
+    asked = uploads.request(srpm=HELLO)
+    made = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])}
+    upload = uploads.upload(store, made, of=asked, evr="1.0-1.el7")
+    store.place(upload.place).parent.mkdir(parents=True)
+    uploads.spool_of(store, upload).rename(store.place(upload.place))
+    subprocess.run(["createrepo_c", "-q", "--general-compress-type=gz", store.target(asked.target)], check=True)
+    return asked.build_id
+
+
+def test_what_a_target_lists_already_is_refused(controller: Controller, published: str) -> None:
+    ended = controller.build(HELLO, arch="aarch64,x86_64")
+    (line,) = ended.err
+    assert (ended.code, ended.out) == (4, "") and controller.untouched()
+    assert f"c7.1708.u.x86_64 lists hello-1.0-1.el7 of build {published} already (an estimate" in line
+    assert "--rebuild" in line
+
+
+def test_a_rebuild_that_is_meant_says_so(controller: Controller, published: str) -> None:
+    assert controller.build(HELLO, "--rebuild").code == 0
+    (claim,) = controller.queued("x86_64")
+    assert claim.message.rebuild and BuildRequest.decode(claim.message.encode()).rebuild
+
+
+@pytest.mark.parametrize("more", [("--scratch",), ("-d", ".el7_4"), ("-t", "c7.1803.u")])
+def test_what_is_no_duplicate_is_queued_as_no_rebuild(
+    controller: Controller, published: str, more: tuple[str, ...]
+) -> None:
+    ended = controller.build(HELLO, *more)
+    assert ended.code == 0 and not [line for line in ended.err if "watches" not in line]
+    (claim,) = controller.queued("x86_64")
+    assert claim.message.rebuild is False
+
+
+def test_the_rule_can_be_turned_off_for_a_target(controller: Controller, published: str) -> None:
+    controller.configure("[duplicates]\nc7.1708.u = builds\n")
+    assert controller.build(HELLO).code == 0
+
+
+@pytest.mark.parametrize("harm", ["away", "no gzip", "no repomd"])
+def test_a_store_that_says_nothing_is_a_warning(controller: Controller, published: str, harm: str) -> None:
+    repodata = controller.folder / "bstore" / "repo" / "c7.1708.u.x86_64" / "repodata"
+    if harm == "away":
+        controller.store = f"http://127.0.0.1:{free_port()}/bstore/repo/"
+        controller.configure()
+    for path in repodata.glob("*primary.xml.gz" if harm == "no gzip" else "repomd.xml"):
+        path.write_bytes(b"harmed")
+    ended = controller.build(HELLO)
+    assert ended.code == 0 and len(controller.queued("x86_64")) == 1
+    assert ended.err[0].startswith("reimzul-submit: warning: nobody knows what c7.1708.u.x86_64 lists (")

@@ -65,7 +65,7 @@ def test_a_manifest_reads_back_from_its_file(tmp_path: Path) -> None:
 
 def test_a_manifest_carries_the_whole_request() -> None:
     manifest = Manifest.from_wire({**WIRE, "request": {**WIRE["request"], "x": 1}})
-    assert json.loads(manifest.text())["request"] == {**WIRE["request"], "scratch": False, "x": 1}
+    assert json.loads(manifest.text())["request"] == {**WIRE["request"], "scratch": False, "rebuild": True, "x": 1}
     assert manifest.build_id == "0" * 32
 
 

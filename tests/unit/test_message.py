@@ -208,7 +208,7 @@ def test_the_originals_request() -> None:
     request = BuildRequest.decode(body(REQUEST))
     assert {key: getattr(request, key) for key in REQUEST} == REQUEST
     assert not request.complete
-    assert request.wire() == REQUEST
+    assert request.wire() == {**REQUEST, "rebuild": True}
 
 
 @pytest.mark.parametrize("status", ["Building", "Success", "Failed"])

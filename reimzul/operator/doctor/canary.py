@@ -133,7 +133,7 @@ class Canary:
         file = ["--config", str(self.host.file)] if self.host.file else []
         words = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.wanted.target, "-d", canary.DISTTAG]
         with _uninterrupted():  # what is queued has to be known, so that it can be taken back
-            answer = json.loads(capture([program(), *file, *words, "--scratch", "--now", "--json"]))
+            answer = json.loads(capture([program(), *file, *words, "--scratch", "--rebuild", "--now", "--json"]))
             now = time.monotonic()
             self.srpm = answer["srpm"]
             self.flights = [

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of what lies in a target and is not listed: legs that a rebuild replaced, and packages left out of a leg.
+
+repogen writes it under the target's lock, before the run of createrepo_c that follows from it. Every run, the
+read-back, prune, `Published` and tosign read it. A manifest never changes for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from reimzul.core import disk, fields
+from reimzul.core.bstore import Bstore, leg_name
+from reimzul.core.errors import Again
+
+#: Seconds until a record that cannot be read is tried again.
+_PAUSE_SECONDS = 60
+
+
+@attr.frozen(kw_only=True)
+class LeftOut:
+    """A package of a leg that is listed from another leg."""
+
+    leg: str  #: `<build id>.<arch>` of the leg that is listed with it
+    place: str  #: of that leg
+    differs: bool  #: whether the two packages differ beyond build time and host
+
+
+@attr.frozen(kw_only=True)
+class Unlisted:
+    """What is not listed of a leg."""
+
+    place: str
+    replaced_by: str = ""  #: build id of the rebuild; then nothing of the leg is listed
+    replacement: str = ""  #: the place of the rebuild's leg
+    was_listed: bool = False  #: whether the rebuild was ever listed: then the leg is not listed again by itself
+    left_out: Mapping[str, LeftOut] = attr.field(factory=dict)  #: by file name
+
+    @property
+    def folder(self) -> str:
+        """Seen from the target."""
+        return folder_of(self.place)
+
+
+def folder_of(place: str) -> str:
+    """The folder of a place, seen from its target."""
+    return place.split("/", 2)[2]
+
+
+#: What is not listed in a target, by `<build id>.<arch>`.
+Records = Mapping[str, Unlisted]
+
+
+#: The records read last, by their file, and what it was then: 5,000 of them take 0.4 s to check.
+_KNOWN: dict[Path, tuple[tuple[int, ...], dict[str, Unlisted]]] = {}
+_KNOWN_TARGETS = 4
+
+
+def read_records(store: Bstore, target: str) -> dict[str, Unlisted]:
+    """The record of a target. Raises `Again` where it is damaged: without it, too much would be listed."""
+    path = store.unlisted(target)
+    try:
+        with path.open("rb") as stream:
+            found = os.fstat(stream.fileno())
+            identity = (found.st_ino, found.st_mtime_ns, found.st_size)
+            known, records = _KNOWN.pop(path, ((), {}))
+            if known != identity:
+                records = {_leg(leg): _unlisted(each) for leg, each in json.load(stream).items()}
+        _KNOWN[path] = identity, records
+        while len(_KNOWN) > _KNOWN_TARGETS:
+            del _KNOWN[next(iter(_KNOWN))]
+        return dict(records)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Again(f"{path} is damaged, restore it or remove it: {error!r}", pause=_PAUSE_SECONDS) from error
+
+
+def _shape(place: str) -> str:
+    """A place that is only compared."""
+    if place.count("/") != 4:
+        raise ValueError(f"{fields.shown(place)} is no place")
+    return place
+
+
+def _leg(value: str) -> str:
+    """A leg's name, which becomes a part of paths."""
+    build_id, _, arch = value.partition(".")
+    return leg_name(fields.build_id(build_id), fields.arch(arch))
+
+
+def _unlisted(raw: Any) -> Unlisted:
+    return Unlisted(
+        place=fields.place(raw["place"]),
+        replaced_by=fields.absent_or(fields.build_id)(raw["replaced_by"]),
+        replacement=fields.absent_or(fields.place)(raw["replacement"]),
+        was_listed=fields.flag(raw["was_listed"]),
+        left_out={
+            fields.name(name): LeftOut(
+                leg=_leg(kept["leg"]), place=_shape(kept["place"]), differs=fields.flag(kept["differs"])
+            )
+            for name, kept in raw["left_out"].items()
+        },
+    )
+
+
+def write_records(store: Bstore, target: str, records: Records) -> None:
+    """Make the record of a target lasting."""
+    store.unlisted(target).parent.mkdir(exist_ok=True)  # a store of an earlier version has none
+    said = {leg: attr.asdict(each) for leg, each in sorted(records.items())}
+    disk.write(store.unlisted(target), json.dumps(said, indent=1) + "\n")
+
+
+def replaced_builds(records: Records, build_id: str, arch: str) -> dict[str, Unlisted]:
+    """The legs that a build's leg took the place of, also by way of rebuilds between, by `<build id>.<arch>`."""
+    found: dict[str, Unlisted] = {}
+    newer = [build_id]
+    while newer:
+        by = newer.pop()
+        for leg, each in records.items():
+            if each.replaced_by == by and leg.rpartition(".")[2] == arch and leg not in found:
+                found[leg] = each
+                newer.append(leg.rpartition(".")[0])
+    return found
