@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from reimzul.notifier.history.presence import Seen, connected, shared_names
+from reimzul.notifier.history.presence import NoPresences, Seen, connected, shared_names
 from reimzul.operator import reading
 from reimzul.operator.doctor.check import Check, Result, warn, worst
-from reimzul.operator.doctor.host import CONTROLLER, Host
+from reimzul.operator.doctor.host import CONTROLLER, Host, is_root
 from reimzul.operator.doctor.queue import connect
 from reimzul.operator.words import counted, skewed
 
@@ -21,9 +21,12 @@ def checks(host: Host) -> list[Check]:
 
 
 def _builders(host: Host) -> Result:
+    try:
+        seen = reading.workers(host.settings)
+    except NoPresences as error:
+        return warn(str(error), "" if is_root() else "run it as root")
     with connect(host.settings) as broker:
-        seen = connected(broker, reading.workers(host.settings))
-    return judge(seen)
+        return judge(connected(broker, seen))
 
 
 def judge(seen: Sequence[Seen]) -> Result:
