@@ -148,11 +148,15 @@ def test_a_worker_in_quarantine_is_there(host: Host, controller: Running, broker
     mark.lift(broker, worker_tube(NAME))
 
 
-def test_two_processes_of_one_name_are_said(host: Host, controller: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_of_one_name_are_said(
+    host: Host, controller: Running, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REIMZUL_INSTANCE", "1")
     host.start("b1", presence=5)
     there(1)
-    host.start("b1", presence=5)
+    second = others("a", "1")
+    second.about["boot"] = workers()[0]["boot"]
+    second.say()
     until(lambda: len([each for each in workers() if each["name_shared"]]) == 2, 60, "it is said")
     assert f"more than one process calls itself worker 1 of {NAME}" in run("builders").stdout
 
