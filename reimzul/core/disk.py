@@ -10,12 +10,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import attr
 
 from reimzul.core.bstore import Bstore
+from reimzul.core.clock import APART, EARLIEST
 from reimzul.core.errors import ConfigError
 
 _MIB = 1024 * 1024
@@ -110,11 +112,19 @@ def remove(path: Path) -> None:
 
 
 def changed(folder: Path) -> float:
-    """When something of a folder last arrived; by this host's clock, not by the time that rsync gives its files."""
+    """When something of a folder last arrived; by this host's clock, not by the time that rsync gives its files.
+
+    What was written while that clock was not set, or ahead, counts from now on: it is kept as long as all else.
+    """
     times = [folder.lstat().st_ctime]
     if folder.is_dir() and not folder.is_symlink():
         times += [entry.stat(follow_symlinks=False).st_ctime for entry in os.scandir(folder)]
-    return max(times)
+    now = time.time()
+    likely = [each for each in times if EARLIEST <= each <= now + APART]
+    if not likely:
+        with contextlib.suppress(PermissionError):
+            os.utime(folder, follow_symlinks=False)
+    return max(likely, default=now)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ control characters. Every check raises `ValueError` with what is wrong and what 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ _ARCH = re.compile(r"[a-z0-9][a-z0-9_]*\Z")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _BUILD_ID = re.compile(r"[0-9a-f]{32}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_TOKEN = re.compile(r"[0-9a-f]{16}\Z")
 _ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
 _TIMESTAMP = re.compile(r"[0-9]{14}\Z")
 #: What `text` takes out: control characters but tab and line feed, halves of surrogate pairs, and what changes the
@@ -31,6 +33,8 @@ _NOT_IN_NAMES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _LONGEST_SUBMITTER = 64
 
 TIMESTAMP_FORMAT = "%Y%m%d%H%M%S"
+#: The last second of the year 9999, since 1970: what is later cannot be shown as a date.
+LAST_MOMENT = 253402300799
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -57,6 +61,7 @@ arch = _alphabet(_ARCH, 32, "an arch, as x86_64")
 host = _alphabet(_HOST, 253, "a host name")
 build_id = _alphabet(_BUILD_ID, 32, "a build id (32 hex digits)")
 sha256 = _alphabet(_SHA256, 64, "a sha256 (64 hex digits)")
+token = _alphabet(_TOKEN, 16, "a token (16 hex digits)")
 attempt = _alphabet(_ATTEMPT, 32, "an attempt (<seconds>-<8 hex digits>)")
 _folder = _alphabet(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
 
@@ -139,10 +144,10 @@ def number(low: float, high: float) -> Callable[[Any], float]:
 
 
 def moment(value: Any) -> float:
-    """A time as seconds since the epoch, up to the year 9999."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 253402300799:
+    """A time as seconds since the epoch. A clock may be wrong: outside of 1970 to 9999 the nearest moment counts."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value == math.inf:
         raise ValueError(f"{shown(value)} is not a time in seconds since 1970")
-    return float(value)
+    return float(min(max(value, 0), LAST_MOMENT))
 
 
 def text(limit: int) -> Callable[[Any], str]:

@@ -319,6 +319,8 @@ class BuildEvent(Message):
     due: float = field(fields.moment, 0.0)  #: of Queued: nobody gets it before this
     waits_for: str = field(fields.line(300), "")  #: of Queued: what has to change before it can be built
     at: float = field(fields.moment, 0.0)  #: when it was announced
+    #: seconds that the builder's clock is ahead of the controller's; said by the notifier, 0 where the clock is right
+    skew: float = field(fields.number(-1e12, 1e12), 0.0)
     owed: Mapping[str, int] = field(fields.table(fields.name, fields.whole(0, 1_000_000), 20), {})  #: sink -> tries
 
     @property
@@ -454,6 +456,9 @@ class Presence(Message):
     free_inodes: int = field(fields.whole(0, 2**53), 0)
     build: InHand | None = field(_in_hand, None)
     at: float = field(fields.moment, 0.0)  #: by the worker's clock
+    boot: str = field(fields.absent_or(fields.token), "")  #: of its host, anew each time that starts
+    session: str = field(fields.absent_or(fields.token), "")  #: of its process, which watches a tube of that name
+    leaving: bool = field(fields.flag, False)  #: it ends now, as it was told to
     status: str = field(fields.one_of(Status.PRESENCE), Status.PRESENCE)
 
     def wire(self) -> dict[str, Any]:
@@ -576,4 +581,4 @@ def new_build_id() -> str:
 
 def new_attempt() -> str:
     """A token for one worker's try at one build: `<UTC seconds>-<8 random hex>`."""
-    return f"{int(time.time())}-{os.urandom(4).hex()}"
+    return f"{max(0, int(time.time()))}-{os.urandom(4).hex()}"

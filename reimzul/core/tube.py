@@ -62,7 +62,7 @@ def arch_tube(name: str) -> Tube[BuildRequest]:
 
 
 #: How the names of the tubes begin that hold a mark instead of work (mark.py), or nothing: watched to be counted.
-_CANCEL, _WORKER, _HOST, _TARGET = "cancel.", "worker.", "host.", "target."
+_CANCEL, _WORKER, _HOST, _TARGET, _SESSION = "cancel.", "worker.", "host.", "target.", "session."
 
 
 def cancel_tube(build_id: str) -> str:
@@ -103,6 +103,11 @@ def is_host_tube(name: str) -> bool:
     return name.startswith(_HOST)
 
 
+def session_tube(session: str) -> str:
+    """What one worker alone watches: where nobody does, its connection has ended."""
+    return _SESSION + session
+
+
 def marked_builder(tube: str) -> str:
     """The builder that a tube's mark is about; nothing where the tube is none of those."""
     return tube[len(_WORKER) :] if tube.startswith(_WORKER) else ""
@@ -110,7 +115,7 @@ def marked_builder(tube: str) -> str:
 
 def holds_no_work(name: str) -> bool:
     """Whether a tube holds no work: that nobody watches it, or that nothing is in it, is as it should be."""
-    return name.startswith((_CANCEL, _WORKER, _HOST, _TARGET))
+    return name.startswith((_CANCEL, _WORKER, _HOST, _TARGET, _SESSION))
 
 
 def urgency(news: News) -> int:

@@ -81,6 +81,17 @@ class Conduct:
             db.execute("DELETE FROM tried WHERE at < ?", (before,))
             db.execute("DELETE FROM released WHERE at < ?", (before,))
 
+    def bound(self, now: float, ahead: float) -> None:
+        """Bring back to now what lies in the future, since our clock was put back. Raises `NoConduct`.
+
+        Else tries were never forgotten, those after a release not counted, and no probe sent until that time comes.
+        `ahead` is how far in the future a probe may be.
+        """
+        with self._open() as db:
+            db.execute("UPDATE tried SET at = :now WHERE at > :now", {"now": now})
+            db.execute("UPDATE released SET at = :now WHERE at > :now", {"now": now})
+            db.execute("UPDATE quarantine SET next = :now WHERE next > :now + :ahead", {"now": now, "ahead": ahead})
+
     def wards(self) -> list[Ward]:
         """Who is in quarantine. Raises `NoConduct`."""
         with self._open() as db:

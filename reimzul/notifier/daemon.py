@@ -20,6 +20,7 @@ from reimzul.core.errors import Again, MessageError
 from reimzul.core.message import BuildEvent, Event, News, Presence, Refusal
 from reimzul.core.refused import Overflow
 from reimzul.core.tube import NOTIFY, NOTIFY_OWED, Broker, Claim, TubeStats
+from reimzul.notifier.arrival import arrived
 from reimzul.notifier.janitor import Janitor
 from reimzul.notifier.lanes import Lanes
 from reimzul.notifier.ledger import Ledger
@@ -78,7 +79,7 @@ class Notifier(Daemon[News]):
             if isinstance(claim.message, Presence):
                 present.append((claim, claim.message))
             else:
-                events.append((claim, claim.message))
+                events.append((claim, arrived(claim, claim.message)))
         untold = self._tell([event for _, event in events])
         outcomes = [(claim, self._owe(broker, event, untold)) for claim, event in events]
         if self.roll is not None:

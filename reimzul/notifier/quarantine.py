@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Optional
@@ -27,7 +27,7 @@ from reimzul.core.mark import QUARANTINED, Mark
 from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, State, Status, event_of, new_build_id
 from reimzul.core.tube import PRIORITY_NOW, Broker, arch_tube, canary_tube, marked_builder, worker_tube
 from reimzul.notifier.conduct import Conduct, NoConduct, Ward
-from reimzul.notifier.history.presence import SILENT, NoPresences, Presences, Seen
+from reimzul.notifier.history.presence import SILENT, NoPresences, Presences, Seen, connected
 from reimzul.notifier.standing import standing
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class Quarantine:
         self.presences.close()
 
     def _round(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
+        self.conduct.bound(time.time(), LONGEST)
         marks = _marks(broker)
         seen = self.presences.all()
         wards = {ward.host: ward for ward in self.conduct.wards()}
@@ -111,18 +112,19 @@ class Quarantine:
                 log.info("%s is no more in quarantine, but %s", ward.host, holds.drains)
             else:
                 self._probe(broker, ward, ended.get(ward.build_id, ""), seen)
-        self._judge(broker, marks, seen)
+        self._judge(broker, marks, seen, connected(broker, seen))
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _judge(self, broker: Broker, marks: dict[str, Mark], seen: list[Seen]) -> None:
-        since = time.time() - self.rules.window
+    def _judge(self, broker: Broker, marks: dict[str, Mark], seen: list[Seen], here: list[Seen]) -> None:
+        now = time.time()
+        since = now - self.rules.window
         self.conduct.forget(since)
         rows = self.conduct.tried(since)
         for builder in sorted({row.builder for row in rows if row.fault} - marks.keys()):
             how = standing(rows, builder)
             if how.stands_out(self.rules.faults, self.rules.ratio):
-                lonely = alone(builder, seen, marks)
+                lonely = alone(tubes_of(builder, seen), builder, here, marks, now)
                 if lonely:
                     words = "stays though its faults stand out, being the last for"
                     self._complain(f"{builder} {words} {lonely}: {how.words}")
@@ -254,12 +256,11 @@ def tubes_of(host: str, seen: list[Seen]) -> tuple[str, ...]:
     return next((each.presence.arches for each in seen if each.presence.host == host), ())
 
 
-def alone(host: str, seen: list[Seen], marks: dict[str, Mark]) -> str:
-    """The first tube that nobody could work on without this builder; nothing where each has another."""
-    mine = tubes_of(host, seen)
+def alone(mine: Sequence[str], host: str, here: list[Seen], marks: dict[str, Mark], now: float) -> str:
+    """The first of a builder's tubes that no other could work on that is here; nothing where each has another."""
     others: set[str] = set()
-    for each in seen:
-        able = each.presence.state in (State.IDLE, State.BUILDING) and each.heard > time.time() - SILENT
+    for each in here:
+        able = each.presence.state in (State.IDLE, State.BUILDING) and abs(now - each.heard) < SILENT
         if able and each.presence.host != host and each.presence.host not in marks:
             others.update(each.presence.arches)
     return next((tube for tube in mine if tube not in others), "" if mine else "what nobody knows")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -37,17 +38,21 @@ class Refusals:
 
     def _round(self) -> None:
         try:
-            count = self.forget(time.time() - self.days * 86400)
+            now = time.time()
+            count = self.forget(now - self.days * 86400, now + 86400)
         except ReimzulError as error:
             log.warning("what was refused is not looked through today: %s", error)
         else:
             if count:
                 log.info("%d refusals of more than %d days ago are forgotten", count, self.days)
 
-    def forget(self, before: float) -> int:
-        """Drop those that are older and not buried any more; how many. Raises `HistoryAway`, `BrokerGone`."""
+    def forget(self, before: float, after: float = math.inf) -> int:
+        """Drop those that are older and not buried any more, and those of a clock that was ahead; how many.
+
+        Raises `HistoryAway`, `BrokerGone`.
+        """
         with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
-            old = [document for document in history.refused() if document["at"] < before]
+            old = [document for document in history.refused() if not before <= document["at"] <= after]
             keys = [document["key"] for document in old if not _is_buried(broker, document)]
             history.forget_refused(keys)
         return len(keys)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from reimzul.core.errors import ClaimLost
 from reimzul.core.message import Presence
@@ -35,30 +35,29 @@ class Roll:
 
     def call(self, words: Iterable[tuple[Claim[Any], Presence]]) -> None:
         """Write down what was said, in the order it was said in; it does not fail."""
-        latest: dict[tuple[str, str], Seen] = {}
+        latest: dict[tuple[str, str, str], Seen] = {}
         now = time.time()
         for claim, presence in words:
             age = _age(claim)
             if age <= STALE:
-                latest[presence.host, presence.instance] = Seen(presence=presence, heard=now - age)
-        self._keep(list(latest.values()))
+                key = (presence.host, presence.instance, presence.session)
+                latest[key] = Seen(presence=presence, heard=now - age)
+        if latest:
+            self._try(lambda: self._file.keep(latest.values()))
 
     def sweep(self) -> None:
         """Now and then forget who has long been silent."""
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
-            self._keep([], before=time.time() - KEPT)
+            self._try(lambda: self._file.forget(time.time() - KEPT))
 
     def close(self) -> None:
         """Leave."""
         self._file.close()
 
-    def _keep(self, words: Sequence[Seen], before: float = 0.0) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
         try:
-            if words:
-                self._file.keep(words)
-            if before:
-                self._file.forget(before)
+            write()
         except NoPresences as error:
             if time.monotonic() - self._said > SAY_AGAIN:
                 log.warning("%s", error)

@@ -16,12 +16,12 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_BROKER, BrokerGone
 from reimzul.core.tube import Broker, worker_tube
 from reimzul.notifier.history import BuildFilter, NoHistory
-from reimzul.notifier.history.presence import Seen
+from reimzul.notifier.history.presence import Seen, connected, shared_names
 from reimzul.operator import reading, since
 from reimzul.operator.facts import is_silent, plain
 from reimzul.operator.table import show, show_json
 from reimzul.operator.tally import Tally, by_builder, ended
-from reimzul.operator.words import size, span
+from reimzul.operator.words import size, skewed, span
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
 _NEEDED = 5
@@ -44,7 +44,8 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
 
     FAULTS are attempts that were the builder's own fault, of all its attempts. A worker that has said nothing for two
     minutes is `silent`. One that is `draining` ends what it does and takes nothing after that; `drained`, `unfit` and
-    `quarantined` ones take nothing, and DOES says why.
+    `quarantined` ones take nothing, and DOES says why. It also says of a builder that its clock is off, or that another
+    host goes by its name. A worker that has ended, or whose connection has, is left out.
 
     \b
     Examples:
@@ -56,14 +57,16 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
     tallies = _tallies(settings, begin)
     marks, away = {}, ""
     try:
-        marks = _marks(settings, [each.presence.host for each in seen])
+        with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+            seen = connected(broker, seen)
+            marks = _marks(broker, [each.presence.host for each in seen])
     except BrokerGone as error:  # what the workers said last is on this host
-        away = f"{error}; which builders are to take nothing cannot be told"
-    now = time.time()
+        away = f"{error}; which workers have ended, and which builders are to take nothing cannot be told"
+    now, shared = time.time(), shared_names(seen)
     if as_json:
-        show_json([as_object(each, tallies, marks, now) for each in seen])
+        show_json([as_object(each, tallies, marks, shared, now) for each in seen])
     elif seen:
-        show(_HEADS, [_row(each, tallies, marks, now) for each in seen], needed=_NEEDED)
+        show(_HEADS, [_row(each, tallies, marks, shared, now) for each in seen], needed=_NEEDED)
     else:
         click.echo("No worker has said that it is there.", err=True)
     if away:
@@ -79,11 +82,10 @@ def _tallies(settings: Settings, begin: float) -> dict[str, Tally]:
         return {}
 
 
-def _marks(settings: Settings, hosts: Sequence[str]) -> dict[str, mark.Mark]:
+def _marks(broker: Broker, hosts: Sequence[str]) -> dict[str, mark.Mark]:
     """The marks of those builders that are to take nothing."""
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        tubes = set(broker.tubes())
-        found = {host: mark.drained(broker, host) for host in set(hosts) if worker_tube(host) in tubes}
+    tubes = set(broker.tubes())
+    found = {host: mark.drained(broker, host) for host in set(hosts) if worker_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
 
 
@@ -92,15 +94,17 @@ def state(seen: Seen, now: float) -> str:
     return "silent" if is_silent(seen, now) else seen.presence.state
 
 
-def _row(seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark], now: float) -> list[str]:
+def _row(
+    seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark], shared: Mapping[str, str], now: float
+) -> list[str]:
     there = seen.presence
     tally = tallies.get(there.host, Tally())
     return [
         there.host,
         there.instance,
         state(seen, now),
-        span(now - there.build.started) if there.build else "-",
-        _does(seen, marks),
+        span(seen.since(there.build.started, now)) if there.build else "-",
+        _does(seen, marks, shared),
         _last(tally, now),
         f"{tally.faults} of {tally.attempts}",
         size(there.free_mib * 1024**2),
@@ -110,14 +114,17 @@ def _row(seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark
     ]
 
 
-def _does(seen: Seen, marks: Mapping[str, mark.Mark]) -> str:
+def _does(seen: Seen, marks: Mapping[str, mark.Mark], shared: Mapping[str, str]) -> str:
     there = seen.presence
     found = marks.get(there.host)
-    words = found.drains if found else there.why
-    if there.build is None:
-        return words or "-"
-    phase = f" ({there.build.phase})" if there.build.phase else ""
-    return f"{there.build.srpm} for {there.build.target}{phase}" + (f"; {words}" if words else "")
+    phase = f" ({there.build.phase})" if there.build and there.build.phase else ""
+    words = [
+        f"{there.build.srpm} for {there.build.target}{phase}" if there.build else "",
+        found.drains if found else there.why,
+        shared.get(there.host, ""),
+        f"its clock is {skewed(seen.skew)}" if seen.skew else "",
+    ]
+    return "; ".join(filter(None, words)) or "-"
 
 
 def _last(tally: Tally, now: float) -> str:
@@ -127,7 +134,7 @@ def _last(tally: Tally, now: float) -> str:
 
 
 def as_object(
-    seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark], now: float
+    seen: Seen, tallies: Mapping[str, Tally], marks: Mapping[str, mark.Mark], shared: Mapping[str, str], now: float
 ) -> dict[str, Any]:
     """The same for a program."""
     tally = tallies.get(seen.presence.host, Tally())
@@ -136,6 +143,8 @@ def as_object(
         **plain(seen),
         "state": state(seen, now),
         "heard": seen.heard,
+        "skew": seen.skew,
+        "name_shared": shared.get(seen.presence.host, ""),
         "drain": None if found is None else {"by": found.by, "at": found.at, "why": found.why, "reason": found.reason},
         "attempts": tally.attempts,
         "faults": tally.faults,

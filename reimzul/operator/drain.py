@@ -6,6 +6,7 @@ The mark is in beanstalkd, so it outlives a restart of either host; no login on 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -13,6 +14,8 @@ import click
 from reimzul.core import mark
 from reimzul.core.command import EXIT_CODES, shared_options, start, submitter
 from reimzul.core.tube import PRIORITY, Broker, worker_tube
+from reimzul.notifier.history.presence import connected
+from reimzul.operator.facts import is_silent
 from reimzul.operator.table import when
 from reimzul.operator.told import BUILDER, JSON, Told, known, say
 
@@ -37,7 +40,8 @@ def command(config: Path | None, verbose: bool, name: str, why: str, force: bool
     host, seen = known(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         there, holds = put(broker, host, mark.mark(submitter(), why))
-    building = [each.presence.build.srpm for each in seen if each.presence.build]
+        here = [each for each in connected(broker, seen) if not is_silent(each, time.time())]
+    building = [each.presence.build.srpm for each in here if each.presence.build]
     if there:
         words = f"takes nothing already, since {when(there.at)}: {there.drains}"
     else:

@@ -17,7 +17,7 @@ from reimzul.core.message import Status
 from reimzul.core.readable import find_bar
 from reimzul.core.tube import CREATEREPO, NOTIFY, TOSIGN, Broker
 from reimzul.notifier.history import BuildFilter, Document, History
-from reimzul.notifier.history.presence import NoPresences, Seen
+from reimzul.notifier.history.presence import NoPresences, Seen, connected
 from reimzul.operator import finding, reading
 from reimzul.operator.explaining import as_object, explain
 from reimzul.operator.facts import Facts, is_silent
@@ -109,9 +109,10 @@ class Gatherer:
     def _workers(self, tube: str, now: float) -> list[Seen] | None:
         """Those that watch a tube, who is free first, who is silent last; None where that cannot be known."""
         try:
-            seen = [each for each in reading.workers(self._settings) if tube in each.presence.arches]
+            known = [each for each in reading.workers(self._settings) if tube in each.presence.arches]
         except NoPresences:
             return None
+        seen = connected(self._broker, known)
         return sorted(seen, key=lambda each: (is_silent(each, now), each.presence.build is not None))
 
     def _before(

@@ -52,8 +52,8 @@ class Explanation:
 
 
 def is_silent(seen: Seen, now: float) -> bool:
-    """Whether a worker has said nothing for longer than one that is well."""
-    return now - seen.heard > SILENT
+    """Whether a worker has said nothing for longer than one that is well; heard in the future is not heard now."""
+    return abs(now - seen.heard) > SILENT
 
 
 def at_it(facts: Facts, host: str = "") -> Seen | None:
@@ -70,6 +70,17 @@ def named(seen: Seen, among: Sequence[Seen]) -> str:
     host = seen.presence.host
     alone = sum(other.presence.host == host for other in among) == 1
     return host if alone else f"{host} ({seen.presence.instance})"
+
+
+def began(leg: Document) -> float:
+    """When the attempt that decides a leg began, by a clock that goes with the controller's; 0 where not known.
+
+    Of a builder whose clock is off, that is when the controller first heard of the attempt.
+    """
+    if not leg.get("skew"):
+        return leg.get("started") or 0.0
+    own = (each for each in leg.get("attempts") or () if each["attempt"] == leg.get("attempt"))
+    return next((each.get("heard") or 0.0 for each in own), 0.0)
 
 
 def package_of(srpm: str) -> str:
@@ -117,4 +128,4 @@ def between(low: float, high: float) -> str:
 
 def plain(seen: Seen) -> dict[str, Any]:
     """What a worker has said of itself, every key of it."""
-    return attr.asdict(seen.presence, filter=lambda field, _: field.name not in ("extra", "status"))
+    return attr.asdict(seen.presence, filter=lambda field, _: field.name not in ("extra", "status", "leaving"))

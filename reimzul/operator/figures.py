@@ -115,12 +115,11 @@ def cause(document: Mapping[str, Any]) -> str:
 def wait(document: Mapping[str, Any]) -> float | None:
     """Seconds from its submission to its first attempt; None where one of them is not known.
 
-    The two ends are told by two hosts' clocks: less than nothing is nothing.
+    The two ends are told by two hosts' clocks: less than nothing is nothing, and a clock that is off says nothing.
     """
-    attempts = document.get("attempts") or ()
-    began = min((each["started"] for each in attempts if each.get("started")), default=0.0)
-    queued = document.get("queued_at") or 0.0
-    return max(0.0, began - queued) if began and queued else None
+    first: Mapping[str, Any] = next((each for each in document.get("attempts") or () if each.get("started")), {})
+    began, queued = first.get("started") or 0.0, document.get("queued_at") or 0.0
+    return max(0.0, began - queued) if began and queued and not first.get("skew") else None
 
 
 def _plain(found: Times | None) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ from reimzul.core.arch import Arches
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.message import InHand, Status
 from reimzul.notifier.history import Document
+from reimzul.operator.facts import began
 from reimzul.operator.finding import Build
-from reimzul.operator.usual import Usual
+from reimzul.operator.usual import Usual, duration
 from reimzul.operator.words import counted, span
 
 #: How a leg stands, for programs: these, in this order, and then one of those that are over.
@@ -87,11 +88,9 @@ def _state(leg: Document, ahead: int | None, hand: InHand | None) -> tuple[str, 
 def _elapsed(leg: Document, state: str, now: float) -> float | None:
     if state == WAITS:
         return now - leg["queued_at"] if leg.get("queued_at") else None
-    if not leg.get("started"):
-        return None
     if state == BUILDS:
-        return float(now - leg["started"])
-    return float(leg["finished"] - leg["started"]) if leg.get("finished") else None
+        return float(now - began(leg)) if began(leg) else None
+    return duration(leg)
 
 
 def expected(build: Build, known: Arches) -> set[str]:

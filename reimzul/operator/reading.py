@@ -25,7 +25,7 @@ def history(url: str) -> Iterator[History]:
 
 
 def workers(settings: Settings) -> list[Seen]:
-    """The latest word of each worker. Raises `NoPresences`."""
+    """The latest word of each worker, of those too whose connection has ended. Raises `NoPresences`."""
     return Presences(settings.notifier.presence).all()
 
 

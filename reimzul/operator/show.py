@@ -20,7 +20,8 @@ from reimzul.notifier.history import Document
 from reimzul.operator import finding, reading
 from reimzul.operator.finding import Build
 from reimzul.operator.table import show_json, when
-from reimzul.operator.words import size, span
+from reimzul.operator.usual import duration
+from reimzul.operator.words import size, skewed, span
 
 #: A leg's manifest, or why there is none.
 Told = Union[Manifest, str]
@@ -152,13 +153,16 @@ def _times(leg: Document) -> Iterator[str]:
         where = f" as job {leg['job']} of tube {leg['tube']}" if leg.get("job") else ""
         yield _fact("queued", when(leg["queued_at"]) + where)
     if leg.get("started"):
-        waited = f", after {span(leg['started'] - leg['queued_at'])}" if leg.get("queued_at") else ""
-        yield _fact("started", f"{when(leg['started'])} on {leg['builder_fqdn'] or '-'}{waited}")
+        own = leg.get("skew")
+        waited = f", after {span(leg['started'] - leg['queued_at'])}" if leg.get("queued_at") and not own else ""
+        clock = f" (its clock is {skewed(own)})" if own else ""
+        yield _fact("started", f"{when(leg['started'])} on {leg['builder_fqdn'] or '-'}{clock}{waited}")
     if leg.get("finished"):
-        took = f", after {span(leg['finished'] - leg['started'])}" if leg.get("started") else ""
+        took = "" if duration(leg) is None else f", after {span(duration(leg) or 0.0)}"
         yield _fact("finished", when(leg["finished"]) + took)
     if leg.get("published"):
-        took = f", after {span(leg['published'] - leg['finished'])}" if leg.get("finished") else ""
+        known = leg.get("finished") and not leg.get("skew")
+        took = f", after {span(leg['published'] - leg['finished'])}" if known else ""
         yield _fact("published", when(leg["published"]) + took)
 
 
@@ -166,7 +170,8 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
     took = ""
     if attempt.get("started"):
         end = attempt.get("finished") or attempt.get("at") or attempt["started"]
-        took = f" {when(attempt['started'])}, {span(end - attempt['started'])}"
+        took = f" {when(attempt['started'])}"
+        took += "" if attempt.get("skew") else f", {span(end - attempt['started'])}"
     why = f": {attempt['reason']}" if attempt.get("reason") else ""
     where = f"; {attempt['url']}" if attempt.get("url") else ""
     return f"{attempt['attempt']} on {attempt['builder_fqdn']}{took}: {attempt['status']}{why}{where}"

@@ -36,5 +36,5 @@ def moment(_: click.Context, __: click.Parameter, value: str) -> float:
 
 
 def timestamp(at: float) -> str:
-    """A moment as builds carry it."""
-    return time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(at))
+    """A moment as builds carry it; none of them is of before 1970, and a year of three digits would sort behind all."""
+    return time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(max(0.0, at)))

@@ -64,4 +64,5 @@ def by_builder(documents: Iterable[Document]) -> dict[str, Tally]:
 
 def ended(attempt: Mapping[str, Any]) -> float:
     """When an attempt came to something, as far as that is known."""
-    return float(attempt.get("finished") or attempt.get("at") or 0.0)
+    finished = attempt.get("finished") if not attempt.get("skew") else 0.0
+    return float(finished or attempt.get("at") or 0.0)

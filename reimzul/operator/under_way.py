@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from reimzul.core.message import Status
 from reimzul.notifier.history.presence import Seen
-from reimzul.operator.facts import GONE, Explanation, Facts, at_it, failures, is_silent, usually
+from reimzul.operator.facts import GONE, Explanation, Facts, at_it, began, failures, is_silent, usually
 from reimzul.operator.table import when
 from reimzul.operator.usual import ends
 from reimzul.operator.waiting import lost, who
@@ -26,7 +26,8 @@ def building(facts: Facts) -> Explanation:
         gone = f"Its job is in tube {tube} again: that worker, or its link, is gone; the next begins anew."
         words.append(gone)
         return Explanation(state="given back", sentences=[*words, *who(facts)])
-    spent = facts.now - leg["started"] if leg.get("started") else 0.0
+    begun = began(leg)
+    spent = facts.now - begun if begun else 0.0
     takes = facts.own or facts.arch.of("")
     if takes is None:
         return Explanation(state="building", sentences=[*words, "Nothing was built on that arch before."])
@@ -38,7 +39,7 @@ def building(facts: Facts) -> Explanation:
 
 def _builder(facts: Facts, seen: Seen | None) -> Iterator[str]:
     leg = facts.leg
-    since = f" for {span(facts.now - leg['started'])} now" if leg.get("started") else ""
+    since = f" for {span(facts.now - began(leg))} now" if began(leg) else ""
     yield f"{leg['builder_fqdn'] or 'A worker'} builds it{since} (attempt {leg['attempt'] or '-'})."
     if seen is None or seen.presence.build is None:
         return
@@ -47,7 +48,7 @@ def _builder(facts: Facts, seen: Seen | None) -> Iterator[str]:
         yield "When its link is found dead, which takes half a minute, its job is given to another."
     elif seen.presence.build.phase and seen.presence.build.arch == leg["arch"]:
         build = seen.presence.build
-        yield f"It is at {build.phase}, for {span(facts.now - build.since)}."
+        yield f"It is at {build.phase}, for {span(seen.since(build.since, facts.now))}."
 
 
 def built(facts: Facts) -> Explanation:
@@ -66,7 +67,8 @@ def built(facts: Facts) -> Explanation:
 
 
 def _unpublished(facts: Facts) -> Iterator[str]:
-    since = f" {span(facts.now - facts.leg['finished'])} ago" if facts.leg.get("finished") else ""
+    finished = facts.leg.get("finished") if not facts.leg.get("skew") else 0.0
+    since = f" {span(facts.now - finished)} ago" if finished else ""
     yield f"It was built{since} and uploaded, and is not published yet."
     tube = facts.createrepo
     if facts.stuck is not None:

@@ -61,7 +61,9 @@ def usual(durations: Iterable[float], *, own: bool = True) -> Usual | None:
 
 
 def duration(document: Mapping[str, Any]) -> float | None:
-    """Seconds that a leg took its builder; None where that is not known."""
+    """Seconds that a leg took its builder; None where that is not known, or its clock was off, and perhaps set."""
+    if document.get("skew"):
+        return None
     started, finished = document.get("started") or 0.0, document.get("finished") or 0.0
     return finished - started if 0 < started <= finished else None
 

@@ -51,7 +51,7 @@ def _taken(facts: Facts) -> Explanation:
     takes = facts.own or facts.arch.of("")
     words, spent = f"A worker has just taken it from tube {facts.tube.name}, and has not said yet which.", 0.0
     if holder is not None and holder.presence.build is not None:
-        spent = facts.now - holder.presence.build.started
+        spent = holder.since(holder.presence.build.started, facts.now)
         words = f"{named(holder, facts.workers or ())} {_does(holder, facts)}."
     if takes is None:
         return Explanation(state="taken", sentences=[*failures(facts), words])
@@ -156,7 +156,8 @@ def _does(seen: Seen, facts: Facts) -> str:
     usually = f", of usually {span(takes.median)}" if takes and takes.own else ""
     after = ", and takes nothing after that" if there.state == State.DRAINING else ""
     phase = f" ({build.phase})" if build.phase else ""
-    return f"builds {build.srpm} for {build.target}{phase}, for {span(now - build.started)} now{usually}{after}"
+    spent = span(seen.since(build.started, now))
+    return f"builds {build.srpm} for {build.target}{phase}, for {spent} now{usually}{after}"
 
 
 def _busy(seen: Seen, facts: Facts) -> Usual | None:
@@ -165,7 +166,7 @@ def _busy(seen: Seen, facts: Facts) -> Usual | None:
     if build is None:
         return IDLE
     takes = facts.arch.of(package_of(build.srpm))
-    return left(takes, facts.now - build.started) if takes else None
+    return left(takes, seen.since(build.started, facts.now)) if takes else None
 
 
 def _forecasts(facts: Facts) -> tuple[Forecast | None, Forecast | None]:

@@ -21,6 +21,11 @@ def span(seconds: float) -> str:
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
+def skewed(seconds: float) -> str:
+    """How far a clock is off: `2 h 00 min ahead of the controller's`."""
+    return f"{span(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the controller's"
+
+
 def size(count: float) -> str:
     """Bytes in the unit that leaves few digits."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attr
 
-from reimzul.core import disk
+from reimzul.core import disk, fields
 from reimzul.core.bstore import MANIFEST, Bstore, leg_name
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Told:
     submitter: str = ""
     srpm: str = ""
     replaced_by: str = ""  #: the build that is listed in its place
+    filed: str = attr.field(default="", eq=False)  #: when it got its place, by this host's clock; as a timestamp
 
 
 def lying(area: Path, target: str) -> Iterator[Lying]:
@@ -79,13 +81,15 @@ def _folders(path: Path) -> list[str]:
 
 def told(store: Bstore, leg: Lying) -> Told:
     """What its manifest says; not checked as an arriving one is, as nothing is made of it but the choice to drop it."""
+    folder, filed = store.place(leg.place), ""
     try:
-        raw = json.loads((store.place(leg.place) / MANIFEST).read_bytes())
+        filed = time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(folder.stat().st_ctime))
+        raw = json.loads((folder / MANIFEST).read_bytes())
         request = raw["request"]
         names = {"build_id": request, "submitter": request, "srpm": request, "attempt": raw, "status": raw}
-        return Told(**{name: str(where[name]) for name, where in names.items()})
+        return Told(**{name: str(where[name]) for name, where in names.items()}, filed=filed)
     except (OSError, ValueError, KeyError, TypeError):
-        return Told()
+        return Told(filed=filed)
 
 
 def size(store: Bstore, leg: Lying) -> int:
@@ -126,4 +130,5 @@ def _forget(store: Bstore, name: str, place: str) -> None:
 
 def plain(leg: Lying, about: Told, count: int) -> dict[str, Any]:
     """A leg for a program; `count` are its bytes."""
-    return {**attr.asdict(leg), **attr.asdict(about), "bytes": count}
+    said = attr.asdict(about, filter=lambda field, _: field.name != "filed")
+    return {**attr.asdict(leg), **said, "bytes": count}

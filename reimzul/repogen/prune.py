@@ -17,8 +17,9 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import disk
+from reimzul.core import disk, fields
 from reimzul.core.bstore import Bstore, leg_name
+from reimzul.core.clock import EARLIEST
 from reimzul.core.config import Pruning
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
@@ -92,16 +93,27 @@ def chosen(legs: Mapping[Lying, Told], rule: Pruning, now: float) -> list[Lying]
     these; where none came out well, the newest that failed. A leg that a rebuild replaced is not listed: it counts for
     none, and goes by its age.
     """
-    newest = sorted(legs, key=lambda leg: (leg.timestamp, leg.place), reverse=True)
+    made = {leg: _made(leg, about, now) for leg, about in legs.items()}
+    newest = sorted(legs, key=lambda leg: (made[leg], leg.place), reverse=True)
     well = [leg for leg in newest if legs[leg].status != Status.FAILED and not legs[leg].replaced_by]
     kept = (well or newest)[: rule.keep]
-    oldest = kept[-1].timestamp if kept else ""
-    last = time.strftime("%Y%m%d%H%M%S", time.gmtime(max(0.0, now - rule.older)))
-    return [leg for leg in newest if leg not in kept and _superseded(leg, legs, oldest) and leg.timestamp < last]
+    oldest = made[kept[-1]] if kept else ""
+    last = _stamp(max(0.0, now - rule.older))
+
+    def is_superseded(leg: Lying) -> bool:
+        return legs[leg].status != Status.FAILED or made[leg] < oldest
+
+    return [leg for leg in newest if leg not in kept and is_superseded(leg) and made[leg] < last]
 
 
-def _superseded(leg: Lying, legs: Mapping[Lying, Told], oldest: str) -> bool:
-    return legs[leg].status != Status.FAILED or leg.timestamp < oldest
+def _made(leg: Lying, about: Told, now: float) -> str:
+    """When a leg was submitted; where no right clock can have said so, when it came here."""
+    said = leg.timestamp
+    return said if _stamp(EARLIEST) <= said <= _stamp(now + 86400) else about.filed or said
+
+
+def _stamp(moment: float) -> str:
+    return time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(moment))
 
 
 def held(store: Bstore, leg: Lying, about: Told, *, unsigned: bool) -> str:

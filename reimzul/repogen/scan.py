@@ -60,7 +60,7 @@ def _look(folder: Path, unasked: float, abandoned: float) -> Found | None:
         manifest = arrived(folder)
         if manifest is None:
             return Abandoned(name=folder.name) if disk.changed(folder) < abandoned else None
-        if (folder / MANIFEST).stat().st_ctime > unasked:
+        if disk.changed(folder / MANIFEST) > unasked:
             return None
         return _request(folder.name, manifest)
     except (Mismatch, ValueError) as error:

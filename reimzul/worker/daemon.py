@@ -7,6 +7,7 @@ tries, for another builder; told to stop, it is given back.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import logging
 import time
@@ -15,13 +16,14 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import mark
+from reimzul.core import fields, mark
+from reimzul.core.clock import APART
 from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
 from reimzul.core.mark import Mark
 from reimzul.core.message import NOBODY, BuildRequest, Status, Try, event_of, new_attempt
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube, host_tube
+from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube, host_tube, session_tube
 from reimzul.worker.build import NO_BUILDER, Blameless, Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
 from reimzul.worker.firsterror import FirstError
@@ -65,7 +67,8 @@ class Worker(Daemon[BuildRequest]):
         tidying: Tidying,
         overflow: Overflow | None = None,
     ) -> None:
-        super().__init__(connect, [*tubes, arch_tube(host_tube(host))], host, overflow=overflow)
+        own = arch_tube(session_tube(voice.who.session))
+        super().__init__(connect, [*tubes, arch_tube(host_tube(host)), own], host, overflow=overflow)
         self.fitness = fitness
         self.tools = tools
         self.workspace = workspace
@@ -75,7 +78,7 @@ class Worker(Daemon[BuildRequest]):
         self._drained: Mark | None = None
         self._own = self.tubes
         canary = arch_tube(canary_tube(host))
-        self._canary = {canary.name: canary}
+        self._canary = {canary.name: canary, own.name: own}
 
     def check(self, message: BuildRequest) -> None:
         """Refuse a request for an arch that is not in the table."""
@@ -117,6 +120,11 @@ class Worker(Daemon[BuildRequest]):
         self.alive()
         if self.stop.asked:
             raise Stopping("told to stop")
+
+    def serve(self, broker: Broker) -> None:
+        """Serve until told to stop, and then say that we leave."""
+        super().serve(broker)
+        self.voice.leave(self.broker or broker)
 
     def handle(
         self, broker: Broker, claims: list[Claim[BuildRequest]]
@@ -263,8 +271,10 @@ class Worker(Daemon[BuildRequest]):
         """
         faults = claim.message.faults
         ours = [tried.when for tried in faults if tried.builder == self.host]
-        rested = time.time() - max(ours, default=0.0)
-        if len(faults) >= self.tries or rested > LEAVE_TO_OTHERS:
+        if not ours or len(faults) >= self.tries:
+            return
+        rested = rest(claim.message.timestamp, max(ours), time.time(), claim.facts.age)
+        if rested > LEAVE_TO_OTHERS:
             return
         watchers = broker.stats(claim.facts.tube).watchers
         tried = sum(broker.stats(host_tube(host)).watchers for host in {fault.builder for fault in faults})
@@ -290,3 +300,14 @@ def summarize_faults(faults: Sequence[Try]) -> str:
             known.append(tried.builder)
     reasons = (f"{', '.join(hosts)}: {words}" for words, hosts in builders.items())
     return f"{NO_BUILDER}{'; '.join(reasons)}"
+
+
+def rest(submitted: str, fault: float, now: float, age: float) -> float:
+    """Seconds since this builder was at fault for a request whose job was put `age` seconds ago.
+
+    Our clock may have been set since then. Each fault puts the request again, so no less than its age has passed; and
+    no fault comes before the submission. Where our clock says otherwise, the age alone counts.
+    """
+    spent = now - fault
+    most = now - calendar.timegm(time.strptime(submitted, fields.TIMESTAMP_FORMAT)) + APART
+    return spent if age - APART <= spent <= most else age

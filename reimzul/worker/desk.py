@@ -14,6 +14,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable
 
+import attr
+
 from reimzul.core.daemon import Stop, away_since
 from reimzul.core.errors import Again, BrokerGone, ClaimLost
 from reimzul.core.message import BuildEvent, BuildRequest
@@ -139,7 +141,7 @@ class Desk:
             if not isinstance(said, BuildEvent):
                 broker.put(CREATEREPO, said, priority=PRIORITY)
             elif not self.lost:
-                broker.announce(said)
+                broker.announce(attr.evolve(said, at=round(time.time(), 3)))  # it may have waited for beanstalkd
             return True
         except BrokerGone as error:
             self._away(error)

@@ -7,6 +7,8 @@ nothing, it is silent, and the next word says what this one would have.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
 import time
@@ -17,7 +19,7 @@ import attr
 
 from reimzul import __version__
 from reimzul.core.disk import Room
-from reimzul.core.errors import Again
+from reimzul.core.errors import Again, BrokerGone
 from reimzul.core.message import Feature, InHand, Presence, State
 from reimzul.core.tube import NOTIFY, Broker
 
@@ -29,11 +31,35 @@ BREATH = 5.0
 CROWD = 10_000
 #: The unit's instance, which its systemd file says.
 INSTANCE = "REIMZUL_INSTANCE"
+#: What tells one start of one host from all others. Machines that were cloned share their machine id, containers of
+#: one host the kernel's boot id; the three together are shared by nobody.
+_BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
+    Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"), Path("/proc/self/ns/pid"),
+)  # fmt: skip
 
 
 def own_instance() -> str:
     """Which of this host's workers this is."""
     return os.environ.get(INSTANCE) or str(os.getpid())
+
+
+def own_boot() -> str:
+    """A token of this start of this host; nothing where the kernel does not tell. No id itself leaves the host."""
+    try:
+        boot = _BOOT_ID.read_bytes()
+    except OSError:
+        return ""
+    machine = namespace = b""
+    with contextlib.suppress(OSError):
+        namespace = os.fsencode(os.readlink(_PID_NAMESPACE))
+    with contextlib.suppress(OSError):
+        machine = _MACHINE_ID.read_bytes()
+    return hashlib.sha256(b"\n".join((b"reimzul", boot.strip(), machine.strip(), namespace))).hexdigest()[:16]
+
+
+def new_session() -> str:
+    """A token of this process."""
+    return os.urandom(8).hex()
 
 
 @attr.frozen(kw_only=True)
@@ -44,6 +70,8 @@ class Self:
     instance: str
     arches: tuple[str, ...]  #: the tubes it watches
     folders: tuple[Path, ...]  #: where builds need room
+    boot: str = attr.field(factory=own_boot)
+    session: str = attr.field(factory=new_session)
 
 
 class Voice:
@@ -69,6 +97,12 @@ class Voice:
         except Again as error:
             log.debug("nobody is told that we are here: %s", error)
 
+    def leave(self, broker: Broker) -> None:
+        """Say that this worker ends, where it said anything before; who cannot hear it finds the connection ended."""
+        if self._said is not None:
+            with contextlib.suppress(Again, BrokerGone):
+                broker.announce(attr.evolve(self._word(State.DRAINED, "it has ended", None), leaving=True))
+
     def _word(self, state: str, why: str, build: InHand | None) -> Presence:
         mib, inodes = _least(self.who.folders)
         return Presence(
@@ -84,6 +118,8 @@ class Voice:
             free_inodes=inodes,
             build=build,
             at=round(time.time(), 3),
+            boot=self.who.boot,
+            session=self.who.session,
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,11 @@ from reimzul.core.errors import Again, ClaimLost
 from reimzul.core.message import Presence, State
 from reimzul.core.tube import Broker, Claim, TubeStats
 from reimzul.notifier import roll as roll_module
-from reimzul.notifier.history.presence import NoPresences, Presences, Seen
+from reimzul.notifier.history import presence as presence_module
+from reimzul.notifier.history.presence import NoPresences, Presences, Seen, shared_names, unreplaced
 from reimzul.notifier.roll import Roll
+from reimzul.operator.doctor.workers import judge
+from reimzul.operator.facts import is_silent
 from reimzul.worker import voice as voice_module
 from reimzul.worker.voice import CROWD, Self, Voice
 
@@ -75,7 +79,7 @@ def test_an_empty_file_and_a_strange_row_are_no_fault(path: Path) -> None:
     file.keep([seen(10)])
     file.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("INSERT INTO presence VALUES ('x', '1', 1, '{\"colour\": 1}')")
+        db.execute("INSERT INTO workers VALUES ('x', '1', '', 1, 1, '{\"colour\": 1}')")
     assert [each.presence.host for each in Presences(path).all()] == ["b1.example.org"]
     path.unlink()
     path.touch()
@@ -212,3 +216,124 @@ def test_a_beanstalkd_that_takes_nothing_is_no_fault(tmp_path: Path, clock: Cloc
 
 def test_who_is_to_be_silent_is(tmp_path: Path) -> None:
     assert say(voice(tmp_path, every=0), Listener()) == 0
+
+
+def test_who_ends_says_so_once_it_has_said_anything(tmp_path: Path, clock: Clock) -> None:
+    speaker, listener = voice(tmp_path), Listener()
+    speaker.leave(cast("Broker", listener))
+    assert not listener.heard
+    say(speaker, listener)
+    speaker.leave(cast("Broker", listener))
+    assert [each.leaving for each in listener.heard] == [False, True]
+    listener.full = True
+    speaker.leave(cast("Broker", listener))
+    first, last = listener.heard
+    assert (first.session, first.boot) == (last.session, last.boot) and len(first.session) == 16
+    assert first.session != voice(tmp_path).who.session, "of each process its own"
+    assert first.boot == voice(tmp_path).who.boot == voice_module.own_boot(), "of this host one"
+
+
+def test_no_id_of_the_host_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot, machine, namespace = (tmp_path / name for name in ("boot_id", "machine-id", "pid"))
+    for name, path in (("_BOOT_ID", boot), ("_MACHINE_ID", machine), ("_PID_NAMESPACE", namespace)):
+        monkeypatch.setattr(voice_module, name, path)
+    assert voice_module.own_boot() == "", "nothing is known"
+    tokens = set()
+    for words in (("b1", "m1", "n1"), ("b2", "m1", "n1"), ("b1", "m2", "n1"), ("b1", "m1", "n2")):
+        boot.write_text(words[0])
+        machine.write_text(words[1])
+        namespace.unlink(missing_ok=True)
+        namespace.symlink_to(words[2])
+        tokens.add(voice_module.own_boot())
+    assert len(tokens) == 4, "a restart, a clone and a container are hosts of their own"
+    assert not any(word in token for token in tokens for word in ("b1", "m1"))
+
+
+# --- restarts, and hosts of one name
+
+A, B, C = "a" * 16, "b" * 16, "c" * 16
+BOOT, OTHER_BOOT = "1" * 16, "2" * 16
+
+
+def process(session: str, first: float, heard: float, boot: str = BOOT, instance: str = "1") -> Seen:
+    return Seen(presence=word(instance=instance, session=session, boot=boot), first=first, heard=heard)
+
+
+def left(*words: Seen) -> list[str]:
+    return [each.presence.session for each in unreplaced(words)]
+
+
+def test_a_new_process_of_an_instance_replaces_the_earlier_at_once() -> None:
+    assert left(process(A, 0, 100), process(B, 100, 100)) == [B]
+    assert left(process(A, 0, 101), process(B, 100, 100)) == [B], "of one second, in whichever order"
+    assert left(process("", 0, 100, ""), process(B, 100, 100)) == [B], "it was upgraded"
+    assert left(process(A, 0, 100), process(B, 100, 100, instance="2")) == [A, B], "another worker"
+
+
+def test_a_restarted_host_replaces_all_its_workers_at_once_and_is_no_second_one() -> None:
+    before = [process(A, 0, 100), process(B, 0, 99, instance="2")]
+    restarted = process(C, 130, 130, OTHER_BOOT)
+    assert left(*before, restarted) == [C]
+    assert shared_names(unreplaced([*before, restarted])) == {}
+    assert left(process("", 0, 100, "", "2"), restarted) == ["", C], "of an old worker nobody knows the host"
+
+
+def test_two_hosts_that_both_go_on_speaking_are_said() -> None:
+    for instance in ("1", "4711"):
+        both = [process(A, 0, 160), process(B, 130, 161, OTHER_BOOT, instance)]
+        assert unreplaced(both) == both
+        assert shared_names(both) == {"b1.example.org": "more than one host calls itself b1.example.org"}
+    restarts = process(C, 170, 170)  # a worker of the first: its host was there before
+    assert left(*both, restarts) == [B, C]
+    twice = [process(A, 0, 160), process(B, 130, 161)]
+    assert shared_names(twice) == {"b1.example.org": "more than one process calls itself worker 1 of b1.example.org"}
+    assert shared_names([process(A, 0, 160), process(B, 0, 160, instance="2"), seen(160, "b2.example.org")]) == {}
+
+
+def test_the_file_knows_sessions_and_forgets_who_left(path: Path) -> None:
+    file = Presences(path)
+    now = time.time()
+    file.keep([seen(now - 300, session=A, boot=BOOT)])
+    file.keep([seen(now - 250, session=B, boot=OTHER_BOOT)])
+    assert [each.presence.session for each in file.all()] == [B]
+    file.keep([seen(now - 30, session=B, boot=OTHER_BOOT)])
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT session, first FROM workers").fetchall() == [(B, pytest.approx(now - 250))]
+    file.keep([seen(now, session=B, boot=OTHER_BOOT, leaving=True)])
+    assert file.all() == []
+    file.close()
+
+
+def test_the_file_of_an_earlier_version_is_taken_over(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TABLE presence (host, instance, heard, document, PRIMARY KEY (host, instance))")
+    assert Presences(path).all() == []
+    file = Presences(path)
+    file.keep([seen(10)])
+    assert len(file.all()) == 1
+    file.close()
+
+
+def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -> None:
+    file, now = Presences(path), time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presence_module.time, "time", lambda: now + 9000)
+        file.keep([seen(now + 9000, session=A), seen(now + 9000, "b2.example.org", session=A)])
+    file.keep([seen(now, session=B)])
+    assert {each.presence.host: each.presence.session for each in file.all()} == {
+        "b1.example.org": B, "b2.example.org": A,
+    }  # fmt: skip
+    assert max(each.heard for each in file.all()) == now
+    file.keep([seen(now + 1, "b2.example.org", session=A, load=2.0)])
+    assert file.all()[1].presence.load == 2.0
+    file.close()
+    assert is_silent(seen(now + 9000), now), "heard in the future is not heard now"
+
+
+def test_the_doctor_says_what_is_wrong_with_builders() -> None:
+    assert judge([seen(5.0), seen(5.0, "b2.example.org")]).level == "ok"
+    both = judge([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)])
+    assert both.level == "warn" and "more than one host calls itself b1.example.org" in both.words
+    assert "[worker] fqdn" in both.remedy
+    assert judge([seen(7205.0)]).words == "the clock of b1.example.org is 2 h 00 min behind the controller's"

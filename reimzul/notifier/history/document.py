@@ -9,8 +9,9 @@ Where it waits, or waited: `queued_at` (first put), `put_at` (last put); of the 
 `due` (nobody gets it before) and `waits_for` (what has to change before it can be built). `attempts` has each worker's
 try that is known of, the first one first: `attempt`, `builder_fqdn`, `status` (Building, Success, Published, Failed,
 Cancelled, Rejected; Unfit: it was its builder's fault; Retried: it was nobody's fault), `started`, `finished`,
-`exit_code`, `reason`, `url` (where its logs are), `error_log` (the log that has the cause) and `at`. Times are seconds
-since 1970, 0 where they are not known.
+`exit_code`, `reason`, `url` (where its logs are), `error_log` (the log that has the cause), `skew` (see wire.md), `at`,
+and `heard`: the `at` of what was said of it first. Times are seconds since 1970, 0 where they are not known. `started`,
+`finished` and `phases` are by the builder's clock, all others by the controller's.
 
 `latest_build` is not decided here: it depends on the other builds of the same srpm, arch and target, and each home
 sets it in the same step. It is true on the newest of them (by timestamp) that is over, whatever came of it.
@@ -35,12 +36,12 @@ _IDENTITY = (
 #: What one attempt is known by and came to.
 _ATTEMPT = (
     "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "rpm_count", "rpms",
-    "first_error", "error_line", "error_log", "skipped", "phases", "at",
+    "first_error", "error_line", "error_log", "skipped", "phases", "skew", "at",
 )  # fmt: skip
 #: What is known of the last put of its job.
 _PUT = ("tube", "job", "priority", "due", "waits_for")
 #: What is kept of each attempt, and how many attempts at the most.
-_TRY = ("attempt", "builder_fqdn", "started", "finished", "exit_code", "reason", "url", "error_log", "at")
+_TRY = ("attempt", "builder_fqdn", "started", "finished", "exit_code", "reason", "url", "error_log", "skew", "at")
 _TRIES = 50
 _FIELDS = {a.name: a.default for a in attr.fields(BuildEvent) if a.name in _IDENTITY + _ATTEMPT}
 _PROGRESS = {Status.QUEUED: 0, Status.BUILDING: 1}
@@ -143,12 +144,15 @@ def _attempts(event: BuildEvent, known: Sequence[Mapping[str, Any]]) -> list[Doc
     there = by_token.get(event.attempt, told)
     weaker, stronger = sorted((told, there), key=lambda each: (_TRY_STRENGTH.get(each["status"], 0), each["at"]))
     said = {name: value for name, value in stronger.items() if name not in _FIELDS or value != _blank(name)}
-    by_token[event.attempt] = {**weaker, **said}
-    return [by_token[token] for token in sorted(by_token, key=_began)][-_TRIES:]
+    heard = min(each.get("heard") or each["at"] for each in (told, there))
+    by_token[event.attempt] = {**weaker, **said, "heard": heard}
+    return sorted(by_token.values(), key=_began)[-_TRIES:]
 
 
-def _began(token: str) -> tuple[int, str]:
-    return int(token.partition("-")[0]), token
+def _began(attempt: Mapping[str, Any]) -> tuple[float, str]:
+    """By our clock; a token has its builder's, and serves for what an earlier version wrote."""
+    token: str = attempt["attempt"]
+    return attempt.get("heard") or float(token.partition("-")[0]), token
 
 
 def _came_to(event: BuildEvent) -> str:

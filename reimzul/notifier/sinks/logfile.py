@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+
+import attr
 
 from reimzul.core import fields
 from reimzul.core.config import Settings
@@ -32,6 +34,11 @@ def line_of(event: Event) -> str:
     else:
         words = _refusal(event) if isinstance(event, Refusal) else _build(event)
     return fields.line(2000)(f"[{when}] {words}")
+
+
+def _is_in(written: Collection[str], event: Event) -> bool:
+    """Whether an event was written; where its sender's clock is off, its time is reckoned anew, and may be 1 s off."""
+    return any(line_of(attr.evolve(event, at=max(0.0, event.at + off))) in written for off in (0, -1, 1))
 
 
 def _build(event: BuildEvent) -> str:
@@ -67,8 +74,8 @@ class LogSink(Sink):
         try:
             self._reopen()
             written = self._end() if any(notice.doubtful for notice in notices) else frozenset()
-            lines = [(line_of(notice.event), notice.doubtful) for notice in notices]
-            self._append([line for line, doubtful in lines if not (doubtful and line in written)])
+            told = [each.event for each in notices if not (each.doubtful and _is_in(written, each.event))]
+            self._append([line_of(event) for event in told])
         except OSError as error:
             raise SinkAway(f"{self._path}: {error.strerror or error}") from error
         yield from notices

@@ -17,12 +17,13 @@ from reimzul.operator.doctor import (
     units,
     upload,
     web,
+    workers,
 )
 from reimzul.operator.doctor.check import Check
 from reimzul.operator.doctor.host import Host
 
 _GROUPS = (
-    programs, keys, links, network, units, rooms, queue, web, telling, certificates, upload, builder, store,
+    programs, keys, links, network, units, rooms, queue, workers, web, telling, certificates, upload, builder, store,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from reimzul.core.clock import APART
 from reimzul.core.readable import find_bar
 from reimzul.operator.doctor.check import Check, Result, fail, ok, warn
 from reimzul.operator.doctor.handshake import start
@@ -20,8 +21,8 @@ from reimzul.operator.doctor.services import INCOMING, STORE, get
 from reimzul.operator.doctor.tunnels import Address
 from reimzul.operator.words import counted
 
-#: Seconds two clocks may be apart before a person should know, and before times of builds are wrong.
-APART, FAR_APART = 5.0, 60.0
+#: Seconds two clocks may be apart before times of builds are wrong; from `APART` on a person should know.
+FAR_APART = 60.0
 #: How our files in incoming/ are called, and after how many seconds one was left by a doctor that was killed.
 _FILE, _LEFT = "doctor-", 3600
 #: How many unreadable files are named.

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts whose clock is wrong: in 1970, in 2099, or put back. Nothing is refused for it, lost, or kept too short."""
+
+from __future__ import annotations
+
+import calendar
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from reimzul.core import disk, fields, message
+from reimzul.core.bstore import MANIFEST, Bstore
+from reimzul.core.clock import APART, offset
+from reimzul.core.config import Pruning
+from reimzul.core.errors import ClaimLost
+from reimzul.core.manifest import Manifest
+from reimzul.core.message import BuildEvent, BuildRequest, Presence, decode_event, event_of
+from reimzul.core.tube import Claim
+from reimzul.notifier import arrival
+from reimzul.notifier.arrival import arrived, by_our_clock
+from reimzul.notifier.conduct import Conduct, Ward
+from reimzul.notifier.history import Document
+from reimzul.notifier.history.document import fold
+from reimzul.notifier.history.presence import Seen
+from reimzul.notifier.sinks.logfile import LogSink
+from reimzul.notifier.verdict import Notice, word
+from reimzul.operator import since
+from reimzul.operator.facts import began
+from reimzul.operator.figures import figures, wait
+from reimzul.operator.finding import Build
+from reimzul.operator.following import row
+from reimzul.operator.show import as_lines
+from reimzul.operator.usual import duration
+from reimzul.operator.words import skewed
+from reimzul.repogen.drop import Lying, Told
+from reimzul.repogen.prune import chosen
+from reimzul.repogen.retention import Retention, sweep
+from reimzul.repogen.scan import scan
+from reimzul.repogen.withdraw import sweep_live
+from reimzul.worker.daemon import rest
+from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, event
+
+NOW = BEGINNING + 1000
+FUTURE = float(calendar.timegm((2099, 1, 1, 0, 0, 0)))
+#: What a clock may say that is wrong.
+WRONG = (7.5, -3600.0, FUTURE)
+
+
+def test_a_clock_is_off_from_five_seconds_on() -> None:
+    assert offset(NOW + APART, NOW) == offset(NOW - APART, NOW) == 0
+    assert offset(NOW + 7200, NOW) == 7200
+    assert offset(NOW - 6, NOW) == -6
+    assert offset(0.0, NOW) == 0, "who says no time has no wrong one"
+    assert skewed(7200.0) == "2 h 00 min ahead of the controller's"
+    assert skewed(-6.0) == "6.0 s behind the controller's"
+
+
+# --- nothing is refused
+
+
+@pytest.mark.parametrize("said", [*WRONG, 10**400, -(10**400), 1e300])
+def test_no_time_that_a_clock_may_say_is_refused(said: float) -> None:
+    assert 0 <= fields.moment(said) <= fields.LAST_MOMENT
+    assert time.gmtime(fields.moment(said))
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message.time, "time", lambda: said)
+    asked = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c9.x86_64", disttag=".el9", submitter="j")
+    whole = asked.completed(1, "x86_64", b"", said).tried("b1.example.org", "no space left")
+    assert BuildRequest.decode(whole.encode()) == whole
+    attempt = message.new_attempt()
+    times = {"started": said, "finished": said + 5, "due": said}
+    told = event_of(whole, "Queued", attempt=attempt, phases=[{"name": "source", "start": said}], **times)
+    assert decode_event(told.encode()) == told
+    about = {"pkgname": "a", "evr": "1-1", "builder_fqdn": "b1", "status": "Success", "arch": "x86_64"}
+    made = Manifest(request=whole, attempt=attempt, started=said, finished=said + 5, **about)
+    assert Manifest.from_wire(message.parse(made.text().encode())) == made
+    there = Presence(host="b1", instance="1", state="idle", at=said)
+    assert decode_event(there.encode()) == there
+
+
+def test_looking_back_farther_than_there_are_builds_finds_them_all() -> None:
+    for days in (7, 25_000, 550_000, 900_000):
+        assert since.timestamp(NOW - days * 86400) < "2026", f"{days} days"
+
+
+# --- an event that arrives
+
+
+class Waited:
+    """A claim on a job that was put some seconds ago."""
+
+    def __init__(self, age: int = 0) -> None:
+        self.age = age
+
+    @property
+    def facts(self) -> Waited:
+        if self.age < 0:
+            raise ClaimLost("gone")
+        return self
+
+
+def arrives(told: BuildEvent, age: int = 0) -> BuildEvent:
+    found = arrived(cast("Claim[Any]", Waited(age)), told)
+    assert isinstance(found, BuildEvent)
+    return found
+
+
+@pytest.fixture
+def today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller's clock stands still."""
+    monkeypatch.setattr(arrival.time, "time", lambda: NOW)
+
+
+def test_an_event_of_a_right_clock_stays_as_it_is_however_long_it_waited(today: None) -> None:
+    for age in (0, 5, 86400):
+        told = event("Building", at=NOW - age - 1.5)
+        assert arrives(told, age) is told
+    late = event("Building", at=NOW - 7200)
+    assert arrives(late, -1) is late, "its job is another's by now"
+
+
+@pytest.mark.parametrize("ahead", [-NOW + 67, -7200.0, 6.0, FUTURE - NOW])
+def test_the_time_of_a_wrong_clock_is_replaced_and_said(today: None, ahead: float) -> None:
+    told = arrives(event("Building", at=NOW - 30 + ahead, started=NOW - 60 + ahead), 30)
+    assert told.at == NOW - 30
+    assert told.skew == pytest.approx(ahead, abs=0.01)
+    assert told.started == NOW - 60 + ahead, "what it measured is its own"
+    again = arrives(event("Queued", attempt=ATTEMPT, at=NOW + ahead, due=max(0.1, NOW + 10 + ahead)))
+    assert again.at == NOW
+    assert again.due == pytest.approx(NOW + 10, abs=0.2)
+    assert again.skew == 0, "of no builder's times"
+
+
+def test_what_was_put_right_stays_so_while_it_is_owed(today: None) -> None:
+    owed = event("Building", at=NOW - 9000, skew=-7200.0, owed={"mqtt": 2})
+    assert arrives(owed) is owed
+    assert arrives(event("Building", at=NOW, skew=9.0)).skew == 0, "nobody else says it"
+    word_of_a_person = event("Override", at=NOW - 9000)
+    assert arrives(word_of_a_person) is word_of_a_person, "its time is a part of its name"
+
+
+def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_anew(tmp_path: Path) -> None:
+    sink = LogSink(tmp_path / "log")
+    told = event("Success", at=7.0)
+    first, second = by_our_clock(told, NOW), by_our_clock(told, NOW + 0.9)
+    assert isinstance(first, BuildEvent) and isinstance(second, BuildEvent)
+    list(sink.tell([Notice(first, word(first))]))
+    list(sink.tell([Notice(second, word(second), doubtful=True)]))
+    sink.close()
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+# --- what the history makes of it
+
+
+def leg(*events: tuple[float, BuildEvent]) -> Document:
+    """The document after events, each put at a time by our clock."""
+    (found,) = fold({}, [by_our_clock(told, put_at) for put_at, told in events]).values()
+    return found
+
+
+@pytest.mark.parametrize("clock", [7.0, NOW - 7200, FUTURE])
+def test_the_last_put_holds_whatever_the_clock_of_who_put_it(clock: float) -> None:
+    first = event("Queued", tube="x86_64", job=7, priority=1, at=NOW)
+    again = event("Queued", tube="x86_64", job=9, priority=1, at=clock + 60, due=clock + 70, attempt=ATTEMPT)
+    third = event("Queued", tube="x86_64", job=11, priority=1, at=NOW + 90, attempt=OTHER_ATTEMPT)
+    found = leg((NOW, first), (NOW + 60, again))
+    assert (found["job"], found["queued_at"], found["put_at"], found["due"]) == (9, NOW, NOW + 60, NOW + 70)
+    assert leg((NOW, first), (NOW + 60, again), (NOW + 90, third))["job"] == 11
+
+
+def test_attempts_are_in_the_order_they_were_heard_of() -> None:
+    ahead, behind = f"{int(FUTURE)}-0000000a", "60-0000000b"
+    found = leg(
+        (NOW, event("Building", at=FUTURE, started=FUTURE, attempt=ahead)),
+        (NOW + 50, event("Queued", at=FUTURE + 50, attempt=ahead, reason="full", job=3)),
+        (NOW + 60, event("Building", at=60, started=60, attempt=behind)),
+    )
+    assert [(each["attempt"], each["heard"]) for each in found["attempts"]] == [(ahead, NOW), (behind, NOW + 60)]
+    assert found["attempt"] == behind and found["status"] == "Building"
+
+
+def off(clock: float, took: float = 60, *, right_since: bool = False) -> Document:
+    """A build of a builder whose clock said this when it began, after a wait of ten seconds."""
+    end = NOW + took if right_since else clock + took
+    return leg(
+        (NOW - 10, event("Queued", at=NOW - 10, tube="x86_64", job=1, priority=1)),
+        (NOW, event("Building", at=clock, started=clock)),
+        (NOW + took, event("Success", at=end, started=clock, finished=end, exit_code=0)),
+        (NOW + took + 1, event("Published", at=NOW + took + 1, started=clock, finished=end)),
+    )
+
+
+@pytest.mark.parametrize("clock", [7.0, NOW - 7200, NOW + 30, FUTURE])
+def test_a_builder_whose_clock_is_off_is_counted_in_no_duration(clock: float) -> None:
+    for right_since in (False, True):
+        found = off(clock, right_since=right_since)
+        assert found["skew"] and found["attempts"][0]["skew"]
+        assert duration(found) is None and wait(found) is None
+        told = figures([found, off(NOW)]).every.wire()
+        assert told["results"] == {"published": 2}
+        assert told["build"]["count"] == told["wait"]["count"] == 1
+        assert (told["build"]["total"], told["wait"]["total"]) == (60, 10)
+
+
+def test_what_is_shown_of_it_is_timed_by_the_controller() -> None:
+    building = leg(
+        (NOW - 10, event("Queued", at=NOW - 10, tube="x86_64", job=1, priority=1)),
+        (NOW, event("Building", at=7.0, started=7.0)),
+    )
+    assert began(building) == NOW
+    assert row(building, NOW + 42, None, None, None).elapsed == 42
+    assert row(off(7.0), NOW + 99, None, None, None).elapsed is None
+    assert row(off(NOW), NOW + 99, None, None, None).elapsed == 60
+    right = leg((NOW, event("Building", at=NOW, started=NOW - 3)))
+    assert began(right) == NOW - 3
+
+
+def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
+    shown = "\n".join(as_lines(Build(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}))
+    assert "on builder1.example.org (its clock is 2 h 00 min ahead of the controller's)\n" in shown
+    for line in shown.splitlines():
+        assert not line.lstrip().startswith(("started", "finished", "published")) or "after" not in line
+
+
+@pytest.mark.parametrize("clock", [60.0, NOW, FUTURE])
+def test_a_span_of_a_worker_is_measured_by_one_clock_at_a_time(clock: float) -> None:
+    there = Presence(host="b1", instance="1", state="idle", at=clock)
+    seen = Seen(presence=there, heard=NOW)
+    assert seen.since(clock - 50, NOW + 20) == 70
+    assert seen.skew == (0 if clock == NOW else pytest.approx(clock - NOW))
+    assert Seen(presence=Presence(host="b1", instance="1", state="idle"), heard=NOW).since(NOW - 50, NOW) == 50
+
+
+
+# --- a builder that was at fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "now", "age", "rests"),
+    [
+        (NOW, NOW + 1800, 900.0, 1800),  # another was at fault after it
+        (NOW, NOW + 1800, 1800.0, 1800),
+        (NOW, 60.0, 30.0, 30),  # started again without a clock
+        (60.0, NOW + 40, 40.0, 40),  # its clock was set since
+        (FUTURE, NOW + 40, 40.0, 40),
+        (NOW, FUTURE, 40.0, FUTURE - NOW),  # nothing says that the clock is not right
+    ],
+)
+def test_how_long_a_builder_rests_is_not_its_clocks_to_say(fault: float, now: float, age: float, rests: float) -> None:
+    submitted = time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(NOW - 100))
+    assert rest(submitted, fault, now, age) == rests
+
+
+# --- the controller's own clock was put back
+
+
+def test_what_builders_came_to_in_the_future_counts_as_now(tmp_path: Path) -> None:
+    conduct = Conduct(tmp_path / "presence.sqlite")
+    conduct.note(event("Success", exit_code=0), FUTURE)
+    conduct.release("builder2.example.org", FUTURE)
+    conduct.keep(Ward(host="builder3.example.org", since=FUTURE, next=FUTURE))
+    conduct.bound(NOW, 86400.0)
+    assert [ward.next for ward in conduct.wards()] == [NOW]
+    conduct.note(event("Success", 2, exit_code=0, builder_fqdn="builder2.example.org", attempt=OTHER_ATTEMPT), NOW + 5)
+    assert len(conduct.tried(NOW - 10)) == 2
+    conduct.forget(NOW + 1)
+    assert len(conduct.tried(0)) == 1
+    conduct.keep(Ward(host="builder3.example.org", since=NOW, next=NOW + 3600))
+    conduct.bound(NOW, 86400.0)
+    assert conduct.wards()[0].next == NOW + 3600, "as it was meant"
+    conduct.close()
+
+
+# --- bstore
+
+
+def lying(timestamp: str, filed: str = "20261101000000") -> tuple[Lying, Told]:
+    place = f"repo/t.x86_64/time/{timestamp}/1.7-{timestamp}.x86_64"
+    about = Told(build_id="0" * 32, status="Success", filed=filed)
+    return Lying(place=place, target="t.x86_64", name="time", timestamp=timestamp, arch="x86_64"), about
+
+
+def test_a_timestamp_that_no_right_clock_says_makes_a_build_neither_the_oldest_nor_the_newest() -> None:
+    now = calendar.timegm((2026, 11, 22, 0, 0, 0))
+    old, newest = lying("20261001000000"), lying("20261120000000")
+    for timestamp in ("19700101000100", "19691231235900", "20990101000000"):
+        between = lying(timestamp, "20261110000000")
+        legs = dict([old, newest, between])
+        assert chosen(legs, Pruning(keep=1), now) == [between[0], old[0]]
+        assert chosen(legs, Pruning(keep=2), now) == [old[0]]
+        assert chosen(legs, Pruning(keep=1, older=20 * 86400), now) == [old[0]]
+    assert chosen(dict([old, newest]), Pruning(keep=1, older=86400), 60.0) == [], "a clock in 1970 drops nothing"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Bstore:
+    made = Bstore(tmp_path)
+    disk.prepare(made)
+    return made
+
+
+def test_what_was_written_by_a_clock_that_was_not_set_is_kept_as_long_as_all_else(
+    store: Bstore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to this clock all that is there now was written in 1970, or is still to be written."""
+    real = time.time()
+    for folder in (store.attempts / "a", store.rejected / "b", store.live / "c", store.spool / "d"):
+        folder.mkdir()
+        (folder / "build.log").write_text("words")
+    monkeypatch.setattr(disk, "EARLIEST", real + 3600)
+    for _ in range(2):
+        assert not sweep(store, Retention(attempts=1, rejected=1), real, lambda: None)
+        assert sweep_live(store, real - 2 * 86400) == 0
+        assert not list(scan(store, 1, real))
+    monkeypatch.undo()
+    before = os.lstat(store.live / "c").st_ctime
+    monkeypatch.setattr(disk.time, "time", lambda: real - 30 * 86400)  # the clock was ahead for a month
+    assert disk.changed(store.live / "c") == real - 30 * 86400
+    monkeypatch.undo()
+    assert os.lstat(store.live / "c").st_ctime > before, "it counts from then on"
+
+
+def test_an_upload_of_the_future_is_taken_up_all_the_same(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.spool / "x"
+    folder.mkdir()
+    (folder / MANIFEST).write_text("{}")
+    monkeypatch.setattr(disk.time, "time", lambda: 1e9)
+    disk.changed(folder / MANIFEST)
+    monkeypatch.undo()
+    assert disk.changed(folder / MANIFEST) == os.lstat(folder / MANIFEST).st_ctime
