@@ -39,6 +39,8 @@ from reimzul.repogen.tree import Tree
 
 log = logging.getLogger(__name__)
 
+Heed = Callable[[], None]
+
 #: Seconds without using any processor after which createrepo_c hangs: a SIGTERM at the wrong moment does that to it
 #: (seen with 0.17), and it would keep the target's lock for ever.
 HUNG = 60
@@ -65,6 +67,10 @@ _PIECE = 1 << 20
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError, ElementTree.ParseError, KeyError)
 #: Targets whose listing is kept between runs; one of 50,000 packages takes some 20 MB.
 _KEPT = 4
+
+
+class Crashed(Again):
+    """createrepo_c was ended by a signal."""
 
 
 @attr.frozen
@@ -293,7 +299,8 @@ class Indexer:
             raise Again(str(error)) from error
         if code not in (0, LEFT_OUT) or not (made / REPODATA).is_dir():
             disk.remove(made)  # it may be what the run failed at, and is made from what is visible
-            raise Again(f"createrepo_c {ended_how(code)} for {target}: {tail(output)}")
+            kind = Crashed if code < 0 else Again
+            raise kind(f"createrepo_c {ended_how(code)} for {target}: {tail(output)}")
         return code
 
     def draft(self, target: str) -> Draft:
