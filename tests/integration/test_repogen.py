@@ -541,7 +541,9 @@ def check_scene(broker: Broker, play: Scene, good: bool, step: int) -> None:
     store, asked = play.store, play.asked
     stats = broker.stats("createrepo")
     assert (stats.ready, stats.reserved, stats.delayed, stats.buried) == (0, 0, 0, 0), step
-    assert tree(store.spool) == set() and tree(store.attempts) == set()
+    assert tree(store.spool) == set()
+    name = uploads.spool_of(store, asked).name  # of what was put aside, the logs can be read
+    assert tree(store.attempts) == (set() if good else {f"{name}/{log}" for log in (*uploads.LOGS, "build.json")})
     events = {(event.build_id, event.status) for event in taken(broker, NOTIFY)}
     assert events == {(asked.build_id, Status.PUBLISHED if good else Status.QUEUED)}
     signs, again = taken(broker, TOSIGN), taken(broker, arch_tube("x86_64"))
