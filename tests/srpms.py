@@ -90,6 +90,12 @@ A package for tests.
 """
 
 
+def lacking_source(name: str = "closed") -> str:
+    """A package whose own source rpm, made with a dist tag, leaves its source out: *.nosrc.rpm."""
+    tags = 'Source0: data\n%if "%{?dist}" != ""\nNoSource: 0\n%endif\n'
+    return noarch(name).replace("BuildArch:", f"{tags}BuildArch:", 1)
+
+
 def arch_tags(exclusive_arch: str = "", exclude_arch: str = "") -> str:
     """ExclusiveArch and ExcludeArch lines, for those that are given."""
     tags = (("ExclusiveArch", exclusive_arch), ("ExcludeArch", exclude_arch))

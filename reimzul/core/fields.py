@@ -84,9 +84,14 @@ def restrict_submitter(value: str) -> str:
     return plain if re.match(r"[A-Za-z0-9_]", plain) else f"_{plain[1:]}"
 
 
+def is_source_rpm(file_name: str) -> bool:
+    """Whether a file name is a source rpm's: rpmbuild names one that lacks a NoSource or NoPatch .nosrc.rpm."""
+    return file_name.endswith((".src.rpm", ".nosrc.rpm"))
+
+
 def srpm(value: Any) -> str:
     """The file name of a source rpm in the incoming area."""
-    if name(value) and not value.endswith((".src.rpm", ".nosrc.rpm")):
+    if name(value) and not is_source_rpm(value):
         raise ValueError(f"{shown(value)} does not end with .src.rpm")
     return str(value)
 

@@ -7,11 +7,13 @@ what does not read headers runs, and is tested, on any Python.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,38 @@ def is_same_package(one: Path, other: Path) -> bool:
 
 
 def _read_raw(path: Path) -> Any:
+    with _opened(bindings(), path) as raw:
+        return raw
+
+
+#: The tags whose text createrepo_c writes into a repository's XML (tried with 0.17: it leaves out Distribution,
+#: BugURL, OrderWithRequires and scriptlets, and their text may be anything).
+_PUBLISHED_TAGS = (
+    "NAME", "VERSION", "RELEASE", "ARCH", "SUMMARY", "DESCRIPTION", "URL", "PACKAGER", "VENDOR", "GROUP", "LICENSE",
+    "BUILDHOST", "SOURCERPM", "DIRNAMES", "BASENAMES", "CHANGELOGNAME", "CHANGELOGTEXT",
+    *(
+        f"{kind}{part}"
+        for kind in ("PROVIDE", "REQUIRE", "CONFLICT", "OBSOLETE", "RECOMMEND", "SUGGEST", "SUPPLEMENT", "ENHANCE")
+        for part in ("NAME", "VERSION")
+    ),
+)  # fmt: skip
+
+
+def read_published_texts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each text of a package that becomes part of a repository's metadata, with its tag's name."""
     rpm = bindings()
+    with _opened(rpm, path) as raw:
+        for tag in _PUBLISHED_TAGS:
+            values = raw[getattr(rpm, f"RPMTAG_{tag}")]
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if value is not None:
+                    # rpm before 4.15 gives bytes; newer ones mark the bytes that are no UTF-8
+                    yield tag, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def _opened(rpm: Any, path: Path) -> Iterator[Any]:
+    """The raw header of a whole package. Raises `InputError`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no end to wait for
     except OSError as error:
@@ -139,7 +172,7 @@ def _read_raw(path: Path) -> Any:
             raise InputError(f"{path}: not an rpm package")
         raw = _raw(rpm, descriptor, path)
         _whole(raw, rpm, descriptor, path)
-        return raw
+        yield raw
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
     finally:

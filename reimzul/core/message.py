@@ -42,7 +42,7 @@ class Status:
     FAILED = "Failed"  #: the package does not build, or nobody could build it
     CANCELLED = "Cancelled"  #: a person ended it
     PUBLISHED = "Published"  #: a Success that the repodata lists
-    REJECTED = "Rejected"  #: its uploads never were what their manifest says, or the target holds another such build
+    REJECTED = "Rejected"  #: its uploads were damaged, its packages cannot be listed, or the target holds other ones
     OVERRIDE = "Override"  #: a person's word, in history only
     REFUSED = "Refused"  #: no build: a message that failed its checks
     QUARANTINED = "Quarantined"  #: no build: a builder that is kept from taking jobs, its faults stood out

@@ -12,6 +12,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core.errors import ReimzulError
+from reimzul.core.fields import is_source_rpm
 from reimzul.core.message import Status
 from reimzul.core.run import capture
 from reimzul.devfarm.customer import Dnf, check
@@ -102,7 +103,7 @@ class Demo:
         screen.title(f"dnf, with nothing but {farm.repository(target)}")
         screen.text(dnf.listing())
         packages = dnf.download(farm.layout.state / "downloaded")
-        built = {name for leg in builds.legs.values() for name in leg.rpms if not name.endswith(".src.rpm")}
+        built = {name for leg in builds.legs.values() for name in leg.rpms if not is_source_rpm(name)}
         if missing := built - {package.name for package in packages}:
             raise ReimzulError(f"dnf did not find all that was built: {', '.join(sorted(missing))}")
         check(packages)

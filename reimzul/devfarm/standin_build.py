@@ -100,7 +100,8 @@ class Build:
 
     def source(self) -> Path:
         """The source rpm made by `rebuild_source`."""
-        return next(path for path in (self.root.build / "SRPMS").glob("*.src.rpm"))
+        made = (self.root.build / "SRPMS").glob("*src.rpm")
+        return next(path for path in made if not path.name.endswith(".buildreqs.nosrc.rpm"))
 
     def repositories(self) -> Repositories:
         """The repositories of the configuration."""

@@ -89,11 +89,13 @@ def package_of(srpm: str) -> str:
 
 
 def failures(facts: Facts) -> Iterator[str]:
-    """What became of the tries before this one."""
+    """What became of the tries before this one; a leg that was rejected tells its last attempt's end itself."""
     known = list(enumerate(facts.leg.get("attempts") or (), 1))
-    for number, tried in known:
-        if tried["status"] in (Status.UNFIT, Status.REJECTED):
+    for number, tried in known[:-1] if facts.leg["status"] == Status.REJECTED else known:
+        if tried["status"] == Status.UNFIT:
             yield f"Attempt {number} failed on {_ended(tried, facts.now)}"
+        if tried["status"] == Status.REJECTED:  # by the store: its builder is not blamed
+            yield f"Attempt {number} was rejected, built on {_ended(tried, facts.now)}"
     retried = [(number, tried) for number, tried in known if tried["status"] == Status.RETRIED]
     if retried:
         number, last = retried[-1]

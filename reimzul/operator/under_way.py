@@ -96,7 +96,8 @@ def ended(facts: Facts) -> Explanation:
     words = [*failures(facts)]
     if status == Status.OVERRIDE:
         return Explanation(state="override", sentences=[*words, f"A person has decided it: {leg['comment'] or '-'}"])
-    where = f" on {leg['builder_fqdn']}" if leg.get("builder_fqdn") else ""
+    rejected = status == Status.REJECTED  # by the store, whichever builder had built it
+    where = f" on {leg['builder_fqdn']}" if leg.get("builder_fqdn") and not rejected else ""
     when_ended = f" {when(leg['finished'])}" if leg.get("finished") else ""
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
     words.append(f"{verb.get(status, status)}{where}{when_ended}: {leg['reason'] or '-'}.")

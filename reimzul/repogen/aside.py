@@ -7,6 +7,7 @@ whoever gets the job next.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import attr
 
 from reimzul.core import disk, fields
 from reimzul.core.arch import Arches
-from reimzul.core.bstore import Bstore, spool_name
+from reimzul.core.bstore import Bstore, StoreUrls, spool_name
 from reimzul.core.errors import MessageError
 from reimzul.core.mark import Mark, put_unless_cancelled
 from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_of
@@ -36,10 +37,9 @@ class Verdict:
     """Why an upload was put aside, and what follows."""
 
     reason: str
-    again: bool  #: whether the build is to be made again
+    again: bool  #: whether the build is to be made again; not if the package itself is at fault
     request: BuildRequest | None = None  #: what is put again; None where nothing readable says it
     regenerate: bool = False  #: whether it was in its place already, and the repodata may list some of it
-    upload: bool = True  #: whether the upload is at fault, and not what the target holds already
 
     def text(self) -> str:
         """As it is kept beside the folder."""
@@ -48,10 +48,32 @@ class Verdict:
 
 
 def put_aside(store: Bstore, folder: Path, name: str, verdict: Verdict) -> None:
-    """Move an upload out of the way, with what is to follow from it."""
+    """Move an upload out of the way, with what is to follow from it; its logs stay readable in `attempts/`."""
     disk.write(_note(store, name), verdict.text())
+    keep_logs(folder, store.attempts / name)
     move(folder, store.rejected / name)
     log.error("%s is put aside: %s", name, verdict.reason)
+
+
+def keep_logs(folder: Path, kept: Path) -> None:
+    """Link the logs of an upload into a folder that the http server offers: it offers none in `rejected/`."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    logs = [entry for entry in entries if entry.is_file(follow_symlinks=False) and _is_log(entry.name)]
+    if not logs or folder.is_symlink():
+        return
+    kept.mkdir(mode=0o755, exist_ok=True)
+    for entry in logs:
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.link(entry.path, kept / entry.name, follow_symlinks=False)
+        with contextlib.suppress(PermissionError, FileNotFoundError):  # of another user
+            (kept / entry.name).chmod(0o644)
+
+
+def _is_log(name: str) -> bool:
+    return not name.endswith(".rpm") and not name.startswith(".")
 
 
 def request_in(folder: Path, build_id: str) -> BuildRequest | None:
@@ -68,7 +90,7 @@ def verdict_on(store: Bstore, name: str) -> Verdict | None:
     try:
         raw = json.loads(_note(store, name).read_text(encoding="utf-8"))
         request = BuildRequest.from_wire(raw["request"]) if raw["request"] else None
-        decided = {name: bool(raw[name]) for name in ("again", "regenerate", "upload") if name in raw}
+        decided = {name: bool(raw[name]) for name in ("again", "regenerate") if name in raw}
         return Verdict(reason=raw["reason"], request=request, **decided)
     except FileNotFoundError:
         return None
@@ -85,6 +107,7 @@ class Teller:
     """Who carries out a verdict: asks for the build again, or says that it is given up."""
 
     store: Bstore
+    urls: StoreUrls
     arches: Arches
     host: str  #: this host's name, in the request's tries
 
@@ -98,6 +121,8 @@ class Teller:
             broker.put(CREATEREPO, RepogenRequest(target=message.target), priority=PRIORITY)
         reason = fields.line(400)(verdict.reason)
         about = {"arch": message.arch, "attempt": message.attempt}
+        if (self.store.attempts / spool_name(message.build_id, message.arch, message.attempt)).is_dir():
+            about["url"] = self.urls.attempt(message.build_id, message.arch, message.attempt)
         before = len(request.tries) - len(request.faults)  # by its words: on a small farm the builder has our name
         if verdict.again and before < AGAIN and request.arch in self.arches.known:
             where, forbidden = self._put_again(broker, request, reason)
@@ -107,8 +132,8 @@ class Teller:
                 reason = f"{UPLOAD}{reason}; built again"
                 broker.announce(event_of(request, Status.QUEUED, reason=reason, **about, **where))
         else:
-            said = f"{UPLOAD}{reason}" if verdict.upload else reason
-            broker.announce(event_of(request, Status.REJECTED, reason=said, **about))
+            blamed = f"{UPLOAD}{reason}" if verdict.again else reason
+            broker.announce(event_of(request, Status.REJECTED, reason=blamed, **about))
 
     def _put_again(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], Mark | None]:
         """Once for each round, however many legs of the build arrived damaged, and however often we are told."""

@@ -18,9 +18,10 @@ from reimzul.core.bstore import MANIFEST
 from reimzul.core.digest import sha256
 from reimzul.core.errors import InputError, MessageError, ReimzulError
 from reimzul.core.fields import shown
-from reimzul.core.header import read_header
+from reimzul.core.header import read_header, read_published_texts
 from reimzul.core.manifest import File, Manifest, read_manifest
 from reimzul.core.message import RepogenRequest, Status
+from reimzul.repogen.xmltext import find_xml_flaw
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 class Mismatch(ReimzulError):
     """An upload is not what its manifest says, or not what was asked for."""
+
+
+class Unpublishable(Mismatch):
+    """A package can never be published, whoever builds it."""
 
 
 def arrived(folder: Path) -> Manifest | None:
@@ -53,6 +58,8 @@ def check(folder: Path, manifest: Manifest, request: RepogenRequest, heed: Calla
         whole(folder / file.name, file, heed)
         if file.is_rpm:
             package(folder / file.name, file)
+            if not manifest.request.scratch:
+                check_texts(folder / file.name, file)
     with contextlib.suppress(PermissionError):  # another user's: what matters is whether it can be read
         folder.chmod(0o755)
     disk.sync(folder / MANIFEST)
@@ -116,3 +123,14 @@ def package(path: Path, file: File) -> None:
         raise Mismatch(str(error).replace(f"{path.parent}/", "")) from error
     if nevra != file.nevra:
         raise Mismatch(f"{file.name} is {shown(nevra)} instead of {shown(file.nevra)}")
+
+
+def check_texts(path: Path, file: File) -> None:
+    """Raise `Unpublishable` if createrepo_c cannot write a text of the package as XML."""
+    try:
+        for tag, text in read_published_texts(path):
+            flaw = find_xml_flaw(text)
+            if flaw:
+                raise Unpublishable(f"{file.name} cannot be listed in repodata: its tag {tag} {flaw}")
+    except InputError as error:
+        raise Mismatch(str(error).replace(f"{path.parent}/", "")) from error

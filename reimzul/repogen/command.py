@@ -49,11 +49,12 @@ def repogen(settings: Settings) -> Repogen:
     if settings.farm.original_workers:
         make_room(store)
     beanstalkd = settings.beanstalkd
+    urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
     tools = Tools(
         store=store,
-        urls=StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url),
+        urls=urls,
         indexer=Indexer(store=store, settings=settings.repogen),
-        teller=Teller(store=store, arches=read_arches(settings.farm.arches), host=own_name()),
+        teller=Teller(store=store, urls=urls, arches=read_arches(settings.farm.arches), host=own_name()),
         spool_days=settings.repogen.spool_days,
         originals=settings.farm.original_workers,
         rules=ListingRules(store=store, duplicates=settings.duplicates),

@@ -26,14 +26,15 @@ from reimzul.core.refused import Overflow
 from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, Claim
 from reimzul.repogen import stuck
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
-from reimzul.repogen.check import Mismatch
+from reimzul.repogen.check import Mismatch, Unpublishable
+from reimzul.repogen.complaint import CRASHED, crashes_on, find_complaint, is_lasting
 from reimzul.repogen.hook import HookFailed, Running
 from reimzul.repogen.keeper import Keeper
 from reimzul.repogen.listing_rules import ListingRules, Ruled
 from reimzul.repogen.originals import NotWhole, adopt, make_room, prune
 from reimzul.repogen.place import Placed, Withdrawn, bring_in
 from reimzul.repogen.publish import published, sign_request
-from reimzul.repogen.repodata import Indexer, Listing, Listings
+from reimzul.repogen.repodata import Crashed, Indexer, Listing, Listings
 from reimzul.repogen.retention import Retention, sweep
 from reimzul.repogen.scan import Abandoned, Strange, scan
 from reimzul.repogen.swap import REPODATA, Draft, tidy
@@ -106,6 +107,7 @@ class Repogen(Daemon[RepogenRequest]):
         self.tools = tools
         self.listings = Listings(tools.store)
         self._failures: dict[str, int] = {}
+        self._complaints: dict[str, str] = {}  # what createrepo_c said in the last run against a leg, by its place
         self._next_scan = 0.0
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
@@ -181,7 +183,8 @@ class Repogen(Daemon[RepogenRequest]):
             return None
         except Mismatch as error:
             asked = request_in(store.spool / name, request.build_id)
-            put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=True, request=asked))
+            again = not isinstance(error, Unpublishable)
+            put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=again, request=asked))
             leg = None
         if leg is not None:
             log.info("%s is in %s", leg_name(request.build_id, request.arch), leg.place)
@@ -329,14 +332,16 @@ class Repogen(Daemon[RepogenRequest]):
 
     def _listed(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> Listing:
         """What createrepo_c lists of what the rules let it."""
-        read_all = self.tools.indexer.make(target, lock, heed, packages=ruled.packages)
+        legs = [leg for leg in ruled.legs if not leg.ruling.refused]
+        read_all, given = self._make(target, Ruled(legs=legs, packages=ruled.packages), lock, heed)
         listing = self.listings.made(target)
         if any(listing.contradicts(leg) for leg in ruled.legs):
             # --skip-stat and the cache believe what was once reckoned, and a crash can have spoilt either
             log.warning("the repodata of %s has a wrong checksum: made anew, from the packages alone", target)
-            read_all = self.tools.indexer.make(target, lock, heed, afresh=True, packages=ruled.packages)
+            read_all = self.tools.indexer.make(target, lock, heed, afresh=True, packages=given.packages)
             listing = self.listings.made(target)
-        if read_all and not all(leg.ruling.refused or listing.has(leg) for leg in ruled.legs):
+        self._note_complaints(target, listing, legs)
+        if read_all and not all(listing.has(leg) for leg in given.legs):
             raise Again(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
         return listing
 
@@ -369,6 +374,30 @@ class Repogen(Daemon[RepogenRequest]):
         failures = self._failures[target] = self._failures.get(target, 0) + 1
         return Again(str(error), pause=nth(FAILED_PAUSES, failures - 1))
 
+    def _make(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> tuple[bool, Ruled]:
+        """One run; whether it read all it was given, and what that was: nothing that createrepo_c crashes on."""
+        try:
+            return self.tools.indexer.make(target, lock, heed, packages=ruled.packages), ruled
+        except Crashed as crash:
+            visible = self.listings.of(target)
+            fatal = [leg for leg in ruled.legs if not visible.has(leg) and crashes_on(self.tools.indexer, leg, heed)]
+            if not fatal:
+                raise
+            for leg in fatal:
+                self._complaints[leg.place] = f"{CRASHED}{crash}"
+            log.warning("%s: made again without %s", crash, ", ".join(sorted(leg.folder for leg in fatal)))
+            folders = {leg.folder for leg in fatal}
+            packages = [path for path in ruled.packages if path.rpartition("/")[0] not in folders]
+            given = Ruled(legs=[leg for leg in ruled.legs if leg not in fatal], packages=packages)
+            return self.tools.indexer.make(target, lock, heed, packages=packages), given
+
+    def _note_complaints(self, target: str, listing: Listing, legs: list[Placed]) -> None:
+        """Read, under the target's lock, what the run said against legs that it left out."""
+        store = self.tools.store
+        for leg in legs:
+            if leg.place not in self._complaints and not listing.has(leg):
+                self._complaints[leg.place] = find_complaint(store.log(target), store.target(target), leg)
+
     def _tell_all(self, broker: Broker, jobs: list[_Job], listing: Listing) -> Iterator[tuple[_Claim, Outcome]]:
         for claim, leg in jobs:
             if leg is not None:
@@ -386,21 +415,23 @@ class Repogen(Daemon[RepogenRequest]):
         log.info("published %s for %s in %s", leg.manifest.pkgname, leg.manifest.arch, leg.manifest.request.target)
 
     def _left_out(self, broker: Broker, claim: _Claim, leg: Placed) -> None:
-        """createrepo_c could not read it: asked again, a few times, then given up and taken out of the target."""
-        message = claim.message
-        if message.tries < len(LEFT_OUT_PAUSES):
+        """Give up a leg that createrepo_c refuses for what is in it; ask again, a few times, for other reasons."""
+        message, complaint = claim.message, self._complaints.pop(leg.place, "")
+        # a refusal may be the disk's doing, unless it is of the text, or comes twice
+        final = is_lasting(complaint) or (complaint and message.tries) or message.tries >= len(LEFT_OUT_PAUSES)
+        if not final:
             log.warning("%s is not in the repodata: asked again", leg.place)
             later = attr.evolve(message, tries=message.tries + 1)
             broker.put(CREATEREPO, later, priority=PRIORITY, delay=LEFT_OUT_PAUSES[message.tries])
             return
-        self._put_aside(broker, claim, leg, f"createrepo_c cannot read all packages in {leg.place}")
+        self._put_aside(broker, claim, leg, complaint or f"createrepo_c cannot read all packages in {leg.place}")
 
     def _put_aside(self, broker: Broker, claim: _Claim, leg: Placed, reason: str) -> None:
         """Take a leg out of its target for good: createrepo_c cannot read it, or the rules have refused it."""
         message, refused = claim.message, bool(leg.ruling.refused)
         name = spool_name(message.build_id, message.arch, message.attempt)
         request = leg.manifest.request
-        verdict = Verdict(reason=reason, again=False, request=request, regenerate=not refused, upload=not refused)
+        verdict = Verdict(reason=reason, again=False, request=request, regenerate=not refused)
         put_aside(self.tools.store, self.tools.store.place(leg.place), name, verdict)
         self.tools.teller.carry_out(broker, message, verdict)
 

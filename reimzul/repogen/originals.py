@@ -118,7 +118,7 @@ def _take(lying: Path, spool: Path, event: BuildEvent) -> None:
 def _lacks(folder: Path) -> str:
     """What a built leg lacks: it says so itself, in build.log; empty where nothing."""
     there = {path.name for path in folder.glob("*.rpm")} if folder.is_dir() else set()
-    if all(name.endswith(".src.rpm") for name in there):
+    if all(fields.is_source_rpm(name) for name in there):
         return "its packages"
     missing = _wrote(folder / "build.log") - there
     if missing:
@@ -177,7 +177,7 @@ def _kept(path: Path, event: BuildEvent) -> bool:
     if not path.name.endswith(".rpm"):
         return True
     follower = not event.target.endswith(f".{event.arch}")
-    return event.status == Status.SUCCESS and not (follower and path.name.endswith(".src.rpm"))
+    return event.status == Status.SUCCESS and not (follower and fields.is_source_rpm(path.name))
 
 
 def make_room(store: Bstore, target: str = "") -> None:

@@ -39,22 +39,30 @@ from reimzul.repogen.tree import Tree
 
 log = logging.getLogger(__name__)
 
+Heed = Callable[[], None]
+
 #: Seconds without using any processor after which createrepo_c hangs: a SIGTERM at the wrong moment does that to it
 #: (seen with 0.17), and it would keep the target's lock for ever.
 HUNG = 60
 #: createrepo_c's status when it left out a package that it could not read.
 LEFT_OUT = 2
 #: What would have the repodata list other packages, or call them otherwise, than they are looked for.
-_UNWANTED = (
+_UNWANTED = frozenset((
     "-x", "--excludes", "-i", "--pkglist", "-n", "--includepkg", "-o", "--outputdir", "-s", "--checksum", "--split",
     "--basedir", "--cut-dirs", "--location-prefix", "--recycle-pkglist", "--skip-symlinks", "-S",
-)  # fmt: skip
+    # of 1.1 and newer: of packages of one NEVRA all but one are left out
+    "--duplicated-nevra",
+    # they end it before it has done anything
+    "-h", "--help", "--help-all", "--help-expert", "-V", "--version",
+    # its hidden folder has another name then, which nobody tidies; and a listing is known by its repomd.xml's mtime
+    "--ignore-lock", "--set-timestamp-to-revision",
+    # what follows is taken for folders
+    "--",
+))  # fmt: skip
 #: What would take files away that clients still fetch, or have repomd.xml name files that are not in repodata/.
-_OURS = (
-    "--retain-old-md", "--retain-old-md-by-age", "--simple-md-filenames", "--deltas",
-)  # fmt: skip
-#: Short options that take no argument, and so may stand before another in one word.
-_BARE = "qvdpCV"
+_OURS = frozenset(("--retain-old-md", "--retain-old-md-by-age", "--simple-md-filenames", "--deltas"))
+#: Values of --general-compress-type whose files `_OPEN` opens.
+_COMPRESSIONS = {"gz", "bz2", "xz"}
 _OPEN: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".xml": open}
 #: A package in a primary.xml as createrepo_c writes it.
 _PACKAGE = re.compile(rb'pkgid="YES">([0-9a-f]+)</checksum>.*?<location [^>]*?href="([^"&]+)"', re.DOTALL)
@@ -65,6 +73,10 @@ _PIECE = 1 << 20
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError, ElementTree.ParseError, KeyError)
 #: Targets whose listing is kept between runs; one of 50,000 packages takes some 20 MB.
 _KEPT = 4
+
+
+class Crashed(Again):
+    """createrepo_c was ended by a signal."""
 
 
 @attr.frozen
@@ -189,6 +201,13 @@ def _parsed(primary: IO[bytes]) -> dict[str, str]:
     return found
 
 
+def _options(word: str) -> list[str]:
+    """The options in a word of the command line, as GLib reads it: short ones may be joined, none abbreviated."""
+    if word.startswith("-") and not word.startswith("--"):
+        return [f"-{letter}" for letter in word[1:].split("=")[0]]
+    return [word.split("=")[0]]
+
+
 @attr.frozen(kw_only=True)
 class Indexer:
     """createrepo_c on this host."""
@@ -200,11 +219,21 @@ class Indexer:
     @settings.validator
     def _wanted(self, _: Any, settings: Settings) -> None:
         for word in settings.arguments:
-            option = _option(word)
-            if option in _UNWANTED:
+            if not _UNWANTED.isdisjoint(_options(word)):
                 raise ConfigError(f"[repogen] arguments: {word} would keep builds from being found in the repodata")
-            if option in _OURS:
+            if not _OURS.isdisjoint(_options(word)):
                 raise ConfigError(f"[repogen] arguments: {word} does not go with how repogen keeps old metadata")
+        self._check_compression(settings.arguments)
+
+    @staticmethod
+    def _check_compression(arguments: Sequence[str]) -> None:
+        """Raise `ConfigError` if the metadata would be compressed as this program cannot read it."""
+        for word, following in zip(arguments, [*arguments[1:], ""]):
+            option, _, value = word.partition("=")
+            value = value or following
+            if option == "--general-compress-type" and value not in _COMPRESSIONS:
+                known = ", ".join(sorted(_COMPRESSIONS))
+                raise ConfigError(f"[repogen] arguments: {word}: such metadata cannot be read; known: {known}")
 
     def _list(self, target: str) -> Path:
         return self.store.cache / f"{target}.packages"
@@ -296,7 +325,8 @@ class Indexer:
             raise Again(str(error)) from error
         if code not in (0, LEFT_OUT) or not (made / REPODATA).is_dir():
             disk.remove(made)  # it may be what the run failed at, and is made from what is visible
-            raise Again(f"createrepo_c {ended_how(code)} for {target}: {tail(output)}")
+            kind = Crashed if code < 0 else Again
+            raise kind(f"createrepo_c {ended_how(code)} for {target}: {tail(output)}")
         return code
 
     def draft(self, target: str) -> Draft:
@@ -355,13 +385,6 @@ class Indexer:
         live = self.store.target(target) / REPODATA
         copy = bool(self.settings.after_createrepo)
         self.finish(draft(self.store, target, live, time.time(), addition=addition, without=without, copy=copy), heed)
-
-
-def _option(word: str) -> str:
-    """The option that a word begins with: of -qo/tmp it is -o."""
-    if word.startswith("-") and not word.startswith("--"):
-        return f"-{word[1:].lstrip(_BARE)[:1]}"
-    return word.split("=")[0]
 
 
 def tail(output: Path, lines: int = 3) -> str:

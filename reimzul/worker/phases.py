@@ -15,6 +15,7 @@ from pathlib import Path
 
 import attr
 
+from reimzul.core.fields import is_source_rpm
 from reimzul.core.message import Phase
 
 SOURCE, UPLOAD = "source", "upload"
@@ -122,7 +123,7 @@ def _moment(when: str, fraction: float, after: float) -> float | None:
 def _short(name: str, bootstrap: bool) -> str:
     """A step's name without the package's."""
     words = name.split()
-    if words and words[-1].endswith((".src.rpm", ".nosrc.rpm")):
+    if words and is_source_rpm(words[-1]):
         words = words[: -2 if words[-2:-1] == ["for"] else -1]
     return " ".join(["bootstrap", *words] if bootstrap else words)[:80]
 

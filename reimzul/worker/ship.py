@@ -16,6 +16,7 @@ from typing import Callable
 
 import attr
 
+from reimzul.core import fields
 from reimzul.core.bstore import MANIFEST, StoreUrls
 from reimzul.core.errors import ProgramFailed, ProgramMissing, ReimzulError, TimedOut
 from reimzul.core.header import read_header
@@ -138,7 +139,7 @@ def keep_wanted(leg: Leg, verdict: Verdict) -> None:
     """Leave in a leg's results what is uploaded: of a failed one only logs, of a follower no source rpm."""
     for path in sorted(leg.results.iterdir()):
         unwanted = path.name.endswith(".rpm") if verdict.fault is not Fault.NONE else False
-        repeated = path.name.endswith(".src.rpm") and not leg.main
+        repeated = fields.is_source_rpm(path.name) and not leg.main
         if unwanted or repeated or not path.is_file():
             discard(path)
 

@@ -25,6 +25,7 @@ from reimzul.core.config import Settings, read
 from reimzul.core.disk import locked
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
 from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
+from reimzul.notifier.conduct import fault_of
 from reimzul.repogen import daemon as repogen_daemon
 from reimzul.repogen import pace, repodata
 from reimzul.repogen.command import repogen
@@ -337,9 +338,10 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_PAUSES", (0, 0))
+    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_PAUSES", (0, 0, 0))
     # what createrepo_c cannot read and our own reader can does not exist; so ours is made blind
     monkeypatch.setattr("reimzul.repogen.check.package", lambda path, file: None)
+    monkeypatch.setattr("reimzul.repogen.check.check_texts", lambda path, file: None)
     bad = uploads.upload(store, {NAME: rpms[NAME], "z-1-1.noarch.rpm": (b"junk", "z-1-1.noarch")})
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
     ask(broker, bad, good)
@@ -348,6 +350,77 @@ def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     assert [sign.build_id for sign in taken(broker, TOSIGN)] == [good.build_id]
     assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
     assert (store.rejected / uploads.spool_of(store, bad).name / NAME).exists()
+
+
+FORBIDDEN = "%{lua:print(string.char(27))}"
+
+
+@pytest.fixture(scope="session")
+def forbidden(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
+    """A package whose changelog has an escape character, which XML cannot hold."""
+    spec = noarch("hello") + f"%changelog\n* Mon Jan 01 2024 A <a@example.org> 1.0-1\n- colours {FORBIDDEN}[1m\n"
+    path = make_rpm(tmp_path_factory.mktemp("forbidden"), "hello", spec)
+    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
+
+
+def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_again(
+    broker: Broker, daemon: Repogen, store: Bstore, forbidden: Rpms
+) -> None:
+    asked = uploads.upload(store, forbidden)
+    ask(broker, asked)
+    work(daemon)
+    (event,) = taken(broker, NOTIFY)
+    assert event.status == Status.REJECTED and fault_of(event) is None
+    assert NAME in event.reason and "CHANGELOGTEXT has the control character 0x1b" in event.reason
+    assert "upload" not in event.reason
+    attempt = uploads.spool_of(store, asked).name
+    assert event.url.endswith(f"/attempts/{attempt}/")
+    assert {path.name for path in (store.attempts / attempt).iterdir()} == {*uploads.LOGS, "build.json"}
+    assert taken(broker, arch_tube("x86_64")) == [] and not store.target(TARGET).exists()
+
+
+def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_others_are_published(
+    broker: Broker, daemon: Repogen, store: Bstore, forbidden: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reimzul.repogen.check.check_texts", lambda path, file: None)
+    leaf = make_rpm(tmp_path, "leaf", noarch("leaf"))
+    rpms = {leaf.name: (leaf.read_bytes(), "leaf-1.0-1.noarch")}
+    bad = uploads.upload(store, forbidden)
+    good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"), pkgname="leaf")
+    ask(broker, bad, good)
+    work(daemon)
+    events = {event.status: event for event in taken(broker, NOTIFY)}
+    assert set(events) == {"Published", "Rejected"} and broker.stats("createrepo").delayed == 0
+    reason = events["Rejected"].reason
+    assert reason == (
+        f"createrepo_c refuses {NAME}: Cannot dump XML for hello: "
+        "Forbidden control chars found (ASCII values <32 except 9, 10 and 13)."
+    )
+    assert listed(store) == {f"leaf/20250102030405/1-1.x86_64/{leaf.name}"}
+
+
+def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_published(
+    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+) -> None:
+    program = tmp_path / "createrepo_c"
+    program.write_text(
+        "#!/bin/sh\n"
+        # the last word is the folder; a list of packages is among the words of a whole run
+        'for word; do case $last in --pkglist) list=$word;; esac; last=$word; done\n'
+        'if [ -n "$list" ]; then grep -q crashing/ "$list" && kill -SEGV $$; fi\n'
+        'case $last in */crashing/*) kill -SEGV $$;; esac\n'
+        'exec createrepo_c "$@"\n'
+    )
+    program.chmod(0o755)
+    daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
+    bad = uploads.upload(store, rpms, pkgname="crashing")
+    good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
+    ask(broker, bad, good)
+    work(daemon)
+    events = {event.status: event for event in taken(broker, NOTIFY)}
+    assert set(events) == {"Published", "Rejected"} and broker.stats("createrepo").delayed == 0
+    assert events["Rejected"].build_id == bad.build_id and "ended by signal 11" in events["Rejected"].reason
+    assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
 
 
 @pytest.mark.parametrize("spoilt", ["cache", "repodata"])
@@ -470,7 +543,9 @@ def check_scene(broker: Broker, play: Scene, good: bool, step: int) -> None:
     store, asked = play.store, play.asked
     stats = broker.stats("createrepo")
     assert (stats.ready, stats.reserved, stats.delayed, stats.buried) == (0, 0, 0, 0), step
-    assert tree(store.spool) == set() and tree(store.attempts) == set()
+    assert tree(store.spool) == set()
+    name = uploads.spool_of(store, asked).name  # of what was put aside, the logs can be read
+    assert tree(store.attempts) == (set() if good else {f"{name}/{log}" for log in (*uploads.LOGS, "build.json")})
     events = {(event.build_id, event.status) for event in taken(broker, NOTIFY)}
     assert events == {(asked.build_id, Status.PUBLISHED if good else Status.QUEUED)}
     signs, again = taken(broker, TOSIGN), taken(broker, arch_tube("x86_64"))

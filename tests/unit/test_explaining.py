@@ -147,6 +147,14 @@ def test_of_many_workers_the_rest_is_counted_by_state() -> None:
     assert "And 2 workers more: 1 building and 1 silent." in said(facts(leg("Queued"), workers=seen))
 
 
+def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once() -> None:
+    words = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org"}
+    document = leg("Building", "Rejected", url="http://attempts/", reason="createrepo_c refuses x.rpm", **words)
+    text = said(facts(document))
+    assert "It was rejected" in text and "on builder1" not in text
+    assert text.count("createrepo_c refuses x.rpm") == text.count("Its logs: http://attempts/") == 1
+
+
 def test_a_failed_attempt_and_the_next_start_are_told() -> None:
     words = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "reason": "the disk was full"}
     document = leg("Queued", "Building", "Queued", url="http://logs/", due=NOW + 7, **words)

@@ -10,11 +10,13 @@ import attr
 import pytest
 
 from reimzul.core.arch import read_arches
-from reimzul.core.bstore import Bstore
+from reimzul.core.bstore import Bstore, StoreUrls
 from reimzul.core.errors import MessageError
 from reimzul.core.message import BuildRequest, RepogenRequest, Status
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
 from tests import uploads
+
+URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
 
 
 class Told:
@@ -43,7 +45,7 @@ def store(tmp_path: Path) -> Bstore:
 
 @pytest.fixture
 def teller(store: Bstore) -> Teller:
-    return Teller(store=store, arches=read_arches(), host="bstore.example.org")
+    return Teller(store=store, urls=URLS, arches=read_arches(), host="bstore.example.org")
 
 
 def carried_out(teller: Teller, message: RepogenRequest, verdict: Verdict) -> Told:

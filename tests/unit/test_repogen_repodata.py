@@ -132,10 +132,28 @@ def test_settings_reach_the_command_line(store: Bstore) -> None:
     assert "--update" not in Indexer(store=store, settings=settings).argv(TARGET, afresh=True)
 
 
-@pytest.mark.parametrize("word", ["-x", "--excludes=*.src.rpm", "--checksum=sha512", "--location-prefix"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "-x", "--excludes=*.src.rpm", "--checksum=sha512", "--location-prefix", "--duplicated-nevra=keep-last",
+        "--duplicated-nevra", "-qo", "-dS", "--version", "-h", "--ignore-lock", "--set-timestamp-to-revision", "--",
+        "--general-compress-type=zstd", "--general-compress-type",
+    ],
+)  # fmt: skip
 def test_arguments_that_hide_packages_are_refused(store: Bstore, word: str) -> None:
     with pytest.raises(ConfigError, match="arguments: " + word.replace("*", r"\*")):
         Indexer(store=store, settings=Settings(arguments=(word, "x")))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-qd",), ("-u", "http://x/"), ("--general-compress-type", "xz"), ("--compress-type=zstd",), ("--xz",),
+        ("--zck",), ("--repomd-checksum=sha512",), ("--local-sqlite",), ("--changelog-limit", "10"),
+    ],
+)  # fmt: skip
+def test_arguments_that_hide_nothing_are_taken(store: Bstore, words: tuple[str, ...]) -> None:
+    assert Indexer(store=store, settings=Settings(arguments=words)).settings.arguments == words
 
 
 def test_what_a_killed_createrepo_c_moved_away_comes_back(tmp_path: Path) -> None:

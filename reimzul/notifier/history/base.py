@@ -10,6 +10,7 @@ from typing import Optional
 import attr
 
 from reimzul.core.errors import ReimzulError
+from reimzul.core.fields import is_source_rpm
 from reimzul.core.message import Event
 from reimzul.notifier.history.document import Document
 
@@ -37,7 +38,7 @@ class BuildFilter:
     @property
     def whole_srpm(self) -> bool:
         """Whether `srpm` is a whole name, and not its beginning."""
-        return self.srpm is not None and self.srpm.endswith(".src.rpm")
+        return self.srpm is not None and is_source_rpm(self.srpm)
 
 
 @attr.frozen(kw_only=True)

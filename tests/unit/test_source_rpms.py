@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A .nosrc.rpm is a source rpm wherever one is looked for by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from reimzul.core.fields import is_source_rpm
+from reimzul.notifier.history.base import BuildFilter
+from reimzul.repogen import originals
+from reimzul.worker.ship import keep_wanted
+from reimzul.worker.verdict import Fault
+
+SOURCES = ["a-1-1.src.rpm", "a-1-1.nosrc.rpm"]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_leg_uploads_the_source_rpm(tmp_path: Path, name: str, main: bool) -> None:
+    for file in (name, "a-1-1.noarch.rpm"):
+        (tmp_path / file).touch()
+    keep_wanted(SimpleNamespace(results=tmp_path, main=main), SimpleNamespace(fault=Fault.NONE))  # type: ignore[arg-type]
+    assert (tmp_path / name).exists() == main and (tmp_path / "a-1-1.noarch.rpm").exists()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_upload_of_the_original_that_has_no_other_package_is_not_whole(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert originals._lacks(tmp_path) == "its packages"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_its_whole_name_is_looked_for_as_one(name: str) -> None:
+    assert is_source_rpm(name) and BuildFilter(srpm=name).whole_srpm
+
+
+def test_a_package_whose_name_ends_alike_is_none() -> None:
+    assert not is_source_rpm("src.rpm") and not is_source_rpm("a-nosrc-1-1.noarch.rpm")
