@@ -77,7 +77,7 @@ _DNF5_SKIPPED = re.compile(r"Error loading repo \"([^\"\n]*)\" \(skipping")
 _DNF5_EXHAUSTED = re.compile(r"^\s*>>> No more mirrors to try")
 _ZYPPER_SKIPPED = re.compile(r"Skipping repository '([^'\n]*)' because of")
 _FATAL = re.compile(
-    r"Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*|Cannot retrieve .*"
+    r"\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*|Cannot retrieve .*"
     r"|failure: \S+ from .*\[Errno 256\].*|Failed to retrieve new repository metadata.*"
 )
 
@@ -162,7 +162,7 @@ class _Reader:
 
 def _fetch(line: str) -> Optional[_Fetch]:
     """The failed download that a line tells of, if it does."""
-    shown = line.strip().lstrip("->: ")
+    shown = line.strip().lstrip("->: ").removeprefix("[MIRROR] ")
     if found := _STATUS.search(line):
         return _Fetch(_cause(found.group(1) in _MISSING_STATUS, found.group(2)), shown, found.group(2))
     if found := _CURL.search(line):

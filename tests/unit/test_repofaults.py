@@ -124,7 +124,13 @@ def test_zypper_skips_too(tmp_path: Path) -> None:
     assert judge(0, logs(tmp_path, f"Timeout exceeded when accessing '{STORE}'.\n{skip}")).fault is Fault.NOBODY
 
 
+DNF4_NO_PACKAGE = (
+    "[FAILED] a-1.noarch.rpm: No more mirrors to try - All mirrors were already tried without success\n"
+    "Error: Error downloading packages:\n  a-1.noarch: Cannot download, all mirrors were already tried without success\n"
+)
 STALE = (
+    f"[MIRROR] a-1.noarch.rpm: Status code: 404 for {STORE}a-1.noarch.rpm (IP: 127.0.0.1)\n{DNF4_NO_PACKAGE}",
+    f"[MIRROR] a-1.noarch.rpm: Downloading successful, but checksum doesn't match. Calculated: 1\n{DNF4_NO_PACKAGE}",
     dnf4(f"Status code: 404 for {STORE}repodata/5f-primary.xml.gz (IP: 127.0.0.1)", NO_PRIMARY, skipped=False),
     dnf4("", NO_PRIMARY, skipped=False),
     dnf5(f"Status code: 404 for {STORE}repodata/5f-primary.xml.zst (IP: 127.0.0.1)", skipped=False),
