@@ -77,8 +77,8 @@ _DNF5_SKIPPED = re.compile(r"Error loading repo \"([^\"\n]*)\" \(skipping")
 _DNF5_EXHAUSTED = re.compile(r"^\s*>>> No more mirrors to try")
 _ZYPPER_SKIPPED = re.compile(r"Skipping repository '([^'\n]*)' because of")
 _FATAL = re.compile(
-    r"\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*|Cannot retrieve .*"
-    r"|failure: \S+ from .*\[Errno 256\].*|Failed to retrieve new repository metadata.*"
+    r"\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*"
+    r"|Cannot retrieve .*|failure: \S+ from .*\[Errno 256\].*|Failed to retrieve new repository metadata.*"
 )
 
 

@@ -126,7 +126,8 @@ def test_zypper_skips_too(tmp_path: Path) -> None:
 
 DNF4_NO_PACKAGE = (
     "[FAILED] a-1.noarch.rpm: No more mirrors to try - All mirrors were already tried without success\n"
-    "Error: Error downloading packages:\n  a-1.noarch: Cannot download, all mirrors were already tried without success\n"
+    "Error: Error downloading packages:\n"
+    "  a-1.noarch: Cannot download, all mirrors were already tried without success\n"
 )
 STALE = (
     f"[MIRROR] a-1.noarch.rpm: Status code: 404 for {STORE}a-1.noarch.rpm (IP: 127.0.0.1)\n{DNF4_NO_PACKAGE}",
