@@ -50,8 +50,8 @@ _PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?", re.MULTIL
 #: rpm's own complaint, at a line's beginning; an `error:` may stand alone, with its words on the next line.
 _RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILINE)
 _TARGET_LINES = re.compile(rf"{TARGET_LINE}\n")
-#: mock's own errors on stderr.
-_ERROR_LINE = re.compile(r"^ERROR: (?!Exception\()([^\n]*\S)", re.MULTILINE)
+#: mock's own errors on stderr; the first one only says which package and configuration it is about.
+_ERROR = re.compile(r"^ERROR: (?!Exception\()", re.MULTILINE)
 #: How the logs have the call of rpmbuild that makes the source rpm anew; the program is a setting of mock's.
 _SOURCE_CALL = re.compile(r"Executing command: [^\n]*?[ ']-bs[ ']")
 #: What mock, or an old rpm, says of a spec or a source without `error:`.
@@ -180,15 +180,14 @@ def _judge_one(results: Path) -> Verdict:
         return Verdict(Fault.PACKAGE, "mock cannot read the source rpm")
     if _in_setup(results):
         return _judge_setup(results)
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_line(said) or 'it said nothing'}")
+    return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_error(said)}")
 
 
 def _judge_ten(results: Path) -> Verdict:
     """%generate_buildrequires failed, or mock has no program that installs BuildRequires."""
     if began(results):
         return Verdict(Fault.PACKAGE, _step(results) or "the package does not build")
-    errors = _ERROR_LINE.findall(_text(results / "stderr"))
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {errors[-1][:300] if errors else 'it said nothing'}")
+    return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_error(_text(results / 'stderr'))}")
 
 
 def _in_setup(results: Path) -> bool:
@@ -203,8 +202,8 @@ def _judge_setup(results: Path) -> Verdict:
     errors += [found.group(1).strip() for found in _BAD_SOURCE.finditer(output)]
     if errors and not any(map(_blames_root, errors)):
         return Verdict(Fault.PACKAGE, f"rpmbuild -bs failed: {errors[0][:300]}")
-    why = next(filter(_blames_root, errors), "") or _last_line(output) or _last_line(_text(results / "stderr"))
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {why or 'it said nothing'}")
+    why = next(filter(_blames_root, errors), "") or _last_line(output) or _last_error(_text(results / "stderr"))
+    return Verdict(Fault.BUILDER, f"mock did not come to build it: {why}")
 
 
 def _blames_root(error: str) -> bool:
@@ -221,11 +220,22 @@ def _source_rebuild(log: str) -> str:
     return _TARGET_LINES.sub("", "".join(f"{line}\n" for line in (lines[: ends[0]] if ends else lines)))
 
 
+def _last_error(said: str) -> str:
+    """What mock's last error says: of a command that failed its last line of output, or else the command."""
+    errors = [found.end() for found in _ERROR.finditer(said)]
+    lines = [line.strip() for line in said[errors[-1] if errors else 0 :].splitlines() if line.strip()]
+    if not lines:
+        return "it said nothing"
+    if not errors or not lines[0].startswith("Command failed:"):
+        return lines[0 if errors else -1][:300]
+    command = next((line[2:] for line in lines if line.startswith("# ")), "")
+    output = [line for line in lines[1:] if not line.startswith("# ")]
+    return (output[-1] if output else f"Command failed: {command}")[:300]
+
+
 def _last_line(text: str) -> str:
-    """The last line that says something; mock's echo of a command does not."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("# ") and line != "ERROR: Command failed:"]
-    return (telling or lines or [""])[-1][:300]
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:300]
 
 
 def _wrong_configuration(results: Path) -> str:

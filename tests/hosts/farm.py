@@ -252,7 +252,8 @@ class Farm:
             told = re.findall(rf"{re.escape(about)}.* status (\w+) ", log)
             assert told.count("Published") == 1, told
             assert told.count("Success") <= 1, told
-            assert len(list(store.glob(f"tosign/*/*.{leg['arch']}.{build}"))) == 1
+            # a leg whose packages another leg of its build has published has nothing to be signed
+            assert len(list(store.glob(f"tosign/*/*.{leg['arch']}.{build}"))) == bool(leg["rpms"])
 
     def wait_idle(self, seconds: float = BUILD) -> None:
         """Wait until nothing is in any tube, and nothing is owed to anybody."""

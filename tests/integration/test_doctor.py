@@ -439,7 +439,7 @@ def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
     whom = patient(tmp_path, {"bstore": {"root": root}}, "bstore")
     assert look(store, whom)["store"].level == FAIL
     root.mkdir()
-    assert levels(look(store, whom)) == {"createrepo_c": OK, "store": OK, "spool": OK}
+    assert set(levels(look(store, whom)).values()) == {OK}
     other = Path("/dev/shm") / f"reimzul-doctor-{os.getpid()}"
     other.mkdir()
     try:

@@ -96,7 +96,7 @@ def test_no_logs_at_all_are_judged_too(tmp_path: Path, code: int, fault: Fault) 
 def test_one_alone_says_what_mock_said_last(tmp_path: Path) -> None:
     (tmp_path / "stderr").write_bytes(b"INFO: x\nERROR: no group mock \xff\n\n")
     verdict = judge(1, tmp_path)
-    assert verdict == Verdict(Fault.BUILDER, "mock did not come to build it: ERROR: no group mock \ufffd")
+    assert verdict == Verdict(Fault.BUILDER, "mock did not come to build it: no group mock \ufffd")
 
 
 SETUP = "2026-11-22 08:50:12,974 - Start: build setup for d-1-1.src.rpm\n"
@@ -342,6 +342,22 @@ def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:
     )
     reason = "mock did not come to build it: builddep command missing."
     assert judge(10, tmp_path) == Verdict(Fault.BUILDER, reason)
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ("", "Command failed: cp -a /usr/share/keys /var/lib/mock/a/root"),
+        ("cp: cannot stat '/usr/share/keys'\n\n", "cp: cannot stat '/usr/share/keys'"),
+    ],
+)
+def test_a_command_of_mocks_own_that_fails_is_named(tmp_path: Path, output: str, why: str) -> None:
+    (tmp_path / "stderr").write_text(
+        "ERROR: Exception(/x/a-1-1.src.rpm) Config(c9s) 0 minutes 0 seconds\n"
+        "Start: clean chroot\nFinish: clean chroot\n"
+        f"ERROR: Command failed: \n # cp -a /usr/share/keys /var/lib/mock/a/root\n{output}\n"
+    )
+    assert judge(1, tmp_path) == Verdict(Fault.BUILDER, f"mock did not come to build it: {why}")
 
 
 @pytest.mark.parametrize("log", ["build.log", "root.log", "stderr"])
