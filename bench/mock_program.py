@@ -12,6 +12,9 @@ import time
 def main(home: str) -> int:
     began = time.time()
     given = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
+    if "--print-root-path" in sys.argv:
+        print(os.path.join(home, "roots", os.path.basename(given["configdir"]), "root"))
+        return 0
     if "--clean" in sys.argv or "--orphanskill" in sys.argv:
         return 0
     leave = os.path.join(home, "leave", os.path.basename(given["configdir"]))

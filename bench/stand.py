@@ -24,6 +24,7 @@ from reimzul.core.message import RepogenRequest
 from reimzul.core.run import capture
 from reimzul.core.tube import CREATEREPO, PRIORITY
 from reimzul.devfarm.farm import Farm
+from reimzul.devfarm.plan import BSTORE, CONTROLLER
 from reimzul.repogen.repodata import Listings
 from tests import srpms
 from tests.python import PYTHON
@@ -44,7 +45,10 @@ class Stand:
         self.folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=".")).absolute()
         self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.mock = _mock(self.folder / "mock")
-        self.farm = Farm(self.folder / "farm", mock=str(self.mock / "mock"), targets=(TARGET,), **more)
+        # every build has the same packages, which are to be listed nevertheless
+        settings = dict.fromkeys((CONTROLLER, BSTORE), {"duplicates": {TARGET: "builds legs"}})
+        mock = str(self.mock / "mock")
+        self.farm = Farm(self.folder / "farm", mock=mock, targets=(TARGET,), settings=settings, **more)
         self.target = f"{TARGET}.{self.farm.arch}"
 
     def __enter__(self) -> Stand:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import attr
 
 from reimzul.core.bstore import Bstore, leg_name
+from reimzul.core.config import DUPLICATE_KINDS
 from reimzul.core.errors import InputError
 from reimzul.core.header import is_same_package
 from reimzul.core.manifest import File
@@ -188,6 +189,8 @@ class ListingPlan:
 
     def _hold_out(self, waiting: Sequence[str]) -> None:
         """Leave legs that are not decided to their own run, where they have a package that is listed already."""
+        if self.allowed.issuperset(DUPLICATE_KINDS):
+            return
         for path in waiting:
             folder, _, name = path.rpartition("/")
             other = next((each for each in self._paths.get(name, ()) if each != path), None)

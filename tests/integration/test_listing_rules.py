@@ -317,6 +317,20 @@ def test_a_setting_turns_each_rule_off(
     assert event.status == (Status.PUBLISHED if "builds" in kinds else Status.REJECTED)
 
 
+def test_where_all_duplicates_are_allowed_a_leg_waits_for_no_run_of_its_own(
+    folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
+) -> None:
+    settings = configure(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds legs\n")
+    farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, repogen(settings))
+    farm.build("one")
+    farm.publish()
+    second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
+    assert bring_in(farm.store, second, lambda: None)
+    farm.build("new", "greet-new")
+    farm.publish()
+    assert len(farm.owners()) == 2
+
+
 def test_the_signer_gets_a_rebuild_with_the_word_which_build_it_replaces(farm: Farm) -> None:
     first = farm.build("one")
     farm.publish()
