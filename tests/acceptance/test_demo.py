@@ -25,12 +25,21 @@ def demo(folder: Path, srpm: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_ends_with_dnfs_own_list(tmp_path: Path) -> None:
-    done = demo(tmp_path, srpms.make_srpm(tmp_path / "my srpms", "yours", srpms.compiled("yours")))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^  yours\.x86_64 +1\.0-1\.demo +farm$", done.stdout, re.MULTILINE)
-    # whichever was under way at a look: each of them takes a moment only
-    assert re.search(r": %(prep|build|install|check|clean)\b", done.stdout), done.stdout
-    named = re.findall(r"(/\S+/\.farm/\S+?)[;\s]", done.stdout)
+    seen = tmp_path / "seen"  # %build goes on when the demo has shown it, or after 20 s
+    waits = f"%build\nfor each in $(seq 200); do test -e '{seen}' && break; sleep 0.1; done\n"
+    spec = srpms.compiled("yours").replace("%build\n", waits)
+    argv = [own("reimzul-devfarm"), "demo", "--srpm", str(srpms.make_srpm(tmp_path / "my srpms", "yours", spec))]
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "%build" in line:
+                seen.touch()
+    assert process.returncode == 0, said
+    assert re.search(r"^  yours\.x86_64 +1\.0-1\.demo +farm$", said, re.MULTILINE)
+    assert seen.exists(), said
+    named = re.findall(r"(/\S+/\.farm/\S+?)[;\s]", said)
     assert len(named) > 4
     assert [path for path in named if not Path(path).exists()] == []
     assert alive(str(tmp_path)) == []
