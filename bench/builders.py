@@ -78,9 +78,7 @@ class Builders:
         broker.announce(event_of(request, Status.BUILDING, **more))
         self._present(broker, host, request, token)
         self.over.wait(self.seconds)
-        asked = uploads.upload(
-            self.stand.store, self._rpms, of=request, arch=request.arch, pkgname=name, evr="1.0-1"
-        )
+        asked = uploads.upload(self.stand.store, self._rpms, of=request, arch=request.arch, pkgname=name, evr="1.0-1")
         broker.put(CREATEREPO, asked, priority=PRIORITY)
         broker.announce(event_of(request, Status.SUCCESS, **more))
         with self._lock:

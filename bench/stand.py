@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A farm to measure: all its parts real, TLS between its hosts, and a mock that takes no time.
 
-    with Stand(workers=2) as stand:
-        stand.fill(10_000)
-        for source in stand.sources(3):
-            stand.submit(source)
+with Stand(workers=2) as stand:
+    stand.fill(10_000)
+    for source in stand.sources(3):
+        stand.submit(source)
 """
 
 from __future__ import annotations

@@ -124,9 +124,7 @@ def perform(given: argparse.Namespace, logs: Logs) -> None:
     logs.state.info("Finish: run")
 
 
-def maintain(
-    given: argparse.Namespace, chroot: Chroot, root: Root, bootstrap: Optional[Bootstrap], logs: Logs
-) -> bool:
+def maintain(given: argparse.Namespace, chroot: Chroot, root: Root, bootstrap: Optional[Bootstrap], logs: Logs) -> bool:
     """Do to the root what the command line asks for beside a build; whether it asks for any of it."""
     if given.path:
         print(f"{root.path}/root/")

@@ -232,9 +232,7 @@ class Quarantine:
             with contextlib.suppress(OSError):
                 (self.rules.incoming / ward.srpm).unlink(missing_ok=True)
 
-    def _announce(
-        self, broker: Broker, host: str, status: str, why: str, seen: list[Seen], *, at: float = 0.0
-    ) -> None:
+    def _announce(self, broker: Broker, host: str, status: str, why: str, seen: list[Seen], *, at: float = 0.0) -> None:
         at = at or round(time.time(), 3)
         broker.announce(BuilderEvent(builder=host, status=status, reason=why, arches=tubes_of(host, seen), at=at))
 

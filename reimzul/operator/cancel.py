@@ -143,9 +143,7 @@ def _state(leg: Document) -> str:
     return "" if status in (Status.QUEUED, Status.BUILDING) else status.lower()
 
 
-def _await(
-    settings: Settings, builds: Sequence[Build], results: dict[str, Cancelled | None], patience: float
-) -> None:
+def _await(settings: Settings, builds: Sequence[Build], results: dict[str, Cancelled | None], patience: float) -> None:
     """Look at the history until all that run have ended, or the time is over."""
     deadline = time.monotonic() + patience
     while None in results.values():

@@ -37,9 +37,7 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
               help="Packages that are shown: those that took most time in all.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="An object, with all packages. docs/json.md has its keys.")
 @shared_options
-def command(
-    config: Path | None, verbose: bool, begin: float, target: str | None, top: int, as_json: bool
-) -> None:
+def command(config: Path | None, verbose: bool, begin: float, target: str | None, top: int, as_json: bool) -> None:
     """Count builds and what became of them, by arch, package and builder; how long they waited, and how long they took.
 
     A build of an arch counts as one; times are the median, and what one in twenty exceeded. A builder's faults are

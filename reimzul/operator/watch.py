@@ -131,9 +131,7 @@ class Follower:
 
     def _rows(self, history: History, build: Build, hands: Mapping[str, InHand], now: float) -> list[Row]:
         hand = hands.get(build.build_id)
-        return [
-            row(leg, now, self._places.get(leg["build_id"]), hand, self._takes(history, leg)) for leg in build.legs
-        ]
+        return [row(leg, now, self._places.get(leg["build_id"]), hand, self._takes(history, leg)) for leg in build.legs]
 
     def _takes(self, history: History, leg: Document) -> Usual | None:
         key = (leg.get("pkgname") or "", leg["arch"])

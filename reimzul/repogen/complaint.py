@@ -15,9 +15,7 @@ from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import HUNG, Heed, Indexer, paths
 
 #: Signals that a program's own mistake brings; others come from the host (a lack of memory, a stop).
-CRASHES = frozenset(
-    -number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-)
+CRASHES = frozenset(-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL))
 #: createrepo_c's words for a package whose text cannot be written: they stay true however often it is run.
 _UNWRITABLE = "Cannot dump XML"
 #: Begins the complaint about a leg on which createrepo_c, run on it alone, crashed again.

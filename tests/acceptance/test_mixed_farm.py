@@ -51,9 +51,7 @@ class Mixed:
             plan.incoming_url(builder),
             plan.local(builder, "rsyncd"),
             self.folder / f"old-{builder}",
-            original.mocked(
-                own(STANDIN), self.farm.layout.checkout(builder), plan.store_url(builder), self.farm.arch
-            ),
+            original.mocked(own(STANDIN), self.farm.layout.checkout(builder), plan.store_url(builder), self.farm.arch),
         )
 
     def rsyncd(self, configuration: str) -> None:
@@ -232,4 +230,3 @@ def pids(farm: Farm, part: str) -> list[int]:
     with contextlib.suppress(Exception):
         return farm.pids(part)
     return []
-

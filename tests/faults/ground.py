@@ -155,8 +155,7 @@ class Ground:
             "pull_timeout": "10",
         }
         settings: dict[str, dict[str, dict[str, str]]] = {
-            name: {**refused, "worker": {**worker, "mock_roots": str(self.home / "roots")}}
-            for name in BUILDERS
+            name: {**refused, "worker": {**worker, "mock_roots": str(self.home / "roots")}} for name in BUILDERS
         }
         # both legs of a build get the same packages, and builds have one NEVRA
         duplicates = {f"{target}.{ARCH}": "builds legs" for target in TARGETS}

@@ -116,9 +116,7 @@ def _frames(content: bytes) -> Iterator[tuple[float, bytes]]:
         place += 16 + length
 
 
-def _ipv4(
-    at: float, packet: bytes, streams: dict[tuple[str, int, str, int], Stream], others: set[str]
-) -> None:
+def _ipv4(at: float, packet: bytes, streams: dict[tuple[str, int, str, int], Stream], others: set[str]) -> None:
     head, protocol = (packet[0] & 15) * 4, packet[9]
     source, target = (str(ipaddress.IPv4Address(packet[place : place + 4])) for place in (12, 16))
     if protocol not in (_TCP, _ICMP, _IGMP):

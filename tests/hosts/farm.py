@@ -237,7 +237,6 @@ class Farm:
 
         return until(all_of_it, seconds, f"{build} is published; it is {self.legs(build)}")
 
-
     def once(self, build: str) -> None:
         """Fail where a published build did not show exactly once: its place, its packages, its words in the log."""
         store, log = self.bstore.root / "srv/reimzul/bstore", self.controller.read("/var/log/reimzul/reimzul.log")

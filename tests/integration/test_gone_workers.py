@@ -278,9 +278,7 @@ def test_a_clock_that_is_far_off_is_said(controller: Running, others: Others) ->
 
 
 @pytest.mark.parametrize("clock", [60.0, 4_070_908_800.0])
-def test_a_build_that_such_a_builder_puts_again_is_found(
-    controller: Running, broker: Broker, clock: float
-) -> None:
+def test_a_build_that_such_a_builder_puts_again_is_found(controller: Running, broker: Broker, clock: float) -> None:
     first = put(broker, request("plain", build_id=build_id(1)))
     where = {"tube": "x86_64", "priority": 8192}
     broker.announce(event("Queued", 1, job=first, at=time.time(), **where))

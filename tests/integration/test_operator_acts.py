@@ -125,9 +125,7 @@ def told(*words: object) -> Any:
 
 
 @pytest.fixture
-def ground(
-    tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Ground]:
+def ground(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
     """A controller that runs."""
     monkeypatch.setenv("REIMZUL_CONFIG", str(tmp_path / "reimzul.ini"))
     made = Ground(tmp_path, beanstalkd, broker)

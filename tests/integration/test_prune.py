@@ -282,9 +282,7 @@ def test_a_person_is_asked_and_may_say_no(store: Bstore, place: Place, indexer: 
         ([], 4, "no rule says what to drop: give --keep or --older, or a line in [prune]"),
     ],
 )
-def test_wrong_words_are_one_clear_line(
-    store: Bstore, place: Place, words: list[str], code: int, says: str
-) -> None:
+def test_wrong_words_are_one_clear_line(store: Bstore, place: Place, words: list[str], code: int, says: str) -> None:
     place(1)
     done = reimzul("prune", "--yes", *words)
     assert (done.returncode, done.stdout) == (code, "")

@@ -406,9 +406,9 @@ def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_publis
     program.write_text(
         "#!/bin/sh\n"
         # the last word is the folder; a list of packages is among the words of a whole run
-        'for word; do case $last in --pkglist) list=$word;; esac; last=$word; done\n'
+        "for word; do case $last in --pkglist) list=$word;; esac; last=$word; done\n"
         'if [ -n "$list" ]; then grep -q crashing/ "$list" && kill -SEGV $$; fi\n'
-        'case $last in */crashing/*) kill -SEGV $$;; esac\n'
+        "case $last in */crashing/*) kill -SEGV $$;; esac\n"
         'exec createrepo_c "$@"\n'
     )
     program.chmod(0o755)

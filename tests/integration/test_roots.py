@@ -433,9 +433,7 @@ def test_another_process_of_its_number_is_left_alone(builder: Builder) -> None:
         assert other.poll() is None
 
 
-def test_an_orphan_that_does_not_end_is_waited_for_and_left(
-    builder: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_orphan_that_does_not_end_is_waited_for_and_left(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs dnf it is root. The build is made with a spare extension; a second orphan has a second one."""
     monkeypatch.setattr(orphans, "ORPHAN_PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(orphans.os, "killpg", refused)

@@ -137,8 +137,8 @@ def test_waiting_for_a_targets_lock_and_for_createrepo_c_is_no_stuck_loop(
 ) -> None:
     program = tmp_path / "createrepo_c"
     # ends by itself where we die before it may: whoever is killed with -9 leaves it behind
-    wait = "for i in $(seq 600); do [ -e \"$0.go\" ] && break; sleep 0.1; done"
-    program.write_text(f"#!/bin/sh\ntouch \"$0.began\"\n{wait}\n")
+    wait = 'for i in $(seq 600); do [ -e "$0.go" ] && break; sleep 0.1; done'
+    program.write_text(f'#!/bin/sh\ntouch "$0.began"\n{wait}\n')
     program.chmod(0o755)
     store = uploads.make_store(tmp_path / "bstore")
     broker.put(CREATEREPO, RepogenRequest(target=TARGET), priority=PRIORITY)

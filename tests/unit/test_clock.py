@@ -238,7 +238,6 @@ def test_a_span_of_a_worker_is_measured_by_one_clock_at_a_time(clock: float) -> 
     assert Seen(presence=Presence(host="b1", instance="1", state="idle"), heard=NOW).since(NOW - 50, NOW) == 50
 
 
-
 # --- a builder that was at fault
 
 

@@ -191,6 +191,8 @@ def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None
 ACCEPTED = "2026.11.24 03:10:06 LOG6[0]: TLS connected: new session negotiated\n"
 _ALERT = "LOG3[0]: SSL_connect: ../ssl/record/rec_layer_s3.c:1601: error:0A000410:SSL routines::sslv3 alert"
 UNKNOWN, OTHER_SECRET = f"{_ALERT} handshake failure\n", f"{_ALERT} illegal parameter\n"
+
+
 @pytest.mark.parametrize(
     ("version", "old"), [("1.12", False), ("1.10", True), ("1.13+4", False), ("2.0", False), ("dev", False)]
 )

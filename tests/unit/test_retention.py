@@ -65,9 +65,7 @@ def test_zero_days_is_for_ever(store: Bstore) -> None:
     assert tree(store.root) == before
 
 
-def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(
-    store: Bstore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
     def heed() -> None:
         raise InterruptedError
 

@@ -83,13 +83,16 @@ def requests(event: BuildEvent, known: Container[str]) -> Iterator[tuple[Tube[An
     if event.status != Status.SUCCESS or event.scratch:
         return
     try:
-        yield TOSIGN, SignRequest(
-            pkgname=event.pkgname,
-            status=event.status,
-            target=event.target,
-            arch=event.arch,
-            timestamp=event.timestamp,
-            place=place_of(event.target, event.pkgname, event.timestamp, event.evr, event.arch, scratch=False),
+        yield (
+            TOSIGN,
+            SignRequest(
+                pkgname=event.pkgname,
+                status=event.status,
+                target=event.target,
+                arch=event.arch,
+                timestamp=event.timestamp,
+                place=place_of(event.target, event.pkgname, event.timestamp, event.evr, event.arch, scratch=False),
+            ),
         )
     except ValueError as error:
         raise MessageError(str(error)) from None

@@ -50,9 +50,7 @@ class Answer:
     words: str = ""  #: why, where somebody says so
 
 
-def through(
-    tunnels: Tunnels, section: Section, far: Address, secrets: Path, speak: Callable[[Address], str]
-) -> Answer:
+def through(tunnels: Tunnels, section: Section, far: Address, secrets: Path, speak: Callable[[Address], str]) -> Answer:
     """Speak to what is behind a far stunnel, as a section reaches it, with the first key in a file."""
     with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
         near = (_NEAR, _free_port())

@@ -14,7 +14,9 @@ from reimzul.operator.setup.system import System
 from reimzul.operator.setup.units import Step
 
 #: What git takes as a repository, and could never take as an option.
-_URL = re.compile(r"(?:(?:https?|ssh|git|file)://|[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:|/)[^\s\x00-\x1f]+\Z")
+_URL = re.compile(
+    r"(?:(?:https?|ssh|git|file)://|[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:|/)[^\s\x00-\x1f]+\Z"
+)
 
 
 def cloning(system: System, url: str | None) -> Sequence[Step]:

@@ -148,9 +148,7 @@ def accepted(wishes: Wishes) -> Wanted:
 
 
 def _everywhere(role: str, wishes: Wishes) -> Iterator[Wanted]:
-    yield Wanted(
-        path="/etc/sysctl.d/90-reimzul.conf", text=template("sysctl-reimzul.conf"), units=("systemd-sysctl",)
-    )
+    yield Wanted(path="/etc/sysctl.d/90-reimzul.conf", text=template("sysctl-reimzul.conf"), units=("systemd-sysctl",))
     yield Wanted(path=_drop_in(TUNNEL), text=template("stunnel-service.conf"), units=(TUNNEL,))
     yield from _own_key(wishes)
     if PORTS[role]:
