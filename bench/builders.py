@@ -15,10 +15,10 @@ import click
 
 from bench.report import TICKS, Figure, progress, resident, tell, ticks
 from bench.stand import Stand
+from devfarm.plan import BSTORE, CONTROLLER
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, NOTIFY_PRESENCE, PRIORITY, Broker, arch_tube
 from reimzul.core.errors import ReimzulError
-from reimzul.core.message import BuildRequest, InHand, Presence, Status, event_of, new_attempt
-from reimzul.core.tube import CREATEREPO, NOTIFY, NOTIFY_PRESENCE, PRIORITY, Broker, arch_tube
-from reimzul.devfarm.plan import BSTORE, CONTROLLER
+from reimzul.core.message import BuildRequest, CurrentBuild, Status, WorkerHeartbeat, event_for, new_attempt
 from tests import srpms, uploads
 
 #: Seconds between two presences of a builder, as workers send them while they build.
@@ -58,29 +58,31 @@ class Builders:
                 if time.monotonic() - said > _PRESENCE:
                     self._present(broker, host)
                     said = time.monotonic()
-                claim = broker.claim({tube.name: tube}, 1)
+                claim = broker.reserve({tube.name: tube}, 1)
                 if claim is not None:
                     self._build(broker, host, claim.message)
-                    claim.done()
+                    claim.delete()
 
     def _present(self, broker: Broker, host: str, request: BuildRequest | None = None, token: str = "") -> None:
         hand = None
         if request is not None:
             what = {name: getattr(request, name) for name in ("build_id", "srpm", "target", "arch")}
-            hand = InHand(**what, attempt=token, phase="rpmbuild")
-        told = Presence(host=host, instance="1", state="building" if hand else "idle", build=hand, at=time.time())
+            hand = CurrentBuild(**what, attempt=token, phase="rpmbuild")
+        told = WorkerHeartbeat(
+            host=host, instance="1", state="building" if hand else "idle", build=hand, at=time.time()
+        )
         broker.put(NOTIFY, told, priority=NOTIFY_PRESENCE)
 
     def _build(self, broker: Broker, host: str, request: BuildRequest) -> None:
         token = new_attempt()
         name = request.srpm.rsplit("-", 2)[0]
         more = {"builder_fqdn": host, "attempt": token, "pkgname": name, "evr": "1.0-1"}
-        broker.announce(event_of(request, Status.BUILDING, **more))
+        broker.announce(event_for(request, Status.BUILDING, **more))
         self._present(broker, host, request, token)
         self.over.wait(self.seconds)
         asked = uploads.upload(self.stand.store, self._rpms, of=request, arch=request.arch, pkgname=name, evr="1.0-1")
         broker.put(CREATEREPO, asked, priority=PRIORITY)
-        broker.announce(event_of(request, Status.SUCCESS, **more))
+        broker.announce(event_for(request, Status.SUCCESS, **more))
         with self._lock:
             self.built += 1
 
@@ -98,7 +100,7 @@ class Watch:
         """Once."""
         for tube in (arch_tube(self.stand.farm.arch).name, NOTIFY.name, CREATEREPO.name):
             try:
-                ready = broker.stats(tube).ready
+                ready = broker.tube_stats(tube).ready
             except ReimzulError:
                 continue
             self.longest[tube] = max(self.longest.get(tube, 0), ready)
@@ -129,7 +131,7 @@ def command(builders: int, rate: float, seconds: float) -> None:
         progress(f"{builders} builders, {rate:g} builds of {length:g} s put a second, for {seconds:g} s")
         with Builders(stand, builders, length) as all_of_them, stand.farm.broker() as broker:
             tube = arch_tube(stand.farm.arch).name
-            stand.wait(lambda: broker.stats(tube).watchers >= builders, "all builders watch", 60)
+            stand.wait(lambda: broker.tube_stats(tube).watchers >= builders, "all builders watch", 60)
             watch = Watch(stand)
             began, put = time.monotonic(), 0
             while (now := time.monotonic() - began) < seconds:
@@ -152,7 +154,7 @@ def command(builders: int, rate: float, seconds: float) -> None:
 def _put(stand: Stand, broker: Broker, number: int) -> None:
     tube = arch_tube(stand.farm.arch)
     request = uploads.request(srpm=f"many{number:05}-1.0-1.src.rpm", arch=stand.farm.arch, target=stand.target)
-    broker.announce(event_of(request, Status.QUEUED))
+    broker.announce(event_for(request, Status.QUEUED))
     broker.put(tube, request, priority=PRIORITY)
 
 

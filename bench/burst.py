@@ -12,8 +12,8 @@ import click
 
 from bench.report import Figure, progress, tell
 from bench.stand import Stand
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY
 from reimzul.core.message import RepogenRequest
-from reimzul.core.tube import CREATEREPO, PRIORITY
 from tests import srpms, uploads
 
 

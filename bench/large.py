@@ -17,7 +17,7 @@ import click
 
 from bench.report import Figure, progress, resident, tell
 from bench.stand import TARGET, Stand
-from reimzul.core.bstore import MANIFEST
+from reimzul.core.store_paths import MANIFEST
 from reimzul.worker.ship import AT_ONCE
 from tests import srpms
 

@@ -18,7 +18,7 @@ import click
 
 from bench.report import Figure, progress, tell
 from bench.stand import Stand
-from reimzul.core.bstore import MANIFEST
+from reimzul.core.store_paths import MANIFEST
 from reimzul.repogen import pace
 
 #: What is to be reached, by number of packages there are before: noarch, and x86_64 with i386.

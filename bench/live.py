@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 
 from bench.report import TICKS, Figure, tell
-from reimzul.core import disk
-from reimzul.core.bstore import StoreUrls
-from reimzul.core.run import run
-from reimzul.devfarm.farm import Farm
+from devfarm.farm import Farm
+from reimzul.core import fs
+from reimzul.core.process import run
+from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.live import LOGS
 from reimzul.worker.ship import AT_ONCE
 
@@ -53,7 +53,7 @@ def command(calls: int) -> None:
         for log in logs:
             log.write_bytes(b"x" * 200_000)
         with Farm(Path(folder) / "farm", builders=1, own_daemons=False) as farm:
-            disk.prepare(farm.layout.store)
+            fs.create_store_dirs(farm.layout.store)
             url = StoreUrls("", farm.plan.upload_url("builder1")).live_upload("0" * 32, "x86_64", "1-00000000")
             argv = ["rsync", "--append", "--chmod=D0755,F0644", AT_ONCE, "--timeout=20", *map(str, logs), url]
             run(argv, output=Path(folder) / "out")

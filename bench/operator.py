@@ -18,12 +18,12 @@ from pathlib import Path
 import click
 
 from bench.report import Figure, progress, tell
-from reimzul.core import fields
-from reimzul.core.message import BuildEvent, BuildRequest, InHand, Presence, Status, event_of, new_attempt
-from reimzul.core.tube import PRIORITY, Broker, arch_tube
-from reimzul.devfarm.parts import own
-from reimzul.notifier.history import History, open_history
-from reimzul.notifier.history.presence import Presences, Seen
+from devfarm.parts import own
+from reimzul.core import validators
+from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
+from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Status, WorkerHeartbeat, event_for, new_attempt
+from reimzul.history import History, open_history
+from reimzul.history.presence import Presences, Seen
 from tests.conftest import Beanstalkd
 from tests.events import build_id
 
@@ -45,14 +45,14 @@ def request(number: int, at: float) -> BuildRequest:
         disttag=".el9",
         submitter="johnny",
         build_id=build_id(number),
-        timestamp=time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(at)),
+        timestamp=time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(at)),
     )
 
 
 def told(asked: BuildRequest, status: str, at: float, **more: object) -> BuildEvent:
     """An event of it."""
     name, evr = asked.srpm[: -len(".src.rpm")].rsplit("-", 2)[0], "1-1"
-    return event_of(asked, status, pkgname=name, evr=evr, at=at, **more)
+    return event_for(asked, status, pkgname=name, evr=evr, at=at, **more)
 
 
 def story(asked: BuildRequest, began: float, rng: random.Random) -> Iterator[BuildEvent]:
@@ -85,17 +85,17 @@ def fill_running(history: History, presences: Presences, broker: Broker, first: 
     for number in range(first, first + count):
         asked = request(number, now - 600)
         job = broker.put(TUBE, asked, priority=PRIORITY)
-        claim = broker.claim({TUBE.name: TUBE}, 0)
+        claim = broker.reserve({TUBE.name: TUBE}, 0)
         assert claim and claim.id == job
         attempt, host = new_attempt(), f"builder{number - first}.example.org"
         by = {"attempt": attempt, "builder_fqdn": host, "started": now - 300}
         events.append(told(asked, Status.QUEUED, now - 600, tube=TUBE.name, job=job, priority=PRIORITY))
         events.append(told(asked, Status.BUILDING, now - 300, **by))
-        hand = InHand(
+        hand = CurrentBuild(
             build_id=asked.build_id, srpm=asked.srpm, target=TARGET, arch="x86_64", attempt=attempt,
             phase="rpmbuild", since=now - 200, started=now - 300,
         )  # fmt: skip
-        here = Presence(host=host, instance="1", state="building", arches=("x86_64", "i386"), build=hand, at=now)
+        here = WorkerHeartbeat(host=host, instance="1", state="building", arches=("x86_64", "i386"), build=hand, at=now)
         words.append(Seen(presence=here, heard=now))
     history.record(events)
     presences.keep(words)

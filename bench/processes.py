@@ -10,7 +10,7 @@ import click
 
 from bench.report import TICKS, Figure, progress, resident, tell, ticks
 from bench.stand import TARGET, Stand
-from reimzul.devfarm.parts import own
+from devfarm.parts import own
 
 #: Our daemons, and how many MiB each may have.
 _DAEMONS = {"worker-builder1-1": "25", "repogen-1": "30", "tosign": "30", "notifier": "30"}

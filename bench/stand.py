@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import packages
+from devfarm.farm import Farm
+from devfarm.plan import BSTORE, CONTROLLER
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY
 from reimzul.core.message import RepogenRequest
-from reimzul.core.run import capture
-from reimzul.core.tube import CREATEREPO, PRIORITY
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.plan import BSTORE, CONTROLLER
+from reimzul.core.process import output_of
 from reimzul.repogen.repodata import Listings
 from tests import srpms
 from tests.python import PYTHON
@@ -91,7 +91,7 @@ class Stand:
     def submit(self, source: Path) -> float:
         """Submit one by the program itself; the seconds that took."""
         began = time.monotonic()
-        capture(self.farm.submit_command(source, TARGET))
+        output_of(self.farm.submit_command(source, TARGET))
         return time.monotonic() - began
 
     def listed(self, name: str) -> int:

@@ -17,11 +17,11 @@ from pathlib import Path
 import click
 
 from bench.report import Figure, tell
+from devfarm.farm import Farm
+from reimzul.core.beanstalk import Broker
 from reimzul.core.message import Status
-from reimzul.core.run import capture
-from reimzul.core.tube import Broker
-from reimzul.devfarm.farm import Farm
-from reimzul.notifier.history import BuildFilter, open_history
+from reimzul.core.process import output_of
+from reimzul.history import BuildFilter, open_history
 from tests import srpms
 from tests.conftest import free_port
 from tests.scripted import ScriptedMock
@@ -80,7 +80,7 @@ def builds(folder: Path, sync_ms: int, count: int) -> float:
         farm.hold("stunnel-builder1")
         farm.hold("stunnel-builder2")  # all wait before the first is taken
         for _ in range(count):
-            capture(submit)
+            output_of(submit)
         farm.release("stunnel-builder1")
         farm.release("stunnel-builder2")
         began = time.monotonic()

@@ -11,7 +11,7 @@ import click
 
 from bench.report import Figure, progress, tell
 from bench.stand import Stand
-from reimzul.core.tube import CREATEREPO, TOSIGN, Broker
+from reimzul.core.beanstalk import CREATEREPO, TOSIGN, Broker
 from reimzul.repogen.repodata import read
 from reimzul.repogen.swap import REPODATA
 
@@ -29,7 +29,7 @@ def measure(workers: int, count: int) -> list[Figure]:
         progress(f"{workers} workers: building")
         with stand.farm.broker() as broker:
             stand.farm.release("stunnel-builder1")
-            began = stand.wait(lambda: broker.stats(stand.farm.arch).ready < count, "the first is taken")
+            began = stand.wait(lambda: broker.tube_stats(stand.farm.arch).ready < count, "the first is taken")
             ended = stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= count, "all are listed")
             stand.wait(lambda: _quiet(stand, broker), "everything is done")
         runs = stand.indexed()
@@ -45,7 +45,7 @@ def measure(workers: int, count: int) -> list[Figure]:
 
 def _quiet(stand: Stand, broker: Broker) -> bool:
     """Whether nothing waits and nothing is under way: what the repodata lists now is what it lists."""
-    states = [broker.stats(name) for name in (stand.farm.arch, CREATEREPO.name, TOSIGN.name)]
+    states = [broker.tube_stats(name) for name in (stand.farm.arch, CREATEREPO.name, TOSIGN.name)]
     return not any(state.ready or state.reserved or state.delayed for state in states)
 
 

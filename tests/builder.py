@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildRequest, new_build_id
-from reimzul.core.tube import PRIORITY, Broker, arch_tube
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.scripted import ScriptedMock
@@ -156,7 +156,7 @@ class Ears:
 
 def settled(broker: Broker) -> bool:
     """Whether no request is left in the tube, in any state."""
-    stats = broker.stats("x86_64")
+    stats = broker.tube_stats("x86_64")
     return not (stats.ready or stats.reserved or stats.delayed or stats.buried)
 
 

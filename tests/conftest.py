@@ -14,7 +14,7 @@ from pathlib import Path
 import greenstalk
 import pytest
 
-from reimzul.core.tube import Broker
+from reimzul.core.beanstalk import Broker
 from tests.waiting import until
 
 # files in incoming/ have to be readable by others, as on a host with a usual umask
@@ -88,11 +88,11 @@ def empty(beanstalkd: Beanstalkd) -> None:
     """Delete every job that nobody holds."""
     with beanstalkd.connect() as sweeper:
         client = sweeper.client
-        for tube in sweeper.tubes():
+        for tube in sweeper.list_tubes():
             client.use(tube)
             client.kick(100_000)  # buried ones first, then
             client.kick(100_000)  # delayed ones
-        sweeper.watch(sweeper.tubes())
+        sweeper.watch(sweeper.list_tubes())
         with contextlib.suppress(greenstalk.TimedOutError):
             while True:
                 client.delete(client.reserve(0))

@@ -6,8 +6,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from reimzul.core.bstore import StoreUrls
 from reimzul.core.message import BuildEvent
+from reimzul.core.store_paths import StoreUrls
 from reimzul.notifier.sinks.mail_text import Writer
 from reimzul.worker.firsterror import first_error
 from reimzul.worker.ship import tail

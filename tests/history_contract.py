@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reimzul.core.message import BuildEvent, Phase
-from reimzul.notifier.history import BuildFilter, History, Owed
+from reimzul.history import BuildFilter, History, Owed
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
 
 ORIGINALS = {

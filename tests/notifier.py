@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from reimzul.core.tube import NOTIFY, Broker
-from reimzul.notifier.history import BuildFilter, NoHistory, Owed, open_history
+from reimzul.core.beanstalk import NOTIFY, Broker
+from reimzul.history import BuildFilter, NoHistory, Owed, open_history
 from tests.conftest import Beanstalkd
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
@@ -99,7 +99,7 @@ def is_done(broker: Broker) -> Callable[[], bool]:
     """Whether nothing waits in `notify`, is in hand, or owed."""
 
     def look() -> bool:
-        stats = broker.stats(NOTIFY.name)
+        stats = broker.tube_stats(NOTIFY.name)
         return not (stats.ready or stats.reserved or stats.delayed)
 
     return look

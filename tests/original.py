@@ -22,7 +22,7 @@ from typing import Any, Callable
 
 import greenstalk
 
-from reimzul.core.header import read_header
+from reimzul.core.rpm_header import read_header
 
 #: beanstalkc's defaults.
 PRIORITY, TTR = 2**31, 120

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.operator.command import main
-from reimzul.operator.setup.system import System
+from reimzul.admin.main import main
+from reimzul.admin.setup.system import System
 
 #: What brings a farm's packages, and ours, to a host.
 UNITS = (

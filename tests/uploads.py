@@ -13,21 +13,21 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.core import disk
-from reimzul.core.bstore import MANIFEST, Bstore, spool_name
+from reimzul.core import fs
+from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, new_attempt, new_build_id
-from reimzul.core.tube import Broker, Claim
+from reimzul.core.store_paths import MANIFEST, StorePaths, spool_name
 from reimzul.repogen import swap
 
 LOGS = {"build.log": b"+ make\n", "root.log": b"installed\n", "state.log": b"done\n"}
 TARGET = "c7.1708.u.x86_64"
 
 
-def make_store(root: Path) -> Bstore:
+def make_store(root: Path) -> StorePaths:
     """A store with all its folders."""
-    store = Bstore(root)
-    disk.prepare(store)
+    store = StorePaths(root)
+    fs.create_store_dirs(store)
     return store
 
 
@@ -41,7 +41,7 @@ def request(**changed: Any) -> BuildRequest:
 
 
 def upload(
-    store: Bstore,
+    store: StorePaths,
     rpms: Mapping[str, tuple[bytes, str]],
     *,
     of: BuildRequest | None = None,
@@ -70,7 +70,7 @@ def upload(
     folder.mkdir()
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    (folder / MANIFEST).write_text(manifest.text())
+    (folder / MANIFEST).write_text(manifest.to_text())
     return RepogenRequest(
         target=asked.target,
         build_id=asked.build_id,
@@ -81,7 +81,7 @@ def upload(
     )
 
 
-def spool_of(store: Bstore, asked: RepogenRequest) -> Path:
+def spool_of(store: StorePaths, asked: RepogenRequest) -> Path:
     """The folder an upload lies in."""
     return store.spool / spool_name(asked.build_id, asked.arch, asked.attempt)
 
@@ -107,7 +107,7 @@ class Steps:
 
     STEPS = (
         (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"), (swap, "exchange"),
-        (pathlib.Path, "replace"), (pathlib.Path, "symlink_to"), (Broker, "put_raw"), (Claim, "done"),
+        (pathlib.Path, "replace"), (pathlib.Path, "symlink_to"), (Broker, "put_raw"), (ReservedJob, "delete"),
     )  # fmt: skip
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.message import State
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.plan import BSTORE, CONTROLLER
-from reimzul.notifier.history.presence import Presences
+from devfarm.farm import Farm
+from devfarm.plan import BSTORE, CONTROLLER
+from reimzul.core.message import WorkerState
+from reimzul.history.presence import Presences
 from tests import srpms
 from tests.waiting import until
 
@@ -106,7 +106,7 @@ class Day:
 
 
 def _drained(day: Day) -> None:
-    states = {"builder1": State.DRAINED, "builder2": State.IDLE}
+    states = {"builder1": WorkerState.DRAINED, "builder2": WorkerState.IDLE}
     until(lambda: {name: day.doing(name)[0] for name in states} == states, 60, "builder1 is drained, and builder2 free")
 
 
@@ -117,7 +117,9 @@ def _is_slow(day: Day) -> None:
 
 def _at_rest(day: Day) -> None:
     until(lambda: day.is_over("again"), 120, "the build is over")
-    until(lambda: {state for state, _ in day.workers().values()} == {State.IDLE}, 60, "both builders say they wait")
+    until(
+        lambda: {state for state, _ in day.workers().values()} == {WorkerState.IDLE}, 60, "both builders say they wait"
+    )
 
 
 def _all_there(day: Day) -> None:

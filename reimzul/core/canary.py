@@ -9,37 +9,39 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from reimzul.core import fields
-from reimzul.core.errors import ProgramMissing, ReimzulError
-from reimzul.core.run import capture
+from reimzul.core import validators
+from reimzul.core.errors import ProgramNotFound, ReimzulError
+from reimzul.core.process import output_of
 
 PACKAGE = "reimzul-canary"
 DISTTAG = ".canary"
 _SPEC = Path(__file__).with_name("canary.spec")
 #: Seconds rpmbuild may take to pack one file.
-_PATIENCE = 60.0
+_RPMBUILD_TIMEOUT_SECONDS = 60.0
 
 
-def make(folder: Path) -> Path:
+def make_canary_srpm(folder: Path) -> Path:
     """Make a source rpm in a folder, of a version nobody made before. Raises `ReimzulError`."""
-    version, release = fields.now_timestamp(), f"0.{secrets.token_hex(4)}"
+    version, release = validators.now_timestamp(), f"0.{secrets.token_hex(4)}"
     with TemporaryDirectory(prefix="reimzul-canary-") as top:
         text = _SPEC.read_text(encoding="utf-8").replace("@VERSION@", version).replace("@RELEASE@", release)
         spec = Path(top) / f"{PACKAGE}.spec"
         spec.write_text(text, encoding="utf-8")
-        packed = _packed(spec)
+        packed = _build_srpm(spec)
         packed.chmod(0o644)  # the web server reads it as another user
         return Path(shutil.move(str(packed), str(folder)))
 
 
-def _packed(spec: Path) -> Path:
+def _build_srpm(spec: Path) -> Path:
     # relative folders: rpmbuild would take a space in the path of ours for the end of it
     macros = {"_topdir": ".", "_sourcedir": ".", "_srcrpmdir": ".", "_tmppath": ".", "dist": "%{nil}"}
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     try:
-        said = capture(["rpmbuild", "-bs", "--nodeps", *defines, spec.name], cwd=spec.parent, timeout=_PATIENCE)
-    except ProgramMissing as error:
-        raise ProgramMissing(f"{error}: install rpm (Debian) or rpm-build (Fedora, EL)") from error
+        said = output_of(
+            ["rpmbuild", "-bs", "--nodeps", *defines, spec.name], cwd=spec.parent, timeout=_RPMBUILD_TIMEOUT_SECONDS
+        )
+    except ProgramNotFound as error:
+        raise ProgramNotFound(f"{error}: install rpm (Debian) or rpm-build (Fedora, EL)") from error
     written = re.search(r"^Wrote: (.+\.src\.rpm)$", said, re.MULTILINE)
     if not written:
         raise ReimzulError(f"rpmbuild made no source rpm of {spec.name}")

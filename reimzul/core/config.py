@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import attr
 
-from reimzul.core import fields
+from reimzul.core import validators
 from reimzul.core.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
@@ -39,7 +39,7 @@ _CHANNEL = re.compile(r"[#&+!][^\s,:\x00-\x1f\x7f]{1,49}\Z")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def flag(text: str) -> bool:
+def parse_flag(text: str) -> bool:
     """true or false, in any of ini's spellings."""
     if text.lower() in _TRUE:
         return True
@@ -48,33 +48,33 @@ def flag(text: str) -> bool:
     raise ValueError(f"{text!r} is not true or false")
 
 
-def words(text: str) -> str:
+def parse_text(text: str) -> str:
     """Any text that is not empty."""
     if not text:
         raise ValueError("is empty")
     return text
 
 
-def path(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """An absolute path."""
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is not an absolute path")
     return Path(text)
 
 
-def path_or_none(text: str) -> Path | None:
+def parse_optional_path(text: str) -> Path | None:
     """An absolute path, or nothing."""
-    return path(text) if text else None
+    return parse_path(text) if text else None
 
 
-def program(text: str) -> str:
+def parse_program(text: str) -> str:
     """A program: a name to look up on PATH, or an absolute path."""
     if not text or (" " in text and not text.startswith("/")) or ("/" in text and not text.startswith("/")):
         raise ValueError(f"{text!r} is not a program's name or absolute path")
     return text
 
 
-def arguments(text: str) -> tuple[str, ...]:
+def parse_arguments(text: str) -> tuple[str, ...]:
     """Words of a command line, quoted as in a shell; nothing of them is ever given to one."""
     try:
         return tuple(shlex.split(text))
@@ -82,7 +82,7 @@ def arguments(text: str) -> tuple[str, ...]:
         raise ValueError(f"{text!r}: {error}") from None
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
+def integer_parser(low: int, high: int) -> Callable[[str], int]:
     """A whole number in a range."""
 
     def parse(text: str) -> int:
@@ -93,12 +93,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-port = whole(1, 65535)
-seconds = whole(0, 10_000_000)
-days = whole(0, 36_500)
+port = integer_parser(1, 65535)
+seconds = integer_parser(0, 10_000_000)
+days = integer_parser(0, 36_500)
 
 
-def url(scheme: str, ending: str = "/") -> Callable[[str], str]:
+def url_parser(scheme: str, ending: str = "/") -> Callable[[str], str]:
     """A URL of a scheme (https also passes where http does); it gets its last slash where that was left out."""
 
     def parse(text: str) -> str:
@@ -113,7 +113,7 @@ def url(scheme: str, ending: str = "/") -> Callable[[str], str]:
     return parse
 
 
-def history_url(text: str) -> str:
+def parse_history_url(text: str) -> str:
     """Where the history is: `sqlite:///` and an absolute path, or a `mongodb://` URL."""
     if text.startswith(("mongodb://", "mongodb+srv://")):
         return text
@@ -122,33 +122,33 @@ def history_url(text: str) -> str:
     raise ValueError(f"{text!r} is neither mongodb://… nor sqlite:////an/absolute/path")
 
 
-def topic(text: str) -> str:
+def parse_topic(text: str) -> str:
     """The beginning of an MQTT topic: no wildcards, no slash at its ends."""
     if not text or text != text.strip("/") or any(sign in text for sign in "+#\0"):
         raise ValueError(f"{text!r} is no MQTT topic")
     return text
 
 
-def address(text: str) -> str:
+def parse_address(text: str) -> str:
     """A mail address, bare."""
     if not _ADDRESS.match(text):
         raise ValueError(f"{text!r} is not a mail address, as me@example.org")
     return text
 
 
-def addresses(text: str) -> tuple[str, ...]:
+def parse_addresses(text: str) -> tuple[str, ...]:
     """Mail addresses with commas between; none where the text is empty."""
-    return tuple(address(one.strip()) for one in text.split(",")) if text else ()
+    return tuple(parse_address(one.strip()) for one in text.split(",")) if text else ()
 
 
-def nick(text: str) -> str:
+def parse_nick(text: str) -> str:
     """A nickname of IRC."""
     if not _NICK.match(text):
         raise ValueError(f"{text!r} is not a nickname of IRC")
     return text
 
 
-def channels(text: str) -> tuple[str, ...]:
+def parse_channels(text: str) -> tuple[str, ...]:
     """Channels of IRC with commas between; none where the text is empty."""
     names = tuple(name.strip() for name in text.split(",")) if text else ()
     for name in names:
@@ -157,7 +157,7 @@ def channels(text: str) -> tuple[str, ...]:
     return names
 
 
-def one_of(*words: str) -> Callable[[str], str]:
+def choice_parser(*words: str) -> Callable[[str], str]:
     """One of a few words."""
 
     def parse(text: str) -> str:
@@ -168,16 +168,16 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def domain_or_none(text: str) -> str:
+def parse_optional_domain(text: str) -> str:
     """A domain, or nothing."""
     if text and not _DOMAIN.match(text):
         raise ValueError(f"{text!r} is not a domain, as example.org")
     return text
 
 
-def target_or_none(text: str) -> str:
+def parse_optional_target(text: str) -> str:
     """A target, or nothing."""
-    return fields.target(text) if text else ""
+    return validators.target(text) if text else ""
 
 
 def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
@@ -189,7 +189,7 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPAN = re.compile(r"(\d{1,6})([mhdw])\Z")
 
 
-def span(text: str) -> int:
+def parse_span(text: str) -> int:
     """A span of time as `90d`, in seconds."""
     found = _SPAN.match(text)
     if not found:
@@ -206,7 +206,7 @@ class Pruning:
     unsigned: bool = False  #: also builds that nobody has laid out for the signer
 
 
-def pruning(text: str) -> Pruning:
+def parse_pruning(text: str) -> Pruning:
     """`keep 3`, `older 90d`, `keep 3 older 90d`; with `unsigned` at its end where nothing is signed."""
     words = text.split()
     unsigned = words[-1:] == ["unsigned"]
@@ -214,14 +214,16 @@ def pruning(text: str) -> Pruning:
     if not given or not given.keys() <= {"keep", "older"} or len(given) < (len(words) - unsigned) / 2:
         raise ValueError(f"{text!r} is not a rule, as `keep 3`, `older 90d` or `keep 3 older 90d`")
     return Pruning(
-        keep=whole(1, 100_000)(given.get("keep", "1")), older=span(given.get("older", "0d")), unsigned=unsigned
+        keep=integer_parser(1, 100_000)(given.get("keep", "1")),
+        older=parse_span(given.get("older", "0d")),
+        unsigned=unsigned,
     )
 
 
 DUPLICATE_KINDS = ("builds", "legs")
 
 
-def duplicates(text: str) -> frozenset[str]:
+def parse_duplicates(text: str) -> frozenset[str]:
     """`builds`, `legs` or both."""
     kinds = frozenset(text.split())
     if not kinds or not kinds <= set(DUPLICATE_KINDS):
@@ -229,96 +231,100 @@ def duplicates(text: str) -> frozenset[str]:
     return kinds
 
 
-def free_settings(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
+def open_section(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
     """The one row of a section whose settings have names of the operator's own; `example` is one of them."""
     return attr.field(factory=dict, metadata={"key": key, "parse": parse, "example": example})
 
 
 @attr.frozen(kw_only=True)
-class Farm:
+class FarmSettings:
     """What every host of the farm has to agree on."""
 
-    arches: Path | None = setting(path_or_none, "", "A table of arches to use instead of the shipped arches.yml.")
+    arches: Path | None = setting(
+        parse_optional_path, "", "A table of arches to use instead of the shipped arches.yml."
+    )
     refused: Path = setting(
-        path,
+        parse_path,
         "/var/log/reimzul/refused",
         "Where refused messages go once 1,000 of a tube are buried: a file for each tube, on the host that refused.",
     )
     original_workers: bool = setting(
-        flag,
+        parse_flag,
         "false",
         "true, on controller and bstore, for as long as workers of the original are there: what they upload is\n"
         "published and staged for signing as what ours do (docs/upgrading.md).",
     )
     canary_target: str = setting(
-        target_or_none,
+        parse_optional_target,
         "",
         "The target that `reimzul doctor --canary` builds for, without an arch, as c9s; always a scratch build.",
     )
 
 
 @attr.frozen(kw_only=True)
-class Beanstalkd:
+class BeanstalkdSettings:
     """Where beanstalkd is reached: on all hosts the local end of stunnel, on the controller itself."""
 
-    host: str = setting(words, "localhost", "Host name or address of beanstalkd.")
+    host: str = setting(parse_text, "localhost", "Host name or address of beanstalkd.")
     port: int = setting(port, "11300", "Its port. Builders and bstore: stunnel's local end of controller:13100.")
 
 
 @attr.frozen(kw_only=True)
-class Incoming:
+class IncomingSettings:
     """Where source rpms wait to be built."""
 
-    folder: Path = setting(path, "/srv/reimzul/incoming", "The folder on the controller (reimzul-submit).")
+    folder: Path = setting(parse_path, "/srv/reimzul/incoming", "The folder on the controller (reimzul-submit).")
     url: str = setting(
-        url("http"), "http://localhost:11080/reimzul-incoming/", "The same as builders reach it (reimzul-worker)."
+        url_parser("http"),
+        "http://localhost:11080/reimzul-incoming/",
+        "The same as builders reach it (reimzul-worker).",
     )
 
 
 @attr.frozen(kw_only=True)
-class Store:
+class StoreSettings:
     """The store: where results go, and from where they are read."""
 
     base_url: str = setting(
-        url("http", "/repo/"),
+        url_parser("http", "/repo/"),
         "http://localhost:11081/bstore/repo/",
         "Published repositories as all hosts reach them; ends with /repo/. The folder above it is what\n"
         "http://repohost stands for in mock's configurations.",
     )
     upload_url: str = setting(
-        url("rsync"), "rsync://localhost:11874/reimzul-bstore/", "The rsync module builders upload to."
+        url_parser("rsync"), "rsync://localhost:11874/reimzul-bstore/", "The rsync module builders upload to."
     )
     root: Path = setting(
-        path,
+        parse_path,
         "/srv/reimzul/bstore",
         "The store's root on bstore itself: repo/, spool/, tosign/ and the others lie in it, on one file system.",
     )
 
 
 @attr.frozen(kw_only=True)
-class Worker:
+class WorkerSettings:
     """Builders."""
 
     mock: str = setting(
-        program,
+        parse_program,
         "mock",
         "The program that builds. A host without mock can try the farm with reimzul-standin-mock, which builds with\n"
         "the host's own rpmbuild: for trying and testing, never for packages that are given to others.",
     )
     mock_configs: Path = setting(
-        path,
+        parse_path,
         "/srv/reimzul/mock_configs",
         "A git checkout with mock/<target>.cfg, mock/site-defaults.cfg and mock/logging.ini, pulled before a build.\n"
         "What is changed there by hand and not committed may be lost.",
     )
     results: Path = setting(
-        path, "/srv/reimzul/results", "Where builds are made, and kept until they are uploaded. On a large disk."
+        parse_path, "/srv/reimzul/results", "Where builds are made, and kept until they are uploaded. On a large disk."
     )
     fqdn: str = setting(
-        fields.absent_or(fields.host), "", "The name this builder goes by; the host's own name when empty."
+        validators.optional(validators.host), "", "The name this builder goes by; the host's own name when empty."
     )
     machine: str = setting(
-        fields.absent_or(fields.arch),
+        validators.optional(validators.arch),
         "",
         "What uname -m would say, where it says the wrong thing (setarch, qemu-user).",
     )
@@ -329,7 +335,7 @@ class Worker:
         seconds, "14400", "Seconds without a change of any log or result before a build is ended; 0: any time."
     )
     mock_roots: Path = setting(
-        path,
+        parse_path,
         "/var/lib/mock",
         "Where mock has its roots. The disk they are on is looked at, and roots that nobody builds in any more are\n"
         "removed; what is known of them lies in .reimzul/ there, for all workers that share the roots.",
@@ -341,57 +347,65 @@ class Worker:
         "caches of a target that was not built are removed; 0: never.",
     )
     min_free_mib: int = setting(
-        whole(0, 1 << 40), "4096", "MiB that have to be free under results and mock_roots before a job is taken."
+        integer_parser(0, 1 << 40),
+        "4096",
+        "MiB that have to be free under results and mock_roots before a job is taken.",
     )
     min_free_inodes: int = setting(
-        whole(0, 1 << 40), "50000", "Inodes that have to be free there, where the file system counts them."
+        integer_parser(0, 1 << 40), "50000", "Inodes that have to be free there, where the file system counts them."
     )
     max_load: int = setting(
-        whole(0, 100_000), "0", "No job is taken while the load of the last minute is above it; 0: at any load."
+        integer_parser(0, 100_000),
+        "0",
+        "No job is taken while the load of the last minute is above it; 0: at any load.",
     )
     tries: int = setting(
-        whole(1, 20),  # a message has room for 50, and uploads that did not match count there too
+        integer_parser(1, 20),  # a message has room for 50, and uploads that did not match count there too
         "3",
         "How many tries of a request may fail by a builder's fault before it ends as Failed.",
     )
     presence: int = setting(
-        whole(0, 60), "30", "Seconds between two words of an idle worker that it is there; 0: it says nothing."
+        integer_parser(0, 60), "30", "Seconds between two words of an idle worker that it is there; 0: it says nothing."
     )
     live_logs: int = setting(
-        whole(0, 3600), "2", "Seconds between two looks at growing logs, to send them on; 0: they come with results."
+        integer_parser(0, 3600),
+        "2",
+        "Seconds between two looks at growing logs, to send them on; 0: they come with results.",
     )
     pull_timeout: int = setting(
         seconds, "60", "Seconds a `git pull` of mock_configs may take; then its last state holds."
     )
-    rsync: str = setting(program, "rsync", "The program that uploads.")
-    rsync_arguments: tuple[str, ...] = setting(arguments, "", "Further arguments for it, as --bwlimit=20m.")
+    rsync: str = setting(parse_program, "rsync", "The program that uploads.")
+    rsync_arguments: tuple[str, ...] = setting(parse_arguments, "", "Further arguments for it, as --bwlimit=20m.")
 
 
 @attr.frozen(kw_only=True)
-class Repogen:
+class RepogenSettings:
     """Publishing and indexing, on bstore."""
 
-    createrepo_c: str = setting(program, "createrepo_c", "The program that makes repodata.")
-    database: bool = setting(flag, "false", "Make the sqlite databases too (-d): yum on EL7 and older likes them.")
+    createrepo_c: str = setting(parse_program, "createrepo_c", "The program that makes repodata.")
+    database: bool = setting(
+        parse_flag, "false", "Make the sqlite databases too (-d): yum on EL7 and older likes them."
+    )
     after_createrepo: tuple[str, ...] = setting(
-        arguments,
+        parse_arguments,
         "",
         "A program and its arguments, quoted as in a shell; it runs on new repodata before that becomes visible, as\n"
         "to sign repomd.xml. {repodata} stands for the folder, which is the last argument where no other names it;\n"
         "{target} stands for the target. Where it fails, the old repodata stays, and it is tried again.",
     )
     after_createrepo_timeout: int = setting(
-        whole(1, 3600), "60", "Seconds that program may take before it is ended, and counts as failed."
+        integer_parser(1, 3600), "60", "Seconds that program may take before it is ended, and counts as failed."
     )
     arguments: tuple[str, ...] = setting(
-        arguments,
+        parse_arguments,
         "",
         "Further arguments for createrepo_c, quoted as in a shell; none that changes which packages are listed, or\n"
         "how they are called: a build is published when the repodata lists each of its packages.",
     )
-    cores: int = setting(whole(0, 1024), "0", "Threads it may use; 0: as many as the host has cores.")
+    cores: int = setting(integer_parser(0, 1024), "0", "Threads it may use; 0: as many as the host has cores.")
     spool_days: int = setting(
-        whole(1, 3650), "7", "Days after which an upload that never was completed is removed from the spool."
+        integer_parser(1, 3650), "7", "Days after which an upload that never was completed is removed from the spool."
     )
     attempts_days: int = setting(
         days, "90", "Days the logs are kept of attempts that decided nothing (attempts/); 0: for ever."
@@ -402,54 +416,56 @@ class Repogen:
 
 
 @attr.frozen(kw_only=True)
-class Prune:
+class PruneSettings:
     """Of a target, with its arch or without: how many builds of a package `reimzul prune` leaves, and of which age."""
 
-    targets: Mapping[str, Pruning] = free_settings(fields.target, pruning, "c7.1708.u = keep 3 older 90d")
+    targets: Mapping[str, Pruning] = open_section(validators.target, parse_pruning, "c7.1708.u = keep 3 older 90d")
 
 
 @attr.frozen(kw_only=True)
-class Duplicates:
+class DuplicatesSettings:
     """Of a target, with its arch or without: what it may list twice, `builds` of one NEVRA or `legs` of one build."""
 
-    targets: Mapping[str, frozenset[str]] = free_settings(fields.target, duplicates, "c7.1708.u = builds legs")
+    targets: Mapping[str, frozenset[str]] = open_section(validators.target, parse_duplicates, "c7.1708.u = builds legs")
 
-    def allowed(self, target: str) -> frozenset[str]:
+    def kinds_for(self, target: str) -> frozenset[str]:
         """The kinds that a target, given with its arch, may list."""
         return self.targets.get(target) or self.targets.get(target.rpartition(".")[0]) or frozenset()
 
 
 @attr.frozen(kw_only=True)
-class Notifier:
+class NotifierSettings:
     """Who is told, and what is remembered of it, on the controller."""
 
     ledger: Path = setting(
-        path, "/srv/reimzul/notifier/ledger.sqlite", "What was told to whom, so that nobody is told twice."
+        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "What was told to whom, so that nobody is told twice."
     )
     presence: Path = setting(
-        path, "/srv/reimzul/notifier/presence.sqlite", "Which workers are there, and what each of them does."
+        parse_path, "/srv/reimzul/notifier/presence.sqlite", "Which workers are there, and what each of them does."
     )
     quarantine: bool = setting(
-        flag,
+        parse_flag,
         "false",
         "Whether a builder whose faults stand out from its peers', on the same packages, takes no more jobs. All are\n"
         "told. It is probed with a canary, a scratch build for [farm] canary_target, and let back when that builds;\n"
         "without a canary_target a person has to resume it. The last able builder of an arch always stays.",
     )
-    quarantine_faults: int = setting(whole(1, 1000), "5", "Builder's faults from which on it can stand out.")
-    quarantine_ratio: int = setting(whole(1, 1000), "3", "How many times its peers' rate of faults it has to have.")
-    quarantine_hours: int = setting(whole(1, 8760), "24", "How many hours are looked back.")
+    quarantine_faults: int = setting(integer_parser(1, 1000), "5", "Builder's faults from which on it can stand out.")
+    quarantine_ratio: int = setting(
+        integer_parser(1, 1000), "3", "How many times its peers' rate of faults it has to have."
+    )
+    quarantine_hours: int = setting(integer_parser(1, 8760), "24", "How many hours are looked back.")
     quarantine_pause: int = setting(
         seconds, "1800", "Seconds until the first canary; twice as many after each that failed, up to a day."
     )
 
 
 @attr.frozen(kw_only=True)
-class History:
+class HistorySettings:
     """What became of every build."""
 
     url: str = setting(
-        history_url,
+        parse_history_url,
         "sqlite:////srv/reimzul/notifier/history.sqlite",
         "sqlite:////absolute/path, or mongodb://host:port/ (database reimzul, collection notify_history).",
     )
@@ -459,97 +475,101 @@ class History:
 
 
 @attr.frozen(kw_only=True)
-class Logs:
+class LogsSettings:
     """The log of builds."""
 
-    logfile: Path = setting(path, "/var/log/reimzul/reimzul.log", "One line for each event of a build.")
+    logfile: Path = setting(parse_path, "/var/log/reimzul/reimzul.log", "One line for each event of a build.")
 
 
 @attr.frozen(kw_only=True)
-class Mail:
+class MailSettings:
     """Mails about results, but not of scratch builds."""
 
-    notifications: bool = setting(flag, "false", "Whether results are mailed.")
-    mail_from: str = setting(address, "reimzul@localhost", "The sender.")
-    smtp_host: str = setting(words, "localhost", "The server that takes our mail, as its certificate has it.")
+    notifications: bool = setting(parse_flag, "false", "Whether results are mailed.")
+    mail_from: str = setting(parse_address, "reimzul@localhost", "The sender.")
+    smtp_host: str = setting(parse_text, "localhost", "The server that takes our mail, as its certificate has it.")
     smtp_port: int = setting(port, "25", "Its port.")
-    starttls: bool = setting(flag, "false", "true: speak TLS to it, or not at all.")
+    starttls: bool = setting(parse_flag, "false", "true: speak TLS to it, or not at all.")
     ca_cert: Path | None = setting(
-        path_or_none, "", "The authority that signed its certificate; when empty, those the host trusts."
+        parse_optional_path, "", "The authority that signed its certificate; when empty, those the host trusts."
     )
     login: str = setting(str, "", "The name we log in with; when empty, we do not.")
-    password_file: Path | None = setting(path_or_none, "", "A file with the password and nothing else.")
+    password_file: Path | None = setting(parse_optional_path, "", "A file with the password and nothing else.")
     only_on_change: bool = setting(
-        flag, "false", "true: only when the result is another than the package's last on that arch and target."
+        parse_flag, "false", "true: only when the result is another than the package's last on that arch and target."
     )
-    to_submitter: bool = setting(flag, "false", "Whether who submitted a build gets its mails too.")
+    to_submitter: bool = setting(parse_flag, "false", "Whether who submitted a build gets its mails too.")
     submitter_domain: str = setting(
-        domain_or_none, "", "What follows the @ where a submitter's name is no mail address by itself."
+        parse_optional_domain, "", "What follows the @ where a submitter's name is no mail address by itself."
     )
 
 
 @attr.frozen(kw_only=True)
-class MailRcpts:
+class MailRcptsSettings:
     """Who is mailed of an arch's results, a line an arch. Of one that is not here nobody is."""
 
-    arches: Mapping[str, tuple[str, ...]] = free_settings(
-        fields.arch, addresses, "x86_64 = me@example.org, you@example.org"
+    arches: Mapping[str, tuple[str, ...]] = open_section(
+        validators.arch, parse_addresses, "x86_64 = me@example.org, you@example.org"
     )
 
 
 @attr.frozen(kw_only=True)
-class Mqtt:
+class MqttSettings:
     """Results for others to subscribe to."""
 
-    notifications: bool = setting(flag, "false", "Whether results are published by MQTT.")
-    host: str = setting(words, "localhost", "The broker's host name, as its certificate has it.")
+    notifications: bool = setting(parse_flag, "false", "Whether results are published by MQTT.")
+    host: str = setting(parse_text, "localhost", "The broker's host name, as its certificate has it.")
     port: int = setting(port, "8883", "The broker's port.")
-    ca_cert: Path | None = setting(path_or_none, "", "The authority that signed the broker's certificate.")
-    tls_cert: Path | None = setting(path_or_none, "", "Our certificate for the broker.")
-    tls_key: Path | None = setting(path_or_none, "", "Its key.")
-    tls_insecure: bool = setting(flag, "false", "true: do not check that the broker's certificate has its name.")
-    topic: str = setting(topic, "reimzul", "Topics begin with it: <topic>/builds/results and <topic>/builds/events.")
+    ca_cert: Path | None = setting(parse_optional_path, "", "The authority that signed the broker's certificate.")
+    tls_cert: Path | None = setting(parse_optional_path, "", "Our certificate for the broker.")
+    tls_key: Path | None = setting(parse_optional_path, "", "Its key.")
+    tls_insecure: bool = setting(parse_flag, "false", "true: do not check that the broker's certificate has its name.")
+    topic: str = setting(
+        parse_topic, "reimzul", "Topics begin with it: <topic>/builds/results and <topic>/builds/events."
+    )
 
 
 @attr.frozen(kw_only=True)
-class Irc:
+class IrcSettings:
     """What reimzul-irc says where: the results that [mqtt] publishes, a line each."""
 
-    server: str = setting(words, "localhost", "The IRC server, as its certificate has it.")
+    server: str = setting(parse_text, "localhost", "The IRC server, as its certificate has it.")
     port: int = setting(port, "6697", "Its port.")
-    tls: bool = setting(flag, "true", "Whether it speaks TLS.")
+    tls: bool = setting(parse_flag, "true", "Whether it speaks TLS.")
     ca_cert: Path | None = setting(
-        path_or_none, "", "The authority that signed its certificate; when empty, those the host trusts."
+        parse_optional_path, "", "The authority that signed its certificate; when empty, those the host trusts."
     )
-    nick: str = setting(nick, "reimzul", "The name we go by.")
+    nick: str = setting(parse_nick, "reimzul", "The name we go by.")
     identify: str = setting(
-        one_of("no", "sasl", "nickserv"), "no", "How we prove that it is ours: no, sasl (PLAIN) or nickserv."
+        choice_parser("no", "sasl", "nickserv"), "no", "How we prove that it is ours: no, sasl (PLAIN) or nickserv."
     )
     account: str = setting(str, "", "The account of sasl; the nick when empty.")
-    password_file: Path | None = setting(path_or_none, "", "A file with its password and nothing else.")
+    password_file: Path | None = setting(parse_optional_path, "", "A file with its password and nothing else.")
     channels: tuple[str, ...] = setting(
-        channels, "", "Where results are said that no line of [irc_channels] is about, with commas between."
+        parse_channels, "", "Where results are said that no line of [irc_channels] is about, with commas between."
     )
-    colours: bool = setting(flag, "true", "Whether statuses are coloured.")
-    seconds_a_line: int = setting(whole(0, 600), "2", "Seconds between two lines, after the first four.")
-    client_id: str = setting(words, "reimzul-irc", "The name the MQTT broker keeps our place under; each has its own.")
+    colours: bool = setting(parse_flag, "true", "Whether statuses are coloured.")
+    seconds_a_line: int = setting(integer_parser(0, 600), "2", "Seconds between two lines, after the first four.")
+    client_id: str = setting(
+        parse_text, "reimzul-irc", "The name the MQTT broker keeps our place under; each has its own."
+    )
     mqtt_cert: Path | None = setting(
-        path_or_none, "", "Our certificate for the MQTT broker; that of [mqtt] when empty."
+        parse_optional_path, "", "Our certificate for the MQTT broker; that of [mqtt] when empty."
     )
-    mqtt_key: Path | None = setting(path_or_none, "", "Its key.")
+    mqtt_key: Path | None = setting(parse_optional_path, "", "Its key.")
 
 
 @attr.frozen(kw_only=True)
-class IrcChannels:
+class IrcChannelsSettings:
     """Channels for the results of an arch or a target (with its arch or without), a line each."""
 
-    by_name: Mapping[str, tuple[str, ...]] = free_settings(
-        fields.target, channels, "c7.1708.u = #centos-seven, #centos-build"
+    by_name: Mapping[str, tuple[str, ...]] = open_section(
+        validators.target, parse_channels, "c7.1708.u = #centos-seven, #centos-build"
     )
 
 
 @attr.frozen(kw_only=True)
-class Scm:
+class ScmSettings:
     """Of the original's file, which has it too. Nothing here reads it."""
 
     git_url: str = setting(str, "", "Where the sources of packages are kept.")
@@ -559,26 +579,26 @@ class Scm:
 class Settings:
     """All of it, a section an attribute."""
 
-    farm: Farm = attr.field(factory=Farm)
-    beanstalkd: Beanstalkd = attr.field(factory=Beanstalkd)
-    incoming: Incoming = attr.field(factory=Incoming)
-    bstore: Store = attr.field(factory=Store)
-    worker: Worker = attr.field(factory=Worker)
-    repogen: Repogen = attr.field(factory=Repogen)
-    prune: Prune = attr.field(factory=Prune)
-    duplicates: Duplicates = attr.field(factory=Duplicates)
-    notifier: Notifier = attr.field(factory=Notifier)
-    history: History = attr.field(factory=History)
-    logs: Logs = attr.field(factory=Logs)
-    mail: Mail = attr.field(factory=Mail)
-    mail_rcpts: MailRcpts = attr.field(factory=MailRcpts)
-    mqtt: Mqtt = attr.field(factory=Mqtt)
-    irc: Irc = attr.field(factory=Irc)
-    irc_channels: IrcChannels = attr.field(factory=IrcChannels)
-    scm: Scm = attr.field(factory=Scm)
+    farm: FarmSettings = attr.field(factory=FarmSettings)
+    beanstalkd: BeanstalkdSettings = attr.field(factory=BeanstalkdSettings)
+    incoming: IncomingSettings = attr.field(factory=IncomingSettings)
+    bstore: StoreSettings = attr.field(factory=StoreSettings)
+    worker: WorkerSettings = attr.field(factory=WorkerSettings)
+    repogen: RepogenSettings = attr.field(factory=RepogenSettings)
+    prune: PruneSettings = attr.field(factory=PruneSettings)
+    duplicates: DuplicatesSettings = attr.field(factory=DuplicatesSettings)
+    notifier: NotifierSettings = attr.field(factory=NotifierSettings)
+    history: HistorySettings = attr.field(factory=HistorySettings)
+    logs: LogsSettings = attr.field(factory=LogsSettings)
+    mail: MailSettings = attr.field(factory=MailSettings)
+    mail_rcpts: MailRcptsSettings = attr.field(factory=MailRcptsSettings)
+    mqtt: MqttSettings = attr.field(factory=MqttSettings)
+    irc: IrcSettings = attr.field(factory=IrcSettings)
+    irc_channels: IrcChannelsSettings = attr.field(factory=IrcChannelsSettings)
+    scm: ScmSettings = attr.field(factory=ScmSettings)
 
 
-def sections() -> dict[str, type]:
+def all_sections() -> dict[str, type]:
     """Every section by its name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
 
@@ -588,7 +608,7 @@ def settings_of(section: type) -> list[Any]:
     return [row for row in attr.fields(section) if "default" in row.metadata]
 
 
-def free_row(section: type) -> Any:
+def open_row(section: type) -> Any:
     """The row of a section whose settings have free names (metadata: key, parse, example); None of any other."""
     return next((row for row in attr.fields(section) if "key" in row.metadata), None)
 
@@ -602,47 +622,47 @@ def find_file(given: Path | None = None) -> Path | None:
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None
 
 
-def load(given: Path | None = None) -> Settings:
+def load_file(given: Path | None = None) -> Settings:
     """The settings of the file that holds, or the defaults. Raises `ConfigError` with a line for each fault."""
     file = find_file(given)
     if file is None:
         return Settings()
     try:
-        return read(file.read_text(encoding="utf-8"), str(file))
+        return parse_settings(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise ConfigError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
 
 
-def read(text: str, source: str) -> Settings:
+def parse_settings(text: str, source: str) -> Settings:
     """The settings in an ini file's text."""
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
     try:
         parser.read_string(text, source)
     except configparser.Error as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
-    faults = list(_strangers(parser))
+    faults = list(_unknown_sections(parser))
     values = {}
-    for name, kind in sections().items():
+    for name, kind in all_sections().items():
         given = dict(parser[name]) if parser.has_section(name) else {}
-        values[name], wrong = _section(name, kind, given)
+        values[name], wrong = _parse_section(name, kind, given)
         faults += wrong
-    faults += _across(values)
+    faults += _cross_checks(values)
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
     return Settings(**values)
 
 
-def _section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[str]]:
-    free = free_row(kind)
+def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[str]]:
+    free = open_row(kind)
     if free is not None:
-        return _free_section(name, kind, free, given)
+        return _parse_open_section(name, kind, free, given)
     values, faults = {}, []
     rows = {row.name: row for row in settings_of(kind)}
     for key, text in given.items():
         if key not in rows:
-            faults.append(f"[{name}] {key} is not a setting{_nearest(name, key)}")
+            faults.append(f"[{name}] {key} is not a setting{_suggest_key(name, key)}")
             continue
         try:
             values[key] = rows[key].metadata["parse"](text.strip())
@@ -651,7 +671,7 @@ def _section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[st
     return kind(**values), faults
 
 
-def _free_section(name: str, kind: type, free: Any, given: dict[str, str]) -> tuple[Any, list[str]]:
+def _parse_open_section(name: str, kind: type, free: Any, given: dict[str, str]) -> tuple[Any, list[str]]:
     values, faults = {}, []
     for key, text in given.items():
         try:
@@ -661,28 +681,28 @@ def _free_section(name: str, kind: type, free: Any, given: dict[str, str]) -> tu
     return kind(**{free.name: values}), faults
 
 
-def _strangers(parser: configparser.ConfigParser) -> Iterator[str]:
+def _unknown_sections(parser: configparser.ConfigParser) -> Iterator[str]:
     for name in parser.sections():
-        if name not in sections():
-            close = difflib.get_close_matches(name, sections(), 1)
+        if name not in all_sections():
+            close = difflib.get_close_matches(name, all_sections(), 1)
             yield f"[{name}] is not a section" + (f"; is [{close[0]}] meant?" if close else "")
 
 
-def _nearest(section: str, key: str) -> str:
+def _suggest_key(section: str, key: str) -> str:
     """The setting that was probably meant: of this section, or the same word in another."""
-    close = difflib.get_close_matches(key, [row.name for row in settings_of(sections()[section])], 1)
+    close = difflib.get_close_matches(key, [row.name for row in settings_of(all_sections()[section])], 1)
     if close:
         return f"; is {close[0]} meant?"
-    for name, kind in sections().items():
+    for name, kind in all_sections().items():
         if key in [row.name for row in settings_of(kind)]:
             return f"; [{name}] has one of that name"
     return ""
 
 
-def _across(values: dict[str, Any]) -> Iterator[str]:
+def _cross_checks(values: dict[str, Any]) -> Iterator[str]:
     """Faults that only show when several settings are looked at together."""
-    yield from _across_mail(values["mail"])
-    yield from _across_irc(values["irc"])
+    yield from _cross_check_mail(values["mail"])
+    yield from _cross_check_irc(values["irc"])
     mqtt = values["mqtt"]
     if bool(mqtt.tls_cert) != bool(mqtt.tls_key):
         yield "[mqtt] tls_cert and tls_key come together"
@@ -690,7 +710,7 @@ def _across(values: dict[str, Any]) -> Iterator[str]:
         yield "[mqtt] ca_cert: has to be set where notifications is true"
 
 
-def _across_mail(mail: Mail) -> Iterator[str]:
+def _cross_check_mail(mail: MailSettings) -> Iterator[str]:
     if bool(mail.login) != bool(mail.password_file):
         yield "[mail] login and password_file come together"
     if mail.login and not mail.starttls and mail.smtp_host not in LOCAL:
@@ -699,7 +719,7 @@ def _across_mail(mail: Mail) -> Iterator[str]:
         yield "[mail] submitter_domain: has to be set where to_submitter is true"
 
 
-def _across_irc(irc: Irc) -> Iterator[str]:
+def _cross_check_irc(irc: IrcSettings) -> Iterator[str]:
     if (irc.identify != "no") != bool(irc.password_file):
         yield "[irc] password_file: has to be set where identify is sasl or nickserv, and only there"
     if irc.identify != "no" and not irc.tls and irc.server not in LOCAL:
@@ -708,16 +728,16 @@ def _across_irc(irc: Irc) -> Iterator[str]:
         yield "[irc] mqtt_cert and mqtt_key come together"
 
 
-def sample() -> str:
+def sample_text() -> str:
     """A file that holds every setting with its default and meaning, as `conf/reimzul.ini.sample` has it."""
     lines = [
         "# /etc/reimzul/reimzul.ini: every setting of the farm, with its default and what it means.",
         "# A setting that is left out has its default. Check a file with: reimzul config check",
     ]
-    for name, kind in sections().items():
+    for name, kind in all_sections().items():
         lines += ["", f"# {(kind.__doc__ or '').strip()}", f"[{name}]"]
-        if free_row(kind) is not None:
-            lines.append(f"# {free_row(kind).metadata['example']}")
+        if open_row(kind) is not None:
+            lines.append(f"# {open_row(kind).metadata['example']}")
         for row in settings_of(kind):
             lines += [f"# {line}" for line in row.metadata["meaning"].splitlines()]
             lines.append(f"{row.name} = {row.metadata['default']}".rstrip())

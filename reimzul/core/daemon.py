@@ -16,22 +16,29 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, Generic, Optional, TypeVar
 
-from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
-from reimzul.core.message import Refusal, beginning
+from reimzul.core.beanstalk import Broker, ReservedJob, Tube, is_control_tube
+from reimzul.core.errors import (
+    BrokerUnavailable,
+    InvalidMessage,
+    ReimzulError,
+    ReservationLost,
+    RetryLater,
+    ShutdownRequested,
+)
+from reimzul.core.message import Refusal, first_bytes
 from reimzul.core.refused import ENOUGH, Overflow
-from reimzul.core.systemd import Service
-from reimzul.core.tube import Broker, Claim, Tube, holds_no_work
+from reimzul.core.sdnotify import SdNotify
 
 log = logging.getLogger(__name__)
 M = TypeVar("M")
 
 #: Seconds one reserve waits. A signal's flag does not wake a blocked read, so this is how late a stop is seen.
-POLL = 1
+RESERVE_SECONDS = 1
 #: Seconds between attempts to reach beanstalkd, and how often its absence is said.
-RECONNECT, SAY_AGAIN = 1.0, 60.0
+RECONNECT_SECONDS, LOG_AGAIN_SECONDS = 1.0, 60.0
 
 #: Seconds a job may wait for what it needs to be there.
-PATIENCE = 3600
+MAX_WAIT_SECONDS = 3600
 
 #: What became of one claim: None where all its effects are out, else why it is not so.
 Outcome = Optional[Exception]
@@ -45,18 +52,18 @@ class Stop:
         self.drain = threading.Event()  #: SIGUSR1: finish what is in hand, take nothing
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether nothing more is to be taken."""
         return self.now.is_set() or self.drain.is_set()
 
-    def heed(self) -> None:
+    def raise_if_stopping(self) -> None:
         """Raise `Stopping` where what is in hand is to be given back."""
         if self.now.is_set():
-            raise Stopping("told to stop")
+            raise ShutdownRequested("told to stop")
 
 
 @contextlib.contextmanager
-def on_signals(stop: Stop) -> Iterator[None]:
+def handle_signals(stop: Stop) -> Iterator[None]:
     """SIGTERM and SIGINT stop, SIGUSR1 drains; a handler sets its flag and nothing else."""
     flags = {signal.SIGTERM: stop.now, signal.SIGINT: stop.now, signal.SIGUSR1: stop.drain}
     before = {number: signal.signal(number, lambda n, _: flags[signal.Signals(n)].set()) for number in flags}
@@ -86,10 +93,10 @@ class Daemon(Generic[M]):
         self.host = host
         self.stop = stop or Stop()
         self.overflow = overflow
-        self.service = Service()
+        self.service = SdNotify()
         self.broker: Broker | None = None
 
-    def handle(self, broker: Broker, claims: list[Claim[M]]) -> Iterable[tuple[Claim[M], Outcome]]:
+    def handle(self, broker: Broker, claims: list[ReservedJob[M]]) -> Iterable[tuple[ReservedJob[M], Outcome]]:
         """Do what the messages ask, and say of each claim as it is decided what became of it.
 
         What it claims itself meanwhile it adds to `claims`. A handler that takes long calls `broker.keep()` and
@@ -97,22 +104,22 @@ class Daemon(Generic[M]):
         """
         raise TypeError(f"{type(self).__name__} does not handle anything")
 
-    def ready_for_more(self, broker: Broker) -> bool:
+    def can_accept_job(self, broker: Broker) -> bool:
         """Whether a job may be taken now; asked before each reserve."""
         return True
 
-    def idle(self, broker: Broker) -> None:
+    def do_idle_work(self, broker: Broker) -> None:
         """What there is to do when no job waits; called about once a second then."""
 
-    def alive(self) -> None:
+    def ping_watchdog(self) -> None:
         """Tell systemd's watchdog that the loop goes round; what hangs between two calls is ended and started anew."""
         if self.stop.drain.is_set():
-            self.service.remark(drain="takes nothing more, and ends then")
-        self.service.alive()
+            self.service.set_note(drain="takes nothing more, and ends then")
+        self.service.ping()
 
-    def waits_for(self) -> str:
+    def idle_status(self) -> str:
         """What this daemon does when it does nothing, for `systemctl status`."""
-        return f"waiting for jobs in {', '.join(name for name in self.tubes if not holds_no_work(name))}"
+        return f"waiting for jobs in {', '.join(name for name in self.tubes if not is_control_tube(name))}"
 
     def run(self) -> None:
         """Serve until told to stop; beanstalkd away is waited out.
@@ -120,75 +127,78 @@ class Daemon(Generic[M]):
         To systemd the daemon is ready before beanstalkd is reached: it waits for it as long as it takes.
         """
         said = 0.0
-        with on_signals(self.stop):
-            self.service.ready("connecting to beanstalkd")
-            while not self.stop.asked:
+        with handle_signals(self.stop):
+            self.service.announce_ready("connecting to beanstalkd")
+            while not self.stop.requested:
                 try:
-                    self.alive()
+                    self.ping_watchdog()
                     self.broker = self.connect()
-                    self.service.remark(beanstalkd="")
+                    self.service.set_note(beanstalkd="")
                     if said:
                         log.info("beanstalkd is back")
                     said = 0.0
                     self.serve(self.broker)
-                except (BrokerGone, Again) as error:  # away, or refusing what has to go out: closing gives claims back
-                    said = self._away(error, said)
+                except (
+                    BrokerUnavailable,
+                    RetryLater,
+                ) as error:  # away, or refusing what has to go out: closing gives claims back
+                    said = self._log_unavailable(error, said)
                 finally:
                     if self.broker is not None:
                         self.broker.close()
-        self.service.stopping()
+        self.service.announce_stop()
         log.info("stopped")
 
-    def _away(self, error: ReimzulError, said: float) -> float:
+    def _log_unavailable(self, error: ReimzulError, said: float) -> float:
         """Say it once a minute, and wait a little; the seconds since it was last said."""
         if said == 0.0:
-            self.service.remark(beanstalkd=away_since(error))
-        if said == 0.0 or said > SAY_AGAIN:
-            log.warning("%s; trying again every %g s", error, RECONNECT)
+            self.service.set_note(beanstalkd=describe_outage(error))
+        if said == 0.0 or said > LOG_AGAIN_SECONDS:
+            log.warning("%s; trying again every %g s", error, RECONNECT_SECONDS)
             said = 0.0
-        self.stop.now.wait(RECONNECT)
-        return said + RECONNECT
+        self.stop.now.wait(RECONNECT_SECONDS)
+        return said + RECONNECT_SECONDS
 
     def serve(self, broker: Broker) -> None:
         """Claim, handle and settle on one connection."""
         broker.watch(self.tubes)
-        log.info("%s", self.waits_for())
-        self.service.doing(self.waits_for())
-        while not self.stop.asked:
-            self.alive()
-            claims = self._wanted(self.claim(broker))
+        log.info("%s", self.idle_status())
+        self.service.set_status(self.idle_status())
+        while not self.stop.requested:
+            self.ping_watchdog()
+            claims = self._release_if_stopping(self.reserve_jobs(broker))
             if claims:
-                self.service.doing(f"at work on {claims[0]!r}" + (f", of {len(claims)}" if claims[1:] else ""))
+                self.service.set_status(f"at work on {claims[0]!r}" + (f", of {len(claims)}" if claims[1:] else ""))
                 self.settle_all(broker, claims)
                 broker = self.broker or broker  # a handler may have had to reconnect
             else:
-                self.service.doing(self.waits_for())
-                self.idle(broker)
+                self.service.set_status(self.idle_status())
+                self.do_idle_work(broker)
 
-    def _wanted(self, claims: list[Claim[M]]) -> list[Claim[M]]:
+    def _release_if_stopping(self, claims: list[ReservedJob[M]]) -> list[ReservedJob[M]]:
         """What is begun now: nothing where we are to end. A signal wakes no reserve, and what that brings goes back."""
-        if not self.stop.asked:
+        if not self.stop.requested:
             return claims
         for claim in claims:
-            self.settle(claim, Stopping())
+            self.settle(claim, ShutdownRequested())
         return []
 
-    def claim(self, broker: Broker, wait: int = POLL, room: int = 0) -> list[Claim[M]]:
+    def reserve_jobs(self, broker: Broker, wait: int = RESERVE_SECONDS, room: int = 0) -> list[ReservedJob[M]]:
         """What waits, at most a batch (or `room`), each decoded; what cannot be decoded is refused here.
 
         It waits at most `wait` seconds for the first.
         """
-        if not self.ready_for_more(broker):
-            self.stop.now.wait(POLL)
+        if not self.can_accept_job(broker):
+            self.stop.now.wait(RESERVE_SECONDS)
             return []
-        claims: list[Claim[M]] = []
+        claims: list[ReservedJob[M]] = []
         while len(claims) < (room or self.batch):
-            claim = broker.claim(self.tubes, 0 if claims else wait)
+            claim = broker.reserve(self.tubes, 0 if claims else wait)
             if claim is None:
                 break
             try:
                 self.check(claim.message)
-            except MessageError as error:
+            except InvalidMessage as error:
                 self.settle(claim, error)
             else:
                 claims.append(claim)
@@ -197,14 +207,14 @@ class Daemon(Generic[M]):
     def check(self, message: M) -> None:
         """Raise `MessageError` for a message that is well formed and still nothing for this farm."""
 
-    def settle_all(self, broker: Broker, claims: list[Claim[M]]) -> None:
+    def settle_all(self, broker: Broker, claims: list[ReservedJob[M]]) -> None:
         """Handle claims together; where that shows a bug of ours, one by one, so that it stops only its own."""
         settled: set[int] = set()
         try:
             for claim, outcome in self.handle(broker, claims):
                 self.settle(claim, outcome)
                 settled.add(claim.id)  # not before: what could not be settled is left, and given back below
-        except BrokerGone:
+        except BrokerUnavailable:
             raise
         except Exception as error:
             left = [claim for claim in claims if claim.id not in settled]
@@ -216,30 +226,30 @@ class Daemon(Generic[M]):
             for claim in left:
                 self.settle(claim, error)
 
-    def settle(self, claim: Claim[M], outcome: Outcome) -> None:
+    def settle(self, claim: ReservedJob[M], outcome: Outcome) -> None:
         """Delete, give back or bury one job."""
-        self.alive()
+        self.ping_watchdog()
         try:
             if outcome is None:
-                claim.done()
-            elif isinstance(outcome, ClaimLost):
+                claim.delete()
+            elif isinstance(outcome, ReservationLost):
                 log.warning("%r: %s", claim, outcome)
-                claim.broker.forget(claim)
-            elif isinstance(outcome, Stopping):
-                claim.again(0)
-            elif isinstance(outcome, Again):
+                claim.broker.untrack(claim)
+            elif isinstance(outcome, ShutdownRequested):
+                claim.release(0)
+            elif isinstance(outcome, RetryLater):
                 pause = outcome.pause
                 log.warning("%r: %s; again in %d s", claim, outcome, pause)
-                self._insist(claim, lambda: claim.again(pause))
-            elif isinstance(outcome, BrokerGone):
+                self._retry_until_settled(claim, lambda: claim.release(pause))
+            elif isinstance(outcome, BrokerUnavailable):
                 raise outcome
             else:
                 self.refuse(claim, outcome)
-        except ClaimLost as error:
+        except ReservationLost as error:
             log.warning("%r: could not be settled: %s", claim, error)
-            claim.broker.forget(claim)
+            claim.broker.untrack(claim)
 
-    def refuse(self, claim: Claim[M], error: Exception) -> None:
+    def refuse(self, claim: ReservedJob[M], error: Exception) -> None:
         """Announce that a job is no message of ours, or more than we can do, and put it aside."""
         if isinstance(error, ReimzulError):
             reason = str(error)
@@ -247,33 +257,33 @@ class Daemon(Generic[M]):
         else:
             reason = f"a bug of reimzul: {error!r}"
             log.error("%r buried", claim, exc_info=error)
-        event = refusal(claim, reason, self.host)
-        self.tell_refusal(claim, event)
+        event = make_refusal(claim, reason, self.host)
+        self.announce_refusal(claim, event)
         if self._is_kept(claim, event):
-            claim.done()
+            claim.delete()
         else:
-            self._insist(claim, claim.bury)
+            self._retry_until_settled(claim, claim.bury)
 
-    def _insist(self, claim: Claim[M], let_go: Callable[[], None]) -> None:
+    def _retry_until_settled(self, claim: ReservedJob[M], let_go: Callable[[], None]) -> None:
         """Give a job back or bury it; one that a full beanstalkd has lost hold of, as often as it takes."""
         said = False
         while True:
             try:
                 let_go()
                 return
-            except Again as error:
+            except RetryLater as error:
                 if not claim.adrift or self.stop.now.is_set():
                     raise
                 if not said:
                     log.error("%r: %s; it is put anew as soon as there is room", claim, error)
                 said = True
-            self.stop.now.wait(RECONNECT)
-            self.alive()
-            claim.broker.keep(lost=claim.broker.forget)
+            self.stop.now.wait(RECONNECT_SECONDS)
+            self.ping_watchdog()
+            claim.broker.touch_all_if_due(lost=claim.broker.untrack)
 
-    def _is_kept(self, claim: Claim[M], event: Refusal) -> bool:
+    def _is_kept(self, claim: ReservedJob[M], event: Refusal) -> bool:
         """Whether a refused job is in its tube's file now, since the tube has enough of them buried."""
-        if self.overflow is None or claim.broker.stats(event.tube).buried < ENOUGH:
+        if self.overflow is None or claim.broker.tube_stats(event.tube).buried < ENOUGH:
             return False
         try:
             self.overflow.keep(event, claim.body)
@@ -284,31 +294,31 @@ class Daemon(Generic[M]):
             return False
         return True
 
-    def tell_refusal(self, claim: Claim[M], event: Refusal) -> None:
+    def announce_refusal(self, claim: ReservedJob[M], event: Refusal) -> None:
         """Announce that a job was refused; the notifier tells its sinks itself."""
         claim.broker.announce(event)
 
 
-def away_since(error: ReimzulError) -> str:
+def describe_outage(error: ReimzulError) -> str:
     """That beanstalkd cannot be used, and since when, for `systemctl status`."""
     return f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC: {error}"
 
 
-def not_yet(claim: Claim[Any], what: str) -> ReimzulError:
+def retry_or_give_up(claim: ReservedJob[Any], what: str) -> ReimzulError:
     """Patience with something that should be there: `Again` with growing pauses, `MessageError` when it is over."""
-    age = claim.facts.age
-    if age > PATIENCE:
-        return MessageError(f"{what} is not there, and was not for {age} s")
-    return Again(f"{what} is not there", pause=min(300, max(2, age // 2)))
+    age = claim.stats.age
+    if age > MAX_WAIT_SECONDS:
+        return InvalidMessage(f"{what} is not there, and was not for {age} s")
+    return RetryLater(f"{what} is not there", pause=min(300, max(2, age // 2)))
 
 
-def refusal(claim: Claim[Any], reason: str, host: str) -> Refusal:
+def make_refusal(claim: ReservedJob[Any], reason: str, host: str) -> Refusal:
     """The event that tells of a refused job."""
     return Refusal(
-        tube=claim.facts.tube,
+        tube=claim.stats.tube,
         job=claim.id,
         reason=reason,
-        begins=beginning(claim.body),
+        begins=first_bytes(claim.body),
         host=host,
         at=round(time.time(), 3),
     )

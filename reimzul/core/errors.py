@@ -36,23 +36,23 @@ class InputError(ReimzulError):
     exit_code = EXIT_INPUT
 
 
-class MessageError(ReimzulError):
+class InvalidMessage(ReimzulError):
     """What lies in a tube is no message of ours: announce it, bury it, go on."""
 
     exit_code = EXIT_INPUT
 
 
-class BrokerGone(ReimzulError):
+class BrokerUnavailable(ReimzulError):
     """beanstalkd does not answer, or its answers are out of step: connect anew."""
 
     exit_code = EXIT_BROKER
 
 
-class ClaimLost(ReimzulError):
+class ReservationLost(ReimzulError):
     """The reserved job may be another's by now: settle nothing."""
 
 
-class Again(ReimzulError):
+class RetryLater(ReimzulError):
     """It cannot be done now: give the job back and try later."""
 
     def __init__(self, why: str, *, pause: int = 10) -> None:
@@ -60,7 +60,7 @@ class Again(ReimzulError):
         self.pause = pause  #: seconds until the next try
 
 
-class Stopping(ReimzulError):
+class ShutdownRequested(ReimzulError):
     """The daemon was told to stop: leave what is in hand to another."""
 
 
@@ -72,7 +72,7 @@ class TimedOut(ReimzulError):
         self.seconds = seconds
 
 
-class Hung(TimedOut):
+class ProcessStalled(TimedOut):
     """A program did nothing for too long, and was ended."""
 
     def __init__(self, program: str, seconds: float) -> None:
@@ -85,14 +85,14 @@ class ProgramFailed(ReimzulError):
 
     def __init__(self, program: str, code: int, said: str = "") -> None:
         self.program, self.code, self.said = program, code, said
-        super().__init__(f"{program} {ended_how(code)}" + (f": {said}" if said else ""))
+        super().__init__(f"{program} {describe_exit(code)}" + (f": {said}" if said else ""))
 
 
-class ProgramMissing(ReimzulError):
+class ProgramNotFound(ReimzulError):
     """A program the farm runs is not installed, or not where the setting says."""
 
 
-def ended_how(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """An exit status as `subprocess` gives it, in words: negative is a signal's number."""
     if code is None:
         return "is still running"

@@ -14,11 +14,11 @@ from typing import Any, Callable
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.bstore import MANIFEST, place_of
+from reimzul.core import validators
 from reimzul.core.digest import sha256
-from reimzul.core.errors import MessageError
-from reimzul.core.message import BuildRequest, Message, Phase, Status, field, parse, phases
+from reimzul.core.errors import InvalidMessage
+from reimzul.core.message import BuildRequest, Message, Phase, Status, field, parse_json, phases
+from reimzul.core.store_paths import MANIFEST, package_dir
 
 #: Manifests over this are refused unread: a kernel's has some 100 rpms, 200 bytes each.
 MAX_BYTES = 8 * 1024 * 1024
@@ -29,10 +29,10 @@ _CHUNK = 1024 * 1024
 class File:
     """One file of a leg."""
 
-    name: str = field(fields.name)
-    size: int = field(fields.whole(0, 2**50))  #: bytes
-    sha256: str = field(fields.sha256)
-    nevra: str = field(fields.absent_or(fields.line(300)), "")  #: of an rpm, as its header says
+    name: str = field(validators.name)
+    size: int = field(validators.integer(0, 2**50))  #: bytes
+    sha256: str = field(validators.sha256)
+    nevra: str = field(validators.optional(validators.line(300)), "")  #: of an rpm, as its header says
 
     @property
     def is_rpm(self) -> bool:
@@ -40,27 +40,27 @@ class File:
         return self.name.endswith(".rpm")
 
 
-def _file(raw: Any) -> File:
+def _parse_file(raw: Any) -> File:
     if isinstance(raw, File):
         return raw
     if not isinstance(raw, dict):
-        raise ValueError(f"{fields.shown(raw)} is no file")
+        raise ValueError(f"{validators.quoted(raw)} is no file")
     try:
         return File(**{name: raw[name] for name in ("name", "size", "sha256", "nevra") if name in raw})
     except TypeError:
-        raise ValueError(f"{fields.shown(raw)} lacks name, size or sha256") from None
+        raise ValueError(f"{validators.quoted(raw)} lacks name, size or sha256") from None
 
 
-def _request(raw: Any) -> BuildRequest:
+def _parse_request(raw: Any) -> BuildRequest:
     if isinstance(raw, BuildRequest):
         return raw
     if not isinstance(raw, dict):
-        raise ValueError(f"{fields.shown(raw)} is no request")
+        raise ValueError(f"{validators.quoted(raw)} is no request")
     try:
-        request = BuildRequest.from_wire(raw)
-    except MessageError as error:
+        request = BuildRequest.from_json(raw)
+    except InvalidMessage as error:
         raise ValueError(str(error)) from None
-    if not request.complete:
+    if not request.has_id:
         raise ValueError("it has no build_id or timestamp")
     return request
 
@@ -69,23 +69,23 @@ def _request(raw: Any) -> BuildRequest:
 class Manifest(Message):
     """What one attempt at one leg came to, and every file of it."""
 
-    request: BuildRequest = field(_request)
-    arch: str = field(fields.arch)  #: of the leg
-    attempt: str = field(fields.attempt)
+    request: BuildRequest = field(_parse_request)
+    arch: str = field(validators.arch)  #: of the leg
+    attempt: str = field(validators.attempt)
     #: Success or Failed decide the leg; Cancelled and Unfit only say why there are logs to be kept
-    status: str = field(fields.one_of(Status.SUCCESS, Status.FAILED, Status.CANCELLED, Status.UNFIT))
-    pkgname: str = field(fields.name)
-    evr: str = field(fields.name)
-    builder_fqdn: str = field(fields.host)
-    started: float = field(fields.moment)
-    finished: float = field(fields.moment)
-    exit_code: int | None = field(fields.whole(-255, 255), None)  #: mock's
-    reason: str = field(fields.line(500), "")
-    config: str = field(fields.line(300), "")  #: mock's configuration: file and commit
-    files: tuple[File, ...] = field(fields.many(_file, 100_000), ())
-    skipped: Mapping[str, str] = field(fields.table(fields.arch, fields.line(200), 20), {})
+    status: str = field(validators.one_of(Status.SUCCESS, Status.FAILED, Status.CANCELLED, Status.UNFIT))
+    pkgname: str = field(validators.name)
+    evr: str = field(validators.name)
+    builder_fqdn: str = field(validators.host)
+    started: float = field(validators.unix_time)
+    finished: float = field(validators.unix_time)
+    exit_code: int | None = field(validators.integer(-255, 255), None)  #: mock's
+    reason: str = field(validators.line(500), "")
+    config: str = field(validators.line(300), "")  #: mock's configuration: file and commit
+    files: tuple[File, ...] = field(validators.list_of(_parse_file, 100_000), ())
+    skipped: Mapping[str, str] = field(validators.dict_of(validators.arch, validators.line(200), 20), {})
     phases: tuple[Phase, ...] = field(phases, ())  #: what took how long, the upload left out
-    schema: int = field(fields.whole(1, 1), 1)
+    schema: int = field(validators.integer(1, 1), 1)
 
     @property
     def build_id(self) -> str:
@@ -93,13 +93,13 @@ class Manifest(Message):
         return self.request.build_id
 
     @property
-    def rpms(self) -> list[File]:
+    def rpm_files(self) -> list[File]:
         """Its packages, source rpm included."""
         return [file for file in self.files if file.is_rpm]
 
     def place(self, timestamp: str = "") -> str:
         """Where the leg belongs; `timestamp` for one second later, where the place is another build's."""
-        return place_of(
+        return package_dir(
             self.request.target,
             self.pkgname,
             timestamp or self.request.timestamp,
@@ -108,13 +108,13 @@ class Manifest(Message):
             scratch=self.request.scratch,
         )
 
-    def wire(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON, the request as it travels through tubes."""
-        return {**super().wire(), "request": self.request.wire(), "schema": self.schema}
+        return {**super().to_json(), "request": self.request.to_json(), "schema": self.schema}
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """As `build.json` has it."""
-        return json.dumps(self.wire(), indent=1, sort_keys=True) + "\n"
+        return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -122,8 +122,8 @@ def read_manifest(folder: Path) -> Manifest:
     with (folder / MANIFEST).open("rb") as stream:
         body = stream.read(MAX_BYTES + 1)
     if len(body) > MAX_BYTES:
-        raise MessageError(f"{MANIFEST} is over {MAX_BYTES} bytes")
-    return Manifest.from_wire(parse(body))
+        raise InvalidMessage(f"{MANIFEST} is over {MAX_BYTES} bytes")
+    return Manifest.from_json(parse_json(body))
 
 
 def sha256_of(path: Path, heed: Callable[[], None] = lambda: None) -> str:

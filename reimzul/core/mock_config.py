@@ -199,17 +199,17 @@ class Repository:
     name: str
     options: dict[str, list[str]]  #: every value of an option, in order
 
-    def urls(self) -> list[str]:
+    def list_urls(self) -> list[str]:
         """All URLs it may be downloaded from, mirror lists included."""
         values = (value for option in URL_OPTIONS for value in self.options.get(option, []))
         return [url for value in values for url in value.replace(",", " ").split()]
 
-    def last(self, option: str, default: str = "") -> str:
+    def last_value(self, option: str, default: str = "") -> str:
         """The value of an option that holds: the last."""
         return self.options.get(option, [default])[-1]
 
 
-def repositories(text: str) -> Iterator[Repository]:
+def list_repositories(text: str) -> Iterator[Repository]:
     """The sections of a dnf.conf or yum.conf, `main` among them; lines that are none of an ini's are left out."""
     section, option = Repository(name="", options={}), ""
     for line in text.splitlines():
@@ -256,10 +256,10 @@ def user_files(home: Path) -> list[Path]:
 
 def describe(renderer: Renderer, configs: Iterable[Path], home: Path) -> dict[str, dict[str, str]]:
     """Each configuration's repositories as mock would have them, by its keys; or what is wrong, as `error`."""
-    return {config.name: _described(lambda path=config: _run(renderer, path, home)) for config in configs}  # type: ignore[misc]
+    return {config.name: _describe_or_fault(lambda path=config: _run(renderer, path, home)) for config in configs}  # type: ignore[misc]
 
 
-def _described(run: Callable[[], dict[str, str]]) -> dict[str, str]:
+def _describe_or_fault(run: Callable[[], dict[str, str]]) -> dict[str, str]:
     try:
         return run()
     except MockConfigError as error:

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 
-def find_bar(path: Path, incoming: Path) -> str:
+def find_unreadable(path: Path, incoming: Path) -> str:
     """What keeps other users from reading a file of `incoming/`, with the fix; nothing where nothing does.
 
     A symbolic link is followed, and the folders looked through that it leads to. The folders above `incoming/` are not:
@@ -17,17 +17,17 @@ def find_bar(path: Path, incoming: Path) -> str:
     try:
         real, folder = path.resolve(), incoming.resolve()
         if not real.stat().st_mode & stat.S_IROTH:
-            return _words(real, "read", "o+r")
+            return _describe_bar(real, "read", "o+r")
         for parent in real.parents:
             if parent in folder.parents:
                 break
             if not parent.stat().st_mode & stat.S_IXOTH:
-                return _words(parent, "enter", "o+x")
+                return _describe_bar(parent, "enter", "o+x")
     except (OSError, RuntimeError) as error:  # a loop of links
         return f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}"
     return ""
 
 
-def _words(path: Path, verb: str, wanted: str) -> str:
+def _describe_bar(path: Path, verb: str, wanted: str) -> str:
     mode = stat.S_IMODE(path.stat().st_mode)
     return f"{path} has mode {mode:04o}, and other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"

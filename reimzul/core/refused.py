@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import attr
 
-from reimzul.core.disk import sync
+from reimzul.core.fs import sync
 from reimzul.core.message import Refusal
 
 log = logging.getLogger(__name__)

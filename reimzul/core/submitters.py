@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 
 import attr
 
-from reimzul.core import fields
+from reimzul.core import validators
+from reimzul.core.beanstalk import Broker, heartbeat_tube, is_heartbeat_tube
 from reimzul.core.message import Feature
-from reimzul.core.tube import Broker, host_tube, is_host_tube
 
 
 @attr.frozen(kw_only=True)
-class Known:
+class SeenWorker:
     """What a worker has said of itself."""
 
     host: str
@@ -30,12 +30,12 @@ class Known:
 
 def is_plain(name: str) -> bool:
     """Whether every version takes a name as it is."""
-    return fields.restrict_submitter(name) == name
+    return validators.restrict_submitter(name) == name
 
 
-def all_take_any(broker: Broker, workers: Iterable[Known]) -> bool:
+def all_take_any(broker: Broker, workers: Iterable[SeenWorker]) -> bool:
     """Whether every worker that is known or connected takes any name."""
     workers = tuple(workers)
-    spoke = {host_tube(each.host) for each in workers}
-    silent = (tube for tube in broker.tubes() if is_host_tube(tube) and tube not in spoke)
-    return all(each.takes_any for each in workers) and not any(broker.stats(tube).watchers for tube in silent)
+    spoke = {heartbeat_tube(each.host) for each in workers}
+    silent = (tube for tube in broker.list_tubes() if is_heartbeat_tube(tube) and tube not in spoke)
+    return all(each.takes_any for each in workers) and not any(broker.tube_stats(tube).watchers for tube in silent)

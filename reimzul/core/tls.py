@@ -24,16 +24,16 @@ def client_context(
     if ca_cert is None:
         context.load_default_certs()
     else:
-        with _blamed(section, "ca_cert", ca_cert):
+        with _naming_setting(section, "ca_cert", ca_cert):
             context.load_verify_locations(ca_cert)
     if pair is not None:
-        with _blamed(section, "tls_cert, tls_key", *pair):
+        with _naming_setting(section, "tls_cert, tls_key", *pair):
             context.load_cert_chain(*pair)
     return context
 
 
 @contextlib.contextmanager
-def _blamed(section: str, setting: str, *files: Path) -> Iterator[None]:
+def _naming_setting(section: str, setting: str, *files: Path) -> Iterator[None]:
     """What is wrong with a file, with the setting that names it: OpenSSL says neither."""
     try:
         yield

@@ -15,16 +15,16 @@ from typing import Any
 
 import attr
 
-from reimzul.core import disk, fields
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.errors import Again
+from reimzul.core import fs, validators
+from reimzul.core.errors import RetryLater
+from reimzul.core.store_paths import StorePaths, leg_key
 
 #: Seconds until a record that cannot be read is tried again.
 _PAUSE_SECONDS = 60
 
 
 @attr.frozen(kw_only=True)
-class LeftOut:
+class LeftOutPackage:
     """A package of a leg that is listed from another leg."""
 
     leg: str  #: `<build id>.<arch>` of the leg that is listed with it
@@ -33,14 +33,14 @@ class LeftOut:
 
 
 @attr.frozen(kw_only=True)
-class Unlisted:
+class UnlistedLeg:
     """What is not listed of a leg."""
 
     place: str
     replaced_by: str = ""  #: build id of the rebuild; then nothing of the leg is listed
     replacement: str = ""  #: the place of the rebuild's leg
     was_listed: bool = False  #: whether the rebuild was ever listed: then the leg is not listed again by itself
-    left_out: Mapping[str, LeftOut] = attr.field(factory=dict)  #: by file name
+    left_out: Mapping[str, LeftOutPackage] = attr.field(factory=dict)  #: by file name
 
     @property
     def folder(self) -> str:
@@ -54,15 +54,15 @@ def folder_of(place: str) -> str:
 
 
 #: What is not listed in a target, by `<build id>.<arch>`.
-Records = Mapping[str, Unlisted]
+Records = Mapping[str, UnlistedLeg]
 
 
 #: The records read last, by their file, and what it was then: 5,000 of them take 0.4 s to check.
-_KNOWN: dict[Path, tuple[tuple[int, ...], dict[str, Unlisted]]] = {}
+_KNOWN: dict[Path, tuple[tuple[int, ...], dict[str, UnlistedLeg]]] = {}
 _KNOWN_TARGETS = 4
 
 
-def read_records(store: Bstore, target: str) -> dict[str, Unlisted]:
+def read_records(store: StorePaths, target: str) -> dict[str, UnlistedLeg]:
     """The record of a target. Raises `Again` where it is damaged: without it, too much would be listed."""
     path = store.unlisted(target)
     try:
@@ -71,7 +71,7 @@ def read_records(store: Bstore, target: str) -> dict[str, Unlisted]:
             identity = (found.st_ino, found.st_mtime_ns, found.st_size)
             known, records = _KNOWN.pop(path, ((), {}))
             if known != identity:
-                records = {_leg(leg): _unlisted(each) for leg, each in json.load(stream).items()}
+                records = {_check_leg(leg): _parse_unlisted(each) for leg, each in json.load(stream).items()}
         _KNOWN[path] = identity, records
         while len(_KNOWN) > _KNOWN_TARGETS:
             del _KNOWN[next(iter(_KNOWN))]
@@ -79,47 +79,47 @@ def read_records(store: Bstore, target: str) -> dict[str, Unlisted]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Again(f"{path} is damaged, restore it or remove it: {error!r}", pause=_PAUSE_SECONDS) from error
+        raise RetryLater(f"{path} is damaged, restore it or remove it: {error!r}", pause=_PAUSE_SECONDS) from error
 
 
-def _shape(place: str) -> str:
+def _check_place(place: str) -> str:
     """A place that is only compared."""
     if place.count("/") != 4:
-        raise ValueError(f"{fields.shown(place)} is no place")
+        raise ValueError(f"{validators.quoted(place)} is no place")
     return place
 
 
-def _leg(value: str) -> str:
+def _check_leg(value: str) -> str:
     """A leg's name, which becomes a part of paths."""
     build_id, _, arch = value.partition(".")
-    return leg_name(fields.build_id(build_id), fields.arch(arch))
+    return leg_key(validators.build_id(build_id), validators.arch(arch))
 
 
-def _unlisted(raw: Any) -> Unlisted:
-    return Unlisted(
-        place=fields.place(raw["place"]),
-        replaced_by=fields.absent_or(fields.build_id)(raw["replaced_by"]),
-        replacement=fields.absent_or(fields.place)(raw["replacement"]),
-        was_listed=fields.flag(raw["was_listed"]),
+def _parse_unlisted(raw: Any) -> UnlistedLeg:
+    return UnlistedLeg(
+        place=validators.place(raw["place"]),
+        replaced_by=validators.optional(validators.build_id)(raw["replaced_by"]),
+        replacement=validators.optional(validators.place)(raw["replacement"]),
+        was_listed=validators.flag(raw["was_listed"]),
         left_out={
-            fields.name(name): LeftOut(
-                leg=_leg(kept["leg"]), place=_shape(kept["place"]), differs=fields.flag(kept["differs"])
+            validators.name(name): LeftOutPackage(
+                leg=_check_leg(kept["leg"]), place=_check_place(kept["place"]), differs=validators.flag(kept["differs"])
             )
             for name, kept in raw["left_out"].items()
         },
     )
 
 
-def write_records(store: Bstore, target: str, records: Records) -> None:
+def write_records(store: StorePaths, target: str, records: Records) -> None:
     """Make the record of a target lasting."""
     store.unlisted(target).parent.mkdir(exist_ok=True)  # a store of an earlier version has none
     said = {leg: attr.asdict(each) for leg, each in sorted(records.items())}
-    disk.write(store.unlisted(target), json.dumps(said, indent=1) + "\n")
+    fs.write_atomic(store.unlisted(target), json.dumps(said, indent=1) + "\n")
 
 
-def replaced_builds(records: Records, build_id: str, arch: str) -> dict[str, Unlisted]:
+def replaced_builds(records: Records, build_id: str, arch: str) -> dict[str, UnlistedLeg]:
     """The legs that a build's leg took the place of, also by way of rebuilds between, by `<build id>.<arch>`."""
-    found: dict[str, Unlisted] = {}
+    found: dict[str, UnlistedLeg] = {}
     newer = [build_id]
     while newer:
         by = newer.pop()

@@ -17,8 +17,8 @@ from typing import Any, Callable
 
 import irc.client
 
-from reimzul.core import fields
-from reimzul.core.config import Irc
+from reimzul.core import validators
+from reimzul.core.config import IrcSettings
 from reimzul.core.errors import ReimzulError
 from reimzul.core.tls import client_context
 
@@ -88,7 +88,7 @@ class _Socket:
 class Chat:
     """One connection and the channels joined on it."""
 
-    def __init__(self, settings: Irc, channels: Iterable[str], password: str) -> None:
+    def __init__(self, settings: IrcSettings, channels: Iterable[str], password: str) -> None:
         """Connect. Raises `ChatGone`."""
         self.address = f"the IRC server at {settings.server}:{settings.port}"
         self.heard: list[str] = []  #: names of what the server has read, for the caller to take away
@@ -260,7 +260,7 @@ class Chat:
     def _on_closed(self, event: Any) -> None:
         if not event.arguments:
             return
-        self._refuse(event.arguments[0].lower(), fields.line(200)(" ".join(event.arguments[1:])))
+        self._refuse(event.arguments[0].lower(), validators.line(200)(" ".join(event.arguments[1:])))
 
     def _on_pong(self, event: Any) -> None:
         if event.arguments and event.arguments[-1] != _ALIVE:
@@ -268,13 +268,13 @@ class Chat:
 
     def _on_login_failed(self, event: Any) -> None:
         words = event.arguments or event.target  # the library gives them as the target
-        self._fault = f"does not know us: {fields.line(200)(' '.join(words))}"
+        self._fault = f"does not know us: {validators.line(200)(' '.join(words))}"
 
     def _on_error(self, event: Any) -> None:
-        self._fault = f"says {fields.line(200)(event.target or '')}"
+        self._fault = f"says {validators.line(200)(event.target or '')}"
 
     def _on_disconnect(self, event: Any) -> None:
-        self._fault = self._fault or f"is gone: {fields.line(200)(' '.join(event.arguments))}"
+        self._fault = self._fault or f"is gone: {validators.line(200)(' '.join(event.arguments))}"
 
     def _is_us(self, nick: str) -> bool:
         return bool(nick.lower() == self._connection.get_nickname().lower())
@@ -291,11 +291,11 @@ class Chat:
         try:
             yield
         except (OSError, irc.client.IRCError, ValueError) as error:
-            self._fault = self._fault or f"cannot be spoken to: {fields.line(200)(str(error))}"
+            self._fault = self._fault or f"cannot be spoken to: {validators.line(200)(str(error))}"
         except (LookupError, AttributeError, TypeError) as error:
             # the library trips over a line without the words it looks for
             log.exception("%s: said what the library does not know", self.address)
-            self._fault = self._fault or f"cannot be understood: {fields.line(200)(repr(error))}"
+            self._fault = self._fault or f"cannot be understood: {validators.line(200)(repr(error))}"
         if self._fault:
             fault = self._fault
             self.close()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Optional
 
 from reimzul.core.config import Settings
-from reimzul.core.daemon import Stop, on_signals
+from reimzul.core.daemon import Stop, handle_signals
 from reimzul.core.errors import ConfigError
-from reimzul.core.systemd import Service
+from reimzul.core.sdnotify import SdNotify
 from reimzul.irc.chat import Chat, ChatGone
 from reimzul.irc.inbox import Inbox, Receipt
 from reimzul.irc.line import Speaker
@@ -35,7 +35,7 @@ class Herald:
     def __init__(self, settings: Settings, stop: Optional[Stop] = None) -> None:
         """Raises `ConfigError`."""
         self.stop = stop or Stop()
-        self.service = Service()
+        self.service = SdNotify()
         self._irc = settings.irc
         self._speaker = Speaker(settings=settings.irc, rows=settings.irc_channels)
         self._channels = dict.fromkeys(
@@ -54,11 +54,11 @@ class Herald:
 
     def run(self) -> None:
         """Until told to stop."""
-        with on_signals(self.stop):
+        with handle_signals(self.stop):
             self._subscription.start()
-            self.service.ready("connecting to IRC")
-            while not self.stop.asked:
-                self.service.alive()
+            self.service.announce_ready("connecting to IRC")
+            while not self.stop.requested:
+                self.service.ping()
                 try:
                     self._turn()
                 except ChatGone as gone:
@@ -66,8 +66,8 @@ class Herald:
                     self._under_way.clear()
                     pause = self._pauses.failed(time.monotonic())
                     log.warning("%s; again in %g s", gone, pause)
-                    self.service.doing(f"{gone}; tried again")
-        self.service.stopping()
+                    self.service.set_status(f"{gone}; tried again")
+        self.service.announce_stop()
         self._subscription.close()
         if self._chat is not None:
             self._chat.close()
@@ -87,7 +87,7 @@ class Herald:
         self._chat.heard.clear()
         if self._chat.ready:
             self._pauses.worked()
-            self.service.doing(f"in {', '.join(self._channels)}")
+            self.service.set_status(f"in {', '.join(self._channels)}")
             self._say(self._chat)
 
     def _say(self, chat: Chat) -> None:

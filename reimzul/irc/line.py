@@ -11,8 +11,8 @@ from typing import Any, Optional
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.config import Irc, IrcChannels
+from reimzul.core import validators
+from reimzul.core.config import IrcChannelsSettings, IrcSettings
 
 #: The most bytes of what is said: a line of IRC has 512, its sender's name and the channel's among them.
 LONGEST = 380
@@ -34,8 +34,8 @@ class Saying:
 class Speaker:
     """How results are said, as the settings have it."""
 
-    settings: Irc
-    rows: IrcChannels
+    settings: IrcSettings
+    rows: IrcChannelsSettings
 
     def saying(self, payload: bytes) -> Optional[Saying]:
         """What a payload has to say; None where it is no result."""
@@ -73,7 +73,7 @@ class Speaker:
 
 
 def _clean(value: Any) -> str:
-    return fields.line(250)(value) if isinstance(value, str) else ""
+    return validators.line(250)(value) if isinstance(value, str) else ""
 
 
 def _cut(line: str, longest: int) -> str:

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from reimzul.core.config import Irc, Mqtt
+from reimzul.core.config import IrcSettings, MqttSettings
 from reimzul.core.errors import ConfigError
 from reimzul.core.tls import client_context
 from reimzul.irc.inbox import UNDER_WAY, Receipt
@@ -37,7 +37,7 @@ SAY_AGAIN = 60.0
 class Subscription:
     """Hears `<topic>/builds/results` from its start until it is closed."""
 
-    def __init__(self, mqtt: Mqtt, irc: Irc, hear: Callable[[bytes, Receipt], None]) -> None:
+    def __init__(self, mqtt: MqttSettings, irc: IrcSettings, hear: Callable[[bytes, Receipt], None]) -> None:
         """`hear` gets each payload, in paho's thread, and what acknowledges it. Raises `ConfigError`."""
         self._topic = f"{mqtt.topic}/builds/results"
         self._address = f"the MQTT broker at {mqtt.host}:{mqtt.port}"
@@ -98,7 +98,7 @@ def _properties() -> Properties:
     return properties
 
 
-def _tls(mqtt: Mqtt, irc: Irc) -> Any:
+def _tls(mqtt: MqttSettings, irc: IrcSettings) -> Any:
     both = (irc.mqtt_cert, irc.mqtt_key) if irc.mqtt_cert else (mqtt.tls_cert, mqtt.tls_key)
     pair = (both[0], both[1]) if both[0] and both[1] else None
     try:

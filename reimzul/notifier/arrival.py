@@ -12,33 +12,33 @@ from typing import Any
 
 import attr
 
-from reimzul.core.clock import APART, offset
-from reimzul.core.errors import ClaimLost
+from reimzul.core.beanstalk import ReservedJob
+from reimzul.core.clock import MAX_SKEW_SECONDS, measure_skew
+from reimzul.core.errors import ReservationLost
 from reimzul.core.message import BuildEvent, Event, Status
-from reimzul.core.tube import Claim
 
 #: What a builder alone announces: its clock is that of `started`, `finished` and `phases`.
 _BUILDERS = (Status.BUILDING, Status.SUCCESS, Status.FAILED)
 
 
-def arrived(claim: Claim[Any], event: Event) -> Event:
+def arrived(claim: ReservedJob[Any], event: Event) -> Event:
     """An event as it is told, its times by this host's clock; what is owed to a sink was put right before."""
     if not isinstance(event, BuildEvent) or event.owed or event.status == Status.OVERRIDE:
         return event  # of all others, the time is a part of what names them
     if event.skew:
         event = attr.evolve(event, skew=0.0)  # ours to say
     now = time.time()
-    if not event.at or abs(now - event.at) <= APART:
+    if not event.at or abs(now - event.at) <= MAX_SKEW_SECONDS:
         return event  # else beanstalkd has to be asked how long it has waited
     try:
-        return by_our_clock(event, now - claim.facts.age)
-    except ClaimLost:
+        return by_our_clock(event, now - claim.stats.age)
+    except ReservationLost:
         return event
 
 
 def by_our_clock(event: BuildEvent, put_at: float) -> BuildEvent:
     """An event that was put at a time by our clock."""
-    skew = offset(event.at, put_at)
+    skew = measure_skew(event.at, put_at)
     if not skew:
         return event
     builders = event.status in _BUILDERS

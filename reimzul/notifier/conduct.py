@@ -16,8 +16,8 @@ import attr
 
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Status
+from reimzul.core.sqlite import transaction
 from reimzul.notifier.standing import Tried
-from reimzul.notifier.transaction import transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tried (

@@ -15,11 +15,12 @@ from typing import Callable
 
 import attr
 
+from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker, ReservedJob, TubeStats
 from reimzul.core.daemon import Daemon, Outcome, Stop
-from reimzul.core.errors import Again, MessageError
-from reimzul.core.message import BuildEvent, Event, News, Presence, Refusal
+from reimzul.core.errors import InvalidMessage, RetryLater
+from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import NOTIFY, NOTIFY_OWED, Broker, Claim, TubeStats
+from reimzul.history.result_rules import Notice, unfold, word
 from reimzul.notifier.arrival import arrived
 from reimzul.notifier.janitor import Janitor
 from reimzul.notifier.lanes import Lanes
@@ -29,7 +30,6 @@ from reimzul.notifier.quarantine import Quarantine
 from reimzul.notifier.refusals import Refusals
 from reimzul.notifier.roll import Roll
 from reimzul.notifier.sinks.base import Sink
-from reimzul.notifier.verdict import Notice, unfold, word
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ LOOK = 1.0
 Name = tuple[str, str]
 
 
-class Notifier(Daemon[News]):
+class Notifier(Daemon[NotifyMessage]):
     """Tells every event to every sink that wants it, once."""
 
     batch = 200
@@ -72,11 +72,13 @@ class Notifier(Daemon[News]):
         self._tries = Tries()
         self._swept = self._looked = float("-inf")
 
-    def handle(self, broker: Broker, claims: list[Claim[News]]) -> Iterator[tuple[Claim[News], Outcome]]:
+    def handle(
+        self, broker: Broker, claims: list[ReservedJob[NotifyMessage]]
+    ) -> Iterator[tuple[ReservedJob[NotifyMessage], Outcome]]:
         """Tell a batch; what is owed of it is in `notify` again before the first job is settled."""
         events, present = [], []
         for claim in claims:
-            if isinstance(claim.message, Presence):
+            if isinstance(claim.message, WorkerHeartbeat):
                 present.append((claim, claim.message))
             else:
                 events.append((claim, arrived(claim, claim.message)))
@@ -93,10 +95,10 @@ class Notifier(Daemon[News]):
         yield from outcomes
         yield from ((claim, None) for claim, _ in present)
 
-    def idle(self, broker: Broker) -> None:
+    def do_idle_work(self, broker: Broker) -> None:
         """Write down what slow sinks have taken, and what is owed; once a day drop what is too old."""
         self._note(self.lanes.late())
-        if self._sum_up() and _is_empty(broker.stats(NOTIFY.name)):
+        if self._sum_up() and _is_empty(broker.tube_stats(NOTIFY.name)):
             log.warning("what was owed is in no job any more: a sink was switched off, or the jobs deleted or lost")
             self.ledger.write_off()
         if time.monotonic() - self._swept > SWEEP:
@@ -114,7 +116,7 @@ class Notifier(Daemon[News]):
         if self.quarantine is not None:
             self.quarantine.look(broker, self.ledger.came_to)
 
-    def tell_refusal(self, claim: Claim[News], event: Refusal) -> None:
+    def announce_refusal(self, claim: ReservedJob[NotifyMessage], event: Refusal) -> None:
         """A refused job of `notify` itself is told at once: announced in `notify`, it might be refused again."""
         if _is_refusal(claim):  # even telling of it failed: the daemon's log has said so
             return
@@ -167,7 +169,7 @@ class Notifier(Daemon[News]):
 
     def _owe(self, broker: Broker, event: Event, untold: dict[Name, set[str]]) -> Outcome:
         """Put an event back for those who lack it. Of two copies in one batch the first does it for both."""
-        self.alive()
+        self.ping_watchdog()
         names = [(part.key, word(part)) for part in unfold(event)]
         sinks = set().union(*(untold.pop(name, set()) for name in names))
         if not sinks:
@@ -178,8 +180,8 @@ class Notifier(Daemon[News]):
         delay = pause(max(tries.values()), self.lanes.rest(sinks))
         try:
             broker.put(NOTIFY, attr.evolve(event, owed=tries), priority=NOTIFY_OWED, delay=delay)
-        except MessageError as error:  # too large for one word more; the ledger knows what it lacks all the same
-            return Again(f"owed to {', '.join(sorted(sinks))}: {error}", pause=delay)
+        except InvalidMessage as error:  # too large for one word more; the ledger knows what it lacks all the same
+            return RetryLater(f"owed to {', '.join(sorted(sinks))}: {error}", pause=delay)
         finally:
             self._tries.add(sinks, time.time() + delay)
         return None
@@ -194,8 +196,8 @@ def _is_empty(tube: TubeStats) -> bool:
     return not (tube.ready or tube.reserved or tube.delayed)
 
 
-def _is_refusal(claim: Claim[News]) -> bool:
+def _is_refusal(claim: ReservedJob[NotifyMessage]) -> bool:
     try:
         return isinstance(claim.message, Refusal)
-    except MessageError:
+    except InvalidMessage:
         return False

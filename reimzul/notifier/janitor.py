@@ -16,10 +16,10 @@ from typing import Any
 
 import attr
 
-from reimzul.core import mark
-from reimzul.core.errors import Again, ClaimLost, MessageError
+from reimzul.core import control
+from reimzul.core.beanstalk import Broker, build_of_cancel_tube, cancel_tube
+from reimzul.core.errors import InvalidMessage, ReservationLost, RetryLater
 from reimzul.core.message import BuildEvent, BuildRequest, Status
-from reimzul.core.tube import Broker, cancel_tube, cancelled_build
 from reimzul.notifier.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ class Janitor:
         if time.monotonic() - self._looked < ROUND:
             return
         self._looked = time.monotonic()
-        with contextlib.suppress(Again):  # beanstalkd, or the disk of the ledger, takes nothing now
-            for tube in broker.tubes():
-                build_id = cancelled_build(tube)
+        with contextlib.suppress(RetryLater):  # beanstalkd, or the disk of the ledger, takes nothing now
+            for tube in broker.list_tubes():
+                build_id = build_of_cancel_tube(tube)
                 if build_id:
                     self._see_to(broker, build_id)
 
@@ -56,35 +56,35 @@ class Janitor:
         found = broker.first_ready(tube)
         if found is None:  # somebody only looks into it
             return
-        with contextlib.suppress(ClaimLost):  # lifted meanwhile
-            age = broker.facts(found[0]).age
+        with contextlib.suppress(ReservationLost):  # lifted meanwhile
+            age = broker.job_stats(found[0]).age
             if age < self.grace:
                 return
             queued, is_over = self.ledger.queued(build_id), self.ledger.is_over(build_id)
             if any(self._is_in_hand(broker, event) for event in queued):
                 return
             if queued and not is_over:
-                self._announce(broker, queued, mark.cancelled(broker, build_id) or mark.Mark())
+                self._announce(broker, queued, control.cancel_flag(broker, build_id) or control.ControlFlag())
             elif age > (self.kept if is_over else UNKNOWN):
-                mark.lift(broker, tube)
+                control.clear_flag(broker, tube)
 
     def _is_in_hand(self, broker: Broker, event: BuildEvent) -> bool:
         """Whether a worker has the build's job, and so heeds the mark; a job that waits is deleted."""
         try:
             if BuildRequest.decode(broker.peek(event.job)).build_id != event.build_id:
                 return False  # beanstalkd has lost its binlog, and numbers anew
-            if broker.facts(event.job).state == "reserved":
+            if broker.job_stats(event.job).state == "reserved":
                 return True
             broker.delete(event.job)
             log.info("job %d of the cancelled build %s was waiting still: deleted", event.job, event.build_id)
-        except (ClaimLost, MessageError):
+        except (ReservationLost, InvalidMessage):
             pass
         return False
 
-    def _announce(self, broker: Broker, queued: list[BuildEvent], forbidden: mark.Mark) -> None:
+    def _announce(self, broker: Broker, queued: list[BuildEvent], forbidden: control.ControlFlag) -> None:
         changed: dict[str, Any] = {
             "tube": "", "job": 0, "priority": None, "due": 0.0, "attempt": "", "url": "", "builder_fqdn": "",
-            "owed": {}, "status": Status.CANCELLED, "reason": forbidden.cancels, "at": round(time.time(), 3),
+            "owed": {}, "status": Status.CANCELLED, "reason": forbidden.cancel_text, "at": round(time.time(), 3),
         }  # fmt: skip
         for event in queued:
             broker.announce(attr.evolve(event, **changed))

@@ -20,8 +20,8 @@ from typing import Optional
 import attr
 
 from reimzul.core.message import Event
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.sinks.base import Sink, SinkAway
-from reimzul.notifier.verdict import Notice
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
-from reimzul.core.errors import Again, ReimzulError
+from reimzul.core.errors import ReimzulError, RetryLater
 from reimzul.core.message import BuildEvent, Event, Status
-from reimzul.notifier.verdict import Notice, admitted, decided, is_result, unfold, word
+from reimzul.history.result_rules import Notice, admitted, decided, is_result, unfold, word
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Ledger:
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):  # a COMMIT that failed leaves its transaction open
                 self._db.execute("ROLLBACK")
-            raise Again(f"{self._path}: the ledger cannot be written: {error}", pause=PAUSE) from error
+            raise RetryLater(f"{self._path}: the ledger cannot be written: {error}", pause=PAUSE) from error
 
 
 def _legs(build_id: str) -> tuple[str, str]:

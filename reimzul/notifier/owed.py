@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional
 
 from reimzul.core.errors import ReimzulError
-from reimzul.notifier.history import History, NoHistory, Owed, open_history
+from reimzul.history import History, NoHistory, Owed, open_history
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from typing import Callable, Optional
 
 import attr
 
-from reimzul.core import canary, fields, mark
+from reimzul.core import canary, control, validators
 from reimzul.core.arch import Arches
-from reimzul.core.errors import Again, ClaimLost, ReimzulError
+from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, builder_of_drain_tube, canary_tube, drain_tube
+from reimzul.core.control import QUARANTINED, ControlFlag
+from reimzul.core.errors import ReimzulError, ReservationLost, RetryLater
 from reimzul.core.manifest import sha256_of
-from reimzul.core.mark import QUARANTINED, Mark
-from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, State, Status, event_of, new_build_id
-from reimzul.core.tube import PRIORITY_NOW, Broker, arch_tube, canary_tube, marked_builder, worker_tube
+from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, Status, WorkerState, event_for, new_build_id
+from reimzul.history.presence import SILENT, NoPresences, Presences, Seen, connected
 from reimzul.notifier.conduct import Conduct, NoConduct, Ward
-from reimzul.notifier.history.presence import SILENT, NoPresences, Presences, Seen, connected
 from reimzul.notifier.standing import standing
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Quarantine:
         self._looked = time.monotonic()
         try:
             self._round(broker, came_to)
-        except (Again, NoConduct, NoPresences, OSError) as error:
+        except (RetryLater, NoConduct, NoPresences, OSError) as error:
             self._complain(error)
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Quarantine:
         seen = self.presences.all()
         wards = {ward.host: ward for ward in self.conduct.wards()}
         for host, found in marks.items():
-            if found.quarantined and host not in wards:  # our file was lost, or we were killed before we wrote it
+            if found.is_quarantine and host not in wards:  # our file was lost, or we were killed before we wrote it
                 wards[host] = self._take_in(broker, host, found, seen)
         self._probes = {ward.build_id for ward in wards.values() if ward.build_id}
         ended = came_to(self._probes)
@@ -106,17 +106,17 @@ class Quarantine:
             holds = marks.get(ward.host)
             if holds is None:
                 self._let_back(broker, ward, "by a person", seen)
-            elif not holds.quarantined:  # a person has it now, and it still takes nothing
+            elif not holds.is_quarantine:  # a person has it now, and it still takes nothing
                 self._clear(broker, ward)
                 self.conduct.release(ward.host, time.time())
-                log.info("%s is no more in quarantine, but %s", ward.host, holds.drains)
+                log.info("%s is no more in quarantine, but %s", ward.host, holds.drain_text)
             else:
                 self._probe(broker, ward, ended.get(ward.build_id, ""), seen)
         self._judge(broker, marks, seen, connected(broker, seen))
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _judge(self, broker: Broker, marks: dict[str, Mark], seen: list[Seen], here: list[Seen]) -> None:
+    def _judge(self, broker: Broker, marks: dict[str, ControlFlag], seen: list[Seen], here: list[Seen]) -> None:
         now = time.time()
         since = now - self.rules.window
         self.conduct.forget(since)
@@ -131,14 +131,14 @@ class Quarantine:
                 else:
                     marks[builder] = self._hold(broker, builder, how.words, seen)
 
-    def _hold(self, broker: Broker, host: str, why: str, seen: list[Seen]) -> Mark:
-        holds = mark.put(broker, worker_tube(host), mark.mark(_BY, why, reason=QUARANTINED))
-        if holds.quarantined:
+    def _hold(self, broker: Broker, host: str, why: str, seen: list[Seen]) -> ControlFlag:
+        holds = control.set_flag(broker, drain_tube(host), control.new_flag(_BY, why, reason=QUARANTINED))
+        if holds.is_quarantine:
             log.error("%s is in quarantine: %s", host, why)
             self._take_in(broker, host, holds, seen)
         return holds
 
-    def _take_in(self, broker: Broker, host: str, holds: Mark, seen: list[Seen]) -> Ward:
+    def _take_in(self, broker: Broker, host: str, holds: ControlFlag, seen: list[Seen]) -> Ward:
         """Announce and then keep it: who is killed between is here again, and the ledger drops the same news."""
         self._announce(broker, host, Status.QUARANTINED, holds.why, seen, at=holds.at)
         now = time.time()
@@ -150,8 +150,8 @@ class Quarantine:
 
     def _probe(self, broker: Broker, ward: Ward, came_to: str, seen: list[Seen]) -> None:
         if came_to == Status.SUCCESS:
-            mark.lift_quarantine(broker, ward.host)
-            if mark.drained(broker, ward.host) is None:  # else a person has drained it in this moment
+            control.clear_quarantine(broker, ward.host)
+            if control.drain_flag(broker, ward.host) is None:  # else a person has drained it in this moment
                 self._let_back(broker, ward, "it has built a canary", seen)
         elif came_to or (ward.build_id and self._is_lost(broker, ward)):
             self._clear(broker, ward)
@@ -173,7 +173,7 @@ class Quarantine:
     def _send(self, broker: Broker, ward: Ward, seen: list[Seen]) -> None:
         """Put a canary into the builder's own tube, once it is made."""
         if self._making is None:
-            self._making = self._pool.submit(canary.make, self.rules.incoming)
+            self._making = self._pool.submit(canary.make_canary_srpm, self.rules.incoming)
         if not self._making.done():
             return
         made, self._making = self._making, None
@@ -190,7 +190,7 @@ class Quarantine:
         self.conduct.keep(attr.evolve(ward, build_id=request.build_id, job=job, srpm=srpm.name, next=time.time()))
         reason = f"a canary for {ward.host}, which is in quarantine"
         where = {"tube": tube.name, "job": job, "priority": PRIORITY_NOW}
-        broker.announce(event_of(request, Status.QUEUED, pkgname=canary.PACKAGE, reason=reason, **where))
+        broker.announce(event_for(request, Status.QUEUED, pkgname=canary.PACKAGE, reason=reason, **where))
         log.info("%s is probed by build %s", ward.host, request.build_id)
 
     def _request(self, host: str, srpm: Path, seen: list[Seen]) -> BuildRequest:
@@ -209,7 +209,7 @@ class Quarantine:
             submitter=_BY,
             scratch=True,
             build_id=new_build_id(),
-            timestamp=fields.now_timestamp(),
+            timestamp=validators.now_timestamp(),
             srpm_sha256=sha256_of(srpm),
             legs=(arch,),
             rebuild=True,
@@ -225,7 +225,7 @@ class Quarantine:
     def _clear(self, broker: Broker, ward: Ward) -> None:
         """Take away what a probe may have left: its job, where nobody has it, and its source."""
         if ward.job:
-            with contextlib.suppress(ClaimLost, ReimzulError):
+            with contextlib.suppress(ReservationLost, ReimzulError):
                 if BuildRequest.decode(broker.peek(ward.job)).build_id == ward.build_id:
                     broker.delete(ward.job)
         if ward.srpm:
@@ -242,10 +242,10 @@ class Quarantine:
             log.warning("%s", what)
 
 
-def _marks(broker: Broker) -> dict[str, Mark]:
+def _marks(broker: Broker) -> dict[str, ControlFlag]:
     """The marks of builders, by host."""
-    hosts = [marked_builder(tube) for tube in broker.tubes()]
-    found = {host: mark.drained(broker, host) for host in hosts if host}
+    hosts = [builder_of_drain_tube(tube) for tube in broker.list_tubes()]
+    found = {host: control.drain_flag(broker, host) for host in hosts if host}
     return {host: each for host, each in found.items() if each is not None}
 
 
@@ -254,11 +254,11 @@ def tubes_of(host: str, seen: list[Seen]) -> tuple[str, ...]:
     return next((each.presence.arches for each in seen if each.presence.host == host), ())
 
 
-def alone(mine: Sequence[str], host: str, here: list[Seen], marks: dict[str, Mark], now: float) -> str:
+def alone(mine: Sequence[str], host: str, here: list[Seen], marks: dict[str, ControlFlag], now: float) -> str:
     """The first of a builder's tubes that no other could work on that is here; nothing where each has another."""
     others: set[str] = set()
     for each in here:
-        able = each.presence.state in (State.IDLE, State.BUILDING) and abs(now - each.heard) < SILENT
+        able = each.presence.state in (WorkerState.IDLE, WorkerState.BUILDING) and abs(now - each.heard) < SILENT
         if able and each.presence.host != host and each.presence.host not in marks:
             others.update(each.presence.arches)
     return next((tube for tube in mine if tube not in others), "" if mine else "what nobody knows")

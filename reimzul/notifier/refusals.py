@@ -16,9 +16,9 @@ from typing import Any, Callable
 
 import attr
 
-from reimzul.core.errors import ClaimLost, ReimzulError
-from reimzul.core.tube import Broker
-from reimzul.notifier.history import open_history
+from reimzul.core.beanstalk import Broker
+from reimzul.core.errors import ReimzulError, ReservationLost
+from reimzul.history import open_history
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Refusals:
 def _is_buried(broker: Broker, document: Mapping[str, Any]) -> bool:
     """Whether the job may be this one, put aside: its number may have become another's, which keeps it too."""
     try:
-        facts = broker.facts(document["job"])
-    except ClaimLost:
+        facts = broker.job_stats(document["job"])
+    except ReservationLost:
         return False
     return (facts.tube, facts.state) == (document["tube"], "buried")

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable
 
-from reimzul.core.errors import ClaimLost
-from reimzul.core.message import Presence
-from reimzul.core.tube import Claim
-from reimzul.notifier.history.presence import KEPT, NoPresences, Presences, Seen
+from reimzul.core.beanstalk import ReservedJob
+from reimzul.core.errors import ReservationLost
+from reimzul.core.message import WorkerHeartbeat
+from reimzul.history.presence import KEPT, NoPresences, Presences, Seen
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Roll:
         self._file = Presences(path)
         self._said = self._swept = float("-inf")
 
-    def call(self, words: Iterable[tuple[Claim[Any], Presence]]) -> None:
+    def call(self, words: Iterable[tuple[ReservedJob[Any], WorkerHeartbeat]]) -> None:
         """Write down what was said, in the order it was said in; it does not fail."""
         latest: dict[tuple[str, str, str], Seen] = {}
         now = time.time()
@@ -64,9 +64,9 @@ class Roll:
                 self._said = time.monotonic()
 
 
-def _age(claim: Claim[Any]) -> float:
+def _age(claim: ReservedJob[Any]) -> float:
     """Seconds since it was said, by beanstalkd's clock: a builder's own may be wrong."""
     try:
-        return claim.facts.age
-    except ClaimLost:
+        return claim.stats.age
+    except ReservationLost:
         return STALE + 1

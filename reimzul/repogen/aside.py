@@ -16,13 +16,13 @@ from typing import Any
 
 import attr
 
-from reimzul.core import disk, fields
+from reimzul.core import fs, validators
 from reimzul.core.arch import Arches
-from reimzul.core.bstore import Bstore, StoreUrls, spool_name
-from reimzul.core.errors import MessageError
-from reimzul.core.mark import Mark, put_unless_cancelled
-from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_of
-from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, arch_tube
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, arch_tube
+from reimzul.core.control import ControlFlag, requeue_unless_cancelled
+from reimzul.core.errors import InvalidMessage
+from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_for
+from reimzul.core.store_paths import StorePaths, StoreUrls, spool_name
 from reimzul.repogen.check import Mismatch, arrived
 from reimzul.repogen.place import move
 
@@ -43,13 +43,13 @@ class Verdict:
 
     def text(self) -> str:
         """As it is kept beside the folder."""
-        request = self.request.wire() if self.request else None
+        request = self.request.to_json() if self.request else None
         return json.dumps({**attr.asdict(self, recurse=False), "request": request}, indent=1) + "\n"
 
 
-def put_aside(store: Bstore, folder: Path, name: str, verdict: Verdict) -> None:
+def put_aside(store: StorePaths, folder: Path, name: str, verdict: Verdict) -> None:
     """Move an upload out of the way, with what is to follow from it; its logs stay readable in `attempts/`."""
-    disk.write(_note(store, name), verdict.text())
+    fs.write_atomic(_note(store, name), verdict.text())
     keep_logs(folder, store.attempts / name)
     move(folder, store.rejected / name)
     log.error("%s is put aside: %s", name, verdict.reason)
@@ -85,20 +85,20 @@ def request_in(folder: Path, build_id: str) -> BuildRequest | None:
     return manifest.request if manifest and manifest.build_id == build_id else None
 
 
-def verdict_on(store: Bstore, name: str) -> Verdict | None:
+def verdict_on(store: StorePaths, name: str) -> Verdict | None:
     """What was decided about an upload that was put aside; None where none was."""
     try:
         raw = json.loads(_note(store, name).read_text(encoding="utf-8"))
-        request = BuildRequest.from_wire(raw["request"]) if raw["request"] else None
+        request = BuildRequest.from_json(raw["request"]) if raw["request"] else None
         decided = {name: bool(raw[name]) for name in ("again", "regenerate") if name in raw}
         return Verdict(reason=raw["reason"], request=request, **decided)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, MessageError) as error:
+    except (ValueError, KeyError, TypeError, InvalidMessage) as error:
         return Verdict(reason=f"put aside; the note in rejected/ is damaged ({error})", again=True)
 
 
-def _note(store: Bstore, name: str) -> Path:
+def _note(store: StorePaths, name: str) -> Path:
     return store.rejected / f"{name}.json"
 
 
@@ -106,7 +106,7 @@ def _note(store: Bstore, name: str) -> Path:
 class Teller:
     """Who carries out a verdict: asks for the build again, or says that it is given up."""
 
-    store: Bstore
+    store: StorePaths
     urls: StoreUrls
     arches: Arches
     host: str  #: this host's name, in the request's tries
@@ -116,33 +116,37 @@ class Teller:
         request = verdict.request or message.request
         if request is None or request.build_id != message.build_id:
             name = spool_name(message.build_id, message.arch, message.attempt)
-            raise MessageError(f"{name} is put aside, and what was to be built is not known: {verdict.reason}")
+            raise InvalidMessage(f"{name} is put aside, and what was to be built is not known: {verdict.reason}")
         if verdict.regenerate:
             broker.put(CREATEREPO, RepogenRequest(target=message.target), priority=PRIORITY)
-        reason = fields.line(400)(verdict.reason)
+        reason = validators.line(400)(verdict.reason)
         about = {"arch": message.arch, "attempt": message.attempt}
         if (self.store.attempts / spool_name(message.build_id, message.arch, message.attempt)).is_dir():
             about["url"] = self.urls.attempt(message.build_id, message.arch, message.attempt)
-        before = len(request.tries) - len(request.faults)  # by its words: on a small farm the builder has our name
+        before = len(request.tries) - len(
+            request.builder_faults
+        )  # by its words: on a small farm the builder has our name
         if verdict.again and before < AGAIN and request.arch in self.arches.known:
             where, forbidden = self._put_again(broker, request, reason)
             if forbidden:
-                broker.announce(event_of(request, Status.CANCELLED, reason=forbidden.cancels, **about))
+                broker.announce(event_for(request, Status.CANCELLED, reason=forbidden.cancel_text, **about))
             else:
                 reason = f"{UPLOAD}{reason}; built again"
-                broker.announce(event_of(request, Status.QUEUED, reason=reason, **about, **where))
+                broker.announce(event_for(request, Status.QUEUED, reason=reason, **about, **where))
         else:
             blamed = f"{UPLOAD}{reason}" if verdict.again else reason
-            broker.announce(event_of(request, Status.REJECTED, reason=blamed, **about))
+            broker.announce(event_for(request, Status.REJECTED, reason=blamed, **about))
 
-    def _put_again(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], Mark | None]:
+    def _put_again(
+        self, broker: Broker, request: BuildRequest, reason: str
+    ) -> tuple[dict[str, Any], ControlFlag | None]:
         """Once for each round, however many legs of the build arrived damaged, and however often we are told."""
         done = self.store.put_again / f"{request.build_id}.{request.arch}.{len(request.tries)}"
         if os.path.lexists(done):
             return {}, None
-        tube = arch_tube(self.arches.tube(request.arch))
-        again = request.tried(self.host, UPLOAD + reason[:280])
-        job, forbidden = put_unless_cancelled(broker, tube, again, priority=PRIORITY)
+        tube = arch_tube(self.arches.tube_of(request.arch))
+        again = request.with_failed_attempt(self.host, UPLOAD + reason[:280])
+        job, forbidden = requeue_unless_cancelled(broker, tube, again, priority=PRIORITY)
         if not forbidden:
-            disk.write(done, reason + "\n")
+            fs.write_atomic(done, reason + "\n")
         return {"tube": tube.name, "job": job, "priority": PRIORITY}, forbidden

@@ -13,14 +13,14 @@ import stat
 from pathlib import Path
 from typing import Callable
 
-from reimzul.core import disk
-from reimzul.core.bstore import MANIFEST
+from reimzul.core import fs
 from reimzul.core.digest import sha256
-from reimzul.core.errors import InputError, MessageError, ReimzulError
-from reimzul.core.fields import shown
-from reimzul.core.header import read_header, read_published_texts
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.manifest import File, Manifest, read_manifest
 from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.rpm_header import read_header, read_published_texts
+from reimzul.core.store_paths import MANIFEST
+from reimzul.core.validators import quoted
 from reimzul.repogen.xmltext import find_xml_flaw
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def arrived(folder: Path) -> Manifest | None:
         return read_manifest(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except MessageError as error:
+    except InvalidMessage as error:
         raise Mismatch(f"{MANIFEST}: {error}") from error
 
 
@@ -62,8 +62,8 @@ def check(folder: Path, manifest: Manifest, request: RepogenRequest, heed: Calla
                 check_texts(folder / file.name, file)
     with contextlib.suppress(PermissionError):  # another user's: what matters is whether it can be read
         folder.chmod(0o755)
-    disk.sync(folder / MANIFEST)
-    disk.sync(folder)
+    fs.sync(folder / MANIFEST)
+    fs.sync(folder)
 
 
 def belongs(manifest: Manifest, request: RepogenRequest) -> None:
@@ -75,8 +75,8 @@ def belongs(manifest: Manifest, request: RepogenRequest) -> None:
     names = {file.name for file in manifest.files}
     if len(names) != len(manifest.files) or MANIFEST in names:
         raise Mismatch(f"{MANIFEST} names a file twice, or itself")
-    if manifest.status != Status.SUCCESS and manifest.rpms:
-        raise Mismatch(f"{manifest.rpms[0].name}: a package of a build that failed")
+    if manifest.status != Status.SUCCESS and manifest.rpm_files:
+        raise Mismatch(f"{manifest.rpm_files[0].name}: a package of a build that failed")
 
 
 def complete(folder: Path, manifest: Manifest) -> None:
@@ -84,16 +84,16 @@ def complete(folder: Path, manifest: Manifest) -> None:
     there = set()
     for entry in list(os.scandir(folder)):
         if not entry.is_file(follow_symlinks=False):
-            raise Mismatch(f"{shown(entry.name)} is no plain file")
+            raise Mismatch(f"{quoted(entry.name)} is no plain file")
         if entry.name.startswith("."):
             # rsync's own, left by an upload that was cut: no manifest can name such a file
-            log.info("%s: %s removed, the rest of a broken transfer", folder.name, shown(entry.name))
+            log.info("%s: %s removed, the rest of a broken transfer", folder.name, quoted(entry.name))
             os.unlink(entry.path)
         else:
             there.add(entry.name)
     named = {file.name for file in manifest.files} | {MANIFEST}
     if there - named:
-        raise Mismatch(f"{shown(min(there - named))} is there and not in {MANIFEST}")
+        raise Mismatch(f"{quoted(min(there - named))} is there and not in {MANIFEST}")
     if named - there:
         raise Mismatch(f"{min(named - there)} is not there")
 
@@ -122,7 +122,7 @@ def package(path: Path, file: File) -> None:
     except InputError as error:
         raise Mismatch(str(error).replace(f"{path.parent}/", "")) from error
     if nevra != file.nevra:
-        raise Mismatch(f"{file.name} is {shown(nevra)} instead of {shown(file.nevra)}")
+        raise Mismatch(f"{file.name} is {quoted(nevra)} instead of {quoted(file.nevra)}")
 
 
 def check_texts(path: Path, file: File) -> None:

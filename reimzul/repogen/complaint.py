@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from reimzul.core.errors import TimedOut
-from reimzul.core.run import run
+from reimzul.core.process import run
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import HUNG, Heed, Indexer, paths
 

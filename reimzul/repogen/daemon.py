@@ -15,15 +15,15 @@ from typing import Callable, Optional
 
 import attr
 
-from reimzul.core import mark
-from reimzul.core.bstore import Bstore, StoreUrls, leg_name, spool_name
-from reimzul.core.daemon import Daemon, Outcome, Stop, not_yet
-from reimzul.core.disk import locked
-from reimzul.core.errors import Again, BrokerGone, ProgramMissing, ReimzulError, Stopping
+from reimzul.core import control
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, TOSIGN, Broker, ReservedJob
+from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
+from reimzul.core.errors import BrokerUnavailable, ProgramNotFound, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.fs import file_lock
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import Refusal, RepogenRequest, Status
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, Claim
+from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
 from reimzul.repogen import stuck
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
 from reimzul.repogen.check import Mismatch, Unpublishable
@@ -58,7 +58,7 @@ DISK_PAUSE = 30
 #: Seconds to wait for a hook to end where nothing else is to be done.
 HOOK_POLL = 0.05
 
-_Claim = Claim[RepogenRequest]
+_Claim = ReservedJob[RepogenRequest]
 #: A claim and the leg it brought to its place; None where it only asks for the target.
 _Job = tuple[_Claim, Optional[Placed]]
 Heed = Callable[[], None]
@@ -80,7 +80,7 @@ class Made:
 class Tools:
     """What this host publishes with."""
 
-    store: Bstore
+    store: StorePaths
     urls: StoreUrls
     indexer: Indexer
     teller: Teller
@@ -112,7 +112,7 @@ class Repogen(Daemon[RepogenRequest]):
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
         """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
-        heed = Keeper(broker, self.stop, self.alive)
+        heed = Keeper(broker, self.stop, self.ping_watchdog)
         waiting: dict[str, list[_Job]] = {}
         yield from self._place_all(broker, list(claims), waiting, heed)
         # legs of one build end together, and are indexed together
@@ -129,14 +129,14 @@ class Repogen(Daemon[RepogenRequest]):
                 if self._adopt(broker, claim, heed):
                     yield claim, None
                     continue
-                leg = None if claim.message.bare else self._bring_in(broker, claim, heed)
-            except (BrokerGone, Stopping):
+                leg = None if claim.message.is_bare else self._bring_in(broker, claim, heed)
+            except (BrokerUnavailable, ShutdownRequested):
                 raise
             except (ReimzulError, OSError) as error:
                 yield claim, _outcome(error)
                 continue
             is_published = leg is not None and leg.published
-            if claim.message.bare or is_published or (leg and not self._has_repodata(claim.message.target)):
+            if claim.message.is_bare or is_published or (leg and not self._has_repodata(claim.message.target)):
                 waiting.setdefault(claim.message.target, []).append((claim, leg if is_published else None))
             else:
                 yield claim, None
@@ -150,14 +150,14 @@ class Repogen(Daemon[RepogenRequest]):
         if not self.tools.originals:
             return False
         make_room(self.tools.store, claim.message.target)
-        event = claim.message.event
+        event = claim.message.original_event
         if event is None:
             return False
         try:
             broker.put(CREATEREPO, adopt(self.tools.store, event, heed), priority=PRIORITY)
         except NotWhole as error:
             if event.status == Status.SUCCESS:
-                raise not_yet(claim, str(error)) from None
+                raise retry_or_give_up(claim, str(error)) from None
             log.warning("%s is not there; it had failed", error)
         return True
 
@@ -176,7 +176,7 @@ class Repogen(Daemon[RepogenRequest]):
     def _place(self, broker: Broker, claim: _Claim, name: str, heed: Heed) -> Placed | None:
         store, request = self.tools.store, claim.message
         try:
-            leg = bring_in(store, request, heed, lambda: mark.cancelled(broker, request.build_id) is not None)
+            leg = bring_in(store, request, heed, lambda: control.cancel_flag(broker, request.build_id) is not None)
         except Withdrawn as error:
             self._withdraw(broker, request, error.manifest)
             file_away(store, name)
@@ -187,22 +187,22 @@ class Repogen(Daemon[RepogenRequest]):
             put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=again, request=asked))
             leg = None
         if leg is not None:
-            log.info("%s is in %s", leg_name(request.build_id, request.arch), leg.place)
+            log.info("%s is in %s", leg_key(request.build_id, request.arch), leg.place)
             return leg
         verdict = verdict_on(store, name)
         if verdict is not None:
             self.tools.teller.carry_out(broker, request, verdict)
         elif not self._withdraw(broker, request, filed(store, request)):  # as one was that died right here
-            raise not_yet(claim, f"the upload {name}")
+            raise retry_or_give_up(claim, f"the upload {name}")
         return None
 
     def _withdraw(self, broker: Broker, request: RepogenRequest, manifest: Manifest | None) -> bool:
         """Say that a leg is cancelled that was built; whether it is."""
-        forbidden = mark.cancelled(broker, request.build_id)
-        event = cancelled_event(request, manifest, forbidden.cancels, self.tools.urls) if forbidden else None
+        forbidden = control.cancel_flag(broker, request.build_id)
+        event = cancelled_event(request, manifest, forbidden.cancel_text, self.tools.urls) if forbidden else None
         if event is None:
             return False
-        log.info("%s is not published: %s", leg_name(request.build_id, request.arch), event.reason)
+        log.info("%s is not published: %s", leg_key(request.build_id, request.arch), event.reason)
         broker.announce(event)
         return True
 
@@ -243,11 +243,11 @@ class Repogen(Daemon[RepogenRequest]):
     ) -> Iterator[tuple[_Claim, Outcome]]:
         """Index a target where it is free; where its hook is at work then, the rest is for later."""
         with contextlib.ExitStack() as held:
-            lock = held.enter_context(locked(self.tools.store.lock(target)))
+            lock = held.enter_context(file_lock(self.tools.store.lock(target)))
             if lock is None or not self._due(target, waiting[target]):
                 return
             jobs = waiting.pop(target)
-            self.service.doing(f"indexing {target} for {len(jobs)} jobs")
+            self.service.set_status(f"indexing {target} for {len(jobs)} jobs")
             made = self._index(target, jobs, lock, heed, held)
             if isinstance(made, Made):
                 hooked[target] = attr.evolve(made, held=held.pop_all())
@@ -263,7 +263,7 @@ class Repogen(Daemon[RepogenRequest]):
                 yield from self._answer(broker, target, made.jobs, listing)
 
     def _answer(
-        self, broker: Broker, target: str, jobs: list[_Job], listing: Listing | Again
+        self, broker: Broker, target: str, jobs: list[_Job], listing: Listing | RetryLater
     ) -> Iterator[tuple[_Claim, Outcome]]:
         """Tell of each job that its leg is listed, or give all back."""
         stuck.mark_target(broker, self.tools.indexer, target, self.host)
@@ -275,9 +275,9 @@ class Repogen(Daemon[RepogenRequest]):
     def _meanwhile(self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]]) -> list[_Claim]:
         """What has come since, as much as there is room for; nothing where we are to end."""
         room = self.batch - sum(map(len, waiting.values()))
-        if room <= 0 or self.stop.asked:
+        if room <= 0 or self.stop.requested:
             return []
-        more = self.claim(broker, 0, room)
+        more = self.reserve_jobs(broker, 0, room)
         claims += more
         return more
 
@@ -287,7 +287,7 @@ class Repogen(Daemon[RepogenRequest]):
 
     def _index(
         self, target: str, jobs: list[_Job], lock: int, heed: Heed, held: contextlib.ExitStack
-    ) -> Made | Listing | Again:
+    ) -> Made | Listing | RetryLater:
         """What is listed already, or is as soon as it is visible; or why it could not be."""
         started = time.monotonic()
         try:
@@ -297,7 +297,7 @@ class Repogen(Daemon[RepogenRequest]):
                 return ruled
             listing = self._made(target, jobs, ruled, lock, heed)
             new = self.tools.indexer.draft(target)
-        except (Again, ProgramMissing, OSError) as error:
+        except (RetryLater, ProgramNotFound, OSError) as error:
             return self._failed(target, error)
         try:
             running = held.enter_context(self.tools.indexer.hooked(new))
@@ -305,7 +305,7 @@ class Repogen(Daemon[RepogenRequest]):
             return self._hook_failed(new, error)
         return Made(jobs=jobs, listing=listing, new=new, hook=running, held=held, started=started)
 
-    def _apply_rules(self, target: str, jobs: list[_Job]) -> Ruled | Listing | Again:
+    def _apply_rules(self, target: str, jobs: list[_Job]) -> Ruled | Listing | RetryLater:
         """What the next run is to list; what is listed already where that is all, or the rest of a failed hook."""
         listing, legs = self.listings.of(target), [leg for _, leg in jobs if leg is not None]
         _update(jobs, self.tools.rules.read_rulings(target, legs))
@@ -342,10 +342,10 @@ class Repogen(Daemon[RepogenRequest]):
             listing = self.listings.made(target)
         self._note_complaints(target, listing, legs)
         if read_all and not all(listing.has(leg) for leg in given.legs):
-            raise Again(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
+            raise RetryLater(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
         return listing
 
-    def _shown(self, target: str, made: Made) -> Listing | Again | None:
+    def _shown(self, target: str, made: Made) -> Listing | RetryLater | None:
         """What is listed now that it is visible, or why it is not; None while the hook is at work."""
         with contextlib.ExitStack() as held:
             held.push(made.held)
@@ -362,17 +362,17 @@ class Repogen(Daemon[RepogenRequest]):
         log.info("%s indexed for %d jobs in %.1f s", target, len(made.jobs), time.monotonic() - made.started)
         return made.listing
 
-    def _hook_failed(self, new: Draft, error: HookFailed) -> Again:
+    def _hook_failed(self, new: Draft, error: HookFailed) -> RetryLater:
         log.error("%s keeps its old repodata: [repogen] after_createrepo: %s", new.target, error)
         try:
             failure = self.tools.indexer.give_up(new, error)
         except OSError as full:  # it cannot be kept: it is tried again all the same
             return self._failed(new.target, full)
-        return Again(f"[repogen] after_createrepo: {error}", pause=failure.pause)
+        return RetryLater(f"[repogen] after_createrepo: {error}", pause=failure.pause)
 
-    def _failed(self, target: str, error: Exception) -> Again:
+    def _failed(self, target: str, error: Exception) -> RetryLater:
         failures = self._failures[target] = self._failures.get(target, 0) + 1
-        return Again(str(error), pause=nth(FAILED_PAUSES, failures - 1))
+        return RetryLater(str(error), pause=nth(FAILED_PAUSES, failures - 1))
 
     def _make(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> tuple[bool, Ruled]:
         """One run; whether it read all it was given, and what that was: nothing that createrepo_c crashes on."""
@@ -435,7 +435,7 @@ class Repogen(Daemon[RepogenRequest]):
         put_aside(self.tools.store, self.tools.store.place(leg.place), name, verdict)
         self.tools.teller.carry_out(broker, message, verdict)
 
-    def idle(self, broker: Broker) -> None:
+    def do_idle_work(self, broker: Broker) -> None:
         """At start and then once an hour, look through the spool."""
         if time.monotonic() < self._next_scan:
             return
@@ -448,7 +448,7 @@ class Repogen(Daemon[RepogenRequest]):
     def _scan(self, broker: Broker) -> None:
         store, abandoned = self.tools.store, 0
         for found in scan(store, self.tools.spool_days, time.time()):
-            self.alive()
+            self.ping_watchdog()
             if isinstance(found, Abandoned):
                 abandoned += 1
             elif isinstance(found, Strange):
@@ -461,7 +461,7 @@ class Repogen(Daemon[RepogenRequest]):
         if self.tools.originals:
             make_room(store)
             abandoned += prune(store, time.time() - self.tools.spool_days * 86400)
-        removed = sweep(store, self.tools.retention, time.time(), self.alive)
+        removed = sweep(store, self.tools.retention, time.time(), self.ping_watchdog)
         if removed:
             log.info("%s", removed)
         left = sweep_live(store, time.time() - LIVE)
@@ -488,7 +488,7 @@ def _all_listed(listing: Listing, jobs: list[_Job]) -> bool:
 
 def _outcome(error: Exception) -> Exception:
     """What the disk says is no fault of the job's: it is tried again."""
-    return Again(str(error), pause=DISK_PAUSE) if isinstance(error, OSError) else error
+    return RetryLater(str(error), pause=DISK_PAUSE) if isinstance(error, OSError) else error
 
 
 def nth(pauses: Sequence[int], number: int) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 
 import attr
 
-from reimzul.core import disk, fields
-from reimzul.core.bstore import MANIFEST, Bstore, leg_name
+from reimzul.core import fs, validators
+from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +79,11 @@ def _folders(path: Path) -> list[str]:
         return []
 
 
-def told(store: Bstore, leg: Lying) -> Told:
+def told(store: StorePaths, leg: Lying) -> Told:
     """What its manifest says; not checked as an arriving one is, as nothing is made of it but the choice to drop it."""
     folder, filed = store.place(leg.place), ""
     try:
-        filed = time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(folder.stat().st_ctime))
+        filed = time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(folder.stat().st_ctime))
         raw = json.loads((folder / MANIFEST).read_bytes())
         request = raw["request"]
         names = {"build_id": request, "submitter": request, "srpm": request, "attempt": raw, "status": raw}
@@ -92,7 +92,7 @@ def told(store: Bstore, leg: Lying) -> Told:
         return Told(filed=filed)
 
 
-def size(store: Bstore, leg: Lying) -> int:
+def size(store: StorePaths, leg: Lying) -> int:
     """Bytes of its files."""
     total = 0
     with contextlib.suppress(OSError), os.scandir(store.place(leg.place)) as entries:
@@ -101,27 +101,27 @@ def size(store: Bstore, leg: Lying) -> int:
     return total
 
 
-def drop(store: Bstore, leg: Lying, about: Told) -> None:
+def drop(store: StorePaths, leg: Lying, about: Told) -> None:
     """Remove a leg, its entry in `index/`, and the logs of the attempts at it. Done before, nothing is left to do."""
     if about.build_id:
-        name = leg_name(about.build_id, leg.arch)
+        name = leg_key(about.build_id, leg.arch)
         _forget(store, name, leg.place)
         for left in store.attempts.glob(f"{name}.*"):
-            disk.remove(left)
+            fs.remove(left)
     folder = store.place(leg.place)
     aside = store.state / "dropped" / leg.place.replace("/", "+")
     aside.parent.mkdir(exist_ok=True)
-    disk.remove(aside)
+    fs.remove(aside)
     with contextlib.suppress(FileNotFoundError):
         os.rename(folder, aside)  # whole until now, and not there from now on
-        disk.sync(folder.parent)
+        fs.sync(folder.parent)
     for empty in (folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):  # another build of the package has just come there
             empty.rmdir()
-    disk.remove(aside)
+    fs.remove(aside)
 
 
-def _forget(store: Bstore, name: str, place: str) -> None:
+def _forget(store: StorePaths, name: str, place: str) -> None:
     entry = store.index / name
     with contextlib.suppress(OSError):
         if os.readlink(entry) == f"../{place}":

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore
-from reimzul.core.config import Repogen as Settings
-from reimzul.core.errors import ReimzulError, ended_how
-from reimzul.core.run import Process, end, ended, spawn
+from reimzul.core import fs
+from reimzul.core.config import RepogenSettings as Settings
+from reimzul.core.errors import ReimzulError, describe_exit
+from reimzul.core.process import Process, end_group, spawn, wait_until_exit
+from reimzul.core.store_paths import StorePaths
 
 #: The pauses, in seconds, after one failure of the hook on a target, after two, and so on.
 PAUSES_SECONDS = (5, 10, 30, 60, 120, 300)
@@ -68,7 +68,7 @@ def note_failure(path: Path, reason: str) -> Failure:
     """Record one more failure."""
     before = read_failure(path)
     failure = Failure(count=before.count + 1 if before else 1, at=time.time(), reason=reason)
-    disk.write(path, json.dumps(attr.asdict(failure), indent=1) + "\n")
+    fs.write_atomic(path, json.dumps(attr.asdict(failure), indent=1) + "\n")
     return failure
 
 
@@ -81,19 +81,21 @@ class Running:
 
     def has_ended(self, wait: float = 0.0) -> bool:
         """Whether it has succeeded; waits that long for it. Raises `HookFailed`."""
-        if not ended(self._process, wait):
+        if not wait_until_exit(self._process, wait):
             if time.monotonic() > self._deadline:
                 raise HookFailed(f"{self._program} was ended after {self._seconds:g} s{self._said()}")
             return False
-        end(self._process, 0.0)  # with all that it left in its group: nothing of it writes into what becomes visible
+        end_group(
+            self._process, 0.0
+        )  # with all that it left in its group: nothing of it writes into what becomes visible
         code = self._process.returncode
         if code:
-            raise HookFailed(f"{self._program} {ended_how(code)}{self._said()}")
+            raise HookFailed(f"{self._program} {describe_exit(code)}{self._said()}")
         return True
 
     def wait(self, seconds: float) -> None:
         """Wait for its end, at most that long."""
-        ended(self._process, seconds)
+        wait_until_exit(self._process, seconds)
 
     def _said(self) -> str:
         try:
@@ -111,7 +113,7 @@ def hook_argv(settings: Settings, folder: Path, target: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def run_hook(settings: Settings, store: Bstore, target: str, folder: Path) -> Iterator[Running]:
+def run_hook(settings: Settings, store: StorePaths, target: str, folder: Path) -> Iterator[Running]:
     """The hook at work on a folder; leaving the block ends it. Raises `HookFailed` where it cannot be started."""
     argv, output = hook_argv(settings, folder, target), store.hook_log(target)
     env = {"REIMZUL_TARGET": target, "REIMZUL_REPODATA": str(folder)}

@@ -7,8 +7,8 @@ import logging
 import time
 from typing import Any, Callable
 
+from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.daemon import Stop
-from reimzul.core.tube import Broker, Claim
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +20,13 @@ class Keeper:
         self.broker, self.stop, self.alive, self._kept = broker, stop, alive, time.monotonic()
 
     def __call__(self) -> None:
-        self.stop.heed()
+        self.stop.raise_if_stopping()
         self.alive()
         if time.monotonic() - self._kept > 1.0:
-            self.broker.keep(lost=self._lost)
+            self.broker.touch_all_if_due(lost=self._lost)
             self._kept = time.monotonic()
 
-    def _lost(self, claim: Claim[Any]) -> None:
+    def _lost(self, claim: ReservedJob[Any]) -> None:
         # what we do for it is done twice then, which is allowed; the others of the batch are still ours
         log.warning("%r may be another's by now", claim)
-        self.broker.forget(claim)
+        self.broker.untrack(claim)

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import attr
 
-from reimzul.core.bstore import Bstore, leg_name
 from reimzul.core.config import DUPLICATE_KINDS
 from reimzul.core.errors import InputError
-from reimzul.core.header import is_same_package
 from reimzul.core.manifest import File
-from reimzul.core.unlisted import LeftOut, Unlisted, folder_of
+from reimzul.core.rpm_header import is_same_package
+from reimzul.core.store_paths import StorePaths, leg_key
+from reimzul.core.unlisted import LeftOutPackage, UnlistedLeg, folder_of
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import Listing
 from reimzul.repogen.stored_leg import StoredLeg, read_stored_leg
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 class ListingPlan:
     """What is to be listed of a target, as far as it is decided."""
 
-    store: Bstore
+    store: StorePaths
     target: str
     allowed: frozenset[str]  #: the kinds of duplicates that the target may list (core/config.py)
     listing: Listing  #: what is listed now
-    records: dict[str, Unlisted]
+    records: dict[str, UnlistedLeg]
     dropped: frozenset[str]  #: folders of which nothing is to be listed
     _held: set[str] = attr.field(factory=set)  #: folders that are not listed yet, or never
     _hidden: set[str] = attr.field(factory=set)  #: folders and packages that the records hide
@@ -75,7 +75,7 @@ class ListingPlan:
                 del self.records[name]
         self._hide()
 
-    def _settled(self, each: Unlisted) -> Unlisted:
+    def _settled(self, each: UnlistedLeg) -> UnlistedLeg:
         folder = folder_of(each.replacement) + "/"
         if any(path.startswith(folder) for path in self.listing.packages):
             return attr.evolve(each, was_listed=True)
@@ -91,7 +91,7 @@ class ListingPlan:
         """Whether a leg was replaced, or is listed as it was decided."""
         if leg.folder in self._hidden:
             return True
-        wanted = {f"{leg.folder}/{file.name}": file.sha256 for file in leg.manifest.rpms}
+        wanted = {f"{leg.folder}/{file.name}": file.sha256 for file in leg.manifest.rpm_files}
         return all(self.listing.packages.get(path) == sha256 or path in self._hidden for path, sha256 in wanted.items())
 
     def _collect(self, new: Sequence[Placed], legs: Sequence[Placed], packages: Sequence[str]) -> list[str]:
@@ -102,7 +102,7 @@ class ListingPlan:
         own, known = {leg.folder for leg in legs}, self.listing.packages
         waiting = [path for path in packages if known and path not in known and not self.hides(path)]
         waiting = [path for path in waiting if path.rpartition("/")[0] not in own]
-        wanted = {file.name for leg in new for file in leg.manifest.rpms}
+        wanted = {file.name for leg in new for file in leg.manifest.rpm_files}
         wanted.update(name for each in self.records.values() for name in each.left_out)
         wanted.update(path.rpartition("/")[2] for path in waiting)
         mine = {leg.folder for leg in new}
@@ -123,12 +123,12 @@ class ListingPlan:
             # of another arch, the leg stays until its own rebuild comes: what both make is left out of the new one
             if old.arch == leg.manifest.arch:
                 self._replace(old, leg)
-        for file in leg.manifest.rpms:
+        for file in leg.manifest.rpm_files:
             self._paths.setdefault(file.name, []).append(f"{leg.folder}/{file.name}")
         return ""
 
     def _replace(self, old: StoredLeg, leg: Placed) -> None:
-        record = self.records.get(old.name, Unlisted(place=old.place))
+        record = self.records.get(old.name, UnlistedLeg(place=old.place))
         self.records[old.name] = attr.evolve(record, replaced_by=leg.manifest.build_id, replacement=leg.place)
         log.info("%s is replaced by build %s", old.place, leg.manifest.build_id)
         self._hide()
@@ -141,16 +141,16 @@ class ListingPlan:
     def _leave_out(self, leg: Placed) -> None:
         """Leave out of a leg what another one lists already."""
         left_out = {}
-        for file in leg.manifest.rpms:
+        for file in leg.manifest.rpm_files:
             path = f"{leg.folder}/{file.name}"
             keeper = next((old for old in self._holders(leg, file) if self._keeps(old, leg)), None)
             if keeper is None:
                 self._paths.setdefault(file.name, []).append(path)
             else:
                 left_out[file.name] = self._left_out(path, keeper)
-        name = leg_name(leg.manifest.build_id, leg.manifest.arch)
+        name = leg_key(leg.manifest.build_id, leg.manifest.arch)
         if left_out:
-            self.records[name] = Unlisted(place=leg.place, left_out=left_out)
+            self.records[name] = UnlistedLeg(place=leg.place, left_out=left_out)
         else:
             self.records.pop(name, None)
         self._hide()
@@ -158,11 +158,11 @@ class ListingPlan:
     def _keeps(self, old: StoredLeg, leg: Placed) -> bool:
         return ("legs" if old.is_sibling_of(leg.manifest) else "builds") not in self.allowed
 
-    def _left_out(self, path: str, keeper: StoredLeg) -> LeftOut:
+    def _left_out(self, path: str, keeper: StoredLeg) -> LeftOutPackage:
         other, differs = self.store.place(keeper.place) / path.rpartition("/")[2], False
         with contextlib.suppress(InputError):  # createrepo_c will say it of the one that is listed
             differs = not is_same_package(self.store.target(self.target) / path, other)
-        return LeftOut(leg=keeper.name, place=keeper.place, differs=differs)
+        return LeftOutPackage(leg=keeper.name, place=keeper.place, differs=differs)
 
     def _look_for_keepers(self) -> None:
         """List what was left out for a leg that is not listed any more, unless yet another leg has it."""
@@ -199,7 +199,7 @@ class ListingPlan:
                 self._held.add(folder)
 
     def _hits(self, leg: Placed) -> Iterator[tuple[File, StoredLeg]]:
-        for file in leg.manifest.rpms:
+        for file in leg.manifest.rpm_files:
             yield from ((file, old) for old in self._holders(leg, file))
 
     def _holders(self, leg: Placed, file: File) -> Iterator[StoredLeg]:

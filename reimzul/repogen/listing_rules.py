@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import attr
 
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.config import Duplicates
-from reimzul.core.unlisted import Records, Unlisted, read_records, replaced_builds, write_records
+from reimzul.core.config import DuplicatesSettings
+from reimzul.core.store_paths import StorePaths, leg_key
+from reimzul.core.unlisted import Records, UnlistedLeg, read_records, replaced_builds, write_records
 from reimzul.repogen.listing_plan import ListingPlan
 from reimzul.repogen.place import Placed, Ruling
 from reimzul.repogen.repodata import Listing
@@ -35,8 +35,8 @@ class Ruled:
 class ListingRules:
     """The rules of all targets."""
 
-    store: Bstore
-    duplicates: Duplicates = attr.field(factory=Duplicates)
+    store: StorePaths
+    duplicates: DuplicatesSettings = attr.field(factory=DuplicatesSettings)
 
     def apply_rules(
         self,
@@ -55,7 +55,7 @@ class ListingRules:
         plan = ListingPlan(
             store=self.store,
             target=target,
-            allowed=self.duplicates.allowed(target),
+            allowed=self.duplicates.kinds_for(target),
             listing=listing,
             records=dict(before),
             dropped=frozenset(dropped),
@@ -91,12 +91,12 @@ class ListingRules:
 
     def _ruled(self, leg: Placed, records: Records) -> Placed:
         manifest = leg.manifest
-        record = records.get(leg_name(manifest.build_id, manifest.arch))
+        record = records.get(leg_key(manifest.build_id, manifest.arch))
         replaced = bool(record and record.replaced_by)
-        names = {file.name for file in manifest.rpms} if replaced else record.left_out if record else ()
+        names = {file.name for file in manifest.rpm_files} if replaced else record.left_out if record else ()
         return attr.evolve(leg, ruling=Ruling(left_out=frozenset(names), notes=self._notes(leg, record, records)))
 
-    def _notes(self, leg: Placed, record: Unlisted | None, records: Records) -> str:
+    def _notes(self, leg: Placed, record: UnlistedLeg | None, records: Records) -> str:
         """What everybody is told of a leg that is not listed as a first build is."""
         build_id, notes = leg.manifest.build_id, []
         if record is not None and record.replaced_by:
@@ -111,11 +111,11 @@ class ListingRules:
             notes.append(f"{file} is listed from {whose}{differs}")
         return "; ".join(notes)
 
-    def _collected(self, name: str, old: Unlisted) -> str:
+    def _collected(self, name: str, old: UnlistedLeg) -> str:
         """Whether the signer has taken a replaced leg; tosign takes back what still waits."""
         _, target, package, _, folder = old.place.split("/")
         waiting = self.store.tosign / target / f"{package}-{folder}.{name.partition('.')[0]}"
-        is_taken = os.path.lexists(self.store.staged / name) and not (
+        is_taken = os.path.lexists(self.store.staged_marks / name) and not (
             os.path.lexists(self.store.staging / name) or os.path.lexists(waiting)
         )
         return ", which the signer has collected already" if is_taken else ""

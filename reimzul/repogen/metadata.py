@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection
 from typing import Callable
 
-from reimzul.core.bstore import Bstore
 from reimzul.core.errors import InputError, ReimzulError
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.prune import hold_lock
 from reimzul.repogen.repodata import DAMAGED, Indexer
 from reimzul.repogen.repomd import REPOMD, Addition, check_type, guess_type, read_records
@@ -25,7 +25,7 @@ def read_addition(name: str, raw: bytes, given: str) -> Addition:
 
 
 def change_metadata(
-    store: Bstore,
+    store: StorePaths,
     indexer: Indexer,
     target: str,
     heed: Callable[[], None],

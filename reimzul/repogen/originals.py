@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
-from reimzul.core import disk, fields
-from reimzul.core.bstore import MANIFEST, Bstore, place_of, spool_name
-from reimzul.core.errors import InputError, MessageError, ReimzulError
-from reimzul.core.header import read_header
+from reimzul.core import fs, validators
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.manifest import File, Manifest, sha256_of
-from reimzul.core.message import ORIGINALS_ATTEMPT, BuildEvent, BuildRequest, RepogenRequest, Status
+from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, BuildEvent, BuildRequest, RepogenRequest, Status
+from reimzul.core.rpm_header import read_header
+from reimzul.core.store_paths import MANIFEST, StorePaths, package_dir, spool_name
 from reimzul.repogen.place import settled
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class NotWhole(ReimzulError):
     """An upload of the original's is not there, or not all of it."""
 
 
-def adopt(store: Bstore, event: BuildEvent, heed: Callable[[], None]) -> RepogenRequest:
+def adopt(store: StorePaths, event: BuildEvent, heed: Callable[[], None]) -> RepogenRequest:
     """What asks for the leg that a worker of the original announced, once its upload is one like ours.
 
     Only the target where it lies in `repo/` already, as one does from before there was `originals/`. Raises `NotWhole`,
@@ -50,7 +50,7 @@ def adopt(store: Bstore, event: BuildEvent, heed: Callable[[], None]) -> Repogen
     lying = store.originals / folder
     there = settled(store, asked.build_id, asked.arch)
     if there is not None and there.manifest.attempt == asked.attempt:
-        disk.remove(lying)  # sent once more by another worker of that builder
+        fs.remove(lying)  # sent once more by another worker of that builder
         return asked
     if not spool.is_dir() and not lying.is_dir():
         if there is not None:
@@ -60,33 +60,33 @@ def adopt(store: Bstore, event: BuildEvent, heed: Callable[[], None]) -> Repogen
     if not spool.is_dir():
         _take(lying, spool, event)
     if not (spool / MANIFEST).exists():
-        disk.write(spool / MANIFEST, _manifest(spool, event, asked, heed).text())
+        fs.write_atomic(spool / MANIFEST, _manifest(spool, event, asked, heed).to_text())
         log.info("%s was uploaded by a worker of the original, on %s", asked.place, event.builder_fqdn)
     return asked
 
 
 def _asked(event: BuildEvent) -> RepogenRequest:
     if not event.by_original or event.status not in (Status.SUCCESS, Status.FAILED) or not event.builder_fqdn:
-        raise MessageError(f"{event.status} of {event.srpm} is not the result of a worker of the original")
+        raise InvalidMessage(f"{event.status} of {event.srpm} is not the result of a worker of the original")
     try:
         return RepogenRequest(
             target=event.target,
             build_id=event.key.partition(".")[0],
             arch=event.arch,
             # always the same: whoever is told of this leg again finds what was begun
-            attempt=f"{_seconds(event.timestamp)}{ORIGINALS_ATTEMPT}",
-            place=place_of(
+            attempt=f"{_seconds(event.timestamp)}{ORIGINAL_ATTEMPT_SUFFIX}",
+            place=package_dir(
                 event.target, event.pkgname, event.timestamp, event.evr, event.arch, scratch=event.scratch
             ),
             index=event.status == Status.SUCCESS and not event.scratch,
             request=_request(event),
         )  # fmt: skip
     except ValueError as error:
-        raise MessageError(f"{event.status} of {event.srpm}, of the original: {error}") from None
+        raise InvalidMessage(f"{event.status} of {event.srpm}, of the original: {error}") from None
 
 
 def _seconds(timestamp: str) -> int:
-    return max(0, calendar.timegm(time.strptime(timestamp, fields.TIMESTAMP_FORMAT)))
+    return max(0, calendar.timegm(time.strptime(timestamp, validators.TIMESTAMP_FORMAT)))
 
 
 def _request(event: BuildEvent) -> BuildRequest:
@@ -109,7 +109,7 @@ def _take(lying: Path, spool: Path, event: BuildEvent) -> None:
     if lacking:
         raise NotWhole(f"{lacking}, of {event.srpm} for {event.arch} from {event.builder_fqdn},")
     try:
-        disk.remove(lying / MANIFEST)  # whoever sent it: the manifest of such a leg is ours to make
+        fs.remove(lying / MANIFEST)  # whoever sent it: the manifest of such a leg is ours to make
         os.rename(lying, spool)
     except FileNotFoundError:
         raise NotWhole(f"the upload of {event.srpm} for {event.arch} from {event.builder_fqdn}") from None
@@ -118,7 +118,7 @@ def _take(lying: Path, spool: Path, event: BuildEvent) -> None:
 def _lacks(folder: Path) -> str:
     """What a built leg lacks: it says so itself, in build.log; empty where nothing."""
     there = {path.name for path in folder.glob("*.rpm")} if folder.is_dir() else set()
-    if all(fields.is_source_rpm(name) for name in there):
+    if all(validators.is_source_rpm(name) for name in there):
         return "its packages"
     missing = _wrote(folder / "build.log") - there
     if missing:
@@ -164,7 +164,7 @@ def _files(folder: Path, event: BuildEvent, heed: Callable[[], None]) -> Iterato
     for path in sorted(folder.iterdir()):
         heed()
         if not _kept(path, event):
-            disk.remove(path)
+            fs.remove(path)
             continue
         nevra = read_header(path).nevra if path.name.endswith(".rpm") else ""
         yield File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path), nevra=nevra)
@@ -172,27 +172,27 @@ def _files(folder: Path, event: BuildEvent, heed: Callable[[], None]) -> Iterato
 
 def _kept(path: Path, event: BuildEvent) -> bool:
     """A plain file, named as ours are; no packages of what failed, no source rpm of a leg that followed another."""
-    if not _is_plain(path) or not fields.NAME.match(path.name) or len(path.name) > 200 or path.name == MANIFEST:
+    if not _is_plain(path) or not validators.NAME.match(path.name) or len(path.name) > 200 or path.name == MANIFEST:
         return False
     if not path.name.endswith(".rpm"):
         return True
     follower = not event.target.endswith(f".{event.arch}")
-    return event.status == Status.SUCCESS and not (follower and fields.is_source_rpm(path.name))
+    return event.status == Status.SUCCESS and not (follower and validators.is_source_rpm(path.name))
 
 
-def make_room(store: Bstore, target: str = "") -> None:
+def make_room(store: StorePaths, target: str = "") -> None:
     """A folder for the uploads of a target, or of all there are: the original's rsync makes none of them."""
     for name in [target] if target else [path.name for path in store.repo.iterdir() if path.is_dir()]:
         (store.originals / name).mkdir(exist_ok=True)
 
 
-def prune(store: Bstore, before: float) -> int:
+def prune(store: StorePaths, before: float) -> int:
     """Remove what nobody asked for since a time, and folders that are empty since then; how many uploads that were."""
     removed = 0
     for leg in store.originals.glob("*/*/*/*"):
         with contextlib.suppress(FileNotFoundError):  # taken up while we look
-            if disk.changed(leg) < before:
-                disk.remove(leg)
+            if fs.last_change(leg) < before:
+                fs.remove(leg)
                 removed += 1
     for depth in ("*/*/*", "*/*"):
         for path in store.originals.glob(depth):

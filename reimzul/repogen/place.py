@@ -18,11 +18,11 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import disk, fields
-from reimzul.core.bstore import Bstore, leg_name, spool_name
-from reimzul.core.errors import Again
+from reimzul.core import fs, validators
+from reimzul.core.errors import RetryLater
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.store_paths import StorePaths, leg_key, spool_name
 from reimzul.repogen.check import Mismatch, arrived, check
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Placed:
     @property
     def rpms(self) -> list[File]:
         """Its packages that are to be listed."""
-        return [file for file in self.manifest.rpms if file.name not in self.ruling.left_out]
+        return [file for file in self.manifest.rpm_files if file.name not in self.ruling.left_out]
 
     @property
     def folder(self) -> str:
@@ -85,7 +85,7 @@ class _LookAgain(Exception):
 
 
 def bring_in(
-    store: Bstore, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool] = lambda: False
+    store: StorePaths, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool] = lambda: False
 ) -> Placed | None:
     """The leg a request names, in its place; None where neither its upload nor its place is there.
 
@@ -102,11 +102,11 @@ def bring_in(
             # moved while we looked, or being dropped since another attempt has come to its place meanwhile
             if os.path.lexists(spool) and not _succeeded(settled(store, request.build_id, request.arch)):
                 raise
-    raise Again(f"{spool.name} is being moved by another")
+    raise RetryLater(f"{spool.name} is being moved by another")
 
 
 def _step(
-    store: Bstore, spool: Path, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool]
+    store: StorePaths, spool: Path, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool]
 ) -> Placed | None:
     there = settled(store, request.build_id, request.arch)
     if _succeeded(there):
@@ -133,7 +133,7 @@ def _succeeded(there: Placed | None) -> bool:
     return there is not None and there.manifest.status == Status.SUCCESS
 
 
-def settled(store: Bstore, build_id: str, arch: str) -> Placed | None:
+def settled(store: StorePaths, build_id: str, arch: str) -> Placed | None:
     """The leg in the place that `index/` knows, if it is there and really this leg's."""
     place = _indexed(store, build_id, arch)
     manifest = _manifest_at(store, place) if place else None
@@ -142,40 +142,40 @@ def settled(store: Bstore, build_id: str, arch: str) -> Placed | None:
     return Placed(manifest=manifest, place=place)
 
 
-def _indexed(store: Bstore, build_id: str, arch: str) -> str:
+def _indexed(store: StorePaths, build_id: str, arch: str) -> str:
     try:
-        return fields.place(os.readlink(store.index / leg_name(build_id, arch))[len("../") :])
+        return validators.place(os.readlink(store.index / leg_key(build_id, arch))[len("../") :])
     except (FileNotFoundError, ValueError):
         return ""
 
 
-def _manifest_at(store: Bstore, place: str) -> Manifest | None:
+def _manifest_at(store: StorePaths, place: str) -> Manifest | None:
     try:
         return arrived(store.place(place))
     except Mismatch:
         return None  # whatever it is, it is not ours
 
 
-def _move_in(store: Bstore, spool: Path, manifest: Manifest) -> Placed:
+def _move_in(store: StorePaths, spool: Path, manifest: Manifest) -> Placed:
     place = _free_place(store, manifest)
     folder = store.place(place)
-    name = leg_name(manifest.build_id, manifest.arch)
+    name = leg_key(manifest.build_id, manifest.arch)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if _indexed(store, manifest.build_id, manifest.arch) != place:
-        disk.link(store.index / name, f"../{place}")
+        fs.symlink_atomic(store.index / name, f"../{place}")
     try:
         os.rename(spool, folder)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise _LookAgain from error
         raise
-    disk.sync_way(folder, folder.parents[2], store.root)  # the target stays
+    fs.sync_ancestors_once(folder, folder.parents[2], store.root)  # the target stays
     if place != manifest.place():
         log.warning("%s: %s is another build's, so it goes to %s", name, manifest.place(), place)
     return Placed(manifest=manifest, place=place)
 
 
-def _free_place(store: Bstore, manifest: Manifest) -> str:
+def _free_place(store: StorePaths, manifest: Manifest) -> str:
     """The first place of the leg that nobody has; the one `index/` names before all others."""
     for place in _candidates(store, manifest):
         if not os.path.lexists(store.place(place)):
@@ -183,18 +183,18 @@ def _free_place(store: Bstore, manifest: Manifest) -> str:
         there = _manifest_at(store, place)
         if there and (there.build_id, there.arch) == (manifest.build_id, manifest.arch):
             # ours, and `index/` does not say so: a disk that forgot. Say it, and look again
-            disk.link(store.index / leg_name(manifest.build_id, manifest.arch), f"../{place}")
+            fs.symlink_atomic(store.index / leg_key(manifest.build_id, manifest.arch), f"../{place}")
             raise _LookAgain
     raise Mismatch(f"{manifest.place()} and the {_SECONDS} seconds after it are all other builds'")
 
 
-def _candidates(store: Bstore, manifest: Manifest) -> Iterator[str]:
+def _candidates(store: StorePaths, manifest: Manifest) -> Iterator[str]:
     first = manifest.place()
     indexed = _indexed(store, manifest.build_id, manifest.arch)
     if _but_time(indexed) == _but_time(first):  # else an attempt at another version wrote it, and never got there
         yield indexed
     yield first
-    moment = datetime.strptime(manifest.request.timestamp, fields.TIMESTAMP_FORMAT)
+    moment = datetime.strptime(manifest.request.timestamp, validators.TIMESTAMP_FORMAT)
     for _ in range(_SECONDS):
         if moment >= _LAST:
             return
@@ -207,22 +207,22 @@ def _but_time(place: str) -> list[str]:
     return parts[:3] + parts[4:]
 
 
-def drop(store: Bstore, spool: Path) -> None:
+def drop(store: StorePaths, spool: Path) -> None:
     """Take away an upload that decides nothing: its packages go, its logs are kept in `attempts/`."""
     if spool.is_symlink():
-        disk.remove(spool)
+        fs.remove(spool)
     try:
         entries = list(os.scandir(spool))
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
         if entry.name.endswith(".rpm") or entry.name.startswith("."):  # a package, or the rest of a broken transfer
-            disk.remove(Path(entry.path))
+            fs.remove(Path(entry.path))
     move(spool, store.attempts / spool.name)
     log.info("%s decides nothing: its logs are in attempts/", spool.name)
 
 
-def _retire(store: Bstore, failed: Placed) -> None:
+def _retire(store: StorePaths, failed: Placed) -> None:
     """Make room for a success: what failed was another attempt's bad luck, and somebody was told of the success."""
     manifest = failed.manifest
     name = spool_name(manifest.build_id, manifest.arch, manifest.attempt)
@@ -239,5 +239,5 @@ def move(folder: Path, goal: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        disk.remove(folder)
-    disk.sync(goal.parent)
+        fs.remove(folder)
+    fs.sync(goal.parent)

@@ -17,12 +17,12 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import disk, fields
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.clock import EARLIEST
+from reimzul.core import fs, validators
+from reimzul.core.clock import EARLIEST_UNIX_TIME
 from reimzul.core.config import Pruning
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
+from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.unlisted import Records, read_records
 from reimzul.repogen.drop import Lying, Told, drop, lying, size, told
 from reimzul.repogen.listing_rules import ListingRules
@@ -63,7 +63,7 @@ def rule_of(target: str, rules: Mapping[str, Pruning]) -> Pruning | None:
     return rules.get(target) or rules.get(target.rpartition(".")[0])
 
 
-def old(store: Bstore, target: str, rule: Pruning, now: float) -> list[Old]:
+def old(store: StorePaths, target: str, rule: Pruning, now: float) -> list[Old]:
     """The legs that a rule drops, the oldest first, and those of them that stay all the same."""
     records = read_records(store, target)
     groups: dict[tuple[str, str], list[Lying]] = {}
@@ -80,9 +80,9 @@ def old(store: Bstore, target: str, rule: Pruning, now: float) -> list[Old]:
     return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
 
 
-def _told(store: Bstore, leg: Lying, records: Records) -> Told:
+def _told(store: StorePaths, leg: Lying, records: Records) -> Told:
     about = told(store, leg)
-    record = records.get(leg_name(about.build_id, leg.arch)) if about.build_id else None
+    record = records.get(leg_key(about.build_id, leg.arch)) if about.build_id else None
     return attr.evolve(about, replaced_by=record.replaced_by) if record is not None else about
 
 
@@ -109,33 +109,33 @@ def chosen(legs: Mapping[Lying, Told], rule: Pruning, now: float) -> list[Lying]
 def _made(leg: Lying, about: Told, now: float) -> str:
     """When a leg was submitted; where no right clock can have said so, when it came here."""
     said = leg.timestamp
-    return said if _stamp(EARLIEST) <= said <= _stamp(now + 86400) else about.filed or said
+    return said if _stamp(EARLIEST_UNIX_TIME) <= said <= _stamp(now + 86400) else about.filed or said
 
 
 def _stamp(moment: float) -> str:
-    return time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(moment))
+    return time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(moment))
 
 
-def held(store: Bstore, leg: Lying, about: Told, *, unsigned: bool) -> str:
+def held(store: StorePaths, leg: Lying, about: Told, *, unsigned: bool) -> str:
     """Why a leg stays: it waits for the signer, or may still be laid out for it."""
     if not about.build_id:
         return "it has no manifest: it is of the original's farm, and not ours to judge"
     if about.status == Status.FAILED:
         return ""
-    name = leg_name(about.build_id, leg.arch)
+    name = leg_key(about.build_id, leg.arch)
     collected = store.tosign / leg.target / f"{leg.name}-{leg.place.rpartition('/')[2]}.{about.build_id}"
     # in the order in which it is renamed: a rename between the two looks does not hide it
     if os.path.lexists(store.staging / name) or os.path.lexists(collected):
         return "it waits to be collected and signed"
     if about.replaced_by:
         return ""  # the signer never gets it any more
-    if not unsigned and not os.path.lexists(store.staged / name):
+    if not unsigned and not os.path.lexists(store.staged_marks / name):
         return "it was not laid out for the signer yet"
     return ""
 
 
 def prune(
-    store: Bstore, indexer: Indexer, target: str, rule: Pruning, heed: Callable[[], None], *, dry_run: bool
+    store: StorePaths, indexer: Indexer, target: str, rule: Pruning, heed: Callable[[], None], *, dry_run: bool
 ) -> Pruned:
     """Drop what a rule drops from a target. Raises `NotPruned` and `Again`; then nothing was removed."""
     found = old(store, target, rule, time.time())
@@ -156,7 +156,7 @@ def prune(
 
 
 def _unlist(
-    store: Bstore, indexer: Indexer, target: str, legs: Iterable[Lying], lock: int, heed: Callable[[], None]
+    store: StorePaths, indexer: Indexer, target: str, legs: Iterable[Lying], lock: int, heed: Callable[[], None]
 ) -> None:
     """Have the repodata list all but these; what it does list is looked at, and not what createrepo_c says.
 
@@ -183,11 +183,11 @@ def _inside(packages: Iterable[str], folders: Collection[str]) -> set[str]:
 
 
 @contextlib.contextmanager
-def hold_lock(store: Bstore, target: str, heed: Callable[[], None]) -> Iterator[int]:
+def hold_lock(store: StorePaths, target: str, heed: Callable[[], None]) -> Iterator[int]:
     """Hold the target's lock, however long another has it."""
     said = False
     while True:
-        with disk.locked(store.lock(target)) as lock:
+        with fs.file_lock(store.lock(target)) as lock:
             if lock is not None:
                 yield lock
                 return

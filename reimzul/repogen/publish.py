@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from reimzul.core import fields
-from reimzul.core.bstore import StoreUrls
-from reimzul.core.message import BuildEvent, SignRequest, Status, event_of
+from reimzul.core import validators
+from reimzul.core.message import BuildEvent, SignRequest, Status, event_for
+from reimzul.core.store_paths import StoreUrls
 from reimzul.repogen.place import Placed
 
 #: How many packages an event names.
@@ -17,7 +17,7 @@ def published(leg: Placed, urls: StoreUrls) -> BuildEvent:
     manifest = leg.manifest
     names = [file.name for file in leg.rpms]
     moved = "" if leg.place == manifest.place() else f"{manifest.place()} is another build's: it is in {leg.place}"
-    return event_of(
+    return event_for(
         manifest.request,
         Status.PUBLISHED,
         arch=manifest.arch,
@@ -26,7 +26,7 @@ def published(leg: Placed, urls: StoreUrls) -> BuildEvent:
         pkgname=manifest.pkgname,
         evr=manifest.evr,
         attempt=manifest.attempt,
-        reason=fields.line(500)("; ".join(filter(None, (moved, leg.ruling.notes)))),
+        reason=validators.line(500)("; ".join(filter(None, (moved, leg.ruling.notes)))),
         exit_code=manifest.exit_code,
         started=manifest.started,
         finished=manifest.finished,

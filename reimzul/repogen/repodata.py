@@ -26,11 +26,11 @@ from xml.parsers import expat
 
 import attr
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore
-from reimzul.core.config import Repogen as Settings
-from reimzul.core.errors import Again, ConfigError, TimedOut, ended_how
-from reimzul.core.run import run
+from reimzul.core import fs
+from reimzul.core.config import RepogenSettings as Settings
+from reimzul.core.errors import ConfigError, RetryLater, TimedOut, describe_exit
+from reimzul.core.process import run
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen import hook, pace
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repomd import Addition
@@ -75,7 +75,7 @@ DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError, Elem
 _KEPT = 4
 
 
-class Crashed(Again):
+class Crashed(RetryLater):
     """createrepo_c was ended by a signal."""
 
 
@@ -102,7 +102,7 @@ def paths(leg: Placed) -> dict[str, str]:
 class Listings:
     """The listings of the targets worked on last, each read once for each repodata there was."""
 
-    def __init__(self, store: Bstore) -> None:
+    def __init__(self, store: StorePaths) -> None:
         self.store = store
         self._kept: dict[str, tuple[object, Listing]] = {}
 
@@ -124,7 +124,7 @@ class Listings:
         try:
             return self._of(target, self.store.output(target) / REPODATA)
         except DAMAGED as error:
-            raise Again(f"the new repodata of {target} cannot be read: {error!r}") from error
+            raise RetryLater(f"the new repodata of {target} cannot be read: {error!r}") from error
 
     def _of(self, target: str, folder: Path) -> Listing:
         told = _primary(folder).stat()  # the one file, also once it has another name in the visible folder
@@ -212,7 +212,7 @@ def _options(word: str) -> list[str]:
 class Indexer:
     """createrepo_c on this host."""
 
-    store: Bstore
+    store: StorePaths
     settings: Settings = attr.field()
     tree: Tree = attr.field(factory=Tree)
 
@@ -293,7 +293,7 @@ class Indexer:
         """
         folder, made = self.store.target(target), self.store.output(target)
         if afresh:
-            disk.remove(self.store.cache / target)
+            fs.remove(self.store.cache / target)
         for needed in (folder, made):
             needed.mkdir(parents=True, exist_ok=True)
         tidy(folder, thorough=not (made / REPODATA).is_dir())
@@ -322,11 +322,11 @@ class Indexer:
         try:
             code = run(argv, output=output, heed=heed, every=0.1, inherit=[lock], idle=HUNG)
         except TimedOut as error:
-            raise Again(str(error)) from error
+            raise RetryLater(str(error)) from error
         if code not in (0, LEFT_OUT) or not (made / REPODATA).is_dir():
-            disk.remove(made)  # it may be what the run failed at, and is made from what is visible
-            kind = Crashed if code < 0 else Again
-            raise kind(f"createrepo_c {ended_how(code)} for {target}: {tail(output)}")
+            fs.remove(made)  # it may be what the run failed at, and is made from what is visible
+            kind = Crashed if code < 0 else RetryLater
+            raise kind(f"createrepo_c {describe_exit(code)} for {target}: {tail(output)}")
         return code
 
     def draft(self, target: str) -> Draft:
@@ -335,7 +335,7 @@ class Indexer:
         try:
             return draft(self.store, target, made, time.time(), copy=bool(self.settings.after_createrepo))
         except DAMAGED as error:
-            raise Again(f"the new repodata of {target} cannot be read: {error!r}") from error
+            raise RetryLater(f"the new repodata of {target} cannot be read: {error!r}") from error
 
     def show(self, target: str, heed: Callable[[], None]) -> None:
         """Make visible what the last `make` made, once the hook has run on it. Raises `Again`, `HookFailed`."""
@@ -363,14 +363,14 @@ class Indexer:
 
     def give_up(self, new: Draft, error: hook.HookFailed) -> hook.Failure:
         """Record why new repodata does not become visible, and remove it."""
-        disk.remove(new.folder.parent)
+        fs.remove(new.folder.parent)
         return hook.note_failure(self.store.hook(new.target), str(error))
 
     def reveal(self, new: Draft) -> None:
         """Make new repodata visible, on which the hook has run. Raises `HookFailed` where the hook spoilt it."""
         try:
             new.check()
-        except Again as error:
+        except RetryLater as error:
             raise hook.HookFailed(str(error)) from error
         new.show()
         self.store.hook(new.target).unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore
+from reimzul.core import fs
+from reimzul.core.store_paths import StorePaths
 
 _NOTE = ".json"
 
@@ -46,7 +46,7 @@ class Removed:
         )
 
 
-def sweep(store: Bstore, retention: Retention, now: float, heed: Callable[[], None]) -> Removed:
+def sweep(store: StorePaths, retention: Retention, now: float, heed: Callable[[], None]) -> Removed:
     """Remove what is too old. `heed` is called often."""
     attempts = rejected = marks = 0
     if retention.attempts:
@@ -64,7 +64,7 @@ def sweep(store: Bstore, retention: Retention, now: float, heed: Callable[[], No
 def _older(folder: Path, before: float) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # another repogen looks too
-            if disk.changed(path) < before:
+            if fs.last_change(path) < before:
                 yield path
 
 
@@ -72,7 +72,7 @@ def _remove(paths: list[Path] | Iterator[Path], heed: Callable[[], None]) -> int
     count = 0
     for path in paths:
         heed()
-        disk.remove(path)
+        fs.remove(path)
         count += 1
     return count
 

@@ -11,10 +11,10 @@ from typing import Union
 
 import attr
 
-from reimzul.core import disk, fields
-from reimzul.core.bstore import MANIFEST, Bstore
+from reimzul.core import fs, validators
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.repogen.check import Mismatch, arrived
 
 #: Seconds a whole upload may lie there before somebody should have asked for it.
@@ -44,13 +44,13 @@ class Abandoned:
 Found = Union[RepogenRequest, Strange, Abandoned]
 
 
-def scan(store: Bstore, days: int, now: float) -> Iterator[Found]:
+def scan(store: StorePaths, days: int, now: float) -> Iterator[Found]:
     """What there is to do about the spool; what was abandoned `days` ago is removed here."""
     for folder in sorted(store.spool.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # taken up while we look
             found = _look(folder, now - UNASKED, now - days * 86400)
             if isinstance(found, Abandoned):
-                disk.remove(folder)
+                fs.remove(folder)
             if found is not None:
                 yield found
 
@@ -59,25 +59,25 @@ def _look(folder: Path, unasked: float, abandoned: float) -> Found | None:
     try:
         manifest = arrived(folder)
         if manifest is None:
-            return Abandoned(name=folder.name) if disk.changed(folder) < abandoned else None
-        if disk.changed(folder / MANIFEST) > unasked:
+            return Abandoned(name=folder.name) if fs.last_change(folder) < abandoned else None
+        if fs.last_change(folder / MANIFEST) > unasked:
             return None
         return _request(folder.name, manifest)
     except (Mismatch, ValueError) as error:
-        return Strange(folder=folder, reason=str(error)) if disk.changed(folder) < unasked else None
+        return Strange(folder=folder, reason=str(error)) if fs.last_change(folder) < unasked else None
 
 
 def _request(name: str, manifest: Manifest) -> RepogenRequest:
     """What the worker should have asked. Raises `ValueError` where the folder's name is none of ours."""
     parts = name.split(".")
     if len(parts) != 3:
-        raise ValueError(f"{fields.shown(name)} is not called <build id>.<arch>.<attempt>")
+        raise ValueError(f"{validators.quoted(name)} is not called <build id>.<arch>.<attempt>")
     build_id, arch, attempt = parts
     return RepogenRequest(
         target=manifest.request.target,
-        build_id=fields.build_id(build_id),
-        arch=fields.arch(arch),
-        attempt=fields.attempt(attempt),
+        build_id=validators.build_id(build_id),
+        arch=validators.arch(arch),
+        attempt=validators.attempt(attempt),
         place=manifest.place(),
         index=manifest.status == Status.SUCCESS and not manifest.request.scratch,
         logs=manifest.status not in (Status.SUCCESS, Status.FAILED),

@@ -10,8 +10,8 @@ from typing import Any
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.bstore import Bstore
+from reimzul.core import validators
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.drop import Lying, Told, drop, lying, plain, size, targets, told
 
 
@@ -27,7 +27,7 @@ class Scratch:
     def submitted(self) -> float:
         """When, in seconds since 1970; 0 where its folder's name is no date."""
         try:
-            return float(calendar.timegm(time.strptime(self.leg.timestamp, fields.TIMESTAMP_FORMAT)))
+            return float(calendar.timegm(time.strptime(self.leg.timestamp, validators.TIMESTAMP_FORMAT)))
         except ValueError:
             return 0.0
 
@@ -36,13 +36,13 @@ class Scratch:
         return plain(self.leg, self.told, self.bytes)
 
 
-def find(store: Bstore) -> Iterator[Scratch]:
+def find(store: StorePaths) -> Iterator[Scratch]:
     """All there are, by target."""
     for target in targets(store.scratch):
         for leg in sorted(lying(store.scratch, target), key=lambda leg: leg.timestamp):
             yield Scratch(leg=leg, told=told(store, leg), bytes=size(store, leg))
 
 
-def remove(store: Bstore, scratch: Scratch) -> None:
+def remove(store: StorePaths, scratch: Scratch) -> None:
     """Take one away."""
     drop(store, scratch.leg, scratch.told)

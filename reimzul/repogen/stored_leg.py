@@ -10,12 +10,12 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.errors import InputError, MessageError
-from reimzul.core.header import read_header
+from reimzul.core import validators
+from reimzul.core.errors import InputError, InvalidMessage
 from reimzul.core.manifest import File, Manifest, read_manifest, sha256_of
 from reimzul.core.message import NAMESPACE
+from reimzul.core.rpm_header import read_header
+from reimzul.core.store_paths import StorePaths, leg_key
 
 
 @attr.frozen(kw_only=True)
@@ -32,7 +32,7 @@ class StoredLeg:
     @property
     def name(self) -> str:
         """`<build id>.<arch>`."""
-        return leg_name(self.build_id, self.arch)
+        return leg_key(self.build_id, self.arch)
 
     def is_sibling_of(self, manifest: Manifest) -> bool:
         """Whether it is another leg of the same build, or of a build that a retry of the same source links to it."""
@@ -45,15 +45,15 @@ class StoredLeg:
         return is_linked and bool(self.srpm_sha256) and self.srpm_sha256 == request.srpm_sha256
 
 
-def read_stored_leg(store: Bstore, place: str) -> StoredLeg | None:
+def read_stored_leg(store: StorePaths, place: str) -> StoredLeg | None:
     """The leg in a folder; None where no leg can lie there. A leg of the original's has no manifest, but packages."""
     try:
-        fields.place(place)
+        validators.place(place)
         folder = store.place(place)
-        arch = fields.arch(place.rpartition(".")[2])
+        arch = validators.arch(place.rpartition(".")[2])
     except ValueError:
         return None
-    with contextlib.suppress(OSError, MessageError):
+    with contextlib.suppress(OSError, InvalidMessage):
         manifest = read_manifest(folder)
         return StoredLeg(
             place=place,
@@ -61,7 +61,7 @@ def read_stored_leg(store: Bstore, place: str) -> StoredLeg | None:
             arch=manifest.arch,
             parent=manifest.request.parent,
             srpm_sha256=manifest.request.srpm_sha256,
-            files={file.name: file for file in manifest.rpms},
+            files={file.name: file for file in manifest.rpm_files},
         )
     if not folder.is_dir():
         return None

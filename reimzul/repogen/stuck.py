@@ -8,29 +8,29 @@ import math
 import time
 from collections.abc import Iterable
 
-from reimzul.core import fields, mark
-from reimzul.core.errors import Again, ClaimLost
+from reimzul.core import control, validators
+from reimzul.core.beanstalk import Broker, ReservedJob, target_tube
+from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import RepogenRequest
-from reimzul.core.tube import Broker, Claim, target_tube
 from reimzul.repogen.hook import read_failure
 from reimzul.repogen.repodata import Indexer
 
 
-def pause_of(indexer: Indexer, target: str, claims: Iterable[Claim[RepogenRequest]]) -> Again | None:
+def pause_of(indexer: Indexer, target: str, claims: Iterable[ReservedJob[RepogenRequest]]) -> RetryLater | None:
     """Why there is no run now: the hook failed a while ago. A new request for the target itself is not held."""
     failure = read_failure(indexer.store.hook(target))
     if failure is None or not indexer.settings.after_createrepo:
         return None
     left = math.ceil(failure.left(time.time()))
-    if left <= 0 or any(claim.message.bare and _is_new(claim) for claim in claims):
+    if left <= 0 or any(claim.message.is_bare and _is_new(claim) for claim in claims):
         return None
-    return Again(f"[repogen] after_createrepo: {failure.reason}", pause=left)
+    return RetryLater(f"[repogen] after_createrepo: {failure.reason}", pause=left)
 
 
-def _is_new(claim: Claim[RepogenRequest]) -> bool:
+def _is_new(claim: ReservedJob[RepogenRequest]) -> bool:
     try:
-        return not claim.facts.releases
-    except ClaimLost:
+        return not claim.stats.releases
+    except ReservationLost:
         return False
 
 
@@ -38,11 +38,11 @@ def mark_target(broker: Broker, indexer: Indexer, target: str, host: str) -> Non
     """Have beanstalkd keep why the hook fails, for `reimzul explain` on the controller; nothing depends on it."""
     failure = read_failure(indexer.store.hook(target))
     tube = target_tube(target)
-    there = mark.read(broker, tube)
-    why = fields.line(300)(failure.reason) if failure else ""
+    there = control.read_flag(broker, tube)
+    why = validators.line(300)(failure.reason) if failure else ""
     if (there.why if there else "") == why:
         return
-    with contextlib.suppress(Again):  # beanstalkd takes nothing now
-        mark.lift(broker, tube)
+    with contextlib.suppress(RetryLater):  # beanstalkd takes nothing now
+        control.clear_flag(broker, tube)
         if failure:
-            mark.put(broker, tube, mark.mark(host, why))
+            control.set_flag(broker, tube, control.new_flag(host, why))

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore
-from reimzul.core.errors import Again
+from reimzul.core import fs
+from reimzul.core.errors import RetryLater
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.repomd import (
     DAMAGED,
     REPOMD,
@@ -67,14 +67,14 @@ class Retained:
 
     def write(self, path: Path) -> None:
         """Keep it."""
-        disk.write(path, json.dumps({"replaced": self.replaced, "hook": sorted(self.hook)}, indent=1) + "\n")
+        fs.write_atomic(path, json.dumps({"replaced": self.replaced, "hook": sorted(self.hook)}, indent=1) + "\n")
 
 
 @attr.frozen(kw_only=True)
 class Draft:
     """New repodata that nobody sees yet."""
 
-    store: Bstore
+    store: StorePaths
     target: str
     folder: Path
     retained: Retained
@@ -90,26 +90,26 @@ class Draft:
         try:
             records = read_records(self.folder)
         except DAMAGED as error:
-            raise Again(f"its repomd.xml cannot be read any more: {error!r}") from error
+            raise RetryLater(f"its repomd.xml cannot be read any more: {error!r}") from error
         lost = [record.type for record in records if not record.file or not (self.folder / record.file).is_file()]
         if lost or not any(record.type == "primary" for record in records):
-            raise Again(f"its repomd.xml names files that are not there: {', '.join(lost) or 'primary'}")
+            raise RetryLater(f"its repomd.xml names files that are not there: {', '.join(lost) or 'primary'}")
 
     def show(self) -> None:
         """Have the disk keep it, and make it visible in place of what was."""
         for path in [*self.folder.iterdir(), self.folder]:
-            disk.sync(path)
+            fs.sync(path)
         new = {path.name for path in self.folder.iterdir()} - self.files
         # a kill before the swap leaves what the hook wrote before
         old = {name for name in self.retained.hook if (self.live / name).exists()}
         attr.evolve(self.retained, hook=frozenset(new | old)).write(self.store.retained(self.target))
         replace(self.folder, self.live)
-        disk.sync(self.live.parent)
+        fs.sync(self.live.parent)
         tidy(self.live.parent, thorough=False)
 
 
 def draft(
-    store: Bstore,
+    store: StorePaths,
     target: str,
     source: Path,
     now: float,
@@ -186,7 +186,7 @@ def _has_linked(source: Path, folder: Path, record: Record, *, copy: bool) -> bo
     return True
 
 
-def _retain(store: Bstore, target: str, folder: Path, named: Collection[str], now: float) -> Retained:
+def _retain(store: StorePaths, target: str, folder: Path, named: Collection[str], now: float) -> Retained:
     """Link what the visible folder has beside, as long as it is to stay; when each file of it was replaced."""
     known = Retained.read(store.retained(target))
     live = store.target(target) / REPODATA
@@ -259,7 +259,7 @@ def tidy(folder: Path, *, thorough: bool = True) -> None:
 
     Thorough, it looks at all names in the folder, for what createrepo_c left: it calls that repodata.old.<pid>.<time>.
     """
-    disk.remove(folder / _HIDDEN)
+    fs.remove(folder / _HIDDEN)
     moved = folder / _MOVED
     is_missing = not (folder / REPODATA).exists()
     olds = [moved] if moved.exists() else []
@@ -267,6 +267,6 @@ def tidy(folder: Path, *, thorough: bool = True) -> None:
         olds = list(folder.glob(f"{REPODATA}.old.*"))
     for old in sorted(olds, key=lambda path: path.stat().st_mtime, reverse=True):
         if (folder / REPODATA).exists():
-            disk.remove(old)
+            fs.remove(old)
         else:
             old.rename(folder / REPODATA)

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import time
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore, StoreUrls, spool_name
+from reimzul.core import fs
 from reimzul.core.manifest import Manifest
-from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_of
+from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_for
+from reimzul.core.store_paths import StorePaths, StoreUrls, spool_name
 from reimzul.repogen.check import Mismatch, arrived
 from reimzul.repogen.place import drop
 
 
-def file_away(store: Bstore, name: str) -> None:
+def file_away(store: StorePaths, name: str) -> None:
     """Keep the logs of an attempt; done before, nothing is left to do."""
     drop(store, store.spool / name)
 
 
-def forget_live(store: Bstore, name: str) -> None:
+def forget_live(store: StorePaths, name: str) -> None:
     """Remove what was sent of an attempt's logs while they grew: all of it is elsewhere by now."""
-    disk.remove(store.live / name)
+    fs.remove(store.live / name)
 
 
-def sweep_live(store: Bstore, before: float) -> int:
+def sweep_live(store: StorePaths, before: float) -> int:
     """Remove growing logs to which nothing came since a time: their worker was killed. How many."""
-    left = [folder for folder in store.live.iterdir() if disk.changed(folder) < before]
+    left = [folder for folder in store.live.iterdir() if fs.last_change(folder) < before]
     for folder in left:
-        disk.remove(folder)
+        fs.remove(folder)
     return len(left)
 
 
-def filed(store: Bstore, request: RepogenRequest) -> Manifest | None:
+def filed(store: StorePaths, request: RepogenRequest) -> Manifest | None:
     """The manifest of an upload that was filed away, where it can be read."""
     try:
         return arrived(store.attempts / spool_name(request.build_id, request.arch, request.attempt))
@@ -60,4 +60,4 @@ def cancelled_event(request: RepogenRequest, manifest: Manifest | None, why: str
             phases=manifest.phases,
         )
     url = urls.attempt(request.build_id, request.arch, request.attempt)
-    return event_of(asked, Status.CANCELLED, url=url, **about)
+    return event_for(asked, Status.CANCELLED, url=url, **about)

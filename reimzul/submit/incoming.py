@@ -12,11 +12,11 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import fields
+from reimzul.core import validators
 from reimzul.core.errors import InputError
-from reimzul.core.header import Header, read_source
 from reimzul.core.manifest import sha256_of
-from reimzul.core.readable import find_bar
+from reimzul.core.readable import find_unreadable
+from reimzul.core.rpm_header import Header, read_source_header
 
 #: How the names of copies begin that are being made, and the seconds after which nobody is making one any more.
 _BESIDE, _LEFT = ".incoming-", 86_400
@@ -35,7 +35,7 @@ class Source:
 def find(given: str, incoming: Path) -> Path:
     """The file `-s` names: of `incoming/`, else a path; where it is in neither, an `InputError` says so."""
     if not given.isprintable():
-        raise InputError(f"{fields.shown(given)} is no name of a file we take: it has unprintable characters")
+        raise InputError(f"{validators.quoted(given)} is no name of a file we take: it has unprintable characters")
     inside = incoming / given
     if "/" not in given and os.path.isfile(inside):  # Path.is_file raises for a name too long
         return inside
@@ -50,10 +50,10 @@ def find(given: str, incoming: Path) -> Path:
 def bring_in(path: Path, incoming: Path) -> Source:
     """Check a source rpm and have it in `incoming/`. Raises `InputError`; nothing is left behind then."""
     try:
-        name = fields.srpm(path.name)
+        name = validators.srpm(path.name)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    header = read_source(path)
+    header = read_source_header(path)
     place = incoming / name
     if place.exists() and path.resolve() == place.resolve():
         _check_readable(place)
@@ -65,7 +65,7 @@ def bring_in(path: Path, incoming: Path) -> Source:
 
 def _check_readable(place: Path) -> None:
     """Raise `InputError` with the fix where the web server may not read a file of `incoming/`."""
-    if bar := find_bar(place, place.parent):
+    if bar := find_unreadable(place, place.parent):
         raise InputError(f"no builder can download it: {bar}")
 
 

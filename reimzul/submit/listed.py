@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Callable
 from urllib.parse import quote, unquote
 
-from reimzul.core.bstore import MANIFEST
-from reimzul.core.errors import MessageError
-from reimzul.core.header import Header
+from reimzul.core.errors import InvalidMessage
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import parse
-from reimzul.core.web import NotThere, Site, WebAway
+from reimzul.core.message import parse_json
+from reimzul.core.rpm_header import Header
+from reimzul.core.store_paths import MANIFEST
 
 #: Seconds that the store has to answer in.
 _PATIENCE_SECONDS = 5.0
@@ -43,13 +43,13 @@ def find_listed(
     """A line for each target that lists what would be built. Where the store does not answer, `warn` says so."""
     faults = []
     releases = estimate_releases(header.release, disttag)
-    with Site(timeout=_PATIENCE_SECONDS) as site:
+    with HttpSession(timeout=_PATIENCE_SECONDS) as site:
         for target in targets:
             try:
                 place = _find(site, f"{base_url}{quote(target)}/", header, releases)
-            except NotThere:
+            except NotFound:
                 continue  # nothing was ever published
-            except (WebAway, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+            except (HttpUnavailable, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
                 warn(f"nobody knows what {target} lists ({error}): repogen will refuse a build that it holds already")
                 continue
             if place:
@@ -66,7 +66,7 @@ def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
     return (release, release + disttag)
 
 
-def _find(site: Site, base: str, header: Header, releases: Iterable[str]) -> str:
+def _find(site: HttpSession, base: str, header: Header, releases: Iterable[str]) -> str:
     """The folder, seen from its target, of a build that is listed; empty where none is."""
     name = re.escape(quote(header.name).encode())
     folders = b"|".join(
@@ -101,11 +101,11 @@ def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
         yield unpacker.decompress(packed[start : start + _PIECE_BYTES])
 
 
-def _fault(site: Site, base: str, target: str, header: Header, place: str) -> str:
+def _fault(site: HttpSession, base: str, target: str, header: Header, place: str) -> str:
     evr = place.rpartition("/")[2].rpartition(".")[0]
     try:
-        build = Manifest.from_wire(parse(site.get(f"{base}{quote(place)}/{MANIFEST}", MAX_BYTES))).build_id
-    except (NotThere, WebAway, MessageError):
+        build = Manifest.from_json(parse_json(site.get(f"{base}{quote(place)}/{MANIFEST}", MAX_BYTES))).build_id
+    except (NotFound, HttpUnavailable, InvalidMessage):
         build = "in " + place
     return (
         f"{target} lists {header.name}-{evr} of build {build} already (an estimate: the disttag was exchanged); "

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from reimzul.core.bstore import StoreUrls
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY_NOW, Broker
 from reimzul.core.errors import ReimzulError
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
-from reimzul.core.tube import CREATEREPO, PRIORITY_NOW, Broker
-from reimzul.core.web import NotThere, Site, WebAway
+from reimzul.core.store_paths import StoreUrls
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ _LIMIT_BYTES = 1 << 20
 
 def ask_for_repodata(broker: Broker, urls: StoreUrls, targets: Iterable[str]) -> None:
     """Ask repogen for the repodata of each target that has none; a store that does not answer is left alone."""
-    with Site(timeout=_TIMEOUT_SECONDS) as site:
+    with HttpSession(timeout=_TIMEOUT_SECONDS) as site:
         for target in dict.fromkeys(targets):
             try:
                 site.get(f"{urls.target(target)}repodata/repomd.xml", _LIMIT_BYTES)
-            except NotThere:
+            except NotFound:
                 _ask(broker, target)
-            except WebAway as error:
+            except HttpUnavailable as error:
                 log.debug("whether %s has repodata is not known: %s", target, error)
                 return
 

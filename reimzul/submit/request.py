@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 
 import attr
 
-from reimzul.core import fields
+from reimzul.core import validators
 from reimzul.core.arch import Arches
+from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.errors import InputError, ReimzulError
-from reimzul.core.header import Header
-from reimzul.core.message import BuildRequest, Status, event_of, new_build_id
-from reimzul.core.tube import PRIORITY, PRIORITY_NOW, Broker, arch_tube
+from reimzul.core.message import BuildRequest, Status, event_for, new_build_id
+from reimzul.core.rpm_header import Header
 from reimzul.submit.incoming import Source
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def check_words(arches: Iterable[str], target: str, disttag: str, known: Arches)
     """The arches asked for, each once. Raises `InputError` with a line for each word that is wrong."""
     wanted = tuple(dict.fromkeys(arches))
     faults = [
-        f"arch {fields.shown(arch)} is not known; {', '.join(known.known)} are"
+        f"arch {validators.quoted(arch)} is not known; {', '.join(known.known)} are"
         for arch in wanted
         if arch not in known.known
     ]
@@ -68,8 +68,8 @@ def check_words(arches: Iterable[str], target: str, disttag: str, known: Arches)
 
 def _target_faults(target: str, known: Arches) -> list[str]:
     try:
-        fields.target(target)
-        fields.target(f"{target}.{max(known.known, key=len)}")  # as it travels
+        validators.target(target)
+        validators.target(f"{target}.{max(known.known, key=len)}")  # as it travels
     except ValueError as error:
         return [f"target {error}"]
     stem, _, arch = target.rpartition(".")
@@ -80,7 +80,7 @@ def _target_faults(target: str, known: Arches) -> list[str]:
 
 def _disttag_faults(disttag: str) -> list[str]:
     try:
-        fields.disttag(disttag)
+        validators.disttag(disttag)
     except ValueError as error:
         return [f"disttag {error}"]
     return [] if disttag.startswith(".") else [f"disttag {disttag!r} has no dot before it; is .{disttag} meant?"]
@@ -92,11 +92,11 @@ def check_arches(name: str, header: Header, arches: Iterable[str], known: Arches
     Returns a warning for each arch that only mock can decide: the header has a macro that nobody expanded.
     """
     arches = tuple(arches)
-    faults = [(arch, known.forbidden(arch, header)) for arch in arches]
+    faults = [(arch, known.exclusion_reason(arch, header)) for arch in arches]
     lines = [f"{name} is not built for {arch}: {why}" for arch, why in faults if why]
     if lines:
         raise InputError("\n".join(lines))
-    doubts = {arch: known.find_doubt(arch, header) for arch in arches}
+    doubts = {arch: known.exclusion_doubt(arch, header) for arch in arches}
     decides = f"whether {name} is built for"
     return [f"{decides} {arch} is decided by mock: {doubt}, unexpanded" for arch, doubt in doubts.items() if doubt]
 
@@ -106,7 +106,7 @@ def count_watchers(broker: Broker, rows: Iterable[Queued]) -> list[Queued]:
     counted = []
     for row in rows:
         try:
-            row = attr.evolve(row, watchers=broker.stats(row.tube).watchers)
+            row = attr.evolve(row, watchers=broker.tube_stats(row.tube).watchers)
         except ReimzulError as error:
             log.debug("tube %s: %s", row.tube, error)
         counted.append(row)
@@ -115,7 +115,7 @@ def count_watchers(broker: Broker, rows: Iterable[Queued]) -> list[Queued]:
 
 def requests(source: Source, wanted: Wanted, who: str) -> list[BuildRequest]:
     """One request an arch, by one submitter, with one timestamp for all."""
-    timestamp = fields.now_timestamp()
+    timestamp = validators.now_timestamp()
     return [
         BuildRequest(
             srpm=source.name,
@@ -143,7 +143,7 @@ def queue(broker: Broker, asked: Sequence[BuildRequest], source: Source, wanted:
     for request in asked:
         row = Queued(
             arch=request.arch,
-            tube=known.tube(request.arch),
+            tube=known.tube_of(request.arch),
             target=request.target,
             build_id=request.build_id,
             timestamp=request.timestamp,
@@ -172,6 +172,6 @@ def _announce(broker: Broker, request: BuildRequest, row: Queued, source: Source
     about = {"pkgname": source.header.name, "evr": source.header.evr, "reason": f"job {row.job} of tube {row.tube}"}
     where = {"tube": row.tube, "job": row.job, "priority": wanted.priority}
     try:
-        broker.announce(event_of(request, Status.QUEUED, **about, **where))
+        broker.announce(event_for(request, Status.QUEUED, **about, **where))
     except ReimzulError as error:
         log.warning("%s: queued, but not announced: %s", request.build_id, error)

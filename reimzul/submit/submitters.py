@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reimzul.core import fields
+from reimzul.core import validators
+from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import ReimzulError
-from reimzul.core.run import capture
-from reimzul.core.submitters import Known, all_take_any, is_plain
-from reimzul.core.tube import Broker
+from reimzul.core.process import output_of
+from reimzul.core.submitters import SeenWorker, all_take_any, is_plain
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ def name_for_workers(broker: Broker, name: str, options: Sequence[str], *, origi
         why = why if originals else "a worker is older than 0.2, or says nothing of itself"
     except (ReimzulError, ValueError, LookupError, TypeError) as error:
         why = f"the workers' versions are not known: {error}"
-    plain = fields.restrict_submitter(name)
+    plain = validators.restrict_submitter(name)
     log.warning("submitted as %s, not as %s: %s", plain, name, why)
     return plain
 
 
-def _workers(options: Sequence[str]) -> list[Known]:
+def _workers(options: Sequence[str]) -> list[SeenWorker]:
     program = Path(sys.argv[0]).resolve().with_name("reimzul")
-    rows = json.loads(capture([program, "builders", "--json", "--since", "1h", *options], timeout=PATIENCE))
-    return [Known(host=row["host"], version=row["version"], features=row["features"]) for row in rows]
+    rows = json.loads(output_of([program, "builders", "--json", "--since", "1h", *options], timeout=PATIENCE))
+    return [SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in rows]

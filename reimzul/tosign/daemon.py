@@ -7,13 +7,13 @@ import logging
 from collections.abc import Iterator
 from typing import Callable
 
-from reimzul.core.bstore import Bstore
-from reimzul.core.daemon import Daemon, Outcome, Stop, not_yet
-from reimzul.core.disk import locked
-from reimzul.core.errors import Again
+from reimzul.core.beanstalk import TOSIGN, Broker, ReservedJob
+from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
+from reimzul.core.errors import RetryLater
+from reimzul.core.fs import file_lock
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import TOSIGN, Broker, Claim
+from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.stage import Build, find, stage
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ DISK_PAUSE = 30
 #: The lock's name; no target begins with a dot.
 _LOCK = ".tosign"
 
-_Claim = Claim[SignRequest]
+_Claim = ReservedJob[SignRequest]
 
 
 class Tosign(Daemon[SignRequest]):
@@ -35,7 +35,7 @@ class Tosign(Daemon[SignRequest]):
         self,
         connect: Callable[[], Broker],
         host: str,
-        store: Bstore,
+        store: StorePaths,
         stop: Stop | None = None,
         overflow: Overflow | None = None,
     ) -> None:
@@ -48,9 +48,9 @@ class Tosign(Daemon[SignRequest]):
             try:
                 self._handle(claim)
             except FileNotFoundError as error:
-                yield claim, not_yet(claim, str(error.filename))
+                yield claim, retry_or_give_up(claim, str(error.filename))
             except OSError as error:
-                yield claim, Again(str(error), pause=DISK_PAUSE)
+                yield claim, RetryLater(str(error), pause=DISK_PAUSE)
             else:
                 yield claim, None
 
@@ -61,7 +61,7 @@ class Tosign(Daemon[SignRequest]):
             return
         builds = find(self.store, request)
         if not builds:
-            raise not_yet(claim, f"the place of {request.pkgname} {request.timestamp} for {request.arch}")
+            raise retry_or_give_up(claim, f"the place of {request.pkgname} {request.timestamp} for {request.arch}")
         for build in builds:
             self._stage(claim, build)
 
@@ -69,13 +69,13 @@ class Tosign(Daemon[SignRequest]):
         """One at a time on a store: two that copy the same build would both come to show it."""
 
         def heed() -> None:
-            self.stop.heed()
-            self.alive()
-            claim.keep()
+            self.stop.raise_if_stopping()
+            self.ping_watchdog()
+            claim.touch_if_due()
 
-        self.service.doing(f"staging {build.target}/{build.name}")
+        self.service.set_status(f"staging {build.target}/{build.name}")
         while True:
-            with locked(self.store.lock(_LOCK)) as lock:
+            with file_lock(self.store.lock(_LOCK)) as lock:
                 if lock is not None:
                     staged = stage(self.store, build, heed)
                     break

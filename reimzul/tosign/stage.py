@@ -19,12 +19,12 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import digest, disk
-from reimzul.core.bstore import MANIFEST, Bstore, leg_name
-from reimzul.core.errors import MessageError
+from reimzul.core import digest, fs
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.manifest import Manifest, read_manifest
 from reimzul.core.message import NAMESPACE, SignRequest, Status
-from reimzul.core.unlisted import Unlisted, read_records, replaced_builds
+from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
+from reimzul.core.unlisted import UnlistedLeg, read_records, replaced_builds
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Build:
     @property
     def leg(self) -> str:
         """What its mark is called."""
-        return leg_name(self.build_id, self.arch)
+        return leg_key(self.build_id, self.arch)
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ def _folder_name(place: str, build_id: str) -> str:
     return f"{package}-{folder}.{build_id}"
 
 
-def find(store: Bstore, request: SignRequest) -> list[Build]:
+def find(store: StorePaths, request: SignRequest) -> list[Build]:
     """The builds a request means, as far as they are there. Raises `MessageError` where it means none to be signed.
 
     A place without manifest is of the original's farm; without packages, more is to come.
@@ -77,12 +77,12 @@ def find(store: Bstore, request: SignRequest) -> list[Build]:
     return [build for build in found if build.sha256s or build.whole]
 
 
-def _places(store: Bstore, request: SignRequest) -> list[Path]:
+def _places(store: StorePaths, request: SignRequest) -> list[Path]:
     """One where the request names it; one of the original's, without build id, says only in which folder to look."""
     around = f"repo/{request.target}/{request.pkgname}/{request.timestamp}"
     if request.place:
         if request.place.rpartition("/")[0] != around:
-            raise MessageError(f"{request.place} is not a place in {around}")
+            raise InvalidMessage(f"{request.place} is not a place in {around}")
         folder = store.place(request.place)
         return [folder] if folder.is_dir() else []
     try:
@@ -98,10 +98,10 @@ def _places(store: Bstore, request: SignRequest) -> list[Path]:
 def _build(folder: Path, request: SignRequest) -> Build:
     manifest = _manifest(folder)
     if manifest is None and request.build_id:
-        raise MessageError(f"{folder} has no {MANIFEST}, so it is not of build {request.build_id}")
+        raise InvalidMessage(f"{folder} has no {MANIFEST}, so it is not of build {request.build_id}")
     if manifest is not None:
         _to_be_signed(manifest, request)
-        sha256s: dict[str, str | None] = {file.name: file.sha256 for file in manifest.rpms}
+        sha256s: dict[str, str | None] = {file.name: file.sha256 for file in manifest.rpm_files}
     else:
         entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".rpm")]
         sha256s = {entry.name: None for entry in entries if entry.is_file(follow_symlinks=False)}
@@ -116,7 +116,7 @@ def _build(folder: Path, request: SignRequest) -> Build:
         whole=manifest is not None,
     )
     if len(build.name) > _NAME_MAX:
-        raise MessageError(f"{build.name} is too long for a folder's name")
+        raise InvalidMessage(f"{build.name} is too long for a folder's name")
     return build
 
 
@@ -130,17 +130,19 @@ def _manifest(folder: Path) -> Manifest | None:
 def _to_be_signed(manifest: Manifest, request: SignRequest) -> None:
     """Raise `MessageError` for what must never get to the signer, whatever the request says."""
     if manifest.status != Status.SUCCESS:
-        raise MessageError(f"build {manifest.build_id} for {manifest.arch} has failed: nothing of it is signed")
+        raise InvalidMessage(f"build {manifest.build_id} for {manifest.arch} has failed: nothing of it is signed")
     if manifest.request.scratch:
-        raise MessageError(f"build {manifest.build_id} for {manifest.arch} is a scratch build: nothing of it is signed")
+        raise InvalidMessage(
+            f"build {manifest.build_id} for {manifest.arch} is a scratch build: nothing of it is signed"
+        )
     if request.build_id not in ("", manifest.build_id) or request.arch != manifest.arch:
-        raise MessageError(f"the place is of build {manifest.build_id} for {manifest.arch}, not the request's")
+        raise InvalidMessage(f"the place is of build {manifest.build_id} for {manifest.arch}, not the request's")
 
 
-def stage(store: Bstore, build: Build, heed: Callable[[], None]) -> bool:
+def stage(store: StorePaths, build: Build, heed: Callable[[], None]) -> bool:
     """Lay a build out for the signer; false where that was done before. Who calls this holds the lock."""
     records = read_records(store, build.target)
-    record = records.get(build.leg, Unlisted(place=build.stored_at))
+    record = records.get(build.leg, UnlistedLeg(place=build.stored_at))
     replaced = replaced_builds(records, build.build_id, build.arch)
     for leg, old in replaced.items():
         _take_back(store, leg, old.place)
@@ -148,17 +150,17 @@ def stage(store: Bstore, build: Build, heed: Callable[[], None]) -> bool:
         log.info("%s is not staged: build %s has replaced it", build.name, record.replaced_by)
         _take_back(store, build.leg, build.stored_at)
         return False
-    staging, mark = store.staging / build.leg, store.staged / build.leg
+    staging, mark = store.staging / build.leg, store.staged_marks / build.leg
     if os.path.lexists(mark):
         return staging.is_dir() and _show(store, build)
-    disk.remove(staging)
+    fs.remove(staging)
     packages = {name: sha256 for name, sha256 in build.sha256s.items() if name not in record.left_out}
     if not packages:
         log.info("%s has no packages: nothing to be signed", build.name)
         return False
     _lay_out(build, packages, sorted(replaced), staging, heed)
-    disk.sync(store.staging)
-    disk.write(mark, f"{build.target}/{build.name}\n")
+    fs.sync(store.staging)
+    fs.write_atomic(mark, f"{build.target}/{build.name}\n")
     return _show(store, build)
 
 
@@ -169,29 +171,29 @@ def _lay_out(
     for name, sha256 in sorted(packages.items()):
         _copy(build.place / name, staging / name, sha256, heed)
     if replaced:
-        disk.write(staging / REPLACES, "".join(f"replaces {leg.partition('.')[0]}\n" for leg in replaced))
-    disk.sync(staging)
+        fs.write_atomic(staging / REPLACES, "".join(f"replaces {leg.partition('.')[0]}\n" for leg in replaced))
+    fs.sync(staging)
 
 
-def _take_back(store: Bstore, leg: str, place: str) -> None:
+def _take_back(store: StorePaths, leg: str, place: str) -> None:
     """Remove what the signer has not collected of a replaced leg, and its mark; where the signer has it, that stays."""
-    staging, mark = store.staging / leg, store.staged / leg
+    staging, mark = store.staging / leg, store.staged_marks / leg
     shown = store.tosign / place.split("/")[1] / _folder_name(place, leg.partition(".")[0])
     if not os.path.lexists(shown) and not os.path.lexists(staging):
         return
     mark.unlink(missing_ok=True)
-    disk.sync(store.staged)
+    fs.sync(store.staged_marks)
     if os.path.lexists(shown):
-        disk.remove(staging)
+        fs.remove(staging)
         try:
             os.rename(shown, staging)
         except FileNotFoundError:
-            disk.write(mark, f"{place}\n")  # collected at this moment
-    disk.remove(staging)
+            fs.write_atomic(mark, f"{place}\n")  # collected at this moment
+    fs.remove(staging)
     log.info("%s: a rebuild has replaced it: taken back, unless it was collected right now", shown.name)
 
 
-def _show(store: Bstore, build: Build) -> bool:
+def _show(store: StorePaths, build: Build) -> bool:
     final = store.tosign / build.target / build.name
     final.parent.mkdir(exist_ok=True)
     try:
@@ -200,9 +202,9 @@ def _show(store: Bstore, build: Build) -> bool:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         # only a disk that lost the mark of a build still to be collected comes here
-        disk.remove(store.staging / build.leg)
+        fs.remove(store.staging / build.leg)
         return False
-    disk.sync_way(final, final.parent, store.tosign)
+    fs.sync_ancestors_once(final, final.parent, store.tosign)
     return True
 
 
@@ -218,4 +220,4 @@ def _copy(source: Path, goal: Path, sha256: str | None, heed: Callable[[], None]
         os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(original.fileno()).st_mode) | 0o644)
         os.fsync(copy.fileno())
     if sha256 not in (None, reckoned.hexdigest()):
-        raise MessageError(f"{source} is not as it was published: its sha256 is {reckoned.hexdigest()}, not {sha256}")
+        raise InvalidMessage(f"{source} is not as it was published: its sha256 is {reckoned.hexdigest()}, not {sha256}")

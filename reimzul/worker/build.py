@@ -19,11 +19,11 @@ from typing import Callable, TypeVar, Union
 import attr
 
 from reimzul.core.arch import Arches
-from reimzul.core.bstore import StoreUrls
-from reimzul.core.errors import Again, InputError, MessageError, ReimzulError, Stopping
-from reimzul.core.header import Header
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_of, parse
+from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_for, parse_json
+from reimzul.core.rpm_header import Header
+from reimzul.core.store_paths import StoreUrls
 from reimzul.worker import ship, source
 from reimzul.worker.chroot import Chroot, complete_logs
 from reimzul.worker.configs import Configs, NoConfig, State
@@ -54,7 +54,7 @@ class Unfit(ReimzulError):
         self.first = first or FirstError()  #: in the logs of its leg
 
 
-class Blameless(Again):
+class Blameless(RetryLater):
     """Nobody's fault: the job is given back with a pause, and the attempt does not count."""
 
 
@@ -112,7 +112,7 @@ class Build:
 
     def _heed_stop(self) -> None:
         if self._stopping:
-            raise Stopping("told to stop")
+            raise ShutdownRequested("told to stop")
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the build is to end."""
@@ -169,7 +169,7 @@ class Build:
         request, known = self.attempt.request, self.tools.known
         configs: dict[str, Path] = {}
         skipped: dict[str, str] = {}
-        all_legs = known.legs(request.arch, package.name)
+        all_legs = known.legs_of(request.arch, package.name)
         wanted = [arch for arch in all_legs if arch in request.legs] or all_legs
         for arch in wanted:
             config = self.tools.configs.pick(package.name, package.evr, request.target, request.arch, arch)
@@ -196,7 +196,7 @@ class Build:
                 futures: list[Future[None]] = [pool.submit(self._leg, by_arch[arch]) for arch in group]
                 self._watch(futures)
             faults += [error for error in (future.exception() for future in futures) if error is not None]
-        for kind in (Cancelled, Stopping, Unfit, BaseException):
+        for kind in (Cancelled, ShutdownRequested, Unfit, BaseException):
             for error in faults:
                 if isinstance(error, kind):
                     raise error
@@ -268,8 +268,8 @@ class Build:
         end = {"reason": why, "finished": round(time.time(), 3)}
         if not self.legs:
             by = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host}
-            for arch in self.attempt.request.told_for:
-                self.outbox.put(event_of(self.attempt.request, Status.CANCELLED, **{**by, **end, "arch": arch}))
+            for arch in self.attempt.request.announced_arches:
+                self.outbox.put(event_for(self.attempt.request, Status.CANCELLED, **{**by, **end, "arch": arch}))
         for leg in lost:
             phases = self.course.phases(leg.arch, leg.results)
             url = self._kept_at(leg) if leg.results.is_dir() else ""
@@ -297,7 +297,7 @@ class Build:
     def _verdict(self, leg: Leg) -> tuple[Verdict, int | None]:
         """Build it, or say why it is not even tried."""
         request = self.attempt.request
-        why = self.last_words or self.tools.known.forbidden(leg.arch, leg.package.header) or ""
+        why = self.last_words or self.tools.known.exclusion_reason(leg.arch, leg.package.header) or ""
         if not why and leg.config == Path():
             why = f"mock has no configuration for {request.target}"
             if not self._state.current:
@@ -316,8 +316,8 @@ class Build:
         """The manifest of this leg where an attempt before ours has brought it to its place already."""
         body = source.get(self.tools.urls.manifest(self.attempt.request.build_id, leg.arch), MAX_BYTES)
         try:
-            return None if body is None else Manifest.from_wire(parse(body))
-        except MessageError as error:
+            return None if body is None else Manifest.from_json(parse_json(body))
+        except InvalidMessage as error:
             log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.package.name, error)
             return None
 
@@ -332,7 +332,7 @@ class Build:
         log.info("%s of %s: %s %s", leg.arch, leg.package.path.name, manifest.status, manifest.reason or note)
 
     def _result(self, leg: Leg, manifest: Manifest, place: str, note: str) -> BuildEvent:
-        names = [file.name for file in manifest.rpms]
+        names = [file.name for file in manifest.rpm_files]
         first = FirstError() if manifest.status == Status.SUCCESS else self._cause(leg, manifest)
         return leg.event(
             manifest.status,
@@ -361,7 +361,7 @@ class Build:
         A build that was ended for its time has none, nor has one for which mock was not run.
         """
         if manifest.reason.startswith(NO_BUILDER) and self.last_words:
-            last = self.attempt.request.faults[-1]
+            last = self.attempt.request.builder_faults[-1]
             return FirstError(last.first_error, last.error_line)
         without = manifest.exit_code is None or is_timeout(manifest.reason)
         return FirstError() if without else self._first_error(leg)
@@ -372,7 +372,7 @@ class Build:
         path = self.attempt.folder / self.attempt.request.srpm
         header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
         package = Package(path=path, name=name, evr=evr, header=header)
-        leg = Leg(attempt=self.attempt, package=package, arch=self.attempt.request.told_for[0], config=Path())
+        leg = Leg(attempt=self.attempt, package=package, arch=self.attempt.request.announced_arches[0], config=Path())
         self.last_words = self.last_words or why
         self._run_legs([leg])
 

@@ -13,9 +13,9 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.errors import ProgramMissing, ReimzulError, TimedOut
-from reimzul.core.run import run
+from reimzul.core import validators
+from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
+from reimzul.core.process import run
 from reimzul.worker.configs import Configs
 from reimzul.worker.job import Leg
 from reimzul.worker.logfiles import Growth, Stalled, unpack_logs
@@ -55,7 +55,7 @@ class Chroot:
         shutil.copyfile(folder / "mock.cfg", leg.results / "mock.cfg")
         try:
             verdict, code = self._build(leg, folder, heed)
-        except ProgramMissing as error:
+        except ProgramNotFound as error:
             return Verdict(Fault.BUILDER, str(error)), None
         except CannotRemove as error:
             verdict, code = Verdict(Fault.BUILDER, str(error)), None
@@ -153,7 +153,7 @@ def noted_root(folder: Path) -> Root | None:
         raw = json.loads((folder / ROOT).read_text(encoding="utf-8"))
         extension = raw["uniqueext"]
         if not slot_of(extension):
-            extension = fields.attempt(extension)
+            extension = validators.attempt(extension)
         base, name = str(raw.get("base", "")), str(raw.get("name", ""))
         return Root(configdir=str(raw["configdir"]), uniqueext=extension, base=base, name=name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

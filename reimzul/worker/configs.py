@@ -19,7 +19,7 @@ import attr
 
 from reimzul.core.errors import ProgramFailed, ReimzulError
 from reimzul.core.mock_config import SITE_DEFAULTS, MockConfigError, Renderer
-from reimzul.core.run import capture
+from reimzul.core.process import output_of
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Configs:
         return there[:1] == [branch.commit]
 
     def _git(self, *words: str) -> str:
-        return capture(["git", "-C", self.checkout, *words], timeout=self.pull_timeout).strip()
+        return output_of(["git", "-C", self.checkout, *words], timeout=self.pull_timeout).strip()
 
     def check(self) -> None:
         """Raise `NoConfig` where the checkout cannot serve any build."""

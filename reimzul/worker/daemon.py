@@ -16,14 +16,21 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import fields, mark
-from reimzul.core.clock import APART
+from reimzul.core import control, validators
+from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube, session_tube
+from reimzul.core.clock import MAX_SKEW_SECONDS
+from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
-from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError, ReimzulError, Stopping
-from reimzul.core.mark import Mark
-from reimzul.core.message import NOBODY, BuildRequest, Status, Try, event_of, new_attempt
+from reimzul.core.errors import (
+    BrokerUnavailable,
+    InvalidMessage,
+    ReimzulError,
+    ReservationLost,
+    RetryLater,
+    ShutdownRequested,
+)
+from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, event_for, new_attempt
 from reimzul.core.refused import Overflow
-from reimzul.core.tube import Broker, Claim, Tube, arch_tube, canary_tube, host_tube, session_tube
 from reimzul.worker.build import NO_BUILDER, Blameless, Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
 from reimzul.worker.firsterror import FirstError
@@ -68,14 +75,14 @@ class Worker(Daemon[BuildRequest]):
         overflow: Overflow | None = None,
     ) -> None:
         own = arch_tube(session_tube(voice.who.session))
-        super().__init__(connect, [*tubes, arch_tube(host_tube(host)), own], host, overflow=overflow)
+        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host, overflow=overflow)
         self.fitness = fitness
         self.tools = tools
         self.workspace = workspace
         self.tries = tries
         self.voice = voice
         self.tidying = tidying
-        self._drained: Mark | None = None
+        self._drained: ControlFlag | None = None
         self._own = self.tubes
         canary = arch_tube(canary_tube(host))
         self._canary = {canary.name: canary, own.name: own}
@@ -83,43 +90,43 @@ class Worker(Daemon[BuildRequest]):
     def check(self, message: BuildRequest) -> None:
         """Refuse a request for an arch that is not in the table."""
         if message.arch not in self.tools.known.known:
-            raise MessageError(f"arch {message.arch!r} is not known; {', '.join(self.tools.known.known)} are")
+            raise InvalidMessage(f"arch {message.arch!r} is not known; {', '.join(self.tools.known.known)} are")
 
-    def ready_for_more(self, broker: Broker) -> bool:
+    def can_accept_job(self, broker: Broker) -> bool:
         """Whether this builder has what a build needs, and nobody wants it to take nothing.
 
         In quarantine it looks for a canary, and for nothing else.
         """
-        before, held = self._drained, mark.drained(broker, self.host)
+        before, held = self._drained, control.drain_flag(broker, self.host)
         self._drained = held
         if (before is None) != (held is None):
-            log.info("%s", held.drains if held else "not drained any more")
-        probed = held is not None and held.quarantined
+            log.info("%s", held.drain_text if held else "not drained any more")
+        probed = held is not None and held.is_quarantine
         tubes = self._canary if probed else self._own
         if tubes is not self.tubes:
             self.tubes = tubes
             broker.watch(tubes)
         return self.fitness.fit() and (held is None or probed)
 
-    def waits_for(self) -> str:
+    def idle_status(self) -> str:
         """What it waits for: jobs, or what it needs to take one."""
-        return (self._drained.drains if self._drained else "") or self.fitness.ill or super().waits_for()
+        return (self._drained.drain_text if self._drained else "") or self.fitness.ill or super().idle_status()
 
-    def idle(self, broker: Broker) -> None:
+    def do_idle_work(self, broker: Broker) -> None:
         """Say that we are here, and remove a root that nobody builds in any more."""
         held = self._drained
         state = idle_state(
-            quarantined=held is not None and held.quarantined, drained=held is not None, unfit=bool(self.fitness.ill)
+            quarantined=held is not None and held.is_quarantine, drained=held is not None, unfit=bool(self.fitness.ill)
         )
-        self.voice.say(broker, state, held.drains if held else self.fitness.ill)
-        with contextlib.suppress(Stopping):
+        self.voice.say(broker, state, held.drain_text if held else self.fitness.ill)
+        with contextlib.suppress(ShutdownRequested):
             self.tidying.step(self._heed_stop)
 
     def _heed_stop(self) -> None:
         """Raise `Stopping` where this worker is to end; else it is alive, however long a removal takes."""
-        self.alive()
-        if self.stop.asked:
-            raise Stopping("told to stop")
+        self.ping_watchdog()
+        if self.stop.requested:
+            raise ShutdownRequested("told to stop")
 
     def serve(self, broker: Broker) -> None:
         """Serve until told to stop, and then say that we leave."""
@@ -127,27 +134,29 @@ class Worker(Daemon[BuildRequest]):
         self.voice.leave(self.broker or broker)
 
     def handle(
-        self, broker: Broker, claims: list[Claim[BuildRequest]]
-    ) -> Iterable[tuple[Claim[BuildRequest], Outcome]]:
+        self, broker: Broker, claims: list[ReservedJob[BuildRequest]]
+    ) -> Iterable[tuple[ReservedJob[BuildRequest], Outcome]]:
         """Build each; there is never more than one."""
         for claim in claims:
             yield claim, self.outcome(broker, claim)
 
-    def outcome(self, broker: Broker, claim: Claim[BuildRequest]) -> Outcome:
+    def outcome(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
         """Build one request; what became of its job."""
         request = claim.message
         if self.drained_since(broker, claim):
-            return Stopping()
-        if not request.complete:
+            return ShutdownRequested()
+        if not request.has_id:
             self.put_completed(broker, claim)
             return None
-        if forbidden := mark.cancelled(broker, request.build_id):
+        if forbidden := control.cancel_flag(broker, request.build_id):
             self.withdraw(claim, forbidden, self.begun(claim))
             return None
-        if claim.facts.deaths > DEATHS * (1 + claim.facts.kicks):
-            return MessageError(f"{claim.facts.deaths} workers died under it, or lost their link; a person has to look")
+        if claim.stats.deaths > DEATHS * (1 + claim.stats.kicks):
+            return InvalidMessage(
+                f"{claim.stats.deaths} workers died under it, or lost their link; a person has to look"
+            )
         self.leave_to_others(broker, claim)
-        desk = Desk(self.reconnect, claim, self.stop, new_attempt(), self.service, self.alive)
+        desk = Desk(self.reconnect, claim, self.stop, new_attempt(), self.service, self.ping_watchdog)
         try:
             self.build(request, desk)
         except Unfit as error:
@@ -157,51 +166,51 @@ class Worker(Daemon[BuildRequest]):
         except Blameless as error:
             return self.give_back(desk, str(error))
         except Cancelled as error:
-            return ClaimLost(f"{error}; another has it") if desk.lost else None
-        except BrokerGone:
+            return ReservationLost(f"{error}; another has it") if desk.lost else None
+        except BrokerUnavailable:
             raise
         except SourceAway as error:
             return self.put_off(desk, error)
         except ReimzulError as error:
-            return ClaimLost(f"ended while another has it: {error}") if desk.lost else error
-        return ClaimLost("another has it; ours is uploaded") if desk.lost else None
+            return ReservationLost(f"ended while another has it: {error}") if desk.lost else error
+        return ReservationLost("another has it; ours is uploaded") if desk.lost else None
 
-    def drained_since(self, broker: Broker, claim: Claim[BuildRequest]) -> bool:
+    def drained_since(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> bool:
         """Whether this builder is to take nothing, as a person said while we waited for this job."""
-        held = mark.drained(broker, self.host)
-        return held is not None and not (held.quarantined and claim.facts.tube in self._canary)
+        held = control.drain_flag(broker, self.host)
+        return held is not None and not (held.is_quarantine and claim.stats.tube in self._canary)
 
     def build(self, request: BuildRequest, desk: Desk) -> None:
         """Attempt a request in a folder of its own, which is gone afterwards."""
-        last_words = summarize_faults(request.faults) if len(request.faults) >= self.tries else ""
+        last_words = summarize_faults(request.builder_faults) if len(request.builder_faults) >= self.tries else ""
         with self.workspace.folder(f"{request.build_id}.{desk.token}") as folder:
             attempt = Attempt(request=request, token=desk.token, host=self.host, folder=folder)
             log.info("%r: %s for %s, build %s", desk.claim, request.srpm, request.target, request.build_id)
-            self.service.doing(f"building {request.srpm} for {request.target}")
+            self.service.set_status(f"building {request.srpm} for {request.target}")
             build = Build(attempt, self.tools, last_words)
             desk.attend(build, Watch(build, self.host, self.voice))
 
-    def put_completed(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
+    def put_completed(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
         """Put an old client's request again with the build id it lacks; the old job is deleted after."""
-        facts = claim.facts
-        completed = claim.message.completed(claim.id, facts.tube, claim.body, time.time() - facts.age)
+        facts = claim.stats
+        completed = claim.message.with_id(claim.id, facts.tube, claim.body, time.time() - facts.age)
         job = broker.put(claim.tube, completed, priority=facts.priority, ttr=facts.ttr)
         log.info("%r: of an old client, put again as build %s", claim, completed.build_id)
         where = {"tube": facts.tube, "job": job, "priority": facts.priority}
-        broker.announce(event_of(completed, Status.QUEUED, reason=f"job {job} of tube {facts.tube}", **where))
+        broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {facts.tube}", **where))
 
     def put_tried(self, desk: Desk, words: str, first: FirstError) -> Outcome:
         """Put a request again that this builder could not build, for another; the old job is deleted after."""
         if desk.lost:
-            return ClaimLost(f"another has it; here: {words}")
-        claim, facts = desk.claim, desk.claim.facts
-        again = claim.message.tried(self.host, words, first.text, first.line)
+            return ReservationLost(f"another has it; here: {words}")
+        claim, facts = desk.claim, desk.claim.stats
+        again = claim.message.with_failed_attempt(self.host, words, first.text, first.line)
         pause = RETRY_PAUSE * len(again.tries)
         log.error("%r: this builder could not build it: %s; put again, in %d s", claim, words, pause)
-        job, forbidden = mark.put_unless_cancelled(
+        job, forbidden = control.requeue_unless_cancelled(
             claim.broker, claim.tube, again, priority=facts.priority, delay=pause, ttr=facts.ttr
         )
-        arches = desk.open_legs() or again.told_for
+        arches = desk.open_legs() or again.announced_arches
         if forbidden:
             self.withdraw(claim, forbidden, arches)
             return None
@@ -212,76 +221,78 @@ class Worker(Daemon[BuildRequest]):
     def give_back(self, desk: Desk, words: str) -> Outcome:
         """Release a request whose attempt was nobody's fault: no try is counted, and the reason is announced."""
         if desk.lost:
-            return ClaimLost(f"another has it; here: {words}")
+            return ReservationLost(f"another has it; here: {words}")
         claim = desk.claim
-        pause = min(BLAMELESS_PAUSE_LONGEST, BLAMELESS_PAUSE * 2 ** min(claim.facts.releases, 10))
+        pause = min(BLAMELESS_PAUSE_LONGEST, BLAMELESS_PAUSE * 2 ** min(claim.stats.releases, 10))
         reason = f"{NOBODY}{words}; tried again in {pause} s"
-        self._announce_requeue(desk, claim.message, desk.open_legs() or claim.message.told_for, claim.id, reason, pause)
-        return Again(words, pause=pause)
+        self._announce_requeue(
+            desk, claim.message, desk.open_legs() or claim.message.announced_arches, claim.id, reason, pause
+        )
+        return RetryLater(words, pause=pause)
 
     def _announce_requeue(
         self, desk: Desk, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
     ) -> None:
         """Announce for each of these legs that it waits for another attempt, and why."""
-        facts = desk.claim.facts
+        facts = desk.claim.stats
         where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + pause}
         by = {"builder_fqdn": self.host, "attempt": desk.token, "finished": round(time.time(), 3)}
         for arch in arches:
             about = {"arch": arch, "url": desk.kept(arch), "reason": reason, "error_log": desk.error_log(arch)}
-            desk.claim.broker.announce(event_of(request, Status.QUEUED, **{**about, **by, **where}))
+            desk.claim.broker.announce(event_for(request, Status.QUEUED, **{**about, **by, **where}))
 
     def put_off(self, desk: Desk, away: SourceAway) -> Outcome:
         """Put a request again whose source cannot be downloaded now, for whoever is free then; no strike."""
         if desk.lost:
-            return ClaimLost(f"another has it; here: {away}")
-        claim, facts = desk.claim, desk.claim.facts
+            return ReservationLost(f"another has it; here: {away}")
+        claim, facts = desk.claim, desk.claim.stats
         again = attr.evolve(claim.message, source_rounds=claim.message.source_rounds + 1)
         log.warning("%r: %s; put again, in %d s", claim, away, away.pause)
-        job, forbidden = mark.put_unless_cancelled(
+        job, forbidden = control.requeue_unless_cancelled(
             claim.broker, claim.tube, again, priority=facts.priority, delay=away.pause, ttr=facts.ttr
         )
         if forbidden:
-            self.withdraw(claim, forbidden, again.told_for)
+            self.withdraw(claim, forbidden, again.announced_arches)
             return None
         where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + away.pause}
         waits_for = f"its source: {away}, on {self.host}"
-        for arch in again.told_for:
+        for arch in again.announced_arches:
             about = {"arch": arch, "reason": f"waits for {waits_for}", "waits_for": waits_for}
-            claim.broker.announce(event_of(again, Status.QUEUED, **about, **where))
+            claim.broker.announce(event_for(again, Status.QUEUED, **about, **where))
         return None
 
-    def withdraw(self, claim: Claim[BuildRequest], forbidden: Mark, arches: Iterable[str]) -> None:
+    def withdraw(self, claim: ReservedJob[BuildRequest], forbidden: ControlFlag, arches: Iterable[str]) -> None:
         """Say that a build is cancelled, of these of its legs; its job is deleted after."""
-        log.info("%r: %s", claim, forbidden.cancels)
+        log.info("%r: %s", claim, forbidden.cancel_text)
         for arch in arches:
-            claim.broker.announce(event_of(claim.message, Status.CANCELLED, arch=arch, reason=forbidden.cancels))
+            claim.broker.announce(event_for(claim.message, Status.CANCELLED, arch=arch, reason=forbidden.cancel_text))
 
-    def begun(self, claim: Claim[BuildRequest]) -> Sequence[str]:
+    def begun(self, claim: ReservedJob[BuildRequest]) -> Sequence[str]:
         """The legs of a request that somebody may have begun: all of them, where it was in anybody's hands before."""
         request = claim.message
-        if not request.legs and (claim.facts.reserves > 1 or request.tries):
-            return self.tools.known.legs(request.arch, guessed(request.srpm)[0])
-        return request.told_for
+        if not request.legs and (claim.stats.reserves > 1 or request.tries):
+            return self.tools.known.legs_of(request.arch, guessed(request.srpm)[0])
+        return request.announced_arches
 
-    def leave_to_others(self, broker: Broker, claim: Claim[BuildRequest]) -> None:
+    def leave_to_others(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
         """Raise `Again` for a request this builder could not build, as long as others watch its tube.
 
         The broken builder is always the idle one: without this it would take the job straight back, and use up all
         tries while a sound one is busy.
         """
-        faults = claim.message.faults
+        faults = claim.message.builder_faults
         ours = [tried.when for tried in faults if tried.builder == self.host]
         if not ours or len(faults) >= self.tries:
             return
-        rested = rest(claim.message.timestamp, max(ours), time.time(), claim.facts.age)
+        rested = rest(claim.message.timestamp, max(ours), time.time(), claim.stats.age)
         if rested > LEAVE_TO_OTHERS:
             return
-        watchers = broker.stats(claim.facts.tube).watchers
-        tried = sum(broker.stats(host_tube(host)).watchers for host in {fault.builder for fault in faults})
+        watchers = broker.tube_stats(claim.stats.tube).watchers
+        tried = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
         if watchers > tried:
-            raise Again("this builder could not build it; left to those that have not tried", pause=LOOK_AWAY)
+            raise RetryLater("this builder could not build it; left to those that have not tried", pause=LOOK_AWAY)
         if watchers > 1 and rested <= LEAVE_TO_OTHERS_THAT_FAILED:
-            raise Again("this builder could not build it before; left to others", pause=LOOK_AWAY)
+            raise RetryLater("this builder could not build it before; left to others", pause=LOOK_AWAY)
 
     def reconnect(self) -> Broker:
         """A new connection in the place of one that broke under a build."""
@@ -291,7 +302,7 @@ class Worker(Daemon[BuildRequest]):
         return broker
 
 
-def summarize_faults(faults: Sequence[Try]) -> str:
+def summarize_faults(faults: Sequence[FailedAttempt]) -> str:
     """Why no builder could build a request: each reason once, with the builders that gave it."""
     builders: dict[str, list[str]] = {}
     for tried in faults:
@@ -309,5 +320,5 @@ def rest(submitted: str, fault: float, now: float, age: float) -> float:
     no fault comes before the submission. Where our clock says otherwise, the age alone counts.
     """
     spent = now - fault
-    most = now - calendar.timegm(time.strptime(submitted, fields.TIMESTAMP_FORMAT)) + APART
-    return spent if age - APART <= spent <= most else age
+    most = now - calendar.timegm(time.strptime(submitted, validators.TIMESTAMP_FORMAT)) + MAX_SKEW_SECONDS
+    return spent if age - MAX_SKEW_SECONDS <= spent <= most else age

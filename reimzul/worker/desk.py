@@ -16,11 +16,11 @@ from typing import Callable
 
 import attr
 
-from reimzul.core.daemon import Stop, away_since
-from reimzul.core.errors import Again, BrokerGone, ClaimLost
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob
+from reimzul.core.daemon import Stop, describe_outage
+from reimzul.core.errors import BrokerUnavailable, ReservationLost, RetryLater
 from reimzul.core.message import BuildEvent, BuildRequest
-from reimzul.core.systemd import Service
-from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, Claim
+from reimzul.core.sdnotify import SdNotify
 from reimzul.worker.build import Build, Said
 from reimzul.worker.watch import Watch
 
@@ -38,10 +38,10 @@ class Desk:
     def __init__(
         self,
         connect: Callable[[], Broker],
-        claim: Claim[BuildRequest],
+        claim: ReservedJob[BuildRequest],
         stop: Stop,
         token: str,
-        service: Service,
+        service: SdNotify,
         alive: Callable[[], None],
     ) -> None:
         """`alive` is called each time round, for the watchdog: a build may take days, this loop may not hang."""
@@ -76,7 +76,7 @@ class Desk:
         while waiting is not None or not future.done() or not build.outbox.empty():
             self.alive()
             if self.stop.now.is_set():
-                self.service.doing("told to stop: ends the build and cleans its root up")
+                self.service.set_status("told to stop: ends the build and cleans its root up")
                 build.stop()
                 if future.done() and self._gone_since is not None:
                     break  # beanstalkd is away and we have to go: the job is put to others by our absence
@@ -113,14 +113,14 @@ class Desk:
                 self._reconnect()
             elif not self.lost:
                 self._touch()
-        except BrokerGone as error:
+        except BrokerUnavailable as error:
             self._away(error)
         return self._gone_since is None
 
     def _touch(self) -> None:
         try:
-            self.claim.keep()
-        except ClaimLost:
+            self.claim.touch_if_due()
+        except ReservationLost:
             self._adopt()
 
     def _look(self, watch: Watch) -> None:
@@ -128,10 +128,10 @@ class Desk:
         if self._gone_since is not None:
             return
         try:
-            watch.look(self.claim.broker, last=self.stop.asked)
-        except BrokerGone as error:
+            watch.look(self.claim.broker, last=self.stop.requested)
+        except BrokerUnavailable as error:
             self._away(error)
-        except Again:  # beanstalkd takes nothing now: it is looked again
+        except RetryLater:  # beanstalkd takes nothing now: it is looked again
             return
 
     def _put(self, said: Said) -> bool:
@@ -143,17 +143,17 @@ class Desk:
             elif not self.lost:
                 broker.announce(attr.evolve(said, at=round(time.time(), 3)))  # it may have waited for beanstalkd
             return True
-        except BrokerGone as error:
+        except BrokerUnavailable as error:
             self._away(error)
-        except Again as error:  # beanstalkd is full: the message waits, and so does the build's end
+        except RetryLater as error:  # beanstalkd is full: the message waits, and so does the build's end
             self._say(str(error))
             self.stop.now.wait(RECONNECT)
         return False
 
-    def _away(self, error: BrokerGone) -> None:
+    def _away(self, error: BrokerUnavailable) -> None:
         if self._gone_since is None:
             self._gone_since = time.monotonic()
-            self.service.remark(beanstalkd=away_since(error))
+            self.service.set_note(beanstalkd=describe_outage(error))
         self._say(f"{error}; the build goes on")
 
     def _say(self, what: str) -> None:
@@ -169,7 +169,7 @@ class Desk:
         self._tried = time.monotonic()
         self.claim.broker = self.connect()
         self._gone_since, self._said = None, 0.0
-        self.service.remark(beanstalkd="")
+        self.service.set_note(beanstalkd="")
         log.info("beanstalkd is back")
         self._adopt()
 
@@ -178,7 +178,7 @@ class Desk:
         if self.lost:
             return
         try:
-            self.claim.broker.adopt(self.claim)
-        except ClaimLost:
+            self.claim.broker.re_reserve(self.claim)
+        except ReservationLost:
             log.warning("%r is not ours any more: this build is finished and announces nothing", self.claim)
             self.lost = True

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.disk import Room
+from reimzul.core.fs import FreeSpace
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,6 @@ class Fitness:
 
     def _room(self, folder: Path) -> Iterator[str]:
         try:
-            yield from Room.under(folder).lacks(self.limits.free_mib, self.limits.free_inodes)
+            yield from FreeSpace.measure(folder).shortfalls(self.limits.free_mib, self.limits.free_inodes)
         except OSError as error:
             yield f"{folder}: {error.strerror}"

@@ -11,8 +11,8 @@ from typing import Any
 import attr
 
 from reimzul.core.arch import NOARCH, Arches
-from reimzul.core.header import Header
-from reimzul.core.message import BuildEvent, BuildRequest, event_of
+from reimzul.core.message import BuildEvent, BuildRequest, event_for
+from reimzul.core.rpm_header import Header
 
 
 @attr.frozen(kw_only=True)
@@ -72,7 +72,7 @@ class Leg:
             "started": round(self.attempt.started, 3),
             "skipped": dict(self.skipped),
         }
-        return event_of(self.attempt.request, status, **{**own, **more})
+        return event_for(self.attempt.request, status, **{**own, **more})
 
 
 def split(arches: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -90,4 +90,4 @@ def repeats(header: Header, arch: str, main: str, package: str, known: Arches) -
         return "a noarch package is built once"
     if arch == NOARCH and package in known.noarch_last:
         return None
-    return known.forbidden(arch, header)
+    return known.exclusion_reason(arch, header)

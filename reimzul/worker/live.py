@@ -18,9 +18,9 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.bstore import StoreUrls
 from reimzul.core.errors import ReimzulError
-from reimzul.core.run import run
+from reimzul.core.process import run
+from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.job import Leg
 from reimzul.worker.ship import AT_ONCE
 

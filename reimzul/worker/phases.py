@@ -15,8 +15,8 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.fields import is_source_rpm
 from reimzul.core.message import Phase
+from reimzul.core.validators import is_source_rpm
 
 SOURCE, UPLOAD = "source", "upload"
 #: Holds all that follows the chroot's setup; what is in it counts.

@@ -23,7 +23,7 @@ import attr
 
 from reimzul.core.errors import ConfigError, ReimzulError, TimedOut
 from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
-from reimzul.core.run import capture, run
+from reimzul.core.process import output_of, run
 from reimzul.worker.configs import Configs
 from reimzul.worker.orphans import InUse, birth_of, end_orphan
 from reimzul.worker.rootrecord import Record, bootstrap_fault, digest_rendered
@@ -177,7 +177,7 @@ class Roots:
             if raw["digest"] == digest:
                 return str(raw["base"]), str(raw["name"])
         try:
-            said = capture([self.mock, "-r", "mock", f"--configdir={configdir}", "--print-root-path"])
+            said = output_of([self.mock, "-r", "mock", f"--configdir={configdir}", "--print-root-path"])
             path = Path(said.strip().splitlines()[-1])
             if path.name != "root":
                 raise ValueError(f"{path} is not a root in a folder of its name")

@@ -16,13 +16,13 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.bstore import MANIFEST, StoreUrls
-from reimzul.core.errors import ProgramFailed, ProgramMissing, ReimzulError, TimedOut
-from reimzul.core.header import read_header
+from reimzul.core import validators
+from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError, TimedOut
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.message import Phase, Status
-from reimzul.core.run import run
+from reimzul.core.process import run
+from reimzul.core.rpm_header import read_header
+from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.worker.job import Leg
 from reimzul.worker.verdict import Fault, Verdict
 
@@ -88,7 +88,7 @@ class Shipper:
         """The folder with the manifest alone."""
         told = leg.folder / "manifest"
         told.mkdir(exist_ok=True)
-        (told / MANIFEST).write_text(manifest.text(), encoding="utf-8")
+        (told / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
         return told
 
     def _until_there(
@@ -99,7 +99,7 @@ class Shipper:
             try:
                 self._once(folder, where, leg.folder / "rsync.log", heed)
                 return
-            except ProgramMissing as error:
+            except ProgramNotFound as error:
                 raise CannotShip(str(error)) from error
             except (ProgramFailed, TimedOut) as error:
                 if isinstance(error, ProgramFailed) and error.code in HOPELESS:
@@ -139,7 +139,7 @@ def keep_wanted(leg: Leg, verdict: Verdict) -> None:
     """Leave in a leg's results what is uploaded: of a failed one only logs, of a follower no source rpm."""
     for path in sorted(leg.results.iterdir()):
         unwanted = path.name.endswith(".rpm") if verdict.fault is not Fault.NONE else False
-        repeated = fields.is_source_rpm(path.name) and not leg.main
+        repeated = validators.is_source_rpm(path.name) and not leg.main
         if unwanted or repeated or not path.is_file():
             discard(path)
 

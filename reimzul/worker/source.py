@@ -15,8 +15,8 @@ from typing import Callable
 from urllib.parse import quote
 
 from reimzul.core.digest import sha256
-from reimzul.core.errors import Again, InputError, ReimzulError
-from reimzul.core.header import Header, read_source
+from reimzul.core.errors import InputError, ReimzulError, RetryLater
+from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.worker import web
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class NoSource(InputError):
     """The source rpm is not there, or is not what was submitted: no builder can help that."""
 
 
-class SourceAway(Again):
+class SourceAway(RetryLater):
     """The source rpm cannot be downloaded now: nobody's fault, and no strike."""
 
 
@@ -178,7 +178,7 @@ def _write(sink: FileIO, chunk: bytes, place: Path) -> None:
 def read_checked(path: Path) -> Header:
     """The header of a downloaded source rpm. Raises `NoSource` that names the file, not our folder."""
     try:
-        header = read_source(path)
+        header = read_source_header(path)
     except InputError as error:
         raise NoSource(str(error).replace(str(path), path.name)) from error
     return header

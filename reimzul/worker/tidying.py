@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
-from reimzul.core.errors import ReimzulError, Stopping
+from reimzul.core.errors import ReimzulError, ShutdownRequested
 from reimzul.worker.orphans import InUse
 from reimzul.worker.rootrecord import Record
 from reimzul.worker.roots import Roots
@@ -47,7 +47,7 @@ class Tidying:
                 action(heed)
         except BlockingIOError:  # its slot or its caches are in use after all
             return
-        except Stopping:
+        except ShutdownRequested:
             raise
         except InUse as error:
             log.info("%s: it is tried again later", error)

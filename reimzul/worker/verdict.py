@@ -17,8 +17,8 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.mockcodes import HOST
+from reimzul.core import validators
+from reimzul.core.mock_exit_codes import HOST_FAULT_CODES
 from reimzul.worker.errorrules import CONFLICTING, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD
 from reimzul.worker.repofaults import LINE_LIMIT, RepoFailure, last_call, read_failures
 
@@ -140,10 +140,10 @@ def _judge(code: int, results: Path) -> Verdict:
     if code == 40:
         return Verdict(Fault.PACKAGE, _forty(_text(results / "stderr")))
     if code == 60:
-        return Verdict(Fault.NOBODY, HOST[60])
+        return Verdict(Fault.NOBODY, HOST_FAULT_CODES[60])
     if code < 0:
         return Verdict(Fault.BUILDER, f"mock was ended by signal {-code}")
-    return Verdict(Fault.BUILDER, HOST.get(code, f"mock exited with {code}"))
+    return Verdict(Fault.BUILDER, HOST_FAULT_CODES.get(code, f"mock exited with {code}"))
 
 
 def _forty(said: str) -> str:
@@ -160,7 +160,7 @@ def _judge_packages(names: list[str]) -> Verdict:
         return Verdict(Fault.BUILDER, "mock says it built, and left no rpm")
     for name in names:
         try:
-            fields.name(name)
+            validators.name(name)
         except ValueError as error:
             return Verdict(Fault.PACKAGE, f"it makes a package that cannot be published: {error}")
     return Verdict(Fault.NONE)
@@ -241,7 +241,7 @@ def _last_line(text: str) -> str:
 def _wrong_configuration(results: Path) -> str:
     """What mock says of a configuration that it cannot use: its last line of that kind."""
     said = [line for line in _text(results / "stderr").splitlines() if line.startswith("ERROR: ")][-1:]
-    return ": ".join([HOST[3], *(line.partition(": ")[2].strip() for line in said)])
+    return ": ".join([HOST_FAULT_CODES[3], *(line.partition(": ")[2].strip() for line in said)])
 
 
 def _judge_thirty(results: Path) -> Verdict:

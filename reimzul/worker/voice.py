@@ -18,10 +18,10 @@ from pathlib import Path
 import attr
 
 from reimzul import __version__
-from reimzul.core.disk import Room
-from reimzul.core.errors import Again, BrokerGone
-from reimzul.core.message import Feature, InHand, Presence, State
-from reimzul.core.tube import NOTIFY, Broker
+from reimzul.core.beanstalk import NOTIFY, Broker
+from reimzul.core.errors import BrokerUnavailable, RetryLater
+from reimzul.core.fs import FreeSpace
+from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Voice:
         self._said: object = None
         self._at = float("-inf")
 
-    def say(self, broker: Broker, state: str, why: str = "", build: InHand | None = None) -> None:
+    def say(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
         """Say it, unless it was said just now. Raises `BrokerGone`."""
         rested = time.monotonic() - self._at
         content = (state, why, build)
@@ -92,20 +92,20 @@ class Voice:
             return
         self._said, self._at = content, time.monotonic()
         try:
-            if broker.stats(NOTIFY.name).ready <= CROWD:
+            if broker.tube_stats(NOTIFY.name).ready <= CROWD:
                 broker.announce(self._word(state, why, build))
-        except Again as error:
+        except RetryLater as error:
             log.debug("nobody is told that we are here: %s", error)
 
     def leave(self, broker: Broker) -> None:
         """Say that this worker ends, where it said anything before; who cannot hear it finds the connection ended."""
         if self._said is not None:
-            with contextlib.suppress(Again, BrokerGone):
-                broker.announce(attr.evolve(self._word(State.DRAINED, "it has ended", None), leaving=True))
+            with contextlib.suppress(RetryLater, BrokerUnavailable):
+                broker.announce(attr.evolve(self._word(WorkerState.DRAINED, "it has ended", None), leaving=True))
 
-    def _word(self, state: str, why: str, build: InHand | None) -> Presence:
+    def _word(self, state: str, why: str, build: CurrentBuild | None) -> WorkerHeartbeat:
         mib, inodes = _least(self.who.folders)
-        return Presence(
+        return WorkerHeartbeat(
             host=self.who.host,
             instance=self.who.instance,
             state=state,
@@ -128,7 +128,7 @@ def _least(folders: Sequence[Path]) -> tuple[int, int]:
     rooms = []
     for folder in folders:
         try:
-            rooms.append(Room.under(folder))
+            rooms.append(FreeSpace.measure(folder))
         except OSError:
             return 0, 0
     counted = [room.inodes for room in rooms if room.inodes is not None]
@@ -138,7 +138,7 @@ def _least(folders: Sequence[Path]) -> tuple[int, int]:
 def idle_state(*, quarantined: bool, drained: bool, unfit: bool) -> str:
     """What a worker that builds nothing is."""
     if quarantined:
-        return State.QUARANTINED
+        return WorkerState.QUARANTINED
     if drained:
-        return State.DRAINED
-    return State.UNFIT if unfit else State.IDLE
+        return WorkerState.DRAINED
+    return WorkerState.UNFIT if unfit else WorkerState.IDLE

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 
-from reimzul.core import mark
-from reimzul.core.message import InHand, State
-from reimzul.core.tube import Broker
+from reimzul.core import control
+from reimzul.core.beanstalk import Broker
+from reimzul.core.message import CurrentBuild, WorkerState
 from reimzul.worker.build import Build
 from reimzul.worker.voice import Voice
 
@@ -23,7 +23,7 @@ class Watch:
     def __init__(self, build: Build, host: str, voice: Voice) -> None:
         self.build, self.host, self.voice = build, host, voice
         self._cancel_at = self._drain_at = float("-inf")
-        self._drained: mark.Mark | None = None
+        self._drained: control.ControlFlag | None = None
         self._heeded = False
 
     def look(self, broker: Broker, *, last: bool) -> None:
@@ -36,24 +36,24 @@ class Watch:
             self._look_for_cancel(broker)
         if now - self._drain_at >= DRAIN:
             self._drain_at = now
-            self._drained = mark.drained(broker, self.host)
-        self.voice.say(broker, self._state(last), self._drained.drains if self._drained else "", self._in_hand())
+            self._drained = control.drain_flag(broker, self.host)
+        self.voice.say(broker, self._state(last), self._drained.drain_text if self._drained else "", self._in_hand())
 
     def _state(self, last: bool) -> str:
-        if self._drained is not None and self._drained.quarantined:
-            return State.QUARANTINED
-        return State.DRAINING if last or self._drained is not None else State.BUILDING
+        if self._drained is not None and self._drained.is_quarantine:
+            return WorkerState.QUARANTINED
+        return WorkerState.DRAINING if last or self._drained is not None else WorkerState.BUILDING
 
     def _look_for_cancel(self, broker: Broker) -> None:
-        found = mark.cancelled(broker, self.build.attempt.request.build_id)
+        found = control.cancel_flag(broker, self.build.attempt.request.build_id)
         if found:
             self._heeded = True
-            self.build.cancel(found.cancels)
+            self.build.cancel(found.cancel_text)
 
-    def _in_hand(self) -> InHand:
+    def _in_hand(self) -> CurrentBuild:
         attempt = self.build.attempt
         arch, now = self.build.course.now(attempt.request.arch)
-        return InHand(
+        return CurrentBuild(
             build_id=attempt.request.build_id,
             srpm=attempt.request.srpm,
             target=attempt.request.target,

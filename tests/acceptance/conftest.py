@@ -10,9 +10,9 @@ from typing import Callable
 
 import pytest
 
+from devfarm.farm import Farm
+from devfarm.follow import Ears, listening
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.follow import Ears, listening
 from tests import srpms
 from tests.waiting import until
 

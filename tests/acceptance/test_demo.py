@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.devfarm import reaper
-from reimzul.devfarm.parts import own
+from devfarm import reaper
+from devfarm.parts import own
 from tests import srpms
 from tests.integration.test_devfarm import alive
 from tests.waiting import until

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from reimzul.core.config import load
+from devfarm.farm import Farm
+from devfarm.parts import own
+from reimzul.admin.doctor import host, rounds
+from reimzul.admin.doctor.check import FAIL, OK, Finding, examine
+from reimzul.core.config import load_file
 from reimzul.core.message import Status
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.parts import own
-from reimzul.notifier.history import BuildFilter, open_history
-from reimzul.operator.doctor import host, rounds
-from reimzul.operator.doctor.check import FAIL, OK, Finding, examine
+from reimzul.history import BuildFilter, open_history
 from tests.waiting import until
 
 BUILDER = "builder1"
@@ -54,7 +54,7 @@ def doctor(farm: Farm, name: str, *words: str) -> subprocess.CompletedProcess[st
 def failing(farm: Farm, name: str) -> dict[str, Finding]:
     """What fails on a host."""
     ini = farm.ini(name)
-    found = examine(rounds.checks(host.find(load(ini), ini, (), None)))
+    found = examine(rounds.checks(host.find(load_file(ini), ini, (), None)))
     return {finding.name: finding for finding in found if finding.level == FAIL}
 
 
@@ -146,7 +146,7 @@ def restart(farm: Farm, part: str) -> None:
 
 def failing_to_listen(farm: Farm, part: str) -> str | None:
     """Which port of a part nobody listens on."""
-    from reimzul.devfarm.ports import listener
+    from devfarm.ports import listener
 
     ports = next(each.listens for each in farm.supervisor.parts if each.name == part)
     return next((str(port) for port in ports if listener(port) is None), None)
@@ -205,7 +205,7 @@ def test_a_controller_without_a_way_to_the_store_is_told_how_it_gets_one(sick_fa
     stunnel = sick_farm.ini("controller").with_name("stunnel-controller.conf").read_text()
     assert words_of(ini, tmp_path, stunnel, "link.beanstalkd").startswith("127.0.0.1:")
     assert "no section of" in words_of(ini, tmp_path, stunnel, "link.store")
-    found = examine(rounds.checks(host.find(load(ini), ini, (), tmp_path / "stunnel.conf")))
+    found = examine(rounds.checks(host.find(load_file(ini), ini, (), tmp_path / "stunnel.conf")))
     remedies = {each.name: each.remedy for each in found}
     assert remedies["link.store"] == "reimzul setup controller --add-bstore NAME, or mend [bstore] base_url"
 
@@ -213,7 +213,7 @@ def test_a_controller_without_a_way_to_the_store_is_told_how_it_gets_one(sick_fa
 def words_of(ini: Path, folder: Path, stunnel: str, name: str) -> str:
     conf = folder / "stunnel.conf"
     conf.write_text(stunnel)
-    found = examine(rounds.checks(host.find(load(ini), ini, (), conf)))
+    found = examine(rounds.checks(host.find(load_file(ini), ini, (), conf)))
     return next(each.words for each in found if each.name == name)
 
 
@@ -301,7 +301,7 @@ def test_the_hop_that_hangs_is_named(sick_farm: Farm, part: str, hop: str, words
     if hop == "queue":
         until(lambda: status(sick_farm, build["build_id"]) in Status.FINAL, 60, "it is over")
         with sick_farm.broker() as broker:
-            assert broker.stats("x86_64").ready == 0
+            assert broker.tube_stats("x86_64").ready == 0
 
 
 def test_a_canary_without_a_configuration_of_mocks_fails_and_says_where_its_logs_are(sick_farm: Farm) -> None:
@@ -332,11 +332,11 @@ def test_an_interrupted_canary_leaves_nothing_in_incoming(sick_farm: Farm) -> No
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             until(lambda: list(sick_farm.layout.incoming.glob("reimzul-canary-*.src.rpm")), 60, "it is submitted")
             with sick_farm.broker() as broker:
-                until(lambda: broker.stats("x86_64").ready, 60, "it waits")
+                until(lambda: broker.tube_stats("x86_64").ready, 60, "it waits")
                 process.send_signal(signal.SIGINT)
                 process.communicate(timeout=60)
                 assert process.returncode == 130
-                assert broker.stats("x86_64").ready == 0
+                assert broker.tube_stats("x86_64").ready == 0
     assert list(sick_farm.layout.incoming.iterdir()) == []
 
 

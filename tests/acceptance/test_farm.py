@@ -13,13 +13,13 @@ from typing import Callable
 
 import pytest
 
+from devfarm.customer import Dnf, check
+from devfarm.farm import Farm
+from devfarm.parts import own
 from reimzul.core import message
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import Status
-from reimzul.devfarm.customer import Dnf, check
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.parts import own
-from reimzul.notifier.history.presence import Presences
+from reimzul.history.presence import Presences
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
 from tests.waiting import until
@@ -202,13 +202,13 @@ def test_hostile_messages_are_refused_and_buried_and_the_farm_goes_on(
 ) -> None:
     tubes = ("x86_64", "createrepo", "tosign", "notify")
     with farm.broker() as broker:
-        before = {tube: broker.stats(tube).buried for tube in tubes}
+        before = {tube: broker.tube_stats(tube).buried for tube in tubes}
         jobs = {broker.put_raw(tube, body, priority=0) for tube in tubes for body in HOSTILE.values()}
         # a request for a target is right for createrepo, whatever else is in it
         wanted = {tube: len(HOSTILE) - (tube == "createrepo") * len(only_bad_elsewhere()) for tube in tubes}
         for tube in tubes:
             until(
-                lambda tube=tube: broker.stats(tube).buried - before[tube] >= wanted[tube],  # type: ignore[misc]
+                lambda tube=tube: broker.tube_stats(tube).buried - before[tube] >= wanted[tube],  # type: ignore[misc]
                 30,
                 f"all of {tube} is buried",
             )
@@ -234,7 +234,7 @@ def only_bad_elsewhere() -> list[str]:
     for name, body in HOSTILE.items():
         try:
             message.RepogenRequest.decode(body)
-        except message.MessageError:
+        except message.InvalidMessage:
             continue
         meant.append(name)
     return meant

@@ -16,9 +16,9 @@ from typing import Callable
 
 import pytest
 
+from devfarm.farm import Farm
+from devfarm.parts import own
 from reimzul.core.message import Status
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.parts import own
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
 from tests.waiting import until

@@ -10,7 +10,7 @@ from typing import Callable
 
 import pytest
 
-from reimzul.devfarm.farm import Farm
+from devfarm.farm import Farm
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
 

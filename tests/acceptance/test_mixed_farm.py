@@ -13,11 +13,11 @@ from typing import Callable
 
 import pytest
 
+from devfarm.farm import STANDIN, Farm
+from devfarm.follow import listening
+from devfarm.parts import own
+from devfarm.plan import BSTORE, CONTROLLER
 from reimzul.core.message import Status
-from reimzul.devfarm.farm import STANDIN, Farm
-from reimzul.devfarm.follow import listening
-from reimzul.devfarm.parts import own
-from reimzul.devfarm.plan import BSTORE, CONTROLLER
 from reimzul.repogen import repodata
 from tests import original, srpms
 from tests.acceptance.conftest import Witness, submit
@@ -78,7 +78,9 @@ class Mixed:
     def buried(self) -> dict[str, int]:
         """What was put aside."""
         with self.farm.broker() as broker:
-            return {tube: broker.stats(tube).buried for tube in broker.tubes() if broker.stats(tube).buried}
+            return {
+                tube: broker.tube_stats(tube).buried for tube in broker.list_tubes() if broker.tube_stats(tube).buried
+            }
 
     def stop(self) -> None:
         """End what is not the farm's own."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildRequest
-from reimzul.core.tube import PRIORITY, Broker, arch_tube
 from tests.acceptance.private import PrivateMachine
 from tests.conftest import Beanstalkd
 from tests.srpms import compiled, make_srpm
@@ -208,11 +208,11 @@ def test_a_source_rpm_is_submitted_to_several_arches(
 def taken(broker: Broker, tube: str) -> BuildRequest:
     """The one request that waits in a tube, at the original's priority."""
     broker.watch([tube])
-    claim = broker.claim({tube: arch_tube(tube)}, 1)
+    claim = broker.reserve({tube: arch_tube(tube)}, 1)
     assert claim is not None, f"nothing waits in {tube}"
-    assert claim.facts.priority == PRIORITY
-    claim.done()
-    assert broker.stats(tube).ready == 0
+    assert claim.stats.priority == PRIORITY
+    claim.delete()
+    assert broker.tube_stats(tube).ready == 0
     return claim.message
 
 

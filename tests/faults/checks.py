@@ -11,12 +11,12 @@ from typing import Any
 
 import attr
 
-from reimzul.core.bstore import MANIFEST, leg_name
-from reimzul.core.disk import locked
-from reimzul.core.errors import MessageError
+from reimzul.core.errors import InvalidMessage
+from reimzul.core.fs import file_lock
 from reimzul.core.manifest import Manifest, read_manifest, sha256_of
 from reimzul.core.message import Status
-from reimzul.notifier.history import BuildFilter, Document, open_history
+from reimzul.core.store_paths import MANIFEST, leg_key
+from reimzul.history import BuildFilter, Document, open_history
 from reimzul.repogen import repodata
 from tests.faults.ground import BUILDERS, Ground, mounts, processes
 from tests.faults.ledger import ARCH, TARGETS, Build
@@ -56,7 +56,7 @@ class Loose:
 def buried(ground: Ground) -> dict[str, int]:
     """How many jobs are buried, by tube."""
     with ground.broker() as broker:
-        return {tube: broker.stats(tube).buried for tube in broker.tubes()}
+        return {tube: broker.tube_stats(tube).buried for tube in broker.list_tubes()}
 
 
 def faults(ground: Ground, builds: Sequence[Build], before: Before, loose: Loose) -> list[str]:
@@ -127,9 +127,9 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
         yield from _nowhere(ground, build, arch)
         return
     try:
-        place = store.index / leg_name(build.build_id, arch)
+        place = store.index / leg_key(build.build_id, arch)
         manifest = read_manifest(place)
-    except (OSError, MessageError) as error:
+    except (OSError, InvalidMessage) as error:
         yield f"{what}: no place that can be read: {error}"
         return
     if manifest.status != status:
@@ -139,7 +139,7 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
     folder = "/".join(rest)
     mine = {path: sha256 for path, sha256 in listed.items() if area == "repo" and path.startswith(f"{folder}/")}
     public = status == Status.SUCCESS and not build.recipe.scratch
-    wanted = {f"{folder}/{file.name}": file.sha256 for file in manifest.rpms} if public else {}
+    wanted = {f"{folder}/{file.name}": file.sha256 for file in manifest.rpm_files} if public else {}
     if mine != wanted:
         yield f"{what}: the repodata lists {sorted(mine)} and should list {sorted(wanted)}"
     yield from (f"{what}: {fault}" for fault in _staged(ground, build, manifest, public, loose))
@@ -147,7 +147,7 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
 
 def _nowhere(ground: Ground, build: Build, arch: str) -> Iterator[str]:
     """What was cancelled has no place; what is listed and staged is held against the places there are."""
-    if (ground.farm.layout.store.index / leg_name(build.build_id, arch)).exists():
+    if (ground.farm.layout.store.index / leg_key(build.build_id, arch)).exists():
         yield f"{build.name} {arch}: it is cancelled, and has a place"
 
 
@@ -171,7 +171,7 @@ def _staged(ground: Ground, build: Build, manifest: Manifest, public: bool, loos
         yield "staged for signing again, after it was collected"
     elif public:
         there = {path.name: sha256_of(path) for path in staged[0].iterdir()}
-        if there != {file.name: file.sha256 for file in manifest.rpms}:
+        if there != {file.name: file.sha256 for file in manifest.rpm_files}:
             yield f"what is staged is not what is published: {sorted(there)}"
 
 
@@ -181,7 +181,7 @@ def _store(ground: Ground, listed: dict[str, dict[str, str]]) -> Iterator[str]:
     legs: Counter[str] = Counter()
     for path in [*store.repo.glob(f"*/*/*/*/{MANIFEST}"), *store.scratch.glob(f"*/*/*/*/{MANIFEST}")]:
         manifest = read_manifest(path.parent)
-        legs[leg_name(manifest.build_id, manifest.arch)] += 1
+        legs[leg_key(manifest.build_id, manifest.arch)] += 1
     yield from (f"{leg} has {count} places" for leg, count in legs.items() if count > 1)
     for target, packages in listed.items():
         folder = store.target(f"{target}.{ARCH}")
@@ -190,7 +190,7 @@ def _store(ground: Ground, listed: dict[str, dict[str, str]]) -> Iterator[str]:
                 yield f"{target}: {package} is listed and not there as it is listed"
     for staged in store.tosign.glob("*/*"):
         build_id, arch = staged.name.rpartition(".")[2], staged.name.split(".")[-2]
-        if leg_name(build_id, arch) not in legs:
+        if leg_key(build_id, arch) not in legs:
             yield f"{staged.name} is staged for signing, and published nowhere"
     left = [*store.spool.iterdir(), *store.staging.iterdir()]
     left += [*store.repo.glob("*/.repodata*"), *store.repo.glob("*/*.old.*")]
@@ -199,7 +199,7 @@ def _store(ground: Ground, listed: dict[str, dict[str, str]]) -> Iterator[str]:
 
 
 def _is_held(lock: Path) -> bool:
-    with locked(lock) as descriptor:
+    with file_lock(lock) as descriptor:
         return descriptor is None
 
 

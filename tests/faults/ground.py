@@ -15,14 +15,14 @@ from typing import Any
 
 import attr
 
+from devfarm.farm import Farm
+from devfarm.parts import which
+from devfarm.plan import BSTORE, CONTROLLER
 from reimzul.core.arch import read_arches
-from reimzul.core.errors import BrokerGone, ReimzulError
-from reimzul.core.message import BuildRequest, Status, event_of
-from reimzul.core.run import capture, spawn
-from reimzul.core.tube import PRIORITY, Broker, arch_tube, holds_no_work
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.parts import which
-from reimzul.devfarm.plan import BSTORE, CONTROLLER
+from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, is_control_tube
+from reimzul.core.errors import BrokerUnavailable, ReimzulError
+from reimzul.core.message import BuildRequest, Status, event_for
+from reimzul.core.process import output_of, spawn
 from reimzul.submit import request as submitting
 from reimzul.submit.incoming import bring_in
 from tests import srpms
@@ -203,7 +203,7 @@ class Ground:
         more = ["--json", *(["--scratch"] if build.recipe.scratch else [])]
         words = self.farm.submit_command(self.sources[build.recipe.source], build.target, *more)
         words[words.index("-d") + 1] = build.disttag
-        said = json.loads(capture(words, env={"LOGNAME": build.name}))
+        said = json.loads(output_of(words, env={"LOGNAME": build.name}))
         build.build_id = said["builds"][0]["build_id"]
 
     def request(self, build: Build) -> BuildRequest:
@@ -222,11 +222,11 @@ class Ground:
 
     def put(self, request: BuildRequest, ttr: int = 120) -> None:
         """Put a request into its tube, and say so if that goes."""
-        tube = arch_tube(self.known.tube(request.arch))
+        tube = arch_tube(self.known.tube_of(request.arch))
         with self.farm.broker() as broker:
             job = broker.put(tube, request, priority=PRIORITY, ttr=ttr)
             with contextlib.suppress(ReimzulError):
-                broker.announce(event_of(request, Status.QUEUED, tube=tube.name, job=job, priority=PRIORITY))
+                broker.announce(event_for(request, Status.QUEUED, tube=tube.name, job=job, priority=PRIORITY))
 
     def _put_as_the_original(self, build: Build) -> None:
         """Six keys, and beanstalkc's priority and ttr."""
@@ -279,9 +279,9 @@ class Ground:
         """Nothing where the farm has nothing to do; else what it has, in words."""
         try:
             with self.broker() as broker:
-                tubes = sorted(broker.tubes(), key=lambda tube: tube == "notify")
-                stats = [broker.stats(tube) for tube in tubes if tube != "ballast" and not holds_no_work(tube)]
-        except (BrokerGone, ReimzulError) as error:
+                tubes = sorted(broker.list_tubes(), key=lambda tube: tube == "notify")
+                stats = [broker.tube_stats(tube) for tube in tubes if tube != "ballast" and not is_control_tube(tube)]
+        except (BrokerUnavailable, ReimzulError) as error:
             return str(error)
         busy = [
             f"{s.name}: {s.ready} ready, {s.reserved} reserved, {s.delayed} delayed"

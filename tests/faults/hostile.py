@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 
+from devfarm.supervisor import PartFailed
 from reimzul.core.arch import read_arches
-from reimzul.core.errors import MessageError
+from reimzul.core.beanstalk import PRIORITY, Broker
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, SignRequest, decode_event
-from reimzul.core.tube import PRIORITY, Broker
-from reimzul.devfarm.supervisor import PartFailed
-from reimzul.notifier.history import open_history
+from reimzul.history import open_history
 from tests.faults.checks import buried
 from tests.faults.ground import Ground
 from tests.faults.ledger import ARCH, FOLLOWER
@@ -71,7 +71,7 @@ class Mallory:
             body = self._chance.choice((self._changed, self._changed, self._lacking, self._broken, self._odd))(wire)
             try:
                 read = decode(body)
-            except MessageError:
+            except InvalidMessage:
                 return body
             if getattr(read, "arch", "") not in {"", *self._known} and tube in (ARCH, FOLLOWER):
                 return body

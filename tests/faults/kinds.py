@@ -17,13 +17,13 @@ from typing import Callable
 
 import attr
 
-from reimzul.core.errors import BrokerGone, ReimzulError
+from devfarm import reaper
+from devfarm.readiness import listening
+from devfarm.supervisor import PartFailed
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker
+from reimzul.core.errors import BrokerUnavailable, ReimzulError
 from reimzul.core.message import RepogenRequest
 from reimzul.core.refused import ENOUGH
-from reimzul.core.tube import CREATEREPO, PRIORITY, Broker
-from reimzul.devfarm import reaper
-from reimzul.devfarm.readiness import listening
-from reimzul.devfarm.supervisor import PartFailed
 from tests.faults import checks, persons, sabotage
 from tests.faults import hostile as hostility
 from tests.faults.ground import BUILDERS, FAR
@@ -452,7 +452,7 @@ def disk_binlog(trial: Trial) -> str:
 
 def reached(trial: Trial) -> Broker | None:
     """A connection to beanstalkd, where it is there."""
-    with contextlib.suppress(BrokerGone):
+    with contextlib.suppress(BrokerUnavailable):
         return trial.ground.broker()
     return None
 
@@ -533,7 +533,7 @@ def repogens(trial: Trial) -> str:
 def waiting(trial: Trial) -> int:
     """How many requests wait for repogen."""
     with trial.ground.broker() as broker:
-        return broker.stats(CREATEREPO.name).ready
+        return broker.tube_stats(CREATEREPO.name).ready
 
 
 @kind("burst")

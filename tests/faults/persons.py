@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reimzul.core import mark
+from devfarm.parts import own
+from reimzul.core import control
+from reimzul.core.beanstalk import drain_tube
 from reimzul.core.errors import ReimzulError
-from reimzul.core.tube import worker_tube
-from reimzul.devfarm.parts import own
 from tests.faults import checks
 from tests.faults.ground import Ground
 from tests.faults.ledger import ARCH, TARGETS, Build, Recipe
@@ -64,7 +64,7 @@ def cancel_some(ground: Ground, chance: random.Random, builds: list[Build]) -> s
         until(lambda: build.accepted, 60, "it is submitted")  # noqa: B023
         time.sleep(chance.uniform(0, 2.0))
         for _ in range(chance.choice((1, 2))):
-            codes.append(command(ground, "operator", "cancel", build.build_id, "--wait", "5").returncode)
+            codes.append(command(ground, "admin", "cancel", build.build_id, "--wait", "5").returncode)
     return f"{len(victims)} builds cancelled, exit codes {codes}"
 
 
@@ -99,9 +99,9 @@ def _is_over(ground: Ground, build: Build) -> bool:
 def drain_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, list[Build], list[str]]:
     """Drain a builder, submit builds, resume it: what was done, the builds, and which of them it began all the same."""
     victim = chance.choice([host for host in ground.farm.hosts if host.is_builder]).fqdn
-    done = [command(ground, "operator", "drain", victim, "--force")]
+    done = [command(ground, "admin", "drain", victim, "--force")]
     with ground.broker() as broker:
-        holds = until(lambda: mark.drained(broker, victim), 30, "the mark is there")
+        holds = until(lambda: control.drain_flag(broker, victim), 30, "the mark is there")
     time.sleep(_SEEN)
     recipe = Recipe(source="plain", legs={ARCH: "Success"})
     builds = [
@@ -113,12 +113,12 @@ def drain_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
         until(lambda: all(ground.calls(build) for build in builds), 90, "all have begun")
     wrong = [f"{build.name} on {call.host}" for build in builds for call in ground.calls(build) if call.host == victim]
     with ground.broker() as broker:
-        still = mark.drained(broker, victim)
+        still = control.drain_flag(broker, victim)
     if still != holds:
         wrong.append(f"the mark is {still}, and was {holds}")
-    done.append(command(ground, "operator", "resume", victim))
+    done.append(command(ground, "admin", "resume", victim))
     with ground.broker() as broker:
-        mark.lift(broker, worker_tube(victim))
+        control.clear_flag(broker, drain_tube(victim))
     return f"{victim} drained, {words}, exit codes {[each.returncode for each in done]}", builds, wrong
 
 
@@ -160,6 +160,6 @@ def _plan_canary(ground: Ground, recipe: Recipe) -> None:
 def _held(ground: Ground, host: str) -> bool | None:
     """Whether it is in quarantine; None where beanstalkd is away."""
     with contextlib.suppress(ReimzulError), ground.broker() as broker:
-        found = mark.drained(broker, host)
-        return found is not None and found.quarantined
+        found = control.drain_flag(broker, host)
+        return found is not None and found.is_quarantine
     return None

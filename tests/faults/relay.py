@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from reimzul.core.run import Process, spawn
+from reimzul.core.process import Process, spawn
 from tests.conftest import free_port
 from tests.mongo import HOME, PYTHON
 from tests.waiting import until

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Callable
 
-from reimzul.core.bstore import leg_name
+from reimzul.core.store_paths import leg_key
 from reimzul.repogen.swap import REPODATA
 from tests.faults.ground import BUILDERS, Ground
 from tests.faults.ledger import ARCH, Build
@@ -35,7 +35,7 @@ Plant = Callable[[Ground, Build], AbstractContextManager[str]]
 
 def place(ground: Ground, build: Build) -> Path:
     """Where a build lies."""
-    return (ground.farm.layout.store.index / leg_name(build.build_id, ARCH)).resolve()
+    return (ground.farm.layout.store.index / leg_key(build.build_id, ARCH)).resolve()
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def job(ground: Ground, _: Build) -> Iterator[str]:
     """A job is buried."""
     with ground.broker() as broker:
         number = broker.put_raw("tosign", b"not JSON", priority=1)
-        until(lambda: broker.facts(number).state == "buried", 20, "it is buried")
+        until(lambda: broker.job_stats(number).state == "buried", 20, "it is buried")
         try:
             yield "should be 0"
         finally:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Callable
 
 import attr
 
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import RepogenRequest
-from reimzul.core.tube import CREATEREPO, PRIORITY
 from reimzul.repogen.scan import UNASKED, scan
 from tests.faults import checks
 from tests.faults.checks import Before, Loose

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import attr
 
-from reimzul.devfarm.sources import demo_srpms
+from devfarm.sources import demo_srpms
 from tests.hosts.room import CACHE
 
 SUITE = "bookworm"

@@ -19,7 +19,7 @@ from typing import Any
 
 import attr
 
-from reimzul.devfarm.mockconfigs import MockConfigs
+from devfarm.mockconfigs import MockConfigs
 from tests import srpms
 from tests.hosts import network, room
 from tests.hosts.base import GIT_THERE, PACKAGES_THERE, SOURCES_THERE, WHEELS_THERE, Base, base

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.tube import Broker
+from reimzul.core.beanstalk import Broker
 from tests import srpms
 from tests.builder import Ears, Host
 from tests.conftest import Beanstalkd

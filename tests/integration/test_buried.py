@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.message import BuildEvent, BuildRequest, beginning
+from reimzul.core.beanstalk import NOTIFY, PRIORITY, Broker, Tube, arch_tube
+from reimzul.core.message import BuildEvent, BuildRequest, first_bytes
 from reimzul.core.refused import ENOUGH, Overflow
-from reimzul.core.tube import NOTIFY, PRIORITY, Broker, Tube, arch_tube
-from reimzul.notifier.history import open_history
+from reimzul.history import open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event, refusal
 from tests.waiting import until
@@ -70,7 +70,7 @@ def bury(broker: Broker, body: bytes = b"{]", tube: str = "x86_64") -> int:
     """A buried job."""
     number = broker.put_raw(tube, body, priority=PRIORITY)
     broker.watch([tube])
-    claim = broker.claim({tube: arch_tube(tube)}, 0)
+    claim = broker.reserve({tube: arch_tube(tube)}, 0)
     assert claim and claim.id == number
     claim.bury()
     return number
@@ -79,13 +79,13 @@ def bury(broker: Broker, body: bytes = b"{]", tube: str = "x86_64") -> int:
 def refused(tmp_path: Path, job: int, body: bytes = b"{]", **more: object) -> None:
     """The notifier's record of a refusal."""
     history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
-    history.record([refusal(job, begins=beginning(body), host="builder1.example.org", **more)])
+    history.record([refusal(job, begins=first_bytes(body), host="builder1.example.org", **more)])
     history.close()
 
 
 def state(broker: Broker, job: int) -> str:
     """Ready, delayed, buried."""
-    return broker.facts(job).state
+    return broker.job_stats(job).state
 
 
 def rows() -> dict[int, dict[str, object]]:
@@ -109,7 +109,7 @@ def test_a_buried_job_is_shown_with_who_refused_it_and_why(ini: Path, broker: Br
     assert rows() == {
         job: {
             "tube": "x86_64", "job": job, "since": 1_763_800_000.0, "reason": "not JSON",
-            "host": "builder1.example.org", "begins": beginning(body), "recorded": True,
+            "host": "builder1.example.org", "begins": first_bytes(body), "recorded": True,
         }
     }  # fmt: skip
 
@@ -223,7 +223,7 @@ def test_discarded_everywhere(ini: Path, broker: Broker) -> None:
     jobs = [bury(broker), bury(broker), bury(broker, tube="notify")]
     waits = broker.put_raw("x86_64", b"ready", priority=PRIORITY)
     assert reimzul("discard", "--all", "--yes").stdout == "x86_64: 2 jobs deleted\nnotify: 1 job deleted\n"
-    assert broker.stats("x86_64").buried == broker.stats("notify").buried == 0
+    assert broker.tube_stats("x86_64").buried == broker.tube_stats("notify").buried == 0
     assert state(broker, waits) == "ready"
     assert f"job {jobs[0]}: there is no such job" in reimzul("discard", "--yes", *jobs).stderr
 
@@ -246,10 +246,10 @@ def test_a_build_that_is_discarded_is_said_to_be_cancelled(
     assert reimzul("discard", "--yes", job).returncode == 0
     broker.watch([NOTIFY.name])
     said = []
-    while claim := broker.claim({NOTIFY.name: NOTIFY}, 0):
+    while claim := broker.reserve({NOTIFY.name: NOTIFY}, 0):
         assert isinstance(claim.message, BuildEvent)
         said.append((claim.message.build_id, claim.message.status, claim.message.reason.partition(" by ")[0]))
-        claim.done()
+        claim.delete()
     assert said == [(build_id(1), "Cancelled", "discarded")] * told
 
 
@@ -333,7 +333,7 @@ def programs(ini: Path, tmp_path: Path) -> Iterator[dict[str, Program]]:
 
 def is_quiet(broker: Broker, tube: str) -> bool:
     """Whether nothing of it waits or is in hand."""
-    stats = broker.stats(tube)
+    stats = broker.tube_stats(tube)
     return not (stats.ready or stats.reserved or stats.delayed)
 
 
@@ -345,7 +345,7 @@ def test_of_a_flood_a_thousand_are_buried_and_the_rest_is_in_a_file(
     for body in bodies:
         broker.put_raw(tube, body, priority=1024)
     until(lambda: is_quiet(broker, tube) and is_quiet(broker, "notify"), 60, "all are refused, and that is told")
-    assert broker.stats(tube).buried == ENOUGH
+    assert broker.tube_stats(tube).buried == ENOUGH
     lines = [json.loads(line) for line in (tmp_path / "refused" / f"{tube}.jsonl").read_text().splitlines()]
     assert [base64.b64decode(line["body"]) for line in lines] == bodies[ENOUGH:]
     assert len((tmp_path / "reimzul.log").read_text().splitlines()) == 1200, "each was announced"
@@ -362,17 +362,17 @@ def test_where_the_file_cannot_be_written_all_are_buried(
 ) -> None:
     (tmp_path / "refused").write_text("this is no folder\n")
     monkeypatch.setattr("reimzul.core.daemon.ENOUGH", 1)
-    from reimzul.core.config import load
-    from reimzul.tosign.command import tosign
+    from reimzul.core.config import load_file
+    from reimzul.tosign.cli import tosign
 
-    daemon = tosign(load(ini))
+    daemon = tosign(load_file(ini))
     for number in range(3):
         broker.put_raw("tosign", b"{%d" % number, priority=1024)
     with daemon.connect() as own:
         own.watch(daemon.tubes)
-        while own.stats("tosign").ready:
-            daemon.claim(own)
-    assert broker.stats("tosign").buried == 3
+        while own.tube_stats("tosign").ready:
+            daemon.reserve_jobs(own)
+    assert broker.tube_stats("tosign").buried == 3
 
 
 def test_first_buried_is_the_one_that_was_buried_first(broker: Broker) -> None:
@@ -381,5 +381,5 @@ def test_first_buried_is_the_one_that_was_buried_first(broker: Broker) -> None:
     bury(broker, b"second")
     assert broker.first_buried("x86_64") == (first, b"first")
     broker.put_raw("x86_64", b"put after looking elsewhere", priority=1)
-    assert broker.stats("x86_64").ready == 1
+    assert broker.tube_stats("x86_64").ready == 1
     assert isinstance(arch_tube("x86_64"), Tube)

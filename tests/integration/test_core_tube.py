@@ -14,10 +14,10 @@ from typing import Any, Callable
 import greenstalk
 import pytest
 
-from reimzul.core import tube as tubes
-from reimzul.core.errors import Again, BrokerGone, ClaimLost, MessageError
-from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_of
-from reimzul.core.tube import CREATEREPO, NOTIFY, TOSIGN, Broker, Claim, Tube, arch_tube
+from reimzul.core import beanstalk as tubes
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, ReservedJob, Tube, arch_tube
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater
+from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for
 from tests.conftest import Beanstalkd, free_port
 from tests.waiting import until
 
@@ -25,10 +25,10 @@ WATCHED = {CREATEREPO.name: CREATEREPO}
 REQUEST = RepogenRequest(target="c7.x86_64")
 
 
-def reserved(broker: Broker, watched: dict[str, Tube[Any]] = WATCHED) -> Claim[Any]:
+def reserved(broker: Broker, watched: dict[str, Tube[Any]] = WATCHED) -> ReservedJob[Any]:
     """A job that waits."""
     broker.watch(watched)
-    claim = broker.claim(watched, 5)
+    claim = broker.reserve(watched, 5)
     assert claim is not None
     return claim
 
@@ -40,7 +40,7 @@ def test_what_is_put_is_claimed_with_its_facts(broker: Broker) -> None:
     number = broker.put(CREATEREPO, REQUEST, priority=77, ttr=200)
     claim = reserved(broker)
     assert (claim.id, claim.message) == (number, REQUEST)
-    facts = claim.facts
+    facts = claim.stats
     assert (facts.tube, facts.priority, facts.ttr, facts.reserves) == ("createrepo", 77, 200, 1)
     assert (facts.releases, facts.timeouts, facts.deaths) == (0, 0, 0)
 
@@ -66,20 +66,20 @@ def test_a_job_is_decoded_as_its_tube_says(broker: Broker) -> None:
 )
 def test_results_are_told_before_progress(broker: Broker, status: str, priority: int) -> None:
     request = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="johnny")
-    broker.announce(event_of(request, status))
-    assert reserved(broker, {NOTIFY.name: NOTIFY}).facts.priority == priority
+    broker.announce(event_for(request, status))
+    assert reserved(broker, {NOTIFY.name: NOTIFY}).stats.priority == priority
 
 
 def test_only_watched_tubes_are_claimed_from(broker: Broker) -> None:
     broker.put(TOSIGN, REQUEST, priority=1)  # type: ignore[type-var]
     broker.watch(["tosign"])
     broker.watch(["createrepo"])
-    assert broker.claim(WATCHED, 0) is None
+    assert broker.reserve(WATCHED, 0) is None
 
 
 def test_a_tube_nobody_ever_used_is_empty(broker: Broker) -> None:
-    assert broker.stats("no-such-tube") == tubes.TubeStats("no-such-tube")
-    assert "no-such-tube" not in broker.tubes()
+    assert broker.tube_stats("no-such-tube") == tubes.TubeStats("no-such-tube")
+    assert "no-such-tube" not in broker.list_tubes()
 
 
 def test_a_tube_is_counted(broker: Broker) -> None:
@@ -87,15 +87,15 @@ def test_a_tube_is_counted(broker: Broker) -> None:
         broker.put(CREATEREPO, REQUEST, priority=1, delay=delay)
     reserved(broker).bury()
     reserved(broker)
-    stats = broker.stats("createrepo")
+    stats = broker.tube_stats("createrepo")
     assert (stats.ready, stats.reserved, stats.delayed, stats.buried, stats.watchers) == (1, 1, 1, 1, 1)
 
 
 # --- settling
 
 
-@pytest.mark.parametrize("settle", [lambda claim: claim.again(0), lambda claim: claim.bury()], ids=["again", "bury"])
-def test_a_job_that_comes_back_keeps_its_priority(broker: Broker, settle: Callable[[Claim[Any]], None]) -> None:
+@pytest.mark.parametrize("settle", [lambda claim: claim.release(0), lambda claim: claim.bury()], ids=["again", "bury"])
+def test_a_job_that_comes_back_keeps_its_priority(broker: Broker, settle: Callable[[ReservedJob[Any]], None]) -> None:
     number = broker.put(CREATEREPO, REQUEST, priority=77)
     settle(reserved(broker))
     assert broker.client.stats_job(number)["pri"] == 77
@@ -103,20 +103,20 @@ def test_a_job_that_comes_back_keeps_its_priority(broker: Broker, settle: Callab
 
 def test_a_pause_is_kept(broker: Broker) -> None:
     number = broker.put(CREATEREPO, REQUEST, priority=77)
-    reserved(broker).again(600)
+    reserved(broker).release(600)
     stats = broker.client.stats_job(number)
     assert (stats["state"], stats["delay"]) == ("delayed", 600)
 
 
 def test_what_is_done_is_gone(broker: Broker) -> None:
     claim = reserved_after_put(broker)
-    claim.done()
-    with pytest.raises(ClaimLost):
-        claim.done()
-    assert broker.stats("createrepo").reserved == 0
+    claim.delete()
+    with pytest.raises(ReservationLost):
+        claim.delete()
+    assert broker.tube_stats("createrepo").reserved == 0
 
 
-def reserved_after_put(broker: Broker, **given: Any) -> Claim[Any]:
+def reserved_after_put(broker: Broker, **given: Any) -> ReservedJob[Any]:
     broker.put(CREATEREPO, REQUEST, **{"priority": 77, **given})
     return reserved(broker)
 
@@ -125,34 +125,34 @@ def test_a_claim_is_kept_beyond_its_time_by_touching(broker: Broker) -> None:
     claim = reserved_after_put(broker, ttr=2)
     kept_for = time.monotonic() + 2.5
     while time.monotonic() < kept_for:
-        broker.keep()
-    claim.done()
+        broker.touch_all_if_due()
+    claim.delete()
 
 
 def test_a_claim_about_to_be_lost_is_touched_while_others_are_waited_for(broker: Broker) -> None:
     claim = reserved_after_put(broker, ttr=2)
     kept_for = time.monotonic() + 2.5
     while time.monotonic() < kept_for:
-        assert broker.claim(WATCHED, 1) is None  # beanstalkd answers DEADLINE_SOON, at once
-    claim.done()
+        assert broker.reserve(WATCHED, 1) is None  # beanstalkd answers DEADLINE_SOON, at once
+    claim.delete()
 
 
 def test_a_claim_that_is_settled_is_touched_no_more(broker: Broker) -> None:
-    reserved_after_put(broker).done()
-    broker.keep(now=True)
+    reserved_after_put(broker).delete()
+    broker.touch_all_if_due(now=True)
 
 
 def test_one_lost_claim_does_not_stop_the_others_being_kept(broker: Broker) -> None:
     first, second = reserved_after_put(broker), reserved_after_put(broker)
     broker.client.delete(first.id)
-    lost: list[Claim[Any]] = []
-    broker.keep(now=True, lost=lost.append)
+    lost: list[ReservedJob[Any]] = []
+    broker.touch_all_if_due(now=True, lost=lost.append)
     assert lost == [first]
-    with pytest.raises(ClaimLost):
-        broker.keep(now=True)
-    broker.forget(first)
-    broker.keep(now=True)
-    second.done()
+    with pytest.raises(ReservationLost):
+        broker.touch_all_if_due(now=True)
+    broker.untrack(first)
+    broker.touch_all_if_due(now=True)
+    second.delete()
 
 
 def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> None:
@@ -160,12 +160,12 @@ def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> Non
     number = broker.put_raw("createrepo", b"\xff", priority=5)
     reserved(broker).bury()
     assert broker.first_buried("createrepo") == (number, b"\xff")
-    assert (broker.peek(number), broker.facts(number).state) == (b"\xff", "buried")
+    assert (broker.peek(number), broker.job_stats(number).state) == (b"\xff", "buried")
     broker.kick(number)
-    assert (broker.facts(number).state, broker.facts(number).kicks) == ("ready", 1)
+    assert (broker.job_stats(number).state, broker.job_stats(number).kicks) == ("ready", 1)
     broker.delete(number)
-    for gone in (broker.facts, broker.peek, broker.kick, broker.delete):
-        with pytest.raises(ClaimLost):
+    for gone in (broker.job_stats, broker.peek, broker.kick, broker.delete):
+        with pytest.raises(ReservationLost):
             gone(number)
 
 
@@ -182,19 +182,19 @@ def test_a_closed_connection_gives_its_jobs_to_others_at_once(beanstalkd: Beanst
 def test_a_job_is_taken_back_after_a_lost_connection(beanstalkd: Beanstalkd, broker: Broker) -> None:
     with beanstalkd.connect() as lost:
         claim = reserved_after_put(lost)
-    broker.adopt(claim)
-    assert broker.stats("createrepo").reserved == 1
-    claim.done()
-    assert broker.stats("createrepo").reserved == 0
+    broker.re_reserve(claim)
+    assert broker.tube_stats("createrepo").reserved == 1
+    claim.delete()
+    assert broker.tube_stats("createrepo").reserved == 0
 
 
 def test_a_job_taken_back_is_touched_again(beanstalkd: Beanstalkd, broker: Broker) -> None:
     with beanstalkd.connect() as lost:
         claim = reserved_after_put(lost)
-    broker.adopt(claim)
+    broker.re_reserve(claim)
     broker.client.delete(claim.id)
-    with pytest.raises(ClaimLost):
-        broker.keep(now=True)
+    with pytest.raises(ReservationLost):
+        broker.touch_all_if_due(now=True)
 
 
 def test_a_job_another_took_is_not_taken_back(beanstalkd: Beanstalkd, broker: Broker) -> None:
@@ -202,18 +202,18 @@ def test_a_job_another_took_is_not_taken_back(beanstalkd: Beanstalkd, broker: Br
         claim = reserved_after_put(lost)
     other = reserved(broker)
     with beanstalkd.connect() as again:
-        with pytest.raises(ClaimLost):
-            again.adopt(claim)
+        with pytest.raises(ReservationLost):
+            again.re_reserve(claim)
         again.check()  # the connection is as good as before
-    other.done()
+    other.delete()
 
 
 def test_a_lost_claim_is_settled_by_nobody(beanstalkd: Beanstalkd, broker: Broker) -> None:
     with beanstalkd.connect() as lost:
         claim = reserved_after_put(lost)
-    with pytest.raises(BrokerGone):
-        claim.done()
-    assert broker.stats("createrepo").ready == 1
+    with pytest.raises(BrokerUnavailable):
+        claim.delete()
+    assert broker.tube_stats("createrepo").ready == 1
 
 
 def test_a_short_lived_job_lost_on_its_way_to_us_is_no_claim(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_a_short_lived_job_lost_on_its_way_to_us_is_no_claim(broker: Broker, mon
     monkeypatch.setattr(broker.client, "stats_job", deleted_meanwhile)
     both: dict[str, Tube[Any]] = {**WATCHED, TOSIGN.name: TOSIGN}
     broker.watch(both)
-    assert broker.claim(both, 5) is None
+    assert broker.reserve(both, 5) is None
 
 
 # --- bodies
@@ -237,15 +237,15 @@ def test_a_body_that_is_not_utf8_is_a_claim_that_can_be_buried(broker: Broker) -
     broker.put_raw("createrepo", b"\xff\xfe{\r\n", priority=1)
     claim = reserved(broker)
     assert claim.body == b"\xff\xfe{\r\n"
-    with pytest.raises(MessageError):
+    with pytest.raises(InvalidMessage):
         _ = claim.message
     claim.bury()
-    assert broker.stats("createrepo").buried == 1
+    assert broker.tube_stats("createrepo").buried == 1
 
 
 def test_the_largest_body_passes_and_a_larger_one_is_refused(broker: Broker) -> None:
     broker.put_raw("createrepo", b"a" * 65_535, priority=1)
-    with pytest.raises(MessageError, match="larger than beanstalkd takes"):
+    with pytest.raises(InvalidMessage, match="larger than beanstalkd takes"):
         broker.put_raw("createrepo", b"a" * 65_536, priority=1)
     assert len(reserved(broker).body) == 65_535, "the connection goes on"
 
@@ -272,29 +272,29 @@ def test_beanstalkd_killed_while_we_wait_for_a_job(doomed: Beanstalkd) -> None:
         broker.watch(WATCHED)
         killer = threading.Thread(target=kill_when_waited_for)
         killer.start()
-        with pytest.raises(BrokerGone, match=f"127.0.0.1:{doomed.port}"):
-            broker.claim(WATCHED, 12)
+        with pytest.raises(BrokerUnavailable, match=f"127.0.0.1:{doomed.port}"):
+            broker.reserve(WATCHED, 12)
         killer.join()
 
 
 def test_a_connection_closed_under_a_claim_is_noticed_while_it_is_kept(doomed: Beanstalkd) -> None:
     with doomed.connect() as broker:
         claim = reserved_after_put(broker)
-        claim.keep()
+        claim.touch_if_due()
         doomed.kill()
-        with pytest.raises(BrokerGone, match="closed by the other end"):
-            until(claim.keep, 10, "the end of the connection is seen")  # keep() returns None: not due
-        with pytest.raises(BrokerGone, match="the connection is closed"):
+        with pytest.raises(BrokerUnavailable, match="closed by the other end"):
+            until(claim.touch_if_due, 10, "the end of the connection is seen")  # keep() returns None: not due
+        with pytest.raises(BrokerUnavailable, match="the connection is closed"):
             broker.put(CREATEREPO, REQUEST, priority=1)
 
 
 def test_nobody_listens() -> None:
-    with pytest.raises(BrokerGone, match="[Cc]onnection refused"):
+    with pytest.raises(BrokerUnavailable, match="[Cc]onnection refused"):
         Broker("127.0.0.1", free_port())
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(BrokerGone):
+    with pytest.raises(BrokerUnavailable):
         Broker("no-such-host.invalid", 11300)
 
 
@@ -344,18 +344,18 @@ class Impostor:
     ],
 )
 def test_an_answer_out_of_step_closes_the_connection(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tubes, "ANSWER", 0.3)
+    monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.3)
     with Impostor({"stats-tube": answer}) as impostor, Broker("127.0.0.1", impostor.port) as broker:
-        with pytest.raises(BrokerGone):
-            broker.stats("createrepo")
-        with pytest.raises(BrokerGone, match="the connection is closed"):
-            broker.stats("createrepo")
+        with pytest.raises(BrokerUnavailable):
+            broker.tube_stats("createrepo")
+        with pytest.raises(BrokerUnavailable, match="the connection is closed"):
+            broker.tube_stats("createrepo")
 
 
 @pytest.mark.parametrize("answer", [b"TIMED_OUT\r\n", b"DEADLINE_SOON\r\n", b"RESERVED 1 2\r\n{}\r\n"])
 def test_an_answer_to_another_question_is_out_of_step(answer: bytes) -> None:
     with Impostor({"put": answer, "use": b"USING createrepo\r\n"}) as impostor:
-        with Broker("127.0.0.1", impostor.port) as broker, pytest.raises(BrokerGone, match="out of step"):
+        with Broker("127.0.0.1", impostor.port) as broker, pytest.raises(BrokerUnavailable, match="out of step"):
             broker.put(CREATEREPO, REQUEST, priority=1)
 
 
@@ -364,20 +364,20 @@ def test_a_beanstalkd_that_takes_nothing_now_is_tried_later(answer: bytes) -> No
     with Impostor({"put": answer, "use": b"USING createrepo\r\n"}) as impostor:
         with Broker("127.0.0.1", impostor.port) as broker:
             for _ in range(2):  # the connection stays
-                with pytest.raises(Again):
+                with pytest.raises(RetryLater):
                     broker.put(CREATEREPO, REQUEST, priority=1)
 
 
 def test_an_answer_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tubes, "ANSWER", 0.2)
+    monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.2)
     with Impostor({}) as impostor, Broker("127.0.0.1", impostor.port) as broker:
-        with pytest.raises(BrokerGone, match="timed out"):
-            broker.claim(WATCHED, 0)
+        with pytest.raises(BrokerUnavailable, match="timed out"):
+            broker.reserve(WATCHED, 0)
 
 
 def test_a_door_nobody_stands_behind_is_no_beanstalkd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tubes, "ANSWER", 0.2)
-    with Impostor({"list-tube-used": b""}) as stunnel, pytest.raises(BrokerGone):
+    monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.2)
+    with Impostor({"list-tube-used": b""}) as stunnel, pytest.raises(BrokerUnavailable):
         Broker("127.0.0.1", stunnel.port)
 
 
@@ -387,7 +387,7 @@ def test_a_job_that_a_full_beanstalkd_let_go_of_is_put_anew(
 ) -> None:
     number = broker.put(CREATEREPO, RepogenRequest(target="c9.x86_64"), priority=77, ttr=33)
     broker.watch([CREATEREPO.name])
-    claim = broker.claim({CREATEREPO.name: CREATEREPO}, 1)
+    claim = broker.reserve({CREATEREPO.name: CREATEREPO}, 1)
     assert claim
 
     def full(*_: object, **__: object) -> None:
@@ -396,14 +396,14 @@ def test_a_job_that_a_full_beanstalkd_let_go_of_is_put_anew(
 
     client = broker.client
     monkeypatch.setattr(client, refused, full)
-    with pytest.raises(Again):
-        claim.again(5) if refused == "release" else claim.bury()
+    with pytest.raises(RetryLater):
+        claim.release(5) if refused == "release" else claim.bury()
     assert claim.adrift
-    broker.keep(now=True)  # it is touched no more
-    claim.again(5) if refused == "release" else claim.bury()
-    stats = broker.stats(CREATEREPO.name)
+    broker.touch_all_if_due(now=True)  # it is touched no more
+    claim.release(5) if refused == "release" else claim.bury()
+    stats = broker.tube_stats(CREATEREPO.name)
     assert (stats.delayed, stats.ready) == ((1, 0) if refused == "release" else (0, 1))
     client.use(CREATEREPO.name)
     anew = client.peek_delayed() if refused == "release" else client.peek_ready()
-    facts = broker.facts(anew.id)
+    facts = broker.job_stats(anew.id)
     assert (anew.body, facts.priority, facts.ttr) == (claim.body, 77, 33)

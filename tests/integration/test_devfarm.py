@@ -18,15 +18,15 @@ from pathlib import Path
 
 import pytest
 
+from devfarm import reaper
+from devfarm.farm import Farm
+from devfarm.parts import Part, own, which
+from devfarm.plan import BSTORE, CONTROLLER, check_state
+from devfarm.ports import ADDRESS, claim_ports, listener, owns
+from devfarm.readiness import PortTaken, listening
+from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed, configuration
 from reimzul.core import config
 from reimzul.core.errors import InputError
-from reimzul.devfarm import reaper
-from reimzul.devfarm.farm import Farm
-from reimzul.devfarm.parts import Part, own, which
-from reimzul.devfarm.plan import BSTORE, CONTROLLER, check_state
-from reimzul.devfarm.ports import ADDRESS, claim_ports, listener, owns
-from reimzul.devfarm.readiness import PortTaken, listening
-from reimzul.devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed, configuration
 from tests.waiting import until
 
 
@@ -92,7 +92,7 @@ def test_a_folder_whose_farm_is_up_is_refused(farm: Farm) -> None:
 
 def test_every_host_speaks_to_its_own_stunnel_only(farm: Farm) -> None:
     for host in farm.hosts:
-        settings = config.load(farm.ini(host.name))
+        settings = config.load_file(farm.ini(host.name))
         assert settings.beanstalkd.port == farm.plan.local(host.name, "beanstalkd")
         assert f":{farm.plan.local(host.name, 'store')}/" in settings.bstore.base_url
         if host.is_builder:
@@ -454,5 +454,5 @@ def test_two_farms_at_once(farm: Farm, tmp_path: Path) -> None:
         farm.ready()
         with farm.broker() as ours, second.broker(BSTORE) as theirs:
             ours.put_raw("only-ours", b"x", priority=1)
-            assert "only-ours" in ours.tubes()
-            assert "only-ours" not in theirs.tubes()
+            assert "only-ours" in ours.list_tubes()
+            assert "only-ours" not in theirs.list_tubes()

@@ -23,12 +23,7 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core.bstore import MANIFEST, Bstore
-from reimzul.core.config import load
-from reimzul.core.mark import mark, put
-from reimzul.core.tube import Broker, worker_tube
-from reimzul.notifier.history import Owed, open_history
-from reimzul.operator.doctor import (
+from reimzul.admin.doctor import (
     builder,
     certificates,
     host,
@@ -43,8 +38,13 @@ from reimzul.operator.doctor import (
     upload,
     web,
 )
-from reimzul.operator.doctor.check import FAIL, OK, WARN, Finding, examine
-from reimzul.operator.doctor.host import Host
+from reimzul.admin.doctor.check import FAIL, OK, WARN, Finding, examine
+from reimzul.admin.doctor.host import Host
+from reimzul.core.beanstalk import Broker, drain_tube
+from reimzul.core.config import load_file
+from reimzul.core.control import new_flag, set_flag
+from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.history import Owed, open_history
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.ini import write_ini
@@ -62,7 +62,7 @@ def patient(folder: Path, settings: Ini, *roles: str, user: str = "", stunnel: s
     ini = write_ini(folder / "doctor.ini", settings)
     conf = folder / "stunnel-doctor.conf"
     conf.write_text(stunnel)
-    found = host.find(load(ini), ini, roles or host.ROLES, conf)
+    found = host.find(load_file(ini), ini, roles or host.ROLES, conf)
     return attr.evolve(found, user=user) if user else found
 
 
@@ -103,7 +103,7 @@ def test_a_beanstalkd_that_keeps_its_jobs_is_well(tmp_path: Path, beanstalkd: Be
     whom = patient(tmp_path, at(beanstalkd.port), "controller")
     found = look(queue, whom)
     assert found["beanstalkd"].level == OK and "binlog" in found["beanstalkd"].words
-    assert broker.stats(queue.TUBE).ready == 0
+    assert broker.tube_stats(queue.TUBE).ready == 0
 
 
 def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
         for tube in ("notify", "createrepo", "tosign", "x86_64"):
             daemons.enter_context(beanstalkd.connect()).watch([tube])
         assert levels(look(queue, whom)) == {"beanstalkd": OK, "tubes.watched": OK, "tubes.buried": OK}
-        put(broker, "cancel.0123", mark(by="a test"))  # a mark: nobody watches it, and nobody is to
+        set_flag(broker, "cancel.0123", new_flag(by="a test"))  # a mark: nobody watches it, and nobody is to
         assert look(queue, whom)["tubes.watched"].level == OK
         broker.put_raw("aarch64", b"x", priority=1)
         found = look(queue, whom)["tubes.watched"]
@@ -214,7 +214,7 @@ def uploads(tmp_path: Path, port: int) -> Host:
 @pytest.mark.parametrize("name", ["rsyncd.conf", "rsyncd-originals.conf"])
 def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path, name: str) -> None:
     root = tmp_path / "bstore"
-    for folder in Bstore(root).folders():
+    for folder in StorePaths(root).folders():
         folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with rsyncd(root, port, tmp_path, name):
@@ -227,7 +227,7 @@ def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path, name: str
 
 def test_an_rsyncd_that_is_open_to_all_is_seen_and_nothing_is_written_there(tmp_path: Path) -> None:
     root, port = tmp_path / "bstore", free_port()
-    for folder in Bstore(root).folders():
+    for folder in StorePaths(root).folders():
         folder.mkdir(parents=True, exist_ok=True)
     with rsyncd(root, port, tmp_path, "original"):
         found = look(upload, uploads(tmp_path, port))
@@ -422,7 +422,7 @@ def test_configurations_have_to_be_the_users_who_pulls_them(tmp_path: Path, chec
 def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
     whom = patient(tmp_path, {**at(beanstalkd.port), "worker": {"fqdn": "b1.farm.test", "max_load": 1}}, "builder")
     assert look(builder, whom)["drained"].level == OK
-    put(broker, worker_tube("b1.farm.test"), mark(by="johnny", why="its disk is swapped"))
+    set_flag(broker, drain_tube("b1.farm.test"), new_flag(by="johnny", why="its disk is swapped"))
     found = look(builder, whom)["drained"]
     assert (found.level, found.words) == (
         WARN, "b1.farm.test takes no jobs: it is drained by johnny, its disk is swapped",

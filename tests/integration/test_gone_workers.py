@@ -15,16 +15,16 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.core import mark
-from reimzul.core.clock import APART
-from reimzul.core.config import load
-from reimzul.core.message import InHand, Presence, new_attempt
-from reimzul.core.tube import Broker, session_tube, worker_tube
-from reimzul.notifier.history.presence import Presences, Seen, connected
-from reimzul.operator.doctor.host import CONTROLLER
-from reimzul.operator.doctor.host import Host as Examined
-from reimzul.operator.doctor.tunnels import Tunnels
-from reimzul.operator.doctor.workers import checks
+from reimzul.admin.doctor.host import CONTROLLER
+from reimzul.admin.doctor.host import Host as Examined
+from reimzul.admin.doctor.tunnels import Tunnels
+from reimzul.admin.doctor.workers import checks
+from reimzul.core import control
+from reimzul.core.beanstalk import Broker, drain_tube, session_tube
+from reimzul.core.clock import MAX_SKEW_SECONDS
+from reimzul.core.config import load_file
+from reimzul.core.message import CurrentBuild, WorkerHeartbeat, new_attempt
+from reimzul.history.presence import Presences, Seen, connected
 from tests.builder import Host, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
@@ -61,7 +61,7 @@ class Other:
 
     def say(self, *, clock: float = 0.0, **more: Any) -> None:
         """Say that it is there; its clock is that many seconds ahead."""
-        self.broker.announce(Presence(**{"state": "idle", "at": time.time() + clock, **self.about, **more}))
+        self.broker.announce(WorkerHeartbeat(**{"state": "idle", "at": time.time() + clock, **self.about, **more}))
 
 
 Others = Callable[..., Other]
@@ -93,9 +93,9 @@ def are(*wanted: str) -> None:
     until(lambda: sessions() == list(wanted), 30, f"these are there: {wanted}")
 
 
-def hand(number: int = 9) -> InHand:
+def hand(number: int = 9) -> CurrentBuild:
     about = {"srpm": "time-1.7-45.el7.src.rpm", "target": "c7.u.x86_64", "arch": "x86_64"}
-    return InHand(build_id=build_id(number), attempt=new_attempt(), started=time.time() - 60, **about)
+    return CurrentBuild(build_id=build_id(number), attempt=new_attempt(), started=time.time() - 60, **about)
 
 
 # --- real workers
@@ -142,10 +142,10 @@ def test_a_worker_that_starts_again_is_there_once(
 
 
 def test_a_worker_in_quarantine_is_there(host: Host, controller: Running, broker: Broker) -> None:
-    mark.put(broker, worker_tube(NAME), mark.mark("x", "it fails", reason=mark.QUARANTINED))
+    control.set_flag(broker, drain_tube(NAME), control.new_flag("x", "it fails", reason=control.QUARANTINED))
     host.start("b1")
     until(lambda: [each["state"] for each in workers()] == ["quarantined"], 30, "it is there")
-    mark.lift(broker, worker_tube(NAME))
+    control.clear_flag(broker, drain_tube(NAME))
 
 
 def test_two_processes_of_one_name_are_said(
@@ -187,7 +187,7 @@ def test_a_builder_with_a_clock_in_1970_or_2099_builds(
     stats = told("stats", "--since", "1970-01-01")
     assert sum(stats["results"].values()) == len(controller.builds())
     assert (stats["wait"], stats["build"]) == (None, None)
-    assert not (broker.stats("x86_64").buried or broker.stats("notify").buried)
+    assert not (broker.tube_stats("x86_64").buried or broker.tube_stats("notify").buried)
     words = "behind" if not clock else "ahead of"
     assert f"{words} the controller's" in run("builders").stdout
 
@@ -210,7 +210,7 @@ def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running,
 
 def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, others: Others) -> None:
     one, other = others("a", "1"), others("b", "2", instance="4711")
-    settings, none = load(controller.folder / "reimzul.ini"), Tunnels(path=Path("none"))
+    settings, none = load_file(controller.folder / "reimzul.ini"), Tunnels(path=Path("none"))
     examined = Examined(settings=settings, file=None, roles=(CONTROLLER,), tunnels=none, user="root")
     (check,) = checks(examined)
     assert check.look().level == "ok"
@@ -257,7 +257,7 @@ def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, 
     old.about.update(session="", boot="")
     old.say()
     until(lambda: [each["session"] for each in workers()] == [""], 30, "it is there")
-    assert connected(old.broker, [Seen(presence=Presence(**{"state": "idle", **old.about}), heard=1.0)])
+    assert connected(old.broker, [Seen(presence=WorkerHeartbeat(**{"state": "idle", **old.about}), heard=1.0)])
 
 
 # --- clocks
@@ -265,7 +265,7 @@ def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, 
 
 def test_a_clock_that_is_far_off_is_said(controller: Running, others: Others) -> None:
     others("a", "1").say(clock=7200)
-    others("b", "2", host="b2.example.org").say(clock=-APART / 2)
+    others("b", "2", host="b2.example.org").say(clock=-MAX_SKEW_SECONDS / 2)
     others("c", "3", host="b3.example.org").say(clock=-600, state="building", build=hand())
     are("a", "b", "c")
     ahead, right, behind = workers()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reimzul.core.errors import InputError, ProgramMissing
-from reimzul.core.header import Header, bindings, read_header, read_source
+from reimzul.core.errors import InputError, ProgramNotFound
+from reimzul.core.rpm_header import Header, import_rpm, read_header, read_source_header
 from tests import srpms
 
 EPOCH = srpms.noarch("aged", version="2.0~rc1").replace("License:", "Epoch: 3\nLicense:", 1)
@@ -53,7 +53,7 @@ def refusal(path: Path) -> str:
 
 
 def test_a_source_rpm(made: dict[str, Path]) -> None:
-    header = read_source(made["hello"])
+    header = read_source_header(made["hello"])
     assert header.is_source and header.epoch is None
     assert (header.name, header.version, header.release, header.evr) == ("hello", "1.0", "1", "1.0-1")
     assert header.nevra == "hello-1.0-1.src"
@@ -62,13 +62,13 @@ def test_a_source_rpm(made: dict[str, Path]) -> None:
 
 
 def test_an_epoch_is_told_in_the_nevra_alone(made: dict[str, Path]) -> None:
-    header = read_source(made["aged"])
+    header = read_source_header(made["aged"])
     assert (header.epoch, header.evr, header.nevra) == (3, "2.0~rc1-1", "aged-3:2.0~rc1-1.src")
     assert header.build_archs == ("noarch",)
 
 
 def test_arches_are_told_with_their_macros_expanded(made: dict[str, Path]) -> None:
-    header = read_source(made["limited"])
+    header = read_source_header(made["limited"])
     assert header.exclusive_arch[0] == "x86_64" and "armv7hl" in header.exclusive_arch
     assert header.exclude_arch == ("s390x",)
 
@@ -78,7 +78,7 @@ def test_a_binary_rpm_is_read_and_is_no_source(made: dict[str, Path]) -> None:
     assert not header.is_source and header.arch == "noarch"
     assert header.nevra == "aged-3:2.0~rc1-1.noarch"
     with pytest.raises(InputError, match=r"a binary rpm \(aged-3:2.0~rc1-1.noarch\), not a source rpm$"):
-        read_source(made["binary"])
+        read_source_header(made["binary"])
 
 
 # --- no packages
@@ -166,5 +166,5 @@ def test_no_descriptor_is_left_open(made: dict[str, Path], scratch: Path) -> Non
 
 def test_a_python_without_the_bindings_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rpm", None)
-    with pytest.raises(ProgramMissing, match="install python3-rpm"):
-        bindings()
+    with pytest.raises(ProgramNotFound, match="install python3-rpm"):
+        import_rpm()

@@ -14,8 +14,8 @@ from typing import Any
 import pymongo
 import pytest
 
-from reimzul.notifier.history import BuildFilter, History, HistoryAway, open_history
-from reimzul.operator import originals
+from reimzul.admin import originals
+from reimzul.history import BuildFilter, History, HistoryAway, open_history
 from tests.conftest import free_port
 from tests.events import event
 from tests.history_contract import HistoryContract

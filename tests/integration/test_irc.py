@@ -17,11 +17,11 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.core.config import read
+from reimzul.core.config import parse_settings
+from reimzul.history.result_rules import Notice, word
 from reimzul.irc import chat as chat_module
 from reimzul.irc.chat import Chat, ChatGone
 from reimzul.notifier.sinks.mqtt import messages
-from reimzul.notifier.verdict import Notice, word
 from tests.events import event
 from tests.ini import write_ini
 from tests.manager import Manager
@@ -331,7 +331,7 @@ def chatting() -> Iterator[Callable[..., tuple[Chat, WordyServer]]]:
     def chat(answers: dict[str, list[str]], more: str = "") -> tuple[Chat, WordyServer]:
         server = WordyServer({"USER ": [":irc 001 reimzul :welcome"], **answers})
         ini = f"[irc]\nserver = 127.0.0.1\nport = {server.port}\ntls = no\nnick = reimzul\nchannels = #reimzul\n{more}"
-        made.append((Chat(read(ini, "here").irc, ["#reimzul"], "sesame"), server))
+        made.append((Chat(parse_settings(ini, "here").irc, ["#reimzul"], "sesame"), server))
         return made[-1]
 
     yield chat

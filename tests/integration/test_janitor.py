@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import mark
-from reimzul.core.message import BuildEvent, BuildRequest, Status, event_of, new_build_id
-from reimzul.core.tube import NOTIFY, PRIORITY, Broker, arch_tube, cancel_tube
+from reimzul.core import control
+from reimzul.core.beanstalk import NOTIFY, PRIORITY, Broker, arch_tube, cancel_tube
+from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
 from reimzul.notifier import janitor as module
 from reimzul.notifier.janitor import Janitor
 from reimzul.notifier.ledger import Ledger
@@ -43,7 +43,7 @@ def request() -> BuildRequest:
 def queued(broker: Broker, ledger: Ledger, wanted: BuildRequest) -> int:
     """Put a request, and have the notifier hear of it."""
     job = broker.put(TUBE, wanted, priority=PRIORITY)
-    heard(ledger, event_of(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    heard(ledger, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
     return job
 
 
@@ -55,15 +55,15 @@ def told(broker: Broker) -> list[tuple[str, str]]:
     """What lies in `notify`: status and build of each, taken out."""
     broker.watch([NOTIFY.name])
     said = []
-    while claim := broker.claim({NOTIFY.name: NOTIFY}, 0):
+    while claim := broker.reserve({NOTIFY.name: NOTIFY}, 0):
         assert isinstance(claim.message, BuildEvent)
         said.append((claim.message.status, claim.message.build_id))
-        claim.done()
+        claim.delete()
     return said
 
 
 def cancel(broker: Broker, wanted: BuildRequest) -> None:
-    mark.put(broker, cancel_tube(wanted.build_id), mark.mark("johnny"))
+    control.set_flag(broker, cancel_tube(wanted.build_id), control.new_flag("johnny"))
 
 
 def test_a_job_that_waits_under_a_mark_is_deleted_and_said_to_be_cancelled(
@@ -74,9 +74,9 @@ def test_a_job_that_waits_under_a_mark_is_deleted_and_said_to_be_cancelled(
     queued(broker, ledger, other)
     cancel(broker, wanted)
     janitor.look(broker)
-    assert broker.stats(TUBE.name).ready == 1, "the other's"
+    assert broker.tube_stats(TUBE.name).ready == 1, "the other's"
     assert told(broker) == [("Cancelled", wanted.build_id)]
-    assert mark.cancelled(broker, wanted.build_id)
+    assert control.cancel_flag(broker, wanted.build_id)
 
 
 def test_a_job_that_a_worker_has_is_the_workers(
@@ -86,11 +86,11 @@ def test_a_job_that_a_worker_has_is_the_workers(
     queued(broker, ledger, wanted)
     with beanstalkd.connect() as worker:
         worker.watch([TUBE.name])
-        assert worker.claim({TUBE.name: TUBE}, 1)
+        assert worker.reserve({TUBE.name: TUBE}, 1)
         cancel(broker, wanted)
         janitor.look(broker)
         assert told(broker) == []
-        assert broker.stats(TUBE.name).reserved == 1
+        assert broker.tube_stats(TUBE.name).reserved == 1
 
 
 def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
@@ -102,7 +102,7 @@ def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
     broker.delete(job)
     janitor.look(broker)
     assert told(broker) == [("Cancelled", wanted.build_id)]
-    heard(ledger, event_of(wanted, Status.CANCELLED))
+    heard(ledger, event_for(wanted, Status.CANCELLED))
     janitor.look(broker)
     assert told(broker) == [], "it is known by now"
 
@@ -110,20 +110,20 @@ def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
 def test_a_number_that_is_another_builds_by_now_is_left_alone(broker: Broker, ledger: Ledger, janitor: Janitor) -> None:
     wanted, other = request(), request()
     job = broker.put(TUBE, other, priority=PRIORITY)
-    heard(ledger, event_of(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    heard(ledger, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
     cancel(broker, wanted)
     janitor.look(broker)
-    assert broker.stats(TUBE.name).ready == 1
+    assert broker.tube_stats(TUBE.name).ready == 1
 
 
 def test_the_job_it_was_put_again_as_is_found(broker: Broker, ledger: Ledger, janitor: Janitor) -> None:
     wanted = request()
     first = queued(broker, ledger, wanted)
     broker.delete(first)
-    queued(broker, ledger, wanted.tried("b1.example.org", "no space left"))
+    queued(broker, ledger, wanted.with_failed_attempt("b1.example.org", "no space left"))
     cancel(broker, wanted)
     janitor.look(broker)
-    assert broker.stats(TUBE.name).ready == 0
+    assert broker.tube_stats(TUBE.name).ready == 0
     assert told(broker) == [("Cancelled", wanted.build_id)]
 
 
@@ -133,12 +133,12 @@ def test_a_mark_goes_some_time_after_its_build_is_over(
 ) -> None:
     wanted = request()
     cancel(broker, wanted)
-    heard(ledger, event_of(wanted, final))
+    heard(ledger, event_for(wanted, final))
     janitor.look(broker)
-    assert mark.cancelled(broker, wanted.build_id), "a worker that lost its link may be at it still"
+    assert control.cancel_flag(broker, wanted.build_id), "a worker that lost its link may be at it still"
     janitor.kept = -1
     janitor.look(broker)
-    assert mark.cancelled(broker, wanted.build_id) is None
+    assert control.cancel_flag(broker, wanted.build_id) is None
 
 
 def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker, ledger: Ledger) -> None:
@@ -146,7 +146,7 @@ def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker,
     queued(broker, ledger, wanted)
     cancel(broker, wanted)
     Janitor(ledger).look(broker)
-    assert broker.stats(TUBE.name).ready == 1
+    assert broker.tube_stats(TUBE.name).ready == 1
 
 
 def test_it_comes_round_now_and_then(broker: Broker, ledger: Ledger) -> None:
@@ -156,4 +156,4 @@ def test_it_comes_round_now_and_then(broker: Broker, ledger: Ledger) -> None:
     often.look(broker)
     cancel(broker, wanted)
     often.look(broker)
-    assert broker.stats(TUBE.name).ready == 1
+    assert broker.tube_stats(TUBE.name).ready == 1

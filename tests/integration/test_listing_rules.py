@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.config import Pruning, Settings, read
+from reimzul.core import fs
+from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
+from reimzul.core.config import Pruning, Settings, parse_settings
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
-from reimzul.core.tube import NOTIFY, TOSIGN, Broker
+from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.unlisted import read_records
 from reimzul.repogen import prune as pruning
 from reimzul.repogen import repodata
-from reimzul.repogen.command import repogen
+from reimzul.repogen.cli import repogen
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.place import bring_in
 from reimzul.tosign import stage as staging
@@ -43,12 +43,12 @@ def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Bstore:
+def store(settings: Settings) -> StorePaths:
     return uploads.make_store(settings.bstore.root)
 
 
 @pytest.fixture
-def daemon(settings: Settings, store: Bstore) -> Repogen:
+def daemon(settings: Settings, store: StorePaths) -> Repogen:
     return repogen(settings)
 
 
@@ -59,7 +59,7 @@ def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def configure(tmp_path: Path, beanstalkd: Beanstalkd, more: str = "") -> Settings:
     ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n{more}"
-    return read(ini, "test")
+    return parse_settings(ini, "test")
 
 
 @functools.cache
@@ -84,7 +84,7 @@ BuildArch: noarch
 class Farm:
     """Uploads legs and has them published."""
 
-    def __init__(self, folder: Path, store: Bstore, broker: Broker, daemon: Repogen) -> None:
+    def __init__(self, folder: Path, store: StorePaths, broker: Broker, daemon: Repogen) -> None:
         self.folder, self.store, self.broker, self.daemon, self.second = folder, store, broker, daemon, 0
 
     def rpms(self, content: str, *names: str, host: str = "builder1") -> Rpms:
@@ -130,7 +130,7 @@ class Farm:
 
 
 @pytest.fixture
-def farm(folder: Path, store: Bstore, broker: Broker, daemon: Repogen) -> Farm:
+def farm(folder: Path, store: StorePaths, broker: Broker, daemon: Repogen) -> Farm:
     return Farm(folder, store, broker, daemon)
 
 
@@ -148,7 +148,7 @@ def test_of_seven_builds_of_one_nevra_the_first_is_listed_and_six_are_rejected(f
     reasons = {event.reason for event in events if event.status == Status.REJECTED}
     assert reasons == {f"the target holds greet-1.4-3.noarch of build {asked[0].build_id}; submit with --rebuild"}
     assert len(taken(farm.broker, TOSIGN)) == 1
-    assert not any(farm.broker.stats(tube).ready for tube in farm.broker.tubes())  # none is built again
+    assert not any(farm.broker.tube_stats(tube).ready for tube in farm.broker.list_tubes())  # none is built again
     assert not farm.store.place(asked[1].place).exists()
     late = farm.build("content-8", rebuild=False)  # in a run of its own
     (event,) = farm.publish()
@@ -399,7 +399,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
             taken(farm.broker, tube)
-        disk._LASTING.clear()  # else the second has fewer steps, where a folder gets the same inode
+        fs._LASTING.clear()  # else the second has fewer steps, where a folder gets the same inode
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         farm.leg(request, rpms)
@@ -416,7 +416,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         assert {event.status for event in taken(farm.broker, NOTIFY)} == {Status.PUBLISHED}
         assert farm.sign() == [request.build_id]
         (record,) = read_records(farm.store, TARGET).items()
-        assert record[0] == leg_name(first.build_id, "x86_64") and record[1].replaced_by == request.build_id
+        assert record[0] == leg_key(first.build_id, "x86_64") and record[1].replaced_by == request.build_id
 
 
 def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +432,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
 
     def whole() -> None:
         step, steps.die_at = steps.die_at, -1
-        disk._LASTING.clear()
+        fs._LASTING.clear()
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         steps.die_at, steps.count = step, 0
@@ -449,10 +449,10 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
         stage_all()
         assert [path.name.rpartition(".")[2] for path in (farm.store.tosign / TARGET).iterdir()] == [second.build_id]
         assert list(farm.store.staging.iterdir()) == []
-        assert not (farm.store.staged / leg_name(first.build_id, "x86_64")).exists()
+        assert not (farm.store.staged_marks / leg_key(first.build_id, "x86_64")).exists()
 
 
 def test_a_damaged_record_lists_nothing_until_it_is_mended(farm: Farm) -> None:
     farm.build("one")
-    disk.write(farm.store.unlisted(TARGET), "[]")
+    fs.write_atomic(farm.store.unlisted(TARGET), "[]")
     assert farm.publish() == [] and not (farm.store.target(TARGET) / "repodata").exists()

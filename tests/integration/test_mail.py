@@ -15,13 +15,13 @@ from typing import Callable, Optional
 
 import pytest
 
-from reimzul.core.config import Settings, read
+from reimzul.core.config import Settings, parse_settings
 from reimzul.core.message import BuildEvent
+from reimzul.history.result_rules import Notice, word
 from reimzul.notifier.ledger import Ledger
 from reimzul.notifier.sinks import smtp
 from reimzul.notifier.sinks.base import SinkAway
 from reimzul.notifier.sinks.mail import MailSink
-from reimzul.notifier.verdict import Notice, word
 from tests.events import event
 from tests.mosquitto import Authority
 from tests.smtp import Mailbox, MailServer
@@ -66,7 +66,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 def settings_for(port: int, folder: Path, **more: object) -> Settings:
     """Settings of mail that goes there."""
     rows = "".join(f"{name} = {value}\n" for name, value in more.items())
-    return read(
+    return parse_settings(
         f"[mail]\nnotifications = true\nmail_from = buildsys@example.org\nsmtp_port = {port}\n{rows}"
         f"[mail_rcpts]\nx86_64 = {', '.join(RECIPIENTS)}\n[notifier]\nledger = {folder}/ledger.sqlite\n",
         "here",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.message import Presence
-from reimzul.core.tube import NOTIFY, NOTIFY_OWED, Broker
-from reimzul.notifier.history.presence import Presences
+from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker
+from reimzul.core.message import WorkerHeartbeat
+from reimzul.history.presence import Presences
 from tests.conftest import Beanstalkd, empty, free_port
 from tests.events import event
 from tests.mongo import mongo_or_say_so
@@ -86,7 +86,7 @@ def test_garbage_is_logged_and_put_aside_and_announced_to_nobody_else(
     broker.announce(event("Success"))
     until(lambda: any("status Success" in line for line in notifier.lines()), 15, "the good one is told")
     until(is_done(broker), 10, "all jobs are done")
-    assert broker.stats(NOTIFY.name).buried == 5
+    assert broker.tube_stats(NOTIFY.name).buried == 5
     refused = [line for line in notifier.lines() if "Refused job" in line]
     assert len(refused) == 5
     assert [payload["tube"] for payload in watcher.heard(EVENTS) if payload["status"] == "Refused"] == ["notify"] * 5
@@ -104,7 +104,7 @@ def test_a_broker_that_was_away_is_told_all_of_it_once_and_the_others_meanwhile(
         broker.announce(event("Success", number))
     until(lambda: len(notifier.lines()) == 41, 3, "the log lags by nothing")
     until(lambda: len(notifier.builds()) == 41, 3, "nor does the history")
-    until(lambda: broker.stats(NOTIFY.name).delayed > 0, 5, "it is owed in the tube")
+    until(lambda: broker.tube_stats(NOTIFY.name).delayed > 0, 5, "it is owed in the tube")
     mosquitto.start()
     until(lambda: len(watcher.heard(RESULTS)) >= 41, 60, "all is published")
     until(is_done(broker), 30, "all jobs are done")
@@ -123,7 +123,7 @@ def test_a_broker_that_hangs_is_told_all_of_it_once_when_it_goes_on(
     for number in range(1, 21):
         broker.announce(event("Success", number))
     until(lambda: len(notifier.lines()) == 21, 3, "the log lags by nothing")
-    until(lambda: broker.stats(NOTIFY.name).delayed > 0, 10, "what it does not take is owed")
+    until(lambda: broker.tube_stats(NOTIFY.name).delayed > 0, 10, "what it does not take is owed")
     broker.announce(event("Success", 21))
     until(lambda: len(notifier.lines()) == 22, 3, "it is not waited for again")
     mosquitto.signal(signal.SIGCONT)
@@ -160,7 +160,7 @@ def test_what_is_owed_in_jobs_that_somebody_deleted_is_written_off(
     mosquitto.stop()
     notifier.start()
     broker.announce(event("Building"))
-    until(lambda: notifier.owed() and broker.stats(NOTIFY.name).delayed, 10, "it is owed")
+    until(lambda: notifier.owed() and broker.tube_stats(NOTIFY.name).delayed, 10, "it is owed")
     notifier.signal(signal.SIGTERM)
     empty(notifier.beanstalkd)
     notifier.start()
@@ -308,8 +308,8 @@ def test_who_is_there_is_kept_and_told_to_nobody(
     notifier.with_mqtt(mosquitto)
     notifier.start()
     for load in (1.0, 2.0):
-        broker.announce(Presence(host="b1.example.org", instance="1", state="idle", load=load, at=5.0))
-    broker.announce(Presence(host="b1.example.org", instance="2", state="drained", why="drained by johnny"))
+        broker.announce(WorkerHeartbeat(host="b1.example.org", instance="1", state="idle", load=load, at=5.0))
+    broker.announce(WorkerHeartbeat(host="b1.example.org", instance="2", state="drained", why="drained by johnny"))
     broker.announce(event("Success"))
     file = Presences(notifier.folder / "presence.sqlite")
     until(lambda: len(file.all()) == 2, 15, "both workers are known")
@@ -322,12 +322,12 @@ def test_who_is_there_is_kept_and_told_to_nobody(
 
 def test_who_is_there_comes_behind_all_that_is_told(notifier: Running, broker: Broker) -> None:
     for number in range(300):
-        broker.announce(Presence(host=f"b{number}.example.org", instance="1", state="idle"))
+        broker.announce(WorkerHeartbeat(host=f"b{number}.example.org", instance="1", state="idle"))
     broker.announce(event("Success"))
     broker.watch([NOTIFY.name])
-    claim = broker.claim({NOTIFY.name: NOTIFY}, 0)
+    claim = broker.reserve({NOTIFY.name: NOTIFY}, 0)
     assert claim and claim.message == event("Success")
-    claim.again(0)
+    claim.release(0)
     notifier.start()
     until(lambda: len(Presences(notifier.folder / "presence.sqlite").all()) == 300, 15, "all are known")
 
@@ -335,7 +335,7 @@ def test_who_is_there_comes_behind_all_that_is_told(notifier: Running, broker: B
 def test_who_is_there_may_not_be_written_and_all_else_goes_on(notifier: Running, broker: Broker) -> None:
     notifier.settings["notifier"]["presence"] = "/proc/nowhere/presence.sqlite"
     notifier.start()
-    broker.announce(Presence(host="b1.example.org", instance="1", state="idle"))
+    broker.announce(WorkerHeartbeat(host="b1.example.org", instance="1", state="idle"))
     broker.announce(event("Success"))
     until(is_done(broker), 15, "all jobs are done")
     assert len(notifier.builds()) == 1

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.config import read
+from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
+from reimzul.core.config import parse_settings
 from reimzul.core.message import BuildRequest
-from reimzul.core.tube import PRIORITY, Broker, arch_tube
-from reimzul.notifier.history import Owed, open_history
+from reimzul.history import Owed, open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
 
@@ -149,7 +149,7 @@ def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: 
         broker.put(arch_tube(name), request, priority=PRIORITY)
     broker.put_raw("cancel.0123", b"", priority=1, delay=60)
     broker.watch(["x86_64"])
-    claim = broker.claim({"x86_64": arch_tube("x86_64")}, 0)
+    claim = broker.reserve({"x86_64": arch_tube("x86_64")}, 0)
     assert claim
     tubes = {tube["name"]: tube for tube in json.loads(reimzul("queues", "--json").stdout)["tubes"]}
     assert {"x86_64", "aarch64", "armv7l", "notify", "createrepo", "tosign", "cancel.0123"} <= tubes.keys()
@@ -158,7 +158,7 @@ def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: 
     lines = {line.split("\t")[0]: line for line in reimzul("queues").stdout.splitlines()}
     assert lines["aarch64"] == "aarch64\t1\t0\t0\t0\t0\tnobody watches it"
     assert "nobody" not in lines["x86_64"]
-    claim.done()
+    claim.delete()
 
 
 def test_queues_show_what_is_owed_to_whom(ini: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_config_check_warns_of_files_that_cannot_be_read(ini: Path) -> None:
 
 def test_the_sample_is_a_configuration(ini: Path) -> None:
     sample = reimzul("config", "sample").stdout
-    read(sample, "the sample")
+    parse_settings(sample, "the sample")
     assert "[mqtt]" in sample
 
 

@@ -18,24 +18,24 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from reimzul.core import fields, mark
+from reimzul.admin import finding, jobs, raising, reading, retry
+from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
-from reimzul.core.bstore import Bstore
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob, arch_tube, cancel_tube, drain_tube
 from reimzul.core.errors import ReimzulError
 from reimzul.core.manifest import sha256_of
 from reimzul.core.message import (
     BuildEvent,
     BuildRequest,
-    InHand,
-    Presence,
+    CurrentBuild,
     RepogenRequest,
     Status,
-    event_of,
+    WorkerHeartbeat,
+    event_for,
     new_attempt,
 )
-from reimzul.core.tube import CREATEREPO, PRIORITY, Broker, Claim, arch_tube, cancel_tube, worker_tube
-from reimzul.notifier.history import BuildFilter, NoHistory, open_history
-from reimzul.operator import finding, jobs, raising, reading, retry
+from reimzul.core.store_paths import StorePaths
+from reimzul.history import BuildFilter, NoHistory, open_history
 from tests import uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event
@@ -65,12 +65,12 @@ class Ground:
         """Queue a build as reimzul-submit does; the job's number."""
         given: dict[str, Any] = {
             "srpm": SRPM, "arch": "x86_64", "target": "c7.1708.u.x86_64", "disttag": ".el7", "submitter": "johnny",
-            "build_id": build_id(number), "timestamp": fields.now_timestamp(), "srpm_sha256": sha256_of(self.srpm),
+            "build_id": build_id(number), "timestamp": validators.now_timestamp(), "srpm_sha256": sha256_of(self.srpm),
         }  # fmt: skip
         request = BuildRequest(**{**given, **more})
         job = self.broker.put(X86_64, request, priority=priority)
         where = {"tube": "x86_64", "job": job, "priority": priority}
-        self.broker.announce(event_of(request, Status.QUEUED, pkgname="time", evr="1.7-45.el7", **where))
+        self.broker.announce(event_for(request, Status.QUEUED, pkgname="time", evr="1.7-45.el7", **where))
         self.until(number, lambda leg: leg["job"] == job, "it is queued")
         return job
 
@@ -87,13 +87,13 @@ class Ground:
         """Say what a worker says of itself."""
         given: dict[str, Any] = {"host": "builder1.example.org", "instance": "1", "state": "idle"}
         told = {"arches": ("x86_64", "i386"), "free_mib": 4096, "at": time.time(), "version": "0.1.0"}
-        self.broker.announce(Presence(**{**given, **told, **more}))
+        self.broker.announce(WorkerHeartbeat(**{**given, **told, **more}))
         until(lambda: "builder1" in run("builders").stdout, 20, "it was heard")
 
-    def claim(self) -> Claim[BuildRequest]:
+    def claim(self) -> ReservedJob[BuildRequest]:
         """Take the next job, as a worker."""
         self.broker.watch(["x86_64"])
-        found = self.broker.claim({"x86_64": X86_64}, 0)
+        found = self.broker.reserve({"x86_64": X86_64}, 0)
         assert found
         return found
 
@@ -144,10 +144,10 @@ def test_a_waiting_build_is_gone_at_once(ground: Ground) -> None:
     done = run("cancel", SHORT, "--why", "wrong branch")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{SHORT} ({SRPM} for c7.1708.u.x86_64): cancelled; it had not begun\n"
-    assert ground.broker.stats("x86_64").ready == 0
+    assert ground.broker.tube_stats("x86_64").ready == 0
     ground.until(1, lambda leg: leg["status"] == "Cancelled", "the history knows")
     assert ground.leg()["reason"].endswith(": wrong branch")
-    assert mark.cancelled(ground.broker, build_id(1)), "who put it anew meanwhile is to see it"
+    assert control.cancel_flag(ground.broker, build_id(1)), "who put it anew meanwhile is to see it"
     assert told("cancel", SHORT) == [
         {"build_id": build_id(1), "outcome": "already", "words": "it was cancelled already"}
     ]
@@ -159,13 +159,13 @@ def test_who_has_a_build_is_told_and_waited_for(ground: Ground) -> None:
     ground.announce(1, "Building")
     ground.until(1, lambda leg: leg["status"] == "Building", "it is built")
     with subprocess.Popen([REIMZUL, "cancel", SHORT], stdout=subprocess.PIPE, text=True) as process:
-        until(lambda: mark.cancelled(ground.broker, build_id(1)) is not None, 20, "the mark is there")
+        until(lambda: control.cancel_flag(ground.broker, build_id(1)) is not None, 20, "the mark is there")
         assert process.poll() is None
         ground.announce(1, "Cancelled", reason="cancelled by johnny")
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert said.endswith("cancelled; builder1.example.org has ended it\n")
-    claim.done()
+    claim.delete()
 
 
 def test_a_worker_that_does_not_hear_is_said(ground: Ground) -> None:
@@ -174,18 +174,18 @@ def test_a_worker_that_does_not_hear_is_said(ground: Ground) -> None:
     done = run("cancel", SHORT, "--wait", "0.1")
     assert done.returncode == 1
     assert "marked; its worker has not ended it yet, and does when it sees the mark" in done.stderr
-    claim.done()
+    claim.delete()
 
 
 @pytest.mark.parametrize(("status", "words"), [("Published", "published for x86_64"), ("Failed", "failed for x86_64")])
 def test_what_is_over_cannot_be_cancelled(ground: Ground, status: str, words: str) -> None:
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     ground.announce(1, status)
     ground.until(1, lambda leg: leg["status"] != "Queued", "it is over")
     done = run("cancel", SHORT)
     assert done.returncode == 1 and f"too late: {words}" in done.stderr
-    assert mark.cancelled(ground.broker, build_id(1)) is None
+    assert control.cancel_flag(ground.broker, build_id(1)) is None
 
 
 def test_a_build_whose_job_is_gone_and_of_which_nothing_was_told_is_not_said_to_have_never_begun(
@@ -193,7 +193,7 @@ def test_a_build_whose_job_is_gone_and_of_which_nothing_was_told_is_not_said_to_
 ) -> None:
     """As where the history lags: it may be published."""
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     done = run("cancel", SHORT, "--wait", "0")
     assert (done.returncode, done.stdout) == (1, "")
     assert "marked; its job is gone, and what became of it is still to be told" in done.stderr
@@ -205,11 +205,11 @@ def test_a_build_whose_job_is_gone_and_of_which_nothing_was_told_is_not_said_to_
 
 def test_a_success_that_is_not_published_yet_is_marked(ground: Ground) -> None:
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     ground.announce(1, "Success")
     ground.until(1, lambda leg: leg["status"] == "Success", "it is built")
     assert run("cancel", SHORT, "--wait", "0").returncode == 1
-    assert mark.cancelled(ground.broker, build_id(1))
+    assert control.cancel_flag(ground.broker, build_id(1))
 
 
 def test_a_job_of_that_number_which_is_another_builds_is_left_alone(ground: Ground) -> None:
@@ -252,8 +252,8 @@ def test_what_a_worker_has_is_left_to_it(ground: Ground) -> None:
     claim = ground.claim()
     done = run("raise", SHORT)
     assert done.returncode == 1 and "a worker has it already" in done.stderr
-    assert ground.broker.stats("x86_64").ready + ground.broker.stats("x86_64").delayed == 0
-    claim.done()
+    assert ground.broker.tube_stats("x86_64").ready + ground.broker.tube_stats("x86_64").delayed == 0
+    claim.delete()
 
 
 def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, beanstalkd: Beanstalkd) -> None:
@@ -264,11 +264,11 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
     assert found
     with beanstalkd.connect() as other:
         other.watch(["x86_64"])
-        claim = other.claim({"x86_64": X86_64}, 0)
+        claim = other.reserve({"x86_64": X86_64}, 0)
         assert claim and claim.id == found.job
         raised = raising.put_first(ground.broker, leg, found, 7)
         assert (raised.done, raised.words) == (False, "a worker has taken it just now")
-        stats = ground.broker.stats("x86_64")
+        stats = ground.broker.tube_stats("x86_64")
         assert (stats.ready, stats.delayed, stats.reserved) == (0, 0, 1)
 
 
@@ -276,9 +276,9 @@ def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     ground.submit()
     found = jobs.waiting(ground.broker, ground.leg())
     assert found
-    mark.put(ground.broker, cancel_tube(build_id(1)), mark.mark("johnny"))
+    control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
     assert raising.put_first(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
-    assert ground.broker.stats("x86_64").ready == 1
+    assert ground.broker.tube_stats("x86_64").ready == 1
 
 
 # --- explain
@@ -288,7 +288,7 @@ def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -
     ground.submit()
     claim = ground.claim()
     job = ground.broker.put(X86_64, claim.message, priority=PRIORITY, delay=600)  # as a worker puts it again
-    claim.done()
+    claim.delete()
     ground.srpm.chmod(0o600)
     put = {"tube": "x86_64", "job": job, "priority": PRIORITY, "due": time.time() + 600, "attempt": ""}
     waits_for = "its source: it cannot be downloaded: HTTP 403, on builder1"
@@ -307,20 +307,20 @@ def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -
 def test_a_retry_is_the_same_again_and_names_its_parent(ground: Ground) -> None:
     ground.submit()
     before = ground.claim()
-    before.done()
+    before.delete()
     ground.announce(1, "Failed", reason="%build failed")
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     done = run("retry", SHORT, "--now")
     assert done.returncode == 0, done.stderr
     claim = ground.claim()
     after, old = claim.message, before.message
-    assert claim.facts.priority == 1024
+    assert claim.stats.priority == 1024
     same = ("srpm", "arch", "target", "disttag", "scratch", "srpm_sha256")
     assert [getattr(after, name) for name in same] == [getattr(old, name) for name in same]
     assert (after.parent, after.legs, after.rebuild) == (old.build_id, (), False)
     assert after.build_id != old.build_id and after.build_id in done.stdout
     until(lambda: f"repeats     build {old.build_id}" in run("show", after.build_id).stdout, 20, "it is in the history")
-    claim.done()
+    claim.delete()
 
 
 def test_a_retry_refuses_a_source_that_the_web_server_may_not_read(ground: Ground) -> None:
@@ -328,12 +328,12 @@ def test_a_retry_refuses_a_source_that_the_web_server_may_not_read(ground: Groun
     ground.srpm.chmod(0o640)
     done = run("retry", SHORT)
     assert done.returncode == 4 and f"{ground.srpm} has mode 0640, and other users cannot read it" in done.stderr
-    assert ground.broker.stats("x86_64").ready == 1, "the first alone"
+    assert ground.broker.tube_stats("x86_64").ready == 1, "the first alone"
 
 
 def test_a_retry_writes_a_name_that_every_worker_takes(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     ground.announce(1, "Failed", reason="%build failed")
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     monkeypatch.setenv("LOGNAME", "CORP\\jdoe")
@@ -343,13 +343,13 @@ def test_a_retry_writes_a_name_that_every_worker_takes(ground: Ground, monkeypat
         assert run("retry", SHORT).returncode == 0
         claim = ground.claim()
         assert claim.message.submitter == name
-        claim.done()
+        claim.delete()
 
 
 @pytest.mark.parametrize("status", ["Success", "Published"])
 def test_a_published_build_is_rebuilt_once_a_person_agrees(ground: Ground, status: str) -> None:
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     ground.announce(1, status)
     ground.until(1, lambda leg: leg["status"] == "Success", "it is built")
     done = run("retry", SHORT)
@@ -357,12 +357,12 @@ def test_a_published_build_is_rebuilt_once_a_person_agrees(ground: Ground, statu
     assert run("retry", SHORT, "--yes").returncode == 0
     claim = ground.claim()
     assert claim.message.rebuild is True and claim.message.parent
-    claim.done()
+    claim.delete()
 
 
 def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     ground.announce(1, "Published")
     ground.announce(1, "Failed", arch="i386", reason="%build failed")
     until(lambda: bool(ground.leg(1, "i386")) and ground.leg()["published"], 20, "both legs are over")
@@ -370,7 +370,7 @@ def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
     assert (queued["arches"], queued["tube"], queued["target"]) == (["i386"], "x86_64", "c7.1708.u.x86_64")
     claim = ground.claim()
     assert (claim.message.legs, claim.message.arch) == (("i386",), "x86_64")
-    claim.done()
+    claim.delete()
     until(lambda: run("builds", "--status", "Queued").stdout.count("\ti386\t") == 1, 20, "that leg is known as queued")
     again = run("retry", queued["build_id"])
     assert again.returncode == 0 and ": i386 for c7.1708.u.x86_64" in again.stdout, "the same again is that leg alone"
@@ -380,10 +380,10 @@ def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, t
     """The one that was asked for by its arch, too: which legs it had is in its manifest."""
     job = ground.submit(legs=("x86_64",))
     request = BuildRequest.decode(ground.broker.peek(job))
-    ground.claim().done()
+    ground.claim().delete()
     ground.announce(1, "Failed", reason="%build failed")
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
-    store = Bstore(tmp_path / "bstore")
+    store = StorePaths(tmp_path / "bstore")
     store.spool.mkdir(parents=True)
     spool = uploads.spool_of(store, uploads.upload(store, {}, of=request, status="Failed"))
     entry = tmp_path / "bstore" / "index" / f"{request.build_id}.x86_64"
@@ -396,7 +396,7 @@ def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, t
         (queued,) = told("retry", SHORT, *words)
         claim = ground.claim()
         assert (claim.message.legs, queued["arches"]) == (("x86_64",), ["x86_64"])
-        claim.done()
+        claim.delete()
     webserver.close(server)
 
 
@@ -404,7 +404,7 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ground.submit()
-    ground.claim().done()
+    ground.claim().delete()
     with reading.history(f"sqlite:///{ground.folder}/history.sqlite") as history:
         build = finding.find(history, SHORT)
 
@@ -413,7 +413,7 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
 
     asked = BuildRequest(
         srpm=SRPM, arch="x86_64", target="c7.1708.u.x86_64", disttag=".el7", submitter="johnny",
-        build_id=build_id(2), timestamp=fields.now_timestamp(),
+        build_id=build_id(2), timestamp=validators.now_timestamp(),
     )  # fmt: skip
     monkeypatch.setattr(Broker, "announce", away)
     (queued,), fault = retry._queue_all(ground.broker, [(build, asked)], read_arches(), PRIORITY)
@@ -433,7 +433,7 @@ def test_a_source_rpm_that_is_gone_is_one_clear_line(ground: Ground) -> None:
     done = run("retry", SHORT)
     assert done.returncode == 4
     assert done.stderr == f"reimzul: {SHORT} ({SRPM} for c7.1708.u.x86_64): {ground.srpm}: no such file or directory\n"
-    assert ground.broker.stats("x86_64").ready == 1
+    assert ground.broker.tube_stats("x86_64").ready == 1
 
 
 # --- drain and resume
@@ -442,14 +442,14 @@ def test_a_source_rpm_that_is_gone_is_one_clear_line(ground: Ground) -> None:
 def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     ground.presence()
     assert "takes nothing from now on" in run("drain", "builder1", "--why", "new disk").stdout
-    found = mark.drained(ground.broker, "builder1.example.org")
+    found = control.drain_flag(ground.broker, "builder1.example.org")
     assert found and found.why == "new disk"
     again = told("drain", "builder1.example.org")
     assert (again["changed"], again["drained"]) == (False, True)
     assert "new disk" in run("builders").stdout
     assert told("builders")[0]["drain"]["why"] == "new disk"
     assert "takes jobs again; it was drained by" in run("resume", "builder1").stdout
-    assert mark.drained(ground.broker, "builder1.example.org") is None
+    assert control.drain_flag(ground.broker, "builder1.example.org") is None
     assert "was not drained" in run("resume", "builder1").stdout
 
 
@@ -471,14 +471,14 @@ def test_a_builder_nobody_heard_of_is_not_drained_unless_that_is_meant(ground: G
     assert done.returncode == 4 and "is builder1 meant?" in done.stderr
     assert run("drain", "../x").returncode == 4
     assert run("drain", "builder9.example.org", "--force").returncode == 0
-    assert mark.drained(ground.broker, "builder9.example.org")
+    assert control.drain_flag(ground.broker, "builder9.example.org")
     tubes = {each["name"]: each for each in told("queues")["tubes"]}
-    assert tubes[worker_tube("builder9.example.org")]["unwatched"] is False
+    assert tubes[drain_tube("builder9.example.org")]["unwatched"] is False
     assert "worker." not in run("queues").stdout, "a mark is no work"
 
 
 def test_what_a_drained_builder_finishes_is_said(ground: Ground) -> None:
-    hand = InHand(build_id=build_id(1), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
+    hand = CurrentBuild(build_id=build_id(1), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
     ground.presence(state="building", build=hand)
     assert told("drain", "builder1")["building"] == [SRPM]
 
@@ -569,7 +569,7 @@ def test_a_watch_in_a_pipe_is_a_line_for_each_change_and_its_exit_code_the_resul
         for status in ("Building", "Failed"):
             ground.announce(1, status, attempt=ATTEMPT, reason="%build failed", skipped={"i386": "noarch"})
             lines.append(process.stdout.readline())
-        claim.done()
+        claim.delete()
         assert process.wait(30) == 1
     states = [line.split("\t")[4] for line in lines]
     assert states == ["waits, next", "builds", "failed: %build failed"]
@@ -595,7 +595,7 @@ def test_a_watch_left_by_ctrl_c_leaves_the_build_alone(ground: Ground) -> None:
     os.close(its), os.close(ours)
     assert process.returncode == 130
     assert f"the builds go on; to look again: reimzul watch {SHORT}" in said
-    assert ground.broker.stats("x86_64").ready == 1
+    assert ground.broker.tube_stats("x86_64").ready == 1
 
 
 def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> None:
@@ -686,9 +686,9 @@ def test_a_target_is_indexed_anew_by_its_name(ground: Ground) -> None:
     assert done.returncode == 0
     assert "warning: nobody watches the tube createrepo" in done.stderr
     ground.broker.watch([CREATEREPO.name])
-    claim = ground.broker.claim({CREATEREPO.name: CREATEREPO}, 0)
+    claim = ground.broker.reserve({CREATEREPO.name: CREATEREPO}, 0)
     assert claim and claim.message == RepogenRequest(target="c7.1708.u.x86_64")
-    claim.done()
+    claim.delete()
 
 
 def test_a_target_that_is_none_is_refused(recorded: None) -> None:
@@ -702,13 +702,13 @@ def test_a_target_that_is_none_is_refused(recorded: None) -> None:
 def test_the_page_has_every_key_that_is_printed(ground: Ground) -> None:
     for number in (1, 2, 3):
         ground.submit(number)
-    hand = InHand(build_id=build_id(9), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
+    hand = CurrentBuild(build_id=build_id(9), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
     ground.presence(state="building", build=hand)
     claim = ground.claim()
     ground.announce(1, "Building", started=time.time())
     ground.announce(1, "Failed", exit_code=1, reason="%build failed", finished=time.time())
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
-    claim.done()
+    claim.delete()
     leg = keys("A leg")
     assert set(told("builds")[0]) == leg
     shown, explained = told("show", SHORT), told("explain", build_id(2)[:8])

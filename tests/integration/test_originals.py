@@ -16,10 +16,10 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.core.bstore import Bstore
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, TOSIGN, Broker, arch_tube
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import BuildRequest, new_build_id
-from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, arch_tube
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen import repodata
 from tests import original, srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
@@ -151,7 +151,7 @@ Make = Callable[[bool], Farm]
 
 def idle(broker: Broker) -> bool:
     """Whether nothing is left to do."""
-    rows = [broker.stats(name) for name in ("createrepo", "tosign", "notify", "x86_64")]
+    rows = [broker.tube_stats(name) for name in ("createrepo", "tosign", "notify", "x86_64")]
     return not any(row.ready + row.reserved + row.delayed for row in rows)
 
 
@@ -197,7 +197,7 @@ def test_there_is_room_for_a_new_target_soon_after_its_first_build_begins(make: 
     farm.until(lambda: idle(broker), "it is indexed")
     farm.client().put("notify", event(status="Building", timestamp="20240102030406"))
     farm.until(is_done(broker), "it is told")
-    assert broker.stats("createrepo").ready == 0
+    assert broker.tube_stats("createrepo").ready == 0
 
 
 def test_one_of_our_requests_keeps_its_build_id_in_their_hands(make: Make, package: Package, broker: Broker) -> None:
@@ -209,7 +209,7 @@ def test_one_of_our_requests_keeps_its_build_id_in_their_hands(make: Make, packa
     asked = BuildRequest(
         srpm=srpm.name, arch="x86_64", target=WHOLE, disttag=".demo", submitter="me", build_id=new_build_id(),
         timestamp="20240102030405", srpm_sha256="0" * 64,
-    ).tried("builder1.example.org", "its disk is full")  # fmt: skip
+    ).with_failed_attempt("builder1.example.org", "its disk is full")  # fmt: skip
     broker.put(arch_tube("x86_64"), asked, priority=PRIORITY)
     with farm.worker(original.leaving(rpm)):
         # both legs are the same package: it is staged once
@@ -269,7 +269,7 @@ def test_with_the_setting_off_the_upload_is_refused_and_nobody_asked_to_sign(
     assert worker.uploads and 0 not in worker.uploads
     assert farm.listed() == set() and farm.staged() == []
     assert {build["status"] for build in farm.notifier.builds()} == {"Success"}  # so it says
-    assert broker.stats("tosign").buried == broker.stats("createrepo").buried == 0
+    assert broker.tube_stats("tosign").buried == broker.tube_stats("createrepo").buried == 0
 
 
 def test_killed_between_any_two_events_each_leg_is_staged_once(make: Make, package: Package, broker: Broker) -> None:
@@ -321,7 +321,7 @@ def bstore(make: Make) -> Iterator[Farm]:
     yield farm
 
 
-def lay(store: Bstore, package: tuple[Path, Path], *, wrote: str = "", area: str = "originals") -> Path:
+def lay(store: StorePaths, package: tuple[Path, Path], *, wrote: str = "", area: str = "originals") -> Path:
     """An upload of the original's worker, whole, as rsync leaves it."""
     srpm, rpm = package
     folder = store.root / area / WHOLE / "hello" / "20240102030405" / "1.0-1.x86_64"
@@ -335,7 +335,7 @@ def lay(store: Bstore, package: tuple[Path, Path], *, wrote: str = "", area: str
 def test_an_upload_that_lacks_a_package_waits_for_it(bstore: Farm, package: Package, broker: Broker) -> None:
     folder = lay(bstore.store, package("hello"), wrote="Wrote: /builddir/build/RPMS/hello-devel-1.0-1.x86_64.rpm\n")
     bstore.client().put("createrepo", event())
-    until(lambda: broker.stats("createrepo").delayed, 20, "it waits")
+    until(lambda: broker.tube_stats("createrepo").delayed, 20, "it waits")
     assert "hello-devel-1.0-1.x86_64.rpm, of hello-1.0-1.src.rpm for x86_64 from old1.example.org" in bstore.said()
     assert folder.is_dir() and not (bstore.store.repo / WHOLE / "hello").exists()
     shutil.copy(package("hello")[1], folder / "hello-devel-1.0-1.x86_64.rpm")
@@ -362,8 +362,8 @@ def test_what_lay_in_repo_before_bstore_was_moved_is_listed(bstore: Farm, packag
     before = tree(place)
     bstore.client().put("createrepo", event())
     bstore.until(bstore.listed, "it is listed")
-    until(lambda: not broker.stats("createrepo").reserved, 20, "it is done")
-    assert tree(place) == before and broker.stats("notify").ready == 0
+    until(lambda: not broker.tube_stats("createrepo").reserved, 20, "it is done")
+    assert tree(place) == before and broker.tube_stats("notify").ready == 0
 
 
 def test_the_place_of_another_build_is_left_alone(bstore: Farm, package: Package, broker: Broker) -> None:
@@ -388,7 +388,7 @@ def test_the_place_of_another_build_is_left_alone(bstore: Farm, package: Package
 )  # fmt: skip
 def test_an_event_that_says_too_little_is_refused(bstore: Farm, broker: Broker, changed: dict[str, str]) -> None:
     bstore.client().put("createrepo", event(**changed))
-    until(lambda: broker.stats("createrepo").buried, 20, "it is refused")
+    until(lambda: broker.tube_stats("createrepo").buried, 20, "it is refused")
     assert "a bug" not in bstore.said()
 
 
@@ -397,16 +397,16 @@ def test_two_of_one_leg_are_one(bstore: Farm, package: Package, broker: Broker) 
     client = bstore.client()
     for _ in range(3):
         client.put("createrepo", event())
-    until(lambda: broker.stats("tosign").ready >= 3, 60, "it is published")
+    until(lambda: broker.tube_stats("tosign").ready >= 3, 60, "it is published")
     lay(bstore.store, package("hello"))  # the rsync of another worker of that builder took it along
     client.put("createrepo", event())
-    until(lambda: broker.stats("tosign").ready >= 4, 60, "it is published")
+    until(lambda: broker.tube_stats("tosign").ready >= 4, 60, "it is published")
     assert len(bstore.listed()) == 2 and tree(bstore.store.originals) == set()
     broker.watch([TOSIGN.name])
     places = set()
-    while claim := broker.claim({TOSIGN.name: TOSIGN}, 0):
+    while claim := broker.reserve({TOSIGN.name: TOSIGN}, 0):
         places.add((claim.message.build_id, claim.message.place))
-        claim.done()
+        claim.delete()
     assert len(places) == 1
 
 

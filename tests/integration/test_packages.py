@@ -112,7 +112,7 @@ def test_no_file_is_in_two_packages(packages: Packages) -> None:
 
 def test_every_module_is_in_a_package_but_those_for_trying(packages: Packages) -> None:
     ours = {str(path.relative_to(TREE)) for path in (TREE / "reimzul").rglob("*") if path.is_file()}
-    ours = {path for path in ours if "__pycache__" not in path and not path.startswith("reimzul/devfarm/")}
+    ours = {path for path in ours if "__pycache__" not in path}
     packaged = {path.partition("/site-packages/")[2] for paths in packages.files.values() for path in paths}
     modules = {path for path in packaged if path.startswith("reimzul/") and Path(path).suffix not in ("", ".pyc")}
     assert {path for path in modules if not path.startswith("reimzul/bundled/")} == ours
@@ -213,7 +213,7 @@ for path in sorted(path for room in sys.argv[1:] for path in (top / room).rglob(
 """
 
 
-@pytest.mark.parametrize("role, rooms", [("common", ("core", "operator")), ("worker", ("worker",)),
+@pytest.mark.parametrize("role, rooms", [("common", ("core", "admin")), ("worker", ("worker",)),
                                          ("bstore", ("repogen", "tosign")), ("controller", ("submit",))])  # fmt: skip
 def test_a_host_of_one_role_has_all_that_its_programs_import(
     packages: Packages, tmp_path: Path, role: str, rooms: tuple[str, ...]

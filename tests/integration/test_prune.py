@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.config import Pruning, Repogen
-from reimzul.core.errors import Again
+from reimzul.core import fs
+from reimzul.core.config import Pruning, RepogenSettings
+from reimzul.core.errors import RetryLater
 from reimzul.core.message import Status
+from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.repogen import drop
 from reimzul.repogen import prune as pruning
 from reimzul.repogen.place import bring_in
@@ -41,7 +41,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bstore:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
     """A store, and the configuration that names it."""
     ini = tmp_path / "reimzul.ini"
     ini.write_text(f"[bstore]\nroot = {tmp_path}/bstore\n")
@@ -50,7 +50,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bstore:
 
 
 @pytest.fixture
-def place(store: Bstore, package: Path) -> Place:
+def place(store: StorePaths, package: Path) -> Place:
     """Brings a build of a day to its place; its build id."""
 
     def laid(day: int, status: str = Status.SUCCESS, *, staged: bool = True, **more: Any) -> str:
@@ -59,31 +59,31 @@ def place(store: Bstore, package: Path) -> Place:
         leg = bring_in(store, uploads.upload(store, rpms, of=asked, status=status), lambda: None)
         assert leg
         if staged:
-            (store.staged / leg_name(asked.build_id, "x86_64")).write_text("")
+            (store.staged_marks / leg_key(asked.build_id, "x86_64")).write_text("")
         return asked.build_id
 
     return laid
 
 
 @pytest.fixture
-def indexer(store: Bstore) -> Indexer:
+def indexer(store: StorePaths) -> Indexer:
     """createrepo_c."""
-    return Indexer(store=store, settings=Repogen())
+    return Indexer(store=store, settings=RepogenSettings())
 
 
-def index(store: Bstore, indexer: Indexer) -> None:
-    with disk.locked(store.lock(TARGET)) as lock:
+def index(store: StorePaths, indexer: Indexer) -> None:
+    with fs.file_lock(store.lock(TARGET)) as lock:
         assert lock
         indexer.make(TARGET, lock, lambda: None)
         indexer.show(TARGET, lambda: None)
 
 
-def listed(store: Bstore) -> list[str]:
+def listed(store: StorePaths) -> list[str]:
     """The days whose builds are listed."""
     return sorted(path.split("/")[1][6:8] for path in read(store.target(TARGET) / "repodata"))
 
 
-def lie(store: Bstore) -> list[str]:
+def lie(store: StorePaths) -> list[str]:
     """The days whose builds are there."""
     return sorted(path.name[6:8] for path in (store.repo / TARGET / "hello").iterdir())
 
@@ -93,7 +93,9 @@ def reimzul(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([REIMZUL, *words], **{**given, **more})
 
 
-def test_old_builds_go_from_the_repodata_and_then_from_the_disk(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
+    store: StorePaths, place: Place, indexer: Indexer
+) -> None:
     ids = [place(day) for day in range(1, 6)]
     place(2, Status.FAILED)
     index(store, indexer)
@@ -105,11 +107,11 @@ def test_old_builds_go_from_the_repodata_and_then_from_the_disk(store: Bstore, p
     assert (set(target), set(target["dropped"][0])) == (keys("prune"), keys("scratch"))
     assert [each["build_id"] for each in target["dropped"] if each["status"] == "Success"] == ids[:3]
     assert listed(store) == lie(store) == ["04", "05"]
-    assert sorted(path.name for path in store.index.iterdir()) == sorted(leg_name(each, "x86_64") for each in ids[3:])
+    assert sorted(path.name for path in store.index.iterdir()) == sorted(leg_key(each, "x86_64") for each in ids[3:])
     assert reimzul("prune", "--keep", "2", "--yes").stderr == "0 builds dropped, 0 bytes\n"
 
 
-def test_a_dry_run_changes_nothing(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, indexer: Indexer) -> None:
     for day in (1, 2, 3):
         place(day)
     index(store, indexer)
@@ -120,7 +122,7 @@ def test_a_dry_run_changes_nothing(store: Bstore, place: Place, indexer: Indexer
     assert uploads.tree(store.root) == before
 
 
-def test_what_is_not_signed_yet_stays_and_is_said(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Place, indexer: Indexer) -> None:
     place(1)
     waits, unstaged = place(2), place(3, staged=False)
     place(4)
@@ -135,7 +137,7 @@ def test_what_is_not_signed_yet_stays_and_is_said(store: Bstore, place: Place, i
     assert lie(store) == listed(store) == ["02", "04"]
 
 
-def test_the_rules_of_the_settings_hold(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, indexer: Indexer) -> None:
     for day in (1, 2, 3):
         place(day)
     index(store, indexer)
@@ -148,7 +150,7 @@ def test_the_rules_of_the_settings_hold(store: Bstore, place: Place, indexer: In
 
 
 def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
-    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
     make = Indexer.make
@@ -172,22 +174,22 @@ def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
     assert runs == [TARGET] and lie(store) == ["02", "03", "04"]
 
 
-def _prune(store: Bstore, indexer: Indexer, **rule: int) -> None:
+def _prune(store: StorePaths, indexer: Indexer, **rule: int) -> None:
     pruning.prune(store, indexer, TARGET, Pruning(**rule), lambda: None, dry_run=False)
 
 
-def test_where_createrepo_fails_nothing_is_removed(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Place, indexer: Indexer) -> None:
     for day in (1, 2):
         place(day)
     index(store, indexer)
-    broken = Indexer(store=store, settings=Repogen(createrepo_c="/bin/false"))
-    with pytest.raises(Again):
+    broken = Indexer(store=store, settings=RepogenSettings(createrepo_c="/bin/false"))
+    with pytest.raises(RetryLater):
         _prune(store, broken, keep=1)
     assert lie(store) == listed(store) == ["01", "02"]
 
 
 def test_a_repodata_that_lacks_more_than_it_should_stops_it(
-    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2, 3):
         place(day)
@@ -204,7 +206,7 @@ def test_a_repodata_that_lacks_more_than_it_should_stops_it(
 
 
 def test_killed_before_the_removal_the_next_one_drops_them(
-    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2):
         place(day)
@@ -225,11 +227,11 @@ def test_killed_before_the_removal_the_next_one_drops_them(
 
 
 def test_killed_in_the_removal_no_half_of_a_leg_is_left(
-    store: Bstore, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(1), place(2)
     index(store, indexer)
-    removed, calls = disk.remove, []
+    removed, calls = fs.remove, []
 
     def dies(path: Path) -> None:
         calls.append(path)
@@ -238,14 +240,14 @@ def test_killed_in_the_removal_no_half_of_a_leg_is_left(
         removed(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(drop.disk, "remove", dies)
+        patch.setattr(drop.fs, "remove", dies)
         with pytest.raises(uploads.Died):
             _prune(store, indexer, keep=1)
     assert lie(store) == listed(store) == ["02"]
     assert len(list((store.state / "dropped").iterdir())) == 1, "it is out of the way"
 
 
-def test_it_waits_for_whoever_indexes_the_target(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place, indexer: Indexer) -> None:
     place(1), place(2)
     index(store, indexer)
     with store.lock(TARGET).open("w") as lock:
@@ -259,7 +261,7 @@ def test_it_waits_for_whoever_indexes_the_target(store: Bstore, place: Place, in
     assert lie(store) == ["02"]
 
 
-def test_a_person_is_asked_and_may_say_no(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, indexer: Indexer) -> None:
     place(1), place(2)
     index(store, indexer)
     done = reimzul("prune", "--keep", "1")
@@ -282,7 +284,9 @@ def test_a_person_is_asked_and_may_say_no(store: Bstore, place: Place, indexer: 
         ([], 4, "no rule says what to drop: give --keep or --older, or a line in [prune]"),
     ],
 )
-def test_wrong_words_are_one_clear_line(store: Bstore, place: Place, words: list[str], code: int, says: str) -> None:
+def test_wrong_words_are_one_clear_line(
+    store: StorePaths, place: Place, words: list[str], code: int, says: str
+) -> None:
     place(1)
     done = reimzul("prune", "--yes", *words)
     assert (done.returncode, done.stdout) == (code, "")
@@ -300,7 +304,7 @@ def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
-def test_root_writes_as_the_stores_owner(store: Bstore, place: Place, indexer: Indexer) -> None:
+def test_root_writes_as_the_stores_owner(store: StorePaths, place: Place, indexer: Indexer) -> None:
     place(1), place(2)
     index(store, indexer)
     for path in [store.root, *store.root.rglob("*")]:
@@ -317,7 +321,7 @@ def test_root_writes_as_the_stores_owner(store: Bstore, place: Place, indexer: I
 # --- scratch builds
 
 
-def test_scratch_builds_are_listed_and_taken_away(store: Bstore, place: Place) -> None:
+def test_scratch_builds_are_listed_and_taken_away(store: StorePaths, place: Place) -> None:
     first, second = place(1, scratch=True), place(2, scratch=True)
     place(3)
     lines = [line.split("\t") for line in reimzul("scratch", "list").stdout.splitlines()]
@@ -331,10 +335,10 @@ def test_scratch_builds_are_listed_and_taken_away(store: Bstore, place: Place) -
     assert reimzul("scratch", "rm", "--older", "14d", "--yes").returncode == 0
     assert reimzul("scratch", "list").stderr == "There are no scratch builds.\n"
     assert lie(store) == ["03"], "what is published is no business of this"
-    assert not os.path.lexists(store.index / leg_name(first, "x86_64"))
+    assert not os.path.lexists(store.index / leg_key(first, "x86_64"))
 
 
-def test_wrong_words_for_scratch_builds_are_said(store: Bstore, place: Place) -> None:
+def test_wrong_words_for_scratch_builds_are_said(store: StorePaths, place: Place) -> None:
     ids = [hashlib.md5(bytes([n]), usedforsecurity=False).hexdigest() for n in range(20)]
     same = [each for each in ids if sum(other[0] == each[0] for other in ids) > 1][:1]
     for day, each in enumerate([each for each in ids if each[0] == same[0][0]], 1):

@@ -11,14 +11,14 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core import mark
+from reimzul.admin import drain
+from reimzul.core import control
 from reimzul.core.arch import read_arches
-from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, Presence, State
-from reimzul.core.tube import NOTIFY, Broker, arch_tube, canary_tube, worker_tube
+from reimzul.core.beanstalk import NOTIFY, Broker, arch_tube, canary_tube, drain_tube
+from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, WorkerHeartbeat, WorkerState
+from reimzul.history.presence import Presences, Seen
 from reimzul.notifier import quarantine as module
-from reimzul.notifier.history.presence import Presences, Seen
 from reimzul.notifier.quarantine import Quarantine, Rules
-from reimzul.operator import drain
 from tests.builder import Ears, Host, settled
 from tests.events import event
 from tests.waiting import until
@@ -38,10 +38,12 @@ class Ward:
         self.court = Quarantine(Rules(incoming=self.incoming, arches=read_arches(), **given), self.file)
         self.ended: dict[str, str] = {}
 
-    def there(self, host: str, state: str = State.IDLE, *, arches: tuple[str, ...] = TUBES, ago: float = 0) -> None:
+    def there(
+        self, host: str, state: str = WorkerState.IDLE, *, arches: tuple[str, ...] = TUBES, ago: float = 0
+    ) -> None:
         """A builder says that it is there."""
         file = Presences(self.file)
-        said = Presence(host=host, instance="1", state=state, arches=arches)
+        said = WorkerHeartbeat(host=host, instance="1", state=state, arches=arches)
         file.keep([Seen(presence=said, heard=time.time() - ago)])
         file.close()
 
@@ -62,10 +64,10 @@ class Ward:
         """What was announced, taken out."""
         self.broker.watch([NOTIFY.name])
         said: list[BuilderEvent | BuildEvent] = []
-        while claim := self.broker.claim({NOTIFY.name: NOTIFY}, 0):
+        while claim := self.broker.reserve({NOTIFY.name: NOTIFY}, 0):
             assert isinstance(claim.message, (BuilderEvent, BuildEvent))
             said.append(claim.message)
-            claim.done()
+            claim.delete()
         return said
 
     def canary(self) -> BuildRequest:
@@ -73,7 +75,7 @@ class Ward:
 
         def sent() -> bool:
             self.look()
-            return self.broker.stats(canary_tube(BAD)).ready > 0
+            return self.broker.tube_stats(canary_tube(BAD)).ready > 0
 
         until(sent, 30, "a canary waits")
         found = self.broker.first_ready(canary_tube(BAD))
@@ -89,7 +91,7 @@ def ward(tmp_path: Path, broker: Broker) -> Iterator[Ward]:
     made.there(GOOD)
     yield made
     made.court.close()
-    mark.lift(broker, worker_tube(BAD))
+    control.clear_flag(broker, drain_tube(BAD))
 
 
 def fail(ward: Ward) -> None:
@@ -99,8 +101,8 @@ def fail(ward: Ward) -> None:
 
 
 def held(broker: Broker) -> bool:
-    found = mark.drained(broker, BAD)
-    return found is not None and found.quarantined
+    found = control.drain_flag(broker, BAD)
+    return found is not None and found.is_quarantine
 
 
 def test_who_stands_out_is_held_back_and_all_are_told(ward: Ward, broker: Broker) -> None:
@@ -111,7 +113,7 @@ def test_who_stands_out_is_held_back_and_all_are_told(ward: Ward, broker: Broker
     assert isinstance(said, BuilderEvent)
     assert (said.builder, said.status, said.arches) == (BAD, "Quarantined", TUBES)
     assert said.reason.startswith("6 of its 6 tries at packages that others tried too were its own fault")
-    assert mark.drained(broker, GOOD) is None
+    assert control.drain_flag(broker, GOOD) is None
     ward.look()
     assert [each for each in ward.told() if isinstance(each, BuilderEvent)] == [], "once"
 
@@ -125,13 +127,13 @@ def test_who_does_not_stand_out_stays(ward: Ward, broker: Broker, faults: int, g
     ward.tried(BAD, faults=faults, good=good)
     ward.tried(GOOD, faults=others_faults, good=faults + good - others_faults)
     ward.look()
-    assert mark.drained(broker, BAD) is None and ward.told() == []
+    assert control.drain_flag(broker, BAD) is None and ward.told() == []
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"state": State.DRAINED}, {"state": State.UNFIT}, {"state": State.QUARANTINED}, {"ago": 600},
+        {"state": WorkerState.DRAINED}, {"state": WorkerState.UNFIT}, {"state": WorkerState.QUARANTINED}, {"ago": 600},
         {"arches": ("aarch64",)}, {"arches": ("x86_64", "noarch")},
     ],
 )  # fmt: skip
@@ -143,7 +145,7 @@ def test_the_last_able_builder_of_an_arch_stays(ward: Ward, broker: Broker, othe
     ward.there(GOOD, **other)
     fail(ward)
     ward.look()
-    assert mark.drained(broker, BAD) is None and ward.told() == []
+    assert control.drain_flag(broker, BAD) is None and ward.told() == []
 
 
 def test_of_two_that_stand_out_one_stays(ward: Ward, broker: Broker) -> None:
@@ -154,11 +156,11 @@ def test_of_two_that_stand_out_one_stays(ward: Ward, broker: Broker) -> None:
         ward.court.hear(event("Success", number % 6, **about))
     ward.look()
     ward.look()
-    assert [host for host in (BAD, GOOD) if mark.drained(broker, host)] == [BAD]
+    assert [host for host in (BAD, GOOD) if control.drain_flag(broker, host)] == [BAD]
 
 
 def test_whom_a_person_has_drained_is_not_ours(ward: Ward, broker: Broker) -> None:
-    mark.put(broker, worker_tube(BAD), mark.mark("johnny"))
+    control.set_flag(broker, drain_tube(BAD), control.new_flag("johnny"))
     fail(ward)
     ward.look()
     assert not held(broker) and ward.told() == []
@@ -173,12 +175,12 @@ def test_a_canary_that_is_built_lets_it_back(ward: Ward, broker: Broker) -> None
     ward.told()
     ward.ended[wanted.build_id] = "Success"
     ward.look()
-    assert mark.drained(broker, BAD) is None
+    assert control.drain_flag(broker, BAD) is None
     (said,) = ward.told()
     assert isinstance(said, BuilderEvent) and (said.builder, said.status) == (BAD, "Released")
     assert not list(ward.incoming.iterdir())
     ward.look()
-    assert mark.drained(broker, BAD) is None, "what it did before is forgotten"
+    assert control.drain_flag(broker, BAD) is None, "what it did before is forgotten"
 
 
 def test_a_canary_that_fails_is_followed_by_another_later(ward: Ward, broker: Broker) -> None:
@@ -189,7 +191,7 @@ def test_a_canary_that_fails_is_followed_by_another_later(ward: Ward, broker: Br
     ward.ended[first.build_id] = "Failed"
     ward.look()
     assert held(broker) and not list(ward.incoming.iterdir())
-    assert broker.stats(canary_tube(BAD)).ready == 0
+    assert broker.tube_stats(canary_tube(BAD)).ready == 0
     (row,) = ward.court.conduct.wards()
     assert (row.failed, row.build_id) == (1, "") and row.next > time.time() + 7000
     ward.court.conduct.keep(attr.evolve(row, next=0.0))
@@ -201,13 +203,13 @@ def test_a_person_may_let_it_back(ward: Ward, broker: Broker) -> None:
     ward.look()
     ward.canary()
     ward.told()
-    mark.lift(broker, worker_tube(BAD))
+    control.clear_flag(broker, drain_tube(BAD))
     ward.look()
     (said,) = ward.told()
     assert isinstance(said, BuilderEvent) and (said.status, said.reason) == ("Released", "by a person")
-    assert broker.stats(canary_tube(BAD)).ready == 0 and not list(ward.incoming.iterdir())
+    assert broker.tube_stats(canary_tube(BAD)).ready == 0 and not list(ward.incoming.iterdir())
     ward.look()
-    assert mark.drained(broker, BAD) is None
+    assert control.drain_flag(broker, BAD) is None
 
 
 def test_whom_a_person_drains_meanwhile_stays_drained(ward: Ward, broker: Broker) -> None:
@@ -215,15 +217,15 @@ def test_whom_a_person_drains_meanwhile_stays_drained(ward: Ward, broker: Broker
     ward.look()
     ward.canary()
     ward.told()
-    there, holds = drain.put(broker, BAD, mark.mark("johnny", "new disk"))
-    assert (there, mark.drained(broker, BAD)) == (None, holds)
+    there, holds = drain.put(broker, BAD, control.new_flag("johnny", "new disk"))
+    assert (there, control.drain_flag(broker, BAD)) == (None, holds)
     for _ in range(2):
         ward.look()
     assert ward.told() == [], "nobody has let it back"
     assert ward.court.conduct.wards() == [] and not list(ward.incoming.iterdir())
-    assert broker.stats(canary_tube(BAD)).ready == 0
-    assert mark.drained(broker, BAD) == holds
-    assert drain.put(broker, BAD, mark.mark("mary")) == (holds, holds)
+    assert broker.tube_stats(canary_tube(BAD)).ready == 0
+    assert control.drain_flag(broker, BAD) == holds
+    assert drain.put(broker, BAD, control.new_flag("mary")) == (holds, holds)
 
 
 def test_a_canary_lifts_no_persons_mark(ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,14 +235,14 @@ def test_a_canary_lifts_no_persons_mark(ward: Ward, broker: Broker, monkeypatch:
     ward.ended[wanted.build_id] = "Success"
     marks = module._marks
 
-    def a_person_is_quick(asked: Broker) -> dict[str, mark.Mark]:
+    def a_person_is_quick(asked: Broker) -> dict[str, control.ControlFlag]:
         found = marks(asked)
-        drain.put(broker, BAD, mark.mark("johnny"))
+        drain.put(broker, BAD, control.new_flag("johnny"))
         return found
 
     monkeypatch.setattr(module, "_marks", a_person_is_quick)
     ward.look()
-    left = mark.drained(broker, BAD)
+    left = control.drain_flag(broker, BAD)
     assert left and left.by == "johnny"
 
 
@@ -255,7 +257,7 @@ def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
     assert held(broker) and ward.told() == []
     ward.look()
     (said,) = ward.told()
-    there = mark.drained(broker, BAD)
+    there = control.drain_flag(broker, BAD)
     assert isinstance(said, BuilderEvent) and there
     assert (said.status, said.at, said.reason) == ("Quarantined", there.at, there.why)
 
@@ -266,7 +268,7 @@ def test_killed_before_it_tells_that_one_is_back_it_tells_of_it_then(
     fail(ward)
     ward.look()
     ward.told()
-    mark.lift(broker, worker_tube(BAD))
+    control.clear_flag(broker, drain_tube(BAD))
     with monkeypatch.context() as patched:
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -293,9 +295,9 @@ def test_without_a_target_for_canaries_none_is_sent(tmp_path: Path, broker: Brok
     fail(ward)
     for _ in range(3):
         ward.look()
-    assert held(broker) and broker.stats(canary_tube(BAD)).ready == 0
+    assert held(broker) and broker.tube_stats(canary_tube(BAD)).ready == 0
     ward.court.close()
-    mark.lift(broker, worker_tube(BAD))
+    control.clear_flag(broker, drain_tube(BAD))
 
 
 def test_a_canary_that_cannot_be_made_is_tried_later(
@@ -317,7 +319,9 @@ def test_a_canary_that_cannot_be_made_is_tried_later(
 
 
 def test_a_builder_in_quarantine_builds_its_canary_and_nothing_else(host: Host, broker: Broker, ears: Ears) -> None:
-    mark.put(broker, worker_tube(BAD), mark.mark("reimzul-notifier", "6 faults", reason=mark.QUARANTINED))
+    control.set_flag(
+        broker, drain_tube(BAD), control.new_flag("reimzul-notifier", "6 faults", reason=control.QUARANTINED)
+    )
     wanted = BuildRequest(
         srpm="plain-1.0-1.src.rpm", arch="x86_64", target="c9.x86_64", disttag=".el9", submitter="tester",
         build_id="1" * 32, timestamp="20261122120000",
@@ -330,13 +334,13 @@ def test_a_builder_in_quarantine_builds_its_canary_and_nothing_else(host: Host, 
         return any(said["state"] == "quarantined" for said in ears.present)
 
     until(quarantined, 30, "it says so")
-    assert broker.stats("x86_64").ready == 1
+    assert broker.tube_stats("x86_64").ready == 1
     canary = attr.evolve(wanted, build_id="2" * 32, scratch=True, legs=("x86_64",))
     broker.put(arch_tube(canary_tube(BAD)), canary, priority=1)
     (built,) = ears.wait(1, "Success")
     assert built["build_id"] == "2" * 32
-    assert broker.stats("x86_64").ready == 1
-    mark.lift(broker, worker_tube(BAD))
+    assert broker.tube_stats("x86_64").ready == 1
+    control.clear_flag(broker, drain_tube(BAD))
     events = ears.wait(2, "Success")
     assert events[1]["build_id"] == "1" * 32
     until(lambda: settled(broker), 10, "the job is deleted")
@@ -346,5 +350,5 @@ def test_a_round_is_not_made_all_the_time(ward: Ward, broker: Broker) -> None:
     ward.look()
     fail(ward)
     ward.court.look(broker, lambda _: {})
-    assert mark.drained(broker, BAD) is None
+    assert control.drain_flag(broker, BAD) is None
     assert module.ROUND > 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import attr
 import pytest
 
-from reimzul.core.tube import Broker
-from reimzul.notifier.history import History, open_history
+from reimzul.core.beanstalk import Broker
+from reimzul.history import History, open_history
 from reimzul.notifier.refusals import Refusals
 from tests.conftest import Beanstalkd, free_port
 from tests.events import refusal

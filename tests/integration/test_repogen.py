@@ -20,15 +20,15 @@ from typing import Any, Callable
 import attr
 import pytest
 
-from reimzul.core.bstore import Bstore, leg_name
-from reimzul.core.config import Settings, read
-from reimzul.core.disk import locked
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
+from reimzul.core.config import Settings, parse_settings
+from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
-from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
+from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.notifier.conduct import fault_of
 from reimzul.repogen import daemon as repogen_daemon
 from reimzul.repogen import pace, repodata
-from reimzul.repogen.command import repogen
+from reimzul.repogen.cli import repogen
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -51,16 +51,16 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
 def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
     ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
     (tmp_path / "reimzul.ini").write_text(ini)
-    return read(ini, "test")
+    return parse_settings(ini, "test")
 
 
 @pytest.fixture
-def store(settings: Settings) -> Bstore:
+def store(settings: Settings) -> StorePaths:
     return uploads.make_store(settings.bstore.root)
 
 
 @pytest.fixture
-def daemon(settings: Settings, store: Bstore) -> Repogen:
+def daemon(settings: Settings, store: StorePaths) -> Repogen:
     return repogen(settings)
 
 
@@ -79,21 +79,21 @@ def work(daemon: Repogen) -> None:
     """Handle what waits now, on a connection of its own; dying closes that, as the kernel would."""
     with daemon.connect() as broker:
         broker.watch(daemon.tubes)
-        while broker.stats("createrepo").ready:
-            daemon.settle_all(broker, daemon.claim(broker))
+        while broker.tube_stats("createrepo").ready:
+            daemon.settle_all(broker, daemon.reserve_jobs(broker))
 
 
 def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
     """What lies ready in a tube, taken out of it."""
     broker.watch([tube.name])
     messages = []
-    while claim := broker.claim({tube.name: tube}, 0):
+    while claim := broker.reserve({tube.name: tube}, 0):
         messages.append(claim.message)
-        claim.done()
+        claim.delete()
     return messages
 
 
-def listed(store: Bstore, target: str = TARGET) -> set[str]:
+def listed(store: StorePaths, target: str = TARGET) -> set[str]:
     return set(repodata.read(store.target(target) / "repodata"))
 
 
@@ -102,7 +102,7 @@ def statuses(broker: Broker) -> list[tuple[str, str]]:
 
 
 def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     asked = uploads.upload(store, rpms)
     ask(broker, asked)
@@ -113,11 +113,11 @@ def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
     assert event.url == f"http://localhost:11081/bstore/{asked.place}/" and event.rpms == (NAME,)
     (sign,) = taken(broker, TOSIGN)
     assert isinstance(sign, SignRequest) and sign.place == asked.place and sign.build_id == asked.build_id
-    assert broker.stats("createrepo").ready == 0 and tree(store.spool) == set()
+    assert broker.tube_stats("createrepo").ready == 0 and tree(store.spool) == set()
 
 
 def test_a_hundred_legs_are_one_run(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
     monkeypatch.setattr(repodata, "run", lambda argv, run=repodata.run, **more: runs.append(argv) or run(argv, **more))
@@ -134,7 +134,7 @@ def test_a_hundred_legs_are_one_run(
 
 
 def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_waits(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace.Run, "rest", property(lambda run: 3600.0 if run.row > 1 else 0.0))
     ask(broker, uploads.upload(store, rpms))
@@ -161,7 +161,7 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
 
 
 def test_a_clock_that_was_put_back_keeps_nothing_waiting(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace.Run, "rest", 60.0)
     tomorrow = time.time() + 86400
@@ -173,7 +173,7 @@ def test_a_clock_that_was_put_back_keeps_nothing_waiting(
 
 
 def test_failed_and_scratch_legs_get_their_place_and_are_not_listed(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     failed = uploads.upload(store, {}, status=Status.FAILED)
     scratch = uploads.upload(store, rpms, of=uploads.request(scratch=True))
@@ -183,11 +183,11 @@ def test_failed_and_scratch_legs_get_their_place_and_are_not_listed(
     assert (store.place(failed.place) / "build.log").exists() and (store.place(scratch.place) / NAME).exists()
     assert listed(store) == set(), "the next build for the target finds repodata"
     assert taken(broker, NOTIFY) == [] and taken(broker, TOSIGN) == []
-    assert broker.stats("createrepo").ready == 0
+    assert broker.tube_stats("createrepo").ready == 0
 
 
 def test_a_bare_request_regenerates_and_makes_a_target_that_never_was(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     ask(broker, RepogenRequest(target="c9.00.x86_64"))
     work(daemon)
@@ -201,7 +201,7 @@ def test_a_bare_request_regenerates_and_makes_a_target_that_never_was(
 
 
 def test_a_bad_upload_is_put_aside_and_built_again_twice_at_most(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     of = uploads.request()
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
@@ -221,7 +221,7 @@ def test_a_bad_upload_is_put_aside_and_built_again_twice_at_most(
     assert not store.place(bad.place).exists()
 
 
-def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms) -> None:
+def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms) -> None:
     whole = rpms[NAME][0]
     for content, nevra in (
         (b"not a package", "hello-1.0-1.noarch"),
@@ -235,7 +235,7 @@ def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen,
 
 
 def test_an_unreadable_manifest_is_refused_unless_the_message_says_what_to_build(
-    broker: Broker, daemon: Repogen, store: Bstore
+    broker: Broker, daemon: Repogen, store: StorePaths
 ) -> None:
     of = uploads.request()
     for request, tube in ((None, "createrepo"), (of, "x86_64")):
@@ -245,31 +245,31 @@ def test_an_unreadable_manifest_is_refused_unless_the_message_says_what_to_build
         work(daemon)
         (event,) = taken(broker, NOTIFY)
         assert isinstance(event, Refusal if request is None else BuildEvent) and "build.json: " in event.reason
-        stats = broker.stats(tube)
+        stats = broker.tube_stats(tube)
         assert (stats.buried, stats.ready) == ((1, 0) if request is None else (0, 1))
     assert len([path for path in store.rejected.iterdir() if path.is_dir()]) == 2
 
 
 def test_an_upload_that_is_not_there_is_waited_for_then_refused(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = uploads.upload(store, rpms)
     uploads.spool_of(store, asked).rename(store.root / "late")
     ask(broker, asked)
     work(daemon)
-    assert broker.stats("createrepo").delayed == 1
-    monkeypatch.setattr("reimzul.core.daemon.PATIENCE", -1)
+    assert broker.tube_stats("createrepo").delayed == 1
+    monkeypatch.setattr("reimzul.core.daemon.MAX_WAIT_SECONDS", -1)
     broker.client.use("createrepo")
     broker._used = "createrepo"
     broker.client.kick(1)
     work(daemon)
     (event,) = taken(broker, NOTIFY)
     assert isinstance(event, Refusal) and "is not there" in event.reason
-    assert broker.stats("createrepo").buried == 1
+    assert broker.tube_stats("createrepo").buried == 1
 
 
 def test_hostile_messages_are_buried_and_the_others_go_on(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     bodies = [
         b"",
@@ -283,18 +283,18 @@ def test_hostile_messages_are_buried_and_the_others_go_on(
         broker.put_raw("createrepo", body, priority=0)
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
-    assert broker.stats("createrepo").buried == len(bodies)
+    assert broker.tube_stats("createrepo").buried == len(bodies)
     assert sorted(event.status for event in taken(broker, NOTIFY)) == ["Published"] + ["Refused"] * len(bodies)
 
 
 def test_a_target_in_anothers_hands_is_waited_for_while_others_go_on(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     for target in ("a.x86_64", "b.x86_64"):
         ask(broker, uploads.upload(store, rpms, of=uploads.request(target=target)))
-    with locked(store.lock("a.x86_64")), daemon.connect() as own:
+    with file_lock(store.lock("a.x86_64")), daemon.connect() as own:
         own.watch(daemon.tubes)
-        claims = {claim.message.target: claim for claim in daemon.claim(own)}
+        claims = {claim.message.target: claim for claim in daemon.reserve_jobs(own)}
         outcomes = iter(daemon.handle(own, list(claims.values())))
         assert next(outcomes) == (claims["b.x86_64"], None)
         daemon.stop.now.set()
@@ -303,7 +303,7 @@ def test_a_target_in_anothers_hands_is_waited_for_while_others_go_on(
 
 
 def test_createrepo_c_that_fails_is_tried_again_with_growing_pauses(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     program = tmp_path / "createrepo_c"
     program.write_text(
@@ -315,7 +315,7 @@ def test_createrepo_c_that_fails_is_tried_again_with_growing_pauses(
         ask(broker, uploads.upload(store, rpms, of=uploads.request(target=target)))
     with daemon.connect() as own:
         own.watch(daemon.tubes)
-        claims = daemon.claim(own)
+        claims = daemon.reserve_jobs(own)
         for pause in (5, 10):
             outcomes = {claim.message.target: outcome for claim, outcome in daemon.handle(own, claims)}
             assert outcomes["b.x86_64"] is None
@@ -324,7 +324,7 @@ def test_createrepo_c_that_fails_is_tried_again_with_growing_pauses(
 
 
 def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     program = tmp_path / "createrepo_c"
     program.write_text('#!/bin/sh\nexec createrepo_c "$@" --excludes "*"\n')
@@ -332,11 +332,11 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
     daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
-    assert broker.stats("createrepo").delayed == 1 and taken(broker, NOTIFY) == []
+    assert broker.tube_stats("createrepo").delayed == 1 and taken(broker, NOTIFY) == []
 
 
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repogen_daemon, "LEFT_OUT_PAUSES", (0, 0, 0))
     # what createrepo_c cannot read and our own reader can does not exist; so ours is made blind
@@ -364,7 +364,7 @@ def forbidden(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
 
 
 def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_again(
-    broker: Broker, daemon: Repogen, store: Bstore, forbidden: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, forbidden: Rpms
 ) -> None:
     asked = uploads.upload(store, forbidden)
     ask(broker, asked)
@@ -380,7 +380,7 @@ def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_ag
 
 
 def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_others_are_published(
-    broker: Broker, daemon: Repogen, store: Bstore, forbidden: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, forbidden: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reimzul.repogen.check.check_texts", lambda path, file: None)
     leaf = make_rpm(tmp_path, "leaf", noarch("leaf"))
@@ -390,7 +390,7 @@ def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_oth
     ask(broker, bad, good)
     work(daemon)
     events = {event.status: event for event in taken(broker, NOTIFY)}
-    assert set(events) == {"Published", "Rejected"} and broker.stats("createrepo").delayed == 0
+    assert set(events) == {"Published", "Rejected"} and broker.tube_stats("createrepo").delayed == 0
     reason = events["Rejected"].reason
     assert reason == (
         f"createrepo_c refuses {NAME}: Cannot dump XML for hello: "
@@ -400,7 +400,7 @@ def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_oth
 
 
 def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_published(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     program = tmp_path / "createrepo_c"
     program.write_text(
@@ -418,14 +418,14 @@ def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_publis
     ask(broker, bad, good)
     work(daemon)
     events = {event.status: event for event in taken(broker, NOTIFY)}
-    assert set(events) == {"Published", "Rejected"} and broker.stats("createrepo").delayed == 0
+    assert set(events) == {"Published", "Rejected"} and broker.tube_stats("createrepo").delayed == 0
     assert events["Rejected"].build_id == bad.build_id and "ended by signal 11" in events["Rejected"].reason
     assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
 
 
 @pytest.mark.parametrize("spoilt", ["cache", "repodata"])
 def test_a_wrong_checksum_is_reckoned_anew(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, spoilt: str, caplog: pytest.LogCaptureFixture
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, spoilt: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = uploads.upload(store, rpms)
     ask(broker, asked)
@@ -455,33 +455,35 @@ def spoil(folder: Path, asked: RepogenRequest, rpms: Rpms) -> None:
 
 
 def test_what_nobody_asks_for_is_taken_up_at_start(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -1)
     uploads.upload(store, rpms)
     strange = uploads.spool_of(store, uploads.upload(store, rpms)).rename(store.spool / ("x" * 250))
-    daemon.idle(broker)
-    daemon.idle(broker)
+    daemon.do_idle_work(broker)
+    daemon.do_idle_work(broker)
     work(daemon)
     assert [event.status for event in taken(broker, NOTIFY)] == ["Refused", "Published"]
     assert not strange.exists() and (store.rejected / ("x" * 150) / NAME).exists()
 
 
-def test_a_lost_claim_takes_no_other_with_it(broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms) -> None:
+def test_a_lost_claim_takes_no_other_with_it(broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms) -> None:
     ask(broker, *(uploads.upload(store, rpms, of=uploads.request(target=f"t{n}.x86_64")) for n in range(3)))
     with daemon.connect() as own:
         own.watch(daemon.tubes)
-        claims = daemon.claim(own)
+        claims = daemon.reserve_jobs(own)
         own.client.delete(claims[1].id)
         daemon.settle_all(own, claims)
-    assert broker.stats("createrepo").ready == 0
+    assert broker.tube_stats("createrepo").ready == 0
     assert len(statuses(broker)) == 3  # the lost one's effects are out all the same, and may be out twice
 
 
 class Scene:
     """One leg, fresh for each death: its store, its request, its daemon."""
 
-    def __init__(self, broker: Broker, settings: Settings, root: Path, harm: Callable[[Bstore, RepogenRequest], None]):
+    def __init__(
+        self, broker: Broker, settings: Settings, root: Path, harm: Callable[[StorePaths, RepogenRequest], None]
+    ):
         self.store = uploads.make_store(root)
         settings = attr.evolve(settings, bstore=attr.evolve(settings.bstore, root=root))
         self.daemon = repogen(settings)
@@ -495,11 +497,11 @@ class Scene:
 CONTENT: list[bytes] = []
 
 
-def unharmed(store: Bstore, asked: RepogenRequest) -> None:
+def unharmed(store: StorePaths, asked: RepogenRequest) -> None:
     """Nothing is wrong with it."""
 
 
-def short(store: Bstore, asked: RepogenRequest) -> None:
+def short(store: StorePaths, asked: RepogenRequest) -> None:
     """Cut short on its way."""
     (uploads.spool_of(store, asked) / "root.log").write_bytes(b"")
 
@@ -512,7 +514,7 @@ def test_dying_at_any_step_loses_nothing_and_doubles_nothing(
     rpms: Rpms,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    harm: Callable[[Bstore, RepogenRequest], None],
+    harm: Callable[[StorePaths, RepogenRequest], None],
 ) -> None:
     CONTENT[:] = [rpms[NAME][0]]
     steps, rounds = uploads.Steps(monkeypatch), iter(range(1000))
@@ -541,7 +543,7 @@ def test_dying_at_any_step_loses_nothing_and_doubles_nothing(
 
 def check_scene(broker: Broker, play: Scene, good: bool, step: int) -> None:
     store, asked = play.store, play.asked
-    stats = broker.stats("createrepo")
+    stats = broker.tube_stats("createrepo")
     assert (stats.ready, stats.reserved, stats.delayed, stats.buried) == (0, 0, 0, 0), step
     assert tree(store.spool) == set()
     name = uploads.spool_of(store, asked).name  # of what was put aside, the logs can be read
@@ -555,7 +557,7 @@ def check_scene(broker: Broker, play: Scene, good: bool, step: int) -> None:
     assert kept.exists() == (not good) and store.place(asked.place).exists() == good
     if good:
         assert listed(store) == {f"hello/20240102030405/1-1.x86_64/{NAME}"}
-        assert (store.index / leg_name(asked.build_id, "x86_64") / NAME).exists()
+        assert (store.index / leg_key(asked.build_id, "x86_64") / NAME).exists()
 
 
 class Process:
@@ -565,7 +567,7 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from reimzul.repogen.command import main; main()", "--config", str(ini)],
+                [sys.executable, "-c", "from reimzul.repogen.cli import main; main()", "--config", str(ini)],
                 stderr=output,
                 stdout=output,
             )
@@ -590,7 +592,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[], Process]]:
             one.end()
 
 
-def many(store: Bstore, rpms: Rpms, count: int, targets: int = 1) -> list[RepogenRequest]:
+def many(store: StorePaths, rpms: Rpms, count: int, targets: int = 1) -> list[RepogenRequest]:
     """Uploads of as many builds, each of a second of its own."""
     times = [f"20240102{n // 3600:02}{n // 60 % 60:02}{n % 60:02}" for n in range(count)]
     requests = [uploads.request(timestamp=time, target=f"t{n % targets}.x86_64") for n, time in enumerate(times)]
@@ -598,11 +600,11 @@ def many(store: Bstore, rpms: Rpms, count: int, targets: int = 1) -> list[Repoge
 
 
 def settled(broker: Broker) -> bool:
-    stats = broker.stats("createrepo")
+    stats = broker.tube_stats("createrepo")
     return not (stats.ready or stats.reserved or stats.delayed)
 
 
-def check_all_published(broker: Broker, store: Bstore, legs: list[RepogenRequest]) -> None:
+def check_all_published(broker: Broker, store: StorePaths, legs: list[RepogenRequest]) -> None:
     """Every leg is listed, announced and given to the signer; nothing lies about."""
     events = taken(broker, NOTIFY)
     assert {event.status for event in events} == {"Published"}
@@ -613,12 +615,12 @@ def check_all_published(broker: Broker, store: Bstore, legs: list[RepogenRequest
         assert {f"repo/{target}/{path}".rpartition("/")[0] for path in listed(store, target)} == places
         assert not [path for path in store.target(target).iterdir() if path.name.startswith((".repodata", "repodata."))]
     assert tree(store.spool) == tree(store.attempts) == tree(store.rejected) == set()
-    assert broker.stats("createrepo").buried == 0
+    assert broker.tube_stats("createrepo").buried == 0
 
 
 @pytest.mark.slow
 def test_three_on_one_target_lose_and_double_nothing(
-    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, started: Callable[[], Process]
+    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, started: Callable[[], Process]
 ) -> None:
     processes = [started() for _ in range(3)]
     legs = many(store, rpms, 100)
@@ -626,13 +628,13 @@ def test_three_on_one_target_lose_and_double_nothing(
         ask(broker, leg)
     until(lambda: settled(broker), 60, "all is published")
     check_all_published(broker, store, legs)
-    until(lambda: broker.stats("createrepo").watchers == 3, 20, "all are up, and heed a signal")
+    until(lambda: broker.tube_stats("createrepo").watchers == 3, 20, "all are up, and heed a signal")
     assert [one.end(signal.SIGTERM) for one in processes] == [0, 0, 0]
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_loses_nothing(
-    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, started: Callable[[], Process]
+    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, started: Callable[[], Process]
 ) -> None:
     chance = random.Random(7)
     legs = many(store, rpms, 60, targets=3)
@@ -650,7 +652,7 @@ def test_killed_at_any_moment_it_loses_nothing(
 
 
 def test_it_stops_within_seconds_while_createrepo_c_runs(
-    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
+    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
 ) -> None:
     slow = tmp_path / "createrepo_c"
     slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/runs\nexec sleep 600\n")
@@ -660,16 +662,16 @@ def test_it_stops_within_seconds_while_createrepo_c_runs(
     process = started()
     ask(broker, uploads.upload(store, rpms))
     until((tmp_path / "runs").exists, 20, "createrepo_c runs")
-    with locked(store.lock(TARGET)) as lock:
+    with file_lock(store.lock(TARGET)) as lock:
         assert lock is None
     assert process.end(signal.SIGTERM) == 0
-    assert broker.stats("createrepo").ready == 1
-    with locked(store.lock(TARGET)) as lock:
+    assert broker.tube_stats("createrepo").ready == 1
+    with file_lock(store.lock(TARGET)) as lock:
         assert lock is not None
 
 
 def test_a_killed_one_leaves_the_lock_to_its_createrepo_c(
-    broker: Broker, store: Bstore, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
+    broker: Broker, store: StorePaths, rpms: Rpms, settings: Settings, tmp_path: Path, started: Callable[[], Process]
 ) -> None:
     slow = tmp_path / "createrepo_c"
     flag = tmp_path / "go"
@@ -683,17 +685,17 @@ def test_a_killed_one_leaves_the_lock_to_its_createrepo_c(
     ask(broker, uploads.upload(store, rpms))
     until((tmp_path / "runs").exists, 20, "createrepo_c runs")
     process.end()
-    with locked(store.lock(TARGET)) as lock:
+    with file_lock(store.lock(TARGET)) as lock:
         assert lock is None
     flag.touch()
 
     def free() -> bool:
-        with locked(store.lock(TARGET)) as lock:
+        with file_lock(store.lock(TARGET)) as lock:
             return lock is not None
 
     until(free, 20, "createrepo_c has ended")
     started()
-    until(lambda: broker.stats("tosign").ready == 1, 20, "the next one publishes")
+    until(lambda: broker.tube_stats("tosign").ready == 1, 20, "the next one publishes")
 
 
 def test_a_store_that_cannot_be_written_is_one_clear_line(settings: Settings, tmp_path: Path) -> None:
@@ -705,13 +707,17 @@ def test_a_store_that_cannot_be_written_is_one_clear_line(settings: Settings, tm
 
 
 def test_once_an_hour_what_was_kept_long_enough_is_removed(
-    broker: Broker, settings: Settings, store: Bstore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: Broker,
+    settings: Settings,
+    store: StorePaths,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     for folder in (store.attempts, store.rejected):
         (folder / "1.x86_64.2").mkdir()
     later = time.time() + 91 * 86400
     monkeypatch.setattr(repogen_daemon.time, "time", lambda: later)
-    repogen(settings).idle(broker)
+    repogen(settings).do_idle_work(broker)
     assert not list(store.attempts.iterdir()) and [path.name for path in store.rejected.iterdir()] == ["1.x86_64.2"]
     assert "the logs of 1 attempts, 0 uploads put aside" in caplog.text

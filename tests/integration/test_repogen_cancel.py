@@ -10,14 +10,14 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core import mark
-from reimzul.core.bstore import Bstore, spool_name
-from reimzul.core.config import read
+from reimzul.core import control
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube, cancel_tube
+from reimzul.core.config import parse_settings
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import RepogenRequest, Status
-from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube, cancel_tube
+from reimzul.core.store_paths import StorePaths, spool_name
 from reimzul.repogen import daemon as repogen_daemon
-from reimzul.repogen.command import repogen
+from reimzul.repogen.cli import repogen
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -37,7 +37,7 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
 def daemon_of(root: Path, beanstalkd: Beanstalkd) -> Repogen:
     uploads.make_store(root)
     ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {root}\n"
-    return repogen(read(ini, "test"))
+    return repogen(parse_settings(ini, "test"))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def daemon(tmp_path: Path, beanstalkd: Beanstalkd) -> Repogen:
 
 
 @pytest.fixture
-def store(daemon: Repogen) -> Bstore:
+def store(daemon: Repogen) -> StorePaths:
     return daemon.tools.store
 
 
@@ -56,21 +56,21 @@ def work(daemon: Repogen, broker: Broker, *asked: RepogenRequest) -> None:
         broker.put(CREATEREPO, one, priority=PRIORITY)
     with daemon.connect() as own:
         own.watch(daemon.tubes)
-        while own.stats("createrepo").ready:
-            daemon.settle_all(own, daemon.claim(own))
+        while own.tube_stats("createrepo").ready:
+            daemon.settle_all(own, daemon.reserve_jobs(own))
 
 
 def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
     broker.watch([tube.name])
     messages = []
-    while claim := broker.claim({tube.name: tube}, 0):
+    while claim := broker.reserve({tube.name: tube}, 0):
         messages.append(claim.message)
-        claim.done()
+        claim.delete()
     return messages
 
 
 def cancel(broker: Broker, asked: RepogenRequest) -> None:
-    mark.put(broker, cancel_tube(asked.build_id), mark.mark("johnny", "wrong disttag"))
+    control.set_flag(broker, cancel_tube(asked.build_id), control.new_flag("johnny", "wrong disttag"))
 
 
 def name_of(asked: RepogenRequest) -> str:
@@ -79,7 +79,7 @@ def name_of(asked: RepogenRequest) -> str:
 
 @pytest.mark.parametrize("scratch", [False, True])
 def test_what_is_cancelled_before_its_place_gets_none(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms, scratch: bool
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, scratch: bool
 ) -> None:
     asked = uploads.upload(store, rpms, of=uploads.request(scratch=scratch))
     other = uploads.upload(store, rpms, of=uploads.request(timestamp="20240102030406"))
@@ -98,7 +98,7 @@ def test_what_is_cancelled_before_its_place_gets_none(
 
 
 def test_what_has_its_place_is_published_though_it_is_cancelled(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     asked = uploads.upload(store, rpms)
     work(daemon, broker, asked)
@@ -108,7 +108,7 @@ def test_what_has_its_place_is_published_though_it_is_cancelled(
     assert (store.root / asked.place / NAME).exists()
 
 
-def test_what_failed_by_itself_keeps_its_place_and_its_logs(broker: Broker, daemon: Repogen, store: Bstore) -> None:
+def test_what_failed_by_itself_keeps_its_place_and_its_logs(broker: Broker, daemon: Repogen, store: StorePaths) -> None:
     asked = uploads.upload(store, {}, status=Status.FAILED)
     cancel(broker, asked)
     work(daemon, broker, asked)
@@ -117,7 +117,7 @@ def test_what_failed_by_itself_keeps_its_place_and_its_logs(broker: Broker, daem
 
 
 def test_a_bad_upload_of_a_cancelled_build_is_not_built_again(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     asked = uploads.upload(store, rpms)
     (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
@@ -125,23 +125,23 @@ def test_a_bad_upload_of_a_cancelled_build_is_not_built_again(
     for _ in range(2):  # as it comes again after a crash
         work(daemon, broker, asked)
         assert [event.status for event in taken(broker, NOTIFY)] == ["Cancelled"]
-    assert broker.stats("x86_64").ready == 0
+    assert broker.tube_stats("x86_64").ready == 0
 
 
 def test_a_bad_upload_says_as_which_job_it_is_built_again(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     asked = uploads.upload(store, rpms)
     (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
     work(daemon, broker, asked)
     (event,) = taken(broker, NOTIFY)
     assert (event.status, event.tube, event.priority) == ("Queued", "x86_64", PRIORITY)
-    assert broker.facts(event.job).tube == "x86_64"
+    assert broker.job_stats(event.job).tube == "x86_64"
 
 
 @pytest.mark.parametrize("status", [Status.UNFIT, Status.CANCELLED])
 def test_logs_of_an_attempt_that_decides_nothing_are_kept_and_no_more(
-    broker: Broker, daemon: Repogen, store: Bstore, status: str
+    broker: Broker, daemon: Repogen, store: StorePaths, status: str
 ) -> None:
     asked = attr.evolve(uploads.upload(store, {}, status=status), index=False, logs=True)
     (uploads.spool_of(store, asked) / "early.rpm").write_bytes(b"cut")
@@ -152,21 +152,21 @@ def test_logs_of_an_attempt_that_decides_nothing_are_kept_and_no_more(
     assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
     assert read_manifest(store.attempts / name_of(asked)).status == status
     assert not list(store.spool.iterdir()) and not list(store.repo.iterdir()) and not list(store.live.iterdir())
-    assert broker.stats("createrepo").delayed == broker.stats("createrepo").buried == 0
+    assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0
 
 
 def test_such_logs_are_found_where_nobody_asked_for_them(
-    broker: Broker, daemon: Repogen, store: Bstore, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = uploads.upload(store, {}, status=Status.UNFIT)
     monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -10)
-    daemon.idle(broker)
+    daemon.do_idle_work(broker)
     (found,) = taken(broker, CREATEREPO)
     assert (found.logs, found.index, found.attempt) == (True, False, asked.attempt)
 
 
 def test_growing_logs_go_when_their_leg_has_its_place(
-    broker: Broker, daemon: Repogen, store: Bstore, rpms: Rpms
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     asked, other = uploads.upload(store, rpms), uploads.upload(store, {}, status=Status.FAILED)
     for one in (asked, other):
@@ -178,14 +178,14 @@ def test_growing_logs_go_when_their_leg_has_its_place(
 
 
 def test_growing_logs_of_a_killed_worker_go_in_the_end(
-    broker: Broker, daemon: Repogen, store: Bstore, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Repogen, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store.live / "0123.x86_64.1-0").mkdir()
-    daemon.idle(broker)
+    daemon.do_idle_work(broker)
     assert len(list(store.live.iterdir())) == 1
     monkeypatch.setattr(repogen_daemon, "LIVE", -10.0)
     daemon._next_scan = 0.0
-    daemon.idle(broker)
+    daemon.do_idle_work(broker)
     assert not list(store.live.iterdir())
 
 
@@ -217,4 +217,4 @@ def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
         assert {event.status for event in taken(broker, NOTIFY)} == {"Cancelled"}
         assert taken(broker, TOSIGN) == [] and not tree(daemon.tools.store.repo)
         assert tree(daemon.tools.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
-        assert broker.stats("createrepo").delayed == broker.stats("createrepo").buried == 0
+        assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0

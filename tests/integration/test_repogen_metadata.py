@@ -20,16 +20,16 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core import disk, mark
-from reimzul.core.bstore import Bstore
-from reimzul.core.config import Repogen as RepogenSettings
-from reimzul.core.config import Settings, read
+from reimzul.admin.explaining import explain
+from reimzul.admin.facts import Facts
+from reimzul.core import control, fs
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
+from reimzul.core.config import RepogenSettings as RepogenSettings
+from reimzul.core.config import Settings, parse_settings
 from reimzul.core.message import RepogenRequest
-from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, Broker
-from reimzul.operator.explaining import explain
-from reimzul.operator.facts import Facts
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen import pace, repodata, swap
-from reimzul.repogen.command import repogen
+from reimzul.repogen.cli import repogen
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.hook import HookFailed, read_failure
 from reimzul.repogen.place import bring_in
@@ -65,21 +65,21 @@ def settings(tmp_path: Path, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyP
     ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
     (tmp_path / "reimzul.ini").write_text(ini)
     monkeypatch.setenv("REIMZUL_CONFIG", str(tmp_path / "reimzul.ini"))
-    return read(ini, "test")
+    return parse_settings(ini, "test")
 
 
 @pytest.fixture
-def store(settings: Settings) -> Bstore:
+def store(settings: Settings) -> StorePaths:
     return uploads.make_store(settings.bstore.root)
 
 
 @pytest.fixture
-def indexer(store: Bstore) -> Indexer:
+def indexer(store: StorePaths) -> Indexer:
     return Indexer(store=store, settings=RepogenSettings())
 
 
 @pytest.fixture
-def place(store: Bstore, rpms: Rpms) -> Place:
+def place(store: StorePaths, rpms: Rpms) -> Place:
     """Brings the build of a second to its place."""
 
     def laid(second: int) -> None:
@@ -107,22 +107,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def index(store: Bstore, indexer: Indexer, **more: Any) -> None:
-    with disk.locked(store.lock(TARGET)) as lock:
+def index(store: StorePaths, indexer: Indexer, **more: Any) -> None:
+    with fs.file_lock(store.lock(TARGET)) as lock:
         assert lock
         indexer.make(TARGET, lock, lambda: None, **more)
         indexer.show(TARGET, lambda: None)
 
 
-def live(store: Bstore, target: str = TARGET) -> Path:
+def live(store: StorePaths, target: str = TARGET) -> Path:
     return store.target(target) / "repodata"
 
 
-def types(store: Bstore) -> set[str]:
+def types(store: StorePaths) -> set[str]:
     return {record.type for record in read_records(live(store))} - {"primary", "filelists", "other"}
 
 
-def content(store: Bstore, type_: str) -> str:
+def content(store: StorePaths, type_: str) -> str:
     (record,) = [record for record in read_records(live(store)) if record.type == type_]
     return gzip.decompress((live(store) / record.file).read_bytes()).decode()
 
@@ -135,7 +135,7 @@ def reimzul(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_who_read_repomd_right_before_a_run_fetches_every_file_for_two_minutes(
-    store: Bstore, indexer: Indexer, place: Place, clock: Clock
+    store: StorePaths, indexer: Indexer, place: Place, clock: Clock
 ) -> None:
     place(0)
     index(store, indexer)
@@ -155,7 +155,7 @@ def test_who_read_repomd_right_before_a_run_fetches_every_file_for_two_minutes(
 
 @pytest.mark.parametrize("argument", ["--retain-old-md=3", "--retain-old-md-by-age=1h", "--simple-md-filenames"])
 def test_arguments_that_take_old_metadata_away_are_one_clear_line(
-    settings: Settings, store: Bstore, tmp_path: Path, argument: str
+    settings: Settings, store: StorePaths, tmp_path: Path, argument: str
 ) -> None:
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\narguments = {argument}\n")
@@ -166,7 +166,7 @@ def test_arguments_that_take_old_metadata_away_are_one_clear_line(
     assert line.endswith(f"[repogen] arguments: {argument} does not go with how repogen keeps old metadata")
 
 
-def test_what_createrepo_c_of_before_made_is_taken_up(store: Bstore, indexer: Indexer, place: Place) -> None:
+def test_what_createrepo_c_of_before_made_is_taken_up(store: StorePaths, indexer: Indexer, place: Place) -> None:
     """An upgrade: the repodata was made right in the target, and nothing of ours is there yet."""
     place(0)
     subprocess.run(["createrepo_c", "-q", store.target(TARGET)], check=True)
@@ -182,7 +182,7 @@ def test_what_createrepo_c_of_before_made_is_taken_up(store: Bstore, indexer: In
 
 
 @pytest.fixture
-def enriched(store: Bstore, indexer: Indexer, place: Place, tmp_path: Path) -> None:
+def enriched(store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path) -> None:
     """A target to which a person has added metadata by modifyrepo_c."""
     place(0)
     index(store, indexer)
@@ -202,7 +202,7 @@ ALL = {"group", "updateinfo", "modules", "productid"}
 
 @pytest.mark.parametrize("kind", ["update", "afresh", "empty"])
 def test_what_a_person_added_survives_every_kind_of_run(
-    store: Bstore, indexer: Indexer, place: Place, enriched: None, clock: Clock, kind: str
+    store: StorePaths, indexer: Indexer, place: Place, enriched: None, clock: Clock, kind: str
 ) -> None:
     for second in range(1, 4):
         clock.now += 200
@@ -216,7 +216,7 @@ def test_what_a_person_added_survives_every_kind_of_run(
 
 
 def test_metadata_whose_file_is_gone_is_dropped_and_logged(
-    store: Bstore, indexer: Indexer, enriched: None, caplog: pytest.LogCaptureFixture
+    store: StorePaths, indexer: Indexer, enriched: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in live(store).glob("*updateinfo*"):
         path.unlink()
@@ -229,7 +229,7 @@ def test_metadata_whose_file_is_gone_is_dropped_and_logged(
 
 
 def test_a_person_adds_and_removes_metadata_by_one_command(
-    store: Bstore, indexer: Indexer, place: Place, tmp_path: Path
+    store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path
 ) -> None:
     place(0)
     index(store, indexer)
@@ -265,7 +265,7 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
     ],
 )
 def test_wrong_words_are_one_clear_line(
-    store: Bstore, indexer: Indexer, place: Place, tmp_path: Path, words: list[str], code: int, says: str
+    store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path, words: list[str], code: int, says: str
 ) -> None:
     place(0)
     index(store, indexer)
@@ -280,7 +280,7 @@ def test_wrong_words_are_one_clear_line(
 
 
 def test_a_damaged_repomd_is_one_clear_line_and_nothing_is_changed(
-    store: Bstore, indexer: Indexer, place: Place
+    store: StorePaths, indexer: Indexer, place: Place
 ) -> None:
     place(0)
     index(store, indexer)
@@ -315,31 +315,31 @@ def ask(broker: Broker, *asked: RepogenRequest) -> None:
 def work(daemon: Repogen) -> None:
     with daemon.connect() as broker:
         broker.watch(daemon.tubes)
-        while broker.stats("createrepo").ready:
-            daemon.settle_all(broker, daemon.claim(broker))
+        while broker.tube_stats("createrepo").ready:
+            daemon.settle_all(broker, daemon.reserve_jobs(broker))
 
 
 def published(broker: Broker) -> list[str]:
     broker.watch([NOTIFY.name])
     targets = []
-    while claim := broker.claim({NOTIFY.name: NOTIFY}, 0):
+    while claim := broker.reserve({NOTIFY.name: NOTIFY}, 0):
         targets.append(claim.message.target)  # type: ignore[union-attr]
-        claim.done()
+        claim.delete()
     return targets
 
 
-def is_signed(store: Bstore, target: str = TARGET) -> bool:
+def is_signed(store: StorePaths, target: str = TARGET) -> bool:
     """Whether the signature is of the repomd.xml that is there."""
     sha256 = hashlib.sha256((live(store, target) / "repomd.xml").read_bytes()).hexdigest()
     return (live(store, target) / "repomd.xml.asc").read_text().startswith(sha256)
 
 
-def upload(store: Bstore, rpms: Rpms, second: int, target: str = TARGET) -> RepogenRequest:
+def upload(store: StorePaths, rpms: Rpms, second: int, target: str = TARGET) -> RepogenRequest:
     return uploads.upload(store, rpms, of=uploads.request(timestamp=f"202401020000{second:02}", target=target))
 
 
 def test_the_hook_signs_each_repomd_before_anybody_sees_it(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     seen = 'test ! -e "$1/repomd.xml.asc" && [ "$PWD" = "$1" ] && echo $REIMZUL_TARGET >> ' + str(tmp_path / "runs")
     daemon = hooked(settings, script(tmp_path, f"{seen} || exit 7\n{SIGN}"))
@@ -351,7 +351,7 @@ def test_the_hook_signs_each_repomd_before_anybody_sees_it(
 
 
 def test_without_the_hook_no_signature_of_before_is_left(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path, indexer: Indexer
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, indexer: Indexer
 ) -> None:
     ask(broker, upload(store, rpms, 0))
     work(hooked(settings, script(tmp_path, SIGN + '\necho key > "$1/repomd.xml.key"')))
@@ -361,7 +361,7 @@ def test_without_the_hook_no_signature_of_before_is_left(
 
 
 def test_metadata_that_is_added_is_signed_too(
-    settings: Settings, store: Bstore, place: Place, indexer: Indexer, tmp_path: Path
+    settings: Settings, store: StorePaths, place: Place, indexer: Indexer, tmp_path: Path
 ) -> None:
     place(0)
     index(store, indexer)
@@ -377,7 +377,7 @@ def test_metadata_that_is_added_is_signed_too(
 
 
 def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     (tmp_path / "comps.xml").write_text(COMPS)
     add = f'modifyrepo_c --compress-type=gz --mdtype=group {tmp_path}/comps.xml "$1" > /dev/null'
@@ -403,7 +403,7 @@ def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
     ],
 )
 def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path, body: str, says: str
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, body: str, says: str
 ) -> None:
     daemon = hooked(settings, script(tmp_path, SIGN), 1)
     ask(broker, upload(store, rpms, 0))
@@ -416,46 +416,46 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     work(daemon)
     assert {path.name: path.read_bytes() for path in live(store).iterdir()} == before and is_signed(store)
     assert [path.name for path in store.target(TARGET).iterdir() if path.name.startswith(".")] == []
-    assert published(broker) == [] and broker.stats("createrepo").delayed == 1
+    assert published(broker) == [] and broker.tube_stats("createrepo").delayed == 1
     failure = read_failure(store.hook(TARGET))
     assert failure and failure.count == 1 and says in failure.reason
     runs = pace.read_run(store.runs(TARGET))
     ask(broker, late)  # while it rests, nothing is tried
     work(daemon)
-    assert pace.read_run(store.runs(TARGET)) == runs and broker.stats("createrepo").delayed == 2
+    assert pace.read_run(store.runs(TARGET)) == runs and broker.tube_stats("createrepo").delayed == 2
     check_explained(broker, says)
     script(tmp_path, SIGN)
     ask(broker, RepogenRequest(target=TARGET))  # a person has mended it
     work(daemon)
     assert is_signed(store)
-    assert read_failure(store.hook(TARGET)) is None and mark.stuck(broker, TARGET) is None
+    assert read_failure(store.hook(TARGET)) is None and control.stuck_flag(broker, TARGET) is None
     ask(broker, late)
     work(daemon)
     assert is_signed(store) and len(repodata.read(live(store))) == 2
 
 
 def check_explained(broker: Broker, says: str) -> None:
-    stuck = mark.stuck(broker, TARGET)
+    stuck = control.stuck_flag(broker, TARGET)
     leg = {"status": "Success", "target": TARGET, "finished": time.time() - 5, "build_id": "x", "arch": "x86_64"}
-    tubes = {name: broker.stats(name) for name in ("createrepo", "tosign")}
-    told = explain(Facts(now=time.time(), leg=leg, tube=broker.stats("x86_64"), stuck=stuck, **tubes))
+    tubes = {name: broker.tube_stats(name) for name in ("createrepo", "tosign")}
+    told = explain(Facts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
     text = "\n".join(told.sentences)
     assert f"The repodata of {TARGET} stays as it was: [repogen] after_createrepo failed" in text
     assert f"It said: {says}"[:40] in text
 
 
 def test_a_hook_that_cannot_be_started_is_a_failure_too(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms
 ) -> None:
     ask(broker, upload(store, rpms, 0))
     work(hooked(settings, ("/nowhere/sign",)))
     failure = read_failure(store.hook(TARGET))
     assert failure and failure.reason == "cannot run /nowhere/sign: No such file or directory"
-    assert not live(store).exists() and broker.stats("createrepo").delayed == 1
+    assert not live(store).exists() and broker.tube_stats("createrepo").delayed == 1
 
 
 def test_a_full_disk_buries_no_job_whose_hook_fails(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -464,18 +464,18 @@ def test_a_full_disk_buries_no_job_whose_hook_fails(
     daemon = hooked(settings, script(tmp_path, "exit 1"))
     monkeypatch.setattr("reimzul.repogen.hook.disk.write", full)
     work(daemon)
-    stats = broker.stats("createrepo")
+    stats = broker.tube_stats("createrepo")
     assert (stats.delayed, stats.buried) == (1, 0) and not live(store).exists()
 
 
 def test_the_pause_grows_and_no_more_is_said_than_once(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     daemon = hooked(settings, script(tmp_path, "exit 1"))
     ask(broker, upload(store, rpms, 0))
     with daemon.connect() as own:
         own.watch(daemon.tubes)
-        claims = daemon.claim(own)
+        claims = daemon.reserve_jobs(own)
         for pause in (5, 10, 30):
             ((_, outcome),) = daemon.handle(own, claims)
             failed: Any = outcome
@@ -483,11 +483,11 @@ def test_the_pause_grows_and_no_more_is_said_than_once(
             failure = read_failure(store.hook(TARGET))
             assert failure
             store.hook(TARGET).write_text(json.dumps({**attr.asdict(failure), "at": failure.at - 1000}))
-    assert broker.stats(f"target.{TARGET}").ready == 1
+    assert broker.tube_stats(f"target.{TARGET}").ready == 1
 
 
 def test_a_hook_that_hangs_holds_no_other_target(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     body = f"touch {tmp_path}/begun\ncase $1 in *a.x86_64*) exec sleep 600;; esac"
     daemon = hooked(settings, script(tmp_path, body), 60)
@@ -496,7 +496,7 @@ def test_a_hook_that_hangs_holds_no_other_target(
     def work_once() -> None:
         with daemon.connect() as own:
             own.watch(daemon.tubes)
-            daemon.settle_all(own, daemon.claim(own))
+            daemon.settle_all(own, daemon.reserve_jobs(own))
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(work_once)
@@ -505,18 +505,18 @@ def test_a_hook_that_hangs_holds_no_other_target(
             ask(broker, upload(store, rpms, 0, "b.x86_64"))
             until(lambda: (live(store, "b.x86_64") / "repomd.xml").exists(), 20, "another target is published")
             assert not done.done() and not live(store, "a.x86_64").exists()
-            with disk.locked(store.lock("a.x86_64")) as lock:
+            with fs.file_lock(store.lock("a.x86_64")) as lock:
                 assert lock is None, "nobody else begins on it"
         finally:
             daemon.stop.now.set()
             done.result(20)
-    assert published(broker) == ["b.x86_64"] and broker.stats("createrepo").ready == 1
-    with disk.locked(store.lock("a.x86_64")) as lock:
+    assert published(broker) == ["b.x86_64"] and broker.tube_stats("createrepo").ready == 1
+    with fs.file_lock(store.lock("a.x86_64")) as lock:
         assert lock is not None
 
 
 def test_what_a_hook_leaves_behind_ends_before_the_repodata_is_visible(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
     late = f"(sleep 0.4; echo stale > repomd.xml.asc; touch {tmp_path}/late) > /dev/null 2>&1 &"
     ask(broker, upload(store, rpms, 0))
@@ -528,7 +528,7 @@ def test_what_a_hook_leaves_behind_ends_before_the_repodata_is_visible(
 
 @pytest.mark.parametrize("fallback", [False, True])
 def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again(
-    broker: Broker, settings: Settings, store: Bstore, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     fallback: bool,
 ) -> None:  # fmt: skip
     daemon = hooked(settings, script(tmp_path, f"echo run >> {tmp_path}/runs\n{SIGN}"))
@@ -565,7 +565,7 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
 
 
 def test_a_prune_whose_hook_fails_removes_nothing(
-    store: Bstore, indexer: Indexer, place: Place, tmp_path: Path
+    store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path
 ) -> None:
     from reimzul.core.config import Pruning
     from reimzul.repogen.prune import prune
@@ -604,16 +604,16 @@ def web() -> Iterator[str]:
 
 
 def test_a_target_gets_empty_repodata_at_its_first_submission(
-    broker: Broker, settings: Settings, store: Bstore, web: str
+    broker: Broker, settings: Settings, store: StorePaths, web: str
 ) -> None:
-    from reimzul.core.bstore import StoreUrls
+    from reimzul.core.store_paths import StoreUrls
 
     def asked(status: int, *targets: str) -> int:
-        ask_for_repodata(broker, StoreUrls.of(f"{web}/{status}/repo/", "rsync://x/y/"), targets)
-        return broker.stats("createrepo").ready
+        ask_for_repodata(broker, StoreUrls.from_settings(f"{web}/{status}/repo/", "rsync://x/y/"), targets)
+        return broker.tube_stats("createrepo").ready
 
     assert asked(503, "new.x86_64") == asked(403, "new.x86_64") == asked(404, "known.x86_64") == 0
-    ask_for_repodata(broker, StoreUrls.of("http://127.0.0.1:9/repo/", "rsync://x/y/"), ["new.x86_64"])
+    ask_for_repodata(broker, StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://x/y/"), ["new.x86_64"])
     assert asked(404, "new.x86_64", "known.x86_64", "new.x86_64") == 1
     work(repogen(settings))
     assert repodata.read(live(store, "new.x86_64")) == {}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.errors import Stopping
-from reimzul.core.header import read_header
+from devfarm.standin_root import Root as StandinRoot
+from reimzul.core.errors import ShutdownRequested
 from reimzul.core.message import BuildRequest, new_attempt, new_build_id
-from reimzul.devfarm.standin_root import Root as StandinRoot
+from reimzul.core.rpm_header import read_header
 from reimzul.worker import orphans
 from reimzul.worker.chroot import Chroot, note_root
 from reimzul.worker.configs import Configs
@@ -261,11 +261,11 @@ def test_a_bootstrap_root_that_was_not_finished_is_made_anew(builder: Builder, h
         with contextlib.suppress(FileNotFoundError):
             if made_bootstrap((leg.results / "state.log").read_text()):
                 if how == "told to stop":
-                    raise Stopping("told to stop")
+                    raise ShutdownRequested("told to stop")
                 os.kill(Record.read(worker.roots.record(worker.root())).pid, signal.SIGKILL)
 
     if how == "told to stop":
-        with pytest.raises(Stopping):
+        with pytest.raises(ShutdownRequested):
             worker.chroot.build(leg, heed)
     else:
         assert worker.chroot.build(leg, heed)[0].fault is Fault.BUILDER
@@ -390,9 +390,9 @@ def test_a_removal_ends_when_the_worker_is_to_end(builder: Builder) -> None:
     worker.roots.mock = str(slow)
 
     def heed() -> None:
-        raise Stopping("told to stop")
+        raise ShutdownRequested("told to stop")
 
-    with pytest.raises(Stopping):
+    with pytest.raises(ShutdownRequested):
         worker.tidying.step(heed)
     worker.roots.mock = "/no/such/mock"
     worker.tidy()

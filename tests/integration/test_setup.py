@@ -14,7 +14,7 @@ from typing import Callable
 
 import pytest
 
-from reimzul.operator.setup import firewall, roles
+from reimzul.admin.setup import firewall, roles
 from tests.setuphost import Host
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -265,7 +265,7 @@ def test_a_key_file_that_is_not_there(host: Host) -> None:
 def test_who_is_not_root_is_told_so() -> None:
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     done = subprocess.run(
-        [*words, "/usr/bin/env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-m", "reimzul.operator.command",
+        [*words, "/usr/bin/env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-m", "reimzul.admin.main",
          "setup", "controller"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (3, "reimzul: root is needed: run it with sudo\n")
@@ -465,7 +465,7 @@ def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
     ours, theirs = pty.openpty()
     words = [*HOSTS[:2], "--name", "s", "--add-builder", "b1", "--psk-file", "-", "--root", str(host.root)]
     with subprocess.Popen(
-        [sys.executable, "-m", "reimzul.operator.command", "setup", "bstore", *words],
+        [sys.executable, "-m", "reimzul.admin.main", "setup", "bstore", *words],
         stdin=theirs, stdout=theirs, stderr=theirs,
     ) as typing:  # fmt: skip
         os.close(theirs)

@@ -24,8 +24,8 @@ from typing import Callable, Optional
 import attr
 import pytest
 
-from reimzul.core.tube import Broker
-from reimzul.operator.setup import roles
+from reimzul.admin.setup import roles
+from reimzul.core.beanstalk import Broker
 from tests.conftest import Beanstalkd, free_port
 from tests.rsyncd import CONF
 from tests.rsyncd import rsyncd as running_rsyncd
@@ -174,7 +174,7 @@ def test_who_is_added_comes_in_and_who_is_there_stays(tunnels: Tunnels) -> None:
             tunnels.hosts["controller"].done("controller", "--add-builder", "b3", "--psk-file", "-", given=given)
             stunnel.send_signal(signal.SIGHUP)  # systemctl reload
             until(lambda: tunnels.answers("b3"), 20, "b3 comes in")
-            open_before.tubes()
+            open_before.list_tubes()
 
 
 def test_who_is_revoked_is_out_with_the_connection_that_was_open(tunnels: Tunnels) -> None:
@@ -235,14 +235,14 @@ def reads(tunnels: Tunnels) -> bool:
 def test_the_way_to_the_store_comes_with_bstore_and_cuts_nobody_off(tunnels: Tunnels, store: Host) -> None:
     with tunnels.up("controller", 13100) as stunnel, tunnels.up("b1", 11300):
         with Broker(ADDRESS, tunnels.port("b1", 11300)) as open_before:
-            open_before.tubes()
+            open_before.list_tubes()
             take(store, add_bstore(tunnels))
             tunnels.file("controller")
             with tunnels.up("bstore", 11081):
                 assert not reads(tunnels)
                 stunnel.send_signal(signal.SIGHUP)  # systemctl reload
                 until(lambda: reads(tunnels), 20, "the store is read")
-            open_before.tubes()
+            open_before.list_tubes()
             assert stunnel.poll() is None
 
 

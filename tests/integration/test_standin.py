@@ -18,8 +18,8 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from reimzul.core.header import read_header
-from reimzul.devfarm.standin_root import Root
+from devfarm.standin_root import Root
+from reimzul.core.rpm_header import read_header
 from reimzul.worker.verdict import Fault as VerdictFault
 from reimzul.worker.verdict import judge
 from tests import srpms

@@ -22,9 +22,9 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core.message import BuildEvent, BuildRequest, Presence
-from reimzul.core.tube import NOTIFY, Broker, Claim, arch_tube, host_tube
-from reimzul.notifier.history.presence import Presences, Seen
+from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob, arch_tube, heartbeat_tube
+from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat
+from reimzul.history.presence import Presences, Seen
 from tests import srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
 
@@ -83,16 +83,16 @@ class Controller:
         """Run it with all it needs."""
         return self.submit("-s", srpm, "-a", arch, "-t", "c7.1708.u", "-d", ".el7", *more, **run)
 
-    def queued(self, tube: str) -> list[Claim[BuildRequest]]:
+    def queued(self, tube: str) -> list[ReservedJob[BuildRequest]]:
         """The requests that lie in an arch's tube, most urgent first."""
         found = arch_tube(tube)
         self.broker.watch([tube])
-        return list(iter(lambda: self.broker.claim({tube: found}, 0), None))  # type: ignore[arg-type]
+        return list(iter(lambda: self.broker.reserve({tube: found}, 0), None))  # type: ignore[arg-type]
 
     def told(self) -> list[BuildEvent]:
         """What was announced."""
         self.broker.watch([NOTIFY.name])
-        claims = iter(lambda: self.broker.claim({NOTIFY.name: NOTIFY}, 0), None)
+        claims = iter(lambda: self.broker.reserve({NOTIFY.name: NOTIFY}, 0), None)
         return [claim.message for claim in claims]  # type: ignore[union-attr, misc]
 
     def files(self) -> list[str]:
@@ -101,7 +101,7 @@ class Controller:
 
     def untouched(self) -> bool:
         """Whether nothing was queued or announced."""
-        jobs = [self.broker.stats(tube) for tube in self.broker.tubes()]
+        jobs = [self.broker.tube_stats(tube) for tube in self.broker.list_tubes()]
         return not any(tube.ready + tube.delayed + tube.reserved for tube in jobs)
 
 
@@ -168,7 +168,7 @@ def test_the_readmes_loop_over_arches(controller: Controller) -> None:
         request = claim.message
         assert (request.srpm, request.arch, request.target) == (HELLO, arch, f"c7.1708.u.{arch}")
         assert (request.disttag, request.scratch, request.submitter) == (".el7", False, "johnny")
-        assert request.complete
+        assert request.has_id
 
 
 def test_it_says_what_was_queued_where(controller: Controller) -> None:
@@ -193,7 +193,7 @@ def test_it_is_announced_as_queued(controller: Controller) -> None:
 def test_the_priorities_are_the_originals(controller: Controller, more: tuple[str, ...], priority: int) -> None:
     controller.build(HELLO, *more)
     (claim,) = controller.queued("x86_64")
-    assert claim.facts.priority == priority
+    assert claim.stats.priority == priority
 
 
 def test_a_scratch_build_says_so(controller: Controller) -> None:
@@ -266,7 +266,9 @@ def test_a_worker_of_0_1_is_spared_a_name_it_would_bury(
 ) -> None:
     presence = controller.folder / "presence.sqlite"
     controller.configure(f"[notifier]\npresence = {presence}\n")
-    said = Presence(host="b1", instance="1", state="idle", arches=("x86_64",), version=version, features=features)
+    said = WorkerHeartbeat(
+        host="b1", instance="1", state="idle", arches=("x86_64",), version=version, features=features
+    )
     file = Presences(presence)
     file.keep([Seen(presence=said, heard=time.time())])
     file.close()
@@ -280,7 +282,7 @@ def test_workers_that_say_nothing_or_are_the_originals_are_spared_it_too(
     controller: Controller, beanstalkd: Beanstalkd
 ) -> None:
     with beanstalkd.connect() as builder:
-        builder.watch([host_tube("b7.example.org")])
+        builder.watch([heartbeat_tube("b7.example.org")])
         controller.build(HELLO, user="John Doe")
     controller.configure("[farm]\noriginal_workers = true\n")
     ended = controller.build(HELLO, user="John Doe")

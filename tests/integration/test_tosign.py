@@ -16,13 +16,13 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core.bstore import Bstore
-from reimzul.core.config import Settings, read
-from reimzul.core.disk import locked
-from reimzul.core.errors import Again, Stopping
+from reimzul.core.beanstalk import NOTIFY, PRIORITY, TOSIGN, Broker
+from reimzul.core.config import Settings, parse_settings
+from reimzul.core.errors import RetryLater, ShutdownRequested
+from reimzul.core.fs import file_lock
 from reimzul.core.message import Refusal, SignRequest, Status
-from reimzul.core.tube import NOTIFY, PRIORITY, TOSIGN, Broker
-from reimzul.tosign.command import tosign
+from reimzul.core.store_paths import StorePaths
+from reimzul.tosign.cli import tosign
 from reimzul.tosign.daemon import Tosign
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -38,7 +38,7 @@ RPMS = {
 def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
     ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
     (tmp_path / "reimzul.ini").write_text(ini)
-    return read(ini, "test")
+    return parse_settings(ini, "test")
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def daemon(settings: Settings) -> Tosign:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Bstore:
+def store(settings: Settings) -> StorePaths:
     return uploads.make_store(settings.bstore.root)
 
 
-def published(store: Bstore, **changed: Any) -> SignRequest:
+def published(store: StorePaths, **changed: Any) -> SignRequest:
     """A leg in its place, and the request to sign it."""
     of = uploads.request(**changed)
     asked = uploads.upload(store, RPMS, of=of)
@@ -71,111 +71,111 @@ def work(daemon: Tosign) -> None:
     """Handle what waits now."""
     with daemon.connect() as broker:
         broker.watch(daemon.tubes)
-        while broker.stats("tosign").ready:
-            daemon.settle_all(broker, daemon.claim(broker))
+        while broker.tube_stats("tosign").ready:
+            daemon.settle_all(broker, daemon.reserve_jobs(broker))
 
 
-def staged(store: Bstore, target: str = TARGET) -> list[str]:
+def staged(store: StorePaths, target: str = TARGET) -> list[str]:
     return sorted(path.name for path in (store.tosign / target).glob("*"))
 
 
-def test_a_build_is_staged_once(broker: Broker, daemon: Tosign, store: Bstore) -> None:
+def test_a_build_is_staged_once(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
     request = published(store)
     for _ in range(3):
         ask(broker, request)
     work(daemon)
     assert staged(store) == [f"hello-1-1.x86_64.{request.build_id}"]
     assert tree(store.tosign / TARGET / staged(store)[0]) == set(RPMS)
-    assert broker.stats("tosign").buried == 0
+    assert broker.tube_stats("tosign").buried == 0
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.BUILDING, Status.CANCELLED, Status.PUBLISHED])
-def test_only_a_success_is_heeded(broker: Broker, daemon: Tosign, store: Bstore, status: str) -> None:
+def test_only_a_success_is_heeded(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
     ask(broker, attr.evolve(published(store), status=status))
     work(daemon)
-    assert staged(store) == [] and broker.stats("tosign").buried == 0
+    assert staged(store) == [] and broker.tube_stats("tosign").buried == 0
 
 
 def test_a_place_that_is_not_there_is_waited_for_then_refused(
-    broker: Broker, daemon: Tosign, store: Bstore, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = published(store)
     shutil.rmtree(store.repo / TARGET)
     ask(broker, request)
     work(daemon)
-    assert broker.stats("tosign").delayed == 1
-    monkeypatch.setattr("reimzul.core.daemon.PATIENCE", -1)
+    assert broker.tube_stats("tosign").delayed == 1
+    monkeypatch.setattr("reimzul.core.daemon.MAX_WAIT_SECONDS", -1)
     ask(broker, request)
     work(daemon)
-    assert broker.stats("tosign").buried == 1
+    assert broker.tube_stats("tosign").buried == 1
     claim = first_event(broker)
     assert isinstance(claim, Refusal) and "is not there" in claim.reason
 
 
 def first_event(broker: Broker) -> Any:
     broker.watch([NOTIFY.name])
-    claim = broker.claim({NOTIFY.name: NOTIFY}, 0)
+    claim = broker.reserve({NOTIFY.name: NOTIFY}, 0)
     assert claim
     return claim.message
 
 
-def test_a_package_that_is_gone_is_waited_for(broker: Broker, daemon: Tosign, store: Bstore) -> None:
+def test_a_package_that_is_gone_is_waited_for(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
     request = published(store)
     (store.place(request.place) / "hello-1-1.x86_64.rpm").unlink()
     ask(broker, request)
     work(daemon)
-    assert broker.stats("tosign").delayed == 1 and staged(store) == []
+    assert broker.tube_stats("tosign").delayed == 1 and staged(store) == []
 
 
-def test_a_contradiction_is_refused_and_the_next_goes_on(broker: Broker, daemon: Tosign, store: Bstore) -> None:
+def test_a_contradiction_is_refused_and_the_next_goes_on(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
     good, scratch = published(store), published(store, scratch=True)
     ask(broker, scratch)
     broker.put_raw("tosign", b'{"pkgname": "../x"}', priority=0)
     ask(broker, good)
     work(daemon)
-    assert broker.stats("tosign").buried == 2 and staged(store) == [f"hello-1-1.x86_64.{good.build_id}"]
+    assert broker.tube_stats("tosign").buried == 2 and staged(store) == [f"hello-1-1.x86_64.{good.build_id}"]
 
 
-def test_a_request_of_the_original_is_staged(broker: Broker, daemon: Tosign, store: Bstore) -> None:
+def test_a_request_of_the_original_is_staged(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
     request = published(store)
     (store.place(request.place) / "build.json").unlink()
     words = f'"pkgname": "hello", "status": "Success", "target": "{TARGET}", "timestamp": "{request.timestamp}"'
     broker.put_raw("tosign", f'{{{words}, "arch": "x86_64"}}'.encode(), priority=PRIORITY)
     broker.put_raw("tosign", f'{{{words}, "arch": "i386"}}'.encode(), priority=PRIORITY)
     work(daemon)
-    assert len(staged(store)) == 1 and broker.stats("tosign").delayed == 1
+    assert len(staged(store)) == 1 and broker.tube_stats("tosign").delayed == 1
 
 
-def test_another_that_stages_is_waited_for(broker: Broker, daemon: Tosign, store: Bstore) -> None:
+def test_another_that_stages_is_waited_for(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
     ask(broker, published(store))
-    with locked(store.lock(".tosign")), daemon.connect() as own:
+    with file_lock(store.lock(".tosign")), daemon.connect() as own:
         own.watch(daemon.tubes)
-        claims = daemon.claim(own)
+        claims = daemon.reserve_jobs(own)
         daemon.stop.now.set()
-        with pytest.raises(Stopping):
+        with pytest.raises(ShutdownRequested):
             list(daemon.handle(own, claims))
 
 
 def test_a_disk_that_fails_is_waited_for(
-    broker: Broker, daemon: Tosign, store: Bstore, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(broker, published(store))
     monkeypatch.setattr("reimzul.tosign.daemon.stage", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with daemon.connect() as own:
         own.watch(daemon.tubes)
-        ((_, outcome),) = daemon.handle(own, daemon.claim(own))
-        assert isinstance(outcome, Again) and "No space left" in str(outcome)
+        ((_, outcome),) = daemon.handle(own, daemon.reserve_jobs(own))
+        assert isinstance(outcome, RetryLater) and "No space left" in str(outcome)
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_stages_each_once(
-    broker: Broker, store: Bstore, settings: Settings, tmp_path: Path
+    broker: Broker, store: StorePaths, settings: Settings, tmp_path: Path
 ) -> None:
     chance, seen = random.Random(11), Counter[str]()
     requests = [published(store, timestamp=f"202401020304{n:02}") for n in range(60)]
 
     def start() -> subprocess.Popen[bytes]:
-        program = "from reimzul.tosign.command import main; main()"
+        program = "from reimzul.tosign.cli import main; main()"
         argv = [sys.executable, "-c", program, "--config", tmp_path / "reimzul.ini"]
         return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
 
@@ -188,7 +188,7 @@ def test_killed_at_any_moment_it_stages_each_once(
 
     def idle() -> bool:
         collect()
-        stats = broker.stats("tosign")
+        stats = broker.tube_stats("tosign")
         return not (stats.ready or stats.reserved)
 
     running = [start(), start()]
@@ -202,14 +202,14 @@ def test_killed_at_any_moment_it_stages_each_once(
                 victim.wait()
                 running.append(start())
         until(idle, 30, "all is staged")
-        until(lambda: broker.stats("tosign").watchers == 2, 20, "both are up, and heed a signal")
+        until(lambda: broker.tube_stats("tosign").watchers == 2, 20, "both are up, and heed a signal")
     finally:
         for one in running:
             one.send_signal(signal.SIGTERM)
     assert [one.wait(20) for one in running] == [0, 0]
     collect()
     assert seen == Counter(f"hello-1-1.x86_64.{request.build_id}" for request in requests)
-    assert tree(store.staging) == set() and broker.stats("tosign").buried == 0
+    assert tree(store.staging) == set() and broker.tube_stats("tosign").buried == 0
 
 
 def pause(meanwhile: Any, seconds: float) -> None:

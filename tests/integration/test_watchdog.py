@@ -13,10 +13,10 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.core.bstore import Bstore
-from reimzul.core.disk import locked
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker
+from reimzul.core.fs import file_lock
 from reimzul.core.message import RepogenRequest, SignRequest, Status
-from reimzul.core.tube import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker
+from reimzul.core.store_paths import StorePaths
 from tests import srpms, uploads
 from tests.conftest import Beanstalkd
 from tests.events import event
@@ -142,7 +142,7 @@ def test_waiting_for_a_targets_lock_and_for_createrepo_c_is_no_stuck_loop(
     program.chmod(0o755)
     store = uploads.make_store(tmp_path / "bstore")
     broker.put(CREATEREPO, RepogenRequest(target=TARGET), priority=PRIORITY)
-    with locked(store.lock(TARGET)) as lock:
+    with file_lock(store.lock(TARGET)) as lock:
         assert lock is not None
         start("reimzul-repogen", beanstalkd, f"[bstore]\nroot = {store.root}\n[repogen]\ncreaterepo_c = {program}\n")
         manager.wait_for("at work on job")
@@ -159,14 +159,14 @@ def test_waiting_to_stage_is_no_stuck_loop(
     store = uploads.make_store(tmp_path / "bstore")
     asked = published(store)
     broker.put(TOSIGN, asked, priority=PRIORITY)
-    with locked(store.lock(".tosign")) as lock:
+    with file_lock(store.lock(".tosign")) as lock:
         assert lock is not None
         start("reimzul-tosign", beanstalkd, f"[bstore]\nroot = {store.root}\n")
         manager.wait_for(f"staging {TARGET}/hello-1-1.x86_64.")
         manager.wait_for_pings()
 
 
-def published(store: Bstore) -> SignRequest:
+def published(store: StorePaths) -> SignRequest:
     """A leg in its place, and the request to sign it."""
     rpms = {"hello-1-1.x86_64.rpm": (b"hello", "hello-1-1.x86_64")}
     of = uploads.request()

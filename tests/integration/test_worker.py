@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from reimzul.core import mark
+from reimzul.core import control
+from reimzul.core.beanstalk import Broker, cancel_tube, heartbeat_tube
 from reimzul.core.manifest import read_manifest
-from reimzul.core.message import BuildRequest, Try
-from reimzul.core.tube import Broker, cancel_tube, host_tube
+from reimzul.core.message import BuildRequest, FailedAttempt
 from tests.builder import Ears, Host, processes, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.scripted import SAMPLES
@@ -44,8 +44,8 @@ def test_legs_run_side_by_side_with_one_timestamp(host: Host, broker: Broker, ea
     legs = host.spool()
     assert set(legs) == {f"{wanted.build_id}.x86_64", f"{wanted.build_id}.i386"}
     main, follower = read_manifest(legs[f"{wanted.build_id}.x86_64"]), read_manifest(legs[f"{wanted.build_id}.i386"])
-    assert [rpm.name for rpm in main.rpms] == ["hello-1.0-1.src.rpm", "plain-1.0-1.noarch.rpm"]
-    assert [rpm.name for rpm in follower.rpms] == ["plain-1.0-1.noarch.rpm"]
+    assert [rpm.name for rpm in main.rpm_files] == ["hello-1.0-1.src.rpm", "plain-1.0-1.noarch.rpm"]
+    assert [rpm.name for rpm in follower.rpm_files] == ["plain-1.0-1.noarch.rpm"]
     assert {row["place"] for row in ears.requests()} == {main.place(), follower.place()}
     order = [said.get("status", "createrepo") for said in ears.heard if said["arch"] == "i386"]
     assert order == ["Building", "createrepo", "Success"] or sorted(order) == ["Building", "Success", "createrepo"]
@@ -121,7 +121,7 @@ def test_a_failing_leg_touches_no_other(host: Host, broker: Broker, ears: Ears, 
     assert failed["reason"] == "%build failed" and failed["exit_code"] == 1
     assert "hello.c" in failed["build_log"]
     manifest = read_manifest(host.spool()[f"{wanted.build_id}.i386"])
-    assert not manifest.rpms and {"build.log", "root.log"} <= {file.name for file in manifest.files}
+    assert not manifest.rpm_files and {"build.log", "root.log"} <= {file.name for file in manifest.files}
     (row,) = [row for row in ears.requests() if row["arch"] == "i386"]
     assert row["index"] is False
     until(lambda: settled(broker), 5, "the job is deleted")
@@ -147,7 +147,7 @@ def test_a_source_that_is_not_served_keeps_no_builder(host: Host, broker: Broker
     assert event["waits_for"].startswith(f"its source: hello-1.0-1.src.rpm cannot be downloaded: HTTP {status}")
     assert event["waits_for"].endswith(", on b1.example.org") and "attempt" not in event
     assert time.time() + 5 < event["due"] < time.time() + 11
-    assert broker.stats("x86_64").delayed == 1
+    assert broker.tube_stats("x86_64").delayed == 1
     put(broker, request("plain"))
     ears.wait(1, "Success")  # meanwhile the builder is free
     if status == 403:
@@ -167,14 +167,17 @@ def test_a_build_that_waits_for_its_source_can_be_cancelled(host: Host, broker: 
     put(broker, wanted)
     host.start()
     (event,) = ears.wait(1, "Queued")
-    mark.put(broker, cancel_tube(wanted.build_id), mark.mark("johnny"))
+    control.set_flag(broker, cancel_tube(wanted.build_id), control.new_flag("johnny"))
     broker.delete(event["job"])
     assert settled(broker), "the job that was announced is the one that waits"
 
 
 def test_rounds_are_counted_in_the_request(host: Host, broker: Broker, ears: Ears) -> None:
     (host.incoming / "hello-1.0-1.src.rpm.status").write_text("403")
-    put(broker, request(source_rounds=4, tries=(Try(builder="b7.example.org", when=1.0, words="a full disk"),)))
+    put(
+        broker,
+        request(source_rounds=4, tries=(FailedAttempt(builder="b7.example.org", when=1.0, words="a full disk"),)),
+    )
     host.start()
     (event,) = ears.wait(1, "Queued")
     again = BuildRequest.decode(broker.peek(event["job"]))
@@ -295,7 +298,7 @@ def test_a_builders_fault_goes_to_another_builder(host: Host, broker: Broker, ea
     host.start("b1", tries=2)
     wanted = request()
     put(broker, wanted)
-    until(lambda: broker.stats("x86_64").delayed == 1, 20, "the request is put again with a pause")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "the request is put again with a pause")
     broker.client.use("x86_64")
     again = json.loads(broker.client.peek_delayed().body)
     (tried,) = again["tries"]
@@ -307,7 +310,7 @@ def test_a_builders_fault_goes_to_another_builder(host: Host, broker: Broker, ea
     # kicked, so that nothing waits for its pause; nobody else watches, so the same builder may try it again
     broker.client.kick(10)
     until(lambda: len(host.mock.builds()) == 2, 20, "the second try")
-    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again once more")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "it is put again once more")
     broker.client.kick(10)
     (failed,) = ears.wait(1, "Failed")
     assert failed["reason"].startswith("no builder could build it: b1.example.org: x86_64: Failed to download")
@@ -320,10 +323,10 @@ def test_the_broken_builder_leaves_it_to_the_other(host: Host, broker: Broker, e
     (host.configs / "c9.i386.cfg").unlink()
     first = host.start("b1")
     put(broker, request())
-    until(lambda: broker.stats("x86_64").delayed == 1, 20, "the first builder gives up")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "the first builder gives up")
     host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
     host.start("b2")
-    until(lambda: broker.stats("x86_64").watchers == 2, 20, "two builders watch")
+    until(lambda: broker.tube_stats("x86_64").watchers == 2, 20, "two builders watch")
     os.kill(first.pid, signal.SIGSTOP)  # until b2 waits: beanstalkd would give the job to the one that waits longest
     os.kill(first.pid, signal.SIGCONT)
     broker.client.use("x86_64")
@@ -331,7 +334,7 @@ def test_the_broken_builder_leaves_it_to_the_other(host: Host, broker: Broker, e
         broker.client.kick(10)
         if ears.events("Success"):
             break
-        until(lambda: ears.events("Success") or broker.stats("x86_64").delayed, 20, "built, or left alone")
+        until(lambda: ears.events("Success") or broker.tube_stats("x86_64").delayed, 20, "built, or left alone")
     (event,) = ears.wait(1, "Success")
     assert event["builder_fqdn"] == "b2.example.org"
 
@@ -341,16 +344,18 @@ def test_the_broken_builder_leaves_it_for_long_to_those_that_have_not_tried(
 ) -> None:
     """While the sound one is busy the broken one is idle: three faults of one builder are no three builders."""
     with beanstalkd.connect() as busy, beanstalkd.connect() as also:
-        busy.watch(["x86_64", host_tube("b2.example.org")])
-        ago = Try(builder="b1.example.org", when=time.time() - 1800, words="its mirror is gone")
+        busy.watch(["x86_64", heartbeat_tube("b2.example.org")])
+        ago = FailedAttempt(builder="b1.example.org", when=time.time() - 1800, words="its mirror is gone")
         host.start("b1")
-        until(lambda: broker.stats("x86_64").watchers == 2, 20, "both watch")
+        until(lambda: broker.tube_stats("x86_64").watchers == 2, 20, "both watch")
         number = put(broker, request(tries=(ago,)))
-        until(lambda: broker.facts(number).releases == 1, 20, "it is left to the other")
+        until(lambda: broker.job_stats(number).releases == 1, 20, "it is left to the other")
         assert not ears.events("Building")
-        also.watch(["x86_64", host_tube("b1.example.org")])  # another worker of the same builder is no other builder
+        also.watch(
+            ["x86_64", heartbeat_tube("b1.example.org")]
+        )  # another worker of the same builder is no other builder
         busy.close()
-        until(lambda: broker.stats("x86_64").watchers == 2, 20, "the other builder is gone")
+        until(lambda: broker.tube_stats("x86_64").watchers == 2, 20, "the other builder is gone")
         ears.wait(1, "Building")
 
 
@@ -383,7 +388,7 @@ def test_a_drain_finishes_the_build_and_takes_no_other(host: Host, broker: Broke
     host.mock.let_go("go")
     assert worker.wait(20) == 0
     assert len(ears.events("Success")) == 2
-    assert broker.stats("x86_64").ready == 1
+    assert broker.tube_stats("x86_64").ready == 1
 
 
 def test_a_killed_workers_job_and_folder(host: Host, broker: Broker, ears: Ears, packages: Any) -> None:
@@ -393,7 +398,7 @@ def test_a_killed_workers_job_and_folder(host: Host, broker: Broker, ears: Ears,
     put(broker, request())
     until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
     worker.kill()
-    until(lambda: broker.stats("x86_64").ready == 1, 5, "its job is ready at once")
+    until(lambda: broker.tube_stats("x86_64").ready == 1, 5, "its job is ready at once")
     for orphan in processes(str(host.mock.path)):  # a unit's cgroup, or the reaper, does this
         os.kill(orphan, signal.SIGKILL)
     host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
@@ -462,7 +467,7 @@ def test_a_job_another_took_is_finished_and_not_announced(server: Beanstalkd, wa
         until(lambda: "ours is uploaded" in (host.folder / "b1.log").read_text(), 20, "the worker went on")
         assert not ears.events("Success", "Failed")
         with server.connect() as broker:
-            assert broker.stats("x86_64").reserved == 1
+            assert broker.tube_stats("x86_64").reserved == 1
         ears.broker.close()
 
 
@@ -487,7 +492,7 @@ def test_an_rsync_that_does_not_do_it_is_the_builders_fault(host: Host, broker: 
     reason = ears.wait(1, "Queued")[0]["reason"]
     words = "cannot run" if rsync == "gone" else "rsync exited with 1"
     assert "b1.example.org could not build it: " in reason and words in reason
-    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "it is put again")
     assert not ears.events("Success", "Failed")
 
 
@@ -527,18 +532,18 @@ def test_the_root_of_a_mock_that_was_killed_is_cleaned(host: Host, broker: Broke
     until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
     for pid in processes(str(host.mock.path)):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: broker.stats("x86_64").delayed == 1, 10, "it is put again")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 10, "it is put again")
     assert [call[-1] for call in host.mock.calls()[1:]] == ["--orphanskill", "--clean"]
 
 
 def test_a_disk_that_does_not_do_its_work_is_the_builders_fault(host: Host, broker: Broker, ears: Ears) -> None:
     host.start()
-    until(lambda: broker.stats("x86_64").watchers == 1, 20, "it waits for jobs")
+    until(lambda: broker.tube_stats("x86_64").watchers == 1, 20, "it waits for jobs")
     builds = host.folder / "results" / "builds"
     builds.rmdir()
     builds.touch()
     put(broker, request())
-    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "it is put again")
     broker.client.use("x86_64")
     (tried,) = BuildRequest.decode(broker.client.peek_delayed().body).tries
     assert tried.builder == "b1.example.org" and "Not a directory" in tried.words
@@ -550,7 +555,7 @@ def test_a_builder_without_room_takes_nothing(host: Host, broker: Broker, ears: 
     put(broker, request("plain"))
     log = host.folder / "full.log"
     until(lambda: "this builder takes no jobs now: disk under" in log.read_text(), 10, "it says why")
-    assert broker.stats("x86_64").ready == 1
+    assert broker.tube_stats("x86_64").ready == 1
     host.start("roomy")
     (event,) = ears.wait(1, "Success")
     assert event["builder_fqdn"] == "roomy.example.org"
@@ -589,7 +594,7 @@ def test_a_job_under_which_workers_die_is_buried(
     host.start()
     (refused,) = ears.wait(1, "Refused")
     assert refused["job"] == number and "workers died under it" in refused["reason"]
-    until(lambda: broker.stats("x86_64").buried == 1, 5, "it is buried")
+    until(lambda: broker.tube_stats("x86_64").buried == 1, 5, "it is buried")
     broker.client.use("x86_64")
     broker.client.kick(1)  # a person looked
     ears.wait(2, "Success")
@@ -630,7 +635,7 @@ def test_a_message_that_is_none_is_refused_and_buried(host: Host, broker: Broker
     number = broker.put_raw("x86_64", body, priority=1)
     (refused,) = ears.wait(1, "Refused")
     assert (refused["tube"], refused["job"]) == ("x86_64", number) and refused["reason"]
-    until(lambda: broker.stats("x86_64").buried == 1, 5, "it is buried")
+    until(lambda: broker.tube_stats("x86_64").buried == 1, 5, "it is buried")
     put(broker, request("plain"))
     ears.wait(1, "Success")
 
@@ -651,7 +656,7 @@ def test_what_is_nobodys_fault_is_retried_without_a_strike(
     host.mock.plan("c9.x86_64", code=code, logs=logs, rpms=[packages["plain.noarch"]])
     host.start("b1", tries=1)
     number = put(broker, request())
-    until(lambda: broker.facts(number).state == "delayed", 20, "the job is released with a pause")
+    until(lambda: broker.job_stats(number).state == "delayed", 20, "the job is released with a pause")
     assert b"tries" not in broker.client.peek(number).body
     assert broker.client.stats_job(number)["delay"] == 10
     (queued,) = ears.wait(1, "Queued")
@@ -675,9 +680,9 @@ def test_a_build_that_no_builder_could_build_carries_the_last_first_error(
     words = "x86_64: At least 159MB more space needed on the / filesystem"
     host.start("b1", tries=3)
     ago = time.time() - 7200
-    tries = [Try(builder=f"b{number}.example.org", when=ago, words=words) for number in (2, 3)]
+    tries = [FailedAttempt(builder=f"b{number}.example.org", when=ago, words=words) for number in (2, 3)]
     put(broker, request(tries=tuple(tries)))
-    until(lambda: broker.stats("x86_64").delayed == 1, 20, "it is put again")
+    until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "it is put again")
     broker.client.use("x86_64")
     broker.client.kick(10)
     (failed,) = ears.wait(1, "Failed")

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from reimzul.core import mark
+from reimzul.core import control
+from reimzul.core.beanstalk import Broker, cancel_tube, drain_tube
 from reimzul.core.manifest import read_manifest
-from reimzul.core.message import Presence
-from reimzul.core.tube import Broker, cancel_tube, worker_tube
+from reimzul.core.message import WorkerHeartbeat
 from tests.builder import Ears, Host, processes, put, request, settled
 from tests.waiting import until
 
 
 def cancel(broker: Broker, build_id: str) -> None:
     """As an operator does it."""
-    mark.put(broker, cancel_tube(build_id), mark.mark("johnny", "wrong disttag"))
+    control.set_flag(broker, cancel_tube(build_id), control.new_flag("johnny", "wrong disttag"))
 
 
 def results(host: Host, arch: str) -> Path:
@@ -49,7 +49,7 @@ def test_a_cancelled_build_that_waits_is_not_begun(host: Host, broker: Broker, e
     assert event["reason"] == "cancelled by johnny: wrong disttag"
     until(lambda: settled(broker), 5, "both jobs are deleted")
     assert len(host.mock.builds()) == 1, "the other's"
-    assert mark.cancelled(broker, wanted.build_id), "another worker may be at it still, its link cut"
+    assert control.cancel_flag(broker, wanted.build_id), "another worker may be at it still, its link cut"
 
 
 def test_a_cancel_ends_a_running_build_and_nothing_of_it_is_left(host: Host, broker: Broker, ears: Ears) -> None:
@@ -86,7 +86,7 @@ def test_the_logs_of_a_cancelled_build_are_kept_and_its_packages_are_not(
     until(lambda: settled(broker), 30, "the job is deleted")
     (folder,) = host.spool().values()
     manifest = read_manifest(folder)
-    assert (manifest.status, manifest.rpms) == ("Cancelled", [])
+    assert (manifest.status, manifest.rpm_files) == ("Cancelled", [])
     assert {"build.log", "root.log", "state.log"} <= {file.name for file in manifest.files}
     (asked,) = ears.requests()
     assert (asked["logs"], asked["index"], asked["attempt"]) == (True, False, event["attempt"])
@@ -126,29 +126,29 @@ def test_a_builders_fault_under_a_cancelled_build_is_not_tried_again(host: Host,
 
 
 def test_a_drained_builder_takes_nothing_until_it_is_resumed(host: Host, broker: Broker, ears: Ears) -> None:
-    mark.put(broker, worker_tube("b1.example.org"), mark.mark("johnny", "new memory"))
+    control.set_flag(broker, drain_tube("b1.example.org"), control.new_flag("johnny", "new memory"))
     host.start("b1")
     put(broker, request("plain"))
     until(lambda: says(ears, "drained"), 20, "it says so")
     assert ears.present[-1]["why"] == "drained by johnny: new memory"
-    assert broker.stats("x86_64").ready == 1
-    assert mark.lift(broker, worker_tube("b1.example.org"))
+    assert broker.tube_stats("x86_64").ready == 1
+    assert control.clear_flag(broker, drain_tube("b1.example.org"))
     ears.wait(1, "Success")
-    assert not mark.lift(broker, worker_tube("b1.example.org"))
+    assert not control.clear_flag(broker, drain_tube("b1.example.org"))
 
 
 def test_a_job_that_comes_right_after_a_drain_is_not_begun(host: Host, broker: Broker, ears: Ears) -> None:
     host.start("b1")
     for _ in range(3):  # the worker looks for the mark before each reserve, which lasts a second
         until(lambda: says(ears, "idle"), 20, "it waits for a job")
-        mark.put(broker, worker_tube("b1.example.org"), mark.mark("johnny"))
+        control.set_flag(broker, drain_tube("b1.example.org"), control.new_flag("johnny"))
         put(broker, request("plain"))
         until(lambda: says(ears, "drained"), 20, "it says so")
         assert not ears.events("Building")
         broker.client.use("x86_64")
         broker.client.delete(broker.client.peek_ready())
         ears.present.clear()
-        assert mark.lift(broker, worker_tube("b1.example.org"))
+        assert control.clear_flag(broker, drain_tube("b1.example.org"))
 
 
 def test_a_drain_lets_the_build_in_hand_end(host: Host, broker: Broker, ears: Ears, packages: dict[str, Path]) -> None:
@@ -157,12 +157,12 @@ def test_a_drain_lets_the_build_in_hand_end(host: Host, broker: Broker, ears: Ea
     put(broker, request("plain"))
     until(lambda: host.mock.started("c9.x86_64"), 20, "it is built")
     put(broker, request("plain"))
-    mark.put(broker, worker_tube("b1.example.org"), mark.mark("johnny"))
+    control.set_flag(broker, drain_tube("b1.example.org"), control.new_flag("johnny"))
     until(lambda: says(ears, "draining"), 60, "it says so")
     host.mock.let_go("go")
     ears.wait(1, "Success")
     until(lambda: ears.listen() and ears.present[-1]["state"] == "drained", 60, "it takes nothing more")
-    assert broker.stats("x86_64").ready == 1
+    assert broker.tube_stats("x86_64").ready == 1
     host.start("b2")
     ears.wait(2, "Success")
 
@@ -178,7 +178,7 @@ def test_a_worker_says_what_it_does(
     began = time.time()
     host.start("b1")
     until(lambda: bool(ears.listen() or ears.present), 20, "it is there")
-    idle = Presence.from_wire(ears.present[0])
+    idle = WorkerHeartbeat.from_json(ears.present[0])
     assert (idle.host, idle.instance, idle.state, idle.build) == ("b1.example.org", "7", "idle", None)
     assert idle.arches == ("x86_64", "i386", "noarch")
     assert idle.free_mib > 0 and began - 1 <= idle.at <= time.time() + 1
@@ -190,7 +190,7 @@ def test_a_worker_says_what_it_does(
         return ears.present[-1].get("build", {}).get("phase", "").startswith("rpmbuild")
 
     until(at_rpmbuild, 60, "it says what it builds")
-    hand = Presence.from_wire(ears.present[-1]).build
+    hand = WorkerHeartbeat.from_json(ears.present[-1]).build
     assert hand and (hand.build_id, hand.srpm, hand.arch) == (wanted.build_id, "plain-1.0-1.src.rpm", "x86_64")
     assert hand.attempt.startswith(str(int(hand.started))[:8])
     host.mock.let_go("go")
@@ -257,8 +257,8 @@ def test_the_logs_of_a_builders_fault_are_kept(host: Host, broker: Broker, ears:
     put(broker, wanted)
     (again,) = ears.wait(1, "Queued")
     assert again["due"] > time.time() - 60
-    assert broker.facts(again["job"]).tube == again["tube"] == "x86_64"
-    assert again["priority"] == broker.facts(again["job"]).priority
+    assert broker.job_stats(again["job"]).tube == again["tube"] == "x86_64"
+    assert again["priority"] == broker.job_stats(again["job"]).priority
     (asked,) = ears.requests()
     folder = host.spool()[f"{wanted.build_id}.x86_64"]
     assert (asked["logs"], asked["attempt"]) == (True, again["attempt"])

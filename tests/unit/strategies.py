@@ -12,22 +12,22 @@ import attr
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from reimzul.core import fields
+from reimzul.core import validators
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import (
     BuilderEvent,
     BuildEvent,
     BuildRequest,
-    InHand,
+    CurrentBuild,
+    FailedAttempt,
     Message,
     Phase,
-    Presence,
     Refusal,
     RepogenRequest,
     SignRequest,
-    State,
     Status,
-    Try,
+    WorkerHeartbeat,
+    WorkerState,
 )
 
 # --- what a field may be
@@ -55,14 +55,14 @@ build_ids = hexes(32)
 sha256s = hexes(64)
 attempts = st.builds("{}-{}".format, st.integers(0, 10**12 - 1), hexes(8))
 timestamps = st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 31)).map(
-    lambda when: when.strftime(fields.TIMESTAMP_FORMAT)
+    lambda when: when.strftime(validators.TIMESTAMP_FORMAT)
 )
 moments = st.floats(0, 253402300799)
 places = st.builds(
     "{}/{}/{}/{}/{}".format, st.sampled_from(["repo", "scratch"]), targets, names, timestamps, names
 )  # fmt: skip
-words = st.text(max_size=80).map(fields.line(200))
-texts = st.text(max_size=200).map(fields.text(1000))
+words = st.text(max_size=80).map(validators.line(200))
+texts = st.text(max_size=200).map(validators.text(1000))
 
 # --- what is not known and travels along: any JSON
 
@@ -77,7 +77,7 @@ json_values: SearchStrategy[Any] = st.recursive(
 )
 #: Kinds of message whose fields one of another kind may have as keys it does not know.
 _KINDS = (
-    BuildRequest, BuildEvent, Refusal, BuilderEvent, Presence, RepogenRequest, SignRequest, Manifest,
+    BuildRequest, BuildEvent, Refusal, BuilderEvent, WorkerHeartbeat, RepogenRequest, SignRequest, Manifest,
 )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def extras(kind: type[Message]) -> SearchStrategy[dict[str, Any]]:
 
 # --- messages
 
-tries = st.builds(Try, builder=hosts, when=moments, words=words)
+tries = st.builds(FailedAttempt, builder=hosts, when=moments, words=words)
 build_requests = st.builds(
     BuildRequest,
     srpm=srpms,
@@ -174,24 +174,24 @@ builder_events = st.builds(
     extra=extras(BuilderEvent),
 )
 presences = st.builds(
-    Presence,
+    WorkerHeartbeat,
     host=hosts,
     instance=names,
-    state=st.sampled_from(State.ALL),
+    state=st.sampled_from(WorkerState.ALL),
     why=words,
     arches=st.lists(arches, max_size=3),
-    version=words.map(fields.line(60)),
+    version=words.map(validators.line(60)),
     load=st.floats(0, 1e6),
     free_mib=st.integers(0, 2**53),
     free_inodes=st.integers(0, 2**53),
     build=st.none()
     | st.builds(
-        InHand,
+        CurrentBuild,
         build_id=build_ids, srpm=srpms, target=targets, arch=arches, attempt=attempts, phase=words, since=moments,
         started=moments,
     ),
     at=moments,
-    extra=extras(Presence),
+    extra=extras(WorkerHeartbeat),
 )  # fmt: skip
 repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras(RepogenRequest)) | st.builds(
     RepogenRequest,
@@ -262,7 +262,7 @@ def spoilt(message: SearchStrategy[Message]) -> SearchStrategy[bytes]:
     """Bodies that are nearly a message: keys left out, or with strange values."""
 
     def spoil(sound: Message, changes: list[tuple[int, Any, bool]]) -> bytes:
-        wire = sound.wire()
+        wire = sound.to_json()
         for number, value, drop in changes:
             key = sorted(wire)[number % len(wire)] if wire else "target"
             if drop:

@@ -40,14 +40,14 @@ class Limits:
     ],
 )
 def test_an_arch_has_its_tube_and_its_legs(arch: str, tube: str, legs: tuple[str, ...]) -> None:
-    assert SHIPPED.tube(arch) == tube
-    assert SHIPPED.legs(arch, "time") == legs
+    assert SHIPPED.tube_of(arch) == tube
+    assert SHIPPED.legs_of(arch, "time") == legs
 
 
 @pytest.mark.parametrize("package", ["kernel", "kernel-plus"])
 def test_a_kernel_ends_with_noarch(package: str) -> None:
-    assert SHIPPED.legs("x86_64", package) == ("x86_64", "i386", "noarch")
-    assert SHIPPED.legs("noarch", package) == ("noarch",)
+    assert SHIPPED.legs_of("x86_64", package) == ("x86_64", "i386", "noarch")
+    assert SHIPPED.legs_of("noarch", package) == ("noarch",)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_kernel_ends_with_noarch(package: str) -> None:
     ],
 )
 def test_a_builder_watches_its_own_tube_first(machine: str, tubes: list[str]) -> None:
-    assert SHIPPED.watched_by(machine) == tubes
+    assert SHIPPED.tubes_of_machine(machine) == tubes
 
 
 def test_every_tube_is_listed_once() -> None:
@@ -102,7 +102,7 @@ def test_every_tube_is_listed_once() -> None:
     ],
 )
 def test_a_package_says_where_it_is_built(arch: str, limits: Limits, why: str | None) -> None:
-    assert SHIPPED.forbidden(arch, limits) == why
+    assert SHIPPED.exclusion_reason(arch, limits) == why
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_package_says_where_it_is_built(arch: str, limits: Limits, why: str | 
     ],
 )
 def test_macros_that_decide_are_named(arch: str, limits: Limits, doubt: str) -> None:
-    assert SHIPPED.find_doubt(arch, limits) == doubt
+    assert SHIPPED.exclusion_doubt(arch, limits) == doubt
 
 
 # --- a table of one's own
@@ -137,9 +137,9 @@ def table(tmp_path: Path, text: str) -> Arches:
 def test_a_replaced_table_holds_alone(tmp_path: Path) -> None:
     own = table(tmp_path, "arches: {riscv64: {tube: rv, follows: [riscv32]}, riscv32: }\nserves: {riscv64: [rv]}\n")
     assert list(own.known) == ["riscv64", "riscv32"]
-    assert own.legs("riscv64", "kernel") == ("riscv64", "riscv32")
+    assert own.legs_of("riscv64", "kernel") == ("riscv64", "riscv32")
     assert own.tubes() == ["rv", "riscv32"]
-    assert own.watched_by("riscv64") == ["riscv64", "rv"]
+    assert own.tubes_of_machine("riscv64") == ["riscv64", "rv"]
 
 
 @pytest.mark.parametrize(

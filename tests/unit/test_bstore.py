@@ -10,23 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core import fields
-from reimzul.core.bstore import Bstore, StoreUrls, leg_name, place_of, spool_name
+from reimzul.core import validators
+from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, package_dir, spool_name
 from tests.unit import strategies
 
-STORE = Bstore(Path("/srv/reimzul/bstore"))
+STORE = StorePaths(Path("/srv/reimzul/bstore"))
 URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
 BUILD, ATTEMPT = "0" * 32, "1763800001-0000000a"
 
 
 def test_a_place_is_the_originals() -> None:
-    place = place_of("c7.1708.u.x86_64", "time", "20170913124500", "1.7-45.el7", "i386", scratch=False)
+    place = package_dir("c7.1708.u.x86_64", "time", "20170913124500", "1.7-45.el7", "i386", scratch=False)
     assert place == "repo/c7.1708.u.x86_64/time/20170913124500/1.7-45.el7.i386"
     assert STORE.place(place) == STORE.target("c7.1708.u.x86_64") / "time/20170913124500/1.7-45.el7.i386"
 
 
 def test_a_scratch_build_lies_beside_what_is_published() -> None:
-    place = place_of("c7.x86_64", "time", "20170913124500", "1.7-45", "i386", scratch=True)
+    place = package_dir("c7.x86_64", "time", "20170913124500", "1.7-45", "i386", scratch=True)
     assert STORE.place(place).is_relative_to(STORE.scratch)
 
 
@@ -34,8 +34,8 @@ def test_a_scratch_build_lies_beside_what_is_published() -> None:
 def test_every_leg_has_a_place_inside_the_store(
     target: str, name: str, timestamp: str, evr: str, arch: str, scratch: bool
 ) -> None:
-    place = place_of(target, name, timestamp, evr, arch, scratch=scratch)
-    assert fields.place(place) == place
+    place = package_dir(target, name, timestamp, evr, arch, scratch=scratch)
+    assert validators.place(place) == place
     assert STORE.place(place).is_relative_to(STORE.scratch if scratch else STORE.target(target))
 
 
@@ -52,7 +52,7 @@ def test_every_leg_has_a_place_inside_the_store(
 )
 def test_no_place_is_made_of_what_leads_out(parts: tuple[str, str, str, str, str]) -> None:
     with pytest.raises(ValueError):
-        place_of(*parts, scratch=False)
+        package_dir(*parts, scratch=False)
 
 
 def test_every_folder_lies_under_the_root_and_is_its_own() -> None:
@@ -78,4 +78,4 @@ def test_urls_of_a_leg() -> None:
 def test_attempts_at_one_leg_have_folders_of_their_own() -> None:
     legs = [(BUILD, "i386", ATTEMPT), (BUILD, "i386", "1763800002-0000000a"), (BUILD, "x86_64", ATTEMPT)]
     assert len({spool_name(*leg) for leg in legs}) == 3
-    assert len({leg_name(build, arch) for build, arch, _ in legs}) == 2
+    assert len({leg_key(build, arch) for build, arch, _ in legs}) == 2

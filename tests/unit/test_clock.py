@@ -11,30 +11,30 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.core import disk, fields, message
-from reimzul.core.bstore import MANIFEST, Bstore
-from reimzul.core.clock import APART, offset
+from reimzul.admin import since
+from reimzul.admin.facts import began
+from reimzul.admin.figures import figures, wait
+from reimzul.admin.finding import Build
+from reimzul.admin.following import row
+from reimzul.admin.show import as_lines
+from reimzul.admin.usual import duration
+from reimzul.admin.words import skewed
+from reimzul.core import fs, message, validators
+from reimzul.core.beanstalk import ReservedJob
+from reimzul.core.clock import MAX_SKEW_SECONDS, measure_skew
 from reimzul.core.config import Pruning
-from reimzul.core.errors import ClaimLost
+from reimzul.core.errors import ReservationLost
 from reimzul.core.manifest import Manifest
-from reimzul.core.message import BuildEvent, BuildRequest, Presence, decode_event, event_of
-from reimzul.core.tube import Claim
+from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat, decode_event, event_for
+from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.history import Document
+from reimzul.history.document import fold
+from reimzul.history.presence import Seen
+from reimzul.history.result_rules import Notice, word
 from reimzul.notifier import arrival
 from reimzul.notifier.arrival import arrived, by_our_clock
 from reimzul.notifier.conduct import Conduct, Ward
-from reimzul.notifier.history import Document
-from reimzul.notifier.history.document import fold
-from reimzul.notifier.history.presence import Seen
 from reimzul.notifier.sinks.logfile import LogSink
-from reimzul.notifier.verdict import Notice, word
-from reimzul.operator import since
-from reimzul.operator.facts import began
-from reimzul.operator.figures import figures, wait
-from reimzul.operator.finding import Build
-from reimzul.operator.following import row
-from reimzul.operator.show import as_lines
-from reimzul.operator.usual import duration
-from reimzul.operator.words import skewed
 from reimzul.repogen.drop import Lying, Told
 from reimzul.repogen.prune import chosen
 from reimzul.repogen.retention import Retention, sweep
@@ -50,10 +50,10 @@ WRONG = (7.5, -3600.0, FUTURE)
 
 
 def test_a_clock_is_off_from_five_seconds_on() -> None:
-    assert offset(NOW + APART, NOW) == offset(NOW - APART, NOW) == 0
-    assert offset(NOW + 7200, NOW) == 7200
-    assert offset(NOW - 6, NOW) == -6
-    assert offset(0.0, NOW) == 0, "who says no time has no wrong one"
+    assert measure_skew(NOW + MAX_SKEW_SECONDS, NOW) == measure_skew(NOW - MAX_SKEW_SECONDS, NOW) == 0
+    assert measure_skew(NOW + 7200, NOW) == 7200
+    assert measure_skew(NOW - 6, NOW) == -6
+    assert measure_skew(0.0, NOW) == 0, "who says no time has no wrong one"
     assert skewed(7200.0) == "2 h 00 min ahead of the controller's"
     assert skewed(-6.0) == "6.0 s behind the controller's"
 
@@ -63,24 +63,24 @@ def test_a_clock_is_off_from_five_seconds_on() -> None:
 
 @pytest.mark.parametrize("said", [*WRONG, 10**400, -(10**400), 1e300])
 def test_no_time_that_a_clock_may_say_is_refused(said: float) -> None:
-    assert 0 <= fields.moment(said) <= fields.LAST_MOMENT
-    assert time.gmtime(fields.moment(said))
+    assert 0 <= validators.unix_time(said) <= validators.LAST_UNIX_TIME
+    assert time.gmtime(validators.unix_time(said))
 
 
 @pytest.mark.parametrize("said", WRONG)
 def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(message.time, "time", lambda: said)
     asked = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c9.x86_64", disttag=".el9", submitter="j")
-    whole = asked.completed(1, "x86_64", b"", said).tried("b1.example.org", "no space left")
+    whole = asked.with_id(1, "x86_64", b"", said).with_failed_attempt("b1.example.org", "no space left")
     assert BuildRequest.decode(whole.encode()) == whole
     attempt = message.new_attempt()
     times = {"started": said, "finished": said + 5, "due": said}
-    told = event_of(whole, "Queued", attempt=attempt, phases=[{"name": "source", "start": said}], **times)
+    told = event_for(whole, "Queued", attempt=attempt, phases=[{"name": "source", "start": said}], **times)
     assert decode_event(told.encode()) == told
     about = {"pkgname": "a", "evr": "1-1", "builder_fqdn": "b1", "status": "Success", "arch": "x86_64"}
     made = Manifest(request=whole, attempt=attempt, started=said, finished=said + 5, **about)
-    assert Manifest.from_wire(message.parse(made.text().encode())) == made
-    there = Presence(host="b1", instance="1", state="idle", at=said)
+    assert Manifest.from_json(message.parse_json(made.to_text().encode())) == made
+    there = WorkerHeartbeat(host="b1", instance="1", state="idle", at=said)
     assert decode_event(there.encode()) == there
 
 
@@ -99,14 +99,14 @@ class Waited:
         self.age = age
 
     @property
-    def facts(self) -> Waited:
+    def stats(self) -> Waited:
         if self.age < 0:
-            raise ClaimLost("gone")
+            raise ReservationLost("gone")
         return self
 
 
 def arrives(told: BuildEvent, age: int = 0) -> BuildEvent:
-    found = arrived(cast("Claim[Any]", Waited(age)), told)
+    found = arrived(cast("ReservedJob[Any]", Waited(age)), told)
     assert isinstance(found, BuildEvent)
     return found
 
@@ -231,11 +231,11 @@ def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
 
 @pytest.mark.parametrize("clock", [60.0, NOW, FUTURE])
 def test_a_span_of_a_worker_is_measured_by_one_clock_at_a_time(clock: float) -> None:
-    there = Presence(host="b1", instance="1", state="idle", at=clock)
+    there = WorkerHeartbeat(host="b1", instance="1", state="idle", at=clock)
     seen = Seen(presence=there, heard=NOW)
     assert seen.since(clock - 50, NOW + 20) == 70
     assert seen.skew == (0 if clock == NOW else pytest.approx(clock - NOW))
-    assert Seen(presence=Presence(host="b1", instance="1", state="idle"), heard=NOW).since(NOW - 50, NOW) == 50
+    assert Seen(presence=WorkerHeartbeat(host="b1", instance="1", state="idle"), heard=NOW).since(NOW - 50, NOW) == 50
 
 
 # --- a builder that was at fault
@@ -253,7 +253,7 @@ def test_a_span_of_a_worker_is_measured_by_one_clock_at_a_time(clock: float) -> 
     ],
 )
 def test_how_long_a_builder_rests_is_not_its_clocks_to_say(fault: float, now: float, age: float, rests: float) -> None:
-    submitted = time.strftime(fields.TIMESTAMP_FORMAT, time.gmtime(NOW - 100))
+    submitted = time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(NOW - 100))
     assert rest(submitted, fault, now, age) == rests
 
 
@@ -299,38 +299,38 @@ def test_a_timestamp_that_no_right_clock_says_makes_a_build_neither_the_oldest_n
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
-    made = Bstore(tmp_path)
-    disk.prepare(made)
+def store(tmp_path: Path) -> StorePaths:
+    made = StorePaths(tmp_path)
+    fs.create_store_dirs(made)
     return made
 
 
 def test_what_was_written_by_a_clock_that_was_not_set_is_kept_as_long_as_all_else(
-    store: Bstore, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As to this clock all that is there now was written in 1970, or is still to be written."""
     real = time.time()
     for folder in (store.attempts / "a", store.rejected / "b", store.live / "c", store.spool / "d"):
         folder.mkdir()
         (folder / "build.log").write_text("words")
-    monkeypatch.setattr(disk, "EARLIEST", real + 3600)
+    monkeypatch.setattr(fs, "EARLIEST_UNIX_TIME", real + 3600)
     for _ in range(2):
         assert not sweep(store, Retention(attempts=1, rejected=1), real, lambda: None)
         assert sweep_live(store, real - 2 * 86400) == 0
         assert not list(scan(store, 1, real))
     monkeypatch.undo()
     before = os.lstat(store.live / "c").st_ctime
-    monkeypatch.setattr(disk.time, "time", lambda: real - 30 * 86400)  # the clock was ahead for a month
-    assert disk.changed(store.live / "c") == real - 30 * 86400
+    monkeypatch.setattr(fs.time, "time", lambda: real - 30 * 86400)  # the clock was ahead for a month
+    assert fs.last_change(store.live / "c") == real - 30 * 86400
     monkeypatch.undo()
     assert os.lstat(store.live / "c").st_ctime > before, "it counts from then on"
 
 
-def test_an_upload_of_the_future_is_taken_up_all_the_same(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_of_the_future_is_taken_up_all_the_same(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store.spool / "x"
     folder.mkdir()
     (folder / MANIFEST).write_text("{}")
-    monkeypatch.setattr(disk.time, "time", lambda: 1e9)
-    disk.changed(folder / MANIFEST)
+    monkeypatch.setattr(fs.time, "time", lambda: 1e9)
+    fs.last_change(folder / MANIFEST)
     monkeypatch.undo()
-    assert disk.changed(folder / MANIFEST) == os.lstat(folder / MANIFEST).st_ctime
+    assert fs.last_change(folder / MANIFEST) == os.lstat(folder / MANIFEST).st_ctime

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.core import config
-from reimzul.core.command import own_name
-from reimzul.core.config import Settings, load, read, sample, sections, settings_of
+from reimzul.core.cli import local_hostname
+from reimzul.core.config import Settings, all_sections, load_file, parse_settings, sample_text, settings_of
 from reimzul.core.errors import ConfigError
 
 SHIPPED_SAMPLE = Path(__file__).parents[2] / "conf" / "reimzul.ini.sample"
@@ -20,7 +20,7 @@ SHIPPED_SAMPLE = Path(__file__).parents[2] / "conf" / "reimzul.ini.sample"
 
 def faults(text: str) -> list[str]:
     with pytest.raises(ConfigError) as refused:
-        read(text, "reimzul.ini")
+        parse_settings(text, "reimzul.ini")
     lines = str(refused.value).splitlines()
     assert all(line.startswith("reimzul.ini: ") for line in lines)
     return [line[len("reimzul.ini: ") :] for line in lines]
@@ -30,7 +30,7 @@ def faults(text: str) -> list[str]:
 
 
 def test_an_empty_file_holds_the_defaults() -> None:
-    assert read("", "reimzul.ini") == Settings()
+    assert parse_settings("", "reimzul.ini") == Settings()
 
 
 def test_the_defaults_are_the_originals() -> None:
@@ -43,16 +43,16 @@ def test_the_defaults_are_the_originals() -> None:
 
 
 def test_the_shipped_sample_is_made_from_the_table() -> None:
-    assert SHIPPED_SAMPLE.read_text(encoding="utf-8") == sample(), "make it anew: see sample() in core/config.py"
+    assert SHIPPED_SAMPLE.read_text(encoding="utf-8") == sample_text(), "make it anew: see sample() in core/config.py"
 
 
 def test_the_sample_reads_back_as_the_defaults() -> None:
-    assert read(sample(), "sample") == Settings()
+    assert parse_settings(sample_text(), "sample") == Settings()
 
 
 def test_the_sample_has_every_setting_with_its_meaning() -> None:
-    lines = sample().splitlines()
-    for name, section in sections().items():
+    lines = sample_text().splitlines()
+    for name, section in all_sections().items():
         start = lines.index(f"[{name}]")
         for row in settings_of(section):
             at = next(n for n in range(start, len(lines)) if lines[n].startswith(f"{row.name} ="))
@@ -68,7 +68,7 @@ def test_the_sample_has_every_setting_with_its_meaning() -> None:
     + [("false", False), ("False", False), ("no", False), ("off", False), ("0", False)],
 )
 def test_a_boolean_is_one(word: str, truth: bool) -> None:
-    assert read(f"[mqtt]\ntls_insecure = {word}\n", "here").mqtt.tls_insecure is truth
+    assert parse_settings(f"[mqtt]\ntls_insecure = {word}\n", "here").mqtt.tls_insecure is truth
 
 
 @pytest.mark.parametrize("word", ["", "maybe", "2", "none", "tru"])
@@ -97,7 +97,7 @@ def test_what_is_no_boolean_is_refused(word: str) -> None:
 )
 @pytest.mark.parametrize("sign", [" = ", ":", "="])
 def test_a_setting_is_read_as_what_it_is(section: str, key: str, text: str, value: Any, sign: str) -> None:
-    assert getattr(getattr(read(f"[{section}]\n{key}{sign}{text}\n", "here"), section), key) == value
+    assert getattr(getattr(parse_settings(f"[{section}]\n{key}{sign}{text}\n", "here"), section), key) == value
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_is_no_ini_file_is_told_in_one_line(text: str) -> None:
 @given(st.text(alphabet="[]=: \n#;%\0abhostport19é", max_size=60))
 def test_any_text_is_settings_or_refused(text: str) -> None:
     try:
-        read(text, "here")
+        parse_settings(text, "here")
     except ConfigError as error:
         assert str(error)
 
@@ -188,7 +188,7 @@ def test_any_text_is_settings_or_refused(text: str) -> None:
 
 
 def test_an_originals_file_keeps_its_words() -> None:
-    settings = read(
+    settings = parse_settings(
         "[bstore]\nbase_url = http://localhost:11081/bstore/repo\n"
         "[scm]\ngit_url = https://git.example.org\n"
         "[logs]\nlogfile = /var/log/reimzul/other.log\n"
@@ -220,28 +220,28 @@ def test_the_file_given_comes_before_the_variable_and_that_before_the_default(
 ) -> None:
     monkeypatch.setattr(config, "DEFAULT_FILE", ini(tmp_path, "usual"))
     monkeypatch.delenv(config.FILE_VARIABLE, raising=False)
-    assert load().beanstalkd.host == "usual"
+    assert load_file().beanstalkd.host == "usual"
     monkeypatch.setenv(config.FILE_VARIABLE, str(ini(tmp_path, "variable")))
-    assert load().beanstalkd.host == "variable"
-    assert load(ini(tmp_path, "given")).beanstalkd.host == "given"
+    assert load_file().beanstalkd.host == "variable"
+    assert load_file(ini(tmp_path, "given")).beanstalkd.host == "given"
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "none.ini")
     monkeypatch.delenv(config.FILE_VARIABLE, raising=False)
-    assert load() == Settings()
+    assert load_file() == Settings()
 
 
 def test_a_file_that_was_named_has_to_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.ini: no such file"):
-        load(tmp_path / "none.ini")
+        load_file(tmp_path / "none.ini")
 
 
 def test_a_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     path = tmp_path / "latin.ini"
     path.write_bytes("[logs]\n# é\n".encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8 at byte 9"):
-        load(path)
+        load_file(path)
 
 
 # --- the name of the host, where the file has none
@@ -253,6 +253,6 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
 ) -> None:
     monkeypatch.setenv("REIMZUL_FQDN", name)
     with pytest.raises(ConfigError, match=r"^the name of this host: '.*' is not a host name \(say another in \$REIM"):
-        own_name()
+        local_hostname()
     monkeypatch.setenv("REIMZUL_FQDN", "builder-1.example.org")
-    assert own_name() == "builder-1.example.org"
+    assert local_hostname() == "builder-1.example.org"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.core.errors import TimedOut
-from reimzul.core.run import capture
+from reimzul.core.process import output_of
 from reimzul.worker.configs import Configs, NoConfig, State, retargeted
 
 TEXT = """\
@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_checkout_is_used_as_it_is(configs: Configs) -> None
 
 def git(folder: Path, *words: str) -> str:
     me = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
-    return capture(["git", "-C", folder, *me, *words]).strip()
+    return output_of(["git", "-C", folder, *me, *words]).strip()
 
 
 @pytest.fixture

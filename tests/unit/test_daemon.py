@@ -15,11 +15,19 @@ import attr
 import pytest
 
 from reimzul.core import daemon as daemons
-from reimzul.core.daemon import Daemon, Outcome, Stop, not_yet, refusal
-from reimzul.core.errors import Again, BrokerGone, ClaimLost, ConfigError, InputError, MessageError, Stopping
+from reimzul.core.beanstalk import JobStats, Tube, TubeStats
+from reimzul.core.daemon import Daemon, Outcome, Stop, make_refusal, retry_or_give_up
+from reimzul.core.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    InputError,
+    InvalidMessage,
+    ReservationLost,
+    RetryLater,
+    ShutdownRequested,
+)
 from reimzul.core.message import Refusal, RepogenRequest
 from reimzul.core.refused import ENOUGH, Overflow
-from reimzul.core.tube import Facts, Tube, TubeStats
 
 TUBE = Tube("createrepo", RepogenRequest.decode)
 
@@ -40,13 +48,13 @@ class FakeClaim:
         return TUBE.decode(self.body)
 
     @property
-    def facts(self) -> Facts:
-        return Facts("createrepo", 8192, 120, self.age, 1, 0, 0, 0)
+    def stats(self) -> JobStats:
+        return JobStats("createrepo", 8192, 120, self.age, 1, 0, 0, 0)
 
-    def done(self) -> None:
+    def delete(self) -> None:
         self._settle("done")
 
-    def again(self, pause: int) -> None:
+    def release(self, pause: int) -> None:
         self._settle(f"again {pause}")
 
     def bury(self) -> None:
@@ -76,7 +84,7 @@ class FakeBroker:
     def watch(self, tubes: Iterable[str]) -> None:
         self.watched = list(tubes)
 
-    def claim(self, tubes: Any, wait: int) -> FakeClaim | None:
+    def reserve(self, tubes: Any, wait: int) -> FakeClaim | None:
         self.waits.append(wait)
         if not self.waiting:
             if wait:
@@ -93,10 +101,10 @@ class FakeBroker:
         self.told.append(event)
         self.log.append("told")
 
-    def stats(self, tube: str) -> TubeStats:
+    def tube_stats(self, tube: str) -> TubeStats:
         return TubeStats(tube, buried=self.buried)
 
-    def forget(self, claim: FakeClaim) -> None:
+    def untrack(self, claim: FakeClaim) -> None:
         self.forgotten.append(claim)
 
     def close(self) -> None:
@@ -120,14 +128,14 @@ class Handler(Daemon[RepogenRequest]):
         self.handled.append([claim.id for claim in claims])
         yield from self.says(claims)
 
-    def idle(self, broker: Any) -> None:
+    def do_idle_work(self, broker: Any) -> None:
         self.idled += 1
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beanstalkd comes back soon."""
-    monkeypatch.setattr(daemons, "RECONNECT", 0.001)
+    monkeypatch.setattr(daemons, "RECONNECT_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -157,10 +165,10 @@ def raising(error: Exception) -> Handle:
 # --- settling, one by one
 
 RULES: list[tuple[Exception, list[str]]] = [
-    (Stopping("told to stop"), ["again 0"]),
-    (Again("not yet", pause=7), ["again 7"]),
-    (ClaimLost("another has it"), []),
-    (MessageError("no request"), ["buried"]),
+    (ShutdownRequested("told to stop"), ["again 0"]),
+    (RetryLater("not yet", pause=7), ["again 7"]),
+    (ReservationLost("another has it"), []),
+    (InvalidMessage("no request"), ["buried"]),
     (InputError("not an rpm"), ["buried"]),
     (ConfigError("nonsense"), ["buried"]),
     (KeyError("a bug"), ["buried"]),
@@ -170,7 +178,7 @@ RULES: list[tuple[Exception, list[str]]] = [
 def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(broker: FakeBroker) -> None:
     (job,) = jobs(broker)
     daemon = Handler(broker, saying(None))
-    taken, daemon.claim = daemon.claim, lambda *words: (broker.stop.drain.set(), taken(*words))[1]
+    taken, daemon.reserve_jobs = daemon.reserve_jobs, lambda *words: (broker.stop.drain.set(), taken(*words))[1]
     daemon.run()
     assert job.settled == ["again 0"] and not daemon.handled
 
@@ -191,7 +199,7 @@ def test_each_outcome_has_its_settling(
     handler.run()
     assert job.settled == after.settled == settled
     assert handler.handled == [[1], [2]], "the daemon goes on"
-    assert broker.forgotten == ([job, after] if isinstance(outcome, ClaimLost) else [])
+    assert broker.forgotten == ([job, after] if isinstance(outcome, ReservationLost) else [])
     assert len(broker.told) == (2 if settled == ["buried"] else 0)
 
 
@@ -200,7 +208,7 @@ def test_a_broker_that_went_settles_nothing_and_is_reached_anew(
     broker: FakeBroker, how: Callable[[Exception], Handle]
 ) -> None:
     (job,) = jobs(broker)
-    Handler(broker, how(BrokerGone("gone"))).run()
+    Handler(broker, how(BrokerUnavailable("gone"))).run()
     assert job.settled == [] and not broker.told
     assert broker.closed == 2, "the broken connection, and the one after it"
 
@@ -221,7 +229,7 @@ def test_a_bug_is_told_as_one(broker: FakeBroker) -> None:
 
 
 def test_a_refusal_shows_the_first_kb(broker: FakeBroker) -> None:
-    event = refusal(FakeClaim(1, broker, body=b"a" * 60_000), "noise", "b1")
+    event = make_refusal(FakeClaim(1, broker, body=b"a" * 60_000), "noise", "b1")
     assert event.begins == "a" * 1024 and len(event.encode()) < 2000
 
 
@@ -237,7 +245,7 @@ def test_what_cannot_be_decoded_reaches_no_handler(broker: FakeBroker) -> None:
 def test_what_the_daemon_itself_refuses_reaches_no_handler(broker: FakeBroker) -> None:
     class Picky(Handler):
         def check(self, message: RepogenRequest) -> None:
-            raise MessageError(f"{message.target} is none of ours")
+            raise InvalidMessage(f"{message.target} is none of ours")
 
     (job,) = jobs(broker)
     handler = Picky(broker, saying(None))
@@ -271,9 +279,11 @@ def test_noise_is_buried_after_all_where_its_file_cannot_be_written(broker: Fake
 # --- what settling may meet
 
 
-@pytest.mark.parametrize("outcome", [None, Again("not yet"), Stopping("stop"), MessageError("none"), KeyError("bug")])
+@pytest.mark.parametrize(
+    "outcome", [None, RetryLater("not yet"), ShutdownRequested("stop"), InvalidMessage("none"), KeyError("bug")]
+)
 def test_a_job_lost_while_it_is_settled_stops_nothing(broker: FakeBroker, outcome: Outcome) -> None:
-    lost, after = FakeClaim(1, broker, fails=ClaimLost("not ours")), FakeClaim(2, broker)
+    lost, after = FakeClaim(1, broker, fails=ReservationLost("not ours")), FakeClaim(2, broker)
     broker.waiting += [lost, after]
     Handler(broker, saying(outcome)).run()
     assert broker.forgotten[0] is lost and len(after.settled) == 1
@@ -281,21 +291,21 @@ def test_a_job_lost_while_it_is_settled_stops_nothing(broker: FakeBroker, outcom
 
 
 def test_noise_that_is_lost_while_it_is_refused_stops_nothing(broker: FakeBroker) -> None:
-    lost, after = FakeClaim(1, broker, body=b"17", fails=ClaimLost("not ours")), FakeClaim(2, broker)
+    lost, after = FakeClaim(1, broker, body=b"17", fails=ReservationLost("not ours")), FakeClaim(2, broker)
     broker.waiting += [lost, after]
     Handler(broker, saying(None)).run()
     assert broker.forgotten == [lost] and after.settled == ["done"]
 
 
 def test_a_refusal_that_cannot_be_told_now_gives_the_job_back(broker: FakeBroker) -> None:
-    broker.busy = [Again("beanstalkd takes nothing now")]
+    broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker)
-    Handler(broker, saying(MessageError("none"))).run()
+    Handler(broker, saying(InvalidMessage("none"))).run()
     assert job.settled == ["again 10"] and not broker.told
 
 
 def test_noise_whose_refusal_cannot_be_told_now_is_left_to_a_new_connection(broker: FakeBroker) -> None:
-    broker.busy = [Again("beanstalkd takes nothing now")]
+    broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker, body=b"17")
     Handler(broker, saying(None)).run()
     assert job.settled == [] and broker.closed == 2, "closing the connection gives it back"
@@ -332,7 +342,7 @@ def test_what_is_decided_stays_so_when_the_rest_has_to_wait(broker: FakeBroker) 
 
     def handle(together: Sequence[Any]) -> Iterable[tuple[Any, Outcome]]:
         yield together[1], None
-        raise Again("the disk is full", pause=5)
+        raise RetryLater("the disk is full", pause=5)
 
     Handler(broker, handle, batch=3).run()
     assert [claim.settled for claim in claims] == [["again 5"], ["done"], ["again 5"]]
@@ -342,12 +352,12 @@ def test_what_is_decided_stays_so_when_the_rest_has_to_wait(broker: FakeBroker) 
 
 
 def test_no_job_is_taken_while_the_daemon_is_not_ready(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemons, "POLL", 0.001)
+    monkeypatch.setattr(daemons, "RESERVE_SECONDS", 0.001)
     (job,) = jobs(broker)
     looks = [False, False, True]
 
     class Ill(Handler):
-        def ready_for_more(self, _: Any) -> bool:
+        def can_accept_job(self, _: Any) -> bool:
             assert looks[0] or not broker.waits
             return looks.pop(0) if len(looks) > 1 else True
 
@@ -357,7 +367,7 @@ def test_no_job_is_taken_while_the_daemon_is_not_ready(broker: FakeBroker, monke
 
 
 def test_beanstalkd_away_is_waited_out_and_said_once(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
-    tries = iter([BrokerGone("nobody answers")] * 5)
+    tries = iter([BrokerUnavailable("nobody answers")] * 5)
 
     def connect() -> Any:
         for error in tries:
@@ -374,11 +384,11 @@ def test_beanstalkd_away_is_waited_out_and_said_once(broker: FakeBroker, caplog:
 
 
 def test_a_stop_is_heeded_while_beanstalkd_is_away(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemons, "RECONNECT", 600)
+    monkeypatch.setattr(daemons, "RECONNECT_SECONDS", 600)
 
     def connect() -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise BrokerGone("nobody answers")
+        raise BrokerUnavailable("nobody answers")
 
     handler = Handler(broker, saying(None))
     handler.connect = connect
@@ -396,7 +406,7 @@ def test_a_signal_stops_or_drains_and_takes_no_other_job(
 
     def handle(claims: Sequence[Any]) -> Iterable[tuple[Any, Outcome]]:
         os.kill(os.getpid(), number)
-        broker.stop.heed()
+        broker.stop.raise_if_stopping()
         yield claims[0], None
 
     before = signal.getsignal(number)
@@ -410,10 +420,10 @@ def test_a_signal_stops_or_drains_and_takes_no_other_job(
 
 @pytest.mark.parametrize(("age", "pause"), [(0, 2), (10, 5), (60, 30), (3600, 300)])
 def test_patience_grows_with_a_jobs_age(broker: FakeBroker, age: int, pause: int) -> None:
-    error = not_yet(FakeClaim(1, broker, age=age), "the place")
-    assert isinstance(error, Again) and error.pause == pause
+    error = retry_or_give_up(FakeClaim(1, broker, age=age), "the place")
+    assert isinstance(error, RetryLater) and error.pause == pause
 
 
 def test_patience_ends(broker: FakeBroker) -> None:
-    error = not_yet(FakeClaim(1, broker, age=3601), "the place")
-    assert isinstance(error, MessageError) and "3601 s" in str(error)
+    error = retry_or_give_up(FakeClaim(1, broker, age=3601), "the place")
+    assert isinstance(error, InvalidMessage) and "3601 s" in str(error)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from devfarm import sources
 from reimzul.core.errors import ReimzulError
-from reimzul.devfarm import sources
 
 DESCRIPTION = """\
 Source: hello

@@ -11,8 +11,8 @@ import attr
 import pytest
 
 from reimzul.core.daemon import Stop
-from reimzul.core.errors import BrokerGone, ClaimLost, MessageError
-from reimzul.core.systemd import Service
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost
+from reimzul.core.sdnotify import SdNotify
 from reimzul.worker.desk import Desk
 
 
@@ -34,8 +34,8 @@ class Build:
 class Claim:
     """A claim that meets something, and is its own broker."""
 
-    keep: Callable[[], None]
-    adopt: Callable[[Any], None] = lambda claim: None
+    touch_if_due: Callable[[], None]
+    re_reserve: Callable[[Any], None] = lambda claim: None
 
     @property
     def broker(self) -> Claim:
@@ -51,17 +51,17 @@ def raising(error: Exception) -> Callable[..., None]:
 
 def desk_of(claim: Claim) -> Desk:
     given: Any = claim
-    service = Service()
-    return Desk(lambda: given, given, Stop(), "t", service, service.alive)
+    service = SdNotify()
+    return Desk(lambda: given, given, Stop(), "t", service, service.ping)
 
 
 def test_a_connection_that_breaks_while_the_job_is_taken_back_is_only_away() -> None:
-    desk = desk_of(Claim(raising(ClaimLost("its time ran out")), raising(BrokerGone("reset"))))
+    desk = desk_of(Claim(raising(ReservationLost("its time ran out")), raising(BrokerUnavailable("reset"))))
     assert not desk._keep() and not desk.lost
 
 
 def test_what_nobody_expected_ends_the_build_too() -> None:
     build, watch = Build(), object()
-    with pytest.raises(MessageError, match="too long"):
-        desk_of(Claim(raising(MessageError("too long")))).attend(build, watch)  # type: ignore[arg-type]
+    with pytest.raises(InvalidMessage, match="too long"):
+        desk_of(Claim(raising(InvalidMessage("too long")))).attend(build, watch)  # type: ignore[arg-type]
     assert build.over.is_set()

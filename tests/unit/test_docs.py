@@ -13,22 +13,22 @@ import attr
 import click
 import pytest
 
+from reimzul.admin.main import COMMANDS
 from reimzul.core import config, message
-from reimzul.core.command import EXIT_CODES
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.manifest import File, Manifest
-from reimzul.operator.command import COMMANDS
 
 TREE = Path(__file__).parents[2]
 PAGES = [TREE / "README.md", TREE / "CONTRIBUTING.md", *sorted((TREE / "docs").glob("*.md"))]
 #: Our programs whose options click knows: name -> module and attribute of its command.
 PROGRAMS = {
-    "reimzul-worker": ("reimzul.worker.command", "command"),
-    "reimzul-repogen": ("reimzul.repogen.command", "command"),
-    "reimzul-tosign": ("reimzul.tosign.command", "command"),
-    "reimzul-notifier": ("reimzul.notifier.command", "notifier"),
-    "reimzul-submit": ("reimzul.submit.command", "command"),
-    "reimzul-devfarm": ("reimzul.devfarm.command", "command"),
-    "reimzul": ("reimzul.operator.command", "reimzul"),
+    "reimzul-worker": ("reimzul.worker.cli", "command"),
+    "reimzul-repogen": ("reimzul.repogen.cli", "command"),
+    "reimzul-tosign": ("reimzul.tosign.cli", "command"),
+    "reimzul-notifier": ("reimzul.notifier.cli", "notifier"),
+    "reimzul-submit": ("reimzul.submit.cli", "command"),
+    "reimzul-devfarm": ("devfarm.cli", "command"),
+    "reimzul": ("reimzul.admin.main", "reimzul"),
 }
 _MARKDOWN_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -140,14 +140,14 @@ def test_files_of_this_tree_that_a_page_names_are_there(page: Path) -> None:
 def test_settings_that_a_page_names_exist(page: Path) -> None:
     for code in code_of(page):
         for section, key in re.findall(r"\[([a-z_]+)\](?: ([a-z_]+))?", code):
-            assert section in config.sections(), f"{page.name}: {code}"
-            keys = {row.name for row in config.settings_of(config.sections()[section])}
+            assert section in config.all_sections(), f"{page.name}: {code}"
+            keys = {row.name for row in config.settings_of(config.all_sections()[section])}
             assert not key or key in keys, f"{page.name}: {code}"
 
 
 def test_the_sample_has_every_setting() -> None:
     sample = (TREE / "conf/reimzul.ini.sample").read_text(encoding="utf-8")
-    assert sample == config.sample(), "reimzul config sample > conf/reimzul.ini.sample"
+    assert sample == config.sample_text(), "reimzul config sample > conf/reimzul.ini.sample"
 
 
 def test_the_readme_has_every_exit_code() -> None:
@@ -156,7 +156,7 @@ def test_the_readme_has_every_exit_code() -> None:
 
 
 MESSAGES = [
-    message.BuildRequest, message.BuildEvent, message.Refusal, message.BuilderEvent, message.Presence,
+    message.BuildRequest, message.BuildEvent, message.Refusal, message.BuilderEvent, message.WorkerHeartbeat,
     message.RepogenRequest, message.SignRequest,
 ]  # fmt: skip
 

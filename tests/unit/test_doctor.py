@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from reimzul.core.errors import BrokerGone, InputError
-from reimzul.operator.doctor import certificates, flight, host, network, probe, report, tunnels, units
-from reimzul.operator.doctor.access import ENTER, READ, WRITE, may
-from reimzul.operator.doctor.check import FAIL, OK, WARN, Check, Finding, Result, examine, fail, ok, warn, worst
-from reimzul.operator.doctor.queue import too_old
+from reimzul.admin.doctor import certificates, flight, host, network, probe, report, tunnels, units
+from reimzul.admin.doctor.access import ENTER, READ, WRITE, may
+from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, Result, examine, fail, ok, warn, worst
+from reimzul.admin.doctor.queue import too_old
+from reimzul.core.errors import BrokerUnavailable, InputError
 
 TREE = Path(__file__).parents[2]
 #: Made by openssl req -x509 -days 3650 and -days 20000: before 2050 the time has two digits of the year, after it four.
@@ -96,7 +96,7 @@ def test_what_stands_on_something_that_fails_is_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (BrokerGone("beanstalkd is gone"), "beanstalkd is gone"),
+        (BrokerUnavailable("beanstalkd is gone"), "beanstalkd is gone"),
         (FileNotFoundError(2, "No such file or directory", "/none"), "/none: no such file or directory"),
         (KeyError("x"), "a bug of the doctor: KeyError('x')"),
     ],

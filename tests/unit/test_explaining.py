@@ -9,17 +9,17 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.core.mark import Mark
-from reimzul.core.message import InHand, Presence
-from reimzul.core.tube import TubeStats
-from reimzul.notifier.history import Document
-from reimzul.notifier.history.document import fold
-from reimzul.notifier.history.presence import Seen
-from reimzul.operator.explain import before
-from reimzul.operator.explaining import as_object, explain
-from reimzul.operator.facts import Facts
-from reimzul.operator.jobs import front, turn
-from reimzul.operator.usual import Arch, usual
+from reimzul.admin.explain import before
+from reimzul.admin.explaining import as_object, explain
+from reimzul.admin.facts import Facts
+from reimzul.admin.jobs import front, turn
+from reimzul.admin.usual import Arch, usual
+from reimzul.core.beanstalk import TubeStats
+from reimzul.core.control import ControlFlag
+from reimzul.core.message import CurrentBuild, WorkerHeartbeat
+from reimzul.history import Document
+from reimzul.history.document import fold
+from reimzul.history.presence import Seen
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 NOW = BEGINNING + 1000
@@ -39,13 +39,13 @@ def leg(*statuses: str, number: int = 1, **more: Any) -> Document:
 
 def worker(host: str = "builder1", state: str = "idle", heard: float = NOW, **more: Any) -> Seen:
     """A worker's word."""
-    there = Presence(host=f"{host}.example.org", instance="1", state=state, arches=("x86_64", "i386"), **more)
+    there = WorkerHeartbeat(host=f"{host}.example.org", instance="1", state=state, arches=("x86_64", "i386"), **more)
     return Seen(presence=there, heard=heard)
 
 
-def hand(number: int = 50, started: float = NOW - 60, phase: str = "rpmbuild") -> InHand:
+def hand(number: int = 50, started: float = NOW - 60, phase: str = "rpmbuild") -> CurrentBuild:
     """A build in a worker's hand."""
-    return InHand(
+    return CurrentBuild(
         build_id=build_id(number),
         srpm="bash-5.1-1.src.rpm",
         target="c7.1708.u.x86_64",
@@ -285,7 +285,7 @@ def test_what_is_over_is_told_as_it_ended(document: Document, state: str, words:
 
 
 def test_a_cancel_on_its_way_and_a_notifier_that_is_behind_are_said() -> None:
-    text = said(facts(leg("Queued"), cancel=Mark(by="johnny"), untold=1234))
+    text = said(facts(leg("Queued"), cancel=ControlFlag(by="johnny"), untold=1234))
     assert "It is to be cancelled: johnny wants it so." in text
     assert "The notifier has 1,234 events still to tell: what is said here may be old." in text
 

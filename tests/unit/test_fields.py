@@ -10,31 +10,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core import fields
+from reimzul.core import validators
 from tests.unit import strategies
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "name": fields.name,
-    "target": fields.target,
-    "disttag": fields.disttag,
-    "arch": fields.arch,
-    "submitter": fields.submitter,
-    "host": fields.host,
-    "build_id": fields.build_id,
-    "sha256": fields.sha256,
-    "attempt": fields.attempt,
-    "srpm": fields.srpm,
-    "timestamp": fields.timestamp,
-    "place": fields.place,
-    "flag": fields.flag,
-    "whole": fields.whole(0, 10),
-    "moment": fields.moment,
-    "text": fields.text(10),
-    "line": fields.line(10),
-    "one_of": fields.one_of("a", "b"),
-    "absent_or": fields.absent_or(fields.name),
-    "many": fields.many(fields.name, 3),
-    "table": fields.table(fields.name, fields.flag, 3),
+    "name": validators.name,
+    "target": validators.target,
+    "disttag": validators.disttag,
+    "arch": validators.arch,
+    "submitter": validators.submitter,
+    "host": validators.host,
+    "build_id": validators.build_id,
+    "sha256": validators.sha256,
+    "attempt": validators.attempt,
+    "srpm": validators.srpm,
+    "timestamp": validators.timestamp,
+    "place": validators.place,
+    "flag": validators.flag,
+    "whole": validators.integer(0, 10),
+    "moment": validators.unix_time,
+    "text": validators.text(10),
+    "line": validators.line(10),
+    "one_of": validators.one_of("a", "b"),
+    "absent_or": validators.optional(validators.name),
+    "many": validators.list_of(validators.name, 3),
+    "table": validators.dict_of(validators.name, validators.flag, 3),
 }
 
 
@@ -61,18 +61,18 @@ def test_a_word_stays_as_it_is_or_is_refused(check: str, value: str) -> None:
 @given(st.text())
 def test_a_submitter_stays_as_it_is_or_is_refused(value: str) -> None:
     try:
-        assert fields.submitter(value) == value
+        assert validators.submitter(value) == value
     except ValueError:
         return
     assert value.strip() and value[0] != "-" and len(value) <= 64 and len(value.splitlines()) == 1
-    assert fields.line(99)(value) == " ".join(value.split()), "nothing in it moves a terminal"
+    assert validators.line(99)(value) == " ".join(value.split()), "nothing in it moves a terminal"
 
 
 @given(st.text())
 def test_a_restricted_submitter_is_one_of_before(value: str) -> None:
-    plain = fields.restrict_submitter(value)
+    plain = validators.restrict_submitter(value)
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._@+$-]{0,63}", plain, re.ASCII)
-    assert fields.submitter(plain) == plain == fields.restrict_submitter(plain)
+    assert validators.submitter(plain) == plain == validators.restrict_submitter(plain)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_a_restricted_submitter_is_one_of_before(value: str) -> None:
     ],
 )
 def test_a_name_in_the_old_characters_is_still_known(name: str, plain: str) -> None:
-    assert fields.submitter(name) == name
-    assert fields.restrict_submitter(name) == plain
+    assert validators.submitter(name) == name
+    assert validators.restrict_submitter(name) == plain
 
 
 @pytest.mark.parametrize(
@@ -98,29 +98,29 @@ def test_a_name_in_the_old_characters_is_still_known(name: str, plain: str) -> N
 )
 def test_a_name_that_could_harm_is_refused(name: Any) -> None:
     with pytest.raises(ValueError, match="submitter|longer than 64"):
-        fields.submitter(name)
+        validators.submitter(name)
 
 
 @pytest.mark.parametrize(
     ("check", "right"),
     [
-        (fields.name, "gcc-c++"),
-        (fields.name, "_wrapped"),
-        (fields.name, "1.0~rc1^git-1.el9_4"),
-        (fields.name, "a" * 200),
-        (fields.target, "c7.1708.u.x86_64"),
-        (fields.target, "epel-9+next_x86_64"),
-        (fields.disttag, ".el7_4"),
-        (fields.disttag, "el7"),
-        (fields.arch, "x86_64"),
-        (fields.submitter, "DOMAIN$build+1@example.org"),
-        (fields.host, "builder-1.example.org"),
-        (fields.attempt, "1763800001-0000000a"),
-        (fields.srpm, "kernel-3.10-1.el7.nosrc.rpm"),
-        (fields.timestamp, "20240229235959"),
-        (fields.place, "repo/c7.x86_64/time/20170913124500/1.7-45.el7.x86_64"),
-        (fields.place, f"scratch/{'t' * 128}/{'n' * 200}/20170913124500/{'e' * 200}.{'a' * 32}"),
-        (fields.moment, 253402300799),
+        (validators.name, "gcc-c++"),
+        (validators.name, "_wrapped"),
+        (validators.name, "1.0~rc1^git-1.el9_4"),
+        (validators.name, "a" * 200),
+        (validators.target, "c7.1708.u.x86_64"),
+        (validators.target, "epel-9+next_x86_64"),
+        (validators.disttag, ".el7_4"),
+        (validators.disttag, "el7"),
+        (validators.arch, "x86_64"),
+        (validators.submitter, "DOMAIN$build+1@example.org"),
+        (validators.host, "builder-1.example.org"),
+        (validators.attempt, "1763800001-0000000a"),
+        (validators.srpm, "kernel-3.10-1.el7.nosrc.rpm"),
+        (validators.timestamp, "20240229235959"),
+        (validators.place, "repo/c7.x86_64/time/20170913124500/1.7-45.el7.x86_64"),
+        (validators.place, f"scratch/{'t' * 128}/{'n' * 200}/20170913124500/{'e' * 200}.{'a' * 32}"),
+        (validators.unix_time, 253402300799),
     ],
 )
 def test_what_farms_really_have_is_taken(check: Callable[[Any], Any], right: Any) -> None:
@@ -130,46 +130,46 @@ def test_what_farms_really_have_is_taken(check: Callable[[Any], Any], right: Any
 @pytest.mark.parametrize(
     ("check", "wrong"),
     [
-        (fields.name, "a" * 201),
-        (fields.name, "name\n"),
-        (fields.name, ".hidden"),
-        (fields.target, "_x"),
-        (fields.target, "t" * 129),
-        (fields.disttag, "."),
-        (fields.disttag, "..el7"),
-        (fields.attempt, "1763800001-0000000A"),
-        (fields.srpm, "time-1-1.rpm"),
-        (fields.srpm, ".src.rpm"),
-        (fields.timestamp, "20230229000000"),
-        (fields.timestamp, "00000101000000"),
-        (fields.timestamp, "2017091312450\u0660"),
-        (fields.place, "spool/c7.x86_64/time/20170913124500/1.7-45"),
-        (fields.place, "repo/c7.x86_64/time/20170913124500/1.7-45/"),
-        (fields.place, "repo/c7.x86_64/time/20170913124500/.."),
-        (fields.place, "repo//time/20170913124500/1.7-45"),
-        (fields.place, "/repo/c7/time/20170913124500/1.7-45"),
-        (fields.flag, 1),
-        (fields.flag, "true"),
-        (fields.flag, None),
-        (fields.whole(0, 10), True),
-        (fields.whole(0, 10), 1.0),
-        (fields.whole(0, 10), 11),
-        (fields.whole(0, 10), -1),
-        (fields.moment, True),
-        (fields.moment, float("nan")),
-        (fields.moment, float("inf")),
-        (fields.moment, "1"),
-        (fields.text(10), 7),
-        (fields.line(10), b"x"),
-        (fields.one_of("a", "b"), "c"),
-        (fields.one_of("a", "b"), ["a"]),
-        (fields.many(fields.name, 3), "abc"),
-        (fields.many(fields.name, 3), ["a", "b", "c", "d"]),
-        (fields.many(fields.name, 3), ["a", "/"]),
-        (fields.table(fields.name, fields.flag, 3), [("a", True)]),
-        (fields.table(fields.name, fields.flag, 3), {"/": True}),
-        (fields.table(fields.name, fields.flag, 3), {"a": 1}),
-        (fields.table(fields.name, fields.flag, 3), dict.fromkeys("abcd", True)),
+        (validators.name, "a" * 201),
+        (validators.name, "name\n"),
+        (validators.name, ".hidden"),
+        (validators.target, "_x"),
+        (validators.target, "t" * 129),
+        (validators.disttag, "."),
+        (validators.disttag, "..el7"),
+        (validators.attempt, "1763800001-0000000A"),
+        (validators.srpm, "time-1-1.rpm"),
+        (validators.srpm, ".src.rpm"),
+        (validators.timestamp, "20230229000000"),
+        (validators.timestamp, "00000101000000"),
+        (validators.timestamp, "2017091312450\u0660"),
+        (validators.place, "spool/c7.x86_64/time/20170913124500/1.7-45"),
+        (validators.place, "repo/c7.x86_64/time/20170913124500/1.7-45/"),
+        (validators.place, "repo/c7.x86_64/time/20170913124500/.."),
+        (validators.place, "repo//time/20170913124500/1.7-45"),
+        (validators.place, "/repo/c7/time/20170913124500/1.7-45"),
+        (validators.flag, 1),
+        (validators.flag, "true"),
+        (validators.flag, None),
+        (validators.integer(0, 10), True),
+        (validators.integer(0, 10), 1.0),
+        (validators.integer(0, 10), 11),
+        (validators.integer(0, 10), -1),
+        (validators.unix_time, True),
+        (validators.unix_time, float("nan")),
+        (validators.unix_time, float("inf")),
+        (validators.unix_time, "1"),
+        (validators.text(10), 7),
+        (validators.line(10), b"x"),
+        (validators.one_of("a", "b"), "c"),
+        (validators.one_of("a", "b"), ["a"]),
+        (validators.list_of(validators.name, 3), "abc"),
+        (validators.list_of(validators.name, 3), ["a", "b", "c", "d"]),
+        (validators.list_of(validators.name, 3), ["a", "/"]),
+        (validators.dict_of(validators.name, validators.flag, 3), [("a", True)]),
+        (validators.dict_of(validators.name, validators.flag, 3), {"/": True}),
+        (validators.dict_of(validators.name, validators.flag, 3), {"a": 1}),
+        (validators.dict_of(validators.name, validators.flag, 3), dict.fromkeys("abcd", True)),
     ],
 )
 def test_what_could_harm_is_refused(check: Callable[[Any], Any], wrong: Any) -> None:
@@ -179,25 +179,25 @@ def test_what_could_harm_is_refused(check: Callable[[Any], Any], wrong: Any) -> 
 
 def test_a_refusal_tells_too_long_from_wrong() -> None:
     with pytest.raises(ValueError, match="longer than 200"):
-        fields.name("a" * 201)
+        validators.name("a" * 201)
     with pytest.raises(ValueError, match="begins with a letter"):
-        fields.name("-a")
+        validators.name("-a")
 
 
 def test_a_text_keeps_its_end_and_its_lines() -> None:
-    assert fields.text(6)("one\ntwo\nend") == "wo\nend"
-    assert fields.text(99)("a\tb\nc\x1b[31m\r\x00\ud800\u2028\u202e") == "a\tb\nc?[31m?????"
+    assert validators.text(6)("one\ntwo\nend") == "wo\nend"
+    assert validators.text(99)("a\tb\nc\x1b[31m\r\x00\ud800\u2028\u202e") == "a\tb\nc?[31m?????"
 
 
 def test_a_line_keeps_its_beginning_and_is_one() -> None:
-    assert fields.line(9)(" one\n two\tthree ") == "one two t"
-    assert fields.line(99)("a\x1b\x07b\u0085c") == "a??b c"
+    assert validators.line(9)(" one\n two\tthree ") == "one two t"
+    assert validators.line(99)("a\x1b\x07b\u0085c") == "a??b c"
 
 
 @given(st.text())
 def test_words_for_people_hold_nothing_that_moves_a_terminal(value: str) -> None:
-    text = fields.text(100)(value)
-    line = fields.line(100)(value)
+    text = validators.text(100)(value)
+    line = validators.line(100)(value)
     assert not any(ord(letter) < 32 and letter not in "\t\n" or 127 <= ord(letter) < 160 for letter in text)
     assert len(line.splitlines()) <= 1 and not any(ord(letter) < 32 for letter in line)
     assert text.encode() is not None and line.encode() is not None
@@ -205,9 +205,9 @@ def test_words_for_people_hold_nothing_that_moves_a_terminal(value: str) -> None
 
 @given(strategies.strange)
 def test_what_is_shown_is_short_and_plain(value: Any) -> None:
-    shown = fields.shown(value, 40)
+    shown = validators.quoted(value, 40)
     assert len(shown) <= 40 and shown.isascii() and shown.isprintable()
 
 
 def test_now_is_a_timestamp() -> None:
-    assert fields.timestamp(fields.now_timestamp())
+    assert validators.timestamp(validators.now_timestamp())

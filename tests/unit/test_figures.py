@@ -9,15 +9,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.message import InHand, Presence
-from reimzul.core.tube import TubeStats
-from reimzul.notifier.history import Document, Owed
-from reimzul.notifier.history.document import fold
-from reimzul.notifier.history.presence import Seen
-from reimzul.operator.figures import Figures, cause, figures, result, times, wait
-from reimzul.operator.gauges import Sight, gauges
-from reimzul.operator.openmetrics import Gauge, text
-from reimzul.operator.tally import by_builder
+from reimzul.admin.figures import Figures, cause, figures, result, times, wait
+from reimzul.admin.gauges import Sight, gauges
+from reimzul.admin.openmetrics import Gauge, text
+from reimzul.admin.tally import by_builder
+from reimzul.core.beanstalk import TubeStats
+from reimzul.core.message import CurrentBuild, WorkerHeartbeat
+from reimzul.history import Document, Owed
+from reimzul.history.document import fold
+from reimzul.history.presence import Seen
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event
 
 #: A line of figures, by the format's grammar as far as we use it.
@@ -110,7 +110,9 @@ def test_a_fault_of_a_builder_counts_once_however_many_legs_it_had() -> None:
 
 
 def sight(**more: Any) -> Sight:
-    there = Presence(host="b1", instance="1", state="building", free_mib=7, load=0.5, arches=("x86_64",), build=_hand())
+    there = WorkerHeartbeat(
+        host="b1", instance="1", state="building", free_mib=7, load=0.5, arches=("x86_64",), build=_hand()
+    )
     given: dict[str, Any] = {
         "now": BEGINNING + 3600,
         "tubes": [TubeStats("x86_64", ready=5, watchers=2)],
@@ -122,8 +124,8 @@ def sight(**more: Any) -> Sight:
     return Sight(**{**given, **more})
 
 
-def _hand() -> InHand:
-    return InHand(
+def _hand() -> CurrentBuild:
+    return CurrentBuild(
         build_id=build_id(1), srpm="time-1.7-45.el7.src.rpm", target="c7.1708.u.x86_64", arch="x86_64", attempt=ATTEMPT
     )
 

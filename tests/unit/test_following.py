@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from reimzul.admin.finding import Build, gathered
+from reimzul.admin.following import Row, as_object, cells, exit_code, expected, is_over, row, unheard
+from reimzul.admin.screen import Table
+from reimzul.admin.usual import usual
+from reimzul.admin.watch import places
 from reimzul.core.arch import read_arches
-from reimzul.core.message import InHand
-from reimzul.notifier.history import Document
-from reimzul.notifier.history.document import fold
-from reimzul.operator.finding import Build, gathered
-from reimzul.operator.following import Row, as_object, cells, exit_code, expected, is_over, row, unheard
-from reimzul.operator.screen import Table
-from reimzul.operator.usual import usual
-from reimzul.operator.watch import places
+from reimzul.core.message import CurrentBuild
+from reimzul.history import Document
+from reimzul.history.document import fold
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 KNOWN = read_arches()
@@ -65,7 +65,7 @@ def test_a_place_in_the_queue_and_the_time_waited_are_shown() -> None:
 
 
 def test_the_phase_is_that_of_the_leg_which_the_worker_speaks_of() -> None:
-    hand = InHand(
+    hand = CurrentBuild(
         build_id=build_id(1), srpm="time-1.7-45.el7.src.rpm", target="c7.1708.u.x86_64", arch="i386", attempt=ATTEMPT,
         phase="rpmbuild", since=NOW, started=NOW,
     )  # fmt: skip

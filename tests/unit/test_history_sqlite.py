@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.notifier.history import BuildFilter, History, HistoryAway, NoHistory, open_history
+from reimzul.history import BuildFilter, History, HistoryAway, NoHistory, open_history
 from tests.events import event
 from tests.history_contract import HistoryContract
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.config import read
+from reimzul.core.config import parse_settings
 from reimzul.irc.inbox import REMEMBERED, Inbox
 from reimzul.irc.line import LONGEST, Saying, Speaker
 from reimzul.irc.pace import BURST, Pace
@@ -25,7 +25,7 @@ RESULT = {
 
 def speaker(rows: str = "") -> Speaker:
     """One with these settings."""
-    settings = read(f"[irc]\nchannels = #all\n{rows}", "here")
+    settings = parse_settings(f"[irc]\nchannels = #all\n{rows}", "here")
     return Speaker(settings=settings.irc, rows=settings.irc_channels)
 
 

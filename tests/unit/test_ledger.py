@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.errors import Again, ReimzulError
+from reimzul.core.errors import ReimzulError, RetryLater
 from reimzul.core.message import BuildEvent, Event
 from reimzul.notifier.ledger import KEPT, Ledger
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
@@ -134,7 +134,7 @@ def test_what_is_too_old_is_forgotten(ledger: Ledger) -> None:
 def test_a_ledger_that_cannot_be_written_tells_nobody(ledger: Ledger, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "notifier" / "ledger.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Again, match="locked"):
+    with pytest.raises(RetryLater, match="locked"):
         due(ledger, event("Success"))
     other.execute("ROLLBACK")
     other.close()

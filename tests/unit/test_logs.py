@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from reimzul.core.bstore import StoreUrls
-from reimzul.notifier.history import HistoryAway
-from reimzul.operator import logs as module
-from reimzul.operator.logs import Logs, NoLog
+from reimzul.admin import logs as module
+from reimzul.admin.logs import Logs, NoLog
+from reimzul.core.store_paths import StoreUrls
+from reimzul.history import HistoryAway
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
@@ -42,7 +42,7 @@ def follow(
     for name in ("_LOOK", "_ASK", "_ON_ITS_WAY"):
         monkeypatch.setattr(module, name, 0.05)
     server = serve(folder)
-    urls = StoreUrls.of(f"http://127.0.0.1:{server.server_port}/repo/", "")
+    urls = StoreUrls.from_settings(f"http://127.0.0.1:{server.server_port}/repo/", "")
     place = urls.live if where == "live" else urls.attempt
     path = folder / place(build_id(1), "x86_64", ATTEMPT).partition(f":{server.server_port}/")[2]
     path.mkdir(parents=True)
@@ -84,7 +84,7 @@ def shown(
 ) -> Said:
     """Print a log of a failed attempt of which these logs are kept."""
     server = serve(folder)
-    urls = StoreUrls.of(f"http://127.0.0.1:{server.server_port}/repo/", "")
+    urls = StoreUrls.from_settings(f"http://127.0.0.1:{server.server_port}/repo/", "")
     path = folder / urls.attempt(build_id(1), "x86_64", ATTEMPT).partition(f":{server.server_port}/")[2]
     path.mkdir(parents=True)
     for log, body in logs.items():

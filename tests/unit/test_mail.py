@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.bstore import StoreUrls
-from reimzul.core.config import Settings, read
+from reimzul.core.config import Settings, parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent
+from reimzul.core.store_paths import StoreUrls
+from reimzul.history.result_rules import Notice, word
 from reimzul.notifier.ledger import KEPT, Ledger
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mail_book import Book
 from reimzul.notifier.sinks.mail_text import Writer, subject
 from reimzul.notifier.sinks.rcpts import Recipients
-from reimzul.notifier.verdict import Notice, word
 from tests.events import event, refusal
 from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
@@ -132,7 +132,7 @@ def test_a_builders_mail_goes_to_the_recipients_of_all_its_arches(tmp_path: Path
         "[mail]\nnotifications = true\nonly_on_change = true\n"
         "[mail_rcpts]\nx86_64 = a@example.org\ni386 = a@example.org, b@example.org\naarch64 = c@example.org\n"
     )
-    settings = read(ini, "test")
+    settings = parse_settings(ini, "test")
     assert Recipients(settings.mail, settings.mail_rcpts).of(held()) == ["a@example.org", "b@example.org"]
     sink = MailSink.of(settings)
     assert sink and sink.wants(held())
@@ -157,7 +157,7 @@ def test_the_mail_in_docs_is_what_the_code_makes() -> None:
 
 def settings(rows: str) -> Settings:
     """Settings with these of mail."""
-    return read(f"[mail]\nnotifications = true\n{rows}", "here")
+    return parse_settings(f"[mail]\nnotifications = true\n{rows}", "here")
 
 
 def recipients(rows: str) -> Recipients:

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.core import manifest as manifests
-from reimzul.core.bstore import MANIFEST
-from reimzul.core.errors import MessageError
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.manifest import File, Manifest, read_manifest, sha256_of
+from reimzul.core.store_paths import MANIFEST
 from tests.unit import strategies
 
 WIRE: dict[str, Any] = {
@@ -51,41 +51,41 @@ def written(folder: Path, content: bytes) -> Path:
 
 
 def refusal(folder: Path, content: bytes) -> str:
-    with pytest.raises(MessageError) as refused:
+    with pytest.raises(InvalidMessage) as refused:
         read_manifest(written(folder, content))
     assert str(refused.value).isprintable()
     return str(refused.value)
 
 
 def test_a_manifest_reads_back_from_its_file(tmp_path: Path) -> None:
-    manifest = Manifest.from_wire({**WIRE, "later": [1]})
-    assert read_manifest(written(tmp_path, manifest.text().encode())) == manifest
+    manifest = Manifest.from_json({**WIRE, "later": [1]})
+    assert read_manifest(written(tmp_path, manifest.to_text().encode())) == manifest
     assert manifest.extra == {"later": [1]}
 
 
 def test_a_manifest_carries_the_whole_request() -> None:
-    manifest = Manifest.from_wire({**WIRE, "request": {**WIRE["request"], "x": 1}})
-    assert json.loads(manifest.text())["request"] == {**WIRE["request"], "scratch": False, "rebuild": True, "x": 1}
+    manifest = Manifest.from_json({**WIRE, "request": {**WIRE["request"], "x": 1}})
+    assert json.loads(manifest.to_text())["request"] == {**WIRE["request"], "scratch": False, "rebuild": True, "x": 1}
     assert manifest.build_id == "0" * 32
 
 
 def test_packages_are_told_from_logs() -> None:
-    assert [file.name for file in Manifest.from_wire(WIRE).rpms] == [
+    assert [file.name for file in Manifest.from_json(WIRE).rpm_files] == [
         "time-1.7-45.el7.i386.rpm",
         "time-1.7-45.el7.src.rpm",
     ]
 
 
 def test_a_leg_belongs_where_its_request_and_header_say() -> None:
-    manifest = Manifest.from_wire(WIRE)
+    manifest = Manifest.from_json(WIRE)
     assert manifest.place() == "repo/c7.x86_64/time/20170913124500/1.7-45.el7.i386"
     assert manifest.place("20170913124501") == "repo/c7.x86_64/time/20170913124501/1.7-45.el7.i386"
-    scratch = Manifest.from_wire({**WIRE, "request": {**WIRE["request"], "scratch": True}})
+    scratch = Manifest.from_json({**WIRE, "request": {**WIRE["request"], "scratch": True}})
     assert scratch.place().startswith("scratch/c7.x86_64/")
 
 
 def test_the_longest_names_have_a_place_too() -> None:
-    assert Manifest.from_wire({**WIRE, "evr": "1" * 200, "arch": "a" * 32}).place()
+    assert Manifest.from_json({**WIRE, "evr": "1" * 200, "arch": "a" * 32}).place()
 
 
 def test_no_manifest_is_no_fault_of_one(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_anything_in_its_place_is_a_manifest_or_refused(
     folder = written(tmp_path_factory.getbasetemp(), content)
     try:
         read = read_manifest(folder)
-    except MessageError as error:
+    except InvalidMessage as error:
         assert str(error).isprintable()
     else:
-        assert read_manifest(written(folder, read.text().encode())) == read
+        assert read_manifest(written(folder, read.to_text().encode())) == read
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_a_file_that_was_made_here_is_checked_like_one_from_outside() -> None:
     with pytest.raises(ValueError, match="name"):
         File(name="a/b", size=1, sha256="0" * 64)
     with pytest.raises(ValueError, match="pkgname"):
-        attr.evolve(Manifest.from_wire(WIRE), pkgname="..")
+        attr.evolve(Manifest.from_json(WIRE), pkgname="..")

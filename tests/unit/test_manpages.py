@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devfarm import standin
+from devfarm.standin_faults import Exit
+from reimzul.admin.main import COMMANDS
 from reimzul.core import config
-from reimzul.core.command import EXIT_CODES
-from reimzul.devfarm import standin
-from reimzul.devfarm.standin_faults import Exit
-from reimzul.operator.command import COMMANDS
+from reimzul.core.cli import EXIT_CODES
 from tools.manpages import commands, settings, wire
 from tools.manpages.roff import Page, bold, escape, line
 
@@ -109,13 +109,13 @@ def test_a_new_command_has_its_page_without_a_word_about_it() -> None:
 
 def test_reimzul_ini_has_every_setting_with_its_default() -> None:
     text = plain(settings.page().text())
-    for name, kind in config.sections().items():
+    for name, kind in config.all_sections().items():
         assert f".SS [{name}]\n" in text
         part = text.partition(f".SS [{name}]\n")[2].partition("\n.S")[0] + "\n"
         for row in config.settings_of(kind):
             assert f".TP\n{row.name} = {row.metadata['default']}".rstrip() in part
             assert " ".join(row.metadata["meaning"].replace("`", "").split())[:60] in part
-        if free := config.free_row(kind):
+        if free := config.open_row(kind):
             assert free.metadata["example"] in part
 
 

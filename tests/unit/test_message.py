@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.core import message as messages
-from reimzul.core.bstore import Bstore, leg_name, spool_name
-from reimzul.core.errors import MessageError
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import (
     MAX_BYTES,
@@ -24,14 +23,15 @@ from reimzul.core.message import (
     BuildEvent,
     BuildRequest,
     Message,
-    Presence,
     Refusal,
     RepogenRequest,
     SignRequest,
     Status,
+    WorkerHeartbeat,
     decode_event,
-    event_of,
+    event_for,
 )
+from reimzul.core.store_paths import StorePaths, leg_key, spool_name
 from tests.unit import strategies
 
 #: Every way bytes from outside become a message.
@@ -41,7 +41,7 @@ DECODERS: list[Callable[[bytes], Message]] = [
     BuildEvent.decode,
     Refusal.decode,
     BuilderEvent.decode,
-    Presence.decode,
+    WorkerHeartbeat.decode,
     RepogenRequest.decode,
     SignRequest.decode,
     Manifest.decode,
@@ -85,26 +85,26 @@ def test_what_encodes_decodes_to_the_same(sound: Message) -> None:
 
 
 @given(strategies.build_events | strategies.refusals | strategies.builder_events | strategies.presences)
-def test_each_kind_of_news_is_known_from_the_others(event: messages.News) -> None:
+def test_each_kind_of_news_is_known_from_the_others(event: messages.NotifyMessage) -> None:
     assert decode_event(event.encode()) == event
 
 
 @given(strategies.manifests)
 def test_a_manifest_reads_back_from_its_text(manifest: Manifest) -> None:
-    assert Manifest.decode(manifest.text().encode("ascii")) == manifest
+    assert Manifest.decode(manifest.to_text().encode("ascii")) == manifest
 
 
 @given(strategies.messages, st.text(min_size=1, max_size=20), strategies.json_values)
 def test_a_key_of_a_later_version_travels_on_untouched(sound: Message, key: str, value: Any) -> None:
     known = {a.name for a in attr.fields(type(sound))} - {"extra"}
     if key not in known:
-        decoded = type(sound).decode(body({**sound.wire(), key: value}))
+        decoded = type(sound).decode(body({**sound.to_json(), key: value}))
         assert json.loads(decoded.encode())[key] == value
 
 
 def test_a_key_called_extra_is_one_like_any_other() -> None:
     decoded = SignRequest.decode(body({**SIGN, "extra": {"a": 1}}))
-    assert decoded.wire()["extra"] == {"a": 1}
+    assert decoded.to_json()["extra"] == {"a": 1}
 
 
 # --- any bytes whatever
@@ -119,12 +119,12 @@ def test_any_bytes_are_a_message_or_one_line_of_refusal(bytes_: bytes) -> None:
 def _message_or_refusal(decode: Callable[[bytes], Message], bytes_: bytes) -> None:
     try:
         decoded = decode(bytes_)
-    except MessageError as error:
+    except InvalidMessage as error:
         said = str(error)
         assert said and said.isprintable(), said
         assert len(said) < 1000
     else:
-        assert type(decoded).decode(json.dumps(decoded.wire()).encode()) == decoded
+        assert type(decoded).decode(json.dumps(decoded.to_json()).encode()) == decoded
 
 
 HOSTILE = {
@@ -156,7 +156,7 @@ HOSTILE = {
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_bytes_are_refused_by_all(hostile: bytes) -> None:
     for decode in DECODERS:
-        with pytest.raises(MessageError) as refused:
+        with pytest.raises(InvalidMessage) as refused:
             decode(hostile)
         assert str(refused.value).isprintable()
 
@@ -168,7 +168,7 @@ def test_nesting_is_no_matter_of_how_much_the_interpreter_bears(depth: int, open
     if depth < MAX_DEPTH:
         assert RepogenRequest.decode(RepogenRequest.decode(nested).encode())
     else:
-        with pytest.raises(MessageError, match="nested"):
+        with pytest.raises(InvalidMessage, match="nested"):
             RepogenRequest.decode(nested)
 
 
@@ -182,7 +182,7 @@ def test_nesting_is_no_matter_of_how_much_the_interpreter_bears(depth: int, open
     ],
 )
 def test_missing_keys_are_all_named(decode: Callable[[bytes], Message], needed: list[str]) -> None:
-    with pytest.raises(MessageError) as refused:
+    with pytest.raises(InvalidMessage) as refused:
         decode(b"{}")
     assert str(refused.value).endswith(f"lacks {', '.join(needed)}")
 
@@ -197,7 +197,7 @@ def test_what_names_a_leg_comes_together(missing: str) -> None:
         "place": "repo/c7.x86_64/time/20170913124500/1-1.i386",
     }
     assert RepogenRequest.decode(body(leg)).build_id
-    with pytest.raises(MessageError, match="come together"):
+    with pytest.raises(InvalidMessage, match="come together"):
         RepogenRequest.decode(body({key: value for key, value in leg.items() if key != missing}))
 
 
@@ -207,8 +207,8 @@ def test_what_names_a_leg_comes_together(missing: str) -> None:
 def test_the_originals_request() -> None:
     request = BuildRequest.decode(body(REQUEST))
     assert {key: getattr(request, key) for key in REQUEST} == REQUEST
-    assert not request.complete
-    assert request.wire() == {**REQUEST, "rebuild": True}
+    assert not request.has_id
+    assert request.to_json() == {**REQUEST, "rebuild": True}
 
 
 @pytest.mark.parametrize("status", ["Building", "Success", "Failed"])
@@ -221,7 +221,7 @@ def test_the_originals_event(status: str) -> None:
 
 def test_the_originals_regeneration() -> None:
     request = RepogenRequest.decode(b'{"target": "c7.1708.u.x86_64"}')
-    assert request.bare and request.index
+    assert request.is_bare and request.index
 
 
 def test_the_originals_sign_request() -> None:
@@ -244,7 +244,7 @@ def test_no_word_of_a_message_is_an_option_or_a_path(bytes_: bytes) -> None:
     for decode in DECODERS:
         try:
             decoded = decode(bytes_)
-        except MessageError:
+        except InvalidMessage:
             continue
         for name in WORDS:
             assert_word(getattr(decoded, name, ""))
@@ -268,7 +268,7 @@ def assert_word(word: Any) -> None:
 
 def assert_stays_inside(place: str) -> None:
     if place:
-        store = Bstore(PurePosixPath("/srv/store"))  # type: ignore[arg-type]
+        store = StorePaths(PurePosixPath("/srv/store"))  # type: ignore[arg-type]
         folder = store.place(place)
         assert folder.parts[:3] == ("/", "srv", "store") and folder.parts[3] in ("repo", "scratch")
         assert ".." not in folder.parts and len(folder.parts) == 8
@@ -321,7 +321,7 @@ def assert_stays_inside(place: str) -> None:
     ],
 )
 def test_a_field_that_is_not_what_it_may_be_is_named(key: str, bad: Any) -> None:
-    with pytest.raises(MessageError, match=f"^no BuildRequest: {key}: "):
+    with pytest.raises(InvalidMessage, match=f"^no BuildRequest: {key}: "):
         BuildRequest.decode(body({**REQUEST, key: bad}))
 
 
@@ -339,7 +339,7 @@ def test_an_old_clients_submitter_is_taken_whatever_its_name(name: str) -> None:
 def test_a_spool_folder_is_known_by_its_leg(build_id: str, arch: str, attempt: str) -> None:
     name = spool_name(build_id, arch, attempt)
     assert_word(name)
-    assert name.rpartition(".")[0] == leg_name(build_id, arch)
+    assert name.rpartition(".")[0] == leg_key(build_id, arch)
 
 
 # --- sizes
@@ -383,15 +383,15 @@ def test_a_log_that_is_too_long_keeps_its_end() -> None:
 def test_what_travels_along_leaves_room_for_an_event() -> None:
     room = MAX_EXTRA - len('{"x":""}')
     request = BuildRequest.decode(body({**REQUEST, "x": "a" * room}))
-    assert event_of(request, Status.BUILDING).encode()
-    with pytest.raises(MessageError, match="not known"):
+    assert event_for(request, Status.BUILDING).encode()
+    with pytest.raises(InvalidMessage, match="not known"):
         BuildRequest.decode(body({**REQUEST, "x": "a" * (room + 1)}))
 
 
 def test_what_would_not_fit_a_tube_is_not_encoded() -> None:
     words = "\u4e00" * 300
     request = BuildRequest(**REQUEST, tries=[{"builder": "b1", "when": 1, "words": words}] * 50)
-    with pytest.raises(MessageError, match="60000 is the most"):
+    with pytest.raises(InvalidMessage, match="60000 is the most"):
         request.encode()
 
 
@@ -401,7 +401,7 @@ def test_what_would_not_fit_a_tube_is_not_encoded() -> None:
 @given(st.integers(0, 10**9), st.integers(0, 59), st.integers(0, 59))
 def test_a_derived_build_is_the_same_within_a_minute(minute: int, first: int, second: int) -> None:
     request = BuildRequest.decode(body(REQUEST))
-    builds = {request.completed(7, "x86_64", body(REQUEST), 60 * minute + at).build_id for at in (first, second)}
+    builds = {request.with_id(7, "x86_64", body(REQUEST), 60 * minute + at).build_id for at in (first, second)}
     assert len(builds) == 1
 
 
@@ -409,16 +409,16 @@ def test_derived_builds_differ_across_jobs_tubes_bodies_and_minutes() -> None:
     request = BuildRequest.decode(body(REQUEST))
     put = (7, "x86_64", body(REQUEST), 60_000.0)
     others = [(8, *put[1:]), (7, "i386", *put[2:]), (7, "x86_64", b"{}", 60_000.0), (*put[:3], 60_060.0)]
-    assert len({request.completed(*one).build_id for one in (put, *others)}) == 5
+    assert len({request.with_id(*one).build_id for one in (put, *others)}) == 5
 
 
 def test_completing_gives_what_lacks_and_changes_nothing_else() -> None:
     old = BuildRequest.decode(body({**REQUEST, "x": 1}))
-    completed = old.completed(7, "x86_64", body(REQUEST), 1_505_306_759.9)
-    assert completed.complete
+    completed = old.with_id(7, "x86_64", body(REQUEST), 1_505_306_759.9)
+    assert completed.has_id
     assert completed.timestamp == "20170913124500"
     assert attr.evolve(completed, build_id="", timestamp="") == old
-    assert completed.completed(8, "i386", b"", 0.0) == completed
+    assert completed.with_id(8, "i386", b"", 0.0) == completed
 
 
 # --- what an event takes from its request
@@ -426,7 +426,7 @@ def test_completing_gives_what_lacks_and_changes_nothing_else() -> None:
 
 @given(strategies.complete_requests)
 def test_an_event_says_what_its_request_said(request: BuildRequest) -> None:
-    event = event_of(request, Status.FAILED, reason="because", arch="i386")
+    event = event_for(request, Status.FAILED, reason="because", arch="i386")
     assert (event.srpm, event.target, event.build_id) == (request.srpm, request.target, request.build_id)
     assert (event.status, event.reason, event.arch) == ("Failed", "because", "i386")
     known = {a.name for a in attr.fields(BuildEvent)}
@@ -436,9 +436,9 @@ def test_an_event_says_what_its_request_said(request: BuildRequest) -> None:
 
 def test_no_unknown_key_of_a_request_is_read_as_its_events_own() -> None:
     request = BuildRequest.decode(body({**REQUEST, "phases": "x", "owed": 1, "extra": 2, "colour": "red"}))
-    event = decode_event(event_of(request, Status.BUILDING).encode())
+    event = decode_event(event_for(request, Status.BUILDING).encode())
     assert event.extra == {"extra": 2, "colour": "red"}
-    assert request.wire()["phases"] == "x", "it travels on with the request"
+    assert request.to_json()["phases"] == "x", "it travels on with the request"
 
 
 def test_a_build_is_known_by_its_id_and_arch() -> None:
@@ -453,9 +453,13 @@ def test_a_build_of_the_original_is_known_by_its_words() -> None:
 
 
 def test_a_builders_fault_is_told_from_an_uploads() -> None:
-    request = BuildRequest.decode(body(REQUEST)).tried("b1", "no disk").tried("b2", f"{messages.UPLOAD}sha256")
+    request = (
+        BuildRequest.decode(body(REQUEST))
+        .with_failed_attempt("b1", "no disk")
+        .with_failed_attempt("b2", f"{messages.UPLOAD}sha256")
+    )
     assert [one.builder for one in request.tries] == ["b1", "b2"]
-    assert [one.builder for one in request.faults] == ["b1"]
+    assert [one.builder for one in request.builder_faults] == ["b1"]
 
 
 def test_tokens_are_new_each_time() -> None:
@@ -465,7 +469,9 @@ def test_tokens_are_new_each_time() -> None:
 
 def test_only_the_last_try_carries_its_first_error_and_unknown_keys_of_one_are_left() -> None:
     asked = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="root")
-    twice = asked.tried("b1", "one", "text of one", "line of one").tried("b2", "two", "x" * 9_000, "line of two")
+    twice = asked.with_failed_attempt("b1", "one", "text of one", "line of one").with_failed_attempt(
+        "b2", "two", "x" * 9_000, "line of two"
+    )
     assert [(one.first_error[:4], one.error_line) for one in twice.tries] == [("", ""), ("xxxx", "line of two")]
     assert len(twice.tries[1].first_error) == 2_000
     old = {"builder": "b1", "when": 1.0, "words": "one", "of_a_newer_worker": 3}

@@ -17,7 +17,7 @@ from reimzul.core.mock_config import (
     describe,
     farm_urls,
     fresh_code,
-    repositories,
+    list_repositories,
 )
 
 STORE = "http://localhost:11081/bstore"
@@ -179,9 +179,13 @@ def test_the_stores_urls_by_whatever_name(base: str, expected: str) -> None:
 
 def test_repositories_are_read_as_dnf_reads_them() -> None:
     text = "[main]\nx=1\n[a]\nbaseurl = http://a/\n   http://b/\nmetadata_expire:1\nmetadata_expire=2\n#c\n"
-    main, found = repositories(text)
+    main, found = list_repositories(text)
     assert main.options == {"x": ["1"]}
-    assert (found.name, found.urls(), found.last("metadata_expire")) == ("a", ["http://a/", "http://b/"], "2")
+    assert (found.name, found.list_urls(), found.last_value("metadata_expire")) == (
+        "a",
+        ["http://a/", "http://b/"],
+        "2",
+    )
 
 
 # --- includes

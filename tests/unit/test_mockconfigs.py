@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.bstore import Bstore
-from reimzul.devfarm import mockconfigs
-from reimzul.devfarm.mockconfigs import MockConfigs
+from devfarm import mockconfigs
+from devfarm.mockconfigs import MockConfigs
+from reimzul.core.store_paths import StorePaths
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         called.append([str(word) for word in argv])
         return ""
 
-    monkeypatch.setattr(mockconfigs, "capture", capture)
+    monkeypatch.setattr(mockconfigs, "output_of", capture)
     monkeypatch.setattr(mockconfigs, "which", lambda name: name)
     return called
 
@@ -38,19 +38,19 @@ def urls(text: str) -> list[str]:
 
 
 def test_an_arch_that_follows_reads_where_it_is_published_first(tmp_path: Path, commands: list[list[str]]) -> None:
-    texts = added(MockConfigs(tmp_path / "git", Bstore(tmp_path / "store")), "x86_64", "i386", "aarch64")
+    texts = added(MockConfigs(tmp_path / "git", StorePaths(tmp_path / "store")), "x86_64", "i386", "aarch64")
     assert urls(texts["x86_64"]) == ["http://repohost/repo/c9.x86_64/"]
     assert urls(texts["i386"]) == ["http://repohost/repo/c9.x86_64/", "http://repohost/repo/c9.i386/"]
     assert urls(texts["aarch64"]) == ["http://repohost/repo/c9.aarch64/"]
 
 
 def test_an_arch_that_has_nobody_to_follow_reads_its_own(tmp_path: Path, commands: list[list[str]]) -> None:
-    texts = added(MockConfigs(tmp_path / "git", Bstore(tmp_path / "store")), "i386")
+    texts = added(MockConfigs(tmp_path / "git", StorePaths(tmp_path / "store")), "i386")
     assert urls(texts["i386"]) == ["http://repohost/repo/c9.i386/"]
 
 
 def test_nothing_is_skipped_where_each_target_has_repodata(tmp_path: Path, commands: list[list[str]]) -> None:
-    store = Bstore(tmp_path / "store")
+    store = StorePaths(tmp_path / "store")
     texts = added(MockConfigs(tmp_path / "git", store), "x86_64", "i386")
     assert not [text for text in texts.values() if "skip_if_unavailable" in text or "metadata_expire" in text]
     made = [argv[-1] for argv in commands if argv[0] == "createrepo_c"]
@@ -58,7 +58,7 @@ def test_nothing_is_skipped_where_each_target_has_repodata(tmp_path: Path, comma
 
 
 def test_repodata_that_is_there_is_left_alone(tmp_path: Path, commands: list[list[str]]) -> None:
-    store = Bstore(tmp_path / "store")
+    store = StorePaths(tmp_path / "store")
     (store.target("c9.x86_64") / "repodata").mkdir(parents=True)
     added(MockConfigs(tmp_path / "git", store), "x86_64")
     assert not [argv for argv in commands if argv[0] == "createrepo_c"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reimzul.history import NoHistory, Owed, open_history
 from reimzul.notifier import owed
-from reimzul.notifier.history import NoHistory, Owed, open_history
 from reimzul.notifier.owed import Slate, Tries, summary
 from tests.waiting import until
 

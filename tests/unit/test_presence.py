@@ -12,21 +12,21 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.core.errors import Again, ClaimLost
-from reimzul.core.message import Presence, State
-from reimzul.core.tube import Broker, Claim, TubeStats
+from reimzul.admin.doctor.workers import judge
+from reimzul.admin.facts import is_silent
+from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
+from reimzul.core.errors import ReservationLost, RetryLater
+from reimzul.core.message import WorkerHeartbeat, WorkerState
+from reimzul.history import presence as presence_module
+from reimzul.history.presence import NoPresences, Presences, Seen, shared_names, unreplaced
 from reimzul.notifier import roll as roll_module
-from reimzul.notifier.history import presence as presence_module
-from reimzul.notifier.history.presence import NoPresences, Presences, Seen, shared_names, unreplaced
 from reimzul.notifier.roll import Roll
-from reimzul.operator.doctor.workers import judge
-from reimzul.operator.facts import is_silent
 from reimzul.worker import voice as voice_module
 from reimzul.worker.voice import CROWD, Self, Voice
 
 
-def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> Presence:
-    return Presence(**{"host": host, "instance": instance, "state": State.IDLE, "at": 5.0, **more})
+def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
+    return WorkerHeartbeat(**{"host": host, "instance": instance, "state": WorkerState.IDLE, "at": 5.0, **more})
 
 
 def seen(heard: float, *given: str, **more: Any) -> Seen:
@@ -103,14 +103,14 @@ class OfAge:
         self.age = age
 
     @property
-    def facts(self) -> OfAge:
+    def stats(self) -> OfAge:
         if self.age < 0:
-            raise ClaimLost("gone")
+            raise ReservationLost("gone")
         return self
 
 
-def heard(*words: tuple[int, Presence]) -> list[tuple[Claim[Any], Presence]]:
-    return [(cast("Claim[Any]", OfAge(age)), said) for age, said in words]
+def heard(*words: tuple[int, WorkerHeartbeat]) -> list[tuple[ReservedJob[Any], WorkerHeartbeat]]:
+    return [(cast("ReservedJob[Any]", OfAge(age)), said) for age, said in words]
 
 
 def test_what_is_stale_is_dropped(path: Path) -> None:
@@ -143,14 +143,14 @@ class Listener:
     def __init__(self, ready: int = 0) -> None:
         self.ready = ready
         self.full = False
-        self.heard: list[Presence] = []
+        self.heard: list[WorkerHeartbeat] = []
 
-    def stats(self, tube: str) -> TubeStats:
+    def tube_stats(self, tube: str) -> TubeStats:
         return TubeStats(tube, ready=self.ready)
 
-    def announce(self, said: Presence) -> None:
+    def announce(self, said: WorkerHeartbeat) -> None:
         if self.full:
-            raise Again("beanstalkd takes nothing now")
+            raise RetryLater("beanstalkd takes nothing now")
         self.heard.append(said)
 
 
@@ -177,7 +177,7 @@ def voice(tmp_path: Path, every: int = 30) -> Voice:
     return Voice(Self(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every)
 
 
-def say(speaker: Voice, listener: Listener, state: str = State.IDLE, why: str = "") -> int:
+def say(speaker: Voice, listener: Listener, state: str = WorkerState.IDLE, why: str = "") -> int:
     speaker.say(cast("Broker", listener), state, why)
     return len(listener.heard)
 
@@ -187,7 +187,7 @@ def test_a_word_is_said_every_so_often_and_soon_after_a_change(tmp_path: Path, c
     assert say(speaker, listener) == 1
     clock.now += 10
     assert say(speaker, listener) == 1, "nothing has changed"
-    assert say(speaker, listener, State.UNFIT, "disk") == 2
+    assert say(speaker, listener, WorkerState.UNFIT, "disk") == 2
     clock.now += 1
     assert say(speaker, listener) == 2, "a breath is drawn first"
     clock.now += 5

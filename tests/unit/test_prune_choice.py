@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.bstore import Bstore
 from reimzul.core.config import Pruning
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.drop import Lying, Told, drop, lying, size, targets, told
 from reimzul.repogen.prune import chosen, held, old, rule_of
 from reimzul.repogen.scratch import find, remove
@@ -85,15 +85,15 @@ def test_a_rule_is_of_the_whole_target_before_the_one_without_its_arch(target: s
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     """An empty one."""
-    made = Bstore(tmp_path / "bstore")
+    made = StorePaths(tmp_path / "bstore")
     for folder in made.folders():
         folder.mkdir(parents=True)
     return made
 
 
-def lay(store: Bstore, which: Lying, about: Told | None) -> Path:
+def lay(store: StorePaths, which: Lying, about: Told | None) -> Path:
     """Put a leg into the store, with its entry in the index and the logs of an attempt that was lost."""
     folder = store.place(which.place)
     folder.mkdir(parents=True)
@@ -108,11 +108,11 @@ def lay(store: Bstore, which: Lying, about: Told | None) -> Path:
     return folder
 
 
-def staged(store: Bstore, which: Lying, about: Told) -> None:
-    (store.staged / f"{about.build_id}.{which.arch}").write_text("")
+def staged(store: StorePaths, which: Lying, about: Told) -> None:
+    (store.staged_marks / f"{about.build_id}.{which.arch}").write_text("")
 
 
-def test_only_legs_are_found(store: Bstore) -> None:
+def test_only_legs_are_found(store: StorePaths) -> None:
     lay(store, leg(1), well())
     for other in ("repodata", ".repodata", "time/notes", f"time/{leg(1).timestamp}/file"):
         (store.repo / TARGET / other).mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_only_legs_are_found(store: Bstore) -> None:
     assert list(lying(store.repo, "no.such")) == []
 
 
-def test_what_waits_for_the_signer_stays(store: Bstore) -> None:
+def test_what_waits_for_the_signer_stays(store: StorePaths) -> None:
     about = well()
     lay(store, leg(1), about)
     assert held(store, leg(1), about, unsigned=False) == "it was not laid out for the signer yet"
@@ -138,7 +138,7 @@ def test_what_waits_for_the_signer_stays(store: Bstore) -> None:
     assert "collected" in held(store, leg(1), about, unsigned=True), "it is just being laid out"
 
 
-def test_what_is_collected_between_two_looks_is_seen(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_collected_between_two_looks_is_seen(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     about = well()
     lay(store, leg(1), about)
     staging = store.staging / f"{about.build_id}.x86_64"
@@ -157,12 +157,12 @@ def test_what_is_collected_between_two_looks_is_seen(store: Bstore, monkeypatch:
     assert "collected" in held(store, leg(1), about, unsigned=True)
 
 
-def test_what_failed_is_never_signed_and_what_is_the_originals_is_not_judged(store: Bstore) -> None:
+def test_what_failed_is_never_signed_and_what_is_the_originals_is_not_judged(store: StorePaths) -> None:
     assert held(store, leg(1), Told(build_id=ID(1), status="Failed"), unsigned=False) == ""
     assert "original" in held(store, leg(1), Told(), unsigned=True)
 
 
-def test_each_package_and_arch_has_its_own_builds(store: Bstore) -> None:
+def test_each_package_and_arch_has_its_own_builds(store: StorePaths) -> None:
     for day in (1, 2):
         for name in ("time", "tar"):
             lay(store, leg(day, name), well(day * 100 + len(name)))
@@ -174,7 +174,7 @@ def test_each_package_and_arch_has_its_own_builds(store: Bstore) -> None:
     assert found[0].bytes > 1000 and not found[0].held
 
 
-def test_a_leg_is_dropped_with_all_that_belongs_to_it(store: Bstore) -> None:
+def test_a_leg_is_dropped_with_all_that_belongs_to_it(store: StorePaths) -> None:
     about, other = well(1), well(2)
     lay(store, leg(1), about)
     kept = lay(store, leg(2), other)
@@ -189,7 +189,7 @@ def test_a_leg_is_dropped_with_all_that_belongs_to_it(store: Bstore) -> None:
     assert not (store.repo / TARGET / "time").exists()
 
 
-def test_the_index_of_a_build_that_lies_elsewhere_is_left_alone(store: Bstore) -> None:
+def test_the_index_of_a_build_that_lies_elsewhere_is_left_alone(store: StorePaths) -> None:
     about = well()
     lay(store, leg(1), about)
     entry = store.index / f"{about.build_id}.x86_64"
@@ -200,14 +200,14 @@ def test_the_index_of_a_build_that_lies_elsewhere_is_left_alone(store: Bstore) -
 
 
 @pytest.mark.parametrize("said", ["", "{]", "[]", '{"request": 5}', '{"request": {}}'])
-def test_a_manifest_that_cannot_be_read_says_nothing(store: Bstore, said: str) -> None:
+def test_a_manifest_that_cannot_be_read_says_nothing(store: StorePaths, said: str) -> None:
     folder = lay(store, leg(1), None)
     (folder / "build.json").write_text(said)
     assert told(store, leg(1)) == Told()
     assert size(store, leg(1)) == 1000 + len(said)
 
 
-def test_scratch_builds_are_found_and_removed(store: Bstore) -> None:
+def test_scratch_builds_are_found_and_removed(store: StorePaths) -> None:
     for day in (2, 1):
         folder = leg(day)
         place = folder.place.replace("repo/", "scratch/", 1)

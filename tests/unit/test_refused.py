@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.message import beginning
+from reimzul.core.message import first_bytes
 from reimzul.core.refused import SAY_EVERY, Overflow
 from tests.events import refusal
 
@@ -88,5 +88,5 @@ def test_no_folder_is_no_files(overflow: Overflow) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{]", b"\xff\x00\x1b[2J", "é".encode() * 1000, b"x" * 65_000])
 def test_a_refusal_that_has_travelled_begins_as_its_body_does(body: bytes) -> None:
-    told = refusal(begins=beginning(body))
-    assert type(told).decode(told.encode()).begins == beginning(body)
+    told = refusal(begins=first_bytes(body))
+    assert type(told).decode(told.encode()).begins == first_bytes(body)

@@ -10,9 +10,9 @@ import attr
 import pytest
 
 from reimzul.core.arch import read_arches
-from reimzul.core.bstore import Bstore, StoreUrls
-from reimzul.core.errors import MessageError
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, Status
+from reimzul.core.store_paths import StorePaths, StoreUrls
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
 from tests import uploads
 
@@ -39,12 +39,12 @@ class Told:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
 @pytest.fixture
-def teller(store: Bstore) -> Teller:
+def teller(store: StorePaths) -> Teller:
     return Teller(store=store, urls=URLS, arches=read_arches(), host="bstore.example.org")
 
 
@@ -58,7 +58,7 @@ def bad(of: BuildRequest | None) -> Verdict:
     return Verdict(reason="root.log is not there", again=True, request=of)
 
 
-def test_a_verdict_is_kept_beside_what_was_put_aside(store: Bstore) -> None:
+def test_a_verdict_is_kept_beside_what_was_put_aside(store: StorePaths) -> None:
     asked = uploads.upload(store, {})
     folder = uploads.spool_of(store, asked)
     verdict = bad(request_in(folder, asked.build_id))
@@ -68,20 +68,20 @@ def test_a_verdict_is_kept_beside_what_was_put_aside(store: Bstore) -> None:
     assert verdict_on(store, "another") is None
 
 
-def test_a_manifest_of_another_build_is_no_request_of_this(store: Bstore) -> None:
+def test_a_manifest_of_another_build_is_no_request_of_this(store: StorePaths) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, {}))
     assert request_in(folder, "0" * 32) is None
     (folder / "build.json").write_text("junk")
     assert request_in(folder, "0" * 32) is None
 
 
-def test_a_damaged_note_is_a_verdict_all_the_same(store: Bstore) -> None:
+def test_a_damaged_note_is_a_verdict_all_the_same(store: StorePaths) -> None:
     (store.rejected / "x.json").write_text("{")
     verdict = verdict_on(store, "x")
     assert verdict and verdict.again and "damaged" in verdict.reason
 
 
-def test_the_build_is_asked_for_again_once_a_round(store: Bstore, teller: Teller) -> None:
+def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: Teller) -> None:
     of = uploads.request()
     legs = [uploads.upload(store, {}, of=of), uploads.upload(store, {}, of=of, arch="i386")]
     told = [carried_out(teller, leg, bad(of)) for leg in (*legs, *legs)]
@@ -92,8 +92,8 @@ def test_the_build_is_asked_for_again_once_a_round(store: Bstore, teller: Teller
     assert [one.events[0].arch for one in told] == ["x86_64", "i386"] * 2
 
 
-def test_after_two_rounds_it_is_given_up(store: Bstore, teller: Teller) -> None:
-    of = uploads.request().tried("other.example.org", "no disk")
+def test_after_two_rounds_it_is_given_up(store: StorePaths, teller: Teller) -> None:
+    of = uploads.request().with_failed_attempt("other.example.org", "no disk")
     for _ in range(2):
         told = carried_out(teller, uploads.upload(store, {}, of=of), bad(of))
         ((_, of),) = told.put_into
@@ -102,26 +102,26 @@ def test_after_two_rounds_it_is_given_up(store: Bstore, teller: Teller) -> None:
     assert "root.log is not there" in told.events[0].reason
 
 
-def test_what_cannot_be_asked_for_again_is_refused_or_rejected(store: Bstore, teller: Teller) -> None:
+def test_what_cannot_be_asked_for_again_is_refused_or_rejected(store: StorePaths, teller: Teller) -> None:
     asked = uploads.upload(store, {})
-    with pytest.raises(MessageError, match="root.log is not there"):
+    with pytest.raises(InvalidMessage, match="root.log is not there"):
         carried_out(teller, asked, bad(None))
     unknown = uploads.request(arch="vax")
     told = carried_out(teller, uploads.upload(store, {}, of=unknown), bad(unknown))
     assert told.put_into == [] and told.events[0].status == Status.REJECTED
 
 
-def test_the_request_in_the_message_helps_where_the_manifest_is_gone(store: Bstore, teller: Teller) -> None:
+def test_the_request_in_the_message_helps_where_the_manifest_is_gone(store: StorePaths, teller: Teller) -> None:
     of = uploads.request()
     asked = attr.evolve(uploads.upload(store, {}, of=of), request=of)
     told = carried_out(teller, RepogenRequest.decode(asked.encode()), bad(None))
     assert told.put_into[0][1].build_id == of.build_id
 
 
-def test_what_was_listed_is_taken_out_of_the_repodata(store: Bstore, teller: Teller) -> None:
+def test_what_was_listed_is_taken_out_of_the_repodata(store: StorePaths, teller: Teller) -> None:
     of = uploads.request()
     verdict = Verdict(reason="unreadable", again=False, request=of, regenerate=True)
     told = carried_out(teller, uploads.upload(store, {}, of=of), verdict)
     ((tube, message),) = told.put_into
-    assert tube == "createrepo" and message.bare and message.target == of.target
+    assert tube == "createrepo" and message.is_bare and message.target == of.target
     assert told.events[0].status == Status.REJECTED

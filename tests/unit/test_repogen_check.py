@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from reimzul.core.bstore import MANIFEST, Bstore
 from reimzul.core.errors import InputError
 from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.repogen import check
 from reimzul.repogen.check import Mismatch, arrived
 from tests import uploads
@@ -36,18 +36,18 @@ def headers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def held(store: Bstore, asked: RepogenRequest) -> None:
+def held(store: StorePaths, asked: RepogenRequest) -> None:
     folder = uploads.spool_of(store, asked)
     manifest = arrived(folder)
     assert manifest
     check.check(folder, manifest, asked, lambda: None)
 
 
-def test_what_is_whole_passes_and_can_be_read_by_everybody(store: Bstore) -> None:
+def test_what_is_whole_passes_and_can_be_read_by_everybody(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     folder = uploads.spool_of(store, asked)
     folder.chmod(0o700)
@@ -57,7 +57,7 @@ def test_what_is_whole_passes_and_can_be_read_by_everybody(store: Bstore) -> Non
     assert (folder / "build.log").stat().st_mode & 0o777 == 0o644
 
 
-def test_what_a_cut_transfer_left_is_removed(store: Bstore) -> None:
+def test_what_a_cut_transfer_left_is_removed(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     folder = uploads.spool_of(store, asked)
     (folder / ".hello-1-1.x86_64.rpm.a1B2c3").write_bytes(b"pack")
@@ -132,7 +132,7 @@ def failed(folder: Path) -> None:
         (failed, "hello-1-1.x86_64.rpm: a package of a build that failed"),
     ],
 )
-def test_each_harm_is_named(store: Bstore, harm: Callable[[Path], None], words: str) -> None:
+def test_each_harm_is_named(store: StorePaths, harm: Callable[[Path], None], words: str) -> None:
     asked = uploads.upload(store, RPM)
     harm(uploads.spool_of(store, asked))
     with pytest.raises(Mismatch) as told:
@@ -140,35 +140,35 @@ def test_each_harm_is_named(store: Bstore, harm: Callable[[Path], None], words: 
     assert words in str(told.value)
 
 
-def test_a_package_has_to_be_the_one_its_manifest_says(store: Bstore, headers: dict[str, str]) -> None:
+def test_a_package_has_to_be_the_one_its_manifest_says(store: StorePaths, headers: dict[str, str]) -> None:
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = "evil-1-1.x86_64"
     with pytest.raises(Mismatch, match="is 'evil-1-1.x86_64' instead of 'hello-1-1.x86_64'"):
         held(store, asked)
 
 
-def test_a_package_has_to_be_one(store: Bstore, headers: dict[str, str]) -> None:
+def test_a_package_has_to_be_one(store: StorePaths, headers: dict[str, str]) -> None:
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = ""
     with pytest.raises(Mismatch, match=r"^hello-1-1.x86_64.rpm: not an rpm package$"):
         held(store, asked)
 
 
-def test_a_manifest_that_is_not_there_yet_is_no_fault(store: Bstore) -> None:
+def test_a_manifest_that_is_not_there_yet_is_no_fault(store: StorePaths) -> None:
     assert arrived(store.spool / "nothing") is None
     (store.spool / "file").write_text("")
     assert arrived(store.spool / "file") is None
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '{"request": 1}', "\0" * 100])
-def test_a_manifest_that_is_none_is_said_so(store: Bstore, body: str) -> None:
+def test_a_manifest_that_is_none_is_said_so(store: StorePaths, body: str) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, RPM))
     (folder / MANIFEST).write_text(body)
     with pytest.raises(Mismatch, match="build.json: "):
         arrived(folder)
 
 
-def test_no_link_and_no_pipe_is_read_as_a_manifest(store: Bstore) -> None:
+def test_no_link_and_no_pipe_is_read_as_a_manifest(store: StorePaths) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, RPM))
     (store.spool / "link").symlink_to(folder)
     (folder / MANIFEST).rename(store.root / MANIFEST)

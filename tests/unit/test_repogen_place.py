@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from reimzul.core.bstore import Bstore, leg_name, spool_name
 from reimzul.core.message import Status
+from reimzul.core.store_paths import StorePaths, leg_key, spool_name
 from reimzul.repogen import check
 from reimzul.repogen.check import Mismatch
 from reimzul.repogen.place import Placed, bring_in, settled
@@ -29,39 +29,39 @@ def _headers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def brought(store: Bstore, asked: object) -> Placed:
+def brought(store: StorePaths, asked: object) -> Placed:
     leg = bring_in(store, asked, lambda: None)  # type: ignore[arg-type]
     assert leg
     return leg
 
 
-def test_a_leg_gets_its_place_and_an_entry_in_the_index(store: Bstore) -> None:
+def test_a_leg_gets_its_place_and_an_entry_in_the_index(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     leg = brought(store, asked)
     assert leg.place == PLACE and leg.published
-    entry = store.index / leg_name(asked.build_id, "x86_64")
+    entry = store.index / leg_key(asked.build_id, "x86_64")
     assert os.readlink(entry) == f"../{PLACE}"
     assert (entry / "hello-1-1.x86_64.rpm").read_bytes() == b"package"
     assert tree(store.spool) == set()
 
 
-def test_the_second_time_finds_it_done(store: Bstore) -> None:
+def test_the_second_time_finds_it_done(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     assert brought(store, asked) == brought(store, asked)
 
 
 @pytest.mark.parametrize("changed, place", [({"scratch": True}, PLACE.replace("repo/", "scratch/", 1)), ({}, PLACE)])
-def test_what_is_not_published_has_its_place_too(store: Bstore, changed: dict[str, bool], place: str) -> None:
+def test_what_is_not_published_has_its_place_too(store: StorePaths, changed: dict[str, bool], place: str) -> None:
     status = Status.SUCCESS if changed else Status.FAILED
     leg = brought(store, uploads.upload(store, {}, of=request(**changed), status=status))
     assert leg.place == place and not leg.published
 
 
-def test_another_build_of_the_same_second_goes_one_second_later(store: Bstore) -> None:
+def test_another_build_of_the_same_second_goes_one_second_later(store: StorePaths) -> None:
     brought(store, uploads.upload(store, RPM))
     second = uploads.upload(store, RPM)
     assert brought(store, second).place == LATER
@@ -69,13 +69,13 @@ def test_another_build_of_the_same_second_goes_one_second_later(store: Bstore) -
     assert brought(store, uploads.upload(store, RPM)).timestamp == "20240102030407"
 
 
-def test_what_a_person_put_there_is_another_build(store: Bstore) -> None:
+def test_what_a_person_put_there_is_another_build(store: StorePaths) -> None:
     store.place(PLACE).mkdir(parents=True)
     (store.place(PLACE) / "build.json").write_text("of the original farm, perhaps")
     assert brought(store, uploads.upload(store, RPM)).place == LATER
 
 
-def test_years_that_end_or_are_short_lead_nowhere_else(store: Bstore) -> None:
+def test_years_that_end_or_are_short_lead_nowhere_else(store: StorePaths) -> None:
     for timestamp, later in (("00010101000000", "00010101000001"), ("99991231235958", "99991231235959")):
         brought(store, uploads.upload(store, RPM, of=request(timestamp=timestamp)))
         assert brought(store, uploads.upload(store, RPM, of=request(timestamp=timestamp))).timestamp == later
@@ -83,7 +83,7 @@ def test_years_that_end_or_are_short_lead_nowhere_else(store: Bstore) -> None:
         brought(store, uploads.upload(store, RPM, of=request(timestamp="99991231235958")))
 
 
-def test_a_second_attempt_does_not_replace_the_first(store: Bstore) -> None:
+def test_a_second_attempt_does_not_replace_the_first(store: StorePaths) -> None:
     of = request()
     first, second = uploads.upload(store, RPM, of=of), uploads.upload(store, RPM, of=of)
     leg = brought(store, first)
@@ -93,7 +93,7 @@ def test_a_second_attempt_does_not_replace_the_first(store: Bstore) -> None:
     assert tree(store.spool) == set()
 
 
-def test_a_second_attempt_is_not_even_looked_at(store: Bstore) -> None:
+def test_a_second_attempt_is_not_even_looked_at(store: StorePaths) -> None:
     of = request()
     leg = brought(store, uploads.upload(store, RPM, of=of))
     second = uploads.upload(store, RPM, of=of)
@@ -102,7 +102,7 @@ def test_a_second_attempt_is_not_even_looked_at(store: Bstore) -> None:
     assert brought(store, second) == leg
 
 
-def test_a_failure_gives_way_to_the_success_that_was_told(store: Bstore) -> None:
+def test_a_failure_gives_way_to_the_success_that_was_told(store: StorePaths) -> None:
     of = request()
     failed = uploads.upload(store, {}, of=of, status=Status.FAILED)
     brought(store, failed)
@@ -112,25 +112,25 @@ def test_a_failure_gives_way_to_the_success_that_was_told(store: Bstore) -> None
     assert (store.attempts / spool_name(of.build_id, "x86_64", failed.attempt) / "build.log").exists()
 
 
-def test_a_second_failure_does_not_replace_the_first(store: Bstore) -> None:
+def test_a_second_failure_does_not_replace_the_first(store: StorePaths) -> None:
     of = request()
     leg = brought(store, uploads.upload(store, {}, of=of, status=Status.FAILED))
     assert brought(store, uploads.upload(store, {}, of=of, status=Status.FAILED)) == leg
 
 
-def test_legs_of_one_build_do_not_meet(store: Bstore) -> None:
+def test_legs_of_one_build_do_not_meet(store: StorePaths) -> None:
     of = request()
     places = {brought(store, uploads.upload(store, {}, of=of, arch=arch)).place for arch in ("x86_64", "i386")}
     assert places == {PLACE, PLACE.replace("1-1.x86_64", "1-1.i386")}
 
 
-def test_an_upload_that_is_nowhere_is_none(store: Bstore) -> None:
+def test_an_upload_that_is_nowhere_is_none(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     uploads.spool_of(store, asked).rename(store.root / "away")
     assert bring_in(store, asked, lambda: None) is None
 
 
-def test_a_bad_upload_stays_where_it_is(store: Bstore) -> None:
+def test_a_bad_upload_stays_where_it_is(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     (uploads.spool_of(store, asked) / "root.log").unlink()
     with pytest.raises(Mismatch):
@@ -138,7 +138,7 @@ def test_a_bad_upload_stays_where_it_is(store: Bstore) -> None:
     assert uploads.spool_of(store, asked).is_dir() and tree(store.repo) == set()
 
 
-def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store: Bstore) -> None:
+def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     once = iter([True])
 
@@ -150,7 +150,7 @@ def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store:
     assert tree(store.attempts) == set() and tree(store.rejected) == set()
 
 
-def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: Bstore) -> None:
+def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: StorePaths) -> None:
     of = request()
     first, second = uploads.upload(store, RPM, of=of), uploads.upload(store, RPM, of=of)
     once = iter([True])
@@ -164,18 +164,18 @@ def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: Bstore)
     assert tree(store.rejected) == set()
 
 
-def test_an_index_that_leads_astray_is_not_followed(store: Bstore) -> None:
+def test_an_index_that_leads_astray_is_not_followed(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
-    entry = store.index / leg_name(asked.build_id, "x86_64")
+    entry = store.index / leg_key(asked.build_id, "x86_64")
     entry.symlink_to("../../../etc")
     assert settled(store, asked.build_id, "x86_64") is None
     assert brought(store, asked).place == PLACE
 
 
-def test_an_index_that_was_forgotten_is_written_again(store: Bstore) -> None:
+def test_an_index_that_was_forgotten_is_written_again(store: StorePaths) -> None:
     of = request()
     leg = brought(store, uploads.upload(store, RPM, of=of))
-    (store.index / leg_name(of.build_id, "x86_64")).unlink()
+    (store.index / leg_key(of.build_id, "x86_64")).unlink()
     assert brought(store, uploads.upload(store, RPM, of=of)) == leg
 
 
@@ -183,7 +183,7 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
     steps = uploads.Steps(monkeypatch)
     rounds = iter(range(1000))
 
-    def both() -> tuple[Bstore, list[object]]:
+    def both() -> tuple[StorePaths, list[object]]:
         steps_at, steps.die_at = steps.die_at, -1
         store = uploads.make_store(tmp_path / str(next(rounds)))
         of = request()
@@ -192,7 +192,7 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
         steps.count, steps.die_at = 0, steps_at
         return store, asked
 
-    def all_in(store: Bstore, asked: list[object]) -> None:
+    def all_in(store: StorePaths, asked: list[object]) -> None:
         for one in asked:
             brought(store, one)
 

@@ -12,10 +12,10 @@ from typing import Callable
 
 import pytest
 
-from reimzul.core.bstore import Bstore
-from reimzul.core.config import Repogen as Settings
-from reimzul.core.errors import Again, ConfigError
+from reimzul.core.config import RepogenSettings as Settings
+from reimzul.core.errors import ConfigError, RetryLater
 from reimzul.core.manifest import read_manifest
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen import repodata, swap
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import Indexer, Listing, Listings
@@ -50,7 +50,7 @@ def make_repodata(folder: Path, packages: dict[str, str], suffix: str = ".gz") -
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_the_quick_reader_finds_what_the_parser_does(monkeypatch: pytest.MonkeyP
     assert repodata._found(io.BytesIO(text.replace(b'"50"', b'"51"'))) is None, "one was not found: parse it"
 
 
-def test_a_listing_is_read_once_for_each_repodata(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_is_read_once_for_each_repodata(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store.target(TARGET) / "repodata"
     listings, reads = Listings(store), []
     monkeypatch.setattr(repodata, "read", lambda at, read=repodata.read: reads.append(at) or read(at))
@@ -90,7 +90,7 @@ def test_a_listing_is_read_once_for_each_repodata(store: Bstore, monkeypatch: py
     assert len(reads) == 2
 
 
-def test_only_a_few_targets_are_kept_in_memory(store: Bstore) -> None:
+def test_only_a_few_targets_are_kept_in_memory(store: StorePaths) -> None:
     listings = Listings(store)
     for number in range(10):
         make_repodata(store.target(f"t{number}") / "repodata", {"a": "1"})
@@ -100,18 +100,18 @@ def test_only_a_few_targets_are_kept_in_memory(store: Bstore) -> None:
 
 @pytest.mark.parametrize("damage", ["repomd.xml", "p-primary.xml.gz"])
 @pytest.mark.parametrize("content", [b"", b"<", b"\x1f\x8b\x08junk", gzip.compress(b"<a>")[:-3], None])
-def test_damaged_repodata_lists_nothing(store: Bstore, damage: str, content: bytes | None) -> None:
+def test_damaged_repodata_lists_nothing(store: StorePaths, damage: str, content: bytes | None) -> None:
     folder = store.target(TARGET) / "repodata"
     make_repodata(folder, {"a": "1"})
     (folder / damage).unlink()
     if content is not None:
         (folder / damage).write_bytes(content)
     assert Listings(store).of(TARGET) == Listing({})
-    with pytest.raises(Again, match="cannot be read"):
+    with pytest.raises(RetryLater, match="cannot be read"):
         Listings(store).made(TARGET)
 
 
-def test_a_leg_is_listed_when_all_of_it_is(store: Bstore) -> None:
+def test_a_leg_is_listed_when_all_of_it_is(store: StorePaths) -> None:
     rpms = {"a-1-1.x86_64.rpm": (b"a", "a-1-1.x86_64"), "b-1-1.x86_64.rpm": (b"b", "b-1-1.x86_64")}
     asked = uploads.upload(store, rpms)
     leg = Placed(manifest=read_manifest(uploads.spool_of(store, asked)), place=asked.place)
@@ -124,7 +124,7 @@ def test_a_leg_is_listed_when_all_of_it_is(store: Bstore) -> None:
     assert not Listing(wrong).has(leg) and Listing(wrong).contradicts(leg)
 
 
-def test_settings_reach_the_command_line(store: Bstore) -> None:
+def test_settings_reach_the_command_line(store: StorePaths) -> None:
     settings = Settings(database=True, cores=3, arguments=("--distro", "el7"))
     argv = [str(word) for word in Indexer(store=store, settings=settings).argv(TARGET)]
     assert argv[0] == "createrepo_c" and argv[-1] == str(store.target(TARGET)) and argv[-3:-1] == ["--distro", "el7"]
@@ -140,7 +140,7 @@ def test_settings_reach_the_command_line(store: Bstore) -> None:
         "--general-compress-type=zstd", "--general-compress-type",
     ],
 )  # fmt: skip
-def test_arguments_that_hide_packages_are_refused(store: Bstore, word: str) -> None:
+def test_arguments_that_hide_packages_are_refused(store: StorePaths, word: str) -> None:
     with pytest.raises(ConfigError, match="arguments: " + word.replace("*", r"\*")):
         Indexer(store=store, settings=Settings(arguments=(word, "x")))
 
@@ -152,7 +152,7 @@ def test_arguments_that_hide_packages_are_refused(store: Bstore, word: str) -> N
         ("--zck",), ("--repomd-checksum=sha512",), ("--local-sqlite",), ("--changelog-limit", "10"),
     ],
 )  # fmt: skip
-def test_arguments_that_hide_nothing_are_taken(store: Bstore, words: tuple[str, ...]) -> None:
+def test_arguments_that_hide_nothing_are_taken(store: StorePaths, words: tuple[str, ...]) -> None:
     assert Indexer(store=store, settings=Settings(arguments=words)).settings.arguments == words
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.bstore import MANIFEST, Bstore
 from reimzul.core.message import RepogenRequest
+from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.repogen.scan import UNASKED, Abandoned, Found, Strange, scan
 from tests import uploads
 
@@ -17,29 +17,29 @@ DAY = 86400
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def found(store: Bstore, later: float) -> list[Found]:
+def found(store: StorePaths, later: float) -> list[Found]:
     """What is found `later` seconds from now: ctimes cannot be set, so the clock is moved."""
     return list(scan(store, 7, time.time() + later))
 
 
-def test_a_whole_upload_is_left_to_its_worker_for_a_while(store: Bstore) -> None:
+def test_a_whole_upload_is_left_to_its_worker_for_a_while(store: StorePaths) -> None:
     uploads.upload(store, {})
     assert found(store, UNASKED - 60) == []
 
 
 @pytest.mark.parametrize("scratch", [True, False])
-def test_a_whole_upload_nobody_asks_for_is_taken_up_as_if_asked_for(store: Bstore, scratch: bool) -> None:
+def test_a_whole_upload_nobody_asks_for_is_taken_up_as_if_asked_for(store: StorePaths, scratch: bool) -> None:
     asked = uploads.upload(store, {}, of=uploads.request(scratch=scratch))
     for later in (UNASKED + 1, 30 * DAY):
         assert found(store, later) == [asked]
     assert uploads.spool_of(store, asked).exists()
 
 
-def test_an_upload_never_completed_is_removed_after_days(store: Bstore) -> None:
+def test_an_upload_never_completed_is_removed_after_days(store: StorePaths) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, {}))
     (folder / MANIFEST).unlink()
     (store.spool / "file").write_text("")
@@ -48,7 +48,7 @@ def test_an_upload_never_completed_is_removed_after_days(store: Bstore) -> None:
     assert list(store.spool.iterdir()) == []
 
 
-def test_an_upload_nobody_can_read_is_strange(store: Bstore) -> None:
+def test_an_upload_nobody_can_read_is_strange(store: StorePaths) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, {}))
     (folder / MANIFEST).write_text("{")
     assert found(store, 0) == []
@@ -56,7 +56,7 @@ def test_an_upload_nobody_can_read_is_strange(store: Bstore) -> None:
     assert isinstance(strange, Strange) and strange.folder == folder and "build.json" in strange.reason
 
 
-def test_a_link_in_the_spool_is_not_followed(store: Bstore) -> None:
+def test_a_link_in_the_spool_is_not_followed(store: StorePaths) -> None:
     uploads.spool_of(store, uploads.upload(store, {})).rename(store.root / "elsewhere")
     (store.spool / "link").symlink_to(store.root / "elsewhere")
     (strange,) = found(store, 30 * DAY)
@@ -64,14 +64,14 @@ def test_a_link_in_the_spool_is_not_followed(store: Bstore) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "x.x86_64.1-00000000", f"{'0' * 32}.x86_64", f"{'0' * 32}.x86_64.1-00000000.2"])
-def test_a_folder_with_no_name_of_ours_is_strange(store: Bstore, name: str) -> None:
+def test_a_folder_with_no_name_of_ours_is_strange(store: StorePaths, name: str) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, {}))
     folder.rename(store.spool / name)
     (strange,) = found(store, UNASKED + 1)
     assert isinstance(strange, Strange)
 
 
-def test_a_name_that_is_not_the_manifests_is_asked_for_and_fails_there(store: Bstore) -> None:
+def test_a_name_that_is_not_the_manifests_is_asked_for_and_fails_there(store: StorePaths) -> None:
     asked = uploads.upload(store, {})
     uploads.spool_of(store, asked).rename(store.spool / f"{'0' * 32}.x86_64.1-00000000")
     (request,) = found(store, UNASKED + 1)

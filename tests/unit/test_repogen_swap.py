@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reimzul.core.bstore import Bstore
-from reimzul.core.config import Repogen as Settings
-from reimzul.core.errors import Again, InputError
-from reimzul.operator.doctor.check import FAIL, OK
-from reimzul.operator.doctor.store import hook as examine_hook
+from reimzul.admin.doctor.check import FAIL, OK
+from reimzul.admin.doctor.store import hook as examine_hook
+from reimzul.core.config import RepogenSettings as Settings
+from reimzul.core.errors import InputError, RetryLater
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen import hook, swap
 from reimzul.repogen.metadata import read_addition
 from reimzul.repogen.repomd import Addition, add_records, check_type, drop_records, guess_type, read_records
@@ -39,15 +39,15 @@ def make_repodata(folder: Path, files: dict[str, str], packages: str = "") -> Pa
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def source(store: Bstore, name: str) -> Path:
+def source(store: StorePaths, name: str) -> Path:
     return make_repodata(store.cache / name, {"primary": f"{'a' * 64}-{name}.xml"}, name)
 
 
-def live(store: Bstore) -> Path:
+def live(store: StorePaths) -> Path:
     return store.target(TARGET) / "repodata"
 
 
@@ -55,7 +55,7 @@ def types(folder: Path) -> list[str]:
     return [record.type for record in read_records(folder)]
 
 
-def show(store: Bstore, name: str, now: float = 1000.0, **more: Any) -> None:
+def show(store: StorePaths, name: str, now: float = 1000.0, **more: Any) -> None:
     store.target(TARGET).mkdir(exist_ok=True)
     swap.draft(store, TARGET, source(store, name), now, **more).show()
 
@@ -68,7 +68,7 @@ def no_exchange(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("can", [True, False])
-def test_new_repodata_takes_the_place_of_old(store: Bstore, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+def test_new_repodata_takes_the_place_of_old(store: StorePaths, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
     if not can:
         monkeypatch.setattr(swap, "exchange", no_exchange)
     show(store, "one")
@@ -101,7 +101,7 @@ def test_a_host_without_it_raises_what_the_fallback_knows(
 
 
 def test_killed_between_the_two_renames_the_old_repodata_comes_back(
-    store: Bstore, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     show(store, "one")
     rename, renames = os.rename, []
@@ -126,7 +126,7 @@ def test_killed_between_the_two_renames_the_old_repodata_comes_back(
 # --- retention
 
 
-def test_a_file_stays_until_two_minutes_after_it_was_replaced(store: Bstore) -> None:
+def test_a_file_stays_until_two_minutes_after_it_was_replaced(store: StorePaths) -> None:
     show(store, "one", 1000.0)
     old = live(store) / f"{'a' * 64}-one.xml"
     for number, now in enumerate((5000.0, 5060.0, 5120.0)):
@@ -137,7 +137,7 @@ def test_a_file_stays_until_two_minutes_after_it_was_replaced(store: Bstore) -> 
     assert sorted(path.name[65:] for path in live(store).glob("a*")) == ["last.xml", "new0.xml", "new1.xml", "new2.xml"]
 
 
-def test_what_is_named_again_is_replaced_again(store: Bstore) -> None:
+def test_what_is_named_again_is_replaced_again(store: StorePaths) -> None:
     for name, now in (("one", 0.0), ("two", 100.0)):
         show(store, name, now)
     again = store.cache / "one"
@@ -148,7 +148,7 @@ def test_what_is_named_again_is_replaced_again(store: Bstore) -> None:
 
 
 @pytest.mark.parametrize("kept", ["", "{", '{"replaced": 7, "hook": []}', '{"replaced": {"x": "y"}, "hook": []}'])
-def test_old_metadata_nobody_knows_of_goes_after_two_minutes(store: Bstore, kept: str) -> None:
+def test_old_metadata_nobody_knows_of_goes_after_two_minutes(store: StorePaths, kept: str) -> None:
     """As createrepo_c of before left it, or where the record is damaged."""
     show(store, "one", 1000.0)
     (live(store) / f"{'b' * 64}-primary.xml.gz").write_text("old")
@@ -159,13 +159,13 @@ def test_old_metadata_nobody_knows_of_goes_after_two_minutes(store: Bstore, kept
     assert not (live(store) / f"{'b' * 64}-primary.xml.gz").exists()
 
 
-def test_a_clock_that_was_put_back_keeps_nothing_for_ever(store: Bstore) -> None:
+def test_a_clock_that_was_put_back_keeps_nothing_for_ever(store: StorePaths) -> None:
     for name, now in (("one", 90_000.0), ("two", 90_001.0), ("three", 100.0), ("four", 221.0)):
         show(store, name, now)
     assert not (live(store) / f"{'a' * 64}-one.xml").exists()
 
 
-def test_a_persons_file_stays_and_a_signature_does_not(store: Bstore) -> None:
+def test_a_persons_file_stays_and_a_signature_does_not(store: StorePaths) -> None:
     show(store, "one")
     for name in ("README", "repomd.xml.asc", "repomd.xml.key", "repomd.xml.sig"):
         (live(store) / name).write_text(name)
@@ -175,7 +175,7 @@ def test_a_persons_file_stays_and_a_signature_does_not(store: Bstore) -> None:
     assert {name for name in there if not name.startswith("a")} == {"README", "repomd.xml"}
 
 
-def test_what_the_hook_wrote_is_not_carried_over(store: Bstore) -> None:
+def test_what_the_hook_wrote_is_not_carried_over(store: StorePaths) -> None:
     store.target(TARGET).mkdir()
     new = swap.draft(store, TARGET, source(store, "one"), 1.0)
     (new.folder / "SHA256SUMS").write_text("1")
@@ -189,7 +189,7 @@ def test_what_the_hook_wrote_is_not_carried_over(store: Bstore) -> None:
 
 
 def test_additional_records_are_merged_and_one_whose_file_is_missing_is_dropped(
-    store: Bstore, caplog: pytest.LogCaptureFixture
+    store: StorePaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = {"primary": "p1", "filelists_db": "f1", "other_zck": "o1"}
     make_repodata(live(store), {**made, "group": "comps.xml", "updateinfo": "u", "modules": "m"})
@@ -201,7 +201,7 @@ def test_additional_records_are_merged_and_one_whose_file_is_missing_is_dropped(
     assert ElementTree.parse(live(store) / "repomd.xml").getroot().tag.endswith("repomd")
 
 
-def test_a_record_outside_repodata_is_dropped_and_one_createrepo_c_makes_wins(store: Bstore) -> None:
+def test_a_record_outside_repodata_is_dropped_and_one_createrepo_c_makes_wins(store: StorePaths) -> None:
     make_repodata(live(store), {"primary": "p1", "group_gz": "old.gz", "updateinfo": "x"})
     repomd = live(store) / "repomd.xml"
     repomd.write_text(repomd.read_text().replace("repodata/x", "../../../etc/passwd"))
@@ -210,7 +210,7 @@ def test_a_record_outside_repodata_is_dropped_and_one_createrepo_c_makes_wins(st
     assert types(live(store)) == ["primary", "group"]
 
 
-def test_metadata_replaces_its_kind_in_all_forms(store: Bstore) -> None:
+def test_metadata_replaces_its_kind_in_all_forms(store: StorePaths) -> None:
     make_repodata(live(store), {"primary": "p1", "group": "c.xml", "group_gz": "c.xml.gz", "modules": "m"})
     addition = Addition.make("comps.xml", b"<comps/>", "group")
     swap.draft(store, TARGET, live(store), 1.0, addition=addition).show()
@@ -294,16 +294,16 @@ def test_failures_are_counted_and_pauses_grow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["repomd.xml", "a" * 64 + "-one.xml"])
-def test_repodata_that_the_hook_spoilt_is_found(store: Bstore, harm: str) -> None:
+def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) -> None:
     store.target(TARGET).mkdir()
     new = swap.draft(store, TARGET, source(store, "one"), 1.0)
     new.check()
     (new.folder / harm).unlink()
-    with pytest.raises(Again):
+    with pytest.raises(RetryLater):
         new.check()
 
 
-def test_the_doctor_names_the_target_whose_hook_fails(store: Bstore) -> None:
+def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None:
     assert examine_hook((), store).level == OK
     assert examine_hook(("sh", "-c", "true"), store).level == OK
     hook.note_failure(store.hook(TARGET), "sign exited with 2: no key")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import disk
-from reimzul.core.bstore import Bstore
+from reimzul.core import fs
+from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.retention import Removed, Retention, sweep
 from tests.uploads import make_store, tree
 
@@ -20,7 +20,7 @@ DAY = 86400
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     """One in which something was put aside today."""
     store = make_store(tmp_path)
     for folder in (store.attempts / NAME, store.rejected / NAME, store.spool / NAME, store.repo / "c7.x86_64"):
@@ -33,12 +33,12 @@ def store(tmp_path: Path) -> Bstore:
     return store
 
 
-def swept(store: Bstore, days: float, **kept: int) -> Removed:
+def swept(store: StorePaths, days: float, **kept: int) -> Removed:
     """A sweep after so many days."""
     return sweep(store, Retention(**kept), time.time() + days * DAY, lambda: None)
 
 
-def test_what_is_old_enough_goes_and_nothing_else(store: Bstore) -> None:
+def test_what_is_old_enough_goes_and_nothing_else(store: StorePaths) -> None:
     before = tree(store.root)
     assert not swept(store, 29, attempts=30, rejected=30)
     assert tree(store.root) == before
@@ -53,19 +53,21 @@ def test_what_is_old_enough_goes_and_nothing_else(store: Bstore) -> None:
     assert not swept(store, 31, attempts=30, rejected=30)
 
 
-def test_each_has_its_own_time(store: Bstore) -> None:
+def test_each_has_its_own_time(store: StorePaths) -> None:
     removed = swept(store, 31, attempts=30, rejected=60)
     assert (removed.attempts, removed.rejected) == (1, 0)
     assert (store.rejected / NAME).is_dir()
 
 
-def test_zero_days_is_for_ever(store: Bstore) -> None:
+def test_zero_days_is_for_ever(store: StorePaths) -> None:
     before = tree(store.root)
     assert not swept(store, 100_000)
     assert tree(store.root) == before
 
 
-def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(store: Bstore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def heed() -> None:
         raise InterruptedError
 
@@ -74,14 +76,14 @@ def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(store: Bstore, mo
     assert (store.rejected / NAME).is_dir() and (store.rejected / f"{NAME}.json").exists()
     second = store.rejected / f"{LEG}.1700000001-0123abcd"
     (store.attempts / NAME).rename(second)
-    monkeypatch.setattr(disk, "changed", lambda path: time.time() if path == second else 0.0)
+    monkeypatch.setattr(fs, "last_change", lambda path: time.time() if path == second else 0.0)
     sweep(store, Retention(rejected=30), time.time(), lambda: None)
     assert second.is_dir() and not (store.rejected / NAME).exists()
     assert (store.put_again / f"{LEG}.1").exists()
     assert not (store.put_again / f"{OTHER}.1").exists()
 
 
-def test_what_was_removed_is_said_in_numbers(store: Bstore) -> None:
+def test_what_was_removed_is_said_in_numbers(store: StorePaths) -> None:
     assert str(swept(store, 31, attempts=30, rejected=30)) == (
         "kept long enough and removed: the logs of 1 attempts, 1 uploads put aside, 2 marks"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import run as runs
-from reimzul.core.errors import Hung, ProgramFailed, ProgramMissing, Stopping, TimedOut
-from reimzul.core.run import capture, ended, run, spawn
+from reimzul.core import process as runs
+from reimzul.core.errors import ProcessStalled, ProgramFailed, ProgramNotFound, ShutdownRequested, TimedOut
+from reimzul.core.process import output_of, run, spawn, wait_until_exit
 from tests.waiting import until
 
 PYTHON = sys.executable
@@ -83,7 +83,7 @@ def test_each_word_arrives_as_it_is(tmp_path: Path) -> None:
         "é",
         "%s",
     ]
-    said = capture(python("import json, sys; print(json.dumps(sys.argv[1:]))", *words, tmp_path))
+    said = output_of(python("import json, sys; print(json.dumps(sys.argv[1:]))", *words, tmp_path))
     assert json.loads(said) == [*words, str(tmp_path)]
 
 
@@ -92,7 +92,7 @@ def test_the_environment_is_made_not_inherited(monkeypatch: pytest.MonkeyPatch) 
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     script = "import json, os; print(json.dumps(dict(os.environ)))"
-    said = json.loads(capture(python(script), env={"MORE": "2"}))
+    said = json.loads(output_of(python(script), env={"MORE": "2"}))
     assert "SECRET" not in said
     assert {said["LC_ALL"], said["LANG"]} == {"C.UTF-8"}
     assert (said["HOME"], said["http_proxy"], said["REIMZUL_X"], said["MORE"]) == ("/nowhere", "http://p/", "3", "2")
@@ -100,12 +100,12 @@ def test_the_environment_is_made_not_inherited(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_starts_in_the_folder_it_was_given(tmp_path: Path) -> None:
-    assert capture(python("import os; print(os.getcwd())"), cwd=tmp_path) == f"{tmp_path}\n"
+    assert output_of(python("import os; print(os.getcwd())"), cwd=tmp_path) == f"{tmp_path}\n"
 
 
 def test_it_does_not_read_what_we_are_told(tmp_path: Path) -> None:
     (tmp_path / "input").write_text("ours")
-    script = "from reimzul.core.run import capture; import sys; print([capture(sys.argv[1:])])"
+    script = "from reimzul.core.process import output_of; import sys; print([output_of(sys.argv[1:])])"
     program = python("import sys; print(sys.stdin.read())")
     with (tmp_path / "input").open() as ours:  # a process of its own, since pytest has taken ours away
         said = subprocess.run([PYTHON, "-c", script, *program], stdin=ours, stdout=subprocess.PIPE, check=True)
@@ -163,9 +163,9 @@ def test_what_heed_raises_ends_it_and_all_its_children(tmp_path: Path) -> None:
 
     def heed() -> None:
         if note.exists():
-            raise Stopping("told to stop")
+            raise ShutdownRequested("told to stop")
 
-    with pytest.raises(Stopping):
+    with pytest.raises(ShutdownRequested):
         run(python(WITH_CHILD + FOREVER, note), heed=heed, every=0.02, grace=0.2)
     until(lambda: not alive(noted(note)), 10, "the child that hears no TERM has ended")
 
@@ -205,14 +205,14 @@ def test_a_program_that_may_not_be_signalled_is_waited_for(monkeypatch: pytest.M
 @pytest.mark.usefixtures("kernel")
 def test_a_running_program_has_not_ended() -> None:
     with spawn(python(FOREVER)) as process:
-        assert not ended(process, 0)
+        assert not wait_until_exit(process, 0)
         process.kill()
-        assert ended(process, 60)
+        assert wait_until_exit(process, 60)
 
 
 @pytest.mark.parametrize("program", ["no-such-program", "/no/such/program", "/etc", "/etc/hostname"])
 def test_a_program_that_is_not_there_is_told(program: str) -> None:
-    with pytest.raises(ProgramMissing, match=f"^cannot run {program}: "):
+    with pytest.raises(ProgramNotFound, match=f"^cannot run {program}: "):
         run([program])
 
 
@@ -221,35 +221,35 @@ def test_a_program_that_is_not_there_is_told(program: str) -> None:
 
 def test_what_it_prints_is_text_whatever_it_is() -> None:
     script = "import os; os.write(1, b'\\xff\\n'); os.write(2, b'warning')"
-    assert capture(python(script)) == "\ufffd\n"
+    assert output_of(python(script)) == "\ufffd\n"
 
 
 def test_a_failure_says_the_last_lines_of_its_complaint() -> None:
     script = "import sys; sys.exit('one\\ntwo\\nthree\\nfour')"
     with pytest.raises(ProgramFailed, match="exited with 1: two / three / four$"):
-        capture(python(script))
+        output_of(python(script))
 
 
 def test_one_that_must_answer_and_does_not_is_ended() -> None:
     with pytest.raises(TimedOut):
-        capture(python(FOREVER), timeout=0.1)
+        output_of(python(FOREVER), timeout=0.1)
 
 
 def test_what_it_prints_is_had_whole_from_both_ends() -> None:
     script = "import sys; sys.stderr.write('e' * 10**6); sys.stdout.write('o' * 10**6)"
-    assert capture(python(script)) == "o" * 10**6
+    assert output_of(python(script)) == "o" * 10**6
 
 
 @pytest.mark.parametrize("output", ["kept open", "closed"])
 def test_a_child_that_outlives_the_one_asked_is_ended(tmp_path: Path, output: str) -> None:
     closing = "    for end in (1, 2): os.close(end)\n" if output == "closed" else ""
     script = WITH_CHILD.replace("    with open", f"{closing}    with open") + "print('said')"
-    assert capture(python(script, tmp_path / "child"), timeout=120) == "said\n"
+    assert output_of(python(script, tmp_path / "child"), timeout=120) == "said\n"
     until(lambda: not alive(noted(tmp_path / "child")), 10, "the child has ended")
 
 
 def test_a_program_that_does_nothing_is_ended_and_one_that_works_is_not() -> None:
-    with pytest.raises(Hung, match=r"^sleep was ended: it did nothing for 0.4 s$"):
+    with pytest.raises(ProcessStalled, match=r"^sleep was ended: it did nothing for 0.4 s$"):
         run(["sleep", "60"], every=0.05, idle=0.4)
     busy = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
     assert run([sys.executable, "-c", busy], every=0.05, idle=0.4) == 0

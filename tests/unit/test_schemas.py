@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
+from reimzul.history.result_rules import Notice, word
 from reimzul.notifier.sinks.mqtt import SCHEMA, messages
-from reimzul.notifier.verdict import Notice, word
 from tests.events import event, refusal
 from tests.schemas import FOLDER, check, schema
 from tests.unit.strategies import build_events, builder_events, refusals

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from reimzul.admin.setup import ini, keys, roles, templates, way, writing
+from reimzul.admin.setup.begun import Pending, begun
+from reimzul.admin.setup.checkout import cloning
+from reimzul.admin.setup.files import Wanted, changes
+from reimzul.admin.setup.orders import Orders, carried_out
+from reimzul.admin.setup.roles import Wishes
+from reimzul.admin.setup.system import System
 from reimzul.core import config
 from reimzul.core.errors import ConfigError, InputError, ReimzulError
-from reimzul.operator.setup import ini, keys, roles, templates, way, writing
-from reimzul.operator.setup.begun import Pending, begun
-from reimzul.operator.setup.checkout import cloning
-from reimzul.operator.setup.files import Wanted, changes
-from reimzul.operator.setup.orders import Orders, carried_out
-from reimzul.operator.setup.roles import Wishes
-from reimzul.operator.setup.system import System
 
 CONF = Path(__file__).parents[2] / "conf"
 ONE, TWO = "ab" * 32, "cd" * 32
@@ -220,10 +220,10 @@ def test_a_section_that_is_not_there_comes_last() -> None:
 
 def test_settings_go_into_the_sample_and_come_out_of_it() -> None:
     settings = {("worker", "max_load"): "8", ("mqtt", "topic"): "farm", ("farm", "arches"): "/etc/reimzul/arches.yml"}
-    text = ini.changed(config.sample(), settings)
-    read = config.read(text, "x")
+    text = ini.changed(config.sample_text(), settings)
+    read = config.parse_settings(text, "x")
     assert (read.worker.max_load, read.mqtt.topic, str(read.farm.arches)) == (8, "farm", "/etc/reimzul/arches.yml")
-    assert len(text.splitlines()) == len(config.sample().splitlines())
+    assert len(text.splitlines()) == len(config.sample_text().splitlines())
     assert ini.changed(text, settings) == text
 
 

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.config import Settings, read
+from reimzul.core.config import Settings, parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent, Event
+from reimzul.history.result_rules import Notice, word
 from reimzul.notifier import lanes
 from reimzul.notifier.daemon import LONGEST_PAUSE, pause
 from reimzul.notifier.sinks import SINKS, wanted
 from reimzul.notifier.sinks.base import Sink, SinkAway
 from reimzul.notifier.sinks.logfile import LogSink, line_of
 from reimzul.notifier.sinks.mqtt import messages
-from reimzul.notifier.verdict import Notice, word
 from tests.events import build_id, event, refusal
 from tests.waiting import until
 
@@ -45,7 +45,7 @@ def all_told(sink: Sink, *notices: Notice) -> list[Notice]:
 def test_the_table_knows_each_sink_by_its_name() -> None:
     assert list(SINKS) == ["log", "history", "mail", "mqtt", "originals"]
     assert [sink.name for sink in wanted(Settings())] == ["log", "history"], "mail and MQTT are off unless they are set"
-    on = read("[mail]\nnotifications = true\n[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n", "here")
+    on = parse_settings("[mail]\nnotifications = true\n[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n", "here")
     assert [sink.name for sink in wanted(on)] == ["log", "history", "mail", "mqtt"]
 
 
@@ -328,20 +328,20 @@ def test_pauses_grow_from_seconds_to_minutes() -> None:
 
 
 def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import reimzul.notifier.history
+    import reimzul.history
     import reimzul.notifier.sinks
 
     for package, module, library in (
         (reimzul.notifier.sinks, "mqtt_link", "paho.mqtt.client"),
-        (reimzul.notifier.history, "mongo", "pymongo"),
+        (reimzul.history, "mongo", "pymongo"),
     ):
         monkeypatch.delattr(package, module, raising=False)
         monkeypatch.delitem(sys.modules, f"{package.__name__}.{module}", raising=False)
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=r"\[mqtt\] notifications: paho-mqtt .*reimzul\[controller\]"):
-        wanted(read("[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n", "here"))
+        wanted(parse_settings("[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n", "here"))
     with pytest.raises(ConfigError, match=r"\[history\] url: MongoDB needs pymongo.*reimzul\[controller\]"):
-        wanted(read("[history]\nurl = mongodb://localhost/\n", "here"))
+        wanted(parse_settings("[history]\nurl = mongodb://localhost/\n", "here"))
     assert len(wanted(Settings())) == 2, "the defaults need neither"
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from reimzul.core.fields import is_source_rpm
-from reimzul.notifier.history.base import BuildFilter
+from reimzul.core.validators import is_source_rpm
+from reimzul.history.base import BuildFilter
 from reimzul.repogen import originals
 from reimzul.worker.ship import keep_wanted
 from reimzul.worker.verdict import Fault

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from reimzul.core import command
+from reimzul.core import cli
+from reimzul.core.beanstalk import TubeStats
 from reimzul.core.errors import InputError
-from reimzul.core.submitters import Known, all_take_any, is_plain
-from reimzul.core.tube import TubeStats
+from reimzul.core.submitters import SeenWorker, all_take_any, is_plain
 
 USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
@@ -20,29 +20,29 @@ USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 @pytest.mark.parametrize("name", ["johnny", "CORP\\jdoe", "John Doe", "José", "a@example.org"])
 def test_a_users_name_is_kept_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", name)
-    assert command.submitter() == name
+    assert cli.current_user() == name
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u202eb", "-o", "x" * 65])
 def test_a_users_name_that_could_harm_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", name)
     with pytest.raises(InputError, match=r"cannot be used: .* \(say another in \$LOGNAME\)") as refused:
-        command.submitter()
+        cli.current_user()
     assert str(refused.value).isprintable()
 
 
 def test_who_calls_sudo_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "root")
     monkeypatch.setenv("SUDO_USER", "CORP\\jdoe")
-    assert command.submitter() == "root", "as the original has it"
+    assert cli.current_user() == "root", "as the original has it"
 
 
 def test_an_empty_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in USER_VARIABLES:
         monkeypatch.setenv(variable, "")
-    assert command.submitter() == getpass.getuser() != ""
+    assert cli.current_user() == getpass.getuser() != ""
     monkeypatch.setenv("LOGNAME", "  ")
-    assert command.submitter() == f"uid{os.getuid()}"
+    assert cli.current_user() == f"uid{os.getuid()}"
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 4711"), OSError("No username set")])
@@ -52,7 +52,7 @@ def test_a_user_that_no_table_has_is_known_by_number(error: Exception, monkeypat
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.setattr(os, "getuid", lambda: 4711)
-    assert command.submitter() == "uid4711" and is_plain("uid4711")
+    assert cli.current_user() == "uid4711" and is_plain("uid4711")
 
 
 class Tubes:
@@ -61,15 +61,15 @@ class Tubes:
     def __init__(self, **watchers: int) -> None:
         self.watchers = {name.replace("_", "."): count for name, count in watchers.items()}
 
-    def tubes(self) -> list[str]:
+    def list_tubes(self) -> list[str]:
         return list(self.watchers)
 
-    def stats(self, name: str) -> TubeStats:
+    def tube_stats(self, name: str) -> TubeStats:
         return TubeStats(name, watchers=self.watchers.get(name, 0))
 
 
-def known(version: str, host: str = "b1", features: tuple[str, ...] = ()) -> Known:
-    return Known(host=host, version=version, features=features)
+def known(version: str, host: str = "b1", features: tuple[str, ...] = ()) -> SeenWorker:
+    return SeenWorker(host=host, version=version, features=features)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def known(version: str, host: str = "b1", features: tuple[str, ...] = ()) -> Kno
     ],
 )
 def test_any_name_is_written_once_every_worker_takes_it(
-    workers: list[Known], tubes: dict[str, int], taken: bool
+    workers: list[SeenWorker], tubes: dict[str, int], taken: bool
 ) -> None:
     broker: Any = Tubes(**tubes)
     assert all_take_any(broker, workers) is taken

@@ -14,8 +14,8 @@ from typing import Any, Callable
 import pytest
 
 from reimzul.core.daemon import Outcome, Stop
-from reimzul.core.run import environment
-from reimzul.core.systemd import LONGEST, Service
+from reimzul.core.process import environment
+from reimzul.core.sdnotify import MAX_STATUS_CHARACTERS, SdNotify
 from reimzul.worker.desk import Desk
 from tests.manager import Manager
 from tests.unit.test_daemon import FakeBroker, FakeClaim, Handler
@@ -40,47 +40,47 @@ def under_systemd(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> Manager:
 
 
 def test_readiness_comes_with_a_status(manager: Manager) -> None:
-    Service({"NOTIFY_SOCKET": manager.address}).ready("waiting")
+    SdNotify({"NOTIFY_SOCKET": manager.address}).announce_ready("waiting")
     assert manager.listen() == ["READY=1", "STATUS=waiting"]
 
 
 def test_an_abstract_socket_is_reached_too() -> None:
     manager = Manager(f"@reimzul-{uuid.uuid4().hex}")
-    Service({"NOTIFY_SOCKET": manager.address}).ready("waiting")
+    SdNotify({"NOTIFY_SOCKET": manager.address}).announce_ready("waiting")
     assert manager.listen() == ["READY=1", "STATUS=waiting"]
     manager.close()
 
 
 def test_nothing_is_said_where_nobody_asked(tmp_path: Path) -> None:
     for told in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}, {"WATCHDOG_USEC": "1"}):
-        service = Service(told)
-        service.ready("waiting")
-        service.alive()
-        service.stopping()
+        service = SdNotify(told)
+        service.announce_ready("waiting")
+        service.ping()
+        service.announce_stop()
 
 
 def test_a_manager_that_is_gone_harms_nobody_and_is_told_again(manager: Manager, tmp_path: Path) -> None:
-    service = Service(manager.environment(WATCHDOG))
-    service.ready("waiting")
+    service = SdNotify(manager.environment(WATCHDOG))
+    service.announce_ready("waiting")
     manager.close()
     os.unlink(manager.address)
-    service.doing("building")
-    service.alive()
+    service.set_status("building")
+    service.ping()
     again = Manager.within(tmp_path)
-    service.alive()
+    service.ping()
     assert again.status == "building"
     again.close()
 
 
 def test_a_status_is_one_line_and_said_when_it_changes(manager: Manager) -> None:
-    service = Service({"NOTIFY_SOCKET": manager.address})
-    service.ready("waiting")
-    service.doing("waiting")
-    service.doing("building a\nREADY=1 b")
-    service.remark(beanstalkd="since noon: away")
-    service.remark(beanstalkd="since noon: away", drain="ends then")
-    service.remark(beanstalkd="")
-    service.doing("x" * 1000)
+    service = SdNotify({"NOTIFY_SOCKET": manager.address})
+    service.announce_ready("waiting")
+    service.set_status("waiting")
+    service.set_status("building a\nREADY=1 b")
+    service.set_note(beanstalkd="since noon: away")
+    service.set_note(beanstalkd="since noon: away", drain="ends then")
+    service.set_note(beanstalkd="")
+    service.set_status("x" * 1000)
     assert manager.listen() == [
         "READY=1",
         "STATUS=waiting",
@@ -88,35 +88,35 @@ def test_a_status_is_one_line_and_said_when_it_changes(manager: Manager) -> None
         "STATUS=building a READY=1 b; since noon: away",
         "STATUS=building a READY=1 b; since noon: away; ends then",
         "STATUS=building a READY=1 b; ends then",
-        f"STATUS={'x' * LONGEST}",
+        f"STATUS={'x' * MAX_STATUS_CHARACTERS}",
     ]
 
 
 def test_a_ping_is_sent_when_it_is_due_and_not_before(manager: Manager) -> None:
-    service = Service(manager.environment(watchdog=3600))
+    service = SdNotify(manager.environment(watchdog=3600))
     for _ in range(100):
-        service.alive()
+        service.ping()
     assert manager.pings == 1
-    service = Service(manager.environment(watchdog=0.000_004))
+    service = SdNotify(manager.environment(watchdog=0.000_004))
     for number in range(100):
-        service.alive()
+        service.ping()
         assert manager.pings == number + 2
 
 
 def test_a_manager_that_does_not_listen_holds_nobody_up(manager: Manager) -> None:
-    service = Service(manager.environment(watchdog=0.000_004))
+    service = SdNotify(manager.environment(watchdog=0.000_004))
     for _ in range(10_000):  # far more than a socket has room for
-        service.alive()
-    service.doing("building")
+        service.ping()
+    service.set_status("building")
     assert 0 < manager.pings < 10_000 and not manager.status
-    service.alive()
+    service.ping()
     assert manager.status == "building"
 
 
 @pytest.mark.parametrize("told", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_PID": "1"}])
 def test_no_ping_where_no_watchdog_is_ours(manager: Manager, told: dict[str, str]) -> None:
     usec = {"WATCHDOG_USEC": "1000"} if "WATCHDOG_PID" in told else {}
-    Service({"NOTIFY_SOCKET": manager.address, **usec, **told}).alive()
+    SdNotify({"NOTIFY_SOCKET": manager.address, **usec, **told}).ping()
     assert manager.pings == 0
 
 
@@ -181,7 +181,7 @@ class Stuck:
         self.kept = 0
         self.came: list[int] = []  #: pings in each hang
 
-    def keep(self) -> None:
+    def touch_if_due(self) -> None:
         self.kept += 1
         if self.manager.pings >= 5 and not self.came:
             self.came.append(hang(self.manager))
@@ -198,7 +198,7 @@ class Blind:
 def test_a_worker_is_alive_while_it_builds_and_not_when_its_loop_hangs(under_systemd: Manager) -> None:
     build = EndlessBuild()
     claim: Any = Stuck(under_systemd, build)
-    service = Service()
-    desk = Desk(lambda: claim, claim, Stop(), "t", service, service.alive)  # type: ignore[arg-type, return-value]
+    service = SdNotify()
+    desk = Desk(lambda: claim, claim, Stop(), "t", service, service.ping)  # type: ignore[arg-type, return-value]
     desk.attend(build, Blind())  # type: ignore[arg-type]
     assert claim.came == [0] and claim.kept >= 5

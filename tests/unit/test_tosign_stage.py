@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from reimzul.core.bstore import MANIFEST, Bstore, leg_name
-from reimzul.core.errors import MessageError
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import SignRequest, Status
+from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.tosign.stage import Build, find, stage
 from tests import uploads
 from tests.uploads import TARGET, tree
@@ -23,11 +23,11 @@ RPMS = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Bstore:
+def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def published(store: Bstore, **changed: Any) -> SignRequest:
+def published(store: StorePaths, **changed: Any) -> SignRequest:
     """A leg in its place, and the request to sign it."""
     of = changed.pop("of", uploads.request())
     asked = uploads.upload(store, changed.pop("rpms", RPMS), of=of, **changed)
@@ -40,11 +40,11 @@ def published(store: Bstore, **changed: Any) -> SignRequest:
     )  # fmt: skip
 
 
-def staged(store: Bstore, request: SignRequest) -> list[bool]:
+def staged(store: StorePaths, request: SignRequest) -> list[bool]:
     return [stage(store, build, lambda: None) for build in find(store, request)]
 
 
-def test_a_build_is_laid_out_with_its_packages_alone(store: Bstore) -> None:
+def test_a_build_is_laid_out_with_its_packages_alone(store: StorePaths) -> None:
     request = published(store)
     assert staged(store, request) == [True]
     folder = store.tosign / TARGET / f"hello-1-1.x86_64.{request.build_id}"
@@ -52,11 +52,11 @@ def test_a_build_is_laid_out_with_its_packages_alone(store: Bstore) -> None:
     for name, (content, _) in RPMS.items():
         assert (folder / name).read_bytes() == content
         assert (folder / name).stat().st_nlink == 1  # the signer rewrites it; what is published must stay
-    assert (store.staged / leg_name(request.build_id, "x86_64")).read_text().strip().endswith(folder.name)
+    assert (store.staged_marks / leg_key(request.build_id, "x86_64")).read_text().strip().endswith(folder.name)
     assert tree(store.staging) == set()
 
 
-def test_it_is_never_laid_out_twice_also_when_it_was_collected(store: Bstore) -> None:
+def test_it_is_never_laid_out_twice_also_when_it_was_collected(store: StorePaths) -> None:
     request = published(store)
     staged(store, request)
     assert staged(store, request) == [False]
@@ -65,14 +65,14 @@ def test_it_is_never_laid_out_twice_also_when_it_was_collected(store: Bstore) ->
     assert not (store.tosign / TARGET).exists()
 
 
-def test_a_place_that_is_not_there_is_no_build_yet(store: Bstore) -> None:
+def test_a_place_that_is_not_there_is_no_build_yet(store: StorePaths) -> None:
     request = published(store)
     shutil.rmtree(store.repo / TARGET)
     assert find(store, request) == []
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_a_request_of_the_original_is_found_by_its_words(store: Bstore, manifest: bool) -> None:
+def test_a_request_of_the_original_is_found_by_its_words(store: StorePaths, manifest: bool) -> None:
     ours = published(store)
     published(store, arch="i386", of=uploads.request(build_id=ours.build_id))
     if not manifest:
@@ -85,11 +85,11 @@ def test_a_request_of_the_original_is_found_by_its_words(store: Bstore, manifest
     assert folder.name.endswith(ours.build_id) == manifest
 
 
-def test_what_was_not_built_well_never_gets_there(store: Bstore) -> None:
+def test_what_was_not_built_well_never_gets_there(store: StorePaths) -> None:
     failed = published(store, rpms={}, status=Status.FAILED)
     other = published(store, of=uploads.request(timestamp="20250102030405"))
-    wrong_build = SignRequest(**{**other.wire(), "build_id": "0" * 32})
-    wrong_place = SignRequest(**{**other.wire(), "target": "c8.x86_64"})
+    wrong_build = SignRequest(**{**other.to_json(), "build_id": "0" * 32})
+    wrong_place = SignRequest(**{**other.to_json(), "target": "c8.x86_64"})
     bare = published(store, of=uploads.request(timestamp="20260102030405"))
     (store.place(bare.place) / MANIFEST).unlink()
     for request, words in (
@@ -98,30 +98,30 @@ def test_what_was_not_built_well_never_gets_there(store: Bstore) -> None:
         (wrong_place, "is not a place in"),
         (bare, "has no build.json"),
     ):
-        with pytest.raises(MessageError, match=words):
+        with pytest.raises(InvalidMessage, match=words):
             find(store, request)
 
 
-def test_a_scratch_build_is_not_signed(store: Bstore) -> None:
+def test_a_scratch_build_is_not_signed(store: StorePaths) -> None:
     scratch = published(store, of=uploads.request(scratch=True))
-    with pytest.raises(MessageError, match="is not a place in"):
+    with pytest.raises(InvalidMessage, match="is not a place in"):
         find(store, scratch)
-    lying = SignRequest(**{**scratch.wire(), "place": scratch.place.replace("scratch/", "repo/", 1)})
+    lying = SignRequest(**{**scratch.to_json(), "place": scratch.place.replace("scratch/", "repo/", 1)})
     store.place(lying.place).parent.mkdir(parents=True)
     store.place(scratch.place).rename(store.place(lying.place))
-    with pytest.raises(MessageError, match="scratch build"):
+    with pytest.raises(InvalidMessage, match="scratch build"):
         find(store, lying)
 
 
-def test_a_package_that_changed_since_is_not_signed(store: Bstore) -> None:
+def test_a_package_that_changed_since_is_not_signed(store: StorePaths) -> None:
     request = published(store)
     (store.place(request.place) / "hello-1-1.x86_64.rpm").write_bytes(b"packagE")
-    with pytest.raises(MessageError, match="not as it was published"):
+    with pytest.raises(InvalidMessage, match="not as it was published"):
         staged(store, request)
     assert not (store.tosign / TARGET).exists()
 
 
-def test_a_build_without_packages_is_no_folder(store: Bstore) -> None:
+def test_a_build_without_packages_is_no_folder(store: StorePaths) -> None:
     assert staged(store, published(store, rpms={})) == [False]
     assert not (store.tosign / TARGET).exists()
 
@@ -129,14 +129,14 @@ def test_a_build_without_packages_is_no_folder(store: Bstore) -> None:
 def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, rounds = uploads.Steps(monkeypatch), iter(range(1000))
 
-    def ready() -> tuple[Bstore, Build]:
+    def ready() -> tuple[StorePaths, Build]:
         steps_at, steps.die_at = steps.die_at, -1
         store = uploads.make_store(tmp_path / str(next(rounds)))
         (build,) = find(store, published(store))
         steps.count, steps.die_at = 0, steps_at
         return store, build
 
-    def collect(store: Bstore) -> int:
+    def collect(store: StorePaths) -> int:
         """What a signer that comes now takes away: always whole builds."""
         folders = list(store.tosign.glob(f"{TARGET}/*"))
         for folder in folders:

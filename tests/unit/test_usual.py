@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.operator.usual import IDLE, Arch, Usual, duration, durations, left, quantile, starts, usual
+from reimzul.admin.usual import IDLE, Arch, Usual, duration, durations, left, quantile, starts, usual
 
 spans = st.floats(0.1, 100_000)
 some = st.lists(spans, min_size=1, max_size=30)

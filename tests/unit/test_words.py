@@ -8,8 +8,8 @@ import time
 import click
 import pytest
 
-from reimzul.core.config import Pruning, pruning, span
-from reimzul.operator import since, words
+from reimzul.admin import since, words
+from reimzul.core.config import Pruning, parse_pruning, parse_span
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_counts_and_lists_are_spoken() -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("5m", 300), ("12h", 43_200), ("90d", 7_776_000), ("2w", 1_209_600)])
 def test_a_span_is_read(text: str, seconds: int) -> None:
-    assert span(text) == seconds
+    assert parse_span(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "5", "d", "-5d", "5 d", "5y", "5.5d", "1234567d"])
 def test_what_is_no_span_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a span of time"):
-        span(text)
+        parse_span(text)
 
 
 def _moment(text: str) -> float:
@@ -72,10 +72,10 @@ def test_a_moment_is_a_span_before_now_or_a_date_in_utc() -> None:
     ],
 )
 def test_a_rule_for_pruning_is_read(text: str, rule: Pruning) -> None:
-    assert pruning(text) == rule
+    assert parse_pruning(text) == rule
 
 
 @pytest.mark.parametrize("text", ["", "keep", "keep 0", "older 3", "unsigned", "keep 3 keep 4", "last 3", "keep 3 4"])
 def test_what_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a (rule|whole number|span)"):
-        pruning(text)
+        parse_pruning(text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reimzul.core.errors import ProgramMissing, ReimzulError
+from reimzul.core.errors import ProgramNotFound, ReimzulError
 from tools.manpages import commands, settings, wire
 
 
@@ -24,7 +24,7 @@ def main() -> None:
         sys.exit(2)
     try:
         say(write(Path(sys.argv[1])), sys.argv[1])
-    except ProgramMissing as error:
+    except ProgramNotFound as error:
         print(f"man: reimzul-wire(7) is left out: {error}", file=sys.stderr)
     except (OSError, ReimzulError) as error:
         sys.exit(f"man: {error}")

@@ -16,22 +16,22 @@ from collections.abc import Iterator, Sequence
 import attr
 import click
 
+from devfarm import standin
+from devfarm.standin_faults import Exit
+from reimzul.admin.main import COMMANDS
 from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE
-from reimzul.devfarm import standin
-from reimzul.devfarm.standin_faults import Exit
-from reimzul.operator.command import COMMANDS
 from tools.manpages.roff import Page, bold, escape, italic
 
 #: Programs whose command click knows, and the module it is in. The daemons' pages are of section 8, for administrators.
 PROGRAMS = {
-    "reimzul": "reimzul.operator.command",
-    "reimzul-submit": "reimzul.submit.command",
-    "reimzul-devfarm": "reimzul.devfarm.command",
-    "reimzul-worker": "reimzul.worker.command",
-    "reimzul-repogen": "reimzul.repogen.command",
-    "reimzul-tosign": "reimzul.tosign.command",
-    "reimzul-notifier": "reimzul.notifier.command",
-    "reimzul-irc": "reimzul.irc.command",
+    "reimzul": "reimzul.admin.main",
+    "reimzul-submit": "reimzul.submit.cli",
+    "reimzul-devfarm": "devfarm.cli",
+    "reimzul-worker": "reimzul.worker.cli",
+    "reimzul-repogen": "reimzul.repogen.cli",
+    "reimzul-tosign": "reimzul.tosign.cli",
+    "reimzul-notifier": "reimzul.notifier.cli",
+    "reimzul-irc": "reimzul.irc.cli",
 }
 DAEMONS = ("reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-irc")
 STANDIN = "reimzul-standin-mock"

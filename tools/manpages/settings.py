@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE, free_row, sections, settings_of
+from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE, all_sections, open_row, settings_of
 from tools.manpages.roff import Page, bold, escape, italic
 
 _PROSE = [
@@ -27,10 +27,10 @@ def page() -> Page:
     made.heading("DESCRIPTION")
     made.paragraphs(_PROSE)
     made.heading("SETTINGS")
-    for name, kind in sections().items():
+    for name, kind in all_sections().items():
         made.subheading(f"[{name}]")
         made.paragraphs([(kind.__doc__ or "").strip()])
-        if free := free_row(kind):
+        if free := open_row(kind):
             made.entry(bold(free.metadata["example"]), ["An example; the keys are yours."])
         for row in settings_of(kind):
             made.entry(term(row), [row.metadata["meaning"]])

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from reimzul import __version__
-from reimzul.core.run import capture
+from reimzul.core.process import output_of
 from tools.manpages.roff import MANUAL, date
 
 PROGRAM = "go-md2man"
@@ -31,7 +31,7 @@ def source() -> str:
     with TemporaryDirectory() as folder:
         page, made = Path(folder, "wire.md"), Path(folder, "wire.7")
         page.write_text(markdown(_SOURCE.read_text(encoding="utf-8")), encoding="utf-8")
-        capture([PROGRAM, "-in", page, "-out", made])
+        output_of([PROGRAM, "-in", page, "-out", made])
         return tidied(made.read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Optional, TypeVar
 from reimzul.core.config import Settings
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Event
-from reimzul.notifier.verdict import Notice
+from reimzul.history.result_rules import Notice
 
 S = TypeVar("S", bound="Sink")
 

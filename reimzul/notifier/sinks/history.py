@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from reimzul.core.config import Settings
-from reimzul.notifier.history import History, HistoryAway, home, open_history
+from reimzul.history import History, HistoryAway, home, open_history
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.sinks.base import Sink, SinkAway
-from reimzul.notifier.verdict import Notice
 
 
 class HistorySink(Sink):

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import fields
+from reimzul.core import validators
 from reimzul.core.config import Settings
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.sinks.base import Sink, SinkAway
-from reimzul.notifier.verdict import Notice
 
 #: How much of the log's end is read to see what was written before a crash: many times one batch.
 TAIL = 1 << 20
@@ -33,7 +33,7 @@ def line_of(event: Event) -> str:
         words = f"Builder {event.builder} status {event.status}: {event.reason}"
     else:
         words = _refusal(event) if isinstance(event, Refusal) else _build(event)
-    return fields.line(2000)(f"[{when}] {words}")
+    return validators.line(2000)(f"[{when}] {words}")
 
 
 def _is_in(written: Collection[str], event: Event) -> bool:
@@ -50,7 +50,7 @@ def _build(event: BuildEvent) -> str:
 
 def _refusal(event: Refusal) -> str:
     by = f" by {event.host}" if event.host else ""
-    begins = fields.shown(event.begins, 200)
+    begins = validators.quoted(event.begins, 200)
     return f"Refused job {event.job} of tube {event.tube}{by}: {event.reason} (it begins {begins})"
 
 

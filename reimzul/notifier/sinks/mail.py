@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from reimzul.core.bstore import StoreUrls
-from reimzul.core.config import Mail, Settings
+from reimzul.core.config import MailSettings, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal, Status
+from reimzul.core.store_paths import StoreUrls
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.sinks.base import Sink, SinkAway
 from reimzul.notifier.sinks.rcpts import Recipients
-from reimzul.notifier.verdict import Notice
 
 if TYPE_CHECKING:  # they bring the standard library's mail and SMTP: 2 MiB for who sends none
     from reimzul.notifier.sinks.mail_book import Book
@@ -42,9 +42,9 @@ class MailSink(Sink):
     def __init__(self, settings: Settings) -> None:
         from reimzul.notifier.sinks.mail_text import Writer
 
-        self._settings: Mail = settings.mail
+        self._settings: MailSettings = settings.mail
         self._ledger: Path = settings.notifier.ledger
-        urls = StoreUrls.of(settings.bstore.base_url, settings.bstore.upload_url)
+        urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         self._writer = Writer(sender=settings.mail.mail_from, urls=urls)
         self._recipients = Recipients(settings.mail, settings.mail_rcpts)
         self._session: Optional[Session] = None

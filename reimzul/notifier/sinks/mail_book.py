@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from reimzul.core.message import BuildEvent, Status
+from reimzul.core.sqlite import transaction
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.ledger import KEPT
 from reimzul.notifier.sinks.base import SinkAway
 from reimzul.notifier.sinks.mail_text import group
-from reimzul.notifier.transaction import transaction
-from reimzul.notifier.verdict import Notice
 
 #: Seconds between two sweeps.
 SWEEP = 86400.0

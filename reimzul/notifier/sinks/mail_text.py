@@ -15,8 +15,8 @@ from email.utils import formatdate
 
 import attr
 
-from reimzul.core.bstore import StoreUrls, folder
 from reimzul.core.message import NAMESPACE, BuilderEvent, BuildEvent, Status
+from reimzul.core.store_paths import StoreUrls, package_folder
 
 #: The longest line that goes as it is: SMTP's limit is 998.
 LONGEST_LINE = 900
@@ -84,7 +84,7 @@ class Writer:
         """Where the logs are; a worker of the original does not say, but uploads to where they always were."""
         if event.url or not (event.pkgname and event.evr and event.timestamp):
             return event.url or "(nowhere that is known)"
-        place = f"repo/{event.target}/{event.pkgname}/{event.timestamp}/{folder(event.evr, event.arch)}"
+        place = f"repo/{event.target}/{event.pkgname}/{event.timestamp}/{package_folder(event.evr, event.arch)}"
         return self.urls.place(place)
 
     def _id(self, left: str) -> str:

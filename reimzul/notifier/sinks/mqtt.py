@@ -16,11 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
-from reimzul.core.config import Mqtt, Settings
+from reimzul.core.config import MqttSettings, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuildEvent, Event, Status
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.sinks.base import Sink, SinkAway
-from reimzul.notifier.verdict import Notice
 
 if TYPE_CHECKING:
     from reimzul.notifier.sinks.mqtt_link import Link
@@ -40,7 +40,7 @@ def messages(topic: str, notice: Notice) -> list[tuple[str, bytes]]:
     """What is published of an event: topic and payload of each message."""
     event = notice.event
     about = {"schema": SCHEMA, "id": "/".join(notice.name)}
-    told = {name: value for name, value in event.wire().items() if name != "owed"}
+    told = {name: value for name, value in event.to_json().items() if name != "owed"}
     published = [(f"{topic}/builds/events", _payload({**told, **about}))]
     if _is_result(event):
         result = {name: getattr(event, name) for name in _RESULT_KEYS}
@@ -61,7 +61,7 @@ class MqttSink(Sink):
 
     name = "mqtt"
 
-    def __init__(self, settings: Mqtt) -> None:
+    def __init__(self, settings: MqttSettings) -> None:
         self._settings = settings
         self._link: Optional[Link] = None
 

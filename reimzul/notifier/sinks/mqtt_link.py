@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable
 
-from reimzul.core.config import Mqtt
+from reimzul.core.config import MqttSettings
 from reimzul.core.tls import client_context
 from reimzul.notifier.sinks.base import SinkAway
 
@@ -44,7 +44,7 @@ Name = tuple[str, str]
 class Link:
     """One connection, from its welcome until its first fault."""
 
-    def __init__(self, settings: Mqtt) -> None:
+    def __init__(self, settings: MqttSettings) -> None:
         """Connect. Raises `SinkAway`."""
         self.address = f"the MQTT broker at {settings.host}:{settings.port}"
         self.fault = ""  #: why it can be used no more
@@ -90,7 +90,7 @@ class Link:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _open(self, settings: Mqtt) -> None:
+    def _open(self, settings: MqttSettings) -> None:
         try:
             self._client.tls_set_context(tls(settings))
             self._client.connect(settings.host, settings.port, KEEPALIVE)
@@ -131,7 +131,7 @@ class Link:
             self._news.notify_all()
 
 
-def tls(settings: Mqtt) -> ssl.SSLContext:
+def tls(settings: MqttSettings) -> ssl.SSLContext:
     """TLS as set: the broker's certificate is always checked, its name unless `tls_insecure`. Raises `OSError`."""
     both = settings.tls_cert, settings.tls_key
     pair = (both[0], both[1]) if both[0] and both[1] else None

@@ -15,13 +15,13 @@ import logging
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Callable, Optional
 
-from reimzul.core.bstore import place_of
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, TOSIGN, Broker, Tube
 from reimzul.core.config import Settings
-from reimzul.core.errors import Again, BrokerGone, MessageError
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, RetryLater
 from reimzul.core.message import BuildEvent, Event, RepogenRequest, SignRequest, Status
-from reimzul.core.tube import CREATEREPO, PRIORITY, TOSIGN, Broker, Tube
+from reimzul.core.store_paths import package_dir
+from reimzul.history.result_rules import Notice
 from reimzul.notifier.sinks.base import Sink, SinkAway
-from reimzul.notifier.verdict import Notice
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ class OriginalsSink(Sink):
             for tube, message in requests(event, self._known):
                 self._broker.put(tube, message, priority=PRIORITY)
             self._known.add(event.target)
-        except (BrokerGone, Again) as error:
+        except (BrokerUnavailable, RetryLater) as error:
             self.close()
             raise SinkAway(str(error)) from error
-        except MessageError as error:
+        except InvalidMessage as error:
             log.error("%s of %s by %s cannot be passed on: %s", event.status, event.srpm, event.builder_fqdn, error)
 
 
@@ -79,7 +79,7 @@ def requests(event: BuildEvent, known: Container[str]) -> Iterator[tuple[Tube[An
         if event.target not in known:
             yield CREATEREPO, RepogenRequest(target=event.target)
         return
-    yield CREATEREPO, RepogenRequest.from_wire(event.wire())
+    yield CREATEREPO, RepogenRequest.from_json(event.to_json())
     if event.status != Status.SUCCESS or event.scratch:
         return
     try:
@@ -91,8 +91,8 @@ def requests(event: BuildEvent, known: Container[str]) -> Iterator[tuple[Tube[An
                 target=event.target,
                 arch=event.arch,
                 timestamp=event.timestamp,
-                place=place_of(event.target, event.pkgname, event.timestamp, event.evr, event.arch, scratch=False),
+                place=package_dir(event.target, event.pkgname, event.timestamp, event.evr, event.arch, scratch=False),
             ),
         )
     except ValueError as error:
-        raise MessageError(str(error)) from None
+        raise InvalidMessage(str(error)) from None

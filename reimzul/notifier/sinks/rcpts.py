@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import logging
 
-from reimzul.core import fields
-from reimzul.core.config import Mail, MailRcpts, address
+from reimzul.core import validators
+from reimzul.core.config import MailRcptsSettings, MailSettings, parse_address
 from reimzul.core.message import BuilderEvent, BuildEvent
 
 log = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class Recipients:
     """The table of [mail_rcpts], and what it does not say."""
 
-    def __init__(self, mail: Mail, rcpts: MailRcpts) -> None:
+    def __init__(self, mail: MailSettings, rcpts: MailRcptsSettings) -> None:
         self._mail = mail
         self._by_arch = rcpts.arches
         self._said: set[str] = set()
@@ -37,9 +37,9 @@ class Recipients:
             return []
         name = event.submitter if "@" in event.submitter else f"{event.submitter}@{self._mail.submitter_domain}"
         try:
-            return [address(name)]
+            return [parse_address(name)]
         except ValueError:
             if event.submitter not in self._said:
                 self._said.add(event.submitter)
-                log.warning("%s is no mail address: the submitter is not mailed", fields.shown(name))
+                log.warning("%s is no mail address: the submitter is not mailed", validators.quoted(name))
             return []

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core import fields
-from reimzul.core.command import own_name
-from reimzul.core.config import Mail
+from reimzul.core import validators
+from reimzul.core.cli import local_hostname
+from reimzul.core.config import MailSettings
 from reimzul.core.tls import client_context
 from reimzul.notifier.sinks.base import SinkAway
 
@@ -42,12 +42,12 @@ class Posted:
 class Session:
     """One connection, from its greeting until its first fault."""
 
-    def __init__(self, settings: Mail) -> None:
+    def __init__(self, settings: MailSettings) -> None:
         """Connect, and log in where that is set. Raises `SinkAway`."""
         self.address = f"the mail server at {settings.smtp_host}:{settings.smtp_port}"
         self._open = False
         with self._words():
-            self._smtp = smtplib.SMTP(settings.smtp_host, settings.smtp_port, own_name(), ANSWER)
+            self._smtp = smtplib.SMTP(settings.smtp_host, settings.smtp_port, local_hostname(), ANSWER)
             self._open = True
             self._socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._smtp.ehlo_or_helo_if_needed()
@@ -140,9 +140,9 @@ def password(file: Path) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
         return _said(error.smtp_code, error.smtp_error)
-    return fields.line(300)(str(error)) or type(error).__name__
+    return validators.line(300)(str(error)) or type(error).__name__
 
 
 def _said(code: int, words: bytes | str) -> str:
     text = words if isinstance(words, str) else words.decode("utf-8", "replace")
-    return fields.line(300)(f"{code} {text}")
+    return validators.line(300)(f"{code} {text}")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mock's configuration as the stand-in for mock reads it: Python text that fills `config_opts`.
+
+Only what decides a build here is kept. What speaks of chroots and plugins is read and left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import attr
+
+from devfarm.standin_faults import Exit, Fault
+from reimzul.core.mock_config import CONF_KEYS, MockConfigError, execute, inline_includes
+
+#: Where roots lie, before what the configuration says (`basedir`).
+ROOTS_VARIABLE = "REIMZUL_STANDIN_ROOTS"
+#: What mock sets to a text that configurations add to.
+_TEXTS = ("chroot_additional_packages", "chroot_setup_cmd", "dnf.conf", "yum.conf")
+
+
+class Options(dict[str, Any]):
+    """mock's `config_opts`: what has not been set yet can be filled, `config_opts['plugin_conf']['x'] = …`."""
+
+    def __missing__(self, key: str) -> Options:
+        self[key] = Options()
+        return self[key]  # type: ignore[no-any-return]
+
+
+@attr.frozen(kw_only=True)
+class Chroot:
+    """What one configuration asks for. There is no chroot here; the name is what mock's users call it."""
+
+    name: str  #: the root's own name, without what `--uniqueext` adds
+    target: str  #: rpmbuild's --target
+    legal_hosts: tuple[str, ...]  #: machines that may build it, empty for those that can
+    roots: Path
+    cache: Path  #: shared by all roots of the name
+    conf: str  #: dnf.conf
+    releasever: str
+    macros: Mapping[str, str]
+    provides: frozenset[str]  #: BuildRequires to be taken as satisfied
+    timeout: int  #: seconds for rpmbuild, 0 for no limit
+    clean_on_success: bool
+    clean_on_failure: bool
+    bootstrap: bool
+    package_manager: str
+    bootstrap_seconds: float  #: how long it takes to make a bootstrap root
+
+
+def load(folder: Path, name: str) -> Chroot:
+    """Read `site-defaults.cfg` and `<name>.cfg` of a configuration folder."""
+    options = Options({**dict.fromkeys(_TEXTS, ""), "macros": Options()})
+    _execute(folder / "site-defaults.cfg", folder, options)
+    _execute(Path(name) if name.endswith(".cfg") else folder / f"{name}.cfg", folder, options)
+    if not options.get("root"):
+        raise Fault(Exit.CONFIG, f"Error in configuration: {name}.cfg has no config_opts['root']")
+    if not (folder / "logging.ini").is_file():
+        raise Fault(Exit.SETUP, f"Could not find required logging config file: {folder / 'logging.ini'}")
+    try:
+        return _chroot(options)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Fault(Exit.CONFIG, f"Error in configuration: {name}.cfg: {error}") from error
+
+
+def _execute(path: Path, folder: Path, options: Options) -> None:
+    if not path.is_file():
+        raise Fault(Exit.CONFIG, f"Could not find required config file: {path}")
+    try:
+        execute(inline_includes(path, folder, {}), options, str(path))
+    except MockConfigError as error:
+        raise Fault(Exit.CONFIG, str(error)) from error
+    except Exception as error:  # whatever a configuration raises is the configuration's fault
+        raise Fault(Exit.CONFIG, f"Config error: {path}: {error}") from error
+
+
+def _chroot(options: Options) -> Chroot:
+    target = str(options.get("target_arch") or os.uname().machine)
+    roots, name = _roots(options.get("basedir")), str(options["root"])
+    return Chroot(
+        name=name,
+        target=str(options.get("rpmbuild_arch") or target),
+        legal_hosts=tuple(options.get("legal_host_arches") or ()),
+        roots=roots,
+        cache=Path(options.get("cache_topdir") or roots.with_name(f"{roots.name}-cache")) / name,
+        conf=_expand(next((str(options[key]) for key in CONF_KEYS if options.get(key)), ""), options),
+        releasever=str(options.get("releasever") or ""),
+        macros={name.lstrip("%"): str(value) for name, value in options["macros"].items()},
+        provides=frozenset(options.get("standin_provides") or ()),
+        timeout=int(options.get("rpmbuild_timeout") or 0),
+        clean_on_success=bool(options.get("cleanup_on_success", True)),
+        clean_on_failure=bool(options.get("cleanup_on_failure", True)),
+        bootstrap=bool(options.get("use_bootstrap", True)),
+        package_manager=str(options.get("package_manager") or "dnf"),
+        bootstrap_seconds=float(options.get("standin_bootstrap_seconds") or 0),
+    )
+
+
+def _expand(text: str, options: Options) -> str:
+    """A text with the options that it names put in: of Jinja, which mock has, `{{ name }}` alone."""
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(options.get(found[1], "")), text)
+
+
+def _roots(configured: Optional[str]) -> Path:
+    own = Path(tempfile.gettempdir()) / f"reimzul-standin-{os.getuid()}"
+    return Path(os.environ.get(ROOTS_VARIABLE) or configured or own).absolute()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul config`: whether a configuration holds, and a sample of one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from reimzul.core.arch import read_arches
+from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.core.config import DEFAULT_FILE, MailSettings, MqttSettings, Settings, find_file, sample_text
+
+
+@click.group("config", epilog=EXIT_CODES)
+def command() -> None:
+    """Check a configuration, or print a sample.
+
+    \b
+    Example:
+      reimzul config check --config ./reimzul.ini
+    """
+
+
+@command.command("check", epilog=EXIT_CODES)
+@shared_options
+def check(config: Path | None, verbose: bool) -> None:
+    """Say all that is wrong with the configuration, a line each, and exit with 3; or which file holds.
+
+    What a file that a setting names lacks is said as a warning: it may be there on the host it is meant for.
+
+    \b
+    Examples:
+      reimzul config check
+      reimzul config check --config ./reimzul.ini
+    """
+    settings = load_settings(config, verbose)
+    read_arches(settings.farm.arches)
+    for warning in warnings(settings):
+        click.echo(f"warning: {warning}", err=True)
+    file = find_file(config)
+    click.echo(f"{file}: no faults" if file else f"no {DEFAULT_FILE}: the defaults hold")
+
+
+@command.command("sample")
+def print_sample() -> None:
+    """Print a file with every setting, its default and its meaning.
+
+    \b
+    Example:
+      reimzul config sample > /etc/reimzul/reimzul.ini
+    """
+    click.echo(sample_text(), nl=False)
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What would keep a program on this host from doing as the settings say."""
+    if settings.mail.notifications:
+        yield from _unreadable("mail", settings.mail, "ca_cert", "password_file")
+        if not any(settings.mail_rcpts.arches.values()) and not settings.mail.to_submitter:
+            yield "[mail_rcpts] names nobody: no mail is sent"
+    if settings.mqtt.notifications:
+        yield from _unreadable("mqtt", settings.mqtt, "ca_cert", "tls_cert", "tls_key")
+        if settings.mqtt.tls_insecure:
+            yield "[mqtt] tls_insecure: any broker with a certificate of that authority is taken for the right one"
+        yield from _missing("paho", "[mqtt] notifications: paho-mqtt")
+    if settings.history.url.startswith("mongodb"):
+        yield from _missing("pymongo", "[history] url: pymongo")
+
+
+def _unreadable(section: str, settings: MailSettings | MqttSettings, *names: str) -> Iterator[str]:
+    for name in names:
+        file: Path | None = getattr(settings, name)
+        if file is not None and not os.access(file, os.R_OK):
+            yield f"[{section}] {name}: {file} is not there, or not for us to read"
+
+
+def _missing(module: str, what: str) -> Iterator[str]:
+    if importlib.util.find_spec(module) is None:
+        yield f"{what} is not installed on this host; the notifier needs it: pip install 'reimzul[controller]'"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command line shares: --config, -v, logging, and errors as one line with an exit code of their own."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
+
+import click
+
+from reimzul import __version__
+from reimzul.core import validators
+from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputError, ReimzulError
+
+if TYPE_CHECKING:  # the settings are imported when they are read: `reimzul --help` needs none
+    from reimzul.core.config import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES = """\b
+Exit codes:
+   0  all went well
+   1  it was tried and did not work out, or only in part
+   2  wrong usage
+   3  wrong configuration
+   4  bad input: a file, an arch, a target
+   5  beanstalkd cannot be reached
+  70  a bug of reimzul
+ 130  interrupted
+"""
+
+
+def shared_options(function: F) -> F:
+    """The options every command has; they reach it as `config` and `verbose`."""
+    function = click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Settings instead of those in /etc/reimzul/reimzul.ini (or $REIMZUL_CONFIG).",
+    )(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Say more of what is done.")(function)
+    return click.version_option(__version__, "--version", message="%(prog)s %(version)s")(function)
+
+
+def load_settings(config: Path | None, verbose: bool) -> Settings:
+    """Logging as asked for, and the settings. Raises `ConfigError`."""
+    from reimzul.core.config import load_file
+
+    log_to_stderr(verbose)
+    return load_file(config)
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """One line an event; journald adds the time itself (it sets $JOURNAL_STREAM)."""
+    when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format=f"{when}%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def run_command(command: click.Command, *, help_without_arguments: bool = False) -> NoReturn:
+    """Run a command as a program: its own errors become one line each on stderr and their exit code."""
+    command.context_settings["help_option_names"] = ["-h", "--help"]  # -h as the original's had it; groups pass it on
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of letters that the terminal has not is shown escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:] or (["--help"] if help_without_arguments else [])
+    try:
+        code = command.main(arguments, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except ReimzulError as error:
+        print_error(command, str(error))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        logging.getLogger(__name__).debug("", exc_info=error)
+        print_error(command, f"a bug of reimzul: {error!r} (run it with -v for where)")
+        sys.exit(EXIT_BUG)
+
+
+def print_error(command: click.Command, message: str) -> None:
+    """A line on stderr for each line of the message, with the program's name before it."""
+    for line in message.splitlines():
+        click.echo(f"{command.name}: {line}", err=True)
+
+
+def local_hostname() -> str:
+    """The name this host goes by among the others. Raises `ConfigError` for one that cannot travel in a message."""
+    name = os.environ.get("REIMZUL_FQDN") or os.uname().nodename
+    try:
+        return validators.host(name)
+    except ValueError as error:
+        raise ConfigError(f"the name of this host: {error} (say another in $REIMZUL_FQDN)") from None
+
+
+def current_user() -> str:
+    """Who gives the command. Raises `InputError` for a name that cannot travel."""
+    try:
+        return validators.submitter(_user_name())
+    except ValueError as error:
+        raise InputError(f"the name of the submitting user cannot be used: {error} (say another in $LOGNAME)") from None
+
+
+def _user_name() -> str:
+    """The name of this process's user; one that has none is known by its number."""
+    import getpass
+
+    number = f"uid{os.getuid()}"
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # OSError since Python 3.13
+        return number
+    return name if name.strip() else number

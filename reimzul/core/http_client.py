@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading what bstore and the controller show by HTTP: whole small documents, and files from a byte on.
+
+All URLs are of this host's own end of stunnel: no proxy stands between, and none is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Iterator
+from typing import Optional
+from urllib.parse import SplitResult, urlsplit
+
+import attr
+
+from reimzul.core.errors import ReimzulError
+
+#: Seconds without a byte after which an answer is given up.
+TIMEOUT_SECONDS = 30.0
+_OK, _PARTIAL, _BEYOND, _GONE = 200, 206, 416, (404, 410)
+
+
+class HttpUnavailable(ReimzulError):
+    """The server does not answer, or not as it should."""
+
+
+class NotFound(ReimzulError):
+    """The server has no such file."""
+
+
+@attr.frozen
+class RangeResponse:
+    """A part of a file that may still grow."""
+
+    body: bytes
+    size: int  #: of the whole file as it is now
+
+
+class HttpSession:
+    """A connection to the server of some URLs, kept open between them. Belongs to one thread."""
+
+    def __init__(self, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._timeout = timeout
+        self._server = ("", "")
+        self._connection: Optional[http.client.HTTPConnection] = None
+
+    def __enter__(self) -> HttpSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def get(self, url: str, limit: int) -> bytes:
+        """A whole document. Raises `NotThere`, and `WebAway` also where it is longer than `limit` bytes."""
+        with self._responding(url, {}) as answer:
+            if answer.status != _OK:
+                raise HttpUnavailable(f"{url}: HTTP {answer.status}")
+            body = answer.read(limit + 1)
+        if len(body) > limit:
+            self.close()  # the rest is still to come
+            raise HttpUnavailable(f"{url} is longer than {limit} bytes")
+        return body
+
+    def read(self, url: str, offset: int, limit: int) -> RangeResponse:
+        """At most `limit` bytes of a file from `offset` on; none where it is not longer. Raises as `get`."""
+        with self._responding(url, {"Range": f"bytes={offset}-{offset + limit - 1}"}) as answer:
+            if answer.status == _PARTIAL:
+                return RangeResponse(answer.read(limit), int(answer.headers["Content-Range"].rpartition("/")[2]))
+            if answer.status == _BEYOND:
+                answer.read()
+                return RangeResponse(b"", int(answer.headers.get("Content-Range", f"/{offset}").rpartition("/")[2]))
+            if answer.status == _OK:  # a server without ranges, or an empty file
+                body = answer.read()
+                return RangeResponse(body[offset : offset + limit], len(body))
+            raise HttpUnavailable(f"{url}: HTTP {answer.status}")
+
+    @contextlib.contextmanager
+    def _responding(self, url: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(url)
+        try:
+            answer = self._fetch_answer(parts, headers)
+            if answer.status in _GONE:
+                answer.read()
+                raise NotFound(f"{url} is not there (HTTP {answer.status})")
+            yield answer
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            self.close()
+            raise HttpUnavailable(f"{url}: {getattr(error, 'strerror', None) or repr(error)}") from error
+
+    def _fetch_answer(self, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
+        if self._connection is not None and self._server == (parts.scheme, parts.netloc):
+            with contextlib.suppress(OSError, http.client.HTTPException):  # the server may have closed it
+                return self._request(self._connection, parts, headers)
+        self.close()
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._server = (parts.scheme, parts.netloc)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=self._timeout)
+        return self._request(self._connection, parts, headers)
+
+    @staticmethod
+    def _request(
+        connection: http.client.HTTPConnection, parts: SplitResult, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse()

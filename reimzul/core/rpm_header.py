@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading an rpm's header: the one place that imports the rpm bindings.
+
+The bindings belong to the distribution's own Python, so they are imported when a header is read and not before:
+what does not read headers runs, and is tested, on any Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from reimzul.core import validators
+from reimzul.core.errors import InputError, ProgramNotFound
+
+#: Tags that tell when, where and with which flags a package was made, and checksums of these. Those of the signature
+#: header, below 1000, are such checksums too.
+_MAKING = (
+    "BUILDTIME", "BUILDHOST", "COOKIE", "OPTFLAGS", "PLATFORM", "SOURCEPKGID", "FILEMTIMES", "FILEINODES",
+    "FILEDEVICES", "PAYLOADDIGEST", "PAYLOADDIGESTALT", "PAYLOADSHA256", "PAYLOADSHA256ALT", "PAYLOADSHA512",
+    "PAYLOADSHA512ALT", "PAYLOADSHA3_256", "PAYLOADSHA3_256ALT", "PAYLOADSIZE", "PAYLOADSIZEALT",
+)  # fmt: skip
+_FIRST_TAG = 1000
+_LEAD = 96  # bytes
+_MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
+
+
+@attr.frozen(kw_only=True)
+class Header:
+    """What the farm wants to know of a package."""
+
+    name: str
+    epoch: int | None
+    version: str
+    release: str
+    arch: str  #: of a source rpm, the arch it was made on
+    is_source: bool
+    exclusive_arch: tuple[str, ...] = ()
+    exclude_arch: tuple[str, ...] = ()
+    build_archs: tuple[str, ...] = ()  #: BuildArch of the main package of a source rpm, mostly ("noarch",)
+    requires: tuple[str, ...] = ()  #: of a source rpm, its BuildRequires, with versions
+
+    @property
+    def evr(self) -> str:
+        """version-release, without the epoch, as the original says it."""
+        return f"{self.version}-{self.release}"
+
+    @property
+    def nevra(self) -> str:
+        """name-[epoch:]version-release.arch, `src` for a source rpm."""
+        epoch = f"{self.epoch}:" if self.epoch else ""
+        return f"{self.name}-{epoch}{self.version}-{self.release}.{'src' if self.is_source else self.arch}"
+
+
+def _expose_system_rpm() -> None:
+    """In a virtual environment, load the bindings of the Python it was made with.
+
+    PyPI's shim finds them too, by asking every Python on the host in a process of its own: 0.06 s of each start.
+    """
+    if "rpm" in sys.modules or sys.prefix == sys.base_prefix:
+        return
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    # where Debian has them, and where Fedora and EL do
+    folders = [f"{sys.base_prefix}/{end}" for end in ("lib/python3/dist-packages", f"lib64/{version}/site-packages")]
+    spec = importlib.machinery.PathFinder.find_spec("rpm", folders)
+    if spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rpm"] = module
+    try:
+        spec.loader.exec_module(module)
+    except ImportError:  # another Python's: the shim may know better
+        del sys.modules["rpm"]
+
+
+def import_rpm() -> Any:
+    """The rpm module. Raises `ProgramMissing` where this Python has none."""
+    try:
+        _expose_system_rpm()
+        import rpm
+    except ImportError as error:
+        raise ProgramNotFound(
+            f"the rpm bindings are not there ({error}): install python3-rpm, and run on the Python they belong to"
+        ) from error
+    return rpm
+
+
+def check_bindings() -> None:
+    """Raise `ProgramMissing` where this Python has no bindings: for a daemon's start, before the first package.
+
+    A child tries them, so that they take no room (3 MiB) in a daemon that has read no header yet.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            import_rpm()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        import_rpm()
+
+
+def read_header(path: Path) -> Header:
+    """The header of the package in a file. Raises `InputError` that says what the file is instead."""
+    return _check_names(_header_of(_read_raw(path), import_rpm()), path)
+
+
+def is_same_package(one: Path, other: Path) -> bool:
+    """Whether two packages differ in nothing but when, where and with which flags they were made.
+
+    Raises `InputError`.
+    """
+    rpm = import_rpm()
+    making = {getattr(rpm, f"RPMTAG_{name}", 0) for name in _MAKING}
+
+    def content(path: Path) -> dict[int, str]:
+        raw = _read_raw(path)
+        return {tag: repr(raw[tag]) for tag in raw.keys() if tag >= _FIRST_TAG and tag not in making}  # noqa: SIM118
+
+    return content(one) == content(other)
+
+
+def _read_raw(path: Path) -> Any:
+    with _open_header(import_rpm(), path) as raw:
+        return raw
+
+
+#: The tags whose text createrepo_c writes into a repository's XML (tried with 0.17: it leaves out Distribution,
+#: BugURL, OrderWithRequires and scriptlets, and their text may be anything).
+_PUBLISHED_TAGS = (
+    "NAME", "VERSION", "RELEASE", "ARCH", "SUMMARY", "DESCRIPTION", "URL", "PACKAGER", "VENDOR", "GROUP", "LICENSE",
+    "BUILDHOST", "SOURCERPM", "DIRNAMES", "BASENAMES", "CHANGELOGNAME", "CHANGELOGTEXT",
+    *(
+        f"{kind}{part}"
+        for kind in ("PROVIDE", "REQUIRE", "CONFLICT", "OBSOLETE", "RECOMMEND", "SUGGEST", "SUPPLEMENT", "ENHANCE")
+        for part in ("NAME", "VERSION")
+    ),
+)  # fmt: skip
+
+
+def read_published_texts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each text of a package that becomes part of a repository's metadata, with its tag's name."""
+    rpm = import_rpm()
+    with _open_header(rpm, path) as raw:
+        for tag in _PUBLISHED_TAGS:
+            values = raw[getattr(rpm, f"RPMTAG_{tag}")]
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if value is not None:
+                    # rpm before 4.15 gives bytes; newer ones mark the bytes that are no UTF-8
+                    yield tag, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def _open_header(rpm: Any, path: Path) -> Iterator[Any]:
+    """The raw header of a whole package. Raises `InputError`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no end to wait for
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+    try:
+        if os.pread(descriptor, 4, 0) != _MAGIC:
+            raise InputError(f"{path}: not an rpm package")
+        raw = _parse_header(rpm, descriptor, path)
+        _check_payload(raw, rpm, descriptor, path)
+        yield raw
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+    finally:
+        os.close(descriptor)
+
+
+def read_source_header(path: Path) -> Header:
+    """The header of a source rpm. Raises `InputError` also where the package is a binary one."""
+    header = read_header(path)
+    if not header.is_source:
+        raise InputError(f"{path}: a binary rpm ({header.nevra}), not a source rpm")
+    return header
+
+
+def _parse_header(rpm: Any, descriptor: int, path: Path) -> Any:
+    transaction = rpm.TransactionSet()
+    # Signatures say who made a package, which is for the signer and not for us; digests are still checked.
+    transaction.setVSFlags(rpm._RPMVSF_NOSIGNATURES)
+    silence = rpm.setVerbosity  # librpm prints its own complaints on our stderr, beside our one clear line
+    silence(rpm.RPMLOG_CRIT)
+    try:
+        return transaction.hdrFromFdno(descriptor)
+    except rpm.error as error:
+        raise InputError(f"{path}: truncated or damaged ({error})") from error
+    finally:
+        silence(rpm.RPMLOG_NOTICE)
+
+
+def _check_payload(raw: Any, rpm: Any, descriptor: int, path: Path) -> None:
+    """Compare the file's size with what its signature header says; a header alone reads well from half a file.
+
+    Layout: a lead of 96 bytes, the signature header (16 bytes of intro, 16 an entry, its data, padded to 8),
+    then the header and payload, whose size the signature gives (rpm's docs/manual/format_v4.md).
+    """
+    said = raw[rpm.RPMTAG_LONGSIGSIZE] or raw[rpm.RPMTAG_SIGSIZE]
+    entries, data = struct.unpack(">II", os.pread(descriptor, 8, _LEAD + 8))
+    start = _LEAD + 16 + 16 * entries + data
+    whole = start + -start % 8 + int(said or 0)
+    size = os.fstat(descriptor).st_size
+    if said and size < whole:
+        raise InputError(f"{path}: truncated, it has {size} of {whole} bytes")
+
+
+def _header_of(raw: Any, rpm: Any) -> Header:
+    return Header(
+        name=_decode_text(raw[rpm.RPMTAG_NAME]),
+        epoch=raw[rpm.RPMTAG_EPOCH],
+        version=_decode_text(raw[rpm.RPMTAG_VERSION]),
+        release=_decode_text(raw[rpm.RPMTAG_RELEASE]),
+        arch=_decode_text(raw[rpm.RPMTAG_ARCH]),
+        is_source=bool(raw[rpm.RPMTAG_SOURCEPACKAGE]),
+        exclusive_arch=_decode_list(raw[rpm.RPMTAG_EXCLUSIVEARCH]),
+        exclude_arch=_decode_list(raw[rpm.RPMTAG_EXCLUDEARCH]),
+        build_archs=_decode_list(raw[rpm.RPMTAG_BUILDARCHS]),
+        requires=_decode_list(raw[rpm.RPMTAG_REQUIRENEVRS]),
+    )
+
+
+def _check_names(header: Header, path: Path) -> Header:
+    """The header, whose name and version-release become parts of paths: rpm itself allows more than we do."""
+    try:
+        validators.name(header.name)
+        validators.name(header.evr)
+    except ValueError as error:
+        raise InputError(f"{path}: its header cannot be used: {error}") from None
+    return header
+
+
+def _decode_list(values: Any) -> tuple[str, ...]:
+    return tuple(_decode_text(value) for value in values or ())
+
+
+def _decode_text(value: Any) -> str:
+    # rpm before 4.15 gives bytes
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each field of a message may be: the checks at the edge, each a function that returns the value or raises.
+
+What may become a path or a word of a command line is of a narrow alphabet: no slash, no leading dot or dash, no
+control characters. Every check raises `ValueError` with what is wrong and what would be right.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from datetime import datetime, timezone
+from typing import Any, Callable
+
+#: A component of a path: rpm names, versions and releases, targets and file names are of it.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+_DISTTAG = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*\Z")
+_ARCH = re.compile(r"[a-z0-9][a-z0-9_]*\Z")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_BUILD_ID = re.compile(r"[0-9a-f]{32}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_TOKEN = re.compile(r"[0-9a-f]{16}\Z")
+_ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
+_TIMESTAMP = re.compile(r"[0-9]{14}\Z")
+#: What `text` takes out: control characters but tab and line feed, halves of surrogate pairs, and what changes the
+#: direction of the text that follows.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Unicode's categories of what a name may not have: control and format characters, surrogates, separators of lines.
+_NOT_IN_NAMES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+#: Characters that a submitter's name may have at the most.
+_MAX_SUBMITTER_CHARACTERS = 64
+
+TIMESTAMP_FORMAT = "%Y%m%d%H%M%S"
+#: The last second of the year 9999, since 1970: what is later cannot be shown as a date.
+LAST_UNIX_TIME = 253402300799
+
+
+def quoted(value: Any, limit: int = 80) -> str:
+    """A value from outside as it may stand in a message to a person: quoted, one line, cut."""
+    quoted = ascii(value)
+    return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
+
+
+def _matching(pattern: re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.match(value):
+            raise ValueError(f"{quoted(value)} is not {right}")
+        if len(value) > limit:
+            raise ValueError(f"{quoted(value)} is longer than {limit} characters")
+        return value
+
+    return check
+
+
+name = _matching(NAME, 200, "a name of letters, digits and ._+~^- that begins with a letter, a digit or _")
+target = _matching(_TARGET, 128, "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u")
+disttag = _matching(_DISTTAG, 64, "a disttag: letters, digits and ._+~^, as .el7_4")
+arch = _matching(_ARCH, 32, "an arch, as x86_64")
+host = _matching(_HOST, 253, "a host name")
+build_id = _matching(_BUILD_ID, 32, "a build id (32 hex digits)")
+sha256 = _matching(_SHA256, 64, "a sha256 (64 hex digits)")
+token = _matching(_TOKEN, 16, "a token (16 hex digits)")
+attempt = _matching(_ATTEMPT, 32, "an attempt (<seconds>-<8 hex digits>)")
+_folder = _matching(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
+
+
+def submitter(value: Any) -> str:
+    r"""The name of a user, as `CORP\jdoe`; it becomes no path and no word of a command line."""
+    if not isinstance(value, str) or not value.strip() or value.startswith("-"):
+        raise ValueError(f"{quoted(value)} is not the name of a submitter")
+    if any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in value):
+        raise ValueError(f"{quoted(value)} is not the name of a submitter: it has characters that cannot be shown")
+    if len(value) > _MAX_SUBMITTER_CHARACTERS:
+        raise ValueError(f"{quoted(value)} is longer than {_MAX_SUBMITTER_CHARACTERS} characters")
+    return value
+
+
+def restrict_submitter(value: str) -> str:
+    """A submitter's name in the characters that versions before 0.2 take: accents go, what is left becomes `_`."""
+    letters = (each for each in unicodedata.normalize("NFKD", value) if not unicodedata.combining(each))
+    plain = re.sub(r"[^A-Za-z0-9._@+$-]", "_", "".join(letters))[:_MAX_SUBMITTER_CHARACTERS]
+    return plain if re.match(r"[A-Za-z0-9_]", plain) else f"_{plain[1:]}"
+
+
+def is_source_rpm(file_name: str) -> bool:
+    """Whether a file name is a source rpm's: rpmbuild names one that lacks a NoSource or NoPatch .nosrc.rpm."""
+    return file_name.endswith((".src.rpm", ".nosrc.rpm"))
+
+
+def srpm(value: Any) -> str:
+    """The file name of a source rpm in the incoming area."""
+    if name(value) and not is_source_rpm(value):
+        raise ValueError(f"{quoted(value)} does not end with .src.rpm")
+    return str(value)
+
+
+def timestamp(value: Any) -> str:
+    """A time in UTC as 14 digits, YYYYMMDDHHMMSS."""
+    if not isinstance(value, str) or not _TIMESTAMP.match(value):
+        raise ValueError(f"{quoted(value)} is not a timestamp (YYYYMMDDHHMMSS)")
+    try:
+        datetime.strptime(value, TIMESTAMP_FORMAT)
+    except ValueError:
+        raise ValueError(f"{quoted(value)} is no date") from None
+    return value
+
+
+def place(value: Any) -> str:
+    """A folder of bstore: `repo|scratch/<target>/<name>/<timestamp>/<version-release>.<arch>`."""
+    parts = value.split("/") if isinstance(value, str) else []
+    if len(parts) != 5 or parts[0] not in ("repo", "scratch"):
+        raise ValueError(f"{quoted(value)} is not a place in the store (repo/<target>/<name>/<timestamp>/<folder>)")
+    target(parts[1])
+    name(parts[2])
+    timestamp(parts[3])
+    _folder(parts[4])
+    return str(value)
+
+
+def flag(value: Any) -> bool:
+    """true or false, and nothing that only looks like it."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{quoted(value)} is not true or false")
+    return value
+
+
+def integer(low: int, high: int) -> Callable[[Any], int]:
+    """A whole number in a range."""
+
+    def check(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{quoted(value)} is not a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Callable[[Any], float]:
+    """A number in a range."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{quoted(value)} is not a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def unix_time(value: Any) -> float:
+    """A time as seconds since the epoch. A clock may be wrong: outside of 1970 to 9999 the nearest moment counts."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value == math.inf:
+        raise ValueError(f"{quoted(value)} is not a time in seconds since 1970")
+    return float(min(max(value, 0), LAST_UNIX_TIME))
+
+
+def text(limit: int) -> Callable[[Any], str]:
+    """Words for people: unprintable characters become `?`, a text over `limit` characters loses its beginning."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{quoted(value)} is not text")
+        return _UNPRINTABLE.sub("?", value)[-limit:]
+
+    return check
+
+
+def line(limit: int) -> Callable[[Any], str]:
+    """Words for people on one line; a text over `limit` characters loses its end."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{quoted(value)} is not text")
+        return _UNPRINTABLE.sub("?", " ".join(value.split()))[:limit]
+
+    return check
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """One of a few words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(f"{quoted(value)} is not one of {', '.join(words)}")
+        return value
+
+    return check
+
+
+def optional(check: Callable[[Any], str]) -> Callable[[Any], str]:
+    """What `check` takes, or an empty text for what a message of the original does not have."""
+    return lambda value: "" if value == "" else check(value)
+
+
+def list_of(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[Any, ...]]:
+    """A list of at most `limit` of what `check` takes."""
+
+    def each(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or len(value) > limit:
+            raise ValueError(f"{quoted(value)} is not a list of at most {limit}")
+        return tuple(check(item) for item in value)
+
+    return each
+
+
+def dict_of(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) -> Callable[[Any], dict[str, Any]]:
+    """A JSON object of at most `limit` entries, its keys and values checked."""
+
+    def each(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or len(value) > limit:
+            raise ValueError(f"{quoted(value)} is not an object of at most {limit} entries")
+        return {key(name): check(item) for name, item in value.items()}
+
+    return each
+
+
+def now_timestamp() -> str:
+    """The time now, as messages and places carry it."""
+    return datetime.now(timezone.utc).strftime(TIMESTAMP_FORMAT)
