@@ -36,7 +36,7 @@ class Part:
 
 
 def which(name: str) -> str:
-    """Where a program is. Raises `ProgramMissing`."""
+    """Where a program is. Raises `ProgramNotFound`."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM}")
     if not found:
         raise ProgramNotFound(f"{name} is not installed: tools/setup installs what a farm needs")

@@ -193,7 +193,7 @@ class Broker:
     """One connection to beanstalkd."""
 
     def __init__(self, host: str, port: int, answer: float = REPLY_TIMEOUT_SECONDS) -> None:
-        """Connect; an answer may take `answer` seconds. Raises `BrokerGone` where nobody answers."""
+        """Connect; an answer may take `answer` seconds. Raises `BrokerUnavailable` where nobody answers."""
         self.address = f"{host}:{port}"
         self._client: greenstalk.Client[bytes] | None = None
         self._used = greenstalk.DEFAULT_TUBE
@@ -224,7 +224,7 @@ class Broker:
 
     @property
     def client(self) -> greenstalk.Client[bytes]:
-        """The connection. Raises `BrokerGone` once it is closed."""
+        """The connection. Raises `BrokerUnavailable` once it is closed."""
         if self._client is None:
             raise BrokerUnavailable(f"beanstalkd at {self.address}: the connection is closed")
         return self._client
@@ -274,7 +274,7 @@ class Broker:
         return claim
 
     def check(self) -> None:
-        """Raise `BrokerGone` where the other end has closed the connection: between answers nothing comes from it."""
+        """Raise `BrokerUnavailable` where the other end closed the connection: nothing comes between answers."""
         if self._socket is None:
             raise BrokerUnavailable(f"beanstalkd at {self.address}: the connection is closed")
         with translating_errors(self):
@@ -300,14 +300,14 @@ class Broker:
         self._claims.pop(claim.id, None)
 
     def re_reserve(self, claim: ReservedJob[Any]) -> None:
-        """Reserve by its number a job that another connection of ours lost. Raises `ClaimLost`."""
+        """Reserve by its number a job that another connection of ours lost. Raises `ReservationLost`."""
         with translating_errors(self):
             self.client.reserve_job(claim.id)
         claim.broker = self
         self._claims[claim.id] = claim
 
     def job_stats(self, number: int) -> JobStats:
-        """What beanstalkd knows of a job, whoever has it. Raises `ClaimLost` where there is no such job."""
+        """What beanstalkd knows of a job, whoever has it. Raises `ReservationLost` where there is no such job."""
         with translating_errors(self):
             raw = self.client.stats_job(number)
             return JobStats(
@@ -323,7 +323,7 @@ class Broker:
             )
 
     def peek(self, number: int) -> bytes:
-        """A job's body, whoever has it. Raises `ClaimLost` where there is no such job."""
+        """A job's body, whoever has it. Raises `ReservationLost` where there is no such job."""
         with translating_errors(self):
             return self.client.peek(number).body
 
@@ -348,12 +348,12 @@ class Broker:
             return None
 
     def kick(self, number: int) -> None:
-        """Make a buried job ready again (a delayed one too: ask its state first). Raises `ClaimLost`."""
+        """Make a buried job ready again (a delayed one too: ask its state first). Raises `ReservationLost`."""
         with translating_errors(self):
             self.client.kick_job(number)
 
     def delete(self, number: int) -> None:
-        """Delete a job that nobody has reserved (whatever its state: ask that first). Raises `ClaimLost`."""
+        """Delete a job that nobody has reserved (whatever its state: ask that first). Raises `ReservationLost`."""
         with translating_errors(self):
             self.client.delete(number)
 
@@ -416,7 +416,7 @@ class ReservedJob(Generic[M]):
 
     @property
     def message(self) -> M:
-        """What the job says. Raises `MessageError` where that is no message of its tube."""
+        """What the job says. Raises `InvalidMessage` where that is no message of its tube."""
         if self._message is None:
             self._message = self.tube.decode(self.body)
         return self._message
@@ -429,7 +429,7 @@ class ReservedJob(Generic[M]):
         return self._facts
 
     def touch_if_due(self, *, now: bool = False) -> None:
-        """Touch the job where a third of its time is over. Raises `ClaimLost`, `BrokerGone`."""
+        """Touch the job where a third of its time is over. Raises `ReservationLost`, `BrokerUnavailable`."""
         self.broker.check()
         if now or time.monotonic() - self._touched > self.stats.ttr / 3:
             with translating_errors(self.broker):
@@ -442,7 +442,7 @@ class ReservedJob(Generic[M]):
             self.broker.client.delete(self.id)
 
     def release(self, pause: int) -> None:
-        """Give it back for a later try, at its own priority. Raises `Again` where beanstalkd is full (`adrift`)."""
+        """Release it for later, at its own priority. Raises `RetryLater` where beanstalkd is full (`adrift`)."""
         facts = self.stats
         with self._giving_up():
             if self.adrift:
@@ -451,7 +451,7 @@ class ReservedJob(Generic[M]):
                 self.broker.client.release(self._job, priority=facts.priority, delay=pause)
 
     def bury(self) -> None:
-        """Put it aside for a person. Raises `Again` as `again` does; then it has to come again first."""
+        """Put it aside for a person. Raises `RetryLater` as `again` does; then it has to come again first."""
         if self.adrift:
             self.release(0)
             return

@@ -57,7 +57,7 @@ class Stop:
         return self.now.is_set() or self.drain.is_set()
 
     def raise_if_stopping(self) -> None:
-        """Raise `Stopping` where what is in hand is to be given back."""
+        """Raise `ShutdownRequested` where what is in hand is to be given back."""
         if self.now.is_set():
             raise ShutdownRequested("told to stop")
 
@@ -205,7 +205,7 @@ class Daemon(Generic[M]):
         return claims
 
     def check(self, message: M) -> None:
-        """Raise `MessageError` for a message that is well formed and still nothing for this farm."""
+        """Raise `InvalidMessage` for a message that is well formed and still nothing for this farm."""
 
     def settle_all(self, broker: Broker, claims: list[ReservedJob[M]]) -> None:
         """Handle claims together; where that shows a bug of ours, one by one, so that it stops only its own."""
@@ -305,7 +305,7 @@ def describe_outage(error: ReimzulError) -> str:
 
 
 def retry_or_give_up(claim: ReservedJob[Any], what: str) -> ReimzulError:
-    """Patience with something that should be there: `Again` with growing pauses, `MessageError` when it is over."""
+    """Wait for something that should exist: `RetryLater` with growing pauses, then `InvalidMessage`."""
     age = claim.stats.age
     if age > MAX_WAIT_SECONDS:
         return InvalidMessage(f"{what} is not there, and was not for {age} s")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors of the farm, named by what to do about them.
 
-What a daemon does: `MessageError` buries the job, `Again` puts it back for later, `BrokerGone` reconnects,
-`ClaimLost` leaves the job to whoever has it now. What a command does: each class carries the exit code that
+What a daemon does: `InvalidMessage` buries the job, `RetryLater` releases it, `BrokerUnavailable` reconnects,
+`ReservationLost` leaves the job to whoever has it now. What a command does: each class carries the exit code that
 its message is printed with, so that a script can tell causes apart.
 """
 

@@ -58,7 +58,7 @@ class HttpSession:
             self._connection = None
 
     def get(self, url: str, limit: int) -> bytes:
-        """A whole document. Raises `NotThere`, and `WebAway` also where it is longer than `limit` bytes."""
+        """A whole document. Raises `NotFound`, and `HttpUnavailable` also where it is longer than `limit` bytes."""
         with self._responding(url, {}) as answer:
             if answer.status != _OK:
                 raise HttpUnavailable(f"{url}: HTTP {answer.status}")

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import attr
 
 from reimzul.core import validators
-from reimzul.core.digest import sha256
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, Message, Phase, Status, field, parse_json, phases
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, package_dir
 
 #: Manifests over this are refused unread: a kernel's has some 100 rpms, 200 bytes each.
@@ -118,7 +119,7 @@ class Manifest(Message):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a folder. Raises `FileNotFoundError` where there is none, `MessageError` where it is none."""
+    """The manifest in a folder. Raises `FileNotFoundError` where there is none, `InvalidMessage` where it is none."""
     with (folder / MANIFEST).open("rb") as stream:
         body = stream.read(MAX_BYTES + 1)
     if len(body) > MAX_BYTES:
@@ -126,11 +127,12 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(parse_json(body))
 
 
-def sha256_of(path: Path, heed: Callable[[], None] = lambda: None) -> str:
-    """The sha256 of a file, read in pieces; what `heed` raises between two of them ends it."""
+def sha256_of(path: Path, cancel: CancelToken | None = None) -> str:
+    """The sha256 of a file, read in pieces; `cancel` is asked between two of them."""
     digest = sha256()
     with path.open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-            heed()
+            if cancel is not None:
+                cancel.raise_if_cancelled()
     return digest.hexdigest()

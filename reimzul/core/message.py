@@ -3,7 +3,7 @@
 
 A message is a JSON object. Its keys are those of the original farm, with ours in addition; a message that has only
 the original's is accepted everywhere (architecture.md, section 3). A key we do not know is kept in `extra` and
-travels on untouched. Whatever else the bytes of a job may be, `decode` raises `MessageError` and nothing else.
+travels on untouched. Whatever else the bytes of a job may be, `decode` raises `InvalidMessage` and nothing else.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Message:
 
     @classmethod
     def decode(cls: type[M], body: bytes) -> M:
-        """The message in a job's body. Raises `MessageError` that says what is wrong with it."""
+        """The message in a job's body. Raises `InvalidMessage` that says what is wrong with it."""
         return cls.from_json(parse_json(body))
 
     @classmethod
@@ -130,7 +130,7 @@ class Message:
         return {**self.extra, **said}
 
     def encode(self) -> bytes:
-        """The message as a job's body. Raises `MessageError` where it would be too large for a tube."""
+        """The message as a job's body. Raises `InvalidMessage` where it would be too large for a tube."""
         body = encode(self.to_json())
         if len(body) > MAX_BYTES:
             raise InvalidMessage(f"a {type(self).__name__} of {len(body)} bytes: {MAX_BYTES} is the most")
@@ -552,7 +552,7 @@ class RepogenRequest(Message):
 
     @property
     def original_event(self) -> BuildEvent | None:
-        """The event that a worker of the original put in its place; None in any other. Raises `MessageError`."""
+        """The event that a worker of the original put in its place; None in any other. Raises `InvalidMessage`."""
         return BuildEvent.from_json(self.to_json()) if self._is_event else None
 
     @property

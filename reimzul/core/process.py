@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Callable, NoReturn, Union
 
 from reimzul.core.errors import ProcessStalled, ProgramFailed, ProgramNotFound, TimedOut
+from reimzul.core.retry import CancelToken
 
 Argv = Sequence[Union[str, "os.PathLike[str]"]]
 Process = subprocess.Popen[bytes]
@@ -56,7 +57,7 @@ def spawn(
     """A running program in a session and process group of its own; leaving the block ends all of the group.
 
     It gets the descriptors in `inherit`: a lock among them lasts as long as the program does, also when we are
-    killed. Raises `ProgramMissing` where it cannot be started.
+    killed. Raises `ProgramNotFound` where it cannot be started.
     """
     try:
         process = subprocess.Popen(
@@ -146,7 +147,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
-    heed: Callable[[], None] | None = None,
+    cancel: CancelToken | None = None,
     begun: Callable[[int], None] | None = None,
     every: float = 0.25,
     grace: float = GRACE_SECONDS,
@@ -156,9 +157,9 @@ def run(
     """Run a program to its end and return its exit status as `subprocess` gives it (negative: a signal).
 
     Its stdout is appended to `output`, its stderr to `errors` (both to `output` where only that is given).
-    `begun` is called with the program's process number, and `heed` every `every` seconds; what they raise ends the
-    program and is raised on. Raises `TimedOut`
-    after `timeout` seconds, `Hung` when it used no processor for `idle` seconds, and `ProgramMissing`.
+    `begun` is called with the program's process number. `cancel` is asked every `every` seconds; if it raises, the
+    program is ended. Raises `TimedOut`
+    after `timeout` seconds, `ProcessStalled` when it used no processor for `idle` seconds, and `ProgramNotFound`.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -175,14 +176,14 @@ def run(
                 raise ProcessStalled(Path(argv[0]).name, idle)
             if timeout is not None and time.monotonic() - started > timeout:
                 raise TimedOut(Path(argv[0]).name, timeout)
-            if heed is not None:
-                heed()
+            if cancel is not None:
+                cancel.raise_if_cancelled()
         end_group(process, grace)
         return int(process.returncode)
 
 
 def exec_program(argv: Argv) -> NoReturn:
-    """End as another program: it has our terminal, our environment and our exit code. Raises `ProgramMissing`."""
+    """End as another program: it has our terminal, our environment and our exit code. Raises `ProgramNotFound`."""
     sys.stdout.flush()
     sys.stderr.flush()
     words = [os.fspath(word) for word in argv]
@@ -219,7 +220,7 @@ def output_of(
 ) -> str:
     """What a program that must succeed prints on stdout, as text. When it has ended, so has all of its group.
 
-    Raises `ProgramFailed` with the last lines of its stderr, `TimedOut`, `ProgramMissing`.
+    Raises `ProgramFailed` with the last lines of its stderr, `TimedOut`, `ProgramNotFound`.
     """
     with _open_memory_file() as said, _open_memory_file() as complaint:
         with spawn(argv, output=said, errors=complaint, cwd=cwd, env=env) as process:

@@ -83,7 +83,7 @@ def _expose_system_rpm() -> None:
 
 
 def import_rpm() -> Any:
-    """The rpm module. Raises `ProgramMissing` where this Python has none."""
+    """The rpm module. Raises `ProgramNotFound` where this Python has none."""
     try:
         _expose_system_rpm()
         import rpm
@@ -95,7 +95,7 @@ def import_rpm() -> Any:
 
 
 def check_bindings() -> None:
-    """Raise `ProgramMissing` where this Python has no bindings: for a daemon's start, before the first package.
+    """Raise `ProgramNotFound` where this Python has no bindings: for a daemon's start, before the first package.
 
     A child tries them, so that they take no room (3 MiB) in a daemon that has read no header yet.
     """

@@ -63,7 +63,7 @@ _KNOWN_TARGETS = 4
 
 
 def read_records(store: StorePaths, target: str) -> dict[str, UnlistedLeg]:
-    """The record of a target. Raises `Again` where it is damaged: without it, too much would be listed."""
+    """The record of a target. Raises `RetryLater` where it is damaged: without it, too much would be listed."""
     path = store.unlisted(target)
     try:
         with path.open("rb") as stream:

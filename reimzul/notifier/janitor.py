@@ -41,7 +41,7 @@ class Janitor:
         self._looked = float("-inf")
 
     def look(self, broker: Broker) -> None:
-        """A round, where one is due. Raises `BrokerGone`."""
+        """A round, where one is due. Raises `BrokerUnavailable`."""
         if time.monotonic() - self._looked < ROUND:
             return
         self._looked = time.monotonic()

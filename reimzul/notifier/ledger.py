@@ -81,7 +81,7 @@ class Ledger:
     def due(self, events: Sequence[Event], whom: Callable[[Event], Iterable[str]]) -> dict[str, list[Notice]]:
         """What each sink still lacks of these events, `whom` naming the sinks of one; written down as begun.
 
-        Raises `Again` where it cannot be written: then nobody is told anything.
+        Raises `RetryLater` where it cannot be written: then nobody is told anything.
         """
         due: dict[str, list[Notice]] = {}
         begun: dict[_Row, float] = {}
@@ -99,32 +99,32 @@ class Ledger:
         return due
 
     def told(self, sink: str, notices: Iterable[Notice]) -> None:
-        """Write down that a sink has these. Raises `Again`."""
+        """Write down that a sink has these. Raises `RetryLater`."""
         rows = [(time.time(), *notice.name, sink) for notice in notices]
         if rows:
             with self._transaction():
                 self._db.executemany("UPDATE told SET told = ? WHERE key = ? AND word = ? AND sink = ?", rows)
 
     def owing(self) -> dict[str, tuple[int, float]]:
-        """How much was begun and is not told, by sink, and since when the oldest of it. Raises `Again`."""
+        """How much was begun and is not told, by sink, and since when the oldest of it. Raises `RetryLater`."""
         query = "SELECT sink, count(*), min(begun) FROM told WHERE told IS NULL GROUP BY sink"
         with self._transaction("DEFERRED"):
             return {sink: (count, oldest) for sink, count, oldest in self._db.execute(query)}
 
     def queued(self, build_id: str) -> list[BuildEvent]:
-        """What was last said of a build's job, by each leg that is not over. Raises `Again`."""
+        """What was last said of a build's job, by each leg that is not over. Raises `RetryLater`."""
         with self._transaction("DEFERRED"):
             rows = self._db.execute("SELECT event FROM queued WHERE key BETWEEN ? AND ?", _legs(build_id)).fetchall()
         return [BuildEvent.decode(text.encode()) for (text,) in rows]
 
     def is_over(self, build_id: str) -> bool:
-        """Whether any leg of a build was decided. Raises `Again`."""
+        """Whether any leg of a build was decided. Raises `RetryLater`."""
         with self._transaction("DEFERRED"):
             query = "SELECT 1 FROM verdict WHERE key BETWEEN ? AND ?"
             return self._db.execute(query, _legs(build_id)).fetchone() is not None
 
     def came_to(self, build_ids: Iterable[str]) -> dict[str, str]:
-        """What builds of one leg have come to, by their ids; without those that are not over. Raises `Again`."""
+        """What builds of one leg have come to, by their ids; without those that are not over. Raises `RetryLater`."""
         found = {}
         with self._transaction("DEFERRED"):
             for build_id in build_ids:
@@ -134,12 +134,12 @@ class Ledger:
         return found
 
     def write_off(self) -> None:
-        """Forget what was begun and is not told, where no job carries it any more. Raises `Again`."""
+        """Forget what was begun and is not told, where no job carries it any more. Raises `RetryLater`."""
         with self._transaction():
             self._db.execute("DELETE FROM told WHERE told IS NULL")
 
     def forget(self, now: float) -> None:
-        """Drop what is too old to come again. Raises `Again`."""
+        """Drop what is too old to come again. Raises `RetryLater`."""
         with self._transaction():
             self._db.execute("DELETE FROM told WHERE begun < ?", (now - KEPT,))
             self._db.execute("DELETE FROM verdict WHERE at < ?", (now - KEPT,))

@@ -77,7 +77,7 @@ class Quarantine:
             self._complain(error)
 
     def look(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
-        """A round, where one is due; `came_to` says what builds have come to, by their ids. Raises `BrokerGone`."""
+        """Run a round, if one is due; `came_to`: results of builds, by id. Raises `BrokerUnavailable`."""
         if time.monotonic() - self._looked < ROUND:
             return
         self._looked = time.monotonic()

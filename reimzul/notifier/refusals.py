@@ -49,7 +49,7 @@ class Refusals:
     def forget(self, before: float, after: float = math.inf) -> int:
         """Drop those that are older and not buried any more, and those of a clock that was ahead; how many.
 
-        Raises `HistoryAway`, `BrokerGone`.
+        Raises `HistoryAway`, `BrokerUnavailable`.
         """
         with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
             old = [document for document in history.refused() if not before <= document["at"] <= after]

@@ -112,7 +112,7 @@ class Teller:
     host: str  #: this host's name, in the request's tries
 
     def carry_out(self, broker: Broker, message: RepogenRequest, verdict: Verdict) -> None:
-        """Raises `MessageError` where nothing says what was to be built."""
+        """Raises `InvalidMessage` where nothing says what was to be built."""
         request = verdict.request or message.request
         if request is None or request.build_id != message.build_id:
             name = spool_name(message.build_id, message.arch, message.attempt)

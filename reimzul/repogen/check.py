@@ -10,11 +10,11 @@ import contextlib
 import logging
 import os
 import stat
+from hashlib import sha256
 from pathlib import Path
 from typing import Callable
 
 from reimzul.core import fs
-from reimzul.core.digest import sha256
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.manifest import File, Manifest, read_manifest
 from reimzul.core.message import RepogenRequest, Status

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from reimzul.core.errors import TimedOut
 from reimzul.core.process import run
+from reimzul.core.retry import CancelToken
 from reimzul.repogen.place import Placed
 from reimzul.repogen.repodata import HUNG, Heed, Indexer, paths
 
@@ -59,6 +60,6 @@ def crashes_on(indexer: Indexer, leg: Placed, heed: Heed) -> bool:
             indexer.store.place(leg.place),
         ]  # fmt: skip
         try:
-            return run(argv, output=output, heed=heed, every=0.1, idle=HUNG) in CRASHES
+            return run(argv, output=output, cancel=CancelToken(heed), every=0.1, idle=HUNG) in CRASHES
         except TimedOut:
             return False

@@ -49,7 +49,7 @@ class ListingRules:
         """Decide what of `packages`, all that lie in the target, is listed, and record it.
 
         `listing` is what is listed now, `legs` are those that the run is made for, `dropped` are folders of which
-        nothing is to be listed. Raises `Again` where the record is damaged.
+        nothing is to be listed. Raises `RetryLater` where the record is damaged.
         """
         before = read_records(self.store, target)
         plan = ListingPlan(
@@ -72,7 +72,7 @@ class ListingRules:
         return Ruled(legs=ruled, packages=plan.filter_packages(packages))
 
     def read_rulings(self, target: str, legs: Iterable[Placed]) -> list[Placed]:
-        """The same legs with what was decided about them before. Raises `Again`."""
+        """The same legs with what was decided about them before. Raises `RetryLater`."""
         records = read_records(self.store, target)
         return [self._ruled(leg, records) for leg in legs]
 

@@ -42,7 +42,7 @@ def adopt(store: StorePaths, event: BuildEvent, heed: Callable[[], None]) -> Rep
     """What asks for the leg that a worker of the original announced, once its upload is one like ours.
 
     Only the target where it lies in `repo/` already, as one does from before there was `originals/`. Raises `NotWhole`,
-    and `MessageError` for an event that says too little.
+    and `InvalidMessage` for an event that says too little.
     """
     asked = _asked(event)
     spool = store.spool / spool_name(asked.build_id, asked.arch, asked.attempt)

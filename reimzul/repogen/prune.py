@@ -137,7 +137,7 @@ def held(store: StorePaths, leg: Lying, about: Told, *, unsigned: bool) -> str:
 def prune(
     store: StorePaths, indexer: Indexer, target: str, rule: Pruning, heed: Callable[[], None], *, dry_run: bool
 ) -> Pruned:
-    """Drop what a rule drops from a target. Raises `NotPruned` and `Again`; then nothing was removed."""
+    """Drop what a rule drops from a target. Raises `NotPruned` and `RetryLater`; then nothing was removed."""
     found = old(store, target, rule, time.time())
     if not dry_run and any(not each.held for each in found):
         with hold_lock(store, target, heed) as lock:

@@ -30,6 +30,7 @@ from reimzul.core import fs
 from reimzul.core.config import RepogenSettings as Settings
 from reimzul.core.errors import ConfigError, RetryLater, TimedOut, describe_exit
 from reimzul.core.process import run
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
 from reimzul.repogen import hook, pace
 from reimzul.repogen.place import Placed
@@ -119,7 +120,7 @@ class Listings:
     def made(self, target: str) -> Listing:
         """What a run has just listed, which nobody else sees yet.
 
-        Raises `Again` where that cannot be read: it says nothing against a build.
+        Raises `RetryLater` where that cannot be read: it says nothing against a build.
         """
         try:
             return self._of(target, self.store.output(target) / REPODATA)
@@ -285,7 +286,7 @@ class Indexer:
         afresh: bool = False,
         packages: Sequence[str] | None = None,
     ) -> bool:
-        """One run for all that lies in a target; whether it could read all. Raises `Again` where it came to nothing.
+        """Index all of a target; return whether every package could be read. Raises `RetryLater` if the run failed.
 
         Nobody sees what it made before `show`. `afresh` trusts nothing of what was listed or reckoned before;
         `packages` are to be listed, all that lie there where they are not given. createrepo_c inherits the lock: where
@@ -320,7 +321,7 @@ class Indexer:
         output.unlink(missing_ok=True)
         argv = self.argv(target, afresh=afresh)
         try:
-            code = run(argv, output=output, heed=heed, every=0.1, inherit=[lock], idle=HUNG)
+            code = run(argv, output=output, cancel=CancelToken(heed), every=0.1, inherit=[lock], idle=HUNG)
         except TimedOut as error:
             raise RetryLater(str(error)) from error
         if code not in (0, LEFT_OUT) or not (made / REPODATA).is_dir():
@@ -330,7 +331,7 @@ class Indexer:
         return code
 
     def draft(self, target: str) -> Draft:
-        """What the last `make` made, in a hidden folder beside what is visible. Raises `Again`."""
+        """What the last `make` made, in a hidden folder beside what is visible. Raises `RetryLater`."""
         made = self.store.output(target) / REPODATA
         try:
             return draft(self.store, target, made, time.time(), copy=bool(self.settings.after_createrepo))
@@ -338,7 +339,7 @@ class Indexer:
             raise RetryLater(f"the new repodata of {target} cannot be read: {error!r}") from error
 
     def show(self, target: str, heed: Callable[[], None]) -> None:
-        """Make visible what the last `make` made, once the hook has run on it. Raises `Again`, `HookFailed`."""
+        """Make visible what the last `make` made, once the hook has run on it. Raises `RetryLater`, `HookFailed`."""
         self.finish(self.draft(target), heed)
 
     def finish(self, new: Draft, heed: Callable[[], None]) -> None:

@@ -86,7 +86,7 @@ class Draft:
         return self.store.target(self.target) / REPODATA
 
     def check(self) -> None:
-        """Raise `Again` where the hook left something that no client could use."""
+        """Raise `RetryLater` where the hook left something that no client could use."""
         try:
             records = read_records(self.folder)
         except DAMAGED as error:

@@ -9,6 +9,7 @@ The mark that a build was staged lasts for ever and is written before the rename
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import stat
@@ -19,7 +20,7 @@ from typing import Callable
 
 import attr
 
-from reimzul.core import digest, fs
+from reimzul.core import fs
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.manifest import Manifest, read_manifest
 from reimzul.core.message import NAMESPACE, SignRequest, Status
@@ -69,7 +70,7 @@ def _folder_name(place: str, build_id: str) -> str:
 
 
 def find(store: StorePaths, request: SignRequest) -> list[Build]:
-    """The builds a request means, as far as they are there. Raises `MessageError` where it means none to be signed.
+    """The builds a request means, as far as they are there. Raises `InvalidMessage` where it means none to be signed.
 
     A place without manifest is of the original's farm; without packages, more is to come.
     """
@@ -128,7 +129,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _to_be_signed(manifest: Manifest, request: SignRequest) -> None:
-    """Raise `MessageError` for what must never get to the signer, whatever the request says."""
+    """Raise `InvalidMessage` for what must never get to the signer, whatever the request says."""
     if manifest.status != Status.SUCCESS:
         raise InvalidMessage(f"build {manifest.build_id} for {manifest.arch} has failed: nothing of it is signed")
     if manifest.request.scratch:
@@ -209,8 +210,8 @@ def _show(store: StorePaths, build: Build) -> bool:
 
 
 def _copy(source: Path, goal: Path, sha256: str | None, heed: Callable[[], None]) -> None:
-    """Copy a package and check it on its way. Raises `MessageError` where it is not what was published."""
-    reckoned = digest.sha256()
+    """Copy a package and check it on its way. Raises `InvalidMessage` where it is not what was published."""
+    reckoned = hashlib.sha256()
     with source.open("rb") as original, goal.open("xb") as copy:
         while chunk := original.read(_CHUNK):
             reckoned.update(chunk)

@@ -95,7 +95,7 @@ class Build:
         self._state = State("")
 
     def stop(self) -> None:
-        """End what runs; `run` raises `Stopping` soon after."""
+        """End what runs; `run` raises `ShutdownRequested` soon after."""
         self._stopping = True
         self._end.set()
 
@@ -105,7 +105,7 @@ class Build:
         self._end.set()
 
     def heed(self) -> None:
-        """Raise `Stopping` or `Cancelled` where the build is to end."""
+        """Raise `ShutdownRequested` or `Cancelled` where the build is to end."""
         self._heed_stop()
         if self._cancelled:
             raise Cancelled(self._cancelled)
@@ -122,7 +122,7 @@ class Build:
     def run(self) -> None:
         """Do all of it. Raises `Unfit` where it was this builder's fault, `Blameless` where it was nobody's.
 
-        Raises `Cancelled`, `Stopping` and `Again` too.
+        Raises `Cancelled`, `ShutdownRequested` and `RetryLater` too.
         """
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -16,6 +16,7 @@ import attr
 from reimzul.core import validators
 from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
 from reimzul.core.process import run
+from reimzul.core.retry import CancelToken
 from reimzul.worker.configs import Configs
 from reimzul.worker.job import Leg
 from reimzul.worker.logfiles import Growth, Stalled, unpack_logs
@@ -110,7 +111,7 @@ class Chroot:
                 output=leg.results / "stdout",
                 errors=leg.results / "stderr",
                 timeout=self.build_timeout + MARGIN if self.build_timeout else None,
-                heed=look,
+                cancel=CancelToken(look),
                 grace=GRACE,
                 begun=functools.partial(self.roots.begun, root),
             )

@@ -123,7 +123,7 @@ class Worker(Daemon[BuildRequest]):
             self.tidying.step(self._heed_stop)
 
     def _heed_stop(self) -> None:
-        """Raise `Stopping` where this worker is to end; else it is alive, however long a removal takes."""
+        """Raise `ShutdownRequested` where this worker is to end; else it is alive, however long a removal takes."""
         self.ping_watchdog()
         if self.stop.requested:
             raise ShutdownRequested("told to stop")
@@ -275,7 +275,7 @@ class Worker(Daemon[BuildRequest]):
         return request.announced_arches
 
     def leave_to_others(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
-        """Raise `Again` for a request this builder could not build, as long as others watch its tube.
+        """Raise `RetryLater` for a request this builder could not build, as long as others watch its tube.
 
         The broken builder is always the idle one: without this it would take the job straight back, and use up all
         tries while a sound one is busy.

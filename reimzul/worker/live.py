@@ -20,6 +20,7 @@ import attr
 
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import run
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.job import Leg
 from reimzul.worker.ship import AT_ONCE
@@ -90,7 +91,12 @@ class Live:
                 raise _Enough("the leg is over")
 
         try:
-            code = run(self.argv(state.leg, logs), output=state.leg.folder / "live.log", timeout=patience, heed=heed)
+            code = run(
+                self.argv(state.leg, logs),
+                output=state.leg.folder / "live.log",
+                timeout=patience,
+                cancel=CancelToken(heed),
+            )
         except _Enough:
             raise
         except (ReimzulError, OSError) as error:

@@ -24,6 +24,7 @@ import attr
 from reimzul.core.errors import ConfigError, ReimzulError, TimedOut
 from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
 from reimzul.core.process import output_of, run
+from reimzul.core.retry import CancelToken
 from reimzul.worker.configs import Configs
 from reimzul.worker.orphans import InUse, birth_of, end_orphan
 from reimzul.worker.rootrecord import Record, bootstrap_fault, digest_rendered
@@ -196,7 +197,7 @@ class Roots:
         """Have mock do something to a root, its bootstrap root included; whether it did."""
         call = [self.mock, "-r", "mock", f"--configdir={root.configdir}", f"--uniqueext={root.uniqueext}", what]
         try:
-            return run(call, output=output, timeout=CLEANING, heed=heed) == 0
+            return run(call, output=output, timeout=CLEANING, cancel=CancelToken(heed) if heed else None) == 0
         except ReimzulError as error:
             if heed is not None:
                 heed()
@@ -225,7 +226,7 @@ class Roots:
             errors = Path(folder, "stderr")
             call = [self.mock, "-r", "mock", f"--configdir={folder}", *words]
             try:
-                code = run(call, output=errors, timeout=CLEANING, heed=heed)
+                code = run(call, output=errors, timeout=CLEANING, cancel=CancelToken(heed))
             except TimedOut as error:
                 raise CannotRemove(f"{error} when it was to remove {configured}") from error
             last = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

@@ -21,6 +21,7 @@ from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError, Ti
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.message import Phase, Status
 from reimzul.core.process import run
+from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import read_header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.worker.job import Leg
@@ -114,7 +115,7 @@ class Shipper:
         self, folder: Path, where: str, output: Path, heed: Callable[[], None], timeout: float | None = None
     ) -> None:
         output.unlink(missing_ok=True)
-        code = run(self.argv(folder, where), output=output, heed=heed, timeout=timeout)
+        code = run(self.argv(folder, where), output=output, cancel=CancelToken(heed), timeout=timeout)
         if code:
             last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise ProgramFailed("rsync", code, "".join(last))
@@ -159,7 +160,9 @@ def manifest_of(
     files = []
     for path in sorted(leg.results.iterdir()):
         nevra = read_header(path).nevra if path.name.endswith(".rpm") else ""
-        files.append(File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path, heed), nevra=nevra))
+        files.append(
+            File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path, CancelToken(heed)), nevra=nevra)
+        )
     return Manifest(
         request=leg.attempt.request,
         arch=leg.arch,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
 
-from reimzul.core.digest import sha256
 from reimzul.core.errors import InputError, ReimzulError, RetryLater
 from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.worker import web

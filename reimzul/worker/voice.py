@@ -85,7 +85,7 @@ class Voice:
         self._at = float("-inf")
 
     def say(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
-        """Say it, unless it was said just now. Raises `BrokerGone`."""
+        """Say it, unless it was said just now. Raises `BrokerUnavailable`."""
         rested = time.monotonic() - self._at
         content = (state, why, build)
         if not self.every or rested < BREATH or (rested < self.every and content == self._said):

@@ -27,7 +27,7 @@ class Watch:
         self._heeded = False
 
     def look(self, broker: Broker, *, last: bool) -> None:
-        """Look for what is due; `last`: the worker takes nothing after this build anyway. Raises `BrokerGone`."""
+        """Look for what is due; `last`: the worker ends after this build anyway. Raises `BrokerUnavailable`."""
         now = time.monotonic()
         if now - self._cancel_at < CANCEL:
             return

@@ -204,9 +204,9 @@ def notifier(folder: Path, port: int) -> str:
 
 HANG = """
 import os, signal, threading
-from reimzul.core.systemd import Service
-service = Service()
-service.ready("waiting")
+from reimzul.core.sdnotify import SdNotify
+service = SdNotify()
+service.announce_ready("waiting")
 def stuck_here():
     threading.Event().wait(60)
 stuck_here()

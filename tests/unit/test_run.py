@@ -15,6 +15,7 @@ import pytest
 from reimzul.core import process as runs
 from reimzul.core.errors import ProcessStalled, ProgramFailed, ProgramNotFound, ShutdownRequested, TimedOut
 from reimzul.core.process import output_of, run, spawn, wait_until_exit
+from reimzul.core.retry import CancelToken
 from tests.waiting import until
 
 PYTHON = sys.executable
@@ -166,7 +167,7 @@ def test_what_heed_raises_ends_it_and_all_its_children(tmp_path: Path) -> None:
             raise ShutdownRequested("told to stop")
 
     with pytest.raises(ShutdownRequested):
-        run(python(WITH_CHILD + FOREVER, note), heed=heed, every=0.02, grace=0.2)
+        run(python(WITH_CHILD + FOREVER, note), cancel=CancelToken(heed), every=0.02, grace=0.2)
     until(lambda: not alive(noted(note)), 10, "the child that hears no TERM has ended")
 
 

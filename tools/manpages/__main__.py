@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write all pages. Raises `ReimzulError`, and `ProgramMissing` when all but the last are there."""
+    """Write all pages. Raises `ReimzulError`, and `ProgramNotFound` when all but the last are there."""
     written = [put(folder / page.file, page.text()) for page in (*commands.pages(), settings.page())]
     return [*written, put(folder / wire.FILE, wire.source())]
 

@@ -27,7 +27,7 @@ _SEE = "**reimzul**(1), **reimzul.ini**(5), **reimzul-worker**(8), **reimzul-not
 
 
 def source() -> str:
-    """The page's roff source. Raises `ProgramMissing` where go-md2man is not there."""
+    """The page's roff source. Raises `ProgramNotFound` where go-md2man is not there."""
     with TemporaryDirectory() as folder:
         page, made = Path(folder, "wire.md"), Path(folder, "wire.7")
         page.write_text(markdown(_SOURCE.read_text(encoding="utf-8")), encoding="utf-8")

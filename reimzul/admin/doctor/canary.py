@@ -237,7 +237,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def program() -> str:
-    """Our own reimzul-submit: beside the Python that runs us, else on PATH. Raises `ProgramMissing`."""
+    """Our own reimzul-submit: beside the Python that runs us, else on PATH. Raises `ProgramNotFound`."""
     beside = Path(sys.executable).with_name(_SUBMIT)
     found = str(beside) if beside.exists() else shutil.which(_SUBMIT)
     if not found:

@@ -24,7 +24,7 @@ class Hang:
 
 
 def why(broker: Broker, flight: Flight) -> Hang:
-    """What the hop under way waits for. Raises `BrokerGone`."""
+    """What the hop under way waits for. Raises `BrokerUnavailable`."""
     if flight.hop == PLACED:
         return _of_place(broker)
     if not broker.tube_stats(NOTIFY.name).watchers:

@@ -73,7 +73,7 @@ class Host:
     def run(self, *argv: str, timeout: float, env: Mapping[str, str] | None = None) -> str:
         """What a program prints that is run as that user where we are root and may, else as ourselves.
 
-        Raises `ProgramFailed`, `ProgramMissing` and `TimedOut`.
+        Raises `ProgramFailed`, `ProgramNotFound` and `TimedOut`.
         """
         if not (self.entry and self.is_other and is_root()):
             return output_of(argv, timeout=timeout, env=env)

@@ -40,7 +40,7 @@ class Service:
     address: Address
     offerer: str  #: the role of the host that offers it
     program: str  #: what offers it, as its unit is called
-    speak: Callable[[Address], str]  #: what it answers, in words. Raises `OSError`, `BrokerGone`, `Wrong`
+    speak: Callable[[Address], str]  #: what it answers, in words. Raises `OSError`, `BrokerUnavailable`, `Wrong`
 
 
 @attr.frozen
@@ -84,7 +84,7 @@ def where(url: str) -> Address:
 
 
 def beanstalkd(address: Address) -> str:
-    """What beanstalkd is there. Raises `BrokerGone`."""
+    """What beanstalkd is there. Raises `BrokerUnavailable`."""
     with Broker(*address, answer=PATIENCE) as broker:
         return f"beanstalkd {broker.server_stats().version} answers"
 

@@ -22,7 +22,7 @@ def folders() -> tuple[Path, ...]:
 
 
 def template(name: str) -> str:
-    """A file of conf/. Raises `ProgramMissing` where it is not installed."""
+    """A file of conf/. Raises `ProgramNotFound` where it is not installed."""
     for folder in folders():
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ class OriginalsSink(Sink):
 
 
 def requests(event: BuildEvent, known: Container[str]) -> Iterator[tuple[Tube[Any], Any]]:
-    """What bstore is asked for; `known` targets are there. Raises `MessageError` where the event says too little."""
+    """What bstore is asked for; `known` targets are there. Raises `InvalidMessage` where the event says too little."""
     if event.status == Status.BUILDING:
         if event.target not in known:
             yield CREATEREPO, RepogenRequest(target=event.target)
