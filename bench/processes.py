@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What programs cost: starting a command, and a daemon that has nothing to do: `python -m bench.processes`."""
+"""What programs cost: starting a command, and daemons that have worked: `python -m bench.processes`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from bench.report import TICKS, Figure, progress, resident, tell, ticks
 from bench.stand import TARGET, Stand
 from devfarm.parts import own
 
-#: Our daemons, and how many MiB each may have.
-_DAEMONS = {"worker-builder1-1": "25", "repogen-1": "30", "tosign": "30", "notifier": "30"}
+#: Our daemons, one of each kind.
+_DAEMONS = ("worker-builder1-1", "repogen-1", "tosign", "notifier")
+#: MiB that each daemon may have once it has worked.
+_MEMORY_GOAL_MIB = "48"
+#: After how many builds the memory is measured: a daemon that grows shows it between the two.
+_FEW_BUILDS, _MANY_BUILDS = 20, 200
 
 
 def starts(stand: Stand, count: int) -> list[Figure]:
@@ -38,27 +42,45 @@ def _timed(argv: list[str]) -> float:
     return time.monotonic() - began
 
 
+def memory_after(stand: Stand, builds: int) -> list[Figure]:
+    """MiB resident of each daemon when so many builds in all have been published."""
+    done = len(stand.listings.of(stand.target).packages)
+    for source in stand.sources(builds - done, prefix=f"after{builds}"):
+        stand.submit(source)
+    stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= builds, f"{builds} builds are listed")
+    return [
+        Figure(
+            what=f"{name}: resident after {builds} builds",
+            unit="MiB",
+            values=[resident(stand.farm.pids(name)[0])],
+            goal=_MEMORY_GOAL_MIB,
+        )
+        for name in _DAEMONS
+    ]
+
+
 def idle(stand: Stand, seconds: float) -> list[Figure]:
-    """MiB resident, and percent of a core, of daemons that wait."""
+    """Percent of a core that daemons use while they wait."""
     pids = {name: stand.farm.pids(name)[0] for name in _DAEMONS}
     before = {name: ticks(pid) for name, pid in pids.items()}
     time.sleep(seconds)
-    figures = []
-    for name, pid in pids.items():
-        share = (ticks(pid) - before[name]) / TICKS / seconds * 100
-        figures.append(Figure(what=f"{name}, idle: resident", unit="MiB", values=[resident(pid)], goal=_DAEMONS[name]))
-        figures.append(Figure(what=f"{name}, idle: processor", unit="% of a core", values=[share], goal="0.3"))
-    return figures
+    shares = {name: (ticks(pid) - before[name]) / TICKS / seconds * 100 for name, pid in pids.items()}
+    return [
+        Figure(what=f"{name}, idle: processor", unit="% of a core", values=[share], goal="0.3")
+        for name, share in shares.items()
+    ]
 
 
 @click.command()
 @click.option("--count", default=20, show_default=True, help="How often each command is started.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long daemons are watched.")
 def command(count: int, seconds: float) -> None:
-    """Start commands, and watch daemons do nothing."""
-    with Stand(builders=1) as stand:
+    """Start commands, and look at daemons that have worked."""
+    with Stand(builders=1, repogens=1) as stand:
+        progress(f"memory after {_FEW_BUILDS} and {_MANY_BUILDS} builds")
+        figures = [*memory_after(stand, _FEW_BUILDS), *memory_after(stand, _MANY_BUILDS)]
         progress(f"daemons at rest, for {seconds:g} s")
-        figures = idle(stand, seconds)
+        figures += idle(stand, seconds)
         progress("starting commands")
         tell("processes", [*starts(stand, count), *figures])
 

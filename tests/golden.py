@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other programs read of ours, made from fixed inputs: messages, history documents, JSON output, the settings sample.
+"""What other programs read of ours, made from fixed inputs: messages, history documents, JSON output, settings.
 
 tests/samples/golden/ holds these texts. A change of one of them is a change of an interface: renew the files with
 `python -m tests.golden`, in a commit of its own whose body lists old and new.

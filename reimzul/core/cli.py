@@ -23,13 +23,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CODES = """\b
 Exit codes:
-   0  all went well
-   1  it was tried and did not work out, or only in part
+   0  success
+   1  failed, or partly failed
    2  wrong usage
    3  wrong configuration
    4  bad input: a file, an arch, a target
    5  beanstalkd cannot be reached
-  70  a bug of reimzul
+  70  a bug in Reimzul
  130  interrupted
 """
 
@@ -87,7 +87,7 @@ def run_command(command: click.Command, *, help_without_arguments: bool = False)
         sys.exit(error.exit_code)
     except Exception as error:
         logging.getLogger(__name__).debug("", exc_info=error)
-        print_error(command, f"a bug of reimzul: {error!r} (run it with -v for where)")
+        print_error(command, f"a bug in Reimzul: {error!r} (run it with -v for where)")
         sys.exit(EXIT_BUG)
 
 

@@ -91,12 +91,12 @@ def test_commands_are_found_in_pages_at_all() -> None:
     assert len(found) > 25
 
 
-def test_the_readme_has_an_example_of_every_command() -> None:
-    examples = {" ".join(words[:2]) for words in calls(TREE / "README.md")}
+def test_the_page_of_commands_has_an_example_of_every_command() -> None:
+    examples = {" ".join(words[:2]) for words in calls(TREE / "docs" / "commands.md")}
     for name in COMMANDS:
         assert any(example == f"reimzul {name}" for example in examples), name
     programs = re.findall(r"^(reimzul[\w-]*) = ", (TREE / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    text = (TREE / "README.md").read_text(encoding="utf-8")
+    text = (TREE / "docs" / "commands.md").read_text(encoding="utf-8")
     assert [name for name in programs if f"`{name}" not in text] == []
 
 
@@ -150,8 +150,10 @@ def test_the_sample_has_every_setting() -> None:
     assert sample == config.sample_text(), "reimzul config sample > conf/reimzul.ini.sample"
 
 
-def test_the_readme_has_every_exit_code() -> None:
-    told = re.findall(r"^\| (\d+) \| (.+) \|$", (TREE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_page_of_commands_has_every_exit_code() -> None:
+    told = re.findall(
+        r"^\| (\d+) \| (.+) \|$", (TREE / "docs" / "commands.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert told == re.findall(r"^ *(\d+)  (.+)$", EXIT_CODES, re.MULTILINE)
 
 
