@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arches: the tube of one, who serves it, what follows it, and whether a package allows it.
+"""The table of arches: tubes, legs, which machine builds what, and whether a package allows an arch.
 
-The table is `arches.yml`, shipped beside this module and replaceable by a setting. It is checked when it is read.
+The table is `arches.yml` beside this module, or the file of a setting. It is checked when it is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,31}\Z")
 
 
 class ArchLimits(Protocol):
-    """What a source rpm's header says of arches."""
+    """The arch tags of a source rpm's header."""
 
     @property
     def exclusive_arch(self) -> tuple[str, ...]:
-        """ExclusiveArch; a macro that the packager's host did not know stays in it as it was written."""
+        """ExclusiveArch; a macro unknown to the packager's host stays unexpanded."""
 
     @property
     def exclude_arch(self) -> tuple[str, ...]:
@@ -42,25 +43,24 @@ class Arch:
     """One arch that may be submitted."""
 
     name: str
-    tube: str  #: the tube its requests travel in
-    follows: tuple[str, ...] = ()  #: arches built beside it, from the same request
-    accepts: tuple[str, ...] = ()  #: what a package may call it, beside its own name
+    tube: str  #: the tube of its requests
+    follows: tuple[str, ...] = ()  #: arches built with it, from the same request
+    accepts: tuple[str, ...] = ()  #: other names that packages use for it
 
 
 @attr.frozen(kw_only=True)
 class Arches:
-    """The whole table."""
+    """The table of arches."""
 
     known: Mapping[str, Arch]
-    serves: Mapping[str, tuple[str, ...]]  #: machine (uname -m) -> tubes watched beside its own
-    noarch_last: frozenset[str]  #: packages that end with a noarch leg
+    serves: Mapping[str, tuple[str, ...]]  #: machine (uname -m) -> tubes it watches besides its own
+    noarch_last: frozenset[str]  #: packages that also get a noarch leg, last
 
     def tube_of(self, arch: str) -> str:
-        """The tube of a known arch."""
         return self.known[arch].tube
 
     def tubes(self) -> list[str]:
-        """Every tube that carries requests, in the table's order."""
+        """All tubes of requests, in the table's order."""
         return list(dict.fromkeys(arch.tube for arch in self.known.values()))
 
     def tubes_of_machine(self, machine: str) -> list[str]:
@@ -68,15 +68,15 @@ class Arches:
         return [machine, *self.serves.get(machine, ())]
 
     def legs_of(self, arch: str, package: str) -> tuple[str, ...]:
-        """The arches one request is built for: its own, those that follow, noarch for the few that end with it."""
+        """The arches that one request is built for, in order."""
         last = (NOARCH,) if package in self.noarch_last and arch != NOARCH else ()
         return (arch, *self.known[arch].follows, *last)
 
     def exclusion_reason(self, arch: str, header: ArchLimits) -> str | None:
-        """Why a package that limits its arches so is not built for `arch`; None where it is.
+        """Why a package is not built for an arch; None if it is.
 
-        A noarch package may be allowed by `noarch` in its ExclusiveArch, as rpmbuild reads it. A tag that allows `arch`
-        only if an unexpanded macro does forbids nothing: the macro may be known in mock's buildroot.
+        As rpmbuild does, accept `noarch` in ExclusiveArch for a noarch package. A tag with an unexpanded macro excludes
+        nothing: mock's buildroot may know the macro.
         """
         names = {arch, *self.known[arch].accepts}
         noarch = {NOARCH} if NOARCH in header.build_archs else set()
@@ -89,7 +89,7 @@ class Arches:
         return None
 
     def exclusion_doubt(self, arch: str, header: ArchLimits) -> str:
-        """The tags whose unexpanded macros decide whether a package is built for `arch`, in words; else nothing."""
+        """Name the tags whose unexpanded macros decide whether a package is built for an arch; empty if none does."""
         names = {arch, NOARCH, *self.known[arch].accepts}
         tags = {"ExclusiveArch": header.exclusive_arch, "BuildArch": header.build_archs}
         doubtful = {tag: words for tag, words in tags.items() if not names & set(words)}
@@ -98,39 +98,37 @@ class Arches:
 
 
 def find_macros(words: Sequence[str]) -> list[str]:
-    """The words of a tag with a macro that rpmbuild did not expand, as `%{zig_arches}`."""
+    """The values of a tag that hold an unexpanded macro, as `%{zig_arches}`."""
     return [word for word in words if "%" in word]
 
 
 def _excludes_all(words: Sequence[str], names: set[str]) -> bool:
-    """Whether a tag that lists the allowed arches allows none of `names`, whatever its macros expand to."""
+    """Whether a tag of allowed arches allows none of `names`."""
     return bool(words) and not names & set(words) and not find_macros(words)
 
 
-class _NoYaml(Exception):
-    """A text that is none."""
-
-
 def _parse_yaml(text: str) -> Any:
-    """What a table says. The parser of YAML is loaded only for one that is not JSON below its comments."""
-    try:
+    """Parse a table. Raises `ValueError`.
+
+    The shipped one is JSON below its comments and is read without importing yaml: every command that starts reads it,
+    and yaml would add a sixth to the time of a short one.
+    """
+    with contextlib.suppress(ValueError):
         return json.loads("\n".join(line for line in text.splitlines() if not line.startswith("#")))
-    except ValueError:
-        pass
     import yaml
 
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise _NoYaml(error) from error
+        raise ValueError(str(error)) from error
 
 
 def read_arches(path: Path | None = None) -> Arches:
-    """The table of `path`, or the shipped one. Raises `ConfigError` that names the fault."""
+    """Read a table, by default the shipped one. Raises `ConfigError`."""
     path = path or SHIPPED
     try:
         raw = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, _NoYaml) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as the table of arches: {' '.join(str(error).split())}") from error
     try:
         return _arches_of(raw)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""beanstalkd: one connection, the tubes and what travels in each, and the claim on a reserved job.
+"""beanstalkd: the connection, the tubes with the message type of each, and reserved jobs.
 
-The one place that imports greenstalk. Its traps are dealt with here (style.md, "Manners decided"): it decodes
-nothing for us, every put and release names its priority, the socket has a timeout, and a stream that may be out of
-step is closed. Only the connection that reserved a job may touch it, so a `Broker` belongs to one thread.
+Only this module imports greenstalk. greenstalk decodes nothing for us, every put and release names its priority, the
+socket has a timeout, and a stream that may be out of step is closed. beanstalkd lets only the connection that reserved
+a job touch it, so a `Broker` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from reimzul.core.message import (
 
 M = TypeVar("M")
 
-#: Seconds a single answer of beanstalkd may take, above what we asked it to wait.
+#: Seconds beanstalkd may take to answer, in addition to the time it was asked to wait.
 REPLY_TIMEOUT_SECONDS = 15.0
-#: Seconds beanstalkd waits for word of a claim; liveness is the connection, this is only a net below it.
+#: Seconds after which beanstalkd gives an untouched job to another. A closed connection does so at once.
 TTR_SECONDS = 120
 
 #: The original's priorities of a request, by whether it was submitted with --now.
 PRIORITY_NOW, PRIORITY = 1024, 8192
-#: Priorities in `notify` (architecture.md, section 3).
+#: Priorities in `notify` (docs/wire.md, "Tubes").
 NOTIFY_RESULT, NOTIFY_PROGRESS, NOTIFY_OWED, NOTIFY_PRESENCE = 1024, 4096, 8192, 65536
 _PROGRESS = (Status.QUEUED, Status.BUILDING)
 
 
 @attr.frozen
 class Tube(Generic[M]):
-    """A tube and the one kind of message that travels in it."""
+    """A tube and the type of its messages."""
 
     name: str
     decode: Callable[[bytes], M]
@@ -57,31 +57,31 @@ TOSIGN: Tube[SignRequest] = Tube("tosign", SignRequest.decode)
 
 
 def arch_tube(name: str) -> Tube[BuildRequest]:
-    """The tube that carries an arch's requests (`Arches.tube` names it)."""
+    """The tube of an arch's build requests; `Arches.tube_of` names it."""
     return Tube(name, BuildRequest.decode)
 
 
-#: How the names of the tubes begin that hold a mark instead of work (mark.py), or nothing: watched to be counted.
+#: Prefixes of tubes that hold a control flag (control.py), or nothing: their watchers are counted.
 _CANCEL, _WORKER, _HOST, _TARGET, _SESSION = "cancel.", "worker.", "host.", "target.", "session."
 
 
 def cancel_tube(build_id: str) -> str:
-    """Where a mark says that a build is to end."""
+    """The tube of the flag that cancels a build."""
     return _CANCEL + build_id
 
 
 def drain_tube(host: str) -> str:
-    """Where a mark says that a builder is to take nothing; beanstalkd's names have at most 200 characters."""
+    """The tube of the flag that drains a builder. beanstalkd allows 200 characters."""
     return (_WORKER + host)[:200]
 
 
 def target_tube(target: str) -> str:
-    """Where a mark says why a target's new repodata does not become visible."""
+    """The tube of the flag that says why a target's new repodata is not published."""
     return (_TARGET + target)[:200]
 
 
 def build_of_cancel_tube(tube: str) -> str:
-    """The build that a tube's mark is about; nothing where the tube is none of those."""
+    """The build that a cancel tube belongs to; empty for any other tube."""
     build_id = tube[len(_CANCEL) :] if tube.startswith(_CANCEL) else ""
     with contextlib.suppress(ValueError):
         return validators.build_id(build_id)
@@ -89,37 +89,36 @@ def build_of_cancel_tube(tube: str) -> str:
 
 
 def canary_tube(host: str) -> str:
-    """Where a builder in quarantine finds what it is probed with, and nothing else."""
+    """The tube that a quarantined builder takes its canary from."""
     return f"canary.{host}"[:200]
 
 
 def heartbeat_tube(host: str) -> str:
-    """What all workers of a builder watch: beanstalkd tells by it how many of an arch's watchers are that builder's."""
+    """The tube that all workers of a builder watch, so that beanstalkd counts them."""
     return (_HOST + host)[:200]
 
 
 def is_heartbeat_tube(name: str) -> bool:
-    """Whether a tube is one that the workers of a builder watch to be counted."""
     return name.startswith(_HOST)
 
 
 def session_tube(session: str) -> str:
-    """What one worker alone watches: where nobody does, its connection has ended."""
+    """The tube that one worker alone watches: without a watcher, that worker's connection has ended."""
     return _SESSION + session
 
 
 def builder_of_drain_tube(tube: str) -> str:
-    """The builder that a tube's mark is about; nothing where the tube is none of those."""
+    """The builder that a drain tube belongs to; empty for any other tube."""
     return tube[len(_WORKER) :] if tube.startswith(_WORKER) else ""
 
 
 def is_control_tube(name: str) -> bool:
-    """Whether a tube holds no work: that nobody watches it, or that nothing is in it, is as it should be."""
+    """Whether a tube never holds work, so that an empty or unwatched one is no fault."""
     return name.startswith((_CANCEL, _WORKER, _HOST, _TARGET, _SESSION))
 
 
 def notify_priority(news: NotifyMessage) -> int:
-    """The priority of news in `notify`: results before progress, and who is there last of all."""
+    """The priority of a message in `notify`: results before progress, heartbeats last."""
     if news.status == Status.PRESENCE:
         return NOTIFY_PRESENCE
     return NOTIFY_PROGRESS if news.status in _PROGRESS else NOTIFY_RESULT
@@ -127,7 +126,7 @@ def notify_priority(news: NotifyMessage) -> int:
 
 @attr.frozen
 class JobStats:
-    """What beanstalkd knows of a job (stats-job)."""
+    """beanstalkd's statistics of a job (stats-job)."""
 
     tube: str
     priority: int
@@ -141,13 +140,13 @@ class JobStats:
 
     @property
     def deaths(self) -> int:
-        """How often whoever reserved it before went without a word; a cut link looks the same."""
+        """How many earlier holders disconnected without settling the job: they died, or their link was cut."""
         return self.reserves - 1 - self.releases - self.timeouts
 
 
 @attr.frozen
 class TubeStats:
-    """What beanstalkd knows of a tube."""
+    """beanstalkd's statistics of a tube (stats-tube)."""
 
     name: str
     ready: int = 0
@@ -159,20 +158,20 @@ class TubeStats:
 
 @attr.frozen(kw_only=True)
 class ServerStats:
-    """What beanstalkd knows of itself."""
+    """beanstalkd's statistics of itself (stats)."""
 
     version: str
-    draining: bool  #: it takes no job, until it is started anew
-    binlog_records: int  #: written to its binlog since it started; stays 0 where it has none
+    draining: bool  #: it accepts no job until it is restarted
+    binlog_records: int  #: written since it started; stays 0 without a binlog
 
 
-#: beanstalkd is there and takes nothing now: keep what we have, try later.
+#: beanstalkd answers but accepts nothing now.
 _BUSY = (greenstalk.OutOfMemoryError, greenstalk.InternalError, greenstalk.DrainingError, greenstalk.BuriedError)
 
 
 @contextlib.contextmanager
 def translating_errors(broker: Broker) -> Iterator[None]:
-    """What greenstalk and the socket say, in our own words; a stream that may be out of step is closed."""
+    """Raise our errors for greenstalk's and the socket's; close a stream that may be out of step."""
     try:
         yield
     except _BUSY as error:
@@ -193,7 +192,7 @@ class Broker:
     """One connection to beanstalkd."""
 
     def __init__(self, host: str, port: int, answer: float = REPLY_TIMEOUT_SECONDS) -> None:
-        """Connect; an answer may take `answer` seconds. Raises `BrokerUnavailable` where nobody answers."""
+        """Connect; an answer may take `answer` seconds. Raises `BrokerUnavailable`."""
         self.address = f"{host}:{port}"
         self._client: greenstalk.Client[bytes] | None = None
         self._used = greenstalk.DEFAULT_TUBE
@@ -204,7 +203,7 @@ class Broker:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._client = greenstalk.Client(self._socket, encoding=None)
-            # stunnel accepts before its far end does: only an answer shows that beanstalkd is there
+            # stunnel accepts a connection before its far end does: only an answer shows that beanstalkd is reached
             self._client.using()
 
     def __enter__(self) -> Broker:
@@ -214,7 +213,7 @@ class Broker:
         self.close()
 
     def close(self) -> None:
-        """Leave; what was reserved here is ready for others at once."""
+        """Disconnect; beanstalkd makes the jobs reserved here ready for others at once."""
         for end in (self._client, self._socket):
             if end is not None:
                 with contextlib.suppress(OSError):
@@ -224,13 +223,13 @@ class Broker:
 
     @property
     def client(self) -> greenstalk.Client[bytes]:
-        """The connection. Raises `BrokerUnavailable` once it is closed."""
+        """The open connection. Raises `BrokerUnavailable` once it is closed."""
         if self._client is None:
             raise BrokerUnavailable(f"beanstalkd at {self.address}: the connection is closed")
         return self._client
 
     def watch(self, tubes: Iterable[str]) -> None:
-        """Claim from these tubes, and from no others."""
+        """Reserve from these tubes and from no others."""
         with translating_errors(self):
             wanted = set(tubes)
             for tube in sorted(wanted):
@@ -239,22 +238,21 @@ class Broker:
                 self.client.ignore(tube)
 
     def put(self, tube: Tube[M], message: M, *, priority: int, delay: int = 0, ttr: int = TTR_SECONDS) -> int:
-        """Put a message into its tube; the job's number."""
+        """Put a message into its tube; return the job's number."""
         body: bytes = message.encode()  # type: ignore[attr-defined]
         return self.put_raw(tube.name, body, priority=priority, delay=delay, ttr=ttr)
 
     def put_raw(self, tube: str, body: bytes, *, priority: int, delay: int = 0, ttr: int = TTR_SECONDS) -> int:
-        """Put bytes into a tube: a mark, or a job as it was."""
+        """Put bytes into a tube; return the job's number."""
         with translating_errors(self):
             self._use_tube(tube)
             return self.client.put(body, priority=priority, delay=delay, ttr=ttr)
 
     def announce(self, news: NotifyMessage) -> None:
-        """Put an event, or a presence, into `notify`."""
         self.put(NOTIFY, news, priority=notify_priority(news))
 
     def reserve(self, tubes: dict[str, Tube[M]], wait: int) -> ReservedJob[M] | None:
-        """Reserve a job of the watched tubes, waiting at most `wait` seconds; None where there is none."""
+        """Reserve a job of the watched tubes; return None if none comes within `wait` seconds."""
         with translating_errors(self):
             try:
                 job = self.client.reserve(wait)
@@ -263,29 +261,29 @@ class Broker:
             except greenstalk.DeadlineSoonError:
                 self.touch_all_if_due(now=True, lost=self.untrack)
                 return None
-        # one tube needs no question which; facts are fetched when somebody asks for them
+        # with one tube there is no need to ask which; statistics are fetched when they are needed
         claim: ReservedJob[M] = ReservedJob(self, job.id, job.body, next(iter(tubes.values())))
         if len(tubes) > 1:
             try:
                 claim.tube = tubes[claim.stats.tube]
-            except ReservationLost:  # its ttr was shorter than the way to us
+            except ReservationLost:  # its ttr ran out before the answer arrived
                 return None
         self._claims[job.id] = claim
         return claim
 
     def check(self) -> None:
-        """Raise `BrokerUnavailable` where the other end closed the connection: nothing comes between answers."""
+        """Raise `BrokerUnavailable` if the other end closed the connection."""
         if self._socket is None:
             raise BrokerUnavailable(f"beanstalkd at {self.address}: the connection is closed")
         with translating_errors(self):
             readable, _, _ = select.select([self._socket], [], [], 0)
-            if readable:
+            if readable:  # between answers only a close makes it so
                 raise ConnectionError("closed by the other end")
 
     def touch_all_if_due(self, *, now: bool = False, lost: Callable[[ReservedJob[Any]], None] | None = None) -> None:
-        """Touch every claim of this connection that is due: call it often.
+        """Touch every reserved job that is due; call it often.
 
-        Who holds many gives `lost`, which is told of each that is not ours any more; else that is raised.
+        `lost` is called with each job that is reserved no more; without it `ReservationLost` is raised.
         """
         for claim in list(self._claims.values()):
             try:
@@ -296,18 +294,18 @@ class Broker:
                 lost(claim)
 
     def untrack(self, claim: ReservedJob[Any]) -> None:
-        """Touch this one no more."""
+        """Stop touching a job."""
         self._claims.pop(claim.id, None)
 
     def re_reserve(self, claim: ReservedJob[Any]) -> None:
-        """Reserve by its number a job that another connection of ours lost. Raises `ReservationLost`."""
+        """Reserve again, by its number, a job that an earlier connection lost. Raises `ReservationLost`."""
         with translating_errors(self):
             self.client.reserve_job(claim.id)
         claim.broker = self
         self._claims[claim.id] = claim
 
     def job_stats(self, number: int) -> JobStats:
-        """What beanstalkd knows of a job, whoever has it. Raises `ReservationLost` where there is no such job."""
+        """Statistics of any job. Raises `ReservationLost` if it does not exist."""
         with translating_errors(self):
             raw = self.client.stats_job(number)
             return JobStats(
@@ -323,37 +321,36 @@ class Broker:
             )
 
     def peek(self, number: int) -> bytes:
-        """A job's body, whoever has it. Raises `ReservationLost` where there is no such job."""
+        """The body of any job. Raises `ReservationLost` if it does not exist."""
         with translating_errors(self):
             return self.client.peek(number).body
 
     def first_buried(self, tube: str) -> tuple[int, bytes] | None:
         """The number and body of the job that was buried first in a tube; beanstalkd shows no other."""
-        try:
-            with translating_errors(self):
-                self._use_tube(tube)
-                job = self.client.peek_buried()
-                return job.id, job.body
-        except ReservationLost:
-            return None
+        return self._peek_first(tube, greenstalk.Client.peek_buried)
 
     def first_ready(self, tube: str) -> tuple[int, bytes] | None:
-        """The number and body of the job that would be given out next, which stays: how a mark is read."""
+        """The number and body of the job that would be reserved next; it stays in the tube."""
+        return self._peek_first(tube, greenstalk.Client.peek_ready)
+
+    def _peek_first(
+        self, tube: str, peek: Callable[[greenstalk.Client[bytes]], greenstalk.Job[bytes]]
+    ) -> tuple[int, bytes] | None:
         try:
             with translating_errors(self):
                 self._use_tube(tube)
-                job = self.client.peek_ready()
+                job = peek(self.client)
                 return job.id, job.body
         except ReservationLost:
             return None
 
     def kick(self, number: int) -> None:
-        """Make a buried job ready again (a delayed one too: ask its state first). Raises `ReservationLost`."""
+        """Make a buried or delayed job ready. Raises `ReservationLost` if it does not exist."""
         with translating_errors(self):
             self.client.kick_job(number)
 
     def delete(self, number: int) -> None:
-        """Delete a job that nobody has reserved (whatever its state: ask that first). Raises `ReservationLost`."""
+        """Delete a job that nobody has reserved. Raises `ReservationLost` if it does not exist or is reserved."""
         with translating_errors(self):
             self.client.delete(number)
 
@@ -363,12 +360,10 @@ class Broker:
             self._used = tube
 
     def list_tubes(self) -> list[str]:
-        """The tubes there are."""
         with translating_errors(self):
             return sorted(self.client.tubes())
 
     def server_stats(self) -> ServerStats:
-        """What beanstalkd knows of itself."""
         with translating_errors(self):
             raw = self.client.stats()
             return ServerStats(
@@ -378,7 +373,7 @@ class Broker:
             )
 
     def tube_stats(self, tube: str) -> TubeStats:
-        """What is in a tube; one that does not exist is empty."""
+        """Statistics of a tube; one that does not exist is empty."""
         try:
             with translating_errors(self):
                 raw = self.client.stats_tube(tube)
@@ -395,7 +390,7 @@ class Broker:
 
 
 class ReservedJob(Generic[M]):
-    """A reserved job: ours until it is settled, or until we are silent for too long."""
+    """A job that only we hold, until it is settled, its ttr runs out or the connection closes."""
 
     def __init__(self, broker: Broker, number: int, body: bytes, tube: Tube[M]) -> None:
         self.broker = broker
@@ -406,30 +401,29 @@ class ReservedJob(Generic[M]):
         self._job = greenstalk.Job(number, body)
         self._facts: JobStats | None = None
         self._message: M | None = None
-        #: Refused by a full beanstalkd, which has let go of it all the same: nobody gets it, whoever asks, until
-        #: beanstalkd starts again (1.12 takes it from its holder before it looks for room in the binlog). Its body
-        #: is in our hands, and has to be put anew; should both come, the second finds all done.
-        self.adrift = False
+        #: beanstalkd 1.12 loses track of a job when release or bury fails for lack of binlog space: nobody can reserve
+        #: it until a restart. We hold the body and must put it again; whoever gets the second copy finds all done.
+        self.is_orphaned = False
 
     def __repr__(self) -> str:
         return f"job {self.id} of {self.tube.name}"
 
     @property
     def message(self) -> M:
-        """What the job says. Raises `InvalidMessage` where that is no message of its tube."""
+        """The decoded body. Raises `InvalidMessage`."""
         if self._message is None:
             self._message = self.tube.decode(self.body)
         return self._message
 
     @property
     def stats(self) -> JobStats:
-        """What beanstalkd knew of the job when it was first asked."""
+        """Statistics of the job, fetched once."""
         if self._facts is None:
             self._facts = self.broker.job_stats(self.id)
         return self._facts
 
     def touch_if_due(self, *, now: bool = False) -> None:
-        """Touch the job where a third of its time is over. Raises `ReservationLost`, `BrokerUnavailable`."""
+        """Touch the job once a third of its ttr is over. Raises `ReservationLost`, `BrokerUnavailable`."""
         self.broker.check()
         if now or time.monotonic() - self._touched > self.stats.ttr / 3:
             with translating_errors(self.broker):
@@ -437,22 +431,22 @@ class ReservedJob(Generic[M]):
             self._touched = time.monotonic()
 
     def delete(self) -> None:
-        """Its effects are out: delete it."""
+        """Delete the job: all its effects are out."""
         with self._settling():
             self.broker.client.delete(self.id)
 
     def release(self, pause: int) -> None:
-        """Release it for later, at its own priority. Raises `RetryLater` where beanstalkd is full (`adrift`)."""
+        """Give the job back for later, at its own priority. Raises `RetryLater` if beanstalkd is full."""
         facts = self.stats
         with self._giving_up():
-            if self.adrift:
+            if self.is_orphaned:
                 self.broker.put_raw(facts.tube, self.body, priority=facts.priority, delay=pause, ttr=facts.ttr)
             else:
                 self.broker.client.release(self._job, priority=facts.priority, delay=pause)
 
     def bury(self) -> None:
-        """Put it aside for a person. Raises `RetryLater` as `again` does; then it has to come again first."""
-        if self.adrift:
+        """Put the job aside for a person; an orphaned one is put again. Raises `RetryLater` if beanstalkd is full."""
+        if self.is_orphaned:
             self.release(0)
             return
         facts = self.stats
@@ -465,7 +459,7 @@ class ReservedJob(Generic[M]):
             with self._settling():
                 yield
         except RetryLater:
-            self.adrift = True
+            self.is_orphaned = True
             self.broker.untrack(self)
             raise
 

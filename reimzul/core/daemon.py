@@ -272,7 +272,7 @@ class Daemon(Generic[M]):
                 let_go()
                 return
             except RetryLater as error:
-                if not claim.adrift or self.stop.now.is_set():
+                if not claim.is_orphaned or self.stop.now.is_set():
                     raise
                 if not said:
                     log.error("%r: %s; it is put anew as soon as there is room", claim, error)

@@ -19,41 +19,41 @@ EXIT_INTERRUPTED = 130
 
 
 class ReimzulError(Exception):
-    """Something a person can be told in one line."""
+    """An error that one line explains to a person."""
 
     exit_code = EXIT_FAILED
 
 
 class ConfigError(ReimzulError):
-    """The configuration is wrong: nothing starts until a person mends it."""
+    """The configuration is wrong; nothing starts until it is corrected."""
 
     exit_code = EXIT_CONFIG
 
 
 class InputError(ReimzulError):
-    """What a person gave is not what it should be: say what would be right."""
+    """Input from a person is wrong; the message says what would be right."""
 
     exit_code = EXIT_INPUT
 
 
 class InvalidMessage(ReimzulError):
-    """What lies in a tube is no message of ours: announce it, bury it, go on."""
+    """The job body is not a valid message. The daemon announces and buries it."""
 
     exit_code = EXIT_INPUT
 
 
 class BrokerUnavailable(ReimzulError):
-    """beanstalkd does not answer, or its answers are out of step: connect anew."""
+    """beanstalkd does not answer, or its answers are out of step: reconnect."""
 
     exit_code = EXIT_BROKER
 
 
 class ReservationLost(ReimzulError):
-    """The reserved job may be another's by now: settle nothing."""
+    """The job is no longer reserved by us: settle nothing."""
 
 
 class RetryLater(ReimzulError):
-    """It cannot be done now: give the job back and try later."""
+    """It cannot be done now: release the job and retry after `pause` seconds."""
 
     def __init__(self, why: str, *, pause: int = 10) -> None:
         super().__init__(why)
@@ -61,11 +61,11 @@ class RetryLater(ReimzulError):
 
 
 class ShutdownRequested(ReimzulError):
-    """The daemon was told to stop: leave what is in hand to another."""
+    """The daemon is to stop: release the jobs in hand."""
 
 
 class TimedOut(ReimzulError):
-    """A program ran longer than it may, and was ended."""
+    """A program exceeded its timeout and was ended."""
 
     def __init__(self, program: str, seconds: float) -> None:
         super().__init__(f"{program} was ended after {seconds:g} s")

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to outlive a crash on a disk: files and links that are whole or not there, and locks that die with us.
-
-And how much is free on one.
-"""
+"""Files that survive a crash: atomic writes, syncs and locks; and how much space is free."""
 
 from __future__ import annotations
 
@@ -25,24 +22,24 @@ _MIB = 1024 * 1024
 
 @attr.frozen(kw_only=True)
 class FreeSpace:
-    """What is free where a folder is, or will be."""
+    """Free space of the file system of a folder."""
 
     folder: Path
     mib: int
-    inodes: int | None  #: None where the file system does not count them
+    inodes: int | None  #: None if the file system does not count them
 
     @classmethod
     def measure(cls, folder: Path) -> FreeSpace:
-        """Look; where the folder is not made yet, at the next one above it. Raises `OSError`."""
-        there = folder
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        found = os.statvfs(there)
+        """Measure at the folder, or at its nearest existing parent. Raises `OSError`."""
+        existing = folder
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        found = os.statvfs(existing)
         mib = found.f_bavail * found.f_frsize // _MIB
         return cls(folder=folder, mib=mib, inodes=found.f_favail if found.f_files else None)
 
     def shortfalls(self, mib: int, inodes: int) -> Iterator[str]:
-        """What is less than is needed, each as `<what>: <how much>`."""
+        """Describe what is scarcer than needed."""
         if self.mib < mib:
             yield f"disk under {self.folder}: {self.mib} MiB free, {mib} are needed"
         if self.inodes is not None and self.inodes < inodes:
@@ -50,7 +47,7 @@ class FreeSpace:
 
 
 def sync(path: Path) -> None:
-    """Have the disk keep a file's content, or a folder's list of names."""
+    """fsync a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -59,28 +56,28 @@ def sync(path: Path) -> None:
 
 
 def sync_parents(path: Path, top: Path) -> None:
-    """Have the disk keep the way to a path, from `top` on."""
+    """fsync the folders from a path's parent up to `top`."""
     for folder in path.parents:
         sync(folder)
         if folder == top:
             return
 
 
-#: Folders that stay, and their inodes, whose way the disk keeps: `sync_way` had it do so.
-_LASTING: dict[Path, int] = {}
+#: Folders whose ancestors were synced in this process, and their inodes.
+_SYNCED: dict[Path, int] = {}
 
 
 def sync_ancestors_once(path: Path, stays: Path, top: Path) -> None:
-    """The same by way of a folder that `stays`: the way to that is synced once in the life of a process."""
+    """fsync the folders up to `top`; those above `stays`, which is never removed, only once per process."""
     sync_parents(path, stays)
     inode = stays.stat().st_ino
-    if _LASTING.get(stays) != inode:
+    if _SYNCED.get(stays) != inode:
         sync_parents(stays, top)
-        _LASTING[stays] = inode
+        _SYNCED[stays] = inode
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file: whole and lasting when this returns, and until then as it was."""
+    """Replace a file's content: the old one until this returns, then the new one, synced."""
     temporary = _temporary_sibling(path)
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
@@ -89,7 +86,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def symlink_atomic(path: Path, goal: str) -> None:
-    """Make or change a symbolic link in one step, for good."""
+    """Create or replace a symbolic link in one step, synced."""
     temporary = _temporary_sibling(path)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(goal)
@@ -98,12 +95,12 @@ def symlink_atomic(path: Path, goal: str) -> None:
 
 
 def _temporary_sibling(path: Path) -> Path:
-    # one per process: two that write the same path do not meet, and a crash leaves at most one behind
+    # one per process: two writers of one path do not collide, and a crash leaves at most one behind
     return path.parent / f".{path.name}.{os.getpid()}"
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; gone already is fine."""
+    """Remove a file, a link or a folder with its content, if it exists."""
     with contextlib.suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -112,9 +109,9 @@ def remove(path: Path) -> None:
 
 
 def last_change(folder: Path) -> float:
-    """When something of a folder last arrived; by this host's clock, not by the time that rsync gives its files.
+    """When a folder last changed, as Unix time: by ctime, since rsync sets the mtime of its files.
 
-    What was written while that clock was not set, or ahead, counts from now on: it is kept as long as all else.
+    A ctime before the clock was set, or in the future, counts as now, so that what it belongs to is not removed early.
     """
     times = [folder.lstat().st_ctime]
     if folder.is_dir() and not folder.is_symlink():
@@ -129,9 +126,9 @@ def last_change(folder: Path) -> float:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[int | None]:
-    """Hold a file's flock, as its descriptor; None where another has it.
+    """Hold a file's flock; yield its descriptor, or None if somebody else holds it.
 
-    Give the descriptor to a program (`run`'s `inherit`) and the lock lasts until that has ended too.
+    A program that inherits the descriptor (`process.run`) holds the lock until it ends too.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -147,7 +144,7 @@ def file_lock(path: Path) -> Iterator[int | None]:
 
 
 def create_store_dirs(store: StorePaths) -> None:
-    """Make the store's folders. Raises `ConfigError` where they cannot be written, or lie on several disks."""
+    """Create the store's folders. Raises `ConfigError` if they are not writable or lie on several file systems."""
     disks = set()
     for folder in store.folders():
         try:

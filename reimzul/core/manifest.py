@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`build.json`, the manifest of one uploaded leg: what a worker says it sent, and repogen checks it has.
+"""`build.json`, the manifest of an uploaded leg: its result, and each file with its checksum.
 
-It carries the whole request, so that a leg can be asked for again from it alone. It is uploaded last; nothing
-writes to its folder after it.
+It includes the request, so that the build can be requeued from the manifest alone. It is uploaded last; nothing is
+written into its folder afterwards.
 """
 
 from __future__ import annotations
@@ -17,50 +17,32 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import InvalidMessage
-from reimzul.core.message import BuildRequest, Message, Phase, Status, field, parse_json, phases
+from reimzul.core.message import BuildRequest, Message, Phase, Status, field, nested, parse_json, phases
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, package_dir
 
-#: Manifests over this are refused unread: a kernel's has some 100 rpms, 200 bytes each.
+#: Larger manifests are refused unread. A kernel has some 100 rpms, 200 bytes each.
 MAX_BYTES = 8 * 1024 * 1024
 _CHUNK = 1024 * 1024
 
 
 @attr.frozen(kw_only=True)
 class File:
-    """One file of a leg."""
+    """A file of a leg."""
 
     name: str = field(validators.name)
     size: int = field(validators.integer(0, 2**50))  #: bytes
     sha256: str = field(validators.sha256)
-    nevra: str = field(validators.optional(validators.line(300)), "")  #: of an rpm, as its header says
+    nevra: str = field(validators.optional(validators.line(300)), "")  #: of an rpm, from its header
 
     @property
     def is_rpm(self) -> bool:
-        """Whether it is a package, source or binary."""
+        """Whether it is a source or binary package."""
         return self.name.endswith(".rpm")
 
 
-def _parse_file(raw: Any) -> File:
-    if isinstance(raw, File):
-        return raw
-    if not isinstance(raw, dict):
-        raise ValueError(f"{validators.quoted(raw)} is no file")
-    try:
-        return File(**{name: raw[name] for name in ("name", "size", "sha256", "nevra") if name in raw})
-    except TypeError:
-        raise ValueError(f"{validators.quoted(raw)} lacks name, size or sha256") from None
-
-
-def _parse_request(raw: Any) -> BuildRequest:
-    if isinstance(raw, BuildRequest):
-        return raw
-    if not isinstance(raw, dict):
-        raise ValueError(f"{validators.quoted(raw)} is no request")
-    try:
-        request = BuildRequest.from_json(raw)
-    except InvalidMessage as error:
-        raise ValueError(str(error)) from None
+def _check_request(value: Any) -> BuildRequest:
+    request = nested(BuildRequest, "a request")(value)
     if not request.has_id:
         raise ValueError("it has no build_id or timestamp")
     return request
@@ -68,12 +50,12 @@ def _parse_request(raw: Any) -> BuildRequest:
 
 @attr.frozen(kw_only=True)
 class Manifest(Message):
-    """What one attempt at one leg came to, and every file of it."""
+    """The result of an attempt at a leg, and its files."""
 
-    request: BuildRequest = field(_parse_request)
+    request: BuildRequest = field(_check_request)
     arch: str = field(validators.arch)  #: of the leg
     attempt: str = field(validators.attempt)
-    #: Success or Failed decide the leg; Cancelled and Unfit only say why there are logs to be kept
+    #: Success and Failed decide the leg; Cancelled and Unfit say why logs are kept
     status: str = field(validators.one_of(Status.SUCCESS, Status.FAILED, Status.CANCELLED, Status.UNFIT))
     pkgname: str = field(validators.name)
     evr: str = field(validators.name)
@@ -83,23 +65,22 @@ class Manifest(Message):
     exit_code: int | None = field(validators.integer(-255, 255), None)  #: mock's
     reason: str = field(validators.line(500), "")
     config: str = field(validators.line(300), "")  #: mock's configuration: file and commit
-    files: tuple[File, ...] = field(validators.list_of(_parse_file, 100_000), ())
+    files: tuple[File, ...] = field(validators.list_of(nested(File, "a file"), 100_000), ())
     skipped: Mapping[str, str] = field(validators.dict_of(validators.arch, validators.line(200), 20), {})
-    phases: tuple[Phase, ...] = field(phases, ())  #: what took how long, the upload left out
+    phases: tuple[Phase, ...] = field(phases, ())  #: durations, without the upload
     schema: int = field(validators.integer(1, 1), 1)
 
     @property
     def build_id(self) -> str:
-        """Of the request it answers."""
         return self.request.build_id
 
     @property
     def rpm_files(self) -> list[File]:
-        """Its packages, source rpm included."""
+        """Its packages, the source rpm included."""
         return [file for file in self.files if file.is_rpm]
 
     def place(self, timestamp: str = "") -> str:
-        """Where the leg belongs; `timestamp` for one second later, where the place is another build's."""
+        """The leg's place; another `timestamp` if the place is taken by another build."""
         return package_dir(
             self.request.target,
             self.pkgname,
@@ -110,16 +91,15 @@ class Manifest(Message):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, the request as it travels through tubes."""
         return {**super().to_json(), "request": self.request.to_json(), "schema": self.schema}
 
     def to_text(self) -> str:
-        """As `build.json` has it."""
+        """The content of `build.json`."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a folder. Raises `FileNotFoundError` where there is none, `InvalidMessage` where it is none."""
+    """Read the manifest in a folder. Raises `FileNotFoundError`, `InvalidMessage`."""
     with (folder / MANIFEST).open("rb") as stream:
         body = stream.read(MAX_BYTES + 1)
     if len(body) > MAX_BYTES:
@@ -128,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def sha256_of(path: Path, cancel: CancelToken | None = None) -> str:
-    """The sha256 of a file, read in pieces; `cancel` is asked between two of them."""
+    """The sha256 of a file, as hex digits."""
     digest = sha256()
     with path.open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels through the tubes, as values that are checked where they are born.
+"""The messages in the tubes. Every field is checked when a message is created.
 
-A message is a JSON object. Its keys are those of the original farm, with ours in addition; a message that has only
-the original's is accepted everywhere (architecture.md, section 3). A key we do not know is kept in `extra` and
-travels on untouched. Whatever else the bytes of a job may be, `decode` raises `InvalidMessage` and nothing else.
+A message is a JSON object with the original farm's keys and ours (docs/wire.md). A message with the original's keys
+alone is accepted everywhere. Unknown keys are kept in `extra` and passed on. `decode` raises only `InvalidMessage`.
 """
 
 from __future__ import annotations
@@ -22,43 +21,44 @@ from reimzul.core import validators
 from reimzul.core.errors import InvalidMessage
 
 M = TypeVar("M", bound="Message")
+K = TypeVar("K", bound="attr.AttrsInstance")
 
-#: The most bytes we encode a message to; beanstalkd takes 65,535 (its -z).
+#: Bytes of the largest message we send; beanstalkd accepts 65,535 (its -z).
 MAX_BYTES = 60_000
-#: The most bytes of keys we do not know: what travels along has to leave room for what is said.
+#: Bytes of unknown keys that are passed on; they must leave room for our own.
 MAX_EXTRA = 16_000
-#: How deep a message may be nested. Far below what the interpreter bears: what was read can also be shown and written.
+#: How deep a message may be nested: far below Python's limit, so that what was read can also be written.
 MAX_DEPTH = 30
-#: Derived build ids (uuid5) live in this namespace; changing it would make doubles of known builds.
+#: The namespace of derived build ids (uuid5); another one would duplicate known builds.
 NAMESPACE = uuid.UUID("6b0f2c5e-54d1-4b53-9d6e-0d4d3f1b7a10")
 
 
 class Status:
-    """The statuses of a build on one arch, and of a message that is none (architecture.md, section 3)."""
+    """The statuses of a leg, and those of other messages in `notify`."""
 
-    QUEUED = "Queued"  #: lies in the arch's tube
-    BUILDING = "Building"  #: a worker has it
+    QUEUED = "Queued"  #: waits in the arch's tube
+    BUILDING = "Building"  #: a worker has reserved it
     SUCCESS = "Success"  #: built and uploaded
-    FAILED = "Failed"  #: the package does not build, or nobody could build it
-    CANCELLED = "Cancelled"  #: a person ended it
-    PUBLISHED = "Published"  #: a Success that the repodata lists
+    FAILED = "Failed"  #: the package does not build, or no builder could build it
+    CANCELLED = "Cancelled"  #: cancelled by a person
+    PUBLISHED = "Published"  #: the repodata lists it
     REJECTED = "Rejected"  #: its uploads were damaged, its packages cannot be listed, or the target holds other ones
-    OVERRIDE = "Override"  #: a person's word, in history only
-    REFUSED = "Refused"  #: no build: a message that failed its checks
-    QUARANTINED = "Quarantined"  #: no build: a builder that is kept from taking jobs, its faults stood out
-    RELEASED = "Released"  #: no build: it takes jobs again
-    PRESENCE = "Presence"  #: no build: a worker that says it is there
-    UNFIT = "Unfit"  #: of an attempt, in its manifest: its builder's fault, and nothing is decided by it
-    RETRIED = "Retried"  #: of an attempt: it was nobody's fault, and does not count
+    OVERRIDE = "Override"  #: set by a person, in the history only
+    REFUSED = "Refused"  #: not a build: a message that failed its checks
+    QUARANTINED = "Quarantined"  #: not a build: a builder may take no jobs, for its faults
+    RELEASED = "Released"  #: not a build: that builder may take jobs again
+    PRESENCE = "Presence"  #: not a build: a worker's heartbeat
+    UNFIT = "Unfit"  #: of an attempt: its builder's fault; it decides nothing
+    RETRIED = "Retried"  #: of an attempt: nobody's fault; it does not count
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
 
 
 def field(check: Callable[[Any], Any], default: Any = attr.NOTHING) -> Any:
-    """A field of a message whose value went through `check`; the error names the field."""
+    """A message field whose value is checked and normalised by `check`; errors name the field."""
 
-    def validated(instance: Any, attribute: Any, value: Any) -> None:
+    def validate(instance: Any, attribute: Any, value: Any) -> None:
         if value is attribute.default:
             return
         try:
@@ -66,16 +66,16 @@ def field(check: Callable[[Any], Any], default: Any = attr.NOTHING) -> Any:
         except ValueError as error:
             raise ValueError(f"{attribute.name}: {error}") from None
 
-    return attr.field(default=default, validator=validated)
+    return attr.field(default=default, validator=validate)
 
 
 def _refuse_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _parse_finite(word: str) -> float:
     number = float(word)
-    if not math.isfinite(number):  # 1e999 is JSON, and would leave us as Infinity, which is none
+    if not math.isfinite(number):  # 1e999 is JSON, but would be written as Infinity, which is not
         raise ValueError(f"{validators.quoted(word, 20)} is too large a number")
     return number
 
@@ -89,7 +89,7 @@ def _check_depth(raw: Any, depth: int = MAX_DEPTH) -> None:
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """A job's body as the JSON object it has to be."""
+    """Parse a job's body, which must be a JSON object. Raises `InvalidMessage`."""
     try:
         raw = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite)
         _check_depth(raw)
@@ -102,35 +102,35 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 @attr.frozen(kw_only=True)
 class Message:
-    """What all messages share: their keys are their fields, and what is not known travels along."""
+    """A message: its fields are its keys; unknown keys are passed on."""
 
     extra: Mapping[str, Any] = attr.field(factory=dict, repr=False)
 
     @classmethod
     def decode(cls: type[M], body: bytes) -> M:
-        """The message in a job's body. Raises `InvalidMessage` that says what is wrong with it."""
+        """Read a message from a job's body. Raises `InvalidMessage`."""
         return cls.from_json(parse_json(body))
 
     @classmethod
     def from_json(cls: type[M], raw: Mapping[str, Any]) -> M:
-        """The message in a JSON object."""
+        """Read a message from a JSON object. Raises `InvalidMessage`."""
         known = {a.name: a for a in attr.fields(cls) if a.name != "extra"}
         missing = [name for name, a in known.items() if a.default is attr.NOTHING and name not in raw]
         if missing:
-            raise InvalidMessage(f"no {cls.__name__}: it lacks {', '.join(missing)}")
+            raise InvalidMessage(f"not a {cls.__name__}: missing {', '.join(missing)}")
         extra = _limit_extra(cls, {name: value for name, value in raw.items() if name not in known})
         try:
             return cls(**{name: raw[name] for name in known if name in raw}, extra=extra)
         except ValueError as error:
-            raise InvalidMessage(f"no {cls.__name__}: {error}") from None
+            raise InvalidMessage(f"not a {cls.__name__}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """The message as a JSON object: the fields that say something, and what travelled along."""
+        """The message as a JSON object, without fields that have their default value."""
         said = attr.asdict(self, recurse=True, filter=lambda a, value: a.name != "extra" and _is_set(a, value))
         return {**self.extra, **said}
 
     def encode(self) -> bytes:
-        """The message as a job's body. Raises `InvalidMessage` where it would be too large for a tube."""
+        """The message as a job's body. Raises `InvalidMessage` if it is too large for a tube."""
         body = encode(self.to_json())
         if len(body) > MAX_BYTES:
             raise InvalidMessage(f"a {type(self).__name__} of {len(body)} bytes: {MAX_BYTES} is the most")
@@ -139,7 +139,7 @@ class Message:
 
 def _limit_extra(kind: type[Message], extra: dict[str, Any]) -> dict[str, Any]:
     if extra and len(encode(extra)) > MAX_EXTRA:
-        raise InvalidMessage(f"no {kind.__name__}: over {MAX_EXTRA} bytes of keys that are not known")
+        raise InvalidMessage(f"not a {kind.__name__}: over {MAX_EXTRA} bytes of unknown keys")
     return extra
 
 
@@ -148,48 +148,59 @@ def encode(wire: Mapping[str, Any]) -> bytes:
     return json.dumps(wire, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 
+def nested(kind: type[K], what: str) -> Callable[[Any], K]:
+    """The check of a field that holds an attrs object; in JSON it is an object with the class's attributes as keys."""
+    needed = [a.name for a in attr.fields(kind) if a.default is attr.NOTHING]
+
+    def check(value: Any) -> K:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, dict) or not set(needed) <= value.keys():
+            raise ValueError(f"{validators.quoted(value)} is not {what} ({', '.join(needed)})")
+        if issubclass(kind, Message):
+            try:
+                return kind.from_json(value)
+            except InvalidMessage as error:
+                raise ValueError(str(error)) from None
+        return kind(**{name: value[name] for name in attr.fields_dict(kind) if name in value})
+
+    return check
+
+
 def _is_set(attribute: Any, value: Any) -> bool:
     default = attribute.default
     return default is attr.NOTHING or bool(value != default) or isinstance(value, bool)
 
 
-#: How the words of a try begin that was no builder's fault: what arrived on bstore was not what had been sent.
+#: The prefix of a failed attempt's text if its upload arrived damaged: not a builder's fault.
 UPLOAD = "upload: "
-#: How the reason of a `Queued` begins whose attempt was nobody's fault: it is no try, and no fault of its builder.
+#: The prefix of the reason of a `Queued` whose attempt was nobody's fault: it counts neither as try nor as fault.
 NOBODY = "nobody's fault: "
 
 
 @attr.frozen(kw_only=True)
 class FailedAttempt:
-    """One try of a builder whose fault it was that nothing was built."""
+    """An attempt that failed through its builder's fault."""
 
     builder: str = field(validators.host)
     when: float = field(validators.unix_time)
     words: str = field(validators.line(300))
-    first_error: str = field(validators.text(2_000), "")  #: of its logs; kept of the last try only
+    first_error: str = field(validators.text(2_000), "")  #: of its logs; kept only for the last attempt
     error_line: str = field(validators.line(400), "")  #: the line of it that is the cause
 
 
-def _parse_failed_attempt(raw: Any) -> FailedAttempt:
-    if isinstance(raw, FailedAttempt):
-        return raw
-    if not isinstance(raw, dict) or not {"builder", "when", "words"} <= raw.keys():
-        raise ValueError(f"{validators.quoted(raw)} is not a try (builder, when, words)")
-    return FailedAttempt(**{name: raw[name] for name in attr.fields_dict(FailedAttempt) if name in raw})
-
-
-#: Who submitted a build whose client does not say.
+#: The submitter of a request that names none.
 UNKNOWN = "unknown"
 
 
 def _parse_submitter(value: Any) -> str:
-    """A submitter's name; a client whose user has no name sends an empty one."""
+    """Check a submitter's name; a client whose user has no name sends an empty one."""
     return validators.submitter(UNKNOWN if value == "" else value)
 
 
 @attr.frozen(kw_only=True)
 class BuildRequest(Message):
-    """One source rpm to be built for one arch: submit puts it into the arch's tube, a worker claims it."""
+    """A source rpm to build for one arch: submit puts it into the arch's tube, a worker reserves it."""
 
     srpm: str = field(validators.srpm)  #: a file name in incoming/, never a path
     arch: str = field(validators.arch)
@@ -200,31 +211,28 @@ class BuildRequest(Message):
     build_id: str = field(validators.optional(validators.build_id), "")  #: "" from a client of the original
     timestamp: str = field(validators.optional(validators.timestamp), "")  #: "" from a client of the original
     srpm_sha256: str = field(validators.optional(validators.sha256), "")
-    tries: tuple[FailedAttempt, ...] = field(validators.list_of(_parse_failed_attempt, 50), ())
+    tries: tuple[FailedAttempt, ...] = field(validators.list_of(nested(FailedAttempt, "a failed attempt"), 50), ())
     parent: str = field(validators.optional(validators.build_id), "")  #: the build that this one repeats
-    legs: tuple[str, ...] = field(
-        validators.list_of(validators.arch, 20), ()
-    )  #: only these of its legs; none said: all
+    legs: tuple[str, ...] = field(validators.list_of(validators.arch, 20), ())  #: build only these legs; empty: all
     source_rounds: int = field(validators.integer(0, 1_000_000), 0)  #: how often its source could not be downloaded
-    #: whether it may replace a build that the target lists; an old client's request, which does not say, may
+    #: whether it may replace a listed build of the same NEVRA; an old client's request may
     rebuild: bool = field(validators.flag, True)
 
     @property
     def announced_arches(self) -> tuple[str, ...]:
-        """The arches that its waiting is told of: the one asked for, or those of its legs that are wanted."""
+        """The arches that `Queued` is announced for: its legs, or its own arch."""
         return self.legs or (self.arch,)
 
     @property
     def has_id(self) -> bool:
-        """Whether it carries all that a worker needs to build it."""
+        """Whether it has a build id and a timestamp; requests of the original's client have none."""
         return bool(self.build_id and self.timestamp)
 
     def with_id(self, job: int, tube: str, body: bytes, put_at: float) -> BuildRequest:
-        """The same with the build id and timestamp an old client did not give.
+        """Add the build id and the timestamp that a client of the original did not send.
 
-        Derived from the job as it lies in its tube, so that two workers that complete one job (a crash lies
-        between) come to the same build; the time is rounded to the minute since it is reckoned from beanstalkd's
-        `age`, which has whole seconds.
+        They are derived from the job, so that a second worker, after a crash, derives the same. `put_at` is computed
+        from beanstalkd's `age`, which has whole seconds, so it is rounded to the minute.
         """
         minute = int(put_at // 60) * 60
         seed = f"{job} {tube} {minute} {body.decode('utf-8', 'replace')}"
@@ -236,13 +244,13 @@ class BuildRequest(Message):
 
     @property
     def builder_faults(self) -> tuple[FailedAttempt, ...]:
-        """The tries that were a builder's fault, and not an upload's."""
+        """The failed attempts that were a builder's fault, not an upload's."""
         return tuple(one for one in self.tries if not one.words.startswith(UPLOAD.strip()))
 
     def with_failed_attempt(
         self, builder: str, words: str, first_error: str = "", error_line: str = ""
     ) -> BuildRequest:
-        """The same, with one more try that was that builder's fault; of the earlier ones only the words are kept."""
+        """Add a failed attempt; the earlier ones lose their log excerpts."""
         earlier = (attr.evolve(one, first_error="", error_line="") for one in self.tries)
         last = FailedAttempt(
             builder=builder, when=round(time.time()), words=words, first_error=first_error, error_line=error_line
@@ -252,41 +260,33 @@ class BuildRequest(Message):
 
 @attr.frozen(kw_only=True)
 class Phase:
-    """A part of a build, as mock's state.log has it, and ours before and after mock."""
+    """A phase of a build: from mock's state.log, or ours before and after mock."""
 
     name: str = field(validators.line(80))
     start: float = field(validators.unix_time)
-    end: float = field(validators.unix_time, 0.0)  #: 0 where it did not come to its end
-
-
-def _parse_phase(raw: Any) -> Phase:
-    if isinstance(raw, Phase):
-        return raw
-    if not isinstance(raw, dict) or not {"name", "start"} <= raw.keys():
-        raise ValueError(f"{validators.quoted(raw)} is not a phase (name, start, end)")
-    return Phase(name=raw["name"], start=raw["start"], end=raw.get("end", 0.0))
+    end: float = field(validators.unix_time, 0.0)  #: 0 if it did not end
 
 
 #: The phases of a build, as events and manifests carry them.
-phases = validators.list_of(_parse_phase, 24)
+phases = validators.list_of(nested(Phase, "a phase"), 24)
 #: The priority of a job in beanstalkd.
 _priority = validators.integer(0, 2**32 - 1)
 #: The number of a job in beanstalkd.
 _job = validators.integer(0, 2**63 - 1)
 
 
-#: What a worker of the original announces.
+#: The statuses that a worker of the original announces.
 _WORKER_STATUSES = (Status.BUILDING, Status.SUCCESS, Status.FAILED)
-#: How the attempts end that repogen makes up for legs of the original's workers: by chance none of ours ever does.
+#: The suffix of attempt ids of legs that workers of the original built; ours never end so.
 ORIGINAL_ATTEMPT_SUFFIX = "-00000000"
 
-#: What `cut` shortens first to last, when an event would be too large for a tube.
+#: The fields that are shortened, in this order, if an event is too large for a tube.
 _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
 
 
 @attr.frozen(kw_only=True)
 class BuildEvent(Message):
-    """What became of a build on one arch: everything puts it into `notify`."""
+    """A change of a leg's status; every program announces its own in `notify`."""
 
     srpm: str = field(validators.srpm)
     arch: str = field(validators.arch)  #: the leg's, which may follow the request's
@@ -317,15 +317,15 @@ class BuildEvent(Message):
     skipped: Mapping[str, str] = field(
         validators.dict_of(validators.arch, validators.line(200), 20), {}
     )  #: arch -> why
-    phases: tuple[Phase, ...] = field(phases, ())  #: of a result: what took how long
+    phases: tuple[Phase, ...] = field(phases, ())  #: of a result: the duration of each phase
     parent: str = field(validators.optional(validators.build_id), "")  #: the build that this one repeats
-    tube: str = field(validators.optional(validators.name), "")  #: of Queued: where it waits, as which job, how urgent
+    tube: str = field(validators.optional(validators.name), "")  #: of Queued: the tube, number and priority of its job
     job: int = field(_job, 0)
     priority: int | None = field(_priority, None)
-    due: float = field(validators.unix_time, 0.0)  #: of Queued: nobody gets it before this
-    waits_for: str = field(validators.line(300), "")  #: of Queued: what has to change before it can be built
+    due: float = field(validators.unix_time, 0.0)  #: of Queued: it cannot be reserved before this time
+    waits_for: str = field(validators.line(300), "")  #: of Queued: what must change before it can be built
     at: float = field(validators.unix_time, 0.0)  #: when it was announced
-    #: seconds that the builder's clock is ahead of the controller's; said by the notifier, 0 where the clock is right
+    #: seconds that the builder's clock is ahead of the controller's; set by the notifier, 0 if the clock is right
     skew: float = field(validators.number(-1e12, 1e12), 0.0)
     owed: Mapping[str, int] = field(
         validators.dict_of(validators.name, validators.integer(0, 1_000_000), 20), {}
@@ -333,19 +333,19 @@ class BuildEvent(Message):
 
     @property
     def by_original(self) -> bool:
-        """Whether a worker of the original says it: it knows no attempts, and passes our other keys on."""
+        """Whether a worker of the original announced it: those know no attempts."""
         return self.status in _WORKER_STATUSES and not self.attempt
 
     @property
     def key(self) -> str:
-        """What names this build on this arch, for ever; an event of the original is known by its own words."""
+        """The permanent key of the leg; an event of the original gets one derived from its fields."""
         if self.build_id:
             return f"{self.build_id}.{self.arch}"
         seed = f"{self.srpm} {self.arch} {self.target} {self.timestamp}"
         return f"{uuid.uuid5(NAMESPACE, seed).hex}.{self.arch}"
 
     def encode(self) -> bytes:
-        """The event as a job's body; logs' ends and lists are cut until it fits."""
+        """The event as a job's body; log excerpts and lists are shortened until it fits."""
         return super().encode() if len(encode(self.to_json())) <= MAX_BYTES else self._encode_shortened()
 
     def _encode_shortened(self) -> bytes:
@@ -360,9 +360,9 @@ class BuildEvent(Message):
 
 
 def event_for(request: BuildRequest, status: str, **more: Any) -> BuildEvent:
-    """An event about a request, its unknown keys along; `more` are the event's own fields.
+    """Make an event about a request; `more` are the event's own fields.
 
-    What a request does not know and an event does is left behind: nobody checked it, and it would be read as ours.
+    The request's unknown keys are passed on, except those that an event knows: nobody checked them.
     """
     given = {a.name: getattr(request, a.name) for a in attr.fields(BuildRequest) if a.name in _EVENT_FIELDS}
     extra = {name: value for name, value in request.extra.items() if name not in _EVENT_FIELDS}
@@ -372,41 +372,41 @@ def event_for(request: BuildRequest, status: str, **more: Any) -> BuildEvent:
 _EVENT_FIELDS = {a.name for a in attr.fields(BuildEvent)} - {"extra"}
 
 
-#: How much of a refused body is told, in bytes.
+#: How many bytes of a refused body are announced.
 _FIRST_BYTES = 1024
 
 
 def first_bytes(body: bytes) -> str:
-    """How a refused body begins, as its `Refusal` says it, whatever bytes they are."""
+    """The first bytes of a refused body, as printable text."""
     return validators.text(_FIRST_BYTES)(body[:_FIRST_BYTES].decode("utf-8", "replace"))
 
 
 @attr.frozen(kw_only=True)
 class Refusal(Message):
-    """A message that is none, announced in `notify`: which job of which tube, why, and how it begins."""
+    """Announces that a job was refused, since its body is not a valid message."""
 
     tube: str = field(validators.line(200))
     job: int = field(_job)
     reason: str = field(validators.line(500))
     begins: str = field(validators.text(_FIRST_BYTES), "")  #: how the body begins
     status: str = field(validators.one_of(Status.REFUSED), Status.REFUSED)
-    host: str = field(validators.optional(validators.host), "")  #: who refused it
+    host: str = field(validators.optional(validators.host), "")  #: the host that refused it
     at: float = field(validators.unix_time, 0.0)
     owed: Mapping[str, int] = field(validators.dict_of(validators.name, validators.integer(0, 1_000_000), 20), {})
 
     @property
     def key(self) -> str:
-        """What names this refusal: beanstalkd numbers jobs anew when it loses its binlog, so the body counts too."""
+        """The permanent key. beanstalkd restarts job numbers when it loses its binlog, so the body counts too."""
         return uuid.uuid5(NAMESPACE, f"{self.tube} {self.job} {self.at} {self.begins}").hex
 
     def to_json(self) -> dict[str, Any]:
-        """Its status always said: that is how a reader knows it from an event."""
+        """Always include the status, by which readers recognise the message."""
         return {**super().to_json(), "status": self.status}
 
 
 @attr.frozen(kw_only=True)
 class CurrentBuild:
-    """The build a worker is at."""
+    """The build that a worker is running."""
 
     build_id: str = field(validators.build_id)
     srpm: str = field(validators.srpm)
@@ -418,67 +418,58 @@ class CurrentBuild:
     started: float = field(validators.unix_time, 0.0)  #: when the attempt did
 
 
-def _parse_current_build(raw: Any) -> CurrentBuild | None:
-    if raw is None or isinstance(raw, CurrentBuild):
-        return raw
-    needed = {a.name for a in attr.fields(CurrentBuild) if a.default is attr.NOTHING}
-    if not isinstance(raw, dict) or not needed <= raw.keys():
-        raise ValueError(f"{validators.quoted(raw)} is no build in hand ({', '.join(sorted(needed))})")
-    return CurrentBuild(**{a.name: raw[a.name] for a in attr.fields(CurrentBuild) if a.name in raw})
-
-
 class WorkerState:
-    """What a worker is doing, as its `Presence` says."""
+    """The states of a worker in its heartbeat."""
 
     IDLE = "idle"  #: waits for a job
     BUILDING = "building"
-    DRAINING = "draining"  #: builds, and takes nothing after that
-    DRAINED = "drained"  #: takes nothing: a person wants it so
-    UNFIT = "unfit"  #: takes nothing: too little disk, too much load
-    QUARANTINED = "quarantined"  #: takes nothing but a canary: its faults stood out
+    DRAINING = "draining"  #: builds, and takes no job after that
+    DRAINED = "drained"  #: takes no jobs: a person drained it
+    UNFIT = "unfit"  #: takes no jobs: too little disk space, or too much load
+    QUARANTINED = "quarantined"  #: takes only a canary, for its faults
 
     ALL = (IDLE, BUILDING, DRAINING, DRAINED, UNFIT, QUARANTINED)
 
 
 class Feature:
-    """What a worker can that one of version 0.1 cannot, as its `Presence` says."""
+    """What a worker can do that one of version 0.1 cannot, in its heartbeat."""
 
-    ANY_SUBMITTER = "any_submitter"  #: takes requests of submitters with any name that can be shown
+    ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
 
     ALL = (ANY_SUBMITTER,)
 
 
 @attr.frozen(kw_only=True)
 class WorkerHeartbeat(Message):
-    """A worker says that it is there and what it does. Told to nobody: the notifier keeps the latest of each."""
+    """A worker's state. No sink gets it; the notifier keeps the latest of each worker."""
 
     host: str = field(validators.host)
-    instance: str = field(validators.name)  #: of the host's workers: its unit's, else the process's number
+    instance: str = field(validators.name)  #: the worker's systemd instance, or its process number
     state: str = field(validators.one_of(*WorkerState.ALL))
-    why: str = field(validators.line(300), "")  #: it takes nothing
+    why: str = field(validators.line(300), "")  #: why it takes no jobs
     arches: tuple[str, ...] = field(validators.list_of(validators.arch, 40), ())  #: the tubes it watches, its own first
     version: str = field(validators.line(60), "")
-    features: tuple[str, ...] = field(validators.list_of(validators.name, 20), ())  #: what it can beyond version 0.1
+    features: tuple[str, ...] = field(validators.list_of(validators.name, 20), ())  #: what it can do beyond version 0.1
     load: float = field(validators.number(0, 1e6), 0.0)  #: of the last minute
-    free_mib: int = field(validators.integer(0, 2**53), 0)  #: of the disk that has least of it
+    free_mib: int = field(validators.integer(0, 2**53), 0)  #: of the fullest disk
     free_inodes: int = field(validators.integer(0, 2**53), 0)
-    build: CurrentBuild | None = field(_parse_current_build, None)
+    build: CurrentBuild | None = field(nested(CurrentBuild, "a current build"), None)
     at: float = field(validators.unix_time, 0.0)  #: by the worker's clock
-    boot: str = field(validators.optional(validators.token), "")  #: of its host, anew each time that starts
+    boot: str = field(validators.optional(validators.token), "")  #: of its host, new at each boot
     session: str = field(
         validators.optional(validators.token), ""
     )  #: of its process, which watches a tube of that name
-    leaving: bool = field(validators.flag, False)  #: it ends now, as it was told to
+    leaving: bool = field(validators.flag, False)  #: it is ending
     status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE)
 
     def to_json(self) -> dict[str, Any]:
-        """Its status always said: that is how a reader knows it from an event."""
+        """Always include the status, by which readers recognise the message."""
         return {**super().to_json(), "status": self.status}
 
 
 @attr.frozen(kw_only=True)
 class BuilderEvent(Message):
-    """What became of a builder: the notifier announces it, and tells it to all."""
+    """A change of a builder's status, announced by the notifier."""
 
     builder: str = field(validators.host)
     status: str = field(validators.one_of(Status.QUARANTINED, Status.RELEASED))
@@ -489,17 +480,16 @@ class BuilderEvent(Message):
 
     @property
     def key(self) -> str:
-        """What names this piece of news."""
         return uuid.uuid5(NAMESPACE, f"{self.builder} {self.status} {self.at}").hex
 
 
 Event = Union[BuildEvent, Refusal, BuilderEvent]
-#: What lies in `notify`: what is told, and who is there.
+#: The messages in `notify`: events, which sinks get, and heartbeats.
 NotifyMessage = Union[Event, WorkerHeartbeat]
 
 
 def decode_event(body: bytes) -> NotifyMessage:
-    """Whichever kind of news lies in `notify`."""
+    """Read any message in `notify`. Raises `InvalidMessage`."""
     raw = parse_json(body)
     if raw.get("status") == Status.PRESENCE:
         return WorkerHeartbeat.from_json(raw)
@@ -508,29 +498,21 @@ def decode_event(body: bytes) -> NotifyMessage:
     return Refusal.from_json(raw) if raw.get("status") == Status.REFUSED else BuildEvent.from_json(raw)
 
 
-def _parse_request(raw: Any) -> BuildRequest:
-    if isinstance(raw, BuildRequest):
-        return raw
-    if not isinstance(raw, dict):
-        raise ValueError(f"{validators.quoted(raw)} is no request")
-    try:
-        return BuildRequest.from_json(raw)
-    except InvalidMessage as error:
-        raise ValueError(str(error)) from None
-
-
 @attr.frozen(kw_only=True)
 class RepogenRequest(Message):
-    """Something for a target's repodata: one uploaded leg, or, with nothing but a target, a regeneration."""
+    """Asks repogen to publish an uploaded leg, or, with a target alone, to regenerate its repodata."""
 
     target: str = field(validators.target)
     build_id: str = field(validators.optional(validators.build_id), "")
     arch: str = field(validators.optional(validators.arch), "")
     attempt: str = field(validators.optional(validators.attempt), "")
     place: str = field(validators.optional(validators.place), "")
-    index: bool = field(validators.flag, True)  #: false for a failed or a scratch leg: it is only put in its place
-    request: BuildRequest | None = field(_parse_request, None)  #: what is put again where even the manifest is damaged
-    logs: bool = field(validators.flag, False)  #: of an attempt that decided nothing: only to be kept, in attempts/
+    index: bool = field(validators.flag, True)  #: false for a failed or a scratch leg: it only gets its place
+    #: what is requeued if the manifest itself is damaged
+    request: BuildRequest | None = field(
+        nested(BuildRequest, "a request"), None
+    )  #: what is requeued if the manifest itself is damaged
+    logs: bool = field(validators.flag, False)  #: an attempt that decided nothing: its logs are kept in attempts/
     tries: int = field(validators.integer(0, 1000), 0)  #: how often createrepo_c left the leg out
 
     def __attrs_post_init__(self) -> None:
@@ -540,10 +522,9 @@ class RepogenRequest(Message):
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> RepogenRequest:
-        """The request in a JSON object.
+        """Read a request from a JSON object. Raises `InvalidMessage`.
 
-        The original's worker puts its whole event here, in which `arch` and others stand alone: of it only the target
-        is a field, and all else travels along.
+        The original's worker sends its whole event; of that only the target is a field, and the rest is passed on.
         """
         if "status" not in raw or "target" not in raw or not raw.keys().isdisjoint(("attempt", "place")):
             return super().from_json(raw)
@@ -552,16 +533,16 @@ class RepogenRequest(Message):
 
     @property
     def original_event(self) -> BuildEvent | None:
-        """The event that a worker of the original put in its place; None in any other. Raises `InvalidMessage`."""
+        """The event that a worker of the original sent as its request, if it is one. Raises `InvalidMessage`."""
         return BuildEvent.from_json(self.to_json()) if self._is_event else None
 
     @property
     def is_bare(self) -> bool:
-        """Whether it only asks for the target to be indexed."""
+        """Whether it only asks for a regeneration."""
         return not self.build_id
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, the build's request as it travels through tubes; one of the original's worker as it was."""
+        """The request as a JSON object; one of the original's worker as it was."""
         if self._is_event:
             return {**self.extra, "target": self.target}
         return {**super().to_json(), **({"request": self.request.to_json()} if self.request else {})}
@@ -573,7 +554,7 @@ class RepogenRequest(Message):
 
 @attr.frozen(kw_only=True)
 class SignRequest(Message):
-    """A published leg whose packages are to be staged for signing."""
+    """Asks tosign to stage the packages of a published leg for signing."""
 
     pkgname: str = field(validators.name)
     status: str = field(validators.one_of(*Status.BUILD))
@@ -585,10 +566,9 @@ class SignRequest(Message):
 
 
 def new_build_id() -> str:
-    """A build id nobody had before."""
     return uuid.uuid4().hex
 
 
 def new_attempt() -> str:
-    """A token for one worker's try at one build: `<UTC seconds>-<8 random hex>`."""
+    """A new attempt id: `<Unix seconds>-<8 random hex digits>`."""
     return f"{max(0, int(time.time()))}-{os.urandom(4).hex()}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each field of a message may be: the checks at the edge, each a function that returns the value or raises.
+"""Checks of values from outside: each is a function that returns the value, or raises `ValueError`.
 
-What may become a path or a word of a command line is of a narrow alphabet: no slash, no leading dot or dash, no
-control characters. Every check raises `ValueError` with what is wrong and what would be right.
+Values that become a path or an argument of a program have a narrow alphabet: no slash, no leading dot or dash, no
+control characters. Errors say what is wrong and what would be right.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import unicodedata
 from datetime import datetime, timezone
 from typing import Any, Callable
 
-#: A component of a path: rpm names, versions and releases, targets and file names are of it.
+#: A component of a path: names, versions and releases of rpms, file names.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 _DISTTAG = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*\Z")
@@ -24,21 +24,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _TOKEN = re.compile(r"[0-9a-f]{16}\Z")
 _ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
 _TIMESTAMP = re.compile(r"[0-9]{14}\Z")
-#: What `text` takes out: control characters but tab and line feed, halves of surrogate pairs, and what changes the
-#: direction of the text that follows.
+#: What `text` replaces: control characters except tab and line feed, surrogates, and characters that change the
+#: direction of text.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-#: Unicode's categories of what a name may not have: control and format characters, surrogates, separators of lines.
+#: Unicode categories that a name may not have: control and format characters, surrogates, line separators.
 _NOT_IN_NAMES = ("Cc", "Cf", "Cs", "Zl", "Zp")
-#: Characters that a submitter's name may have at the most.
 _MAX_SUBMITTER_CHARACTERS = 64
 
 TIMESTAMP_FORMAT = "%Y%m%d%H%M%S"
-#: The last second of the year 9999, since 1970: what is later cannot be shown as a date.
+#: The last second of the year 9999: a later time cannot be printed as a date.
 LAST_UNIX_TIME = 253402300799
 
 
 def quoted(value: Any, limit: int = 80) -> str:
-    """A value from outside as it may stand in a message to a person: quoted, one line, cut."""
+    """A value from outside for a message to a person: quoted, on one line, shortened."""
     quoted = ascii(value)
     return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
 
@@ -67,7 +66,7 @@ _folder = _matching(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # 
 
 
 def submitter(value: Any) -> str:
-    r"""The name of a user, as `CORP\jdoe`; it becomes no path and no word of a command line."""
+    r"""The name of a user, as `CORP\jdoe`. It never becomes a path or an argument of a program."""
     if not isinstance(value, str) or not value.strip() or value.startswith("-"):
         raise ValueError(f"{quoted(value)} is not the name of a submitter")
     if any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in value):
@@ -78,19 +77,19 @@ def submitter(value: Any) -> str:
 
 
 def restrict_submitter(value: str) -> str:
-    """A submitter's name in the characters that versions before 0.2 take: accents go, what is left becomes `_`."""
+    """Reduce a submitter's name to what versions before 0.2 accept: accents are dropped, the rest becomes `_`."""
     letters = (each for each in unicodedata.normalize("NFKD", value) if not unicodedata.combining(each))
     plain = re.sub(r"[^A-Za-z0-9._@+$-]", "_", "".join(letters))[:_MAX_SUBMITTER_CHARACTERS]
     return plain if re.match(r"[A-Za-z0-9_]", plain) else f"_{plain[1:]}"
 
 
 def is_source_rpm(file_name: str) -> bool:
-    """Whether a file name is a source rpm's: rpmbuild names one that lacks a NoSource or NoPatch .nosrc.rpm."""
+    """Whether a file name is a source rpm's; .nosrc.rpm is one without its NoSource or NoPatch files."""
     return file_name.endswith((".src.rpm", ".nosrc.rpm"))
 
 
 def srpm(value: Any) -> str:
-    """The file name of a source rpm in the incoming area."""
+    """The file name of a source rpm in `incoming/`."""
     if name(value) and not is_source_rpm(value):
         raise ValueError(f"{quoted(value)} does not end with .src.rpm")
     return str(value)
@@ -103,7 +102,7 @@ def timestamp(value: Any) -> str:
     try:
         datetime.strptime(value, TIMESTAMP_FORMAT)
     except ValueError:
-        raise ValueError(f"{quoted(value)} is no date") from None
+        raise ValueError(f"{quoted(value)} is not a date") from None
     return value
 
 
@@ -120,14 +119,14 @@ def place(value: Any) -> str:
 
 
 def flag(value: Any) -> bool:
-    """true or false, and nothing that only looks like it."""
+    """true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{quoted(value)} is not true or false")
     return value
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
-    """A whole number in a range."""
+    """The check of a whole number in a range."""
 
     def check(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -138,7 +137,7 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
 
 
 def number(low: float, high: float) -> Callable[[Any], float]:
-    """A number in a range."""
+    """The check of a number in a range."""
 
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -149,14 +148,14 @@ def number(low: float, high: float) -> Callable[[Any], float]:
 
 
 def unix_time(value: Any) -> float:
-    """A time as seconds since the epoch. A clock may be wrong: outside of 1970 to 9999 the nearest moment counts."""
+    """A Unix time in seconds. Clocks may be wrong: a time outside 1970 to 9999 becomes the nearest in it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value == math.inf:
         raise ValueError(f"{quoted(value)} is not a time in seconds since 1970")
     return float(min(max(value, 0), LAST_UNIX_TIME))
 
 
 def text(limit: int) -> Callable[[Any], str]:
-    """Words for people: unprintable characters become `?`, a text over `limit` characters loses its beginning."""
+    """The check of text for people: unprintable characters become `?`; the last `limit` characters are kept."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
@@ -167,7 +166,7 @@ def text(limit: int) -> Callable[[Any], str]:
 
 
 def line(limit: int) -> Callable[[Any], str]:
-    """Words for people on one line; a text over `limit` characters loses its end."""
+    """The check of one line for people: unprintable characters become `?`; the first `limit` characters are kept."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
@@ -178,7 +177,7 @@ def line(limit: int) -> Callable[[Any], str]:
 
 
 def one_of(*words: str) -> Callable[[Any], str]:
-    """One of a few words."""
+    """The check of a value from a list."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
@@ -189,32 +188,32 @@ def one_of(*words: str) -> Callable[[Any], str]:
 
 
 def optional(check: Callable[[Any], str]) -> Callable[[Any], str]:
-    """What `check` takes, or an empty text for what a message of the original does not have."""
+    """Accept an empty text too: messages of the original lack some fields."""
     return lambda value: "" if value == "" else check(value)
 
 
 def list_of(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[Any, ...]]:
-    """A list of at most `limit` of what `check` takes."""
+    """The check of a list of at most `limit` items."""
 
-    def each(value: Any) -> tuple[Any, ...]:
+    def check_all(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(value) > limit:
             raise ValueError(f"{quoted(value)} is not a list of at most {limit}")
         return tuple(check(item) for item in value)
 
-    return each
+    return check_all
 
 
 def dict_of(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) -> Callable[[Any], dict[str, Any]]:
-    """A JSON object of at most `limit` entries, its keys and values checked."""
+    """The check of a JSON object of at most `limit` entries."""
 
-    def each(value: Any) -> dict[str, Any]:
+    def check_all(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or len(value) > limit:
             raise ValueError(f"{quoted(value)} is not an object of at most {limit} entries")
         return {key(name): check(item) for name, item in value.items()}
 
-    return each
+    return check_all
 
 
 def now_timestamp() -> str:
-    """The time now, as messages and places carry it."""
+    """The current time as a timestamp."""
     return datetime.now(timezone.utc).strftime(TIMESTAMP_FORMAT)

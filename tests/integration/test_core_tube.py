@@ -398,7 +398,7 @@ def test_a_job_that_a_full_beanstalkd_let_go_of_is_put_anew(
     monkeypatch.setattr(client, refused, full)
     with pytest.raises(RetryLater):
         claim.release(5) if refused == "release" else claim.bury()
-    assert claim.adrift
+    assert claim.is_orphaned
     broker.touch_all_if_due(now=True)  # it is touched no more
     claim.release(5) if refused == "release" else claim.bury()
     stats = broker.tube_stats(CREATEREPO.name)
