@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from reimzul.core import validators
 from reimzul.core.beanstalk import Broker
 from reimzul.core.config import Settings
-from reimzul.core.submitters import SeenWorker, all_take_any, is_plain
+from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 from reimzul.history import History, open_history
 from reimzul.history.presence import NoPresences, Presences, Seen
 
@@ -38,5 +38,5 @@ def name_for_workers(broker: Broker, name: str, settings: Settings) -> str:
     except NoPresences:
         return validators.restrict_submitter(name)
     known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in said]
-    taken = not settings.farm.original_workers and all_take_any(broker, known)
+    taken = not settings.farm.original_workers and all_accept_any_name(broker, known)
     return name if taken else validators.restrict_submitter(name)

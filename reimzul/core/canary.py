@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The canary: a tiny source rpm that builds anywhere, to see whether a farm, or one builder of it, does its work."""
+"""The canary: a tiny source rpm that builds anywhere, to test a farm or one of its builders."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reimzul.core.process import output_of
 PACKAGE = "reimzul-canary"
 DISTTAG = ".canary"
 _SPEC = Path(__file__).with_name("canary.spec")
-#: Seconds rpmbuild may take to pack one file.
+#: Timeout of rpmbuild, which packs one file.
 _RPMBUILD_TIMEOUT_SECONDS = 60.0
 
 
 def make_canary_srpm(folder: Path) -> Path:
-    """Make a source rpm in a folder, of a version nobody made before. Raises `ReimzulError`."""
+    """Make a source rpm with a new version in a folder. Raises `ReimzulError`."""
     version, release = validators.now_timestamp(), f"0.{secrets.token_hex(4)}"
     with TemporaryDirectory(prefix="reimzul-canary-") as top:
         text = _SPEC.read_text(encoding="utf-8").replace("@VERSION@", version).replace("@RELEASE@", release)
@@ -33,7 +33,7 @@ def make_canary_srpm(folder: Path) -> Path:
 
 
 def _build_srpm(spec: Path) -> Path:
-    # relative folders: rpmbuild would take a space in the path of ours for the end of it
+    # relative folders: rpmbuild would end a path at a space
     macros = {"_topdir": ".", "_sourcedir": ".", "_srcrpmdir": ".", "_tmppath": ".", "dist": "%{nil}"}
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command line shares: --config, -v, logging, and errors as one line with an exit code of their own."""
+"""What all command lines share: --config, -v, logging, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reimzul import __version__
 from reimzul.core import validators
 from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputError, ReimzulError
 
-if TYPE_CHECKING:  # the settings are imported when they are read: `reimzul --help` needs none
+if TYPE_CHECKING:  # `reimzul --help` starts without the settings
     from reimzul.core.config import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,19 +35,19 @@ Exit codes:
 
 
 def shared_options(function: F) -> F:
-    """The options every command has; they reach it as `config` and `verbose`."""
+    """Add the options of every command; they are passed as `config` and `verbose`."""
     function = click.option(
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="Settings instead of those in /etc/reimzul/reimzul.ini (or $REIMZUL_CONFIG).",
+        help="Settings file instead of /etc/reimzul/reimzul.ini (or $REIMZUL_CONFIG).",
     )(function)
-    function = click.option("-v", "--verbose", is_flag=True, help="Say more of what is done.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Log debug messages.")(function)
     return click.version_option(__version__, "--version", message="%(prog)s %(version)s")(function)
 
 
 def load_settings(config: Path | None, verbose: bool) -> Settings:
-    """Logging as asked for, and the settings. Raises `ConfigError`."""
+    """Set up logging and read the settings. Raises `ConfigError`."""
     from reimzul.core.config import load_file
 
     log_to_stderr(verbose)
@@ -55,7 +55,7 @@ def load_settings(config: Path | None, verbose: bool) -> Settings:
 
 
 def log_to_stderr(verbose: bool) -> None:
-    """One line an event; journald adds the time itself (it sets $JOURNAL_STREAM)."""
+    """Log a line per event; journald, which sets $JOURNAL_STREAM, adds the time itself."""
     when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
@@ -65,9 +65,9 @@ def log_to_stderr(verbose: bool) -> None:
 
 
 def run_command(command: click.Command, *, help_without_arguments: bool = False) -> NoReturn:
-    """Run a command as a program: its own errors become one line each on stderr and their exit code."""
-    command.context_settings["help_option_names"] = ["-h", "--help"]  # -h as the original's had it; groups pass it on
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of letters that the terminal has not is shown escaped
+    """Run a command as a program: an error becomes a line on stderr and its exit code."""
+    command.context_settings["help_option_names"] = ["-h", "--help"]  # -h as in the original; groups pass it on
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] or (["--help"] if help_without_arguments else [])
     try:
@@ -79,7 +79,7 @@ def run_command(command: click.Command, *, help_without_arguments: bool = False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, and nobody to say it to
+    except BrokenPipeError:  # the reader of our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except ReimzulError as error:
@@ -92,30 +92,30 @@ def run_command(command: click.Command, *, help_without_arguments: bool = False)
 
 
 def print_error(command: click.Command, message: str) -> None:
-    """A line on stderr for each line of the message, with the program's name before it."""
+    """Print a message on stderr, each line after the program's name."""
     for line in message.splitlines():
         click.echo(f"{command.name}: {line}", err=True)
 
 
 def local_hostname() -> str:
-    """The name this host goes by among the others. Raises `ConfigError` for one that cannot travel in a message."""
+    """This host's name in messages. Raises `ConfigError` if it cannot be used."""
     name = os.environ.get("REIMZUL_FQDN") or os.uname().nodename
     try:
         return validators.host(name)
     except ValueError as error:
-        raise ConfigError(f"the name of this host: {error} (say another in $REIMZUL_FQDN)") from None
+        raise ConfigError(f"the name of this host: {error} (set another in $REIMZUL_FQDN)") from None
 
 
 def current_user() -> str:
-    """Who gives the command. Raises `InputError` for a name that cannot travel."""
+    """The user who runs the command. Raises `InputError` if the name cannot be used."""
     try:
         return validators.submitter(_user_name())
     except ValueError as error:
-        raise InputError(f"the name of the submitting user cannot be used: {error} (say another in $LOGNAME)") from None
+        raise InputError(f"the name of the submitting user cannot be used: {error} (set another in $LOGNAME)") from None
 
 
 def _user_name() -> str:
-    """The name of this process's user; one that has none is known by its number."""
+    """The name of this process's user, or `uid<number>` without one."""
     import getpass
 
     number = f"uid{os.getuid()}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what bstore and the controller show by HTTP: whole small documents, and files from a byte on.
+"""Reading documents and growing files from bstore and the controller by HTTP.
 
-All URLs are of this host's own end of stunnel: no proxy stands between, and none is asked.
+All URLs lead to this host's own stunnel, so proxies are not used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import attr
 
 from reimzul.core.errors import ReimzulError
 
-#: Seconds without a byte after which an answer is given up.
+#: Seconds without a byte after which a request fails.
 TIMEOUT_SECONDS = 30.0
 _OK, _PARTIAL, _BEYOND, _GONE = 200, 206, 416, (404, 410)
 
 
 class HttpUnavailable(ReimzulError):
-    """The server does not answer, or not as it should."""
+    """The server does not answer, or answers wrongly."""
 
 
 class NotFound(ReimzulError):
@@ -31,14 +31,14 @@ class NotFound(ReimzulError):
 
 @attr.frozen
 class RangeResponse:
-    """A part of a file that may still grow."""
+    """A part of a file that may grow."""
 
     body: bytes
-    size: int  #: of the whole file as it is now
+    size: int  #: current size of the whole file
 
 
 class HttpSession:
-    """A connection to the server of some URLs, kept open between them. Belongs to one thread."""
+    """Keeps the connection to a server open between requests. Belongs to one thread."""
 
     def __init__(self, timeout: float = TIMEOUT_SECONDS) -> None:
         self._timeout = timeout
@@ -52,13 +52,12 @@ class HttpSession:
         self.close()
 
     def close(self) -> None:
-        """Leave."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def get(self, url: str, limit: int) -> bytes:
-        """A whole document. Raises `NotFound`, and `HttpUnavailable` also where it is longer than `limit` bytes."""
+        """Read a document of at most `limit` bytes. Raises `NotFound`, `HttpUnavailable`."""
         with self._responding(url, {}) as answer:
             if answer.status != _OK:
                 raise HttpUnavailable(f"{url}: HTTP {answer.status}")
@@ -69,7 +68,7 @@ class HttpSession:
         return body
 
     def read(self, url: str, offset: int, limit: int) -> RangeResponse:
-        """At most `limit` bytes of a file from `offset` on; none where it is not longer. Raises as `get`."""
+        """Read at most `limit` bytes of a file from `offset`. Raises `NotFound`, `HttpUnavailable`."""
         with self._responding(url, {"Range": f"bytes={offset}-{offset + limit - 1}"}) as answer:
             if answer.status == _PARTIAL:
                 return RangeResponse(answer.read(limit), int(answer.headers["Content-Range"].rpartition("/")[2]))
@@ -88,7 +87,7 @@ class HttpSession:
             answer = self._fetch_answer(parts, headers)
             if answer.status in _GONE:
                 answer.read()
-                raise NotFound(f"{url} is not there (HTTP {answer.status})")
+                raise NotFound(f"{url} does not exist (HTTP {answer.status})")
             yield answer
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             self.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running another program: an argument list, a process group of its own, a made environment, a time limit.
+"""Running other programs: never by a shell, each in its own process group, with a prepared environment and a timeout.
 
-The one place that imports `subprocess`. There is never a shell. A program's end is noticed at once (a pidfd wakes
-us, not a poll), and whatever way we leave `run`, the program's whole process group has ended before.
+Only this module imports `subprocess`. The end of a program is noticed at once, through a pidfd. When `run` returns or
+raises, the program's whole process group has ended.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from reimzul.core.retry import CancelToken
 
 Argv = Sequence[Union[str, "os.PathLike[str]"]]
 Process = subprocess.Popen[bytes]
-#: For `output`: what the program prints is read from the process's `stdout`.
+#: For `output` of `spawn`: the caller reads the process's `stdout`.
 PIPE = subprocess.PIPE
 
-#: Seconds between SIGTERM and SIGKILL when a program has to end.
+#: Seconds between SIGTERM and SIGKILL.
 GRACE_SECONDS = 5.0
-#: What a program may know of our environment, beside REIMZUL_*; the rest stays with us.
+#: The environment variables that programs get, besides REIMZUL_*.
 PASSED_VARIABLES = (
     "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "SSH_AUTH_SOCK",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
@@ -36,7 +36,7 @@ PASSED_VARIABLES = (
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment a program gets: a few of our variables, a fixed locale, and `extra`."""
+    """The environment for a program: a few of our variables, a fixed locale, and `extra`."""
     passed = {
         name: text for name, text in os.environ.items() if name in PASSED_VARIABLES or name.startswith("REIMZUL_")
     }
@@ -54,10 +54,10 @@ def spawn(
     grace: float = GRACE_SECONDS,
     inherit: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A running program in a session and process group of its own; leaving the block ends all of the group.
+    """Start a program in its own session and process group; end the group when the block is left.
 
-    It gets the descriptors in `inherit`: a lock among them lasts as long as the program does, also when we are
-    killed. Raises `ProgramNotFound` where it cannot be started.
+    The program gets the descriptors in `inherit`; a lock among them is held until it ends, even if we are killed.
+    Raises `ProgramNotFound`.
     """
     try:
         process = subprocess.Popen(
@@ -79,11 +79,10 @@ def spawn(
 
 
 def end_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
-    """End a program's whole group: kindly, and after `grace` seconds not; then have its status.
+    """End a program's process group by SIGTERM, after `grace` seconds by SIGKILL, and reap the program.
 
-    What it left in its group is ended too, while the program itself still is a zombie: until then nobody else can
-    have its number. A program that became root meanwhile (mock while it runs dnf, mock.md) refuses our signals: we
-    wait for it, and signal again, for as long as it is there.
+    Its children are killed while the program is still a zombie: until then its number cannot be reused. mock becomes
+    root while it runs dnf, and then we may not signal it; we wait and signal again until it has ended.
     """
     if process.returncode is not None:
         return
@@ -103,15 +102,12 @@ def _signal(group: int, number: int) -> None:
 
 
 def wait_until_exit(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait at most `seconds` for the program; true when it has ended. Returns the moment it does.
-
-    It is not reaped: `end` does that.
-    """
+    """Wait until a program exits, at most `seconds`; return whether it has. `end_group` reaps it."""
     if _has_exited(process):
         return True
     try:
         descriptor = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # Linux before 5.3, or a Python built on one
+    except (AttributeError, OSError):  # Linux before 5.3, or a Python built there
         return _poll_until_exit(process, seconds)
     try:
         poll = select.poll()
@@ -127,7 +123,7 @@ def _has_exited(process: subprocess.Popen[bytes]) -> bool:
         return True
     try:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:  # somebody reaped it: its Popen knows, or never will
+    except ChildProcessError:  # already reaped
         process.poll()
         return True
 
@@ -154,12 +150,11 @@ def run(
     inherit: Sequence[int] = (),
     idle: float | None = None,
 ) -> int:
-    """Run a program to its end and return its exit status as `subprocess` gives it (negative: a signal).
+    """Run a program until it exits; return its exit code (negative: a signal's number).
 
-    Its stdout is appended to `output`, its stderr to `errors` (both to `output` where only that is given).
-    `begun` is called with the program's process number. `cancel` is asked every `every` seconds; if it raises, the
-    program is ended. Raises `TimedOut`
-    after `timeout` seconds, `ProcessStalled` when it used no processor for `idle` seconds, and `ProgramNotFound`.
+    stdout is appended to `output`, stderr to `errors`, or to `output` too if that is not given. `begun` is called with
+    the process number. `cancel` is asked every `every` seconds; if it raises, the program is ended. Raises `TimedOut`
+    after `timeout` seconds, `ProcessStalled` after `idle` seconds without processor time, and `ProgramNotFound`.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -183,7 +178,7 @@ def run(
 
 
 def exec_program(argv: Argv) -> NoReturn:
-    """End as another program: it has our terminal, our environment and our exit code. Raises `ProgramNotFound`."""
+    """Replace this process by another program. Raises `ProgramNotFound`."""
     sys.stdout.flush()
     sys.stderr.flush()
     words = [os.fspath(word) for word in argv]
@@ -194,7 +189,7 @@ def exec_program(argv: Argv) -> NoReturn:
 
 
 class CpuIdleTimer:
-    """What a program does, by the processor time it used; not that of programs it runs."""
+    """Measures how long a program has used no processor time; its children do not count."""
 
     def __init__(self, pid: int) -> None:
         self._stat = Path(f"/proc/{pid}/stat")
@@ -202,9 +197,8 @@ class CpuIdleTimer:
         self._since = time.monotonic()
 
     def idle_seconds(self) -> float:
-        """Seconds since it was first seen to have used as much as it has now."""
-        with contextlib.suppress(OSError):  # it has just ended
-            # utime and stime, behind the name, which may hold spaces and brackets
+        with contextlib.suppress(OSError):  # the program has just exited
+            # utime and stime follow the name, which may contain spaces and brackets
             used = sum(map(int, self._stat.read_bytes().rpartition(b")")[2].split()[11:13]))
             if used != self._used:
                 self._used, self._since = used, time.monotonic()
@@ -218,23 +212,23 @@ def output_of(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """What a program that must succeed prints on stdout, as text. When it has ended, so has all of its group.
+    """Run a program that must succeed and return its stdout.
 
     Raises `ProgramFailed` with the last lines of its stderr, `TimedOut`, `ProgramNotFound`.
     """
-    with _open_memory_file() as said, _open_memory_file() as complaint:
-        with spawn(argv, output=said, errors=complaint, cwd=cwd, env=env) as process:
+    with _open_memory_file() as stdout, _open_memory_file() as stderr:
+        with spawn(argv, output=stdout, errors=stderr, cwd=cwd, env=env) as process:
             if not wait_until_exit(process, timeout):
                 raise TimedOut(Path(argv[0]).name, timeout)
         if process.returncode:
-            last = " / ".join(_read_all(complaint).strip().splitlines()[-3:])
+            last = " / ".join(_read_all(stderr).strip().splitlines()[-3:])
             raise ProgramFailed(Path(argv[0]).name, process.returncode, last)
-        return _read_all(said)
+        return _read_all(stdout)
 
 
 def _open_memory_file() -> IO[bytes]:
-    """A file that is nowhere. Of a pipe the end would be seen when the last process of the group has closed it."""
-    return open(os.memfd_create("said"), "w+b")
+    """Open a file in memory. A pipe would only end when the last process of the group has closed it."""
+    return open(os.memfd_create("output"), "w+b")
 
 
 def _read_all(stream: IO[bytes]) -> str:

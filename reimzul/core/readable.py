@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the web server may read a file of incoming/: it runs as another user than whoever puts files there."""
+"""Whether the web server, which runs as another user, can read a file of incoming/."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def find_unreadable(path: Path, incoming: Path) -> str:
-    """What keeps other users from reading a file of `incoming/`, with the fix; nothing where nothing does.
+    """Describe what prevents other users from reading a file of `incoming/`, and the fix; empty if nothing does.
 
-    A symbolic link is followed, and the folders looked through that it leads to. The folders above `incoming/` are not:
-    the web server's user may have its own way there, and `reimzul doctor` tries it.
+    Symbolic links are followed. Folders above `incoming/` are not checked: the web server's user may have access there
+    through its groups, which `reimzul doctor` tries.
     """
     try:
         real, folder = path.resolve(), incoming.resolve()
@@ -30,4 +30,4 @@ def find_unreadable(path: Path, incoming: Path) -> str:
 
 def _describe_bar(path: Path, verb: str, wanted: str) -> str:
     mode = stat.S_IMODE(path.stat().st_mode)
-    return f"{path} has mode {mode:04o}, and other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"
+    return f"{path} has mode {mode:04o}, so that other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"

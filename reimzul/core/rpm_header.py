@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an rpm's header: the one place that imports the rpm bindings.
+"""Reading rpm headers. Only this module imports the rpm bindings.
 
-The bindings belong to the distribution's own Python, so they are imported when a header is read and not before:
-what does not read headers runs, and is tested, on any Python.
+The bindings belong to the distribution's own Python, so they are imported when a header is read: everything else runs,
+and is tested, on any Python.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import attr
 from reimzul.core import validators
 from reimzul.core.errors import InputError, ProgramNotFound
 
-#: Tags that tell when, where and with which flags a package was made, and checksums of these. Those of the signature
-#: header, below 1000, are such checksums too.
+#: Tags of when, where and with which flags a package was built, and checksums over them. The signature header's tags,
+#: below 1000, are such checksums too.
 _MAKING = (
     "BUILDTIME", "BUILDHOST", "COOKIE", "OPTFLAGS", "PLATFORM", "SOURCEPKGID", "FILEMTIMES", "FILEINODES",
     "FILEDEVICES", "PAYLOADDIGEST", "PAYLOADDIGESTALT", "PAYLOADSHA256", "PAYLOADSHA256ALT", "PAYLOADSHA512",
@@ -36,13 +36,13 @@ _MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
 
 @attr.frozen(kw_only=True)
 class Header:
-    """What the farm wants to know of a package."""
+    """The header fields that the farm uses."""
 
     name: str
     epoch: int | None
     version: str
     release: str
-    arch: str  #: of a source rpm, the arch it was made on
+    arch: str  #: of a source rpm, the arch of the host that made it
     is_source: bool
     exclusive_arch: tuple[str, ...] = ()
     exclude_arch: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Header:
 
     @property
     def evr(self) -> str:
-        """version-release, without the epoch, as the original says it."""
+        """version-release, without the epoch, as in the original."""
         return f"{self.version}-{self.release}"
 
     @property
@@ -62,14 +62,14 @@ class Header:
 
 
 def _expose_system_rpm() -> None:
-    """In a virtual environment, load the bindings of the Python it was made with.
+    """In a virtual environment, load the bindings of the Python that it was made with.
 
-    PyPI's shim finds them too, by asking every Python on the host in a process of its own: 0.06 s of each start.
+    PyPI's shim finds them too, but starts every Python on the host to do so: 0.06 s of each start.
     """
     if "rpm" in sys.modules or sys.prefix == sys.base_prefix:
         return
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    # where Debian has them, and where Fedora and EL do
+    # Debian's folder, and Fedora's and EL's
     folders = [f"{sys.base_prefix}/{end}" for end in ("lib/python3/dist-packages", f"lib64/{version}/site-packages")]
     spec = importlib.machinery.PathFinder.find_spec("rpm", folders)
     if spec is None or spec.loader is None:
@@ -78,48 +78,29 @@ def _expose_system_rpm() -> None:
     sys.modules["rpm"] = module
     try:
         spec.loader.exec_module(module)
-    except ImportError:  # another Python's: the shim may know better
+    except ImportError:  # of another Python: leave it to the shim
         del sys.modules["rpm"]
 
 
 def import_rpm() -> Any:
-    """The rpm module. Raises `ProgramNotFound` where this Python has none."""
+    """Import the rpm module. Raises `ProgramNotFound` if this Python has none."""
     try:
         _expose_system_rpm()
         import rpm
     except ImportError as error:
         raise ProgramNotFound(
-            f"the rpm bindings are not there ({error}): install python3-rpm, and run on the Python they belong to"
+            f"the rpm bindings cannot be imported ({error}): install python3-rpm and use the Python it belongs to"
         ) from error
     return rpm
 
 
-def check_bindings() -> None:
-    """Raise `ProgramNotFound` where this Python has no bindings: for a daemon's start, before the first package.
-
-    A child tries them, so that they take no room (3 MiB) in a daemon that has read no header yet.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            import_rpm()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        import_rpm()
-
-
 def read_header(path: Path) -> Header:
-    """The header of the package in a file. Raises `InputError` that says what the file is instead."""
+    """Read the header of a package. Raises `InputError`."""
     return _check_names(_header_of(_read_raw(path), import_rpm()), path)
 
 
 def is_same_package(one: Path, other: Path) -> bool:
-    """Whether two packages differ in nothing but when, where and with which flags they were made.
-
-    Raises `InputError`.
-    """
+    """Whether two packages differ only in when, where and with which flags they were built. Raises `InputError`."""
     rpm = import_rpm()
     making = {getattr(rpm, f"RPMTAG_{name}", 0) for name in _MAKING}
 
@@ -135,8 +116,8 @@ def _read_raw(path: Path) -> Any:
         return raw
 
 
-#: The tags whose text createrepo_c writes into a repository's XML (tried with 0.17: it leaves out Distribution,
-#: BugURL, OrderWithRequires and scriptlets, and their text may be anything).
+#: The tags whose text createrepo_c writes into a repository's XML (found with 0.17, which omits Distribution, BugURL,
+#: OrderWithRequires and scriptlets).
 _PUBLISHED_TAGS = (
     "NAME", "VERSION", "RELEASE", "ARCH", "SUMMARY", "DESCRIPTION", "URL", "PACKAGER", "VENDOR", "GROUP", "LICENSE",
     "BUILDHOST", "SOURCERPM", "DIRNAMES", "BASENAMES", "CHANGELOGNAME", "CHANGELOGTEXT",
@@ -149,22 +130,22 @@ _PUBLISHED_TAGS = (
 
 
 def read_published_texts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield each text of a package that becomes part of a repository's metadata, with its tag's name."""
+    """Yield the name and value of each tag that becomes part of a repository's metadata."""
     rpm = import_rpm()
     with _open_header(rpm, path) as raw:
         for tag in _PUBLISHED_TAGS:
             values = raw[getattr(rpm, f"RPMTAG_{tag}")]
             for value in values if isinstance(values, (list, tuple)) else [values]:
                 if value is not None:
-                    # rpm before 4.15 gives bytes; newer ones mark the bytes that are no UTF-8
+                    # rpm before 4.15 returns bytes; newer ones escape bytes that are not UTF-8
                     yield tag, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
 
 
 @contextlib.contextmanager
 def _open_header(rpm: Any, path: Path) -> Iterator[Any]:
-    """The raw header of a whole package. Raises `InputError`."""
+    """Open a complete package. Raises `InputError`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no end to wait for
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not wait for a pipe
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
     try:
@@ -180,7 +161,7 @@ def _open_header(rpm: Any, path: Path) -> Iterator[Any]:
 
 
 def read_source_header(path: Path) -> Header:
-    """The header of a source rpm. Raises `InputError` also where the package is a binary one."""
+    """Read the header of a source rpm. Raises `InputError`, also for a binary rpm."""
     header = read_header(path)
     if not header.is_source:
         raise InputError(f"{path}: a binary rpm ({header.nevra}), not a source rpm")
@@ -189,9 +170,9 @@ def read_source_header(path: Path) -> Header:
 
 def _parse_header(rpm: Any, descriptor: int, path: Path) -> Any:
     transaction = rpm.TransactionSet()
-    # Signatures say who made a package, which is for the signer and not for us; digests are still checked.
+    # Signatures are the signer's concern; digests are still checked.
     transaction.setVSFlags(rpm._RPMVSF_NOSIGNATURES)
-    silence = rpm.setVerbosity  # librpm prints its own complaints on our stderr, beside our one clear line
+    silence = rpm.setVerbosity  # librpm would print its own errors on stderr too
     silence(rpm.RPMLOG_CRIT)
     try:
         return transaction.hdrFromFdno(descriptor)
@@ -202,18 +183,18 @@ def _parse_header(rpm: Any, descriptor: int, path: Path) -> Any:
 
 
 def _check_payload(raw: Any, rpm: Any, descriptor: int, path: Path) -> None:
-    """Compare the file's size with what its signature header says; a header alone reads well from half a file.
+    """Compare the file's size with the size in its signature header: a truncated file's header reads well.
 
     Layout: a lead of 96 bytes, the signature header (16 bytes of intro, 16 an entry, its data, padded to 8),
     then the header and payload, whose size the signature gives (rpm's docs/manual/format_v4.md).
     """
-    said = raw[rpm.RPMTAG_LONGSIGSIZE] or raw[rpm.RPMTAG_SIGSIZE]
+    payload = raw[rpm.RPMTAG_LONGSIGSIZE] or raw[rpm.RPMTAG_SIGSIZE]
     entries, data = struct.unpack(">II", os.pread(descriptor, 8, _LEAD + 8))
     start = _LEAD + 16 + 16 * entries + data
-    whole = start + -start % 8 + int(said or 0)
+    whole = start + -start % 8 + int(payload or 0)
     size = os.fstat(descriptor).st_size
-    if said and size < whole:
-        raise InputError(f"{path}: truncated, it has {size} of {whole} bytes")
+    if payload and size < whole:
+        raise InputError(f"{path}: truncated: {size} of {whole} bytes")
 
 
 def _header_of(raw: Any, rpm: Any) -> Header:
@@ -232,7 +213,7 @@ def _header_of(raw: Any, rpm: Any) -> Header:
 
 
 def _check_names(header: Header, path: Path) -> Header:
-    """The header, whose name and version-release become parts of paths: rpm itself allows more than we do."""
+    """Check name and version-release, which become parts of paths: rpm allows more than we do."""
     try:
         validators.name(header.name)
         validators.name(header.evr)
@@ -246,5 +227,5 @@ def _decode_list(values: Any) -> tuple[str, ...]:
 
 
 def _decode_text(value: Any) -> str:
-    # rpm before 4.15 gives bytes
+    # rpm before 4.15 returns bytes
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd is told of a daemon: that it is set up, what it does, that its loop goes round, that it ends.
+"""sd_notify(3): tells systemd that a daemon is ready, what it is doing, that its loop is alive, and that it stops.
 
-The only place that speaks sd_notify(3), in Python alone. Where systemd did not ask ($NOTIFY_SOCKET is not set) nothing
-is said. What a daemon runs never gets that variable (`core/process.py` passes a few by name), so mock and rsync cannot
-answer for it. With a watchdog set, the stacks of all threads go to the journal when systemd aborts a daemon that hangs.
+Does nothing without $NOTIFY_SOCKET. Programs that a daemon runs do not get that variable (`core/process.py`), so they
+cannot answer for it. With a watchdog, a daemon that systemd aborts prints the stacks of all its threads.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
-#: Of the time that the watchdog allows, how much passes between two pings: one may be lost, and one may be late.
+#: Pings are sent at this share of the watchdog's interval: one may be lost, and one may be late.
 PING_SHARE = 1 / 4
-#: Seconds that systemd may take to hear the first and the last word. Anything between is not waited for: a systemd that
-#: is busy must not hold the loop up, and what it had no room for is said again the next time round.
+#: Seconds that systemd may take to receive the first and the last message. Others are not waited for: a busy systemd
+#: must not delay the loop, and the message is sent again in the next round.
 SEND_TIMEOUT_SECONDS = 5.0
 #: Characters of a status; `systemctl status` shows one line.
 MAX_STATUS_CHARACTERS = 300
 
 
 class SdNotify:
-    """This process as a unit of systemd; all methods are for the thread of the loop."""
+    """Notifies systemd; used by the thread of the daemon's loop only."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        told = os.environ if environment is None else environment
-        self._address = _socket_address(told.get("NOTIFY_SOCKET", ""))
-        self._every = _ping_interval(told)
+        variables = os.environ if environment is None else environment
+        self._address = _socket_address(variables.get("NOTIFY_SOCKET", ""))
+        self._every = _ping_interval(variables)
         self._due = 0.0 if self._every else float("inf")
         self._doing = self._said = ""
         self._remarks: dict[str, str] = {}
@@ -41,14 +40,14 @@ class SdNotify:
             faulthandler.enable(sys.__stderr__ or 2)
 
     def announce_ready(self, doing: str) -> None:
-        """Set up: what can be wrong with this host's settings has been looked at, and signals are heeded."""
+        """The settings are checked and signals are handled."""
         self._doing = doing
         self._said = self._status_text()
         self._send(f"READY=1\nSTATUS={self._said}", SEND_TIMEOUT_SECONDS)
         self.ping()
 
     def ping(self) -> None:
-        """The loop goes round: call it often, and from the loop alone, never from a thread beside it."""
+        """The loop is alive: call this often, and only from the loop."""
         now = time.monotonic()
         if now >= self._due and self._send("WATCHDOG=1"):
             self._due = now + self._every
@@ -56,17 +55,17 @@ class SdNotify:
             self._send_status()
 
     def set_status(self, words: str) -> None:
-        """What it does now, for `systemctl status`."""
+        """What the daemon is doing, for `systemctl status`."""
         self._doing = words
         self._send_status()
 
     def set_note(self, **remarks: str) -> None:
-        """What is to be known beside that, a remark for each subject; an empty one takes it back."""
+        """Add a note per subject to the status; an empty one removes it."""
         self._remarks.update(remarks)
         self._send_status()
 
     def announce_stop(self) -> None:
-        """The loop has ended; the process does so now."""
+        """The process ends now."""
         self._send("STOPPING=1\nSTATUS=stopping", SEND_TIMEOUT_SECONDS)
 
     def _send_status(self) -> None:
@@ -79,7 +78,7 @@ class SdNotify:
         return " ".join(words.split())[:MAX_STATUS_CHARACTERS]
 
     def _send(self, words: str, patience: float = 0.0) -> bool:
-        """Send one datagram; whether systemd has it, or did not ask for it."""
+        """Send a datagram; return whether systemd received it or does not want any."""
         if not self._address:
             return True
         try:
@@ -87,23 +86,23 @@ class SdNotify:
                 end.settimeout(patience)
                 end.sendto(words.encode("utf-8", "replace"), self._address)
         except OSError as error:
-            log.debug("systemd was not told %r: %s", words, error)
+            log.debug("systemd did not receive %r: %s", words, error)
             return False
         return True
 
 
-def _socket_address(told: str) -> str:
-    """A path, or an abstract name, which `@` stands before; anything else is none of ours."""
-    if told.startswith("@"):
-        return f"\0{told[1:]}"
-    return told if told.startswith("/") else ""
+def _socket_address(name: str) -> str:
+    """A path or, with a leading `@`, an abstract name; anything else is ignored."""
+    if name.startswith("@"):
+        return f"\0{name[1:]}"
+    return name if name.startswith("/") else ""
 
 
-def _ping_interval(told: Mapping[str, str]) -> float:
-    """Seconds between two pings; 0 where no watchdog waits for ours."""
+def _ping_interval(variables: Mapping[str, str]) -> float:
+    """Seconds between pings; 0 without a watchdog."""
     try:
-        allowed = int(told["WATCHDOG_USEC"]) / 1_000_000
-        ours = int(told.get("WATCHDOG_PID", os.getpid())) == os.getpid()
+        allowed = int(variables["WATCHDOG_USEC"]) / 1_000_000
+        ours = int(variables.get("WATCHDOG_PID", os.getpid())) == os.getpid()
     except (KeyError, ValueError):
         return 0.0
     return allowed * PING_SHARE if ours and allowed > 0 else 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS towards somebody whose certificate is checked: what the notifier's links and the subscribers share."""
+"""TLS contexts of our clients of mail servers and MQTT brokers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 def client_context(
     section: str, *, ca_cert: Path | None, pair: tuple[Path, Path] | None = None, any_name: bool = False
 ) -> ssl.SSLContext:
-    """What a client of ours trusts, and who it says it is; the faults name the setting of `section`.
+    """Make a client's context. Errors name the setting of `section`.
 
-    Without `ca_cert` it trusts what the host trusts. `any_name`: the other's certificate need not have its name.
-    Raises `OSError` where a file is not what it should be.
+    Without `ca_cert` the host's authorities are trusted. `pair` is our certificate and its key. `any_name` accepts a
+    certificate of another name. Raises `OSError`.
     """
-    # not ssl's default context: from Python 3.13 on that refuses authorities as small farms make them
+    # ssl's default context of Python 3.13 refuses certificates of authorities that small farms make themselves
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = not any_name
@@ -34,7 +34,7 @@ def client_context(
 
 @contextlib.contextmanager
 def _naming_setting(section: str, setting: str, *files: Path) -> Iterator[None]:
-    """What is wrong with a file, with the setting that names it: OpenSSL says neither."""
+    """Name the setting and the file in an error: OpenSSL does not."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of what lies in a target and is not listed: legs that a rebuild replaced, and packages left out of a leg.
+"""The record of published packages that the repodata does not list: legs replaced by a rebuild, left-out packages.
 
-repogen writes it under the target's lock, before the run of createrepo_c that follows from it. Every run, the
-read-back, prune, `Published` and tosign read it. A manifest never changes for it.
+repogen writes it under the target's lock before the createrepo_c run that it affects. Later runs, the check of the
+repodata, prune, `Published` and tosign read it. Manifests never change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reimzul.core import fs, validators
 from reimzul.core.errors import RetryLater
 from reimzul.core.store_paths import StorePaths, leg_key
 
-#: Seconds until a record that cannot be read is tried again.
+#: Seconds until an unreadable record is read again.
 _PAUSE_SECONDS = 60
 
 
@@ -34,22 +34,22 @@ class LeftOutPackage:
 
 @attr.frozen(kw_only=True)
 class UnlistedLeg:
-    """What is not listed of a leg."""
+    """A leg that is not listed, or not completely."""
 
     place: str
     replaced_by: str = ""  #: build id of the rebuild; then nothing of the leg is listed
     replacement: str = ""  #: the place of the rebuild's leg
-    was_listed: bool = False  #: whether the rebuild was ever listed: then the leg is not listed again by itself
+    was_listed: bool = False  #: whether the rebuild was ever listed: then the leg is never listed again by itself
     left_out: Mapping[str, LeftOutPackage] = attr.field(factory=dict)  #: by file name
 
     @property
     def folder(self) -> str:
-        """Seen from the target."""
+        """Relative to the target's folder."""
         return folder_of(self.place)
 
 
 def folder_of(place: str) -> str:
-    """The folder of a place, seen from its target."""
+    """The folder of a place, relative to its target's folder."""
     return place.split("/", 2)[2]
 
 

@@ -15,7 +15,7 @@ from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_comm
 from reimzul.core.config import Settings
 from reimzul.core.fs import create_store_dirs
 from reimzul.core.refused import Overflow
-from reimzul.core.rpm_header import check_bindings
+from reimzul.core.rpm_header import import_rpm
 from reimzul.core.store_paths import StorePaths, StoreUrls
 from reimzul.repogen.aside import Teller
 from reimzul.repogen.daemon import Repogen, Tools
@@ -38,7 +38,7 @@ Any number may run on one store. SIGTERM gives back what is in hand; SIGUSR1 fin
 def command(config: Path | None, verbose: bool) -> None:
     """Bring what builders upload to its place, index it with createrepo_c, and announce what is published."""
     settings = load_settings(config, verbose)
-    check_bindings()  # said now, in one line, rather than at the first package
+    import_rpm()  # said now, in one line, rather than at the first package
     repogen(settings).run()
 
 

@@ -13,7 +13,7 @@ from reimzul.core import validators
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import output_of
-from reimzul.core.submitters import SeenWorker, all_take_any, is_plain
+from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def name_for_workers(broker: Broker, name: str, options: Sequence[str], *, origi
         return name
     why = "workers of the original are in this farm"
     try:
-        if not originals and all_take_any(broker, _workers(options)):
+        if not originals and all_accept_any_name(broker, _workers(options)):
             return name
         why = why if originals else "a worker is older than 0.2, or says nothing of itself"
     except (ReimzulError, ValueError, LookupError, TypeError) as error:

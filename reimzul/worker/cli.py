@@ -15,7 +15,7 @@ from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.refused import Overflow
-from reimzul.core.rpm_header import check_bindings
+from reimzul.core.rpm_header import import_rpm
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import Tools
@@ -45,7 +45,7 @@ SIGTERM gives back the build under way; SIGUSR1 finishes it, takes no other, and
 def command(config: Path | None, verbose: bool) -> None:
     """Build what lies in the tube of this machine's arch, and of the arches it serves, one request at a time."""
     settings = load_settings(config, verbose)
-    check_bindings()  # said now, in one line, rather than at the first build
+    import_rpm()  # said now, in one line, rather than at the first build
     workspace = Workspace(settings.worker.results)
     workspace.make()
     roots_here = roots(settings, workspace)

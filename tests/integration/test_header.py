@@ -110,7 +110,7 @@ def test_a_package_cut_short_is_told_from_no_package(made: dict[str, Path], scra
     begins = "not an rpm package" if 0 <= keep < 4 else "truncated"
     assert refusal(scratch).startswith(begins)
     if keep == -1:
-        assert refusal(scratch) == f"truncated, it has {len(whole) - 1} of {len(whole)} bytes"
+        assert refusal(scratch) == f"truncated: {len(whole) - 1} of {len(whole)} bytes"
 
 
 @given(st.data())

@@ -396,7 +396,7 @@ def assert_refused(controller: Controller, ended: Ended, *words: str) -> None:
     ("file", "said"),
     [
         ("truncated", "truncated or damaged"),
-        ("payload", "truncated, it has"),
+        ("payload", "truncated: "),
         ("binary", "a binary rpm (plain-1.0-1.noarch), not a source rpm"),
         ("renamed", "a binary rpm (plain-1.0-1.noarch), not a source rpm"),
         ("garbage", "not an rpm package"),

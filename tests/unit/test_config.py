@@ -252,7 +252,7 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("REIMZUL_FQDN", name)
-    with pytest.raises(ConfigError, match=r"^the name of this host: '.*' is not a host name \(say another in \$REIM"):
+    with pytest.raises(ConfigError, match=r"^the name of this host: '.*' is not a host name \(set another in \$REIM"):
         local_hostname()
     monkeypatch.setenv("REIMZUL_FQDN", "builder-1.example.org")
     assert local_hostname() == "builder-1.example.org"

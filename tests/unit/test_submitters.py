@@ -12,7 +12,7 @@ import pytest
 from reimzul.core import cli
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.errors import InputError
-from reimzul.core.submitters import SeenWorker, all_take_any, is_plain
+from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 
 USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
@@ -26,7 +26,7 @@ def test_a_users_name_is_kept_as_it_is(name: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u202eb", "-o", "x" * 65])
 def test_a_users_name_that_could_harm_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", name)
-    with pytest.raises(InputError, match=r"cannot be used: .* \(say another in \$LOGNAME\)") as refused:
+    with pytest.raises(InputError, match=r"cannot be used: .* \(set another in \$LOGNAME\)") as refused:
         cli.current_user()
     assert str(refused.value).isprintable()
 
@@ -92,4 +92,4 @@ def test_any_name_is_written_once_every_worker_takes_it(
     workers: list[SeenWorker], tubes: dict[str, int], taken: bool
 ) -> None:
     broker: Any = Tubes(**tubes)
-    assert all_take_any(broker, workers) is taken
+    assert all_accept_any_name(broker, workers) is taken
