@@ -17,10 +17,11 @@ ALL: dict[str, tuple[str, ...]] = {
     "throughput": (),
     "burst": (),
     "notify": (),
+    "recovery": (),
     "large": (),
     "live": (),
     "builders": (),
-    "operator": (),
+    "admin": (),
     "sync": (),
 }
 

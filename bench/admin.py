@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the operator's commands take on a farm with much to do: `python -m bench.operator`.
+"""How long the operator's commands take on a farm with much to do: `python -m bench.admin`.
 
 The history, the list of workers and beanstalkd's tubes are filled as daemons would have done; the commands are whole
 processes on them. Nothing is built: who holds the running builds' jobs is this benchmark.
@@ -179,7 +179,7 @@ def command(waiting: int, running: int, past: int, count: int) -> None:
             run = completed if name == _TAB else timed
             values = [run(ini, calls[number % len(calls)]) for number in range(count)]
             figures.append(Figure(what=name, unit="s", values=values, goal=goal))
-        tell("operator", figures, {"waiting": waiting, "running": running, "past": past})
+        tell("admin", figures, {"waiting": waiting, "running": running, "past": past})
 
 
 if __name__ == "__main__":
