@@ -156,7 +156,6 @@ def reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, M
     values: dict[str, dict[str, object]] = {
         "beanstalkd": {"host": ADDRESS, "port": plan.local(host.name, "beanstalkd")},
         "bstore": {"base_url": plan.store_url(host.name) + "repo/"},
-        "farm": {"refused": plan.layout.log / "refused"},
     }
     if host.name != BSTORE:
         values["bstore"]["upload_url"] = plan.upload_url(host.name)

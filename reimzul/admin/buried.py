@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import attr
 import click
@@ -22,10 +21,8 @@ from reimzul.admin.tubes import named, with_buried
 from reimzul.core import validators
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, ConfigError, ReservationLost
 from reimzul.core.message import first_bytes
-from reimzul.core.refused import Overflow
 from reimzul.history import Document, HistoryAway, NoHistory
 
 _HEADS = ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS")
@@ -63,8 +60,7 @@ class Report:
 def command(config: Path | None, verbose: bool, tube: str | None, as_json: bool) -> int:
     """Show the jobs that were refused and put aside, newest first: since when, why, by whom, and how each begins.
 
-    Buried jobs that nobody recorded are counted, and the first of a tube is shown. Of a tube with more than 1,000 the
-    rest is in a file on the host that refused it; the files of this host are named.
+    Buried jobs that nobody recorded are counted, and the first of a tube is shown.
 
     \b
     Examples:
@@ -75,12 +71,11 @@ def command(config: Path | None, verbose: bool, tube: str | None, as_json: bool)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         tubes = with_buried(broker, named(broker, settings, tube))
         report = look(broker, tubes, settings.history.url)
-    files = list(_files(settings, tube))
     if as_json:
-        show_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": files})
+        show_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": []})
     else:
         show(_HEADS, [_cells(row) for row in report.jobs])
-    for note in _notes(report, files):
+    for note in _notes(report):
         click.echo(note, err=True)
     return EXIT_FAILED if report.fault else 0
 
@@ -136,19 +131,12 @@ def _first(broker: Broker, tube: str, known: set[int]) -> Iterator[Row]:
         yield Row(tube=tube, job=first[0], begins=first_bytes(first[1]), recorded=False)
 
 
-def _files(settings: Settings, tube: str | None) -> Iterator[dict[str, Any]]:
-    overflow = Overflow(settings.farm.refused)
-    for path in overflow.files():
-        if tube is None or path == overflow.path(tube):
-            yield {"path": str(path), "bytes": path.stat().st_size}
-
-
 def _cells(row: Row) -> list[str]:
     reason = validators.line(500)(row.reason)
     return [row.tube, str(row.job), when(row.since), reason, row.host or "-", validators.quoted(row.begins, 80)]
 
 
-def _notes(report: Report, files: Iterable[dict[str, Any]]) -> Iterator[str]:
+def _notes(report: Report) -> Iterator[str]:
     """What the table does not say."""
     if report.fault:
         yield f"the reasons cannot be had: {report.fault}"
@@ -156,5 +144,3 @@ def _notes(report: Report, files: Iterable[dict[str, Any]]) -> Iterator[str]:
         more = count - sum(row.tube == tube and not row.recorded for row in report.jobs)
         if more > 0:
             yield f"{tube}: {more} more buried, of which nobody recorded why; beanstalkd shows only the first"
-    for file in files:
-        yield f"what was refused on this host after that is in {file['path']} ({file['bytes']} bytes)"

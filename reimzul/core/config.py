@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -22,6 +23,11 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+#: Settings of earlier versions; they are accepted and ignored.
+RETIRED_KEYS = {("farm", "refused")}
 
 DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
 FILE_VARIABLE = "REIMZUL_CONFIG"
@@ -242,11 +248,6 @@ class FarmSettings:
 
     arches: Path | None = setting(
         parse_optional_path, "", "A table of arches to use instead of the shipped arches.yml."
-    )
-    refused: Path = setting(
-        parse_path,
-        "/var/log/reimzul/refused",
-        "Where refused messages go once 1,000 of a tube are buried: a file for each tube, on the host that refused.",
     )
     original_workers: bool = setting(
         parse_flag,
@@ -661,6 +662,9 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
     values, faults = {}, []
     rows = {row.name: row for row in settings_of(kind)}
     for key, text in given.items():
+        if (name, key) in RETIRED_KEYS:
+            log.warning("[%s] %s has no effect any more; remove it", name, key)
+            continue
         if key not in rows:
             faults.append(f"[{name}] {key} is not a setting{_suggest_key(name, key)}")
             continue

@@ -26,7 +26,6 @@ from reimzul.core.errors import (
     ShutdownRequested,
 )
 from reimzul.core.message import Refusal, first_bytes
-from reimzul.core.refused import ENOUGH, Overflow
 from reimzul.core.sdnotify import SdNotify
 
 log = logging.getLogger(__name__)
@@ -86,13 +85,11 @@ class Daemon(Generic[M]):
         tubes: Sequence[Tube[M]],
         host: str,
         stop: Stop | None = None,
-        overflow: Overflow | None = None,
     ) -> None:
         self.connect = connect
         self.tubes = {tube.name: tube for tube in tubes}
         self.host = host
         self.stop = stop or Stop()
-        self.overflow = overflow
         self.service = SdNotify()
         self.broker: Broker | None = None
 
@@ -257,12 +254,8 @@ class Daemon(Generic[M]):
         else:
             reason = f"a bug of reimzul: {error!r}"
             log.error("%r buried", claim, exc_info=error)
-        event = make_refusal(claim, reason, self.host)
-        self.announce_refusal(claim, event)
-        if self._is_kept(claim, event):
-            claim.delete()
-        else:
-            self._retry_until_settled(claim, claim.bury)
+        self.announce_refusal(claim, make_refusal(claim, reason, self.host))
+        self._retry_until_settled(claim, claim.bury)
 
     def _retry_until_settled(self, claim: ReservedJob[M], let_go: Callable[[], None]) -> None:
         """Give a job back or bury it; one that a full beanstalkd has lost hold of, as often as it takes."""
@@ -280,19 +273,6 @@ class Daemon(Generic[M]):
             self.stop.now.wait(RECONNECT_SECONDS)
             self.ping_watchdog()
             claim.broker.touch_all_if_due(lost=claim.broker.untrack)
-
-    def _is_kept(self, claim: ReservedJob[M], event: Refusal) -> bool:
-        """Whether a refused job is in its tube's file now, since the tube has enough of them buried."""
-        if self.overflow is None or claim.broker.tube_stats(event.tube).buried < ENOUGH:
-            return False
-        try:
-            self.overflow.keep(event, claim.body)
-        except OSError as error:
-            log.warning(
-                "%r is buried after all: %s: %s", claim, self.overflow.path(event.tube), error.strerror or error
-            )
-            return False
-        return True
 
     def announce_refusal(self, claim: ReservedJob[M], event: Refusal) -> None:
         """Announce that a job was refused; the notifier tells its sinks itself."""

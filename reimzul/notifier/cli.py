@@ -12,7 +12,6 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
-from reimzul.core.refused import Overflow
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.ledger import Ledger
 from reimzul.notifier.owed import Slate
@@ -50,7 +49,6 @@ def notify(settings: Settings) -> None:
         Roll(settings.notifier.presence),
         Refusals(connect, settings.history.url, settings.history.refused_days),
         quarantine(settings),
-        overflow=Overflow(settings.farm.refused),
     )
     try:
         daemon.run()

@@ -19,7 +19,6 @@ from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker, ReservedJob, Tub
 from reimzul.core.daemon import Daemon, Outcome, Stop
 from reimzul.core.errors import InvalidMessage, RetryLater
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
-from reimzul.core.refused import Overflow
 from reimzul.history.result_rules import Notice, unfold, word
 from reimzul.notifier.arrival import arrived
 from reimzul.notifier.janitor import Janitor
@@ -59,9 +58,8 @@ class Notifier(Daemon[NotifyMessage]):
         refusals: Refusals | None = None,
         quarantine: Quarantine | None = None,
         stop: Stop | None = None,
-        overflow: Overflow | None = None,
     ) -> None:
-        super().__init__(connect, [NOTIFY], host, stop, overflow)
+        super().__init__(connect, [NOTIFY], host, stop)
         self.ledger = ledger
         self.lanes = Lanes(sinks, self.stop.now)
         self.slate = slate

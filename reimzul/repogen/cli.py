@@ -14,7 +14,6 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.fs import create_store_dirs
-from reimzul.core.refused import Overflow
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.store_paths import StorePaths, StoreUrls
 from reimzul.repogen.aside import Teller
@@ -61,7 +60,7 @@ def repogen(settings: Settings) -> Repogen:
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
     )
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
-    return Repogen(connect, local_hostname(), tools, overflow=Overflow(settings.farm.refused))
+    return Repogen(connect, local_hostname(), tools)
 
 
 def main() -> NoReturn:

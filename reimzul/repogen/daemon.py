@@ -22,7 +22,6 @@ from reimzul.core.errors import BrokerUnavailable, ProgramNotFound, ReimzulError
 from reimzul.core.fs import file_lock
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import Refusal, RepogenRequest, Status
-from reimzul.core.refused import Overflow
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
 from reimzul.repogen import stuck
 from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
@@ -101,9 +100,8 @@ class Repogen(Daemon[RepogenRequest]):
         host: str,
         tools: Tools,
         stop: Stop | None = None,
-        overflow: Overflow | None = None,
     ) -> None:
-        super().__init__(connect, [CREATEREPO], host, stop, overflow)
+        super().__init__(connect, [CREATEREPO], host, stop)
         self.tools = tools
         self.listings = Listings(tools.store)
         self._failures: dict[str, int] = {}

@@ -13,7 +13,6 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.fs import create_store_dirs
-from reimzul.core.refused import Overflow
 from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.daemon import Tosign
 
@@ -40,7 +39,7 @@ def tosign(settings: Settings) -> Tosign:
     create_store_dirs(store)
     beanstalkd = settings.beanstalkd
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
-    return Tosign(connect, local_hostname(), store, overflow=Overflow(settings.farm.refused))
+    return Tosign(connect, local_hostname(), store)
 
 
 def main() -> NoReturn:

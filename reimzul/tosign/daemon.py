@@ -12,7 +12,6 @@ from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
 from reimzul.core.errors import RetryLater
 from reimzul.core.fs import file_lock
 from reimzul.core.message import SignRequest, Status
-from reimzul.core.refused import Overflow
 from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.stage import Build, find, stage
 
@@ -37,9 +36,8 @@ class Tosign(Daemon[SignRequest]):
         host: str,
         store: StorePaths,
         stop: Stop | None = None,
-        overflow: Overflow | None = None,
     ) -> None:
-        super().__init__(connect, [TOSIGN], host, stop, overflow)
+        super().__init__(connect, [TOSIGN], host, stop)
         self.store = store
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:

@@ -14,7 +14,6 @@ from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
-from reimzul.core.refused import Overflow
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.store_paths import StoreUrls
@@ -72,7 +71,6 @@ def worker(settings: Settings, workspace: Workspace, roots_here: Roots) -> Worke
         settings.worker.tries,
         voice(settings, known.tubes_of_machine(machine)),
         Tidying(roots_here),
-        Overflow(settings.farm.refused),
     )
 
 

@@ -30,7 +30,6 @@ from reimzul.core.errors import (
     ShutdownRequested,
 )
 from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, event_for, new_attempt
-from reimzul.core.refused import Overflow
 from reimzul.worker.build import NO_BUILDER, Blameless, Build, Cancelled, Tools, Unfit, guessed
 from reimzul.worker.desk import Desk
 from reimzul.worker.firsterror import FirstError
@@ -72,10 +71,9 @@ class Worker(Daemon[BuildRequest]):
         tries: int,
         voice: Voice,
         tidying: Tidying,
-        overflow: Overflow | None = None,
     ) -> None:
         own = arch_tube(session_tube(voice.who.session))
-        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host, overflow=overflow)
+        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host)
         self.fitness = fitness
         self.tools = tools
         self.workspace = workspace

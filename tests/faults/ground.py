@@ -147,7 +147,6 @@ class Ground:
         return disks
 
     def _settings(self) -> dict[str, dict[str, dict[str, str]]]:
-        refused = {"farm": {"refused": str(self.state / "refused")}}
         worker = {
             "rsync": str(self.home / "rsync"),
             "min_free_mib": str(_FREE),
@@ -155,18 +154,18 @@ class Ground:
             "pull_timeout": "10",
         }
         settings: dict[str, dict[str, dict[str, str]]] = {
-            name: {**refused, "worker": {**worker, "mock_roots": str(self.home / "roots")}} for name in BUILDERS
+            name: {"worker": {**worker, "mock_roots": str(self.home / "roots")}} for name in BUILDERS
         }
         # both legs of a build get the same packages, and builds have one NEVRA
         duplicates = {f"{target}.{ARCH}": "builds legs" for target in TARGETS}
-        settings[BSTORE] = {**refused, "duplicates": duplicates}
+        settings[BSTORE] = {"duplicates": duplicates}
         recipients = dict.fromkeys((ARCH, FOLLOWER), "all@example.org")
         mail = {"notifications": "true", "smtp_host": "127.0.0.1", "smtp_port": str(self.mail.port)}
-        settings[CONTROLLER] = {**refused, "duplicates": duplicates, "mail": mail, "mail_rcpts": recipients}
+        settings[CONTROLLER] = {"duplicates": duplicates, "mail": mail, "mail_rcpts": recipients}
         if self.relayed is not None:
             settings[CONTROLLER]["history"] = {"url": self.relayed.url}
         if self.court:
-            settings[CONTROLLER]["farm"] = {**refused["farm"], "canary_target": TARGETS[0]}
+            settings[CONTROLLER]["farm"] = {"canary_target": TARGETS[0]}
             rules = {"quarantine": "true", "quarantine_faults": "3", "quarantine_pause": "1"}
             settings[CONTROLLER]["notifier"] = rules
         return settings

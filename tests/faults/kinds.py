@@ -23,7 +23,6 @@ from devfarm.supervisor import PartFailed
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
 from reimzul.core.message import RepogenRequest
-from reimzul.core.refused import ENOUGH
 from tests.faults import checks, persons, sabotage
 from tests.faults import hostile as hostility
 from tests.faults.ground import BUILDERS, FAR
@@ -569,8 +568,7 @@ def hostile(trial: Trial) -> str:
     middle = hostility.memory(ground)
     sent += hostility.flood(ground, trial.chance, count - count // 2, canary)
     hostility.wait_until_refused(ground, sent, 300)
-    enough = sum(min(number, ENOUGH) for number in sent.values())
-    trial.loose = attr.evolve(trial.loose, buried=enough, more=len(ground.daemons()))
+    trial.loose = attr.evolve(trial.loose, buried=sum(sent.values()), more=len(ground.daemons()))
     for name, mib in hostility.memory(ground).items():
         trial.measure(f"MiB that {name} grew by in the second half", mib - middle.get(name, mib), _GROWTH)
     changed = set(hostility.files(outside, *_ELSEWHERE)) - set(before.items())

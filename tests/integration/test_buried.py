@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pty
@@ -17,7 +16,6 @@ import pytest
 
 from reimzul.core.beanstalk import NOTIFY, PRIORITY, Broker, Tube, arch_tube
 from reimzul.core.message import BuildEvent, BuildRequest, first_bytes
-from reimzul.core.refused import ENOUGH, Overflow
 from reimzul.history import open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event, refusal
@@ -31,7 +29,6 @@ def ini(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pyt
     """The configuration that holds; every tube is empty."""
     path = tmp_path / "reimzul.ini"
     path.write_text(
-        f"[farm]\nrefused = {tmp_path}/refused\n"
         f"[beanstalkd]\nhost = {beanstalkd.host}\nport = {beanstalkd.port}\n"
         f"[history]\nurl = sqlite:///{tmp_path}/history.sqlite\n"
         f"[notifier]\nledger = {tmp_path}/ledger.sqlite\n"
@@ -182,15 +179,6 @@ def test_without_a_history_the_jobs_are_shown_all_the_same(ini: Path, broker: Br
     assert "the reasons cannot be had: MongoDB" in shown.stderr
 
 
-def test_the_files_of_this_host_are_named(ini: Path, tmp_path: Path) -> None:
-    Overflow(tmp_path / "refused").keep(refusal(), b"{]")
-    path = tmp_path / "refused" / "x86_64.jsonl"
-    assert str(path) in reimzul("buried").stderr
-    assert reimzul("buried", "--tube", "notify").stderr == ""
-    (file,) = json.loads(reimzul("buried", "--json").stdout)["files"]
-    assert file == {"path": str(path), "bytes": path.stat().st_size}
-
-
 # --- kick and discard
 
 
@@ -338,41 +326,19 @@ def is_quiet(broker: Broker, tube: str) -> bool:
 
 
 @pytest.mark.parametrize("tube", ["tosign", "notify"])
-def test_of_a_flood_a_thousand_are_buried_and_the_rest_is_in_a_file(
+def test_every_job_of_a_flood_is_announced_and_buried(
     programs: dict[str, Program], broker: Broker, tmp_path: Path, tube: str
 ) -> None:
     bodies = [b'{"hostile": %d' % number for number in range(1200)]
     for body in bodies:
         broker.put_raw(tube, body, priority=1024)
     until(lambda: is_quiet(broker, tube) and is_quiet(broker, "notify"), 60, "all are refused, and that is told")
-    assert broker.tube_stats(tube).buried == ENOUGH
-    lines = [json.loads(line) for line in (tmp_path / "refused" / f"{tube}.jsonl").read_text().splitlines()]
-    assert [base64.b64decode(line["body"]) for line in lines] == bodies[ENOUGH:]
+    assert broker.tube_stats(tube).buried == len(bodies)
     assert len((tmp_path / "reimzul.log").read_text().splitlines()) == 1200, "each was announced"
     report = json.loads(reimzul("buried", "--json").stdout)
-    assert len(report["jobs"]) == ENOUGH and report["unrecorded"] == {}
+    assert len(report["jobs"]) == len(bodies) and report["unrecorded"] == {}
     assert {row["tube"] for row in report["jobs"]} == {tube}
-    said = "".join(program.stderr.read_text() for program in programs.values())
-    assert said.count("now goes to") == 1
     assert [program.stop() for program in programs.values()] == [0, 0]
-
-
-def test_where_the_file_cannot_be_written_all_are_buried(
-    ini: Path, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "refused").write_text("this is no folder\n")
-    monkeypatch.setattr("reimzul.core.daemon.ENOUGH", 1)
-    from reimzul.core.config import load_file
-    from reimzul.tosign.cli import tosign
-
-    daemon = tosign(load_file(ini))
-    for number in range(3):
-        broker.put_raw("tosign", b"{%d" % number, priority=1024)
-    with daemon.connect() as own:
-        own.watch(daemon.tubes)
-        while own.tube_stats("tosign").ready:
-            daemon.reserve_jobs(own)
-    assert broker.tube_stats("tosign").buried == 3
 
 
 def test_first_buried_is_the_one_that_was_buried_first(broker: Broker) -> None:

@@ -480,7 +480,7 @@ def test_too_little_room_for_builds_fails(tmp_path: Path) -> None:
 
 @ROOT_ALONE
 def test_folders_that_the_farms_user_cannot_write_fail(tmp_path: Path) -> None:
-    settings = {"worker": {"results": tmp_path / "results"}, "farm": {"refused": tmp_path / "refused"}}
+    settings = {"worker": {"results": tmp_path / "results"}}
     whom = patient(tmp_path, settings, "builder", user="nobody")
     assert look(rooms, whom)["folder.results"].words == f"{tmp_path}/results is not there"
     (tmp_path / "results").mkdir()

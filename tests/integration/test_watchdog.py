@@ -196,7 +196,7 @@ def notifier(folder: Path, port: int) -> str:
     """Settings of a notifier that mails to a server here."""
     return (
         f"[notifier]\nledger = {folder}/ledger.sqlite\n[history]\nurl = sqlite:///{folder}/history.sqlite\n"
-        f"[logs]\nlogfile = {folder}/reimzul.log\n[farm]\nrefused = {folder}/refused\n"
+        f"[logs]\nlogfile = {folder}/reimzul.log\n"
         f"[mail]\nnotifications = true\nmail_from = farm@example.org\nsmtp_host = 127.0.0.1\nsmtp_port = {port}\n"
         "[mail_rcpts]\nx86_64 = me@example.org\n"
     )

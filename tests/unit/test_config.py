@@ -256,3 +256,9 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
         local_hostname()
     monkeypatch.setenv("REIMZUL_FQDN", "builder-1.example.org")
     assert local_hostname() == "builder-1.example.org"
+
+
+def test_a_setting_of_an_earlier_version_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    settings = parse_settings("[farm]\nrefused = /var/log/reimzul/refused\ncanary_target = c9s\n", "test")
+    assert settings.farm.canary_target == "c9s"
+    assert "[farm] refused has no effect any more" in caplog.text

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import signal
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Callable
 
 import attr
@@ -27,7 +24,6 @@ from reimzul.core.errors import (
     ShutdownRequested,
 )
 from reimzul.core.message import Refusal, RepogenRequest
-from reimzul.core.refused import ENOUGH, Overflow
 
 TUBE = Tube("createrepo", RepogenRequest.decode)
 
@@ -252,28 +248,6 @@ def test_what_the_daemon_itself_refuses_reaches_no_handler(broker: FakeBroker) -
     handler.run()
     assert handler.handled == [] and job.settled == ["buried"]
     assert broker.told[0].reason == "c7.x86_64 is none of ours"
-
-
-@pytest.mark.parametrize(("buried", "settled"), [(ENOUGH - 1, "buried"), (ENOUGH, "done")])
-def test_a_flood_of_noise_goes_to_a_file(broker: FakeBroker, tmp_path: Path, buried: int, settled: str) -> None:
-    broker.buried = buried
-    (job,) = jobs(broker, body=b"\xff{]")
-    handler = Handler(broker, saying(None))
-    handler.overflow = Overflow(tmp_path / "refused")
-    handler.run()
-    assert job.settled == [settled] and len(broker.told) == 1
-    kept = [json.loads(line) for path in handler.overflow.files() for line in path.read_text().splitlines()]
-    assert [base64.b64decode(one["body"]) for one in kept] == ([b"\xff{]"] if settled == "done" else [])
-
-
-def test_noise_is_buried_after_all_where_its_file_cannot_be_written(broker: FakeBroker, tmp_path: Path) -> None:
-    broker.buried = ENOUGH
-    (job,) = jobs(broker, body=b"17")
-    handler = Handler(broker, saying(None))
-    (tmp_path / "refused").touch()
-    handler.overflow = Overflow(tmp_path / "refused")
-    handler.run()
-    assert job.settled == ["buried"]
 
 
 # --- what settling may meet

@@ -30,7 +30,6 @@ def _folders(host: Host) -> Iterator[tuple[str, Path]]:
         yield "logfile", settings.logs.logfile.parent
     if host.has(BUILDER):
         yield "results", settings.worker.results
-    yield "refused", settings.farm.refused
 
 
 def _disks(host: Host) -> Iterator[tuple[str, Path]]:
@@ -52,10 +51,7 @@ class _Folder:
         self.host, self.folder = host, folder
 
     def __call__(self) -> Result:
-        settings = self.host.settings.farm
-        # that one is made when it is needed
-        late = self.folder == settings.refused and not self.folder.exists()
-        return writable(self.host, self.folder.parent if late else self.folder)
+        return writable(self.host, self.folder)
 
 
 class _Disk:
