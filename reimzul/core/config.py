@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -22,6 +23,8 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
 FILE_VARIABLE = "REIMZUL_CONFIG"
@@ -248,17 +251,16 @@ class FarmSettings:
         "/var/log/reimzul/refused",
         "Where refused messages go once 1,000 of a tube are buried: a file for each tube, on the host that refused.",
     )
-    original_workers: bool = setting(
-        parse_flag,
-        "false",
-        "true, on controller and bstore, for as long as workers of the original are there: what they upload is\n"
-        "published and staged for signing as what ours do (docs/upgrading.md).",
-    )
     canary_target: str = setting(
         parse_optional_target,
         "",
         "The target that `reimzul doctor --canary` builds for, without an arch, as c9s; always a scratch build.",
     )
+
+    @property
+    def original_workers(self) -> bool:
+        """Always False: the setting is retired. Removed at merging, with its last readers."""
+        return False
 
 
 @attr.frozen(kw_only=True)
@@ -598,6 +600,10 @@ class Settings:
     scm: ScmSettings = attr.field(factory=ScmSettings)
 
 
+#: Settings of earlier versions, by section and key: accepted and ignored, with a warning, until version 0.3.
+RETIRED = {("farm", "original_workers"): "workers of the original are no longer supported"}
+
+
 def all_sections() -> dict[str, type]:
     """Every section by its name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
@@ -661,6 +667,9 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
     values, faults = {}, []
     rows = {row.name: row for row in settings_of(kind)}
     for key, text in given.items():
+        if (name, key) in RETIRED:
+            log.warning("[%s] %s is ignored, and an error from 0.3 on: %s", name, key, RETIRED[name, key])
+            continue
         if key not in rows:
             faults.append(f"[{name}] {key} is not a setting{_suggest_key(name, key)}")
             continue

@@ -256,3 +256,16 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
         local_hostname()
     monkeypatch.setenv("REIMZUL_FQDN", "builder-1.example.org")
     assert local_hostname() == "builder-1.example.org"
+
+
+# --- settings of earlier versions
+
+
+@pytest.mark.parametrize("value", ["true", "false", "perhaps"])
+def test_a_retired_setting_is_ignored_with_one_warning(value: str, caplog: pytest.LogCaptureFixture) -> None:
+    text = f"[farm]\noriginal_workers = {value}\n"
+    assert parse_settings(text, "reimzul.ini") == Settings()
+    assert [record.getMessage() for record in caplog.records] == [
+        "[farm] original_workers is ignored, and an error from 0.3 on: workers of the original are no longer supported"
+    ]
+    assert "original_workers" not in sample_text()
