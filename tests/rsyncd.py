@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,19 +19,16 @@ STORE = "/srv/reimzul/bstore"
 
 @contextlib.contextmanager
 def rsyncd(store: Path, port: int, folder: Path, name: str) -> Iterator[None]:
-    """A running one with a file of conf/: with rsyncd-originals.conf what goes with it, the service's drop-in.
+    """A running one with a file of conf/.
 
     `original` is none of ours: a bstore of the original, where all can be written to.
     """
     conf = folder / "rsyncd.conf"
     conf.write_text(_originals_own(store, port) if name == "original" else _configuration(name, store, port))
     options = [f"--config={conf}", f"--log-file={folder / 'rsyncd.log'}"]
-    script = f"exec rsync --daemon --no-detach {shlex.join(options)}"
-    if name == "rsyncd-originals.conf":
-        source, goal = (re.sub(f"^{STORE}", str(store), path) for path in _bind_paths())
-        script = f"{shlex.join(['mount', '--bind', source, goal])} && {script}"
-    namespace = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
-    with subprocess.Popen([*namespace, "sh", "-c", script], stdin=subprocess.DEVNULL) as process:
+    namespace = ["unshare", "--map-root-user"] if os.geteuid() else []
+    argv = [*namespace, "rsync", "--daemon", "--no-detach", *options]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
         try:
             until(lambda: answers(port), 20, "rsyncd answers")
             yield
@@ -55,12 +51,6 @@ def _configuration(name: str, store: Path, port: int) -> str:
         text, found = re.subn(pattern, now, text, flags=re.MULTILINE)
         assert found, pattern
     return text
-
-
-def _bind_paths() -> tuple[str, str]:
-    found = re.search(r"^BindPaths=(\S+):(\S+)$", (CONF / "rsync-service-originals.conf").read_text(), re.MULTILINE)
-    assert found
-    return found[1], found[2]
 
 
 def answers(port: int) -> bool:

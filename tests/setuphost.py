@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.admin.main import main
-from reimzul.admin.setup.system import System
+from reimzul.admin.setup.host import System
 
 #: What brings a farm's packages, and ours, to a host.
 UNITS = (
@@ -87,7 +87,7 @@ class Host:
             program.write_text(script.format(state=self.state, root=self.root))
             program.chmod(0o755)
         self._monkeypatch.setenv("PATH", str(self.state / "bin"), prepend=":")
-        self._monkeypatch.setattr(System, "below", lambda _: System(root=self.root, running=True))
+        self._monkeypatch.setattr(System, "at_root", lambda _: System(root=self.root, running=True))
 
     def calls(self) -> list[str]:
         """What systemctl has been asked to do since the last time."""

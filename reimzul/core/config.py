@@ -26,9 +26,6 @@ from reimzul.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-#: Settings of earlier versions; they are accepted and ignored.
-RETIRED_KEYS = {("farm", "refused")}
-
 DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
 FILE_VARIABLE = "REIMZUL_CONFIG"
 
@@ -249,17 +246,16 @@ class FarmSettings:
     arches: Path | None = setting(
         parse_optional_path, "", "A table of arches to use instead of the shipped arches.yml."
     )
-    original_workers: bool = setting(
-        parse_flag,
-        "false",
-        "true, on controller and bstore, for as long as workers of the original are there: what they upload is\n"
-        "published and staged for signing as what ours do (docs/upgrading.md).",
-    )
     canary_target: str = setting(
         parse_optional_target,
         "",
         "The target that `reimzul doctor --canary` builds for, without an arch, as c9s; always a scratch build.",
     )
+
+    @property
+    def original_workers(self) -> bool:
+        """Always False: the setting is retired. Removed at merging, with its last readers."""
+        return False
 
 
 @attr.frozen(kw_only=True)
@@ -599,6 +595,13 @@ class Settings:
     scm: ScmSettings = attr.field(factory=ScmSettings)
 
 
+#: Settings of earlier versions, by section and key: accepted and ignored, with a warning, until version 0.3.
+RETIRED = {
+    ("farm", "original_workers"): "workers of the original are no longer supported",
+    ("farm", "refused"): "refused jobs stay buried in beanstalkd",
+}
+
+
 def all_sections() -> dict[str, type]:
     """Every section by its name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
@@ -662,8 +665,8 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
     values, faults = {}, []
     rows = {row.name: row for row in settings_of(kind)}
     for key, text in given.items():
-        if (name, key) in RETIRED_KEYS:
-            log.warning("[%s] %s has no effect any more; remove it", name, key)
+        if (name, key) in RETIRED:
+            log.warning("[%s] %s is ignored, and an error from 0.3 on: %s", name, key, RETIRED[name, key])
             continue
         if key not in rows:
             faults.append(f"[{name}] {key} is not a setting{_suggest_key(name, key)}")

@@ -76,12 +76,25 @@ def sync_ancestors_once(path: Path, stays: Path, top: Path) -> None:
         _SYNCED[stays] = inode
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content: the old one until this returns, then the new one, synced."""
+def write_atomic(path: Path, text: str, *, mode: int | None = None, owner: tuple[int, int] = (-1, -1)) -> None:
+    """Replace a file's content: the old one until this returns, then the new one, synced.
+
+    With a mode, the file has it and its owner (uid and gid; -1: unchanged) before it has any content.
+    """
     temporary = _temporary_sibling(path)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o666 if mode is None else 0o600), "w", encoding="utf-8") as sink:
+            if mode is not None:
+                os.fchown(sink.fileno(), *owner)
+                os.fchmod(sink.fileno(), mode)
+            sink.write(text)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 

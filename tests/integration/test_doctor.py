@@ -211,13 +211,12 @@ def uploads(tmp_path: Path, port: int) -> Host:
     return patient(tmp_path, {"bstore": {"upload_url": url}, "worker": {"fqdn": "b1.farm.test"}}, "builder")
 
 
-@pytest.mark.parametrize("name", ["rsyncd.conf", "rsyncd-originals.conf"])
-def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path, name: str) -> None:
+def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path) -> None:
     root = tmp_path / "bstore"
     for folder in StorePaths(root).folders():
         folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    with rsyncd(root, port, tmp_path, name):
+    with rsyncd(root, port, tmp_path, "rsyncd.conf"):
         for _ in range(2):
             found = look(upload, uploads(tmp_path, port))
             assert levels(found) == {"rsync.write": OK, "rsync.read": OK, "rsync.elsewhere": OK}, found

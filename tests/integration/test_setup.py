@@ -14,7 +14,8 @@ from typing import Callable
 
 import pytest
 
-from reimzul.admin.setup import firewall, roles
+from reimzul.admin.setup import host as setup_host
+from reimzul.admin.setup import roles
 from tests.setuphost import Host
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -163,21 +164,25 @@ def test_what_failed_is_told_and_done_by_the_next_run(host: Host) -> None:
     assert host.done("controller") == "nothing to do\n"
 
 
-def test_workers_of_the_original_are_let_in_and_shut_out_again(host: Host) -> None:
+def test_what_let_workers_of_the_original_in_is_removed_and_their_uploads_are_counted(host: Host) -> None:
     host.done("bstore", *HOSTS[:2], "--repogen-workers", "1", "--psk-file", "-", given=KEY)
-    plain = host.text("/etc/rsyncd.conf")
     host.calls()
-    host.done("bstore", "--original-workers", "on")
-    assert "\noriginal_workers = true\n" in host.text("/etc/reimzul/reimzul.ini")
-    assert host.text("/etc/rsyncd.conf") != plain
-    drop_in = host.at("/etc/systemd/system/rsync.service.d/reimzul-originals.conf")
-    assert "BindPaths=" in drop_in.read_text()
-    again = ["daemon-reload", "restart rsync", "reload reimzul-repogen-worker@1", "reload reimzul-signer"]
-    assert host.calls() == again
-    assert host.done("bstore") == "nothing to do\n"  # it is remembered
-    host.done("bstore", "--original-workers", "off")
-    assert host.text("/etc/rsyncd.conf") == plain and not drop_in.exists()
-    assert host.calls() == again
+    drop_in = host.put("/etc/systemd/system/rsync.service.d/reimzul-originals.conf", "[Service]\nBindPaths=/a:/b\n")
+    host.at("/srv/reimzul/bstore/originals/c9s.x86_64/hello").mkdir(parents=True)
+    code, out, err = host.setup("bstore", "--original-workers", "off")
+    assert (code, err) == (0, "warning: --original-workers has no effect any more, and is an error from 0.3 on\n")
+    assert not drop_in.exists() and host.calls() == ["daemon-reload", "restart rsync"]
+    assert "1 package in /srv/reimzul/bstore/originals will not be published" in out
+    assert host.setup("controller", "--original-workers", "on")[0] == 4  # a host has one role, that is all
+
+
+def test_a_host_with_a_wheel_gets_units_too(host: Host) -> None:
+    packaged = host.at("/usr/lib/systemd/system/reimzul-notifier.service")
+    packaged.unlink()
+    host.done("controller")
+    assert "ExecStart=" in host.text("/etc/systemd/system/reimzul-notifier.service")
+    assert "start reimzul-notifier" in host.calls()
+    assert host.done("controller") == "nothing to do\n"
 
 
 # --- what others wrote
@@ -240,7 +245,7 @@ def test_all_that_is_missing_is_said_in_one_line(host: Host) -> None:
         ((*HOSTS, "--name", "b2"), KEY, 4, "the key is not that of b2, but of b1"),
         (HOSTS, "b1", 4, "standard input, line 1: not of the form name:hex"),
         (HOSTS, "", 2, "--psk-file FILE"),
-        (HOSTS, KEY + KEY.replace("b1", "b2"), 4, "--name says it: b1, b2"),
+        (HOSTS, KEY + KEY.replace("b1", "b2"), 4, "choose one with --name: b1, b2"),
         ((*HOSTS, "--set", "worker.tries=no"), KEY, 4, "[worker] tries: 'no' is not a whole number"),
         ((*HOSTS, "--mock-configs", "--x"), KEY, 4, "is not where a git repository is"),
         ((*HOSTS, "--workers", "0"), KEY, 2, "0 is not in the range"),
@@ -506,7 +511,7 @@ def test_firewalld_lets_in_what_it_does_not_yet(
     program.write_text(FIREWALL.format(log=log, state=0 if runs else 252))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    assert firewall._PROGRAM == program.name
+    assert setup_host._FIREWALL == program.name
     host.done("controller")
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])

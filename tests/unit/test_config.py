@@ -258,7 +258,22 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
     assert local_hostname() == "builder-1.example.org"
 
 
-def test_a_setting_of_an_earlier_version_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    settings = parse_settings("[farm]\nrefused = /var/log/reimzul/refused\ncanary_target = c9s\n", "test")
-    assert settings.farm.canary_target == "c9s"
-    assert "[farm] refused has no effect any more" in caplog.text
+# --- settings of earlier versions
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("original_workers", "workers of the original are no longer supported"),
+        ("refused", "refused jobs stay buried in beanstalkd"),
+    ],
+)
+@pytest.mark.parametrize("value", ["true", "/var/log", "perhaps"])
+def test_a_retired_setting_is_ignored_with_one_warning(
+    key: str, why: str, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert parse_settings(f"[farm]\n{key} = {value}\n", "reimzul.ini") == Settings()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"[farm] {key} is ignored, and an error from 0.3 on: {why}"
+    ]
+    assert f"\n{key} =" not in sample_text()

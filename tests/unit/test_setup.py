@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.admin.setup import ini, keys, roles, templates, way, writing
-from reimzul.admin.setup.begun import Pending, begun
-from reimzul.admin.setup.checkout import cloning
-from reimzul.admin.setup.files import Wanted, changes
-from reimzul.admin.setup.orders import Orders, carried_out
-from reimzul.admin.setup.roles import Wishes
-from reimzul.admin.setup.system import System
-from reimzul.core import config
+from reimzul.admin.setup import files, ini, psk, roles, templates
+from reimzul.admin.setup.files import FileSpec, compare
+from reimzul.admin.setup.host import System
+from reimzul.admin.setup.lock import PendingUnits, lock_setup
+from reimzul.admin.setup.psk import KeyChanges, apply_controller_changes, apply_key_changes
+from reimzul.admin.setup.roles import RoleOptions, clone_steps
+from reimzul.core import config, fs
 from reimzul.core.errors import ConfigError, InputError, ReimzulError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -29,7 +28,7 @@ def system(tmp_path: Path) -> System:
 
 
 def put(system: System, path: str, text: str, mode: int = 0o644) -> Path:
-    file = system.at(path)
+    file = system.resolve(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     file.chmod(mode)
@@ -41,8 +40,8 @@ def put(system: System, path: str, text: str, mode: int = 0o644) -> Path:
 
 def test_keys_are_read_and_written_as_stunnel_has_them() -> None:
     text = f"b1:{ONE}\n\nb2:{TWO.upper()}\n"
-    assert keys.parse(text, "x") == {"b1": ONE, "b2": TWO}
-    assert keys.text_of(keys.parse(text, "x")) == f"b1:{ONE}\nb2:{TWO}\n"
+    assert psk.parse_keys(text, "x") == {"b1": ONE, "b2": TWO}
+    assert psk.format_keys(psk.parse_keys(text, "x")) == f"b1:{ONE}\nb2:{TWO}\n"
 
 
 @pytest.mark.parametrize(
@@ -51,127 +50,127 @@ def test_keys_are_read_and_written_as_stunnel_has_them() -> None:
 )  # fmt: skip
 def test_a_line_that_is_no_key_is_refused_by_its_number_and_never_shown(row: str) -> None:
     with pytest.raises(InputError, match="^keys.txt, line 2: not of the form name:hex") as refusal:
-        keys.parse(f"b0:{TWO}\n{row}\n", "keys.txt")
+        psk.parse_keys(f"b0:{TWO}\n{row}\n", "keys.txt")
     assert ONE not in str(refusal.value) and TWO not in str(refusal.value)
 
 
 def test_two_keys_of_one_host_are_refused() -> None:
     with pytest.raises(InputError, match="line 2: a second key of b1"):
-        keys.parse(f"b1:{ONE}\nb1:{TWO}\n", "x")
+        psk.parse_keys(f"b1:{ONE}\nb1:{TWO}\n", "x")
 
 
 @pytest.mark.parametrize("name", ["", "-b", ".b", "b/1", "b 1", "b:1", "b\n", "x" * 65, "localhost", "controller"])
 def test_a_builder_is_not_called_that(name: str) -> None:
     with pytest.raises(InputError, match="is no name for a builder"):
-        keys.name(name)
+        psk.parse_name(name)
 
 
 def test_a_new_key_is_64_hex_digits_and_another_each_time() -> None:
-    assert re.fullmatch("[0-9a-f]{64}", keys.new())
-    assert keys.new() != keys.new()
+    assert re.fullmatch("[0-9a-f]{64}", psk.new_secret())
+    assert psk.new_secret() != psk.new_secret()
 
 
 # --- orders about keys
 
 
 def test_who_is_added_gets_a_key_and_nobody_is_cut_off() -> None:
-    done = carried_out(Orders(add=("b1", "b2")), {"localhost": ONE})
+    done = apply_key_changes(KeyChanges(add=("b1", "b2")), {"localhost": ONE})
     assert set(done.keys) == {"localhost", "b1", "b2"}
     assert done.made == {name: done.keys[name] for name in ("b1", "b2")}
-    assert not done.cut
+    assert not done.revoked
 
 
 def test_who_has_a_key_gets_no_other_by_accident() -> None:
     with pytest.raises(InputError, match="b1 has a key already; --new-key"):
-        carried_out(Orders(add=("b1",)), {"b1": ONE})
+        apply_key_changes(KeyChanges(add=("b1",)), {"b1": ONE})
 
 
 def test_another_key_shuts_the_first_one_out() -> None:
-    done = carried_out(Orders(add=("b1",), new_key=True), {"b1": ONE})
+    done = apply_key_changes(KeyChanges(add=("b1",), new_key=True), {"b1": ONE})
     assert done.keys["b1"] != ONE
-    assert done.cut
+    assert done.revoked
 
 
 def test_who_is_revoked_is_out_and_cut_off() -> None:
-    done = carried_out(Orders(revoke=("b1",)), {"localhost": ONE, "b1": ONE, "b2": TWO})
+    done = apply_key_changes(KeyChanges(revoke=("b1",)), {"localhost": ONE, "b1": ONE, "b2": TWO})
     assert set(done.keys) == {"localhost", "b2"}
-    assert done.cut
+    assert done.revoked
 
 
 @pytest.mark.parametrize("name", ["b9", "localhost"])
 def test_revoking_a_stranger_is_said_not_passed_over(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} has no key here; these have: b1, b2"):
-        carried_out(Orders(revoke=(name,)), {"localhost": ONE, "b2": ONE, "b1": TWO})
+        apply_key_changes(KeyChanges(revoke=(name,)), {"localhost": ONE, "b2": ONE, "b1": TWO})
 
 
 def test_a_key_made_elsewhere_is_taken_as_it_is_and_not_told_again() -> None:
-    done = carried_out(Orders(add=("b1",), given={"b1": ONE}), {})
-    assert (done.keys, done.made, done.cut) == ({"b1": ONE}, {}, False)
-    assert carried_out(Orders(add=("b1",), given={"b1": ONE}), done.keys).keys == done.keys
+    done = apply_key_changes(KeyChanges(add=("b1",), given={"b1": ONE}), {})
+    assert (done.keys, done.made, done.revoked) == ({"b1": ONE}, {}, False)
+    assert apply_key_changes(KeyChanges(add=("b1",), given={"b1": ONE}), done.keys).keys == done.keys
 
 
 def test_a_key_that_was_not_given_is_missed() -> None:
     with pytest.raises(InputError, match="there is no key of b2 among those given; there is: b1"):
-        carried_out(Orders(add=("b2",), given={"b1": ONE}), {})
+        apply_key_changes(KeyChanges(add=("b2",), given={"b1": ONE}), {})
 
 
 def test_the_key_that_is_taken_is_whoevers_it_was_before() -> None:
-    orders = Orders(taken=("controller",), given={"controller": TWO})
-    assert carried_out(orders, {"controller": ONE}).cut
-    same = carried_out(orders, {"controller": TWO, "b1": ONE})
-    assert (same.keys, same.cut, same.changed) == ({"controller": TWO, "b1": ONE}, False, False)
+    orders = KeyChanges(taken=("controller",), given={"controller": TWO})
+    assert apply_key_changes(orders, {"controller": ONE}).revoked
+    same = apply_key_changes(orders, {"controller": TWO, "b1": ONE})
+    assert (same.keys, same.revoked, same.changed) == ({"controller": TWO, "b1": ONE}, False, False)
 
 
 # --- the controller's own key
 
 
 def test_with_bstores_key_the_controllers_own_is_made() -> None:
-    theirs, ours = way.ordered(Orders(add=("s", "b1")), "s", {}, {})
+    theirs, ours = apply_controller_changes(KeyChanges(add=("s", "b1")), "s", {}, {})
     assert (set(theirs.made), set(ours.made)) == ({"s", "b1"}, {"controller"})
     assert ours.made["controller"] not in theirs.keys.values()  # nobody gets in here by it
-    assert way.text_of(ours.keys) == f"controller:{ours.keys['controller']}\n"
+    assert psk.format_own_key(ours.keys) == f"controller:{ours.keys['controller']}\n"
 
 
 def test_without_bstore_there_is_no_key_to_be_made() -> None:
     for own in ({}, {"controller": ONE}):
-        _, ours = way.ordered(Orders(add=("b1",), new_key=True), None, {}, own)
+        _, ours = apply_controller_changes(KeyChanges(add=("b1",), new_key=True), None, {}, own)
         assert (ours.keys, ours.changed) == (own, False)
 
 
 def test_another_key_of_bstore_is_another_of_the_controller_too() -> None:
     with pytest.raises(InputError, match="s has a key already; --new-key"):
-        way.ordered(Orders(add=("s",)), "s", {"s": ONE}, {"controller": ONE})
-    theirs, ours = way.ordered(Orders(add=("s",), new_key=True), "s", {"s": ONE}, {"controller": ONE})
+        apply_controller_changes(KeyChanges(add=("s",)), "s", {"s": ONE}, {"controller": ONE})
+    theirs, ours = apply_controller_changes(KeyChanges(add=("s",), new_key=True), "s", {"s": ONE}, {"controller": ONE})
     assert theirs.made["s"] != ONE and ours.made["controller"] != ONE
 
 
 @pytest.mark.parametrize(("own", "revoke"), [({}, ()), ({"controller": TWO}, ("controller",))])
 def test_where_the_controllers_own_is_missing_only_that_is_made(own: dict[str, str], revoke: tuple[str, ...]) -> None:
-    theirs, ours = way.ordered(Orders(add=("s", "b1"), revoke=revoke), "s", {"s": ONE}, own)
+    theirs, ours = apply_controller_changes(KeyChanges(add=("s", "b1"), revoke=revoke), "s", {"s": ONE}, own)
     assert (theirs.keys["s"], set(theirs.made), set(ours.made)) == (ONE, {"b1"}, {"controller"})
     assert ours.made["controller"] != TWO
 
 
 def test_the_controllers_own_is_revoked_and_nobody_elses() -> None:
-    theirs, ours = way.ordered(Orders(revoke=("controller",)), None, {"s": ONE}, {"controller": TWO})
-    assert (theirs.changed, ours.keys, way.text_of(ours.keys)) == (False, {}, "")
+    theirs, ours = apply_controller_changes(KeyChanges(revoke=("controller",)), None, {"s": ONE}, {"controller": TWO})
+    assert (theirs.changed, ours.keys, psk.format_own_key(ours.keys)) == (False, {}, "")
     with pytest.raises(InputError, match="controller has no key here; these have: nobody"):
-        way.ordered(Orders(revoke=("controller",)), None, {"s": ONE}, {})
+        apply_controller_changes(KeyChanges(revoke=("controller",)), None, {"s": ONE}, {})
 
 
 def test_of_keys_made_elsewhere_the_controllers_is_taken_if_it_is_there() -> None:
     both = {"s": ONE, "controller": TWO}
-    theirs, ours = way.ordered(Orders(add=("s",), given=both), "s", {}, {})
+    theirs, ours = apply_controller_changes(KeyChanges(add=("s",), given=both), "s", {}, {})
     assert (theirs.keys, ours.keys, theirs.made, ours.made) == ({"s": ONE}, {"controller": TWO}, {}, {})
-    assert not way.ordered(Orders(add=("s",), given=both), "s", theirs.keys, ours.keys)[1].changed
-    _, made = way.ordered(Orders(add=("s",), given={"s": ONE}), "s", {}, {})
+    assert not apply_controller_changes(KeyChanges(add=("s",), given=both), "s", theirs.keys, ours.keys)[1].changed
+    _, made = apply_controller_changes(KeyChanges(add=("s",), given={"s": ONE}), "s", {}, {})
     assert set(made.made) == {"controller"}
-    assert not way.ordered(Orders(add=("s",), given={"s": ONE}), "s", {"s": ONE}, made.keys)[1].changed
+    assert not apply_controller_changes(KeyChanges(add=("s",), given={"s": ONE}), "s", {"s": ONE}, made.keys)[1].changed
 
 
 def test_the_key_in_use_is_the_first_of_the_file() -> None:
-    assert way.text_of({"ours": ONE, "controller": TWO}) == f"controller:{TWO}\n"
-    assert way.text_of({"ours": ONE}) == f"ours:{ONE}\n"  # one that a person has put there
+    assert psk.format_own_key({"ours": ONE, "controller": TWO}) == f"controller:{TWO}\n"
+    assert psk.format_own_key({"ours": ONE}) == f"ours:{ONE}\n"  # one that a person has put there
 
 
 # --- single settings of reimzul.ini
@@ -195,36 +194,36 @@ max_load: 4
 
 
 def test_a_setting_is_changed_where_it_stands() -> None:
-    changed = ini.changed(INI, {("worker", "tries"): "5"})
+    changed = ini.set_values(INI, {("worker", "tries"): "5"})
     assert changed == INI.replace("tries = 3", "tries = 5")
 
 
 def test_one_of_several_lines_is_replaced_whole() -> None:
-    changed = ini.changed(INI, {("worker", "rsync_arguments"): "--three"})
+    changed = ini.set_values(INI, {("worker", "rsync_arguments"): "--three"})
     assert changed == INI.replace("--one\n    --two", "--three")
 
 
 def test_the_other_way_to_write_it_is_known() -> None:
-    assert ini.value_in(INI, "worker", "max_load") == "4"
-    assert ini.changed(INI, {("worker", "max_load"): "8"}) == INI.replace("max_load: 4", "max_load = 8")
+    assert ini.get_value(INI, "worker", "max_load") == "4"
+    assert ini.set_values(INI, {("worker", "max_load"): "8"}) == INI.replace("max_load: 4", "max_load = 8")
 
 
 def test_a_setting_that_is_not_there_comes_behind_the_last_of_its_section() -> None:
-    changed = ini.changed(INI, {("worker", "mock"): "mymock"})
+    changed = ini.set_values(INI, {("worker", "mock"): "mymock"})
     assert changed == INI.replace("max_load: 4\n", "max_load: 4\nmock = mymock\n")
 
 
 def test_a_section_that_is_not_there_comes_last() -> None:
-    assert ini.changed(INI, {("repogen", "cores"): "2"}) == INI + "\n[repogen]\ncores = 2\n"
+    assert ini.set_values(INI, {("repogen", "cores"): "2"}) == INI + "\n[repogen]\ncores = 2\n"
 
 
 def test_settings_go_into_the_sample_and_come_out_of_it() -> None:
     settings = {("worker", "max_load"): "8", ("mqtt", "topic"): "farm", ("farm", "arches"): "/etc/reimzul/arches.yml"}
-    text = ini.changed(config.sample_text(), settings)
+    text = ini.set_values(config.sample_text(), settings)
     read = config.parse_settings(text, "x")
     assert (read.worker.max_load, read.mqtt.topic, str(read.farm.arches)) == (8, "farm", "/etc/reimzul/arches.yml")
     assert len(text.splitlines()) == len(config.sample_text().splitlines())
-    assert ini.changed(text, settings) == text
+    assert ini.set_values(text, settings) == text
 
 
 @pytest.mark.parametrize(
@@ -237,14 +236,17 @@ def test_settings_go_into_the_sample_and_come_out_of_it() -> None:
 )
 def test_a_setting_that_cannot_be_is_refused(section: str, key: str, value: str, words: str) -> None:
     with pytest.raises(InputError, match=rf"\[{section}\] {key}.* {words}"):
-        ini.changed(INI, {(section, key): value})
+        ini.set_values(INI, {(section, key): value})
 
 
 def test_a_setting_is_given_as_section_key_value() -> None:
-    assert ini.parse("worker.rsync_arguments=--bwlimit=20m -x") == (("worker", "rsync_arguments"), "--bwlimit=20m -x")
+    assert ini.parse_setting("worker.rsync_arguments=--bwlimit=20m -x") == (
+        ("worker", "rsync_arguments"),
+        "--bwlimit=20m -x",
+    )
     for wrong in ("worker", "worker=1", "worker.tries", "worker.tries=1\n[x]", "[worker].tries=1"):
         with pytest.raises(InputError, match=r"not of the form section.key=value"):
-            ini.parse(wrong)
+            ini.parse_setting(wrong)
 
 
 # --- templates
@@ -253,22 +255,22 @@ def test_a_setting_is_given_as_section_key_value() -> None:
 @pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
 def test_host_names_are_filled_in_and_known_again(role: str) -> None:
     hosts = {"CONTROLLER": "c.example.org", "BSTORE": "192.0.2.7"}
-    text = templates.tunnels(role, hosts)
+    text = templates.fill_tunnels(role, hosts)
     assert not re.search(r"^connect = [A-Z]", text, re.MULTILINE)
-    assert templates.hosts_in(text) == {peer: hosts[peer] for peer in roles.PEERS[role]}
-    assert templates.role_of(text) == role
-    assert templates.hosts_in((CONF / f"stunnel-{role}.conf").read_text()) == {}
+    assert templates.find_hosts(text) == {peer: hosts[peer] for peer in roles.PEERS[role]}
+    assert templates.find_role(text) == role
+    assert templates.find_hosts((CONF / f"stunnel-{role}.conf").read_text()) == {}
 
 
 def test_a_controller_that_does_not_know_bstore_has_no_way_to_it() -> None:
-    text = templates.tunnels("controller", {})
+    text = templates.fill_tunnels("controller", {})
     assert "[store]" not in text and "[incoming-server]" in text and text.endswith("reimzul-psk-all.txt\n")
-    assert templates.tunnels("controller", {"BSTORE": "BSTORE"}).startswith(text)
-    assert (templates.role_of(text), templates.hosts_in(text)) == ("controller", {})
+    assert templates.fill_tunnels("controller", {"BSTORE": "BSTORE"}).startswith(text)
+    assert (templates.find_role(text), templates.find_hosts(text)) == ("controller", {})
 
 
 def test_a_configuration_that_is_not_ours_has_no_role() -> None:
-    assert templates.role_of("[imap]\naccept = 143\n") == ""
+    assert templates.find_role("[imap]\naccept = 143\n") == ""
 
 
 @pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
@@ -289,7 +291,7 @@ def test_nothing_but_stunnel_listens_on_a_public_address() -> None:
     for name in ("nginx-controller.conf", "nginx-bstore.conf"):
         assert re.findall(r"^\s*listen (.+);$", (CONF / name).read_text(), re.MULTILINE) == ["127.0.0.1:80"]
     assert re.findall(r"^address = (.+)$", (CONF / "rsyncd.conf").read_text(), re.MULTILINE) == ["127.0.0.1"]
-    assert templates.listener_in((CONF / "mosquitto-reimzul.conf").read_text()) == "127.0.0.1"
+    assert templates.find_mosquitto_address((CONF / "mosquitto-reimzul.conf").read_text()) == "127.0.0.1"
     assert " -l 127.0.0.1 " in (CONF / "beanstalkd-service.conf").read_text()
 
 
@@ -322,114 +324,118 @@ http {
 
 
 def test_the_server_that_fedoras_nginx_comes_with_is_taken_out() -> None:
-    text = templates.without_stock_server(NGINX_OF_FEDORA)
+    text = templates.remove_stock_server(NGINX_OF_FEDORA)
     assert re.findall(r"^\s*listen.*", text, re.MULTILINE) == []
     assert text.count("{") == text.count("}")
     assert "include /etc/nginx/conf.d/*.conf;" in text and "#        listen       443" in text
-    assert templates.without_stock_server(text) == text
+    assert templates.remove_stock_server(text) == text
 
 
 def test_somebodys_own_server_stays() -> None:
     own = NGINX_OF_FEDORA.replace("/usr/share/nginx/html", "/srv/www")
-    assert templates.without_stock_server(own) == own
+    assert templates.remove_stock_server(own) == own
 
 
 # --- what differs
 
 
 def test_a_file_that_is_not_there_is_new_and_nobody_is_asked(system: System) -> None:
-    (change,) = changes(system, [Wanted(path="/etc/x", text="a\n")])
-    assert (change.kind, change.asks, change.keeps) == ("new", False, "")
+    (change,) = compare(system, [FileSpec(path="/etc/x", text="a\n")])
+    assert (change.kind, change.needs_consent, change.backup_path) == ("new", False, "")
     assert list(change.lines()) == ["--- /dev/null", "+++ /etc/x", "@@ -0,0 +1 @@", "+a"]
 
 
 def test_a_file_that_is_as_it_should_be_is_no_change(system: System) -> None:
     put(system, "/etc/x", "a\n")
-    assert changes(system, [Wanted(path="/etc/x", text="a\n")]) == []
+    assert compare(system, [FileSpec(path="/etc/x", text="a\n")]) == []
 
 
 def test_a_file_that_somebody_changed_is_asked_about(system: System) -> None:
     put(system, "/etc/x", "# SPDX-License-Identifier: Apache-2.0\nb\n")
-    (change,) = changes(system, [Wanted(path="/etc/x", text="# SPDX-License-Identifier: Apache-2.0\na\n")])
-    assert (change.asks, change.keeps) == (True, "")
+    (change,) = compare(system, [FileSpec(path="/etc/x", text="# SPDX-License-Identifier: Apache-2.0\na\n")])
+    assert (change.needs_consent, change.backup_path) == (True, "")
     assert "-b" in change.lines() and "+a" in change.lines()
 
 
 def test_a_file_that_is_as_we_wrote_it_is_replaced_without_a_question(system: System) -> None:
-    first = changes(system, [Wanted(path="/etc/x", text="one\n")])
-    writing.write(system, first[0])
-    writing.remember(system, first)
-    (change,) = changes(system, [Wanted(path="/etc/x", text="two\n")])
-    assert (change.kind, change.asks, change.keeps) == ("changed", False, "")
+    first = compare(system, [FileSpec(path="/etc/x", text="one\n")])
+    files.write(system, first[0])
+    files.save_checksums(system, first)
+    (change,) = compare(system, [FileSpec(path="/etc/x", text="two\n")])
+    assert (change.kind, change.needs_consent, change.backup_path) == ("changed", False, "")
     put(system, "/etc/x", "one and a half\n")
-    (change,) = changes(system, [Wanted(path="/etc/x", text="two\n")])
-    assert change.asks
+    (change,) = compare(system, [FileSpec(path="/etc/x", text="two\n")])
+    assert change.needs_consent
 
 
 def test_a_foreign_file_is_kept_once_and_as_it_was(system: System) -> None:
     put(system, "/etc/rsyncd.conf", "theirs\n", 0o640)
     for text in ("ours\n", "newer\n"):
-        (change,) = changes(system, [Wanted(path="/etc/rsyncd.conf", text=text)])
-        writing.write(system, change)
-    kept = system.at("/etc/rsyncd.conf.before-reimzul")
+        (change,) = compare(system, [FileSpec(path="/etc/rsyncd.conf", text=text)])
+        files.write(system, change)
+    kept = system.resolve("/etc/rsyncd.conf.before-reimzul")
     assert kept.read_text() == "theirs\n" and kept.stat().st_mode & 0o777 == 0o640
     assert system.text("/etc/rsyncd.conf") == "newer\n"
 
 
 def test_a_file_that_is_nothing_but_comments_is_kept_and_not_asked_about(system: System) -> None:
     put(system, "/etc/rsyncd.conf", "# uid = nobody\n\n; and so on\n")
-    (change,) = changes(system, [Wanted(path="/etc/rsyncd.conf", text="ours\n")])
-    assert (change.kind, change.asks, change.keeps) == ("changed", False, "/etc/rsyncd.conf.before-reimzul")
+    (change,) = compare(system, [FileSpec(path="/etc/rsyncd.conf", text="ours\n")])
+    assert (change.kind, change.needs_consent, change.backup_path) == (
+        "changed",
+        False,
+        "/etc/rsyncd.conf.before-reimzul",
+    )
 
 
 def test_of_a_secret_only_its_size_is_shown_and_nothing_is_kept(system: System) -> None:
     put(system, "/k", f"b1:{ONE}\n", 0o600)
-    (change,) = changes(system, [Wanted(path="/k", text=f"b1:{TWO}\nb2:{TWO}\n", mode=0o600, secret=True)])
-    assert (change.asks, change.keeps) == (False, "")
+    (change,) = compare(system, [FileSpec(path="/k", text=f"b1:{TWO}\nb2:{TWO}\n", mode=0o600, secret=True)])
+    assert (change.needs_consent, change.backup_path) == (False, "")
     assert list(change.lines()) == [
-        "/k: 2 lines added, which nobody is shown", "/k: 1 line taken out, which nobody is shown",
+        "/k: 2 secret lines added", "/k: 1 secret line removed",
     ]  # fmt: skip
-    writing.write(system, change)
+    files.write(system, change)
     assert [path.name for path in system.root.iterdir()] == ["k"]
 
 
 def test_a_mode_that_is_too_open_is_mended(system: System) -> None:
     put(system, "/k", "x\n", 0o644)
-    (change,) = changes(system, [Wanted(path="/k", text="x\n", mode=0o600, secret=True)])
+    (change,) = compare(system, [FileSpec(path="/k", text="x\n", mode=0o600, secret=True)])
     assert list(change.lines()) == ["/k: mode 644 becomes 600"]
-    writing.write(system, change)
+    files.write(system, change)
     assert system.mode("/k") == 0o600
 
 
 def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = writing.os.replace
+    real = fs.os.replace
 
     def replace(source: Path, goal: Path) -> None:
         seen.append(source.stat().st_mode & 0o777)
         real(source, goal)
 
-    monkeypatch.setattr(writing.os, "replace", replace)
-    monkeypatch.setattr(writing.os, "fchmod", lambda *_: seen.append(0o600))
-    (change,) = changes(system, [Wanted(path="/k", text="x\n", mode=0o644)])
-    writing.write(system, change)
+    monkeypatch.setattr(fs.os, "replace", replace)
+    monkeypatch.setattr(fs.os, "fchmod", lambda *_: seen.append(0o600))
+    (change,) = compare(system, [FileSpec(path="/k", text="x\n", mode=0o644)])
+    files.write(system, change)
     assert seen == [0o600, 0o600]
 
 
 def test_a_file_that_cannot_be_written_leaves_what_was_there(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     put(system, "/etc/x", "before\n")
-    (change,) = changes(system, [Wanted(path="/etc/x", text="after\n")])
-    monkeypatch.setattr(writing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    (change,) = compare(system, [FileSpec(path="/etc/x", text="after\n")])
+    monkeypatch.setattr(fs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ReimzulError, match="^/etc/x: cannot be written: no space left on device$"):
-        writing.write(system, change)
-    assert [path.name for path in system.at("/etc").iterdir()] == ["x"]
+        files.write(system, change)
+    assert [path.name for path in system.resolve("/etc").iterdir()] == ["x"]
     assert system.text("/etc/x") == "before\n"
 
 
 def test_a_file_that_is_no_text_is_not_replaced(system: System) -> None:
     put(system, "/etc/x", "").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="/etc/x: not UTF-8 at byte 0"):
-        changes(system, [Wanted(path="/etc/x", text="a\n")])
+        compare(system, [FileSpec(path="/etc/x", text="a\n")])
 
 
 # --- what roles want
@@ -437,10 +443,12 @@ def test_a_file_that_is_no_text_is_not_replaced(system: System) -> None:
 
 def paths(role: str, system: System, **wishes: object) -> set[str]:
     hosts = {"CONTROLLER": "c", "BSTORE": "b"}
-    return {file.path for file in roles.plan(role, system, Wishes(hosts=hosts, **wishes)).files}  # type: ignore[arg-type]
+    return {file.path for file in roles.plan_role(role, system, RoleOptions(hosts=hosts, **wishes)).files}  # type: ignore[arg-type]
 
 
 def test_each_role_has_its_files(system: System) -> None:
+    for unit in ("notifier", "signer"):
+        put(system, f"/usr/lib/systemd/system/reimzul-{unit}.service", "")
     common = {
         "/etc/sysctl.d/90-reimzul.conf", "/etc/systemd/system/stunnel@reimzul.service.d/reimzul.conf", roles.TUNNELS,
         roles.SETTINGS,
@@ -465,67 +473,71 @@ def test_a_persons_settings_are_not_touched_unless_one_is_set(system: System) ->
 
 
 def test_units_come_in_the_order_they_stand_on_each_other(system: System) -> None:
-    wishes = Wishes(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
-    assert roles.plan("controller", system, Wishes()).units == (
+    wishes = RoleOptions(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
+    assert roles.plan_role("controller", system, RoleOptions()).units == (
         "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier",
     )  # fmt: skip
-    assert roles.plan("builder", system, wishes).units == ("stunnel@reimzul", "reimzul-worker@1", "reimzul-worker@2")
-    assert roles.plan("bstore", system, wishes).units == (
+    assert roles.plan_role("builder", system, wishes).units == (
+        "stunnel@reimzul",
+        "reimzul-worker@1",
+        "reimzul-worker@2",
+    )
+    assert roles.plan_role("bstore", system, wishes).units == (
         "rsync", "nginx", "stunnel@reimzul", "reimzul-repogen-worker@1", "reimzul-repogen-worker@2", "reimzul-signer",
     )  # fmt: skip
 
 
 def test_rsyncd_has_its_name_of_fedora_where_it_is_called_so(system: System) -> None:
     put(system, "/usr/lib/systemd/system/rsyncd.service", "")
-    plan = roles.plan("bstore", system, Wishes(hosts={"CONTROLLER": "c"}))
+    plan = roles.plan_role("bstore", system, RoleOptions(hosts={"CONTROLLER": "c"}))
     assert plan.units[0] == "rsyncd"
-    concerned = {file.path for file in plan.files if "rsyncd" in file.units}
+    concerned = {file.path for file in plan.files if "rsyncd" in file.restarts}
     assert concerned == {"/etc/rsyncd.conf", "/etc/systemd/system/rsyncd.service.d/reimzul.conf"}
 
 
 def test_debians_other_ways_to_start_the_same_are_in_the_way(system: System) -> None:
     put(system, "/etc/systemd/system/sockets.target.wants/beanstalkd.socket", "")
     put(system, "/etc/rc3.d/S01stunnel4", "")
-    assert roles.plan("controller", system, Wishes()).unwanted == ("beanstalkd.socket", "stunnel4")
+    assert roles.plan_role("controller", system, RoleOptions()).unwanted == ("beanstalkd.socket", "stunnel4")
     put(system, "/etc/stunnel/mine.conf", "")  # somebody needs it
-    assert roles.plan("controller", system, Wishes()).unwanted == ("beanstalkd.socket",)
+    assert roles.plan_role("controller", system, RoleOptions()).unwanted == ("beanstalkd.socket",)
 
 
 def test_workers_that_are_too_many_are_disabled(system: System) -> None:
     for number in (1, 2, 3, 10):
         put(system, f"/etc/systemd/system/multi-user.target.wants/reimzul-worker@{number}.service", "")
-    wishes = Wishes(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
-    assert roles.plan("builder", system, wishes).unwanted == ("reimzul-worker@3", "reimzul-worker@10")
+    wishes = RoleOptions(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
+    assert roles.plan_role("builder", system, wishes).unwanted == ("reimzul-worker@3", "reimzul-worker@10")
 
 
 def test_repositories_are_served_to_everybody_only_where_that_was_said(system: System) -> None:
     hosts = {"CONTROLLER": "c"}
     assert roles.PUBLIC not in paths("bstore", system)
-    plan = roles.plan("bstore", system, Wishes(hosts=hosts, public_port=8080))
+    plan = roles.plan_role("bstore", system, RoleOptions(hosts=hosts, public_port=8080))
     (text,) = [file.text for file in plan.files if file.path == roles.PUBLIC]
     assert "    listen 8080;\n" in text and 8080 in plan.ports
     put(system, roles.PUBLIC, text)
-    assert roles.public_port(system) == 8080
-    assert roles.plan("bstore", system, Wishes(hosts=hosts)).removed == {roles.PUBLIC: "nginx"}
+    assert roles.current_public_port(system) == 8080
+    assert roles.plan_role("bstore", system, RoleOptions(hosts=hosts)).removed == {roles.PUBLIC: "nginx"}
 
 
 # --- what was begun
 
 
 def test_what_a_set_up_was_killed_at_is_known_to_the_next(system: System) -> None:
-    with begun(system) as mine:
-        assert not mine.pending()
-        mine.keep({"nginx", "beanstalkd"}, {"stunnel@reimzul"})
-    with begun(system) as mine:
-        left = Pending(restart=frozenset({"nginx", "beanstalkd"}), reload=frozenset({"stunnel@reimzul"}))
-        assert mine.pending() == left
-        mine.done()
-    with begun(system) as mine:
-        assert not mine.pending()
+    with lock_setup(system) as mine:
+        assert not mine.read_pending()
+        pending = PendingUnits(restart=frozenset({"nginx", "beanstalkd"}), reload=frozenset({"stunnel@reimzul"}))
+        mine.write_pending(pending)
+    with lock_setup(system) as mine:
+        assert mine.read_pending() == pending
+        mine.write_pending(PendingUnits())
+    with lock_setup(system) as mine:
+        assert not mine.read_pending()
 
 
 def test_two_set_ups_at_once_are_refused(system: System) -> None:
-    with begun(system), pytest.raises(ReimzulError, match="another reimzul setup runs here"), begun(system):
+    with lock_setup(system), pytest.raises(ReimzulError, match="another reimzul setup runs here"), lock_setup(system):
         pass
 
 
@@ -534,7 +546,7 @@ def test_two_set_ups_at_once_are_refused(system: System) -> None:
 
 @pytest.mark.parametrize("url", ["https://git.example.org/mock_configs", "git@example.org:mock.git", "/srv/git/mock"])
 def test_a_repository_is_cloned_as_the_user_who_pulls_it(tmp_path: Path, url: str) -> None:
-    (step,) = cloning(System(root=tmp_path, running=True), url)
+    (step,) = clone_steps(System(root=tmp_path, running=True), url)
     assert step.argv[:4] == ("runuser", "-u", "reimzul", "--")
     assert step.argv[-3:] == ("--", url, "/srv/reimzul/mock_configs")
 
@@ -542,22 +554,34 @@ def test_a_repository_is_cloned_as_the_user_who_pulls_it(tmp_path: Path, url: st
 @pytest.mark.parametrize("url", ["--upload-pack=x", "ext::sh -c x", "mock_configs", "https://x y", ""])
 def test_what_git_could_take_for_something_else_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match="is not where a git repository is"):
-        cloning(System(root=tmp_path, running=True), url)
+        clone_steps(System(root=tmp_path, running=True), url)
 
 
 def test_a_checkout_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "srv/reimzul/mock_configs/.git").mkdir(parents=True)
-    assert cloning(System(root=tmp_path, running=True), "https://git.example.org/mock_configs") == ()
+    assert clone_steps(System(root=tmp_path, running=True), "https://git.example.org/mock_configs") == []
 
 
-# --- where templates are
+# --- a host whose programs are Python's wheel
 
 
-def test_templates_are_found_where_the_program_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates.sys, "argv", [str(tmp_path / "bin/reimzul")])
-    (tmp_path / "share/reimzul/conf").mkdir(parents=True)
-    (tmp_path / "share/reimzul/conf/only-there.conf").write_text("x\n")
-    assert templates.template("only-there.conf") == "x\n"
-    with pytest.raises(ReimzulError, match="nowhere.conf is not installed: neither in .* nor in /usr/share/reimzul"):
-        templates.template("nowhere.conf")
-    assert templates.template("rsyncd.conf") == (CONF / "rsyncd.conf").read_text()  # a checkout's own come first
+def test_units_user_and_folders_are_written_where_no_package_brings_them(
+    tmp_path: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "bin/reimzul")])
+    files = {file.path: file for file in roles.plan_role("controller", system, RoleOptions()).files}
+    first = list(files)[:2]
+    assert first == ["/etc/sysusers.d/reimzul.conf", "/etc/tmpfiles.d/reimzul.conf"]  # files of that user come later
+    assert files[first[0]].then == ("systemd-sysusers", first[0])
+    shipped = {
+        path.name for kind in ("service", "target", "timer") for path in (CONF.parent / "systemd").glob(f"*.{kind}")
+    }
+    assert {path.rpartition("/")[2] for path in files if re.match(r"/etc/systemd/system/[^/]+$", path)} == shipped
+    unit = files["/etc/systemd/system/reimzul-notifier.service"].text
+    assert f"\nExecStart={tmp_path}/bin/reimzul-notifier\n" in unit and "/usr/local" not in unit
+
+
+def test_every_template_and_unit_is_in_the_package() -> None:
+    for folder in ("conf", "systemd"):
+        for path in (CONF.parent / folder).iterdir():
+            assert templates.read_template(path.name, folder) == path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Setting a host up for its role: files, keys, units.
+"""`reimzul setup`: a host's files, keys and units for its role.
 
-`roles` has what each role wants, as values; `files` and `units` hold it against what is there; `act` shows it, has it
-agreed to and does it. Another root than / is an image, where all is written and nothing started.
+`roles` plans what a role needs, as values; `files` compares that with the host and writes it; `apply` shows the plan,
+asks for consent and carries it out; `psk` changes keys.
 """

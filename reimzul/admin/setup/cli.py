@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul setup`: the command lines of a host's set-up."""
+"""`reimzul setup`: the commands for the controller, bstore and builders."""
 
 from __future__ import annotations
 
@@ -11,55 +11,50 @@ from typing import Any, Callable, TypeVar
 import attr
 import click
 
-from reimzul.admin.setup import asking, ini, keys, mqtt, roles, way
-from reimzul.admin.setup.act import Manner, agree, prepare, show, take_steps, write_files
-from reimzul.admin.setup.begun import Pending, begun
-from reimzul.admin.setup.checkout import cloning
-from reimzul.admin.setup.orders import Orders, Outcome, carried_out
-from reimzul.admin.setup.roles import Plan, Wishes
-from reimzul.admin.setup.system import RootNeeded, System
-from reimzul.admin.setup.units import Step, making
+from reimzul.admin.setup import ini, mqtt, prompts, psk, roles
+from reimzul.admin.setup.apply import ApplyOptions, prepare, require_consent, run_steps, show, write_files
+from reimzul.admin.setup.host import RootNeeded, Step, System
+from reimzul.admin.setup.lock import PendingUnits, lock_setup
+from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
+from reimzul.admin.setup.roles import Plan, RoleOptions
 from reimzul.admin.table import show_json
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: How many run at once where nothing is said: as the original's README has it, fewer where there are few cores.
-WORKERS, REPOGEN_WORKERS = 4, 3
+#: The most instances by default, as in the original's README; builders with few cores get fewer.
+DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
 
 
-def _shared(function: F) -> F:
+def _common_options(function: F) -> F:
     for decorate in (
         click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing."),
-        click.option("--yes", is_flag=True, help="Replace what differs without asking."),
-        click.option("--json", "as_json", is_flag=True, help="With --dry-run or --list: the same for a program."),
+        click.option("--yes", is_flag=True, help="Replace changed files without asking."),
+        click.option("--json", "as_json", is_flag=True, help="With --dry-run or --list: print JSON."),
         click.option(
             "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE",
-            help="A setting of /etc/reimzul/reimzul.ini; all else in it stays. May be given several times.",
+            help="Change a setting in /etc/reimzul/reimzul.ini. May be repeated.",
         ),
         click.option(
             "--root", metavar="FOLDER", default=Path("/"),
             type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="Set up the system below FOLDER, an image: write and enable, start nothing.",
+            help="Set up the image below FOLDER: write and enable, start nothing.",
         ),
     ):  # fmt: skip
         function = decorate(function)
     return function
 
 
-def _originals_option(function: F) -> F:
-    words = "Whether workers of the original are still there (docs/upgrading.md)."
-    return click.option("--original-workers", type=click.Choice(["on", "off"]), help=words)(function)
-
-
 def _key_options(function: F) -> F:
     for decorate in (
-        click.option("--add-builder", multiple=True, metavar="NAME", help="Let a builder in. May be repeated."),
-        click.option("--revoke", multiple=True, metavar="NAME", help="Shut a host out, at once."),
-        click.option("--new-key", is_flag=True, help="With --add-…: another key for who has one already."),
-        click.option("--list", "listed", is_flag=True, help="Who has a key here."),
-        click.option("--psk-file", metavar="FILE", help="Keys made elsewhere, a line name:hex each; - is stdin."),
+        click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
+        click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
+        click.option("--new-key", is_flag=True, help="With --add-…: replace the key of a host that has one."),
+        click.option("--list", "list_keys", is_flag=True, help="List the hosts that have a key here."),
+        click.option("--psk-file", metavar="FILE", help="Read keys made elsewhere, a line name:hex each; - is stdin."),
+        # of the versions that let workers of the original upload; accepted until 0.3
+        click.option("--original-workers", type=click.Choice(["on", "off"]), hidden=True),
     ):
         function = decorate(function)
     return function
@@ -69,7 +64,8 @@ def _key_options(function: F) -> F:
 def command() -> None:
     """Set this host up for its role: configurations, keys, units. Safe to run again.
 
-    It shows what it would change of files that are there, and asks; run again, it changes only what differs.
+    Changes to existing files are shown, and need consent. Re-running changes only what differs, and restarts only the
+    services affected.
 
     \b
     Examples:
@@ -81,9 +77,8 @@ def command() -> None:
 
 @command.command("controller", epilog=EXIT_CODES)
 @_key_options
-@_shared
-@_originals_option
-@click.option("--add-bstore", metavar="NAME", help="Let bstore in: its host name, or the one of --bstore.")
+@_common_options
+@click.option("--add-bstore", metavar="NAME", help="Accept bstore's key. NAME is its host name unless --bstore has it.")
 @click.option("--controller", metavar="HOST", help="This host's name as the others know it, for the lines printed.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name, if it is not the NAME of --add-bstore.")
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
@@ -94,9 +89,9 @@ def controller(
 ) -> None:  # fmt: skip
     """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier.
 
-    The key of each host is made here: --add-builder and --add-bstore print it, a line each, on stdout and once, and
-    on stderr what to run with it. On a host that is set up they change nothing but the keys. With bstore's the
-    controller gets a key of its own, to read the store by: for bstore that is another line.
+    The key of each host is made here: --add-builder and --add-bstore print it once, a line each, on stdout. The
+    commands to run with it on the other hosts are printed on stderr. On a host that is set up they change only the
+    keys. Adding bstore also makes the controller's own key, by which it reads the store: bstore needs that line too.
 
     \b
     Examples:
@@ -105,41 +100,43 @@ def controller(
       reimzul setup controller --revoke b2
       reimzul setup controller --list
     """
-    run = _Run("controller", add_bstore=add_bstore, **given)
-    if run.listed():
+    setup = _SetupRun("controller", add_bstore=add_bstore, **given)
+    if setup.given["list_keys"]:
+        setup.print_owners()
         return
-    outcome, own = run.orders_with_own(add_bstore)
-    store = run.bstore(bstore, add_bstore)
-    hosts = {"CONTROLLER": asking.host(controller or local_hostname()), "BSTORE": asking.host(store or "BSTORE")}
-    if bstore and not (own.keys or run.given["add_builder"]):
+    result, own = setup.change_controller_keys(add_bstore)
+    store = setup.find_bstore(bstore, add_bstore)
+    names = {
+        "CONTROLLER": prompts.parse_host(controller or local_hostname()),
+        "BSTORE": prompts.parse_host(store or "BSTORE"),
+    }
+    if bstore and not (own.keys or setup.given["add_builder"]):
         raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
-    reaches = {"own_key": way.text_of(own.keys), "hosts": {"BSTORE": store} if own.keys and store else {}}
-    if run.only_keys and not (with_mqtt or mqtt_listen):
-        planned = roles.keys_and_way if own.changed else roles.keys_only
-        run.carry_out(planned(run.system, run.wishes(outcome, **reaches)), outcome)
+    more = {"own_key": psk.format_own_key(own.keys), "hosts": {"BSTORE": store} if own.keys and store else {}}
+    if setup.only_keys and not (with_mqtt or mqtt_listen):
+        options = setup.role_options(result, **more)
+        setup.carry_out(roles.plan_keys(setup.system, options, new_own_key=own.changed), result)
     else:
-        listen = asking.host(mqtt_listen) if mqtt_listen else None
-        broker = mqtt.wishes(run.system, with_mqtt, listen, controller, run.settings)
-        wishes = run.wishes(outcome, **reaches, **broker.as_wishes(run.settings))
-        run.carry_out(roles.plan("controller", run.system, wishes), outcome)
-    run.tell(outcome, add_bstore, hosts)
+        listen = prompts.parse_host(mqtt_listen) if mqtt_listen else None
+        more.update(mqtt.role_options(setup.system, with_mqtt, listen, controller, setup.settings))
+        setup.carry_out(roles.plan_role("controller", setup.system, setup.role_options(result, **more)), result)
+    setup.print_commands_for_others(result, add_bstore, names)
 
 
 @command.command("bstore", epilog=EXIT_CODES)
 @_key_options
-@_shared
+@_common_options
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
-@click.option("--name", metavar="NAME", help="Whose key in --psk-file is this host's own, where there are several.")
+@click.option("--name", metavar="NAME", help="Whose key in --psk-file is this host's own, if there are several.")
 @click.option("--repogen-workers", type=click.IntRange(1, 64), metavar="N", help="How many publish at once; 3.")
-@_originals_option
-@click.option("--public-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: no more.")
+@click.option("--public-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
 def bstore(
     controller: str | None, name: str | None, repogen_workers: int | None, public_port: int | None, **given: Any
 ) -> None:
     """Set up bstore: rsyncd, nginx for the store, stunnel, repogen, the signer.
 
     Its own key, the controller's and those of the builders come from the controller. On a host that is set up,
-    --add-builder and --revoke change nothing but the keys.
+    --add-builder and --revoke change only the keys.
 
     \b
     Examples:
@@ -147,35 +144,37 @@ def bstore(
       reimzul setup bstore --add-builder b3 --psk-file -
       reimzul setup bstore --revoke b3
     """
-    run = _Run("bstore", **given)
-    if run.listed():
+    setup = _SetupRun("bstore", **given)
+    if setup.given["list_keys"]:
+        setup.print_owners()
         return
-    outcome = run.orders()
-    if run.only_keys and not (controller or name or repogen_workers or public_port is not None or run.more()):
-        run.carry_out(roles.keys_only(run.system, run.wishes(outcome)), outcome)
+    result, system = setup.change_bstore_keys(), setup.system
+    if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.has_own()):
+        setup.carry_out(roles.plan_keys(system, setup.role_options(result)), result)
         return
-    questions = asking.Questions()
-    hosts = {"CONTROLLER": run.host(questions, controller, "CONTROLLER")}
-    own = run.own_key(questions, name)
-    questions.done()
-    wishes = run.wishes(
-        outcome, hosts=hosts, own_key=own,
-        public_port=roles.public_port(run.system) if public_port is None else public_port,
-        originals=roles.original_workers(run.system, run.settings),
-        instances=repogen_workers or len(run.system.instances("reimzul-repogen-worker")) or REPOGEN_WORKERS,
+    prompter = prompts.Prompter()
+    hosts = {"CONTROLLER": setup.ask_host(prompter, controller, "CONTROLLER")}
+    own = setup.choose_own_key(prompter, name)
+    prompter.raise_if_missing()
+    options = setup.role_options(
+        result, hosts=hosts, own_key=own,
+        public_port=roles.current_public_port(system) if public_port is None else public_port,
+        instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
     )  # fmt: skip
-    made = run.system.running and roles.folders_missing(run.system)
-    run.carry_out(roles.plan("bstore", run.system, wishes), outcome, [making(roles.FOLDERS)] if made else [])
+    setup.carry_out(roles.plan_role("bstore", system, options), result, roles.folder_steps(system))
+    old_uploads = roles.find_old_uploads(system)
+    if old_uploads:
+        setup.options.print(f"workers of the original are no longer supported: {old_uploads} will not be published")
 
 
 @command.command("builder", epilog=EXIT_CODES)
-@_shared
+@_common_options
 @click.option("--controller", metavar="HOST", help="The controller's host name.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name.")
 @click.option("--name", metavar="NAME", help="This builder's name, whose key is in --psk-file.")
-@click.option("--psk-file", metavar="FILE", help="This builder's key, a line name:hex; - is stdin.")
+@click.option("--psk-file", metavar="FILE", help="Read this builder's key, a line name:hex; - is stdin.")
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many build at once.")
-@click.option("--mock-configs", metavar="URL", help="The git repository of mock's configurations, to be cloned.")
+@click.option("--mock-configs", metavar="URL", help="Clone the git repository of mock's configurations.")
 def builder(
     controller: str | None, bstore: str | None, name: str | None, workers: int | None, mock_configs: str | None,
     **given: Any,
@@ -188,33 +187,34 @@ def builder(
     Example:
       reimzul setup builder --name b3 --controller controller.example.org --bstore bstore.example.org --psk-file -
     """
-    run = _Run("builder", **given)
-    questions = asking.Questions()
+    setup = _SetupRun("builder", **given)
+    prompter = prompts.Prompter()
     hosts = {
-        "CONTROLLER": run.host(questions, controller, "CONTROLLER"),
-        "BSTORE": run.host(questions, bstore, "BSTORE"),
+        "CONTROLLER": setup.ask_host(prompter, controller, "CONTROLLER"),
+        "BSTORE": setup.ask_host(prompter, bstore, "BSTORE"),
     }
-    own = run.own_key(questions, name)
-    questions.done()
-    usual = min(WORKERS, max(1, (os.cpu_count() or 1) // 2))
-    wishes = Wishes(
-        hosts=hosts, own_key=own, settings=run.settings,
-        instances=workers or len(run.system.instances("reimzul-worker")) or usual,
+    own = setup.choose_own_key(prompter, name)
+    prompter.raise_if_missing()
+    default = min(DEFAULT_WORKERS, max(1, (os.cpu_count() or 1) // 2))
+    options = RoleOptions(
+        hosts=hosts, own_key=own, settings=setup.settings,
+        instances=workers or len(setup.system.instances("reimzul-worker")) or default,
     )  # fmt: skip
-    run.carry_out(roles.plan("builder", run.system, wishes), None, cloning(run.system, mock_configs))
+    plan = roles.plan_role("builder", setup.system, options)
+    setup.carry_out(plan, None, roles.clone_steps(setup.system, mock_configs))
 
 
-def _refuse_contradictions(role: str, about_keys: bool, **given: Any) -> None:
-    if given["psk_file"] and role == "controller" and not about_keys:
+def _refuse_contradictions(role: str, changes_keys: bool, **given: Any) -> None:
+    if given["psk_file"] and role == "controller" and not changes_keys:
         raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
-    if given.get("new_key") and not about_keys:
+    if given.get("new_key") and not changes_keys:
         raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
-    if given["as_json"] and not (given["dry_run"] or given.get("listed")):
+    if given["as_json"] and not (given["dry_run"] or given.get("list_keys")):
         raise click.UsageError("--json goes with --dry-run or --list")
 
 
-class _Run:
-    """One call: its options, the host it is about, and the keys it was given."""
+class _SetupRun:
+    """One call: its options, its host, and the keys it was given."""
 
     def __init__(
         self, role: str, *, dry_run: bool, yes: bool, as_json: bool, settings: Sequence[str], root: Path,
@@ -222,130 +222,127 @@ class _Run:
     ) -> None:  # fmt: skip
         if os.geteuid() and not dry_run and root == Path("/"):
             raise RootNeeded
-        self.given = given
-        self.system = System.below(root.resolve())
-        self.begun = None if dry_run else click.get_current_context().with_resource(begun(self.system))
-        self.settings = dict(map(ini.parse, settings))
         if original_workers:
-            self.settings[("farm", "original_workers")] = "true" if original_workers == "on" else "false"
-        there, self.hosts = roles.remembered(self.system)
-        if there not in ("", role):
-            raise InputError(f"this host is set up as {there} ({roles.TUNNELS}): a host has one role")
-        about_keys = any(given.get(order) for order in ("add_builder", "add_bstore", "revoke"))
-        self.only_keys = bool(there) and about_keys and not self.settings
-        _refuse_contradictions(role, about_keys, dry_run=dry_run, as_json=as_json, psk_file=psk_file, **given)
-        self.keys = asking.key_file(psk_file)
-        self.manner = Manner(dry_run=dry_run, yes=yes, as_json=as_json, quiet=about_keys and role == "controller")
+            click.echo("warning: --original-workers has no effect any more, and is an error from 0.3 on", err=True)
+        self.given = given
+        self.system = System.at_root(root.resolve())
+        self.lock = None if dry_run else click.get_current_context().with_resource(lock_setup(self.system))
+        self.settings = dict(map(ini.parse_setting, settings))
+        present, self.hosts = roles.current_role(self.system)
+        if present not in ("", role):
+            raise InputError(f"this host is set up as {present} ({roles.TUNNELS}): a host has one role")
+        changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke"))
+        self.only_keys = bool(present) and changes_keys and not self.settings
+        _refuse_contradictions(role, changes_keys, dry_run=dry_run, as_json=as_json, psk_file=psk_file, **given)
+        self.keys = prompts.read_key_file(psk_file)
+        to_stderr = changes_keys and role == "controller"
+        self.options = ApplyOptions(dry_run=dry_run, yes=yes, as_json=as_json, to_stderr=to_stderr)
 
-    def listed(self) -> bool:
-        """Whether a list was asked for, which it has then been given."""
-        if not self.given["listed"]:
-            return False
-        owners = keys.owners(self._accepted())
-        if self.manner.as_json:
+    def print_owners(self) -> None:
+        owners = psk.list_owners(roles.current_accepted_keys(self.system))
+        if self.options.as_json:
             show_json({"names": owners})
         else:
             for owner in owners:
                 click.echo(owner)
-        return True
 
-    def orders(self) -> Outcome:
-        """What becomes of the keys that bstore accepts: of the builders', and of the controller's if it is given."""
+    def change_bstore_keys(self) -> KeyResult:
+        """The keys that bstore accepts: with the builders' changes, and the controller's key if it was given."""
         add = self.given["add_builder"]
         if self.keys is None and (add or self.system.text(roles.OWN_KEY) is None):
-            if asking.on_terminal():
-                self.keys = asking.key_file("-")
+            if prompts.has_terminal():
+                self.keys = prompts.read_key_file("-")
             elif add:
-                raise asking.NobodyToAsk("missing, and there is no terminal to ask on: --psk-file FILE")
-        orders = self._orders(add)
-        taken = (keys.CONTROLLER,) if keys.CONTROLLER in (self.keys or ()) else ()
-        return carried_out(attr.evolve(orders, taken=taken), self._accepted())
+                raise prompts.MissingAnswer("missing, and there is no terminal to ask on: --psk-file FILE")
+        taken = (CONTROLLER,) if CONTROLLER in (self.keys or ()) else ()
+        changes = attr.evolve(self._key_changes(add), taken=taken)
+        return psk.apply_key_changes(changes, roles.current_accepted_keys(self.system))
 
-    def orders_with_own(self, bstore: str | None) -> tuple[Outcome, Outcome]:
-        """What becomes of the keys that the controller accepts, with all that is to be printed; and of its own."""
-        orders = self._orders((*((bstore,) if bstore else ()), *self.given["add_builder"]))
-        own = keys.parse(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
-        theirs, ours = way.ordered(orders, bstore, self._accepted(), own)
+    def change_controller_keys(self, bstore: str | None) -> tuple[KeyResult, KeyResult]:
+        """The keys that the controller accepts, with all keys to be printed; and its own key."""
+        changes = self._key_changes((*((bstore,) if bstore else ()), *self.given["add_builder"]))
+        own = psk.parse_keys(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
+        theirs, ours = psk.apply_controller_changes(changes, bstore, roles.current_accepted_keys(self.system), own)
         return attr.evolve(theirs, made={**theirs.made, **ours.made}), ours
 
-    def _orders(self, add: Sequence[str]) -> Orders:
-        names = tuple(map(keys.name, add))
-        return Orders(add=names, revoke=self.given["revoke"], new_key=self.given["new_key"], given=self.keys)
+    def _key_changes(self, add: Sequence[str]) -> KeyChanges:
+        names = tuple(map(psk.parse_name, add))
+        return KeyChanges(add=names, revoke=self.given["revoke"], new_key=self.given["new_key"], given=self.keys)
 
-    def _accepted(self) -> dict[str, str]:
-        return roles.first_keys(self.system.text(roles.ACCEPTED))
+    def find_bstore(self, given: str | None, added: str | None) -> str:
+        """bstore's host name; empty while it is unknown. A bstore that has a key keeps the name it had."""
+        present = self.hosts.get("BSTORE", "")
+        has_key = added in roles.current_accepted_keys(self.system)
+        return given or (present if has_key else "") or added or present
 
-    def bstore(self, given: str | None, added: str | None) -> str:
-        """bstore's host name; empty where it is not known yet. One that stays keeps the name it was given before."""
-        there = self.hosts.get("BSTORE", "")
-        return given or (there if added in self._accepted() else "") or added or there
+    def has_own(self) -> bool:
+        """Whether a key was given that is bstore's own."""
+        return bool(set(self.keys or ()) - {CONTROLLER, *self.given["add_builder"]})
 
-    def more(self) -> bool:
-        """Whether a bstore was told more than about others' keys: its own is among those given."""
-        return bool(set(self.keys or ()) - {keys.CONTROLLER, *self.given["add_builder"]})
+    def role_options(self, result: KeyResult, **more: Any) -> RoleOptions:
+        """The options of a host that accepts keys."""
+        accepted = psk.format_keys(result.keys)
+        return RoleOptions(
+            **{"accepted": accepted, "revoked": result.revoked, "settings": self.settings, **more}
+        )  # fmt: skip
 
-    def wishes(self, outcome: Outcome, **more: Any) -> Wishes:
-        """The wishes of a host that accepts keys."""
-        return Wishes(**{
-            "accepted": keys.text_of(outcome.keys), "cut": outcome.cut, "settings": self.settings, **more,
-        })  # fmt: skip
-
-    def host(self, questions: asking.Questions, given: str | None, which: str) -> str:
+    def ask_host(self, prompter: prompts.Prompter, given: str | None, which: str) -> str:
         """A peer's host name."""
-        option = f"--{which.lower()} HOST"
-        return questions.ask(given, self.hosts.get(which, ""), option, f"Host name of the {which.lower()}", asking.host)
+        question = f"Host name of the {which.lower()}"
+        return prompter.ask(
+            given, self.hosts.get(which, ""), f"--{which.lower()} HOST", question, prompts.parse_host
+        )  # fmt: skip
 
-    def own_key(self, questions: asking.Questions, name: str | None) -> str:
-        """The text of this host's own key file: of the key given, or the one that is there."""
-        theirs = (keys.CONTROLLER, *self.given.get("add_builder", ()))
-        own = {owner: secret for owner, secret in (self.keys or {}).items() if owner not in theirs}
-        there = self.system.text(roles.OWN_KEY)
-        if not own and there is None and self.keys is None and asking.on_terminal():
-            own = asking.key_file("-") or {}
-        if not own and there is None:
-            questions.missing.append("--psk-file FILE (the controller makes the key: docs/install.md)")
+    def choose_own_key(self, prompter: prompts.Prompter, name: str | None) -> str:
+        """The text of this host's own key file, from the keys given or the present file."""
+        others = (CONTROLLER, *self.given.get("add_builder", ()))
+        own = {owner: secret for owner, secret in (self.keys or {}).items() if owner not in others}
+        present = self.system.text(roles.OWN_KEY)
+        if not own and present is None and self.keys is None and prompts.has_terminal():
+            own = prompts.read_key_file("-") or {}
+        if not own and present is None:
+            prompter.missing.append("--psk-file FILE (the controller makes the key: docs/install.md)")
             return ""
-        own = own or keys.parse(there or "", roles.OWN_KEY)
+        own = own or psk.parse_keys(present or "", roles.OWN_KEY)
         if name is None and len(own) != 1:
-            raise InputError(f"whose key is this host's own? --name says it: {', '.join(own)}")
-        owner = keys.name(name or next(iter(own)))
+            raise InputError(f"several keys could be this host's own; choose one with --name: {', '.join(own)}")
+        owner = psk.parse_name(name or next(iter(own)))
         if owner not in own:
             raise InputError(f"the key is not that of {owner}, but of {', '.join(own)}")
-        return keys.text_of({owner: own[owner]})
+        return psk.format_keys({owner: own[owner]})
 
-    def carry_out(self, plan: Plan, outcome: Outcome | None, first: Sequence[Step] = ()) -> None:
-        """Show it, or do it; keys that were made are printed as soon as they are written down."""
-        left = self.begun.pending() if self.begun else Pending()
-        work = prepare(self.system, plan, left, first)
-        if self.begun is None:
-            show(work, self.manner)
+    def carry_out(self, plan: Plan, result: KeyResult | None, first: Sequence[Step] = ()) -> None:
+        """Show the plan, or apply it. New keys are printed as soon as their file is written."""
+        work = prepare(self.system, plan, self.lock.read_pending() if self.lock else PendingUnits(), first)
+        if self.lock is None:
+            show(work, self.options)
             return
-        agree(work, self.manner)
-        write_files(self.system, work, self.manner, self.begun)
-        for owner, secret in outcome.made.items() if outcome else ():
-            click.echo(keys.line(owner, secret))
-        take_steps(self.system, work, self.manner, self.begun)
+        require_consent(work, self.options)
+        write_files(self.system, work, self.options, self.lock)
+        if result:
+            click.echo(psk.format_keys(result.made), nl=False)
+        run_steps(self.system, work, self.options, self.lock)
 
-    def tell(self, outcome: Outcome, add_bstore: str | None, hosts: dict[str, str]) -> None:
-        """What is to be run elsewhere after the keys have changed here."""
-        if self.manner.dry_run:
+    def print_commands_for_others(self, result: KeyResult, add_bstore: str | None, names: dict[str, str]) -> None:
+        """Print the commands that the other hosts need after a change of keys."""
+        if self.options.dry_run:
             return
-        reach = f"--controller {hosts['CONTROLLER']}"
-        builders = [owner for owner in outcome.made if owner not in (add_bstore, keys.CONTROLLER)]
-        ours = [keys.CONTROLLER] if keys.CONTROLLER in outcome.made else []
+        controller = f"--controller {names['CONTROLLER']}"
+        builders = [owner for owner in result.made if owner not in (add_bstore, CONTROLLER)]
+        ours = [CONTROLLER] if CONTROLLER in result.made else []
         added = "".join(f" --add-builder {owner}" for owner in builders)
         added += " --new-key" if added and self.given["new_key"] else ""
-        if add_bstore in outcome.made:
-            self._advise("bstore", f"bstore {reach} --name {add_bstore}{added}", [add_bstore, *ours, *builders])
+        if add_bstore in result.made:
+            arguments = f"bstore {controller} --name {add_bstore}{added}"
+            self._print_command("bstore", arguments, [add_bstore or "", *ours, *builders])
         elif builders or ours:
-            self._advise("bstore", f"bstore{added}", [*ours, *builders])
+            self._print_command("bstore", f"bstore{added}", [*ours, *builders])
         for owner in builders:
-            self._advise(owner, f"builder --name {owner} {reach} --bstore {hosts['BSTORE']}", [owner])
+            self._print_command(owner, f"builder --name {owner} {controller} --bstore {names['BSTORE']}", [owner])
         for owner in self.given["revoke"]:
-            which = "" if owner == keys.CONTROLLER else f", if {owner} was a builder"
-            self.manner.say(f"on bstore{which}:\n  reimzul setup bstore --revoke {owner}")
+            condition = "" if owner == CONTROLLER else f", if {owner} was a builder"
+            self.options.print(f"on bstore{condition}:\n  reimzul setup bstore --revoke {owner}")
 
-    def _advise(self, where: str, words: str, owners: Sequence[str | None]) -> None:
-        lines = "line" if len(owners) == 1 else "lines"
-        names = " and ".join(filter(None, owners))
-        self.manner.say(f"on {where}, with the {lines} of {names}:\n  reimzul setup {words} --psk-file -")
+    def _print_command(self, where: str, arguments: str, owners: Sequence[str]) -> None:
+        lines = f"line{'s' if len(owners) > 1 else ''} of {' and '.join(owners)}"
+        self.options.print(f"on {where}, with the {lines}:\n  reimzul setup {arguments} --psk-file -")

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mosquitto for a controller: its configuration, certificates for it and its clients, and what reimzul.ini says."""
+"""mosquitto on the controller: its configuration, `[mqtt]` in reimzul.ini, and certificates.
+
+The certificates are made by openssl, with a small authority of the farm's own. One that is still valid is kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import attr
 
 from reimzul.admin.setup import ini
-from reimzul.admin.setup.authority import Pair, holds, hosts_of, issued, new_authority
-from reimzul.admin.setup.files import Wanted
+from reimzul.admin.setup.files import FileSpec
+from reimzul.admin.setup.host import System
 from reimzul.admin.setup.roles import SETTINGS
-from reimzul.admin.setup.system import System
-from reimzul.admin.setup.templates import listener_in, listening, template
+from reimzul.admin.setup.templates import find_mosquitto_address, read_template, set_mosquitto_address
 from reimzul.core import config
 from reimzul.core.cli import local_hostname
+from reimzul.core.errors import ProgramFailed
+from reimzul.core.process import output_of
 
 UNIT = "mosquitto"
 CONFIGURATION = "/etc/mosquitto/conf.d/reimzul.conf"
@@ -27,85 +35,86 @@ BROKER = "/etc/mosquitto/certs/reimzul"
 #: Who may publish, and who may read: conf/mosquitto-reimzul.acl.
 CLIENTS = ("notifier", "listener")
 
+#: Days that certificates last: the authority's own, and those it signs.
+AUTHORITY_DAYS, CERTIFICATE_DAYS = 7300, 1826
+#: A certificate with fewer days left is replaced.
+MIN_DAYS_LEFT = 30
+
 _MAIN = "/etc/mosquitto/mosquitto.conf"
 _INCLUDES = "include_dir /etc/mosquitto/conf.d"
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
-@attr.frozen(kw_only=True)
-class Broker:
-    """What MQTT adds to a controller; nothing where it is not wanted."""
+@attr.frozen
+class Certificate:
+    """A certificate and its key, as texts."""
 
-    files: tuple[Wanted, ...] = ()
-    units: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()
-    settings: ini.Settings = attr.field(factory=dict)
-
-    def as_wishes(self, settings: ini.Settings) -> dict[str, Any]:
-        """The same as wishes, beside the settings a person gave, which win."""
-        return {
-            "more": self.files,
-            "more_units": self.units,
-            "more_ports": self.ports,
-            "settings": {**self.settings, **settings},
-        }
+    text: str
+    key: str = attr.field(repr=False)
 
 
-def wishes(system: System, ordered: bool, listen: str | None, host: str | None, given: ini.Settings) -> Broker:
-    """What is wanted of mosquitto: where it was ordered, or is there from the last time.
+def role_options(
+    system: System, ordered: bool, listen: str | None, host: str | None, settings: ini.Settings
+) -> dict[str, Any]:
+    """What mosquitto adds to a controller's `RoleOptions`, if it is ordered now, or was set up before.
 
-    `listen` is an address that is not loopback, `host` a name of this host by which subscribers know it, `given` the
-    settings a person gives now.
+    `listen` is an address other than loopback, `host` the name of this host that subscribers use. The `settings` a
+    person gives now override those that mosquitto needs.
     """
     present = system.text(CONFIGURATION)
     if not ordered and listen is None and present is None:
-        return Broker()
-    address = listen or listener_in(present or "") or "127.0.0.1"
-    topic = given.get(("mqtt", "topic")) or ini.value_in(system.text(SETTINGS) or "", "mqtt", "topic")
-    files = (*_configuration(system, address, topic or config.MqttSettings().topic), *_certificates(system, host or ""))
-    ports = () if address in config.LOCAL else (8883,)
-    return Broker(files=files, units=(UNIT,), ports=ports, settings=_settings(system) if ordered or listen else {})
+        return {"settings": settings}
+    address = listen or find_mosquitto_address(present or "") or "127.0.0.1"
+    topic = settings.get(("mqtt", "topic")) or ini.get_value(system.text(SETTINGS) or "", "mqtt", "topic")
+    topic = topic or config.MqttSettings().topic
+    return {
+        "more_files": (*_configuration(system, address, topic), *_certificate_files(system, host or "")),
+        "more_units": (UNIT,),
+        "more_ports": () if address in config.LOCAL else (8883,),
+        "settings": {**(_settings(system) if ordered or listen else {}), **settings},
+    }
 
 
-def _configuration(system: System, address: str, topic: str) -> Iterator[Wanted]:
-    text = listening(template("mosquitto-reimzul.conf"), address)
-    yield Wanted(path=CONFIGURATION, text=text, units=(UNIT,))
-    # what the list does not name mosquitto takes, and drops without a word
-    access = template("mosquitto-reimzul.acl").replace(" reimzul/#", f" {topic}/#")
+def _configuration(system: System, address: str, topic: str) -> Iterator[FileSpec]:
+    text = set_mosquitto_address(read_template("mosquitto-reimzul.conf"), address)
+    yield FileSpec(path=CONFIGURATION, text=text, restarts=(UNIT,))
+    # mosquitto accepts messages under a topic that the list does not name, and drops them silently
+    access = read_template("mosquitto-reimzul.acl").replace(" reimzul/#", f" {topic}/#")
     # mosquitto is going to refuse a list that others can read or change
-    yield Wanted(path=ACCESS, text=access, mode=0o600, owner="mosquitto", units=(UNIT,))
+    yield FileSpec(path=ACCESS, text=access, mode=0o600, owner="mosquitto", restarts=(UNIT,))
     main = system.text(_MAIN) or ""
     if _INCLUDES not in main.splitlines():  # Debian's has it, EPEL's has not
         text = f"{main.rstrip()}\n\n{_INCLUDES}\n".lstrip()
-        yield Wanted(path=_MAIN, text=text, edited=True, kept=f"{_MAIN}.before-reimzul", units=(UNIT,))
+        yield FileSpec(path=_MAIN, text=text, patched=True, backup=f"{_MAIN}.before-reimzul", restarts=(UNIT,))
 
 
-def _certificates(system: System, host: str) -> Iterator[Wanted]:
-    there = _pair(system, f"{FOLDER}/ca")
-    authority = there if there and holds(there) else new_authority("Reimzul MQTT")
-    yield from _files(f"{FOLDER}/ca", authority, "root")
-    broker = _pair(system, BROKER)
-    if not (broker and holds(broker, authority, host)):
-        # who subscribes by a name that was given once still does
-        known = ("localhost", "127.0.0.1", host, local_hostname(), *hosts_of(broker))
+def _certificate_files(system: System, host: str) -> Iterator[FileSpec]:
+    present = _read_certificate(system, f"{FOLDER}/ca")
+    authority = present if present and is_valid(present) else new_authority("Reimzul MQTT")
+    yield from _pair_of_files(f"{FOLDER}/ca", authority, "root")
+    broker = _read_certificate(system, BROKER)
+    if not (broker and is_valid(broker, authority, host)):
+        # a subscriber goes on using the name it was given once
+        known = ("localhost", "127.0.0.1", host, local_hostname(), *certified_hosts(broker))
         names = tuple(dict.fromkeys(filter(None, known)))
-        broker = issued(authority, "mosquitto", "serverAuth", names)
-    yield from _files(BROKER, broker, "mosquitto", (UNIT,))
-    yield Wanted(path=f"{BROKER}-ca.crt", text=authority.certificate, secret=True, units=(UNIT,))
+        broker = issue_certificate(authority, "mosquitto", "serverAuth", names)
+    yield from _pair_of_files(BROKER, broker, "mosquitto", (UNIT,))
+    yield FileSpec(path=f"{BROKER}-ca.crt", text=authority.text, secret=True, restarts=(UNIT,))
     for name in CLIENTS:
-        client = _pair(system, f"{FOLDER}/{name}")
-        if not (client and holds(client, authority)):
-            client = issued(authority, name, "clientAuth")
-        yield from _files(f"{FOLDER}/{name}", client, "reimzul")
+        client = _read_certificate(system, f"{FOLDER}/{name}")
+        if not (client and is_valid(client, authority)):
+            client = issue_certificate(authority, name, "clientAuth")
+        yield from _pair_of_files(f"{FOLDER}/{name}", client, "reimzul")
 
 
-def _pair(system: System, path: str) -> Pair | None:
-    texts = [system.text(f"{path}.{ending}") for ending in ("crt", "key")]
-    return Pair(texts[0] or "", texts[1] or "") if all(texts) else None
+def _read_certificate(system: System, path: str) -> Certificate | None:
+    text, key = (system.text(f"{path}.{ending}") for ending in ("crt", "key"))
+    return Certificate(text, key) if text and key else None
 
 
-def _files(path: str, pair: Pair, owner: str, units: tuple[str, ...] = ()) -> Iterator[Wanted]:
-    yield Wanted(path=f"{path}.key", text=pair.key, mode=0o600, owner=owner, secret=True, units=units)
-    yield Wanted(path=f"{path}.crt", text=pair.certificate, secret=True, units=units)
+def _pair_of_files(path: str, pair: Certificate, owner: str, units: tuple[str, ...] = ()) -> Iterator[FileSpec]:
+    yield FileSpec(path=f"{path}.key", text=pair.key, mode=0o600, owner=owner, secret=True, restarts=units)
+    yield FileSpec(path=f"{path}.crt", text=pair.text, secret=True, restarts=units)
 
 
 def _settings(system: System) -> ini.Settings:
@@ -117,7 +126,81 @@ def _settings(system: System) -> ini.Settings:
         ("mqtt", "tls_cert"): f"{FOLDER}/notifier.crt",
         ("mqtt", "tls_key"): f"{FOLDER}/notifier.key",
     }
-    if not ini.value_in(system.text(SETTINGS) or "", "irc", "mqtt_cert"):
+    if not ini.get_value(system.text(SETTINGS) or "", "irc", "mqtt_cert"):
         settings[("irc", "mqtt_cert")] = f"{FOLDER}/listener.crt"
         settings[("irc", "mqtt_key")] = f"{FOLDER}/listener.key"
     return settings
+
+
+# --- the certificate authority
+
+
+def is_valid(pair: Certificate, authority: Certificate | None = None, host: str = "") -> bool:
+    """Whether a certificate lasts for a while, is signed by the authority (or by itself), and names the host."""
+    with _folder(certificate=pair.text, authority=(authority or pair).text) as folder:
+        try:
+            _openssl(folder, "x509", "-in", "certificate", "-noout", "-checkend", str(MIN_DAYS_LEFT * 86400))
+            _openssl(folder, "verify", "-CAfile", "authority", "certificate")
+            option = "-checkip" if _is_address(host) else "-checkhost"
+            printed = _openssl(folder, "x509", "-in", "certificate", "-noout", *((option, host) if host else ()))
+        except ProgramFailed:
+            return False
+    return not host or "does match" in printed
+
+
+def new_authority(name: str) -> Certificate:
+    """A certificate that signs others."""
+    with _folder() as folder:
+        _openssl(
+            folder, "req", "-x509", *_NEW_KEY, "-days", str(AUTHORITY_DAYS), "-subj", f"/CN={name}",
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", "key", "-out", "certificate",
+        )  # fmt: skip
+        return _result(folder)
+
+
+def issue_certificate(authority: Certificate, name: str, usage: str, hosts: Sequence[str] = ()) -> Certificate:
+    """A certificate with this common name, for `serverAuth` at these hosts or for `clientAuth`."""
+    names = ",".join(f"{'IP' if _is_address(host) else 'DNS'}:{host}" for host in hosts)
+    alternatives = f"subjectAltName={names}\n" if hosts else ""
+    extensions = f"basicConstraints=critical,CA:FALSE\nextendedKeyUsage={usage}\n{alternatives}"
+    with _folder(authority=authority.text, authority_key=authority.key, extensions=extensions) as folder:
+        _openssl(folder, "req", "-new", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", "key", "-out", "request")
+        _openssl(
+            folder, "x509", "-req", "-in", "request", "-extfile", "extensions", "-days", str(CERTIFICATE_DAYS),
+            "-CA", "authority", "-CAkey", "authority_key", "-CAcreateserial", "-out", "certificate",
+        )  # fmt: skip
+        return _result(folder)
+
+
+def certified_hosts(pair: Certificate | None) -> list[str]:
+    """The hosts that a server's certificate names."""
+    if pair is None:
+        return []
+    with _folder(certificate=pair.text) as folder:
+        try:
+            printed = _openssl(folder, "x509", "-in", "certificate", "-noout", "-ext", "subjectAltName")
+        except ProgramFailed:
+            return []
+    return re.findall(r"(?:DNS|IP Address):([^\s,]+)", printed)
+
+
+def _is_address(host: str) -> bool:
+    return bool(re.match(r"\d+\.\d+\.\d+\.\d+\Z", host))
+
+
+def _result(folder: Path) -> Certificate:
+    return Certificate((folder / "certificate").read_text(), (folder / "key").read_text())
+
+
+@contextlib.contextmanager
+def _folder(**files: str) -> Iterator[Path]:
+    """A temporary folder with these files, closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="reimzul-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
+        yield Path(folder)
+
+
+def _openssl(folder: Path, *arguments: str) -> str:
+    # files are given by their names alone: no character of the folder's path means anything to openssl
+    return output_of(["openssl", *arguments], cwd=folder)

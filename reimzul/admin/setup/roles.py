@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each role wants of its host: files, units, ports. The table of a farm's set-up; nothing is done here."""
+"""What each role needs on its host: files, units, ports. Nothing is changed here."""
 
 from __future__ import annotations
 
+import grp
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import attr
 
-from reimzul.admin.setup import ini, keys
-from reimzul.admin.setup.files import Wanted
-from reimzul.admin.setup.system import System
+from reimzul.admin.setup import ini, psk
+from reimzul.admin.setup.files import FileSpec
+from reimzul.admin.setup.host import UNIT_FOLDERS, Step, System
 from reimzul.admin.setup.templates import (
-    hosts_in,
-    listening_publicly,
-    role_of,
-    template,
-    tunnels,
-    without_stock_server,
+    fill_tunnels,
+    find_hosts,
+    find_role,
+    list_units,
+    read_template,
+    remove_stock_server,
+    set_nginx_port,
+    set_program_folder,
 )
 from reimzul.core import config
 from reimzul.core.errors import InputError
+from reimzul.core.validators import quoted
 
 TUNNEL = "stunnel@reimzul"
 TUNNELS = "/etc/stunnel/reimzul.conf"
@@ -28,7 +34,6 @@ TUNNELS = "/etc/stunnel/reimzul.conf"
 OWN_KEY = "/etc/stunnel/reimzul-psk.txt"
 ACCEPTED = "/etc/stunnel/reimzul-psk-all.txt"
 SETTINGS = str(config.DEFAULT_FILE)
-MOCK_CONFIGS = "/srv/reimzul/mock_configs"
 
 #: Debian enables it by itself: a link to a file that stays where it is.
 STOCK_SITE = "/etc/nginx/sites-enabled/default"
@@ -41,207 +46,269 @@ PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
 #: Whom a role's stunnel connects to.
 PEERS = {"controller": ("BSTORE",), "bstore": ("CONTROLLER",), "builder": ("CONTROLLER", "BSTORE")}
 
+#: The unit of a role that may run several times, and the one that runs once.
+_INSTANCES = {"bstore": "reimzul-repogen-worker", "builder": "reimzul-worker"}
+_SINGLE_UNITS = {"controller": ("reimzul-notifier",), "bstore": ("reimzul-signer",)}
+
+#: What git takes as a repository, and could never take as an option.
+_GIT_URL = re.compile(
+    r"(?:(?:https?|ssh|git|file)://|[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:|/)[^\s\x00-\x1f]+\Z"
+)
+
 
 @attr.frozen(kw_only=True)
 class Plan:
-    """All that a role, or an order about keys, wants of this host."""
+    """All that a role, or a change of keys, needs on this host."""
 
-    files: tuple[Wanted, ...]
+    files: tuple[FileSpec, ...]
     units: tuple[str, ...]  #: in the order they are started in
-    unwanted: tuple[str, ...] = ()  #: units that are in the way
-    removed: Mapping[str, str] = attr.field(factory=dict)  #: files that are in the way, and the unit that read them
+    unwanted: tuple[str, ...] = ()  #: units to disable
+    removed: Mapping[str, str] = attr.field(factory=dict)  #: files to remove, and the unit that reads each
     ports: tuple[int, ...] = ()
 
 
 @attr.frozen(kw_only=True)
-class Wishes:
-    """What a person said, or what is there from the last time."""
+class RoleOptions:
+    """What a person asked for, or what holds since the last run."""
 
-    hosts: Mapping[str, str] = attr.field(factory=dict)  #: what CONTROLLER and BSTORE stand for
+    hosts: Mapping[str, str] = attr.field(factory=dict)  #: the names of CONTROLLER and BSTORE
     own_key: str = ""  #: the text of the host's own key file
-    accepted: str = ""  #: the text of the file of keys it accepts
-    cut: bool = False  #: somebody who may be connected is shut out
+    accepted: str = ""  #: the text of the file of accepted keys
+    revoked: bool = False  #: a host that may be connected loses its key
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
-    originals: bool = False  #: workers of the original upload to bstore
-    settings: ini.Settings = attr.field(factory=dict)  #: what reimzul.ini has to say
-    more: tuple[Wanted, ...] = ()
+    settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
+    more_files: tuple[FileSpec, ...] = ()
     more_units: tuple[str, ...] = ()
     more_ports: tuple[int, ...] = ()
 
 
-def plan(role: str, system: System, wishes: Wishes) -> Plan:
-    """What a role wants."""
-    ours = _ours(role, wishes.instances)
-    files = [*_everywhere(role, wishes), *_FILES[role](system, wishes), *_settings(system, wishes, ours), *wishes.more]
-    public = (wishes.public_port,) if wishes.public_port else ()
+def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
+    ours = _role_units(role, options.instances)
+    files = (
+        *_missing_packaged_files(role, system, ours),
+        *_common_files(role, options),
+        *_FILES[role](system, options),
+        *_settings_file(system, options, ours),
+        *options.more_files,
+    )
+    public = (options.public_port,) if options.public_port else ()
     return Plan(
-        files=tuple(files),
-        units=(*_below(role, system), *wishes.more_units, TUNNEL, *ours),
-        unwanted=(*_in_the_way(role, system), *_too_many(system, _INSTANCES.get(role, ""), wishes.instances)),
-        removed=dict(_to_be_removed(role, system, wishes)),
-        ports=(*PORTS[role], *public, *wishes.more_ports),
+        files=files,
+        units=(*_backend_services(role, system), *options.more_units, TUNNEL, *ours),
+        unwanted=(*_conflicting_units(role, system), *_surplus_instances(role, system, options.instances)),
+        removed=dict(_files_to_remove(role, system, options)),
+        ports=(*PORTS[role], *public, *options.more_ports),
     )
 
 
-def _to_be_removed(role: str, system: System, wishes: Wishes) -> Iterator[tuple[str, str]]:
-    if role != "builder" and system.at(STOCK_SITE).is_symlink():
-        yield STOCK_SITE, "nginx"
-    if role == "bstore" and not wishes.public_port and system.at(PUBLIC).exists():
-        yield PUBLIC, "nginx"
-    originals = _drop_in(_rsync(system), "reimzul-originals")
-    if role == "bstore" and not wishes.originals and system.at(originals).exists():
-        yield originals, _rsync(system)
-    if role == "controller":
-        yield from _without_own_key(system, wishes)
+def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -> Plan:
+    """A change of keys, on a host that is set up.
+
+    With `new_own_key` the controller's way to the store changes too, without disturbing connections that are open.
+    """
+    files, removed = [accepted_keys_file(options)], {}
+    if new_own_key:
+        tunnels = FileSpec(path=TUNNELS, text=fill_tunnels("controller", options.hosts))
+        files += (attr.evolve(file, restarts=(), reloads=(TUNNEL,)) for file in (*_own_key_file(options), tunnels))
+        removed = dict(_unused_own_key(system, options))
+    return Plan(files=tuple(files), units=(TUNNEL,), removed=removed)
 
 
-def _without_own_key(system: System, wishes: Wishes) -> Iterator[tuple[str, str]]:
-    if not wishes.own_key and system.at(OWN_KEY).exists():
-        yield OWN_KEY, TUNNEL
-
-
-def keys_only(system: System, wishes: Wishes) -> Plan:
-    """What an order about keys wants of a host that is set up."""
-    return Plan(files=(accepted(wishes),), units=(TUNNEL,))
-
-
-def keys_and_way(system: System, wishes: Wishes) -> Plan:
-    """The same of a controller whose own key is another now: a way that comes new disturbs none that is there."""
-    ours = (*_own_key(wishes), Wanted(path=TUNNELS, text=tunnels("controller", wishes.hosts)))
-    files = (accepted(wishes), *(attr.evolve(one, units=(), reloaded=(TUNNEL,)) for one in ours))
-    return Plan(files=files, units=(TUNNEL,), removed=dict(_without_own_key(system, wishes)))
-
-
-def remembered(system: System) -> tuple[str, dict[str, str]]:
-    """The role this host was set up for, and the hosts that it names; empty where it is new."""
+def current_role(system: System) -> tuple[str, dict[str, str]]:
+    """The role this host was set up for, and the hosts it connects to; empty for a new host."""
     text = system.text(TUNNELS) or ""
-    return role_of(text), hosts_in(text)
+    return find_role(text), find_hosts(text)
 
 
-def public_port(system: System) -> int:
-    """Where this host serves repo/ to everybody; 0 where it does not."""
+def current_public_port(system: System) -> int:
+    """The port where this host serves repo/ to everybody; 0 if it does not."""
     found = re.search(r"^    listen (\d+);$", system.text(PUBLIC) or "", re.MULTILINE)
     return int(found[1]) if found else 0
 
 
-def folders_missing(system: System) -> bool:
-    """Whether a folder that rsyncd writes to is not there."""
-    paths = re.findall(r"^d (\S+)", template("tmpfiles-bstore.conf"), re.MULTILINE)
-    return not all(system.at(path).is_dir() for path in paths)
+def current_accepted_keys(system: System) -> dict[str, str]:
+    """The keys this host accepts; the one of nobody is always among them."""
+    keys = psk.parse_keys(system.text(ACCEPTED) or "", ACCEPTED)
+    return {psk.NOBODY: keys.get(psk.NOBODY) or psk.new_secret(), **keys}
 
 
-def original_workers(system: System, settings: ini.Settings) -> bool:
-    """Whether workers of the original are there: as these settings have it, else those of this host."""
-    said = settings.get(("farm", "original_workers"))
-    text = ini.value_in(system.text(SETTINGS) or "", "farm", "original_workers") if said is None else said
+def folder_steps(system: System) -> list[Step]:
+    """Make the folders that rsyncd writes to, if one is missing."""
+    paths = re.findall(r"^d (\S+)", read_template("tmpfiles-bstore.conf"), re.MULTILINE)
+    if not system.running or all(system.resolve(path).is_dir() for path in paths):
+        return []
+    argv = ("systemd-tmpfiles", "--create", FOLDERS)
+    return [Step(argv=argv, description=f"the folders of {FOLDERS} made")]
+
+
+def clone_steps(system: System, url: str | None) -> list[Step]:
+    """Clone mock's configurations, as the user who pulls them before each build. Raises `InputError`."""
+    if url is None:
+        return []
+    if not _GIT_URL.match(url):
+        raise InputError(f"{quoted(url)} is not where a git repository is, as https://git.example.org/mock_configs")
+    default = str(config.WorkerSettings().mock_configs)
+    folder = ini.get_value(system.text(SETTINGS) or "", "worker", "mock_configs") or default
+    if system.resolve(f"{folder}/.git").exists() or not system.running:
+        return []
+    # HOME: root's is closed to that user
+    git = ("env", "HOME=/srv/reimzul", "GIT_TERMINAL_PROMPT=0", "git", "clone", "--quiet", "--", url, folder)
+    argv = ("runuser", "-u", "reimzul", "--", *git)
+    return [Step(argv=argv, description=f"mock's configurations cloned into {folder}")]
+
+
+def find_old_uploads(system: System) -> str:
+    """Where a store keeps uploads of the original's workers, which nobody publishes any more; empty without any."""
+    default = str(config.StoreSettings().root)
+    root = ini.get_value(system.text(SETTINGS) or "", "bstore", "root") or default
+    uploads = list(system.resolve(f"{root}/originals").glob("*/*"))
+    count = f"{len(uploads)} package{'s' if len(uploads) > 1 else ''}"
+    return f"{count} in {root}/originals" if uploads else ""
+
+
+# --- files
+
+
+def accepted_keys_file(options: RoleOptions) -> FileSpec:
+    """The keys a host accepts. A revoked host is disconnected by a restart; a new key disturbs nobody."""
+    restarts = (TUNNEL,) if options.revoked else ()
+    return FileSpec(
+        path=ACCEPTED, text=options.accepted, mode=0o600, secret=True, restarts=restarts, reloads=(TUNNEL,)
+    )  # fmt: skip
+
+
+def _own_key_file(options: RoleOptions) -> Iterator[FileSpec]:
+    if options.own_key:
+        yield FileSpec(path=OWN_KEY, text=options.own_key, mode=0o600, secret=True, restarts=(TUNNEL,))
+
+
+def _missing_packaged_files(role: str, system: System, units: Sequence[str]) -> Iterator[FileSpec]:
+    """Units, user and folders, on a host whose programs are Python's wheel: it brings none of them."""
+    if all(system.has_unit(unit, UNIT_FOLDERS[1:]) for unit in units):
+        return
+    users = ["reimzul", *(["reimzul-builder"] if role == "builder" and _has_mock_group() else [])]
+    for name in users:
+        path = f"/etc/sysusers.d/{name}.conf"
+        yield FileSpec(path=path, text=read_template(f"{name}.sysusers", "systemd"), then=("systemd-sysusers", path))
+    path = "/etc/tmpfiles.d/reimzul.conf"
+    text = read_template("reimzul.tmpfiles", "systemd")
+    yield FileSpec(path=path, text=text, then=("systemd-tmpfiles", "--create", path))
+    programs = str(Path(sys.argv[0]).absolute().parent)
+    for unit in list_units():
+        text = set_program_folder(read_template(unit, "systemd"), programs)
+        yield FileSpec(path=f"{UNIT_FOLDERS[0]}/{unit}", text=text)
+
+
+def _has_mock_group() -> bool:
     try:
-        return config.parse_flag(text or "false")
-    except ValueError as error:
-        raise InputError(f"[farm] original_workers: {error}") from None
+        return bool(grp.getgrnam("mock"))
+    except KeyError:
+        return False
 
 
-def accepted(wishes: Wishes) -> Wanted:
-    """The keys a host accepts; who is shut out is cut off, who comes new disturbs nobody."""
-    cut = (TUNNEL,) if wishes.cut else ()
-    return Wanted(path=ACCEPTED, text=wishes.accepted, mode=0o600, secret=True, units=cut, reloaded=(TUNNEL,))
-
-
-def _everywhere(role: str, wishes: Wishes) -> Iterator[Wanted]:
-    yield Wanted(path="/etc/sysctl.d/90-reimzul.conf", text=template("sysctl-reimzul.conf"), units=("systemd-sysctl",))
-    yield Wanted(path=_drop_in(TUNNEL), text=template("stunnel-service.conf"), units=(TUNNEL,))
-    yield from _own_key(wishes)
+def _common_files(role: str, options: RoleOptions) -> Iterator[FileSpec]:
+    sysctl = read_template("sysctl-reimzul.conf")
+    yield FileSpec(path="/etc/sysctl.d/90-reimzul.conf", text=sysctl, restarts=("systemd-sysctl",))
+    yield FileSpec(path=_drop_in(TUNNEL), text=read_template("stunnel-service.conf"), restarts=(TUNNEL,))
+    yield from _own_key_file(options)
     if PORTS[role]:
-        yield accepted(wishes)
-    yield Wanted(path=TUNNELS, text=tunnels(role, wishes.hosts), units=(TUNNEL,))
+        yield accepted_keys_file(options)
+    yield FileSpec(path=TUNNELS, text=fill_tunnels(role, options.hosts), restarts=(TUNNEL,))
 
 
-def _own_key(wishes: Wishes) -> Iterator[Wanted]:
-    if wishes.own_key:
-        yield Wanted(path=OWN_KEY, text=wishes.own_key, mode=0o600, secret=True, units=(TUNNEL,))
+def _controller_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
+    yield FileSpec(path=_drop_in("beanstalkd"), text=read_template("beanstalkd-service.conf"), restarts=("beanstalkd",))
+    yield from _nginx_files(system, "controller")
+    backup = "/etc/reimzul/logrotate.before-reimzul"  # logrotate would read it beside ours
+    yield FileSpec(path="/etc/logrotate.d/reimzul", text=read_template("logrotate-reimzul"), backup=backup)
 
 
-def _controller(system: System, wishes: Wishes) -> Iterator[Wanted]:
-    yield Wanted(path=_drop_in("beanstalkd"), text=template("beanstalkd-service.conf"), units=("beanstalkd",))
-    yield from _nginx(system, "controller")
-    kept = "/etc/reimzul/logrotate.before-reimzul"  # logrotate would read it beside ours
-    yield Wanted(path="/etc/logrotate.d/reimzul", text=template("logrotate-reimzul"), kept=kept)
+def _bstore_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
+    rsync = _rsync_unit(system)
+    yield FileSpec(path=FOLDERS, text=read_template("tmpfiles-bstore.conf"))
+    yield FileSpec(path="/etc/rsyncd.conf", text=read_template("rsyncd.conf"), restarts=(rsync,))
+    yield FileSpec(path=_drop_in(rsync), text=read_template("rsync-service.conf"), restarts=(rsync,))
+    yield from _nginx_files(system, "bstore")
+    if options.public_port:
+        text = set_nginx_port(read_template("nginx-public.conf"), options.public_port)
+        yield FileSpec(path=PUBLIC, text=text, restarts=("nginx",))
 
 
-def _bstore(system: System, wishes: Wishes) -> Iterator[Wanted]:
-    yield Wanted(path=FOLDERS, text=template("tmpfiles-bstore.conf"))
-    unit, which = _rsync(system), "-originals" if wishes.originals else ""
-    yield Wanted(path="/etc/rsyncd.conf", text=template(f"rsyncd{which}.conf"), units=(unit,))
-    yield Wanted(path=_drop_in(unit), text=template("rsync-service.conf"), units=(unit,))
-    if wishes.originals:
-        text = template("rsync-service-originals.conf")
-        yield Wanted(path=_drop_in(unit, "reimzul-originals"), text=text, units=(unit,))
-    yield from _nginx(system, "bstore")
-    if wishes.public_port:
-        text = listening_publicly(template("nginx-public.conf"), wishes.public_port)
-        yield Wanted(path=PUBLIC, text=text, units=("nginx",))
-
-
-def _drop_in(unit: str, name: str = "reimzul") -> str:
-    return f"/etc/systemd/system/{unit}.service.d/{name}.conf"
-
-
-def _builder(system: System, wishes: Wishes) -> Iterator[Wanted]:
+def _builder_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
     yield from ()
 
 
-def _nginx(system: System, role: str) -> Iterator[Wanted]:
-    yield Wanted(path="/etc/nginx/conf.d/reimzul.conf", text=template(f"nginx-{role}.conf"), units=("nginx",))
-    main = system.text("/etc/nginx/nginx.conf") or ""
-    if without_stock_server(main) != main:
-        kept = "/etc/nginx/nginx.conf.before-reimzul"
-        text = without_stock_server(main)
-        yield Wanted(path="/etc/nginx/nginx.conf", text=text, edited=True, kept=kept, units=("nginx",))
+_FILES = {"controller": _controller_files, "bstore": _bstore_files, "builder": _builder_files}
 
 
-def _settings(system: System, wishes: Wishes, readers: tuple[str, ...]) -> Iterator[Wanted]:
+def _nginx_files(system: System, role: str) -> Iterator[FileSpec]:
+    text = read_template(f"nginx-{role}.conf")
+    yield FileSpec(path="/etc/nginx/conf.d/reimzul.conf", text=text, restarts=("nginx",))
+    path = "/etc/nginx/nginx.conf"
+    present = system.text(path) or ""
+    text = remove_stock_server(present)
+    if text != present:
+        yield FileSpec(path=path, text=text, patched=True, backup=f"{path}.before-reimzul", restarts=("nginx",))
+
+
+def _settings_file(system: System, options: RoleOptions, readers: tuple[str, ...]) -> Iterator[FileSpec]:
     present = system.text(SETTINGS)
-    if wishes.settings or present is None:
-        text = ini.changed(config.sample_text() if present is None else present, wishes.settings)
+    if options.settings or present is None:
+        text = ini.set_values(config.sample_text() if present is None else present, options.settings)
         mode = 0o640 if present is None else system.mode(SETTINGS)
-        yield Wanted(path=SETTINGS, text=text, mode=mode, group="reimzul", edited=True, reloaded=readers)
+        yield FileSpec(path=SETTINGS, text=text, mode=mode, group="reimzul", patched=True, reloads=readers)
 
 
-_FILES = {"controller": _controller, "bstore": _bstore, "builder": _builder}
-
-#: The unit of a role that may run several times.
-_INSTANCES = {"bstore": "reimzul-repogen-worker", "builder": "reimzul-worker"}
-
-
-def _below(role: str, system: System) -> Sequence[str]:
-    """The services of others that a role stands on."""
-    return {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync(system), "nginx"), "builder": ()}[role]
-
-
-def _ours(role: str, instances: int) -> tuple[str, ...]:
-    single = {"controller": ("reimzul-notifier",), "bstore": ("reimzul-signer",), "builder": ()}[role]
-    return (*(f"{_INSTANCES[role]}@{number}" for number in range(1, instances + 1)), *single)
+def _files_to_remove(role: str, system: System, options: RoleOptions) -> Iterator[tuple[str, str]]:
+    if role != "builder" and system.resolve(STOCK_SITE).is_symlink():
+        yield STOCK_SITE, "nginx"
+    if role == "bstore":
+        if not options.public_port and system.resolve(PUBLIC).exists():
+            yield PUBLIC, "nginx"
+        # an earlier version had rsyncd show workers of the original another folder as repo/
+        bind_mount = _drop_in(_rsync_unit(system), "reimzul-originals")
+        if system.resolve(bind_mount).exists():
+            yield bind_mount, _rsync_unit(system)
+    if role == "controller":
+        yield from _unused_own_key(system, options)
 
 
-def _rsync(system: System) -> str:
-    return system.first_unit(("rsync", "rsyncd"))  # Debian's name, and that of Fedora and EL
+def _unused_own_key(system: System, options: RoleOptions) -> Iterator[tuple[str, str]]:
+    if not options.own_key and system.resolve(OWN_KEY).exists():
+        yield OWN_KEY, TUNNEL
 
 
-def _in_the_way(role: str, system: System) -> Iterator[str]:
+def _drop_in(unit: str, name: str = "reimzul") -> str:
+    return f"{UNIT_FOLDERS[0]}/{unit}.service.d/{name}.conf"
+
+
+# --- units
+
+
+def _backend_services(role: str, system: System) -> Sequence[str]:
+    """Services of others that a role needs."""
+    return {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync_unit(system), "nginx"), "builder": ()}[role]
+
+
+def _role_units(role: str, instances: int) -> tuple[str, ...]:
+    return (*(f"{_INSTANCES[role]}@{number}" for number in range(1, instances + 1)), *_SINGLE_UNITS.get(role, ()))
+
+
+def _rsync_unit(system: System) -> str:
+    return system.first_installed_unit(("rsync", "rsyncd"))  # Debian's name, and that of Fedora and EL
+
+
+def _conflicting_units(role: str, system: System) -> Iterator[str]:
     """Debian's other ways to start the same programs, which would take their ports."""
-    if role == "controller" and system.wanted_by_something("beanstalkd.socket"):
+    if role == "controller" and system.is_wanted("beanstalkd.socket"):
         yield "beanstalkd.socket"
-    if not list(system.other_tunnels()) and any(system.at("/etc").glob("rc?.d/S??stunnel4")):
+    if not system.has_other_tunnels() and any(system.resolve("/etc").glob("rc?.d/S??stunnel4")):
         yield "stunnel4"  # it starts every /etc/stunnel/*.conf
 
 
-def _too_many(system: System, template_unit: str, instances: int) -> Iterator[str]:
-    for number in system.instances(template_unit) if template_unit else ():
+def _surplus_instances(role: str, system: System, instances: int) -> Iterator[str]:
+    template = _INSTANCES.get(role, "")
+    for number in system.instances(template) if template else ():
         if number > instances:
-            yield f"{template_unit}@{number}"
-
-
-def first_keys(present: str | None) -> dict[str, str]:
-    """The keys a host accepts, with the one that is nobody's."""
-    there = keys.parse(present or "", ACCEPTED)
-    return {keys.NOBODY: there.get(keys.NOBODY) or keys.new(), **there}
+            yield f"{template}@{number}"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-shared keys: stunnel's files of them (a line `name:hex` each), and adding, replacing and revoking keys.
+
+A key is never part of a message, whatever is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+
+import attr
+
+from reimzul.core.errors import InputError
+from reimzul.core.validators import quoted
+
+#: The owner of a key that no host has. stunnel does not start with an empty file: this key is in it from the beginning.
+NOBODY = "localhost"
+#: The owner of the controller's own key, by which it reads the store. No other host may have this name.
+CONTROLLER = "controller"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+#: stunnel wants 16 bytes at least: PSKsecrets in stunnel(8).
+_SECRET = re.compile(r"(?:[0-9a-fA-F]{2}){16,128}\Z")
+
+
+def parse_name(text: str) -> str:
+    """The name of a key's owner. Raises `InputError`."""
+    if not _NAME.match(text) or text in (NOBODY, CONTROLLER):
+        right = "letters, digits and ._-, beginning with a letter or digit, 64 at most; not localhost, not controller"
+        raise InputError(f"{quoted(text)} is no name for a builder: {right}")
+    return text
+
+
+def new_secret() -> str:
+    """64 random hex digits."""
+    return secrets.token_hex(32)
+
+
+def parse_keys(text: str, source: str) -> dict[str, str]:
+    """A file's keys by their owners; empty lines are skipped. Raises `InputError`, which names `source`."""
+    keys: dict[str, str] = {}
+    for number, row in enumerate(text.splitlines(), 1):
+        if not row.strip():
+            continue
+        owner, _, secret = row.strip().partition(":")
+        if not _NAME.match(owner) or not _SECRET.match(secret):
+            raise InputError(f"{source}, line {number}: not of the form name:hex, with 32 hex digits or more")
+        if owner in keys:
+            raise InputError(f"{source}, line {number}: a second key of {owner}")
+        keys[owner] = secret.lower()
+    return keys
+
+
+def format_keys(keys: Mapping[str, str]) -> str:
+    return "".join(f"{owner}:{secret}\n" for owner, secret in keys.items())
+
+
+def format_own_key(own: Mapping[str, str]) -> str:
+    """The controller's own key file, with one key: stunnel uses the first. Empty without a key."""
+    return format_keys({CONTROLLER: own[CONTROLLER]} if CONTROLLER in own else own)
+
+
+def list_owners(keys: Iterable[str]) -> list[str]:
+    """The hosts that have a key, sorted."""
+    return sorted(owner for owner in keys if owner != NOBODY)
+
+
+@attr.frozen(kw_only=True)
+class KeyChanges:
+    """What a person asks to change."""
+
+    add: tuple[str, ...] = ()
+    revoke: tuple[str, ...] = ()
+    new_key: bool = False  #: replace the key of an owner that has one
+    given: Mapping[str, str] | None = None  #: keys made elsewhere; None: they are made here
+    taken: tuple[str, ...] = ()  #: owners whose given key replaces any other without `new_key`
+
+
+@attr.frozen(kw_only=True)
+class KeyResult:
+    """The keys after the changes."""
+
+    keys: Mapping[str, str]
+    made: Mapping[str, str]  #: keys made here: they have to be printed
+    revoked: bool  #: a key is no longer accepted
+    changed: bool
+
+
+def apply_key_changes(changes: KeyChanges, present: Mapping[str, str]) -> KeyResult:
+    """Raises `InputError` for an unknown owner to revoke, and for one to add that has a key already."""
+    after, made, revoked = dict(present), {}, False
+    for owner in changes.revoke:
+        if owner not in after or owner == NOBODY:
+            raise InputError(f"{owner} has no key here; these have: {', '.join(list_owners(after)) or 'nobody'}")
+        del after[owner]
+        revoked = True
+    for owner in (*changes.add, *changes.taken):
+        secret = _secret_for(owner, changes.given)
+        if after.get(owner) == secret:
+            continue
+        if owner in after and not (changes.new_key or owner in changes.taken):
+            raise InputError(f"{owner} has a key already; --new-key gives it another and shuts the present one out")
+        revoked = revoked or owner in after
+        after[owner] = secret
+        if changes.given is None:
+            made[owner] = secret
+    return KeyResult(keys=after, made=made, revoked=revoked, changed=after != present)
+
+
+def _secret_for(owner: str, given: Mapping[str, str] | None) -> str:
+    if given is None:
+        return new_secret()
+    if owner not in given:
+        raise InputError(f"there is no key of {owner} among those given; there is: {', '.join(given) or 'none'}")
+    return given[owner]
+
+
+def apply_controller_changes(
+    changes: KeyChanges, bstore: str | None, accepted: Mapping[str, str], own: Mapping[str, str]
+) -> tuple[KeyResult, KeyResult]:
+    """The keys that the controller accepts after the changes, and its own key. Raises `InputError`.
+
+    `bstore` is the one among the added owners that is bstore. bstore's key and the controller's own are made together,
+    as one command gives bstore both. Neither is printed a second time: who needs one again gets two new ones, except
+    that a missing key of the controller is made alone.
+    """
+    lacks_own = not own or CONTROLLER in changes.revoke
+    stays = bstore in accepted and bstore not in changes.revoke and not changes.new_key and changes.given is None
+    theirs = attr.evolve(
+        changes,
+        add=tuple(owner for owner in changes.add if not (owner == bstore and stays and lacks_own)),
+        revoke=tuple(owner for owner in changes.revoke if owner != CONTROLLER),
+    )
+    given = changes.given if CONTROLLER in (changes.given or ()) else None
+    needs_own = bstore and (lacks_own or changes.given is None or given is not None)
+    ours = KeyChanges(
+        add=(CONTROLLER,) if needs_own else (),
+        revoke=tuple(owner for owner in changes.revoke if owner == CONTROLLER),
+        new_key=changes.new_key or given is None,
+        given=given,
+    )
+    return apply_key_changes(theirs, accepted), apply_key_changes(ours, own)
