@@ -167,6 +167,11 @@ def json_output(folder: Path) -> str:
     return "\n".join(output) + "\n"
 
 
+def settings_lines() -> str:
+    """Every section and setting with its default, without the comments."""
+    return "".join(f"{line}\n" for line in sample_text().splitlines() if line and not line.startswith("#"))
+
+
 def texts() -> dict[str, str]:
     """Every text, by the name of its file."""
     with tempfile.TemporaryDirectory() as history, tempfile.TemporaryDirectory() as output:
@@ -174,7 +179,7 @@ def texts() -> dict[str, str]:
             "messages.txt": message_lines(),
             "history.txt": history_lines(Path(history)),
             "json.txt": json_output(Path(output)),
-            "reimzul.ini": sample_text(),
+            "settings.txt": settings_lines(),
         }
 
 

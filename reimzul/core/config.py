@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul.ini` as typed, checked values.
+"""`reimzul.ini`: every setting with its parser, default and meaning, and reading the file.
 
-A section is a class, a setting one field of it: its default, its parser and its meaning stand in one row, which
-feeds the reading, the refusals and `conf/reimzul.ini.sample`. The file is read once, when a program starts, and
-handed down. All faults are told at once, by section and key.
+A section is a class, a setting an attribute of it. Its row gives parser, default and meaning, from which errors,
+`conf/reimzul.ini.sample` and the man page are made. A program reads the file once, when it starts. All faults are
+reported together, by section and key.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
 FILE_VARIABLE = "REIMZUL_CONFIG"
 
-#: Names of the host itself: what is said there is heard nowhere else.
+#: Names of the host itself: traffic to them stays on the host.
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
-#: A mail address; without a domain it is a mailbox of the host that takes our mail.
+#: A mail address; without a domain it is a mailbox of the mail server.
 _ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)?\Z")
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
 
@@ -43,7 +43,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def parse_flag(text: str) -> bool:
-    """true or false, in any of ini's spellings."""
+    """Read true or false in any spelling of ini files."""
     if text.lower() in _TRUE:
         return True
     if text.lower() in _FALSE:
@@ -52,33 +52,33 @@ def parse_flag(text: str) -> bool:
 
 
 def parse_text(text: str) -> str:
-    """Any text that is not empty."""
+    """Read a text that is not empty."""
     if not text:
         raise ValueError("is empty")
     return text
 
 
 def parse_path(text: str) -> Path:
-    """An absolute path."""
+    """Read an absolute path."""
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is not an absolute path")
     return Path(text)
 
 
 def parse_optional_path(text: str) -> Path | None:
-    """An absolute path, or nothing."""
+    """Read an absolute path or nothing."""
     return parse_path(text) if text else None
 
 
 def parse_program(text: str) -> str:
-    """A program: a name to look up on PATH, or an absolute path."""
+    """Read a program: a name to find on PATH, or an absolute path."""
     if not text or (" " in text and not text.startswith("/")) or ("/" in text and not text.startswith("/")):
         raise ValueError(f"{text!r} is not a program's name or absolute path")
     return text
 
 
 def parse_arguments(text: str) -> tuple[str, ...]:
-    """Words of a command line, quoted as in a shell; nothing of them is ever given to one."""
+    """Read arguments, quoted as in a shell; no shell ever sees them."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
@@ -86,7 +86,7 @@ def parse_arguments(text: str) -> tuple[str, ...]:
 
 
 def integer_parser(low: int, high: int) -> Callable[[str], int]:
-    """A whole number in a range."""
+    """The parser of a whole number in a range."""
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
@@ -102,7 +102,7 @@ days = integer_parser(0, 36_500)
 
 
 def url_parser(scheme: str, ending: str = "/") -> Callable[[str], str]:
-    """A URL of a scheme (https also passes where http does); it gets its last slash where that was left out."""
+    """The parser of a URL of a scheme, or of its https; a missing final slash is added."""
 
     def parse(text: str) -> str:
         parts = urlsplit(text)
@@ -117,7 +117,7 @@ def url_parser(scheme: str, ending: str = "/") -> Callable[[str], str]:
 
 
 def parse_history_url(text: str) -> str:
-    """Where the history is: `sqlite:///` and an absolute path, or a `mongodb://` URL."""
+    """Read `sqlite:///` with an absolute path, or a `mongodb://` URL."""
     if text.startswith(("mongodb://", "mongodb+srv://")):
         return text
     if text.startswith("sqlite:////"):
@@ -126,42 +126,41 @@ def parse_history_url(text: str) -> str:
 
 
 def parse_topic(text: str) -> str:
-    """The beginning of an MQTT topic: no wildcards, no slash at its ends."""
+    """Read the prefix of an MQTT topic: no wildcards, no slash at its ends."""
     if not text or text != text.strip("/") or any(sign in text for sign in "+#\0"):
-        raise ValueError(f"{text!r} is no MQTT topic")
+        raise ValueError(f"{text!r} is not an MQTT topic")
     return text
 
 
 def parse_address(text: str) -> str:
-    """A mail address, bare."""
+    """Read a bare mail address."""
     if not _ADDRESS.match(text):
         raise ValueError(f"{text!r} is not a mail address, as me@example.org")
     return text
 
 
 def parse_addresses(text: str) -> tuple[str, ...]:
-    """Mail addresses with commas between; none where the text is empty."""
+    """Read mail addresses separated by commas."""
     return tuple(parse_address(one.strip()) for one in text.split(",")) if text else ()
 
 
 def parse_nick(text: str) -> str:
-    """A nickname of IRC."""
     if not _NICK.match(text):
-        raise ValueError(f"{text!r} is not a nickname of IRC")
+        raise ValueError(f"{text!r} is not an IRC nickname")
     return text
 
 
 def parse_channels(text: str) -> tuple[str, ...]:
-    """Channels of IRC with commas between; none where the text is empty."""
+    """Read IRC channels separated by commas."""
     names = tuple(name.strip() for name in text.split(",")) if text else ()
     for name in names:
         if not _CHANNEL.match(name):
-            raise ValueError(f"{name!r} is not a channel of IRC, as #centos-build")
+            raise ValueError(f"{name!r} is not an IRC channel, as #centos-build")
     return names
 
 
 def choice_parser(*words: str) -> Callable[[str], str]:
-    """One of a few words."""
+    """The parser of one of a few words."""
 
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -172,19 +171,17 @@ def choice_parser(*words: str) -> Callable[[str], str]:
 
 
 def parse_optional_domain(text: str) -> str:
-    """A domain, or nothing."""
     if text and not _DOMAIN.match(text):
         raise ValueError(f"{text!r} is not a domain, as example.org")
     return text
 
 
 def parse_optional_target(text: str) -> str:
-    """A target, or nothing."""
     return validators.target(text) if text else ""
 
 
 def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
-    """One row of the table: how the text of a setting is read, what it is when left out, what it means."""
+    """A setting: its parser, its default and its meaning."""
     return attr.field(default=parse(default), metadata={"parse": parse, "default": default, "meaning": meaning})
 
 
@@ -193,7 +190,7 @@ _SPAN = re.compile(r"(\d{1,6})([mhdw])\Z")
 
 
 def parse_span(text: str) -> int:
-    """A span of time as `90d`, in seconds."""
+    """Read a span of time, as `90d`, in seconds."""
     found = _SPAN.match(text)
     if not found:
         raise ValueError(f"{text!r} is not a span of time, as 12h, 90d or 2w")
@@ -202,15 +199,15 @@ def parse_span(text: str) -> int:
 
 @attr.frozen(kw_only=True)
 class Pruning:
-    """Which old builds of a target are dropped."""
+    """Which old builds of a target are removed."""
 
-    keep: int = 1  #: of each package and arch, the newest that many stay
-    older: int = 0  #: seconds; none that is younger is dropped
-    unsigned: bool = False  #: also builds that nobody has laid out for the signer
+    keep: int = 1  #: how many of the newest builds of each package and arch stay
+    older: int = 0  #: seconds; no younger build is removed
+    unsigned: bool = False  #: also remove builds that were not staged for signing
 
 
 def parse_pruning(text: str) -> Pruning:
-    """`keep 3`, `older 90d`, `keep 3 older 90d`; with `unsigned` at its end where nothing is signed."""
+    """Read `keep 3`, `older 90d` or `keep 3 older 90d`, with a final `unsigned` if nothing is signed."""
     words = text.split()
     unsigned = words[-1:] == ["unsigned"]
     given = dict(zip(words[::2], words[1::2])) if len(words) % 2 == unsigned else {}
@@ -227,7 +224,7 @@ DUPLICATE_KINDS = ("builds", "legs")
 
 
 def parse_duplicates(text: str) -> frozenset[str]:
-    """`builds`, `legs` or both."""
+    """Read `builds`, `legs` or both."""
     kinds = frozenset(text.split())
     if not kinds or not kinds <= set(DUPLICATE_KINDS):
         raise ValueError(f"{text!r} is not one or more of {', '.join(DUPLICATE_KINDS)}")
@@ -235,13 +232,13 @@ def parse_duplicates(text: str) -> frozenset[str]:
 
 
 def open_section(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
-    """The one row of a section whose settings have names of the operator's own; `example` is one of them."""
+    """The row of a section whose keys the administrator chooses; `example` is a line of it."""
     return attr.field(factory=dict, metadata={"key": key, "parse": parse, "example": example})
 
 
 @attr.frozen(kw_only=True)
 class FarmSettings:
-    """What every host of the farm has to agree on."""
+    """Settings that all hosts of the farm must share."""
 
     arches: Path | None = setting(
         parse_optional_path, "", "A table of arches to use instead of the shipped arches.yml."
@@ -260,7 +257,7 @@ class FarmSettings:
 
 @attr.frozen(kw_only=True)
 class BeanstalkdSettings:
-    """Where beanstalkd is reached: on all hosts the local end of stunnel, on the controller itself."""
+    """beanstalkd: on the controller itself, on other hosts the local end of stunnel."""
 
     host: str = setting(parse_text, "localhost", "Host name or address of beanstalkd.")
     port: int = setting(port, "11300", "Its port. Builders and bstore: stunnel's local end of controller:13100.")
@@ -268,39 +265,39 @@ class BeanstalkdSettings:
 
 @attr.frozen(kw_only=True)
 class IncomingSettings:
-    """Where source rpms wait to be built."""
+    """Source rpms that wait to be built."""
 
     folder: Path = setting(parse_path, "/srv/reimzul/incoming", "The folder on the controller (reimzul-submit).")
     url: str = setting(
         url_parser("http"),
         "http://localhost:11080/reimzul-incoming/",
-        "The same as builders reach it (reimzul-worker).",
+        "The URL of that folder for builders (reimzul-worker).",
     )
 
 
 @attr.frozen(kw_only=True)
 class StoreSettings:
-    """The store: where results go, and from where they are read."""
+    """The store of results on bstore."""
 
     base_url: str = setting(
         url_parser("http", "/repo/"),
         "http://localhost:11081/bstore/repo/",
-        "Published repositories as all hosts reach them; ends with /repo/. The folder above it is what\n"
-        "http://repohost stands for in mock's configurations.",
+        "The URL of the published repositories for all hosts; ends with /repo/. In mock's configurations\n"
+        "http://repohost stands for the folder above it.",
     )
     upload_url: str = setting(
-        url_parser("rsync"), "rsync://localhost:11874/reimzul-bstore/", "The rsync module builders upload to."
+        url_parser("rsync"), "rsync://localhost:11874/reimzul-bstore/", "The rsync module that builders upload to."
     )
     root: Path = setting(
         parse_path,
         "/srv/reimzul/bstore",
-        "The store's root on bstore itself: repo/, spool/, tosign/ and the others lie in it, on one file system.",
+        "The root folder of the store on bstore, on one file system.",
     )
 
 
 @attr.frozen(kw_only=True)
 class WorkerSettings:
-    """Builders."""
+    """Workers on builders."""
 
     mock: str = setting(
         parse_program,
@@ -312,133 +309,131 @@ class WorkerSettings:
         parse_path,
         "/srv/reimzul/mock_configs",
         "A git checkout with mock/<target>.cfg, mock/site-defaults.cfg and mock/logging.ini, pulled before a build.\n"
-        "What is changed there by hand and not committed may be lost.",
+        "Uncommitted changes in it may be lost.",
     )
     results: Path = setting(
-        parse_path, "/srv/reimzul/results", "Where builds are made, and kept until they are uploaded. On a large disk."
+        parse_path,
+        "/srv/reimzul/results",
+        "Folder for running builds and for results until they are uploaded; needs much space.",
     )
-    fqdn: str = setting(
-        validators.optional(validators.host), "", "The name this builder goes by; the host's own name when empty."
-    )
+    fqdn: str = setting(validators.optional(validators.host), "", "The name of this builder; the host's name if empty.")
     machine: str = setting(
         validators.optional(validators.arch),
         "",
-        "What uname -m would say, where it says the wrong thing (setarch, qemu-user).",
+        "The machine, if uname -m is wrong (setarch, qemu-user).",
     )
     build_timeout: int = setting(
-        seconds, "86400", "Seconds a build may take before mock (and a little later the worker) ends it; 0: any time."
+        seconds, "86400", "Seconds after which mock (a little later the worker) ends a build; 0: never."
     )
     stall_timeout: int = setting(
-        seconds, "14400", "Seconds without a change of any log or result before a build is ended; 0: any time."
+        seconds, "14400", "Seconds without a change of any log or result after which a build is ended; 0: never."
     )
     mock_roots: Path = setting(
         parse_path,
         "/var/lib/mock",
-        "Where mock has its roots. The disk they are on is looked at, and roots that nobody builds in any more are\n"
-        "removed; what is known of them lies in .reimzul/ there, for all workers that share the roots.",
+        "mock's roots. Their free space is checked, and roots that are no longer used are removed. Records about\n"
+        "them are in .reimzul/ there, for all workers that share the roots.",
     )
     root_days: int = setting(
         days,
         "30",
-        "Days after which a bootstrap root of mock's is made anew although it is used, and after which the roots and\n"
-        "caches of a target that was not built are removed; 0: never.",
+        "Days after which a bootstrap root of mock is renewed although it is used, and after which roots and caches\n"
+        "of a target that was not built are removed; 0: never.",
     )
     min_free_mib: int = setting(
         integer_parser(0, 1 << 40),
         "4096",
-        "MiB that have to be free under results and mock_roots before a job is taken.",
+        "MiB that must be free under results and mock_roots to take a job.",
     )
     min_free_inodes: int = setting(
-        integer_parser(0, 1 << 40), "50000", "Inodes that have to be free there, where the file system counts them."
+        integer_parser(0, 1 << 40), "50000", "Inodes that must be free there, if the file system counts them."
     )
     max_load: int = setting(
         integer_parser(0, 100_000),
         "0",
-        "No job is taken while the load of the last minute is above it; 0: at any load.",
+        "No job is taken while the load of the last minute is higher; 0: no limit.",
     )
     tries: int = setting(
-        integer_parser(1, 20),  # a message has room for 50, and uploads that did not match count there too
+        integer_parser(1, 20),  # a message holds 50, and damaged uploads count there too
         "3",
-        "How many tries of a request may fail by a builder's fault before it ends as Failed.",
+        "How many attempts may fail by a builder's fault before the build is Failed.",
     )
     presence: int = setting(
-        integer_parser(0, 60), "30", "Seconds between two words of an idle worker that it is there; 0: it says nothing."
+        integer_parser(0, 60), "30", "Seconds between heartbeats of an idle worker; 0: no heartbeats."
     )
     live_logs: int = setting(
         integer_parser(0, 3600),
         "2",
-        "Seconds between two looks at growing logs, to send them on; 0: they come with results.",
+        "Seconds between uploads of growing logs; 0: logs come with the results.",
     )
     pull_timeout: int = setting(
-        seconds, "60", "Seconds a `git pull` of mock_configs may take; then its last state holds."
+        seconds, "60", "Seconds that `git pull` of mock_configs may take; after that its last state is used."
     )
     rsync: str = setting(parse_program, "rsync", "The program that uploads.")
-    rsync_arguments: tuple[str, ...] = setting(parse_arguments, "", "Further arguments for it, as --bwlimit=20m.")
+    rsync_arguments: tuple[str, ...] = setting(parse_arguments, "", "Additional arguments for rsync, as --bwlimit=20m.")
 
 
 @attr.frozen(kw_only=True)
 class RepogenSettings:
-    """Publishing and indexing, on bstore."""
+    """Publishing and indexing on bstore."""
 
     createrepo_c: str = setting(parse_program, "createrepo_c", "The program that makes repodata.")
     database: bool = setting(
-        parse_flag, "false", "Make the sqlite databases too (-d): yum on EL7 and older likes them."
+        parse_flag, "false", "Also make sqlite databases (-d), which yum on EL7 and older prefers."
     )
     after_createrepo: tuple[str, ...] = setting(
         parse_arguments,
         "",
-        "A program and its arguments, quoted as in a shell; it runs on new repodata before that becomes visible, as\n"
-        "to sign repomd.xml. {repodata} stands for the folder, which is the last argument where no other names it;\n"
-        "{target} stands for the target. Where it fails, the old repodata stays, and it is tried again.",
+        "A program that runs on new repodata before it is published, as to sign repomd.xml; arguments are quoted as\n"
+        "in a shell. {repodata} stands for the folder, which is otherwise the last argument, {target} for the target.\n"
+        "If the program fails, the old repodata stays and the run is retried.",
     )
     after_createrepo_timeout: int = setting(
-        integer_parser(1, 3600), "60", "Seconds that program may take before it is ended, and counts as failed."
+        integer_parser(1, 3600), "60", "Seconds after which that program is ended and counts as failed."
     )
     arguments: tuple[str, ...] = setting(
         parse_arguments,
         "",
-        "Further arguments for createrepo_c, quoted as in a shell; none that changes which packages are listed, or\n"
-        "how they are called: a build is published when the repodata lists each of its packages.",
+        "Additional arguments for createrepo_c, quoted as in a shell. Those that change which packages are listed or\n"
+        "their names are refused: a build is published once the repodata lists each of its packages.",
     )
-    cores: int = setting(integer_parser(0, 1024), "0", "Threads it may use; 0: as many as the host has cores.")
+    cores: int = setting(integer_parser(0, 1024), "0", "Threads of createrepo_c; 0: one per core.")
     spool_days: int = setting(
-        integer_parser(1, 3650), "7", "Days after which an upload that never was completed is removed from the spool."
+        integer_parser(1, 3650), "7", "Days after which an incomplete upload is removed from the spool."
     )
     attempts_days: int = setting(
-        days, "90", "Days the logs are kept of attempts that decided nothing (attempts/); 0: for ever."
+        days, "90", "Days that logs of attempts without a decision are kept (attempts/); 0: for ever."
     )
-    rejected_days: int = setting(
-        days, "180", "Days an upload is kept that was not what its manifest says (rejected/); 0: for ever."
-    )
+    rejected_days: int = setting(days, "180", "Days that rejected uploads are kept (rejected/); 0: for ever.")
 
 
 @attr.frozen(kw_only=True)
 class PruneSettings:
-    """Of a target, with its arch or without: how many builds of a package `reimzul prune` leaves, and of which age."""
+    """What `reimzul prune` keeps of a target (with or without its arch)."""
 
     targets: Mapping[str, Pruning] = open_section(validators.target, parse_pruning, "c7.1708.u = keep 3 older 90d")
 
 
 @attr.frozen(kw_only=True)
 class DuplicatesSettings:
-    """Of a target, with its arch or without: what it may list twice, `builds` of one NEVRA or `legs` of one build."""
+    """What a target (with or without its arch) may list twice: `builds` of one NEVRA, `legs` of one build."""
 
     targets: Mapping[str, frozenset[str]] = open_section(validators.target, parse_duplicates, "c7.1708.u = builds legs")
 
     def kinds_for(self, target: str) -> frozenset[str]:
-        """The kinds that a target, given with its arch, may list."""
+        """What a target, given with its arch, may list twice."""
         return self.targets.get(target) or self.targets.get(target.rpartition(".")[0]) or frozenset()
 
 
 @attr.frozen(kw_only=True)
 class NotifierSettings:
-    """Who is told, and what is remembered of it, on the controller."""
+    """The notifier on the controller."""
 
     ledger: Path = setting(
-        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "What was told to whom, so that nobody is told twice."
+        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "The outbox: events, and what each sink has got of them."
     )
     presence: Path = setting(
-        parse_path, "/srv/reimzul/notifier/presence.sqlite", "Which workers are there, and what each of them does."
+        parse_path, "/srv/reimzul/notifier/presence.sqlite", "The latest heartbeat of each worker."
     )
     quarantine: bool = setting(
         parse_flag,
@@ -459,7 +454,7 @@ class NotifierSettings:
 
 @attr.frozen(kw_only=True)
 class HistorySettings:
-    """What became of every build."""
+    """The history of builds."""
 
     url: str = setting(
         parse_history_url,
@@ -467,43 +462,47 @@ class HistorySettings:
         "sqlite:////absolute/path, or mongodb://host:port/ (database reimzul, collection notify_history).",
     )
     refused_days: int = setting(
-        days, "180", "Days it is remembered why a message was refused, and longer while it is buried; 0: for ever."
+        days, "180", "Days that reasons of refusals are kept, and longer while the job is buried; 0: for ever."
     )
 
 
 @attr.frozen(kw_only=True)
 class LogsSettings:
-    """The log of builds."""
+    """The log file of builds."""
 
-    logfile: Path = setting(parse_path, "/var/log/reimzul/reimzul.log", "One line for each event of a build.")
+    logfile: Path = setting(
+        parse_path, "/var/log/reimzul/reimzul.log", "The log file: a line for each event of a build."
+    )
 
 
 @attr.frozen(kw_only=True)
 class MailSettings:
-    """Mails about results, but not of scratch builds."""
+    """Mails about results, except those of scratch builds."""
 
     notifications: bool = setting(parse_flag, "false", "Whether results are mailed.")
     mail_from: str = setting(parse_address, "reimzul@localhost", "The sender.")
-    smtp_host: str = setting(parse_text, "localhost", "The server that takes our mail, as its certificate has it.")
+    smtp_host: str = setting(parse_text, "localhost", "The mail server; with TLS its certificate must have this name.")
     smtp_port: int = setting(port, "25", "Its port.")
-    starttls: bool = setting(parse_flag, "false", "true: speak TLS to it, or not at all.")
+    starttls: bool = setting(parse_flag, "false", "true: send only over TLS.")
     ca_cert: Path | None = setting(
-        parse_optional_path, "", "The authority that signed its certificate; when empty, those the host trusts."
+        parse_optional_path, "", "The authority of the server's certificate; if empty, those that the host trusts."
     )
-    login: str = setting(str, "", "The name we log in with; when empty, we do not.")
+    login: str = setting(str, "", "The login name; if empty, no login.")
     password_file: Path | None = setting(parse_optional_path, "", "A file with the password and nothing else.")
     only_on_change: bool = setting(
-        parse_flag, "false", "true: only when the result is another than the package's last on that arch and target."
+        parse_flag,
+        "false",
+        "true: mail only if the result differs from the package's last one on that arch and target.",
     )
-    to_submitter: bool = setting(parse_flag, "false", "Whether who submitted a build gets its mails too.")
+    to_submitter: bool = setting(parse_flag, "false", "Whether the submitter of a build also gets its mails.")
     submitter_domain: str = setting(
-        parse_optional_domain, "", "What follows the @ where a submitter's name is no mail address by itself."
+        parse_optional_domain, "", "The domain of submitters whose name is not a mail address."
     )
 
 
 @attr.frozen(kw_only=True)
 class MailRcptsSettings:
-    """Who is mailed of an arch's results, a line an arch. Of one that is not here nobody is."""
+    """Mail recipients per arch. No mail is sent for an arch not listed."""
 
     arches: Mapping[str, tuple[str, ...]] = open_section(
         validators.arch, parse_addresses, "x86_64 = me@example.org, you@example.org"
@@ -512,53 +511,53 @@ class MailRcptsSettings:
 
 @attr.frozen(kw_only=True)
 class MqttSettings:
-    """Results for others to subscribe to."""
+    """MQTT, for subscribers to results."""
 
     notifications: bool = setting(parse_flag, "false", "Whether results are published by MQTT.")
-    host: str = setting(parse_text, "localhost", "The broker's host name, as its certificate has it.")
+    host: str = setting(parse_text, "localhost", "The broker's host name; its certificate must have this name.")
     port: int = setting(port, "8883", "The broker's port.")
-    ca_cert: Path | None = setting(parse_optional_path, "", "The authority that signed the broker's certificate.")
+    ca_cert: Path | None = setting(parse_optional_path, "", "The authority of the broker's certificate.")
     tls_cert: Path | None = setting(parse_optional_path, "", "Our certificate for the broker.")
     tls_key: Path | None = setting(parse_optional_path, "", "Its key.")
-    tls_insecure: bool = setting(parse_flag, "false", "true: do not check that the broker's certificate has its name.")
+    tls_insecure: bool = setting(parse_flag, "false", "true: accept a certificate of another name.")
     topic: str = setting(
-        parse_topic, "reimzul", "Topics begin with it: <topic>/builds/results and <topic>/builds/events."
+        parse_topic, "reimzul", "The prefix of the topics <topic>/builds/results and <topic>/builds/events."
     )
 
 
 @attr.frozen(kw_only=True)
 class IrcSettings:
-    """What reimzul-irc says where: the results that [mqtt] publishes, a line each."""
+    """reimzul-irc, which announces the results published by [mqtt] in IRC channels."""
 
-    server: str = setting(parse_text, "localhost", "The IRC server, as its certificate has it.")
+    server: str = setting(parse_text, "localhost", "The IRC server; with TLS its certificate must have this name.")
     port: int = setting(port, "6697", "Its port.")
-    tls: bool = setting(parse_flag, "true", "Whether it speaks TLS.")
+    tls: bool = setting(parse_flag, "true", "Whether to use TLS.")
     ca_cert: Path | None = setting(
-        parse_optional_path, "", "The authority that signed its certificate; when empty, those the host trusts."
+        parse_optional_path, "", "The authority of the server's certificate; if empty, those that the host trusts."
     )
-    nick: str = setting(parse_nick, "reimzul", "The name we go by.")
+    nick: str = setting(parse_nick, "reimzul", "Our nickname.")
     identify: str = setting(
-        choice_parser("no", "sasl", "nickserv"), "no", "How we prove that it is ours: no, sasl (PLAIN) or nickserv."
+        choice_parser("no", "sasl", "nickserv"), "no", "How to log in: no, sasl (PLAIN) or nickserv."
     )
-    account: str = setting(str, "", "The account of sasl; the nick when empty.")
+    account: str = setting(str, "", "The account for sasl; the nick if empty.")
     password_file: Path | None = setting(parse_optional_path, "", "A file with its password and nothing else.")
     channels: tuple[str, ...] = setting(
-        parse_channels, "", "Where results are said that no line of [irc_channels] is about, with commas between."
+        parse_channels, "", "Channels, separated by commas, of results without a line in [irc_channels]."
     )
     colours: bool = setting(parse_flag, "true", "Whether statuses are coloured.")
-    seconds_a_line: int = setting(integer_parser(0, 600), "2", "Seconds between two lines, after the first four.")
+    seconds_a_line: int = setting(integer_parser(0, 600), "2", "Seconds between two lines after the first four.")
     client_id: str = setting(
-        parse_text, "reimzul-irc", "The name the MQTT broker keeps our place under; each has its own."
+        parse_text, "reimzul-irc", "Our client id at the MQTT broker; unique for each reimzul-irc."
     )
     mqtt_cert: Path | None = setting(
-        parse_optional_path, "", "Our certificate for the MQTT broker; that of [mqtt] when empty."
+        parse_optional_path, "", "Our certificate for the MQTT broker; that of [mqtt] if empty."
     )
     mqtt_key: Path | None = setting(parse_optional_path, "", "Its key.")
 
 
 @attr.frozen(kw_only=True)
 class IrcChannelsSettings:
-    """Channels for the results of an arch or a target (with its arch or without), a line each."""
+    """Channels for the results of an arch or of a target (with or without its arch)."""
 
     by_name: Mapping[str, tuple[str, ...]] = open_section(
         validators.target, parse_channels, "c7.1708.u = #centos-seven, #centos-build"
@@ -567,14 +566,14 @@ class IrcChannelsSettings:
 
 @attr.frozen(kw_only=True)
 class ScmSettings:
-    """Of the original's file, which has it too. Nothing here reads it."""
+    """A section of the original's file. Nothing reads it."""
 
     git_url: str = setting(str, "", "Where the sources of packages are kept.")
 
 
 @attr.frozen(kw_only=True)
 class Settings:
-    """All of it, a section an attribute."""
+    """All settings, an attribute per section."""
 
     farm: FarmSettings = attr.field(factory=FarmSettings)
     beanstalkd: BeanstalkdSettings = attr.field(factory=BeanstalkdSettings)
@@ -603,22 +602,22 @@ RETIRED = {
 
 
 def all_sections() -> dict[str, type]:
-    """Every section by its name in the file."""
+    """All sections by their name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
 
 
 def settings_of(section: type) -> list[Any]:
-    """The settings of a section, as attributes whose metadata has parse, default and meaning."""
+    """The settings of a section: attributes with parse, default and meaning in their metadata."""
     return [row for row in attr.fields(section) if "default" in row.metadata]
 
 
 def open_row(section: type) -> Any:
-    """The row of a section whose settings have free names (metadata: key, parse, example); None of any other."""
+    """The row of a section with free keys (metadata: key, parse, example); None for other sections."""
     return next((row for row in attr.fields(section) if "key" in row.metadata), None)
 
 
 def find_file(given: Path | None = None) -> Path | None:
-    """The file that holds: the one given, else $REIMZUL_CONFIG, else the default one where it exists."""
+    """The settings file: the given one, or $REIMZUL_CONFIG, or the default one if it exists."""
     if given is not None:
         return given
     if os.environ.get(FILE_VARIABLE):
@@ -627,7 +626,7 @@ def find_file(given: Path | None = None) -> Path | None:
 
 
 def load_file(given: Path | None = None) -> Settings:
-    """The settings of the file that holds, or the defaults. Raises `ConfigError` with a line for each fault."""
+    """Read the settings file, or return the defaults. Raises `ConfigError` with a line for each fault."""
     file = find_file(given)
     if file is None:
         return Settings()
@@ -640,7 +639,7 @@ def load_file(given: Path | None = None) -> Settings:
 
 
 def parse_settings(text: str, source: str) -> Settings:
-    """The settings in an ini file's text."""
+    """Read the text of a settings file. Raises `ConfigError`."""
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
     try:
         parser.read_string(text, source)
@@ -696,7 +695,7 @@ def _unknown_sections(parser: configparser.ConfigParser) -> Iterator[str]:
 
 
 def _suggest_key(section: str, key: str) -> str:
-    """The setting that was probably meant: of this section, or the same word in another."""
+    """Suggest a setting of the section, or name another section that has the key."""
     close = difflib.get_close_matches(key, [row.name for row in settings_of(all_sections()[section])], 1)
     if close:
         return f"; is {close[0]} meant?"
@@ -707,38 +706,38 @@ def _suggest_key(section: str, key: str) -> str:
 
 
 def _cross_checks(values: dict[str, Any]) -> Iterator[str]:
-    """Faults that only show when several settings are looked at together."""
+    """Faults of combinations of settings."""
     yield from _cross_check_mail(values["mail"])
     yield from _cross_check_irc(values["irc"])
     mqtt = values["mqtt"]
     if bool(mqtt.tls_cert) != bool(mqtt.tls_key):
-        yield "[mqtt] tls_cert and tls_key come together"
+        yield "[mqtt] set both tls_cert and tls_key, or none"
     if mqtt.notifications and not mqtt.ca_cert:
-        yield "[mqtt] ca_cert: has to be set where notifications is true"
+        yield "[mqtt] ca_cert: required if notifications is true"
 
 
 def _cross_check_mail(mail: MailSettings) -> Iterator[str]:
     if bool(mail.login) != bool(mail.password_file):
-        yield "[mail] login and password_file come together"
+        yield "[mail] set both login and password_file, or none"
     if mail.login and not mail.starttls and mail.smtp_host not in LOCAL:
-        yield "[mail] starttls: has to be true: the password would cross the network in the clear"
+        yield "[mail] starttls: must be true: the password would be sent in the clear"
     if mail.to_submitter and not mail.submitter_domain:
-        yield "[mail] submitter_domain: has to be set where to_submitter is true"
+        yield "[mail] submitter_domain: required if to_submitter is true"
 
 
 def _cross_check_irc(irc: IrcSettings) -> Iterator[str]:
     if (irc.identify != "no") != bool(irc.password_file):
-        yield "[irc] password_file: has to be set where identify is sasl or nickserv, and only there"
+        yield "[irc] password_file: required if identify is sasl or nickserv, and only then"
     if irc.identify != "no" and not irc.tls and irc.server not in LOCAL:
-        yield "[irc] tls: has to be true: the password would cross the network in the clear"
+        yield "[irc] tls: must be true: the password would be sent in the clear"
     if bool(irc.mqtt_cert) != bool(irc.mqtt_key):
-        yield "[irc] mqtt_cert and mqtt_key come together"
+        yield "[irc] set both mqtt_cert and mqtt_key, or none"
 
 
 def sample_text() -> str:
-    """A file that holds every setting with its default and meaning, as `conf/reimzul.ini.sample` has it."""
+    """The content of `conf/reimzul.ini.sample`: every setting with its default and meaning."""
     lines = [
-        "# /etc/reimzul/reimzul.ini: every setting of the farm, with its default and what it means.",
+        "# /etc/reimzul/reimzul.ini: every setting with its default and meaning.",
         "# A setting that is left out has its default. Check a file with: reimzul config check",
     ]
     for name, kind in all_sections().items():

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of all daemons: claim, handle, settle; reconnect; stop when told to.
+"""The loop of all daemons: reserve jobs, handle them, settle them; reconnect; stop on a signal.
 
-A handler says what became of each claim; only the loop deletes, releases or buries. What a handler puts into other
-tubes is put before its claim is settled, so a crash repeats work and never loses it: every handler is safe to run
-twice on one job.
+A handler returns the outcome of each job; only the loop deletes, releases or buries jobs. A handler puts its messages
+into other tubes before its job is settled, so a crash repeats work and loses none: handling a job twice must be safe.
 """
 
 from __future__ import annotations
@@ -26,44 +25,45 @@ from reimzul.core.errors import (
     ShutdownRequested,
 )
 from reimzul.core.message import Refusal, first_bytes
+from reimzul.core.retry import LogThrottle
 from reimzul.core.sdnotify import SdNotify
 
 log = logging.getLogger(__name__)
 M = TypeVar("M")
 
-#: Seconds one reserve waits. A signal's flag does not wake a blocked read, so this is how late a stop is seen.
+#: Seconds that one reserve waits. A signal does not interrupt it, so a stop is noticed this late.
 RESERVE_SECONDS = 1
-#: Seconds between attempts to reach beanstalkd, and how often its absence is said.
+#: Seconds between reconnection attempts; seconds between log lines about it.
 RECONNECT_SECONDS, LOG_AGAIN_SECONDS = 1.0, 60.0
 
-#: Seconds a job may wait for what it needs to be there.
+#: Seconds that a job may wait for something that it needs.
 MAX_WAIT_SECONDS = 3600
 
-#: What became of one claim: None where all its effects are out, else why it is not so.
+#: The outcome of a job: None if all its effects are out, otherwise why not.
 Outcome = Optional[Exception]
 
 
 class Stop:
-    """Whether, and how, the daemon was told to stop. Signal handlers set it; everything else reads it."""
+    """Whether and how the daemon is to stop. Signal handlers set it, everything else reads it."""
 
     def __init__(self) -> None:
-        self.now = threading.Event()  #: SIGTERM, SIGINT: give back what is in hand
-        self.drain = threading.Event()  #: SIGUSR1: finish what is in hand, take nothing
+        self.now = threading.Event()  #: SIGTERM, SIGINT: release the jobs in hand
+        self.drain = threading.Event()  #: SIGUSR1: finish the jobs in hand, take no more
 
     @property
     def requested(self) -> bool:
-        """Whether nothing more is to be taken."""
+        """Whether no more jobs are to be taken."""
         return self.now.is_set() or self.drain.is_set()
 
     def raise_if_stopping(self) -> None:
-        """Raise `ShutdownRequested` where what is in hand is to be given back."""
+        """Raise `ShutdownRequested` if the jobs in hand are to be released."""
         if self.now.is_set():
-            raise ShutdownRequested("told to stop")
+            raise ShutdownRequested("the daemon is stopping")
 
 
 @contextlib.contextmanager
 def handle_signals(stop: Stop) -> Iterator[None]:
-    """SIGTERM and SIGINT stop, SIGUSR1 drains; a handler sets its flag and nothing else."""
+    """Let SIGTERM and SIGINT stop and SIGUSR1 drain; a signal handler only sets a flag."""
     flags = {signal.SIGTERM: stop.now, signal.SIGINT: stop.now, signal.SIGUSR1: stop.drain}
     before = {number: signal.signal(number, lambda n, _: flags[signal.Signals(n)].set()) for number in flags}
     try:
@@ -74,9 +74,9 @@ def handle_signals(stop: Stop) -> Iterator[None]:
 
 
 class Daemon(Generic[M]):
-    """One program that claims from tubes and handles what it claims."""
+    """A program that reserves jobs from tubes and handles them."""
 
-    #: How many claims are handled together at the most.
+    #: How many jobs are handled together, at most.
     batch = 1
 
     def __init__(
@@ -94,36 +94,37 @@ class Daemon(Generic[M]):
         self.broker: Broker | None = None
 
     def handle(self, broker: Broker, claims: list[ReservedJob[M]]) -> Iterable[tuple[ReservedJob[M], Outcome]]:
-        """Do what the messages ask, and say of each claim as it is decided what became of it.
+        """Do what the messages ask; yield the outcome of each job as soon as it is known.
 
-        What it claims itself meanwhile it adds to `claims`. A handler that takes long calls `broker.keep()` and
-        `alive()` often, and both from this thread alone. What it raises holds for all claims it has not yet decided.
+        A handler adds the jobs that it reserves itself to `claims`. One that takes long calls
+        `broker.touch_all_if_due()` and `ping_watchdog()` often, from this thread only. An error that it raises is the
+        outcome of all jobs without one.
         """
         raise TypeError(f"{type(self).__name__} does not handle anything")
 
     def can_accept_job(self, broker: Broker) -> bool:
-        """Whether a job may be taken now; asked before each reserve."""
+        """Whether a job may be reserved now; asked before each reserve."""
         return True
 
     def do_idle_work(self, broker: Broker) -> None:
-        """What there is to do when no job waits; called about once a second then."""
+        """Work to do while no job waits; called about once a second."""
 
     def ping_watchdog(self) -> None:
-        """Tell systemd's watchdog that the loop goes round; what hangs between two calls is ended and started anew."""
+        """Ping systemd's watchdog, which restarts a daemon that hangs between two calls."""
         if self.stop.drain.is_set():
-            self.service.set_note(drain="takes nothing more, and ends then")
+            self.service.set_note(drain="takes no more jobs, then ends")
         self.service.ping()
 
     def idle_status(self) -> str:
-        """What this daemon does when it does nothing, for `systemctl status`."""
+        """The status of a waiting daemon, for `systemctl status`."""
         return f"waiting for jobs in {', '.join(name for name in self.tubes if not is_control_tube(name))}"
 
     def run(self) -> None:
-        """Serve until told to stop; beanstalkd away is waited out.
+        """Serve until a signal stops the daemon, reconnecting to beanstalkd for as long as it takes.
 
-        To systemd the daemon is ready before beanstalkd is reached: it waits for it as long as it takes.
+        For systemd the daemon is ready before it has reached beanstalkd.
         """
-        said = 0.0
+        throttle = LogThrottle(LOG_AGAIN_SECONDS)
         with handle_signals(self.stop):
             self.service.announce_ready("connecting to beanstalkd")
             while not self.stop.requested:
@@ -131,33 +132,26 @@ class Daemon(Generic[M]):
                     self.ping_watchdog()
                     self.broker = self.connect()
                     self.service.set_note(beanstalkd="")
-                    if said:
+                    if throttle.reset():
                         log.info("beanstalkd is back")
-                    said = 0.0
                     self.serve(self.broker)
-                except (
-                    BrokerUnavailable,
-                    RetryLater,
-                ) as error:  # away, or refusing what has to go out: closing gives claims back
-                    said = self._log_unavailable(error, said)
+                except (BrokerUnavailable, RetryLater) as error:  # closing the connection releases our jobs
+                    self._wait_to_reconnect(error, throttle)
                 finally:
                     if self.broker is not None:
                         self.broker.close()
         self.service.announce_stop()
         log.info("stopped")
 
-    def _log_unavailable(self, error: ReimzulError, said: float) -> float:
-        """Say it once a minute, and wait a little; the seconds since it was last said."""
-        if said == 0.0:
+    def _wait_to_reconnect(self, error: ReimzulError, throttle: LogThrottle) -> None:
+        if not throttle.is_running:
             self.service.set_note(beanstalkd=describe_outage(error))
-        if said == 0.0 or said > LOG_AGAIN_SECONDS:
+        if throttle.is_due():
             log.warning("%s; trying again every %g s", error, RECONNECT_SECONDS)
-            said = 0.0
         self.stop.now.wait(RECONNECT_SECONDS)
-        return said + RECONNECT_SECONDS
 
     def serve(self, broker: Broker) -> None:
-        """Claim, handle and settle on one connection."""
+        """Reserve, handle and settle jobs on one connection."""
         broker.watch(self.tubes)
         log.info("%s", self.idle_status())
         self.service.set_status(self.idle_status())
@@ -165,7 +159,9 @@ class Daemon(Generic[M]):
             self.ping_watchdog()
             claims = self._release_if_stopping(self.reserve_jobs(broker))
             if claims:
-                self.service.set_status(f"at work on {claims[0]!r}" + (f", of {len(claims)}" if claims[1:] else ""))
+                self.service.set_status(
+                    f"handling {claims[0]!r}" + (f" and {len(claims) - 1} more" if claims[1:] else "")
+                )
                 self.settle_all(broker, claims)
                 broker = self.broker or broker  # a handler may have had to reconnect
             else:
@@ -173,7 +169,7 @@ class Daemon(Generic[M]):
                 self.do_idle_work(broker)
 
     def _release_if_stopping(self, claims: list[ReservedJob[M]]) -> list[ReservedJob[M]]:
-        """What is begun now: nothing where we are to end. A signal wakes no reserve, and what that brings goes back."""
+        """When stopping, release the jobs just reserved: a signal does not interrupt `reserve`."""
         if not self.stop.requested:
             return claims
         for claim in claims:
@@ -181,10 +177,7 @@ class Daemon(Generic[M]):
         return []
 
     def reserve_jobs(self, broker: Broker, wait: int = RESERVE_SECONDS, room: int = 0) -> list[ReservedJob[M]]:
-        """What waits, at most a batch (or `room`), each decoded; what cannot be decoded is refused here.
-
-        It waits at most `wait` seconds for the first.
-        """
+        """Reserve a batch of jobs, or at most `room`, waiting `wait` seconds for the first; refuse invalid ones."""
         if not self.can_accept_job(broker):
             self.stop.now.wait(RESERVE_SECONDS)
             return []
@@ -202,21 +195,21 @@ class Daemon(Generic[M]):
         return claims
 
     def check(self, message: M) -> None:
-        """Raise `InvalidMessage` for a message that is well formed and still nothing for this farm."""
+        """Raise `InvalidMessage` for a well-formed message that this farm cannot handle."""
 
     def settle_all(self, broker: Broker, claims: list[ReservedJob[M]]) -> None:
-        """Handle claims together; where that shows a bug of ours, one by one, so that it stops only its own."""
+        """Handle jobs together; after a bug one by one, so that it stops only the job that causes it."""
         settled: set[int] = set()
         try:
             for claim, outcome in self.handle(broker, claims):
                 self.settle(claim, outcome)
-                settled.add(claim.id)  # not before: what could not be settled is left, and given back below
+                settled.add(claim.id)  # not before: a job that could not be settled is released below
         except BrokerUnavailable:
             raise
         except Exception as error:
             left = [claim for claim in claims if claim.id not in settled]
             if len(left) > 1 and not isinstance(error, ReimzulError):
-                log.exception("%d jobs together: one by one now", len(left))
+                log.exception("handling %d jobs together failed; handling them one by one", len(left))
                 for claim in left:
                     self.settle_all(broker, [claim])
                 return
@@ -224,7 +217,7 @@ class Daemon(Generic[M]):
                 self.settle(claim, error)
 
     def settle(self, claim: ReservedJob[M], outcome: Outcome) -> None:
-        """Delete, give back or bury one job."""
+        """Delete, release or bury a job."""
         self.ping_watchdog()
         try:
             if outcome is None:
@@ -236,7 +229,7 @@ class Daemon(Generic[M]):
                 claim.release(0)
             elif isinstance(outcome, RetryLater):
                 pause = outcome.pause
-                log.warning("%r: %s; again in %d s", claim, outcome, pause)
+                log.warning("%r: %s; trying again in %d s", claim, outcome, pause)
                 self._retry_until_settled(claim, lambda: claim.release(pause))
             elif isinstance(outcome, BrokerUnavailable):
                 raise outcome
@@ -247,40 +240,39 @@ class Daemon(Generic[M]):
             claim.broker.untrack(claim)
 
     def refuse(self, claim: ReservedJob[M], error: Exception) -> None:
-        """Announce that a job is no message of ours, or more than we can do, and put it aside."""
+        """Announce that a job is refused, and bury it."""
         if isinstance(error, ReimzulError):
             reason = str(error)
             log.error("%r refused: %s", claim, reason)
         else:
-            reason = f"a bug of reimzul: {error!r}"
+            reason = f"a bug in Reimzul: {error!r}"
             log.error("%r buried", claim, exc_info=error)
         self.announce_refusal(claim, make_refusal(claim, reason, self.host))
         self._retry_until_settled(claim, claim.bury)
 
-    def _retry_until_settled(self, claim: ReservedJob[M], let_go: Callable[[], None]) -> None:
-        """Give a job back or bury it; one that a full beanstalkd has lost hold of, as often as it takes."""
-        said = False
+    def _retry_until_settled(self, claim: ReservedJob[M], give_up: Callable[[], None]) -> None:
+        """Release or bury a job; if a full beanstalkd has orphaned it, try until it accepts the job."""
+        throttle = LogThrottle(LOG_AGAIN_SECONDS)
         while True:
             try:
-                let_go()
+                give_up()
                 return
             except RetryLater as error:
                 if not claim.is_orphaned or self.stop.now.is_set():
                     raise
-                if not said:
-                    log.error("%r: %s; it is put anew as soon as there is room", claim, error)
-                said = True
+                if throttle.is_due():
+                    log.error("%r: %s; it is put again as soon as beanstalkd accepts it", claim, error)
             self.stop.now.wait(RECONNECT_SECONDS)
             self.ping_watchdog()
             claim.broker.touch_all_if_due(lost=claim.broker.untrack)
 
     def announce_refusal(self, claim: ReservedJob[M], event: Refusal) -> None:
-        """Announce that a job was refused; the notifier tells its sinks itself."""
+        """Announce that a job was refused; the notifier passes it to its sinks directly."""
         claim.broker.announce(event)
 
 
 def describe_outage(error: ReimzulError) -> str:
-    """That beanstalkd cannot be used, and since when, for `systemctl status`."""
+    """Why and since when beanstalkd cannot be used, for `systemctl status`."""
     return f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC: {error}"
 
 
@@ -288,12 +280,11 @@ def retry_or_give_up(claim: ReservedJob[Any], what: str) -> ReimzulError:
     """Wait for something that should exist: `RetryLater` with growing pauses, then `InvalidMessage`."""
     age = claim.stats.age
     if age > MAX_WAIT_SECONDS:
-        return InvalidMessage(f"{what} is not there, and was not for {age} s")
-    return RetryLater(f"{what} is not there", pause=min(300, max(2, age // 2)))
+        return InvalidMessage(f"{what} does not exist, and did not for {age} s")
+    return RetryLater(f"{what} does not exist yet", pause=min(300, max(2, age // 2)))
 
 
 def make_refusal(claim: ReservedJob[Any], reason: str, host: str) -> Refusal:
-    """The event that tells of a refused job."""
     return Refusal(
         tube=claim.stats.tube,
         job=claim.id,

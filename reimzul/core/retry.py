@@ -45,9 +45,15 @@ class LogThrottle:
         self._last = now
         return True
 
-    def reset(self) -> None:
-        """Log the next line at once: the fault was over meanwhile."""
-        self._last = None
+    @property
+    def is_running(self) -> bool:
+        """Whether a line was logged since the last reset."""
+        return self._last is not None
+
+    def reset(self) -> bool:
+        """Log the next line at once: the fault is over. Return whether a line was logged about it."""
+        was_running, self._last = self.is_running, None
+        return was_running
 
 
 class CancelToken:

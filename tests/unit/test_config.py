@@ -149,7 +149,7 @@ def test_all_faults_are_told_at_once() -> None:
         "[beanstalkd] port: 'x' is not a whole number from 1 to 65535",
         "[beanstalkd] hots is not a setting; is host meant?",
         "[mqtt] tls_insecure: 'maybe' is not true or false",
-        "[mqtt] tls_cert and tls_key come together",
+        "[mqtt] set both tls_cert and tls_key, or none",
     ]
 
 
@@ -161,7 +161,7 @@ def test_all_faults_are_told_at_once() -> None:
         ("[worker]\nquux = 1\n", "[worker] quux is not a setting"),
         ("[quux]\n", "[quux] is not a section"),
         ("[Logs]\n", "[Logs] is not a section; is [logs] meant?"),
-        ("[mqtt]\nnotifications = yes\n", "[mqtt] ca_cert: has to be set where notifications is true"),
+        ("[mqtt]\nnotifications = yes\n", "[mqtt] ca_cert: required if notifications is true"),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_nearest(text: str, fault: str) -> None:

@@ -221,7 +221,7 @@ def test_a_refusal_is_told_before_the_job_is_buried(broker: FakeBroker) -> None:
 def test_a_bug_is_told_as_one(broker: FakeBroker) -> None:
     jobs(broker)
     Handler(broker, saying(KeyError("arch"))).run()
-    assert broker.told[0].reason == "a bug of reimzul: KeyError('arch')"
+    assert broker.told[0].reason == "a bug in Reimzul: KeyError('arch')"
 
 
 def test_a_refusal_shows_the_first_kb(broker: FakeBroker) -> None:

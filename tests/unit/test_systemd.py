@@ -145,7 +145,7 @@ def test_a_daemon_says_that_it_is_set_up_what_it_does_and_that_it_ends(under_sys
     serve(lambda claims: [(claim, None) for claim in claims], 17)
     heard = [line for line in under_systemd.listen() if line != "WATCHDOG=1"]
     assert heard[:2] == ["READY=1", "STATUS=connecting to beanstalkd"]
-    assert heard[2] == "STATUS=waiting for jobs in createrepo" and heard[3].startswith("STATUS=at work on ")
+    assert heard[2] == "STATUS=waiting for jobs in createrepo" and heard[3].startswith("STATUS=handling ")
     assert heard[-2:] == ["STOPPING=1", "STATUS=stopping"]
 
 
