@@ -145,7 +145,7 @@ def test_waiting_for_a_targets_lock_and_for_createrepo_c_is_no_stuck_loop(
     with file_lock(store.lock(TARGET)) as lock:
         assert lock is not None
         start("reimzul-repogen", beanstalkd, f"[bstore]\nroot = {store.root}\n[repogen]\ncreaterepo_c = {program}\n")
-        manager.wait_for("at work on job")
+        manager.wait_for("handling job")
         manager.wait_for_pings()
     until(Path(f"{program}.began").exists, 30, "createrepo_c runs")
     manager.wait_for(f"indexing {TARGET} for 1 jobs")
