@@ -509,11 +509,11 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     ground.announce(1, "Failed", exit_code=11, at=time.time() + 2, reason="it took too long", **by)
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     said = run("show", SHORT).stdout
-    assert "exit code   11: it took longer than a build may" in said
+    assert "exit code   11: the build timed out" in said
     assert f"attempt 1   {first} on builder1.example.org" in said and "the disk was full" in said
     assert f"attempt 2   {second} on builder2.example.org" in said
     (leg,) = told("show", SHORT)["legs"]
-    assert (leg["exit_code_means"], leg["manifest"]) == ("it took longer than a build may", None)
+    assert (leg["exit_code_means"], leg["manifest"]) == ("the build timed out", None)
     assert "127.0.0.1:9" in leg["no_manifest"]
 
 
