@@ -103,7 +103,7 @@ def test_what_is_installed_elsewhere_names_its_own_programs(machine: PrivateMach
     assert "ExecStart=/usr/bin/reimzul-worker\n" in (units / "reimzul-worker@.service").read_text()
     assert (tmp_path / "usr/lib/sysusers.d/reimzul.conf").exists()
     assert (tmp_path / "usr/lib/tmpfiles.d/reimzul.conf").exists()
-    conf = {path.name for path in (tmp_path / "usr/share/reimzul/conf").iterdir()}
+    conf = {path.name for path in (tmp_path / "usr/share/doc/reimzul/conf").iterdir()}
     assert conf == {path.name for path in (CHECKOUT / "conf").iterdir()}
     assert (tmp_path / "srv/reimzul/notifier").stat().st_mode & 0o7777 == 0o2750
 

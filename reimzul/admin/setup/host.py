@@ -77,6 +77,9 @@ class System:
         """Whether a unit, or the template of an instance, is installed in one of the folders."""
         return any(self.resolve(f"{folder}/{unit_file(unit)}").exists() for folder in folders)
 
+    def has_linked_unit(self, unit: str) -> bool:
+        return self.resolve(f"{UNIT_FOLDERS[0]}/{unit_file(unit)}").is_symlink()
+
     def first_installed_unit(self, names: Sequence[str]) -> str:
         """The first of a unit's names that is installed here, else the first name."""
         return next((name for name in names if self.has_unit(name)), names[0])

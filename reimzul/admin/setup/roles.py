@@ -185,7 +185,8 @@ def _own_key_file(options: RoleOptions) -> Iterator[FileSpec]:
 
 def _missing_packaged_files(role: str, system: System, units: Sequence[str]) -> Iterator[FileSpec]:
     """Units, user and folders, on a host whose programs are Python's wheel: it brings none of them."""
-    if all(system.has_unit(unit, UNIT_FOLDERS[1:]) for unit in units):
+    # `systemctl link` makes links of units that are installed below another prefix
+    if all(system.has_unit(unit, UNIT_FOLDERS[1:]) or system.has_linked_unit(unit) for unit in units):
         return
     users = ["reimzul", *(["reimzul-builder"] if role == "builder" and _has_mock_group() else [])]
     for name in users:
