@@ -70,7 +70,6 @@ class System:
             raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
 
     def mode(self, path: str) -> int:
-        """The permission bits of an existing file."""
         return stat.S_IMODE(self.resolve(path).stat().st_mode)
 
     def has_unit(self, unit: str, folders: Sequence[str] = UNIT_FOLDERS) -> bool:
@@ -91,7 +90,6 @@ class System:
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def is_wanted(self, unit: str) -> bool:
-        """Whether another unit starts this one."""
         return any(self.resolve("/etc/systemd/system").glob(f"*.wants/{unit}"))
 
     def has_other_tunnels(self) -> bool:
