@@ -83,9 +83,9 @@ def test_what_a_role_lacks_is_installed_by_the_distribution(
 
 def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
     for words, said in (
-        ("--role", "--role takes one word"),
-        ("--role mirror", "role 'mirror' is not known"),
-        ("--packages", "what is '--packages'?"),
+        ("--role", "--role needs a role"),
+        ("--role mirror", "unknown role 'mirror'"),
+        ("--packages", "unknown argument '--packages'"),
     ):
         done = machine.run(f"tools/install {words}")
         assert done.returncode == 2 and said in done.stderr
