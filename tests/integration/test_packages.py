@@ -199,7 +199,7 @@ def installed(root: Path, program: str, *words: str, **environment: str) -> subp
 
 
 @pytest.mark.parametrize("program", [name for names in PROGRAMS.values() for name in sorted(names)])
-def test_an_installed_program_says_its_version(root: Path, program: str) -> None:
+def test_an_installed_program_prints_its_version(root: Path, program: str) -> None:
     done = installed(root, program, "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{program} {__version__}\n", "")
 
@@ -311,7 +311,7 @@ def test_a_tree_without_git_at_a_path_with_spaces_makes_a_source_rpm(packages: P
     assert not [name for name in names if re.search(r"/(build|\.venv[^/]*|__pycache__)/", name)]
 
 
-def test_a_bundled_library_that_is_not_what_was_described_is_fetched_anew(tmp_path: Path, packages: Packages) -> None:
+def test_a_bundled_library_with_a_wrong_checksum_is_downloaded_again(tmp_path: Path, packages: Packages) -> None:
     tree = copy_of_the_tree(tmp_path / "tree")
     wheel = next((tree / "build/sources").glob("*.whl"))
     wheel.write_bytes(b"noise")
@@ -340,7 +340,7 @@ def test_wrong_usage_of_tools_rpm_is_one_line(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("role", "unit"), [("worker", "reimzul-worker"), ("bstore", "reimzul-repogen-worker")])
-def test_who_takes_a_package_away_takes_all_its_instances(role: str, unit: str, tmp_path: Path) -> None:
+def test_removing_a_package_stops_all_its_instances(role: str, unit: str, tmp_path: Path) -> None:
     """Its scriptlet with a real systemctl, offline; what needs a running systemd is left out of it."""
     spec = output("rpmspec", "-P", TREE / "reimzul.spec")
     script = spec.partition(f"\n%preun {role}\n")[2].partition("\n%")[0]
