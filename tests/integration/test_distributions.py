@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from reimzul import __version__
+from tests.acceptance.private import PrivateMachine
 from tests.setuphost import UNITS
 
 TREE = Path(__file__).parents[2]
@@ -103,3 +104,21 @@ def test_a_host_is_set_up_from_an_installed_wheel(installed: Path, tmp_path: Pat
     text = (root / f"etc/systemd/system/reimzul-{unit}.service").read_text()
     assert f"\nExecStart={installed}/bin/reimzul-" in text
     assert (root / "etc/sysusers.d/reimzul.conf").exists() and (root / "etc/tmpfiles.d/reimzul.conf").exists()
+
+
+def test_user_and_folders_are_made_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    machine = PrivateMachine(tmp_path / "machine", TREE)
+    done = machine.run(
+        "mount -t tmpfs tmpfs /run\n"  # no systemd runs there, and the lock is the test's own
+        "sed -i /^reimzul:/d /etc/passwd /etc/group\n"
+        * (not os.geteuid())
+        + f"{installed}/bin/reimzul setup controller\n"
+        "stat -c '%n %U:%G %a' /etc/reimzul/reimzul.ini /srv/reimzul/notifier /etc/stunnel/reimzul-psk-all.txt\n",
+        PYTHONPATH=sysconfig.get_path("purelib"),
+        PATH=os.environ["PATH"],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    user = "reimzul" if not os.geteuid() else "root"  # in a user's namespace, both are the only user there is
+    assert f"/etc/reimzul/reimzul.ini root:{user} 640\n" in done.stdout
+    assert f"/srv/reimzul/notifier {user}:{user} 2750\n" in done.stdout
+    assert "/etc/stunnel/reimzul-psk-all.txt root:root 600\n" in done.stdout
