@@ -83,9 +83,9 @@ def test_what_a_role_lacks_is_installed_by_the_distribution(
 
 def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
     for words, said in (
-        ("--role", "--role takes one word"),
-        ("--role mirror", "role 'mirror' is not known"),
-        ("--packages", "what is '--packages'?"),
+        ("--role", "--role needs a role"),
+        ("--role mirror", "unknown role 'mirror'"),
+        ("--packages", "unknown argument '--packages'"),
     ):
         done = machine.run(f"tools/install {words}")
         assert done.returncode == 2 and said in done.stderr
@@ -103,7 +103,7 @@ def test_what_is_installed_elsewhere_names_its_own_programs(machine: PrivateMach
     assert "ExecStart=/usr/bin/reimzul-worker\n" in (units / "reimzul-worker@.service").read_text()
     assert (tmp_path / "usr/lib/sysusers.d/reimzul.conf").exists()
     assert (tmp_path / "usr/lib/tmpfiles.d/reimzul.conf").exists()
-    conf = {path.name for path in (tmp_path / "usr/share/reimzul/conf").iterdir()}
+    conf = {path.name for path in (tmp_path / "usr/share/doc/reimzul/conf").iterdir()}
     assert conf == {path.name for path in (CHECKOUT / "conf").iterdir()}
     assert (tmp_path / "srv/reimzul/notifier").stat().st_mode & 0o7777 == 0o2750
 

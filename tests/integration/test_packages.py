@@ -113,8 +113,12 @@ def test_no_file_is_in_two_packages(packages: Packages) -> None:
 def test_every_module_is_in_a_package_but_those_for_trying(packages: Packages) -> None:
     ours = {str(path.relative_to(TREE)) for path in (TREE / "reimzul").rglob("*") if path.is_file()}
     ours = {path for path in ours if "__pycache__" not in path}
+    ours |= {
+        f"reimzul/data/{folder}/{path.name}" for folder in ("conf", "systemd") for path in (TREE / folder).iterdir()
+    }
     packaged = {path.partition("/site-packages/")[2] for paths in packages.files.values() for path in paths}
-    modules = {path for path in packaged if path.startswith("reimzul/") and Path(path).suffix not in ("", ".pyc")}
+    modules = {path for path in packaged if path.startswith("reimzul/") and "__pycache__" not in path}
+    modules -= {str(parent) for path in modules for parent in Path(path).parents}
     assert {path for path in modules if not path.startswith("reimzul/bundled/")} == ours
 
 
@@ -130,7 +134,7 @@ def test_programs_units_and_pages_are_in_the_package_of_their_role(packages: Pac
 
 def test_what_every_host_needs_is_in_common(packages: Packages) -> None:
     files = set(packages.files["common"])
-    templates = {f"/usr/share/reimzul/conf/{path.name}" for path in (TREE / "conf").iterdir()}
+    templates = {f"/usr/share/doc/reimzul/conf/{path.name}" for path in (TREE / "conf").iterdir()}
     documents = {f"/usr/share/doc/reimzul/docs/{path.name}" for path in (TREE / "docs").glob("*.md")}
     assert files >= templates | documents
     assert {"/usr/lib/sysusers.d/reimzul.conf", "/usr/lib/tmpfiles.d/reimzul.conf"} <= files
@@ -170,8 +174,6 @@ def test_units_and_templates_name_what_the_packages_install(root: Path) -> None:
     for program in started:
         assert program.startswith("/usr/bin/")
         assert os.access(root / program[1:], os.X_OK), program
-    for path in (root / "usr/share/reimzul/conf").iterdir():
-        texts[path] = path.read_text()
     assert not [path for path, text in texts.items() if "/usr/local/" in text]
 
 
@@ -197,7 +199,7 @@ def installed(root: Path, program: str, *words: str, **environment: str) -> subp
 
 
 @pytest.mark.parametrize("program", [name for names in PROGRAMS.values() for name in sorted(names)])
-def test_an_installed_program_says_its_version(root: Path, program: str) -> None:
+def test_an_installed_program_prints_its_version(root: Path, program: str) -> None:
     done = installed(root, program, "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{program} {__version__}\n", "")
 
@@ -283,7 +285,7 @@ def test_rpm_installs_and_erases_them_without_a_trace(packages: Packages, tmp_pa
 
 def copy_of_the_tree(where: Path) -> Path:
     """The checkout's files, as a source tarball that was unpacked has them: no git, no environments."""
-    for path in ("reimzul", "tools", "conf", "systemd", "docs", "tests/unit"):
+    for path in ("reimzul", "devfarm", "tools", "conf", "systemd", "docs", "tests/unit"):
         shutil.copytree(TREE / path, where / path, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("reimzul.spec", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy2(TREE / name, where)
@@ -309,7 +311,7 @@ def test_a_tree_without_git_at_a_path_with_spaces_makes_a_source_rpm(packages: P
     assert not [name for name in names if re.search(r"/(build|\.venv[^/]*|__pycache__)/", name)]
 
 
-def test_a_bundled_library_that_is_not_what_was_described_is_fetched_anew(tmp_path: Path, packages: Packages) -> None:
+def test_a_bundled_library_with_a_wrong_checksum_is_downloaded_again(tmp_path: Path, packages: Packages) -> None:
     tree = copy_of_the_tree(tmp_path / "tree")
     wheel = next((tree / "build/sources").glob("*.whl"))
     wheel.write_bytes(b"noise")
@@ -338,7 +340,7 @@ def test_wrong_usage_of_tools_rpm_is_one_line(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("role", "unit"), [("worker", "reimzul-worker"), ("bstore", "reimzul-repogen-worker")])
-def test_who_takes_a_package_away_takes_all_its_instances(role: str, unit: str, tmp_path: Path) -> None:
+def test_removing_a_package_stops_all_its_instances(role: str, unit: str, tmp_path: Path) -> None:
     """Its scriptlet with a real systemctl, offline; what needs a running systemd is left out of it."""
     spec = output("rpmspec", "-P", TREE / "reimzul.spec")
     script = spec.partition(f"\n%preun {role}\n")[2].partition("\n%")[0]

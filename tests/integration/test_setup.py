@@ -91,10 +91,10 @@ def test_a_dry_run_shows_all_and_does_nothing(host: Host) -> None:
     shown = host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", given=KEY)
     assert "+connect = c.example.org:13100" in shown and "stunnel@reimzul enabled" in shown
     assert "ab" * 32 not in shown
-    told = json.loads(host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", "--json", given=KEY))
-    assert "ab" * 32 not in json.dumps(told)
-    assert {"path", "kind", "mode", "asks", "diff"} == set(told["files"][0])
-    assert ["systemctl", "enable", "stunnel@reimzul"] in [step["argv"] for step in told["steps"]]
+    shown = json.loads(host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", "--json", given=KEY))
+    assert "ab" * 32 not in json.dumps(shown)
+    assert {"path", "kind", "mode", "asks", "diff"} == set(shown["files"][0])
+    assert ["systemctl", "enable", "stunnel@reimzul"] in [step["argv"] for step in shown["steps"]]
     assert (host.files(), host.calls()) == (before, [])
 
 
@@ -107,7 +107,7 @@ def test_keys_are_readable_by_root_alone(host: Host) -> None:
 # --- run again with something else
 
 
-def test_only_what_has_to_be_is_started_anew(host: Host) -> None:
+def test_only_affected_services_are_restarted(host: Host) -> None:
     host.done("builder", *HOSTS, "--workers", "1", "--psk-file", "-", given=KEY)
     host.calls()
     host.done("builder", "--controller", "other.example.org")
@@ -144,7 +144,7 @@ def test_a_setting_reaches_the_programs_that_read_it(host: Host) -> None:
     assert host.calls() == ["reload reimzul-worker@1"]
 
 
-def test_what_failed_is_told_and_done_by_the_next_run(host: Host) -> None:
+def test_a_failed_step_is_reported_and_repeated_by_the_next_run(host: Host) -> None:
     host.done("controller")
     host.calls()
     for path in ("nginx/conf.d/reimzul.conf", "systemd/system/beanstalkd.service.d/reimzul.conf"):
@@ -164,7 +164,7 @@ def test_what_failed_is_told_and_done_by_the_next_run(host: Host) -> None:
     assert host.done("controller") == "nothing to do\n"
 
 
-def test_what_let_workers_of_the_original_in_is_removed_and_their_uploads_are_counted(host: Host) -> None:
+def test_the_drop_in_for_workers_of_the_original_is_removed_and_their_uploads_are_counted(host: Host) -> None:
     host.done("bstore", *HOSTS[:2], "--repogen-workers", "1", "--psk-file", "-", given=KEY)
     host.calls()
     drop_in = host.put("/etc/systemd/system/rsync.service.d/reimzul-originals.conf", "[Service]\nBindPaths=/a:/b\n")
@@ -217,7 +217,7 @@ def test_a_host_has_one_role(host: Host) -> None:
     assert err == "reimzul: this host is set up as controller (/etc/stunnel/reimzul.conf): a host has one role\n"
 
 
-def test_what_is_not_installed_is_named_before_anything_is_written(host: Host) -> None:
+def test_a_missing_service_is_named_before_anything_is_written(host: Host) -> None:
     host.at("/usr/lib/systemd/system/nginx.service").unlink()
     before = host.files()
     code, _, err = host.setup("controller")
@@ -228,7 +228,7 @@ def test_what_is_not_installed_is_named_before_anything_is_written(host: Host) -
 # --- what is missing, what is wrong
 
 
-def test_all_that_is_missing_is_said_in_one_line(host: Host) -> None:
+def test_all_missing_options_are_in_one_line(host: Host) -> None:
     code, out, err = host.setup("builder")
     assert (code, out) == (2, "")
     assert err == (
@@ -267,7 +267,7 @@ def test_a_key_file_that_is_not_there(host: Host) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_who_is_not_root_is_told_so() -> None:
+def test_root_is_needed() -> None:
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     done = subprocess.run(
         [*words, "/usr/bin/env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-m", "reimzul.admin.main",
@@ -279,7 +279,7 @@ def test_who_is_not_root_is_told_so() -> None:
 # --- keys
 
 
-def test_a_builder_is_added_without_a_word_about_anything_else(host: Host) -> None:
+def test_adding_a_builder_changes_nothing_else(host: Host) -> None:
     host.done("controller")
     host.put("/etc/nginx/conf.d/reimzul.conf", "# somebody's\n")
     host.calls()
@@ -295,11 +295,11 @@ def test_a_builder_is_added_without_a_word_about_anything_else(host: Host) -> No
 
 def test_the_commands_that_are_printed_set_the_others_up(new_host: Callable[[str], Host]) -> None:
     hosts = {name: new_host(name) for name in ("controller", "bstore", "b1")}
-    code, lines, told = hosts["controller"].setup(
+    code, lines, shown = hosts["controller"].setup(
         "controller", "--controller", "c.example.org", "--add-bstore", "s.example.org", "--add-builder", "b1"
     )
     assert code == 0
-    commands = dict(re.findall(r"^on (\S+), .*\n  reimzul setup (.*)$", told, re.MULTILINE))
+    commands = dict(re.findall(r"^on (\S+), .*\n  reimzul setup (.*)$", shown, re.MULTILINE))
     assert set(commands) == {"bstore", "b1"}
     hosts["bstore"].done(*commands["bstore"].split(), given=lines)
     hosts["b1"].done(*commands["b1"].split(), given=lines)  # picks its own of them
@@ -354,7 +354,7 @@ def test_bstore_takes_the_controllers_key_and_the_next_one(new_host: Callable[[s
     assert ways_of(controller) == ["s.example.org:11081"]
 
 
-def test_the_controllers_key_alone_is_made_anew(new_host: Callable[[str], Host]) -> None:
+def test_the_controllers_key_alone_is_replaced(new_host: Callable[[str], Host]) -> None:
     controller, bstore = new_host("controller"), new_host("bstore")
     lines = controller.done(*ADDED, "--bstore", "192.0.2.7")
     bstore.done("bstore", *HOSTS[:2], "--name", "s.example.org", "--psk-file", "-", given=lines)
@@ -371,7 +371,7 @@ def test_the_controllers_key_alone_is_made_anew(new_host: Callable[[str], Host])
     assert line in bstore.text(roles.ACCEPTED) and bstore.text(roles.OWN_KEY) == own
 
 
-def test_who_is_revoked_as_the_controllers_own_is_off_at_once(host: Host) -> None:
+def test_revoking_the_controllers_own_key_takes_effect_at_once(host: Host) -> None:
     host.done(*ADDED)
     host.calls()
     host.done("controller", "--revoke", "controller")
@@ -379,7 +379,7 @@ def test_who_is_revoked_as_the_controllers_own_is_off_at_once(host: Host) -> Non
     assert host.done("controller") == "nothing to do\n"
 
 
-def test_bstores_host_is_the_one_that_was_said_last(host: Host) -> None:
+def test_bstores_host_is_the_one_given_last(host: Host) -> None:
     host.done(*ADDED, "--bstore", "192.0.2.7")
     assert ways_of(host) == ["192.0.2.7:11081"]
     err = host.setup("controller", "--add-builder", "b1")[2]
@@ -391,7 +391,7 @@ def test_bstores_host_is_the_one_that_was_said_last(host: Host) -> None:
     assert (ways_of(host), host.calls()) == (["s2.example.org:11081"], ["restart stunnel@reimzul"])
 
 
-def test_without_a_key_of_its_own_a_controller_is_told_no_bstore(host: Host) -> None:
+def test_a_controller_without_a_key_of_its_own_takes_no_bstore(host: Host) -> None:
     code, _, err = host.setup("controller", "--bstore", "s.example.org")
     assert code == 2 and "--bstore goes with --add-bstore" in err
     assert not host.at(roles.TUNNELS).exists()
@@ -408,15 +408,15 @@ def test_no_other_host_is_called_as_the_controllers_key(host: Host, words: tuple
 
 def test_the_controllers_key_is_in_no_plan(host: Host) -> None:
     host.done(*ADDED)
-    told = host.done(*ADDED, "--new-key", "--dry-run", "--json") + host.setup(*ADDED, "--new-key", "--dry-run")[2]
-    assert host.text(roles.OWN_KEY).partition(":")[2].strip() not in told and not HEX.search(told)
-    assert roles.OWN_KEY in told
+    shown = host.done(*ADDED, "--new-key", "--dry-run", "--json") + host.setup(*ADDED, "--new-key", "--dry-run")[2]
+    assert host.text(roles.OWN_KEY).partition(":")[2].strip() not in shown and not HEX.search(shown)
+    assert roles.OWN_KEY in shown
 
 
 # --- who comes and goes
 
 
-def test_who_is_revoked_is_cut_off_at_once(host: Host) -> None:
+def test_a_revoked_host_is_disconnected_at_once(host: Host) -> None:
     host.done("controller", "--add-builder", "b1", "--add-builder", "b2")
     host.calls()
     code, out, err = host.setup("controller", "--revoke", "b1")
@@ -503,7 +503,7 @@ esac
 
 
 @pytest.mark.parametrize("runs", [True, False])
-def test_firewalld_lets_in_what_it_does_not_yet(
+def test_ports_that_are_closed_are_opened_in_firewalld(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
 ) -> None:
     log, program = tmp_path / "firewall", tmp_path / "programs" / "firewall-cmd"

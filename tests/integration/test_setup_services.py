@@ -43,7 +43,7 @@ def listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def program(*argv: object, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server, once it listens; its words are in `log`."""
+    """A server, once it listens; its output goes to `log`."""
     with log.open("ab") as output, subprocess.Popen(list(map(str, argv)), stdout=output, stderr=output) as process:
         try:
             until(lambda: listens(port) or process.poll() is not None, 20, f"{argv[0]} listens")
@@ -166,7 +166,7 @@ def test_tls_is_1_2_at_least_and_encrypts(tunnels: Tunnels, words: tuple[str, ..
     assert (b"OK " in done.stdout) is opens, done.stderr
 
 
-def test_who_is_added_comes_in_and_who_is_there_stays(tunnels: Tunnels) -> None:
+def test_an_added_host_connects_and_the_others_stay_connected(tunnels: Tunnels) -> None:
     with tunnels.up("controller", 13100) as stunnel, tunnels.up("b1", 11300), tunnels.up("b3", 11300):
         with Broker(ADDRESS, tunnels.port("b1", 11300)) as open_before:
             assert not tunnels.answers("b3")
@@ -177,7 +177,7 @@ def test_who_is_added_comes_in_and_who_is_there_stays(tunnels: Tunnels) -> None:
             open_before.list_tubes()
 
 
-def test_who_is_revoked_is_out_with_the_connection_that_was_open(tunnels: Tunnels) -> None:
+def test_revoking_closes_the_open_connection(tunnels: Tunnels) -> None:
     with tunnels.up("b1", 11300), tunnels.up("b2", 11300):
         with tunnels.up("controller", 13100):
             connection = socket.create_connection((ADDRESS, tunnels.port("b1", 11300)), 10)
@@ -394,7 +394,7 @@ def got(port: int, path: str) -> tuple[int, str]:
             return error.code, ""
 
 
-def test_of_the_store_only_what_was_published_is_served(bstore: Host, tmp_path: Path) -> None:
+def test_only_published_parts_of_the_store_are_served(bstore: Host, tmp_path: Path) -> None:
     ports = {"127.0.0.1:80": free_port(), "8080": free_port()}
     with nginx(bstore, tmp_path / "nginx", ports):
         inside, outside = ports.values()
@@ -497,7 +497,7 @@ def test_the_notifiers_settings_find_its_certificate(mqtt: Mqtt) -> None:
         assert mqtt.host.at(path).stat().st_mode & 0o777 == 0o600
 
 
-def test_certificates_are_made_once_and_anew_when_they_end(
+def test_certificates_are_made_once_and_replaced_before_they_expire(
     mqtt: Mqtt, monkeypatch: pytest.MonkeyPatch, expired: Callable[[Host, str], None]
 ) -> None:
     before = mqtt.host.files()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Setting a host up: the parts that are values. Keys, single settings, what a role wants, what differs."""
+"""Setup's parts without a host: keys, single settings, the plans of roles, differences of files."""
 
 from __future__ import annotations
 
@@ -73,48 +73,48 @@ def test_a_new_key_is_64_hex_digits_and_another_each_time() -> None:
 # --- orders about keys
 
 
-def test_who_is_added_gets_a_key_and_nobody_is_cut_off() -> None:
+def test_adding_an_owner_makes_a_key_and_disconnects_nobody() -> None:
     done = apply_key_changes(KeyChanges(add=("b1", "b2")), {"localhost": ONE})
     assert set(done.keys) == {"localhost", "b1", "b2"}
     assert done.made == {name: done.keys[name] for name in ("b1", "b2")}
     assert not done.revoked
 
 
-def test_who_has_a_key_gets_no_other_by_accident() -> None:
+def test_an_existing_key_is_not_replaced_by_accident() -> None:
     with pytest.raises(InputError, match="b1 has a key already; --new-key"):
         apply_key_changes(KeyChanges(add=("b1",)), {"b1": ONE})
 
 
-def test_another_key_shuts_the_first_one_out() -> None:
+def test_a_new_key_replaces_the_first_one() -> None:
     done = apply_key_changes(KeyChanges(add=("b1",), new_key=True), {"b1": ONE})
     assert done.keys["b1"] != ONE
     assert done.revoked
 
 
-def test_who_is_revoked_is_out_and_cut_off() -> None:
+def test_revoking_removes_the_key_and_disconnects() -> None:
     done = apply_key_changes(KeyChanges(revoke=("b1",)), {"localhost": ONE, "b1": ONE, "b2": TWO})
     assert set(done.keys) == {"localhost", "b2"}
     assert done.revoked
 
 
 @pytest.mark.parametrize("name", ["b9", "localhost"])
-def test_revoking_a_stranger_is_said_not_passed_over(name: str) -> None:
+def test_revoking_an_unknown_owner_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} has no key here; these have: b1, b2"):
         apply_key_changes(KeyChanges(revoke=(name,)), {"localhost": ONE, "b2": ONE, "b1": TWO})
 
 
-def test_a_key_made_elsewhere_is_taken_as_it_is_and_not_told_again() -> None:
+def test_a_key_made_elsewhere_is_stored_and_not_printed() -> None:
     done = apply_key_changes(KeyChanges(add=("b1",), given={"b1": ONE}), {})
     assert (done.keys, done.made, done.revoked) == ({"b1": ONE}, {}, False)
     assert apply_key_changes(KeyChanges(add=("b1",), given={"b1": ONE}), done.keys).keys == done.keys
 
 
-def test_a_key_that_was_not_given_is_missed() -> None:
+def test_a_key_that_is_missing_from_the_given_ones_is_an_error() -> None:
     with pytest.raises(InputError, match="there is no key of b2 among those given; there is: b1"):
         apply_key_changes(KeyChanges(add=("b2",), given={"b1": ONE}), {})
 
 
-def test_the_key_that_is_taken_is_whoevers_it_was_before() -> None:
+def test_a_taken_key_replaces_the_one_before() -> None:
     orders = KeyChanges(taken=("controller",), given={"controller": TWO})
     assert apply_key_changes(orders, {"controller": ONE}).revoked
     same = apply_key_changes(orders, {"controller": TWO, "b1": ONE})
@@ -399,7 +399,7 @@ def test_of_a_secret_only_its_size_is_shown_and_nothing_is_kept(system: System) 
     assert [path.name for path in system.root.iterdir()] == ["k"]
 
 
-def test_a_mode_that_is_too_open_is_mended(system: System) -> None:
+def test_a_mode_that_is_too_open_is_corrected(system: System) -> None:
     put(system, "/k", "x\n", 0o644)
     (change,) = compare(system, [FileSpec(path="/k", text="x\n", mode=0o600, secret=True)])
     assert list(change.lines()) == ["/k: mode 644 becomes 600"]
@@ -422,7 +422,7 @@ def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch
     assert seen == [0o600, 0o600]
 
 
-def test_a_file_that_cannot_be_written_leaves_what_was_there(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_stays_as_it_was(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     put(system, "/etc/x", "before\n")
     (change,) = compare(system, [FileSpec(path="/etc/x", text="after\n")])
     monkeypatch.setattr(fs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -472,7 +472,7 @@ def test_a_persons_settings_are_not_touched_unless_one_is_set(system: System) ->
     assert roles.SETTINGS in paths("builder", system, settings={("worker", "tries"): "5"})
 
 
-def test_units_come_in_the_order_they_stand_on_each_other(system: System) -> None:
+def test_units_come_in_the_order_of_their_dependencies(system: System) -> None:
     wishes = RoleOptions(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
     assert roles.plan_role("controller", system, RoleOptions()).units == (
         "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier",
@@ -495,7 +495,7 @@ def test_rsyncd_has_its_name_of_fedora_where_it_is_called_so(system: System) -> 
     assert concerned == {"/etc/rsyncd.conf", "/etc/systemd/system/rsyncd.service.d/reimzul.conf"}
 
 
-def test_debians_other_ways_to_start_the_same_are_in_the_way(system: System) -> None:
+def test_debians_other_units_of_the_same_services_conflict(system: System) -> None:
     put(system, "/etc/systemd/system/sockets.target.wants/beanstalkd.socket", "")
     put(system, "/etc/rc3.d/S01stunnel4", "")
     assert roles.plan_role("controller", system, RoleOptions()).unwanted == ("beanstalkd.socket", "stunnel4")
@@ -510,7 +510,7 @@ def test_workers_that_are_too_many_are_disabled(system: System) -> None:
     assert roles.plan_role("builder", system, wishes).unwanted == ("reimzul-worker@3", "reimzul-worker@10")
 
 
-def test_repositories_are_served_to_everybody_only_where_that_was_said(system: System) -> None:
+def test_repositories_are_public_only_by_the_option(system: System) -> None:
     hosts = {"CONTROLLER": "c"}
     assert roles.PUBLIC not in paths("bstore", system)
     plan = roles.plan_role("bstore", system, RoleOptions(hosts=hosts, public_port=8080))
@@ -524,7 +524,7 @@ def test_repositories_are_served_to_everybody_only_where_that_was_said(system: S
 # --- what was begun
 
 
-def test_what_a_set_up_was_killed_at_is_known_to_the_next(system: System) -> None:
+def test_pending_units_are_kept_for_the_next_run(system: System) -> None:
     with lock_setup(system) as mine:
         assert not mine.read_pending()
         pending = PendingUnits(restart=frozenset({"nginx", "beanstalkd"}), reload=frozenset({"stunnel@reimzul"}))
@@ -552,7 +552,7 @@ def test_a_repository_is_cloned_as_the_user_who_pulls_it(tmp_path: Path, url: st
 
 
 @pytest.mark.parametrize("url", ["--upload-pack=x", "ext::sh -c x", "mock_configs", "https://x y", ""])
-def test_what_git_could_take_for_something_else_is_refused(tmp_path: Path, url: str) -> None:
+def test_a_url_that_git_could_take_for_an_option_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match="is not where a git repository is"):
         clone_steps(System(root=tmp_path, running=True), url)
 

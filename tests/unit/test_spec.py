@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""reimzul.spec says what the rest of the tree says: versions, libraries and how old they may be, programs, units."""
+"""reimzul.spec agrees with the rest of the tree: versions, libraries and their least versions, programs, units."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def required(package: str) -> dict[str, str]:
     return {name.replace("%{name}", "reimzul"): least for name, least in rows}
 
 
-def test_the_version_is_said_everywhere() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert re.search(rf"^Version: +{re.escape(__version__)}$", SPEC, re.MULTILINE)
     assert f'\nversion = "{__version__}"\n' in PROJECT
     assert f" - {__version__}-1\n" in SPEC.partition("%changelog")[2]

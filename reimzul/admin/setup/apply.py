@@ -34,7 +34,6 @@ class ApplyOptions:
     to_stderr: bool = False  #: stdout is for keys
 
     def print(self, text: str) -> None:
-        """A line for a person."""
         click.echo(text, err=self.to_stderr or self.as_json)
 
 
@@ -81,7 +80,6 @@ def affected_units(plan: Plan, diffs: Sequence[FileDiff], pending: PendingUnits)
 
 
 def show(work: SetupWork, options: ApplyOptions) -> None:
-    """Print what would be done."""
     if options.as_json:
         show_json(_to_dict(work))
         return

@@ -287,7 +287,6 @@ class _SetupRun:
         )  # fmt: skip
 
     def ask_host(self, prompter: prompts.Prompter, given: str | None, which: str) -> str:
-        """A peer's host name."""
         question = f"Host name of the {which.lower()}"
         return prompter.ask(
             given, self.hosts.get(which, ""), f"--{which.lower()} HOST", question, prompts.parse_host

@@ -70,12 +70,14 @@ class System:
             raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
 
     def mode(self, path: str) -> int:
-        """The permission bits of an existing file."""
         return stat.S_IMODE(self.resolve(path).stat().st_mode)
 
     def has_unit(self, unit: str, folders: Sequence[str] = UNIT_FOLDERS) -> bool:
         """Whether a unit, or the template of an instance, is installed in one of the folders."""
         return any(self.resolve(f"{folder}/{unit_file(unit)}").exists() for folder in folders)
+
+    def has_linked_unit(self, unit: str) -> bool:
+        return self.resolve(f"{UNIT_FOLDERS[0]}/{unit_file(unit)}").is_symlink()
 
     def first_installed_unit(self, names: Sequence[str]) -> str:
         """The first of a unit's names that is installed here, else the first name."""
@@ -88,7 +90,6 @@ class System:
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def is_wanted(self, unit: str) -> bool:
-        """Whether another unit starts this one."""
         return any(self.resolve("/etc/systemd/system").glob(f"*.wants/{unit}"))
 
     def has_other_tunnels(self) -> bool:

@@ -35,13 +35,10 @@ class PendingUnits:
 
 
 class SetupLock:
-    """The locked file."""
-
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def read_pending(self) -> PendingUnits:
-        """The units that an earlier run left pending."""
         try:
             record = json.loads(os.pread(self._descriptor, 65536, 0))
             return PendingUnits(restart=frozenset(record["restart"]), reload=frozenset(record["reload"]))
@@ -49,7 +46,6 @@ class SetupLock:
             return PendingUnits()
 
     def write_pending(self, units: PendingUnits) -> None:
-        """Record the units that are pending now."""
         record = json.dumps({"restart": sorted(units.restart), "reload": sorted(units.reload)}).encode()
         os.pwrite(self._descriptor, record, 0)
         os.ftruncate(self._descriptor, len(record))

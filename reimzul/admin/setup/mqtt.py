@@ -18,7 +18,7 @@ import attr
 from reimzul.admin.setup import ini
 from reimzul.admin.setup.files import FileSpec
 from reimzul.admin.setup.host import System
-from reimzul.admin.setup.roles import SETTINGS
+from reimzul.admin.setup.roles import SETTINGS, Plan
 from reimzul.admin.setup.templates import find_mosquitto_address, read_template, set_mosquitto_address
 from reimzul.core import config
 from reimzul.core.cli import local_hostname
@@ -67,10 +67,10 @@ def role_options(
     address = listen or find_mosquitto_address(present or "") or "127.0.0.1"
     topic = settings.get(("mqtt", "topic")) or ini.get_value(system.text(SETTINGS) or "", "mqtt", "topic")
     topic = topic or config.MqttSettings().topic
+    files = (*_configuration(system, address, topic), *_certificate_files(system, host or ""))
+    ports = () if address in config.LOCAL else (8883,)
     return {
-        "more_files": (*_configuration(system, address, topic), *_certificate_files(system, host or "")),
-        "more_units": (UNIT,),
-        "more_ports": () if address in config.LOCAL else (8883,),
+        "services": Plan(files=files, units=(UNIT,), ports=ports),
         "settings": {**(_settings(system) if ordered or listen else {}), **settings},
     }
 
@@ -149,7 +149,6 @@ def is_valid(pair: Certificate, authority: Certificate | None = None, host: str 
 
 
 def new_authority(name: str) -> Certificate:
-    """A certificate that signs others."""
     with _folder() as folder:
         _openssl(
             folder, "req", "-x509", *_NEW_KEY, "-days", str(AUTHORITY_DAYS), "-subj", f"/CN={name}",
@@ -173,7 +172,6 @@ def issue_certificate(authority: Certificate, name: str, usage: str, hosts: Sequ
 
 
 def certified_hosts(pair: Certificate | None) -> list[str]:
-    """The hosts that a server's certificate names."""
     if pair is None:
         return []
     with _folder(certificate=pair.text) as folder:

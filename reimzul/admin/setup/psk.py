@@ -26,7 +26,6 @@ _SECRET = re.compile(r"(?:[0-9a-fA-F]{2}){16,128}\Z")
 
 
 def parse_name(text: str) -> str:
-    """The name of a key's owner. Raises `InputError`."""
     if not _NAME.match(text) or text in (NOBODY, CONTROLLER):
         right = "letters, digits and ._-, beginning with a letter or digit, 64 at most; not localhost, not controller"
         raise InputError(f"{quoted(text)} is no name for a builder: {right}")
@@ -34,7 +33,6 @@ def parse_name(text: str) -> str:
 
 
 def new_secret() -> str:
-    """64 random hex digits."""
     return secrets.token_hex(32)
 
 
@@ -63,7 +61,6 @@ def format_own_key(own: Mapping[str, str]) -> str:
 
 
 def list_owners(keys: Iterable[str]) -> list[str]:
-    """The hosts that have a key, sorted."""
     return sorted(owner for owner in keys if owner != NOBODY)
 
 

@@ -60,8 +60,8 @@ _GIT_URL = re.compile(
 class Plan:
     """All that a role, or a change of keys, needs on this host."""
 
-    files: tuple[FileSpec, ...]
-    units: tuple[str, ...]  #: in the order they are started in
+    files: tuple[FileSpec, ...] = ()
+    units: tuple[str, ...] = ()  #: in the order they are started in
     unwanted: tuple[str, ...] = ()  #: units to disable
     removed: Mapping[str, str] = attr.field(factory=dict)  #: files to remove, and the unit that reads each
     ports: tuple[int, ...] = ()
@@ -78,27 +78,25 @@ class RoleOptions:
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
-    more_files: tuple[FileSpec, ...] = ()
-    more_units: tuple[str, ...] = ()
-    more_ports: tuple[int, ...] = ()
+    services: Plan | None = None  #: what further services need: mosquitto
 
 
 def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
-    ours = _role_units(role, options.instances)
+    ours, services = _role_units(role, options.instances), options.services or Plan()
     files = (
         *_missing_packaged_files(role, system, ours),
         *_common_files(role, options),
-        *_FILES[role](system, options),
+        *(_FILES[role](system, options) if role in _FILES else ()),
         *_settings_file(system, options, ours),
-        *options.more_files,
+        *services.files,
     )
     public = (options.public_port,) if options.public_port else ()
     return Plan(
         files=files,
-        units=(*_backend_services(role, system), *options.more_units, TUNNEL, *ours),
+        units=(*_backend_services(role, system), *services.units, TUNNEL, *ours),
         unwanted=(*_conflicting_units(role, system), *_surplus_instances(role, system, options.instances)),
         removed=dict(_files_to_remove(role, system, options)),
-        ports=(*PORTS[role], *public, *options.more_ports),
+        ports=(*PORTS[role], *public, *services.ports),
     )
 
 
@@ -185,9 +183,11 @@ def _own_key_file(options: RoleOptions) -> Iterator[FileSpec]:
 
 def _missing_packaged_files(role: str, system: System, units: Sequence[str]) -> Iterator[FileSpec]:
     """Units, user and folders, on a host whose programs are Python's wheel: it brings none of them."""
-    if all(system.has_unit(unit, UNIT_FOLDERS[1:]) for unit in units):
+    # `systemctl link` makes links of units that are installed below another prefix
+    if all(system.has_unit(unit, UNIT_FOLDERS[1:]) or system.has_linked_unit(unit) for unit in units):
         return
-    users = ["reimzul", *(["reimzul-builder"] if role == "builder" and _has_mock_group() else [])]
+    has_mock = any(group.gr_name == "mock" for group in grp.getgrall())
+    users = ["reimzul", *(["reimzul-builder"] if role == "builder" and has_mock else [])]
     for name in users:
         path = f"/etc/sysusers.d/{name}.conf"
         yield FileSpec(path=path, text=read_template(f"{name}.sysusers", "systemd"), then=("systemd-sysusers", path))
@@ -198,13 +198,6 @@ def _missing_packaged_files(role: str, system: System, units: Sequence[str]) -> 
     for unit in list_units():
         text = set_program_folder(read_template(unit, "systemd"), programs)
         yield FileSpec(path=f"{UNIT_FOLDERS[0]}/{unit}", text=text)
-
-
-def _has_mock_group() -> bool:
-    try:
-        return bool(grp.getgrnam("mock"))
-    except KeyError:
-        return False
 
 
 def _common_files(role: str, options: RoleOptions) -> Iterator[FileSpec]:
@@ -235,11 +228,7 @@ def _bstore_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
         yield FileSpec(path=PUBLIC, text=text, restarts=("nginx",))
 
 
-def _builder_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
-    yield from ()
-
-
-_FILES = {"controller": _controller_files, "bstore": _bstore_files, "builder": _builder_files}
+_FILES = {"controller": _controller_files, "bstore": _bstore_files}
 
 
 def _nginx_files(system: System, role: str) -> Iterator[FileSpec]:

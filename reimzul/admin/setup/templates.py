@@ -19,7 +19,6 @@ def read_template(name: str, folder: str = "conf") -> str:
 
 
 def list_units() -> Iterator[str]:
-    """The names of the units in systemd/."""
     names = sorted(entry.name for entry in (resources.files("reimzul") / "data" / "systemd").iterdir())
     return (name for name in names if name.endswith((".service", ".target", ".timer")))
 
