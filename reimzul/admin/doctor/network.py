@@ -1,75 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's word on this host's network: who listens where others reach it, how soon a lost peer is noticed."""
+"""Checks the network: kernel settings, public ports, the links to other hosts, and certificates.
+
+A link consists of our stunnel, the network, the far stunnel, our key, and the service behind it. Doctor asks the
+service through all of them. Only if that fails does it examine the parts one by one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
 import os
+import socket
+import ssl
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
-from reimzul.admin.doctor.check import Check, Result, ok, warn
-from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
+from reimzul.admin.doctor.check import Check, Result, fail, is_root, not_permitted, ok, warn
+from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
+from reimzul.admin.doctor.services import (
+    ANSWER_TIMEOUT_SECONDS,
+    BEANSTALKD,
+    INCOMING,
+    RSYNCD,
+    STORE,
+    Misconfigured,
+    Service,
+    describe_error,
+    format_address,
+    restart_hint,
+    services,
+)
+from reimzul.admin.doctor.stunnel import RESTART_STUNNEL, diagnose_tunnel, find_connect_error, is_readable
+from reimzul.core.config import LOCAL
+from reimzul.core.errors import BrokerUnavailable, ReimzulError
+from reimzul.core.process import output_of
+from reimzul.core.tls import client_context
 
-#: Who may listen on a public address: conf/ has all others on loopback.
+#: The services each role needs.
+NEEDED = {CONTROLLER: (BEANSTALKD, STORE), BSTORE: (BEANSTALKD,), BUILDER: (BEANSTALKD, INCOMING, RSYNCD, STORE)}
+#: Programs that may listen on a public address; conf/ has all others listen on loopback.
 ALLOWED = ("stunnel", "stunnel4", "sshd")
-_SSH = 22
-#: The most that still has a vanished peer noticed within 30 s: conf/sysctl-reimzul.conf.
-RETRIES = 6
+_SSH_PORT = 22
+#: The highest tcp_retries2 with which a vanished peer is noticed within 30 s: conf/sysctl-reimzul.conf.
+MAX_RETRIES = 6
 _RETRIES = Path("/proc/sys/net/ipv4/tcp_retries2")
-_LISTENS = "0A"  # state TCP_LISTEN in /proc/net/tcp
+_TCP_LISTEN = "0A"  # the state in /proc/net/tcp
+#: Doctor warns this many days before a certificate expires.
+EXPIRY_WARNING_DAYS = 14
+_OPENSSL_TIMEOUT_SECONDS = 8.0
+_NOT_AFTER = "Not After :"
 
 
 def checks(host: Host) -> list[Check]:
-    """Every host's."""
-    return [Check(name="tcp_retries2", look=_retries), Check(name="listen", look=lambda: _listen(host))]
+    return [
+        Check(name="tcp_retries2", run=_check_retries),
+        Check(name="listen", run=lambda: _check_listeners(host)),
+    ]
 
 
-def _retries() -> Result:
+def _check_retries() -> Result:
     value = int(_RETRIES.read_text())
-    if value > RETRIES:
-        words = f"{value}: a host that vanishes while data is under way is noticed after minutes, not within 30 s"
-        return warn(words, "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then sysctl --system")
+    if value > MAX_RETRIES:
+        message = f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s"
+        return warn(message, "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then run sysctl --system")
     return ok(str(value))
 
 
-def _listen(host: Host) -> Result:
-    sockets = dict(public())
-    owners = who_has(set(sockets))
-    ours = {section.accept[1] for section in host.tunnels.sections if not section.is_client} | {_SSH}
-    strangers = []
+# --- public ports
+
+
+def _check_listeners(host: Host) -> Result:
+    sockets = dict(list_public_sockets())
+    owners = find_socket_owners(set(sockets))
+    ours = {section.accept[1] for section in host.stunnel.sections if not section.is_client} | {_SSH_PORT}
+    others = []
     for inode, (address, port) in sorted(sockets.items(), key=lambda item: item[1][1]):
         name = owners.get(inode, "")
-        if name in ALLOWED or (port in ours and name in ("", "systemd")) or _is_broker(host, name, port):
+        # The MQTT broker may serve subscribers on other hosts: it authenticates them by their certificates.
+        is_mqtt = host.has_role(CONTROLLER) and name == "mosquitto" and port == host.settings.mqtt.port
+        if name in ALLOWED or (port in ours and name in ("", "systemd")) or is_mqtt:
             continue
-        strangers.append(f"{name or 'somebody'} on {address}:{port}")
-    if strangers:
-        known = "" if is_root() else "run it as root to see who; "
-        words = f"not stunnel and not sshd: {', '.join(dict.fromkeys(strangers))}"
-        return warn(words, f"{known}have it listen on 127.0.0.1, or close the port in the firewall")
-    return ok("nobody but stunnel and sshd can be reached from outside")
+        others.append(f"{name or 'an unknown program'} on {address}:{port}")
+    if others:
+        hint = "" if is_root() else "run reimzul doctor as root to learn the program; "
+        message = f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}"
+        return warn(message, f"{hint}have it listen on 127.0.0.1, or close the port in the firewall")
+    return ok("only stunnel and sshd listen on public addresses")
 
 
-def _is_broker(host: Host, name: str, port: int) -> bool:
-    """The MQTT broker may be offered to subscribers elsewhere: it knows them by their certificates."""
-    return host.has(CONTROLLER) and name == "mosquitto" and port == host.settings.mqtt.port
-
-
-def public() -> Iterator[tuple[str, tuple[str, int]]]:
-    """Who listens on more than loopback: the inode of each socket, its address and port."""
+def list_public_sockets() -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yield the inode, address and port of each socket that listens on more than loopback."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()
-                address, port = local(fields[1])
-                if fields[3] == _LISTENS and not _is_loopback(address):
+                address, port = parse_socket_address(fields[1])
+                if fields[3] == _TCP_LISTEN and not is_loopback(address):
                     yield fields[9], (str(address), port)
 
 
-def local(text: str, order: str = sys.byteorder) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
-    """An address and port as /proc/net/tcp has them: words of four bytes as this machine writes numbers."""
+def parse_socket_address(
+    text: str, order: str = sys.byteorder
+) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    """Parse an address and port of /proc/net/tcp: hexadecimal words of four bytes in this machine's byte order."""
     raw, _, port = text.partition(":")
     packed = bytes.fromhex(raw)
     if order == "little":
@@ -77,26 +113,178 @@ def local(text: str, order: str = sys.byteorder) -> tuple[ipaddress.IPv4Address 
     return ipaddress.ip_address(packed), int(port, 16)
 
 
-def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
 
 
-def who_has(inodes: set[str]) -> dict[str, str]:
-    """The name of a program that has each of these sockets open, as far as we may see."""
-    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+def find_socket_owners(inodes: set[str]) -> dict[str, str]:
+    """Find the program that has each socket open, as far as this process may see."""
+    links = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[str, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             for number in os.listdir(folder / "fd"):
                 with contextlib.suppress(OSError):
-                    inode = wanted.get(os.readlink(folder / "fd" / number))
-                    if inode:
-                        found[inode] = _name(folder, found.get(inode, ""))
+                    inode = links.get(os.readlink(folder / "fd" / number))
+                    name = (folder / "comm").read_text(encoding="utf-8", errors="replace").strip() if inode else ""
+                    # systemd may hold a socket on behalf of the program that uses it
+                    if inode and not (name == "systemd" and inode in found):
+                        found[inode] = name
     return found
 
 
-def _name(process: Path, before: str) -> str:
-    """The program's name; systemd may hold a socket for the one whose it is."""
-    name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-    return before if before and name == "systemd" else name
+# --- links
+
+
+def used_services(host: Host) -> dict[str, Service]:
+    """The services this host uses: those its roles need, and those it has a tunnel to."""
+    needed = {name for role in host.roles for name in NEEDED[role]}
+    return {
+        name: service
+        for name, service in services(host.settings).items()
+        if name in needed or host.stunnel.find_client(*service.address)
+    }
+
+
+def link_checks(host: Host) -> list[Check]:
+    """One check for each link to a service, and one for each service offered to others."""
+    links = [Check(name=f"link.{name}", run=LinkCheck(host, service)) for name, service in used_services(host).items()]
+    offers = [Check(name=f"offer.{name}", run=OfferCheck(host, name)) for name in host.stunnel.offers]
+    return links + offers
+
+
+class LinkCheck:
+    """Checks a link to a service."""
+
+    def __init__(self, host: Host, service: Service) -> None:
+        self.host, self.service = host, service
+        self.section = host.stunnel.find_client(*service.address)
+
+    def __call__(self) -> Result:
+        error = find_connect_error(self.service.address)
+        if error is not None:
+            return self._explain_near_end(error)
+        end = format_address(self.section.connect if self.section else self.service.address)
+        try:
+            return ok(f"{end}: {self.service.ask(self.service.address)}")
+        except Misconfigured as misconfigured:
+            return fail(f"{end}: {misconfigured}", misconfigured.hint)
+        except (OSError, BrokerUnavailable) as failure:
+            return self._find_broken_part(failure)
+
+    def _explain_near_end(self, error: str) -> Result:
+        """Why our own end of the link accepts no connection."""
+        address, service, host = self.service.address, self.service, self.host
+        message = f"nothing listens on {format_address(address)}"
+        if self.section is not None:
+            return fail(f"{message}: stunnel does not run on this host", RESTART_STUNNEL)
+        if address[0] not in LOCAL:
+            hint = f"check {service.setting}, and that the host runs"
+            return fail(f"{format_address(address)} cannot be reached: {error}", hint)
+        if host.has_role(service.offered_by):
+            return fail(f"{message}: {service.program} does not run on this host", restart_hint(service.program))
+        options = " --add-bstore NAME" if host.roles[0] == CONTROLLER and service.name == STORE else ""
+        hint = f"reimzul setup {host.roles[0]}{options}, or correct {service.setting}"
+        return fail(f"{message}, and no section of {host.stunnel.path} has that port", hint)
+
+    def _find_broken_part(self, error: OSError | BrokerUnavailable) -> Result:
+        if self.section is None:
+            message = f"{format_address(self.service.address)}: {describe_error(error)}"
+            return fail(message, restart_hint(self.service.program))
+        far = self.section.connect
+        found = diagnose_tunnel(self.host, self.section, far, self.service, f"on {far[0]}: ")
+        message = f"{format_address(far)} accepts the key in the file, but not the key that this host's stunnel uses"
+        return found or fail(f"{message}: stunnel has not read its files since they changed", RESTART_STUNNEL)
+
+
+class OfferCheck:
+    """Checks a service that others reach through this host's stunnel: first the service, then stunnel."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host, self.section = host, host.stunnel.offers[name]
+        self.service = services(host.settings)[name]
+
+    def __call__(self) -> Result:
+        accept = (self.section.accept[0] or "127.0.0.1", self.section.accept[1])
+        if find_connect_error(accept) is not None:
+            return fail(f"nothing listens on port {accept[1]}: stunnel does not run on this host", RESTART_STUNNEL)
+        try:
+            answer = self.service.ask(self.section.connect)
+        except Misconfigured as misconfigured:
+            return fail(str(misconfigured), misconfigured.hint)
+        except (OSError, BrokerUnavailable) as error:
+            message = f"{format_address(self.section.connect)}: {describe_error(error)}"
+            return fail(message, restart_hint(self.service.program))
+        if not is_readable(self.section.secrets):
+            return ok(f"port {accept[1]}: {answer}; run reimzul doctor as root to check the keys, too")
+        found = diagnose_tunnel(self.host, self.section, accept, self.service)
+        return found or ok(f"port {accept[1]} accepts keys; {answer}")
+
+
+# --- certificates
+
+
+def certificate_checks(host: Host) -> list[Check]:
+    """On a controller: one check for each file that the settings name, and one for the MQTT broker."""
+    if not host.has_role(CONTROLLER):
+        return []
+    mqtt, mail = host.settings.mqtt, host.settings.mail
+    files: dict[str, Path | None] = {}
+    if mqtt.notifications:
+        files.update({"mqtt.ca_cert": mqtt.ca_cert, "mqtt.tls_cert": mqtt.tls_cert})
+    if mail.notifications:
+        files["mail.ca_cert"] = mail.ca_cert
+    found = [Check(name=f"certificate.{name}", run=CertificateCheck(path)) for name, path in files.items() if path]
+    if mqtt.notifications:
+        found.append(Check(name="certificate.mqtt.broker", run=lambda: _check_broker(host), needs=("mqtt",)))
+    return found
+
+
+class CertificateCheck:
+    """Checks the certificates in a file; the first to expire counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> Result:
+        if not os.access(self.path, os.R_OK) and self.path.exists():
+            return not_permitted(str(self.path))
+        try:
+            ends = expiry_times(self.path)
+        except (ReimzulError, ValueError) as error:
+            return fail(f"{self.path}: cannot read a certificate: {error}", "replace the file with a valid one")
+        if not ends:
+            return fail(f"{self.path} contains no certificate", "replace the file with a valid one")
+        return judge_expiry(min(ends), str(self.path))
+
+
+def expiry_times(path: Path) -> list[float]:
+    """When each certificate in a file expires, in seconds since 1970. Raises `ReimzulError`, `ValueError`."""
+    argv = ["openssl", "storeutl", "-noout", "-text", "-certs", str(path)]
+    lines = map(str.strip, output_of(argv, timeout=_OPENSSL_TIMEOUT_SECONDS).splitlines())
+    return [ssl.cert_time_to_seconds(line[len(_NOT_AFTER) :].strip()) for line in lines if line.startswith(_NOT_AFTER)]
+
+
+def judge_expiry(end: float, name: str) -> Result:
+    """The result for a certificate that expires at that time, in seconds since 1970."""
+    days = (end - time.time()) / 86400
+    date = datetime.fromtimestamp(end, timezone.utc).strftime("%Y-%m-%d")
+    if days < 0:
+        return fail(f"{name} expired on {date}", "replace it with a new certificate of your authority")
+    if days < EXPIRY_WARNING_DAYS:
+        return warn(f"{name} expires in {days:.0f} days, on {date}", "get a new certificate from your authority")
+    return ok(f"valid until {date}")
+
+
+def _check_broker(host: Host) -> Result:
+    settings = host.settings.mqtt
+    pair = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+    context = client_context("mqtt", ca_cert=settings.ca_cert, pair=pair, any_name=settings.tls_insecure)
+    with contextlib.ExitStack() as stack:
+        address = (settings.host, settings.port)
+        plain = stack.enter_context(socket.create_connection(address, ANSWER_TIMEOUT_SECONDS))
+        wrapped = stack.enter_context(context.wrap_socket(plain, server_hostname=settings.host))
+        certificate = wrapped.getpeercert() or {}
+    end = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+    return judge_expiry(end, f"the certificate of {format_address(address)}")
