@@ -72,8 +72,10 @@ def _check_mock(host: Host) -> Result:
     except ReimzulError as error:
         return fail(str(error), "install mock, or correct [worker] mock")
     if _uses_standin(host):
-        message = f"{mock} builds with this host's own rpmbuild, and isolates nothing"
-        return warn(message, "to build packages for others, install mock and set [worker] mock = mock")
+        return warn(
+            f"{mock} builds with this host's own rpmbuild, and isolates nothing",
+            "to build packages for others, install mock and set [worker] mock = mock",
+        )
     return ok(f"{Path(mock).name} {version}, run by {host.user}")
 
 
@@ -99,8 +101,10 @@ def _check_drained(host: Host) -> Result:
     if flag is None:
         return ok(f"{host.name} takes jobs")
     by, why = f" by {flag.by}" if flag.by else "", f", {flag.why}" if flag.why else ""
-    message = f"{host.name} takes no jobs: it is {'quarantined' if flag.is_quarantine else 'drained'}{by}{why}"
-    return warn(message, f"on the controller: reimzul resume {host.name}")
+    return warn(
+        f"{host.name} takes no jobs: it is {'quarantined' if flag.is_quarantine else 'drained'}{by}{why}",
+        f"on the controller: reimzul resume {host.name}",
+    )
 
 
 def _check_load(limit: int) -> Result:
@@ -135,8 +139,9 @@ def _check_configs(host: Host) -> Result:
 def _find_checkout_problems(host: Host, checkout: Path) -> Iterator[Result]:
     user = host.user_entry
     if user is not None and checkout.stat().st_uid != user.pw_uid:
-        message = f"{checkout} does not belong to {host.user}, so git refuses to pull it"
-        yield fail(message, f"chown -R {host.user}: {checkout}")
+        yield fail(
+            f"{checkout} does not belong to {host.user}, so git refuses to pull it", f"chown -R {host.user}: {checkout}"
+        )
         return
     try:
         changed = run_git(host, "status", "--porcelain", "--untracked-files=no", timeout=_GIT_TIMEOUT_SECONDS)
@@ -145,8 +150,10 @@ def _find_checkout_problems(host: Host, checkout: Path) -> Iterator[Result]:
         return
     if changed:
         files = ", ".join(line[3:] for line in changed.splitlines()[:_MAX_SHOWN])
-        hint = f"git -C {checkout} diff; a pull that changes these files fails"
-        yield warn(f"{checkout} has uncommitted changes: {files}", hint)
+        yield warn(
+            f"{checkout} has uncommitted changes: {files}",
+            f"git -C {checkout} diff; a pull that changes these files fails",
+        )
 
 
 def _count_targets(host: Host, folder: Path) -> str:
@@ -166,8 +173,10 @@ def _check_remote(host: Host) -> Result:
             return ok("the checkout has no remote and is never pulled")
         run_git(host, "ls-remote", "--quiet", "--heads", timeout=_GIT_REMOTE_TIMEOUT_SECONDS)
     except ReimzulError as error:
-        message = f"git cannot pull the configurations: {error}; builds go on with the last state"
-        return warn(message, f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only")
+        return warn(
+            f"git cannot pull the configurations: {error}; builds go on with the last state",
+            f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only",
+        )
     return ok("git can pull the configurations")
 
 
@@ -219,8 +228,10 @@ def _find_cached(configs: Configs, urls: tuple[str, ...]) -> Iterator[Result]:
         if repository.last_value("metadata_expire") != "0"
     ]
     if problems:
-        message = f"dnf would use old metadata of the farm's repositories: {_shorten(problems)}"
-        yield fail(message, "remove what overrides metadata_expire: it has to be 0")
+        yield fail(
+            f"dnf would use old metadata of the farm's repositories: {_shorten(problems)}",
+            "remove what overrides metadata_expire: it has to be 0",
+        )
 
 
 def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> Iterator[Repository]:
@@ -278,8 +289,10 @@ def _find_user_overrides(host: Host) -> Iterator[Result]:
             text = path.read_text(encoding="utf-8", errors="replace")
             keys = [key for key in _OVERRIDING_OPTIONS if key in text]
             if keys:
-                message = f"mock reads {path} after a target's configuration, and it sets {', '.join(keys)}"
-                yield warn(message, f"remove that from {path}, or dnf may use old metadata of the farm's repositories")
+                yield warn(
+                    f"mock reads {path} after a target's configuration, and it sets {', '.join(keys)}",
+                    f"remove that from {path}, or dnf may use old metadata of the farm's repositories",
+                )
 
 
 # --- the builders' heartbeats
@@ -303,14 +316,17 @@ def _check_builders(host: Host) -> Result:
 
 def judge_workers(seen: Sequence[Seen]) -> Result:
     """Check the connected workers' names and clocks."""
-    message = f"{counted(len(seen), 'worker')}, all names differ, and the clocks agree"
-    return combine(_find_worker_problems(seen), message)
+    return combine(
+        _find_worker_problems(seen), f"{counted(len(seen), 'worker')}, all names differ, and the clocks agree"
+    )
 
 
 def _find_worker_problems(seen: Sequence[Seen]) -> Iterator[Result]:
     for message in shared_names(seen).values():
-        hint = "set a different [worker] fqdn on each host, and use a different number for each unit; restart them"
-        yield warn(message, hint)
+        yield warn(
+            message,
+            "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
+        )
     clocks = {each.presence.host: each.skew for each in seen if each.skew}
     for name, skew in clocks.items():
         yield warn(f"the clock of {name} is {skewed(skew)}", "on that host: timedatectl set-ntp true")

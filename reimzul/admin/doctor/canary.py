@@ -119,8 +119,11 @@ class CanaryRun:
             yield from self._complete_build(now)
         elif self.status in Status.FINAL:
             url = self.document.get("url")
-            message = f"{self.status}: {self.document.get('reason') or 'no reason was given'}"
-            yield self.fail(now, message, f"its logs: {url}" if url else f"reimzul builds --build {self.build_id}")
+            yield self.fail(
+                now,
+                f"{self.status}: {self.document.get('reason') or 'no reason was given'}",
+                f"its logs: {url}" if url else f"reimzul builds --build {self.build_id}",
+            )
 
     def _complete_build(self, now: float) -> Iterator[Finding]:
         # Both by the builder's clock: when mock ended, and when the build was announced after the upload.
@@ -170,8 +173,9 @@ def diagnose_stall(broker: Broker, run: CanaryRun) -> Stall:
     if run.stage == PLACED:
         return _diagnose_placing(broker)
     if not broker.tube_stats(NOTIFY.name).watchers:
-        message = "nobody watches notify: the notifier does not run, so the history records nothing"
-        return Stall(message, _NOTIFIER_HINT, True)
+        return Stall(
+            "nobody watches notify: the notifier does not run, so the history records nothing", _NOTIFIER_HINT, True
+        )
     if run.stage == BUILD:
         builder = run.document.get("builder_fqdn")
         return Stall(f"{builder} has not reported a result yet", f"on {builder}: journalctl -u 'reimzul-worker@*'")
@@ -182,8 +186,10 @@ def _diagnose_placing(broker: Broker) -> Stall:
     tube = broker.tube_stats(CREATEREPO.name)
     if not tube.watchers:
         return Stall("nobody watches createrepo: no repogen worker is connected", _REPOGEN_HINT, True)
-    message = f"repogen has not stored it yet; {tube.ready + tube.delayed} requests wait in createrepo"
-    return Stall(message, "on bstore: journalctl -u 'reimzul-repogen-worker@*'")
+    return Stall(
+        f"repogen has not stored it yet; {tube.ready + tube.delayed} requests wait in createrepo",
+        "on bstore: journalctl -u 'reimzul-repogen-worker@*'",
+    )
 
 
 def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
@@ -201,8 +207,10 @@ def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
         return Stall(f"nobody watches {run.tube}: no builder for it is connected", _WORKER_HINT, True)
     if state == "delayed":
         return Stall("a builder has released its job for a later retry", journal)
-    message = f"{tube.watchers} workers watch {run.tube}, but none has taken it: they are busy, or take no jobs"
-    return Stall(message, "on a builder: reimzul doctor (disk, load, drained)")
+    return Stall(
+        f"{tube.watchers} workers watch {run.tube}, but none has taken it: they are busy, or take no jobs",
+        "on a builder: reimzul doctor (disk, load, drained)",
+    )
 
 
 # --- all arches
@@ -235,8 +243,12 @@ class Canary:
             except ReimzulError as error:
                 yield make_finding("submit", FAIL, str(error), time.monotonic() - began)
                 return
-            message = f"{self.srpm} for {self.request.target}: {', '.join(run.tube for run in self.runs)}"
-            yield make_finding("submit", OK, message, time.monotonic() - began)
+            yield make_finding(
+                "submit",
+                OK,
+                f"{self.srpm} for {self.request.target}: {', '.join(run.tube for run in self.runs)}",
+                time.monotonic() - began,
+            )
             try:
                 yield from self._follow(began + self.request.timeout)
             except ReimzulError as error:

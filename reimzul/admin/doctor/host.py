@@ -297,8 +297,10 @@ class _DiskCheck:
         message = f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free"
         if self.limits is not None:
             if lacking := list(free.shortfalls(self.limits.min_free_mib, self.limits.min_free_inodes)):
-                hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
-                return fail(f"the workers take no job: {'; '.join(lacking)}", hint)
+                return fail(
+                    f"the workers take no job: {'; '.join(lacking)}",
+                    "free some space, or lower [worker] min_free_mib or min_free_inodes",
+                )
         elif lacking := list(free.shortfalls(*FULL)):
             return fail("; ".join(lacking), "free some space")
         elif lacking := list(free.shortfalls(*LOW)):

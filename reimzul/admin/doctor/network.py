@@ -64,8 +64,10 @@ def checks(host: Host) -> list[Check]:
 def _check_retries() -> Result:
     value = int(_RETRIES.read_text())
     if value > MAX_RETRIES:
-        message = f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s"
-        return warn(message, "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then run sysctl --system")
+        return warn(
+            f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s",
+            "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then run sysctl --system",
+        )
     return ok(str(value))
 
 
@@ -86,8 +88,10 @@ def _check_listeners(host: Host) -> Result:
         others.append(f"{name or 'an unknown program'} on {address}:{port}")
     if others:
         hint = "" if is_root() else "run reimzul doctor as root to learn the program; "
-        message = f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}"
-        return warn(message, f"{hint}have it listen on 127.0.0.1, or close the port in the firewall")
+        return warn(
+            f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}",
+            f"{hint}have it listen on 127.0.0.1, or close the port in the firewall",
+        )
     return ok("only stunnel and sshd listen on public addresses")
 
 
@@ -180,18 +184,23 @@ class LinkCheck:
         if self.section is not None:
             return fail(f"{message}: stunnel does not run on this host", RESTART_STUNNEL)
         if address[0] not in LOCAL:
-            hint = f"check {service.setting}, and that the host runs"
-            return fail(f"{format_address(address)} cannot be reached: {error}", hint)
+            return fail(
+                f"{format_address(address)} cannot be reached: {error}",
+                f"check {service.setting}, and that the host runs",
+            )
         if host.has_role(service.offered_by):
             return fail(f"{message}: {service.program} does not run on this host", restart_hint(service.program))
         options = " --add-bstore NAME" if host.roles[0] == CONTROLLER and service.name == STORE else ""
-        hint = f"reimzul setup {host.roles[0]}{options}, or correct {service.setting}"
-        return fail(f"{message}, and no section of {host.stunnel.path} has that port", hint)
+        return fail(
+            f"{message}, and no section of {host.stunnel.path} has that port",
+            f"reimzul setup {host.roles[0]}{options}, or correct {service.setting}",
+        )
 
     def _find_broken_part(self, error: OSError | BrokerUnavailable) -> Result:
         if self.section is None:
-            message = f"{format_address(self.service.address)}: {describe_error(error)}"
-            return fail(message, restart_hint(self.service.program))
+            return fail(
+                f"{format_address(self.service.address)}: {describe_error(error)}", restart_hint(self.service.program)
+            )
         far = self.section.connect
         found = diagnose_tunnel(self.host, self.section, far, self.service, f"on {far[0]}: ")
         message = f"{format_address(far)} accepts the key in the file, but not the key that this host's stunnel uses"
@@ -214,8 +223,9 @@ class OfferCheck:
         except Misconfigured as misconfigured:
             return fail(str(misconfigured), misconfigured.hint)
         except (OSError, BrokerUnavailable) as error:
-            message = f"{format_address(self.section.connect)}: {describe_error(error)}"
-            return fail(message, restart_hint(self.service.program))
+            return fail(
+                f"{format_address(self.section.connect)}: {describe_error(error)}", restart_hint(self.service.program)
+            )
         if not is_readable(self.section.secrets):
             return ok(f"port {accept[1]}: {answer}; run reimzul doctor as root to check the keys, too")
         found = diagnose_tunnel(self.host, self.section, accept, self.service)

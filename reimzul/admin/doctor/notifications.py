@@ -57,8 +57,7 @@ def _check_history(host: Host) -> Result:
     except ConfigError as error:
         return fail(str(error), "make install ROLE=controller")
     except HistoryAway as error:
-        hint = "" if url.startswith(_SQLITE) else "check that the MongoDB of [history] url runs"
-        return fail(str(error), hint)
+        return fail(str(error), "" if url.startswith(_SQLITE) else "check that the MongoDB of [history] url runs")
     return ok("the history can be read")
 
 
@@ -110,8 +109,10 @@ def _check_unpublished(host: Host) -> Result:
     if not late:
         return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published")
     more = f"; and {len(late) - _MAX_LISTED} more" if len(late) > _MAX_LISTED else ""
-    message = f"built successfully, but not published for over an hour: {'; '.join(late[:_MAX_LISTED])}{more}"
-    return warn(message, "on bstore: reimzul doctor; journalctl -u 'reimzul-repogen-worker@*'")
+    return warn(
+        f"built successfully, but not published for over an hour: {'; '.join(late[:_MAX_LISTED])}{more}",
+        "on bstore: reimzul doctor; journalctl -u 'reimzul-repogen-worker@*'",
+    )
 
 
 def _check_mqtt(host: Host) -> Result:

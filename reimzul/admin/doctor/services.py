@@ -137,8 +137,9 @@ def _folder_asker(url: str, sample: str) -> Callable[[Address], str]:
     def ask(address: Address) -> str:
         status = fetch(url, address).status
         if status not in (200, 403):
-            hint = f"compare its configuration with {sample}"
-            raise Misconfigured(f"the web server answers {status} for {path}", hint)
+            raise Misconfigured(
+                f"the web server answers {status} for {path}", f"compare its configuration with {sample}"
+            )
         return f"the web server answers for {path}"
 
     return ask
@@ -220,8 +221,9 @@ def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
         state = f"{unit.get('ActiveState')} ({unit.get('SubState')})"
         yield fail(f"{name} is {state}", f"systemctl start {name}; journalctl -u {name}")
     if unit.get("UnitFileState") in ("disabled", "masked", "bad"):
-        message = f"{name} is {unit.get('UnitFileState')}: it will not start after a reboot"
-        yield fail(message, f"systemctl enable --now {name}")
+        yield fail(
+            f"{name} is {unit.get('UnitFileState')}: it will not start after a reboot", f"systemctl enable --now {name}"
+        )
 
 
 def _list_instances(template: str) -> list[str]:

@@ -84,15 +84,16 @@ def _check_folders(host: Host, store: StorePaths) -> Result:
     if user is None:
         return no_user(host, "make install ROLE=bstore")
     if not store.root.is_dir():
-        hint = f"install -d -o {host.user} {store.root}, or correct [bstore] root"
-        return fail(f"{store.root} does not exist", hint)
+        return fail(f"{store.root} does not exist", f"install -d -o {host.user} {store.root}, or correct [bstore] root")
     folders = [store.root, *(folder for folder in store.folders() if folder.is_dir())]
     for folder in folders:
         if not user_can(user, folder, READ | WRITE | ENTER):
             return fail(f"user {host.user} cannot write to {folder}", f"chown -R {host.user}: {folder}")
     if len({folder.stat().st_dev for folder in folders}) > 1:
-        message = f"the folders in {store.root} are on several file systems: publishing needs a rename within one"
-        return fail(message, "move all of them to one file system")
+        return fail(
+            f"the folders in {store.root} are on several file systems: publishing needs a rename within one",
+            "move all of them to one file system",
+        )
     missing = len(folders) <= len(store.folders())
     return ok(f"{store.root}, one file system{'; repogen creates the missing folders' if missing else ''}")
 
@@ -103,8 +104,10 @@ def _check_spool(store: StorePaths) -> Result:
     stuck = sorted(_list_stuck(store.spool, time.time() - STUCK_UPLOAD_SECONDS))
     if stuck:
         hours = STUCK_UPLOAD_SECONDS // 3600
-        message = f"{len(stuck)} complete uploads have waited for over {hours} h, the first is {stuck[0]}"
-        return warn(message, "journalctl -u 'reimzul-repogen-worker@*' shows why repogen does not take them")
+        return warn(
+            f"{len(stuck)} complete uploads have waited for over {hours} h, the first is {stuck[0]}",
+            "journalctl -u 'reimzul-repogen-worker@*' shows why repogen does not take them",
+        )
     return ok(f"no complete upload has waited for over {STUCK_UPLOAD_SECONDS // 3600} h")
 
 
@@ -120,16 +123,22 @@ def check_hook(argv: Sequence[str], store: StorePaths) -> Result:
     if not argv:
         return ok("no program runs after createrepo_c")
     if shutil.which(argv[0]) is None:
-        message = f"{argv[0]} does not exist: no new repodata is published"
-        return fail(message, "install it, or correct [repogen] after_createrepo")
+        return fail(
+            f"{argv[0]} does not exist: no new repodata is published",
+            "install it, or correct [repogen] after_createrepo",
+        )
     now, results = time.time(), []
     for path in sorted(store.state.glob("*.hook")):
         failure = read_failure(path)
         if failure is not None:
             target, times = path.name[: -len(".hook")], "once" if failure.count == 1 else f"{failure.count} times"
             ago = f"{max(0, int(now - failure.at))} s ago"
-            message = f"{target} keeps its old repodata: {argv[0]} failed {times}, last {ago}: {failure.reason}"
-            results.append(fail(message, f"fix the cause, then: reimzul repogen {target}"))
+            results.append(
+                fail(
+                    f"{target} keeps its old repodata: {argv[0]} failed {times}, last {ago}: {failure.reason}",
+                    f"fix the cause, then: reimzul repogen {target}",
+                )
+            )
     return combine(results, f"the last run of {argv[0]} succeeded for every target")
 
 
@@ -170,8 +179,10 @@ class UploadModule:
                 options = ("--recursive", "--times", "--chmod=D0755,F0644")
                 self._rsync(*options, source=f"{folder}/", goal=f"{self.url}spool/{self.folder}/")
             except ReimzulError as error:
-                hint = f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
-                return fail(f"the upload of a file into spool/ fails: {error}", hint)
+                return fail(
+                    f"the upload of a file into spool/ fails: {error}",
+                    f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}",
+                )
         return ok(f"spool/{self.folder} was uploaded")
 
     def check_download(self) -> Result:
@@ -240,17 +251,19 @@ def _check_incoming(host: Host) -> Result:
         with _make_test_file(settings.folder) as (name, content):
             answer = fetch(f"{settings.url}{name}", _backend(host, INCOMING))
     except PermissionError:
-        hint = "" if is_root() else "run reimzul doctor as root, or as a member of group reimzul"
-        return warn(f"not tested whether files can be fetched: this user cannot write to {settings.folder}", hint)
+        return warn(
+            f"not tested whether files can be fetched: this user cannot write to {settings.folder}",
+            "" if is_root() else "run reimzul doctor as root, or as a member of group reimzul",
+        )
     except FileNotFoundError:
         return fail(f"{settings.folder} does not exist", "make install, or correct [incoming] folder")
     except OSError as error:
         return _web_server_down(error)
     if answer.status != 200 or answer.body != content:
         path = urlsplit(settings.url).path
-        message = f"the web server answers {answer.status} for a file in {settings.folder} (at {path})"
         return fail(
-            message, "check that nginx offers the folder (conf/nginx-controller.conf) and its user can enter it"
+            f"the web server answers {answer.status} for a file in {settings.folder} (at {path})",
+            "check that nginx offers the folder (conf/nginx-controller.conf) and its user can enter it",
         )
     return _find_unreadable_sources(settings.folder) or ok(f"files in {settings.folder} can be fetched")
 
@@ -261,8 +274,10 @@ def _find_unreadable_sources(folder: Path) -> Result | None:
     problems = [problem for path in paths if (problem := find_unreadable(path, folder))]
     if not problems:
         return None
-    message = f"builders cannot fetch {counted(len(problems), 'source rpm')}: {'; '.join(problems[:_MAX_FILES])}"
-    return warn(message, "run the chmod commands shown, so that the web server can read the files")
+    return warn(
+        f"builders cannot fetch {counted(len(problems), 'source rpm')}: {'; '.join(problems[:_MAX_FILES])}",
+        "run the chmod commands shown, so that the web server can read the files",
+    )
 
 
 @contextlib.contextmanager

@@ -171,8 +171,10 @@ def diagnose_tunnel(
         return fail(f"{end} cannot be reached: {error}", _unreached_hint(error, far, host, prefix))
     secrets, program = section.secrets, service.program
     if secrets is None or not is_readable(secrets):
-        message = f"{end} accepts connections and closes them: it refuses our key, or its {program} is down"
-        return fail(message, f"{secrets} cannot be read" if is_root() else "run reimzul doctor as root to learn which")
+        return fail(
+            f"{end} accepts connections and closes them: it refuses our key, or its {program} is down",
+            f"{secrets} cannot be read" if is_root() else "run reimzul doctor as root to learn which",
+        )
     tunnel = try_tunnel(host.stunnel, section, far, secrets, service.ask)
     name = section.options.get("pskidentity") or next(iter(_key_names(secrets)), "nobody")
     return _explain_state(tunnel, end, name, program, prefix)
@@ -183,17 +185,21 @@ def _explain_state(tunnel: TunnelState, end: str, name: str, program: str, prefi
     if state == WORKS:
         return None
     if state == SERVICE_DOWN:
-        message = f"{end} accepts the key of {name}, but {program} behind it does not answer{why}"
-        return fail(message, f"{prefix}{restart_hint(program)}")
+        return fail(
+            f"{end} accepts the key of {name}, but {program} behind it does not answer{why}",
+            f"{prefix}{restart_hint(program)}",
+        )
     if state == KEY_REFUSED:
         message = f"{end} refuses the key of {name}{why}: the key was revoked there, or has another secret"
         option = "on the controller --add-bstore NAME --new-key" if name == CONTROLLER else "--add-builder"
         return fail(message, f"{prefix}reimzul setup <role> --list shows the accepted keys; {option} makes a new one")
-    message = {
-        UNREACHED: f"{end} cannot be reached{why}",
-        SILENT: f"{end} accepts connections, but does not answer the TLS handshake",
-    }.get(state, f"{end}: the TLS handshake fails{why}")
-    return fail(message, f"{prefix}{RESTART_STUNNEL}")
+    return fail(
+        {
+            UNREACHED: f"{end} cannot be reached{why}",
+            SILENT: f"{end} accepts connections, but does not answer the TLS handshake",
+        }.get(state, f"{end}: the TLS handshake fails{why}"),
+        f"{prefix}{RESTART_STUNNEL}",
+    )
 
 
 def _unreached_hint(error: str, far: Address, host: Host, prefix: str) -> str:
