@@ -524,7 +524,7 @@ def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_p
     ])  # fmt: skip
     found = look(notifications.checks, whom)
     assert (found["history"].level, found["owed"].level) == (OK, WARN)
-    assert found["owed"].message == "deliveries are pending: 40 events for mqtt, since 2 h"
+    assert found["owed"].message == "deliveries are pending: 40 events for mqtt for 2 h 13 min"
     history.close()
     (tmp_path / "history.sqlite").write_bytes(b"no database of ours" * 100)
     found = look(notifications.checks, whom)

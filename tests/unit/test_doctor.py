@@ -235,9 +235,9 @@ def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     for text in ("", "rubbish", f"{BEFORE_2050[:200]}-----END CERTIFICATE-----"):
         file.write_text(text)
-        assert network.CertificateCheck(file)().level == FAIL
+        assert network.check_certificates(file).level == FAIL
     file.write_text(BEFORE_2050 + AFTER_2050)
-    assert network.CertificateCheck(file)() == ok("valid until 2036-11-21"), "the first that ends counts"
+    assert network.check_certificates(file) == ok("valid until 2036-11-21"), "the first that ends counts"
 
 
 @pytest.mark.parametrize(("days", "level"), [(-1, FAIL), (3, WARN), (30, OK)])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from reimzul.admin.doctor.check import Check, Result, combine, fail, ok, warn
-from reimzul.admin.doctor.host import CONTROLLER, Host
+from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS
 from reimzul.admin.queues import is_unwatched
 from reimzul.admin.tubes import all_there_are, the_farms
@@ -30,8 +30,6 @@ _BUILDER_HINT = "on a builder: systemctl status 'reimzul-worker@*', reimzul doct
 
 def checks(host: Host) -> list[Check]:
     """The checks of a controller."""
-    if not host.has_role(CONTROLLER):
-        return []
     settings, needs = host.settings, ("link.beanstalkd",)
     return [
         Check(name="beanstalkd", run=lambda: _check_server(settings), needs=needs),

@@ -17,7 +17,7 @@ from pathlib import Path
 from reimzul.admin import reading
 from reimzul.admin.doctor.beanstalkd import connect
 from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, warn
-from reimzul.admin.doctor.host import BUILDER, CONTROLLER, READ, Host, is_in_group, no_user, user_can
+from reimzul.admin.doctor.host import READ, Host, is_in_group, no_user, user_can
 from reimzul.admin.words import counted, skewed
 from reimzul.core import mock_config
 from reimzul.core.arch import Arches, read_arches
@@ -31,10 +31,6 @@ from reimzul.history.presence import NoPresences, Seen, connected, shared_names
 REQUIRED_FILES = ("site-defaults.cfg", "logging.ini")
 STANDIN = "reimzul-standin-mock"
 MOCK_GROUP = "mock"
-#: Time limits: for mock's version, for git commands on this host and over the network, and for all configurations.
-_MOCK_TIMEOUT_SECONDS = 12.0
-_GIT_TIMEOUT_SECONDS = _GIT_REMOTE_TIMEOUT_SECONDS = 8.0
-_RENDER_TIMEOUT_SECONDS = 12.0
 #: How many problems of one kind, and how many changed files, a message lists.
 _MAX_SHOWN = 3
 #: Options that a user's own mock configuration must not set: mock reads it after the target's.
@@ -43,8 +39,6 @@ _OVERRIDING_OPTIONS = ("metadata_expire", *CONF_KEYS)
 
 def checks(host: Host) -> list[Check]:
     """The checks of a builder."""
-    if not host.has_role(BUILDER):
-        return []
     found = [
         Check(name="mock", run=lambda: _check_mock(host)),
         Check(name="configs", run=lambda: _check_configs(host)),
@@ -66,7 +60,7 @@ def _uses_standin(host: Host) -> bool:
 def _check_mock(host: Host) -> Result:
     mock = host.settings.worker.mock
     try:
-        version = host.run_as_user(mock, "--version", timeout=_MOCK_TIMEOUT_SECONDS).strip()
+        version = host.run_as_user(mock, "--version").strip()
     except (ProgramFailed, TimedOut) as error:
         return fail(f"{mock} fails for user {host.user}: {error}", f"try: runuser -u {host.user} -- {mock} --version")
     except ReimzulError as error:
@@ -144,7 +138,7 @@ def _find_checkout_problems(host: Host, checkout: Path) -> Iterator[Result]:
         )
         return
     try:
-        changed = run_git(host, "status", "--porcelain", "--untracked-files=no", timeout=_GIT_TIMEOUT_SECONDS)
+        changed = run_git(host, "status", "--porcelain", "--untracked-files=no")
     except ReimzulError as error:
         yield warn(f"{checkout}: {error}")
         return
@@ -169,9 +163,9 @@ def _check_remote(host: Host) -> Result:
     if not (checkout / ".git").exists():
         return ok("not a git checkout")
     try:
-        if not run_git(host, "remote", timeout=_GIT_TIMEOUT_SECONDS):
+        if not run_git(host, "remote"):
             return ok("the checkout has no remote and is never pulled")
-        run_git(host, "ls-remote", "--quiet", "--heads", timeout=_GIT_REMOTE_TIMEOUT_SECONDS)
+        run_git(host, "ls-remote", "--quiet", "--heads")
     except ReimzulError as error:
         return warn(
             f"git cannot pull the configurations: {error}; builds go on with the last state",
@@ -180,11 +174,11 @@ def _check_remote(host: Host) -> Result:
     return ok("git can pull the configurations")
 
 
-def run_git(host: Host, *arguments: str, timeout: float) -> str:
+def run_git(host: Host, *arguments: str) -> str:
     """Run git in the checkout as the user who pulls it. Raises `ReimzulError`."""
     env = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
     argv = ("git", "-C", str(host.settings.worker.mock_configs), *arguments)
-    return host.run_as_user(*argv, timeout=timeout, env=env).rstrip()
+    return host.run_as_user(*argv, env=env).rstrip()
 
 
 # --- the configurations as mock reads them
@@ -199,7 +193,7 @@ def _check_rendered(host: Host) -> Result:
     try:
         home = host.user_entry.pw_dir if host.user_entry else str(Path.home())
         argv = [sys.executable, "-m", mock_config.__name__, str(folder), home, store]
-        configs: Configs = json.loads(host.run_as_user(*argv, timeout=_RENDER_TIMEOUT_SECONDS))
+        configs: Configs = json.loads(host.run_as_user(*argv))
     except (ReimzulError, ValueError) as error:
         return warn(f"cannot test whether mock can read the configurations in {folder}: {error}")
     results = [*_find_errors(configs), *_find_cached(configs, farm_urls(store))]
@@ -300,8 +294,6 @@ def _find_user_overrides(host: Host) -> Iterator[Result]:
 
 def worker_checks(host: Host) -> list[Check]:
     """The check of the builders' names and clocks, on the controller: only there heartbeats are recorded."""
-    if not host.has_role(CONTROLLER):
-        return []
     return [Check(name="builders", run=lambda: _check_builders(host), needs=("link.beanstalkd",))]
 
 

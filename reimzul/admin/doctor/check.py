@@ -17,13 +17,38 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 CHECK_TIMEOUT_SECONDS = 15.0
 
 
+def _to_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 @attr.frozen
 class Result:
     """The outcome of a check."""
 
     level: str  #: OK, WARN or FAIL
-    message: str
-    hint: str = ""  #: what a person should do about it
+    message: str = attr.field(converter=_to_one_line)
+    hint: str = attr.field(converter=_to_one_line, default="")  #: what a person should do about it
+
+
+@attr.frozen
+class Finding(Result):
+    """A result with the name of its check."""
+
+    name: str = attr.field(kw_only=True)
+    seconds: float = attr.field(default=0.0, kw_only=True)  #: duration
+
+    def to_dict(self) -> dict[str, object]:
+        """The finding as --json prints it, under key names of its own."""
+        texts = {"words": self.message, "remedy": self.hint}
+        return {"name": self.name, "level": self.level, **texts, "seconds": round(self.seconds, 3)}
+
+
+class Misconfigured(ReimzulError):
+    """Something works, but not as it has to. A check that raises it fails with its message and hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 def ok(message: str) -> Result:
@@ -61,6 +86,10 @@ def combine(results: Iterable[Result], message: str) -> Result:
     return Result(level, "; ".join(result.message for result in problems), "; ".join(hints))
 
 
+def describe_error(error: OSError) -> str:
+    return (error.strerror or str(error) or "no answer").lower()
+
+
 @attr.frozen(kw_only=True)
 class Check:
     """A named function that examines one thing."""
@@ -68,26 +97,6 @@ class Check:
     name: str
     run: Callable[[], Result]
     needs: tuple[str, ...] = ()  #: names of checks; if one of them fails, this check is skipped
-
-
-def _to_one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-@attr.frozen(kw_only=True)
-class Finding:
-    """The result of a check as it is displayed."""
-
-    name: str
-    level: str
-    message: str = attr.field(converter=_to_one_line)
-    hint: str = attr.field(converter=_to_one_line, default="")
-    seconds: float = 0.0  #: duration
-
-    def to_dict(self) -> dict[str, object]:
-        """The finding as --json prints it, under key names of its own."""
-        texts = {"words": self.message, "remedy": self.hint}
-        return {"name": self.name, "level": self.level, **texts, "seconds": round(self.seconds, 3)}
 
 
 class _RunningCheck:
@@ -99,8 +108,9 @@ class _RunningCheck:
         self.timeout = timeout
         self.has_begun = threading.Event()
         self.has_ended = threading.Event()
-        self.result = Result(FAIL, "")
-        self.began = self.ended = time.monotonic()
+        self.result = fail(f"no answer within {timeout:g} s", "look for what keeps this host busy")
+        self.began = time.monotonic()
+        self.seconds = timeout
         # Not a thread pool: Python would wait at exit for a pool's threads, but not for daemon threads.
         threading.Thread(target=self._run, name=check.name, daemon=True).start()
 
@@ -109,32 +119,28 @@ class _RunningCheck:
         self.began = time.monotonic()
         self.has_begun.set()
         result = warn(f"skipped because {failed[0]} fails") if failed else run_check(self.check)
-        self.ended = time.monotonic()
-        self.result = result
+        self.result, self.seconds = result, time.monotonic() - self.began
         self.has_ended.set()
 
     def wait(self) -> Finding:
         """Wait for the check's end, at most until its time limit."""
         self.has_begun.wait()  # the checks it needs have time limits, too
-        if self.has_ended.wait(max(0.0, self.began + self.timeout - time.monotonic())):
-            result, seconds = self.result, self.ended - self.began
-        else:
-            result = fail(f"no answer within {self.timeout:g} s", "look for what keeps this host busy")
-            seconds = self.timeout
-        name, level = self.check.name, result.level
-        return Finding(name=name, level=level, message=result.message, hint=result.hint, seconds=seconds)
+        self.has_ended.wait(max(0.0, self.began + self.timeout - time.monotonic()))
+        return Finding(**attr.asdict(self.result), name=self.check.name, seconds=self.seconds)
 
 
 def run_check(check: Check) -> Result:
     """Run one check; an exception becomes its result."""
     try:
         return check.run()
+    except Misconfigured as error:
+        return fail(str(error), error.hint)
     except ReimzulError as error:
         return fail(str(error))
     except PermissionError as error:
         return not_permitted(str(error.filename or check.name))
     except OSError as error:
-        return fail(f"{error.filename or check.name}: {(error.strerror or str(error)).lower()}")
+        return fail(f"{error.filename or check.name}: {describe_error(error)}")
     except Exception as error:
         return fail(f"bug in reimzul doctor: {error!r}", "report it to the developers")
 

@@ -13,28 +13,28 @@ from reimzul import __version__
 from reimzul.admin.doctor import beanstalkd, builder, host, network, notifications, services, store, stunnel
 from reimzul.admin.doctor.canary import NEEDED, Canary, make_request
 from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
-from reimzul.admin.doctor.host import ALL, ROLES, Host, find_host
+from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
 from reimzul.admin.table import show_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
 
-#: In the order of their output: checks come after those they need.
+#: The checks in the order of their output, after those they need, and the roles that have them.
 _GROUPS = (
-    host.checks,
-    stunnel.checks,
-    network.link_checks,
-    network.checks,
-    services.checks,
-    host.folder_checks,
-    beanstalkd.checks,
-    builder.worker_checks,
-    store.web_checks,
-    notifications.checks,
-    network.certificate_checks,
-    store.upload_checks,
-    builder.checks,
-    store.checks,
+    (host.checks, ROLES),
+    (stunnel.checks, ROLES),
+    (network.link_checks, ROLES),
+    (network.checks, ROLES),
+    (services.checks, ROLES),
+    (host.folder_checks, ROLES),
+    (beanstalkd.checks, (CONTROLLER,)),
+    (builder.worker_checks, (CONTROLLER,)),
+    (store.web_checks, ROLES),
+    (notifications.checks, (CONTROLLER,)),
+    (network.certificate_checks, (CONTROLLER,)),
+    (store.upload_checks, (BUILDER, BSTORE)),
+    (builder.checks, (BUILDER,)),
+    (store.checks, (BSTORE,)),
 )
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 _LEVEL_WIDTH = 4
@@ -119,11 +119,8 @@ def command(
 
 def collect_checks(host: Host) -> list[Check]:
     """All checks of a host, each once."""
-    found: dict[str, Check] = {}
-    for group in _GROUPS:
-        for check in group(host):
-            found.setdefault(check.name, check)
-    return list(found.values())
+    found = [check for make_checks, roles in _GROUPS if host.has_role(*roles) for check in make_checks(host)]
+    return list({check.name: check for check in reversed(found)}.values())[::-1]
 
 
 def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Finding]:
@@ -135,7 +132,7 @@ def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Fi
     if canary is None:
         return
     if blocking := [name for name in NEEDED if name in failed]:
-        yield Finding(name="canary", level=WARN, message=f"not sent because {blocking[0]} fails")
+        yield Finding(WARN, f"not sent because {blocking[0]} fails", name="canary")
     else:
         yield from canary.send()
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import attr
@@ -41,6 +42,8 @@ _UNITS = {
 #: The sections of reimzul.ini that only one role uses. They decide the role if nothing else does.
 _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("worker",), BSTORE: ("repogen",)}
 _ENABLED = Path("/etc/systemd/system")
+#: Time limit for a program that a check runs; a check that runs two must end within the limit of a check.
+PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
 #: MiB and inodes: a disk of the controller or bstore with less is full, or nearly full.
 FULL, LOW = (200, 1_000), (2_048, 20_000)
@@ -89,16 +92,18 @@ class Host:
         except KeyError:
             return None
 
-    def run_as_user(self, *argv: str, timeout: float, env: Mapping[str, str] | None = None) -> str:
+    def run_as_user(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
         """Run a program as the farm's user if this process is root, else as itself; return its output.
 
         Raises `ProgramFailed`, `ProgramNotFound` and `TimedOut`.
         """
         entry = self.user_entry
         if entry is None or entry.pw_uid == os.geteuid() or not is_root():
-            return output_of(argv, timeout=timeout, env=env)
+            return output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS, env=env)
         env = {**(env or {}), "HOME": entry.pw_dir}
-        return output_of(["runuser", "-u", self.user, "--", *argv], timeout=timeout, env=env, cwd=Path("/"))
+        return output_of(
+            ["runuser", "-u", self.user, "--", *argv], timeout=PROGRAM_TIMEOUT_SECONDS, env=env, cwd=Path("/")
+        )
 
 
 def find_host(settings: Settings, file: Path | None, roles: Collection[str], stunnel: Path | None) -> Host:
@@ -230,8 +235,8 @@ def folder_checks(host: Host) -> list[Check]:
         (ALL, "refused", settings.farm.refused, True, False),
     )
     ours = [row for row in rows if row[0] == ALL or host.has_role(row[0])]
-    folders = [Check(name=f"folder.{row[1]}", run=_FolderCheck(host, row[2])) for row in ours if row[3]]
-    disks = [Check(name=f"disk.{row[1]}", run=_DiskCheck(host, row[0], row[2])) for row in ours if row[4]]
+    folders = [Check(name=f"folder.{row[1]}", run=partial(_check_folder, host, row[2])) for row in ours if row[3]]
+    disks = [Check(name=f"disk.{row[1]}", run=partial(_check_disk, host, row[0], row[2])) for row in ours if row[4]]
     return folders + disks
 
 
@@ -275,34 +280,21 @@ def _check_rpm() -> Result:
     return ok("Python can import the rpm bindings")
 
 
-class _FolderCheck:
-    def __init__(self, host: Host, folder: Path) -> None:
-        self.host, self.folder = host, folder
-
-    def __call__(self) -> Result:
-        # The folder for refused messages is created when the first one is refused.
-        is_late = self.folder == self.host.settings.farm.refused and not self.folder.exists()
-        return check_writable(self.host, self.folder.parent if is_late else self.folder)
+def _check_folder(host: Host, folder: Path) -> Result:
+    # The folder for refused messages is created when the first one is refused.
+    is_late = folder == host.settings.farm.refused and not folder.exists()
+    return check_writable(host, folder.parent if is_late else folder)
 
 
-class _DiskCheck:
-    """Checks the free space under a folder. A builder's limits are in its settings."""
-
-    def __init__(self, host: Host, role: str, folder: Path) -> None:
-        self.limits = host.settings.worker if role == BUILDER else None
-        self.folder = folder
-
-    def __call__(self) -> Result:
-        free = FreeSpace.measure(self.folder)
-        message = f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free"
-        if self.limits is not None:
-            if lacking := list(free.shortfalls(self.limits.min_free_mib, self.limits.min_free_inodes)):
-                return fail(
-                    f"the workers take no job: {'; '.join(lacking)}",
-                    "free some space, or lower [worker] min_free_mib or min_free_inodes",
-                )
-        elif lacking := list(free.shortfalls(*FULL)):
-            return fail("; ".join(lacking), "free some space")
-        elif lacking := list(free.shortfalls(*LOW)):
-            return warn("; ".join(lacking), "free some space soon")
-        return ok(message)
+def _check_disk(host: Host, role: str, folder: Path) -> Result:
+    """Check the free space under a folder. A builder's limits are in its settings."""
+    free, worker = FreeSpace.measure(folder), host.settings.worker
+    if role == BUILDER:
+        if lacking := list(free.shortfalls(worker.min_free_mib, worker.min_free_inodes)):
+            hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
+            return fail(f"the workers take no job: {'; '.join(lacking)}", hint)
+    elif lacking := list(free.shortfalls(*FULL)):
+        return fail("; ".join(lacking), "free some space")
+    elif lacking := list(free.shortfalls(*LOW)):
+        return warn("; ".join(lacking), "free some space soon")
+    return ok(f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")

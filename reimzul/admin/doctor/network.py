@@ -16,26 +16,26 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
-from reimzul.admin.doctor.check import Check, Result, fail, is_root, not_permitted, ok, warn
-from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
+from reimzul.admin.doctor.check import Check, Result, describe_error, fail, is_root, not_permitted, ok, warn
+from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, PROGRAM_TIMEOUT_SECONDS, Host
 from reimzul.admin.doctor.services import (
     ANSWER_TIMEOUT_SECONDS,
     BEANSTALKD,
     INCOMING,
     RSYNCD,
     STORE,
-    Misconfigured,
     Service,
-    describe_error,
     format_address,
     restart_hint,
     services,
 )
 from reimzul.admin.doctor.stunnel import RESTART_STUNNEL, diagnose_tunnel, find_connect_error, is_readable
+from reimzul.admin.doctor.stunnel_config import StunnelSection
 from reimzul.core.config import LOCAL
-from reimzul.core.errors import BrokerUnavailable, ReimzulError
+from reimzul.core.errors import ReimzulError
 from reimzul.core.process import output_of
 from reimzul.core.tls import client_context
 
@@ -50,7 +50,6 @@ _RETRIES = Path("/proc/sys/net/ipv4/tcp_retries2")
 _TCP_LISTEN = "0A"  # the state in /proc/net/tcp
 #: Doctor warns this many days before a certificate expires.
 EXPIRY_WARNING_DAYS = 14
-_OPENSSL_TIMEOUT_SECONDS = 8.0
 _NOT_AFTER = "Not After :"
 
 
@@ -153,83 +152,63 @@ def used_services(host: Host) -> dict[str, Service]:
 
 def link_checks(host: Host) -> list[Check]:
     """One check for each link to a service, and one for each service offered to others."""
-    links = [Check(name=f"link.{name}", run=LinkCheck(host, service)) for name, service in used_services(host).items()]
-    offers = [Check(name=f"offer.{name}", run=OfferCheck(host, name)) for name in host.stunnel.offers]
+    links = [
+        Check(name=f"link.{name}", run=partial(_check_link, host, service))
+        for name, service in used_services(host).items()
+    ]
+    offers = [Check(name=f"offer.{name}", run=partial(_check_offer, host, name)) for name in host.stunnel.offers]
     return links + offers
 
 
-class LinkCheck:
-    """Checks a link to a service."""
-
-    def __init__(self, host: Host, service: Service) -> None:
-        self.host, self.service = host, service
-        self.section = host.stunnel.find_client(*service.address)
-
-    def __call__(self) -> Result:
-        error = find_connect_error(self.service.address)
-        if error is not None:
-            return self._explain_near_end(error)
-        end = format_address(self.section.connect if self.section else self.service.address)
-        try:
-            return ok(f"{end}: {self.service.ask(self.service.address)}")
-        except Misconfigured as misconfigured:
-            return fail(f"{end}: {misconfigured}", misconfigured.hint)
-        except (OSError, BrokerUnavailable) as failure:
-            return self._find_broken_part(failure)
-
-    def _explain_near_end(self, error: str) -> Result:
-        """Why our own end of the link accepts no connection."""
-        address, service, host = self.service.address, self.service, self.host
-        message = f"nothing listens on {format_address(address)}"
-        if self.section is not None:
-            return fail(f"{message}: stunnel does not run on this host", RESTART_STUNNEL)
-        if address[0] not in LOCAL:
-            return fail(
-                f"{format_address(address)} cannot be reached: {error}",
-                f"check {service.setting}, and that the host runs",
-            )
-        if host.has_role(service.offered_by):
-            return fail(f"{message}: {service.program} does not run on this host", restart_hint(service.program))
-        options = " --add-bstore NAME" if host.roles[0] == CONTROLLER and service.name == STORE else ""
-        return fail(
-            f"{message}, and no section of {host.stunnel.path} has that port",
-            f"reimzul setup {host.roles[0]}{options}, or correct {service.setting}",
-        )
-
-    def _find_broken_part(self, error: OSError | BrokerUnavailable) -> Result:
-        if self.section is None:
-            return fail(
-                f"{format_address(self.service.address)}: {describe_error(error)}", restart_hint(self.service.program)
-            )
-        far = self.section.connect
-        found = diagnose_tunnel(self.host, self.section, far, self.service, f"on {far[0]}: ")
-        message = f"{format_address(far)} accepts the key in the file, but not the key that this host's stunnel uses"
-        return found or fail(f"{message}: stunnel has not read its files since they changed", RESTART_STUNNEL)
+def _check_link(host: Host, service: Service) -> Result:
+    """Ask a service; if it does not answer, find out which part of the link is broken."""
+    section = host.stunnel.find_client(*service.address)
+    error = find_connect_error(service.address)
+    if error is not None:
+        return _explain_near_end(host, service, section, error)
+    far = section.connect if section else service.address
+    end = format_address(far)
+    try:
+        return ok(f"{end}: {service.ask(service.address)}")
+    except OSError as failure:
+        if section is None:
+            return fail(f"{end}: {describe_error(failure)}", restart_hint(service.program))
+    return diagnose_tunnel(host, section, far, service, f"on {far[0]}: ") or fail(
+        f"{end} accepts the key in the file, but not the key that this host's stunnel uses: "
+        "stunnel has not read its files since they changed",
+        RESTART_STUNNEL,
+    )
 
 
-class OfferCheck:
-    """Checks a service that others reach through this host's stunnel: first the service, then stunnel."""
+def _explain_near_end(host: Host, service: Service, section: StunnelSection | None, error: str) -> Result:
+    """Why this host's own end of a link accepts no connection."""
+    near = format_address(service.address)
+    if section is not None:
+        return fail(f"nothing listens on {near}: stunnel does not run on this host", RESTART_STUNNEL)
+    if service.address[0] not in LOCAL:
+        return fail(f"{near} cannot be reached: {error}", f"check {service.setting}, and that the host runs")
+    if host.has_role(service.offered_by):
+        return fail(f"nothing listens on {near}: {service.program} does not run", restart_hint(service.program))
+    options = " --add-bstore NAME" if host.roles[0] == CONTROLLER and service.name == STORE else ""
+    return fail(
+        f"nothing listens on {near}, and no section of {host.stunnel.path} has that port",
+        f"reimzul setup {host.roles[0]}{options}, or correct {service.setting}",
+    )
 
-    def __init__(self, host: Host, name: str) -> None:
-        self.host, self.section = host, host.stunnel.offers[name]
-        self.service = services(host.settings)[name]
 
-    def __call__(self) -> Result:
-        accept = (self.section.accept[0] or "127.0.0.1", self.section.accept[1])
-        if find_connect_error(accept) is not None:
-            return fail(f"nothing listens on port {accept[1]}: stunnel does not run on this host", RESTART_STUNNEL)
-        try:
-            answer = self.service.ask(self.section.connect)
-        except Misconfigured as misconfigured:
-            return fail(str(misconfigured), misconfigured.hint)
-        except (OSError, BrokerUnavailable) as error:
-            return fail(
-                f"{format_address(self.section.connect)}: {describe_error(error)}", restart_hint(self.service.program)
-            )
-        if not is_readable(self.section.secrets):
-            return ok(f"port {accept[1]}: {answer}; run reimzul doctor as root to check the keys, too")
-        found = diagnose_tunnel(self.host, self.section, accept, self.service)
-        return found or ok(f"port {accept[1]} accepts keys; {answer}")
+def _check_offer(host: Host, name: str) -> Result:
+    """Check a service that others reach through this host's stunnel: first the service, then stunnel."""
+    section, service = host.stunnel.offers[name], services(host.settings)[name]
+    accept = (section.accept[0] or "127.0.0.1", section.accept[1])
+    if find_connect_error(accept) is not None:
+        return fail(f"nothing listens on port {accept[1]}: stunnel does not run on this host", RESTART_STUNNEL)
+    try:
+        answer = service.ask(section.connect)
+    except OSError as error:
+        return fail(f"{format_address(section.connect)}: {describe_error(error)}", restart_hint(service.program))
+    if not is_readable(section.secrets):
+        return ok(f"port {accept[1]}: {answer}; run reimzul doctor as root to check the keys, too")
+    return diagnose_tunnel(host, section, accept, service) or ok(f"port {accept[1]} accepts keys; {answer}")
 
 
 # --- certificates
@@ -237,42 +216,37 @@ class OfferCheck:
 
 def certificate_checks(host: Host) -> list[Check]:
     """On a controller: one check for each file that the settings name, and one for the MQTT broker."""
-    if not host.has_role(CONTROLLER):
-        return []
     mqtt, mail = host.settings.mqtt, host.settings.mail
     files: dict[str, Path | None] = {}
     if mqtt.notifications:
         files.update({"mqtt.ca_cert": mqtt.ca_cert, "mqtt.tls_cert": mqtt.tls_cert})
     if mail.notifications:
         files["mail.ca_cert"] = mail.ca_cert
-    found = [Check(name=f"certificate.{name}", run=CertificateCheck(path)) for name, path in files.items() if path]
+    found = [
+        Check(name=f"certificate.{name}", run=partial(check_certificates, path)) for name, path in files.items() if path
+    ]
     if mqtt.notifications:
         found.append(Check(name="certificate.mqtt.broker", run=lambda: _check_broker(host), needs=("mqtt",)))
     return found
 
 
-class CertificateCheck:
-    """Checks the certificates in a file; the first to expire counts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self) -> Result:
-        if not os.access(self.path, os.R_OK) and self.path.exists():
-            return not_permitted(str(self.path))
-        try:
-            ends = expiry_times(self.path)
-        except (ReimzulError, ValueError) as error:
-            return fail(f"{self.path}: cannot read a certificate: {error}", "replace the file with a valid one")
-        if not ends:
-            return fail(f"{self.path} contains no certificate", "replace the file with a valid one")
-        return judge_expiry(min(ends), str(self.path))
+def check_certificates(path: Path) -> Result:
+    """Check the certificates in a file; the first to expire counts."""
+    if not os.access(path, os.R_OK) and path.exists():
+        return not_permitted(str(path))
+    try:
+        ends = expiry_times(path)
+    except (ReimzulError, ValueError) as error:
+        return fail(f"{path}: cannot read a certificate: {error}", "replace the file with a valid one")
+    if not ends:
+        return fail(f"{path} contains no certificate", "replace the file with a valid one")
+    return judge_expiry(min(ends), str(path))
 
 
 def expiry_times(path: Path) -> list[float]:
     """When each certificate in a file expires, in seconds since 1970. Raises `ReimzulError`, `ValueError`."""
     argv = ["openssl", "storeutl", "-noout", "-text", "-certs", str(path)]
-    lines = map(str.strip, output_of(argv, timeout=_OPENSSL_TIMEOUT_SECONDS).splitlines())
+    lines = map(str.strip, output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).splitlines())
     return [ssl.cert_time_to_seconds(line[len(_NOT_AFTER) :].strip()) for line in lines if line.startswith(_NOT_AFTER)]
 
 

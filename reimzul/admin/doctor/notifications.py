@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Callable, TypeVar
 
 from reimzul.admin import reading
 from reimzul.admin.doctor.check import OK, Check, Result, fail, is_root, ok, warn
-from reimzul.admin.doctor.host import CONTROLLER, READ, WRITE, Host, check_writable, user_can
+from reimzul.admin.doctor.host import READ, WRITE, Host, check_writable, user_can
+from reimzul.admin.words import span
 from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import Status
 from reimzul.core.validators import TIMESTAMP_FORMAT
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.history import BuildFilter, History, HistoryAway, NoHistory
 
+T = TypeVar("T")
 _SQLITE = "sqlite://"
 #: Deliveries that have been pending for this long are reported.
 PENDING_SECONDS = 600
@@ -29,8 +32,6 @@ _MAX_LISTED = 3
 
 def checks(host: Host) -> list[Check]:
     """The checks of a controller; MQTT and mail if they are switched on."""
-    if not host.has_role(CONTROLLER):
-        return []
     found = [
         Check(name="history", run=lambda: _check_history(host)),
         Check(name="owed", run=lambda: _check_pending(host), needs=("history",)),
@@ -73,41 +74,37 @@ def _check_history_file(host: Host, path: Path) -> Result:
     return ok(str(path))
 
 
-def _check_pending(host: Host) -> Result:
+def _query(host: Host, ask: Callable[[History], list[T]]) -> list[T]:
+    """Ask the history for a list, which is empty before anything was recorded."""
     try:
         with reading.history(host.settings.history.url) as history:
-            pending = history.owed()
+            return ask(history)
     except NoHistory:
-        return ok("nothing has been delivered yet")
-    late = [each for each in pending if time.time() - each.oldest > PENDING_SECONDS]
+        return []
+
+
+def _check_pending(host: Host) -> Result:
+    now = time.time()
+    late = [each for each in _query(host, lambda history: history.owed()) if now - each.oldest > PENDING_SECONDS]
     if not late:
         return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
-    counts = ", ".join(f"{each.count} events for {each.sink}, since {_format_age(each.oldest)}" for each in late)
+    counts = ", ".join(f"{each.count} events for {each.sink} for {span(now - each.oldest)}" for each in late)
     return warn(f"deliveries are pending: {counts}", "journalctl -u reimzul-notifier shows why they fail")
-
-
-def _format_age(since: float) -> str:
-    minutes = int(time.time() - since) // 60
-    return f"{minutes // 60} h" if minutes > 120 else f"{minutes} min"
 
 
 def _check_unpublished(host: Host) -> Result:
     """Look for successful builds that are still not published; scratch builds never are."""
     now = time.time()
     since = time.strftime(TIMESTAMP_FORMAT, time.gmtime(now - _MAX_AGE_DAYS * 86400))
-    try:
-        with reading.history(host.settings.history.url) as history:
-            builds = history.builds(BuildFilter(status=Status.SUCCESS, since=since), _MAX_BUILDS)
-    except NoHistory:
-        builds = []
+    wanted = BuildFilter(status=Status.SUCCESS, since=since)
     late = [
         f"{build['srpm']} for {build['arch']}, built by {build.get('builder_fqdn') or 'an unknown builder'}"
-        for build in builds
+        for build in _query(host, lambda history: history.builds(wanted, _MAX_BUILDS))
         # documents of the original have no `published`
         if build.get("published") == 0 and not build.get("scratch") and now - build["at"] > UNPUBLISHED_SECONDS
     ]
     if not late:
-        return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published")
+        return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")
     more = f"; and {len(late) - _MAX_LISTED} more" if len(late) > _MAX_LISTED else ""
     return warn(
         f"built successfully, but not published for over an hour: {'; '.join(late[:_MAX_LISTED])}{more}",

@@ -8,18 +8,19 @@ import http.client
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 from urllib.parse import urlsplit
 
 import attr
 
-from reimzul.admin.doctor.check import Check, Result, combine, fail
-from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
+from reimzul.admin.doctor.check import Check, Misconfigured, Result, combine, fail
+from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, PROGRAM_TIMEOUT_SECONDS, Host
 from reimzul.admin.doctor.stunnel_config import Address
 from reimzul.core.beanstalk import Broker
 from reimzul.core.config import LOCAL, Settings
-from reimzul.core.errors import BrokerUnavailable, ReimzulError
+from reimzul.core.errors import BrokerUnavailable
 from reimzul.core.process import output_of
 
 #: Time limit for one answer of a service.
@@ -32,7 +33,6 @@ _ENABLED = Path("/etc/systemd/system")
 _UNIT_FOLDERS = (
     "/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system",
 )  # fmt: skip
-_SYSTEMCTL_TIMEOUT_SECONDS = 8.0
 #: Units by role; a name that ends with @ is a template with numbered instances.
 UNITS = {
     CONTROLLER: ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
@@ -40,15 +40,7 @@ UNITS = {
     BSTORE: ("stunnel@reimzul", "nginx", "rsync", "reimzul-repogen-worker@", "reimzul-signer"),
 }
 #: Names of units on Fedora and EL, where they differ.
-_OTHER_NAMES = {"rsync": "rsyncd"}
-
-
-class Misconfigured(ReimzulError):
-    """The service answers, but its configuration is wrong."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+_OTHER_NAMES = {"rsync": ("rsyncd",)}
 
 
 @attr.frozen(kw_only=True)
@@ -60,7 +52,7 @@ class Service:
     address: Address
     offered_by: str  #: the role of the host that offers it
     program: str  #: the name of its unit
-    #: Ask for an answer at an address and describe it. Raises `OSError`, `BrokerUnavailable`, `Misconfigured`
+    #: Ask for an answer at an address and describe it. Raises `OSError`, `Misconfigured`
     ask: Callable[[Address], str]
 
 
@@ -105,21 +97,17 @@ def format_address(address: Address) -> str:
     return f"{address[0]}:{address[1]}"
 
 
-def describe_error(error: OSError | BrokerUnavailable) -> str:
-    """Why a service did not answer."""
-    if isinstance(error, BrokerUnavailable):
-        return str(error)
-    return (error.strerror or str(error) or "no answer").lower()
-
-
 def restart_hint(program: str) -> str:
     other = " (rsyncd on Fedora and EL)" if program == "rsync" else ""
     return f"systemctl restart {program}{other}; journalctl -u {program}"
 
 
 def ask_beanstalkd(address: Address) -> str:
-    with Broker(*address, answer=ANSWER_TIMEOUT_SECONDS) as broker:
-        return f"beanstalkd {broker.server_stats().version} answers"
+    try:
+        with Broker(*address, answer=ANSWER_TIMEOUT_SECONDS) as broker:
+            return f"beanstalkd {broker.server_stats().version} answers"
+    except BrokerUnavailable as error:
+        raise ConnectionError(str(error)) from error.__cause__
 
 
 def ask_rsyncd(address: Address) -> str:
@@ -138,7 +126,8 @@ def _folder_asker(url: str, sample: str) -> Callable[[Address], str]:
         status = fetch(url, address).status
         if status not in (200, 403):
             raise Misconfigured(
-                f"the web server answers {status} for {path}", f"compare its configuration with {sample}"
+                f"the web server at {format_address(address)} answers {status} for {path}",
+                f"compare its configuration with {sample}",
             )
         return f"the web server answers for {path}"
 
@@ -177,7 +166,7 @@ def checks(host: Host) -> list[Check]:
     """One check for each unit, if systemd runs and the settings are this machine's own."""
     if not host.is_installed or not BOOTED.is_dir():
         return []
-    return [Check(name=f"unit.{unit.rstrip('@')}", run=_UnitCheck(unit)) for unit in list_units(host)]
+    return [Check(name=f"unit.{unit.rstrip('@')}", run=partial(_check_unit, unit)) for unit in list_units(host)]
 
 
 def list_units(host: Host) -> list[str]:
@@ -192,23 +181,19 @@ def list_units(host: Host) -> list[str]:
     return list(dict.fromkeys(units))
 
 
-class _UnitCheck:
-    """Checks a unit, or all instances of a template."""
-
-    def __init__(self, unit: str) -> None:
-        other = _OTHER_NAMES.get(unit)
-        self.unit = other if other and not _unit_exists(unit) and _unit_exists(other) else unit
-
-    def __call__(self) -> Result:
-        names = _list_instances(self.unit) if self.unit.endswith("@") else [f"{self.unit}.service"]
-        if not names:
-            return fail(f"no instance of {self.unit} is enabled", f"systemctl enable --now {self.unit}1")
-        properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
-        argv = ["systemctl", "show", f"--property={properties}", *names]
-        blocks = output_of(argv, timeout=_SYSTEMCTL_TIMEOUT_SECONDS).strip().split("\n\n")
-        units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
-        results = [result for unit in units for result in find_unit_problems(unit)]
-        return combine(results, f"{len(units)} of {len(units)} run" if self.unit.endswith("@") else "runs")
+def _check_unit(unit: str) -> Result:
+    """Check a unit, or all enabled instances of a template."""
+    is_template = unit.endswith("@")
+    instances = sorted({link.name for link in _ENABLED.glob(f"*.wants/{unit}*.service")})
+    names = instances if is_template else [f"{_local_name(unit)}.service"]
+    if not names:
+        return fail(f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
+    properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
+    output = output_of(["systemctl", "show", f"--property={properties}", *names], timeout=PROGRAM_TIMEOUT_SECONDS)
+    blocks = output.strip().split("\n\n")
+    units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    results = [result for unit in units for result in find_unit_problems(unit)]
+    return combine(results, f"{len(units)} of {len(units)} run" if is_template else "runs")
 
 
 def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
@@ -226,10 +211,9 @@ def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
         )
 
 
-def _list_instances(template: str) -> list[str]:
-    """The enabled instances of a template."""
-    return sorted({link.name for link in _ENABLED.glob(f"*.wants/{template}*.service")})
-
-
-def _unit_exists(unit: str) -> bool:
-    return any((Path(folder) / f"{unit}.service").exists() for folder in _UNIT_FOLDERS)
+def _local_name(unit: str) -> str:
+    """The name of a unit in this distribution."""
+    names = [unit, *_OTHER_NAMES.get(unit, ())]
+    return next(
+        (name for name in names if any(Path(folder, f"{name}.service").exists() for folder in _UNIT_FOLDERS)), unit
+    )

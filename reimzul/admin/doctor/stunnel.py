@@ -20,12 +20,22 @@ from typing import Callable
 
 import attr
 
-from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, not_permitted, ok
+from reimzul.admin.doctor.check import (
+    Check,
+    Misconfigured,
+    Result,
+    combine,
+    describe_error,
+    fail,
+    is_root,
+    not_permitted,
+    ok,
+)
 from reimzul.admin.doctor.host import ALL, BUILDER, CONTROLLER, ROLES, Host
-from reimzul.admin.doctor.services import Misconfigured, Service, format_address, restart_hint
+from reimzul.admin.doctor.services import Service, format_address, restart_hint
 from reimzul.admin.doctor.stunnel_config import Address, StunnelConfig, StunnelSection
 from reimzul.core.config import LOCAL
-from reimzul.core.errors import BrokerUnavailable, ProgramNotFound
+from reimzul.core.errors import ProgramNotFound
 from reimzul.core.process import Process, spawn, wait_until_exit
 
 RESTART_STUNNEL = "systemctl restart stunnel@reimzul; journalctl -u stunnel@reimzul"
@@ -150,11 +160,11 @@ def find_connect_error(address: Address) -> str | None:
     except ConnectionResetError:  # accepted and closed at once, as stunnel does if the service behind it is down
         return None
     except socket.gaierror as error:
-        return f"the name {address[0]} is not known ({(error.strerror or str(error)).lower()})"
+        return f"the name {address[0]} is not known ({describe_error(error)})"
     except socket.timeout:  # TimeoutError is its name from Python 3.10 on
         return f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s"
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return describe_error(error)
     return None
 
 
@@ -268,8 +278,7 @@ def _ask_through(near: Address, ask: Callable[[Address], str], log: Path) -> Tun
         return TunnelState(WORKS, str(error))
     except socket.timeout:  # TimeoutError is its name from Python 3.10 on
         why = "no answer"
-    except (OSError, BrokerUnavailable) as error:
-        # beanstalkd's client wraps the socket's error
+    except OSError as error:  # of beanstalkd's client, it wraps the socket's
         why = "no answer" if isinstance(error.__cause__, socket.timeout) else "it accepts no connection"
     return interpret_log(_read_log(log), why)
 
