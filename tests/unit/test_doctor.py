@@ -126,7 +126,7 @@ def test_several_results_are_as_bad_as_the_combine() -> None:
 def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
     (found,) = run_checks([Check(name="odd", run=lambda: fail("two\nlines\tand a tab", "do\nthis"))])
     assert cli.format_for_pipe(found) == "FAIL\todd\ttwo lines and a tab\tdo this"
-    first, second = cli.format_for_terminal(found, 6)
+    first, second = cli.format_for_terminal(found, 6).splitlines()
     assert first.endswith("odd     two lines and a tab")
     assert second.strip() == "-> do this"
 

@@ -29,7 +29,6 @@ _BUILDER_HINT = "on a builder: systemctl status 'reimzul-worker@*', reimzul doct
 
 
 def checks(host: Host) -> list[Check]:
-    """The checks of a controller."""
     settings, needs = host.settings, ("link.beanstalkd",)
     return [
         Check(name="beanstalkd", run=lambda: _check_server(settings), needs=needs),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reimzul.admin import reading
 from reimzul.admin.doctor.beanstalkd import connect
-from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, warn
+from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, Host, is_in_group, no_user, user_can
 from reimzul.admin.words import counted, skewed
 from reimzul.core import mock_config
@@ -31,14 +31,11 @@ from reimzul.history.presence import NoPresences, Seen, connected, shared_names
 REQUIRED_FILES = ("site-defaults.cfg", "logging.ini")
 STANDIN = "reimzul-standin-mock"
 MOCK_GROUP = "mock"
-#: How many problems of one kind, and how many changed files, a message lists.
-_MAX_SHOWN = 3
 #: Options that a user's own mock configuration must not set: mock reads it after the target's.
 _OVERRIDING_OPTIONS = ("metadata_expire", *CONF_KEYS)
 
 
 def checks(host: Host) -> list[Check]:
-    """The checks of a builder."""
     found = [
         Check(name="mock", run=lambda: _check_mock(host)),
         Check(name="configs", run=lambda: _check_configs(host)),
@@ -143,7 +140,7 @@ def _find_checkout_problems(host: Host, checkout: Path) -> Iterator[Result]:
         yield warn(f"{checkout}: {error}")
         return
     if changed:
-        files = ", ".join(line[3:] for line in changed.splitlines()[:_MAX_SHOWN])
+        files = shorten([line[3:] for line in changed.splitlines()])
         yield warn(
             f"{checkout} has uncommitted changes: {files}",
             f"git -C {checkout} diff; a pull that changes these files fails",
@@ -196,36 +193,26 @@ def _check_rendered(host: Host) -> Result:
         configs: Configs = json.loads(host.run_as_user(*argv))
     except (ReimzulError, ValueError) as error:
         return warn(f"cannot test whether mock can read the configurations in {folder}: {error}")
-    results = [*_find_errors(configs), *_find_cached(configs, farm_urls(store))]
-    results += _find_unfilled(configs, farm_urls(store), read_arches(host.settings.farm.arches))
+    results = []
+    if errors := {name: config["error"] for name, config in configs.items() if "error" in config}:
+        problems = [error if name in error else f"{name}: {error}" for name, error in errors.items()]
+        results.append(fail(shorten(problems), "correct, commit and push them: no build can use them"))
+    if cached := _list_cached(configs, farm_urls(store)):
+        message = f"dnf would use old metadata of the farm's repositories: {shorten(cached)}"
+        results.append(fail(message, "remove what overrides metadata_expire: it has to be 0"))
+    if unfilled := _list_unfilled(configs, farm_urls(store), read_arches(host.settings.farm.arches)):
+        results.append(warn(shorten(unfilled), "see docs/install-builder.md for where packages are published"))
     results += _find_user_overrides(host)
     return combine(results, f"mock can read all {len(configs)}, and dnf asks the store for metadata at every build")
 
 
-def _shorten(problems: list[str]) -> str:
-    more = f"; and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
-    return "; ".join(problems[:_MAX_SHOWN]) + more
-
-
-def _find_errors(configs: Configs) -> Iterator[Result]:
-    errors = {name: config["error"] for name, config in configs.items() if "error" in config}
-    problems = [error if name in error else f"{name}: {error}" for name, error in errors.items()]
-    if problems:
-        yield fail(_shorten(problems), "correct, commit and push them: no build can use them")
-
-
-def _find_cached(configs: Configs, urls: tuple[str, ...]) -> Iterator[Result]:
-    problems = [
+def _list_cached(configs: Configs, urls: tuple[str, ...]) -> list[str]:
+    return [
         f"{name}: [{repository.name}]"
         for name, config in configs.items()
         for repository in _farm_repositories(config, urls)
         if repository.last_value("metadata_expire") != "0"
     ]
-    if problems:
-        yield fail(
-            f"dnf would use old metadata of the farm's repositories: {_shorten(problems)}",
-            "remove what overrides metadata_expire: it has to be 0",
-        )
 
 
 def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> Iterator[Repository]:
@@ -235,16 +222,14 @@ def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> Iter
                 yield repository
 
 
-def _find_unfilled(configs: Configs, urls: tuple[str, ...], arches: Arches) -> Iterator[Result]:
+def _list_unfilled(configs: Configs, urls: tuple[str, ...], arches: Arches) -> list[str]:
     problems: list[str] = []
     for name, config in configs.items():
         target = name.removesuffix(".cfg")
-        read = {
-            folder for repository in _farm_repositories(config, urls) for folder in _store_folders(repository, target)
-        }
+        repositories = _farm_repositories(config, urls)
+        read = {folder for repository in repositories for folder in _store_folders(repository, target)}
         problems += _find_wrong_folders(target, read, set(configs), arches)
-    if problems:
-        yield warn(_shorten(problems), "see docs/install-builder.md for where a target's packages are published")
+    return problems
 
 
 def _store_folders(repository: Repository, target: str) -> Iterator[str]:
@@ -307,7 +292,6 @@ def _check_builders(host: Host) -> Result:
 
 
 def judge_workers(seen: Sequence[Seen]) -> Result:
-    """Check the connected workers' names and clocks."""
     return combine(
         _find_worker_problems(seen), f"{counted(len(seen), 'worker')}, all names differ, and the clocks agree"
     )

@@ -135,7 +135,6 @@ class CanaryRun:
         self.stage = PLACED
 
     def complete_last(self, now: float, message: str) -> Iterator[Finding]:
-        """Yield the findings of the last stage and of the total time."""
         yield self._complete(PLACED, now, message)
         self.stage = ""
         yield make_finding(f"{self.arch}.{TOTAL}", OK, f"build {self.build_id}", now - self.began)
@@ -161,8 +160,6 @@ def make_finding(stage: str, level: str, message: str, seconds: float, hint: str
 
 @attr.frozen
 class Stall:
-    """What a stage waits for."""
-
     message: str
     hint: str
     is_unrecoverable: bool = False  #: nobody is connected who could complete it
@@ -217,8 +214,6 @@ def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
 
 
 class Canary:
-    """A canary from its submission to the end of all its builds."""
-
     def __init__(self, host: Host, request: CanaryRequest) -> None:
         self.host, self.request = host, request
         self.srpm = ""
@@ -254,10 +249,6 @@ class Canary:
             except ReimzulError as error:
                 for run in self.active_runs:
                     yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
-
-    def expected_names(self) -> list[str]:
-        """The longest name of a finding for each arch that is known before the submission."""
-        return [f"canary.{arch}.{PLACED}" for arch in self.request.arches or (os.uname().machine,)]
 
     def to_dict(self) -> dict[str, Any]:
         names = ("status", "builder_fqdn", "place", "url", "reason")
@@ -333,7 +324,6 @@ class Canary:
         return now - self._unrecoverable_since.setdefault(run.arch, now) > UNRECOVERABLE_SECONDS
 
     def _clean_up(self, name: str) -> None:
-        """Cancel the builds that are under way, then remove the source rpm."""
         if runs := self.active_runs:
             with contextlib.suppress(ReimzulError), connect(self.host.settings) as broker:
                 for run in runs:
@@ -360,7 +350,6 @@ class Canary:
 
 @contextlib.contextmanager
 def _blocking_sigint() -> Iterator[None]:
-    """Delay a Ctrl-C until the end of the block."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

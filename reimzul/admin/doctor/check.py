@@ -23,8 +23,6 @@ def _to_one_line(text: str) -> str:
 
 @attr.frozen
 class Result:
-    """The outcome of a check."""
-
     level: str  #: OK, WARN or FAIL
     message: str = attr.field(converter=_to_one_line)
     hint: str = attr.field(converter=_to_one_line, default="")  #: what a person should do about it
@@ -32,8 +30,6 @@ class Result:
 
 @attr.frozen
 class Finding(Result):
-    """A result with the name of its check."""
-
     name: str = attr.field(kw_only=True)
     seconds: float = attr.field(default=0.0, kw_only=True)  #: duration
 
@@ -86,14 +82,18 @@ def combine(results: Iterable[Result], message: str) -> Result:
     return Result(level, "; ".join(result.message for result in problems), "; ".join(hints))
 
 
+def shorten(texts: Sequence[str], limit: int = 3) -> str:
+    """Join the first texts, and count the others."""
+    more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
+    return "; ".join(texts[:limit]) + more
+
+
 def describe_error(error: OSError) -> str:
     return (error.strerror or str(error) or "no answer").lower()
 
 
 @attr.frozen(kw_only=True)
 class Check:
-    """A named function that examines one thing."""
-
     name: str
     run: Callable[[], Result]
     needs: tuple[str, ...] = ()  #: names of checks; if one of them fails, this check is skipped

@@ -38,6 +38,8 @@ _GROUPS = (
 )
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 _LEVEL_WIDTH = 4
+#: A long name of a check, for the width of the column: the names of a canary's stages are not known before.
+_LONG_NAME = "canary.aarch64.placed"
 
 
 @click.command("doctor", epilog=EXIT_CODES)
@@ -104,13 +106,13 @@ def command(
     examined = find_host(load_settings(config, verbose), find_file(config), roles, stunnel_file)
     canary = Canary(examined, make_request(examined, arches, target, timeout)) if sends_canary else None
     checks = collect_checks(examined)
-    names = [check.name for check in checks] + ([] if canary is None else canary.expected_names())
+    width = max(len(name) for name in [*(check.name for check in checks), _LONG_NAME])
     findings = find_problems(checks, canary)
     if as_json:
         found = list(findings)
         show_json({**summarize(examined, found), **({} if canary is None else {"canary": canary.to_dict()})})
     else:
-        found = print_findings(findings, names)
+        found = print_findings(findings, width)
         if sys.stdout.isatty():
             roles_text = ", ".join(examined.roles)
             click.echo(f"{count(found, FAIL)} FAIL, {count(found, WARN)} warn, of {len(found)} ({roles_text})")
@@ -118,9 +120,7 @@ def command(
 
 
 def collect_checks(host: Host) -> list[Check]:
-    """All checks of a host, each once."""
-    found = [check for make_checks, roles in _GROUPS if host.has_role(*roles) for check in make_checks(host)]
-    return list({check.name: check for check in reversed(found)}.values())[::-1]
+    return [check for make_checks, roles in _GROUPS if host.has_role(*roles) for check in make_checks(host)]
 
 
 def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Finding]:
@@ -138,7 +138,6 @@ def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Fi
 
 
 def summarize(host: Host, findings: Sequence[Finding]) -> dict[str, object]:
-    """The object that --json prints."""
     return {
         "host": host.name,
         "version": __version__,
@@ -149,25 +148,20 @@ def summarize(host: Host, findings: Sequence[Finding]) -> dict[str, object]:
     }
 
 
-def print_findings(findings: Iterable[Finding], names: Sequence[str]) -> list[Finding]:
-    """Print each finding at once, and return all of them."""
-    width = max(map(len, names), default=0)
+def print_findings(findings: Iterable[Finding], width: int) -> list[Finding]:
     printed = []
     for finding in findings:
-        is_terminal = sys.stdout.isatty()
-        for line in format_for_terminal(finding, width) if is_terminal else [format_for_pipe(finding)]:
-            click.echo(line)
+        click.echo(format_for_terminal(finding, width) if sys.stdout.isatty() else format_for_pipe(finding))
         printed.append(finding)
     return printed
 
 
-def format_for_terminal(finding: Finding, width: int) -> list[str]:
-    """A line, and the hint on a second one."""
+def format_for_terminal(finding: Finding, width: int) -> str:
     bold = True if finding.level == FAIL else None
     level = click.style(finding.level.ljust(_LEVEL_WIDTH), fg=_COLOURS[finding.level], bold=bold)
-    first = f"{level}  {finding.name.ljust(width)}  {finding.message}"
     indent = " " * (_LEVEL_WIDTH + 2 + width + 2)
-    return [first, f"{indent}-> {finding.hint}"] if finding.hint else [first]
+    hint = f"\n{indent}-> {finding.hint}" if finding.hint else ""
+    return f"{level}  {finding.name.ljust(width)}  {finding.message}{hint}"
 
 
 def format_for_pipe(finding: Finding) -> str:

@@ -62,8 +62,6 @@ _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
 
 @attr.frozen(kw_only=True)
 class Host:
-    """The host that is checked."""
-
     settings: Settings
     file: Path | None  #: the settings file; None if there is none and the defaults apply
     roles: tuple[str, ...]
@@ -97,13 +95,11 @@ class Host:
 
         Raises `ProgramFailed`, `ProgramNotFound` and `TimedOut`.
         """
-        entry = self.user_entry
-        if entry is None or entry.pw_uid == os.geteuid() or not is_root():
-            return output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS, env=env)
-        env = {**(env or {}), "HOME": entry.pw_dir}
-        return output_of(
-            ["runuser", "-u", self.user, "--", *argv], timeout=PROGRAM_TIMEOUT_SECONDS, env=env, cwd=Path("/")
-        )
+        entry, cwd = self.user_entry, None
+        if entry and entry.pw_uid != os.geteuid() and is_root():
+            argv = ("runuser", "-u", self.user, "--", *argv)
+            env, cwd = {**(env or {}), "HOME": entry.pw_dir}, Path("/")
+        return output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS, env=env, cwd=cwd)
 
 
 def find_host(settings: Settings, file: Path | None, roles: Collection[str], stunnel: Path | None) -> Host:
@@ -126,22 +122,18 @@ def _find_stunnel_config(file: Path | None) -> Path:
 
 def detect_roles(config: StunnelConfig, file: Path | None) -> list[str]:
     """Detect the roles from stunnel's sections and the enabled units, else from the settings. Raises `InputError`."""
-    has_upload_tunnel = any(section.name == "rsyncd" for section in config.clients)
     matches = {
         CONTROLLER: "beanstalkd" in config.offers,
-        BUILDER: has_upload_tunnel and not config.offers,
+        BUILDER: not config.offers and any(section.name == "rsyncd" for section in config.clients),
         BSTORE: "rsyncd" in config.offers,
     }
-    found = [role for role in ROLES if matches[role] or (_is_default(file) and _is_enabled(_UNITS[role]))]
+    enabled = {role: _is_default(file) and any(_ENABLED.glob(f"*.wants/{unit}")) for role, unit in _UNITS.items()}
+    found = [role for role in ROLES if matches[role] or enabled[role]]
     if not found and file and not _is_default(file):
         found = _roles_by_settings(file)
     if not found:
         raise InputError(f"cannot detect this host's role: give --role ({', '.join((*ROLES, ALL))})")
     return found
-
-
-def _is_enabled(unit: str) -> bool:
-    return any(_ENABLED.glob(f"*.wants/{unit}"))
 
 
 def _roles_by_settings(file: Path) -> list[str]:
@@ -193,7 +185,6 @@ def no_user(host: Host, hint: str) -> Result:
 
 
 def check_writable(host: Host, folder: Path) -> Result:
-    """Check that the farm's user can create files in a folder."""
     user = host.user_entry
     if user is None:
         return no_user(host, "make install, or install the package of this role")
@@ -222,7 +213,6 @@ def checks(host: Host) -> list[Check]:
 
 
 def folder_checks(host: Host) -> list[Check]:
-    """One check for each folder that the host's programs write to, and one for each disk they fill."""
     settings = host.settings
     #: role, setting, folder, and whether it must be writable and whether its disk is checked
     rows = (

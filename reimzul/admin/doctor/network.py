@@ -151,7 +151,6 @@ def used_services(host: Host) -> dict[str, Service]:
 
 
 def link_checks(host: Host) -> list[Check]:
-    """One check for each link to a service, and one for each service offered to others."""
     links = [
         Check(name=f"link.{name}", run=partial(_check_link, host, service))
         for name, service in used_services(host).items()
@@ -215,15 +214,16 @@ def _check_offer(host: Host, name: str) -> Result:
 
 
 def certificate_checks(host: Host) -> list[Check]:
-    """On a controller: one check for each file that the settings name, and one for the MQTT broker."""
     mqtt, mail = host.settings.mqtt, host.settings.mail
-    files: dict[str, Path | None] = {}
-    if mqtt.notifications:
-        files.update({"mqtt.ca_cert": mqtt.ca_cert, "mqtt.tls_cert": mqtt.tls_cert})
-    if mail.notifications:
-        files["mail.ca_cert"] = mail.ca_cert
+    rows = (
+        ("mqtt.ca_cert", mqtt.ca_cert, mqtt.notifications),
+        ("mqtt.tls_cert", mqtt.tls_cert, mqtt.notifications),
+        ("mail.ca_cert", mail.ca_cert, mail.notifications),
+    )
     found = [
-        Check(name=f"certificate.{name}", run=partial(check_certificates, path)) for name, path in files.items() if path
+        Check(name=f"certificate.{name}", run=partial(check_certificates, path))
+        for name, path, is_used in rows
+        if path and is_used
     ]
     if mqtt.notifications:
         found.append(Check(name="certificate.mqtt.broker", run=lambda: _check_broker(host), needs=("mqtt",)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, TypeVar
 
 from reimzul.admin import reading
-from reimzul.admin.doctor.check import OK, Check, Result, fail, is_root, ok, warn
+from reimzul.admin.doctor.check import OK, Check, Result, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.words import span
 from reimzul.core.errors import ConfigError, ReimzulError
@@ -25,13 +25,11 @@ _SQLITE = "sqlite://"
 PENDING_SECONDS = 600
 #: A successful build that has not been published for this long is reported.
 UNPUBLISHED_SECONDS = 3600
-#: How far back unpublished builds are searched, and how many a message lists.
+#: How far back unpublished builds are searched.
 _MAX_AGE_DAYS, _MAX_BUILDS = 30, 5_000
-_MAX_LISTED = 3
 
 
 def checks(host: Host) -> list[Check]:
-    """The checks of a controller; MQTT and mail if they are switched on."""
     found = [
         Check(name="history", run=lambda: _check_history(host)),
         Check(name="owed", run=lambda: _check_pending(host), needs=("history",)),
@@ -63,7 +61,6 @@ def _check_history(host: Host) -> Result:
 
 
 def _check_history_file(host: Host, path: Path) -> Result:
-    """Check that the notifier can write an SQLite history."""
     folder = check_writable(host, path.parent)
     if folder.level != OK:
         return folder
@@ -105,9 +102,8 @@ def _check_unpublished(host: Host) -> Result:
     ]
     if not late:
         return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")
-    more = f"; and {len(late) - _MAX_LISTED} more" if len(late) > _MAX_LISTED else ""
     return warn(
-        f"built successfully, but not published for over an hour: {'; '.join(late[:_MAX_LISTED])}{more}",
+        f"built successfully, but not published for over an hour: {shorten(late)}",
         "on bstore: reimzul doctor; journalctl -u 'reimzul-repogen-worker@*'",
     )
 

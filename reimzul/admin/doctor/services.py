@@ -30,9 +30,6 @@ BEANSTALKD, INCOMING, RSYNCD, STORE = "beanstalkd", "incoming", "rsyncd", "store
 #: What shows that systemd runs this host: sd_booted(3).
 BOOTED = Path("/run/systemd/system")
 _ENABLED = Path("/etc/systemd/system")
-_UNIT_FOLDERS = (
-    "/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system",
-)  # fmt: skip
 #: Units by role; a name that ends with @ is a template with numbered instances.
 UNITS = {
     CONTROLLER: ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
@@ -65,7 +62,6 @@ class HttpAnswer:
 
 
 def services(settings: Settings) -> dict[str, Service]:
-    """The farm's four services by name."""
     incoming, store, uploads = settings.incoming.url, settings.bstore.base_url, settings.bstore.upload_url
     rows = (
         Service(
@@ -170,34 +166,31 @@ def checks(host: Host) -> list[Check]:
 
 
 def list_units(host: Host) -> list[str]:
-    """The units of all roles, each once."""
-    units = [unit for role in host.roles for unit in UNITS[role]]
+    units = dict.fromkeys(unit for role in host.roles for unit in UNITS[role])
     if not host.stunnel.sections and len(host.roles) == len(UNITS):
-        units.remove("stunnel@reimzul")
-    if host.has_role(CONTROLLER) and host.settings.mqtt.notifications and host.settings.mqtt.host in LOCAL:
-        units.append("mosquitto")
-    if any(_ENABLED.glob("*.wants/reimzul-irc.service")):
-        units.append("reimzul-irc")
-    return list(dict.fromkeys(units))
+        del units["stunnel@reimzul"]
+    has_broker = host.has_role(CONTROLLER) and host.settings.mqtt.notifications and host.settings.mqtt.host in LOCAL
+    has_bot = any(_ENABLED.glob("*.wants/reimzul-irc.service"))
+    return [*units, *(["mosquitto"] if has_broker else []), *(["reimzul-irc"] if has_bot else [])]
 
 
 def _check_unit(unit: str) -> Result:
-    """Check a unit, or all enabled instances of a template."""
-    is_template = unit.endswith("@")
-    instances = sorted({link.name for link in _ENABLED.glob(f"*.wants/{unit}*.service")})
-    names = instances if is_template else [f"{_local_name(unit)}.service"]
+    names = [unit, *_OTHER_NAMES.get(unit, ())]
+    if unit.endswith("@"):
+        names = sorted({link.stem for link in _ENABLED.glob(f"*.wants/{unit}*.service")})
     if not names:
         return fail(f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
     properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
-    output = output_of(["systemctl", "show", f"--property={properties}", *names], timeout=PROGRAM_TIMEOUT_SECONDS)
-    blocks = output.strip().split("\n\n")
+    argv = ["systemctl", "show", f"--property={properties}", *(f"{name}.service" for name in names)]
+    blocks = output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).strip().split("\n\n")
     units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
-    results = [result for unit in units for result in find_unit_problems(unit)]
-    return combine(results, f"{len(units)} of {len(units)} run" if is_template else "runs")
+    if not unit.endswith("@"):
+        units = [each for each in units if each.get("LoadState") != "not-found"][:1] or units[:1]
+    problems = [problem for each in units for problem in find_unit_problems(each)]
+    return combine(problems, f"{len(units)} of {len(units)} run" if unit.endswith("@") else "runs")
 
 
 def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
-    """The problems that show in a unit's properties."""
     name = unit.get("Id", "").removesuffix(".service")
     if unit.get("LoadState") == "not-found":
         yield fail(f"{name} is not installed", "make install, or install its package")
@@ -209,11 +202,3 @@ def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
         yield fail(
             f"{name} is {unit.get('UnitFileState')}: it will not start after a reboot", f"systemctl enable --now {name}"
         )
-
-
-def _local_name(unit: str) -> str:
-    """The name of a unit in this distribution."""
-    names = [unit, *_OTHER_NAMES.get(unit, ())]
-    return next(
-        (name for name in names if any(Path(folder, f"{name}.service").exists() for folder in _UNIT_FOLDERS)), unit
-    )

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from reimzul.admin.doctor.check import Check, Result, combine, describe_error, fail, is_root, ok, warn
+from reimzul.admin.doctor.check import Check, Result, combine, describe_error, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, ENTER, READ, WRITE, Host, no_user, user_can
 from reimzul.admin.doctor.network import used_services
 from reimzul.admin.doctor.services import INCOMING, RSYNCD, STORE, fetch, restart_hint, services
@@ -46,8 +46,6 @@ _RSYNCD_SAMPLE = "compare /etc/rsyncd.conf on bstore with conf/rsyncd.conf"
 MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
 #: The prefix of the test file in incoming/, and the age at which one must be left by a doctor that was killed.
 _TEST_PREFIX, _LEFTOVER_SECONDS = "doctor-", 3600
-#: How many unreadable files a message lists.
-_MAX_FILES = 3
 #: A folder of the store that web servers must not offer.
 PRIVATE = "spool"
 
@@ -56,7 +54,6 @@ PRIVATE = "spool"
 
 
 def checks(host: Host) -> list[Check]:
-    """The checks of a bstore."""
     store = StorePaths(host.settings.bstore.root)
     hook = host.settings.repogen.after_createrepo
     return [
@@ -143,7 +140,6 @@ def check_hook(argv: Sequence[str], store: StorePaths) -> Result:
 
 
 def upload_checks(host: Host) -> list[Check]:
-    """The checks of rsync's module, on builders and on bstore itself."""
     module = UploadModule(host)
     needs = ("link.rsyncd",) if host.has_role(BUILDER) else ("offer.rsyncd",)
     return [
@@ -166,7 +162,6 @@ class UploadModule:
         self.folder = UPLOAD_PREFIX + re.sub(r"[^A-Za-z0-9._-]", "_", host.name)[:150]
 
     def check_upload(self) -> Result:
-        """Upload a file into spool/."""
         with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
             text = f"reimzul doctor on {self.host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
             (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
@@ -216,7 +211,6 @@ class UploadModule:
 
 
 def web_checks(host: Host) -> list[Check]:
-    """The checks of this host's web servers, and of the clocks of the web servers it uses."""
     found = []
     if host.has_role(CONTROLLER):
         found.append(Check(name="incoming", run=lambda: _check_incoming(host)))
@@ -260,13 +254,12 @@ def _check_incoming(host: Host) -> Result:
 
 
 def _find_unreadable_sources(folder: Path) -> Result | None:
-    """A warning that lists source rpms that the web server may not read."""
     paths = [path for suffix in ("src", "nosrc") for path in sorted(folder.glob(f"*.{suffix}.rpm"))]
     problems = [problem for path in paths if (problem := find_unreadable(path, folder))]
     if not problems:
         return None
     return warn(
-        f"builders cannot fetch {counted(len(problems), 'source rpm')}: {'; '.join(problems[:_MAX_FILES])}",
+        f"builders cannot fetch {counted(len(problems), 'source rpm')}: {shorten(problems)}",
         "run the chmod commands shown, so that the web server can read the files",
     )
 

@@ -30,6 +30,7 @@ from reimzul.admin.doctor.check import (
     is_root,
     not_permitted,
     ok,
+    shorten,
 )
 from reimzul.admin.doctor.host import ALL, BUILDER, CONTROLLER, ROLES, Host
 from reimzul.admin.doctor.services import Service, format_address, restart_hint
@@ -43,8 +44,6 @@ _MAKE_KEYS = "reimzul setup on the controller makes keys, and prints where to pu
 #: Time limits for a host to accept a connection, and for our own stunnel to start.
 CONNECT_TIMEOUT_SECONDS = 3.0
 START_TIMEOUT_SECONDS = 3.0
-#: How many names of keys a message lists.
-_MAX_NAMES = 8
 
 #: States of a tunnel.
 WORKS = "works"  #: the service behind the far stunnel answers
@@ -138,7 +137,7 @@ def _check_key_file(path: Path) -> Result:
     names = _key_names(path)
     if not names:
         return fail(f"{path} contains no key", _MAKE_KEYS)
-    return ok(f"{path.name} of {', '.join(names[:_MAX_NAMES])}{' …' if len(names) > _MAX_NAMES else ''}")
+    return ok(f"{path.name} of {shorten(names, 8)}")
 
 
 def _key_names(path: Path) -> list[str]:

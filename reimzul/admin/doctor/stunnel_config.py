@@ -21,8 +21,6 @@ Address = tuple[str, int]
 
 @attr.frozen(kw_only=True)
 class StunnelSection:
-    """One service of a configuration."""
-
     name: str
     options: Mapping[str, str]  #: by name in lower case; the last value of a repeated option
 
@@ -43,7 +41,6 @@ class StunnelSection:
 
     @property
     def secrets(self) -> Path | None:
-        """The file with its pre-shared keys."""
         return Path(self.options["psksecrets"]) if "psksecrets" in self.options else None
 
 
