@@ -51,14 +51,7 @@ _WORKER_HINT = "on a builder of that arch: systemctl status 'reimzul-worker@*', 
 _REPOGEN_HINT = "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor"
 
 
-@attr.frozen(kw_only=True)
-class CanaryRequest:
-    arches: tuple[str, ...]  #: empty: all that builders are connected for
-    target: str  #: without an arch
-    timeout: float  #: seconds for all stages together
-
-
-def make_request(host: Host, arches: Sequence[str], target: str, timeout: float) -> CanaryRequest:
+def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: float) -> Canary:
     """Check the options; the default target is in the settings. Raises `InputError`."""
     if not host.has_role(CONTROLLER):
         raise InputError("a canary has to be sent from the controller, which has incoming/ and the history")
@@ -72,7 +65,7 @@ def make_request(host: Host, arches: Sequence[str], target: str, timeout: float)
     known = read_arches(host.settings.farm.arches).known
     if unknown := [arch for arch in arches if arch not in known]:
         raise InputError(f"unknown arch {unknown[0]!r}; known arches: {', '.join(known)}")
-    return CanaryRequest(arches=tuple(dict.fromkeys(arches)), target=target, timeout=timeout)
+    return Canary(host, list(dict.fromkeys(arches)), target, timeout)
 
 
 def list_watched_arches(host: Host) -> tuple[str, ...]:
@@ -214,8 +207,10 @@ def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
 
 
 class Canary:
-    def __init__(self, host: Host, request: CanaryRequest) -> None:
-        self.host, self.request = host, request
+    def __init__(self, host: Host, arches: Sequence[str], target: str, timeout: float) -> None:
+        self.host, self.target = host, target
+        self.arches = arches  #: empty: all that builders are connected for
+        self.timeout = timeout  #: seconds for all stages together
         self.srpm = ""
         self.runs: list[CanaryRun] = []
         self._unrecoverable_since: dict[str, float] = {}  #: by arch
@@ -231,7 +226,7 @@ class Canary:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="reimzul-doctor-")))
             try:
-                arches = self.request.arches or list_watched_arches(self.host)
+                arches = self.arches or list_watched_arches(self.host)
                 srpm = canary.make_canary_srpm(folder)
                 stack.callback(self._clean_up, srpm.name)
                 self._submit(srpm, arches, began)
@@ -241,11 +236,11 @@ class Canary:
             yield make_finding(
                 "submit",
                 OK,
-                f"{self.srpm} for {self.request.target}: {', '.join(run.tube for run in self.runs)}",
+                f"{self.srpm} for {self.target}: {', '.join(run.tube for run in self.runs)}",
                 time.monotonic() - began,
             )
             try:
-                yield from self._follow(began + self.request.timeout)
+                yield from self._follow(began + self.timeout)
             except ReimzulError as error:
                 for run in self.active_runs:
                     yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
@@ -256,11 +251,11 @@ class Canary:
             {"arch": run.arch, "build_id": run.build_id, **{name: run.document.get(name, "") for name in names}}
             for run in self.runs
         ]
-        return {"srpm": self.srpm, "target": self.request.target, "builds": builds}
+        return {"srpm": self.srpm, "target": self.target, "builds": builds}
 
     def _submit(self, srpm: Path, arches: Sequence[str], began: float) -> None:
         file = ["--config", str(self.host.file)] if self.host.file else []
-        options = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.request.target, "-d", canary.DISTTAG]
+        options = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.target, "-d", canary.DISTTAG]
         argv = [find_submit_program(), *file, *options, "--scratch", "--rebuild", "--now", "--json"]
         with _blocking_sigint():  # we have to know what was queued to cancel it
             answer = json.loads(output_of(argv))

@@ -11,7 +11,7 @@ import click
 
 from reimzul import __version__
 from reimzul.admin.doctor import beanstalkd, builder, host, network, notifications, services, store, stunnel
-from reimzul.admin.doctor.canary import NEEDED, Canary, make_request
+from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
 from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
 from reimzul.admin.table import show_json
@@ -104,7 +104,7 @@ def command(
     if (arches or target) and not sends_canary:
         raise click.UsageError("--arch and --target are options of the canary: give --canary too")
     examined = find_host(load_settings(config, verbose), find_file(config), roles, stunnel_file)
-    canary = Canary(examined, make_request(examined, arches, target, timeout)) if sends_canary else None
+    canary = prepare_canary(examined, arches, target, timeout) if sends_canary else None
     checks = collect_checks(examined)
     width = max(len(name) for name in [*(check.name for check in checks), _LONG_NAME])
     findings = find_problems(checks, canary)

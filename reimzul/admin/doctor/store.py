@@ -20,10 +20,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from reimzul.admin.doctor.check import Check, Result, combine, describe_error, fail, is_root, ok, shorten, warn
-from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, ENTER, READ, WRITE, Host, no_user, user_can
+from reimzul.admin.doctor.check import OK, Check, Result, combine, describe_error, fail, is_root, ok, shorten, warn
+from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host, check_writable
 from reimzul.admin.doctor.network import used_services
-from reimzul.admin.doctor.services import INCOMING, RSYNCD, STORE, fetch, restart_hint, services
+from reimzul.admin.doctor.services import INCOMING, RSYNCD, STORE, fetch, format_address, restart_hint, services
 from reimzul.admin.doctor.stunnel_config import Address
 from reimzul.admin.words import counted
 from reimzul.core.clock import MAX_SKEW_SECONDS
@@ -74,15 +74,11 @@ def _check_createrepo(host: Host) -> Result:
 
 
 def _check_folders(host: Host, store: StorePaths) -> Result:
-    user = host.user_entry
-    if user is None:
-        return no_user(host, "make install ROLE=bstore")
-    if not store.root.is_dir():
-        return fail(f"{store.root} does not exist", f"install -d -o {host.user} {store.root}, or correct [bstore] root")
     folders = [store.root, *(folder for folder in store.folders() if folder.is_dir())]
     for folder in folders:
-        if not user_can(user, folder, READ | WRITE | ENTER):
-            return fail(f"user {host.user} cannot write to {folder}", f"chown -R {host.user}: {folder}")
+        result = check_writable(host, folder)
+        if result.level != OK:
+            return result
     if len({folder.stat().st_dev for folder in folders}) > 1:
         return fail(
             f"the folders in {store.root} are on several file systems: publishing needs a rename within one",
@@ -140,71 +136,70 @@ def check_hook(argv: Sequence[str], store: StorePaths) -> Result:
 
 
 def upload_checks(host: Host) -> list[Check]:
-    module = UploadModule(host)
     needs = ("link.rsyncd",) if host.has_role(BUILDER) else ("offer.rsyncd",)
     return [
-        Check(name="rsync.write", run=module.check_upload, needs=needs),
-        Check(name="rsync.read", run=module.check_download, needs=(*needs, "rsync.write")),
-        Check(name="rsync.elsewhere", run=module.check_protected, needs=(*needs, "rsync.write")),
+        Check(name="rsync.write", run=lambda: _check_upload(host), needs=needs),
+        Check(name="rsync.read", run=lambda: _check_download(host), needs=(*needs, "rsync.write")),
+        Check(name="rsync.elsewhere", run=lambda: _check_protected(host), needs=(*needs, "rsync.write")),
     ]
 
 
-class UploadModule:
+def _module_url(host: Host) -> str:
     """rsync's module as this host reaches it: through its tunnel, or on bstore itself without."""
+    url, offer = host.settings.bstore.upload_url, host.stunnel.offers.get(RSYNCD)
+    if offer is None or host.has_role(BUILDER):
+        return url
+    return re.sub(r"//[^/]+/", f"//{format_address(offer.connect)}/", url, count=1)
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.url = host.settings.bstore.upload_url
-        offer = host.stunnel.offers.get(RSYNCD)
-        if offer is not None and not host.has_role(BUILDER):
-            address, port = offer.connect
-            self.url = re.sub(r"//[^/]+/", f"//{address}:{port}/", self.url, count=1)
-        self.folder = UPLOAD_PREFIX + re.sub(r"[^A-Za-z0-9._-]", "_", host.name)[:150]
 
-    def check_upload(self) -> Result:
-        with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
-            text = f"reimzul doctor on {self.host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
-            (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
-            try:
-                options = ("--recursive", "--times", "--chmod=D0755,F0644")
-                self._rsync(*options, source=f"{folder}/", goal=f"{self.url}spool/{self.folder}/")
-            except ReimzulError as error:
-                return fail(
-                    f"the upload of a file into spool/ fails: {error}",
-                    f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}",
-                )
-        return ok(f"spool/{self.folder} was uploaded")
+def _test_folder(host: Host) -> str:
+    return f"spool/{UPLOAD_PREFIX}{re.sub(r'[^A-Za-z0-9._-]', '_', host.name)[:150]}"
 
-    def check_download(self) -> Result:
-        """Try to download that file, which must be refused."""
+
+def _check_upload(host: Host) -> Result:
+    with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
+        text = f"reimzul doctor on {host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
+        (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
         try:
-            self._rsync("--dry-run", source=f"{self.url}spool/{self.folder}/{UPLOAD_FILE}", goal="/tmp")
-        except ProgramFailed as error:
-            if _REFUSED.search(str(error)):
-                return ok("downloads are refused")
-            return warn(f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
-        return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
+            options = ("--recursive", "--times", "--chmod=D0755,F0644")
+            _run_rsync(host, *options, f"{folder}/", f"{_module_url(host)}{_test_folder(host)}/")
+        except ReimzulError as error:
+            hint = f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
+            return fail(f"the upload of a file into spool/ fails: {error}", hint)
+    return ok(f"{_test_folder(host)} was uploaded")
 
-    def check_protected(self) -> Result:
-        """Try to write to other folders, which must be refused."""
-        writable = [folder for folder in PROTECTED if not self._is_protected(folder)]
-        if writable:
-            message = f"anybody with a key can write to {', '.join(f'{folder}/' for folder in writable)}"
-            filters = "include = /spool/ /spool/*** /live/ /live/*** and exclude = *"
-            return fail(message, f"set {filters}; {_RSYNCD_SAMPLE}")
-        return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
 
-    def _is_protected(self, folder: str) -> bool:
-        try:
-            self._rsync("--dry-run", source=__file__, goal=f"{self.url}{folder}/{UPLOAD_FILE}")
-        except ProgramFailed as error:
-            return bool(_REFUSED.search(str(error)))
-        return False
+def _check_download(host: Host) -> Result:
+    """Try to download that file, which must be refused."""
+    try:
+        _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
+    except ProgramFailed as error:
+        if _REFUSED.search(str(error)):
+            return ok("downloads are refused")
+        return warn(f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
+    return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
 
-    def _rsync(self, *options: str, source: str, goal: str) -> None:
-        worker = self.host.settings.worker
-        argv = [worker.rsync, "--timeout=5", "--contimeout=4", *worker.rsync_arguments, *options, source, goal]
-        output_of(argv, timeout=10)
+
+def _check_protected(host: Host) -> Result:
+    """Try to write to other folders, which must be refused."""
+    writable = [f"{folder}/" for folder in PROTECTED if not _is_protected(host, folder)]
+    if writable:
+        filters = "include = /spool/ /spool/*** /live/ /live/*** and exclude = *"
+        return fail(f"anybody with a key can write to {', '.join(writable)}", f"set {filters}; {_RSYNCD_SAMPLE}")
+    return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
+
+
+def _is_protected(host: Host, folder: str) -> bool:
+    try:
+        _run_rsync(host, "--dry-run", __file__, f"{_module_url(host)}{folder}/{UPLOAD_FILE}")
+    except ProgramFailed as error:
+        return bool(_REFUSED.search(str(error)))
+    return False
+
+
+def _run_rsync(host: Host, *arguments: str) -> None:
+    worker = host.settings.worker
+    output_of([worker.rsync, "--timeout=5", "--contimeout=4", *worker.rsync_arguments, *arguments], timeout=10)
 
 
 # --- web servers and clocks

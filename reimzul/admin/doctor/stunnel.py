@@ -32,7 +32,7 @@ from reimzul.admin.doctor.check import (
     ok,
     shorten,
 )
-from reimzul.admin.doctor.host import ALL, BUILDER, CONTROLLER, ROLES, Host
+from reimzul.admin.doctor.host import CONTROLLER, ROLES, Host
 from reimzul.admin.doctor.services import Service, format_address, restart_hint
 from reimzul.admin.doctor.stunnel_config import Address, StunnelConfig, StunnelSection
 from reimzul.core.config import LOCAL
@@ -77,8 +77,7 @@ def checks(host: Host) -> list[Check]:
 
 
 def _check_config(config: StunnelConfig, roles: tuple[str, ...]) -> Result:
-    role = roles[0] if len(roles) == 1 else (BUILDER if BUILDER in roles else ALL)
-    hint = f"reimzul setup {role}" if role != ALL else "reimzul setup"
+    hint = f"reimzul setup {roles[0]}" if len(roles) == 1 else "reimzul setup"
     if config.problem:
         return fail(config.problem, hint if "no such file" in config.problem else "run reimzul doctor as root")
     ours = [section for section in config.sections if section.is_client or section in config.offers.values()]
