@@ -34,6 +34,7 @@ from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.history import Owed, open_history
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
+from tests.events import event
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
 from tests.rsyncd import rsyncd
@@ -531,6 +532,26 @@ def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_p
     assert (found["history"].level, found["owed"].level) == (FAIL, WARN)
     away = patient(tmp_path, {"history": {"url": f"mongodb://127.0.0.1:{free_port()}/"}}, "controller")
     assert look(notifications.checks, away)["history"].level == FAIL
+
+
+def test_a_success_that_stays_unpublished_is_named_with_its_builder(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/history.sqlite"
+    whom, now = patient(tmp_path, {"history": {"url": url}}, "controller"), time.time()
+    assert look(notifications.checks, whom)["unpublished"].level == OK
+    timestamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now - 7200))
+    history = open_history(url)
+    history.record([
+        event("Success", 1, timestamp=timestamp, at=now - 3700),
+        event("Success", 2, timestamp=timestamp, at=now - 3500),
+        event("Success", 3, timestamp=timestamp, at=now - 3700, scratch=True),
+        event("Failed", 4, timestamp=timestamp, at=now - 3700),
+        event("Published", 5, timestamp=timestamp, at=now - 3700),
+    ])  # fmt: skip
+    history.close()
+    found = look(notifications.checks, whom)["unpublished"]
+    builds = "time-1.7-45.el7.src.rpm for x86_64, built by builder1.example.org"
+    assert (found.level, found.message) == (WARN, f"built successfully, but not published for over an hour: {builds}")
+    assert "reimzul-repogen-worker" in found.hint
 
 
 @ROOT_ALONE

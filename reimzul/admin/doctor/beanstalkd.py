@@ -57,7 +57,7 @@ def _check_server(settings: Settings) -> Result:
             "beanstalkd writes no binlog: a restart loses all waiting jobs",
             "start it with -b (conf/beanstalkd-service.conf), or restart it: it stops writing when its disk is full",
         )
-    return ok(f"{stats.version} writes its binlog")
+    return ok(f"beanstalkd {stats.version} writes its binlog")
 
 
 def is_too_old(version: str) -> bool:

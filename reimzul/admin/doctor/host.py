@@ -42,7 +42,7 @@ _UNITS = {
 #: The sections of reimzul.ini that only one role uses. They decide the role if nothing else does.
 _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("worker",), BSTORE: ("repogen",)}
 _ENABLED = Path("/etc/systemd/system")
-#: Time limit for a program that a check runs; a check that runs two must end within the limit of a check.
+#: Time limit for a program that a check runs: less than the limit of the check, so that the message names the program.
 PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
 #: MiB and inodes: a disk of the controller or bstore with less is full, or nearly full.

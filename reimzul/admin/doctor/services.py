@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import socket
@@ -135,17 +136,14 @@ def fetch(url: str, address: Address | None = None) -> HttpAnswer:
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     host, port = address or address_of(url)
-    connection = kind(host, port, timeout=ANSWER_TIMEOUT_SECONDS)
     try:
-        connection.request("GET", parts.path or "/", headers={"Host": parts.netloc, "User-Agent": "reimzul-doctor"})
-        response = connection.getresponse()
-        received = time.time()
-        body = response.read(65_536)
+        with contextlib.closing(kind(host, port, timeout=ANSWER_TIMEOUT_SECONDS)) as connection:
+            connection.request("GET", parts.path or "/", headers={"Host": parts.netloc, "User-Agent": "reimzul-doctor"})
+            response = connection.getresponse()
+            received = time.time()
+            return HttpAnswer(response.status, response.read(65_536), _parse_date(response.getheader("Date")), received)
     except http.client.HTTPException as error:
         raise ConnectionError(f"not an answer of a web server: {error!r}") from error
-    finally:
-        connection.close()
-    return HttpAnswer(response.status, body, _parse_date(response.getheader("Date")), received)
 
 
 def _parse_date(text: str | None) -> float | None:
