@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul doctor` on a whole farm: green where all is well, the broken link named where one is, a canary's way."""
+"""`reimzul doctor` on a whole farm: no failures if it works, the broken link named if not, and canaries."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each check of the doctor on the real thing, well and ill, and the words that say what is wrong with it."""
+"""Each check of doctor against the real service, working and broken, and the message for each problem."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor's pure parts: checks side by side, stunnel's words, certificates, addresses, a canary's hops."""
+"""Unit tests of doctor: parallel checks, stunnel logs, certificates, addresses, and the stages of a canary."""
 
 from __future__ import annotations
 
@@ -236,7 +236,8 @@ def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
     for text in ("", "rubbish", f"{BEFORE_2050[:200]}-----END CERTIFICATE-----"):
         file.write_text(text)
         assert network.check_certificates(file).level == FAIL
-    file.write_text(BEFORE_2050 + AFTER_2050)
+    key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
+    file.write_text(key + BEFORE_2050 + AFTER_2050)
     assert network.check_certificates(file) == ok("valid until 2036-11-21"), "the first that ends counts"
 
 

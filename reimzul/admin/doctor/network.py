@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import sys
@@ -18,8 +19,9 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from reimzul.admin.doctor.check import Check, Result, describe_error, fail, is_root, not_permitted, ok, warn
+from reimzul.admin.doctor.check import Check, Result, describe_error, fail, is_root, ok, warn
 from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, PROGRAM_TIMEOUT_SECONDS, Host
 from reimzul.admin.doctor.services import (
     ANSWER_TIMEOUT_SECONDS,
@@ -50,7 +52,7 @@ _RETRIES = Path("/proc/sys/net/ipv4/tcp_retries2")
 _TCP_LISTEN = "0A"  # the state in /proc/net/tcp
 #: Doctor warns this many days before a certificate expires.
 EXPIRY_WARNING_DAYS = 14
-_NOT_AFTER = "Not After :"
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def checks(host: Host) -> list[Check]:
@@ -232,11 +234,9 @@ def certificate_checks(host: Host) -> list[Check]:
 
 def check_certificates(path: Path) -> Result:
     """Check the certificates in a file; the first to expire counts."""
-    if not os.access(path, os.R_OK) and path.exists():
-        return not_permitted(str(path))
     try:
         ends = expiry_times(path)
-    except (ReimzulError, ValueError) as error:
+    except ReimzulError as error:
         return fail(f"{path}: cannot read a certificate: {error}", "replace the file with a valid one")
     if not ends:
         return fail(f"{path} contains no certificate", "replace the file with a valid one")
@@ -244,10 +244,14 @@ def check_certificates(path: Path) -> Result:
 
 
 def expiry_times(path: Path) -> list[float]:
-    """When each certificate in a file expires, in seconds since 1970. Raises `ReimzulError`, `ValueError`."""
-    argv = ["openssl", "storeutl", "-noout", "-text", "-certs", str(path)]
-    lines = map(str.strip, output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).splitlines())
-    return [ssl.cert_time_to_seconds(line[len(_NOT_AFTER) :].strip()) for line in lines if line.startswith(_NOT_AFTER)]
+    """When each certificate in a file expires, in seconds since 1970. Raises `OSError`, `ReimzulError`."""
+    certificates = _CERTIFICATE.findall(path.read_text(encoding="utf-8", errors="replace"))
+    with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
+        # openssl storeutl fails for a file that contains a key, too
+        file = Path(folder) / "certificates.pem"
+        file.write_text("\n".join(certificates), encoding="utf-8")
+        text = output_of(["openssl", "storeutl", "-noout", "-text", "-certs", file], timeout=PROGRAM_TIMEOUT_SECONDS)
+    return [ssl.cert_time_to_seconds(time_text) for time_text in re.findall(r"Not After *: (.*)", text)]
 
 
 def judge_expiry(end: float, name: str) -> Result:
