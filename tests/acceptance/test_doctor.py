@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul doctor` on a whole farm: green where all is well, the broken link named where one is, a canary's way."""
+"""`reimzul doctor` on a whole farm: no failures if it works, the broken link named if not, and canaries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 
 from devfarm.farm import Farm
 from devfarm.parts import own
-from reimzul.admin.doctor import host, rounds
-from reimzul.admin.doctor.check import FAIL, OK, Finding, examine
+from reimzul.admin.doctor.check import FAIL, OK, Finding, run_checks
+from reimzul.admin.doctor.cli import collect_checks
+from reimzul.admin.doctor.host import find_host
 from reimzul.core.config import load_file
 from reimzul.core.message import Status
 from reimzul.history import BuildFilter, open_history
@@ -54,7 +55,7 @@ def doctor(farm: Farm, name: str, *words: str) -> subprocess.CompletedProcess[st
 def failing(farm: Farm, name: str) -> dict[str, Finding]:
     """What fails on a host."""
     ini = farm.ini(name)
-    found = examine(rounds.checks(host.find(load_file(ini), ini, (), None)))
+    found = run_checks(collect_checks(find_host(load_file(ini), ini, (), None)))
     return {finding.name: finding for finding in found if finding.level == FAIL}
 
 
@@ -110,8 +111,8 @@ def test_each_broken_part_is_named_and_nothing_else(
     if name == "bstore" and part.startswith("stunnel"):
         found.pop("store.http", None)  # its own nginx answers; only its way to itself is gone
     assert set(found) == names
-    assert all(words in each.words for each in found.values()), found
-    assert all(each.remedy for each in found.values()), found
+    assert all(words in each.message for each in found.values()), found
+    assert all(each.hint for each in found.values()), found
 
 
 def test_a_service_that_hangs_is_told_from_a_key_that_is_refused(sick_farm: Farm) -> None:
@@ -122,7 +123,7 @@ def test_a_service_that_hangs_is_told_from_a_key_that_is_refused(sick_farm: Farm
         os.kill(pid, signal.SIGCONT)
         sick_farm.ready()
     assert set(found) == {"link.beanstalkd"}
-    assert "takes the key of builder1" in found["link.beanstalkd"].words
+    assert "accepts the key of builder1" in found["link.beanstalkd"].message
 
 
 @contextlib.contextmanager
@@ -158,7 +159,7 @@ def test_a_key_that_was_revoked_is_named(sick_farm: Farm) -> None:
     with keys_changed(sick_farm, accepted, others, "stunnel-controller"):
         found = failing(sick_farm, BUILDER)
     assert set(found) == {"link.beanstalkd", "link.incoming"}
-    assert all("does not take the key of builder1" in each.words for each in found.values())
+    assert all("refuses the key of builder1" in each.message for each in found.values())
     sick_farm.ready()
 
 
@@ -168,7 +169,7 @@ def test_a_key_with_another_secret_is_named_and_its_secret_is_told_nobody(sick_f
         found = failing(sick_farm, BUILDER)
         said = doctor(sick_farm, BUILDER)
     assert set(found) == ALL_LINKS
-    assert all("does not take the key of builder1" in each.words for each in found.values())
+    assert all("refuses the key of builder1" in each.message for each in found.values())
     assert said.returncode == 1 and secret not in said.stdout + said.stderr
     sick_farm.ready()
 
@@ -180,7 +181,7 @@ def test_a_stunnel_that_has_not_read_its_new_key_is_named(sick_farm: Farm) -> No
         file.write_text(right)
         found = failing(sick_farm, BUILDER)
     assert set(found) == ALL_LINKS
-    assert all("has it read its files since?" in each.words for each in found.values())
+    assert all("stunnel has not read its files since they changed" in each.message for each in found.values())
     sick_farm.ready()
 
 
@@ -205,16 +206,16 @@ def test_a_controller_without_a_way_to_the_store_is_told_how_it_gets_one(sick_fa
     stunnel = sick_farm.ini("controller").with_name("stunnel-controller.conf").read_text()
     assert words_of(ini, tmp_path, stunnel, "link.beanstalkd").startswith("127.0.0.1:")
     assert "no section of" in words_of(ini, tmp_path, stunnel, "link.store")
-    found = examine(rounds.checks(host.find(load_file(ini), ini, (), tmp_path / "stunnel.conf")))
-    remedies = {each.name: each.remedy for each in found}
-    assert remedies["link.store"] == "reimzul setup controller --add-bstore NAME, or mend [bstore] base_url"
+    found = run_checks(collect_checks(find_host(load_file(ini), ini, (), tmp_path / "stunnel.conf")))
+    remedies = {each.name: each.hint for each in found}
+    assert remedies["link.store"] == "reimzul setup controller --add-bstore NAME, or correct [bstore] base_url"
 
 
 def words_of(ini: Path, folder: Path, stunnel: str, name: str) -> str:
     conf = folder / "stunnel.conf"
     conf.write_text(stunnel)
-    found = examine(rounds.checks(host.find(load_file(ini), ini, (), conf)))
-    return next(each.words for each in found if each.name == name)
+    found = run_checks(collect_checks(find_host(load_file(ini), ini, (), conf)))
+    return next(each.message for each in found if each.name == name)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -231,9 +232,9 @@ def test_who_may_not_read_keys_is_told_to_be_root(sick_farm: Farm) -> None:
     assert done.stdout, done.stderr
     rows = {line.split("\t")[1]: line.split("\t") for line in done.stdout.splitlines()}
     assert rows["link.beanstalkd"][0] == FAIL
-    assert "it does not take our key, or its beanstalkd is down" in rows["link.beanstalkd"][2]
-    assert rows["link.beanstalkd"][3] == "run it as root to see which"
-    assert rows["keys"][3] == "run it as root"
+    assert "it refuses our key, or its beanstalkd is down" in rows["link.beanstalkd"][2]
+    assert rows["link.beanstalkd"][3] == "run reimzul doctor as root to learn which"
+    assert rows["keys"][3] == "run reimzul doctor as root"
 
 
 @contextlib.contextmanager
@@ -322,7 +323,7 @@ def test_no_canary_is_sent_where_what_it_stands_on_fails(sick_farm: Farm) -> Non
     with without(sick_farm, "stunnel-controller"):
         code, hops, told = canary(sick_farm)
     assert code == 1
-    assert hops["canary"]["words"] == "not sent, since link.beanstalkd fails"
+    assert hops["canary"]["words"] == "not sent because link.beanstalkd fails"
     assert told["builds"] == []
 
 
@@ -343,7 +344,7 @@ def test_an_interrupted_canary_leaves_nothing_in_incoming(sick_farm: Farm) -> No
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--canary", "--arch", "vax"], 4, "arch vax is not known"),
+        (["--canary", "--arch", "vax"], 4, "unknown arch 'vax'"),
         (["--canary", "--target", "../x"], 4, "target '../x' is not a target"),
         (["--arch", "x86_64"], 2, "give --canary too"),
         (["--role", "nurse"], 2, "nurse"),

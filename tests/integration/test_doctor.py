@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each check of the doctor on the real thing, well and ill, and the words that say what is wrong with it."""
+"""Each check of doctor against the real service, working and broken, and the message for each problem."""
 
 from __future__ import annotations
 
@@ -18,27 +18,14 @@ from collections.abc import Iterator, Mapping
 from email.utils import formatdate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Callable
 
 import attr
 import pytest
 
-from reimzul.admin.doctor import (
-    builder,
-    certificates,
-    host,
-    keys,
-    network,
-    programs,
-    queue,
-    rooms,
-    store,
-    telling,
-    units,
-    upload,
-    web,
-)
-from reimzul.admin.doctor.check import FAIL, OK, WARN, Finding, examine
+from reimzul.admin.doctor import beanstalkd as beanstalkd_checks
+from reimzul.admin.doctor import builder, host, network, notifications, services, store, stunnel
+from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
 from reimzul.admin.doctor.host import Host
 from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.config import load_file
@@ -47,6 +34,7 @@ from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.history import Owed, open_history
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
+from tests.events import event
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
 from tests.rsyncd import rsyncd
@@ -62,13 +50,13 @@ def patient(folder: Path, settings: Ini, *roles: str, user: str = "", stunnel: s
     ini = write_ini(folder / "doctor.ini", settings)
     conf = folder / "stunnel-doctor.conf"
     conf.write_text(stunnel)
-    found = host.find(load_file(ini), ini, roles or host.ROLES, conf)
+    found = host.find_host(load_file(ini), ini, roles or host.ROLES, conf)
     return attr.evolve(found, user=user) if user else found
 
 
-def look(group: Any, whom: Host) -> dict[str, Finding]:
+def look(group: Callable[[Host], list[Check]], whom: Host) -> dict[str, Finding]:
     """What a group of checks finds."""
-    return {finding.name: finding for finding in examine(group.checks(whom))}
+    return {finding.name: finding for finding in run_checks(group(whom))}
 
 
 def levels(found: Mapping[str, Finding]) -> dict[str, str]:
@@ -99,20 +87,20 @@ def at(port: int) -> Ini:
 
 
 def test_a_beanstalkd_that_keeps_its_jobs_is_well(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
-    broker.put_raw(queue.TUBE, b"left by a doctor that was killed", priority=0)
+    broker.put_raw(beanstalkd_checks.TEST_TUBE, b"left by a doctor that was killed", priority=0)
     whom = patient(tmp_path, at(beanstalkd.port), "controller")
-    found = look(queue, whom)
-    assert found["beanstalkd"].level == OK and "binlog" in found["beanstalkd"].words
-    assert broker.tube_stats(queue.TUBE).ready == 0
+    found = look(beanstalkd_checks.checks, whom)
+    assert found["beanstalkd"].level == OK and "binlog" in found["beanstalkd"].message
+    assert broker.tube_stats(beanstalkd_checks.TEST_TUBE).ready == 0
 
 
 def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path) -> None:
     with a_beanstalkd() as (port, process):
         whom = patient(tmp_path, at(port), "controller")
-        assert look(queue, whom)["beanstalkd"].words.startswith("it writes no binlog")
+        assert look(beanstalkd_checks.checks, whom)["beanstalkd"].message.startswith("beanstalkd writes no binlog")
         process.send_signal(signal.SIGUSR1)  # beanstalkd(1): drain mode
-        until(lambda: "draining" in look(queue, whom)["beanstalkd"].words, 20, "it drains")
-        assert look(queue, whom)["beanstalkd"].level == FAIL
+        until(lambda: "draining" in look(beanstalkd_checks.checks, whom)["beanstalkd"].message, 20, "it drains")
+        assert look(beanstalkd_checks.checks, whom)["beanstalkd"].level == FAIL
 
 
 def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
@@ -122,21 +110,25 @@ def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
     with contextlib.ExitStack() as daemons:
         for tube in ("notify", "createrepo", "tosign", "x86_64"):
             daemons.enter_context(beanstalkd.connect()).watch([tube])
-        assert levels(look(queue, whom)) == {"beanstalkd": OK, "tubes.watched": OK, "tubes.buried": OK}
+        assert levels(look(beanstalkd_checks.checks, whom)) == {
+            "beanstalkd": OK,
+            "tubes.watched": OK,
+            "tubes.buried": OK,
+        }
         set_flag(broker, "cancel.0123", new_flag(by="a test"))  # a mark: nobody watches it, and nobody is to
-        assert look(queue, whom)["tubes.watched"].level == OK
+        assert look(beanstalkd_checks.checks, whom)["tubes.watched"].level == OK
         broker.put_raw("aarch64", b"x", priority=1)
-        found = look(queue, whom)["tubes.watched"]
-        assert (found.level, found.words) == (FAIL, "1 jobs wait in aarch64, and nobody watches it")
-    found = look(queue, whom)["tubes.watched"]
+        found = look(beanstalkd_checks.checks, whom)["tubes.watched"]
+        assert (found.level, found.message) == (FAIL, "1 jobs wait in aarch64, and nobody watches it")
+    found = look(beanstalkd_checks.checks, whom)["tubes.watched"]
     for words in ("aarch64", "notifier", "repogen worker", "signer", "no builder is connected"):
-        assert words in found.words
+        assert words in found.message
     broker.watch(["aarch64"])
     claim = broker.client.reserve(0)
     broker.client.bury(claim)
-    buried = look(queue, whom)["tubes.buried"]
-    assert (buried.level, buried.words) == (WARN, "refused jobs: 1 in aarch64")
-    assert "reimzul buried" in buried.remedy
+    buried = look(beanstalkd_checks.checks, whom)["tubes.buried"]
+    assert (buried.level, buried.message) == (WARN, "buried jobs: 1 in aarch64")
+    assert "reimzul buried" in buried.hint
 
 
 # --- web servers
@@ -153,18 +145,20 @@ def test_what_is_put_into_incoming_has_to_come_out(tmp_path: Path) -> None:
         os.utime(incoming / "doctor-1-0", (1, 1))  # of one that was killed
         for folder, level in ((incoming, OK), (tmp_path / "other", FAIL), (tmp_path / "none", FAIL)):
             whom = patient(tmp_path, {"incoming": {"folder": folder, "url": url}}, "controller")
-            assert look(web, whom)["incoming"].level == level, folder
+            assert look(store.web_checks, whom)["incoming"].level == level, folder
         assert list(incoming.iterdir()) == [] == list((tmp_path / "other").iterdir()), "nothing is left behind"
         (incoming / "a-1-1.src.rpm").touch(mode=0o600)
         (incoming / "b-1-1.nosrc.rpm").touch(mode=0o640)
-        found = look(web, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller"))["incoming"]
-        assert found.level == WARN and "2 source rpms cannot be fetched by builders" in found.words
-        assert f"chmod o+r {incoming}/a-1-1.src.rpm" in found.words
+        found = look(store.web_checks, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller"))[
+            "incoming"
+        ]
+        assert found.level == WARN and "builders cannot fetch 2 source rpms" in found.message
+        assert f"chmod o+r {incoming}/a-1-1.src.rpm" in found.message
     finally:
         webserver.close(server)
     whom = patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")
-    found = look(web, whom)["incoming"]
-    assert (found.level, found.words) == (FAIL, "the web server: connection refused")
+    found = look(store.web_checks, whom)["incoming"]
+    assert (found.level, found.message) == (FAIL, "the web server does not answer: connection refused")
 
 
 def test_the_store_is_offered_and_the_spool_is_not(tmp_path: Path) -> None:
@@ -173,12 +167,12 @@ def test_the_store_is_offered_and_the_spool_is_not(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.server_port}/bstore/repo/"
     try:
         whom = patient(tmp_path, {"bstore": {"base_url": url}}, "bstore")
-        assert look(web, whom)["store.http"].level == OK
+        assert look(store.web_checks, whom)["store.http"].level == OK
         (tmp_path / "bstore" / "spool").mkdir()
-        found = look(web, whom)["store.http"]
-        assert (found.level, found.words) == (FAIL, "anybody with a key can read spool/")
+        found = look(store.web_checks, whom)["store.http"]
+        assert (found.level, found.message) == (FAIL, "anybody with a key can read spool/")
         shutil.rmtree(tmp_path / "bstore" / "repo")
-        assert "404" in look(web, whom)["store.http"].words
+        assert "404" in look(store.web_checks, whom)["store.http"].message
     finally:
         webserver.close(server)
 
@@ -196,9 +190,9 @@ def test_clocks_that_differ_are_seen(tmp_path: Path, ahead: int, level: str) -> 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/reimzul-incoming/"
-        found = look(web, patient(tmp_path, {"incoming": {"url": url}}, "builder"))["clock.controller"]
+        found = look(store.web_checks, patient(tmp_path, {"incoming": {"url": url}}, "builder"))["clock.controller"]
         assert found.level == level
-        assert ("behind" in found.words) == (ahead > 0) and ("before" in found.words) == (ahead < 0)
+        assert ("behind" in found.message) == (ahead > 0) and ("ahead of" in found.message) == (ahead < 0)
     finally:
         webserver.close(server)
 
@@ -218,7 +212,7 @@ def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path) -> None:
     port = free_port()
     with rsyncd(root, port, tmp_path, "rsyncd.conf"):
         for _ in range(2):
-            found = look(upload, uploads(tmp_path, port))
+            found = look(store.upload_checks, uploads(tmp_path, port))
             assert levels(found) == {"rsync.write": OK, "rsync.read": OK, "rsync.elsewhere": OK}, found
     left = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
     assert left == [Path("spool/doctor.b1.farm.test/doctor.txt")], "one small file, however often it is run"
@@ -229,16 +223,16 @@ def test_an_rsyncd_that_is_open_to_all_is_seen_and_nothing_is_written_there(tmp_
     for folder in StorePaths(root).folders():
         folder.mkdir(parents=True, exist_ok=True)
     with rsyncd(root, port, tmp_path, "original"):
-        found = look(upload, uploads(tmp_path, port))
+        found = look(store.upload_checks, uploads(tmp_path, port))
     assert levels(found) == {"rsync.write": OK, "rsync.read": FAIL, "rsync.elsewhere": FAIL}
-    assert found["rsync.elsewhere"].words == "anybody with a key can write into repo/, tosign/, state/"
+    assert found["rsync.elsewhere"].message == "anybody with a key can write to repo/, tosign/, state/"
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["doctor.txt"]
 
 
 def test_an_rsyncd_that_takes_nothing_is_seen(tmp_path: Path) -> None:
-    found = look(upload, uploads(tmp_path, free_port()))
+    found = look(store.upload_checks, uploads(tmp_path, free_port()))
     assert levels(found) == {"rsync.write": FAIL, "rsync.read": WARN, "rsync.elsewhere": WARN}
-    assert "refused" in found["rsync.write"].words
+    assert "refused" in found["rsync.write"].message
 
 
 # --- builders
@@ -259,16 +253,16 @@ def a_program(folder: Path, name: str, text: str) -> Path:
     ],
 )
 def test_mock_has_to_run(tmp_path: Path, text: str, level: str, words: str) -> None:
-    found = look(builder, patient(tmp_path, {"worker": {"mock": a_program(tmp_path, "mock", text)}}, "builder"))
-    assert found["mock"].level == level and words in found["mock"].words
-    absent = look(builder, patient(tmp_path, {"worker": {"mock": "no-such-mock"}}, "builder"))["mock"]
-    assert absent.level == FAIL and "no-such-mock" in absent.words
+    found = look(builder.checks, patient(tmp_path, {"worker": {"mock": a_program(tmp_path, "mock", text)}}, "builder"))
+    assert found["mock"].level == level and words in found["mock"].message
+    absent = look(builder.checks, patient(tmp_path, {"worker": {"mock": "no-such-mock"}}, "builder"))["mock"]
+    assert absent.level == FAIL and "no-such-mock" in absent.message
 
 
 def test_the_stand_in_is_warned_of_and_needs_no_group(tmp_path: Path) -> None:
     standin = Path(sys.executable).with_name("reimzul-standin-mock")
-    found = look(builder, patient(tmp_path, {"worker": {"mock": standin}}, "builder"))
-    assert found["mock"].level == WARN and "isolates nothing" in found["mock"].words
+    found = look(builder.checks, patient(tmp_path, {"worker": {"mock": standin}}, "builder"))
+    assert found["mock"].level == WARN and "isolates nothing" in found["mock"].message
     assert "mock.group" not in found
 
 
@@ -283,9 +277,9 @@ def public() -> Iterator[Path]:
 @ROOT_ALONE
 def test_mock_runs_as_the_user_who_builds_and_he_is_in_its_group(tmp_path: Path, public: Path) -> None:
     mock = a_program(public, "mock", 'echo "run by $(id -un) at home in $HOME"')
-    found = look(builder, patient(tmp_path, {"worker": {"mock": mock}}, "builder", user="nobody"))
-    assert f"run by nobody at home in {pwd.getpwnam('nobody').pw_dir}" in found["mock"].words
-    assert found["mock.group"].level == FAIL and "group mock" in found["mock.group"].words
+    found = look(builder.checks, patient(tmp_path, {"worker": {"mock": mock}}, "builder", user="nobody"))
+    assert f"run by nobody at home in {pwd.getpwnam('nobody').pw_dir}" in found["mock"].message
+    assert found["mock.group"].level == FAIL and "group mock" in found["mock.group"].message
 
 
 def git(folder: Path, *words: str) -> None:
@@ -308,13 +302,13 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def configs(tmp_path: Path, checkout: Path, user: str = "") -> dict[str, Finding]:
-    return look(builder, patient(tmp_path, {"worker": {"mock_configs": checkout}}, "builder", user=user))
+    return look(builder.checks, patient(tmp_path, {"worker": {"mock_configs": checkout}}, "builder", user=user))
 
 
 def test_configurations_that_are_well(tmp_path: Path, checkout: Path) -> None:
     found = configs(tmp_path, checkout)
     assert (found["configs"].level, found["configs.remote"].level) == (OK, OK)
-    assert found["configs"].words.startswith("1 targets, 1 of them for ")
+    assert found["configs"].message.startswith("1 targets, 1 of them for ")
 
 
 def test_configurations_that_are_changed_by_hand_or_cannot_be_pulled_are_warned_of(
@@ -323,10 +317,10 @@ def test_configurations_that_are_changed_by_hand_or_cannot_be_pulled_are_warned_
     (checkout / "mock" / "logging.ini").write_text("# changed\n")
     (checkout / "mock" / "mine.cfg").write_text("# untracked\n")
     found = configs(tmp_path, checkout)["configs"]
-    assert found.level == WARN and found.words.endswith("has changes of its own: mock/logging.ini")
+    assert found.level == WARN and found.message.endswith("has uncommitted changes: mock/logging.ini")
     (tmp_path / "upstream").rename(tmp_path / "gone")
     found = configs(tmp_path, checkout)["configs.remote"]
-    assert found.level == WARN and "builds go on with the last state" in found.words
+    assert found.level == WARN and "builds go on with the last state" in found.message
 
 
 def test_configurations_that_are_missing_or_closed_fail(tmp_path: Path, checkout: Path) -> None:
@@ -334,10 +328,10 @@ def test_configurations_that_are_missing_or_closed_fail(tmp_path: Path, checkout
     assert configs(tmp_path, checkout)["configs"].level == WARN, "a folder without git works"
     (checkout / "mock" / "logging.ini").unlink()
     found = configs(tmp_path, checkout)["configs"]
-    assert found.level == FAIL and found.words.endswith("has no logging.ini")
+    assert found.level == FAIL and found.message.endswith("has no logging.ini")
     shutil.rmtree(checkout)
     found = configs(tmp_path, checkout)["configs"]
-    assert found.level == FAIL and "git clone" in found.remedy
+    assert found.level == FAIL and "git clone" in found.hint
 
 
 MACHINE = os.uname().machine
@@ -353,7 +347,11 @@ def conf(*folders: str, more: str = "") -> str:
 @pytest.mark.parametrize(
     ("files", "level", "words"),
     [
-        ({f"c9.{MACHINE}.cfg": conf(f"c9.{MACHINE}")}, OK, "mock can read all 1, and asks the store at every build"),
+        (
+            {f"c9.{MACHINE}.cfg": conf(f"c9.{MACHINE}")},
+            OK,
+            "dnf asks the store for metadata at every build",
+        ),
         ({f"c9.{MACHINE}.cfg": "include('templates/x.tpl')\n"}, FAIL, "Could not find included config file: "),
         ({f"c9.{MACHINE}.cfg": f"{HEAD}x = (\n"}, FAIL, f"Config error: c9.{MACHINE}.cfg: "),
         ({f"c9.{MACHINE}.cfg": f"{HEAD}x = y\n"}, FAIL, f"c9.{MACHINE}.cfg: Config error: NameError: name 'y'"),
@@ -365,8 +363,12 @@ def conf(*folders: str, more: str = "") -> str:
             "c9.i386.cfg reads repo/c9.i386/, but its packages are published in repo/c9.x86_64/",
         ),
         ({"c9.x86_64.cfg": conf("c9.x86_64"), "c9.i386.cfg": conf("c9.x86_64", "c9.i386")}, OK, "mock can read all 2"),
-        ({f"c9.{MACHINE}.cfg": conf("c9")}, WARN, f"c9.{MACHINE}.cfg reads repo/c9/, where nothing is ever published"),
-        ({f"c9.{MACHINE}.cfg": conf("c9.i386")}, WARN, "where nothing is ever published: there is no c9.i386.cfg"),
+        (
+            {f"c9.{MACHINE}.cfg": conf("c9")},
+            WARN,
+            f"c9.{MACHINE}.cfg reads repo/c9/, but nothing is published there",
+        ),
+        ({f"c9.{MACHINE}.cfg": conf("c9.i386")}, WARN, "nothing is published there without a c9.i386.cfg"),
         ({f"c9.{MACHINE}.cfg": conf("c9.$basearch", "other.x86_64")}, OK, "mock can read all 1"),
     ],
 )
@@ -377,22 +379,22 @@ def test_each_targets_configuration_is_rendered_and_run(
     for name, text in files.items():
         (checkout / "mock" / name).write_text(text)
     found = configs(tmp_path, checkout)["configs.rendered"]
-    assert (found.level, words in found.words) == (level, True), found
+    assert (found.level, words in found.message) == (level, True), found
 
 
 @pytest.mark.parametrize(
     ("file", "text", "level", "words"),
     [
-        (".config/mock.cfg", "config_opts['dnf.conf'] += '[x]'\n", WARN, "and it names dnf.conf"),
-        (".mock/user.cfg", "config_opts['yum.conf'] = ''\n", WARN, "and it names yum.conf"),
+        (".config/mock.cfg", "config_opts['dnf.conf'] += '[x]'\n", WARN, "and it sets dnf.conf"),
+        (".mock/user.cfg", "config_opts['yum.conf'] = ''\n", WARN, "and it sets yum.conf"),
         (
             ".config/mock.cfg",
             "config_opts['dnf.conf'] = config_opts['dnf.conf'].replace('metadata_expire=0', 'metadata_expire=6h')\n",
             FAIL,
-            f"dnf would believe old metadata of the farm's repositories: c9.{MACHINE}.cfg: [c9.{MACHINE}]",
+            f"dnf would use old metadata of the farm's repositories: c9.{MACHINE}.cfg: [c9.{MACHINE}]",
         ),
         (".config/mock.cfg", "config_opts['rpmbuild_timeout'] = 5\n", OK, "mock can read all 1"),
-        (".config/mock/mock.cfg", "# mine\n", FAIL, "in the place of every target's configuration"),
+        (".config/mock/mock.cfg", "# mine\n", FAIL, "instead of every target's configuration"),
         (".mock/user.cfg", "x = (\n", FAIL, "SyntaxError"),
     ],
 )
@@ -406,28 +408,28 @@ def test_what_mock_reads_of_the_user_is_looked_at(
     whom = patient(tmp_path, {"worker": {"mock_configs": checkout}}, "builder")
     entry = list(pwd.getpwnam(whom.user))
     entry[5] = str(tmp_path / "home")
-    monkeypatch.setattr(host.Host, "entry", property(lambda self: pwd.struct_passwd(entry)))
-    found = look(builder, whom)["configs.rendered"]
-    assert (found.level, words in found.words) == (level, True), found
+    monkeypatch.setattr(host.Host, "user_entry", property(lambda self: pwd.struct_passwd(entry)))
+    found = look(builder.checks, whom)["configs.rendered"]
+    assert (found.level, words in found.message) == (level, True), found
 
 
 @ROOT_ALONE
 def test_configurations_have_to_be_the_users_who_pulls_them(tmp_path: Path, checkout: Path) -> None:
     found = configs(tmp_path, checkout, user="nobody")["configs"]
     assert found.level == FAIL
-    assert "nobody" in found.words and "chown -R nobody" in found.remedy
+    assert "nobody" in found.message and "chown -R nobody" in found.hint
 
 
 def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
     whom = patient(tmp_path, {**at(beanstalkd.port), "worker": {"fqdn": "b1.farm.test", "max_load": 1}}, "builder")
-    assert look(builder, whom)["drained"].level == OK
+    assert look(builder.checks, whom)["drained"].level == OK
     set_flag(broker, drain_tube("b1.farm.test"), new_flag(by="johnny", why="its disk is swapped"))
-    found = look(builder, whom)["drained"]
-    assert (found.level, found.words) == (
+    found = look(builder.checks, whom)["drained"]
+    assert (found.level, found.message) == (
         WARN, "b1.farm.test takes no jobs: it is drained by johnny, its disk is swapped",
     )  # fmt: skip
-    assert found.remedy.endswith("reimzul resume b1.farm.test")
-    assert "load" in look(builder, whom)
+    assert found.hint.endswith("reimzul resume b1.farm.test")
+    assert "load" in look(builder.checks, whom)
 
 
 # --- bstore, disks and folders
@@ -436,15 +438,15 @@ def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Bean
 def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
     root = tmp_path / "bstore"
     whom = patient(tmp_path, {"bstore": {"root": root}}, "bstore")
-    assert look(store, whom)["store"].level == FAIL
+    assert look(store.checks, whom)["store"].level == FAIL
     root.mkdir()
-    assert set(levels(look(store, whom)).values()) == {OK}
+    assert set(levels(look(store.checks, whom)).values()) == {OK}
     other = Path("/dev/shm") / f"reimzul-doctor-{os.getpid()}"
     other.mkdir()
     try:
         (root / "repo").symlink_to(other)
-        found = look(store, whom)
-        assert found["store"].level == FAIL and "several file systems" in found["store"].words
+        found = look(store.checks, whom)
+        assert found["store"].level == FAIL and "several file systems" in found["store"].message
         assert found["spool"].level == WARN
     finally:
         other.rmdir()
@@ -452,8 +454,8 @@ def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
 
 def test_a_createrepo_c_that_is_not_there_fails(tmp_path: Path) -> None:
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}, "repogen": {"createrepo_c": "no-such"}}, "bstore")
-    found = look(store, whom)["createrepo_c"]
-    assert found.level == FAIL and "install createrepo_c" in found.remedy
+    found = look(store.checks, whom)["createrepo_c"]
+    assert found.level == FAIL and "install createrepo_c" in found.hint
 
 
 def test_uploads_that_nobody_takes_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,30 +465,30 @@ def test_uploads_that_nobody_takes_are_warned_of(tmp_path: Path, monkeypatch: py
     for name in ("0123.x86_64.1-0", "doctor.b1"):
         (spool / name / MANIFEST).touch()
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}}, "bstore")
-    assert look(store, whom)["spool"].level == OK
-    monkeypatch.setattr(store, "WAITS", -3600)
-    found = look(store, whom)["spool"]
-    assert found.level == WARN and found.words.startswith("1 whole uploads") and "0123.x86_64" in found.words
+    assert look(store.checks, whom)["spool"].level == OK
+    monkeypatch.setattr(store, "STUCK_UPLOAD_SECONDS", -3600)
+    found = look(store.checks, whom)["spool"]
+    assert found.level == WARN and found.message.startswith("1 complete uploads") and "0123.x86_64" in found.message
 
 
 def test_too_little_room_for_builds_fails(tmp_path: Path) -> None:
     rich = {"worker": {"results": tmp_path, "mock_roots": tmp_path / "not" / "yet", "min_free_mib": 1}}
     poor = {"worker": {**rich["worker"], "min_free_mib": 1 << 40}}
-    assert levels(look(rooms, patient(tmp_path, rich, "builder")))["disk.mock_roots"] == OK
-    found = look(rooms, patient(tmp_path, poor, "builder"))["disk.results"]
-    assert found.level == FAIL and "no job is taken" in found.words and "are needed" in found.words
+    assert levels(look(host.folder_checks, patient(tmp_path, rich, "builder")))["disk.mock_roots"] == OK
+    found = look(host.folder_checks, patient(tmp_path, poor, "builder"))["disk.results"]
+    assert found.level == FAIL and "the workers take no job" in found.message and "are needed" in found.message
 
 
 @ROOT_ALONE
 def test_folders_that_the_farms_user_cannot_write_fail(tmp_path: Path) -> None:
     settings = {"worker": {"results": tmp_path / "results"}}
     whom = patient(tmp_path, settings, "builder", user="nobody")
-    assert look(rooms, whom)["folder.results"].words == f"{tmp_path}/results is not there"
+    assert look(host.folder_checks, whom)["folder.results"].message == f"{tmp_path}/results does not exist"
     (tmp_path / "results").mkdir()
-    found = look(rooms, whom)["folder.results"]
-    assert (found.level, found.words) == (FAIL, f"user nobody cannot write to {tmp_path}/results")
+    found = look(host.folder_checks, whom)["folder.results"]
+    assert (found.level, found.message) == (FAIL, f"user nobody cannot write to {tmp_path}/results")
     stranger = attr.evolve(whom, user="no-such-user")
-    assert "there is no user no-such-user" in look(rooms, stranger)["folder.results"].words
+    assert "user no-such-user does not exist" in look(host.folder_checks, stranger)["folder.results"].message
 
 
 @ROOT_ALONE
@@ -498,13 +500,13 @@ def test_settings_that_the_farms_user_cannot_read_fail_and_a_password_for_everyb
         found = []
         for mode in (0o644, 0o640):
             whom.file.chmod(mode)
-            found.append(look(programs, whom)["settings"])
+            found.append(look(host.checks, whom)["settings"])
         assert [each.level for each in found] == [WARN, FAIL]
-        assert "password" in found[0].words and found[1].words.startswith("user nobody cannot read")
-        assert look(programs, attr.evolve(whom, user="no-such-user"))["settings"].level == OK
+        assert "password" in found[0].message and found[1].message.startswith("user nobody cannot read")
+        assert look(host.checks, attr.evolve(whom, user="no-such-user"))["settings"].level == OK
         plain = patient(Path(folder), {"history": {"url": "mongodb://localhost/"}}, "builder", user="nobody")
         (plain.file or Path()).chmod(0o644)
-        assert look(programs, plain)["settings"].level == OK
+        assert look(host.checks, plain)["settings"].level == OK
 
 
 # --- who is told
@@ -513,22 +515,42 @@ def test_settings_that_the_farms_user_cannot_read_fail_and_a_password_for_everyb
 def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/history.sqlite"
     whom = patient(tmp_path, {"history": {"url": url}}, "controller")
-    found = look(telling, whom)
-    assert (found["history"].level, found["history"].words) == (OK, "nothing was recorded yet")
+    found = look(notifications.checks, whom)
+    assert (found["history"].level, found["history"].message) == (OK, "nothing has been recorded yet")
     history = open_history(url)
     history.owe([
         Owed(sink="mqtt", count=40, oldest=time.time() - 8000, next_try=None, at=time.time()),
         Owed(sink="mail", count=1, oldest=time.time(), next_try=None, at=time.time()),
     ])  # fmt: skip
-    found = look(telling, whom)
+    found = look(notifications.checks, whom)
     assert (found["history"].level, found["owed"].level) == (OK, WARN)
-    assert found["owed"].words == "owed: 40 events to mqtt for 2 h"
+    assert found["owed"].message == "deliveries are pending: 40 events for mqtt for 2 h 13 min"
     history.close()
     (tmp_path / "history.sqlite").write_bytes(b"no database of ours" * 100)
-    found = look(telling, whom)
+    found = look(notifications.checks, whom)
     assert (found["history"].level, found["owed"].level) == (FAIL, WARN)
     away = patient(tmp_path, {"history": {"url": f"mongodb://127.0.0.1:{free_port()}/"}}, "controller")
-    assert look(telling, away)["history"].level == FAIL
+    assert look(notifications.checks, away)["history"].level == FAIL
+
+
+def test_a_success_that_stays_unpublished_is_named_with_its_builder(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/history.sqlite"
+    whom, now = patient(tmp_path, {"history": {"url": url}}, "controller"), time.time()
+    assert look(notifications.checks, whom)["unpublished"].level == OK
+    timestamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now - 7200))
+    history = open_history(url)
+    history.record([
+        event("Success", 1, timestamp=timestamp, at=now - 3700),
+        event("Success", 2, timestamp=timestamp, at=now - 3500),
+        event("Success", 3, timestamp=timestamp, at=now - 3700, scratch=True),
+        event("Failed", 4, timestamp=timestamp, at=now - 3700),
+        event("Published", 5, timestamp=timestamp, at=now - 3700),
+    ])  # fmt: skip
+    history.close()
+    found = look(notifications.checks, whom)["unpublished"]
+    builds = "time-1.7-45.el7.src.rpm for x86_64, built by builder1.example.org"
+    assert (found.level, found.message) == (WARN, f"built successfully, but not published for over an hour: {builds}")
+    assert "reimzul-repogen-worker" in found.hint
 
 
 @ROOT_ALONE
@@ -537,8 +559,8 @@ def test_a_history_that_the_notifier_cannot_write_fails(tmp_path: Path, public: 
     nobody = pwd.getpwnam("nobody")
     os.chown(public, nobody.pw_uid, nobody.pw_gid)
     settings = {"history": {"url": f"sqlite:///{public}/history.sqlite"}}
-    found = look(telling, patient(tmp_path, settings, "controller", user="nobody"))["history"]
-    assert (found.level, found.words) == (FAIL, f"user nobody cannot write {public}/history.sqlite")
+    found = look(notifications.checks, patient(tmp_path, settings, "controller", user="nobody"))["history"]
+    assert (found.level, found.message) == (FAIL, f"user nobody cannot write {public}/history.sqlite")
 
 
 def mqtt(broker: Mosquitto, by: Authority, days: int | None = None) -> Ini:
@@ -549,17 +571,17 @@ def mqtt(broker: Mosquitto, by: Authority, days: int | None = None) -> Ini:
 
 def test_an_mqtt_broker_has_to_welcome_us(tmp_path: Path, mosquitto: Mosquitto, authority: Authority) -> None:
     whom = patient(tmp_path, mqtt(mosquitto, authority), "controller")
-    assert look(telling, whom)["mqtt"].level == OK
-    found = look(certificates, whom)
+    assert look(notifications.checks, whom)["mqtt"].level == OK
+    found = look(network.certificate_checks, whom)
     assert levels(found) == {f"certificate.mqtt.{name}": WARN for name in ("ca_cert", "tls_cert", "broker")}
-    assert all("expires in 2 days" in each.words for each in found.values())
+    assert all("expires in 2 days" in each.message for each in found.values())
     stranger = patient(tmp_path, mqtt(mosquitto, Authority(tmp_path / "other")), "controller")
-    assert look(telling, stranger)["mqtt"].level == FAIL
+    assert look(notifications.checks, stranger)["mqtt"].level == FAIL
     expired = patient(tmp_path, mqtt(mosquitto, authority, days=-1), "controller")
-    assert look(telling, expired)["mqtt"].level == FAIL
-    assert "has expired on" in look(certificates, expired)["certificate.mqtt.tls_cert"].words
+    assert look(notifications.checks, expired)["mqtt"].level == FAIL
+    assert "expired on" in look(network.certificate_checks, expired)["certificate.mqtt.tls_cert"].message
     mosquitto.stop()
-    assert "refused" in look(telling, whom)["mqtt"].words
+    assert "refused" in look(notifications.checks, whom)["mqtt"].message
     mosquitto.start()
 
 
@@ -570,14 +592,14 @@ def test_a_mail_server_is_greeted_and_given_no_mail(tmp_path: Path) -> None:
     whom = patient(tmp_path, settings, "controller")
     server.start()
     try:
-        assert look(telling, whom)["mail"].level == OK
+        assert look(notifications.checks, whom)["mail"].level == OK
         assert (mailbox.sessions, mailbox.mails) == (1, [])
         tls = {"mail": {**settings["mail"], "starttls": "true"}}
-        assert look(telling, patient(tmp_path, tls, "controller"))["mail"].level == FAIL
+        assert look(notifications.checks, patient(tmp_path, tls, "controller"))["mail"].level == FAIL
     finally:
         server.stop()
-    assert "refused" in look(telling, whom)["mail"].words
-    assert "mail" not in look(telling, patient(tmp_path, {}, "controller"))
+    assert "refused" in look(notifications.checks, whom)["mail"].message
+    assert "mail" not in look(notifications.checks, patient(tmp_path, {}, "controller"))
 
 
 # --- keys, ports, programs, units
@@ -593,21 +615,24 @@ def test_keys_that_others_can_read_fail(tmp_path: Path) -> None:
     whom = patient(tmp_path, {}, "builder", stunnel=section)
     for mode, level in ((0o644, FAIL), (0o640, FAIL), (0o600, OK)):
         secrets.chmod(mode)
-        assert look(keys, whom)["keys"].level == level
-    assert KEY not in look(keys, whom)["keys"].words and "b1" in look(keys, whom)["keys"].words
+        assert look(stunnel.checks, whom)["keys"].level == level
+    assert KEY not in look(stunnel.checks, whom)["keys"].message and "b1" in look(stunnel.checks, whom)["keys"].message
     secrets.unlink()
-    assert look(keys, whom)["keys"].words == f"{secrets} is not there"
+    assert look(stunnel.checks, whom)["keys"].message == f"{secrets} does not exist"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[beanstalkd]\nclient = yes\naccept = 127.0.0.1:1\nconnect = far:2\n", "[beanstalkd] asks for no key"),
+        (
+            "[beanstalkd]\nclient = yes\naccept = 127.0.0.1:1\nconnect = far:2\n",
+            "accepts peers without a key",
+        ),
         (
             "[beanstalkd]\nclient = yes\naccept = 11300\nconnect = far:2\nPSKsecrets = /psk\n",
-            "lends our key to whoever reaches port 11300",
+            "lets anyone who reaches port 11300 of this host use its key",
         ),
-        ("[store-server]\naccept = 1\ncert = /c.pem\nconnect = 2\n", "[store-server] asks for no key"),
+        ("[store-server]\naccept = 1\ncert = /c.pem\nconnect = 2\n", "[store-server] accepts peers without a key"),
         ("[store-server]\naccept = 1\nconnect = 2\nPSKsecrets = /psk\nverify = 0\n", "verify = 0"),
         ("[store-server]\naccept = 1\nconnect = 2\nPSKsecrets = /psk\nsslVersion = TLSv1.1\n", "TLS 1.2"),
         ("[store-server]\naccept = 1\nconnect = 2\nPSKsecrets = /psk\nciphers = ALL:eNULL\n", "eNULL"),
@@ -616,8 +641,8 @@ def test_keys_that_others_can_read_fail(tmp_path: Path) -> None:
     ],
 )
 def test_holes_in_stunnels_configuration_fail(tmp_path: Path, text: str, words: str) -> None:
-    found = look(keys, patient(tmp_path, {}, "builder", stunnel=text))["tunnels"]
-    assert found.level == FAIL and words in found.words
+    found = look(stunnel.checks, patient(tmp_path, {}, "builder", stunnel=text))["tunnels"]
+    assert found.level == FAIL and words in found.message
 
 
 def test_who_listens_for_everybody_is_named(tmp_path: Path) -> None:
@@ -628,20 +653,20 @@ def test_who_listens_for_everybody_is_named(tmp_path: Path) -> None:
         port = everywhere.getsockname()[1]
         everywhere.listen()
         here.listen()
-        found = look(network, whom)["listen"]
+        found = look(network.checks, whom)["listen"]
     assert found.level == WARN
     name = Path("/proc/self/comm").read_text().strip()
-    assert f"{name} on 0.0.0.0:{port}" in found.words
-    assert "127.0.0.1" not in found.words
+    assert f"{name} on 0.0.0.0:{port}" in found.message
+    assert "127.0.0.1" not in found.message
 
 
 def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert look(programs, patient(tmp_path, {}, "controller", "builder"))["programs"].level == OK
+    assert look(host.checks, patient(tmp_path, {}, "controller", "builder"))["programs"].level == OK
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(programs, "_SYSTEM", str(tmp_path))
-    found = look(programs, patient(tmp_path, {}, "builder"))["programs"]
-    assert (found.level, found.words) == (FAIL, "git is not installed; rsync is not installed")
-    lacking = look(programs, patient(tmp_path, {}, "controller"))["programs"]
+    monkeypatch.setattr(host, "_SYSTEM_PATH", str(tmp_path))
+    found = look(host.checks, patient(tmp_path, {}, "builder"))["programs"]
+    assert (found.level, found.message) == (FAIL, "git is not installed; rsync is not installed")
+    lacking = look(host.checks, patient(tmp_path, {}, "controller"))["programs"]
     assert lacking.level == WARN, "a canary alone needs it"
 
 
@@ -660,16 +685,16 @@ done
 def test_units_that_do_not_run_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wants = tmp_path / "system" / "multi-user.target.wants"
     wants.mkdir(parents=True)
-    monkeypatch.setattr(units, "BOOTED", tmp_path)
-    monkeypatch.setattr(units, "_ENABLED", tmp_path / "system")
+    monkeypatch.setattr(services, "BOOTED", tmp_path)
+    monkeypatch.setattr(services, "_ENABLED", tmp_path / "system")
     a_program(tmp_path, "systemctl", SYSTEMCTL)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     whom = attr.evolve(patient(tmp_path, {}, "bstore"), file=None)
-    found = look(units, whom)
+    found = look(services.checks, whom)
     assert {name for name, each in found.items() if each.level == FAIL} == {"unit.nginx", "unit.reimzul-repogen-worker"}
-    assert found["unit.nginx"].words == "nginx is failed (failed)"
-    assert "no instance" in found["unit.reimzul-repogen-worker"].words
+    assert found["unit.nginx"].message == "nginx is failed (failed)"
+    assert "no instance" in found["unit.reimzul-repogen-worker"].message
     for number in (1, 2):
         (wants / f"reimzul-repogen-worker@{number}.service").symlink_to("/dev/null")
-    assert look(units, whom)["unit.reimzul-repogen-worker"].words == "2 of 2 run"
-    assert not units.checks(patient(tmp_path, {}, "bstore")), "a farm in a folder has no units"
+    assert look(services.checks, whom)["unit.reimzul-repogen-worker"].message == "2 of 2 run"
+    assert not services.checks(patient(tmp_path, {}, "bstore")), "a farm in a folder has no units"

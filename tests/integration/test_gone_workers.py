@@ -15,10 +15,10 @@ from typing import Any, Callable
 
 import pytest
 
+from reimzul.admin.doctor.builder import worker_checks
 from reimzul.admin.doctor.host import CONTROLLER
 from reimzul.admin.doctor.host import Host as Examined
-from reimzul.admin.doctor.tunnels import Tunnels
-from reimzul.admin.doctor.workers import checks
+from reimzul.admin.doctor.stunnel_config import StunnelConfig
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube, session_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS
@@ -210,27 +210,27 @@ def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running,
 
 def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, others: Others) -> None:
     one, other = others("a", "1"), others("b", "2", instance="4711")
-    settings, none = load_file(controller.folder / "reimzul.ini"), Tunnels(path=Path("none"))
-    examined = Examined(settings=settings, file=None, roles=(CONTROLLER,), tunnels=none, user="root")
-    (check,) = checks(examined)
-    assert check.look().level == "ok"
+    settings, none = load_file(controller.folder / "reimzul.ini"), StunnelConfig(path=Path("none"))
+    examined = Examined(settings=settings, file=None, roles=(CONTROLLER,), stunnel=none, user="root")
+    (check,) = worker_checks(examined)
+    assert check.run().level == "ok"
     one.say()
     are("a")
     other.say()
     are("b")
-    assert check.look().level == "ok", "it may have been restarted"
+    assert check.run().level == "ok", "it may have been restarted"
     until(lambda: one.say() is None and sessions() == ["a", "b"], 30, "the first goes on speaking")
     words = f"more than one host calls itself {NAME}"
     assert [each["name_shared"] for each in workers()] == [words, words]
     assert run("builders").stdout.count(words) == 2
-    assert (check.look().level, words in check.look().words) == ("warn", True)
+    assert (check.run().level, words in check.run().message) == ("warn", True)
     one.broker.close()
     are("b")
-    assert workers()[0]["name_shared"] == "" and check.look().level == "ok"
+    assert workers()[0]["name_shared"] == "" and check.run().level == "ok"
     for file in controller.folder.glob("presence.sqlite*"):
         file.unlink()
     (controller.folder / "presence.sqlite").write_text("no database" * 100)
-    assert check.look().level == "warn", "the farm works without it"
+    assert check.run().level == "warn", "the farm works without it"
 
 
 def test_the_gone_are_not_counted(controller: Running, others: Others, broker: Broker) -> None:

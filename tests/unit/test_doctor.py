@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor's pure parts: checks side by side, stunnel's words, certificates, addresses, a canary's hops."""
+"""Unit tests of doctor: parallel checks, stunnel logs, certificates, addresses, and the stages of a canary."""
 
 from __future__ import annotations
 
 import os
 import pwd
-import ssl
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from reimzul.admin.doctor import certificates, flight, host, network, probe, report, tunnels, units
-from reimzul.admin.doctor.access import ENTER, READ, WRITE, may
-from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, Result, examine, fail, ok, warn, worst
-from reimzul.admin.doctor.queue import too_old
+from reimzul.admin.doctor import canary, cli, host, network, services, stunnel, stunnel_config
+from reimzul.admin.doctor.beanstalkd import is_too_old
+from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, Result, combine, fail, ok, run_checks, warn
+from reimzul.admin.doctor.host import ENTER, READ, WRITE, user_can
 from reimzul.core.errors import BrokerUnavailable, InputError
 
 TREE = Path(__file__).parents[2]
@@ -65,16 +64,16 @@ def test_findings_come_in_the_order_of_the_checks_however_long_each_takes() -> N
         second_is_done.set()
         return ok("second")
 
-    found = list(examine([Check(name="a", look=first), Check(name="b", look=second)]))
-    assert [(each.name, each.level, each.words) for each in found] == [("a", OK, "first"), ("b", OK, "second")]
+    found = list(run_checks([Check(name="a", run=first), Check(name="b", run=second)]))
+    assert [(each.name, each.level, each.message) for each in found] == [("a", OK, "first"), ("b", OK, "second")]
 
 
 def test_a_check_that_does_not_end_is_given_up_and_keeps_nobody() -> None:
     never = threading.Event()
-    checks = [Check(name="hangs", look=lambda: ok(str(never.wait()))), Check(name="other", look=lambda: ok("well"))]
-    hangs, other = examine(checks, limit=0.2)
+    checks = [Check(name="hangs", run=lambda: ok(str(never.wait()))), Check(name="other", run=lambda: ok("well"))]
+    hangs, other = run_checks(checks, timeout=0.2)
     assert (hangs.level, other.level) == (FAIL, OK)
-    assert "no answer within 0.2 s" in hangs.words
+    assert "no answer within 0.2 s" in hangs.message
     assert all(each.daemon for each in threading.enumerate() if each.name == "hangs"), "Python ends without it"
     never.set()
 
@@ -82,13 +81,13 @@ def test_a_check_that_does_not_end_is_given_up_and_keeps_nobody() -> None:
 def test_what_stands_on_something_that_fails_is_not_looked_at() -> None:
     looked = []
     checks = [
-        Check(name="link", look=lambda: fail("broken", "mend it")),
-        Check(name="above", look=lambda: ok(str(looked.append("above"))), needs=("link", "not asked for")),
-        Check(name="beside", look=lambda: warn("hm"), needs=()),
-        Check(name="on a warning", look=lambda: ok("fine"), needs=("beside",)),
+        Check(name="link", run=lambda: fail("broken", "mend it")),
+        Check(name="above", run=lambda: ok(str(looked.append("above"))), needs=("link", "not asked for")),
+        Check(name="beside", run=lambda: warn("hm"), needs=()),
+        Check(name="on a warning", run=lambda: ok("fine"), needs=("beside",)),
     ]
-    found = {each.name: each for each in examine(checks)}
-    assert (found["above"].level, found["above"].words) == (WARN, "not looked at, since link fails")
+    found = {each.name: each for each in run_checks(checks)}
+    assert (found["above"].level, found["above"].message) == (WARN, "skipped because link fails")
     assert not looked
     assert found["on a warning"].level == OK
 
@@ -98,12 +97,12 @@ def test_what_stands_on_something_that_fails_is_not_looked_at() -> None:
     [
         (BrokerUnavailable("beanstalkd is gone"), "beanstalkd is gone"),
         (FileNotFoundError(2, "No such file or directory", "/none"), "/none: no such file or directory"),
-        (KeyError("x"), "a bug of the doctor: KeyError('x')"),
+        (KeyError("x"), "bug in reimzul doctor: KeyError('x')"),
     ],
 )
 def test_what_a_check_raises_is_a_finding(error: Exception, words: str) -> None:
-    (found,) = examine([Check(name="ill", look=lambda: raising(error))])
-    assert (found.level, found.words) == (FAIL, words)
+    (found,) = run_checks([Check(name="ill", run=lambda: raising(error))])
+    assert (found.level, found.message) == (FAIL, words)
 
 
 @pytest.mark.parametrize(("user", "level"), [(0, FAIL), (1000, WARN)])
@@ -112,22 +111,22 @@ def test_what_may_not_be_looked_at_is_a_fault_for_root_alone(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
     error = PermissionError(13, "Permission denied", "/etc/stunnel/psk.txt")
-    (found,) = examine([Check(name="keys", look=lambda: raising(error))])
-    assert found.level == level and "/etc/stunnel/psk.txt" in found.words
-    assert bool(user) == (found.remedy == "run it as root")
+    (found,) = run_checks([Check(name="keys", run=lambda: raising(error))])
+    assert found.level == level and "/etc/stunnel/psk.txt" in found.message
+    assert bool(user) == (found.hint == "run reimzul doctor as root")
 
 
-def test_several_results_are_as_bad_as_the_worst() -> None:
-    assert worst([ok("a"), ok("b")], "all well") == ok("all well")
-    assert worst([ok("a"), warn("b", "do")], "") == warn("b", "do")
-    both = worst([warn("b", "do"), fail("c", "do"), fail("d", "that")], "")
+def test_several_results_are_as_bad_as_the_combine() -> None:
+    assert combine([ok("a"), ok("b")], "all well") == ok("all well")
+    assert combine([ok("a"), warn("b", "do")], "") == warn("b", "do")
+    both = combine([warn("b", "do"), fail("c", "do"), fail("d", "that")], "")
     assert both == fail("b; c; d", "do; that")
 
 
 def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
-    (found,) = examine([Check(name="odd", look=lambda: fail("two\nlines\tand a tab", "do\nthis"))])
-    assert report.in_a_pipe(found) == "FAIL\todd\ttwo lines and a tab\tdo this"
-    first, second = report.lines(found, 6)
+    (found,) = run_checks([Check(name="odd", run=lambda: fail("two\nlines\tand a tab", "do\nthis"))])
+    assert cli.format_for_pipe(found) == "FAIL\todd\ttwo lines and a tab\tdo this"
+    first, second = cli.format_for_terminal(found, 6).splitlines()
     assert first.endswith("odd     two lines and a tab")
     assert second.strip() == "-> do this"
 
@@ -135,24 +134,24 @@ def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
 # --- whose host it is
 
 
-def conf(name: str) -> tunnels.Tunnels:
+def conf(name: str) -> stunnel_config.StunnelConfig:
     text = (TREE / "conf" / name).read_text(encoding="utf-8")
-    return tunnels.parse(Path("/etc/stunnel/reimzul.conf"), text)
+    return stunnel_config.parse_config(Path("/etc/stunnel/reimzul.conf"), text)
 
 
 def test_our_configurations_of_stunnel_are_understood() -> None:
     builder = conf("stunnel-builder.conf")
-    assert [way.name for way in builder.ways] == ["beanstalkd", "incoming", "rsyncd", "store"]
-    way = builder.way_at("localhost", 11300)
+    assert [way.name for way in builder.clients] == ["beanstalkd", "incoming", "rsyncd", "store"]
+    way = builder.find_client("localhost", 11300)
     assert way is not None and (way.connect, way.accept) == (("CONTROLLER", 13100), ("127.0.0.1", 11300))
-    assert builder.way_at("farhost", 11300) is None
-    assert builder.keys == [Path("/etc/stunnel/reimzul-psk.txt")]
+    assert builder.find_client("farhost", 11300) is None
+    assert builder.key_files == [Path("/etc/stunnel/reimzul-psk.txt")]
     controller = conf("stunnel-controller.conf")
     assert controller.offers["beanstalkd"].accept == ("", 13100)
     assert controller.offers["incoming"].connect == ("127.0.0.1", 80)
-    assert [(way.name, way.accept) for way in controller.ways] == [("store", ("127.0.0.1", 11081))]
+    assert [(way.name, way.accept) for way in controller.clients] == [("store", ("127.0.0.1", 11081))]
     assert set(controller.offers) == {"beanstalkd", "incoming"}
-    assert ("sslVersionMin", "TLSv1.2") in controller.head
+    assert ("sslVersionMin", "TLSv1.2") in controller.common
 
 
 @pytest.mark.parametrize(
@@ -161,16 +160,16 @@ def test_our_configurations_of_stunnel_are_understood() -> None:
 )
 def test_a_host_is_what_its_stunnel_offers_and_uses(tmp_path: Path, name: str, roles: list[str]) -> None:
     ini = tmp_path / "reimzul.ini"
-    assert host._roles(conf(f"stunnel-{name}.conf"), ini) == roles
+    assert host.detect_roles(conf(f"stunnel-{name}.conf"), ini) == roles
 
 
 def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None:
-    ini, none = tmp_path / "reimzul.ini", tunnels.read(tmp_path / "none.conf")
+    ini, none = tmp_path / "reimzul.ini", stunnel_config.read_config(tmp_path / "none.conf")
     ini.write_text("[worker]\nmock = mock\n[repogen]\ncores = 1\n")
-    assert host._roles(none, ini) == ["builder", "bstore"]
+    assert host.detect_roles(none, ini) == ["builder", "bstore"]
     ini.write_text("[farm]\n")
     with pytest.raises(InputError, match="--role"):
-        host._roles(none, ini)
+        host.detect_roles(none, ini)
 
 
 # --- a stunnel of our own
@@ -178,13 +177,13 @@ def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None
 
 def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None:
     builder = conf("stunnel-builder.conf")
-    way = builder.ways[0]
-    text = probe.configuration(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
-    made = tunnels.parse(Path("/probe"), text)
+    way = builder.clients[0]
+    text = stunnel.make_config(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
+    made = stunnel_config.parse_config(Path("/probe"), text)
     (section,) = made.sections
     assert (section.is_client, section.accept, section.connect) == (True, ("127.0.0.1", 4), ("far", 13100))
     assert section.options["ciphers"] == way.options["ciphers"]
-    head = dict(made.head)
+    head = dict(made.common)
     assert (head["sslVersionMin"], head["debug"], head["foreground"]) == ("TLSv1.2", "info", "yes")
 
 
@@ -197,7 +196,7 @@ UNKNOWN, OTHER_SECRET = f"{_ALERT} handshake failure\n", f"{_ALERT} illegal para
     ("version", "old"), [("1.12", False), ("1.10", True), ("1.13+4", False), ("2.0", False), ("dev", False)]
 )
 def test_a_beanstalkd_without_reserve_job_is_too_old(version: str, old: bool) -> None:
-    assert too_old(version) == old
+    assert is_too_old(version) == old
 
 
 NO_TLS = "LOG3[0]: SSL_connect: ssl/record/ssl3_record.c:354: error:0A00010B:SSL routines::wrong version number\n"
@@ -207,16 +206,16 @@ NOBODY = "LOG3[0]: s_connect: connect 127.0.0.1:23101: Connection refused (111)\
 @pytest.mark.parametrize(
     ("said", "state", "words"),
     [
-        (ACCEPTED, probe.BEHIND, "no answer"),
-        (UNKNOWN, probe.REFUSED, "sslv3 alert handshake failure"),
-        (OTHER_SECRET, probe.REFUSED, "sslv3 alert illegal parameter"),
-        (NO_TLS, probe.STRANGE, "wrong version number"),
-        (NOBODY, probe.UNREACHED, "connection refused (111)"),
-        ("", probe.SILENT, ""),
+        (ACCEPTED, stunnel.SERVICE_DOWN, "no answer"),
+        (UNKNOWN, stunnel.KEY_REFUSED, "sslv3 alert handshake failure"),
+        (OTHER_SECRET, stunnel.KEY_REFUSED, "sslv3 alert illegal parameter"),
+        (NO_TLS, stunnel.NO_TLS, "wrong version number"),
+        (NOBODY, stunnel.UNREACHED, "connection refused (111)"),
+        ("", stunnel.SILENT, ""),
     ],
 )
 def test_what_stunnel_logs_tells_which_part_is_broken(said: str, state: str, words: str) -> None:
-    assert probe._understood(said, "no answer") == probe.Answer(state, words)
+    assert stunnel.interpret_log(said, "no answer") == stunnel.TunnelState(state, words)
 
 
 # --- certificates, addresses, units, access
@@ -226,23 +225,26 @@ def test_what_stunnel_logs_tells_which_part_is_broken(said: str, state: str, wor
     ("pem", "end"),
     [(BEFORE_2050, (2036, 11, 21, 3, 43, 40)), (AFTER_2050, (2081, 8, 27, 3, 43, 40))],
 )
-def test_the_end_of_a_certificate_is_found(pem: str, end: tuple[int, int, int, int, int, int]) -> None:
-    assert certificates.until(ssl.PEM_cert_to_DER_cert(pem)) == datetime(*end, tzinfo=timezone.utc).timestamp()
+def test_the_end_of_a_certificate_is_found(tmp_path: Path, pem: str, end: tuple[int, int, int, int, int, int]) -> None:
+    file = tmp_path / "certificate.pem"
+    file.write_text(pem)
+    assert network.expiry_times(file) == [datetime(*end, tzinfo=timezone.utc).timestamp()]
 
 
 def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     for text in ("", "rubbish", f"{BEFORE_2050[:200]}-----END CERTIFICATE-----"):
         file.write_text(text)
-        assert certificates._File(file)().level == FAIL
-    file.write_text(BEFORE_2050 + AFTER_2050)
-    assert certificates._File(file)() == ok("until 2036-11-21"), "the first that ends counts"
+        assert network.check_certificates(file).level == FAIL
+    key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
+    file.write_text(key + BEFORE_2050 + AFTER_2050)
+    assert network.check_certificates(file) == ok("valid until 2036-11-21"), "the first that ends counts"
 
 
 @pytest.mark.parametrize(("days", "level"), [(-1, FAIL), (3, WARN), (30, OK)])
 def test_a_certificate_is_warned_of_before_it_ends(days: int, level: str) -> None:
     now = datetime.now(timezone.utc).timestamp()
-    assert certificates.judged(now + days * 86400, "ca.pem").level == level
+    assert network.judge_expiry(now + days * 86400, "ca.pem").level == level
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,9 @@ def test_a_certificate_is_warned_of_before_it_ends(days: int, level: str) -> Non
     ],
 )
 def test_addresses_of_proc_net_tcp_are_read(text: str, order: str, address: tuple[str, int]) -> None:
-    found, port = network.local(text, order)
+    found, port = network.parse_socket_address(text, order)
     assert (found, port) == (type(found)(address[0]), address[1])
-    assert network._is_loopback(found) == (address[0] != "0.0.0.0")
+    assert network.is_loopback(found) == (address[0] != "0.0.0.0")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_addresses_of_proc_net_tcp_are_read(text: str, order: str, address: tupl
     ],
 )
 def test_a_unit_has_to_run_and_to_come_back(properties: dict[str, str], levels: list[str]) -> None:
-    assert [result.level for result in units._faults({"Id": "x.service", **properties})] == levels
+    assert [result.level for result in services.find_unit_problems({"Id": "x.service", **properties})] == levels
 
 
 def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:
@@ -282,54 +284,54 @@ def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:
     folder.mkdir()
     above = [each for each in folder.resolve().parents if not each.stat().st_mode & 0o001]
     folder.chmod(0o755)
-    assert may(me, folder, READ | WRITE | ENTER)
+    assert user_can(me, folder, READ | WRITE | ENTER)
     if not above:  # pytest's own folder may be closed to others
-        assert may(other, folder, READ | ENTER)
-    assert not may(other, folder, WRITE)
+        assert user_can(other, folder, READ | ENTER)
+    assert not user_can(other, folder, WRITE)
     folder.chmod(0o700)
-    assert not may(other, folder, READ)
+    assert not user_can(other, folder, READ)
 
 
 # --- a canary's hops
 
 
-def a_flight() -> flight.Flight:
-    return flight.Flight(arch="x86_64", tube="x86_64", build_id="0" * 32, job=7, began=100.0, since=100.0)
+def a_run() -> canary.CanaryRun:
+    return canary.CanaryRun(arch="x86_64", tube="x86_64", build_id="0" * 32, job=7, began=100.0, since=100.0)
 
 
-def heed(bird: flight.Flight, now: float, **document: Any) -> list[Finding]:
-    return list(bird.heed(document, now))
+def update(run: canary.CanaryRun, now: float, **document: Any) -> list[Finding]:
+    return list(run.update(document, now))
 
 
 def test_a_canary_makes_its_hops_one_after_the_other() -> None:
-    bird = a_flight()
-    assert heed(bird, 101, status="Queued") == []
-    (queued,) = heed(bird, 103, status="Building", builder_fqdn="b1")
+    run = a_run()
+    assert update(run, 101, status="Queued") == []
+    (queued,) = update(run, 103, status="Building", builder_fqdn="b1")
     assert (queued.name, queued.seconds, queued.level) == ("canary.x86_64.queue", 3.0, OK)
-    assert heed(bird, 104, status="Building", builder_fqdn="b1") == []
+    assert update(run, 104, status="Building", builder_fqdn="b1") == []
     done = {"status": "Success", "builder_fqdn": "b1", "finished": 1000.0, "at": 1002.0, "rpms": ["a.rpm"]}
-    build, upload = heed(bird, 113, **done)
+    build, upload = update(run, 113, **done)
     assert (build.name, build.seconds) == ("canary.x86_64.build", 8.0)
     assert (upload.name, upload.seconds) == ("canary.x86_64.upload", 2.0)
-    assert heed(bird, 114, **done) == []
-    placed, total = bird.placed(115, "there")
+    assert update(run, 114, **done) == []
+    placed, total = run.complete_last(115, "there")
     assert (placed.name, placed.seconds) == ("canary.x86_64.placed", 2.0)
     assert (total.name, total.seconds) == ("canary.x86_64.total", 15.0)
-    assert bird.hop == ""
+    assert run.stage == ""
 
 
 def test_a_canary_that_was_built_before_it_was_seen_building_has_all_hops() -> None:
-    found = heed(a_flight(), 110, status="Success", builder_fqdn="b1", finished=50.0, at=51.0)
+    found = update(a_run(), 110, status="Success", builder_fqdn="b1", finished=50.0, at=51.0)
     assert [each.name.rpartition(".")[2] for each in found] == ["queue", "build", "upload"]
 
 
 @pytest.mark.parametrize("status", ["Failed", "Cancelled", "Rejected"])
 def test_a_canary_that_fails_says_in_which_hop(status: str) -> None:
-    bird = a_flight()
-    *_, last = heed(bird, 105, status=status, builder_fqdn="b1", reason="mock is ill", url="http://x/")
-    assert (last.name, last.level, last.remedy) == ("canary.x86_64.build", FAIL, "its logs: http://x/")
-    assert f"{status}: mock is ill" in last.words
-    assert bird.hop == ""
-    early = a_flight()
-    (only,) = heed(early, 105, status="Cancelled")
+    run = a_run()
+    *_, last = update(run, 105, status=status, builder_fqdn="b1", reason="mock is ill", url="http://x/")
+    assert (last.name, last.level, last.hint) == ("canary.x86_64.build", FAIL, "its logs: http://x/")
+    assert f"{status}: mock is ill" in last.message
+    assert run.stage == ""
+    early = a_run()
+    (only,) = update(early, 105, status="Cancelled")
     assert only.name == "canary.x86_64.queue"

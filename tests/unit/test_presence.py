@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.admin.doctor.workers import judge
+from reimzul.admin.doctor.builder import judge_workers
 from reimzul.admin.facts import is_silent
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
@@ -332,8 +332,8 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
 
 
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:
-    assert judge([seen(5.0), seen(5.0, "b2.example.org")]).level == "ok"
-    both = judge([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)])
-    assert both.level == "warn" and "more than one host calls itself b1.example.org" in both.words
-    assert "[worker] fqdn" in both.remedy
-    assert judge([seen(7205.0)]).words == "the clock of b1.example.org is 2 h 00 min behind the controller's"
+    assert judge_workers([seen(5.0), seen(5.0, "b2.example.org")]).level == "ok"
+    both = judge_workers([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)])
+    assert both.level == "warn" and "more than one host calls itself b1.example.org" in both.message
+    assert "[worker] fqdn" in both.hint
+    assert judge_workers([seen(7205.0)]).message == "the clock of b1.example.org is 2 h 00 min behind the controller's"

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from reimzul.admin.doctor.check import FAIL, OK
-from reimzul.admin.doctor.store import hook as examine_hook
+from reimzul.admin.doctor.store import check_hook
 from reimzul.core.config import RepogenSettings as Settings
 from reimzul.core.errors import InputError, RetryLater
 from reimzul.core.store_paths import StorePaths
@@ -304,10 +304,10 @@ def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) ->
 
 
 def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None:
-    assert examine_hook((), store).level == OK
-    assert examine_hook(("sh", "-c", "true"), store).level == OK
+    assert check_hook((), store).level == OK
+    assert check_hook(("sh", "-c", "true"), store).level == OK
     hook.note_failure(store.hook(TARGET), "sign exited with 2: no key")
-    found = examine_hook(("sh",), store)
-    assert found.level == FAIL and f"{TARGET} keeps its old repodata" in found.words and "no key" in found.words
-    assert f"reimzul repogen {TARGET}" in found.remedy
-    assert examine_hook(("/nowhere/sign",), store).level == FAIL
+    found = check_hook(("sh",), store)
+    assert found.level == FAIL and f"{TARGET} keeps its old repodata" in found.message and "no key" in found.message
+    assert f"reimzul repogen {TARGET}" in found.hint
+    assert check_hook(("/nowhere/sign",), store).level == FAIL

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul doctor`: every link and every part of this host looked at, with what to do where one fails."""
+"""`reimzul doctor`: checks this host and its links to the others, with a hint for each problem."""

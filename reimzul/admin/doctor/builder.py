@@ -1,159 +1,308 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a builder builds with: mock, its configurations, and whether it takes jobs at all."""
+"""Checks mock, its configurations and whether a builder takes jobs; on the controller, the builders' heartbeats.
+
+The configurations are rendered as mock renders them, by the user who builds and in a process of their own: they are
+Python code of anybody who may push to their repository, and must not run with more rights than mock's.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from reimzul.admin.doctor.access import READ, in_group, may
-from reimzul.admin.doctor.check import Check, Result, fail, ok, warn, worst
-from reimzul.admin.doctor.host import BUILDER, Host
-from reimzul.admin.doctor.mock_configs import look_at_configurations
-from reimzul.admin.doctor.queue import connect
-from reimzul.core.arch import read_arches
+from reimzul.admin import reading
+from reimzul.admin.doctor.beanstalkd import connect
+from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, shorten, warn
+from reimzul.admin.doctor.host import READ, Host, is_in_group, no_user, user_can
+from reimzul.admin.words import counted, skewed
+from reimzul.core import mock_config
+from reimzul.core.arch import Arches, read_arches
 from reimzul.core.control import drain_flag
 from reimzul.core.errors import ProgramFailed, ReimzulError, TimedOut
+from reimzul.core.mock_config import CONF_KEYS, Repository, farm_urls, list_repositories, user_files
+from reimzul.core.store_paths import StoreUrls
+from reimzul.history.presence import NoPresences, Seen, connected, shared_names
 
-#: What has to lie beside mock's configurations.
-COMPANIONS = ("site-defaults.cfg", "logging.ini")
+#: Files that must be in the folder of mock's configurations.
+REQUIRED_FILES = ("site-defaults.cfg", "logging.ini")
 STANDIN = "reimzul-standin-mock"
-GROUP = "mock"
-#: Seconds for mock to say its version, for git to look at its files, and for it to ask another host.
-MOCK, LOCAL, REMOTE = 12.0, 8.0, 8.0
+MOCK_GROUP = "mock"
+#: Options that a user's own mock configuration must not set: mock reads it after the target's.
+_OVERRIDING_OPTIONS = ("metadata_expire", *CONF_KEYS)
 
 
 def checks(host: Host) -> list[Check]:
-    """All of a builder's own."""
-    if not host.has(BUILDER):
-        return []
     found = [
-        Check(name="mock", look=lambda: _mock(host)),
-        Check(name="configs", look=lambda: _configs(host)),
-        Check(name="configs.rendered", look=lambda: look_at_configurations(host), needs=("configs",)),
-        Check(name="configs.remote", look=lambda: _remote(host), needs=("configs",)),
-        Check(name="drained", look=lambda: _drained(host), needs=("link.beanstalkd",)),
+        Check(name="mock", run=lambda: _check_mock(host)),
+        Check(name="configs", run=lambda: _check_configs(host)),
+        Check(name="configs.rendered", run=lambda: _check_rendered(host), needs=("configs",)),
+        Check(name="configs.remote", run=lambda: _check_remote(host), needs=("configs",)),
+        Check(name="drained", run=lambda: _check_drained(host), needs=("link.beanstalkd",)),
     ]
-    if not _stands_in(host):
-        found.insert(1, Check(name="mock.group", look=lambda: _group(host)))
+    if not _uses_standin(host):
+        found.insert(1, Check(name="mock.group", run=lambda: _check_group(host)))
     if host.settings.worker.max_load:
-        found.append(Check(name="load", look=lambda: _load(host.settings.worker.max_load)))
+        found.append(Check(name="load", run=lambda: _check_load(host.settings.worker.max_load)))
     return found
 
 
-def _stands_in(host: Host) -> bool:
+def _uses_standin(host: Host) -> bool:
     return Path(host.settings.worker.mock).name == STANDIN
 
 
-def _mock(host: Host) -> Result:
+def _check_mock(host: Host) -> Result:
     mock = host.settings.worker.mock
     try:
-        said = host.run(mock, "--version", timeout=MOCK).strip()
+        version = host.run_as_user(mock, "--version").strip()
     except (ProgramFailed, TimedOut) as error:
-        return fail(f"{mock} does not run for user {host.user}: {error}", f"runuser -u {host.user} -- {mock} --version")
+        return fail(f"{mock} fails for user {host.user}: {error}", f"try: runuser -u {host.user} -- {mock} --version")
     except ReimzulError as error:
-        return fail(str(error), "install mock, or mend [worker] mock")
-    if _stands_in(host):
-        words = f"{mock} builds with this host's own rpmbuild, and isolates nothing"
-        return warn(words, "for packages that are given to others: install mock, and [worker] mock = mock")
-    return ok(f"{Path(mock).name} {said}, run by {host.user}")
+        return fail(str(error), "install mock, or correct [worker] mock")
+    if _uses_standin(host):
+        return warn(
+            f"{mock} builds with this host's own rpmbuild, and isolates nothing",
+            "to build packages for others, install mock and set [worker] mock = mock",
+        )
+    return ok(f"{Path(mock).name} {version}, run by {host.user}")
 
 
-def _group(host: Host) -> Result:
-    user = host.entry
+def _check_group(host: Host) -> Result:
+    user = host.user_entry
     if user is None:
-        return fail(f"there is no user {host.user} on this host", "make install ROLE=builder")
+        return no_user(host, "make install ROLE=builder")
     if user.pw_uid == 0:
         return ok(f"{host.user} needs no group")
-    remedy = f"usermod --append --groups {GROUP} {host.user}; systemctl restart 'reimzul-worker@*'"
+    hint = f"usermod --append --groups {MOCK_GROUP} {host.user}; systemctl restart 'reimzul-worker@*'"
     try:
-        inside = in_group(user, GROUP)
+        is_member = is_in_group(user, MOCK_GROUP)
     except KeyError:
-        return fail(f"there is no group {GROUP}: is mock installed?", remedy)
-    return ok(f"{host.user} is in it") if inside else fail(f"user {host.user} is not in group {GROUP}", remedy)
+        return fail(f"group {MOCK_GROUP} does not exist", f"install mock, then: {hint}")
+    if not is_member:
+        return fail(f"user {host.user} is not in group {MOCK_GROUP}", hint)
+    return ok(f"{host.user} is in group {MOCK_GROUP}")
 
 
-def _configs(host: Host) -> Result:
+def _check_drained(host: Host) -> Result:
+    with connect(host.settings) as broker:
+        flag = drain_flag(broker, host.name)
+    if flag is None:
+        return ok(f"{host.name} takes jobs")
+    by, why = f" by {flag.by}" if flag.by else "", f", {flag.why}" if flag.why else ""
+    return warn(
+        f"{host.name} takes no jobs: it is {'quarantined' if flag.is_quarantine else 'drained'}{by}{why}",
+        f"on the controller: reimzul resume {host.name}",
+    )
+
+
+def _check_load(limit: int) -> Result:
+    load = os.getloadavg()[0]
+    if load > limit:
+        return warn(f"{load:.1f}: the workers take no job above {limit}", "wait, or raise [worker] max_load")
+    return ok(f"{load:.1f} of {limit}")
+
+
+# --- the checkout of mock's configurations
+
+
+def _check_configs(host: Host) -> Result:
     checkout = host.settings.worker.mock_configs
     folder = checkout / "mock"
-    clone = f"runuser -u {host.user} -- git clone <your repository of configurations> {checkout}"
+    clone_hint = f"runuser -u {host.user} -- git clone <your repository of configurations> {checkout}"
     if not folder.is_dir():
-        return fail(f"{folder} is not there", clone)
-    missing = [name for name in COMPANIONS if not (folder / name).is_file()]
+        return fail(f"{folder} does not exist", clone_hint)
+    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
     if missing:
         return fail(f"{folder} has no {' and no '.join(missing)}", "copy them from /etc/mock, and commit them")
-    unreadable = list(_unreadable(host, folder))
+    user = host.user_entry
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    unreadable = [file.name for file in files if user is not None and not user_can(user, file, READ)]
     if unreadable:
         return fail(f"user {host.user} cannot read {', '.join(unreadable)}", f"chown -R {host.user} {checkout}")
     if not (checkout / ".git").exists():
-        return warn(f"{checkout} is no git checkout: it is never brought up to date", clone)
-    return worst(list(_state(host, checkout)), _summary(host, folder))
+        return warn(f"{checkout} is not a git checkout, so it is never updated", clone_hint)
+    return combine(_find_checkout_problems(host, checkout), _count_targets(host, folder))
 
 
-def _unreadable(host: Host, folder: Path) -> Iterator[str]:
-    user = host.entry
-    for file in sorted(folder.iterdir()):
-        if user is not None and file.is_file() and not may(user, file, READ):
-            yield file.name
-
-
-def _state(host: Host, checkout: Path) -> Iterator[Result]:
-    user = host.entry
+def _find_checkout_problems(host: Host, checkout: Path) -> Iterator[Result]:
+    user = host.user_entry
     if user is not None and checkout.stat().st_uid != user.pw_uid:
-        words = f"{checkout} is not {host.user}'s: git refuses to pull it"
-        yield fail(words, f"chown -R {host.user}: {checkout}")
+        yield fail(
+            f"{checkout} does not belong to {host.user}, so git refuses to pull it", f"chown -R {host.user}: {checkout}"
+        )
         return
     try:
-        changed = git(host, "status", "--porcelain", "--untracked-files=no", timeout=LOCAL)
+        changed = run_git(host, "status", "--porcelain", "--untracked-files=no")
     except ReimzulError as error:
         yield warn(f"{checkout}: {error}")
         return
     if changed:
-        words = f"{checkout} has changes of its own: {', '.join(line[3:] for line in changed.splitlines()[:3])}"
-        yield warn(words, f"git -C {checkout} diff; a pull that would touch these files fails")
+        files = shorten([line[3:] for line in changed.splitlines()])
+        yield warn(
+            f"{checkout} has uncommitted changes: {files}",
+            f"git -C {checkout} diff; a pull that changes these files fails",
+        )
 
 
-def _summary(host: Host, folder: Path) -> str:
+def _count_targets(host: Host, folder: Path) -> str:
     targets = {file.stem for file in folder.glob("*.cfg")} - {"site-defaults"}
     machine = host.settings.worker.machine or os.uname().machine
     arches = [arch.name for arch in read_arches(host.settings.farm.arches).known.values() if arch.tube == machine]
-    mine = sum(target.endswith(f".{arch}") for target in targets for arch in arches)
-    return f"{len(targets)} targets, {mine} of them for {' '.join(arches) or machine}"
+    own = sum(target.endswith(f".{arch}") for target in targets for arch in arches)
+    return f"{len(targets)} targets, {own} of them for {' '.join(arches) or machine}"
 
 
-def _remote(host: Host) -> Result:
+def _check_remote(host: Host) -> Result:
     checkout = host.settings.worker.mock_configs
     if not (checkout / ".git").exists():
-        return ok("no git checkout")
+        return ok("not a git checkout")
     try:
-        if not git(host, "remote", timeout=LOCAL):
-            return ok("the checkout has no remote: it is never pulled")
-        git(host, "ls-remote", "--quiet", "--heads", timeout=REMOTE)
+        if not run_git(host, "remote"):
+            return ok("the checkout has no remote and is never pulled")
+        run_git(host, "ls-remote", "--quiet", "--heads")
     except ReimzulError as error:
-        words = f"it cannot be pulled: {error}; builds go on with the last state"
-        return warn(words, f"runuser -u {host.user} -- git -C {checkout} pull --ff-only")
-    return ok("it can be pulled")
+        return warn(
+            f"git cannot pull the configurations: {error}; builds go on with the last state",
+            f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only",
+        )
+    return ok("git can pull the configurations")
 
 
-def git(host: Host, *words: str, timeout: float) -> str:
-    """What git says of the checkout to the user who pulls it. Raises `ReimzulError`."""
-    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
-    return host.run("git", "-C", str(host.settings.worker.mock_configs), *words, timeout=timeout, env=quiet).rstrip()
+def run_git(host: Host, *arguments: str) -> str:
+    """Run git in the checkout as the user who pulls it. Raises `ReimzulError`."""
+    env = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
+    argv = ("git", "-C", str(host.settings.worker.mock_configs), *arguments)
+    return host.run_as_user(*argv, env=env).rstrip()
 
 
-def _drained(host: Host) -> Result:
+# --- the configurations as mock reads them
+
+Configs = Mapping[str, Mapping[str, str]]  #: by file name; what mock_config prints: an `error`, or options
+
+
+def _check_rendered(host: Host) -> Result:
+    """Check that mock can read each target's configuration, and that dnf will see the farm's latest metadata."""
+    folder = host.settings.worker.mock_configs / "mock"
+    store = StoreUrls.from_settings(host.settings.bstore.base_url, host.settings.bstore.upload_url).base.rstrip("/")
+    try:
+        home = host.user_entry.pw_dir if host.user_entry else str(Path.home())
+        argv = [sys.executable, "-m", mock_config.__name__, str(folder), home, store]
+        configs: Configs = json.loads(host.run_as_user(*argv))
+    except (ReimzulError, ValueError) as error:
+        return warn(f"cannot test whether mock can read the configurations in {folder}: {error}")
+    results = []
+    if errors := {name: config["error"] for name, config in configs.items() if "error" in config}:
+        problems = [error if name in error else f"{name}: {error}" for name, error in errors.items()]
+        results.append(fail(shorten(problems), "correct, commit and push them: no build can use them"))
+    if cached := _list_cached(configs, farm_urls(store)):
+        message = f"dnf would use old metadata of the farm's repositories: {shorten(cached)}"
+        results.append(fail(message, "remove what overrides metadata_expire: it has to be 0"))
+    if unfilled := _list_unfilled(configs, farm_urls(store), read_arches(host.settings.farm.arches)):
+        results.append(warn(shorten(unfilled), "see docs/install-builder.md for where packages are published"))
+    results += _find_user_overrides(host)
+    return combine(results, f"mock can read all {len(configs)}, and dnf asks the store for metadata at every build")
+
+
+def _list_cached(configs: Configs, urls: tuple[str, ...]) -> list[str]:
+    return [
+        f"{name}: [{repository.name}]"
+        for name, config in configs.items()
+        for repository in _farm_repositories(config, urls)
+        if repository.last_value("metadata_expire") != "0"
+    ]
+
+
+def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> Iterator[Repository]:
+    for key in CONF_KEYS:
+        for repository in list_repositories(config.get(key, "")):
+            if any(url.lower().startswith(urls) for url in repository.list_urls()):
+                yield repository
+
+
+def _list_unfilled(configs: Configs, urls: tuple[str, ...], arches: Arches) -> list[str]:
+    problems: list[str] = []
+    for name, config in configs.items():
+        target = name.removesuffix(".cfg")
+        repositories = _farm_repositories(config, urls)
+        read = {folder for repository in repositories for folder in _store_folders(repository, target)}
+        problems += _find_wrong_folders(target, read, set(configs), arches)
+    return problems
+
+
+def _store_folders(repository: Repository, target: str) -> Iterator[str]:
+    """The targets whose folder in the store a repository reads."""
+    for url in repository.list_urls():
+        _, found, rest = url.partition("/repo/")
+        if found and "{" not in rest:
+            yield rest.partition("/")[0].replace("$basearch", target.rpartition(".")[2])
+
+
+def _find_wrong_folders(target: str, read: set[str], configs: Collection[str], arches: Arches) -> Iterator[str]:
+    """The folders that a target's configuration reads although nothing of that target is published there."""
+    stem, _, arch = target.rpartition(".")
+    if arch not in arches.known:
+        return
+    leaders = [f"{stem}.{each.name}" for each in arches.known.values() if arch in each.follows]
+    leaders = [leader for leader in leaders if f"{leader}.cfg" in configs]
+    if target in read and leaders and not read & set(leaders):
+        yield f"{target}.cfg reads repo/{target}/, but its packages are published in repo/{leaders[0]}/"
+    own = {stem, *(f"{stem}.{each}" for each in arches.known)}
+    for other in sorted(read & own - {target}):
+        if f"{other}.cfg" not in configs:
+            yield f"{target}.cfg reads repo/{other}/, but nothing is published there without a {other}.cfg"
+
+
+def _find_user_overrides(host: Host) -> Iterator[Result]:
+    """What mock reads from the home of the user who builds, and what would override the target's configuration."""
+    if host.user_entry is None:
+        return
+    home = Path(host.user_entry.pw_dir)
+    replacement = home / ".config/mock/mock.cfg"
+    if os.path.exists(replacement):
+        yield fail(f"mock reads {replacement} instead of every target's configuration", f"rm {replacement}")
+    for path in user_files(home):
+        with contextlib.suppress(OSError):  # usually there is none
+            text = path.read_text(encoding="utf-8", errors="replace")
+            keys = [key for key in _OVERRIDING_OPTIONS if key in text]
+            if keys:
+                yield warn(
+                    f"mock reads {path} after a target's configuration, and it sets {', '.join(keys)}",
+                    f"remove that from {path}, or dnf may use old metadata of the farm's repositories",
+                )
+
+
+# --- the builders' heartbeats
+
+
+def worker_checks(host: Host) -> list[Check]:
+    """The check of the builders' names and clocks, on the controller: only there heartbeats are recorded."""
+    return [Check(name="builders", run=lambda: _check_builders(host), needs=("link.beanstalkd",))]
+
+
+def _check_builders(host: Host) -> Result:
+    try:
+        seen = reading.workers(host.settings)
+    except NoPresences as error:
+        return warn(str(error), "" if is_root() else "run reimzul doctor as root")
     with connect(host.settings) as broker:
-        found = drain_flag(broker, host.name)
-    if found is None:
-        return ok(f"{host.name} takes jobs")
-    who = f" by {found.by}" if found.by else ""
-    words = f"{host.name} takes no jobs: it is {'quarantined' if found.is_quarantine else 'drained'}{who}"
-    return warn(f"{words}{f', {found.why}' if found.why else ''}", f"on the controller: reimzul resume {host.name}")
+        return judge_workers(connected(broker, seen))
 
 
-def _load(most: int) -> Result:
-    load = os.getloadavg()[0]
-    if load > most:
-        return warn(f"{load:.1f}: no job is taken above {most}", "wait, or mend [worker] max_load")
-    return ok(f"{load:.1f} of {most}")
+def judge_workers(seen: Sequence[Seen]) -> Result:
+    return combine(
+        _find_worker_problems(seen), f"{counted(len(seen), 'worker')}, all names differ, and the clocks agree"
+    )
+
+
+def _find_worker_problems(seen: Sequence[Seen]) -> Iterator[Result]:
+    for message in shared_names(seen).values():
+        yield warn(
+            message,
+            "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
+        )
+    clocks = {each.presence.host: each.skew for each in seen if each.skew}
+    for name, skew in clocks.items():
+        yield warn(f"the clock of {name} is {skewed(skew)}", "on that host: timedatectl set-ntp true")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A canary sent through the farm: a tiny source rpm of our own, built as a scratch build, and the time of each hop.
+"""Sends a canary through the farm: a tiny source rpm, submitted as a scratch build, and times each stage.
 
-It is submitted by `reimzul-submit` as anybody's is, and followed by what the history says. The source rpm is taken
-out of incoming/ again, whatever comes of it.
+It is submitted by `reimzul-submit`, and followed by what the history records. At the end its source rpm is removed
+from incoming/, and a build that is still under way is cancelled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,15 +22,13 @@ from typing import Any
 import attr
 
 from reimzul.admin import reading
+from reimzul.admin.doctor.beanstalkd import connect
 from reimzul.admin.doctor.check import FAIL, OK, Finding
-from reimzul.admin.doctor.flight import PLACED, Flight, finding
-from reimzul.admin.doctor.hang import Hang, why
 from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
-from reimzul.admin.doctor.queue import connect
-from reimzul.admin.doctor.services import get
+from reimzul.admin.doctor.services import fetch
 from reimzul.core import canary, validators
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import CREATEREPO, Broker, cancel_tube
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, Broker, cancel_tube
 from reimzul.core.control import clear_flag, new_flag, set_flag
 from reimzul.core.errors import InputError, InvalidMessage, ProgramNotFound, ReimzulError, ReservationLost
 from reimzul.core.message import BuildRequest, Status, event_for
@@ -38,208 +36,326 @@ from reimzul.core.process import output_of
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key
 from reimzul.history import BuildFilter, NoHistory
 
-#: Checks without which none is sent.
+#: No canary is sent if one of these checks fails.
 NEEDED = ("link.beanstalkd", "folder.incoming", "history")
-#: Seconds between two looks at the history, and at what a hop waits for.
-LOOK, ASK = 0.25, 2.0
-#: Seconds for which nobody has to be there until a hop is given up.
-NOBODY = 10.0
+#: Intervals for reading the history, and for asking beanstalkd what a stage waits for.
+HISTORY_POLL_SECONDS, STALL_POLL_SECONDS = 0.25, 2.0
+#: A stage fails after this time if nobody is connected who could complete it.
+UNRECOVERABLE_SECONDS = 10.0
 _SUBMIT = "reimzul-submit"
+#: The stages in their order, each named after what completes it.
+QUEUE, BUILD, UPLOAD, PLACED, TOTAL = "queue", "build", "upload", "placed", "total"
+
+_NOTIFIER_HINT = "systemctl status reimzul-notifier; journalctl -u reimzul-notifier"
+_WORKER_HINT = "on a builder of that arch: systemctl status 'reimzul-worker@*', reimzul doctor"
+_REPOGEN_HINT = "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor"
 
 
-@attr.frozen(kw_only=True)
-class Order:
-    """What is asked for."""
-
-    arches: tuple[str, ...]  #: empty: all that builders are there for
-    target: str  #: without an arch
-    timeout: float  #: seconds, for all of it
-
-
-def order(host: Host, arches: Sequence[str], target: str, timeout: float) -> Order:
-    """What is asked for, its target from the settings where it is left out. Raises `InputError`."""
-    if not host.has(CONTROLLER):
-        raise InputError("a canary is sent from the controller: incoming/ and the history are there")
+def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: float) -> Canary:
+    """Check the options; the default target is in the settings. Raises `InputError`."""
+    if not host.has_role(CONTROLLER):
+        raise InputError("a canary has to be sent from the controller, which has incoming/ and the history")
     target = target or host.settings.farm.canary_target
     if not target:
-        raise InputError("for which target? say it by --target, as c9s, or set [farm] canary_target")
+        raise InputError("the canary has no target: give --target (as c9s), or set [farm] canary_target")
     try:
         validators.target(target)
     except ValueError as error:
         raise InputError(f"target {error}") from None
-    known = read_arches(host.settings.farm.arches)
-    if unknown := [arch for arch in arches if arch not in known.known]:
-        raise InputError(f"arch {unknown[0]} is not known; {', '.join(known.known)} are")
-    return Order(arches=tuple(dict.fromkeys(arches)), target=target, timeout=timeout)
+    known = read_arches(host.settings.farm.arches).known
+    if unknown := [arch for arch in arches if arch not in known]:
+        raise InputError(f"unknown arch {unknown[0]!r}; known arches: {', '.join(known)}")
+    return Canary(host, list(dict.fromkeys(arches)), target, timeout)
 
 
-def watched(host: Host) -> tuple[str, ...]:
-    """The arches that builders are there for, as their own; this machine's where nobody is."""
+def list_watched_arches(host: Host) -> tuple[str, ...]:
+    """The arches whose tubes builders watch; this machine's if no builder is connected."""
     known = read_arches(host.settings.farm.arches)
     with connect(host.settings) as broker:
         tubes = {tube for tube in known.tubes() if broker.tube_stats(tube).watchers}
-    besides = {other for machine in tubes for other in known.serves.get(machine, ())}
+    extra = {other for machine in tubes for other in known.serves.get(machine, ())}
     first = {arch.tube: name for name, arch in reversed(list(known.known.items()))}
-    mine = host.settings.worker.machine or os.uname().machine
-    return tuple(first[tube] for tube in known.tubes() if tube in tubes - besides) or (first.get(mine, mine),)
+    machine = host.settings.worker.machine or os.uname().machine
+    return tuple(first[tube] for tube in known.tubes() if tube in tubes - extra) or (first.get(machine, machine),)
+
+
+# --- one arch
+
+
+@attr.define(kw_only=True)
+class CanaryRun:
+    """The canary's build on one arch, and the stage it is in. Times are of the monotonic clock."""
+
+    arch: str
+    tube: str
+    build_id: str
+    job: int  #: beanstalkd's number
+    began: float  #: when the canary was submitted
+    since: float  #: when the current stage began
+    stage: str = QUEUE  #: empty after the last one
+    document: Mapping[str, Any] = attr.field(factory=dict)  #: the build in the history
+
+    @property
+    def status(self) -> str:
+        """The build's status in the history; empty if it is not recorded yet."""
+        return str(self.document.get("status", ""))
+
+    def update(self, document: Mapping[str, Any], now: float) -> Iterator[Finding]:
+        """Yield a finding for each stage that is over according to the history."""
+        self.document = document
+        if self.status in ("", Status.QUEUED) or self.stage not in (QUEUE, BUILD):
+            return
+        if self.stage == QUEUE and self.document.get("builder_fqdn"):
+            yield self._complete(QUEUE, now, f"building on {self.document['builder_fqdn']}")
+            self.stage = BUILD
+        if self.status == Status.SUCCESS:
+            yield from self._complete_build(now)
+        elif self.status in Status.FINAL:
+            url = self.document.get("url")
+            yield self.fail(
+                now,
+                f"{self.status}: {self.document.get('reason') or 'no reason was given'}",
+                f"its logs: {url}" if url else f"reimzul builds --build {self.build_id}",
+            )
+
+    def _complete_build(self, now: float) -> Iterator[Finding]:
+        # Both by the builder's clock: when mock ended, and when the build was announced after the upload.
+        finished, announced = (float(self.document.get(name) or 0.0) for name in ("finished", "at"))
+        upload = min(max(0.0, announced - finished), now - self.since) if finished else 0.0
+        packages = ", ".join(self.document.get("rpms") or ())
+        yield self._complete(BUILD, now - upload, f"built by mock: {packages}")
+        yield self._complete(UPLOAD, now, "uploaded, announced, and in the history")
+        self.stage = PLACED
+
+    def complete_last(self, now: float, message: str) -> Iterator[Finding]:
+        yield self._complete(PLACED, now, message)
+        self.stage = ""
+        yield make_finding(f"{self.arch}.{TOTAL}", OK, f"build {self.build_id}", now - self.began)
+
+    def fail(self, now: float, message: str, hint: str) -> Finding:
+        """End the run: the current stage failed."""
+        stage, self.stage = self.stage, ""
+        return make_finding(f"{self.arch}.{stage}", FAIL, message, now - self.since, hint)
+
+    def _complete(self, stage: str, now: float, message: str) -> Finding:
+        seconds, self.since = now - self.since, now
+        return make_finding(f"{self.arch}.{stage}", OK, message, seconds)
+
+
+def make_finding(stage: str, level: str, message: str, seconds: float, hint: str = "") -> Finding:
+    return Finding(
+        name=f"canary.{stage}", level=level, message=f"{seconds:.1f} s: {message}", hint=hint, seconds=seconds
+    )
+
+
+# --- why a stage does not end
+
+
+@attr.frozen
+class Stall:
+    message: str
+    hint: str
+    is_unrecoverable: bool = False  #: nobody is connected who could complete it
+
+
+def diagnose_stall(broker: Broker, run: CanaryRun) -> Stall:
+    """Find out what the current stage waits for. Raises `BrokerUnavailable`."""
+    if run.stage == PLACED:
+        return _diagnose_placing(broker)
+    if not broker.tube_stats(NOTIFY.name).watchers:
+        return Stall(
+            "nobody watches notify: the notifier does not run, so the history records nothing", _NOTIFIER_HINT, True
+        )
+    if run.stage == BUILD:
+        builder = run.document.get("builder_fqdn")
+        return Stall(f"{builder} has not reported a result yet", f"on {builder}: journalctl -u 'reimzul-worker@*'")
+    return _diagnose_queue(broker, run)
+
+
+def _diagnose_placing(broker: Broker) -> Stall:
+    tube = broker.tube_stats(CREATEREPO.name)
+    if not tube.watchers:
+        return Stall("nobody watches createrepo: no repogen worker is connected", _REPOGEN_HINT, True)
+    return Stall(
+        f"repogen has not stored it yet; {tube.ready + tube.delayed} requests wait in createrepo",
+        "on bstore: journalctl -u 'reimzul-repogen-worker@*'",
+    )
+
+
+def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
+    tube = broker.tube_stats(run.tube)
+    try:
+        state = broker.job_stats(run.job).state
+    except ReservationLost:
+        return Stall("its job is done, but the history does not have the result", _NOTIFIER_HINT)
+    journal = "on that builder: journalctl -u 'reimzul-worker@*'"
+    if state == "buried":
+        return Stall("its job is buried", "reimzul buried lists the reason", True)
+    if state == "reserved":
+        return Stall("a builder has reserved its job, but has not reported a build", journal)
+    if not tube.watchers:
+        return Stall(f"nobody watches {run.tube}: no builder for it is connected", _WORKER_HINT, True)
+    if state == "delayed":
+        return Stall("a builder has released its job for a later retry", journal)
+    return Stall(
+        f"{tube.watchers} workers watch {run.tube}, but none has taken it: they are busy, or take no jobs",
+        "on a builder: reimzul doctor (disk, load, drained)",
+    )
+
+
+# --- all arches
 
 
 class Canary:
-    """One canary, from its making to its end."""
-
-    def __init__(self, host: Host, wanted: Order) -> None:
-        self.host, self.wanted = host, wanted
+    def __init__(self, host: Host, arches: Sequence[str], target: str, timeout: float) -> None:
+        self.host, self.target = host, target
+        self.arches = arches  #: empty: all that builders are connected for
+        self.timeout = timeout  #: seconds for all stages together
         self.srpm = ""
-        self.flights: list[Flight] = []
-        self._hopeless: dict[str, float] = {}  #: since when, by arch
-        self._asked = 0.0
+        self.runs: list[CanaryRun] = []
+        self._unrecoverable_since: dict[str, float] = {}  #: by arch
+        self._last_stall_poll = 0.0
+
+    @property
+    def active_runs(self) -> list[CanaryRun]:
+        return [run for run in self.runs if run.stage]
 
     def send(self) -> Iterator[Finding]:
-        """Each hop, when it is over or given up."""
+        """Submit it, and yield a finding at the end of each stage."""
         began = time.monotonic()
-        with contextlib.ExitStack() as at_the_end:
-            folder = Path(at_the_end.enter_context(TemporaryDirectory(prefix="reimzul-doctor-")))
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="reimzul-doctor-")))
             try:
-                arches = self.wanted.arches or watched(self.host)
+                arches = self.arches or list_watched_arches(self.host)
                 srpm = canary.make_canary_srpm(folder)
-                at_the_end.callback(self._clean_up, srpm.name)
+                stack.callback(self._clean_up, srpm.name)
                 self._submit(srpm, arches, began)
             except ReimzulError as error:
-                yield finding("", "submit", FAIL, str(error), "", time.monotonic() - began)
+                yield make_finding("submit", FAIL, str(error), time.monotonic() - began)
                 return
-            words = f"{self.srpm} for {self.wanted.target}: {', '.join(flight.tube for flight in self.flights)}"
-            yield finding("", "submit", OK, words, "", time.monotonic() - began)
+            yield make_finding(
+                "submit",
+                OK,
+                f"{self.srpm} for {self.target}: {', '.join(run.tube for run in self.runs)}",
+                time.monotonic() - began,
+            )
             try:
-                yield from self._follow(began + self.wanted.timeout)
+                yield from self._follow(began + self.timeout)
             except ReimzulError as error:
-                for flight in self.flights:
-                    if flight.hop:
-                        yield flight.failed(time.monotonic(), f"it cannot be followed: {error}", "reimzul doctor")
+                for run in self.active_runs:
+                    yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
 
-    def names(self) -> list[str]:
-        """How the hops are called, as far as that is known before it is sent."""
-        return [f"canary.{arch}.{PLACED}" for arch in self.wanted.arches or (os.uname().machine,)]
-
-    def told(self) -> dict[str, Any]:
-        """What is known of it, for a program."""
+    def to_dict(self) -> dict[str, Any]:
         names = ("status", "builder_fqdn", "place", "url", "reason")
         builds = [
-            {"arch": flight.arch, "build_id": flight.build_id, **{n: flight.document.get(n, "") for n in names}}
-            for flight in self.flights
+            {"arch": run.arch, "build_id": run.build_id, **{name: run.document.get(name, "") for name in names}}
+            for run in self.runs
         ]
-        return {"srpm": self.srpm, "target": self.wanted.target, "builds": builds}
+        return {"srpm": self.srpm, "target": self.target, "builds": builds}
 
     def _submit(self, srpm: Path, arches: Sequence[str], began: float) -> None:
         file = ["--config", str(self.host.file)] if self.host.file else []
-        words = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.wanted.target, "-d", canary.DISTTAG]
-        with _uninterrupted():  # what is queued has to be known, so that it can be taken back
-            answer = json.loads(output_of([program(), *file, *words, "--scratch", "--rebuild", "--now", "--json"]))
+        options = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.target, "-d", canary.DISTTAG]
+        argv = [find_submit_program(), *file, *options, "--scratch", "--rebuild", "--now", "--json"]
+        with _blocking_sigint():  # we have to know what was queued to cancel it
+            answer = json.loads(output_of(argv))
             now = time.monotonic()
             self.srpm = answer["srpm"]
-            self.flights = [
-                Flight(
-                    arch=row["arch"], tube=row["tube"], build_id=row["build_id"], job=row["job"], began=began, since=now
-                )
-                for row in answer["builds"]
-            ]  # fmt: skip
+            names = ("arch", "tube", "build_id", "job")
+            self.runs = [
+                CanaryRun(**{name: build[name] for name in names}, began=began, since=now) for build in answer["builds"]
+            ]
 
     def _follow(self, deadline: float) -> Iterator[Finding]:
-        while under_way := [flight for flight in self.flights if flight.hop]:
-            for flight in under_way:
-                yield from self._news(flight)
-            yield from self._given_up(time.monotonic() > deadline)
-            time.sleep(LOOK)
+        while runs := self.active_runs:
+            for run in runs:
+                yield from run.update(self._read_document(run), time.monotonic())
+                if run.stage == PLACED and (message := self._describe_place(run)):
+                    yield from run.complete_last(time.monotonic(), message)
+            yield from self._fail_stalled(time.monotonic() > deadline)
+            time.sleep(HISTORY_POLL_SECONDS)
 
-    def _news(self, flight: Flight) -> Iterator[Finding]:
-        yield from flight.heed(self._document(flight), time.monotonic())
-        if flight.hop == PLACED and (words := self._place(flight)):
-            yield from flight.placed(time.monotonic(), words)
-
-    def _document(self, flight: Flight) -> dict[str, Any]:
-        """What the history says; as long as it cannot be read, what it said last."""
+    def _read_document(self, run: CanaryRun) -> dict[str, Any]:
+        """The build in the history; the last known state while there is no history."""
         with contextlib.suppress(NoHistory), reading.history(self.host.settings.history.url) as history:
-            for document in history.builds(BuildFilter(build_id=flight.build_id), 10):
-                if document["arch"] == flight.arch:
+            for document in history.builds(BuildFilter(build_id=run.build_id), 10):
+                if document["arch"] == run.arch:
                     return document
-        return dict(flight.document)
+        return dict(run.document)
 
-    def _place(self, flight: Flight) -> str:
-        """Where it lies, in words; empty while it does not."""
+    def _describe_place(self, run: CanaryRun) -> str:
+        """Where the build is stored; empty while it is not."""
         settings = self.host.settings
+        stored = f"stored in {run.document.get('place')}"
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         try:
-            status = get(urls.manifest(flight.build_id, flight.arch)).status
-            return f"it lies in {flight.document.get('place')}" if status == 200 else ""
+            return stored if fetch(urls.manifest(run.build_id, run.arch)).status == 200 else ""
         except OSError:  # a controller need not reach the store
             pass
-        if self.host.has(BSTORE):
-            entry = StorePaths(settings.bstore.root).index / leg_key(flight.build_id, flight.arch)
-            return f"it lies in {flight.document.get('place')}" if entry.exists() else ""
+        if self.host.has_role(BSTORE):
+            entry = StorePaths(settings.bstore.root).index / leg_key(run.build_id, run.arch)
+            return stored if entry.exists() else ""
         with connect(settings) as broker:
             tube = broker.tube_stats(CREATEREPO.name)
-        waits = tube.ready + tube.reserved + tube.delayed
-        return "" if waits else "repogen has taken it; the store cannot be read from this host"
+        is_waiting = tube.ready + tube.reserved + tube.delayed
+        return "" if is_waiting else "repogen has taken it; this host cannot read the store"
 
-    def _given_up(self, late: bool) -> Iterator[Finding]:
+    def _fail_stalled(self, is_late: bool) -> Iterator[Finding]:
         now = time.monotonic()
-        if not late and now - self._asked < ASK:
+        if not is_late and now - self._last_stall_poll < STALL_POLL_SECONDS:
             return
-        self._asked = now
+        self._last_stall_poll = now
         with connect(self.host.settings) as broker:
-            for flight in self.flights:
-                if flight.hop:
-                    hang = why(broker, flight)
-                    if late or self._is_over(flight, hang, now):
-                        yield flight.failed(now, hang.words, hang.remedy)
-                        self._withdraw(broker, flight)
+            for run in self.active_runs:
+                stall = diagnose_stall(broker, run)
+                if is_late or self._is_unrecoverable(run, stall, now):
+                    yield run.fail(now, stall.message, stall.hint)
+                    self._cancel(broker, run)
 
-    def _is_over(self, flight: Flight, hang: Hang, now: float) -> bool:
-        if not hang.hopeless:
-            self._hopeless.pop(flight.arch, None)
+    def _is_unrecoverable(self, run: CanaryRun, stall: Stall, now: float) -> bool:
+        if not stall.is_unrecoverable:
+            self._unrecoverable_since.pop(run.arch, None)
             return False
-        return now - self._hopeless.setdefault(flight.arch, now) > NOBODY
+        return now - self._unrecoverable_since.setdefault(run.arch, now) > UNRECOVERABLE_SECONDS
 
     def _clean_up(self, name: str) -> None:
-        """Take back what is still under way, then the source rpm."""
-        left = [flight for flight in self.flights if flight.hop]
-        if left:
+        if runs := self.active_runs:
             with contextlib.suppress(ReimzulError), connect(self.host.settings) as broker:
-                for flight in left:
-                    self._withdraw(broker, flight)
+                for run in runs:
+                    self._cancel(broker, run)
         with contextlib.suppress(OSError):
             (self.host.settings.incoming.folder / name).unlink()
 
-    def _withdraw(self, broker: Broker, flight: Flight) -> None:
-        """Have nobody build it any more; a builder that does already is told by a mark."""
-        if flight.status in Status.FINAL:
+    def _cancel(self, broker: Broker, run: CanaryRun) -> None:
+        """Delete the job; if a builder has it, set a flag that the builder polls."""
+        if run.status in Status.FINAL:
             return
-        tube = cancel_tube(flight.build_id)
+        tube = cancel_tube(run.build_id)
         set_flag(broker, tube, new_flag(by="reimzul doctor", why="the canary was given up"))
         try:
-            if broker.job_stats(flight.job).state == "reserved":
+            if broker.job_stats(run.job).state == "reserved":
                 return
-            request = BuildRequest.decode(broker.peek(flight.job))
-            broker.delete(flight.job)
+            request = BuildRequest.decode(broker.peek(run.job))
+            broker.delete(run.job)
             broker.announce(event_for(request, Status.CANCELLED, reason="given up by reimzul doctor"))
-        except (ReservationLost, InvalidMessage):  # it is over, or was taken just now
+        except (ReservationLost, InvalidMessage):  # it is done, or was just reserved
             pass
         clear_flag(broker, tube)
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A Ctrl-C within the block is heeded at its end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _blocking_sigint() -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def program() -> str:
-    """Our own reimzul-submit: beside the Python that runs us, else on PATH. Raises `ProgramNotFound`."""
+def find_submit_program() -> str:
+    """Find reimzul-submit beside the running Python, else in PATH. Raises `ProgramNotFound`."""
     beside = Path(sys.executable).with_name(_SUBMIT)
     found = str(beside) if beside.exists() else shutil.which(_SUBMIT)
     if not found:
-        raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program")
+        raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program, nor in PATH")
     return found

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A check and what it found; and many of them side by side, each with a limit of its own. A doctor does not hang."""
+"""Defines checks and their results, and runs many checks in parallel, each with its own time limit."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Callable
 
 import attr
@@ -14,134 +14,141 @@ import attr
 from reimzul.core.errors import ReimzulError
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
-#: Seconds a check may take.
-LIMIT = 15.0
+CHECK_TIMEOUT_SECONDS = 15.0
+
+
+def _to_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 @attr.frozen
 class Result:
-    """What a look found."""
-
     level: str  #: OK, WARN or FAIL
-    words: str
-    remedy: str = ""  #: what to do about it
+    message: str = attr.field(converter=_to_one_line)
+    hint: str = attr.field(converter=_to_one_line, default="")  #: what a person should do about it
 
 
-def ok(words: str) -> Result:
-    """All is well."""
-    return Result(OK, words)
+@attr.frozen
+class Finding(Result):
+    name: str = attr.field(kw_only=True)
+    seconds: float = attr.field(default=0.0, kw_only=True)  #: duration
+
+    def to_dict(self) -> dict[str, object]:
+        """The finding as --json prints it, under key names of its own."""
+        texts = {"words": self.message, "remedy": self.hint}
+        return {"name": self.name, "level": self.level, **texts, "seconds": round(self.seconds, 3)}
 
 
-def warn(words: str, remedy: str = "") -> Result:
-    """The farm works; a person should know."""
-    return Result(WARN, words, remedy)
+class Misconfigured(ReimzulError):
+    """Something works, but not as it has to. A check that raises it fails with its message and hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
-def fail(words: str, remedy: str = "") -> Result:
-    """Something of the farm does not work."""
-    return Result(FAIL, words, remedy)
+def ok(message: str) -> Result:
+    return Result(OK, message)
 
 
-def closed(what: str) -> Result:
-    """Something that we may not look at: a fault for root alone."""
-    if os.geteuid() == 0:
-        return fail(f"{what}: permission denied, also to root")
-    return warn(f"{what} is not ours to look at", "run it as root")
+def warn(message: str, hint: str = "") -> Result:
+    """The farm works, but a person should know."""
+    return Result(WARN, message, hint)
 
 
-def worst(results: Sequence[Result], well: str) -> Result:
-    """Several results as one: the words of all that is not well, `well` where all is."""
-    ill = [result for result in results if result.level != OK]
-    if not ill:
-        return ok(well)
-    level = FAIL if any(result.level == FAIL for result in ill) else WARN
-    words = "; ".join(result.words for result in ill)
-    return Result(level, words, "; ".join(dict.fromkeys(result.remedy for result in ill if result.remedy)))
+def fail(message: str, hint: str = "") -> Result:
+    """A part of the farm does not work."""
+    return Result(FAIL, message, hint)
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def not_permitted(path: str) -> Result:
+    """The result for a path that this process must not read: only root is expected to have access to everything."""
+    if is_root():
+        return fail(f"{path}: permission denied, even for root")
+    return warn(f"{path} is not readable for this user", "run reimzul doctor as root")
+
+
+def combine(results: Iterable[Result], message: str) -> Result:
+    """Merge several results into one that lists every problem; without a problem it is ok with `message`."""
+    problems = [result for result in results if result.level != OK]
+    if not problems:
+        return ok(message)
+    level = FAIL if any(result.level == FAIL for result in problems) else WARN
+    hints = dict.fromkeys(result.hint for result in problems if result.hint)
+    return Result(level, "; ".join(result.message for result in problems), "; ".join(hints))
+
+
+def shorten(texts: Sequence[str], limit: int = 3) -> str:
+    """Join the first texts, and count the others."""
+    more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
+    return "; ".join(texts[:limit]) + more
+
+
+def describe_error(error: OSError) -> str:
+    return (error.strerror or str(error) or "no answer").lower()
 
 
 @attr.frozen(kw_only=True)
 class Check:
-    """One thing to look at."""
-
     name: str
-    look: Callable[[], Result]
-    needs: tuple[str, ...] = ()  #: names of checks; where one of them fails, this one is not looked at
+    run: Callable[[], Result]
+    needs: tuple[str, ...] = ()  #: names of checks; if one of them fails, this check is skipped
 
 
-@attr.frozen(kw_only=True)
-class Finding:
-    """What came of a check."""
+class _RunningCheck:
+    """A check in its own thread, which is abandoned when it exceeds its time limit."""
 
-    name: str
-    level: str
-    words: str
-    remedy: str
-    seconds: float  #: it took
-
-
-class _Running:
-    """A check in a thread of its own, which is left behind where it does not end."""
-
-    def __init__(self, check: Check, others: dict[str, _Running], limit: float) -> None:
+    def __init__(self, check: Check, others: dict[str, _RunningCheck], timeout: float) -> None:
         self.check = check
         self.needs = [others[name] for name in check.needs if name in others]
-        self.limit = limit
-        self.looking = threading.Event()
-        self.done = threading.Event()
-        self.result = Result(FAIL, "")
-        self.began = self.ended = time.monotonic()
-        # no pool: Python waits for a pool's threads before it ends, for these it does not
+        self.timeout = timeout
+        self.has_begun = threading.Event()
+        self.has_ended = threading.Event()
+        self.result = fail(f"no answer within {timeout:g} s", "look for what keeps this host busy")
+        self.began = time.monotonic()
+        self.seconds = timeout
+        # Not a thread pool: Python would wait at exit for a pool's threads, but not for daemon threads.
         threading.Thread(target=self._run, name=check.name, daemon=True).start()
 
     def _run(self) -> None:
-        failed = [each.check.name for each in self.needs if each.finding().level == FAIL]
+        failed = [each.check.name for each in self.needs if each.wait().level == FAIL]
         self.began = time.monotonic()
-        self.looking.set()
-        result = warn(f"not looked at, since {failed[0]} fails") if failed else looked(self.check)
-        self.ended = time.monotonic()
-        self.result = result
-        self.done.set()
+        self.has_begun.set()
+        result = warn(f"skipped because {failed[0]} fails") if failed else run_check(self.check)
+        self.result, self.seconds = result, time.monotonic() - self.began
+        self.has_ended.set()
 
-    def finding(self) -> Finding:
-        """What it found, waiting for it; that it has not ended is found too."""
-        self.looking.wait()  # those it needs have limits
-        if self.done.wait(max(0.0, self.began + self.limit - time.monotonic())):
-            result, seconds = self.result, self.ended - self.began
-        else:
-            result = fail(f"no answer within {self.limit:g} s", "look at what this host is busy with")
-            seconds = self.limit
-        return Finding(
-            name=self.check.name,
-            level=result.level,
-            words=one_line(result.words),
-            remedy=one_line(result.remedy),
-            seconds=round(seconds, 3),
-        )
+    def wait(self) -> Finding:
+        """Wait for the check's end, at most until its time limit."""
+        self.has_begun.wait()  # the checks it needs have time limits, too
+        self.has_ended.wait(max(0.0, self.began + self.timeout - time.monotonic()))
+        return Finding(**attr.asdict(self.result), name=self.check.name, seconds=self.seconds)
 
 
-def looked(check: Check) -> Result:
-    """What a check finds; what it raises is a finding too."""
+def run_check(check: Check) -> Result:
+    """Run one check; an exception becomes its result."""
     try:
-        return check.look()
+        return check.run()
+    except Misconfigured as error:
+        return fail(str(error), error.hint)
     except ReimzulError as error:
         return fail(str(error))
     except PermissionError as error:
-        return closed(str(error.filename or check.name))
+        return not_permitted(str(error.filename or check.name))
     except OSError as error:
-        return fail(f"{error.filename or check.name}: {(error.strerror or str(error)).lower()}")
+        return fail(f"{error.filename or check.name}: {describe_error(error)}")
     except Exception as error:
-        return fail(f"a bug of the doctor: {error!r}", "tell the developers of it")
+        return fail(f"bug in reimzul doctor: {error!r}", "report it to the developers")
 
 
-def examine(checks: Sequence[Check], limit: float = LIMIT) -> Iterator[Finding]:
-    """All of them at once; what they found, in their order. A check comes after those it needs."""
-    running: dict[str, _Running] = {}
+def run_checks(checks: Sequence[Check], timeout: float = CHECK_TIMEOUT_SECONDS) -> Iterator[Finding]:
+    """Run all checks in parallel and yield their findings in the order given. A check must follow those it needs."""
+    running: dict[str, _RunningCheck] = {}
     for check in checks:
-        running[check.name] = _Running(check, running, limit)
+        running[check.name] = _RunningCheck(check, running, timeout)
     for each in running.values():
-        yield each.finding()
-
-
-def one_line(words: str) -> str:
-    """Words with neither tabs nor line ends, which stand between cells and lines."""
-    return " ".join(words.split())
+        yield each.wait()

@@ -1,24 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul doctor`: the command line."""
+"""The command line of `reimzul doctor`: collects all checks, runs them, and prints the findings."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from reimzul import __version__
-from reimzul.admin.doctor.canary import NEEDED, Canary, order
-from reimzul.admin.doctor.check import FAIL, WARN, Check, Finding, examine
-from reimzul.admin.doctor.host import ALL, ROLES, Host, find
-from reimzul.admin.doctor.report import as_json, count, show
-from reimzul.admin.doctor.rounds import checks
+from reimzul.admin.doctor import beanstalkd, builder, host, network, notifications, services, store, stunnel
+from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
+from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
+from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
 from reimzul.admin.table import show_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
+
+#: The checks in the order of their output, after those they need, and the roles that have them.
+_GROUPS = (
+    (host.checks, ROLES),
+    (stunnel.checks, ROLES),
+    (network.link_checks, ROLES),
+    (network.checks, ROLES),
+    (services.checks, ROLES),
+    (host.folder_checks, ROLES),
+    (beanstalkd.checks, (CONTROLLER,)),
+    (builder.worker_checks, (CONTROLLER,)),
+    (store.web_checks, ROLES),
+    (notifications.checks, (CONTROLLER,)),
+    (network.certificate_checks, (CONTROLLER,)),
+    (store.upload_checks, (BUILDER, BSTORE)),
+    (builder.checks, (BUILDER,)),
+    (store.checks, (BSTORE,)),
+)
+_COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
+_LEVEL_WIDTH = 4
+#: A long name of a check, for the width of the column: the names of a canary's stages are not known before.
+_LONG_NAME = "canary.aarch64.placed"
 
 
 @click.command("doctor", epilog=EXIT_CODES)
@@ -27,42 +48,52 @@ from reimzul.core.errors import EXIT_FAILED
     "roles",
     type=click.Choice([*ROLES, ALL]),
     multiple=True,
-    help="What this host is for, where that is not to be found out; may be given again.",
+    help="Check this host as one with this role instead of detecting its roles. May be repeated.",
 )
 @click.option(
     "--stunnel",
+    "stunnel_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="stunnel's configuration, where it is not /etc/stunnel/reimzul.conf.",
+    help="Read this stunnel configuration instead of /etc/stunnel/reimzul.conf.",
 )
-@click.option("--canary", "sent", is_flag=True, help="Then send a tiny package through the farm, and time each hop.")
-@click.option("--arch", "arches", multiple=True, metavar="ARCH", help="The canary's, may be given again; all watched.")
-@click.option("--target", default="", metavar="TARGET", help="The canary's, without an arch; [farm] canary_target.")
+@click.option(
+    "--canary", "sends_canary", is_flag=True, help="Then send a tiny package through the farm; time each stage."
+)
+@click.option(
+    "--arch", "arches", multiple=True, metavar="ARCH", help="Build the canary for ARCH only. May be repeated."
+)
+@click.option(
+    "--target",
+    default="",
+    metavar="TARGET",
+    help="Build the canary for TARGET (without arch), not [farm] canary_target.",
+)
 @click.option(
     "--timeout",
     type=click.IntRange(1, 86_400),
     default=900,
     show_default=True,
     metavar="SECONDS",
-    help="The canary's time.",
+    help="Give the canary this much time.",
 )
-@click.option("--json", "json_wanted", is_flag=True, help="An object: host, version, roles, checks, failed, warned.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object: host, version, roles, checks, failed, warned.")
 @shared_options
 def command(
     config: Path | None,
     verbose: bool,
     roles: Sequence[str],
-    stunnel: Path | None,
-    json_wanted: bool,
-    sent: bool,
+    stunnel_file: Path | None,
+    as_json: bool,
+    sends_canary: bool,
     arches: Sequence[str],
     target: str,
     timeout: int,
 ) -> int:
-    """Look at every link and every part of this host, and say what to do where one fails.
+    """Check this host and its links to the others, with a hint for each problem.
 
-    A line each: ok, warn or FAIL, the check, what was found, what to do. The exit code is 0 where nothing is FAIL,
-    and 1 where something is. Run as root it sees all; else it says what it may not look at.
+    Prints a line per check: ok, warn or FAIL, the check, what was found, what to do. The exit code is 0 if nothing is
+    FAIL, else 1. Run it as root to check everything; otherwise it reports what it may not examine.
 
     \b
     Examples:
@@ -70,42 +101,72 @@ def command(
       reimzul doctor --role builder --json
       reimzul doctor --canary --arch x86_64 --target c9s
     """
-    if (arches or target) and not sent:
-        raise click.UsageError("--arch and --target are the canary's: give --canary too")
-    host = find(load_settings(config, verbose), find_file(config), roles, stunnel)
-    bird = Canary(host, order(host, arches, target, timeout)) if sent else None
-    wanted = checks(host)
-    names = [check.name for check in wanted] + ([] if bird is None else bird.names())
-    findings = examined(wanted, bird)
-    found = list(findings) if json_wanted else show(findings, names)
-    if json_wanted:
-        show_json({**summary(host, found), **({} if bird is None else {"canary": bird.told()})})
-    elif sys.stdout.isatty():
-        click.echo(f"{count(found, FAIL)} FAIL, {count(found, WARN)} warn, of {len(found)} ({', '.join(host.roles)})")
+    if (arches or target) and not sends_canary:
+        raise click.UsageError("--arch and --target are options of the canary: give --canary too")
+    examined = find_host(load_settings(config, verbose), find_file(config), roles, stunnel_file)
+    canary = prepare_canary(examined, arches, target, timeout) if sends_canary else None
+    checks = collect_checks(examined)
+    width = max(len(name) for name in [*(check.name for check in checks), _LONG_NAME])
+    findings = find_problems(checks, canary)
+    if as_json:
+        found = list(findings)
+        show_json({**summarize(examined, found), **({} if canary is None else {"canary": canary.to_dict()})})
+    else:
+        found = print_findings(findings, width)
+        if sys.stdout.isatty():
+            roles_text = ", ".join(examined.roles)
+            click.echo(f"{count(found, FAIL)} FAIL, {count(found, WARN)} warn, of {len(found)} ({roles_text})")
     return EXIT_FAILED if count(found, FAIL) else 0
 
 
-def examined(wanted: Sequence[Check], bird: Canary | None) -> Iterator[Finding]:
-    """All checks, and then the canary, unless something fails that it stands on."""
+def collect_checks(host: Host) -> list[Check]:
+    return [check for make_checks, roles in _GROUPS if host.has_role(*roles) for check in make_checks(host)]
+
+
+def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Finding]:
+    """Run all checks, then send the canary unless a check that it needs fails."""
     failed = []
-    for finding in examine(wanted):
+    for finding in run_checks(checks):
         failed += [finding.name] if finding.level == FAIL else []
         yield finding
-    if bird is None:
+    if canary is None:
         return
-    if missing := [name for name in NEEDED if name in failed]:
-        yield Finding(name="canary", level=WARN, words=f"not sent, since {missing[0]} fails", remedy="", seconds=0.0)
+    if blocking := [name for name in NEEDED if name in failed]:
+        yield Finding(WARN, f"not sent because {blocking[0]} fails", name="canary")
     else:
-        yield from bird.send()
+        yield from canary.send()
 
 
-def summary(host: Host, found: Sequence[Finding]) -> dict[str, object]:
-    """What was found, for a program."""
+def summarize(host: Host, findings: Sequence[Finding]) -> dict[str, object]:
     return {
         "host": host.name,
         "version": __version__,
         "roles": list(host.roles),
-        "checks": as_json(found),
-        "failed": count(found, FAIL),
-        "warned": count(found, WARN),
+        "checks": [finding.to_dict() for finding in findings],
+        "failed": count(findings, FAIL),
+        "warned": count(findings, WARN),
     }
+
+
+def print_findings(findings: Iterable[Finding], width: int) -> list[Finding]:
+    printed = []
+    for finding in findings:
+        click.echo(format_for_terminal(finding, width) if sys.stdout.isatty() else format_for_pipe(finding))
+        printed.append(finding)
+    return printed
+
+
+def format_for_terminal(finding: Finding, width: int) -> str:
+    bold = True if finding.level == FAIL else None
+    level = click.style(finding.level.ljust(_LEVEL_WIDTH), fg=_COLOURS[finding.level], bold=bold)
+    indent = " " * (_LEVEL_WIDTH + 2 + width + 2)
+    hint = f"\n{indent}-> {finding.hint}" if finding.hint else ""
+    return f"{level}  {finding.name.ljust(width)}  {finding.message}{hint}"
+
+
+def format_for_pipe(finding: Finding) -> str:
+    return "\t".join((finding.level, finding.name, finding.message, finding.hint))
+
+
+def count(findings: Iterable[Finding], level: str) -> int:
+    return sum(finding.level == level for finding in findings)

@@ -1,136 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four services of the farm, spoken to as their clients do: whoever answers right is really there."""
+"""Talks to the farm's four services as their clients do, and checks that the systemd units of the roles run."""
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import socket
 import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Callable, Optional
 from urllib.parse import urlsplit
 
 import attr
 
-from reimzul.admin.doctor.tunnels import Address
+from reimzul.admin.doctor.check import Check, Misconfigured, Result, combine, fail
+from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, PROGRAM_TIMEOUT_SECONDS, Host
+from reimzul.admin.doctor.stunnel_config import Address
 from reimzul.core.beanstalk import Broker
-from reimzul.core.config import Settings
-from reimzul.core.errors import ReimzulError
+from reimzul.core.config import LOCAL, Settings
+from reimzul.core.errors import BrokerUnavailable
+from reimzul.core.process import output_of
 
-#: Seconds an answer may take.
-PATIENCE = 4.0
-
+#: Time limit for one answer of a service.
+ANSWER_TIMEOUT_SECONDS = 4.0
 BEANSTALKD, INCOMING, RSYNCD, STORE = "beanstalkd", "incoming", "rsyncd", "store"
 
-
-class Wrong(ReimzulError):
-    """The service is there, and does not do what it should."""
-
-    def __init__(self, words: str, remedy: str) -> None:
-        super().__init__(words)
-        self.remedy = remedy
+#: What shows that systemd runs this host: sd_booted(3).
+BOOTED = Path("/run/systemd/system")
+_ENABLED = Path("/etc/systemd/system")
+#: Units by role; a name that ends with @ is a template with numbered instances.
+UNITS = {
+    CONTROLLER: ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
+    BUILDER: ("stunnel@reimzul", "reimzul-worker@"),
+    BSTORE: ("stunnel@reimzul", "nginx", "rsync", "reimzul-repogen-worker@", "reimzul-signer"),
+}
+#: Names of units on Fedora and EL, where they differ.
+_OTHER_NAMES = {"rsync": ("rsyncd",)}
 
 
 @attr.frozen(kw_only=True)
 class Service:
-    """A service as the settings of this host point to it."""
+    """A service at the address that this host's settings have for it."""
 
     name: str
-    setting: str  #: which says where it is
+    setting: str  #: the setting with its address
     address: Address
-    offerer: str  #: the role of the host that offers it
-    program: str  #: what offers it, as its unit is called
-    speak: Callable[[Address], str]  #: what it answers, in words. Raises `OSError`, `BrokerUnavailable`, `Wrong`
+    offered_by: str  #: the role of the host that offers it
+    program: str  #: the name of its unit
+    #: Ask for an answer at an address and describe it. Raises `OSError`, `Misconfigured`
+    ask: Callable[[Address], str]
 
 
 @attr.frozen
-class Answer:
-    """What an http server says."""
-
+class HttpAnswer:
     status: int
     body: bytes
-    date: Optional[float]  #: its clock, in seconds since 1970, where it says so
-    at: float  #: ours, at that moment
+    date: Optional[float]  #: the server's clock, in seconds since 1970, if it sends it
+    received: float  #: our clock at that moment
 
 
 def services(settings: Settings) -> dict[str, Service]:
-    """All four, by name."""
     incoming, store, uploads = settings.incoming.url, settings.bstore.base_url, settings.bstore.upload_url
     rows = (
         Service(
-            name=BEANSTALKD, setting="[beanstalkd] host and port", offerer="controller", program="beanstalkd",
-            address=(settings.beanstalkd.host, settings.beanstalkd.port), speak=beanstalkd,
+            name=BEANSTALKD, setting="[beanstalkd] host and port", offered_by=CONTROLLER, program="beanstalkd",
+            address=(settings.beanstalkd.host, settings.beanstalkd.port), ask=ask_beanstalkd,
         ),
         Service(
-            name=INCOMING, setting="[incoming] url", offerer="controller", program="nginx",
-            address=where(incoming), speak=_folder(incoming, "conf/nginx-controller.conf"),
+            name=INCOMING, setting="[incoming] url", offered_by=CONTROLLER, program="nginx",
+            address=address_of(incoming), ask=_folder_asker(incoming, "conf/nginx-controller.conf"),
         ),
         Service(
-            name=RSYNCD, setting="[bstore] upload_url", offerer="bstore", program="rsync",
-            address=where(uploads), speak=rsyncd,
+            name=RSYNCD, setting="[bstore] upload_url", offered_by=BSTORE, program="rsync",
+            address=address_of(uploads), ask=ask_rsyncd,
         ),
         Service(
-            name=STORE, setting="[bstore] base_url", offerer="bstore", program="nginx",
-            address=where(store), speak=_folder(store, "conf/nginx-bstore.conf"),
+            name=STORE, setting="[bstore] base_url", offered_by=BSTORE, program="nginx",
+            address=address_of(store), ask=_folder_asker(store, "conf/nginx-bstore.conf"),
         ),
     )  # fmt: skip
     return {service.name: service for service in rows}
 
 
-def where(url: str) -> Address:
-    """The host and port of a URL."""
+def address_of(url: str) -> Address:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or {"https": 443, "rsync": 873}.get(parts.scheme, 80)
 
 
-def beanstalkd(address: Address) -> str:
-    """What beanstalkd is there. Raises `BrokerUnavailable`."""
-    with Broker(*address, answer=PATIENCE) as broker:
-        return f"beanstalkd {broker.server_stats().version} answers"
+def format_address(address: Address) -> str:
+    return f"{address[0]}:{address[1]}"
 
 
-def rsyncd(address: Address) -> str:
-    """Which protocol an rsync daemon speaks. Raises `OSError`."""
-    with socket.create_connection(address, PATIENCE) as connection:
-        said = connection.recv(64)
-    if not said.startswith(b"@RSYNCD:"):
-        raise ConnectionError("closed without a greeting" if not said else f"not rsync's greeting: {said[:20]!r}")
-    return f"rsyncd answers, protocol {said.split()[1].decode(errors='replace')}"
+def restart_hint(program: str) -> str:
+    other = " (rsyncd on Fedora and EL)" if program == "rsync" else ""
+    return f"systemctl restart {program}{other}; journalctl -u {program}"
 
 
-def get(url: str, address: Address | None = None) -> Answer:
-    """What is at a URL, at most 64 KB of it; at another address than its own where that is given. Raises `OSError`."""
+def ask_beanstalkd(address: Address) -> str:
+    try:
+        with Broker(*address, answer=ANSWER_TIMEOUT_SECONDS) as broker:
+            return f"beanstalkd {broker.server_stats().version} answers"
+    except BrokerUnavailable as error:
+        raise ConnectionError(str(error)) from error.__cause__
+
+
+def ask_rsyncd(address: Address) -> str:
+    with socket.create_connection(address, ANSWER_TIMEOUT_SECONDS) as connection:
+        greeting = connection.recv(64)
+    if not greeting.startswith(b"@RSYNCD:"):
+        raise ConnectionError(f"not rsync's greeting: {greeting[:20]!r}" if greeting else "closed without a greeting")
+    return f"rsyncd answers, protocol {greeting.split()[1].decode(errors='replace')}"
+
+
+def _folder_asker(url: str, sample: str) -> Callable[[Address], str]:
+    """Make the `ask` of a web server's folder. The server may refuse to list the folder (403)."""
+    path = urlsplit(url).path
+
+    def ask(address: Address) -> str:
+        status = fetch(url, address).status
+        if status not in (200, 403):
+            raise Misconfigured(
+                f"the web server at {format_address(address)} answers {status} for {path}",
+                f"compare its configuration with {sample}",
+            )
+        return f"the web server answers for {path}"
+
+    return ask
+
+
+def fetch(url: str, address: Address | None = None) -> HttpAnswer:
+    """Fetch a URL, at most 64 KB of it; connect to `address` instead of the URL's host if given. Raises `OSError`."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    host, port = address or where(url)
-    connection = kind(host, port, timeout=PATIENCE)
+    host, port = address or address_of(url)
     try:
-        connection.request("GET", parts.path or "/", headers={"Host": parts.netloc, "User-Agent": "reimzul-doctor"})
-        response = connection.getresponse()
-        at = time.time()
-        body = response.read(65_536)
+        with contextlib.closing(kind(host, port, timeout=ANSWER_TIMEOUT_SECONDS)) as connection:
+            connection.request("GET", parts.path or "/", headers={"Host": parts.netloc, "User-Agent": "reimzul-doctor"})
+            response = connection.getresponse()
+            received = time.time()
+            return HttpAnswer(response.status, response.read(65_536), _parse_date(response.getheader("Date")), received)
     except http.client.HTTPException as error:
-        raise ConnectionError(f"no answer of an http server: {error!r}") from error
-    finally:
-        connection.close()
-    return Answer(response.status, body, _moment(response.getheader("Date")), at)
+        raise ConnectionError(f"not an answer of a web server: {error!r}") from error
 
 
-def _moment(text: str | None) -> float | None:
+def _parse_date(text: str | None) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(text).timestamp() if text else None
     except (TypeError, ValueError):
         return None
 
 
-def _folder(url: str, sample: str) -> Callable[[Address], str]:
-    """A folder that a web server has to offer; that it does not list what is in it is as good."""
-    path = urlsplit(url).path
+# --- units
 
-    def speak(address: Address) -> str:
-        status = get(url, address).status
-        if status not in (200, 403):
-            raise Wrong(f"the web server says {status} to {path}", f"compare its configuration with {sample}")
-        return f"the web server answers for {path}"
 
-    return speak
+def checks(host: Host) -> list[Check]:
+    """One check for each unit, if systemd runs and the settings are this machine's own."""
+    if not host.is_installed or not BOOTED.is_dir():
+        return []
+    return [Check(name=f"unit.{unit.rstrip('@')}", run=partial(_check_unit, unit)) for unit in list_units(host)]
+
+
+def list_units(host: Host) -> list[str]:
+    units = dict.fromkeys(unit for role in host.roles for unit in UNITS[role])
+    if not host.stunnel.sections and len(host.roles) == len(UNITS):
+        del units["stunnel@reimzul"]
+    has_broker = host.has_role(CONTROLLER) and host.settings.mqtt.notifications and host.settings.mqtt.host in LOCAL
+    has_bot = any(_ENABLED.glob("*.wants/reimzul-irc.service"))
+    return [*units, *(["mosquitto"] if has_broker else []), *(["reimzul-irc"] if has_bot else [])]
+
+
+def _check_unit(unit: str) -> Result:
+    names = [unit, *_OTHER_NAMES.get(unit, ())]
+    if unit.endswith("@"):
+        names = sorted({link.stem for link in _ENABLED.glob(f"*.wants/{unit}*.service")})
+    if not names:
+        return fail(f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
+    properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
+    argv = ["systemctl", "show", f"--property={properties}", *(f"{name}.service" for name in names)]
+    blocks = output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).strip().split("\n\n")
+    units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    if not unit.endswith("@"):
+        units = [each for each in units if each.get("LoadState") != "not-found"][:1] or units[:1]
+    problems = [problem for each in units for problem in find_unit_problems(each)]
+    return combine(problems, f"{len(units)} of {len(units)} run" if unit.endswith("@") else "runs")
+
+
+def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
+    name = unit.get("Id", "").removesuffix(".service")
+    if unit.get("LoadState") == "not-found":
+        yield fail(f"{name} is not installed", "make install, or install its package")
+        return
+    if unit.get("ActiveState") != "active":
+        state = f"{unit.get('ActiveState')} ({unit.get('SubState')})"
+        yield fail(f"{name} is {state}", f"systemctl start {name}; journalctl -u {name}")
+    if unit.get("UnitFileState") in ("disabled", "masked", "bad"):
+        yield fail(
+            f"{name} is {unit.get('UnitFileState')}: it will not start after a reboot", f"systemctl enable --now {name}"
+        )

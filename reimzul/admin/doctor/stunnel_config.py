@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads stunnel's configuration: the tunnels this host opens, and the services it offers to others. See stunnel(8)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import attr
+
+from reimzul.core.config import LOCAL
+
+#: The path that `reimzul setup` writes.
+INSTALLED = Path("/etc/stunnel/reimzul.conf")
+#: Section names of the services offered to others. A devfarm has one section per address, with a number.
+_OFFER = re.compile(r"(beanstalkd|incoming|rsyncd|store)-server(-\d+)?\Z")
+
+Address = tuple[str, int]
+
+
+@attr.frozen(kw_only=True)
+class StunnelSection:
+    name: str
+    options: Mapping[str, str]  #: by name in lower case; the last value of a repeated option
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it is a tunnel to another host, and not a service offered to others."""
+        return self.options.get("client", "no") == "yes"
+
+    @property
+    def accept(self) -> Address:
+        """The address it listens on; the host is empty if that is every address."""
+        return parse_address(self.options.get("accept", ""))
+
+    @property
+    def connect(self) -> Address:
+        host, port = parse_address(self.options.get("connect", ""))
+        return host or "localhost", port
+
+    @property
+    def secrets(self) -> Path | None:
+        return Path(self.options["psksecrets"]) if "psksecrets" in self.options else None
+
+
+@attr.frozen(kw_only=True)
+class StunnelConfig:
+    """A configuration, or why it cannot be read."""
+
+    path: Path
+    common: tuple[tuple[str, str], ...] = ()  #: options before the first section, in their order
+    sections: tuple[StunnelSection, ...] = ()
+    problem: str = ""  #: why it cannot be read
+
+    @property
+    def clients(self) -> list[StunnelSection]:
+        return [section for section in self.sections if section.is_client]
+
+    @property
+    def offers(self) -> dict[str, StunnelSection]:
+        """The sections that offer a service to others, by the service's name."""
+        found: dict[str, StunnelSection] = {}
+        for section in self.sections:
+            match = _OFFER.match(section.name)
+            if match and not section.is_client:
+                found.setdefault(match[1], section)
+        return found
+
+    def find_client(self, host: str, port: int) -> StunnelSection | None:
+        """Return the tunnel that listens on an address of this host."""
+        if host not in LOCAL:
+            return None
+        return next((section for section in self.clients if section.accept[1] == port), None)
+
+    @property
+    def key_files(self) -> list[Path]:
+        return sorted({section.secrets for section in self.sections if section.secrets is not None})
+
+
+def parse_address(text: str) -> Address:
+    """Parse `port` or `host:port`; the port is 0 if the text is neither."""
+    host, _, port = text.strip().rpartition(":")
+    return host.strip("[]"), int(port) if port.isascii() and port.isdigit() else 0
+
+
+def read_config(path: Path) -> StunnelConfig:
+    try:
+        return parse_config(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        return StunnelConfig(path=path, problem=f"{path}: {(reason or 'cannot be read').lower()}")
+
+
+def parse_config(path: Path, text: str) -> StunnelConfig:
+    head: list[tuple[str, str]] = []
+    sections: list[tuple[str, dict[str, str]]] = []
+    for line in map(str.strip, text.splitlines()):
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if line.startswith("[") and line.endswith("]"):
+            sections.append((line[1:-1].strip(), {}))
+        elif equals and line[0] not in ";#":
+            if sections:
+                sections[-1][1][name.lower()] = value
+            else:
+                head.append((name, value))
+    made = tuple(StunnelSection(name=name, options=options) for name, options in sections)
+    return StunnelConfig(path=path, common=tuple(head), sections=made)
