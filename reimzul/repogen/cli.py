@@ -17,12 +17,11 @@ from reimzul.core.fs import create_store_dirs
 from reimzul.core.refused import Overflow
 from reimzul.core.rpm_header import check_bindings
 from reimzul.core.store_paths import StorePaths, StoreUrls
-from reimzul.repogen.aside import Teller
-from reimzul.repogen.daemon import Repogen, Tools
-from reimzul.repogen.listing_rules import ListingRules
-from reimzul.repogen.originals import make_room
-from reimzul.repogen.repodata import Indexer
-from reimzul.repogen.retention import Retention
+from reimzul.repogen.daemon import Repogen, RepogenContext
+from reimzul.repogen.reject import RejectionHandler
+from reimzul.store.cleanup import Retention
+from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.listing_rules import ListingRules
 
 EXAMPLES = """\b
 Examples:
@@ -39,24 +38,23 @@ def command(config: Path | None, verbose: bool) -> None:
     """Bring what builders upload to its place, index it with createrepo_c, and announce what is published."""
     settings = load_settings(config, verbose)
     check_bindings()  # said now, in one line, rather than at the first package
-    repogen(settings).run()
+    make_daemon(settings).run()
 
 
-def repogen(settings: Settings) -> Repogen:
+def make_daemon(settings: Settings) -> Repogen:
     """The daemon as the settings say, its folders made."""
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
-    if settings.farm.original_workers:
-        make_room(store)
     beanstalkd = settings.beanstalkd
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    tools = Tools(
+    tools = RepogenContext(
         store=store,
         urls=urls,
-        indexer=Indexer(store=store, settings=settings.repogen),
-        teller=Teller(store=store, urls=urls, arches=read_arches(settings.farm.arches), host=local_hostname()),
+        createrepo=CreaterepoRunner(store=store, settings=settings.repogen),
+        rejections=RejectionHandler(
+            store=store, urls=urls, arches=read_arches(settings.farm.arches), host=local_hostname()
+        ),
         spool_days=settings.repogen.spool_days,
-        originals=settings.farm.original_workers,
         rules=ListingRules(store=store, duplicates=settings.duplicates),
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
     )

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import attr
 
@@ -21,37 +21,49 @@ from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
 from reimzul.core.errors import BrokerUnavailable, ProgramNotFound, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.fs import file_lock
 from reimzul.core.manifest import Manifest
-from reimzul.core.message import Refusal, RepogenRequest, Status
+from reimzul.core.message import Refusal, RepogenRequest
 from reimzul.core.refused import Overflow
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
-from reimzul.repogen import stuck
-from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
-from reimzul.repogen.check import Mismatch, Unpublishable
-from reimzul.repogen.complaint import CRASHED, crashes_on, find_complaint, is_lasting
-from reimzul.repogen.hook import HookFailed, Running
-from reimzul.repogen.keeper import Keeper
-from reimzul.repogen.listing_rules import ListingRules, Ruled
-from reimzul.repogen.originals import NotWhole, adopt, make_room, prune
-from reimzul.repogen.place import Placed, Withdrawn, bring_in
-from reimzul.repogen.publish import published, sign_request
-from reimzul.repogen.repodata import Crashed, Indexer, Listing, Listings
-from reimzul.repogen.retention import Retention, sweep
-from reimzul.repogen.scan import Abandoned, Strange, scan
-from reimzul.repogen.swap import REPODATA, Draft, tidy
-from reimzul.repogen.withdraw import cancelled_event, file_away, filed, forget_live, sweep_live
+from reimzul.repogen import indexing as stuck
+from reimzul.repogen.publish import (
+    CancelledBeforePublish,
+    archive_upload,
+    archived_manifest,
+    make_cancelled_event,
+    make_published_event,
+    make_sign_request,
+    remove_live_logs,
+    store_upload,
+)
+from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject
+from reimzul.repogen.spool_scan import IncompleteUpload, UnknownUpload, scan_spool
+from reimzul.repogen.verify import InvalidUpload, UnpublishablePackage
+from reimzul.store.cleanup import Retention, sweep_expired, sweep_live_logs
+from reimzul.store.createrepo import (
+    CRASH_PREFIX,
+    CreaterepoCrashed,
+    CreaterepoRunner,
+    crashes_on,
+    find_complaint,
+    is_lasting,
+)
+from reimzul.store.hook import HookFailed, RunningHook
+from reimzul.store.listing import Listing, ListingCache, StoredLeg
+from reimzul.store.listing_rules import ListingRules, RulesResult
+from reimzul.store.repodata import REPODATA, Draft, recover_interrupted_run
 
 log = logging.getLogger(__name__)
 
 #: Seconds between looks at a lock that another has.
 LOCK_POLL = 0.05
 #: Seconds between two scans of the spool.
-SCAN = 3600
+SCAN_INTERVAL_SECONDS = 3600
 #: How often createrepo_c may leave a leg out before it is given up, and the pauses before it is asked again.
 LEFT_OUT_PAUSES = (5, 30, 120)
 #: The pauses, in seconds, after one failure of createrepo_c on a target, after two, and so on.
 FAILED_PAUSES = (5, 10, 30, 60, 120, 300)
 #: Seconds after which growing logs to which nothing comes any more are removed.
-LIVE = 2 * 86400
+LIVE_LOGS_SECONDS = 2 * 86400
 #: Seconds to wait after the disk would not do what we asked.
 DISK_PAUSE = 30
 
@@ -60,7 +72,7 @@ HOOK_POLL = 0.05
 
 _Claim = ReservedJob[RepogenRequest]
 #: A claim and the leg it brought to its place; None where it only asks for the target.
-_Job = tuple[_Claim, Optional[Placed]]
+_Job = tuple[_Claim, Optional[StoredLeg]]
 Heed = Callable[[], None]
 
 
@@ -71,22 +83,21 @@ class Made:
     jobs: list[_Job]
     listing: Listing
     new: Draft
-    hook: Optional[Running]
+    hook: Optional[RunningHook]
     held: contextlib.ExitStack  #: the target's lock, and the hook: closing it ends both
     started: float  #: by time.monotonic
 
 
 @attr.frozen(kw_only=True)
-class Tools:
+class RepogenContext:
     """What this host publishes with."""
 
     store: StorePaths
     urls: StoreUrls
-    indexer: Indexer
-    teller: Teller
+    createrepo: CreaterepoRunner
+    rejections: RejectionHandler
     spool_days: int
     rules: ListingRules
-    originals: bool = False  #: whether workers of the original upload too
     retention: Retention = attr.field(factory=Retention)
 
 
@@ -99,24 +110,24 @@ class Repogen(Daemon[RepogenRequest]):
         self,
         connect: Callable[[], Broker],
         host: str,
-        tools: Tools,
+        tools: RepogenContext,
         stop: Stop | None = None,
         overflow: Overflow | None = None,
     ) -> None:
         super().__init__(connect, [CREATEREPO], host, stop, overflow)
-        self.tools = tools
-        self.listings = Listings(tools.store)
+        self.context = tools
+        self.listings = ListingCache(tools.store)
         self._failures: dict[str, int] = {}
         self._complaints: dict[str, str] = {}  # what createrepo_c said in the last run against a leg, by its place
         self._next_scan = 0.0
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
         """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
-        heed = Keeper(broker, self.stop, self.ping_watchdog)
+        heed = ProgressGuard(broker, self.stop, self.ping_watchdog)
         waiting: dict[str, list[_Job]] = {}
         yield from self._place_all(broker, list(claims), waiting, heed)
         # legs of one build end together, and are indexed together
-        yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
+        yield from self._place_all(broker, self._claim_more(broker, claims, waiting), waiting, heed)
         yield from self._index_all(broker, claims, waiting, heed)
 
     def _place_all(
@@ -126,16 +137,13 @@ class Repogen(Daemon[RepogenRequest]):
         for claim in claims:
             heed()
             try:
-                if self._adopt(broker, claim, heed):
-                    yield claim, None
-                    continue
                 leg = None if claim.message.is_bare else self._bring_in(broker, claim, heed)
             except (BrokerUnavailable, ShutdownRequested):
                 raise
             except (ReimzulError, OSError) as error:
                 yield claim, _outcome(error)
                 continue
-            is_published = leg is not None and leg.published
+            is_published = leg is not None and leg.is_publishable
             if claim.message.is_bare or is_published or (leg and not self._has_repodata(claim.message.target)):
                 waiting.setdefault(claim.message.target, []).append((claim, leg if is_published else None))
             else:
@@ -143,63 +151,47 @@ class Repogen(Daemon[RepogenRequest]):
 
     def _has_repodata(self, target: str) -> bool:
         """Whether builds for a target find repodata: it gets empty ones with its first leg, whatever that came to."""
-        return (self.tools.store.target(target) / REPODATA).exists()
+        return (self.context.store.target(target) / REPODATA).exists()
 
-    def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
-        """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""
-        if not self.tools.originals:
-            return False
-        make_room(self.tools.store, claim.message.target)
-        event = claim.message.original_event
-        if event is None:
-            return False
-        try:
-            broker.put(CREATEREPO, adopt(self.tools.store, event, heed), priority=PRIORITY)
-        except NotWhole as error:
-            if event.status == Status.SUCCESS:
-                raise retry_or_give_up(claim, str(error)) from None
-            log.warning("%s is not there; it had failed", error)
-        return True
-
-    def _bring_in(self, broker: Broker, claim: _Claim, heed: Heed) -> Placed | None:
+    def _bring_in(self, broker: Broker, claim: _Claim, heed: Heed) -> StoredLeg | None:
         """The leg in its place; None where it has none, and all that follows from that is out."""
-        store, request = self.tools.store, claim.message
+        store, request = self.context.store, claim.message
         name = spool_name(request.build_id, request.arch, request.attempt)
         if request.logs:
-            file_away(store, name)
+            archive_upload(store, name)
             leg = None
         else:
             leg = self._place(broker, claim, name, heed)
-        forget_live(store, name)
+        remove_live_logs(store, name)
         return leg
 
-    def _place(self, broker: Broker, claim: _Claim, name: str, heed: Heed) -> Placed | None:
-        store, request = self.tools.store, claim.message
+    def _place(self, broker: Broker, claim: _Claim, name: str, heed: Heed) -> StoredLeg | None:
+        store, request = self.context.store, claim.message
         try:
-            leg = bring_in(store, request, heed, lambda: control.cancel_flag(broker, request.build_id) is not None)
-        except Withdrawn as error:
+            leg = store_upload(store, request, heed, lambda: control.cancel_flag(broker, request.build_id) is not None)
+        except CancelledBeforePublish as error:
             self._withdraw(broker, request, error.manifest)
-            file_away(store, name)
+            archive_upload(store, name)
             return None
-        except Mismatch as error:
-            asked = request_in(store.spool / name, request.build_id)
-            again = not isinstance(error, Unpublishable)
-            put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=again, request=asked))
+        except InvalidUpload as error:
+            asked = read_request(store.spool / name, request.build_id)
+            again = not isinstance(error, UnpublishablePackage)
+            reject(store, store.spool / name, name, Rejection(reason=str(error), again=again, request=asked))
             leg = None
         if leg is not None:
             log.info("%s is in %s", leg_key(request.build_id, request.arch), leg.place)
             return leg
-        verdict = verdict_on(store, name)
+        verdict = read_rejection(store, name)
         if verdict is not None:
-            self.tools.teller.carry_out(broker, request, verdict)
-        elif not self._withdraw(broker, request, filed(store, request)):  # as one was that died right here
+            self.context.rejections.handle(broker, request, verdict)
+        elif not self._withdraw(broker, request, archived_manifest(store, request)):  # as one was that died right here
             raise retry_or_give_up(claim, f"the upload {name}")
         return None
 
     def _withdraw(self, broker: Broker, request: RepogenRequest, manifest: Manifest | None) -> bool:
         """Say that a leg is cancelled that was built; whether it is."""
         forbidden = control.cancel_flag(broker, request.build_id)
-        event = cancelled_event(request, manifest, forbidden.cancel_text, self.tools.urls) if forbidden else None
+        event = make_cancelled_event(request, manifest, forbidden.cancel_text, self.context.urls) if forbidden else None
         if event is None:
             return False
         log.info("%s is not published: %s", leg_key(request.build_id, request.arch), event.reason)
@@ -225,7 +217,7 @@ class Repogen(Daemon[RepogenRequest]):
                 heed()
                 if len(waiting) + len(hooked) == before:
                     self._pause(hooked)
-                    yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
+                    yield from self._place_all(broker, self._claim_more(broker, claims, waiting), waiting, heed)
         finally:
             for made in hooked.values():
                 made.held.close()
@@ -243,7 +235,7 @@ class Repogen(Daemon[RepogenRequest]):
     ) -> Iterator[tuple[_Claim, Outcome]]:
         """Index a target where it is free; where its hook is at work then, the rest is for later."""
         with contextlib.ExitStack() as held:
-            lock = held.enter_context(file_lock(self.tools.store.lock(target)))
+            lock = held.enter_context(file_lock(self.context.store.lock(target)))
             if lock is None or not self._due(target, waiting[target]):
                 return
             jobs = waiting.pop(target)
@@ -266,13 +258,13 @@ class Repogen(Daemon[RepogenRequest]):
         self, broker: Broker, target: str, jobs: list[_Job], listing: Listing | RetryLater
     ) -> Iterator[tuple[_Claim, Outcome]]:
         """Tell of each job that its leg is listed, or give all back."""
-        stuck.mark_target(broker, self.tools.indexer, target, self.host)
+        stuck.mark_target(broker, self.context.createrepo, target, self.host)
         if isinstance(listing, Listing):
             yield from self._tell_all(broker, jobs, listing)
         else:
             yield from ((claim, listing) for claim, _ in jobs)
 
-    def _meanwhile(self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]]) -> list[_Claim]:
+    def _claim_more(self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]]) -> list[_Claim]:
         """What has come since, as much as there is room for; nothing where we are to end."""
         room = self.batch - sum(map(len, waiting.values()))
         if room <= 0 or self.stop.requested:
@@ -283,7 +275,7 @@ class Repogen(Daemon[RepogenRequest]):
 
     def _due(self, target: str, jobs: list[_Job]) -> bool:
         """Whether there is a run to be made now, or none: what ends shortly after another waits, and goes with more."""
-        return self.tools.indexer.rested(target) or _all_listed(self.listings.of(target), jobs)
+        return self.context.createrepo.may_run_now(target) or _all_listed(self.listings.visible(target), jobs)
 
     def _index(
         self, target: str, jobs: list[_Job], lock: int, heed: Heed, held: contextlib.ExitStack
@@ -291,55 +283,55 @@ class Repogen(Daemon[RepogenRequest]):
         """What is listed already, or is as soon as it is visible; or why it could not be."""
         started = time.monotonic()
         try:
-            tidy(self.tools.store.target(target), thorough=False)
+            recover_interrupted_run(self.context.store.target(target), thorough=False)
             ruled = self._apply_rules(target, jobs)
-            if not isinstance(ruled, Ruled):
+            if not isinstance(ruled, RulesResult):
                 return ruled
             listing = self._made(target, jobs, ruled, lock, heed)
-            new = self.tools.indexer.draft(target)
+            new = self.context.createrepo.make_draft(target)
         except (RetryLater, ProgramNotFound, OSError) as error:
             return self._failed(target, error)
         try:
-            running = held.enter_context(self.tools.indexer.hooked(new))
+            running = held.enter_context(self.context.createrepo.run_hook(new))
         except HookFailed as error:
             return self._hook_failed(new, error)
         return Made(jobs=jobs, listing=listing, new=new, hook=running, held=held, started=started)
 
-    def _apply_rules(self, target: str, jobs: list[_Job]) -> Ruled | Listing | RetryLater:
+    def _apply_rules(self, target: str, jobs: list[_Job]) -> RulesResult | Listing | RetryLater:
         """What the next run is to list; what is listed already where that is all, or the rest of a failed hook."""
-        listing, legs = self.listings.of(target), [leg for _, leg in jobs if leg is not None]
-        _update(jobs, self.tools.rules.read_rulings(target, legs))
+        listing, legs = self.listings.visible(target), [leg for _, leg in jobs if leg is not None]
+        _update(jobs, self.context.rules.read_rulings(target, legs))
         if _all_listed(listing, jobs):
             return listing
-        paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
+        paused = stuck.pause_of(self.context.createrepo, target, [claim for claim, _ in jobs])
         if paused is not None:
             return paused
-        ruled = self.tools.rules.apply_rules(target, listing, self.tools.indexer.packages(target), legs)
+        ruled = self.context.rules.apply_rules(target, listing, self.context.createrepo.list_packages(target), legs)
         _update(jobs, ruled.legs)
         return listing if _all_listed(listing, jobs) else ruled  # all that is new may be refused
 
-    def _made(self, target: str, jobs: list[_Job], ruled: Ruled, lock: int, heed: Heed) -> Listing:
+    def _made(self, target: str, jobs: list[_Job], ruled: RulesResult, lock: int, heed: Heed) -> Listing:
         """What createrepo_c lists, read back before anybody sees it."""
         listing = self._listed(target, ruled, lock, heed)
         failed = [leg for leg in ruled.legs if not leg.ruling.refused and not listing.has(leg)]
-        if failed and self.tools.rules.restore_replaced(target, failed):
+        if failed and self.context.rules.restore_replaced(target, failed):
             folders, legs = [leg.folder for leg in failed], [leg for leg in ruled.legs if leg not in failed]
-            visible, packages = self.listings.of(target), self.tools.indexer.packages(target)
-            ruled = self.tools.rules.apply_rules(target, visible, packages, legs, folders)
+            visible, packages = self.listings.visible(target), self.context.createrepo.list_packages(target)
+            ruled = self.context.rules.apply_rules(target, visible, packages, legs, folders)
             listing = self._listed(target, ruled, lock, heed)
         _update(jobs, ruled.legs)
         return listing
 
-    def _listed(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> Listing:
+    def _listed(self, target: str, ruled: RulesResult, lock: int, heed: Heed) -> Listing:
         """What createrepo_c lists of what the rules let it."""
         legs = [leg for leg in ruled.legs if not leg.ruling.refused]
-        read_all, given = self._make(target, Ruled(legs=legs, packages=ruled.packages), lock, heed)
-        listing = self.listings.made(target)
-        if any(listing.contradicts(leg) for leg in ruled.legs):
+        read_all, given = self._make(target, RulesResult(legs=legs, packages=ruled.packages), lock, heed)
+        listing = self.listings.read_new(target)
+        if any(listing.has_wrong_checksum(leg) for leg in ruled.legs):
             # --skip-stat and the cache believe what was once reckoned, and a crash can have spoilt either
             log.warning("the repodata of %s has a wrong checksum: made anew, from the packages alone", target)
-            read_all = self.tools.indexer.make(target, lock, heed, afresh=True, packages=given.packages)
-            listing = self.listings.made(target)
+            read_all = self.context.createrepo.run(target, lock, heed, afresh=True, packages=given.packages)
+            listing = self.listings.read_new(target)
         self._note_complaints(target, listing, legs)
         if read_all and not all(listing.has(leg) for leg in given.legs):
             raise RetryLater(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
@@ -353,7 +345,7 @@ class Repogen(Daemon[RepogenRequest]):
                 if made.hook is not None and not made.hook.has_ended():
                     held.pop_all()
                     return None
-                self.tools.indexer.reveal(made.new)
+                self.context.createrepo.reveal(made.new)
             except HookFailed as error:
                 return self._hook_failed(made.new, error)
             except OSError as error:
@@ -365,7 +357,7 @@ class Repogen(Daemon[RepogenRequest]):
     def _hook_failed(self, new: Draft, error: HookFailed) -> RetryLater:
         log.error("%s keeps its old repodata: [repogen] after_createrepo: %s", new.target, error)
         try:
-            failure = self.tools.indexer.give_up(new, error)
+            failure = self.context.createrepo.discard_draft(new, error)
         except OSError as full:  # it cannot be kept: it is tried again all the same
             return self._failed(new.target, full)
         return RetryLater(f"[repogen] after_createrepo: {error}", pause=failure.pause)
@@ -374,26 +366,28 @@ class Repogen(Daemon[RepogenRequest]):
         failures = self._failures[target] = self._failures.get(target, 0) + 1
         return RetryLater(str(error), pause=nth(FAILED_PAUSES, failures - 1))
 
-    def _make(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> tuple[bool, Ruled]:
+    def _make(self, target: str, ruled: RulesResult, lock: int, heed: Heed) -> tuple[bool, RulesResult]:
         """One run; whether it read all it was given, and what that was: nothing that createrepo_c crashes on."""
         try:
-            return self.tools.indexer.make(target, lock, heed, packages=ruled.packages), ruled
-        except Crashed as crash:
-            visible = self.listings.of(target)
-            fatal = [leg for leg in ruled.legs if not visible.has(leg) and crashes_on(self.tools.indexer, leg, heed)]
+            return self.context.createrepo.run(target, lock, heed, packages=ruled.packages), ruled
+        except CreaterepoCrashed as crash:
+            visible = self.listings.visible(target)
+            fatal = [
+                leg for leg in ruled.legs if not visible.has(leg) and crashes_on(self.context.createrepo, leg, heed)
+            ]
             if not fatal:
                 raise
             for leg in fatal:
-                self._complaints[leg.place] = f"{CRASHED}{crash}"
+                self._complaints[leg.place] = f"{CRASH_PREFIX}{crash}"
             log.warning("%s: made again without %s", crash, ", ".join(sorted(leg.folder for leg in fatal)))
             folders = {leg.folder for leg in fatal}
             packages = [path for path in ruled.packages if path.rpartition("/")[0] not in folders]
-            given = Ruled(legs=[leg for leg in ruled.legs if leg not in fatal], packages=packages)
-            return self.tools.indexer.make(target, lock, heed, packages=packages), given
+            given = RulesResult(legs=[leg for leg in ruled.legs if leg not in fatal], packages=packages)
+            return self.context.createrepo.run(target, lock, heed, packages=packages), given
 
-    def _note_complaints(self, target: str, listing: Listing, legs: list[Placed]) -> None:
+    def _note_complaints(self, target: str, listing: Listing, legs: list[StoredLeg]) -> None:
         """Read, under the target's lock, what the run said against legs that it left out."""
-        store = self.tools.store
+        store = self.context.store
         for leg in legs:
             if leg.place not in self._complaints and not listing.has(leg):
                 self._complaints[leg.place] = find_complaint(store.log(target), store.target(target), leg)
@@ -406,15 +400,15 @@ class Repogen(Daemon[RepogenRequest]):
                 elif listing.has(leg):
                     self._publish(broker, leg)
                 else:
-                    self._left_out(broker, claim, leg)
+                    self._retry_unindexed(broker, claim, leg)
             yield claim, None
 
-    def _publish(self, broker: Broker, leg: Placed) -> None:
-        broker.announce(published(leg, self.tools.urls))
-        broker.put(TOSIGN, sign_request(leg), priority=PRIORITY)
+    def _publish(self, broker: Broker, leg: StoredLeg) -> None:
+        broker.announce(make_published_event(leg, self.context.urls))
+        broker.put(TOSIGN, make_sign_request(leg), priority=PRIORITY)
         log.info("published %s for %s in %s", leg.manifest.pkgname, leg.manifest.arch, leg.manifest.request.target)
 
-    def _left_out(self, broker: Broker, claim: _Claim, leg: Placed) -> None:
+    def _retry_unindexed(self, broker: Broker, claim: _Claim, leg: StoredLeg) -> None:
         """Give up a leg that createrepo_c refuses for what is in it; ask again, a few times, for other reasons."""
         message, complaint = claim.message, self._complaints.pop(leg.place, "")
         # a refusal may be the disk's doing, unless it is of the text, or comes twice
@@ -426,14 +420,14 @@ class Repogen(Daemon[RepogenRequest]):
             return
         self._put_aside(broker, claim, leg, complaint or f"createrepo_c cannot read all packages in {leg.place}")
 
-    def _put_aside(self, broker: Broker, claim: _Claim, leg: Placed, reason: str) -> None:
+    def _put_aside(self, broker: Broker, claim: _Claim, leg: StoredLeg, reason: str) -> None:
         """Take a leg out of its target for good: createrepo_c cannot read it, or the rules have refused it."""
         message, refused = claim.message, bool(leg.ruling.refused)
         name = spool_name(message.build_id, message.arch, message.attempt)
         request = leg.manifest.request
-        verdict = Verdict(reason=reason, again=False, request=request, regenerate=not refused)
-        put_aside(self.tools.store, self.tools.store.place(leg.place), name, verdict)
-        self.tools.teller.carry_out(broker, message, verdict)
+        verdict = Rejection(reason=reason, again=False, request=request, regenerate=not refused)
+        reject(self.context.store, self.context.store.place(leg.place), name, verdict)
+        self.context.rejections.handle(broker, message, verdict)
 
     def do_idle_work(self, broker: Broker) -> None:
         """At start and then once an hour, look through the spool."""
@@ -443,40 +437,37 @@ class Repogen(Daemon[RepogenRequest]):
             self._scan(broker)
         except OSError as error:
             log.warning("the spool cannot be looked through: %s", error)
-        self._next_scan = time.monotonic() + SCAN
+        self._next_scan = time.monotonic() + SCAN_INTERVAL_SECONDS
 
     def _scan(self, broker: Broker) -> None:
-        store, abandoned = self.tools.store, 0
-        for found in scan(store, self.tools.spool_days, time.time()):
+        store, abandoned = self.context.store, 0
+        for found in scan_spool(store, self.context.spool_days, time.time()):
             self.ping_watchdog()
-            if isinstance(found, Abandoned):
+            if isinstance(found, IncompleteUpload):
                 abandoned += 1
-            elif isinstance(found, Strange):
-                verdict = Verdict(reason=found.reason, again=True)
-                put_aside(store, found.folder, found.name, verdict)
+            elif isinstance(found, UnknownUpload):
+                verdict = Rejection(reason=found.reason, again=True)
+                reject(store, found.folder, found.name, verdict)
                 broker.announce(self._refusal(found))
             else:
                 log.info("%s.%s was uploaded and not asked for: taken up", found.build_id, found.arch)
                 broker.put(CREATEREPO, found, priority=PRIORITY)
-        if self.tools.originals:
-            make_room(store)
-            abandoned += prune(store, time.time() - self.tools.spool_days * 86400)
-        removed = sweep(store, self.tools.retention, time.time(), self.ping_watchdog)
+        removed = sweep_expired(store, self.context.retention, time.time(), self.ping_watchdog)
         if removed:
             log.info("%s", removed)
-        left = sweep_live(store, time.time() - LIVE)
+        left = sweep_live_logs(store, time.time() - LIVE_LOGS_SECONDS)
         if left:
             log.info("the growing logs of %d builds ended long ago, removed", left)
         if abandoned:
-            log.info("%d uploads never completed in %d days, removed", abandoned, self.tools.spool_days)
+            log.info("%d uploads never completed in %d days, removed", abandoned, self.context.spool_days)
 
-    def _refusal(self, strange: Strange) -> Refusal:
+    def _refusal(self, strange: UnknownUpload) -> Refusal:
         reason = f"an upload nobody can make anything of: {strange.reason}"
         at = round(time.time(), 3)
         return Refusal(tube=CREATEREPO.name, job=0, reason=reason, begins=strange.name, host=self.host, at=at)
 
 
-def _update(jobs: list[_Job], legs: Iterable[Placed]) -> None:
+def _update(jobs: list[_Job], legs: Iterable[StoredLeg]) -> None:
     """Have the jobs know what has been decided about their legs."""
     ruled = {leg.place: leg for leg in legs}
     jobs[:] = [(claim, ruled.get(leg.place, leg) if leg else None) for claim, leg in jobs]
@@ -494,3 +485,22 @@ def _outcome(error: Exception) -> Exception:
 def nth(pauses: Sequence[int], number: int) -> int:
     """A growing pause; the last one again and again."""
     return pauses[min(number, len(pauses) - 1)]
+
+
+class ProgressGuard:
+    """Called often while something takes its time: heeds a stop, keeps all claims ours, and the watchdog quiet."""
+
+    def __init__(self, broker: Broker, stop: Stop, alive: Callable[[], None]) -> None:
+        self.broker, self.stop, self.alive, self._kept = broker, stop, alive, time.monotonic()
+
+    def __call__(self) -> None:
+        self.stop.raise_if_stopping()
+        self.alive()
+        if time.monotonic() - self._kept > 1.0:
+            self.broker.touch_all_if_due(lost=self._lost)
+            self._kept = time.monotonic()
+
+    def _lost(self, claim: ReservedJob[Any]) -> None:
+        # what we do for it is done twice then, which is allowed; the others of the batch are still ours
+        log.warning("%r may be another's by now", claim)
+        self.broker.untrack(claim)

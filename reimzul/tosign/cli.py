@@ -31,10 +31,10 @@ SIGTERM gives back what is in hand; SIGUSR1 finishes it, takes no more, and ends
 @shared_options
 def command(config: Path | None, verbose: bool) -> None:
     """Copy the packages of each published build to where they wait for being collected and signed."""
-    tosign(load_settings(config, verbose)).run()
+    make_daemon(load_settings(config, verbose)).run()
 
 
-def tosign(settings: Settings) -> Tosign:
+def make_daemon(settings: Settings) -> Tosign:
     """The daemon as the settings say, its folders made."""
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)

@@ -14,7 +14,7 @@ from reimzul.core.fs import file_lock
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.refused import Overflow
 from reimzul.core.store_paths import StorePaths
-from reimzul.tosign.stage import Build, find, stage
+from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ class Tosign(Daemon[SignRequest]):
         if request.status != Status.SUCCESS:
             log.info("%s for %s is %s: not staged", request.pkgname, request.arch, request.status)
             return
-        builds = find(self.store, request)
+        builds = find_signable(self.store, request)
         if not builds:
             raise retry_or_give_up(claim, f"the place of {request.pkgname} {request.timestamp} for {request.arch}")
         for build in builds:
             self._stage(claim, build)
 
-    def _stage(self, claim: _Claim, build: Build) -> None:
+    def _stage(self, claim: _Claim, build: SignableLeg) -> None:
         """One at a time on a store: two that copy the same build would both come to show it."""
 
         def heed() -> None:
@@ -77,7 +77,7 @@ class Tosign(Daemon[SignRequest]):
         while True:
             with file_lock(self.store.lock(_LOCK)) as lock:
                 if lock is not None:
-                    staged = stage(self.store, build, heed)
+                    staged = stage_leg(self.store, build, heed)
                     break
             heed()
             self.stop.now.wait(LOCK_POLL)

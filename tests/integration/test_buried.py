@@ -363,9 +363,9 @@ def test_where_the_file_cannot_be_written_all_are_buried(
     (tmp_path / "refused").write_text("this is no folder\n")
     monkeypatch.setattr("reimzul.core.daemon.ENOUGH", 1)
     from reimzul.core.config import load_file
-    from reimzul.tosign.cli import tosign
+    from reimzul.tosign.cli import make_daemon
 
-    daemon = tosign(load_file(ini))
+    daemon = make_daemon(load_file(ini))
     for number in range(3):
         broker.put_raw("tosign", b"{%d" % number, priority=1024)
     with daemon.connect() as own:

@@ -21,10 +21,10 @@ from reimzul.core.config import Pruning, RepogenSettings
 from reimzul.core.errors import RetryLater
 from reimzul.core.message import Status
 from reimzul.core.store_paths import StorePaths, leg_key
-from reimzul.repogen import drop
-from reimzul.repogen import prune as pruning
-from reimzul.repogen.place import bring_in
-from reimzul.repogen.repodata import Indexer, read
+from reimzul.repogen.publish import store_upload
+from reimzul.store import cleanup
+from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.listing import read_listing
 from tests import uploads
 from tests.jsonpage import keys
 from tests.srpms import make_rpm, noarch
@@ -56,7 +56,7 @@ def place(store: StorePaths, package: Path) -> Place:
     def laid(day: int, status: str = Status.SUCCESS, *, staged: bool = True, **more: Any) -> str:
         rpms = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])} if status == "Success" else {}
         asked = uploads.request(timestamp=f"202401{day:02}000000", **more)
-        leg = bring_in(store, uploads.upload(store, rpms, of=asked, status=status), lambda: None)
+        leg = store_upload(store, uploads.upload(store, rpms, of=asked, status=status), lambda: None)
         assert leg
         if staged:
             (store.staged_marks / leg_key(asked.build_id, "x86_64")).write_text("")
@@ -66,21 +66,21 @@ def place(store: StorePaths, package: Path) -> Place:
 
 
 @pytest.fixture
-def indexer(store: StorePaths) -> Indexer:
+def indexer(store: StorePaths) -> CreaterepoRunner:
     """createrepo_c."""
-    return Indexer(store=store, settings=RepogenSettings())
+    return CreaterepoRunner(store=store, settings=RepogenSettings())
 
 
-def index(store: StorePaths, indexer: Indexer) -> None:
+def index(store: StorePaths, indexer: CreaterepoRunner) -> None:
     with fs.file_lock(store.lock(TARGET)) as lock:
         assert lock
-        indexer.make(TARGET, lock, lambda: None)
+        indexer.run(TARGET, lock, lambda: None)
         indexer.show(TARGET, lambda: None)
 
 
 def listed(store: StorePaths) -> list[str]:
     """The days whose builds are listed."""
-    return sorted(path.split("/")[1][6:8] for path in read(store.target(TARGET) / "repodata"))
+    return sorted(path.split("/")[1][6:8] for path in read_listing(store.target(TARGET) / "repodata"))
 
 
 def lie(store: StorePaths) -> list[str]:
@@ -94,7 +94,7 @@ def reimzul(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
-    store: StorePaths, place: Place, indexer: Indexer
+    store: StorePaths, place: Place, indexer: CreaterepoRunner
 ) -> None:
     ids = [place(day) for day in range(1, 6)]
     place(2, Status.FAILED)
@@ -111,7 +111,7 @@ def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
     assert reimzul("prune", "--keep", "2", "--yes").stderr == "0 builds dropped, 0 bytes\n"
 
 
-def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     for day in (1, 2, 3):
         place(day)
     index(store, indexer)
@@ -122,7 +122,7 @@ def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, indexer: Ind
     assert uploads.tree(store.root) == before
 
 
-def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     place(1)
     waits, unstaged = place(2), place(3, staged=False)
     place(4)
@@ -137,7 +137,7 @@ def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Plac
     assert lie(store) == listed(store) == ["02", "04"]
 
 
-def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     for day in (1, 2, 3):
         place(day)
     index(store, indexer)
@@ -150,16 +150,16 @@ def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, indexer
 
 
 def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
-    make = Indexer.make
+    make = CreaterepoRunner.run
 
-    def counted(self: Indexer, target: str, *words: Any, **more: Any) -> bool:
+    def counted(self: CreaterepoRunner, target: str, *words: Any, **more: Any) -> bool:
         runs.append(target)
         return make(self, target, *words, **more)
 
-    monkeypatch.setattr(Indexer, "make", counted)
+    monkeypatch.setattr(CreaterepoRunner, "run", counted)
     for day in range(1, 5):
         place(day)
     place(1, Status.FAILED)
@@ -174,39 +174,39 @@ def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
     assert runs == [TARGET] and lie(store) == ["02", "03", "04"]
 
 
-def _prune(store: StorePaths, indexer: Indexer, **rule: int) -> None:
-    pruning.prune(store, indexer, TARGET, Pruning(**rule), lambda: None, dry_run=False)
+def _prune(store: StorePaths, indexer: CreaterepoRunner, **rule: int) -> None:
+    cleanup.prune(store, indexer, TARGET, Pruning(**rule), lambda: None, dry_run=False)
 
 
-def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     for day in (1, 2):
         place(day)
     index(store, indexer)
-    broken = Indexer(store=store, settings=RepogenSettings(createrepo_c="/bin/false"))
+    broken = CreaterepoRunner(store=store, settings=RepogenSettings(createrepo_c="/bin/false"))
     with pytest.raises(RetryLater):
         _prune(store, broken, keep=1)
     assert lie(store) == listed(store) == ["01", "02"]
 
 
 def test_a_repodata_that_lacks_more_than_it_should_stops_it(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2, 3):
         place(day)
     index(store, indexer)
-    make = Indexer.make
+    make = CreaterepoRunner.run
 
-    def too_much(self: Indexer, *words: Any, packages: Any, **more: Any) -> bool:
+    def too_much(self: CreaterepoRunner, *words: Any, packages: Any, **more: Any) -> bool:
         return make(self, *words, packages=[path for path in packages if "/20240103000000/" not in path], **more)
 
-    monkeypatch.setattr(Indexer, "make", too_much)
-    with pytest.raises(pruning.NotPruned, match="lacks 1 that were to stay"):
+    monkeypatch.setattr(CreaterepoRunner, "run", too_much)
+    with pytest.raises(cleanup.PruneFailed, match="lacks 1 that were to stay"):
         _prune(store, indexer, keep=2)
     assert lie(store) == ["01", "02", "03"]
 
 
 def test_killed_before_the_removal_the_next_one_drops_them(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2):
         place(day)
@@ -216,7 +216,7 @@ def test_killed_before_the_removal_the_next_one_drops_them(
         raise uploads.Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(pruning, "drop", killed)
+        patch.setattr(cleanup, "drop_build", killed)
         with pytest.raises(uploads.Died):
             _prune(store, indexer, keep=1)
     assert listed(store) == ["02"]
@@ -227,7 +227,7 @@ def test_killed_before_the_removal_the_next_one_drops_them(
 
 
 def test_killed_in_the_removal_no_half_of_a_leg_is_left(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, indexer: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(1), place(2)
     index(store, indexer)
@@ -240,14 +240,14 @@ def test_killed_in_the_removal_no_half_of_a_leg_is_left(
         removed(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(drop.fs, "remove", dies)
+        patch.setattr(cleanup.fs, "remove", dies)
         with pytest.raises(uploads.Died):
             _prune(store, indexer, keep=1)
     assert lie(store) == listed(store) == ["02"]
     assert len(list((store.state / "dropped").iterdir())) == 1, "it is out of the way"
 
 
-def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     place(1), place(2)
     index(store, indexer)
     with store.lock(TARGET).open("w") as lock:
@@ -261,7 +261,7 @@ def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place
     assert lie(store) == ["02"]
 
 
-def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     place(1), place(2)
     index(store, indexer)
     done = reimzul("prune", "--keep", "1")
@@ -304,7 +304,7 @@ def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
-def test_root_writes_as_the_stores_owner(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_root_writes_as_the_stores_owner(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:
     place(1), place(2)
     index(store, indexer)
     for path in [store.root, *store.root.rglob("*")]:

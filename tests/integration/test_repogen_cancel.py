@@ -17,7 +17,7 @@ from reimzul.core.manifest import read_manifest
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.store_paths import StorePaths, spool_name
 from reimzul.repogen import daemon as repogen_daemon
-from reimzul.repogen.cli import repogen
+from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -37,7 +37,7 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
 def daemon_of(root: Path, beanstalkd: Beanstalkd) -> Repogen:
     uploads.make_store(root)
     ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {root}\n"
-    return repogen(parse_settings(ini, "test"))
+    return make_daemon(parse_settings(ini, "test"))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def daemon(tmp_path: Path, beanstalkd: Beanstalkd) -> Repogen:
 
 @pytest.fixture
 def store(daemon: Repogen) -> StorePaths:
-    return daemon.tools.store
+    return daemon.context.store
 
 
 def work(daemon: Repogen, broker: Broker, *asked: RepogenRequest) -> None:
@@ -159,7 +159,7 @@ def test_such_logs_are_found_where_nobody_asked_for_them(
     broker: Broker, daemon: Repogen, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = uploads.upload(store, {}, status=Status.UNFIT)
-    monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -10)
+    monkeypatch.setattr("reimzul.repogen.spool_scan.UNREQUESTED_SECONDS", -10)
     daemon.do_idle_work(broker)
     (found,) = taken(broker, CREATEREPO)
     assert (found.logs, found.index, found.attempt) == (True, False, asked.attempt)
@@ -183,7 +183,7 @@ def test_growing_logs_of_a_killed_worker_go_in_the_end(
     (store.live / "0123.x86_64.1-0").mkdir()
     daemon.do_idle_work(broker)
     assert len(list(store.live.iterdir())) == 1
-    monkeypatch.setattr(repogen_daemon, "LIVE", -10.0)
+    monkeypatch.setattr(repogen_daemon, "LIVE_LOGS_SECONDS", -10.0)
     daemon._next_scan = 0.0
     daemon.do_idle_work(broker)
     assert not list(store.live.iterdir())
@@ -198,7 +198,7 @@ def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
     def scene() -> tuple[Repogen, RepogenRequest]:
         at, steps.die_at = steps.die_at, -1
         made = daemon_of(tmp_path / str(next(rounds)), beanstalkd)
-        asked = uploads.upload(made.tools.store, rpms)
+        asked = uploads.upload(made.context.store, rpms)
         cancel(broker, asked)
         broker.put(CREATEREPO, asked, priority=PRIORITY)
         steps.count, steps.die_at = 0, at
@@ -215,6 +215,6 @@ def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
         steps.live()
         work(daemon, broker)
         assert {event.status for event in taken(broker, NOTIFY)} == {"Cancelled"}
-        assert taken(broker, TOSIGN) == [] and not tree(daemon.tools.store.repo)
-        assert tree(daemon.tools.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
+        assert taken(broker, TOSIGN) == [] and not tree(daemon.context.store.repo)
+        assert tree(daemon.context.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
         assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0

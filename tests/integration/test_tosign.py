@@ -22,7 +22,7 @@ from reimzul.core.errors import RetryLater, ShutdownRequested
 from reimzul.core.fs import file_lock
 from reimzul.core.message import Refusal, SignRequest, Status
 from reimzul.core.store_paths import StorePaths
-from reimzul.tosign.cli import tosign
+from reimzul.tosign.cli import make_daemon
 from reimzul.tosign.daemon import Tosign
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -43,7 +43,7 @@ def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
 
 @pytest.fixture
 def daemon(settings: Settings) -> Tosign:
-    return tosign(settings)
+    return make_daemon(settings)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_disk_that_fails_is_waited_for(
     broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(broker, published(store))
-    monkeypatch.setattr("reimzul.tosign.daemon.stage", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("reimzul.tosign.daemon.stage_leg", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with daemon.connect() as own:
         own.watch(daemon.tubes)
         ((_, outcome),) = daemon.handle(own, daemon.reserve_jobs(own))

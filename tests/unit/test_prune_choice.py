@@ -15,32 +15,46 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import Pruning
 from reimzul.core.store_paths import StorePaths
-from reimzul.repogen.drop import Lying, Told, drop, lying, size, targets, told
-from reimzul.repogen.prune import chosen, held, old, rule_of
-from reimzul.repogen.scratch import find, remove
+from reimzul.store.cleanup import (
+    ManifestSummary,
+    StoredBuild,
+    choose_builds,
+    drop_build,
+    find_candidates,
+    find_rule,
+    find_scratch_builds,
+    list_builds,
+    list_targets,
+    read_summary,
+    reason_to_keep,
+    remove_scratch_build,
+    size_of_build,
+)
 
 TARGET = "c7.1708.u.x86_64"
 NOW = calendar.timegm(time.strptime("20261122", "%Y%m%d"))
 ID = "{:032x}".format
 
 
-def leg(day: int, name: str = "time", arch: str = "x86_64") -> Lying:
+def leg(day: int, name: str = "time", arch: str = "x86_64") -> StoredBuild:
     """A build of the first days of November 2026."""
     timestamp = f"202611{day:02}000000"
     place = f"repo/{TARGET}/{name}/{timestamp}/1.7-{day}.{arch}"
-    return Lying(place=place, target=TARGET, name=name, timestamp=timestamp, arch=arch)
+    return StoredBuild(place=place, target=TARGET, name=name, timestamp=timestamp, arch=arch)
 
 
-def well(number: int = 1) -> Told:
-    return Told(build_id=ID(number), status="Success", attempt="1-0000000a")
+def well(number: int = 1) -> ManifestSummary:
+    return ManifestSummary(build_id=ID(number), status="Success", attempt="1-0000000a")
 
 
-def days(*which: int, failed: tuple[int, ...] = ()) -> dict[Lying, Told]:
-    return {leg(day): Told(build_id=ID(day), status="Failed" if day in failed else "Success") for day in which}
+def days(*which: int, failed: tuple[int, ...] = ()) -> dict[StoredBuild, ManifestSummary]:
+    return {
+        leg(day): ManifestSummary(build_id=ID(day), status="Failed" if day in failed else "Success") for day in which
+    }
 
 
-def dropped(legs: dict[Lying, Told], **rule: int) -> list[int]:
-    return sorted(int(each.timestamp[6:8]) for each in chosen(legs, Pruning(**rule), NOW))
+def dropped(legs: dict[StoredBuild, ManifestSummary], **rule: int) -> list[int]:
+    return sorted(int(each.timestamp[6:8]) for each in choose_builds(legs, Pruning(**rule), NOW))
 
 
 @pytest.mark.parametrize(("keep", "gone"), [(1, [1, 2, 3, 4]), (3, [1, 2]), (5, []), (9, [])])
@@ -77,7 +91,7 @@ def test_the_newest_that_came_out_well_never_goes(failed: dict[int, bool], keep:
 )
 def test_a_rule_is_of_the_whole_target_before_the_one_without_its_arch(target: str, keep: int | None) -> None:
     rules = {"c7.1708.u": Pruning(keep=3), "c7.1708.u.x86_64": Pruning(keep=5)}
-    found = rule_of(target, rules)
+    found = find_rule(target, rules)
     assert (found.keep if found else None) == keep
 
 
@@ -93,7 +107,7 @@ def store(tmp_path: Path) -> StorePaths:
     return made
 
 
-def lay(store: StorePaths, which: Lying, about: Told | None) -> Path:
+def lay(store: StorePaths, which: StoredBuild, about: ManifestSummary | None) -> Path:
     """Put a leg into the store, with its entry in the index and the logs of an attempt that was lost."""
     folder = store.place(which.place)
     folder.mkdir(parents=True)
@@ -108,7 +122,7 @@ def lay(store: StorePaths, which: Lying, about: Told | None) -> Path:
     return folder
 
 
-def staged(store: StorePaths, which: Lying, about: Told) -> None:
+def staged(store: StorePaths, which: StoredBuild, about: ManifestSummary) -> None:
     (store.staged_marks / f"{about.build_id}.{which.arch}").write_text("")
 
 
@@ -117,25 +131,25 @@ def test_only_legs_are_found(store: StorePaths) -> None:
     for other in ("repodata", ".repodata", "time/notes", f"time/{leg(1).timestamp}/file"):
         (store.repo / TARGET / other).mkdir(parents=True)
     (store.repo / TARGET / "time" / "README").write_text("")
-    assert {each.place.rpartition("/")[2] for each in lying(store.repo, TARGET)} == {"1.7-1.x86_64", "file"}
-    assert targets(store.repo) == [TARGET]
-    assert list(lying(store.repo, "no.such")) == []
+    assert {each.place.rpartition("/")[2] for each in list_builds(store.repo, TARGET)} == {"1.7-1.x86_64", "file"}
+    assert list_targets(store.repo) == [TARGET]
+    assert list(list_builds(store.repo, "no.such")) == []
 
 
 def test_what_waits_for_the_signer_stays(store: StorePaths) -> None:
     about = well()
     lay(store, leg(1), about)
-    assert held(store, leg(1), about, unsigned=False) == "it was not laid out for the signer yet"
-    assert held(store, leg(1), about, unsigned=True) == ""
+    assert reason_to_keep(store, leg(1), about, unsigned=False) == "it was not laid out for the signer yet"
+    assert reason_to_keep(store, leg(1), about, unsigned=True) == ""
     staged(store, leg(1), about)
-    assert held(store, leg(1), about, unsigned=False) == ""
+    assert reason_to_keep(store, leg(1), about, unsigned=False) == ""
     waits = store.tosign / TARGET / f"time-1.7-1.x86_64.{about.build_id}"
     waits.mkdir(parents=True)
     for unsigned in (False, True):
-        assert held(store, leg(1), about, unsigned=unsigned) == "it waits to be collected and signed"
+        assert reason_to_keep(store, leg(1), about, unsigned=unsigned) == "it waits to be collected and signed"
     waits.rmdir()
     (store.staging / f"{about.build_id}.x86_64").mkdir()
-    assert "collected" in held(store, leg(1), about, unsigned=True), "it is just being laid out"
+    assert "collected" in reason_to_keep(store, leg(1), about, unsigned=True), "it is just being laid out"
 
 
 def test_what_is_collected_between_two_looks_is_seen(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +168,12 @@ def test_what_is_collected_between_two_looks_is_seen(store: StorePaths, monkeypa
         return found
 
     monkeypatch.setattr(os.path, "lexists", look_and_rename)
-    assert "collected" in held(store, leg(1), about, unsigned=True)
+    assert "collected" in reason_to_keep(store, leg(1), about, unsigned=True)
 
 
 def test_what_failed_is_never_signed_and_what_is_the_originals_is_not_judged(store: StorePaths) -> None:
-    assert held(store, leg(1), Told(build_id=ID(1), status="Failed"), unsigned=False) == ""
-    assert "original" in held(store, leg(1), Told(), unsigned=True)
+    assert reason_to_keep(store, leg(1), ManifestSummary(build_id=ID(1), status="Failed"), unsigned=False) == ""
+    assert "original" in reason_to_keep(store, leg(1), ManifestSummary(), unsigned=True)
 
 
 def test_each_package_and_arch_has_its_own_builds(store: StorePaths) -> None:
@@ -167,7 +181,7 @@ def test_each_package_and_arch_has_its_own_builds(store: StorePaths) -> None:
         for name in ("time", "tar"):
             lay(store, leg(day, name), well(day * 100 + len(name)))
     lay(store, leg(1, "time", "i386"), well(7))
-    found = old(store, TARGET, Pruning(keep=1, unsigned=True), NOW)
+    found = find_candidates(store, TARGET, Pruning(keep=1, unsigned=True), NOW)
     assert [(each.leg.name, each.leg.timestamp[6:8], each.leg.arch) for each in found] == [
         ("tar", "01", "x86_64"), ("time", "01", "x86_64"),
     ]  # fmt: skip
@@ -179,13 +193,13 @@ def test_a_leg_is_dropped_with_all_that_belongs_to_it(store: StorePaths) -> None
     lay(store, leg(1), about)
     kept = lay(store, leg(2), other)
     for _ in range(2):  # the second time nothing is left to do
-        drop(store, leg(1), about)
+        drop_build(store, leg(1), about)
         assert list(store.index.iterdir()) == [store.index / f"{other.build_id}.x86_64"]
         assert [path.name for path in store.attempts.iterdir()] == [f"{other.build_id}.x86_64.1-0000000b"]
         assert [path.name for path in (store.repo / TARGET / "time").iterdir()] == [leg(2).timestamp]
         assert list((store.state / "dropped").iterdir()) == []
     assert kept.is_dir()
-    drop(store, leg(2), other)
+    drop_build(store, leg(2), other)
     assert not (store.repo / TARGET / "time").exists()
 
 
@@ -195,7 +209,7 @@ def test_the_index_of_a_build_that_lies_elsewhere_is_left_alone(store: StorePath
     entry = store.index / f"{about.build_id}.x86_64"
     entry.unlink()
     entry.symlink_to(f"../{leg(3).place}")
-    drop(store, leg(1), about)
+    drop_build(store, leg(1), about)
     assert os.readlink(entry) == f"../{leg(3).place}"
 
 
@@ -203,8 +217,8 @@ def test_the_index_of_a_build_that_lies_elsewhere_is_left_alone(store: StorePath
 def test_a_manifest_that_cannot_be_read_says_nothing(store: StorePaths, said: str) -> None:
     folder = lay(store, leg(1), None)
     (folder / "build.json").write_text(said)
-    assert told(store, leg(1)) == Told()
-    assert size(store, leg(1)) == 1000 + len(said)
+    assert read_summary(store, leg(1)) == ManifestSummary()
+    assert size_of_build(store, leg(1)) == 1000 + len(said)
 
 
 def test_scratch_builds_are_found_and_removed(store: StorePaths) -> None:
@@ -212,15 +226,15 @@ def test_scratch_builds_are_found_and_removed(store: StorePaths) -> None:
         folder = leg(day)
         place = folder.place.replace("repo/", "scratch/", 1)
         about = well(day)
-        lay(store, Lying(**{**_plain(folder), "place": place}), about)
-    first, second = find(store)
+        lay(store, StoredBuild(**{**_plain(folder), "place": place}), about)
+    first, second = find_scratch_builds(store)
     assert (first.told.build_id, second.told.build_id) == (ID(1), ID(2))
-    assert first.submitted == calendar.timegm((2026, 11, 1, 0, 0, 0))
-    assert first.wire()["submitter"] == "johnny"
-    remove(store, first)
-    assert [each.told.build_id for each in find(store)] == [ID(2)]
+    assert first.submitted_at == calendar.timegm((2026, 11, 1, 0, 0, 0))
+    assert first.to_json()["submitter"] == "johnny"
+    remove_scratch_build(store, first)
+    assert [each.told.build_id for each in find_scratch_builds(store)] == [ID(2)]
 
 
-def _plain(which: Lying) -> dict[str, str]:
+def _plain(which: StoredBuild) -> dict[str, str]:
     names = ("place", "target", "name", "timestamp", "arch")
     return {name: getattr(which, name) for name in names}

@@ -13,7 +13,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, Status
 from reimzul.core.store_paths import StorePaths, StoreUrls
-from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
+from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject
 from tests import uploads
 
 URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
@@ -44,44 +44,44 @@ def store(tmp_path: Path) -> StorePaths:
 
 
 @pytest.fixture
-def teller(store: StorePaths) -> Teller:
-    return Teller(store=store, urls=URLS, arches=read_arches(), host="bstore.example.org")
+def teller(store: StorePaths) -> RejectionHandler:
+    return RejectionHandler(store=store, urls=URLS, arches=read_arches(), host="bstore.example.org")
 
 
-def carried_out(teller: Teller, message: RepogenRequest, verdict: Verdict) -> Told:
+def carried_out(teller: RejectionHandler, message: RepogenRequest, verdict: Rejection) -> Told:
     told = Told()
-    teller.carry_out(told, message, verdict)  # type: ignore[arg-type]
+    teller.handle(told, message, verdict)  # type: ignore[arg-type]
     return told
 
 
-def bad(of: BuildRequest | None) -> Verdict:
-    return Verdict(reason="root.log is not there", again=True, request=of)
+def bad(of: BuildRequest | None) -> Rejection:
+    return Rejection(reason="root.log is not there", again=True, request=of)
 
 
 def test_a_verdict_is_kept_beside_what_was_put_aside(store: StorePaths) -> None:
     asked = uploads.upload(store, {})
     folder = uploads.spool_of(store, asked)
-    verdict = bad(request_in(folder, asked.build_id))
-    put_aside(store, folder, folder.name, verdict)
-    assert verdict_on(store, folder.name) == verdict and verdict.request
+    verdict = bad(read_request(folder, asked.build_id))
+    reject(store, folder, folder.name, verdict)
+    assert read_rejection(store, folder.name) == verdict and verdict.request
     assert (store.rejected / folder.name / "build.log").exists() and not folder.exists()
-    assert verdict_on(store, "another") is None
+    assert read_rejection(store, "another") is None
 
 
 def test_a_manifest_of_another_build_is_no_request_of_this(store: StorePaths) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, {}))
-    assert request_in(folder, "0" * 32) is None
+    assert read_request(folder, "0" * 32) is None
     (folder / "build.json").write_text("junk")
-    assert request_in(folder, "0" * 32) is None
+    assert read_request(folder, "0" * 32) is None
 
 
 def test_a_damaged_note_is_a_verdict_all_the_same(store: StorePaths) -> None:
     (store.rejected / "x.json").write_text("{")
-    verdict = verdict_on(store, "x")
+    verdict = read_rejection(store, "x")
     assert verdict and verdict.again and "damaged" in verdict.reason
 
 
-def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: Teller) -> None:
+def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: RejectionHandler) -> None:
     of = uploads.request()
     legs = [uploads.upload(store, {}, of=of), uploads.upload(store, {}, of=of, arch="i386")]
     told = [carried_out(teller, leg, bad(of)) for leg in (*legs, *legs)]
@@ -92,7 +92,7 @@ def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: Te
     assert [one.events[0].arch for one in told] == ["x86_64", "i386"] * 2
 
 
-def test_after_two_rounds_it_is_given_up(store: StorePaths, teller: Teller) -> None:
+def test_after_two_rounds_it_is_given_up(store: StorePaths, teller: RejectionHandler) -> None:
     of = uploads.request().with_failed_attempt("other.example.org", "no disk")
     for _ in range(2):
         told = carried_out(teller, uploads.upload(store, {}, of=of), bad(of))
@@ -102,7 +102,7 @@ def test_after_two_rounds_it_is_given_up(store: StorePaths, teller: Teller) -> N
     assert "root.log is not there" in told.events[0].reason
 
 
-def test_what_cannot_be_asked_for_again_is_refused_or_rejected(store: StorePaths, teller: Teller) -> None:
+def test_what_cannot_be_asked_for_again_is_refused_or_rejected(store: StorePaths, teller: RejectionHandler) -> None:
     asked = uploads.upload(store, {})
     with pytest.raises(InvalidMessage, match="root.log is not there"):
         carried_out(teller, asked, bad(None))
@@ -111,16 +111,18 @@ def test_what_cannot_be_asked_for_again_is_refused_or_rejected(store: StorePaths
     assert told.put_into == [] and told.events[0].status == Status.REJECTED
 
 
-def test_the_request_in_the_message_helps_where_the_manifest_is_gone(store: StorePaths, teller: Teller) -> None:
+def test_the_request_in_the_message_helps_where_the_manifest_is_gone(
+    store: StorePaths, teller: RejectionHandler
+) -> None:
     of = uploads.request()
     asked = attr.evolve(uploads.upload(store, {}, of=of), request=of)
     told = carried_out(teller, RepogenRequest.decode(asked.encode()), bad(None))
     assert told.put_into[0][1].build_id == of.build_id
 
 
-def test_what_was_listed_is_taken_out_of_the_repodata(store: StorePaths, teller: Teller) -> None:
+def test_what_was_listed_is_taken_out_of_the_repodata(store: StorePaths, teller: RejectionHandler) -> None:
     of = uploads.request()
-    verdict = Verdict(reason="unreadable", again=False, request=of, regenerate=True)
+    verdict = Rejection(reason="unreadable", again=False, request=of, regenerate=True)
     told = carried_out(teller, uploads.upload(store, {}, of=of), verdict)
     ((tube, message),) = told.put_into
     assert tube == "createrepo" and message.is_bare and message.target == of.target

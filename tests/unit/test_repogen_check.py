@@ -13,8 +13,8 @@ import pytest
 from reimzul.core.errors import InputError
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.repogen import check
-from reimzul.repogen.check import Mismatch, arrived
+from reimzul.repogen import verify
+from reimzul.repogen.verify import InvalidUpload, read_upload
 from tests import uploads
 
 RPM = {"hello-1-1.x86_64.rpm": (b"package", "hello-1-1.x86_64")}
@@ -30,8 +30,8 @@ def headers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             raise InputError(f"{path}: not an rpm package")
         return SimpleNamespace(nevra=said.get(path.name, path.name[: -len(".rpm")]))
 
-    monkeypatch.setattr(check, "read_header", read_header)
-    monkeypatch.setattr(check, "read_published_texts", lambda path: [])
+    monkeypatch.setattr(verify, "read_header", read_header)
+    monkeypatch.setattr(verify, "read_published_texts", lambda path: [])
     return said
 
 
@@ -42,9 +42,9 @@ def store(tmp_path: Path) -> StorePaths:
 
 def held(store: StorePaths, asked: RepogenRequest) -> None:
     folder = uploads.spool_of(store, asked)
-    manifest = arrived(folder)
+    manifest = read_upload(folder)
     assert manifest
-    check.check(folder, manifest, asked, lambda: None)
+    verify.verify_upload(folder, manifest, asked, lambda: None)
 
 
 def test_what_is_whole_passes_and_can_be_read_by_everybody(store: StorePaths) -> None:
@@ -135,7 +135,7 @@ def failed(folder: Path) -> None:
 def test_each_harm_is_named(store: StorePaths, harm: Callable[[Path], None], words: str) -> None:
     asked = uploads.upload(store, RPM)
     harm(uploads.spool_of(store, asked))
-    with pytest.raises(Mismatch) as told:
+    with pytest.raises(InvalidUpload) as told:
         held(store, asked)
     assert words in str(told.value)
 
@@ -143,29 +143,29 @@ def test_each_harm_is_named(store: StorePaths, harm: Callable[[Path], None], wor
 def test_a_package_has_to_be_the_one_its_manifest_says(store: StorePaths, headers: dict[str, str]) -> None:
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = "evil-1-1.x86_64"
-    with pytest.raises(Mismatch, match="is 'evil-1-1.x86_64' instead of 'hello-1-1.x86_64'"):
+    with pytest.raises(InvalidUpload, match="is 'evil-1-1.x86_64' instead of 'hello-1-1.x86_64'"):
         held(store, asked)
 
 
 def test_a_package_has_to_be_one(store: StorePaths, headers: dict[str, str]) -> None:
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = ""
-    with pytest.raises(Mismatch, match=r"^hello-1-1.x86_64.rpm: not an rpm package$"):
+    with pytest.raises(InvalidUpload, match=r"^hello-1-1.x86_64.rpm: not an rpm package$"):
         held(store, asked)
 
 
 def test_a_manifest_that_is_not_there_yet_is_no_fault(store: StorePaths) -> None:
-    assert arrived(store.spool / "nothing") is None
+    assert read_upload(store.spool / "nothing") is None
     (store.spool / "file").write_text("")
-    assert arrived(store.spool / "file") is None
+    assert read_upload(store.spool / "file") is None
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '{"request": 1}', "\0" * 100])
 def test_a_manifest_that_is_none_is_said_so(store: StorePaths, body: str) -> None:
     folder = uploads.spool_of(store, uploads.upload(store, RPM))
     (folder / MANIFEST).write_text(body)
-    with pytest.raises(Mismatch, match="build.json: "):
-        arrived(folder)
+    with pytest.raises(InvalidUpload, match="build.json: "):
+        read_upload(folder)
 
 
 def test_no_link_and_no_pipe_is_read_as_a_manifest(store: StorePaths) -> None:
@@ -174,8 +174,8 @@ def test_no_link_and_no_pipe_is_read_as_a_manifest(store: StorePaths) -> None:
     (folder / MANIFEST).rename(store.root / MANIFEST)
     for harm in (lambda: os.mkfifo(folder / MANIFEST), lambda: (folder / MANIFEST).symlink_to(store.root / MANIFEST)):
         harm()
-        with pytest.raises(Mismatch, match="not a plain file"):
-            arrived(folder)
+        with pytest.raises(InvalidUpload, match="not a plain file"):
+            read_upload(folder)
         (folder / MANIFEST).unlink()
-    with pytest.raises(Mismatch, match="not a plain file"):
-        arrived(store.spool / "link")
+    with pytest.raises(InvalidUpload, match="not a plain file"):
+        read_upload(store.spool / "link")

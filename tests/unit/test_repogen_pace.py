@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.repogen.pace import Run, read_run, write_run
+from reimzul.store.createrepo import RunRecord, read_run, write_run
 
 
 def runs_of(duration: float, until: float, wanted: float = 0.0) -> list[float]:
     """The starts of runs that each last as long, where the next is wanted that long after the end of one."""
-    run, now, starts = Run(), 1000.0, []
+    run, now, starts = RunRecord(), 1000.0, []
     while now < 1000.0 + until:
         if run.allows_next(now):
             starts.append(now - 1000.0)
@@ -31,7 +31,7 @@ def test_two_runs_come_at_once_and_the_third_rests() -> None:
 
 @pytest.mark.parametrize(("duration", "rest"), [(0.1, 1.0), (1.0, 1.0), (7.0, 7.0), (29.0, 29.0), (300.0, 30.0)])
 def test_a_run_rests_as_long_as_the_last_one_took(duration: float, rest: float) -> None:
-    run = Run().followed_by(0.0, duration).followed_by(duration, 2 * duration)
+    run = RunRecord().followed_by(0.0, duration).followed_by(duration, 2 * duration)
     end = run.end
     assert not run.allows_next(end + rest - 0.01) and run.allows_next(end + rest + 0.01)
 
@@ -46,7 +46,7 @@ def test_there_are_never_more_runs_than_seconds(duration: float, wanted: float) 
 
 
 def test_after_a_pause_a_row_begins_again() -> None:
-    run = Run().followed_by(0.0, 0.1)
+    run = RunRecord().followed_by(0.0, 0.1)
     assert run.followed_by(5.0, 5.1).row == 1
     for start in (0.2, 1.3, 2.9):
         run = run.followed_by(start, start + 0.1)
@@ -56,15 +56,15 @@ def test_after_a_pause_a_row_begins_again() -> None:
 
 
 def test_an_end_in_the_future_is_ignored() -> None:
-    run = Run(start=9000.0, end=9001.0, row=7)
+    run = RunRecord(start=9000.0, end=9001.0, row=7)
     assert run.allows_next(100.0)
     assert run.followed_by(100.0, 100.1).row == 1
 
 
 def test_a_run_is_kept_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "c7.runs"
-    assert read_run(path) == Run()
-    run = Run(start=5.0, end=6.5, row=2)
+    assert read_run(path) == RunRecord()
+    run = RunRecord(start=5.0, end=6.5, row=2)
     write_run(path, run)
     assert read_run(path) == run and [each.name for each in tmp_path.iterdir()] == ["c7.runs"]
 
@@ -77,4 +77,4 @@ def test_a_run_is_kept_in_a_file(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_damaged_file_keeps_nothing_waiting(tmp_path: Path, content: str) -> None:
     (tmp_path / "runs").write_text(content)
-    assert read_run(tmp_path / "runs") == Run() and read_run(tmp_path / "runs").allows_next(0.0)
+    assert read_run(tmp_path / "runs") == RunRecord() and read_run(tmp_path / "runs").allows_next(0.0)

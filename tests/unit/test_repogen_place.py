@@ -11,9 +11,10 @@ import pytest
 
 from reimzul.core.message import Status
 from reimzul.core.store_paths import StorePaths, leg_key, spool_name
-from reimzul.repogen import check
-from reimzul.repogen.check import Mismatch
-from reimzul.repogen.place import Placed, bring_in, settled
+from reimzul.repogen import verify
+from reimzul.repogen.publish import find_stored, store_upload
+from reimzul.repogen.verify import InvalidUpload
+from reimzul.store.listing import StoredLeg
 from tests import uploads
 from tests.uploads import TARGET, request, tree
 
@@ -24,8 +25,8 @@ LATER = f"repo/{TARGET}/hello/20240102030406/1-1.x86_64"
 
 @pytest.fixture(autouse=True)
 def _headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "read_header", lambda path: SimpleNamespace(nevra=path.name[: -len(".rpm")]))
-    monkeypatch.setattr(check, "read_published_texts", lambda path: [])
+    monkeypatch.setattr(verify, "read_header", lambda path: SimpleNamespace(nevra=path.name[: -len(".rpm")]))
+    monkeypatch.setattr(verify, "read_published_texts", lambda path: [])
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def brought(store: StorePaths, asked: object) -> Placed:
-    leg = bring_in(store, asked, lambda: None)  # type: ignore[arg-type]
+def brought(store: StorePaths, asked: object) -> StoredLeg:
+    leg = store_upload(store, asked, lambda: None)  # type: ignore[arg-type]
     assert leg
     return leg
 
@@ -42,7 +43,7 @@ def brought(store: StorePaths, asked: object) -> Placed:
 def test_a_leg_gets_its_place_and_an_entry_in_the_index(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     leg = brought(store, asked)
-    assert leg.place == PLACE and leg.published
+    assert leg.place == PLACE and leg.is_publishable
     entry = store.index / leg_key(asked.build_id, "x86_64")
     assert os.readlink(entry) == f"../{PLACE}"
     assert (entry / "hello-1-1.x86_64.rpm").read_bytes() == b"package"
@@ -58,7 +59,7 @@ def test_the_second_time_finds_it_done(store: StorePaths) -> None:
 def test_what_is_not_published_has_its_place_too(store: StorePaths, changed: dict[str, bool], place: str) -> None:
     status = Status.SUCCESS if changed else Status.FAILED
     leg = brought(store, uploads.upload(store, {}, of=request(**changed), status=status))
-    assert leg.place == place and not leg.published
+    assert leg.place == place and not leg.is_publishable
 
 
 def test_another_build_of_the_same_second_goes_one_second_later(store: StorePaths) -> None:
@@ -79,7 +80,7 @@ def test_years_that_end_or_are_short_lead_nowhere_else(store: StorePaths) -> Non
     for timestamp, later in (("00010101000000", "00010101000001"), ("99991231235958", "99991231235959")):
         brought(store, uploads.upload(store, RPM, of=request(timestamp=timestamp)))
         assert brought(store, uploads.upload(store, RPM, of=request(timestamp=timestamp))).timestamp == later
-    with pytest.raises(Mismatch, match="all other builds'"):
+    with pytest.raises(InvalidUpload, match="all other builds'"):
         brought(store, uploads.upload(store, RPM, of=request(timestamp="99991231235958")))
 
 
@@ -107,7 +108,7 @@ def test_a_failure_gives_way_to_the_success_that_was_told(store: StorePaths) -> 
     failed = uploads.upload(store, {}, of=of, status=Status.FAILED)
     brought(store, failed)
     succeeded = uploads.upload(store, RPM, of=of)
-    assert brought(store, succeeded).published
+    assert brought(store, succeeded).is_publishable
     assert brought(store, failed).manifest.attempt == succeeded.attempt
     assert (store.attempts / spool_name(of.build_id, "x86_64", failed.attempt) / "build.log").exists()
 
@@ -127,14 +128,14 @@ def test_legs_of_one_build_do_not_meet(store: StorePaths) -> None:
 def test_an_upload_that_is_nowhere_is_none(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     uploads.spool_of(store, asked).rename(store.root / "away")
-    assert bring_in(store, asked, lambda: None) is None
+    assert store_upload(store, asked, lambda: None) is None
 
 
 def test_a_bad_upload_stays_where_it_is(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     (uploads.spool_of(store, asked) / "root.log").unlink()
-    with pytest.raises(Mismatch):
-        bring_in(store, asked, lambda: None)
+    with pytest.raises(InvalidUpload):
+        store_upload(store, asked, lambda: None)
     assert uploads.spool_of(store, asked).is_dir() and tree(store.repo) == set()
 
 
@@ -146,7 +147,7 @@ def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store:
         if next(once, False):
             brought(store, asked)
 
-    assert bring_in(store, asked, heed) == settled(store, asked.build_id, "x86_64")
+    assert store_upload(store, asked, heed) == find_stored(store, asked.build_id, "x86_64")
     assert tree(store.attempts) == set() and tree(store.rejected) == set()
 
 
@@ -160,7 +161,7 @@ def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: StorePa
             brought(store, first)
             (uploads.spool_of(store, second) / "hello-1-1.x86_64.rpm").unlink()
 
-    assert bring_in(store, second, heed) == settled(store, of.build_id, "x86_64")
+    assert store_upload(store, second, heed) == find_stored(store, of.build_id, "x86_64")
     assert tree(store.rejected) == set()
 
 
@@ -168,7 +169,7 @@ def test_an_index_that_leads_astray_is_not_followed(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     entry = store.index / leg_key(asked.build_id, "x86_64")
     entry.symlink_to("../../../etc")
-    assert settled(store, asked.build_id, "x86_64") is None
+    assert find_stored(store, asked.build_id, "x86_64") is None
     assert brought(store, asked).place == PLACE
 
 
@@ -202,7 +203,7 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
             all_in(store, asked)
         steps.live()
         for one in asked:  # one whose failure just gave way finds nothing for a moment, and is asked again
-            bring_in(store, one, lambda: None)  # type: ignore[arg-type]
+            store_upload(store, one, lambda: None)  # type: ignore[arg-type]
         all_in(store, asked)
         assert tree(store.repo / TARGET) == {
             f"hello/20240102030405/1-1.x86_64/{name}" for name in ("build.json", *uploads.LOGS, *RPM)

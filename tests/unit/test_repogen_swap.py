@@ -18,9 +18,16 @@ from reimzul.admin.doctor.store import hook as examine_hook
 from reimzul.core.config import RepogenSettings as Settings
 from reimzul.core.errors import InputError, RetryLater
 from reimzul.core.store_paths import StorePaths
-from reimzul.repogen import hook, swap
-from reimzul.repogen.metadata import read_addition
-from reimzul.repogen.repomd import Addition, add_records, check_type, drop_records, guess_type, read_records
+from reimzul.store import hook, repodata
+from reimzul.store.repodata import (
+    Addition,
+    add_records,
+    check_type,
+    drop_records,
+    guess_type,
+    read_addition,
+    read_records,
+)
 from tests import uploads
 from tests.uploads import TARGET
 
@@ -57,7 +64,7 @@ def types(folder: Path) -> list[str]:
 
 def show(store: StorePaths, name: str, now: float = 1000.0, **more: Any) -> None:
     store.target(TARGET).mkdir(exist_ok=True)
-    swap.draft(store, TARGET, source(store, name), now, **more).show()
+    repodata.make_draft(store, TARGET, source(store, name), now, **more).publish()
 
 
 def no_exchange(one: Path, other: Path) -> None:
@@ -70,7 +77,7 @@ def no_exchange(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("can", [True, False])
 def test_new_repodata_takes_the_place_of_old(store: StorePaths, monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
     if not can:
-        monkeypatch.setattr(swap, "exchange", no_exchange)
+        monkeypatch.setattr(repodata, "exchange_names", no_exchange)
     show(store, "one")
     show(store, "two")
     assert (live(store) / f"{'a' * 64}-two.xml").read_text() == "primary two"
@@ -81,10 +88,10 @@ def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     inodes = one.stat().st_ino, two.stat().st_ino
-    swap.exchange(one, two)
+    repodata.exchange_names(one, two)
     assert (two.stat().st_ino, one.stat().st_ino) == inodes
     with pytest.raises(FileNotFoundError):
-        swap.exchange(one, tmp_path / "three")
+        repodata.exchange_names(one, tmp_path / "three")
 
 
 @pytest.mark.parametrize("error", [AttributeError("renameat2"), MemoryError(), OSError("no such library")])
@@ -96,8 +103,8 @@ def test_a_host_without_it_raises_what_the_fallback_knows(
 
     monkeypatch.setattr("ctypes.CDLL", fails)
     with pytest.raises(OSError) as raised:
-        swap.exchange(tmp_path, tmp_path)
-    assert raised.value.errno in swap._CANNOT_EXCHANGE
+        repodata.exchange_names(tmp_path, tmp_path)
+    assert raised.value.errno in repodata._CANNOT_EXCHANGE
 
 
 def test_killed_between_the_two_renames_the_old_repodata_comes_back(
@@ -113,12 +120,12 @@ def test_killed_between_the_two_renames_the_old_repodata_comes_back(
         rename(*names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(swap, "exchange", no_exchange)
+        patch.setattr(repodata, "exchange_names", no_exchange)
         patch.setattr(os, "rename", dies)
         with pytest.raises(uploads.Died):
             show(store, "two")
     assert not live(store).exists()
-    swap.tidy(store.target(TARGET))
+    repodata.recover_interrupted_run(store.target(TARGET))
     assert (live(store) / f"{'a' * 64}-one.xml").exists()
     assert [path.name for path in store.target(TARGET).iterdir()] == ["repodata"]
 
@@ -141,7 +148,7 @@ def test_what_is_named_again_is_replaced_again(store: StorePaths) -> None:
     for name, now in (("one", 0.0), ("two", 100.0)):
         show(store, name, now)
     again = store.cache / "one"
-    swap.draft(store, TARGET, again, 200.0).show()
+    repodata.make_draft(store, TARGET, again, 200.0).publish()
     for name, now in (("three", 300.0), ("four", 400.0)):
         show(store, name, now)
     assert (live(store) / f"{'a' * 64}-one.xml").exists(), "it was replaced at 300, not at 100"
@@ -177,9 +184,9 @@ def test_a_persons_file_stays_and_a_signature_does_not(store: StorePaths) -> Non
 
 def test_what_the_hook_wrote_is_not_carried_over(store: StorePaths) -> None:
     store.target(TARGET).mkdir()
-    new = swap.draft(store, TARGET, source(store, "one"), 1.0)
+    new = repodata.make_draft(store, TARGET, source(store, "one"), 1.0)
     (new.folder / "SHA256SUMS").write_text("1")
-    new.show()
+    new.publish()
     assert (live(store) / "SHA256SUMS").exists()
     show(store, "two", 2.0)
     assert not (live(store) / "SHA256SUMS").exists()
@@ -206,17 +213,17 @@ def test_a_record_outside_repodata_is_dropped_and_one_createrepo_c_makes_wins(st
     repomd = live(store) / "repomd.xml"
     repomd.write_text(repomd.read_text().replace("repodata/x", "../../../etc/passwd"))
     made = make_repodata(store.cache / "made", {"primary": "p2", "group": "new.xml"})
-    swap.draft(store, TARGET, made, 1.0).show()
+    repodata.make_draft(store, TARGET, made, 1.0).publish()
     assert types(live(store)) == ["primary", "group"]
 
 
 def test_metadata_replaces_its_kind_in_all_forms(store: StorePaths) -> None:
     make_repodata(live(store), {"primary": "p1", "group": "c.xml", "group_gz": "c.xml.gz", "modules": "m"})
     addition = Addition.make("comps.xml", b"<comps/>", "group")
-    swap.draft(store, TARGET, live(store), 1.0, addition=addition).show()
+    repodata.make_draft(store, TARGET, live(store), 1.0, addition=addition).publish()
     assert types(live(store)) == ["primary", "modules", "group"]
     assert gzip.decompress((live(store) / addition.record.file).read_bytes()) == b"<comps/>"
-    swap.draft(store, TARGET, live(store), 2.0, without=["group", "modules"]).show()
+    repodata.make_draft(store, TARGET, live(store), 2.0, without=["group", "modules"]).publish()
     assert types(live(store)) == ["primary"]
 
 
@@ -284,11 +291,11 @@ def test_the_folder_is_the_hooks_last_word_unless_another_names_it(tmp_path: Pat
 def test_failures_are_counted_and_pauses_grow(tmp_path: Path) -> None:
     path = tmp_path / "c7.hook"
     assert hook.read_failure(path) is None
-    pauses = [hook.note_failure(path, "no key").pause for _ in range(8)]
+    pauses = [hook.record_failure(path, "no key").pause for _ in range(8)]
     assert pauses == [5, 10, 30, 60, 120, 300, 300, 300]
     failure = hook.read_failure(path)
-    assert failure and failure.reason == "no key" and 299 < failure.left(failure.at + 0.5) < 300
-    assert failure.left(failure.at - 86400) == 0.0, "the clock was put back"
+    assert failure and failure.reason == "no key" and 299 < failure.seconds_to_retry(failure.at + 0.5) < 300
+    assert failure.seconds_to_retry(failure.at - 86400) == 0.0, "the clock was put back"
     path.write_text("{")
     assert hook.read_failure(path) is None
 
@@ -296,7 +303,7 @@ def test_failures_are_counted_and_pauses_grow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["repomd.xml", "a" * 64 + "-one.xml"])
 def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) -> None:
     store.target(TARGET).mkdir()
-    new = swap.draft(store, TARGET, source(store, "one"), 1.0)
+    new = repodata.make_draft(store, TARGET, source(store, "one"), 1.0)
     new.check()
     (new.folder / harm).unlink()
     with pytest.raises(RetryLater):
@@ -306,7 +313,7 @@ def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) ->
 def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None:
     assert examine_hook((), store).level == OK
     assert examine_hook(("sh", "-c", "true"), store).level == OK
-    hook.note_failure(store.hook(TARGET), "sign exited with 2: no key")
+    hook.record_failure(store.hook(TARGET), "sign exited with 2: no key")
     found = examine_hook(("sh",), store)
     assert found.level == FAIL and f"{TARGET} keeps its old repodata" in found.words and "no key" in found.words
     assert f"reimzul repogen {TARGET}" in found.remedy

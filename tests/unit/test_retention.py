@@ -10,7 +10,7 @@ import pytest
 
 from reimzul.core import fs
 from reimzul.core.store_paths import StorePaths
-from reimzul.repogen.retention import Removed, Retention, sweep
+from reimzul.store.cleanup import Retention, SweepResult, sweep_expired
 from tests.uploads import make_store, tree
 
 LEG = f"{'a' * 32}.x86_64"
@@ -33,9 +33,9 @@ def store(tmp_path: Path) -> StorePaths:
     return store
 
 
-def swept(store: StorePaths, days: float, **kept: int) -> Removed:
+def swept(store: StorePaths, days: float, **kept: int) -> SweepResult:
     """A sweep after so many days."""
-    return sweep(store, Retention(**kept), time.time() + days * DAY, lambda: None)
+    return sweep_expired(store, Retention(**kept), time.time() + days * DAY, lambda: None)
 
 
 def test_what_is_old_enough_goes_and_nothing_else(store: StorePaths) -> None:
@@ -72,12 +72,12 @@ def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        sweep(store, Retention(rejected=30), time.time() + 31 * DAY, heed)
+        sweep_expired(store, Retention(rejected=30), time.time() + 31 * DAY, heed)
     assert (store.rejected / NAME).is_dir() and (store.rejected / f"{NAME}.json").exists()
     second = store.rejected / f"{LEG}.1700000001-0123abcd"
     (store.attempts / NAME).rename(second)
     monkeypatch.setattr(fs, "last_change", lambda path: time.time() if path == second else 0.0)
-    sweep(store, Retention(rejected=30), time.time(), lambda: None)
+    sweep_expired(store, Retention(rejected=30), time.time(), lambda: None)
     assert second.is_dir() and not (store.rejected / NAME).exists()
     assert (store.put_again / f"{LEG}.1").exists()
     assert not (store.put_again / f"{OTHER}.1").exists()

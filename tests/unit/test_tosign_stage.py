@@ -12,7 +12,7 @@ import pytest
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.tosign.stage import Build, find, stage
+from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
 from tests import uploads
 from tests.uploads import TARGET, tree
 
@@ -41,7 +41,7 @@ def published(store: StorePaths, **changed: Any) -> SignRequest:
 
 
 def staged(store: StorePaths, request: SignRequest) -> list[bool]:
-    return [stage(store, build, lambda: None) for build in find(store, request)]
+    return [stage_leg(store, build, lambda: None) for build in find_signable(store, request)]
 
 
 def test_a_build_is_laid_out_with_its_packages_alone(store: StorePaths) -> None:
@@ -68,7 +68,7 @@ def test_it_is_never_laid_out_twice_also_when_it_was_collected(store: StorePaths
 def test_a_place_that_is_not_there_is_no_build_yet(store: StorePaths) -> None:
     request = published(store)
     shutil.rmtree(store.repo / TARGET)
-    assert find(store, request) == []
+    assert find_signable(store, request) == []
 
 
 @pytest.mark.parametrize("manifest", [True, False])
@@ -99,18 +99,18 @@ def test_what_was_not_built_well_never_gets_there(store: StorePaths) -> None:
         (bare, "has no build.json"),
     ):
         with pytest.raises(InvalidMessage, match=words):
-            find(store, request)
+            find_signable(store, request)
 
 
 def test_a_scratch_build_is_not_signed(store: StorePaths) -> None:
     scratch = published(store, of=uploads.request(scratch=True))
     with pytest.raises(InvalidMessage, match="is not a place in"):
-        find(store, scratch)
+        find_signable(store, scratch)
     lying = SignRequest(**{**scratch.to_json(), "place": scratch.place.replace("scratch/", "repo/", 1)})
     store.place(lying.place).parent.mkdir(parents=True)
     store.place(scratch.place).rename(store.place(lying.place))
     with pytest.raises(InvalidMessage, match="scratch build"):
-        find(store, lying)
+        find_signable(store, lying)
 
 
 def test_a_package_that_changed_since_is_not_signed(store: StorePaths) -> None:
@@ -129,10 +129,10 @@ def test_a_build_without_packages_is_no_folder(store: StorePaths) -> None:
 def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, rounds = uploads.Steps(monkeypatch), iter(range(1000))
 
-    def ready() -> tuple[StorePaths, Build]:
+    def ready() -> tuple[StorePaths, SignableLeg]:
         steps_at, steps.die_at = steps.die_at, -1
         store = uploads.make_store(tmp_path / str(next(rounds)))
-        (build,) = find(store, published(store))
+        (build,) = find_signable(store, published(store))
         steps.count, steps.die_at = 0, steps_at
         return store, build
 
@@ -146,15 +146,15 @@ def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     def whole() -> None:
         store, build = ready()
-        stage(store, build, lambda: None)
+        stage_leg(store, build, lambda: None)
 
     for step in steps.deaths(whole):
         store, build = ready()
         with pytest.raises(uploads.Died):
-            stage(store, build, lambda: None)
+            stage_leg(store, build, lambda: None)
         steps.live()
         collected = collect(store)
-        stage(store, build, lambda: None)
+        stage_leg(store, build, lambda: None)
         assert collected + collect(store) == 1, step
-        assert not stage(store, build, lambda: None)
+        assert not stage_leg(store, build, lambda: None)
         assert collect(store) == 0 and tree(store.staging) == set()

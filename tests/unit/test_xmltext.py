@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from reimzul.repogen.xmltext import find_xml_flaw
+from reimzul.repogen.verify import find_xml_flaw
 
 
 @pytest.mark.parametrize(

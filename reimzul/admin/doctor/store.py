@@ -14,7 +14,7 @@ from reimzul.admin.doctor.host import BSTORE, Host
 from reimzul.admin.doctor.upload import FOLDER
 from reimzul.core.errors import ReimzulError
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.repogen.hook import read_failure
+from reimzul.store.hook import read_failure
 
 #: Seconds a whole upload may lie in the spool: repogen looks for those nobody asked for once an hour.
 WAITS = 2 * 3600

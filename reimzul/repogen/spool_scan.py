@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spool looked through: uploads that are whole and that nobody asks for, and uploads that never became whole."""
+"""SC"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,16 @@ from reimzul.core import fs, validators
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.repogen.check import Mismatch, arrived
+from reimzul.repogen.verify import InvalidUpload, read_upload
+
+log = logging.getLogger(__name__)
 
 #: Seconds a whole upload may lie there before somebody should have asked for it.
-UNASKED = 600
+UNREQUESTED_SECONDS = 600
 
 
 @attr.frozen(kw_only=True)
-class Strange:
+class UnknownUpload:
     """An upload of which nothing can be made."""
 
     folder: Path
@@ -35,39 +38,39 @@ class Strange:
 
 
 @attr.frozen(kw_only=True)
-class Abandoned:
+class IncompleteUpload:
     """An upload that was never completed, by now removed."""
 
     name: str
 
 
-Found = Union[RepogenRequest, Strange, Abandoned]
+Found = Union[RepogenRequest, UnknownUpload, IncompleteUpload]
 
 
-def scan(store: StorePaths, days: int, now: float) -> Iterator[Found]:
+def scan_spool(store: StorePaths, days: int, now: float) -> Iterator[Found]:
     """What there is to do about the spool; what was abandoned `days` ago is removed here."""
     for folder in sorted(store.spool.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # taken up while we look
-            found = _look(folder, now - UNASKED, now - days * 86400)
-            if isinstance(found, Abandoned):
+            found = _examine(folder, now - UNREQUESTED_SECONDS, now - days * 86400)
+            if isinstance(found, IncompleteUpload):
                 fs.remove(folder)
             if found is not None:
                 yield found
 
 
-def _look(folder: Path, unasked: float, abandoned: float) -> Found | None:
+def _examine(folder: Path, unasked: float, abandoned: float) -> Found | None:
     try:
-        manifest = arrived(folder)
+        manifest = read_upload(folder)
         if manifest is None:
-            return Abandoned(name=folder.name) if fs.last_change(folder) < abandoned else None
+            return IncompleteUpload(name=folder.name) if fs.last_change(folder) < abandoned else None
         if fs.last_change(folder / MANIFEST) > unasked:
             return None
-        return _request(folder.name, manifest)
-    except (Mismatch, ValueError) as error:
-        return Strange(folder=folder, reason=str(error)) if fs.last_change(folder) < unasked else None
+        return _make_request(folder.name, manifest)
+    except (InvalidUpload, ValueError) as error:
+        return UnknownUpload(folder=folder, reason=str(error)) if fs.last_change(folder) < unasked else None
 
 
-def _request(name: str, manifest: Manifest) -> RepogenRequest:
+def _make_request(name: str, manifest: Manifest) -> RepogenRequest:
     """What the worker should have asked. Raises `ValueError` where the folder's name is none of ours."""
     parts = name.split(".")
     if len(parts) != 3:

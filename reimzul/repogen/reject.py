@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uploads that are not what they should be: put aside in `rejected/`, and the build asked for again or given up.
-
-What is to follow is written beside the folder before it is moved, so that a crash at any line is repaired by
-whoever gets the job next.
-"""
+"""RE"""
 
 from __future__ import annotations
 
@@ -23,17 +19,17 @@ from reimzul.core.control import ControlFlag, requeue_unless_cancelled
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_for
 from reimzul.core.store_paths import StorePaths, StoreUrls, spool_name
-from reimzul.repogen.check import Mismatch, arrived
-from reimzul.repogen.place import move
+from reimzul.repogen.publish import move_folder
+from reimzul.repogen.verify import InvalidUpload, read_upload
 
 log = logging.getLogger(__name__)
 
 #: How often a build is made again for a bad upload, before it is given up.
-AGAIN = 2
+MAX_REBUILDS = 2
 
 
 @attr.frozen(kw_only=True)
-class Verdict:
+class Rejection:
     """Why an upload was put aside, and what follows."""
 
     reason: str
@@ -41,17 +37,17 @@ class Verdict:
     request: BuildRequest | None = None  #: what is put again; None where nothing readable says it
     regenerate: bool = False  #: whether it was in its place already, and the repodata may list some of it
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """As it is kept beside the folder."""
         request = self.request.to_json() if self.request else None
         return json.dumps({**attr.asdict(self, recurse=False), "request": request}, indent=1) + "\n"
 
 
-def put_aside(store: StorePaths, folder: Path, name: str, verdict: Verdict) -> None:
+def reject(store: StorePaths, folder: Path, name: str, verdict: Rejection) -> None:
     """Move an upload out of the way, with what is to follow from it; its logs stay readable in `attempts/`."""
-    fs.write_atomic(_note(store, name), verdict.text())
+    fs.write_atomic(_note_path(store, name), verdict.to_text())
     keep_logs(folder, store.attempts / name)
-    move(folder, store.rejected / name)
+    move_folder(folder, store.rejected / name)
     log.error("%s is put aside: %s", name, verdict.reason)
 
 
@@ -76,34 +72,34 @@ def _is_log(name: str) -> bool:
     return not name.endswith(".rpm") and not name.startswith(".")
 
 
-def request_in(folder: Path, build_id: str) -> BuildRequest | None:
+def read_request(folder: Path, build_id: str) -> BuildRequest | None:
     """What a bad upload answers, where its manifest can be read and is of that build at all."""
     try:
-        manifest = arrived(folder)
-    except Mismatch:
+        manifest = read_upload(folder)
+    except InvalidUpload:
         return None
     return manifest.request if manifest and manifest.build_id == build_id else None
 
 
-def verdict_on(store: StorePaths, name: str) -> Verdict | None:
+def read_rejection(store: StorePaths, name: str) -> Rejection | None:
     """What was decided about an upload that was put aside; None where none was."""
     try:
-        raw = json.loads(_note(store, name).read_text(encoding="utf-8"))
+        raw = json.loads(_note_path(store, name).read_text(encoding="utf-8"))
         request = BuildRequest.from_json(raw["request"]) if raw["request"] else None
         decided = {name: bool(raw[name]) for name in ("again", "regenerate") if name in raw}
-        return Verdict(reason=raw["reason"], request=request, **decided)
+        return Rejection(reason=raw["reason"], request=request, **decided)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, InvalidMessage) as error:
-        return Verdict(reason=f"put aside; the note in rejected/ is damaged ({error})", again=True)
+        return Rejection(reason=f"put aside; the note in rejected/ is damaged ({error})", again=True)
 
 
-def _note(store: StorePaths, name: str) -> Path:
+def _note_path(store: StorePaths, name: str) -> Path:
     return store.rejected / f"{name}.json"
 
 
 @attr.frozen(kw_only=True)
-class Teller:
+class RejectionHandler:
     """Who carries out a verdict: asks for the build again, or says that it is given up."""
 
     store: StorePaths
@@ -111,7 +107,7 @@ class Teller:
     arches: Arches
     host: str  #: this host's name, in the request's tries
 
-    def carry_out(self, broker: Broker, message: RepogenRequest, verdict: Verdict) -> None:
+    def handle(self, broker: Broker, message: RepogenRequest, verdict: Rejection) -> None:
         """Raises `InvalidMessage` where nothing says what was to be built."""
         request = verdict.request or message.request
         if request is None or request.build_id != message.build_id:
@@ -126,8 +122,8 @@ class Teller:
         before = len(request.tries) - len(
             request.builder_faults
         )  # by its words: on a small farm the builder has our name
-        if verdict.again and before < AGAIN and request.arch in self.arches.known:
-            where, forbidden = self._put_again(broker, request, reason)
+        if verdict.again and before < MAX_REBUILDS and request.arch in self.arches.known:
+            where, forbidden = self._requeue(broker, request, reason)
             if forbidden:
                 broker.announce(event_for(request, Status.CANCELLED, reason=forbidden.cancel_text, **about))
             else:
@@ -137,9 +133,7 @@ class Teller:
             blamed = f"{UPLOAD}{reason}" if verdict.again else reason
             broker.announce(event_for(request, Status.REJECTED, reason=blamed, **about))
 
-    def _put_again(
-        self, broker: Broker, request: BuildRequest, reason: str
-    ) -> tuple[dict[str, Any], ControlFlag | None]:
+    def _requeue(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], ControlFlag | None]:
         """Once for each round, however many legs of the build arrived damaged, and however often we are told."""
         done = self.store.put_again / f"{request.build_id}.{request.arch}.{len(request.tries)}"
         if os.path.lexists(done):

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`[repogen] after_createrepo`: a program of the operator's that runs on new repodata before anybody sees it.
-
-Where it fails or hangs, the old repodata stays, and `state/<target>.hook` says why and when it is tried again. All
-repogen workers of a store heed that file.
-"""
+"""HK"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +18,8 @@ from reimzul.core.config import RepogenSettings as Settings
 from reimzul.core.errors import ReimzulError, describe_exit
 from reimzul.core.process import Process, end_group, spawn, wait_until_exit
 from reimzul.core.store_paths import StorePaths
+
+log = logging.getLogger(__name__)
 
 #: The pauses, in seconds, after one failure of the hook on a target, after two, and so on.
 PAUSES_SECONDS = (5, 10, 30, 60, 120, 300)
@@ -38,7 +37,7 @@ class HookFailed(ReimzulError):
 
 
 @attr.frozen(kw_only=True)
-class Failure:
+class HookFailure:
     """The failures of a target's hook since it last succeeded."""
 
     count: int
@@ -50,29 +49,29 @@ class Failure:
         """Seconds from the last failure to the next try."""
         return PAUSES_SECONDS[min(self.count, len(PAUSES_SECONDS)) - 1]
 
-    def left(self, now: float) -> float:
+    def seconds_to_retry(self, now: float) -> float:
         """Seconds to the next try; 0 where the clock was put back."""
         return self.at + self.pause - now if now >= self.at else 0.0
 
 
-def read_failure(path: Path) -> Failure | None:
+def read_failure(path: Path) -> HookFailure | None:
     """What a `state/<target>.hook` tells; None where there is none, or it is damaged."""
     try:
         raw = json.loads(path.read_bytes())
-        return Failure(count=max(1, int(raw["count"])), at=float(raw["at"]), reason=str(raw["reason"]))
+        return HookFailure(count=max(1, int(raw["count"])), at=float(raw["at"]), reason=str(raw["reason"]))
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
-def note_failure(path: Path, reason: str) -> Failure:
+def record_failure(path: Path, reason: str) -> HookFailure:
     """Record one more failure."""
     before = read_failure(path)
-    failure = Failure(count=before.count + 1 if before else 1, at=time.time(), reason=reason)
+    failure = HookFailure(count=before.count + 1 if before else 1, at=time.time(), reason=reason)
     fs.write_atomic(path, json.dumps(attr.asdict(failure), indent=1) + "\n")
     return failure
 
 
-class Running:
+class RunningHook:
     """The hook at work."""
 
     def __init__(self, process: Process, program: str, seconds: float, output: Path) -> None:
@@ -83,21 +82,21 @@ class Running:
         """Whether it has succeeded; waits that long for it. Raises `HookFailed`."""
         if not wait_until_exit(self._process, wait):
             if time.monotonic() > self._deadline:
-                raise HookFailed(f"{self._program} was ended after {self._seconds:g} s{self._said()}")
+                raise HookFailed(f"{self._program} was ended after {self._seconds:g} s{self._output_suffix()}")
             return False
         end_group(
             self._process, 0.0
         )  # with all that it left in its group: nothing of it writes into what becomes visible
         code = self._process.returncode
         if code:
-            raise HookFailed(f"{self._program} {describe_exit(code)}{self._said()}")
+            raise HookFailed(f"{self._program} {describe_exit(code)}{self._output_suffix()}")
         return True
 
     def wait(self, seconds: float) -> None:
         """Wait for its end, at most that long."""
         wait_until_exit(self._process, seconds)
 
-    def _said(self) -> str:
+    def _output_suffix(self) -> str:
         try:
             said = self._output.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace")
         except OSError:
@@ -113,7 +112,7 @@ def hook_argv(settings: Settings, folder: Path, target: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def run_hook(settings: Settings, store: StorePaths, target: str, folder: Path) -> Iterator[Running]:
+def run_hook(settings: Settings, store: StorePaths, target: str, folder: Path) -> Iterator[RunningHook]:
     """The hook at work on a folder; leaving the block ends it. Raises `HookFailed` where it cannot be started."""
     argv, output = hook_argv(settings, folder, target), store.hook_log(target)
     env = {"REIMZUL_TARGET": target, "REIMZUL_REPODATA": str(folder)}
@@ -124,10 +123,10 @@ def run_hook(settings: Settings, store: StorePaths, target: str, folder: Path) -
             process = stack.enter_context(spawn(argv, output=said, cwd=folder, env=env, grace=_GRACE_SECONDS))
         except (OSError, ReimzulError) as error:
             raise HookFailed(str(error)) from error
-        yield Running(process, os.path.basename(argv[0]), settings.after_createrepo_timeout, output)
+        yield RunningHook(process, os.path.basename(argv[0]), settings.after_createrepo_timeout, output)
 
 
-def await_hook(running: Running, heed: Callable[[], None]) -> None:
+def await_hook(running: RunningHook, heed: Callable[[], None]) -> None:
     """Wait for the hook to succeed. Raises `HookFailed`, and what `heed` raises."""
     while not running.has_ended(LOOK_SECONDS):
         heed()

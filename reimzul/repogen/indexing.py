@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target whose hook fails: when it is tried again, and how the controller learns of it."""
+"""IX"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -12,16 +13,20 @@ from reimzul.core import control, validators
 from reimzul.core.beanstalk import Broker, ReservedJob, target_tube
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import RepogenRequest
-from reimzul.repogen.hook import read_failure
-from reimzul.repogen.repodata import Indexer
+from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.hook import read_failure
+
+log = logging.getLogger(__name__)
 
 
-def pause_of(indexer: Indexer, target: str, claims: Iterable[ReservedJob[RepogenRequest]]) -> RetryLater | None:
+def pause_of(
+    indexer: CreaterepoRunner, target: str, claims: Iterable[ReservedJob[RepogenRequest]]
+) -> RetryLater | None:
     """Why there is no run now: the hook failed a while ago. A new request for the target itself is not held."""
     failure = read_failure(indexer.store.hook(target))
     if failure is None or not indexer.settings.after_createrepo:
         return None
-    left = math.ceil(failure.left(time.time()))
+    left = math.ceil(failure.seconds_to_retry(time.time()))
     if left <= 0 or any(claim.message.is_bare and _is_new(claim) for claim in claims):
         return None
     return RetryLater(f"[repogen] after_createrepo: {failure.reason}", pause=left)
@@ -34,7 +39,7 @@ def _is_new(claim: ReservedJob[RepogenRequest]) -> bool:
         return False
 
 
-def mark_target(broker: Broker, indexer: Indexer, target: str, host: str) -> None:
+def mark_target(broker: Broker, indexer: CreaterepoRunner, target: str, host: str) -> None:
     """Have beanstalkd keep why the hook fails, for `reimzul explain` on the controller; nothing depends on it."""
     failure = read_failure(indexer.store.hook(target))
     tube = target_tube(target)

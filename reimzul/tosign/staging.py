@@ -37,7 +37,7 @@ _NAME_MAX = 255
 
 
 @attr.frozen(kw_only=True)
-class Build:
+class SignableLeg:
     """One build on one arch, as it lies in its place."""
 
     place: Path
@@ -46,7 +46,7 @@ class Build:
     arch: str
     build_id: str
     sha256s: dict[str, str | None]  #: each package's; None where nobody has said it
-    whole: bool  #: whether a manifest says that these are all
+    has_manifest: bool  #: whether a manifest says that these are all
 
     @property
     def leg(self) -> str:
@@ -69,16 +69,16 @@ def _folder_name(place: str, build_id: str) -> str:
     return f"{package}-{folder}.{build_id}"
 
 
-def find(store: StorePaths, request: SignRequest) -> list[Build]:
+def find_signable(store: StorePaths, request: SignRequest) -> list[SignableLeg]:
     """The builds a request means, as far as they are there. Raises `InvalidMessage` where it means none to be signed.
 
     A place without manifest is of the original's farm; without packages, more is to come.
     """
-    found = [_build(folder, request) for folder in _places(store, request)]
-    return [build for build in found if build.sha256s or build.whole]
+    found = [_read_leg(folder, request) for folder in _find_places(store, request)]
+    return [build for build in found if build.sha256s or build.has_manifest]
 
 
-def _places(store: StorePaths, request: SignRequest) -> list[Path]:
+def _find_places(store: StorePaths, request: SignRequest) -> list[Path]:
     """One where the request names it; one of the original's, without build id, says only in which folder to look."""
     around = f"repo/{request.target}/{request.pkgname}/{request.timestamp}"
     if request.place:
@@ -96,39 +96,39 @@ def _places(store: StorePaths, request: SignRequest) -> list[Path]:
         return []
 
 
-def _build(folder: Path, request: SignRequest) -> Build:
-    manifest = _manifest(folder)
+def _read_leg(folder: Path, request: SignRequest) -> SignableLeg:
+    manifest = _read_manifest(folder)
     if manifest is None and request.build_id:
         raise InvalidMessage(f"{folder} has no {MANIFEST}, so it is not of build {request.build_id}")
     if manifest is not None:
-        _to_be_signed(manifest, request)
+        _check_signable(manifest, request)
         sha256s: dict[str, str | None] = {file.name: file.sha256 for file in manifest.rpm_files}
     else:
         entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".rpm")]
         sha256s = {entry.name: None for entry in entries if entry.is_file(follow_symlinks=False)}
     place = "/".join(folder.parts[-5:])
-    build = Build(
+    build = SignableLeg(
         place=folder,
         pkgname=request.pkgname,
         target=request.target,
         arch=request.arch,
         build_id=manifest.build_id if manifest else uuid.uuid5(NAMESPACE, place).hex,
         sha256s=sha256s,
-        whole=manifest is not None,
+        has_manifest=manifest is not None,
     )
     if len(build.name) > _NAME_MAX:
         raise InvalidMessage(f"{build.name} is too long for a folder's name")
     return build
 
 
-def _manifest(folder: Path) -> Manifest | None:
+def _read_manifest(folder: Path) -> Manifest | None:
     try:
         return read_manifest(folder)
     except FileNotFoundError:
         return None  # of the original's farm
 
 
-def _to_be_signed(manifest: Manifest, request: SignRequest) -> None:
+def _check_signable(manifest: Manifest, request: SignRequest) -> None:
     """Raise `InvalidMessage` for what must never get to the signer, whatever the request says."""
     if manifest.status != Status.SUCCESS:
         raise InvalidMessage(f"build {manifest.build_id} for {manifest.arch} has failed: nothing of it is signed")
@@ -140,7 +140,7 @@ def _to_be_signed(manifest: Manifest, request: SignRequest) -> None:
         raise InvalidMessage(f"the place is of build {manifest.build_id} for {manifest.arch}, not the request's")
 
 
-def stage(store: StorePaths, build: Build, heed: Callable[[], None]) -> bool:
+def stage_leg(store: StorePaths, build: SignableLeg, heed: Callable[[], None]) -> bool:
     """Lay a build out for the signer; false where that was done before. Who calls this holds the lock."""
     records = read_records(store, build.target)
     record = records.get(build.leg, UnlistedLeg(place=build.stored_at))
@@ -153,7 +153,7 @@ def stage(store: StorePaths, build: Build, heed: Callable[[], None]) -> bool:
         return False
     staging, mark = store.staging / build.leg, store.staged_marks / build.leg
     if os.path.lexists(mark):
-        return staging.is_dir() and _show(store, build)
+        return staging.is_dir() and _expose(store, build)
     fs.remove(staging)
     packages = {name: sha256 for name, sha256 in build.sha256s.items() if name not in record.left_out}
     if not packages:
@@ -162,11 +162,11 @@ def stage(store: StorePaths, build: Build, heed: Callable[[], None]) -> bool:
     _lay_out(build, packages, sorted(replaced), staging, heed)
     fs.sync(store.staging)
     fs.write_atomic(mark, f"{build.target}/{build.name}\n")
-    return _show(store, build)
+    return _expose(store, build)
 
 
 def _lay_out(
-    build: Build, packages: Mapping[str, str | None], replaced: list[str], staging: Path, heed: Callable[[], None]
+    build: SignableLeg, packages: Mapping[str, str | None], replaced: list[str], staging: Path, heed: Callable[[], None]
 ) -> None:
     staging.mkdir(parents=True)
     for name, sha256 in sorted(packages.items()):
@@ -194,7 +194,7 @@ def _take_back(store: StorePaths, leg: str, place: str) -> None:
     log.info("%s: a rebuild has replaced it: taken back, unless it was collected right now", shown.name)
 
 
-def _show(store: StorePaths, build: Build) -> bool:
+def _expose(store: StorePaths, build: SignableLeg) -> bool:
     final = store.tosign / build.target / build.name
     final.parent.mkdir(exist_ok=True)
     try:
