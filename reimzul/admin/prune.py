@@ -21,7 +21,8 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
 from reimzul.core.config import Pruning, Settings
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
-from reimzul.store.cleanup import PruneCandidate, PruneResult, find_rule, list_targets, prune, to_json
+from reimzul.core.retry import CancelToken
+from reimzul.store.cleanup import BuildDetails, PruneResult, find_rule, list_targets, prune
 from reimzul.store.createrepo import CreaterepoRunner
 
 _HEADS = ("TARGET", "PACKAGE", "SUBMITTED", "ARCH", "BUILD ID", "SIZE")
@@ -67,21 +68,17 @@ def command(
     store = own_store(settings)
     rules = _rules(list_targets(store.repo), wanted, given, settings, unsigned)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
-    planned = [prune(store, indexer, target, rule, _heed, dry_run=True) for target, rule in rules.items()]
+    planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
     if dry_run or not _agreed(planned, yes):
         return _say(planned, as_json, dry_run=True)
     done, fault = [], ""
     for target, rule in rules.items():
         try:
-            done.append(prune(store, indexer, target, rule, _heed, dry_run=False))
+            done.append(prune(store, indexer, target, rule, CancelToken(), dry_run=False))
         except ReimzulError as error:
             fault = str(error)
             print_error(command, fault)
     return _say(done, as_json, dry_run=False) or (EXIT_FAILED if fault else 0)
-
-
-def _heed() -> None:
-    """Nothing to be heeded: Ctrl-C ends us."""
 
 
 def _rules(
@@ -128,7 +125,7 @@ def _say(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> int:
     return 0
 
 
-def _row(old: PruneCandidate, terminal: bool) -> list[str]:
+def _row(old: BuildDetails, terminal: bool) -> list[str]:
     leg = old.leg
     cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.told.build_id or "-", size(old.bytes)]
     return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
@@ -137,6 +134,6 @@ def _row(old: PruneCandidate, terminal: bool) -> list[str]:
 def _plain(target: PruneResult) -> dict[str, Any]:
     return {
         "target": target.target,
-        "dropped": [to_json(each.leg, each.told, each.bytes) for each in target.dropped],
-        "held": [{**to_json(each.leg, each.told, each.bytes), "why": each.held} for each in target.held],
+        "dropped": [each.to_json() for each in target.dropped],
+        "held": [{**each.to_json(), "why": each.held} for each in target.held],
     }

@@ -16,6 +16,7 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import InputError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildFilter, HistoryAway, NoHistory
 
@@ -90,8 +91,8 @@ def _change(
             raise InputError(f"{added}: {(error.strerror or str(error)).lower()}") from None
         addition = repodata.read_addition(added.name, raw, type_ or "")
     store = own_store(settings)
-    indexer = createrepo.CreaterepoRunner(store=store, settings=settings.repogen)
-    createrepo.change_metadata(store, indexer, target, lambda: None, addition=addition, without=without)
+    runner = createrepo.CreaterepoRunner(store=store, settings=settings.repogen)
+    runner.change_metadata(target, CancelToken(), addition=addition, without=without)
     said = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
     if as_json:
         show_json(said)

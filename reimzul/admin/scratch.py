@@ -16,7 +16,7 @@ from reimzul.admin.table import show, show_json
 from reimzul.admin.words import counted, size, span
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import InputError
-from reimzul.store.cleanup import ScratchBuild, find_scratch_builds, remove_scratch_build
+from reimzul.store.cleanup import BuildDetails, drop_build, find_scratch_builds
 
 _HEADS = ("BUILD ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER")
 _NEEDED = 4
@@ -86,16 +86,16 @@ def rm(
     room = size(sum(each.bytes for each in found))
     if found and agreed(f"Remove {counted(len(found), 'scratch build')}, {room}?", yes):
         for each in found:
-            remove_scratch_build(store, each)
+            drop_build(store, each.leg, each.told)
     if as_json:
         show_json([each.to_json() for each in found])
     else:
         click.echo(f"{counted(len(found), 'scratch build')} removed, {room}")
 
 
-def meant(found: Sequence[ScratchBuild], given: Sequence[str]) -> list[ScratchBuild]:
+def meant(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:
     """The legs of the builds that ids name. Raises `InputError` for one that names none, or several."""
-    chosen: list[ScratchBuild] = []
+    chosen: list[BuildDetails] = []
     for word in given:
         mine = [each for each in found if word and each.told.build_id.startswith(word.lower())]
         ids = {each.told.build_id for each in mine}
@@ -107,7 +107,7 @@ def meant(found: Sequence[ScratchBuild], given: Sequence[str]) -> list[ScratchBu
     return chosen
 
 
-def _row(each: ScratchBuild) -> list[str]:
+def _row(each: BuildDetails) -> list[str]:
     leg, told = each.leg, each.told
     age = span(time.time() - each.submitted_at) if each.submitted_at else "-"
     return [

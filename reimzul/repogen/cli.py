@@ -28,40 +28,36 @@ Examples:
   reimzul-repogen
   reimzul-repogen --config /etc/reimzul/reimzul.ini -v
 
-Any number may run on one store. SIGTERM gives back what is in hand; SIGUSR1 finishes it, takes no more, and ends.
+Any number may run on one store. SIGTERM requeues the jobs in hand; SIGUSR1 finishes them, takes no more, and ends.
 """
 
 
 @click.command("reimzul-repogen", epilog=EXAMPLES + "\n" + EXIT_CODES)
 @shared_options
 def command(config: Path | None, verbose: bool) -> None:
-    """Bring what builders upload to its place, index it with createrepo_c, and announce what is published."""
+    """Verify what builders upload, publish it, index it with createrepo_c, and announce it."""
     settings = load_settings(config, verbose)
-    check_bindings()  # said now, in one line, rather than at the first package
+    check_bindings()  # fails here with one line, rather than at the first package
     make_daemon(settings).run()
 
 
 def make_daemon(settings: Settings) -> Repogen:
-    """The daemon as the settings say, its folders made."""
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
-    beanstalkd = settings.beanstalkd
+    host, beanstalkd = local_hostname(), settings.beanstalkd
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    tools = RepogenContext(
+    context = RepogenContext(
         store=store,
         urls=urls,
         createrepo=CreaterepoRunner(store=store, settings=settings.repogen),
-        rejections=RejectionHandler(
-            store=store, urls=urls, arches=read_arches(settings.farm.arches), host=local_hostname()
-        ),
+        rejections=RejectionHandler(store=store, urls=urls, arches=read_arches(settings.farm.arches), host=host),
         spool_days=settings.repogen.spool_days,
         rules=ListingRules(store=store, duplicates=settings.duplicates),
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
     )
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
-    return Repogen(connect, local_hostname(), tools, overflow=Overflow(settings.farm.refused))
+    return Repogen(connect, host, context, overflow=Overflow(settings.farm.refused))
 
 
 def main() -> NoReturn:
-    """The console script."""
     run_command(command)

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PU"""
+"""Gives an upload its final place by one rename, archives uploads that are not published, and words the events.
+
+There is no lock. Every step first checks whether it is done, `index/` is written before the rename, and rename(2) never
+replaces a folder that is not empty. After a crash, or if another repogen works on the same leg, the steps are repeated.
+
+The rename is also the line for a cancel: it is checked right before, and comes too late afterwards.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +22,24 @@ from reimzul.core import fs, validators
 from reimzul.core.errors import RetryLater
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import BuildEvent, RepogenRequest, SignRequest, Status, event_for
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
-from reimzul.repogen.verify import InvalidUpload, read_upload, verify_upload
+from reimzul.repogen.verify import InvalidUpload, read_upload, read_upload_or_none, verify_upload
 from reimzul.store.listing import StoredLeg
 
 log = logging.getLogger(__name__)
 
-#: How often we look again when another moves things under our hands, before we leave it for later.
-_LOOKS = 20
-#: How many builds may have been submitted for one place in one second, and the seconds after it.
-_SECONDS = 1000
-_LAST = datetime.max.replace(microsecond=0)
+#: How often the steps are repeated because another process interferes, before the job is left for later.
+_MAX_CONFLICTS = 20
+#: How many builds may share a place's second; each takes the next free second after it.
+_MAX_SECONDS = 1000
+_LAST_SECOND = datetime.max.replace(microsecond=0)
+#: How many packages an event names.
+_MAX_NAMED_RPMS = 50
 
 
 class CancelledBeforePublish(Exception):
-    """It was built, and is to have no place: a person has cancelled it."""
+    """The leg was built, but its build is cancelled: it gets no place."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest.build_id)
@@ -38,62 +47,65 @@ class CancelledBeforePublish(Exception):
 
 
 class _Conflict(Exception):
-    """Another was there between our look and our step."""
+    """Another process acted between a check and the step after it."""
 
 
 def store_upload(
-    store: StorePaths, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool] = lambda: False
+    store: StorePaths,
+    request: RepogenRequest,
+    cancel: CancelToken,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> StoredLeg | None:
-    """The leg a request names, in its place; None where neither its upload nor its place is there.
+    """Bring the requested leg to its place; None if neither its upload nor its place exists.
 
-    Raises `Mismatch` where the upload is not what it should be, `Withdrawn` where it is `cancelled` (asked right
-    before it gets its place, and of a success alone), and leaves it where it is.
+    Raises `InvalidUpload` or, for a success whose build is cancelled, `CancelledBeforePublish`; the upload then stays
+    where it is.
     """
     spool = store.spool / spool_name(request.build_id, request.arch, request.attempt)
-    for _ in range(_LOOKS):
+    for _ in range(_MAX_CONFLICTS):
         try:
-            return _try_store_upload(store, spool, request, heed, cancelled)
+            return _try_store_upload(store, spool, request, cancel, is_cancelled)
         except _Conflict:
             continue
         except (FileNotFoundError, InvalidUpload):
-            # moved while we looked, or being dropped since another attempt has come to its place meanwhile
+            # It may have been moved meanwhile, or be archived since another attempt has got its place.
             if os.path.lexists(spool) and not _is_success(find_stored(store, request.build_id, request.arch)):
                 raise
     raise RetryLater(f"{spool.name} is being moved by another")
 
 
 def _try_store_upload(
-    store: StorePaths, spool: Path, request: RepogenRequest, heed: Callable[[], None], cancelled: Callable[[], bool]
+    store: StorePaths, spool: Path, request: RepogenRequest, cancel: CancelToken, is_cancelled: Callable[[], bool]
 ) -> StoredLeg | None:
-    there = find_stored(store, request.build_id, request.arch)
-    if _is_success(there):
+    stored = find_stored(store, request.build_id, request.arch)
+    if _is_success(stored):
         archive_logs(store, spool)
-        return there
+        return stored
     manifest = read_upload(spool)
     if manifest is None:
-        return there
-    if there is not None and manifest.status != Status.SUCCESS:
+        return stored
+    has_succeeded = manifest.status == Status.SUCCESS
+    if stored is not None and not has_succeeded:
         archive_logs(store, spool)
-        return there
-    wanted = manifest.status == Status.SUCCESS
-    if wanted and cancelled():  # before it is checked too: one that is half filed away already would be found bad
+        return stored
+    if has_succeeded and is_cancelled():  # also before: an upload that is half archived would be found invalid
         raise CancelledBeforePublish(manifest)
-    verify_upload(spool, manifest, request, heed)
-    if wanted and cancelled():
+    verify_upload(spool, manifest, request, cancel)
+    if has_succeeded and is_cancelled():
         raise CancelledBeforePublish(manifest)
-    if there is not None:
-        _replace_failed(store, there)
+    if stored is not None:
+        _archive_failed(store, stored)
     return _move_to_place(store, spool, manifest)
 
 
-def _is_success(there: StoredLeg | None) -> bool:
-    return there is not None and there.manifest.status == Status.SUCCESS
+def _is_success(stored: StoredLeg | None) -> bool:
+    return stored is not None and stored.manifest.status == Status.SUCCESS
 
 
 def find_stored(store: StorePaths, build_id: str, arch: str) -> StoredLeg | None:
-    """The leg in the place that `index/` knows, if it is there and really this leg's."""
+    """The leg in the place that `index/` names, if it is really this leg."""
     place = _read_index(store, build_id, arch)
-    manifest = _read_manifest_at(store, place) if place else None
+    manifest = read_upload_or_none(store.place(place)) if place else None
     if manifest is None or (manifest.build_id, manifest.arch) != (build_id, arch):
         return None
     return StoredLeg(manifest=manifest, place=place)
@@ -104,13 +116,6 @@ def _read_index(store: StorePaths, build_id: str, arch: str) -> str:
         return validators.place(os.readlink(store.index / leg_key(build_id, arch))[len("../") :])
     except (FileNotFoundError, ValueError):
         return ""
-
-
-def _read_manifest_at(store: StorePaths, place: str) -> Manifest | None:
-    try:
-        return read_upload(store.place(place))
-    except InvalidUpload:
-        return None  # whatever it is, it is not ours
 
 
 def _move_to_place(store: StorePaths, spool: Path, manifest: Manifest) -> StoredLeg:
@@ -133,32 +138,31 @@ def _move_to_place(store: StorePaths, spool: Path, manifest: Manifest) -> Stored
 
 
 def _find_free_place(store: StorePaths, manifest: Manifest) -> str:
-    """The first place of the leg that nobody has; the one `index/` names before all others."""
+    """The leg's first place that no other build has; the place that `index/` names comes first."""
     for place in _list_candidate_places(store, manifest):
         if not os.path.lexists(store.place(place)):
             return place
-        there = _read_manifest_at(store, place)
-        if there and (there.build_id, there.arch) == (manifest.build_id, manifest.arch):
-            # ours, and `index/` does not say so: a disk that forgot. Say it, and look again
+        found = read_upload_or_none(store.place(place))
+        if found and (found.build_id, found.arch) == (manifest.build_id, manifest.arch):
+            # The leg is there, but the disk has lost its entry in `index/`.
             fs.symlink_atomic(store.index / leg_key(manifest.build_id, manifest.arch), f"../{place}")
             raise _Conflict
-    raise InvalidUpload(f"{manifest.place()} and the {_SECONDS} seconds after it are all other builds'")
+    raise InvalidUpload(f"{manifest.place()} and the {_MAX_SECONDS} seconds after it are all other builds'")
 
 
 def _list_candidate_places(store: StorePaths, manifest: Manifest) -> Iterator[str]:
     first = manifest.place()
     indexed = _read_index(store, manifest.build_id, manifest.arch)
-    if _without_timestamp(indexed) == _without_timestamp(
-        first
-    ):  # else an attempt at another version wrote it, and never got there
+    # Otherwise an attempt at another version wrote the entry, and never got there.
+    if _without_timestamp(indexed) == _without_timestamp(first):
         yield indexed
     yield first
-    moment = datetime.strptime(manifest.request.timestamp, validators.TIMESTAMP_FORMAT)
-    for _ in range(_SECONDS):
-        if moment >= _LAST:
+    at = datetime.strptime(manifest.request.timestamp, validators.TIMESTAMP_FORMAT)
+    for _ in range(_MAX_SECONDS):
+        if at >= _LAST_SECOND:
             return
-        moment += timedelta(seconds=1)
-        yield manifest.place(f"{moment.year:04d}{moment:%m%d%H%M%S}")
+        at += timedelta(seconds=1)
+        yield manifest.place(f"{at.year:04d}{at:%m%d%H%M%S}")
 
 
 def _without_timestamp(place: str) -> list[str]:
@@ -166,8 +170,11 @@ def _without_timestamp(place: str) -> list[str]:
     return parts[:3] + parts[4:]
 
 
+# --- uploads that are not published
+
+
 def archive_logs(store: StorePaths, spool: Path) -> None:
-    """Take away an upload that decides nothing: its packages go, its logs are kept in `attempts/`."""
+    """Remove the packages of an upload that decides nothing, and keep its logs in `attempts/`. Safe to repeat."""
     if spool.is_symlink():
         fs.remove(spool)
     try:
@@ -181,8 +188,8 @@ def archive_logs(store: StorePaths, spool: Path) -> None:
     log.info("%s decides nothing: its logs are in attempts/", spool.name)
 
 
-def _replace_failed(store: StorePaths, failed: StoredLeg) -> None:
-    """Make room for a success: what failed was another attempt's bad luck, and somebody was told of the success."""
+def _archive_failed(store: StorePaths, failed: StoredLeg) -> None:
+    """Make room for a success: another attempt has failed, but the success was announced too."""
     manifest = failed.manifest
     name = spool_name(manifest.build_id, manifest.arch, manifest.attempt)
     move_folder(store.place(failed.place), store.attempts / name)
@@ -190,11 +197,11 @@ def _replace_failed(store: StorePaths, failed: StoredLeg) -> None:
 
 
 def move_folder(folder: Path, goal: Path) -> None:
-    """Move a folder to where folders are kept; where one of its name is kept already, that one stays."""
+    """Move a folder to where folders are kept; if one of that name is kept already, that one stays."""
     try:
         os.rename(folder, goal)
     except FileNotFoundError:
-        return  # another did it
+        return  # another process did it
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
@@ -202,12 +209,10 @@ def move_folder(folder: Path, goal: Path) -> None:
     fs.sync(goal.parent)
 
 
-#: How many packages an event names.
-_NAMED = 50
+# --- messages
 
 
 def make_published_event(leg: StoredLeg, urls: StoreUrls) -> BuildEvent:
-    """What everybody is told of a leg that is in the repodata."""
     manifest = leg.manifest
     names = [file.name for file in leg.listed_files]
     moved = "" if leg.place == manifest.place() else f"{manifest.place()} is another build's: it is in {leg.place}"
@@ -227,13 +232,12 @@ def make_published_event(leg: StoredLeg, urls: StoreUrls) -> BuildEvent:
         place=leg.place,
         url=urls.place(leg.place),
         rpm_count=len(names),
-        rpms=names[:_NAMED],
+        rpms=names[:_MAX_NAMED_RPMS],
         skipped=dict(manifest.skipped),
     )
 
 
 def make_sign_request(leg: StoredLeg) -> SignRequest:
-    """What the signer is asked."""
     manifest = leg.manifest
     return SignRequest(
         pkgname=manifest.pkgname,
@@ -246,30 +250,12 @@ def make_sign_request(leg: StoredLeg) -> SignRequest:
     )
 
 
-def archive_upload(store: StorePaths, name: str) -> None:
-    """Keep the logs of an attempt; done before, nothing is left to do."""
-    archive_logs(store, store.spool / name)
-
-
-def remove_live_logs(store: StorePaths, name: str) -> None:
-    """Remove what was sent of an attempt's logs while they grew: all of it is elsewhere by now."""
-    fs.remove(store.live / name)
-
-
-def archived_manifest(store: StorePaths, request: RepogenRequest) -> Manifest | None:
-    """The manifest of an upload that was filed away, where it can be read."""
-    try:
-        return read_upload(store.attempts / spool_name(request.build_id, request.arch, request.attempt))
-    except InvalidUpload:
-        return None
-
-
 def make_cancelled_event(
     request: RepogenRequest, manifest: Manifest | None, why: str, urls: StoreUrls
 ) -> BuildEvent | None:
-    """What everybody is told of a leg that was built and cancelled; None where nothing says what it was."""
-    asked = manifest.request if manifest else request.request
-    if asked is None:
+    """The event for a leg that was built and is cancelled; None if its build request is unknown."""
+    build_request = manifest.request if manifest else request.request
+    if build_request is None:
         return None
     about = {"arch": request.arch, "attempt": request.attempt, "reason": why, "finished": round(time.time(), 3)}
     if manifest:
@@ -283,4 +269,4 @@ def make_cancelled_event(
             phases=manifest.phases,
         )
     url = urls.attempt(request.build_id, request.arch, request.attempt)
-    return event_for(asked, Status.CANCELLED, url=url, **about)
+    return event_for(build_request, Status.CANCELLED, url=url, **about)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SC"""
+"""Looks through the spool for complete uploads that nobody asks for, and for uploads that were never completed."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,39 +17,37 @@ from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.repogen.verify import InvalidUpload, read_upload
 
-log = logging.getLogger(__name__)
-
-#: Seconds a whole upload may lie there before somebody should have asked for it.
+#: How long a complete upload may lie in the spool without a request for it.
 UNREQUESTED_SECONDS = 600
 
 
 @attr.frozen(kw_only=True)
 class UnknownUpload:
-    """An upload of which nothing can be made."""
+    """An upload that cannot be published, as nothing says what it is."""
 
     folder: Path
     reason: str
 
     @property
     def name(self) -> str:
-        """What it is kept under: its own name was any builder's to choose."""
+        """The name to keep it under: its own could be chosen by any builder."""
         return re.sub(r"[^A-Za-z0-9._-]", "_", self.folder.name)[:150]
 
 
 @attr.frozen(kw_only=True)
 class IncompleteUpload:
-    """An upload that was never completed, by now removed."""
+    """An upload that was never completed, and has been removed."""
 
     name: str
 
 
-Found = Union[RepogenRequest, UnknownUpload, IncompleteUpload]
+SpoolEntry = Union[RepogenRequest, UnknownUpload, IncompleteUpload]
 
 
-def scan_spool(store: StorePaths, days: int, now: float) -> Iterator[Found]:
-    """What there is to do about the spool; what was abandoned `days` ago is removed here."""
+def scan_spool(store: StorePaths, days: int, now: float) -> Iterator[SpoolEntry]:
+    """Find what has to be done about the spool; remove uploads that are incomplete since so many days."""
     for folder in sorted(store.spool.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # taken up while we look
+        with contextlib.suppress(FileNotFoundError):  # taken up meanwhile
             found = _examine(folder, now - UNREQUESTED_SECONDS, now - days * 86400)
             if isinstance(found, IncompleteUpload):
                 fs.remove(folder)
@@ -58,20 +55,21 @@ def scan_spool(store: StorePaths, days: int, now: float) -> Iterator[Found]:
                 yield found
 
 
-def _examine(folder: Path, unasked: float, abandoned: float) -> Found | None:
+def _examine(folder: Path, unrequested_since: float, incomplete_since: float) -> SpoolEntry | None:
     try:
         manifest = read_upload(folder)
         if manifest is None:
-            return IncompleteUpload(name=folder.name) if fs.last_change(folder) < abandoned else None
-        if fs.last_change(folder / MANIFEST) > unasked:
+            return IncompleteUpload(name=folder.name) if fs.last_change(folder) < incomplete_since else None
+        if fs.last_change(folder / MANIFEST) > unrequested_since:
             return None
         return _make_request(folder.name, manifest)
     except (InvalidUpload, ValueError) as error:
-        return UnknownUpload(folder=folder, reason=str(error)) if fs.last_change(folder) < unasked else None
+        is_old = fs.last_change(folder) < unrequested_since
+        return UnknownUpload(folder=folder, reason=str(error)) if is_old else None
 
 
 def _make_request(name: str, manifest: Manifest) -> RepogenRequest:
-    """What the worker should have asked. Raises `ValueError` where the folder's name is none of ours."""
+    """The request that the worker has not sent. Raises `ValueError` if the folder's name is wrong."""
     parts = name.split(".")
     if len(parts) != 3:
         raise ValueError(f"{validators.quoted(name)} is not called <build id>.<arch>.<attempt>")

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CL"""
+"""Removes from the store: old builds by rule, scratch builds, and what is kept only for some days.
+
+A build is removed from the repodata first and from the disk afterwards. Under the target's lock createrepo_c runs once
+without the builds to remove, and the new repodata is read back before anything is deleted. If that is killed, the next
+run lists the builds again, and the next prune removes them.
+"""
 
 from __future__ import annotations
 
 import calendar
 import contextlib
 import json
-import logging
 import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import attr
 
@@ -21,23 +25,28 @@ from reimzul.core.clock import EARLIEST_UNIX_TIME
 from reimzul.core.config import Pruning
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.core.unlisted import Records, read_records
+from reimzul.core.unlisted import read_records
 from reimzul.store.createrepo import CreaterepoRunner, hold_lock
 from reimzul.store.listing import Listing, read_listing
 from reimzul.store.listing_rules import ListingRules
-from reimzul.store.repodata import REPODATA
+from reimzul.store.repodata import REPODATA, REPOMD
 
-log = logging.getLogger(__name__)
-
+_DAY_SECONDS = 86400
 _TIMESTAMP = re.compile(r"[0-9]{14}\Z")
+#: The suffix of the note beside a rejected upload.
+_NOTE = ".json"
+
+
+# --- builds in repo/ and scratch/
 
 
 @attr.frozen(kw_only=True)
 class StoredBuild:
-    """A leg as it lies in the store."""
+    """A build on an arch, as its folder's path describes it."""
 
-    place: str  #: seen from the store's root
+    place: str  #: relative to the store's root
     target: str
     name: str  #: of its package
     timestamp: str
@@ -45,13 +54,13 @@ class StoredBuild:
 
     @property
     def folder(self) -> str:
-        """Seen from its target."""
+        """The place, relative to the target."""
         return self.place.split("/", 2)[2]
 
 
 @attr.frozen(kw_only=True)
 class ManifestSummary:
-    """What a leg's manifest says of it, as far as dropping it asks; of the original's legs, nothing."""
+    """What a build's manifest says, as far as removing it needs to know; empty for builds without one."""
 
     build_id: str = ""
     attempt: str = ""
@@ -62,14 +71,34 @@ class ManifestSummary:
     filed: str = attr.field(default="", eq=False)  #: when it got its place, by this host's clock; as a timestamp
 
 
+@attr.frozen(kw_only=True)
+class BuildDetails:
+    """A build, its manifest and its size."""
+
+    leg: StoredBuild
+    told: ManifestSummary
+    bytes: int
+    held: str = ""  #: why it is not removed, although a rule says so
+
+    @property
+    def submitted_at(self) -> float:
+        """Seconds since 1970; 0 if its folder's name is no date."""
+        try:
+            return float(calendar.timegm(time.strptime(self.leg.timestamp, validators.TIMESTAMP_FORMAT)))
+        except ValueError:
+            return 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        summary = attr.asdict(self.told, filter=lambda field, _: field.name != "filed")
+        return {**attr.asdict(self.leg), **summary, "bytes": self.bytes}
+
+
 def list_builds(area: Path, target: str) -> Iterator[StoredBuild]:
-    """The legs of a target in `repo/` or `scratch/`, in no order. Nothing of them is read."""
+    """The builds of a target in `repo/` or `scratch/`, in no order. No file of them is read."""
     for name in _list_folders(area / target):
-        if name.startswith((".", "repodata")):
+        if name.startswith((".", REPODATA)):
             continue
-        for timestamp in _list_folders(area / target / name):
-            if not _TIMESTAMP.match(timestamp):
-                continue
+        for timestamp in filter(_TIMESTAMP.match, _list_folders(area / target / name)):
             for folder in _list_folders(area / target / name / timestamp):
                 place = f"{area.name}/{target}/{name}/{timestamp}/{folder}"
                 arch = folder.rpartition(".")[2]
@@ -77,7 +106,6 @@ def list_builds(area: Path, target: str) -> Iterator[StoredBuild]:
 
 
 def list_targets(area: Path) -> list[str]:
-    """The targets that have anything in an area."""
     return sorted(name for name in _list_folders(area) if not name.startswith("."))
 
 
@@ -90,94 +118,186 @@ def _list_folders(path: Path) -> list[str]:
 
 
 def read_summary(store: StorePaths, leg: StoredBuild) -> ManifestSummary:
-    """What its manifest says; not checked as an arriving one is, as nothing is made of it but the choice to drop it."""
+    """Read a build's manifest; it is not verified, since it only decides about the removal."""
     folder, filed = store.place(leg.place), ""
     try:
-        filed = time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(folder.stat().st_ctime))
+        filed = _format_timestamp(folder.stat().st_ctime)
         raw = json.loads((folder / MANIFEST).read_bytes())
         request = raw["request"]
-        names = {"build_id": request, "submitter": request, "srpm": request, "attempt": raw, "status": raw}
-        return ManifestSummary(**{name: str(where[name]) for name, where in names.items()}, filed=filed)
+        sources = {"build_id": request, "submitter": request, "srpm": request, "attempt": raw, "status": raw}
+        return ManifestSummary(**{name: str(source[name]) for name, source in sources.items()}, filed=filed)
     except (OSError, ValueError, KeyError, TypeError):
         return ManifestSummary(filed=filed)
 
 
 def size_of_build(store: StorePaths, leg: StoredBuild) -> int:
-    """Bytes of its files."""
-    total = 0
     with contextlib.suppress(OSError), os.scandir(store.place(leg.place)) as entries:
-        for entry in entries:
-            total += entry.stat(follow_symlinks=False).st_size
-    return total
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    return 0
 
 
 def drop_build(store: StorePaths, leg: StoredBuild, about: ManifestSummary) -> None:
-    """Remove a leg, its entry in `index/`, and the logs of the attempts at it. Done before, nothing is left to do."""
+    """Remove a build, its entry in `index/`, and the logs of its attempts. Safe to repeat."""
     if about.build_id:
         name = leg_key(about.build_id, leg.arch)
-        _remove_index_entry(store, name, leg.place)
-        for left in store.attempts.glob(f"{name}.*"):
-            fs.remove(left)
+        entry = store.index / name
+        with contextlib.suppress(OSError):
+            if os.readlink(entry) == f"../{leg.place}":
+                entry.unlink()
+        for attempt in store.attempts.glob(f"{name}.*"):
+            fs.remove(attempt)
     folder = store.place(leg.place)
-    aside = store.state / "dropped" / leg.place.replace("/", "+")
-    aside.parent.mkdir(exist_ok=True)
-    fs.remove(aside)
+    dropped = store.state / "dropped" / leg.place.replace("/", "+")
+    dropped.parent.mkdir(exist_ok=True)
+    fs.remove(dropped)
     with contextlib.suppress(FileNotFoundError):
-        os.rename(folder, aside)  # whole until now, and not there from now on
+        os.rename(folder, dropped)  # so that nobody ever sees half of it
         fs.sync(folder.parent)
-    for empty in (folder.parent, folder.parent.parent):
-        with contextlib.suppress(OSError):  # another build of the package has just come there
-            empty.rmdir()
-    fs.remove(aside)
+    for parent in (folder.parent, folder.parent.parent):
+        with contextlib.suppress(OSError):  # another build of the package lies there
+            parent.rmdir()
+    fs.remove(dropped)
 
 
-def _remove_index_entry(store: StorePaths, name: str, place: str) -> None:
-    entry = store.index / name
-    with contextlib.suppress(OSError):
-        if os.readlink(entry) == f"../{place}":
-            entry.unlink()
+def find_scratch_builds(store: StorePaths) -> Iterator[BuildDetails]:
+    """All scratch builds, by target; they are in no repodata."""
+    for target in list_targets(store.scratch):
+        for leg in sorted(list_builds(store.scratch, target), key=lambda leg: leg.timestamp):
+            yield BuildDetails(leg=leg, told=read_summary(store, leg), bytes=size_of_build(store, leg))
 
 
-def to_json(leg: StoredBuild, about: ManifestSummary, count: int) -> dict[str, Any]:
-    """A leg for a program; `count` are its bytes."""
-    said = attr.asdict(about, filter=lambda field, _: field.name != "filed")
-    return {**attr.asdict(leg), **said, "bytes": count}
+# --- prune rules
+
+
+class PruneFailed(ReimzulError):
+    """Nothing was removed: the new repodata is not what it should be."""
 
 
 @attr.frozen(kw_only=True)
-class ScratchBuild:
-    """A leg of a scratch build."""
-
-    leg: StoredBuild
-    told: ManifestSummary
-    bytes: int
-
-    @property
-    def submitted_at(self) -> float:
-        """When, in seconds since 1970; 0 where its folder's name is no date."""
-        try:
-            return float(calendar.timegm(time.strptime(self.leg.timestamp, validators.TIMESTAMP_FORMAT)))
-        except ValueError:
-            return 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """For a program."""
-        return to_json(self.leg, self.told, self.bytes)
+class PruneResult:
+    target: str
+    dropped: Sequence[BuildDetails]
+    held: Sequence[BuildDetails]
 
 
-def find_scratch_builds(store: StorePaths) -> Iterator[ScratchBuild]:
-    """All there are, by target."""
-    for target in list_targets(store.scratch):
-        for leg in sorted(list_builds(store.scratch, target), key=lambda leg: leg.timestamp):
-            yield ScratchBuild(leg=leg, told=read_summary(store, leg), bytes=size_of_build(store, leg))
+def find_rule(target: str, rules: Mapping[str, Pruning]) -> Pruning | None:
+    """The rule for a target, by its whole name or by the name without its arch; None if there is none."""
+    return rules.get(target) or rules.get(target.rpartition(".")[0])
 
 
-def remove_scratch_build(store: StorePaths, scratch: ScratchBuild) -> None:
-    """Take one away."""
-    drop_build(store, scratch.leg, scratch.told)
+def find_candidates(store: StorePaths, target: str, rule: Pruning, now: float) -> list[BuildDetails]:
+    """The builds that a rule drops, the oldest first, including those that have a reason to stay."""
+    records = read_records(store, target)
+    groups: dict[tuple[str, str], list[StoredBuild]] = {}
+    for leg in list_builds(store.repo, target):
+        groups.setdefault((leg.name, leg.arch), []).append(leg)
+    found: list[BuildDetails] = []
+    for legs in groups.values():
+        if len(legs) <= rule.keep:
+            continue  # no manifest has to be read
+        summaries = {leg: read_summary(store, leg) for leg in legs}
+        for leg, about in summaries.items():
+            record = records.get(leg_key(about.build_id, leg.arch)) if about.build_id else None
+            if record is not None:
+                summaries[leg] = attr.evolve(about, replaced_by=record.replaced_by)
+        for leg in choose_builds(summaries, rule, now):
+            about = summaries[leg]
+            reason = reason_to_keep(store, leg, about, unsigned=rule.unsigned)
+            found.append(BuildDetails(leg=leg, told=about, bytes=size_of_build(store, leg), held=reason))
+    return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
 
 
-_NOTE = ".json"
+def choose_builds(legs: Mapping[StoredBuild, ManifestSummary], rule: Pruning, now: float) -> list[StoredBuild]:
+    """Of the builds of one package and arch, those that a rule drops.
+
+    The newest successes stay, as many as the rule says, and all failures since the oldest of them; without a success,
+    the newest failures. A build that a rebuild has replaced is not listed: it does not count, and its age decides.
+    """
+    submitted = {leg: _submission_time(leg, about, now) for leg, about in legs.items()}
+    newest = sorted(legs, key=lambda leg: (submitted[leg], leg.place), reverse=True)
+    successes = [leg for leg in newest if legs[leg].status != Status.FAILED and not legs[leg].replaced_by]
+    kept = (successes or newest)[: rule.keep]
+    oldest = submitted[kept[-1]] if kept else ""
+    limit = _format_timestamp(max(0.0, now - rule.older))
+
+    def is_superseded(leg: StoredBuild) -> bool:
+        return legs[leg].status != Status.FAILED or submitted[leg] < oldest
+
+    return [leg for leg in newest if leg not in kept and is_superseded(leg) and submitted[leg] < limit]
+
+
+def _submission_time(leg: StoredBuild, about: ManifestSummary, now: float) -> str:
+    """When a build was submitted; if that clock was wrong, when the build came to this host."""
+    earliest, latest = _format_timestamp(EARLIEST_UNIX_TIME), _format_timestamp(now + _DAY_SECONDS)
+    return leg.timestamp if earliest <= leg.timestamp <= latest else about.filed or leg.timestamp
+
+
+def _format_timestamp(at: float) -> str:
+    return time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(at))
+
+
+def reason_to_keep(store: StorePaths, leg: StoredBuild, about: ManifestSummary, *, unsigned: bool) -> str:
+    """Why a build stays although a rule drops it: mostly that the signer has not collected it; "" if nothing."""
+    if not about.build_id:
+        return "it has no manifest: it is of the original's farm, and not ours to judge"
+    if about.status == Status.FAILED:
+        return ""
+    name = leg_key(about.build_id, leg.arch)
+    exposed = store.tosign / leg.target / f"{leg.name}-{leg.place.rpartition('/')[2]}.{about.build_id}"
+    # In the order of tosign's rename, so that a rename between the two checks does not hide it.
+    if os.path.lexists(store.staging / name) or os.path.lexists(exposed):
+        return "it waits to be collected and signed"
+    if about.replaced_by:
+        return ""  # the signer never gets it any more
+    if not unsigned and not os.path.lexists(store.staged_marks / name):
+        return "it was not laid out for the signer yet"
+    return ""
+
+
+def prune(
+    store: StorePaths, createrepo: CreaterepoRunner, target: str, rule: Pruning, cancel: CancelToken, *, dry_run: bool
+) -> PruneResult:
+    """Remove what a rule drops from a target. If it raises `PruneFailed` or `RetryLater`, nothing was removed."""
+    found = find_candidates(store, target, rule, time.time())
+    if not dry_run and any(not each.held for each in found):
+        with hold_lock(store, target, cancel) as lock:
+            found = find_candidates(store, target, rule, time.time())  # nobody changes the target from now on
+            doomed = [each for each in found if not each.held]
+            listed = [each.leg for each in doomed if each.told.status != Status.FAILED]
+            if listed:
+                _remove_from_repodata(createrepo, target, listed, lock, cancel)
+            for each in doomed:
+                drop_build(store, each.leg, each.told)
+    dropped, held = [each for each in found if not each.held], [each for each in found if each.held]
+    return PruneResult(target=target, dropped=dropped, held=held)
+
+
+def _remove_from_repodata(
+    createrepo: CreaterepoRunner, target: str, legs: Iterable[StoredBuild], lock: int, cancel: CancelToken
+) -> None:
+    """Make the repodata list everything but these builds; check what it lists before it becomes visible."""
+    store = createrepo.store
+    repodata = store.target(target) / REPODATA
+    listing = Listing(read_listing(repodata) if (repodata / REPOMD).exists() else {})
+    folders = {leg.folder for leg in legs}
+    packages = createrepo.list_packages(target)
+    ruled = ListingRules(store=store).apply_rules(target, listing, packages, dropped=folders)
+    before = set(listing.packages) - (set(packages) - set(ruled.packages) - _paths_inside(packages, folders))
+    createrepo.run(target, lock, cancel, packages=ruled.packages)
+    after = set(read_listing(store.output(target) / REPODATA))
+    doomed = _paths_inside(before, folders)
+    lost = [path for path in before - doomed - after if (store.target(target) / path).exists()]
+    if after & doomed or lost:
+        fault = f"it lists {len(after & doomed)} packages that were to go, and lacks {len(lost)} that were to stay"
+        raise PruneFailed(f"the new repodata of {target} is not as it should be: {fault}; nothing was removed")
+    createrepo.show(target, cancel)
+
+
+def _paths_inside(packages: Iterable[str], folders: Collection[str]) -> set[str]:
+    return {path for path in packages if path.rpartition("/")[0] in folders}
+
+
+# --- what is kept for some days
 
 
 @attr.frozen(kw_only=True)
@@ -190,8 +310,6 @@ class Retention:
 
 @attr.frozen(kw_only=True)
 class SweepResult:
-    """How much is gone."""
-
     attempts: int = 0
     rejected: int = 0
     marks: int = 0
@@ -206,206 +324,49 @@ class SweepResult:
         )
 
 
-def sweep_expired(store: StorePaths, retention: Retention, now: float, heed: Callable[[], None]) -> SweepResult:
-    """Remove what is too old. `heed` is called often."""
+def sweep_expired(store: StorePaths, retention: Retention, now: float, cancel: CancelToken) -> SweepResult:
+    """Remove what is too old: logs of attempts, rejected uploads with their notes, and marks of requeued requests.
+
+    A note is removed after its upload, and a mark only if no upload of its leg lies in `rejected/`.
+    """
     attempts = rejected = marks = 0
     if retention.attempts:
-        attempts = _remove_all(_list_older(store.attempts, now - retention.attempts * 86400), heed)
+        attempts = _remove_all(_list_older(store.attempts, now - retention.attempts * _DAY_SECONDS), cancel)
     if retention.rejected:
-        before = now - retention.rejected * 86400
-        folders = [path for path in _list_older(store.rejected, before) if path.suffix != _NOTE]
-        rejected = _remove_all(folders, heed)
-        _remove_all([path for path in _list_older(store.rejected, before) if _is_orphaned_note(path)], heed)
-        legs = {_leg_of(path.name) for path in store.rejected.iterdir()}
-        marks = _remove_all(
-            [mark for mark in _list_older(store.put_again, before) if _leg_of(mark.name) not in legs], heed
-        )
+        before = now - retention.rejected * _DAY_SECONDS
+        rejected = _remove_all([each for each in _list_older(store.rejected, before) if each.suffix != _NOTE], cancel)
+        _remove_all([each for each in _list_older(store.rejected, before) if _is_orphaned_note(each)], cancel)
+        legs = {_leg_of(path) for path in store.rejected.iterdir()}
+        expired = [each for each in _list_older(store.put_again, before) if _leg_of(each) not in legs]
+        marks = _remove_all(expired, cancel)
     return SweepResult(attempts=attempts, rejected=rejected, marks=marks)
+
+
+def sweep_live_logs(store: StorePaths, before: float) -> int:
+    """Remove growing logs that have not grown since a time, as their worker was killed; return how many."""
+    return _remove_all(_list_older(store.live, before), CancelToken())
 
 
 def _list_older(folder: Path, before: float) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # another repogen looks too
+        with contextlib.suppress(FileNotFoundError):  # another repogen removes it too
             if fs.last_change(path) < before:
                 yield path
 
 
-def _remove_all(paths: list[Path] | Iterator[Path], heed: Callable[[], None]) -> int:
+def _remove_all(paths: Iterable[Path], cancel: CancelToken) -> int:
     count = 0
     for path in paths:
-        heed()
+        cancel.raise_if_cancelled()
         fs.remove(path)
         count += 1
     return count
 
 
 def _is_orphaned_note(note: Path) -> bool:
-    """Whether this is a note, and what it is about is gone."""
     return note.suffix == _NOTE and not note.with_name(note.name[: -len(_NOTE)]).exists()
 
 
-def _leg_of(name: str) -> str:
-    """`<build id>.<arch>`, with which the names of uploads and of marks begin."""
-    return ".".join(name.split(".")[:2])
-
-
-class PruneFailed(ReimzulError):
-    """Nothing was dropped: the repodata is not what it should be."""
-
-
-@attr.frozen(kw_only=True)
-class PruneCandidate:
-    """A leg that a rule would drop."""
-
-    leg: StoredBuild
-    told: ManifestSummary
-    bytes: int
-    held: str = ""  #: why it stays all the same
-
-
-@attr.frozen(kw_only=True)
-class PruneResult:
-    """What became of a target."""
-
-    target: str
-    dropped: Sequence[PruneCandidate]
-    held: Sequence[PruneCandidate]
-
-
-def find_rule(target: str, rules: Mapping[str, Pruning]) -> Pruning | None:
-    """The rule of a target: by its whole name, else by the one without its arch; None where nothing is dropped."""
-    return rules.get(target) or rules.get(target.rpartition(".")[0])
-
-
-def find_candidates(store: StorePaths, target: str, rule: Pruning, now: float) -> list[PruneCandidate]:
-    """The legs that a rule drops, the oldest first, and those of them that stay all the same."""
-    records = read_records(store, target)
-    groups: dict[tuple[str, str], list[StoredBuild]] = {}
-    for leg in list_builds(store.repo, target):
-        groups.setdefault((leg.name, leg.arch), []).append(leg)
-    found: list[PruneCandidate] = []
-    for legs in groups.values():
-        if len(legs) > rule.keep:  # else nothing of them has to be read
-            read_legs = {leg: _read_summary_with_records(store, leg, records) for leg in legs}
-            for leg in choose_builds(read_legs, rule, now):
-                about = read_legs[leg]
-                why = reason_to_keep(store, leg, about, unsigned=rule.unsigned)
-                found.append(PruneCandidate(leg=leg, told=about, bytes=size_of_build(store, leg), held=why))
-    return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
-
-
-def _read_summary_with_records(store: StorePaths, leg: StoredBuild, records: Records) -> ManifestSummary:
-    about = read_summary(store, leg)
-    record = records.get(leg_key(about.build_id, leg.arch)) if about.build_id else None
-    return attr.evolve(about, replaced_by=record.replaced_by) if record is not None else about
-
-
-def choose_builds(legs: Mapping[StoredBuild, ManifestSummary], rule: Pruning, now: float) -> list[StoredBuild]:
-    """Of the legs of one package and arch, those that a rule drops.
-
-    The newest that came out well stay, as many as the rule says, and with them all that failed since the oldest of
-    these; where none came out well, the newest that failed. A leg that a rebuild replaced is not listed: it counts for
-    none, and goes by its age.
-    """
-    made = {leg: _submission_time(leg, about, now) for leg, about in legs.items()}
-    newest = sorted(legs, key=lambda leg: (made[leg], leg.place), reverse=True)
-    well = [leg for leg in newest if legs[leg].status != Status.FAILED and not legs[leg].replaced_by]
-    kept = (well or newest)[: rule.keep]
-    oldest = made[kept[-1]] if kept else ""
-    last = _format_timestamp(max(0.0, now - rule.older))
-
-    def is_superseded(leg: StoredBuild) -> bool:
-        return legs[leg].status != Status.FAILED or made[leg] < oldest
-
-    return [leg for leg in newest if leg not in kept and is_superseded(leg) and made[leg] < last]
-
-
-def _submission_time(leg: StoredBuild, about: ManifestSummary, now: float) -> str:
-    """When a leg was submitted; where no right clock can have said so, when it came here."""
-    said = leg.timestamp
-    return (
-        said if _format_timestamp(EARLIEST_UNIX_TIME) <= said <= _format_timestamp(now + 86400) else about.filed or said
-    )
-
-
-def _format_timestamp(moment: float) -> str:
-    return time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(moment))
-
-
-def reason_to_keep(store: StorePaths, leg: StoredBuild, about: ManifestSummary, *, unsigned: bool) -> str:
-    """Why a leg stays: it waits for the signer, or may still be laid out for it."""
-    if not about.build_id:
-        return "it has no manifest: it is of the original's farm, and not ours to judge"
-    if about.status == Status.FAILED:
-        return ""
-    name = leg_key(about.build_id, leg.arch)
-    collected = store.tosign / leg.target / f"{leg.name}-{leg.place.rpartition('/')[2]}.{about.build_id}"
-    # in the order in which it is renamed: a rename between the two looks does not hide it
-    if os.path.lexists(store.staging / name) or os.path.lexists(collected):
-        return "it waits to be collected and signed"
-    if about.replaced_by:
-        return ""  # the signer never gets it any more
-    if not unsigned and not os.path.lexists(store.staged_marks / name):
-        return "it was not laid out for the signer yet"
-    return ""
-
-
-def prune(
-    store: StorePaths, indexer: CreaterepoRunner, target: str, rule: Pruning, heed: Callable[[], None], *, dry_run: bool
-) -> PruneResult:
-    """Drop what a rule drops from a target. Raises `NotPruned` and `RetryLater`; then nothing was removed."""
-    found = find_candidates(store, target, rule, time.time())
-    if not dry_run and any(not each.held for each in found):
-        with hold_lock(store, target, heed) as lock:
-            found = find_candidates(store, target, rule, time.time())  # as it is now that nobody indexes it
-            doomed = [each for each in found if not each.held]
-            listed = [each.leg for each in doomed if each.told.status != Status.FAILED]
-            if listed:
-                _remove_from_repodata(store, indexer, target, listed, lock, heed)
-            for each in doomed:
-                drop_build(store, each.leg, each.told)
-    return PruneResult(
-        target=target,
-        dropped=[each for each in found if not each.held],
-        held=[each for each in found if each.held],
-    )
-
-
-def _remove_from_repodata(
-    store: StorePaths,
-    indexer: CreaterepoRunner,
-    target: str,
-    legs: Iterable[StoredBuild],
-    lock: int,
-    heed: Callable[[], None],
-) -> None:
-    """Have the repodata list all but these; what it does list is looked at, and not what createrepo_c says.
-
-    Where that is not as it should be, nobody has seen it.
-    """
-    repodata = store.target(target) / REPODATA
-    listing = Listing(read_listing(repodata) if (repodata / "repomd.xml").exists() else {})
-    folders = {leg.folder for leg in legs}
-    there = indexer.list_packages(target)
-    ruled = ListingRules(store=store).apply_rules(target, listing, there, dropped=folders)
-    before = set(listing.packages) - (set(there) - set(ruled.packages) - _paths_inside(there, folders))
-    indexer.run(target, lock, heed, packages=ruled.packages)
-    after = set(read_listing(store.output(target) / REPODATA))
-    doomed = _paths_inside(before, folders)
-    lost = [path for path in before - doomed - after if (store.target(target) / path).exists()]
-    if after & doomed or lost:
-        said = f"it lists {len(after & doomed)} packages that were to go, and lacks {len(lost)} that were to stay"
-        raise PruneFailed(f"the new repodata of {target} is not as it should be: {said}; nothing was removed")
-    indexer.show(target, heed)
-
-
-def _paths_inside(packages: Iterable[str], folders: Collection[str]) -> set[str]:
-    return {path for path in packages if path.rpartition("/")[0] in folders}
-
-
-def sweep_live_logs(store: StorePaths, before: float) -> int:
-    """Remove growing logs to which nothing came since a time: their worker was killed. How many."""
-    left = [folder for folder in store.live.iterdir() if fs.last_change(folder) < before]
-    for folder in left:
-        fs.remove(folder)
-    return len(left)
+def _leg_of(path: Path) -> str:
+    """`<build id>.<arch>`, with which the names of uploads and marks begin."""
+    return ".".join(path.name.split(".")[:2])

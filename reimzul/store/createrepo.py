@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CR"""
+"""Runs createrepo_c on a target: when, with which packages, and how its result becomes visible.
+
+createrepo_c's exit code decides nothing: the repodata is read back, and a build is published when each of its packages
+is listed with the checksum of its manifest. createrepo_c writes into `cache/`, which only repogen reads; `repodata.py`
+makes the result visible. Callers hold the target's lock.
+
+A target rests after a run as long as the run took, so that runs never take more than half of the time.
+`state/<target>.runs` has the last run's start and end, so all repogen workers of a store rest together.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +18,20 @@ import os
 import re
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable
+from typing import Any
 
 import attr
 
 from reimzul.core import fs
-from reimzul.core.config import RepogenSettings as Settings
+from reimzul.core.config import RepogenSettings
 from reimzul.core.errors import ConfigError, InputError, ReimzulError, RetryLater, TimedOut, describe_exit
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
-from reimzul.store import hook
+from reimzul.store.hook import HookFailed, HookFailure, last_lines, record_failure, run_hook
 from reimzul.store.listing import PackageTree, StoredLeg, listed_paths
 from reimzul.store.repodata import (
     DAMAGED,
@@ -38,11 +46,49 @@ from reimzul.store.repodata import (
 
 log = logging.getLogger(__name__)
 
-#: Rest after the second run of a row. After the first there is none: legs of one build end shortly after each other.
+#: Rest after the second run in a row. There is none after the first: the legs of a build end shortly after each other.
 REST_SECONDS = 1.0
-#: Rest after the third run of a row and later ones. It makes up for the second run, which came without a rest.
+#: Rest after later runs in a row. It makes up for the second run, which came without a rest.
 LATER_REST_SECONDS = 1.5
 LONGEST_REST_SECONDS = 30.0
+#: Seconds between two attempts to get a lock that another process holds.
+_LOCK_POLL_SECONDS = 0.1
+#: Seconds between two checks whether the hook has ended.
+_HOOK_POLL_SECONDS = 0.05
+#: Seconds without using the processor after which createrepo_c counts as hung: a SIGTERM at the wrong moment does that
+#: to it (seen with 0.17), and it would hold the target's lock for ever.
+HUNG_SECONDS = 60
+#: createrepo_c's exit code when it left out a package that it could not read.
+LEFT_OUT_EXIT_CODE = 2
+#: Options that would make createrepo_c list other packages, or list them under other names.
+_FORBIDDEN_OPTIONS = frozenset((
+    "-x", "--excludes", "-i", "--pkglist", "-n", "--includepkg", "-o", "--outputdir", "-s", "--checksum", "--split",
+    "--basedir", "--cut-dirs", "--location-prefix", "--recycle-pkglist", "--skip-symlinks", "-S",
+    # Since 1.1: lists only one of several packages of one NEVRA.
+    "--duplicated-nevra",
+    # These make it end before it has done anything.
+    "-h", "--help", "--help-all", "--help-expert", "-V", "--version",
+    # Its hidden folder would have an unknown name; and a listing is identified by its primary.xml's mtime.
+    "--ignore-lock", "--set-timestamp-to-revision",
+    # What follows it counts as a folder.
+    "--",
+))  # fmt: skip
+#: Options that would remove files that clients still fetch, or make repomd.xml name files outside repodata/.
+_RETENTION_OPTIONS = frozenset(("--retain-old-md", "--retain-old-md-by-age", "--simple-md-filenames", "--deltas"))
+#: Values of --general-compress-type that `listing.py` can read.
+_COMPRESSIONS = {"gz", "bz2", "xz"}
+#: Signals that a program's own fault raises; others come from the host (out of memory, a stop).
+CRASH_EXIT_CODES = frozenset(
+    -number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+)
+#: createrepo_c's message about a package with text that XML cannot hold: it will fail every time.
+_UNWRITABLE = "Cannot dump XML"
+#: Begins the complaint about a leg that makes createrepo_c crash when it is run on that leg alone.
+CRASH_PREFIX = "createrepo_c crashes on a package of it: "
+#: createrepo_c's threads write at once, so a line may begin with the beginnings of others.
+_LINE_PREFIX = re.compile(r"^(?:\S*C_CREATEREPOLIB: |[\d:]+ |(?:Critical|Warning|error): )+")
+#: How much is read of an output that may have a line for each of 50,000 packages.
+_OUTPUT_BYTES = 8 << 20
 
 
 @attr.frozen(kw_only=True)
@@ -55,7 +101,6 @@ class RunRecord:
 
     @property
     def duration(self) -> float:
-        """Seconds it took."""
         return self.end - self.start
 
     @property
@@ -67,7 +112,7 @@ class RunRecord:
         return min(max(shortest, self.duration), LONGEST_REST_SECONDS)
 
     def allows_next(self, now: float) -> bool:
-        """Whether the next run may start; an end in the future means that the clock was put back, and is ignored."""
+        """Whether the next run may start. An end in the future is ignored: the clock was set back."""
         return self.end > now or now - self.end >= self.rest
 
     def followed_by(self, start: float, end: float) -> RunRecord:
@@ -78,46 +123,20 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """The last run that a file tells of; one that never was where the file is absent or damaged."""
+    """The last run; without a file, or with a damaged one, a run that was never made."""
     try:
         raw = json.loads(path.read_bytes())
-        run = RunRecord(start=float(raw["start"]), end=float(raw["end"]), row=int(raw["row"]))
+        last = RunRecord(start=float(raw["start"]), end=float(raw["end"]), row=int(raw["row"]))
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return RunRecord()
-    return run if 0 <= run.start <= run.end else RunRecord()
+    return last if 0 <= last.start <= last.end else RunRecord()
 
 
-def write_run(path: Path, run: RunRecord) -> None:
+def write_run(path: Path, record: RunRecord) -> None:
     """Record a run. The disk is not synced: without the record, the next run starts at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(attr.asdict(run)) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(attr.asdict(record)) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-Heed = Callable[[], None]
-
-#: Seconds without using any processor after which createrepo_c hangs: a SIGTERM at the wrong moment does that to it
-#: (seen with 0.17), and it would keep the target's lock for ever.
-HUNG_SECONDS = 60
-#: createrepo_c's status when it left out a package that it could not read.
-LEFT_OUT_EXIT_CODE = 2
-#: What would have the repodata list other packages, or call them otherwise, than they are looked for.
-_FORBIDDEN_OPTIONS = frozenset((
-    "-x", "--excludes", "-i", "--pkglist", "-n", "--includepkg", "-o", "--outputdir", "-s", "--checksum", "--split",
-    "--basedir", "--cut-dirs", "--location-prefix", "--recycle-pkglist", "--skip-symlinks", "-S",
-    # of 1.1 and newer: of packages of one NEVRA all but one are left out
-    "--duplicated-nevra",
-    # they end it before it has done anything
-    "-h", "--help", "--help-all", "--help-expert", "-V", "--version",
-    # its hidden folder has another name then, which nobody tidies; and a listing is known by its repomd.xml's mtime
-    "--ignore-lock", "--set-timestamp-to-revision",
-    # what follows is taken for folders
-    "--",
-))  # fmt: skip
-#: What would take files away that clients still fetch, or have repomd.xml name files that are not in repodata/.
-_RETENTION_OPTIONS = frozenset(("--retain-old-md", "--retain-old-md-by-age", "--simple-md-filenames", "--deltas"))
-#: Values of --general-compress-type whose files `_OPEN` opens.
-_COMPRESSIONS = {"gz", "bz2", "xz"}
 
 
 class CreaterepoCrashed(RetryLater):
@@ -125,10 +144,25 @@ class CreaterepoCrashed(RetryLater):
 
 
 def _options(word: str) -> list[str]:
-    """The options in a word of the command line, as GLib reads it: short ones may be joined, none abbreviated."""
+    """The options in an argument, as GLib reads it: short ones may be joined, none is abbreviated."""
     if word.startswith("-") and not word.startswith("--"):
         return [f"-{letter}" for letter in word[1:].split("=")[0]]
     return [word.split("=")[0]]
+
+
+@contextlib.contextmanager
+def hold_lock(store: StorePaths, target: str, cancel: CancelToken) -> Iterator[int]:
+    """Hold the target's lock; wait as long as another process holds it."""
+    is_logged = False
+    while True:
+        with fs.file_lock(store.lock(target)) as lock:
+            if lock is not None:
+                yield lock
+                return
+        if not is_logged:
+            log.info("%s is being indexed: waiting until that is done", target)
+            is_logged = True
+        cancel.wait(_LOCK_POLL_SECONDS)
 
 
 @attr.frozen(kw_only=True)
@@ -136,47 +170,40 @@ class CreaterepoRunner:
     """createrepo_c on this host."""
 
     store: StorePaths
-    settings: Settings = attr.field()
+    settings: RepogenSettings = attr.field()
     tree: PackageTree = attr.field(factory=PackageTree)
 
     @settings.validator
-    def _check_arguments(self, _: Any, settings: Settings) -> None:
-        for word in settings.arguments:
-            if not _FORBIDDEN_OPTIONS.isdisjoint(_options(word)):
-                raise ConfigError(f"[repogen] arguments: {word} would keep builds from being found in the repodata")
-            if not _RETENTION_OPTIONS.isdisjoint(_options(word)):
-                raise ConfigError(f"[repogen] arguments: {word} does not go with how repogen keeps old metadata")
-        self._check_compression(settings.arguments)
-
-    @staticmethod
-    def _check_compression(arguments: Sequence[str]) -> None:
-        """Raise `ConfigError` if the metadata would be compressed as this program cannot read it."""
+    def _check_arguments(self, _: Any, settings: RepogenSettings) -> None:
+        arguments = settings.arguments
         for word, following in zip(arguments, [*arguments[1:], ""]):
-            option, _, value = word.partition("=")
-            value = value or following
-            if option == "--general-compress-type" and value not in _COMPRESSIONS:
+            options = _options(word)
+            if not _FORBIDDEN_OPTIONS.isdisjoint(options):
+                raise ConfigError(f"[repogen] arguments: {word} would keep builds from being found in the repodata")
+            if not _RETENTION_OPTIONS.isdisjoint(options):
+                raise ConfigError(f"[repogen] arguments: {word} does not go with how repogen keeps old metadata")
+            if options == ["--general-compress-type"] and (word.partition("=")[2] or following) not in _COMPRESSIONS:
                 known = ", ".join(sorted(_COMPRESSIONS))
                 raise ConfigError(f"[repogen] arguments: {word}: such metadata cannot be read; known: {known}")
 
-    def _list(self, target: str) -> Path:
+    def _list_path(self, target: str) -> Path:
         return self.store.cache / f"{target}.packages"
 
-    def argv(self, target: str, *, afresh: bool = False) -> list[str | os.PathLike[str]]:
-        """createrepo_c's command line."""
+    def argv(self, target: str, *, full_rebuild: bool = False) -> list[str | os.PathLike[str]]:
         cores = self.settings.cores or len(os.sched_getaffinity(0))
         output, folder = self.store.output(target), self.store.target(target)
-        is_first = not (output / REPODATA).is_dir()  # as after an upgrade: then it knows what is visible
+        is_first = not (output / REPODATA).is_dir()  # as after an upgrade: the visible repodata is then updated
         visible = ["--update-md-path", str(folder)] if is_first and (folder / REPODATA).is_dir() else []
         return [
             self.settings.createrepo_c,
-            *([] if afresh else ["--update", "--skip-stat", *visible]),
-            "--pkglist", self._list(target),
-            # each run takes away what it replaces: what clients still fetch, `swap.py` keeps
+            *([] if full_rebuild else ["--update", "--skip-stat", *visible]),
+            "--pkglist", self._list_path(target),
+            # Each run removes what it replaces; `repodata.py` keeps what clients still fetch.
             "--outputdir", output, "--compatibility",
-            # one for each target: createrepo_c's own writes there are not atomic, the target's lock makes them so
+            # One per target: createrepo_c's writes there are not atomic, and only the target's lock protects them.
             "--cachedir", self.store.cache / target,
             "--workers", str(cores),
-            # 1.0 and newer would take zstd, which Python (and yum of EL7) cannot read
+            # The default since 1.0 is zstd, which neither Python nor EL7's yum can read.
             "--general-compress-type=gz",
             "--database" if self.settings.database else "--no-database",
             "--error-exit-val",
@@ -185,17 +212,11 @@ class CreaterepoRunner:
         ]  # fmt: skip
 
     def may_run_now(self, target: str) -> bool:
-        """Whether the last run on a target, whoever made it, allows the next one now."""
+        """Whether the last run on a target, by whichever worker, allows the next one now."""
         return read_run(self.store.runs(target)).allows_next(time.time())
 
-    def _write_list(self, target: str, packages: Iterable[str]) -> int:
-        """What createrepo_c is to look at; how many packages that are."""
-        lines = [f"{path}\n" for path in packages]
-        self._list(target).write_bytes(os.fsencode("".join(lines)))
-        return len(lines)
-
     def list_packages(self, target: str) -> list[str]:
-        """All packages that lie in a target, seen from it, as createrepo_c takes them best."""
+        """All packages that lie in a target, in createrepo_c's own order; paths are relative to the target."""
         self.store.target(target).mkdir(parents=True, exist_ok=True)
         return self.tree.list_packages(self.store.target(target))
 
@@ -203,218 +224,151 @@ class CreaterepoRunner:
         self,
         target: str,
         lock: int,
-        heed: Callable[[], None],
+        cancel: CancelToken,
         *,
-        afresh: bool = False,
+        full_rebuild: bool = False,
         packages: Sequence[str] | None = None,
     ) -> bool:
-        """Index all of a target; return whether every package could be read. Raises `RetryLater` if the run failed.
+        """Index a target; return whether every package could be read. Raises `RetryLater` if the run failed.
 
-        Nobody sees what it made before `show`. `afresh` trusts nothing of what was listed or reckoned before;
-        `packages` are to be listed, all that lie there where they are not given. createrepo_c inherits the lock: where
-        we are killed, nobody else starts on the target until it has ended too.
+        The result is not visible before `show`. `packages` are listed, by default all that lie there; a full rebuild
+        trusts no checksum of an earlier run. createrepo_c inherits the lock: if this process is killed, nobody else
+        starts on the target until createrepo_c has ended too.
         """
-        folder, made = self.store.target(target), self.store.output(target)
-        if afresh:
+        folder, output = self.store.target(target), self.store.output(target)
+        if full_rebuild:
             fs.remove(self.store.cache / target)
-        for needed in (folder, made):
+        for needed in (folder, output):
             needed.mkdir(parents=True, exist_ok=True)
-        recover_interrupted_run(folder, thorough=not (made / REPODATA).is_dir())
-        recover_interrupted_run(made)
-        count = self._write_list(target, self.list_packages(target) if packages is None else packages)
-        with self._recording_run(target) if count else contextlib.nullcontext():
-            code = self._run_createrepo(target, lock, heed, afresh=afresh)
+        recover_interrupted_run(folder, thorough=not (output / REPODATA).is_dir())
+        recover_interrupted_run(output)
+        if packages is None:
+            packages = self.list_packages(target)
+        self._list_path(target).write_bytes(os.fsencode("".join(f"{path}\n" for path in packages)))
+        # A run that makes a target's first, empty repodata does not delay its first build.
+        with self._recording_run(target) if packages else contextlib.nullcontext():
+            code = self._run_createrepo(target, lock, cancel, full_rebuild=full_rebuild)
         if code == LEFT_OUT_EXIT_CODE:
             log.warning("createrepo_c could not read all of %s: %s", target, last_lines(self.store.log(target)))
         return code == 0
 
     @contextlib.contextmanager
     def _recording_run(self, target: str) -> Iterator[None]:
-        """Record that a run was made, however it ends. One that makes a target's first, empty repodata is none."""
+        """Record when the run was made, however it ends."""
         before, start = read_run(self.store.runs(target)), time.time()
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # a full disk, which the run says itself
+            with contextlib.suppress(OSError):  # if the disk is full, the run itself fails and is reported
                 write_run(self.store.runs(target), before.followed_by(start, max(start, time.time())))
 
-    def _run_createrepo(self, target: str, lock: int, heed: Callable[[], None], *, afresh: bool) -> int:
-        output, made = self.store.log(target), self.store.output(target)
-        output.unlink(missing_ok=True)
-        argv = self.argv(target, afresh=afresh)
+    def _run_createrepo(self, target: str, lock: int, cancel: CancelToken, *, full_rebuild: bool) -> int:
+        log_file, output = self.store.log(target), self.store.output(target)
+        log_file.unlink(missing_ok=True)
+        argv = self.argv(target, full_rebuild=full_rebuild)
         try:
-            code = run(argv, output=output, cancel=CancelToken(heed), every=0.1, inherit=[lock], idle=HUNG_SECONDS)
+            code = run(argv, output=log_file, cancel=cancel, every=0.1, inherit=[lock], idle=HUNG_SECONDS)
         except TimedOut as error:
             raise RetryLater(str(error)) from error
-        if code not in (0, LEFT_OUT_EXIT_CODE) or not (made / REPODATA).is_dir():
-            fs.remove(made)  # it may be what the run failed at, and is made from what is visible
+        if code not in (0, LEFT_OUT_EXIT_CODE) or not (output / REPODATA).is_dir():
+            fs.remove(output)  # it may be what the run failed at; the next run updates the visible repodata
             kind = CreaterepoCrashed if code < 0 else RetryLater
-            raise kind(f"createrepo_c {describe_exit(code)} for {target}: {last_lines(output)}")
+            raise kind(f"createrepo_c {describe_exit(code)} for {target}: {last_lines(log_file)}")
         return code
 
-    def make_draft(self, target: str) -> Draft:
-        """What the last `make` made, in a hidden folder beside what is visible. Raises `RetryLater`."""
-        made = self.store.output(target) / REPODATA
+    def crashes_on(self, leg: StoredLeg, cancel: CancelToken) -> bool:
+        """Whether createrepo_c crashes when it is run on this leg alone."""
+        with TemporaryDirectory(dir=self.store.cache, prefix="alone-") as alone:
+            argv: list[str | os.PathLike[str]] = [
+                self.settings.createrepo_c, *self.settings.arguments, "--outputdir", alone, self.store.place(leg.place),
+            ]  # fmt: skip
+            try:
+                code = run(argv, output=Path(alone) / "output", cancel=cancel, every=0.1, idle=HUNG_SECONDS)
+            except TimedOut:
+                return False
+        return code in CRASH_EXIT_CODES
+
+    def find_complaint(self, leg: StoredLeg) -> str:
+        """Find what the last run's output says about a package of a leg; "" if nothing."""
+        target = leg.manifest.request.target
         try:
-            return make_draft(self.store, target, made, time.time(), copy=bool(self.settings.after_createrepo))
+            with self.store.log(target).open("rb") as stream:
+                lines = stream.read(_OUTPUT_BYTES).decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        packages = listed_paths(leg)
+        for line in lines:
+            for path, sha256 in packages.items():
+                if sha256 in line or f"{path}:" in line or line.endswith(path):
+                    text = _LINE_PREFIX.sub("", line).replace(f"{self.store.target(target)}/", "")
+                    return f"createrepo_c refuses {path.rpartition('/')[2]}: {text.replace(f' ({sha256})', '')}"
+        return ""
+
+    def make_draft(self, target: str) -> Draft:
+        """Put the result of the last run into a hidden folder beside the visible one. Raises `RetryLater`."""
+        output = self.store.output(target) / REPODATA
+        try:
+            return make_draft(self.store, target, output, time.time(), copy=bool(self.settings.after_createrepo))
         except DAMAGED as error:
             raise RetryLater(f"the new repodata of {target} cannot be read: {error!r}") from error
 
-    def show(self, target: str, heed: Callable[[], None]) -> None:
-        """Make visible what the last `make` made, once the hook has run on it. Raises `RetryLater`, `HookFailed`."""
-        self.run_hook_and_reveal(self.make_draft(target), heed)
+    def show(self, target: str, cancel: CancelToken) -> None:
+        """Run the hook on the result of the last run, and make it visible. Raises `RetryLater`, `HookFailed`."""
+        self._run_hook_and_reveal(self.make_draft(target), cancel)
 
-    def run_hook_and_reveal(self, new: Draft, heed: Callable[[], None]) -> None:
-        """Run the hook on new repodata, and make that visible. Raises `HookFailed`."""
+    def _run_hook_and_reveal(self, draft: Draft, cancel: CancelToken) -> None:
         try:
-            with self.run_hook(new) as running:
-                if running is not None:
-                    hook.await_hook(running, heed)
-            self.reveal(new)
-        except hook.HookFailed as error:
-            self.discard_draft(new, error)
+            with run_hook(self.settings, self.store, draft.target, draft.folder) as hook:
+                while hook is not None and not hook.has_succeeded(_HOOK_POLL_SECONDS):
+                    cancel.raise_if_cancelled()
+            self.reveal(draft)
+        except HookFailed as error:
+            self.discard_draft(draft, error)
             raise
 
-    @contextlib.contextmanager
-    def run_hook(self, new: Draft) -> Iterator[hook.RunningHook | None]:
-        """The hook at work on new repodata; None where there is no hook. Raises `HookFailed`."""
-        if not self.settings.after_createrepo:
-            yield None
-            return
-        with hook.run_hook(self.settings, self.store, new.target, new.folder) as running:
-            yield running
+    def discard_draft(self, draft: Draft, error: HookFailed) -> HookFailure:
+        """Remove new repodata, and record why it does not become visible."""
+        fs.remove(draft.folder.parent)
+        return record_failure(self.store.hook(draft.target), str(error))
 
-    def discard_draft(self, new: Draft, error: hook.HookFailed) -> hook.HookFailure:
-        """Record why new repodata does not become visible, and remove it."""
-        fs.remove(new.folder.parent)
-        return hook.record_failure(self.store.hook(new.target), str(error))
-
-    def reveal(self, new: Draft) -> None:
-        """Make new repodata visible, on which the hook has run. Raises `HookFailed` where the hook spoilt it."""
+    def reveal(self, draft: Draft) -> None:
+        """Make new repodata visible. Raises `HookFailed` if the hook has damaged it."""
         try:
-            new.check()
+            draft.check()
         except RetryLater as error:
-            raise hook.HookFailed(str(error)) from error
-        new.publish()
-        self.store.hook(new.target).unlink(missing_ok=True)
-        last = read_run(self.store.runs(new.target))
+            raise HookFailed(str(error)) from error
+        draft.publish()
+        self.store.hook(draft.target).unlink(missing_ok=True)
+        last = read_run(self.store.runs(draft.target))
         if last.row:
-            write_run(self.store.runs(new.target), attr.evolve(last, end=max(last.end, time.time())))
+            write_run(self.store.runs(draft.target), attr.evolve(last, end=max(last.end, time.time())))
 
     def change_metadata(
-        self, target: str, heed: Callable[[], None], *, addition: Addition | None = None, without: Collection[str] = ()
+        self, target: str, cancel: CancelToken, *, addition: Addition | None = None, without: Collection[str] = ()
     ) -> None:
-        """Add or remove what createrepo_c does not make; all else stays as it is. Raises `HookFailed`."""
-        live = self.store.target(target) / REPODATA
-        copy = bool(self.settings.after_createrepo)
-        self.run_hook_and_reveal(
-            make_draft(self.store, target, live, time.time(), addition=addition, without=without, copy=copy), heed
-        )
+        """Add or remove metadata that createrepo_c does not make. Raises `InputError`, `HookFailed`.
 
-
-def last_lines(output: Path, lines: int = 3) -> str:
-    """The last that a program said, on one line."""
-    try:
-        with output.open("rb") as stream:
-            stream.seek(-min(4096, output.stat().st_size), os.SEEK_END)
-            said = stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return " / ".join(said.strip().splitlines()[-lines:])
-
-
-#: Signals that a program's own mistake brings; others come from the host (a lack of memory, a stop).
-CRASH_EXIT_CODES = frozenset(
-    -number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-)
-#: createrepo_c's words for a package whose text cannot be written: they stay true however often it is run.
-_UNWRITABLE = "Cannot dump XML"
-#: Begins the complaint about a leg on which createrepo_c, run on it alone, crashed again.
-CRASH_PREFIX = "createrepo_c crashes on a package of it: "
-#: Its threads write at once, so that a line may begin with the beginnings of others.
-_PREFIX = re.compile(r"^(?:\S*C_CREATEREPOLIB: |[\d:]+ |(?:Critical|Warning|error): )+")
-#: Bytes read of an output that may have a line for each of 50,000 packages.
-_READ = 8 << 20
-
-
-def find_complaint(output: Path, folder: Path, leg: StoredLeg) -> str:
-    """The package of a leg that createrepo_c refused and its line about it; "" if it wrote none.
-
-    `folder` is the target's, which createrepo_c was run on.
-    """
-    try:
-        with output.open("rb") as stream:
-            lines = stream.read(_READ).decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    packages = listed_paths(leg)
-    for line in lines:
-        for path, sha256 in packages.items():
-            if sha256 in line or f"{path}:" in line or line.endswith(path):
-                said = _PREFIX.sub("", line).replace(f"{folder}/", "").replace(f" ({sha256})", "")
-                return f"createrepo_c refuses {path.rpartition('/')[2]}: {said}"
-    return ""
+        This alone takes the target's lock itself.
+        """
+        live, copy = self.store.target(target) / REPODATA, bool(self.settings.after_createrepo)
+        with hold_lock(self.store, target, cancel):
+            if not (live / REPOMD).exists():
+                where = self.store.repo
+                raise InputError(f"{target} has no repodata in {where}: reimzul repogen --force {target} makes it")
+            try:
+                present = {record.kind for record in read_records(live) if record.is_extra}
+                missing = [kind for kind in without if kind not in present]
+                if missing:
+                    found = ", ".join(sorted(present)) or "nothing"
+                    raise InputError(f"{target} has no metadata {missing[0]}; added to it: {found}")
+                draft = make_draft(self.store, target, live, time.time(), addition=addition, without=without, copy=copy)
+                self._run_hook_and_reveal(draft, cancel)
+            except DAMAGED as error:
+                raise ReimzulError(
+                    f"the repodata of {target} cannot be read: {error!r}; nothing was changed"
+                ) from error
 
 
 def is_lasting(complaint: str) -> bool:
-    """Whether createrepo_c would say the same of the package again."""
+    """Whether createrepo_c would complain again about the same package."""
     return _UNWRITABLE in complaint or complaint.startswith(CRASH_PREFIX)
-
-
-def crashes_on(indexer: CreaterepoRunner, leg: StoredLeg, heed: Heed) -> bool:
-    """Whether createrepo_c, run on this leg alone, is ended by a signal of its own making."""
-    with TemporaryDirectory(dir=indexer.store.cache, prefix="alone-") as alone:
-        output = Path(alone) / "output"
-        argv: list[str | os.PathLike[str]] = [
-            indexer.settings.createrepo_c, *indexer.settings.arguments, "--outputdir", alone,
-            indexer.store.place(leg.place),
-        ]  # fmt: skip
-        try:
-            return run(argv, output=output, cancel=CancelToken(heed), every=0.1, idle=HUNG_SECONDS) in CRASH_EXIT_CODES
-        except TimedOut:
-            return False
-
-
-#: Seconds between two looks at a lock that another has.
-_LOOK = 0.1
-
-
-@contextlib.contextmanager
-def hold_lock(store: StorePaths, target: str, heed: Callable[[], None]) -> Iterator[int]:
-    """Hold the target's lock, however long another has it."""
-    said = False
-    while True:
-        with fs.file_lock(store.lock(target)) as lock:
-            if lock is not None:
-                yield lock
-                return
-        if not said:
-            log.info("%s is being indexed: waiting until that is done", target)
-            said = True
-        heed()
-        time.sleep(_LOOK)
-
-
-def change_metadata(
-    store: StorePaths,
-    indexer: CreaterepoRunner,
-    target: str,
-    heed: Callable[[], None],
-    *,
-    addition: Addition | None = None,
-    without: Collection[str] = (),
-) -> None:
-    """Add or remove additional metadata under the target's lock. Raises `InputError`, `HookFailed`."""
-    live = store.target(target) / REPODATA
-    with hold_lock(store, target, heed):
-        if not (live / REPOMD).exists():
-            raise InputError(f"{target} has no repodata in {store.repo}: reimzul repogen --force {target} makes it")
-        try:
-            present = {record.kind for record in read_records(live) if record.is_extra}
-            missing = [kind for kind in without if kind not in present]
-            if missing:
-                there = ", ".join(sorted(present)) or "nothing"
-                raise InputError(f"{target} has no metadata {missing[0]}; added to it: {there}")
-            indexer.change_metadata(target, heed, addition=addition, without=without)
-        except DAMAGED as error:
-            raise ReimzulError(f"the repodata of {target} cannot be read: {error!r}; nothing was changed") from error

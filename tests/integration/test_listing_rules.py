@@ -14,6 +14,7 @@ from reimzul.core import fs
 from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
 from reimzul.core.config import Pruning, Settings, parse_settings
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.unlisted import read_records
 from reimzul.repogen.cli import make_daemon
@@ -117,7 +118,7 @@ class Farm:
         for request in taken(self.broker, TOSIGN):
             assert isinstance(request, SignRequest)
             for build in staging.find_signable(self.store, request):
-                staging.stage_leg(self.store, build, lambda: None)
+                staging.stage_leg(self.store, build, CancelToken())
         there = self.store.tosign / TARGET
         return sorted(path.name.rpartition(".")[2] for path in there.iterdir()) if there.is_dir() else []
 
@@ -242,7 +243,7 @@ def test_where_the_keeper_is_pruned_the_other_legs_copy_is_listed(farm: Farm) ->
     ask(farm.broker, asked)
     farm.publish()
     rule = Pruning(keep=1, unsigned=True)
-    done = cleanup.prune(farm.store, farm.daemon.context.createrepo, TARGET, rule, lambda: None, dry_run=False)
+    done = cleanup.prune(farm.store, farm.daemon.context.createrepo, TARGET, rule, CancelToken(), dry_run=False)
     assert [each.leg.arch for each in done.dropped] == ["x86_64"]
     assert farm.owners("greet-doc") == [folder_of(other)]
     assert read_records(farm.store, TARGET) == {}
@@ -265,7 +266,7 @@ def test_a_replaced_leg_counts_for_no_build_that_prune_keeps(farm: Farm) -> None
     second = farm.build("two", rebuild=True)
     farm.publish()
     done = cleanup.prune(
-        farm.store, farm.daemon.context.createrepo, TARGET, Pruning(keep=1), lambda: None, dry_run=False
+        farm.store, farm.daemon.context.createrepo, TARGET, Pruning(keep=1), CancelToken(), dry_run=False
     )
     assert [(each.told.build_id, each.told.replaced_by) for each in done.dropped] == [(first.build_id, second.build_id)]
     assert farm.owners() == [folder_of(second)]
@@ -326,7 +327,7 @@ def test_where_all_duplicates_are_allowed_a_leg_waits_for_no_run_of_its_own(
     farm.build("one")
     farm.publish()
     second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
-    assert store_upload(farm.store, second, lambda: None)
+    assert store_upload(farm.store, second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
     assert len(farm.owners()) == 2
@@ -377,7 +378,7 @@ def test_a_leg_of_another_worker_that_was_not_decided_is_not_listed_by_a_run_for
     first = farm.build("one")
     farm.publish()
     second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
-    assert store_upload(farm.store, second, lambda: None)
+    assert store_upload(farm.store, second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
     assert farm.owners() == [folder_of(first)] and len(listed(farm.store)) == 2
@@ -441,7 +442,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
 
     def stage_all() -> None:
         for build in staging.find_signable(farm.store, request):
-            staging.stage_leg(farm.store, build, lambda: None)
+            staging.stage_leg(farm.store, build, CancelToken())
 
     for _ in steps.deaths(whole):
         with pytest.raises(uploads.Died):

@@ -20,6 +20,7 @@ from reimzul.core import fs
 from reimzul.core.config import Pruning, RepogenSettings
 from reimzul.core.errors import RetryLater
 from reimzul.core.message import Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup
@@ -56,7 +57,7 @@ def place(store: StorePaths, package: Path) -> Place:
     def laid(day: int, status: str = Status.SUCCESS, *, staged: bool = True, **more: Any) -> str:
         rpms = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])} if status == "Success" else {}
         asked = uploads.request(timestamp=f"202401{day:02}000000", **more)
-        leg = store_upload(store, uploads.upload(store, rpms, of=asked, status=status), lambda: None)
+        leg = store_upload(store, uploads.upload(store, rpms, of=asked, status=status), CancelToken())
         assert leg
         if staged:
             (store.staged_marks / leg_key(asked.build_id, "x86_64")).write_text("")
@@ -74,8 +75,8 @@ def indexer(store: StorePaths) -> CreaterepoRunner:
 def index(store: StorePaths, indexer: CreaterepoRunner) -> None:
     with fs.file_lock(store.lock(TARGET)) as lock:
         assert lock
-        indexer.run(TARGET, lock, lambda: None)
-        indexer.show(TARGET, lambda: None)
+        indexer.run(TARGET, lock, CancelToken())
+        indexer.show(TARGET, CancelToken())
 
 
 def listed(store: StorePaths) -> list[str]:
@@ -175,7 +176,7 @@ def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
 
 
 def _prune(store: StorePaths, indexer: CreaterepoRunner, **rule: int) -> None:
-    cleanup.prune(store, indexer, TARGET, Pruning(**rule), lambda: None, dry_run=False)
+    cleanup.prune(store, indexer, TARGET, Pruning(**rule), CancelToken(), dry_run=False)
 
 
 def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Place, indexer: CreaterepoRunner) -> None:

@@ -24,6 +24,7 @@ from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker,
 from reimzul.core.config import Settings, parse_settings
 from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
+from reimzul.core.retry import Backoff
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.notifier.conduct import fault_of
 from reimzul.repogen import daemon as repogen_daemon
@@ -341,7 +342,7 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_BACKOFF", Backoff(0, 0))
     # what createrepo_c cannot read and our own reader can does not exist; so ours is made blind
     monkeypatch.setattr("reimzul.repogen.verify.verify_nevra", lambda path, file: None)
     monkeypatch.setattr("reimzul.repogen.verify.verify_texts", lambda path, file: None)
@@ -441,12 +442,12 @@ def test_a_wrong_checksum_is_reckoned_anew(
         cached.write_text("00" * 32)
     if spoilt == "repodata":
         spoil(store.target(TARGET) / "repodata", asked, rpms)
-    daemon.listings = listing_module.ListingCache(store)
+    daemon.indexer.listings = listing_module.ListingCache(store)
     ask(broker, asked)
     with caplog.at_level(logging.WARNING):
         work(daemon)
     assert statuses(broker) == [("x86_64", "Published")]
-    assert "made anew, from the packages alone" in caplog.text
+    assert "made again, from the packages alone" in caplog.text
 
 
 def spoil(folder: Path, asked: RepogenRequest, rpms: Rpms) -> None:

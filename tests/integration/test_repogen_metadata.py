@@ -27,6 +27,7 @@ from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
 from reimzul.core.config import RepogenSettings as RepogenSettings
 from reimzul.core.config import Settings, parse_settings
 from reimzul.core.message import RepogenRequest
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
@@ -85,7 +86,7 @@ def place(store: StorePaths, rpms: Rpms) -> Place:
 
     def laid(second: int) -> None:
         asked = uploads.request(timestamp=f"2024010200{second // 60:02}{second % 60:02}")
-        assert store_upload(store, uploads.upload(store, rpms, of=asked), lambda: None)
+        assert store_upload(store, uploads.upload(store, rpms, of=asked), CancelToken())
 
     return laid
 
@@ -111,8 +112,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def index(store: StorePaths, indexer: CreaterepoRunner, **more: Any) -> None:
     with fs.file_lock(store.lock(TARGET)) as lock:
         assert lock
-        indexer.run(TARGET, lock, lambda: None, **more)
-        indexer.show(TARGET, lambda: None)
+        indexer.run(TARGET, lock, CancelToken(), **more)
+        indexer.show(TARGET, CancelToken())
 
 
 def live(store: StorePaths, target: str = TARGET) -> Path:
@@ -203,7 +204,7 @@ def enriched(store: StorePaths, indexer: CreaterepoRunner, place: Place, tmp_pat
 ALL = {"group", "updateinfo", "modules", "productid"}
 
 
-@pytest.mark.parametrize("kind", ["update", "afresh", "empty"])
+@pytest.mark.parametrize("kind", ["update", "full", "empty"])
 def test_what_a_person_added_survives_every_kind_of_run(
     store: StorePaths, indexer: CreaterepoRunner, place: Place, enriched: None, clock: Clock, kind: str
 ) -> None:
@@ -211,7 +212,7 @@ def test_what_a_person_added_survives_every_kind_of_run(
         clock.now += 200
         place(second)
         packages: list[str] | None = [] if kind == "empty" else None
-        index(store, indexer, afresh=kind == "afresh", packages=packages)
+        index(store, indexer, full_rebuild=kind == "full", packages=packages)
     assert types(store) == ALL
     assert (content(store, "group"), content(store, "updateinfo")) == (COMPS, UPDATES)
     assert content(store, "modules") == MODULES
@@ -578,7 +579,7 @@ def test_a_prune_whose_hook_fails_removes_nothing(
     index(store, indexer)
     failing = CreaterepoRunner(store=store, settings=RepogenSettings(after_createrepo=script(tmp_path, "exit 1")))
     with pytest.raises(HookFailed):
-        prune(store, failing, TARGET, Pruning(keep=1, unsigned=True), lambda: None, dry_run=False)
+        prune(store, failing, TARGET, Pruning(keep=1, unsigned=True), CancelToken(), dry_run=False)
     assert len(listing_module.read_listing(live(store))) == 2 == len(list((store.target(TARGET) / "hello").iterdir()))
 
 

@@ -160,7 +160,9 @@ def test_a_disk_that_fails_is_waited_for(
     broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(broker, published(store))
-    monkeypatch.setattr("reimzul.tosign.daemon.stage_leg", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "reimzul.tosign.daemon.stage_leg", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with daemon.connect() as own:
         own.watch(daemon.tubes)
         ((_, outcome),) = daemon.handle(own, daemon.reserve_jobs(own))

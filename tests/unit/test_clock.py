@@ -26,6 +26,7 @@ from reimzul.core.config import Pruning
 from reimzul.core.errors import ReservationLost
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat, decode_event, event_for
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.history import Document
 from reimzul.history.document import fold
@@ -312,7 +313,7 @@ def test_what_was_written_by_a_clock_that_was_not_set_is_kept_as_long_as_all_els
         (folder / "build.log").write_text("words")
     monkeypatch.setattr(fs, "EARLIEST_UNIX_TIME", real + 3600)
     for _ in range(2):
-        assert not sweep_expired(store, Retention(attempts=1, rejected=1), real, lambda: None)
+        assert not sweep_expired(store, Retention(attempts=1, rejected=1), real, CancelToken())
         assert sweep_live_logs(store, real - 2 * 86400) == 0
         assert not list(scan_spool(store, 1, real))
     monkeypatch.undo()

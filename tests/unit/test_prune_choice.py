@@ -27,7 +27,6 @@ from reimzul.store.cleanup import (
     list_targets,
     read_summary,
     reason_to_keep,
-    remove_scratch_build,
     size_of_build,
 )
 
@@ -231,7 +230,7 @@ def test_scratch_builds_are_found_and_removed(store: StorePaths) -> None:
     assert (first.told.build_id, second.told.build_id) == (ID(1), ID(2))
     assert first.submitted_at == calendar.timegm((2026, 11, 1, 0, 0, 0))
     assert first.to_json()["submitter"] == "johnny"
-    remove_scratch_build(store, first)
+    drop_build(store, first.leg, first.told)
     assert [each.told.build_id for each in find_scratch_builds(store)] == [ID(2)]
 
 

@@ -55,7 +55,7 @@ def carried_out(teller: RejectionHandler, message: RepogenRequest, verdict: Reje
 
 
 def bad(of: BuildRequest | None) -> Rejection:
-    return Rejection(reason="root.log is not there", again=True, request=of)
+    return Rejection(reason="root.log is not there", requeue=True, request=of)
 
 
 def test_a_verdict_is_kept_beside_what_was_put_aside(store: StorePaths) -> None:
@@ -78,7 +78,7 @@ def test_a_manifest_of_another_build_is_no_request_of_this(store: StorePaths) ->
 def test_a_damaged_note_is_a_verdict_all_the_same(store: StorePaths) -> None:
     (store.rejected / "x.json").write_text("{")
     verdict = read_rejection(store, "x")
-    assert verdict and verdict.again and "damaged" in verdict.reason
+    assert verdict and verdict.requeue and "damaged" in verdict.reason
 
 
 def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: RejectionHandler) -> None:
@@ -122,7 +122,7 @@ def test_the_request_in_the_message_helps_where_the_manifest_is_gone(
 
 def test_what_was_listed_is_taken_out_of_the_repodata(store: StorePaths, teller: RejectionHandler) -> None:
     of = uploads.request()
-    verdict = Rejection(reason="unreadable", again=False, request=of, regenerate=True)
+    verdict = Rejection(reason="unreadable", requeue=False, request=of, regenerate=True)
     told = carried_out(teller, uploads.upload(store, {}, of=of), verdict)
     ((tube, message),) = told.put_into
     assert tube == "createrepo" and message.is_bare and message.target == of.target

@@ -12,6 +12,7 @@ import pytest
 
 from reimzul.core.errors import InputError
 from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.repogen import verify
 from reimzul.repogen.verify import InvalidUpload, read_upload
@@ -44,7 +45,7 @@ def held(store: StorePaths, asked: RepogenRequest) -> None:
     folder = uploads.spool_of(store, asked)
     manifest = read_upload(folder)
     assert manifest
-    verify.verify_upload(folder, manifest, asked, lambda: None)
+    verify.verify_upload(folder, manifest, asked, CancelToken())
 
 
 def test_what_is_whole_passes_and_can_be_read_by_everybody(store: StorePaths) -> None:

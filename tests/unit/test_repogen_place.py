@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from reimzul.core.message import Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key, spool_name
 from reimzul.repogen import verify
 from reimzul.repogen.publish import find_stored, store_upload
@@ -35,7 +36,7 @@ def store(tmp_path: Path) -> StorePaths:
 
 
 def brought(store: StorePaths, asked: object) -> StoredLeg:
-    leg = store_upload(store, asked, lambda: None)  # type: ignore[arg-type]
+    leg = store_upload(store, asked, CancelToken())  # type: ignore[arg-type]
     assert leg
     return leg
 
@@ -128,14 +129,14 @@ def test_legs_of_one_build_do_not_meet(store: StorePaths) -> None:
 def test_an_upload_that_is_nowhere_is_none(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     uploads.spool_of(store, asked).rename(store.root / "away")
-    assert store_upload(store, asked, lambda: None) is None
+    assert store_upload(store, asked, CancelToken()) is None
 
 
 def test_a_bad_upload_stays_where_it_is(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     (uploads.spool_of(store, asked) / "root.log").unlink()
     with pytest.raises(InvalidUpload):
-        store_upload(store, asked, lambda: None)
+        store_upload(store, asked, CancelToken())
     assert uploads.spool_of(store, asked).is_dir() and tree(store.repo) == set()
 
 
@@ -143,11 +144,11 @@ def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store:
     asked = uploads.upload(store, RPM)
     once = iter([True])
 
-    def heed() -> None:
+    def check() -> None:
         if next(once, False):
             brought(store, asked)
 
-    assert store_upload(store, asked, heed) == find_stored(store, asked.build_id, "x86_64")
+    assert store_upload(store, asked, CancelToken(check)) == find_stored(store, asked.build_id, "x86_64")
     assert tree(store.attempts) == set() and tree(store.rejected) == set()
 
 
@@ -156,12 +157,12 @@ def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: StorePa
     first, second = uploads.upload(store, RPM, of=of), uploads.upload(store, RPM, of=of)
     once = iter([True])
 
-    def heed() -> None:
+    def check() -> None:
         if next(once, False):
             brought(store, first)
             (uploads.spool_of(store, second) / "hello-1-1.x86_64.rpm").unlink()
 
-    assert store_upload(store, second, heed) == find_stored(store, of.build_id, "x86_64")
+    assert store_upload(store, second, CancelToken(check)) == find_stored(store, of.build_id, "x86_64")
     assert tree(store.rejected) == set()
 
 
@@ -203,7 +204,7 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
             all_in(store, asked)
         steps.live()
         for one in asked:  # one whose failure just gave way finds nothing for a moment, and is asked again
-            store_upload(store, one, lambda: None)  # type: ignore[arg-type]
+            store_upload(store, one, CancelToken())  # type: ignore[arg-type]
         all_in(store, asked)
         assert tree(store.repo / TARGET) == {
             f"hello/20240102030405/1-1.x86_64/{name}" for name in ("build.json", *uploads.LOGS, *RPM)

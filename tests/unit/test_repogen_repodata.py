@@ -100,7 +100,7 @@ def test_only_a_few_targets_are_kept_in_memory(store: StorePaths) -> None:
     for number in range(10):
         make_repodata(store.target(f"t{number}") / "repodata", {"a": "1"})
         assert listings.visible(f"t{number}").packages
-    assert len(listings._kept) == 4
+    assert len(listings._cached) == 4
 
 
 @pytest.mark.parametrize("damage", ["repomd.xml", "p-primary.xml.gz"])
@@ -134,7 +134,7 @@ def test_settings_reach_the_command_line(store: StorePaths) -> None:
     argv = [str(word) for word in CreaterepoRunner(store=store, settings=settings).argv(TARGET)]
     assert argv[0] == "createrepo_c" and argv[-1] == str(store.target(TARGET)) and argv[-3:-1] == ["--distro", "el7"]
     assert "--database" in argv and argv[argv.index("--workers") + 1] == "3"
-    assert "--update" not in CreaterepoRunner(store=store, settings=settings).argv(TARGET, afresh=True)
+    assert "--update" not in CreaterepoRunner(store=store, settings=settings).argv(TARGET, full_rebuild=True)
 
 
 @pytest.mark.parametrize(

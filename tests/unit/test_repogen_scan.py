@@ -10,7 +10,7 @@ import pytest
 
 from reimzul.core.message import RepogenRequest
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.repogen.spool_scan import UNREQUESTED_SECONDS, Found, IncompleteUpload, UnknownUpload, scan_spool
+from reimzul.repogen.spool_scan import UNREQUESTED_SECONDS, IncompleteUpload, SpoolEntry, UnknownUpload, scan_spool
 from tests import uploads
 
 DAY = 86400
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> StorePaths:
     return uploads.make_store(tmp_path)
 
 
-def found(store: StorePaths, later: float) -> list[Found]:
+def found(store: StorePaths, later: float) -> list[SpoolEntry]:
     """What is found `later` seconds from now: ctimes cannot be set, so the clock is moved."""
     return list(scan_spool(store, 7, time.time() + later))
 

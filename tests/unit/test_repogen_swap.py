@@ -292,7 +292,7 @@ def test_failures_are_counted_and_pauses_grow(tmp_path: Path) -> None:
     path = tmp_path / "c7.hook"
     assert hook.read_failure(path) is None
     pauses = [hook.record_failure(path, "no key").pause for _ in range(8)]
-    assert pauses == [5, 10, 30, 60, 120, 300, 300, 300]
+    assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
     failure = hook.read_failure(path)
     assert failure and failure.reason == "no key" and 299 < failure.seconds_to_retry(failure.at + 0.5) < 300
     assert failure.seconds_to_retry(failure.at - 86400) == 0.0, "the clock was put back"

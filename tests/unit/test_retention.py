@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.core import fs
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
 from reimzul.store.cleanup import Retention, SweepResult, sweep_expired
 from tests.uploads import make_store, tree
@@ -35,7 +36,7 @@ def store(tmp_path: Path) -> StorePaths:
 
 def swept(store: StorePaths, days: float, **kept: int) -> SweepResult:
     """A sweep after so many days."""
-    return sweep_expired(store, Retention(**kept), time.time() + days * DAY, lambda: None)
+    return sweep_expired(store, Retention(**kept), time.time() + days * DAY, CancelToken())
 
 
 def test_what_is_old_enough_goes_and_nothing_else(store: StorePaths) -> None:
@@ -68,16 +69,16 @@ def test_zero_days_is_for_ever(store: StorePaths) -> None:
 def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(
     store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def heed() -> None:
+    def check() -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        sweep_expired(store, Retention(rejected=30), time.time() + 31 * DAY, heed)
+        sweep_expired(store, Retention(rejected=30), time.time() + 31 * DAY, CancelToken(check))
     assert (store.rejected / NAME).is_dir() and (store.rejected / f"{NAME}.json").exists()
     second = store.rejected / f"{LEG}.1700000001-0123abcd"
     (store.attempts / NAME).rename(second)
     monkeypatch.setattr(fs, "last_change", lambda path: time.time() if path == second else 0.0)
-    sweep_expired(store, Retention(rejected=30), time.time(), lambda: None)
+    sweep_expired(store, Retention(rejected=30), time.time(), CancelToken())
     assert second.is_dir() and not (store.rejected / NAME).exists()
     assert (store.put_again / f"{LEG}.1").exists()
     assert not (store.put_again / f"{OTHER}.1").exists()

@@ -11,6 +11,7 @@ import pytest
 
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import SignRequest, Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
 from tests import uploads
@@ -41,7 +42,7 @@ def published(store: StorePaths, **changed: Any) -> SignRequest:
 
 
 def staged(store: StorePaths, request: SignRequest) -> list[bool]:
-    return [stage_leg(store, build, lambda: None) for build in find_signable(store, request)]
+    return [stage_leg(store, build, CancelToken()) for build in find_signable(store, request)]
 
 
 def test_a_build_is_laid_out_with_its_packages_alone(store: StorePaths) -> None:
@@ -146,15 +147,15 @@ def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     def whole() -> None:
         store, build = ready()
-        stage_leg(store, build, lambda: None)
+        stage_leg(store, build, CancelToken())
 
     for step in steps.deaths(whole):
         store, build = ready()
         with pytest.raises(uploads.Died):
-            stage_leg(store, build, lambda: None)
+            stage_leg(store, build, CancelToken())
         steps.live()
         collected = collect(store)
-        stage_leg(store, build, lambda: None)
+        stage_leg(store, build, CancelToken())
         assert collected + collect(store) == 1, step
-        assert not stage_leg(store, build, lambda: None)
+        assert not stage_leg(store, build, CancelToken())
         assert collect(store) == 0 and tree(store.staging) == set()
