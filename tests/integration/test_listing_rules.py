@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from reimzul.core import fs
 from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
-from reimzul.core.config import Pruning, Settings, parse_settings
+from reimzul.core.config import Pruning
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key
@@ -24,42 +23,17 @@ from reimzul.store import cleanup, createrepo
 from reimzul.tosign import staging as staging
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.integration.test_repogen import ask, listed, taken, work
+from tests.repogen import Rpms, ask, listed, make_settings, taken, work
 from tests.srpms import make_rpm
 from tests.uploads import TARGET
 
-Rpms = Mapping[str, tuple[bytes, str]]
+pytestmark = pytest.mark.usefixtures("no_rest")
 SOURCE = "5a" * 32
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("nevra")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
-    return configure(tmp_path, beanstalkd)
-
-
-@pytest.fixture
-def store(settings: Settings) -> StorePaths:
-    return uploads.make_store(settings.bstore.root)
-
-
-@pytest.fixture
-def daemon(settings: Settings, store: StorePaths) -> Repogen:
-    return make_daemon(settings)
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(createrepo, "PACE", 0.0, raising=False)
-
-
-def configure(tmp_path: Path, beanstalkd: Beanstalkd, more: str = "") -> Settings:
-    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n{more}"
-    return parse_settings(ini, "test")
 
 
 @functools.cache
@@ -306,7 +280,7 @@ def test_both_legs_of_a_rebuild_that_come_together_are_one_run(farm: Farm) -> No
 def test_a_setting_turns_each_rule_off(
     folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, kinds: str
 ) -> None:
-    settings = configure(tmp_path, beanstalkd, f"[duplicates]\nc7.1708.u = {kinds}\n")
+    settings = make_settings(tmp_path, beanstalkd, f"[duplicates]\nc7.1708.u = {kinds}\n")
     farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, make_daemon(settings))
     request = farm.request(rebuild=False)
     farm.leg(request, farm.rpms("one", "greet", "greet-doc"))
@@ -322,7 +296,7 @@ def test_a_setting_turns_each_rule_off(
 def test_where_all_duplicates_are_allowed_a_leg_waits_for_no_run_of_its_own(
     folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
 ) -> None:
-    settings = configure(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds legs\n")
+    settings = make_settings(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds legs\n")
     farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, make_daemon(settings))
     farm.build("one")
     farm.publish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import logging
 import random
 import shutil
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -20,8 +21,8 @@ from typing import Any, Callable
 import attr
 import pytest
 
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, arch_tube
+from reimzul.core.config import Settings
 from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import Backoff
@@ -33,70 +34,12 @@ from reimzul.repogen.daemon import Repogen
 from reimzul.store import createrepo
 from reimzul.store import listing as listing_module
 from tests import uploads
-from tests.conftest import Beanstalkd
+from tests.repogen import NAME, Rpms, as_rpms, ask, listed, taken, work
 from tests.srpms import make_rpm, noarch
 from tests.uploads import TARGET, tree
 from tests.waiting import until
 
-NAME = "hello-1.0-1.noarch.rpm"
-Rpms = Mapping[str, tuple[bytes, str]]
-
-
-@pytest.fixture(scope="session")
-def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
-    """A real package, as `uploads.upload` takes it."""
-    path = make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
-    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
-
-
-@pytest.fixture
-def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
-    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
-    (tmp_path / "reimzul.ini").write_text(ini)
-    return parse_settings(ini, "test")
-
-
-@pytest.fixture
-def store(settings: Settings) -> StorePaths:
-    return uploads.make_store(settings.bstore.root)
-
-
-@pytest.fixture
-def daemon(settings: Settings, store: StorePaths) -> Repogen:
-    return make_daemon(settings)
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test asks for is indexed at once, however shortly after the last."""
-    monkeypatch.setattr(createrepo.RunRecord, "rest", 0.0)
-
-
-def ask(broker: Broker, *asked: RepogenRequest) -> None:
-    for one in asked:
-        broker.put(CREATEREPO, one, priority=PRIORITY)
-
-
-def work(daemon: Repogen) -> None:
-    """Handle what waits now, on a connection of its own; dying closes that, as the kernel would."""
-    with daemon.connect() as broker:
-        broker.watch(daemon.tubes)
-        while broker.tube_stats("createrepo").ready:
-            daemon.settle_all(broker, daemon.reserve_jobs(broker))
-
-
-def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
-    """What lies ready in a tube, taken out of it."""
-    broker.watch([tube.name])
-    messages = []
-    while claim := broker.reserve({tube.name: tube}, 0):
-        messages.append(claim.message)
-        claim.delete()
-    return messages
-
-
-def listed(store: StorePaths, target: str = TARGET) -> set[str]:
-    return set(listing_module.read_listing(store.target(target) / "repodata"))
+pytestmark = pytest.mark.usefixtures("no_rest")
 
 
 def statuses(broker: Broker) -> list[tuple[str, str]]:
@@ -116,6 +59,23 @@ def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
     (sign,) = taken(broker, TOSIGN)
     assert isinstance(sign, SignRequest) and sign.place == asked.place and sign.build_id == asked.build_id
     assert broker.tube_stats("createrepo").ready == 0 and tree(store.spool) == set()
+
+
+def test_an_event_of_the_originals_worker_only_regenerates_its_target(
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
+) -> None:
+    place = store.target(TARGET) / "hello" / "20180410120000" / "1.0-1.x86_64"
+    place.mkdir(parents=True)
+    (place / NAME).write_bytes(rpms[NAME][0])
+    event = {
+        "srpm": "hello-1.0-1.src.rpm", "arch": "x86_64", "target": TARGET, "disttag": ".el7", "scratch": False,
+        "submitter": "arrfab", "status": "Success", "builder_fqdn": "old1.example.org", "evr": "1.0-1",
+        "pkgname": "hello", "timestamp": "20180410120000",
+    }  # fmt: skip
+    broker.put_raw(CREATEREPO.name, json.dumps(event).encode(), priority=PRIORITY)
+    work(daemon)
+    assert listed(store) == {f"hello/20180410120000/1.0-1.x86_64/{NAME}"} and tree(place) == {NAME}
+    assert taken(broker, NOTIFY) == taken(broker, TOSIGN) == []
 
 
 def test_a_hundred_legs_are_one_run(
@@ -364,7 +324,7 @@ def forbidden(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
     """A package whose changelog has an escape character, which XML cannot hold."""
     spec = noarch("hello") + f"%changelog\n* Mon Jan 01 2024 A <a@example.org> 1.0-1\n- colours {FORBIDDEN}[1m\n"
     path = make_rpm(tmp_path_factory.mktemp("forbidden"), "hello", spec)
-    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
+    return as_rpms(path)
 
 
 def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_again(
