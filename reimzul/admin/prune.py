@@ -127,7 +127,7 @@ def _say(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> int:
 
 def _row(old: BuildDetails, terminal: bool) -> list[str]:
     leg = old.leg
-    cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.told.build_id or "-", size(old.bytes)]
+    cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.summary.build_id or "-", size(old.bytes)]
     return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
 
 

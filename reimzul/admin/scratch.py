@@ -86,7 +86,7 @@ def rm(
     room = size(sum(each.bytes for each in found))
     if found and agreed(f"Remove {counted(len(found), 'scratch build')}, {room}?", yes):
         for each in found:
-            drop_build(store, each.leg, each.told)
+            drop_build(store, each.leg, each.summary)
     if as_json:
         show_json([each.to_json() for each in found])
     else:
@@ -97,8 +97,8 @@ def meant(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDeta
     """The legs of the builds that ids name. Raises `InputError` for one that names none, or several."""
     chosen: list[BuildDetails] = []
     for word in given:
-        mine = [each for each in found if word and each.told.build_id.startswith(word.lower())]
-        ids = {each.told.build_id for each in mine}
+        mine = [each for each in found if word and each.summary.build_id.startswith(word.lower())]
+        ids = {each.summary.build_id for each in mine}
         if not ids:
             raise InputError(f"no scratch build's id begins with {word}; `reimzul scratch list` shows which there are")
         if len(ids) > 1:
@@ -108,7 +108,7 @@ def meant(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDeta
 
 
 def _row(each: BuildDetails) -> list[str]:
-    leg, told = each.leg, each.told
+    leg, told = each.leg, each.summary
     age = span(time.time() - each.submitted_at) if each.submitted_at else "-"
     return [
         told.build_id or "-", leg.target, leg.name, leg.arch, told.status or "-", age, size(each.bytes),

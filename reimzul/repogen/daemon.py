@@ -93,8 +93,6 @@ class ProgressGuard(CancelToken):
 
 @attr.define(kw_only=True)
 class _Batch:
-    """The jobs that are handled together."""
-
     broker: Broker
     cancel: CancelToken
     claims: list[_Claim]
@@ -121,7 +119,6 @@ class Repogen(Daemon[RepogenRequest]):
         self._next_scan = 0.0
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> _Outcomes:
-        """Bring all legs to their place, then index their targets."""
         batch = _Batch(broker=broker, cancel=ProgressGuard(broker, self.stop, self.ping_watchdog), claims=claims)
         yield from self._place_all(batch, list(claims))
         # The legs of a build end together, so they are indexed together.
@@ -239,7 +236,6 @@ class Repogen(Daemon[RepogenRequest]):
                 pending.resources.close()
 
     def _pause(self, batch: _Batch) -> None:
-        """Wait a little, or until a hook has ended."""
         hook = next((pending.hook for pending in batch.pending.values() if pending.hook), None)
         if hook is None:
             self.stop.now.wait(POLL_SECONDS)
@@ -279,7 +275,6 @@ class Repogen(Daemon[RepogenRequest]):
     def _settle_indexed(
         self, batch: _Batch, target: str, jobs: Iterable[IndexJob], result: Listing | RetryLater
     ) -> _Outcomes:
-        """Announce the listed legs, or retry all jobs."""
         update_stuck_flag(batch.broker, self.context.createrepo, target, self.host)
         for job in jobs:
             if isinstance(result, RetryLater):
@@ -324,7 +319,6 @@ class Repogen(Daemon[RepogenRequest]):
     # --- housekeeping
 
     def do_idle_work(self, broker: Broker) -> None:
-        """Clean up at the start, and then once an hour."""
         if time.monotonic() < self._next_scan:
             return
         try:

@@ -156,7 +156,6 @@ class TargetIndexer:
         return listing
 
     def _run_and_read(self, target: str, ruled: RulesResult, lock: int, cancel: CancelToken) -> Listing:
-        """Run createrepo_c on what the rules allow, and return what it lists."""
         legs = [leg for leg in ruled.legs if not leg.ruling.refused]
         given = RulesResult(legs=legs, packages=ruled.packages)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives an upload its final place by one rename, archives uploads that are not published, and words the events.
+"""Gives an upload its final place by one rename, archives other uploads, and makes the messages about both.
 
 There is no lock. Every step first checks whether it is done, `index/` is written before the rename, and rename(2) never
 replaces a folder that is not empty. After a crash, or if another repogen works on the same leg, the steps are repeated.

@@ -61,7 +61,6 @@ def read_upload(folder: Path) -> Manifest | None:
 
 
 def read_upload_or_none(folder: Path) -> Manifest | None:
-    """Read the manifest of an upload; None also if it is invalid."""
     try:
         return read_upload(folder)
     except InvalidUpload:
@@ -134,7 +133,6 @@ def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
 
 
 def verify_nevra(path: Path, file: File) -> None:
-    """Raise `InvalidUpload` if a file is not the package that its manifest names."""
     try:
         nevra = read_header(path).nevra
     except InputError as error:
@@ -144,7 +142,6 @@ def verify_nevra(path: Path, file: File) -> None:
 
 
 def verify_texts(path: Path, file: File) -> None:
-    """Raise `UnpublishablePackage` if createrepo_c cannot write a text of the package as XML."""
     try:
         for tag, text in read_published_texts(path):
             flaw = find_xml_flaw(text)

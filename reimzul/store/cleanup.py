@@ -73,10 +73,8 @@ class ManifestSummary:
 
 @attr.frozen(kw_only=True)
 class BuildDetails:
-    """A build, its manifest and its size."""
-
     leg: StoredBuild
-    told: ManifestSummary
+    summary: ManifestSummary
     bytes: int
     held: str = ""  #: why it is not removed, although a rule says so
 
@@ -89,7 +87,7 @@ class BuildDetails:
             return 0.0
 
     def to_json(self) -> dict[str, Any]:
-        summary = attr.asdict(self.told, filter=lambda field, _: field.name != "filed")
+        summary = attr.asdict(self.summary, filter=lambda field, _: field.name != "filed")
         return {**attr.asdict(self.leg), **summary, "bytes": self.bytes}
 
 
@@ -163,7 +161,7 @@ def find_scratch_builds(store: StorePaths) -> Iterator[BuildDetails]:
     """All scratch builds, by target; they are in no repodata."""
     for target in list_targets(store.scratch):
         for leg in sorted(list_builds(store.scratch, target), key=lambda leg: leg.timestamp):
-            yield BuildDetails(leg=leg, told=read_summary(store, leg), bytes=size_of_build(store, leg))
+            yield BuildDetails(leg=leg, summary=read_summary(store, leg), bytes=size_of_build(store, leg))
 
 
 # --- prune rules
@@ -203,7 +201,7 @@ def find_candidates(store: StorePaths, target: str, rule: Pruning, now: float) -
         for leg in choose_builds(summaries, rule, now):
             about = summaries[leg]
             reason = reason_to_keep(store, leg, about, unsigned=rule.unsigned)
-            found.append(BuildDetails(leg=leg, told=about, bytes=size_of_build(store, leg), held=reason))
+            found.append(BuildDetails(leg=leg, summary=about, bytes=size_of_build(store, leg), held=reason))
     return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
 
 
@@ -263,11 +261,11 @@ def prune(
         with hold_lock(store, target, cancel) as lock:
             found = find_candidates(store, target, rule, time.time())  # nobody changes the target from now on
             doomed = [each for each in found if not each.held]
-            listed = [each.leg for each in doomed if each.told.status != Status.FAILED]
+            listed = [each.leg for each in doomed if each.summary.status != Status.FAILED]
             if listed:
                 _remove_from_repodata(createrepo, target, listed, lock, cancel)
             for each in doomed:
-                drop_build(store, each.leg, each.told)
+                drop_build(store, each.leg, each.summary)
     dropped, held = [each for each in found if not each.held], [each for each in found if each.held]
     return PruneResult(target=target, dropped=dropped, held=held)
 

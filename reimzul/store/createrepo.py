@@ -254,7 +254,6 @@ class CreaterepoRunner:
 
     @contextlib.contextmanager
     def _recording_run(self, target: str) -> Iterator[None]:
-        """Record when the run was made, however it ends."""
         before, start = read_run(self.store.runs(target)), time.time()
         try:
             yield

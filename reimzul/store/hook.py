@@ -92,7 +92,6 @@ class RunningHook:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Wait so many seconds for its end, whatever that will be."""
         wait_until_exit(self.process, seconds)
 
     def _output_suffix(self) -> str:

@@ -108,7 +108,7 @@ class RulesResult:
 
 @attr.frozen(kw_only=True)
 class ListingRules:
-    """Applies the rules to a target, and words their outcome."""
+    """The rules of all targets."""
 
     store: StorePaths
     duplicates: DuplicatesSettings = attr.field(factory=DuplicatesSettings)

@@ -242,7 +242,9 @@ def test_a_replaced_leg_counts_for_no_build_that_prune_keeps(farm: Farm) -> None
     done = cleanup.prune(
         farm.store, farm.daemon.context.createrepo, TARGET, Pruning(keep=1), CancelToken(), dry_run=False
     )
-    assert [(each.told.build_id, each.told.replaced_by) for each in done.dropped] == [(first.build_id, second.build_id)]
+    assert [(each.summary.build_id, each.summary.replaced_by) for each in done.dropped] == [
+        (first.build_id, second.build_id)
+    ]
     assert farm.owners() == [folder_of(second)]
 
 

@@ -592,7 +592,7 @@ def test_three_on_one_target_lose_and_double_nothing(
         ask(broker, leg)
     until(lambda: settled(broker), 60, "all is published")
     check_all_published(broker, store, legs)
-    until(lambda: broker.tube_stats("createrepo").watchers == 3, 20, "all are up, and heed a signal")
+    until(lambda: broker.tube_stats("createrepo").watchers == 3, 20, "all are up, and handle signals")
     assert [one.end(signal.SIGTERM) for one in processes] == [0, 0, 0]
 
 

@@ -389,7 +389,7 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     assert createrepo.read_run(store.runs(TARGET)) == runs and broker.tube_stats("createrepo").delayed == 2
     check_explained(broker, says)
     script(tmp_path, SIGN)
-    ask(broker, RepogenRequest(target=TARGET))  # a person has mended it
+    ask(broker, RepogenRequest(target=TARGET))  # a person has repaired it
     work(daemon)
     assert is_signed(store)
     assert read_failure(store.hook(TARGET)) is None and control.stuck_flag(broker, TARGET) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staging for the signer on a real beanstalkd: what is heeded, what is waited for, and nothing twice under kills."""
+"""Staging for the signer on a real beanstalkd: which requests are staged, what is waited for, and nothing twice under kills."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_build_is_staged_once(broker: Broker, daemon: Tosign, store: StorePath
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.BUILDING, Status.CANCELLED, Status.PUBLISHED])
-def test_only_a_success_is_heeded(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
+def test_only_a_success_is_staged(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
     ask(broker, attr.evolve(published(store), status=status))
     work(daemon)
     assert staged(store) == [] and broker.tube_stats("tosign").buried == 0
@@ -204,7 +204,7 @@ def test_killed_at_any_moment_it_stages_each_once(
                 victim.wait()
                 running.append(start())
         until(idle, 30, "all is staged")
-        until(lambda: broker.tube_stats("tosign").watchers == 2, 20, "both are up, and heed a signal")
+        until(lambda: broker.tube_stats("tosign").watchers == 2, 20, "both are up, and handle signals")
     finally:
         for one in running:
             one.send_signal(signal.SIGTERM)
