@@ -307,8 +307,9 @@ class ListingPlan:
 
     def _refuse_or_replace(self, leg: StoredLeg) -> str:
         """Return why a leg is refused; if it is not, hide the legs of other builds that it replaces."""
-        hits = [] if "builds" in self.allowed else list(self._find_duplicates(leg))
-        others = [(file, old) for file, old in hits if not old.is_sibling_of(leg.manifest)]
+        files = [] if "builds" in self.allowed else leg.manifest.rpm_files
+        holders = [(file, old) for file in files for old in self._find_holders(leg, file)]
+        others = [(file, old) for file, old in holders if not old.is_sibling_of(leg.manifest)]
         if others and not leg.manifest.request.rebuild:
             file, old = others[0]
             return f"the target holds {file.nevra} of build {old.build_id}; submit with --rebuild"
@@ -389,10 +390,6 @@ class ListingPlan:
             if other is not None:
                 log.info("%s is not listed before its own run: %s is", folder, other)
                 self._held.add(folder)
-
-    def _find_duplicates(self, leg: StoredLeg) -> Iterator[tuple[File, ExistingLeg]]:
-        for file in leg.manifest.rpm_files:
-            yield from ((file, old) for old in self._find_holders(leg, file))
 
     def _find_holders(self, leg: StoredLeg, file: File) -> Iterator[ExistingLeg]:
         """The other legs that list a package of the same NEVRA; legs of another build only with other content."""
