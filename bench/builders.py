@@ -142,7 +142,9 @@ def command(builders: int, rate: float, seconds: float) -> None:
                 time.sleep(0.25)
             stand.wait(lambda: all_of_them.built >= put, "all are built", 120)
             took = time.monotonic() - began
-            listed = stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= put, "all are listed", 120)
+            listed = stand.wait(
+                lambda: len(stand.listings.visible(stand.target).packages) >= put, "all are listed", 120
+            )
             built = put / (took - length)
             rows = [
                 Figure(what=f"{builders} builders: built", unit="builds/s", values=[built], goal=f"{rate:g}"),

@@ -93,7 +93,7 @@ def command(mib: int, count: int) -> None:
             progress("bare rsync, ours, bare rsync")
             floors.append(bare(stand, package))
             rows.append(ours(stand, source, size))
-            stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= len(rows), "it is listed")
+            stand.wait(lambda: len(stand.listings.visible(stand.target).packages) >= len(rows), "it is listed")
             floors.append(bare(stand, package))
         floor = statistics.median(floors)
         speeds, memory = zip(*rows)

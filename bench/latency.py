@@ -3,7 +3,7 @@
 
 With it where that time goes: the submitting program, the way to mock, the upload, publishing. Each build comes alone,
 when the target has rested; `in a row` are builds submitted the moment the one before is listed, which meet the pace at
-which a target is indexed (`reimzul/repogen/pace.py`).
+which a target is indexed (`reimzul/store/createrepo.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 from bench.report import Figure, progress, tell
 from bench.stand import Stand
 from reimzul.core.store_paths import MANIFEST
-from reimzul.repogen import pace
+from reimzul.store import createrepo
 
 #: What is to be reached, by number of packages there are before: noarch, and x86_64 with i386.
 _GOALS = {100: ("0.40 s", "0.50 s"), 10_000: ("1.2 s", "1.2 s"), 50_000: ("4 s", "4 s")}
@@ -103,7 +103,7 @@ def measure(size: int, count: int) -> list[Figure]:
 
 def _rested(stand: Stand, source: Path, legs: int) -> dict[str, float]:
     """One build, in a target that may be indexed at once, and again for a second leg."""
-    last = pace.read_run(stand.store.runs(stand.target))
+    last = createrepo.read_run(stand.store.runs(stand.target))
     stand.wait(lambda: last.followed_by(time.time(), time.time()).row == 1, "the target has rested", 90)
     return one(stand, source, legs)
 

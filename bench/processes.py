@@ -44,10 +44,10 @@ def _timed(argv: list[str]) -> float:
 
 def memory_after(stand: Stand, builds: int) -> list[Figure]:
     """MiB resident of each daemon when so many builds in all have been published."""
-    done = len(stand.listings.of(stand.target).packages)
+    done = len(stand.listings.visible(stand.target).packages)
     for source in stand.sources(builds - done, prefix=f"after{builds}"):
         stand.submit(source)
-    stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= builds, f"{builds} builds are listed")
+    stand.wait(lambda: len(stand.listings.visible(stand.target).packages) >= builds, f"{builds} builds are listed")
     return [
         Figure(
             what=f"{name}: resident after {builds} builds",

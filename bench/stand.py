@@ -25,7 +25,7 @@ from devfarm.plan import BSTORE, CONTROLLER
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY
 from reimzul.core.message import RepogenRequest
 from reimzul.core.process import output_of
-from reimzul.repogen.repodata import Listings
+from reimzul.store.listing import ListingCache
 from tests import srpms
 from tests.python import PYTHON
 
@@ -59,7 +59,7 @@ class Stand:
             self._open.close()
             raise
         self.store = self.farm.layout.store
-        self.listings = Listings(self.store)
+        self.listings = ListingCache(self.store)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +78,7 @@ class Stand:
         packages.fill(self.store.target(self.target), count, self.folder)
         with self.farm.broker() as broker:
             broker.put(CREATEREPO, RepogenRequest(target=self.target), priority=PRIORITY)
-        self.wait(lambda: len(self.listings.of(self.target).packages) >= count, "the packages are listed")
+        self.wait(lambda: len(self.listings.visible(self.target).packages) >= count, "the packages are listed")
 
     def sources(self, count: int, *, compiled: bool = False, prefix: str = "one") -> list[Path]:
         """So many source rpms, of packages of different names."""
@@ -96,7 +96,7 @@ class Stand:
 
     def listed(self, name: str) -> int:
         """How many packages the repodata lists of builds of a package."""
-        return sum(path.startswith(f"{name}/") for path in self.listings.of(self.target).packages)
+        return sum(path.startswith(f"{name}/") for path in self.listings.visible(self.target).packages)
 
     def indexed(self) -> int:
         """How many runs of createrepo_c all repogen workers have made."""

@@ -12,8 +12,8 @@ import click
 from bench.report import Figure, progress, tell
 from bench.stand import Stand
 from reimzul.core.beanstalk import CREATEREPO, TOSIGN, Broker
-from reimzul.repogen.repodata import read
-from reimzul.repogen.swap import REPODATA
+from reimzul.store.listing import read_listing
+from reimzul.store.repodata import REPODATA
 
 _GOALS = {1: "4", 2: "6", 4: "8"}
 
@@ -30,10 +30,10 @@ def measure(workers: int, count: int) -> list[Figure]:
         with stand.farm.broker() as broker:
             stand.farm.release("stunnel-builder1")
             began = stand.wait(lambda: broker.tube_stats(stand.farm.arch).ready < count, "the first is taken")
-            ended = stand.wait(lambda: len(stand.listings.of(stand.target).packages) >= count, "all are listed")
+            ended = stand.wait(lambda: len(stand.listings.visible(stand.target).packages) >= count, "all are listed")
             stand.wait(lambda: _quiet(stand, broker), "everything is done")
         runs = stand.indexed()
-        names = {path.partition("/")[0] for path in read(stand.store.target(stand.target) / REPODATA)}
+        names = {path.partition("/")[0] for path in read_listing(stand.store.target(stand.target) / REPODATA)}
     took = ended - began
     goal = _GOALS.get(workers, "")
     return [

@@ -18,7 +18,7 @@ from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, new_attempt, new_build_id
 from reimzul.core.store_paths import MANIFEST, StorePaths, spool_name
-from reimzul.repogen import swap
+from reimzul.store import repodata
 
 LOGS = {"build.log": b"+ make\n", "root.log": b"installed\n", "state.log": b"done\n"}
 TARGET = "c7.1708.u.x86_64"
@@ -106,7 +106,7 @@ class Steps:
     """Counts every step that leaves something behind, and dies at the one it is told, before or after it."""
 
     STEPS = (
-        (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"), (swap, "exchange"),
+        (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"), (repodata, "exchange_names"),
         (pathlib.Path, "replace"), (pathlib.Path, "symlink_to"), (Broker, "put_raw"), (ReservedJob, "delete"),
     )  # fmt: skip
 

@@ -21,9 +21,9 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
 from reimzul.core.config import Pruning, Settings
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
-from reimzul.repogen.drop import plain, targets
-from reimzul.repogen.prune import Old, Pruned, prune, rule_of
-from reimzul.repogen.repodata import Indexer
+from reimzul.core.retry import CancelToken
+from reimzul.store.cleanup import BuildDetails, PruneResult, find_rule, list_targets, prune
+from reimzul.store.createrepo import CreaterepoRunner
 
 _HEADS = ("TARGET", "PACKAGE", "SUBMITTED", "ARCH", "BUILD ID", "SIZE")
 _NEEDED = 5
@@ -66,23 +66,19 @@ def command(
     settings = load_settings(config, verbose)
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = own_store(settings)
-    rules = _rules(targets(store.repo), wanted, given, settings, unsigned)
-    indexer = Indexer(store=store, settings=settings.repogen)
-    planned = [prune(store, indexer, target, rule, _heed, dry_run=True) for target, rule in rules.items()]
+    rules = _rules(list_targets(store.repo), wanted, given, settings, unsigned)
+    indexer = CreaterepoRunner(store=store, settings=settings.repogen)
+    planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
     if dry_run or not _agreed(planned, yes):
         return _say(planned, as_json, dry_run=True)
     done, fault = [], ""
     for target, rule in rules.items():
         try:
-            done.append(prune(store, indexer, target, rule, _heed, dry_run=False))
+            done.append(prune(store, indexer, target, rule, CancelToken(), dry_run=False))
         except ReimzulError as error:
             fault = str(error)
             print_error(command, fault)
     return _say(done, as_json, dry_run=False) or (EXIT_FAILED if fault else 0)
-
-
-def _heed() -> None:
-    """Nothing to be heeded: Ctrl-C ends us."""
 
 
 def _rules(
@@ -97,7 +93,7 @@ def _rules(
                 raise InputError(
                     f"there is no target {validators.quoted(word)} in the store; there are {', '.join(there)}"
                 )
-    rules = {target: given or rule_of(target, settings.prune.targets) for target in meant}
+    rules = {target: given or find_rule(target, settings.prune.targets) for target in meant}
     found = {target: rule for target, rule in rules.items() if rule is not None}
     if not found:
         raise InputError("no rule says what to drop: give --keep or --older, or a line in [prune]")
@@ -106,13 +102,13 @@ def _rules(
     return found
 
 
-def _agreed(planned: Sequence[Pruned], yes: bool) -> bool:
+def _agreed(planned: Sequence[PruneResult], yes: bool) -> bool:
     doomed = [each for target in planned for each in target.dropped]
     room = size(sum(each.bytes for each in doomed))
     return not doomed or agreed(f"Drop {counted(len(doomed), 'build')}, {room}?", yes)
 
 
-def _say(done: Sequence[Pruned], as_json: bool, *, dry_run: bool) -> int:
+def _say(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> int:
     if as_json:
         show_json([_plain(each) for each in done])
         return 0
@@ -129,15 +125,15 @@ def _say(done: Sequence[Pruned], as_json: bool, *, dry_run: bool) -> int:
     return 0
 
 
-def _row(old: Old, terminal: bool) -> list[str]:
+def _row(old: BuildDetails, terminal: bool) -> list[str]:
     leg = old.leg
-    cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.told.build_id or "-", size(old.bytes)]
+    cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.summary.build_id or "-", size(old.bytes)]
     return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
 
 
-def _plain(target: Pruned) -> dict[str, Any]:
+def _plain(target: PruneResult) -> dict[str, Any]:
     return {
         "target": target.target,
-        "dropped": [plain(each.leg, each.told, each.bytes) for each in target.dropped],
-        "held": [{**plain(each.leg, each.told, each.bytes), "why": each.held} for each in target.held],
+        "dropped": [each.to_json() for each in target.dropped],
+        "held": [{**each.to_json(), "why": each.held} for each in target.held],
     }

@@ -16,6 +16,7 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import InputError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildFilter, HistoryAway, NoHistory
 
@@ -79,20 +80,19 @@ def _change(
 ) -> None:
     """Add or remove metadata in the store on this host, as its owner."""
     from reimzul.admin.owner import store as own_store
-    from reimzul.repogen import metadata, repomd
-    from reimzul.repogen.repodata import Indexer
+    from reimzul.store import createrepo, repodata
 
-    without = [repomd.check_type(removed)] if removed is not None else []
+    without = [repodata.check_type(removed)] if removed is not None else []
     addition = None
     if added is not None:
         try:  # before we are another, who may not read it
             raw = added.read_bytes()
         except OSError as error:
             raise InputError(f"{added}: {(error.strerror or str(error)).lower()}") from None
-        addition = metadata.read_addition(added.name, raw, type_ or "")
+        addition = repodata.read_addition(added.name, raw, type_ or "")
     store = own_store(settings)
-    indexer = Indexer(store=store, settings=settings.repogen)
-    metadata.change_metadata(store, indexer, target, lambda: None, addition=addition, without=without)
+    runner = createrepo.CreaterepoRunner(store=store, settings=settings.repogen)
+    runner.change_metadata(target, CancelToken(), addition=addition, without=without)
     said = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
     if as_json:
         show_json(said)

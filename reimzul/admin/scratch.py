@@ -16,7 +16,7 @@ from reimzul.admin.table import show, show_json
 from reimzul.admin.words import counted, size, span
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import InputError
-from reimzul.repogen.scratch import Scratch, find, remove
+from reimzul.store.cleanup import BuildDetails, drop_build, find_scratch_builds
 
 _HEADS = ("BUILD ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER")
 _NEEDED = 4
@@ -43,9 +43,9 @@ def listed(config: Path | None, verbose: bool, as_json: bool) -> None:
       reimzul scratch list
       reimzul scratch list --json
     """
-    found = list(find(own_store(load_settings(config, verbose))))
+    found = list(find_scratch_builds(own_store(load_settings(config, verbose))))
     if as_json:
-        show_json([each.wire() for each in found])
+        show_json([each.to_json() for each in found])
     elif found:
         show(_HEADS, [_row(each) for each in found], needed=_NEEDED)
     else:
@@ -78,27 +78,27 @@ def rm(
     if bool(given) + (older is not None) + everything != 1:
         raise click.UsageError("say which scratch builds: their ids, or --older SPAN, or --all.")
     store = own_store(load_settings(config, verbose))
-    found = list(find(store))
+    found = list(find_scratch_builds(store))
     if given:
         found = meant(found, given)
     elif older is not None:
-        found = [each for each in found if each.submitted < time.time() - older]
+        found = [each for each in found if each.submitted_at < time.time() - older]
     room = size(sum(each.bytes for each in found))
     if found and agreed(f"Remove {counted(len(found), 'scratch build')}, {room}?", yes):
         for each in found:
-            remove(store, each)
+            drop_build(store, each.leg, each.summary)
     if as_json:
-        show_json([each.wire() for each in found])
+        show_json([each.to_json() for each in found])
     else:
         click.echo(f"{counted(len(found), 'scratch build')} removed, {room}")
 
 
-def meant(found: Sequence[Scratch], given: Sequence[str]) -> list[Scratch]:
+def meant(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:
     """The legs of the builds that ids name. Raises `InputError` for one that names none, or several."""
-    chosen: list[Scratch] = []
+    chosen: list[BuildDetails] = []
     for word in given:
-        mine = [each for each in found if word and each.told.build_id.startswith(word.lower())]
-        ids = {each.told.build_id for each in mine}
+        mine = [each for each in found if word and each.summary.build_id.startswith(word.lower())]
+        ids = {each.summary.build_id for each in mine}
         if not ids:
             raise InputError(f"no scratch build's id begins with {word}; `reimzul scratch list` shows which there are")
         if len(ids) > 1:
@@ -107,9 +107,9 @@ def meant(found: Sequence[Scratch], given: Sequence[str]) -> list[Scratch]:
     return chosen
 
 
-def _row(each: Scratch) -> list[str]:
-    leg, told = each.leg, each.told
-    age = span(time.time() - each.submitted) if each.submitted else "-"
+def _row(each: BuildDetails) -> list[str]:
+    leg, told = each.leg, each.summary
+    age = span(time.time() - each.submitted_at) if each.submitted_at else "-"
     return [
         told.build_id or "-", leg.target, leg.name, leg.arch, told.status or "-", age, size(each.bytes),
         told.submitter or "-",

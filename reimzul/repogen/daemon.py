@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon that publishes: takes what waits, brings each leg to its place, indexes each target once for all.
+"""The repogen daemon: brings legs to their place, indexes their targets, announces them and has them signed.
 
-The order is the promise: in its place, in the repodata, announced, given to the signer, and only then the job is
-settled. Whatever line we die at, the job comes again, and each step first looks whether it is done.
+A job is settled only after its leg has its place, is listed, is announced and is given to the signer. Wherever the
+daemon is killed, the job comes again, and each step first checks whether it is done.
 """
 
 from __future__ import annotations
@@ -10,87 +10,97 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Callable, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable
 
 import attr
 
 from reimzul.core import control
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, TOSIGN, Broker, ReservedJob
 from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
-from reimzul.core.errors import BrokerUnavailable, ProgramNotFound, ReimzulError, RetryLater, ShutdownRequested
-from reimzul.core.fs import file_lock
+from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.fs import file_lock, remove
 from reimzul.core.manifest import Manifest
-from reimzul.core.message import Refusal, RepogenRequest, Status
+from reimzul.core.message import Refusal, RepogenRequest
+from reimzul.core.retry import Backoff, CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
-from reimzul.repogen import stuck
-from reimzul.repogen.aside import Teller, Verdict, put_aside, request_in, verdict_on
-from reimzul.repogen.check import Mismatch, Unpublishable
-from reimzul.repogen.complaint import CRASHED, crashes_on, find_complaint, is_lasting
-from reimzul.repogen.hook import HookFailed, Running
-from reimzul.repogen.keeper import Keeper
-from reimzul.repogen.listing_rules import ListingRules, Ruled
-from reimzul.repogen.originals import NotWhole, adopt, make_room, prune
-from reimzul.repogen.place import Placed, Withdrawn, bring_in
-from reimzul.repogen.publish import published, sign_request
-from reimzul.repogen.repodata import Crashed, Indexer, Listing, Listings
-from reimzul.repogen.retention import Retention, sweep
-from reimzul.repogen.scan import Abandoned, Strange, scan
-from reimzul.repogen.swap import REPODATA, Draft, tidy
-from reimzul.repogen.withdraw import cancelled_event, file_away, filed, forget_live, sweep_live
+from reimzul.repogen.indexing import IndexJob, PendingRepodata, TargetIndexer, update_stuck_flag
+from reimzul.repogen.publish import (
+    CancelledBeforePublish,
+    archive_logs,
+    make_cancelled_event,
+    make_published_event,
+    make_sign_request,
+    store_upload,
+)
+from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject
+from reimzul.repogen.spool_scan import IncompleteUpload, UnknownUpload, scan_spool
+from reimzul.repogen.verify import InvalidUpload, UnpublishablePackage, read_upload_or_none
+from reimzul.store.cleanup import Retention, sweep_expired, sweep_live_logs
+from reimzul.store.createrepo import CreaterepoRunner, is_lasting
+from reimzul.store.listing import Listing, StoredLeg
+from reimzul.store.listing_rules import ListingRules
+from reimzul.store.repodata import REPODATA
 
 log = logging.getLogger(__name__)
 
-#: Seconds between looks at a lock that another has.
-LOCK_POLL = 0.05
-#: Seconds between two scans of the spool.
-SCAN = 3600
-#: How often createrepo_c may leave a leg out before it is given up, and the pauses before it is asked again.
-LEFT_OUT_PAUSES = (5, 30, 120)
-#: The pauses, in seconds, after one failure of createrepo_c on a target, after two, and so on.
-FAILED_PAUSES = (5, 10, 30, 60, 120, 300)
-#: Seconds after which growing logs to which nothing comes any more are removed.
-LIVE = 2 * 86400
-#: Seconds to wait after the disk would not do what we asked.
-DISK_PAUSE = 30
-
-#: Seconds to wait for a hook to end where nothing else is to be done.
-HOOK_POLL = 0.05
+#: Seconds between attempts to get a lock that another worker holds, and between checks of a running hook.
+POLL_SECONDS = 0.05
+SCAN_INTERVAL_SECONDS = 3600
+#: How often createrepo_c may leave a leg out before the leg is given up, and the pauses in between.
+MAX_LEFT_OUT = 3
+LEFT_OUT_BACKOFF = Backoff(first=15, cap=120)
+#: Growing logs are removed if they have not grown for so long.
+LIVE_LOGS_SECONDS = 2 * 86400
+#: The pause after an error of the disk.
+DISK_PAUSE_SECONDS = 30
 
 _Claim = ReservedJob[RepogenRequest]
-#: A claim and the leg it brought to its place; None where it only asks for the target.
-_Job = tuple[_Claim, Optional[Placed]]
-Heed = Callable[[], None]
+_Outcomes = Iterator[tuple[_Claim, Outcome]]
 
 
 @attr.frozen(kw_only=True)
-class Made:
-    """A target's new repodata, read back, which nobody sees yet; the hook is at work on it, if there is one."""
-
-    jobs: list[_Job]
-    listing: Listing
-    new: Draft
-    hook: Optional[Running]
-    held: contextlib.ExitStack  #: the target's lock, and the hook: closing it ends both
-    started: float  #: by time.monotonic
-
-
-@attr.frozen(kw_only=True)
-class Tools:
-    """What this host publishes with."""
-
+class RepogenContext:
     store: StorePaths
     urls: StoreUrls
-    indexer: Indexer
-    teller: Teller
+    createrepo: CreaterepoRunner
+    rejections: RejectionHandler
     spool_days: int
     rules: ListingRules
-    originals: bool = False  #: whether workers of the original upload too
     retention: Retention = attr.field(factory=Retention)
 
 
+class ProgressGuard(CancelToken):
+    """Keeps all jobs reserved and systemd's watchdog quiet during long work, and raises if the daemon has to stop."""
+
+    def __init__(self, broker: Broker, stop: Stop, ping: Callable[[], None]) -> None:
+        super().__init__(self._check_progress)
+        self.broker, self.stop, self.ping, self._touched = broker, stop, ping, time.monotonic()
+
+    def _check_progress(self) -> None:
+        self.stop.raise_if_stopping()
+        self.ping()
+        if time.monotonic() - self._touched > 1.0:
+            self.broker.touch_all_if_due(lost=self._drop_lost_job)
+            self._touched = time.monotonic()
+
+    def _drop_lost_job(self, claim: ReservedJob[Any]) -> None:
+        # The work for it may be done twice, which is allowed. The other jobs are still reserved.
+        log.warning("%r may be another's by now", claim)
+        self.broker.untrack(claim)
+
+
+@attr.define(kw_only=True)
+class _Batch:
+    broker: Broker
+    cancel: CancelToken
+    claims: list[_Claim]
+    waiting: dict[str, list[IndexJob]] = attr.field(factory=dict)  #: by target
+    pending: dict[str, PendingRepodata] = attr.field(factory=dict)  #: by target
+
+
 class Repogen(Daemon[RepogenRequest]):
-    """Claims from `createrepo`, many at once."""
+    """Takes jobs from `createrepo`, many at once."""
 
     batch = 200
 
@@ -98,397 +108,248 @@ class Repogen(Daemon[RepogenRequest]):
         self,
         connect: Callable[[], Broker],
         host: str,
-        tools: Tools,
+        context: RepogenContext,
         stop: Stop | None = None,
     ) -> None:
         super().__init__(connect, [CREATEREPO], host, stop)
-        self.tools = tools
-        self.listings = Listings(tools.store)
-        self._failures: dict[str, int] = {}
-        self._complaints: dict[str, str] = {}  # what createrepo_c said in the last run against a leg, by its place
+        self.context, self.store = context, context.store
+        self.indexer = TargetIndexer(context.createrepo, context.rules)
         self._next_scan = 0.0
 
-    def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
-        """Each leg to its place first, and those that came meanwhile; then a target at a time, whichever is free."""
-        heed = Keeper(broker, self.stop, self.ping_watchdog)
-        waiting: dict[str, list[_Job]] = {}
-        yield from self._place_all(broker, list(claims), waiting, heed)
-        # legs of one build end together, and are indexed together
-        yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
-        yield from self._index_all(broker, claims, waiting, heed)
+    def handle(self, broker: Broker, claims: list[_Claim]) -> _Outcomes:
+        batch = _Batch(broker=broker, cancel=ProgressGuard(broker, self.stop, self.ping_watchdog), claims=claims)
+        yield from self._place_all(batch, list(claims))
+        # The legs of a build end together, so they are indexed together.
+        yield from self._place_all(batch, self._claim_more(batch))
+        yield from self._index_all(batch)
 
-    def _place_all(
-        self, broker: Broker, claims: Iterable[_Claim], waiting: dict[str, list[_Job]], heed: Heed
-    ) -> Iterator[tuple[_Claim, Outcome]]:
-        """Each leg to its place; those that are to be indexed into `waiting`, by their target, the others are done."""
+    def _claim_more(self, batch: _Batch) -> list[_Claim]:
+        """Reserve what has arrived meanwhile, as much as fits into the batch."""
+        room = self.batch - sum(map(len, batch.waiting.values()))
+        if room <= 0 or self.stop.requested:
+            return []
+        more = self.reserve_jobs(batch.broker, 0, room)
+        batch.claims += more
+        return more
+
+    # --- placing
+
+    def _place_all(self, batch: _Batch, claims: Iterable[_Claim]) -> _Outcomes:
+        """Bring legs to their place; those to be indexed wait for it, the other jobs are done."""
         for claim in claims:
-            heed()
+            batch.cancel.raise_if_cancelled()
+            request = claim.message
             try:
-                if self._adopt(broker, claim, heed):
-                    yield claim, None
-                    continue
-                leg = None if claim.message.is_bare else self._bring_in(broker, claim, heed)
+                leg = None if request.is_bare else self._place(batch, claim)
             except (BrokerUnavailable, ShutdownRequested):
                 raise
-            except (ReimzulError, OSError) as error:
-                yield claim, _outcome(error)
+            except OSError as error:
+                yield claim, RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
                 continue
-            is_published = leg is not None and leg.published
-            if claim.message.is_bare or is_published or (leg and not self._has_repodata(claim.message.target)):
-                waiting.setdefault(claim.message.target, []).append((claim, leg if is_published else None))
+            except ReimzulError as error:
+                yield claim, error
+                continue
+            is_publishable = leg is not None and leg.is_publishable
+            # A target gets empty repodata with its first leg, whatever that is, so that mock can use it.
+            is_first = leg is not None and not (self.store.target(request.target) / REPODATA).exists()
+            if request.is_bare or is_publishable or is_first:
+                jobs = batch.waiting.setdefault(request.target, [])
+                jobs.append(IndexJob(claim, leg if is_publishable else None))
             else:
                 yield claim, None
 
-    def _has_repodata(self, target: str) -> bool:
-        """Whether builds for a target find repodata: it gets empty ones with its first leg, whatever that came to."""
-        return (self.tools.store.target(target) / REPODATA).exists()
-
-    def _adopt(self, broker: Broker, claim: _Claim, heed: Heed) -> bool:
-        """Whether it was a worker of the original that asks: its upload is one of ours now, and asked for as those."""
-        if not self.tools.originals:
-            return False
-        make_room(self.tools.store, claim.message.target)
-        event = claim.message.original_event
-        if event is None:
-            return False
-        try:
-            broker.put(CREATEREPO, adopt(self.tools.store, event, heed), priority=PRIORITY)
-        except NotWhole as error:
-            if event.status == Status.SUCCESS:
-                raise retry_or_give_up(claim, str(error)) from None
-            log.warning("%s is not there; it had failed", error)
-        return True
-
-    def _bring_in(self, broker: Broker, claim: _Claim, heed: Heed) -> Placed | None:
-        """The leg in its place; None where it has none, and all that follows from that is out."""
-        store, request = self.tools.store, claim.message
+    def _place(self, batch: _Batch, claim: _Claim) -> StoredLeg | None:
+        """Bring a leg to its place; None if it gets none, and everything else about it is done."""
+        request = claim.message
         name = spool_name(request.build_id, request.arch, request.attempt)
         if request.logs:
-            file_away(store, name)
+            archive_logs(self.store, self.store.spool / name)
             leg = None
         else:
-            leg = self._place(broker, claim, name, heed)
-        forget_live(store, name)
+            leg = self._store_or_refuse(batch, claim, name)
+        remove(self.store.live / name)  # the logs are elsewhere by now
         return leg
 
-    def _place(self, broker: Broker, claim: _Claim, name: str, heed: Heed) -> Placed | None:
-        store, request = self.tools.store, claim.message
+    def _store_or_refuse(self, batch: _Batch, claim: _Claim, name: str) -> StoredLeg | None:
+        broker, request, spool = batch.broker, claim.message, self.store.spool / name
+
+        def is_cancelled() -> bool:
+            return control.cancel_flag(broker, request.build_id) is not None
+
         try:
-            leg = bring_in(store, request, heed, lambda: control.cancel_flag(broker, request.build_id) is not None)
-        except Withdrawn as error:
-            self._withdraw(broker, request, error.manifest)
-            file_away(store, name)
+            leg = store_upload(self.store, request, batch.cancel, is_cancelled)
+        except CancelledBeforePublish as error:
+            self._announce_if_cancelled(broker, request, error.manifest)
+            archive_logs(self.store, spool)
             return None
-        except Mismatch as error:
-            asked = request_in(store.spool / name, request.build_id)
-            again = not isinstance(error, Unpublishable)
-            put_aside(store, store.spool / name, name, Verdict(reason=str(error), again=again, request=asked))
+        except InvalidUpload as error:
+            rejection = Rejection(
+                reason=str(error),
+                requeue=not isinstance(error, UnpublishablePackage),
+                request=read_request(spool, request.build_id),
+            )
+            reject(self.store, spool, name, rejection)
             leg = None
         if leg is not None:
             log.info("%s is in %s", leg_key(request.build_id, request.arch), leg.place)
             return leg
-        verdict = verdict_on(store, name)
-        if verdict is not None:
-            self.tools.teller.carry_out(broker, request, verdict)
-        elif not self._withdraw(broker, request, filed(store, request)):  # as one was that died right here
+        noted = read_rejection(self.store, name)
+        if noted is not None:
+            self.context.rejections.handle(broker, request, noted)
+        # A worker that was killed right here may have archived the upload of a cancelled build.
+        elif not self._announce_if_cancelled(broker, request, read_upload_or_none(self.store.attempts / name)):
             raise retry_or_give_up(claim, f"the upload {name}")
         return None
 
-    def _withdraw(self, broker: Broker, request: RepogenRequest, manifest: Manifest | None) -> bool:
-        """Say that a leg is cancelled that was built; whether it is."""
-        forbidden = control.cancel_flag(broker, request.build_id)
-        event = cancelled_event(request, manifest, forbidden.cancel_text, self.tools.urls) if forbidden else None
+    def _announce_if_cancelled(self, broker: Broker, request: RepogenRequest, manifest: Manifest | None) -> bool:
+        """Announce that a leg was built and is cancelled; return whether it is."""
+        flag = control.cancel_flag(broker, request.build_id)
+        event = make_cancelled_event(request, manifest, flag.cancel_text, self.context.urls) if flag else None
         if event is None:
             return False
         log.info("%s is not published: %s", leg_key(request.build_id, request.arch), event.reason)
         broker.announce(event)
         return True
 
-    def _index_all(
-        self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]], heed: Heed
-    ) -> Iterator[tuple[_Claim, Outcome]]:
-        """All targets, the one whose lock is free first; waiting for a lock is no try.
+    # --- indexing
 
-        What comes while all of them have to wait is taken in too: it goes with them, or its own target is free. A hook
-        at work on one target holds no other.
+    def _index_all(self, batch: _Batch) -> _Outcomes:
+        """Index all targets, those first whose lock is free; a target whose hook runs delays no other.
+
+        If all of them have to wait, jobs that have arrived meanwhile join the batch.
         """
-        hooked: dict[str, Made] = {}
         try:
-            while waiting or hooked:
-                before = len(waiting) + len(hooked)
-                for target in list(waiting):
-                    yield from self._begin(broker, target, waiting, hooked, heed)
-                    yield from self._end_all(broker, hooked)
-                yield from self._end_all(broker, hooked)
-                heed()
-                if len(waiting) + len(hooked) == before:
-                    self._pause(hooked)
-                    yield from self._place_all(broker, self._meanwhile(broker, claims, waiting), waiting, heed)
+            while batch.waiting or batch.pending:
+                before = len(batch.waiting) + len(batch.pending)
+                for target in list(batch.waiting):
+                    yield from self._start_indexing(batch, target)
+                    yield from self._finish_indexing(batch)
+                yield from self._finish_indexing(batch)
+                batch.cancel.raise_if_cancelled()
+                if len(batch.waiting) + len(batch.pending) == before:
+                    self._pause(batch)
+                    yield from self._place_all(batch, self._claim_more(batch))
         finally:
-            for made in hooked.values():
-                made.held.close()
+            for pending in batch.pending.values():
+                pending.resources.close()
 
-    def _pause(self, hooked: dict[str, Made]) -> None:
-        """Wait a little, or until a hook has ended, whose outcome `_end_all` then sees."""
-        running = next((made.hook for made in hooked.values() if made.hook), None)
-        if running is None:
-            self.stop.now.wait(LOCK_POLL)
+    def _pause(self, batch: _Batch) -> None:
+        hook = next((pending.hook for pending in batch.pending.values() if pending.hook), None)
+        if hook is None:
+            self.stop.now.wait(POLL_SECONDS)
         else:
-            running.wait(HOOK_POLL)
+            hook.wait(POLL_SECONDS)
 
-    def _begin(
-        self, broker: Broker, target: str, waiting: dict[str, list[_Job]], hooked: dict[str, Made], heed: Heed
-    ) -> Iterator[tuple[_Claim, Outcome]]:
-        """Index a target where it is free; where its hook is at work then, the rest is for later."""
-        with contextlib.ExitStack() as held:
-            lock = held.enter_context(file_lock(self.tools.store.lock(target)))
-            if lock is None or not self._due(target, waiting[target]):
+    def _start_indexing(self, batch: _Batch, target: str) -> _Outcomes:
+        """Index a target if its lock is free and a run is due."""
+        with contextlib.ExitStack() as resources:
+            lock = resources.enter_context(file_lock(self.store.lock(target)))
+            if lock is None or not self.indexer.is_due(target, batch.waiting[target]):
                 return
-            jobs = waiting.pop(target)
+            jobs = batch.waiting.pop(target)
             self.service.set_status(f"indexing {target} for {len(jobs)} jobs")
-            made = self._index(target, jobs, lock, heed, held)
-            if isinstance(made, Made):
-                hooked[target] = attr.evolve(made, held=held.pop_all())
-                return
-        yield from self._answer(broker, target, jobs, made)
-
-    def _end_all(self, broker: Broker, hooked: dict[str, Made]) -> Iterator[tuple[_Claim, Outcome]]:
-        """Make the repodata visible of each target whose hook has ended, or that has none."""
-        for target, made in list(hooked.items()):
-            listing = self._shown(target, made)
-            if listing is not None:
-                del hooked[target]
-                yield from self._answer(broker, target, made.jobs, listing)
-
-    def _answer(
-        self, broker: Broker, target: str, jobs: list[_Job], listing: Listing | RetryLater
-    ) -> Iterator[tuple[_Claim, Outcome]]:
-        """Tell of each job that its leg is listed, or give all back."""
-        stuck.mark_target(broker, self.tools.indexer, target, self.host)
-        if isinstance(listing, Listing):
-            yield from self._tell_all(broker, jobs, listing)
-        else:
-            yield from ((claim, listing) for claim, _ in jobs)
-
-    def _meanwhile(self, broker: Broker, claims: list[_Claim], waiting: dict[str, list[_Job]]) -> list[_Claim]:
-        """What has come since, as much as there is room for; nothing where we are to end."""
-        room = self.batch - sum(map(len, waiting.values()))
-        if room <= 0 or self.stop.requested:
-            return []
-        more = self.reserve_jobs(broker, 0, room)
-        claims += more
-        return more
-
-    def _due(self, target: str, jobs: list[_Job]) -> bool:
-        """Whether there is a run to be made now, or none: what ends shortly after another waits, and goes with more."""
-        return self.tools.indexer.rested(target) or _all_listed(self.listings.of(target), jobs)
-
-    def _index(
-        self, target: str, jobs: list[_Job], lock: int, heed: Heed, held: contextlib.ExitStack
-    ) -> Made | Listing | RetryLater:
-        """What is listed already, or is as soon as it is visible; or why it could not be."""
-        started = time.monotonic()
-        try:
-            tidy(self.tools.store.target(target), thorough=False)
-            ruled = self._apply_rules(target, jobs)
-            if not isinstance(ruled, Ruled):
-                return ruled
-            listing = self._made(target, jobs, ruled, lock, heed)
-            new = self.tools.indexer.draft(target)
-        except (RetryLater, ProgramNotFound, OSError) as error:
-            return self._failed(target, error)
-        try:
-            running = held.enter_context(self.tools.indexer.hooked(new))
-        except HookFailed as error:
-            return self._hook_failed(new, error)
-        return Made(jobs=jobs, listing=listing, new=new, hook=running, held=held, started=started)
-
-    def _apply_rules(self, target: str, jobs: list[_Job]) -> Ruled | Listing | RetryLater:
-        """What the next run is to list; what is listed already where that is all, or the rest of a failed hook."""
-        listing, legs = self.listings.of(target), [leg for _, leg in jobs if leg is not None]
-        _update(jobs, self.tools.rules.read_rulings(target, legs))
-        if _all_listed(listing, jobs):
-            return listing
-        paused = stuck.pause_of(self.tools.indexer, target, [claim for claim, _ in jobs])
-        if paused is not None:
-            return paused
-        ruled = self.tools.rules.apply_rules(target, listing, self.tools.indexer.packages(target), legs)
-        _update(jobs, ruled.legs)
-        return listing if _all_listed(listing, jobs) else ruled  # all that is new may be refused
-
-    def _made(self, target: str, jobs: list[_Job], ruled: Ruled, lock: int, heed: Heed) -> Listing:
-        """What createrepo_c lists, read back before anybody sees it."""
-        listing = self._listed(target, ruled, lock, heed)
-        failed = [leg for leg in ruled.legs if not leg.ruling.refused and not listing.has(leg)]
-        if failed and self.tools.rules.restore_replaced(target, failed):
-            folders, legs = [leg.folder for leg in failed], [leg for leg in ruled.legs if leg not in failed]
-            visible, packages = self.listings.of(target), self.tools.indexer.packages(target)
-            ruled = self.tools.rules.apply_rules(target, visible, packages, legs, folders)
-            listing = self._listed(target, ruled, lock, heed)
-        _update(jobs, ruled.legs)
-        return listing
-
-    def _listed(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> Listing:
-        """What createrepo_c lists of what the rules let it."""
-        legs = [leg for leg in ruled.legs if not leg.ruling.refused]
-        read_all, given = self._make(target, Ruled(legs=legs, packages=ruled.packages), lock, heed)
-        listing = self.listings.made(target)
-        if any(listing.contradicts(leg) for leg in ruled.legs):
-            # --skip-stat and the cache believe what was once reckoned, and a crash can have spoilt either
-            log.warning("the repodata of %s has a wrong checksum: made anew, from the packages alone", target)
-            read_all = self.tools.indexer.make(target, lock, heed, afresh=True, packages=given.packages)
-            listing = self.listings.made(target)
-        self._note_complaints(target, listing, legs)
-        if read_all and not all(listing.has(leg) for leg in given.legs):
-            raise RetryLater(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
-        return listing
-
-    def _shown(self, target: str, made: Made) -> Listing | RetryLater | None:
-        """What is listed now that it is visible, or why it is not; None while the hook is at work."""
-        with contextlib.ExitStack() as held:
-            held.push(made.held)
+            result: PendingRepodata | Listing | RetryLater
             try:
-                if made.hook is not None and not made.hook.has_ended():
-                    held.pop_all()
-                    return None
-                self.tools.indexer.reveal(made.new)
-            except HookFailed as error:
-                return self._hook_failed(made.new, error)
-            except OSError as error:
-                return self._failed(target, error)
-        self._failures.pop(target, None)
-        log.info("%s indexed for %d jobs in %.1f s", target, len(made.jobs), time.monotonic() - made.started)
-        return made.listing
+                result = self.indexer.start(target, jobs, lock, batch.cancel, resources)
+            except RetryLater as error:
+                result = error
+            if isinstance(result, PendingRepodata):
+                batch.pending[target] = attr.evolve(result, resources=resources.pop_all())
+                return
+        yield from self._settle_indexed(batch, target, jobs, result)
 
-    def _hook_failed(self, new: Draft, error: HookFailed) -> RetryLater:
-        log.error("%s keeps its old repodata: [repogen] after_createrepo: %s", new.target, error)
-        try:
-            failure = self.tools.indexer.give_up(new, error)
-        except OSError as full:  # it cannot be kept: it is tried again all the same
-            return self._failed(new.target, full)
-        return RetryLater(f"[repogen] after_createrepo: {error}", pause=failure.pause)
+    def _finish_indexing(self, batch: _Batch) -> _Outcomes:
+        """Make the new repodata of each target visible, unless its hook still runs."""
+        for target, pending in list(batch.pending.items()):
+            result: Listing | RetryLater = pending.listing
+            try:
+                if not self.indexer.finish(pending):
+                    continue
+            except RetryLater as error:
+                result = error
+            del batch.pending[target]
+            yield from self._settle_indexed(batch, target, pending.jobs, result)
 
-    def _failed(self, target: str, error: Exception) -> RetryLater:
-        failures = self._failures[target] = self._failures.get(target, 0) + 1
-        return RetryLater(str(error), pause=nth(FAILED_PAUSES, failures - 1))
+    def _settle_indexed(
+        self, batch: _Batch, target: str, jobs: Iterable[IndexJob], result: Listing | RetryLater
+    ) -> _Outcomes:
+        update_stuck_flag(batch.broker, self.context.createrepo, target, self.host)
+        for job in jobs:
+            if isinstance(result, RetryLater):
+                yield job.claim, result
+                continue
+            if job.leg is not None:
+                self._settle_leg(batch.broker, job.claim.message, job.leg, result)
+            yield job.claim, None
 
-    def _make(self, target: str, ruled: Ruled, lock: int, heed: Heed) -> tuple[bool, Ruled]:
-        """One run; whether it read all it was given, and what that was: nothing that createrepo_c crashes on."""
-        try:
-            return self.tools.indexer.make(target, lock, heed, packages=ruled.packages), ruled
-        except Crashed as crash:
-            visible = self.listings.of(target)
-            fatal = [leg for leg in ruled.legs if not visible.has(leg) and crashes_on(self.tools.indexer, leg, heed)]
-            if not fatal:
-                raise
-            for leg in fatal:
-                self._complaints[leg.place] = f"{CRASHED}{crash}"
-            log.warning("%s: made again without %s", crash, ", ".join(sorted(leg.folder for leg in fatal)))
-            folders = {leg.folder for leg in fatal}
-            packages = [path for path in ruled.packages if path.rpartition("/")[0] not in folders]
-            given = Ruled(legs=[leg for leg in ruled.legs if leg not in fatal], packages=packages)
-            return self.tools.indexer.make(target, lock, heed, packages=packages), given
+    def _settle_leg(self, broker: Broker, request: RepogenRequest, leg: StoredLeg, listing: Listing) -> None:
+        if leg.ruling.refused:
+            self._reject_stored(broker, request, leg, leg.ruling.refused)
+        elif not listing.has(leg):
+            self._retry_unlisted(broker, request, leg)
+        else:
+            broker.announce(make_published_event(leg, self.context.urls))
+            broker.put(TOSIGN, make_sign_request(leg), priority=PRIORITY)
+            manifest = leg.manifest
+            log.info("published %s for %s in %s", manifest.pkgname, manifest.arch, manifest.request.target)
 
-    def _note_complaints(self, target: str, listing: Listing, legs: list[Placed]) -> None:
-        """Read, under the target's lock, what the run said against legs that it left out."""
-        store = self.tools.store
-        for leg in legs:
-            if leg.place not in self._complaints and not listing.has(leg):
-                self._complaints[leg.place] = find_complaint(store.log(target), store.target(target), leg)
-
-    def _tell_all(self, broker: Broker, jobs: list[_Job], listing: Listing) -> Iterator[tuple[_Claim, Outcome]]:
-        for claim, leg in jobs:
-            if leg is not None:
-                if leg.ruling.refused:
-                    self._put_aside(broker, claim, leg, leg.ruling.refused)
-                elif listing.has(leg):
-                    self._publish(broker, leg)
-                else:
-                    self._left_out(broker, claim, leg)
-            yield claim, None
-
-    def _publish(self, broker: Broker, leg: Placed) -> None:
-        broker.announce(published(leg, self.tools.urls))
-        broker.put(TOSIGN, sign_request(leg), priority=PRIORITY)
-        log.info("published %s for %s in %s", leg.manifest.pkgname, leg.manifest.arch, leg.manifest.request.target)
-
-    def _left_out(self, broker: Broker, claim: _Claim, leg: Placed) -> None:
-        """Give up a leg that createrepo_c refuses for what is in it; ask again, a few times, for other reasons."""
-        message, complaint = claim.message, self._complaints.pop(leg.place, "")
-        # a refusal may be the disk's doing, unless it is of the text, or comes twice
-        final = is_lasting(complaint) or (complaint and message.tries) or message.tries >= len(LEFT_OUT_PAUSES)
-        if not final:
-            log.warning("%s is not in the repodata: asked again", leg.place)
-            later = attr.evolve(message, tries=message.tries + 1)
-            broker.put(CREATEREPO, later, priority=PRIORITY, delay=LEFT_OUT_PAUSES[message.tries])
+    def _retry_unlisted(self, broker: Broker, request: RepogenRequest, leg: StoredLeg) -> None:
+        """Index a leg again that createrepo_c has left out; give it up if that would not help."""
+        complaint = self.indexer.complaints.pop(leg.place, "")
+        # A complaint may be the disk's fault, unless it is about the text or comes twice.
+        if is_lasting(complaint) or (complaint and request.tries) or request.tries >= MAX_LEFT_OUT:
+            reason = complaint or f"createrepo_c cannot read all packages in {leg.place}"
+            self._reject_stored(broker, request, leg, reason)
             return
-        self._put_aside(broker, claim, leg, complaint or f"createrepo_c cannot read all packages in {leg.place}")
+        log.warning("%s is not in the repodata: asked again", leg.place)
+        retried = attr.evolve(request, tries=request.tries + 1)
+        pause = int(LEFT_OUT_BACKOFF.pause_after(retried.tries))
+        broker.put(CREATEREPO, retried, priority=PRIORITY, delay=pause)
 
-    def _put_aside(self, broker: Broker, claim: _Claim, leg: Placed, reason: str) -> None:
-        """Take a leg out of its target for good: createrepo_c cannot read it, or the rules have refused it."""
-        message, refused = claim.message, bool(leg.ruling.refused)
-        name = spool_name(message.build_id, message.arch, message.attempt)
-        request = leg.manifest.request
-        verdict = Verdict(reason=reason, again=False, request=request, regenerate=not refused)
-        put_aside(self.tools.store, self.tools.store.place(leg.place), name, verdict)
-        self.tools.teller.carry_out(broker, message, verdict)
+    def _reject_stored(self, broker: Broker, request: RepogenRequest, leg: StoredLeg, reason: str) -> None:
+        name = spool_name(request.build_id, request.arch, request.attempt)
+        rejection = Rejection(
+            reason=reason, requeue=False, request=leg.manifest.request, regenerate=not leg.ruling.refused
+        )
+        reject(self.store, self.store.place(leg.place), name, rejection)
+        self.context.rejections.handle(broker, request, rejection)
+
+    # --- housekeeping
 
     def do_idle_work(self, broker: Broker) -> None:
-        """At start and then once an hour, look through the spool."""
         if time.monotonic() < self._next_scan:
             return
         try:
-            self._scan(broker)
+            self._scan_spool(broker)
+            self._sweep()
         except OSError as error:
             log.warning("the spool cannot be looked through: %s", error)
-        self._next_scan = time.monotonic() + SCAN
+        self._next_scan = time.monotonic() + SCAN_INTERVAL_SECONDS
 
-    def _scan(self, broker: Broker) -> None:
-        store, abandoned = self.tools.store, 0
-        for found in scan(store, self.tools.spool_days, time.time()):
+    def _scan_spool(self, broker: Broker) -> None:
+        incomplete = 0
+        for found in scan_spool(self.store, self.context.spool_days, time.time()):
             self.ping_watchdog()
-            if isinstance(found, Abandoned):
-                abandoned += 1
-            elif isinstance(found, Strange):
-                verdict = Verdict(reason=found.reason, again=True)
-                put_aside(store, found.folder, found.name, verdict)
-                broker.announce(self._refusal(found))
+            if isinstance(found, IncompleteUpload):
+                incomplete += 1
+            elif isinstance(found, UnknownUpload):
+                reject(self.store, found.folder, found.name, Rejection(reason=found.reason, requeue=True))
+                reason = f"an upload nobody can make anything of: {found.reason}"
+                at = round(time.time(), 3)
+                refusal = Refusal(
+                    tube=CREATEREPO.name, job=0, reason=reason, begins=found.name, host=self.host, at=at
+                )  # fmt: skip
+                broker.announce(refusal)
             else:
                 log.info("%s.%s was uploaded and not asked for: taken up", found.build_id, found.arch)
                 broker.put(CREATEREPO, found, priority=PRIORITY)
-        if self.tools.originals:
-            make_room(store)
-            abandoned += prune(store, time.time() - self.tools.spool_days * 86400)
-        removed = sweep(store, self.tools.retention, time.time(), self.ping_watchdog)
+        if incomplete:
+            log.info("%d uploads never completed in %d days, removed", incomplete, self.context.spool_days)
+
+    def _sweep(self) -> None:
+        removed = sweep_expired(self.store, self.context.retention, time.time(), CancelToken(self.ping_watchdog))
         if removed:
             log.info("%s", removed)
-        left = sweep_live(store, time.time() - LIVE)
-        if left:
-            log.info("the growing logs of %d builds ended long ago, removed", left)
-        if abandoned:
-            log.info("%d uploads never completed in %d days, removed", abandoned, self.tools.spool_days)
-
-    def _refusal(self, strange: Strange) -> Refusal:
-        reason = f"an upload nobody can make anything of: {strange.reason}"
-        at = round(time.time(), 3)
-        return Refusal(tube=CREATEREPO.name, job=0, reason=reason, begins=strange.name, host=self.host, at=at)
-
-
-def _update(jobs: list[_Job], legs: Iterable[Placed]) -> None:
-    """Have the jobs know what has been decided about their legs."""
-    ruled = {leg.place: leg for leg in legs}
-    jobs[:] = [(claim, ruled.get(leg.place, leg) if leg else None) for claim, leg in jobs]
-
-
-def _all_listed(listing: Listing, jobs: list[_Job]) -> bool:
-    return all(leg is not None and (leg.ruling.refused or listing.has(leg)) for _, leg in jobs)
-
-
-def _outcome(error: Exception) -> Exception:
-    """What the disk says is no fault of the job's: it is tried again."""
-    return RetryLater(str(error), pause=DISK_PAUSE) if isinstance(error, OSError) else error
-
-
-def nth(pauses: Sequence[int], number: int) -> int:
-    """A growing pause; the last one again and again."""
-    return pauses[min(number, len(pauses) - 1)]
+        ended = sweep_live_logs(self.store, time.time() - LIVE_LOGS_SECONDS)
+        if ended:
+            log.info("the growing logs of %d builds ended long ago, removed", ended)

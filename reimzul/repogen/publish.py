@@ -1,21 +1,220 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of a published leg: to everybody, and to the signer."""
+"""Gives an upload its final place by one rename, archives other uploads, and makes the messages about both.
+
+There is no lock. Every step first checks whether it is done, `index/` is written before the rename, and rename(2) never
+replaces a folder that is not empty. After a crash, or if another repogen works on the same leg, the steps are repeated.
+
+The rename is also the line for a cancel: it is checked right before, and comes too late afterwards.
+"""
 
 from __future__ import annotations
 
-from reimzul.core import validators
-from reimzul.core.message import BuildEvent, SignRequest, Status, event_for
-from reimzul.core.store_paths import StoreUrls
-from reimzul.repogen.place import Placed
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Callable
 
+from reimzul.core import fs, validators
+from reimzul.core.errors import RetryLater
+from reimzul.core.manifest import Manifest
+from reimzul.core.message import BuildEvent, RepogenRequest, SignRequest, Status, event_for
+from reimzul.core.retry import CancelToken
+from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
+from reimzul.repogen.verify import InvalidUpload, read_upload, read_upload_or_none, verify_upload
+from reimzul.store.listing import StoredLeg
+
+log = logging.getLogger(__name__)
+
+#: How often the steps are repeated because another process interferes, before the job is left for later.
+_MAX_CONFLICTS = 20
+#: How many builds may share a place's second; each takes the next free second after it.
+_MAX_SECONDS = 1000
+_LAST_SECOND = datetime.max.replace(microsecond=0)
 #: How many packages an event names.
-_NAMED = 50
+_MAX_NAMED_RPMS = 50
 
 
-def published(leg: Placed, urls: StoreUrls) -> BuildEvent:
-    """What everybody is told of a leg that is in the repodata."""
+class CancelledBeforePublish(Exception):
+    """The leg was built, but its build is cancelled: it gets no place."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest.build_id)
+        self.manifest = manifest
+
+
+class _Conflict(Exception):
+    """Another process acted between a check and the step after it."""
+
+
+def store_upload(
+    store: StorePaths,
+    request: RepogenRequest,
+    cancel: CancelToken,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> StoredLeg | None:
+    """Bring the requested leg to its place; None if neither its upload nor its place exists.
+
+    Raises `InvalidUpload` or, for a success whose build is cancelled, `CancelledBeforePublish`; the upload then stays
+    where it is.
+    """
+    spool = store.spool / spool_name(request.build_id, request.arch, request.attempt)
+    for _ in range(_MAX_CONFLICTS):
+        try:
+            return _try_store_upload(store, spool, request, cancel, is_cancelled)
+        except _Conflict:
+            continue
+        except (FileNotFoundError, InvalidUpload):
+            # It may have been moved meanwhile, or be archived since another attempt has got its place.
+            if os.path.lexists(spool) and not _is_success(find_stored(store, request.build_id, request.arch)):
+                raise
+    raise RetryLater(f"{spool.name} is being moved by another")
+
+
+def _try_store_upload(
+    store: StorePaths, spool: Path, request: RepogenRequest, cancel: CancelToken, is_cancelled: Callable[[], bool]
+) -> StoredLeg | None:
+    stored = find_stored(store, request.build_id, request.arch)
+    if _is_success(stored):
+        archive_logs(store, spool)
+        return stored
+    manifest = read_upload(spool)
+    if manifest is None:
+        return stored
+    has_succeeded = manifest.status == Status.SUCCESS
+    if stored is not None and not has_succeeded:
+        archive_logs(store, spool)
+        return stored
+    if has_succeeded and is_cancelled():  # also before: an upload that is half archived would be found invalid
+        raise CancelledBeforePublish(manifest)
+    verify_upload(spool, manifest, request, cancel)
+    if has_succeeded and is_cancelled():
+        raise CancelledBeforePublish(manifest)
+    if stored is not None:
+        _archive_failed(store, stored)
+    return _move_to_place(store, spool, manifest)
+
+
+def _is_success(stored: StoredLeg | None) -> bool:
+    return stored is not None and stored.manifest.status == Status.SUCCESS
+
+
+def find_stored(store: StorePaths, build_id: str, arch: str) -> StoredLeg | None:
+    """The leg in the place that `index/` names, if it is really this leg."""
+    place = _read_index(store, build_id, arch)
+    manifest = read_upload_or_none(store.place(place)) if place else None
+    if manifest is None or (manifest.build_id, manifest.arch) != (build_id, arch):
+        return None
+    return StoredLeg(manifest=manifest, place=place)
+
+
+def _read_index(store: StorePaths, build_id: str, arch: str) -> str:
+    try:
+        return validators.place(os.readlink(store.index / leg_key(build_id, arch))[len("../") :])
+    except (FileNotFoundError, ValueError):
+        return ""
+
+
+def _move_to_place(store: StorePaths, spool: Path, manifest: Manifest) -> StoredLeg:
+    place = _find_free_place(store, manifest)
+    folder = store.place(place)
+    name = leg_key(manifest.build_id, manifest.arch)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if _read_index(store, manifest.build_id, manifest.arch) != place:
+        fs.symlink_atomic(store.index / name, f"../{place}")
+    try:
+        os.rename(spool, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise _Conflict from error
+        raise
+    fs.sync_ancestors_once(folder, folder.parents[2], store.root)  # the target stays
+    if place != manifest.place():
+        log.warning("%s: %s is another build's, so it goes to %s", name, manifest.place(), place)
+    return StoredLeg(manifest=manifest, place=place)
+
+
+def _find_free_place(store: StorePaths, manifest: Manifest) -> str:
+    """The leg's first place that no other build has; the place that `index/` names comes first."""
+    for place in _list_candidate_places(store, manifest):
+        if not os.path.lexists(store.place(place)):
+            return place
+        found = read_upload_or_none(store.place(place))
+        if found and (found.build_id, found.arch) == (manifest.build_id, manifest.arch):
+            # The leg is there, but the disk has lost its entry in `index/`.
+            fs.symlink_atomic(store.index / leg_key(manifest.build_id, manifest.arch), f"../{place}")
+            raise _Conflict
+    raise InvalidUpload(f"{manifest.place()} and the {_MAX_SECONDS} seconds after it are all other builds'")
+
+
+def _list_candidate_places(store: StorePaths, manifest: Manifest) -> Iterator[str]:
+    first = manifest.place()
+    indexed = _read_index(store, manifest.build_id, manifest.arch)
+    # Otherwise an attempt at another version wrote the entry, and never got there.
+    if _without_timestamp(indexed) == _without_timestamp(first):
+        yield indexed
+    yield first
+    at = datetime.strptime(manifest.request.timestamp, validators.TIMESTAMP_FORMAT)
+    for _ in range(_MAX_SECONDS):
+        if at >= _LAST_SECOND:
+            return
+        at += timedelta(seconds=1)
+        yield manifest.place(f"{at.year:04d}{at:%m%d%H%M%S}")
+
+
+def _without_timestamp(place: str) -> list[str]:
+    parts = place.split("/")
+    return parts[:3] + parts[4:]
+
+
+# --- uploads that are not published
+
+
+def archive_logs(store: StorePaths, spool: Path) -> None:
+    """Remove the packages of an upload that decides nothing, and keep its logs in `attempts/`. Safe to repeat."""
+    if spool.is_symlink():
+        fs.remove(spool)
+    try:
+        entries = list(os.scandir(spool))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.name.endswith(".rpm") or entry.name.startswith("."):  # a package, or the rest of a broken transfer
+            fs.remove(Path(entry.path))
+    move_folder(spool, store.attempts / spool.name)
+    log.info("%s decides nothing: its logs are in attempts/", spool.name)
+
+
+def _archive_failed(store: StorePaths, failed: StoredLeg) -> None:
+    """Make room for a success: another attempt has failed, but the success was announced too."""
+    manifest = failed.manifest
+    name = spool_name(manifest.build_id, manifest.arch, manifest.attempt)
+    move_folder(store.place(failed.place), store.attempts / name)
+    log.info("%s had failed, another attempt has succeeded: its logs are in attempts/", name)
+
+
+def move_folder(folder: Path, goal: Path) -> None:
+    """Move a folder to where folders are kept; if one of that name is kept already, that one stays."""
+    try:
+        os.rename(folder, goal)
+    except FileNotFoundError:
+        return  # another process did it
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        fs.remove(folder)
+    fs.sync(goal.parent)
+
+
+# --- messages
+
+
+def make_published_event(leg: StoredLeg, urls: StoreUrls) -> BuildEvent:
     manifest = leg.manifest
-    names = [file.name for file in leg.rpms]
+    names = [file.name for file in leg.listed_files]
     moved = "" if leg.place == manifest.place() else f"{manifest.place()} is another build's: it is in {leg.place}"
     return event_for(
         manifest.request,
@@ -33,13 +232,12 @@ def published(leg: Placed, urls: StoreUrls) -> BuildEvent:
         place=leg.place,
         url=urls.place(leg.place),
         rpm_count=len(names),
-        rpms=names[:_NAMED],
+        rpms=names[:_MAX_NAMED_RPMS],
         skipped=dict(manifest.skipped),
     )
 
 
-def sign_request(leg: Placed) -> SignRequest:
-    """What the signer is asked."""
+def make_sign_request(leg: StoredLeg) -> SignRequest:
     manifest = leg.manifest
     return SignRequest(
         pkgname=manifest.pkgname,
@@ -50,3 +248,25 @@ def sign_request(leg: Placed) -> SignRequest:
         build_id=manifest.build_id,
         place=leg.place,
     )
+
+
+def make_cancelled_event(
+    request: RepogenRequest, manifest: Manifest | None, why: str, urls: StoreUrls
+) -> BuildEvent | None:
+    """The event for a leg that was built and is cancelled; None if its build request is unknown."""
+    build_request = manifest.request if manifest else request.request
+    if build_request is None:
+        return None
+    about = {"arch": request.arch, "attempt": request.attempt, "reason": why, "finished": round(time.time(), 3)}
+    if manifest:
+        about.update(
+            builder_fqdn=manifest.builder_fqdn,
+            pkgname=manifest.pkgname,
+            evr=manifest.evr,
+            started=manifest.started,
+            finished=manifest.finished,
+            exit_code=manifest.exit_code,
+            phases=manifest.phases,
+        )
+    url = urls.attempt(request.build_id, request.arch, request.attempt)
+    return event_for(build_request, Status.CANCELLED, url=url, **about)

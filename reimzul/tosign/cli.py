@@ -21,27 +21,24 @@ Examples:
   reimzul-tosign
   reimzul-tosign --config /etc/reimzul/reimzul.ini -v
 
-What it lays out in tosign/<target>/ is complete and may be moved away at any time; it is not laid out again.
-SIGTERM gives back what is in hand; SIGUSR1 finishes it, takes no more, and ends.
+Folders in tosign/<target>/ are complete and may be moved away at any time; they are not laid out again.
+SIGTERM requeues the job in hand; SIGUSR1 finishes it, takes no more, and ends.
 """
 
 
 @click.command("reimzul-tosign", epilog=EXAMPLES + "\n" + EXIT_CODES)
 @shared_options
 def command(config: Path | None, verbose: bool) -> None:
-    """Copy the packages of each published build to where they wait for being collected and signed."""
-    tosign(load_settings(config, verbose)).run()
+    """Copy the packages of each published build to where they are collected and signed."""
+    make_daemon(load_settings(config, verbose)).run()
 
 
-def tosign(settings: Settings) -> Tosign:
-    """The daemon as the settings say, its folders made."""
-    store = StorePaths(settings.bstore.root)
+def make_daemon(settings: Settings) -> Tosign:
+    store, beanstalkd = StorePaths(settings.bstore.root), settings.beanstalkd
     create_store_dirs(store)
-    beanstalkd = settings.beanstalkd
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
     return Tosign(connect, local_hostname(), store)
 
 
 def main() -> NoReturn:
-    """The console script."""
     run_command(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon that stages for signing: one request at a time, and of each only what has succeeded."""
+"""The tosign daemon: lays out published legs for the signer, one request at a time."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
 from reimzul.core.errors import RetryLater
 from reimzul.core.fs import file_lock
 from reimzul.core.message import SignRequest, Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
-from reimzul.tosign.stage import Build, find, stage
+from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
 
 log = logging.getLogger(__name__)
 
-#: Seconds between looks at the lock, where another stages.
-LOCK_POLL = 0.05
-#: Seconds to wait after the disk would not do what we asked.
-DISK_PAUSE = 30
+#: Seconds between attempts to get the lock while another daemon stages.
+LOCK_POLL_SECONDS = 0.05
+#: The pause after an error of the disk.
+DISK_PAUSE_SECONDS = 30
 #: The lock's name; no target begins with a dot.
 _LOCK = ".tosign"
 
@@ -28,7 +29,7 @@ _Claim = ReservedJob[SignRequest]
 
 
 class Tosign(Daemon[SignRequest]):
-    """Claims from `tosign`."""
+    """Takes jobs from `tosign`."""
 
     def __init__(
         self,
@@ -41,42 +42,42 @@ class Tosign(Daemon[SignRequest]):
         self.store = store
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
-        """Stage what a request means; what is not there is waited for a while, a disk that fails for ever."""
+        """Stage what is requested; wait a limited time for missing files, and as long as it takes for the disk."""
         for claim in claims:
             try:
-                self._handle(claim)
+                self._handle_request(claim)
             except FileNotFoundError as error:
                 yield claim, retry_or_give_up(claim, str(error.filename))
             except OSError as error:
-                yield claim, RetryLater(str(error), pause=DISK_PAUSE)
+                yield claim, RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
             else:
                 yield claim, None
 
-    def _handle(self, claim: _Claim) -> None:
+    def _handle_request(self, claim: _Claim) -> None:
         request = claim.message
         if request.status != Status.SUCCESS:
             log.info("%s for %s is %s: not staged", request.pkgname, request.arch, request.status)
             return
-        builds = find(self.store, request)
-        if not builds:
+        legs = find_signable(self.store, request)
+        if not legs:
             raise retry_or_give_up(claim, f"the place of {request.pkgname} {request.timestamp} for {request.arch}")
-        for build in builds:
-            self._stage(claim, build)
+        for leg in legs:
+            self._stage(claim, leg)
 
-    def _stage(self, claim: _Claim, build: Build) -> None:
-        """One at a time on a store: two that copy the same build would both come to show it."""
+    def _stage(self, claim: _Claim, leg: SignableLeg) -> None:
+        """Stage a leg under the store's lock: two daemons that copy the same leg would both expose it."""
 
-        def heed() -> None:
+        def check_progress() -> None:
             self.stop.raise_if_stopping()
             self.ping_watchdog()
             claim.touch_if_due()
 
-        self.service.set_status(f"staging {build.target}/{build.name}")
+        self.service.set_status(f"staging {leg.target}/{leg.name}")
         while True:
             with file_lock(self.store.lock(_LOCK)) as lock:
                 if lock is not None:
-                    staged = stage(self.store, build, heed)
+                    is_new = stage_leg(self.store, leg, CancelToken(check_progress))
                     break
-            heed()
-            self.stop.now.wait(LOCK_POLL)
-        log.info("%s/%s %s", build.target, build.name, "staged" if staged else "was staged before")
+            check_progress()
+            self.stop.now.wait(LOCK_POLL_SECONDS)
+        log.info("%s/%s %s", leg.target, leg.name, "staged" if is_new else "was staged before")

@@ -17,7 +17,7 @@ from reimzul.core.manifest import Manifest, read_manifest, sha256_of
 from reimzul.core.message import Status
 from reimzul.core.store_paths import MANIFEST, leg_key
 from reimzul.history import BuildFilter, Document, open_history
-from reimzul.repogen import repodata
+from reimzul.store import listing as listing_module
 from tests.faults.ground import BUILDERS, Ground, mounts, processes
 from tests.faults.ledger import ARCH, TARGETS, Build
 
@@ -114,7 +114,7 @@ def _history(builds: Iterable[Build], documents: dict[str, list[Document]]) -> I
 
 def _listed(ground: Ground, target: str) -> dict[str, str]:
     folder = ground.farm.layout.store.target(target) / "repodata"
-    return repodata.read(folder) if folder.exists() else {}
+    return listing_module.read_listing(folder) if folder.exists() else {}
 
 
 def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str, str], loose: Loose) -> Iterator[str]:

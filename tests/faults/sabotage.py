@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Callable
 
 from reimzul.core.store_paths import leg_key
-from reimzul.repogen.swap import REPODATA
+from reimzul.store.repodata import REPODATA
 from tests.faults.ground import BUILDERS, Ground
 from tests.faults.ledger import ARCH, Build
 from tests.waiting import until

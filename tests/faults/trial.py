@@ -14,7 +14,7 @@ import attr
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import RepogenRequest
-from reimzul.repogen.scan import UNASKED, scan
+from reimzul.repogen.spool_scan import UNREQUESTED_SECONDS, scan_spool
 from tests.faults import checks
 from tests.faults.checks import Before, Loose
 from tests.faults.ground import Ground
@@ -126,7 +126,11 @@ class Trial:
         """Wait for it, then put the clock forward: what repogen's hourly look through the spool takes up is no loss."""
         self.outcome.settled = self.ground.settle(self.kind.patience)
         store = self.ground.farm.layout.store
-        found = list(scan(store, 7, time.time() + 8 * _DAY + UNASKED)) if any(store.spool.iterdir()) else []
+        found = (
+            list(scan_spool(store, 7, time.time() + 8 * _DAY + UNREQUESTED_SECONDS))
+            if any(store.spool.iterdir())
+            else []
+        )
         with self.ground.broker() as broker:
             for each in found:
                 if isinstance(each, RepogenRequest):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several parts are tested with: an authority and a mosquitto, a builder and who listens to it."""
+"""What several parts are tested with: an authority and a mosquitto, a builder and its listener, repogen's store."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 
 from reimzul.core.beanstalk import Broker
-from tests import srpms
+from reimzul.core.config import RepogenSettings, Settings
+from reimzul.core.store_paths import StorePaths
+from reimzul.repogen.cli import make_daemon
+from reimzul.repogen.daemon import Repogen
+from reimzul.store.createrepo import CreaterepoRunner, RunRecord
+from tests import srpms, uploads
 from tests.builder import Ears, Host
 from tests.conftest import Beanstalkd
 from tests.mosquitto import Authority, Mosquitto
+from tests.repogen import Rpms, as_rpms, make_settings
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +68,42 @@ def ears(beanstalkd: Beanstalkd, broker: Broker) -> Iterator[Ears]:
     listener = Ears(beanstalkd)
     yield listener
     listener.broker.close()
+
+
+# --- repogen and its store
+
+
+@pytest.fixture(scope="session")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
+    """A real package, as `uploads.upload` takes it."""
+    return as_rpms(srpms.make_rpm(tmp_path_factory.mktemp("rpms"), "hello", srpms.noarch("hello")))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
+    """Settings of a store in a folder of its own."""
+    return make_settings(tmp_path, beanstalkd)
+
+
+@pytest.fixture
+def store(settings: Settings) -> StorePaths:
+    """The store of these settings, with all its folders."""
+    return uploads.make_store(settings.bstore.root)
+
+
+@pytest.fixture
+def daemon(settings: Settings, store: StorePaths) -> Repogen:
+    """A repogen that is not running."""
+    return make_daemon(settings)
+
+
+@pytest.fixture
+def runner(store: StorePaths) -> CreaterepoRunner:
+    """createrepo_c with the default settings."""
+    return CreaterepoRunner(store=store, settings=RepogenSettings())
+
+
+@pytest.fixture
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Index what a test asks for at once, however shortly after the last run."""
+    monkeypatch.setattr(RunRecord, "rest", 0.0)

@@ -5,61 +5,35 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from reimzul.core import fs
 from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
-from reimzul.core.config import Pruning, Settings, parse_settings
+from reimzul.core.config import Pruning
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.unlisted import read_records
-from reimzul.repogen import prune as pruning
-from reimzul.repogen import repodata
-from reimzul.repogen.cli import repogen
+from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
-from reimzul.repogen.place import bring_in
-from reimzul.tosign import stage as staging
+from reimzul.repogen.publish import store_upload
+from reimzul.store import cleanup, createrepo
+from reimzul.tosign import staging as staging
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.integration.test_repogen import ask, listed, taken, work
+from tests.repogen import Rpms, ask, listed, make_settings, taken, work
 from tests.srpms import make_rpm
 from tests.uploads import TARGET
 
-Rpms = Mapping[str, tuple[bytes, str]]
+pytestmark = pytest.mark.usefixtures("no_rest")
 SOURCE = "5a" * 32
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("nevra")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
-    return configure(tmp_path, beanstalkd)
-
-
-@pytest.fixture
-def store(settings: Settings) -> StorePaths:
-    return uploads.make_store(settings.bstore.root)
-
-
-@pytest.fixture
-def daemon(settings: Settings, store: StorePaths) -> Repogen:
-    return repogen(settings)
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repodata, "PACE", 0.0, raising=False)
-
-
-def configure(tmp_path: Path, beanstalkd: Beanstalkd, more: str = "") -> Settings:
-    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n{more}"
-    return parse_settings(ini, "test")
 
 
 @functools.cache
@@ -117,8 +91,8 @@ class Farm:
         """Stage what there is to be signed; what waits to be collected."""
         for request in taken(self.broker, TOSIGN):
             assert isinstance(request, SignRequest)
-            for build in staging.find(self.store, request):
-                staging.stage(self.store, build, lambda: None)
+            for build in staging.find_signable(self.store, request):
+                staging.stage_leg(self.store, build, CancelToken())
         there = self.store.tosign / TARGET
         return sorted(path.name.rpartition(".")[2] for path in there.iterdir()) if there.is_dir() else []
 
@@ -243,7 +217,7 @@ def test_where_the_keeper_is_pruned_the_other_legs_copy_is_listed(farm: Farm) ->
     ask(farm.broker, asked)
     farm.publish()
     rule = Pruning(keep=1, unsigned=True)
-    done = pruning.prune(farm.store, farm.daemon.tools.indexer, TARGET, rule, lambda: None, dry_run=False)
+    done = cleanup.prune(farm.store, farm.daemon.context.createrepo, TARGET, rule, CancelToken(), dry_run=False)
     assert [each.leg.arch for each in done.dropped] == ["x86_64"]
     assert farm.owners("greet-doc") == [folder_of(other)]
     assert read_records(farm.store, TARGET) == {}
@@ -265,8 +239,12 @@ def test_a_replaced_leg_counts_for_no_build_that_prune_keeps(farm: Farm) -> None
     farm.publish()
     second = farm.build("two", rebuild=True)
     farm.publish()
-    done = pruning.prune(farm.store, farm.daemon.tools.indexer, TARGET, Pruning(keep=1), lambda: None, dry_run=False)
-    assert [(each.told.build_id, each.told.replaced_by) for each in done.dropped] == [(first.build_id, second.build_id)]
+    done = cleanup.prune(
+        farm.store, farm.daemon.context.createrepo, TARGET, Pruning(keep=1), CancelToken(), dry_run=False
+    )
+    assert [(each.summary.build_id, each.summary.replaced_by) for each in done.dropped] == [
+        (first.build_id, second.build_id)
+    ]
     assert farm.owners() == [folder_of(second)]
 
 
@@ -304,8 +282,8 @@ def test_both_legs_of_a_rebuild_that_come_together_are_one_run(farm: Farm) -> No
 def test_a_setting_turns_each_rule_off(
     folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, kinds: str
 ) -> None:
-    settings = configure(tmp_path, beanstalkd, f"[duplicates]\nc7.1708.u = {kinds}\n")
-    farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, repogen(settings))
+    settings = make_settings(tmp_path, beanstalkd, f"[duplicates]\nc7.1708.u = {kinds}\n")
+    farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, make_daemon(settings))
     request = farm.request(rebuild=False)
     farm.leg(request, farm.rpms("one", "greet", "greet-doc"))
     farm.leg(request, farm.rpms("two", "greet32", "greet-doc"), arch="i386")
@@ -320,12 +298,12 @@ def test_a_setting_turns_each_rule_off(
 def test_where_all_duplicates_are_allowed_a_leg_waits_for_no_run_of_its_own(
     folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
 ) -> None:
-    settings = configure(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds legs\n")
-    farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, repogen(settings))
+    settings = make_settings(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds legs\n")
+    farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, make_daemon(settings))
     farm.build("one")
     farm.publish()
     second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
-    assert bring_in(farm.store, second, lambda: None)
+    assert store_upload(farm.store, second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
     assert len(farm.owners()) == 2
@@ -361,13 +339,13 @@ def test_where_createrepo_c_cannot_read_the_rebuild_the_earlier_one_stays_listed
     first = farm.build("one")
     farm.publish()
     second = farm.build("two", rebuild=True)
-    really = repodata.run
+    really = createrepo.run
 
     def damaged(*words: object, **more: object) -> int:
         (farm.store.place(second.place) / "greet-1.4-3.noarch.rpm").write_bytes(b"no package")
         return really(*words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(repodata, "run", damaged)
+    monkeypatch.setattr(createrepo, "run", damaged)
     assert farm.publish() == []  # it is asked for again
     assert farm.owners() == [folder_of(first)]
 
@@ -376,7 +354,7 @@ def test_a_leg_of_another_worker_that_was_not_decided_is_not_listed_by_a_run_for
     first = farm.build("one")
     farm.publish()
     second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
-    assert bring_in(farm.store, second, lambda: None)
+    assert store_upload(farm.store, second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
     assert farm.owners() == [folder_of(first)] and len(listed(farm.store)) == 2
@@ -439,8 +417,8 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
         stage_all()
 
     def stage_all() -> None:
-        for build in staging.find(farm.store, request):
-            staging.stage(farm.store, build, lambda: None)
+        for build in staging.find_signable(farm.store, request):
+            staging.stage_leg(farm.store, build, CancelToken())
 
     for _ in steps.deaths(whole):
         with pytest.raises(uploads.Died):

@@ -20,24 +20,19 @@ from reimzul.core import fs
 from reimzul.core.config import Pruning, RepogenSettings
 from reimzul.core.errors import RetryLater
 from reimzul.core.message import Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key
-from reimzul.repogen import drop
-from reimzul.repogen import prune as pruning
-from reimzul.repogen.place import bring_in
-from reimzul.repogen.repodata import Indexer, read
+from reimzul.repogen.publish import store_upload
+from reimzul.store import cleanup
+from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.listing import read_listing
 from tests import uploads
 from tests.jsonpage import keys
-from tests.srpms import make_rpm, noarch
+from tests.repogen import Rpms, index
 from tests.uploads import TARGET
 
 REIMZUL = Path(sys.executable).with_name("reimzul")
 Place = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real package."""
-    return make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
 
 
 @pytest.fixture
@@ -50,13 +45,13 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
 
 
 @pytest.fixture
-def place(store: StorePaths, package: Path) -> Place:
+def place(store: StorePaths, rpms: Rpms) -> Place:
     """Brings a build of a day to its place; its build id."""
 
     def laid(day: int, status: str = Status.SUCCESS, *, staged: bool = True, **more: Any) -> str:
-        rpms = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])} if status == "Success" else {}
+        packages = rpms if status == "Success" else {}
         asked = uploads.request(timestamp=f"202401{day:02}000000", **more)
-        leg = bring_in(store, uploads.upload(store, rpms, of=asked, status=status), lambda: None)
+        leg = store_upload(store, uploads.upload(store, packages, of=asked, status=status), CancelToken())
         assert leg
         if staged:
             (store.staged_marks / leg_key(asked.build_id, "x86_64")).write_text("")
@@ -65,22 +60,9 @@ def place(store: StorePaths, package: Path) -> Place:
     return laid
 
 
-@pytest.fixture
-def indexer(store: StorePaths) -> Indexer:
-    """createrepo_c."""
-    return Indexer(store=store, settings=RepogenSettings())
-
-
-def index(store: StorePaths, indexer: Indexer) -> None:
-    with fs.file_lock(store.lock(TARGET)) as lock:
-        assert lock
-        indexer.make(TARGET, lock, lambda: None)
-        indexer.show(TARGET, lambda: None)
-
-
 def listed(store: StorePaths) -> list[str]:
     """The days whose builds are listed."""
-    return sorted(path.split("/")[1][6:8] for path in read(store.target(TARGET) / "repodata"))
+    return sorted(path.split("/")[1][6:8] for path in read_listing(store.target(TARGET) / "repodata"))
 
 
 def lie(store: StorePaths) -> list[str]:
@@ -94,11 +76,11 @@ def reimzul(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
-    store: StorePaths, place: Place, indexer: Indexer
+    store: StorePaths, place: Place, runner: CreaterepoRunner
 ) -> None:
     ids = [place(day) for day in range(1, 6)]
     place(2, Status.FAILED)
-    index(store, indexer)
+    index(runner)
     assert listed(store) == ["01", "02", "03", "04", "05"]
     done = reimzul("prune", "--keep", "2", "--yes", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -111,10 +93,10 @@ def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
     assert reimzul("prune", "--keep", "2", "--yes").stderr == "0 builds dropped, 0 bytes\n"
 
 
-def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     for day in (1, 2, 3):
         place(day)
-    index(store, indexer)
+    index(runner)
     before = uploads.tree(store.root)
     done = reimzul("prune", "--keep", "1", "--dry-run")
     assert [line.split("\t")[2][:8] for line in done.stdout.splitlines()] == ["20240101", "20240102"]
@@ -122,12 +104,12 @@ def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, indexer: Ind
     assert uploads.tree(store.root) == before
 
 
-def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     place(1)
     waits, unstaged = place(2), place(3, staged=False)
     place(4)
     (store.tosign / TARGET / f"hello-1-1.x86_64.{waits}").mkdir(parents=True)
-    index(store, indexer)
+    index(runner)
     done = reimzul("prune", "--keep", "1", "--yes")
     assert lie(store) == listed(store) == ["02", "03", "04"]
     told = {line.split("\t")[4]: line.split("\t")[6] for line in done.stdout.splitlines()}
@@ -137,10 +119,10 @@ def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Plac
     assert lie(store) == listed(store) == ["02", "04"]
 
 
-def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     for day in (1, 2, 3):
         place(day)
-    index(store, indexer)
+    index(runner)
     ini = Path(os.environ["REIMZUL_CONFIG"])
     ini.write_text(ini.read_text() + "[prune]\nc7.1708.u = keep 2\n")
     assert reimzul("prune", "--yes").returncode == 0
@@ -150,87 +132,87 @@ def test_the_rules_of_the_settings_hold(store: StorePaths, place: Place, indexer
 
 
 def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, runner: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
-    make = Indexer.make
+    make = CreaterepoRunner.run
 
-    def counted(self: Indexer, target: str, *words: Any, **more: Any) -> bool:
+    def counted(self: CreaterepoRunner, target: str, *words: Any, **more: Any) -> bool:
         runs.append(target)
         return make(self, target, *words, **more)
 
-    monkeypatch.setattr(Indexer, "make", counted)
+    monkeypatch.setattr(CreaterepoRunner, "run", counted)
     for day in range(1, 5):
         place(day)
     place(1, Status.FAILED)
-    index(store, indexer)
+    index(runner)
     runs.clear()
-    _prune(store, indexer, keep=4)
+    _prune(store, runner, keep=4)
     assert runs == [] and lie(store) == ["01", "01", "02", "03", "04"], "nothing is older than the oldest that stays"
-    _prune(store, indexer, keep=3)
+    _prune(store, runner, keep=3)
     assert runs == [TARGET]
     place(1, Status.FAILED)
-    _prune(store, indexer, keep=3)
+    _prune(store, runner, keep=3)
     assert runs == [TARGET] and lie(store) == ["02", "03", "04"]
 
 
-def _prune(store: StorePaths, indexer: Indexer, **rule: int) -> None:
-    pruning.prune(store, indexer, TARGET, Pruning(**rule), lambda: None, dry_run=False)
+def _prune(store: StorePaths, runner: CreaterepoRunner, **rule: int) -> None:
+    cleanup.prune(store, runner, TARGET, Pruning(**rule), CancelToken(), dry_run=False)
 
 
-def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_where_createrepo_fails_nothing_is_removed(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     for day in (1, 2):
         place(day)
-    index(store, indexer)
-    broken = Indexer(store=store, settings=RepogenSettings(createrepo_c="/bin/false"))
+    index(runner)
+    broken = CreaterepoRunner(store=store, settings=RepogenSettings(createrepo_c="/bin/false"))
     with pytest.raises(RetryLater):
         _prune(store, broken, keep=1)
     assert lie(store) == listed(store) == ["01", "02"]
 
 
 def test_a_repodata_that_lacks_more_than_it_should_stops_it(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, runner: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2, 3):
         place(day)
-    index(store, indexer)
-    make = Indexer.make
+    index(runner)
+    make = CreaterepoRunner.run
 
-    def too_much(self: Indexer, *words: Any, packages: Any, **more: Any) -> bool:
+    def too_much(self: CreaterepoRunner, *words: Any, packages: Any, **more: Any) -> bool:
         return make(self, *words, packages=[path for path in packages if "/20240103000000/" not in path], **more)
 
-    monkeypatch.setattr(Indexer, "make", too_much)
-    with pytest.raises(pruning.NotPruned, match="lacks 1 that were to stay"):
-        _prune(store, indexer, keep=2)
+    monkeypatch.setattr(CreaterepoRunner, "run", too_much)
+    with pytest.raises(cleanup.PruneFailed, match="lacks 1 that were to stay"):
+        _prune(store, runner, keep=2)
     assert lie(store) == ["01", "02", "03"]
 
 
 def test_killed_before_the_removal_the_next_one_drops_them(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, runner: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2):
         place(day)
-    index(store, indexer)
+    index(runner)
 
     def killed(*_: object) -> None:
         raise uploads.Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(pruning, "drop", killed)
+        patch.setattr(cleanup, "drop_build", killed)
         with pytest.raises(uploads.Died):
-            _prune(store, indexer, keep=1)
+            _prune(store, runner, keep=1)
     assert listed(store) == ["02"]
-    index(store, indexer)
+    index(runner)
     assert listed(store) == ["01", "02"], "what lies there is listed"
-    _prune(store, indexer, keep=1)
+    _prune(store, runner, keep=1)
     assert lie(store) == listed(store) == ["02"]
 
 
 def test_killed_in_the_removal_no_half_of_a_leg_is_left(
-    store: StorePaths, place: Place, indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+    store: StorePaths, place: Place, runner: CreaterepoRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(1), place(2)
-    index(store, indexer)
+    index(runner)
     removed, calls = fs.remove, []
 
     def dies(path: Path) -> None:
@@ -240,16 +222,16 @@ def test_killed_in_the_removal_no_half_of_a_leg_is_left(
         removed(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(drop.fs, "remove", dies)
+        patch.setattr(cleanup.fs, "remove", dies)
         with pytest.raises(uploads.Died):
-            _prune(store, indexer, keep=1)
+            _prune(store, runner, keep=1)
     assert lie(store) == listed(store) == ["02"]
     assert len(list((store.state / "dropped").iterdir())) == 1, "it is out of the way"
 
 
-def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     place(1), place(2)
-    index(store, indexer)
+    index(runner)
     with store.lock(TARGET).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with subprocess.Popen([REIMZUL, "prune", "--keep", "1", "--yes"], stderr=subprocess.PIPE) as process:
@@ -261,9 +243,9 @@ def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place
     assert lie(store) == ["02"]
 
 
-def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     place(1), place(2)
-    index(store, indexer)
+    index(runner)
     done = reimzul("prune", "--keep", "1")
     assert done.returncode == 2 and "there is no terminal to ask on: give --yes" in done.stderr
     ours, its = pty.openpty()
@@ -304,9 +286,9 @@ def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
-def test_root_writes_as_the_stores_owner(store: StorePaths, place: Place, indexer: Indexer) -> None:
+def test_root_writes_as_the_stores_owner(store: StorePaths, place: Place, runner: CreaterepoRunner) -> None:
     place(1), place(2)
-    index(store, indexer)
+    index(runner)
     for path in [store.root, *store.root.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
     for parent in [store.root, *store.root.parents]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import logging
 import random
 import shutil
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -20,81 +21,25 @@ from typing import Any, Callable
 import attr
 import pytest
 
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, arch_tube
+from reimzul.core.config import Settings
 from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
+from reimzul.core.retry import Backoff
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.notifier.conduct import fault_of
 from reimzul.repogen import daemon as repogen_daemon
-from reimzul.repogen import pace, repodata
-from reimzul.repogen.cli import repogen
+from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
+from reimzul.store import createrepo
+from reimzul.store import listing as listing_module
 from tests import uploads
-from tests.conftest import Beanstalkd
+from tests.repogen import NAME, Rpms, as_rpms, ask, listed, taken, work
 from tests.srpms import make_rpm, noarch
 from tests.uploads import TARGET, tree
 from tests.waiting import until
 
-NAME = "hello-1.0-1.noarch.rpm"
-Rpms = Mapping[str, tuple[bytes, str]]
-
-
-@pytest.fixture(scope="session")
-def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
-    """A real package, as `uploads.upload` takes it."""
-    path = make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
-    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
-
-
-@pytest.fixture
-def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
-    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
-    (tmp_path / "reimzul.ini").write_text(ini)
-    return parse_settings(ini, "test")
-
-
-@pytest.fixture
-def store(settings: Settings) -> StorePaths:
-    return uploads.make_store(settings.bstore.root)
-
-
-@pytest.fixture
-def daemon(settings: Settings, store: StorePaths) -> Repogen:
-    return repogen(settings)
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test asks for is indexed at once, however shortly after the last."""
-    monkeypatch.setattr(pace.Run, "rest", 0.0)
-
-
-def ask(broker: Broker, *asked: RepogenRequest) -> None:
-    for one in asked:
-        broker.put(CREATEREPO, one, priority=PRIORITY)
-
-
-def work(daemon: Repogen) -> None:
-    """Handle what waits now, on a connection of its own; dying closes that, as the kernel would."""
-    with daemon.connect() as broker:
-        broker.watch(daemon.tubes)
-        while broker.tube_stats("createrepo").ready:
-            daemon.settle_all(broker, daemon.reserve_jobs(broker))
-
-
-def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
-    """What lies ready in a tube, taken out of it."""
-    broker.watch([tube.name])
-    messages = []
-    while claim := broker.reserve({tube.name: tube}, 0):
-        messages.append(claim.message)
-        claim.delete()
-    return messages
-
-
-def listed(store: StorePaths, target: str = TARGET) -> set[str]:
-    return set(repodata.read(store.target(target) / "repodata"))
+pytestmark = pytest.mark.usefixtures("no_rest")
 
 
 def statuses(broker: Broker) -> list[tuple[str, str]]:
@@ -116,11 +61,30 @@ def test_a_leg_is_placed_indexed_announced_and_given_to_the_signer(
     assert broker.tube_stats("createrepo").ready == 0 and tree(store.spool) == set()
 
 
+def test_an_event_of_the_originals_worker_only_regenerates_its_target(
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
+) -> None:
+    place = store.target(TARGET) / "hello" / "20180410120000" / "1.0-1.x86_64"
+    place.mkdir(parents=True)
+    (place / NAME).write_bytes(rpms[NAME][0])
+    event = {
+        "srpm": "hello-1.0-1.src.rpm", "arch": "x86_64", "target": TARGET, "disttag": ".el7", "scratch": False,
+        "submitter": "arrfab", "status": "Success", "builder_fqdn": "old1.example.org", "evr": "1.0-1",
+        "pkgname": "hello", "timestamp": "20180410120000",
+    }  # fmt: skip
+    broker.put_raw(CREATEREPO.name, json.dumps(event).encode(), priority=PRIORITY)
+    work(daemon)
+    assert listed(store) == {f"hello/20180410120000/1.0-1.x86_64/{NAME}"} and tree(place) == {NAME}
+    assert taken(broker, NOTIFY) == taken(broker, TOSIGN) == []
+
+
 def test_a_hundred_legs_are_one_run(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    monkeypatch.setattr(repodata, "run", lambda argv, run=repodata.run, **more: runs.append(argv) or run(argv, **more))
+    monkeypatch.setattr(
+        createrepo, "run", lambda argv, run=createrepo.run, **more: runs.append(argv) or run(argv, **more)
+    )
     requests = [uploads.request(timestamp=f"202401020304{second:02}") for second in range(50)] * 2
     legs = [uploads.upload(store, rpms, of=uploads.request(timestamp=of.timestamp)) for of in requests]
     ask(broker, *legs)
@@ -136,7 +100,7 @@ def test_a_hundred_legs_are_one_run(
 def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_waits(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace.Run, "rest", property(lambda run: 3600.0 if run.row > 1 else 0.0))
+    monkeypatch.setattr(createrepo.RunRecord, "rest", property(lambda run: 3600.0 if run.row > 1 else 0.0))
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
     ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030404")))
@@ -155,7 +119,7 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
             until((store.place(later.place) / NAME).exists, 20, "what comes meanwhile is taken in")
             assert len(listed(store)) == 2 and not done.done()
         finally:
-            monkeypatch.setattr(pace.Run, "rest", 0.0)
+            monkeypatch.setattr(createrepo.RunRecord, "rest", 0.0)
         done.result(20)
     assert len(listed(store)) == 4
 
@@ -163,10 +127,10 @@ def test_of_what_ends_shortly_after_another_one_run_comes_at_once_and_the_next_w
 def test_a_clock_that_was_put_back_keeps_nothing_waiting(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace.Run, "rest", 60.0)
+    monkeypatch.setattr(createrepo.RunRecord, "rest", 60.0)
     tomorrow = time.time() + 86400
     for second in range(3):
-        pace.write_run(store.runs(TARGET), pace.Run(start=tomorrow - 1, end=tomorrow, row=second + 1))
+        createrepo.write_run(store.runs(TARGET), createrepo.RunRecord(start=tomorrow - 1, end=tomorrow, row=second + 1))
         ask(broker, uploads.upload(store, rpms, of=uploads.request(timestamp=f"2025010203040{second}")))
         work(daemon)
     assert len(listed(store)) == 3
@@ -310,7 +274,7 @@ def test_createrepo_c_that_fails_is_tried_again_with_growing_pauses(
         "#!/bin/sh\necho the disk is on fire\ncase $* in *a.x86_64) exit 1 ;; esac\nexec createrepo_c $*\n"
     )
     program.chmod(0o755)
-    daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
+    daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
     for target in ("a.x86_64", "b.x86_64"):
         ask(broker, uploads.upload(store, rpms, of=uploads.request(target=target)))
     with daemon.connect() as own:
@@ -329,7 +293,7 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
     program = tmp_path / "createrepo_c"
     program.write_text('#!/bin/sh\nexec createrepo_c "$@" --excludes "*"\n')
     program.chmod(0o755)
-    daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
+    daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
     assert broker.tube_stats("createrepo").delayed == 1 and taken(broker, NOTIFY) == []
@@ -338,10 +302,10 @@ def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(repogen_daemon, "LEFT_OUT_BACKOFF", Backoff(0, 0))
     # what createrepo_c cannot read and our own reader can does not exist; so ours is made blind
-    monkeypatch.setattr("reimzul.repogen.check.package", lambda path, file: None)
-    monkeypatch.setattr("reimzul.repogen.check.check_texts", lambda path, file: None)
+    monkeypatch.setattr("reimzul.repogen.verify.verify_nevra", lambda path, file: None)
+    monkeypatch.setattr("reimzul.repogen.verify.verify_texts", lambda path, file: None)
     bad = uploads.upload(store, {NAME: rpms[NAME], "z-1-1.noarch.rpm": (b"junk", "z-1-1.noarch")})
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
     ask(broker, bad, good)
@@ -360,7 +324,7 @@ def forbidden(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
     """A package whose changelog has an escape character, which XML cannot hold."""
     spec = noarch("hello") + f"%changelog\n* Mon Jan 01 2024 A <a@example.org> 1.0-1\n- colours {FORBIDDEN}[1m\n"
     path = make_rpm(tmp_path_factory.mktemp("forbidden"), "hello", spec)
-    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
+    return as_rpms(path)
 
 
 def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_again(
@@ -382,7 +346,7 @@ def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_ag
 def test_what_createrepo_c_refuses_is_rejected_at_once_with_its_line_and_the_others_are_published(
     broker: Broker, daemon: Repogen, store: StorePaths, forbidden: Rpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reimzul.repogen.check.check_texts", lambda path, file: None)
+    monkeypatch.setattr("reimzul.repogen.verify.verify_texts", lambda path, file: None)
     leaf = make_rpm(tmp_path, "leaf", noarch("leaf"))
     rpms = {leaf.name: (leaf.read_bytes(), "leaf-1.0-1.noarch")}
     bad = uploads.upload(store, forbidden)
@@ -412,7 +376,7 @@ def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_publis
         'exec createrepo_c "$@"\n'
     )
     program.chmod(0o755)
-    daemon = repogen(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
+    daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
     bad = uploads.upload(store, rpms, pkgname="crashing")
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
     ask(broker, bad, good)
@@ -438,26 +402,26 @@ def test_a_wrong_checksum_is_reckoned_anew(
         cached.write_text("00" * 32)
     if spoilt == "repodata":
         spoil(store.target(TARGET) / "repodata", asked, rpms)
-    daemon.listings = repodata.Listings(store)
+    daemon.indexer.listings = listing_module.ListingCache(store)
     ask(broker, asked)
     with caplog.at_level(logging.WARNING):
         work(daemon)
     assert statuses(broker) == [("x86_64", "Published")]
-    assert "made anew, from the packages alone" in caplog.text
+    assert "made again, from the packages alone" in caplog.text
 
 
 def spoil(folder: Path, asked: RepogenRequest, rpms: Rpms) -> None:
     """Have the repodata say a wrong checksum."""
     (primary,) = folder.glob("*primary.xml.gz")
     text = gzip.decompress(primary.read_bytes())
-    (sha256,) = repodata.read(folder).values()
+    (sha256,) = listing_module.read_listing(folder).values()
     primary.write_bytes(gzip.compress(text.replace(sha256.encode(), b"0" * 64)))
 
 
 def test_what_nobody_asks_for_is_taken_up_at_start(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -1)
+    monkeypatch.setattr("reimzul.repogen.spool_scan.UNREQUESTED_SECONDS", -1)
     uploads.upload(store, rpms)
     strange = uploads.spool_of(store, uploads.upload(store, rpms)).rename(store.spool / ("x" * 250))
     daemon.do_idle_work(broker)
@@ -486,7 +450,7 @@ class Scene:
     ):
         self.store = uploads.make_store(root)
         settings = attr.evolve(settings, bstore=attr.evolve(settings.bstore, root=root))
-        self.daemon = repogen(settings)
+        self.daemon = make_daemon(settings)
         of = uploads.request()
         content = {NAME: (CONTENT[0], "hello-1.0-1.noarch")}
         self.asked = uploads.upload(self.store, content, of=of)
@@ -628,7 +592,7 @@ def test_three_on_one_target_lose_and_double_nothing(
         ask(broker, leg)
     until(lambda: settled(broker), 60, "all is published")
     check_all_published(broker, store, legs)
-    until(lambda: broker.tube_stats("createrepo").watchers == 3, 20, "all are up, and heed a signal")
+    until(lambda: broker.tube_stats("createrepo").watchers == 3, 20, "all are up, and handle signals")
     assert [one.end(signal.SIGTERM) for one in processes] == [0, 0, 0]
 
 
@@ -718,6 +682,6 @@ def test_once_an_hour_what_was_kept_long_enough_is_removed(
         (folder / "1.x86_64.2").mkdir()
     later = time.time() + 91 * 86400
     monkeypatch.setattr(repogen_daemon.time, "time", lambda: later)
-    repogen(settings).do_idle_work(broker)
+    make_daemon(settings).do_idle_work(broker)
     assert not list(store.attempts.iterdir()) and [path.name for path in store.rejected.iterdir()] == ["1.x86_64.2"]
     assert "the logs of 1 attempts, 0 uploads put aside" in caplog.text

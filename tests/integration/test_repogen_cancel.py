@@ -5,68 +5,34 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import attr
 import pytest
 
 from reimzul.core import control
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, Tube, arch_tube, cancel_tube
-from reimzul.core.config import parse_settings
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, arch_tube, cancel_tube
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.store_paths import StorePaths, spool_name
 from reimzul.repogen import daemon as repogen_daemon
-from reimzul.repogen.cli import repogen
+from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.srpms import make_rpm, noarch
+from tests.repogen import NAME, Rpms, ask, make_settings, taken, work
 from tests.uploads import tree
 
-NAME = "hello-1.0-1.noarch.rpm"
-Rpms = dict[str, tuple[bytes, str]]
+
+def make_scene(folder: Path, beanstalkd: Beanstalkd) -> Repogen:
+    folder.mkdir()
+    settings = make_settings(folder, beanstalkd)
+    uploads.make_store(settings.bstore.root)
+    return make_daemon(settings)
 
 
-@pytest.fixture(scope="session")
-def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
-    path = make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
-    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
-
-
-def daemon_of(root: Path, beanstalkd: Beanstalkd) -> Repogen:
-    uploads.make_store(root)
-    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {root}\n"
-    return repogen(parse_settings(ini, "test"))
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, beanstalkd: Beanstalkd) -> Repogen:
-    return daemon_of(tmp_path / "bstore", beanstalkd)
-
-
-@pytest.fixture
-def store(daemon: Repogen) -> StorePaths:
-    return daemon.tools.store
-
-
-def work(daemon: Repogen, broker: Broker, *asked: RepogenRequest) -> None:
-    """Ask for these, and handle all that waits, on a connection of its own."""
-    for one in asked:
-        broker.put(CREATEREPO, one, priority=PRIORITY)
-    with daemon.connect() as own:
-        own.watch(daemon.tubes)
-        while own.tube_stats("createrepo").ready:
-            daemon.settle_all(own, daemon.reserve_jobs(own))
-
-
-def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
-    broker.watch([tube.name])
-    messages = []
-    while claim := broker.reserve({tube.name: tube}, 0):
-        messages.append(claim.message)
-        claim.delete()
-    return messages
+def work_on(daemon: Repogen, broker: Broker, *asked: RepogenRequest) -> None:
+    ask(broker, *asked)
+    work(daemon)
 
 
 def cancel(broker: Broker, asked: RepogenRequest) -> None:
@@ -84,7 +50,7 @@ def test_what_is_cancelled_before_its_place_gets_none(
     asked = uploads.upload(store, rpms, of=uploads.request(scratch=scratch))
     other = uploads.upload(store, rpms, of=uploads.request(timestamp="20240102030406"))
     cancel(broker, asked)
-    work(daemon, broker, asked, other)
+    work_on(daemon, broker, asked, other)
     events = {event.build_id: event for event in taken(broker, NOTIFY)}
     assert {event.status for event in events.values()} == {"Cancelled", "Published"}
     told = events[asked.build_id]
@@ -101,9 +67,9 @@ def test_what_has_its_place_is_published_though_it_is_cancelled(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:
     asked = uploads.upload(store, rpms)
-    work(daemon, broker, asked)
+    work_on(daemon, broker, asked)
     cancel(broker, asked)
-    work(daemon, broker, asked)
+    work_on(daemon, broker, asked)
     assert [event.status for event in taken(broker, NOTIFY)] == ["Published", "Published"]
     assert (store.root / asked.place / NAME).exists()
 
@@ -111,7 +77,7 @@ def test_what_has_its_place_is_published_though_it_is_cancelled(
 def test_what_failed_by_itself_keeps_its_place_and_its_logs(broker: Broker, daemon: Repogen, store: StorePaths) -> None:
     asked = uploads.upload(store, {}, status=Status.FAILED)
     cancel(broker, asked)
-    work(daemon, broker, asked)
+    work_on(daemon, broker, asked)
     assert taken(broker, NOTIFY) == []
     assert (store.root / asked.place / "build.log").exists()
 
@@ -123,7 +89,7 @@ def test_a_bad_upload_of_a_cancelled_build_is_not_built_again(
     (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
     cancel(broker, asked)
     for _ in range(2):  # as it comes again after a crash
-        work(daemon, broker, asked)
+        work_on(daemon, broker, asked)
         assert [event.status for event in taken(broker, NOTIFY)] == ["Cancelled"]
     assert broker.tube_stats("x86_64").ready == 0
 
@@ -133,7 +99,7 @@ def test_a_bad_upload_says_as_which_job_it_is_built_again(
 ) -> None:
     asked = uploads.upload(store, rpms)
     (uploads.spool_of(store, asked) / NAME).write_bytes(b"short")
-    work(daemon, broker, asked)
+    work_on(daemon, broker, asked)
     (event,) = taken(broker, NOTIFY)
     assert (event.status, event.tube, event.priority) == ("Queued", "x86_64", PRIORITY)
     assert broker.job_stats(event.job).tube == "x86_64"
@@ -147,7 +113,7 @@ def test_logs_of_an_attempt_that_decides_nothing_are_kept_and_no_more(
     (uploads.spool_of(store, asked) / "early.rpm").write_bytes(b"cut")
     (uploads.spool_of(store, asked) / ".build.log.Xy12").write_bytes(b"cut")
     (store.live / name_of(asked)).mkdir()
-    work(daemon, broker, asked, asked)
+    work_on(daemon, broker, asked, asked)
     assert taken(broker, NOTIFY) == [] and taken(broker, TOSIGN) == []
     assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
     assert read_manifest(store.attempts / name_of(asked)).status == status
@@ -159,7 +125,7 @@ def test_such_logs_are_found_where_nobody_asked_for_them(
     broker: Broker, daemon: Repogen, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = uploads.upload(store, {}, status=Status.UNFIT)
-    monkeypatch.setattr("reimzul.repogen.scan.UNASKED", -10)
+    monkeypatch.setattr("reimzul.repogen.spool_scan.UNREQUESTED_SECONDS", -10)
     daemon.do_idle_work(broker)
     (found,) = taken(broker, CREATEREPO)
     assert (found.logs, found.index, found.attempt) == (True, False, asked.attempt)
@@ -173,7 +139,7 @@ def test_growing_logs_go_when_their_leg_has_its_place(
         (store.live / name_of(one)).mkdir()
         (store.live / name_of(one) / "build.log").write_text("+ make\n")
     (store.live / "0123.x86_64.1-0").mkdir()
-    work(daemon, broker, asked, other)
+    work_on(daemon, broker, asked, other)
     assert [folder.name for folder in store.live.iterdir()] == ["0123.x86_64.1-0"], "of a build under way"
 
 
@@ -183,7 +149,7 @@ def test_growing_logs_of_a_killed_worker_go_in_the_end(
     (store.live / "0123.x86_64.1-0").mkdir()
     daemon.do_idle_work(broker)
     assert len(list(store.live.iterdir())) == 1
-    monkeypatch.setattr(repogen_daemon, "LIVE", -10.0)
+    monkeypatch.setattr(repogen_daemon, "LIVE_LOGS_SECONDS", -10.0)
     daemon._next_scan = 0.0
     daemon.do_idle_work(broker)
     assert not list(store.live.iterdir())
@@ -197,24 +163,24 @@ def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
 
     def scene() -> tuple[Repogen, RepogenRequest]:
         at, steps.die_at = steps.die_at, -1
-        made = daemon_of(tmp_path / str(next(rounds)), beanstalkd)
-        asked = uploads.upload(made.tools.store, rpms)
+        made = make_scene(tmp_path / str(next(rounds)), beanstalkd)
+        asked = uploads.upload(made.context.store, rpms)
         cancel(broker, asked)
         broker.put(CREATEREPO, asked, priority=PRIORITY)
         steps.count, steps.die_at = 0, at
         return made, asked
 
-    for _ in steps.deaths(lambda: work(scene()[0], broker)):
+    for _ in steps.deaths(lambda: work(scene()[0])):
         at, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN, CREATEREPO, arch_tube("x86_64")):
             taken(broker, tube)
         steps.die_at = at
         daemon, asked = scene()
         with pytest.raises(uploads.Died):
-            work(daemon, broker)
+            work_on(daemon, broker)
         steps.live()
-        work(daemon, broker)
+        work_on(daemon, broker)
         assert {event.status for event in taken(broker, NOTIFY)} == {"Cancelled"}
-        assert taken(broker, TOSIGN) == [] and not tree(daemon.tools.store.repo)
-        assert tree(daemon.tools.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
+        assert taken(broker, TOSIGN) == [] and not tree(daemon.context.store.repo)
+        assert tree(daemon.context.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
         assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0

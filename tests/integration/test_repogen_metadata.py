@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -23,29 +23,29 @@ import pytest
 from reimzul.admin.explaining import explain
 from reimzul.admin.facts import Facts
 from reimzul.core import control, fs
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
+from reimzul.core.beanstalk import NOTIFY, Broker
 from reimzul.core.config import RepogenSettings as RepogenSettings
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.config import Settings
 from reimzul.core.message import RepogenRequest
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
-from reimzul.repogen import pace, repodata, swap
-from reimzul.repogen.cli import repogen
+from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
-from reimzul.repogen.hook import HookFailed, read_failure
-from reimzul.repogen.place import bring_in
-from reimzul.repogen.repodata import Indexer
-from reimzul.repogen.repomd import read_records
+from reimzul.repogen.publish import store_upload
+from reimzul.store import createrepo, repodata
+from reimzul.store import listing as listing_module
+from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.hook import HookFailed, read_failure
+from reimzul.store.repodata import read_records
 from reimzul.submit.newtarget import ask_for_repodata
 from tests import uploads
 from tests.conftest import Beanstalkd
 from tests.jsonpage import keys
-from tests.srpms import make_rpm, noarch
+from tests.repogen import Rpms, ask, index, make_settings, taken, work
 from tests.uploads import TARGET
 from tests.waiting import until
 
-NAME = "hello-1.0-1.noarch.rpm"
 REIMZUL = Path(sys.executable).with_name("reimzul")
-Rpms = Mapping[str, tuple[bytes, str]]
 Place = Callable[[int], None]
 COMPS = "<comps><group><id>core</id></group></comps>"
 UPDATES = "<updates><update><id>FEDORA-1</id></update></updates>"
@@ -54,28 +54,13 @@ MODULES = "---\ndocument: modulemd\n"
 SIGN = 'sha256sum < "$1/repomd.xml" > "$1/repomd.xml.asc"'
 
 
-@pytest.fixture(scope="module")
-def rpms(tmp_path_factory: pytest.TempPathFactory) -> Rpms:
-    path = make_rpm(tmp_path_factory.mktemp("rpms"), "hello", noarch("hello"))
-    return {path.name: (path.read_bytes(), path.name[: -len(".rpm")])}
+pytestmark = pytest.mark.usefixtures("no_rest")
 
 
 @pytest.fixture
 def settings(tmp_path: Path, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    ini = f"[beanstalkd]\nhost = 127.0.0.1\nport = {beanstalkd.port}\n[bstore]\nroot = {tmp_path / 'bstore'}\n"
-    (tmp_path / "reimzul.ini").write_text(ini)
     monkeypatch.setenv("REIMZUL_CONFIG", str(tmp_path / "reimzul.ini"))
-    return parse_settings(ini, "test")
-
-
-@pytest.fixture
-def store(settings: Settings) -> StorePaths:
-    return uploads.make_store(settings.bstore.root)
-
-
-@pytest.fixture
-def indexer(store: StorePaths) -> Indexer:
-    return Indexer(store=store, settings=RepogenSettings())
+    return make_settings(tmp_path, beanstalkd)
 
 
 @pytest.fixture
@@ -84,14 +69,9 @@ def place(store: StorePaths, rpms: Rpms) -> Place:
 
     def laid(second: int) -> None:
         asked = uploads.request(timestamp=f"2024010200{second // 60:02}{second % 60:02}")
-        assert bring_in(store, uploads.upload(store, rpms, of=asked), lambda: None)
+        assert store_upload(store, uploads.upload(store, rpms, of=asked), CancelToken())
 
     return laid
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace.Run, "rest", 0.0)
 
 
 class Clock:
@@ -99,19 +79,12 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = time.time()
-        patch.setattr(repodata, "time", SimpleNamespace(time=lambda: self.now))
+        patch.setattr(createrepo, "time", SimpleNamespace(time=lambda: self.now))
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
-
-
-def index(store: StorePaths, indexer: Indexer, **more: Any) -> None:
-    with fs.file_lock(store.lock(TARGET)) as lock:
-        assert lock
-        indexer.make(TARGET, lock, lambda: None, **more)
-        indexer.show(TARGET, lambda: None)
 
 
 def live(store: StorePaths, target: str = TARGET) -> Path:
@@ -135,21 +108,21 @@ def reimzul(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_who_read_repomd_right_before_a_run_fetches_every_file_for_two_minutes(
-    store: StorePaths, indexer: Indexer, place: Place, clock: Clock
+    store: StorePaths, runner: CreaterepoRunner, place: Place, clock: Clock
 ) -> None:
     place(0)
-    index(store, indexer)
+    index(runner)
     clock.now += 3600
     named = {record.file: (live(store) / record.file).read_bytes() for record in read_records(live(store))}
     began = clock.now
     for second in (0, 2, 5, 30, 90, 120):
         clock.now = began + second
         place(second + 1)
-        index(store, indexer)
+        index(runner)
         assert {name: (live(store) / name).read_bytes() for name in named} == named, f"after {second} s"
     clock.now = began + 121
     place(200)
-    index(store, indexer)
+    index(runner)
     assert not any((live(store) / name).exists() for name in named)
 
 
@@ -166,26 +139,28 @@ def test_arguments_that_take_old_metadata_away_are_one_clear_line(
     assert line.endswith(f"[repogen] arguments: {argument} does not go with how repogen keeps old metadata")
 
 
-def test_what_createrepo_c_of_before_made_is_taken_up(store: StorePaths, indexer: Indexer, place: Place) -> None:
+def test_what_createrepo_c_of_before_made_is_taken_up(
+    store: StorePaths, runner: CreaterepoRunner, place: Place
+) -> None:
     """An upgrade: the repodata was made right in the target, and nothing of ours is there yet."""
     place(0)
     subprocess.run(["createrepo_c", "-q", store.target(TARGET)], check=True)
     place(1)
-    argv = [str(word) for word in indexer.argv(TARGET)]
+    argv = [str(word) for word in runner.argv(TARGET)]
     assert argv[argv.index("--update-md-path") + 1] == str(store.target(TARGET))
-    index(store, indexer)
-    assert len(repodata.read(live(store))) == 2
-    assert "--update-md-path" not in indexer.argv(TARGET)
+    index(runner)
+    assert len(listing_module.read_listing(live(store))) == 2
+    assert "--update-md-path" not in runner.argv(TARGET)
 
 
 # --- what a person added
 
 
 @pytest.fixture
-def enriched(store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path) -> None:
+def enriched(store: StorePaths, runner: CreaterepoRunner, place: Place, tmp_path: Path) -> None:
     """A target to which a person has added metadata by modifyrepo_c."""
     place(0)
-    index(store, indexer)
+    index(runner)
     for name, text, type_ in (
         ("comps.xml", COMPS, "group"),
         ("updateinfo.xml", UPDATES, "updateinfo"),
@@ -200,39 +175,39 @@ def enriched(store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path) 
 ALL = {"group", "updateinfo", "modules", "productid"}
 
 
-@pytest.mark.parametrize("kind", ["update", "afresh", "empty"])
+@pytest.mark.parametrize("kind", ["update", "full", "empty"])
 def test_what_a_person_added_survives_every_kind_of_run(
-    store: StorePaths, indexer: Indexer, place: Place, enriched: None, clock: Clock, kind: str
+    store: StorePaths, runner: CreaterepoRunner, place: Place, enriched: None, clock: Clock, kind: str
 ) -> None:
     for second in range(1, 4):
         clock.now += 200
         place(second)
         packages: list[str] | None = [] if kind == "empty" else None
-        index(store, indexer, afresh=kind == "afresh", packages=packages)
+        index(runner, full_rebuild=kind == "full", packages=packages)
     assert types(store) == ALL
     assert (content(store, "group"), content(store, "updateinfo")) == (COMPS, UPDATES)
     assert content(store, "modules") == MODULES
-    assert len(repodata.read(live(store))) == (0 if kind == "empty" else 4)
+    assert len(listing_module.read_listing(live(store))) == (0 if kind == "empty" else 4)
 
 
 def test_metadata_whose_file_is_gone_is_dropped_and_logged(
-    store: StorePaths, indexer: Indexer, enriched: None, caplog: pytest.LogCaptureFixture
+    store: StorePaths, runner: CreaterepoRunner, enriched: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in live(store).glob("*updateinfo*"):
         path.unlink()
-    index(store, indexer)
+    index(runner)
     assert types(store) == ALL - {"updateinfo"}
     assert f"{TARGET}: its metadata updateinfo is dropped" in caplog.text
     caplog.clear()
-    index(store, indexer)
+    index(runner)
     assert caplog.text == ""
 
 
 def test_a_person_adds_and_removes_metadata_by_one_command(
-    store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path
+    store: StorePaths, runner: CreaterepoRunner, place: Place, tmp_path: Path
 ) -> None:
     place(0)
-    index(store, indexer)
+    index(runner)
     (tmp_path / "comps-hello.xml").write_text(COMPS)
     (tmp_path / "news.xml").write_text(UPDATES)
     done = reimzul("repogen", TARGET, "--add-metadata", str(tmp_path / "comps-hello.xml"))
@@ -242,14 +217,14 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
     told = json.loads(reimzul("repogen", TARGET, *words).stdout)
     assert set(told) == keys("repogen with --add-metadata or --remove-metadata") and told["added"] == "updateinfo"
     place(1)
-    index(store, indexer)
+    index(runner)
     assert (content(store, "group"), content(store, "updateinfo")) == (COMPS, UPDATES)
     (tmp_path / "comps.xml").write_text("<comps/>")
     reimzul("repogen", TARGET, "--add-metadata", str(tmp_path / "comps.xml"))
     assert (content(store, "group"), types(store)) == ("<comps/>", {"group", "updateinfo"})
     assert reimzul("repogen", TARGET, "--remove-metadata", "group").stdout == f"{TARGET} has no group any more\n"
-    index(store, indexer)
-    assert types(store) == {"updateinfo"} and len(repodata.read(live(store))) == 2
+    index(runner)
+    assert types(store) == {"updateinfo"} and len(listing_module.read_listing(live(store))) == 2
 
 
 @pytest.mark.parametrize(
@@ -265,10 +240,16 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
     ],
 )
 def test_wrong_words_are_one_clear_line(
-    store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path, words: list[str], code: int, says: str
+    store: StorePaths,
+    runner: CreaterepoRunner,
+    place: Place,
+    tmp_path: Path,
+    words: list[str],
+    code: int,
+    says: str,
 ) -> None:
     place(0)
-    index(store, indexer)
+    index(runner)
     before = {path.name: path.read_bytes() for path in live(store).iterdir()}
     for name, text in (("comps.xml", "<comps>"), ("primary.xml", "<a/>"), ("a.xml", "<a/>")):
         (tmp_path / name).write_text(text)
@@ -280,10 +261,10 @@ def test_wrong_words_are_one_clear_line(
 
 
 def test_a_damaged_repomd_is_one_clear_line_and_nothing_is_changed(
-    store: StorePaths, indexer: Indexer, place: Place
+    store: StorePaths, runner: CreaterepoRunner, place: Place
 ) -> None:
     place(0)
-    index(store, indexer)
+    index(runner)
     (live(store) / "repomd.xml").write_text("<repomd>")
     done = reimzul("repogen", TARGET, "--remove-metadata", "group")
     assert done.returncode == 1 and "cannot be read" in done.stderr and done.stderr.count("\n") == 1
@@ -304,28 +285,11 @@ def script(folder: Path, body: str) -> tuple[str, ...]:
 def hooked(settings: Settings, hook: tuple[str, ...], seconds: int = 20) -> Repogen:
     """A repogen whose settings have a hook."""
     changed = attr.evolve(settings.repogen, after_createrepo=hook, after_createrepo_timeout=seconds)
-    return repogen(attr.evolve(settings, repogen=changed))
-
-
-def ask(broker: Broker, *asked: RepogenRequest) -> None:
-    for one in asked:
-        broker.put(CREATEREPO, one, priority=PRIORITY)
-
-
-def work(daemon: Repogen) -> None:
-    with daemon.connect() as broker:
-        broker.watch(daemon.tubes)
-        while broker.tube_stats("createrepo").ready:
-            daemon.settle_all(broker, daemon.reserve_jobs(broker))
+    return make_daemon(attr.evolve(settings, repogen=changed))
 
 
 def published(broker: Broker) -> list[str]:
-    broker.watch([NOTIFY.name])
-    targets = []
-    while claim := broker.reserve({NOTIFY.name: NOTIFY}, 0):
-        targets.append(claim.message.target)  # type: ignore[union-attr]
-        claim.delete()
-    return targets
+    return [event.target for event in taken(broker, NOTIFY)]
 
 
 def is_signed(store: StorePaths, target: str = TARGET) -> bool:
@@ -351,20 +315,20 @@ def test_the_hook_signs_each_repomd_before_anybody_sees_it(
 
 
 def test_without_the_hook_no_signature_of_before_is_left(
-    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, indexer: Indexer
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, runner: CreaterepoRunner
 ) -> None:
     ask(broker, upload(store, rpms, 0))
     work(hooked(settings, script(tmp_path, SIGN + '\necho key > "$1/repomd.xml.key"')))
     assert is_signed(store)
-    index(store, indexer)
+    index(runner)
     assert not list(live(store).glob("repomd.xml.*"))
 
 
 def test_metadata_that_is_added_is_signed_too(
-    settings: Settings, store: StorePaths, place: Place, indexer: Indexer, tmp_path: Path
+    settings: Settings, store: StorePaths, place: Place, runner: CreaterepoRunner, tmp_path: Path
 ) -> None:
     place(0)
-    index(store, indexer)
+    index(runner)
     (tmp_path / "comps.xml").write_text(COMPS)
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\nafter_createrepo = {script(tmp_path, SIGN)[0]}\n")
@@ -419,19 +383,19 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     assert published(broker) == [] and broker.tube_stats("createrepo").delayed == 1
     failure = read_failure(store.hook(TARGET))
     assert failure and failure.count == 1 and says in failure.reason
-    runs = pace.read_run(store.runs(TARGET))
+    runs = createrepo.read_run(store.runs(TARGET))
     ask(broker, late)  # while it rests, nothing is tried
     work(daemon)
-    assert pace.read_run(store.runs(TARGET)) == runs and broker.tube_stats("createrepo").delayed == 2
+    assert createrepo.read_run(store.runs(TARGET)) == runs and broker.tube_stats("createrepo").delayed == 2
     check_explained(broker, says)
     script(tmp_path, SIGN)
-    ask(broker, RepogenRequest(target=TARGET))  # a person has mended it
+    ask(broker, RepogenRequest(target=TARGET))  # a person has repaired it
     work(daemon)
     assert is_signed(store)
     assert read_failure(store.hook(TARGET)) is None and control.stuck_flag(broker, TARGET) is None
     ask(broker, late)
     work(daemon)
-    assert is_signed(store) and len(repodata.read(live(store))) == 2
+    assert is_signed(store) and len(listing_module.read_listing(live(store))) == 2
 
 
 def check_explained(broker: Broker, says: str) -> None:
@@ -462,7 +426,7 @@ def test_a_full_disk_buries_no_job_whose_hook_fails(
 
     ask(broker, upload(store, rpms, 0))
     daemon = hooked(settings, script(tmp_path, "exit 1"))
-    monkeypatch.setattr("reimzul.repogen.hook.disk.write", full)
+    monkeypatch.setattr("reimzul.core.fs.write_atomic", full)
     work(daemon)
     stats = broker.tube_stats("createrepo")
     assert (stats.delayed, stats.buried) == (1, 0) and not live(store).exists()
@@ -476,7 +440,7 @@ def test_the_pause_grows_and_no_more_is_said_than_once(
     with daemon.connect() as own:
         own.watch(daemon.tubes)
         claims = daemon.reserve_jobs(own)
-        for pause in (5, 10, 30):
+        for pause in (5, 10, 20):
             ((_, outcome),) = daemon.handle(own, claims)
             failed: Any = outcome
             assert failed.pause == pause
@@ -550,7 +514,7 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
 
     ask(broker, upload(store, rpms, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(swap, "exchange", no_exchange)
+        patch.setattr(repodata, "exchange_names", no_exchange)
         patch.setattr(os, "rename", dies)
         with pytest.raises(uploads.Died):
             work(daemon)
@@ -558,25 +522,25 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
     if not fallback:
         assert (live(store) / "repomd.xml").read_bytes() == before and is_signed(store)
     assert published(broker) == []
-    work(hooked(settings, daemon.tools.indexer.settings.after_createrepo))
-    assert published(broker) == [TARGET] and is_signed(store) and len(repodata.read(live(store))) == 2
+    work(hooked(settings, daemon.context.createrepo.settings.after_createrepo))
+    assert published(broker) == [TARGET] and is_signed(store) and len(listing_module.read_listing(live(store))) == 2
     assert (tmp_path / "runs").read_text().count("run") == 3
     assert sorted(path.name for path in store.target(TARGET).iterdir()) == ["hello", "repodata"]
 
 
 def test_a_prune_whose_hook_fails_removes_nothing(
-    store: StorePaths, indexer: Indexer, place: Place, tmp_path: Path
+    store: StorePaths, runner: CreaterepoRunner, place: Place, tmp_path: Path
 ) -> None:
     from reimzul.core.config import Pruning
-    from reimzul.repogen.prune import prune
+    from reimzul.store.cleanup import prune
 
     for second in (0, 1):
         place(second)
-    index(store, indexer)
-    failing = Indexer(store=store, settings=RepogenSettings(after_createrepo=script(tmp_path, "exit 1")))
+    index(runner)
+    failing = CreaterepoRunner(store=store, settings=RepogenSettings(after_createrepo=script(tmp_path, "exit 1")))
     with pytest.raises(HookFailed):
-        prune(store, failing, TARGET, Pruning(keep=1, unsigned=True), lambda: None, dry_run=False)
-    assert len(repodata.read(live(store))) == 2 == len(list((store.target(TARGET) / "hello").iterdir()))
+        prune(store, failing, TARGET, Pruning(keep=1, unsigned=True), CancelToken(), dry_run=False)
+    assert len(listing_module.read_listing(live(store))) == 2 == len(list((store.target(TARGET) / "hello").iterdir()))
 
 
 # --- a target's first request
@@ -615,6 +579,6 @@ def test_a_target_gets_empty_repodata_at_its_first_submission(
     assert asked(503, "new.x86_64") == asked(403, "new.x86_64") == asked(404, "known.x86_64") == 0
     ask_for_repodata(broker, StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://x/y/"), ["new.x86_64"])
     assert asked(404, "new.x86_64", "known.x86_64", "new.x86_64") == 1
-    work(repogen(settings))
-    assert repodata.read(live(store, "new.x86_64")) == {}
-    assert pace.read_run(store.runs("new.x86_64")) == pace.Run(), "its first build waits for nothing"
+    work(make_daemon(settings))
+    assert listing_module.read_listing(live(store, "new.x86_64")) == {}
+    assert createrepo.read_run(store.runs("new.x86_64")) == createrepo.RunRecord(), "its first build waits for nothing"

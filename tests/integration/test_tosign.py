@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staging for the signer on a real beanstalkd: what is heeded, what is waited for, and nothing twice under kills."""
+"""Staging for the signer on a real beanstalkd: which requests are staged, and nothing twice under kills."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reimzul.core.errors import RetryLater, ShutdownRequested
 from reimzul.core.fs import file_lock
 from reimzul.core.message import Refusal, SignRequest, Status
 from reimzul.core.store_paths import StorePaths
-from reimzul.tosign.cli import tosign
+from reimzul.tosign.cli import make_daemon
 from reimzul.tosign.daemon import Tosign
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -43,7 +43,7 @@ def settings(tmp_path: Path, beanstalkd: Beanstalkd) -> Settings:
 
 @pytest.fixture
 def daemon(settings: Settings) -> Tosign:
-    return tosign(settings)
+    return make_daemon(settings)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_build_is_staged_once(broker: Broker, daemon: Tosign, store: StorePath
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.BUILDING, Status.CANCELLED, Status.PUBLISHED])
-def test_only_a_success_is_heeded(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
+def test_only_a_success_is_staged(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
     ask(broker, attr.evolve(published(store), status=status))
     work(daemon)
     assert staged(store) == [] and broker.tube_stats("tosign").buried == 0
@@ -160,7 +160,9 @@ def test_a_disk_that_fails_is_waited_for(
     broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(broker, published(store))
-    monkeypatch.setattr("reimzul.tosign.daemon.stage", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "reimzul.tosign.daemon.stage_leg", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with daemon.connect() as own:
         own.watch(daemon.tubes)
         ((_, outcome),) = daemon.handle(own, daemon.reserve_jobs(own))
@@ -202,7 +204,7 @@ def test_killed_at_any_moment_it_stages_each_once(
                 victim.wait()
                 running.append(start())
         until(idle, 30, "all is staged")
-        until(lambda: broker.tube_stats("tosign").watchers == 2, 20, "both are up, and heed a signal")
+        until(lambda: broker.tube_stats("tosign").watchers == 2, 20, "both are up, and handle signals")
     finally:
         for one in running:
             one.send_signal(signal.SIGTERM)

@@ -26,6 +26,7 @@ from reimzul.core.config import Pruning
 from reimzul.core.errors import ReservationLost
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat, decode_event, event_for
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.history import Document
 from reimzul.history.document import fold
@@ -35,11 +36,8 @@ from reimzul.notifier import arrival
 from reimzul.notifier.arrival import arrived, by_our_clock
 from reimzul.notifier.conduct import Conduct, Ward
 from reimzul.notifier.sinks.logfile import LogSink
-from reimzul.repogen.drop import Lying, Told
-from reimzul.repogen.prune import chosen
-from reimzul.repogen.retention import Retention, sweep
-from reimzul.repogen.scan import scan
-from reimzul.repogen.withdraw import sweep_live
+from reimzul.repogen.spool_scan import scan_spool
+from reimzul.store.cleanup import ManifestSummary, Retention, StoredBuild, choose_builds, sweep_expired, sweep_live_logs
 from reimzul.worker.daemon import rest
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, event
 
@@ -280,10 +278,10 @@ def test_what_builders_came_to_in_the_future_counts_as_now(tmp_path: Path) -> No
 # --- bstore
 
 
-def lying(timestamp: str, filed: str = "20261101000000") -> tuple[Lying, Told]:
+def lying(timestamp: str, filed: str = "20261101000000") -> tuple[StoredBuild, ManifestSummary]:
     place = f"repo/t.x86_64/time/{timestamp}/1.7-{timestamp}.x86_64"
-    about = Told(build_id="0" * 32, status="Success", filed=filed)
-    return Lying(place=place, target="t.x86_64", name="time", timestamp=timestamp, arch="x86_64"), about
+    about = ManifestSummary(build_id="0" * 32, status="Success", filed=filed)
+    return StoredBuild(place=place, target="t.x86_64", name="time", timestamp=timestamp, arch="x86_64"), about
 
 
 def test_a_timestamp_that_no_right_clock_says_makes_a_build_neither_the_oldest_nor_the_newest() -> None:
@@ -292,10 +290,10 @@ def test_a_timestamp_that_no_right_clock_says_makes_a_build_neither_the_oldest_n
     for timestamp in ("19700101000100", "19691231235900", "20990101000000"):
         between = lying(timestamp, "20261110000000")
         legs = dict([old, newest, between])
-        assert chosen(legs, Pruning(keep=1), now) == [between[0], old[0]]
-        assert chosen(legs, Pruning(keep=2), now) == [old[0]]
-        assert chosen(legs, Pruning(keep=1, older=20 * 86400), now) == [old[0]]
-    assert chosen(dict([old, newest]), Pruning(keep=1, older=86400), 60.0) == [], "a clock in 1970 drops nothing"
+        assert choose_builds(legs, Pruning(keep=1), now) == [between[0], old[0]]
+        assert choose_builds(legs, Pruning(keep=2), now) == [old[0]]
+        assert choose_builds(legs, Pruning(keep=1, older=20 * 86400), now) == [old[0]]
+    assert choose_builds(dict([old, newest]), Pruning(keep=1, older=86400), 60.0) == [], "a clock in 1970 drops nothing"
 
 
 @pytest.fixture
@@ -315,9 +313,9 @@ def test_what_was_written_by_a_clock_that_was_not_set_is_kept_as_long_as_all_els
         (folder / "build.log").write_text("words")
     monkeypatch.setattr(fs, "EARLIEST_UNIX_TIME", real + 3600)
     for _ in range(2):
-        assert not sweep(store, Retention(attempts=1, rejected=1), real, lambda: None)
-        assert sweep_live(store, real - 2 * 86400) == 0
-        assert not list(scan(store, 1, real))
+        assert not sweep_expired(store, Retention(attempts=1, rejected=1), real, CancelToken())
+        assert sweep_live_logs(store, real - 2 * 86400) == 0
+        assert not list(scan_spool(store, 1, real))
     monkeypatch.undo()
     before = os.lstat(store.live / "c").st_ctime
     monkeypatch.setattr(fs.time, "time", lambda: real - 30 * 86400)  # the clock was ahead for a month

@@ -10,7 +10,6 @@ import pytest
 
 from reimzul.core.validators import is_source_rpm
 from reimzul.history.base import BuildFilter
-from reimzul.repogen import originals
 from reimzul.worker.ship import keep_wanted
 from reimzul.worker.verdict import Fault
 
@@ -24,12 +23,6 @@ def test_only_the_main_leg_uploads_the_source_rpm(tmp_path: Path, name: str, mai
         (tmp_path / file).touch()
     keep_wanted(SimpleNamespace(results=tmp_path, main=main), SimpleNamespace(fault=Fault.NONE))  # type: ignore[arg-type]
     assert (tmp_path / name).exists() == main and (tmp_path / "a-1-1.noarch.rpm").exists()
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_an_upload_of_the_original_that_has_no_other_package_is_not_whole(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    assert originals._lacks(tmp_path) == "its packages"
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -18,22 +18,16 @@ import pytest
 TOP = Path(__file__).parents[2]
 PACKAGE = TOP / "reimzul"
 MODULES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
-ROOMS = ("core", "history", "submit", "worker", "repogen", "tosign", "notifier", "admin", "irc")
+ROOMS = ("core", "history", "store", "submit", "worker", "repogen", "tosign", "notifier", "admin", "irc")
 #: Rooms that run where no library of the controller's is.
-LEAN = ("core", "submit", "worker", "repogen", "tosign")
+LEAN = ("core", "store", "submit", "worker", "repogen", "tosign")
 #: A room that may look into another, and into what of it.
 DOORS = {
     "notifier": ("reimzul.history",),
+    "repogen": ("reimzul.store",),
     "admin": (
         "reimzul.history",
-        # what is done to the store's files is repogen's craft
-        "reimzul.repogen.drop",
-        "reimzul.repogen.hook",
-        "reimzul.repogen.metadata",
-        "reimzul.repogen.prune",
-        "reimzul.repogen.repodata",
-        "reimzul.repogen.repomd",
-        "reimzul.repogen.scratch",
+        "reimzul.store",
         # the doctor greets the servers as the notifier does
         "reimzul.notifier.sinks.mqtt_link",
         "reimzul.notifier.sinks.smtp",

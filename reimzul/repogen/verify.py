@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifies an upload against its manifest: exactly the named files, each with its size, checksum and NEVRA.
+
+A verified upload is synced to disk, and readable by the http server. It contains no text that createrepo_c (0.17 to
+1.2) cannot write as XML: that leaves a package out for a control character, and takes bytes that are not UTF-8 for
+Latin-1. But libxml2 accepts bytes that only look like UTF-8 (overlong, surrogates, beyond U+10FFFF) and writes them as
+they are; then no client can read the metadata of the whole target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from hashlib import sha256
+from pathlib import Path
+
+from reimzul.core import fs
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
+from reimzul.core.manifest import File, Manifest, read_manifest
+from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.retry import CancelToken
+from reimzul.core.rpm_header import read_header, read_published_texts
+from reimzul.core.store_paths import MANIFEST
+from reimzul.core.validators import quoted
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1024 * 1024
+#: Never wait for a pipe's other end, never follow a link: a builder may have uploaded either.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_LOOKS_LIKE_UTF8 = re.compile(
+    rb"(?:[\x00-\x7f]|[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf7][\x80-\xbf]{3})*"
+)
+_NO_CHARACTER = re.compile("[\ufffe\uffff]")
+#: Bytes quoted on each side of a faulty one.
+_CONTEXT_BYTES = 20
+
+
+class InvalidUpload(ReimzulError):
+    """An upload differs from its manifest, or is not the requested one."""
+
+
+class UnpublishablePackage(InvalidUpload):
+    """A package can never be published, whoever builds it."""
+
+
+def read_upload(folder: Path) -> Manifest | None:
+    """Read the manifest of an upload; None if it is not there (yet, or any more). Raises `InvalidUpload`."""
+    try:
+        if folder.is_symlink() or not stat.S_ISREG((folder / MANIFEST).lstat().st_mode):
+            raise InvalidUpload(f"{MANIFEST} is not a plain file in a plain folder")
+        return read_manifest(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except InvalidMessage as error:
+        raise InvalidUpload(f"{MANIFEST}: {error}") from error
+
+
+def read_upload_or_none(folder: Path) -> Manifest | None:
+    try:
+        return read_upload(folder)
+    except InvalidUpload:
+        return None
+
+
+def verify_upload(folder: Path, manifest: Manifest, request: RepogenRequest, cancel: CancelToken) -> None:
+    """Raise `InvalidUpload` with the first file that is wrong, and why."""
+    verify_identity(manifest, request)
+    verify_file_list(folder, manifest)
+    for file in manifest.files:
+        verify_checksum(folder / file.name, file, cancel)
+        if file.is_rpm:
+            verify_nevra(folder / file.name, file)
+            if not manifest.request.scratch:
+                verify_texts(folder / file.name, file)
+    with contextlib.suppress(PermissionError):  # another user's folder, which is readable all the same
+        folder.chmod(0o755)
+    fs.sync(folder / MANIFEST)
+    fs.sync(folder)
+
+
+def verify_identity(manifest: Manifest, request: RepogenRequest) -> None:
+    """Raise `InvalidUpload` if the manifest is of another leg, or names impossible files."""
+    found = (manifest.build_id, manifest.arch, manifest.attempt, manifest.request.target)
+    wanted = (request.build_id, request.arch, request.attempt, request.target)
+    if found != wanted:
+        raise InvalidUpload(f"{MANIFEST} is of {' '.join(found)}, not of {' '.join(wanted)}")
+    names = {file.name for file in manifest.files}
+    if len(names) != len(manifest.files) or MANIFEST in names:
+        raise InvalidUpload(f"{MANIFEST} names a file twice, or itself")
+    if manifest.status != Status.SUCCESS and manifest.rpm_files:
+        raise InvalidUpload(f"{manifest.rpm_files[0].name}: a package of a build that failed")
+
+
+def verify_file_list(folder: Path, manifest: Manifest) -> None:
+    """Raise `InvalidUpload` if a file is missing, or if one is there that the manifest does not name."""
+    found = set()
+    for entry in list(os.scandir(folder)):
+        if not entry.is_file(follow_symlinks=False):
+            raise InvalidUpload(f"{quoted(entry.name)} is no plain file")
+        if entry.name.startswith("."):
+            # rsync leaves these when an upload is cut; no manifest can name them.
+            log.info("%s: %s removed, the rest of a broken transfer", folder.name, quoted(entry.name))
+            os.unlink(entry.path)
+        else:
+            found.add(entry.name)
+    named = {file.name for file in manifest.files} | {MANIFEST}
+    if found - named:
+        raise InvalidUpload(f"{quoted(min(found - named))} is there and not in {MANIFEST}")
+    if named - found:
+        raise InvalidUpload(f"{min(named - found)} is not there")
+
+
+def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
+    """Raise `InvalidUpload` if a file has another size or checksum; sync it to disk."""
+    with os.fdopen(os.open(path, _OPEN_FLAGS), "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != file.size:
+            raise InvalidUpload(f"{file.name} has {size} bytes instead of {file.size}")
+        digest = sha256()
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            cancel.raise_if_cancelled()
+        if digest.hexdigest() != file.sha256:
+            raise InvalidUpload(f"{file.name} has the sha256 {digest.hexdigest()} instead of {file.sha256}")
+        with contextlib.suppress(PermissionError):
+            os.fchmod(stream.fileno(), 0o644)
+        os.fsync(stream.fileno())
+
+
+def verify_nevra(path: Path, file: File) -> None:
+    try:
+        nevra = read_header(path).nevra
+    except InputError as error:
+        raise InvalidUpload(str(error).replace(f"{path.parent}/", "")) from error
+    if nevra != file.nevra:
+        raise InvalidUpload(f"{file.name} is {quoted(nevra)} instead of {quoted(file.nevra)}")
+
+
+def verify_texts(path: Path, file: File) -> None:
+    try:
+        for tag, text in read_published_texts(path):
+            flaw = find_xml_flaw(text)
+            if flaw:
+                raise UnpublishablePackage(f"{file.name} cannot be listed in repodata: its tag {tag} {flaw}")
+    except InputError as error:
+        raise InvalidUpload(str(error).replace(f"{path.parent}/", "")) from error
+
+
+def find_xml_flaw(text: bytes) -> str:
+    """Why a text cannot be part of a repository's metadata; "" if it can."""
+    control = _CONTROL.search(text)
+    if control:
+        return f"has the control character 0x{control[0][0]:02x} in {_quote_around(text, control.start())}"
+    try:
+        no_character = _NO_CHARACTER.search(text.decode())
+    except UnicodeDecodeError as error:
+        if _LOOKS_LIKE_UTF8.fullmatch(text):
+            return f"has the invalid UTF-8 byte 0x{text[error.start]:02x} in {_quote_around(text, error.start)}"
+        return ""
+    if no_character:
+        at = text.find(no_character[0].encode())
+        return f"has U+{ord(no_character[0]):04X}, which is no character, in {_quote_around(text, at)}"
+    return ""
+
+
+def _quote_around(text: bytes, at: int) -> str:
+    return repr(text[max(0, at - _CONTEXT_BYTES) : at + _CONTEXT_BYTES])[1:]

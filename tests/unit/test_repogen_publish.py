@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing uploads to their places: by one rename, never over another, and the same again after a crash."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from reimzul.core.message import Status
+from reimzul.core.retry import CancelToken
+from reimzul.core.store_paths import StorePaths, leg_key, spool_name
+from reimzul.repogen import verify
+from reimzul.repogen.publish import find_stored, store_upload
+from reimzul.repogen.verify import InvalidUpload
+from reimzul.store.listing import StoredLeg
+from tests import uploads
+from tests.uploads import TARGET, request, tree
+
+RPM = {"hello-1-1.x86_64.rpm": (b"package", "hello-1-1.x86_64")}
+PLACE = f"repo/{TARGET}/hello/20240102030405/1-1.x86_64"
+LATER = f"repo/{TARGET}/hello/20240102030406/1-1.x86_64"
+
+
+@pytest.fixture(autouse=True)
+def _headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "read_header", lambda path: SimpleNamespace(nevra=path.name[: -len(".rpm")]))
+    monkeypatch.setattr(verify, "read_published_texts", lambda path: [])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return uploads.make_store(tmp_path)
+
+
+def brought(store: StorePaths, asked: object) -> StoredLeg:
+    leg = store_upload(store, asked, CancelToken())  # type: ignore[arg-type]
+    assert leg
+    return leg
+
+
+def test_a_leg_gets_its_place_and_an_entry_in_the_index(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    leg = brought(store, asked)
+    assert leg.place == PLACE and leg.is_publishable
+    entry = store.index / leg_key(asked.build_id, "x86_64")
+    assert os.readlink(entry) == f"../{PLACE}"
+    assert (entry / "hello-1-1.x86_64.rpm").read_bytes() == b"package"
+    assert tree(store.spool) == set()
+
+
+def test_the_second_time_finds_it_done(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    assert brought(store, asked) == brought(store, asked)
+
+
+@pytest.mark.parametrize("changed, place", [({"scratch": True}, PLACE.replace("repo/", "scratch/", 1)), ({}, PLACE)])
+def test_what_is_not_published_has_its_place_too(store: StorePaths, changed: dict[str, bool], place: str) -> None:
+    status = Status.SUCCESS if changed else Status.FAILED
+    leg = brought(store, uploads.upload(store, {}, of=request(**changed), status=status))
+    assert leg.place == place and not leg.is_publishable
+
+
+def test_another_build_of_the_same_second_goes_one_second_later(store: StorePaths) -> None:
+    brought(store, uploads.upload(store, RPM))
+    second = uploads.upload(store, RPM)
+    assert brought(store, second).place == LATER
+    assert brought(store, second).place == LATER
+    assert brought(store, uploads.upload(store, RPM)).timestamp == "20240102030407"
+
+
+def test_what_a_person_put_there_is_another_build(store: StorePaths) -> None:
+    store.place(PLACE).mkdir(parents=True)
+    (store.place(PLACE) / "build.json").write_text("of the original farm, perhaps")
+    assert brought(store, uploads.upload(store, RPM)).place == LATER
+
+
+def test_years_that_end_or_are_short_lead_nowhere_else(store: StorePaths) -> None:
+    for timestamp, later in (("00010101000000", "00010101000001"), ("99991231235958", "99991231235959")):
+        brought(store, uploads.upload(store, RPM, of=request(timestamp=timestamp)))
+        assert brought(store, uploads.upload(store, RPM, of=request(timestamp=timestamp))).timestamp == later
+    with pytest.raises(InvalidUpload, match="all other builds'"):
+        brought(store, uploads.upload(store, RPM, of=request(timestamp="99991231235958")))
+
+
+def test_a_second_attempt_does_not_replace_the_first(store: StorePaths) -> None:
+    of = request()
+    first, second = uploads.upload(store, RPM, of=of), uploads.upload(store, RPM, of=of)
+    leg = brought(store, first)
+    assert brought(store, second) == leg
+    kept = store.attempts / spool_name(of.build_id, "x86_64", second.attempt)
+    assert tree(kept) == {"build.json", "build.log", "root.log", "state.log"}
+    assert tree(store.spool) == set()
+
+
+def test_a_second_attempt_is_not_even_looked_at(store: StorePaths) -> None:
+    of = request()
+    leg = brought(store, uploads.upload(store, RPM, of=of))
+    second = uploads.upload(store, RPM, of=of)
+    (uploads.spool_of(store, second) / "build.json").write_text("junk")
+    (uploads.spool_of(store, second) / "hello-1-1.x86_64.rpm").unlink()  # as a crash in the middle of a drop leaves it
+    assert brought(store, second) == leg
+
+
+def test_a_failure_gives_way_to_the_success_that_was_told(store: StorePaths) -> None:
+    of = request()
+    failed = uploads.upload(store, {}, of=of, status=Status.FAILED)
+    brought(store, failed)
+    succeeded = uploads.upload(store, RPM, of=of)
+    assert brought(store, succeeded).is_publishable
+    assert brought(store, failed).manifest.attempt == succeeded.attempt
+    assert (store.attempts / spool_name(of.build_id, "x86_64", failed.attempt) / "build.log").exists()
+
+
+def test_a_second_failure_does_not_replace_the_first(store: StorePaths) -> None:
+    of = request()
+    leg = brought(store, uploads.upload(store, {}, of=of, status=Status.FAILED))
+    assert brought(store, uploads.upload(store, {}, of=of, status=Status.FAILED)) == leg
+
+
+def test_legs_of_one_build_do_not_meet(store: StorePaths) -> None:
+    of = request()
+    places = {brought(store, uploads.upload(store, {}, of=of, arch=arch)).place for arch in ("x86_64", "i386")}
+    assert places == {PLACE, PLACE.replace("1-1.x86_64", "1-1.i386")}
+
+
+def test_an_upload_that_is_nowhere_is_none(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    uploads.spool_of(store, asked).rename(store.root / "away")
+    assert store_upload(store, asked, CancelToken()) is None
+
+
+def test_a_bad_upload_stays_where_it_is(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    (uploads.spool_of(store, asked) / "root.log").unlink()
+    with pytest.raises(InvalidUpload):
+        store_upload(store, asked, CancelToken())
+    assert uploads.spool_of(store, asked).is_dir() and tree(store.repo) == set()
+
+
+def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    once = iter([True])
+
+    def check() -> None:
+        if next(once, False):
+            brought(store, asked)
+
+    assert store_upload(store, asked, CancelToken(check)) == find_stored(store, asked.build_id, "x86_64")
+    assert tree(store.attempts) == set() and tree(store.rejected) == set()
+
+
+def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: StorePaths) -> None:
+    of = request()
+    first, second = uploads.upload(store, RPM, of=of), uploads.upload(store, RPM, of=of)
+    once = iter([True])
+
+    def check() -> None:
+        if next(once, False):
+            brought(store, first)
+            (uploads.spool_of(store, second) / "hello-1-1.x86_64.rpm").unlink()
+
+    assert store_upload(store, second, CancelToken(check)) == find_stored(store, of.build_id, "x86_64")
+    assert tree(store.rejected) == set()
+
+
+def test_an_index_that_leads_astray_is_not_followed(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    entry = store.index / leg_key(asked.build_id, "x86_64")
+    entry.symlink_to("../../../etc")
+    assert find_stored(store, asked.build_id, "x86_64") is None
+    assert brought(store, asked).place == PLACE
+
+
+def test_an_index_that_was_forgotten_is_written_again(store: StorePaths) -> None:
+    of = request()
+    leg = brought(store, uploads.upload(store, RPM, of=of))
+    (store.index / leg_key(of.build_id, "x86_64")).unlink()
+    assert brought(store, uploads.upload(store, RPM, of=of)) == leg
+
+
+def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = uploads.Steps(monkeypatch)
+    rounds = iter(range(1000))
+
+    def both() -> tuple[StorePaths, list[object]]:
+        steps_at, steps.die_at = steps.die_at, -1
+        store = uploads.make_store(tmp_path / str(next(rounds)))
+        of = request()
+        asked: list[object] = [uploads.upload(store, {}, of=of, status=Status.FAILED)]
+        asked += [uploads.upload(store, RPM, of=of), uploads.upload(store, RPM, of=of)]
+        steps.count, steps.die_at = 0, steps_at
+        return store, asked
+
+    def all_in(store: StorePaths, asked: list[object]) -> None:
+        for one in asked:
+            brought(store, one)
+
+    for step in steps.deaths(lambda: all_in(*both())):
+        store, asked = both()
+        with pytest.raises(uploads.Died):
+            all_in(store, asked)
+        steps.live()
+        for one in asked:  # one whose failure just gave way finds nothing for a moment, and is asked again
+            store_upload(store, one, CancelToken())  # type: ignore[arg-type]
+        all_in(store, asked)
+        assert tree(store.repo / TARGET) == {
+            f"hello/20240102030405/1-1.x86_64/{name}" for name in ("build.json", *uploads.LOGS, *RPM)
+        }, step
+        assert tree(store.spool) == set() and tree(store.rejected) == set()
+        assert not [path for path in tree(store.attempts) if path.endswith(".rpm")]

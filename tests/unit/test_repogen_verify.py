@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An upload held against its manifest: what passes, and the first word about what does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from reimzul.core.errors import InputError
+from reimzul.core.message import RepogenRequest, Status
+from reimzul.core.retry import CancelToken
+from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.repogen import verify
+from reimzul.repogen.verify import InvalidUpload, read_upload
+from tests import uploads
+
+RPM = {"hello-1-1.x86_64.rpm": (b"package", "hello-1-1.x86_64")}
+
+
+@pytest.fixture(autouse=True)
+def headers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What each file's header says; here every package is what its name says."""
+    said: dict[str, str] = {}
+
+    def read_header(path: Path) -> SimpleNamespace:
+        if path.name in said and not said[path.name]:
+            raise InputError(f"{path}: not an rpm package")
+        return SimpleNamespace(nevra=said.get(path.name, path.name[: -len(".rpm")]))
+
+    monkeypatch.setattr(verify, "read_header", read_header)
+    monkeypatch.setattr(verify, "read_published_texts", lambda path: [])
+    return said
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return uploads.make_store(tmp_path)
+
+
+def held(store: StorePaths, asked: RepogenRequest) -> None:
+    folder = uploads.spool_of(store, asked)
+    manifest = read_upload(folder)
+    assert manifest
+    verify.verify_upload(folder, manifest, asked, CancelToken())
+
+
+def test_what_is_whole_passes_and_can_be_read_by_everybody(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    folder = uploads.spool_of(store, asked)
+    folder.chmod(0o700)
+    (folder / "build.log").chmod(0o600)
+    held(store, asked)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "build.log").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_a_cut_transfer_left_is_removed(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    folder = uploads.spool_of(store, asked)
+    (folder / ".hello-1-1.x86_64.rpm.a1B2c3").write_bytes(b"pack")
+    held(store, asked)
+    assert not (folder / ".hello-1-1.x86_64.rpm.a1B2c3").exists()
+
+
+def other(folder: Path) -> None:
+    (folder / "other.rpm").write_bytes(b"x")
+
+
+def longer(folder: Path) -> None:
+    (folder / "hello-1-1.x86_64.rpm").write_bytes(b"package and more")
+
+
+def changed(folder: Path) -> None:
+    (folder / "hello-1-1.x86_64.rpm").write_bytes(b"packagE")
+
+
+def missing(folder: Path) -> None:
+    (folder / "root.log").unlink()
+
+
+def linked(folder: Path) -> None:
+    (folder / "root.log").unlink()
+    (folder / "root.log").symlink_to("/etc/passwd")
+
+
+def piped(folder: Path) -> None:
+    (folder / "root.log").unlink()
+    os.mkfifo(folder / "root.log")
+
+
+def nested(folder: Path) -> None:
+    (folder / ".hidden").mkdir()
+
+
+def listed_twice(folder: Path) -> None:
+    uploads.rewrite_manifest(folder, lambda said: said["files"].append(said["files"][0]))
+
+
+def lists_itself(folder: Path) -> None:
+    uploads.rewrite_manifest(folder, lambda said: said["files"][0].update(name=MANIFEST))
+
+
+def of_another_target(folder: Path) -> None:
+    uploads.rewrite_manifest(folder, lambda said: said["request"].update(target="c8.x86_64"))
+
+
+def of_another_attempt(folder: Path) -> None:
+    uploads.rewrite_manifest(folder, lambda said: said.update(attempt="1-00000000"))
+
+
+def failed(folder: Path) -> None:
+    uploads.rewrite_manifest(folder, lambda said: said.update(status=Status.FAILED))
+
+
+@pytest.mark.parametrize(
+    "harm, words",
+    [
+        (other, "'other.rpm' is there and not in build.json"),
+        (longer, "hello-1-1.x86_64.rpm has 16 bytes instead of 7"),
+        (changed, "hello-1-1.x86_64.rpm has the sha256 "),
+        (missing, "root.log is not there"),
+        (linked, "'root.log' is no plain file"),
+        (piped, "'root.log' is no plain file"),
+        (nested, "'.hidden' is no plain file"),
+        (listed_twice, "names a file twice"),
+        (lists_itself, "or itself"),
+        (of_another_target, "c8.x86_64, not of "),
+        (of_another_attempt, "1-00000000 c7.1708.u.x86_64, not of "),
+        (failed, "hello-1-1.x86_64.rpm: a package of a build that failed"),
+    ],
+)
+def test_each_harm_is_named(store: StorePaths, harm: Callable[[Path], None], words: str) -> None:
+    asked = uploads.upload(store, RPM)
+    harm(uploads.spool_of(store, asked))
+    with pytest.raises(InvalidUpload) as told:
+        held(store, asked)
+    assert words in str(told.value)
+
+
+def test_a_package_has_to_be_the_one_its_manifest_says(store: StorePaths, headers: dict[str, str]) -> None:
+    asked = uploads.upload(store, RPM)
+    headers["hello-1-1.x86_64.rpm"] = "evil-1-1.x86_64"
+    with pytest.raises(InvalidUpload, match="is 'evil-1-1.x86_64' instead of 'hello-1-1.x86_64'"):
+        held(store, asked)
+
+
+def test_a_package_has_to_be_one(store: StorePaths, headers: dict[str, str]) -> None:
+    asked = uploads.upload(store, RPM)
+    headers["hello-1-1.x86_64.rpm"] = ""
+    with pytest.raises(InvalidUpload, match=r"^hello-1-1.x86_64.rpm: not an rpm package$"):
+        held(store, asked)
+
+
+def test_a_manifest_that_is_not_there_yet_is_no_fault(store: StorePaths) -> None:
+    assert read_upload(store.spool / "nothing") is None
+    (store.spool / "file").write_text("")
+    assert read_upload(store.spool / "file") is None
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"request": 1}', "\0" * 100])
+def test_a_manifest_that_is_none_is_said_so(store: StorePaths, body: str) -> None:
+    folder = uploads.spool_of(store, uploads.upload(store, RPM))
+    (folder / MANIFEST).write_text(body)
+    with pytest.raises(InvalidUpload, match="build.json: "):
+        read_upload(folder)
+
+
+def test_no_link_and_no_pipe_is_read_as_a_manifest(store: StorePaths) -> None:
+    folder = uploads.spool_of(store, uploads.upload(store, RPM))
+    (store.spool / "link").symlink_to(folder)
+    (folder / MANIFEST).rename(store.root / MANIFEST)
+    for harm in (lambda: os.mkfifo(folder / MANIFEST), lambda: (folder / MANIFEST).symlink_to(store.root / MANIFEST)):
+        harm()
+        with pytest.raises(InvalidUpload, match="not a plain file"):
+            read_upload(folder)
+        (folder / MANIFEST).unlink()
+    with pytest.raises(InvalidUpload, match="not a plain file"):
+        read_upload(store.spool / "link")

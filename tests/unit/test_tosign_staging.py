@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laying builds out for the signer: whole, once, and nothing that must not be signed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reimzul.core.errors import InvalidMessage
+from reimzul.core.message import SignRequest, Status
+from reimzul.core.retry import CancelToken
+from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
+from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
+from tests import uploads
+from tests.uploads import TARGET, tree
+
+RPMS = {
+    "hello-1-1.x86_64.rpm": (b"package", "hello-1-1.x86_64"),
+    "hello-1-1.src.rpm": (b"source", "hello-1-1.src"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return uploads.make_store(tmp_path)
+
+
+def published(store: StorePaths, **changed: Any) -> SignRequest:
+    """A leg in its place, and the request to sign it."""
+    of = changed.pop("of", uploads.request())
+    asked = uploads.upload(store, changed.pop("rpms", RPMS), of=of, **changed)
+    folder = store.place(asked.place)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    uploads.spool_of(store, asked).rename(folder)
+    return SignRequest(
+        pkgname="hello", status=Status.SUCCESS, target=TARGET, arch=asked.arch, timestamp=of.timestamp,
+        build_id=of.build_id, place=asked.place,
+    )  # fmt: skip
+
+
+def staged(store: StorePaths, request: SignRequest) -> list[bool]:
+    return [stage_leg(store, build, CancelToken()) for build in find_signable(store, request)]
+
+
+def test_a_build_is_laid_out_with_its_packages_alone(store: StorePaths) -> None:
+    request = published(store)
+    assert staged(store, request) == [True]
+    folder = store.tosign / TARGET / f"hello-1-1.x86_64.{request.build_id}"
+    assert tree(folder) == set(RPMS)
+    for name, (content, _) in RPMS.items():
+        assert (folder / name).read_bytes() == content
+        assert (folder / name).stat().st_nlink == 1  # the signer rewrites it; what is published must stay
+    assert (store.staged_marks / leg_key(request.build_id, "x86_64")).read_text().strip().endswith(folder.name)
+    assert tree(store.staging) == set()
+
+
+def test_it_is_never_laid_out_twice_also_when_it_was_collected(store: StorePaths) -> None:
+    request = published(store)
+    staged(store, request)
+    assert staged(store, request) == [False]
+    shutil.rmtree(store.tosign / TARGET)
+    assert staged(store, request) == [False]
+    assert not (store.tosign / TARGET).exists()
+
+
+def test_a_place_that_is_not_there_is_no_build_yet(store: StorePaths) -> None:
+    request = published(store)
+    shutil.rmtree(store.repo / TARGET)
+    assert find_signable(store, request) == []
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_request_of_the_original_is_found_by_its_words(store: StorePaths, manifest: bool) -> None:
+    ours = published(store)
+    published(store, arch="i386", of=uploads.request(build_id=ours.build_id))
+    if not manifest:
+        (store.place(ours.place) / MANIFEST).unlink()
+    words = {"pkgname": "hello", "status": "Success", "target": TARGET, "arch": "x86_64", "timestamp": ours.timestamp}
+    request = SignRequest(**words)
+    assert staged(store, request) == [True] and staged(store, request) == [False]
+    (folder,) = (store.tosign / TARGET).iterdir()
+    assert tree(folder) == set(RPMS) and folder.name.startswith("hello-1-1.x86_64.")
+    assert folder.name.endswith(ours.build_id) == manifest
+
+
+def test_what_was_not_built_well_never_gets_there(store: StorePaths) -> None:
+    failed = published(store, rpms={}, status=Status.FAILED)
+    other = published(store, of=uploads.request(timestamp="20250102030405"))
+    wrong_build = SignRequest(**{**other.to_json(), "build_id": "0" * 32})
+    wrong_place = SignRequest(**{**other.to_json(), "target": "c8.x86_64"})
+    bare = published(store, of=uploads.request(timestamp="20260102030405"))
+    (store.place(bare.place) / MANIFEST).unlink()
+    for request, words in (
+        (failed, "has failed"),
+        (wrong_build, "not the request's"),
+        (wrong_place, "is not a place in"),
+        (bare, "has no build.json"),
+    ):
+        with pytest.raises(InvalidMessage, match=words):
+            find_signable(store, request)
+
+
+def test_a_scratch_build_is_not_signed(store: StorePaths) -> None:
+    scratch = published(store, of=uploads.request(scratch=True))
+    with pytest.raises(InvalidMessage, match="is not a place in"):
+        find_signable(store, scratch)
+    lying = SignRequest(**{**scratch.to_json(), "place": scratch.place.replace("scratch/", "repo/", 1)})
+    store.place(lying.place).parent.mkdir(parents=True)
+    store.place(scratch.place).rename(store.place(lying.place))
+    with pytest.raises(InvalidMessage, match="scratch build"):
+        find_signable(store, lying)
+
+
+def test_a_package_that_changed_since_is_not_signed(store: StorePaths) -> None:
+    request = published(store)
+    (store.place(request.place) / "hello-1-1.x86_64.rpm").write_bytes(b"packagE")
+    with pytest.raises(InvalidMessage, match="not as it was published"):
+        staged(store, request)
+    assert not (store.tosign / TARGET).exists()
+
+
+def test_a_build_without_packages_is_no_folder(store: StorePaths) -> None:
+    assert staged(store, published(store, rpms={})) == [False]
+    assert not (store.tosign / TARGET).exists()
+
+
+def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, rounds = uploads.Steps(monkeypatch), iter(range(1000))
+
+    def ready() -> tuple[StorePaths, SignableLeg]:
+        steps_at, steps.die_at = steps.die_at, -1
+        store = uploads.make_store(tmp_path / str(next(rounds)))
+        (build,) = find_signable(store, published(store))
+        steps.count, steps.die_at = 0, steps_at
+        return store, build
+
+    def collect(store: StorePaths) -> int:
+        """What a signer that comes now takes away: always whole builds."""
+        folders = list(store.tosign.glob(f"{TARGET}/*"))
+        for folder in folders:
+            assert tree(folder) == set(RPMS)
+            shutil.rmtree(folder)
+        return len(folders)
+
+    def whole() -> None:
+        store, build = ready()
+        stage_leg(store, build, CancelToken())
+
+    for step in steps.deaths(whole):
+        store, build = ready()
+        with pytest.raises(uploads.Died):
+            stage_leg(store, build, CancelToken())
+        steps.live()
+        collected = collect(store)
+        stage_leg(store, build, CancelToken())
+        assert collected + collect(store) == 1, step
+        assert not stage_leg(store, build, CancelToken())
+        assert collect(store) == 0 and tree(store.staging) == set()
