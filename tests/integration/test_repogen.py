@@ -228,7 +228,7 @@ def test_an_upload_that_is_not_there_is_waited_for_then_refused(
     broker.client.kick(1)
     work(daemon)
     (event,) = taken(broker, NOTIFY)
-    assert isinstance(event, Refusal) and "is not there" in event.reason
+    assert isinstance(event, Refusal) and "does not exist" in event.reason
     assert broker.tube_stats("createrepo").buried == 1
 
 

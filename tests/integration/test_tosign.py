@@ -109,7 +109,7 @@ def test_a_place_that_is_not_there_is_waited_for_then_refused(
     work(daemon)
     assert broker.tube_stats("tosign").buried == 1
     claim = first_event(broker)
-    assert isinstance(claim, Refusal) and "is not there" in claim.reason
+    assert isinstance(claim, Refusal) and "does not exist" in claim.reason
 
 
 def first_event(broker: Broker) -> Any:
