@@ -18,17 +18,17 @@ from reimzul.core.refused import Overflow
 from reimzul.core.rpm_header import check_bindings
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.build import Tools
-from reimzul.worker.chroot import Chroot
-from reimzul.worker.configs import Configs
+from reimzul.worker.build import BuildEnvironment
 from reimzul.worker.daemon import Worker
-from reimzul.worker.fitness import Fitness, Limits
-from reimzul.worker.live import Live
-from reimzul.worker.roots import Roots
-from reimzul.worker.ship import Shipper
-from reimzul.worker.source import Incoming
-from reimzul.worker.tidying import Tidying
-from reimzul.worker.voice import INSTANCE, Self, Voice, own_instance
+from reimzul.worker.download import Downloader
+from reimzul.worker.health import HealthCheck, ResourceLimits
+from reimzul.worker.heartbeat import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
+from reimzul.worker.log_stream import LogStreamer
+from reimzul.worker.mock import Mock
+from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.root_cleanup import RootCleanup
+from reimzul.worker.roots import MockRoots
+from reimzul.worker.upload import Uploader
 from reimzul.worker.workspace import Workspace
 
 EXAMPLES = """\b
@@ -47,19 +47,19 @@ def command(config: Path | None, verbose: bool) -> None:
     settings = load_settings(config, verbose)
     check_bindings()  # said now, in one line, rather than at the first build
     workspace = Workspace(settings.worker.results)
-    workspace.make()
-    roots_here = roots(settings, workspace)
+    workspace.create()
+    roots_here = make_roots(settings, workspace)
     SdNotify().set_status("waiting for the slot of its roots")
-    with roots_here.owned(os.environ.get(INSTANCE, "")):
-        worker(settings, workspace, roots_here).run()
+    with roots_here.hold_own_slot(os.environ.get(INSTANCE_VARIABLE, "")):
+        make_worker(settings, workspace, roots_here).run()
 
 
-def worker(settings: Settings, workspace: Workspace, roots_here: Roots) -> Worker:
+def make_worker(settings: Settings, workspace: Workspace, roots_here: MockRoots) -> Worker:
     """A worker as the settings say; what a killed one left on this host is cleaned up first."""
     known = read_arches(settings.farm.arches)
-    kit = tools(settings, roots_here, known)
+    kit = make_environment(settings, roots_here, known)
     SdNotify().set_status("cleaning up, should a killed worker have left something")
-    workspace.sweep(kit.chroot.clean_left)
+    workspace.remove_orphaned(kit.mock.recover_root)
     beanstalkd = settings.beanstalkd
     machine = settings.worker.machine or os.uname().machine
     return Worker(
@@ -68,29 +68,29 @@ def worker(settings: Settings, workspace: Workspace, roots_here: Roots) -> Worke
         settings.worker.fqdn or local_hostname(),
         kit,
         workspace,
-        Fitness(limits(settings)),
+        HealthCheck(make_limits(settings)),
         settings.worker.tries,
-        voice(settings, known.tubes_of_machine(machine)),
-        Tidying(roots_here),
+        make_heartbeat(settings, known.tubes_of_machine(machine)),
+        RootCleanup(roots_here),
         Overflow(settings.farm.refused),
     )
 
 
-def voice(settings: Settings, tubes: list[str]) -> Voice:
+def make_heartbeat(settings: Settings, tubes: list[str]) -> HeartbeatSender:
     """As what this worker says that it is there."""
-    who = Self(
+    who = WorkerIdentity(
         host=settings.worker.fqdn or local_hostname(),
         instance=own_instance(),
         arches=tuple(tubes),
-        folders=limits(settings).folders,
+        folders=make_limits(settings).folders,
     )
-    return Voice(who, settings.worker.presence)
+    return HeartbeatSender(who, settings.worker.presence)
 
 
-def limits(settings: Settings) -> Limits:
+def make_limits(settings: Settings) -> ResourceLimits:
     """What this builder has to have before it takes a job."""
     mine = settings.worker
-    return Limits(
+    return ResourceLimits(
         folders=(mine.results, mine.mock_roots),
         free_mib=mine.min_free_mib,
         free_inodes=mine.min_free_inodes,
@@ -98,38 +98,38 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-def roots(settings: Settings, workspace: Workspace) -> Roots:
+def make_roots(settings: Settings, workspace: Workspace) -> MockRoots:
     """mock's roots on this host. Workers that share them share what is recorded of them, which lies beside them."""
     mine = settings.worker
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    configs = Configs(
+    configs = MockConfigRepo(
         checkout=mine.mock_configs,
-        rendered=workspace.configs,
+        rendered_folder=workspace.configs,
         repohost=urls.base.rstrip("/"),
         pull_timeout=mine.pull_timeout,
     )
     beside = mine.mock_roots if os.access(mine.mock_roots, os.W_OK | os.X_OK) else mine.results
-    return Roots(mine.mock, configs, beside / ".reimzul", mine.mock_roots, mine.root_days)
+    return MockRoots(mine.mock, configs, beside / ".reimzul", mine.mock_roots, mine.root_days)
 
 
-def tools(settings: Settings, roots_here: Roots, known: Arches) -> Tools:
+def make_environment(settings: Settings, roots_here: MockRoots, known: Arches) -> BuildEnvironment:
     """What a build needs of this host."""
     mine = settings.worker
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    return Tools(
-        known=known,
-        incoming=Incoming(settings.incoming.url),
+    return BuildEnvironment(
+        arches=known,
+        incoming=Downloader(settings.incoming.url),
         urls=urls,
         configs=roots_here.configs,
-        chroot=Chroot(
+        mock=Mock(
             mock=mine.mock,
             configs=roots_here.configs,
             roots=roots_here,
             build_timeout=mine.build_timeout,
             stall_timeout=mine.stall_timeout,
         ),
-        shipper=Shipper(rsync=mine.rsync, arguments=mine.rsync_arguments, urls=urls),
-        live=Live(mine.rsync, mine.rsync_arguments, urls, mine.live_logs),
+        uploader=Uploader(rsync=mine.rsync, arguments=mine.rsync_arguments, urls=urls),
+        log_streamer=LogStreamer(mine.rsync, mine.rsync_arguments, urls, mine.live_logs),
     )
 
 

@@ -84,11 +84,11 @@ def _unpack(unpacker: Callable[[], Any], packed: Path, unpacked: Path) -> None:
     packed.unlink()
 
 
-class Stalled(ReimzulError):
+class BuildStalled(ReimzulError):
     """Nothing was written to a build's logs or its result folder for longer than it may take."""
 
 
-class Growth:
+class StallDetector:
     """The result folder of a build, watched for whether anything in it changes."""
 
     def __init__(self, results: Path, limit: int) -> None:
@@ -97,7 +97,7 @@ class Growth:
         self._seen: dict[str, tuple[int, int]] = {}
         self._since = time.monotonic()
 
-    def look(self) -> None:
+    def raise_if_stalled(self) -> None:
         """Raise `Stalled` where nothing changed for too long."""
         if not self.limit:
             return
@@ -105,7 +105,7 @@ class Growth:
         if seen != self._seen:
             self._seen, self._since = seen, now
         elif now - self._since > self.limit:
-            raise Stalled(f"nothing was written to its logs for {self.limit} s (stall_timeout)")
+            raise BuildStalled(f"nothing was written to its logs for {self.limit} s (stall_timeout)")
 
 
 def _contents(folder: Path) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from typing import Optional
 import attr
 
 #: Characters of a line that are read: patterns stay fast whatever a line holds.
-LINE_LIMIT = 4_000
+LINE_LIMIT_CHARS = 4_000
 
 
 class Cause(enum.Enum):
@@ -58,7 +58,7 @@ class _Fetch:
     url: str = ""
 
 
-_PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?")
+LOG_PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?")
 _COMMAND = re.compile(r"Executing command: .*bin/(?:dnf|yum|microdnf|tdnf|zypper)[\w.-]*'")
 _STATUS = re.compile(r"Status code: (\d{3}) for (\S+)")
 _CURL = re.compile(r"Curl error \((\d+)\): ")
@@ -84,19 +84,19 @@ _FATAL = re.compile(
 
 def read_failures(log: str) -> list[RepoFailure]:
     """The failed downloads of a root.log; those that a later call of the package manager made up for are left out."""
-    reader = _Reader()
+    reader = _FailureReader()
     for line in log.splitlines():
-        reader.read(_PREFIX.sub("", line[:LINE_LIMIT]))
+        reader.read(LOG_PREFIX.sub("", line[:LINE_LIMIT_CHARS]))
     return reader.failures
 
 
-def last_call(log: str) -> str:
+def last_package_manager_output(log: str) -> str:
     """What the package manager printed when it was called last: earlier calls succeeded, or were repeated."""
     calls = list(_COMMAND.finditer(log))
     return log[calls[-1].end() :] if calls else log
 
 
-class _Reader:
+class _FailureReader:
     """The failures so far, and the failed downloads that belong to the next one."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ _LIMIT_BYTES = 64 * 1024
 
 
 @attr.frozen(kw_only=True)
-class Record:
+class RootRecord:
     """What is known of the root of one extension."""
 
     digest: str = ""  #: of the configuration that its bootstrap root was made with
@@ -35,7 +35,7 @@ class Record:
     birth: str = ""  #: when that mock was started
 
     @classmethod
-    def read(cls, path: Path) -> Record:
+    def read(cls, path: Path) -> RootRecord:
         """Read it from a file; where there is none, or none that can be read, the bootstrap root is not trusted."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ class Record:
         beside.write_text(json.dumps(attr.asdict(self)), encoding="utf-8")
         os.replace(beside, path)
 
-    def distrust(self, digest: str, days: int) -> str:
+    def removal_reason(self, digest: str, days: int) -> str:
         """Why the bootstrap root must not be used again; empty where it may be."""
         if self.digest != digest:
             return self.broken or "its configuration has changed"

@@ -25,17 +25,17 @@ from reimzul.core.errors import ConfigError, ReimzulError, TimedOut
 from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
 from reimzul.core.process import output_of, run
 from reimzul.core.retry import CancelToken
-from reimzul.worker.configs import Configs
-from reimzul.worker.orphans import InUse, birth_of, end_orphan
-from reimzul.worker.rootrecord import Record, bootstrap_fault, digest_rendered
-from reimzul.worker.slots import Slots, extension_of, locked, slot_of
+from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.orphans import RootInUse, end_orphan, start_time
+from reimzul.worker.rootrecord import RootRecord, bootstrap_fault, digest_rendered
+from reimzul.worker.slots import SlotLocks, extension_of, hold_lock, slot_of
 
 log = logging.getLogger(__name__)
 
 #: Seconds that mock may take to remove a root.
-CLEANING = 300
+CLEANING_TIMEOUT_SECONDS = 300
 #: mock's exit code where another mock is in the root.
-LOCKED = 60
+EXIT_ROOT_IN_USE = 60
 #: Further extensions that are tried for one build where mocks that cannot be ended are in the roots.
 SPARE_TRIES = 2
 _POLL_SECONDS = 0.2
@@ -43,12 +43,12 @@ _POLL_SECONDS = 0.2
 _PLUGINS_OFF = "".join(f"config_opts['plugin_conf']['{name}_enable'] = False\n" for name in ("yum_cache", "root_cache"))
 
 
-class CannotRemove(ReimzulError):
+class RootNotRemoved(ReimzulError):
     """mock did not remove a root that must not be used again."""
 
 
 @attr.frozen(kw_only=True)
-class Root:
+class MockRoot:
     """The root of one leg's build, as mock has to be told to find it again."""
 
     configdir: str
@@ -62,33 +62,33 @@ class Root:
         return Path(self.base, f"{self.name}-bootstrap-{self.uniqueext}")
 
 
-class Roots:
+class MockRoots:
     """The roots of this host that are this worker's to build in, and how mock is told to look after them."""
 
-    def __init__(self, mock: str, configs: Configs, state: Path, mock_roots: Path, days: int) -> None:
+    def __init__(self, mock: str, configs: MockConfigRepo, state: Path, mock_roots: Path, days: int) -> None:
         """`state`: records and locks, shared by all workers that share `mock_roots`; `days`: root_days."""
         self.mock = mock
         self.configs = configs
         self.state = state
         self.mock_roots = mock_roots
         self.days = days
-        self.slots = Slots(state)
+        self.slots = SlotLocks(state)
         self.slot = ""  #: the one this worker holds
 
     @contextlib.contextmanager
-    def owned(self, instance: str) -> Iterator[None]:
+    def hold_own_slot(self, instance: str) -> Iterator[None]:
         """Hold a slot for as long as this worker runs. Raises `ConfigError`."""
         with contextlib.suppress(OSError):
             self.state.mkdir(parents=True, exist_ok=True)
         if not (self.state.is_dir() and os.access(self.state, os.W_OK)):
             raise ConfigError(f"[worker] mock_roots: {self.state} is no folder that this user can write to")
-        with self.slots.own(instance) as self.slot:
+        with self.slots.hold_own(instance) as self.slot:
             yield
 
     @contextlib.contextmanager
-    def held(self, slot: str) -> Iterator[None]:
+    def hold_slot(self, slot: str) -> Iterator[None]:
         """Hold the slot of a root to be cleaned; `BlockingIOError` where another worker holds it."""
-        with contextlib.nullcontext() if slot in ("", self.slot) else self.slots.held(slot):
+        with contextlib.nullcontext() if slot in ("", self.slot) else self.slots.hold(slot):
             yield
 
     def extensions(self, arch: str) -> Generator[str, None, None]:
@@ -96,72 +96,72 @@ class Roots:
         yield extension_of(self.slot, arch)
         with contextlib.ExitStack() as stack:
             for _ in range(SPARE_TRIES):
-                yield extension_of(stack.enter_context(self.slots.spare()), arch)
+                yield extension_of(stack.enter_context(self.slots.hold_spare()), arch)
 
     # --- around a build -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, configdir: Path, extension: str, heed: Callable[[], None]) -> Iterator[Root]:
+    def prepare_root(self, configdir: Path, extension: str, heed: Callable[[], None]) -> Iterator[MockRoot]:
         """Make a root fit for a build and keep its caches from being removed. Raises `InUse`, `CannotRemove`."""
         digest = digest_rendered(configdir)
         base, name = self._locate(configdir, digest)
-        root = Root(configdir=str(configdir), uniqueext=extension, base=base, name=name)
+        root = MockRoot(configdir=str(configdir), uniqueext=extension, base=base, name=name)
         with self._in_use(root, heed):
-            record = Record.read(self.record(root))
+            record = RootRecord.read(self.record_path(root))
             end_orphan(record.pid, record.birth, heed)
             if record.unclean:
                 self._call(root, "--orphanskill", heed=heed)
-            why = record.distrust(digest, self.days)
+            why = record.removal_reason(digest, self.days)
             if why and root.bootstrap.exists():
                 log.info("removing the bootstrap root %s: %s", root.bootstrap.name, why)
                 self.remove(base, f"{name}-bootstrap", extension, heed)
             made = record.made if root.bootstrap.exists() else time.time()
             broken = "its last build was broken off"
-            Record(digest=digest, made=made, broken=broken, unclean=True).write(self.record(root))
+            RootRecord(digest=digest, made=made, broken=broken, unclean=True).write(self.record_path(root))
             yield root
 
-    def begun(self, root: Root, pid: int) -> None:
+    def record_start(self, root: MockRoot, pid: int) -> None:
         """Record which mock is in a root, for whoever finds it there after we were killed."""
-        record = Record.read(self.record(root))
-        attr.evolve(record, pid=pid, birth=birth_of(pid)).write(self.record(root))
+        record = RootRecord.read(self.record_path(root))
+        attr.evolve(record, pid=pid, birth=start_time(pid)).write(self.record_path(root))
 
-    def ended(self, root: Root, results: Path, code: int | None) -> None:
+    def record_end(self, root: MockRoot, results: Path, code: int | None) -> None:
         """Record how mock left a root; `code` is None where mock had to be ended."""
-        record = Record.read(self.record(root))
+        record = RootRecord.read(self.record_path(root))
         unclean = code is None or code < 0 or code > 128  # what is above: mock got a signal
-        attr.evolve(record, broken=bootstrap_fault(results, code), unclean=unclean, pid=0).write(self.record(root))
+        attr.evolve(record, broken=bootstrap_fault(results, code), unclean=unclean, pid=0).write(self.record_path(root))
 
-    def clean(self, root: Root, output: Path) -> None:
+    def clean(self, root: MockRoot, output: Path) -> None:
         """Remove the root of a mock that was ended: TERM skips its --cleanup-after (mock.md)."""
         done = [self._call(root, what, output=output) for what in ("--orphanskill", "--clean")]
-        path = self.record(root)
+        path = self.record_path(root)
         if all(done) and path.exists():
-            attr.evolve(Record.read(path), unclean=False, pid=0).write(path)
+            attr.evolve(RootRecord.read(path), unclean=False, pid=0).write(path)
 
-    def recover(self, root: Root, output: Path) -> None:
+    def recover(self, root: MockRoot, output: Path) -> None:
         """Clean the root that a killed worker left, unless another worker holds its slot and will see to it itself."""
         try:
-            with self.held(slot_of(root.uniqueext)):
-                record = Record.read(self.record(root))
+            with self.hold_slot(slot_of(root.uniqueext)):
+                record = RootRecord.read(self.record_path(root))
                 end_orphan(record.pid, record.birth, lambda: None)
                 self.clean(root, output)
         except BlockingIOError:
             return
-        except InUse as error:
+        except RootInUse as error:
             log.warning("%s: %s", root.name, error)
 
-    def record(self, root: Root) -> Path:
+    def record_path(self, root: MockRoot) -> Path:
         """Where the record of a root is."""
         return self.state / f"{root.name}-{root.uniqueext}.json"
 
     @contextlib.contextmanager
-    def _in_use(self, root: Root, heed: Callable[[], None]) -> Iterator[None]:
+    def _in_use(self, root: MockRoot, heed: Callable[[], None]) -> Iterator[None]:
         """Share the lock of a root's name with other builders; its file says when it was last built, and where."""
         path = self.state / f"{root.name}.lock"
         while True:
             with contextlib.ExitStack() as stack:
                 try:
-                    stack.enter_context(locked(path, shared=True))
+                    stack.enter_context(hold_lock(path, shared=True))
                 except BlockingIOError:  # its caches are just being removed
                     heed()
                     time.sleep(_POLL_SECONDS)
@@ -192,12 +192,15 @@ class Roots:
     # --- what mock is told ----------------------------------------------------------------------------------------
 
     def _call(
-        self, root: Root, what: str, *, output: Path | None = None, heed: Callable[[], None] | None = None
+        self, root: MockRoot, what: str, *, output: Path | None = None, heed: Callable[[], None] | None = None
     ) -> bool:
         """Have mock do something to a root, its bootstrap root included; whether it did."""
         call = [self.mock, "-r", "mock", f"--configdir={root.configdir}", f"--uniqueext={root.uniqueext}", what]
         try:
-            return run(call, output=output, timeout=CLEANING, cancel=CancelToken(heed) if heed else None) == 0
+            return (
+                run(call, output=output, timeout=CLEANING_TIMEOUT_SECONDS, cancel=CancelToken(heed) if heed else None)
+                == 0
+            )
         except ReimzulError as error:
             if heed is not None:
                 heed()
@@ -217,7 +220,7 @@ class Roots:
         """Call mock with a configuration that says which root and no more: the target's own may be gone."""
         text = f"config_opts['root'] = {configured!r}\nconfig_opts['target_arch'] = {os.uname().machine!r}\n"
         text += (f"config_opts['basedir'] = {base!r}\n" if base else "") + _PLUGINS_OFF
-        with tempfile.TemporaryDirectory(prefix=".cleaning-", dir=self.configs.rendered) as folder:
+        with tempfile.TemporaryDirectory(prefix=".cleaning-", dir=self.configs.rendered_folder) as folder:
             defaults = Renderer(folder=self.configs.folder, repohost=self.configs.repohost).render_defaults()
             for name, content in {"mock.cfg": text, SITE_DEFAULTS: defaults}.items():
                 Path(folder, name).write_text(content, encoding="utf-8")
@@ -226,11 +229,11 @@ class Roots:
             errors = Path(folder, "stderr")
             call = [self.mock, "-r", "mock", f"--configdir={folder}", *words]
             try:
-                code = run(call, output=errors, timeout=CLEANING, cancel=CancelToken(heed))
+                code = run(call, output=errors, timeout=CLEANING_TIMEOUT_SECONDS, cancel=CancelToken(heed))
             except TimedOut as error:
-                raise CannotRemove(f"{error} when it was to remove {configured}") from error
+                raise RootNotRemoved(f"{error} when it was to remove {configured}") from error
             last = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        if code == LOCKED:
-            raise InUse(f"another mock is in {configured}")
+        if code == EXIT_ROOT_IN_USE:
+            raise RootInUse(f"another mock is in {configured}")
         if code:
-            raise CannotRemove(f"mock exited with {code} when it was to remove {configured}: {''.join(last)}")
+            raise RootNotRemoved(f"mock exited with {code} when it was to remove {configured}: {''.join(last)}")

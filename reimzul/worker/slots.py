@@ -19,7 +19,7 @@ from pathlib import Path
 import attr
 
 #: Seconds a starting worker waits for the slot of its instance: another may be cleaning up what its predecessor left.
-SLOT_PATIENCE_SECONDS = 60.0
+SLOT_TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _SLOT = re.compile(r"[A-Za-z0-9_]{1,40}\Z")
 _EXTENSION = r"reimzul-(?P<slot>[A-Za-z0-9_]{1,40})\.[A-Za-z0-9_]+"
@@ -30,7 +30,7 @@ _OLD_FOLDER = re.compile(r"(?P<root>reimzul-.+?)(?P<bootstrap>-bootstrap)?-(?P<e
 
 
 @attr.frozen
-class Folder:
+class RootFolder:
     """A root's folder that a worker of this farm made, read from its name."""
 
     root: str  #: the name in mock's configuration; builds of one target share it
@@ -39,17 +39,17 @@ class Folder:
     slot: str  #: empty where a version before the slots made it
 
     @property
-    def configured(self) -> str:
+    def configured_name(self) -> str:
         """What a configuration has to call the root for mock to find the folder, given the extension."""
         return f"{self.root}-bootstrap" if self.bootstrap else self.root
 
 
-def parse_folder(name: str) -> Folder | None:
+def parse_folder(name: str) -> RootFolder | None:
     """Read the name of a folder among mock's roots; None where it is none of ours."""
     for pattern in (_FOLDER, _OLD_FOLDER):
         if found := pattern.match(name):
             slot = found.groupdict().get("slot") or ""
-            return Folder(found["root"], bool(found["bootstrap"]), found["extension"], slot)
+            return RootFolder(found["root"], bool(found["bootstrap"]), found["extension"], slot)
     return None
 
 
@@ -65,7 +65,7 @@ def extension_of(slot: str, arch: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+def hold_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the flock of a file; `BlockingIOError` where another holds it. The holder may remove the file."""
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
@@ -85,25 +85,25 @@ def _is_same(path: Path, descriptor: int) -> bool:
     return False
 
 
-class Slots:
+class SlotLocks:
     """The slots of this host."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` has the locks; it is the same for all workers that share mock's roots."""
         self.folder = folder
 
-    def held(self, slot: str) -> contextlib.AbstractContextManager[None]:
+    def hold(self, slot: str) -> contextlib.AbstractContextManager[None]:
         """Hold a slot; `BlockingIOError` where another worker does."""
-        return locked(self.folder / f"{slot}.slot")
+        return hold_lock(self.folder / f"{slot}.slot")
 
     @contextlib.contextmanager
-    def own(self, instance: str) -> Iterator[str]:
+    def hold_own(self, instance: str) -> Iterator[str]:
         """Hold the slot of a systemd instance, or a spare one where there is no instance or it is taken."""
-        deadline = time.monotonic() + SLOT_PATIENCE_SECONDS
+        deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
         while _SLOT.match(instance):
             with contextlib.ExitStack() as stack:
                 try:
-                    stack.enter_context(self.held(instance))
+                    stack.enter_context(self.hold(instance))
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         break
@@ -111,17 +111,17 @@ class Slots:
                     continue
                 yield instance
                 return
-        with self.spare() as slot:
+        with self.hold_spare() as slot:
             yield slot
 
     @contextlib.contextmanager
-    def spare(self) -> Iterator[str]:
+    def hold_spare(self) -> Iterator[str]:
         """Hold the first spare slot that nobody holds."""
         number = 1
         while True:
             with contextlib.ExitStack() as stack:
                 try:
-                    stack.enter_context(self.held(f"spare{number}"))
+                    stack.enter_context(self.hold(f"spare{number}"))
                 except BlockingIOError:
                     number += 1
                     continue

@@ -10,23 +10,23 @@ import time
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker
 from reimzul.core.message import CurrentBuild, WorkerState
-from reimzul.worker.build import Build
-from reimzul.worker.voice import Voice
+from reimzul.worker.build import BuildAttempt
+from reimzul.worker.heartbeat import HeartbeatSender
 
 #: Seconds between two looks for a mark that cancels, and for one that drains.
 CANCEL, DRAIN = 1.0, 10.0
 
 
-class Watch:
+class ControlPoller:
     """The look-out of one build."""
 
-    def __init__(self, build: Build, host: str, voice: Voice) -> None:
+    def __init__(self, build: BuildAttempt, host: str, voice: HeartbeatSender) -> None:
         self.build, self.host, self.voice = build, host, voice
         self._cancel_at = self._drain_at = float("-inf")
         self._drained: control.ControlFlag | None = None
         self._heeded = False
 
-    def look(self, broker: Broker, *, last: bool) -> None:
+    def poll(self, broker: Broker, *, last: bool) -> None:
         """Look for what is due; `last`: the worker ends after this build anyway. Raises `BrokerUnavailable`."""
         now = time.monotonic()
         if now - self._cancel_at < CANCEL:
@@ -37,7 +37,7 @@ class Watch:
         if now - self._drain_at >= DRAIN:
             self._drain_at = now
             self._drained = control.drain_flag(broker, self.host)
-        self.voice.say(broker, self._state(last), self._drained.drain_text if self._drained else "", self._in_hand())
+        self.voice.send(broker, self._state(last), self._drained.drain_text if self._drained else "", self._in_hand())
 
     def _state(self, last: bool) -> str:
         if self._drained is not None and self._drained.is_quarantine:
@@ -52,7 +52,7 @@ class Watch:
 
     def _in_hand(self) -> CurrentBuild:
         attempt = self.build.attempt
-        arch, now = self.build.course.now(attempt.request.arch)
+        arch, now = self.build.progress.current_phase(attempt.request.arch)
         return CurrentBuild(
             build_id=attempt.request.build_id,
             srpm=attempt.request.srpm,

@@ -39,7 +39,7 @@ class Workspace:
         """Where mock's rendered configurations are."""
         return self.root / "configs"
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Make the folders that have to be there. Raises `ConfigError`."""
         try:
             for folder in (self.builds, self.configs):
@@ -49,7 +49,7 @@ class Workspace:
         except OSError as error:
             raise ConfigError(f"[worker] results: {self.root}: {(error.strerror or str(error)).lower()}") from error
 
-    def sweep(self, clean: Callable[[Path], None]) -> None:
+    def remove_orphaned(self, clean: Callable[[Path], None]) -> None:
         """Remove the folders that no living worker owns; `clean` first cleans up the root of each leg in them."""
         for folder in sorted(path for path in self.builds.iterdir() if path.is_dir()):
             with contextlib.suppress(OSError), _owned(folder):
@@ -59,7 +59,7 @@ class Workspace:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def folder(self, name: str) -> Iterator[Path]:
+    def create_attempt_folder(self, name: str) -> Iterator[Path]:
         """A new folder of ours, removed in the end."""
         folder = self.builds / name
         folder.mkdir(parents=True)

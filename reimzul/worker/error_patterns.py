@@ -15,17 +15,17 @@ CAUSE, LIKELY, CONSEQUENCE, LAST = 4, 3, 2, 1
 
 
 @attr.frozen
-class Rule:
+class ErrorPattern:
     """One way to say it."""
 
     pattern: re.Pattern[str]
-    surety: int = CAUSE
+    confidence: int = CAUSE
     before: int = 3  #: how many lines before it are shown
     after: int = 10  #: and after it
 
 
-def _rule(pattern: str, surety: int = CAUSE, before: int = 3, after: int = 10) -> Rule:
-    return Rule(re.compile(pattern), surety, before, after)
+def _rule(pattern: str, surety: int = CAUSE, before: int = 3, after: int = 10) -> ErrorPattern:
+    return ErrorPattern(re.compile(pattern), surety, before, after)
 
 
 _COMPILERS = (

@@ -24,8 +24,8 @@ from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import read_header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.worker.job import Leg
-from reimzul.worker.verdict import Fault, Verdict
+from reimzul.worker.mock_result import Fault, MockResult
+from reimzul.worker.model import Leg
 
 log = logging.getLogger(__name__)
 
@@ -33,31 +33,31 @@ log = logging.getLogger(__name__)
 PAUSES = (1, 2, 5, 10, 20, 30, 60)
 #: rsync's exit codes that no waiting mends, as they tell of this host's rsync or of its arguments: usage, action not
 #: supported. All others may be the link's or the store's, and pass; a build of hours is not thrown away for them.
-HOPELESS = (1, 4)
+PERMANENT_EXIT_CODES = (1, 4)
 #: Seconds without a byte after which rsync itself gives up.
-SILENCE = 60
+RSYNC_IO_TIMEOUT_SECONDS = 60
 #: Seconds that the upload of logs may take which decide nothing.
-ONCE = 30
+LOGS_TIMEOUT_SECONDS = 30
 #: How often, in seconds, an upload that does not get through is said.
 SAY_AGAIN = 60.0
 #: rsync's small questions and answers, each in a packet of its own, at once: else each of them waits for the other
 #: end's acknowledgement of the one before, 40 ms and three times a call (bstore's rsyncd.conf has the same).
-AT_ONCE = "--sockopts=TCP_NODELAY"
+NODELAY = "--sockopts=TCP_NODELAY"
 
 
-class CannotShip(ReimzulError):
+class UploadImpossible(ReimzulError):
     """This host's rsync does not do it, however often it is tried."""
 
 
 @attr.frozen(kw_only=True)
-class Shipper:
+class Uploader:
     """rsync on this host, and the store it uploads to."""
 
     rsync: str
     arguments: tuple[str, ...]
     urls: StoreUrls
 
-    def ship(
+    def upload(
         self, leg: Leg, told: Callable[[], Manifest], heed: Callable[[], None], wait: Callable[[float], None]
     ) -> Manifest:
         """Upload a leg's results, have `told` reckon their manifest meanwhile, and upload that when both have ended.
@@ -79,11 +79,11 @@ class Shipper:
         self._until_there(self._manifest(leg, manifest), where, leg, heed, wait)
         return manifest
 
-    def ship_logs(self, leg: Leg, manifest: Manifest, heed: Callable[[], None]) -> None:
+    def upload_logs(self, leg: Leg, manifest: Manifest, heed: Callable[[], None]) -> None:
         """Upload what an attempt left that decides nothing: tried once. Raises what kept it from arriving."""
         where = self.urls.spool(leg.attempt.request.build_id, leg.arch, leg.attempt.token)
         for folder in (leg.results, self._manifest(leg, manifest)):
-            self._once(folder, where, leg.folder / "rsync.log", heed, timeout=ONCE)
+            self._once(folder, where, leg.folder / "rsync.log", heed, timeout=LOGS_TIMEOUT_SECONDS)
 
     def _manifest(self, leg: Leg, manifest: Manifest) -> Path:
         """The folder with the manifest alone."""
@@ -101,10 +101,10 @@ class Shipper:
                 self._once(folder, where, leg.folder / "rsync.log", heed)
                 return
             except ProgramNotFound as error:
-                raise CannotShip(str(error)) from error
+                raise UploadImpossible(str(error)) from error
             except (ProgramFailed, TimedOut) as error:
-                if isinstance(error, ProgramFailed) and error.code in HOPELESS:
-                    raise CannotShip(str(error)) from error
+                if isinstance(error, ProgramFailed) and error.code in PERMANENT_EXIT_CODES:
+                    raise UploadImpossible(str(error)) from error
                 if time.monotonic() - said > SAY_AGAIN or not said:
                     log.warning("%s of %s is not uploaded yet: %s", leg.arch, leg.attempt.request.srpm, error)
                     said = time.monotonic()
@@ -128,26 +128,26 @@ class Shipper:
             "--times",
             "--chmod=D0755,F0644",
             "--partial",
-            AT_ONCE,
-            f"--timeout={SILENCE}",
+            NODELAY,
+            f"--timeout={RSYNC_IO_TIMEOUT_SECONDS}",
             *self.arguments,
             f"{folder}/",
             where,
         ]
 
 
-def keep_wanted(leg: Leg, verdict: Verdict) -> None:
+def prune_results(leg: Leg, verdict: MockResult) -> None:
     """Leave in a leg's results what is uploaded: of a failed one only logs, of a follower no source rpm."""
     for path in sorted(leg.results.iterdir()):
         unwanted = path.name.endswith(".rpm") if verdict.fault is not Fault.NONE else False
-        repeated = validators.is_source_rpm(path.name) and not leg.main
+        repeated = validators.is_source_rpm(path.name) and not leg.is_main
         if unwanted or repeated or not path.is_file():
             discard(path)
 
 
-def manifest_of(
+def make_manifest(
     leg: Leg,
-    verdict: Verdict,
+    verdict: MockResult,
     code: int | None,
     config: str,
     heed: Callable[[], None],
@@ -190,7 +190,7 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
-def tail(path: Path, lines: int, limit: int) -> str:
+def read_tail(path: Path, lines: int, limit: int) -> str:
     """The last lines of a log, in any encoding, at most `limit` bytes of it."""
     try:
         with path.open("rb") as stream:

@@ -18,20 +18,29 @@ from typing import Callable, Optional
 
 import attr
 
-from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, CAUSE, PROBE, ROOT_LOG, ROOT_WORDS, TARGET_LINE, Rule
+from reimzul.worker.error_patterns import (
+    BUILD_LOG,
+    BUILD_WORDS,
+    CAUSE,
+    PROBE,
+    ROOT_LOG,
+    ROOT_WORDS,
+    TARGET_LINE,
+    ErrorPattern,
+)
 
 #: The most characters that are given back, and of one line.
-LIMIT, LINE_LIMIT = 4_000, 400
+EXCERPT_CHARS, EXCERPT_LINE_CHARS = 4_000, 400
 #: Bytes read at once, how many a line may have to be seen in one piece, and how many around an error may be shown.
-BLOCK, LONGEST_LINE, AROUND = 1 << 20, 8_192, 24_000
+BLOCK_BYTES, MAX_LINE_BYTES, SURROUNDING_BYTES = 1 << 20, 8_192, 24_000
 #: Lines of a log's end, where no rule matches.
 LAST_LINES = 25
 
 _STEP = re.compile(r"Executing\(%|Processing files: ")
-_MARKS = (b"Executing(%", b"Processing files: ", b"Child return code")
+_STEP_WORDS = (b"Executing(%", b"Processing files: ", b"Child return code")
 _RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+)")
 #: rpmbuild's way to say that it wants more packages before it goes on.
-_GOES_ON = ("0", "11")
+_CONTINUING_CODES = ("0", "11")
 #: A command that a script is about to run, as `sh -x` prints it: no error, whatever it holds.
 _ECHO = re.compile(r"\++ \S")
 #: `error:` alone on its line, or with what rpmbuild printed on stdout meanwhile; its words are on a later line.
@@ -62,15 +71,15 @@ class FirstError:
 
 
 @attr.frozen
-class Found:
+class FoundError:
     """An error: where its line begins, the line, and by which rule."""
 
-    at: int
+    offset: int
     line: str
-    rule: Rule
+    rule: ErrorPattern
 
 
-def first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lambda: None) -> FirstError:
+def find_first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lambda: None) -> FirstError:
     """The first real error; empty where neither log says anything.
 
     `heed` is called now and then; what it raises ends the search.
@@ -78,43 +87,47 @@ def first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lamb
     for log, rules, words in ((build_log, BUILD_LOG, BUILD_WORDS), (root_log, ROOT_LOG, ROOT_WORDS)):
         found = _search(log, rules, words, heed)
         if found is not None:
-            text = _shown(log, found)
-            return FirstError(text, _telling(_lines(found.line.encode())[0].strip().removeprefix("- "), text), log.name)
+            text = _excerpt(log, found)
+            return FirstError(
+                text, _cause_line(_display_lines(found.line.encode())[0].strip().removeprefix("- "), text), log.name
+            )
     for log in (build_log, root_log):
-        if last := _last_words(log):
+        if last := _log_end(log):
             return FirstError(last, last.splitlines()[-1].strip(), log.name)
     return FirstError()
 
 
-def _search(log: Path, rules: Sequence[Rule], words: Sequence[bytes], heed: Callable[[], None]) -> Optional[Found]:
+def _search(
+    log: Path, rules: Sequence[ErrorPattern], words: Sequence[bytes], heed: Callable[[], None]
+) -> Optional[FoundError]:
     """The surest error of the step that failed."""
-    best: Optional[Found] = None
+    best: Optional[FoundError] = None
     for start, block in _blocks(log):
         heed()
-        for at, line in _telling_lines(block, words):
+        for at, line in _candidate_lines(block, words):
             returned = _RETURNED.match(line)
-            if returned is not None and returned.group(1) not in _GOES_ON and best is not None:
+            if returned is not None and returned.group(1) not in _CONTINUING_CODES and best is not None:
                 return best
             if returned is not None or _STEP.match(line):
                 best = None
             else:
-                best = _surer(best, start + at, line, rules)
+                best = _better(best, start + at, line, rules)
     return best
 
 
-def _surer(best: Optional[Found], at: int, line: str, rules: Sequence[Rule]) -> Optional[Found]:
+def _better(best: Optional[FoundError], at: int, line: str, rules: Sequence[ErrorPattern]) -> Optional[FoundError]:
     """The line by the first rule it matches, where that is surer than what was found before it."""
-    surety = 0 if best is None else best.rule.surety
+    surety = 0 if best is None else best.rule.confidence
     if surety == CAUSE or PROBE.search(line) or _ECHO.match(line):
         return best
-    rule = next((each for each in rules if each.surety > surety and each.pattern.search(line)), None)
-    return best if rule is None else Found(at, line, rule)
+    rule = next((each for each in rules if each.confidence > surety and each.pattern.search(line)), None)
+    return best if rule is None else FoundError(at, line, rule)
 
 
-def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+def _candidate_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, str]]:
     """The lines of a block that a rule may want to look at, and where each begins."""
     lines: dict[int, int] = {}
-    for word in (*_MARKS, *words):
+    for word in (*_STEP_WORDS, *words):
         at = block.find(word)
         while at >= 0:
             end = block.find(b"\n", at)
@@ -122,14 +135,14 @@ def _telling_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, 
             lines[block.rfind(b"\n", 0, at) + 1] = end
             at = block.find(word, end)
     for begin, end in sorted(lines.items()):
-        line = _text(block[begin : min(end, begin + LONGEST_LINE)])
+        line = _decode(block[begin : min(end, begin + MAX_LINE_BYTES)])
         bare = _BARE.match(line)
         yield begin, f"{bare.group(1)} {_next_line(block, end)}" if bare else line
 
 
 def _next_line(block: bytes, end: int) -> str:
     """The first line after one that says something, without what a log's format adds: the words of a bare `error:`."""
-    following = _lines(block[end + 1 : end + 1 + LONGEST_LINE])
+    following = _display_lines(block[end + 1 : end + 1 + MAX_LINE_BYTES])
     return next((line.strip() for line in following if not _STDOUT_LINE.match(line)), "")
 
 
@@ -139,9 +152,9 @@ def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with log.open("rb") as stream:
             while True:
-                more = stream.read(BLOCK)
+                more = stream.read(BLOCK_BYTES)
                 block = rest + more
-                cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK else len(block)
+                cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK_BYTES else len(block)
                 yield start, block[:cut]
                 start, rest = start + cut, block[cut:]
                 if not more:
@@ -150,20 +163,22 @@ def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
         return
 
 
-def _shown(log: Path, found: Found) -> str:
+def _excerpt(log: Path, found: FoundError) -> str:
     """The error's line with those around it."""
-    skip = max(0, found.at - AROUND)
+    skip = max(0, found.offset - SURROUNDING_BYTES)
     with log.open("rb") as stream:
         stream.seek(skip)
-        block = stream.read(found.at - skip + AROUND)
-    before = [line for line in _since_step(_lines(block[: found.at - skip])[:-1]) if not _NOISE.search(line)]
-    return _fitted(
+        block = stream.read(found.offset - skip + SURROUNDING_BYTES)
+    before = [
+        line for line in _lines_since_step(_display_lines(block[: found.offset - skip])[:-1]) if not _NOISE.search(line)
+    ]
+    return _cut_to_limit(
         before[max(0, len(before) - found.rule.before) :],
-        _up_to_step(_lines(block[found.at - skip :])[: found.rule.after + 1]),
+        _lines_before_step(_display_lines(block[found.offset - skip :])[: found.rule.after + 1]),
     )
 
 
-def _telling(line: str, text: str) -> str:
+def _cause_line(line: str, text: str) -> str:
     """The line that says what is wrong: of a traceback, which begins with a head, the one it ends with."""
     if not _HEAD.match(line):
         return line
@@ -171,44 +186,44 @@ def _telling(line: str, text: str) -> str:
     return next((each.strip() for each in after if _HEADED.match(each)), line)
 
 
-def _fitted(before: list[str], lines: list[str]) -> str:
+def _cut_to_limit(before: list[str], lines: list[str]) -> str:
     """As much as may be shown; the error itself and what follows go before what led to it."""
-    text = "\n".join(lines)[:LIMIT]
+    text = "\n".join(lines)[:EXCERPT_CHARS]
     for line in reversed(before):
-        if len(text) + len(line) + 1 > LIMIT:
+        if len(text) + len(line) + 1 > EXCERPT_CHARS:
             break
         text = f"{line}\n{text}"
     return text.rstrip("\n")
 
 
-def _since_step(lines: list[str]) -> list[str]:
+def _lines_since_step(lines: list[str]) -> list[str]:
     steps = [number for number, line in enumerate(lines) if _STEP.match(line)]
     return lines[steps[-1] :] if steps else lines
 
 
-def _up_to_step(lines: list[str]) -> list[str]:
+def _lines_before_step(lines: list[str]) -> list[str]:
     steps = [number for number, line in enumerate(lines) if _STEP.match(line) or _RETURNED.match(line)]
     return lines[: steps[0]] if steps else lines
 
 
-def _last_words(log: Path) -> str:
+def _log_end(log: Path) -> str:
     """The end of a log without what always stands there."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - AROUND))
-            lines = _lines(stream.read())
+            stream.seek(max(0, log.stat().st_size - SURROUNDING_BYTES))
+            lines = _display_lines(stream.read())
     except OSError:
         return ""
     last = [line for line in lines if not _NOISE.search(line)][-LAST_LINES:]
-    return "\n".join(last)[-LIMIT:]
+    return "\n".join(last)[-EXCERPT_CHARS:]
 
 
-def _text(block: bytes) -> str:
+def _decode(block: bytes) -> str:
     """What stands there, without its colours."""
     return _COLOUR.sub("", block.decode("utf-8", "replace"))
 
 
-def _lines(block: bytes) -> list[str]:
+def _display_lines(block: bytes) -> list[str]:
     """Lines as they are shown: what mock puts before them is left out, a line too long is cut."""
-    lines = (_PREFIX.sub("", line) for line in _text(block).replace("\r\n", "\n").split("\n"))
-    return [line if len(line) <= LINE_LIMIT else f"{line[: LINE_LIMIT - 1]}…" for line in lines]
+    lines = (_PREFIX.sub("", line) for line in _decode(block).replace("\r\n", "\n").split("\n"))
+    return [line if len(line) <= EXCERPT_LINE_CHARS else f"{line[: EXCERPT_LINE_CHARS - 1]}…" for line in lines]

@@ -19,8 +19,8 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.mock_exit_codes import HOST_FAULT_CODES
-from reimzul.worker.errorrules import CONFLICTING, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD
-from reimzul.worker.repofaults import LINE_LIMIT, RepoFailure, last_call, read_failures
+from reimzul.worker.error_patterns import CONFLICTING, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD
+from reimzul.worker.repofaults import LINE_LIMIT_CHARS, RepoFailure, last_package_manager_output, read_failures
 
 
 class Fault(enum.Enum):
@@ -33,7 +33,7 @@ class Fault(enum.Enum):
 
 
 @attr.frozen
-class Verdict:
+class MockResult:
     """Whose fault, and why in words for a person."""
 
     fault: Fault
@@ -70,25 +70,25 @@ _SOURCE_PATH = re.compile(r"/SOURCES/|/SPECS/|\.spec\b")
 _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No space left on device")
 #: How many lines of build.log, before rpmbuild sums up, are those of the step that failed. Earlier ones may be those of
 #: a test that writes to /dev/full.
-_NEAR = 20
+_STEP_END_LINES = 20
 #: Bytes free on the disk of the results below which the disk is full: what failed there has failed for that.
-_FULL = 1024 * 1024
+_FULL_DISK_BYTES = 1024 * 1024
 #: What mock says with exit code 40, beside that the source rpm cannot be installed.
-_FORTY = {
+_EXIT_40_REASONS = {
     "No build results found": "rpmbuild made no package",
     "No specfile found": "the source rpm has no spec file",
     "Expected to find single rebuilt srpm": "rpmbuild -bs did not make one source rpm",
 }
 #: Exit codes for which it does not matter what repositories held: timeout, damaged source rpm.
-_INDEPENDENT = (11, 40)
+_CODES_INDEPENDENT_OF_REPOS = (11, 40)
 
 
-def judge(code: int, results: Path) -> Verdict:
+def classify(code: int, results: Path) -> MockResult:
     """The verdict on a run of mock that left its logs in `results`; a full disk is no fault of any package."""
-    verdict = _judge(code, results)
-    if verdict.fault in (Fault.NONE, Fault.PACKAGE) and code not in _INDEPENDENT:
-        verdict = _skipped(read_failures(_text(results / "root.log"))) or verdict
-    return _no_space(results) or verdict if verdict.fault in (Fault.PACKAGE, Fault.NOBODY) else verdict
+    verdict = _classify_by_code(code, results)
+    if verdict.fault in (Fault.NONE, Fault.PACKAGE) and code not in _CODES_INDEPENDENT_OF_REPOS:
+        verdict = _find_skipped_repo(read_failures(_read_end(results / "root.log"))) or verdict
+    return _find_full_disk(results) or verdict if verdict.fault in (Fault.PACKAGE, Fault.NOBODY) else verdict
 
 
 def is_timeout(reason: str) -> bool:
@@ -96,114 +96,124 @@ def is_timeout(reason: str) -> bool:
     return reason.endswith(("(build_timeout)", "(stall_timeout)"))
 
 
-def _skipped(failures: Sequence[RepoFailure]) -> Verdict | None:
+def _find_skipped_repo(failures: Sequence[RepoFailure]) -> MockResult | None:
     """The verdict where the package manager went on without a repository that may have packages."""
     hidden = next((each for each in failures if each.hides_packages), None)
     if hidden is None:
         return None
-    return Verdict(Fault.NOBODY, f"a repository was skipped that may have newer packages: {hidden.detail[:300]}")
+    return MockResult(Fault.NOBODY, f"a repository was skipped that may have newer packages: {hidden.detail[:300]}")
 
 
-def _no_space(results: Path) -> Verdict | None:
+def _find_full_disk(results: Path) -> MockResult | None:
     """The fault of a disk that is full, or was: then the logs say so, as far as there was room for that."""
-    for log in (_last_words(_text(results / "build.log")), _text(results / "root.log"), _text(results / "stderr")):
+    for log in (
+        _end_of_build_log(_read_end(results / "build.log")),
+        _read_end(results / "root.log"),
+        _read_end(results / "stderr"),
+    ):
         found = _NO_SPACE.search(log)
         if found:
-            return Verdict(Fault.BUILDER, found.group(0))
+            return MockResult(Fault.BUILDER, found.group(0))
     with contextlib.suppress(FileNotFoundError):  # mock made no folder
         room = os.statvfs(results)
-        if room.f_bavail * room.f_frsize < _FULL:
-            return Verdict(Fault.BUILDER, "the disk it was built on is full")
+        if room.f_bavail * room.f_frsize < _FULL_DISK_BYTES:
+            return MockResult(Fault.BUILDER, "the disk it was built on is full")
     return None
 
 
-def _last_words(log: str) -> str:
+def _end_of_build_log(log: str) -> str:
     """What build.log has from shortly before rpmbuild sums up."""
     lines = log.splitlines()
     ends = [number for number, line in enumerate(lines) if line.startswith("RPM build errors:")] or [len(lines)]
-    return "\n".join(lines[max(0, ends[-1] - _NEAR) :])
+    return "\n".join(lines[max(0, ends[-1] - _STEP_END_LINES) :])
 
 
-def _judge(code: int, results: Path) -> Verdict:
+def _classify_by_code(code: int, results: Path) -> MockResult:
     if code == 0:
-        return _judge_packages(sorted(path.name for path in results.glob("*.rpm")))
+        return _check_package_names(sorted(path.name for path in results.glob("*.rpm")))
     if code == 1:
-        return _judge_one(results)
+        return _classify_exit_1(results)
     if code == 3:
-        return Verdict(Fault.BUILDER, _wrong_configuration(results))
+        return MockResult(Fault.BUILDER, _explain_exit_3(results))
     if code == 10:
-        return _judge_ten(results)
+        return _classify_exit_10(results)
     if code == 11:
-        return Verdict(Fault.PACKAGE, "it took longer than a build may (build_timeout)")
+        return MockResult(Fault.PACKAGE, "it took longer than a build may (build_timeout)")
     if code == 30:
-        return _judge_thirty(results)
+        return _classify_exit_30(results)
     if code == 40:
-        return Verdict(Fault.PACKAGE, _forty(_text(results / "stderr")))
+        return MockResult(Fault.PACKAGE, _explain_exit_40(_read_end(results / "stderr")))
     if code == 60:
-        return Verdict(Fault.NOBODY, HOST_FAULT_CODES[60])
+        return MockResult(Fault.NOBODY, HOST_FAULT_CODES[60])
     if code < 0:
-        return Verdict(Fault.BUILDER, f"mock was ended by signal {-code}")
-    return Verdict(Fault.BUILDER, HOST_FAULT_CODES.get(code, f"mock exited with {code}"))
+        return MockResult(Fault.BUILDER, f"mock was ended by signal {-code}")
+    return MockResult(Fault.BUILDER, HOST_FAULT_CODES.get(code, f"mock exited with {code}"))
 
 
-def _forty(said: str) -> str:
+def _explain_exit_40(said: str) -> str:
     """What mock objects to in a package; other versions say it otherwise."""
-    for sign, words in _FORTY.items():
+    for sign, words in _EXIT_40_REASONS.items():
         if sign in said:
             return words
     return "the source rpm cannot be installed: its payload is damaged"
 
 
-def _judge_packages(names: list[str]) -> Verdict:
+def _check_package_names(names: list[str]) -> MockResult:
     """Built, and all can be published: rpm itself allows names that are none for us, as with a macro left in them."""
     if not names:
-        return Verdict(Fault.BUILDER, "mock says it built, and left no rpm")
+        return MockResult(Fault.BUILDER, "mock says it built, and left no rpm")
     for name in names:
         try:
             validators.name(name)
         except ValueError as error:
-            return Verdict(Fault.PACKAGE, f"it makes a package that cannot be published: {error}")
-    return Verdict(Fault.NONE)
+            return MockResult(Fault.PACKAGE, f"it makes a package that cannot be published: {error}")
+    return MockResult(Fault.NONE)
 
 
-def began(results: Path) -> bool:
+def rpmbuild_started(results: Path) -> bool:
     """Whether rpmbuild was started: what went wrong before that was not the package's doing."""
-    return "Start: rpmbuild" in _log(results, "state.log")
+    return "Start: rpmbuild" in _log_or_stderr(results, "state.log")
 
 
-def _judge_one(results: Path) -> Verdict:
+def _classify_exit_1(results: Path) -> MockResult:
     """rpmbuild failed, or mock never got as far."""
-    if began(results):
-        return Verdict(Fault.PACKAGE, _step(results) or "rpmbuild failed")
-    said = _text(results / "stderr")
+    if rpmbuild_started(results):
+        return MockResult(Fault.PACKAGE, _failed_step(results) or "rpmbuild failed")
+    said = _read_end(results / "stderr")
     if "Cannot find/open srpm" in said or "File is not an srpm" in said:
-        return Verdict(Fault.PACKAGE, "mock cannot read the source rpm")
-    if _in_setup(results):
-        return _judge_setup(results)
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_error(said)}")
+        return MockResult(Fault.PACKAGE, "mock cannot read the source rpm")
+    if _build_setup_started(results):
+        return _classify_source_rebuild(results)
+    return MockResult(Fault.BUILDER, f"mock did not come to build it: {_last_mock_error(said)}")
 
 
-def _judge_ten(results: Path) -> Verdict:
+def _classify_exit_10(results: Path) -> MockResult:
     """%generate_buildrequires failed, or mock has no program that installs BuildRequires."""
-    if began(results):
-        return Verdict(Fault.PACKAGE, _step(results) or "the package does not build")
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {_last_error(_text(results / 'stderr'))}")
+    if rpmbuild_started(results):
+        return MockResult(Fault.PACKAGE, _failed_step(results) or "the package does not build")
+    return MockResult(
+        Fault.BUILDER, f"mock did not come to build it: {_last_mock_error(_read_end(results / 'stderr'))}"
+    )
 
 
-def _in_setup(results: Path) -> bool:
+def _build_setup_started(results: Path) -> bool:
     """Whether mock had begun to look at the package: the buildroot was there."""
-    return "Start: build setup for" in _log(results, "state.log")
+    return "Start: build setup for" in _log_or_stderr(results, "state.log")
 
 
-def _judge_setup(results: Path) -> Verdict:
+def _classify_source_rebuild(results: Path) -> MockResult:
     """`rpmbuild -bs` failed in build setup: the package's fault only where rpm itself objects to spec or source."""
-    output = _source_rebuild(_text(results / "build.log")) or _source_rebuild(_text(results / "root.log"))
+    output = _source_rebuild_output(_read_end(results / "build.log")) or _source_rebuild_output(
+        _read_end(results / "root.log")
+    )
     errors = [found.group(1).strip() for found in _RPM_ERROR.finditer(output)]
     errors += [found.group(1).strip() for found in _BAD_SOURCE.finditer(output)]
     if errors and not any(map(_blames_root, errors)):
-        return Verdict(Fault.PACKAGE, f"rpmbuild -bs failed: {errors[0][:300]}")
-    why = next(filter(_blames_root, errors), "") or _last_line(output) or _last_error(_text(results / "stderr"))
-    return Verdict(Fault.BUILDER, f"mock did not come to build it: {why}")
+        return MockResult(Fault.PACKAGE, f"rpmbuild -bs failed: {errors[0][:300]}")
+    why = (
+        next(filter(_blames_root, errors), "") or _last_line(output) or _last_mock_error(_read_end(results / "stderr"))
+    )
+    return MockResult(Fault.BUILDER, f"mock did not come to build it: {why}")
 
 
 def _blames_root(error: str) -> bool:
@@ -211,7 +221,7 @@ def _blames_root(error: str) -> bool:
     return bool(_ROOT_ERROR.search(error) or (_PERMISSION.search(error) and not _SOURCE_PATH.search(error)))
 
 
-def _source_rebuild(log: str) -> str:
+def _source_rebuild_output(log: str) -> str:
     """The output of the last `rpmbuild -bs` in a log, without what the log's format adds."""
     lines = _PREFIX.sub("", log).split("\n")
     calls = [number for number, line in enumerate(lines) if _SOURCE_CALL.match(line)]
@@ -220,7 +230,7 @@ def _source_rebuild(log: str) -> str:
     return _TARGET_LINES.sub("", "".join(f"{line}\n" for line in (lines[: ends[0]] if ends else lines)))
 
 
-def _last_error(said: str) -> str:
+def _last_mock_error(said: str) -> str:
     """What mock's last error says: of a command that failed its last line of output, or else the command."""
     errors = [found.end() for found in _ERROR.finditer(said)]
     lines = [line.strip() for line in said[errors[-1] if errors else 0 :].splitlines() if line.strip()]
@@ -238,46 +248,48 @@ def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:300]
 
 
-def _wrong_configuration(results: Path) -> str:
+def _explain_exit_3(results: Path) -> str:
     """What mock says of a configuration that it cannot use: its last line of that kind."""
-    said = [line for line in _text(results / "stderr").splitlines() if line.startswith("ERROR: ")][-1:]
+    said = [line for line in _read_end(results / "stderr").splitlines() if line.startswith("ERROR: ")][-1:]
     return ": ".join([HOST_FAULT_CODES[3], *(line.partition(": ")[2].strip() for line in said)])
 
 
-def _judge_thirty(results: Path) -> Verdict:
+def _classify_exit_30(results: Path) -> MockResult:
     """Dependencies: nobody provides one, or the repository, the disk or the configuration is not what it should be."""
-    log = _log(results, "root.log")
+    log = _log_or_stderr(results, "root.log")
     if full := _NO_SPACE.search(log):
-        return Verdict(Fault.BUILDER, full.group(0).strip())
+        return MockResult(Fault.BUILDER, full.group(0).strip())
     failures = read_failures(log)
-    if skipped := _skipped(failures):
+    if skipped := _find_skipped_repo(failures):
         return skipped
     fatal = [each for each in failures if not each.skipped]
     if stale := next((each for each in fatal if each.is_stale), None):
-        return Verdict(Fault.NOBODY, f"a repository changed while it was read: {stale.detail[:300]}")
+        return MockResult(Fault.NOBODY, f"a repository changed while it was read: {stale.detail[:300]}")
     if fatal:
-        return Verdict(Fault.BUILDER, fatal[0].line[:300])
-    return _judge_unresolved(_PREFIX.sub("", last_call(log)), in_setup=_in_setup(results))
+        return MockResult(Fault.BUILDER, fatal[0].line[:300])
+    return _classify_unresolved(
+        _PREFIX.sub("", last_package_manager_output(log)), in_setup=_build_setup_started(results)
+    )
 
 
-def _judge_unresolved(log: str, *, in_setup: bool) -> Verdict:
+def _classify_unresolved(log: str, *, in_setup: bool) -> MockResult:
     """All repositories were read, and the packages could not be installed."""
     missing = sorted({"".join(names).strip(" '\"") for names in _UNPROVIDED.findall(log)})
     conflict = _CONFLICTING.search(log) or _UNRESOLVED.search(log)
-    words = _line_of(log, conflict) if conflict else ""
+    words = _whole_line(log, conflict) if conflict else ""
     if not in_setup:  # what cannot be installed, the configuration asks for
         why = f"nobody provides {', '.join(missing)}" if missing else words
-        return Verdict(Fault.BUILDER, f"the buildroot could not be installed{why and ': '}{why}")
+        return MockResult(Fault.BUILDER, f"the buildroot could not be installed{why and ': '}{why}")
     if missing:
-        return Verdict(Fault.PACKAGE, f"BuildRequires that nobody provides: {', '.join(missing)}")
+        return MockResult(Fault.PACKAGE, f"BuildRequires that nobody provides: {', '.join(missing)}")
     if words.startswith(("Error: Some packages could not be found", "Not all dependencies satisfied")):
-        return Verdict(Fault.PACKAGE, "BuildRequires that nobody provides")
+        return MockResult(Fault.PACKAGE, "BuildRequires that nobody provides")
     if words:
-        return Verdict(Fault.PACKAGE, f"BuildRequires that cannot be installed: {words}")
-    return Verdict(Fault.BUILDER, "the buildroot could not be installed")
+        return MockResult(Fault.PACKAGE, f"BuildRequires that cannot be installed: {words}")
+    return MockResult(Fault.BUILDER, "the buildroot could not be installed")
 
 
-def _line_of(log: str, found: re.Match[str]) -> str:
+def _whole_line(log: str, found: re.Match[str]) -> str:
     """The whole line of a match, without list marks."""
     begin, end = log.rfind("\n", 0, found.start()) + 1, log.find("\n", found.end())
     line = log[begin : end if end >= 0 else len(log)].strip(" -\r\n")
@@ -286,9 +298,9 @@ def _line_of(log: str, found: re.Match[str]) -> str:
     return line[:300]
 
 
-def _step(results: Path) -> str:
+def _failed_step(results: Path) -> str:
     """What rpmbuild failed at, in words."""
-    log = _text(results / "build.log")
+    log = _read_end(results / "build.log")
     found = _STEP.search(log)
     if found:
         return f"{found.group(1)} failed"
@@ -303,12 +315,12 @@ def _step(results: Path) -> str:
     return ""
 
 
-def _log(results: Path, name: str) -> str:
+def _log_or_stderr(results: Path, name: str) -> str:
     """A log; what mock said on stderr where it is not there, as when it was packed in a format we do not know."""
-    return _text(results / name) or _text(results / "stderr")
+    return _read_end(results / name) or _read_end(results / "stderr")
 
 
-def _text(path: Path, limit: int = 4_000_000) -> str:
+def _read_end(path: Path, limit: int = 4_000_000) -> str:
     """The end of a log, whatever its encoding, its lines cut; nothing where it is not there."""
     try:
         with path.open("rb") as stream:
@@ -316,4 +328,4 @@ def _text(path: Path, limit: int = 4_000_000) -> str:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(line[:LINE_LIMIT] for line in text.split("\n"))
+    return "\n".join(line[:LINE_LIMIT_CHARS] for line in text.split("\n"))

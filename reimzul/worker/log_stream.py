@@ -22,12 +22,12 @@ from reimzul.core.errors import ReimzulError
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.job import Leg
-from reimzul.worker.ship import AT_ONCE
+from reimzul.worker.model import Leg
+from reimzul.worker.upload import NODELAY
 
 log = logging.getLogger(__name__)
 
-LOGS = ("build.log", "root.log", "state.log")
+STREAMED_LOGS = ("build.log", "root.log", "state.log")
 #: Seconds one call may take, and the last one, that the end of a leg waits for.
 PATIENCE, LAST = 20, 2
 #: Seconds until it is tried again after it failed: once, twice, and so on.
@@ -47,20 +47,20 @@ class _Log:
     over: bool = False
 
 
-class Live:
+class LogStreamer:
     """Sends the logs of the legs that are built, in a thread of its own."""
 
     def __init__(self, rsync: str, arguments: tuple[str, ...], urls: StoreUrls, every: int) -> None:
         """`every`: seconds between two looks at the logs; 0: nothing is sent."""
-        self.rsync, self.arguments, self.urls, self.every = rsync, arguments, urls, every
+        self.rsync, self.arguments, self.urls, self.interval = rsync, arguments, urls, every
 
     @contextlib.contextmanager
-    def following(self, leg: Leg) -> Iterator[None]:
+    def streaming(self, leg: Leg) -> Iterator[None]:
         """Send a leg's logs while the block runs, and once more what it has left; none is under way after that.
 
         What is uploaded with the results may come late, or never: who follows the log is to have its end.
         """
-        if not self.every:
+        if not self.interval:
             yield
             return
         state, wake = _Log(leg), threading.Event()
@@ -74,14 +74,14 @@ class Live:
             thread.join()
 
     def _serve(self, state: _Log, wake: threading.Event) -> None:
-        while not wake.wait(self.every):
+        while not wake.wait(self.interval):
             with contextlib.suppress(_Enough):
                 self._look(state, PATIENCE)
         state.over, state.rests_until = False, 0.0  # nothing but its own time ends the last call
         self._look(state, LAST)
 
     def _look(self, state: _Log, patience: int) -> None:
-        logs = [path for path in (state.leg.results / name for name in LOGS) if path.exists()]
+        logs = [path for path in (state.leg.results / name for name in STREAMED_LOGS) if path.exists()]
         size = sum(path.stat().st_size for path in logs)
         if size == state.sent or time.monotonic() < state.rests_until:
             return
@@ -117,5 +117,5 @@ class Live:
         """rsync's command line; without --times, so that bstore knows by its own clock when something came last."""
         attempt = leg.attempt
         where = self.urls.live_upload(attempt.request.build_id, leg.arch, attempt.token)
-        options = ["--append", "--chmod=D0755,F0644", AT_ONCE, f"--timeout={PATIENCE}"]
+        options = ["--append", "--chmod=D0755,F0644", NODELAY, f"--timeout={PATIENCE}"]
         return [self.rsync, *options, *self.arguments, *map(str, logs), where]

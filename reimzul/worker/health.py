@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @attr.frozen(kw_only=True)
-class Limits:
+class ResourceLimits:
     """What a builder has to have before it takes a job."""
 
     folders: tuple[Path, ...]  #: where builds need room
@@ -28,28 +28,28 @@ class Limits:
     load: int  #: the most, of the last minute; 0 for any
 
 
-class Fitness:
+class HealthCheck:
     """This builder against its limits."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ResourceLimits) -> None:
         self.limits = limits
-        self.ill = ""  #: why no job is taken now, in words
+        self.problem = ""  #: why no job is taken now, in words
         self._ill: tuple[str, ...] = ()
 
-    def fit(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether a job may be taken; what changed since the last look is said."""
-        faults = tuple(self.faults())
+        faults = tuple(self.find_problems())
         kinds = tuple(fault.split(":")[0] for fault in faults)
-        self.ill = f"this builder takes no jobs now: {'; '.join(faults)}" if faults else ""
+        self.problem = f"this builder takes no jobs now: {'; '.join(faults)}" if faults else ""
         if kinds != self._ill:
             if faults:
-                log.error("%s", self.ill)
+                log.error("%s", self.problem)
             else:
                 log.info("this builder is well again and takes jobs")
         self._ill = kinds
         return not faults
 
-    def faults(self) -> Iterator[str]:
+    def find_problems(self) -> Iterator[str]:
         """Why no job may be taken, each as `<what>: <how much>`."""
         for folder in self.limits.folders:
             yield from self._room(folder)

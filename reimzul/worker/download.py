@@ -22,17 +22,17 @@ from reimzul.worker import web
 log = logging.getLogger(__name__)
 
 #: Seconds without a byte after which a download is given up.
-SILENCE = 30.0
+SILENCE_SECONDS = 30.0
 #: Bytes a second that a download has to reach on average, once it has taken longer than `SILENCE`.
-SLOWEST = 1024
+MIN_BYTES_PER_SECOND = 1024
 #: Pauses between the tries of one round, in seconds; and seconds after which no further try of a round begins.
-PAUSES, ROUND = (1, 2, 5), 30.0
+TRY_PAUSES_SECONDS, ROUND_SECONDS = (1, 2, 5), 30.0
 #: Seconds until the next round: the first pause, and the longest.
-PAUSE, LONGEST_PAUSE = 10, 600
+FIRST_ROUND_PAUSE_SECONDS, MAX_ROUND_PAUSE_SECONDS = 10, 600
 #: Rounds after which a file that fails while others are served is given up: some 30 minutes.
-ROUNDS_ALONE = 8
+MAX_ROUNDS_SERVER_WELL = 8
 #: Rounds after which any file is given up: some 7 days.
-ROUNDS = 1000
+MAX_ROUNDS = 1000
 #: How many files that could be downloaded are remembered: one of them may have been removed since.
 _REMEMBERED = 4
 _CHUNK = 1024 * 1024
@@ -41,15 +41,15 @@ _OK, _GONE = 200, (404, 410)
 _BUSY = (408, 425, 429)
 
 
-class NoSource(InputError):
+class SourceUnavailable(InputError):
     """The source rpm is not there, or is not what was submitted: no builder can help that."""
 
 
-class SourceAway(RetryLater):
+class SourceDelayed(RetryLater):
     """The source rpm cannot be downloaded now: nobody's fault, and no strike."""
 
 
-class CannotStore(ReimzulError):
+class DownloadNotWritable(ReimzulError):
     """This host's disk does not take the download."""
 
 
@@ -65,7 +65,7 @@ class _Busy(OSError):
         self.seconds = seconds
 
 
-class Incoming:
+class Downloader:
     """`incoming/` as this builder sees it. Belongs to one build at a time."""
 
     def __init__(self, url: str) -> None:
@@ -80,8 +80,8 @@ class Incoming:
         where the worker has to stop.
         """
         place = folder / name
-        ends = time.monotonic() + ROUND
-        for pause in (*PAUSES, None):
+        ends = time.monotonic() + ROUND_SECONDS
+        for pause in (*TRY_PAUSES_SECONDS, None):
             try:
                 _download(self._url + quote(name), wanted, place, wait)
             except OSError as error:
@@ -99,13 +99,15 @@ class Incoming:
         """What a failed round means: `NoSource` where no later one can succeed."""
         words = f"{name} cannot be downloaded: {fault}"
         denied = isinstance(fault, _Denied)
-        if (denied or rounds >= ROUNDS_ALONE) and self._serves_another(name):
-            return NoSource(f"{words}, while other files can" + (": has it mode 0644 in incoming/?" if denied else ""))
-        if rounds >= ROUNDS:
-            return NoSource(f"{words}, {rounds + 1} times")
-        pause = min(LONGEST_PAUSE, PAUSE * 2 ** min(rounds, 10))
+        if (denied or rounds >= MAX_ROUNDS_SERVER_WELL) and self._serves_another(name):
+            return SourceUnavailable(
+                f"{words}, while other files can" + (": has it mode 0644 in incoming/?" if denied else "")
+            )
+        if rounds >= MAX_ROUNDS:
+            return SourceUnavailable(f"{words}, {rounds + 1} times")
+        pause = min(MAX_ROUND_PAUSE_SECONDS, FIRST_ROUND_PAUSE_SECONDS * 2 ** min(rounds, 10))
         asked = fault.seconds if isinstance(fault, _Busy) else 0
-        return SourceAway(words, pause=max(pause, min(asked, LONGEST_PAUSE)))
+        return SourceDelayed(words, pause=max(pause, min(asked, MAX_ROUND_PAUSE_SECONDS)))
 
     def _serves_another(self, name: str) -> bool:
         """Whether a file that could be downloaded before still can: then the server is well, and its folder."""
@@ -114,7 +116,7 @@ class Incoming:
 
 def _is_served(url: str) -> bool:
     try:
-        with web.get(url, SILENCE) as answer:
+        with web.get(url, SILENCE_SECONDS) as answer:
             return answer.status == _OK and not answer.is_page
     except OSError:
         return False
@@ -124,15 +126,15 @@ def _download(url: str, wanted: str, place: Path, wait: Callable[[float], None])
     """Fetch a URL into a file. Raises `OSError` where that may succeed later; what `wait` raises ends it."""
     digest = sha256()
     size, began = 0, time.monotonic()
-    with web.get(url, SILENCE) as answer, _open(place) as sink:
+    with web.get(url, SILENCE_SECONDS) as answer, _open(place) as sink:
         _check_status(answer, place.name)
         while chunk := answer.body.read1(_CHUNK):
             digest.update(chunk)
             _write(sink, chunk, place)
             size += len(chunk)
             wait(0)
-            if size < (time.monotonic() - began - SILENCE) * SLOWEST:
-                raise OSError(f"slower than {SLOWEST} bytes a second")
+            if size < (time.monotonic() - began - SILENCE_SECONDS) * MIN_BYTES_PER_SECOND:
+                raise OSError(f"slower than {MIN_BYTES_PER_SECOND} bytes a second")
     if answer.length not in (None, size):
         raise OSError(f"the answer ended after {size} of {answer.length} bytes")
     found = digest.hexdigest()
@@ -143,14 +145,14 @@ def _download(url: str, wanted: str, place: Path, wait: Callable[[float], None])
     if wanted and answer.length is None:
         raise OSError(f"what came is not the file that was submitted (sha256 {found}), and may be a part of it")
     if wanted:
-        raise NoSource(f"{place.name} in incoming/ is not the file that was submitted (sha256 {found})")
+        raise SourceUnavailable(f"{place.name} in incoming/ is not the file that was submitted (sha256 {found})")
 
 
 def _check_status(answer: web.Answer, name: str) -> None:
     """Raise `NoSource` where the server has no such file, `OSError` where it does not give it."""
     status = answer.status
     if status in _GONE:
-        raise NoSource(f"{name} is not in incoming/ (HTTP {status})")
+        raise SourceUnavailable(f"{name} is not in incoming/ (HTTP {status})")
     if 400 <= status < 500 and status not in _BUSY:
         raise _Denied(f"HTTP {status}")
     if status != _OK and answer.retry_after:
@@ -163,7 +165,7 @@ def _open(place: Path) -> FileIO:
     try:
         return FileIO(place, "w")
     except OSError as error:
-        raise CannotStore(f"{place}: {error.strerror or error}") from error
+        raise DownloadNotWritable(f"{place}: {error.strerror or error}") from error
 
 
 def _write(sink: FileIO, chunk: bytes, place: Path) -> None:
@@ -172,19 +174,19 @@ def _write(sink: FileIO, chunk: bytes, place: Path) -> None:
         while left:
             left = left[sink.write(left) :]
     except OSError as error:
-        raise CannotStore(f"{place}: {error.strerror or error}") from error
+        raise DownloadNotWritable(f"{place}: {error.strerror or error}") from error
 
 
-def read_checked(path: Path) -> Header:
+def read_source(path: Path) -> Header:
     """The header of a downloaded source rpm. Raises `NoSource` that names the file, not our folder."""
     try:
         header = read_source_header(path)
     except InputError as error:
-        raise NoSource(str(error).replace(str(path), path.name)) from error
+        raise SourceUnavailable(str(error).replace(str(path), path.name)) from error
     return header
 
 
-def get(url: str, limit: int, timeout: float = SILENCE) -> bytes | None:
+def fetch_document(url: str, limit: int, timeout: float = SILENCE_SECONDS) -> bytes | None:
     """A small document of bstore; None where it is not there or nobody answers."""
     try:
         with web.get(url, timeout) as answer:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Callable
 
 from reimzul.core.errors import ReimzulError, ShutdownRequested
-from reimzul.worker.orphans import InUse
-from reimzul.worker.rootrecord import Record
-from reimzul.worker.roots import Roots
-from reimzul.worker.slots import Folder, locked, parse_folder
+from reimzul.worker.orphans import RootInUse
+from reimzul.worker.rootrecord import RootRecord
+from reimzul.worker.roots import MockRoots
+from reimzul.worker.slots import RootFolder, hold_lock, parse_folder
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks for roots to remove.
-PAUSE_SECONDS = 600.0
+SCAN_INTERVAL_SECONDS = 600.0
 _DAY_SECONDS = 86400
 #: Seconds that the main root of a build lies unused before it counts as left behind: mock removes it after each build.
 _LEFT_SECONDS = 3600
@@ -31,15 +31,15 @@ _LEFT_SECONDS = 3600
 Action = Callable[[Callable[[], None]], None]
 
 
-class Tidying:
+class RootCleanup:
     """What an idle worker removes."""
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: MockRoots) -> None:
         self.roots = roots
         self._due: Iterator[Action] = iter(())
         self._next = 0.0
 
-    def step(self, heed: Callable[[], None]) -> None:
+    def clean_one(self, heed: Callable[[], None]) -> None:
         """Remove one root, if one is due; what `heed` raises ends the removal and is raised on."""
         try:
             action = self._choose()
@@ -49,7 +49,7 @@ class Tidying:
             return
         except ShutdownRequested:
             raise
-        except InUse as error:
+        except RootInUse as error:
             log.info("%s: it is tried again later", error)
         except (ReimzulError, OSError) as error:
             log.warning("a root that nobody builds in is not removed: %s", error)
@@ -57,7 +57,7 @@ class Tidying:
     def _choose(self) -> Action | None:
         action = next(self._due, None)
         if action is None and time.monotonic() >= self._next:
-            self._next = time.monotonic() + PAUSE_SECONDS
+            self._next = time.monotonic() + SCAN_INTERVAL_SECONDS
             self._due = self._look()
             action = next(self._due, None)
         return action
@@ -75,9 +75,9 @@ class Tidying:
 
     def _count_from_now(self) -> None:
         """Have the targets of earlier versions grow old from now on: nothing says when they were last built."""
-        for name in _names(self.roots.configs.rendered):
+        for name in _names(self.roots.configs.rendered_folder):
             lock = self.roots.state / f"reimzul-{name}.lock"
-            if (self.roots.configs.rendered / name / "mock.cfg").exists() and not lock.exists():
+            if (self.roots.configs.rendered_folder / name / "mock.cfg").exists() and not lock.exists():
                 lock.touch()
 
     def _bases(self) -> list[Path]:
@@ -85,7 +85,7 @@ class Tidying:
         said = {lock.read_text(encoding="utf-8") for lock in self.roots.state.glob("*.lock")}
         return sorted({self.roots.mock_roots, *(Path(base) for base in said if base)})
 
-    def _is_due(self, path: Path, folder: Folder) -> bool:
+    def _is_due(self, path: Path, folder: RootFolder) -> bool:
         if not folder.slot:
             return time.time() - int(folder.extension.partition("-")[0]) > _LEFT_SECONDS
         record = self._record(folder)
@@ -95,21 +95,21 @@ class Tidying:
     def _is_old(self, age: float) -> bool:
         return bool(self.roots.days) and age > self.roots.days * _DAY_SECONDS
 
-    def _record(self, folder: Folder) -> Path:
+    def _record(self, folder: RootFolder) -> Path:
         return self.roots.state / f"{folder.root}-{folder.extension}.json"
 
-    def _removal(self, base: Path, name: str, folder: Folder) -> Action:
+    def _removal(self, base: Path, name: str, folder: RootFolder) -> Action:
         def remove(heed: Callable[[], None]) -> None:
-            with self.roots.held(folder.slot):
+            with self.roots.hold_slot(folder.slot):
                 if not (base / name).exists() or not self._is_due(base / name, folder):
                     return
                 record = self._record(folder)
                 if folder.bootstrap and folder.slot and record.exists():
                     used = record.stat().st_mtime
-                    Record(broken="its removal was broken off").write(record)
+                    RootRecord(broken="its removal was broken off").write(record)
                     os.utime(record, (used, used))
                 log.info("removing the root %s, which nobody builds in any more", name)
-                self.roots.remove(str(base), folder.configured, folder.extension, heed)
+                self.roots.remove(str(base), folder.configured_name, folder.extension, heed)
                 if folder.bootstrap:
                     record.unlink(missing_ok=True)
 
@@ -117,7 +117,7 @@ class Tidying:
 
     def _cache_removal(self, lock: Path) -> Action:
         def remove(heed: Callable[[], None]) -> None:
-            with locked(lock):
+            with hold_lock(lock):
                 if not self._is_old(_age(lock)):
                     return
                 log.info("removing the caches of %s, not built for %d days (root_days)", lock.stem, self.roots.days)

@@ -25,13 +25,13 @@ _WRAPPER = "build phase"
 _LAST = "clean chroot"
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - (Start|Finish)(\(bootstrap\))?: (.+)")
 #: How much of a state.log is read: they have some 2 kB.
-_LIMIT = 64 * 1024
+_STATE_LOG_BYTES = 64 * 1024
 #: The most phases that are told of.
-_MOST = 20
+_MAX_PHASES = 20
 
 
 @attr.frozen(kw_only=True)
-class Now:
+class CurrentPhase:
     """What a leg is at."""
 
     name: str  #: the phase, and what goes on in it
@@ -45,7 +45,7 @@ class _Open:
     end: float = 0.0
 
 
-class Steps:
+class StateLog:
     """The steps of a state.log, read so far."""
 
     def __init__(self) -> None:
@@ -53,27 +53,27 @@ class Steps:
         self._within: list[str] = []  #: what has begun and not ended, the outermost first
         self._last = 0.0  #: when the step before was
 
-    def read(self, lines: Iterable[str]) -> Steps:
+    def add_lines(self, lines: Iterable[str]) -> StateLog:
         """Take in lines; those that are none of mock's steps say nothing."""
         for line in lines:
             found = _LINE.match(line)
-            at = _moment(found.group(1), int(found.group(2)) / 1000, self._last) if found else None
+            at = _parse_time(found.group(1), int(found.group(2)) / 1000, self._last) if found else None
             if found and at is not None:
                 what, bootstrap, name = found.groups()[2:]
                 self._last = at
-                (self._start if what == "Start" else self._finish)(_short(name, bool(bootstrap)), at)
+                (self._start if what == "Start" else self._finish)(_short_name(name, bool(bootstrap)), at)
         return self
 
     @property
-    def now(self) -> Now | None:
+    def current_phase(self) -> CurrentPhase | None:
         """What goes on, or went on last; None before the first step."""
         if not self.outer:
             return None
-        return Now(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), since=self.outer[-1].start)
+        return CurrentPhase(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), since=self.outer[-1].start)
 
     def phases(self) -> list[Phase]:
         """What took how long."""
-        return [Phase(name=each.name, start=each.start, end=each.end) for each in self.outer[:_MOST]]
+        return [Phase(name=each.name, start=each.start, end=each.end) for each in self.outer[:_MAX_PHASES]]
 
     def _start(self, name: str, at: float) -> None:
         if name == _WRAPPER:
@@ -92,17 +92,17 @@ class Steps:
         del self._within[self._within.index(name) :]
 
 
-def steps(path: Path) -> Steps:
+def read_state_log(path: Path) -> StateLog:
     """What a state.log says; nothing where it is not there."""
     try:
         with path.open("rb") as stream:
-            text = stream.read(_LIMIT).decode("utf-8", "replace")
+            text = stream.read(_STATE_LOG_BYTES).decode("utf-8", "replace")
     except OSError:
         text = ""
-    return Steps().read(text.splitlines())
+    return StateLog().add_lines(text.splitlines())
 
 
-def _moment(when: str, fraction: float, after: float) -> float | None:
+def _parse_time(when: str, fraction: float, after: float) -> float | None:
     """A local time in seconds since 1970, never before the step before it; None for a date that does not exist.
 
     When summer time ends an hour comes twice, and a clock may be set back: that makes no phase shorter than nothing.
@@ -120,7 +120,7 @@ def _moment(when: str, fraction: float, after: float) -> float | None:
     return min((at for at in found if at >= after), default=after) if found else None
 
 
-def _short(name: str, bootstrap: bool) -> str:
+def _short_name(name: str, bootstrap: bool) -> str:
     """A step's name without the package's."""
     words = name.split()
     if words and is_source_rpm(words[-1]):
@@ -128,7 +128,7 @@ def _short(name: str, bootstrap: bool) -> str:
     return " ".join(["bootstrap", *words] if bootstrap else words)[:80]
 
 
-class Course:
+class BuildProgress:
     """The course of one attempt: what each of its legs is at. Written by the build's threads, read by another."""
 
     def __init__(self, started: float) -> None:
@@ -136,36 +136,36 @@ class Course:
         self._logs: dict[str, Path] = {}  #: of the legs under way, in the order they began
         self._uploads: dict[str, Phase] = {}
 
-    def begin(self, arch: str, results: Path) -> None:
+    def start_leg(self, arch: str, results: Path) -> None:
         """A leg begins, and leaves its state.log there."""
         if not self._source.end:
-            self._source = _ended(self._source)
+            self._source = _with_end(self._source)
         self._logs[arch] = results / "state.log"
 
-    def upload(self, arch: str) -> None:
+    def start_upload(self, arch: str) -> None:
         """What it came to goes to the store."""
         self._uploads[arch] = Phase(name=UPLOAD, start=round(time.time(), 3))
 
-    def end(self, arch: str) -> None:
+    def end_leg(self, arch: str) -> None:
         """The leg is over."""
         self._logs.pop(arch, None)
 
-    def now(self, main: str) -> tuple[str, Now]:
+    def current_phase(self, main: str) -> tuple[str, CurrentPhase]:
         """What the build is at: its main leg, or the first of the others that is under way."""
         logs = dict(self._logs)
         arch = main if main in logs or not logs else next(iter(logs))
         if arch in self._uploads:
-            return arch, Now(name=UPLOAD, since=self._uploads[arch].start)
-        now = steps(logs[arch]).now if arch in logs else None
-        return arch, now or Now(name=SOURCE, since=self._source.start)
+            return arch, CurrentPhase(name=UPLOAD, since=self._uploads[arch].start)
+        now = read_state_log(logs[arch]).current_phase if arch in logs else None
+        return arch, now or CurrentPhase(name=SOURCE, since=self._source.start)
 
-    def phases(self, arch: str, results: Path) -> tuple[Phase, ...]:
+    def phases_of_leg(self, arch: str, results: Path) -> tuple[Phase, ...]:
         """What took how long for a leg, up to now."""
         upload = self._uploads.get(arch)
-        last = [_ended(upload)] if upload else []
-        return (self._source, *steps(results / "state.log").phases(), *last)
+        last = [_with_end(upload)] if upload else []
+        return (self._source, *read_state_log(results / "state.log").phases(), *last)
 
 
-def _ended(phase: Phase) -> Phase:
+def _with_end(phase: Phase) -> Phase:
     """A phase that ends now; a clock that was set back makes it no shorter than nothing."""
     return attr.evolve(phase, end=max(phase.start, round(time.time(), 3)))

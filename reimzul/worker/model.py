@@ -16,7 +16,7 @@ from reimzul.core.rpm_header import Header
 
 
 @attr.frozen(kw_only=True)
-class Attempt:
+class AttemptSpec:
     """One worker's try at one request."""
 
     request: BuildRequest  #: complete: it has its build id and timestamp
@@ -40,14 +40,14 @@ class Package:
 class Leg:
     """One arch of an attempt."""
 
-    attempt: Attempt
+    attempt: AttemptSpec
     package: Package
     arch: str
     config: Path  #: of mock, in the checkout
     skipped: Mapping[str, str] = attr.field(factory=dict)  #: arch -> why; the main leg tells of it
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether it is of the arch that was asked for; the source rpm of this one is kept."""
         return self.arch == self.attempt.request.arch
 
@@ -75,13 +75,13 @@ class Leg:
         return event_for(self.attempt.request, status, **{**own, **more})
 
 
-def split(arches: Sequence[str]) -> tuple[list[str], list[str]]:
+def order_legs(arches: Sequence[str]) -> tuple[list[str], list[str]]:
     """The legs that run side by side, and those that start after them."""
     first = [arch for arch in arches if arch != NOARCH or arch == arches[0]]
     return first, [arch for arch in arches if arch not in first]
 
 
-def repeats(header: Header, arch: str, main: str, package: str, known: Arches) -> str | None:
+def skip_reason(header: Header, arch: str, main: str, package: str, known: Arches) -> str | None:
     """Why a leg that follows the main one is not started; None where it is.
 
     A noarch package comes out the same on every arch, but for the few that end with a noarch leg of their own.

@@ -24,19 +24,19 @@ from reimzul.core.process import output_of
 log = logging.getLogger(__name__)
 
 #: What mock wants beside a configuration.
-COMPANIONS = (SITE_DEFAULTS, "logging.ini")
+REQUIRED_FILES = (SITE_DEFAULTS, "logging.ini")
 
 
-class NoConfig(ReimzulError):
+class MockConfigUnusable(ReimzulError):
     """This builder's configurations are not usable: its own fault."""
 
 
 @attr.frozen
-class State:
+class CheckoutState:
     """What the checkout is at."""
 
     commit: str  #: or words, where there is none
-    current: bool = True  #: false where it could not be pulled
+    is_current: bool = True  #: false where it could not be pulled
 
 
 @attr.frozen
@@ -53,11 +53,11 @@ _FORMAT = "%(HEAD) %(objectname) %(upstream:remotename) %(upstream:remoteref)"
 
 
 @attr.frozen(kw_only=True)
-class Configs:
+class MockConfigRepo:
     """The checkout of mock's configurations on this host."""
 
     checkout: Path
-    rendered: Path  #: the folder rendered configurations lie in, a folder each
+    rendered_folder: Path  #: the folder rendered configurations lie in, a folder each
     repohost: str  #: what http://repohost stands for: bstore's base URL without its last slash
     pull_timeout: int  #: seconds
 
@@ -66,15 +66,15 @@ class Configs:
         """Where the configurations are in the checkout."""
         return self.checkout / "mock"
 
-    def pull(self) -> State:
+    def pull(self) -> CheckoutState:
         """Bring the checkout up to date. A pull that fails is said, and the last state holds."""
         if not (self.checkout / ".git").exists():
-            return State("not a git checkout")
-        with _locked(self.rendered / ".pull.lock"):
+            return CheckoutState("not a git checkout")
+        with _locked(self.rendered_folder / ".pull.lock"):
             branch, current = None, True
             try:
                 branch = self._branch()
-                if not self._follows(branch):
+                if not self._is_current(branch):
                     self._pull()
                     branch = self._branch()
             except ReimzulError as error:
@@ -82,17 +82,17 @@ class Configs:
                 current = False
             try:
                 commit = branch.commit[:12] if branch else self._git("rev-parse", "--short=12", "HEAD")
-                return State(commit, current)
+                return CheckoutState(commit, current)
             except ReimzulError as error:
                 log.warning("%s: %s", self.checkout, error)
-                return State("unknown", current)
+                return CheckoutState("unknown", current)
 
     def _pull(self) -> None:
         """Fetch what is new, and move the tree to it. Of a move that was broken off (we or the host were killed) the
         rest is in every later one's way: then the tree is what upstream has, and what was changed by hand is lost.
         """
         self._git("fetch", "--quiet")
-        marked = self.rendered / ".moving"
+        marked = self.rendered_folder / ".moving"
         if marked.exists():
             self._git("merge-base", "--is-ancestor", "HEAD", "@{upstream}")  # commits made here are not dropped
             log.warning("%s: its last pull was broken off: all in it becomes what upstream has", self.checkout)
@@ -113,7 +113,7 @@ class Configs:
         words = next((line.split() for line in told.splitlines() if line.startswith("* ")), [])
         return _Branch(words[1], words[2], words[3]) if len(words) == 4 else None
 
-    def _follows(self, branch: _Branch | None) -> bool:
+    def _is_current(self, branch: _Branch | None) -> bool:
         """Whether the checkout is what its remote has, or has no remote.
 
         Mostly it is, and asking takes a third of the processes and of the time of a pull (12 ms less of a processor).
@@ -126,25 +126,25 @@ class Configs:
     def _git(self, *words: str) -> str:
         return output_of(["git", "-C", self.checkout, *words], timeout=self.pull_timeout).strip()
 
-    def check(self) -> None:
+    def check_required_files(self) -> None:
         """Raise `NoConfig` where the checkout cannot serve any build."""
-        missing = [name for name in COMPANIONS if not (self.folder / name).is_file()]
+        missing = [name for name in REQUIRED_FILES if not (self.folder / name).is_file()]
         if missing:
-            raise NoConfig(f"{self.folder} has no {' and no '.join(missing)}")
+            raise MockConfigUnusable(f"{self.folder} has no {' and no '.join(missing)}")
 
-    def pick(self, name: str, evr: str, target: str, request_arch: str, arch: str) -> Path | None:
+    def find_config(self, name: str, evr: str, target: str, request_arch: str, arch: str) -> Path | None:
         """The configuration of a leg by the original's rule, None where there is none.
 
         `<name>-<evr>.<arch>.cfg` where that is, else the target's with the leg's arch put in its place.
         """
-        for candidate in (f"{name}-{evr}.{arch}.cfg", f"{retargeted(target, request_arch, arch)}.cfg"):
+        for candidate in (f"{name}-{evr}.{arch}.cfg", f"{replace_target_arch(target, request_arch, arch)}.cfg"):
             if (self.folder / candidate).is_file():
                 return self.folder / candidate
         return None
 
     def render(self, config: Path) -> Path:
         """Write the folder mock is to read (--configdir) and return it. Raises `NoConfig`."""
-        folder = self.rendered / config.stem
+        folder = self.rendered_folder / config.stem
         renderer = Renderer(folder=self.folder, repohost=self.repohost)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -152,11 +152,11 @@ class Configs:
             _write_changed(folder / SITE_DEFAULTS, renderer.render_defaults())
             _write_changed(folder / "logging.ini", (self.folder / "logging.ini").read_text(encoding="utf-8"))
         except (MockConfigError, OSError, UnicodeDecodeError) as error:
-            raise NoConfig(f"{config.name} cannot be rendered: {error}") from error
+            raise MockConfigUnusable(f"{config.name} cannot be rendered: {error}") from error
         return folder
 
 
-def retargeted(target: str, request_arch: str, arch: str) -> str:
+def replace_target_arch(target: str, request_arch: str, arch: str) -> str:
     """A target with another arch in the place of its own: c7.1708.u.x86_64 -> c7.1708.u.i386."""
     if request_arch == arch:
         return target

@@ -26,11 +26,11 @@ from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerS
 log = logging.getLogger(__name__)
 
 #: Seconds between two words at the least, also where something has changed.
-BREATH = 5.0
+MIN_INTERVAL_SECONDS = 5.0
 #: How many jobs `notify` may hold before nobody needs to hear of us.
-CROWD = 10_000
+NOTIFY_BACKLOG_LIMIT = 10_000
 #: The unit's instance, which its systemd file says.
-INSTANCE = "REIMZUL_INSTANCE"
+INSTANCE_VARIABLE = "REIMZUL_INSTANCE"
 #: What tells one start of one host from all others. Machines that were cloned share their machine id, containers of
 #: one host the kernel's boot id; the three together are shared by nobody.
 _BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
@@ -40,10 +40,10 @@ _BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
 
 def own_instance() -> str:
     """Which of this host's workers this is."""
-    return os.environ.get(INSTANCE) or str(os.getpid())
+    return os.environ.get(INSTANCE_VARIABLE) or str(os.getpid())
 
 
-def own_boot() -> str:
+def boot_token() -> str:
     """A token of this start of this host; nothing where the kernel does not tell. No id itself leaves the host."""
     try:
         boot = _BOOT_ID.read_bytes()
@@ -57,60 +57,60 @@ def own_boot() -> str:
     return hashlib.sha256(b"\n".join((b"reimzul", boot.strip(), machine.strip(), namespace))).hexdigest()[:16]
 
 
-def new_session() -> str:
+def session_token() -> str:
     """A token of this process."""
     return os.urandom(8).hex()
 
 
 @attr.frozen(kw_only=True)
-class Self:
+class WorkerIdentity:
     """What does not change about a worker."""
 
     host: str
     instance: str
     arches: tuple[str, ...]  #: the tubes it watches
     folders: tuple[Path, ...]  #: where builds need room
-    boot: str = attr.field(factory=own_boot)
-    session: str = attr.field(factory=new_session)
+    boot: str = attr.field(factory=boot_token)
+    session: str = attr.field(factory=session_token)
 
 
-class Voice:
+class HeartbeatSender:
     """Says what a worker does: at once where that has changed, else every so often."""
 
-    def __init__(self, who: Self, every: int) -> None:
+    def __init__(self, who: WorkerIdentity, every: int) -> None:
         """`every`: seconds between two words while nothing changes; 0: silent."""
-        self.who = who
-        self.every = every
+        self.identity = who
+        self.interval = every
         self._said: object = None
         self._at = float("-inf")
 
-    def say(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
+    def send(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
         """Say it, unless it was said just now. Raises `BrokerUnavailable`."""
         rested = time.monotonic() - self._at
         content = (state, why, build)
-        if not self.every or rested < BREATH or (rested < self.every and content == self._said):
+        if not self.interval or rested < MIN_INTERVAL_SECONDS or (rested < self.interval and content == self._said):
             return
         self._said, self._at = content, time.monotonic()
         try:
-            if broker.tube_stats(NOTIFY.name).ready <= CROWD:
+            if broker.tube_stats(NOTIFY.name).ready <= NOTIFY_BACKLOG_LIMIT:
                 broker.announce(self._word(state, why, build))
         except RetryLater as error:
             log.debug("nobody is told that we are here: %s", error)
 
-    def leave(self, broker: Broker) -> None:
+    def send_leaving(self, broker: Broker) -> None:
         """Say that this worker ends, where it said anything before; who cannot hear it finds the connection ended."""
         if self._said is not None:
             with contextlib.suppress(RetryLater, BrokerUnavailable):
                 broker.announce(attr.evolve(self._word(WorkerState.DRAINED, "it has ended", None), leaving=True))
 
     def _word(self, state: str, why: str, build: CurrentBuild | None) -> WorkerHeartbeat:
-        mib, inodes = _least(self.who.folders)
+        mib, inodes = _least(self.identity.folders)
         return WorkerHeartbeat(
-            host=self.who.host,
-            instance=self.who.instance,
+            host=self.identity.host,
+            instance=self.identity.instance,
             state=state,
             why=why,
-            arches=self.who.arches,
+            arches=self.identity.arches,
             version=__version__,
             features=Feature.ALL,
             load=round(os.getloadavg()[0], 2),
@@ -118,8 +118,8 @@ class Voice:
             free_inodes=inodes,
             build=build,
             at=round(time.time(), 3),
-            boot=self.who.boot,
-            session=self.who.session,
+            boot=self.identity.boot,
+            session=self.identity.session,
         )
 
 
