@@ -20,8 +20,7 @@ from devfarm.farm import Farm
 from reimzul.core import fs
 from reimzul.core.process import run
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.log_stream import STREAMED_LOGS
-from reimzul.worker.upload import NODELAY
+from reimzul.worker.upload import NODELAY, STREAMED_LOGS
 
 _MORE = 3000
 _PARTS = ("rsyncd", "stunnel-builder1", "stunnel-bstore")

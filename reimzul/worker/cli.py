@@ -19,16 +19,14 @@ from reimzul.core.rpm_header import check_bindings
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
-from reimzul.worker.daemon import Worker
+from reimzul.worker.daemon import HealthCheck, ResourceLimits, Worker
 from reimzul.worker.download import Downloader
-from reimzul.worker.health import HealthCheck, ResourceLimits
 from reimzul.worker.heartbeat import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
-from reimzul.worker.log_stream import LogStreamer
 from reimzul.worker.mock import Mock
 from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.root_cleanup import RootCleanup
 from reimzul.worker.roots import MockRoots
-from reimzul.worker.upload import Uploader
+from reimzul.worker.upload import LogStreamer, Uploader
 from reimzul.worker.workspace import Workspace
 
 EXAMPLES = """\b
@@ -36,101 +34,87 @@ Examples:
   reimzul-worker
   reimzul-worker --config /etc/reimzul/reimzul.ini -v
 
-SIGTERM gives back the build under way; SIGUSR1 finishes it, takes no other, and ends.
+SIGTERM ends the build and releases its job; SIGUSR1 finishes the build and then ends the worker.
 """
 
 
 @click.command("reimzul-worker", epilog=EXAMPLES + "\n" + EXIT_CODES)
 @shared_options
 def command(config: Path | None, verbose: bool) -> None:
-    """Build what lies in the tube of this machine's arch, and of the arches it serves, one request at a time."""
+    """Build the requests in the tube of this machine's arch, and of the arches it serves, one at a time."""
     settings = load_settings(config, verbose)
-    check_bindings()  # said now, in one line, rather than at the first build
+    check_bindings()  # reported now, in one line, rather than at the first build
     workspace = Workspace(settings.worker.results)
     workspace.create()
-    roots_here = make_roots(settings, workspace)
+    roots = make_roots(settings, workspace)
     SdNotify().set_status("waiting for the slot of its roots")
-    with roots_here.hold_own_slot(os.environ.get(INSTANCE_VARIABLE, "")):
-        make_worker(settings, workspace, roots_here).run()
+    with roots.hold_own_slot(os.environ.get(INSTANCE_VARIABLE, "")):
+        make_worker(settings, workspace, roots).run()
 
 
-def make_worker(settings: Settings, workspace: Workspace, roots_here: MockRoots) -> Worker:
-    """A worker as the settings say; what a killed one left on this host is cleaned up first."""
-    known = read_arches(settings.farm.arches)
-    kit = make_environment(settings, roots_here, known)
+def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> Worker:
+    """A worker as the settings have it; the rest of a worker that was killed on this host is removed first."""
+    arches = read_arches(settings.farm.arches)
+    environment = make_environment(settings, roots, arches)
     SdNotify().set_status("cleaning up, should a killed worker have left something")
-    workspace.remove_orphaned(kit.mock.recover_root)
-    beanstalkd = settings.beanstalkd
-    machine = settings.worker.machine or os.uname().machine
+    workspace.remove_orphaned(environment.mock.recover_root)
+    own = settings.worker
+    tubes = arches.tubes_of_machine(own.machine or os.uname().machine)
+    host = own.fqdn or local_hostname()
+    folders = (own.results, own.mock_roots)
+    limits = ResourceLimits(
+        folders=folders, free_mib=own.min_free_mib, free_inodes=own.min_free_inodes, load=own.max_load
+    )
+    identity = WorkerIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders)
     return Worker(
-        functools.partial(Broker, beanstalkd.host, beanstalkd.port),
-        [arch_tube(name) for name in known.tubes_of_machine(machine)],
-        settings.worker.fqdn or local_hostname(),
-        kit,
+        functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port),
+        [arch_tube(name) for name in tubes],
+        host,
+        environment,
         workspace,
-        HealthCheck(make_limits(settings)),
-        settings.worker.tries,
-        make_heartbeat(settings, known.tubes_of_machine(machine)),
-        RootCleanup(roots_here),
+        HealthCheck(limits),
+        own.tries,
+        HeartbeatSender(identity, own.presence),
+        RootCleanup(roots),
         Overflow(settings.farm.refused),
     )
 
 
-def make_heartbeat(settings: Settings, tubes: list[str]) -> HeartbeatSender:
-    """As what this worker says that it is there."""
-    who = WorkerIdentity(
-        host=settings.worker.fqdn or local_hostname(),
-        instance=own_instance(),
-        arches=tuple(tubes),
-        folders=make_limits(settings).folders,
-    )
-    return HeartbeatSender(who, settings.worker.presence)
-
-
-def make_limits(settings: Settings) -> ResourceLimits:
-    """What this builder has to have before it takes a job."""
-    mine = settings.worker
-    return ResourceLimits(
-        folders=(mine.results, mine.mock_roots),
-        free_mib=mine.min_free_mib,
-        free_inodes=mine.min_free_inodes,
-        load=mine.max_load,
-    )
-
-
 def make_roots(settings: Settings, workspace: Workspace) -> MockRoots:
-    """mock's roots on this host. Workers that share them share what is recorded of them, which lies beside them."""
-    mine = settings.worker
-    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    """mock's roots on this host. Workers that share them share their records, which lie beside the roots."""
+    own = settings.worker
     configs = MockConfigRepo(
-        checkout=mine.mock_configs,
+        checkout=own.mock_configs,
         rendered_folder=workspace.configs,
-        repohost=urls.base.rstrip("/"),
-        pull_timeout=mine.pull_timeout,
+        repohost=_store_urls(settings).base.rstrip("/"),
+        pull_timeout=own.pull_timeout,
     )
-    beside = mine.mock_roots if os.access(mine.mock_roots, os.W_OK | os.X_OK) else mine.results
-    return MockRoots(mine.mock, configs, beside / ".reimzul", mine.mock_roots, mine.root_days)
+    parent = own.mock_roots if os.access(own.mock_roots, os.W_OK | os.X_OK) else own.results
+    return MockRoots(own.mock, configs, parent / ".reimzul", own.mock_roots, own.root_days)
 
 
-def make_environment(settings: Settings, roots_here: MockRoots, known: Arches) -> BuildEnvironment:
+def make_environment(settings: Settings, roots: MockRoots, arches: Arches) -> BuildEnvironment:
     """What a build needs of this host."""
-    mine = settings.worker
-    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    own, urls = settings.worker, _store_urls(settings)
     return BuildEnvironment(
-        arches=known,
+        arches=arches,
         incoming=Downloader(settings.incoming.url),
         urls=urls,
-        configs=roots_here.configs,
+        configs=roots.configs,
         mock=Mock(
-            mock=mine.mock,
-            configs=roots_here.configs,
-            roots=roots_here,
-            build_timeout=mine.build_timeout,
-            stall_timeout=mine.stall_timeout,
+            mock=own.mock,
+            configs=roots.configs,
+            roots=roots,
+            build_timeout=own.build_timeout,
+            stall_timeout=own.stall_timeout,
         ),
-        uploader=Uploader(rsync=mine.rsync, arguments=mine.rsync_arguments, urls=urls),
-        log_streamer=LogStreamer(mine.rsync, mine.rsync_arguments, urls, mine.live_logs),
+        uploader=Uploader(rsync=own.rsync, arguments=own.rsync_arguments, urls=urls),
+        log_streamer=LogStreamer(own.rsync, own.rsync_arguments, urls, own.live_logs),
     )
+
+
+def _store_urls(settings: Settings) -> StoreUrls:
+    return StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
 
 
 def main() -> NoReturn:

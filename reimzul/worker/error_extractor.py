@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first real error of a build, with its surroundings, out of its logs.
+"""Extracts the first real error of a build, with its surroundings, from its logs.
 
-What counts is what the step that failed said: what an earlier step said did not stop it, so each new step drops what
-was found before. Within the step the rules (`errorrules.py`) tell what surely is the cause from what only may be, or
-only follows from it; of the surest kind the first line is taken. Where no rule matches, the log's end stands in.
+Only the step that failed counts: errors of an earlier step did not stop it, so each new step drops what was found
+before. Within the step the patterns (`error_patterns.py`) tell a certain cause from a likely one and from a
+consequence; of the highest confidence the first line is taken. Where no pattern matches, the log's end is shown.
 
 A log may have 500 MB, in no particular encoding, and lines without an end. It is read once, a block at a time, and
-looked at closer only where a word stands that some rule asks for.
+only lines with one of the patterns' words are looked at closer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 import attr
 
+from reimzul.core.retry import CancelToken
 from reimzul.worker.error_patterns import (
     BUILD_LOG,
     BUILD_WORDS,
     CAUSE,
+    LOG_PREFIX,
     PROBE,
     ROOT_LOG,
     ROOT_WORDS,
@@ -29,32 +31,29 @@ from reimzul.worker.error_patterns import (
     ErrorPattern,
 )
 
-#: The most characters that are given back, and of one line.
+#: The most characters of an excerpt, and of one of its lines.
 EXCERPT_CHARS, EXCERPT_LINE_CHARS = 4_000, 400
-#: Bytes read at once, how many a line may have to be seen in one piece, and how many around an error may be shown.
+#: Bytes read at once, bytes of a line that are looked at, and bytes around an error that may be shown.
 BLOCK_BYTES, MAX_LINE_BYTES, SURROUNDING_BYTES = 1 << 20, 8_192, 24_000
-#: Lines of a log's end, where no rule matches.
+#: Lines of a log's end, where no pattern matches.
 LAST_LINES = 25
 
 _STEP = re.compile(r"Executing\(%|Processing files: ")
 _STEP_WORDS = (b"Executing(%", b"Processing files: ", b"Child return code")
 _RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+)")
-#: rpmbuild's way to say that it wants more packages before it goes on.
+#: Exit codes with which rpmbuild goes on: 11 means that more BuildRequires are to be installed first.
 _CONTINUING_CODES = ("0", "11")
 #: A command that a script is about to run, as `sh -x` prints it: no error, whatever it holds.
 _ECHO = re.compile(r"\++ \S")
-#: `error:` alone on its line, or with what rpmbuild printed on stdout meanwhile; its words are on a later line.
-_BARE = re.compile(
-    r"((?:(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?)?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):)\s*"
-    rf"(?:{TARGET_LINE})?$"
-)
+#: `error:` alone on its line, or with what rpmbuild printed on stdout meanwhile; its message is on a later line.
+_BARE = re.compile(rf"((?:{LOG_PREFIX})?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):)\s*(?:{TARGET_LINE})?$")
 _STDOUT_LINE = re.compile(rf"\s*(?:{TARGET_LINE})?$")
-#: The head of an error whose words come later, and how the line with the words begins.
+#: The head of an error whose message comes later, and how the line with the message begins.
 _HEAD = re.compile(r"Traceback \(most recent call last\):|File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$")
 _HEADED = re.compile(r"(?:Error: |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
-_PREFIX = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR) \w+\.py:\d+:  ?")
-#: What root.log and build.log end with whatever happened: mock's way out.
+_PREFIX = re.compile(LOG_PREFIX)
+#: What root.log and build.log end with whatever happened.
 _NOISE = re.compile(
     r"child environment: |Executing command: |kill orphans|ensuring that dir exists|Child return code|^\s*$"
     r"|^RPM build errors:|Unmounting|umount"
@@ -65,67 +64,65 @@ _NOISE = re.compile(
 class FirstError:
     """An error as a person wants to see it."""
 
-    text: str = ""  #: with its surroundings, at most `LIMIT` characters
-    line: str = ""  #: the line of it that is the cause
-    log: str = ""  #: the name of the log it stands in
+    text: str = ""  #: with its surroundings, at most `EXCERPT_CHARS`
+    line: str = ""  #: the line that is the cause
+    log: str = ""  #: the name of its log
 
 
 @attr.frozen
 class FoundError:
-    """An error: where its line begins, the line, and by which rule."""
+    """A line of a log that a pattern matches."""
 
-    offset: int
+    offset: int  #: of the line, in bytes
     line: str
-    rule: ErrorPattern
+    pattern: ErrorPattern
 
 
-def find_first_error(build_log: Path, root_log: Path, heed: Callable[[], None] = lambda: None) -> FirstError:
-    """The first real error; empty where neither log says anything.
-
-    `heed` is called now and then; what it raises ends the search.
-    """
-    for log, rules, words in ((build_log, BUILD_LOG, BUILD_WORDS), (root_log, ROOT_LOG, ROOT_WORDS)):
-        found = _search(log, rules, words, heed)
+def find_first_error(build_log: Path, root_log: Path, cancel: CancelToken | None = None) -> FirstError:
+    """Find the first real error; it is empty where neither log has any line that matters."""
+    for log, patterns, words in ((build_log, BUILD_LOG, BUILD_WORDS), (root_log, ROOT_LOG, ROOT_WORDS)):
+        found = _search(log, patterns, words, cancel or CancelToken())
         if found is not None:
             text = _excerpt(log, found)
-            return FirstError(
-                text, _cause_line(_display_lines(found.line.encode())[0].strip().removeprefix("- "), text), log.name
-            )
+            line = _display_lines(found.line.encode())[0].strip().removeprefix("- ")
+            return FirstError(text, _cause_line(line, text), log.name)
     for log in (build_log, root_log):
-        if last := _log_end(log):
-            return FirstError(last, last.splitlines()[-1].strip(), log.name)
+        if end := _log_end(log):
+            return FirstError(end, end.splitlines()[-1].strip(), log.name)
     return FirstError()
 
 
 def _search(
-    log: Path, rules: Sequence[ErrorPattern], words: Sequence[bytes], heed: Callable[[], None]
+    log: Path, patterns: Sequence[ErrorPattern], words: Sequence[bytes], cancel: CancelToken
 ) -> Optional[FoundError]:
-    """The surest error of the step that failed."""
+    """The error of the highest confidence in the step that failed."""
     best: Optional[FoundError] = None
     for start, block in _blocks(log):
-        heed()
-        for at, line in _candidate_lines(block, words):
+        cancel.raise_if_cancelled()
+        for offset, line in _candidate_lines(block, words):
             returned = _RETURNED.match(line)
             if returned is not None and returned.group(1) not in _CONTINUING_CODES and best is not None:
                 return best
             if returned is not None or _STEP.match(line):
                 best = None
             else:
-                best = _better(best, start + at, line, rules)
+                best = _better(best, start + offset, line, patterns)
     return best
 
 
-def _better(best: Optional[FoundError], at: int, line: str, rules: Sequence[ErrorPattern]) -> Optional[FoundError]:
-    """The line by the first rule it matches, where that is surer than what was found before it."""
-    surety = 0 if best is None else best.rule.confidence
-    if surety == CAUSE or PROBE.search(line) or _ECHO.match(line):
+def _better(
+    best: Optional[FoundError], offset: int, line: str, patterns: Sequence[ErrorPattern]
+) -> Optional[FoundError]:
+    """The line with the first pattern it matches, if its confidence is higher than that of the best line before it."""
+    confidence = 0 if best is None else best.pattern.confidence
+    if confidence == CAUSE or PROBE.search(line) or _ECHO.match(line):
         return best
-    rule = next((each for each in rules if each.confidence > surety and each.pattern.search(line)), None)
-    return best if rule is None else FoundError(at, line, rule)
+    match = next((each for each in patterns if each.confidence > confidence and each.pattern.search(line)), None)
+    return best if match is None else FoundError(offset, line, match)
 
 
 def _candidate_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, str]]:
-    """The lines of a block that a rule may want to look at, and where each begins."""
+    """The lines of a block with one of the words, each with its offset."""
     lines: dict[int, int] = {}
     for word in (*_STEP_WORDS, *words):
         at = block.find(word)
@@ -141,13 +138,13 @@ def _candidate_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int
 
 
 def _next_line(block: bytes, end: int) -> str:
-    """The first line after one that says something, without what a log's format adds: the words of a bare `error:`."""
+    """The first line after one that is not rpmbuild's stdout, without log prefix: the message of a bare `error:`."""
     following = _display_lines(block[end + 1 : end + 1 + MAX_LINE_BYTES])
     return next((line.strip() for line in following if not _STDOUT_LINE.match(line)), "")
 
 
 def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
-    """A log in blocks that end with a line, as long as lines are not too long."""
+    """A log in blocks of whole lines, unless a line is longer than a block."""
     start, rest = 0, b""
     try:
         with log.open("rb") as stream:
@@ -173,13 +170,13 @@ def _excerpt(log: Path, found: FoundError) -> str:
         line for line in _lines_since_step(_display_lines(block[: found.offset - skip])[:-1]) if not _NOISE.search(line)
     ]
     return _cut_to_limit(
-        before[max(0, len(before) - found.rule.before) :],
-        _lines_before_step(_display_lines(block[found.offset - skip :])[: found.rule.after + 1]),
+        before[max(0, len(before) - found.pattern.before) :],
+        _lines_before_step(_display_lines(block[found.offset - skip :])[: found.pattern.after + 1]),
     )
 
 
 def _cause_line(line: str, text: str) -> str:
-    """The line that says what is wrong: of a traceback, which begins with a head, the one it ends with."""
+    """The line with the message: of a traceback, which begins with a head, its last line."""
     if not _HEAD.match(line):
         return line
     after = text.partition(line)[2].splitlines()
@@ -187,7 +184,7 @@ def _cause_line(line: str, text: str) -> str:
 
 
 def _cut_to_limit(before: list[str], lines: list[str]) -> str:
-    """As much as may be shown; the error itself and what follows go before what led to it."""
+    """Cut an excerpt to its limit; the error itself and what follows take precedence over what led to it."""
     text = "\n".join(lines)[:EXCERPT_CHARS]
     for line in reversed(before):
         if len(text) + len(line) + 1 > EXCERPT_CHARS:
@@ -207,7 +204,7 @@ def _lines_before_step(lines: list[str]) -> list[str]:
 
 
 def _log_end(log: Path) -> str:
-    """The end of a log without what always stands there."""
+    """The end of a log without the lines that every log ends with."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - SURROUNDING_BYTES))
@@ -219,11 +216,10 @@ def _log_end(log: Path) -> str:
 
 
 def _decode(block: bytes) -> str:
-    """What stands there, without its colours."""
     return _COLOUR.sub("", block.decode("utf-8", "replace"))
 
 
 def _display_lines(block: bytes) -> list[str]:
-    """Lines as they are shown: what mock puts before them is left out, a line too long is cut."""
+    """Lines as they are shown: without mock's prefix, and cut where they are too long."""
     lines = (_PREFIX.sub("", line) for line in _decode(block).replace("\r\n", "\n").split("\n"))
     return [line if len(line) <= EXCERPT_LINE_CHARS else f"{line[: EXCERPT_LINE_CHARS - 1]}…" for line in lines]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's voice: it says that it is there and what it does, for whoever wants to know why a build waits.
+"""Sends the worker's heartbeats, which answer why a build waits.
 
-Nothing depends on it, so it never costs anything that matters: where `notify` holds much already, or beanstalkd takes
-nothing, it is silent, and the next word says what this one would have.
+Nothing depends on them: where `notify` has a long backlog, or beanstalkd takes nothing, none is sent, and the next one
+has the same content.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerS
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two words at the least, also where something has changed.
+#: Seconds between two heartbeats at least, also where something has changed.
 MIN_INTERVAL_SECONDS = 5.0
-#: How many jobs `notify` may hold before nobody needs to hear of us.
+#: Jobs in `notify` above which no heartbeat is sent.
 NOTIFY_BACKLOG_LIMIT = 10_000
-#: The unit's instance, which its systemd file says.
+#: The environment variable with the unit's instance, which its systemd file sets.
 INSTANCE_VARIABLE = "REIMZUL_INSTANCE"
-#: What tells one start of one host from all others. Machines that were cloned share their machine id, containers of
-#: one host the kernel's boot id; the three together are shared by nobody.
+#: These identify one start of one host. Cloned machines share their machine id, containers of one host the kernel's
+#: boot id; no two hosts share all three.
 _BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
     Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"), Path("/proc/self/ns/pid"),
 )  # fmt: skip
 
 
 def own_instance() -> str:
-    """Which of this host's workers this is."""
+    """The name of this worker among those of its host."""
     return os.environ.get(INSTANCE_VARIABLE) or str(os.getpid())
 
 
 def boot_token() -> str:
-    """A token of this start of this host; nothing where the kernel does not tell. No id itself leaves the host."""
+    """A token of this start of this host; empty where the kernel has no boot id. No id itself leaves the host."""
     try:
         boot = _BOOT_ID.read_bytes()
     except OSError:
@@ -57,11 +57,6 @@ def boot_token() -> str:
     return hashlib.sha256(b"\n".join((b"reimzul", boot.strip(), machine.strip(), namespace))).hexdigest()[:16]
 
 
-def session_token() -> str:
-    """A token of this process."""
-    return os.urandom(8).hex()
-
-
 @attr.frozen(kw_only=True)
 class WorkerIdentity:
     """What does not change about a worker."""
@@ -69,42 +64,43 @@ class WorkerIdentity:
     host: str
     instance: str
     arches: tuple[str, ...]  #: the tubes it watches
-    folders: tuple[Path, ...]  #: where builds need room
+    folders: tuple[Path, ...]  #: where builds need space
     boot: str = attr.field(factory=boot_token)
-    session: str = attr.field(factory=session_token)
+    session: str = attr.field(factory=lambda: os.urandom(8).hex())  #: of this process
 
 
 class HeartbeatSender:
-    """Says what a worker does: at once where that has changed, else every so often."""
+    """Sends what a worker does: at once where that has changed, else every so often."""
 
-    def __init__(self, who: WorkerIdentity, every: int) -> None:
-        """`every`: seconds between two words while nothing changes; 0: silent."""
-        self.identity = who
-        self.interval = every
-        self._said: object = None
-        self._at = float("-inf")
+    def __init__(self, identity: WorkerIdentity, interval: int) -> None:
+        """`interval`: seconds between two heartbeats while nothing changes; 0: none is sent."""
+        self.identity = identity
+        self.interval = interval
+        self._sent: object = None
+        self._sent_at = float("-inf")
 
     def send(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
-        """Say it, unless it was said just now. Raises `BrokerUnavailable`."""
-        rested = time.monotonic() - self._at
+        """Send a heartbeat, unless one was sent just now. Raises `BrokerUnavailable`."""
+        elapsed = time.monotonic() - self._sent_at
         content = (state, why, build)
-        if not self.interval or rested < MIN_INTERVAL_SECONDS or (rested < self.interval and content == self._said):
+        is_repeated = elapsed < self.interval and content == self._sent
+        if not self.interval or elapsed < MIN_INTERVAL_SECONDS or is_repeated:
             return
-        self._said, self._at = content, time.monotonic()
+        self._sent, self._sent_at = content, time.monotonic()
         try:
             if broker.tube_stats(NOTIFY.name).ready <= NOTIFY_BACKLOG_LIMIT:
-                broker.announce(self._word(state, why, build))
+                broker.announce(self._heartbeat(state, why, build))
         except RetryLater as error:
-            log.debug("nobody is told that we are here: %s", error)
+            log.debug("no heartbeat is sent: %s", error)
 
     def send_leaving(self, broker: Broker) -> None:
-        """Say that this worker ends, where it said anything before; who cannot hear it finds the connection ended."""
-        if self._said is not None:
+        """Announce that this worker ends, if it has sent a heartbeat; else its closed connection shows it."""
+        if self._sent is not None:
             with contextlib.suppress(RetryLater, BrokerUnavailable):
-                broker.announce(attr.evolve(self._word(WorkerState.DRAINED, "it has ended", None), leaving=True))
+                broker.announce(attr.evolve(self._heartbeat(WorkerState.DRAINED, "it has ended", None), leaving=True))
 
-    def _word(self, state: str, why: str, build: CurrentBuild | None) -> WorkerHeartbeat:
-        mib, inodes = _least(self.identity.folders)
+    def _heartbeat(self, state: str, why: str, build: CurrentBuild | None) -> WorkerHeartbeat:
+        mib, inodes = _least_free(self.identity.folders)
         return WorkerHeartbeat(
             host=self.identity.host,
             instance=self.identity.instance,
@@ -123,22 +119,11 @@ class HeartbeatSender:
         )
 
 
-def _least(folders: Sequence[Path]) -> tuple[int, int]:
-    """What is free on the disk that has least of it: MiB and inodes, 0 where that cannot be known."""
-    rooms = []
-    for folder in folders:
-        try:
-            rooms.append(FreeSpace.measure(folder))
-        except OSError:
-            return 0, 0
-    counted = [room.inodes for room in rooms if room.inodes is not None]
-    return min((room.mib for room in rooms), default=0), min(counted, default=0)
-
-
-def idle_state(*, quarantined: bool, drained: bool, unfit: bool) -> str:
-    """What a worker that builds nothing is."""
-    if quarantined:
-        return WorkerState.QUARANTINED
-    if drained:
-        return WorkerState.DRAINED
-    return WorkerState.UNFIT if unfit else WorkerState.IDLE
+def _least_free(folders: Sequence[Path]) -> tuple[int, int]:
+    """MiB and inodes free on the disk that has least of them; 0 where that cannot be measured."""
+    try:
+        spaces = [FreeSpace.measure(folder) for folder in folders]
+    except OSError:
+        return 0, 0
+    inodes = [space.inodes for space in spaces if space.inodes is not None]
+    return min((space.mib for space in spaces), default=0), min(inodes, default=0)

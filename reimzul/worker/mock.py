@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mock: calling it for one leg, ending it, and cleaning up the root it leaves when it was ended."""
+"""Calls mock for one leg: runs it, ends it, watches its logs grow, unpacks them, and cleans the root it leaves."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import functools
 import json
 import logging
+import lzma
+import os
 import shutil
+import time
+import zlib
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import attr
 
@@ -17,26 +22,36 @@ from reimzul.core import validators
 from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
-from reimzul.worker.logfiles import BuildStalled, StallDetector, unpack_logs
 from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.mock_result import Fault, MockResult, classify, rpmbuild_started
 from reimzul.worker.model import Leg
-from reimzul.worker.orphans import RootInUse
-from reimzul.worker.roots import EXIT_ROOT_IN_USE, MockRoot, MockRoots, RootNotRemoved
-from reimzul.worker.slots import slot_of
+from reimzul.worker.roots import EXIT_ROOT_IN_USE, MockRoot, MockRoots, RootInUse, RootNotRemoved, slot_of
 
 log = logging.getLogger(__name__)
 
-#: Seconds mock gets to enforce --rpmbuild_timeout itself before we end it: it has to set up its root before
-#: rpmbuild starts, and to clean up after.
+#: Seconds mock gets to enforce --rpmbuild_timeout itself before we end it: it sets up its root before rpmbuild starts,
+#: and cleans up after.
 TIMEOUT_MARGIN_SECONDS = 1800
-#: Seconds between SIGTERM and SIGKILL: mock ends its chroot's processes in about 0.3 s (mock.md), and what it leaves
-#: is removed after it anyway.
+#: Seconds between SIGTERM and SIGKILL: mock ends its chroot's processes in about 0.3 s, and what it leaves is removed
+#: after it anyway.
 GRACE_SECONDS = 3.0
-#: Where a leg notes the root it builds in, and what mock said when it cleaned that up.
+#: The file that records the root of a leg, and the file with mock's output when it cleaned that root.
 ROOT_NOTE, CLEAN_LOG = "root.json", "clean.log"
-#: The logs every leg has, whatever happened; where mock wrote none, what it said on stderr stands in.
+#: The logs every leg has, whatever happened; where mock wrote none, its stderr stands in.
 REQUIRED_LOGS = ("build.log", "root.log")
+#: The command of mock's compress_logs plugin is a setting: gzip by default, and what else people use.
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".xz": lzma.LZMADecompressor,
+    ".bz2": bz2.BZ2Decompressor,
+}
+_PACKED_BLOCK_BYTES = 1 << 16
+#: Bytes at the beginning of a log by which it is recognised.
+_HEAD_BYTES = 64
+
+
+class BuildStalled(ReimzulError):
+    """Nothing was written to a build's logs or its result folder for longer than it may take."""
 
 
 @attr.frozen(kw_only=True)
@@ -49,45 +64,41 @@ class Mock:
     build_timeout: int  #: seconds, 0 for any time
     stall_timeout: int  #: seconds without a change in the result folder, 0 for any time
 
-    def build(self, leg: Leg, heed: Callable[[], None]) -> tuple[MockResult, int | None]:
-        """Run mock for a leg: the verdict and its exit code. What `heed` raises ends mock and is raised on."""
+    def build(self, leg: Leg, cancel: CancelToken) -> tuple[MockResult, int | None]:
+        """Run mock for a leg: the result and mock's exit code."""
         leg.results.mkdir(parents=True, exist_ok=True)
         folder = self.configs.render(leg.config)
         shutil.copyfile(folder / "mock.cfg", leg.results / "mock.cfg")
         try:
-            verdict, code = self._build(leg, folder, heed)
+            result, code = self._build_in_free_root(leg, folder, cancel)
         except ProgramNotFound as error:
             return MockResult(Fault.BUILDER, str(error)), None
         except RootNotRemoved as error:
-            verdict, code = MockResult(Fault.BUILDER, str(error)), None
+            result, code = MockResult(Fault.BUILDER, str(error)), None
         complete_logs(leg.results)
-        return verdict, code
+        return result, code
 
-    def _build(self, leg: Leg, folder: Path, heed: Callable[[], None]) -> tuple[MockResult, int | None]:
+    def _build_in_free_root(self, leg: Leg, folder: Path, cancel: CancelToken) -> tuple[MockResult, int | None]:
         """Build in this worker's root, or in a spare one where a mock that cannot be ended is in it."""
-        verdict: MockResult = classify(EXIT_ROOT_IN_USE, leg.results)
-        code: int | None = EXIT_ROOT_IN_USE
         with contextlib.closing(self.roots.extensions(leg.arch)) as extensions:
             for extension in extensions:
                 try:
-                    with self.roots.prepare_root(folder, extension, heed) as root:
-                        verdict, code = self._build_in(root, leg, folder, heed)
+                    with self.roots.prepare_root(folder, extension, cancel) as root:
+                        result, code = self._build_in(root, leg, folder, cancel)
                 except RootInUse as error:
                     log.warning("%s: %s", extension, error)
                     continue
                 if code != EXIT_ROOT_IN_USE:
-                    return verdict, code
+                    return result, code
                 log.warning("%s: another mock is in the root", extension)
                 remove_logs(leg.results)
-        return verdict, code
+        return classify(EXIT_ROOT_IN_USE, leg.results), EXIT_ROOT_IN_USE
 
-    def _build_in(
-        self, root: MockRoot, leg: Leg, folder: Path, heed: Callable[[], None]
-    ) -> tuple[MockResult, int | None]:
-        """One run of mock, and what has to be done for its root after it."""
+    def _build_in(self, root: MockRoot, leg: Leg, folder: Path, cancel: CancelToken) -> tuple[MockResult, int | None]:
+        """Run mock once, then record the state of its root and clean it where that is needed."""
         write_root_note(root, leg.folder)
         try:
-            verdict, code = self._run(leg, folder, root, heed)
+            result, code = self._run(leg, folder, root, cancel)
         except ReimzulError as error:
             self.roots.record_end(root, leg.results, None)
             self.roots.clean(root, leg.folder / CLEAN_LOG)
@@ -95,17 +106,17 @@ class Mock:
                 return timeout_result(error, leg.results), None
             raise
         self.roots.record_end(root, leg.results, code)
-        if verdict.fault is Fault.BUILDER and code != EXIT_ROOT_IN_USE:  # it may not have come to its --cleanup-after
+        if result.fault is Fault.BUILDER and code != EXIT_ROOT_IN_USE:  # mock may have skipped its --cleanup-after
             self.roots.clean(root, leg.folder / CLEAN_LOG)
-        return verdict, code
+        return result, code
 
-    def _run(self, leg: Leg, folder: Path, root: MockRoot, heed: Callable[[], None]) -> tuple[MockResult, int]:
-        """One run of mock to its end. Raises `TimedOut`, `Stalled`, what `heed` raises."""
-        watch = StallDetector(leg.results, self.stall_timeout)
+    def _run(self, leg: Leg, folder: Path, root: MockRoot, cancel: CancelToken) -> tuple[MockResult, int]:
+        """Run mock to its end. Raises `TimedOut`, `BuildStalled`, and what `cancel` raises."""
+        detector = StallDetector(leg.results, self.stall_timeout)
 
-        def look() -> None:
-            heed()
-            watch.raise_if_stalled()
+        def check() -> None:
+            cancel.raise_if_cancelled()
+            detector.raise_if_stalled()
 
         try:
             code = run(
@@ -113,7 +124,7 @@ class Mock:
                 output=leg.results / "stdout",
                 errors=leg.results / "stderr",
                 timeout=self.build_timeout + TIMEOUT_MARGIN_SECONDS if self.build_timeout else None,
-                cancel=CancelToken(look),
+                cancel=CancelToken(check),
                 grace=GRACE_SECONDS,
                 begun=functools.partial(self.roots.record_start, root),
             )
@@ -122,7 +133,7 @@ class Mock:
         return classify(code, leg.results), code
 
     def argv(self, leg: Leg, folder: Path, root: MockRoot) -> list[str]:
-        """mock's command line, as the original's (mock.md); the source rpm stands last."""
+        """mock's command line, the same as the original's; the source rpm stands last."""
         timeout = [f"--rpmbuild_timeout={self.build_timeout}"] if self.build_timeout else []
         return [
             self.mock,
@@ -139,19 +150,19 @@ class Mock:
         ]
 
     def recover_root(self, folder: Path) -> None:
-        """Remove the root that a killed worker's leg may have left, as its folder says."""
+        """Remove the root that a killed worker's leg may have left, as the note in the leg's folder records."""
         root = read_root_note(folder)
         if root is not None:
             self.roots.recover(root, folder / CLEAN_LOG)
 
 
 def write_root_note(root: MockRoot, folder: Path) -> None:
-    """Write a root down before mock starts, for whoever finds the folder after a crash."""
+    """Record a root before mock starts, for the worker that finds the folder after a crash."""
     (folder / ROOT_NOTE).write_text(json.dumps(attr.asdict(root)), encoding="utf-8")
 
 
 def read_root_note(folder: Path) -> MockRoot | None:
-    """The root that was written down; None where mock was never started. Earlier versions noted less of it."""
+    """The root that was recorded; None where mock was never started. Earlier versions recorded fewer fields."""
     try:
         raw = json.loads((folder / ROOT_NOTE).read_text(encoding="utf-8"))
         extension = raw["uniqueext"]
@@ -163,27 +174,108 @@ def read_root_note(folder: Path) -> MockRoot | None:
         return None
 
 
-def remove_logs(results: Path) -> None:
-    """Remove the logs of a mock that found its root in use: another is started, and mock appends to them."""
-    for path in results.iterdir():
-        if path.is_file() and path.name != "mock.cfg":
-            path.unlink()
-
-
 def timeout_result(error: ReimzulError, results: Path) -> MockResult:
-    """The verdict on a build that had to be ended: the package's fault only where rpmbuild had begun."""
+    """The result of a build that had to be ended: the package's fault only where rpmbuild had started."""
     fault = Fault.PACKAGE if rpmbuild_started(results) else Fault.BUILDER
     if isinstance(error, TimedOut):
         return MockResult(fault, "it took longer than a build may (build_timeout)")
     return MockResult(fault, str(error))
 
 
+# --- the logs in a result folder --------------------------------------------------------------------------------------
+
+
+class StallDetector:
+    """Watches whether anything in the result folder of a build changes."""
+
+    def __init__(self, results: Path, limit: int) -> None:
+        self.results = results
+        self.limit = limit  #: seconds, 0 for any time
+        self._files: dict[str, tuple[int, int]] = {}
+        self._since = time.monotonic()
+
+    def raise_if_stalled(self) -> None:
+        if not self.limit:
+            return
+        files, now = _list_files(self.results), time.monotonic()
+        if files != self._files:
+            self._files, self._since = files, now
+        elif now - self._since > self.limit:
+            raise BuildStalled(f"nothing was written to its logs for {self.limit} s (stall_timeout)")
+
+
+def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Each file of a folder, with its size and mtime."""
+    found: dict[str, tuple[int, int]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                stat = entry.stat(follow_symlinks=False)
+                found[entry.name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def remove_logs(results: Path) -> None:
+    """Remove the logs of a mock that found its root in use: the next mock would append to them."""
+    for path in results.iterdir():
+        if path.is_file() and path.name != "mock.cfg":
+            path.unlink()
+
+
 def complete_logs(results: Path) -> None:
-    """Give a leg the logs it always has: what mock said stands in for those it did not write."""
-    said = results / "stderr"
+    """Give a leg the logs it always has: mock's stderr stands in for those that mock did not write."""
+    stderr = results / "stderr"
     for name in REQUIRED_LOGS:
         if not (results / name).exists():
-            (results / name).write_bytes(said.read_bytes() if said.exists() else b"")
+            (results / name).write_bytes(stderr.read_bytes() if stderr.exists() else b"")
     for name in ("stdout", "stderr"):
         if (results / name).exists() and not (results / name).stat().st_size:
             (results / name).unlink()
+
+
+def unpack_logs(results: Path) -> None:
+    """Unpack the logs that mock's compress_logs plugin packed, so that everything after reads plain text.
+
+    A damaged log is unpacked as far as possible. Raises `OSError` where the disk is full.
+    """
+    for packed in sorted(results.iterdir()) if results.is_dir() else ():
+        unpacker = _UNPACKERS.get(packed.suffix)
+        if unpacker is not None and packed.stem.endswith(".log") and packed.is_file():
+            unpacked = packed.with_suffix(".unpacked")
+            _unpack(unpacker, packed, unpacked)
+            _merge(unpacked, packed.with_suffix(""))
+
+
+def _merge(unpacked: Path, plain: Path) -> None:
+    """Give a log its name. A log of that name is either the one that was packed, or what mock wrote after packing."""
+    if plain.exists():
+        with plain.open("rb") as written:
+            head = written.read(_HEAD_BYTES)
+            with unpacked.open("rb") as stream:
+                is_same = stream.read(len(head)) == head
+            if is_same:
+                unpacked.unlink()
+                return
+            with unpacked.open("ab") as stream:
+                stream.write(head)
+                shutil.copyfileobj(written, stream, 1 << 20)
+    unpacked.replace(plain)
+
+
+def _unpack(unpacker: Callable[[], Any], packed: Path, unpacked: Path) -> None:
+    """Unpack as much as possible; the packer may have been ended in the middle."""
+    with packed.open("rb") as source, unpacked.open("wb") as stream:
+        current = unpacker()
+        try:
+            while body := source.read(_PACKED_BLOCK_BYTES):
+                stream.write(current.decompress(body))
+                while current.eof and current.unused_data:  # one packed file after the other
+                    rest, current = current.unused_data, unpacker()
+                    stream.write(current.decompress(rest))
+        except (zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
+            log.warning("%s is damaged: %s", packed.name, error)
+        except OSError as error:
+            if error.errno is not None:  # bz2 raises an OSError without a number for damaged data
+                raise
+            log.warning("%s is damaged: %s", packed.name, error)
+    packed.unlink()

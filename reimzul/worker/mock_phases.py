@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build is at, and what took how long: from mock's state.log, and what is ours before and after mock.
+"""The phases of a build: mock's, from its state.log, and ours before and after mock.
 
-state.log has `Start: …` and `Finish: …`, one in another, in local time (mock.md). The outermost are the phases; what
-goes on in one is named beside it while it lasts.
+state.log has `Start: …` and `Finish: …` of nested steps, in local time. The outermost steps are the phases; the
+innermost step is named beside its phase while it lasts.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from reimzul.core.message import Phase
 from reimzul.core.validators import is_source_rpm
 
 SOURCE, UPLOAD = "source", "upload"
-#: Holds all that follows the chroot's setup; what is in it counts.
+#: Encloses all that follows the chroot's setup; the steps in it count as phases.
 _WRAPPER = "build phase"
-#: Comes when all else is over, whether it has been said to have finished or not.
+#: Ends all other steps, whether state.log has their end or not.
 _LAST = "clean chroot"
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - (Start|Finish)(\(bootstrap\))?: (.+)")
-#: How much of a state.log is read: they have some 2 kB.
+#: Bytes of a state.log that are read: they have some 2 kB.
 _STATE_LOG_BYTES = 64 * 1024
-#: The most phases that are told of.
+#: The most phases of a leg that are published.
 _MAX_PHASES = 20
 
 
 @attr.frozen(kw_only=True)
 class CurrentPhase:
-    """What a leg is at."""
+    """The phase of a leg, now."""
 
-    name: str  #: the phase, and what goes on in it
+    name: str  #: of the phase and its current step
     since: float  #: when the phase began
 
 
@@ -50,11 +50,11 @@ class StateLog:
 
     def __init__(self) -> None:
         self.outer: list[_Open] = []  #: the phases, in the order they began
-        self._within: list[str] = []  #: what has begun and not ended, the outermost first
-        self._last = 0.0  #: when the step before was
+        self._within: list[str] = []  #: the steps that have begun and not ended, the outermost first
+        self._last = 0.0  #: the time of the last step
 
     def add_lines(self, lines: Iterable[str]) -> StateLog:
-        """Take in lines; those that are none of mock's steps say nothing."""
+        """Add lines; those that are no steps of mock are ignored."""
         for line in lines:
             found = _LINE.match(line)
             at = _parse_time(found.group(1), int(found.group(2)) / 1000, self._last) if found else None
@@ -66,13 +66,12 @@ class StateLog:
 
     @property
     def current_phase(self) -> CurrentPhase | None:
-        """What goes on, or went on last; None before the first step."""
+        """The current phase, or the last one; None before the first step."""
         if not self.outer:
             return None
         return CurrentPhase(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), since=self.outer[-1].start)
 
     def phases(self) -> list[Phase]:
-        """What took how long."""
         return [Phase(name=each.name, start=each.start, end=each.end) for each in self.outer[:_MAX_PHASES]]
 
     def _start(self, name: str, at: float) -> None:
@@ -93,7 +92,7 @@ class StateLog:
 
 
 def read_state_log(path: Path) -> StateLog:
-    """What a state.log says; nothing where it is not there."""
+    """Read a state.log; it has no phases where it is missing."""
     try:
         with path.open("rb") as stream:
             text = stream.read(_STATE_LOG_BYTES).decode("utf-8", "replace")
@@ -103,9 +102,9 @@ def read_state_log(path: Path) -> StateLog:
 
 
 def _parse_time(when: str, fraction: float, after: float) -> float | None:
-    """A local time in seconds since 1970, never before the step before it; None for a date that does not exist.
+    """A local time in seconds since 1970, never before that of the last step; None for a date that does not exist.
 
-    When summer time ends an hour comes twice, and a clock may be set back: that makes no phase shorter than nothing.
+    When summer time ends an hour comes twice, and a clock may be set back: no phase gets a negative duration.
     """
     try:
         parts = time.strptime(when, "%Y-%m-%d %H:%M:%S")
@@ -121,7 +120,7 @@ def _parse_time(when: str, fraction: float, after: float) -> float | None:
 
 
 def _short_name(name: str, bootstrap: bool) -> str:
-    """A step's name without the package's."""
+    """A step's name without that of the package."""
     words = name.split()
     if words and is_source_rpm(words[-1]):
         words = words[: -2 if words[-2:-1] == ["for"] else -1]
@@ -129,29 +128,27 @@ def _short_name(name: str, bootstrap: bool) -> str:
 
 
 class BuildProgress:
-    """The course of one attempt: what each of its legs is at. Written by the build's threads, read by another."""
+    """The progress of one attempt's legs. Written by the build's threads, read by another."""
 
     def __init__(self, started: float) -> None:
         self._source = Phase(name=SOURCE, start=round(started, 3))
-        self._logs: dict[str, Path] = {}  #: of the legs under way, in the order they began
+        self._logs: dict[str, Path] = {}  #: of the legs that are built now, in the order they began
         self._uploads: dict[str, Phase] = {}
 
     def start_leg(self, arch: str, results: Path) -> None:
-        """A leg begins, and leaves its state.log there."""
+        """Start a leg, which has its state.log in `results`."""
         if not self._source.end:
             self._source = _with_end(self._source)
         self._logs[arch] = results / "state.log"
 
     def start_upload(self, arch: str) -> None:
-        """What it came to goes to the store."""
         self._uploads[arch] = Phase(name=UPLOAD, start=round(time.time(), 3))
 
     def end_leg(self, arch: str) -> None:
-        """The leg is over."""
         self._logs.pop(arch, None)
 
     def current_phase(self, main: str) -> tuple[str, CurrentPhase]:
-        """What the build is at: its main leg, or the first of the others that is under way."""
+        """The arch and phase of the main leg, or of the first other leg that is built now."""
         logs = dict(self._logs)
         arch = main if main in logs or not logs else next(iter(logs))
         if arch in self._uploads:
@@ -160,12 +157,12 @@ class BuildProgress:
         return arch, now or CurrentPhase(name=SOURCE, since=self._source.start)
 
     def phases_of_leg(self, arch: str, results: Path) -> tuple[Phase, ...]:
-        """What took how long for a leg, up to now."""
+        """The phases of a leg up to now."""
         upload = self._uploads.get(arch)
         last = [_with_end(upload)] if upload else []
         return (self._source, *read_state_log(results / "state.log").phases(), *last)
 
 
 def _with_end(phase: Phase) -> Phase:
-    """A phase that ends now; a clock that was set back makes it no shorter than nothing."""
+    """A phase that ends now; a clock that was set back makes its duration 0, not negative."""
     return attr.evolve(phase, end=max(phase.start, round(time.time(), 3)))

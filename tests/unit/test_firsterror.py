@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reimzul.core.retry import CancelToken
 from reimzul.worker.error_extractor import BLOCK_BYTES, EXCERPT_CHARS, FirstError, find_first_error
 from reimzul.worker.error_patterns import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
 from tests.unit.test_verdict import MISSING, UNINSTALLABLE
@@ -286,8 +287,8 @@ def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
 def test_it_ends_when_told_to(tmp_path: Path) -> None:
     (tmp_path / "build.log").write_bytes(b"line\n" * BLOCK_BYTES)
 
-    def heed() -> None:
+    def check() -> None:
         raise InterruptedError("told to stop")
 
     with pytest.raises(InterruptedError):
-        find_first_error(tmp_path / "build.log", NOWHERE, heed)
+        find_first_error(tmp_path / "build.log", NOWHERE, CancelToken(check))

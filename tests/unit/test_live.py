@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.log_stream import LogStreamer
+from reimzul.worker.upload import LogStreamer
 from tests.events import ATTEMPT, build_id
 
 

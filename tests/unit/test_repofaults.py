@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker.mock_result import Fault, classify
-from reimzul.worker.repofaults import Cause, read_failures
+from reimzul.worker.mock_result import DownloadFault, Fault, classify, read_failures
 
 STORE = "http://127.0.0.1:23826/bstore/repo/t1.x86_64/"
 SETUP = "2026-11-29 04:09:33,449 - Start: build setup for d-1-1.src.rpm\n"
@@ -178,4 +177,4 @@ def test_a_line_without_an_end_is_read_in_time(word: str) -> None:
     began = time.monotonic()
     failures = read_failures(word * 200_000 + "\n" + dnf4(ABSENT[0]))
     assert time.monotonic() - began < 5
-    assert failures[-1].causes[-1] is Cause.ABSENT
+    assert failures[-1].causes[-1] is DownloadFault.ABSENT

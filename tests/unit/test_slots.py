@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker import orphans
-from reimzul.worker.orphans import RootInUse, end_orphan, is_running, start_time
-from reimzul.worker.rootrecord import bootstrap_fault
-from reimzul.worker.slots import RootFolder, extension_of, parse_folder, slot_of
+from reimzul.core.retry import CancelToken
+from reimzul.worker import roots
+from reimzul.worker.roots import (
+    RootFolder,
+    RootInUse,
+    bootstrap_fault,
+    end_orphan,
+    extension_of,
+    is_running,
+    parse_folder,
+    slot_of,
+    start_time,
+)
 
 OLD = "1795925214-3372e01b"
 
@@ -67,13 +76,13 @@ def test_a_process_that_is_hidden_is_there_while_it_refuses_us(monkeypatch: pyte
     def refuse(pid: int, number: int) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(orphans, "start_time", lambda pid: "")
+    monkeypatch.setattr(roots, "start_time", lambda pid: "")
     monkeypatch.setattr(os, "kill", refuse)
     monkeypatch.setattr(os, "killpg", refuse)
-    monkeypatch.setattr(orphans, "ORPHAN_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(roots, "ORPHAN_TIMEOUT_SECONDS", 0.1)
     assert is_running(17, "boot 1")
     with pytest.raises(RootInUse, match="process 17"):
-        end_orphan(17, "boot 1", lambda: None)
+        end_orphan(17, "boot 1", CancelToken())
 
 
 MADE = "Start(bootstrap): chroot init\nFinish(bootstrap): chroot init\nStart: chroot init\n"
