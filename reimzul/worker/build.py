@@ -76,8 +76,6 @@ class BuildEnvironment:
 
 
 class BuildAttempt:
-    """One attempt at one request."""
-
     def __init__(self, attempt: AttemptSpec, environment: BuildEnvironment, final_failure_reason: str = "") -> None:
         """`final_failure_reason`: do not build it any more, but end it as Failed with this reason."""
         self.attempt = attempt
@@ -207,7 +205,6 @@ class BuildAttempt:
                     raise error
 
     def _build_leg(self, leg: Leg) -> None:
-        """Build one leg, upload it, request its publishing and announce its result."""
         published = self._find_published(leg)
         if published is not None:
             self._publish(leg, published, "built before: announced again")

@@ -94,7 +94,6 @@ def make_roots(settings: Settings, workspace: Workspace) -> MockRoots:
 
 
 def make_environment(settings: Settings, roots: MockRoots, arches: Arches) -> BuildEnvironment:
-    """What a build needs of this host."""
     own, urls = settings.worker, _store_urls(settings)
     return BuildEnvironment(
         arches=arches,
@@ -118,5 +117,4 @@ def _store_urls(settings: Settings) -> StoreUrls:
 
 
 def main() -> NoReturn:
-    """The console script."""
     run_command(command)

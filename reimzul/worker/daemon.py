@@ -70,8 +70,6 @@ TRANSIENT_BACKOFF = Backoff(10, 300)
 
 @attr.frozen(kw_only=True)
 class ResourceLimits:
-    """What a builder must have before it takes a job."""
-
     folders: tuple[Path, ...]  #: where builds need space
     free_mib: int
     free_inodes: int
@@ -110,8 +108,6 @@ class HealthCheck:
 
 
 class Worker(Daemon[BuildRequest]):
-    """A builder's daemon."""
-
     def __init__(
         self,
         connect: Callable[[], Broker],
@@ -139,7 +135,6 @@ class Worker(Daemon[BuildRequest]):
         self._canary_tubes = {canary.name: canary, own.name: own}
 
     def check(self, message: BuildRequest) -> None:
-        """Refuse a request for an arch that is not in the table."""
         known = self.environment.arches.known
         if message.arch not in known:
             raise InvalidMessage(f"arch {message.arch!r} is not known; {', '.join(known)} are")
@@ -161,12 +156,10 @@ class Worker(Daemon[BuildRequest]):
         return self.health.is_healthy() and (flag is None or is_quarantined)
 
     def idle_status(self) -> str:
-        """What it waits for: jobs, or what it needs to take one."""
         drained = self._drain_flag.drain_text if self._drain_flag else ""
         return drained or self.health.problem or super().idle_status()
 
     def do_idle_work(self, broker: Broker) -> None:
-        """Send a heartbeat, and remove a root that nobody builds in any more."""
         flag = self._drain_flag
         if flag is not None:
             state = WorkerState.QUARANTINED if flag.is_quarantine else WorkerState.DRAINED
@@ -182,7 +175,6 @@ class Worker(Daemon[BuildRequest]):
             raise ShutdownRequested("told to stop")
 
     def serve(self, broker: Broker) -> None:
-        """Serve until stopped, then announce that this worker ends."""
         super().serve(broker)
         self.heartbeat.send_leaving(self.broker or broker)
 
@@ -194,7 +186,6 @@ class Worker(Daemon[BuildRequest]):
             yield claim, self._handle_request(broker, claim)
 
     def _handle_request(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
-        """Build one request, unless something prevents that; what happens to its job."""
         request = claim.message
         if self._must_release(broker, claim):
             return ShutdownRequested()
@@ -237,7 +228,6 @@ class Worker(Daemon[BuildRequest]):
         return flag is not None and not (flag.is_quarantine and claim.stats.tube in self._canary_tubes)
 
     def _build(self, request: BuildRequest, session: JobSession) -> None:
-        """Attempt a request in a folder of its own, which is removed afterwards."""
         faults = request.builder_faults
         final_failure_reason = summarize_faults(faults) if len(faults) >= self.tries else ""
         with self.workspace.create_attempt_folder(f"{request.build_id}.{session.token}") as folder:
@@ -310,7 +300,6 @@ class Worker(Daemon[BuildRequest]):
     def _announce_retry(
         self, session: JobSession, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
     ) -> None:
-        """Announce for each of these legs that it waits for another attempt, and why."""
         where = self._queue_fields(session, job, pause)
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
         for arch in arches:

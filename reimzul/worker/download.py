@@ -66,8 +66,6 @@ class _Denied(OSError):
 
 
 class _Busy(OSError):
-    """The server asks us to come again later."""
-
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message)
         self.seconds = seconds
@@ -178,7 +176,6 @@ def _open_url(url: str) -> Iterator[http.client.HTTPResponse]:
 
 
 def _status_error(url: str, status: int, retry_after: str) -> Exception:
-    """The error for a status other than 2xx."""
     if status in _GONE:
         return SourceUnavailable(f"{url.rpartition('/')[2]} is not in incoming/ (HTTP {status})")
     if 400 <= status < 500 and status not in _BUSY:
@@ -192,12 +189,17 @@ def _download(url: str, checksum: str, path: Path, cancel: CancelToken) -> None:
     """Download a URL into a file. Raises a `_Failure` where another try may succeed."""
     digest = sha256()
     size, began = 0, time.monotonic()
-    with _open_url(url) as response, _create(path) as sink:
+    with _writing(path):
+        sink = FileIO(path, "w")
+    with sink, _open_url(url) as response:
         expected_size, is_page = response.length, _is_page(response)
         response.length = None  # read to the end of the connection: a server may announce a wrong length
         while chunk := response.read1(_CHUNK_BYTES):
             digest.update(chunk)
-            _write(sink, chunk, path)
+            with _writing(path):
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[sink.write(rest) :]
             size += len(chunk)
             cancel.raise_if_cancelled()
             if size < (time.monotonic() - began - RATE_GRACE_SECONDS) * MIN_BYTES_PER_SECOND:
@@ -215,18 +217,11 @@ def _download(url: str, checksum: str, path: Path, cancel: CancelToken) -> None:
         raise SourceUnavailable(f"{path.name} in incoming/ is not the file that was submitted (sha256 {found})")
 
 
-def _create(path: Path) -> FileIO:
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell errors of this host's disk from those of the download."""
     try:
-        return FileIO(path, "w")
-    except OSError as error:
-        raise DownloadNotWritable(f"{path}: {error.strerror or error}") from error
-
-
-def _write(sink: FileIO, chunk: bytes, path: Path) -> None:
-    rest = memoryview(chunk)
-    try:
-        while rest:
-            rest = rest[sink.write(rest) :]
+        yield
     except OSError as error:
         raise DownloadNotWritable(f"{path}: {error.strerror or error}") from error
 

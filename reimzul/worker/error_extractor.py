@@ -62,8 +62,6 @@ _NOISE = re.compile(
 
 @attr.frozen
 class FirstError:
-    """An error as a person wants to see it."""
-
     text: str = ""  #: with its surroundings, at most `EXCERPT_CHARS`
     line: str = ""  #: the line that is the cause
     log: str = ""  #: the name of its log
@@ -71,8 +69,6 @@ class FirstError:
 
 @attr.frozen
 class FoundError:
-    """A line of a log that a pattern matches."""
-
     offset: int  #: of the line, in bytes
     line: str
     pattern: ErrorPattern
@@ -161,7 +157,6 @@ def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _excerpt(log: Path, found: FoundError) -> str:
-    """The error's line with those around it."""
     skip = max(0, found.offset - SURROUNDING_BYTES)
     with log.open("rb") as stream:
         stream.seek(skip)

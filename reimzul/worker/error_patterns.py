@@ -17,8 +17,6 @@ CAUSE, LIKELY, CONSEQUENCE, LAST = 4, 3, 2, 1
 
 @attr.frozen
 class ErrorPattern:
-    """One kind of error line."""
-
     pattern: re.Pattern[str]
     confidence: int = CAUSE
     before: int = 3  #: lines before it that are shown

@@ -39,7 +39,6 @@ _BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
 
 
 def own_instance() -> str:
-    """The name of this worker among those of its host."""
     return os.environ.get(INSTANCE_VARIABLE) or str(os.getpid())
 
 
@@ -59,8 +58,6 @@ def boot_token() -> str:
 
 @attr.frozen(kw_only=True)
 class WorkerIdentity:
-    """What does not change about a worker."""
-
     host: str
     instance: str
     arches: tuple[str, ...]  #: the tubes it watches

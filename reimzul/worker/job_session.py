@@ -137,7 +137,6 @@ class JobSession:
             self._poll_flags(poller)
 
     def unfinished_arches(self) -> list[str]:
-        """The arches of the legs without result, as far as they are known."""
         build = self.build
         return [leg.arch for leg in build.legs if leg.arch not in build.announced] if build else []
 
@@ -163,16 +162,13 @@ class JobSession:
             if self._outage_since is not None:
                 self._reconnect()
             elif not self.reservation_lost:
-                self._touch_job()
+                try:
+                    self.claim.touch_if_due()
+                except ReservationLost:
+                    self._re_reserve()
         except BrokerUnavailable as error:
             self._note_outage(error)
         return self._outage_since is None
-
-    def _touch_job(self) -> None:
-        try:
-            self.claim.touch_if_due()
-        except ReservationLost:
-            self._re_reserve()
 
     def _poll_flags(self, poller: ControlPoller) -> None:
         if self._outage_since is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import functools
+import gzip
 import json
 import logging
 import lzma
@@ -40,12 +41,8 @@ ROOT_NOTE, CLEAN_LOG = "root.json", "clean.log"
 #: The logs every leg has, whatever happened; where mock wrote none, its stderr stands in.
 REQUIRED_LOGS = ("build.log", "root.log")
 #: The command of mock's compress_logs plugin is a setting: gzip by default, and what else people use.
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".xz": lzma.LZMADecompressor,
-    ".bz2": bz2.BZ2Decompressor,
-}
-_PACKED_BLOCK_BYTES = 1 << 16
+_UNPACKERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_UNPACKED_BLOCK_BYTES = 1 << 16
 #: Bytes at the beginning of a log by which it is recognised.
 _HEAD_BYTES = 64
 
@@ -56,8 +53,6 @@ class BuildStalled(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class Mock:
-    """mock on this host."""
-
     mock: str
     configs: MockConfigRepo
     roots: MockRoots
@@ -262,20 +257,14 @@ def _merge(unpacked: Path, plain: Path) -> None:
     unpacked.replace(plain)
 
 
-def _unpack(unpacker: Callable[[], Any], packed: Path, unpacked: Path) -> None:
+def _unpack(unpacker: Callable[[Path], Any], packed: Path, unpacked: Path) -> None:
     """Unpack as much as possible; the packer may have been ended in the middle."""
-    with packed.open("rb") as source, unpacked.open("wb") as stream:
-        current = unpacker()
+    with unpacker(packed) as source, unpacked.open("wb") as stream:
         try:
-            while body := source.read(_PACKED_BLOCK_BYTES):
-                stream.write(current.decompress(body))
-                while current.eof and current.unused_data:  # one packed file after the other
-                    rest, current = current.unused_data, unpacker()
-                    stream.write(current.decompress(rest))
-        except (zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
-            log.warning("%s is damaged: %s", packed.name, error)
-        except OSError as error:
-            if error.errno is not None:  # bz2 raises an OSError without a number for damaged data
+            while body := source.read1(_UNPACKED_BLOCK_BYTES):
+                stream.write(body)
+        except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's; those of damaged data have none
                 raise
             log.warning("%s is damaged: %s", packed.name, error)
     packed.unlink()

@@ -35,8 +35,6 @@ class MockConfigUnusable(ReimzulError):
 
 @attr.frozen
 class CheckoutState:
-    """What the checkout is at."""
-
     commit: str  #: or why there is none
     is_current: bool = True  #: false where it could not be pulled
 
@@ -61,7 +59,6 @@ class MockConfigRepo:
 
     @property
     def folder(self) -> Path:
-        """The folder of the checkout that has the configurations."""
         return self.checkout / "mock"
 
     def pull(self) -> CheckoutState:

@@ -32,24 +32,13 @@ _MAX_PHASES = 20
 
 @attr.frozen(kw_only=True)
 class CurrentPhase:
-    """The phase of a leg, now."""
-
     name: str  #: of the phase and its current step
     since: float  #: when the phase began
 
 
-@attr.define
-class _Open:
-    name: str
-    start: float
-    end: float = 0.0
-
-
 class StateLog:
-    """The steps of a state.log, read so far."""
-
     def __init__(self) -> None:
-        self.outer: list[_Open] = []  #: the phases, in the order they began
+        self.outer: list[Phase] = []  #: the phases, in the order they began
         self._within: list[str] = []  #: the steps that have begun and not ended, the outermost first
         self._last = 0.0  #: the time of the last step
 
@@ -72,7 +61,7 @@ class StateLog:
         return CurrentPhase(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), since=self.outer[-1].start)
 
     def phases(self) -> list[Phase]:
-        return [Phase(name=each.name, start=each.start, end=each.end) for each in self.outer[:_MAX_PHASES]]
+        return self.outer[:_MAX_PHASES]
 
     def _start(self, name: str, at: float) -> None:
         if name == _WRAPPER:
@@ -80,14 +69,14 @@ class StateLog:
         if name == _LAST:
             self._within.clear()
         if not self._within:
-            self.outer.append(_Open(name, at))
+            self.outer.append(Phase(name=name, start=at))
         self._within.append(name)
 
     def _finish(self, name: str, at: float) -> None:
         if name not in self._within:
             return
         if self._within.index(name) == 0:
-            self.outer[-1].end = at
+            self.outer[-1] = attr.evolve(self.outer[-1], end=at)
         del self._within[self._within.index(name) :]
 
 
@@ -157,7 +146,6 @@ class BuildProgress:
         return arch, now or CurrentPhase(name=SOURCE, since=self._source.start)
 
     def phases_of_leg(self, arch: str, results: Path) -> tuple[Phase, ...]:
-        """The phases of a leg up to now."""
         upload = self._uploads.get(arch)
         last = [_with_end(upload)] if upload else []
         return (self._source, *read_state_log(results / "state.log").phases(), *last)

@@ -28,8 +28,6 @@ LINE_LIMIT_CHARS = 4_000
 
 
 class Fault(enum.Enum):
-    """Whose fault a run of mock was."""
-
     NONE = "built"
     PACKAGE = "the package does not build"
     BUILDER = "this builder could not build it"
@@ -38,8 +36,6 @@ class Fault(enum.Enum):
 
 @attr.frozen
 class MockResult:
-    """The result of a run of mock."""
-
     fault: Fault
     reason: str = ""
 
@@ -241,7 +237,6 @@ def _classify_source_rebuild(results: Path) -> MockResult:
 
 
 def _blames_root(error: str) -> bool:
-    """Whether an error of rpm is about the host or the root."""
     return bool(_ROOT_ERROR.search(error) or (_PERMISSION.search(error) and not _SOURCE_PATH.search(error)))
 
 
@@ -320,8 +315,6 @@ def read_end(path: Path, limit: int) -> str:
 
 
 class DownloadFault(enum.Enum):
-    """Why a download failed."""
-
     UNKNOWN = "unknown"  #: old versions of dnf print no cause
     ABSENT = "absent"  #: the server has no repomd.xml
     STALE = "stale"  #: repomd.xml, or the metadata it names, lists a file that is gone from the server, or is another
@@ -352,8 +345,6 @@ class RepoFailure:
 
 @attr.frozen
 class _FailedFetch:
-    """One failed download from one mirror."""
-
     cause: DownloadFault
     line: str
     url: str = ""
@@ -462,7 +453,6 @@ class _FailureReader:
 
 
 def _parse_fetch(line: str) -> Optional[_FailedFetch]:
-    """The failed download that a line reports, if any."""
     shown = line.strip().lstrip("->: ").removeprefix("[MIRROR] ")
     if found := _STATUS.search(line):
         return _FailedFetch(_classify_url(found.group(1) in _MISSING_STATUS, found.group(2)), shown, found.group(2))

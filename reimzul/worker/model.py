@@ -53,7 +53,6 @@ class Leg:
 
     @property
     def folder(self) -> Path:
-        """The folder it is built in."""
         return self.attempt.folder / self.arch
 
     @property

@@ -8,6 +8,7 @@ An idle worker does it, one root at a time. A busy worker that runs out of disk 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -31,15 +32,12 @@ Action = Callable[[CancelToken], None]
 
 
 class RootCleanup:
-    """The roots and caches that an idle worker removes."""
-
     def __init__(self, roots: MockRoots) -> None:
         self.roots = roots
         self._actions: Iterator[Action] = iter(())
         self._next_scan = 0.0
 
     def clean_one(self, cancel: CancelToken) -> None:
-        """Remove one root, if one is due."""
         try:
             action = self._next_action()
             if action is not None:
@@ -65,10 +63,10 @@ class RootCleanup:
             for name in _folder_names(base):
                 folder = parse_folder(name)
                 if folder is not None and self._is_due(base / name, folder):
-                    yield self._root_removal(base, name, folder)
+                    yield functools.partial(self._remove_root, base, name, folder)
         for lock in sorted(self.roots.state.glob("reimzul-*.lock")):
             if self._is_old(_age(lock)):
-                yield self._cache_removal(lock)
+                yield functools.partial(self._remove_caches, lock)
 
     def _create_missing_locks(self) -> None:
         """Count the age of earlier versions' targets from now on: nothing records when they were last built."""
@@ -95,33 +93,27 @@ class RootCleanup:
     def _record_path(self, folder: RootFolder) -> Path:
         return self.roots.state / f"{folder.root}-{folder.extension}.json"
 
-    def _root_removal(self, base: Path, name: str, folder: RootFolder) -> Action:
-        def remove(cancel: CancelToken) -> None:
-            with self.roots.hold_slot(folder.slot) as held:
-                if held is None or not (base / name).exists() or not self._is_due(base / name, folder):
-                    return
-                record = self._record_path(folder)
-                if folder.bootstrap and folder.slot and record.exists():
-                    used = record.stat().st_mtime
-                    RootRecord(broken="its removal was broken off").write(record)
-                    os.utime(record, (used, used))
-                log.info("removing the root %s, which nobody builds in any more", name)
-                self.roots.remove(str(base), folder.configured_name, folder.extension, cancel)
-                if folder.bootstrap:
-                    record.unlink(missing_ok=True)
+    def _remove_root(self, base: Path, name: str, folder: RootFolder, cancel: CancelToken) -> None:
+        with self.roots.hold_slot(folder.slot) as held:
+            if held is None or not (base / name).exists() or not self._is_due(base / name, folder):
+                return
+            record = self._record_path(folder)
+            if folder.bootstrap and folder.slot and record.exists():
+                used = record.stat().st_mtime
+                RootRecord(broken="its removal was broken off").write(record)
+                os.utime(record, (used, used))
+            log.info("removing the root %s, which nobody builds in any more", name)
+            self.roots.remove(str(base), folder.configured_name, folder.extension, cancel)
+            if folder.bootstrap:
+                record.unlink(missing_ok=True)
 
-        return remove
-
-    def _cache_removal(self, lock: Path) -> Action:
-        def remove(cancel: CancelToken) -> None:
-            with file_lock(lock) as held:
-                if held is None or not self._is_old(_age(lock)):
-                    return
-                log.info("removing the caches of %s, not built for %d days (root_days)", lock.stem, self.roots.days)
-                self.roots.remove_caches(lock.stem, cancel)
-                lock.unlink()
-
-        return remove
+    def _remove_caches(self, lock: Path, cancel: CancelToken) -> None:
+        with file_lock(lock) as held:
+            if held is None or not self._is_old(_age(lock)):
+                return
+            log.info("removing the caches of %s, not built for %d days (root_days)", lock.stem, self.roots.days)
+            self.roots.remove_caches(lock.stem, cancel)
+            lock.unlink()
 
 
 def _folder_names(folder: Path) -> list[str]:

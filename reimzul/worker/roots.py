@@ -129,7 +129,6 @@ def hold_instance_slot(folder: Path, instance: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def hold_spare_slot(folder: Path) -> Iterator[str]:
-    """Hold the first spare slot that nobody holds."""
     for number in itertools.count(1):
         with file_lock(folder / f"spare{number}.slot") as held:
             if held is not None:
@@ -217,10 +216,8 @@ def is_running(pid: int, birth: str) -> bool:
         return current == birth
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return False  # a zombie
 
 
@@ -250,7 +247,6 @@ class MockRoot:
 
     @property
     def bootstrap(self) -> Path:
-        """The bootstrap root's folder."""
         return Path(self.base, f"{self.name}-bootstrap-{self.uniqueext}")
 
 
@@ -288,7 +284,6 @@ class MockRoots:
                 yield extension_of(stack.enter_context(hold_spare_slot(self.state)), arch)
 
     def record_path(self, root: MockRoot) -> Path:
-        """The file with the record of a root."""
         return self.state / f"{root.name}-{root.uniqueext}.json"
 
     @contextlib.contextmanager

@@ -60,8 +60,6 @@ class UploadImpossible(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class Uploader:
-    """rsync on this host, and the store it uploads to."""
-
     rsync: str
     arguments: tuple[str, ...]
     urls: StoreUrls
@@ -159,7 +157,6 @@ def make_manifest(
     status: str = "",
     phases: Sequence[Phase] = (),
 ) -> Manifest:
-    """The manifest of a leg, with each of its files hashed."""
     files = []
     for path in sorted(leg.results.iterdir()):
         nevra = read_header(path).nevra if path.name.endswith(".rpm") else ""

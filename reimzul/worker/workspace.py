@@ -31,12 +31,10 @@ class Workspace:
 
     @property
     def builds(self) -> Path:
-        """The folder that has a folder for each attempt."""
         return self.root / "builds"
 
     @property
     def configs(self) -> Path:
-        """The folder of mock's rendered configurations."""
         return self.root / "configs"
 
     def create(self) -> None:
