@@ -19,7 +19,7 @@ from reimzul.core.rpm_header import check_bindings
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
-from reimzul.worker.daemon import HealthCheck, ResourceLimits, Worker
+from reimzul.worker.daemon import HealthCheck, Worker
 from reimzul.worker.download import Downloader
 from reimzul.worker.heartbeat import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
 from reimzul.worker.mock import Mock
@@ -62,8 +62,8 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
     tubes = arches.tubes_of_machine(own.machine or os.uname().machine)
     host = own.fqdn or local_hostname()
     folders = (own.results, own.mock_roots)
-    limits = ResourceLimits(
-        folders=folders, free_mib=own.min_free_mib, free_inodes=own.min_free_inodes, load=own.max_load
+    health = HealthCheck(
+        folders=folders, free_mib=own.min_free_mib, free_inodes=own.min_free_inodes, max_load=own.max_load
     )
     identity = WorkerIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders)
     return Worker(
@@ -72,7 +72,7 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
         host,
         environment,
         workspace,
-        HealthCheck(limits),
+        health,
         own.tries,
         HeartbeatSender(identity, own.presence),
         RootCleanup(roots),

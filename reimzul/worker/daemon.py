@@ -68,14 +68,29 @@ RETRY_PAUSE_SECONDS = 10
 TRANSIENT_BACKOFF = Backoff(10, 300)
 
 
-@attr.frozen(kw_only=True)
-class ResourceLimits:
+@attr.define(kw_only=True)
+class HealthCheck:
+    """Checks this builder against its limits, and logs when it fails them and when it meets them again."""
+
     folders: tuple[Path, ...]  #: where builds need space
     free_mib: int
     free_inodes: int
-    load: int  #: the highest load of the last minute; 0 for any
+    max_load: int  #: of the last minute; 0 for any
+    problem: str = attr.field(default="", init=False)  #: why no job is taken now
+    _problem_kinds: tuple[str, ...] = attr.field(default=(), init=False)
 
-    def find_problems(self) -> Iterator[str]:
+    def is_healthy(self) -> bool:
+        problems = tuple(self._find_problems())
+        kinds = tuple(problem.split(":")[0] for problem in problems)
+        self.problem = f"this builder takes no jobs now: {'; '.join(problems)}" if problems else ""
+        if problems and kinds != self._problem_kinds:
+            log.error("%s", self.problem)
+        elif kinds != self._problem_kinds:
+            log.info("this builder takes jobs again")
+        self._problem_kinds = kinds
+        return not problems
+
+    def _find_problems(self) -> Iterator[str]:
         """Why no job may be taken, each as `<what>: <how much>`."""
         for folder in self.folders:
             try:
@@ -83,28 +98,8 @@ class ResourceLimits:
             except OSError as error:
                 yield f"{folder}: {error.strerror}"
         load = os.getloadavg()[0]
-        if self.load and load > self.load:
-            yield f"load: {load:.1f}, {self.load} is the most"
-
-
-class HealthCheck:
-    """Checks this builder against its limits, and logs when it fails them and when it meets them again."""
-
-    def __init__(self, limits: ResourceLimits) -> None:
-        self.limits = limits
-        self.problem = ""  #: why no job is taken now
-        self._problem_kinds: tuple[str, ...] = ()
-
-    def is_healthy(self) -> bool:
-        problems = tuple(self.limits.find_problems())
-        kinds = tuple(problem.split(":")[0] for problem in problems)
-        self.problem = f"this builder takes no jobs now: {'; '.join(problems)}" if problems else ""
-        if problems and kinds != self._problem_kinds:
-            log.error("%s", self.problem)
-        elif kinds != self._problem_kinds:
-            log.info("this builder is well again and takes jobs")
-        self._problem_kinds = kinds
-        return not problems
+        if self.max_load and load > self.max_load:
+            yield f"load: {load:.1f}, {self.max_load} is the most"
 
 
 class Worker(Daemon[BuildRequest]):
@@ -197,7 +192,7 @@ class Worker(Daemon[BuildRequest]):
             return None
         if claim.stats.deaths > MAX_WORKER_DEATHS * (1 + claim.stats.kicks):
             return InvalidMessage(
-                f"{claim.stats.deaths} workers died under it, or lost their link; a person has to look"
+                f"{claim.stats.deaths} workers died under it, or lost their connection; find the cause, then kick it"
             )
         self.raise_if_left_to_others(broker, claim)
         session = JobSession(self.reconnect, claim, self.stop, new_attempt(), self.service, self.ping_watchdog)
@@ -210,7 +205,7 @@ class Worker(Daemon[BuildRequest]):
             raise
         except (ReimzulError, OSError) as error:  # all that a build touches of this host by itself is its disk
             if session.reservation_lost:
-                return ReservationLost(f"ended while another has it: {error}")
+                return ReservationLost(f"ended while another worker has it: {error}")
             if isinstance(error, BuilderFault):
                 return self.requeue_after_builder_fault(session, str(error), error.first_error)
             if isinstance(error, OSError):
@@ -220,7 +215,7 @@ class Worker(Daemon[BuildRequest]):
             if isinstance(error, SourceDelayed):
                 return self.requeue_without_source(session, error)
             return None if isinstance(error, BuildCancelled) else error
-        return ReservationLost("another has it; ours is uploaded") if session.reservation_lost else None
+        return ReservationLost("another worker has it; ours is uploaded") if session.reservation_lost else None
 
     def _must_release(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> bool:
         """Whether this builder was drained while it waited for this job."""
@@ -242,7 +237,7 @@ class Worker(Daemon[BuildRequest]):
         stats = claim.stats
         completed = claim.message.with_id(claim.id, stats.tube, claim.body, time.time() - stats.age)
         job = broker.put(claim.tube, completed, priority=stats.priority, ttr=stats.ttr)
-        log.info("%r: of an old client, put again as build %s", claim, completed.build_id)
+        log.info("%r: of an old client, requeued as build %s", claim, completed.build_id)
         where = {"tube": stats.tube, "job": job, "priority": stats.priority}
         broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {stats.tube}", **where))
 
@@ -250,7 +245,7 @@ class Worker(Daemon[BuildRequest]):
         """Requeue a request that this builder could not build, for another; the old job is deleted after."""
         request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
         pause = RETRY_PAUSE_SECONDS * len(request.tries)
-        log.error("%r: this builder could not build it: %s; put again, in %d s", session.claim, reason, pause)
+        log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
         arches = session.unfinished_arches() or request.announced_arches
         job = self._requeue(session, request, pause, arches)
         if job:
@@ -271,7 +266,7 @@ class Worker(Daemon[BuildRequest]):
         """Requeue a request whose source cannot be downloaded now; no try is counted."""
         message = session.claim.message
         request = attr.evolve(message, source_rounds=message.source_rounds + 1)
-        log.warning("%r: %s; put again, in %d s", session.claim, delayed, delayed.pause)
+        log.warning("%r: %s; requeued, due in %d s", session.claim, delayed, delayed.pause)
         job = self._requeue(session, request, delayed.pause, request.announced_arches)
         if job:
             waits_for = f"its source: {delayed}, on {self.host}"

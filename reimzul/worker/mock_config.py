@@ -93,7 +93,7 @@ class MockConfigRepo:
         mark = self.rendered_folder / ".moving"
         if mark.exists():
             self._git("merge-base", "--is-ancestor", "HEAD", "@{upstream}")  # commits made here are not dropped
-            log.warning("%s: its last pull was broken off: all in it becomes what upstream has", self.checkout)
+            log.warning("%s: its last pull was aborted; resetting it to upstream", self.checkout)
             (self.checkout / ".git" / "index.lock").unlink(missing_ok=True)
             self._git("reset", "--hard", "--quiet", "@{upstream}")
         mark.touch()

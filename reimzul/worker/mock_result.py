@@ -81,8 +81,8 @@ _EXIT_40_REASONS = {
 _RPMBUILD_REASONS = {
     "Architecture is not included": "the package excludes this arch",
     "Architecture is excluded": "the package excludes this arch",
-    "File not found": "%files names what is not there",
-    "Installed (but unpackaged) file(s) found": "files were installed that %files does not name",
+    "File not found": "%files lists files that do not exist",
+    "Installed (but unpackaged) file(s) found": "files were installed that %files does not list",
 }
 #: Exit codes for which it does not matter what repositories held: timeout, damaged source rpm.
 _CODES_INDEPENDENT_OF_REPOS = (11, 40)
@@ -160,7 +160,7 @@ def _check_package_names(results: Path) -> MockResult:
     """Check that all packages can be published: rpm itself allows names that cannot, as with a macro left in them."""
     names = sorted(path.name for path in results.glob("*.rpm"))
     if not names:
-        return MockResult(Fault.BUILDER, "mock says it built, and left no rpm")
+        return MockResult(Fault.BUILDER, "mock exited with 0, but left no rpm")
     for name in names:
         try:
             validators.name(name)
@@ -178,7 +178,7 @@ def _classify_exit_1(results: Path) -> MockResult:
         return MockResult(Fault.PACKAGE, "mock cannot read the source rpm")
     if _build_setup_started(results):
         return _classify_source_rebuild(results)
-    return MockResult(Fault.BUILDER, f"mock did not come to build it: {_last_mock_error(stderr)}")
+    return MockResult(Fault.BUILDER, f"mock failed before the build: {_last_mock_error(stderr)}")
 
 
 def _classify_exit_10(results: Path) -> MockResult:
@@ -186,7 +186,7 @@ def _classify_exit_10(results: Path) -> MockResult:
     if rpmbuild_started(results):
         return MockResult(Fault.PACKAGE, _failed_step(results) or "the package does not build")
     error = _last_mock_error(_read_log(results / "stderr"))
-    return MockResult(Fault.BUILDER, f"mock did not come to build it: {error}")
+    return MockResult(Fault.BUILDER, f"mock failed before the build: {error}")
 
 
 def _classify_exit_30(results: Path) -> MockResult:
@@ -233,7 +233,7 @@ def _classify_source_rebuild(results: Path) -> MockResult:
         return MockResult(Fault.PACKAGE, f"rpmbuild -bs failed: {errors[0][:300]}")
     last_line = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")[:300]
     why = next(filter(_blames_root, errors), "") or last_line or _last_mock_error(_read_log(results / "stderr"))
-    return MockResult(Fault.BUILDER, f"mock did not come to build it: {why}")
+    return MockResult(Fault.BUILDER, f"mock failed before the build: {why}")
 
 
 def _blames_root(error: str) -> bool:
@@ -254,7 +254,7 @@ def _last_mock_error(stderr: str) -> str:
     errors = [found.end() for found in _MOCK_ERROR.finditer(stderr)]
     lines = [line.strip() for line in stderr[errors[-1] if errors else 0 :].splitlines() if line.strip()]
     if not lines:
-        return "it said nothing"
+        return "no error message"
     if not errors or not lines[0].startswith("Command failed:"):
         return lines[0 if errors else -1][:300]
     command = next((line[2:] for line in lines if line.startswith("# ")), "")

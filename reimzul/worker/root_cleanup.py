@@ -100,7 +100,7 @@ class RootCleanup:
             record = self._record_path(folder)
             if folder.bootstrap and folder.slot and record.exists():
                 used = record.stat().st_mtime
-                RootRecord(broken="its removal was broken off").write(record)
+                RootRecord(broken="its removal was aborted").write(record)
                 os.utime(record, (used, used))
             log.info("removing the root %s, which nobody builds in any more", name)
             self.roots.remove(str(base), folder.configured_name, folder.extension, cancel)

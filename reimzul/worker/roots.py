@@ -157,7 +157,7 @@ class RootRecord:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{name: type(getattr(cls(), name))(raw[name]) for name in attr.fields_dict(cls)})
         except (OSError, ValueError, TypeError, KeyError):
-            return cls(broken="nothing is known of it")
+            return cls(broken="it has no readable record")
 
     def write(self, path: Path) -> None:
         write_atomic(path, json.dumps(attr.asdict(self)))
@@ -189,9 +189,9 @@ def bootstrap_fault(results: Path, code: int | None) -> str:
         state_log = stream.read(_STATE_LOG_BYTES).decode("utf-8", "replace")
     begun, finished = (state_log.count(f"{step}(bootstrap): chroot init") for step in ("Start", "Finish"))
     if begun > finished and code != 0:
-        return "mock ended while it made it"
+        return "mock ended while it created it"
     if code in _ROOT_FAILED_CODES and "Start: build setup" not in state_log:
-        return f"mock exited with {code} before it came to build"
+        return f"mock exited with {code} before the build started"
     return ""
 
 
@@ -302,7 +302,7 @@ class MockRoots:
                 log.info("removing the bootstrap root %s: %s", root.bootstrap.name, why)
                 self.remove(base, f"{name}-bootstrap", extension, cancel)
             made = record.made if root.bootstrap.exists() else time.time()
-            broken = "its last build was broken off"
+            broken = "its last build was aborted"
             RootRecord(digest=digest, made=made, broken=broken, unclean=True).write(self.record_path(root))
             yield root
 
@@ -406,9 +406,9 @@ class MockRoots:
             try:
                 code = run(argv, output=errors, timeout=CLEANING_TIMEOUT_SECONDS, cancel=cancel)
             except TimedOut as error:
-                raise RootNotRemoved(f"{error} when it was to remove {configured}") from error
+                raise RootNotRemoved(f"{error} while it removed {configured}") from error
             last = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         if code == EXIT_ROOT_IN_USE:
             raise RootInUse(f"another mock is in {configured}")
         if code:
-            raise RootNotRemoved(f"mock exited with {code} when it was to remove {configured}: {''.join(last)}")
+            raise RootNotRemoved(f"mock exited with {code} while it removed {configured}: {''.join(last)}")

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Fault, str]] = {
     "failprep": (Fault.PACKAGE, "%prep failed"),
     "failbuild": (Fault.PACKAGE, "%build failed"),
     "failcheck": (Fault.PACKAGE, "%check failed"),
-    "failfiles": (Fault.PACKAGE, "%files names what is not there"),
+    "failfiles": (Fault.PACKAGE, "%files lists files that do not exist"),
     "dynfail": (Fault.PACKAGE, "%generate_buildrequires failed"),
     "wrongarch": (Fault.PACKAGE, "the package excludes this arch"),
     "missingbr": (Fault.PACKAGE, "BuildRequires that nobody provides: no-such-devel >= 3"),
@@ -96,7 +96,7 @@ def test_no_logs_at_all_are_judged_too(tmp_path: Path, code: int, fault: Fault) 
 def test_one_alone_says_what_mock_said_last(tmp_path: Path) -> None:
     (tmp_path / "stderr").write_bytes(b"INFO: x\nERROR: no group mock \xff\n\n")
     verdict = classify(1, tmp_path)
-    assert verdict == MockResult(Fault.BUILDER, "mock did not come to build it: no group mock \ufffd")
+    assert verdict == MockResult(Fault.BUILDER, "mock failed before the build: no group mock \ufffd")
 
 
 SETUP = "2026-11-22 08:50:12,974 - Start: build setup for d-1-1.src.rpm\n"
@@ -340,7 +340,7 @@ def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:
         "ERROR: Exception(/x/a-1-1.src.rpm) Config(c9s) 0 minutes 9 seconds\nINFO: Results and/or logs in: /x\n"
         "ERROR: builddep command missing.\nPlease install package dnf-plugins-core.\n"
     )
-    reason = "mock did not come to build it: builddep command missing."
+    reason = "mock failed before the build: builddep command missing."
     assert classify(10, tmp_path) == MockResult(Fault.BUILDER, reason)
 
 
@@ -357,7 +357,7 @@ def test_a_command_of_mocks_own_that_fails_is_named(tmp_path: Path, output: str,
         "Start: clean chroot\nFinish: clean chroot\n"
         f"ERROR: Command failed: \n # cp -a /usr/share/keys /var/lib/mock/a/root\n{output}\n"
     )
-    assert classify(1, tmp_path) == MockResult(Fault.BUILDER, f"mock did not come to build it: {why}")
+    assert classify(1, tmp_path) == MockResult(Fault.BUILDER, f"mock failed before the build: {why}")
 
 
 @pytest.mark.parametrize("log", ["build.log", "root.log", "stderr"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reimzul.core.retry import CancelToken
 from reimzul.worker.error_extractor import BLOCK_BYTES, EXCERPT_CHARS, FirstError, find_first_error
 from reimzul.worker.error_patterns import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
-from tests.unit.test_verdict import MISSING, UNINSTALLABLE
+from tests.unit.test_mock_result import MISSING, UNINSTALLABLE
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MOCK = SAMPLES / "mock-logs"
