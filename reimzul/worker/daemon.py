@@ -199,6 +199,7 @@ class Worker(Daemon[BuildRequest]):
         return self._build_and_settle(request, session)
 
     def _build_and_settle(self, request: BuildRequest, session: JobSession) -> Outcome:
+        """Build a request, and requeue or release its job where the attempt did not decide it."""
         try:
             self._build(request, session)
         except BrokerUnavailable:

@@ -144,6 +144,7 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 def _make_opener() -> urllib.request.OpenerDirector:
     """A client that follows redirects, to http and https only, and uses no proxy."""
     opener = urllib.request.OpenerDirector()
+    opener.addheaders = [("User-Agent", "reimzul")]
     for handler in (
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(),

@@ -189,7 +189,7 @@ class Stuck:
 
 
 class Blind:
-    """A look-out that sees nothing."""
+    """A poller that finds nothing."""
 
     def poll(self, broker: object, *, last: bool) -> None:
         """Nothing is wanted."""
@@ -199,6 +199,6 @@ def test_a_worker_is_alive_while_it_builds_and_not_when_its_loop_hangs(under_sys
     build = EndlessBuild()
     claim: Any = Stuck(under_systemd, build)
     service = SdNotify()
-    desk = JobSession(lambda: claim, claim, Stop(), "t", service, service.ping)  # type: ignore[arg-type, return-value]
-    desk.run_build(build, Blind())  # type: ignore[arg-type]
+    session = JobSession(lambda: claim, claim, Stop(), "t", service, service.ping)  # type: ignore[arg-type, return-value]
+    session.run_build(build, Blind())  # type: ignore[arg-type]
     assert claim.came == [0] and claim.kept >= 5
