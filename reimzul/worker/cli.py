@@ -14,7 +14,6 @@ from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
-from reimzul.core.refused import Overflow
 from reimzul.core.rpm_header import check_bindings
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.store_paths import StoreUrls
@@ -76,7 +75,6 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
         own.tries,
         HeartbeatSender(identity, own.presence),
         RootCleanup(roots),
-        Overflow(settings.farm.refused),
     )
 
 

@@ -33,7 +33,6 @@ from reimzul.core.errors import (
 )
 from reimzul.core.fs import FreeSpace
 from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, WorkerState, event_for, new_attempt
-from reimzul.core.refused import Overflow
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.worker.build import (
     NO_BUILDER_PREFIX,
@@ -114,10 +113,9 @@ class Worker(Daemon[BuildRequest]):
         tries: int,
         heartbeat: HeartbeatSender,
         root_cleanup: RootCleanup,
-        overflow: Overflow | None = None,
     ) -> None:
         own = arch_tube(session_tube(heartbeat.identity.session))
-        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host, overflow=overflow)
+        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host)
         self.health = health
         self.environment = environment
         self.workspace = workspace
