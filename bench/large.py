@@ -18,7 +18,7 @@ import click
 from bench.report import Figure, progress, resident, tell
 from bench.stand import TARGET, Stand
 from reimzul.core.store_paths import MANIFEST
-from reimzul.worker.ship import AT_ONCE
+from reimzul.worker.upload import NODELAY
 from tests import srpms
 
 #: Seconds between two looks at how much memory the worker has.
@@ -43,7 +43,7 @@ def bare(stand: Stand, package: Path) -> float:
     where = stand.farm.plan.upload_url("builder1") + "spool/bench-bare/"
     os.sync()
     began = time.monotonic()
-    subprocess.run(["rsync", "--times", "--chmod=D0755,F0644", AT_ONCE, package, where], check=True)
+    subprocess.run(["rsync", "--times", "--chmod=D0755,F0644", NODELAY, package, where], check=True)
     took = time.monotonic() - began
     for path in (stand.store.spool / "bench-bare").iterdir():
         path.unlink()

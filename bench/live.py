@@ -20,8 +20,7 @@ from devfarm.farm import Farm
 from reimzul.core import fs
 from reimzul.core.process import run
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.live import LOGS
-from reimzul.worker.ship import AT_ONCE
+from reimzul.worker.upload import NODELAY, STREAMED_LOGS
 
 _MORE = 3000
 _PARTS = ("rsyncd", "stunnel-builder1", "stunnel-bstore")
@@ -49,13 +48,13 @@ def command(calls: int) -> None:
     with tempfile.TemporaryDirectory(prefix="reimzul-bench-") as folder:
         results = Path(folder) / "result"
         results.mkdir()
-        logs = [results / name for name in LOGS]
+        logs = [results / name for name in STREAMED_LOGS]
         for log in logs:
             log.write_bytes(b"x" * 200_000)
         with Farm(Path(folder) / "farm", builders=1, own_daemons=False) as farm:
             fs.create_store_dirs(farm.layout.store)
             url = StoreUrls("", farm.plan.upload_url("builder1")).live_upload("0" * 32, "x86_64", "1-00000000")
-            argv = ["rsync", "--append", "--chmod=D0755,F0644", AT_ONCE, "--timeout=20", *map(str, logs), url]
+            argv = ["rsync", "--append", "--chmod=D0755,F0644", NODELAY, "--timeout=20", *map(str, logs), url]
             run(argv, output=Path(folder) / "out")
             before, mine = {part: used(farm, part) for part in _PARTS}, below()
             for _ in range(calls):

@@ -9,8 +9,8 @@ from pathlib import Path
 from reimzul.core.message import BuildEvent
 from reimzul.core.store_paths import StoreUrls
 from reimzul.notifier.sinks.mail_text import Writer
-from reimzul.worker.firsterror import first_error
-from reimzul.worker.ship import tail
+from reimzul.worker.error_extractor import find_first_error
+from reimzul.worker.upload import read_tail
 from tests.events import event
 
 EXAMPLE = "python -m tests.examples"
@@ -29,9 +29,9 @@ def failing_event() -> BuildEvent:
             reason="%build failed",
             exit_code=1,
             url="http://localhost:11081/bstore/repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64/",
-            first_error=first_error(build, root).text,
-            root_log=_narrow(tail(root, 30, 8_000)),
-            build_log=tail(build, 80, 24_000),
+            first_error=find_first_error(build, root).text,
+            root_log=_narrow(read_tail(root, 30, 8_000)),
+            build_log=read_tail(build, 80, 24_000),
         )
 
 

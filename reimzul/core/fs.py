@@ -138,22 +138,32 @@ def last_change(folder: Path) -> float:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[int | None]:
-    """Hold a file's flock; yield its descriptor, or None if somebody else holds it.
+def file_lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[int | None]:
+    """Hold a file's flock; yield its descriptor, or None if somebody else holds it and we do not `wait`.
 
-    A program that inherits the descriptor (`process.run`) holds the lock until it ends too.
+    The holder may remove the file. A program that inherits the descriptor (`process.run`) holds the lock until it ends
+    too.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        yield None
-        return
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, mode)
+            except BlockingIOError:
+                yield None
+                return
+            if _is_same_file(path, descriptor):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    return False
 
 
 def create_store_dirs(store: StorePaths) -> None:

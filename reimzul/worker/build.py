@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One build, from its request to its uploaded legs. It runs beside the thread that owns beanstalkd's connection.
+"""One attempt at a build, from its request to its uploaded legs.
 
-What it has to say goes into an outbox, in order, and that thread puts it into tubes (`desk.py`). A handler of the
-flow, it knows nothing of claims: it ends by returning, or by raising what became of it.
+It runs beside the thread that owns beanstalkd's connection: it puts its messages into an outbox, in order, and that
+thread publishes them (`job_session.py`). An attempt knows
+nothing of the job's reservation: it ends by returning, or by raising how it ended.
 """
 
 from __future__ import annotations
@@ -22,318 +23,295 @@ from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_for, parse_json
+from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker import ship, source
-from reimzul.worker.chroot import Chroot, complete_logs
-from reimzul.worker.configs import Configs, NoConfig, State
-from reimzul.worker.firsterror import FirstError, first_error
-from reimzul.worker.job import Attempt, Leg, Package, repeats, split
-from reimzul.worker.live import Live
-from reimzul.worker.phases import Course
-from reimzul.worker.ship import CannotShip, Shipper, manifest_of
-from reimzul.worker.source import CannotStore, Incoming, NoSource
-from reimzul.worker.verdict import Fault, Verdict, is_timeout
+from reimzul.worker.download import Downloader, DownloadNotWritable, SourceUnavailable, fetch_document, read_source
+from reimzul.worker.error_extractor import FirstError, find_first_error
+from reimzul.worker.mock import Mock, complete_logs
+from reimzul.worker.mock_config import CheckoutState, MockConfigRepo, MockConfigUnusable
+from reimzul.worker.mock_phases import BuildProgress
+from reimzul.worker.mock_result import Fault, MockResult, is_timeout
+from reimzul.worker.model import AttemptSpec, Leg, Package, order_legs, skip_reason
+from reimzul.worker.upload import LogStreamer, Uploader, UploadImpossible, make_manifest, prune_results, read_tail
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Seconds between two looks whether the build is to end.
-LOOK = 0.25
+#: Seconds between two checks whether the build is to end.
+POLL_SECONDS = 0.25
 #: How the reason of a leg begins that used up its tries.
-NO_BUILDER = "no builder could build it: "
+NO_BUILDER_PREFIX = "no builder could build it: "
 
-Said = Union[BuildEvent, RepogenRequest]
+Outgoing = Union[BuildEvent, RepogenRequest]
 
 
-class Unfit(ReimzulError):
+class BuilderFault(ReimzulError):
     """This builder could not build it; another may."""
 
-    def __init__(self, words: str, first: FirstError | None = None) -> None:
-        super().__init__(words)
-        self.first = first or FirstError()  #: in the logs of its leg
+    def __init__(self, message: str, first_error: FirstError | None = None) -> None:
+        super().__init__(message)
+        self.first_error = first_error or FirstError()  #: in the logs of its leg
 
 
-class Blameless(RetryLater):
-    """Nobody's fault: the job is given back with a pause, and the attempt does not count."""
+class TransientFailure(RetryLater):
+    """The attempt failed for a reason that passes: the job is released with a pause, and the attempt does not count."""
 
 
-class Cancelled(ReimzulError):
-    """A person wants it to end."""
+class BuildCancelled(ReimzulError):
+    """A person cancelled the build."""
 
 
 @attr.frozen(kw_only=True)
-class Tools:
+class BuildEnvironment:
     """What a build needs of its host and its farm."""
 
-    known: Arches
-    incoming: Incoming
+    arches: Arches
+    incoming: Downloader
     urls: StoreUrls
-    configs: Configs
-    chroot: Chroot
-    shipper: Shipper
-    live: Live
+    configs: MockConfigRepo
+    mock: Mock
+    uploader: Uploader
+    log_streamer: LogStreamer
 
 
-class Build:
-    """One attempt at one request."""
-
-    def __init__(self, attempt: Attempt, tools: Tools, last_words: str = "") -> None:
-        """`last_words`: not to be built any more but ended as Failed, with this reason."""
+class BuildAttempt:
+    def __init__(self, attempt: AttemptSpec, environment: BuildEnvironment, final_failure_reason: str = "") -> None:
+        """`final_failure_reason`: do not build it any more, but end it as Failed with this reason."""
         self.attempt = attempt
-        self.tools = tools
-        self.last_words = last_words
-        self.outbox: queue.Queue[Said | None] = queue.Queue()  #: None says nothing, and wakes who waits
-        self.course = Course(attempt.started)
+        self.environment = environment
+        self.final_failure_reason = final_failure_reason
+        self.outbox: queue.Queue[Outgoing | None] = queue.Queue()  #: None is no message, and wakes the reader
+        self.progress = BuildProgress(attempt.started)
         self.legs: list[Leg] = []  #: as soon as they are known
-        self.said: set[str] = set()  #: the arches of those that came to something
-        self.kept: dict[str, str] = {}  #: arch -> where the logs of a leg are that came to nothing
+        self.announced: set[str] = set()  #: the arches whose result was announced
+        self.kept_logs: dict[str, str] = {}  #: arch -> URL of the logs of a leg without result
         self.error_logs: dict[str, str] = {}  #: arch -> which log of such a leg has the cause
         self._end = threading.Event()
-        self._stopping = False
-        self._cancelled = ""
-        self._state = State("")
+        self._is_stopping = False
+        self._cancel_reason = ""
+        self._cancel = CancelToken(self.raise_if_ended, self._end.wait)
+        self._stop = CancelToken(self._raise_if_stopping)  #: for the logs of a cancelled build, which are uploaded too
+        self._checkout = CheckoutState("")
 
     def stop(self) -> None:
         """End what runs; `run` raises `ShutdownRequested` soon after."""
-        self._stopping = True
+        self._is_stopping = True
         self._end.set()
 
     def cancel(self, why: str) -> None:
-        """End what runs, for good: `run` says so of each leg that came to nothing, and raises `Cancelled`."""
-        self._cancelled = why
+        """End what runs: `run` announces each leg without result as cancelled, and raises `BuildCancelled`."""
+        self._cancel_reason = why
         self._end.set()
 
-    def heed(self) -> None:
-        """Raise `ShutdownRequested` or `Cancelled` where the build is to end."""
-        self._heed_stop()
-        if self._cancelled:
-            raise Cancelled(self._cancelled)
+    def raise_if_ended(self) -> None:
+        """Raise `ShutdownRequested` or `BuildCancelled` where the build is to end."""
+        self._raise_if_stopping()
+        if self._cancel_reason:
+            raise BuildCancelled(self._cancel_reason)
 
-    def _heed_stop(self) -> None:
-        if self._stopping:
+    def _raise_if_stopping(self) -> None:
+        if self._is_stopping:
             raise ShutdownRequested("told to stop")
 
-    def wait(self, seconds: float) -> None:
-        """Sleep, unless the build is to end."""
-        self._end.wait(seconds)
-        self.heed()
-
     def run(self) -> None:
-        """Do all of it. Raises `Unfit` where it was this builder's fault, `Blameless` where it was nobody's.
+        """Fetch what the build needs, then build its legs.
 
-        Raises `Cancelled`, `ShutdownRequested` and `RetryLater` too.
+        Raises `BuilderFault`, `TransientFailure`, `BuildCancelled`, `ShutdownRequested` and `RetryLater`.
         """
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._run()
-        except Cancelled as error:
-            self._withdraw(str(error))
+            self.legs = self._prepare_legs()
+            self._build_legs()
+        except BuildCancelled as error:
+            self._announce_cancelled(str(error))
             raise
 
-    def _run(self) -> None:
+    def _prepare_legs(self) -> list[Leg]:
+        """Update mock's configurations, download the source, read its header, and choose the legs."""
         pool = ThreadPoolExecutor(2, "fetch")
         try:
-            pulled = pool.submit(self.tools.configs.pull)  # beside the download: both wait for the network
-            package = self._heeding(pool.submit(self._package))
-            self._state = self._heeding(pulled)
-        except NoSource as error:
-            self._refuse(str(error))
-            return
-        except CannotStore as error:
-            raise Unfit(str(error)) from error
+            config_update = pool.submit(self.environment.configs.pull)  # beside the download: both wait for the network
+            path = self._wait_interruptibly(pool.submit(self._download_source))
+            header = read_source(path)
+            self._checkout = self._wait_interruptibly(config_update)
+            self.environment.configs.check_required_files()
+            return self._choose_legs(Package(path=path, name=header.name, evr=header.evr, header=header))
+        except SourceUnavailable as error:
+            return [self._fail_unbuildable_source(str(error))]
+        except (DownloadNotWritable, MockConfigUnusable) as error:
+            raise BuilderFault(str(error)) from error
         finally:
-            pool.shutdown(wait=False)  # both end by themselves; who cancels waits for no dead link
-        try:
-            self.tools.configs.check()
-            legs = self._legs(package)
-        except NoConfig as error:
-            raise Unfit(str(error)) from error
-        self._run_legs(legs)
+            pool.shutdown(wait=False)  # both end by themselves; a cancelled build waits for no dead link
 
-    def _heeding(self, future: Future[T]) -> T:
-        """What comes of it, unless the build is to end before."""
-        while not wait([future], timeout=LOOK).done:
-            self.heed()
+    def _wait_interruptibly(self, future: Future[T]) -> T:
+        """Wait for the result; raise if the build is stopped or cancelled meanwhile."""
+        while not wait([future], timeout=POLL_SECONDS).done:
+            self.raise_if_ended()
         return future.result()
 
-    def _package(self) -> Package:
-        request = self.attempt.request
-        wanted, rounds = request.srpm_sha256, request.source_rounds
-        path = self.tools.incoming.fetch(request.srpm, wanted, self.attempt.folder, self.wait, rounds)
-        header = source.read_checked(path)
-        return Package(path=path, name=header.name, evr=header.evr, header=header)
+    def _download_source(self) -> Path:
+        request, folder = self.attempt.request, self.attempt.folder
+        return self.environment.incoming.fetch(
+            request.srpm, request.srpm_sha256, folder, self._cancel, request.source_rounds
+        )
 
-    def _legs(self, package: Package) -> list[Leg]:
-        """The legs to be started, the main one first; it tells of those that are not."""
-        request, known = self.attempt.request, self.tools.known
+    def _choose_legs(self, package: Package) -> list[Leg]:
+        """The legs to build, the main one first, which records why others are skipped."""
+        request, arches = self.attempt.request, self.environment.arches
         configs: dict[str, Path] = {}
         skipped: dict[str, str] = {}
-        all_legs = known.legs_of(request.arch, package.name)
-        wanted = [arch for arch in all_legs if arch in request.legs] or all_legs
-        for arch in wanted:
-            config = self.tools.configs.pick(package.name, package.evr, request.target, request.arch, arch)
-            first = arch == wanted[0]  # it ends as Failed rather than as nothing
-            why = None if first else repeats(package.header, arch, request.arch, package.name, known)
-            if why or (config is None and not first):
+        all_legs = arches.legs_of(request.arch, package.name)
+        requested = [arch for arch in all_legs if arch in request.legs] or all_legs
+        for arch in requested:
+            config = self.environment.configs.find_config(package.name, package.evr, request.target, request.arch, arch)
+            is_first = arch == requested[0]  # never skipped: it ends as Failed instead
+            why = None if is_first else skip_reason(package.header, arch, request.arch, package.name, arches)
+            if why or (config is None and not is_first):
                 skipped[arch] = why or "mock has no configuration for it"
             else:
                 configs[arch] = config or Path()
         legs = [Leg(attempt=self.attempt, package=package, arch=arch, config=configs[arch]) for arch in configs]
         return [attr.evolve(legs[0], skipped=skipped), *legs[1:]]
 
-    def _run_legs(self, legs: list[Leg]) -> None:
-        """Those that can, side by side, the others after; one that fails touches no other.
+    def _fail_unbuildable_source(self, why: str) -> Leg:
+        """A leg that ends as Failed for its source, with a log that has the reason, in a place of its own."""
+        request = self.attempt.request
+        self.final_failure_reason = self.final_failure_reason or why
+        name, evr = parse_srpm_name(request.srpm)
+        header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
+        package = Package(path=self.attempt.folder / request.srpm, name=name, evr=evr, header=header)
+        return Leg(attempt=self.attempt, package=package, arch=request.announced_arches[0], config=Path())
 
-        A leg that was this builder's fault is raised when all have ended: those that were built are out by then,
-        and will be found published.
+    def _build_legs(self) -> None:
+        """Build legs side by side where they can be; a leg that fails does not affect the others.
+
+        A fault is raised when all have ended: the legs that were built are uploaded by then, and will be found
+        published by the next attempt.
         """
-        self.legs = legs
-        by_arch = {leg.arch: leg for leg in legs}
+        legs = {leg.arch: leg for leg in self.legs}
         faults: list[BaseException] = []
-        for group in split([leg.arch for leg in legs]):
+        for group in order_legs(list(legs)):
             with ThreadPoolExecutor(max(1, len(group)), "leg") as pool:
-                futures: list[Future[None]] = [pool.submit(self._leg, by_arch[arch]) for arch in group]
-                self._watch(futures)
+                futures: list[Future[None]] = [pool.submit(self._build_leg, legs[arch]) for arch in group]
+                wait(futures, return_when=FIRST_EXCEPTION)
+                ended = [future.exception() for future in futures if future.done()]
+                if any(isinstance(error, Exception) and not isinstance(error, ReimzulError) for error in ended):
+                    self.stop()  # a bug in one leg: the others would be built for nothing
             faults += [error for error in (future.exception() for future in futures) if error is not None]
-        for kind in (Cancelled, ShutdownRequested, Unfit, BaseException):
+        for kind in (BuildCancelled, ShutdownRequested, BuilderFault, BaseException):
             for error in faults:
                 if isinstance(error, kind):
                     raise error
 
-    def _watch(self, futures: list[Future[None]]) -> None:
-        """Wait for the legs; a bug in one ends the others, which would otherwise be built for nothing."""
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            if future.done() and isinstance(future.exception(), Exception):
-                if not isinstance(future.exception(), ReimzulError):
-                    self.stop()
-
-    def _leg(self, leg: Leg) -> None:
-        """One leg, to its place in the store's spool and the two messages that say so."""
-        before = self._published(leg)
-        if before is not None:
-            self._say(leg, before, "built before: announced again")
+    def _build_leg(self, leg: Leg) -> None:
+        published = self._find_published(leg)
+        if published is not None:
+            self._publish(leg, published, "built before: announced again")
             return
         self.outbox.put(leg.event(Status.BUILDING))
-        self.course.begin(leg.arch, leg.results)
+        self.progress.start_leg(leg.arch, leg.results)
         try:
-            told = self._built(leg)
-            self.course.upload(leg.arch)
-            manifest = self.tools.shipper.ship(leg, told, self.heed, self.wait)
-        except (OSError, InputError, CannotShip) as error:  # a full disk, or what it left of a package; no rsync
-            raise self._unfit(leg, str(error)) from error
-        self._say(leg, manifest)
+            result, code = self._run_mock(leg)
+            self._raise_if_no_result(leg, result, code)
+            manifest_later = self._manifest_later(leg, result, code)
+            self.progress.start_upload(leg.arch)
+            manifest = self.environment.uploader.upload(leg, manifest_later, self._cancel)
+        except (OSError, InputError, UploadImpossible) as error:  # a full disk, or what it left of a package; no rsync
+            raise self._builder_fault(leg, str(error)) from error
+        self._publish(leg, manifest)
 
-    def _built(self, leg: Leg) -> Callable[[], Manifest]:
-        """Build it; what tells, by hashing it, what the leg came to."""
-        verdict, code = self._verdict(leg)
-        if verdict.fault is Fault.BUILDER:
-            raise self._unfit(leg, verdict.reason, code)
-        if verdict.fault is Fault.NOBODY:
-            self._keep_logs(leg, Status.UNFIT, verdict.reason, code)
-            self.error_logs[leg.arch] = "root.log"
-            raise Blameless(f"{leg.arch}: {verdict.reason}")
-        return self._told(leg, verdict, code)
-
-    def _told(self, leg: Leg, verdict: Verdict, code: int | None, status: str = "") -> Callable[[], Manifest]:
-        """What tells what a leg came to that is over now; from now on nothing of its results changes."""
-        ship.keep_wanted(leg, verdict)
-        return functools.partial(
-            manifest_of,
-            leg,
-            verdict,
-            code,
-            f"{leg.config.name} {self._state.commit}".strip(),
-            self._heed_stop if status else self.heed,  # what is cancelled has logs too
-            finished=round(time.time(), 3),
-            status=status,
-            phases=self.course.phases(leg.arch, leg.results),
-        )
-
-    def _unfit(self, leg: Leg, words: str, code: int | None = None) -> Unfit:
-        """This builder's fault, once the leg's logs are kept."""
-        self._keep_logs(leg, Status.UNFIT, words, code)
-        first = FirstError() if code is None else self._first_error(leg)
-        self.error_logs[leg.arch] = first.log
-        return Unfit(f"{leg.arch}: {words}", first)
-
-    def _first_error(self, leg: Leg) -> FirstError:
-        """The cause, as a leg's logs have it."""
-        return first_error(leg.results / "build.log", leg.results / "root.log", self._heed_stop)
-
-    def _withdraw(self, why: str) -> None:
-        """Say that it was cancelled, of each leg that came to nothing; then keep the logs these have."""
-        lost = [leg for leg in self.legs if leg.arch not in self.said]
-        end = {"reason": why, "finished": round(time.time(), 3)}
-        if not self.legs:
-            by = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host}
-            for arch in self.attempt.request.announced_arches:
-                self.outbox.put(event_for(self.attempt.request, Status.CANCELLED, **{**by, **end, "arch": arch}))
-        for leg in lost:
-            phases = self.course.phases(leg.arch, leg.results)
-            url = self._kept_at(leg) if leg.results.is_dir() else ""
-            self.outbox.put(leg.event(Status.CANCELLED, phases=phases, url=url, **end))
-        for leg in lost:
-            self._keep_logs(leg, Status.CANCELLED, why)
-
-    def _keep_logs(self, leg: Leg, status: str, why: str, code: int | None = None) -> None:
-        """Upload what a leg left that came to nothing, if that is quickly done; nothing depends on it."""
-        if not leg.results.is_dir():
-            return
+    def _find_published(self, leg: Leg) -> Manifest | None:
+        """The manifest of this leg where an earlier attempt has built it, and it is in its place in the store."""
+        url = self.environment.urls.manifest(self.attempt.request.build_id, leg.arch)
+        body = fetch_document(url, MAX_BYTES)
         try:
-            complete_logs(leg.results)
-            manifest = self._told(leg, Verdict(Fault.BUILDER, why), code, status)()
-            self.tools.shipper.ship_logs(leg, manifest, self._heed_stop)
-        except (ReimzulError, OSError) as error:
-            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.package.path.name, error)
-            return
-        self.outbox.put(_asked(manifest, manifest.place(), logs=True))
-        self.kept[leg.arch] = self._kept_at(leg)
-
-    def _kept_at(self, leg: Leg) -> str:
-        return self.tools.urls.attempt(self.attempt.request.build_id, leg.arch, self.attempt.token)
-
-    def _verdict(self, leg: Leg) -> tuple[Verdict, int | None]:
-        """Build it, or say why it is not even tried."""
-        request = self.attempt.request
-        why = self.last_words or self.tools.known.exclusion_reason(leg.arch, leg.package.header) or ""
-        if not why and leg.config == Path():
-            why = f"mock has no configuration for {request.target}"
-            if not self._state.current:
-                raise Unfit(f"{why}, and they could not be pulled")
-        if why:
-            write_logs(leg.results, why)
-            return Verdict(Fault.PACKAGE, why), None
-        log.info("building %s for arch %s, target %s", request.srpm, leg.arch, request.target)
-        try:
-            with self.tools.live.following(leg):
-                return self.tools.chroot.build(leg, self.heed)
-        except NoConfig as error:
-            raise Unfit(str(error)) from error
-
-    def _published(self, leg: Leg) -> Manifest | None:
-        """The manifest of this leg where an attempt before ours has brought it to its place already."""
-        body = source.get(self.tools.urls.manifest(self.attempt.request.build_id, leg.arch), MAX_BYTES)
-        try:
-            return None if body is None else Manifest.from_json(parse_json(body))
+            return Manifest.from_json(parse_json(body)) if body else None
         except InvalidMessage as error:
             log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.package.name, error)
             return None
 
-    def _say(self, leg: Leg, manifest: Manifest, note: str = "") -> None:
-        """Ask for the leg to be published, then announce what it came to: in this order (architecture.md, 2.3)."""
-        place = manifest.place()
-        event = self._result(leg, manifest, place, note)  # it may take a while, and may be told to stop
-        self.outbox.put(_asked(manifest, place))
+    def _run_mock(self, leg: Leg) -> tuple[MockResult, int | None]:
+        """Run mock and classify its result; or fail a leg for which mock need not be run."""
+        request = self.attempt.request
+        why = self.final_failure_reason or self.environment.arches.exclusion_reason(leg.arch, leg.package.header) or ""
+        if not why and leg.config == Path():
+            why = f"mock has no configuration for {request.target}"
+            if not self._checkout.is_current:
+                raise BuilderFault(f"{why}, and they could not be pulled")
+        if why:
+            write_reason_log(leg.results, why)
+            return MockResult(Fault.PACKAGE, why), None
+        log.info("building %s for arch %s, target %s", request.srpm, leg.arch, request.target)
+        try:
+            with self.environment.log_streamer.streaming(leg):
+                return self.environment.mock.build(leg, self._cancel)
+        except MockConfigUnusable as error:
+            raise BuilderFault(str(error)) from error
+
+    def _raise_if_no_result(self, leg: Leg, result: MockResult, code: int | None) -> None:
+        """Raise for a run of mock that decides nothing, once the leg's logs are kept."""
+        if result.fault is Fault.BUILDER:
+            raise self._builder_fault(leg, result.reason, code)
+        if result.fault is Fault.NOBODY:
+            self._keep_logs(leg, Status.UNFIT, result.reason, code)
+            self.error_logs[leg.arch] = "root.log"
+            raise TransientFailure(f"{leg.arch}: {result.reason}")
+
+    def _builder_fault(self, leg: Leg, message: str, code: int | None = None) -> BuilderFault:
+        """The error for this builder's fault, once the leg's logs are kept."""
+        self._keep_logs(leg, Status.UNFIT, message, code)
+        first = FirstError() if code is None else self._find_first_error(leg)
+        self.error_logs[leg.arch] = first.log
+        return BuilderFault(f"{leg.arch}: {message}", first)
+
+    def _manifest_later(
+        self, leg: Leg, result: MockResult, code: int | None, status: str = ""
+    ) -> Callable[[], Manifest]:
+        """What makes the manifest, by hashing, of a leg that has ended; its results do not change any more."""
+        prune_results(leg, result)
+        return functools.partial(
+            make_manifest,
+            leg,
+            result,
+            code,
+            f"{leg.config.name} {self._checkout.commit}".strip(),
+            self._stop if status else self._cancel,
+            finished=round(time.time(), 3),
+            status=status,
+            phases=self.progress.phases_of_leg(leg.arch, leg.results),
+        )
+
+    def _keep_logs(self, leg: Leg, status: str, why: str, code: int | None = None) -> None:
+        """Upload the logs of a leg without result, if that is quickly done; nothing depends on it."""
+        if not leg.results.is_dir():
+            return
+        try:
+            complete_logs(leg.results)
+            manifest = self._manifest_later(leg, MockResult(Fault.BUILDER, why), code, status)()
+            self.environment.uploader.upload_logs(leg, manifest, self._stop)
+        except (ReimzulError, OSError) as error:
+            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.package.path.name, error)
+            return
+        self.outbox.put(publish_request(manifest, logs=True))
+        self.kept_logs[leg.arch] = self._logs_url(leg)
+
+    def _logs_url(self, leg: Leg) -> str:
+        return self.environment.urls.attempt(self.attempt.request.build_id, leg.arch, self.attempt.token)
+
+    def _publish(self, leg: Leg, manifest: Manifest, note: str = "") -> None:
+        """Request the leg's publishing, then announce its result: in this order, so that a crash repeats both."""
+        event = self._result_event(leg, manifest, note)  # takes a while, and may be stopped
+        self.outbox.put(publish_request(manifest))
         self.outbox.put(event)
-        self.said.add(leg.arch)
-        self.course.end(leg.arch)
+        self.announced.add(leg.arch)
+        self.progress.end_leg(leg.arch)
         log.info("%s of %s: %s %s", leg.arch, leg.package.path.name, manifest.status, manifest.reason or note)
 
-    def _result(self, leg: Leg, manifest: Manifest, place: str, note: str) -> BuildEvent:
+    def _result_event(self, leg: Leg, manifest: Manifest, note: str) -> BuildEvent:
         names = [file.name for file in manifest.rpm_files]
-        first = FirstError() if manifest.status == Status.SUCCESS else self._cause(leg, manifest)
+        first = FirstError() if manifest.status == Status.SUCCESS else self._failure_cause(leg, manifest)
+        place = manifest.place()
         return leg.event(
             manifest.status,
             attempt=manifest.attempt,
@@ -343,63 +321,72 @@ class Build:
             exit_code=manifest.exit_code,
             reason=manifest.reason or note,
             skipped=dict(manifest.skipped),
-            phases=manifest.phases if note else self.course.phases(leg.arch, leg.results),
+            phases=manifest.phases if note else self.progress.phases_of_leg(leg.arch, leg.results),
             place=place,
-            url=self.tools.urls.place(place),
+            url=self.environment.urls.place(place),
             rpm_count=len(names),
             rpms=names[:50],
             first_error=first.text,
             error_line=first.line,
             error_log=first.log,
-            root_log=ship.tail(leg.results / "root.log", 30, 8_000),
-            build_log=ship.tail(leg.results / "build.log", 80, 24_000),
+            root_log=read_tail(leg.results / "root.log", 30, 8_000),
+            build_log=read_tail(leg.results / "build.log", 80, 24_000),
         )
 
-    def _cause(self, leg: Leg, manifest: Manifest) -> FirstError:
+    def _failure_cause(self, leg: Leg, manifest: Manifest) -> FirstError:
         """The first error of a failed leg: where no builder could build it, that of the last attempt.
 
         A build that was ended for its time has none, nor has one for which mock was not run.
         """
-        if manifest.reason.startswith(NO_BUILDER) and self.last_words:
+        if manifest.reason.startswith(NO_BUILDER_PREFIX) and self.final_failure_reason:
             last = self.attempt.request.builder_faults[-1]
             return FirstError(last.first_error, last.error_line)
-        without = manifest.exit_code is None or is_timeout(manifest.reason)
-        return FirstError() if without else self._first_error(leg)
+        if manifest.exit_code is None or is_timeout(manifest.reason):
+            return FirstError()
+        return self._find_first_error(leg)
 
-    def _refuse(self, why: str) -> None:
-        """Nothing can be built of this source: end as Failed, with a log that says why, in a place of its own."""
-        name, evr = guessed(self.attempt.request.srpm)
-        path = self.attempt.folder / self.attempt.request.srpm
-        header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
-        package = Package(path=path, name=name, evr=evr, header=header)
-        leg = Leg(attempt=self.attempt, package=package, arch=self.attempt.request.announced_arches[0], config=Path())
-        self.last_words = self.last_words or why
-        self._run_legs([leg])
+    def _find_first_error(self, leg: Leg) -> FirstError:
+        return find_first_error(leg.results / "build.log", leg.results / "root.log", self._stop)
+
+    def _announce_cancelled(self, why: str) -> None:
+        """Announce each leg without result as cancelled, then keep the logs these have."""
+        end = {"reason": why, "finished": round(time.time(), 3)}
+        if not self.legs:
+            own = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host, **end}
+            for arch in self.attempt.request.announced_arches:
+                self.outbox.put(event_for(self.attempt.request, Status.CANCELLED, arch=arch, **own))
+        unfinished = [leg for leg in self.legs if leg.arch not in self.announced]
+        for leg in unfinished:
+            phases = self.progress.phases_of_leg(leg.arch, leg.results)
+            url = self._logs_url(leg) if leg.results.is_dir() else ""
+            self.outbox.put(leg.event(Status.CANCELLED, phases=phases, url=url, **end))
+        for leg in unfinished:
+            self._keep_logs(leg, Status.CANCELLED, why)
 
 
-def _asked(manifest: Manifest, place: str, *, logs: bool = False) -> RepogenRequest:
-    """What the store is asked to do with an upload."""
+def publish_request(manifest: Manifest, *, logs: bool = False) -> RepogenRequest:
+    """The request to the store to publish an upload, or with `logs` to keep its logs."""
     return RepogenRequest(
         target=manifest.request.target,
         build_id=manifest.build_id,
         arch=manifest.arch,
         attempt=manifest.attempt,
-        place=place,
+        place=manifest.place(),
         index=manifest.status == Status.SUCCESS and not manifest.request.scratch,
         request=manifest.request,
         logs=logs,
     )
 
 
-def guessed(srpm: str) -> tuple[str, str]:
-    """Name and version-release as a file name has them, for a source whose header cannot be read."""
+def parse_srpm_name(srpm: str) -> tuple[str, str]:
+    """Name and version-release from a file name, for a source whose header cannot be read."""
     stem = srpm[: -len(".nosrc.rpm")] if srpm.endswith(".nosrc.rpm") else srpm[: -len(".src.rpm")]
     parts = stem.rsplit("-", 2)
     return (parts[0], f"{parts[1]}-{parts[2]}") if len(parts) == 3 and all(parts) else (stem, "0-0")
 
 
-def write_logs(results: Path, why: str) -> None:
-    """The logs of a leg for which mock was not run."""
+def write_reason_log(results: Path, why: str) -> None:
+    """Write the logs of a leg for which mock was not run."""
     results.mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     (results / "stderr").write_text(f"{when} UTC: not built: {why}\n", encoding="utf-8")

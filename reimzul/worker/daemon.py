@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: one request at a time, from its tube to its uploaded legs.
+"""The worker: takes one request at a time from its tubes, builds it, and decides what happens to its job.
 
-What ends a request is decided here: built or failed, it is deleted; this builder's fault, it is put again with its
-tries, for another builder; told to stop, it is given back.
+A request that was built or failed is deleted; one that this builder could not build is requeued with its tries, for
+another builder; when the worker is stopped, it is released.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import calendar
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Iterable, Sequence
-from typing import Callable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable
 
 import attr
 
@@ -29,271 +31,312 @@ from reimzul.core.errors import (
     RetryLater,
     ShutdownRequested,
 )
-from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, event_for, new_attempt
-from reimzul.worker.build import NO_BUILDER, Blameless, Build, Cancelled, Tools, Unfit, guessed
-from reimzul.worker.desk import Desk
-from reimzul.worker.firsterror import FirstError
-from reimzul.worker.fitness import Fitness
-from reimzul.worker.job import Attempt
-from reimzul.worker.source import SourceAway
-from reimzul.worker.tidying import Tidying
-from reimzul.worker.voice import Voice, idle_state
-from reimzul.worker.watch import Watch
+from reimzul.core.fs import FreeSpace
+from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, WorkerState, event_for, new_attempt
+from reimzul.core.retry import Backoff, CancelToken
+from reimzul.worker.build import (
+    NO_BUILDER_PREFIX,
+    BuildAttempt,
+    BuildCancelled,
+    BuildEnvironment,
+    BuilderFault,
+    TransientFailure,
+    parse_srpm_name,
+)
+from reimzul.worker.download import SourceDelayed
+from reimzul.worker.error_extractor import FirstError
+from reimzul.worker.heartbeat import HeartbeatSender
+from reimzul.worker.job_session import ControlPoller, JobSession
+from reimzul.worker.model import AttemptSpec
+from reimzul.worker.root_cleanup import RootCleanup
 from reimzul.worker.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 #: Workers that may die under a job before it is buried, and again so many after each kick. Cut links count too, so
-#: it is generous.
-DEATHS = 10
-#: Seconds a builder that could not build a request leaves it to others before it tries it again itself: to those that
+#: the limit is generous.
+MAX_WORKER_DEATHS = 10
+#: Seconds a builder that could not build a request leaves it to others before it tries again itself: to those that
 #: have not tried it, which may be busy for long, or drained for longer; and to those that could not build it either.
-LEAVE_TO_OTHERS, LEAVE_TO_OTHERS_THAT_FAILED = 3600, 60
-#: How long it looks away each time, in seconds.
-LOOK_AWAY = 5
-#: Pause, in seconds, before the next try of a request that a builder could not build: the first, and each after it.
-RETRY_PAUSE = 10
-#: Pause, in seconds, after an attempt that was nobody's fault: the first; it doubles with each, up to the longest.
-BLAMELESS_PAUSE, BLAMELESS_PAUSE_LONGEST = 10, 300
+SAME_BUILDER_BACKOFF_SECONDS, SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS = 3600, 60
+#: Seconds for which it releases such a request each time.
+RELEASE_DELAY_SECONDS = 5
+#: Seconds before a request that a builder could not build is tried again: so many for each try.
+RETRY_PAUSE_SECONDS = 10
+#: Pauses after attempts that were nobody's fault, one after the other.
+TRANSIENT_BACKOFF = Backoff(10, 300)
+
+
+@attr.define(kw_only=True)
+class HealthCheck:
+    """Checks this builder against its limits, and logs when it fails them and when it meets them again."""
+
+    folders: tuple[Path, ...]  #: where builds need space
+    free_mib: int
+    free_inodes: int
+    max_load: int  #: of the last minute; 0 for any
+    problem: str = attr.field(default="", init=False)  #: why no job is taken now
+    _problem_kinds: tuple[str, ...] = attr.field(default=(), init=False)
+
+    def is_healthy(self) -> bool:
+        problems = tuple(self._find_problems())
+        kinds = tuple(problem.split(":")[0] for problem in problems)
+        self.problem = f"this builder takes no jobs now: {'; '.join(problems)}" if problems else ""
+        if problems and kinds != self._problem_kinds:
+            log.error("%s", self.problem)
+        elif kinds != self._problem_kinds:
+            log.info("this builder takes jobs again")
+        self._problem_kinds = kinds
+        return not problems
+
+    def _find_problems(self) -> Iterator[str]:
+        """Why no job may be taken, each as `<what>: <how much>`."""
+        for folder in self.folders:
+            try:
+                yield from FreeSpace.measure(folder).shortfalls(self.free_mib, self.free_inodes)
+            except OSError as error:
+                yield f"{folder}: {error.strerror}"
+        load = os.getloadavg()[0]
+        if self.max_load and load > self.max_load:
+            yield f"load: {load:.1f}, {self.max_load} is the most"
 
 
 class Worker(Daemon[BuildRequest]):
-    """A builder's daemon."""
-
     def __init__(
         self,
         connect: Callable[[], Broker],
         tubes: Sequence[Tube[BuildRequest]],
         host: str,
-        tools: Tools,
+        environment: BuildEnvironment,
         workspace: Workspace,
-        fitness: Fitness,
+        health: HealthCheck,
         tries: int,
-        voice: Voice,
-        tidying: Tidying,
+        heartbeat: HeartbeatSender,
+        root_cleanup: RootCleanup,
     ) -> None:
-        own = arch_tube(session_tube(voice.who.session))
+        own = arch_tube(session_tube(heartbeat.identity.session))
         super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host)
-        self.fitness = fitness
-        self.tools = tools
+        self.health = health
+        self.environment = environment
         self.workspace = workspace
         self.tries = tries
-        self.voice = voice
-        self.tidying = tidying
-        self._drained: ControlFlag | None = None
-        self._own = self.tubes
+        self.heartbeat = heartbeat
+        self.root_cleanup = root_cleanup
+        self._drain_flag: ControlFlag | None = None
+        self._build_tubes = self.tubes
         canary = arch_tube(canary_tube(host))
-        self._canary = {canary.name: canary, own.name: own}
+        self._canary_tubes = {canary.name: canary, own.name: own}
 
     def check(self, message: BuildRequest) -> None:
-        """Refuse a request for an arch that is not in the table."""
-        if message.arch not in self.tools.known.known:
-            raise InvalidMessage(f"arch {message.arch!r} is not known; {', '.join(self.tools.known.known)} are")
+        known = self.environment.arches.known
+        if message.arch not in known:
+            raise InvalidMessage(f"arch {message.arch!r} is not known; {', '.join(known)} are")
 
     def can_accept_job(self, broker: Broker) -> bool:
-        """Whether this builder has what a build needs, and nobody wants it to take nothing.
+        """Whether this builder has what a build needs, and is not drained.
 
         In quarantine it looks for a canary, and for nothing else.
         """
-        before, held = self._drained, control.drain_flag(broker, self.host)
-        self._drained = held
-        if (before is None) != (held is None):
-            log.info("%s", held.drain_text if held else "not drained any more")
-        probed = held is not None and held.is_quarantine
-        tubes = self._canary if probed else self._own
+        before, flag = self._drain_flag, control.drain_flag(broker, self.host)
+        self._drain_flag = flag
+        if (before is None) != (flag is None):
+            log.info("%s", flag.drain_text if flag else "not drained any more")
+        is_quarantined = flag is not None and flag.is_quarantine
+        tubes = self._canary_tubes if is_quarantined else self._build_tubes
         if tubes is not self.tubes:
             self.tubes = tubes
             broker.watch(tubes)
-        return self.fitness.fit() and (held is None or probed)
+        return self.health.is_healthy() and (flag is None or is_quarantined)
 
     def idle_status(self) -> str:
-        """What it waits for: jobs, or what it needs to take one."""
-        return (self._drained.drain_text if self._drained else "") or self.fitness.ill or super().idle_status()
+        drained = self._drain_flag.drain_text if self._drain_flag else ""
+        return drained or self.health.problem or super().idle_status()
 
     def do_idle_work(self, broker: Broker) -> None:
-        """Say that we are here, and remove a root that nobody builds in any more."""
-        held = self._drained
-        state = idle_state(
-            quarantined=held is not None and held.is_quarantine, drained=held is not None, unfit=bool(self.fitness.ill)
-        )
-        self.voice.say(broker, state, held.drain_text if held else self.fitness.ill)
+        flag = self._drain_flag
+        if flag is not None:
+            state = WorkerState.QUARANTINED if flag.is_quarantine else WorkerState.DRAINED
+        else:
+            state = WorkerState.UNFIT if self.health.problem else WorkerState.IDLE
+        self.heartbeat.send(broker, state, flag.drain_text if flag else self.health.problem)
         with contextlib.suppress(ShutdownRequested):
-            self.tidying.step(self._heed_stop)
+            self.root_cleanup.clean_one(CancelToken(self._raise_if_stopping))
 
-    def _heed_stop(self) -> None:
-        """Raise `ShutdownRequested` where this worker is to end; else it is alive, however long a removal takes."""
-        self.ping_watchdog()
+    def _raise_if_stopping(self) -> None:
+        self.ping_watchdog()  # a removal may take long
         if self.stop.requested:
             raise ShutdownRequested("told to stop")
 
     def serve(self, broker: Broker) -> None:
-        """Serve until told to stop, and then say that we leave."""
         super().serve(broker)
-        self.voice.leave(self.broker or broker)
+        self.heartbeat.send_leaving(self.broker or broker)
 
     def handle(
         self, broker: Broker, claims: list[ReservedJob[BuildRequest]]
     ) -> Iterable[tuple[ReservedJob[BuildRequest], Outcome]]:
         """Build each; there is never more than one."""
         for claim in claims:
-            yield claim, self.outcome(broker, claim)
+            yield claim, self._handle_request(broker, claim)
 
-    def outcome(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
-        """Build one request; what became of its job."""
+    def _handle_request(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
         request = claim.message
-        if self.drained_since(broker, claim):
+        if self._must_release(broker, claim):
             return ShutdownRequested()
         if not request.has_id:
-            self.put_completed(broker, claim)
+            self.requeue_with_id(broker, claim)
             return None
-        if forbidden := control.cancel_flag(broker, request.build_id):
-            self.withdraw(claim, forbidden, self.begun(claim))
+        if flag := control.cancel_flag(broker, request.build_id):
+            self.announce_cancelled(claim, flag, self.started_arches(claim))
             return None
-        if claim.stats.deaths > DEATHS * (1 + claim.stats.kicks):
+        if claim.stats.deaths > MAX_WORKER_DEATHS * (1 + claim.stats.kicks):
             return InvalidMessage(
-                f"{claim.stats.deaths} workers died under it, or lost their link; a person has to look"
+                f"{claim.stats.deaths} workers died under it, or lost their connection; find the cause, then kick it"
             )
-        self.leave_to_others(broker, claim)
-        desk = Desk(self.reconnect, claim, self.stop, new_attempt(), self.service, self.ping_watchdog)
+        self.raise_if_left_to_others(broker, claim)
+        session = JobSession(self.reconnect, claim, self.stop, new_attempt(), self.service, self.ping_watchdog)
+        return self._build_and_settle(request, session)
+
+    def _build_and_settle(self, request: BuildRequest, session: JobSession) -> Outcome:
+        """Build a request, and requeue or release its job where the attempt did not decide it."""
         try:
-            self.build(request, desk)
-        except Unfit as error:
-            return self.put_tried(desk, str(error), error.first)
-        except OSError as error:  # all that a build touches of this host by itself is its disk
-            return self.put_tried(desk, str(error), FirstError())
-        except Blameless as error:
-            return self.give_back(desk, str(error))
-        except Cancelled as error:
-            return ReservationLost(f"{error}; another has it") if desk.lost else None
+            self._build(request, session)
         except BrokerUnavailable:
             raise
-        except SourceAway as error:
-            return self.put_off(desk, error)
-        except ReimzulError as error:
-            return ReservationLost(f"ended while another has it: {error}") if desk.lost else error
-        return ReservationLost("another has it; ours is uploaded") if desk.lost else None
+        except (ReimzulError, OSError) as error:  # all that a build touches of this host by itself is its disk
+            if session.reservation_lost:
+                return ReservationLost(f"ended while another worker has it: {error}")
+            if isinstance(error, BuilderFault):
+                return self.requeue_after_builder_fault(session, str(error), error.first_error)
+            if isinstance(error, OSError):
+                return self.requeue_after_builder_fault(session, str(error), FirstError())
+            if isinstance(error, TransientFailure):
+                return self.release_after_transient_failure(session, str(error))
+            if isinstance(error, SourceDelayed):
+                return self.requeue_without_source(session, error)
+            return None if isinstance(error, BuildCancelled) else error
+        return ReservationLost("another worker has it; ours is uploaded") if session.reservation_lost else None
 
-    def drained_since(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> bool:
-        """Whether this builder is to take nothing, as a person said while we waited for this job."""
-        held = control.drain_flag(broker, self.host)
-        return held is not None and not (held.is_quarantine and claim.stats.tube in self._canary)
+    def _must_release(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> bool:
+        """Whether this builder was drained while it waited for this job."""
+        flag = control.drain_flag(broker, self.host)
+        return flag is not None and not (flag.is_quarantine and claim.stats.tube in self._canary_tubes)
 
-    def build(self, request: BuildRequest, desk: Desk) -> None:
-        """Attempt a request in a folder of its own, which is gone afterwards."""
-        last_words = summarize_faults(request.builder_faults) if len(request.builder_faults) >= self.tries else ""
-        with self.workspace.folder(f"{request.build_id}.{desk.token}") as folder:
-            attempt = Attempt(request=request, token=desk.token, host=self.host, folder=folder)
-            log.info("%r: %s for %s, build %s", desk.claim, request.srpm, request.target, request.build_id)
+    def _build(self, request: BuildRequest, session: JobSession) -> None:
+        faults = request.builder_faults
+        final_failure_reason = summarize_faults(faults) if len(faults) >= self.tries else ""
+        with self.workspace.create_attempt_folder(f"{request.build_id}.{session.token}") as folder:
+            attempt = AttemptSpec(request=request, token=session.token, host=self.host, folder=folder)
+            log.info("%r: %s for %s, build %s", session.claim, request.srpm, request.target, request.build_id)
             self.service.set_status(f"building {request.srpm} for {request.target}")
-            build = Build(attempt, self.tools, last_words)
-            desk.attend(build, Watch(build, self.host, self.voice))
+            build = BuildAttempt(attempt, self.environment, final_failure_reason)
+            session.run_build(build, ControlPoller(build, self.host, self.heartbeat))
 
-    def put_completed(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
-        """Put an old client's request again with the build id it lacks; the old job is deleted after."""
-        facts = claim.stats
-        completed = claim.message.with_id(claim.id, facts.tube, claim.body, time.time() - facts.age)
-        job = broker.put(claim.tube, completed, priority=facts.priority, ttr=facts.ttr)
-        log.info("%r: of an old client, put again as build %s", claim, completed.build_id)
-        where = {"tube": facts.tube, "job": job, "priority": facts.priority}
-        broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {facts.tube}", **where))
+    def requeue_with_id(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
+        """Requeue an old client's request with the build id it lacks; the old job is deleted after."""
+        stats = claim.stats
+        completed = claim.message.with_id(claim.id, stats.tube, claim.body, time.time() - stats.age)
+        job = broker.put(claim.tube, completed, priority=stats.priority, ttr=stats.ttr)
+        log.info("%r: of an old client, requeued as build %s", claim, completed.build_id)
+        where = {"tube": stats.tube, "job": job, "priority": stats.priority}
+        broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {stats.tube}", **where))
 
-    def put_tried(self, desk: Desk, words: str, first: FirstError) -> Outcome:
-        """Put a request again that this builder could not build, for another; the old job is deleted after."""
-        if desk.lost:
-            return ReservationLost(f"another has it; here: {words}")
-        claim, facts = desk.claim, desk.claim.stats
-        again = claim.message.with_failed_attempt(self.host, words, first.text, first.line)
-        pause = RETRY_PAUSE * len(again.tries)
-        log.error("%r: this builder could not build it: %s; put again, in %d s", claim, words, pause)
-        job, forbidden = control.requeue_unless_cancelled(
-            claim.broker, claim.tube, again, priority=facts.priority, delay=pause, ttr=facts.ttr
-        )
-        arches = desk.open_legs() or again.announced_arches
-        if forbidden:
-            self.withdraw(claim, forbidden, arches)
-            return None
-        reason = f"{self.host} could not build it: {words}; tried again in {pause} s"
-        self._announce_requeue(desk, again, arches, job, reason, pause)
+    def requeue_after_builder_fault(self, session: JobSession, reason: str, first: FirstError) -> Outcome:
+        """Requeue a request that this builder could not build, for another; the old job is deleted after."""
+        request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
+        pause = RETRY_PAUSE_SECONDS * len(request.tries)
+        log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
+        arches = session.unfinished_arches() or request.announced_arches
+        job = self._requeue(session, request, pause, arches)
+        if job:
+            why = f"{self.host} could not build it: {reason}; tried again in {pause} s"
+            self._announce_retry(session, request, arches, job, why, pause)
         return None
 
-    def give_back(self, desk: Desk, words: str) -> Outcome:
+    def release_after_transient_failure(self, session: JobSession, reason: str) -> Outcome:
         """Release a request whose attempt was nobody's fault: no try is counted, and the reason is announced."""
-        if desk.lost:
-            return ReservationLost(f"another has it; here: {words}")
-        claim = desk.claim
-        pause = min(BLAMELESS_PAUSE_LONGEST, BLAMELESS_PAUSE * 2 ** min(claim.stats.releases, 10))
-        reason = f"{NOBODY}{words}; tried again in {pause} s"
-        self._announce_requeue(
-            desk, claim.message, desk.open_legs() or claim.message.announced_arches, claim.id, reason, pause
-        )
-        return RetryLater(words, pause=pause)
+        claim = session.claim
+        pause = int(TRANSIENT_BACKOFF.pause_after(claim.stats.releases + 1))
+        arches = session.unfinished_arches() or claim.message.announced_arches
+        why = f"{NOBODY}{reason}; tried again in {pause} s"
+        self._announce_retry(session, claim.message, arches, claim.id, why, pause)
+        return RetryLater(reason, pause=pause)
 
-    def _announce_requeue(
-        self, desk: Desk, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
-    ) -> None:
-        """Announce for each of these legs that it waits for another attempt, and why."""
-        facts = desk.claim.stats
-        where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + pause}
-        by = {"builder_fqdn": self.host, "attempt": desk.token, "finished": round(time.time(), 3)}
-        for arch in arches:
-            about = {"arch": arch, "url": desk.kept(arch), "reason": reason, "error_log": desk.error_log(arch)}
-            desk.claim.broker.announce(event_for(request, Status.QUEUED, **{**about, **by, **where}))
-
-    def put_off(self, desk: Desk, away: SourceAway) -> Outcome:
-        """Put a request again whose source cannot be downloaded now, for whoever is free then; no strike."""
-        if desk.lost:
-            return ReservationLost(f"another has it; here: {away}")
-        claim, facts = desk.claim, desk.claim.stats
-        again = attr.evolve(claim.message, source_rounds=claim.message.source_rounds + 1)
-        log.warning("%r: %s; put again, in %d s", claim, away, away.pause)
-        job, forbidden = control.requeue_unless_cancelled(
-            claim.broker, claim.tube, again, priority=facts.priority, delay=away.pause, ttr=facts.ttr
-        )
-        if forbidden:
-            self.withdraw(claim, forbidden, again.announced_arches)
-            return None
-        where = {"tube": facts.tube, "job": job, "priority": facts.priority, "due": round(time.time()) + away.pause}
-        waits_for = f"its source: {away}, on {self.host}"
-        for arch in again.announced_arches:
-            about = {"arch": arch, "reason": f"waits for {waits_for}", "waits_for": waits_for}
-            claim.broker.announce(event_for(again, Status.QUEUED, **about, **where))
+    def requeue_without_source(self, session: JobSession, delayed: SourceDelayed) -> Outcome:
+        """Requeue a request whose source cannot be downloaded now; no try is counted."""
+        message = session.claim.message
+        request = attr.evolve(message, source_rounds=message.source_rounds + 1)
+        log.warning("%r: %s; requeued, due in %d s", session.claim, delayed, delayed.pause)
+        job = self._requeue(session, request, delayed.pause, request.announced_arches)
+        if job:
+            waits_for = f"its source: {delayed}, on {self.host}"
+            where = self._queue_fields(session, job, delayed.pause)
+            for arch in request.announced_arches:
+                about = {"arch": arch, "reason": f"waits for {waits_for}", "waits_for": waits_for}
+                session.claim.broker.announce(event_for(request, Status.QUEUED, **about, **where))
         return None
 
-    def withdraw(self, claim: ReservedJob[BuildRequest], forbidden: ControlFlag, arches: Iterable[str]) -> None:
-        """Say that a build is cancelled, of these of its legs; its job is deleted after."""
-        log.info("%r: %s", claim, forbidden.cancel_text)
-        for arch in arches:
-            claim.broker.announce(event_for(claim.message, Status.CANCELLED, arch=arch, reason=forbidden.cancel_text))
+    def _requeue(self, session: JobSession, request: BuildRequest, pause: int, arches: Iterable[str]) -> int:
+        """Put a request again: the number of its job, or 0 where it was cancelled, which is announced then."""
+        claim, stats = session.claim, session.claim.stats
+        job, flag = control.requeue_unless_cancelled(
+            claim.broker, claim.tube, request, priority=stats.priority, delay=pause, ttr=stats.ttr
+        )
+        if flag:
+            self.announce_cancelled(claim, flag, arches)
+            return 0
+        return job
 
-    def begun(self, claim: ReservedJob[BuildRequest]) -> Sequence[str]:
-        """The legs of a request that somebody may have begun: all of them, where it was in anybody's hands before."""
+    @staticmethod
+    def _queue_fields(session: JobSession, job: int, pause: int) -> dict[str, Any]:
+        stats = session.claim.stats
+        return {"tube": stats.tube, "job": job, "priority": stats.priority, "due": round(time.time()) + pause}
+
+    def _announce_retry(
+        self, session: JobSession, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
+    ) -> None:
+        where = self._queue_fields(session, job, pause)
+        by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
+        for arch in arches:
+            logs = {"url": session.kept_logs_url(arch), "error_log": session.error_log(arch)}
+            event = event_for(request, Status.QUEUED, arch=arch, reason=reason, **{**logs, **by, **where})
+            session.claim.broker.announce(event)
+
+    def announce_cancelled(self, claim: ReservedJob[BuildRequest], flag: ControlFlag, arches: Iterable[str]) -> None:
+        """Announce these legs of a build as cancelled; its job is deleted after."""
+        log.info("%r: %s", claim, flag.cancel_text)
+        for arch in arches:
+            claim.broker.announce(event_for(claim.message, Status.CANCELLED, arch=arch, reason=flag.cancel_text))
+
+    def started_arches(self, claim: ReservedJob[BuildRequest]) -> Sequence[str]:
+        """The legs of a request that may have started: all of them, if it was reserved before."""
         request = claim.message
         if not request.legs and (claim.stats.reserves > 1 or request.tries):
-            return self.tools.known.legs_of(request.arch, guessed(request.srpm)[0])
+            return self.environment.arches.legs_of(request.arch, parse_srpm_name(request.srpm)[0])
         return request.announced_arches
 
-    def leave_to_others(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
+    def raise_if_left_to_others(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
         """Raise `RetryLater` for a request this builder could not build, as long as others watch its tube.
 
         The broken builder is always the idle one: without this it would take the job straight back, and use up all
-        tries while a sound one is busy.
+        tries while a healthy one is busy.
         """
         faults = claim.message.builder_faults
-        ours = [tried.when for tried in faults if tried.builder == self.host]
-        if not ours or len(faults) >= self.tries:
+        own_faults = [fault.when for fault in faults if fault.builder == self.host]
+        if not own_faults or len(faults) >= self.tries:
             return
-        rested = rest(claim.message.timestamp, max(ours), time.time(), claim.stats.age)
-        if rested > LEAVE_TO_OTHERS:
+        elapsed = seconds_since_fault(claim.message.timestamp, max(own_faults), time.time(), claim.stats.age)
+        if elapsed > SAME_BUILDER_BACKOFF_SECONDS:
             return
         watchers = broker.tube_stats(claim.stats.tube).watchers
-        tried = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
-        if watchers > tried:
-            raise RetryLater("this builder could not build it; left to those that have not tried", pause=LOOK_AWAY)
-        if watchers > 1 and rested <= LEAVE_TO_OTHERS_THAT_FAILED:
-            raise RetryLater("this builder could not build it before; left to others", pause=LOOK_AWAY)
+        failed = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
+        if watchers > failed:
+            reason = "this builder could not build it; left to those that have not tried"
+            raise RetryLater(reason, pause=RELEASE_DELAY_SECONDS)
+        if watchers > 1 and elapsed <= SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS:
+            raise RetryLater("this builder could not build it before; left to others", pause=RELEASE_DELAY_SECONDS)
 
     def reconnect(self) -> Broker:
-        """A new connection in the place of one that broke under a build."""
+        """A new connection instead of one that broke during a build."""
         broker = self.connect()
         broker.watch(self.tubes)
         self.broker = broker
@@ -303,20 +346,20 @@ class Worker(Daemon[BuildRequest]):
 def summarize_faults(faults: Sequence[FailedAttempt]) -> str:
     """Why no builder could build a request: each reason once, with the builders that gave it."""
     builders: dict[str, list[str]] = {}
-    for tried in faults:
-        known = builders.setdefault(tried.words, [])
-        if tried.builder not in known:
-            known.append(tried.builder)
-    reasons = (f"{', '.join(hosts)}: {words}" for words, hosts in builders.items())
-    return f"{NO_BUILDER}{'; '.join(reasons)}"
+    for fault in faults:
+        hosts = builders.setdefault(fault.words, [])
+        if fault.builder not in hosts:
+            hosts.append(fault.builder)
+    reasons = (f"{', '.join(hosts)}: {reason}" for reason, hosts in builders.items())
+    return f"{NO_BUILDER_PREFIX}{'; '.join(reasons)}"
 
 
-def rest(submitted: str, fault: float, now: float, age: float) -> float:
+def seconds_since_fault(submitted: str, fault: float, now: float, age: float) -> float:
     """Seconds since this builder was at fault for a request whose job was put `age` seconds ago.
 
-    Our clock may have been set since then. Each fault puts the request again, so no less than its age has passed; and
-    no fault comes before the submission. Where our clock says otherwise, the age alone counts.
+    Our clock may have been set since then. Each fault requeues the request, so at least its age has passed; and no
+    fault comes before the submission. Where our clock contradicts that, the age alone counts.
     """
-    spent = now - fault
+    elapsed = now - fault
     most = now - calendar.timegm(time.strptime(submitted, validators.TIMESTAMP_FORMAT)) + MAX_SKEW_SECONDS
-    return spent if age - MAX_SKEW_SECONDS <= spent <= most else age
+    return elapsed if age - MAX_SKEW_SECONDS <= elapsed <= most else age

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folders builds are made in: one an attempt, gone when it ends, and swept when a killed worker left it.
+"""The folders builds are made in: one an attempt, removed when it ends, or by the next worker where one was killed.
 
 A worker holds an flock on each folder of its own, so that the workers of one host, which share the place, know a
 folder that is in use from one that nobody owns.
@@ -31,16 +31,14 @@ class Workspace:
 
     @property
     def builds(self) -> Path:
-        """Where attempts have their folders."""
         return self.root / "builds"
 
     @property
     def configs(self) -> Path:
-        """Where mock's rendered configurations are."""
         return self.root / "configs"
 
-    def make(self) -> None:
-        """Make the folders that have to be there. Raises `ConfigError`."""
+    def create(self) -> None:
+        """Create the folders. Raises `ConfigError`."""
         try:
             for folder in (self.builds, self.configs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -49,21 +47,21 @@ class Workspace:
         except OSError as error:
             raise ConfigError(f"[worker] results: {self.root}: {(error.strerror or str(error)).lower()}") from error
 
-    def sweep(self, clean: Callable[[Path], None]) -> None:
-        """Remove the folders that no living worker owns; `clean` first cleans up the root of each leg in them."""
+    def remove_orphaned(self, clean: Callable[[Path], None]) -> None:
+        """Remove the folders that no living worker owns; `clean` first cleans the root of each leg in them."""
         for folder in sorted(path for path in self.builds.iterdir() if path.is_dir()):
-            with contextlib.suppress(OSError), _owned(folder):
+            with contextlib.suppress(OSError), _folder_lock(folder):
                 log.info("removing %s, which a killed worker left", folder.name)
                 for leg in sorted(path for path in folder.iterdir() if path.is_dir()):
                     clean(leg)
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def folder(self, name: str) -> Iterator[Path]:
-        """A new folder of ours, removed in the end."""
+    def create_attempt_folder(self, name: str) -> Iterator[Path]:
+        """Create a folder that this worker owns, and remove it in the end."""
         folder = self.builds / name
         folder.mkdir(parents=True)
-        with _owned(folder):
+        with _folder_lock(folder):
             try:
                 yield folder
             finally:
@@ -71,8 +69,8 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Hold the folder's flock; `BlockingIOError` where another does."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the flock of the folder itself, which ends with it; `BlockingIOError` where another does."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

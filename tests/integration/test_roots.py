@@ -21,26 +21,21 @@ import pytest
 from devfarm.standin_root import Root as StandinRoot
 from reimzul.core.errors import ShutdownRequested
 from reimzul.core.message import BuildRequest, new_attempt, new_build_id
+from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import read_header
-from reimzul.worker import orphans
-from reimzul.worker.chroot import Chroot, note_root
-from reimzul.worker.configs import Configs
-from reimzul.worker.job import Attempt, Leg, Package
-from reimzul.worker.rootrecord import Record
-from reimzul.worker.roots import Root, Roots
-from reimzul.worker.slots import extension_of
-from reimzul.worker.tidying import Tidying
-from reimzul.worker.verdict import Fault, Verdict
+from reimzul.worker import roots
+from reimzul.worker.mock import Mock, write_root_note
+from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.mock_result import Fault, MockResult
+from reimzul.worker.model import AttemptSpec, Leg, Package
+from reimzul.worker.root_cleanup import RootCleanup
+from reimzul.worker.roots import MockRoot, MockRoots, RootRecord, extension_of
 from reimzul.worker.workspace import Workspace
 from tests import srpms
 
 PROGRAM = Path(sys.executable).with_name("reimzul-standin-mock")
 MONTH = 31 * 86400
 TOKEN = "1795925214-3372e01b"
-
-
-def quiet() -> None:
-    """Nobody wants the build to end."""
 
 
 class Builder:
@@ -55,7 +50,7 @@ class Builder:
         (self.checkout / "logging.ini").touch()
         (self.checkout / "site-defaults.cfg").write_text(f"config_opts['basedir'] = {str(self.roots)!r}\n")
         self.workspace = Workspace(folder / "results")
-        self.workspace.make()
+        self.workspace.create()
         self.source = srpms.make_srpm(folder, "plain", srpms.noarch("plain"))
         self.open = contextlib.ExitStack()
 
@@ -76,14 +71,17 @@ class Worker:
 
     def __init__(self, builder: Builder, instance: str) -> None:
         self.builder = builder
-        configs = Configs(
-            checkout=builder.checkout.parent, rendered=builder.workspace.configs, repohost="http://farm", pull_timeout=9
+        configs = MockConfigRepo(
+            checkout=builder.checkout.parent,
+            rendered_folder=builder.workspace.configs,
+            repohost="http://farm",
+            pull_timeout=9,
         )
-        self.roots = Roots(str(PROGRAM), configs, builder.roots / ".reimzul", builder.roots, 30)
-        self.chroot = Chroot(mock=str(PROGRAM), configs=configs, roots=self.roots, build_timeout=0, stall_timeout=0)
-        self.tidying = Tidying(self.roots)
+        self.roots = MockRoots(str(PROGRAM), configs, builder.roots / ".reimzul", builder.roots, 30)
+        self.mock = Mock(mock=str(PROGRAM), configs=configs, roots=self.roots, build_timeout=0, stall_timeout=0)
+        self.cleanup = RootCleanup(self.roots)
         self.open = builder.open.enter_context(contextlib.ExitStack())
-        self.open.enter_context(self.roots.owned(instance))
+        self.open.enter_context(self.roots.hold_own_slot(instance))
 
     def end(self) -> None:
         """As a worker that is killed: its locks are gone, and nothing else."""
@@ -98,13 +96,13 @@ class Worker:
         folder = self.builder.workspace.builds / f"{request.build_id}.{token}"
         header = read_header(self.builder.source)
         package = Package(path=self.builder.source, name=header.name, evr=header.evr, header=header)
-        attempt = Attempt(request=request, token=token, host="b1.example.org", folder=folder)
+        attempt = AttemptSpec(request=request, token=token, host="b1.example.org", folder=folder)
         return Leg(attempt=attempt, package=package, arch=arch, config=self.builder.checkout / f"{target}.cfg")
 
-    def build(self, target: str = "c9.x86_64", arch: str = "x86_64") -> tuple[Verdict, str]:
+    def build(self, target: str = "c9.x86_64", arch: str = "x86_64") -> tuple[MockResult, str]:
         """Build; the verdict, and what state.log says."""
         leg = self.leg(target, arch)
-        verdict, _ = self.chroot.build(leg, quiet)
+        verdict, _ = self.mock.build(leg, CancelToken())
         return verdict, (leg.results / "state.log").read_text()
 
     def builds_well(self, target: str = "c9.x86_64", arch: str = "x86_64") -> bool:
@@ -113,16 +111,18 @@ class Worker:
         assert verdict.fault is Fault.NONE, (verdict, said)
         return made_bootstrap(said)
 
-    def root(self, target: str = "c9.x86_64", arch: str = "x86_64") -> Root:
+    def root(self, target: str = "c9.x86_64", arch: str = "x86_64") -> MockRoot:
         extension = extension_of(self.roots.slot, arch)
         configdir = str(self.builder.workspace.configs / target)
-        return Root(configdir=configdir, uniqueext=extension, base=str(self.builder.roots), name=f"reimzul-{target}")
+        return MockRoot(
+            configdir=configdir, uniqueext=extension, base=str(self.builder.roots), name=f"reimzul-{target}"
+        )
 
     def tidy(self) -> None:
         """Remove all that is due."""
-        self.tidying._next = 0.0
+        self.cleanup._next_scan = 0.0
         for _ in range(50):
-            self.tidying.step(quiet)
+            self.cleanup.clean_one(CancelToken())
 
 
 def made_bootstrap(said: str) -> bool:
@@ -185,7 +185,7 @@ def test_an_instance_that_makes_no_extension_takes_a_free_slot(builder: Builder,
 def test_an_instance_that_runs_twice_does_not_share_its_roots(
     builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reimzul.worker.slots.SLOT_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("reimzul.worker.roots.SLOT_TIMEOUT_SECONDS", 0.2)
     assert [builder.worker("1").roots.slot, builder.worker("1").roots.slot] == ["1", "spare1"]
 
 
@@ -239,9 +239,9 @@ def test_a_broken_bootstrap_root_fails_one_build(builder: Builder) -> None:
 def test_a_bootstrap_root_grows_old_although_it_is_used(builder: Builder) -> None:
     worker = builder.worker("1")
     worker.builds_well()
-    path = worker.roots.record(worker.root())
+    path = worker.roots.record_path(worker.root())
     text = path.read_text()
-    path.write_text(text.replace(str(Record.read(path).made), str(time.time() - MONTH)))
+    path.write_text(text.replace(str(RootRecord.read(path).made), str(time.time() - MONTH)))
     worker.roots.days = 0
     assert not worker.builds_well(), "root_days = 0: never"
     worker.roots.days = 30
@@ -257,18 +257,18 @@ def test_a_bootstrap_root_that_was_not_finished_is_made_anew(builder: Builder, h
     worker = builder.worker("1")
     leg = worker.leg()
 
-    def heed() -> None:
+    def check() -> None:
         with contextlib.suppress(FileNotFoundError):
             if made_bootstrap((leg.results / "state.log").read_text()):
                 if how == "told to stop":
                     raise ShutdownRequested("told to stop")
-                os.kill(Record.read(worker.roots.record(worker.root())).pid, signal.SIGKILL)
+                os.kill(RootRecord.read(worker.roots.record_path(worker.root())).pid, signal.SIGKILL)
 
     if how == "told to stop":
         with pytest.raises(ShutdownRequested):
-            worker.chroot.build(leg, heed)
+            worker.mock.build(leg, CancelToken(check))
     else:
-        assert worker.chroot.build(leg, heed)[0].fault is Fault.BUILDER
+        assert worker.mock.build(leg, CancelToken(check))[0].fault is Fault.BUILDER
     flag.touch()
     assert worker.builds_well()
     assert not worker.builds_well()
@@ -278,7 +278,7 @@ def test_a_record_that_cannot_be_read_is_no_reason_to_trust(builder: Builder) ->
     worker = builder.worker("1")
     worker.builds_well()
     for noise in ("", "[]", '{"digest": 1}', "\udcff"):
-        worker.roots.record(worker.root()).write_text(noise, errors="surrogateescape")
+        worker.roots.record_path(worker.root()).write_text(noise, errors="surrogateescape")
         assert worker.builds_well()
 
 
@@ -340,7 +340,7 @@ def test_caches_stay_while_a_builder_uses_them(builder: Builder) -> None:
     cache = builder.caches / "reimzul-c9.x86_64"
     cache.mkdir(parents=True)
     configdir = builder.workspace.configs / "c9.x86_64"
-    with other.roots.opened(configdir, extension_of("2", "x86_64"), quiet):
+    with other.roots.prepare_root(configdir, extension_of("2", "x86_64"), CancelToken()):
         age(worker.roots.state / "reimzul-c9.x86_64.lock")
         worker.tidy()
         assert cache.exists()
@@ -389,11 +389,11 @@ def test_a_removal_ends_when_the_worker_is_to_end(builder: Builder) -> None:
     slow.chmod(0o755)
     worker.roots.mock = str(slow)
 
-    def heed() -> None:
+    def check() -> None:
         raise ShutdownRequested("told to stop")
 
     with pytest.raises(ShutdownRequested):
-        worker.tidying.step(heed)
+        worker.cleanup.clean_one(CancelToken(check))
     worker.roots.mock = "/no/such/mock"
     worker.tidy()
     worker.roots.mock = str(PROGRAM)
@@ -414,7 +414,7 @@ def test_a_mock_that_a_killed_worker_left_is_ended(builder: Builder) -> None:
     worker.builds_well()
     root = worker.root()
     with orphan(f"{PROGRAM} -r mock") as mock:
-        worker.roots.begun(root, mock.pid)
+        worker.roots.record_start(root, mock.pid)
         worker.end()
         again = builder.worker("1")
         again.builds_well()
@@ -426,21 +426,21 @@ def test_another_process_of_its_number_is_left_alone(builder: Builder) -> None:
     worker = builder.worker("1")
     worker.builds_well()
     with orphan("another program") as other:
-        path = worker.roots.record(worker.root())
-        worker.roots.begun(worker.root(), other.pid)
-        path.write_text(path.read_text().replace(Record.read(path).birth, "another time"))
+        path = worker.roots.record_path(worker.root())
+        worker.roots.record_start(worker.root(), other.pid)
+        path.write_text(path.read_text().replace(RootRecord.read(path).birth, "another time"))
         worker.builds_well()
         assert other.poll() is None
 
 
 def test_an_orphan_that_does_not_end_is_waited_for_and_left(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs dnf it is root. The build is made with a spare extension; a second orphan has a second one."""
-    monkeypatch.setattr(orphans, "ORPHAN_PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(orphans.os, "killpg", refused)
+    monkeypatch.setattr(roots, "ORPHAN_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(roots.os, "killpg", refused)
     worker = builder.worker("1")
     worker.builds_well()
     with orphan("mock") as mock:
-        worker.roots.begun(worker.root(), mock.pid)
+        worker.roots.record_start(worker.root(), mock.pid)
         assert worker.builds_well(), "in a root of its own"
         assert mock.poll() is None
     assert builder.folders("*spare*") == ["reimzul-c9.x86_64-bootstrap-reimzul-spare1.x86_64"]
@@ -460,7 +460,7 @@ def test_a_root_in_use_is_no_end_of_a_build(builder: Builder, bootstrap: str) ->
     leg = worker.leg()
     theirs = {"REIMZUL_STANDIN_ROOT": str(builder.roots / f"reimzul-c9.x86_64{bootstrap}-reimzul-1.x86_64")}
     with in_root(builder, f"reimzul-c9.x86_64{bootstrap}-reimzul-1.x86_64"), orphan("theirs", theirs) as process:
-        verdict, code = worker.chroot.build(leg, quiet)
+        verdict, code = worker.mock.build(leg, CancelToken())
         assert process.poll() is None, "what is in there is not ours to end"
     assert (verdict.fault, code) == (Fault.NONE, 0)
     assert (leg.results / "state.log").read_text().count("Mock Version") == 1
@@ -469,7 +469,7 @@ def test_a_root_in_use_is_no_end_of_a_build(builder: Builder, bootstrap: str) ->
     with contextlib.ExitStack() as stack:
         for slot in ("1", "spare1", "spare2"):
             stack.enter_context(in_root(builder, f"reimzul-c9.x86_64{bootstrap}-reimzul-{slot}.x86_64"))
-        verdict, code = worker.chroot.build(worker.leg(), quiet)
+        verdict, code = worker.mock.build(worker.leg(), CancelToken())
     assert code == 60 and verdict.fault not in (Fault.NONE, Fault.PACKAGE)
 
 
@@ -477,7 +477,7 @@ def test_a_process_in_the_bootstrap_root_is_ended_before_the_next_build(builder:
     """An orphaned dnf holds no lock, and no mock is recorded that it could be found by."""
     worker = builder.worker("1")
     worker.builds_well()
-    path = worker.roots.record(worker.root())
+    path = worker.roots.record_path(worker.root())
     path.write_text(path.read_text().replace('"unclean": false', '"unclean": true'))
     with orphan("dnf", {"REIMZUL_STANDIN_ROOT": str(worker.root().bootstrap)}) as dnf:
         worker.builds_well()
@@ -491,11 +491,11 @@ def test_what_a_killed_worker_left_is_cleaned_by_who_may(builder: Builder) -> No
     plant(builder, "reimzul-c9.x86_64-reimzul-1.x86_64")
     killed.roots.configs.render(leg.config)
     leg.folder.mkdir(parents=True)
-    note_root(killed.root(), leg.folder)
-    other.chroot.clean_left(leg.folder)
+    write_root_note(killed.root(), leg.folder)
+    other.mock.recover_root(leg.folder)
     assert builder.folders() == ["reimzul-c9.x86_64-reimzul-1.x86_64"]
     killed.end()
-    other.chroot.clean_left(leg.folder)
+    other.mock.recover_root(leg.folder)
     assert not builder.folders()
 
 
@@ -504,7 +504,7 @@ def test_the_note_of_an_earlier_version_is_understood(builder: Builder) -> None:
     folder = worker.roots.configs.render(builder.checkout / "c9.x86_64.cfg")
     plant(builder, f"reimzul-c9.x86_64-{TOKEN}")
     (builder.folder / "root.json").write_text(f'{{"configdir": "{folder}", "uniqueext": "{TOKEN}"}}')
-    worker.chroot.clean_left(builder.folder)
+    worker.mock.recover_root(builder.folder)
     assert not builder.folders()
 
 

@@ -20,8 +20,8 @@ import pytest
 
 from devfarm.standin_root import Root
 from reimzul.core.rpm_header import read_header
-from reimzul.worker.verdict import Fault as VerdictFault
-from reimzul.worker.verdict import judge
+from reimzul.worker.mock_result import Fault as VerdictFault
+from reimzul.worker.mock_result import classify
 from tests import srpms
 
 PROGRAM = Path(sys.executable).with_name("reimzul-standin-mock")
@@ -218,7 +218,7 @@ def test_a_spec_that_does_not_parse_ends_before_rpmbuild_starts(mock: Mock, tmp_
     assert "Executing command: ['bash', '--login', '-c', " in call and "\nerror: " in output
     assert output.rstrip().endswith("Child return code was: 1")
     assert "\nerror: " not in mock.log("root")
-    verdict = judge(code, mock.results)
+    verdict = classify(code, mock.results)
     assert verdict.fault is VerdictFault.PACKAGE and verdict.reason.startswith("rpmbuild -bs failed: ")
 
 

@@ -38,7 +38,7 @@ from reimzul.notifier.conduct import Conduct, Ward
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.repogen.spool_scan import scan_spool
 from reimzul.store.cleanup import ManifestSummary, Retention, StoredBuild, choose_builds, sweep_expired, sweep_live_logs
-from reimzul.worker.daemon import rest
+from reimzul.worker.daemon import seconds_since_fault
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, event
 
 NOW = BEGINNING + 1000
@@ -252,7 +252,7 @@ def test_a_span_of_a_worker_is_measured_by_one_clock_at_a_time(clock: float) -> 
 )
 def test_how_long_a_builder_rests_is_not_its_clocks_to_say(fault: float, now: float, age: float, rests: float) -> None:
     submitted = time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(NOW - 100))
-    assert rest(submitted, fault, now, age) == rests
+    assert seconds_since_fault(submitted, fault, now, age) == rests
 
 
 # --- the controller's own clock was put back

@@ -21,8 +21,8 @@ from reimzul.history import presence as presence_module
 from reimzul.history.presence import NoPresences, Presences, Seen, shared_names, unreplaced
 from reimzul.notifier import roll as roll_module
 from reimzul.notifier.roll import Roll
-from reimzul.worker import voice as voice_module
-from reimzul.worker.voice import CROWD, Self, Voice
+from reimzul.worker import heartbeat as voice_module
+from reimzul.worker.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
 
 
 def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
@@ -173,12 +173,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return stopped
 
 
-def voice(tmp_path: Path, every: int = 30) -> Voice:
-    return Voice(Self(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every)
+def voice(tmp_path: Path, every: int = 30) -> HeartbeatSender:
+    return HeartbeatSender(
+        WorkerIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every
+    )
 
 
-def say(speaker: Voice, listener: Listener, state: str = WorkerState.IDLE, why: str = "") -> int:
-    speaker.say(cast("Broker", listener), state, why)
+def say(speaker: HeartbeatSender, listener: Listener, state: str = WorkerState.IDLE, why: str = "") -> int:
+    speaker.send(cast("Broker", listener), state, why)
     return len(listener.heard)
 
 
@@ -200,9 +202,9 @@ def test_a_word_is_said_every_so_often_and_soon_after_a_change(tmp_path: Path, c
 
 
 def test_nobody_speaks_into_a_crowd(tmp_path: Path, clock: Clock) -> None:
-    speaker, listener = voice(tmp_path), Listener(ready=CROWD + 1)
+    speaker, listener = voice(tmp_path), Listener(ready=NOTIFY_BACKLOG_LIMIT + 1)
     assert say(speaker, listener) == 0
-    listener.ready = CROWD
+    listener.ready = NOTIFY_BACKLOG_LIMIT
     assert say(speaker, listener) == 0, "not before it is due again"
     clock.now += 31
     assert say(speaker, listener) == 1
@@ -220,31 +222,31 @@ def test_who_is_to_be_silent_is(tmp_path: Path) -> None:
 
 def test_who_ends_says_so_once_it_has_said_anything(tmp_path: Path, clock: Clock) -> None:
     speaker, listener = voice(tmp_path), Listener()
-    speaker.leave(cast("Broker", listener))
+    speaker.send_leaving(cast("Broker", listener))
     assert not listener.heard
     say(speaker, listener)
-    speaker.leave(cast("Broker", listener))
+    speaker.send_leaving(cast("Broker", listener))
     assert [each.leaving for each in listener.heard] == [False, True]
     listener.full = True
-    speaker.leave(cast("Broker", listener))
+    speaker.send_leaving(cast("Broker", listener))
     first, last = listener.heard
     assert (first.session, first.boot) == (last.session, last.boot) and len(first.session) == 16
-    assert first.session != voice(tmp_path).who.session, "of each process its own"
-    assert first.boot == voice(tmp_path).who.boot == voice_module.own_boot(), "of this host one"
+    assert first.session != voice(tmp_path).identity.session, "of each process its own"
+    assert first.boot == voice(tmp_path).identity.boot == voice_module.boot_token(), "of this host one"
 
 
 def test_no_id_of_the_host_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boot, machine, namespace = (tmp_path / name for name in ("boot_id", "machine-id", "pid"))
     for name, path in (("_BOOT_ID", boot), ("_MACHINE_ID", machine), ("_PID_NAMESPACE", namespace)):
         monkeypatch.setattr(voice_module, name, path)
-    assert voice_module.own_boot() == "", "nothing is known"
+    assert voice_module.boot_token() == "", "nothing is known"
     tokens = set()
     for words in (("b1", "m1", "n1"), ("b2", "m1", "n1"), ("b1", "m2", "n1"), ("b1", "m1", "n2")):
         boot.write_text(words[0])
         machine.write_text(words[1])
         namespace.unlink(missing_ok=True)
         namespace.symlink_to(words[2])
-        tokens.add(voice_module.own_boot())
+        tokens.add(voice_module.boot_token())
     assert len(tokens) == 4, "a restart, a clone and a container are hosts of their own"
     assert not any(word in token for token in tokens for word in ("b1", "m1"))
 

@@ -10,8 +10,8 @@ import pytest
 
 from reimzul.core.validators import is_source_rpm
 from reimzul.history.base import BuildFilter
-from reimzul.worker.ship import keep_wanted
-from reimzul.worker.verdict import Fault
+from reimzul.worker.mock_result import Fault
+from reimzul.worker.upload import prune_results
 
 SOURCES = ["a-1-1.src.rpm", "a-1-1.nosrc.rpm"]
 
@@ -21,7 +21,7 @@ SOURCES = ["a-1-1.src.rpm", "a-1-1.nosrc.rpm"]
 def test_only_the_main_leg_uploads_the_source_rpm(tmp_path: Path, name: str, main: bool) -> None:
     for file in (name, "a-1-1.noarch.rpm"):
         (tmp_path / file).touch()
-    keep_wanted(SimpleNamespace(results=tmp_path, main=main), SimpleNamespace(fault=Fault.NONE))  # type: ignore[arg-type]
+    prune_results(SimpleNamespace(results=tmp_path, is_main=main), SimpleNamespace(fault=Fault.NONE))  # type: ignore[arg-type]
     assert (tmp_path / name).exists() == main and (tmp_path / "a-1-1.noarch.rpm").exists()
 
 

@@ -16,7 +16,7 @@ import pytest
 from reimzul.core.daemon import Outcome, Stop
 from reimzul.core.process import environment
 from reimzul.core.sdnotify import MAX_STATUS_CHARACTERS, SdNotify
-from reimzul.worker.desk import Desk
+from reimzul.worker.job_session import JobSession
 from tests.manager import Manager
 from tests.unit.test_daemon import FakeBroker, FakeClaim, Handler
 
@@ -189,9 +189,9 @@ class Stuck:
 
 
 class Blind:
-    """A look-out that sees nothing."""
+    """A poller that finds nothing."""
 
-    def look(self, broker: object, *, last: bool) -> None:
+    def poll(self, broker: object, *, last: bool) -> None:
         """Nothing is wanted."""
 
 
@@ -199,6 +199,6 @@ def test_a_worker_is_alive_while_it_builds_and_not_when_its_loop_hangs(under_sys
     build = EndlessBuild()
     claim: Any = Stuck(under_systemd, build)
     service = SdNotify()
-    desk = Desk(lambda: claim, claim, Stop(), "t", service, service.ping)  # type: ignore[arg-type, return-value]
-    desk.attend(build, Blind())  # type: ignore[arg-type]
+    session = JobSession(lambda: claim, claim, Stop(), "t", service, service.ping)  # type: ignore[arg-type, return-value]
+    session.run_build(build, Blind())  # type: ignore[arg-type]
     assert claim.came == [0] and claim.kept >= 5

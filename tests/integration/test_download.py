@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from reimzul.worker import source
-from reimzul.worker.source import CannotStore, Incoming, NoSource, SourceAway
+from reimzul.core.retry import CancelToken
+from reimzul.worker import download
+from reimzul.worker.download import Downloader, DownloadNotWritable, SourceDelayed, SourceUnavailable
 from tests import webserver
 from tests.conftest import free_port
 
@@ -31,6 +32,16 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 FINE = answer(200, BODY, Content_Length=str(len(BODY)))
 PAGE = answer(200, b"<html>We are back soon.</html>", Content_Type="text/html; charset=utf-8")
+
+
+class Unhurried(CancelToken):
+    """Pauses take no time."""
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+
+PATIENT = Unhurried()
 
 
 class Server:
@@ -67,10 +78,10 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def fetch(server: Server, tmp_path: Path) -> Callable[..., Path]:
     """Fetch NAME, after any `before` that succeed; pauses take no time and are kept in `pauses`."""
-    incoming = Incoming(server.url)
+    incoming = Downloader(server.url)
 
     def fetched(name: str = NAME, wanted: str = SHA256, rounds: int = 0) -> Path:
-        return incoming.fetch(name, wanted, tmp_path, lambda seconds: None, rounds)
+        return incoming.fetch(name, wanted, tmp_path, PATIENT, rounds)
 
     return fetched
 
@@ -87,7 +98,7 @@ def test_a_file_that_is_served_is_fetched(server: Server, fetch: Callable[..., P
 @pytest.mark.parametrize("status", [404, 410])
 def test_what_is_not_there_is_final(server: Server, fetch: Callable[..., Path], status: int) -> None:
     serve(server, answer(status))
-    with pytest.raises(NoSource, match=f"{NAME} is not in incoming/ .HTTP {status}."):
+    with pytest.raises(SourceUnavailable, match=f"{NAME} is not in incoming/ .HTTP {status}."):
         fetch()
     assert len(server.asked) == 1
 
@@ -101,18 +112,20 @@ def test_a_denied_file_is_final_only_where_another_is_served(
     server: Server, fetch: Callable[..., Path], reply: bytes
 ) -> None:
     serve(server, reply)
-    with pytest.raises(SourceAway) as away:
+    with pytest.raises(SourceDelayed) as away:
         fetch()
-    assert away.value.pause == source.PAUSE and len(server.asked) == 1, "another try of this round changes nothing"
+    assert away.value.pause == download.FIRST_ROUND_PAUSE_SECONDS and len(server.asked) == 1, (
+        "another try of this round changes nothing"
+    )
     serve(server, FINE, "other-1-1.src.rpm")
     fetch("other-1-1.src.rpm")
-    with pytest.raises(NoSource, match="while other files can: has it mode 0644 in incoming/"):
+    with pytest.raises(SourceUnavailable, match="while other files can: has it mode 0644 in incoming/"):
         fetch()
     serve(server, reply, "other-1-1.src.rpm")  # now the whole folder is closed
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceDelayed):
         fetch()
     del server.answers["/incoming/other-1-1.src.rpm"]  # and that file says nothing any more
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceDelayed):
         fetch()
 
 
@@ -120,7 +133,7 @@ def test_a_file_that_was_served_itself_proves_nothing(server: Server, fetch: Cal
     serve(server, FINE)
     fetch()
     serve(server, answer(403))
-    with pytest.raises(SourceAway):
+    with pytest.raises(SourceDelayed):
         fetch()
 
 
@@ -140,18 +153,23 @@ def test_what_may_pass_is_tried_again_and_then_put_off(
     server: Server, fetch: Callable[..., Path], reply: bytes
 ) -> None:
     serve(server, reply)
-    with pytest.raises(SourceAway, match=f"{NAME} cannot be downloaded"):
+    with pytest.raises(SourceDelayed, match=f"{NAME} cannot be downloaded"):
         fetch()
-    tries = len(source.PAUSES) + 1
+    tries = len(download.TRY_PAUSES_SECONDS) + 1
     assert len(server.asked) % tries == 0, "each round has as many tries; a redirect is asked for more than once"
     serve(server, FINE)
     assert fetch().read_bytes() == BODY
 
 
 def test_a_server_that_says_when_is_asked_then(server: Server, fetch: Callable[..., Path]) -> None:
-    for said, pause in (("120", 120), ("1", source.PAUSE), ("99999", source.LONGEST_PAUSE), ("soon", source.PAUSE)):
+    for said, pause in (
+        ("120", 120),
+        ("1", download.FIRST_ROUND_PAUSE_SECONDS),
+        ("99999", download.MAX_ROUND_PAUSE_SECONDS),
+        ("soon", download.FIRST_ROUND_PAUSE_SECONDS),
+    ):
         serve(server, answer(503, Retry_After=said))
-        with pytest.raises(SourceAway) as away:
+        with pytest.raises(SourceDelayed) as away:
             fetch()
         assert away.value.pause == pause
 
@@ -160,63 +178,62 @@ def test_pauses_grow_and_have_an_end(server: Server, fetch: Callable[..., Path])
     serve(server, answer(503))
     pauses = []
     for rounds in (0, 1, 2, 5, 6, 7, 999):
-        with pytest.raises(SourceAway) as away:
+        with pytest.raises(SourceDelayed) as away:
             fetch(rounds=rounds)
         pauses.append(away.value.pause)
     assert pauses == [10, 20, 40, 320, 600, 600, 600]
-    with pytest.raises(NoSource, match="HTTP 503, 1001 times"):
-        fetch(rounds=source.ROUNDS)
+    with pytest.raises(SourceUnavailable, match="HTTP 503, 1001 times"):
+        fetch(rounds=download.MAX_ROUNDS)
 
 
 def test_one_bad_file_of_a_sound_server_is_given_up_earlier(server: Server, fetch: Callable[..., Path]) -> None:
     serve(server, FINE, "other-1-1.src.rpm")
     fetch("other-1-1.src.rpm")
     serve(server, answer(500))
-    with pytest.raises(SourceAway):
-        fetch(rounds=source.ROUNDS_ALONE - 1)
-    with pytest.raises(NoSource, match="HTTP 500, while other files can$"):
-        fetch(rounds=source.ROUNDS_ALONE)
+    with pytest.raises(SourceDelayed):
+        fetch(rounds=download.MAX_ROUNDS_SERVER_WELL - 1)
+    with pytest.raises(SourceUnavailable, match="HTTP 500, while other files can$"):
+        fetch(rounds=download.MAX_ROUNDS_SERVER_WELL)
 
 
 def test_nobody_listening_is_put_off(tmp_path: Path) -> None:
-    with pytest.raises(SourceAway, match="refused"):
-        Incoming(f"http://127.0.0.1:{free_port()}/").fetch(NAME, "", tmp_path, lambda seconds: None)
+    with pytest.raises(SourceDelayed, match="refused"):
+        Downloader(f"http://127.0.0.1:{free_port()}/").fetch(NAME, "", tmp_path, PATIENT)
 
 
 def test_another_file_than_was_submitted_is_final(server: Server, fetch: Callable[..., Path]) -> None:
     serve(server, FINE)
-    with pytest.raises(NoSource, match="is not the file that was submitted"):
+    with pytest.raises(SourceUnavailable, match="is not the file that was submitted"):
         fetch(wanted="0" * 64)
 
 
 def test_a_round_is_short(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(server, answer(503))
-    monkeypatch.setattr(source, "ROUND", 2.5)
+    monkeypatch.setattr(download, "ROUND_SECONDS", 2.5)
     pauses: list[float] = []
     began = time.monotonic()
-    monkeypatch.setattr(source.time, "monotonic", lambda: began + sum(pauses))
-    with pytest.raises(SourceAway):
-        Incoming(server.url).fetch(NAME, "", tmp_path, pauses.append)
-    assert pauses == [1], "after a second try at 1 s, 2 s more would be too long"
+    monkeypatch.setattr(download.time, "monotonic", lambda: began + sum(pauses))
+    with pytest.raises(SourceDelayed):
+        Downloader(server.url).fetch(NAME, "", tmp_path, CancelToken(sleep=pauses.append))
+    assert sum(pauses) == 1, "after a second try at 1 s, 2 s more would be too long"
 
 
 def test_a_download_that_trickles_is_given_up(
     server: Server, fetch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(server, FINE)
-    monkeypatch.setattr(source, "SILENCE", -1e6)
-    monkeypatch.setattr(source.web, "get", lambda url, timeout, real=source.web.get: real(url, 5))
-    with pytest.raises(SourceAway, match="slower than 1024 bytes a second"):
+    monkeypatch.setattr(download, "RATE_GRACE_SECONDS", -1e6)
+    with pytest.raises(SourceDelayed, match="slower than 1024 bytes a second"):
         fetch()
 
 
 def test_a_disk_that_is_full_is_this_hosts_fault(server: Server) -> None:
     serve(server, FINE, "full")
-    with pytest.raises(CannotStore, match="No space left on device"):
-        Incoming(server.url).fetch("full", "", Path("/dev"), lambda seconds: None)
+    with pytest.raises(DownloadNotWritable, match="No space left on device"):
+        Downloader(server.url).fetch("full", "", Path("/dev"), PATIENT)
 
 
 def test_a_redirect_is_followed(server: Server, fetch: Callable[..., Path]) -> None:
     serve(server, answer(302, Location="/else where/é"))
-    server.answers["/else%20where/%C3%83%C2%A9"] = FINE  # a head is of Latin-1
+    server.answers["/else%20where/%C3%A9"] = FINE
     assert fetch().read_bytes() == BODY

@@ -16,13 +16,13 @@ from reimzul.core.rpm_header import Header
 
 
 @attr.frozen(kw_only=True)
-class Attempt:
-    """One worker's try at one request."""
+class AttemptSpec:
+    """One worker's attempt at one request."""
 
     request: BuildRequest  #: complete: it has its build id and timestamp
     token: str  #: of this attempt
-    host: str  #: who builds
-    folder: Path  #: where it is built; ours alone
+    host: str  #: the builder
+    folder: Path  #: owned by this attempt alone
     started: float = attr.field(factory=time.time)  #: seconds since 1970
 
 
@@ -40,29 +40,28 @@ class Package:
 class Leg:
     """One arch of an attempt."""
 
-    attempt: Attempt
+    attempt: AttemptSpec
     package: Package
     arch: str
-    config: Path  #: of mock, in the checkout
-    skipped: Mapping[str, str] = attr.field(factory=dict)  #: arch -> why; the main leg tells of it
+    config: Path  #: of mock, in the checkout; Path() where there is none
+    skipped: Mapping[str, str] = attr.field(factory=dict)  #: arch -> why; only the main leg has it
 
     @property
-    def main(self) -> bool:
-        """Whether it is of the arch that was asked for; the source rpm of this one is kept."""
+    def is_main(self) -> bool:
+        """Whether it is of the requested arch; the source rpm of this one is kept."""
         return self.arch == self.attempt.request.arch
 
     @property
     def folder(self) -> Path:
-        """Where it is built."""
         return self.attempt.folder / self.arch
 
     @property
     def results(self) -> Path:
-        """What mock leaves, and what is uploaded."""
+        """The folder of mock's results, which is uploaded."""
         return self.folder / "result"
 
-    def event(self, status: str, **more: Any) -> BuildEvent:
-        """An event of this leg; `more` are its other fields, and may say another attempt's words."""
+    def event(self, status: str, **fields: Any) -> BuildEvent:
+        """An event of this leg; `fields` may override those of this attempt."""
         own = {
             "arch": self.arch,
             "attempt": self.attempt.token,
@@ -72,22 +71,22 @@ class Leg:
             "started": round(self.attempt.started, 3),
             "skipped": dict(self.skipped),
         }
-        return event_for(self.attempt.request, status, **{**own, **more})
+        return event_for(self.attempt.request, status, **{**own, **fields})
 
 
-def split(arches: Sequence[str]) -> tuple[list[str], list[str]]:
+def order_legs(arches: Sequence[str]) -> tuple[list[str], list[str]]:
     """The legs that run side by side, and those that start after them."""
     first = [arch for arch in arches if arch != NOARCH or arch == arches[0]]
     return first, [arch for arch in arches if arch not in first]
 
 
-def repeats(header: Header, arch: str, main: str, package: str, known: Arches) -> str | None:
-    """Why a leg that follows the main one is not started; None where it is.
+def skip_reason(header: Header, arch: str, main: str, package: str, arches: Arches) -> str | None:
+    """Why a leg that follows the main one is not built; None where it is.
 
     A noarch package comes out the same on every arch, but for the few that end with a noarch leg of their own.
     """
     if NOARCH in header.build_archs and arch != main:
         return "a noarch package is built once"
-    if arch == NOARCH and package in known.noarch_last:
+    if arch == NOARCH and package in arches.noarch_last:
         return None
-    return known.exclusion_reason(arch, header)
+    return arches.exclusion_reason(arch, header)

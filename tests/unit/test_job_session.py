@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build and its claim: what goes wrong between them ends neither the other's way."""
+"""A build and its job session: what goes wrong in one does not end the other silently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from reimzul.core.daemon import Stop
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost
 from reimzul.core.sdnotify import SdNotify
-from reimzul.worker.desk import Desk
+from reimzul.worker.job_session import JobSession
 
 
 class Build:
@@ -49,19 +49,19 @@ def raising(error: Exception) -> Callable[..., None]:
     return meet
 
 
-def desk_of(claim: Claim) -> Desk:
+def session_of(claim: Claim) -> JobSession:
     given: Any = claim
     service = SdNotify()
-    return Desk(lambda: given, given, Stop(), "t", service, service.ping)
+    return JobSession(lambda: given, given, Stop(), "t", service, service.ping)
 
 
 def test_a_connection_that_breaks_while_the_job_is_taken_back_is_only_away() -> None:
-    desk = desk_of(Claim(raising(ReservationLost("its time ran out")), raising(BrokerUnavailable("reset"))))
-    assert not desk._keep() and not desk.lost
+    session = session_of(Claim(raising(ReservationLost("its time ran out")), raising(BrokerUnavailable("reset"))))
+    assert not session._keep_reserved() and not session.reservation_lost
 
 
 def test_what_nobody_expected_ends_the_build_too() -> None:
-    build, watch = Build(), object()
+    build, poller = Build(), object()
     with pytest.raises(InvalidMessage, match="too long"):
-        desk_of(Claim(raising(InvalidMessage("too long")))).attend(build, watch)  # type: ignore[arg-type]
+        session_of(Claim(raising(InvalidMessage("too long")))).run_build(build, poller)  # type: ignore[arg-type]
     assert build.over.is_set()

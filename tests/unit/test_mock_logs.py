@@ -12,11 +12,11 @@ from typing import Callable
 
 import pytest
 
-from reimzul.worker import logfiles
-from reimzul.worker.firsterror import first_error
-from reimzul.worker.logfiles import Growth, Stalled, unpack_logs
-from reimzul.worker.phases import steps
-from reimzul.worker.verdict import judge
+from reimzul.worker import mock
+from reimzul.worker.error_extractor import find_first_error
+from reimzul.worker.mock import BuildStalled, StallDetector, unpack_logs
+from reimzul.worker.mock_phases import read_state_log
+from reimzul.worker.mock_result import classify
 from tests.scripted import SAMPLES
 
 PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
@@ -39,10 +39,10 @@ def test_packed_logs_are_read_like_plain_ones(tmp_path: Path, case: str, suffix:
     assert not list(folder.glob(f"*{suffix}"))
     for log in (SAMPLES / case).glob("*.log"):
         assert (folder / log.name).read_bytes() == log.read_bytes()
-    assert judge(code, folder) == judge(code, SAMPLES / case)
+    assert classify(code, folder) == classify(code, SAMPLES / case)
     logs = (folder / "build.log", folder / "root.log")
-    assert first_error(*logs) == first_error(SAMPLES / case / "build.log", SAMPLES / case / "root.log")
-    assert steps(folder / "state.log").phases() == steps(SAMPLES / case / "state.log").phases()
+    assert find_first_error(*logs) == find_first_error(SAMPLES / case / "build.log", SAMPLES / case / "root.log")
+    assert read_state_log(folder / "state.log").phases() == read_state_log(SAMPLES / case / "state.log").phases()
 
 
 def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -82,26 +82,26 @@ def test_anything_that_changes_in_the_result_folder_is_growth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(logfiles.time, "monotonic", lambda: now)
+    monkeypatch.setattr(mock.time, "monotonic", lambda: now)
     for each in ("state.log", "root.log", "build.log"):
         (tmp_path / each).write_text("x")
-    watch = Growth(tmp_path, 60)
-    watch.look()
+    watch = StallDetector(tmp_path, 60)
+    watch.raise_if_stalled()
     for _ in range(3):
         now += 50
         with (tmp_path / name).open("a") as stream:
             stream.write("more")
-        watch.look()
+        watch.raise_if_stalled()
     now += 50
-    watch.look()
+    watch.raise_if_stalled()
     now += 50
-    with pytest.raises(Stalled, match=r"for 60 s \(stall_timeout\)"):
-        watch.look()
+    with pytest.raises(BuildStalled, match=r"for 60 s \(stall_timeout\)"):
+        watch.raise_if_stalled()
 
 
 def test_without_a_limit_nothing_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock: Callable[[], float] = iter(range(0, 10**6, 10**5)).__next__
-    monkeypatch.setattr(logfiles.time, "monotonic", clock)
-    watch = Growth(tmp_path, 0)
-    watch.look()
-    watch.look()
+    monkeypatch.setattr(mock.time, "monotonic", clock)
+    watch = StallDetector(tmp_path, 0)
+    watch.raise_if_stalled()
+    watch.raise_if_stalled()

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker.repofaults import Cause, read_failures
-from reimzul.worker.verdict import Fault, judge
+from reimzul.worker.mock_result import DownloadFault, Fault, classify, read_failures
 
 STORE = "http://127.0.0.1:23826/bstore/repo/t1.x86_64/"
 SETUP = "2026-11-29 04:09:33,449 - Start: build setup for d-1-1.src.rpm\n"
@@ -74,8 +73,8 @@ SKIPPED = [dnf4, dnf5, dnf5_with_words]
 @pytest.mark.parametrize("cause", ABSENT)
 def test_a_target_that_published_nothing_hides_nothing(tmp_path: Path, form: object, cause: str) -> None:
     folder = logs(tmp_path, form(cause))  # type: ignore[operator]
-    assert judge(0, folder).fault is Fault.NONE
-    verdict = judge(30, logs(tmp_path, form(cause) + MISSING))  # type: ignore[operator]
+    assert classify(0, folder).fault is Fault.NONE
+    verdict = classify(30, logs(tmp_path, form(cause) + MISSING))  # type: ignore[operator]
     assert (verdict.fault, verdict.reason) == (
         Fault.PACKAGE, "BuildRequires that nobody provides: libfoo-devel >= 1.0"
     )  # fmt: skip
@@ -90,38 +89,38 @@ def test_a_repository_skipped_for_any_other_reason_is_nobodys_fault(
     folder = logs(tmp_path, form(cause) + more)  # type: ignore[operator]
     if code == 1:
         (folder / "state.log").write_text(f"{SETUP}2026-11-29 04:09:34,449 - Start: rpmbuild d-1-1.src.rpm\n")
-    verdict = judge(code, folder)
+    verdict = classify(code, folder)
     assert verdict.fault is Fault.NOBODY and cause[:60].strip() in verdict.reason
 
 
 def test_one_mirror_without_it_and_one_that_refuses_is_not_absent(tmp_path: Path) -> None:
-    assert judge(0, logs(tmp_path, dnf4(f"{ABSENT[0]}\n  - {REFUSED}"))).fault is Fault.NOBODY
+    assert classify(0, logs(tmp_path, dnf4(f"{ABSENT[0]}\n  - {REFUSED}"))).fault is Fault.NOBODY
 
 
 def test_an_earlier_call_that_skipped_counts_too(tmp_path: Path) -> None:
-    assert judge(0, logs(tmp_path, dnf4(REFUSED) + CALL.format("builddep") + "Complete!\n")).fault is Fault.NOBODY
+    assert classify(0, logs(tmp_path, dnf4(REFUSED) + CALL.format("builddep") + "Complete!\n")).fault is Fault.NOBODY
 
 
 def test_a_metadata_signature_that_is_wrong_hides_packages(tmp_path: Path) -> None:
     said = dnf4("", "repomd.xml GPG signature verification error: Bad GPG signature")
-    assert judge(0, logs(tmp_path, said)).fault is Fault.NOBODY
+    assert classify(0, logs(tmp_path, said)).fault is Fault.NOBODY
 
 
 def test_a_metalink_that_is_absent_hides_packages(tmp_path: Path) -> None:
     said = dnf4("", "Cannot prepare internal mirrorlist: Status code: 404 for http://m/metalink?repo=x (IP: 1.2.3.4)")
-    assert judge(0, logs(tmp_path, said)).fault is Fault.NOBODY
+    assert classify(0, logs(tmp_path, said)).fault is Fault.NOBODY
 
 
 def test_an_old_dnf_without_a_cause_is_taken_for_an_absent_target(tmp_path: Path) -> None:
     said = "Failed to synchronize cache for repo 'target', ignoring this repo.\n"
-    assert judge(30, logs(tmp_path, said + MISSING)).fault is Fault.PACKAGE
+    assert classify(30, logs(tmp_path, said + MISSING)).fault is Fault.PACKAGE
 
 
 def test_zypper_skips_too(tmp_path: Path) -> None:
     missing = f"File '/repodata/repomd.xml' not found on medium '{STORE}'\n"
     skip = "Skipping repository 'target' because of the above error.\n"
-    assert judge(0, logs(tmp_path, missing + skip)).fault is Fault.NONE
-    assert judge(0, logs(tmp_path, f"Timeout exceeded when accessing '{STORE}'.\n{skip}")).fault is Fault.NOBODY
+    assert classify(0, logs(tmp_path, missing + skip)).fault is Fault.NONE
+    assert classify(0, logs(tmp_path, f"Timeout exceeded when accessing '{STORE}'.\n{skip}")).fault is Fault.NOBODY
 
 
 DNF4_NO_PACKAGE = (
@@ -152,25 +151,25 @@ def test_a_file_that_the_metadata_lists_and_that_is_gone_is_nobodys_fault(
 ) -> None:
     folder = logs(tmp_path, said)
     (folder / "state.log").write_text(state)
-    verdict = judge(30, folder)
+    verdict = classify(30, folder)
     assert verdict.fault is Fault.NOBODY and verdict.reason.startswith("a repository changed while it was read: ")
 
 
 @pytest.mark.parametrize("form", [dnf4, dnf5])
 @pytest.mark.parametrize("cause", [REFUSED, ABSENT[0]])
 def test_a_repository_that_must_answer_and_does_not_is_the_builders(tmp_path: Path, form: object, cause: str) -> None:
-    verdict = judge(30, logs(tmp_path, form(cause, skipped=False)))  # type: ignore[operator]
+    verdict = classify(30, logs(tmp_path, form(cause, skipped=False)))  # type: ignore[operator]
     assert verdict.fault is Fault.BUILDER and verdict.reason.startswith("Failed to download metadata")
 
 
 def test_a_call_that_mock_repeated_is_made_up_for(tmp_path: Path) -> None:
     said = dnf4(REFUSED, skipped=False) + CALL.format("builddep") + MISSING
-    assert judge(30, logs(tmp_path, said)).fault is Fault.PACKAGE
+    assert classify(30, logs(tmp_path, said)).fault is Fault.PACKAGE
 
 
 def test_a_full_disk_outweighs_a_skipped_repository(tmp_path: Path) -> None:
     full = f"Curl error (23): Failed writing received data for {STORE}repodata/repomd.xml [No space left on device]"
-    assert judge(0, logs(tmp_path, dnf4(full))).fault is Fault.BUILDER
+    assert classify(0, logs(tmp_path, dnf4(full))).fault is Fault.BUILDER
 
 
 @pytest.mark.parametrize("word", ["Status code: 404 for ", "Curl error (7): ", "http://x", "failure: x from "])
@@ -178,4 +177,4 @@ def test_a_line_without_an_end_is_read_in_time(word: str) -> None:
     began = time.monotonic()
     failures = read_failures(word * 200_000 + "\n" + dnf4(ABSENT[0]))
     assert time.monotonic() - began < 5
-    assert failures[-1].causes[-1] is Cause.ABSENT
+    assert failures[-1].causes[-1] is DownloadFault.ABSENT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker.verdict import Fault, Verdict, began, judge
+from reimzul.worker.mock_result import Fault, MockResult, classify, rpmbuild_started
 from tests.scripted import SAMPLES
 
 UNREACHABLE = (
@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Fault, str]] = {
     "failprep": (Fault.PACKAGE, "%prep failed"),
     "failbuild": (Fault.PACKAGE, "%build failed"),
     "failcheck": (Fault.PACKAGE, "%check failed"),
-    "failfiles": (Fault.PACKAGE, "%files names what is not there"),
+    "failfiles": (Fault.PACKAGE, "%files lists files that do not exist"),
     "dynfail": (Fault.PACKAGE, "%generate_buildrequires failed"),
     "wrongarch": (Fault.PACKAGE, "the package excludes this arch"),
     "missingbr": (Fault.PACKAGE, "BuildRequires that nobody provides: no-such-devel >= 3"),
@@ -62,26 +62,26 @@ def test_every_sample_is_a_case() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_real_run_is_judged(tmp_path: Path, case: str) -> None:
     code, folder = results(tmp_path, case, rpm=CASES[case][0] is Fault.NONE)
-    assert judge(code, folder) == Verdict(*CASES[case])
+    assert classify(code, folder) == MockResult(*CASES[case])
 
 
 def test_built_without_a_package_is_not_built(tmp_path: Path) -> None:
-    assert judge(*results(tmp_path, "hello")).fault is Fault.BUILDER
+    assert classify(*results(tmp_path, "hello")).fault is Fault.BUILDER
 
 
 @pytest.mark.parametrize("case", ["failbuild", "wrongarch", "tmo", "oom"])
 def test_rpmbuild_had_begun(case: str) -> None:
-    assert began(SAMPLES / case)
+    assert rpmbuild_started(SAMPLES / case)
 
 
 @pytest.mark.parametrize("case", ["missingbr", "repogone", "nospace", "garbage"])
 def test_rpmbuild_had_not_begun(case: str) -> None:
-    assert not began(SAMPLES / case)
+    assert not rpmbuild_started(SAMPLES / case)
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 20, 50, 70, 80, 90, 99, 255, -9, -15])
 def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: int) -> None:
-    verdict = judge(code, tmp_path)
+    verdict = classify(code, tmp_path)
     assert verdict.fault is Fault.BUILDER and verdict.reason
 
 
@@ -89,14 +89,14 @@ def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: i
     ("code", "fault"), [(0, Fault.BUILDER), (1, Fault.BUILDER), (10, Fault.BUILDER), (11, Fault.PACKAGE)]
 )
 def test_no_logs_at_all_are_judged_too(tmp_path: Path, code: int, fault: Fault) -> None:
-    verdict = judge(code, tmp_path / "none")
+    verdict = classify(code, tmp_path / "none")
     assert verdict.fault is fault and verdict.reason
 
 
 def test_one_alone_says_what_mock_said_last(tmp_path: Path) -> None:
     (tmp_path / "stderr").write_bytes(b"INFO: x\nERROR: no group mock \xff\n\n")
-    verdict = judge(1, tmp_path)
-    assert verdict == Verdict(Fault.BUILDER, "mock did not come to build it: no group mock \ufffd")
+    verdict = classify(1, tmp_path)
+    assert verdict == MockResult(Fault.BUILDER, "mock failed before the build: no group mock \ufffd")
 
 
 SETUP = "2026-11-22 08:50:12,974 - Start: build setup for d-1-1.src.rpm\n"
@@ -209,7 +209,7 @@ def test_a_missing_buildrequires_is_the_packages_fault_with_each_installer(tmp_p
     (tmp_path / "state.log").write_text(SETUP)
     (tmp_path / "root.log").write_text(said)
     reason = "BuildRequires that nobody provides: foo-devel >= 2"
-    assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, reason)
+    assert classify(30, tmp_path) == MockResult(Fault.PACKAGE, reason)
 
 
 @pytest.mark.parametrize("said", MISSING.values(), ids=MISSING)
@@ -217,7 +217,7 @@ def test_a_missing_buildrequires_is_the_packages_fault_with_each_installer(tmp_p
 def test_every_word_for_what_nobody_provides_is_the_packages_fault(tmp_path: Path, said: str, prefix: str) -> None:
     (tmp_path / "state.log").write_text(SETUP)
     (tmp_path / "root.log").write_text("".join(prefix + line for line in said.splitlines(keepends=True)))
-    assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, "BuildRequires that nobody provides: foo-devel >= 2")
+    assert classify(30, tmp_path) == MockResult(Fault.PACKAGE, "BuildRequires that nobody provides: foo-devel >= 2")
 
 
 @pytest.mark.parametrize(("said", "line"), UNINSTALLABLE.values(), ids=UNINSTALLABLE)
@@ -226,9 +226,9 @@ def test_buildrequires_that_cannot_be_installed_are_the_packages_fault(
     tmp_path: Path, said: str, line: str, prefix: str
 ) -> None:
     (tmp_path / "root.log").write_text("".join(prefix + each for each in said.splitlines(keepends=True)))
-    assert judge(30, tmp_path).fault is Fault.BUILDER, "what the configuration asks for"
+    assert classify(30, tmp_path).fault is Fault.BUILDER, "what the configuration asks for"
     (tmp_path / "state.log").write_text(SETUP)
-    assert judge(30, tmp_path) == Verdict(Fault.PACKAGE, f"BuildRequires that cannot be installed: {line}")
+    assert classify(30, tmp_path) == MockResult(Fault.PACKAGE, f"BuildRequires that cannot be installed: {line}")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_what_an_earlier_call_of_dnf_printed_blames_no_package(tmp_path: Path, s
     call = "DEBUG util.py:557:  Executing command: ['/usr/bin/dnf-3', '{}'] with env {{}} and shell False\n"
     earlier = " Problem: cannot install the best update candidate for package a-1-1.x86_64\nnothing provides x\n"
     (tmp_path / "root.log").write_text(call.format("update") + earlier + call.format("builddep") + said)
-    assert judge(30, tmp_path).fault is Fault.BUILDER
+    assert classify(30, tmp_path).fault is Fault.BUILDER
 
 
 @pytest.mark.parametrize("said", [YUM, DNF5, DNF5_DEEPER, "No matching package to install: 'foo-devel >= 2'\n"])
@@ -252,25 +252,25 @@ def test_what_the_configuration_asks_for_is_not_the_packages_fault(tmp_path: Pat
     (tmp_path / "state.log").write_text("2026-11-22 09:09:51,097 - Start: installing minimal buildroot with dnf5\n")
     (tmp_path / "root.log").write_text(said)
     reason = "the buildroot could not be installed: nobody provides foo-devel >= 2"
-    assert judge(30, tmp_path) == Verdict(Fault.BUILDER, reason)
+    assert classify(30, tmp_path) == MockResult(Fault.BUILDER, reason)
 
 
 @pytest.mark.parametrize("gone", [*YUM_GONE, DNF5_GONE])
 def test_a_repository_that_does_not_answer_outweighs_what_is_missing(tmp_path: Path, gone: str) -> None:
     (tmp_path / "state.log").write_text(SETUP)
     (tmp_path / "root.log").write_text(gone + YUM + DNF5)
-    verdict = judge(30, tmp_path)
+    verdict = classify(30, tmp_path)
     assert verdict.fault is Fault.BUILDER and verdict.reason in gone
 
 
-def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) -> Verdict:
+def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) -> MockResult:
     """The verdict where `rpmbuild -bs` printed this."""
     (folder / "state.log").write_text(SETUP)
     call = "Executing command: ['bash', '--login', '-c', '/opt/rpmbuild6 -bs  --target x86_64 x.spec'] with env {}\n"
     prefix = "DEBUG util.py:460:  " if log == "root.log" else ""
     text = f"error: of an earlier call\n{call}Building target platforms: x86_64\n{said}\nChild return code was: 1\n"
     (folder / log).write_text("".join(prefix + line for line in text.splitlines(keepends=True)))
-    return judge(code, folder)
+    return classify(code, folder)
 
 
 @pytest.mark.parametrize("log", ["build.log", "root.log"])
@@ -322,7 +322,7 @@ def test_a_full_disk_outweighs_what_could_not_be_installed(tmp_path: Path) -> No
     (tmp_path / "root.log").write_text(
         "DEBUG util.py:1:  No matching package to install: 'gcc'\nDEBUG util.py:1:  No space left on device\n"
     )
-    assert judge(30, tmp_path) == Verdict(Fault.BUILDER, "No space left on device")
+    assert classify(30, tmp_path) == MockResult(Fault.BUILDER, "No space left on device")
 
 
 def test_all_that_nobody_provides_is_named_once(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_all_that_nobody_provides_is_named_once(tmp_path: Path) -> None:
         "No matching package to install: 'b-devel'\nNo matching package to install: 'a-devel'\n"
         "nothing provides c-libs >= 2 needed by d-1-1.x86_64\nNo matching package to install: 'b-devel'\n"
     )
-    assert judge(30, tmp_path).reason == "BuildRequires that nobody provides: a-devel, b-devel, c-libs >= 2"
+    assert classify(30, tmp_path).reason == "BuildRequires that nobody provides: a-devel, b-devel, c-libs >= 2"
 
 
 def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:
@@ -340,8 +340,8 @@ def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:
         "ERROR: Exception(/x/a-1-1.src.rpm) Config(c9s) 0 minutes 9 seconds\nINFO: Results and/or logs in: /x\n"
         "ERROR: builddep command missing.\nPlease install package dnf-plugins-core.\n"
     )
-    reason = "mock did not come to build it: builddep command missing."
-    assert judge(10, tmp_path) == Verdict(Fault.BUILDER, reason)
+    reason = "mock failed before the build: builddep command missing."
+    assert classify(10, tmp_path) == MockResult(Fault.BUILDER, reason)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_a_command_of_mocks_own_that_fails_is_named(tmp_path: Path, output: str,
         "Start: clean chroot\nFinish: clean chroot\n"
         f"ERROR: Command failed: \n # cp -a /usr/share/keys /var/lib/mock/a/root\n{output}\n"
     )
-    assert judge(1, tmp_path) == Verdict(Fault.BUILDER, f"mock did not come to build it: {why}")
+    assert classify(1, tmp_path) == MockResult(Fault.BUILDER, f"mock failed before the build: {why}")
 
 
 @pytest.mark.parametrize("log", ["build.log", "root.log", "stderr"])
@@ -366,7 +366,7 @@ def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, case: str, log: 
     code, folder = results(tmp_path, case)
     with (folder / log).open("a") as stream:
         stream.write("cc: error: write error: No space left on device\n")
-    assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
+    assert classify(code, folder) == MockResult(Fault.BUILDER, "No space left on device")
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_full_disk_is_no_fault_of_the_package(tmp_path: Path, case: str, log: 
 )
 def test_each_meaning_of_40_has_its_words(tmp_path: Path, said: str, reason: str) -> None:
     (tmp_path / "stderr").write_text(said)
-    assert judge(40, tmp_path) == Verdict(Fault.PACKAGE, reason)
+    assert classify(40, tmp_path) == MockResult(Fault.PACKAGE, reason)
 
 
 @pytest.mark.parametrize("case", ["missingbr", "dynmissing", "skippedrepo", "repogone", "failbuild"])
@@ -387,7 +387,7 @@ def test_logs_in_a_format_that_nobody_knows_are_replaced_by_stderr(tmp_path: Pat
     code, folder = results(tmp_path, case)
     for log in folder.glob("*.log"):
         log.rename(f"{log}.zst")
-    assert judge(code, folder).fault is CASES[case][0]
+    assert classify(code, folder).fault is CASES[case][0]
 
 
 @pytest.mark.parametrize("step", ["failbuild", "failcheck"])
@@ -396,7 +396,7 @@ def test_a_test_that_writes_to_a_full_device_is_the_packages(tmp_path: Path, ste
     log = (folder / "build.log").read_text()
     tests = "hello: write error: No space left on device\n" + "PASS: one\n" * 30
     (folder / "build.log").write_text(log.replace("RPM build errors:", f"{tests}RPM build errors:"))
-    assert judge(code, folder) == Verdict(*CASES[step])
+    assert classify(code, folder) == MockResult(*CASES[step])
 
 
 @pytest.mark.parametrize("case", ["failbuild", "failfiles"])
@@ -406,14 +406,14 @@ def test_a_full_disk_just_before_the_end_is_the_builders(tmp_path: Path, case: s
     full = "as: write error: No space left on device\nmake: *** [a.o] Error 1\n"
     log = log.replace("RPM build errors:", f"{full}RPM build errors:")
     (folder / "build.log").write_text(log + "Traceback of mock\n" * 40)
-    assert judge(code, folder) == Verdict(Fault.BUILDER, "No space left on device")
+    assert classify(code, folder) == MockResult(Fault.BUILDER, "No space left on device")
 
 
 @pytest.mark.parametrize("name", ["%{oops}-1-1.x86_64.rpm", "hello-1%{?dist}-1.noarch.rpm", "x" * 201 + ".rpm"])
 def test_a_package_whose_name_nobody_can_use_is_the_packages_fault(tmp_path: Path, name: str) -> None:
     code, folder = results(tmp_path, "hello", rpm=True)
     (folder / name).touch()
-    verdict = judge(code, folder)
+    verdict = classify(code, folder)
     assert verdict.fault is Fault.PACKAGE and name[:40] in verdict.reason
 
 
@@ -423,7 +423,7 @@ def test_a_disk_that_has_no_room_for_a_word_is_the_builders_fault_too(
     code, folder = results(tmp_path, "failbuild")
     full = os.statvfs(folder)
     monkeypatch.setattr(os, "statvfs", lambda _: type("Full", (), {"f_bavail": 3, "f_frsize": full.f_frsize}))
-    assert judge(code, folder).fault is Fault.BUILDER
+    assert classify(code, folder).fault is Fault.BUILDER
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_a_log_of_any_shape_is_judged_in_time(tmp_path: Path, text: str, code: i
     (tmp_path / "root.log").write_text(long)
     (tmp_path / "build.log").write_text(f"Executing command: ['rpmbuild -bs x']\n{long}")
     began_at = time.monotonic()
-    judge(code, tmp_path)
+    classify(code, tmp_path)
     assert time.monotonic() - began_at < 15
 
 
@@ -457,4 +457,4 @@ def test_a_log_of_any_shape_is_judged_in_time(tmp_path: Path, text: str, code: i
 )
 def test_a_configuration_that_is_wrong_is_told_in_mocks_words(tmp_path: Path, said: str, reason: str) -> None:
     (tmp_path / "stderr").write_text(said)
-    assert judge(3, tmp_path) == Verdict(Fault.BUILDER, reason)
+    assert classify(3, tmp_path) == MockResult(Fault.BUILDER, reason)

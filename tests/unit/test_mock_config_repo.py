@@ -10,7 +10,7 @@ import pytest
 
 from reimzul.core.errors import TimedOut
 from reimzul.core.process import output_of
-from reimzul.worker.configs import Configs, NoConfig, State, retargeted
+from reimzul.worker.mock_config import CheckoutState, MockConfigRepo, MockConfigUnusable, replace_target_arch
 
 TEXT = """\
 config_opts['root'] = 'TARGETNAME'
@@ -22,15 +22,15 @@ baseurl=http://repohost/repo/c7.1708.x86_64/
 
 
 @pytest.fixture
-def configs(tmp_path: Path) -> Configs:
+def configs(tmp_path: Path) -> MockConfigRepo:
     """A checkout with the companions and one target."""
     folder = tmp_path / "checkout" / "mock"
     folder.mkdir(parents=True)
     for name in ("site-defaults.cfg", "logging.ini", "c7.1708.u.x86_64.cfg", "c7.1708.u.i386.cfg"):
         (folder / name).write_text(f"# {name}\n{TEXT}")
-    return Configs(
+    return MockConfigRepo(
         checkout=tmp_path / "checkout",
-        rendered=tmp_path / "rendered",
+        rendered_folder=tmp_path / "rendered",
         repohost="http://localhost:11081/bstore",
         pull_timeout=10,
     )
@@ -50,30 +50,30 @@ def configs(tmp_path: Path) -> Configs:
     ],
 )
 def test_a_target_gets_the_legs_arch_in_the_place_of_its_own(target: str, arch: str, other: str) -> None:
-    assert retargeted(target, "x86_64", arch) == other
+    assert replace_target_arch(target, "x86_64", arch) == other
 
 
 # --- picking
 
 
-def picked(configs: Configs, arch: str, name: str = "time") -> str | None:
-    path = configs.pick(name, "1.7-45.el7", "c7.1708.u.x86_64", "x86_64", arch)
+def picked(configs: MockConfigRepo, arch: str, name: str = "time") -> str | None:
+    path = configs.find_config(name, "1.7-45.el7", "c7.1708.u.x86_64", "x86_64", arch)
     return path.name if path else None
 
 
-def test_a_leg_has_the_configuration_of_its_target_and_arch(configs: Configs) -> None:
+def test_a_leg_has_the_configuration_of_its_target_and_arch(configs: MockConfigRepo) -> None:
     assert picked(configs, "x86_64") == "c7.1708.u.x86_64.cfg"
     assert picked(configs, "i386") == "c7.1708.u.i386.cfg"
 
 
-def test_a_package_with_a_configuration_of_its_own_has_that(configs: Configs) -> None:
+def test_a_package_with_a_configuration_of_its_own_has_that(configs: MockConfigRepo) -> None:
     (configs.folder / "time-1.7-45.el7.i386.cfg").touch()
     assert picked(configs, "i386") == "time-1.7-45.el7.i386.cfg"
     assert picked(configs, "x86_64") == "c7.1708.u.x86_64.cfg"
     assert picked(configs, "i386", "other") == "c7.1708.u.i386.cfg"
 
 
-def test_an_arch_without_a_configuration_has_none(configs: Configs) -> None:
+def test_an_arch_without_a_configuration_has_none(configs: MockConfigRepo) -> None:
     assert picked(configs, "noarch") is None
     (configs.folder / "c7.1708.u.noarch.cfg").mkdir()
     assert picked(configs, "noarch") is None
@@ -82,11 +82,11 @@ def test_an_arch_without_a_configuration_has_none(configs: Configs) -> None:
 # --- rendering
 
 
-def rendered(configs: Configs) -> Path:
+def rendered(configs: MockConfigRepo) -> Path:
     return configs.render(configs.folder / "c7.1708.u.x86_64.cfg")
 
 
-def test_the_farms_words_are_put_in(configs: Configs) -> None:
+def test_the_farms_words_are_put_in(configs: MockConfigRepo) -> None:
     text = (rendered(configs) / "mock.cfg").read_text()
     assert "config_opts['root'] = 'reimzul-c7.1708.u.x86_64'" in text
     assert "baseurl=http://localhost:11081/bstore/repo/c7.1708.u.x86_64/" in text
@@ -94,17 +94,17 @@ def test_the_farms_words_are_put_in(configs: Configs) -> None:
     assert "repohost" not in text and "TARGETNAME" not in text
 
 
-def test_what_mock_wants_beside_it_is_there(configs: Configs) -> None:
+def test_what_mock_wants_beside_it_is_there(configs: MockConfigRepo) -> None:
     folder = rendered(configs)
     assert sorted(path.name for path in folder.iterdir()) == ["logging.ini", "mock.cfg", "site-defaults.cfg"]
     assert (folder / "logging.ini").read_text() == (configs.folder / "logging.ini").read_text()
 
 
-def test_each_configuration_has_a_folder_of_its_own(configs: Configs) -> None:
+def test_each_configuration_has_a_folder_of_its_own(configs: MockConfigRepo) -> None:
     assert rendered(configs) != configs.render(configs.folder / "c7.1708.u.i386.cfg")
 
 
-def test_the_same_text_is_not_written_again(configs: Configs) -> None:
+def test_the_same_text_is_not_written_again(configs: MockConfigRepo) -> None:
     files = [rendered(configs) / name for name in ("mock.cfg", "site-defaults.cfg", "logging.ini")]
     for path in files:
         os.utime(path, (1_000_000, 1_000_000))  # mock drops its root cache where the configuration is newer
@@ -113,7 +113,7 @@ def test_the_same_text_is_not_written_again(configs: Configs) -> None:
     assert [path.stat().st_mtime for path in files] == [1_000_000] * 3
 
 
-def test_a_text_that_changed_is_written(configs: Configs) -> None:
+def test_a_text_that_changed_is_written(configs: MockConfigRepo) -> None:
     path = rendered(configs) / "mock.cfg"
     (configs.folder / "c7.1708.u.x86_64.cfg").write_text("# new\n")
     rendered(configs)
@@ -122,23 +122,23 @@ def test_a_text_that_changed_is_written(configs: Configs) -> None:
 
 
 @pytest.mark.parametrize("missing", ["site-defaults.cfg", "logging.ini"])
-def test_a_checkout_without_a_companion_serves_no_build(configs: Configs, missing: str) -> None:
-    configs.check()
+def test_a_checkout_without_a_companion_serves_no_build(configs: MockConfigRepo, missing: str) -> None:
+    configs.check_required_files()
     (configs.folder / missing).unlink()
-    with pytest.raises(NoConfig, match=f"has no {missing}"):
-        configs.check()
-    with pytest.raises(NoConfig, match="c7.1708.u.x86_64.cfg cannot be rendered"):
+    with pytest.raises(MockConfigUnusable, match=f"has no {missing}"):
+        configs.check_required_files()
+    with pytest.raises(MockConfigUnusable, match="c7.1708.u.x86_64.cfg cannot be rendered"):
         rendered(configs)
 
 
-def test_a_configuration_that_is_not_text_is_the_builders_fault(configs: Configs) -> None:
+def test_a_configuration_that_is_not_text_is_the_builders_fault(configs: MockConfigRepo) -> None:
     (configs.folder / "c7.1708.u.x86_64.cfg").write_bytes(b"\xff\xfe")
-    with pytest.raises(NoConfig):
+    with pytest.raises(MockConfigUnusable):
         rendered(configs)
 
 
-def test_a_folder_that_is_no_checkout_is_used_as_it_is(configs: Configs) -> None:
-    assert configs.pull() == State("not a git checkout")
+def test_a_folder_that_is_no_checkout_is_used_as_it_is(configs: MockConfigRepo) -> None:
+    assert configs.pull() == CheckoutState("not a git checkout")
 
 
 # --- a pull that was broken off
@@ -150,7 +150,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 @pytest.fixture
-def upstream(configs: Configs, tmp_path: Path) -> Path:
+def upstream(configs: MockConfigRepo, tmp_path: Path) -> Path:
     """What the checkout was cloned from; it has one commit more than that, with a changed file and a new one."""
     folder = tmp_path / "upstream"
     configs.checkout.rename(folder)
@@ -165,11 +165,11 @@ def upstream(configs: Configs, tmp_path: Path) -> Path:
     return folder
 
 
-def half_pulled(configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
+def half_pulled(configs: MockConfigRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pull of ours whose git is killed while it moves the tree."""
-    sound = Configs._git
+    sound = MockConfigRepo._git
 
-    def killed(self: Configs, *words: str) -> str:
+    def killed(self: MockConfigRepo, *words: str) -> str:
         if words[0] != "merge":
             return sound(self, *words)
         (self.folder / "site-defaults.cfg").write_text("# seco")
@@ -178,34 +178,34 @@ def half_pulled(configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
         raise TimedOut("git", 10)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Configs, "_git", killed)
-        assert not configs.pull().current
+        patched.setattr(MockConfigRepo, "_git", killed)
+        assert not configs.pull().is_current
 
 
 def test_a_pull_that_was_broken_off_is_made_good_by_the_next(
-    configs: Configs, upstream: Path, monkeypatch: pytest.MonkeyPatch
+    configs: MockConfigRepo, upstream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half_pulled(configs, monkeypatch)
-    assert configs.pull() == State(git(upstream, "rev-parse", "HEAD")[:12])
+    assert configs.pull() == CheckoutState(git(upstream, "rev-parse", "HEAD")[:12])
     assert (configs.folder / "site-defaults.cfg").read_text() == "# second\n"
     assert not git(configs.checkout, "status", "--porcelain")
     (upstream / "mock" / "new.cfg").write_text("# third\n")
     git(upstream, "commit", "--quiet", "-a", "-m", "third")
-    assert configs.pull() == State(git(upstream, "rev-parse", "HEAD")[:12])
+    assert configs.pull() == CheckoutState(git(upstream, "rev-parse", "HEAD")[:12])
 
 
 def test_commits_made_here_outlive_a_pull_that_was_broken_off(
-    configs: Configs, upstream: Path, monkeypatch: pytest.MonkeyPatch
+    configs: MockConfigRepo, upstream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half_pulled(configs, monkeypatch)
     (configs.checkout / ".git" / "index.lock").unlink()
     git(configs.checkout, "commit", "--quiet", "-a", "-m", "ours")
     ours = git(configs.checkout, "rev-parse", "HEAD")
-    assert configs.pull() == State(ours[:12], current=False)
+    assert configs.pull() == CheckoutState(ours[:12], is_current=False)
 
 
-def test_what_was_changed_by_hand_outlives_a_pull_that_fails_by_itself(configs: Configs, upstream: Path) -> None:
+def test_what_was_changed_by_hand_outlives_a_pull_that_fails_by_itself(configs: MockConfigRepo, upstream: Path) -> None:
     (configs.folder / "site-defaults.cfg").write_text("# by hand\n")
     for _ in range(2):
-        assert not configs.pull().current
+        assert not configs.pull().is_current
         assert (configs.folder / "site-defaults.cfg").read_text() == "# by hand\n"

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reimzul.worker.errorrules import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
-from reimzul.worker.firsterror import BLOCK, LIMIT, FirstError, first_error
-from tests.unit.test_verdict import MISSING, UNINSTALLABLE
+from reimzul.core.retry import CancelToken
+from reimzul.worker.error_extractor import BLOCK_BYTES, EXCERPT_CHARS, FirstError, find_first_error
+from reimzul.worker.error_patterns import BUILD_LOG, BUILD_WORDS, ROOT_LOG, ROOT_WORDS
+from tests.unit.test_mock_result import MISSING, UNINSTALLABLE
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MOCK = SAMPLES / "mock-logs"
@@ -28,7 +29,7 @@ def error_in(tmp_path: Path) -> Logs:
     def look(build: str | bytes, root: str = "") -> str:
         (tmp_path / "build.log").write_bytes(build if isinstance(build, bytes) else build.encode())
         (tmp_path / "root.log").write_text(root)
-        return first_error(tmp_path / "build.log", tmp_path / "root.log").text
+        return find_first_error(tmp_path / "build.log", tmp_path / "root.log").text
 
     return look
 
@@ -69,7 +70,7 @@ def step(name: str, said: str) -> str:
     ],
 )
 def test_what_mock_left_shows_the_cause_in_its_first_screen(case: str, line: str) -> None:
-    shown = first_error(MOCK / case / "build.log", MOCK / case / "root.log").text.splitlines()
+    shown = find_first_error(MOCK / case / "build.log", MOCK / case / "root.log").text.splitlines()
     assert any(each.startswith(line) for each in shown), "\n".join(shown)
     assert len(shown) <= 25
     assert not any("umount" in each or "util.py" in each for each in shown)
@@ -88,7 +89,7 @@ def test_what_mock_left_shows_the_cause_in_its_first_screen(case: str, line: str
     ],
 )
 def test_the_line_that_is_the_cause_is_known_and_where_it_stands(case: str, log: str, line: str) -> None:
-    found = first_error(MOCK / case / "build.log", MOCK / case / "root.log")
+    found = find_first_error(MOCK / case / "build.log", MOCK / case / "root.log")
     assert (found.log, found.line) == (log, line)
     assert line in found.text
 
@@ -111,7 +112,7 @@ SAID_LINES = {
 @pytest.mark.parametrize(("said", "line"), SAID_LINES.items())
 def test_the_line_that_is_the_cause_in_a_build_log(tmp_path: Path, said: str, line: str) -> None:
     (tmp_path / "build.log").write_text(step("%build", said))
-    found = first_error(tmp_path / "build.log", NOWHERE)
+    found = find_first_error(tmp_path / "build.log", NOWHERE)
     assert (found.line, found.log) == (line, "build.log")
 
 
@@ -128,7 +129,7 @@ def test_the_line_that_is_the_cause_in_a_build_log(tmp_path: Path, said: str, li
 def test_the_line_that_is_the_cause_in_a_root_log(tmp_path: Path, said: str, line: str) -> None:
     text = "".join(f"DEBUG util.py:460:  {each}\n" for each in [*said.split("\n"), "Child return code was: 1"])
     (tmp_path / "root.log").write_text(text)
-    found = first_error(NOWHERE, tmp_path / "root.log")
+    found = find_first_error(NOWHERE, tmp_path / "root.log")
     assert found.line.startswith(line) and found.log == "root.log"
 
 
@@ -238,7 +239,7 @@ def test_a_buildrequires_that_cannot_be_had_is_found_in_root_log(error_in: Logs,
 
 
 def test_no_log_is_no_error() -> None:
-    assert first_error(NOWHERE, NOWHERE) == FirstError()
+    assert find_first_error(NOWHERE, NOWHERE) == FirstError()
 
 
 def test_where_no_rule_matches_the_end_stands_in(error_in: Logs) -> None:
@@ -248,16 +249,16 @@ def test_where_no_rule_matches_the_end_stands_in(error_in: Logs) -> None:
 
 def test_an_error_on_the_edge_of_two_blocks_is_seen_whole(error_in: Logs) -> None:
     for shift in range(-40, 5, 4):
-        filling = b"".join(b"%099d\n" % number for number in range((BLOCK + shift) // 100))
-        filling += b"y" * (BLOCK + shift - len(filling) - 1) + b"\n"
+        filling = b"".join(b"%099d\n" % number for number in range((BLOCK_BYTES + shift) // 100))
+        filling += b"y" * (BLOCK_BYTES + shift - len(filling) - 1) + b"\n"
         shown = error_in(filling + b"frob.c:17:14: error: no such thing\nand so on\n" * 2)
         assert "frob.c:17:14: error: no such thing" in shown
 
 
 def test_a_line_without_an_end_is_cut(error_in: Logs) -> None:
-    shown = error_in(b"x" * (3 * BLOCK) + b"\na.c:1:2: error: " + b"z" * 50_000)
+    shown = error_in(b"x" * (3 * BLOCK_BYTES) + b"\na.c:1:2: error: " + b"z" * 50_000)
     assert "a.c:1:2: error: zz" in shown
-    assert len(shown) <= LIMIT
+    assert len(shown) <= EXCERPT_CHARS
 
 
 def test_any_encoding_is_shown(error_in: Logs) -> None:
@@ -269,7 +270,7 @@ def test_any_encoding_is_shown(error_in: Logs) -> None:
 def test_no_log_is_too_strange(tmp_path_factory: pytest.TempPathFactory, build: bytes, root: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / "strange.log").write_bytes(build + b"\nerror: " + root)
-    assert len(first_error(folder / "strange.log", NOWHERE).text) <= LIMIT
+    assert len(find_first_error(folder / "strange.log", NOWHERE).text) <= EXCERPT_CHARS
 
 
 def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
@@ -284,10 +285,10 @@ def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
 
 
 def test_it_ends_when_told_to(tmp_path: Path) -> None:
-    (tmp_path / "build.log").write_bytes(b"line\n" * BLOCK)
+    (tmp_path / "build.log").write_bytes(b"line\n" * BLOCK_BYTES)
 
-    def heed() -> None:
+    def check() -> None:
         raise InterruptedError("told to stop")
 
     with pytest.raises(InterruptedError):
-        first_error(tmp_path / "build.log", NOWHERE, heed)
+        find_first_error(tmp_path / "build.log", NOWHERE, CancelToken(check))

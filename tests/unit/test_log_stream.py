@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.live import Live
+from reimzul.worker.upload import LogStreamer
 from tests.events import ATTEMPT, build_id
 
 
@@ -23,8 +23,10 @@ def followed(folder: Path, script: str) -> Any:
     leg: Any = SimpleNamespace(
         attempt=attempt, package=package, arch="x86_64", folder=folder, results=folder / "result"
     )
-    live = Live(str(rsync), (), StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://127.0.0.1/bstore/"), 3600)
-    with live.following(leg):
+    live = LogStreamer(
+        str(rsync), (), StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://127.0.0.1/bstore/"), 3600
+    )
+    with live.streaming(leg):
         (folder / "result" / "build.log").write_text("the end\n")
     return leg
 

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker import orphans
-from reimzul.worker.orphans import InUse, birth_of, end_orphan, is_there
-from reimzul.worker.rootrecord import bootstrap_fault
-from reimzul.worker.slots import Folder, extension_of, parse_folder, slot_of
+from reimzul.core.retry import CancelToken
+from reimzul.worker import roots
+from reimzul.worker.roots import (
+    RootFolder,
+    RootInUse,
+    bootstrap_fault,
+    end_orphan,
+    extension_of,
+    is_running,
+    parse_folder,
+    slot_of,
+    start_time,
+)
 
 OLD = "1795925214-3372e01b"
 
@@ -20,16 +29,16 @@ OLD = "1795925214-3372e01b"
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        ("reimzul-c9.x86_64-reimzul-1.x86_64", Folder("reimzul-c9.x86_64", False, "reimzul-1.x86_64", "1")),
-        ("reimzul-c9-bootstrap-reimzul-spare2.i386", Folder("reimzul-c9", True, "reimzul-spare2.i386", "spare2")),
-        ("centos-9-bootstrap-reimzul-1.i386", Folder("centos-9", True, "reimzul-1.i386", "1")),
-        (f"reimzul-c9.x86_64-{OLD}", Folder("reimzul-c9.x86_64", False, OLD, "")),
-        (f"reimzul-a-1.el9.x86_64-bootstrap-{OLD}", Folder("reimzul-a-1.el9.x86_64", True, OLD, "")),
+        ("reimzul-c9.x86_64-reimzul-1.x86_64", RootFolder("reimzul-c9.x86_64", False, "reimzul-1.x86_64", "1")),
+        ("reimzul-c9-bootstrap-reimzul-spare2.i386", RootFolder("reimzul-c9", True, "reimzul-spare2.i386", "spare2")),
+        ("centos-9-bootstrap-reimzul-1.i386", RootFolder("centos-9", True, "reimzul-1.i386", "1")),
+        (f"reimzul-c9.x86_64-{OLD}", RootFolder("reimzul-c9.x86_64", False, OLD, "")),
+        (f"reimzul-a-1.el9.x86_64-bootstrap-{OLD}", RootFolder("reimzul-a-1.el9.x86_64", True, OLD, "")),
     ],
 )
-def test_a_root_of_ours_is_known_by_its_name(name: str, folder: Folder) -> None:
+def test_a_root_of_ours_is_known_by_its_name(name: str, folder: RootFolder) -> None:
     assert parse_folder(name) == folder
-    assert f"{folder.configured}-{folder.extension}" == name
+    assert f"{folder.configured_name}-{folder.extension}" == name
 
 
 @pytest.mark.parametrize(
@@ -51,14 +60,14 @@ def test_an_extension_says_its_slot() -> None:
 
 def test_a_process_is_known_by_when_it_was_started() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        birth = birth_of(process.pid)
-        assert birth and is_there(process.pid, birth)
-        assert not is_there(process.pid, birth + "0")
-        assert not is_there(process.pid, "")
+        birth = start_time(process.pid)
+        assert birth and is_running(process.pid, birth)
+        assert not is_running(process.pid, birth + "0")
+        assert not is_running(process.pid, "")
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert not is_there(process.pid, birth), "a zombie has ended"
-    assert not is_there(process.pid, birth)
+        assert not is_running(process.pid, birth), "a zombie has ended"
+    assert not is_running(process.pid, birth)
 
 
 def test_a_process_that_is_hidden_is_there_while_it_refuses_us(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +76,13 @@ def test_a_process_that_is_hidden_is_there_while_it_refuses_us(monkeypatch: pyte
     def refuse(pid: int, number: int) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(orphans, "birth_of", lambda pid: "")
+    monkeypatch.setattr(roots, "start_time", lambda pid: "")
     monkeypatch.setattr(os, "kill", refuse)
     monkeypatch.setattr(os, "killpg", refuse)
-    monkeypatch.setattr(orphans, "ORPHAN_PATIENCE_SECONDS", 0.1)
-    assert is_there(17, "boot 1")
-    with pytest.raises(InUse, match="process 17"):
-        end_orphan(17, "boot 1", lambda: None)
+    monkeypatch.setattr(roots, "ORPHAN_TIMEOUT_SECONDS", 0.1)
+    assert is_running(17, "boot 1")
+    with pytest.raises(RootInUse, match="process 17"):
+        end_orphan(17, "boot 1", CancelToken())
 
 
 MADE = "Start(bootstrap): chroot init\nFinish(bootstrap): chroot init\nStart: chroot init\n"

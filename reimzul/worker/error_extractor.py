@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extracts the first real error of a build, with its surroundings, from its logs.
+
+Only the step that failed counts: errors of an earlier step did not stop it, so each new step drops what was found
+before. Within the step the patterns (`error_patterns.py`) tell a certain cause from a likely one and from a
+consequence; of the highest confidence the first line is taken. Where no pattern matches, the log's end is shown.
+
+A log may have 500 MB, in no particular encoding, and lines without an end. It is read once, a block at a time, and
+only lines with one of the patterns' words are looked at closer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Optional
+
+import attr
+
+from reimzul.core.retry import CancelToken
+from reimzul.worker.error_patterns import (
+    BUILD_LOG,
+    BUILD_WORDS,
+    CAUSE,
+    LOG_PREFIX,
+    PROBE,
+    ROOT_LOG,
+    ROOT_WORDS,
+    TARGET_LINE,
+    ErrorPattern,
+)
+
+#: The most characters of an excerpt, and of one of its lines.
+EXCERPT_CHARS, EXCERPT_LINE_CHARS = 4_000, 400
+#: Bytes read at once, bytes of a line that are looked at, and bytes around an error that may be shown.
+BLOCK_BYTES, MAX_LINE_BYTES, SURROUNDING_BYTES = 1 << 20, 8_192, 24_000
+#: Lines of a log's end, where no pattern matches.
+LAST_LINES = 25
+
+_STEP = re.compile(r"Executing\(%|Processing files: ")
+_STEP_WORDS = (b"Executing(%", b"Processing files: ", b"Child return code")
+_RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+)")
+#: Exit codes with which rpmbuild goes on: 11 means that more BuildRequires are to be installed first.
+_CONTINUING_CODES = ("0", "11")
+#: A command that a script is about to run, as `sh -x` prints it: no error, whatever it holds.
+_ECHO = re.compile(r"\++ \S")
+#: `error:` alone on its line, or with what rpmbuild printed on stdout meanwhile; its message is on a later line.
+_BARE = re.compile(rf"((?:{LOG_PREFIX})?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):)\s*(?:{TARGET_LINE})?$")
+_STDOUT_LINE = re.compile(rf"\s*(?:{TARGET_LINE})?$")
+#: The head of an error whose message comes later, and how the line with the message begins.
+_HEAD = re.compile(r"Traceback \(most recent call last\):|File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$")
+_HEADED = re.compile(r"(?:Error: |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
+_PREFIX = re.compile(LOG_PREFIX)
+#: What root.log and build.log end with whatever happened.
+_NOISE = re.compile(
+    r"child environment: |Executing command: |kill orphans|ensuring that dir exists|Child return code|^\s*$"
+    r"|^RPM build errors:|Unmounting|umount"
+)
+
+
+@attr.frozen
+class FirstError:
+    text: str = ""  #: with its surroundings, at most `EXCERPT_CHARS`
+    line: str = ""  #: the line that is the cause
+    log: str = ""  #: the name of its log
+
+
+@attr.frozen
+class FoundError:
+    offset: int  #: of the line, in bytes
+    line: str
+    pattern: ErrorPattern
+
+
+def find_first_error(build_log: Path, root_log: Path, cancel: CancelToken | None = None) -> FirstError:
+    """Find the first real error; it is empty where neither log has any line that matters."""
+    for log, patterns, words in ((build_log, BUILD_LOG, BUILD_WORDS), (root_log, ROOT_LOG, ROOT_WORDS)):
+        found = _search(log, patterns, words, cancel or CancelToken())
+        if found is not None:
+            text = _excerpt(log, found)
+            line = _display_lines(found.line.encode())[0].strip().removeprefix("- ")
+            return FirstError(text, _cause_line(line, text), log.name)
+    for log in (build_log, root_log):
+        if end := _log_end(log):
+            return FirstError(end, end.splitlines()[-1].strip(), log.name)
+    return FirstError()
+
+
+def _search(
+    log: Path, patterns: Sequence[ErrorPattern], words: Sequence[bytes], cancel: CancelToken
+) -> Optional[FoundError]:
+    """The error of the highest confidence in the step that failed."""
+    best: Optional[FoundError] = None
+    for start, block in _blocks(log):
+        cancel.raise_if_cancelled()
+        for offset, line in _candidate_lines(block, words):
+            returned = _RETURNED.match(line)
+            if returned is not None and returned.group(1) not in _CONTINUING_CODES and best is not None:
+                return best
+            if returned is not None or _STEP.match(line):
+                best = None
+            else:
+                best = _better(best, start + offset, line, patterns)
+    return best
+
+
+def _better(
+    best: Optional[FoundError], offset: int, line: str, patterns: Sequence[ErrorPattern]
+) -> Optional[FoundError]:
+    """The line with the first pattern it matches, if its confidence is higher than that of the best line before it."""
+    confidence = 0 if best is None else best.pattern.confidence
+    if confidence == CAUSE or PROBE.search(line) or _ECHO.match(line):
+        return best
+    match = next((each for each in patterns if each.confidence > confidence and each.pattern.search(line)), None)
+    return best if match is None else FoundError(offset, line, match)
+
+
+def _candidate_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """The lines of a block with one of the words, each with its offset."""
+    lines: dict[int, int] = {}
+    for word in (*_STEP_WORDS, *words):
+        at = block.find(word)
+        while at >= 0:
+            end = block.find(b"\n", at)
+            end = len(block) if end < 0 else end
+            lines[block.rfind(b"\n", 0, at) + 1] = end
+            at = block.find(word, end)
+    for begin, end in sorted(lines.items()):
+        line = _decode(block[begin : min(end, begin + MAX_LINE_BYTES)])
+        bare = _BARE.match(line)
+        yield begin, f"{bare.group(1)} {_next_line(block, end)}" if bare else line
+
+
+def _next_line(block: bytes, end: int) -> str:
+    """The first line after one that is not rpmbuild's stdout, without log prefix: the message of a bare `error:`."""
+    following = _display_lines(block[end + 1 : end + 1 + MAX_LINE_BYTES])
+    return next((line.strip() for line in following if not _STDOUT_LINE.match(line)), "")
+
+
+def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
+    """A log in blocks of whole lines, unless a line is longer than a block."""
+    start, rest = 0, b""
+    try:
+        with log.open("rb") as stream:
+            while True:
+                more = stream.read(BLOCK_BYTES)
+                block = rest + more
+                cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK_BYTES else len(block)
+                yield start, block[:cut]
+                start, rest = start + cut, block[cut:]
+                if not more:
+                    return
+    except OSError:
+        return
+
+
+def _excerpt(log: Path, found: FoundError) -> str:
+    skip = max(0, found.offset - SURROUNDING_BYTES)
+    with log.open("rb") as stream:
+        stream.seek(skip)
+        block = stream.read(found.offset - skip + SURROUNDING_BYTES)
+    before = [
+        line for line in _lines_since_step(_display_lines(block[: found.offset - skip])[:-1]) if not _NOISE.search(line)
+    ]
+    return _cut_to_limit(
+        before[max(0, len(before) - found.pattern.before) :],
+        _lines_before_step(_display_lines(block[found.offset - skip :])[: found.pattern.after + 1]),
+    )
+
+
+def _cause_line(line: str, text: str) -> str:
+    """The line with the message: of a traceback, which begins with a head, its last line."""
+    if not _HEAD.match(line):
+        return line
+    after = text.partition(line)[2].splitlines()
+    return next((each.strip() for each in after if _HEADED.match(each)), line)
+
+
+def _cut_to_limit(before: list[str], lines: list[str]) -> str:
+    """Cut an excerpt to its limit; the error itself and what follows take precedence over what led to it."""
+    text = "\n".join(lines)[:EXCERPT_CHARS]
+    for line in reversed(before):
+        if len(text) + len(line) + 1 > EXCERPT_CHARS:
+            break
+        text = f"{line}\n{text}"
+    return text.rstrip("\n")
+
+
+def _lines_since_step(lines: list[str]) -> list[str]:
+    steps = [number for number, line in enumerate(lines) if _STEP.match(line)]
+    return lines[steps[-1] :] if steps else lines
+
+
+def _lines_before_step(lines: list[str]) -> list[str]:
+    steps = [number for number, line in enumerate(lines) if _STEP.match(line) or _RETURNED.match(line)]
+    return lines[: steps[0]] if steps else lines
+
+
+def _log_end(log: Path) -> str:
+    """The end of a log without the lines that every log ends with."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - SURROUNDING_BYTES))
+            lines = _display_lines(stream.read())
+    except OSError:
+        return ""
+    last = [line for line in lines if not _NOISE.search(line)][-LAST_LINES:]
+    return "\n".join(last)[-EXCERPT_CHARS:]
+
+
+def _decode(block: bytes) -> str:
+    return _COLOUR.sub("", block.decode("utf-8", "replace"))
+
+
+def _display_lines(block: bytes) -> list[str]:
+    """Lines as they are shown: without mock's prefix, and cut where they are too long."""
+    lines = (_PREFIX.sub("", line) for line in _decode(block).replace("\r\n", "\n").split("\n"))
+    return [line if len(line) <= EXCERPT_LINE_CHARS else f"{line[: EXCERPT_LINE_CHARS - 1]}…" for line in lines]

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls mock for one leg: runs it, ends it, watches its logs grow, unpacks them, and cleans the root it leaves."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import functools
+import gzip
+import json
+import logging
+import lzma
+import os
+import shutil
+import time
+import zlib
+from pathlib import Path
+from typing import Any, Callable
+
+import attr
+
+from reimzul.core import validators
+from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
+from reimzul.core.process import run
+from reimzul.core.retry import CancelToken
+from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.mock_result import Fault, MockResult, classify, rpmbuild_started
+from reimzul.worker.model import Leg
+from reimzul.worker.roots import EXIT_ROOT_IN_USE, MockRoot, MockRoots, RootInUse, RootNotRemoved, slot_of
+
+log = logging.getLogger(__name__)
+
+#: Seconds mock gets to enforce --rpmbuild_timeout itself before we end it: it sets up its root before rpmbuild starts,
+#: and cleans up after.
+TIMEOUT_MARGIN_SECONDS = 1800
+#: Seconds between SIGTERM and SIGKILL: mock ends its chroot's processes in about 0.3 s, and what it leaves is removed
+#: after it anyway.
+GRACE_SECONDS = 3.0
+#: The file that records the root of a leg, and the file with mock's output when it cleaned that root.
+ROOT_NOTE, CLEAN_LOG = "root.json", "clean.log"
+#: The logs every leg has, whatever happened; where mock wrote none, its stderr stands in.
+REQUIRED_LOGS = ("build.log", "root.log")
+#: The command of mock's compress_logs plugin is a setting: gzip by default, and what else people use.
+_UNPACKERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_UNPACKED_BLOCK_BYTES = 1 << 16
+#: Bytes at the beginning of a log by which it is recognised.
+_HEAD_BYTES = 64
+
+
+class BuildStalled(ReimzulError):
+    """Nothing was written to a build's logs or its result folder for longer than it may take."""
+
+
+@attr.frozen(kw_only=True)
+class Mock:
+    mock: str
+    configs: MockConfigRepo
+    roots: MockRoots
+    build_timeout: int  #: seconds, 0 for any time
+    stall_timeout: int  #: seconds without a change in the result folder, 0 for any time
+
+    def build(self, leg: Leg, cancel: CancelToken) -> tuple[MockResult, int | None]:
+        """Run mock for a leg: the result and mock's exit code."""
+        leg.results.mkdir(parents=True, exist_ok=True)
+        folder = self.configs.render(leg.config)
+        shutil.copyfile(folder / "mock.cfg", leg.results / "mock.cfg")
+        try:
+            result, code = self._build_in_free_root(leg, folder, cancel)
+        except ProgramNotFound as error:
+            return MockResult(Fault.BUILDER, str(error)), None
+        except RootNotRemoved as error:
+            result, code = MockResult(Fault.BUILDER, str(error)), None
+        complete_logs(leg.results)
+        return result, code
+
+    def _build_in_free_root(self, leg: Leg, folder: Path, cancel: CancelToken) -> tuple[MockResult, int | None]:
+        """Build in this worker's root, or in a spare one where a mock that cannot be ended is in it."""
+        with contextlib.closing(self.roots.extensions(leg.arch)) as extensions:
+            for extension in extensions:
+                try:
+                    with self.roots.prepare_root(folder, extension, cancel) as root:
+                        result, code = self._build_in(root, leg, folder, cancel)
+                except RootInUse as error:
+                    log.warning("%s: %s", extension, error)
+                    continue
+                if code != EXIT_ROOT_IN_USE:
+                    return result, code
+                log.warning("%s: another mock is in the root", extension)
+                remove_logs(leg.results)
+        return classify(EXIT_ROOT_IN_USE, leg.results), EXIT_ROOT_IN_USE
+
+    def _build_in(self, root: MockRoot, leg: Leg, folder: Path, cancel: CancelToken) -> tuple[MockResult, int | None]:
+        """Run mock once, then record the state of its root and clean it where that is needed."""
+        write_root_note(root, leg.folder)
+        try:
+            result, code = self._run(leg, folder, root, cancel)
+        except ReimzulError as error:
+            self.roots.record_end(root, leg.results, None)
+            self.roots.clean(root, leg.folder / CLEAN_LOG)
+            if isinstance(error, (TimedOut, BuildStalled)):
+                return timeout_result(error, leg.results), None
+            raise
+        self.roots.record_end(root, leg.results, code)
+        if result.fault is Fault.BUILDER and code != EXIT_ROOT_IN_USE:  # mock may have skipped its --cleanup-after
+            self.roots.clean(root, leg.folder / CLEAN_LOG)
+        return result, code
+
+    def _run(self, leg: Leg, folder: Path, root: MockRoot, cancel: CancelToken) -> tuple[MockResult, int]:
+        """Run mock to its end. Raises `TimedOut`, `BuildStalled`, and what `cancel` raises."""
+        detector = StallDetector(leg.results, self.stall_timeout)
+
+        def check() -> None:
+            cancel.raise_if_cancelled()
+            detector.raise_if_stalled()
+
+        try:
+            code = run(
+                self.argv(leg, folder, root),
+                output=leg.results / "stdout",
+                errors=leg.results / "stderr",
+                timeout=self.build_timeout + TIMEOUT_MARGIN_SECONDS if self.build_timeout else None,
+                cancel=CancelToken(check),
+                grace=GRACE_SECONDS,
+                begun=functools.partial(self.roots.record_start, root),
+            )
+        finally:
+            unpack_logs(leg.results)
+        return classify(code, leg.results), code
+
+    def argv(self, leg: Leg, folder: Path, root: MockRoot) -> list[str]:
+        """mock's command line, the same as the original's; the source rpm stands last."""
+        timeout = [f"--rpmbuild_timeout={self.build_timeout}"] if self.build_timeout else []
+        return [
+            self.mock,
+            "-r",
+            "mock",
+            f"--configdir={folder}",
+            f"--resultdir={leg.results}",
+            "--define",
+            f"dist {leg.attempt.request.disttag}",
+            f"--uniqueext={root.uniqueext}",
+            *timeout,
+            "--cleanup-after",
+            str(leg.package.path),
+        ]
+
+    def recover_root(self, folder: Path) -> None:
+        """Remove the root that a killed worker's leg may have left, as the note in the leg's folder records."""
+        root = read_root_note(folder)
+        if root is not None:
+            self.roots.recover(root, folder / CLEAN_LOG)
+
+
+def write_root_note(root: MockRoot, folder: Path) -> None:
+    """Record a root before mock starts, for the worker that finds the folder after a crash."""
+    (folder / ROOT_NOTE).write_text(json.dumps(attr.asdict(root)), encoding="utf-8")
+
+
+def read_root_note(folder: Path) -> MockRoot | None:
+    """The root that was recorded; None where mock was never started. Earlier versions recorded fewer fields."""
+    try:
+        raw = json.loads((folder / ROOT_NOTE).read_text(encoding="utf-8"))
+        extension = raw["uniqueext"]
+        if not slot_of(extension):
+            extension = validators.attempt(extension)
+        base, name = str(raw.get("base", "")), str(raw.get("name", ""))
+        return MockRoot(configdir=str(raw["configdir"]), uniqueext=extension, base=base, name=name)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def timeout_result(error: ReimzulError, results: Path) -> MockResult:
+    """The result of a build that had to be ended: the package's fault only where rpmbuild had started."""
+    fault = Fault.PACKAGE if rpmbuild_started(results) else Fault.BUILDER
+    if isinstance(error, TimedOut):
+        return MockResult(fault, "it took longer than a build may (build_timeout)")
+    return MockResult(fault, str(error))
+
+
+# --- the logs in a result folder --------------------------------------------------------------------------------------
+
+
+class StallDetector:
+    """Watches whether anything in the result folder of a build changes."""
+
+    def __init__(self, results: Path, limit: int) -> None:
+        self.results = results
+        self.limit = limit  #: seconds, 0 for any time
+        self._files: dict[str, tuple[int, int]] = {}
+        self._since = time.monotonic()
+
+    def raise_if_stalled(self) -> None:
+        if not self.limit:
+            return
+        files, now = _list_files(self.results), time.monotonic()
+        if files != self._files:
+            self._files, self._since = files, now
+        elif now - self._since > self.limit:
+            raise BuildStalled(f"nothing was written to its logs for {self.limit} s (stall_timeout)")
+
+
+def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Each file of a folder, with its size and mtime."""
+    found: dict[str, tuple[int, int]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                stat = entry.stat(follow_symlinks=False)
+                found[entry.name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def remove_logs(results: Path) -> None:
+    """Remove the logs of a mock that found its root in use: the next mock would append to them."""
+    for path in results.iterdir():
+        if path.is_file() and path.name != "mock.cfg":
+            path.unlink()
+
+
+def complete_logs(results: Path) -> None:
+    """Give a leg the logs it always has: mock's stderr stands in for those that mock did not write."""
+    stderr = results / "stderr"
+    for name in REQUIRED_LOGS:
+        if not (results / name).exists():
+            (results / name).write_bytes(stderr.read_bytes() if stderr.exists() else b"")
+    for name in ("stdout", "stderr"):
+        if (results / name).exists() and not (results / name).stat().st_size:
+            (results / name).unlink()
+
+
+def unpack_logs(results: Path) -> None:
+    """Unpack the logs that mock's compress_logs plugin packed, so that everything after reads plain text.
+
+    A damaged log is unpacked as far as possible. Raises `OSError` where the disk is full.
+    """
+    for packed in sorted(results.iterdir()) if results.is_dir() else ():
+        unpacker = _UNPACKERS.get(packed.suffix)
+        if unpacker is not None and packed.stem.endswith(".log") and packed.is_file():
+            unpacked = packed.with_suffix(".unpacked")
+            _unpack(unpacker, packed, unpacked)
+            _merge(unpacked, packed.with_suffix(""))
+
+
+def _merge(unpacked: Path, plain: Path) -> None:
+    """Give a log its name. A log of that name is either the one that was packed, or what mock wrote after packing."""
+    if plain.exists():
+        with plain.open("rb") as written:
+            head = written.read(_HEAD_BYTES)
+            with unpacked.open("rb") as stream:
+                is_same = stream.read(len(head)) == head
+            if is_same:
+                unpacked.unlink()
+                return
+            with unpacked.open("ab") as stream:
+                stream.write(head)
+                shutil.copyfileobj(written, stream, 1 << 20)
+    unpacked.replace(plain)
+
+
+def _unpack(unpacker: Callable[[Path], Any], packed: Path, unpacked: Path) -> None:
+    """Unpack as much as possible; the packer may have been ended in the middle."""
+    with unpacker(packed) as source, unpacked.open("wb") as stream:
+        try:
+            while body := source.read1(_UNPACKED_BLOCK_BYTES):
+                stream.write(body)
+        except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's; those of damaged data have none
+                raise
+            log.warning("%s is damaged: %s", packed.name, error)
+    packed.unlink()
