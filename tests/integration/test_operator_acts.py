@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from reimzul.admin import finding, jobs, raising, reading, retry
+from reimzul.admin import actions, finding, jobs, reading, retry
 from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob, arch_tube, cancel_tube, drain_tube
@@ -266,7 +266,7 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
         other.watch(["x86_64"])
         claim = other.reserve({"x86_64": X86_64}, 0)
         assert claim and claim.id == found.job
-        raised = raising.put_first(ground.broker, leg, found, 7)
+        raised = actions.move_to_front(ground.broker, leg, found, 7)
         assert (raised.done, raised.words) == (False, "a worker has taken it just now")
         stats = ground.broker.tube_stats("x86_64")
         assert (stats.ready, stats.delayed, stats.reserved) == (0, 0, 1)
@@ -277,7 +277,7 @@ def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     found = jobs.waiting(ground.broker, ground.leg())
     assert found
     control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
-    assert raising.put_first(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
+    assert actions.move_to_front(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 
@@ -416,7 +416,7 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
         build_id=build_id(2), timestamp=validators.now_timestamp(),
     )  # fmt: skip
     monkeypatch.setattr(Broker, "announce", away)
-    (queued,), fault = retry._queue_all(ground.broker, [(build, asked)], read_arches(), PRIORITY)
+    (queued,), fault = retry.queue_retries(ground.broker, [(build, asked)], read_arches(), PRIORITY)
     assert (queued.build_id, fault) == (build_id(2), "")
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from reimzul.admin import logs as module
-from reimzul.admin.logs import Logs, NoLog
+from reimzul.admin.logs import LogFollower, NoLog
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import HistoryAway
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
 
-class Said:
-    """What was printed."""
+class Printed:
+    """An output that keeps what is printed."""
 
     def __init__(self) -> None:
         self.body, self.notes = b"", ""
@@ -26,8 +26,8 @@ class Said:
     def write(self, piece: bytes) -> None:
         self.body += piece
 
-    def note(self, words: str) -> None:
-        self.notes += f"{words}\n"
+    def print_note(self, text: str) -> None:
+        self.notes += f"{text}\n"
 
 
 def leg(status: str) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def leg(status: str) -> dict[str, Any]:
 
 def follow(
     folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, *told: dict[str, Any] | None
-) -> tuple[bool, Said]:
+) -> tuple[bool, Printed]:
     """Follow a log that lies there while the history says this, one after the other; None: it is away."""
-    for name in ("_LOOK", "_ASK", "_ON_ITS_WAY"):
+    for name in ("_POLL_SECONDS", "_HISTORY_POLL_SECONDS", "_ARRIVAL_TIMEOUT_SECONDS"):
         monkeypatch.setattr(module, name, 0.05)
     server = serve(folder)
     urls = StoreUrls.from_settings(f"http://127.0.0.1:{server.server_port}/repo/", "")
@@ -47,7 +47,7 @@ def follow(
     path = folder / place(build_id(1), "x86_64", ATTEMPT).partition(f":{server.server_port}/")[2]
     path.mkdir(parents=True)
     (path / "build.log").write_bytes(b"+ make\n")
-    logs, left, said = Logs("", urls, build_id(1), None, "build.log"), list(told), Said()
+    logs, left, said = LogFollower("", urls, build_id(1), None, "build.log"), list(told), Printed()
 
     def now() -> dict[str, Any]:
         found = left.pop(0) if len(left) > 1 else left[0]
@@ -55,9 +55,9 @@ def follow(
             raise HistoryAway("away")
         return found
 
-    monkeypatch.setattr(logs, "_leg", now)
+    monkeypatch.setattr(logs, "_read_leg", now)
     try:
-        return logs.print(said, None, follow=True), said  # type: ignore[arg-type]
+        return logs.print_log(said, None, follow=True), said  # type: ignore[arg-type]
     finally:
         close(server)
 
@@ -70,7 +70,7 @@ def test_a_log_that_is_complete_is_followed_to_its_end(tmp_path: Path, monkeypat
 def test_an_end_that_never_comes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, said = follow(tmp_path, monkeypatch, "live", leg("Failed"))
     assert (whole, said.body) == (False, b"+ make\n")
-    assert said.notes == "attempt 1 on b1 is over, and the end of this log is not there yet\n"
+    assert said.notes == "attempt 1 on b1 is over, and the end of this log has not arrived\n"
 
 
 def test_a_history_that_is_away_for_a_while_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_history_that_is_away_for_a_while_ends_nothing(tmp_path: Path, monkeyp
 
 def shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, logs: dict[str, bytes], name: str | None, **known: Any
-) -> Said:
+) -> Printed:
     """Print a log of a failed attempt of which these logs are kept."""
     server = serve(folder)
     urls = StoreUrls.from_settings(f"http://127.0.0.1:{server.server_port}/repo/", "")
@@ -91,10 +91,10 @@ def shown(
         (path / log).write_bytes(body)
     document = leg("Failed")
     document["attempts"][0].update(known)
-    wanted, said = Logs("", urls, build_id(1), None, name), Said()
-    monkeypatch.setattr(wanted, "_leg", lambda: document)
+    wanted, said = LogFollower("", urls, build_id(1), None, name), Printed()
+    monkeypatch.setattr(wanted, "_read_leg", lambda: document)
     try:
-        wanted.print(said, None, follow=False)  # type: ignore[arg-type]
+        wanted.print_log(said, None, follow=False)  # type: ignore[arg-type]
     finally:
         close(server)
     return said
@@ -137,5 +137,5 @@ def test_a_log_followed_from_live_into_a_packed_one_is_printed_once(
 ) -> None:
     printed = shown(tmp_path / "a", monkeypatch, {"build.log.gz": gzip.compress(LONG)}, "build.log")
     assert printed.body == LONG
-    unpacker = module._Packed(len(LONG) // 2)
+    unpacker = module._GzipLog(len(LONG) // 2)
     assert unpacker.unpack(gzip.compress(LONG)) == LONG[len(LONG) // 2 :]

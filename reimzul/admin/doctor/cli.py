@@ -15,7 +15,7 @@ from reimzul.admin.doctor.check import FAIL, WARN, Check, Finding, examine
 from reimzul.admin.doctor.host import ALL, ROLES, Host, find
 from reimzul.admin.doctor.report import as_json, count, show
 from reimzul.admin.doctor.rounds import checks
-from reimzul.admin.table import show_json
+from reimzul.admin.output import print_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
@@ -79,7 +79,7 @@ def command(
     findings = examined(wanted, bird)
     found = list(findings) if json_wanted else show(findings, names)
     if json_wanted:
-        show_json({**summary(host, found), **({} if bird is None else {"canary": bird.told()})})
+        print_json({**summary(host, found), **({} if bird is None else {"canary": bird.told()})})
     elif sys.stdout.isatty():
         click.echo(f"{count(found, FAIL)} FAIL, {count(found, WARN)} warn, of {len(found)} ({', '.join(host.roles)})")
     return EXIT_FAILED if count(found, FAIL) else 0

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reimzul import __version__
+from reimzul.admin.config_cmd import find_warnings
 from reimzul.admin.doctor.access import READ, may
 from reimzul.admin.doctor.check import Check, Result, closed, fail, ok, warn, worst
 from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host
-from reimzul.admin.settings import warnings
 from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import ProgramNotFound
 from reimzul.core.rpm_header import import_rpm
@@ -48,7 +48,7 @@ def _version() -> Result:
 
 
 def _settings(host: Host) -> Result:
-    said = [warn(words) for words in warnings(host.settings)] if host.has(CONTROLLER) else []
+    said = [warn(words) for words in find_warnings(host.settings)] if host.has(CONTROLLER) else []
     said += _readable(host, host.file) if host.file else []
     return worst(said, str(host.file) if host.file else f"no {DEFAULT_FILE}: the defaults hold")
 

@@ -10,7 +10,7 @@ from reimzul.admin.doctor.check import Check, Result, fail, ok, warn, worst
 from reimzul.admin.doctor.host import CONTROLLER, Host
 from reimzul.admin.doctor.services import PATIENCE
 from reimzul.admin.queues import is_unwatched
-from reimzul.admin.tubes import all_there_are, the_farms
+from reimzul.admin.tubes import all_tubes, farm_tubes
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.config import Settings
@@ -85,7 +85,7 @@ def _sweep(broker: Broker) -> None:
 
 def _watched(settings: Settings) -> Result:
     with connect(settings) as broker:
-        tubes = [broker.tube_stats(name) for name in the_farms(settings)]
+        tubes = [broker.tube_stats(name) for name in farm_tubes(settings)]
     arches = set(read_arches(settings.farm.arches).tubes())
     watched = [f"{tube.name} {tube.watchers}" for tube in tubes if tube.watchers]
     return worst(list(_unwatched(tubes, arches)), f"how many watch each: {', '.join(watched)}")
@@ -106,7 +106,7 @@ def _unwatched(tubes: Iterable[TubeStats], arches: set[str]) -> Iterator[Result]
 
 def _buried(settings: Settings) -> Result:
     with connect(settings) as broker:
-        found = [broker.tube_stats(name) for name in all_there_are(broker, settings)]
+        found = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
     buried = [f"{tube.buried} in {tube.name}" for tube in found if tube.buried]
     if buried:
         return warn(f"refused jobs: {', '.join(buried)}", "reimzul buried says why; then reimzul kick or discard")

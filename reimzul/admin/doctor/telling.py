@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from reimzul.admin import originals, reading
+from reimzul.admin import reading
 from reimzul.admin.doctor.access import READ, WRITE, may, writable
 from reimzul.admin.doctor.check import OK, Check, Result, fail, ok, warn
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
@@ -28,7 +28,6 @@ def checks(host: Host) -> list[Check]:
     found = [
         Check(name="history", look=lambda: _history(host)),
         Check(name="owed", look=lambda: _owed(host), needs=("history",)),
-        Check(name="originals", look=lambda: _originals(host), needs=("history",)),
     ]
     if host.settings.mqtt.notifications:
         found.append(Check(name="mqtt", look=lambda: _mqtt(host)))
@@ -79,21 +78,6 @@ def _owed(host: Host) -> Result:
         return ok("every sink has what it is to be told")
     words = ", ".join(f"{each.count} events to {each.sink} for {_for(each.oldest)}" for each in late)
     return warn(f"owed: {words}", "journalctl -u reimzul-notifier says what is wrong with it")
-
-
-def _originals(host: Host) -> Result:
-    """Whether the setting about workers of the original is as the last builds say."""
-    try:
-        with reading.history(host.settings.history.url) as history:
-            found = originals.builders(history)
-    except NoHistory:
-        found = {}
-    on = host.settings.farm.original_workers
-    there = {name: build for name, build in found.items() if on or originals.is_lost(build)}
-    names = ", ".join(f"{name} (last build {originals.when(build)})" for name, build in there.items())
-    if on or not there:
-        return ok(f"builders of the original: {names or f'none in {originals.DAYS} days'}")
-    return warn(f"what builders of the original build is not published: {names}", "docs/upgrading.md")
 
 
 def _for(since: float) -> str:

@@ -17,7 +17,7 @@ from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host, is_root
 from reimzul.admin.doctor.links import used
 from reimzul.admin.doctor.services import INCOMING, STORE, get
 from reimzul.admin.doctor.tunnels import Address
-from reimzul.admin.words import counted
+from reimzul.admin.output import pluralize
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.readable import find_unreadable
 
@@ -78,7 +78,7 @@ def _unreadable(folder: Path) -> Result | None:
     bars += [bar for path in sorted(folder.glob("*.nosrc.rpm")) if (bar := find_unreadable(path, folder))]
     if not bars:
         return None
-    words = f"{counted(len(bars), 'source rpm')} cannot be fetched by builders: {'; '.join(bars[:_NAMED])}"
+    words = f"{pluralize(len(bars), 'source rpm')} cannot be fetched by builders: {'; '.join(bars[:_NAMED])}"
     return warn(words, "make them readable by all users, as said")
 
 

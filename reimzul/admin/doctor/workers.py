@@ -9,7 +9,7 @@ from reimzul.admin import reading
 from reimzul.admin.doctor.check import Check, Result, warn, worst
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
 from reimzul.admin.doctor.queue import connect
-from reimzul.admin.words import counted, skewed
+from reimzul.admin.output import format_skew, pluralize
 from reimzul.history.presence import NoPresences, Seen, connected, shared_names
 
 
@@ -31,7 +31,7 @@ def _builders(host: Host) -> Result:
 
 def judge(seen: Sequence[Seen]) -> Result:
     """What is wrong with the workers that are connected."""
-    return worst(list(_faults(seen)), f"{counted(len(seen), 'worker')}, no two of one name, their clocks agree")
+    return worst(list(_faults(seen)), f"{pluralize(len(seen), 'worker')}, no two of one name, their clocks agree")
 
 
 def _faults(seen: Sequence[Seen]) -> Iterator[Result]:
@@ -39,4 +39,4 @@ def _faults(seen: Sequence[Seen]) -> Iterator[Result]:
         yield warn(words, "give each host a [worker] fqdn of its own, and its units other instances; restart them")
     clocks = {each.presence.host: each.skew for each in seen if each.skew}
     for name, skew in clocks.items():
-        yield warn(f"the clock of {name} is {skewed(skew)}", "on that host: timedatectl set-ntp true")
+        yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import attr
 import click
 
+from reimzul.admin.output import print_json
 from reimzul.admin.setup import asking, firewall, units
 from reimzul.admin.setup.begun import Begun, Pending
 from reimzul.admin.setup.files import Change, changes
@@ -16,7 +17,6 @@ from reimzul.admin.setup.roles import Plan
 from reimzul.admin.setup.system import System
 from reimzul.admin.setup.units import Step
 from reimzul.admin.setup.writing import remember, remove, write
-from reimzul.admin.table import show_json
 from reimzul.core.errors import ReimzulError
 
 
@@ -72,7 +72,7 @@ def prepare(system: System, plan: Plan, left: Pending, first: Sequence[Step] = (
 def show(work: Work, manner: Manner) -> None:
     """What would be done."""
     if manner.as_json:
-        show_json(_as_json(work))
+        print_json(_as_json(work))
         return
     for change in work.changes:
         for line in change.lines():

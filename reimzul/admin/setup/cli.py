@@ -11,6 +11,7 @@ from typing import Any, Callable, TypeVar
 import attr
 import click
 
+from reimzul.admin.output import print_json
 from reimzul.admin.setup import asking, ini, keys, mqtt, roles, way
 from reimzul.admin.setup.act import Manner, agree, prepare, show, take_steps, write_files
 from reimzul.admin.setup.begun import Pending, begun
@@ -19,7 +20,6 @@ from reimzul.admin.setup.orders import Orders, Outcome, carried_out
 from reimzul.admin.setup.roles import Plan, Wishes
 from reimzul.admin.setup.system import RootNeeded, System
 from reimzul.admin.setup.units import Step, making
-from reimzul.admin.table import show_json
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import InputError
 
@@ -243,7 +243,7 @@ class _Run:
             return False
         owners = keys.owners(self._accepted())
         if self.manner.as_json:
-            show_json({"names": owners})
+            print_json({"names": owners})
         else:
             for owner in owners:
                 click.echo(owner)

@@ -8,7 +8,7 @@ import time
 import click
 import pytest
 
-from reimzul.admin import since, words
+from reimzul.admin import options, output
 from reimzul.core.config import Pruning, parse_pruning, parse_span
 
 
@@ -20,7 +20,7 @@ from reimzul.core.config import Pruning, parse_pruning, parse_span
     ],
 )  # fmt: skip
 def test_a_span_has_two_units_at_most(seconds: float, said: str) -> None:
-    assert words.span(seconds) == said
+    assert output.format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_a_span_has_two_units_at_most(seconds: float, said: str) -> None:
     [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (1 << 50, "1024.0 TiB")],
 )
 def test_a_size_has_few_digits(count: int, said: str) -> None:
-    assert words.size(count) == said
+    assert output.format_size(count) == said
 
 
 def test_counts_and_lists_are_spoken() -> None:
-    assert (words.counted(1, "build"), words.counted(5000, "build")) == ("1 build", "5,000 builds")
-    listed = [words.listed(list(each)) for each in ("", "a", "ab", "abc")]
+    assert (output.pluralize(1, "build"), output.pluralize(5000, "build")) == ("1 build", "5,000 builds")
+    listed = [output.join_words(list(each)) for each in ("", "a", "ab", "abc")]
     assert listed == ["", "a", "a and b", "a, b and c"]
 
 
@@ -50,15 +50,15 @@ def test_what_is_no_span_is_refused(text: str) -> None:
 
 def _moment(text: str) -> float:
     command = click.Command("x", params=[click.Option(["--since"])])
-    return since.moment(click.Context(command), command.params[0], text)
+    return options.parse_since_option(click.Context(command), command.params[0], text)
 
 
 def test_a_moment_is_a_span_before_now_or_a_date_in_utc() -> None:
     assert abs(_moment("2h") - (time.time() - 7200)) < 60
     assert _moment("2026-11-22") == 1_795_305_600
     assert _moment("2026-11-22T00:00:01Z") == 1_795_305_601
-    assert since.timestamp(1_795_305_601) == "20261122000001"
-    with pytest.raises(click.BadParameter, match="neither a span"):
+    assert options.build_timestamp(1_795_305_601) == "20261122000001"
+    with pytest.raises(click.BadParameter, match="neither a duration"):
         _moment("yesterday")
 
 
