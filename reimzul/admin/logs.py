@@ -7,7 +7,6 @@ grows, so the number of bytes read from one folder is the offset at which to go 
 
 from __future__ import annotations
 
-import abc
 import codecs
 import re
 import sys
@@ -72,42 +71,28 @@ def print_log(
         build = finding.find(history, given)
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     logs = LogFollower(settings.history.url, urls, build.build_id, arch, log and f"{log}.log")
-    output = TerminalOutput() if sys.stdout.isatty() else PipeOutput()
-    return 0 if logs.print_log(output, attempt, follow=follow) else EXIT_FAILED
+    return 0 if logs.print_log(LogOutput(), attempt, follow=follow) else EXIT_FAILED
 
 
-class LogOutput(abc.ABC):
-    """Where a log is printed."""
+class LogOutput:
+    """Prints a log: byte for byte in a pipe, on a terminal without characters that would control it."""
 
-    @abc.abstractmethod
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if sys.stdout.isatty() else None
+
     def write(self, piece: bytes) -> None:
-        """Print the next bytes of the log."""
+        if self._decoder is None:
+            sys.stdout.buffer.write(piece)
+        else:
+            text = self._decoder.decode(piece).replace("\r\n", "\n")
+            sys.stdout.write(_CONTROL_CHARS.sub("?", text))
+        sys.stdout.flush()
 
     @staticmethod
     def print_note(text: str) -> None:
         """Print a line beside the log, on stderr."""
         sys.stdout.flush()
         click.echo(f"--- {text}", err=True)
-
-
-class PipeOutput(LogOutput):
-    """Prints a log byte for byte."""
-
-    def write(self, piece: bytes) -> None:
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-
-
-class TerminalOutput(LogOutput):
-    """Prints a log without what would control the terminal."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def write(self, piece: bytes) -> None:
-        text = self._decoder.decode(piece).replace("\r\n", "\n")
-        sys.stdout.write(_CONTROL_CHARS.sub("?", text))
-        sys.stdout.flush()
 
 
 class NoLog(ReimzulError):

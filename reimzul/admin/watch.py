@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import abc
 import json
 import re
 import shutil
@@ -107,7 +106,7 @@ class BuildWatcher:
         self._ended: dict[str, float] = {}  #: of those, when each was first found not to run any more
         self._gone: dict[str, float] = {}  #: when the job of a build was first found deleted
 
-    def run(self, screen: Screen) -> int:
+    def run(self, screen: TableScreen | LineScreen) -> int:
         """Show the builds until all that were named are over; returns the exit code."""
         rows: list[LegRow] = []
         while True:
@@ -321,21 +320,14 @@ def row_to_dict(row: LegRow, at: float) -> Mapping[str, Any]:
 # --- screens
 
 
-class Screen(abc.ABC):
-    """Where the rows are shown."""
-
-    @abc.abstractmethod
-    def show(self, rows: Sequence[LegRow], note: str) -> None:
-        """Show the rows as they are now; `note` is about all of them."""
-
-
-class TableScreen(Screen):
+class TableScreen:
     """A table on a terminal, redrawn in its place."""
 
     def __init__(self) -> None:
         self._drawn_lines = 0
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
+        """Show the rows as they are now; `note` is about all of them."""
         size = shutil.get_terminal_size((100, 24))
         room = max(1, size.lines - 3)
         # legs that are over make room first, and of them those that succeeded; the order stays
@@ -355,7 +347,7 @@ class TableScreen(Screen):
         self._drawn_lines = len(lines)
 
 
-class LineScreen(Screen):
+class LineScreen:
     """A line for each change of a leg's state, attempt or phase."""
 
     def __init__(self, *, as_json: bool) -> None:

@@ -265,7 +265,7 @@ def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, index
     place(1), place(2)
     index(store, indexer)
     done = reimzul("prune", "--keep", "1")
-    assert done.returncode == 2 and "there is no terminal to ask on: give --yes" in done.stderr
+    assert done.returncode == 2 and "there is no terminal to ask for confirmation on: give --yes" in done.stderr
     ours, its = pty.openpty()
     os.write(ours, b"n\n")
     done = reimzul("prune", "--keep", "1", stdin=its)
@@ -280,7 +280,7 @@ def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, index
     [
         (["--keep", "0"], 2, "0 is not in the range"),
         (["--older", "3"], 2, "'3' is not a span of time, as 12h, 90d or 2w"),
-        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8' in the store; there are c7.1708.u.x86_64"),
+        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8' in the store; known targets: c7.1708.u.x86_64"),
         ([], 4, "no rule says what to drop: give --keep or --older, or a line in [prune]"),
     ],
 )
