@@ -60,8 +60,6 @@ class CancelResult:
 
 @attr.frozen(kw_only=True)
 class RaiseResult:
-    """The outcome for one build."""
-
     build_id: str
     done: bool
     words: str

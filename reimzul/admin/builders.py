@@ -97,8 +97,6 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
 
 
 class _WorkerView:
-    """All that is shown of one worker."""
-
     def __init__(
         self,
         seen: Seen,

@@ -61,8 +61,6 @@ class BuriedJob:
 
 @attr.define
 class BuriedReport:
-    """The buried jobs of some tubes."""
-
     jobs: list[BuriedJob] = attr.field(factory=list)
     unrecorded: dict[str, int] = attr.field(factory=dict)  #: tube -> number of its jobs without a recorded refusal
     fault: str = ""  #: why the history could not be read
@@ -269,7 +267,6 @@ def _run_action(action: JobAction, config: Path | None, verbose: bool, yes: bool
 
 
 def _perform(broker: Broker, settings: Settings, action: JobAction, selection: JobSelection, yes: bool) -> ActionResult:
-    """Act on the selected jobs. Raises `ReimzulError` where the answer is no."""
     result = ActionResult()
     if selection.jobs:
         counts: dict[str, int] = Counter(tube for _, tube in _find_buried(broker, selection.jobs, result))

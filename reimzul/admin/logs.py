@@ -123,8 +123,6 @@ class LogSource:
 
 
 class LogFollower:
-    """Prints one log of one leg."""
-
     def __init__(self, history: str, urls: StoreUrls, build_id: str, arch: Optional[str], name: str | None) -> None:
         """`name` None: the log with the cause of a failure, else build.log."""
         self._url, self._urls, self._build_id, self._arch, self._name = history, urls, build_id, arch, name
@@ -208,7 +206,6 @@ class LogFollower:
         return True
 
     def _print_more(self, reader: _LogReader, source: LogSource, output: LogOutput, *, follow: bool) -> str:
-        """Print more of a log; while following, a store that is down is waited for."""
         try:
             return reader.print_more(source, output)
         except HttpUnavailable as error:
@@ -227,8 +224,6 @@ class LogFollower:
 
 
 class _LogReader:
-    """Reads a log from where it was read to last."""
-
     def __init__(self, session: HttpSession, name: str) -> None:
         self._session, self._name, self._offset = session, name, 0
         self._gzip: Optional[_GzipLog] = None
@@ -284,7 +279,6 @@ class _GzipLog:
 
 
 def list_attempts(leg: Document, urls: StoreUrls) -> list[LogSource]:
-    """The attempts at a leg, the first one first."""
     known: Sequence[Mapping[str, Any]] = leg.get("attempts") or ()
     return [_log_source(number, each, leg, urls) for number, each in enumerate(known, 1)]
 

@@ -14,7 +14,7 @@ from reimzul.core.cli import EXIT_CODES, run_command
 COMMANDS = {
     "builds": ("builds", "command", "List builds and their results, newest first."),
     "show": ("show", "command", "Show all details of a build: legs, attempts, times, files."),
-    "explain": ("explain", "command", "Explain why a build is waiting, running or failed, and estimate its end."),
+    "explain": ("explain", "command", "Explain why a build is waiting, running or failed."),
     "watch": ("watch", "watch", "Follow builds until they are over."),
     "log": ("logs", "print_log", "Print or follow a log of a build."),
     "cancel": ("actions", "cancel", "End builds, waiting or running."),
@@ -33,7 +33,7 @@ COMMANDS = {
     "kick": ("buried", "kick", "Put buried jobs back, to be tried again."),
     "discard": ("buried", "discard", "Delete buried jobs."),
     "override": ("actions", "override", "Set a build's status by hand to Override, with a comment."),
-    "doctor": ("doctor.cli", "command", "Check the installation of this host, and send a canary through the farm."),
+    "doctor": ("doctor.cli", "command", "Check this host's installation; send a canary through the farm."),
     "config": ("config_cmd", "config_group", "Check a configuration, or print a sample."),
     "setup": ("setup.cli", "command", "Set this host up for its role: configuration, keys, units."),
 }

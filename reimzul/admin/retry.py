@@ -34,8 +34,6 @@ _FAILED = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 
 @attr.frozen(kw_only=True)
 class RetryResult:
-    """A build that was submitted again."""
-
     parent: str
     build_id: str
     arches: Sequence[str]  #: of its legs, where not all are built again; else the arch it is queued for

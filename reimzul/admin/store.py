@@ -144,7 +144,6 @@ def _never_cancelled() -> None:
 def _rules_by_target(
     known: Sequence[str], wanted: Sequence[str], given: Pruning | None, settings: Settings, unsigned: bool
 ) -> Mapping[str, Pruning]:
-    """The rule of each wanted target that has one. Raises `InputError`."""
     names = {target: (target, target.rpartition(".")[0]) for target in known}  # with its arch, and without
     for word in wanted:
         if not any(word in each for each in names.values()):
@@ -371,7 +370,6 @@ def _change_metadata(
 
 
 def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
-    """Queue a request in the tube that repogen watches."""
     if not force and not _is_known(settings, target):
         raise InputError(f"nothing was ever built for {target}, and the store does not have it (--force makes it)")
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:

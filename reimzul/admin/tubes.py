@@ -36,6 +36,5 @@ def select_tubes(broker: Broker, settings: Settings, tube: str | None) -> list[s
 
 
 def count_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
-    """The number of buried jobs of each tube that has any."""
     counts = {tube: broker.tube_stats(tube).buried for tube in tubes}
     return {tube: count for tube, count in counts.items() if count}

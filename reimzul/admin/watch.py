@@ -163,7 +163,6 @@ class BuildWatcher:
             self._positions = queue_positions(history.unfinished())
 
     def _read_current_builds(self) -> dict[str, CurrentBuild]:
-        """The builds that workers have in hand, by build id."""
         try:
             seen = reading.workers(self._settings)
         except NoPresences:
@@ -221,8 +220,6 @@ def _running_first(build: Build) -> tuple[bool, int, int]:
 
 @attr.frozen(kw_only=True)
 class LegRow:
-    """A leg as it is shown."""
-
     build_id: str
     srpm: str
     arch: str

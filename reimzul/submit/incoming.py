@@ -24,8 +24,6 @@ _COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
 
 @attr.frozen(kw_only=True)
 class Source:
-    """A source rpm in `incoming/`."""
-
     name: str  #: of the file
     sha256: str
     header: Header

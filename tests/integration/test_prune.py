@@ -300,7 +300,7 @@ def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch:
         done = reimzul(*words)
         assert done.returncode == 1
         where = f"{tmp_path}/nowhere/repo"
-        assert done.stderr == f"reimzul: {where}: no such file or directory: this is done on bstore ([bstore] root)\n"
+        assert done.stderr == f"reimzul: {where}: no such file or directory: run this on bstore ([bstore] root)\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
