@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A log that is followed: its end, an end that never comes, and a history that is away meanwhile."""
+"""Following a log: to its end, without an end, and while the history is unavailable."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def follow(
         close(server)
 
 
-def test_a_log_that_is_complete_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_log_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, said = follow(tmp_path, monkeypatch, "attempts", leg("Failed"))
     assert (whole, said.body, said.notes) == (True, b"+ make\n", "")
 
 
-def test_an_end_that_never_comes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_whose_end_never_arrives_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, said = follow(tmp_path, monkeypatch, "live", leg("Failed"))
     assert (whole, said.body) == (False, b"+ make\n")
     assert said.notes == "attempt 1 on b1 is over, and the end of this log has not arrived\n"
 
 
-def test_a_history_that_is_away_for_a_while_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_survives_an_unavailable_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = [leg("Building"), None, None, leg("Failed")]
     whole, said = follow(tmp_path, monkeypatch, "attempts", *told)
     assert (whole, said.body) == (True, b"+ make\n")
@@ -104,13 +104,11 @@ LONG = b"".join(b"line %d of a long log\n" % number for number in range(200_000)
 
 
 @pytest.mark.parametrize("packed", [gzip.compress(LONG), gzip.compress(LONG[:99]) + gzip.compress(LONG[99:])])
-def test_a_log_that_was_packed_is_shown_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bytes
-) -> None:
+def test_a_gzipped_log_is_printed_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bytes) -> None:
     assert shown(tmp_path, monkeypatch, {"build.log.gz": packed}, "build.log").body == LONG
 
 
-def test_a_packed_log_that_is_damaged_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_gzipped_log_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoLog, match=r"build\.log\.gz is damaged"):
         shown(tmp_path, monkeypatch, {"build.log.gz": b"no gzip"}, "build.log")
 
@@ -124,7 +122,7 @@ def test_a_packed_log_that_is_damaged_is_said(tmp_path: Path, monkeypatch: pytes
         ({}, None, b"build"),
     ],
 )
-def test_without_a_name_the_log_with_the_cause_is_shown(
+def test_the_log_with_the_cause_is_printed_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], name: str | None, body: bytes
 ) -> None:
     said = shown(tmp_path, monkeypatch, {"build.log": b"build", "root.log": b"root"}, name, **known)
