@@ -1,51 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul builders`: who is there, doing what, since when, and how well."""
+"""`reimzul builders` lists the workers; `reimzul drain` and `reimzul resume` stop and start a builder's intake of jobs.
+
+The drain flag is kept in beanstalkd, so it outlives a restart of either host, and nobody has to log in on the builder.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attr
 import click
 
-from reimzul.admin import reading, since
+from reimzul.admin import reading
 from reimzul.admin.facts import is_silent, plain
-from reimzul.admin.table import show, show_json
+from reimzul.admin.options import build_timestamp, json_option, parse_since_option
+from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
 from reimzul.admin.tally import Tally, by_builder, ended
-from reimzul.admin.words import size, skewed, span
-from reimzul.core import control
-from reimzul.core.beanstalk import Broker, drain_tube
-from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
-from reimzul.core.config import Settings
-from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable
+from reimzul.core import control, validators
+from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
+from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, shared_options
+from reimzul.core.config import Settings, load_file
+from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.history import BuildFilter, NoHistory
-from reimzul.history.presence import Seen, connected, shared_names
+from reimzul.history.presence import NoPresences, Seen, connected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
-_NEEDED = 5
+#: How many columns are shown on the narrowest terminal.
+_NEEDED_COLUMNS = 5
 
 
 @click.command("builders", epilog=EXIT_CODES)
 @click.option(
     "--since",
     "begin",
-    callback=since.moment,
+    callback=parse_since_option,
     default="7d",
     show_default=True,
     metavar="WHEN",
-    help="Count faults and results of builds submitted since: 12h, 7d, 2026-11-22.",
+    help="Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.",
 )
-@click.option("--json", "as_json", is_flag=True, help="A list of workers. docs/json.md has its keys.")
+@json_option("a list of workers")
 @shared_options
-def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> int:
-    """Show every worker: what it does and for how long, what came of its last build, how often it was at fault.
+def list_builders(config: Path | None, verbose: bool, begin: float, as_json: bool) -> int:
+    """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
-    FAULTS are attempts that were the builder's own fault, of all its attempts. A worker that has said nothing for two
-    minutes is `silent`. One that is `draining` ends what it does and takes nothing after that; `drained`, `unfit` and
-    `quarantined` ones take nothing, and DOES says why. It also says of a builder that its clock is off, or that another
-    host goes by its name. A worker that has ended, or whose connection has, is left out.
+    FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
+    heard of for two minutes is `silent`. One that is `draining` finishes its build and then takes no more jobs;
+    `drained`, `unfit` and `quarantined` ones take none, and DOES gives the reason. DOES also warns if the builder's
+    clock is off or another host uses its name. Workers that have ended or disconnected are left out.
 
     \b
     Examples:
@@ -54,107 +61,218 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
     """
     settings = load_settings(config, verbose)
     seen = reading.workers(settings)
-    tallies = _tallies(settings, begin)
-    marks, away = {}, ""
+    tallies = _count_attempts(settings, begin)
+    flags, fault = {}, ""
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
             seen = connected(broker, seen)
-            marks = _marks(broker, [each.presence.host for each in seen])
-    except BrokerUnavailable as error:  # what the workers said last is on this host
-        away = f"{error}; which workers have ended, and which builders are to take nothing cannot be told"
-    now, shared = time.time(), shared_names(seen)
+            flags = _read_drain_flags(broker, {each.presence.host for each in seen})
+    except BrokerUnavailable as error:  # the last heartbeats are on this host
+        fault = f"{error}; it is unknown which workers have ended and which builders are drained"
+    shared, now = shared_names(seen), time.time()
+    views = [_WorkerView(each, tallies, flags, shared, now) for each in seen]
     if as_json:
-        show_json([as_object(each, tallies, marks, shared, now) for each in seen])
-    elif seen:
-        show(_HEADS, [_row(each, tallies, marks, shared, now) for each in seen], needed=_NEEDED)
+        print_json([view.to_dict() for view in views])
+    elif views:
+        print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
     else:
-        click.echo("No worker has said that it is there.", err=True)
-    if away:
-        print_error(command, away)
-    return EXIT_BROKER if away else 0
+        click.echo("no worker has been heard of", err=True)
+    if fault:
+        print_error(list_builders, fault)
+    return EXIT_BROKER if fault else 0
 
 
-def _tallies(settings: Settings, begin: float) -> dict[str, Tally]:
+def _count_attempts(settings: Settings, begin: float) -> dict[str, Tally]:
     try:
         with reading.history(settings.history.url) as history:
-            return by_builder(history.each(BuildFilter(since=since.timestamp(begin))))
+            return by_builder(history.each(BuildFilter(since=build_timestamp(begin))))
     except NoHistory:
         return {}
 
 
-def _marks(broker: Broker, hosts: Sequence[str]) -> dict[str, control.ControlFlag]:
-    """The marks of those builders that are to take nothing."""
+def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control.ControlFlag]:
     tubes = set(broker.list_tubes())
-    found = {host: control.drain_flag(broker, host) for host in set(hosts) if drain_tube(host) in tubes}
+    found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
 
 
-def state(seen: Seen, now: float) -> str:
-    """What a worker does, in a word."""
-    return "silent" if is_silent(seen, now) else seen.presence.state
+class _WorkerView:
+    def __init__(
+        self,
+        seen: Seen,
+        tallies: Mapping[str, Tally],
+        flags: Mapping[str, control.ControlFlag],
+        shared: Mapping[str, str],
+        now: float,
+    ) -> None:
+        self.seen, self.now = seen, now
+        host = seen.presence.host
+        self.tally = tallies.get(host, Tally())
+        self.flag = flags.get(host)
+        self.name_shared = shared.get(host, "")
+        self.state = "silent" if is_silent(seen, now) else seen.presence.state
+
+    def to_row(self) -> list[str]:
+        heartbeat, build = self.seen.presence, self.seen.presence.build
+        return [
+            heartbeat.host,
+            heartbeat.instance,
+            self.state,
+            format_duration(self.seen.since(build.started, self.now)) if build else "-",
+            self._format_activity(),
+            self._format_last_result(),
+            f"{self.tally.faults} of {self.tally.attempts}",
+            format_size(heartbeat.free_mib * 1024**2),
+            f"{heartbeat.load:.2f}",
+            f"{format_duration(self.now - self.seen.heard)} ago",
+            heartbeat.version or "-",
+        ]
+
+    def _format_activity(self) -> str:
+        build = self.seen.presence.build
+        phase = f" ({build.phase})" if build and build.phase else ""
+        parts = [
+            f"{build.srpm} for {build.target}{phase}" if build else "",
+            self.flag.drain_text if self.flag else self.seen.presence.why,
+            self.name_shared,
+            f"its clock is {format_skew(self.seen.skew)}" if self.seen.skew else "",
+        ]
+        return "; ".join(filter(None, parts)) or "-"
+
+    def _format_last_result(self) -> str:
+        last = self.tally.last
+        return f"{last['status']} {last['srpm']}, {format_duration(self.now - ended(last))} ago" if last else "-"
+
+    def to_dict(self) -> dict[str, Any]:
+        flag = self.flag
+        return {
+            **plain(self.seen),
+            "state": self.state,
+            "heard": self.seen.heard,
+            "skew": self.seen.skew,
+            "name_shared": self.name_shared,
+            "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
+            "attempts": self.tally.attempts,
+            "faults": self.tally.faults,
+            "last": dict(self.tally.last) or None,
+        }
 
 
-def _row(
-    seen: Seen,
-    tallies: Mapping[str, Tally],
-    marks: Mapping[str, control.ControlFlag],
-    shared: Mapping[str, str],
-    now: float,
-) -> list[str]:
-    there = seen.presence
-    tally = tallies.get(there.host, Tally())
-    return [
-        there.host,
-        there.instance,
-        state(seen, now),
-        span(seen.since(there.build.started, now)) if there.build else "-",
-        _does(seen, marks, shared),
-        _last(tally, now),
-        f"{tally.faults} of {tally.attempts}",
-        size(there.free_mib * 1024**2),
-        f"{there.load:.2f}",
-        f"{span(now - seen.heard)} ago",
-        there.version or "-",
-    ]
+# --- drain and resume
 
 
-def _does(seen: Seen, marks: Mapping[str, control.ControlFlag], shared: Mapping[str, str]) -> str:
-    there = seen.presence
-    found = marks.get(there.host)
-    phase = f" ({there.build.phase})" if there.build and there.build.phase else ""
-    words = [
-        f"{there.build.srpm} for {there.build.target}{phase}" if there.build else "",
-        found.drain_text if found else there.why,
-        shared.get(there.host, ""),
-        f"its clock is {skewed(seen.skew)}" if seen.skew else "",
-    ]
-    return "; ".join(filter(None, words)) or "-"
+@attr.frozen(kw_only=True)
+class DrainResult:
+    """The state of a builder after `drain` or `resume`."""
+
+    builder: str
+    drained: bool
+    changed: bool
+    words: str
+    building: list[str]  #: source rpms that its workers still finish
+
+    def print(self, as_json: bool) -> None:
+        if as_json:
+            print_json(attr.asdict(self))
+            return
+        click.echo(f"{self.builder}: {self.words}")
+        for srpm in self.building:
+            click.echo(f"  it finishes {srpm} first")
 
 
-def _last(tally: Tally, now: float) -> str:
-    if not tally.last:
-        return "-"
-    return f"{tally.last['status']} {tally.last['srpm']}, {span(now - ended(tally.last))} ago"
+def _complete_builder(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    with contextlib.suppress(ReimzulError, OSError):
+        hosts = {seen.presence.host for seen in reading.workers(load_file(context.params.get("config")))}
+        return sorted(host for host in hosts if host.startswith(incomplete))
+    return []
 
 
-def as_object(
-    seen: Seen,
-    tallies: Mapping[str, Tally],
-    marks: Mapping[str, control.ControlFlag],
-    shared: Mapping[str, str],
-    now: float,
-) -> dict[str, Any]:
-    """The same for a program."""
-    tally = tallies.get(seen.presence.host, Tally())
-    found = marks.get(seen.presence.host)
-    return {
-        **plain(seen),
-        "state": state(seen, now),
-        "heard": seen.heard,
-        "skew": seen.skew,
-        "name_shared": shared.get(seen.presence.host, ""),
-        "drain": None if found is None else {"by": found.by, "at": found.at, "why": found.why, "reason": found.reason},
-        "attempts": tally.attempts,
-        "faults": tally.faults,
-        "last": dict(tally.last) or None,
-    }
+_builder_argument = click.argument("name", metavar="BUILDER", shell_complete=_complete_builder)
+
+
+def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[Seen]]:
+    """A builder's full name and its workers. Raises `InputError` for an unknown one; `force` takes any name."""
+    try:
+        validators.host(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    try:
+        seen = reading.workers(settings)
+    except NoPresences as error:
+        if force:
+            return name, []
+        raise InputError(f"{error}; --force takes the name as it is") from None
+    hosts = sorted({each.presence.host for each in seen})
+    matching = [host for host in hosts if host == name] or [host for host in hosts if host.split(".")[0] == name]
+    if len(matching) == 1:
+        return matching[0], [each for each in seen if each.presence.host == matching[0]]
+    if force:
+        return name, []
+    if matching:
+        raise InputError(f"more than one builder is called {name}: {', '.join(matching)}")
+    close = difflib.get_close_matches(name, [*hosts, *(host.split(".")[0] for host in hosts)], 1)
+    meant = f"; is {close[0]} meant?" if close else f"; known builders: {', '.join(hosts)}" if hosts else ""
+    raise InputError(f"no builder {name} has been heard of{meant} (--force drains it all the same)")
+
+
+@click.command("drain", epilog=EXIT_CODES)
+@_builder_argument
+@click.option("--why", default="", metavar="TEXT", help="The reason, shown by `reimzul builders`.")
+@click.option("--force", is_flag=True, help="Also drain a builder that has never been heard of.")
+@json_option("an object")
+@shared_options
+def drain(config: Path | None, verbose: bool, name: str, why: str, force: bool, as_json: bool) -> None:
+    """Let a builder finish its builds and take no more jobs, until `reimzul resume`.
+
+    This holds for all workers of that host, across restarts of the host and of beanstalkd.
+
+    \b
+    Examples:
+      reimzul drain builder3.example.org --why "new disk"
+      reimzul resume builder3.example.org
+    """
+    settings = load_settings(config, verbose)
+    host, seen = find_builder(settings, name, force)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
+        live = [each for each in connected(broker, seen) if not is_silent(each, time.time())]
+    building = [each.presence.build.srpm for each in live if each.presence.build]
+    since = f"already takes no jobs, since {format_time(before.at)}" if before else "takes no more jobs"
+    words = f"{since}: {flag.drain_text}"
+    DrainResult(builder=host, drained=True, changed=before is None, words=words, building=building).print(as_json)
+
+
+def set_drain_flag(
+    broker: Broker, host: str, flag: control.ControlFlag
+) -> tuple[control.ControlFlag | None, control.ControlFlag]:
+    """Set a person's drain flag; return the flag found before, if any, and the one in effect.
+
+    The notifier's quarantine flag does not count, as the notifier clears it by itself. The new flag is put behind it
+    before it is deleted, so that the builder is never without a flag.
+    """
+    before = control.drain_flag(broker, host)
+    if before is None or not before.is_quarantine:
+        return before, before or control.set_flag(broker, drain_tube(host), flag)
+    broker.put_raw(drain_tube(host), flag.encode(), priority=PRIORITY)
+    control.clear_quarantine(broker, host)
+    return None, flag
+
+
+@click.command("resume", epilog=EXIT_CODES)
+@_builder_argument
+@json_option("an object")
+@shared_options
+def resume(config: Path | None, verbose: bool, name: str, as_json: bool) -> None:
+    """Let a drained or quarantined builder take jobs again.
+
+    \b
+    Examples:
+      reimzul resume builder3.example.org
+    """
+    settings = load_settings(config, verbose)
+    host, _ = find_builder(settings, name, force=True)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        before = control.drain_flag(broker, host)
+        cleared = control.clear_flag(broker, drain_tube(host))
+    words = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"
+    DrainResult(builder=host, drained=False, changed=cleared, words=words, building=[]).print(as_json)

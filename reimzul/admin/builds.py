@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from reimzul.admin import reading
-from reimzul.admin.table import show, show_json
+from reimzul.admin.output import print_json, print_table
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.message import Status
 from reimzul.history import BuildFilter, Document, NoHistory
@@ -46,9 +46,9 @@ def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wan
     """
     found = newest(load_settings(config, verbose).history.url, BuildFilter(**wanted), limit)
     if as_json:
-        show_json(found)
+        print_json(found)
     elif found or not sys.stdout.isatty():
-        show(_HEADS, [_row(document) for document in found], needed=_NEEDED)
+        print_table(_HEADS, [_row(document) for document in found], needed=_NEEDED)
     else:
         click.echo("No build is known that matches.")
 

@@ -1,66 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul buried`: the jobs that were put aside, and why.
+"""`reimzul buried` lists the jobs that were refused; `reimzul kick` and `reimzul discard` requeue or delete them.
 
-beanstalkd shows only the job that was buried first in a tube, and knows no reasons; the notifier keeps those. So each
-refusal it kept is held against the job of that number: it counts while that is still buried in that tube and begins
-with the same bytes, since job numbers start anew when beanstalkd loses its binlog.
+beanstalkd shows only the job of a tube that was buried first, and keeps no reasons; the notifier records those. A
+recorded refusal counts while its job is still buried in that tube and begins with the same bytes, because beanstalkd
+starts its job numbers again from 1 when it loses its binlog.
+
+Jobs are kicked and deleted one by one, by number and only while they are buried. beanstalkd's own `kick` of a tube is
+not used: it moves the delayed jobs where no buried ones are left. No tube gets more jobs kicked than it had buried at
+first, so a job that is refused again at once is not kicked without end.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Callable, Optional
 
 import attr
 import click
 
-from reimzul.admin import reading
-from reimzul.admin.table import show, show_json, when
-from reimzul.admin.tubes import named, with_buried
+from reimzul.admin import finding, jobs, reading
+from reimzul.admin.actions import cancelled_event
+from reimzul.admin.options import F, NoTerminal, json_option, yes_option
+from reimzul.admin.output import format_time, pluralize, print_json, print_table
+from reimzul.admin.tubes import count_buried, select_tubes
 from reimzul.core import validators
+from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.errors import EXIT_FAILED, ConfigError, ReservationLost
-from reimzul.core.message import first_bytes
-from reimzul.history import Document, HistoryAway, NoHistory
+from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
+from reimzul.core.config import Settings
+from reimzul.core.errors import EXIT_FAILED, ConfigError, InvalidMessage, ReimzulError, ReservationLost
+from reimzul.core.message import BuildRequest, Status, first_bytes
+from reimzul.history import BuildFilter, Document, HistoryAway, NoHistory
+
+log = logging.getLogger(__name__)
 
 _HEADS = ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS")
-#: How many refusals are looked at, the newest first.
-LOOK_BACK = 50_000
-_UNKNOWN = "nobody recorded why"
+#: How many recorded refusals are read, the newest first.
+_MAX_REFUSALS = 50_000
+#: How many legs of one build are read.
+_MAX_LEGS = 50
 
 
 @attr.frozen(kw_only=True)
-class Row:
-    """A buried job."""
+class BuriedJob:
+    """A buried job, with the reason where one was recorded."""
 
     tube: str
     job: int
     begins: str
-    reason: str = _UNKNOWN
-    host: str = ""  #: who refused it
+    reason: str = "nobody recorded why"
+    host: str = ""  #: that refused it
     since: float | None = None
     recorded: bool = True
 
 
 @attr.define
-class Report:
-    """What is buried."""
-
-    jobs: list[Row] = attr.field(factory=list)
-    unrecorded: dict[str, int] = attr.field(factory=dict)  #: tube -> how many of it no refusal fits
-    fault: str = ""  #: why the history could not be asked
+class BuriedReport:
+    jobs: list[BuriedJob] = attr.field(factory=list)
+    unrecorded: dict[str, int] = attr.field(factory=dict)  #: tube -> number of its jobs without a recorded refusal
+    fault: str = ""  #: why the history could not be read
 
 
 @click.command("buried", epilog=EXIT_CODES)
-@click.option("--tube", metavar="TUBE", help="Of this tube alone, as x86_64 or notify.")
-@click.option("--json", "as_json", is_flag=True, help="An object: jobs, unrecorded, files.")
+@click.option("--tube", metavar="TUBE", help="Only the jobs of this tube, as x86_64 or notify.")
+@json_option("an object: jobs, unrecorded, files")
 @shared_options
-def command(config: Path | None, verbose: bool, tube: str | None, as_json: bool) -> int:
-    """Show the jobs that were refused and put aside, newest first: since when, why, by whom, and how each begins.
+def list_buried(config: Path | None, verbose: bool, tube: str | None, as_json: bool) -> int:
+    """List refused jobs, newest first: since when, the reason, the host that refused them, their first bytes.
 
-    Buried jobs that nobody recorded are counted, and the first of a tube is shown.
+    Jobs without a recorded reason are counted, and the first one of each tube is shown.
 
     \b
     Examples:
@@ -69,43 +82,52 @@ def command(config: Path | None, verbose: bool, tube: str | None, as_json: bool)
     """
     settings = load_settings(config, verbose)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        tubes = with_buried(broker, named(broker, settings, tube))
-        report = look(broker, tubes, settings.history.url)
-    if as_json:
-        show_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": []})
+        tubes = count_buried(broker, select_tubes(broker, settings, tube))
+        report = _collect_buried(broker, tubes, settings.history.url)
+    if as_json:  # `files` is what earlier versions had besides
+        print_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": []})
     else:
-        show(_HEADS, [_cells(row) for row in report.jobs])
-    for note in _notes(report):
-        click.echo(note, err=True)
+        print_table(_HEADS, [_row_cells(each) for each in report.jobs])
+    if report.fault:
+        click.echo(f"the reasons cannot be read: {report.fault}", err=True)
+    for name, count in report.unrecorded.items():
+        more = count - sum(each.tube == name and not each.recorded for each in report.jobs)
+        if more > 0:
+            click.echo(
+                f"{name}: {more} more buried without a recorded reason; beanstalkd shows only the first", err=True
+            )
     return EXIT_FAILED if report.fault else 0
 
 
-def look(broker: Broker, tubes: dict[str, int], url: str) -> Report:
-    """What is buried in tubes of which it is known how many they have; where no reasons can be had, the bare jobs."""
-    report = Report(unrecorded=dict(tubes))
+def _collect_buried(broker: Broker, tubes: dict[str, int], url: str) -> BuriedReport:
+    """Report the buried jobs of tubes with so many of them each; without reasons where the history has none."""
+    report = BuriedReport(unrecorded=dict(tubes))
     try:
         if tubes:
             with reading.history(url) as history:
-                _match(broker, history.refused(), report)
-    except NoHistory:  # nothing was ever recorded
+                _match_refusals(broker, history.refused(), report)
+    except NoHistory:
         pass
     except (HistoryAway, ConfigError) as error:
         report.fault = str(error)
+    known = {each.job for each in report.jobs}
     for tube in report.unrecorded:
-        report.jobs += _first(broker, tube, {row.job for row in report.jobs})
+        first = broker.first_buried(tube)
+        if first is not None and first[0] not in known:
+            report.jobs.append(BuriedJob(tube=tube, job=first[0], begins=first_bytes(first[1]), recorded=False))
     return report
 
 
-def _match(broker: Broker, refusals: Iterable[Document], report: Report) -> None:
-    """Move what a refusal fits from the unrecorded to the jobs; done as soon as all have theirs."""
-    found = {row.job for row in report.jobs}
-    for refusal in itertools.islice(refusals, LOOK_BACK):
+def _match_refusals(broker: Broker, refusals: Iterable[Document], report: BuriedReport) -> None:
+    """Find the buried job of each refusal, until every job has its refusal."""
+    found: set[int] = set()
+    for refusal in itertools.islice(refusals, _MAX_REFUSALS):
         tube, job = refusal["tube"], refusal["job"]
-        if tube not in report.unrecorded or job in found or not _fits(broker, refusal):
+        if tube not in report.unrecorded or job in found or not _is_still_buried(broker, refusal):
             continue
         found.add(job)
-        words = {name: refusal[name] for name in ("tube", "job", "begins", "reason", "host")}
-        report.jobs.append(Row(**words, since=refusal["at"]))
+        values = {name: refusal[name] for name in ("tube", "job", "begins", "reason", "host")}
+        report.jobs.append(BuriedJob(**values, since=refusal["at"]))
         report.unrecorded[tube] -= 1
         if not report.unrecorded[tube]:
             del report.unrecorded[tube]
@@ -113,34 +135,203 @@ def _match(broker: Broker, refusals: Iterable[Document], report: Report) -> None
                 return
 
 
-def _fits(broker: Broker, refusal: Document) -> bool:
-    """Whether a refusal is of a job that is buried now."""
+def _is_still_buried(broker: Broker, refusal: Document) -> bool:
     try:
-        facts = broker.job_stats(refusal["job"])
-        if (facts.state, facts.tube) != ("buried", refusal["tube"]):
+        stats = broker.job_stats(refusal["job"])
+        if (stats.state, stats.tube) != ("buried", refusal["tube"]):
             return False
         return bool(first_bytes(broker.peek(refusal["job"])) == refusal["begins"])
     except ReservationLost:
         return False
 
 
-def _first(broker: Broker, tube: str, known: set[int]) -> Iterator[Row]:
-    """The job beanstalkd shows, where it is none of those that are known."""
-    first = broker.first_buried(tube)
-    if first is not None and first[0] not in known:
-        yield Row(tube=tube, job=first[0], begins=first_bytes(first[1]), recorded=False)
+def _row_cells(each: BuriedJob) -> list[str]:
+    reason = validators.line(500)(each.reason)
+    begins = validators.quoted(each.begins, 80)
+    return [each.tube, str(each.job), format_time(each.since), reason, each.host or "-", begins]
 
 
-def _cells(row: Row) -> list[str]:
-    reason = validators.line(500)(row.reason)
-    return [row.tube, str(row.job), when(row.since), reason, row.host or "-", validators.quoted(row.begins, 80)]
+# --- kick and discard
 
 
-def _notes(report: Report) -> Iterator[str]:
-    """What the table does not say."""
-    if report.fault:
-        yield f"the reasons cannot be had: {report.fault}"
-    for tube, count in report.unrecorded.items():
-        more = count - sum(row.tube == tube and not row.recorded for row in report.jobs)
-        if more > 0:
-            yield f"{tube}: {more} more buried, of which nobody recorded why; beanstalkd shows only the first"
+@attr.frozen(kw_only=True)
+class JobAction:
+    """What `kick` or `discard` does to each job."""
+
+    verb: str  #: as in the question: Put back, Delete
+    past: str  #: as in the report: put back, deleted
+    act: Callable[[Broker, int], None]
+    #: Called after the action with the tube and the body of the job.
+    then: Optional[Callable[[Broker, Settings, str, bytes], None]] = None
+
+
+@attr.frozen(kw_only=True)
+class JobSelection:
+    """Which buried jobs are meant, by exactly one of these."""
+
+    jobs: Sequence[int] = ()
+    tube: str | None = None
+    everything: bool = False
+
+
+@attr.define
+class ActionResult:
+    """The jobs that were acted on, and those that were not."""
+
+    done: list[tuple[str, int]] = attr.field(factory=list)  #: tube and job
+    left: dict[int, str] = attr.field(factory=dict)  #: job -> why it was left alone
+
+
+def _selection_options(function: F) -> F:
+    for decorate in (
+        json_option("an object: done (tube and job), left (job and reason)"),
+        yes_option,
+        click.option("--all", "everything", is_flag=True, help="All buried jobs of all tubes."),
+        click.option("--tube", metavar="TUBE", help="All buried jobs of this tube."),
+        click.argument("jobs", metavar="[JOB]...", nargs=-1, type=click.IntRange(1, 2**64 - 1)),
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.command("kick", epilog=EXIT_CODES)
+@_selection_options
+@shared_options
+def kick(**given: Any) -> int:
+    """Put buried jobs back into their tubes, to be tried again; `reimzul buried` lists them with their reasons.
+
+    Asks for confirmation. Delayed jobs are left alone.
+
+    \b
+    Examples:
+      reimzul kick 17 23
+      reimzul kick --tube createrepo
+      reimzul kick --all --yes
+    """
+    return _run_action(JobAction(verb="Put back", past="put back", act=Broker.kick), **given)
+
+
+@click.command("discard", epilog=EXIT_CODES)
+@_selection_options
+@shared_options
+def discard(**given: Any) -> int:
+    """Delete buried jobs for good; `reimzul buried` lists them with their reasons.
+
+    Asks for confirmation. A build whose request is deleted is never built, and is announced as cancelled: submit it
+    again.
+
+    \b
+    Examples:
+      reimzul discard 17 23
+      reimzul discard --tube x86_64
+      reimzul discard --all --yes
+    """
+    action = JobAction(verb="Delete", past="deleted", act=Broker.delete, then=_announce_discarded)
+    return _run_action(action, **given)
+
+
+def _announce_discarded(broker: Broker, settings: Settings, tube: str, body: bytes) -> None:
+    """Announce the build of a deleted request as cancelled; otherwise it would be shown as waiting for ever."""
+    try:
+        if tube not in read_arches(settings.farm.arches).tubes():
+            return
+        build_id = BuildRequest.decode(body).build_id
+        with reading.history(settings.history.url) as history:
+            found = finding.gathered(history.builds(BuildFilter(build_id=build_id), _MAX_LEGS)) if build_id else []
+        for build in found:
+            if jobs.waiting(broker, build.main) is not None:  # the request was queued again; only a copy was deleted
+                continue
+            for leg in build.legs:
+                if leg["status"] in (Status.QUEUED, Status.BUILDING):
+                    broker.announce(cancelled_event(leg, f"discarded by {current_user()}"))
+    except (InvalidMessage, NoHistory):  # the job is no build, or no build was ever recorded
+        return
+    except ReimzulError as error:
+        log.warning("a build's request is deleted, but that is not announced: %s", error)
+
+
+def _run_action(action: JobAction, config: Path | None, verbose: bool, yes: bool, as_json: bool, **meant: Any) -> int:
+    """Ask for confirmation, act on the jobs and report; returns the exit code."""
+    selection = JobSelection(**meant)
+    if bool(selection.jobs) + (selection.tube is not None) + selection.everything != 1:
+        raise click.UsageError("say which buried jobs: their numbers, or --tube TUBE, or --all.")
+    if not yes and not sys.stdin.isatty():
+        raise NoTerminal(
+            f"there is no terminal to ask for confirmation on: give --yes to {action.verb.lower()} buried jobs"
+        )
+    settings = load_settings(config, verbose)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        result = _perform(broker, settings, action, selection, yes)
+    _print_result(action, result, selection, as_json)
+    return EXIT_FAILED if result.left else 0
+
+
+def _perform(broker: Broker, settings: Settings, action: JobAction, selection: JobSelection, yes: bool) -> ActionResult:
+    result = ActionResult()
+    if selection.jobs:
+        counts: dict[str, int] = Counter(tube for _, tube in _find_buried(broker, selection.jobs, result))
+    else:
+        counts = count_buried(broker, select_tubes(broker, settings, selection.tube))
+    if not counts:
+        return result
+    each = ", ".join(f"{count} of {tube}" for tube, count in counts.items())
+    question = f"{action.verb} {pluralize(sum(counts.values()), 'buried job')} ({each})?"
+    if not yes and not click.confirm(question, err=True):
+        raise ReimzulError("nothing was done")
+    # looked up again: a person may take long to answer, and others may have kicked a job meanwhile
+    remaining = [job for job in selection.jobs if job not in result.left]
+    found = _find_buried(broker, remaining, result) if selection.jobs else _oldest_buried(broker, counts)
+    for job, tube in found:
+        try:
+            body = broker.peek(job) if action.then else b""
+            action.act(broker, job)
+        except ReservationLost:
+            result.left[job] = "it is gone meanwhile"
+            continue
+        result.done.append((tube, job))
+        if action.then:
+            action.then(broker, settings, tube, body)
+    return result
+
+
+def _find_buried(broker: Broker, numbers: Iterable[int], result: ActionResult) -> list[tuple[int, str]]:
+    """The jobs that are buried, each with its tube; the others are added to those left alone."""
+    found = {}
+    for job in numbers:
+        try:
+            stats = broker.job_stats(job)
+        except ReservationLost:
+            result.left[job] = "there is no such job"
+            continue
+        if stats.state == "buried":
+            found[job] = stats.tube
+        else:
+            result.left[job] = f"not buried, but {stats.state} in {stats.tube}"
+    return list(found.items())
+
+
+def _oldest_buried(broker: Broker, counts: dict[str, int]) -> Iterator[tuple[int, str]]:
+    """As many jobs of each tube as it had, oldest first. Each has to leave the tube before the next is asked for."""
+    for tube, count in counts.items():
+        for _ in range(count):
+            first = broker.first_buried(tube)
+            if first is None:
+                break
+            yield first[0], tube
+
+
+def _print_result(action: JobAction, result: ActionResult, selection: JobSelection, as_json: bool) -> None:
+    if as_json:
+        left = [{"job": job, "reason": reason} for job, reason in result.left.items()]
+        print_json({"done": [{"tube": tube, "job": job} for tube, job in result.done], "left": left})
+        return
+    if selection.jobs:
+        for tube, job in result.done:
+            click.echo(f"job {job} of {tube}: {action.past}")
+    else:
+        for tube, count in Counter(tube for tube, _ in result.done).items():
+            click.echo(f"{tube}: {pluralize(count, 'job')} {action.past}")
+        if not result.done and not result.left:
+            click.echo(f"nothing is buried{f' in {selection.tube}' if selection.tube else ''}")
+    for job, reason in result.left.items():
+        click.echo(f"job {job}: {reason}", err=True)

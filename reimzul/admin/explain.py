@@ -13,7 +13,7 @@ from reimzul.admin import finding, reading
 from reimzul.admin.explaining import as_object, explain
 from reimzul.admin.facts import Facts, is_silent
 from reimzul.admin.jobs import job_state, turn
-from reimzul.admin.table import show_json
+from reimzul.admin.output import print_json
 from reimzul.admin.usual import OF_ARCH, OF_PACKAGE, Arch, durations, usual
 from reimzul.core import control
 from reimzul.core.arch import read_arches
@@ -48,7 +48,7 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
             gathered = [known.facts(leg) for leg in build.legs]
     told = [(facts, explain(facts)) for facts in gathered]
     if as_json:
-        show_json({"build_id": build.build_id, "legs": [as_object(each, facts) for facts, each in told]})
+        print_json({"build_id": build.build_id, "legs": [as_object(each, facts) for facts, each in told]})
         return
     click.echo(f"build {build.build_id}: {build.main['srpm']} for {build.main['target']}")
     for facts, each in told:

@@ -9,9 +9,9 @@ from typing import Any
 import attr
 
 from reimzul.admin.facts import Explanation, Facts, plain
+from reimzul.admin.output import pluralize
 from reimzul.admin.under_way import building, built, ended
 from reimzul.admin.waiting import waiting
-from reimzul.admin.words import counted
 from reimzul.core.message import Status
 
 #: Events that may wait for the notifier before what it recorded counts as old.
@@ -35,7 +35,7 @@ def _marked(facts: Facts) -> Iterator[str]:
 
 def _behind(facts: Facts) -> Iterator[str]:
     if facts.untold > _BEHIND:
-        yield f"The notifier has {counted(facts.untold, 'event')} still to tell: what is said here may be old."
+        yield f"The notifier has {pluralize(facts.untold, 'event')} still to tell: what is said here may be old."
 
 
 def as_object(told: Explanation, facts: Facts) -> dict[str, Any]:

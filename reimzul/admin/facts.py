@@ -8,8 +8,8 @@ from typing import Any, Optional
 
 import attr
 
+from reimzul.admin.output import format_duration, pluralize
 from reimzul.admin.usual import Arch, Forecast, Usual
-from reimzul.admin.words import counted, span
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.control import ControlFlag
 from reimzul.core.message import Status
@@ -99,13 +99,13 @@ def failures(facts: Facts) -> Iterator[str]:
     retried = [(number, tried) for number, tried in known if tried["status"] == Status.RETRIED]
     if retried:
         number, last = retried[-1]
-        many = f"; {counted(len(retried), 'attempt')} ended so" if retried[1:] else ""
+        many = f"; {pluralize(len(retried), 'attempt')} ended so" if retried[1:] else ""
         yield f"Attempt {number} does not count{many}: on {_ended(last, facts.now)}"
 
 
 def _ended(tried: Mapping[str, Any], now: float) -> str:
     """Where and when an attempt ended that decided nothing, why, and where its logs are."""
-    ago = f" {span(now - tried['at'])} ago" if tried.get("at") else ""
+    ago = f" {format_duration(now - tried['at'])} ago" if tried.get("at") else ""
     logs = f" Its logs: {tried['url']}" if tried.get("url") else ""
     return f"{tried['builder_fqdn']}{ago}: {tried['reason'] or '-'}.{logs}"
 
@@ -115,17 +115,17 @@ def usually(facts: Facts) -> str:
     takes = facts.own or facts.arch.of("")
     if takes is None:
         return ""
-    how = f"median of {counted(takes.count, 'build')}, {between(takes.low, takes.high)}"
+    how = f"median of {pluralize(takes.count, 'build')}, {between(takes.low, takes.high)}"
     if takes.own:
-        return f"This package takes {span(takes.median)} ({how})."
-    return f"This package was not built on that arch before; its others take {span(takes.median)} ({how})."
+        return f"This package takes {format_duration(takes.median)} ({how})."
+    return f"This package was not built on that arch before; its others take {format_duration(takes.median)} ({how})."
 
 
 def between(low: float, high: float) -> str:
     """A range that eight in ten keep to."""
-    if span(low) == span(high):
-        return f"{span(low)} nearly always"
-    return f"eight times in ten {span(low)} to {span(high)}"
+    if format_duration(low) == format_duration(high):
+        return f"{format_duration(low)} nearly always"
+    return f"eight times in ten {format_duration(low)} to {format_duration(high)}"
 
 
 def plain(seen: Seen) -> dict[str, Any]:

@@ -1,272 +1,313 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Following a log from where it grows to where it is kept, and from one attempt to the next.
+"""`reimzul log`: prints a log of a build, and follows it while it is written and from one attempt to the next.
 
-A log lies in `live/` while it is written, and in its leg's place or in `attempts/` when it is complete; it only ever
-grows, so that how much was read of it in one folder says where to go on in the next.
+A log is in `live/` while it is written, and in its leg's folder or in `attempts/` when it is complete. It only ever
+grows, so the number of bytes read from one folder is the offset at which to go on in the next.
 """
 
 from __future__ import annotations
 
+import codecs
+import re
+import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 import attr
+import click
 
-from reimzul.admin import reading
-from reimzul.admin.finding import gathered
-from reimzul.admin.paper import Paper
-from reimzul.core.errors import InputError, ReimzulError
+from reimzul.admin import finding, reading
+from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import Status
+from reimzul.core.retry import LogThrottle
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildFilter, Document, HistoryAway
 
-#: Bytes that are read at a time.
-_PIECE = 1 << 20
-#: The same of a log in gzip's format, which may be a thousand times as long; zlib's number for that format.
-_PACKED_PIECE, _GZIP = 1 << 16, 31
-#: Seconds between two looks at a log that grows, and at the history for what has become of the attempt.
-_LOOK, _ASK = 0.5, 2.0
-#: Seconds that the log of an attempt which has ended is waited for: it is on its way to its place.
-_ON_ITS_WAY = 20.0
-#: Seconds between two lines that the store does not answer.
-_SAY_AGAIN = 60.0
-#: How it stands with a log: more of it can be read at once, it grows, it is all read, it is in no folder, or the store
-#: does not answer.
-_MORE, _GROWS, _COMPLETE, _NOWHERE, _AWAY = "more", "grows", "complete", "nowhere", "away"
+#: How much of a log is read at a time. A gzipped one may be a thousand times as long as its file.
+_PIECE_BYTES, _GZIP_PIECE_BYTES = 1 << 20, 1 << 16
+#: zlib's number for the gzip format.
+_GZIP_WBITS = 31
+#: Seconds between two reads of a growing log, and between two reads of the history.
+_POLL_SECONDS, _HISTORY_POLL_SECONDS = 0.5, 2.0
+#: Seconds to wait for the complete log of an attempt that has ended: it may still be uploaded.
+_ARRIVAL_TIMEOUT_SECONDS = 20.0
+#: Seconds between two notes that the store does not answer.
+_OUTAGE_NOTE_SECONDS = 60.0
+#: States of a log: more of it can be read at once, it grows, it is fully read, it is in no folder, the store is down.
+_MORE, _GROWS, _COMPLETE, _NOWHERE, _UNAVAILABLE = "more", "grows", "complete", "nowhere", "unavailable"
+#: Characters that a terminal may take for commands: all control characters but tabs and line ends.
+_CONTROL_CHARS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+@click.command("log", epilog=EXIT_CODES)
+@finding.ids(many=False)
+@click.argument("log", type=click.Choice(["build", "root", "state"]), required=False)
+@click.option("-f", "--follow", is_flag=True, help="Follow the log to its end, and then the logs of later attempts.")
+@click.option("--arch", metavar="ARCH", help="The leg; the requested arch by default.")
+@click.option("--attempt", metavar="NUMBER", help="The attempt, by number or name; the last by default.")
+@shared_options
+def print_log(
+    config: Path | None, verbose: bool, given: str, log: str | None, follow: bool, arch: str | None, attempt: str | None
+) -> int:
+    """Print a log of a build: build.log, root.log or state.log of mock; by default the one with the cause of a failure.
+
+    The cause is in root.log if packages could not be installed, otherwise in build.log. While a build runs, its logs
+    are some 3 s behind. The logs of all attempts are kept, of failed ones too; `reimzul show` lists them. On a terminal
+    control characters are shown as `?`. ID may be shortened to what no other build has.
+
+    \b
+    Examples:
+      reimzul log 72b893f8
+      reimzul log 72b893f8 root -f --arch i386
+      reimzul log 72b893f8 --attempt 1
+    """
+    settings = load_settings(config, verbose)
+    with reading.history(settings.history.url) as history:
+        build = finding.find(history, given)
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    logs = LogFollower(settings.history.url, urls, build.build_id, arch, log and f"{log}.log")
+    return 0 if logs.print_log(LogOutput(), attempt, follow=follow) else EXIT_FAILED
+
+
+class LogOutput:
+    """Prints a log: byte for byte in a pipe, on a terminal without characters that would control it."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if sys.stdout.isatty() else None
+
+    def write(self, piece: bytes) -> None:
+        if self._decoder is None:
+            sys.stdout.buffer.write(piece)
+        else:
+            text = self._decoder.decode(piece).replace("\r\n", "\n")
+            sys.stdout.write(_CONTROL_CHARS.sub("?", text))
+        sys.stdout.flush()
+
+    @staticmethod
+    def print_note(text: str) -> None:
+        """Print a line beside the log, on stderr."""
+        sys.stdout.flush()
+        click.echo(f"--- {text}", err=True)
 
 
 class NoLog(ReimzulError):
-    """There is no such log."""
+    """The requested log does not exist."""
 
 
 @attr.frozen(kw_only=True)
-class Attempt:
+class LogSource:
     """An attempt at a leg, and where its logs may be."""
 
     number: int
     token: str
     builder: str
     status: str
-    last: bool  #: that is known of
-    kept: Sequence[str]  #: URLs of folders where its logs are complete, the likeliest first
-    live: str  #: of the folder where they grow
-    error_log: str = ""  #: the log that has the cause of its failure, where that is known
+    is_last: bool  #: of those known
+    kept: Sequence[str]  #: URLs of folders where its logs may be complete, the likeliest first
+    live: str  #: URL of the folder where they grow
+    error_log: str = ""  #: the log with the cause of its failure, where that is known
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more is written; a worker that was told to stop says nothing of its attempt's end."""
-        return self.status not in (Status.QUEUED, Status.BUILDING) or not self.last
+    def is_over(self) -> bool:
+        """Whether nothing more is written. A worker that was stopped does not announce its attempt's end."""
+        return self.status not in (Status.QUEUED, Status.BUILDING) or not self.is_last
 
     @property
-    def words(self) -> str:
-        """How it is called."""
+    def label(self) -> str:
         return f"attempt {self.number} on {self.builder or '-'}"
 
 
-class Logs:
-    """One log of one leg."""
-
+class LogFollower:
     def __init__(self, history: str, urls: StoreUrls, build_id: str, arch: Optional[str], name: str | None) -> None:
-        """`name` None: the log that has the cause of a failure, else build.log."""
+        """`name` None: the log with the cause of a failure, else build.log."""
         self._url, self._urls, self._build_id, self._arch, self._name = history, urls, build_id, arch, name
-        self._site = HttpSession(timeout=10)
-        self._said = float("-inf")
+        self._session = HttpSession(timeout=10)
+        self._outage_notes = LogThrottle(_OUTAGE_NOTE_SECONDS)
 
-    def print(self, paper: Paper, wanted: str | None, *, follow: bool) -> bool:
-        """Print the log of an attempt; `follow` to its end, and then of those after it. Raises `NoLog`.
+    def print_log(self, output: LogOutput, wanted: str | None, *, follow: bool) -> bool:
+        """Print the log of an attempt; `follow` it to its end, then those of later attempts. Raises `NoLog`.
 
-        False where the last one that was followed has ended, and the end of its log is not there.
+        Returns False where the last attempt that was followed is over and the end of its log never arrived.
         """
-        leg = self._leg()
-        attempt = chosen(attempts(leg, self._urls), wanted)
-        if attempt is None:
+        leg = self._read_leg()
+        source = select_attempt(list_attempts(leg, self._urls), wanted)
+        if source is None:
             if not follow:
-                raise NoLog(f"nobody has begun to build it for {leg['arch']}: {leg['status']}")
-            attempt = self._next(paper, leg, 0)
-        whole = True
-        while attempt is not None:
-            whole = self._print_one(paper, attempt, follow=follow)
+                raise NoLog(f"no attempt to build it for {leg['arch']} has begun: {leg['status']}")
+            source = self._wait_for_attempt(output, leg, 0)
+        complete = True
+        while source is not None:
+            complete = self._print_one(output, source, follow=follow)
             if not follow or wanted:
                 break
-            leg = self._leg_now(leg)
-            attempt = self._next(paper, leg, attempt.number)
-        return whole
+            leg = self._reread_leg(leg)
+            source = self._wait_for_attempt(output, leg, source.number)
+        return complete
 
-    def _leg(self) -> Document:
-        """The leg, as the history has it now."""
+    def _read_leg(self) -> Document:
         with reading.history(self._url) as history:
             legs = history.builds(BuildFilter(build_id=self._build_id), 50)
         found = [leg for leg in legs if leg["arch"] == self._arch]
         if self._arch and not found:
             raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg['arch'] for leg in legs)}")
-        return found[0] if found else gathered(legs)[0].main
+        return found[0] if found else finding.gathered(legs)[0].main
 
-    def _next(self, paper: Paper, leg: Document, after: int) -> Attempt | None:
-        """The attempt after one, once somebody has begun it; None where the leg is over without another."""
-        said = False
-        while True:
-            later = [each for each in attempts(leg, self._urls) if each.number > after]
-            if later:
-                paper.note(later[0].words)
-                return later[0]
-            if leg["status"] not in (Status.QUEUED, Status.BUILDING):
-                return None
-            if not said:
-                which = "next" if after else "first"
-                paper.note(f"it waits for its {which} attempt: reimzul explain {self._build_id[:8]}")
-                said = True
-            time.sleep(_ASK)
-            leg = self._leg_now(leg)
-
-    def _leg_now(self, before: Document) -> Document:
-        """The leg as the history has it now; as it was, where that does not answer."""
+    def _reread_leg(self, before: Document) -> Document:
+        """The leg as the history has it now, or as it was where the history cannot be read."""
         try:
-            return self._leg()
+            return self._read_leg()
         except HistoryAway:
             return before
 
-    def _print_one(self, paper: Paper, attempt: Attempt, *, follow: bool) -> bool:
-        """One attempt's log, as far as it goes; false where its end never came. Raises `NoLog` where there is none."""
-        name = self._name or attempt.error_log or "build.log"
+    def _wait_for_attempt(self, output: LogOutput, leg: Document, after: int) -> LogSource | None:
+        """Wait for the attempt after number `after`; None where the leg ends without another."""
+        is_noted = False
+        while True:
+            later = [each for each in list_attempts(leg, self._urls) if each.number > after]
+            if later:
+                output.print_note(later[0].label)
+                return later[0]
+            if leg["status"] not in (Status.QUEUED, Status.BUILDING):
+                return None
+            if not is_noted:
+                which = "next" if after else "first"
+                output.print_note(f"waiting for its {which} attempt: reimzul explain {self._build_id[:8]}")
+                is_noted = True
+            time.sleep(_HISTORY_POLL_SECONDS)
+            leg = self._reread_leg(leg)
+
+    def _print_one(self, output: LogOutput, source: LogSource, *, follow: bool) -> bool:
+        """Print one attempt's log as far as it goes; False where its end never arrived. Raises `NoLog`."""
+        name = self._name or source.error_log or "build.log"
         if name != (self._name or "build.log"):
-            paper.note(f"{name}: it has the cause of the failure")
-        reader = _Reader(self._site, name)
-        asked = waits = time.monotonic()
-        while (state := self._more(reader, attempt, paper, follow=follow)) != _COMPLETE:
+            output.print_note(f"{name}: it has the cause of the failure")
+        reader = _LogReader(self._session, name)
+        last_read = waiting_since = time.monotonic()
+        while (state := self._print_more(reader, source, output, follow=follow)) != _COMPLETE:
             if state == _MORE:
                 continue
             now = time.monotonic()
-            waits = waits if attempt.over and state != _AWAY else now
-            if not follow or now - waits > _ON_ITS_WAY:
+            if not source.is_over or state == _UNAVAILABLE:
+                waiting_since = now
+            if not follow or now - waiting_since > _ARRIVAL_TIMEOUT_SECONDS:
                 if state == _NOWHERE:
-                    raise NoLog(f"{attempt.words} has no {name} in the store: {attempt.status}")
+                    raise NoLog(f"{source.label} has no {name} in the store: {source.status}")
                 if follow:
-                    paper.note(f"{attempt.words} is over, and the end of this log is not there yet")
+                    output.print_note(f"{source.label} is over, and the end of this log has not arrived")
                 return not follow
-            time.sleep(_LOOK)
-            if now - asked > _ASK:
-                attempt, asked = self._again(attempt), now
+            time.sleep(_POLL_SECONDS)
+            if now - last_read > _HISTORY_POLL_SECONDS:
+                source, last_read = self._reread_attempt(source), now
         return True
 
-    def _more(self, reader: _Reader, attempt: Attempt, paper: Paper, *, follow: bool) -> str:
-        """Print more of it; who follows waits for a store that is away."""
+    def _print_more(self, reader: _LogReader, source: LogSource, output: LogOutput, *, follow: bool) -> str:
         try:
-            return reader.more(attempt, paper)
+            return reader.print_more(source, output)
         except HttpUnavailable as error:
             if not follow:
                 raise
-            if time.monotonic() - self._said > _SAY_AGAIN:
-                paper.note(f"{error}; tried again")
-                self._said = time.monotonic()
-            return _AWAY
+            if self._outage_notes.is_due():
+                output.print_note(f"{error}; retrying")
+            return _UNAVAILABLE
 
-    def _again(self, attempt: Attempt) -> Attempt:
-        """The same attempt as it is known now."""
+    def _reread_attempt(self, source: LogSource) -> LogSource:
         try:
-            found = [each for each in attempts(self._leg(), self._urls) if each.token == attempt.token]
+            known = list_attempts(self._read_leg(), self._urls)
         except HistoryAway:
-            return attempt
-        return found[0] if found else attempt
+            return source
+        return next((each for each in known if each.token == source.token), source)
 
 
-class _Reader:
-    """How far a log has been read."""
+class _LogReader:
+    def __init__(self, session: HttpSession, name: str) -> None:
+        self._session, self._name, self._offset = session, name, 0
+        self._gzip: Optional[_GzipLog] = None
 
-    def __init__(self, site: HttpSession, name: str) -> None:
-        self._site, self._name, self._offset = site, name, 0
-        self._packed: Optional[_Packed] = None
-
-    def more(self, attempt: Attempt, paper: Paper) -> str:
-        """Print what there is, and say how it stands with it."""
-        for folder in (*attempt.kept, attempt.live):
+    def print_more(self, source: LogSource, output: LogOutput) -> str:
+        """Print the next piece; returns the log's state."""
+        for folder in (*source.kept, source.live):
             try:
-                piece = self._site.read(folder + self._name, self._offset, _PIECE)
+                piece = self._session.read(folder + self._name, self._offset, _PIECE_BYTES)
             except NotFound:
-                if folder != attempt.live and (state := self._more_packed(folder, paper)):
+                if folder != source.live and (state := self._print_more_gzipped(folder, output)):
                     return state
                 continue
-            paper.write(piece.body)
+            output.write(piece.body)
             self._offset += len(piece.body)
             if self._offset < piece.size:
                 return _MORE
-            return _GROWS if folder == attempt.live else _COMPLETE
+            return _GROWS if folder == source.live else _COMPLETE
         return _NOWHERE
 
-    def _more_packed(self, folder: str, paper: Paper) -> str:
-        """The same of a log that mock's compress_logs plugin packed; "" where there is none."""
-        packed = self._packed or _Packed(self._offset)
+    def _print_more_gzipped(self, folder: str, output: LogOutput) -> str:
+        """Like `print_more` for a log that mock's compress_logs plugin has packed; empty where there is none."""
+        packed = self._gzip or _GzipLog(self._offset)
         try:
-            piece = self._site.read(f"{folder}{self._name}.gz", packed.offset, _PACKED_PIECE)
+            piece = self._session.read(f"{folder}{self._name}.gz", packed.offset, _GZIP_PIECE_BYTES)
         except NotFound:
             return ""
-        self._packed = packed
+        self._gzip = packed
         try:
-            paper.write(packed.unpack(piece.body))
+            output.write(packed.unpack(piece.body))
         except zlib.error as error:
             raise NoLog(f"{folder}{self._name}.gz is damaged: {error}") from error
         return _MORE if packed.offset < piece.size else _COMPLETE
 
 
-class _Packed:
-    """How far a log in gzip's format has been read and unpacked."""
+class _GzipLog:
+    """Unpacks a gzipped log piece by piece, without the bytes that were printed before it was packed."""
 
     def __init__(self, printed: int) -> None:
-        """`printed`: bytes of the log that were printed before it was packed."""
         self.offset = 0
         self._skip = printed
-        self._unpacker = zlib.decompressobj(wbits=_GZIP)
+        self._unpacker = zlib.decompressobj(wbits=_GZIP_WBITS)
 
     def unpack(self, body: bytes) -> bytes:
-        """What the next bytes of it hold, without what was printed before."""
         self.offset += len(body)
         plain = self._unpacker.decompress(body)
-        while self._unpacker.eof and self._unpacker.unused_data:  # gzip files that were put one after the other
-            rest, self._unpacker = self._unpacker.unused_data, zlib.decompressobj(wbits=_GZIP)
+        while self._unpacker.eof and self._unpacker.unused_data:  # several gzip files, one after the other
+            rest, self._unpacker = self._unpacker.unused_data, zlib.decompressobj(wbits=_GZIP_WBITS)
             plain += self._unpacker.decompress(rest)
         skip = min(self._skip, len(plain))
         self._skip -= skip
         return plain[skip:]
 
 
-def attempts(leg: Document, urls: StoreUrls) -> list[Attempt]:
-    """The attempts at a leg, the first one first."""
+def list_attempts(leg: Document, urls: StoreUrls) -> list[LogSource]:
     known: Sequence[Mapping[str, Any]] = leg.get("attempts") or ()
-    return [_attempt(number, each, leg, urls) for number, each in enumerate(known, 1)]
+    return [_log_source(number, each, leg, urls) for number, each in enumerate(known, 1)]
 
 
-def _attempt(number: int, each: Mapping[str, Any], leg: Document, urls: StoreUrls) -> Attempt:
-    name = (leg["build_id"], leg["arch"], each["attempt"])
-    decided = [urls.place(leg["place"])] if leg.get("place") and leg.get("attempt") == each["attempt"] else []
-    kept = [*decided, urls.attempt(*name), *([each["url"]] if each.get("url") else [])]
-    return Attempt(
+def _log_source(number: int, each: Mapping[str, Any], leg: Document, urls: StoreUrls) -> LogSource:
+    key = (leg["build_id"], leg["arch"], each["attempt"])
+    decides = leg.get("attempt") == each["attempt"]
+    place = [urls.place(leg["place"])] if leg.get("place") and decides else []
+    kept = [*place, urls.attempt(*key), *([each["url"]] if each.get("url") else [])]
+    error_log = each.get("error_log") or (leg.get("error_log") if decides else "")
+    return LogSource(
         number=number,
         token=each["attempt"],
         builder=each["builder_fqdn"],
         status=each["status"],
-        last=number == len(leg["attempts"]),
+        is_last=number == len(leg["attempts"]),
         kept=list(dict.fromkeys(kept)),
-        live=urls.live(*name),
-        error_log=_error_log(each, leg),
+        live=urls.live(*key),
+        error_log=error_log if error_log in ("build.log", "root.log", "state.log") else "",
     )
 
 
-def _error_log(each: Mapping[str, Any], leg: Document) -> str:
-    """Which log has the cause of an attempt's failure; names that no log has are none."""
-    decided = leg.get("error_log") if leg.get("attempt") == each["attempt"] else ""
-    name = each.get("error_log") or decided or ""
-    return name if name in ("build.log", "root.log", "state.log") else ""
-
-
-def chosen(known: Sequence[Attempt], wanted: str | None) -> Attempt | None:
-    """The attempt that is meant, else the last; None where there is none. Raises `InputError` for one there is not."""
+def select_attempt(known: Sequence[LogSource], wanted: str | None) -> LogSource | None:
+    """The wanted attempt, else the last; None where there is none. Raises `InputError` for an unknown one."""
     if wanted is None:
         return known[-1] if known else None
     found = [each for each in known if wanted in (str(each.number), each.token)]
     found = found or [each for each in known if each.token.startswith(wanted)]
     if len(found) != 1:
-        there = ", ".join(f"{each.number} ({each.token})" for each in known) or "none"
-        raise InputError(f"no attempt {wanted}: there is {there}")
+        attempts = ", ".join(f"{each.number} ({each.token})" for each in known) or "none"
+        raise InputError(f"no attempt {wanted}; known attempts: {attempts}")
     return found[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul`: what a person asks of the farm. Each command is a module of its own, imported when it is run."""
+"""`reimzul`: the command of the farm's operators. A subcommand's module is imported when the subcommand is run."""
 
 from __future__ import annotations
 
@@ -10,60 +10,57 @@ import click
 from reimzul import __version__
 from reimzul.core.cli import EXIT_CODES, run_command
 
-#: Every command: its name, the module here that has it as `command`, and what `reimzul --help` says of it.
+#: Every subcommand: its name, its module in this package, the command in that module, and its line in `reimzul --help`.
 COMMANDS = {
-    "builds": ("builds", "What became of builds, newest first."),
-    "show": ("show", "Everything of one build: legs, attempts, times, files."),
-    "explain": ("explain", "Why a build is where it is, and when it is likely to go on."),
-    "watch": ("watch", "Builds as they go on, until they are over."),
-    "log": ("log", "A log of a build, while it is written and afterwards."),
-    "cancel": ("cancel", "End builds, whether they wait or run."),
-    "retry": ("retry", "Submit builds again, or their failed legs alone."),
-    "raise": ("raising", "Put waiting builds first."),
-    "builders": ("builders", "Who is there, doing what, since when, and how well."),
-    "drain": ("drain", "Have a builder take no more jobs."),
-    "resume": ("resume", "Have a drained builder take jobs again."),
-    "repogen": ("repogen", "Have a target indexed anew."),
-    "prune": ("prune", "Drop old builds from the repositories, on bstore."),
-    "scratch": ("scratch", "List scratch builds and take them away, on bstore."),
-    "stats": ("stats", "Builds, failures and times, by arch, package and builder."),
-    "metrics": ("metrics", "The same for Prometheus, as OpenMetrics text."),
-    "queues": ("queues", "What waits in the tubes, who watches them, and who is still to be told."),
-    "buried": ("buried", "Jobs that were refused and put aside, and why."),
-    "kick": ("kick", "Put buried jobs back, to be tried again."),
-    "discard": ("discard", "Delete buried jobs."),
-    "override": ("override", "Set the status of a build to Override, with a comment."),
-    "doctor": ("doctor.cli", "Look at every link and every part of this host; send a canary through the farm."),
-    "config": ("settings", "Check a configuration, or print a sample."),
-    "setup": ("setup.cli", "Set this host up for its role: configurations, keys, units."),
+    "builds": ("builds", "command", "List builds and their results, newest first."),
+    "show": ("show", "command", "Show all details of a build: legs, attempts, times, files."),
+    "explain": ("explain", "command", "Explain why a build is waiting, running or failed."),
+    "watch": ("watch", "watch", "Follow builds until they are over."),
+    "log": ("logs", "print_log", "Print or follow a log of a build."),
+    "cancel": ("actions", "cancel", "End builds, waiting or running."),
+    "retry": ("retry", "retry", "Submit builds again, or only their failed legs."),
+    "raise": ("actions", "raise_builds", "Move waiting builds to the front of the queue."),
+    "builders": ("builders", "list_builders", "List the workers: activity, last result, faults."),
+    "drain": ("builders", "drain", "Let a builder take no more jobs."),
+    "resume": ("builders", "resume", "Let a drained builder take jobs again."),
+    "repogen": ("store", "repogen", "Regenerate a target's repodata."),
+    "prune": ("store", "prune_builds", "Drop old builds from the repositories, on bstore."),
+    "scratch": ("store", "scratch", "List and remove scratch builds, on bstore."),
+    "stats": ("stats", "command", "Show builds, failures and times by arch, package and builder."),
+    "metrics": ("metrics", "command", "Print statistics for Prometheus, as OpenMetrics text."),
+    "queues": ("queues", "command", "Show the jobs and watchers of each tube, and pending notifications."),
+    "buried": ("buried", "list_buried", "List refused jobs and the reasons."),
+    "kick": ("buried", "kick", "Put buried jobs back, to be tried again."),
+    "discard": ("buried", "discard", "Delete buried jobs."),
+    "override": ("actions", "override", "Set a build's status by hand to Override, with a comment."),
+    "doctor": ("doctor.cli", "command", "Check this host's installation; send a canary through the farm."),
+    "config": ("config_cmd", "config_group", "Check a configuration, or print a sample."),
+    "setup": ("setup.cli", "command", "Set this host up for its role: configuration, keys, units."),
 }
 
 
-class Commands(click.Group):
-    """The commands of the table; none is imported to list them."""
+class CommandTable(click.Group):
+    """The subcommands of the table; listing them imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names, in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """One command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"reimzul.admin.{COMMANDS[cmd_name][0]}")
-        command: click.Command = module.command
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"reimzul.admin.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `--help`, from the table."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+            formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
 
 
-@click.command(cls=Commands, name="reimzul", epilog=EXIT_CODES)
+@click.command(cls=CommandTable, name="reimzul", epilog=EXIT_CODES)
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 def reimzul() -> None:
-    """Look at the build farm, and mend it.
+    """Observe and operate the build farm.
 
     \b
     Examples:
@@ -76,7 +73,6 @@ def reimzul() -> None:
 
 
 def main() -> None:
-    """The program."""
     run_command(reimzul, help_without_arguments=True)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from reimzul.admin import reading, since
+from reimzul.admin import options, reading
 from reimzul.admin.figures import figures
 from reimzul.admin.gauges import Sight, gauges
 from reimzul.admin.openmetrics import text
-from reimzul.admin.tubes import all_there_are
+from reimzul.admin.tubes import all_tubes
 from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
@@ -64,9 +64,7 @@ def look(settings: Settings) -> tuple[Sight, list[str]]:
     waiting, owed = [], []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            names = [
-                name for name in all_there_are(broker, settings) if name != "default" and not is_control_tube(name)
-            ]
+            names = [name for name in all_tubes(broker, settings) if name != "default" and not is_control_tube(name)]
             tubes = [broker.tube_stats(name) for name in names]
     except BrokerUnavailable as error:
         faults.append(str(error))
@@ -76,7 +74,7 @@ def look(settings: Settings) -> tuple[Sight, list[str]]:
         faults.append(str(error))
     try:
         with reading.history(settings.history.url) as history:
-            day = figures(history.each(BuildFilter(since=since.timestamp(now - _DAY))))
+            day = figures(history.each(BuildFilter(since=options.build_timestamp(now - _DAY))))
             waiting, owed = history.unfinished(), history.owed()
     except (HistoryAway, NoHistory) as error:
         faults.append(str(error))

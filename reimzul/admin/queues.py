@@ -11,8 +11,8 @@ import attr
 import click
 
 from reimzul.admin import reading
-from reimzul.admin.table import show, show_json, when
-from reimzul.admin.tubes import all_there_are
+from reimzul.admin.output import format_time, print_json, print_table
+from reimzul.admin.tubes import all_tubes
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import EXIT_FAILED, ConfigError
@@ -41,7 +41,7 @@ def command(config: Path | None, verbose: bool, as_json: bool) -> int:
     """
     settings = load_settings(config, verbose)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        tubes = [broker.tube_stats(name) for name in all_there_are(broker, settings)]
+        tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
     tubes = [tube for tube in tubes if tube.name != _DEFAULT or _jobs(tube)]
     owed = all_owed(settings.history.url)
     (_as_json if as_json else _as_tables)(tubes, owed)
@@ -71,20 +71,20 @@ def _jobs(tube: TubeStats) -> int:
 
 def _as_json(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
     rows = [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes]
-    show_json({"tubes": rows, "owed": None if owed is None else list(map(attr.asdict, owed))})
+    print_json({"tubes": rows, "owed": None if owed is None else list(map(attr.asdict, owed))})
 
 
 def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
-    show(_HEADS, [_row(tube) for tube in tubes if not is_control_tube(tube.name)])
+    print_table(_HEADS, [_row(tube) for tube in tubes if not is_control_tube(tube.name)])
     if owed:
         if sys.stdout.isatty():
             click.echo()
-        show(_OWED_HEADS, [_owed_row(each) for each in owed])
+        print_table(_OWED_HEADS, [_owed_row(each) for each in owed])
 
 
 def _owed_row(owed: Owed) -> list[str]:
     # with spaces, which no tube's name has: in a pipe nothing else tells these lines from the tubes'
-    return [f"owed to {owed.sink}", str(owed.count), when(owed.oldest), when(owed.next_try)]
+    return [f"owed to {owed.sink}", str(owed.count), format_time(owed.oldest), format_time(owed.next_try)]
 
 
 def _row(tube: TubeStats) -> list[str]:

@@ -38,5 +38,4 @@ def name_for_workers(broker: Broker, name: str, settings: Settings) -> str:
     except NoPresences:
         return validators.restrict_submitter(name)
     known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in said]
-    taken = not settings.farm.original_workers and all_accept_any_name(broker, known)
-    return name if taken else validators.restrict_submitter(name)
+    return name if all_accept_any_name(broker, known) else validators.restrict_submitter(name)

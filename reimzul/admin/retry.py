@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul retry`: submit a build again as it was, or those of its legs that came to nothing."""
+"""`reimzul retry`: submits builds again as they were, or only their failed legs."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import attr
 import click
 
 from reimzul.admin import finding, reading
-from reimzul.admin.asking import agreed
 from reimzul.admin.finding import Build
-from reimzul.admin.table import show_json
+from reimzul.admin.options import confirm, json_option, now_option
+from reimzul.admin.output import print_json
 from reimzul.core import validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube
@@ -30,13 +29,11 @@ from reimzul.core.store_paths import StoreUrls
 
 log = logging.getLogger(__name__)
 
-_LOST = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
+_FAILED = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 
 
 @attr.frozen(kw_only=True)
-class Retried:
-    """A build that was submitted again."""
-
+class RetryResult:
     parent: str
     build_id: str
     arches: Sequence[str]  #: of its legs, where not all are built again; else the arch it is queued for
@@ -49,18 +46,18 @@ class Retried:
 @click.command("retry", epilog=EXIT_CODES)
 @finding.ids()
 @click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
-@click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
-@click.option("--yes", is_flag=True, help="Do not ask whether to replace what is published. Needed without a terminal.")
-@click.option("--json", "as_json", is_flag=True, help="A list of what was queued. docs/json.md has its keys.")
+@now_option
+@click.option("--yes", is_flag=True, help="Replace published builds without asking. Required without a terminal.")
+@json_option("the queued builds")
 @shared_options
-def command(
+def retry(
     config: Path | None, verbose: bool, given: tuple[str, ...], failed: bool, now: bool, yes: bool, as_json: bool
 ) -> int:
-    """Submit builds again: the same source rpm, target, disttag and arch, as new builds that name the old ones.
+    """Submit builds again with the same source rpm, target, disttag and arch, as new builds that name the old ones.
 
-    The source rpm has to be in incoming/ still, unchanged. Everything is checked before anything is queued. Where a
-    leg that is built again is published, the new one replaces it in the repodata, once you agree. IDs may be shortened
-    to what no other build has.
+    The source rpm has to be in incoming/, unchanged. Everything is checked before anything is queued. If a leg is
+    published, the rebuild replaces it in the repodata; this asks for confirmation. IDs may be shortened to what no
+    other build has.
 
     \b
     Examples:
@@ -71,81 +68,81 @@ def command(
     with reading.history(settings.history.url) as history:
         builds = finding.find_all(history, given)
     known = read_arches(settings.farm.arches)
-    who = current_user()
-    asked = requests(settings, builds, known, who, failed=failed)
-    published = [build.words for build, request in asked if is_listed(build, request)]
+    user = current_user()
+    requests = retry_requests(settings, builds, known, user, failed=failed)
+    published = [build.words for build, request in requests if _is_published(build, request)]
     if published:
-        agreed(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
+        confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        name = reading.name_for_workers(broker, who, settings)
-        asked = [(build, attr.evolve(request, submitter=name)) for build, request in asked]
-        done, fault = _queue_all(broker, asked, known, PRIORITY_NOW if now else PRIORITY)
+        name = reading.name_for_workers(broker, user, settings)
+        requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
+        done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
     if as_json:
-        show_json([attr.asdict(each) for each in done])
+        print_json([attr.asdict(each) for each in done])
     else:
         for each in done:
             what = f"{', '.join(each.arches)} for {each.target}, tube {each.tube}"
             click.echo(f"{each.parent[:8]} again as build {each.build_id}: {what}")
     if fault:
-        print_error(command, fault)
+        print_error(retry, fault)
     return EXIT_FAILED if fault else 0
 
 
-def requests(
-    settings: Settings, builds: Sequence[Build], known: Arches, who: str, *, failed: bool
+def retry_requests(
+    settings: Settings, builds: Sequence[Build], known: Arches, user: str, *, failed: bool
 ) -> list[tuple[Build, BuildRequest]]:
-    """What is to be submitted. Raises `InputError` with a line for each build that cannot be submitted again."""
-    asked, faults = [], []
+    """The requests to queue. Raises `InputError` with a line for each build that cannot be submitted again."""
+    found, faults = [], []
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     for build in builds:
         try:
-            before = _before(build, urls)
-            legs = _lost_legs(build, before) if failed else _all_legs(build, before)
-            sha256 = _checked(settings.incoming.folder, build, before)
-            request = _request(build, legs, sha256, who, known)
-            is_rebuild = is_listed(build, request) or (before is not None and before.rebuild)
-            asked.append((build, attr.evolve(request, rebuild=is_rebuild)))
+            before = _read_request(build, urls)
+            legs = _failed_legs(build, before) if failed else _requested_legs(build, before)
+            sha256 = _check_source(settings.incoming.folder, build, before)
+            request = _new_request(build, legs, sha256, user, known)
+            is_rebuild = _is_published(build, request) or (before is not None and before.rebuild)
+            found.append((build, attr.evolve(request, rebuild=is_rebuild)))
         except InputError as error:
             faults.append(f"{build.words}: {error}")
     if faults:
         raise InputError("\n".join(faults))
-    return asked
+    return found
 
 
-def is_listed(build: Build, request: BuildRequest) -> bool:
+def _is_published(build: Build, request: BuildRequest) -> bool:
     """Whether a leg that a request builds again is published, or about to be."""
-    legs = [leg for leg in build.legs if leg["arch"] in (request.legs or _arches(build))]
+    legs = [leg for leg in build.legs if leg["arch"] in (request.legs or _arches_of(build))]
     return not build.main["scratch"] and any(leg["status"] == Status.SUCCESS or leg.get("published") for leg in legs)
 
 
-def _all_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
-    """The legs that were asked for; none where it was not said which."""
-    if before is not None:  # a retry of one leg may have been of the arch that all are asked for by
+def _requested_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
+    """The legs that the build was restricted to; empty for all of them."""
+    if before is not None:  # a retry of one leg may have been of the arch that stands for all legs
         return before.legs
-    return () if _asked(build) in _arches(build) else _arches(build)
+    return () if _requested_arch(build) in _arches_of(build) else _arches_of(build)
 
 
-def _arches(build: Build) -> tuple[str, ...]:
+def _arches_of(build: Build) -> tuple[str, ...]:
     return tuple(leg["arch"] for leg in build.legs)
 
 
-def _asked(build: Build) -> str:
+def _requested_arch(build: Build) -> str:
     """The arch of the build's request, which its target ends with."""
     main = build.main
     return str(main["arch"]) if main["target"].endswith(f".{main['arch']}") else main["target"].rpartition(".")[2]
 
 
-def _lost_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
-    """The legs that came to nothing; none where that is all there are."""
-    lost = [leg["arch"] for leg in build.legs if leg["status"] in _LOST]
-    if not lost:
+def _failed_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
+    """The legs that failed; empty where all of them did."""
+    failed = [leg["arch"] for leg in build.legs if leg["status"] in _FAILED]
+    if not failed:
         each = [f"{leg['arch']} is {leg['status']}" for leg in build.legs]
         raise InputError(f"no leg of it has failed: {', '.join(each)}")
-    return _all_legs(build, before) if len(lost) == len(build.legs) else tuple(lost)
+    return _requested_legs(build, before) if len(failed) == len(build.legs) else tuple(failed)
 
 
-def _checked(incoming: Path, build: Build, before: BuildRequest | None) -> str:
-    """The sha256 of its source rpm, which has to be what was built before."""
+def _check_source(incoming: Path, build: Build, before: BuildRequest | None) -> str:
+    """The sha256 of the source rpm. Raises `InputError` where it is not the file that was built before."""
     path = incoming / build.main["srpm"]
     try:
         sha256 = sha256_of(path)
@@ -159,12 +156,12 @@ def _checked(incoming: Path, build: Build, before: BuildRequest | None) -> str:
     return sha256
 
 
-def _before(build: Build, urls: StoreUrls) -> BuildRequest | None:
-    """The request that the build was, where a leg of it got as far as the store and that answers."""
-    with HttpSession(timeout=5) as site:
+def _read_request(build: Build, urls: StoreUrls) -> BuildRequest | None:
+    """The build's request as a leg's manifest in the store has it; None where no leg got there or the store is down."""
+    with HttpSession(timeout=5) as session:
         for leg in build.legs:
             try:
-                body = site.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)
+                body = session.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)
                 return Manifest.from_json(parse_json(body)).request
             except (NotFound, InvalidMessage):
                 continue
@@ -173,8 +170,8 @@ def _before(build: Build, urls: StoreUrls) -> BuildRequest | None:
     return None
 
 
-def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Arches) -> BuildRequest:
-    main, arch = build.main, _asked(build)
+def _new_request(build: Build, legs: Sequence[str], sha256: str, user: str, known: Arches) -> BuildRequest:
+    main, arch = build.main, _requested_arch(build)
     if arch not in known.known:
         raise InputError(f"arch {validators.quoted(arch)} is not known any more")
     return BuildRequest(
@@ -183,7 +180,7 @@ def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Ar
         target=main["target"],
         disttag=main["disttag"],
         scratch=bool(main["scratch"]),
-        submitter=who,
+        submitter=user,
         build_id=new_build_id(),
         timestamp=validators.now_timestamp(),
         srpm_sha256=sha256,
@@ -192,28 +189,33 @@ def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Ar
     )
 
 
-def _queue_all(
-    broker: Broker, asked: Sequence[tuple[Build, BuildRequest]], known: Arches, priority: int
-) -> tuple[list[Retried], str]:
-    """Put each; the first fault ends it, and is said beside what was queued before."""
-    done: list[Retried] = []
-    for build, request in asked:
+def queue_retries(
+    broker: Broker, requests: Sequence[tuple[Build, BuildRequest]], known: Arches, priority: int
+) -> tuple[list[RetryResult], str]:
+    """Queue each request until one fails; returns those queued before and the fault. Raises if the first one fails."""
+    done: list[RetryResult] = []
+    for build, request in requests:
         try:
             done.append(_queue(broker, build, request, known.tube_of(request.arch), priority))
         except ReimzulError as error:
             if not done:
                 raise
-            return done, f"not queued: {', '.join(each.words for each, _ in asked[len(done) :])}: {error}"
+            return done, f"not queued: {', '.join(each.words for each, _ in requests[len(done) :])}: {error}"
     return done, ""
 
 
-def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, priority: int) -> Retried:
+def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, priority: int) -> RetryResult:
     job = broker.put(arch_tube(tube), request, priority=priority)
+    about = {name: build.main.get(name) or "" for name in ("pkgname", "evr")}
+    reason = f"job {job} of tube {tube}; it repeats build {build.build_id}"
+    at = round(time.time(), 3)
     try:
-        _announce(broker, build, request, {"tube": tube, "job": job, "priority": priority})
-    except ReimzulError as error:  # the build itself is safe in its tube: who retries it again has two
+        for arch in request.announced_arches:
+            queued = event_for(request, Status.QUEUED, reason=reason, at=at, arch=arch, **about)
+            broker.announce(attr.evolve(queued, tube=tube, job=job, priority=priority))
+    except ReimzulError as error:  # the request is queued all the same: retrying would build it twice
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
-    return Retried(
+    return RetryResult(
         parent=build.build_id,
         build_id=request.build_id,
         arches=request.announced_arches,
@@ -222,11 +224,3 @@ def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, prior
         target=request.target,
         timestamp=request.timestamp,
     )
-
-
-def _announce(broker: Broker, build: Build, request: BuildRequest, where: Mapping[str, Any]) -> None:
-    about = {"pkgname": build.main.get("pkgname") or "", "evr": build.main.get("evr") or ""}
-    reason = f"job {where['job']} of tube {where['tube']}; it repeats build {build.build_id}"
-    at = round(time.time(), 3)
-    for arch in request.announced_arches:
-        broker.announce(event_for(request, Status.QUEUED, reason=reason, at=at, arch=arch, **about, **where))

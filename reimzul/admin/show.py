@@ -11,9 +11,8 @@ import click
 
 from reimzul.admin import finding, reading
 from reimzul.admin.finding import Build
-from reimzul.admin.table import show_json, when
+from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json
 from reimzul.admin.usual import duration
-from reimzul.admin.words import size, skewed, span
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import ReimzulError
 from reimzul.core.http_client import HttpSession, NotFound
@@ -52,7 +51,7 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     told = manifests(urls, build)
     if as_json:
-        show_json(as_object(build, told))
+        print_json(as_object(build, told))
     else:
         for line in as_lines(build, told):
             click.echo(line)
@@ -121,7 +120,7 @@ def as_lines(build: Build, told: Mapping[str, Told]) -> Iterator[str]:
 def state(leg: Document) -> str:
     """What became of a leg, in one phrase."""
     if leg["status"] == Status.SUCCESS and leg.get("published"):
-        return f"{Status.SUCCESS}, published {when(leg['published'])}"
+        return f"{Status.SUCCESS}, published {format_time(leg['published'])}"
     return str(leg["status"]) + (f": {leg['reason']}" if leg.get("reason") else "")
 
 
@@ -151,34 +150,36 @@ def _leg(leg: Document, told: Told) -> Iterator[str]:
 def _times(leg: Document) -> Iterator[str]:
     if leg.get("queued_at"):
         where = f" as job {leg['job']} of tube {leg['tube']}" if leg.get("job") else ""
-        yield _fact("queued", when(leg["queued_at"]) + where)
+        yield _fact("queued", format_time(leg["queued_at"]) + where)
     if leg.get("started"):
         own = leg.get("skew")
-        waited = f", after {span(leg['started'] - leg['queued_at'])}" if leg.get("queued_at") and not own else ""
-        clock = f" (its clock is {skewed(own)})" if own else ""
-        yield _fact("started", f"{when(leg['started'])} on {leg['builder_fqdn'] or '-'}{clock}{waited}")
+        waited = (
+            f", after {format_duration(leg['started'] - leg['queued_at'])}" if leg.get("queued_at") and not own else ""
+        )
+        clock = f" (its clock is {format_skew(own)})" if own else ""
+        yield _fact("started", f"{format_time(leg['started'])} on {leg['builder_fqdn'] or '-'}{clock}{waited}")
     if leg.get("finished"):
-        took = "" if duration(leg) is None else f", after {span(duration(leg) or 0.0)}"
-        yield _fact("finished", when(leg["finished"]) + took)
+        took = "" if duration(leg) is None else f", after {format_duration(duration(leg) or 0.0)}"
+        yield _fact("finished", format_time(leg["finished"]) + took)
     if leg.get("published"):
         known = leg.get("finished") and not leg.get("skew")
-        took = f", after {span(leg['published'] - leg['finished'])}" if known else ""
-        yield _fact("published", when(leg["published"]) + took)
+        took = f", after {format_duration(leg['published'] - leg['finished'])}" if known else ""
+        yield _fact("published", format_time(leg["published"]) + took)
 
 
 def _attempt(attempt: Mapping[str, Any]) -> str:
     took = ""
     if attempt.get("started"):
         end = attempt.get("finished") or attempt.get("at") or attempt["started"]
-        took = f" {when(attempt['started'])}"
-        took += "" if attempt.get("skew") else f", {span(end - attempt['started'])}"
+        took = f" {format_time(attempt['started'])}"
+        took += "" if attempt.get("skew") else f", {format_duration(end - attempt['started'])}"
     why = f": {attempt['reason']}" if attempt.get("reason") else ""
     where = f"; {attempt['url']}" if attempt.get("url") else ""
     return f"{attempt['attempt']} on {attempt['builder_fqdn']}{took}: {attempt['status']}{why}{where}"
 
 
 def _took(phase: Mapping[str, Any]) -> str:
-    return span(phase["end"] - phase["start"]) if phase.get("end") else "did not end"
+    return format_duration(phase["end"] - phase["start"]) if phase.get("end") else "did not end"
 
 
 def _files(told: Told) -> Iterator[str]:
@@ -186,7 +187,7 @@ def _files(told: Told) -> Iterator[str]:
         yield _fact("files", f"not known: {told}")
         return
     yield _fact("config", told.config or "-")
-    yield _fact("files", f"{len(told.files)}, {size(sum(file.size for file in told.files))}")
+    yield _fact("files", f"{len(told.files)}, {format_size(sum(file.size for file in told.files))}")
     for file in told.files:
         yield f"    {file.sha256}  {file.size:>12,}  {file.name}"
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from reimzul.admin import reading, since
+from reimzul.admin import options, reading
 from reimzul.admin.figures import RESULTS, Figures, Group, figures, times
-from reimzul.admin.table import show, show_json, when
+from reimzul.admin.output import format_duration, format_time, print_json, print_table
 from reimzul.admin.tally import Tally
-from reimzul.admin.words import span
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.history import BuildFilter
 
@@ -26,7 +25,7 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 @click.option(
     "--since",
     "begin",
-    callback=since.moment,
+    callback=options.parse_since_option,
     default="7d",
     show_default=True,
     metavar="WHEN",
@@ -51,9 +50,9 @@ def command(config: Path | None, verbose: bool, begin: float, target: str | None
     """
     settings = load_settings(config, verbose)
     with reading.history(settings.history.url) as history:
-        found = figures(history.each(BuildFilter(since=since.timestamp(begin), target=target)))
+        found = figures(history.each(BuildFilter(since=options.build_timestamp(begin), target=target)))
     if as_json:
-        show_json(as_object(found, begin))
+        print_json(as_object(found, begin))
     else:
         _show(found, begin, top)
 
@@ -62,13 +61,13 @@ def _show(found: Figures, begin: float, top: int) -> None:
     """Tables; in a pipe lines that begin with what they are about."""
     terminal = sys.stdout.isatty()
     if terminal:
-        click.echo(f"since {when(begin)}")
+        click.echo(f"since {format_time(begin)}")
     for name, heads, rows in sections(found, top):
         if terminal:
             click.echo()
-            show(heads, rows)
+            print_table(heads, rows)
         else:
-            show(heads, [[name, *row] for row in rows])
+            print_table(heads, [[name, *row] for row in rows])
 
 
 def sections(found: Figures, top: int) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
@@ -101,8 +100,12 @@ def _cells(group: Group) -> list[str]:
     return [
         str(sum(group.results.values())),
         str(group.failed),
-        *([span(waited.median), span(waited.p95)] if waited else ["-", "-"]),
-        *([span(took.median), span(took.p95), span(took.total)] if took else ["-", "-", "-"]),
+        *([format_duration(waited.median), format_duration(waited.p95)] if waited else ["-", "-"]),
+        *(
+            [format_duration(took.median), format_duration(took.p95), format_duration(took.total)]
+            if took
+            else ["-", "-", "-"]
+        ),
     ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tubes a person can mean, and how many buried jobs each has."""
+"""Lists the farm's tubes, and counts the buried jobs in them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import InputError
 
 
-def the_farms(settings: Settings) -> list[str]:
-    """The arches' tubes and the farm's own, whether beanstalkd has them now or not."""
+def farm_tubes(settings: Settings) -> list[str]:
+    """The arches' tubes and the daemons', whether beanstalkd has them now or not."""
     return [*read_arches(settings.farm.arches).tubes(), CREATEREPO.name, TOSIGN.name, NOTIFY.name]
 
 
-def all_there_are(broker: Broker, settings: Settings) -> list[str]:
-    """The farm's, then all others that there are."""
-    known = the_farms(settings)
+def all_tubes(broker: Broker, settings: Settings) -> list[str]:
+    """The farm's tubes, then all others that beanstalkd has."""
+    known = farm_tubes(settings)
     return [*known, *(name for name in broker.list_tubes() if name not in known)]
 
 
-def named(broker: Broker, settings: Settings, tube: str | None) -> list[str]:
-    """The tube a person named, or all. Raises `InputError` for one that is neither there nor the farm's."""
-    tubes = all_there_are(broker, settings)
+def select_tubes(broker: Broker, settings: Settings, tube: str | None) -> list[str]:
+    """The given tube, or all. Raises `InputError` for a tube that neither beanstalkd nor the farm has."""
+    tubes = all_tubes(broker, settings)
     if tube is None:
         return tubes
     if tube not in tubes:
@@ -35,7 +35,6 @@ def named(broker: Broker, settings: Settings, tube: str | None) -> list[str]:
     return [tube]
 
 
-def with_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
-    """Those of them that have buried jobs, and how many."""
+def count_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
     counts = {tube: broker.tube_stats(tube).buried for tube in tubes}
     return {tube: count for tube, count in counts.items() if count}

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reimzul.admin.facts import GONE, Explanation, Facts, at_it, began, failures, is_silent, usually
-from reimzul.admin.table import when
+from reimzul.admin.output import format_duration, format_time, pluralize
 from reimzul.admin.usual import ends
 from reimzul.admin.waiting import lost, who
-from reimzul.admin.words import counted, span
 from reimzul.core.message import Status
 from reimzul.history.presence import Seen
 
@@ -33,32 +32,35 @@ def building(facts: Facts) -> Explanation:
         return Explanation(state="building", sentences=[*words, "Nothing was built on that arch before."])
     end = ends(takes, spent)
     late = "It takes longer than nine in ten did." if spent >= takes.high else ""
-    until = late or f"So about {span(end.likely)} are left, at most {span(end.high)} nine times in ten."
+    until = (
+        late
+        or f"So about {format_duration(end.likely)} are left, at most {format_duration(end.high)} nine times in ten."
+    )
     return Explanation(state="building", sentences=[*words, f"{usually(facts)} {until}"], end=end)
 
 
 def _builder(facts: Facts, seen: Seen | None) -> Iterator[str]:
     leg = facts.leg
-    since = f" for {span(facts.now - began(leg))} now" if began(leg) else ""
+    since = f" for {format_duration(facts.now - began(leg))} now" if began(leg) else ""
     yield f"{leg['builder_fqdn'] or 'A worker'} builds it{since} (attempt {leg['attempt'] or '-'})."
     if seen is None or seen.presence.build is None:
         return
     if is_silent(seen, facts.now):
-        yield f"That worker has said nothing for {span(facts.now - seen.heard)}."
+        yield f"That worker has said nothing for {format_duration(facts.now - seen.heard)}."
         yield "When its link is found dead, which takes half a minute, its job is given to another."
     elif seen.presence.build.phase and seen.presence.build.arch == leg["arch"]:
         build = seen.presence.build
-        yield f"It is at {build.phase}, for {span(seen.since(build.since, facts.now))}."
+        yield f"It is at {build.phase}, for {format_duration(seen.since(build.since, facts.now))}."
 
 
 def built(facts: Facts) -> Explanation:
     """Whether it is published, and what that waits for."""
     leg = facts.leg
     if leg.get("published"):
-        words = [f"It is published in {leg['target']} since {when(leg['published'])}: {leg['url']}"]
+        words = [f"It is published in {leg['target']} since {format_time(leg['published'])}: {leg['url']}"]
         unsigned = facts.tosign.ready + facts.tosign.reserved
         if unsigned:
-            words.append(f"{counted(unsigned, 'build')} in tube tosign still to be laid out for the signer.")
+            words.append(f"{pluralize(unsigned, 'build')} in tube tosign still to be laid out for the signer.")
         return Explanation(state="published", sentences=words)
     if leg.get("scratch"):
         words = [f"It was built; a scratch build is not published. It is at {leg['url']}"]
@@ -68,11 +70,11 @@ def built(facts: Facts) -> Explanation:
 
 def _unpublished(facts: Facts) -> Iterator[str]:
     finished = facts.leg.get("finished") if not facts.leg.get("skew") else 0.0
-    since = f" {span(facts.now - finished)} ago" if finished else ""
+    since = f" {format_duration(facts.now - finished)} ago" if finished else ""
     yield f"It was built{since} and uploaded, and is not published yet."
     tube = facts.createrepo
     if facts.stuck is not None:
-        ago = f" {span(facts.now - facts.stuck.at)} ago" if facts.stuck.at else ""
+        ago = f" {format_duration(facts.now - facts.stuck.at)} ago" if facts.stuck.at else ""
         on = f" on {facts.stuck.by}" if facts.stuck.by else ""
         yield f"The repodata of {facts.leg['target']} stays as it was: [repogen] after_createrepo failed{on}{ago}."
         yield f"It said: {facts.stuck.why or '-'}. It is tried again."
@@ -83,10 +85,10 @@ def _unpublished(facts: Facts) -> Iterator[str]:
         held = f"{tube.ready} that wait and {tube.reserved} in hand"
         yield f"Tube createrepo has {held}; a target is indexed once for all of them."
     elif tube.delayed:
-        again = f"{counted(tube.delayed, 'request')} in tube createrepo will be tried again"
+        again = f"{pluralize(tube.delayed, 'request')} in tube createrepo will be tried again"
         yield f"{again}: bstore's journal says what failed."
     if tube.buried:
-        yield f"{counted(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
+        yield f"{pluralize(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
 
 
 def ended(facts: Facts) -> Explanation:
@@ -98,7 +100,7 @@ def ended(facts: Facts) -> Explanation:
         return Explanation(state="override", sentences=[*words, f"A person has decided it: {leg['comment'] or '-'}"])
     rejected = status == Status.REJECTED  # by the store, whichever builder had built it
     where = f" on {leg['builder_fqdn']}" if leg.get("builder_fqdn") and not rejected else ""
-    when_ended = f" {when(leg['finished'])}" if leg.get("finished") else ""
+    when_ended = f" {format_time(leg['finished'])}" if leg.get("finished") else ""
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
     words.append(f"{verb.get(status, status)}{where}{when_ended}: {leg['reason'] or '-'}.")
     first = leg.get("error_line") or _first_line(leg.get("first_error") or "")

@@ -18,9 +18,8 @@ from reimzul.admin.facts import (
     package_of,
     usually,
 )
-from reimzul.admin.table import when
+from reimzul.admin.output import format_duration, format_time, join_words, pluralize
 from reimzul.admin.usual import IDLE, Forecast, Usual, ends, left, starts
-from reimzul.admin.words import counted, listed, span
 from reimzul.core.message import WorkerState
 from reimzul.history.presence import Seen
 
@@ -56,18 +55,19 @@ def _taken(facts: Facts) -> Explanation:
     if takes is None:
         return Explanation(state="taken", sentences=[*failures(facts), words])
     end = ends(takes, spent)
-    so = f"{usually(facts)} So it should be built by {when(facts.now + end.likely)}, in {span(end.likely)}."
+    by, remaining = format_time(facts.now + end.likely), format_duration(end.likely)
+    so = f"{usually(facts)} So it should be built by {by}, in {remaining}."
     return Explanation(state="taken", sentences=[*failures(facts), words, so], end=end)
 
 
 def _place(facts: Facts) -> Iterator[str]:
     leg = facts.leg
-    since = f", for {span(facts.now - leg['queued_at'])} now" if leg.get("queued_at") else ""
+    since = f", for {format_duration(facts.now - leg['queued_at'])} now" if leg.get("queued_at") else ""
     urgency = f", priority {leg['priority']}" if leg.get("priority") is not None else ""
     number = f" as job {leg['job']}" if leg.get("job") else ""
     yield f"It waits in tube {facts.tube.name}{number}{urgency}{since}."
     if _pause(facts) > 0:
-        yield f"Nobody gets it before {when(leg['due'])}, in {span(_pause(facts))}."
+        yield f"Nobody gets it before {format_time(leg['due'])}, in {format_duration(_pause(facts))}."
 
 
 def _obstacle(facts: Facts) -> Iterator[str]:
@@ -89,12 +89,12 @@ def _ahead(facts: Facts) -> Iterator[str]:
         return
     usual = [facts.arch.of(each.get("pkgname") or "") for each in facts.ahead]
     known = [each.mean for each in usual if each]
-    takes = f"; by what such builds took before, {span(sum(known))} of one worker's time" if known else ""
+    takes = f"; by what such builds took before, {format_duration(sum(known))} of one worker's time" if known else ""
     verb = "is" if len(facts.ahead) == 1 else "are"
-    yield f"{counted(len(facts.ahead), 'build')} {verb} ahead of it in that tube{takes}."
+    yield f"{pluralize(len(facts.ahead), 'build')} {verb} ahead of it in that tube{takes}."
     if facts.beside:
         tubes = sorted({each["tube"] for each in facts.beside})
-        yield f"The same builders take {counted(len(facts.beside), 'build')} from {listed(tubes)} before it."
+        yield f"The same builders take {pluralize(len(facts.beside), 'build')} from {join_words(tubes)} before it."
 
 
 def _lost(facts: Facts) -> Iterator[str]:
@@ -116,18 +116,18 @@ def who(facts: Facts) -> Iterator[str]:
     if facts.tube.watchers == 0:
         yield f"Nobody watches tube {facts.tube.name}: no builder that could build it is connected."
     if facts.workers is None:
-        yield f"{counted(facts.tube.watchers, 'worker')} watch that tube; which, cannot be known here."
+        yield f"{pluralize(facts.tube.watchers, 'worker')} watch that tube; which, cannot be known here."
         return
     able = _able(facts)
     if able:
-        yield f"{counted(len(able), 'worker')} could take it."
+        yield f"{pluralize(len(able), 'worker')} could take it."
     for seen in list(facts.workers)[:_NAMED]:
         yield f"{named(seen, facts.workers)} {_does(seen, facts)}."
     rest = list(facts.workers)[_NAMED:]
     if rest:
         states = [_state(seen, facts.now) for seen in rest]
         each = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        yield f"And {counted(len(rest), 'worker')} more: {listed(each)}."
+        yield f"And {pluralize(len(rest), 'worker')} more: {join_words(each)}."
 
 
 def _able(facts: Facts) -> list[Seen]:
@@ -145,7 +145,7 @@ def _state(seen: Seen, now: float) -> str:
 def _does(seen: Seen, facts: Facts) -> str:
     there, now = seen.presence, facts.now
     if is_silent(seen, now):
-        return f"has said nothing for {span(now - seen.heard)}"
+        return f"has said nothing for {format_duration(now - seen.heard)}"
     if there.state in (WorkerState.DRAINED, WorkerState.UNFIT, WorkerState.QUARANTINED):
         why = there.why if there.why.startswith(there.state) else f"{there.state}: {there.why}".rstrip(": ")
         return f"takes nothing ({why})"
@@ -153,10 +153,10 @@ def _does(seen: Seen, facts: Facts) -> str:
         return "is free"
     build = there.build
     takes = facts.arch.of(package_of(build.srpm))
-    usually = f", of usually {span(takes.median)}" if takes and takes.own else ""
+    usually = f", of usually {format_duration(takes.median)}" if takes and takes.own else ""
     after = ", and takes nothing after that" if there.state == WorkerState.DRAINING else ""
     phase = f" ({build.phase})" if build.phase else ""
-    spent = span(seen.since(build.started, now))
+    spent = format_duration(seen.since(build.started, now))
     return f"builds {build.srpm} for {build.target}{phase}, for {spent} now{usually}{after}"
 
 
@@ -193,8 +193,9 @@ def _expected(facts: Facts, start: Forecast | None, end: Forecast | None) -> Ite
     elif start.high < 1:
         yield "It should start at once."
     else:
-        yield f"It should start in about {span(start.likely)}, {between(start.low, start.high)}."
+        yield f"It should start in about {format_duration(start.likely)}, {between(start.low, start.high)}."
     if end is not None:
-        yield f"{usually(facts)} So it should be built by {when(facts.now + end.likely)}, in {span(end.likely)}."
+        by, remaining = format_time(facts.now + end.likely), format_duration(end.likely)
+        yield f"{usually(facts)} So it should be built by {by}, in {remaining}."
     elif start is not None:
         yield "How long it takes cannot be said: nothing was built on that arch before."

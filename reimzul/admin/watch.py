@@ -1,52 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul watch`: builds as they go on, until they are over."""
+"""`reimzul watch`: shows builds as they go on, until they are over."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Optional
 
+import attr
 import click
 
 from reimzul.admin import finding, reading
-from reimzul.admin.facts import GONE
+from reimzul.admin.facts import GONE, began
 from reimzul.admin.finding import Build
-from reimzul.admin.following import Row, exit_code, is_over, row, unheard
 from reimzul.admin.jobs import job_state, turn
-from reimzul.admin.screen import screen
-from reimzul.admin.usual import OF_PACKAGE, Usual, durations, usual
-from reimzul.core.arch import read_arches
+from reimzul.admin.output import fit_columns, format_duration, format_time, pluralize
+from reimzul.admin.usual import OF_PACKAGE, Usual, duration, durations, usual
+from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
-from reimzul.core.errors import EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
+from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.message import CurrentBuild, Status
 from reimzul.history import BuildFilter, Document, History, HistoryAway, NoHistory
 from reimzul.history.presence import NoPresences
 
-#: Seconds between two looks, and between two reckonings of places in the queue: these read all that waits.
-_LOOK, _RECKON = 1.0, 5.0
-#: Seconds after which what a worker has said before it deleted the job is in the history.
-_TOLD = 3.0
-#: Seconds that a build is shown after it has ended, where all are followed.
-_SHOWN = 60.0
-#: Legs that a build may have.
-_LEGS = 50
+_POLL_SECONDS = 1.0
+#: Seconds between two counts of positions in the queue: these read all waiting builds.
+_POSITIONS_SECONDS = 5.0
+#: Seconds after which a worker's last event before it deleted its job is in the history.
+_SETTLE_SECONDS = 3.0
+#: Seconds that a build is shown after its end where all builds are followed.
+_SHOWN_AFTER_END_SECONDS = 60.0
+#: How many legs of one build are read.
+_MAX_LEGS = 50
+
+#: States of a leg that goes on, in this order; then it gets one of those that are final.
+NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
+SUCCESS_STATES = ("published", "built and not to be published")
+_HEADS = ("BUILD", "SOURCE", "ARCH", "STATE", "TIME", "USUALLY", "BUILDER", "TARGET")
+#: How many columns are shown on the narrowest terminal.
+_NEEDED_COLUMNS = 6
 
 
 @click.command("watch", epilog=EXIT_CODES)
 @finding.ids(required=False)
-@click.option("--new", is_flag=True, help="The ids, in full, are of builds just submitted: wait to hear of them.")
-@click.option("--json", "as_json", is_flag=True, help="A line for each change, an object. docs/json.md has its keys.")
+@click.option(
+    "--new", is_flag=True, help="The builds were just submitted: wait until they are recorded. Full IDs only."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each change. See docs/json.md.")
 @shared_options
-def command(config: Path | None, verbose: bool, given: tuple[str, ...], new: bool, as_json: bool) -> int:
-    """Follow builds until they are published, failed or cancelled; without IDs, all that wait or are built now.
+def watch(config: Path | None, verbose: bool, given: tuple[str, ...], new: bool, as_json: bool) -> int:
+    """Follow builds until they are published, failed or cancelled; without IDs, all that wait or run now.
 
-    On a terminal a table that is kept up to date: the place in the queue, the phase, the time it takes against the
-    usual time of that package. In a pipe a line for each change. The exit code is 0 where all builds came out well,
-    and 1 where one did not. Ctrl-C leaves the builds running. IDs may be shortened to what no other build has.
+    A terminal shows a table that is kept up to date: position in the queue, phase, and time taken beside the usual time
+    of that package. A pipe gets a line for each change. The exit code is 0 if all builds succeeded, otherwise 1. Ctrl-C
+    leaves the builds running. IDs may be shortened to what no other build has.
 
     \b
     Examples:
@@ -54,21 +68,22 @@ def command(config: Path | None, verbose: bool, given: tuple[str, ...], new: boo
       reimzul watch
     """
     settings = load_settings(config, verbose)
-    wanted = _wanted(settings, given, new)
+    build_ids = _full_ids(settings, given, new)
+    screen = TableScreen() if sys.stdout.isatty() and not as_json else LineScreen(as_json=as_json)
     try:
-        return Follower(settings, wanted).run(as_json=as_json)
+        return BuildWatcher(settings, build_ids).run(screen)
     except KeyboardInterrupt:
-        again = " ".join(["reimzul watch", *(each[:8] for each in wanted)])
-        click.echo(f"\nthe builds go on; to look again: {again}", err=True)
+        command = " ".join(["reimzul watch", *(each[:8] for each in build_ids)])
+        click.echo(f"\nthe builds go on; to follow them again: {command}", err=True)
         return EXIT_INTERRUPTED
 
 
-def _wanted(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
-    """The whole ids of the builds that are meant; none means all."""
+def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
+    """The full ids of the builds to follow; empty for all."""
     if new:
-        for word in given:
-            if not re.fullmatch("[0-9a-f]{32}", word):
-                raise InputError(f"{word}: with --new an id is given in full, 32 hex digits")
+        for build_id in given:
+            if not re.fullmatch("[0-9a-f]{32}", build_id):
+                raise InputError(f"{build_id}: with --new an id is given in full, 32 hex digits")
         return list(dict.fromkeys(given))
     if not given:
         return []
@@ -76,98 +91,97 @@ def _wanted(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
         return [build.build_id for build in finding.find_all(history, given)]
 
 
-class Follower:
-    """Looks, and shows what it saw, until all is over."""
+class BuildWatcher:
+    """Polls the history, the workers and beanstalkd, and shows the builds until all are over."""
 
-    def __init__(self, settings: Settings, wanted: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, build_ids: Sequence[str]) -> None:
         self._settings = settings
-        self._known = read_arches(settings.farm.arches)
-        self._wanted = list(wanted)
+        self._arches = read_arches(settings.farm.arches)
+        self._build_ids = list(build_ids)
         self._usual: dict[tuple[str, str], Usual | None] = {}
-        self._places: dict[str, int] = {}
-        self._reckoned = float("-inf")
+        self._positions: dict[str, int] = {}
+        self._positions_at = float("-inf")
         self._broker: Broker | None = None
-        self._running: set[str] = set()  #: where all are followed: those that ran at the last look,
-        self._ended: dict[str, float] = {}  #: and when those had ended that did not any more
+        self._running: set[str] = set()  #: builds that ran at the last poll, where all are followed
+        self._ended: dict[str, float] = {}  #: of those, when each was first found not to run any more
         self._gone: dict[str, float] = {}  #: when the job of a build was first found deleted
 
-    def run(self, *, as_json: bool) -> int:
-        """Until all of those that were named are over; without names, until somebody ends us."""
-        shown = screen(as_json=as_json)
-        rows: list[Row] = []
+    def run(self, screen: TableScreen | LineScreen) -> int:
+        """Show the builds until all that were named are over; returns the exit code."""
+        rows: list[LegRow] = []
         while True:
-            note, over = "", False
+            note, is_over = "", False
             try:
-                rows, over = self._look()
+                rows, is_over = self._poll()
             except (HistoryAway, NoHistory) as error:
-                if not rows and isinstance(error, HistoryAway):  # it never could be read: it may not be ours to read
+                if not rows and isinstance(error, HistoryAway):  # never read so far: this user may not be allowed to
                     raise
-                rows, note = rows or [unheard(each) for each in self._wanted], str(error)
-            shown.show(rows, note)
-            if over:
-                return exit_code(rows)
-            time.sleep(_LOOK)
+                rows, note = rows or [make_unrecorded_row(each) for each in self._build_ids], str(error)
+            screen.show(rows, note)
+            if is_over:
+                return rows_exit_code(rows)
+            time.sleep(_POLL_SECONDS)
 
-    def _look(self) -> tuple[list[Row], bool]:
+    def _poll(self) -> tuple[list[LegRow], bool]:
         with reading.history(self._settings.history.url) as history:
-            builds = self._builds(history)
-            self._reckon(history, builds)
-            hands = self._hands()
+            builds = self._read_builds(history)
+            self._update_positions(history, builds)
+            current = self._read_current_builds()
             now = time.time()
-            rows = {build.build_id: self._rows(history, build, hands, now) for build in builds}
-        missing = [unheard(each) for each in self._wanted if each not in rows]
-        over = not missing and bool(self._wanted) and all(self._is_over(each, rows[each.build_id]) for each in builds)
-        return [*missing, *(each for build in builds for each in rows[build.build_id])], over
+            rows = {build.build_id: self._make_rows(history, build, current, now) for build in builds}
+        missing = [make_unrecorded_row(each) for each in self._build_ids if each not in rows]
+        is_over = not missing and bool(self._build_ids) and all(self._is_over(b, rows[b.build_id]) for b in builds)
+        return [*missing, *(each for build in builds for each in rows[build.build_id])], is_over
 
-    def _builds(self, history: History) -> list[Build]:
-        if self._wanted:
-            return _read(history, self._wanted)
+    def _read_builds(self, history: History) -> list[Build]:
+        if self._build_ids:
+            return _read_by_ids(history, self._build_ids)
         running = sorted(finding.gathered(history.unfinished()), key=_running_first)
-        now, there = time.monotonic(), {build.build_id for build in running}
-        self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN}
-        self._ended.update({each: now for each in self._running - there})
-        self._running = there
-        return [*running, *_read(history, self._ended)]
+        now, ids = time.monotonic(), {build.build_id for build in running}
+        self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
+        self._ended.update({each: now for each in self._running - ids})
+        self._running = ids
+        return [*running, *_read_by_ids(history, self._ended)]
 
-    def _rows(self, history: History, build: Build, hands: Mapping[str, CurrentBuild], now: float) -> list[Row]:
-        hand = hands.get(build.build_id)
-        return [row(leg, now, self._places.get(leg["build_id"]), hand, self._takes(history, leg)) for leg in build.legs]
+    def _make_rows(
+        self, history: History, build: Build, current: Mapping[str, CurrentBuild], now: float
+    ) -> list[LegRow]:
+        position, mine = self._positions.get(build.build_id), current.get(build.build_id)
+        return [make_row(leg, now, position, mine, self._usual_duration(history, leg)) for leg in build.legs]
 
-    def _takes(self, history: History, leg: Document) -> Usual | None:
+    def _usual_duration(self, history: History, leg: Document) -> Usual | None:
         key = (leg.get("pkgname") or "", leg["arch"])
         if key not in self._usual:
             self._usual[key] = usual(durations(history.past(*key, OF_PACKAGE))) if key[0] else None
         return self._usual[key]
 
-    def _reckon(self, history: History, builds: Iterable[Build]) -> None:
-        """Whose turn it is when, now and then."""
-        waits = [build for build in builds if build.main["status"] == Status.QUEUED]
-        if not waits:
-            self._places = {}
-        elif time.monotonic() - self._reckoned > _RECKON or not self._places:
-            self._reckoned = time.monotonic()
-            self._places = places(history.unfinished())
+    def _update_positions(self, history: History, builds: Iterable[Build]) -> None:
+        if not any(build.main["status"] == Status.QUEUED for build in builds):
+            self._positions = {}
+        elif time.monotonic() - self._positions_at > _POSITIONS_SECONDS or not self._positions:
+            self._positions_at = time.monotonic()
+            self._positions = queue_positions(history.unfinished())
 
-    def _hands(self) -> dict[str, CurrentBuild]:
+    def _read_current_builds(self) -> dict[str, CurrentBuild]:
         try:
             seen = reading.workers(self._settings)
         except NoPresences:
             return {}
-        hands = [each.presence.build for each in sorted(seen, key=lambda each: each.heard)]
-        return {hand.build_id: hand for hand in hands if hand}
+        current = [each.presence.build for each in sorted(seen, key=lambda each: each.heard)]
+        return {build.build_id: build for build in current if build}
 
-    def _is_over(self, build: Build, rows: Sequence[Row]) -> bool:
-        if is_over(build, rows, self._known, gone=False):
+    def _is_over(self, build: Build, rows: Sequence[LegRow]) -> bool:
+        if is_build_over(build, rows, self._arches, gone=False):
             return True
-        if not is_over(build, rows, self._known, gone=True):
+        if not is_build_over(build, rows, self._arches, gone=True):
             return False
-        if self._job(build.main) != GONE:
+        if self._job_state(build.main) != GONE:
             self._gone.pop(build.build_id, None)
             return False
-        return time.monotonic() - self._gone.setdefault(build.build_id, time.monotonic()) > _TOLD
+        return time.monotonic() - self._gone.setdefault(build.build_id, time.monotonic()) > _SETTLE_SECONDS
 
-    def _job(self, leg: Document) -> str:
-        """What beanstalkd says of a job; nothing while it is away."""
+    def _job_state(self, leg: Document) -> str:
+        """The state of a job in beanstalkd; empty while that cannot be reached."""
         try:
             if self._broker is None:
                 self._broker = Broker(self._settings.beanstalkd.host, self._settings.beanstalkd.port)
@@ -179,19 +193,17 @@ class Follower:
         return ""
 
 
-def _read(history: History, build_ids: Iterable[str]) -> list[Build]:
-    found: list[Document] = []
-    for each in build_ids:
-        found += history.builds(BuildFilter(build_id=each), _LEGS)
-    return finding.gathered(found)
+def _read_by_ids(history: History, build_ids: Iterable[str]) -> list[Build]:
+    legs = [leg for each in build_ids for leg in history.builds(BuildFilter(build_id=each), _MAX_LEGS)]
+    return finding.gathered(legs)
 
 
-def places(unfinished: Iterable[Document]) -> dict[str, int]:
-    """How many builds are before each that waits, in its own tube."""
+def queue_positions(unfinished: Iterable[Document]) -> dict[str, int]:
+    """How many builds are before each waiting one in its own tube."""
     tubes: dict[str, dict[int, Document]] = {}
     for leg in unfinished:
         if leg["status"] == Status.QUEUED and leg.get("job"):
-            tubes.setdefault(leg["tube"], {})[leg["job"]] = leg  # legs that were put again together are one job
+            tubes.setdefault(leg["tube"], {})[leg["job"]] = leg  # legs that were queued together are one job
     found: dict[str, int] = {}
     for legs in tubes.values():
         for number, leg in enumerate(sorted(legs.values(), key=turn)):
@@ -201,3 +213,160 @@ def places(unfinished: Iterable[Document]) -> dict[str, int]:
 
 def _running_first(build: Build) -> tuple[bool, int, int]:
     return build.main["status"] == Status.QUEUED, *turn(build.main)
+
+
+# --- rows
+
+
+@attr.frozen(kw_only=True)
+class LegRow:
+    build_id: str
+    srpm: str
+    arch: str
+    target: str
+    state: str  #: one of the states above; else failed, rejected, cancelled, override
+    words: str  #: the state for a person: position, phase, reason
+    elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
+    usual: Optional[float] = None  #: seconds such a build takes
+    builder: str = ""
+    url: str = ""
+    changed: tuple[str, ...] = ()  #: the values whose change is worth a new line
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in (NOT_RECORDED, WAITING, BUILDING, BUILT)
+
+
+def make_unrecorded_row(build_id: str) -> LegRow:
+    """A build that was just submitted and is not in the history yet."""
+    words, state = "submitted; not recorded by the notifier yet", NOT_RECORDED
+    return LegRow(build_id=build_id, srpm="-", arch="-", target="-", state=state, words=words, changed=(state,))
+
+
+def make_row(leg: Document, now: float, ahead: int | None, current: CurrentBuild | None, usual: Usual | None) -> LegRow:
+    """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
+    phase = current.phase if current is not None and current.arch == leg["arch"] else ""
+    state, words = _describe_state(leg, ahead, phase)
+    return LegRow(
+        build_id=leg["build_id"],
+        srpm=leg["srpm"],
+        arch=leg["arch"],
+        target=leg["target"],
+        state=state,
+        words=words,
+        elapsed=_elapsed_seconds(leg, state, now),
+        usual=usual.median if usual and state in (WAITING, BUILDING) else None,
+        builder=leg.get("builder_fqdn") or "",
+        url=leg.get("url") or "",
+        changed=(state, leg.get("attempt") or "", phase),
+    )
+
+
+def _describe_state(leg: Document, ahead: int | None, phase: str) -> tuple[str, str]:
+    status = leg["status"]
+    if status == Status.QUEUED:
+        position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
+        reason = f"; {leg['reason']}" if leg.get("attempts") and leg.get("reason") else ""
+        return WAITING, f"waits{position}{reason}"
+    if status == Status.BUILDING:
+        return BUILDING, phase or "builds"
+    if status == Status.SUCCESS:
+        if leg.get("published"):
+            return "published", "published"
+        return (SUCCESS_STATES[1], "built (scratch)") if leg.get("scratch") else (BUILT, "built, to be published")
+    return status.lower(), f"{status.lower()}: {leg.get('comment') or leg.get('reason') or '-'}"
+
+
+def _elapsed_seconds(leg: Document, state: str, now: float) -> float | None:
+    if state == WAITING:
+        return now - leg["queued_at"] if leg.get("queued_at") else None
+    if state == BUILDING:
+        return float(now - began(leg)) if began(leg) else None
+    return duration(leg)
+
+
+def expected_arches(build: Build, known: Arches) -> set[str]:
+    """The arches of the legs that the build's request has, as far as that is known."""
+    main = build.main
+    legs = {leg["arch"] for leg in build.legs}
+    if main["arch"] not in known.known or not main["target"].endswith(f".{main['arch']}"):
+        return legs  # the request was restricted to some legs
+    return legs | (set(known.legs_of(main["arch"], main.get("pkgname") or "")) - set(main.get("skipped") or {}))
+
+
+def is_build_over(build: Build, rows: Sequence[LegRow], known: Arches, *, gone: bool) -> bool:
+    """Whether a build is over; `gone`: its job is deleted, so no further leg is begun."""
+    all_over = all(each.is_over for each in rows)
+    return all_over and (gone or expected_arches(build, known) <= {each.arch for each in rows})
+
+
+def rows_exit_code(rows: Sequence[LegRow]) -> int:
+    return 0 if all(each.state in SUCCESS_STATES for each in rows) else EXIT_FAILED
+
+
+def row_cells(row: LegRow) -> list[str]:
+    elapsed, usually = ("-" if each is None else format_duration(each) for each in (row.elapsed, row.usual))
+    return [row.build_id[:8], row.srpm, row.arch, row.words, elapsed, usually, row.builder or "-", row.target]
+
+
+def row_to_dict(row: LegRow, at: float) -> Mapping[str, Any]:
+    values = attr.asdict(row, filter=lambda field, _: field.name != "changed")
+    return {**values, "at": round(at, 3), "over": row.is_over}
+
+
+# --- screens
+
+
+class TableScreen:
+    """A table on a terminal, redrawn in its place."""
+
+    def __init__(self) -> None:
+        self._drawn_lines = 0
+
+    def show(self, rows: Sequence[LegRow], note: str) -> None:
+        """Show the rows as they are now; `note` is about all of them."""
+        size = shutil.get_terminal_size((100, 24))
+        room = max(1, size.lines - 3)
+        # legs that are over make room first, and of them those that succeeded; the order stays
+        ranked = sorted(
+            range(len(rows)), key=lambda number: (rows[number].is_over, rows[number].state in SUCCESS_STATES)
+        )
+        shown = [rows[number] for number in sorted(ranked[:room])]
+        lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, _NEEDED_COLUMNS))
+        if len(shown) < len(rows):
+            lines.append(f"and {len(rows) - len(shown)} more")
+        if note:
+            lines.append(note[: size.columns])
+        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
+        # clear behind the end of each line, and all that is below the last one
+        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
+        self._drawn_lines = len(lines)
+
+
+class LineScreen:
+    """A line for each change of a leg's state, attempt or phase."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._printed: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._note = ""
+
+    def show(self, rows: Sequence[LegRow], note: str) -> None:
+        now = time.time()
+        for each in rows:
+            key = (each.build_id, each.arch)
+            if self._printed.get(key) != each.changed:
+                self._printed[key] = each.changed
+                self._print_row(each, now)
+        if note and note != self._note:
+            click.echo(note, err=True)
+        self._note = note
+
+    def _print_row(self, row: LegRow, now: float) -> None:
+        if self._as_json:
+            click.echo(json.dumps(row_to_dict(row, now), sort_keys=True))
+        else:
+            url = [row.url] if row.is_over and row.url else []
+            click.echo("\t".join([format_time(now), *row_cells(row), *url]))
+        sys.stdout.flush()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`incoming/`: finding a source rpm there, or bringing one in, whole or not at all."""
+"""Finds a source rpm in `incoming/`, or copies it there, completely or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import attr
@@ -18,24 +18,22 @@ from reimzul.core.manifest import sha256_of
 from reimzul.core.readable import find_unreadable
 from reimzul.core.rpm_header import Header, read_source_header
 
-#: How the names of copies begin that are being made, and the seconds after which nobody is making one any more.
-_BESIDE, _LEFT = ".incoming-", 86_400
+#: Prefix of unfinished copies, and the seconds after which one is left over from a killed submission.
+_COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
 
 
 @attr.frozen(kw_only=True)
 class Source:
-    """A source rpm that lies in `incoming/`."""
-
     name: str  #: of the file
     sha256: str
     header: Header
-    copied: bool  #: whether we brought it in
+    copied: bool  #: whether this submission copied it there
 
 
-def find(given: str, incoming: Path) -> Path:
-    """The file `-s` names: of `incoming/`, else a path; where it is in neither, an `InputError` says so."""
+def find_source(given: str, incoming: Path) -> Path:
+    """The file that `-s` names: one in `incoming/`, else a path. Raises `InputError` where there is neither."""
     if not given.isprintable():
-        raise InputError(f"{validators.quoted(given)} is no name of a file we take: it has unprintable characters")
+        raise InputError(f"{validators.quoted(given)} is not accepted as a file name: it has unprintable characters")
     inside = incoming / given
     if "/" not in given and os.path.isfile(inside):  # Path.is_file raises for a name too long
         return inside
@@ -47,8 +45,8 @@ def find(given: str, incoming: Path) -> Path:
     raise InputError(f"{given}: not in {incoming}, and no such file here")
 
 
-def bring_in(path: Path, incoming: Path) -> Source:
-    """Check a source rpm and have it in `incoming/`. Raises `InputError`; nothing is left behind then."""
+def import_source(path: Path, incoming: Path) -> Source:
+    """Check a source rpm, and copy it to `incoming/` if it is elsewhere. Raises `InputError`, leaving nothing."""
     try:
         name = validators.srpm(path.name)
     except ValueError as error:
@@ -58,40 +56,40 @@ def bring_in(path: Path, incoming: Path) -> Source:
     if place.exists() and path.resolve() == place.resolve():
         _check_readable(place)
         return Source(name=name, sha256=sha256_of(place), header=header, copied=False)
-    with _told(incoming):
-        _sweep(incoming)
+    try:
+        _remove_stale_copies(incoming)
         return _copy_in(path, place, header)
+    except OSError as error:  # the folder cannot be written to, or is full
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{incoming}: the file cannot be copied in: {reason}") from error
 
 
 def _check_readable(place: Path) -> None:
-    """Raise `InputError` with the fix where the web server may not read a file of `incoming/`."""
+    """Raise `InputError` with the fix where the web server may not read a file in `incoming/`."""
     if bar := find_unreadable(place, place.parent):
         raise InputError(f"no builder can download it: {bar}")
 
 
-def _sweep(incoming: Path) -> None:
-    """Remove the copies that killed submissions left half-made a day ago or earlier."""
-    for left in incoming.glob(f"{_BESIDE}*"):
+def _remove_stale_copies(incoming: Path) -> None:
+    for copy in incoming.glob(f"{_COPY_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _LEFT:
-                left.unlink()
+            if time.time() - copy.stat().st_mtime > _STALE_COPY_SECONDS:
+                copy.unlink()
 
 
 def _copy_in(path: Path, place: Path, header: Header) -> Source:
-    """Copy beside the place, then link(2) into it: that never replaces, and shows the whole file or none."""
-    import tempfile  # the half of the submissions that name a file of incoming/ does without
-
-    descriptor, beside = tempfile.mkstemp(prefix=_BESIDE, dir=place.parent)
+    """Copy to a temporary name, then link(2): that never replaces a file, and shows the whole file or none."""
+    descriptor, copy = tempfile.mkstemp(prefix=_COPY_PREFIX, dir=place.parent)
     try:
         with open(descriptor, "wb") as sink, path.open("rb") as source:
             shutil.copyfileobj(source, sink)
-            os.fchmod(sink.fileno(), 0o644)  # the http server reads it as another user
+            os.fchmod(sink.fileno(), 0o644)  # the web server reads it as another user
             sink.flush()
             os.fsync(sink.fileno())
-        _check_readable(Path(beside))
-        digest = sha256_of(Path(beside))
+        _check_readable(Path(copy))
+        digest = sha256_of(Path(copy))
         try:
-            os.link(beside, place)
+            os.link(copy, place)
             copied = True
         except FileExistsError:
             if sha256_of(place) != digest:
@@ -102,16 +100,5 @@ def _copy_in(path: Path, place: Path, header: Header) -> Source:
             _check_readable(place)
             copied = False
     finally:
-        os.unlink(beside)
+        os.unlink(copy)
     return Source(name=place.name, sha256=digest, header=header, copied=copied)
-
-
-@contextlib.contextmanager
-def _told(incoming: Path) -> Iterator[None]:
-    """A folder that cannot be written to, or is full, as one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{incoming}: the file cannot be copied in: {(error.strerror or str(error)).lower()}"
-        ) from error

@@ -23,8 +23,8 @@ from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, is_control_tube
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.process import output_of, spawn
-from reimzul.submit import request as submitting
-from reimzul.submit.incoming import bring_in
+from reimzul.submit import submission as submitting
+from reimzul.submit.incoming import import_source
 from tests import srpms
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build
 from tests.faults.relay import Relayed
@@ -207,11 +207,11 @@ class Ground:
 
     def request(self, build: Build) -> BuildRequest:
         """What reimzul-submit would put."""
-        source = bring_in(self.sources[build.recipe.source], self.farm.layout.incoming)
-        wanted = submitting.Wanted(
+        source = import_source(self.sources[build.recipe.source], self.farm.layout.incoming)
+        wanted = submitting.SubmissionOptions(
             arches=(ARCH,), target=build.target, disttag=build.disttag, scratch=build.recipe.scratch
         )
-        (request,) = submitting.requests(source, wanted, build.name)
+        (request,) = submitting.make_requests(source, wanted, build.name)
         build.build_id = request.build_id
         self.requests[build.name] = request
         return request

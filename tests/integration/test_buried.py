@@ -148,7 +148,7 @@ def test_what_nobody_recorded_is_counted_and_the_first_is_shown(ini: Path, broke
         ["x86_64", str(known)], ["x86_64", str(first)], ["notify", str(other)]
     ]  # fmt: skip
     assert "nobody recorded why" in shown.stdout.splitlines()[1]
-    assert shown.stderr == "x86_64: 3 more buried, of which nobody recorded why; beanstalkd shows only the first\n"
+    assert shown.stderr == "x86_64: 3 more buried without a recorded reason; beanstalkd shows only the first\n"
     assert json.loads(reimzul("buried", "--json").stdout)["unrecorded"] == {"x86_64": 4, "notify": 1}
 
 
@@ -176,7 +176,7 @@ def test_without_a_history_the_jobs_are_shown_all_the_same(ini: Path, broker: Br
     shown = reimzul("buried")
     assert shown.returncode == 1
     assert shown.stdout.split("\t")[1] == str(job)
-    assert "the reasons cannot be had: MongoDB" in shown.stderr
+    assert "the reasons cannot be read: MongoDB" in shown.stderr
 
 
 # --- kick and discard
@@ -263,7 +263,9 @@ def test_where_nobody_can_be_asked_nothing_is_done(ini: Path, broker: Broker, co
     job = bury(broker)
     shown = reimzul(command, "--all")
     assert (shown.returncode, shown.stdout) == (2, "")
-    assert shown.stderr == f"reimzul: there is no terminal to ask on: give --yes to {verb} what is buried\n"
+    assert (
+        shown.stderr == f"reimzul: there is no terminal to ask for confirmation on: give --yes to {verb} buried jobs\n"
+    )
     assert state(broker, job) == "buried"
 
 

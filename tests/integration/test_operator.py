@@ -218,7 +218,7 @@ def test_config_check_warns_of_files_that_cannot_be_read(ini: Path) -> None:
     ini.write_text("[mqtt]\nnotifications = yes\nca_cert = /nowhere/ca.pem\ntls_insecure = False\n")
     shown = reimzul("config", "check")
     assert shown.returncode == 0
-    assert shown.stderr == "warning: [mqtt] ca_cert: /nowhere/ca.pem is not there, or not for us to read\n"
+    assert shown.stderr == "warning: [mqtt] ca_cert: /nowhere/ca.pem does not exist, or this user may not read it\n"
 
 
 def test_the_sample_is_a_configuration(ini: Path) -> None:
@@ -242,8 +242,8 @@ def test_an_override_is_shown_with_its_comment(recorded: None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("-s", "tar-1-1.src.rpm"), "no build of tar-1-1.src.rpm on x86_64 for c7.1708.u.x86_64 has come to an end"),
-        (("-a", "i386"), "has come to an end"),
+        (("-s", "tar-1-1.src.rpm"), "no finished build of tar-1-1.src.rpm on x86_64 for c7.1708.u.x86_64 is recorded"),
+        (("-a", "i386"), "no finished build of"),
         (("-s", "../time.src.rpm"), "--srpm: "),
         (("-c", " "), "--comment: is empty"),
     ],

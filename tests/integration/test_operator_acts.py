@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from reimzul.admin import finding, jobs, raising, reading, retry
+from reimzul.admin import actions, finding, jobs, reading, retry
 from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob, arch_tube, cancel_tube, drain_tube
@@ -173,7 +173,7 @@ def test_a_worker_that_does_not_hear_is_said(ground: Ground) -> None:
     claim = ground.claim()
     done = run("cancel", SHORT, "--wait", "0.1")
     assert done.returncode == 1
-    assert "marked; its worker has not ended it yet, and does when it sees the mark" in done.stderr
+    assert "flagged; its worker has not ended it yet, and does so when it sees the flag" in done.stderr
     claim.delete()
 
 
@@ -196,7 +196,7 @@ def test_a_build_whose_job_is_gone_and_of_which_nothing_was_told_is_not_said_to_
     ground.claim().delete()
     done = run("cancel", SHORT, "--wait", "0")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "marked; its job is gone, and what became of it is still to be told" in done.stderr
+    assert "flagged; its job is gone, and its outcome has not been announced yet" in done.stderr
     with subprocess.Popen([REIMZUL, "cancel", SHORT], stderr=subprocess.PIPE, text=True) as process:
         ground.announce(1, "Published")
         _, said = process.communicate(timeout=30)
@@ -251,7 +251,7 @@ def test_what_a_worker_has_is_left_to_it(ground: Ground) -> None:
     ground.submit()
     claim = ground.claim()
     done = run("raise", SHORT)
-    assert done.returncode == 1 and "a worker has it already" in done.stderr
+    assert done.returncode == 1 and "a worker has taken it already" in done.stderr
     assert ground.broker.tube_stats("x86_64").ready + ground.broker.tube_stats("x86_64").delayed == 0
     claim.delete()
 
@@ -266,8 +266,8 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
         other.watch(["x86_64"])
         claim = other.reserve({"x86_64": X86_64}, 0)
         assert claim and claim.id == found.job
-        raised = raising.put_first(ground.broker, leg, found, 7)
-        assert (raised.done, raised.words) == (False, "a worker has taken it just now")
+        raised = actions.move_to_front(ground.broker, leg, found, 7)
+        assert (raised.done, raised.words) == (False, "a worker has just taken it")
         stats = ground.broker.tube_stats("x86_64")
         assert (stats.ready, stats.delayed, stats.reserved) == (0, 0, 1)
 
@@ -277,7 +277,7 @@ def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     found = jobs.waiting(ground.broker, ground.leg())
     assert found
     control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
-    assert raising.put_first(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
+    assert actions.move_to_front(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 
@@ -416,7 +416,7 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
         build_id=build_id(2), timestamp=validators.now_timestamp(),
     )  # fmt: skip
     monkeypatch.setattr(Broker, "announce", away)
-    (queued,), fault = retry._queue_all(ground.broker, [(build, asked)], read_arches(), PRIORITY)
+    (queued,), fault = retry.queue_retries(ground.broker, [(build, asked)], read_arches(), PRIORITY)
     assert (queued.build_id, fault) == (build_id(2), "")
 
 
@@ -441,7 +441,7 @@ def test_a_source_rpm_that_is_gone_is_one_clear_line(ground: Ground) -> None:
 
 def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     ground.presence()
-    assert "takes nothing from now on" in run("drain", "builder1", "--why", "new disk").stdout
+    assert "takes no more jobs" in run("drain", "builder1", "--why", "new disk").stdout
     found = control.drain_flag(ground.broker, "builder1.example.org")
     assert found and found.why == "new disk"
     again = told("drain", "builder1.example.org")
@@ -460,7 +460,7 @@ def test_with_beanstalkd_away_builders_are_shown_as_far_as_they_are_known(
     ini = tmp_path / "reimzul.ini"
     ini.write_text(ini.read_text().replace(f"port = {beanstalkd.port}\n", "port = 9\n"))
     done = run("builders", "--json")
-    assert done.returncode == 5 and "which builders are to take nothing cannot be told" in done.stderr
+    assert done.returncode == 5 and "which builders are drained" in done.stderr
     (shown,) = json.loads(done.stdout)
     assert (shown["host"], shown["drain"]) == ("builder1.example.org", None)
 
@@ -594,7 +594,7 @@ def test_a_watch_left_by_ctrl_c_leaves_the_build_alone(ground: Ground) -> None:
         _, said = process.communicate(timeout=30)
     os.close(its), os.close(ours)
     assert process.returncode == 130
-    assert f"the builds go on; to look again: reimzul watch {SHORT}" in said
+    assert f"the builds go on; to follow them again: reimzul watch {SHORT}" in said
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 
@@ -602,7 +602,7 @@ def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> No
     words = [REIMZUL, "watch", "--new", build_id(1)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        assert "submitted; the notifier has not told of it yet" in process.stdout.readline()
+        assert "submitted; not recorded by the notifier yet" in process.stdout.readline()
         ground.submit()
         assert "waits, next" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
@@ -612,7 +612,7 @@ def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> No
 
 def test_a_log_that_cannot_be_had_is_one_clear_line(ground: Ground) -> None:
     ground.submit()
-    assert run("log", SHORT).stderr == "reimzul: nobody has begun to build it for x86_64: Queued\n"
+    assert run("log", SHORT).stderr == "reimzul: no attempt to build it for x86_64 has begun: Queued\n"
     assert run("log", SHORT, "--arch", "vax").stderr == "reimzul: the build has no leg for vax; it has x86_64\n"
     assert run("log", SHORT, "mail").returncode == 2
     ground.announce(1, "Building", attempt=ATTEMPT)
@@ -621,7 +621,7 @@ def test_a_log_that_cannot_be_had_is_one_clear_line(ground: Ground) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "127.0.0.1:9" in done.stderr and len(done.stderr.splitlines()) == 1
     done = run("log", SHORT, "--attempt", "2")
-    assert (done.returncode, done.stderr) == (4, f"reimzul: no attempt 2: there is 1 ({ATTEMPT})\n")
+    assert (done.returncode, done.stderr) == (4, f"reimzul: no attempt 2; known attempts: 1 ({ATTEMPT})\n")
 
 
 def test_without_ids_all_that_goes_on_is_followed_and_its_end_is_told(ground: Ground) -> None:
@@ -684,7 +684,7 @@ def test_a_target_is_indexed_anew_by_its_name(ground: Ground) -> None:
     ground.submit()
     done = run("repogen", "c7.1708.u.x86_64")
     assert done.returncode == 0
-    assert "warning: nobody watches the tube createrepo" in done.stderr
+    assert "warning: no repogen watches the tube createrepo" in done.stderr
     ground.broker.watch([CREATEREPO.name])
     claim = ground.broker.reserve({CREATEREPO.name: CREATEREPO}, 0)
     assert claim and claim.message == RepogenRequest(target="c7.1708.u.x86_64")

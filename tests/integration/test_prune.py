@@ -247,7 +247,7 @@ def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, runne
     place(1), place(2)
     index(runner)
     done = reimzul("prune", "--keep", "1")
-    assert done.returncode == 2 and "there is no terminal to ask on: give --yes" in done.stderr
+    assert done.returncode == 2 and "there is no terminal to ask for confirmation on: give --yes" in done.stderr
     ours, its = pty.openpty()
     os.write(ours, b"n\n")
     done = reimzul("prune", "--keep", "1", stdin=its)
@@ -262,7 +262,7 @@ def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, runne
     [
         (["--keep", "0"], 2, "0 is not in the range"),
         (["--older", "3"], 2, "'3' is not a span of time, as 12h, 90d or 2w"),
-        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8' in the store; there are c7.1708.u.x86_64"),
+        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8' in the store; known targets: c7.1708.u.x86_64"),
         ([], 4, "no rule says what to drop: give --keep or --older, or a line in [prune]"),
     ],
 )
@@ -282,7 +282,7 @@ def test_a_host_without_the_store_is_one_clear_line(tmp_path: Path, monkeypatch:
         done = reimzul(*words)
         assert done.returncode == 1
         where = f"{tmp_path}/nowhere/repo"
-        assert done.stderr == f"reimzul: {where}: no such file or directory: this is done on bstore ([bstore] root)\n"
+        assert done.stderr == f"reimzul: {where}: no such file or directory: run this on bstore ([bstore] root)\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")

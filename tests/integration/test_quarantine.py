@@ -11,7 +11,7 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin import drain
+from reimzul.admin import builders
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import NOTIFY, Broker, arch_tube, canary_tube, drain_tube
@@ -217,7 +217,7 @@ def test_whom_a_person_drains_meanwhile_stays_drained(ward: Ward, broker: Broker
     ward.look()
     ward.canary()
     ward.told()
-    there, holds = drain.put(broker, BAD, control.new_flag("johnny", "new disk"))
+    there, holds = builders.set_drain_flag(broker, BAD, control.new_flag("johnny", "new disk"))
     assert (there, control.drain_flag(broker, BAD)) == (None, holds)
     for _ in range(2):
         ward.look()
@@ -225,7 +225,7 @@ def test_whom_a_person_drains_meanwhile_stays_drained(ward: Ward, broker: Broker
     assert ward.court.conduct.wards() == [] and not list(ward.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     assert control.drain_flag(broker, BAD) == holds
-    assert drain.put(broker, BAD, control.new_flag("mary")) == (holds, holds)
+    assert builders.set_drain_flag(broker, BAD, control.new_flag("mary")) == (holds, holds)
 
 
 def test_a_canary_lifts_no_persons_mark(ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_a_canary_lifts_no_persons_mark(ward: Ward, broker: Broker, monkeypatch:
 
     def a_person_is_quick(asked: Broker) -> dict[str, control.ControlFlag]:
         found = marks(asked)
-        drain.put(broker, BAD, control.new_flag("johnny"))
+        builders.set_drain_flag(broker, BAD, control.new_flag("johnny"))
         return found
 
     monkeypatch.setattr(module, "_marks", a_person_is_quick)

@@ -37,7 +37,7 @@ from reimzul.store import listing as listing_module
 from reimzul.store.createrepo import CreaterepoRunner
 from reimzul.store.hook import HookFailed, read_failure
 from reimzul.store.repodata import read_records
-from reimzul.submit.newtarget import ask_for_repodata
+from reimzul.submit.submission import request_repodata
 from tests import uploads
 from tests.conftest import Beanstalkd
 from tests.jsonpage import keys
@@ -573,11 +573,11 @@ def test_a_target_gets_empty_repodata_at_its_first_submission(
     from reimzul.core.store_paths import StoreUrls
 
     def asked(status: int, *targets: str) -> int:
-        ask_for_repodata(broker, StoreUrls.from_settings(f"{web}/{status}/repo/", "rsync://x/y/"), targets)
+        request_repodata(broker, StoreUrls.from_settings(f"{web}/{status}/repo/", "rsync://x/y/"), targets)
         return broker.tube_stats("createrepo").ready
 
     assert asked(503, "new.x86_64") == asked(403, "new.x86_64") == asked(404, "known.x86_64") == 0
-    ask_for_repodata(broker, StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://x/y/"), ["new.x86_64"])
+    request_repodata(broker, StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://x/y/"), ["new.x86_64"])
     assert asked(404, "new.x86_64", "known.x86_64", "new.x86_64") == 1
     work(make_daemon(settings))
     assert listing_module.read_listing(live(store, "new.x86_64")) == {}

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.admin import since
+from reimzul.admin import options
 from reimzul.admin.facts import began
 from reimzul.admin.figures import figures, wait
 from reimzul.admin.finding import Build
-from reimzul.admin.following import row
+from reimzul.admin.output import format_skew
 from reimzul.admin.show import as_lines
 from reimzul.admin.usual import duration
-from reimzul.admin.words import skewed
+from reimzul.admin.watch import make_row
 from reimzul.core import fs, message, validators
 from reimzul.core.beanstalk import ReservedJob
 from reimzul.core.clock import MAX_SKEW_SECONDS, measure_skew
@@ -52,8 +52,8 @@ def test_a_clock_is_off_from_five_seconds_on() -> None:
     assert measure_skew(NOW + 7200, NOW) == 7200
     assert measure_skew(NOW - 6, NOW) == -6
     assert measure_skew(0.0, NOW) == 0, "who says no time has no wrong one"
-    assert skewed(7200.0) == "2 h 00 min ahead of the controller's"
-    assert skewed(-6.0) == "6.0 s behind the controller's"
+    assert format_skew(7200.0) == "2 h 00 min ahead of the controller's"
+    assert format_skew(-6.0) == "6.0 s behind the controller's"
 
 
 # --- nothing is refused
@@ -84,7 +84,7 @@ def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatc
 
 def test_looking_back_farther_than_there_are_builds_finds_them_all() -> None:
     for days in (7, 25_000, 550_000, 900_000):
-        assert since.timestamp(NOW - days * 86400) < "2026", f"{days} days"
+        assert options.build_timestamp(NOW - days * 86400) < "2026", f"{days} days"
 
 
 # --- an event that arrives
@@ -213,9 +213,9 @@ def test_what_is_shown_of_it_is_timed_by_the_controller() -> None:
         (NOW, event("Building", at=7.0, started=7.0)),
     )
     assert began(building) == NOW
-    assert row(building, NOW + 42, None, None, None).elapsed == 42
-    assert row(off(7.0), NOW + 99, None, None, None).elapsed is None
-    assert row(off(NOW), NOW + 99, None, None, None).elapsed == 60
+    assert make_row(building, NOW + 42, None, None, None).elapsed == 42
+    assert make_row(off(7.0), NOW + 99, None, None, None).elapsed is None
+    assert make_row(off(NOW), NOW + 99, None, None, None).elapsed == 60
     right = leg((NOW, event("Building", at=NOW, started=NOW - 3)))
     assert began(right) == NOW - 3
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A log that is followed: its end, an end that never comes, and a history that is away meanwhile."""
+"""Following a log: to its end, without an end, and while the history is unavailable."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from reimzul.admin import logs as module
-from reimzul.admin.logs import Logs, NoLog
+from reimzul.admin.logs import LogFollower, NoLog
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import HistoryAway
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
 
-class Said:
-    """What was printed."""
+class Printed:
+    """An output that keeps what is printed."""
 
     def __init__(self) -> None:
         self.body, self.notes = b"", ""
@@ -26,8 +26,8 @@ class Said:
     def write(self, piece: bytes) -> None:
         self.body += piece
 
-    def note(self, words: str) -> None:
-        self.notes += f"{words}\n"
+    def print_note(self, text: str) -> None:
+        self.notes += f"{text}\n"
 
 
 def leg(status: str) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def leg(status: str) -> dict[str, Any]:
 
 def follow(
     folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, *told: dict[str, Any] | None
-) -> tuple[bool, Said]:
+) -> tuple[bool, Printed]:
     """Follow a log that lies there while the history says this, one after the other; None: it is away."""
-    for name in ("_LOOK", "_ASK", "_ON_ITS_WAY"):
+    for name in ("_POLL_SECONDS", "_HISTORY_POLL_SECONDS", "_ARRIVAL_TIMEOUT_SECONDS"):
         monkeypatch.setattr(module, name, 0.05)
     server = serve(folder)
     urls = StoreUrls.from_settings(f"http://127.0.0.1:{server.server_port}/repo/", "")
@@ -47,7 +47,7 @@ def follow(
     path = folder / place(build_id(1), "x86_64", ATTEMPT).partition(f":{server.server_port}/")[2]
     path.mkdir(parents=True)
     (path / "build.log").write_bytes(b"+ make\n")
-    logs, left, said = Logs("", urls, build_id(1), None, "build.log"), list(told), Said()
+    logs, left, said = LogFollower("", urls, build_id(1), None, "build.log"), list(told), Printed()
 
     def now() -> dict[str, Any]:
         found = left.pop(0) if len(left) > 1 else left[0]
@@ -55,25 +55,25 @@ def follow(
             raise HistoryAway("away")
         return found
 
-    monkeypatch.setattr(logs, "_leg", now)
+    monkeypatch.setattr(logs, "_read_leg", now)
     try:
-        return logs.print(said, None, follow=True), said  # type: ignore[arg-type]
+        return logs.print_log(said, None, follow=True), said  # type: ignore[arg-type]
     finally:
         close(server)
 
 
-def test_a_log_that_is_complete_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_log_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, said = follow(tmp_path, monkeypatch, "attempts", leg("Failed"))
     assert (whole, said.body, said.notes) == (True, b"+ make\n", "")
 
 
-def test_an_end_that_never_comes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_whose_end_never_arrives_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, said = follow(tmp_path, monkeypatch, "live", leg("Failed"))
     assert (whole, said.body) == (False, b"+ make\n")
-    assert said.notes == "attempt 1 on b1 is over, and the end of this log is not there yet\n"
+    assert said.notes == "attempt 1 on b1 is over, and the end of this log has not arrived\n"
 
 
-def test_a_history_that_is_away_for_a_while_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_survives_an_unavailable_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = [leg("Building"), None, None, leg("Failed")]
     whole, said = follow(tmp_path, monkeypatch, "attempts", *told)
     assert (whole, said.body) == (True, b"+ make\n")
@@ -81,7 +81,7 @@ def test_a_history_that_is_away_for_a_while_ends_nothing(tmp_path: Path, monkeyp
 
 def shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, logs: dict[str, bytes], name: str | None, **known: Any
-) -> Said:
+) -> Printed:
     """Print a log of a failed attempt of which these logs are kept."""
     server = serve(folder)
     urls = StoreUrls.from_settings(f"http://127.0.0.1:{server.server_port}/repo/", "")
@@ -91,10 +91,10 @@ def shown(
         (path / log).write_bytes(body)
     document = leg("Failed")
     document["attempts"][0].update(known)
-    wanted, said = Logs("", urls, build_id(1), None, name), Said()
-    monkeypatch.setattr(wanted, "_leg", lambda: document)
+    wanted, said = LogFollower("", urls, build_id(1), None, name), Printed()
+    monkeypatch.setattr(wanted, "_read_leg", lambda: document)
     try:
-        wanted.print(said, None, follow=False)  # type: ignore[arg-type]
+        wanted.print_log(said, None, follow=False)  # type: ignore[arg-type]
     finally:
         close(server)
     return said
@@ -104,13 +104,11 @@ LONG = b"".join(b"line %d of a long log\n" % number for number in range(200_000)
 
 
 @pytest.mark.parametrize("packed", [gzip.compress(LONG), gzip.compress(LONG[:99]) + gzip.compress(LONG[99:])])
-def test_a_log_that_was_packed_is_shown_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bytes
-) -> None:
+def test_a_gzipped_log_is_printed_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bytes) -> None:
     assert shown(tmp_path, monkeypatch, {"build.log.gz": packed}, "build.log").body == LONG
 
 
-def test_a_packed_log_that_is_damaged_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_gzipped_log_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoLog, match=r"build\.log\.gz is damaged"):
         shown(tmp_path, monkeypatch, {"build.log.gz": b"no gzip"}, "build.log")
 
@@ -124,7 +122,7 @@ def test_a_packed_log_that_is_damaged_is_said(tmp_path: Path, monkeypatch: pytes
         ({}, None, b"build"),
     ],
 )
-def test_without_a_name_the_log_with_the_cause_is_shown(
+def test_the_log_with_the_cause_is_printed_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], name: str | None, body: bytes
 ) -> None:
     said = shown(tmp_path, monkeypatch, {"build.log": b"build", "root.log": b"root"}, name, **known)
@@ -137,5 +135,5 @@ def test_a_log_followed_from_live_into_a_packed_one_is_printed_once(
 ) -> None:
     printed = shown(tmp_path / "a", monkeypatch, {"build.log.gz": gzip.compress(LONG)}, "build.log")
     assert printed.body == LONG
-    unpacker = module._Packed(len(LONG) // 2)
+    unpacker = module._GzipLog(len(LONG) // 2)
     assert unpacker.unpack(gzip.compress(LONG)) == LONG[len(LONG) // 2 :]

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from reimzul.admin import originals
 from reimzul.core.beanstalk import CREATEREPO, TOSIGN
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, BuildEvent, RepogenRequest, SignRequest, Status, new_attempt
-from reimzul.history.document import merge
 from reimzul.history.result_rules import unfold
 from reimzul.notifier.sinks import wanted
 from reimzul.notifier.sinks.originals import OriginalsSink, requests
@@ -101,33 +99,3 @@ def test_the_sink_is_there_only_by_the_setting() -> None:
     assert [status for status in Status.BUILD if sink.wants(event(status=status))] == ["Building", "Success", "Failed"]
     published = event(status="Published", attempt=f"1523361600{ORIGINAL_ATTEMPT_SUFFIX}")
     assert not any(map(sink.wants, unfold(published)))
-
-
-def document(host: str, when: str, **more: Any) -> dict[str, Any]:
-    return merge(None, event(builder_fqdn=host, timestamp=when, **more))
-
-
-def test_the_builders_of_the_original_are_those_whose_last_build_was() -> None:
-    made_up = f"1523361600{ORIGINAL_ATTEMPT_SUFFIX}"
-    documents = [
-        document("old", "20260101000000"),
-        document("old", "20260102000000", status="Published", attempt=made_up),
-        document("moved", "20260101000000"),
-        document("moved", "20260102000000", attempt=new_attempt()),
-        document("back", "20260101000000", attempt=new_attempt()),
-        document("back", "20260102000000", status="Failed"),
-        document("queued", "20260101000000", status="Queued"),
-    ]
-    for order in (documents, documents[::-1]):
-        found = originals.of(order)
-        assert {host: originals.when(build) for host, build in found.items()} == {
-            "back": "20260102000000", "old": "20260102000000",
-        }  # fmt: skip
-
-
-def test_what_is_lost_is_a_success_that_was_never_published() -> None:
-    assert originals.is_lost(document("old", "20260101000000"))
-    assert not originals.is_lost(document("old", "20260101000000", status="Failed"))
-    assert not originals.is_lost(document("old", "20260101000000", scratch=True))
-    assert not originals.is_lost(document("old", "20260101000000", status="Published", at=1.0))
-    assert not originals.is_lost(SAID)  # as the original's notifier wrote it

@@ -69,7 +69,7 @@ def pages() -> Iterator[Page]:
     """Every page of this module."""
     for name in PROGRAMS:
         yield program(name)
-    for name, (_, about) in COMMANDS.items():
+    for name, (_, _, about) in COMMANDS.items():
         yield of_command(f"reimzul-{name}", 1, found(PROGRAMS["reimzul"]), ("reimzul", name), about)
     yield stand_in()
 
@@ -127,7 +127,7 @@ def below(page: Page, context: click.Context, told: Help, *, separate: bool) -> 
     for inner in inside(context):
         name, command = inner.info_name or "", inner.command
         if separate:
-            page.entry(rf"{bold(f'reimzul-{name}')}(1)", [COMMANDS[name][1]])
+            page.entry(rf"{bold(f'reimzul-{name}')}(1)", [COMMANDS[name][2]])
             continue
         help_ = read_help(command)
         page.subheading(inner.command_path)

@@ -10,7 +10,7 @@ from reimzul.admin.doctor.check import Check, Result, combine, fail, ok, warn
 from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS
 from reimzul.admin.queues import is_unwatched
-from reimzul.admin.tubes import all_there_are, the_farms
+from reimzul.admin.tubes import all_tubes, farm_tubes
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.config import Settings
@@ -76,7 +76,7 @@ def _write_binlog(broker: Broker) -> int:
 
 def _check_watchers(settings: Settings) -> Result:
     with connect(settings) as broker:
-        tubes = [broker.tube_stats(name) for name in the_farms(settings)]
+        tubes = [broker.tube_stats(name) for name in farm_tubes(settings)]
     arch_tubes = set(read_arches(settings.farm.arches).tubes())
     counts = [f"{tube.name} {tube.watchers}" for tube in tubes if tube.watchers]
     return combine(_find_unwatched(tubes, arch_tubes), f"watchers: {', '.join(counts)}")
@@ -97,7 +97,7 @@ def _find_unwatched(tubes: Iterable[TubeStats], arch_tubes: set[str]) -> Iterato
 
 def _check_buried(settings: Settings) -> Result:
     with connect(settings) as broker:
-        tubes = [broker.tube_stats(name) for name in all_there_are(broker, settings)]
+        tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
     buried = [f"{tube.buried} in {tube.name}" for tube in tubes if tube.buried]
     if buried:
         return warn(

@@ -18,7 +18,7 @@ from reimzul.admin import reading
 from reimzul.admin.doctor.beanstalkd import connect
 from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, Host, is_in_group, no_user, user_can
-from reimzul.admin.words import counted, skewed
+from reimzul.admin.output import format_skew, pluralize
 from reimzul.core import mock_config
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.control import drain_flag
@@ -293,7 +293,7 @@ def _check_builders(host: Host) -> Result:
 
 def judge_workers(seen: Sequence[Seen]) -> Result:
     return combine(
-        _find_worker_problems(seen), f"{counted(len(seen), 'worker')}, all names differ, and the clocks agree"
+        _find_worker_problems(seen), f"{pluralize(len(seen), 'worker')}, all names differ, and the clocks agree"
     )
 
 
@@ -305,4 +305,4 @@ def _find_worker_problems(seen: Sequence[Seen]) -> Iterator[Result]:
         )
     clocks = {each.presence.host: each.skew for each in seen if each.skew}
     for name, skew in clocks.items():
-        yield warn(f"the clock of {name} is {skewed(skew)}", "on that host: timedatectl set-ntp true")
+        yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")

@@ -14,7 +14,7 @@ from reimzul.admin.doctor import beanstalkd, builder, host, network, notificatio
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
 from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
-from reimzul.admin.table import show_json
+from reimzul.admin.output import print_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
@@ -110,7 +110,7 @@ def command(
     findings = find_problems(checks, canary)
     if as_json:
         found = list(findings)
-        show_json({**summarize(examined, found), **({} if canary is None else {"canary": canary.to_dict()})})
+        print_json({**summarize(examined, found), **({} if canary is None else {"canary": canary.to_dict()})})
     else:
         found = print_findings(findings, width)
         if sys.stdout.isatty():

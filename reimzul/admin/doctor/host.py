@@ -17,10 +17,10 @@ from pathlib import Path
 import attr
 
 from reimzul import __version__
+from reimzul.admin.config_cmd import find_warnings
 from reimzul.admin.doctor import stunnel_config
 from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, not_permitted, ok, warn
 from reimzul.admin.doctor.stunnel_config import StunnelConfig
-from reimzul.admin.settings import warnings
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE, Settings
 from reimzul.core.errors import InputError, ProgramNotFound
@@ -230,7 +230,7 @@ def folder_checks(host: Host) -> list[Check]:
 
 
 def _check_settings(host: Host) -> Result:
-    results = [warn(text) for text in warnings(host.settings)] if host.has_role(CONTROLLER) else []
+    results = [warn(text) for text in find_warnings(host.settings)] if host.has_role(CONTROLLER) else []
     results += _check_settings_file(host, host.file) if host.file else []
     return combine(results, str(host.file) if host.file else f"there is no {DEFAULT_FILE}: the defaults apply")
 

@@ -13,7 +13,7 @@ from typing import Callable, TypeVar
 from reimzul.admin import reading
 from reimzul.admin.doctor.check import OK, Check, Result, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, WRITE, Host, check_writable, user_can
-from reimzul.admin.words import span
+from reimzul.admin.output import format_duration
 from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import Status
 from reimzul.core.validators import TIMESTAMP_FORMAT
@@ -85,7 +85,7 @@ def _check_pending(host: Host) -> Result:
     late = [each for each in _query(host, lambda history: history.owed()) if now - each.oldest > PENDING_SECONDS]
     if not late:
         return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
-    counts = ", ".join(f"{each.count} events for {each.sink} for {span(now - each.oldest)}" for each in late)
+    counts = ", ".join(f"{each.count} events for {each.sink} for {format_duration(now - each.oldest)}" for each in late)
     return warn(f"deliveries are pending: {counts}", "journalctl -u reimzul-notifier shows why they fail")
 
 

@@ -25,7 +25,7 @@ from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host, check_w
 from reimzul.admin.doctor.network import used_services
 from reimzul.admin.doctor.services import INCOMING, RSYNCD, STORE, fetch, format_address, restart_hint, services
 from reimzul.admin.doctor.stunnel_config import Address
-from reimzul.admin.words import counted
+from reimzul.admin.output import pluralize
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.errors import ProgramFailed, ReimzulError
 from reimzul.core.process import output_of
@@ -254,7 +254,7 @@ def _find_unreadable_sources(folder: Path) -> Result | None:
     if not problems:
         return None
     return warn(
-        f"builders cannot fetch {counted(len(problems), 'source rpm')}: {shorten(problems)}",
+        f"builders cannot fetch {pluralize(len(problems), 'source rpm')}: {shorten(problems)}",
         "run the chmod commands shown, so that the web server can read the files",
     )
 

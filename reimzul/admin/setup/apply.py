@@ -10,12 +10,12 @@ from pathlib import Path
 import attr
 import click
 
+from reimzul.admin.output import print_json
 from reimzul.admin.setup import files, prompts
 from reimzul.admin.setup.files import FileDiff
 from reimzul.admin.setup.host import COMMAND_TIMEOUT, Step, System, firewall_steps, unit_file
 from reimzul.admin.setup.lock import PendingUnits, SetupLock
 from reimzul.admin.setup.roles import Plan
-from reimzul.admin.table import show_json
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import output_of, run
 
@@ -81,7 +81,7 @@ def affected_units(plan: Plan, diffs: Sequence[FileDiff], pending: PendingUnits)
 
 def show(work: SetupWork, options: ApplyOptions) -> None:
     if options.as_json:
-        show_json(_to_dict(work))
+        print_json(_to_dict(work))
         return
     for line in (line for diff in work.diffs for line in diff.lines()):
         options.print(line)

@@ -11,13 +11,13 @@ from typing import Any, Callable, TypeVar
 import attr
 import click
 
+from reimzul.admin.output import print_json
 from reimzul.admin.setup import ini, mqtt, prompts, psk, roles
 from reimzul.admin.setup.apply import ApplyOptions, prepare, require_consent, run_steps, show, write_files
 from reimzul.admin.setup.host import RootNeeded, Step, System
 from reimzul.admin.setup.lock import PendingUnits, lock_setup
 from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
 from reimzul.admin.setup.roles import Plan, RoleOptions
-from reimzul.admin.table import show_json
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import InputError
 
@@ -241,7 +241,7 @@ class _SetupRun:
     def print_owners(self) -> None:
         owners = psk.list_owners(roles.current_accepted_keys(self.system))
         if self.options.as_json:
-            show_json({"names": owners})
+            print_json({"names": owners})
         else:
             for owner in owners:
                 click.echo(owner)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of builds that are followed, and when that is all."""
+"""What `reimzul watch` shows, and when it ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 
 from reimzul.admin.finding import Build, gathered
-from reimzul.admin.following import Row, as_object, cells, exit_code, expected, is_over, row, unheard
-from reimzul.admin.screen import Table
 from reimzul.admin.usual import usual
-from reimzul.admin.watch import places
+from reimzul.admin.watch import (
+    LegRow,
+    TableScreen,
+    expected_arches,
+    is_build_over,
+    make_row,
+    make_unrecorded_row,
+    queue_positions,
+    row_cells,
+    row_to_dict,
+    rows_exit_code,
+)
 from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
 from reimzul.history import Document
@@ -28,8 +37,8 @@ def leg(status: str, arch: str = "x86_64", **more: Any) -> Document:
     return document
 
 
-def rows(*legs: Document) -> list[Row]:
-    return [row(each, NOW, None, None, None) for each in legs]
+def rows(*legs: Document) -> list[LegRow]:
+    return [make_row(each, NOW, None, None, None) for each in legs]
 
 
 def build(*legs: Document) -> Build:
@@ -50,41 +59,41 @@ def build(*legs: Document) -> Build:
         (leg("Override", reason="by hand"), "override", "override: by hand"),
     ],
 )
-def test_each_state_has_its_word(document: Document, state: str, words: str) -> None:
+def test_each_status_has_a_state_and_a_text(document: Document, state: str, words: str) -> None:
     (found,) = rows(document)
     assert (found.state, found.words) == (state, words)
-    assert found.over == (state not in ("building", "built"))
+    assert found.is_over == (state not in ("building", "built"))
 
 
 def test_a_place_in_the_queue_and_the_time_waited_are_shown() -> None:
     waits = leg("Queued")
     usually = usual([60.0] * 3)
-    words = [row(waits, NOW, ahead, None, usually).words for ahead in (None, 0, 1, 12)]
+    words = [make_row(waits, NOW, ahead, None, usually).words for ahead in (None, 0, 1, 12)]
     assert words == ["waits", "waits, next", "waits, 1 build ahead", "waits, 12 builds ahead"]
-    assert cells(row(waits, NOW, 0, None, usually))[4:6] == ["1 min 40 s", "1 min 00 s"]
+    assert row_cells(make_row(waits, NOW, 0, None, usually))[4:6] == ["1 min 40 s", "1 min 00 s"]
 
 
-def test_the_phase_is_that_of_the_leg_which_the_worker_speaks_of() -> None:
+def test_a_phase_is_shown_only_for_the_leg_that_the_worker_reports() -> None:
     hand = CurrentBuild(
         build_id=build_id(1), srpm="time-1.7-45.el7.src.rpm", target="c7.1708.u.x86_64", arch="i386", attempt=ATTEMPT,
         phase="rpmbuild", since=NOW, started=NOW,
     )  # fmt: skip
-    assert row(leg("Building", started=NOW - 10), NOW, None, hand, None).words == "builds"
-    mine = row(leg("Building", "i386", started=NOW - 10), NOW, None, hand, None)
+    assert make_row(leg("Building", started=NOW - 10), NOW, None, hand, None).words == "builds"
+    mine = make_row(leg("Building", "i386", started=NOW - 10), NOW, None, hand, None)
     assert (mine.words, mine.elapsed) == ("rpmbuild", 10)
-    assert mine.changed != row(leg("Building", "i386"), NOW, None, None, None).changed
+    assert mine.changed != make_row(leg("Building", "i386"), NOW, None, None, None).changed
 
 
-def test_a_time_that_grows_is_no_change() -> None:
+def test_growing_time_is_not_a_change() -> None:
     document = leg("Building", started=NOW - 10)
-    assert row(document, NOW, 3, None, None).changed == row(document, NOW + 60, 2, None, None).changed
+    assert make_row(document, NOW, 3, None, None).changed == make_row(document, NOW + 60, 2, None, None).changed
 
 
-def test_the_legs_of_a_request_are_expected_but_those_it_skips() -> None:
-    assert expected(build(leg("Building")), KNOWN) == {"x86_64", "i386"}
-    assert expected(build(leg("Building", skipped={"i386": "noarch"})), KNOWN) == {"x86_64"}
-    assert expected(build(leg("Building", pkgname="kernel", evr="1-1")), KNOWN) == {"x86_64", "i386", "noarch"}
-    assert expected(build(leg("Building", "i386")), KNOWN) == {"i386"}, "that leg alone was asked for"
+def test_all_legs_of_a_request_but_skipped_ones_are_expected() -> None:
+    assert expected_arches(build(leg("Building")), KNOWN) == {"x86_64", "i386"}
+    assert expected_arches(build(leg("Building", skipped={"i386": "noarch"})), KNOWN) == {"x86_64"}
+    assert expected_arches(build(leg("Building", pkgname="kernel", evr="1-1")), KNOWN) == {"x86_64", "i386", "noarch"}
+    assert expected_arches(build(leg("Building", "i386")), KNOWN) == {"i386"}, "that leg alone was asked for"
 
 
 @pytest.mark.parametrize(
@@ -98,40 +107,40 @@ def test_the_legs_of_a_request_are_expected_but_those_it_skips() -> None:
         ([leg("Success"), leg("Published", "i386")], True, False),
     ],
 )
-def test_a_build_is_over_when_nothing_more_comes(legs: list[Document], gone: bool, over: bool) -> None:
-    assert is_over(build(*legs), rows(*legs), KNOWN, gone=gone) is over
+def test_a_build_is_over_when_all_its_legs_are(legs: list[Document], gone: bool, over: bool) -> None:
+    assert is_build_over(build(*legs), rows(*legs), KNOWN, gone=gone) is over
 
 
-def test_the_exit_code_is_good_where_all_came_out_well() -> None:
-    assert exit_code(rows(leg("Published"), leg("Success", scratch=True))) == 0
-    assert exit_code(rows(leg("Published"), leg("Failed"))) == 1
-    assert exit_code(rows(leg("Override"))) == 1
-    assert exit_code([]) == 0
+def test_the_exit_code_is_0_only_if_all_builds_succeeded() -> None:
+    assert rows_exit_code(rows(leg("Published"), leg("Success", scratch=True))) == 0
+    assert rows_exit_code(rows(leg("Published"), leg("Failed"))) == 1
+    assert rows_exit_code(rows(leg("Override"))) == 1
+    assert rows_exit_code([]) == 0
 
 
-def test_what_nobody_has_told_of_yet_is_not_over() -> None:
-    assert not unheard(build_id(1)).over
-    assert as_object(unheard(build_id(1)), 1.5)["at"] == 1.5
-    assert "changed" not in as_object(unheard(build_id(1)), 1.5)
+def test_an_unrecorded_build_is_not_over() -> None:
+    assert not make_unrecorded_row(build_id(1)).is_over
+    assert row_to_dict(make_unrecorded_row(build_id(1)), 1.5)["at"] == 1.5
+    assert "changed" not in row_to_dict(make_unrecorded_row(build_id(1)), 1.5)
 
 
-def test_places_are_counted_in_each_tube_by_itself() -> None:
+def test_queue_positions_are_counted_per_tube() -> None:
     def waits(number: int, tube: str, priority: int = 8192) -> Document:
         queued = event("Queued", number, tube=tube, job=number, priority=priority)
         return fold({}, [queued])[queued.key]
 
-    found = places([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
+    found = queue_positions([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
     assert found == {build_id(9): 0, build_id(1): 1, build_id(3): 2, build_id(2): 0}
     again = {**waits(1, "x86_64"), "arch": "i386"}  # another leg of the same job
-    assert places([waits(1, "x86_64"), again, waits(3, "x86_64")]) == {build_id(1): 0, build_id(3): 1}
+    assert queue_positions([waits(1, "x86_64"), again, waits(3, "x86_64")]) == {build_id(1): 0, build_id(3): 1}
 
 
 def drawn(capsys: pytest.CaptureFixture[str], *legs: Document) -> list[str]:
-    Table().show(rows(*legs), "")
+    TableScreen().show(rows(*legs), "")
     return capsys.readouterr().out.replace("\r", "").splitlines()
 
 
-def test_a_screen_that_is_too_small_shows_first_what_goes_on_and_what_failed(
+def test_a_small_screen_prefers_running_and_failed_builds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as people read them, and spans as they type them."""
+"""How numbers and durations are formatted, and how durations are parsed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import click
 import pytest
 
-from reimzul.admin import since, words
+from reimzul.admin import options, output
 from reimzul.core.config import Pruning, parse_pruning, parse_span
 
 
@@ -19,47 +19,47 @@ from reimzul.core.config import Pruning, parse_pruning, parse_span
         (187, "3 min 07 s"), (3599.7, "1 h 00 min"), (12_000, "3 h 20 min"), (100_000, "1 d 3 h"),
     ],
 )  # fmt: skip
-def test_a_span_has_two_units_at_most(seconds: float, said: str) -> None:
-    assert words.span(seconds) == said
+def test_a_duration_has_at_most_two_units(seconds: float, said: str) -> None:
+    assert output.format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(
     ("count", "said"),
     [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (1 << 50, "1024.0 TiB")],
 )
-def test_a_size_has_few_digits(count: int, said: str) -> None:
-    assert words.size(count) == said
+def test_a_size_is_in_the_largest_unit_that_fits(count: int, said: str) -> None:
+    assert output.format_size(count) == said
 
 
-def test_counts_and_lists_are_spoken() -> None:
-    assert (words.counted(1, "build"), words.counted(5000, "build")) == ("1 build", "5,000 builds")
-    listed = [words.listed(list(each)) for each in ("", "a", "ab", "abc")]
+def test_counts_and_lists_are_formatted() -> None:
+    assert (output.pluralize(1, "build"), output.pluralize(5000, "build")) == ("1 build", "5,000 builds")
+    listed = [output.join_words(list(each)) for each in ("", "a", "ab", "abc")]
     assert listed == ["", "a", "a and b", "a, b and c"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5m", 300), ("12h", 43_200), ("90d", 7_776_000), ("2w", 1_209_600)])
-def test_a_span_is_read(text: str, seconds: int) -> None:
+def test_a_duration_is_parsed(text: str, seconds: int) -> None:
     assert parse_span(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "5", "d", "-5d", "5 d", "5y", "5.5d", "1234567d"])
-def test_what_is_no_span_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a span of time"):
         parse_span(text)
 
 
-def _moment(text: str) -> float:
+def _parse_since(text: str) -> float:
     command = click.Command("x", params=[click.Option(["--since"])])
-    return since.moment(click.Context(command), command.params[0], text)
+    return options.parse_since_option(click.Context(command), command.params[0], text)
 
 
-def test_a_moment_is_a_span_before_now_or_a_date_in_utc() -> None:
-    assert abs(_moment("2h") - (time.time() - 7200)) < 60
-    assert _moment("2026-11-22") == 1_795_305_600
-    assert _moment("2026-11-22T00:00:01Z") == 1_795_305_601
-    assert since.timestamp(1_795_305_601) == "20261122000001"
-    with pytest.raises(click.BadParameter, match="neither a span"):
-        _moment("yesterday")
+def test_since_is_a_duration_before_now_or_a_date_in_utc() -> None:
+    assert abs(_parse_since("2h") - (time.time() - 7200)) < 60
+    assert _parse_since("2026-11-22") == 1_795_305_600
+    assert _parse_since("2026-11-22T00:00:01Z") == 1_795_305_601
+    assert options.build_timestamp(1_795_305_601) == "20261122000001"
+    with pytest.raises(click.BadParameter, match="neither a duration"):
+        _parse_since("yesterday")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_a_moment_is_a_span_before_now_or_a_date_in_utc() -> None:
         ("keep 2 unsigned", Pruning(keep=2, unsigned=True)),
     ],
 )
-def test_a_rule_for_pruning_is_read(text: str, rule: Pruning) -> None:
+def test_a_pruning_rule_is_parsed(text: str, rule: Pruning) -> None:
     assert parse_pruning(text) == rule
 
 
 @pytest.mark.parametrize("text", ["", "keep", "keep 0", "older 3", "unsigned", "keep 3 keep 4", "last 3", "keep 3 4"])
-def test_what_is_no_rule_is_refused(text: str) -> None:
+def test_an_invalid_pruning_rule_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a (rule|whole number|span)"):
         parse_pruning(text)

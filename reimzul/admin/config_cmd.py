@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul config`: whether a configuration holds, and a sample of one."""
+"""`reimzul config`: checks a configuration, or prints a sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reimzul.core.config import DEFAULT_FILE, MailSettings, MqttSettings, Settin
 
 
 @click.group("config", epilog=EXIT_CODES)
-def command() -> None:
+def config_group() -> None:
     """Check a configuration, or print a sample.
 
     \b
@@ -25,12 +25,12 @@ def command() -> None:
     """
 
 
-@command.command("check", epilog=EXIT_CODES)
+@config_group.command("check", epilog=EXIT_CODES)
 @shared_options
 def check(config: Path | None, verbose: bool) -> None:
-    """Say all that is wrong with the configuration, a line each, and exit with 3; or which file holds.
+    """List all faults of the configuration, one a line, and exit with 3; without faults, name the file in use.
 
-    What a file that a setting names lacks is said as a warning: it may be there on the host it is meant for.
+    A missing file that a setting names is only a warning: it may exist on the host that the setting is for.
 
     \b
     Examples:
@@ -39,13 +39,13 @@ def check(config: Path | None, verbose: bool) -> None:
     """
     settings = load_settings(config, verbose)
     read_arches(settings.farm.arches)
-    for warning in warnings(settings):
+    for warning in find_warnings(settings):
         click.echo(f"warning: {warning}", err=True)
     file = find_file(config)
-    click.echo(f"{file}: no faults" if file else f"no {DEFAULT_FILE}: the defaults hold")
+    click.echo(f"{file}: no faults" if file else f"no {DEFAULT_FILE}: the defaults apply")
 
 
-@command.command("sample")
+@config_group.command("sample")
 def print_sample() -> None:
     """Print a file with every setting, its default and its meaning.
 
@@ -56,28 +56,28 @@ def print_sample() -> None:
     click.echo(sample_text(), nl=False)
 
 
-def warnings(settings: Settings) -> Iterator[str]:
-    """What would keep a program on this host from doing as the settings say."""
+def find_warnings(settings: Settings) -> Iterator[str]:
+    """What would keep a program on this host from doing what the settings say."""
     if settings.mail.notifications:
-        yield from _unreadable("mail", settings.mail, "ca_cert", "password_file")
+        yield from _find_unreadable("mail", settings.mail, "ca_cert", "password_file")
         if not any(settings.mail_rcpts.arches.values()) and not settings.mail.to_submitter:
-            yield "[mail_rcpts] names nobody: no mail is sent"
+            yield "[mail_rcpts] has no recipients: no mail is sent"
     if settings.mqtt.notifications:
-        yield from _unreadable("mqtt", settings.mqtt, "ca_cert", "tls_cert", "tls_key")
+        yield from _find_unreadable("mqtt", settings.mqtt, "ca_cert", "tls_cert", "tls_key")
         if settings.mqtt.tls_insecure:
-            yield "[mqtt] tls_insecure: any broker with a certificate of that authority is taken for the right one"
-        yield from _missing("paho", "[mqtt] notifications: paho-mqtt")
+            yield "[mqtt] tls_insecure: any broker with a certificate of that authority is trusted, whatever its name"
+        yield from _find_missing("paho", "[mqtt] notifications: paho-mqtt")
     if settings.history.url.startswith("mongodb"):
-        yield from _missing("pymongo", "[history] url: pymongo")
+        yield from _find_missing("pymongo", "[history] url: pymongo")
 
 
-def _unreadable(section: str, settings: MailSettings | MqttSettings, *names: str) -> Iterator[str]:
+def _find_unreadable(section: str, settings: MailSettings | MqttSettings, *names: str) -> Iterator[str]:
     for name in names:
         file: Path | None = getattr(settings, name)
         if file is not None and not os.access(file, os.R_OK):
-            yield f"[{section}] {name}: {file} is not there, or not for us to read"
+            yield f"[{section}] {name}: {file} does not exist, or this user may not read it"
 
 
-def _missing(module: str, what: str) -> Iterator[str]:
+def _find_missing(module: str, what: str) -> Iterator[str]:
     if importlib.util.find_spec(module) is None:
         yield f"{what} is not installed on this host; the notifier needs it: pip install 'reimzul[controller]'"

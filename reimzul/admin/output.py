@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints tables, JSON, durations, sizes and counts, for people on a terminal and for programs in a pipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+_COLUMN_GAP = "  "
+#: No column is made narrower than this many characters.
+_MIN_COLUMN_WIDTH = 6
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, needed: int | None = None) -> None:
+    """Print a table that fits the terminal; in a pipe one line for each row, with tabs and without heads.
+
+    On a narrow terminal, columns are left out from the right, but never the first `needed` ones.
+    """
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size((100, 24)).columns
+        lines = fit_columns([list(heads), *rows], width, needed or len(heads))
+        click.secho(next(lines), bold=True)
+    else:
+        lines = ("\t".join(row) for row in rows)
+    for line in lines:
+        click.echo(line)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def fit_columns(rows: Sequence[Sequence[str]], width: int, needed: int) -> Iterator[str]:
+    """Align rows in columns; while the needed columns are wider than `width`, shorten the widest of them."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    while _total_width(widths) > width and len(widths) > needed:
+        widths.pop()
+    while _total_width(widths) > width and max(widths) > _MIN_COLUMN_WIDTH:
+        widths[widths.index(max(widths))] -= 1
+    for row in rows:
+        cells = (cell if len(cell) <= size else cell[: size - 1] + "…" for cell, size in zip(row, widths))
+        yield _COLUMN_GAP.join(cell.ljust(size) for cell, size in zip(cells, widths)).rstrip()
+
+
+def _total_width(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_COLUMN_GAP) * (len(widths) - 1)
+
+
+def format_time(moment: float | None) -> str:
+    """Format seconds since 1970 in UTC, as all times of the farm."""
+    return "-" if not moment else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in its two largest units: `4.2 s`, `38 s`, `5 min 07 s`, `3 h 20 min`, `2 d 4 h`."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
+    if whole < _DAY:
+        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def format_skew(seconds: float) -> str:
+    """Format how far a clock is off: `2 h 00 min ahead of the controller's`."""
+    return f"{format_duration(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the controller's"
+
+
+def format_size(count: float) -> str:
+    """Format a number of bytes in the largest unit that fits."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def pluralize(number: int, thing: str) -> str:
+    """Format a count with its noun: `1 build`, `2 builds`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def join_words(words: list[str]) -> str:
+    """Join words as in a sentence: `a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul prune` and `reimzul scratch` remove builds from the store; `reimzul repogen` regenerates repodata.
+
+Commands that write in the store run as its owner: repogen could not replace files that belong to root.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attr
+import click
+
+from reimzul.admin import reading
+from reimzul.admin.options import confirm, json_option, parse_duration_option, yes_option
+from reimzul.admin.output import format_duration, format_size, pluralize, print_json, print_table
+from reimzul.core import validators
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
+from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
+from reimzul.core.config import Pruning, Settings
+from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.message import RepogenRequest
+from reimzul.core.retry import CancelToken
+from reimzul.core.store_paths import StorePaths, StoreUrls
+from reimzul.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.store import repodata
+from reimzul.store.cleanup import (
+    BuildDetails,
+    PruneResult,
+    drop_build,
+    find_rule,
+    find_scratch_builds,
+    list_targets,
+    prune,
+)
+from reimzul.store.createrepo import CreaterepoRunner
+
+_PRUNE_HEADS = ("TARGET", "PACKAGE", "SUBMITTED", "ARCH", "BUILD ID", "SIZE")
+_SCRATCH_HEADS = ("BUILD ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER")
+#: How many columns of each table are shown on the narrowest terminal.
+_PRUNE_COLUMNS, _SCRATCH_COLUMNS = 5, 4
+#: The largest repomd.xml that is read; one has some 3 kB.
+_MAX_REPOMD_BYTES = 1 << 20
+
+
+class StoreNotLocal(ReimzulError):
+    """The store is not on this host, or this user may not write in it."""
+
+
+def open_store_as_owner(settings: Settings) -> StorePaths:
+    """The store on this host; root becomes its owner for good. Raises `StoreNotLocal`."""
+    store = StorePaths(settings.bstore.root)
+    try:
+        owner = os.stat(store.repo)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StoreNotLocal(f"{store.repo}: {reason}: run this on bstore ([bstore] root)") from None
+    os.umask(0o022)  # the web server reads the files as another user
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        _become(owner)
+    if not os.access(store.repo, os.W_OK | os.X_OK):
+        name = _user_name(owner.st_uid)
+        raise StoreNotLocal(f"{store.repo} belongs to {name}: run it as root, or as sudo -u {name} reimzul …")
+    return store
+
+
+def _become(owner: os.stat_result) -> None:
+    """Switch to a user; groups first, while root still may."""
+    try:
+        os.initgroups(_user_name(owner.st_uid), owner.st_gid)
+    except OSError:  # the number has no name
+        os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+# --- prune
+
+
+@click.command("prune", epilog=EXIT_CODES)
+@click.option("--target", "wanted", multiple=True, metavar="TARGET", help="Only this target, with or without its arch.")
+@click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
+@click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
+@click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be dropped.")
+@yes_option
+@json_option("a list of targets")
+@shared_options
+def prune_builds(
+    config: Path | None,
+    verbose: bool,
+    wanted: Sequence[str],
+    keep: int | None,
+    older: int | None,
+    unsigned: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Drop old builds of packages from repositories, and regenerate each repository's repodata once.
+
+    Run this on bstore. Without --keep and --older the rules of [prune] apply, and targets without a rule are skipped.
+    The newest successful build of a package and arch always stays; failed builds are dropped with those of their age.
+    Builds that wait to be collected and signed stay, and those not staged for signing yet.
+
+    \b
+    Examples:
+      reimzul prune --dry-run
+      reimzul prune --target c7.1708.u --keep 3 --older 90d
+      reimzul prune --yes
+    """
+    settings = load_settings(config, verbose)
+    given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
+    store = open_store_as_owner(settings)
+    rules = _rules_by_target(list_targets(store.repo), wanted, given, settings, unsigned)
+    indexer = CreaterepoRunner(store=store, settings=settings.repogen)
+    planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
+    if dry_run or not _confirm_pruning(planned, yes):
+        _print_pruned(planned, as_json, dry_run=True)
+        return 0
+    done, code = [], 0
+    for target, rule in rules.items():
+        try:
+            done.append(prune(store, indexer, target, rule, CancelToken(), dry_run=False))
+        except ReimzulError as error:
+            print_error(prune_builds, str(error))
+            code = EXIT_FAILED
+    _print_pruned(done, as_json, dry_run=False)
+    return code
+
+
+def _rules_by_target(
+    known: Sequence[str], wanted: Sequence[str], given: Pruning | None, settings: Settings, unsigned: bool
+) -> Mapping[str, Pruning]:
+    names = {target: (target, target.rpartition(".")[0]) for target in known}  # with its arch, and without
+    for word in wanted:
+        if not any(word in each for each in names.values()):
+            quoted = validators.quoted(word)
+            raise InputError(f"there is no target {quoted} in the store; known targets: {', '.join(known)}")
+    chosen = [target for target in known if not wanted or set(names[target]) & set(wanted)]
+    rules = {target: given or find_rule(target, settings.prune.targets) for target in chosen}
+    found = {target: rule for target, rule in rules.items() if rule is not None}
+    if not found:
+        raise InputError("no rule says what to drop: give --keep or --older, or a line in [prune]")
+    if unsigned:
+        found = {target: attr.evolve(rule, unsigned=True) for target, rule in found.items()}
+    return found
+
+
+def _confirm_pruning(planned: Sequence[PruneResult], yes: bool) -> bool:
+    dropped = [each for target in planned for each in target.dropped]
+    size = format_size(sum(each.bytes for each in dropped))
+    return not dropped or confirm(f"Drop {pluralize(len(dropped), 'build')}, {size}?", yes)
+
+
+def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> None:
+    if as_json:
+        print_json([_pruned_to_dict(each) for each in done])
+        return
+    terminal = sys.stdout.isatty()
+    dropped = [each for target in done for each in target.dropped]
+    held = [each for target in done for each in target.held]
+    if dropped or held:
+        rows = [_prune_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])]
+        print_table(_PRUNE_HEADS, rows, needed=_PRUNE_COLUMNS)
+    verb = "would be dropped" if dry_run else "dropped"
+    size = format_size(sum(each.bytes for each in dropped))
+    click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {size}", err=not terminal)
+    for reason, count in Counter(each.held for each in held).items():
+        click.echo(f"{count} more would be dropped, but: {reason}", err=not terminal)
+
+
+def _prune_row(old: BuildDetails, terminal: bool) -> list[str]:
+    leg = old.leg
+    cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.summary.build_id or "-", format_size(old.bytes)]
+    return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
+
+
+def _pruned_to_dict(target: PruneResult) -> dict[str, Any]:
+    return {
+        "target": target.target,
+        "dropped": [each.to_json() for each in target.dropped],
+        "held": [{**each.to_json(), "why": each.held} for each in target.held],
+    }
+
+
+# --- scratch
+
+
+@click.group("scratch", epilog=EXIT_CODES)
+def scratch() -> None:
+    """List scratch builds, and remove them. Run this on bstore.
+
+    \b
+    Example:
+      reimzul scratch list
+    """
+
+
+@scratch.command("list", epilog=EXIT_CODES)
+@json_option("a list of legs")
+@shared_options
+def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
+    """List the scratch builds in the store, the oldest of a target first.
+
+    \b
+    Examples:
+      reimzul scratch list
+      reimzul scratch list --json
+    """
+    found = list(find_scratch_builds(open_store_as_owner(load_settings(config, verbose))))
+    if as_json:
+        print_json([each.to_json() for each in found])
+    elif found:
+        print_table(_SCRATCH_HEADS, [_scratch_row(each) for each in found], needed=_SCRATCH_COLUMNS)
+    else:
+        click.echo("There are no scratch builds.", err=True)
+
+
+@scratch.command("rm", epilog=EXIT_CODES)
+@click.argument("given", metavar="[ID]...", nargs=-1)
+@click.option("--older", callback=parse_duration_option, metavar="TIME", help="Those submitted longer ago: 14d, 2w.")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@yes_option
+@json_option("a list of the removed legs")
+@shared_options
+def remove_scratch(
+    config: Path | None,
+    verbose: bool,
+    given: Sequence[str],
+    older: int | None,
+    everything: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Remove scratch builds: their packages and their logs. IDs may be shortened to what no other build has.
+
+    \b
+    Examples:
+      reimzul scratch rm 72b893f8
+      reimzul scratch rm --older 14d --yes
+    """
+    if bool(given) + (older is not None) + everything != 1:
+        raise click.UsageError("say which scratch builds: their ids, or --older TIME, or --all.")
+    store = open_store_as_owner(load_settings(config, verbose))
+    found = list(find_scratch_builds(store))
+    if given:
+        found = _select_scratch(found, given)
+    elif older is not None:
+        found = [each for each in found if each.submitted_at < time.time() - older]
+    size = format_size(sum(each.bytes for each in found))
+    if found and confirm(f"Remove {pluralize(len(found), 'scratch build')}, {size}?", yes):
+        for each in found:
+            drop_build(store, each.leg, each.summary)
+    if as_json:
+        print_json([each.to_json() for each in found])
+    else:
+        click.echo(f"{pluralize(len(found), 'scratch build')} removed, {size}")
+
+
+def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:
+    """The legs of the given builds. Raises `InputError` for an id that fits none, or several."""
+    chosen: list[BuildDetails] = []
+    for prefix in given:
+        legs = [each for each in found if prefix and each.summary.build_id.startswith(prefix.lower())]
+        ids = {each.summary.build_id for each in legs}
+        if not ids:
+            raise InputError(f"no scratch build's id begins with {prefix}; `reimzul scratch list` lists them")
+        if len(ids) > 1:
+            raise InputError(f"more than one scratch build's id begins with {prefix}: {', '.join(sorted(ids))}")
+        chosen += [each for each in legs if each not in chosen]
+    return chosen
+
+
+def _scratch_row(each: BuildDetails) -> list[str]:
+    leg, summary = each.leg, each.summary
+    age = format_duration(time.time() - each.submitted_at) if each.submitted_at else "-"
+    build = [summary.build_id or "-", leg.target, leg.name, leg.arch, summary.status or "-"]
+    return [*build, age, format_size(each.bytes), summary.submitter or "-"]
+
+
+# --- repogen
+
+
+@click.command("repogen", epilog=EXIT_CODES)
+@click.argument("target", metavar="TARGET")
+@click.option("--now", is_flag=True, help="Before all other targets.")
+@click.option("--force", is_flag=True, help="Also a target that nothing was ever built for.")
+@click.option(
+    "--add-metadata",
+    "added",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="On bstore: add a file as comps.xml, updateinfo.xml or modules.yaml; later runs keep it.",
+)
+@click.option("--type", "type_", metavar="TYPE", help="Its type in repomd.xml, if the file name does not tell.")
+@click.option("--remove-metadata", "removed", metavar="TYPE", help="On bstore: remove such metadata, as group.")
+@json_option("an object")
+@shared_options
+def repogen(
+    config: Path | None,
+    verbose: bool,
+    target: str,
+    now: bool,
+    force: bool,
+    added: Path | None,
+    type_: str | None,
+    removed: str | None,
+    as_json: bool,
+) -> None:
+    """Regenerate the repodata of a target, named with its arch, from the packages in it.
+
+    With --add-metadata or --remove-metadata nothing is regenerated: on bstore, that metadata is added to the target's
+    repodata or removed from it at once. Adding a type that exists replaces it.
+
+    \b
+    Examples:
+      reimzul repogen c7.1708.u.x86_64
+      reimzul repogen c7.1708.u.x86_64 --add-metadata comps.xml
+      reimzul repogen c9s.x86_64 --add-metadata c9s-advisories.xml --type updateinfo
+      reimzul repogen c7.1708.u.x86_64 --remove-metadata group
+    """
+    settings = load_settings(config, verbose)
+    try:
+        validators.target(target)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if type_ is not None and added is None:
+        raise InputError("--type is the type of what --add-metadata adds; there is no --add-metadata")
+    if added is not None or removed is not None:
+        _change_metadata(settings, target, added, type_, removed, as_json=as_json)
+    else:
+        _request_repodata(settings, target, now=now, force=force, as_json=as_json)
+
+
+def _change_metadata(
+    settings: Settings, target: str, added: Path | None, type_: str | None, removed: str | None, *, as_json: bool
+) -> None:
+    """Add or remove metadata in the store on this host, as its owner."""
+    without = [repodata.check_type(removed)] if removed is not None else []
+    addition = None
+    if added is not None:
+        try:  # before becoming the store's owner, who may not be allowed to read it
+            raw = added.read_bytes()
+        except OSError as error:
+            raise InputError(f"{added}: {(error.strerror or str(error)).lower()}") from None
+        addition = repodata.read_addition(added.name, raw, type_ or "")
+    store = open_store_as_owner(settings)
+    indexer = CreaterepoRunner(store=store, settings=settings.repogen)
+    indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
+    if as_json:
+        print_json({"target": target, "added": addition.record.type if addition else None, "removed": removed})
+        return
+    if addition:
+        click.echo(f"{target} has {added} as {addition.record.type} now, and keeps it")
+    if removed:
+        click.echo(f"{target} has no {removed} any more")
+
+
+def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
+    if not force and not _is_known(settings, target):
+        raise InputError(f"nothing was ever built for {target}, and the store does not have it (--force makes it)")
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        job = broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW if now else PRIORITY)
+        watchers = broker.tube_stats(CREATEREPO.name).watchers
+    if as_json:
+        print_json({"target": target, "job": job, "watchers": watchers})
+    else:
+        click.echo(f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}")
+    if not watchers:
+        print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
+
+
+def _is_known(settings: Settings, target: str) -> bool:
+    """Whether anything was built for a target or the store has its repodata; True where the store does not answer."""
+    try:
+        with reading.history(settings.history.url) as history:
+            if history.builds(BuildFilter(target=target), 1):
+                return True
+    except (NoHistory, HistoryAway):
+        pass
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    try:
+        with HttpSession(timeout=5) as session:
+            session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
+    except NotFound:
+        return False
+    except HttpUnavailable:
+        pass
+    return True

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks a submission and queues one request for each arch; everything is checked before anything is queued."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import logging
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import quote, unquote
+
+import attr
+
+from reimzul.core import validators
+from reimzul.core.arch import Arches
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.manifest import MAX_BYTES, Manifest
+from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id, parse_json
+from reimzul.core.process import output_of
+from reimzul.core.rpm_header import Header
+from reimzul.core.store_paths import MANIFEST, StoreUrls
+from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
+from reimzul.submit.incoming import Source
+
+log = logging.getLogger(__name__)
+
+#: Seconds `reimzul builders` may take.
+_BUILDERS_TIMEOUT_SECONDS = 20.0
+#: Seconds to wait for the store: for what a target lists, and for whether it has repodata, which nothing depends on.
+_LISTING_TIMEOUT_SECONDS, _REPODATA_TIMEOUT_SECONDS = 5.0, 2.0
+#: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
+_MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
+#: How much of a packed primary.xml is unpacked at a time, and the longest location that is found across two pieces.
+_PIECE_BYTES, _MAX_LOCATION_BYTES = 1 << 20, 1024
+_PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"]+)"', re.DOTALL)
+#: A disttag as distributions write it, with what derivatives add.
+_DISTTAG = re.compile(
+    r"\.(?:el|fc|amzn|mga|lp|eln|suse|oe|ocs|cl|ol|rhel|epel)[0-9][A-Za-z0-9_]*"
+    r"(?:\.(?:centos|rocky|alma|alma_plus|sl|ol)\b)?"
+)
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31), ".xz": lzma.LZMADecompressor, ".bz2": bz2.BZ2Decompressor,
+}  # fmt: skip
+
+
+@attr.frozen(kw_only=True)
+class SubmissionOptions:
+    """The options of the command line, after their checks."""
+
+    arches: tuple[str, ...]
+    target: str  #: without an arch
+    disttag: str
+    now: bool = False
+    scratch: bool = False
+    rebuild: bool = False
+
+    @property
+    def priority(self) -> int:
+        return PRIORITY_NOW if self.now else PRIORITY
+
+
+@attr.frozen(kw_only=True)
+class QueuedBuild:
+    """The job queued for one arch, or why there is none."""
+
+    arch: str
+    tube: str
+    target: str
+    build_id: str
+    timestamp: str
+    job: int | None = None  #: its number in beanstalkd
+    watchers: int | None = None  #: how many builders watch the tube; None where beanstalkd did not answer
+    fault: str = ""
+
+
+# --- checks of options and package
+
+
+def check_options(arches: Iterable[str], target: str, disttag: str, known: Arches) -> tuple[str, ...]:
+    """The requested arches, each once. Raises `InputError` with a line for each fault."""
+    requested = tuple(dict.fromkeys(arches))
+    faults = [
+        f"unknown arch {validators.quoted(arch)}; known arches: {', '.join(known.known)}"
+        for arch in requested
+        if arch not in known.known
+    ]
+    faults += _target_faults(target, known) + _disttag_faults(disttag)
+    if not requested:
+        faults.append("no arch is given")
+    if faults:
+        raise InputError("\n".join(faults))
+    return requested
+
+
+def _target_faults(target: str, known: Arches) -> list[str]:
+    try:
+        validators.target(target)
+        validators.target(f"{target}.{max(known.known, key=len)}")  # as it is in the request
+    except ValueError as error:
+        return [f"target {error}"]
+    stem, _, arch = target.rpartition(".")
+    if stem and arch in known.known:
+        return [f"target {target!r} ends with an arch: give it without, as {stem}; each arch adds its own"]
+    return []
+
+
+def _disttag_faults(disttag: str) -> list[str]:
+    try:
+        validators.disttag(disttag)
+    except ValueError as error:
+        return [f"disttag {error}"]
+    return [] if disttag.startswith(".") else [f"disttag {disttag!r} has no dot before it; is .{disttag} meant?"]
+
+
+def check_arches(name: str, header: Header, arches: Sequence[str], known: Arches) -> list[str]:
+    """Raise `InputError` with a line for each arch that the package excludes.
+
+    Returns a warning for each arch that only mock can decide on, because the header has an unexpanded macro.
+    """
+    reasons = [(arch, known.exclusion_reason(arch, header)) for arch in arches]
+    faults = [f"{name} is not built for {arch}: {reason}" for arch, reason in reasons if reason]
+    if faults:
+        raise InputError("\n".join(faults))
+    doubts = [(arch, known.exclusion_doubt(arch, header)) for arch in arches]
+    return [f"mock decides whether {name} is built for {arch}: {doubt}, unexpanded" for arch, doubt in doubts if doubt]
+
+
+# --- what a target lists already
+
+
+def find_listed(
+    header: Header, disttag: str, targets: Iterable[str], base_url: str, warn: Callable[[str], None]
+) -> list[str]:
+    """A line for each target whose repodata lists this version and release. An estimate: mock names the packages.
+
+    Calls `warn` for each target of which the store does not answer.
+    """
+    faults = []
+    releases = estimate_releases(header.release, disttag)
+    with HttpSession(timeout=_LISTING_TIMEOUT_SECONDS) as session:
+        for target in targets:
+            url = f"{base_url}{quote(target)}/"
+            try:
+                place = _find_place(session, url, header, releases)
+            except NotFound:
+                continue  # nothing was ever published
+            except (HttpUnavailable, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+                warn(f"it is unknown what {target} lists ({error}): repogen will reject a build that it has already")
+                continue
+            if place:
+                faults.append(_describe_listed(session, url, target, header, place))
+    return faults
+
+
+def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
+    """The releases that a build with a disttag may get from a source rpm with this release."""
+    exchanged, count = _DISTTAG.subn(lambda _: disttag, release)
+    if count or disttag in release:
+        return (exchanged,)
+    # the source rpm was made where %dist is empty, or its spec file does not use it
+    return (release, release + disttag)
+
+
+def _find_place(session: HttpSession, url: str, header: Header, releases: Iterable[str]) -> str:
+    """The folder, relative to its target, of a build that is listed; empty where none is."""
+    name = re.escape(quote(header.name).encode())
+    folders = b"|".join(
+        re.escape(spelled.encode())
+        for release in releases
+        for evr in [f"{header.version}-{release}"]
+        for spelled in {evr, quote(evr)}
+    )
+    wanted = re.compile(rb'href="(' + name + rb"/[0-9]{14}/(?:" + folders + rb')\.[A-Za-z0-9_]+)/[^"/]+"')
+    primary = _PRIMARY_HREF.search(session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES))
+    if primary is None:
+        raise ValueError("its repomd.xml names no primary.xml")
+    href = primary[1].decode()
+    before = b""
+    for piece in _unpack(href, session.get(url + href, _MAX_PRIMARY_BYTES)):
+        found = wanted.search(before + piece)
+        if found:
+            return unquote(found[1].decode())
+        before = piece[-_MAX_LOCATION_BYTES:]
+    return ""
+
+
+def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
+    suffix = name[name.rfind(".") :]
+    if suffix == ".xml":
+        yield packed
+        return
+    if suffix not in _UNPACKERS:
+        raise ValueError(f"{suffix} of its primary.xml cannot be read")
+    unpacker = _UNPACKERS[suffix]()
+    for start in range(0, len(packed), _PIECE_BYTES):
+        yield unpacker.decompress(packed[start : start + _PIECE_BYTES])
+
+
+def _describe_listed(session: HttpSession, url: str, target: str, header: Header, place: str) -> str:
+    evr = place.rpartition("/")[2].rpartition(".")[0]
+    try:
+        build = Manifest.from_json(parse_json(session.get(f"{url}{quote(place)}/{MANIFEST}", MAX_BYTES))).build_id
+    except (NotFound, HttpUnavailable, InvalidMessage):
+        build = "in " + place
+    return (
+        f"{target} lists {header.name}-{evr} of build {build} already (an estimate: the disttag was exchanged); "
+        "give --rebuild to replace it, or give the package another release"
+    )
+
+
+# --- the submitter's name
+
+
+def submitter_for_workers(broker: Broker, name: str, options: Sequence[str]) -> str:
+    """The submitter's name, restricted to the characters of version 0.1 while a worker may refuse others.
+
+    Only an unusual name needs a look at the workers. `reimzul builders` lists them, called with `options`: submit
+    does not import the admin package.
+    """
+    if is_plain(name):
+        return name
+    try:
+        if all_accept_any_name(broker, _list_workers(options)):
+            return name
+        reason = "a worker is older than 0.2, or sends no heartbeats"
+    except (ReimzulError, ValueError, LookupError, TypeError) as error:
+        reason = f"the workers' versions are unknown: {error}"
+    plain = validators.restrict_submitter(name)
+    log.warning("submitted as %s, not as %s: %s", plain, name, reason)
+    return plain
+
+
+def _list_workers(options: Sequence[str]) -> list[SeenWorker]:
+    program = Path(sys.argv[0]).resolve().with_name("reimzul")
+    command: list[str | Path] = [program, "builders", "--json", "--since", "1h", *options]
+    rows = json.loads(output_of(command, timeout=_BUILDERS_TIMEOUT_SECONDS))
+    return [SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in rows]
+
+
+# --- requests
+
+
+def request_repodata(broker: Broker, urls: StoreUrls, targets: Iterable[str]) -> None:
+    """Request empty repodata for each target that has none, before its first build reads it.
+
+    Without repodata the target's own URL answers 404, and mock would have to skip the target, which would hide all
+    its other faults. A store that does not answer is not waited for.
+    """
+    with HttpSession(timeout=_REPODATA_TIMEOUT_SECONDS) as session:
+        for target in dict.fromkeys(targets):
+            try:
+                session.get(f"{urls.target(target)}repodata/repomd.xml", _MAX_REPOMD_BYTES)
+            except NotFound:
+                _request_one(broker, target)
+            except HttpUnavailable as error:
+                log.debug("whether %s has repodata is unknown: %s", target, error)
+                return
+
+
+def _request_one(broker: Broker, target: str) -> None:
+    try:
+        broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW)
+    except ReimzulError as error:
+        log.debug("no repodata is requested for %s: %s", target, error)
+
+
+def make_requests(source: Source, options: SubmissionOptions, submitter: str) -> list[BuildRequest]:
+    """One request for each arch, all with the same timestamp."""
+    timestamp = validators.now_timestamp()
+    return [
+        BuildRequest(
+            srpm=source.name,
+            arch=arch,
+            target=f"{options.target}.{arch}",
+            disttag=options.disttag,
+            scratch=options.scratch,
+            submitter=submitter,
+            build_id=new_build_id(),
+            timestamp=timestamp,
+            srpm_sha256=source.sha256,
+            rebuild=options.rebuild,
+        )
+        for arch in options.arches
+    ]
+
+
+def queue_requests(
+    broker: Broker, requests: Sequence[BuildRequest], source: Source, options: SubmissionOptions, known: Arches
+) -> list[QueuedBuild]:
+    """Queue each request in its arch's tube, until one fails. Raises if that is the first."""
+    builds: list[QueuedBuild] = []
+    fault = ""
+    for request in requests:
+        build = QueuedBuild(
+            arch=request.arch,
+            tube=known.tube_of(request.arch),
+            target=request.target,
+            build_id=request.build_id,
+            timestamp=request.timestamp,
+            fault=fault,
+        )
+        if not fault:
+            try:
+                job = broker.put(arch_tube(build.tube), request, priority=options.priority)
+                build = attr.evolve(build, job=job)
+                _announce(broker, request, build, source, options.priority)
+            except ReimzulError as error:
+                if not builds:
+                    raise
+                fault = str(error)
+                build = attr.evolve(build, fault=f"beanstalkd did not confirm it: {fault}")
+        builds.append(build)
+    return builds
+
+
+def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, source: Source, priority: int) -> None:
+    """Announce a queued build. Failing at that is only logged: the build itself is safe in its tube."""
+    about = {"pkgname": source.header.name, "evr": source.header.evr, "reason": f"job {build.job} of tube {build.tube}"}
+    where = {"tube": build.tube, "job": build.job, "priority": priority}
+    try:
+        broker.announce(event_for(request, Status.QUEUED, **about, **where))
+    except ReimzulError as error:
+        log.warning("%s: queued, but not announced: %s", request.build_id, error)
+
+
+def count_watchers(broker: Broker, builds: Iterable[QueuedBuild]) -> list[QueuedBuild]:
+    """The builds with the number of builders that watch each tube, as far as beanstalkd still answers."""
+    counted = []
+    for build in builds:
+        try:
+            build = attr.evolve(build, watchers=broker.tube_stats(build.tube).watchers)
+        except ReimzulError as error:
+            log.debug("tube %s: %s", build.tube, error)
+        counted.append(build)
+    return counted
