@@ -34,10 +34,10 @@ farm-setup:
 	@tools/setup --farm
 
 demo: farm-setup ## Build real packages through a whole farm on this machine (SRPM=path builds yours)
-	@$(VENV)/reimzul-devfarm demo $(if $(SRPM),--srpm "$$SRPM")
+	@$(VENV)/python -m devfarm demo $(if $(SRPM),--srpm "$$SRPM")
 
 farm: farm-setup ## Keep such a farm up in the foreground, until Ctrl-C
-	@$(VENV)/reimzul-devfarm up
+	@$(VENV)/python -m devfarm up
 
 test: setup ## Run all tests, and the unit tests on the oldest and the newest Python too
 	@tools/test
@@ -75,7 +75,7 @@ install: ## Install on this host, as root (ROLE=builder, ...; docs/install.md te
 clean: ## Remove the environments and caches (what was installed by apt or dnf stays)
 	rm -rf .venv .venv-mongo .venv-py39 .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -rf reimzul.egg-info .setup.lock
-	find reimzul tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find reimzul devfarm bench tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -maxdepth 1 -name '.farm*' -type d -exec rm -rf {} +
 
 export SRPM PREFIX DESTDIR

@@ -13,9 +13,9 @@ from typing import Callable
 
 import pytest
 
-from devfarm.farm import STANDIN, Farm
-from devfarm.follow import listening
-from devfarm.parts import own
+from devfarm.event_listener import listen
+from devfarm.farm import Farm
+from devfarm.mockstub import PROGRAM
 from devfarm.plan import BSTORE, CONTROLLER
 from reimzul.core.message import Status
 from reimzul.repogen import repodata
@@ -51,7 +51,7 @@ class Mixed:
             plan.incoming_url(builder),
             plan.local(builder, "rsyncd"),
             self.folder / f"old-{builder}",
-            original.mocked(own(STANDIN), self.farm.layout.checkout(builder), plan.store_url(builder), self.farm.arch),
+            original.mocked(str(PROGRAM), self.farm.layout.checkout(builder), plan.store_url(builder), self.farm.arch),
         )
 
     def rsyncd(self, configuration: str) -> None:
@@ -108,7 +108,7 @@ def mixed(tmp_path: Path) -> Iterator[Mixed]:
 @pytest.fixture
 def witness(mixed: Mixed) -> Iterator[Witness]:
     """Who hears all."""
-    with listening(mixed.farm) as ears:
+    with listen(mixed.farm) as ears:
         yield Witness(ears)
 
 

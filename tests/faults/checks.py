@@ -210,7 +210,7 @@ def _nothing_left(ground: Ground, before: Before) -> Iterator[str]:
     for pid, (_, words) in alive.items():
         if state in words and pid not in ours:
             yield f"process {pid} is nobody's: {words[:200]}"
-    for keeper in ground.farm.supervisor.ask("getAllProcessInfo"):
+    for keeper in ground.farm.supervisor.call("getAllProcessInfo"):
         found = below(int(keeper["pid"]), alive)
         if keeper["group"] == "daemons" and len(found) != 1:
             yield f"{keeper['name']} has {len(found)} processes: {[alive[pid][1][:100] for pid in found]}"

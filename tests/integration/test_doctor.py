@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 import attr
 import pytest
 
+from devfarm.mockstub import PROGRAM
 from reimzul.admin.doctor import (
     builder,
     certificates,
@@ -267,8 +267,7 @@ def test_mock_has_to_run(tmp_path: Path, text: str, level: str, words: str) -> N
 
 
 def test_the_stand_in_is_warned_of_and_needs_no_group(tmp_path: Path) -> None:
-    standin = Path(sys.executable).with_name("reimzul-standin-mock")
-    found = look(builder, patient(tmp_path, {"worker": {"mock": standin}}, "builder"))
+    found = look(builder, patient(tmp_path, {"worker": {"mock": PROGRAM}}, "builder"))
     assert found["mock"].level == WARN and "isolates nothing" in found["mock"].words
     assert "mock.group" not in found
 

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devfarm import standin
-from devfarm.standin_faults import Exit
 from reimzul.admin.main import COMMANDS
 from reimzul.core import config
 from reimzul.core.cli import EXIT_CODES
@@ -73,14 +71,6 @@ def test_the_commands_own_help_is_in_its_page() -> None:
 
 def test_a_page_needs_no_see_also_of_itself() -> None:
     assert "reimzul(1)" not in plain(PAGES["man1/reimzul.1"]).partition(".SH SEE ALSO")[2]
-
-
-def test_the_stand_ins_page_has_its_options_and_exit_codes() -> None:
-    page = plain(PAGES["man1/reimzul-standin-mock.1"])
-    assert "--uniqueext TEXT" in page
-    assert "--isolation" not in page
-    assert all(re.search(rf"^\.TP\n{code.value}\n.+$", page, re.MULTILINE) for code in Exit)
-    assert standin.parser().prog in page
 
 
 def test_a_new_command_has_its_page_without_a_word_about_it() -> None:

@@ -7,7 +7,6 @@ as `reimzul config check`, are parts of its page. A new command has its page wit
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import re
@@ -16,8 +15,6 @@ from collections.abc import Iterator, Sequence
 import attr
 import click
 
-from devfarm import standin
-from devfarm.standin_faults import Exit
 from reimzul.admin.main import COMMANDS
 from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE
 from tools.manpages.roff import Page, bold, escape, italic
@@ -26,7 +23,6 @@ from tools.manpages.roff import Page, bold, escape, italic
 PROGRAMS = {
     "reimzul": "reimzul.admin.main",
     "reimzul-submit": "reimzul.submit.cli",
-    "reimzul-devfarm": "devfarm.cli",
     "reimzul-worker": "reimzul.worker.cli",
     "reimzul-repogen": "reimzul.repogen.cli",
     "reimzul-tosign": "reimzul.tosign.cli",
@@ -34,23 +30,6 @@ PROGRAMS = {
     "reimzul-irc": "reimzul.irc.cli",
 }
 DAEMONS = ("reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-irc")
-STANDIN = "reimzul-standin-mock"
-#: What mock's exit codes mean where the stand-in gives them.
-_EXITS = {
-    Exit.BUILT: "built, or cleaned up",
-    Exit.FAILED: "rpmbuild failed, or what mock has no number of its own for",
-    Exit.CONFIG: "there is no such configuration, or it is wrong",
-    Exit.COMMAND_LINE: "wrong usage",
-    Exit.ARCH: "this machine cannot build for that arch",
-    Exit.INTERRUPTED: "interrupted",
-    Exit.BUILD_REQUIRES: "%generate_buildrequires failed",
-    Exit.TIMEOUT: "rpmbuild took longer than it may",
-    Exit.DEPENDENCIES: "the host lacks what the package asks for",
-    Exit.SOURCE: "the source rpm cannot be unpacked",
-    Exit.SETUP: "no root can be made, or no source rpm is named",
-    Exit.LOCKED: "another process is in the root",
-    Exit.RESULTS: "the results cannot be written",
-}
 _ALWAYS = ("reimzul(1)", "reimzul.ini(5)")
 
 
@@ -71,7 +50,6 @@ def pages() -> Iterator[Page]:
         yield program(name)
     for name, (_, about) in COMMANDS.items():
         yield of_command(f"reimzul-{name}", 1, found(PROGRAMS["reimzul"]), ("reimzul", name), about)
-    yield stand_in()
 
 
 def found(module: str) -> click.Command:
@@ -257,27 +235,3 @@ def in_a_row(about: str) -> str:
     """A sentence as the line under NAME has it: no capital, no full stop, and nothing that whatis(1) cuts at."""
     about = about.rstrip(".")
     return about if about[1:2].isupper() else about[:1].lower() + about[1:]
-
-
-# --- the one program that speaks mock's command line
-
-
-def stand_in() -> Page:
-    """The page of the stand-in for mock, whose options argparse knows."""
-    parser = standin.parser()
-    page = Page(STANDIN, 1, "a stand-in for mock, for hosts that have none")
-    page.heading("SYNOPSIS")
-    page.roff(declaration(parser.format_usage().partition(":")[2].strip()))
-    page.heading("DESCRIPTION")
-    page.paragraphs([parser.description or "", *(parser.epilog or "").splitlines()])
-    page.heading("OPTIONS")
-    for action in parser._actions:
-        if action.option_strings and action.help != argparse.SUPPRESS:
-            names = ", ".join(bold(name) for name in action.option_strings)
-            value = f" {italic(str(action.metavar))}" if action.metavar else ""
-            page.entry(names + value, [action.help or ""])
-    page.heading("EXIT STATUS")
-    for code, means in _EXITS.items():
-        page.entry(bold(str(code.value)), [means])
-    page.see_also(["mock(1)", "rpmbuild(8)", "reimzul-worker(8)"])
-    return page
