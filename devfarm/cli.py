@@ -83,7 +83,7 @@ def up(builders: int, workers: int, state: Path | None) -> None:
         console.print_title("How to use it")
         console.print_block(_instructions(farm))
         farm.wait_until_exit()
-    raise PartFailed(f"the farm ended by itself; see {farm.layout.log / 'supervisord.log'}")
+    raise PartFailed(f"the farm ended by itself; the logs are in {farm.layout.log}")
 
 
 def _instructions(farm: Farm) -> str:
@@ -96,7 +96,6 @@ In another terminal:
   reimzul builds
   reimzul queues
   reimzul doctor --role all --canary
-  supervisorctl -c {shlex.quote(str(farm.supervisor.config))} status
 
 repository       {farm.repository(f"{TARGET}.{farm.arch}")}
 store            {layout.store.root}

@@ -3,11 +3,11 @@
 
     with Farm(folder, builders=2) as farm:      # ready when the block is entered
         output_of(farm.submit_command(srpm, "demo.1"))
-        farm.kill("beanstalkd")                 # supervisord restarts it
+        farm.kill("beanstalkd")                 # it is restarted
         farm.hold("rsyncd")                     # stays stopped until farm.release("rsyncd")
 
 Nothing of it outlives the block or the process that entered it: however that ends, the kernel and the subreapers end
-the rest. Start it from a thread that lives as long as the farm does, since the kernel watches threads.
+the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.fs import file_lock
-from reimzul.core.process import Process, wait_until_exit
 
 #: Seconds that all parts have to start; they take two.
 START_SECONDS = 60.0
@@ -87,7 +86,6 @@ class Farm:
         self._plan: Plan | None = None
         self._keys: Keys | None = None
         self._supervisor: Supervisor | None = None
-        self._process: Process | None = None
 
     def __enter__(self) -> Farm:
         self.bring_up()
@@ -117,8 +115,8 @@ class Farm:
         """Make keys and configurations and start all parts, without waiting until they are ready."""
         try:
             self._prepare()
-            self._process = self._stack.enter_context(self.supervisor.run())
-            self.supervisor.wait_until_up(self._process)
+            self.supervisor.start()
+            self._stack.callback(self.supervisor.stop)
         except BaseException:
             self.stop()
             raise
@@ -138,13 +136,12 @@ class Farm:
 
     def wait_until_exit(self) -> None:
         """Wait until the farm ends by itself, which it should not."""
-        while self._process is not None and not wait_until_exit(self._process, 3600):
+        while self.supervisor.is_running(3600):
             continue
 
     def stop(self) -> None:
         """Stop all parts; builds and logs stay."""
         self._stack.close()
-        self._process = None
 
     def _prepare(self) -> None:
         layout = self.layout
@@ -164,7 +161,7 @@ class Farm:
         parts = infrastructure(self.plan, self.sync_ms)
         if self.own_daemons:
             parts += daemons(self.plan, self.workers, self.repogens)
-        self._supervisor = Supervisor(layout=layout, parts=parts, port=ports["supervisord"])
+        self._supervisor = Supervisor(layout, parts)
 
     def _write_configurations(self) -> None:
         plan, keys = self.plan, self.keys
@@ -208,8 +205,8 @@ class Farm:
 
     def _wait_for(self, condition: Condition, deadline: float) -> None:
         while pending := condition.find_pending():
-            if self._process is None or wait_until_exit(self._process, _POLL_SECONDS):
-                raise PartFailed(f"the farm ended: {last_lines(self.layout.log / 'supervisord.log')}")
+            if not self.supervisor.is_running(_POLL_SECONDS):
+                raise PartFailed("the farm has ended")
             if time.monotonic() > deadline:
                 logs = (f"{part.name}: {last_lines(self.layout.part_log(part.name))}" for part in pending)
                 raise PartFailed("\n".join([f"not ready: {condition.label}", *logs]))
@@ -276,32 +273,24 @@ class Farm:
         return [first, *subreaper.descendants(first)]
 
     def kill(self, part: str, number: int = signal.SIGKILL) -> int:
-        """Send a signal to a part's own process and return its pid; supervisord restarts it when it ends.
+        """Send a signal to a part's own process and return its pid; it is restarted when it ends.
 
         Raises `PartFailed` where the part does not run.
         """
         pid = self.supervisor.pid(part)
         try:
             os.kill(pid, number)
-        except ProcessLookupError:  # it has just died, and supervisord has not noticed yet
+        except ProcessLookupError:  # it has just died
             raise PartFailed(f"{part} does not run") from None
         return pid
 
     def hold(self, part: str, *, kindly: bool = True) -> None:
         """Stop a part until `release`; if not kindly, kill it without a SIGTERM."""
-        if kindly:
-            self.supervisor.stop(part)
-            return
-        pid = self.supervisor.pid(part)
-        os.kill(pid, signal.SIGSTOP)  # so that it does not handle the SIGTERM with which supervisord begins
-        self.supervisor.stop(part, wait=False)
-        os.kill(pid, signal.SIGKILL)
-        while not self.supervisor.is_stopped(part):
-            time.sleep(_POLL_SECONDS)
+        self.supervisor.hold(part, None if kindly else signal.SIGKILL)
 
     def release(self, part: str) -> None:
         """Start a part that was held."""
-        self.supervisor.start(part)
+        self.supervisor.release(part)
 
 
 def _default_mock() -> str:

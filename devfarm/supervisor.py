@@ -1,186 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
-"""supervisord as the farm's systemd: it starts the parts, keeps a log of each, and restarts what ended.
+"""Runs the parts of a farm as systemd would: it keeps a log of each and restarts what ends.
 
-Every part runs under a subreaper of its own, and supervisord under one for all of them, so that nothing outlives the
-farm whatever is killed. We call supervisord over a TCP port with a password: the path of a unix socket may not be
-longer than 107 bytes.
+Every part runs under a subreaper of its own, so that what a part leaves behind ends with it, and all parts end with the
+process that started them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
-import secrets
-import shlex
-import sys
-import time
-import xmlrpc.client
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import attr
 
 from devfarm import subreaper
 from devfarm.plan import Layout
-from devfarm.ports import ADDRESS
 from devfarm.processes import Part
 from reimzul.core.errors import ReimzulError
-from reimzul.core.process import Process, spawn, wait_until_exit
+from reimzul.core.process import Process, spawn
 
-#: Seconds that a part has to end after SIGTERM, before its subreaper kills it; a worker ends a build in that time.
+#: Seconds a part has to end after SIGTERM, before its subreaper kills it; a worker ends a build in that time.
 GRACE = 15
-#: The same for supervisord, which ends our daemons first and then the rest.
-GRACE_OF_ALL = 2 * GRACE + 10
-#: Seconds that each keeper has in addition to the one it keeps.
+#: Seconds that the subreaper has in addition.
 _MARGIN = 5
-#: The same for an answer of supervisord: to a stop it answers when the part has ended.
-_ANSWER_SECONDS = GRACE + _MARGIN + 10.0
-_START_SECONDS = 15.0
-_USER = "farm"
+#: Seconds for all parts: our daemons end first, then what they need.
+GRACE_OF_ALL = 2 * (GRACE + _MARGIN)
+_POLL_SECONDS = 0.05
 
 
 class PartFailed(ReimzulError):
     """A part of the farm does not work: its log shows why."""
 
 
-class _Transport(xmlrpc.client.Transport):
-    """XML-RPC with a timeout."""
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = super().make_connection(host)
-        connection.timeout = _ANSWER_SECONDS
-        return connection
-
-
-@attr.frozen(kw_only=True)
 class Supervisor:
-    """supervisord for these parts."""
+    """Runs these parts from `start` to `stop`."""
 
-    layout: Layout
-    parts: Sequence[Part]
-    port: int
-    password: str = attr.field(factory=lambda: secrets.token_hex(16), repr=False)
+    def __init__(self, layout: Layout, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._keepers: dict[str, Process] = {}  #: part -> its subreaper
+        self._stacks: dict[str, contextlib.ExitStack] = {}  #: part -> what ends it
+        self._held: set[str] = set()
+        self._stopping = threading.Event()
+        # The kernel ends a part with the thread that started it, so one thread starts them all, and outlives them.
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
-    @property
-    def config(self) -> Path:
-        """Its configuration, also for `supervisorctl -c`."""
-        return self.layout.conf / "supervisord.conf"
+    def start(self) -> None:
+        self._thread.start()
 
-    def call(self, method: str, *arguments: str | bool) -> Any:
-        """Call a method of its XML-RPC."""
-        url = f"http://{_USER}:{self.password}@{ADDRESS}:{self.port}/RPC2"
-        with xmlrpc.client.ServerProxy(url, transport=_Transport()) as server:
-            return getattr(server.supervisor, method)(*arguments)
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
 
-    @contextlib.contextmanager
-    def run(self) -> Iterator[Process]:
-        """Run supervisord and all parts until the block is left."""
-        self.config.touch(mode=0o600)
-        self.config.write_text(render_config(self.parts, self.port, self.password), encoding="utf-8")
-        argv = [sys.executable, "-I", "-m", "supervisor.supervisord", "-c", "conf/supervisord.conf"]
-        with (
-            (self.layout.log / "supervisord.err").open("ab") as errors,
-            spawn(
-                subreaper.wrap_command(argv, grace=GRACE_OF_ALL, parent=os.getpid()),
-                output=errors,
-                cwd=self.layout.state,
-                env={"TMPDIR": str(self.layout.tmp)},
-                grace=GRACE_OF_ALL + _MARGIN,
-            ) as process,
-        ):
-            yield process
-
-    def wait_until_up(self, process: Process) -> None:
-        """Wait until it answers. Raises `PartFailed`."""
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and not wait_until_exit(process, 0.02):
-            with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):
-                self.call("getState")
-                return
-        raise PartFailed(f"supervisord does not start: {last_lines(self.layout.log / 'supervisord.err')}")
+    def is_running(self, wait: float = 0) -> bool:
+        """Whether it still runs, after so many seconds; return at once when it does not."""
+        self._thread.join(wait)
+        return self._thread.is_alive()
 
     def pid(self, part: str) -> int:
         """The process of a part itself, below its subreaper. Raises `PartFailed` where it does not run."""
-        keeper = int(self.call("getProcessInfo", self._full_name(part))["pid"])
-        children = subreaper.children(keeper) if keeper else []
-        if not children:
-            raise PartFailed(f"{part} does not run: {last_lines(self.layout.part_log(part))}")
-        return children[0]
+        keeper = self._keepers.get(part)
+        below = subreaper.children(keeper.pid) if keeper and keeper.poll() is None else []
+        if not below:
+            raise PartFailed(f"{part} does not run: {last_lines(self._layout.part_log(part))}")
+        return below[0]
 
-    def stop(self, part: str, *, wait: bool = True) -> None:
-        """Stop a part; return when it has ended, unless `wait` is false."""
-        self.call("stopProcess", self._full_name(part), wait)
+    def hold(self, part: str, number: int | None = None) -> None:
+        """End a part until `release`, by SIGTERM or by sending another signal to its process."""
+        with self._lock:
+            self._held.add(part)
+            if number is not None:
+                os.kill(self.pid(part), number)
+                self._keepers[part].wait()
+            stack = self._stacks.pop(part, None)
+        if stack:
+            stack.close()
 
-    def is_stopped(self, part: str) -> bool:
-        return bool(self.call("getProcessInfo", self._full_name(part))["pid"] == 0)
+    def release(self, part: str) -> None:
+        """Start a part that was held."""
+        with self._lock:
+            self._held.discard(part)
 
-    def start(self, part: str) -> None:
-        """Start a part that was stopped."""
-        self.call("startProcess", self._full_name(part))
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(_POLL_SECONDS):
+                for part in self.parts:
+                    with self._lock:
+                        if part.name not in self._held and not self._is_alive(part):
+                            self._start(part)
+        finally:
+            for daemons in (True, False):
+                stacks = [self._stacks[part.name] for part in self.parts
+                          if part.is_daemon is daemons and part.name in self._stacks]  # fmt: skip
+                with ThreadPoolExecutor(max_workers=len(self.parts)) as pool:
+                    list(pool.map(contextlib.ExitStack.close, stacks))
 
-    def _full_name(self, name: str) -> str:
-        return next(f"{_group(part)}:{name}" for part in self.parts if part.name == name)
+    def _is_alive(self, part: Part) -> bool:
+        return part.name in self._stacks and self._keepers[part.name].poll() is None
 
-
-def _group(part: Part) -> str:
-    return "daemons" if part.is_daemon else "parts"
-
-
-def render_config(parts: Sequence[Part], port: int, password: str) -> str:
-    """supervisord's configuration.
-
-    Groups start in the order of their priorities and stop in reverse; the members of a group stop at the same time.
-    """
-    texts = [_render_head(port, password)]
-    for priority, name in enumerate(("parts", "daemons")):
-        if members := [part.name for part in parts if _group(part) == name]:
-            texts.append(f"[group:{name}]\nprograms = {','.join(members)}\npriority = {priority}\n")
-    return "\n".join([*texts, *map(_render_program, parts)])
-
-
-def _render_head(port: int, password: str) -> str:
-    return f"""\
-[supervisord]
-nodaemon = true
-silent = true
-logfile = log/supervisord.log
-pidfile = tmp/supervisord.pid
-childlogdir = log
-
-[inet_http_server]
-port = {ADDRESS}:{port}
-username = {_USER}
-password = {password}
-
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-
-[supervisorctl]
-serverurl = http://{ADDRESS}:{port}
-username = {_USER}
-password = {password}
-"""
-
-
-def _render_program(part: Part) -> str:
-    # `%` begins an expansion. With startsecs = 0 a part that ends at once is restarted like any other; otherwise
-    # supervisord would wait longer each time and then give up.
-    command = shlex.join(subreaper.wrap_command(part.argv, grace=GRACE)).replace("%", "%%")
-    environment = ",".join(f'{name}="{value}"' for name, value in part.env.items()).replace("%", "%%")
-    return f"""\
-[program:{part.name}]
-command = {command}
-environment = {environment}
-autorestart = true
-startsecs = 0
-stopwaitsecs = {GRACE + _MARGIN}
-redirect_stderr = true
-stdout_logfile = log/{part.name}.log
-stdout_logfile_maxbytes = 20MB
-stdout_logfile_backups = 1
-"""
+    def _start(self, part: Part) -> None:
+        if former := self._stacks.pop(part.name, None):
+            former.close()
+        stack = self._stacks[part.name] = contextlib.ExitStack()
+        log = stack.enter_context(self._layout.part_log(part.name).open("ab"))
+        command = subreaper.wrap_command(part.argv, grace=GRACE, parent=os.getpid())
+        env = {"TMPDIR": str(self._layout.tmp), **part.env}
+        process = spawn(command, output=log, cwd=self._layout.state, env=env, grace=GRACE + _MARGIN)
+        self._keepers[part.name] = stack.enter_context(process)
 
 
 def last_lines(path: Path, lines: int = 5) -> str:

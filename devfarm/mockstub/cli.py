@@ -31,7 +31,7 @@ exit codes. For trying and testing a farm where there is no mock; nothing is iso
 """
 _EPILOG = """\
 Roots lie in $REIMZUL_STANDIN_ROOTS, else in the configuration's basedir, else in the folder for temporary files.
-BuildRequires are met by the repositories of dnf.conf whose baseurl is http or file, by what the host has, and by
+BuildRequires are met by the repositories of dnf.conf whose baseurl is http, by what the host has, and by
 config_opts['standin_provides'], a list of names. The cache of repositories lies in cache_topdir, or beside the roots.
 An option of mock that is not listed is taken for the name of a source rpm, as mock does.
 """
@@ -39,7 +39,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def parser() -> argparse.ArgumentParser:
-    """mock's options as far as a farm uses them; some are accepted and change nothing without a chroot."""
+    """mock's options, as far as a farm uses them."""
     options = argparse.ArgumentParser(
         prog="reimzul-standin-mock",
         usage="%(prog)s [options] --resultdir=FOLDER package.src.rpm",
@@ -62,13 +62,8 @@ def parser() -> argparse.ArgumentParser:
     add("--rpmbuild_timeout", type=int, metavar="SECONDS", help="the longest rpmbuild may take")
     add("-D", "--define", action="append", default=[], metavar="'NAME VALUE'", help="define an rpm macro")
     add("--cleanup-after", dest="cleanup", action="store_true", default=None, help="remove the root after the build")
-    add("-N", "--no-cleanup-after", dest="cleanup", action="store_false", help="keep the root")
-    add("--bootstrap-chroot", dest="bootstrap", action="store_true", default=None, help="use a bootstrap root")
-    add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", help="use none")
-    for ignored in ("--isolation", "--enable-plugin", "--disable-plugin"):
-        add(ignored, action="append", default=[], help=argparse.SUPPRESS)
-    for ignored in ("--verbose", "--quiet", "--no-clean"):
-        add(ignored, action="store_true", help=argparse.SUPPRESS)
+    add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", default=None, help="use no bootstrap root")
+    add("--isolation", default="auto", help=argparse.SUPPRESS)  # checked, and without effect
     return options
 
 
@@ -86,8 +81,8 @@ def parse_defines(texts: Sequence[str]) -> dict[str, str]:
 def load_config(options: argparse.Namespace) -> MockConfig:
     """Read the configuration; the command line's options override it."""
     macros = parse_defines(options.define)
-    if wrong := set(options.isolation) - {"auto", "simple", "nspawn"}:
-        raise Fault(Exit.COMMAND_LINE, f"Bad option for '--isolation' ({wrong.pop()}). Use 'simple' or 'nspawn'")
+    if options.isolation not in ("auto", "simple", "nspawn"):
+        raise Fault(Exit.COMMAND_LINE, f"Bad option for '--isolation' ({options.isolation}). Use 'simple' or 'nspawn'")
     config = read_config(options.configdir, options.root)
     changes: dict[str, Any] = {
         "timeout": options.rpmbuild_timeout,

@@ -2,8 +2,8 @@
 """The repositories of the stand-in for mock: what dnf would find in them, cached as dnf caches it.
 
 All builds of one root name share a cache, whatever their `--uniqueext`. Cached metadata is used for 48 hours, unless
-`metadata_expire` sets another time. Repositories with an http or file baseurl are read; https, mirror lists and
-metalinks are not. Nothing is installed: installed_pkgs.log lists what dnf would have installed.
+`metadata_expire` sets another time. Repositories with an http baseurl are read; https, mirror lists and metalinks
+are not. Nothing is installed: installed_pkgs.log lists what dnf would have installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
 import attr
@@ -162,7 +162,7 @@ class Repositories:
         for url in section.last_value("baseurl").replace(",", " ").split():
             for name, value in self.variables.items():
                 url = url.replace(f"${name}", value).replace(f"${{{name}}}", value)
-            if url.startswith(("http://", "file:///")):
+            if url.startswith("http://"):
                 return url.rstrip("/") + "/"
         return ""
 
@@ -250,8 +250,6 @@ def _download(session: HttpSession, url: str) -> bytes:
         cause = "Yum repo downloading error: Downloading error(s): "
         cause += f"{name} - Cannot download, all mirrors were already tried"
     try:
-        if url.startswith("file:"):
-            return Path(unquote(urlsplit(url).path)).read_bytes()
         return session.get(url, _LIMIT_BYTES)
     except NotFound as error:
         raise Unavailable(cause, f"Status code: 404 for {url} (IP: {urlsplit(url).hostname})") from error
@@ -259,8 +257,6 @@ def _download(session: HttpSession, url: str) -> bytes:
         status = re.search(r": HTTP (\d+)$", str(error))
         detail = f"Status code: {status[1]}" if status else "Curl error (7): Couldn't connect to server"
         raise Unavailable(cause, f"{detail} for {url} [{error}]") from error
-    except OSError as error:
-        raise Unavailable(cause, f"Curl error (37): Couldn't read a file:// file for {url} [{error}]") from error
 
 
 def _parse_package(element: Any) -> Package:

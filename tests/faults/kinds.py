@@ -102,7 +102,7 @@ def freeze(trial: Trial) -> str:
 
 @kind("drain")
 def drain(trial: Trial) -> str:
-    """SIGUSR1: a worker finishes what it has and ends; supervisord starts it again."""
+    """SIGUSR1: a worker finishes what it has and ends; it is started again."""
     workers = [name for name in trial.ground.daemons() if name.startswith("worker")]
     return signalled(trial, trial.chance.choice(workers), signal.SIGUSR1)
 

@@ -24,7 +24,7 @@ from devfarm.plan import BSTORE, CONTROLLER, check_state
 from devfarm.ports import ADDRESS, claim_ports, listening_inode, owns_socket
 from devfarm.processes import Part, find_program
 from devfarm.readiness import PortTaken, is_listening
-from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed, render_config
+from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed
 from reimzul.core import config
 from reimzul.core.errors import InputError
 from tests.waiting import until
@@ -107,13 +107,6 @@ def test_only_its_owner_can_enter_the_folder(farm: Farm) -> None:
     assert farm.layout.state.stat().st_mode & 0o777 == 0o700
     for path in [*farm.layout.keys.glob("psk*"), *farm.layout.keys.glob("*.key"), *farm.layout.conf.iterdir()]:
         assert path.stat().st_mode & 0o077 == 0, path
-
-
-def test_percent_signs_reach_a_part_as_they_are() -> None:
-    part = Part(name="x", host=CONTROLLER, argv=("/bin/echo", "50%", "a b"), env={"WHERE": "/a%b"})
-    text = render_config([part], 1, "secret")
-    assert "/bin/echo 50%% 'a b'" in text
-    assert 'WHERE="/a%%b"' in text
 
 
 # --- what it lets nobody do ------------------------------------------------------------------------------------------
@@ -376,7 +369,6 @@ ENDS = {
     "kill -9": ("outer", signal.SIGKILL),
     "kill -9 of what works": ("inner", signal.SIGKILL),
     "kill -9 of both": ("group", signal.SIGKILL),
-    "kill -9 of supervisord": ("supervisord", signal.SIGKILL),
 }
 
 
@@ -437,22 +429,12 @@ def send(command: subprocess.Popen[bytes], whom: str, number: int) -> None:
     if whom == "group":
         os.killpg(command.pid, number)
         return
-    below = subreaper.descendants(command.pid)
     inner = subreaper.children(command.pid)
     processes = {
         "outer": [command.pid],
         "inner": inner or [command.pid],
-        "supervisord": [pid for pid in below if is_supervisord(pid)],
     }
     os.kill(processes[whom][0], number)
-
-
-def is_supervisord(pid: int) -> bool:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except FileNotFoundError:  # it has ended since it was listed
-        return False
-    return b"supervisor.supervisord" in words and not any(word.endswith(b"reaper.py") for word in words)
 
 
 def test_two_farms_at_once(farm: Farm, tmp_path: Path) -> None:
