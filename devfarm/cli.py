@@ -67,11 +67,11 @@ def demo(srpm: Path | None, keep: bool, state: Path | None) -> None:
         Demo(farm=farm, cache=(state or HOME).absolute() / "cache", console=Console()).run(srpm)
 
 
-@command.command()
+@command.command("up")
 @click.option("--builders", type=click.IntRange(1, 16), default=2, show_default=True, help="How many builders.")
 @click.option("--workers", type=click.IntRange(1, 8), default=1, show_default=True, help="How many workers on each.")
 @STATE
-def up(builders: int, workers: int, state: Path | None) -> None:
+def keep_up(builders: int, workers: int, state: Path | None) -> None:
     """Keep a farm up in the foreground, until Ctrl-C."""
     farm = Farm(state or _make_state_folder("up"), builders=builders, workers=workers, targets=(TARGET,))
     console = Console()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the stand-in for mock, whether this file is named by its path or as `python -m devfarm.mockstub`."""
+"""Runs the stand-in for mock, whether this folder is named by its path or as `python -m devfarm.mockstub`."""
 
 import sys
 from pathlib import Path

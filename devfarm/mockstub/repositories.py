@@ -176,7 +176,7 @@ class Repositories:
 
     def _read(self, name: str, url: str, expire_seconds: float) -> list[Package]:
         digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-        with _locked(self.cache / f"{quote(name, safe='')}-{digest}") as folder:
+        with _lock_cache(self.cache / f"{quote(name, safe='')}-{digest}") as folder:
             try:
                 primary = _read_cache(folder, expire_seconds) or _download_metadata(folder, url)
                 packages = map(_parse_package, ElementTree.fromstring(primary).iter(f"{_COMMON}package"))
@@ -191,7 +191,7 @@ def _seconds(text: str) -> float:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
+def _lock_cache(folder: Path) -> Iterator[Path]:
     """A repository's cache folder, locked: other builds of the root name use it too."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as stream:
