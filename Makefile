@@ -1,58 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-# What a newcomer types. Every target that needs the set-up runs it first; it costs a moment when nothing is to be done.
+# Every target that needs the environment runs tools/setup first, which takes a moment if nothing is missing.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv/bin
 
-# Of `make install`: what this host is (controller, builder, bstore, all), and where things go.
+# For `make install`: this host's role (controller, builder, bstore, all), and where files go.
 ROLE ?= all
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-# Of `make faults`: how many trials (40, or 10 of one kind), of which kind (all), and one trial again by its seed.
+# For `make faults`: how many trials (40, or 10 of one kind), which kind (all), and the seed of one trial to repeat.
 N ?=
 KIND ?=
 SEED ?=
 
-# Of `make farm-test`: words of the proofs' names (pytest -k), when it is not to be all of them.
+# For `make farm-test`: words of the proofs' names (pytest -k), to run only some.
 ONLY ?=
 
-# An SRPM of yours for `make demo`; it may be anywhere, and have spaces in its name.
+# For `make demo`: a source rpm of yours; its path may have spaces.
 SRPM ?=
 
 .PHONY: help setup farm-setup demo farm test faults faults-ci farm-test bench check man rpm install clean
 
-help: ## Show what can be made here
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Install what is missing and make the virtual environments
+setup: ## Install missing packages and make the virtual environments
 	@tools/setup
 
-# The test environments are left out here: a newcomer's first `make demo` is a minute shorter for it.
+# Without the test environments: a newcomer's first `make demo` is a minute shorter.
 farm-setup:
 	@tools/setup --farm
 
 demo: farm-setup ## Build real packages through a whole farm on this machine (SRPM=path builds yours)
-	@$(VENV)/reimzul-devfarm demo $(if $(SRPM),--srpm "$$SRPM")
+	@$(VENV)/python -m devfarm demo $(if $(SRPM),--srpm "$$SRPM")
 
-farm: farm-setup ## Keep such a farm up in the foreground, until Ctrl-C
-	@$(VENV)/reimzul-devfarm up
+farm: farm-setup ## Run such a farm in the foreground until Ctrl-C
+	@$(VENV)/python -m devfarm up
 
 test: setup ## Run all tests, and the unit tests on the oldest and the newest Python too
 	@tools/test
 
-faults: setup ## Kill, cut and fill parts of a farm, and see that nothing is lost (N=500, KIND=kill, SEED=7)
+faults: setup ## Kill, disconnect and fill parts of a farm, and check that nothing is lost (N=500, KIND=kill, SEED=7)
 	@$(VENV)/python -m tests.faults $(if $(N),--trials $(N)) $(if $(KIND),--kind $(KIND)) $(if $(SEED),--seed $(SEED))
 
-# A fixed choice, for .ci/run: one trial of every kind that does not take long, and the flood in small.
+# For .ci/run: one trial of every kind that does not take long, and a small flood.
 faults-ci: setup
 	@$(VENV)/python -m tests.faults --ci
 
-farm-test: setup ## Boot machines with systemd, make a farm of them by the docs, and prove it (root; ONLY=link)
+farm-test: setup ## Boot machines with systemd, install a farm as documented, and test it (root; ONLY=link)
 	@$(VENV)/python -m tests.hosts $(if $(ONLY),-k "$(ONLY)")
 
-bench: setup ## Measure, all in some ten minutes; bench-NAME one alone (docs/performance.md)
+bench: setup ## Run all benchmarks, about ten minutes; bench-NAME runs one (docs/performance.md)
 	@$(VENV)/python -m bench
 
 bench-%: setup
@@ -69,13 +69,13 @@ man: farm-setup ## Make the man pages, in build/man (man -l build/man/man1/reimz
 rpm: farm-setup ## Make packages of this checkout, in build/rpm
 	@tools/rpm
 
-install: ## Install on this host, as root (ROLE=builder, ...; docs/install.md tells the rest)
+install: ## Install on this host, as root (ROLE=builder, ...; see docs/install.md)
 	@tools/install --role "$(ROLE)"
 
-clean: ## Remove the environments and caches (what was installed by apt or dnf stays)
+clean: ## Remove the environments and caches (packages installed by apt or dnf stay)
 	rm -rf .venv .venv-mongo .venv-py39 .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -rf reimzul.egg-info .setup.lock
-	find reimzul tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find reimzul devfarm bench tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -maxdepth 1 -name '.farm*' -type d -exec rm -rf {} +
 
 export SRPM PREFIX DESTDIR

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from bench.report import Figure, progress, tell
-from devfarm.parts import own
+from devfarm.processes import own_program
 from reimzul.core import validators
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Status, WorkerHeartbeat, event_for, new_attempt
@@ -141,7 +141,7 @@ def timed(ini: Path, words: list[str], more: Mapping[str, str] | None = None) ->
     """Seconds of a whole process, which has to end well."""
     began = time.monotonic()
     env = {"REIMZUL_CONFIG": str(ini), "PATH": "/usr/bin:/bin", **(more or {})}
-    done = subprocess.run([own("reimzul"), *words], env=env, capture_output=True, check=False)
+    done = subprocess.run([own_program("reimzul"), *words], env=env, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"reimzul {' '.join(words)}: {done.returncode}: {done.stderr.decode()}")
     return time.monotonic() - began

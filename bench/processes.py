@@ -10,7 +10,7 @@ import click
 
 from bench.report import TICKS, Figure, progress, resident, tell, ticks
 from bench.stand import TARGET, Stand
-from devfarm.parts import own
+from devfarm.processes import own_program
 
 #: Our daemons, one of each kind.
 _DAEMONS = ("worker-builder1-1", "repogen-1", "tosign", "notifier")
@@ -26,10 +26,10 @@ def starts(stand: Stand, count: int) -> list[Figure]:
     ini = ["--config", str(stand.farm.ini())]
     commands = {
         "reimzul-submit": stand.farm.submit_command(source, TARGET, "--rebuild"),
-        "reimzul --help": [own("reimzul"), "--help"],
-        "reimzul queues": [own("reimzul"), "queues", *ini],
+        "reimzul --help": [own_program("reimzul"), "--help"],
+        "reimzul queues": [own_program("reimzul"), "queues", *ini],
     }
-    bare = min(_timed([own("python"), "-c", "pass"]) for _ in range(count))
+    bare = min(_timed([own_program("python"), "-c", "pass"]) for _ in range(count))
     return [
         Figure(what=name, unit="s", values=[_timed(argv) for _ in range(count)], floor=bare, goal="0.15 s")
         for name, argv in commands.items()

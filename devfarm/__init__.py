@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole farm on one machine, and the stand-in for mock."""
+"""A whole farm on one machine, to try and to test. It belongs to a checkout and is not installed."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of every part of a farm on one machine, as text.
+"""The configurations of all parts of a farm on one machine, as text.
 
-They work for root and for an ordinary user, and in any folder `check_state` takes: programs start in the state
-folder, so that paths in here are relative to it wherever a program allows that.
+They work for root and for an ordinary user, and in any folder that `check_state` accepts. Programs start in the state
+folder, so paths are relative to it wherever a program allows that.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ from devfarm.keys import Keys
 from devfarm.plan import BSTORE, CONTROLLER, INCOMING, LISTENER, MODULE, NOTIFIER, STORE, TOPIC, Host, Plan
 from devfarm.ports import ADDRESS
 
-#: What others may read of the store; spool/, tosign/, state/ and the rest are nobody's.
+#: The areas of the store that nginx serves; spool/, tosign/, state/ and the rest are private.
 SERVED = ("repo", "scratch", "index", "attempts", "live")
 
-#: What browsers and dnf are told of a file, by its ending.
-_TYPES = (
-    ("text/plain", "log txt ini cfg"), ("application/json", "json"), ("text/xml", "xml"),
-    ("application/gzip", "gz"), ("application/zstd", "zst"), ("application/x-rpm", "rpm"),
-)  # fmt: skip
-#: A host that vanishes becomes a closed connection: architecture.md, section 1.
-_KEEPALIVE = (
-    ("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_NODELAY", 1),
-)  # fmt: skip
-#: Pre-shared keys alone. Where DHE is among them, stunnel reckons parameters for it at each start, for seconds.
+#: nginx's types block.
+_TYPES = """\
+        text/plain log txt ini cfg;
+        application/json json;
+        text/xml xml;
+        application/gzip gz;
+        application/zstd zst;
+        application/x-rpm rpm;"""
+#: Closes the connection to a host that vanished within 11 s.
+_KEEPALIVE = ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=5", "TCP_KEEPINTVL=2", "TCP_KEEPCNT=3", "TCP_NODELAY=1")
+#: Pre-shared keys alone. With DHE among them, stunnel computes parameters for seconds at each start.
 _CIPHERS = "PSK:!kDHEPSK:!kRSAPSK:!eNULL"
+#: The notifier alone may publish.
+MOSQUITTO_ACL = f"user {NOTIFIER}\ntopic write {TOPIC}/#\n\nuser {LISTENER}\ntopic read {TOPIC}/#\n"
 
 
 def _if_root(line: str) -> str:
-    # a daemon that root starts becomes another user, who could not enter our folder
+    # a daemon that root starts becomes another user, who could not enter the state folder
     return line if os.geteuid() == 0 else ""
 
 
-def nginx(plan: Plan) -> str:
+def render_nginx(plan: Plan) -> str:
     """One nginx for the two http servers of a farm, the controller's and bstore's."""
-    kept = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "\n".join(f"    {kind}_temp_path tmp/nginx-{kind};" for kind in kept)
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "\n".join(f"    {kind}_temp_path tmp/nginx-{kind};" for kind in kinds)
     served = "\n".join(
         f'        location /{STORE}/{area}/ {{ alias "{plan.layout.store.root / area}/"; }}' for area in SERVED
     )
-    types = "\n".join(f"        {kind} {endings};" for kind, endings in _TYPES)
     return f"""\
 daemon off;
 {_if_root("user root root;")}
@@ -62,7 +64,7 @@ http {{
     charset utf-8;
     default_type application/octet-stream;
     types {{
-{types}
+{_TYPES}
     }}
     server {{
         listen {ADDRESS}:{plan.plain("incoming")};
@@ -78,11 +80,11 @@ http {{
 """
 
 
-def rsyncd(plan: Plan) -> str:
-    """The module builders upload to: only spool/ and live/ can be written to, nothing can be read.
+def render_rsyncd(plan: Plan) -> str:
+    """The module to which builders upload: only spool/ and live/ can be written to, nothing can be read.
 
-    The filters hold for the whole tree, so a path that leaves them is refused whatever the client says. Symbolic
-    links that came with an upload would point wherever they like; they are not taken.
+    The filters hold for the whole tree, so a path outside is refused whatever the client sends. Symbolic links in an
+    upload could point anywhere; they are refused.
     """
     return f"""\
 use chroot = no
@@ -105,8 +107,8 @@ refuse options = delete* remove-* links devices specials backup* *-dest
 """
 
 
-def mosquitto(plan: Plan, keys: Keys) -> str:
-    """An MQTT broker that knows its clients by their certificates."""
+def render_mosquitto(plan: Plan, keys: Keys) -> str:
+    """An MQTT broker that identifies its clients by their certificates."""
     return f"""\
 {_if_root("user root")}
 listener {plan.plain("mqtt")} {ADDRESS}
@@ -128,31 +130,26 @@ log_type notice
 """
 
 
-def mosquitto_acl() -> str:
-    """The notifier alone may publish."""
-    return f"user {NOTIFIER}\ntopic write {TOPIC}/#\n\nuser {LISTENER}\ntopic read {TOPIC}/#\n"
-
-
-def stunnel(plan: Plan, host: Host, keys: Keys) -> str:
-    """A host's stunnel: what it offers to the others, and its ways to what they offer."""
-    sockets = "\n".join(f"socket = {side}:{name}={value}" for side in "lr" for name, value in _KEEPALIVE)
+def render_stunnel(plan: Plan, host: Host, keys: Keys) -> str:
+    """A host's stunnel: a section for each service that the host offers, and for each that it uses."""
+    sockets = "\n".join(f"socket = {side}:{option}" for side in "lr" for option in _KEEPALIVE)
     offered = (
-        f"[{name}-server-{number}]\naccept = {way}:{plan.tls(name)}\nconnect = {ADDRESS}:{plan.plain(name)}\n"
+        f"[{name}-server-{number}]\naccept = {address}:{plan.tls(name)}\nconnect = {ADDRESS}:{plan.plain(name)}\n"
         f"ciphers = {_CIPHERS}\nPSKsecrets = {keys.all_psks}\n"
         for name in host.offers
-        for number, way in enumerate(sorted({other.way for other in plan.hosts}), 1)
+        for number, address in enumerate(sorted({other.address for other in plan.hosts}), 1)
     )
     used = (
         f"[{name}]\nclient = yes\naccept = {ADDRESS}:{plan.local(host.name, name)}\n"
-        f"connect = {host.way}:{plan.tls(name)}\nciphers = {_CIPHERS}\nPSKsecrets = {keys.psk(host.name)}\n"
+        f"connect = {host.address}:{plan.tls(name)}\nciphers = {_CIPHERS}\nPSKsecrets = {keys.psk(host.name)}\n"
         for name in host.uses
     )
     head = f"foreground = yes\npid =\nsyslog = no\ndebug = notice\nsslVersionMin = TLSv1.2\n{sockets}\n"
     return "\n".join([head, *offered, *used])
 
 
-def reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, Mapping[str, str]]) -> str:
-    """A host's reimzul.ini; every address in it is the local end of that host's stunnel."""
+def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, Mapping[str, str]]) -> str:
+    """A host's reimzul.ini; every address in it is the local end of the host's stunnel."""
     values: dict[str, dict[str, object]] = {
         "beanstalkd": {"host": ADDRESS, "port": plan.local(host.name, "beanstalkd")},
         "bstore": {"base_url": plan.store_url(host.name) + "repo/"},
@@ -164,22 +161,22 @@ def reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, M
         values["bstore"]["root"] = plan.layout.store.root
     if host.name == CONTROLLER:
         values.update(_controller(plan, keys))
-    # it is one machine: the controller's has the first builder too, for `reimzul doctor --role all`
-    builder = next((each for each in plan.hosts if each.is_builder), None) if host.name == CONTROLLER else host
-    if builder is not None and builder.is_builder:
-        values["worker"] = _worker(plan, builder, mock)
+    # the controller's also describes the first builder, for `reimzul doctor --role all`
+    builder = next((each for each in plan.hosts if each.is_builder), host) if host.name == CONTROLLER else host
+    if builder.is_builder:
+        values["worker"] = {
+            "mock": mock,
+            "mock_configs": plan.layout.checkout(builder.name),
+            "results": plan.layout.results(builder.name),
+            "fqdn": builder.fqdn,
+        }
     for section, settings in extra.items():
         values.setdefault(section, {}).update(settings)
-    return _ini(values)
-
-
-def _worker(plan: Plan, host: Host, mock: str) -> dict[str, object]:
-    return {
-        "mock": mock,
-        "mock_configs": plan.layout.checkout(host.name),
-        "results": plan.layout.results(host.name),
-        "fqdn": host.fqdn,
-    }
+    parser = ConfigParser(interpolation=None)
+    parser.read_dict(values)
+    text = io.StringIO()
+    parser.write(text)
+    return text.getvalue()
 
 
 def _controller(plan: Plan, keys: Keys) -> dict[str, dict[str, object]]:
@@ -199,11 +196,3 @@ def _controller(plan: Plan, keys: Keys) -> dict[str, dict[str, object]]:
             "topic": TOPIC,
         },
     }
-
-
-def _ini(values: Mapping[str, Mapping[str, object]]) -> str:
-    parser = ConfigParser(interpolation=None)
-    parser.read_dict(values)
-    text = io.StringIO()
-    parser.write(text)
-    return text.getvalue()

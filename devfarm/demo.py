@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The show: a farm comes up, builds real packages, and a real dnf finds them in its repository."""
+"""The demo: a farm starts, builds real packages, and a real dnf finds them in its repository."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import attr
 
-from devfarm.customer import Dnf, check
+from devfarm.console import Console
+from devfarm.demo_sources import demo_srpms
+from devfarm.dnf_client import Dnf, check_digests
+from devfarm.event_listener import Builds, EventListener, Leg, listen
 from devfarm.farm import Farm
-from devfarm.follow import Builds, Ears, Leg, listening
 from devfarm.plan import Layout
-from devfarm.screen import Screen
-from devfarm.sources import demo_srpms
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
 from reimzul.core.process import output_of
@@ -24,126 +23,123 @@ from reimzul.core.validators import is_source_rpm
 
 TARGET = "demo.1"
 #: Seconds without any news after which the demo gives up.
-SILENCE = 1800
+SILENCE_SECONDS = 1800
 #: Seconds that staging for the signer may take once a build is published.
-_STAGING = 30
-_LOOK = 0.1  # seconds
+_STAGING_SECONDS = 30
+_POLL_SECONDS = 0.1
 _LAST_LINES = 25
 
 
 @attr.frozen(kw_only=True)
 class Demo:
-    """One run of it."""
+    """One run of the demo."""
 
     farm: Farm
-    cache: Path  #: sources fetched before
-    screen: Screen
+    cache: Path  #: source rpms made before
+    console: Console
 
     def run(self, srpm: Path | None) -> None:
-        """All of it. Raises `ReimzulError` in a line where something does not work out."""
-        screen = self.screen
-        screen.title(f"A farm of {len(self.farm.hosts)} hosts on this machine, in {self.farm.layout.state}")
-        self.farm.up(screen.say)
-        screen.title("Source rpms")
-        packages = [srpm] if srpm else demo_srpms(self.cache, screen.say)
-        with listening(self.farm) as ears:
+        """Run all of it. Raises `ReimzulError` where a step fails."""
+        console = self.console
+        console.print_title(f"A farm of {len(self.farm.hosts)} hosts on this machine, in {self.farm.layout.state}")
+        self.farm.bring_up(console.print_line)
+        console.print_title("Source rpms")
+        packages = [srpm] if srpm else demo_srpms(self.cache, console.print_line)
+        with listen(self.farm) as listener:
             builds = Builds(self.farm)
             for package in packages:
                 self.submit(package, builds)
-            screen.title("Builds")
-            self.follow(builds, ears)
-        self.prove(builds)
+            console.print_title("Builds")
+            self.follow(builds, listener)
+        if builds.failed_legs:
+            for leg in builds.failed_legs:
+                self.show_failure(leg)
+            raise ReimzulError(", ".join(f"{leg.name}: {leg.status}" for leg in builds.failed_legs))
+        self.check_repository(builds)
+        staged = self.wait_for_staging(builds)
+        self.print_places(builds, staged)
 
     def submit(self, srpm: Path, builds: Builds) -> None:
-        """Submit a source rpm as anybody does."""
-        said = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))
-        for build in said["builds"]:
+        submitted = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))
+        for build in submitted["builds"]:
             builds.expect(build["build_id"], build["arch"])
-            self.screen.say(f"reimzul-submit -s {said['srpm']} -a {build['arch']} -t {TARGET} -d .demo")
+            command = f"reimzul-submit -s {submitted['srpm']} -a {build['arch']} -t {TARGET} -d .demo"
+            self.console.print_line(command)
 
-    def follow(self, builds: Builds, ears: Ears) -> None:
-        """Say what happens until all has ended. Raises `ReimzulError` where a build is lost."""
-        news = time.monotonic()
-        while not builds.ended:
-            told = []
-            for event in ears.hear(_LOOK):
-                if leg := builds.heed(event):
-                    self.screen.say(sentence(leg))
-                    told.append(leg)
-            changed = builds.look()
-            for leg in changed:
-                if not self.screen.live:
-                    self.screen.say(f"{leg.name}: {leg.phase}")
-            self.screen.show([under_way(leg) for leg in builds.legs.values() if not leg.ended])
-            if told or changed:
-                news = time.monotonic()
-            if time.monotonic() - news > SILENCE:
-                raise ReimzulError(f"nothing has happened for {SILENCE} s; the logs are in {self.farm.layout.log}")
-        self.screen.show([])
-        for leg in builds.lost:
-            self.explain(leg)
-        if builds.lost:
-            raise ReimzulError(", ".join(f"{leg.name}: {leg.status}" for leg in builds.lost))
+    def follow(self, builds: Builds, listener: EventListener) -> None:
+        """Print what happens until all builds are over."""
+        last_news = time.monotonic()
+        while not builds.all_over:
+            for event in listener.read(_POLL_SECONDS):
+                if leg := builds.apply(event):
+                    self.console.print_line(describe_event(leg))
+                    last_news = time.monotonic()
+            for leg in builds.update_phases():
+                last_news = time.monotonic()
+                if not self.console.is_terminal:
+                    self.console.print_line(f"{leg.name}: {leg.phase}")
+            self.console.show_live([describe_progress(leg) for leg in builds.legs.values() if not leg.is_over])
+            if time.monotonic() - last_news > SILENCE_SECONDS:
+                logs = self.farm.layout.log
+                raise ReimzulError(f"nothing has happened for {SILENCE_SECONDS} s; the logs are in {logs}")
+        self.console.show_live([])
 
-    def explain(self, leg: Leg) -> None:
-        """Why a build was lost: its reason, where its logs are, and how they end."""
-        assert leg.event
-        screen = self.screen
-        screen.title(f"{leg.name} {leg.status}: {leg.event.reason or 'no reason is given'}")
-        if leg.event.place:
-            screen.text(f"logs: {self.farm.layout.store.place(leg.event.place)}")
-        said = leg.event.build_log or leg.event.root_log
-        screen.text("\n".join(said.splitlines()[-_LAST_LINES:]))
+    def show_failure(self, leg: Leg) -> None:
+        """Print why a build failed: its reason, where its logs are, and how they end."""
+        event, console = leg.event, self.console
+        assert event
+        console.print_title(f"{leg.name} {leg.status}: {event.reason or 'no reason is given'}")
+        if event.place:
+            console.print_block(f"logs: {self.farm.layout.store.place(event.place)}")
+        log = event.build_log or event.root_log
+        console.print_block("\n".join(log.splitlines()[-_LAST_LINES:]))
 
-    def prove(self, builds: Builds) -> None:
-        """Have dnf find and take what was published, and say where all of it lies."""
-        screen, farm = self.screen, self.farm
-        target = f"{TARGET}.{farm.arch}"
-        dnf = Dnf(farm.layout.state / "dnf", farm.repository(target), farm.arch)
-        screen.title(f"dnf, with nothing but {farm.repository(target)}")
-        screen.text(dnf.listing())
+    def check_repository(self, builds: Builds) -> None:
+        """Have dnf list, download and check what was published. Raises `ReimzulError`."""
+        console, farm = self.console, self.farm
+        url = farm.repository(f"{TARGET}.{farm.arch}")
+        dnf = Dnf(farm.layout.state / "dnf", url, farm.arch)
+        console.print_title(f"dnf, with nothing but {url}")
+        console.print_block(dnf.list_available())
         packages = dnf.download(farm.layout.state / "downloaded")
         built = {name for leg in builds.legs.values() for name in leg.rpms if not is_source_rpm(name)}
         if missing := built - {package.name for package in packages}:
             raise ReimzulError(f"dnf did not find all that was built: {', '.join(sorted(missing))}")
-        check(packages)
-        screen.say(f"{len(packages)} packages downloaded by dnf; rpm finds all their digests right")
-        staged = self.staged(builds)
-        screen.title("Where it lies")
-        self.places(builds, staged)
+        check_digests(packages)
+        console.print_line(f"dnf downloaded {len(packages)} packages; rpm finds all their digests right")
 
-    def staged(self, builds: Builds) -> list[Path]:
-        """The folders that wait for the signer, once all are there. Raises `ReimzulError`."""
-        deadline = time.monotonic() + _STAGING
+    def wait_for_staging(self, builds: Builds) -> list[Path]:
+        """Wait for the folders for the signer. Raises `ReimzulError`."""
+        deadline, tosign = time.monotonic() + _STAGING_SECONDS, self.farm.layout.store.tosign
         while True:
-            tosign = self.farm.layout.store.tosign
             folders = [path for leg in builds.legs.values() for path in tosign.glob(f"*/*.{leg.arch}.{leg.build_id}")]
             if len(folders) == len(builds.legs):
                 return folders
             if time.monotonic() > deadline:
                 raise ReimzulError(f"not all that was published is staged for signing: {tosign}")
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
 
-    def places(self, builds: Builds, staged: Sequence[Path]) -> None:
-        """Where logs, packages and what is to be signed can be found."""
+    def print_places(self, builds: Builds, staged: list[Path]) -> None:
+        """Print where logs and packages are."""
         layout = self.farm.layout
+        self.console.print_title("Where to find it")
         for leg in builds.legs.values():
-            self.screen.text(f"{leg.name}: packages and logs in {layout.store.place(leg.place)}")
+            self.console.print_block(f"{leg.name}: packages and logs in {layout.store.place(leg.place)}")
         for folder in staged:
-            self.screen.text(f"to be signed: {folder}")
-        self.screen.text(f"what dnf downloaded: {layout.state / 'downloaded'}")
-        self.screen.text(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
+            self.console.print_block(f"to be signed: {folder}")
+        self.console.print_block(f"downloaded by dnf: {layout.state / 'downloaded'}")
+        self.console.print_block(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
 
 
-def sentence(leg: Leg) -> str:
-    """What was last told of a leg, for people."""
+def describe_event(leg: Leg) -> str:
+    """The last event of a leg, in a sentence."""
     event = leg.event
     assert event
     if event.status == Status.QUEUED:
         return f"{leg.name}: queued"
     if event.status == Status.BUILDING:
-        not_built = "".join(f"; not for {arch}: {why}" for arch, why in event.skipped.items())
-        return f"{leg.name}: building on {event.builder_fqdn}{not_built}"
+        skipped = "".join(f"; not for {arch}: {reason}" for arch, reason in event.skipped.items())
+        return f"{leg.name}: building on {event.builder_fqdn}{skipped}"
     if event.status == Status.SUCCESS:
         return f"{leg.name}: built in {event.finished - event.started:.1f} s, uploaded: {', '.join(event.rpms)}"
     if event.status == Status.PUBLISHED:
@@ -151,15 +147,15 @@ def sentence(leg: Leg) -> str:
     return f"{leg.name}: {event.status}: {event.reason}"
 
 
-def under_way(leg: Leg) -> str:
-    """What a build is at, while it is."""
+def describe_progress(leg: Leg) -> str:
+    """The line of a leg that is not over."""
     where = f" on {leg.event.builder_fqdn}" if leg.event and leg.event.builder_fqdn else ""
     phase = f"  {leg.phase}" if leg.status == Status.BUILDING else ""
     return f"  {leg.seconds:6.1f} s  {leg.name}  {leg.status.lower()}{where}{phase}"
 
 
-def tidy(layout: Layout) -> None:
-    """Take away what nobody looks at after a demo: keys that open nothing any more, caches, checkouts."""
+def remove_leftovers(layout: Layout) -> None:
+    """Remove what nobody needs after a demo: keys, caches, checkouts."""
     made = [path for pattern in ("builder*", "roots*") for path in layout.state.glob(pattern)]
     for folder in (layout.keys, layout.tmp, layout.binlog, layout.state / "dnf", *made):
         shutil.rmtree(folder, ignore_errors=True)

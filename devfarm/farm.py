@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole farm on this machine, as a value to be used: for the demo, and for tests that need all of it.
+"""A whole farm on this machine, for the demo and for tests:
 
-    with Farm(folder, builders=2) as farm:      # up and ready when the block is entered
-        capture(farm.submit_command(srpm, "demo.1"))
-        farm.kill("beanstalkd")                 # supervisord starts it again
-        farm.hold("rsyncd")                     # and this one not, until farm.release("rsyncd")
+    with Farm(folder, builders=2) as farm:      # ready when the block is entered
+        output_of(farm.submit_command(srpm, "demo.1"))
+        farm.kill("beanstalkd")                 # it is restarted
+        farm.hold("rsyncd")                     # stays stopped until farm.release("rsyncd")
 
-Nothing of it outlives the block, nor the process that entered it: whatever way that ends, kernel and reapers end the
-rest. It has to be started from a thread that lives as long as the farm does (the kernel watches threads).
+Nothing of it outlives the block or the process that entered it: however that ends, the kernel and the subreapers end
+the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import time
@@ -22,35 +21,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable
 
-from devfarm import configs, reaper
+from devfarm import configs, mockstub, subreaper
 from devfarm.keys import Keys, make_keys
 from devfarm.mockconfigs import MockConfigs
-from devfarm.parts import Part, daemons, infrastructure, own, which
-from devfarm.plan import CONTROLLER, LISTENER, NOTIFIER, Layout, Plan, check_state, hosts
+from devfarm.mockstub.root import UNUSABLE
+from devfarm.plan import CONTROLLER, LISTENER, NOTIFIER, Layout, Plan, check_state, plan_hosts
 from devfarm.ports import ADDRESS, claim_ports
+from devfarm.processes import Part, daemons, find_program, infrastructure, own_program
 from devfarm.readiness import Condition, PortTaken, conditions
-from devfarm.standin_root import UNUSABLE
 from devfarm.supervisor import PartFailed, Supervisor, last_lines
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import InputError, ReimzulError
-from reimzul.core.process import Process, wait_until_exit
+from reimzul.core.fs import file_lock
 
-#: Seconds all parts have to come up; they take two.
-PATIENCE = 60.0
-#: Between two looks at what we wait for, seconds.
-_LOOK = 0.02
-#: How often other ports are tried where a stranger was quicker.
-_TRIES = 5
-STANDIN = "reimzul-standin-mock"
-#: In a state folder that is a farm's; its flock says that the farm is up.
-_MARK = "farm.lock"
-
-Say = Callable[[str], None]
+#: Seconds that all parts have to start; they take two.
+START_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+#: How often other ports are tried after another program took one of ours.
+_PORT_TRIES = 5
+#: Marks a state folder as a farm's; its flock shows that the farm is up.
+_LOCK_FILE = "farm.lock"
+#: Prints a line about what is ready.
+Report = Callable[[str], None]
 
 
-def silent(_: str) -> None:
-    """Who has nothing to be told."""
+def _ignore(_: str) -> None:
+    pass
 
 
 class Farm:
@@ -69,30 +66,29 @@ class Farm:
         targets: Sequence[str] = ("demo.1",),
         settings: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
         prefixes: Mapping[str, tuple[str, ...]] | None = None,
-        ways: Mapping[str, str] | None = None,
+        addresses: Mapping[str, str] | None = None,
     ) -> None:
-        """`workers` is a builder's; `sync_ms` beanstalkd's -f; `settings` more for reimzul.ini, by host.
+        """`workers`: on each builder; `sync_ms`: beanstalkd's -f; `settings`: more for reimzul.ini, by host.
 
-        `own_daemons=False` leaves out our own programs; `prefixes` stand before a host's command lines,
-        and `ways` are the addresses at which hosts find the others, where that is not loopback.
+        `own_daemons=False` leaves out our own programs. `prefixes` stand before a host's command lines, and
+        `addresses` are those at which hosts reach the others, where that is not loopback.
         """
         self.layout = Layout(check_state(state))
-        self.hosts = hosts(builders, prefixes or {}, ways or {})
+        self.hosts = plan_hosts(builders, prefixes or {}, addresses or {})
         self.workers, self.repogens, self.own_daemons = workers, repogens, own_daemons
-        self.sync_ms, self.mock = sync_ms, mock
+        self.sync_ms, self.mock = sync_ms, mock or _default_mock()
         self.targets = targets
         self.settings = settings or {}
         self.configs = MockConfigs(self.layout.mock_configs, self.layout.store)
         self.machine = os.uname().machine
-        self._open = contextlib.ExitStack()
-        self._roots: Path | None = None  #: of the stand-in for mock
+        self._stack = contextlib.ExitStack()
+        self._mockstub_roots: Path | None = None
         self._plan: Plan | None = None
         self._keys: Keys | None = None
         self._supervisor: Supervisor | None = None
-        self._process: Process | None = None
 
     def __enter__(self) -> Farm:
-        self.up()
+        self.bring_up()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,95 +96,100 @@ class Farm:
 
     # --- starting and stopping ------------------------------------------------------------------------------------
 
-    def up(self, say: Say = silent) -> None:
-        """Start it and wait until it is ready; `say` is told what is, when it is.
-
-        Raises `PartFailed` with what the part said that does not come up.
-        """
-        for _ in range(_TRIES):
+    def bring_up(self, report: Report = _ignore) -> None:
+        """Start the farm and wait until it is ready. Raises `PartFailed` with the log of the part that fails."""
+        for _ in range(_PORT_TRIES):
             try:
-                self.start()
-                self.ready(say)
+                self.launch()
+                self.wait_until_ready(report)
                 return
             except PortTaken as error:
-                say(f"{error}: trying others")
+                report(f"{error}: trying others")
                 self.stop()
             except BaseException:
                 self.stop()
                 raise
-        raise ReimzulError("other programs took our ports again and again")
+        raise ReimzulError(f"other programs took ports of the farm {_PORT_TRIES} times in a row")
 
-    def start(self) -> None:
-        """Make keys and configurations, and start all parts; `ready` waits for them."""
+    def launch(self) -> None:
+        """Make keys and configurations and start all parts, without waiting until they are ready."""
         try:
             self._prepare()
-            self._process = self._open.enter_context(self.supervisor.running())
-            self.supervisor.wait_until_up(self._process)
+            self.supervisor.start()
+            self._stack.callback(self.supervisor.stop)
         except BaseException:
             self.stop()
             raise
 
-    def ready(self, say: Say = silent, within: float = PATIENCE) -> None:
-        """Wait until every part does its work. Raises `PartFailed`, `PortTaken`."""
-        began = time.monotonic()
-        for condition in conditions(self.plan, self.supervisor.parts, self._processes, self._watchers()):
-            self._wait(condition, began + within)
-            say(f"{condition.words} ({time.monotonic() - began:.1f} s)")
+    def wait_until_ready(self, report: Report = _ignore, within: float = START_SECONDS) -> None:
+        """Wait until every part works. Raises `PartFailed`, `PortTaken`."""
+        started = time.monotonic()
+        watchers = {
+            "notify": 1,
+            "createrepo": self.repogens,
+            "tosign": 1,
+            self.machine: self.workers * sum(host.is_builder for host in self.hosts),
+        }
+        for condition in conditions(self.plan, self.supervisor.parts, self._find_pids, watchers):
+            self._wait_for(condition, started + within)
+            report(f"{condition.label} ({time.monotonic() - started:.1f} s)")
 
-    def wait(self) -> None:
-        """Wait until it ends by itself, which it should not."""
-        while self._process is not None and not wait_until_exit(self._process, 3600):
+    def wait_until_exit(self) -> None:
+        """Wait until the farm ends by itself, which it should not."""
+        while self.supervisor.is_running(3600):
             continue
 
     def stop(self) -> None:
-        """End all of it; what it built and logged stays."""
-        self._open.close()
-        self._process = None
+        """Stop all parts; builds and logs stay."""
+        self._stack.close()
 
     def _prepare(self) -> None:
-        self._open.enter_context(_held(self.layout.state))
-        stands_in = (self.mock or default_mock()) == own(STANDIN)
-        self._roots = roots = self._open.enter_context(_roots(self.layout.state)) if stands_in else None
+        layout = self.layout
+        self._stack.enter_context(_lock_state(layout.state))
+        if self.mock == str(mockstub.PROGRAM):
+            self._mockstub_roots = self._stack.enter_context(_make_roots(layout.state))
         ports = claim_ports()
-        self._open.callback(ports.close)
-        self._plan = Plan(self.layout, self.hosts, ports)
-        for folder in self.layout.folders():
+        self._stack.callback(ports.close)
+        self._plan = Plan(layout, self.hosts, ports)
+        for folder in layout.folders():
             folder.mkdir(parents=True, exist_ok=True)
-        self.layout.incoming.chmod(0o755)  # as an installed one, whatever the umask is
+        layout.incoming.chmod(0o755)  # as an installed one, whatever the umask is
         names = [host.name for host in self.hosts]
-        self._keys = make_keys(self.layout.keys, names, "mosquitto", (NOTIFIER, LISTENER))
+        self._keys = make_keys(layout.keys, names, "mosquitto", (NOTIFIER, LISTENER))
         self._write_configurations()
-        self.configs.make(roots)
-        self._prepare_builders()
-        self._supervisor = Supervisor(layout=self.layout, parts=self._parts(), port=ports["supervisord"])
+        self._prepare_mock()
+        parts = infrastructure(self.plan, self.sync_ms)
+        if self.own_daemons:
+            parts += daemons(self.plan, self.workers, self.repogens)
+        self._supervisor = Supervisor(layout, parts)
 
     def _write_configurations(self) -> None:
         plan, keys = self.plan, self.keys
         texts = {
-            "nginx.conf": configs.nginx(plan),
-            "rsyncd.conf": configs.rsyncd(plan),
-            "mosquitto.conf": configs.mosquitto(plan, keys),
-            "mosquitto.acl": configs.mosquitto_acl(),
+            "nginx.conf": configs.render_nginx(plan),
+            "rsyncd.conf": configs.render_rsyncd(plan),
+            "mosquitto.conf": configs.render_mosquitto(plan, keys),
+            "mosquitto.acl": configs.MOSQUITTO_ACL,
         }
-        mock = self.mock or default_mock()
         for host in self.hosts:
-            texts[f"stunnel-{host.name}.conf"] = configs.stunnel(plan, host, keys)
-            texts[f"{host.name}.ini"] = configs.reimzul(plan, host, keys, mock, self._more_settings(host.name))
+            extra = self._extra_settings(host.name)
+            texts[f"stunnel-{host.name}.conf"] = configs.render_stunnel(plan, host, keys)
+            texts[f"{host.name}.ini"] = configs.render_reimzul(plan, host, keys, self.mock, extra)
         for name, text in texts.items():
             path = self.layout.conf / name
             path.touch(mode=0o600)
             path.write_text(text, encoding="utf-8")
 
-    def _more_settings(self, host: str) -> dict[str, dict[str, str]]:
-        """What this farm wants to have set on a host."""
-        more = {section: dict(settings) for section, settings in self.settings.get(host, {}).items()}
-        if self._roots is not None:
-            more.setdefault("worker", {}).setdefault("mock_roots", str(self._roots))
+    def _extra_settings(self, host: str) -> dict[str, dict[str, str]]:
+        extra = {section: dict(settings) for section, settings in self.settings.get(host, {}).items()}
+        if self._mockstub_roots is not None:
+            extra.setdefault("worker", {}).setdefault("mock_roots", str(self._mockstub_roots))
         if self.targets:
-            more.setdefault("farm", {}).setdefault("canary_target", self.targets[0])
-        return more
+            extra.setdefault("farm", {}).setdefault("canary_target", self.targets[0])
+        return extra
 
-    def _prepare_builders(self) -> None:
+    def _prepare_mock(self) -> None:
+        self.configs.make(self._mockstub_roots)
         for target in self.targets:
             self.configs.add_target(target, self.arches)
         for host in self.hosts:
@@ -196,46 +197,37 @@ class Farm:
                 self.configs.clone(self.layout.checkout(host.name))
                 self.layout.results(host.name).mkdir(parents=True, exist_ok=True)
 
-    def _parts(self) -> list[Part]:
-        ours = daemons(self.plan, self.workers, self.repogens) if self.own_daemons else []
-        return infrastructure(self.plan, self.sync_ms) + ours
-
-    def _watchers(self) -> dict[str, int]:
-        builders = sum(host.is_builder for host in self.hosts)
-        return {"notify": 1, "createrepo": self.repogens, "tosign": 1, self.machine: builders * self.workers}
-
-    def _processes(self, part: Part) -> list[int]:
+    def _find_pids(self, part: Part) -> list[int]:
         try:
             return self.pids(part.name)
         except PartFailed:
             return []
 
-    def _wait(self, condition: Condition, deadline: float) -> None:
-        while late := condition.late():
-            if self._process is None or wait_until_exit(self._process, _LOOK):
-                raise PartFailed(f"the farm ended: {last_lines(self.layout.log / 'supervisord.log')}")
+    def _wait_for(self, condition: Condition, deadline: float) -> None:
+        while pending := condition.find_pending():
+            if not self.supervisor.is_running(_POLL_SECONDS):
+                raise PartFailed("the farm has ended")
             if time.monotonic() > deadline:
-                said = (f"{part.name}: {last_lines(self.layout.part_log(part.name))}" for part in late)
-                raise PartFailed("\n".join([f"not ready: {condition.words}", *said]))
+                logs = (f"{part.name}: {last_lines(self.layout.part_log(part.name))}" for part in pending)
+                raise PartFailed("\n".join([f"not ready: {condition.label}", *logs]))
 
     # --- what it is -----------------------------------------------------------------------------------------------
 
     @property
     def plan(self) -> Plan:
         """Hosts and ports of this start."""
-        assert self._plan is not None, "it was not started"
+        assert self._plan is not None, "the farm was not started"
         return self._plan
 
     @property
     def keys(self) -> Keys:
         """Keys of this start."""
-        assert self._keys is not None, "it was not started"
+        assert self._keys is not None, "the farm was not started"
         return self._keys
 
     @property
     def supervisor(self) -> Supervisor:
-        """Who keeps the parts of this start."""
-        assert self._supervisor is not None, "it was not started"
+        assert self._supervisor is not None, "the farm was not started"
         return self._supervisor
 
     @property
@@ -246,15 +238,14 @@ class Farm:
 
     @property
     def arches(self) -> list[str]:
-        """It, and those that are built beside it."""
+        """That arch and those that are built with it."""
         return [self.arch, *read_arches().known[self.arch].follows]
 
     def ini(self, host: str = CONTROLLER) -> Path:
-        """A host's reimzul.ini."""
         return self.layout.ini(host)
 
     def repository(self, target: str) -> str:
-        """Where a target, named with its arch, is published, as the controller reaches it."""
+        """The URL of a target, named with its arch, as the controller reaches it."""
         return f"{self.plan.store_url(CONTROLLER)}repo/{target}/"
 
     def broker(self, host: str = CONTROLLER) -> Broker:
@@ -264,77 +255,67 @@ class Farm:
     def listen_command(self, topic: str, *more: str) -> list[str]:
         """The command line that prints what is published on an MQTT topic."""
         return [
-            which("mosquitto_sub"), "-h", ADDRESS, "-p", str(self.plan.plain("mqtt")), "-q", "1", "-t", topic,
+            find_program("mosquitto_sub"), "-h", ADDRESS, "-p", str(self.plan.plain("mqtt")), "-q", "1", "-t", topic,
             "--cafile", str(self.keys.authority), "--cert", str(self.keys.certificate(LISTENER)),
             "--key", str(self.keys.key(LISTENER)), *more,
         ]  # fmt: skip
 
     def submit_command(self, srpm: Path, target: str, *more: str) -> list[str]:
         """The command line that submits a source rpm."""
-        words = ["-s", str(srpm), "-a", self.arch, "-t", target, "-d", ".demo", *more]
-        return [own("reimzul-submit"), "--config", str(self.ini()), *words]
+        arguments = ["-s", str(srpm), "-a", self.arch, "-t", target, "-d", ".demo", *more]
+        return [own_program("reimzul-submit"), "--config", str(self.ini()), *arguments]
 
     # --- faults ---------------------------------------------------------------------------------------------------
 
     def pids(self, part: str) -> list[int]:
         """The processes of a part, its own first. Raises `PartFailed` where it does not run."""
         first = self.supervisor.pid(part)
-        return [first, *reaper.descendants(first)]
+        return [first, *subreaper.descendants(first)]
 
     def kill(self, part: str, number: int = signal.SIGKILL) -> int:
-        """Send a signal to a part's own process, and say which that was; it is started again when it ends.
+        """Send a signal to a part's own process and return its pid; it is restarted when it ends.
 
-        Raises `PartFailed` where it does not run.
+        Raises `PartFailed` where the part does not run.
         """
         pid = self.supervisor.pid(part)
         try:
             os.kill(pid, number)
-        except ProcessLookupError:  # it has just died, and supervisord has not looked yet
+        except ProcessLookupError:  # it has just died
             raise PartFailed(f"{part} does not run") from None
         return pid
 
     def hold(self, part: str, *, kindly: bool = True) -> None:
-        """End a part and keep it ended, until `release`; not kindly, it has no time for anything."""
-        if kindly:
-            self.supervisor.stop(part)
-            return
-        first = self.supervisor.pid(part)
-        os.kill(first, signal.SIGSTOP)  # supervisord begins with a SIGTERM, of which it is to know nothing
-        self.supervisor.stop(part, wait=False)
-        os.kill(first, signal.SIGKILL)
-        while not self.supervisor.is_stopped(part):
-            time.sleep(_LOOK)
+        """Stop a part until `release`; if not kindly, kill it without a SIGTERM."""
+        self.supervisor.hold(part, None if kindly else signal.SIGKILL)
 
     def release(self, part: str) -> None:
         """Start a part that was held."""
-        self.supervisor.start(part)
+        self.supervisor.release(part)
 
 
-def default_mock() -> str:
+def _default_mock() -> str:
     """The host's own mock; where there is none, the stand-in for it."""
     with contextlib.suppress(ReimzulError):
-        return which("mock")
-    return own(STANDIN)
+        return find_program("mock")
+    return str(mockstub.PROGRAM)
 
 
 @contextlib.contextmanager
-def _held(state: Path) -> Iterator[None]:
-    """A state folder that is ours, and that only its owner can enter. Raises `InputError`."""
+def _lock_state(state: Path) -> Iterator[None]:
+    """Make the state folder, accessible to its owner alone, and lock it. Raises `InputError`."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(state.iterdir()) and not (state / _MARK).exists():
-        raise InputError(f"{state}: there is something in it, and it is no farm's")
+    if any(state.iterdir()) and not (state / _LOCK_FILE).exists():
+        raise InputError(f"{state}: the folder is not empty, and not a farm's")
     state.chmod(0o700)
-    with (state / _MARK).open("w") as mark:
-        try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{state}: a farm is up in it") from None
+    with file_lock(state / _LOCK_FILE) as descriptor:
+        if descriptor is None:
+            raise InputError(f"{state}: a farm is up in this folder")
         yield
 
 
 @contextlib.contextmanager
-def _roots(state: Path) -> Iterator[Path]:
-    """Where the stand-in builds: in the state folder, unless rpmbuild could not work below such a name."""
+def _make_roots(state: Path) -> Iterator[Path]:
+    """The stand-in's roots: in the state folder, unless rpmbuild could not work below a path like that."""
     if UNUSABLE & set(str(state)):
         with TemporaryDirectory(prefix="reimzul-roots-") as folder:
             yield Path(folder) / "roots"

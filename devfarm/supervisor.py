@@ -1,199 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""supervisord as the farm's systemd: it starts the parts, keeps a log of each, and starts again what ended.
+"""Runs the parts of a farm as systemd would: it keeps a log of each and restarts what ends.
 
-Chosen over honcho, which ends everything when one program ends: a farm has to show that it comes back by itself.
-circus does that too, and brings compiled libraries. Every part runs under a reaper of its own, and supervisord under
-one for all of them, so that nothing outlives the farm whatever is killed. It knows us by a password, over a port:
-the path of a unix socket may be no longer than 107 bytes.
+Every part runs under a subreaper of its own, so that what a part leaves behind ends with it, and all parts end with the
+process that started them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
-import secrets
-import shlex
-import sys
-import time
-import xmlrpc.client
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import attr
-
-from devfarm import reaper
-from devfarm.parts import Part
+from devfarm import subreaper
 from devfarm.plan import Layout
-from devfarm.ports import ADDRESS
+from devfarm.processes import Part
 from reimzul.core.errors import ReimzulError
-from reimzul.core.process import Process, spawn, wait_until_exit
+from reimzul.core.process import Process, spawn
 
-#: Seconds a part has to end after SIGTERM, before its reaper kills it; a worker ends a build in that time.
+#: Seconds a part has to end after SIGTERM, before its subreaper kills it; a worker ends a build in that time.
 GRACE = 15
-#: The same for supervisord, which ends our daemons first and then the rest.
-GRACE_OF_ALL = 2 * GRACE + 10
-#: Seconds each keeper gets above the one it keeps.
+#: Seconds that the subreaper has in addition.
 _MARGIN = 5
-#: The same for an answer of supervisord: to a stop it comes when the part has ended.
-_ANSWER = GRACE + _MARGIN + 10.0
-_UP = 15.0
-
-_USER = "farm"
+#: Seconds for all parts: our daemons end first, then what they need.
+GRACE_OF_ALL = 2 * (GRACE + _MARGIN)
+_POLL_SECONDS = 0.05
 
 
 class PartFailed(ReimzulError):
-    """A part of the farm does not do what it should: its log says why."""
+    """A part of the farm does not work: its log shows why."""
 
 
-class _Transport(xmlrpc.client.Transport):
-    """XML-RPC that gives up."""
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = super().make_connection(host)
-        connection.timeout = _ANSWER
-        return connection
-
-
-@attr.frozen(kw_only=True)
 class Supervisor:
-    """supervisord for these parts."""
+    """Runs these parts from `start` to `stop`."""
 
-    layout: Layout
-    parts: Sequence[Part]
-    port: int
-    password: str = attr.field(factory=lambda: secrets.token_hex(16), repr=False)
+    def __init__(self, layout: Layout, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._keepers: dict[str, Process] = {}  #: part -> its subreaper
+        self._stacks: dict[str, contextlib.ExitStack] = {}  #: part -> what ends it
+        self._held: set[str] = set()
+        self._stopping = threading.Event()
+        # The kernel ends a part with the thread that started it, so one thread starts them all, and outlives them.
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
-    @property
-    def config(self) -> Path:
-        """Its configuration, for `supervisorctl -c` too."""
-        return self.layout.conf / "supervisord.conf"
+    def start(self) -> None:
+        self._thread.start()
 
-    def ask(self, method: str, *words: str | bool) -> Any:
-        """Call its XML-RPC."""
-        url = f"http://{_USER}:{self.password}@{ADDRESS}:{self.port}/RPC2"
-        with xmlrpc.client.ServerProxy(url, transport=_Transport()) as server:
-            return getattr(server.supervisor, method)(*words)
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Process]:
-        """supervisord and all parts, until the block is left."""
-        self.config.touch(mode=0o600)
-        self.config.write_text(configuration(self.parts, self.port, self.password), encoding="utf-8")
-        argv = [sys.executable, "-I", "-m", "supervisor.supervisord", "-c", "conf/supervisord.conf"]
-        with (
-            (self.layout.log / "supervisord.err").open("ab") as errors,
-            spawn(
-                reaper.command(argv, grace=GRACE_OF_ALL, parent=os.getpid()),
-                output=errors,
-                cwd=self.layout.state,
-                env={"TMPDIR": str(self.layout.tmp)},
-                grace=GRACE_OF_ALL + _MARGIN,
-            ) as process,
-        ):
-            yield process
-
-    def wait_until_up(self, process: Process) -> None:
-        """Wait until it answers. Raises `PartFailed`."""
-        deadline = time.monotonic() + _UP
-        while time.monotonic() < deadline and not wait_until_exit(process, 0.02):
-            with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):
-                self.ask("getState")
-                return
-        raise PartFailed(f"supervisord does not come up: {last_lines(self.layout.log / 'supervisord.err')}")
+    def is_running(self, wait: float = 0) -> bool:
+        """Whether it still runs, after so many seconds; return at once when it does not."""
+        self._thread.join(wait)
+        return self._thread.is_alive()
 
     def pid(self, part: str) -> int:
-        """The process of a part itself, below its reaper. Raises `PartFailed` where it does not run."""
-        keeper = int(self.ask("getProcessInfo", _full_name(self.parts, part))["pid"])
-        below = reaper.children(keeper) if keeper else []
+        """The process of a part itself, below its subreaper. Raises `PartFailed` where it does not run."""
+        keeper = self._keepers.get(part)
+        below = subreaper.children(keeper.pid) if keeper and keeper.poll() is None else []
         if not below:
-            raise PartFailed(f"{part} does not run: {last_lines(self.layout.part_log(part))}")
+            raise PartFailed(f"{part} does not run: {last_lines(self._layout.part_log(part))}")
         return below[0]
 
-    def stop(self, part: str, *, wait: bool = True) -> None:
-        """End a part, and leave it ended; answers when it has, unless it is not to be waited for."""
-        self.ask("stopProcess", _full_name(self.parts, part), wait)
+    def hold(self, part: str, number: int | None = None) -> None:
+        """End a part until `release`, by SIGTERM or by sending another signal to its process."""
+        with self._lock:
+            self._held.add(part)
+            if number is not None:
+                os.kill(self.pid(part), number)
+                self._keepers[part].wait()
+            stack = self._stacks.pop(part, None)
+        if stack:
+            stack.close()
 
-    def is_stopped(self, part: str) -> bool:
-        """Whether a part that was to end has."""
-        return bool(self.ask("getProcessInfo", _full_name(self.parts, part))["pid"] == 0)
+    def release(self, part: str) -> None:
+        """Start a part that was held."""
+        with self._lock:
+            self._held.discard(part)
 
-    def start(self, part: str) -> None:
-        """Start a part that was stopped."""
-        self.ask("startProcess", _full_name(self.parts, part))
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(_POLL_SECONDS):
+                for part in self.parts:
+                    with self._lock:
+                        if part.name not in self._held and not self._is_alive(part):
+                            self._start(part)
+        finally:
+            for daemons in (True, False):
+                stacks = [self._stacks[part.name] for part in self.parts
+                          if part.is_daemon is daemons and part.name in self._stacks]  # fmt: skip
+                with ThreadPoolExecutor(max_workers=len(self.parts)) as pool:
+                    list(pool.map(contextlib.ExitStack.close, stacks))
 
+    def _is_alive(self, part: Part) -> bool:
+        return part.name in self._stacks and self._keepers[part.name].poll() is None
 
-def _group(part: Part) -> str:
-    return "daemons" if part.is_daemon else "parts"
-
-
-def _full_name(parts: Sequence[Part], name: str) -> str:
-    return next(f"{_group(part)}:{name}" for part in parts if part.name == name)
-
-
-def configuration(parts: Sequence[Part], port: int, password: str) -> str:
-    """supervisord's configuration.
-
-    Groups start in the order of their numbers and end in the other; what is in one ends at the same time.
-    """
-    groups: dict[str, list[str]] = {"parts": [], "daemons": []}
-    for part in parts:
-        groups[_group(part)].append(part.name)
-    texts = [_head(port, password)]
-    for number, (name, members) in enumerate(groups.items()):
-        if members:
-            texts.append(f"[group:{name}]\nprograms = {','.join(members)}\npriority = {number}\n")
-    return "\n".join(texts + [_program(part) for part in parts])
-
-
-def _head(port: int, password: str) -> str:
-    return f"""\
-[supervisord]
-nodaemon = true
-silent = true
-logfile = log/supervisord.log
-pidfile = tmp/supervisord.pid
-childlogdir = log
-
-[inet_http_server]
-port = {ADDRESS}:{port}
-username = {_USER}
-password = {password}
-
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-
-[supervisorctl]
-serverurl = http://{ADDRESS}:{port}
-username = {_USER}
-password = {password}
-"""
-
-
-def _program(part: Part) -> str:
-    # `%` begins an expansion in there. startsecs: one that ends at once is started again like any other, where
-    # supervisord would take growing pauses and then give up
-    command = shlex.join(reaper.command(part.argv, grace=GRACE)).replace("%", "%%")
-    environment = ",".join(f'{name}="{value}"' for name, value in part.env.items()).replace("%", "%%")
-    return f"""\
-[program:{part.name}]
-command = {command}
-environment = {environment}
-autorestart = true
-startsecs = 0
-stopwaitsecs = {GRACE + _MARGIN}
-redirect_stderr = true
-stdout_logfile = log/{part.name}.log
-stdout_logfile_maxbytes = 20MB
-stdout_logfile_backups = 1
-"""
+    def _start(self, part: Part) -> None:
+        if former := self._stacks.pop(part.name, None):
+            former.close()
+        stack = self._stacks[part.name] = contextlib.ExitStack()
+        log = stack.enter_context(self._layout.part_log(part.name).open("ab"))
+        command = subreaper.wrap_command(part.argv, grace=GRACE, parent=os.getpid())
+        env = {"TMPDIR": str(self._layout.tmp), **part.env}
+        process = spawn(command, output=log, cwd=self._layout.state, env=env, grace=GRACE + _MARGIN)
+        self._keepers[part.name] = stack.enter_context(process)
 
 
 def last_lines(path: Path, lines: int = 5) -> str:
     """The end of a log, on one line."""
     try:
-        said = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        said = []
-    return f"{' / '.join(said[-lines:]) or 'it said nothing'} ({path})"
+        text = []
+    return f"{' / '.join(text[-lines:]) or 'it printed nothing'} ({path})"

@@ -302,8 +302,8 @@ class WorkerSettings:
     mock: str = setting(
         parse_program,
         "mock",
-        "The program that builds. A host without mock can try the farm with reimzul-standin-mock, which builds with\n"
-        "the host's own rpmbuild: for trying and testing, never for packages that are given to others.",
+        "The program that builds. A host without mock can try the farm with a checkout's reimzul-standin-mock, which\n"
+        "builds with the host's own rpmbuild (docs/install-builder.md): never for packages that are given to others.",
     )
     mock_configs: Path = setting(
         parse_path,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A subscriber of MQTT that says results in IRC channels. It knows nothing of the farm but what is published."""
+"""Announces results in IRC channels. It subscribes to MQTT and knows nothing of the farm beyond what is published."""

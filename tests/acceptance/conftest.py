@@ -10,8 +10,8 @@ from typing import Callable
 
 import pytest
 
+from devfarm.event_listener import EventListener, listen
 from devfarm.farm import Farm
-from devfarm.follow import Ears, listening
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from tests import srpms
 from tests.waiting import until
@@ -22,7 +22,7 @@ TARGET = "demo.1"
 class Witness:
     """Every event of the farm, in the order in which it was told."""
 
-    def __init__(self, ears: Ears) -> None:
+    def __init__(self, ears: EventListener) -> None:
         self._ears = ears
         self.events: list[Event] = []
 
@@ -30,7 +30,7 @@ class Witness:
         """Listen until something is so."""
 
         def heard() -> bool:
-            self.events += self._ears.hear(0.1)
+            self.events += self._ears.read(0.1)
             return condition()
 
         until(heard, seconds, what)
@@ -71,7 +71,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 @pytest.fixture(scope="session")
 def witness(farm: Farm) -> Iterator[Witness]:
     """Who has listened from the beginning."""
-    with listening(farm) as ears:
+    with listen(farm) as ears:
         yield Witness(ears)
 
 

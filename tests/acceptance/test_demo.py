@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from devfarm import reaper
-from devfarm.parts import own
+from devfarm import subreaper
 from tests import srpms
-from tests.integration.test_devfarm import alive
+from tests.integration.test_devfarm import DEVFARM, alive
 from tests.waiting import until
 
 
 def demo(folder: Path, srpm: Path) -> subprocess.CompletedProcess[str]:
-    argv = [own("reimzul-devfarm"), "demo", "--srpm", str(srpm)]
+    argv = [*DEVFARM, "demo", "--srpm", str(srpm)]
     return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
@@ -28,7 +27,12 @@ def test_the_demo_ends_with_dnfs_own_list(tmp_path: Path) -> None:
     seen = tmp_path / "seen"  # %build goes on when the demo has shown it, or after 20 s
     waits = f"%build\nfor each in $(seq 200); do test -e '{seen}' && break; sleep 0.1; done\n"
     spec = srpms.compiled("yours").replace("%build\n", waits)
-    argv = [own("reimzul-devfarm"), "demo", "--srpm", str(srpms.make_srpm(tmp_path / "my srpms", "yours", spec))]
+    argv = [
+        *DEVFARM,
+        "demo",
+        "--srpm",
+        str(srpms.make_srpm(tmp_path / "my srpms", "yours", spec)),
+    ]
     with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
         said = ""
@@ -66,14 +70,14 @@ def test_a_file_that_is_no_source_rpm_ends_the_demo_with_one_line(tmp_path: Path
 def test_nothing_is_left_of_a_demo_that_is_killed_while_it_builds(tmp_path: Path, whom: str) -> None:
     mark = str(random.randrange(10**6, 10**7))
     srpm = srpms.make_srpm(tmp_path, "endless", srpms.slow("endless").replace("sleep 1", f"sleep {mark}"))
-    argv = [own("reimzul-devfarm"), "demo", "--srpm", str(srpm)]
+    argv = [*DEVFARM, "demo", "--srpm", str(srpm)]
     with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True) as command:
         try:
             until(lambda: alive(f"sleep {mark}"), 30, "it builds")
             if whom == "Ctrl-C":
                 os.killpg(command.pid, signal.SIGINT)
             else:
-                os.kill(command.pid if whom == "outer" else reaper.children(command.pid)[0], signal.SIGKILL)
+                os.kill(command.pid if whom == "outer" else subreaper.children(command.pid)[0], signal.SIGKILL)
             command.wait(60)
             until(lambda: not alive(str(tmp_path)) and not alive(f"sleep {mark}"), 30, "nothing is left")
         finally:

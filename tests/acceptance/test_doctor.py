@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from devfarm.farm import Farm
-from devfarm.parts import own
+from devfarm.processes import own_program
 from reimzul.admin.doctor.check import FAIL, OK, Finding, run_checks
 from reimzul.admin.doctor.cli import collect_checks
 from reimzul.admin.doctor.host import find_host
@@ -43,12 +43,12 @@ def without(farm: Farm, part: str) -> Iterator[None]:
         yield
     finally:
         farm.release(part)
-        farm.ready()
+        farm.wait_until_ready()
 
 
 def doctor(farm: Farm, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run it as a person does."""
-    argv = [own("reimzul"), "doctor", "--config", str(farm.ini(name)), *words]
+    argv = [own_program("reimzul"), "doctor", "--config", str(farm.ini(name)), *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=120)
 
 
@@ -121,7 +121,7 @@ def test_a_service_that_hangs_is_told_from_a_key_that_is_refused(sick_farm: Farm
         found = failing(sick_farm, BUILDER)
     finally:
         os.kill(pid, signal.SIGCONT)
-        sick_farm.ready()
+        sick_farm.wait_until_ready()
     assert set(found) == {"link.beanstalkd"}
     assert "accepts the key of builder1" in found["link.beanstalkd"].message
 
@@ -147,10 +147,10 @@ def restart(farm: Farm, part: str) -> None:
 
 def failing_to_listen(farm: Farm, part: str) -> str | None:
     """Which port of a part nobody listens on."""
-    from devfarm.ports import listener
+    from devfarm.ports import listening_inode
 
     ports = next(each.listens for each in farm.supervisor.parts if each.name == part)
-    return next((str(port) for port in ports if listener(port) is None), None)
+    return next((str(port) for port in ports if listening_inode(port) is None), None)
 
 
 def test_a_key_that_was_revoked_is_named(sick_farm: Farm) -> None:
@@ -160,7 +160,7 @@ def test_a_key_that_was_revoked_is_named(sick_farm: Farm) -> None:
         found = failing(sick_farm, BUILDER)
     assert set(found) == {"link.beanstalkd", "link.incoming"}
     assert all("refuses the key of builder1" in each.message for each in found.values())
-    sick_farm.ready()
+    sick_farm.wait_until_ready()
 
 
 def test_a_key_with_another_secret_is_named_and_its_secret_is_told_nobody(sick_farm: Farm) -> None:
@@ -171,7 +171,7 @@ def test_a_key_with_another_secret_is_named_and_its_secret_is_told_nobody(sick_f
     assert set(found) == ALL_LINKS
     assert all("refuses the key of builder1" in each.message for each in found.values())
     assert said.returncode == 1 and secret not in said.stdout + said.stderr
-    sick_farm.ready()
+    sick_farm.wait_until_ready()
 
 
 def test_a_stunnel_that_has_not_read_its_new_key_is_named(sick_farm: Farm) -> None:
@@ -182,7 +182,7 @@ def test_a_stunnel_that_has_not_read_its_new_key_is_named(sick_farm: Farm) -> No
         found = failing(sick_farm, BUILDER)
     assert set(found) == ALL_LINKS
     assert all("stunnel has not read its files since they changed" in each.message for each in found.values())
-    sick_farm.ready()
+    sick_farm.wait_until_ready()
 
 
 def test_a_name_that_nobody_knows_and_a_way_that_is_not_there_are_named(sick_farm: Farm, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_who_may_not_read_keys_is_told_to_be_root(sick_farm: Farm) -> None:
         (folder / "stunnel-reimzul.conf").write_text(section)
         for file in folder.iterdir():
             file.chmod(0o644)
-        program = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", own("reimzul"), "doctor"]
+        program = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", own_program("reimzul"), "doctor"]
         done = subprocess.run([*program, "--config", ini], capture_output=True, text=True, timeout=120, cwd="/")
     assert done.stdout, done.stderr
     rows = {line.split("\t")[1]: line.split("\t") for line in done.stdout.splitlines()}
@@ -329,7 +329,7 @@ def test_no_canary_is_sent_where_what_it_stands_on_fails(sick_farm: Farm) -> Non
 
 def test_an_interrupted_canary_leaves_nothing_in_incoming(sick_farm: Farm) -> None:
     with without(sick_farm, f"worker-{BUILDER}-1"):
-        argv = [own("reimzul"), "doctor", "--config", str(sick_farm.ini()), "--canary", "--arch", "x86_64"]
+        argv = [own_program("reimzul"), "doctor", "--config", str(sick_farm.ini()), "--canary", "--arch", "x86_64"]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             until(lambda: list(sick_farm.layout.incoming.glob("reimzul-canary-*.src.rpm")), 60, "it is submitted")
             with sick_farm.broker() as broker:

@@ -13,9 +13,9 @@ from typing import Callable
 
 import pytest
 
-from devfarm.customer import Dnf, check
+from devfarm.dnf_client import Dnf, check_digests
 from devfarm.farm import Farm
-from devfarm.parts import own
+from devfarm.processes import own_program
 from reimzul.core import message
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import Status
@@ -47,10 +47,10 @@ def test_a_package_goes_in_and_dnf_finds_it(farm: Farm, witness: Witness, packag
     assert submit(farm, srpm).returncode == 0
     witness.published(srpm.name, "x86_64", "i386")
     customer = dnf(farm, tmp_path)
-    assert {"greeter-1.0-1.demo.x86_64", "greeter-1.0-1.demo.i686"} <= set(customer.nevras())
+    assert {"greeter-1.0-1.demo.x86_64", "greeter-1.0-1.demo.i686"} <= set(customer.list_nevras())
     packages = customer.download(tmp_path / "downloaded")
     assert {"greeter-1.0-1.demo.x86_64.rpm", "greeter-1.0-1.demo.i686.rpm"} <= {path.name for path in packages}
-    check(packages)
+    check_digests(packages)
     until(lambda: len(staged(farm, "greeter")) == 2, 20, "both legs wait for the signer")
 
 
@@ -93,7 +93,7 @@ def test_a_bare_target_in_createrepo_regenerates(
     with farm.broker() as broker:
         broker.put_raw("createrepo", json.dumps({"target": X86_64}).encode(), priority=1024)
     until(lambda: (repodata / "repomd.xml").exists(), 20, "the repodata is there again")
-    assert "wiped-1.0-1.demo.noarch" in dnf(farm, tmp_path).nevras()
+    assert "wiped-1.0-1.demo.noarch" in dnf(farm, tmp_path).list_nevras()
 
 
 def test_legs_run_at_the_same_time_and_have_one_timestamp(farm: Farm, witness: Witness, package: Package) -> None:
@@ -120,7 +120,9 @@ def test_one_leg_that_fails_does_not_touch_the_other(
     witness.published(srpm.name, kept)
     witness.failed(srpm.name, lost)
     rpm_arch = {"i386": "i686"}.get(kept, kept)
-    found = [nevra for nevra in dnf(farm, tmp_path).nevras() if nevra.startswith(name) and not nevra.endswith(".src")]
+    found = [
+        nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith(name) and not nevra.endswith(".src")
+    ]
     assert found == [f"{name}-1.0-1.demo.{rpm_arch}"]
 
 
@@ -131,7 +133,7 @@ def test_a_noarch_package_is_built_once(farm: Farm, witness: Witness, package: P
     assert witness.arches(srpm.name) == {"x86_64"}
     (built,) = witness.of(srpm.name, Status.SUCCESS)
     assert "noarch" in built.skipped["i386"]
-    found = [nevra for nevra in dnf(farm, tmp_path).nevras() if nevra.startswith("everywhere")]
+    found = [nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith("everywhere")]
     assert found == ["everywhere-1.0-1.demo.noarch", "everywhere-1.0-1.demo.src"]
 
 
@@ -142,7 +144,7 @@ def test_the_first_build_of_a_target_that_never_was(
     srpm = package("pioneer", srpms.noarch("pioneer"))
     submit(farm, srpm, target="brand.new")
     witness.published(srpm.name, "x86_64")
-    assert "pioneer-1.0-1.demo.noarch" in dnf(farm, tmp_path, "brand.new.x86_64").nevras()
+    assert "pioneer-1.0-1.demo.noarch" in dnf(farm, tmp_path, "brand.new.x86_64").list_nevras()
 
 
 def test_a_failing_build_ends_as_failed_with_its_logs_in_reach(
@@ -155,7 +157,7 @@ def test_a_failing_build_ends_as_failed_with_its_logs_in_reach(
     until(lambda: "broken cannot do this" in read(event.url + "build.log"), 20, "its log is at the URL the event names")
     assert "Start: rpmbuild" in read(event.url + "state.log")
     assert event.url.startswith("http://")
-    assert not [nevra for nevra in dnf(farm, tmp_path).nevras() if nevra.startswith("broken")]
+    assert not [nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith("broken")]
     assert staged(farm, "broken") == []
     place = farm.layout.store.place(event.place)
     assert read_manifest(place).status == Status.FAILED
@@ -176,7 +178,7 @@ def test_a_scratch_build_is_not_published(farm: Farm, witness: Witness, package:
     witness.until(lambda: bool(witness.of(srpm.name, Status.SUCCESS)), 60, "it is built")
     (event,) = witness.of(srpm.name, Status.SUCCESS)
     until(lambda: read(event.url + "build.log"), 20, "its log is at the URL the event names")
-    assert not [nevra for nevra in dnf(farm, tmp_path).nevras() if nevra.startswith("sketch")]
+    assert not [nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith("sketch")]
     assert staged(farm, "sketch") == []
 
 
@@ -280,7 +282,9 @@ def test_a_setting_misspelt_is_one_clear_line_and_its_exit_code(farm: Farm, tmp_
     ini.write_text(farm.ini().read_text().replace("base_url", "base_ulr"))
     for program in ("reimzul-submit", "reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier"):
         words = ["-s", "x", "-a", "x86_64", "-t", "t", "-d", ".d"] if program == "reimzul-submit" else []
-        done = subprocess.run([own(program), "--config", ini, *words], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [own_program(program), "--config", ini, *words], capture_output=True, text=True, timeout=30
+        )
         assert done.returncode == 3, program
         assert len(done.stderr.splitlines()) == 1
         assert "base_ulr is not a setting; is base_url meant?" in done.stderr
@@ -292,7 +296,7 @@ def test_the_history_knows_what_became_of_it(farm: Farm, witness: Witness, packa
     witness.published(srpm.name, "x86_64")
 
     def told() -> list[dict[str, object]]:
-        argv = [own("reimzul"), "builds", "--config", str(farm.ini()), "--srpm", srpm.name, "--json"]
+        argv = [own_program("reimzul"), "builds", "--config", str(farm.ini()), "--srpm", srpm.name, "--json"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         return list(json.loads(done.stdout))

@@ -17,7 +17,7 @@ from typing import Callable
 import pytest
 
 from devfarm.farm import Farm
-from devfarm.parts import own
+from devfarm.processes import own_program
 from reimzul.core.message import Status
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
@@ -32,7 +32,7 @@ class Reader:
     def __init__(self, farm: Farm, *words: str) -> None:
         environment = {**os.environ, "REIMZUL_CONFIG": str(farm.ini())}
         self.process = subprocess.Popen(
-            [own("reimzul"), *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [own_program("reimzul"), *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         self.said, self.notes = b"", b""
         self.threads = [threading.Thread(target=self._read, args=[name]) for name in ("stdout", "stderr")]
@@ -68,7 +68,7 @@ class Reader:
 
 def run(farm: Farm, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "REIMZUL_CONFIG": str(farm.ini())}
-    return subprocess.run([own("reimzul"), *words], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([own_program("reimzul"), *words], env=environment, capture_output=True, text=True, timeout=60)
 
 
 def queued(farm: Farm, srpm: Path, *more: str) -> str:

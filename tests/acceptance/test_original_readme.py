@@ -123,7 +123,6 @@ def test_man_pages_and_completions_are_installed(machine: PrivateMachine) -> Non
     share = machine.inside("/usr/local/share")
     pages = {path.name for path in share.glob("man/man?/*")}
     assert pages >= {"reimzul.1", "reimzul-builds.1", "reimzul-worker.8", "reimzul.ini.5", "reimzul-wire.7"}
-    assert "reimzul-devfarm.1" not in pages
     assert (share / "zsh/site-functions/_reimzul-submit").read_text().startswith("#compdef reimzul-submit\n")
     done = machine.run(
         "source /usr/local/share/bash-completion/completions/reimzul-submit 2>/dev/null; complete -p reimzul-submit\n"

@@ -210,10 +210,10 @@ def _nothing_left(ground: Ground, before: Before) -> Iterator[str]:
     for pid, (_, words) in alive.items():
         if state in words and pid not in ours:
             yield f"process {pid} is nobody's: {words[:200]}"
-    for keeper in ground.farm.supervisor.ask("getAllProcessInfo"):
-        found = below(int(keeper["pid"]), alive)
-        if keeper["group"] == "daemons" and len(found) != 1:
-            yield f"{keeper['name']} has {len(found)} processes: {[alive[pid][1][:100] for pid in found]}"
+    for part in (part for part in ground.farm.supervisor.parts if part.is_daemon):
+        found = ground.farm.pids(part.name)
+        if len(found) != 1:
+            yield f"{part.name} has {len(found)} processes: {[alive[pid][1][:100] for pid in found if pid in alive]}"
     yield from (f"{path} is mounted" for path in mounts() - before.mounts)
     yield from (f"root {path.name} is left" for path in (ground.home / "roots").glob("[!.]*"))
     for name in BUILDERS:

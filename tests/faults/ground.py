@@ -16,8 +16,8 @@ from typing import Any
 import attr
 
 from devfarm.farm import Farm
-from devfarm.parts import which
 from devfarm.plan import BSTORE, CONTROLLER
+from devfarm.processes import find_program
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, is_control_tube
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
@@ -84,14 +84,14 @@ class Ground:
             targets=TARGETS,
             settings=self._settings(),
             prefixes={FAR: self.cable.prefix},
-            ways={FAR: NEAR_ADDRESS},
+            addresses={FAR: NEAR_ADDRESS},
         )
         self.known = read_arches()
         self.requests: dict[str, BuildRequest] = {}  #: by the build's name
 
     def __enter__(self) -> Ground:
         try:
-            self.farm.up()
+            self.farm.bring_up()
             self._open.callback(self.farm.stop)
             self._make_packages()
             self._open.callback(self._ears.close)
@@ -123,7 +123,7 @@ class Ground:
         (self.home / "logs" / "unfit" / "stderr").write_text("ERROR: this builder is not well\n")
         home = str(self.home)
         self._script("mock", "mock_program", f"{home!r}, sys.argv[1:]")
-        self._script("rsync", "rsync_program", f"{home!r}, {which('rsync')!r}, sys.argv[1:]")
+        self._script("rsync", "rsync_program", f"{home!r}, {find_program('rsync')!r}, sys.argv[1:]")
 
     def _script(self, name: str, module: str, words: str) -> None:
         here = str(Path(__file__).parent)
@@ -187,7 +187,7 @@ class Ground:
         output = self._ears.enter_context(self._heard.open("ab"))
         before = self._heard.stat().st_size
         command = self.farm.listen_command("reimzul/#", "-c", "-i", "faults", "-F", "%t %p", "-d")
-        self._ears.enter_context(spawn([which("stdbuf"), "-oL", *command], output=output))
+        self._ears.enter_context(spawn([find_program("stdbuf"), "-oL", *command], output=output))
         until(lambda: b"Subscribed" in self._heard.read_bytes()[before:], 20, "mosquitto_sub has subscribed")
 
     # --- submitting -----------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class Ground:
             assert time.monotonic() - began < seconds, f"not settled within {seconds:g} s: {busy}"
             time.sleep(0.05)
         try:
-            self.farm.ready(within=20)
+            self.farm.wait_until_ready(within=20)
         except ReimzulError as error:
             raise AssertionError(f"a part is not up: {error}") from error
         return time.monotonic() - began

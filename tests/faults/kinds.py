@@ -17,8 +17,8 @@ from typing import Callable
 
 import attr
 
-from devfarm import reaper
-from devfarm.readiness import listening
+from devfarm import subreaper
+from devfarm.readiness import is_listening
 from devfarm.supervisor import PartFailed
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
@@ -101,7 +101,7 @@ def freeze(trial: Trial) -> str:
 
 @kind("drain")
 def drain(trial: Trial) -> str:
-    """SIGUSR1: a worker finishes what it has and ends; supervisord starts it again."""
+    """SIGUSR1: a worker finishes what it has and ends; it is started again."""
     workers = [name for name in trial.ground.daemons() if name.startswith("worker")]
     return signalled(trial, trial.chance.choice(workers), signal.SIGUSR1)
 
@@ -142,7 +142,7 @@ def killed_under_its_daemon(trial: Trial, tool: str, later: float) -> str:
 
 def running(trial: Trial, tool: str) -> Iterator[int]:
     """The processes of a program below our daemons."""
-    for pid in reaper.descendants(os.getpid()):
+    for pid in subreaper.descendants(os.getpid()):
         with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/cmdline", "rb") as stream:
                 words = stream.read().split(b"\0")
@@ -209,7 +209,7 @@ def listens(trial: Trial, part: str) -> bool:
     farm = trial.ground.farm
     mine = next(each for each in farm.supervisor.parts if each.name == part)
     with contextlib.suppress(PartFailed):
-        return listening(mine, lambda each: farm.pids(each.name))
+        return is_listening(mine, lambda each: farm.pids(each.name))
     return False
 
 

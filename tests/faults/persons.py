@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from devfarm.parts import own
+from devfarm.processes import own_program
 from reimzul.core import control
 from reimzul.core.beanstalk import drain_tube
 from reimzul.core.errors import ReimzulError
@@ -29,7 +29,7 @@ _SEEN = 3.0
 
 def command(ground: Ground, who: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`reimzul …` on the controller."""
-    argv = [own("reimzul"), *words, "--config", str(ground.farm.ini())]
+    argv = [own_program("reimzul"), *words, "--config", str(ground.farm.ini())]
     env = {"PATH": "/usr/bin:/bin", "LOGNAME": who, "HOME": "/"}
     return subprocess.run(argv, capture_output=True, text=True, timeout=_PATIENCE, env=env, check=False)
 

@@ -34,6 +34,11 @@ TARGET, ARCH, FOLLOWER = "test", "x86_64", "i386"
 #: Where `reimzul setup bstore --public-port` serves repositories: what the customer has.
 PUBLIC = 80
 _INSTALL = PROJECT / "docs" / "install.md"
+#: Copy the stand-in for mock out of root's checkout, to where the workers' user finds it (docs/install-builder.md).
+_INSTALL_MOCKSTUB = (
+    "mkdir -p /usr/local/lib/reimzul-standin-mock && cp -R devfarm /usr/local/lib/reimzul-standin-mock && "
+    "ln -sf /usr/local/lib/reimzul-standin-mock/devfarm/mockstub/reimzul-standin-mock /usr/local/bin"
+)
 #: Says a line in the report.
 Tell = Callable[[str], None]
 #: Seconds a build may take, on a machine that has other things to do.
@@ -170,6 +175,7 @@ class Farm:
             self.type(name, line)
         if name in BUILDERS:  # what its packages are built with: mock would bring that into its roots
             self.type(name, "apt-get install gcc-multilib libc6-dev patch")
+            self[name].run(f"cd reimzul && {_INSTALL_MOCKSTUB}")
 
     def _set_up(self, name: str, documented: Documented, keys: Sequence[str]) -> None:
         if name == "bstore":

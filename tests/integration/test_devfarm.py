@@ -18,16 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from devfarm import reaper
+from devfarm import subreaper
 from devfarm.farm import Farm
-from devfarm.parts import Part, own, which
 from devfarm.plan import BSTORE, CONTROLLER, check_state
-from devfarm.ports import ADDRESS, claim_ports, listener, owns
-from devfarm.readiness import PortTaken, listening
-from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed, configuration
+from devfarm.ports import ADDRESS, claim_ports, listening_inode, owns_socket
+from devfarm.processes import Part, find_program
+from devfarm.readiness import PortTaken, is_listening
+from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed
 from reimzul.core import config
 from reimzul.core.errors import InputError
 from tests.waiting import until
+
+#: The command line, from any folder.
+DEVFARM = (sys.executable, str(Path(__file__).parents[2] / "devfarm"))
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +65,11 @@ def test_a_stranger_on_a_port_of_ours_is_noticed() -> None:
         stranger.bind((ADDRESS, 0))
         stranger.listen()
         port = stranger.getsockname()[1]
-        assert owns(os.getpid(), listener(port) or "")
+        assert owns_socket(os.getpid(), listening_inode(port) or "")
         part = Part(name="beanstalkd", host=CONTROLLER, argv=("beanstalkd",), listens=(port,))
-        assert listening(part, lambda _: [os.getpid()])
+        assert is_listening(part, lambda _: [os.getpid()])
         with pytest.raises(PortTaken, match=f"port {port} of beanstalkd"):
-            listening(part, lambda _: [1])
+            is_listening(part, lambda _: [1])
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a;b", "a$b", "50%", "a#b", "line\nfeed", "ends with a space "])
@@ -77,14 +80,14 @@ def test_a_folder_no_program_could_be_told_is_refused(tmp_path: Path, name: str)
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match="no farm's"):
-        Farm(tmp_path).start()
+    with pytest.raises(InputError, match="not a farm's"):
+        Farm(tmp_path).launch()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_whose_farm_is_up_is_refused(farm: Farm) -> None:
-    with pytest.raises(InputError, match="a farm is up in it"):
-        Farm(farm.layout.state).start()
+    with pytest.raises(InputError, match="a farm is up in this folder"):
+        Farm(farm.layout.state).launch()
 
 
 # --- configurations --------------------------------------------------------------------------------------------------
@@ -104,13 +107,6 @@ def test_only_its_owner_can_enter_the_folder(farm: Farm) -> None:
     assert farm.layout.state.stat().st_mode & 0o777 == 0o700
     for path in [*farm.layout.keys.glob("psk*"), *farm.layout.keys.glob("*.key"), *farm.layout.conf.iterdir()]:
         assert path.stat().st_mode & 0o077 == 0, path
-
-
-def test_percent_signs_reach_a_part_as_they_are() -> None:
-    part = Part(name="x", host=CONTROLLER, argv=("/bin/echo", "50%", "a b"), env={"WHERE": "/a%b"})
-    text = configuration([part], 1, "secret")
-    assert "/bin/echo 50%% 'a b'" in text
-    assert 'WHERE="/a%%b"' in text
 
 
 # --- what it lets nobody do ------------------------------------------------------------------------------------------
@@ -142,8 +138,8 @@ def test_only_the_right_psk_of_a_known_host_opens_the_way(farm: Farm, tmp_path: 
         f"foreground = yes\npid =\nsyslog = no\n[x]\nclient = yes\naccept = {ADDRESS}:{ports['x']}\n"
         f"connect = {ADDRESS}:{farm.plan.tls('beanstalkd')}\nciphers = PSK\nPSKsecrets = {psk}\n"
     )
-    with subprocess.Popen([which("stunnel"), conf], stderr=subprocess.DEVNULL) as tunnel:
-        until(lambda: listener(ports["x"]), 10, "stunnel listens")
+    with subprocess.Popen([find_program("stunnel"), conf], stderr=subprocess.DEVNULL) as tunnel:
+        until(lambda: listening_inode(ports["x"]), 10, "stunnel listens")
         with socket.create_connection((ADDRESS, ports["x"]), 5) as connection:
             connection.sendall(b"list-tubes\r\n")
             assert (b"OK" in answer(connection)) is (right and name == "builder1")
@@ -159,7 +155,7 @@ def answer(connection: socket.socket) -> bytes:
 
 
 def rsync(*words: str | Path) -> int:
-    return subprocess.run([which("rsync"), "--recursive", *words], capture_output=True, timeout=20).returncode
+    return subprocess.run([find_program("rsync"), "--recursive", *words], capture_output=True, timeout=20).returncode
 
 
 def test_builders_write_to_spool(farm: Farm, tmp_path: Path) -> None:
@@ -241,7 +237,7 @@ def mqtt(farm: Farm, program: str, who: str, *words: str) -> list[str]:
     keys = farm.keys
     certificate = ["--cert", str(keys.certificate(who)), "--key", str(keys.key(who))] if who else []
     where = ["-h", ADDRESS, "-p", str(farm.plan.plain("mqtt")), "--cafile", str(keys.authority)]
-    return [which(program), *where, *certificate, "-q", "1", "-t", "reimzul/builds/events", *words]
+    return [find_program(program), *where, *certificate, "-q", "1", "-t", "reimzul/builds/events", *words]
 
 
 def test_only_the_notifier_publishes(farm: Farm) -> None:
@@ -264,15 +260,15 @@ def test_without_a_certificate_mqtt_says_nothing(farm: Farm) -> None:
 def test_a_killed_part_comes_back(farm: Farm, part: str) -> None:
     killed = farm.kill(part)
     until(lambda: first_pid(farm, part) not in (None, killed), 10, f"{part} is started again")
-    farm.ready()
+    farm.wait_until_ready()
 
 
 def test_a_held_part_stays_away_until_it_is_released(farm: Farm) -> None:
     farm.hold("rsyncd")
     assert first_pid(farm, "rsyncd") is None
-    assert listener(farm.plan.plain("rsyncd")) is None
+    assert listening_inode(farm.plan.plain("rsyncd")) is None
     farm.release("rsyncd")
-    farm.ready()
+    farm.wait_until_ready()
 
 
 def first_pid(farm: Farm, part: str) -> int | None:
@@ -288,7 +284,7 @@ def test_a_part_that_does_not_come_up_is_said_with_its_own_words(tmp_path: Path)
         (farm.layout.conf / "mosquitto.conf").write_text("no such setting\n")
         farm.release("mosquitto")
         with pytest.raises(PartFailed, match=r"not ready: .*\nmosquitto: .*configuration"):
-            farm.ready(within=2)
+            farm.wait_until_ready(within=2)
 
 
 # --- nothing is left -------------------------------------------------------------------------------------------------
@@ -315,13 +311,15 @@ ORPHANS = (
 
 def test_what_a_program_leaves_behind_ends_with_it() -> None:
     mark = f"{random.randrange(10**6, 10**7)}.25"
-    argv = reaper.command([sys.executable, "-c", f"{ORPHANS}; sys.exit(7)", mark], grace=5)
+    argv = subreaper.wrap_command([sys.executable, "-c", f"{ORPHANS}; sys.exit(7)", mark], grace=5)
     assert subprocess.run(argv, timeout=20).returncode == 7
     assert alive(mark) == []
 
 
 def test_a_signal_reaches_the_program_and_its_end_is_told() -> None:
-    argv = reaper.command([sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"], grace=5)
+    argv = subreaper.wrap_command(
+        [sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"], grace=5
+    )
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
@@ -331,7 +329,9 @@ def test_a_signal_reaches_the_program_and_its_end_is_told() -> None:
 
 def test_a_program_that_does_not_heed_sigterm_is_killed_in_the_end() -> None:
     deaf = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
-    with subprocess.Popen(reaper.command([sys.executable, "-c", deaf], grace=0.3), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        subreaper.wrap_command([sys.executable, "-c", deaf], grace=0.3), stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout
         process.stdout.readline()
         process.terminate()
@@ -341,9 +341,9 @@ def test_a_program_that_does_not_heed_sigterm_is_killed_in_the_end() -> None:
 @pytest.mark.parametrize("whom", ["starter", "reaper", "program"])
 def test_a_kill_anywhere_ends_the_whole_chain(whom: str) -> None:
     mark = f"{random.randrange(10**6, 10**7)}.5"
-    argv = reaper.command([sys.executable, "-c", f"{ORPHANS}; time.sleep(float(sys.argv[1]))", mark], grace=1)
+    argv = subreaper.wrap_command([sys.executable, "-c", f"{ORPHANS}; time.sleep(float(sys.argv[1]))", mark], grace=1)
     starter = f"import subprocess, sys; subprocess.run({argv!r})"
-    outer = reaper.command([sys.executable, "-c", starter], grace=1)
+    outer = subreaper.wrap_command([sys.executable, "-c", starter], grace=1)
     with subprocess.Popen(outer) as process:
         until(lambda: sum("sleep" in words for words in alive(mark)) >= 5, 10, "all of it runs")
         lines = alive(mark)
@@ -369,7 +369,6 @@ ENDS = {
     "kill -9": ("outer", signal.SIGKILL),
     "kill -9 of what works": ("inner", signal.SIGKILL),
     "kill -9 of both": ("group", signal.SIGKILL),
-    "kill -9 of supervisord": ("supervisord", signal.SIGKILL),
 }
 
 
@@ -383,7 +382,7 @@ def test_nothing_outlives_a_farm(tmp_path: Path, end: str) -> None:
         send(command, *ENDS[end])
         command.wait(30)
         until(lambda: alive(str(state)) == [], GRACE_OF_ALL + GRACE, "every process has ended")
-    assert [port for port in ports if listener(port)] == []
+    assert [port for port in ports if listening_inode(port)] == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -400,7 +399,7 @@ def test_nothing_outlives_a_farm_killed_while_it_starts(tmp_path: Path, seed: in
 
 @contextlib.contextmanager
 def started(state: Path) -> Iterator[subprocess.Popen[bytes]]:
-    argv = [own("reimzul-devfarm"), "up", "--state", str(state)]
+    argv = [*DEVFARM, "up", "--state", str(state)]
     with (state.parent / "out").open("wb") as out:
         with subprocess.Popen(argv, stdout=out, stderr=out, start_new_session=True) as command:
             try:
@@ -412,7 +411,7 @@ def started(state: Path) -> Iterator[subprocess.Popen[bytes]]:
 def said(command: subprocess.Popen[bytes], state: Path) -> str:
     out = (state.parent / "out").read_text()
     assert command.poll() is None, out
-    return out if "Ctrl-C ends it" in out else ""
+    return out if "Ctrl-C ends the farm" in out else ""
 
 
 def ports_of(state: Path) -> list[int]:
@@ -421,7 +420,7 @@ def ports_of(state: Path) -> list[int]:
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split()
         port = int(words[1].rpartition(":")[2], 16)
-        if words[3] == "0A" and any(owns(int(entry.split()[0]), words[9]) for entry in alive(str(state))):
+        if words[3] == "0A" and any(owns_socket(int(entry.split()[0]), words[9]) for entry in alive(str(state))):
             found.append(port)
     return found
 
@@ -430,28 +429,18 @@ def send(command: subprocess.Popen[bytes], whom: str, number: int) -> None:
     if whom == "group":
         os.killpg(command.pid, number)
         return
-    below = reaper.descendants(command.pid)
-    inner = reaper.children(command.pid)
+    inner = subreaper.children(command.pid)
     processes = {
         "outer": [command.pid],
         "inner": inner or [command.pid],
-        "supervisord": [pid for pid in below if is_supervisord(pid)],
     }
     os.kill(processes[whom][0], number)
 
 
-def is_supervisord(pid: int) -> bool:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except FileNotFoundError:  # it has ended since it was listed
-        return False
-    return b"supervisor.supervisord" in words and not any(word.endswith(b"reaper.py") for word in words)
-
-
 def test_two_farms_at_once(farm: Farm, tmp_path: Path) -> None:
     with Farm(tmp_path / "second", own_daemons=False) as second:
-        second.ready()
-        farm.ready()
+        second.wait_until_ready()
+        farm.wait_until_ready()
         with farm.broker() as ours, second.broker(BSTORE) as theirs:
             ours.put_raw("only-ours", b"x", priority=1)
             assert "only-ours" in ours.list_tubes()

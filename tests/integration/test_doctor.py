@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Callable
 import attr
 import pytest
 
+from devfarm.mockstub import PROGRAM
 from reimzul.admin.doctor import beanstalkd as beanstalkd_checks
 from reimzul.admin.doctor import builder, host, network, notifications, services, store, stunnel
 from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
@@ -260,8 +260,7 @@ def test_mock_has_to_run(tmp_path: Path, text: str, level: str, words: str) -> N
 
 
 def test_the_stand_in_is_warned_of_and_needs_no_group(tmp_path: Path) -> None:
-    standin = Path(sys.executable).with_name("reimzul-standin-mock")
-    found = look(builder.checks, patient(tmp_path, {"worker": {"mock": standin}}, "builder"))
+    found = look(builder.checks, patient(tmp_path, {"worker": {"mock": PROGRAM}}, "builder"))
     assert found["mock"].level == WARN and "isolates nothing" in found["mock"].message
     assert "mock.group" not in found
 

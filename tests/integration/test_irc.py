@@ -19,8 +19,8 @@ import pytest
 
 from reimzul.core.config import parse_settings
 from reimzul.history.result_rules import Notice, word
-from reimzul.irc import chat as chat_module
-from reimzul.irc.chat import Chat, ChatGone
+from reimzul.irc import connection as connection_module
+from reimzul.irc.connection import IrcConnection, IrcDisconnected
 from reimzul.notifier.sinks.mqtt import messages
 from tests.events import event
 from tests.ini import write_ini
@@ -192,7 +192,7 @@ def test_an_irc_server_that_was_away_hears_all_of_it_once(talker: Talker, ngircd
     talker.start()
     until(talker.is_up, 15, "it is there")
     ngircd.stop()
-    until(lambda: "again in 2 s" in talker.said(), 15, "it is noticed")
+    until(lambda: "retrying in 2 s" in talker.said(), 15, "it is noticed")
     talker.publish(*(result(number) for number in range(60)))
     ngircd.start()
     person = Person(ngircd.port, "karanbir", "#reimzul")
@@ -210,7 +210,7 @@ def test_an_mqtt_broker_that_was_away_is_listened_to_again(
     talker.start()
     until(talker.is_up, 15, "it is there")
     mosquitto.stop()
-    until(lambda: "is gone" in talker.said(), 15, "it is noticed")
+    until(lambda: "disconnected" in talker.said(), 15, "it is noticed")
     mosquitto.start()
     until(lambda: talker.said().count("listening to") == 2, 30, "it is back")
     talker.publish(result())
@@ -312,7 +312,7 @@ def test_sasl_logs_in_or_says_why_not(tmp_path: Path, mosquitto: Mosquitto, know
     talker.settings["irc"].update(tls="no", identify="sasl", account="farm", password_file=tmp_path / "password")
     talker.start()
     try:
-        words = "in #reimzul" if knows else "does not know us: SASL authentication failed"
+        words = "in #reimzul" if knows else "refused our login: SASL authentication failed"
         until(lambda: words in talker.said(), 15, "it is said")
         assert ("in #reimzul" in talker.said()) is knows
     finally:
@@ -324,14 +324,14 @@ def test_sasl_logs_in_or_says_why_not(tmp_path: Path, mosquitto: Mosquitto, know
 
 
 @pytest.fixture
-def chatting() -> Iterator[Callable[..., tuple[Chat, WordyServer]]]:
+def chatting() -> Iterator[Callable[..., tuple[IrcConnection, WordyServer]]]:
     """A chat with a server that answers so."""
-    made: list[tuple[Chat, WordyServer]] = []
+    made: list[tuple[IrcConnection, WordyServer]] = []
 
-    def chat(answers: dict[str, list[str]], more: str = "") -> tuple[Chat, WordyServer]:
+    def chat(answers: dict[str, list[str]], more: str = "") -> tuple[IrcConnection, WordyServer]:
         server = WordyServer({"USER ": [":irc 001 reimzul :welcome"], **answers})
         ini = f"[irc]\nserver = 127.0.0.1\nport = {server.port}\ntls = no\nnick = reimzul\nchannels = #reimzul\n{more}"
-        made.append((Chat(parse_settings(ini, "here").irc, ["#reimzul"], "sesame"), server))
+        made.append((IrcConnection(parse_settings(ini, "here").irc, ["#reimzul"], "sesame"), server))
         return made[-1]
 
     yield chat
@@ -340,11 +340,11 @@ def chatting() -> Iterator[Callable[..., tuple[Chat, WordyServer]]]:
         server.close()
 
 
-def turned(chat: Chat, done: Callable[[], bool]) -> None:
+def turned(chat: IrcConnection, done: Callable[[], bool]) -> None:
     """Turn it until that is so."""
 
     def turn() -> bool:
-        chat.turn(0.05)
+        chat.process(0.05)
         return done()
 
     until(turn, 10, "the chat is so far")
@@ -353,7 +353,7 @@ def turned(chat: Chat, done: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("line", [":a!b@c QUIT", "PING", "   "])
 def test_a_line_that_the_library_trips_over_ends_the_connection(chatting: Any, line: str) -> None:
     chat, _ = chatting({"JOIN ": [line]})
-    with pytest.raises(ChatGone):
+    with pytest.raises(IrcDisconnected):
         turned(chat, lambda: False)
 
 
@@ -361,30 +361,30 @@ def test_a_line_that_the_library_trips_over_ends_the_connection(chatting: Any, l
 def test_a_channel_with_an_unknown_answer_counts_as_closed(
     chatting: Any, answer: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(chat_module, "ANSWERED", 0.2)
+    monkeypatch.setattr(connection_module, "JOIN_ANSWER_SECONDS", 0.2)
     chat, _ = chatting({"JOIN ": answer})
-    turned(chat, lambda: bool(chat.ready))
+    turned(chat, lambda: bool(chat.is_ready))
     assert "#reimzul does not let us in: no answer" in caplog.text
-    assert (chat.joined(["#Reimzul"]), chat.hopes(["#Reimzul"])) == ([], True)
-    monkeypatch.setattr(chat_module, "HOPE", 0.0)
-    assert not chat.hopes(["#reimzul"])
+    assert (chat.joined_channels(["#Reimzul"]), chat.may_still_join(["#Reimzul"])) == ([], True)
+    monkeypatch.setattr(connection_module, "JOIN_HOPE_SECONDS", 0.0)
+    assert not chat.may_still_join(["#reimzul"])
 
 
 def test_a_channel_that_says_no_is_soon_tried_again(chatting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_module, "SOON", 0.1)
+    monkeypatch.setattr(connection_module, "FIRST_JOIN_RETRY_SECONDS", 0.1)
     no = ":irc 477 reimzul #reimzul :you need to be identified"
     chat, server = chatting({"JOIN ": [no]})
-    turned(chat, lambda: bool(chat.ready))
+    turned(chat, lambda: bool(chat.is_ready))
     server.answers["JOIN "] = [":reimzul!r@host JOIN #reimzul"]
-    turned(chat, lambda: chat.joined(["#reimzul"]) == ["#reimzul"])
-    assert not chat.hopes(["#reimzul"])
+    turned(chat, lambda: chat.joined_channels(["#reimzul"]) == ["#reimzul"])
+    assert not chat.may_still_join(["#reimzul"])
 
 
 def test_nickserv_gets_time_and_the_account_and_the_nick_is_taken_back(
     chatting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_module, "NICK_AGAIN", 0.2)
-    monkeypatch.setattr(chat_module, "IDENTIFIED", 0.3)
+    monkeypatch.setattr(connection_module, "NICK_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(connection_module, "IDENTIFY_SECONDS", 0.3)
     answers = {
         "NICK reimzul_": [":irc 001 reimzul_ :welcome"],
         "USER ": [":irc 433 * reimzul :in use"],
@@ -408,7 +408,7 @@ def test_a_result_waits_for_a_channel_that_says_no_at_first(tmp_path: Path, mosq
         talker.publish(result())
         answers["JOIN "] = [":reimzul!r@host JOIN #reimzul"]
         until(lambda: any(line.startswith("PRIVMSG #reimzul :Failed") for line in server.heard), 45, "it is said")
-        assert "not said" not in talker.said()
+        assert "dropped" not in talker.said()
     finally:
         talker.signal(signal.SIGKILL)
         server.close()

@@ -129,7 +129,6 @@ def test_programs_units_and_pages_are_in_the_package_of_their_role(packages: Pac
     assert {Path(path).name for path in files if path.startswith("/usr/lib/systemd/")} == UNITS[role]
     pages = {re.sub(r"\.[158](\.\w+)?$", "", Path(path).name) for path in files if "/man/man" in path}
     assert pages >= PROGRAMS[role]
-    assert "reimzul-devfarm" not in pages
 
 
 def test_what_every_host_needs_is_in_common(packages: Packages) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from devfarm.standin_root import Root as StandinRoot
+from devfarm.mockstub import PROGRAM
+from devfarm.mockstub.root import Root as StandinRoot
 from reimzul.core.errors import ShutdownRequested
 from reimzul.core.message import BuildRequest, new_attempt, new_build_id
 from reimzul.core.retry import CancelToken
@@ -33,7 +33,6 @@ from reimzul.worker.roots import MockRoot, MockRoots, RootRecord, extension_of
 from reimzul.worker.workspace import Workspace
 from tests import srpms
 
-PROGRAM = Path(sys.executable).with_name("reimzul-standin-mock")
 MONTH = 31 * 86400
 TOKEN = "1795925214-3372e01b"
 
@@ -406,7 +405,7 @@ def test_a_removal_ends_when_the_worker_is_to_end(builder: Builder) -> None:
 
 def in_root(builder: Builder, name: str) -> contextlib.AbstractContextManager[None]:
     """Another mock is in the root, as the stand-in sees it."""
-    return StandinRoot(builder.roots / name).held()
+    return StandinRoot(builder.roots / name).lock()
 
 
 def test_a_mock_that_a_killed_worker_left_is_ended(builder: Builder) -> None:

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from devfarm.mockstub import PROGRAM
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, cancel_tube, heartbeat_tube
 from reimzul.core.manifest import read_manifest
@@ -88,7 +88,7 @@ def test_builds_of_a_worker_share_an_extension_for_each_leg(host: Host, broker: 
 def test_bootstrap_roots_are_bounded_and_used_again(host: Host, broker: Broker, ears: Ears) -> None:
     roots = host.folder / "roots"
     (host.configs / "site-defaults.cfg").write_text(f"config_opts['basedir'] = {str(roots)!r}\n")
-    host.mock.path = Path(sys.executable).with_name("reimzul-standin-mock")
+    host.mock.path = PROGRAM
     for name in ("b1", "b2"):
         host.start(name)
     for done in range(1, 7):

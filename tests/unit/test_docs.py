@@ -27,7 +27,6 @@ PROGRAMS = {
     "reimzul-tosign": ("reimzul.tosign.cli", "command"),
     "reimzul-notifier": ("reimzul.notifier.cli", "notifier"),
     "reimzul-submit": ("reimzul.submit.cli", "command"),
-    "reimzul-devfarm": ("devfarm.cli", "command"),
     "reimzul": ("reimzul.admin.main", "reimzul"),
 }
 _MARKDOWN_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

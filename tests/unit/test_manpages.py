@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devfarm import standin
-from devfarm.standin_faults import Exit
 from reimzul.admin.main import COMMANDS
 from reimzul.core import config
 from reimzul.core.cli import EXIT_CODES
@@ -42,12 +40,12 @@ def below(context: click.Context) -> list[click.Context]:
     """A command and all commands below it."""
     if not isinstance(context.command, click.Group):
         return [context]
-    return [context, *(one for inner in commands.inside(context) for one in below(inner))]
+    return [context, *(one for inner in commands.visible_contexts(context) for one in below(inner))]
 
 
 @pytest.mark.parametrize("program", commands.PROGRAMS)
 def test_every_option_and_argument_is_told(program: str) -> None:
-    top = commands.walk(commands.found(commands.PROGRAMS[program]), [program])
+    top = commands.find_context(commands.find_command(commands.PROGRAMS[program]), [program])
     for context in below(top):
         words = context.command_path.split()
         own = "-".join(words[:2]) if words[0] == "reimzul" else words[0]
@@ -75,14 +73,6 @@ def test_a_page_needs_no_see_also_of_itself() -> None:
     assert "reimzul(1)" not in plain(PAGES["man1/reimzul.1"]).partition(".SH SEE ALSO")[2]
 
 
-def test_the_stand_ins_page_has_its_options_and_exit_codes() -> None:
-    page = plain(PAGES["man1/reimzul-standin-mock.1"])
-    assert "--uniqueext TEXT" in page
-    assert "--isolation" not in page
-    assert all(re.search(rf"^\.TP\n{code.value}\n.+$", page, re.MULTILINE) for code in Exit)
-    assert standin.parser().prog in page
-
-
 def test_a_new_command_has_its_page_without_a_word_about_it() -> None:
     @click.group("new", epilog=EXIT_CODES)
     def new() -> None:
@@ -99,7 +89,7 @@ def test_a_new_command_has_its_page_without_a_word_about_it() -> None:
     def thing(far: str, secret: str) -> None:
         """Really do it."""
 
-    page = plain(commands.of_command("new", 1, new, ("new",), commands.first_sentence(new.help or "")).text())
+    page = plain(commands.command_page("new", 1, new, ("new",), commands.first_sentence(new.help or "")).text())
     assert "new - do a new thing" in page
     assert re.search(r"^\.SS new thing\nnew thing --far METRES \[OPTIONS\]\n(\.PP\n)?Really do it", page, re.MULTILINE)
     assert "--far METRES\nHow far." in page
@@ -131,9 +121,9 @@ def test_no_table_and_no_link_of_the_tree_is_left() -> None:
 
 def test_a_row_becomes_a_term_and_what_is_said_of_it() -> None:
     table = "| field | what | |\n| --- | --- | --- |\n| `srpm` | a name | o, needed |\n| `tries` | some | |\n"
-    assert wire.without_tables(table).split("\n") == ["`srpm`", ": a name (o, needed)", "", "`tries`", ": some", ""]
+    assert wire.tables_to_lists(table).split("\n") == ["`srpm`", ": a name (o, needed)", "", "`tries`", ": some", ""]
     table = "| tube | carries | put by |\n| --- | --- | --- |\n| `tosign` | `SignRequest` | repogen |\n"
-    assert wire.without_tables(table).split("\n")[1] == ": carries: `SignRequest`; put by: repogen"
+    assert wire.tables_to_lists(table).split("\n")[1] == ": carries: `SignRequest`; put by: repogen"
 
 
 def test_every_row_of_the_wire_formats_tables_is_kept() -> None:
@@ -143,7 +133,7 @@ def test_every_row_of_the_wire_formats_tables_is_kept() -> None:
     assert len(rows) > 50
     heads = {"tube", "priority", "field", "topic"}
     lost = [row for row in rows if row not in heads and not re.match(r"-+$", row)
-            and f"\n{wire.unlinked(row)}\n: " not in kept]  # fmt: skip
+            and f"\n{wire.drop_links(row)}\n: " not in kept]  # fmt: skip
     assert not lost
 
 

@@ -23,7 +23,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return ""
 
     monkeypatch.setattr(mockconfigs, "output_of", capture)
-    monkeypatch.setattr(mockconfigs, "which", lambda name: name)
+    monkeypatch.setattr(mockconfigs, "find_program", lambda name: name)
     return called
 
 

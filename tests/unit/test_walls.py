@@ -40,8 +40,8 @@ HOMES = {
     "rpm": ["core/rpm_header.py"],
     "yaml": ["core/arch.py"],
     "pymongo": ["history/mongo.py"],
-    "paho": ["irc/subscription.py", "notifier/sinks/mqtt_link.py"],
-    "irc": ["irc/chat.py"],
+    "paho": ["irc/bot.py", "notifier/sinks/mqtt_link.py"],
+    "irc": ["irc/connection.py"],
 }
 #: What a library is imported as, where that is not what it is installed as.
 INSTALLED_AS = {"attr": "attrs", "yaml": "pyyaml", "paho": "paho-mqtt"}

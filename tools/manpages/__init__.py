@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The man pages, made from what the programs themselves say: their help, the table of settings, docs/wire.md."""
+"""Makes the man pages from the programs' help, the table of settings and docs/wire.md."""

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of the programs, out of their own help: what `--help` says is all there is to say.
+"""The pages of the programs, made from their own help.
 
-Every program of pyproject.toml has one, and every command of `reimzul`, as reimzul-NAME(1); the commands below those,
-as `reimzul config check`, are parts of its page. A new command has its page without a word here.
+Every program of pyproject.toml has a page, and so has every command of `reimzul`, as reimzul-NAME(1); subcommands, as
+`reimzul config check`, are parts of the page. A new command gets its page without a change here.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import re
@@ -16,17 +15,14 @@ from collections.abc import Iterator, Sequence
 import attr
 import click
 
-from devfarm import standin
-from devfarm.standin_faults import Exit
 from reimzul.admin.main import COMMANDS
 from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE
 from tools.manpages.roff import Page, bold, escape, italic
 
-#: Programs whose command click knows, and the module it is in. The daemons' pages are of section 8, for administrators.
+#: Program -> the module of its command. The daemons' pages are in section 8, for administrators.
 PROGRAMS = {
     "reimzul": "reimzul.admin.main",
     "reimzul-submit": "reimzul.submit.cli",
-    "reimzul-devfarm": "devfarm.cli",
     "reimzul-worker": "reimzul.worker.cli",
     "reimzul-repogen": "reimzul.repogen.cli",
     "reimzul-tosign": "reimzul.tosign.cli",
@@ -34,23 +30,6 @@ PROGRAMS = {
     "reimzul-irc": "reimzul.irc.cli",
 }
 DAEMONS = ("reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-irc")
-STANDIN = "reimzul-standin-mock"
-#: What mock's exit codes mean where the stand-in gives them.
-_EXITS = {
-    Exit.BUILT: "built, or cleaned up",
-    Exit.FAILED: "rpmbuild failed, or what mock has no number of its own for",
-    Exit.CONFIG: "there is no such configuration, or it is wrong",
-    Exit.COMMAND_LINE: "wrong usage",
-    Exit.ARCH: "this machine cannot build for that arch",
-    Exit.INTERRUPTED: "interrupted",
-    Exit.BUILD_REQUIRES: "%generate_buildrequires failed",
-    Exit.TIMEOUT: "rpmbuild took longer than it may",
-    Exit.DEPENDENCIES: "the host lacks what the package asks for",
-    Exit.SOURCE: "the source rpm cannot be unpacked",
-    Exit.SETUP: "no root can be made, or no source rpm is named",
-    Exit.LOCKED: "another process is in the root",
-    Exit.RESULTS: "the results cannot be written",
-}
 _ALWAYS = ("reimzul(1)", "reimzul.ini(5)")
 
 
@@ -59,22 +38,20 @@ class Help:
     """A command's help, in its parts."""
 
     prose: list[str]
-    literal: list[str]  #: blocks that are shown as they stand, and belong to no section
+    literal: list[str]  #: preformatted blocks that belong to no section
     examples: list[str]
     notes: list[str]
     exits: list[tuple[str, str]]
 
 
 def pages() -> Iterator[Page]:
-    """Every page of this module."""
     for name in PROGRAMS:
-        yield program(name)
+        yield program_page(name)
     for name, (_, _, about) in COMMANDS.items():
-        yield of_command(f"reimzul-{name}", 1, found(PROGRAMS["reimzul"]), ("reimzul", name), about)
-    yield stand_in()
+        yield command_page(f"reimzul-{name}", 1, find_command(PROGRAMS["reimzul"]), ("reimzul", name), about)
 
 
-def found(module: str) -> click.Command:
+def find_command(module: str) -> click.Command:
     """The one command of a module that its `main` runs. Raises `LookupError` where there is no such."""
     inside = vars(importlib.import_module(module)).values()
     own = [thing for thing in inside if isinstance(thing, click.Command) and thing.callback]
@@ -84,33 +61,32 @@ def found(module: str) -> click.Command:
     return named[0]
 
 
-def program(name: str) -> Page:
-    """The page of a program."""
-    command = found(PROGRAMS[name])
-    return of_command(name, 8 if name in DAEMONS else 1, command, (name,), first_sentence(command.help or ""))
+def program_page(name: str) -> Page:
+    command = find_command(PROGRAMS[name])
+    return command_page(name, 8 if name in DAEMONS else 1, command, (name,), first_sentence(command.help or ""))
 
 
-def of_command(name: str, section: int, top: click.Command, path: Sequence[str], about: str) -> Page:
+def command_page(name: str, section: int, top: click.Command, path: Sequence[str], about: str) -> Page:
     """The page of a program, or of one of its commands."""
-    context = walk(top, path)
+    context = find_context(top, path)
     command = context.command
-    page = Page(name, section, in_a_row(about))
-    told = read_help(command)
+    page = Page(name, section, as_whatis(about))
+    help_ = read_help(command)
     page.heading("SYNOPSIS")
-    page.roff(synopsis(context))
+    page.roff(format_synopsis(context))
     page.heading("DESCRIPTION")
-    describe(page, told)
+    add_description(page, help_)
     page.heading("OPTIONS")
-    options(page, context)
+    add_options(page, context)
     if isinstance(command, click.Group):
-        below(page, context, told, separate=name == "reimzul")
-    endings(page, context, told, f"{name}({section})")
+        add_commands(page, context, help_, separate=name == "reimzul")
+    add_endings(page, context, help_, f"{name}({section})")
     return page
 
 
-def walk(top: click.Command, path: Sequence[str]) -> click.Context:
+def find_context(top: click.Command, path: Sequence[str]) -> click.Context:
     """The context of a command, down from its program. Raises `LookupError`."""
-    top.context_settings["help_option_names"] = ["-h", "--help"]  # as core.command.entry sets it
+    top.context_settings["help_option_names"] = ["-h", "--help"]  # as run_command sets it
     context = click.Context(top, info_name=path[0], **top.context_settings)
     for name in path[1:]:
         group = context.command
@@ -121,28 +97,27 @@ def walk(top: click.Command, path: Sequence[str]) -> click.Context:
     return context
 
 
-def below(page: Page, context: click.Context, told: Help, *, separate: bool) -> None:
-    """A group's commands: where they have pages of their own, those are named, else all of each."""
+def add_commands(page: Page, context: click.Context, help_: Help, *, separate: bool) -> None:
+    """Add a group's commands: a reference to their pages if these are separate, else all of each command."""
     page.heading("COMMANDS")
-    for inner in inside(context):
+    for inner in visible_contexts(context):
         name, command = inner.info_name or "", inner.command
         if separate:
             page.entry(rf"{bold(f'reimzul-{name}')}(1)", [COMMANDS[name][2]])
             continue
         help_ = read_help(command)
         page.subheading(inner.command_path)
-        page.roff(synopsis(inner))
-        describe(page, help_)
-        options(page, inner)
-        told.examples.extend(help_.examples)
-        told.notes.extend(help_.notes)
-        told.exits.extend(help_.exits if not told.exits else [])
+        page.roff(format_synopsis(inner))
+        add_description(page, help_)
+        add_options(page, inner)
+        help_.examples.extend(help_.examples)
+        help_.notes.extend(help_.notes)
+        help_.exits.extend(help_.exits if not help_.exits else [])
         if isinstance(command, click.Group):
-            below(page, inner, told, separate=False)
+            add_commands(page, inner, help_, separate=False)
 
 
-def inside(context: click.Context) -> Iterator[click.Context]:
-    """The contexts of a group's commands that are shown."""
+def visible_contexts(context: click.Context) -> Iterator[click.Context]:
     group = context.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(context):
@@ -151,133 +126,105 @@ def inside(context: click.Context) -> Iterator[click.Context]:
             yield click.Context(command, info_name=name, parent=context)
 
 
-def describe(page: Page, told: Help) -> None:
-    """The prose of a help, and what stands in it as it is."""
-    page.paragraphs(told.prose)
-    for block in told.literal:
+def add_description(page: Page, help_: Help) -> None:
+    page.paragraphs(help_.prose)
+    for block in help_.literal:
         page.literal(block)
 
 
-def options(page: Page, context: click.Context) -> None:
-    """The options of a command, each with its help."""
+def add_options(page: Page, context: click.Context) -> None:
     given = [each for each in context.command.get_params(context) if isinstance(each, click.Option)]
     for declared, help_ in filter(None, (each.get_help_record(context) for each in given)):
-        page.entry(declaration(declared), [" ".join(help_.split())] if help_ else [])
+        page.entry(format_declaration(declared), [" ".join(help_.split())] if help_ else [])
 
 
-def declaration(declared: str) -> str:
-    """`-s, --srpm SRPM` with the options in bold, and what stands for something in italics."""
+def format_declaration(declared: str) -> str:
+    """Format `-s, --srpm SRPM` with the options in bold and the values in italics."""
     words = re.findall(r"--?[\w-]+|[\w:-]+|\W", declared)
     return "".join(bold(word) if word.startswith("-") else italic(word) if word[0].isalnum() else escape(word)
                    for word in words)  # fmt: skip
 
 
-def synopsis(context: click.Context) -> str:
-    """How a command is called: what it needs by name, then what click says of the rest."""
+def format_synopsis(context: click.Context) -> str:
+    """Format a command's call: its required options, then click's own usage."""
     command = context.command
     needed = [each for each in command.get_params(context) if isinstance(each, click.Option) and each.required]
     words = [bold(context.command_path)]
     # click's own metavar for an option without one has another signature in each version
     words += [f"{bold(each.opts[0])} {italic(each.metavar or str(each.name).upper())}" for each in needed]
-    words += [declaration(piece) for piece in command.collect_usage_pieces(context)]
+    words += [format_declaration(piece) for piece in command.collect_usage_pieces(context)]
     return " ".join(words)
 
 
-def endings(page: Page, context: click.Context, told: Help, own: str) -> None:
-    """What pages end with: examples, notes, exit codes, environment, files, other pages."""
-    if told.examples:
+def add_endings(page: Page, context: click.Context, help_: Help, own: str) -> None:
+    """Add examples, notes, exit codes, environment, files and other pages."""
+    if help_.examples:
         page.heading("EXAMPLES")
-        page.literal("\n".join(told.examples))
-    if told.notes:
+        page.literal("\n".join(help_.examples))
+    if help_.notes:
         page.heading("NOTES")
-        page.paragraphs(told.notes)
-    if told.exits:
+        page.paragraphs(help_.notes)
+    if help_.exits:
         page.heading("EXIT STATUS")
-        for code, means in told.exits:
+        for code, means in help_.exits:
             page.entry(bold(code), [means])
     settings = takes_config(context)
     if settings:
         page.heading("ENVIRONMENT")
-        page.entry(bold(FILE_VARIABLE), [f"The settings, where --config is not given, instead of {DEFAULT_FILE}."])
+        page.entry(bold(FILE_VARIABLE), [f"The settings to use without --config, instead of {DEFAULT_FILE}."])
         page.heading("FILES")
-        page.entry(italic(str(DEFAULT_FILE)), ["The settings: reimzul.ini(5). Where there are none the defaults hold."])
+        page.entry(italic(str(DEFAULT_FILE)), ["The settings: reimzul.ini(5). Without the file the defaults hold."])
     page.see_also(see for see in (*_ALWAYS, "reimzul-wire(7)") if see != own)
 
 
 def takes_config(context: click.Context) -> bool:
-    """Whether a command, or one below it, takes --config."""
+    """Whether a command or one of its subcommands takes --config."""
     if any("--config" in each.opts for each in context.command.params):
         return True
-    return isinstance(context.command, click.Group) and any(takes_config(inner) for inner in inside(context))
+    return isinstance(context.command, click.Group) and any(takes_config(inner) for inner in visible_contexts(context))
 
 
-# --- what a help has to say
+# --- the parts of a help
 
 
 def read_help(command: click.Command) -> Help:
-    """A command's help and what stands under it. `\\b` begins what is shown as it stands, as click has it."""
-    told = Help([], [], [], [], [])
+    """Parse a command's help and epilog. `\\b` begins a preformatted block, as click has it."""
+    help_ = Help([], [], [], [], [])
     body = inspect.cleandoc(command.help or "").partition("\f")[0]
-    for text in blocks(body):
-        if not special(told, text):
-            told.prose.append(text)
-    for text in blocks(inspect.cleandoc(command.epilog or "")):
-        if not special(told, text):
-            told.notes.append(text)
-    return told
+    for text in split_paragraphs(body):
+        if not take_literal(help_, text):
+            help_.prose.append(text)
+    for text in split_paragraphs(inspect.cleandoc(command.epilog or "")):
+        if not take_literal(help_, text):
+            help_.notes.append(text)
+    return help_
 
 
-def blocks(text: str) -> list[str]:
-    """Paragraphs, as the empty lines between them make them."""
+def split_paragraphs(text: str) -> list[str]:
     return [block for block in re.split(r"\n\s*\n", text) if block.strip()]
 
 
-def special(told: Help, block: str) -> bool:
-    """Whether a block is no prose, and was put where it belongs."""
+def take_literal(help_: Help, block: str) -> bool:
+    """Add a preformatted block to the section it belongs to; return whether the block is one."""
     if not block.startswith("\b"):
         return False
     title, _, rest = block.lstrip("\b\n").partition("\n")
     rows = inspect.cleandoc(rest)
     if title.rstrip(":") in ("Example", "Examples"):
-        told.examples.extend(rows.splitlines())
+        help_.examples.extend(rows.splitlines())
     elif title.rstrip(":") == "Exit codes":
-        told.exits.extend(re.findall(r"^\s*(\d+)  (.+)$", rest, re.MULTILINE))
+        help_.exits.extend(re.findall(r"^\s*(\d+)  (.+)$", rest, re.MULTILINE))
     else:
-        told.literal.append(block.lstrip("\b\n"))
+        help_.literal.append(block.lstrip("\b\n"))
     return True
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a help."""
     flat = " ".join(text.partition("\n\n")[0].split())
     return re.split(r"(?<=\.)\s", flat)[0]
 
 
-def in_a_row(about: str) -> str:
-    """A sentence as the line under NAME has it: no capital, no full stop, and nothing that whatis(1) cuts at."""
+def as_whatis(about: str) -> str:
+    """A sentence as whatis(1) shows it: without capital and full stop."""
     about = about.rstrip(".")
     return about if about[1:2].isupper() else about[:1].lower() + about[1:]
-
-
-# --- the one program that speaks mock's command line
-
-
-def stand_in() -> Page:
-    """The page of the stand-in for mock, whose options argparse knows."""
-    parser = standin.parser()
-    page = Page(STANDIN, 1, "a stand-in for mock, for hosts that have none")
-    page.heading("SYNOPSIS")
-    page.roff(declaration(parser.format_usage().partition(":")[2].strip()))
-    page.heading("DESCRIPTION")
-    page.paragraphs([parser.description or "", *(parser.epilog or "").splitlines()])
-    page.heading("OPTIONS")
-    for action in parser._actions:
-        if action.option_strings and action.help != argparse.SUPPRESS:
-            names = ", ".join(bold(name) for name in action.option_strings)
-            value = f" {italic(str(action.metavar))}" if action.metavar else ""
-            page.entry(names + value, [action.help or ""])
-    page.heading("EXIT STATUS")
-    for code, means in _EXITS.items():
-        page.entry(bold(str(code.value)), [means])
-    page.see_also(["mock(1)", "rpmbuild(8)", "reimzul-worker(8)"])
-    return page

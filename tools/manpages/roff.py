@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A man page as roff source: the few macros of man(7) that our pages are made of.
+"""Writes a man page as roff source, with a few macros of man(7) that groff and mandoc both know.
 
-The one place that knows what roff takes for a command. What is printed as it is typed (options, paths, examples)
-keeps its signs, so that it can be copied from the page; groff and mandoc agree on all that is used here.
+Only this module escapes text for roff. Options, paths and examples keep their ASCII signs, so that they can be copied
+from the page.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _CODE = re.compile(r"`([^`]+)`")
 
 
 def escape(text: str) -> str:
-    """Text in which roff sees nothing but text; what is not ASCII by its number, whatever the reader's locale."""
+    """Escape text for roff; characters beyond ASCII become their numbers, for readers with any locale."""
     signs = (_SIGNS.get(sign, sign if sign.isascii() else f"\\[u{ord(sign):04X}]") for sign in text)
     return "".join(signs)
 
 
 def line(text: str) -> str:
-    """A line of prose: escaped, `code` in bold, and never a request, whatever it begins with."""
+    """A line of prose: escaped, `code` in bold, and never a request of roff's, whatever it begins with."""
     pieces = _CODE.split(" ".join(text.split()))
     # every other piece is what stood between backticks
     roff = "".join(bold(piece) if odd % 2 else escape(piece) for odd, piece in enumerate(pieces))
@@ -35,17 +35,15 @@ def line(text: str) -> str:
 
 
 def bold(text: str) -> str:
-    """What is typed as it stands."""
     return rf"\fB{escape(text)}\fR"
 
 
 def italic(text: str) -> str:
-    """What stands for something else."""
     return rf"\fI{escape(text)}\fR"
 
 
 class Page:
-    """One page: what is added to it, in order."""
+    """One page; its methods append to it."""
 
     def __init__(self, name: str, section: int, about: str) -> None:
         self.name, self.section = name, section
@@ -53,7 +51,7 @@ class Page:
             r".\" SPDX-License-Identifier: Apache-2.0",
             r".\" Made by tools/manpages: change what it is made from.",
             f'.TH {escape(name.upper())} {section} "{date()}" "{MANUAL} {__version__}" "{MANUAL}"',
-            ".nh",  # a word that is cut by a hyphen cannot be copied, nor searched for
+            ".nh",  # a hyphenated word can be neither copied nor searched for
             ".ad l",
         ]
         self.heading("NAME")
@@ -61,44 +59,40 @@ class Page:
 
     @property
     def file(self) -> str:
-        """Where the page belongs under a folder of man pages."""
+        """The page's path in a folder of man pages."""
         return f"man{self.section}/{self.name}.{self.section}"
 
     def text(self) -> str:
-        """The page's source."""
         return "\n".join(self._lines) + "\n"
 
     def heading(self, title: str) -> None:
-        """A section."""
         self._lines.append(f".SH {escape(title.upper())}")
 
     def subheading(self, title: str) -> None:
-        """A part of a section."""
         self._lines.append(f".SS {escape(title)}")
 
     def paragraphs(self, texts: Iterable[str]) -> None:
-        """Prose, a paragraph each."""
         for number, text in enumerate(texts):
             self._lines += [".PP"] * bool(number or not self._after_heading()) + [line(text)]
 
     def roff(self, source: str) -> None:
-        """A paragraph that is roff already."""
+        """Add a paragraph that is roff already."""
         self._lines += [".PP"] * (not self._after_heading()) + [source]
 
     def entry(self, term: str, texts: Sequence[str]) -> None:
-        """A term, which is roff already, and what it means, which is prose."""
+        """Add a term, which is roff already, and its meaning, which is prose."""
         self._lines += [".TP", term, line(texts[0]) if texts else r"\&"]
         for text in texts[1:]:
             self._lines += [".IP", line(text)]
 
     def literal(self, text: str) -> None:
-        """Lines as they stand."""
+        """Add preformatted lines."""
         shown = [escape(row) for row in text.splitlines()]
         rows = [rf"\&{row}" if row.startswith(".") or not row else row for row in shown]
         self._lines += [".PP"] * (not self._after_heading()) + [".RS 4", ".nf", *rows, ".fi", ".RE"]
 
     def see_also(self, pages: Iterable[str]) -> None:
-        """Other pages, each as name(section)."""
+        """Add references, each as name(section)."""
         self.heading("SEE ALSO")
         named = [f"{bold(page.partition('(')[0])}({page.partition('(')[2]}" for page in pages]
         self._lines.append(", ".join(named))
@@ -108,6 +102,6 @@ class Page:
 
 
 def date() -> str:
-    """The day the pages are of: that of $SOURCE_DATE_EPOCH where a build sets it, so that it can be repeated."""
+    """Today, or the day of $SOURCE_DATE_EPOCH, with which a build can be repeated."""
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mock's configuration as the stand-in for mock reads it: Python text that fills `config_opts`.
+"""Reads mock's configuration for the stand-in: Python text that fills `config_opts`.
 
-Only what decides a build here is kept. What speaks of chroots and plugins is read and left alone.
+Only what decides a build here is kept; settings of chroots and plugins are read and ignored.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import attr
 
-from devfarm.standin_faults import Exit, Fault
+from devfarm.mockstub.logs import Exit, Fault
 from reimzul.core.mock_config import CONF_KEYS, MockConfigError, execute, inline_includes
 
-#: Where roots lie, before what the configuration says (`basedir`).
+#: Where roots lie; it overrides the configuration's `basedir`.
 ROOTS_VARIABLE = "REIMZUL_STANDIN_ROOTS"
-#: What mock sets to a text that configurations add to.
-_TEXTS = ("chroot_additional_packages", "chroot_setup_cmd", "dnf.conf", "yum.conf")
+#: Options that mock sets to a text to which configurations add.
+_TEXT_OPTIONS = ("chroot_additional_packages", "chroot_setup_cmd", "dnf.conf", "yum.conf")
 
 
 class Options(dict[str, Any]):
-    """mock's `config_opts`: what has not been set yet can be filled, `config_opts['plugin_conf']['x'] = …`."""
+    """mock's `config_opts`. An unset option can be filled at once: `config_opts['plugin_conf']['x'] = …`."""
 
     def __missing__(self, key: str) -> Options:
         self[key] = Options()
@@ -33,12 +33,12 @@ class Options(dict[str, Any]):
 
 
 @attr.frozen(kw_only=True)
-class Chroot:
-    """What one configuration asks for. There is no chroot here; the name is what mock's users call it."""
+class MockConfig:
+    """What one configuration asks for."""
 
-    name: str  #: the root's own name, without what `--uniqueext` adds
+    name: str  #: the root's name, without what `--uniqueext` adds
     target: str  #: rpmbuild's --target
-    legal_hosts: tuple[str, ...]  #: machines that may build it, empty for those that can
+    legal_hosts: tuple[str, ...]  #: machines that may build it; empty for those that can
     roots: Path
     cache: Path  #: shared by all roots of the name
     conf: str  #: dnf.conf
@@ -50,12 +50,12 @@ class Chroot:
     clean_on_failure: bool
     bootstrap: bool
     package_manager: str
-    bootstrap_seconds: float  #: how long it takes to make a bootstrap root
+    bootstrap_seconds: float  #: how long making a bootstrap root takes
 
 
-def load(folder: Path, name: str) -> Chroot:
-    """Read `site-defaults.cfg` and `<name>.cfg` of a configuration folder."""
-    options = Options({**dict.fromkeys(_TEXTS, ""), "macros": Options()})
+def read_config(folder: Path, name: str) -> MockConfig:
+    """Read `site-defaults.cfg` and `<name>.cfg` of a folder. Raises `Fault`."""
+    options = Options({**dict.fromkeys(_TEXT_OPTIONS, ""), "macros": Options()})
     _execute(folder / "site-defaults.cfg", folder, options)
     _execute(Path(name) if name.endswith(".cfg") else folder / f"{name}.cfg", folder, options)
     if not options.get("root"):
@@ -63,7 +63,7 @@ def load(folder: Path, name: str) -> Chroot:
     if not (folder / "logging.ini").is_file():
         raise Fault(Exit.SETUP, f"Could not find required logging config file: {folder / 'logging.ini'}")
     try:
-        return _chroot(options)
+        return _from_options(options)
     except (AttributeError, TypeError, ValueError) as error:
         raise Fault(Exit.CONFIG, f"Error in configuration: {name}.cfg: {error}") from error
 
@@ -79,16 +79,17 @@ def _execute(path: Path, folder: Path, options: Options) -> None:
         raise Fault(Exit.CONFIG, f"Config error: {path}: {error}") from error
 
 
-def _chroot(options: Options) -> Chroot:
-    target = str(options.get("target_arch") or os.uname().machine)
-    roots, name = _roots(options.get("basedir")), str(options["root"])
-    return Chroot(
+def _from_options(options: Options) -> MockConfig:
+    roots, name = _roots_folder(options.get("basedir")), str(options["root"])
+    conf = next((str(options[key]) for key in CONF_KEYS if options.get(key)), "")
+    return MockConfig(
         name=name,
-        target=str(options.get("rpmbuild_arch") or target),
+        target=str(options.get("rpmbuild_arch") or options.get("target_arch") or os.uname().machine),
         legal_hosts=tuple(options.get("legal_host_arches") or ()),
         roots=roots,
         cache=Path(options.get("cache_topdir") or roots.with_name(f"{roots.name}-cache")) / name,
-        conf=_expand(next((str(options[key]) for key in CONF_KEYS if options.get(key)), ""), options),
+        # of Jinja, which mock has, `{{ name }}` alone
+        conf=re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(options.get(found[1], "")), conf),
         releasever=str(options.get("releasever") or ""),
         macros={name.lstrip("%"): str(value) for name, value in options["macros"].items()},
         provides=frozenset(options.get("standin_provides") or ()),
@@ -101,11 +102,6 @@ def _chroot(options: Options) -> Chroot:
     )
 
 
-def _expand(text: str, options: Options) -> str:
-    """A text with the options that it names put in: of Jinja, which mock has, `{{ name }}` alone."""
-    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(options.get(found[1], "")), text)
-
-
-def _roots(configured: Optional[str]) -> Path:
-    own = Path(tempfile.gettempdir()) / f"reimzul-standin-{os.getuid()}"
-    return Path(os.environ.get(ROOTS_VARIABLE) or configured or own).absolute()
+def _roots_folder(configured: str | None) -> Path:
+    default = Path(tempfile.gettempdir()) / f"reimzul-standin-{os.getuid()}"
+    return Path(os.environ.get(ROOTS_VARIABLE) or configured or default).absolute()

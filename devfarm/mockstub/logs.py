@@ -1,26 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stand-in for mock says: build.log, root.log and state.log in mock's formats, and mock's lines on stderr.
+"""How the stand-in for mock reports: mock's exit codes, its build.log, root.log and state.log, its lines on stderr.
 
-Until `open` is called there is only stderr, as with mock: a call that was refused leaves no logs behind.
+Until `open` is called there is only stderr, as with mock: a call that is refused leaves no logs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from devfarm.standin_faults import Exit, Fault
-
-#: What mock calls itself in the logs; readers that look for mock's own line find it.
+#: Readers that look for mock's own line in the logs find it by this version.
 VERSION = "6.7"
 TITLE = f"Mock Version: {VERSION} (reimzul's stand-in for mock)"
 EXPLANATION = (
     "this is not mock but reimzul's stand-in for it, for trying and testing: "
     "the host's own rpmbuild in a private folder, with the host's own packages and no chroot"
 )
+
+
+class Exit(enum.IntEnum):
+    """The exit codes of mock that the stand-in has too."""
+
+    FAILED = 1  #: rpmbuild failed, or mock has no code of its own for what happened
+    CONFIG = 3
+    COMMAND_LINE = 5
+    ARCH = 6
+    INTERRUPTED = 7
+    BUILD_REQUIRES = 10  #: %generate_buildrequires failed
+    TIMEOUT = 11
+    DEPENDENCIES = 30
+    SOURCE = 40  #: the source rpm cannot be unpacked
+    SETUP = 50
+    LOCKED = 60
+    RESULTS = 70
+
+
+class Fault(Exception):
+    """Ends the run with an exit code and a text on stderr."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Signalled(BaseException):
+    """A signal ends the run. Not an `Exception`, so that only `main` handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Logs:
@@ -42,18 +74,17 @@ class Logs:
         try:
             _to_file(self.root, folder / "root.log", "%(levelname)s %(filename)s:%(lineno)d:  %(message)s")
             _to_file(self.state, folder / "state.log", "%(asctime)s - %(message)s")
-            _to_file(self.build, folder / "build.log", "%(message)s")
+            _to_file(self.build, self.build_log, "%(message)s")
         except OSError as error:
             raise Fault(Exit.FAILED, f"cannot write logs: {error}") from error
 
     @property
     def build_log(self) -> Path:
-        """Where a program's output goes beside what `build` says."""
         return self.folder / "build.log"
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Frame what happens inside by mock's `Start:` and `Finish:`."""
+        """Log mock's `Start:` and `Finish:` around a phase, `Finish:` also when the phase fails."""
         self.state.info("Start: %s", name)
         try:
             yield
@@ -62,19 +93,18 @@ class Logs:
 
     @contextlib.contextmanager
     def step(self, name: str, *, bootstrap: bool = False) -> Iterator[None]:
-        """The same of a step that mock does not call finished where it failed."""
+        """Log them around a step of which mock logs no `Finish:` when it fails."""
         where = "(bootstrap)" if bootstrap else ""
         self.state.info("Start%s: %s", where, name)
         yield
         self.state.info("Finish%s: %s", where, name)
 
 
-def _logger(on_stderr: str) -> logging.Logger:
-    # Not registered with `logging`: a run's logs are its own, also where tests make several in one process.
-    logger = logging.Logger("standin", logging.DEBUG)
+def _logger(stderr_format: str) -> logging.Logger:
+    logger = logging.Logger("mockstub", logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.INFO)
-    handler.setFormatter(logging.Formatter(on_stderr))
+    handler.setFormatter(logging.Formatter(stderr_format))
     logger.addHandler(handler)
     return logger
 

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of the stand-in for mock, and one run of it. Like mock it writes all messages to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import attr
+
+from devfarm.mockstub.build import Build, check_source
+from devfarm.mockstub.config import MockConfig, read_config
+from devfarm.mockstub.host import choose_build_mode
+from devfarm.mockstub.logs import VERSION, Exit, Fault, Logs, Signalled
+from devfarm.mockstub.root import Bootstrap, Root, find_bootstrap, find_root
+from reimzul.core.errors import ReimzulError
+
+_DESCRIPTION = """\
+A stand-in for mock, NOT mock itself: the host's own rpmbuild in a private folder, with mock's options, files and
+exit codes. For trying and testing a farm where there is no mock; nothing is isolated from the host.
+"""
+_EPILOG = """\
+Roots lie in $REIMZUL_STANDIN_ROOTS, else in the configuration's basedir, else in the folder for temporary files.
+BuildRequires are met by the repositories of dnf.conf whose baseurl is http, by what the host has, and by
+config_opts['standin_provides'], a list of names. The cache of repositories lies in cache_topdir, or beside the roots.
+An option of mock that is not listed is taken for the name of a source rpm, as mock does.
+"""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def parser() -> argparse.ArgumentParser:
+    """mock's options, as far as a farm uses them."""
+    options = argparse.ArgumentParser(
+        prog="reimzul-standin-mock",
+        usage="%(prog)s [options] --resultdir=FOLDER package.src.rpm",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = options.add_argument
+    add("srpms", nargs="*", type=Path, metavar="SRPM")
+    add("--rebuild", action="store_true", help="build the source rpms (the default)")
+    add("--clean", action="store_true", help="remove the root")
+    add("--orphanskill", action="store_true", help="kill what still runs in the root")
+    add("--scrub", action="append", default=[], choices=("cache",), help="remove the caches of the root's name")
+    add("-p", "--print-root-path", dest="path", action="store_true", help="print the root's path")
+    add("--version", action="version", version=f"{VERSION} (reimzul's stand-in for mock)")
+    add("-r", "--root", default="default", metavar="NAME", help="configuration to use, NAME.cfg")
+    add("--configdir", type=Path, default=Path("/etc/mock"), metavar="FOLDER", help="where configurations lie")
+    add("--resultdir", type=Path, metavar="FOLDER", help="where logs and packages go")
+    add("--uniqueext", default="", metavar="TEXT", help="text to add to the root's name")
+    add("--rpmbuild_timeout", type=int, metavar="SECONDS", help="the longest rpmbuild may take")
+    add("-D", "--define", action="append", default=[], metavar="'NAME VALUE'", help="define an rpm macro")
+    add("--cleanup-after", dest="cleanup", action="store_true", default=None, help="remove the root after the build")
+    add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", default=None, help="use no bootstrap root")
+    add("--isolation", default="auto", help=argparse.SUPPRESS)  # checked, and without effect
+    return options
+
+
+def parse_defines(texts: Sequence[str]) -> dict[str, str]:
+    """The macros of `--define`, each given as `NAME VALUE`."""
+    macros = {}
+    for text in texts:
+        name, *value = text.split(None, 1) or [""]
+        if not value:
+            raise Fault(Exit.COMMAND_LINE, f'Bad option for "--define" ({text}). Use --define="NAME VALUE"')
+        macros[name.lstrip("%")] = value[0]
+    return macros
+
+
+def load_config(options: argparse.Namespace) -> MockConfig:
+    """Read the configuration; the command line's options override it."""
+    macros = parse_defines(options.define)
+    if options.isolation not in ("auto", "simple", "nspawn"):
+        raise Fault(Exit.COMMAND_LINE, f"Bad option for '--isolation' ({options.isolation}). Use 'simple' or 'nspawn'")
+    config = read_config(options.configdir, options.root)
+    changes: dict[str, Any] = {
+        "timeout": options.rpmbuild_timeout,
+        "bootstrap": options.bootstrap,
+        "clean_on_success": options.cleanup,
+        "clean_on_failure": options.cleanup,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    return attr.evolve(config, macros={**config.macros, **macros}, **given)
+
+
+def perform(options: argparse.Namespace, logs: Logs) -> None:
+    """Do what the command line asks for. Raises `Fault`."""
+    config = load_config(options)
+    root, bootstrap = find_root(config, options.uniqueext), find_bootstrap(config, options.uniqueext)
+    if maintain_root(options, config, root, bootstrap, logs):
+        return
+    if not options.srpms:
+        raise Fault(Exit.SETUP, "No package specified to rebuild command.")
+    mode = choose_build_mode(config.target, config.legal_hosts)
+    logs.state.info("Start: run")
+    for srpm in options.srpms:
+        check_source(srpm)
+    with root.lock(), bootstrap.root.lock() if bootstrap else nullcontext():
+        logs.open((options.resultdir or root.path.with_name(f"{root.path.name}-result")).absolute())
+        for srpm in options.srpms:
+            rebuild(Build(srpm=srpm, config=config, mode=mode, root=root, bootstrap=bootstrap, logs=logs))
+    logs.state.info("Finish: run")
+
+
+def maintain_root(
+    options: argparse.Namespace, config: MockConfig, root: Root, bootstrap: Bootstrap | None, logs: Logs
+) -> bool:
+    """Print, clean or scrub the root; return whether the command line asks for one of them."""
+    if options.path:
+        print(f"{root.path}/root/")
+    elif options.orphanskill:
+        root.kill_processes(logs)
+        if bootstrap is not None:
+            bootstrap.kill_processes(logs)
+    elif options.scrub:
+        shutil.rmtree(config.cache, ignore_errors=True)
+    elif options.clean:
+        with root.lock():
+            root.kill_processes(logs)
+            root.remove()
+    return bool(options.path or options.orphanskill or options.scrub or options.clean)
+
+
+def rebuild(build: Build) -> None:
+    """Run one build, log it as mock does, and clean up."""
+    log, started, name = build.logs.root, time.monotonic(), build.root.path.name
+    log.info("Start(%s)  Config(%s)", build.srpm, name)
+    try:
+        build.run()
+    except Signalled as signalled:
+        log.info("\nReceived signal %s activating orphansKill", signal.Signals(signalled.number).name)
+        build.root.kill_processes(build.logs)
+        if signalled.number == signal.SIGINT:  # mock leaves the root where it is for any other signal
+            build.root.remove()
+        raise
+    except (Fault, OSError, ReimzulError):
+        log.error("Exception(%s) Config(%s) %s", build.srpm, name, _duration(started))
+        _finish(build, build.config.clean_on_failure, "failure")
+        raise
+    log.info("Done(%s) Config(%s) %s", build.srpm, name, _duration(started))
+    _finish(build, build.config.clean_on_success, "success")
+
+
+def _finish(build: Build, cleanup: bool, outcome: str) -> None:
+    build.logs.root.info("Results and/or logs in: %s", build.logs.folder)
+    if cleanup:
+        build.logs.root.info("Cleaning up build root ('cleanup_on_%s=True')", outcome)
+        with build.logs.phase("clean chroot"):
+            build.root.remove()
+
+
+def _duration(started: float) -> str:
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    return f"{minutes} minutes {seconds} seconds"
+
+
+def _raise_on_signals() -> None:
+    """Let the first of INT, TERM and HUP end the run; a second one must not interrupt the clean-up."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Signalled(number)
+
+    for each in _SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # ignored by nohup, or by a shell's `&`
+            signal.signal(each, handle)
+
+
+def main() -> None:
+    options, unknown = parser().parse_known_args()
+    options.srpms += map(Path, unknown)
+    _raise_on_signals()
+    logs = Logs()
+    logs.root.info(
+        "%s version %s, a stand-in for mock, starting (python version = %s), args: %s",
+        "reimzul-standin-mock", VERSION, platform.python_version(), shlex.join(sys.argv[1:]),
+    )  # fmt: skip
+    try:
+        perform(options, logs)
+    except Fault as fault:
+        logs.root.error("%s", fault)
+        sys.exit(fault.code)
+    except (OSError, ReimzulError) as error:
+        # a full disk, a missing rpmbuild: the host's fault, not the package's
+        logs.root.error("%s", error)
+        sys.exit(Exit.SETUP)
+    except Signalled as signalled:
+        sys.exit(Exit.INTERRUPTED if signalled.number == signal.SIGINT else 128 + signalled.number)

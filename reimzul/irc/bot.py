@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of reimzul-irc: takes results from the MQTT broker, sends them to IRC, then acknowledges them.
+
+While IRC is away, the broker keeps what is published; while the broker is away, the bot stays in its channels. A
+message that was under way when the IRC connection ended is sent again. Only this module of the package imports paho.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from reimzul.core.config import IrcSettings, MqttSettings, Settings
+from reimzul.core.daemon import Stop, handle_signals
+from reimzul.core.errors import ConfigError
+from reimzul.core.retry import Backoff, LogThrottle
+from reimzul.core.sdnotify import SdNotify
+from reimzul.core.tls import client_context
+from reimzul.irc.connection import IrcConnection, IrcDisconnected
+from reimzul.irc.sentences import MAX_UNACKNOWLEDGED, Acknowledge, Formatter, PendingMessages, RateLimiter
+
+log = logging.getLogger(__name__)
+
+#: The longest wait for the IRC server in one pass of the loop; a new result is noticed after it.
+PASS_SECONDS = 0.2
+#: The first and the longest pause before the IRC server is tried again.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 300.0
+#: Seconds of silence after which the MQTT broker is pinged.
+MQTT_KEEPALIVE_SECONDS = 30
+#: The first and the longest pause before the broker is tried again; paho doubles it each time.
+MQTT_FIRST_PAUSE_SECONDS, MQTT_LONGEST_PAUSE_SECONDS = 1, 120
+#: How long the broker keeps our session while we are away.
+MQTT_SESSION_SECONDS = 30 * 86400
+#: Seconds between two log lines about a broker that is away.
+MQTT_LOG_SECONDS = 60.0
+
+
+class IrcBot:
+    """Sends results to IRC until it is stopped."""
+
+    def __init__(self, settings: Settings, stop: Optional[Stop] = None) -> None:
+        """Raises `ConfigError`."""
+        self.stop = stop or Stop()
+        self.service = SdNotify()
+        self._settings = settings.irc
+        self._formatter = Formatter(settings=settings.irc, rows=settings.irc_channels)
+        self._channels = dict.fromkeys(
+            [*settings.irc.channels, *(name for row in settings.irc_channels.by_name.values() for name in row)]
+        )
+        if not self._channels:
+            raise ConfigError("[irc] channels and [irc_channels] are empty; name a channel in one of them")
+        self._password = _read_password(settings.irc.password_file)
+        self._pending = PendingMessages()
+        self._subscription = Subscription(settings.mqtt, settings.irc, self._on_result)
+        self._connection: Optional[IrcConnection] = None
+        self._under_way: dict[str, str] = {}  #: PING token -> id of the message before it
+        self._count = 0
+        self._backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        self._retry_at = 0.0
+        self._limiter = RateLimiter(settings.irc.seconds_a_line, time.monotonic())
+
+    def run(self) -> None:
+        with handle_signals(self.stop):
+            self._subscription.start()
+            self.service.announce_ready("connecting to IRC")
+            while not self.stop.requested:
+                self.service.ping()
+                try:
+                    self._run_once()
+                except IrcDisconnected as error:
+                    self._connection = None
+                    self._under_way.clear()
+                    pause = self._backoff.next_pause()
+                    self._retry_at = time.monotonic() + pause
+                    log.warning("%s; retrying in %g s", error, pause)
+                    self.service.set_status(f"{error}; will retry")
+        self.service.announce_stop()
+        self._subscription.close()
+        if self._connection is not None:
+            self._connection.close()
+        log.info("stopped")
+
+    def _run_once(self) -> None:
+        """Raises `IrcDisconnected`."""
+        if self._connection is None:
+            if time.monotonic() < self._retry_at:
+                self.stop.now.wait(PASS_SECONDS)
+                return
+            self._connection = IrcConnection(self._settings, self._channels, self._password)
+        for token in self._connection.process(PASS_SECONDS):
+            if token in self._under_way:
+                self._pending.mark_sent(self._under_way.pop(token))
+        if self._connection.is_ready:
+            self._backoff.reset()
+            self.service.set_status(f"in {', '.join(self._channels)}")
+            self._send_pending(self._connection)
+
+    def _send_pending(self, connection: IrcConnection) -> None:
+        waiting_for_channel: set[str] = set()
+        while self._limiter.allows(time.monotonic()):
+            message = self._pending.oldest({*self._under_way.values(), *waiting_for_channel})
+            if message is None:
+                return
+            joined = connection.joined_channels(message.channels)
+            if not joined and connection.may_still_join(message.channels):
+                waiting_for_channel.add(message.id)
+                continue
+            if not joined:
+                log.error("dropped, since none of its channels lets us in: %s", message.line)
+            self._count += 1
+            token = f"message-{self._count}"
+            self._under_way[token] = message.id
+            self._limiter.spend(time.monotonic(), len(joined) + 1)  # the PING is a line too
+            connection.send(token, joined, message.line)
+
+    def _on_result(self, payload: bytes, acknowledge: Acknowledge) -> None:
+        """Queue a payload; runs in paho's thread."""
+        message = self._formatter.format(payload)
+        if message is None or not message.channels:
+            acknowledge()
+        else:
+            self._pending.add(message, acknowledge)
+
+
+class Subscription:
+    """Receives `<topic>/builds/results` from the MQTT broker from its start until it is closed.
+
+    MQTT 5, QoS 1 and a session: the broker keeps what is published while we are away. It sends at most
+    `MAX_UNACKNOWLEDGED` messages ahead of our acknowledgements. paho reconnects by itself, with growing pauses.
+    """
+
+    def __init__(self, mqtt: MqttSettings, irc: IrcSettings, on_result: Callable[[bytes, Acknowledge], None]) -> None:
+        """`on_result` is called in paho's thread. Raises `ConfigError`."""
+        self._topic = f"{mqtt.topic}/builds/results"
+        self._address = f"the MQTT broker at {mqtt.host}:{mqtt.port}"
+        self._on_result = on_result
+        self._throttle = LogThrottle(MQTT_LOG_SECONDS)
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, irc.client_id, protocol=paho.MQTTv5, manual_ack=True)
+        self._client.tls_set_context(_tls_context(mqtt, irc))
+        self._client.reconnect_delay_set(MQTT_FIRST_PAUSE_SECONDS, MQTT_LONGEST_PAUSE_SECONDS)
+        self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = lambda *_: self._warn("cannot be reached")
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = MQTT_SESSION_SECONDS
+        properties.ReceiveMaximum = MAX_UNACKNOWLEDGED
+        self._client.connect_async(
+            mqtt.host, mqtt.port, MQTT_KEEPALIVE_SECONDS, clean_start=False, properties=properties
+        )
+
+    def start(self) -> None:
+        self._client.loop_start()
+
+    def close(self) -> None:
+        """Disconnect; the broker keeps the session."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_connect(self, _client: Any, _userdata: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        if code != 0:
+            self._warn(f"refused us: {code}")
+            return
+        self._throttle.reset()
+        log.info("%s: listening to %s", self._address, self._topic)
+        self._client.subscribe(self._topic, qos=1)
+
+    def _on_disconnect(self, _client: Any, _userdata: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        if code != 0:
+            self._warn(f"disconnected ({code})")
+
+    def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
+        number, qos = message.mid, message.qos
+        self._on_result(bytes(message.payload), lambda: self._acknowledge(number, qos))
+
+    def _acknowledge(self, number: int, qos: int) -> None:
+        # after a disconnection the broker does not know the number any more, and delivers the message again
+        if self._client.is_connected():
+            self._client.ack(number, qos)
+
+    def _warn(self, fault: str) -> None:
+        if self._throttle.is_due():
+            log.warning("%s %s; retrying", self._address, fault)
+
+
+def _read_password(file: Optional[Path]) -> str:
+    try:
+        return "" if file is None else file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"[irc] password_file: {file} cannot be read: {error}") from error
+
+
+def _tls_context(mqtt: MqttSettings, irc: IrcSettings) -> Any:
+    certificate, key = (irc.mqtt_cert, irc.mqtt_key) if irc.mqtt_cert else (mqtt.tls_cert, mqtt.tls_key)
+    pair = (certificate, key) if certificate and key else None
+    try:
+        return client_context("mqtt", ca_cert=mqtt.ca_cert, pair=pair, any_name=mqtt.tls_insecure)
+    except OSError as error:
+        raise ConfigError(str(error)) from error
