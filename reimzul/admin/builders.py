@@ -13,7 +13,7 @@ import click
 from reimzul.admin import reading, since
 from reimzul.admin.facts import is_silent, plain
 from reimzul.admin.table import show, show_json
-from reimzul.admin.tally import Tally, by_builder, ended
+from reimzul.admin.tally import AttemptCounts, count_by_builder, ended
 from reimzul.admin.words import size, skewed, span
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube
@@ -21,7 +21,7 @@ from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_opti
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable
 from reimzul.history import BuildFilter, NoHistory
-from reimzul.history.presence import Seen, connected, shared_names
+from reimzul.history.workers import WorkerRecord, drop_disconnected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
 _NEEDED = 5
@@ -53,13 +53,13 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
       reimzul builders --since 24h --json
     """
     settings = load_settings(config, verbose)
-    seen = reading.workers(settings)
+    seen = reading.load_workers(settings)
     tallies = _tallies(settings, begin)
     marks, away = {}, ""
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            seen = connected(broker, seen)
-            marks = _marks(broker, [each.presence.host for each in seen])
+            seen = drop_disconnected(broker, seen)
+            marks = _marks(broker, [each.heartbeat.host for each in seen])
     except BrokerUnavailable as error:  # what the workers said last is on this host
         away = f"{error}; which workers have ended, and which builders are to take nothing cannot be told"
     now, shared = time.time(), shared_names(seen)
@@ -74,10 +74,10 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
     return EXIT_BROKER if away else 0
 
 
-def _tallies(settings: Settings, begin: float) -> dict[str, Tally]:
+def _tallies(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
     try:
-        with reading.history(settings.history.url) as history:
-            return by_builder(history.each(BuildFilter(since=since.timestamp(begin))))
+        with reading.reading_history(settings.history.url) as history:
+            return count_by_builder(history.iterate_builds(BuildFilter(since=since.timestamp(begin))))
     except NoHistory:
         return {}
 
@@ -89,37 +89,37 @@ def _marks(broker: Broker, hosts: Sequence[str]) -> dict[str, control.ControlFla
     return {host: each for host, each in found.items() if each is not None}
 
 
-def state(seen: Seen, now: float) -> str:
+def state(seen: WorkerRecord, now: float) -> str:
     """What a worker does, in a word."""
-    return "silent" if is_silent(seen, now) else seen.presence.state
+    return "silent" if is_silent(seen, now) else seen.heartbeat.state
 
 
 def _row(
-    seen: Seen,
-    tallies: Mapping[str, Tally],
+    seen: WorkerRecord,
+    tallies: Mapping[str, AttemptCounts],
     marks: Mapping[str, control.ControlFlag],
     shared: Mapping[str, str],
     now: float,
 ) -> list[str]:
-    there = seen.presence
-    tally = tallies.get(there.host, Tally())
+    there = seen.heartbeat
+    tally = tallies.get(there.host, AttemptCounts())
     return [
         there.host,
         there.instance,
         state(seen, now),
-        span(seen.since(there.build.started, now)) if there.build else "-",
+        span(seen.seconds_since(there.build.started, now)) if there.build else "-",
         _does(seen, marks, shared),
         _last(tally, now),
         f"{tally.faults} of {tally.attempts}",
         size(there.free_mib * 1024**2),
         f"{there.load:.2f}",
-        f"{span(now - seen.heard)} ago",
+        f"{span(now - seen.last_seen)} ago",
         there.version or "-",
     ]
 
 
-def _does(seen: Seen, marks: Mapping[str, control.ControlFlag], shared: Mapping[str, str]) -> str:
-    there = seen.presence
+def _does(seen: WorkerRecord, marks: Mapping[str, control.ControlFlag], shared: Mapping[str, str]) -> str:
+    there = seen.heartbeat
     found = marks.get(there.host)
     phase = f" ({there.build.phase})" if there.build and there.build.phase else ""
     words = [
@@ -131,28 +131,28 @@ def _does(seen: Seen, marks: Mapping[str, control.ControlFlag], shared: Mapping[
     return "; ".join(filter(None, words)) or "-"
 
 
-def _last(tally: Tally, now: float) -> str:
+def _last(tally: AttemptCounts, now: float) -> str:
     if not tally.last:
         return "-"
     return f"{tally.last['status']} {tally.last['srpm']}, {span(now - ended(tally.last))} ago"
 
 
 def as_object(
-    seen: Seen,
-    tallies: Mapping[str, Tally],
+    seen: WorkerRecord,
+    tallies: Mapping[str, AttemptCounts],
     marks: Mapping[str, control.ControlFlag],
     shared: Mapping[str, str],
     now: float,
 ) -> dict[str, Any]:
     """The same for a program."""
-    tally = tallies.get(seen.presence.host, Tally())
-    found = marks.get(seen.presence.host)
+    tally = tallies.get(seen.heartbeat.host, AttemptCounts())
+    found = marks.get(seen.heartbeat.host)
     return {
         **plain(seen),
         "state": state(seen, now),
-        "heard": seen.heard,
+        "heard": seen.last_seen,
         "skew": seen.skew,
-        "name_shared": shared.get(seen.presence.host, ""),
+        "name_shared": shared.get(seen.heartbeat.host, ""),
         "drain": None if found is None else {"by": found.by, "at": found.at, "why": found.why, "reason": found.reason},
         "attempts": tally.attempts,
         "faults": tally.faults,

@@ -56,8 +56,8 @@ def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wan
 def newest(url: str, wanted: BuildFilter, limit: int) -> list[Document]:
     """The builds; none where nothing was ever recorded, and a line that says so."""
     try:
-        with reading.history(url) as history:
-            return history.builds(wanted, limit)
+        with reading.reading_history(url) as history:
+            return history.find_builds(wanted, limit)
     except NoHistory as nothing:
         click.echo(str(nothing), err=True)
         return []

@@ -26,7 +26,7 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, ConfigError, ReservationLost
 from reimzul.core.message import first_bytes
 from reimzul.core.refused import Overflow
-from reimzul.history import Document, HistoryAway, NoHistory
+from reimzul.history import Document, HistoryUnavailable, NoHistory
 
 _HEADS = ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS")
 #: How many refusals are looked at, the newest first.
@@ -90,11 +90,11 @@ def look(broker: Broker, tubes: dict[str, int], url: str) -> Report:
     report = Report(unrecorded=dict(tubes))
     try:
         if tubes:
-            with reading.history(url) as history:
-                _match(broker, history.refused(), report)
+            with reading.reading_history(url) as history:
+                _match(broker, history.iterate_refusals(), report)
     except NoHistory:  # nothing was ever recorded
         pass
-    except (HistoryAway, ConfigError) as error:
+    except (HistoryUnavailable, ConfigError) as error:
         report.fault = str(error)
     for tube in report.unrecorded:
         report.jobs += _first(broker, tube, {row.job for row in report.jobs})

@@ -17,7 +17,7 @@ import click
 
 from reimzul.admin import finding, jobs, reading
 from reimzul.admin.facts import GONE
-from reimzul.admin.finding import Build
+from reimzul.admin.finding import BuildLegs
 from reimzul.admin.table import show_json
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, cancel_tube
@@ -46,7 +46,7 @@ class Cancelled:
 
 
 @click.command("cancel", epilog=EXIT_CODES)
-@finding.ids()
+@finding.build_ids_argument()
 @click.option("--why", default="", metavar="WORDS", help="Told with it.")
 @click.option(
     "--wait",
@@ -83,26 +83,26 @@ def command(
         show_json([attr.asdict(each) for each in told])
     else:
         for build, each in zip(builds, told):
-            click.echo(f"{build.words}: {each.words}", err=not each.done)
+            click.echo(f"{build.label}: {each.words}", err=not each.done)
     return 0 if all(each.done for each in told) else EXIT_FAILED
 
 
-def _found(settings: Settings, given: Sequence[str]) -> list[Build]:
-    with reading.history(settings.history.url) as history:
-        return finding.find_all(history, given)
+def _found(settings: Settings, given: Sequence[str]) -> list[BuildLegs]:
+    with reading.reading_history(settings.history.url) as history:
+        return finding.find_builds(history, given)
 
 
-def _tell(broker: Broker, build: Build, wanted: control.ControlFlag) -> Cancelled | None:
+def _tell(broker: Broker, build: BuildLegs, wanted: control.ControlFlag) -> Cancelled | None:
     """Cancel what waits, and mark what runs; None where it runs, or its job is gone."""
     over = _over(build)
     if over is not None:
         return over
     holds = control.set_flag(broker, cancel_tube(build.build_id), wanted)
     leg = build.main
-    found = jobs.waiting(broker, leg)
+    found = jobs.find_job(broker, leg)
     if found is not None:
         try:
-            if found.facts.state == "reserved":
+            if found.stats.state == "reserved":
                 return None
             broker.delete(found.job)
         except ReservationLost:  # taken in this moment: by one who looks for the mark before he begins
@@ -122,7 +122,7 @@ def event(leg: Document, reason: str) -> BuildEvent:
     return BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known)
 
 
-def _over(build: Build) -> Cancelled | None:
+def _over(build: BuildLegs) -> Cancelled | None:
     """What became of a build that is over; None of one that is not. A success is over when it is published."""
     states = {_state(leg) for leg in build.legs}
     if "" in states:
@@ -143,7 +143,9 @@ def _state(leg: Document) -> str:
     return "" if status in (Status.QUEUED, Status.BUILDING) else status.lower()
 
 
-def _await(settings: Settings, builds: Sequence[Build], results: dict[str, Cancelled | None], patience: float) -> None:
+def _await(
+    settings: Settings, builds: Sequence[BuildLegs], results: dict[str, Cancelled | None], patience: float
+) -> None:
     """Look at the history until all that run have ended, or the time is over."""
     deadline = time.monotonic() + patience
     while None in results.values():
@@ -160,7 +162,7 @@ def _await(settings: Settings, builds: Sequence[Build], results: dict[str, Cance
         time.sleep(_LOOK)
 
 
-def _still(broker: Broker, build: Build) -> Cancelled:
+def _still(broker: Broker, build: BuildLegs) -> Cancelled:
     host = build.main.get("builder_fqdn") or "its worker"
     words = f"marked; {host} has not ended it yet, and does when it sees the mark"
     if build.main["status"] == Status.QUEUED and jobs.job_state(broker, build.main) == GONE:

@@ -29,10 +29,12 @@ def _tell(broker: Broker, settings: Settings, tube: str, body: bytes) -> None:
         if tube not in read_arches(settings.farm.arches).tubes():
             return
         build_id = BuildRequest.decode(body).build_id
-        with reading.history(settings.history.url) as history:
-            found = finding.gathered(history.builds(BuildFilter(build_id=build_id), _READ)) if build_id else []
+        with reading.reading_history(settings.history.url) as history:
+            found = (
+                finding.group_by_build(history.find_builds(BuildFilter(build_id=build_id), _READ)) if build_id else []
+            )
         for build in found:
-            if jobs.waiting(broker, build.main) is not None:  # it was put anew, and this was left behind
+            if jobs.find_job(broker, build.main) is not None:  # it was put anew, and this was left behind
                 continue
             for leg in build.legs:
                 if leg["status"] in (Status.QUEUED, Status.BUILDING):

@@ -17,7 +17,7 @@ from reimzul.admin.told import BUILDER, JSON, Told, known, say
 from reimzul.core import control
 from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
-from reimzul.history.presence import connected
+from reimzul.history.workers import drop_disconnected
 
 
 @click.command("drain", epilog=EXIT_CODES)
@@ -40,8 +40,8 @@ def command(config: Path | None, verbose: bool, name: str, why: str, force: bool
     host, seen = known(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         there, holds = put(broker, host, control.new_flag(current_user(), why))
-        here = [each for each in connected(broker, seen) if not is_silent(each, time.time())]
-    building = [each.presence.build.srpm for each in here if each.presence.build]
+        here = [each for each in drop_disconnected(broker, seen) if not is_silent(each, time.time())]
+    building = [each.heartbeat.build.srpm for each in here if each.heartbeat.build]
     if there:
         words = f"takes nothing already, since {when(there.at)}: {there.drain_text}"
     else:

@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from reimzul.admin import finding, reading
-from reimzul.admin.explaining import as_object, explain
-from reimzul.admin.facts import Facts, is_silent
-from reimzul.admin.jobs import job_state, turn
+from reimzul.admin.explaining import explain, explanation_to_dict
+from reimzul.admin.facts import BuildFacts, is_silent
+from reimzul.admin.jobs import job_state, queue_order
 from reimzul.admin.table import show_json
-from reimzul.admin.usual import OF_ARCH, OF_PACKAGE, Arch, durations, usual
+from reimzul.admin.usual import ARCH_SAMPLE, PACKAGE_SAMPLE, ArchStats, duration_stats, durations
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
@@ -23,11 +23,11 @@ from reimzul.core.config import Settings
 from reimzul.core.message import Status
 from reimzul.core.readable import find_unreadable
 from reimzul.history import BuildFilter, Document, History
-from reimzul.history.presence import NoPresences, Seen, connected
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
 
 
 @click.command("explain", epilog=EXIT_CODES)
-@finding.ids(many=False)
+@finding.build_ids_argument(many=False)
 @click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
 @shared_options
 def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
@@ -41,14 +41,14 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
       reimzul explain 72b893f8 --json
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        build = finding.find(history, given)
+    with reading.reading_history(settings.history.url) as history:
+        build = finding.find_build(history, given)
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
             known = Gatherer(settings, history, broker)
             gathered = [known.facts(leg) for leg in build.legs]
     told = [(facts, explain(facts)) for facts in gathered]
     if as_json:
-        show_json({"build_id": build.build_id, "legs": [as_object(each, facts) for facts, each in told]})
+        show_json({"build_id": build.build_id, "legs": [explanation_to_dict(each, facts) for facts, each in told]})
         return
     click.echo(f"build {build.build_id}: {build.main['srpm']} for {build.main['target']}")
     for facts, each in told:
@@ -65,7 +65,7 @@ class Gatherer:
         self._known = read_arches(settings.farm.arches)
         self._unfinished: list[Document] | None = None
 
-    def facts(self, leg: Document) -> Facts:
+    def facts(self, leg: Document) -> BuildFacts:
         """All that is known of one leg."""
         now = time.time()
         tube = leg.get("tube") or self._tube(leg)
@@ -74,9 +74,9 @@ class Gatherer:
         ahead, beside = self._before(leg, tube, workers or (), now) if waits else ([], [])
         stats = {name: self._broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
         name = leg.get("pkgname") or ""
-        past = self._history.past(name, leg["arch"], OF_PACKAGE) if name else []
-        arch = self._history.builds(BuildFilter(arch=leg["arch"], status=Status.SUCCESS), OF_ARCH)
-        return Facts(
+        past = self._history.recent_successes(name, leg["arch"], PACKAGE_SAMPLE) if name else []
+        arch = self._history.find_builds(BuildFilter(arch=leg["arch"], status=Status.SUCCESS), ARCH_SAMPLE)
+        return BuildFacts(
             now=now,
             leg=leg,
             job=job_state(self._broker, leg),
@@ -87,8 +87,8 @@ class Gatherer:
             ahead=ahead,
             beside=beside,
             workers=workers,
-            own=usual(durations(past)),
-            arch=Arch([*arch, *past]),
+            own=duration_stats(durations(past)),
+            arch=ArchStats([*arch, *past]),
             cancel=control.cancel_flag(self._broker, leg["build_id"]),
             source_bar=self._source_bar(leg) if waits and leg.get("waits_for") else "",
             stuck=control.stuck_flag(self._broker, leg["target"]) if leg["status"] == Status.SUCCESS else None,
@@ -106,25 +106,25 @@ class Gatherer:
         arch = known.get(asked) or known.get(leg["arch"])
         return arch.tube if arch else str(leg["arch"])
 
-    def _workers(self, tube: str, now: float) -> list[Seen] | None:
+    def _workers(self, tube: str, now: float) -> list[WorkerRecord] | None:
         """Those that watch a tube, who is free first, who is silent last; None where that cannot be known."""
         try:
-            known = [each for each in reading.workers(self._settings) if tube in each.presence.arches]
-        except NoPresences:
+            known = [each for each in reading.load_workers(self._settings) if tube in each.heartbeat.arches]
+        except WorkersUnavailable:
             return None
-        seen = connected(self._broker, known)
-        return sorted(seen, key=lambda each: (is_silent(each, now), each.presence.build is not None))
+        seen = drop_disconnected(self._broker, known)
+        return sorted(seen, key=lambda each: (is_silent(each, now), each.heartbeat.build is not None))
 
     def _before(
-        self, leg: Document, tube: str, workers: Iterable[Seen], now: float
+        self, leg: Document, tube: str, workers: Iterable[WorkerRecord], now: float
     ) -> tuple[list[Document], list[Document]]:
         if self._unfinished is None:
-            self._unfinished = self._history.unfinished()
-        shared = {name for seen in workers for name in seen.presence.arches}
-        return before(leg, self._unfinished, tube, shared, now)
+            self._unfinished = self._history.find_unfinished()
+        shared = {name for seen in workers for name in seen.heartbeat.arches}
+        return builds_ahead(leg, self._unfinished, tube, shared, now)
 
 
-def before(
+def builds_ahead(
     leg: Document, unfinished: Iterable[Document], tube: str, shared: Iterable[str], now: float
 ) -> tuple[list[Document], list[Document]]:
     """The builds that beanstalkd gives out before a leg's job: of its own tube, and of those its builders share.
@@ -132,7 +132,7 @@ def before(
     Of ready jobs the smallest priority goes first, and of equal ones the smallest number, over all tubes that a
     worker watches (beanstalkd's doc/protocol.txt, "reserve").
     """
-    mine, others = turn(leg), set(shared) - {tube}
+    mine, others = queue_order(leg), set(shared) - {tube}
     first = {
         (each["tube"], each["job"]): each  # legs that were put again together are one job
         for each in unfinished
@@ -140,6 +140,6 @@ def before(
         and each.get("job")
         and (each.get("due") or 0.0) <= now
         and each["build_id"] != leg["build_id"]
-        and turn(each) < mine
+        and queue_order(each) < mine
     }.values()
     return [each for each in first if each["tube"] == tube], [each for each in first if each["tube"] in others]

@@ -8,7 +8,7 @@ from typing import Any
 
 import attr
 
-from reimzul.admin.facts import Explanation, Facts, plain
+from reimzul.admin.facts import BuildFacts, Explanation, plain
 from reimzul.admin.under_way import building, built, ended
 from reimzul.admin.waiting import waiting
 from reimzul.admin.words import counted
@@ -18,7 +18,7 @@ from reimzul.core.message import Status
 _BEHIND = 20
 
 
-def explain(facts: Facts) -> Explanation:
+def explain(facts: BuildFacts) -> Explanation:
     """Why it is where it is."""
     status = facts.leg["status"]
     kind = {Status.QUEUED: waiting, Status.BUILDING: building, Status.SUCCESS: built}.get(status, ended)
@@ -27,18 +27,18 @@ def explain(facts: Facts) -> Explanation:
     return attr.evolve(told, sentences=[*told.sentences, *more])
 
 
-def _marked(facts: Facts) -> Iterator[str]:
+def _marked(facts: BuildFacts) -> Iterator[str]:
     over = facts.leg["status"] not in (Status.QUEUED, Status.BUILDING)
     if facts.cancel is not None and not over:
         yield f"It is to be cancelled: {facts.cancel.by or 'somebody'} wants it so."
 
 
-def _behind(facts: Facts) -> Iterator[str]:
+def _behind(facts: BuildFacts) -> Iterator[str]:
     if facts.untold > _BEHIND:
         yield f"The notifier has {counted(facts.untold, 'event')} still to tell: what is said here may be old."
 
 
-def as_object(told: Explanation, facts: Facts) -> dict[str, Any]:
+def explanation_to_dict(told: Explanation, facts: BuildFacts) -> dict[str, Any]:
     """The same for a program."""
     return {
         "build_id": facts.leg["build_id"],

@@ -9,7 +9,7 @@ from typing import Any
 
 import attr
 
-from reimzul.admin.tally import Talliers, Tally
+from reimzul.admin.tally import AttemptCounter, AttemptCounts
 from reimzul.admin.usual import duration, quantile
 from reimzul.core.message import Status
 from reimzul.history import Document
@@ -19,7 +19,7 @@ RESULTS = ("published", "built", "failed", "rejected", "cancelled", "override", 
 
 
 @attr.frozen(kw_only=True)
-class Times:
+class TimeStats:
     """How long something took, in seconds."""
 
     count: int
@@ -28,24 +28,24 @@ class Times:
     total: float
 
 
-def times(seconds: Iterable[float]) -> Times | None:
+def time_stats(seconds: Iterable[float]) -> TimeStats | None:
     """The figures of some spans; None of none."""
     ordered = sorted(seconds)
     if not ordered:
         return None
     median, p95 = quantile(ordered, 0.5), quantile(ordered, 0.95)
-    return Times(count=len(ordered), median=median, p95=p95, total=sum(ordered))
+    return TimeStats(count=len(ordered), median=median, p95=p95, total=sum(ordered))
 
 
 @attr.define
-class Group:
+class StatsGroup:
     """The builds that have something in common: an arch, a package, a builder."""
 
     results: Counter[str] = attr.field(factory=Counter)
     waits: list[float] = attr.field(factory=list)
     builds: list[float] = attr.field(factory=list)
 
-    def take(self, document: Document) -> None:
+    def add(self, document: Document) -> None:
         """Count one in."""
         self.results[result(document)] += 1
         waited, took = wait(document), duration(document)
@@ -55,46 +55,46 @@ class Group:
             self.builds.append(took)
 
     @property
-    def failed(self) -> int:
+    def failure_count(self) -> int:
         """How many came to nothing, though nobody wanted that."""
         return self.results["failed"] + self.results["rejected"]
 
-    def wire(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For a program."""
         return {
             "results": {name: self.results[name] for name in RESULTS if self.results[name]},
-            "wait": _plain(times(self.waits)),
-            "build": _plain(times(self.builds)),
+            "wait": _plain(time_stats(self.waits)),
+            "build": _plain(time_stats(self.builds)),
         }
 
 
 @attr.define
-class Figures:
+class BuildStats:
     """All of them."""
 
-    every: Group = attr.field(factory=Group)
-    arches: dict[str, Group] = attr.field(factory=dict)
-    packages: dict[str, Group] = attr.field(factory=dict)
-    builders: dict[str, Group] = attr.field(factory=dict)
+    every: StatsGroup = attr.field(factory=StatsGroup)
+    arches: dict[str, StatsGroup] = attr.field(factory=dict)
+    packages: dict[str, StatsGroup] = attr.field(factory=dict)
+    builders: dict[str, StatsGroup] = attr.field(factory=dict)
     causes: Counter[str] = attr.field(factory=Counter)
-    attempts: Mapping[str, Tally] = attr.field(factory=dict)
+    attempts: Mapping[str, AttemptCounts] = attr.field(factory=dict)
 
 
-def figures(documents: Iterable[Document]) -> Figures:
+def compute_stats(documents: Iterable[Document]) -> BuildStats:
     """The figures of builds; each leg counts as one."""
-    found, tallies = Figures(), Talliers()
+    found, tallies = BuildStats(), AttemptCounter()
     for document in documents:
         name = document.get("pkgname") or document["srpm"].rsplit("-", 2)[0]
-        groups = [found.every, found.arches.setdefault(document["arch"], Group())]
-        groups.append(found.packages.setdefault(name, Group()))
+        groups = [found.every, found.arches.setdefault(document["arch"], StatsGroup())]
+        groups.append(found.packages.setdefault(name, StatsGroup()))
         if document.get("builder_fqdn"):
-            groups.append(found.builders.setdefault(document["builder_fqdn"], Group()))
+            groups.append(found.builders.setdefault(document["builder_fqdn"], StatsGroup()))
         for group in groups:
-            group.take(document)
+            group.add(document)
         if result(document) in ("failed", "rejected"):
-            found.causes[cause(document)] += 1
-        tallies.take(document)
-    found.attempts = tallies.done()
+            found.causes[failure_cause(document)] += 1
+        tallies.add(document)
+    found.attempts = tallies.counts()
     return found
 
 
@@ -106,7 +106,7 @@ def result(document: Mapping[str, Any]) -> str:
     return "built" if status == Status.SUCCESS else status.lower()
 
 
-def cause(document: Mapping[str, Any]) -> str:
+def failure_cause(document: Mapping[str, Any]) -> str:
     """Why a leg came to nothing, without what is this one's alone: the part of its reason before a colon."""
     reason = str(document.get("reason") or "").partition(":")[0].strip()
     return reason or "no reason was given"
@@ -122,5 +122,5 @@ def wait(document: Mapping[str, Any]) -> float | None:
     return max(0.0, began - queued) if began and queued and not first.get("skew") else None
 
 
-def _plain(found: Times | None) -> dict[str, Any] | None:
+def _plain(found: TimeStats | None) -> dict[str, Any] | None:
     return None if found is None else attr.asdict(found)

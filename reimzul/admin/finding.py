@@ -25,7 +25,7 @@ _OFFERED, _NAMED = 50, 4
 
 
 @attr.frozen
-class Build:
+class BuildLegs:
     """All that the history has of one build: a document a leg, the arch's that was asked for first."""
 
     legs: Sequence[Document]
@@ -41,31 +41,31 @@ class Build:
         return self.legs[0]
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """How it is called where one build is told from another."""
         return f"{self.build_id[:8]} ({self.main['srpm']} for {self.main['target']})"
 
 
-def find(history: History, given: str) -> Build:
+def find_build(history: History, given: str) -> BuildLegs:
     """The one build whose id begins so. Raises `InputError` where there is none, or more than one."""
     word = given.lower()
     if not _ID.match(word):
         raise InputError(f"{validators.quoted(given)} is no build id, nor the beginning of one: up to 32 hex digits")
-    found = gathered(history.builds(BuildFilter(build_id=word), _READ))
+    found = group_by_build(history.find_builds(BuildFilter(build_id=word), _READ))
     if not found:
         raise InputError(f"no build's id begins with {word}; `reimzul builds` shows which there are")
     if len(found) > 1:
-        raise InputError(f"more than one build's id begins with {word}: {_some([build.words for build in found])}")
+        raise InputError(f"more than one build's id begins with {word}: {_some([build.label for build in found])}")
     return found[0]
 
 
-def find_all(history: History, given: Iterable[str]) -> list[Build]:
+def find_builds(history: History, given: Iterable[str]) -> list[BuildLegs]:
     """Each build once. Raises `InputError` with a line for each id that names none, or more than one."""
-    found: dict[str, Build] = {}
+    found: dict[str, BuildLegs] = {}
     faults = []
     for word in given:
         try:
-            build = find(history, word)
+            build = find_build(history, word)
             found[build.build_id] = build
         except InputError as error:
             faults.append(str(error))
@@ -74,13 +74,13 @@ def find_all(history: History, given: Iterable[str]) -> list[Build]:
     return list(found.values())
 
 
-def gathered(documents: Iterable[Document]) -> list[Build]:
+def group_by_build(documents: Iterable[Document]) -> list[BuildLegs]:
     """Documents as builds, in the order of the first of each; what has no id (the original's) is left out."""
     legs: dict[str, list[Document]] = {}
     for document in documents:
         if document.get("build_id"):
             legs.setdefault(document["build_id"], []).append(document)
-    return [Build(sorted(each, key=_main_first)) for each in legs.values()]
+    return [BuildLegs(sorted(each, key=_main_first)) for each in legs.values()]
 
 
 def _main_first(document: Mapping[str, Any]) -> tuple[bool, str]:
@@ -93,7 +93,7 @@ def _some(words: Sequence[str]) -> str:
     return ", ".join(words[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def ids(required: bool = True, many: bool = True) -> Callable[[Any], Any]:
+def build_ids_argument(required: bool = True, many: bool = True) -> Callable[[Any], Any]:
     """The argument of a command that takes build ids, with completion; it reaches the command as `given`."""
     name = "ID..." if many else "ID"
     return click.argument(
@@ -101,11 +101,11 @@ def ids(required: bool = True, many: bool = True) -> Callable[[Any], Any]:
         metavar=name if required else f"[{name}]",
         nargs=-1 if many else 1,
         required=required,
-        shell_complete=complete,
+        shell_complete=complete_build_id,
     )
 
 
-def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+def complete_build_id(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
     """The newest builds whose id begins so; nothing where the history cannot be read, and never a word of error."""
     from click.shell_completion import CompletionItem
 
@@ -113,7 +113,7 @@ def complete(context: click.Context, _: click.Parameter, incomplete: str) -> lis
 
     with contextlib.suppress(ReimzulError, OSError):
         config: Path | None = context.params.get("config")
-        with reading.history(load_file(config).history.url) as history:
-            found = gathered(history.builds(BuildFilter(build_id=incomplete.lower()), _OFFERED))
-        return [CompletionItem(build.build_id, help=build.words[9:]) for build in found]
+        with reading.reading_history(load_file(config).history.url) as history:
+            found = group_by_build(history.find_builds(BuildFilter(build_id=incomplete.lower()), _OFFERED))
+        return [CompletionItem(build.build_id, help=build.label[9:]) for build in found]
     return []

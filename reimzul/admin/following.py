@@ -8,9 +8,9 @@ from typing import Any, Optional
 
 import attr
 
-from reimzul.admin.facts import began
-from reimzul.admin.finding import Build
-from reimzul.admin.usual import Usual, duration
+from reimzul.admin.facts import attempt_start
+from reimzul.admin.finding import BuildLegs
+from reimzul.admin.usual import DurationStats, duration
 from reimzul.admin.words import counted, span
 from reimzul.core.arch import Arches
 from reimzul.core.errors import EXIT_FAILED
@@ -50,7 +50,7 @@ def unheard(build_id: str) -> Row:
     return Row(build_id=build_id, srpm="-", arch="-", target="-", state=UNHEARD, words=words, changed=(UNHEARD,))
 
 
-def row(leg: Document, now: float, ahead: int | None, hand: CurrentBuild | None, usual: Usual | None) -> Row:
+def row(leg: Document, now: float, ahead: int | None, hand: CurrentBuild | None, usual: DurationStats | None) -> Row:
     """A leg as it stands now. `ahead`: builds before it, where it waits; `hand`: what its worker says of it."""
     state, words = _state(leg, ahead, hand)
     mine = hand is not None and hand.arch == leg["arch"]
@@ -89,11 +89,11 @@ def _elapsed(leg: Document, state: str, now: float) -> float | None:
     if state == WAITS:
         return now - leg["queued_at"] if leg.get("queued_at") else None
     if state == BUILDS:
-        return float(now - began(leg)) if began(leg) else None
+        return float(now - attempt_start(leg)) if attempt_start(leg) else None
     return duration(leg)
 
 
-def expected(build: Build, known: Arches) -> set[str]:
+def expected(build: BuildLegs, known: Arches) -> set[str]:
     """The arches of the legs that the request of a build has, as far as that is known."""
     main = build.main
     legs = {leg["arch"] for leg in build.legs}
@@ -102,7 +102,7 @@ def expected(build: Build, known: Arches) -> set[str]:
     return legs | (set(known.legs_of(main["arch"], main.get("pkgname") or "")) - set(main.get("skipped") or {}))
 
 
-def is_over(build: Build, rows: Sequence[Row], known: Arches, *, gone: bool) -> bool:
+def is_over(build: BuildLegs, rows: Sequence[Row], known: Arches, *, gone: bool) -> bool:
     """Whether nothing more comes of a build; `gone`: its job is deleted, so no leg is begun any more."""
     return all(each.over for each in rows) and (gone or expected(build, known) <= {each.arch for each in rows})
 

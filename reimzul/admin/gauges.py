@@ -10,30 +10,30 @@ from typing import Optional
 import attr
 
 from reimzul.admin.facts import is_silent
-from reimzul.admin.figures import Figures, Group, times
+from reimzul.admin.figures import BuildStats, StatsGroup, time_stats
 from reimzul.admin.openmetrics import Gauge
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import WorkerState
-from reimzul.history import Document, Owed
-from reimzul.history.presence import Seen
+from reimzul.history import Document, PendingCount
+from reimzul.history.workers import WorkerRecord
 
 #: Packages that are told of by name.
 _PACKAGES = 50
 
 
 @attr.frozen(kw_only=True)
-class Sight:
+class MetricsInput:
     """What there is to be told; None of a part that did not answer."""
 
     now: float
     tubes: Optional[Sequence[TubeStats]] = None
-    workers: Optional[Sequence[Seen]] = None
-    day: Optional[Figures] = None  #: of the builds submitted in the last 24 hours
+    workers: Optional[Sequence[WorkerRecord]] = None
+    day: Optional[BuildStats] = None  #: of the builds submitted in the last 24 hours
     waiting: Sequence[Document] = ()
-    owed: Sequence[Owed] = ()
+    owed: Sequence[PendingCount] = ()
 
 
-def gauges(sight: Sight) -> Iterator[Gauge]:
+def build_gauges(sight: MetricsInput) -> Iterator[Gauge]:
     """All of them."""
     up = Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.")
     for name, part in (("beanstalkd", sight.tubes), ("workers", sight.workers), ("history", sight.day)):
@@ -49,7 +49,7 @@ def gauges(sight: Sight) -> Iterator[Gauge]:
     yield from _owed(sight)
 
 
-def _tubes(sight: Sight) -> Iterator[Gauge]:
+def _tubes(sight: MetricsInput) -> Iterator[Gauge]:
     jobs = Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.")
     watchers = Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.")
     oldest = Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", "seconds")
@@ -66,26 +66,26 @@ def _tubes(sight: Sight) -> Iterator[Gauge]:
     yield from (jobs, watchers, oldest)
 
 
-def _workers(sight: Sight) -> Iterator[Gauge]:
+def _workers(sight: MetricsInput) -> Iterator[Gauge]:
     states = Gauge("reimzul_workers", "Workers of a builder, by what they do; a silent one has not spoken for long.")
     load = Gauge("reimzul_builder_load", "A builder's load of the last minute, as it said last.")
     free = Gauge("reimzul_builder_free_bytes", "Room on the builder's disk that has least of it.", "bytes")
     counts: dict[str, Counter[str]] = {}
-    newest: dict[str, Seen] = {}
+    newest: dict[str, WorkerRecord] = {}
     for seen in sight.workers or ():
-        host = seen.presence.host
-        state = "silent" if is_silent(seen, sight.now) else seen.presence.state
+        host = seen.heartbeat.host
+        state = "silent" if is_silent(seen, sight.now) else seen.heartbeat.state
         counts.setdefault(host, Counter())[state] += 1
-        newest[host] = max(newest.get(host, seen), seen, key=lambda each: each.heard)
+        newest[host] = max(newest.get(host, seen), seen, key=lambda each: each.last_seen)
     for host in sorted(counts):
         for state in (*WorkerState.ALL, "silent"):
             states.set(counts[host][state], builder=host, state=state)
-        load.set(newest[host].presence.load, builder=host)
-        free.set(newest[host].presence.free_mib * 1024**2, builder=host)
+        load.set(newest[host].heartbeat.load, builder=host)
+        free.set(newest[host].heartbeat.free_mib * 1024**2, builder=host)
     yield from (states, load, free)
 
 
-def _day(day: Figures) -> Iterator[Gauge]:
+def _day(day: BuildStats) -> Iterator[Gauge]:
     builds = Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, a leg each, by what became of them.")
     causes = Gauge("reimzul_day_failures", "Of these, those that came to nothing, by cause.")
     attempts = Gauge("reimzul_day_attempts", "Attempts of a builder at them.")
@@ -108,22 +108,22 @@ def _day(day: Figures) -> Iterator[Gauge]:
         yield _quantiles(Gauge(f"reimzul_day_{infix}build_seconds", took, "seconds"), label, groups, "builds")
 
 
-def _most(day: Figures) -> Mapping[str, Group]:
+def _most(day: BuildStats) -> Mapping[str, StatsGroup]:
     """The packages that were built most often: each name is a time series of its own in who collects these."""
     ordered = sorted(day.packages.items(), key=lambda each: (-sum(each[1].results.values()), each[0]))
     return dict(ordered[:_PACKAGES])
 
 
-def _quantiles(gauge: Gauge, label: str, groups: Mapping[str, Group], name: str) -> Gauge:
+def _quantiles(gauge: Gauge, label: str, groups: Mapping[str, StatsGroup], name: str) -> Gauge:
     for each, group in sorted(groups.items()):
-        found = times(getattr(group, name))
+        found = time_stats(getattr(group, name))
         if found is not None:
             gauge.set(found.median, **{label: each}, quantile="0.5")
             gauge.set(found.p95, **{label: each}, quantile="0.95")
     return gauge
 
 
-def _owed(sight: Sight) -> Iterator[Gauge]:
+def _owed(sight: MetricsInput) -> Iterator[Gauge]:
     owed = Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to be told.")
     oldest = Gauge("reimzul_owed_oldest_seconds", "How long the oldest of these is owed.", "seconds")
     for each in sight.owed:

@@ -24,16 +24,16 @@ _LAST = 2**32
 
 
 @attr.frozen(kw_only=True)
-class Waiting:
+class QueuedJob:
     """The job of a build that waits."""
 
     job: int
     request: BuildRequest
     body: bytes
-    facts: JobFacts
+    stats: JobFacts
 
 
-def waiting(broker: Broker, leg: Document) -> Waiting | None:
+def find_job(broker: Broker, leg: Document) -> QueuedJob | None:
     """The job of a build, where the history knows it and beanstalkd still has it; whatever state it is in."""
     if not leg.get("job"):
         return None
@@ -42,12 +42,12 @@ def waiting(broker: Broker, leg: Document) -> Waiting | None:
         request = BuildRequest.decode(body)
         if request.build_id != leg["build_id"]:  # beanstalkd numbers anew when it loses its binlog
             return None
-        return Waiting(job=leg["job"], request=request, body=body, facts=broker.job_stats(leg["job"]))
+        return QueuedJob(job=leg["job"], request=request, body=body, stats=broker.job_stats(leg["job"]))
     except (ReservationLost, InvalidMessage):
         return None
 
 
-def turn(leg: Mapping[str, Any]) -> tuple[int, int]:
+def queue_order(leg: Mapping[str, Any]) -> tuple[int, int]:
     """What beanstalkd orders ready jobs by."""
     priority = leg.get("priority")
     return (priority if priority is not None else _LAST, leg.get("job") or 2**64)
@@ -57,11 +57,13 @@ def job_state(broker: Broker, leg: Document) -> str:
     """What beanstalkd says of a leg's job: one of its four states, `gone`; `unknown` where nobody knows its number."""
     if not leg.get("job"):
         return UNKNOWN
-    found = waiting(broker, leg)
-    return found.facts.state if found else GONE
+    found = find_job(broker, leg)
+    return found.stats.state if found else GONE
 
 
-def front(unfinished: Iterable[Document], tube: str) -> int:
+def lowest_priority(unfinished: Iterable[Document], tube: str) -> int:
     """The smallest priority of what waits in a tube, as the history knows it; a very large one where nothing does."""
-    waiting = [turn(each)[0] for each in unfinished if each["status"] == Status.QUEUED and each.get("tube") == tube]
+    waiting = [
+        queue_order(each)[0] for each in unfinished if each["status"] == Status.QUEUED and each.get("tube") == tube
+    ]
     return min(waiting, default=_LAST)

@@ -15,13 +15,13 @@ from typing import Any, Optional
 import attr
 
 from reimzul.admin import reading
-from reimzul.admin.finding import gathered
+from reimzul.admin.finding import group_by_build
 from reimzul.admin.paper import Paper
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import Status
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import BuildFilter, Document, HistoryAway
+from reimzul.history import BuildFilter, Document, HistoryUnavailable
 
 #: Bytes that are read at a time.
 _PIECE = 1 << 20
@@ -97,12 +97,12 @@ class Logs:
 
     def _leg(self) -> Document:
         """The leg, as the history has it now."""
-        with reading.history(self._url) as history:
-            legs = history.builds(BuildFilter(build_id=self._build_id), 50)
+        with reading.reading_history(self._url) as history:
+            legs = history.find_builds(BuildFilter(build_id=self._build_id), 50)
         found = [leg for leg in legs if leg["arch"] == self._arch]
         if self._arch and not found:
             raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg['arch'] for leg in legs)}")
-        return found[0] if found else gathered(legs)[0].main
+        return found[0] if found else group_by_build(legs)[0].main
 
     def _next(self, paper: Paper, leg: Document, after: int) -> Attempt | None:
         """The attempt after one, once somebody has begun it; None where the leg is over without another."""
@@ -125,7 +125,7 @@ class Logs:
         """The leg as the history has it now; as it was, where that does not answer."""
         try:
             return self._leg()
-        except HistoryAway:
+        except HistoryUnavailable:
             return before
 
     def _print_one(self, paper: Paper, attempt: Attempt, *, follow: bool) -> bool:
@@ -167,7 +167,7 @@ class Logs:
         """The same attempt as it is known now."""
         try:
             found = [each for each in attempts(self._leg(), self._urls) if each.token == attempt.token]
-        except HistoryAway:
+        except HistoryUnavailable:
             return attempt
         return found[0] if found else attempt
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import click
 
 from reimzul.admin import reading, since
-from reimzul.admin.figures import figures
-from reimzul.admin.gauges import Sight, gauges
-from reimzul.admin.openmetrics import text
+from reimzul.admin.figures import compute_stats
+from reimzul.admin.gauges import MetricsInput, build_gauges
+from reimzul.admin.openmetrics import format_openmetrics
 from reimzul.admin.tubes import all_there_are
 from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
-from reimzul.history.presence import NoPresences
+from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
+from reimzul.history.workers import WorkersUnavailable
 
 _DAY = 86400
 
@@ -44,7 +44,7 @@ def command(config: Path | None, verbose: bool, output: Path | None) -> int:
       reimzul metrics --output /var/lib/reimzul-metrics/reimzul.prom
     """
     sight, faults = look(load_settings(config, verbose))
-    said = text(gauges(sight))
+    said = format_openmetrics(build_gauges(sight))
     if output is None:
         click.echo(said, nl=False)
     else:
@@ -57,7 +57,7 @@ def command(config: Path | None, verbose: bool, output: Path | None) -> int:
     return EXIT_FAILED if faults else 0
 
 
-def look(settings: Settings) -> tuple[Sight, list[str]]:
+def look(settings: Settings) -> tuple[MetricsInput, list[str]]:
     """What there is to be told, and which part of it is missing, and why."""
     now, faults = time.time(), []
     tubes = workers = day = None
@@ -71,13 +71,13 @@ def look(settings: Settings) -> tuple[Sight, list[str]]:
     except BrokerUnavailable as error:
         faults.append(str(error))
     try:
-        workers = reading.workers(settings)
-    except NoPresences as error:
+        workers = reading.load_workers(settings)
+    except WorkersUnavailable as error:
         faults.append(str(error))
     try:
-        with reading.history(settings.history.url) as history:
-            day = figures(history.each(BuildFilter(since=since.timestamp(now - _DAY))))
-            waiting, owed = history.unfinished(), history.owed()
-    except (HistoryAway, NoHistory) as error:
+        with reading.reading_history(settings.history.url) as history:
+            day = compute_stats(history.iterate_builds(BuildFilter(since=since.timestamp(now - _DAY))))
+            waiting, owed = history.find_unfinished(), history.pending_counts()
+    except (HistoryUnavailable, NoHistory) as error:
         faults.append(str(error))
-    return Sight(now=now, tubes=tubes, workers=workers, day=day, waiting=waiting, owed=owed), faults
+    return MetricsInput(now=now, tubes=tubes, workers=workers, day=day, waiting=waiting, owed=owed), faults

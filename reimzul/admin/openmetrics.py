@@ -27,7 +27,7 @@ class Gauge:
         self.samples.append((labels, value))
 
 
-def text(gauges: Iterable[Gauge]) -> str:
+def format_openmetrics(gauges: Iterable[Gauge]) -> str:
     """All of them; a family without figures is left out."""
     lines = [line for gauge in gauges if gauge.samples for line in _lines(gauge)]
     return "".join(f"{line}\n" for line in (*lines, "# EOF"))

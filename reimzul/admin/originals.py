@@ -20,7 +20,7 @@ _NOT_BUILT = (Status.QUEUED, Status.CANCELLED)
 def builders(history: History, now: float | None = None) -> dict[str, Document]:
     """Builders whose last build was a worker's of the original, and that build. Raises `HistoryAway`."""
     begin = time.gmtime((time.time() if now is None else now) - DAYS * 86400)
-    return of(history.builds(BuildFilter(since=time.strftime(validators.TIMESTAMP_FORMAT, begin)), BUILDS))
+    return of(history.find_builds(BuildFilter(since=time.strftime(validators.TIMESTAMP_FORMAT, begin)), BUILDS))
 
 
 def of(documents: Iterable[Document]) -> dict[str, Document]:

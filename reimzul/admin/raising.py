@@ -15,7 +15,7 @@ import attr
 import click
 
 from reimzul.admin import finding, jobs, reading
-from reimzul.admin.finding import Build
+from reimzul.admin.finding import BuildLegs
 from reimzul.admin.table import show_json
 from reimzul.core import control
 from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube
@@ -40,7 +40,7 @@ class Raised:
 
 
 @click.command("raise", epilog=EXIT_CODES)
-@finding.ids()
+@finding.build_ids_argument()
 @click.option("--json", "as_json", is_flag=True, help="A list of what became of each. docs/json.md has its keys.")
 @shared_options
 def command(config: Path | None, verbose: bool, given: tuple[str, ...], as_json: bool) -> int:
@@ -54,9 +54,9 @@ def command(config: Path | None, verbose: bool, given: tuple[str, ...], as_json:
       reimzul raise 72b893f8 4a1eee11 --json
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        builds = finding.find_all(history, given)
-        unfinished = history.unfinished()
+    with reading.reading_history(settings.history.url) as history:
+        builds = finding.find_builds(history, given)
+        unfinished = history.find_unfinished()
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         fronts: dict[str, int] = {}
         raised = [_raise(broker, build, unfinished, fronts) for build in builds]
@@ -64,29 +64,29 @@ def command(config: Path | None, verbose: bool, given: tuple[str, ...], as_json:
         show_json([attr.asdict(each) for each in raised])
     else:
         for build, each in zip(builds, raised):
-            click.echo(f"{build.words}: {each.words}", err=not each.done)
+            click.echo(f"{build.label}: {each.words}", err=not each.done)
     return 0 if all(each.done for each in raised) else EXIT_FAILED
 
 
-def _raise(broker: Broker, build: Build, unfinished: list[Document], fronts: dict[str, int]) -> Raised:
+def _raise(broker: Broker, build: BuildLegs, unfinished: list[Document], fronts: dict[str, int]) -> Raised:
     leg = build.main
-    found = jobs.waiting(broker, leg) if leg["status"] in (Status.QUEUED, Status.BUILDING) else None
-    if found is None or found.facts.state not in ("ready", "delayed"):
+    found = jobs.find_job(broker, leg) if leg["status"] in (Status.QUEUED, Status.BUILDING) else None
+    if found is None or found.stats.state not in ("ready", "delayed"):
         return Raised(build_id=build.build_id, done=False, words=_why_not(leg, found))
-    tube = found.facts.tube
-    known = jobs.front((each for each in unfinished if each["build_id"] != build.build_id), tube)
+    tube = found.stats.tube
+    known = jobs.lowest_priority((each for each in unfinished if each["build_id"] != build.build_id), tube)
     front = min(fronts.get(tube, PRIORITY_NOW), known, PRIORITY_NOW)
-    if found.facts.state == "ready" and found.facts.priority < front:
+    if found.stats.state == "ready" and found.stats.priority < front:
         return Raised(
             build_id=build.build_id, done=True, words="it is the first already", job=found.job,
-            priority=found.facts.priority,
+            priority=found.stats.priority,
         )  # fmt: skip
     fronts[tube] = max(0, front - 1)
     return put_first(broker, leg, found, fronts[tube])
 
 
-def _why_not(leg: Document, found: jobs.Waiting | None) -> str:
-    if found and found.facts.state == "reserved":
+def _why_not(leg: Document, found: jobs.QueuedJob | None) -> str:
+    if found and found.stats.state == "reserved":
         return f"a worker has it already{': ' + leg['builder_fqdn'] if leg.get('builder_fqdn') else ''}"
     if found is not None:
         return f"its job {found.job} was refused and put aside: `reimzul kick {found.job}` has it tried again"
@@ -95,13 +95,13 @@ def _why_not(leg: Document, found: jobs.Waiting | None) -> str:
     return f"it does not wait any more: {leg['status']}"
 
 
-def put_first(broker: Broker, leg: Document, found: jobs.Waiting, priority: int) -> Raised:
+def put_first(broker: Broker, leg: Document, found: jobs.QueuedJob, priority: int) -> Raised:
     """Put a job anew with a priority, and delete the old one; where a worker takes that meanwhile, the new one goes."""
-    tube, request = found.facts.tube, found.request
+    tube, request = found.stats.tube, found.request
     about = {"pkgname": leg.get("pkgname") or "", "evr": leg.get("evr") or ""}
     queued = [event_for(request, Status.QUEUED, arch=arch, **about) for arch in request.announced_arches]
     job, forbidden = control.requeue_unless_cancelled(
-        broker, arch_tube(tube), request, priority=priority, delay=_BY_ITSELF, ttr=found.facts.ttr
+        broker, arch_tube(tube), request, priority=priority, delay=_BY_ITSELF, ttr=found.stats.ttr
     )
     if forbidden:
         return Raised(build_id=request.build_id, done=False, words="it is being cancelled")

@@ -11,11 +11,11 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.config import Settings
 from reimzul.core.submitters import SeenWorker, all_take_any, is_plain
 from reimzul.history import History, open_history
-from reimzul.history.presence import NoPresences, Presences, Seen
+from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
 
 
 @contextlib.contextmanager
-def history(url: str) -> Iterator[History]:
+def reading_history(url: str) -> Iterator[History]:
     """The history at a URL. Raises `NoHistory`, `HistoryAway` and `ConfigError`."""
     opened = open_history(url, reading=True)
     try:
@@ -24,18 +24,18 @@ def history(url: str) -> Iterator[History]:
         opened.close()
 
 
-def workers(settings: Settings) -> list[Seen]:
+def load_workers(settings: Settings) -> list[WorkerRecord]:
     """The latest word of each worker, of those too whose connection has ended. Raises `NoPresences`."""
-    return Presences(settings.notifier.presence).all()
+    return WorkerStore(settings.notifier.presence).load_all()
 
 
-def name_for_workers(broker: Broker, name: str, settings: Settings) -> str:
+def submitter_for_workers(broker: Broker, name: str, settings: Settings) -> str:
     """A submitter's name, or one in the old characters where a worker may not take it."""
     if is_plain(name):
         return name
     try:
-        said = [each.presence for each in workers(settings)]
-    except NoPresences:
+        said = [each.heartbeat for each in load_workers(settings)]
+    except WorkersUnavailable:
         return validators.restrict_submitter(name)
     known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in said]
     taken = not settings.farm.original_workers and all_take_any(broker, known)

@@ -17,7 +17,7 @@ from reimzul.core.errors import InputError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
 
 #: Bytes; a repomd.xml has some 3 kB.
 _LIMIT = 1 << 20
@@ -122,10 +122,10 @@ def _ask(settings: Settings, target: str, *, now: bool, force: bool, as_json: bo
 def _is_known(settings: Settings, target: str) -> bool:
     """Whether something was built for a target, or the store has its repodata; a store that is away counts as yes."""
     try:
-        with reading.history(settings.history.url) as history:
-            if history.builds(BuildFilter(target=target), 1):
+        with reading.reading_history(settings.history.url) as history:
+            if history.find_builds(BuildFilter(target=target), 1):
                 return True
-    except (NoHistory, HistoryAway):
+    except (NoHistory, HistoryUnavailable):
         pass
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     try:

@@ -14,7 +14,7 @@ import click
 
 from reimzul.admin import finding, reading
 from reimzul.admin.asking import agreed
-from reimzul.admin.finding import Build
+from reimzul.admin.finding import BuildLegs
 from reimzul.admin.table import show_json
 from reimzul.core import validators
 from reimzul.core.arch import Arches, read_arches
@@ -47,7 +47,7 @@ class Retried:
 
 
 @click.command("retry", epilog=EXIT_CODES)
-@finding.ids()
+@finding.build_ids_argument()
 @click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
 @click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
 @click.option("--yes", is_flag=True, help="Do not ask whether to replace what is published. Needed without a terminal.")
@@ -68,16 +68,16 @@ def command(
       reimzul retry 72b893f8 --failed --now
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        builds = finding.find_all(history, given)
+    with reading.reading_history(settings.history.url) as history:
+        builds = finding.find_builds(history, given)
     known = read_arches(settings.farm.arches)
     who = current_user()
     asked = requests(settings, builds, known, who, failed=failed)
-    published = [build.words for build, request in asked if is_listed(build, request)]
+    published = [build.label for build, request in asked if is_listed(build, request)]
     if published:
         agreed(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        name = reading.name_for_workers(broker, who, settings)
+        name = reading.submitter_for_workers(broker, who, settings)
         asked = [(build, attr.evolve(request, submitter=name)) for build, request in asked]
         done, fault = _queue_all(broker, asked, known, PRIORITY_NOW if now else PRIORITY)
     if as_json:
@@ -92,8 +92,8 @@ def command(
 
 
 def requests(
-    settings: Settings, builds: Sequence[Build], known: Arches, who: str, *, failed: bool
-) -> list[tuple[Build, BuildRequest]]:
+    settings: Settings, builds: Sequence[BuildLegs], known: Arches, who: str, *, failed: bool
+) -> list[tuple[BuildLegs, BuildRequest]]:
     """What is to be submitted. Raises `InputError` with a line for each build that cannot be submitted again."""
     asked, faults = [], []
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
@@ -106,36 +106,36 @@ def requests(
             is_rebuild = is_listed(build, request) or (before is not None and before.rebuild)
             asked.append((build, attr.evolve(request, rebuild=is_rebuild)))
         except InputError as error:
-            faults.append(f"{build.words}: {error}")
+            faults.append(f"{build.label}: {error}")
     if faults:
         raise InputError("\n".join(faults))
     return asked
 
 
-def is_listed(build: Build, request: BuildRequest) -> bool:
+def is_listed(build: BuildLegs, request: BuildRequest) -> bool:
     """Whether a leg that a request builds again is published, or about to be."""
     legs = [leg for leg in build.legs if leg["arch"] in (request.legs or _arches(build))]
     return not build.main["scratch"] and any(leg["status"] == Status.SUCCESS or leg.get("published") for leg in legs)
 
 
-def _all_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
+def _all_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that were asked for; none where it was not said which."""
     if before is not None:  # a retry of one leg may have been of the arch that all are asked for by
         return before.legs
     return () if _asked(build) in _arches(build) else _arches(build)
 
 
-def _arches(build: Build) -> tuple[str, ...]:
+def _arches(build: BuildLegs) -> tuple[str, ...]:
     return tuple(leg["arch"] for leg in build.legs)
 
 
-def _asked(build: Build) -> str:
+def _asked(build: BuildLegs) -> str:
     """The arch of the build's request, which its target ends with."""
     main = build.main
     return str(main["arch"]) if main["target"].endswith(f".{main['arch']}") else main["target"].rpartition(".")[2]
 
 
-def _lost_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
+def _lost_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that came to nothing; none where that is all there are."""
     lost = [leg["arch"] for leg in build.legs if leg["status"] in _LOST]
     if not lost:
@@ -144,7 +144,7 @@ def _lost_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
     return _all_legs(build, before) if len(lost) == len(build.legs) else tuple(lost)
 
 
-def _checked(incoming: Path, build: Build, before: BuildRequest | None) -> str:
+def _checked(incoming: Path, build: BuildLegs, before: BuildRequest | None) -> str:
     """The sha256 of its source rpm, which has to be what was built before."""
     path = incoming / build.main["srpm"]
     try:
@@ -159,7 +159,7 @@ def _checked(incoming: Path, build: Build, before: BuildRequest | None) -> str:
     return sha256
 
 
-def _before(build: Build, urls: StoreUrls) -> BuildRequest | None:
+def _before(build: BuildLegs, urls: StoreUrls) -> BuildRequest | None:
     """The request that the build was, where a leg of it got as far as the store and that answers."""
     with HttpSession(timeout=5) as site:
         for leg in build.legs:
@@ -173,7 +173,7 @@ def _before(build: Build, urls: StoreUrls) -> BuildRequest | None:
     return None
 
 
-def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Arches) -> BuildRequest:
+def _request(build: BuildLegs, legs: Sequence[str], sha256: str, who: str, known: Arches) -> BuildRequest:
     main, arch = build.main, _asked(build)
     if arch not in known.known:
         raise InputError(f"arch {validators.quoted(arch)} is not known any more")
@@ -193,7 +193,7 @@ def _request(build: Build, legs: Sequence[str], sha256: str, who: str, known: Ar
 
 
 def _queue_all(
-    broker: Broker, asked: Sequence[tuple[Build, BuildRequest]], known: Arches, priority: int
+    broker: Broker, asked: Sequence[tuple[BuildLegs, BuildRequest]], known: Arches, priority: int
 ) -> tuple[list[Retried], str]:
     """Put each; the first fault ends it, and is said beside what was queued before."""
     done: list[Retried] = []
@@ -203,11 +203,11 @@ def _queue_all(
         except ReimzulError as error:
             if not done:
                 raise
-            return done, f"not queued: {', '.join(each.words for each, _ in asked[len(done) :])}: {error}"
+            return done, f"not queued: {', '.join(each.label for each, _ in asked[len(done) :])}: {error}"
     return done, ""
 
 
-def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, priority: int) -> Retried:
+def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, priority: int) -> Retried:
     job = broker.put(arch_tube(tube), request, priority=priority)
     try:
         _announce(broker, build, request, {"tube": tube, "job": job, "priority": priority})
@@ -224,7 +224,7 @@ def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, prior
     )
 
 
-def _announce(broker: Broker, build: Build, request: BuildRequest, where: Mapping[str, Any]) -> None:
+def _announce(broker: Broker, build: BuildLegs, request: BuildRequest, where: Mapping[str, Any]) -> None:
     about = {"pkgname": build.main.get("pkgname") or "", "evr": build.main.get("evr") or ""}
     reason = f"job {where['job']} of tube {where['tube']}; it repeats build {build.build_id}"
     at = round(time.time(), 3)

@@ -10,7 +10,7 @@ from typing import Any, Union
 import click
 
 from reimzul.admin import finding, reading
-from reimzul.admin.finding import Build
+from reimzul.admin.finding import BuildLegs
 from reimzul.admin.table import show_json, when
 from reimzul.admin.usual import duration
 from reimzul.admin.words import size, skewed, span
@@ -32,7 +32,7 @@ _WIDE = 12
 
 
 @click.command("show", epilog=EXIT_CODES)
-@finding.ids(many=False)
+@finding.build_ids_argument(many=False)
 @click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
 @shared_options
 def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
@@ -47,10 +47,10 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
       reimzul show 72b893f8 --json
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        build = finding.find(history, given)
+    with reading.reading_history(settings.history.url) as history:
+        build = finding.find_build(history, given)
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    told = manifests(urls, build)
+    told = fetch_manifests(urls, build)
     if as_json:
         show_json(as_object(build, told))
     else:
@@ -58,7 +58,7 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
             click.echo(line)
 
 
-def manifests(urls: StoreUrls, build: Build) -> dict[str, Told]:
+def fetch_manifests(urls: StoreUrls, build: BuildLegs) -> dict[str, Told]:
     """The manifest of each leg, by arch, or the words why there is none."""
     told: dict[str, Told] = {}
     with HttpSession(timeout=5) as site:
@@ -84,7 +84,7 @@ def _where(urls: StoreUrls, leg: Document) -> Iterator[str]:
         yield urls.attempt(leg["build_id"], leg["arch"], leg["attempt"]) + MANIFEST
 
 
-def as_object(build: Build, told: Mapping[str, Told]) -> dict[str, Any]:
+def as_object(build: BuildLegs, told: Mapping[str, Told]) -> dict[str, Any]:
     """The same for a program: the history's documents, each with its manifest."""
     legs = []
     for leg in build.legs:
@@ -101,7 +101,7 @@ def as_object(build: Build, told: Mapping[str, Told]) -> dict[str, Any]:
     return {"build_id": build.build_id, "legs": legs}
 
 
-def as_lines(build: Build, told: Mapping[str, Told]) -> Iterator[str]:
+def as_lines(build: BuildLegs, told: Mapping[str, Told]) -> Iterator[str]:
     """The same for a person."""
     main = build.main
     yield f"build {build.build_id}"

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from reimzul.admin import reading, since
-from reimzul.admin.figures import RESULTS, Figures, Group, figures, times
+from reimzul.admin.figures import RESULTS, BuildStats, StatsGroup, compute_stats, time_stats
 from reimzul.admin.table import show, show_json, when
-from reimzul.admin.tally import Tally
+from reimzul.admin.tally import AttemptCounts
 from reimzul.admin.words import span
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.history import BuildFilter
@@ -50,15 +50,15 @@ def command(config: Path | None, verbose: bool, begin: float, target: str | None
       reimzul stats --since 2026-11-01 --json
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        found = figures(history.each(BuildFilter(since=since.timestamp(begin), target=target)))
+    with reading.reading_history(settings.history.url) as history:
+        found = compute_stats(history.iterate_builds(BuildFilter(since=since.timestamp(begin), target=target)))
     if as_json:
         show_json(as_object(found, begin))
     else:
         _show(found, begin, top)
 
 
-def _show(found: Figures, begin: float, top: int) -> None:
+def _show(found: BuildStats, begin: float, top: int) -> None:
     """Tables; in a pipe lines that begin with what they are about."""
     terminal = sys.stdout.isatty()
     if terminal:
@@ -71,7 +71,7 @@ def _show(found: Figures, begin: float, top: int) -> None:
             show(heads, [[name, *row] for row in rows])
 
 
-def sections(found: Figures, top: int) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+def sections(found: BuildStats, top: int) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
     """What is shown: its name in a pipe, the heads of its columns on a terminal, and its rows."""
     results = [[name, str(found.every.results[name])] for name in RESULTS if found.every.results[name]]
     yield "result", ("RESULT", "BUILDS"), results
@@ -84,41 +84,41 @@ def sections(found: Figures, top: int) -> Iterator[tuple[str, Sequence[str], lis
     yield "builder", ("BUILDER", *_HEADS, "FAULTS"), _builders(found)
 
 
-def _rows(groups: Mapping[str, Group]) -> list[list[str]]:
+def _rows(groups: Mapping[str, StatsGroup]) -> list[list[str]]:
     return [[name, *_cells(group)] for name, group in groups.items()]
 
 
-def _builders(found: Figures) -> list[list[str]]:
+def _builders(found: BuildStats) -> list[list[str]]:
     rows = []
     for name in sorted({*found.builders, *found.attempts}):
-        tally = found.attempts.get(name, Tally())
-        rows.append([name, *_cells(found.builders.get(name, Group())), f"{tally.faults} of {tally.attempts}"])
+        tally = found.attempts.get(name, AttemptCounts())
+        rows.append([name, *_cells(found.builders.get(name, StatsGroup())), f"{tally.faults} of {tally.attempts}"])
     return rows
 
 
-def _cells(group: Group) -> list[str]:
-    waited, took = times(group.waits), times(group.builds)
+def _cells(group: StatsGroup) -> list[str]:
+    waited, took = time_stats(group.waits), time_stats(group.builds)
     return [
         str(sum(group.results.values())),
-        str(group.failed),
+        str(group.failure_count),
         *([span(waited.median), span(waited.p95)] if waited else ["-", "-"]),
         *([span(took.median), span(took.p95), span(took.total)] if took else ["-", "-", "-"]),
     ]
 
 
-def as_object(found: Figures, begin: float) -> dict[str, Any]:
+def as_object(found: BuildStats, begin: float) -> dict[str, Any]:
     """The same for a program."""
     builders = {}
     for name in sorted({*found.builders, *found.attempts}):
-        tally = found.attempts.get(name, Tally())
-        own = found.builders.get(name, Group()).wire()
+        tally = found.attempts.get(name, AttemptCounts())
+        own = found.builders.get(name, StatsGroup()).to_dict()
         builders[name] = {**own, "attempts": tally.attempts, "faults": tally.faults}
     return {
         "since": begin,
         "until": time.time(),
-        **found.every.wire(),
+        **found.every.to_dict(),
         "causes": dict(found.causes),
-        "arches": {name: group.wire() for name, group in found.arches.items()},
-        "packages": {name: group.wire() for name, group in found.packages.items()},
+        "arches": {name: group.to_dict() for name, group in found.arches.items()},
+        "packages": {name: group.to_dict() for name, group in found.packages.items()},
         "builders": builders,
     }

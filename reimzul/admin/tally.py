@@ -13,7 +13,7 @@ from reimzul.history import Document
 
 
 @attr.define
-class Tally:
+class AttemptCounts:
     """The attempts of one builder."""
 
     attempts: int = 0  #: that came to something
@@ -26,14 +26,14 @@ class Tally:
         return self.faults / self.attempts if self.attempts else 0.0
 
 
-class Talliers:
+class AttemptCounter:
     """Counts, document by document; an attempt at several legs counts once, and as a fault if any of them was."""
 
     def __init__(self) -> None:
         self._faulty: dict[tuple[str, str, str], bool] = {}
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, AttemptCounts] = {}
 
-    def take(self, document: Document) -> None:
+    def add(self, document: Document) -> None:
         """Count the attempts at a leg in."""
         for attempt in document.get("attempts") or ():
             if attempt["status"] in (Status.QUEUED, Status.BUILDING):
@@ -41,11 +41,11 @@ class Talliers:
             builder = attempt["builder_fqdn"]
             key = (builder, document.get("build_id") or "", attempt["attempt"])
             self._faulty[key] = self._faulty.get(key, False) or attempt["status"] == Status.UNFIT
-            tally = self._tallies.setdefault(builder, Tally())
+            tally = self._tallies.setdefault(builder, AttemptCounts())
             if not tally.last or ended(attempt) >= ended(tally.last):
                 tally.last = {**attempt, "srpm": document["srpm"], "arch": document["arch"]}
 
-    def done(self) -> dict[str, Tally]:
+    def counts(self) -> dict[str, AttemptCounts]:
         """What each builder's attempts came to."""
         for (builder, _, _), fault in self._faulty.items():
             self._tallies[builder].attempts += 1
@@ -54,12 +54,12 @@ class Talliers:
         return self._tallies
 
 
-def by_builder(documents: Iterable[Document]) -> dict[str, Tally]:
+def count_by_builder(documents: Iterable[Document]) -> dict[str, AttemptCounts]:
     """The attempts of each builder."""
-    tallies = Talliers()
+    tallies = AttemptCounter()
     for document in documents:
-        tallies.take(document)
-    return tallies.done()
+        tallies.add(document)
+    return tallies.counts()
 
 
 def ended(attempt: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ from reimzul.admin.table import show_json
 from reimzul.core import validators
 from reimzul.core.config import Settings, load_file
 from reimzul.core.errors import InputError, ReimzulError
-from reimzul.history.presence import NoPresences, Seen
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable
 
 
 @attr.frozen(kw_only=True)
@@ -31,7 +31,7 @@ class Told:
 def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """The builders that are there and begin so; nothing where they cannot be known."""
     with contextlib.suppress(ReimzulError, OSError):
-        hosts = {seen.presence.host for seen in reading.workers(load_file(context.params.get("config")))}
+        hosts = {seen.heartbeat.host for seen in reading.load_workers(load_file(context.params.get("config")))}
         return sorted(host for host in hosts if host.startswith(incomplete))
     return []
 
@@ -40,22 +40,22 @@ BUILDER = click.argument("name", metavar="BUILDER", shell_complete=_complete)
 JSON = click.option("--json", "as_json", is_flag=True, help="An object. docs/json.md has its keys.")
 
 
-def known(settings: Settings, name: str, force: bool) -> tuple[str, list[Seen]]:
+def known(settings: Settings, name: str, force: bool) -> tuple[str, list[WorkerRecord]]:
     """A builder's whole name, and its workers. Raises `InputError` for one that nobody has heard of."""
     try:
         validators.host(name)
     except ValueError as error:
         raise InputError(str(error)) from None
     try:
-        seen = reading.workers(settings)
-    except NoPresences as error:
+        seen = reading.load_workers(settings)
+    except WorkersUnavailable as error:
         if force:
             return name, []
         raise InputError(f"{error}; --force takes the name as it is") from None
-    hosts = sorted({each.presence.host for each in seen})
+    hosts = sorted({each.heartbeat.host for each in seen})
     whole = [host for host in hosts if host == name] or [host for host in hosts if host.split(".")[0] == name]
     if len(whole) == 1:
-        return whole[0], [each for each in seen if each.presence.host == whole[0]]
+        return whole[0], [each for each in seen if each.heartbeat.host == whole[0]]
     if force:
         return name, []
     if whole:

@@ -5,53 +5,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reimzul.admin.facts import GONE, Explanation, Facts, at_it, began, failures, is_silent, usually
+from reimzul.admin.facts import (
+    GONE,
+    BuildFacts,
+    Explanation,
+    attempt_start,
+    describe_failed_attempts,
+    is_silent,
+    typical_duration_text,
+    worker_building,
+)
 from reimzul.admin.table import when
-from reimzul.admin.usual import ends
-from reimzul.admin.waiting import lost, who
+from reimzul.admin.usual import estimate_end
+from reimzul.admin.waiting import describe_workers, explain_missing_job
 from reimzul.admin.words import counted, span
 from reimzul.core.message import Status
-from reimzul.history.presence import Seen
+from reimzul.history.workers import WorkerRecord
 
 
-def building(facts: Facts) -> Explanation:
+def building(facts: BuildFacts) -> Explanation:
     """Who builds it, at what, and how long it is likely to take still."""
     leg = facts.leg
-    seen = at_it(facts, leg["builder_fqdn"]) if leg["builder_fqdn"] else None
+    seen = worker_building(facts, leg["builder_fqdn"]) if leg["builder_fqdn"] else None
     if facts.job == "buried" or (facts.job == GONE and (seen is None or is_silent(seen, facts.now))):
-        return lost(facts)
-    words = [*failures(facts), *_builder(facts, seen)]
+        return explain_missing_job(facts)
+    words = [*describe_failed_attempts(facts), *_builder(facts, seen)]
     if facts.job in ("ready", "delayed"):
         tube = facts.tube.name
         gone = f"Its job is in tube {tube} again: that worker, or its link, is gone; the next begins anew."
         words.append(gone)
-        return Explanation(state="given back", sentences=[*words, *who(facts)])
-    begun = began(leg)
+        return Explanation(state="given back", sentences=[*words, *describe_workers(facts)])
+    begun = attempt_start(leg)
     spent = facts.now - begun if begun else 0.0
-    takes = facts.own or facts.arch.of("")
+    takes = facts.own or facts.arch.stats_for("")
     if takes is None:
         return Explanation(state="building", sentences=[*words, "Nothing was built on that arch before."])
-    end = ends(takes, spent)
+    end = estimate_end(takes, spent)
     late = "It takes longer than nine in ten did." if spent >= takes.high else ""
     until = late or f"So about {span(end.likely)} are left, at most {span(end.high)} nine times in ten."
-    return Explanation(state="building", sentences=[*words, f"{usually(facts)} {until}"], end=end)
+    return Explanation(state="building", sentences=[*words, f"{typical_duration_text(facts)} {until}"], end=end)
 
 
-def _builder(facts: Facts, seen: Seen | None) -> Iterator[str]:
+def _builder(facts: BuildFacts, seen: WorkerRecord | None) -> Iterator[str]:
     leg = facts.leg
-    since = f" for {span(facts.now - began(leg))} now" if began(leg) else ""
+    since = f" for {span(facts.now - attempt_start(leg))} now" if attempt_start(leg) else ""
     yield f"{leg['builder_fqdn'] or 'A worker'} builds it{since} (attempt {leg['attempt'] or '-'})."
-    if seen is None or seen.presence.build is None:
+    if seen is None or seen.heartbeat.build is None:
         return
     if is_silent(seen, facts.now):
-        yield f"That worker has said nothing for {span(facts.now - seen.heard)}."
+        yield f"That worker has said nothing for {span(facts.now - seen.last_seen)}."
         yield "When its link is found dead, which takes half a minute, its job is given to another."
-    elif seen.presence.build.phase and seen.presence.build.arch == leg["arch"]:
-        build = seen.presence.build
-        yield f"It is at {build.phase}, for {span(seen.since(build.since, facts.now))}."
+    elif seen.heartbeat.build.phase and seen.heartbeat.build.arch == leg["arch"]:
+        build = seen.heartbeat.build
+        yield f"It is at {build.phase}, for {span(seen.seconds_since(build.since, facts.now))}."
 
 
-def built(facts: Facts) -> Explanation:
+def built(facts: BuildFacts) -> Explanation:
     """Whether it is published, and what that waits for."""
     leg = facts.leg
     if leg.get("published"):
@@ -66,7 +75,7 @@ def built(facts: Facts) -> Explanation:
     return Explanation(state="built", sentences=list(_unpublished(facts)))
 
 
-def _unpublished(facts: Facts) -> Iterator[str]:
+def _unpublished(facts: BuildFacts) -> Iterator[str]:
     finished = facts.leg.get("finished") if not facts.leg.get("skew") else 0.0
     since = f" {span(facts.now - finished)} ago" if finished else ""
     yield f"It was built{since} and uploaded, and is not published yet."
@@ -89,11 +98,11 @@ def _unpublished(facts: Facts) -> Iterator[str]:
         yield f"{counted(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
 
 
-def ended(facts: Facts) -> Explanation:
+def ended(facts: BuildFacts) -> Explanation:
     """How it ended, and what a person can do."""
     leg = facts.leg
     status: str = leg["status"]
-    words = [*failures(facts)]
+    words = [*describe_failed_attempts(facts)]
     if status == Status.OVERRIDE:
         return Explanation(state="override", sentences=[*words, f"A person has decided it: {leg['comment'] or '-'}"])
     rejected = status == Status.REJECTED  # by the store, whichever builder had built it

@@ -15,7 +15,7 @@ from typing import Any
 import attr
 
 #: Past builds of one package, and of one arch, that are looked at.
-OF_PACKAGE, OF_ARCH = 20, 300
+PACKAGE_SAMPLE, ARCH_SAMPLE = 20, 300
 
 
 #: Of fewer builds than this the spread says nothing: then anything from half to twice as long is taken for likely.
@@ -25,7 +25,7 @@ _TENTH = 1.28
 
 
 @attr.frozen(kw_only=True)
-class Usual:
+class DurationStats:
     """How long something took, in seconds."""
 
     low: float  #: one in ten was shorter
@@ -48,7 +48,7 @@ def quantile(ordered: Sequence[float], part: float) -> float:
     return below + (above - below) * (where - math.floor(where))
 
 
-def usual(durations: Iterable[float], *, own: bool = True) -> Usual | None:
+def duration_stats(durations: Iterable[float], *, own: bool = True) -> DurationStats | None:
     """The figures of some durations; None of none."""
     ordered = sorted(durations)
     if not ordered:
@@ -57,7 +57,7 @@ def usual(durations: Iterable[float], *, own: bool = True) -> Usual | None:
     if len(ordered) < _FEW:
         low, high = median / 2, median * 2
     mean = sum(ordered) / len(ordered)
-    return Usual(low=low, median=median, high=high, mean=mean, count=len(ordered), own=own)
+    return DurationStats(low=low, median=median, high=high, mean=mean, count=len(ordered), own=own)
 
 
 def duration(document: Mapping[str, Any]) -> float | None:
@@ -73,7 +73,7 @@ def durations(documents: Iterable[Mapping[str, Any]]) -> list[float]:
     return [took for document in documents if (took := duration(document)) is not None]
 
 
-class Arch:
+class ArchStats:
     """The builds of an arch, package by package."""
 
     def __init__(self, documents: Iterable[Mapping[str, Any]]) -> None:
@@ -82,13 +82,13 @@ class Arch:
             took = duration(document)
             if took is not None:
                 self._packages.setdefault(document.get("pkgname") or "", []).append(took)
-        self._all = usual((took for each in self._packages.values() for took in each), own=False)
-        self._known: dict[str, Usual | None] = {}
+        self._all = duration_stats((took for each in self._packages.values() for took in each), own=False)
+        self._known: dict[str, DurationStats | None] = {}
 
-    def of(self, package: str) -> Usual | None:
+    def stats_for(self, package: str) -> DurationStats | None:
         """A package's figures, else the arch's; None where the arch has built nothing yet."""
         if package not in self._known:
-            self._known[package] = usual(self._packages.get(package, ())) or self._all
+            self._known[package] = duration_stats(self._packages.get(package, ())) or self._all
         return self._known[package]
 
 
@@ -101,7 +101,7 @@ class Forecast:
     high: float
 
 
-def starts(ahead: Sequence[Usual | None], free_in: Sequence[Usual]) -> Forecast | None:
+def estimate_start(ahead: Sequence[DurationStats | None], free_in: Sequence[DurationStats]) -> Forecast | None:
     """When the next after those ahead starts; `free_in` is how long each worker that could take it is still busy.
 
     None where no worker could, or of one ahead nothing is known: then nothing can be said. Long and short ones among
@@ -124,7 +124,7 @@ def starts(ahead: Sequence[Usual | None], free_in: Sequence[Usual]) -> Forecast 
     )
 
 
-def left(takes: Usual, spent: float) -> Usual:
+def remaining(takes: DurationStats, spent: float) -> DurationStats:
     """How much longer something takes that has taken that long already.
 
     Of what takes longer than nine in ten did, its past says nothing any more: it may take as long again.
@@ -135,10 +135,10 @@ def left(takes: Usual, spent: float) -> Usual:
     return attr.evolve(takes, low=low, median=median, high=high, mean=mean)
 
 
-def ends(takes: Usual, spent: float) -> Forecast:
+def estimate_end(takes: DurationStats, spent: float) -> Forecast:
     """When something ends that takes that long, and has taken some of it."""
-    rest = left(takes, spent)
+    rest = remaining(takes, spent)
     return Forecast(low=rest.low, likely=rest.median, high=rest.high)
 
 
-IDLE = Usual(low=0.0, median=0.0, high=0.0, mean=0.0, count=0)  #: of a worker that is free now
+IDLE = DurationStats(low=0.0, median=0.0, high=0.0, mean=0.0, count=0)  #: of a worker that is free now

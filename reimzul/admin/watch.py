@@ -12,19 +12,19 @@ import click
 
 from reimzul.admin import finding, reading
 from reimzul.admin.facts import GONE
-from reimzul.admin.finding import Build
+from reimzul.admin.finding import BuildLegs
 from reimzul.admin.following import Row, exit_code, is_over, row, unheard
-from reimzul.admin.jobs import job_state, turn
+from reimzul.admin.jobs import job_state, queue_order
 from reimzul.admin.screen import screen
-from reimzul.admin.usual import OF_PACKAGE, Usual, durations, usual
+from reimzul.admin.usual import PACKAGE_SAMPLE, DurationStats, duration_stats, durations
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.message import CurrentBuild, Status
-from reimzul.history import BuildFilter, Document, History, HistoryAway, NoHistory
-from reimzul.history.presence import NoPresences
+from reimzul.history import BuildFilter, Document, History, HistoryUnavailable, NoHistory
+from reimzul.history.workers import WorkersUnavailable
 
 #: Seconds between two looks, and between two reckonings of places in the queue: these read all that waits.
 _LOOK, _RECKON = 1.0, 5.0
@@ -37,7 +37,7 @@ _LEGS = 50
 
 
 @click.command("watch", epilog=EXIT_CODES)
-@finding.ids(required=False)
+@finding.build_ids_argument(required=False)
 @click.option("--new", is_flag=True, help="The ids, in full, are of builds just submitted: wait to hear of them.")
 @click.option("--json", "as_json", is_flag=True, help="A line for each change, an object. docs/json.md has its keys.")
 @shared_options
@@ -72,8 +72,8 @@ def _wanted(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
         return list(dict.fromkeys(given))
     if not given:
         return []
-    with reading.history(settings.history.url) as history:
-        return [build.build_id for build in finding.find_all(history, given)]
+    with reading.reading_history(settings.history.url) as history:
+        return [build.build_id for build in finding.find_builds(history, given)]
 
 
 class Follower:
@@ -83,7 +83,7 @@ class Follower:
         self._settings = settings
         self._known = read_arches(settings.farm.arches)
         self._wanted = list(wanted)
-        self._usual: dict[tuple[str, str], Usual | None] = {}
+        self._usual: dict[tuple[str, str], DurationStats | None] = {}
         self._places: dict[str, int] = {}
         self._reckoned = float("-inf")
         self._broker: Broker | None = None
@@ -99,8 +99,10 @@ class Follower:
             note, over = "", False
             try:
                 rows, over = self._look()
-            except (HistoryAway, NoHistory) as error:
-                if not rows and isinstance(error, HistoryAway):  # it never could be read: it may not be ours to read
+            except (HistoryUnavailable, NoHistory) as error:
+                if not rows and isinstance(
+                    error, HistoryUnavailable
+                ):  # it never could be read: it may not be ours to read
                     raise
                 rows, note = rows or [unheard(each) for each in self._wanted], str(error)
             shown.show(rows, note)
@@ -109,7 +111,7 @@ class Follower:
             time.sleep(_LOOK)
 
     def _look(self) -> tuple[list[Row], bool]:
-        with reading.history(self._settings.history.url) as history:
+        with reading.reading_history(self._settings.history.url) as history:
             builds = self._builds(history)
             self._reckon(history, builds)
             hands = self._hands()
@@ -119,44 +121,46 @@ class Follower:
         over = not missing and bool(self._wanted) and all(self._is_over(each, rows[each.build_id]) for each in builds)
         return [*missing, *(each for build in builds for each in rows[build.build_id])], over
 
-    def _builds(self, history: History) -> list[Build]:
+    def _builds(self, history: History) -> list[BuildLegs]:
         if self._wanted:
             return _read(history, self._wanted)
-        running = sorted(finding.gathered(history.unfinished()), key=_running_first)
+        running = sorted(finding.group_by_build(history.find_unfinished()), key=_running_first)
         now, there = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN}
         self._ended.update({each: now for each in self._running - there})
         self._running = there
         return [*running, *_read(history, self._ended)]
 
-    def _rows(self, history: History, build: Build, hands: Mapping[str, CurrentBuild], now: float) -> list[Row]:
+    def _rows(self, history: History, build: BuildLegs, hands: Mapping[str, CurrentBuild], now: float) -> list[Row]:
         hand = hands.get(build.build_id)
         return [row(leg, now, self._places.get(leg["build_id"]), hand, self._takes(history, leg)) for leg in build.legs]
 
-    def _takes(self, history: History, leg: Document) -> Usual | None:
+    def _takes(self, history: History, leg: Document) -> DurationStats | None:
         key = (leg.get("pkgname") or "", leg["arch"])
         if key not in self._usual:
-            self._usual[key] = usual(durations(history.past(*key, OF_PACKAGE))) if key[0] else None
+            self._usual[key] = (
+                duration_stats(durations(history.recent_successes(*key, PACKAGE_SAMPLE))) if key[0] else None
+            )
         return self._usual[key]
 
-    def _reckon(self, history: History, builds: Iterable[Build]) -> None:
+    def _reckon(self, history: History, builds: Iterable[BuildLegs]) -> None:
         """Whose turn it is when, now and then."""
         waits = [build for build in builds if build.main["status"] == Status.QUEUED]
         if not waits:
             self._places = {}
         elif time.monotonic() - self._reckoned > _RECKON or not self._places:
             self._reckoned = time.monotonic()
-            self._places = places(history.unfinished())
+            self._places = places(history.find_unfinished())
 
     def _hands(self) -> dict[str, CurrentBuild]:
         try:
-            seen = reading.workers(self._settings)
-        except NoPresences:
+            seen = reading.load_workers(self._settings)
+        except WorkersUnavailable:
             return {}
-        hands = [each.presence.build for each in sorted(seen, key=lambda each: each.heard)]
+        hands = [each.heartbeat.build for each in sorted(seen, key=lambda each: each.last_seen)]
         return {hand.build_id: hand for hand in hands if hand}
 
-    def _is_over(self, build: Build, rows: Sequence[Row]) -> bool:
+    def _is_over(self, build: BuildLegs, rows: Sequence[Row]) -> bool:
         if is_over(build, rows, self._known, gone=False):
             return True
         if not is_over(build, rows, self._known, gone=True):
@@ -179,11 +183,11 @@ class Follower:
         return ""
 
 
-def _read(history: History, build_ids: Iterable[str]) -> list[Build]:
+def _read(history: History, build_ids: Iterable[str]) -> list[BuildLegs]:
     found: list[Document] = []
     for each in build_ids:
-        found += history.builds(BuildFilter(build_id=each), _LEGS)
-    return finding.gathered(found)
+        found += history.find_builds(BuildFilter(build_id=each), _LEGS)
+    return finding.group_by_build(found)
 
 
 def places(unfinished: Iterable[Document]) -> dict[str, int]:
@@ -194,10 +198,10 @@ def places(unfinished: Iterable[Document]) -> dict[str, int]:
             tubes.setdefault(leg["tube"], {})[leg["job"]] = leg  # legs that were put again together are one job
     found: dict[str, int] = {}
     for legs in tubes.values():
-        for number, leg in enumerate(sorted(legs.values(), key=turn)):
+        for number, leg in enumerate(sorted(legs.values(), key=queue_order)):
             found[leg["build_id"]] = number
     return found
 
 
-def _running_first(build: Build) -> tuple[bool, int, int]:
-    return build.main["status"] == Status.QUEUED, *turn(build.main)
+def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
+    return build.main["status"] == Status.QUEUED, *queue_order(build.main)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Callable
 
 from reimzul.core.errors import ConfigError
-from reimzul.history.base import BuildFilter, History, HistoryAway, NoHistory, Owed
-from reimzul.history.document import Document
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.build_record import Document
 
-__all__ = ["BuildFilter", "Document", "History", "HistoryAway", "NoHistory", "Owed", "open_history"]
+__all__ = ["BuildFilter", "Document", "History", "HistoryUnavailable", "NoHistory", "PendingCount", "open_history"]
 
 
 def open_history(url: str, *, reading: bool = False) -> History:
@@ -22,10 +22,10 @@ def open_history(url: str, *, reading: bool = False) -> History:
     Raises `ConfigError` where a library for it is missing, `HistoryAway`, and `NoHistory` where there is nothing yet
     to be read.
     """
-    return home(url)(url, reading=reading)
+    return history_class(url)(url, reading=reading)
 
 
-def home(url: str) -> Callable[..., History]:
+def history_class(url: str) -> Callable[..., History]:
     """What opens this kind of URL; only what it asks for is imported. Raises `ConfigError`."""
     if url.startswith("sqlite://"):
         from reimzul.history.sqlite import SqliteHistory

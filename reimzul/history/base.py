@@ -12,10 +12,10 @@ import attr
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Event
 from reimzul.core.validators import is_source_rpm
-from reimzul.history.document import Document
+from reimzul.history.build_record import Document
 
 
-class HistoryAway(ReimzulError):
+class HistoryUnavailable(ReimzulError):
     """The history cannot be reached, read or written now."""
 
 
@@ -42,7 +42,7 @@ class BuildFilter:
 
 
 @attr.frozen(kw_only=True)
-class Owed:
+class PendingCount:
     """What one sink still has to be told."""
 
     sink: str
@@ -63,41 +63,41 @@ class History(abc.ABC):
         """
 
     @abc.abstractmethod
-    def builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
+    def find_builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
         """The newest builds that match, newest first, at most `limit`. Raises `HistoryAway`."""
 
     @abc.abstractmethod
-    def each(self, wanted: BuildFilter) -> Iterator[Document]:
+    def iterate_builds(self, wanted: BuildFilter) -> Iterator[Document]:
         """All builds that match, in no order, read as far as they are asked for. Raises `HistoryAway`."""
 
     @abc.abstractmethod
-    def unfinished(self) -> list[Document]:
+    def find_unfinished(self) -> list[Document]:
         """All builds that wait or are under way, in no order. Raises `HistoryAway`."""
 
     @abc.abstractmethod
-    def past(self, name: str, arch: str, limit: int) -> list[Document]:
+    def recent_successes(self, name: str, arch: str, limit: int) -> list[Document]:
         """The newest builds of a package on an arch that succeeded, whatever their version and target.
 
         Newest first, at most `limit`. Raises `HistoryAway`.
         """
 
     @abc.abstractmethod
-    def refused(self) -> Iterator[Document]:
+    def iterate_refusals(self) -> Iterator[Document]:
         """The messages that were refused, newest first: key, tube, job, reason, begins, host, at.
 
         Read as far as they are asked for. Raises `HistoryAway`.
         """
 
     @abc.abstractmethod
-    def forget_refused(self, keys: Sequence[str]) -> None:
+    def delete_refusals(self, keys: Sequence[str]) -> None:
         """Drop these of what was refused. Raises `HistoryAway`."""
 
     @abc.abstractmethod
-    def owe(self, owed: Sequence[Owed]) -> None:
+    def save_pending_counts(self, owed: Sequence[PendingCount]) -> None:
         """Keep what is owed now, and nothing of what was owed before. Raises `HistoryAway`."""
 
     @abc.abstractmethod
-    def owed(self) -> list[Owed]:
+    def pending_counts(self) -> list[PendingCount]:
         """What was owed last, by sink. Raises `HistoryAway`."""
 
     @abc.abstractmethod

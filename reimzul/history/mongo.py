@@ -18,15 +18,15 @@ import pymongo
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.history.base import BuildFilter, History, HistoryAway, Owed
-from reimzul.history.document import OVER, Document, fold, group, is_over, of_refusal, overridden
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, PendingCount
+from reimzul.history.build_record import OVER, Document, apply_events, group, is_over, of_refusal, with_override
 
 #: Milliseconds until a server that is away counts as such, and that one answer may take.
-AWAY, ANSWER = 2_000, 10_000
+CONNECT_TIMEOUT_MS, REPLY_TIMEOUT_MS = 2_000, 10_000
 #: How often a batch is read and merged anew when somebody else writes the same documents.
-ROUNDS = 5
+MAX_WRITE_ROUNDS = 5
 #: Documents one delete names.
-ROWS = 1_000
+DELETE_BATCH = 1_000
 _DUPLICATE = 11000  # MongoDB's code of an _id that is there already
 _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
@@ -36,9 +36,13 @@ class MongoHistory(History):
 
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Nothing is asked of the server yet; who reads makes no indexes. Raises `HistoryAway`."""
-        with _words():
+        with _translating_errors():
             self._client: pymongo.MongoClient[Document] = pymongo.MongoClient(
-                url, serverSelectionTimeoutMS=AWAY, connectTimeoutMS=AWAY, socketTimeoutMS=ANSWER, appname="reimzul"
+                url,
+                serverSelectionTimeoutMS=CONNECT_TIMEOUT_MS,
+                connectTimeoutMS=CONNECT_TIMEOUT_MS,
+                socketTimeoutMS=REPLY_TIMEOUT_MS,
+                appname="reimzul",
             )
             self._builds = self._client["reimzul"]["notify_history"]
             self._refused = self._client["reimzul"]["refused"]
@@ -48,74 +52,74 @@ class MongoHistory(History):
     def record(self, events: Sequence[Event]) -> None:
         """Take in events; where the server goes away in between, all of them may come again."""
         builds = [event for event in events if isinstance(event, BuildEvent)]
-        with _words():
+        with _translating_errors():
             self._index()
-            for _ in range(ROUNDS):
-                before = self._known({event.key for event in builds})
-                after = fold(before, builds)
+            for _ in range(MAX_WRITE_ROUNDS):
+                before = self._load_records({event.key for event in builds})
+                after = apply_events(before, builds)
                 if self._save(before, after):
                     break
             else:
-                raise HistoryAway("MongoDB: somebody else keeps changing the same builds")
+                raise HistoryUnavailable("MongoDB: somebody else keeps changing the same builds")
             # also of documents that are no news: a notifier that was killed may have left just this undone
             self._mark_latest({group(document) for document in {**before, **after}.values() if is_over(document)})
             self._refuse([event for event in events if isinstance(event, Refusal)])
 
-    def builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
+    def find_builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
         """The newest that match."""
-        with _words():
+        with _translating_errors():
             found = self._builds.find(_query(wanted), sort=_NEWEST, limit=limit)
             return [_without_id(document) for document in found]
 
-    def each(self, wanted: BuildFilter) -> Iterator[Document]:
+    def iterate_builds(self, wanted: BuildFilter) -> Iterator[Document]:
         """All that match, one at a time."""
-        with _words():
+        with _translating_errors():
             for document in self._builds.find(_query(wanted)):
                 yield _without_id(document)
 
-    def unfinished(self) -> list[Document]:
+    def find_unfinished(self) -> list[Document]:
         """All that wait or are under way."""
-        with _words():
+        with _translating_errors():
             found = self._builds.find({"status": {"$in": [Status.QUEUED, Status.BUILDING]}})
             return [_without_id(document) for document in found]
 
-    def past(self, name: str, arch: str, limit: int) -> list[Document]:
+    def recent_successes(self, name: str, arch: str, limit: int) -> list[Document]:
         """The newest of a package."""
         wanted = {"srpm": _begins(f"{name}-"), "arch": arch, "status": Status.SUCCESS, "pkgname": name}
-        with _words():
+        with _translating_errors():
             return [_without_id(document) for document in self._builds.find(wanted, sort=_NEWEST, limit=limit)]
 
-    def refused(self) -> Iterator[Document]:
+    def iterate_refusals(self) -> Iterator[Document]:
         """The messages that were none."""
-        with _words():
+        with _translating_errors():
             for document in self._refused.find({}, sort=[("at", pymongo.DESCENDING)]):
                 yield _without_id(document)
 
-    def forget_refused(self, keys: Sequence[str]) -> None:
+    def delete_refusals(self, keys: Sequence[str]) -> None:
         """Drop these of what was refused."""
-        with _words():
-            for first in range(0, len(keys), ROWS):
-                self._refused.delete_many({"_id": {"$in": list(keys[first : first + ROWS])}})
+        with _translating_errors():
+            for first in range(0, len(keys), DELETE_BATCH):
+                self._refused.delete_many({"_id": {"$in": list(keys[first : first + DELETE_BATCH])}})
 
-    def owe(self, owed: Sequence[Owed]) -> None:
+    def save_pending_counts(self, owed: Sequence[PendingCount]) -> None:
         """Keep what is owed now; a sink at a time, so that no reader finds nothing in between."""
-        with _words():
+        with _translating_errors():
             for each in owed:
                 self._owed.replace_one({"_id": each.sink}, attr.asdict(each), upsert=True)
             self._owed.delete_many({"_id": {"$nin": [each.sink for each in owed]}})
 
-    def owed(self) -> list[Owed]:
+    def pending_counts(self) -> list[PendingCount]:
         """What was owed last."""
-        with _words():
-            return [Owed(**_without_id(document)) for document in self._owed.find({}, sort=[("sink", 1)])]
+        with _translating_errors():
+            return [PendingCount(**_without_id(document)) for document in self._owed.find({}, sort=[("sink", 1)])]
 
     def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[Document]:
         """A person's word on the latest build; one that the original left is as good as ours."""
         latest = {"srpm": srpm, "target": target, "arch": arch, "latest_build": True}
-        with _words():
+        with _translating_errors():
             found = self._builds.find_one_and_update(
                 latest,
-                {"$set": overridden({}, comment)},
+                {"$set": with_override({}, comment)},
                 sort=_NEWEST,
                 return_document=pymongo.ReturnDocument.AFTER,
             )
@@ -136,7 +140,7 @@ class MongoHistory(History):
         self._refused.create_index([("at", pymongo.DESCENDING)])
         self._indexed = True
 
-    def _known(self, keys: Collection[str]) -> dict[str, Document]:
+    def _load_records(self, keys: Collection[str]) -> dict[str, Document]:
         if not keys:
             return {}
         found = self._builds.find({"_id": {"$in": list(keys)}})
@@ -183,12 +187,12 @@ class MongoHistory(History):
 
 
 @contextlib.contextmanager
-def _words() -> Iterator[None]:
+def _translating_errors() -> Iterator[None]:
     """What pymongo says, in our own words."""
     try:
         yield
     except PyMongoError as error:
-        raise HistoryAway(f"MongoDB: {' '.join(str(error).split())[:300]}") from error
+        raise HistoryUnavailable(f"MongoDB: {' '.join(str(error).split())[:300]}") from error
 
 
 def _without_id(document: Mapping[str, Any]) -> Document:

@@ -26,7 +26,7 @@ def is_result(status: str) -> bool:
     return status in _RANK
 
 
-def admitted(holds: str, status: str) -> bool:
+def is_news(holds: str, status: str) -> bool:
     """Whether an event of this status is still news where `holds` was decided ("" where nothing was)."""
     if not is_result(status) or status == holds:
         return True
@@ -37,12 +37,12 @@ def admitted(holds: str, status: str) -> bool:
     return _RANK[status] > _RANK.get(holds, 0)
 
 
-def decided(holds: str, status: str) -> str:
+def resulting_status(holds: str, status: str) -> str:
     """What holds after an admitted event."""
     return status if _RANK.get(status, 0) > _RANK.get(holds, 0) else holds
 
 
-def word(event: Event) -> str:
+def news_kind(event: Event) -> str:
     """What names this piece of news among those of its build."""
     if isinstance(event, BuildEvent):
         if event.status in (Status.QUEUED, Status.BUILDING) and event.attempt:
@@ -54,7 +54,7 @@ def word(event: Event) -> str:
     return event.status
 
 
-def unfold(event: Event) -> tuple[Event, ...]:
+def with_implied(event: Event) -> tuple[Event, ...]:
     """The event with what it says besides: a `Published` without its `Success` would leave a gap."""
     if isinstance(event, BuildEvent) and event.status == Status.PUBLISHED:
         return (attr.evolve(event, status=Status.SUCCESS), event)
@@ -62,12 +62,12 @@ def unfold(event: Event) -> tuple[Event, ...]:
 
 
 @attr.frozen
-class Notice:
+class Notification:
     """One piece of news on its way to one sink."""
 
     event: Event
     word: str
-    doubtful: bool = False  #: telling it was begun before, and nothing says how that ended
+    maybe_sent: bool = False  #: telling it was begun before, and nothing says how that ended
 
     @property
     def name(self) -> tuple[str, str]:

@@ -20,8 +20,8 @@ import attr
 
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.core.sqlite import transaction
-from reimzul.history.base import BuildFilter, History, HistoryAway, NoHistory, Owed
-from reimzul.history.document import OVER, Document, fold, group, is_over, of_refusal, overridden
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.build_record import OVER, Document, apply_events, group, is_over, of_refusal, with_override
 
 _COLUMNS = ("timestamp", "status", "target", "arch", "srpm", "submitter")
 _SCHEMA = """
@@ -60,21 +60,21 @@ class SqliteHistory(History):
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Open the file, or make it where it may be written. Raises `NoHistory`, `HistoryAway`."""
         self._path = Path("/" + url[len("sqlite:") :].lstrip("/"))
-        with self._words():
+        with self._translating_errors():
             self._db = self._to_read() if reading else self._to_write()
 
     def record(self, events: Sequence[Event]) -> None:
         """Take in events, in one transaction that is on the disk when this returns."""
         builds = [event for event in events if isinstance(event, BuildEvent)]
-        with self._words(), transaction(self._db):
-            before = self._known({event.key for event in builds})
-            after = fold(before, builds)
+        with self._translating_errors(), transaction(self._db):
+            before = self._load_records({event.key for event in builds})
+            after = apply_events(before, builds)
             self._db.executemany(_UPSERT, [self._row(key, document) for key, document in after.items()])
             for name in {group(doc) for key, doc in after.items() if is_over(doc) and not is_over(before.get(key))}:
                 self._mark_latest(*name)
             self._refuse([event for event in events if isinstance(event, Refusal)])
 
-    def builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
+    def find_builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
         """The newest that match."""
         terms, values = _terms(wanted)
         where = f"WHERE {' AND '.join(terms)}" if terms else ""
@@ -82,68 +82,68 @@ class SqliteHistory(History):
         index = "" if wanted.build_id else "INDEXED BY builds_newest"
         found = f"SELECT rowid FROM builds {index} {where} {_NEWEST_FIRST} LIMIT ?"
         query = f"SELECT document, latest FROM builds WHERE rowid IN ({found}) {_NEWEST_FIRST}"
-        with self._words():
+        with self._translating_errors():
             return [_document(*row) for row in self._db.execute(query, [*values, limit])]
 
-    def each(self, wanted: BuildFilter) -> Iterator[Document]:
+    def iterate_builds(self, wanted: BuildFilter) -> Iterator[Document]:
         """All that match, one at a time."""
         terms, values = _terms(wanted)
         where = f"WHERE {' AND '.join(terms)}" if terms else ""
-        with self._words():
+        with self._translating_errors():
             for row in self._db.execute(f"SELECT document, latest FROM builds {where}", values):
                 yield _document(*row)
 
-    def unfinished(self) -> list[Document]:
+    def find_unfinished(self) -> list[Document]:
         """All that wait or are under way; the index has no others."""
         query = "SELECT document, latest FROM builds WHERE status IN ('Queued', 'Building')"
-        with self._words():
+        with self._translating_errors():
             return [_document(*row) for row in self._db.execute(query)]
 
-    def past(self, name: str, arch: str, limit: int) -> list[Document]:
+    def recent_successes(self, name: str, arch: str, limit: int) -> list[Document]:
         """The newest of a package; what begins as its source rpms do and is another's is read too, and left out."""
         terms, values = zip(*_begins("srpm", f"{name}-"))
         query = (
             f"SELECT document, latest FROM builds INDEXED BY builds_group WHERE {' AND '.join(terms)} AND arch = ? "
             f"AND status = ? {_NEWEST_FIRST}"
         )
-        with self._words():
+        with self._translating_errors():
             rows = self._db.execute(query, [*values, arch, Status.SUCCESS])
             found = (document for document in starmap(_document, rows) if document["pkgname"] == name)
             return list(islice(found, limit))
 
-    def refused(self) -> Iterator[Document]:
+    def iterate_refusals(self) -> Iterator[Document]:
         """The messages that were none."""
-        with self._words():
+        with self._translating_errors():
             for (document,) in self._db.execute("SELECT document FROM refused ORDER BY at DESC"):
                 yield json.loads(document)
 
-    def forget_refused(self, keys: Sequence[str]) -> None:
+    def delete_refusals(self, keys: Sequence[str]) -> None:
         """Drop these of what was refused, each by itself: nobody waits for all of them."""
-        with self._words():
+        with self._translating_errors():
             self._db.executemany("DELETE FROM refused WHERE key = ?", [(key,) for key in keys])
 
-    def owe(self, owed: Sequence[Owed]) -> None:
+    def save_pending_counts(self, owed: Sequence[PendingCount]) -> None:
         """Keep what is owed now."""
-        with self._words(), transaction(self._db):
+        with self._translating_errors(), transaction(self._db):
             self._db.execute("DELETE FROM owed")
             self._db.executemany("INSERT INTO owed VALUES (?, ?, ?, ?, ?)", [attr.astuple(each) for each in owed])
 
-    def owed(self) -> list[Owed]:
+    def pending_counts(self) -> list[PendingCount]:
         """What was owed last."""
-        with self._words():
+        with self._translating_errors():
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'owed'").fetchone():
                 return []  # a reader of what an earlier version made, or of what is being made just now
             rows = self._db.execute("SELECT sink, count, oldest, next_try, at FROM owed ORDER BY sink")
-            return [Owed(sink=row[0], count=row[1], oldest=row[2], next_try=row[3], at=row[4]) for row in rows]
+            return [PendingCount(sink=row[0], count=row[1], oldest=row[2], next_try=row[3], at=row[4]) for row in rows]
 
     def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[Document]:
         """A person's word on the latest build."""
         query = "SELECT key, document, latest FROM builds WHERE srpm = ? AND target = ? AND arch = ? AND latest"
-        with self._words(), transaction(self._db):
+        with self._translating_errors(), transaction(self._db):
             row = self._db.execute(query, [srpm, target, arch]).fetchone()
             if row is None:
                 return None
-            document = overridden(_document(row[1], row[2]), comment)
+            document = with_override(_document(row[1], row[2]), comment)
             self._db.execute(_UPSERT, self._row(row[0], document))
             return document
 
@@ -178,7 +178,7 @@ class SqliteHistory(History):
             raise NoHistory(f"no builds are known yet: the notifier is just making {self._path}")
         return db
 
-    def _known(self, keys: Collection[str]) -> dict[str, Document]:
+    def _load_records(self, keys: Collection[str]) -> dict[str, Document]:
         marks = ",".join("?" * len(keys))
         rows = self._db.execute(f"SELECT key, document, latest FROM builds WHERE key IN ({marks})", list(keys))
         return {key: _document(document, latest) for key, document, latest in rows}
@@ -197,12 +197,12 @@ class SqliteHistory(History):
         self._db.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?)", rows)
 
     @contextlib.contextmanager
-    def _words(self) -> Iterator[None]:
+    def _translating_errors(self) -> Iterator[None]:
         """What SQLite says, in our own words."""
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise HistoryAway(f"{self._path}: the history cannot be used: {error}") from error
+            raise HistoryUnavailable(f"{self._path}: the history cannot be used: {error}") from error
 
 
 def _document(text: str, latest: int) -> Document:

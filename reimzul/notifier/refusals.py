@@ -52,9 +52,9 @@ class Refusals:
         Raises `HistoryAway`, `BrokerUnavailable`.
         """
         with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
-            old = [document for document in history.refused() if not before <= document["at"] <= after]
+            old = [document for document in history.iterate_refusals() if not before <= document["at"] <= after]
             keys = [document["key"] for document in old if not _is_buried(broker, document)]
-            history.forget_refused(keys)
+            history.delete_refusals(keys)
         return len(keys)
 
 

@@ -82,7 +82,7 @@ def history(ground: Ground) -> dict[str, list[Document]]:
     home = open_history(url, reading=True)
     try:
         known: dict[str, list[Document]] = {}
-        for document in home.builds(BuildFilter(), 1_000_000):
+        for document in home.find_builds(BuildFilter(), 1_000_000):
             known.setdefault(document["submitter"], []).append(document)
         return known
     finally:

@@ -100,8 +100,8 @@ class Ground:
     def leg(self, number: int = 1, arch: str = "x86_64") -> dict[str, Any]:
         """What the history says of a build; nothing where it has not heard of it."""
         try:
-            with reading.history(f"sqlite:///{self.folder}/history.sqlite") as history:
-                found = history.builds(BuildFilter(build_id=build_id(number), arch=arch), 1)
+            with reading.reading_history(f"sqlite:///{self.folder}/history.sqlite") as history:
+                found = history.find_builds(BuildFilter(build_id=build_id(number), arch=arch), 1)
                 return found[0] if found else {}
         except NoHistory:
             return {}
@@ -260,7 +260,7 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
     """Between our look and our delete: the job that was put for it is withdrawn."""
     ground.submit()
     leg = ground.leg()
-    found = jobs.waiting(ground.broker, leg)
+    found = jobs.find_job(ground.broker, leg)
     assert found
     with beanstalkd.connect() as other:
         other.watch(["x86_64"])
@@ -274,7 +274,7 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
 
 def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     ground.submit()
-    found = jobs.waiting(ground.broker, ground.leg())
+    found = jobs.find_job(ground.broker, ground.leg())
     assert found
     control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
     assert raising.put_first(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
@@ -405,8 +405,8 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
 ) -> None:
     ground.submit()
     ground.claim().delete()
-    with reading.history(f"sqlite:///{ground.folder}/history.sqlite") as history:
-        build = finding.find(history, SHORT)
+    with reading.reading_history(f"sqlite:///{ground.folder}/history.sqlite") as history:
+        build = finding.find_build(history, SHORT)
 
     def away(*_: object) -> None:
         raise ReimzulError("beanstalkd is away")

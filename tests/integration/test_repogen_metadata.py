@@ -21,7 +21,7 @@ import attr
 import pytest
 
 from reimzul.admin.explaining import explain
-from reimzul.admin.facts import Facts
+from reimzul.admin.facts import BuildFacts
 from reimzul.core import control, fs
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
 from reimzul.core.config import RepogenSettings as RepogenSettings
@@ -438,7 +438,7 @@ def check_explained(broker: Broker, says: str) -> None:
     stuck = control.stuck_flag(broker, TARGET)
     leg = {"status": "Success", "target": TARGET, "finished": time.time() - 5, "build_id": "x", "arch": "x86_64"}
     tubes = {name: broker.tube_stats(name) for name in ("createrepo", "tosign")}
-    told = explain(Facts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
+    told = explain(BuildFacts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
     text = "\n".join(told.sentences)
     assert f"The repodata of {TARGET} stays as it was: [repogen] after_createrepo failed" in text
     assert f"It said: {says}"[:40] in text

@@ -9,17 +9,17 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.explain import before
-from reimzul.admin.explaining import as_object, explain
-from reimzul.admin.facts import Facts
-from reimzul.admin.jobs import front, turn
-from reimzul.admin.usual import Arch, usual
+from reimzul.admin.explain import builds_ahead
+from reimzul.admin.explaining import explain, explanation_to_dict
+from reimzul.admin.facts import BuildFacts
+from reimzul.admin.jobs import lowest_priority, queue_order
+from reimzul.admin.usual import ArchStats, duration_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.control import ControlFlag
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
 from reimzul.history import Document
-from reimzul.history.document import fold
-from reimzul.history.presence import Seen
+from reimzul.history.build_record import apply_events
+from reimzul.history.workers import WorkerRecord
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 NOW = BEGINNING + 1000
@@ -33,14 +33,14 @@ def leg(*statuses: str, number: int = 1, **more: Any) -> Document:
         where = {"tube": "x86_64", "job": 100 + number, "priority": 8192} if status == "Queued" else {}
         own = more if second == len(statuses) - 1 or (status == statuses[-1] and "job" not in more) else {}
         told.append(event(status, number, at=BEGINNING + second, **{**where, **own}))
-    (document,) = fold({}, told).values()
+    (document,) = apply_events({}, told).values()
     return document
 
 
-def worker(host: str = "builder1", state: str = "idle", heard: float = NOW, **more: Any) -> Seen:
+def worker(host: str = "builder1", state: str = "idle", heard: float = NOW, **more: Any) -> WorkerRecord:
     """A worker's word."""
     there = WorkerHeartbeat(host=f"{host}.example.org", instance="1", state=state, arches=("x86_64", "i386"), **more)
-    return Seen(presence=there, heard=heard)
+    return WorkerRecord(heartbeat=there, last_seen=heard)
 
 
 def hand(number: int = 50, started: float = NOW - 60, phase: str = "rpmbuild") -> CurrentBuild:
@@ -57,16 +57,16 @@ def hand(number: int = 50, started: float = NOW - 60, phase: str = "rpmbuild") -
     )
 
 
-def facts(document: Document, **more: Any) -> Facts:
+def facts(document: Document, **more: Any) -> BuildFacts:
     """Facts about a leg; what is not given is as it should be."""
     given: dict[str, Any] = {
         "now": NOW, "leg": document, "job": "ready", "tube": TubeStats("x86_64", ready=1, watchers=1),
         "createrepo": CREATEREPO, "tosign": TOSIGN, "workers": [worker()],
     }  # fmt: skip
-    return Facts(**{**given, **more})
+    return BuildFacts(**{**given, **more})
 
 
-def said(about: Facts) -> str:
+def said(about: BuildFacts) -> str:
     return "\n".join(explain(about).sentences)
 
 
@@ -74,8 +74,8 @@ def minutes(number: float, package: str = "time") -> dict[str, Any]:
     return {"pkgname": package, "started": 1000.0, "finished": 1000.0 + number * 60}
 
 
-FIVE = usual([300.0] * 5)
-ARCH = Arch([minutes(5), minutes(10, "bash"), minutes(10, "bash"), minutes(10, "bash")])
+FIVE = duration_stats([300.0] * 5)
+ARCH = ArchStats([minutes(5), minutes(10, "bash"), minutes(10, "bash"), minutes(10, "bash")])
 
 
 def test_a_build_that_nothing_stands_before_starts_at_once() -> None:
@@ -120,7 +120,7 @@ def test_a_busy_worker_is_reckoned_with_what_it_has_left() -> None:
         (worker(), "builder1.example.org is free."),
     ],
 )
-def test_each_worker_is_told_of_in_its_state(seen: Seen, words: str) -> None:
+def test_each_worker_is_told_of_in_its_state(seen: WorkerRecord, words: str) -> None:
     assert words in said(facts(leg("Queued"), workers=[seen]))
 
 
@@ -292,7 +292,7 @@ def test_a_cancel_on_its_way_and_a_notifier_that_is_behind_are_said() -> None:
 
 def test_the_object_has_the_same_in_it() -> None:
     about = facts(leg("Queued"), own=FIVE, arch=ARCH, ahead=[leg("Queued", number=2)])
-    told = as_object(explain(about), about)
+    told = explanation_to_dict(explain(about), about)
     assert (told["ahead"], told["state"], told["job"], told["tube"]) == (1, "waiting", 101, "x86_64")
     assert told["starts_in"]["likely"] > 0 and told["usual"]["median"] == 300
 
@@ -307,15 +307,15 @@ def waiting(number: int, **more: Any) -> Mapping[str, Any]:
 def test_smaller_priorities_go_first_and_of_equal_ones_smaller_numbers() -> None:
     mine = waiting(5)
     others = [waiting(3), waiting(7), waiting(8, priority=1024), waiting(9, priority=9000)]
-    ahead, beside = before(dict(mine), map(dict, others), "x86_64", ["x86_64"], NOW)
+    ahead, beside = builds_ahead(dict(mine), map(dict, others), "x86_64", ["x86_64"], NOW)
     assert [each["job"] for each in ahead] == [103, 108]
     assert beside == []
-    assert turn(waiting(1, priority=None)) > turn(waiting(2))
+    assert queue_order(waiting(1, priority=None)) > queue_order(waiting(2))
 
 
 def test_legs_that_were_put_again_together_are_one_build_ahead() -> None:
     others = [waiting(3), waiting(3, arch="i386"), waiting(4)]
-    ahead, _ = before(dict(waiting(6)), map(dict, others), "x86_64", ["x86_64"], NOW)
+    ahead, _ = builds_ahead(dict(waiting(6)), map(dict, others), "x86_64", ["x86_64"], NOW)
     assert [each["job"] for each in ahead] == [103, 104]
 
 
@@ -324,15 +324,15 @@ def test_only_what_may_be_given_out_now_is_ahead_and_only_of_shared_tubes_beside
         waiting(1, due=NOW + 60), waiting(2, status="Building"), waiting(3, tube="i386"), waiting(4, tube="aarch64"),
         waiting(5), waiting(1, build_id=build_id(6)),
     ]  # fmt: skip
-    ahead, beside = before(dict(waiting(6)), map(dict, others), "x86_64", ["x86_64", "i386"], NOW)
+    ahead, beside = builds_ahead(dict(waiting(6)), map(dict, others), "x86_64", ["x86_64", "i386"], NOW)
     assert [each["job"] for each in ahead] == [105]
     assert [each["tube"] for each in beside] == ["i386"]
 
 
 def test_the_front_of_a_tube_is_its_smallest_priority() -> None:
     known = [dict(waiting(1)), dict(waiting(2, priority=1023)), dict(waiting(3, priority=5, tube="i386"))]
-    assert front(known, "x86_64") == 1023
-    assert front([], "x86_64") > 2**31
+    assert lowest_priority(known, "x86_64") == 1023
+    assert lowest_priority([], "x86_64") > 2**31
 
 
 def retried(number: int) -> Any:
@@ -344,7 +344,7 @@ def retried(number: int) -> Any:
 
 
 def test_what_was_nobodys_fault_is_said_once_and_named() -> None:
-    (document,) = fold({}, [event("Queued", 1, at=BEGINNING), *map(retried, range(3))]).values()
+    (document,) = apply_events({}, [event("Queued", 1, at=BEGINNING), *map(retried, range(3))]).values()
     told = explain(facts(document, job="delayed"))
     assert told.state == "delayed"
     sentences = [each for each in told.sentences if "nobody's fault" in each]

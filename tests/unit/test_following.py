@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from reimzul.admin.finding import Build, gathered
+from reimzul.admin.finding import BuildLegs, group_by_build
 from reimzul.admin.following import Row, as_object, cells, exit_code, expected, is_over, row, unheard
 from reimzul.admin.screen import Table
-from reimzul.admin.usual import usual
+from reimzul.admin.usual import duration_stats
 from reimzul.admin.watch import places
 from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
 from reimzul.history import Document
-from reimzul.history.document import fold
+from reimzul.history.build_record import apply_events
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 KNOWN = read_arches()
@@ -24,7 +24,7 @@ NOW = BEGINNING + 100
 
 def leg(status: str, arch: str = "x86_64", **more: Any) -> Document:
     events = [event("Queued", 1, at=BEGINNING, tube="x86_64", job=7, priority=8192)] if arch == "x86_64" else []
-    (document,) = fold({}, [*events, event(status, 1, arch=arch, **more)]).values()
+    (document,) = apply_events({}, [*events, event(status, 1, arch=arch, **more)]).values()
     return document
 
 
@@ -32,8 +32,8 @@ def rows(*legs: Document) -> list[Row]:
     return [row(each, NOW, None, None, None) for each in legs]
 
 
-def build(*legs: Document) -> Build:
-    (found,) = gathered(legs)
+def build(*legs: Document) -> BuildLegs:
+    (found,) = group_by_build(legs)
     return found
 
 
@@ -58,7 +58,7 @@ def test_each_state_has_its_word(document: Document, state: str, words: str) -> 
 
 def test_a_place_in_the_queue_and_the_time_waited_are_shown() -> None:
     waits = leg("Queued")
-    usually = usual([60.0] * 3)
+    usually = duration_stats([60.0] * 3)
     words = [row(waits, NOW, ahead, None, usually).words for ahead in (None, 0, 1, 12)]
     assert words == ["waits", "waits, next", "waits, 1 build ahead", "waits, 12 builds ahead"]
     assert cells(row(waits, NOW, 0, None, usually))[4:6] == ["1 min 40 s", "1 min 00 s"]
@@ -118,7 +118,7 @@ def test_what_nobody_has_told_of_yet_is_not_over() -> None:
 def test_places_are_counted_in_each_tube_by_itself() -> None:
     def waits(number: int, tube: str, priority: int = 8192) -> Document:
         queued = event("Queued", number, tube=tube, job=number, priority=priority)
-        return fold({}, [queued])[queued.key]
+        return apply_events({}, [queued])[queued.key]
 
     found = places([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
     assert found == {build_id(9): 0, build_id(1): 1, build_id(3): 2, build_id(2): 0}

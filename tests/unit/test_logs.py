@@ -12,7 +12,7 @@ import pytest
 from reimzul.admin import logs as module
 from reimzul.admin.logs import Logs, NoLog
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import HistoryAway
+from reimzul.history import HistoryUnavailable
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
@@ -52,7 +52,7 @@ def follow(
     def now() -> dict[str, Any]:
         found = left.pop(0) if len(left) > 1 else left[0]
         if found is None:
-            raise HistoryAway("away")
+            raise HistoryUnavailable("away")
         return found
 
     monkeypatch.setattr(logs, "_leg", now)

@@ -13,8 +13,8 @@ from reimzul.core.beanstalk import CREATEREPO, TOSIGN
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, BuildEvent, RepogenRequest, SignRequest, Status, new_attempt
-from reimzul.history.document import merge
-from reimzul.history.result_rules import unfold
+from reimzul.history.build_record import apply_event
+from reimzul.history.result_rules import with_implied
 from reimzul.notifier.sinks import wanted
 from reimzul.notifier.sinks.originals import OriginalsSink, requests
 
@@ -100,11 +100,11 @@ def test_the_sink_is_there_only_by_the_setting() -> None:
     (sink,) = on
     assert [status for status in Status.BUILD if sink.wants(event(status=status))] == ["Building", "Success", "Failed"]
     published = event(status="Published", attempt=f"1523361600{ORIGINAL_ATTEMPT_SUFFIX}")
-    assert not any(map(sink.wants, unfold(published)))
+    assert not any(map(sink.wants, with_implied(published)))
 
 
 def document(host: str, when: str, **more: Any) -> dict[str, Any]:
-    return merge(None, event(builder_fqdn=host, timestamp=when, **more))
+    return apply_event(None, event(builder_fqdn=host, timestamp=when, **more))
 
 
 def test_the_builders_of_the_original_are_those_whose_last_build_was() -> None:

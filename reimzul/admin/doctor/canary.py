@@ -157,8 +157,8 @@ class Canary:
 
     def _document(self, flight: Flight) -> dict[str, Any]:
         """What the history says; as long as it cannot be read, what it said last."""
-        with contextlib.suppress(NoHistory), reading.history(self.host.settings.history.url) as history:
-            for document in history.builds(BuildFilter(build_id=flight.build_id), 10):
+        with contextlib.suppress(NoHistory), reading.reading_history(self.host.settings.history.url) as history:
+            for document in history.find_builds(BuildFilter(build_id=flight.build_id), 10):
                 if document["arch"] == flight.arch:
                     return document
         return dict(flight.document)

@@ -14,7 +14,7 @@ from reimzul.admin.doctor.access import READ, WRITE, may, writable
 from reimzul.admin.doctor.check import OK, Check, Result, fail, ok, warn
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
 from reimzul.core.errors import ConfigError, ReimzulError
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
 
 _SQLITE = "sqlite://"
 #: Seconds after which what is owed to a sink is no passing thing.
@@ -44,13 +44,13 @@ def _history(host: Host) -> Result:
         if found.level != OK:
             return found
     try:
-        with reading.history(url) as history:
-            history.builds(BuildFilter(), 1)
+        with reading.reading_history(url) as history:
+            history.find_builds(BuildFilter(), 1)
     except NoHistory:
         return ok("nothing was recorded yet")
     except ConfigError as error:
         return fail(str(error), "make install ROLE=controller")
-    except HistoryAway as error:
+    except HistoryUnavailable as error:
         return fail(str(error), "is the MongoDB of [history] url up?" if not url.startswith(_SQLITE) else "")
     return ok("it can be read")
 
@@ -70,8 +70,8 @@ def _file(host: Host, path: Path) -> Result:
 
 def _owed(host: Host) -> Result:
     try:
-        with reading.history(host.settings.history.url) as history:
-            owed = history.owed()
+        with reading.reading_history(host.settings.history.url) as history:
+            owed = history.pending_counts()
     except NoHistory:
         return ok("nothing was told yet")
     late = [each for each in owed if time.time() - each.oldest > OWED]
@@ -84,7 +84,7 @@ def _owed(host: Host) -> Result:
 def _originals(host: Host) -> Result:
     """Whether the setting about workers of the original is as the last builds say."""
     try:
-        with reading.history(host.settings.history.url) as history:
+        with reading.reading_history(host.settings.history.url) as history:
             found = originals.builders(history)
     except NoHistory:
         found = {}

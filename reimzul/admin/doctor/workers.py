@@ -10,7 +10,7 @@ from reimzul.admin.doctor.check import Check, Result, warn, worst
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
 from reimzul.admin.doctor.queue import connect
 from reimzul.admin.words import counted, skewed
-from reimzul.history.presence import NoPresences, Seen, connected, shared_names
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 
 def checks(host: Host) -> list[Check]:
@@ -22,21 +22,21 @@ def checks(host: Host) -> list[Check]:
 
 def _builders(host: Host) -> Result:
     try:
-        seen = reading.workers(host.settings)
-    except NoPresences as error:
+        seen = reading.load_workers(host.settings)
+    except WorkersUnavailable as error:
         return warn(str(error), "" if is_root() else "run it as root")
     with connect(host.settings) as broker:
-        return judge(connected(broker, seen))
+        return judge(drop_disconnected(broker, seen))
 
 
-def judge(seen: Sequence[Seen]) -> Result:
+def judge(seen: Sequence[WorkerRecord]) -> Result:
     """What is wrong with the workers that are connected."""
     return worst(list(_faults(seen)), f"{counted(len(seen), 'worker')}, no two of one name, their clocks agree")
 
 
-def _faults(seen: Sequence[Seen]) -> Iterator[Result]:
+def _faults(seen: Sequence[WorkerRecord]) -> Iterator[Result]:
     for words in shared_names(seen).values():
         yield warn(words, "give each host a [worker] fqdn of its own, and its units other instances; restart them")
-    clocks = {each.presence.host: each.skew for each in seen if each.skew}
+    clocks = {each.heartbeat.host: each.skew for each in seen if each.skew}
     for name, skew in clocks.items():
         yield warn(f"the clock of {name} is {skewed(skew)}", "on that host: timedatectl set-ntp true")

@@ -25,7 +25,7 @@ from typing import Any
 import attr
 
 from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Refusal, Status
-from reimzul.history.result_rules import admitted
+from reimzul.history.result_rules import is_news
 
 Document = dict[str, Any]
 
@@ -54,12 +54,12 @@ _STRENGTH = {
 OVER = tuple(status for status, strength in _STRENGTH.items() if strength > 1 and status != Status.PUBLISHED)
 
 
-def merge(before: Mapping[str, Any] | None, event: BuildEvent) -> Document:
+def apply_event(before: Mapping[str, Any] | None, event: BuildEvent) -> Document:
     """What is known after an event, whatever order it came in."""
     if before is None:
         return _document(_said(event), {}, event, None)
     holds = _holds(before)
-    if not admitted(holds, event.status):
+    if not is_news(holds, event.status):
         return dict(before)
     told = _said(event)
     known = {name: before[name] for name in _FIELDS if before.get(name, _blank(name)) != _blank(name)}
@@ -70,15 +70,15 @@ def merge(before: Mapping[str, Any] | None, event: BuildEvent) -> Document:
     return _document(told, known, event, before)
 
 
-def fold(before: Mapping[str, Document], events: Iterable[BuildEvent]) -> dict[str, Document]:
+def apply_events(before: Mapping[str, Document], events: Iterable[BuildEvent]) -> dict[str, Document]:
     """What the documents become by these events, by key: those alone that differ from `before`."""
     after = dict(before)
     for event in events:
-        after[event.key] = merge(after.get(event.key), event)
+        after[event.key] = apply_event(after.get(event.key), event)
     return {key: document for key, document in after.items() if document != before.get(key)}
 
 
-def overridden(document: Mapping[str, Any], comment: str) -> Document:
+def with_override(document: Mapping[str, Any], comment: str) -> Document:
     """What a build is by a person's word; nothing a worker says of it later takes that back."""
     return {**document, "status": Status.OVERRIDE, "comment": comment}
 

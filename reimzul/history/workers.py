@@ -28,11 +28,11 @@ from reimzul.core.message import WorkerHeartbeat
 from reimzul.core.sqlite import transaction
 
 #: Seconds after which a worker that said nothing counts as silent: idle ones speak every 30 s by default.
-SILENT = 120
+SILENT_AFTER_SECONDS = 120
 #: Seconds a worker is remembered that says nothing any more.
-KEPT = 7 * 86400
+RETENTION_SECONDS = 7 * 86400
 #: Seconds by which two moments may come in the wrong order: each is reckoned from an age in whole seconds.
-SLACK = 2.0
+CLOCK_SLACK_SECONDS = 2.0
 
 _SCHEMA = """
 DROP TABLE IF EXISTS presence; -- of earlier versions, which knew no sessions
@@ -54,34 +54,34 @@ _REPLACED = "DELETE FROM workers WHERE host = :host AND instance = :instance AND
 _LEFT = "DELETE FROM workers WHERE host = :host AND instance = :instance AND session = :session"
 
 
-class NoPresences(ReimzulError):
+class WorkersUnavailable(ReimzulError):
     """Who is there cannot be read, or written down."""
 
 
 @attr.frozen(kw_only=True)
-class Seen:
+class WorkerRecord:
     """A worker's latest word, and when it was heard."""
 
-    presence: WorkerHeartbeat
-    heard: float  #: by the controller's clock, seconds since 1970: a builder's own may be wrong
-    first: float = attr.field()  #: when this process was first heard
+    heartbeat: WorkerHeartbeat
+    last_seen: float  #: by the controller's clock, seconds since 1970: a builder's own may be wrong
+    first_seen: float = attr.field()  #: when this process was first heard
 
-    @first.default
+    @first_seen.default
     def _first(self) -> float:
-        return self.heard
+        return self.last_seen
 
     @property
     def skew(self) -> float:
         """Seconds that its clock is ahead of the controller's, negative where behind; 0 where it is right."""
-        return measure_skew(self.presence.at, self.heard)
+        return measure_skew(self.heartbeat.at, self.last_seen)
 
-    def since(self, moment: float, now: float) -> float:
+    def seconds_since(self, moment: float, now: float) -> float:
         """Seconds since a moment that the worker told of by its own clock: each part is measured by one clock."""
-        said = self.presence.at or self.heard
-        return max(0.0, said - moment) + max(0.0, now - self.heard)
+        said = self.heartbeat.at or self.last_seen
+        return max(0.0, said - moment) + max(0.0, now - self.last_seen)
 
 
-class Presences:
+class WorkerStore:
     """The file. Belongs to one thread."""
 
     def __init__(self, path: Path) -> None:
@@ -89,35 +89,35 @@ class Presences:
         self._path = path
         self._db: sqlite3.Connection | None = None
 
-    def all(self) -> list[Seen]:
+    def load_all(self) -> list[WorkerRecord]:
         """The latest word of each that nothing has replaced, by host and instance. Raises `NoPresences`."""
         if not self._path.exists():
             return []
         query = "SELECT first, heard, document FROM workers ORDER BY host, length(instance), instance, first"
-        with self._words(), contextlib.closing(self._to_read()) as db:
+        with self._translating_errors(), contextlib.closing(self._to_read()) as db:
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'workers'").fetchone():
                 return []
-            return unreplaced([seen for row in db.execute(query) for seen in _seen(*row)])
+            return drop_replaced([seen for row in db.execute(query) for seen in _parse_row(*row)])
 
-    def keep(self, words: Iterable[Seen]) -> None:
+    def save(self, words: Iterable[WorkerRecord]) -> None:
         """Write down what was heard; one heard long before the one that is there is dropped. Raises `NoPresences`."""
         now = time.time()
-        with self._words():
+        with self._translating_errors():
             db = self._to_write()
             with transaction(db):
-                db.execute(_PUT_BACK, {"past": now - SILENT, "future": now + SLACK})
+                db.execute(_PUT_BACK, {"past": now - SILENT_AFTER_SECONDS, "future": now + CLOCK_SLACK_SECONDS})
                 for word in words:
-                    about = {"host": word.presence.host, "instance": word.presence.instance}
-                    row = {**about, "session": word.presence.session, "heard": word.heard}
-                    if word.presence.leaving:
+                    about = {"host": word.heartbeat.host, "instance": word.heartbeat.instance}
+                    row = {**about, "session": word.heartbeat.session, "heard": word.last_seen}
+                    if word.heartbeat.leaving:
                         db.execute(_LEFT, row)
                     else:
-                        db.execute(_UPSERT, {**row, "document": json.dumps(word.presence.to_json())})
-                        db.execute(_REPLACED, {**row, "old": word.heard - SILENT})
+                        db.execute(_UPSERT, {**row, "document": json.dumps(word.heartbeat.to_json())})
+                        db.execute(_REPLACED, {**row, "old": word.last_seen - SILENT_AFTER_SECONDS})
 
-    def forget(self, before: float) -> None:
+    def purge(self, before: float) -> None:
         """Drop who was last heard before a time. Raises `NoPresences`."""
-        with self._words():
+        with self._translating_errors():
             self._to_write().execute("DELETE FROM workers WHERE heard < ?", (before,))
 
     def close(self) -> None:
@@ -143,64 +143,64 @@ class Presences:
         return sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)
 
     @contextlib.contextmanager
-    def _words(self) -> Iterator[None]:
+    def _translating_errors(self) -> Iterator[None]:
         """What SQLite says, in our own words; what may be broken is opened anew the next time."""
         try:
             yield
         except (OSError, sqlite3.Error) as error:
             self.close()
-            raise NoPresences(f"{self._path}: who is there cannot be read or written: {error}") from error
+            raise WorkersUnavailable(f"{self._path}: who is there cannot be read or written: {error}") from error
 
 
-def _seen(first: float, heard: float, document: str) -> Iterator[Seen]:
+def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:
     with contextlib.suppress(InvalidMessage, ValueError):  # of another version's
-        yield Seen(presence=WorkerHeartbeat.from_json(json.loads(document)), heard=heard, first=first)
+        yield WorkerRecord(heartbeat=WorkerHeartbeat.from_json(json.loads(document)), last_seen=heard, first_seen=first)
 
 
-def unreplaced(words: Iterable[Seen]) -> list[Seen]:
+def drop_replaced(words: Iterable[WorkerRecord]) -> list[WorkerRecord]:
     """Without those whose host or process has started again since they were last heard."""
-    hosts: dict[str, list[Seen]] = {}
+    hosts: dict[str, list[WorkerRecord]] = {}
     for each in words:
-        hosts.setdefault(each.presence.host, []).append(each)
+        hosts.setdefault(each.heartbeat.host, []).append(each)
     return [each for of_host in hosts.values() for each in of_host if not _is_replaced(each, of_host)]
 
 
-def _is_replaced(seen: Seen, of_host: Sequence[Seen]) -> bool:
+def _is_replaced(seen: WorkerRecord, of_host: Sequence[WorkerRecord]) -> bool:
     for other in of_host:
         if _are_rivals(seen, other):
-            began = _began(other, seen, of_host)
-            if began > _began(seen, other, of_host) and seen.heard < began + SLACK:
+            began = _start_time(other, seen, of_host)
+            if began > _start_time(seen, other, of_host) and seen.last_seen < began + CLOCK_SLACK_SECONDS:
                 return True
     return False
 
 
-def _are_rivals(one: Seen, other: Seen) -> bool:
+def _are_rivals(one: WorkerRecord, other: WorkerRecord) -> bool:
     """Whether two workers of a host cannot both be there, if there is one host of that name."""
-    mine, its = one.presence, other.presence
+    mine, its = one.heartbeat, other.heartbeat
     if mine.instance == its.instance:
         return mine.session != its.session
     return _boots_differ(one, other)
 
 
-def _boots_differ(one: Seen, other: Seen) -> bool:
-    mine, its = one.presence.boot, other.presence.boot
+def _boots_differ(one: WorkerRecord, other: WorkerRecord) -> bool:
+    mine, its = one.heartbeat.boot, other.heartbeat.boot
     return bool(mine and its and mine != its)
 
 
-def _began(seen: Seen, rival: Seen, of_host: Sequence[Seen]) -> float:
+def _start_time(seen: WorkerRecord, rival: WorkerRecord, of_host: Sequence[WorkerRecord]) -> float:
     """When a worker began, or its host, where the rival is of another start of it."""
     if not _boots_differ(seen, rival):
-        return seen.first
-    return min(each.first for each in of_host if each.presence.boot == seen.presence.boot)
+        return seen.first_seen
+    return min(each.first_seen for each in of_host if each.heartbeat.boot == seen.heartbeat.boot)
 
 
-def shared_names(words: Sequence[Seen]) -> dict[str, str]:
+def shared_names(words: Sequence[WorkerRecord]) -> dict[str, str]:
     """The names that more than one host or process speaks by, of workers that are connected, and what is wrong."""
     found: dict[str, str] = {}
     for one in words:
         for other in words:
-            if one.presence.host == other.presence.host and _are_rivals(one, other):
-                host, instance = one.presence.host, one.presence.instance
+            if one.heartbeat.host == other.heartbeat.host and _are_rivals(one, other):
+                host, instance = one.heartbeat.host, one.heartbeat.instance
                 if _boots_differ(one, other):
                     found[host] = f"more than one host calls itself {host}"
                 else:
@@ -208,8 +208,8 @@ def shared_names(words: Sequence[Seen]) -> dict[str, str]:
     return found
 
 
-def connected(broker: Broker, words: Sequence[Seen]) -> list[Seen]:
+def drop_disconnected(broker: Broker, words: Sequence[WorkerRecord]) -> list[WorkerRecord]:
     """Those whose connection to beanstalkd has not ended; of a worker of an earlier version nobody can tell."""
-    sessions = {each.presence.session for each in words} - {""}
+    sessions = {each.heartbeat.session for each in words} - {""}
     ended = {session for session in sessions if not broker.tube_stats(session_tube(session)).watchers}
-    return [each for each in words if each.presence.session not in ended]
+    return [each for each in words if each.heartbeat.session not in ended]
