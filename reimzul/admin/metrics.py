@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul metrics`: the farm's figures as OpenMetrics text, for Prometheus."""
+"""`reimzul metrics`: the farm's figures as OpenMetrics text, for Prometheus and node_exporter's textfile collector.
+
+The format: https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md. All metrics are gauges:
+they show the present, or the last day. Writing the text takes thirty lines, so no library is needed.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
+import attr
 import click
 
-from reimzul.admin import reading, since
-from reimzul.admin.figures import compute_stats
-from reimzul.admin.gauges import MetricsInput, build_gauges
-from reimzul.admin.openmetrics import format_openmetrics
+from reimzul.admin import lookup, since
+from reimzul.admin.stats import BuildStats, compute_stats, time_stats
 from reimzul.admin.tubes import all_there_are
 from reimzul.core import fs
-from reimzul.core.beanstalk import Broker, is_control_tube
+from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
-from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
-from reimzul.history.workers import WorkersUnavailable
+from reimzul.core.message import WorkerState
+from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.workers import SILENT, WorkerRecord, WorkersUnavailable
 
-_DAY = 86400
+_DAY_SECONDS = 86400
+#: Packages that have time series of their own.
+_MAX_PACKAGES = 50
 
 
 @click.command("metrics", epilog=EXIT_CODES)
@@ -29,27 +39,27 @@ _DAY = 86400
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write it there, in one step: node_exporter's textfile collector reads *.prom of a folder.",
+    help="Replace this file in one step: node_exporter's textfile collector reads *.prom of a folder.",
 )
 @shared_options
 def command(config: Path | None, verbose: bool, output: Path | None) -> int:
     """Print the farm's figures as OpenMetrics text: tubes, workers, and the builds of the last day.
 
-    A part that does not answer is left out, said, and told as `reimzul_part_up` 0; the exit code is 1 then. The unit
-    reimzul-metrics.timer does this every minute.
+    A part of the farm that does not answer is left out; `reimzul_part_up` is 0 for it, and the exit code is 1. The
+    unit reimzul-metrics.timer runs this every minute.
 
     \b
     Examples:
       reimzul metrics
       reimzul metrics --output /var/lib/reimzul-metrics/reimzul.prom
     """
-    sight, faults = look(load_settings(config, verbose))
-    said = format_openmetrics(build_gauges(sight))
+    collected, faults = collect_metrics(load_settings(config, verbose))
+    text = format_openmetrics(build_gauges(collected))
     if output is None:
-        click.echo(said, nl=False)
+        click.echo(text, nl=False)
     else:
         try:
-            fs.write_atomic(output, said)
+            fs.write_atomic(output, text)
         except OSError as error:
             raise InputError(f"{output}: {(error.strerror or str(error)).lower()}") from error
     for fault in faults:
@@ -57,27 +67,179 @@ def command(config: Path | None, verbose: bool, output: Path | None) -> int:
     return EXIT_FAILED if faults else 0
 
 
-def look(settings: Settings) -> tuple[MetricsInput, list[str]]:
-    """What there is to be told, and which part of it is missing, and why."""
-    now, faults = time.time(), []
-    tubes = workers = day = None
-    waiting, owed = [], []
+@attr.define(kw_only=True)
+class MetricsInput:
+    """The figures to show; None for a part of the farm that did not answer."""
+
+    now: float
+    tubes: Optional[Sequence[TubeStats]] = None
+    workers: Optional[Sequence[WorkerRecord]] = None
+    day: Optional[BuildStats] = None  #: of the builds submitted in the last 24 hours
+    waiting: Sequence[BuildRecord] = ()
+    pending: Sequence[PendingCount] = ()
+
+
+def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
+    """Return the figures, and why parts of them are missing."""
+    found, faults = MetricsInput(now=time.time()), []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            names = [
-                name for name in all_there_are(broker, settings) if name != "default" and not is_control_tube(name)
-            ]
-            tubes = [broker.tube_stats(name) for name in names]
+            names = [name for name in all_there_are(broker, settings) if name != "default"]
+            found.tubes = [broker.tube_stats(name) for name in names if not is_control_tube(name)]
     except BrokerUnavailable as error:
         faults.append(str(error))
     try:
-        workers = reading.load_workers(settings)
+        found.workers = lookup.load_workers(settings)
     except WorkersUnavailable as error:
         faults.append(str(error))
     try:
-        with reading.reading_history(settings.history.url) as history:
-            day = compute_stats(history.iterate_builds(BuildFilter(since=since.timestamp(now - _DAY))))
-            waiting, owed = history.find_unfinished(), history.pending_counts()
+        with lookup.reading_history(settings.history.url) as history:
+            last_day = BuildFilter(since=since.timestamp(found.now - _DAY_SECONDS))
+            found.day = compute_stats(history.iterate_builds(last_day))
+            found.waiting, found.pending = history.find_unfinished(), history.pending_counts()
     except (HistoryUnavailable, NoHistory) as error:
         faults.append(str(error))
-    return MetricsInput(now=now, tubes=tubes, workers=workers, day=day, waiting=waiting, owed=owed), faults
+    return found, faults
+
+
+# --- the metrics
+
+
+@attr.define
+class Gauge:
+    """A metric, and its values by labels."""
+
+    name: str
+    help: str
+    unit: str = ""  #: the name ends with it
+    samples: list[tuple[Mapping[str, str], float]] = attr.field(factory=list)
+
+    def set(self, value: float, **labels: str) -> None:
+        """Set the value for these labels."""
+        self.samples.append((labels, value))
+
+
+def build_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    """Yield all metrics."""
+    up = Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.")
+    for name, part in (("beanstalkd", collected.tubes), ("workers", collected.workers), ("history", collected.day)):
+        up.set(float(part is not None), part=name)
+    yield up
+    made = Gauge("reimzul_made_timestamp_seconds", "When these figures were made.", "seconds")
+    made.set(collected.now)
+    yield made
+    yield from _tube_gauges(collected)
+    yield from _worker_gauges(collected)
+    if collected.day is not None:
+        yield from _day_gauges(collected.day)
+        yield from _time_gauges(collected.day)
+    yield from _pending_gauges(collected)
+
+
+def _tube_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    jobs = Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.")
+    watchers = Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.")
+    oldest = Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", "seconds")
+    for tube in collected.tubes or ():
+        for state in ("ready", "reserved", "delayed", "buried"):
+            jobs.set(getattr(tube, state), tube=tube.name, state=state)
+        watchers.set(tube.watchers, tube=tube.name)
+    first: dict[str, float] = {}
+    for leg in collected.waiting:
+        if leg.tube and leg.queued_at:
+            first[leg.tube] = min(first.get(leg.tube, collected.now), leg.queued_at)
+    for name, queued_at in sorted(first.items()):
+        oldest.set(max(0.0, collected.now - queued_at), tube=name)
+    yield from (jobs, watchers, oldest)
+
+
+def _worker_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    states = Gauge("reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.")
+    load = Gauge("reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.")
+    free = Gauge("reimzul_builder_free_bytes", "Free space on the builder's fullest disk.", "bytes")
+    counts: dict[str, Counter[str]] = {}
+    newest: dict[str, WorkerRecord] = {}
+    for worker in collected.workers or ():
+        host = worker.heartbeat.host
+        counts.setdefault(host, Counter())[worker.state_at(collected.now)] += 1
+        newest[host] = max(newest.get(host, worker), worker, key=lambda each: each.last_seen)
+    for host in sorted(counts):
+        for state in (*WorkerState.ALL, SILENT):
+            states.set(counts[host][state], builder=host, state=state)
+        load.set(newest[host].heartbeat.load, builder=host)
+        free.set(newest[host].heartbeat.free_mib * 1024**2, builder=host)
+    yield from (states, load, free)
+
+
+def _day_gauges(day: BuildStats) -> Iterator[Gauge]:
+    builds = Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.")
+    causes = Gauge("reimzul_day_failures", "Of these, those that failed or were rejected, by cause.")
+    attempts = Gauge("reimzul_day_attempts", "Attempts of a builder at them.")
+    faults = Gauge("reimzul_day_faults", "Of these, those that failed through the builder's own fault.")
+    for arch, group in sorted(day.arches.items()):
+        for result, count in sorted(group.results.items()):
+            builds.set(count, arch=arch, result=result)
+    for cause, count in sorted(day.causes.items()):
+        causes.set(count, cause=cause)
+    for host, counts in sorted(day.attempts.items()):
+        attempts.set(counts.attempts, builder=host)
+        faults.set(counts.faults, builder=host)
+    yield from (builds, causes, attempts, faults)
+
+
+def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
+    # each package is a time series of its own in the monitoring system, so only those built most often are shown
+    by_count = sorted(day.packages.items(), key=lambda each: (-sum(each[1].results.values()), each[0]))
+    packages = dict(by_count[:_MAX_PACKAGES])
+    kinds = (("", "arch", day.arches), ("builder_", "builder", day.builders), ("package_", "package", packages))
+    for infix, label, groups in kinds:
+        by = f" By {label}." if infix else ""
+        for kind, about in (
+            ("wait", "How long they waited for their first attempt."),
+            ("build", "How long they took."),
+        ):
+            gauge = Gauge(f"reimzul_day_{infix}{kind}_seconds", f"{about}{by}", "seconds")
+            for name, group in sorted(groups.items()):
+                found = time_stats(group.waits if kind == "wait" else group.builds)
+                if found is not None:
+                    gauge.set(found.median, **{label: name}, quantile="0.5")
+                    gauge.set(found.p95, **{label: name}, quantile="0.95")
+            yield gauge
+
+
+def _pending_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    pending = Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.")
+    oldest = Gauge("reimzul_owed_oldest_seconds", "The age of the oldest of these.", "seconds")
+    for each in collected.pending:
+        pending.set(each.count, sink=each.sink)
+        oldest.set(max(0.0, collected.now - each.oldest), sink=each.sink)
+    yield from (pending, oldest)
+
+
+# --- the text
+
+
+def format_openmetrics(gauges: Iterable[Gauge]) -> str:
+    """Return the text; a metric without values is left out."""
+    lines = [line for gauge in gauges if gauge.samples for line in _format_gauge(gauge)]
+    return "".join(f"{line}\n" for line in (*lines, "# EOF"))
+
+
+def _format_gauge(gauge: Gauge) -> Iterator[str]:
+    yield f"# TYPE {gauge.name} gauge"
+    if gauge.unit:
+        yield f"# UNIT {gauge.name} {gauge.unit}"
+    yield f"# HELP {gauge.name} {_escape(gauge.help)}"
+    for labels, value in gauge.samples:
+        listed = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
+        yield f"{gauge.name}{{{listed}}} {_format_number(value)}" if listed else f"{gauge.name} {_format_number(value)}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _format_number(value: float) -> str:
+    if math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return repr(round(value, 3))

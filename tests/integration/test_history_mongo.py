@@ -76,7 +76,7 @@ def test_what_the_original_left_there_is_no_more_the_latest(history: History, co
     collection.insert_one(dict(left))
     history.record([event("Failed", 1)])
     assert [job["status"] for job in collection.find({"latest_build": True})] == ["Failed"]
-    assert [job["status"] for job in history.find_builds(BuildFilter(), 10)] == ["Failed", "Success"]
+    assert [job.status for job in history.find_builds(BuildFilter(), 10)] == ["Failed", "Success"]
 
 
 def test_an_override_made_meanwhile_by_the_originals_tool_stays(history: History, collection: Any) -> None:
@@ -86,7 +86,7 @@ def test_an_override_made_meanwhile_by_the_originals_tool_stays(history: History
     )
     history.record([event("Published", 1)])
     (document,) = history.find_builds(BuildFilter(), 10)
-    assert (document["status"], document["comment"]) == ("Override", "fine")
+    assert (document.status, document.comment) == ("Override", "fine")
 
 
 def test_a_server_that_is_away_is_noticed_soon() -> None:

@@ -12,12 +12,10 @@ from typing import Any, cast
 import pytest
 
 from reimzul.admin import since
-from reimzul.admin.facts import attempt_start
-from reimzul.admin.figures import compute_stats, wait
-from reimzul.admin.finding import BuildLegs
+from reimzul.admin.builds import format_build
 from reimzul.admin.following import row
-from reimzul.admin.show import as_lines
-from reimzul.admin.usual import duration
+from reimzul.admin.lookup import BuildLegs
+from reimzul.admin.stats import compute_stats
 from reimzul.admin.words import skewed
 from reimzul.core import fs, message, validators
 from reimzul.core.beanstalk import ReservedJob
@@ -27,7 +25,7 @@ from reimzul.core.errors import ReservationLost
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat, decode_event, event_for
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.history import Document
+from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.history.workers import WorkerRecord
@@ -159,7 +157,7 @@ def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_ane
 # --- what the history makes of it
 
 
-def leg(*events: tuple[float, BuildEvent]) -> Document:
+def leg(*events: tuple[float, BuildEvent]) -> BuildRecord:
     """The document after events, each put at a time by our clock."""
     (found,) = apply_events({}, [by_our_clock(told, put_at) for put_at, told in events]).values()
     return found
@@ -171,8 +169,8 @@ def test_the_last_put_holds_whatever_the_clock_of_who_put_it(clock: float) -> No
     again = event("Queued", tube="x86_64", job=9, priority=1, at=clock + 60, due=clock + 70, attempt=ATTEMPT)
     third = event("Queued", tube="x86_64", job=11, priority=1, at=NOW + 90, attempt=OTHER_ATTEMPT)
     found = leg((NOW, first), (NOW + 60, again))
-    assert (found["job"], found["queued_at"], found["put_at"], found["due"]) == (9, NOW, NOW + 60, NOW + 70)
-    assert leg((NOW, first), (NOW + 60, again), (NOW + 90, third))["job"] == 11
+    assert (found.job, found.queued_at, found.put_at, found.due) == (9, NOW, NOW + 60, NOW + 70)
+    assert leg((NOW, first), (NOW + 60, again), (NOW + 90, third)).job == 11
 
 
 def test_attempts_are_in_the_order_they_were_heard_of() -> None:
@@ -182,11 +180,11 @@ def test_attempts_are_in_the_order_they_were_heard_of() -> None:
         (NOW + 50, event("Queued", at=FUTURE + 50, attempt=ahead, reason="full", job=3)),
         (NOW + 60, event("Building", at=60, started=60, attempt=behind)),
     )
-    assert [(each["attempt"], each["heard"]) for each in found["attempts"]] == [(ahead, NOW), (behind, NOW + 60)]
-    assert found["attempt"] == behind and found["status"] == "Building"
+    assert [(each.attempt, each.heard) for each in found.attempts] == [(ahead, NOW), (behind, NOW + 60)]
+    assert found.attempt == behind and found.status == "Building"
 
 
-def off(clock: float, took: float = 60, *, right_since: bool = False) -> Document:
+def off(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRecord:
     """A build of a builder whose clock said this when it began, after a wait of ten seconds."""
     end = NOW + took if right_since else clock + took
     return leg(
@@ -201,8 +199,8 @@ def off(clock: float, took: float = 60, *, right_since: bool = False) -> Documen
 def test_a_builder_whose_clock_is_off_is_counted_in_no_duration(clock: float) -> None:
     for right_since in (False, True):
         found = off(clock, right_since=right_since)
-        assert found["skew"] and found["attempts"][0]["skew"]
-        assert duration(found) is None and wait(found) is None
+        assert found.skew and found.attempts[0].skew
+        assert found.duration is None and found.wait is None
         told = compute_stats([found, off(NOW)]).every.to_dict()
         assert told["results"] == {"published": 2}
         assert told["build"]["count"] == told["wait"]["count"] == 1
@@ -214,16 +212,16 @@ def test_what_is_shown_of_it_is_timed_by_the_controller() -> None:
         (NOW - 10, event("Queued", at=NOW - 10, tube="x86_64", job=1, priority=1)),
         (NOW, event("Building", at=7.0, started=7.0)),
     )
-    assert attempt_start(building) == NOW
+    assert building.attempt_start == NOW
     assert row(building, NOW + 42, None, None, None).elapsed == 42
     assert row(off(7.0), NOW + 99, None, None, None).elapsed is None
     assert row(off(NOW), NOW + 99, None, None, None).elapsed == 60
     right = leg((NOW, event("Building", at=NOW, started=NOW - 3)))
-    assert attempt_start(right) == NOW - 3
+    assert right.attempt_start == NOW - 3
 
 
 def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
-    shown = "\n".join(as_lines(BuildLegs(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}))
+    shown = "\n".join(format_build(BuildLegs(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}))
     assert "on builder1.example.org (its clock is 2 h 00 min ahead of the controller's)\n" in shown
     for line in shown.splitlines():
         assert not line.lstrip().startswith(("started", "finished", "published")) or "after" not in line

@@ -9,13 +9,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.admin.figures import BuildStats, compute_stats, failure_cause, result, time_stats, wait
-from reimzul.admin.gauges import MetricsInput, build_gauges
-from reimzul.admin.openmetrics import Gauge, format_openmetrics
-from reimzul.admin.tally import count_by_builder
+from reimzul.admin.metrics import Gauge, MetricsInput, build_gauges, format_openmetrics
+from reimzul.admin.stats import BuildStats, compute_stats, count_by_builder, failure_cause, time_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
-from reimzul.history import Document, PendingCount
+from reimzul.history import BuildRecord, PendingCount
 from reimzul.history.build_record import apply_events
 from reimzul.history.workers import WorkerRecord
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event
@@ -24,12 +22,12 @@ from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event
 _SAMPLE = re.compile(r'[a-z_]+(\{([a-z]+="([^"\\\n]|\\["\\n])*",?)+\})? -?[0-9][0-9.e+-]*\Z')
 
 
-def legs(*told: Any) -> list[Document]:
+def legs(*told: Any) -> list[BuildRecord]:
     """The history's documents after events."""
     return list(apply_events({}, told).values())
 
 
-def built(number: int, status: str = "Published", wait: float = 10, took: float = 60, **more: Any) -> list[Document]:
+def built(number: int, status: str = "Published", wait: float = 10, took: float = 60, **more: Any) -> list[BuildRecord]:
     """A build that waited and was built for so long."""
     begins = BEGINNING + wait
     return legs(
@@ -39,7 +37,7 @@ def built(number: int, status: str = "Published", wait: float = 10, took: float 
     )
 
 
-def of(*builds: list[Document]) -> BuildStats:
+def of(*builds: list[BuildRecord]) -> BuildStats:
     return compute_stats([leg for build in builds for leg in build])
 
 
@@ -67,25 +65,25 @@ def test_causes_of_failure_are_told_apart_without_what_is_one_builds_alone() -> 
     assert dict(found.causes) == {
         "BuildRequires that nobody provides": 2, "%build failed": 1, "no reason was given": 1,
     }  # fmt: skip
-    assert failure_cause({}) == "no reason was given"
+    assert failure_cause(BuildRecord()) == "no reason was given"
 
 
 def test_a_wait_ends_with_the_first_attempt_and_is_never_negative() -> None:
     (late,) = built(1, wait=-5)
-    assert wait(late) == 0
+    assert late.wait == 0
     (document,) = legs(
         event("Queued", 1, at=BEGINNING),
         event("Building", 1, started=BEGINNING + 10, attempt=ATTEMPT),
         event("Queued", 1, at=BEGINNING + 20, attempt=ATTEMPT, reason="full", builder_fqdn="builder1.example.org"),
         event("Building", 1, started=BEGINNING + 500, attempt=OTHER_ATTEMPT, at=BEGINNING + 500),
     )
-    assert wait(document) == 10
-    assert wait({}) is None
+    assert document.wait == 10
+    assert BuildRecord().wait is None
 
 
 def test_every_result_has_its_word() -> None:
-    assert [result(leg) for leg in built(1, "Success")] == ["built"]
-    assert [result(leg) for leg in built(1, "Cancelled")] == ["cancelled"]
+    assert [leg.state for leg in built(1, "Success")] == ["built"]
+    assert [leg.state for leg in built(1, "Cancelled")] == ["cancelled"]
     assert time_stats([]) is None
 
 
@@ -102,7 +100,7 @@ def test_a_fault_of_a_builder_counts_once_however_many_legs_it_had() -> None:
     one = tallies["builder1.example.org"]
     assert (one.attempts, one.faults) == (3, 1)
     assert round(one.rate, 3) == 0.333
-    assert one.last["status"] == "Published"
+    assert one.last and one.last.status == "Published"
     assert "builder2.x" not in tallies, "it is still at it"
 
 
@@ -119,7 +117,7 @@ def sight(**more: Any) -> MetricsInput:
         "workers": [WorkerRecord(heartbeat=there, last_seen=BEGINNING + 3590)],
         "day": of(built(1), built(2, "Failed", reason='no "such" file\\')),
         "waiting": legs(event("Queued", 9, at=BEGINNING, tube="x86_64", job=1)),
-        "owed": [PendingCount(sink="mqtt", count=3, oldest=BEGINNING)],
+        "pending": [PendingCount(sink="mqtt", count=3, oldest=BEGINNING)],
     }
     return MetricsInput(**{**given, **more})
 
@@ -174,7 +172,7 @@ def test_of_many_packages_those_built_most_often_are_told() -> None:
 
 
 def test_a_part_that_did_not_answer_is_told_as_down_and_left_out() -> None:
-    told = lines(sight(tubes=None, workers=None, day=None, waiting=(), owed=()))
+    told = lines(sight(tubes=None, workers=None, day=None, waiting=(), pending=()))
     assert [line for line in told if not line.startswith("#")] == [
         'reimzul_part_up{part="beanstalkd"} 0',
         'reimzul_part_up{part="workers"} 0',

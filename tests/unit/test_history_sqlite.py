@@ -39,9 +39,9 @@ class TestSqlite(HistoryContract):
 def test_a_reader_sees_what_the_writer_has_recorded_by_then(history: History, url: str) -> None:
     history.record([event("Building")])
     reader = open_history(url, reading=True)
-    assert [document["status"] for document in reader.find_builds(BuildFilter(), 10)] == ["Building"]
+    assert [document.status for document in reader.find_builds(BuildFilter(), 10)] == ["Building"]
     history.record([event("Success")])
-    assert [document["status"] for document in reader.find_builds(BuildFilter(), 10)] == ["Success"]
+    assert [document.status for document in reader.find_builds(BuildFilter(), 10)] == ["Success"]
     with pytest.raises(HistoryUnavailable, match="readonly"):
         reader.record([event("Success", 2)])
     reader.close()

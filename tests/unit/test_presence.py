@@ -13,7 +13,6 @@ from typing import Any, cast
 import pytest
 
 from reimzul.admin.doctor.workers import judge
-from reimzul.admin.facts import is_silent
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import WorkerHeartbeat, WorkerState
@@ -89,7 +88,7 @@ def test_an_empty_file_and_a_strange_row_are_no_fault(path: Path) -> None:
 def test_a_file_that_is_none_is_said_in_one_line(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("this is no database" * 100)
-    with pytest.raises(WorkersUnavailable, match=r"presence\.sqlite: who is there cannot be read or written"):
+    with pytest.raises(WorkersUnavailable, match=r"presence\.sqlite: the workers' heartbeats cannot be read"):
         WorkerStore(path).load_all()
 
 
@@ -330,7 +329,7 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
     file.save([seen(now + 1, "b2.example.org", session=A, load=2.0)])
     assert file.load_all()[1].heartbeat.load == 2.0
     file.close()
-    assert is_silent(seen(now + 9000), now), "heard in the future is not heard now"
+    assert seen(now + 9000).is_silent(now), "heard in the future is not heard now"
 
 
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:

@@ -34,7 +34,7 @@ def test_an_upload_of_the_original_that_has_no_other_package_is_not_whole(tmp_pa
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_its_whole_name_is_looked_for_as_one(name: str) -> None:
-    assert is_source_rpm(name) and BuildFilter(srpm=name).whole_srpm
+    assert is_source_rpm(name) and BuildFilter(srpm=name).is_whole_srpm
 
 
 def test_a_package_whose_name_ends_alike_is_none() -> None:

@@ -9,24 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.admin.usual import (
+from reimzul.admin.estimates import (
     IDLE,
     ArchStats,
     DurationStats,
-    duration,
     duration_stats,
-    durations,
     estimate_start,
     quantile,
     remaining,
 )
+from reimzul.history import BuildRecord
 
 spans = st.floats(0.1, 100_000)
 some = st.lists(spans, min_size=1, max_size=30)
 
 
-def built(name: str, seconds: float, **more: Any) -> dict[str, Any]:
-    return {"pkgname": name, "started": 1000.0, "finished": 1000.0 + seconds, **more}
+def built(name: str, seconds: float, **more: Any) -> BuildRecord:
+    return BuildRecord(**{"pkgname": name, "started": 1000.0, "finished": 1000.0 + seconds, **more})
 
 
 def takes(seconds: float, spread: float = 0.0) -> DurationStats:
@@ -64,12 +63,13 @@ def test_of_one_or_two_builds_the_doubt_is_large() -> None:
         (built("time", 5.0, started=0.0), None),
         (built("time", 5.0, finished=0.0), None),
         (built("time", -5.0), None),
-        ({}, None),
+        (BuildRecord(), None),
     ],
 )
-def test_a_duration_needs_both_its_ends(document: dict[str, Any], seconds: float | None) -> None:
-    assert duration(document) == seconds
-    assert durations([document]) == ([] if seconds is None else [seconds])
+def test_a_duration_needs_both_its_ends(document: BuildRecord, seconds: float | None) -> None:
+    assert document.duration == seconds
+    found = duration_stats([document.duration])
+    assert (found and found.median) == seconds
 
 
 def test_a_package_that_was_never_built_takes_what_the_others_do() -> None:
