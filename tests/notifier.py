@@ -90,7 +90,7 @@ class Running:
         url = str(self.settings["history"]["url"])
         history = open_history(url, reading=url.startswith("mongodb") or (self.folder / "history.sqlite").exists())
         try:
-            return history.find_builds(BuildFilter(), 10_000)
+            return [record.to_document() for record in history.find_builds(BuildFilter(), 10_000)]
         finally:
             history.close()
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from reimzul.admin import reading, since
-from reimzul.admin.facts import is_silent, plain
+from reimzul.admin import lookup, since
+from reimzul.admin.stats import AttemptCounts, count_by_builder
 from reimzul.admin.table import show, show_json
-from reimzul.admin.tally import AttemptCounts, count_by_builder, ended
 from reimzul.admin.words import size, skewed, span
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube
@@ -53,7 +52,7 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
       reimzul builders --since 24h --json
     """
     settings = load_settings(config, verbose)
-    seen = reading.load_workers(settings)
+    seen = lookup.load_workers(settings)
     tallies = _tallies(settings, begin)
     marks, away = {}, ""
     try:
@@ -76,7 +75,7 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
 
 def _tallies(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
     try:
-        with reading.reading_history(settings.history.url) as history:
+        with lookup.reading_history(settings.history.url) as history:
             return count_by_builder(history.iterate_builds(BuildFilter(since=since.timestamp(begin))))
     except NoHistory:
         return {}
@@ -91,7 +90,7 @@ def _marks(broker: Broker, hosts: Sequence[str]) -> dict[str, control.ControlFla
 
 def state(seen: WorkerRecord, now: float) -> str:
     """What a worker does, in a word."""
-    return "silent" if is_silent(seen, now) else seen.heartbeat.state
+    return seen.state_at(now)
 
 
 def _row(
@@ -134,7 +133,7 @@ def _does(seen: WorkerRecord, marks: Mapping[str, control.ControlFlag], shared: 
 def _last(tally: AttemptCounts, now: float) -> str:
     if not tally.last:
         return "-"
-    return f"{tally.last['status']} {tally.last['srpm']}, {span(now - ended(tally.last))} ago"
+    return f"{tally.last.status} {tally.last_srpm}, {span(now - tally.last.ended_at)} ago"
 
 
 def as_object(
@@ -147,8 +146,11 @@ def as_object(
     """The same for a program."""
     tally = tallies.get(seen.heartbeat.host, AttemptCounts())
     found = marks.get(seen.heartbeat.host)
+    last = None
+    if tally.last is not None:
+        last = {**tally.last.to_document(), "srpm": tally.last_srpm, "arch": tally.last_arch}
     return {
-        **plain(seen),
+        **seen.to_dict(),
         "state": state(seen, now),
         "heard": seen.last_seen,
         "skew": seen.skew,
@@ -156,5 +158,5 @@ def as_object(
         "drain": None if found is None else {"by": found.by, "at": found.at, "why": found.why, "reason": found.reason},
         "attempts": tally.attempts,
         "faults": tally.faults,
-        "last": dict(tally.last) or None,
+        "last": last,
     }

@@ -16,7 +16,7 @@ from typing import Any
 import attr
 import click
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.table import show, show_json, when
 from reimzul.admin.tubes import named, with_buried
 from reimzul.core import validators
@@ -26,7 +26,8 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, ConfigError, ReservationLost
 from reimzul.core.message import first_bytes
 from reimzul.core.refused import Overflow
-from reimzul.history import Document, HistoryUnavailable, NoHistory
+from reimzul.history import HistoryUnavailable, NoHistory
+from reimzul.history.build_record import RefusalRecord
 
 _HEADS = ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS")
 #: How many refusals are looked at, the newest first.
@@ -90,7 +91,7 @@ def look(broker: Broker, tubes: dict[str, int], url: str) -> Report:
     report = Report(unrecorded=dict(tubes))
     try:
         if tubes:
-            with reading.reading_history(url) as history:
+            with lookup.reading_history(url) as history:
                 _match(broker, history.iterate_refusals(), report)
     except NoHistory:  # nothing was ever recorded
         pass
@@ -101,16 +102,16 @@ def look(broker: Broker, tubes: dict[str, int], url: str) -> Report:
     return report
 
 
-def _match(broker: Broker, refusals: Iterable[Document], report: Report) -> None:
+def _match(broker: Broker, refusals: Iterable[RefusalRecord], report: Report) -> None:
     """Move what a refusal fits from the unrecorded to the jobs; done as soon as all have theirs."""
     found = {row.job for row in report.jobs}
     for refusal in itertools.islice(refusals, LOOK_BACK):
-        tube, job = refusal["tube"], refusal["job"]
+        tube, job = refusal.tube, refusal.job
         if tube not in report.unrecorded or job in found or not _fits(broker, refusal):
             continue
         found.add(job)
-        words = {name: refusal[name] for name in ("tube", "job", "begins", "reason", "host")}
-        report.jobs.append(Row(**words, since=refusal["at"]))
+        words = {name: getattr(refusal, name) for name in ("tube", "job", "begins", "reason", "host")}
+        report.jobs.append(Row(**words, since=refusal.at))
         report.unrecorded[tube] -= 1
         if not report.unrecorded[tube]:
             del report.unrecorded[tube]
@@ -118,13 +119,13 @@ def _match(broker: Broker, refusals: Iterable[Document], report: Report) -> None
                 return
 
 
-def _fits(broker: Broker, refusal: Document) -> bool:
+def _fits(broker: Broker, refusal: RefusalRecord) -> bool:
     """Whether a refusal is of a job that is buried now."""
     try:
-        facts = broker.job_stats(refusal["job"])
-        if (facts.state, facts.tube) != ("buried", refusal["tube"]):
+        facts = broker.job_stats(refusal.job)
+        if (facts.state, facts.tube) != ("buried", refusal.tube):
             return False
-        return bool(first_bytes(broker.peek(refusal["job"])) == refusal["begins"])
+        return bool(first_bytes(broker.peek(refusal.job)) == refusal.begins)
     except ReservationLost:
         return False
 

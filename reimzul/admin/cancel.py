@@ -15,9 +15,8 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin import finding, jobs, reading
-from reimzul.admin.facts import GONE
-from reimzul.admin.finding import BuildLegs
+from reimzul.admin import lookup
+from reimzul.admin.lookup import GONE, BuildLegs
 from reimzul.admin.table import show_json
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, cancel_tube
@@ -25,7 +24,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_opt
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, ReservationLost
 from reimzul.core.message import BuildEvent, Status
-from reimzul.history import Document
+from reimzul.history import BuildRecord
 
 #: Seconds between two looks whether a running build has ended.
 _LOOK = 0.25
@@ -46,7 +45,7 @@ class Cancelled:
 
 
 @click.command("cancel", epilog=EXIT_CODES)
-@finding.build_ids_argument()
+@lookup.build_ids_argument()
 @click.option("--why", default="", metavar="WORDS", help="Told with it.")
 @click.option(
     "--wait",
@@ -88,8 +87,8 @@ def command(
 
 
 def _found(settings: Settings, given: Sequence[str]) -> list[BuildLegs]:
-    with reading.reading_history(settings.history.url) as history:
-        return finding.find_builds(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        return lookup.find_builds(history, given)
 
 
 def _tell(broker: Broker, build: BuildLegs, wanted: control.ControlFlag) -> Cancelled | None:
@@ -99,7 +98,7 @@ def _tell(broker: Broker, build: BuildLegs, wanted: control.ControlFlag) -> Canc
         return over
     holds = control.set_flag(broker, cancel_tube(build.build_id), wanted)
     leg = build.main
-    found = jobs.find_job(broker, leg)
+    found = lookup.find_job(broker, leg)
     if found is not None:
         try:
             if found.stats.state == "reserved":
@@ -110,15 +109,15 @@ def _tell(broker: Broker, build: BuildLegs, wanted: control.ControlFlag) -> Canc
     else:  # somebody had it, or has put it anew: what became of it is the history's to say, which may lag
         return None
     for each in build.legs:
-        if each["status"] in (Status.QUEUED, Status.BUILDING):
+        if each.status in (Status.QUEUED, Status.BUILDING):
             broker.announce(event(each, holds.cancel_text))
     return Cancelled(build_id=build.build_id, outcome="cancelled", words="cancelled; it had not begun")
 
 
-def event(leg: Document, reason: str) -> BuildEvent:
+def event(leg: BuildRecord, reason: str) -> BuildEvent:
     """That a leg is cancelled."""
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
-    known = {name: leg[name] for name in names if leg.get(name)}
+    known = {name: value for name in names if (value := getattr(leg, name))}
     return BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known)
 
 
@@ -130,16 +129,16 @@ def _over(build: BuildLegs) -> Cancelled | None:
     if Status.CANCELLED.lower() in states:
         words, outcome = "it was cancelled already", "already"
     else:
-        each = [f"{_state(leg)} for {leg['arch']}" for leg in build.legs]
+        each = [f"{_state(leg)} for {leg.arch}" for leg in build.legs]
         words, outcome = f"too late: {', '.join(each)}", "too late"
     return Cancelled(build_id=build.build_id, outcome=outcome, words=words)
 
 
-def _state(leg: Document) -> str:
+def _state(leg: BuildRecord) -> str:
     """How a leg ended; nothing where it can still be cancelled."""
-    status: str = leg["status"]
+    status: str = leg.status
     if status == Status.SUCCESS:
-        return "published" if leg.get("published") else "built" if leg.get("scratch") else ""
+        return "published" if leg.published else "built" if leg.scratch else ""
     return "" if status in (Status.QUEUED, Status.BUILDING) else status.lower()
 
 
@@ -153,7 +152,7 @@ def _await(
         for build in _found(settings, [build.build_id for build in running]):
             over = _over(build)
             if over is not None and over.outcome == "already":
-                hosts = sorted({leg["builder_fqdn"] for leg in build.legs if leg.get("builder_fqdn")})
+                hosts = sorted({leg.builder_fqdn for leg in build.legs if leg.builder_fqdn})
                 where = f"; {', '.join(hosts)} has ended it" if hosts else ""
                 over = attr.evolve(over, outcome="cancelled", words=f"cancelled{where}")
             results[build.build_id] = over
@@ -163,8 +162,8 @@ def _await(
 
 
 def _still(broker: Broker, build: BuildLegs) -> Cancelled:
-    host = build.main.get("builder_fqdn") or "its worker"
+    host = build.main.builder_fqdn or "its worker"
     words = f"marked; {host} has not ended it yet, and does when it sees the mark"
-    if build.main["status"] == Status.QUEUED and jobs.job_state(broker, build.main) == GONE:
+    if build.main.status == Status.QUEUED and lookup.job_state(broker, build.main) == GONE:
         words = "marked; its job is gone, and what became of it is still to be told"
     return Cancelled(build_id=build.build_id, outcome="told", words=words)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from reimzul.admin import cancel, finding, jobs, reading, selection
+from reimzul.admin import cancel, lookup, selection
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, current_user, shared_options
@@ -29,15 +29,15 @@ def _tell(broker: Broker, settings: Settings, tube: str, body: bytes) -> None:
         if tube not in read_arches(settings.farm.arches).tubes():
             return
         build_id = BuildRequest.decode(body).build_id
-        with reading.reading_history(settings.history.url) as history:
+        with lookup.reading_history(settings.history.url) as history:
             found = (
-                finding.group_by_build(history.find_builds(BuildFilter(build_id=build_id), _READ)) if build_id else []
+                lookup.group_by_build(history.find_builds(BuildFilter(build_id=build_id), _READ)) if build_id else []
             )
         for build in found:
-            if jobs.find_job(broker, build.main) is not None:  # it was put anew, and this was left behind
+            if lookup.find_job(broker, build.main) is not None:  # it was put anew, and this was left behind
                 continue
             for leg in build.legs:
-                if leg["status"] in (Status.QUEUED, Status.BUILDING):
+                if leg.status in (Status.QUEUED, Status.BUILDING):
                     broker.announce(cancel.event(leg, f"discarded by {current_user()}"))
     except (InvalidMessage, NoHistory):  # no build, or nobody who keeps any
         return

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from reimzul.admin.facts import is_silent
 from reimzul.admin.table import when
 from reimzul.admin.told import BUILDER, JSON, Told, known, say
 from reimzul.core import control
@@ -40,7 +39,7 @@ def command(config: Path | None, verbose: bool, name: str, why: str, force: bool
     host, seen = known(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         there, holds = put(broker, host, control.new_flag(current_user(), why))
-        here = [each for each in drop_disconnected(broker, seen) if not is_silent(each, time.time())]
+        here = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in here if each.heartbeat.build]
     if there:
         words = f"takes nothing already, since {when(there.at)}: {there.drain_text}"

@@ -8,14 +8,13 @@ from typing import Any, Optional
 
 import attr
 
-from reimzul.admin.facts import attempt_start
-from reimzul.admin.finding import BuildLegs
-from reimzul.admin.usual import DurationStats, duration
+from reimzul.admin.estimates import DurationStats
+from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.words import counted, span
 from reimzul.core.arch import Arches
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.message import CurrentBuild, Status
-from reimzul.history import Document
+from reimzul.history import BuildRecord
 
 #: How a leg stands, for programs: these, in this order, and then one of those that are over.
 UNHEARD, WAITS, BUILDS, BUILT = "unheard", "waiting", "building", "built"
@@ -50,56 +49,56 @@ def unheard(build_id: str) -> Row:
     return Row(build_id=build_id, srpm="-", arch="-", target="-", state=UNHEARD, words=words, changed=(UNHEARD,))
 
 
-def row(leg: Document, now: float, ahead: int | None, hand: CurrentBuild | None, usual: DurationStats | None) -> Row:
+def row(leg: BuildRecord, now: float, ahead: int | None, hand: CurrentBuild | None, usual: DurationStats | None) -> Row:
     """A leg as it stands now. `ahead`: builds before it, where it waits; `hand`: what its worker says of it."""
     state, words = _state(leg, ahead, hand)
-    mine = hand is not None and hand.arch == leg["arch"]
+    mine = hand is not None and hand.arch == leg.arch
     return Row(
-        build_id=leg["build_id"],
-        srpm=leg["srpm"],
-        arch=leg["arch"],
-        target=leg["target"],
+        build_id=leg.build_id,
+        srpm=leg.srpm,
+        arch=leg.arch,
+        target=leg.target,
         state=state,
         words=words,
         elapsed=_elapsed(leg, state, now),
         usual=usual.median if usual and state in (WAITS, BUILDS) else None,
-        builder=leg.get("builder_fqdn") or "",
-        url=leg.get("url") or "",
-        changed=(state, leg.get("attempt") or "", hand.phase if hand and mine else ""),
+        builder=leg.builder_fqdn,
+        url=leg.url,
+        changed=(state, leg.attempt, hand.phase if hand and mine else ""),
     )
 
 
-def _state(leg: Document, ahead: int | None, hand: CurrentBuild | None) -> tuple[str, str]:
-    status = leg["status"]
+def _state(leg: BuildRecord, ahead: int | None, hand: CurrentBuild | None) -> tuple[str, str]:
+    status = leg.status
     if status == Status.QUEUED:
         place = "" if ahead is None else ", next" if not ahead else f", {counted(ahead, 'build')} ahead"
-        again = f"; {leg['reason']}" if leg.get("attempts") and leg.get("reason") else ""
+        again = f"; {leg.reason}" if leg.attempts and leg.reason else ""
         return WAITS, f"waits{place}{again}"
     if status == Status.BUILDING:
-        phase = hand.phase if hand and hand.arch == leg["arch"] else ""
+        phase = hand.phase if hand and hand.arch == leg.arch else ""
         return BUILDS, phase or "builds"
     if status == Status.SUCCESS:
-        if leg.get("published"):
+        if leg.published:
             return "published", "published"
-        return (GOOD[1], "built (scratch)") if leg.get("scratch") else (BUILT, "built, to be published")
-    return status.lower(), f"{status.lower()}: {leg.get('comment') or leg.get('reason') or '-'}"
+        return (GOOD[1], "built (scratch)") if leg.scratch else (BUILT, "built, to be published")
+    return status.lower(), f"{status.lower()}: {leg.comment or leg.reason or '-'}"
 
 
-def _elapsed(leg: Document, state: str, now: float) -> float | None:
+def _elapsed(leg: BuildRecord, state: str, now: float) -> float | None:
     if state == WAITS:
-        return now - leg["queued_at"] if leg.get("queued_at") else None
+        return now - leg.queued_at if leg.queued_at else None
     if state == BUILDS:
-        return float(now - attempt_start(leg)) if attempt_start(leg) else None
-    return duration(leg)
+        return now - leg.attempt_start if leg.attempt_start else None
+    return leg.duration
 
 
 def expected(build: BuildLegs, known: Arches) -> set[str]:
     """The arches of the legs that the request of a build has, as far as that is known."""
     main = build.main
-    legs = {leg["arch"] for leg in build.legs}
-    if main["arch"] not in known.known or not main["target"].endswith(f".{main['arch']}"):
+    legs = {leg.arch for leg in build.legs}
+    if main.arch not in known.known or not main.target.endswith(f".{main.arch}"):
         return legs  # some of its legs alone were asked for
-    return legs | (set(known.legs_of(main["arch"], main.get("pkgname") or "")) - set(main.get("skipped") or {}))
+    return legs | (set(known.legs_of(main.arch, main.pkgname)) - set(main.skipped))
 
 
 def is_over(build: BuildLegs, rows: Sequence[Row], known: Arches, *, gone: bool) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from reimzul.admin import finding, reading
+from reimzul.admin import lookup
 from reimzul.admin.logs import Logs
 from reimzul.admin.paper import paper
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
@@ -16,7 +16,7 @@ from reimzul.core.store_paths import StoreUrls
 
 
 @click.command("log", epilog=EXIT_CODES)
-@finding.build_ids_argument(many=False)
+@lookup.build_ids_argument(many=False)
 @click.argument("log", type=click.Choice(["build", "root", "state"]), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it grows, to its end, and to the attempts after it.")
 @click.option("--arch", metavar="ARCH", help="Of this leg; of the one that was asked for when left out.")
@@ -38,8 +38,8 @@ def command(
       reimzul log 72b893f8 --attempt 1
     """
     settings = load_settings(config, verbose)
-    with reading.reading_history(settings.history.url) as history:
-        build = finding.find_build(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        build = lookup.find_build(history, given)
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     logs = Logs(settings.history.url, urls, build.build_id, arch, log and f"{log}.log")
     return 0 if logs.print(paper(), attempt, follow=follow) else EXIT_FAILED

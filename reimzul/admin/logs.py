@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Optional
 
 import attr
 
-from reimzul.admin import reading
-from reimzul.admin.finding import group_by_build
+from reimzul.admin import lookup
+from reimzul.admin.lookup import group_by_build
 from reimzul.admin.paper import Paper
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import Status
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import BuildFilter, Document, HistoryUnavailable
+from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable
+from reimzul.history.build_record import RecordedAttempt
 
 #: Bytes that are read at a time.
 _PIECE = 1 << 20
@@ -84,7 +85,7 @@ class Logs:
         attempt = chosen(attempts(leg, self._urls), wanted)
         if attempt is None:
             if not follow:
-                raise NoLog(f"nobody has begun to build it for {leg['arch']}: {leg['status']}")
+                raise NoLog(f"nobody has begun to build it for {leg.arch}: {leg.status}")
             attempt = self._next(paper, leg, 0)
         whole = True
         while attempt is not None:
@@ -95,16 +96,16 @@ class Logs:
             attempt = self._next(paper, leg, attempt.number)
         return whole
 
-    def _leg(self) -> Document:
+    def _leg(self) -> BuildRecord:
         """The leg, as the history has it now."""
-        with reading.reading_history(self._url) as history:
+        with lookup.reading_history(self._url) as history:
             legs = history.find_builds(BuildFilter(build_id=self._build_id), 50)
-        found = [leg for leg in legs if leg["arch"] == self._arch]
+        found = [leg for leg in legs if leg.arch == self._arch]
         if self._arch and not found:
-            raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg['arch'] for leg in legs)}")
+            raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg.arch for leg in legs)}")
         return found[0] if found else group_by_build(legs)[0].main
 
-    def _next(self, paper: Paper, leg: Document, after: int) -> Attempt | None:
+    def _next(self, paper: Paper, leg: BuildRecord, after: int) -> Attempt | None:
         """The attempt after one, once somebody has begun it; None where the leg is over without another."""
         said = False
         while True:
@@ -112,7 +113,7 @@ class Logs:
             if later:
                 paper.note(later[0].words)
                 return later[0]
-            if leg["status"] not in (Status.QUEUED, Status.BUILDING):
+            if leg.status not in (Status.QUEUED, Status.BUILDING):
                 return None
             if not said:
                 which = "next" if after else "first"
@@ -121,7 +122,7 @@ class Logs:
             time.sleep(_ASK)
             leg = self._leg_now(leg)
 
-    def _leg_now(self, before: Document) -> Document:
+    def _leg_now(self, before: BuildRecord) -> BuildRecord:
         """The leg as the history has it now; as it was, where that does not answer."""
         try:
             return self._leg()
@@ -231,32 +232,31 @@ class _Packed:
         return plain[skip:]
 
 
-def attempts(leg: Document, urls: StoreUrls) -> list[Attempt]:
+def attempts(leg: BuildRecord, urls: StoreUrls) -> list[Attempt]:
     """The attempts at a leg, the first one first."""
-    known: Sequence[Mapping[str, Any]] = leg.get("attempts") or ()
-    return [_attempt(number, each, leg, urls) for number, each in enumerate(known, 1)]
+    return [_attempt(number, each, leg, urls) for number, each in enumerate(leg.attempts, 1)]
 
 
-def _attempt(number: int, each: Mapping[str, Any], leg: Document, urls: StoreUrls) -> Attempt:
-    name = (leg["build_id"], leg["arch"], each["attempt"])
-    decided = [urls.place(leg["place"])] if leg.get("place") and leg.get("attempt") == each["attempt"] else []
-    kept = [*decided, urls.attempt(*name), *([each["url"]] if each.get("url") else [])]
+def _attempt(number: int, each: RecordedAttempt, leg: BuildRecord, urls: StoreUrls) -> Attempt:
+    name = (leg.build_id, leg.arch, each.attempt)
+    decided = [urls.place(leg.place)] if leg.place and leg.attempt == each.attempt else []
+    kept = [*decided, urls.attempt(*name), *([each.url] if each.url else [])]
     return Attempt(
         number=number,
-        token=each["attempt"],
-        builder=each["builder_fqdn"],
-        status=each["status"],
-        last=number == len(leg["attempts"]),
+        token=each.attempt,
+        builder=each.builder_fqdn,
+        status=each.status,
+        last=number == len(leg.attempts),
         kept=list(dict.fromkeys(kept)),
         live=urls.live(*name),
         error_log=_error_log(each, leg),
     )
 
 
-def _error_log(each: Mapping[str, Any], leg: Document) -> str:
+def _error_log(each: RecordedAttempt, leg: BuildRecord) -> str:
     """Which log has the cause of an attempt's failure; names that no log has are none."""
-    decided = leg.get("error_log") if leg.get("attempt") == each["attempt"] else ""
-    name = each.get("error_log") or decided or ""
+    decided = leg.error_log if leg.attempt == each.attempt else ""
+    name = each.error_log or decided
     return name if name in ("build.log", "root.log", "state.log") else ""
 
 

@@ -10,10 +10,10 @@ import click
 from reimzul import __version__
 from reimzul.core.cli import EXIT_CODES, run_command
 
-#: Every command: its name, the module here that has it as `command`, and what `reimzul --help` says of it.
+#: Every command: its name, the module of this package that has it as `command` (or `module:name`), and its help text.
 COMMANDS = {
     "builds": ("builds", "What became of builds, newest first."),
-    "show": ("show", "Everything of one build: legs, attempts, times, files."),
+    "show": ("builds:show_command", "Everything of one build: legs, attempts, times, files."),
     "explain": ("explain", "Why a build is where it is, and when it is likely to go on."),
     "watch": ("watch", "Builds as they go on, until they are over."),
     "log": ("log", "A log of a build, while it is written and afterwards."),
@@ -50,8 +50,8 @@ class Commands(click.Group):
         """One command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"reimzul.admin.{COMMANDS[cmd_name][0]}")
-        command: click.Command = module.command
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"reimzul.admin.{module}"), name or "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from reimzul.core import validators
 from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, Status
-from reimzul.history import BuildFilter, Document, History
+from reimzul.history import BuildFilter, BuildRecord, History
 
 #: Days and builds that are looked back.
 DAYS, BUILDS = 30, 5_000
@@ -17,34 +16,33 @@ DAYS, BUILDS = 30, 5_000
 _NOT_BUILT = (Status.QUEUED, Status.CANCELLED)
 
 
-def builders(history: History, now: float | None = None) -> dict[str, Document]:
+def builders(history: History, now: float | None = None) -> dict[str, BuildRecord]:
     """Builders whose last build was a worker's of the original, and that build. Raises `HistoryAway`."""
     begin = time.gmtime((time.time() if now is None else now) - DAYS * 86400)
     return of(history.find_builds(BuildFilter(since=time.strftime(validators.TIMESTAMP_FORMAT, begin)), BUILDS))
 
 
-def of(documents: Iterable[Document]) -> dict[str, Document]:
+def of(documents: Iterable[BuildRecord]) -> dict[str, BuildRecord]:
     """The same of these documents, in any order."""
-    last: dict[str, Document] = {}
+    last: dict[str, BuildRecord] = {}
     for document in documents:
-        host, built = document.get("builder_fqdn"), document.get("status") not in _NOT_BUILT
+        host, built = document.builder_fqdn, document.status not in _NOT_BUILT
         if host and built and (host not in last or when(document) >= when(last[host])):
             last[host] = document
     return {host: last[host] for host in sorted(last) if by_original(last[host])}
 
 
-def when(document: Mapping[str, Any]) -> str:
+def when(document: BuildRecord) -> str:
     """The timestamp of a build; its builder's local time, where the original's worker made it."""
-    return str(document.get("timestamp") or "")
+    return document.timestamp
 
 
-def is_lost(document: Mapping[str, Any]) -> bool:
+def is_lost(document: BuildRecord) -> bool:
     """Whether its packages got nowhere, which its worker did not notice."""
-    success = document.get("status") == Status.SUCCESS and not document.get("scratch")
-    return success and document.get("published") == 0  # the original's own documents do not say
+    success = document.status == Status.SUCCESS and not document.scratch
+    return success and not document.published and not document.is_original
 
 
-def by_original(document: Mapping[str, Any]) -> bool:
+def by_original(document: BuildRecord) -> bool:
     """Whether a worker of the original built it."""
-    attempt = document.get("attempt") or ""
-    return not attempt or str(attempt).endswith(ORIGINAL_ATTEMPT_SUFFIX)
+    return not document.attempt or document.attempt.endswith(ORIGINAL_ATTEMPT_SUFFIX)

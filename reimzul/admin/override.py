@@ -12,7 +12,7 @@ from reimzul.admin.table import show_json
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import InputError
-from reimzul.history import Document, open_history
+from reimzul.history import BuildRecord, open_history
 
 #: What each option may be.
 _CHECKS: dict[str, Callable[[Any], str]] = {
@@ -47,9 +47,9 @@ def command(config: Path | None, verbose: bool, as_json: bool, **given: str) -> 
             f"`reimzul builds --srpm {wanted['srpm']}` shows what is known"
         )
     if as_json:
-        show_json(document)
+        show_json(document.to_document())
     else:
-        click.echo(f"{document['srpm']} ({document['timestamp']}) on {document['arch']}: {document['status']}")
+        click.echo(f"{document.srpm} ({document.timestamp}) on {document.arch}: {document.status}")
 
 
 def checked(given: dict[str, str]) -> dict[str, str]:
@@ -65,7 +65,7 @@ def checked(given: dict[str, str]) -> dict[str, str]:
     return wanted
 
 
-def override(url: str, *, srpm: str, target: str, arch: str, comment: str) -> Document | None:
+def override(url: str, *, srpm: str, target: str, arch: str, comment: str) -> BuildRecord | None:
     """The build as it is now; None where there is none. Raises `NoHistory` where nothing was ever recorded."""
     open_history(url, reading=True).close()  # to write opens what is not there too, and makes it
     history = open_history(url)

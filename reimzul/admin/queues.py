@@ -10,7 +10,7 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.table import show, show_json, when
 from reimzul.admin.tubes import all_there_are
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
@@ -51,7 +51,7 @@ def command(config: Path | None, verbose: bool, as_json: bool) -> int:
 def all_owed(url: str) -> list[PendingCount] | None:
     """What is owed to each sink; None where that cannot be known, and a line that says so."""
     try:
-        with reading.reading_history(url) as history:
+        with lookup.reading_history(url) as history:
             return history.pending_counts()
     except NoHistory:  # nothing was ever told
         return []

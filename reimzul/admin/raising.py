@@ -14,15 +14,15 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin import finding, jobs, reading
-from reimzul.admin.finding import BuildLegs
+from reimzul.admin import lookup
+from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.table import show_json
 from reimzul.core import control
 from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import EXIT_FAILED, ReservationLost
 from reimzul.core.message import Status, event_for
-from reimzul.history import Document
+from reimzul.history import BuildRecord
 
 #: Seconds until a job put anew comes by itself, where we did not live to say that it may.
 _BY_ITSELF = 30
@@ -40,7 +40,7 @@ class Raised:
 
 
 @click.command("raise", epilog=EXIT_CODES)
-@finding.build_ids_argument()
+@lookup.build_ids_argument()
 @click.option("--json", "as_json", is_flag=True, help="A list of what became of each. docs/json.md has its keys.")
 @shared_options
 def command(config: Path | None, verbose: bool, given: tuple[str, ...], as_json: bool) -> int:
@@ -54,8 +54,8 @@ def command(config: Path | None, verbose: bool, given: tuple[str, ...], as_json:
       reimzul raise 72b893f8 4a1eee11 --json
     """
     settings = load_settings(config, verbose)
-    with reading.reading_history(settings.history.url) as history:
-        builds = finding.find_builds(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        builds = lookup.find_builds(history, given)
         unfinished = history.find_unfinished()
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         fronts: dict[str, int] = {}
@@ -68,13 +68,13 @@ def command(config: Path | None, verbose: bool, given: tuple[str, ...], as_json:
     return 0 if all(each.done for each in raised) else EXIT_FAILED
 
 
-def _raise(broker: Broker, build: BuildLegs, unfinished: list[Document], fronts: dict[str, int]) -> Raised:
+def _raise(broker: Broker, build: BuildLegs, unfinished: list[BuildRecord], fronts: dict[str, int]) -> Raised:
     leg = build.main
-    found = jobs.find_job(broker, leg) if leg["status"] in (Status.QUEUED, Status.BUILDING) else None
+    found = lookup.find_job(broker, leg) if leg.status in (Status.QUEUED, Status.BUILDING) else None
     if found is None or found.stats.state not in ("ready", "delayed"):
         return Raised(build_id=build.build_id, done=False, words=_why_not(leg, found))
     tube = found.stats.tube
-    known = jobs.lowest_priority((each for each in unfinished if each["build_id"] != build.build_id), tube)
+    known = lookup.lowest_priority((each for each in unfinished if each.build_id != build.build_id), tube)
     front = min(fronts.get(tube, PRIORITY_NOW), known, PRIORITY_NOW)
     if found.stats.state == "ready" and found.stats.priority < front:
         return Raised(
@@ -85,20 +85,20 @@ def _raise(broker: Broker, build: BuildLegs, unfinished: list[Document], fronts:
     return put_first(broker, leg, found, fronts[tube])
 
 
-def _why_not(leg: Document, found: jobs.QueuedJob | None) -> str:
+def _why_not(leg: BuildRecord, found: lookup.QueuedJob | None) -> str:
     if found and found.stats.state == "reserved":
-        return f"a worker has it already{': ' + leg['builder_fqdn'] if leg.get('builder_fqdn') else ''}"
+        return f"a worker has it already{': ' + leg.builder_fqdn if leg.builder_fqdn else ''}"
     if found is not None:
         return f"its job {found.job} was refused and put aside: `reimzul kick {found.job}` has it tried again"
-    if leg["status"] in (Status.QUEUED, Status.BUILDING):
+    if leg.status in (Status.QUEUED, Status.BUILDING):
         return "its job is not in its tube any more; `reimzul explain` says more"
-    return f"it does not wait any more: {leg['status']}"
+    return f"it does not wait any more: {leg.status}"
 
 
-def put_first(broker: Broker, leg: Document, found: jobs.QueuedJob, priority: int) -> Raised:
+def put_first(broker: Broker, leg: BuildRecord, found: lookup.QueuedJob, priority: int) -> Raised:
     """Put a job anew with a priority, and delete the old one; where a worker takes that meanwhile, the new one goes."""
     tube, request = found.stats.tube, found.request
-    about = {"pkgname": leg.get("pkgname") or "", "evr": leg.get("evr") or ""}
+    about = {"pkgname": leg.pkgname, "evr": leg.evr}
     queued = [event_for(request, Status.QUEUED, arch=arch, **about) for arch in request.announced_arches]
     job, forbidden = control.requeue_unless_cancelled(
         broker, arch_tube(tube), request, priority=priority, delay=_BY_ITSELF, ttr=found.stats.ttr

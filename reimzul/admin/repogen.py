@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.table import show_json
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
@@ -122,7 +122,7 @@ def _ask(settings: Settings, target: str, *, now: bool, force: bool, as_json: bo
 def _is_known(settings: Settings, target: str) -> bool:
     """Whether something was built for a target, or the store has its repodata; a store that is away counts as yes."""
     try:
-        with reading.reading_history(settings.history.url) as history:
+        with lookup.reading_history(settings.history.url) as history:
             if history.find_builds(BuildFilter(target=target), 1):
                 return True
     except (NoHistory, HistoryUnavailable):

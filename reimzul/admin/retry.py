@@ -12,9 +12,9 @@ from typing import Any
 import attr
 import click
 
-from reimzul.admin import finding, reading
+from reimzul.admin import lookup
 from reimzul.admin.asking import agreed
-from reimzul.admin.finding import BuildLegs
+from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.table import show_json
 from reimzul.core import validators
 from reimzul.core.arch import Arches, read_arches
@@ -47,7 +47,7 @@ class Retried:
 
 
 @click.command("retry", epilog=EXIT_CODES)
-@finding.build_ids_argument()
+@lookup.build_ids_argument()
 @click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
 @click.option("--now", is_flag=True, help="Put it in front of what waits (priority 1024 instead of 8192).")
 @click.option("--yes", is_flag=True, help="Do not ask whether to replace what is published. Needed without a terminal.")
@@ -68,8 +68,8 @@ def command(
       reimzul retry 72b893f8 --failed --now
     """
     settings = load_settings(config, verbose)
-    with reading.reading_history(settings.history.url) as history:
-        builds = finding.find_builds(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        builds = lookup.find_builds(history, given)
     known = read_arches(settings.farm.arches)
     who = current_user()
     asked = requests(settings, builds, known, who, failed=failed)
@@ -77,7 +77,7 @@ def command(
     if published:
         agreed(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        name = reading.submitter_for_workers(broker, who, settings)
+        name = lookup.submitter_for_workers(broker, who, settings)
         asked = [(build, attr.evolve(request, submitter=name)) for build, request in asked]
         done, fault = _queue_all(broker, asked, known, PRIORITY_NOW if now else PRIORITY)
     if as_json:
@@ -114,8 +114,8 @@ def requests(
 
 def is_listed(build: BuildLegs, request: BuildRequest) -> bool:
     """Whether a leg that a request builds again is published, or about to be."""
-    legs = [leg for leg in build.legs if leg["arch"] in (request.legs or _arches(build))]
-    return not build.main["scratch"] and any(leg["status"] == Status.SUCCESS or leg.get("published") for leg in legs)
+    legs = [leg for leg in build.legs if leg.arch in (request.legs or _arches(build))]
+    return not build.main.scratch and any(leg.status == Status.SUCCESS or leg.published for leg in legs)
 
 
 def _all_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
@@ -126,27 +126,27 @@ def _all_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
 
 
 def _arches(build: BuildLegs) -> tuple[str, ...]:
-    return tuple(leg["arch"] for leg in build.legs)
+    return tuple(leg.arch for leg in build.legs)
 
 
 def _asked(build: BuildLegs) -> str:
     """The arch of the build's request, which its target ends with."""
     main = build.main
-    return str(main["arch"]) if main["target"].endswith(f".{main['arch']}") else main["target"].rpartition(".")[2]
+    return main.arch if main.target.endswith(f".{main.arch}") else main.target.rpartition(".")[2]
 
 
 def _lost_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that came to nothing; none where that is all there are."""
-    lost = [leg["arch"] for leg in build.legs if leg["status"] in _LOST]
+    lost = [leg.arch for leg in build.legs if leg.status in _LOST]
     if not lost:
-        each = [f"{leg['arch']} is {leg['status']}" for leg in build.legs]
+        each = [f"{leg.arch} is {leg.status}" for leg in build.legs]
         raise InputError(f"no leg of it has failed: {', '.join(each)}")
     return _all_legs(build, before) if len(lost) == len(build.legs) else tuple(lost)
 
 
 def _checked(incoming: Path, build: BuildLegs, before: BuildRequest | None) -> str:
     """The sha256 of its source rpm, which has to be what was built before."""
-    path = incoming / build.main["srpm"]
+    path = incoming / build.main.srpm
     try:
         sha256 = sha256_of(path)
     except OSError as error:
@@ -164,7 +164,7 @@ def _before(build: BuildLegs, urls: StoreUrls) -> BuildRequest | None:
     with HttpSession(timeout=5) as site:
         for leg in build.legs:
             try:
-                body = site.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)
+                body = site.get(urls.manifest(build.build_id, leg.arch), MAX_BYTES)
                 return Manifest.from_json(parse_json(body)).request
             except (NotFound, InvalidMessage):
                 continue
@@ -178,11 +178,11 @@ def _request(build: BuildLegs, legs: Sequence[str], sha256: str, who: str, known
     if arch not in known.known:
         raise InputError(f"arch {validators.quoted(arch)} is not known any more")
     return BuildRequest(
-        srpm=main["srpm"],
+        srpm=main.srpm,
         arch=arch,
-        target=main["target"],
-        disttag=main["disttag"],
-        scratch=bool(main["scratch"]),
+        target=main.target,
+        disttag=main.disttag,
+        scratch=main.scratch,
         submitter=who,
         build_id=new_build_id(),
         timestamp=validators.now_timestamp(),
@@ -225,7 +225,7 @@ def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, p
 
 
 def _announce(broker: Broker, build: BuildLegs, request: BuildRequest, where: Mapping[str, Any]) -> None:
-    about = {"pkgname": build.main.get("pkgname") or "", "evr": build.main.get("evr") or ""}
+    about = {"pkgname": build.main.pkgname, "evr": build.main.evr}
     reason = f"job {where['job']} of tube {where['tube']}; it repeats build {build.build_id}"
     at = round(time.time(), 3)
     for arch in request.announced_arches:

@@ -9,7 +9,7 @@ import difflib
 import attr
 import click
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.table import show_json
 from reimzul.core import validators
 from reimzul.core.config import Settings, load_file
@@ -31,7 +31,7 @@ class Told:
 def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """The builders that are there and begin so; nothing where they cannot be known."""
     with contextlib.suppress(ReimzulError, OSError):
-        hosts = {seen.heartbeat.host for seen in reading.load_workers(load_file(context.params.get("config")))}
+        hosts = {seen.heartbeat.host for seen in lookup.load_workers(load_file(context.params.get("config")))}
         return sorted(host for host in hosts if host.startswith(incomplete))
     return []
 
@@ -47,7 +47,7 @@ def known(settings: Settings, name: str, force: bool) -> tuple[str, list[WorkerR
     except ValueError as error:
         raise InputError(str(error)) from None
     try:
-        seen = reading.load_workers(settings)
+        seen = lookup.load_workers(settings)
     except WorkersUnavailable as error:
         if force:
             return name, []

@@ -10,20 +10,18 @@ from pathlib import Path
 
 import click
 
-from reimzul.admin import finding, reading
-from reimzul.admin.facts import GONE
-from reimzul.admin.finding import BuildLegs
+from reimzul.admin import lookup
+from reimzul.admin.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.admin.following import Row, exit_code, is_over, row, unheard
-from reimzul.admin.jobs import job_state, queue_order
+from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
 from reimzul.admin.screen import screen
-from reimzul.admin.usual import PACKAGE_SAMPLE, DurationStats, duration_stats, durations
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.message import CurrentBuild, Status
-from reimzul.history import BuildFilter, Document, History, HistoryUnavailable, NoHistory
+from reimzul.history import BuildFilter, BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.workers import WorkersUnavailable
 
 #: Seconds between two looks, and between two reckonings of places in the queue: these read all that waits.
@@ -37,7 +35,7 @@ _LEGS = 50
 
 
 @click.command("watch", epilog=EXIT_CODES)
-@finding.build_ids_argument(required=False)
+@lookup.build_ids_argument(required=False)
 @click.option("--new", is_flag=True, help="The ids, in full, are of builds just submitted: wait to hear of them.")
 @click.option("--json", "as_json", is_flag=True, help="A line for each change, an object. docs/json.md has its keys.")
 @shared_options
@@ -72,8 +70,8 @@ def _wanted(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
         return list(dict.fromkeys(given))
     if not given:
         return []
-    with reading.reading_history(settings.history.url) as history:
-        return [build.build_id for build in finding.find_builds(history, given)]
+    with lookup.reading_history(settings.history.url) as history:
+        return [build.build_id for build in lookup.find_builds(history, given)]
 
 
 class Follower:
@@ -111,7 +109,7 @@ class Follower:
             time.sleep(_LOOK)
 
     def _look(self) -> tuple[list[Row], bool]:
-        with reading.reading_history(self._settings.history.url) as history:
+        with lookup.reading_history(self._settings.history.url) as history:
             builds = self._builds(history)
             self._reckon(history, builds)
             hands = self._hands()
@@ -124,7 +122,7 @@ class Follower:
     def _builds(self, history: History) -> list[BuildLegs]:
         if self._wanted:
             return _read(history, self._wanted)
-        running = sorted(finding.group_by_build(history.find_unfinished()), key=_running_first)
+        running = sorted(lookup.group_by_build(history.find_unfinished()), key=_running_first)
         now, there = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN}
         self._ended.update({each: now for each in self._running - there})
@@ -133,19 +131,18 @@ class Follower:
 
     def _rows(self, history: History, build: BuildLegs, hands: Mapping[str, CurrentBuild], now: float) -> list[Row]:
         hand = hands.get(build.build_id)
-        return [row(leg, now, self._places.get(leg["build_id"]), hand, self._takes(history, leg)) for leg in build.legs]
+        return [row(leg, now, self._places.get(leg.build_id), hand, self._takes(history, leg)) for leg in build.legs]
 
-    def _takes(self, history: History, leg: Document) -> DurationStats | None:
-        key = (leg.get("pkgname") or "", leg["arch"])
+    def _takes(self, history: History, leg: BuildRecord) -> DurationStats | None:
+        key = (leg.pkgname, leg.arch)
         if key not in self._usual:
-            self._usual[key] = (
-                duration_stats(durations(history.recent_successes(*key, PACKAGE_SAMPLE))) if key[0] else None
-            )
+            past = history.recent_successes(*key, PACKAGE_SAMPLE) if key[0] else []
+            self._usual[key] = duration_stats(each.duration for each in past)
         return self._usual[key]
 
     def _reckon(self, history: History, builds: Iterable[BuildLegs]) -> None:
         """Whose turn it is when, now and then."""
-        waits = [build for build in builds if build.main["status"] == Status.QUEUED]
+        waits = [build for build in builds if build.main.status == Status.QUEUED]
         if not waits:
             self._places = {}
         elif time.monotonic() - self._reckoned > _RECKON or not self._places:
@@ -154,7 +151,7 @@ class Follower:
 
     def _hands(self) -> dict[str, CurrentBuild]:
         try:
-            seen = reading.load_workers(self._settings)
+            seen = lookup.load_workers(self._settings)
         except WorkersUnavailable:
             return {}
         hands = [each.heartbeat.build for each in sorted(seen, key=lambda each: each.last_seen)]
@@ -170,12 +167,12 @@ class Follower:
             return False
         return time.monotonic() - self._gone.setdefault(build.build_id, time.monotonic()) > _TOLD
 
-    def _job(self, leg: Document) -> str:
+    def _job(self, leg: BuildRecord) -> str:
         """What beanstalkd says of a job; nothing while it is away."""
         try:
             if self._broker is None:
                 self._broker = Broker(self._settings.beanstalkd.host, self._settings.beanstalkd.port)
-            return job_state(self._broker, leg) if leg.get("job") else GONE
+            return job_state(self._broker, leg) if leg.job else GONE
         except BrokerUnavailable:
             self._broker = None
         except ReimzulError:
@@ -184,24 +181,24 @@ class Follower:
 
 
 def _read(history: History, build_ids: Iterable[str]) -> list[BuildLegs]:
-    found: list[Document] = []
+    found: list[BuildRecord] = []
     for each in build_ids:
         found += history.find_builds(BuildFilter(build_id=each), _LEGS)
-    return finding.group_by_build(found)
+    return lookup.group_by_build(found)
 
 
-def places(unfinished: Iterable[Document]) -> dict[str, int]:
+def places(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     """How many builds are before each that waits, in its own tube."""
-    tubes: dict[str, dict[int, Document]] = {}
+    tubes: dict[str, dict[int, BuildRecord]] = {}
     for leg in unfinished:
-        if leg["status"] == Status.QUEUED and leg.get("job"):
-            tubes.setdefault(leg["tube"], {})[leg["job"]] = leg  # legs that were put again together are one job
+        if leg.status == Status.QUEUED and leg.job:
+            tubes.setdefault(leg.tube, {})[leg.job] = leg  # legs that were put again together are one job
     found: dict[str, int] = {}
     for legs in tubes.values():
         for number, leg in enumerate(sorted(legs.values(), key=queue_order)):
-            found[leg["build_id"]] = number
+            found[leg.build_id] = number
     return found
 
 
 def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
-    return build.main["status"] == Status.QUEUED, *queue_order(build.main)
+    return build.main.status == Status.QUEUED, *queue_order(build.main)

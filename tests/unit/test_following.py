@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import attr
 import pytest
 
-from reimzul.admin.finding import BuildLegs, group_by_build
+from reimzul.admin.estimates import duration_stats
 from reimzul.admin.following import Row, as_object, cells, exit_code, expected, is_over, row, unheard
+from reimzul.admin.lookup import BuildLegs, group_by_build
 from reimzul.admin.screen import Table
-from reimzul.admin.usual import duration_stats
 from reimzul.admin.watch import places
 from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
-from reimzul.history import Document
+from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
@@ -22,17 +23,17 @@ KNOWN = read_arches()
 NOW = BEGINNING + 100
 
 
-def leg(status: str, arch: str = "x86_64", **more: Any) -> Document:
+def leg(status: str, arch: str = "x86_64", **more: Any) -> BuildRecord:
     events = [event("Queued", 1, at=BEGINNING, tube="x86_64", job=7, priority=8192)] if arch == "x86_64" else []
     (document,) = apply_events({}, [*events, event(status, 1, arch=arch, **more)]).values()
     return document
 
 
-def rows(*legs: Document) -> list[Row]:
+def rows(*legs: BuildRecord) -> list[Row]:
     return [row(each, NOW, None, None, None) for each in legs]
 
 
-def build(*legs: Document) -> BuildLegs:
+def build(*legs: BuildRecord) -> BuildLegs:
     (found,) = group_by_build(legs)
     return found
 
@@ -50,7 +51,7 @@ def build(*legs: Document) -> BuildLegs:
         (leg("Override", reason="by hand"), "override", "override: by hand"),
     ],
 )
-def test_each_state_has_its_word(document: Document, state: str, words: str) -> None:
+def test_each_state_has_its_word(document: BuildRecord, state: str, words: str) -> None:
     (found,) = rows(document)
     assert (found.state, found.words) == (state, words)
     assert found.over == (state not in ("building", "built"))
@@ -98,7 +99,7 @@ def test_the_legs_of_a_request_are_expected_but_those_it_skips() -> None:
         ([leg("Success"), leg("Published", "i386")], True, False),
     ],
 )
-def test_a_build_is_over_when_nothing_more_comes(legs: list[Document], gone: bool, over: bool) -> None:
+def test_a_build_is_over_when_nothing_more_comes(legs: list[BuildRecord], gone: bool, over: bool) -> None:
     assert is_over(build(*legs), rows(*legs), KNOWN, gone=gone) is over
 
 
@@ -116,17 +117,17 @@ def test_what_nobody_has_told_of_yet_is_not_over() -> None:
 
 
 def test_places_are_counted_in_each_tube_by_itself() -> None:
-    def waits(number: int, tube: str, priority: int = 8192) -> Document:
+    def waits(number: int, tube: str, priority: int = 8192) -> BuildRecord:
         queued = event("Queued", number, tube=tube, job=number, priority=priority)
         return apply_events({}, [queued])[queued.key]
 
     found = places([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
     assert found == {build_id(9): 0, build_id(1): 1, build_id(3): 2, build_id(2): 0}
-    again = {**waits(1, "x86_64"), "arch": "i386"}  # another leg of the same job
+    again = attr.evolve(waits(1, "x86_64"), arch="i386")  # another leg of the same job
     assert places([waits(1, "x86_64"), again, waits(3, "x86_64")]) == {build_id(1): 0, build_id(3): 1}
 
 
-def drawn(capsys: pytest.CaptureFixture[str], *legs: Document) -> list[str]:
+def drawn(capsys: pytest.CaptureFixture[str], *legs: BuildRecord) -> list[str]:
     Table().show(rows(*legs), "")
     return capsys.readouterr().out.replace("\r", "").splitlines()
 

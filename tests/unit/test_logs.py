@@ -7,12 +7,14 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import attr
 import pytest
 
 from reimzul.admin import logs as module
 from reimzul.admin.logs import Logs, NoLog
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import HistoryUnavailable
+from reimzul.history import BuildRecord, HistoryUnavailable
+from reimzul.history.build_record import RecordedAttempt
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
@@ -30,14 +32,12 @@ class Said:
         self.notes += f"{words}\n"
 
 
-def leg(status: str) -> dict[str, Any]:
-    attempt = {"attempt": ATTEMPT, "builder_fqdn": "b1", "status": status}
-    return {"build_id": build_id(1), "arch": "x86_64", "status": status, "attempts": [attempt]}
+def leg(status: str) -> BuildRecord:
+    attempt = RecordedAttempt(attempt=ATTEMPT, builder_fqdn="b1", status=status)
+    return BuildRecord(build_id=build_id(1), arch="x86_64", status=status, attempts=(attempt,))
 
 
-def follow(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, *told: dict[str, Any] | None
-) -> tuple[bool, Said]:
+def follow(folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, *told: BuildRecord | None) -> tuple[bool, Said]:
     """Follow a log that lies there while the history says this, one after the other; None: it is away."""
     for name in ("_LOOK", "_ASK", "_ON_ITS_WAY"):
         monkeypatch.setattr(module, name, 0.05)
@@ -49,7 +49,7 @@ def follow(
     (path / "build.log").write_bytes(b"+ make\n")
     logs, left, said = Logs("", urls, build_id(1), None, "build.log"), list(told), Said()
 
-    def now() -> dict[str, Any]:
+    def now() -> BuildRecord:
         found = left.pop(0) if len(left) > 1 else left[0]
         if found is None:
             raise HistoryUnavailable("away")
@@ -90,7 +90,7 @@ def shown(
     for log, body in logs.items():
         (path / log).write_bytes(body)
     document = leg("Failed")
-    document["attempts"][0].update(known)
+    document = attr.evolve(document, attempts=[attr.evolve(document.attempts[0], **known)])
     wanted, said = Logs("", urls, build_id(1), None, name), Said()
     monkeypatch.setattr(wanted, "_leg", lambda: document)
     try:

@@ -13,7 +13,7 @@ from reimzul.core.beanstalk import CREATEREPO, TOSIGN
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, BuildEvent, RepogenRequest, SignRequest, Status, new_attempt
-from reimzul.history.build_record import apply_event
+from reimzul.history.build_record import BuildRecord, apply_event
 from reimzul.history.result_rules import with_implied
 from reimzul.notifier.sinks import wanted
 from reimzul.notifier.sinks.originals import OriginalsSink, requests
@@ -103,7 +103,7 @@ def test_the_sink_is_there_only_by_the_setting() -> None:
     assert not any(map(sink.wants, with_implied(published)))
 
 
-def document(host: str, when: str, **more: Any) -> dict[str, Any]:
+def document(host: str, when: str, **more: Any) -> BuildRecord:
     return apply_event(None, event(builder_fqdn=host, timestamp=when, **more))
 
 
@@ -130,4 +130,4 @@ def test_what_is_lost_is_a_success_that_was_never_published() -> None:
     assert not originals.is_lost(document("old", "20260101000000", status="Failed"))
     assert not originals.is_lost(document("old", "20260101000000", scratch=True))
     assert not originals.is_lost(document("old", "20260101000000", status="Published", at=1.0))
-    assert not originals.is_lost(SAID)  # as the original's notifier wrote it
+    assert not originals.is_lost(BuildRecord.from_document(SAID))  # as the original's notifier wrote it

@@ -21,7 +21,7 @@ from typing import Any
 
 import attr
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.doctor.check import FAIL, OK, Finding
 from reimzul.admin.doctor.flight import PLACED, Flight, finding
 from reimzul.admin.doctor.hang import Hang, why
@@ -157,10 +157,10 @@ class Canary:
 
     def _document(self, flight: Flight) -> dict[str, Any]:
         """What the history says; as long as it cannot be read, what it said last."""
-        with contextlib.suppress(NoHistory), reading.reading_history(self.host.settings.history.url) as history:
+        with contextlib.suppress(NoHistory), lookup.reading_history(self.host.settings.history.url) as history:
             for document in history.find_builds(BuildFilter(build_id=flight.build_id), 10):
-                if document["arch"] == flight.arch:
-                    return document
+                if document.arch == flight.arch:
+                    return document.to_document()
         return dict(flight.document)
 
     def _place(self, flight: Flight) -> str:

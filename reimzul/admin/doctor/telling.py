@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from reimzul.admin import originals, reading
+from reimzul.admin import lookup, originals
 from reimzul.admin.doctor.access import READ, WRITE, may, writable
 from reimzul.admin.doctor.check import OK, Check, Result, fail, ok, warn
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
@@ -44,7 +44,7 @@ def _history(host: Host) -> Result:
         if found.level != OK:
             return found
     try:
-        with reading.reading_history(url) as history:
+        with lookup.reading_history(url) as history:
             history.find_builds(BuildFilter(), 1)
     except NoHistory:
         return ok("nothing was recorded yet")
@@ -70,7 +70,7 @@ def _file(host: Host, path: Path) -> Result:
 
 def _owed(host: Host) -> Result:
     try:
-        with reading.reading_history(host.settings.history.url) as history:
+        with lookup.reading_history(host.settings.history.url) as history:
             owed = history.pending_counts()
     except NoHistory:
         return ok("nothing was told yet")
@@ -84,7 +84,7 @@ def _owed(host: Host) -> Result:
 def _originals(host: Host) -> Result:
     """Whether the setting about workers of the original is as the last builds say."""
     try:
-        with reading.reading_history(host.settings.history.url) as history:
+        with lookup.reading_history(host.settings.history.url) as history:
             found = originals.builders(history)
     except NoHistory:
         found = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.doctor.check import Check, Result, warn, worst
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
 from reimzul.admin.doctor.queue import connect
@@ -22,7 +22,7 @@ def checks(host: Host) -> list[Check]:
 
 def _builders(host: Host) -> Result:
     try:
-        seen = reading.load_workers(host.settings)
+        seen = lookup.load_workers(host.settings)
     except WorkersUnavailable as error:
         return warn(str(error), "" if is_root() else "run it as root")
     with connect(host.settings) as broker:
