@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from reimzul.admin import lookup, since
-from reimzul.admin.stats import AttemptCounts, count_by_builder
+from reimzul.admin.stats import AttemptCounts, compute_stats
 from reimzul.admin.table import show, show_json
 from reimzul.admin.words import size, skewed, span
 from reimzul.core import control
@@ -76,7 +76,7 @@ def command(config: Path | None, verbose: bool, begin: float, as_json: bool) -> 
 def _tallies(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
     try:
         with lookup.reading_history(settings.history.url) as history:
-            return count_by_builder(history.iterate_builds(BuildFilter(since=since.timestamp(begin))))
+            return dict(compute_stats(history.iterate_builds(BuildFilter(since=since.timestamp(begin)))).attempts)
     except NoHistory:
         return {}
 

@@ -149,7 +149,6 @@ def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict
 
 
 def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> Iterator[str]:
-    """Yield the lines of `reimzul show`."""
     main = build.main
     yield f"build {build.build_id}"
     yield _fact("source", main.srpm)
@@ -236,7 +235,6 @@ def _fact(label: str, text: str) -> str:
 
 
 def _format_timestamp(timestamp: str) -> str:
-    """Return a submission's timestamp in the format of other times."""
     if len(timestamp) != 14:
         return timestamp or "-"
     day, clock = timestamp[:8], timestamp[8:]

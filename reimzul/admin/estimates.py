@@ -38,7 +38,6 @@ class DurationStats:
 
     @property
     def deviation(self) -> float:
-        """The approximate standard deviation."""
         return (self.high - self.low) / (2 * _DEVIATIONS_TO_QUANTILE)
 
 
@@ -75,8 +74,6 @@ def duration_stats(durations: Iterable[Optional[float]], *, own: bool = True) ->
 
 
 class ArchStats:
-    """The durations of the builds of an arch, by package."""
-
     def __init__(self, records: Iterable[BuildRecord]) -> None:
         by_package: dict[str, list[Optional[float]]] = {}
         for record in records:
@@ -118,13 +115,11 @@ def remaining(takes: DurationStats, spent: float) -> DurationStats:
 
 
 def estimate_end(takes: DurationStats, spent: float) -> Forecast:
-    """Estimate when something ends that has run for a time."""
     rest = remaining(takes, spent)
     return Forecast(low=rest.low, likely=rest.median, high=rest.high)
 
 
 def typical_duration_text(takes: DurationStats | None) -> str:
-    """Say how long a build usually takes, and how that is known."""
     if takes is None:
         return ""
     how = f"median of {counted(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
@@ -134,5 +129,4 @@ def typical_duration_text(takes: DurationStats | None) -> str:
 
 
 def range_text(low: float, high: float) -> str:
-    """Return the range that 80 % of the builds are in."""
     return f"80 %: {span(low)}" + ("" if span(low) == span(high) else f" to {span(high)}")

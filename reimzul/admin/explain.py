@@ -77,8 +77,6 @@ class BuildFacts:
 
 @attr.frozen(kw_only=True)
 class Explanation:
-    """The answer."""
-
     state: str  #: one or two words
     sentences: Sequence[str]
     start: Optional[Forecast] = None  #: of a build that waits
@@ -117,7 +115,6 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
 
 
 def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
-    """Return the explanation for JSON."""
     return {
         "build_id": facts.leg.build_id,
         "arch": facts.leg.arch,
@@ -149,7 +146,6 @@ class FactCollector:
         self._unfinished: list[BuildRecord] | None = None
 
     def collect(self, leg: BuildRecord) -> BuildFacts:
-        """Return the facts of one leg."""
         now = time.time()
         tube = leg.tube or self._default_tube(leg)
         workers = self._workers(tube, now)
@@ -208,7 +204,6 @@ class FactCollector:
 
 
 def explain(facts: BuildFacts) -> Explanation:
-    """Explain the state of a leg."""
     by_status = {Status.QUEUED: _explain_queued, Status.BUILDING: _explain_building, Status.SUCCESS: _explain_built}
     explanation = by_status.get(facts.leg.status, _explain_ended)(facts)
     more = []
@@ -231,7 +226,6 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
-    """Explain where the job is that no worker can get."""
     leg = facts.leg
     if facts.job == "buried":
         text = (
@@ -286,7 +280,6 @@ def _ahead_text(facts: BuildFacts) -> Iterator[str]:
 
 
 def _describe_workers(facts: BuildFacts) -> Iterator[str]:
-    """Say which workers can build it, and what each of them does."""
     if facts.tube.watchers == 0:
         yield f"Nobody watches tube {facts.tube.name}: no builder that could build it is connected."
     if facts.workers is None:
@@ -303,7 +296,6 @@ def _describe_workers(facts: BuildFacts) -> Iterator[str]:
 
 
 def _worker_label(worker: WorkerRecord, among: Sequence[WorkerRecord]) -> str:
-    """Return the worker's host name, with the instance if that host has several workers."""
     host = worker.heartbeat.host
     is_alone = sum(other.heartbeat.host == host for other in among) == 1
     return host if is_alone else f"{host} ({worker.heartbeat.instance})"
@@ -327,7 +319,6 @@ def _activity(worker: WorkerRecord, facts: BuildFacts) -> str:
 
 
 def _forecasts(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
-    """Estimate the start and the end of a build that waits."""
     others = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
     busy = (_busy_time(worker, facts) for worker in facts.able_workers)
     start = estimates.estimate_start(others, [each for each in busy if each is not None])
@@ -384,14 +375,12 @@ def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
 
 
 def _attempt_end(attempt: RecordedAttempt, now: float) -> str:
-    """Say where, when and why an attempt without a result ended, and where its logs are."""
     ago = f" {span(now - attempt.at)} ago" if attempt.at else ""
     logs = f" Its logs: {attempt.url}" if attempt.url else ""
     return f"{attempt.builder_fqdn}{ago}: {attempt.reason or '-'}.{logs}"
 
 
 def _worker_building(facts: BuildFacts, host: str = "") -> WorkerRecord | None:
-    """Return the worker that has this build, on that host if given."""
     for worker in facts.workers or ():
         build = worker.heartbeat.build
         if build and build.build_id == facts.leg.build_id and host in ("", worker.heartbeat.host):
@@ -472,7 +461,6 @@ def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
 
 
 def _explain_ended(facts: BuildFacts) -> Explanation:
-    """Explain how it ended, and what can be done."""
     leg = facts.leg
     sentences = [*_failed_attempts(facts)]
     if leg.status == Status.OVERRIDE:

@@ -72,7 +72,6 @@ class BuildLegs:
 
     @property
     def build_id(self) -> str:
-        """Its id in full."""
         return self.main.build_id
 
     @property
@@ -82,7 +81,6 @@ class BuildLegs:
 
     @property
     def label(self) -> str:
-        """How messages name the build."""
         return f"{self.build_id[:8]} ({self.main.srpm} for {self.main.target})"
 
 
@@ -159,8 +157,6 @@ def complete_build_id(context: click.Context, _: click.Parameter, incomplete: st
 
 @attr.frozen(kw_only=True)
 class QueuedJob:
-    """The job of a build."""
-
     job: int
     request: BuildRequest
     body: bytes

@@ -105,86 +105,83 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
 # --- the metrics
 
 
-@attr.define
+@attr.frozen
 class Gauge:
-    """A metric, and its values by labels."""
+    """A metric."""
 
     name: str
     help: str
-    unit: str = ""  #: the name ends with it
-    samples: list[tuple[Mapping[str, str], float]] = attr.field(factory=list)
+    samples: Sequence[tuple[float, Mapping[str, str]]]  #: values, with their labels
 
-    def set(self, value: float, **labels: str) -> None:
-        """Set the value for these labels."""
-        self.samples.append((labels, value))
+    @property
+    def unit(self) -> str:
+        """The unit that the name ends with, if any."""
+        suffix = self.name.rpartition("_")[2]
+        return suffix if suffix in ("seconds", "bytes") else ""
 
 
 def build_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    """Yield all metrics."""
-    up = Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.")
-    for name, part in (("beanstalkd", collected.tubes), ("workers", collected.workers), ("history", collected.day)):
-        up.set(float(part is not None), part=name)
-    yield up
-    made = Gauge("reimzul_made_timestamp_seconds", "When these figures were made.", "seconds")
-    made.set(collected.now)
-    yield made
+    now = collected.now
+    parts = {"beanstalkd": collected.tubes, "workers": collected.workers, "history": collected.day}
+    answers = [(float(part is not None), {"part": name}) for name, part in parts.items()]
+    yield Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.", answers)
+    yield Gauge("reimzul_made_timestamp_seconds", "When these figures were made.", [(now, {})])
     yield from _tube_gauges(collected)
     yield from _worker_gauges(collected)
     if collected.day is not None:
         yield from _day_gauges(collected.day)
         yield from _time_gauges(collected.day)
-    yield from _pending_gauges(collected)
+    pending = [(each.count, {"sink": each.sink}) for each in collected.pending]
+    yield Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.", pending)
+    ages = [(max(0.0, now - each.oldest), {"sink": each.sink}) for each in collected.pending]
+    yield Gauge("reimzul_owed_oldest_seconds", "The age of the oldest of these.", ages)
 
 
 def _tube_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    jobs = Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.")
-    watchers = Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.")
-    oldest = Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", "seconds")
-    for tube in collected.tubes or ():
-        for state in ("ready", "reserved", "delayed", "buried"):
-            jobs.set(getattr(tube, state), tube=tube.name, state=state)
-        watchers.set(tube.watchers, tube=tube.name)
+    tubes = collected.tubes or ()
+    states = ("ready", "reserved", "delayed", "buried")
+    jobs = [(getattr(tube, state), {"tube": tube.name, "state": state}) for tube in tubes for state in states]
+    yield Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.", jobs)
+    watchers = [(tube.watchers, {"tube": tube.name}) for tube in tubes]
+    yield Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.", watchers)
     first: dict[str, float] = {}
     for leg in collected.waiting:
         if leg.tube and leg.queued_at:
             first[leg.tube] = min(first.get(leg.tube, collected.now), leg.queued_at)
-    for name, queued_at in sorted(first.items()):
-        oldest.set(max(0.0, collected.now - queued_at), tube=name)
-    yield from (jobs, watchers, oldest)
+    waits = [(max(0.0, collected.now - queued_at), {"tube": name}) for name, queued_at in sorted(first.items())]
+    yield Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", waits)
 
 
 def _worker_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    states = Gauge("reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.")
-    load = Gauge("reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.")
-    free = Gauge("reimzul_builder_free_bytes", "Free space on the builder's fullest disk.", "bytes")
     counts: dict[str, Counter[str]] = {}
     newest: dict[str, WorkerRecord] = {}
     for worker in collected.workers or ():
         host = worker.heartbeat.host
         counts.setdefault(host, Counter())[worker.state_at(collected.now)] += 1
         newest[host] = max(newest.get(host, worker), worker, key=lambda each: each.last_seen)
-    for host in sorted(counts):
-        for state in (*WorkerState.ALL, SILENT):
-            states.set(counts[host][state], builder=host, state=state)
-        load.set(newest[host].heartbeat.load, builder=host)
-        free.set(newest[host].heartbeat.free_mib * 1024**2, builder=host)
-    yield from (states, load, free)
+    hosts, states = sorted(counts), (*WorkerState.ALL, SILENT)
+    by_state = [(counts[host][state], {"builder": host, "state": state}) for host in hosts for state in states]
+    yield Gauge("reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.", by_state)
+    load = [(newest[host].heartbeat.load, {"builder": host}) for host in hosts]
+    yield Gauge("reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.", load)
+    free = [(newest[host].heartbeat.free_mib * 1024**2, {"builder": host}) for host in hosts]
+    yield Gauge("reimzul_builder_free_bytes", "Free space on the builder's fullest disk.", free)
 
 
 def _day_gauges(day: BuildStats) -> Iterator[Gauge]:
-    builds = Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.")
-    causes = Gauge("reimzul_day_failures", "Of these, those that failed or were rejected, by cause.")
-    attempts = Gauge("reimzul_day_attempts", "Attempts of a builder at them.")
-    faults = Gauge("reimzul_day_faults", "Of these, those that failed through the builder's own fault.")
-    for arch, group in sorted(day.arches.items()):
-        for result, count in sorted(group.results.items()):
-            builds.set(count, arch=arch, result=result)
-    for cause, count in sorted(day.causes.items()):
-        causes.set(count, cause=cause)
-    for host, counts in sorted(day.attempts.items()):
-        attempts.set(counts.attempts, builder=host)
-        faults.set(counts.faults, builder=host)
-    yield from (builds, causes, attempts, faults)
+    arches, attempts = sorted(day.arches.items()), sorted(day.attempts.items())
+    builds = [
+        (count, {"arch": arch, "result": result})
+        for arch, group in arches
+        for result, count in sorted(group.results.items())
+    ]
+    yield Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.", builds)
+    causes = [(count, {"cause": cause}) for cause, count in sorted(day.causes.items())]
+    yield Gauge("reimzul_day_failures", "Of these, those that failed or were rejected, by cause.", causes)
+    all_attempts = [(counts.attempts, {"builder": host}) for host, counts in attempts]
+    yield Gauge("reimzul_day_attempts", "Attempts of a builder at them.", all_attempts)
+    faults = [(counts.faults, {"builder": host}) for host, counts in attempts]
+    yield Gauge("reimzul_day_faults", "Of these, those that failed through the builder's own fault.", faults)
 
 
 def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
@@ -194,26 +191,20 @@ def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
     kinds = (("", "arch", day.arches), ("builder_", "builder", day.builders), ("package_", "package", packages))
     for infix, label, groups in kinds:
         by = f" By {label}." if infix else ""
-        for kind, about in (
-            ("wait", "How long they waited for their first attempt."),
-            ("build", "How long they took."),
-        ):
-            gauge = Gauge(f"reimzul_day_{infix}{kind}_seconds", f"{about}{by}", "seconds")
-            for name, group in sorted(groups.items()):
-                found = time_stats(group.waits if kind == "wait" else group.builds)
-                if found is not None:
-                    gauge.set(found.median, **{label: name}, quantile="0.5")
-                    gauge.set(found.p95, **{label: name}, quantile="0.95")
-            yield gauge
+        waits = {name: group.waits for name, group in groups.items()}
+        waited = f"How long they waited for their first attempt.{by}"
+        yield Gauge(f"reimzul_day_{infix}wait_seconds", waited, _quantiles(label, waits))
+        builds = {name: group.builds for name, group in groups.items()}
+        yield Gauge(f"reimzul_day_{infix}build_seconds", f"How long they took.{by}", _quantiles(label, builds))
 
 
-def _pending_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    pending = Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.")
-    oldest = Gauge("reimzul_owed_oldest_seconds", "The age of the oldest of these.", "seconds")
-    for each in collected.pending:
-        pending.set(each.count, sink=each.sink)
-        oldest.set(max(0.0, collected.now - each.oldest), sink=each.sink)
-    yield from (pending, oldest)
+def _quantiles(label: str, times: Mapping[str, Sequence[float]]) -> list[tuple[float, Mapping[str, str]]]:
+    known = [(name, found) for name, seconds in sorted(times.items()) if (found := time_stats(seconds))]
+    return [
+        (value, {label: name, "quantile": part})
+        for name, found in known
+        for value, part in ((found.median, "0.5"), (found.p95, "0.95"))
+    ]
 
 
 # --- the text
@@ -230,7 +221,7 @@ def _format_gauge(gauge: Gauge) -> Iterator[str]:
     if gauge.unit:
         yield f"# UNIT {gauge.name} {gauge.unit}"
     yield f"# HELP {gauge.name} {_escape(gauge.help)}"
-    for labels, value in gauge.samples:
+    for value, labels in gauge.samples:
         listed = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
         yield f"{gauge.name}{{{listed}}} {_format_number(value)}" if listed else f"{gauge.name} {_format_number(value)}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -94,26 +94,22 @@ def time_stats(seconds: Iterable[float]) -> TimeStats | None:
 
 @attr.define
 class StatsGroup:
-    """The builds of an arch, a package or a builder."""
-
     results: Counter[str] = attr.field(factory=Counter)  #: by `BuildState`
     waits: list[float] = attr.field(factory=list)
     builds: list[float] = attr.field(factory=list)
 
-    def add(self, record: BuildRecord) -> None:
-        """Count a build."""
-        self.results[record.state] += 1
-        for times, seconds in ((self.waits, record.wait), (self.builds, record.duration)):
-            if seconds is not None:
-                times.append(seconds)
+    def add(self, state: str, wait: Optional[float], duration: Optional[float]) -> None:
+        self.results[state] += 1
+        if wait is not None:
+            self.waits.append(wait)
+        if duration is not None:
+            self.builds.append(duration)
 
     @property
     def failure_count(self) -> int:
-        """How many failed or were rejected."""
         return self.results[BuildState.FAILED] + self.results[BuildState.REJECTED]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
         waited, took = time_stats(self.waits), time_stats(self.builds)
         return {
             "results": {state: self.results[state] for state in BuildState.ALL if self.results[state]},
@@ -124,18 +120,11 @@ class StatsGroup:
 
 @attr.define
 class AttemptCounts:
-    """The attempts of one builder."""
-
     attempts: int = 0  #: that have ended
     faults: int = 0  #: that failed through the builder's own fault
     last: Optional[RecordedAttempt] = None  #: the one that ended last
     last_srpm: str = ""  #: and what it was an attempt at
     last_arch: str = ""
-
-    @property
-    def rate(self) -> float:
-        """The share of attempts that failed through the builder's fault; 0 if there are none."""
-        return self.faults / self.attempts if self.attempts else 0.0
 
 
 class AttemptCounter:
@@ -146,7 +135,6 @@ class AttemptCounter:
         self._counts: dict[str, AttemptCounts] = {}
 
     def add(self, record: BuildRecord) -> None:
-        """Count the attempts at a leg."""
         for attempt in record.attempts:
             if not attempt.is_over:
                 continue
@@ -165,27 +153,16 @@ class AttemptCounter:
         return self._counts
 
 
-def count_by_builder(records: Iterable[BuildRecord]) -> dict[str, AttemptCounts]:
-    """Count the attempts of each builder."""
-    counter = AttemptCounter()
-    for record in records:
-        counter.add(record)
-    return counter.counts()
-
-
 @attr.define
 class BuildStats:
-    """The figures of many builds."""
-
     every: StatsGroup = attr.field(factory=StatsGroup)
-    arches: dict[str, StatsGroup] = attr.field(factory=dict)
-    packages: dict[str, StatsGroup] = attr.field(factory=dict)
-    builders: dict[str, StatsGroup] = attr.field(factory=dict)
+    arches: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
+    packages: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
+    builders: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
     causes: Counter[str] = attr.field(factory=Counter)
     attempts: Mapping[str, AttemptCounts] = attr.field(factory=dict)
 
     def by_builder(self) -> Iterator[tuple[str, StatsGroup, AttemptCounts]]:
-        """Yield each builder with its builds and its attempts."""
         for name in sorted({*self.builders, *self.attempts}):
             yield name, self.builders.get(name, StatsGroup()), self.attempts.get(name, AttemptCounts())
 
@@ -194,11 +171,13 @@ def compute_stats(records: Iterable[BuildRecord]) -> BuildStats:
     """Compute the figures of builds; each arch counts as one."""
     stats, counter = BuildStats(), AttemptCounter()
     for record in records:
-        keys = [(stats.arches, record.arch), (stats.packages, record.package)]
-        keys += [(stats.builders, record.builder_fqdn)] if record.builder_fqdn else []
-        for group in (stats.every, *(groups.setdefault(name, StatsGroup()) for groups, name in keys)):
-            group.add(record)
-        if record.state in (BuildState.FAILED, BuildState.REJECTED):
+        state, wait, duration = record.state, record.wait, record.duration
+        groups = [stats.every, stats.arches[record.arch], stats.packages[record.package]]
+        if record.builder_fqdn:
+            groups.append(stats.builders[record.builder_fqdn])
+        for group in groups:
+            group.add(state, wait, duration)
+        if state in (BuildState.FAILED, BuildState.REJECTED):
             stats.causes[failure_cause(record)] += 1
         counter.add(record)
     stats.attempts = counter.counts()
@@ -214,7 +193,6 @@ def failure_cause(record: BuildRecord) -> str:
 
 
 def to_dict(stats: BuildStats, begin: float) -> dict[str, Any]:
-    """Return the figures for JSON."""
     return {
         "since": begin,
         "until": time.time(),

@@ -12,7 +12,7 @@ times by the controller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, KeysView, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, TypeVar
 
 import attr
@@ -38,7 +38,7 @@ class BuildState:
     ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED)
 
 
-@attr.frozen(kw_only=True)
+@attr.frozen(kw_only=True, slots=False)  # without slots, frozen instances are made twice as fast
 class _Stored:
     """A class whose instances are stored as documents, with their attributes as keys.
 
@@ -51,30 +51,32 @@ class _Stored:
     @classmethod
     def from_document(cls: type[S], document: Mapping[str, Any]) -> S:
         """Read a document. Values are not checked; a null in the place of another type counts as missing."""
-        names = _names(cls)
-        if names - _OPTIONAL <= document.keys() <= names:
+        if document.keys() == _keys(cls):
             return cls(**document)
+        names = attr.fields_dict(cls).keys() - {"source"}
         known = {name: value for name, value in document.items() if name in names and value is not None}
         return cls(**known, source=document)
 
     def to_document(self) -> dict[str, Any]:
         """Return the document, ready for JSON; attributes of later versions are left out while they are unset."""
-        values = {name: getattr(self, name) for name in _names(type(self))}
+        names = [name for name, value in vars(self).items() if value is not None or name not in _OPTIONAL]
+        names.remove("source")
         if self.source is not None:
             stored = self.from_document(self.source)
-            changed = {name: value for name, value in values.items() if value != getattr(stored, name)}
-            return {**self.source, **{name: _to_json(value) for name, value in changed.items()}}
-        return {name: _to_json(value) for name, value in values.items() if value is not None or name not in _OPTIONAL}
+            names = [name for name in names if getattr(self, name) != getattr(stored, name)]
+        return {**(self.source or {}), **{name: _to_json(getattr(self, name)) for name in names}}
 
 
-_NAMES: dict[Any, KeysView[str]] = {}
+#: Attributes of later versions: they are not written while they are unset.
+_OPTIONAL = {"held", "batch", "cause", "newly_failing", "missing", "claimed"}
+_KEYS: dict[Any, frozenset[str]] = {}
 
 
-def _names(cls: type[_Stored]) -> KeysView[str]:
-    """Return the keys of a class's documents, in order."""
-    if cls not in _NAMES:
-        _NAMES[cls] = {each.name: None for each in attr.fields(cls) if each.name != "source"}.keys()
-    return _NAMES[cls]
+def _keys(cls: type[_Stored]) -> frozenset[str]:
+    """Return the keys of the documents that this version writes for a class."""
+    if cls not in _KEYS:
+        _KEYS[cls] = frozenset(attr.fields_dict(cls)) - _OPTIONAL - {"source"}
+    return _KEYS[cls]
 
 
 def _to_json(value: Any) -> Any:
@@ -83,10 +85,8 @@ def _to_json(value: Any) -> Any:
     return value
 
 
-@attr.frozen(kw_only=True)
+@attr.frozen(kw_only=True, slots=False)
 class RecordedAttempt(_Stored):
-    """An attempt at a build on an arch."""
-
     attempt: str = ""  #: its token
     builder_fqdn: str = ""
     started: float = 0.0
@@ -102,7 +102,6 @@ class RecordedAttempt(_Stored):
 
     @property
     def is_over(self) -> bool:
-        """Whether the attempt has ended."""
         return self.status not in (Status.QUEUED, Status.BUILDING)
 
     @property
@@ -117,7 +116,7 @@ def _read_attempts(raw: Iterable[Any] | None) -> tuple[RecordedAttempt, ...]:
     )
 
 
-@attr.frozen(kw_only=True)
+@attr.frozen(kw_only=True, slots=False)
 class BuildRecord(_Stored):
     """A build on an arch as the history knows it. All attributes have defaults: the original's documents lack many."""
 
@@ -179,7 +178,6 @@ class BuildRecord(_Stored):
 
     @property
     def is_queued(self) -> bool:
-        """Whether it waits for a worker."""
         return self.status == Status.QUEUED
 
     @property
@@ -189,7 +187,6 @@ class BuildRecord(_Stored):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has a result."""
         return self.status in OVER
 
     @property
@@ -199,7 +196,6 @@ class BuildRecord(_Stored):
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """The builds of which one is the latest."""
         return (self.srpm, self.arch, self.target)
 
     @property
@@ -232,8 +228,6 @@ class BuildRecord(_Stored):
         return max(0.0, first.started - self.queued_at)
 
 
-#: Attributes of later versions.
-_OPTIONAL = {"held", "batch", "cause", "newly_failing", "missing", "claimed"}
 #: What identifies a build and its package: the same for every attempt.
 _IDENTITY = (
     "srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr", "parent",
@@ -257,7 +251,7 @@ _ATTEMPT_PRECEDENCE = {**_PRECEDENCE, Status.UNFIT: 2, Status.RETRIED: 2, Status
 OVER = tuple(status for status, rank in _PRECEDENCE.items() if rank > 1 and status != Status.PUBLISHED)
 
 
-@attr.frozen(kw_only=True)
+@attr.frozen(kw_only=True, slots=False)
 class RefusalRecord(_Stored):
     """A message that was refused, as the history keeps it."""
 
@@ -271,8 +265,7 @@ class RefusalRecord(_Stored):
 
     @classmethod
     def from_event(cls, event: Refusal) -> RefusalRecord:
-        """Return the record of a refusal that was announced."""
-        return cls(**{name: getattr(event, name) for name in _names(cls)})
+        return cls(**{name: getattr(event, name) for name in _keys(cls)})
 
 
 def apply_events(before: Mapping[str, BuildRecord], events: Iterable[BuildEvent]) -> dict[str, BuildRecord]:
@@ -323,7 +316,6 @@ def _merge(
 
 
 def _values_of(event: BuildEvent) -> dict[str, Any]:
-    """Return the attributes that the event sets."""
     values = {name: getattr(event, name) for name in _BLANK}
     values.update(phases=tuple(map(attr.asdict, event.phases)), skipped=dict(event.skipped))
     return {name: value for name, value in values.items() if value != _BLANK[name]}
@@ -344,7 +336,7 @@ def _merge_attempts(event: BuildEvent, known: Sequence[RecordedAttempt]) -> Sequ
     if not event.attempt:
         return known
     by_token = {each.attempt: each for each in known}
-    names = _BLANK.keys() & _names(RecordedAttempt)
+    names = _BLANK.keys() & _keys(RecordedAttempt)
     news = RecordedAttempt(status=_attempt_status(event), **{name: getattr(event, name) for name in names})
     old = by_token.get(event.attempt, news)
     weaker, stronger = sorted((news, old), key=lambda each: (_ATTEMPT_PRECEDENCE.get(each.status, 0), each.at))

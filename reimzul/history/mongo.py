@@ -32,8 +32,6 @@ _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
 
 class MongoHistory(History):
-    """The history in a MongoDB database."""
-
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Connect with the first query. With `reading` no indexes are created. Raises `HistoryUnavailable`."""
         with _translating_errors():

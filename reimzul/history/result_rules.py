@@ -22,7 +22,6 @@ _RANK = {Status.SUCCESS: 1, Status.FAILED: 1, Status.CANCELLED: 2, Status.REJECT
 
 
 def is_result(status: str) -> bool:
-    """Whether a status is the result of a leg."""
     return status in _RANK
 
 
@@ -38,7 +37,6 @@ def is_news(decided: str, status: str) -> bool:
 
 
 def resulting_status(decided: str, status: str) -> str:
-    """Return the result after an event that is news."""
     return status if _RANK.get(status, 0) > _RANK.get(decided, 0) else decided
 
 

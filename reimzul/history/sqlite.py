@@ -56,8 +56,6 @@ UPDATE builds SET latest = (key = :newest) WHERE srpm = :srpm AND arch = :arch A
 
 
 class SqliteHistory(History):
-    """The history in a SQLite file."""
-
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Open the file; create it unless `reading`. Raises `NoHistory`, `HistoryUnavailable`."""
         self._path = Path("/" + url[len("sqlite:") :].lstrip("/"))
@@ -79,14 +77,14 @@ class SqliteHistory(History):
             self._db.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?)", rows)
 
     def find_builds(self, wanted: BuildFilter, limit: int) -> list[BuildRecord]:
-        where, values = _where(wanted)
+        where, values = _where_clause(wanted)
         # an id matches few builds, and the key has an index of its own
         index = "" if wanted.build_id else "INDEXED BY builds_newest"
         found = f"SELECT rowid FROM builds {index} {where} {_NEWEST_FIRST} LIMIT ?"
         return list(self._select(f"WHERE rowid IN ({found}) {_NEWEST_FIRST}", [*values, limit]))
 
     def iterate_builds(self, wanted: BuildFilter) -> Iterator[BuildRecord]:
-        return self._select(*_where(wanted))
+        return self._select(*_where_clause(wanted))
 
     def find_unfinished(self) -> list[BuildRecord]:
         return list(self._select("WHERE status IN ('Queued', 'Building')"))
@@ -173,11 +171,10 @@ def _to_row(key: str, record: BuildRecord) -> tuple[Any, ...]:
 
 
 def _from_row(document: str, latest: int) -> BuildRecord:
-    return BuildRecord.from_document({**json.loads(document), "latest_build": bool(latest)})
+    return BuildRecord.from_document({**json.loads(document), "latest_build": latest != 0})
 
 
-def _where(wanted: BuildFilter) -> tuple[str, list[str]]:
-    """Return the filter as a WHERE clause, and its values."""
+def _where_clause(wanted: BuildFilter) -> tuple[str, list[str]]:
     pairs = [("target = ?", wanted.target), ("arch = ?", wanted.arch), ("submitter = ?", wanted.submitter)]
     pairs += [("timestamp >= ?", wanted.since)]
     if wanted.status == Status.PUBLISHED:

@@ -93,7 +93,6 @@ class WorkerRecord:
         return SILENT if self.is_silent(now) else self.heartbeat.state
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the heartbeat's keys, for JSON."""
         return attr.asdict(self.heartbeat, filter=lambda field, _: field.name not in ("extra", "status", "leaving"))
 
 
@@ -135,12 +134,10 @@ class WorkerStore:
                         db.execute(statement, row)
 
     def purge(self, before: float) -> None:
-        """Delete the workers whose last heartbeat came before a time."""
         with self._translating_errors():
             self._open_to_write().execute("DELETE FROM workers WHERE heard < ?", (before,))
 
     def close(self) -> None:
-        """Close the file; it is opened again when needed."""
         if self._db is not None:
             self._db.close()
             self._db = None

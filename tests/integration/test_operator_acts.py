@@ -497,7 +497,7 @@ def test_what_a_build_waits_for_is_explained(ground: Ground) -> None:
     assert leg["workers"][0]["why"].startswith("disk under /srv")
     said = run("explain", build_id(3)[:8]).stdout
     assert "2 builds are ahead of it in that tube" in said
-    assert "builder1.example.org takes nothing (unfit: disk under /srv: 17 MiB free, 4096 are needed)." in said
+    assert "builder1.example.org takes no jobs (unfit: disk under /srv: 17 MiB free, 4096 are needed)." in said
 
 
 def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
