@@ -12,9 +12,9 @@ from reimzul.core.cli import EXIT_CODES, run_command
 
 #: Every command: its name, the module of this package that has it as `command` (or `module:name`), and its help text.
 COMMANDS = {
-    "builds": ("builds", "What became of builds, newest first."),
-    "show": ("builds:show_command", "Everything of one build: legs, attempts, times, files."),
-    "explain": ("explain", "Why a build is where it is, and when it is likely to go on."),
+    "builds": ("builds", "List builds and their results, the newest first."),
+    "show": ("builds:show_command", "Show everything about a build: legs, attempts, times, files."),
+    "explain": ("explain", "Explain why a build is waiting, running or failed."),
     "watch": ("watch", "Builds as they go on, until they are over."),
     "log": ("log", "A log of a build, while it is written and afterwards."),
     "cancel": ("cancel", "End builds, whether they wait or run."),
@@ -26,8 +26,8 @@ COMMANDS = {
     "repogen": ("repogen", "Have a target indexed anew."),
     "prune": ("prune", "Drop old builds from the repositories, on bstore."),
     "scratch": ("scratch", "List scratch builds and take them away, on bstore."),
-    "stats": ("stats", "Builds, failures and times, by arch, package and builder."),
-    "metrics": ("metrics", "The same for Prometheus, as OpenMetrics text."),
+    "stats": ("stats", "Count builds, failures and times by arch, package and builder."),
+    "metrics": ("metrics", "Print the same figures as OpenMetrics text, for Prometheus."),
     "queues": ("queues", "What waits in the tubes, who watches them, and who is still to be told."),
     "buried": ("buried", "Jobs that were refused and put aside, and why."),
     "kick": ("kick", "Put buried jobs back, to be tried again."),
