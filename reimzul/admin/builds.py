@@ -94,7 +94,7 @@ def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) 
     """Show everything about a build: its legs and attempts, how long each phase took, why it failed, its files.
 
     ID is a build id, or a prefix that no other build has. Sizes and checksums of files come from the manifest in the
-    store; if that cannot be read, the output says why.
+    store; if that cannot be read, the output shows why.
 
     \b
     Examples:

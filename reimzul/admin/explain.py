@@ -472,7 +472,7 @@ def _explain_ended(facts: BuildFacts) -> Explanation:
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
     sentences.append(f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}.")
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
-    if leg.error_line or first_line:  # version 0.1 did not say which line is the cause
+    if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
         sentences.append(f"The first error: {leg.error_line or first_line}")
     if leg.url:
         sentences.append(f"Its logs: {leg.url}")

@@ -24,7 +24,7 @@ S = TypeVar("S", bound="_Stored")
 
 
 class BuildState:
-    """The state of a build on an arch, in one word: its status, with the successful builds told apart."""
+    """The state of a build on an arch: its status, with built and published builds distinguished."""
 
     QUEUED = "queued"
     BUILDING = "building"
@@ -371,7 +371,7 @@ def _takes_precedence(event: BuildEvent, before: BuildRecord) -> bool:
     rank, known = _PRECEDENCE[event.status], _PRECEDENCE.get(_decided_status(before), 0)
     if max(rank, known) <= _PROGRESS[Status.BUILDING] and event.attempt and before.attempt:
         if event.attempt == before.attempt and rank != known:
-            return rank < known  # the attempt had begun and its job was requeued; `attempts` says by which builder
+            return rank < known  # the attempt had begun and its job was requeued; `attempts` names the builder
         return event.at >= before.at
     return rank > known
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of many builds, in figures, and those figures as OpenMetrics text."""
+"""Figures of many builds, and the same as OpenMetrics text."""
 
 from __future__ import annotations
 

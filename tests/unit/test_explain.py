@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a build is where it is: what is said, from facts as they may be."""
+"""Explanations of builds in every state."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is there: the file the notifier keeps, what it writes into it, and how a worker's voice spares the tube."""
+"""The workers' heartbeats: the file that the notifier writes, and how heartbeats spare the tube."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long builds usually take, and when one that waits is likely to start."""
+"""How long builds usually take, and when a waiting build is expected to start."""
 
 from __future__ import annotations
 
