@@ -23,7 +23,7 @@ from reimzul.core import validators
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Status, WorkerHeartbeat, event_for, new_attempt
 from reimzul.history import History, open_history
-from reimzul.history.presence import Presences, Seen
+from reimzul.history.workers import WorkerRecord, WorkerStore
 from tests.conftest import Beanstalkd
 from tests.events import build_id
 
@@ -78,7 +78,7 @@ def fill_past(history: History, count: int) -> None:
     history.record(batch)
 
 
-def fill_running(history: History, presences: Presences, broker: Broker, first: int, count: int) -> None:
+def fill_running(history: History, presences: WorkerStore, broker: Broker, first: int, count: int) -> None:
     """Builds under way, each with a worker that says so, and its job reserved."""
     now, words, events = time.time(), [], []
     broker.watch([TUBE.name])
@@ -96,9 +96,9 @@ def fill_running(history: History, presences: Presences, broker: Broker, first: 
             phase="rpmbuild", since=now - 200, started=now - 300,
         )  # fmt: skip
         here = WorkerHeartbeat(host=host, instance="1", state="building", arches=("x86_64", "i386"), build=hand, at=now)
-        words.append(Seen(presence=here, heard=now))
+        words.append(WorkerRecord(heartbeat=here, last_seen=now))
     history.record(events)
-    presences.keep(words)
+    presences.save(words)
 
 
 def fill_waiting(history: History, broker: Broker, first: int, count: int) -> None:
@@ -165,7 +165,7 @@ def command(waiting: int, running: int, past: int, count: int) -> None:
             f"[notifier]\npresence = {folder}/p.sqlite\n[bstore]\nbase_url = http://127.0.0.1:9/bstore/repo/\n"
         )
         broker = stack.enter_context(server.connect())
-        history, presences = open_history(f"sqlite:///{folder}/h.sqlite"), Presences(folder / "p.sqlite")
+        history, presences = open_history(f"sqlite:///{folder}/h.sqlite"), WorkerStore(folder / "p.sqlite")
         stack.callback(history.close)
         stack.callback(presences.close)
         progress(f"{past} builds that are over, {running} that run, {waiting} that wait")

@@ -92,7 +92,7 @@ def published(farm: Farm) -> int:
     """How many the history knows of."""
     history = open_history(f"sqlite:///{farm.layout.history}", reading=True)
     try:
-        return len(history.builds(BuildFilter(status=Status.PUBLISHED), 10_000))
+        return len(history.find_builds(BuildFilter(status=Status.PUBLISHED), 10_000))
     finally:
         history.close()
 

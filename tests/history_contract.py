@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reimzul.core.message import BuildEvent, Phase
-from reimzul.history import BuildFilter, History, Owed
+from reimzul.history import BuildFilter, History, PendingCount
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
 
 ORIGINALS = {
@@ -20,14 +20,14 @@ ORIGINALS = {
 
 def only(history: History, **wanted: str) -> dict[str, Any]:
     """The one build there is."""
-    (document,) = history.builds(BuildFilter(**wanted), 10)
-    return document
+    (document,) = history.find_builds(BuildFilter(**wanted), 10)
+    return document.to_document()
 
 
 def numbers(history: History, limit: int = 10, **wanted: str) -> list[int]:
     """The numbers of the builds that are found, in the order they come."""
     known = {build_id(number): number for number in range(100)}
-    return [known[document["build_id"]] for document in history.builds(BuildFilter(**wanted), limit)]
+    return [known[document.build_id] for document in history.find_builds(BuildFilter(**wanted), limit)]
 
 
 class HistoryContract:
@@ -224,15 +224,15 @@ class HistoryContract:
         statuses = {1: "Success", 2: "Failed", 3: "Building"}
         for number in order:
             history.record([event(statuses[number], number)])
-        documents = history.builds(BuildFilter(), 10)
-        assert [document["latest_build"] for document in documents] == [False, True, False]
+        documents = history.find_builds(BuildFilter(), 10)
+        assert [document.latest_build for document in documents] == [False, True, False]
         history.record([event("Success", 3)])
-        assert [document["latest_build"] for document in history.builds(BuildFilter(), 10)] == [True, False, False]
+        assert [document.latest_build for document in history.find_builds(BuildFilter(), 10)] == [True, False, False]
 
     def test_another_srpm_arch_or_target_has_its_own_latest_build(self, history: History) -> None:
         history.record([event("Success", 1), event("Success", 2, target="c7.1804.u.x86_64")])
         history.record([event("Success", 3, arch="i386"), event("Success", 4, srpm="time-1.8-1.el7.src.rpm")])
-        assert [document["latest_build"] for document in history.builds(BuildFilter(), 10)] == [True] * 4
+        assert [document.latest_build for document in history.find_builds(BuildFilter(), 10)] == [True] * 4
 
     def test_the_newest_come_first_and_no_more_than_asked_for(self, history: History) -> None:
         history.record([event("Queued", number) for number in (3, 1, 4, 2)])
@@ -254,17 +254,17 @@ class HistoryContract:
     def test_all_that_match_can_be_read_one_at_a_time(self, history: History) -> None:
         history.record([event("Success", number) for number in range(30)] + [event("Failed", 40, arch="i386")])
         known = {build_id(number): number for number in range(100)}
-        assert {known[each["build_id"]] for each in history.each(BuildFilter(arch="x86_64"))} == set(range(30))
-        assert len(list(itertools.islice(history.each(BuildFilter()), 5))) == 5
-        assert len(list(history.each(BuildFilter(since=event("Success", 20).timestamp)))) == 11
+        assert {known[each.build_id] for each in history.iterate_builds(BuildFilter(arch="x86_64"))} == set(range(30))
+        assert len(list(itertools.islice(history.iterate_builds(BuildFilter()), 5))) == 5
+        assert len(list(history.iterate_builds(BuildFilter(since=event("Success", 20).timestamp)))) == 11
 
     def test_what_waits_or_is_built_is_unfinished(self, history: History) -> None:
         history.record([event("Queued", 1), event("Building", 2), event("Success", 3), event("Cancelled", 4)])
-        found = history.unfinished()
-        assert {each["build_id"] for each in found} == {build_id(1), build_id(2)}
-        assert {each["latest_build"] for each in found} == {False}
+        found = history.find_unfinished()
+        assert {each.build_id for each in found} == {build_id(1), build_id(2)}
+        assert {each.latest_build for each in found} == {False}
         history.record([event("Cancelled", 1)])
-        assert [each["build_id"] for each in history.unfinished()] == [build_id(2)]
+        assert [each.build_id for each in history.find_unfinished()] == [build_id(2)]
 
     def test_the_past_of_a_package_is_its_successes_on_an_arch_and_no_other_packages(self, history: History) -> None:
         history.record([event("Success", number) for number in range(1, 6)])
@@ -273,51 +273,51 @@ class HistoryContract:
         history.record([event("Success", 8, **utils)])
         history.record([event("Published", 9, srpm="time-1.8-1.el7.src.rpm", target="c7.1804.u.x86_64")])
         known = {build_id(number): number for number in range(100)}
-        assert [known[each["build_id"]] for each in history.past("time", "x86_64", 3)] == [9, 5, 4]
-        assert [known[each["build_id"]] for each in history.past("time-utils", "x86_64", 3)] == [8]
-        assert history.past("tim", "x86_64", 3) == []
+        assert [known[each.build_id] for each in history.recent_successes("time", "x86_64", 3)] == [9, 5, 4]
+        assert [known[each.build_id] for each in history.recent_successes("time-utils", "x86_64", 3)] == [8]
+        assert history.recent_successes("tim", "x86_64", 3) == []
 
     def test_what_was_refused_is_kept_once(self, history: History) -> None:
         history.record([refusal(1), refusal(2, at=2e9), refusal(1)])
         history.record([refusal(1)])
-        newest, oldest = history.refused()
-        assert (newest["job"], oldest["job"], oldest["begins"]) == (2, 1, "{]")
-        assert history.builds(BuildFilter(), 10) == []
+        newest, oldest = history.iterate_refusals()
+        assert (newest.job, oldest.job, oldest.begins) == (2, 1, "{]")
+        assert history.find_builds(BuildFilter(), 10) == []
 
     def test_what_was_refused_can_be_forgotten(self, history: History) -> None:
         history.record([refusal(number) for number in range(4)])
-        history.forget_refused([document["key"] for document in history.refused() if document["job"] % 2])
-        assert sorted(document["job"] for document in history.refused()) == [0, 2]
-        history.forget_refused([])
-        history.forget_refused(["unknown"])
-        assert len(list(history.refused())) == 2
+        history.delete_refusals([document.key for document in history.iterate_refusals() if document.job % 2])
+        assert sorted(document.job for document in history.iterate_refusals()) == [0, 2]
+        history.delete_refusals([])
+        history.delete_refusals(["unknown"])
+        assert len(list(history.iterate_refusals())) == 2
 
     def test_what_was_refused_is_read_as_far_as_it_is_asked_for(self, history: History) -> None:
         history.record([refusal(number, at=1e9 + number) for number in range(300)])
-        assert [document["job"] for document in itertools.islice(history.refused(), 3)] == [299, 298, 297]
+        assert [document.job for document in itertools.islice(history.iterate_refusals(), 3)] == [299, 298, 297]
 
     def test_what_is_owed_is_what_was_owed_last(self, history: History) -> None:
-        assert history.owed() == []
-        mqtt = Owed(sink="mqtt", count=40, oldest=10.5, next_try=None, at=20.0)
-        history.owe([mqtt, Owed(sink="log", count=1, oldest=11.0, next_try=30.25, at=20.0)])
-        assert [each.sink for each in history.owed()] == ["log", "mqtt"]
-        assert history.owed()[1] == mqtt
-        fewer = Owed(sink="mqtt", count=3, oldest=12.0, next_try=31.0, at=21.0)
-        history.owe([fewer])
-        assert history.owed() == [fewer]
-        history.owe([])
-        assert history.owed() == []
+        assert history.pending_counts() == []
+        mqtt = PendingCount(sink="mqtt", count=40, oldest=10.5, next_try=None, at=20.0)
+        history.save_pending_counts([mqtt, PendingCount(sink="log", count=1, oldest=11.0, next_try=30.25, at=20.0)])
+        assert [each.sink for each in history.pending_counts()] == ["log", "mqtt"]
+        assert history.pending_counts()[1] == mqtt
+        fewer = PendingCount(sink="mqtt", count=3, oldest=12.0, next_try=31.0, at=21.0)
+        history.save_pending_counts([fewer])
+        assert history.pending_counts() == [fewer]
+        history.save_pending_counts([])
+        assert history.pending_counts() == []
 
     def test_an_override_is_a_persons_word_on_the_latest_build(self, history: History) -> None:
         history.record([event("Failed", 1), event("Failed", 2), event("Failed", 3, arch="i386")])
         given = ("time-1.7-45.el7.src.rpm", "c7.1708.u.x86_64", "x86_64")
         told = history.override(*given, "built against devtoolset-7")
         assert told is not None
-        assert (told["build_id"], told["status"], told["latest_build"]) == (build_id(2), "Override", True)
+        assert (told.build_id, told.status, told.latest_build) == (build_id(2), "Override", True)
         assert numbers(history, status="Override") == [2]
         assert numbers(history, status="Failed") == [3, 1]
-        assert only(history, status="Override") == told
-        assert told["comment"] == "built against devtoolset-7"
+        assert only(history, status="Override") == told.to_document()
+        assert told.comment == "built against devtoolset-7"
         assert history.override(*given, "or not") is not None
         assert only(history, status="Override")["comment"] == "or not"
 
@@ -329,7 +329,7 @@ class HistoryContract:
         assert (document["status"], document["comment"], document["latest_build"]) == ("Override", "by hand", True)
         history.record([event("Success", 2)])
         assert numbers(history, status="Override") == [1], "but a later build of the package is the latest then"
-        assert [document["latest_build"] for document in history.builds(BuildFilter(), 10)] == [True, False]
+        assert [document.latest_build for document in history.find_builds(BuildFilter(), 10)] == [True, False]
 
     def test_what_is_not_there_cannot_be_overridden(self, history: History) -> None:
         history.record([event("Building")])

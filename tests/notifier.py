@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from reimzul.core.beanstalk import NOTIFY, Broker
-from reimzul.history import BuildFilter, NoHistory, Owed, open_history
+from reimzul.history import BuildFilter, NoHistory, PendingCount, open_history
 from tests.conftest import Beanstalkd
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
@@ -77,11 +77,11 @@ class Running:
         path = self.folder / "reimzul.log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def owed(self) -> list[Owed]:
+    def owed(self) -> list[PendingCount]:
         """What it says it owes."""
         try:
             with contextlib.closing(open_history(str(self.settings["history"]["url"]), reading=True)) as history:
-                return history.owed()
+                return history.pending_counts()
         except NoHistory:
             return []
 
@@ -90,7 +90,7 @@ class Running:
         url = str(self.settings["history"]["url"])
         history = open_history(url, reading=url.startswith("mongodb") or (self.folder / "history.sqlite").exists())
         try:
-            return history.builds(BuildFilter(), 10_000)
+            return [record.to_document() for record in history.find_builds(BuildFilter(), 10_000)]
         finally:
             history.close()
 

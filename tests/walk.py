@@ -27,7 +27,7 @@ import attr
 from devfarm.farm import Farm
 from devfarm.plan import BSTORE, CONTROLLER
 from reimzul.core.message import WorkerState
-from reimzul.history.presence import Presences
+from reimzul.history.workers import WorkerStore
 from tests import srpms
 from tests.waiting import until
 
@@ -97,7 +97,7 @@ class Day:
 
     def workers(self) -> dict[str, tuple[str, str]]:
         """What each builder's worker does, and the phase it is at."""
-        seen = [each.presence for each in Presences(self.farm.layout.notifier / "presence.sqlite").all()]
+        seen = [each.heartbeat for each in WorkerStore(self.farm.layout.notifier / "presence.sqlite").load_all()]
         return {each.host.split(".")[0]: (each.state, each.build.phase if each.build else "") for each in seen}
 
     def doing(self, builder: str) -> tuple[str, str]:

@@ -21,9 +21,8 @@ from typing import Any, Callable, Union
 import attr
 import click
 
-from reimzul.admin import finding, jobs, reading
-from reimzul.admin.facts import GONE
-from reimzul.admin.finding import Build
+from reimzul.admin import lookup
+from reimzul.admin.lookup import GONE, BuildLegs
 from reimzul.admin.options import json_option
 from reimzul.admin.output import print_json
 from reimzul.core import control, validators
@@ -32,7 +31,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_opt
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, InputError, ReservationLost
 from reimzul.core.message import BuildEvent, Status, event_for
-from reimzul.history import Document, open_history
+from reimzul.history import BuildRecord, open_history
 
 #: Seconds between two looks at the history while `cancel` waits.
 _POLL_SECONDS = 0.25
@@ -72,18 +71,20 @@ class RaiseResult:
         return self.done
 
 
-def _print_results(builds: Sequence[Build], results: Sequence[Union[CancelResult, RaiseResult]], as_json: bool) -> int:
+def _print_results(
+    builds: Sequence[BuildLegs], results: Sequence[Union[CancelResult, RaiseResult]], as_json: bool
+) -> int:
     """Print the outcome for each build; returns the exit code."""
     if as_json:
         print_json([attr.asdict(each) for each in results])
     else:
         for build, each in zip(builds, results):
-            click.echo(f"{build.words}: {each.words}", err=not each.succeeded)
+            click.echo(f"{build.label}: {each.words}", err=not each.succeeded)
     return 0 if all(each.succeeded for each in results) else EXIT_FAILED
 
 
 @click.command("cancel", epilog=EXIT_CODES)
-@finding.ids()
+@lookup.build_ids_argument()
 @click.option("--why", default="", metavar="TEXT", help="The reason, shown with the build.")
 @click.option(
     "--wait",
@@ -117,57 +118,57 @@ def cancel(config: Path | None, verbose: bool, given: tuple[str, ...], why: str,
     return _print_results(builds, outcomes, as_json)
 
 
-def _read_builds(settings: Settings, ids: Sequence[str]) -> list[Build]:
-    with reading.history(settings.history.url) as history:
-        return finding.find_all(history, ids)
+def _read_builds(settings: Settings, ids: Sequence[str]) -> list[BuildLegs]:
+    with lookup.reading_history(settings.history.url) as history:
+        return lookup.find_builds(history, ids)
 
 
-def _cancel_build(broker: Broker, build: Build, flag: control.ControlFlag) -> CancelResult | None:
+def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -> CancelResult | None:
     """Set the cancel flag and delete the waiting job; None where the build runs or its job is gone."""
     finished = _finished_result(build)
     if finished is not None:
         return finished
     flag = control.set_flag(broker, cancel_tube(build.build_id), flag)
-    found = jobs.waiting(broker, build.main)
-    if found is None or found.facts.state == "reserved":  # where it is gone, the history learns later what became of it
+    found = lookup.find_job(broker, build.main)
+    if found is None or found.stats.state == "reserved":  # where it is gone, the history learns later what became of it
         return None
     try:
         broker.delete(found.job)
     except ReservationLost:  # just taken, by a worker that checks the flag before it starts
         return None
     for leg in build.legs:
-        if leg["status"] in _UNFINISHED:
+        if leg.status in _UNFINISHED:
             broker.announce(cancelled_event(leg, flag.cancel_text))
     return CancelResult(build_id=build.build_id, outcome="cancelled", words="cancelled; it had not begun")
 
 
-def cancelled_event(leg: Document, reason: str) -> BuildEvent:
+def cancelled_event(leg: BuildRecord, reason: str) -> BuildEvent:
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
-    known = {name: leg[name] for name in names if leg.get(name)}
+    known = {name: getattr(leg, name) for name in names if getattr(leg, name)}
     return BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known)
 
 
-def _finished_result(build: Build) -> CancelResult | None:
+def _finished_result(build: BuildLegs) -> CancelResult | None:
     """The result for a build that cannot be cancelled any more; None for others. A success ends when published."""
     states = [_final_state(leg) for leg in build.legs]
     if "" in states:
         return None
     if Status.CANCELLED.lower() in states:
         return CancelResult(build_id=build.build_id, outcome="already", words="it was cancelled already")
-    each = ", ".join(f"{state} for {leg['arch']}" for state, leg in zip(states, build.legs))
+    each = ", ".join(f"{state} for {leg.arch}" for state, leg in zip(states, build.legs))
     return CancelResult(build_id=build.build_id, outcome="too late", words=f"too late: {each}")
 
 
-def _final_state(leg: Document) -> str:
+def _final_state(leg: BuildRecord) -> str:
     """How a leg ended; empty where it can still be cancelled."""
-    status: str = leg["status"]
+    status: str = leg.status
     if status == Status.SUCCESS:
-        return "published" if leg.get("published") else "built" if leg.get("scratch") else ""
+        return "published" if leg.published else "built" if leg.scratch else ""
     return "" if status in _UNFINISHED else status.lower()
 
 
 def _wait_for_end(
-    settings: Settings, builds: Sequence[Build], results: dict[str, CancelResult | None], timeout: float
+    settings: Settings, builds: Sequence[BuildLegs], results: dict[str, CancelResult | None], timeout: float
 ) -> None:
     """Poll the history until all running builds have ended, or the time is over; fills in `results`."""
     deadline = time.monotonic() + timeout
@@ -176,7 +177,7 @@ def _wait_for_end(
         for build in _read_builds(settings, running):
             result = _finished_result(build)
             if result is not None and result.outcome == "already":
-                hosts = sorted({leg["builder_fqdn"] for leg in build.legs if leg.get("builder_fqdn")})
+                hosts = sorted({leg.builder_fqdn for leg in build.legs if leg.builder_fqdn})
                 where = f"; {', '.join(hosts)} has ended it" if hosts else ""
                 result = attr.evolve(result, outcome="cancelled", words=f"cancelled{where}")
             results[build.build_id] = result
@@ -185,10 +186,10 @@ def _wait_for_end(
         time.sleep(_POLL_SECONDS)
 
 
-def _still_running_result(broker: Broker, build: Build) -> CancelResult:
-    host = build.main.get("builder_fqdn") or "its worker"
+def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
+    host = build.main.builder_fqdn or "its worker"
     words = f"flagged; {host} has not ended it yet, and does so when it sees the flag"
-    if build.main["status"] == Status.QUEUED and jobs.job_state(broker, build.main) == GONE:
+    if build.main.status == Status.QUEUED and lookup.job_state(broker, build.main) == GONE:
         words = "flagged; its job is gone, and its outcome has not been announced yet"
     return CancelResult(build_id=build.build_id, outcome="told", words=words)
 
@@ -197,7 +198,7 @@ def _still_running_result(broker: Broker, build: Build) -> CancelResult:
 
 
 @click.command("raise", epilog=EXIT_CODES)
-@finding.ids()
+@lookup.build_ids_argument()
 @json_option("the outcome for each build")
 @shared_options
 def raise_builds(config: Path | None, verbose: bool, given: tuple[str, ...], as_json: bool) -> int:
@@ -211,48 +212,50 @@ def raise_builds(config: Path | None, verbose: bool, given: tuple[str, ...], as_
       reimzul raise 72b893f8 4a1eee11 --json
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        builds = finding.find_all(history, given)
-        unfinished = history.unfinished()
+    with lookup.reading_history(settings.history.url) as history:
+        builds = lookup.find_builds(history, given)
+        unfinished = history.find_unfinished()
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         fronts: dict[str, int] = {}
         results = [_raise_build(broker, build, unfinished, fronts) for build in builds]
     return _print_results(builds, results, as_json)
 
 
-def _raise_build(broker: Broker, build: Build, unfinished: list[Document], fronts: dict[str, int]) -> RaiseResult:
+def _raise_build(
+    broker: Broker, build: BuildLegs, unfinished: list[BuildRecord], fronts: dict[str, int]
+) -> RaiseResult:
     """Move one build to the front; `fronts` has the lowest priority used so far in each tube."""
     leg = build.main
-    found = jobs.waiting(broker, leg) if leg["status"] in _UNFINISHED else None
-    if found is None or found.facts.state not in ("ready", "delayed"):
+    found = lookup.find_job(broker, leg) if leg.status in _UNFINISHED else None
+    if found is None or found.stats.state not in ("ready", "delayed"):
         return RaiseResult(build_id=build.build_id, done=False, words=_explain_not_waiting(leg, found))
-    tube, priority = found.facts.tube, found.facts.priority
-    others = jobs.front((each for each in unfinished if each["build_id"] != build.build_id), tube)
+    tube, priority = found.stats.tube, found.stats.priority
+    others = lookup.lowest_priority((each for each in unfinished if each.build_id != build.build_id), tube)
     front = min(fronts.get(tube, PRIORITY_NOW), others, PRIORITY_NOW)
-    if found.facts.state == "ready" and priority < front:
+    if found.stats.state == "ready" and priority < front:
         words = "it is the first already"
         return RaiseResult(build_id=build.build_id, done=True, words=words, job=found.job, priority=priority)
     fronts[tube] = max(0, front - 1)
     return move_to_front(broker, leg, found, fronts[tube])
 
 
-def _explain_not_waiting(leg: Document, found: jobs.Waiting | None) -> str:
-    if found and found.facts.state == "reserved":
-        return f"a worker has taken it already{': ' + leg['builder_fqdn'] if leg.get('builder_fqdn') else ''}"
+def _explain_not_waiting(leg: BuildRecord, found: lookup.QueuedJob | None) -> str:
+    if found and found.stats.state == "reserved":
+        return f"a worker has taken it already{': ' + leg.builder_fqdn if leg.builder_fqdn else ''}"
     if found is not None:
         return f"its job {found.job} was refused and buried: `reimzul kick {found.job}` has it tried again"
-    if leg["status"] in _UNFINISHED:
+    if leg.status in _UNFINISHED:
         return "its job is not in its tube any more; `reimzul explain` says more"
-    return f"it does not wait any more: {leg['status']}"
+    return f"it does not wait any more: {leg.status}"
 
 
-def move_to_front(broker: Broker, leg: Document, found: jobs.Waiting, priority: int) -> RaiseResult:
+def move_to_front(broker: Broker, leg: BuildRecord, found: lookup.QueuedJob, priority: int) -> RaiseResult:
     """Put a job again with a priority and delete the old one; if a worker takes that meanwhile, delete the new one."""
-    tube, request = found.facts.tube, found.request
-    about = {"pkgname": leg.get("pkgname") or "", "evr": leg.get("evr") or ""}
+    tube, request = found.stats.tube, found.request
+    about = {"pkgname": leg.pkgname, "evr": leg.evr}
     queued = [event_for(request, Status.QUEUED, arch=arch, **about) for arch in request.announced_arches]
     job, forbidden = control.requeue_unless_cancelled(
-        broker, arch_tube(tube), request, priority=priority, delay=_RAISE_DELAY_SECONDS, ttr=found.facts.ttr
+        broker, arch_tube(tube), request, priority=priority, delay=_RAISE_DELAY_SECONDS, ttr=found.stats.ttr
     )
     if forbidden:
         return RaiseResult(build_id=request.build_id, done=False, words="it is being cancelled")
@@ -317,4 +320,4 @@ def override(config: Path | None, verbose: bool, as_json: bool, **given: str) ->
     if as_json:
         print_json(document)
     else:
-        click.echo(f"{document['srpm']} ({document['timestamp']}) on {document['arch']}: {document['status']}")
+        click.echo(f"{document.srpm} ({document.timestamp}) on {document.arch}: {document.status}")

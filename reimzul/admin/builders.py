@@ -16,18 +16,17 @@ from typing import Any
 import attr
 import click
 
-from reimzul.admin import reading
-from reimzul.admin.facts import is_silent, plain
+from reimzul.admin import lookup
 from reimzul.admin.options import build_timestamp, json_option, parse_since_option
 from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
-from reimzul.admin.tally import Tally, by_builder, ended
+from reimzul.admin.stats import AttemptCounts, compute_stats
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, shared_options
 from reimzul.core.config import Settings, load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.history import BuildFilter, NoHistory
-from reimzul.history.presence import NoPresences, Seen, connected, shared_names
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
 #: How many columns are shown on the narrowest terminal.
@@ -60,13 +59,13 @@ def list_builders(config: Path | None, verbose: bool, begin: float, as_json: boo
       reimzul builders --since 24h --json
     """
     settings = load_settings(config, verbose)
-    seen = reading.workers(settings)
+    seen = lookup.load_workers(settings)
     tallies = _count_attempts(settings, begin)
     flags, fault = {}, ""
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            seen = connected(broker, seen)
-            flags = _read_drain_flags(broker, {each.presence.host for each in seen})
+            seen = drop_disconnected(broker, seen)
+            flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
     shared, now = shared_names(seen), time.time()
@@ -82,10 +81,10 @@ def list_builders(config: Path | None, verbose: bool, begin: float, as_json: boo
     return EXIT_BROKER if fault else 0
 
 
-def _count_attempts(settings: Settings, begin: float) -> dict[str, Tally]:
+def _count_attempts(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
     try:
-        with reading.history(settings.history.url) as history:
-            return by_builder(history.each(BuildFilter(since=build_timestamp(begin))))
+        with lookup.reading_history(settings.history.url) as history:
+            return dict(compute_stats(history.iterate_builds(BuildFilter(since=build_timestamp(begin)))).attempts)
     except NoHistory:
         return {}
 
@@ -99,41 +98,41 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
 class _WorkerView:
     def __init__(
         self,
-        seen: Seen,
-        tallies: Mapping[str, Tally],
+        seen: WorkerRecord,
+        tallies: Mapping[str, AttemptCounts],
         flags: Mapping[str, control.ControlFlag],
         shared: Mapping[str, str],
         now: float,
     ) -> None:
         self.seen, self.now = seen, now
-        host = seen.presence.host
-        self.tally = tallies.get(host, Tally())
+        host = seen.heartbeat.host
+        self.tally = tallies.get(host, AttemptCounts())
         self.flag = flags.get(host)
         self.name_shared = shared.get(host, "")
-        self.state = "silent" if is_silent(seen, now) else seen.presence.state
+        self.state = seen.state_at(now)
 
     def to_row(self) -> list[str]:
-        heartbeat, build = self.seen.presence, self.seen.presence.build
+        heartbeat, build = self.seen.heartbeat, self.seen.heartbeat.build
         return [
             heartbeat.host,
             heartbeat.instance,
             self.state,
-            format_duration(self.seen.since(build.started, self.now)) if build else "-",
+            format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
             self._format_last_result(),
             f"{self.tally.faults} of {self.tally.attempts}",
             format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
-            f"{format_duration(self.now - self.seen.heard)} ago",
+            f"{format_duration(self.now - self.seen.last_seen)} ago",
             heartbeat.version or "-",
         ]
 
     def _format_activity(self) -> str:
-        build = self.seen.presence.build
+        build = self.seen.heartbeat.build
         phase = f" ({build.phase})" if build and build.phase else ""
         parts = [
             f"{build.srpm} for {build.target}{phase}" if build else "",
-            self.flag.drain_text if self.flag else self.seen.presence.why,
+            self.flag.drain_text if self.flag else self.seen.heartbeat.why,
             self.name_shared,
             f"its clock is {format_skew(self.seen.skew)}" if self.seen.skew else "",
         ]
@@ -141,20 +140,22 @@ class _WorkerView:
 
     def _format_last_result(self) -> str:
         last = self.tally.last
-        return f"{last['status']} {last['srpm']}, {format_duration(self.now - ended(last))} ago" if last else "-"
+        return f"{last.status} {self.tally.last_srpm}, {format_duration(self.now - last.ended_at)} ago" if last else "-"
 
     def to_dict(self) -> dict[str, Any]:
-        flag = self.flag
+        flag, last = self.flag, None
+        if self.tally.last is not None:
+            last = {**self.tally.last.to_document(), "srpm": self.tally.last_srpm, "arch": self.tally.last_arch}
         return {
-            **plain(self.seen),
+            **self.seen.to_dict(),
             "state": self.state,
-            "heard": self.seen.heard,
+            "heard": self.seen.last_seen,
             "skew": self.seen.skew,
             "name_shared": self.name_shared,
             "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
             "attempts": self.tally.attempts,
             "faults": self.tally.faults,
-            "last": dict(self.tally.last) or None,
+            "last": last,
         }
 
 
@@ -182,7 +183,7 @@ class DrainResult:
 
 def _complete_builder(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     with contextlib.suppress(ReimzulError, OSError):
-        hosts = {seen.presence.host for seen in reading.workers(load_file(context.params.get("config")))}
+        hosts = {seen.heartbeat.host for seen in lookup.load_workers(load_file(context.params.get("config")))}
         return sorted(host for host in hosts if host.startswith(incomplete))
     return []
 
@@ -190,22 +191,22 @@ def _complete_builder(context: click.Context, _: click.Parameter, incomplete: st
 _builder_argument = click.argument("name", metavar="BUILDER", shell_complete=_complete_builder)
 
 
-def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[Seen]]:
+def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[WorkerRecord]]:
     """A builder's full name and its workers. Raises `InputError` for an unknown one; `force` takes any name."""
     try:
         validators.host(name)
     except ValueError as error:
         raise InputError(str(error)) from None
     try:
-        seen = reading.workers(settings)
-    except NoPresences as error:
+        seen = lookup.load_workers(settings)
+    except WorkersUnavailable as error:
         if force:
             return name, []
         raise InputError(f"{error}; --force takes the name as it is") from None
-    hosts = sorted({each.presence.host for each in seen})
+    hosts = sorted({each.heartbeat.host for each in seen})
     matching = [host for host in hosts if host == name] or [host for host in hosts if host.split(".")[0] == name]
     if len(matching) == 1:
-        return matching[0], [each for each in seen if each.presence.host == matching[0]]
+        return matching[0], [each for each in seen if each.heartbeat.host == matching[0]]
     if force:
         return name, []
     if matching:
@@ -235,8 +236,8 @@ def drain(config: Path | None, verbose: bool, name: str, why: str, force: bool, 
     host, seen = find_builder(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
-        live = [each for each in connected(broker, seen) if not is_silent(each, time.time())]
-    building = [each.presence.build.srpm for each in live if each.presence.build]
+        live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
+    building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
     since = f"already takes no jobs, since {format_time(before.at)}" if before else "takes no more jobs"
     words = f"{since}: {flag.drain_text}"
     DrainResult(builder=host, drained=True, changed=before is None, words=words, building=building).print(as_json)

@@ -1,30 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul builds`: what became of builds, out of the history."""
+"""`reimzul builds` and `reimzul show`: list builds and their results, and show everything about one build."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import click
 
-from reimzul.admin import reading
-from reimzul.admin.output import print_json, print_table
+from reimzul.admin import lookup
+from reimzul.admin.lookup import BuildLegs
+from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.message import Status
-from reimzul.history import BuildFilter, Document, NoHistory
+from reimzul.core.errors import ReimzulError
+from reimzul.core.http_client import HttpSession, NotFound
+from reimzul.core.manifest import MAX_BYTES, Manifest
+from reimzul.core.message import Status, parse_json
+from reimzul.core.mock_exit_codes import describe_code
+from reimzul.core.store_paths import MANIFEST, StoreUrls
+from reimzul.history import BuildFilter, BuildRecord, NoHistory
+from reimzul.history.build_record import BuildState, RecordedAttempt
 
 _HEADS = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
-#: How many of them are shown on the narrowest terminal.
-_NEEDED = 5
+#: How many columns are shown on the narrowest terminal.
+_MIN_COLUMNS = 5
+#: A leg's manifest, or why there is none.
+ManifestOrReason = Union[Manifest, str]
+#: The statuses of a leg that has its place in the store, or had.
+_PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
+_LABEL_WIDTH = 12
+
+
+# --- reimzul builds
 
 
 @click.command("builds", epilog=EXIT_CODES)
 @click.option(
     "--status",
     type=click.Choice(Status.BUILD, case_sensitive=False),
-    help="Published asks for a Success that is published.",
+    help="Published: Success, and published.",
 )
 @click.option("--target", metavar="TARGET", help="With its arch, as c7.1708.u.x86_64.")
 @click.option("--arch", metavar="ARCH")
@@ -35,45 +51,195 @@ _NEEDED = 5
 @click.option("--json", "as_json", is_flag=True, help="A list with all that is known of each.")
 @shared_options
 def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wanted: str | None) -> None:
-    """Show what became of builds, newest first; more than one condition narrows it down.
+    """List builds and their results, the newest first; only those that match all options.
 
-    On a terminal a table as wide as that is; in a pipe a line each, all columns, tabs between.
+    On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs.
 
     \b
     Examples:
       reimzul builds --status failed --target c7.1708.u.x86_64
       reimzul builds --srpm time-1.7 --json
     """
-    found = newest(load_settings(config, verbose).history.url, BuildFilter(**wanted), limit)
-    if as_json:
-        print_json(found)
-    elif found or not sys.stdout.isatty():
-        print_table(_HEADS, [_row(document) for document in found], needed=_NEEDED)
-    else:
-        click.echo("No build is known that matches.")
-
-
-def newest(url: str, wanted: BuildFilter, limit: int) -> list[Document]:
-    """The builds; none where nothing was ever recorded, and a line that says so."""
+    settings = load_settings(config, verbose)
+    found: list[BuildRecord] = []
     try:
-        with reading.history(url) as history:
-            return history.builds(wanted, limit)
-    except NoHistory as nothing:
-        click.echo(str(nothing), err=True)
-        return []
+        with lookup.reading_history(settings.history.url) as history:
+            found = history.find_builds(BuildFilter(**wanted), limit)
+    except NoHistory as error:
+        click.echo(str(error), err=True)
+    if as_json:
+        print_json([record.to_document() for record in found])
+    elif found or not sys.stdout.isatty():
+        print_table(_HEADS, [_row(record) for record in found], needed=_MIN_COLUMNS)
+    else:
+        click.echo("No build matches.")
 
 
-def _row(document: Document) -> list[str]:
-    names = ("timestamp", "status", "srpm", "arch", "target", "submitter", "builder_fqdn", "build_id")
-    return [_status(document) if name == "status" else _cell(document.get(name)) for name in names]
+def _row(record: BuildRecord) -> list[str]:
+    is_published = record.state == BuildState.PUBLISHED
+    status = f"{Status.SUCCESS}, {BuildState.PUBLISHED}" if is_published else record.status
+    about = (record.srpm, record.arch, record.target, record.submitter, record.builder_fqdn, record.build_id)
+    return [value or "-" for value in (record.timestamp, status, *about)]
 
 
-def _status(document: Document) -> str:
-    """The status in the original's words, and whether the package is published."""
-    if document["status"] == Status.SUCCESS and document.get("published"):
-        return f"{Status.SUCCESS}, {Status.PUBLISHED.lower()}"
-    return _cell(document["status"])
+# --- reimzul show
 
 
-def _cell(value: Any) -> str:
-    return str(value) if value not in (None, "") else "-"
+@click.command("show", epilog=EXIT_CODES)
+@lookup.build_ids_argument(many=False)
+@click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
+@shared_options
+def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
+    """Show everything about a build: its legs and attempts, how long each phase took, why it failed, its files.
+
+    ID is a build id, or a prefix that no other build has. Sizes and checksums of files come from the manifest in the
+    store; if that cannot be read, the output shows why.
+
+    \b
+    Examples:
+      reimzul show 72b893f8
+      reimzul show 72b893f8 --json
+    """
+    settings = load_settings(config, verbose)
+    with lookup.reading_history(settings.history.url) as history:
+        build = lookup.find_build(history, given)
+    manifests = fetch_manifests(StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build)
+    if as_json:
+        print_json(to_dict(build, manifests))
+    else:
+        for line in format_build(build, manifests):
+            click.echo(line)
+
+
+def fetch_manifests(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
+    """Return the manifest of each leg, by arch, or why there is none."""
+    found: dict[str, ManifestOrReason] = {}
+    with HttpSession(timeout=5) as site:
+        for leg in build.legs:
+            found[leg.arch] = "no attempt at it has sent anything"
+            for url in _manifest_urls(urls, leg):
+                try:
+                    found[leg.arch] = Manifest.from_json(parse_json(site.get(url, MAX_BYTES)))
+                    break
+                except ReimzulError as error:
+                    found[leg.arch] = str(error)
+                    if not isinstance(error, NotFound):
+                        break
+    return found
+
+
+def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
+    """Yield where a leg's manifest may be: in its place, or with the logs of an attempt without a result."""
+    if leg.status in _PLACED:
+        yield urls.manifest(leg.build_id, leg.arch)
+    if leg.attempt:
+        yield urls.attempt(leg.build_id, leg.arch, leg.attempt) + MANIFEST
+
+
+def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict[str, Any]:
+    """Return the build for JSON: the history's documents, each with its manifest."""
+    legs = []
+    for leg in build.legs:
+        found = manifests[leg.arch]
+        about = {"manifest": None, "no_manifest": found} if isinstance(found, str) else {"manifest": found.to_json()}
+        code = {"exit_code_means": describe_code(leg.exit_code), "no_manifest": ""}
+        legs.append({**leg.to_document(), **code, **about})
+    return {"build_id": build.build_id, "legs": legs}
+
+
+def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> Iterator[str]:
+    main = build.main
+    yield f"build {build.build_id}"
+    yield _fact("source", main.srpm)
+    yield _fact("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}")
+    yield _fact("submitted", f"{_format_timestamp(main.timestamp)} by {main.submitter}")
+    if main.parent:
+        yield _fact("repeats", f"build {main.parent}")
+    for arch, why in main.skipped.items():
+        yield _fact("not built", f"for {arch}: {why}")
+    for leg in build.legs:
+        yield ""
+        yield f"{leg.arch}: {_state_text(leg)}"
+        yield from _format_leg(leg, manifests[leg.arch])
+
+
+def _state_text(leg: BuildRecord) -> str:
+    if leg.state == BuildState.PUBLISHED:
+        return f"{Status.SUCCESS}, published {format_time(leg.published)}"
+    return leg.status + (f": {leg.reason}" if leg.reason else "")
+
+
+def _format_leg(leg: BuildRecord, manifest: ManifestOrReason) -> Iterator[str]:
+    if leg.comment:
+        yield _fact("comment", leg.comment)
+    if leg.pkgname:
+        yield _fact("package", f"{leg.pkgname} {leg.evr}")
+    yield from _format_times(leg)
+    phases = [f"{each['name']} {_phase_time(each)}" for each in leg.phases]
+    if phases:
+        yield _fact("phases", ", ".join(phases))
+    if leg.status in Status.FINAL and leg.exit_code is not None:
+        yield _fact("exit code", f"{leg.exit_code}: {describe_code(leg.exit_code)}")
+    for number, line in enumerate(leg.first_error.splitlines()):
+        yield _fact("" if number else "first error", line)
+    for number, attempt in enumerate(leg.attempts if len(leg.attempts) > 1 else (), 1):
+        yield _fact(f"attempt {number}", _format_attempt(attempt))
+    if leg.url:
+        yield _fact("URL", leg.url)
+    if not leg.is_unfinished:
+        yield from _format_files(manifest)
+
+
+def _format_times(leg: BuildRecord) -> Iterator[str]:
+    if leg.queued_at:
+        where = f" as job {leg.job} of tube {leg.tube}" if leg.job else ""
+        yield _fact("queued", format_time(leg.queued_at) + where)
+    if leg.started:
+        waited = f", after {format_duration(leg.started - leg.queued_at)}" if leg.queued_at and not leg.skew else ""
+        clock = f" (its clock is {format_skew(leg.skew)})" if leg.skew else ""
+        yield _fact("started", f"{format_time(leg.started)} on {leg.builder_fqdn or '-'}{clock}{waited}")
+    if leg.finished:
+        yield _fact(
+            "finished",
+            format_time(leg.finished) + ("" if leg.duration is None else f", after {format_duration(leg.duration)}"),
+        )
+    if leg.published:
+        took = f", after {format_duration(leg.published - leg.finished)}" if leg.finished and not leg.skew else ""
+        yield _fact("published", format_time(leg.published) + took)
+
+
+def _format_attempt(attempt: RecordedAttempt) -> str:
+    took = ""
+    if attempt.started:
+        end = attempt.finished or attempt.at or attempt.started
+        took = f" {format_time(attempt.started)}" + (
+            "" if attempt.skew else f", {format_duration(end - attempt.started)}"
+        )
+    why = f": {attempt.reason}" if attempt.reason else ""
+    where = f"; {attempt.url}" if attempt.url else ""
+    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{where}"
+
+
+def _phase_time(phase: Mapping[str, Any]) -> str:
+    return format_duration(phase["end"] - phase["start"]) if phase.get("end") else "did not end"
+
+
+def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
+    if isinstance(manifest, str):
+        yield _fact("files", f"not known: {manifest}")
+        return
+    yield _fact("config", manifest.config or "-")
+    yield _fact("files", f"{len(manifest.files)}, {format_size(sum(file.size for file in manifest.files))}")
+    for file in manifest.files:
+        yield f"    {file.sha256}  {file.size:>12,}  {file.name}"
+
+
+def _fact(label: str, text: str) -> str:
+    return f"  {label.ljust(_LABEL_WIDTH)}{text}"
+
+
+def _format_timestamp(timestamp: str) -> str:
+    if len(timestamp) != 14:
+        return timestamp or "-"
+    day, clock = timestamp[:8], timestamp[8:]
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"

@@ -23,7 +23,7 @@ from typing import Any, Callable, Optional
 import attr
 import click
 
-from reimzul.admin import finding, jobs, reading
+from reimzul.admin import lookup
 from reimzul.admin.actions import cancelled_event
 from reimzul.admin.options import F, NoTerminal, json_option, yes_option
 from reimzul.admin.output import format_time, pluralize, print_json, print_table
@@ -35,7 +35,8 @@ from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_opt
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.message import BuildRequest, Status, first_bytes
-from reimzul.history import BuildFilter, Document, HistoryAway, NoHistory
+from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
+from reimzul.history.build_record import RefusalRecord
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +105,11 @@ def _collect_buried(broker: Broker, tubes: dict[str, int], url: str) -> BuriedRe
     report = BuriedReport(unrecorded=dict(tubes))
     try:
         if tubes:
-            with reading.history(url) as history:
-                _match_refusals(broker, history.refused(), report)
+            with lookup.reading_history(url) as history:
+                _match_refusals(broker, history.iterate_refusals(), report)
     except NoHistory:
         pass
-    except (HistoryAway, ConfigError) as error:
+    except (HistoryUnavailable, ConfigError) as error:
         report.fault = str(error)
     known = {each.job for each in report.jobs}
     for tube in report.unrecorded:
@@ -118,16 +119,16 @@ def _collect_buried(broker: Broker, tubes: dict[str, int], url: str) -> BuriedRe
     return report
 
 
-def _match_refusals(broker: Broker, refusals: Iterable[Document], report: BuriedReport) -> None:
+def _match_refusals(broker: Broker, refusals: Iterable[RefusalRecord], report: BuriedReport) -> None:
     """Find the buried job of each refusal, until every job has its refusal."""
     found: set[int] = set()
     for refusal in itertools.islice(refusals, _MAX_REFUSALS):
-        tube, job = refusal["tube"], refusal["job"]
+        tube, job = refusal.tube, refusal.job
         if tube not in report.unrecorded or job in found or not _is_still_buried(broker, refusal):
             continue
         found.add(job)
-        values = {name: refusal[name] for name in ("tube", "job", "begins", "reason", "host")}
-        report.jobs.append(BuriedJob(**values, since=refusal["at"]))
+        values = {name: getattr(refusal, name) for name in ("tube", "job", "begins", "reason", "host")}
+        report.jobs.append(BuriedJob(**values, since=refusal.at))
         report.unrecorded[tube] -= 1
         if not report.unrecorded[tube]:
             del report.unrecorded[tube]
@@ -135,12 +136,12 @@ def _match_refusals(broker: Broker, refusals: Iterable[Document], report: Buried
                 return
 
 
-def _is_still_buried(broker: Broker, refusal: Document) -> bool:
+def _is_still_buried(broker: Broker, refusal: RefusalRecord) -> bool:
     try:
-        stats = broker.job_stats(refusal["job"])
-        if (stats.state, stats.tube) != ("buried", refusal["tube"]):
+        stats = broker.job_stats(refusal.job)
+        if (stats.state, stats.tube) != ("buried", refusal.tube):
             return False
-        return bool(first_bytes(broker.peek(refusal["job"])) == refusal["begins"])
+        return bool(first_bytes(broker.peek(refusal.job)) == refusal.begins)
     except ReservationLost:
         return False
 
@@ -236,13 +237,17 @@ def _announce_discarded(broker: Broker, settings: Settings, tube: str, body: byt
         if tube not in read_arches(settings.farm.arches).tubes():
             return
         build_id = BuildRequest.decode(body).build_id
-        with reading.history(settings.history.url) as history:
-            found = finding.gathered(history.builds(BuildFilter(build_id=build_id), _MAX_LEGS)) if build_id else []
+        with lookup.reading_history(settings.history.url) as history:
+            found = (
+                lookup.group_by_build(history.find_builds(BuildFilter(build_id=build_id), _MAX_LEGS))
+                if build_id
+                else []
+            )
         for build in found:
-            if jobs.waiting(broker, build.main) is not None:  # the request was queued again; only a copy was deleted
+            if lookup.find_job(broker, build.main) is not None:  # the request was queued again; only a copy was deleted
                 continue
             for leg in build.legs:
-                if leg["status"] in (Status.QUEUED, Status.BUILDING):
+                if leg.status in (Status.QUEUED, Status.BUILDING):
                     broker.announce(cancelled_event(leg, f"discarded by {current_user()}"))
     except (InvalidMessage, NoHistory):  # the job is no build, or no build was ever recorded
         return

@@ -1,39 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul explain`: why a build is where it is, and when it is likely to go on."""
+"""`reimzul explain`: explain why a build is waiting, running or failed, and when it is expected to go on.
+
+`FactCollector` asks the history, beanstalkd and the workers' heartbeats; the functions below it turn these facts into
+sentences.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Optional
 
+import attr
 import click
 
-from reimzul.admin import finding, reading
-from reimzul.admin.explaining import as_object, explain
-from reimzul.admin.facts import Facts, is_silent
-from reimzul.admin.jobs import job_state, turn
-from reimzul.admin.output import print_json
-from reimzul.admin.usual import OF_ARCH, OF_PACKAGE, Arch, durations, usual
+from reimzul.admin import estimates, lookup
+from reimzul.admin.estimates import ArchStats, DurationStats, Forecast, range_text, typical_duration_text
+from reimzul.admin.lookup import GONE, UNKNOWN
+from reimzul.admin.output import format_duration, format_time, join_words, pluralize, print_json
 from reimzul.core import control
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
-from reimzul.core.message import Status
+from reimzul.core.control import ControlFlag
+from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
-from reimzul.history import BuildFilter, Document, History
-from reimzul.history.presence import NoPresences, Seen, connected
+from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history.build_record import BuildState, RecordedAttempt
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
+
+#: Workers that are described one by one.
+_MAX_DESCRIBED = 8
+#: Events waiting for the notifier above which the history counts as out of date.
+_MAX_BACKLOG = 20
+
+
+@attr.frozen(kw_only=True)
+class BuildFacts:
+    """What is known of one leg of a build, and of what it depends on."""
+
+    now: float
+    leg: BuildRecord
+    job: str = UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
+    tube: TubeStats  #: where it waits, or waited
+    createrepo: TubeStats
+    tosign: TubeStats
+    backlog: int = 0  #: events that the notifier has not read yet
+    ahead: Sequence[BuildRecord] = ()  #: builds before it in its tube
+    ahead_elsewhere: Sequence[BuildRecord] = ()  #: and in other tubes of the same workers
+    workers: Optional[Sequence[WorkerRecord]] = ()  #: that watch its tube; None if unknown
+    own_stats: Optional[DurationStats] = None  #: of this package
+    arch_stats: ArchStats = attr.field(factory=lambda: ArchStats(()))
+    cancel: Optional[ControlFlag] = None
+    source_problem: str = ""  #: why the web server cannot read its source rpm, as far as this host knows
+    stuck: Optional[ControlFlag] = None  #: why its target's new repodata is not made visible
+
+    @property
+    def duration(self) -> DurationStats | None:
+        """How long it usually takes: its package, else the packages of its arch."""
+        return self.own_stats or self.arch_stats.stats_for("")
+
+    @property
+    def pause(self) -> float:
+        """Seconds until beanstalkd gives its job to a worker."""
+        return max(0.0, self.leg.due - self.now) if self.job in ("delayed", UNKNOWN) else 0.0
+
+    @property
+    def able_workers(self) -> list[WorkerRecord]:
+        """The workers that take jobs now, or when their current build has ended."""
+        states = (WorkerState.IDLE, WorkerState.BUILDING) if self.tube.watchers else ()
+        return [worker for worker in self.workers or () if worker.state_at(self.now) in states]
+
+
+@attr.frozen(kw_only=True)
+class Explanation:
+    state: str  #: one or two words
+    sentences: Sequence[str]
+    start: Optional[Forecast] = None  #: of a build that waits
+    end: Optional[Forecast] = None  #: of a build that waits or runs
 
 
 @click.command("explain", epilog=EXIT_CODES)
-@finding.ids(many=False)
+@lookup.build_ids_argument(many=False)
 @click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
 @shared_options
 def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
-    """Say in words why a build is where it is: what is ahead of it, who could build it, when it is likely to start.
+    """Explain why a build is waiting, running or failed: what is ahead of it, who can build it, when it should start.
 
-    ID is a build id, or as much of its beginning as no other build has.
+    ID is a build id, or a prefix that no other build has.
 
     \b
     Examples:
@@ -41,105 +97,384 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
       reimzul explain 72b893f8 --json
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        build = finding.find(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        build = lookup.find_build(history, given)
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            known = Gatherer(settings, history, broker)
-            gathered = [known.facts(leg) for leg in build.legs]
-    told = [(facts, explain(facts)) for facts in gathered]
+            collector = FactCollector(settings, history, broker)
+            collected = [collector.collect(leg) for leg in build.legs]
+    explained = [(facts, explain(facts)) for facts in collected]
     if as_json:
-        print_json({"build_id": build.build_id, "legs": [as_object(each, facts) for facts, each in told]})
+        print_json({"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]})
         return
-    click.echo(f"build {build.build_id}: {build.main['srpm']} for {build.main['target']}")
-    for facts, each in told:
-        click.echo(f"{facts.leg['arch']}: {each.state}")
+    click.echo(f"build {build.build_id}: {build.main.srpm} for {build.main.target}")
+    for facts, each in explained:
+        click.echo(f"{facts.leg.arch}: {each.state}")
         for sentence in each.sentences:
             click.echo(f"  {sentence}")
 
 
-class Gatherer:
-    """Asks history, beanstalkd and the list of workers; what several legs need it asks once."""
+def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
+    return {
+        "build_id": facts.leg.build_id,
+        "arch": facts.leg.arch,
+        "status": facts.leg.status,
+        "state": explanation.state,
+        "sentences": list(explanation.sentences),
+        "tube": facts.tube.name,
+        "job": facts.leg.job or None,
+        "job_state": facts.job,
+        "ahead": len(facts.ahead),
+        "ahead_elsewhere": len(facts.ahead_elsewhere),
+        "watchers": facts.tube.watchers,
+        "workers": None if facts.workers is None else [worker.to_dict() for worker in facts.workers],
+        "starts_in": attr.asdict(explanation.start) if explanation.start else None,
+        "ends_in": attr.asdict(explanation.end) if explanation.end else None,
+        "usual": attr.asdict(facts.own_stats) if facts.own_stats else None,
+    }
+
+
+# --- facts
+
+
+class FactCollector:
+    """Collects the facts of the legs of one build; what several legs need is read once."""
 
     def __init__(self, settings: Settings, history: History, broker: Broker) -> None:
         self._settings, self._history, self._broker = settings, history, broker
-        self._known = read_arches(settings.farm.arches)
-        self._unfinished: list[Document] | None = None
+        self._arches = read_arches(settings.farm.arches)
+        self._unfinished: list[BuildRecord] | None = None
 
-    def facts(self, leg: Document) -> Facts:
-        """All that is known of one leg."""
+    def collect(self, leg: BuildRecord) -> BuildFacts:
         now = time.time()
-        tube = leg.get("tube") or self._tube(leg)
+        tube = leg.tube or self._default_tube(leg)
         workers = self._workers(tube, now)
-        waits = leg["status"] == Status.QUEUED
-        ahead, beside = self._before(leg, tube, workers or (), now) if waits else ([], [])
+        ahead, ahead_elsewhere = self._builds_ahead(leg, tube, workers or (), now) if leg.is_queued else ([], [])
         stats = {name: self._broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
-        name = leg.get("pkgname") or ""
-        past = self._history.past(name, leg["arch"], OF_PACKAGE) if name else []
-        arch = self._history.builds(BuildFilter(arch=leg["arch"], status=Status.SUCCESS), OF_ARCH)
-        return Facts(
+        past = self._history.recent_successes(leg.pkgname, leg.arch, estimates.PACKAGE_SAMPLE) if leg.pkgname else []
+        of_arch = self._history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), estimates.ARCH_SAMPLE)
+        return BuildFacts(
             now=now,
             leg=leg,
-            job=job_state(self._broker, leg),
+            job=lookup.job_state(self._broker, leg),
             tube=stats[tube],
             createrepo=stats[CREATEREPO.name],
             tosign=stats[TOSIGN.name],
-            untold=stats[NOTIFY.name].ready + stats[NOTIFY.name].delayed,
+            backlog=stats[NOTIFY.name].ready + stats[NOTIFY.name].delayed,
             ahead=ahead,
-            beside=beside,
+            ahead_elsewhere=ahead_elsewhere,
             workers=workers,
-            own=usual(durations(past)),
-            arch=Arch([*arch, *past]),
-            cancel=control.cancel_flag(self._broker, leg["build_id"]),
-            source_bar=self._source_bar(leg) if waits and leg.get("waits_for") else "",
-            stuck=control.stuck_flag(self._broker, leg["target"]) if leg["status"] == Status.SUCCESS else None,
+            own_stats=estimates.duration_stats(each.duration for each in past),
+            arch_stats=ArchStats([*of_arch, *past]),
+            cancel=control.cancel_flag(self._broker, leg.build_id),
+            source_problem=self._source_problem(leg) if leg.is_queued and leg.waits_for else "",
+            stuck=control.stuck_flag(self._broker, leg.target) if leg.status == Status.SUCCESS else None,
         )
 
-    def _source_bar(self, leg: Document) -> str:
+    def _source_problem(self, leg: BuildRecord) -> str:
         incoming = self._settings.incoming.folder
-        path = incoming / leg["srpm"]
-        return find_unreadable(path, incoming) if path.exists() else ""  # on another host nothing is known of it
+        path = incoming / leg.srpm
+        return find_unreadable(path, incoming) if path.exists() else ""  # unknown on hosts other than the controller
 
-    def _tube(self, leg: Document) -> str:
-        """The tube a leg's request went by, where the history does not say; of a follower, its target's arch's."""
-        asked = leg["target"].rpartition(".")[2]
-        known = self._known.known
-        arch = known.get(asked) or known.get(leg["arch"])
-        return arch.tube if arch else str(leg["arch"])
+    def _default_tube(self, leg: BuildRecord) -> str:
+        """Return the tube of a leg's request if the history does not have it: that of the arch its target names."""
+        known = self._arches.known
+        arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
+        return arch.tube if arch else leg.arch
 
-    def _workers(self, tube: str, now: float) -> list[Seen] | None:
-        """Those that watch a tube, who is free first, who is silent last; None where that cannot be known."""
+    def _workers(self, tube: str, now: float) -> list[WorkerRecord] | None:
+        """Return the workers that watch a tube: free ones first, silent ones last; None if unknown."""
         try:
-            known = [each for each in reading.workers(self._settings) if tube in each.presence.arches]
-        except NoPresences:
+            known = [each for each in lookup.load_workers(self._settings) if tube in each.heartbeat.arches]
+        except WorkersUnavailable:
             return None
-        seen = connected(self._broker, known)
-        return sorted(seen, key=lambda each: (is_silent(each, now), each.presence.build is not None))
+        connected = drop_disconnected(self._broker, known)
+        return sorted(connected, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
 
-    def _before(
-        self, leg: Document, tube: str, workers: Iterable[Seen], now: float
-    ) -> tuple[list[Document], list[Document]]:
+    def _builds_ahead(
+        self, leg: BuildRecord, tube: str, workers: Iterable[WorkerRecord], now: float
+    ) -> tuple[list[BuildRecord], list[BuildRecord]]:
         if self._unfinished is None:
-            self._unfinished = self._history.unfinished()
-        shared = {name for seen in workers for name in seen.presence.arches}
-        return before(leg, self._unfinished, tube, shared, now)
+            self._unfinished = self._history.find_unfinished()
+        shared = {name for worker in workers for name in worker.heartbeat.arches}
+        return lookup.builds_ahead(leg, self._unfinished, tube, shared, now)
 
 
-def before(
-    leg: Document, unfinished: Iterable[Document], tube: str, shared: Iterable[str], now: float
-) -> tuple[list[Document], list[Document]]:
-    """The builds that beanstalkd gives out before a leg's job: of its own tube, and of those its builders share.
+# --- sentences
 
-    Of ready jobs the smallest priority goes first, and of equal ones the smallest number, over all tubes that a
-    worker watches (beanstalkd's doc/protocol.txt, "reserve").
-    """
-    mine, others = turn(leg), set(shared) - {tube}
-    first = {
-        (each["tube"], each["job"]): each  # legs that were put again together are one job
-        for each in unfinished
-        if each["status"] == Status.QUEUED
-        and each.get("job")
-        and (each.get("due") or 0.0) <= now
-        and each["build_id"] != leg["build_id"]
-        and turn(each) < mine
-    }.values()
-    return [each for each in first if each["tube"] == tube], [each for each in first if each["tube"] in others]
+
+def explain(facts: BuildFacts) -> Explanation:
+    by_status = {Status.QUEUED: _explain_queued, Status.BUILDING: _explain_building, Status.SUCCESS: _explain_built}
+    explanation = by_status.get(facts.leg.status, _explain_ended)(facts)
+    more = []
+    if facts.cancel is not None and facts.leg.is_unfinished:
+        more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
+    if facts.backlog > _MAX_BACKLOG:
+        more.append(f"The notifier has {pluralize(facts.backlog, 'event')} still to read: this may be out of date.")
+    return attr.evolve(explanation, sentences=[*explanation.sentences, *more])
+
+
+def _explain_queued(facts: BuildFacts) -> Explanation:
+    if facts.job in (GONE, "buried"):
+        return _explain_missing_job(facts)
+    if facts.job == "reserved":
+        return _explain_taken(facts)
+    start, end = (None, None) if facts.leg.waits_for else _forecasts(facts)
+    sentences = [*_failed_attempts(facts), *_place(facts), *_ahead_text(facts), *_describe_workers(facts)]
+    sentences += _expected_text(facts, start, end)
+    return Explanation(state="delayed" if facts.pause > 0 else "waiting", sentences=sentences, start=start, end=end)
+
+
+def _explain_missing_job(facts: BuildFacts) -> Explanation:
+    leg = facts.leg
+    if facts.job == "buried":
+        text = (
+            f"Its job {leg.job} was refused and buried: `reimzul buried --tube {facts.tube.name}` shows why, "
+            f"`reimzul kick {leg.job}` requeues it."
+        )
+    else:
+        text = (
+            f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was deleted, or "
+            f"its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}"
+        )
+    return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), text])
+
+
+def _explain_taken(facts: BuildFacts) -> Explanation:
+    """Explain a job that a worker has reserved, before it announces the build."""
+    worker, spent = _worker_building(facts), 0.0
+    text = f"A worker has just taken it from tube {facts.tube.name}; which one is not known yet."
+    if worker is not None and worker.heartbeat.build is not None:
+        spent = worker.seconds_since(worker.heartbeat.build.started, facts.now)
+        text = f"{_worker_label(worker, facts.workers or ())} {_activity(worker, facts)}."
+    end = estimates.estimate_end(facts.duration, spent) if facts.duration else None
+    usual = [f"{typical_duration_text(facts.duration)} {_end_text(facts, end)}"] if end else []
+    return Explanation(state="taken", sentences=[*_failed_attempts(facts), text, *usual], end=end)
+
+
+def _place(facts: BuildFacts) -> Iterator[str]:
+    leg = facts.leg
+    number = f" as job {leg.job}" if leg.job else ""
+    priority = f", priority {leg.priority}" if leg.priority is not None else ""
+    since = f", queued {format_duration(facts.now - leg.queued_at)} ago" if leg.queued_at else ""
+    yield f"It waits in tube {facts.tube.name}{number}{priority}{since}."
+    if facts.pause > 0:
+        yield f"No worker gets it before {format_time(leg.due)}, in {format_duration(facts.pause)}."
+    if leg.waits_for:
+        yield f"It waits for {leg.waits_for}."
+    if facts.source_problem:
+        yield f"The web server cannot read its source rpm: {facts.source_problem}"
+
+
+def _ahead_text(facts: BuildFacts) -> Iterator[str]:
+    if not facts.ahead and not facts.ahead_elsewhere:
+        yield "No build is ahead of it."
+        return
+    known = [stats.mean for each in facts.ahead if (stats := facts.arch_stats.stats_for(each.pkgname))]
+    work = f": about {format_duration(sum(known))} of work for one worker" if known else ""
+    verb = "is" if len(facts.ahead) == 1 else "are"
+    yield f"{pluralize(len(facts.ahead), 'build')} {verb} ahead of it in that tube{work}."
+    if facts.ahead_elsewhere:
+        tubes = sorted({each.tube for each in facts.ahead_elsewhere})
+        count = pluralize(len(facts.ahead_elsewhere), "build")
+        yield f"The same builders take {count} from {join_words(tubes)} before it."
+
+
+def _describe_workers(facts: BuildFacts) -> Iterator[str]:
+    if facts.tube.watchers == 0:
+        yield f"Nobody watches tube {facts.tube.name}: no builder that could build it is connected."
+    if facts.workers is None:
+        yield f"{pluralize(facts.tube.watchers, 'worker')} watch that tube; this host cannot see which."
+        return
+    if facts.able_workers:
+        yield f"{pluralize(len(facts.able_workers), 'worker')} could take it."
+    for worker in facts.workers[:_MAX_DESCRIBED]:
+        yield f"{_worker_label(worker, facts.workers)} {_activity(worker, facts)}."
+    states = [worker.state_at(facts.now) for worker in facts.workers[_MAX_DESCRIBED:]]
+    if states:
+        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        yield f"And {pluralize(len(states), 'worker')} more: {join_words(counts)}."
+
+
+def _worker_label(worker: WorkerRecord, among: Sequence[WorkerRecord]) -> str:
+    host = worker.heartbeat.host
+    is_alone = sum(other.heartbeat.host == host for other in among) == 1
+    return host if is_alone else f"{host} ({worker.heartbeat.instance})"
+
+
+def _activity(worker: WorkerRecord, facts: BuildFacts) -> str:
+    sent, now = worker.heartbeat, facts.now
+    if worker.is_silent(now):
+        return f"has sent no heartbeat for {format_duration(now - worker.last_seen)}"
+    if sent.state in (WorkerState.DRAINED, WorkerState.UNFIT, WorkerState.QUARANTINED):
+        why = sent.why if sent.why.startswith(sent.state) else f"{sent.state}: {sent.why}".rstrip(": ")
+        return f"takes no jobs ({why})"
+    if sent.build is None:
+        return "is free"
+    takes = facts.arch_stats.stats_for(BuildRecord(srpm=sent.build.srpm).package)
+    usual = f", usually takes {format_duration(takes.median)}" if takes and takes.own else ""
+    after = ", and takes no more jobs after that" if sent.state == WorkerState.DRAINING else ""
+    phase = f" ({sent.build.phase})" if sent.build.phase else ""
+    spent = format_duration(worker.seconds_since(sent.build.started, now))
+    return f"builds {sent.build.srpm} for {sent.build.target}{phase}, started {spent} ago{usual}{after}"
+
+
+def _forecasts(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
+    others = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
+    busy = (_busy_time(worker, facts) for worker in facts.able_workers)
+    start = estimates.estimate_start(others, [each for each in busy if each is not None])
+    if start is None:
+        return None, None
+    low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
+    start, takes = Forecast(low=low, likely=likely, high=high), facts.duration
+    if takes is None:
+        return start, None
+    return start, Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
+
+
+def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> DurationStats | None:
+    """Return how long a worker is still busy; None if unknown."""
+    build = worker.heartbeat.build
+    if build is None:
+        return estimates.IDLE
+    takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
+    return estimates.remaining(takes, worker.seconds_since(build.started, facts.now)) if takes else None
+
+
+def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | None) -> Iterator[str]:
+    if facts.leg.waits_for:
+        yield "It starts after that."
+    elif start is None:
+        yield "Its start cannot be estimated."
+    elif start.high < 1:
+        yield "Expected start: at once."
+    else:
+        yield f"Expected start: in {format_duration(start.likely)} ({range_text(start.low, start.high)})."
+    if end is not None:
+        yield f"{typical_duration_text(facts.duration)} {_end_text(facts, end)}"
+    elif start is not None:
+        yield "Its duration cannot be estimated: nothing was built on that arch before."
+
+
+def _end_text(facts: BuildFacts, end: Forecast) -> str:
+    return f"Expected end: {format_time(facts.now + end.likely)}, in {format_duration(end.likely)}."
+
+
+def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
+    """Describe the attempts before this one; the last attempt of a rejected leg is described with its result."""
+    known = list(enumerate(facts.leg.attempts, 1))
+    for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
+        if attempt.status == Status.UNFIT:
+            yield f"Attempt {number} failed on {_attempt_end(attempt, facts.now)}"
+        if attempt.status == Status.REJECTED:  # by the store: it is not the builder's fault
+            yield f"Attempt {number} was rejected, built on {_attempt_end(attempt, facts.now)}"
+    retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
+    if retried:
+        number, last = retried[-1]
+        many = f"; {pluralize(len(retried), 'attempt')} ended so" if retried[1:] else ""
+        yield f"Attempt {number} does not count{many}: on {_attempt_end(last, facts.now)}"
+
+
+def _attempt_end(attempt: RecordedAttempt, now: float) -> str:
+    ago = f" {format_duration(now - attempt.at)} ago" if attempt.at else ""
+    logs = f" Its logs: {attempt.url}" if attempt.url else ""
+    return f"{attempt.builder_fqdn}{ago}: {attempt.reason or '-'}.{logs}"
+
+
+def _worker_building(facts: BuildFacts, host: str = "") -> WorkerRecord | None:
+    for worker in facts.workers or ():
+        build = worker.heartbeat.build
+        if build and build.build_id == facts.leg.build_id and host in ("", worker.heartbeat.host):
+            return worker
+    return None
+
+
+def _explain_building(facts: BuildFacts) -> Explanation:
+    leg, takes = facts.leg, facts.duration
+    worker = _worker_building(facts, leg.builder_fqdn) if leg.builder_fqdn else None
+    if facts.job == "buried" or (facts.job == GONE and (worker is None or worker.is_silent(facts.now))):
+        return _explain_missing_job(facts)
+    sentences = [*_failed_attempts(facts), *_describe_builder(facts, worker)]
+    if facts.job in ("ready", "delayed"):
+        sentences.append(
+            f"Its job is in tube {facts.tube.name} again: that worker or its connection is gone, and the next worker "
+            f"starts over."
+        )
+        return Explanation(state="given back", sentences=[*sentences, *_describe_workers(facts)])
+    if takes is None:
+        return Explanation(state="building", sentences=[*sentences, "Nothing was built on that arch before."])
+    spent = facts.now - leg.attempt_start if leg.attempt_start else 0.0
+    end = estimates.estimate_end(takes, spent)
+    left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
+    left = "It has taken longer than 90 % of them." if spent >= takes.high else left
+    return Explanation(
+        state="building", sentences=[*sentences, f"{typical_duration_text(facts.duration)} {left}"], end=end
+    )
+
+
+def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:
+    leg = facts.leg
+    since = f", started {format_duration(facts.now - leg.attempt_start)} ago" if leg.attempt_start else ""
+    yield f"{leg.builder_fqdn or 'A worker'} builds it{since} (attempt {leg.attempt or '-'})."
+    if worker is None or worker.heartbeat.build is None:
+        return
+    build = worker.heartbeat.build
+    if worker.is_silent(facts.now):
+        yield f"That worker has sent no heartbeat for {format_duration(facts.now - worker.last_seen)}."
+        yield "If its connection is dead, that is found within half a minute, and another worker gets the job."
+    elif build.phase and build.arch == leg.arch:
+        yield f"It has been in phase {build.phase} for {format_duration(worker.seconds_since(build.since, facts.now))}."
+
+
+def _explain_built(facts: BuildFacts) -> Explanation:
+    leg = facts.leg
+    if leg.published:
+        sentences = [f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"]
+        unsigned = facts.tosign.ready + facts.tosign.reserved
+        if unsigned:
+            sentences.append(f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing.")
+    elif leg.scratch:
+        sentences = [f"It was built; scratch builds are not published. Its files: {leg.url}"]
+    else:
+        sentences = list(_unpublished_text(facts))
+    return Explanation(state=leg.state, sentences=sentences)
+
+
+def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
+    leg, tube = facts.leg, facts.createrepo
+    ago = f" {format_duration(facts.now - leg.finished)} ago" if leg.finished and not leg.skew else ""
+    yield f"It was built{ago} and uploaded, and is not published yet."
+    if facts.stuck is not None:
+        ago = f" {format_duration(facts.now - facts.stuck.at)} ago" if facts.stuck.at else ""
+        on = f" on {facts.stuck.by}" if facts.stuck.by else ""
+        yield f"The repodata of {leg.target} is unchanged: [repogen] after_createrepo failed{on}{ago}."
+        yield f"Its message: {facts.stuck.why or '-'}. It will be retried."
+    if not tube.watchers:
+        yield "Nobody watches tube createrepo: no repogen is connected."
+        yield "On bstore: systemctl status 'reimzul-repogen-worker@*'"
+    elif tube.ready + tube.reserved:
+        requests = f"{tube.ready} waiting and {tube.reserved} running requests"
+        yield f"Tube createrepo has {requests}; one run serves all requests of a target."
+    elif tube.delayed:
+        yield f"{pluralize(tube.delayed, 'request')} in tube createrepo will be retried: see the journal of bstore."
+    if tube.buried:
+        yield f"{pluralize(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
+
+
+def _explain_ended(facts: BuildFacts) -> Explanation:
+    leg = facts.leg
+    sentences = [*_failed_attempts(facts)]
+    if leg.status == Status.OVERRIDE:
+        sentences.append(f"Somebody has set its status to Override: {leg.comment or '-'}")
+        return Explanation(state=BuildState.OVERRIDE, sentences=sentences)
+    is_rejected = leg.status == Status.REJECTED  # by the store: it is not the builder's fault
+    where = f" on {leg.builder_fqdn}" if leg.builder_fqdn and not is_rejected else ""
+    ended = f" {format_time(leg.finished)}" if leg.finished else ""
+    verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
+    sentences.append(f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}.")
+    first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
+    if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
+        sentences.append(f"The first error: {leg.error_line or first_line}")
+    if leg.url:
+        sentences.append(f"Its logs: {leg.url}")
+    sentences.append(f"To build it again: reimzul retry {leg.build_id[:8]}")
+    return Explanation(state=leg.state, sentences=sentences)

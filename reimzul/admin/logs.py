@@ -12,21 +12,22 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import attr
 import click
 
-from reimzul.admin import finding, reading
+from reimzul.admin import lookup
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import Status
 from reimzul.core.retry import LogThrottle
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import BuildFilter, Document, HistoryAway
+from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable
+from reimzul.history.build_record import RecordedAttempt
 
 #: How much of a log is read at a time. A gzipped one may be a thousand times as long as its file.
 _PIECE_BYTES, _GZIP_PIECE_BYTES = 1 << 20, 1 << 16
@@ -45,7 +46,7 @@ _CONTROL_CHARS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @click.command("log", epilog=EXIT_CODES)
-@finding.ids(many=False)
+@lookup.build_ids_argument(many=False)
 @click.argument("log", type=click.Choice(["build", "root", "state"]), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log to its end, and then the logs of later attempts.")
 @click.option("--arch", metavar="ARCH", help="The leg; the requested arch by default.")
@@ -67,8 +68,8 @@ def print_log(
       reimzul log 72b893f8 --attempt 1
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        build = finding.find(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        build = lookup.find_build(history, given)
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     logs = LogFollower(settings.history.url, urls, build.build_id, arch, log and f"{log}.log")
     return 0 if logs.print_log(LogOutput(), attempt, follow=follow) else EXIT_FAILED
@@ -138,7 +139,7 @@ class LogFollower:
         source = select_attempt(list_attempts(leg, self._urls), wanted)
         if source is None:
             if not follow:
-                raise NoLog(f"no attempt to build it for {leg['arch']} has begun: {leg['status']}")
+                raise NoLog(f"no attempt to build it for {leg.arch} has begun: {leg.status}")
             source = self._wait_for_attempt(output, leg, 0)
         complete = True
         while source is not None:
@@ -149,22 +150,22 @@ class LogFollower:
             source = self._wait_for_attempt(output, leg, source.number)
         return complete
 
-    def _read_leg(self) -> Document:
-        with reading.history(self._url) as history:
-            legs = history.builds(BuildFilter(build_id=self._build_id), 50)
-        found = [leg for leg in legs if leg["arch"] == self._arch]
+    def _read_leg(self) -> BuildRecord:
+        with lookup.reading_history(self._url) as history:
+            legs = history.find_builds(BuildFilter(build_id=self._build_id), 50)
+        found = [leg for leg in legs if leg.arch == self._arch]
         if self._arch and not found:
-            raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg['arch'] for leg in legs)}")
-        return found[0] if found else finding.gathered(legs)[0].main
+            raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg.arch for leg in legs)}")
+        return found[0] if found else lookup.group_by_build(legs)[0].main
 
-    def _reread_leg(self, before: Document) -> Document:
+    def _reread_leg(self, before: BuildRecord) -> BuildRecord:
         """The leg as the history has it now, or as it was where the history cannot be read."""
         try:
             return self._read_leg()
-        except HistoryAway:
+        except HistoryUnavailable:
             return before
 
-    def _wait_for_attempt(self, output: LogOutput, leg: Document, after: int) -> LogSource | None:
+    def _wait_for_attempt(self, output: LogOutput, leg: BuildRecord, after: int) -> LogSource | None:
         """Wait for the attempt after number `after`; None where the leg ends without another."""
         is_noted = False
         while True:
@@ -172,7 +173,7 @@ class LogFollower:
             if later:
                 output.print_note(later[0].label)
                 return later[0]
-            if leg["status"] not in (Status.QUEUED, Status.BUILDING):
+            if leg.status not in (Status.QUEUED, Status.BUILDING):
                 return None
             if not is_noted:
                 which = "next" if after else "first"
@@ -218,7 +219,7 @@ class LogFollower:
     def _reread_attempt(self, source: LogSource) -> LogSource:
         try:
             known = list_attempts(self._read_leg(), self._urls)
-        except HistoryAway:
+        except HistoryUnavailable:
             return source
         return next((each for each in known if each.token == source.token), source)
 
@@ -278,23 +279,22 @@ class _GzipLog:
         return plain[skip:]
 
 
-def list_attempts(leg: Document, urls: StoreUrls) -> list[LogSource]:
-    known: Sequence[Mapping[str, Any]] = leg.get("attempts") or ()
-    return [_log_source(number, each, leg, urls) for number, each in enumerate(known, 1)]
+def list_attempts(leg: BuildRecord, urls: StoreUrls) -> list[LogSource]:
+    return [_log_source(number, each, leg, urls) for number, each in enumerate(leg.attempts, 1)]
 
 
-def _log_source(number: int, each: Mapping[str, Any], leg: Document, urls: StoreUrls) -> LogSource:
-    key = (leg["build_id"], leg["arch"], each["attempt"])
-    decides = leg.get("attempt") == each["attempt"]
-    place = [urls.place(leg["place"])] if leg.get("place") and decides else []
-    kept = [*place, urls.attempt(*key), *([each["url"]] if each.get("url") else [])]
-    error_log = each.get("error_log") or (leg.get("error_log") if decides else "")
+def _log_source(number: int, each: RecordedAttempt, leg: BuildRecord, urls: StoreUrls) -> LogSource:
+    key = (leg.build_id, leg.arch, each.attempt)
+    decides = leg.attempt == each.attempt
+    place = [urls.place(leg.place)] if leg.place and decides else []
+    kept = [*place, urls.attempt(*key), *([each.url] if each.url else [])]
+    error_log = each.error_log or (leg.error_log if decides else "")
     return LogSource(
         number=number,
-        token=each["attempt"],
-        builder=each["builder_fqdn"],
-        status=each["status"],
-        is_last=number == len(leg["attempts"]),
+        token=each.attempt,
+        builder=each.builder_fqdn,
+        status=each.status,
+        is_last=number == len(leg.attempts),
         kept=list(dict.fromkeys(kept)),
         live=urls.live(*key),
         error_log=error_log if error_log in ("build.log", "root.log", "state.log") else "",

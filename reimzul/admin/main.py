@@ -13,7 +13,7 @@ from reimzul.core.cli import EXIT_CODES, run_command
 #: Every subcommand: its name, its module in this package, the command in that module, and its line in `reimzul --help`.
 COMMANDS = {
     "builds": ("builds", "command", "List builds and their results, newest first."),
-    "show": ("show", "command", "Show all details of a build: legs, attempts, times, files."),
+    "show": ("builds", "show_command", "Show all details of a build: legs, attempts, times, files."),
     "explain": ("explain", "command", "Explain why a build is waiting, running or failed."),
     "watch": ("watch", "watch", "Follow builds until they are over."),
     "log": ("logs", "print_log", "Print or follow a log of a build."),

@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul metrics`: the farm's figures as OpenMetrics text, for Prometheus."""
+"""`reimzul metrics`: the farm's figures as OpenMetrics text, for Prometheus and node_exporter's textfile collector.
+
+The format: https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md. All metrics are gauges:
+they show the present, or the last day. Writing the text takes thirty lines, so no library is needed.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
+import attr
 import click
 
-from reimzul.admin import options, reading
-from reimzul.admin.figures import figures
-from reimzul.admin.gauges import Sight, gauges
-from reimzul.admin.openmetrics import text
+from reimzul.admin import lookup, options
+from reimzul.admin.stats import BuildStats, compute_stats, time_stats
 from reimzul.admin.tubes import all_tubes
 from reimzul.core import fs
-from reimzul.core.beanstalk import Broker, is_control_tube
+from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
-from reimzul.history.presence import NoPresences
+from reimzul.core.message import WorkerState
+from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.workers import SILENT, WorkerRecord, WorkersUnavailable
 
-_DAY = 86400
+_DAY_SECONDS = 86400
+#: Packages that have time series of their own.
+_MAX_PACKAGES = 50
 
 
 @click.command("metrics", epilog=EXIT_CODES)
@@ -29,27 +39,27 @@ _DAY = 86400
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write it there, in one step: node_exporter's textfile collector reads *.prom of a folder.",
+    help="Replace this file in one step: node_exporter's textfile collector reads *.prom of a folder.",
 )
 @shared_options
 def command(config: Path | None, verbose: bool, output: Path | None) -> int:
     """Print the farm's figures as OpenMetrics text: tubes, workers, and the builds of the last day.
 
-    A part that does not answer is left out, said, and told as `reimzul_part_up` 0; the exit code is 1 then. The unit
-    reimzul-metrics.timer does this every minute.
+    A part of the farm that does not answer is left out; `reimzul_part_up` is 0 for it, and the exit code is 1. The
+    unit reimzul-metrics.timer runs this every minute.
 
     \b
     Examples:
       reimzul metrics
       reimzul metrics --output /var/lib/reimzul-metrics/reimzul.prom
     """
-    sight, faults = look(load_settings(config, verbose))
-    said = text(gauges(sight))
+    collected, faults = collect_metrics(load_settings(config, verbose))
+    text = format_openmetrics(build_gauges(collected))
     if output is None:
-        click.echo(said, nl=False)
+        click.echo(text, nl=False)
     else:
         try:
-            fs.write_atomic(output, said)
+            fs.write_atomic(output, text)
         except OSError as error:
             raise InputError(f"{output}: {(error.strerror or str(error)).lower()}") from error
     for fault in faults:
@@ -57,25 +67,170 @@ def command(config: Path | None, verbose: bool, output: Path | None) -> int:
     return EXIT_FAILED if faults else 0
 
 
-def look(settings: Settings) -> tuple[Sight, list[str]]:
-    """What there is to be told, and which part of it is missing, and why."""
-    now, faults = time.time(), []
-    tubes = workers = day = None
-    waiting, owed = [], []
+@attr.define(kw_only=True)
+class MetricsInput:
+    """The figures to show; None for a part of the farm that did not answer."""
+
+    now: float
+    tubes: Optional[Sequence[TubeStats]] = None
+    workers: Optional[Sequence[WorkerRecord]] = None
+    day: Optional[BuildStats] = None  #: of the builds submitted in the last 24 hours
+    waiting: Sequence[BuildRecord] = ()
+    pending: Sequence[PendingCount] = ()
+
+
+def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
+    """Return the figures, and why parts of them are missing."""
+    found, faults = MetricsInput(now=time.time()), []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            names = [name for name in all_tubes(broker, settings) if name != "default" and not is_control_tube(name)]
-            tubes = [broker.tube_stats(name) for name in names]
+            names = [name for name in all_tubes(broker, settings) if name != "default"]
+            found.tubes = [broker.tube_stats(name) for name in names if not is_control_tube(name)]
     except BrokerUnavailable as error:
         faults.append(str(error))
     try:
-        workers = reading.workers(settings)
-    except NoPresences as error:
+        found.workers = lookup.load_workers(settings)
+    except WorkersUnavailable as error:
         faults.append(str(error))
     try:
-        with reading.history(settings.history.url) as history:
-            day = figures(history.each(BuildFilter(since=options.build_timestamp(now - _DAY))))
-            waiting, owed = history.unfinished(), history.owed()
-    except (HistoryAway, NoHistory) as error:
+        with lookup.reading_history(settings.history.url) as history:
+            last_day = BuildFilter(since=options.build_timestamp(found.now - _DAY_SECONDS))
+            found.day = compute_stats(history.iterate_builds(last_day))
+            found.waiting, found.pending = history.find_unfinished(), history.pending_counts()
+    except (HistoryUnavailable, NoHistory) as error:
         faults.append(str(error))
-    return Sight(now=now, tubes=tubes, workers=workers, day=day, waiting=waiting, owed=owed), faults
+    return found, faults
+
+
+# --- the metrics
+
+
+@attr.frozen
+class Gauge:
+    """A metric."""
+
+    name: str
+    help: str
+    samples: Sequence[tuple[float, Mapping[str, str]]]  #: values, with their labels
+
+    @property
+    def unit(self) -> str:
+        """The unit that the name ends with, if any."""
+        suffix = self.name.rpartition("_")[2]
+        return suffix if suffix in ("seconds", "bytes") else ""
+
+
+def build_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    now = collected.now
+    parts = {"beanstalkd": collected.tubes, "workers": collected.workers, "history": collected.day}
+    answers = [(float(part is not None), {"part": name}) for name, part in parts.items()]
+    yield Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.", answers)
+    yield Gauge("reimzul_made_timestamp_seconds", "When these figures were made.", [(now, {})])
+    yield from _tube_gauges(collected)
+    yield from _worker_gauges(collected)
+    if collected.day is not None:
+        yield from _day_gauges(collected.day)
+        yield from _time_gauges(collected.day)
+    pending = [(each.count, {"sink": each.sink}) for each in collected.pending]
+    yield Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.", pending)
+    ages = [(max(0.0, now - each.oldest), {"sink": each.sink}) for each in collected.pending]
+    yield Gauge("reimzul_owed_oldest_seconds", "The age of the oldest of these.", ages)
+
+
+def _tube_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    tubes = collected.tubes or ()
+    states = ("ready", "reserved", "delayed", "buried")
+    jobs = [(getattr(tube, state), {"tube": tube.name, "state": state}) for tube in tubes for state in states]
+    yield Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.", jobs)
+    watchers = [(tube.watchers, {"tube": tube.name}) for tube in tubes]
+    yield Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.", watchers)
+    first: dict[str, float] = {}
+    for leg in collected.waiting:
+        if leg.tube and leg.queued_at:
+            first[leg.tube] = min(first.get(leg.tube, collected.now), leg.queued_at)
+    waits = [(max(0.0, collected.now - queued_at), {"tube": name}) for name, queued_at in sorted(first.items())]
+    yield Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", waits)
+
+
+def _worker_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+    counts: dict[str, Counter[str]] = {}
+    newest: dict[str, WorkerRecord] = {}
+    for worker in collected.workers or ():
+        host = worker.heartbeat.host
+        counts.setdefault(host, Counter())[worker.state_at(collected.now)] += 1
+        newest[host] = max(newest.get(host, worker), worker, key=lambda each: each.last_seen)
+    hosts, states = sorted(counts), (*WorkerState.ALL, SILENT)
+    by_state = [(counts[host][state], {"builder": host, "state": state}) for host in hosts for state in states]
+    yield Gauge("reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.", by_state)
+    load = [(newest[host].heartbeat.load, {"builder": host}) for host in hosts]
+    yield Gauge("reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.", load)
+    free = [(newest[host].heartbeat.free_mib * 1024**2, {"builder": host}) for host in hosts]
+    yield Gauge("reimzul_builder_free_bytes", "Free space on the builder's fullest disk.", free)
+
+
+def _day_gauges(day: BuildStats) -> Iterator[Gauge]:
+    arches, attempts = sorted(day.arches.items()), sorted(day.attempts.items())
+    builds = [
+        (count, {"arch": arch, "result": result})
+        for arch, group in arches
+        for result, count in sorted(group.results.items())
+    ]
+    yield Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.", builds)
+    causes = [(count, {"cause": cause}) for cause, count in sorted(day.causes.items())]
+    yield Gauge("reimzul_day_failures", "Of these, those that failed or were rejected, by cause.", causes)
+    all_attempts = [(counts.attempts, {"builder": host}) for host, counts in attempts]
+    yield Gauge("reimzul_day_attempts", "Attempts of a builder at them.", all_attempts)
+    faults = [(counts.faults, {"builder": host}) for host, counts in attempts]
+    yield Gauge("reimzul_day_faults", "Of these, those that failed through the builder's own fault.", faults)
+
+
+def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
+    # each package is a time series of its own in the monitoring system, so only those built most often are shown
+    by_count = sorted(day.packages.items(), key=lambda each: (-sum(each[1].results.values()), each[0]))
+    packages = dict(by_count[:_MAX_PACKAGES])
+    kinds = (("", "arch", day.arches), ("builder_", "builder", day.builders), ("package_", "package", packages))
+    for infix, label, groups in kinds:
+        by = f" By {label}." if infix else ""
+        waits = {name: group.waits for name, group in groups.items()}
+        waited = f"How long they waited for their first attempt.{by}"
+        yield Gauge(f"reimzul_day_{infix}wait_seconds", waited, _quantiles(label, waits))
+        builds = {name: group.builds for name, group in groups.items()}
+        yield Gauge(f"reimzul_day_{infix}build_seconds", f"How long they took.{by}", _quantiles(label, builds))
+
+
+def _quantiles(label: str, times: Mapping[str, Sequence[float]]) -> list[tuple[float, Mapping[str, str]]]:
+    known = [(name, found) for name, seconds in sorted(times.items()) if (found := time_stats(seconds))]
+    return [
+        (value, {label: name, "quantile": part})
+        for name, found in known
+        for value, part in ((found.median, "0.5"), (found.p95, "0.95"))
+    ]
+
+
+# --- the text
+
+
+def format_openmetrics(gauges: Iterable[Gauge]) -> str:
+    """Return the text; a metric without values is left out."""
+    lines = [line for gauge in gauges if gauge.samples for line in _format_gauge(gauge)]
+    return "".join(f"{line}\n" for line in (*lines, "# EOF"))
+
+
+def _format_gauge(gauge: Gauge) -> Iterator[str]:
+    yield f"# TYPE {gauge.name} gauge"
+    if gauge.unit:
+        yield f"# UNIT {gauge.name} {gauge.unit}"
+    yield f"# HELP {gauge.name} {_escape(gauge.help)}"
+    for value, labels in gauge.samples:
+        listed = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
+        yield f"{gauge.name}{{{listed}}} {_format_number(value)}" if listed else f"{gauge.name} {_format_number(value)}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _format_number(value: float) -> str:
+    if math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return repr(round(value, 3))

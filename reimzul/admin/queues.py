@@ -10,13 +10,13 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.output import format_time, print_json, print_table
 from reimzul.admin.tubes import all_tubes
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import EXIT_FAILED, ConfigError
-from reimzul.history import HistoryAway, NoHistory, Owed
+from reimzul.history import HistoryUnavailable, NoHistory, PendingCount
 
 _HEADS = ("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "")
 _OWED_HEADS = ("OWED", "EVENTS", "SINCE", "NEXT TRY")
@@ -48,14 +48,14 @@ def command(config: Path | None, verbose: bool, as_json: bool) -> int:
     return EXIT_FAILED if owed is None else 0
 
 
-def all_owed(url: str) -> list[Owed] | None:
+def all_owed(url: str) -> list[PendingCount] | None:
     """What is owed to each sink; None where that cannot be known, and a line that says so."""
     try:
-        with reading.history(url) as history:
-            return history.owed()
+        with lookup.reading_history(url) as history:
+            return history.pending_counts()
     except NoHistory:  # nothing was ever told
         return []
-    except (HistoryAway, ConfigError) as error:
+    except (HistoryUnavailable, ConfigError) as error:
         click.echo(f"what is owed to whom cannot be known: {error}", err=True)
         return None
 
@@ -69,12 +69,12 @@ def _jobs(tube: TubeStats) -> int:
     return tube.ready + tube.reserved + tube.delayed + tube.buried
 
 
-def _as_json(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
+def _as_json(tubes: Iterable[TubeStats], owed: Sequence[PendingCount] | None) -> None:
     rows = [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes]
     print_json({"tubes": rows, "owed": None if owed is None else list(map(attr.asdict, owed))})
 
 
-def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
+def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[PendingCount] | None) -> None:
     print_table(_HEADS, [_row(tube) for tube in tubes if not is_control_tube(tube.name)])
     if owed:
         if sys.stdout.isatty():
@@ -82,7 +82,7 @@ def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[Owed] | None) -> None:
         print_table(_OWED_HEADS, [_owed_row(each) for each in owed])
 
 
-def _owed_row(owed: Owed) -> list[str]:
+def _owed_row(owed: PendingCount) -> list[str]:
     # with spaces, which no tube's name has: in a pipe nothing else tells these lines from the tubes'
     return [f"owed to {owed.sink}", str(owed.count), format_time(owed.oldest), format_time(owed.next_try)]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin import finding, reading
-from reimzul.admin.finding import Build
+from reimzul.admin import lookup
+from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.options import confirm, json_option, now_option
 from reimzul.admin.output import print_json
 from reimzul.core import validators
@@ -44,7 +44,7 @@ class RetryResult:
 
 
 @click.command("retry", epilog=EXIT_CODES)
-@finding.ids()
+@lookup.build_ids_argument()
 @click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
 @now_option
 @click.option("--yes", is_flag=True, help="Replace published builds without asking. Required without a terminal.")
@@ -65,16 +65,16 @@ def retry(
       reimzul retry 72b893f8 --failed --now
     """
     settings = load_settings(config, verbose)
-    with reading.history(settings.history.url) as history:
-        builds = finding.find_all(history, given)
+    with lookup.reading_history(settings.history.url) as history:
+        builds = lookup.find_builds(history, given)
     known = read_arches(settings.farm.arches)
     user = current_user()
     requests = retry_requests(settings, builds, known, user, failed=failed)
-    published = [build.words for build, request in requests if _is_published(build, request)]
+    published = [build.label for build, request in requests if _is_published(build, request)]
     if published:
         confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        name = reading.name_for_workers(broker, user, settings)
+        name = lookup.submitter_for_workers(broker, user, settings)
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
     if as_json:
@@ -89,8 +89,8 @@ def retry(
 
 
 def retry_requests(
-    settings: Settings, builds: Sequence[Build], known: Arches, user: str, *, failed: bool
-) -> list[tuple[Build, BuildRequest]]:
+    settings: Settings, builds: Sequence[BuildLegs], known: Arches, user: str, *, failed: bool
+) -> list[tuple[BuildLegs, BuildRequest]]:
     """The requests to queue. Raises `InputError` with a line for each build that cannot be submitted again."""
     found, faults = [], []
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
@@ -103,47 +103,47 @@ def retry_requests(
             is_rebuild = _is_published(build, request) or (before is not None and before.rebuild)
             found.append((build, attr.evolve(request, rebuild=is_rebuild)))
         except InputError as error:
-            faults.append(f"{build.words}: {error}")
+            faults.append(f"{build.label}: {error}")
     if faults:
         raise InputError("\n".join(faults))
     return found
 
 
-def _is_published(build: Build, request: BuildRequest) -> bool:
+def _is_published(build: BuildLegs, request: BuildRequest) -> bool:
     """Whether a leg that a request builds again is published, or about to be."""
-    legs = [leg for leg in build.legs if leg["arch"] in (request.legs or _arches_of(build))]
-    return not build.main["scratch"] and any(leg["status"] == Status.SUCCESS or leg.get("published") for leg in legs)
+    legs = [leg for leg in build.legs if leg.arch in (request.legs or _arches_of(build))]
+    return not build.main.scratch and any(leg.status == Status.SUCCESS or leg.published for leg in legs)
 
 
-def _requested_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
+def _requested_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that the build was restricted to; empty for all of them."""
     if before is not None:  # a retry of one leg may have been of the arch that stands for all legs
         return before.legs
     return () if _requested_arch(build) in _arches_of(build) else _arches_of(build)
 
 
-def _arches_of(build: Build) -> tuple[str, ...]:
-    return tuple(leg["arch"] for leg in build.legs)
+def _arches_of(build: BuildLegs) -> tuple[str, ...]:
+    return tuple(leg.arch for leg in build.legs)
 
 
-def _requested_arch(build: Build) -> str:
+def _requested_arch(build: BuildLegs) -> str:
     """The arch of the build's request, which its target ends with."""
     main = build.main
-    return str(main["arch"]) if main["target"].endswith(f".{main['arch']}") else main["target"].rpartition(".")[2]
+    return main.arch if main.target.endswith(f".{main.arch}") else main.target.rpartition(".")[2]
 
 
-def _failed_legs(build: Build, before: BuildRequest | None) -> tuple[str, ...]:
+def _failed_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
     """The legs that failed; empty where all of them did."""
-    failed = [leg["arch"] for leg in build.legs if leg["status"] in _FAILED]
+    failed = [leg.arch for leg in build.legs if leg.status in _FAILED]
     if not failed:
-        each = [f"{leg['arch']} is {leg['status']}" for leg in build.legs]
+        each = [f"{leg.arch} is {leg.status}" for leg in build.legs]
         raise InputError(f"no leg of it has failed: {', '.join(each)}")
     return _requested_legs(build, before) if len(failed) == len(build.legs) else tuple(failed)
 
 
-def _check_source(incoming: Path, build: Build, before: BuildRequest | None) -> str:
+def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None) -> str:
     """The sha256 of the source rpm. Raises `InputError` where it is not the file that was built before."""
-    path = incoming / build.main["srpm"]
+    path = incoming / build.main.srpm
     try:
         sha256 = sha256_of(path)
     except OSError as error:
@@ -156,12 +156,12 @@ def _check_source(incoming: Path, build: Build, before: BuildRequest | None) -> 
     return sha256
 
 
-def _read_request(build: Build, urls: StoreUrls) -> BuildRequest | None:
+def _read_request(build: BuildLegs, urls: StoreUrls) -> BuildRequest | None:
     """The build's request as a leg's manifest in the store has it; None where no leg got there or the store is down."""
     with HttpSession(timeout=5) as session:
         for leg in build.legs:
             try:
-                body = session.get(urls.manifest(build.build_id, leg["arch"]), MAX_BYTES)
+                body = session.get(urls.manifest(build.build_id, leg.arch), MAX_BYTES)
                 return Manifest.from_json(parse_json(body)).request
             except (NotFound, InvalidMessage):
                 continue
@@ -170,16 +170,16 @@ def _read_request(build: Build, urls: StoreUrls) -> BuildRequest | None:
     return None
 
 
-def _new_request(build: Build, legs: Sequence[str], sha256: str, user: str, known: Arches) -> BuildRequest:
+def _new_request(build: BuildLegs, legs: Sequence[str], sha256: str, user: str, known: Arches) -> BuildRequest:
     main, arch = build.main, _requested_arch(build)
     if arch not in known.known:
         raise InputError(f"arch {validators.quoted(arch)} is not known any more")
     return BuildRequest(
-        srpm=main["srpm"],
+        srpm=main.srpm,
         arch=arch,
-        target=main["target"],
-        disttag=main["disttag"],
-        scratch=bool(main["scratch"]),
+        target=main.target,
+        disttag=main.disttag,
+        scratch=bool(main.scratch),
         submitter=user,
         build_id=new_build_id(),
         timestamp=validators.now_timestamp(),
@@ -190,7 +190,7 @@ def _new_request(build: Build, legs: Sequence[str], sha256: str, user: str, know
 
 
 def queue_retries(
-    broker: Broker, requests: Sequence[tuple[Build, BuildRequest]], known: Arches, priority: int
+    broker: Broker, requests: Sequence[tuple[BuildLegs, BuildRequest]], known: Arches, priority: int
 ) -> tuple[list[RetryResult], str]:
     """Queue each request until one fails; returns those queued before and the fault. Raises if the first one fails."""
     done: list[RetryResult] = []
@@ -200,13 +200,13 @@ def queue_retries(
         except ReimzulError as error:
             if not done:
                 raise
-            return done, f"not queued: {', '.join(each.words for each, _ in requests[len(done) :])}: {error}"
+            return done, f"not queued: {', '.join(each.label for each, _ in requests[len(done) :])}: {error}"
     return done, ""
 
 
-def _queue(broker: Broker, build: Build, request: BuildRequest, tube: str, priority: int) -> RetryResult:
+def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, priority: int) -> RetryResult:
     job = broker.put(arch_tube(tube), request, priority=priority)
-    about = {name: build.main.get(name) or "" for name in ("pkgname", "evr")}
+    about = {name: getattr(build.main, name) for name in ("pkgname", "evr")}
     reason = f"job {job} of tube {tube}; it repeats build {build.build_id}"
     at = round(time.time(), 3)
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import attr
 import click
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.options import confirm, json_option, parse_duration_option, yes_option
 from reimzul.admin.output import format_duration, format_size, pluralize, print_json, print_table
 from reimzul.core import validators
@@ -30,7 +30,7 @@ from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
 from reimzul.store import repodata
 from reimzul.store.cleanup import (
     BuildDetails,
@@ -389,10 +389,10 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool
 def _is_known(settings: Settings, target: str) -> bool:
     """Whether anything was built for a target or the store has its repodata; True where the store does not answer."""
     try:
-        with reading.history(settings.history.url) as history:
-            if history.builds(BuildFilter(target=target), 1):
+        with lookup.reading_history(settings.history.url) as history:
+            if history.find_builds(BuildFilter(target=target), 1):
                 return True
-    except (NoHistory, HistoryAway):
+    except (NoHistory, HistoryUnavailable):
         pass
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     try:

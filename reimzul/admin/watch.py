@@ -15,20 +15,18 @@ from typing import Any, Optional
 import attr
 import click
 
-from reimzul.admin import finding, reading
-from reimzul.admin.facts import GONE, began
-from reimzul.admin.finding import Build
-from reimzul.admin.jobs import job_state, turn
+from reimzul.admin import lookup
+from reimzul.admin.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
+from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
 from reimzul.admin.output import fit_columns, format_duration, format_time, pluralize
-from reimzul.admin.usual import OF_PACKAGE, Usual, duration, durations, usual
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.message import CurrentBuild, Status
-from reimzul.history import BuildFilter, Document, History, HistoryAway, NoHistory
-from reimzul.history.presence import NoPresences
+from reimzul.history import BuildFilter, BuildRecord, History, HistoryUnavailable, NoHistory
+from reimzul.history.workers import WorkersUnavailable
 
 _POLL_SECONDS = 1.0
 #: Seconds between two counts of positions in the queue: these read all waiting builds.
@@ -49,7 +47,7 @@ _NEEDED_COLUMNS = 6
 
 
 @click.command("watch", epilog=EXIT_CODES)
-@finding.ids(required=False)
+@lookup.build_ids_argument(required=False)
 @click.option(
     "--new", is_flag=True, help="The builds were just submitted: wait until they are recorded. Full IDs only."
 )
@@ -87,8 +85,8 @@ def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
         return list(dict.fromkeys(given))
     if not given:
         return []
-    with reading.history(settings.history.url) as history:
-        return [build.build_id for build in finding.find_all(history, given)]
+    with lookup.reading_history(settings.history.url) as history:
+        return [build.build_id for build in lookup.find_builds(history, given)]
 
 
 class BuildWatcher:
@@ -98,7 +96,7 @@ class BuildWatcher:
         self._settings = settings
         self._arches = read_arches(settings.farm.arches)
         self._build_ids = list(build_ids)
-        self._usual: dict[tuple[str, str], Usual | None] = {}
+        self._usual: dict[tuple[str, str], DurationStats | None] = {}
         self._positions: dict[str, int] = {}
         self._positions_at = float("-inf")
         self._broker: Broker | None = None
@@ -113,8 +111,10 @@ class BuildWatcher:
             note, is_over = "", False
             try:
                 rows, is_over = self._poll()
-            except (HistoryAway, NoHistory) as error:
-                if not rows and isinstance(error, HistoryAway):  # never read so far: this user may not be allowed to
+            except (HistoryUnavailable, NoHistory) as error:
+                if not rows and isinstance(
+                    error, HistoryUnavailable
+                ):  # never read so far: this user may not be allowed to
                     raise
                 rows, note = rows or [make_unrecorded_row(each) for each in self._build_ids], str(error)
             screen.show(rows, note)
@@ -123,7 +123,7 @@ class BuildWatcher:
             time.sleep(_POLL_SECONDS)
 
     def _poll(self) -> tuple[list[LegRow], bool]:
-        with reading.history(self._settings.history.url) as history:
+        with lookup.reading_history(self._settings.history.url) as history:
             builds = self._read_builds(history)
             self._update_positions(history, builds)
             current = self._read_current_builds()
@@ -133,10 +133,10 @@ class BuildWatcher:
         is_over = not missing and bool(self._build_ids) and all(self._is_over(b, rows[b.build_id]) for b in builds)
         return [*missing, *(each for build in builds for each in rows[build.build_id])], is_over
 
-    def _read_builds(self, history: History) -> list[Build]:
+    def _read_builds(self, history: History) -> list[BuildLegs]:
         if self._build_ids:
             return _read_by_ids(history, self._build_ids)
-        running = sorted(finding.gathered(history.unfinished()), key=_running_first)
+        running = sorted(lookup.group_by_build(history.find_unfinished()), key=_running_first)
         now, ids = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
         self._ended.update({each: now for each in self._running - ids})
@@ -144,33 +144,34 @@ class BuildWatcher:
         return [*running, *_read_by_ids(history, self._ended)]
 
     def _make_rows(
-        self, history: History, build: Build, current: Mapping[str, CurrentBuild], now: float
+        self, history: History, build: BuildLegs, current: Mapping[str, CurrentBuild], now: float
     ) -> list[LegRow]:
         position, mine = self._positions.get(build.build_id), current.get(build.build_id)
         return [make_row(leg, now, position, mine, self._usual_duration(history, leg)) for leg in build.legs]
 
-    def _usual_duration(self, history: History, leg: Document) -> Usual | None:
-        key = (leg.get("pkgname") or "", leg["arch"])
+    def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
+        key = (leg.pkgname, leg.arch)
         if key not in self._usual:
-            self._usual[key] = usual(durations(history.past(*key, OF_PACKAGE))) if key[0] else None
+            past = history.recent_successes(*key, PACKAGE_SAMPLE) if key[0] else []
+            self._usual[key] = duration_stats(each.duration for each in past)
         return self._usual[key]
 
-    def _update_positions(self, history: History, builds: Iterable[Build]) -> None:
-        if not any(build.main["status"] == Status.QUEUED for build in builds):
+    def _update_positions(self, history: History, builds: Iterable[BuildLegs]) -> None:
+        if not any(build.main.status == Status.QUEUED for build in builds):
             self._positions = {}
         elif time.monotonic() - self._positions_at > _POSITIONS_SECONDS or not self._positions:
             self._positions_at = time.monotonic()
-            self._positions = queue_positions(history.unfinished())
+            self._positions = queue_positions(history.find_unfinished())
 
     def _read_current_builds(self) -> dict[str, CurrentBuild]:
         try:
-            seen = reading.workers(self._settings)
-        except NoPresences:
+            seen = lookup.load_workers(self._settings)
+        except WorkersUnavailable:
             return {}
-        current = [each.presence.build for each in sorted(seen, key=lambda each: each.heard)]
+        current = [each.heartbeat.build for each in sorted(seen, key=lambda each: each.last_seen)]
         return {build.build_id: build for build in current if build}
 
-    def _is_over(self, build: Build, rows: Sequence[LegRow]) -> bool:
+    def _is_over(self, build: BuildLegs, rows: Sequence[LegRow]) -> bool:
         if is_build_over(build, rows, self._arches, gone=False):
             return True
         if not is_build_over(build, rows, self._arches, gone=True):
@@ -180,12 +181,12 @@ class BuildWatcher:
             return False
         return time.monotonic() - self._gone.setdefault(build.build_id, time.monotonic()) > _SETTLE_SECONDS
 
-    def _job_state(self, leg: Document) -> str:
+    def _job_state(self, leg: BuildRecord) -> str:
         """The state of a job in beanstalkd; empty while that cannot be reached."""
         try:
             if self._broker is None:
                 self._broker = Broker(self._settings.beanstalkd.host, self._settings.beanstalkd.port)
-            return job_state(self._broker, leg) if leg.get("job") else GONE
+            return job_state(self._broker, leg) if leg.job else GONE
         except BrokerUnavailable:
             self._broker = None
         except ReimzulError:
@@ -193,26 +194,26 @@ class BuildWatcher:
         return ""
 
 
-def _read_by_ids(history: History, build_ids: Iterable[str]) -> list[Build]:
-    legs = [leg for each in build_ids for leg in history.builds(BuildFilter(build_id=each), _MAX_LEGS)]
-    return finding.gathered(legs)
+def _read_by_ids(history: History, build_ids: Iterable[str]) -> list[BuildLegs]:
+    legs = [leg for each in build_ids for leg in history.find_builds(BuildFilter(build_id=each), _MAX_LEGS)]
+    return lookup.group_by_build(legs)
 
 
-def queue_positions(unfinished: Iterable[Document]) -> dict[str, int]:
+def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     """How many builds are before each waiting one in its own tube."""
-    tubes: dict[str, dict[int, Document]] = {}
+    tubes: dict[str, dict[int, BuildRecord]] = {}
     for leg in unfinished:
-        if leg["status"] == Status.QUEUED and leg.get("job"):
-            tubes.setdefault(leg["tube"], {})[leg["job"]] = leg  # legs that were queued together are one job
+        if leg.status == Status.QUEUED and leg.job:
+            tubes.setdefault(leg.tube, {})[leg.job] = leg  # legs that were queued together are one job
     found: dict[str, int] = {}
     for legs in tubes.values():
-        for number, leg in enumerate(sorted(legs.values(), key=turn)):
-            found[leg["build_id"]] = number
+        for number, leg in enumerate(sorted(legs.values(), key=queue_order)):
+            found[leg.build_id] = number
     return found
 
 
-def _running_first(build: Build) -> tuple[bool, int, int]:
-    return build.main["status"] == Status.QUEUED, *turn(build.main)
+def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
+    return build.main.status == Status.QUEUED, *queue_order(build.main)
 
 
 # --- rows
@@ -243,58 +244,60 @@ def make_unrecorded_row(build_id: str) -> LegRow:
     return LegRow(build_id=build_id, srpm="-", arch="-", target="-", state=state, words=words, changed=(state,))
 
 
-def make_row(leg: Document, now: float, ahead: int | None, current: CurrentBuild | None, usual: Usual | None) -> LegRow:
+def make_row(
+    leg: BuildRecord, now: float, ahead: int | None, current: CurrentBuild | None, usual: DurationStats | None
+) -> LegRow:
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
-    phase = current.phase if current is not None and current.arch == leg["arch"] else ""
+    phase = current.phase if current is not None and current.arch == leg.arch else ""
     state, words = _describe_state(leg, ahead, phase)
     return LegRow(
-        build_id=leg["build_id"],
-        srpm=leg["srpm"],
-        arch=leg["arch"],
-        target=leg["target"],
+        build_id=leg.build_id,
+        srpm=leg.srpm,
+        arch=leg.arch,
+        target=leg.target,
         state=state,
         words=words,
         elapsed=_elapsed_seconds(leg, state, now),
         usual=usual.median if usual and state in (WAITING, BUILDING) else None,
-        builder=leg.get("builder_fqdn") or "",
-        url=leg.get("url") or "",
-        changed=(state, leg.get("attempt") or "", phase),
+        builder=leg.builder_fqdn,
+        url=leg.url,
+        changed=(state, leg.attempt, phase),
     )
 
 
-def _describe_state(leg: Document, ahead: int | None, phase: str) -> tuple[str, str]:
-    status = leg["status"]
+def _describe_state(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
+    status = leg.status
     if status == Status.QUEUED:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
-        reason = f"; {leg['reason']}" if leg.get("attempts") and leg.get("reason") else ""
+        reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
         return WAITING, f"waits{position}{reason}"
     if status == Status.BUILDING:
         return BUILDING, phase or "builds"
     if status == Status.SUCCESS:
-        if leg.get("published"):
+        if leg.published:
             return "published", "published"
-        return (SUCCESS_STATES[1], "built (scratch)") if leg.get("scratch") else (BUILT, "built, to be published")
-    return status.lower(), f"{status.lower()}: {leg.get('comment') or leg.get('reason') or '-'}"
+        return (SUCCESS_STATES[1], "built (scratch)") if leg.scratch else (BUILT, "built, to be published")
+    return status.lower(), f"{status.lower()}: {leg.comment or leg.reason or '-'}"
 
 
-def _elapsed_seconds(leg: Document, state: str, now: float) -> float | None:
+def _elapsed_seconds(leg: BuildRecord, state: str, now: float) -> float | None:
     if state == WAITING:
-        return now - leg["queued_at"] if leg.get("queued_at") else None
+        return now - leg.queued_at if leg.queued_at else None
     if state == BUILDING:
-        return float(now - began(leg)) if began(leg) else None
-    return duration(leg)
+        return now - leg.attempt_start if leg.attempt_start else None
+    return leg.duration
 
 
-def expected_arches(build: Build, known: Arches) -> set[str]:
+def expected_arches(build: BuildLegs, known: Arches) -> set[str]:
     """The arches of the legs that the build's request has, as far as that is known."""
     main = build.main
-    legs = {leg["arch"] for leg in build.legs}
-    if main["arch"] not in known.known or not main["target"].endswith(f".{main['arch']}"):
+    legs = {leg.arch for leg in build.legs}
+    if main.arch not in known.known or not main.target.endswith(f".{main.arch}"):
         return legs  # the request was restricted to some legs
-    return legs | (set(known.legs_of(main["arch"], main.get("pkgname") or "")) - set(main.get("skipped") or {}))
+    return legs | (set(known.legs_of(main.arch, main.pkgname)) - set(main.skipped))
 
 
-def is_build_over(build: Build, rows: Sequence[LegRow], known: Arches, *, gone: bool) -> bool:
+def is_build_over(build: BuildLegs, rows: Sequence[LegRow], known: Arches, *, gone: bool) -> bool:
     """Whether a build is over; `gone`: its job is deleted, so no further leg is begun."""
     all_over = all(each.is_over for each in rows)
     return all_over and (gone or expected_arches(build, known) <= {each.arch for each in rows})

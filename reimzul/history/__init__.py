@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every build: one document for a build on an arch, in SQLite or in MongoDB.
+"""The history of all builds, in SQLite or MongoDB: one record per build and arch.
 
-The documents have the original's field names and statuses, so that what was written for its collection still reads
-ours (document.py). A URL says where they are; both homes keep one promise, and one suite of tests holds them to it.
+`[history] url` chooses the database. Both keep the same promises, and one test suite checks them.
 """
 
 from __future__ import annotations
@@ -10,23 +9,22 @@ from __future__ import annotations
 from typing import Callable
 
 from reimzul.core.errors import ConfigError
-from reimzul.history.base import BuildFilter, History, HistoryAway, NoHistory, Owed
-from reimzul.history.document import Document
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.build_record import BuildRecord
 
-__all__ = ["BuildFilter", "Document", "History", "HistoryAway", "NoHistory", "Owed", "open_history"]
+__all__ = ["BuildFilter", "BuildRecord", "History", "HistoryUnavailable", "NoHistory", "PendingCount", "open_history"]
 
 
 def open_history(url: str, *, reading: bool = False) -> History:
-    """The history at a checked URL ([history] url); `reading` where nothing will be recorded.
+    """Open the history at a checked URL ([history] url); with `reading` nothing can be recorded.
 
-    Raises `ConfigError` where a library for it is missing, `HistoryAway`, and `NoHistory` where there is nothing yet
-    to be read.
+    Raises `ConfigError` if a library is missing, `HistoryUnavailable`, and `NoHistory` if there is nothing to read yet.
     """
-    return home(url)(url, reading=reading)
+    return history_class(url)(url, reading=reading)
 
 
-def home(url: str) -> Callable[..., History]:
-    """What opens this kind of URL; only what it asks for is imported. Raises `ConfigError`."""
+def history_class(url: str) -> Callable[..., History]:
+    """Return the class for this kind of URL; the libraries of the other are not imported. Raises `ConfigError`."""
     if url.startswith("sqlite://"):
         from reimzul.history.sqlite import SqliteHistory
 

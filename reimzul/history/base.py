@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What any home of the history does."""
+"""The interface of a history, its errors, and the filter of its queries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import attr
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Event
 from reimzul.core.validators import is_source_rpm
-from reimzul.history.document import Document
+from reimzul.history.build_record import BuildRecord, RefusalRecord
 
 
-class HistoryAway(ReimzulError):
+class HistoryUnavailable(ReimzulError):
     """The history cannot be reached, read or written now."""
 
 
@@ -25,88 +25,82 @@ class NoHistory(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class BuildFilter:
-    """Which builds are asked for; what is None is not looked at."""
+    """The builds that a query finds: those that match all conditions that are not None."""
 
-    status: Optional[str] = None  #: `Published` too: a Success that is published
+    status: Optional[str] = None  #: `Published`: `Success`, and published
     target: Optional[str] = None
     arch: Optional[str] = None
-    srpm: Optional[str] = None  #: the file's whole name, or its beginning
+    srpm: Optional[str] = None  #: the file's whole name, or a prefix of it
     submitter: Optional[str] = None
-    build_id: Optional[str] = None  #: or its beginning
+    build_id: Optional[str] = None  #: or a prefix
     since: Optional[str] = None  #: a timestamp: submitted then or later
 
     @property
-    def whole_srpm(self) -> bool:
-        """Whether `srpm` is a whole name, and not its beginning."""
+    def is_whole_srpm(self) -> bool:
+        """Whether `srpm` is a whole name, not a prefix."""
         return self.srpm is not None and is_source_rpm(self.srpm)
 
 
 @attr.frozen(kw_only=True)
-class Owed:
-    """What one sink still has to be told."""
+class PendingCount:
+    """How many events one sink of the notifier has still to deliver."""
 
     sink: str
     count: int
-    oldest: float  #: when the oldest of it was first to be told
-    next_try: Optional[float] = None  #: None where it is in hand, or not known since a restart
-    at: float = attr.field(default=0.0, eq=False)  #: when this was so
+    oldest: float  #: when the oldest of them was to be delivered first
+    next_try: Optional[float] = None  #: None while a delivery runs, and if unknown since a restart
+    at: float = attr.field(default=0.0, eq=False)  #: when these numbers were true
 
 
 class History(abc.ABC):
-    """What became of every build, which messages were none, and what the notifier owes to whom."""
+    """All builds, the messages that were refused, and how much each sink has still to deliver.
+
+    Every method raises `HistoryUnavailable`. An instance belongs to one thread.
+    """
 
     @abc.abstractmethod
     def record(self, events: Sequence[Event]) -> None:
-        """Take in events, which may come again and in any order. All or nothing where the home can do that.
+        """Record events, which may come again and in any order. All or nothing if the database can do that.
 
-        Raises `HistoryAway`; then all of them may be recorded again.
+        After `HistoryUnavailable` all of them may be recorded again.
         """
 
     @abc.abstractmethod
-    def builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
-        """The newest builds that match, newest first, at most `limit`. Raises `HistoryAway`."""
+    def find_builds(self, wanted: BuildFilter, limit: int) -> list[BuildRecord]:
+        """Return the newest builds that match, the newest first, at most `limit`."""
 
     @abc.abstractmethod
-    def each(self, wanted: BuildFilter) -> Iterator[Document]:
-        """All builds that match, in no order, read as far as they are asked for. Raises `HistoryAway`."""
+    def iterate_builds(self, wanted: BuildFilter) -> Iterator[BuildRecord]:
+        """Yield all builds that match, in no order, without loading all of them."""
 
     @abc.abstractmethod
-    def unfinished(self) -> list[Document]:
-        """All builds that wait or are under way, in no order. Raises `HistoryAway`."""
+    def find_unfinished(self) -> list[BuildRecord]:
+        """Return all builds that wait or run, in no order."""
 
     @abc.abstractmethod
-    def past(self, name: str, arch: str, limit: int) -> list[Document]:
-        """The newest builds of a package on an arch that succeeded, whatever their version and target.
-
-        Newest first, at most `limit`. Raises `HistoryAway`.
-        """
+    def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
+        """Return the newest successful builds of a package on an arch, of any version and target, the newest first."""
 
     @abc.abstractmethod
-    def refused(self) -> Iterator[Document]:
-        """The messages that were refused, newest first: key, tube, job, reason, begins, host, at.
-
-        Read as far as they are asked for. Raises `HistoryAway`.
-        """
+    def iterate_refusals(self) -> Iterator[RefusalRecord]:
+        """Yield the refused messages, the newest first, without loading all of them."""
 
     @abc.abstractmethod
-    def forget_refused(self, keys: Sequence[str]) -> None:
-        """Drop these of what was refused. Raises `HistoryAway`."""
+    def delete_refusals(self, keys: Sequence[str]) -> None:
+        """Delete refused messages by their keys; unknown keys are ignored."""
 
     @abc.abstractmethod
-    def owe(self, owed: Sequence[Owed]) -> None:
-        """Keep what is owed now, and nothing of what was owed before. Raises `HistoryAway`."""
+    def save_pending_counts(self, counts: Sequence[PendingCount]) -> None:
+        """Replace the counts of all sinks."""
 
     @abc.abstractmethod
-    def owed(self) -> list[Owed]:
-        """What was owed last, by sink. Raises `HistoryAway`."""
+    def pending_counts(self) -> list[PendingCount]:
+        """Return the counts that were saved last, by sink."""
 
     @abc.abstractmethod
-    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[Document]:
-        """Set `Override` and a comment on the latest build; what it is now, None where there is none.
-
-        Raises `HistoryAway`.
-        """
+    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
+        """Set the latest build's status to `Override`, with a comment; return its record, or None if there is none."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""

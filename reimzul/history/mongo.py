@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The history in MongoDB, where the original had it: database `reimzul`, collection `notify_history`.
+"""The history in MongoDB, where the original kept it: database `reimzul`, collection `notify_history`.
 
-The one place that imports pymongo. `_id` is the build's key, so an event that comes again finds its document. What
-the original left in the collection stays, and its `latest_build` is heeded and taken over. Somebody else may write
-too (an override): a document is only replaced while its status is the one that was read.
+Only this module imports pymongo. `_id` is the build's key, so a repeated event finds its document. Documents that the
+original left in the collection stay, and their `latest_build` is honoured and updated. Other programs may write too (an
+override): a document is replaced only if its status is still the one that was read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import attr
@@ -18,199 +18,181 @@ import pymongo
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.history.base import BuildFilter, History, HistoryAway, Owed
-from reimzul.history.document import OVER, Document, fold, group, is_over, of_refusal, overridden
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, PendingCount
+from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events
 
-#: Milliseconds until a server that is away counts as such, and that one answer may take.
-AWAY, ANSWER = 2_000, 10_000
-#: How often a batch is read and merged anew when somebody else writes the same documents.
-ROUNDS = 5
-#: Documents one delete names.
-ROWS = 1_000
-_DUPLICATE = 11000  # MongoDB's code of an _id that is there already
+#: Milliseconds until a server counts as unreachable, and that one reply may take.
+CONNECT_TIMEOUT_MS, REPLY_TIMEOUT_MS = 2_000, 10_000
+#: How often a batch is read and merged again because another program writes the same documents.
+MAX_WRITE_ROUNDS = 5
+#: Documents that one delete names.
+DELETE_BATCH = 1_000
+_DUPLICATE_KEY = 11000  # MongoDB's error code
 _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
 
 class MongoHistory(History):
-    """The history in a MongoDB database."""
-
     def __init__(self, url: str, *, reading: bool = False) -> None:
-        """Nothing is asked of the server yet; who reads makes no indexes. Raises `HistoryAway`."""
-        with _words():
-            self._client: pymongo.MongoClient[Document] = pymongo.MongoClient(
-                url, serverSelectionTimeoutMS=AWAY, connectTimeoutMS=AWAY, socketTimeoutMS=ANSWER, appname="reimzul"
+        """Connect with the first query. With `reading` no indexes are created. Raises `HistoryUnavailable`."""
+        with _translating_errors():
+            self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
+                url,
+                serverSelectionTimeoutMS=CONNECT_TIMEOUT_MS,
+                connectTimeoutMS=CONNECT_TIMEOUT_MS,
+                socketTimeoutMS=REPLY_TIMEOUT_MS,
+                appname="reimzul",
             )
             self._builds = self._client["reimzul"]["notify_history"]
             self._refused = self._client["reimzul"]["refused"]
-            self._owed = self._client["reimzul"]["owed"]
-        self._indexed = reading
+            self._pending = self._client["reimzul"]["owed"]
+        self._is_indexed = reading
 
     def record(self, events: Sequence[Event]) -> None:
-        """Take in events; where the server goes away in between, all of them may come again."""
         builds = [event for event in events if isinstance(event, BuildEvent)]
-        with _words():
-            self._index()
-            for _ in range(ROUNDS):
-                before = self._known({event.key for event in builds})
-                after = fold(before, builds)
+        refusals = [RefusalRecord.from_event(event) for event in events if isinstance(event, Refusal)]
+        with _translating_errors():
+            self._create_indexes()
+            for _ in range(MAX_WRITE_ROUNDS):
+                before = self._load_records({event.key for event in builds})
+                after = apply_events(before, builds)
                 if self._save(before, after):
                     break
             else:
-                raise HistoryAway("MongoDB: somebody else keeps changing the same builds")
-            # also of documents that are no news: a notifier that was killed may have left just this undone
-            self._mark_latest({group(document) for document in {**before, **after}.values() if is_over(document)})
-            self._refuse([event for event in events if isinstance(event, Refusal)])
+                raise HistoryUnavailable("MongoDB: another program keeps changing the same builds")
+            # also for unchanged records: a notifier that was killed may not have got to this
+            self._mark_latest({record.group for record in {**before, **after}.values() if record.is_over})
+            if refusals:
+                writes = [
+                    pymongo.UpdateOne({"_id": each.key}, {"$setOnInsert": each.to_document()}, upsert=True)
+                    for each in refusals
+                ]
+                self._refused.bulk_write(writes, ordered=False)
 
-    def builds(self, wanted: BuildFilter, limit: int) -> list[Document]:
-        """The newest that match."""
-        with _words():
-            found = self._builds.find(_query(wanted), sort=_NEWEST, limit=limit)
-            return [_without_id(document) for document in found]
+    def find_builds(self, wanted: BuildFilter, limit: int) -> list[BuildRecord]:
+        return list(self._find(_query(wanted), sort=_NEWEST, limit=limit))
 
-    def each(self, wanted: BuildFilter) -> Iterator[Document]:
-        """All that match, one at a time."""
-        with _words():
-            for document in self._builds.find(_query(wanted)):
-                yield _without_id(document)
+    def iterate_builds(self, wanted: BuildFilter) -> Iterator[BuildRecord]:
+        return self._find(_query(wanted))
 
-    def unfinished(self) -> list[Document]:
-        """All that wait or are under way."""
-        with _words():
-            found = self._builds.find({"status": {"$in": [Status.QUEUED, Status.BUILDING]}})
-            return [_without_id(document) for document in found]
+    def find_unfinished(self) -> list[BuildRecord]:
+        return list(self._find({"status": {"$in": [Status.QUEUED, Status.BUILDING]}}))
 
-    def past(self, name: str, arch: str, limit: int) -> list[Document]:
-        """The newest of a package."""
-        wanted = {"srpm": _begins(f"{name}-"), "arch": arch, "status": Status.SUCCESS, "pkgname": name}
-        with _words():
-            return [_without_id(document) for document in self._builds.find(wanted, sort=_NEWEST, limit=limit)]
+    def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
+        wanted = {"srpm": _prefix(f"{name}-"), "arch": arch, "status": Status.SUCCESS, "pkgname": name}
+        return list(self._find(wanted, sort=_NEWEST, limit=limit))
 
-    def refused(self) -> Iterator[Document]:
-        """The messages that were none."""
-        with _words():
+    def iterate_refusals(self) -> Iterator[RefusalRecord]:
+        with _translating_errors():
             for document in self._refused.find({}, sort=[("at", pymongo.DESCENDING)]):
-                yield _without_id(document)
+                yield RefusalRecord.from_document(_without_id(document))
 
-    def forget_refused(self, keys: Sequence[str]) -> None:
-        """Drop these of what was refused."""
-        with _words():
-            for first in range(0, len(keys), ROWS):
-                self._refused.delete_many({"_id": {"$in": list(keys[first : first + ROWS])}})
+    def delete_refusals(self, keys: Sequence[str]) -> None:
+        with _translating_errors():
+            for first in range(0, len(keys), DELETE_BATCH):
+                self._refused.delete_many({"_id": {"$in": list(keys[first : first + DELETE_BATCH])}})
 
-    def owe(self, owed: Sequence[Owed]) -> None:
-        """Keep what is owed now; a sink at a time, so that no reader finds nothing in between."""
-        with _words():
-            for each in owed:
-                self._owed.replace_one({"_id": each.sink}, attr.asdict(each), upsert=True)
-            self._owed.delete_many({"_id": {"$nin": [each.sink for each in owed]}})
+    def save_pending_counts(self, counts: Sequence[PendingCount]) -> None:
+        with _translating_errors():
+            for each in counts:  # one sink at a time, so that at no moment a reader finds none
+                self._pending.replace_one({"_id": each.sink}, attr.asdict(each), upsert=True)
+            self._pending.delete_many({"_id": {"$nin": [each.sink for each in counts]}})
 
-    def owed(self) -> list[Owed]:
-        """What was owed last."""
-        with _words():
-            return [Owed(**_without_id(document)) for document in self._owed.find({}, sort=[("sink", 1)])]
+    def pending_counts(self) -> list[PendingCount]:
+        with _translating_errors():
+            found = self._pending.find({}, sort=[("sink", 1)])
+            return [PendingCount(**_without_id(document)) for document in found]
 
-    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[Document]:
-        """A person's word on the latest build; one that the original left is as good as ours."""
-        latest = {"srpm": srpm, "target": target, "arch": arch, "latest_build": True}
-        with _words():
+    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
+        # in one step, and on the original's documents too
+        with _translating_errors():
             found = self._builds.find_one_and_update(
-                latest,
-                {"$set": overridden({}, comment)},
+                {"srpm": srpm, "target": target, "arch": arch, "latest_build": True},
+                {"$set": {"status": Status.OVERRIDE, "comment": comment}},
                 sort=_NEWEST,
                 return_document=pymongo.ReturnDocument.AFTER,
             )
-        return None if found is None else _without_id(found)
+        return None if found is None else BuildRecord.from_document(_without_id(found))
 
     def close(self) -> None:
-        """Leave."""
         with contextlib.suppress(PyMongoError):
             self._client.close()
 
-    def _index(self) -> None:
-        if self._indexed:
+    def _create_indexes(self) -> None:
+        if self._is_indexed:
             return
         for name in ("status", "target", "arch", "submitter"):
             self._builds.create_index([(name, pymongo.ASCENDING), *_NEWEST])
         self._builds.create_index(_NEWEST)
         self._builds.create_index([(name, pymongo.ASCENDING) for name in ("srpm", "arch", "target")])
         self._refused.create_index([("at", pymongo.DESCENDING)])
-        self._indexed = True
+        self._is_indexed = True
 
-    def _known(self, keys: Collection[str]) -> dict[str, Document]:
+    def _find(self, query: Mapping[str, Any], **options: Any) -> Iterator[BuildRecord]:
+        with _translating_errors():
+            for document in self._builds.find(query, **options):
+                yield BuildRecord.from_document(_without_id(document))
+
+    def _load_records(self, keys: Collection[str]) -> dict[str, BuildRecord]:
         if not keys:
             return {}
         found = self._builds.find({"_id": {"$in": list(keys)}})
-        return {document["_id"]: _without_id(document) for document in found}
+        return {document["_id"]: BuildRecord.from_document(_without_id(document)) for document in found}
 
-    def _save(self, before: Mapping[str, Document], after: Mapping[str, Document]) -> bool:
-        """Write what changed; False where a document is not any more what was read."""
+    def _save(self, before: Mapping[str, BuildRecord], after: Mapping[str, BuildRecord]) -> bool:
+        """Write the changed records; return False if one of their documents has changed since it was read."""
         if not after:
             return True
         writes: list[Any] = [
-            pymongo.ReplaceOne({"_id": key, "status": before[key]["status"]}, {"_id": key, **document})
+            pymongo.ReplaceOne({"_id": key, "status": before[key].status}, {"_id": key, **record.to_document()})
             if key in before
-            else pymongo.InsertOne({"_id": key, **document})
-            for key, document in after.items()
+            else pymongo.InsertOne({"_id": key, **record.to_document()})
+            for key, record in after.items()
         ]
         try:
             done = self._builds.bulk_write(writes, ordered=False)
         except BulkWriteError as error:
-            if all(fault["code"] == _DUPLICATE for fault in error.details["writeErrors"]):
+            if all(fault["code"] == _DUPLICATE_KEY for fault in error.details["writeErrors"]):
                 return False
             raise
         return done.matched_count + done.inserted_count == len(after)
 
-    def _mark_latest(self, groups: Collection[tuple[str, str, str]]) -> None:
+    def _mark_latest(self, groups: Iterable[tuple[str, str, str]]) -> None:
         for srpm, arch, target in groups:
-            mine = {"srpm": srpm, "arch": arch, "target": target}
-            newest = self._builds.find_one({**mine, "status": {"$in": list(OVER)}}, sort=_NEWEST, projection=["_id"])
+            group = {"srpm": srpm, "arch": arch, "target": target}
+            newest = self._builds.find_one({**group, "status": {"$in": list(OVER)}}, sort=_NEWEST, projection=["_id"])
             if newest is None:
                 continue
-            self._builds.update_many(
-                {**mine, "_id": {"$ne": newest["_id"]}, "latest_build": True}, {"$set": {"latest_build": False}}
-            )
-            self._builds.update_one(
-                {"_id": newest["_id"], "latest_build": {"$ne": True}}, {"$set": {"latest_build": True}}
-            )
-
-    def _refuse(self, refusals: Sequence[Refusal]) -> None:
-        writes = [
-            pymongo.UpdateOne({"_id": event.key}, {"$setOnInsert": of_refusal(event)}, upsert=True)
-            for event in refusals
-        ]
-        if writes:
-            self._refused.bulk_write(writes, ordered=False)
+            others = {**group, "_id": {"$ne": newest["_id"]}, "latest_build": True}
+            self._builds.update_many(others, {"$set": {"latest_build": False}})
+            unmarked = {"_id": newest["_id"], "latest_build": {"$ne": True}}
+            self._builds.update_one(unmarked, {"$set": {"latest_build": True}})
 
 
 @contextlib.contextmanager
-def _words() -> Iterator[None]:
-    """What pymongo says, in our own words."""
+def _translating_errors() -> Iterator[None]:
     try:
         yield
     except PyMongoError as error:
-        raise HistoryAway(f"MongoDB: {' '.join(str(error).split())[:300]}") from error
+        raise HistoryUnavailable(f"MongoDB: {' '.join(str(error).split())[:300]}") from error
 
 
-def _without_id(document: Mapping[str, Any]) -> Document:
+def _without_id(document: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name != "_id"}
 
 
 def _query(wanted: BuildFilter) -> dict[str, Any]:
-    query: dict[str, Any] = {
-        name: getattr(wanted, name)
-        for name in ("status", "target", "arch", "submitter")
-        if getattr(wanted, name) is not None
-    }
+    names = ("status", "target", "arch", "submitter")
+    query: dict[str, Any] = {name: value for name in names if (value := getattr(wanted, name)) is not None}
     if wanted.status == Status.PUBLISHED:
         query.update(status=Status.SUCCESS, published={"$gt": 0})
     if wanted.srpm is not None:
-        query["srpm"] = wanted.srpm if wanted.whole_srpm else _begins(wanted.srpm)
+        query["srpm"] = wanted.srpm if wanted.is_whole_srpm else _prefix(wanted.srpm)
     if wanted.since is not None:
         query["timestamp"] = {"$gte": wanted.since}
     if wanted.build_id is not None:
-        query["_id"] = _begins(wanted.build_id)
+        query["_id"] = _prefix(wanted.build_id)
     return query
 
 
-def _begins(beginning: str) -> dict[str, str]:
-    return {"$regex": f"^{re.escape(beginning)}"}
+def _prefix(text: str) -> dict[str, str]:
+    return {"$regex": f"^{re.escape(text)}"}

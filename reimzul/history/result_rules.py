@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of several results of one leg holds, and what is one piece of news and what are two.
+"""Which of several results of a build on an arch counts, and which events are news.
 
-Events come more than once and in any order, and two builders may each come to a result for one leg (a cut link).
-The rules, the same for the ledger and the history:
+Events come more than once and in any order, and after a network failure two builders may build the same leg. The
+notifier and the history follow the same rules:
 
-- Of `Success`, `Failed` and `Cancelled` the first holds; the others are told to nobody.
-- But a `Success` waits to be published: until then the store may reject it, and a person cancel it. `Rejected` and
-  `Cancelled` outrank it; `Published` outranks them all, since the rename that it tells of came before any cancel.
-- `Published` says all that a `Success` would have. Where it comes first, the `Success` is told along with it.
-- Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once an attempt, and
-  a `Queued` without one once a job.
+- Of `Success`, `Failed` and `Cancelled` the first counts; nobody is notified of the others.
+- A `Success` waits to be published. Until then the store may reject it, and a person cancel it: `Rejected` and
+  `Cancelled` outrank it. `Published` outranks them all, since its rename came before any cancel.
+- `Published` implies `Success`. If it comes first, both are sent.
+- Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once per attempt, and a
+  `Queued` without an attempt once per job.
 """
 
 from __future__ import annotations
@@ -22,54 +22,52 @@ _RANK = {Status.SUCCESS: 1, Status.FAILED: 1, Status.CANCELLED: 2, Status.REJECT
 
 
 def is_result(status: str) -> bool:
-    """Whether a status decides a leg."""
     return status in _RANK
 
 
-def admitted(holds: str, status: str) -> bool:
-    """Whether an event of this status is still news where `holds` was decided ("" where nothing was)."""
-    if not is_result(status) or status == holds:
+def is_news(decided: str, status: str) -> bool:
+    """Whether an event of this status is news after the result `decided` ("": there is none yet)."""
+    if not is_result(status) or status == decided:
         return True
-    if holds == Status.PUBLISHED and status == Status.SUCCESS:
+    if decided == Status.PUBLISHED and status == Status.SUCCESS:
         return True
-    if (holds, status) == (Status.FAILED, Status.CANCELLED):
-        return False  # it had ended by itself
-    return _RANK[status] > _RANK.get(holds, 0)
+    if (decided, status) == (Status.FAILED, Status.CANCELLED):
+        return False  # the build ended before it could be cancelled
+    return _RANK[status] > _RANK.get(decided, 0)
 
 
-def decided(holds: str, status: str) -> str:
-    """What holds after an admitted event."""
-    return status if _RANK.get(status, 0) > _RANK.get(holds, 0) else holds
+def resulting_status(decided: str, status: str) -> str:
+    return status if _RANK.get(status, 0) > _RANK.get(decided, 0) else decided
 
 
-def word(event: Event) -> str:
-    """What names this piece of news among those of its build."""
+def news_kind(event: Event) -> str:
+    """Return what distinguishes this event from others of its build: two of the same kind are one piece of news."""
     if isinstance(event, BuildEvent):
         if event.status in (Status.QUEUED, Status.BUILDING) and event.attempt:
             return f"{event.status}/{event.attempt}"
-        if event.status == Status.QUEUED and event.job:  # put first by a person: another job, of the same build
+        if event.status == Status.QUEUED and event.job:  # `reimzul raise`: another job of the same build
             return f"{event.status}/{event.job}"
         if event.status == Status.OVERRIDE:
             return f"{event.status}/{event.at:.3f}"
     return event.status
 
 
-def unfold(event: Event) -> tuple[Event, ...]:
-    """The event with what it says besides: a `Published` without its `Success` would leave a gap."""
+def with_implied(event: Event) -> tuple[Event, ...]:
+    """Return the event, after the `Success` that a `Published` implies."""
     if isinstance(event, BuildEvent) and event.status == Status.PUBLISHED:
         return (attr.evolve(event, status=Status.SUCCESS), event)
     return (event,)
 
 
 @attr.frozen
-class Notice:
-    """One piece of news on its way to one sink."""
+class Notification:
+    """One piece of news for one sink."""
 
     event: Event
-    word: str
-    doubtful: bool = False  #: telling it was begun before, and nothing says how that ended
+    word: str  #: its `news_kind`
+    maybe_sent: bool = False  #: an earlier delivery was begun, and its outcome is unknown
 
     @property
     def name(self) -> tuple[str, str]:
-        """What this is, for ever: the same name is never told twice to one sink."""
+        """Identifies it for ever: a sink never delivers two of the same name."""
         return (self.event.key, self.word)

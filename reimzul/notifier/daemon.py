@@ -19,7 +19,7 @@ from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker, ReservedJob, Tub
 from reimzul.core.daemon import Daemon, Outcome, Stop
 from reimzul.core.errors import InvalidMessage, RetryLater
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
-from reimzul.history.result_rules import Notice, unfold, word
+from reimzul.history.result_rules import Notification, news_kind, with_implied
 from reimzul.notifier.arrival import arrived
 from reimzul.notifier.janitor import Janitor
 from reimzul.notifier.lanes import Lanes
@@ -161,14 +161,14 @@ class Notifier(Daemon[NotifyMessage]):
             self.slate.write(summary(still_on, self._tries, time.time()))
         return bool(owing)
 
-    def _note(self, told: Mapping[str, Sequence[Notice]]) -> None:
+    def _note(self, told: Mapping[str, Sequence[Notification]]) -> None:
         for sink, notices in told.items():
             self.ledger.told(sink, notices)
 
     def _owe(self, broker: Broker, event: Event, untold: dict[Name, set[str]]) -> Outcome:
         """Put an event back for those who lack it. Of two copies in one batch the first does it for both."""
         self.ping_watchdog()
-        names = [(part.key, word(part)) for part in unfold(event)]
+        names = [(part.key, news_kind(part)) for part in with_implied(event)]
         sinks = set().union(*(untold.pop(name, set()) for name in names))
         if not sinks:
             return None

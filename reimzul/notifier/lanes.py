@@ -20,7 +20,7 @@ from typing import Optional
 import attr
 
 from reimzul.core.message import Event
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkAway
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ Name = tuple[str, str]
 class Work:
     """What a sink has in hand, and how far it came."""
 
-    notices: Sequence[Notice]
-    told: list[Notice] = attr.field(factory=list)  #: grows while the sink is at it
+    notices: Sequence[Notification]
+    told: list[Notification] = attr.field(factory=list)  #: grows while the sink is at it
     away: Optional[SinkAway] = None
     skipped: bool = False  #: not even tried, as what was handed out before it failed
     over: threading.Event = attr.field(factory=threading.Event)
@@ -83,7 +83,7 @@ class Lane:
         """Seconds this sink is waited for."""
         return LITTLE_PATIENCE if self._failures or self._late else PATIENCE
 
-    def hand(self, notices: Sequence[Notice]) -> None:
+    def hand(self, notices: Sequence[Notification]) -> None:
         """Have these told that are not in hand already, unless the sink rests, stands still or has enough to do."""
         fresh = [notice for notice in notices if notice.name not in self._in_hand]
         if fresh and not self.rest and self._takes_more():
@@ -95,11 +95,11 @@ class Lane:
         """Whether this is in hand."""
         return name in self._in_hand
 
-    def collect(self, *, late: bool) -> list[Notice]:
+    def collect(self, *, late: bool) -> list[Notification]:
         """What the sink has taken of all it is done with; `late` where that was not in time."""
         if self._works:
             self._late = late
-        told: list[Notice] = []
+        told: list[Notification] = []
         while self._works and self._works[0].over.is_set():
             work = self._works.popleft()
             self._in_hand.difference_update(notice.name for notice in work.notices)
@@ -162,7 +162,7 @@ class Lane:
                 if notice.name not in told:
                     self._tell_one(work, notice)
 
-    def _tell_one(self, work: Work, notice: Notice) -> None:
+    def _tell_one(self, work: Work, notice: Notification) -> None:
         try:
             work.told.extend(self.sink.tell([notice]))
         except SinkAway:
@@ -189,7 +189,7 @@ class Lanes:
         """Seconds until one of these sinks is worth asking again."""
         return min((self._lanes[sink].rest for sink in sinks), default=0.0)
 
-    def tell(self, due: Mapping[str, Sequence[Notice]]) -> dict[str, list[Notice]]:
+    def tell(self, due: Mapping[str, Sequence[Notification]]) -> dict[str, list[Notification]]:
         """Hand each sink what it is due, wait a little, and give back what each has taken by now."""
         told = self.late()
         began = time.monotonic()
@@ -206,7 +206,7 @@ class Lanes:
         """Whether a sink is at work on this: that it is not told yet is no failure."""
         return self._lanes[sink].has(name)
 
-    def late(self) -> dict[str, list[Notice]]:
+    def late(self) -> dict[str, list[Notification]]:
         """What sinks have taken since they were last waited for."""
         taken = {name: lane.collect(late=True) for name, lane in self._lanes.items() if lane.newest is not None}
         return {name: told for name, told in taken.items() if told}

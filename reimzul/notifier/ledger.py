@@ -27,7 +27,7 @@ from typing import Callable
 
 from reimzul.core.errors import ReimzulError, RetryLater
 from reimzul.core.message import BuildEvent, Event, Status
-from reimzul.history.result_rules import Notice, admitted, decided, is_result, unfold, word
+from reimzul.history.result_rules import Notification, is_news, is_result, news_kind, resulting_status, with_implied
 
 log = logging.getLogger(__name__)
 
@@ -78,27 +78,27 @@ class Ledger:
         """Leave."""
         self._db.close()
 
-    def due(self, events: Sequence[Event], whom: Callable[[Event], Iterable[str]]) -> dict[str, list[Notice]]:
+    def due(self, events: Sequence[Event], whom: Callable[[Event], Iterable[str]]) -> dict[str, list[Notification]]:
         """What each sink still lacks of these events, `whom` naming the sinks of one; written down as begun.
 
         Raises `RetryLater` where it cannot be written: then nobody is told anything.
         """
-        due: dict[str, list[Notice]] = {}
+        due: dict[str, list[Notification]] = {}
         begun: dict[_Row, float] = {}
         with self._transaction():
             told = self._told({event.key for event in events})
-            news = [part for event in events if self._admit(event) for part in unfold(event)]
+            news = [part for event in events if self._admit(event) for part in with_implied(event)]
             for part, sink in [(each, sink) for each in news for sink in whom(each)]:
-                row = (part.key, word(part), sink)
+                row = (part.key, news_kind(part), sink)
                 if told.get(row) is None and row not in begun:
                     begun[row] = time.time()
-                    due.setdefault(sink, []).append(Notice(part, row[1], doubtful=row in told))
+                    due.setdefault(sink, []).append(Notification(part, row[1], maybe_sent=row in told))
             self._db.executemany(
                 "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, NULL)", [(*row, now) for row, now in begun.items()]
             )
         return due
 
-    def told(self, sink: str, notices: Iterable[Notice]) -> None:
+    def told(self, sink: str, notices: Iterable[Notification]) -> None:
         """Write down that a sink has these. Raises `RetryLater`."""
         rows = [(time.time(), *notice.name, sink) for notice in notices]
         if rows:
@@ -157,12 +157,12 @@ class Ledger:
             return True
         row = self._db.execute("SELECT status FROM verdict WHERE key = ?", (event.key,)).fetchone()
         holds = row[0] if row else ""
-        if not admitted(holds, event.status):
+        if not is_news(holds, event.status):
             log.info("%s of %s by %s is told to nobody: %s holds", event.status, event.key, event.builder_fqdn, holds)
-            rows = (event.key, word(event))
+            rows = (event.key, news_kind(event))
             self._db.execute("DELETE FROM told WHERE key = ? AND word = ? AND told IS NULL", rows)  # owed no more
             return False
-        if decided(holds, event.status) != holds:
+        if resulting_status(holds, event.status) != holds:
             self._db.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (event.key, event.status, time.time()))
             self._db.execute("DELETE FROM queued WHERE key = ?", (event.key,))
         return True

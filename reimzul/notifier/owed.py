@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional
 
 from reimzul.core.errors import ReimzulError
-from reimzul.history import History, NoHistory, Owed, open_history
+from reimzul.history import History, NoHistory, PendingCount, open_history
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ class Tries:
         return round(times[0]) if times else None
 
 
-def summary(owing: Mapping[str, tuple[int, float]], tries: Tries, now: float) -> list[Owed]:
+def summary(owing: Mapping[str, tuple[int, float]], tries: Tries, now: float) -> list[PendingCount]:
     """What the ledger says is owed, and when that is tried again; by sink."""
     return [
-        Owed(sink=sink, count=count, oldest=round(oldest), next_try=tries.next(sink, now), at=round(now))
+        PendingCount(sink=sink, count=count, oldest=round(oldest), next_try=tries.next(sink, now), at=round(now))
         for sink, (count, oldest) in sorted(owing.items())
     ]
 
@@ -57,14 +57,14 @@ class Slate:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._newest: Optional[Sequence[Owed]] = None
-        self._written: Optional[Sequence[Owed]] = None
+        self._newest: Optional[Sequence[PendingCount]] = None
+        self._written: Optional[Sequence[PendingCount]] = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="owed", daemon=True)
         self._thread.start()
 
-    def write(self, owed: Sequence[Owed]) -> None:
+    def write(self, owed: Sequence[PendingCount]) -> None:
         """Have this written; what was not yet written of before is left out."""
         with self._changed:
             self._newest = owed
@@ -88,7 +88,7 @@ class Slate:
                     return
                 rest_until = time.monotonic() + REST
 
-    def _next(self, rest_until: float) -> Optional[Sequence[Owed]]:
+    def _next(self, rest_until: float) -> Optional[Sequence[PendingCount]]:
         """What is to be written, as soon as there is something and the history has rested; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing, max(0.0, rest_until - time.monotonic()))
@@ -96,24 +96,24 @@ class Slate:
             owed = self._newest
             return None if owed == self._written else owed
 
-    def _keep(self, owed: Sequence[Owed]) -> None:
+    def _keep(self, owed: Sequence[PendingCount]) -> None:
         if self._written is None:
             self._written = self._found()
         if owed != self._written:
             history = open_history(self._url)
             try:
-                history.owe(owed)
+                history.save_pending_counts(owed)
             finally:
                 history.close()
             self._written = owed
 
-    def _found(self) -> Sequence[Owed]:
+    def _found(self) -> Sequence[PendingCount]:
         """What a notifier before us wrote; no history is made only to say that nothing is owed."""
         try:
             history: History = open_history(self._url, reading=True)
         except NoHistory:
             return []
         try:
-            return history.owed()
+            return history.pending_counts()
         finally:
             history.close()

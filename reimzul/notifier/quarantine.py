@@ -26,7 +26,13 @@ from reimzul.core.control import QUARANTINED, ControlFlag
 from reimzul.core.errors import ReimzulError, ReservationLost, RetryLater
 from reimzul.core.manifest import sha256_of
 from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, Status, WorkerState, event_for, new_build_id
-from reimzul.history.presence import SILENT, NoPresences, Presences, Seen, connected
+from reimzul.history.workers import (
+    SILENT_AFTER_SECONDS,
+    WorkerRecord,
+    WorkerStore,
+    WorkersUnavailable,
+    drop_disconnected,
+)
 from reimzul.notifier.conduct import Conduct, NoConduct, Ward
 from reimzul.notifier.standing import standing
 
@@ -59,7 +65,7 @@ class Quarantine:
         """`path`: of the notifier's file of presences."""
         self.rules = rules
         self.conduct = Conduct(path)
-        self.presences = Presences(path)
+        self.presences = WorkerStore(path)
         self._probes: set[str] = set()  #: the builds that probe
         self._pool = ThreadPoolExecutor(1, "canary")
         self._making: Optional[Future[Path]] = None
@@ -83,7 +89,7 @@ class Quarantine:
         self._looked = time.monotonic()
         try:
             self._round(broker, came_to)
-        except (RetryLater, NoConduct, NoPresences, OSError) as error:
+        except (RetryLater, NoConduct, WorkersUnavailable, OSError) as error:
             self._complain(error)
 
     def close(self) -> None:
@@ -95,7 +101,7 @@ class Quarantine:
     def _round(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
         self.conduct.bound(time.time(), LONGEST)
         marks = _marks(broker)
-        seen = self.presences.all()
+        seen = self.presences.load_all()
         wards = {ward.host: ward for ward in self.conduct.wards()}
         for host, found in marks.items():
             if found.is_quarantine and host not in wards:  # our file was lost, or we were killed before we wrote it
@@ -112,11 +118,13 @@ class Quarantine:
                 log.info("%s is no more in quarantine, but %s", ward.host, holds.drain_text)
             else:
                 self._probe(broker, ward, ended.get(ward.build_id, ""), seen)
-        self._judge(broker, marks, seen, connected(broker, seen))
+        self._judge(broker, marks, seen, drop_disconnected(broker, seen))
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _judge(self, broker: Broker, marks: dict[str, ControlFlag], seen: list[Seen], here: list[Seen]) -> None:
+    def _judge(
+        self, broker: Broker, marks: dict[str, ControlFlag], seen: list[WorkerRecord], here: list[WorkerRecord]
+    ) -> None:
         now = time.time()
         since = now - self.rules.window
         self.conduct.forget(since)
@@ -131,14 +139,14 @@ class Quarantine:
                 else:
                     marks[builder] = self._hold(broker, builder, how.words, seen)
 
-    def _hold(self, broker: Broker, host: str, why: str, seen: list[Seen]) -> ControlFlag:
+    def _hold(self, broker: Broker, host: str, why: str, seen: list[WorkerRecord]) -> ControlFlag:
         holds = control.set_flag(broker, drain_tube(host), control.new_flag(_BY, why, reason=QUARANTINED))
         if holds.is_quarantine:
             log.error("%s is in quarantine: %s", host, why)
             self._take_in(broker, host, holds, seen)
         return holds
 
-    def _take_in(self, broker: Broker, host: str, holds: ControlFlag, seen: list[Seen]) -> Ward:
+    def _take_in(self, broker: Broker, host: str, holds: ControlFlag, seen: list[WorkerRecord]) -> Ward:
         """Announce and then keep it: who is killed between is here again, and the ledger drops the same news."""
         self._announce(broker, host, Status.QUARANTINED, holds.why, seen, at=holds.at)
         now = time.time()
@@ -148,7 +156,7 @@ class Quarantine:
 
     # --- probing --------------------------------------------------------------------------------------------------
 
-    def _probe(self, broker: Broker, ward: Ward, came_to: str, seen: list[Seen]) -> None:
+    def _probe(self, broker: Broker, ward: Ward, came_to: str, seen: list[WorkerRecord]) -> None:
         if came_to == Status.SUCCESS:
             control.clear_quarantine(broker, ward.host)
             if control.drain_flag(broker, ward.host) is None:  # else a person has drained it in this moment
@@ -170,7 +178,7 @@ class Quarantine:
         except ReimzulError:
             return True
 
-    def _send(self, broker: Broker, ward: Ward, seen: list[Seen]) -> None:
+    def _send(self, broker: Broker, ward: Ward, seen: list[WorkerRecord]) -> None:
         """Put a canary into the builder's own tube, once it is made."""
         if self._making is None:
             self._making = self._pool.submit(canary.make_canary_srpm, self.rules.incoming)
@@ -193,7 +201,7 @@ class Quarantine:
         broker.announce(event_for(request, Status.QUEUED, pkgname=canary.PACKAGE, reason=reason, **where))
         log.info("%s is probed by build %s", ward.host, request.build_id)
 
-    def _request(self, host: str, srpm: Path, seen: list[Seen]) -> BuildRequest:
+    def _request(self, host: str, srpm: Path, seen: list[WorkerRecord]) -> BuildRequest:
         """What the builder is probed with: a scratch build for its own arch. Raises `ReimzulError`."""
         tubes = tubes_of(host, seen)
         known = self.rules.arches.known
@@ -215,7 +223,7 @@ class Quarantine:
             rebuild=True,
         )
 
-    def _let_back(self, broker: Broker, ward: Ward, why: str, seen: list[Seen]) -> None:
+    def _let_back(self, broker: Broker, ward: Ward, why: str, seen: list[WorkerRecord]) -> None:
         self._clear(broker, ward)
         # before it is forgotten: told twice is better than never
         self._announce(broker, ward.host, Status.RELEASED, why, seen)
@@ -232,7 +240,9 @@ class Quarantine:
             with contextlib.suppress(OSError):
                 (self.rules.incoming / ward.srpm).unlink(missing_ok=True)
 
-    def _announce(self, broker: Broker, host: str, status: str, why: str, seen: list[Seen], *, at: float = 0.0) -> None:
+    def _announce(
+        self, broker: Broker, host: str, status: str, why: str, seen: list[WorkerRecord], *, at: float = 0.0
+    ) -> None:
         at = at or round(time.time(), 3)
         broker.announce(BuilderEvent(builder=host, status=status, reason=why, arches=tubes_of(host, seen), at=at))
 
@@ -249,16 +259,19 @@ def _marks(broker: Broker) -> dict[str, ControlFlag]:
     return {host: each for host, each in found.items() if each is not None}
 
 
-def tubes_of(host: str, seen: list[Seen]) -> tuple[str, ...]:
+def tubes_of(host: str, seen: list[WorkerRecord]) -> tuple[str, ...]:
     """What a builder watches, as its workers last said."""
-    return next((each.presence.arches for each in seen if each.presence.host == host), ())
+    return next((each.heartbeat.arches for each in seen if each.heartbeat.host == host), ())
 
 
-def alone(mine: Sequence[str], host: str, here: list[Seen], marks: dict[str, ControlFlag], now: float) -> str:
+def alone(mine: Sequence[str], host: str, here: list[WorkerRecord], marks: dict[str, ControlFlag], now: float) -> str:
     """The first of a builder's tubes that no other could work on that is here; nothing where each has another."""
     others: set[str] = set()
     for each in here:
-        able = each.presence.state in (WorkerState.IDLE, WorkerState.BUILDING) and abs(now - each.heard) < SILENT
-        if able and each.presence.host != host and each.presence.host not in marks:
-            others.update(each.presence.arches)
+        able = (
+            each.heartbeat.state in (WorkerState.IDLE, WorkerState.BUILDING)
+            and abs(now - each.last_seen) < SILENT_AFTER_SECONDS
+        )
+        if able and each.heartbeat.host != host and each.heartbeat.host not in marks:
+            others.update(each.heartbeat.arches)
     return next((tube for tube in mine if tube not in others), "" if mine else "what nobody knows")

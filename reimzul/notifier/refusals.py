@@ -11,14 +11,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Callable
 
 import attr
 
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import ReimzulError, ReservationLost
 from reimzul.history import open_history
+from reimzul.history.build_record import RefusalRecord
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +52,16 @@ class Refusals:
         Raises `HistoryAway`, `BrokerUnavailable`.
         """
         with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
-            old = [document for document in history.refused() if not before <= document["at"] <= after]
-            keys = [document["key"] for document in old if not _is_buried(broker, document)]
-            history.forget_refused(keys)
+            old = [document for document in history.iterate_refusals() if not before <= document.at <= after]
+            keys = [document.key for document in old if not _is_buried(broker, document)]
+            history.delete_refusals(keys)
         return len(keys)
 
 
-def _is_buried(broker: Broker, document: Mapping[str, Any]) -> bool:
+def _is_buried(broker: Broker, document: RefusalRecord) -> bool:
     """Whether the job may be this one, put aside: its number may have become another's, which keeps it too."""
     try:
-        facts = broker.job_stats(document["job"])
+        facts = broker.job_stats(document.job)
     except ReservationLost:
         return False
-    return (facts.tube, facts.state) == (document["tube"], "buried")
+    return (facts.tube, facts.state) == (document.tube, "buried")

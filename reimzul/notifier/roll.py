@@ -16,7 +16,7 @@ from typing import Any, Callable
 from reimzul.core.beanstalk import ReservedJob
 from reimzul.core.errors import ReservationLost
 from reimzul.core.message import WorkerHeartbeat
-from reimzul.history.presence import KEPT, NoPresences, Presences, Seen
+from reimzul.history.workers import RETENTION_SECONDS, WorkerRecord, WorkerStore, WorkersUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -30,26 +30,26 @@ class Roll:
     """Who is there, as the notifier hears it. Belongs to the daemon's thread."""
 
     def __init__(self, path: Path) -> None:
-        self._file = Presences(path)
+        self._file = WorkerStore(path)
         self._said = self._swept = float("-inf")
 
     def call(self, words: Iterable[tuple[ReservedJob[Any], WorkerHeartbeat]]) -> None:
         """Write down what was said, in the order it was said in; it does not fail."""
-        latest: dict[tuple[str, str, str], Seen] = {}
+        latest: dict[tuple[str, str, str], WorkerRecord] = {}
         now = time.time()
         for claim, presence in words:
             age = _age(claim)
             if age <= STALE:
                 key = (presence.host, presence.instance, presence.session)
-                latest[key] = Seen(presence=presence, heard=now - age)
+                latest[key] = WorkerRecord(heartbeat=presence, last_seen=now - age)
         if latest:
-            self._try(lambda: self._file.keep(latest.values()))
+            self._try(lambda: self._file.save(latest.values()))
 
     def sweep(self) -> None:
         """Now and then forget who has long been silent."""
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
-            self._try(lambda: self._file.forget(time.time() - KEPT))
+            self._try(lambda: self._file.purge(time.time() - RETENTION_SECONDS))
 
     def close(self) -> None:
         """Leave."""
@@ -58,7 +58,7 @@ class Roll:
     def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except NoPresences as error:
+        except WorkersUnavailable as error:
             if time.monotonic() - self._said > SAY_AGAIN:
                 log.warning("%s", error)
                 self._said = time.monotonic()

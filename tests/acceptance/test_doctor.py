@@ -261,7 +261,7 @@ def canary(farm: Farm, *words: str) -> tuple[int, dict[str, dict[str, Any]], dic
 def status(farm: Farm, build_id: str) -> str:
     history = open_history(f"sqlite:///{farm.layout.history}", reading=True)
     try:
-        return "".join(document["status"] for document in history.builds(BuildFilter(build_id=build_id), 1))
+        return "".join(document.status for document in history.find_builds(BuildFilter(build_id=build_id), 1))
     finally:
         history.close()
 

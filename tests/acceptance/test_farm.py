@@ -19,7 +19,7 @@ from devfarm.processes import own_program
 from reimzul.core import message
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import Status
-from reimzul.history.presence import Presences
+from reimzul.history.workers import WorkerStore
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
 from tests.waiting import until
@@ -71,8 +71,8 @@ def test_a_submitter_of_a_directory_is_known_by_the_whole_name(
 ) -> None:
     mine, theirs = package("mine", srpms.noarch("mine")), package("theirs", srpms.noarch("theirs"))
     workers = sum(host.is_builder for host in farm.hosts) * farm.workers
-    presences = Presences(farm.layout.notifier / "presence.sqlite")
-    until(lambda: len(presences.all()) >= workers, 30, "every worker has said what it takes")
+    presences = WorkerStore(farm.layout.notifier / "presence.sqlite")
+    until(lambda: len(presences.load_all()) >= workers, 30, "every worker has said what it takes")
     monkeypatch.setenv("LOGNAME", "CORP\\José")
     assert submit(farm, mine).returncode == 0
     shutil.copy(theirs, farm.layout.incoming)

@@ -16,7 +16,7 @@ from reimzul.core.fs import file_lock
 from reimzul.core.manifest import Manifest, read_manifest, sha256_of
 from reimzul.core.message import Status
 from reimzul.core.store_paths import MANIFEST, leg_key
-from reimzul.history import BuildFilter, Document, open_history
+from reimzul.history import BuildFilter, BuildRecord, open_history
 from reimzul.store import listing as listing_module
 from tests.faults.ground import BUILDERS, Ground, mounts, processes
 from tests.faults.ledger import ARCH, TARGETS, Build
@@ -76,40 +76,40 @@ def faults(ground: Ground, builds: Sequence[Build], before: Before, loose: Loose
     return found
 
 
-def history(ground: Ground) -> dict[str, list[Document]]:
+def history(ground: Ground) -> dict[str, list[BuildRecord]]:
     """All that is known of builds, by submitter: each build of ours has one of its own."""
     url = ground.relayed.url if ground.relayed else f"sqlite:///{ground.farm.layout.history}"
     home = open_history(url, reading=True)
     try:
-        known: dict[str, list[Document]] = {}
-        for document in home.builds(BuildFilter(), 1_000_000):
-            known.setdefault(document["submitter"], []).append(document)
+        known: dict[str, list[BuildRecord]] = {}
+        for document in home.find_builds(BuildFilter(), 1_000_000):
+            known.setdefault(document.submitter, []).append(document)
         return known
     finally:
         home.close()
 
 
-def _history(builds: Iterable[Build], documents: dict[str, list[Document]]) -> Iterator[str]:
+def _history(builds: Iterable[Build], documents: dict[str, list[BuildRecord]]) -> Iterator[str]:
     """Every accepted build ended once, each leg as its mock was told; one that was not accepted may have."""
     for build in builds:
         mine = documents.get(build.name, [])
-        ids = {document["build_id"] for document in mine}
+        ids = {document.build_id for document in mine}
         if not mine and not build.accepted:
             continue
         if len(ids) != 1:
             yield f"{build.name}: {len(ids)} builds in history, not one"
             continue
         build.build_id = build.build_id or ids.pop()
-        ended = {document["arch"]: document["status"] for document in mine}
+        ended = {document.arch: document.status for document in mine}
         if not build.may_end(ended):
             yield f"{build.name} ({build.build_id}): history says {ended}, and it was to be {build.legs}"
         elif build.cancelled:
             build.legs = ended
         for document in mine:
-            wanted = document["status"] == Status.SUCCESS and not build.recipe.scratch
-            if bool(document["published"]) != wanted:
-                said = f"published is {document['published']}, status {document['status']}"
-                yield f"{build.name} {document['arch']}: {said}"
+            wanted = document.status == Status.SUCCESS and not build.recipe.scratch
+            if bool(document.published) != wanted:
+                said = f"published is {document.published}, status {document.status}"
+                yield f"{build.name} {document.arch}: {said}"
 
 
 def _listed(ground: Ground, target: str) -> dict[str, str]:

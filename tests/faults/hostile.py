@@ -135,7 +135,7 @@ def known_refused(ground: Ground) -> int:
     """How many the history has."""
     history = open_history(f"sqlite:///{ground.farm.layout.history}", reading=True)
     try:
-        return sum(1 for _ in history.refused())
+        return sum(1 for _ in history.iterate_refusals())
     finally:
         history.close()
 

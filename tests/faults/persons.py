@@ -92,7 +92,7 @@ def retry_one(ground: Ground, chance: random.Random, builds: list[Build], name: 
 
 def _is_over(ground: Ground, build: Build) -> bool:
     known = checks.history(ground).get(build.name, [])
-    ended = {each["arch"]: each["status"] for each in known}
+    ended = {each.arch: each.status for each in known}
     return bool(build.build_id) and ended == build.legs
 
 

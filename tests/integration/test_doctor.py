@@ -31,7 +31,7 @@ from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.config import load_file
 from reimzul.core.control import new_flag, set_flag
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.history import Owed, open_history
+from reimzul.history import PendingCount, open_history
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.events import event
@@ -517,9 +517,9 @@ def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_p
     found = look(notifications.checks, whom)
     assert (found["history"].level, found["history"].message) == (OK, "nothing has been recorded yet")
     history = open_history(url)
-    history.owe([
-        Owed(sink="mqtt", count=40, oldest=time.time() - 8000, next_try=None, at=time.time()),
-        Owed(sink="mail", count=1, oldest=time.time(), next_try=None, at=time.time()),
+    history.save_pending_counts([
+        PendingCount(sink="mqtt", count=40, oldest=time.time() - 8000, next_try=None, at=time.time()),
+        PendingCount(sink="mail", count=1, oldest=time.time(), next_try=None, at=time.time()),
     ])  # fmt: skip
     found = look(notifications.checks, whom)
     assert (found["history"].level, found["owed"].level) == (OK, WARN)

@@ -24,7 +24,7 @@ from reimzul.core.beanstalk import Broker, drain_tube, session_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import load_file
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat, new_attempt
-from reimzul.history.presence import Presences, Seen, connected
+from reimzul.history.workers import WorkerRecord, WorkerStore, drop_disconnected
 from tests.builder import Host, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
@@ -120,10 +120,10 @@ def test_a_worker_that_ended_leaves_the_list(host: Host, controller: Running, nu
 def test_one_that_was_told_to_end_says_so(host: Host, controller: Running) -> None:
     worker = host.start("b1")
     there(1)
-    file = Presences(controller.folder / "presence.sqlite")
+    file = WorkerStore(controller.folder / "presence.sqlite")
     worker.terminate()
     worker.wait(20)
-    until(lambda: not file.all(), 20, "the notifier has heard it")
+    until(lambda: not file.load_all(), 20, "the notifier has heard it")
 
 
 def test_a_worker_that_starts_again_is_there_once(
@@ -248,8 +248,8 @@ def test_the_gone_are_not_counted(controller: Running, others: Others, broker: B
     assert "1 worker could take it." in said and NAME not in said
     assert told("drain", "b1")["building"] == [], "its name is known still"
     told("resume", "b1")
-    seen = Presences(controller.folder / "presence.sqlite").all()
-    assert len(seen) == 2 and [each.presence.host for each in connected(broker, seen)] == ["b2.example.org"]
+    seen = WorkerStore(controller.folder / "presence.sqlite").load_all()
+    assert len(seen) == 2 and [each.heartbeat.host for each in drop_disconnected(broker, seen)] == ["b2.example.org"]
 
 
 def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, others: Others) -> None:
@@ -257,7 +257,9 @@ def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, 
     old.about.update(session="", boot="")
     old.say()
     until(lambda: [each["session"] for each in workers()] == [""], 30, "it is there")
-    assert connected(old.broker, [Seen(presence=WorkerHeartbeat(**{"state": "idle", **old.about}), heard=1.0)])
+    assert drop_disconnected(
+        old.broker, [WorkerRecord(heartbeat=WorkerHeartbeat(**{"state": "idle", **old.about}), last_seen=1.0)]
+    )
 
 
 # --- clocks

@@ -14,7 +14,8 @@ from typing import Any
 import pymongo
 import pytest
 
-from reimzul.history import BuildFilter, History, HistoryAway, open_history
+from reimzul.admin import originals
+from reimzul.history import BuildFilter, History, HistoryUnavailable, open_history
 from tests.conftest import free_port
 from tests.events import event
 from tests.history_contract import HistoryContract
@@ -75,7 +76,7 @@ def test_what_the_original_left_there_is_no_more_the_latest(history: History, co
     collection.insert_one(dict(left))
     history.record([event("Failed", 1)])
     assert [job["status"] for job in collection.find({"latest_build": True})] == ["Failed"]
-    assert [job["status"] for job in history.builds(BuildFilter(), 10)] == ["Failed", "Success"]
+    assert [job.status for job in history.find_builds(BuildFilter(), 10)] == ["Failed", "Success"]
 
 
 def test_an_override_made_meanwhile_by_the_originals_tool_stays(history: History, collection: Any) -> None:
@@ -84,14 +85,14 @@ def test_an_override_made_meanwhile_by_the_originals_tool_stays(history: History
         {"srpm": "time-1.7-45.el7.src.rpm", "latest_build": True}, {"$set": {"comment": "fine", "status": "Override"}}
     )
     history.record([event("Published", 1)])
-    (document,) = history.builds(BuildFilter(), 10)
-    assert (document["status"], document["comment"]) == ("Override", "fine")
+    (document,) = history.find_builds(BuildFilter(), 10)
+    assert (document.status, document.comment) == ("Override", "fine")
 
 
 def test_a_server_that_is_away_is_noticed_soon() -> None:
     away = open_history(f"mongodb://127.0.0.1:{free_port()}/")
     began = time.monotonic()
-    with pytest.raises(HistoryAway, match="refused"):
+    with pytest.raises(HistoryUnavailable, match="refused"):
         away.record([event("Success")])
     assert time.monotonic() - began < 4
     away.close()
@@ -129,3 +130,6 @@ def test_the_originals_documents_are_shown_by_our_commands(mongo: Mongo, collect
     assert [job["status"] for job in json.loads(said("builds", "--json", "--status", "success"))] == ["Success"]
     assert "Override" in said("override", "-s", LEFT["srpm"], "-t", LEFT["target"], "-a", "x86_64", "-c", "it is fine")
     assert said("builds", "--status", "override").startswith(f"{recently}\tOverride")
+    history = open_history(mongo.url, reading=True)
+    assert list(originals.builders(history)) == ["old.example.org"]
+    history.close()

@@ -18,7 +18,7 @@ from typing import Any, Callable
 import pytest
 
 from reimzul.core.config import parse_settings
-from reimzul.history.result_rules import Notice, word
+from reimzul.history.result_rules import Notification, news_kind
 from reimzul.irc import connection as connection_module
 from reimzul.irc.connection import IrcConnection, IrcDisconnected
 from reimzul.notifier.sinks.mqtt import messages
@@ -120,7 +120,7 @@ def talker(tmp_path: Path, mosquitto: Mosquitto, ngircd: Ngircd) -> Iterator[Tal
 def result(number: int = 1, status: str = "Failed", **more: Any) -> dict[str, Any]:
     """A result as the notifier publishes it."""
     told = event(status, number, **more)
-    published = dict(messages("reimzul", Notice(told, word(told))))
+    published = dict(messages("reimzul", Notification(told, news_kind(told))))
     loaded: dict[str, Any] = json.loads(published[RESULTS])
     return loaded
 

@@ -17,7 +17,7 @@ import pytest
 
 from reimzul.core.config import Settings, parse_settings
 from reimzul.core.message import BuildEvent
-from reimzul.history.result_rules import Notice, word
+from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.ledger import Ledger
 from reimzul.notifier.sinks import smtp
 from reimzul.notifier.sinks.base import SinkAway
@@ -73,12 +73,12 @@ def settings_for(port: int, folder: Path, **more: object) -> Settings:
     )
 
 
-def notices(*told: BuildEvent) -> list[Notice]:
+def notices(*told: BuildEvent) -> list[Notification]:
     """Events on their way."""
-    return [Notice(each, word(each)) for each in told]
+    return [Notification(each, news_kind(each)) for each in told]
 
 
-def failures(count: int) -> list[Notice]:
+def failures(count: int) -> list[Notification]:
     """A batch."""
     return notices(*(event("Failed", number, build_log="the log") for number in range(count)))
 

@@ -13,7 +13,7 @@ import pytest
 
 from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker
 from reimzul.core.message import WorkerHeartbeat
-from reimzul.history.presence import Presences
+from reimzul.history.workers import WorkerStore
 from tests.conftest import Beanstalkd, empty, free_port
 from tests.events import event
 from tests.mongo import mongo_or_say_so
@@ -311,11 +311,11 @@ def test_who_is_there_is_kept_and_told_to_nobody(
         broker.announce(WorkerHeartbeat(host="b1.example.org", instance="1", state="idle", load=load, at=5.0))
     broker.announce(WorkerHeartbeat(host="b1.example.org", instance="2", state="drained", why="drained by johnny"))
     broker.announce(event("Success"))
-    file = Presences(notifier.folder / "presence.sqlite")
-    until(lambda: len(file.all()) == 2, 15, "both workers are known")
-    first, second = file.all()
-    assert (first.presence.load, second.presence.state, second.presence.why) == (2.0, "drained", "drained by johnny")
-    assert abs(first.heard - time.time()) < 60, "by the notifier's own clock"
+    file = WorkerStore(notifier.folder / "presence.sqlite")
+    until(lambda: len(file.load_all()) == 2, 15, "both workers are known")
+    first, second = file.load_all()
+    assert (first.heartbeat.load, second.heartbeat.state, second.heartbeat.why) == (2.0, "drained", "drained by johnny")
+    assert abs(first.last_seen - time.time()) < 60, "by the notifier's own clock"
     until(is_done(broker), 10, "all jobs are done")
     assert len(notifier.lines()) == len(notifier.builds()) == len(watcher.heard(EVENTS)) == 1
 
@@ -329,7 +329,7 @@ def test_who_is_there_comes_behind_all_that_is_told(notifier: Running, broker: B
     assert claim and claim.message == event("Success")
     claim.release(0)
     notifier.start()
-    until(lambda: len(Presences(notifier.folder / "presence.sqlite").all()) == 300, 15, "all are known")
+    until(lambda: len(WorkerStore(notifier.folder / "presence.sqlite").load_all()) == 300, 15, "all are known")
 
 
 def test_who_is_there_may_not_be_written_and_all_else_goes_on(notifier: Running, broker: Broker) -> None:
@@ -339,4 +339,4 @@ def test_who_is_there_may_not_be_written_and_all_else_goes_on(notifier: Running,
     broker.announce(event("Success"))
     until(is_done(broker), 15, "all jobs are done")
     assert len(notifier.builds()) == 1
-    assert "who is there cannot be read or written" in notifier.said()
+    assert "the workers' heartbeats cannot be read or written" in notifier.said()

@@ -16,7 +16,7 @@ import pytest
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.config import parse_settings
 from reimzul.core.message import BuildRequest
-from reimzul.history import Owed, open_history
+from reimzul.history import PendingCount, open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
 
@@ -164,7 +164,9 @@ def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: 
 def test_queues_show_what_is_owed_to_whom(ini: Path, tmp_path: Path) -> None:
     assert json.loads(reimzul("queues", "--json").stdout)["owed"] == []
     history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
-    history.owe([Owed(sink="mqtt", count=40, oldest=1_763_800_000.0, next_try=1_763_800_060.0, at=1_763_800_030.0)])
+    history.save_pending_counts(
+        [PendingCount(sink="mqtt", count=40, oldest=1_763_800_000.0, next_try=1_763_800_060.0, at=1_763_800_030.0)]
+    )
     history.close()
     *tubes, owed = reimzul("queues").stdout.splitlines()
     assert owed == "owed to mqtt\t40\t2025-11-22T08:26:40Z\t2025-11-22T08:27:40Z"

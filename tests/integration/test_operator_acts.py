@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from reimzul.admin import actions, finding, jobs, reading, retry
+from reimzul.admin import actions, lookup, retry
 from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob, arch_tube, cancel_tube, drain_tube
@@ -35,7 +35,7 @@ from reimzul.core.message import (
     new_attempt,
 )
 from reimzul.core.store_paths import StorePaths
-from reimzul.history import BuildFilter, NoHistory, open_history
+from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
 from tests import uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event
@@ -100,9 +100,9 @@ class Ground:
     def leg(self, number: int = 1, arch: str = "x86_64") -> dict[str, Any]:
         """What the history says of a build; nothing where it has not heard of it."""
         try:
-            with reading.history(f"sqlite:///{self.folder}/history.sqlite") as history:
-                found = history.builds(BuildFilter(build_id=build_id(number), arch=arch), 1)
-                return found[0] if found else {}
+            with lookup.reading_history(f"sqlite:///{self.folder}/history.sqlite") as history:
+                found = history.find_builds(BuildFilter(build_id=build_id(number), arch=arch), 1)
+                return found[0].to_document() if found else {}
         except NoHistory:
             return {}
 
@@ -223,7 +223,7 @@ def test_a_job_of_that_number_which_is_another_builds_is_left_alone(ground: Grou
     history.close()
     run("cancel", SHORT, "--wait", "0")
     assert ground.broker.peek(stranger) == b'{"not": "ours"}'
-    assert jobs.job_state(ground.broker, leg) == "gone"
+    assert lookup.job_state(ground.broker, BuildRecord.from_document(leg)) == "gone"
 
 
 # --- raise
@@ -259,8 +259,8 @@ def test_what_a_worker_has_is_left_to_it(ground: Ground) -> None:
 def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, beanstalkd: Beanstalkd) -> None:
     """Between our look and our delete: the job that was put for it is withdrawn."""
     ground.submit()
-    leg = ground.leg()
-    found = jobs.waiting(ground.broker, leg)
+    leg = BuildRecord.from_document(ground.leg())
+    found = lookup.find_job(ground.broker, leg)
     assert found
     with beanstalkd.connect() as other:
         other.watch(["x86_64"])
@@ -274,7 +274,8 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
 
 def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     ground.submit()
-    found = jobs.waiting(ground.broker, ground.leg())
+    leg = BuildRecord.from_document(ground.leg())
+    found = lookup.find_job(ground.broker, leg)
     assert found
     control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
     assert actions.move_to_front(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
@@ -405,8 +406,8 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
 ) -> None:
     ground.submit()
     ground.claim().delete()
-    with reading.history(f"sqlite:///{ground.folder}/history.sqlite") as history:
-        build = finding.find(history, SHORT)
+    with lookup.reading_history(f"sqlite:///{ground.folder}/history.sqlite") as history:
+        build = lookup.find_build(history, SHORT)
 
     def away(*_: object) -> None:
         raise ReimzulError("beanstalkd is away")
@@ -496,7 +497,7 @@ def test_what_a_build_waits_for_is_explained(ground: Ground) -> None:
     assert leg["workers"][0]["why"].startswith("disk under /srv")
     said = run("explain", build_id(3)[:8]).stdout
     assert "2 builds are ahead of it in that tube" in said
-    assert "builder1.example.org takes nothing (unfit: disk under /srv: 17 MiB free, 4096 are needed)." in said
+    assert "builder1.example.org takes no jobs (unfit: disk under /srv: 17 MiB free, 4096 are needed)." in said
 
 
 def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:

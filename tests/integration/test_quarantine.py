@@ -16,7 +16,7 @@ from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import NOTIFY, Broker, arch_tube, canary_tube, drain_tube
 from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, WorkerHeartbeat, WorkerState
-from reimzul.history.presence import Presences, Seen
+from reimzul.history.workers import WorkerRecord, WorkerStore
 from reimzul.notifier import quarantine as module
 from reimzul.notifier.quarantine import Quarantine, Rules
 from tests.builder import Ears, Host, settled
@@ -42,9 +42,9 @@ class Ward:
         self, host: str, state: str = WorkerState.IDLE, *, arches: tuple[str, ...] = TUBES, ago: float = 0
     ) -> None:
         """A builder says that it is there."""
-        file = Presences(self.file)
+        file = WorkerStore(self.file)
         said = WorkerHeartbeat(host=host, instance="1", state=state, arches=arches)
-        file.keep([Seen(presence=said, heard=time.time() - ago)])
+        file.save([WorkerRecord(heartbeat=said, last_seen=time.time() - ago)])
         file.close()
 
     def tried(self, host: str, faults: int, good: int = 0) -> None:
@@ -138,8 +138,8 @@ def test_who_does_not_stand_out_stays(ward: Ward, broker: Broker, faults: int, g
     ],
 )  # fmt: skip
 def test_the_last_able_builder_of_an_arch_stays(ward: Ward, broker: Broker, other: dict[str, Any]) -> None:
-    file = Presences(ward.file)
-    file.forget(time.time() + 10)
+    file = WorkerStore(ward.file)
+    file.purge(time.time() + 10)
     file.close()
     ward.there(BAD)
     ward.there(GOOD, **other)

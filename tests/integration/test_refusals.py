@@ -21,7 +21,7 @@ DAY = 86400
 
 
 def jobs(history: History) -> list[int]:
-    return sorted(document["job"] for document in history.refused())
+    return sorted(document.job for document in history.iterate_refusals())
 
 
 def bury(broker: Broker, tube: str) -> int:

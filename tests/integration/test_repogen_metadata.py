@@ -20,8 +20,7 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.explaining import explain
-from reimzul.admin.facts import Facts
+from reimzul.admin.explain import BuildFacts, explain
 from reimzul.core import control, fs
 from reimzul.core.beanstalk import NOTIFY, Broker
 from reimzul.core.config import RepogenSettings as RepogenSettings
@@ -29,6 +28,7 @@ from reimzul.core.config import Settings
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
+from reimzul.history import BuildRecord
 from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
@@ -400,12 +400,12 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
 
 def check_explained(broker: Broker, says: str) -> None:
     stuck = control.stuck_flag(broker, TARGET)
-    leg = {"status": "Success", "target": TARGET, "finished": time.time() - 5, "build_id": "x", "arch": "x86_64"}
+    leg = BuildRecord(status="Success", target=TARGET, finished=time.time() - 5, build_id="x", arch="x86_64")
     tubes = {name: broker.tube_stats(name) for name in ("createrepo", "tosign")}
-    told = explain(Facts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
+    told = explain(BuildFacts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
     text = "\n".join(told.sentences)
-    assert f"The repodata of {TARGET} stays as it was: [repogen] after_createrepo failed" in text
-    assert f"It said: {says}"[:40] in text
+    assert f"The repodata of {TARGET} is unchanged: [repogen] after_createrepo failed" in text
+    assert f"Its message: {says}"[:40] in text
 
 
 def test_a_hook_that_cannot_be_started_is_a_failure_too(

@@ -24,7 +24,7 @@ import pytest
 
 from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob, arch_tube, heartbeat_tube
 from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat
-from reimzul.history.presence import Presences, Seen
+from reimzul.history.workers import WorkerRecord, WorkerStore
 from tests import srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
 
@@ -269,8 +269,8 @@ def test_a_worker_of_0_1_is_spared_a_name_it_would_bury(
     said = WorkerHeartbeat(
         host="b1", instance="1", state="idle", arches=("x86_64",), version=version, features=features
     )
-    file = Presences(presence)
-    file.keep([Seen(presence=said, heard=time.time())])
+    file = WorkerStore(presence)
+    file.save([WorkerRecord(heartbeat=said, last_seen=time.time())])
     file.close()
     ended = controller.build(HELLO, user="CORP\\jdoe")
     assert [claim.message.submitter for claim in controller.queued("x86_64")] == [written]

@@ -12,12 +12,10 @@ from typing import Any, cast
 import pytest
 
 from reimzul.admin import options
-from reimzul.admin.facts import began
-from reimzul.admin.figures import figures, wait
-from reimzul.admin.finding import Build
+from reimzul.admin.builds import format_build
+from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import format_skew
-from reimzul.admin.show import as_lines
-from reimzul.admin.usual import duration
+from reimzul.admin.stats import compute_stats
 from reimzul.admin.watch import make_row
 from reimzul.core import fs, message, validators
 from reimzul.core.beanstalk import ReservedJob
@@ -28,10 +26,10 @@ from reimzul.core.manifest import Manifest
 from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat, decode_event, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.history import Document
-from reimzul.history.document import fold
-from reimzul.history.presence import Seen
-from reimzul.history.result_rules import Notice, word
+from reimzul.history import BuildRecord
+from reimzul.history.build_record import apply_events
+from reimzul.history.result_rules import Notification, news_kind
+from reimzul.history.workers import WorkerRecord
 from reimzul.notifier import arrival
 from reimzul.notifier.arrival import arrived, by_our_clock
 from reimzul.notifier.conduct import Conduct, Ward
@@ -148,8 +146,8 @@ def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_ane
     told = event("Success", at=7.0)
     first, second = by_our_clock(told, NOW), by_our_clock(told, NOW + 0.9)
     assert isinstance(first, BuildEvent) and isinstance(second, BuildEvent)
-    list(sink.tell([Notice(first, word(first))]))
-    list(sink.tell([Notice(second, word(second), doubtful=True)]))
+    list(sink.tell([Notification(first, news_kind(first))]))
+    list(sink.tell([Notification(second, news_kind(second), maybe_sent=True)]))
     sink.close()
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
@@ -157,9 +155,9 @@ def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_ane
 # --- what the history makes of it
 
 
-def leg(*events: tuple[float, BuildEvent]) -> Document:
+def leg(*events: tuple[float, BuildEvent]) -> BuildRecord:
     """The document after events, each put at a time by our clock."""
-    (found,) = fold({}, [by_our_clock(told, put_at) for put_at, told in events]).values()
+    (found,) = apply_events({}, [by_our_clock(told, put_at) for put_at, told in events]).values()
     return found
 
 
@@ -169,8 +167,8 @@ def test_the_last_put_holds_whatever_the_clock_of_who_put_it(clock: float) -> No
     again = event("Queued", tube="x86_64", job=9, priority=1, at=clock + 60, due=clock + 70, attempt=ATTEMPT)
     third = event("Queued", tube="x86_64", job=11, priority=1, at=NOW + 90, attempt=OTHER_ATTEMPT)
     found = leg((NOW, first), (NOW + 60, again))
-    assert (found["job"], found["queued_at"], found["put_at"], found["due"]) == (9, NOW, NOW + 60, NOW + 70)
-    assert leg((NOW, first), (NOW + 60, again), (NOW + 90, third))["job"] == 11
+    assert (found.job, found.queued_at, found.put_at, found.due) == (9, NOW, NOW + 60, NOW + 70)
+    assert leg((NOW, first), (NOW + 60, again), (NOW + 90, third)).job == 11
 
 
 def test_attempts_are_in_the_order_they_were_heard_of() -> None:
@@ -180,11 +178,11 @@ def test_attempts_are_in_the_order_they_were_heard_of() -> None:
         (NOW + 50, event("Queued", at=FUTURE + 50, attempt=ahead, reason="full", job=3)),
         (NOW + 60, event("Building", at=60, started=60, attempt=behind)),
     )
-    assert [(each["attempt"], each["heard"]) for each in found["attempts"]] == [(ahead, NOW), (behind, NOW + 60)]
-    assert found["attempt"] == behind and found["status"] == "Building"
+    assert [(each.attempt, each.heard) for each in found.attempts] == [(ahead, NOW), (behind, NOW + 60)]
+    assert found.attempt == behind and found.status == "Building"
 
 
-def off(clock: float, took: float = 60, *, right_since: bool = False) -> Document:
+def off(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRecord:
     """A build of a builder whose clock said this when it began, after a wait of ten seconds."""
     end = NOW + took if right_since else clock + took
     return leg(
@@ -199,9 +197,9 @@ def off(clock: float, took: float = 60, *, right_since: bool = False) -> Documen
 def test_a_builder_whose_clock_is_off_is_counted_in_no_duration(clock: float) -> None:
     for right_since in (False, True):
         found = off(clock, right_since=right_since)
-        assert found["skew"] and found["attempts"][0]["skew"]
-        assert duration(found) is None and wait(found) is None
-        told = figures([found, off(NOW)]).every.wire()
+        assert found.skew and found.attempts[0].skew
+        assert found.duration is None and found.wait is None
+        told = compute_stats([found, off(NOW)]).every.to_dict()
         assert told["results"] == {"published": 2}
         assert told["build"]["count"] == told["wait"]["count"] == 1
         assert (told["build"]["total"], told["wait"]["total"]) == (60, 10)
@@ -212,16 +210,16 @@ def test_what_is_shown_of_it_is_timed_by_the_controller() -> None:
         (NOW - 10, event("Queued", at=NOW - 10, tube="x86_64", job=1, priority=1)),
         (NOW, event("Building", at=7.0, started=7.0)),
     )
-    assert began(building) == NOW
+    assert building.attempt_start == NOW
     assert make_row(building, NOW + 42, None, None, None).elapsed == 42
     assert make_row(off(7.0), NOW + 99, None, None, None).elapsed is None
     assert make_row(off(NOW), NOW + 99, None, None, None).elapsed == 60
     right = leg((NOW, event("Building", at=NOW, started=NOW - 3)))
-    assert began(right) == NOW - 3
+    assert right.attempt_start == NOW - 3
 
 
 def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
-    shown = "\n".join(as_lines(Build(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}))
+    shown = "\n".join(format_build(BuildLegs(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}))
     assert "on builder1.example.org (its clock is 2 h 00 min ahead of the controller's)\n" in shown
     for line in shown.splitlines():
         assert not line.lstrip().startswith(("started", "finished", "published")) or "after" not in line
@@ -230,10 +228,15 @@ def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
 @pytest.mark.parametrize("clock", [60.0, NOW, FUTURE])
 def test_a_span_of_a_worker_is_measured_by_one_clock_at_a_time(clock: float) -> None:
     there = WorkerHeartbeat(host="b1", instance="1", state="idle", at=clock)
-    seen = Seen(presence=there, heard=NOW)
-    assert seen.since(clock - 50, NOW + 20) == 70
+    seen = WorkerRecord(heartbeat=there, last_seen=NOW)
+    assert seen.seconds_since(clock - 50, NOW + 20) == 70
     assert seen.skew == (0 if clock == NOW else pytest.approx(clock - NOW))
-    assert Seen(presence=WorkerHeartbeat(host="b1", instance="1", state="idle"), heard=NOW).since(NOW - 50, NOW) == 50
+    assert (
+        WorkerRecord(heartbeat=WorkerHeartbeat(host="b1", instance="1", state="idle"), last_seen=NOW).seconds_since(
+            NOW - 50, NOW
+        )
+        == 50
+    )
 
 
 # --- a builder that was at fault

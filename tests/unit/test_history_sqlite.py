@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.history import BuildFilter, History, HistoryAway, NoHistory, open_history
+from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory, open_history
 from tests.events import event
 from tests.history_contract import HistoryContract
 
@@ -39,10 +39,10 @@ class TestSqlite(HistoryContract):
 def test_a_reader_sees_what_the_writer_has_recorded_by_then(history: History, url: str) -> None:
     history.record([event("Building")])
     reader = open_history(url, reading=True)
-    assert [document["status"] for document in reader.builds(BuildFilter(), 10)] == ["Building"]
+    assert [document.status for document in reader.find_builds(BuildFilter(), 10)] == ["Building"]
     history.record([event("Success")])
-    assert [document["status"] for document in reader.builds(BuildFilter(), 10)] == ["Success"]
-    with pytest.raises(HistoryAway, match="readonly"):
+    assert [document.status for document in reader.find_builds(BuildFilter(), 10)] == ["Success"]
+    with pytest.raises(HistoryUnavailable, match="readonly"):
         reader.record([event("Success", 2)])
     reader.close()
 
@@ -56,13 +56,13 @@ def test_what_an_earlier_version_made_owes_nothing(history: History, url: str) -
     with contextlib.closing(sqlite3.connect(url[len("sqlite:///") :])) as db:
         db.execute("DROP TABLE owed")
     reader = open_history(url, reading=True)
-    assert reader.owed() == []
+    assert reader.pending_counts() == []
     reader.close()
 
 
 def test_what_is_no_database_is_away(tmp_path: Path) -> None:
     (tmp_path / "history.sqlite").write_text("these are only words, and many of them\n" * 100)
-    with pytest.raises(HistoryAway, match="not a database"):
+    with pytest.raises(HistoryUnavailable, match="not a database"):
         open_history(f"sqlite:///{tmp_path}/history.sqlite")
 
 
@@ -87,7 +87,7 @@ def test_who_may_only_read_can_read_while_no_notifier_runs() -> None:
         os.chmod(folder, 0o555)
         with as_somebody_else():
             reader = open_history(f"sqlite:///{folder}/history.sqlite", reading=True)
-            assert len(reader.builds(BuildFilter(), 10)) == 1
+            assert len(reader.find_builds(BuildFilter(), 10)) == 1
             reader.close()
         os.chmod(folder, 0o755)
 
@@ -96,7 +96,7 @@ def test_a_writer_that_is_busy_is_waited_for(history: History, url: str) -> None
     other = sqlite3.connect(url[len("sqlite:///") :], isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    with pytest.raises(HistoryAway, match="locked"):
+    with pytest.raises(HistoryUnavailable, match="locked"):
         history.record([event("Success")])
     assert time.monotonic() - began < 10
     other.execute("ROLLBACK")

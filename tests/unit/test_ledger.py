@@ -53,7 +53,7 @@ def test_each_sink_has_its_own_rows(ledger: Ledger) -> None:
 def test_what_was_begun_and_not_told_is_due_again_and_doubtful(ledger: Ledger) -> None:
     (first,) = ledger.due([event("Success")], lambda _: ("log",))["log"]
     (second,) = ledger.due([event("Success")], lambda _: ("log",))["log"]
-    assert (first.doubtful, second.doubtful) == (False, True)
+    assert (first.maybe_sent, second.maybe_sent) == (False, True)
     ((count, since),) = ledger.owing().values()
     assert (count, since) == (1, pytest.approx(time.time(), abs=60))
     ledger.told("log", [second])

@@ -7,12 +7,14 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import attr
 import pytest
 
 from reimzul.admin import logs as module
 from reimzul.admin.logs import LogFollower, NoLog
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import HistoryAway
+from reimzul.history import BuildRecord, HistoryUnavailable
+from reimzul.history.build_record import RecordedAttempt
 from tests.events import ATTEMPT, build_id
 from tests.webserver import close, serve
 
@@ -30,13 +32,13 @@ class Printed:
         self.notes += f"{text}\n"
 
 
-def leg(status: str) -> dict[str, Any]:
-    attempt = {"attempt": ATTEMPT, "builder_fqdn": "b1", "status": status}
-    return {"build_id": build_id(1), "arch": "x86_64", "status": status, "attempts": [attempt]}
+def leg(status: str) -> BuildRecord:
+    attempt = RecordedAttempt(attempt=ATTEMPT, builder_fqdn="b1", status=status)
+    return BuildRecord(build_id=build_id(1), arch="x86_64", status=status, attempts=(attempt,))
 
 
 def follow(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, *told: dict[str, Any] | None
+    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, *told: BuildRecord | None
 ) -> tuple[bool, Printed]:
     """Follow a log that lies there while the history says this, one after the other; None: it is away."""
     for name in ("_POLL_SECONDS", "_HISTORY_POLL_SECONDS", "_ARRIVAL_TIMEOUT_SECONDS"):
@@ -49,10 +51,10 @@ def follow(
     (path / "build.log").write_bytes(b"+ make\n")
     logs, left, said = LogFollower("", urls, build_id(1), None, "build.log"), list(told), Printed()
 
-    def now() -> dict[str, Any]:
+    def now() -> BuildRecord:
         found = left.pop(0) if len(left) > 1 else left[0]
         if found is None:
-            raise HistoryAway("away")
+            raise HistoryUnavailable("away")
         return found
 
     monkeypatch.setattr(logs, "_read_leg", now)
@@ -90,7 +92,7 @@ def shown(
     for log, body in logs.items():
         (path / log).write_bytes(body)
     document = leg("Failed")
-    document["attempts"][0].update(known)
+    document = attr.evolve(document, attempts=(attr.evolve(document.attempts[0], **known),))
     wanted, said = LogFollower("", urls, build_id(1), None, name), Printed()
     monkeypatch.setattr(wanted, "_read_leg", lambda: document)
     try:

@@ -20,7 +20,7 @@ from reimzul.core.config import Settings, parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history.result_rules import Notice, word
+from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.ledger import KEPT, Ledger
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mail_book import Book
@@ -244,7 +244,7 @@ def book(tmp_path: Path) -> Iterator[Book]:
 def changed(book: Book, status: str, number: int, **more: Any) -> bool:
     """Whether this result is a change."""
     told = event(status, number, **more)
-    return book.changed(Notice(told, word(told)), told)
+    return book.changed(Notification(told, news_kind(told)), told)
 
 
 def test_only_a_result_that_differs_is_a_change(book: Book) -> None:
@@ -271,7 +271,7 @@ def test_what_was_decided_stays_decided_while_it_is_owed(book: Book) -> None:
 
 def test_what_is_too_old_is_dropped(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     told = event("Failed")
-    notice = Notice(told, word(told))
+    notice = Notification(told, news_kind(told))
     book.given(notice, ME)
     assert changed(book, "Failed", 1)
     book.sweep()

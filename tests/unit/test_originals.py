@@ -12,7 +12,7 @@ from reimzul.core.beanstalk import CREATEREPO, TOSIGN
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, BuildEvent, RepogenRequest, SignRequest, Status, new_attempt
-from reimzul.history.result_rules import unfold
+from reimzul.history.result_rules import with_implied
 from reimzul.notifier.sinks import wanted
 from reimzul.notifier.sinks.originals import OriginalsSink, requests
 
@@ -98,4 +98,4 @@ def test_the_sink_is_there_only_by_the_setting() -> None:
     (sink,) = on
     assert [status for status in Status.BUILD if sink.wants(event(status=status))] == ["Building", "Success", "Failed"]
     published = event(status="Published", attempt=f"1523361600{ORIGINAL_ATTEMPT_SUFFIX}")
-    assert not any(map(sink.wants, unfold(published)))
+    assert not any(map(sink.wants, with_implied(published)))

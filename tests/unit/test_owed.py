@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.history import NoHistory, Owed, open_history
+from reimzul.history import NoHistory, PendingCount, open_history
 from reimzul.notifier import owed
 from reimzul.notifier.owed import Slate, Tries, summary
 from tests.waiting import until
 
-MQTT = Owed(sink="mqtt", count=3, oldest=10.0)
-FEWER = Owed(sink="mqtt", count=1, oldest=12.0)
+MQTT = PendingCount(sink="mqtt", count=3, oldest=10.0)
+FEWER = PendingCount(sink="mqtt", count=1, oldest=12.0)
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def slate(url: str) -> Iterator[Slate]:
     opened.close()
 
 
-def written(url: str) -> list[Owed]:
+def written(url: str) -> list[PendingCount]:
     """What is there to be read."""
     try:
         history = open_history(url, reading=True)
     except NoHistory:
         return []
     try:
-        return history.owed()
+        return history.pending_counts()
     finally:
         history.close()
 
@@ -55,8 +55,8 @@ def test_a_summary_is_by_sink() -> None:
     tries = Tries()
     tries.add(["mqtt"], 40.0)
     assert summary({"mqtt": (3, 10.25), "log": (1, 9.0)}, tries, 20.0) == [
-        Owed(sink="log", count=1, oldest=9),
-        Owed(sink="mqtt", count=3, oldest=10, next_try=40),
+        PendingCount(sink="log", count=1, oldest=9),
+        PendingCount(sink="mqtt", count=3, oldest=10, next_try=40),
     ]
 
 
@@ -77,7 +77,7 @@ def test_no_history_is_made_only_to_say_that_nothing_is_owed(slate: Slate, url: 
 
 def test_what_a_notifier_before_us_wrote_does_not_stay(url: str) -> None:
     before = open_history(url)
-    before.owe([MQTT])
+    before.save_pending_counts([MQTT])
     before.close()
     slate = Slate(url)
     slate.write([])

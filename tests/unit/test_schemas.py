@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
-from reimzul.history.result_rules import Notice, word
+from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.sinks.mqtt import SCHEMA, messages
 from tests.events import event, refusal
 from tests.schemas import FOLDER, check, schema
@@ -22,7 +22,7 @@ EVENTS, RESULTS = "reimzul/builds/events", "reimzul/builds/results"
 
 def accepted(told: Event) -> None:
     """Every payload of this event is."""
-    for topic, payload in messages("reimzul", Notice(told, word(told))):
+    for topic, payload in messages("reimzul", Notification(told, news_kind(told))):
         check(topic, json.loads(payload))
 
 
@@ -74,8 +74,8 @@ def test_every_field_has_a_row_in_the_schema() -> None:
     ],
 )
 def test_what_is_not_published_is_refused(topic: str, wrong: dict[str, object]) -> None:
-    payloads = dict(messages("reimzul", Notice(event("Failed"), "Failed")))
+    payloads = dict(messages("reimzul", Notification(event("Failed"), "Failed")))
     with pytest.raises(jsonschema.ValidationError):
         check(topic, {**json.loads(payloads[topic]), **wrong})
     with pytest.raises(jsonschema.ValidationError):
-        check(EVENTS, {**json.loads(messages("reimzul", Notice(refusal(), "Refused"))[0][1]), "job": "seven"})
+        check(EVENTS, {**json.loads(messages("reimzul", Notification(refusal(), "Refused"))[0][1]), "job": "seven"})

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reimzul.core.config import Settings, parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent, Event
-from reimzul.history.result_rules import Notice, word
+from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier import lanes
 from reimzul.notifier.daemon import LONGEST_PAUSE, pause
 from reimzul.notifier.sinks import SINKS, wanted
@@ -29,12 +29,12 @@ from tests.events import build_id, event, refusal
 from tests.waiting import until
 
 
-def notice(told: Event, *, doubtful: bool = False) -> Notice:
+def notice(told: Event, *, doubtful: bool = False) -> Notification:
     """An event on its way."""
-    return Notice(told, word(told), doubtful)
+    return Notification(told, news_kind(told), doubtful)
 
 
-def all_told(sink: Sink, *notices: Notice) -> list[Notice]:
+def all_told(sink: Sink, *notices: Notification) -> list[Notification]:
     """What the sink takes of these."""
     return list(sink.tell(notices))
 
@@ -189,7 +189,7 @@ class Listener(Sink):
         self.pause = 0.0
         self.count = 0
 
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """Hear them."""
         self.open.wait(30)
         for each in notices:
@@ -226,7 +226,7 @@ def test_a_sink_that_hangs_delays_itself_alone() -> None:
     both.close()
 
 
-def settled(all_lanes: lanes.Lanes, last: Notice) -> Callable[[], bool]:
+def settled(all_lanes: lanes.Lanes, last: Notification) -> Callable[[], bool]:
     """Whether nothing is in hand any more, up to this one."""
 
     def look() -> bool:

@@ -27,7 +27,7 @@ def test_only_the_main_leg_uploads_the_source_rpm(tmp_path: Path, name: str, mai
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_its_whole_name_is_looked_for_as_one(name: str) -> None:
-    assert is_source_rpm(name) and BuildFilter(srpm=name).whole_srpm
+    assert is_source_rpm(name) and BuildFilter(srpm=name).is_whole_srpm
 
 
 def test_a_package_whose_name_ends_alike_is_none() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import attr
 import pytest
 
-from reimzul.admin.finding import Build, gathered
-from reimzul.admin.usual import usual
+from reimzul.admin.estimates import duration_stats
+from reimzul.admin.lookup import BuildLegs, group_by_build
 from reimzul.admin.watch import (
     LegRow,
     TableScreen,
@@ -23,26 +24,26 @@ from reimzul.admin.watch import (
 )
 from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
-from reimzul.history import Document
-from reimzul.history.document import fold
+from reimzul.history import BuildRecord
+from reimzul.history.build_record import apply_events
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 KNOWN = read_arches()
 NOW = BEGINNING + 100
 
 
-def leg(status: str, arch: str = "x86_64", **more: Any) -> Document:
+def leg(status: str, arch: str = "x86_64", **more: Any) -> BuildRecord:
     events = [event("Queued", 1, at=BEGINNING, tube="x86_64", job=7, priority=8192)] if arch == "x86_64" else []
-    (document,) = fold({}, [*events, event(status, 1, arch=arch, **more)]).values()
+    (document,) = apply_events({}, [*events, event(status, 1, arch=arch, **more)]).values()
     return document
 
 
-def rows(*legs: Document) -> list[LegRow]:
+def rows(*legs: BuildRecord) -> list[LegRow]:
     return [make_row(each, NOW, None, None, None) for each in legs]
 
 
-def build(*legs: Document) -> Build:
-    (found,) = gathered(legs)
+def build(*legs: BuildRecord) -> BuildLegs:
+    (found,) = group_by_build(legs)
     return found
 
 
@@ -59,7 +60,7 @@ def build(*legs: Document) -> Build:
         (leg("Override", reason="by hand"), "override", "override: by hand"),
     ],
 )
-def test_each_status_has_a_state_and_a_text(document: Document, state: str, words: str) -> None:
+def test_each_status_has_a_state_and_a_text(document: BuildRecord, state: str, words: str) -> None:
     (found,) = rows(document)
     assert (found.state, found.words) == (state, words)
     assert found.is_over == (state not in ("building", "built"))
@@ -67,7 +68,7 @@ def test_each_status_has_a_state_and_a_text(document: Document, state: str, word
 
 def test_a_place_in_the_queue_and_the_time_waited_are_shown() -> None:
     waits = leg("Queued")
-    usually = usual([60.0] * 3)
+    usually = duration_stats([60.0] * 3)
     words = [make_row(waits, NOW, ahead, None, usually).words for ahead in (None, 0, 1, 12)]
     assert words == ["waits", "waits, next", "waits, 1 build ahead", "waits, 12 builds ahead"]
     assert row_cells(make_row(waits, NOW, 0, None, usually))[4:6] == ["1 min 40 s", "1 min 00 s"]
@@ -107,7 +108,7 @@ def test_all_legs_of_a_request_but_skipped_ones_are_expected() -> None:
         ([leg("Success"), leg("Published", "i386")], True, False),
     ],
 )
-def test_a_build_is_over_when_all_its_legs_are(legs: list[Document], gone: bool, over: bool) -> None:
+def test_a_build_is_over_when_all_its_legs_are(legs: list[BuildRecord], gone: bool, over: bool) -> None:
     assert is_build_over(build(*legs), rows(*legs), KNOWN, gone=gone) is over
 
 
@@ -125,17 +126,17 @@ def test_an_unrecorded_build_is_not_over() -> None:
 
 
 def test_queue_positions_are_counted_per_tube() -> None:
-    def waits(number: int, tube: str, priority: int = 8192) -> Document:
+    def waits(number: int, tube: str, priority: int = 8192) -> BuildRecord:
         queued = event("Queued", number, tube=tube, job=number, priority=priority)
-        return fold({}, [queued])[queued.key]
+        return apply_events({}, [queued])[queued.key]
 
     found = queue_positions([waits(3, "x86_64"), waits(1, "x86_64"), waits(2, "i386"), waits(9, "x86_64", 1024)])
     assert found == {build_id(9): 0, build_id(1): 1, build_id(3): 2, build_id(2): 0}
-    again = {**waits(1, "x86_64"), "arch": "i386"}  # another leg of the same job
+    again = attr.evolve(waits(1, "x86_64"), arch="i386")  # another leg of the same job
     assert queue_positions([waits(1, "x86_64"), again, waits(3, "x86_64")]) == {build_id(1): 0, build_id(3): 1}
 
 
-def drawn(capsys: pytest.CaptureFixture[str], *legs: Document) -> list[str]:
+def drawn(capsys: pytest.CaptureFixture[str], *legs: BuildRecord) -> list[str]:
     TableScreen().show(rows(*legs), "")
     return capsys.readouterr().out.replace("\r", "").splitlines()
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.doctor.beanstalkd import connect
 from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, Host, is_in_group, no_user, user_can
@@ -25,7 +25,7 @@ from reimzul.core.control import drain_flag
 from reimzul.core.errors import ProgramFailed, ReimzulError, TimedOut
 from reimzul.core.mock_config import CONF_KEYS, Repository, farm_urls, list_repositories, user_files
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history.presence import NoPresences, Seen, connected, shared_names
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 #: Files that must be in the folder of mock's configurations.
 REQUIRED_FILES = ("site-defaults.cfg", "logging.ini")
@@ -284,25 +284,25 @@ def worker_checks(host: Host) -> list[Check]:
 
 def _check_builders(host: Host) -> Result:
     try:
-        seen = reading.workers(host.settings)
-    except NoPresences as error:
+        seen = lookup.load_workers(host.settings)
+    except WorkersUnavailable as error:
         return warn(str(error), "" if is_root() else "run reimzul doctor as root")
     with connect(host.settings) as broker:
-        return judge_workers(connected(broker, seen))
+        return judge_workers(drop_disconnected(broker, seen))
 
 
-def judge_workers(seen: Sequence[Seen]) -> Result:
+def judge_workers(seen: Sequence[WorkerRecord]) -> Result:
     return combine(
         _find_worker_problems(seen), f"{pluralize(len(seen), 'worker')}, all names differ, and the clocks agree"
     )
 
 
-def _find_worker_problems(seen: Sequence[Seen]) -> Iterator[Result]:
+def _find_worker_problems(seen: Sequence[WorkerRecord]) -> Iterator[Result]:
     for message in shared_names(seen).values():
         yield warn(
             message,
             "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
         )
-    clocks = {each.presence.host: each.skew for each in seen if each.skew}
+    clocks = {each.heartbeat.host: each.skew for each in seen if each.skew}
     for name, skew in clocks.items():
         yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")

@@ -21,7 +21,7 @@ from typing import Any
 
 import attr
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.doctor.beanstalkd import connect
 from reimzul.admin.doctor.check import FAIL, OK, Finding
 from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
@@ -277,10 +277,10 @@ class Canary:
 
     def _read_document(self, run: CanaryRun) -> dict[str, Any]:
         """The build in the history; the last known state while there is no history."""
-        with contextlib.suppress(NoHistory), reading.history(self.host.settings.history.url) as history:
-            for document in history.builds(BuildFilter(build_id=run.build_id), 10):
-                if document["arch"] == run.arch:
-                    return document
+        with contextlib.suppress(NoHistory), lookup.reading_history(self.host.settings.history.url) as history:
+            for document in history.find_builds(BuildFilter(build_id=run.build_id), 10):
+                if document.arch == run.arch:
+                    return document.to_document()
         return dict(run.document)
 
     def _describe_place(self, run: CanaryRun) -> str:

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Callable, TypeVar
 
-from reimzul.admin import reading
+from reimzul.admin import lookup
 from reimzul.admin.doctor.check import OK, Check, Result, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.output import format_duration
 from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import Status
 from reimzul.core.validators import TIMESTAMP_FORMAT
-from reimzul.history import BuildFilter, History, HistoryAway, NoHistory
+from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory
 
 T = TypeVar("T")
 _SQLITE = "sqlite://"
@@ -49,13 +49,13 @@ def _check_history(host: Host) -> Result:
         if found.level != OK:
             return found
     try:
-        with reading.history(url) as history:
-            history.builds(BuildFilter(), 1)
+        with lookup.reading_history(url) as history:
+            history.find_builds(BuildFilter(), 1)
     except NoHistory:
         return ok("nothing has been recorded yet")
     except ConfigError as error:
         return fail(str(error), "make install ROLE=controller")
-    except HistoryAway as error:
+    except HistoryUnavailable as error:
         return fail(str(error), "" if url.startswith(_SQLITE) else "check that the MongoDB of [history] url runs")
     return ok("the history can be read")
 
@@ -74,7 +74,7 @@ def _check_history_file(host: Host, path: Path) -> Result:
 def _query(host: Host, ask: Callable[[History], list[T]]) -> list[T]:
     """Ask the history for a list, which is empty before anything was recorded."""
     try:
-        with reading.history(host.settings.history.url) as history:
+        with lookup.reading_history(host.settings.history.url) as history:
             return ask(history)
     except NoHistory:
         return []
@@ -82,7 +82,9 @@ def _query(host: Host, ask: Callable[[History], list[T]]) -> list[T]:
 
 def _check_pending(host: Host) -> Result:
     now = time.time()
-    late = [each for each in _query(host, lambda history: history.owed()) if now - each.oldest > PENDING_SECONDS]
+    late = [
+        each for each in _query(host, lambda history: history.pending_counts()) if now - each.oldest > PENDING_SECONDS
+    ]
     if not late:
         return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
     counts = ", ".join(f"{each.count} events for {each.sink} for {format_duration(now - each.oldest)}" for each in late)
@@ -95,10 +97,10 @@ def _check_unpublished(host: Host) -> Result:
     since = time.strftime(TIMESTAMP_FORMAT, time.gmtime(now - _MAX_AGE_DAYS * 86400))
     wanted = BuildFilter(status=Status.SUCCESS, since=since)
     late = [
-        f"{build['srpm']} for {build['arch']}, built by {build.get('builder_fqdn') or 'an unknown builder'}"
-        for build in _query(host, lambda history: history.builds(wanted, _MAX_BUILDS))
+        f"{build.srpm} for {build.arch}, built by {build.builder_fqdn or 'an unknown builder'}"
+        for build in _query(host, lambda history: history.find_builds(wanted, _MAX_BUILDS))
         # documents of the original have no `published`
-        if build.get("published") == 0 and not build.get("scratch") and now - build["at"] > UNPUBLISHED_SECONDS
+        if build.published == 0 and not build.scratch and now - build.at > UNPUBLISHED_SECONDS
     ]
     if not late:
         return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")

@@ -15,7 +15,7 @@ from typing import ClassVar, Optional, TypeVar
 from reimzul.core.config import Settings
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Event
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 
 S = TypeVar("S", bound="Sink")
 
@@ -39,7 +39,7 @@ class Sink(abc.ABC):
         return True
 
     @abc.abstractmethod
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """Tell these, and yield each as soon as it is certain to have arrived.
 
         Raises `SinkAway` where it takes no more now. Anything else that is raised is taken for one notice's fault:

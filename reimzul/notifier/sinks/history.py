@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from reimzul.core.config import Settings
-from reimzul.history import History, HistoryAway, home, open_history
-from reimzul.history.result_rules import Notice
+from reimzul.history import History, HistoryUnavailable, history_class, open_history
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkAway
 
 
@@ -24,15 +24,15 @@ class HistorySink(Sink):
     @classmethod
     def of(cls, settings: Settings) -> HistorySink:
         """There always is one."""
-        home(settings.history.url)  # a missing library is said at the start
+        history_class(settings.history.url)  # a missing library is said at the start
         return cls(settings.history.url)
 
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """All in one step."""
         try:
             self._history = self._history or open_history(self._url)
             self._history.record([notice.event for notice in notices])
-        except HistoryAway as error:
+        except HistoryUnavailable as error:
             self.close()
             raise SinkAway(str(error)) from error
         yield from notices

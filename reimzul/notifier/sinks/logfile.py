@@ -19,7 +19,7 @@ import attr
 from reimzul.core import validators
 from reimzul.core.config import Settings
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkAway
 
 #: How much of the log's end is read to see what was written before a crash: many times one batch.
@@ -69,12 +69,12 @@ class LogSink(Sink):
         """There always is one."""
         return cls(settings.logs.logfile)
 
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """All in one write."""
         try:
             self._reopen()
-            written = self._end() if any(notice.doubtful for notice in notices) else frozenset()
-            told = [each.event for each in notices if not (each.doubtful and _is_in(written, each.event))]
+            written = self._end() if any(notice.maybe_sent for notice in notices) else frozenset()
+            told = [each.event for each in notices if not (each.maybe_sent and _is_in(written, each.event))]
             self._append([line_of(event) for event in told])
         except OSError as error:
             raise SinkAway(f"{self._path}: {error.strerror or error}") from error

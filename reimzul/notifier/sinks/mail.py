@@ -18,7 +18,7 @@ from reimzul.core.config import MailSettings, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal, Status
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkAway
 from reimzul.notifier.sinks.rcpts import Recipients
 
@@ -67,7 +67,7 @@ class MailSink(Sink):
             return True
         return isinstance(event, BuildEvent) and event.status in MAILED and not event.scratch
 
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """One after the other, what was put off before behind what is new."""
         breaks = 0
         try:
@@ -94,7 +94,7 @@ class MailSink(Sink):
             self._book.close()
             self._book = None
 
-    def _tell(self, notice: Notice) -> bool:
+    def _tell(self, notice: Notification) -> bool:
         """Whether nothing is left to do for it. Raises `SinkAway`."""
         event = notice.event
         if isinstance(event, Refusal):
@@ -116,11 +116,11 @@ class MailSink(Sink):
         book.given(notice, [each for each in lacking if each not in posted.later])
         return not posted.later
 
-    def _is_no_change(self, notice: Notice, book: Book) -> bool:
+    def _is_no_change(self, notice: Notification, book: Book) -> bool:
         event = notice.event
         return self._settings.only_on_change and isinstance(event, BuildEvent) and not book.changed(notice, event)
 
-    def _say(self, notice: Notice, posted: Posted) -> None:
+    def _say(self, notice: Notification, posted: Posted) -> None:
         about = (notice.word, notice.event.key)
         for recipient, words in posted.never.items():
             log.error("%s of %s is not mailed to %s, who is refused: %s", *about, recipient, words)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from reimzul.core.message import BuildEvent, Status
 from reimzul.core.sqlite import transaction
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.ledger import KEPT
 from reimzul.notifier.sinks.base import SinkAway
 from reimzul.notifier.sinks.mail_text import group
@@ -61,19 +61,19 @@ class Book:
         """Leave."""
         self._db.close()
 
-    def have(self, notice: Notice) -> set[str]:
+    def have(self, notice: Notification) -> set[str]:
         """Who has this mail already. Raises `SinkAway`."""
         with self._words():
             found = self._db.execute("SELECT recipient FROM mailed WHERE key = ? AND word = ?", notice.name)
             return {recipient for (recipient,) in found}
 
-    def given(self, notice: Notice, recipients: Iterable[str]) -> None:
+    def given(self, notice: Notification, recipients: Iterable[str]) -> None:
         """Write down who has it. Raises `SinkAway`."""
         rows = [(*notice.name, recipient, time.time()) for recipient in recipients]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO mailed VALUES (?, ?, ?, ?)", rows)
 
-    def changed(self, notice: Notice, event: BuildEvent) -> bool:
+    def changed(self, notice: Notification, event: BuildEvent) -> bool:
         """Whether this result is another than the package's last; the first one is. Raises `SinkAway`.
 
         One of a build that was submitted before that of the last result, and is told late, changes nothing.

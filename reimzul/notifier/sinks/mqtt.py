@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from reimzul.core.config import MqttSettings, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuildEvent, Event, Status
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkAway
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _RESULT_KEYS = (
 )  # fmt: skip
 
 
-def messages(topic: str, notice: Notice) -> list[tuple[str, bytes]]:
+def messages(topic: str, notice: Notification) -> list[tuple[str, bytes]]:
     """What is published of an event: topic and payload of each message."""
     event = notice.event
     about = {"schema": SCHEMA, "id": "/".join(notice.name)}
@@ -78,7 +78,7 @@ class MqttSink(Sink):
             ) from error
         return cls(settings.mqtt)
 
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """Send all, then wait for the acknowledgements."""
         link = self._connected()
         for notice in notices:

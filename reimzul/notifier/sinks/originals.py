@@ -20,7 +20,7 @@ from reimzul.core.config import Settings
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, RetryLater
 from reimzul.core.message import BuildEvent, Event, RepogenRequest, SignRequest, Status
 from reimzul.core.store_paths import package_dir
-from reimzul.history.result_rules import Notice
+from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkAway
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class OriginalsSink(Sink):
         """What a worker of the original says."""
         return isinstance(event, BuildEvent) and event.by_original
 
-    def tell(self, notices: Sequence[Notice]) -> Iterator[Notice]:
+    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """Each is told when its requests are in their tubes."""
         for notice in notices:
             if isinstance(notice.event, BuildEvent):

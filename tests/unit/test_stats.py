@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of many builds, in figures, and those figures as OpenMetrics text."""
+"""Figures of many builds, and the same as OpenMetrics text."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.admin.figures import Figures, cause, figures, result, times, wait
-from reimzul.admin.gauges import Sight, gauges
-from reimzul.admin.openmetrics import Gauge, text
-from reimzul.admin.tally import by_builder
+from reimzul.admin.metrics import Gauge, MetricsInput, build_gauges, format_openmetrics
+from reimzul.admin.stats import BuildStats, compute_stats, failure_cause, time_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
-from reimzul.history import Document, Owed
-from reimzul.history.document import fold
-from reimzul.history.presence import Seen
+from reimzul.history import BuildRecord, PendingCount
+from reimzul.history.build_record import apply_events
+from reimzul.history.workers import WorkerRecord
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event
 
 #: A line of figures, by the format's grammar as far as we use it.
 _SAMPLE = re.compile(r'[a-z_]+(\{([a-z]+="([^"\\\n]|\\["\\n])*",?)+\})? -?[0-9][0-9.e+-]*\Z')
 
 
-def legs(*told: Any) -> list[Document]:
+def legs(*told: Any) -> list[BuildRecord]:
     """The history's documents after events."""
-    return list(fold({}, told).values())
+    return list(apply_events({}, told).values())
 
 
-def built(number: int, status: str = "Published", wait: float = 10, took: float = 60, **more: Any) -> list[Document]:
+def built(number: int, status: str = "Published", wait: float = 10, took: float = 60, **more: Any) -> list[BuildRecord]:
     """A build that waited and was built for so long."""
     begins = BEGINNING + wait
     return legs(
@@ -39,8 +37,8 @@ def built(number: int, status: str = "Published", wait: float = 10, took: float 
     )
 
 
-def of(*builds: list[Document]) -> Figures:
-    return figures([leg for build in builds for leg in build])
+def of(*builds: list[BuildRecord]) -> BuildStats:
+    return compute_stats([leg for build in builds for leg in build])
 
 
 def test_results_and_times_are_counted_by_arch_package_and_builder() -> None:
@@ -48,10 +46,10 @@ def test_results_and_times_are_counted_by_arch_package_and_builder() -> None:
     failed = built(3, "Failed", reason="%build failed")
     found = of(built(1), built(2, took=120), failed, legs(event("Published", 4, **other)))
     assert dict(found.every.results) == {"published": 3, "failed": 1}
-    assert found.arches["x86_64"].wire()["build"] == {"count": 3, "median": 60.0, "p95": 114.0, "total": 240.0}
-    assert found.arches["x86_64"].wire()["wait"]["median"] == 10.0
-    assert found.arches["i386"].wire() == {"results": {"published": 1}, "wait": None, "build": None}
-    assert set(found.packages) == {"time"} and found.packages["time"].failed == 1
+    assert found.arches["x86_64"].to_dict()["build"] == {"count": 3, "median": 60.0, "p95": 114.0, "total": 240.0}
+    assert found.arches["x86_64"].to_dict()["wait"]["median"] == 10.0
+    assert found.arches["i386"].to_dict() == {"results": {"published": 1}, "wait": None, "build": None}
+    assert set(found.packages) == {"time"} and found.packages["time"].failure_count == 1
     assert set(found.builders) == {"builder1.example.org", "builder2.example.org"}
 
 
@@ -67,26 +65,26 @@ def test_causes_of_failure_are_told_apart_without_what_is_one_builds_alone() -> 
     assert dict(found.causes) == {
         "BuildRequires that nobody provides": 2, "%build failed": 1, "no reason was given": 1,
     }  # fmt: skip
-    assert cause({}) == "no reason was given"
+    assert failure_cause(BuildRecord()) == "no reason was given"
 
 
 def test_a_wait_ends_with_the_first_attempt_and_is_never_negative() -> None:
     (late,) = built(1, wait=-5)
-    assert wait(late) == 0
+    assert late.wait == 0
     (document,) = legs(
         event("Queued", 1, at=BEGINNING),
         event("Building", 1, started=BEGINNING + 10, attempt=ATTEMPT),
         event("Queued", 1, at=BEGINNING + 20, attempt=ATTEMPT, reason="full", builder_fqdn="builder1.example.org"),
         event("Building", 1, started=BEGINNING + 500, attempt=OTHER_ATTEMPT, at=BEGINNING + 500),
     )
-    assert wait(document) == 10
-    assert wait({}) is None
+    assert document.wait == 10
+    assert BuildRecord().wait is None
 
 
 def test_every_result_has_its_word() -> None:
-    assert [result(leg) for leg in built(1, "Success")] == ["built"]
-    assert [result(leg) for leg in built(1, "Cancelled")] == ["cancelled"]
-    assert times([]) is None
+    assert [leg.state for leg in built(1, "Success")] == ["built"]
+    assert [leg.state for leg in built(1, "Cancelled")] == ["cancelled"]
+    assert time_stats([]) is None
 
 
 def test_a_fault_of_a_builder_counts_once_however_many_legs_it_had() -> None:
@@ -98,30 +96,29 @@ def test_a_fault_of_a_builder_counts_once_however_many_legs_it_had() -> None:
             event("Queued", 1, arch=arch, at=BEGINNING + 5, reason="the disk was full", **words),
             event("Building", 1, arch=arch, at=BEGINNING + 9, attempt=OTHER_ATTEMPT, builder_fqdn="builder2.x"),
         ]
-    tallies = by_builder([*legs(*told), *built(2), *built(3)])
+    tallies = compute_stats([*legs(*told), *built(2), *built(3)]).attempts
     one = tallies["builder1.example.org"]
     assert (one.attempts, one.faults) == (3, 1)
-    assert round(one.rate, 3) == 0.333
-    assert one.last["status"] == "Published"
+    assert one.last and one.last.status == "Published"
     assert "builder2.x" not in tallies, "it is still at it"
 
 
 # --- as OpenMetrics text
 
 
-def sight(**more: Any) -> Sight:
+def sight(**more: Any) -> MetricsInput:
     there = WorkerHeartbeat(
         host="b1", instance="1", state="building", free_mib=7, load=0.5, arches=("x86_64",), build=_hand()
     )
     given: dict[str, Any] = {
         "now": BEGINNING + 3600,
         "tubes": [TubeStats("x86_64", ready=5, watchers=2)],
-        "workers": [Seen(presence=there, heard=BEGINNING + 3590)],
+        "workers": [WorkerRecord(heartbeat=there, last_seen=BEGINNING + 3590)],
         "day": of(built(1), built(2, "Failed", reason='no "such" file\\')),
         "waiting": legs(event("Queued", 9, at=BEGINNING, tube="x86_64", job=1)),
-        "owed": [Owed(sink="mqtt", count=3, oldest=BEGINNING)],
+        "pending": [PendingCount(sink="mqtt", count=3, oldest=BEGINNING)],
     }
-    return Sight(**{**given, **more})
+    return MetricsInput(**{**given, **more})
 
 
 def _hand() -> CurrentBuild:
@@ -130,8 +127,8 @@ def _hand() -> CurrentBuild:
     )
 
 
-def lines(told: Sight) -> list[str]:
-    return text(gauges(told)).splitlines()
+def lines(told: MetricsInput) -> list[str]:
+    return format_openmetrics(build_gauges(told)).splitlines()
 
 
 def test_the_text_is_of_the_formats_grammar_and_ends_as_it_should() -> None:
@@ -174,7 +171,7 @@ def test_of_many_packages_those_built_most_often_are_told() -> None:
 
 
 def test_a_part_that_did_not_answer_is_told_as_down_and_left_out() -> None:
-    told = lines(sight(tubes=None, workers=None, day=None, waiting=(), owed=()))
+    told = lines(sight(tubes=None, workers=None, day=None, waiting=(), pending=()))
     assert [line for line in told if not line.startswith("#")] == [
         'reimzul_part_up{part="beanstalkd"} 0',
         'reimzul_part_up{part="workers"} 0',
@@ -185,7 +182,6 @@ def test_a_part_that_did_not_answer_is_told_as_down_and_left_out() -> None:
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
 def test_whatever_a_label_says_the_line_is_one_line(label: str, value: float) -> None:
-    gauge = Gauge("x", "about")
-    gauge.set(value, label=label.replace("\r", " "))
-    told = text([gauge]).split("\n")
+    gauge = Gauge("x", "about", [(value, {"label": label.replace("\r", " ")})])
+    told = format_openmetrics([gauge]).split("\n")
     assert len(told) == 5 and told[2].startswith('x{label="')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is there: the file the notifier keeps, what it writes into it, and how a worker's voice spares the tube."""
+"""The workers' heartbeats: the file that the notifier writes, and how heartbeats spare the tube."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any, cast
 import pytest
 
 from reimzul.admin.doctor.builder import judge_workers
-from reimzul.admin.facts import is_silent
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import WorkerHeartbeat, WorkerState
-from reimzul.history import presence as presence_module
-from reimzul.history.presence import NoPresences, Presences, Seen, shared_names, unreplaced
+from reimzul.history import workers as presence_module
+from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import roll as roll_module
 from reimzul.notifier.roll import Roll
 from reimzul.worker import heartbeat as voice_module
@@ -29,8 +28,8 @@ def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> Work
     return WorkerHeartbeat(**{"host": host, "instance": instance, "state": WorkerState.IDLE, "at": 5.0, **more})
 
 
-def seen(heard: float, *given: str, **more: Any) -> Seen:
-    return Seen(presence=word(*given, **more), heard=heard)
+def seen(heard: float, *given: str, **more: Any) -> WorkerRecord:
+    return WorkerRecord(heartbeat=word(*given, **more), last_seen=heard)
 
 
 @pytest.fixture
@@ -42,55 +41,55 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_latest_word_of_each_is_kept(path: Path) -> None:
-    file = Presences(path)
-    file.keep([seen(10, load=1.0), seen(10, "b1.example.org", "2"), seen(10, "a1.example.org")])
-    file.keep([seen(40, load=2.0)])
-    found = Presences(path).all()
-    assert [(each.presence.host, each.presence.instance) for each in found] == [
+    file = WorkerStore(path)
+    file.save([seen(10, load=1.0), seen(10, "b1.example.org", "2"), seen(10, "a1.example.org")])
+    file.save([seen(40, load=2.0)])
+    found = WorkerStore(path).load_all()
+    assert [(each.heartbeat.host, each.heartbeat.instance) for each in found] == [
         ("a1.example.org", "1"), ("b1.example.org", "1"), ("b1.example.org", "2"),
     ]  # fmt: skip
-    assert (found[1].heard, found[1].presence.load) == (40, 2.0)
+    assert (found[1].last_seen, found[1].heartbeat.load) == (40, 2.0)
     file.close()
-    assert Presences(path).all() == found, "nobody has it open"
+    assert WorkerStore(path).load_all() == found, "nobody has it open"
 
 
 def test_an_older_word_takes_no_newer_one_away(path: Path) -> None:
-    file = Presences(path)
-    file.keep([seen(40, load=2.0)])
-    file.keep([seen(10, load=1.0)])
-    assert file.all()[0].presence.load == 2.0
+    file = WorkerStore(path)
+    file.save([seen(40, load=2.0)])
+    file.save([seen(10, load=1.0)])
+    assert file.load_all()[0].heartbeat.load == 2.0
     file.close()
 
 
 def test_who_is_silent_for_long_is_forgotten(path: Path) -> None:
-    file = Presences(path)
-    file.keep([seen(10), seen(50, "b2.example.org")])
-    file.forget(40)
-    assert [each.presence.host for each in file.all()] == ["b2.example.org"]
+    file = WorkerStore(path)
+    file.save([seen(10), seen(50, "b2.example.org")])
+    file.purge(40)
+    assert [each.heartbeat.host for each in file.load_all()] == ["b2.example.org"]
     file.close()
 
 
 def test_a_file_that_is_not_there_has_nobody_in_it(path: Path) -> None:
-    assert Presences(path).all() == []
+    assert WorkerStore(path).load_all() == []
 
 
 def test_an_empty_file_and_a_strange_row_are_no_fault(path: Path) -> None:
-    file = Presences(path)
-    file.keep([seen(10)])
+    file = WorkerStore(path)
+    file.save([seen(10)])
     file.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("INSERT INTO workers VALUES ('x', '1', '', 1, 1, '{\"colour\": 1}')")
-    assert [each.presence.host for each in Presences(path).all()] == ["b1.example.org"]
+    assert [each.heartbeat.host for each in WorkerStore(path).load_all()] == ["b1.example.org"]
     path.unlink()
     path.touch()
-    assert Presences(path).all() == []
+    assert WorkerStore(path).load_all() == []
 
 
 def test_a_file_that_is_none_is_said_in_one_line(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("this is no database" * 100)
-    with pytest.raises(NoPresences, match=r"presence\.sqlite: who is there cannot be read or written"):
-        Presences(path).all()
+    with pytest.raises(WorkersUnavailable, match=r"presence\.sqlite: the workers' heartbeats cannot be read"):
+        WorkerStore(path).load_all()
 
 
 # --- what the notifier hears
@@ -116,14 +115,14 @@ def heard(*words: tuple[int, WorkerHeartbeat]) -> list[tuple[ReservedJob[Any], W
 def test_what_is_stale_is_dropped(path: Path) -> None:
     roll = Roll(path)
     roll.call(heard((roll_module.STALE + 1, word()), (3, word("b2.example.org")), (-1, word("b3.example.org"))))
-    assert [each.presence.host for each in Presences(path).all()] == ["b2.example.org"]
+    assert [each.heartbeat.host for each in WorkerStore(path).load_all()] == ["b2.example.org"]
     roll.close()
 
 
 def test_of_several_words_the_last_said_is_kept(path: Path) -> None:
     roll = Roll(path)
     roll.call(heard((20, word(load=1.0)), (9, word(load=2.0))))
-    assert Presences(path).all()[0].presence.load == 2.0
+    assert WorkerStore(path).load_all()[0].heartbeat.load == 2.0
     roll.close()
 
 
@@ -257,12 +256,14 @@ A, B, C = "a" * 16, "b" * 16, "c" * 16
 BOOT, OTHER_BOOT = "1" * 16, "2" * 16
 
 
-def process(session: str, first: float, heard: float, boot: str = BOOT, instance: str = "1") -> Seen:
-    return Seen(presence=word(instance=instance, session=session, boot=boot), first=first, heard=heard)
+def process(session: str, first: float, heard: float, boot: str = BOOT, instance: str = "1") -> WorkerRecord:
+    return WorkerRecord(
+        heartbeat=word(instance=instance, session=session, boot=boot), first_seen=first, last_seen=heard
+    )
 
 
-def left(*words: Seen) -> list[str]:
-    return [each.presence.session for each in unreplaced(words)]
+def left(*words: WorkerRecord) -> list[str]:
+    return [each.heartbeat.session for each in drop_replaced(words)]
 
 
 def test_a_new_process_of_an_instance_replaces_the_earlier_at_once() -> None:
@@ -276,14 +277,14 @@ def test_a_restarted_host_replaces_all_its_workers_at_once_and_is_no_second_one(
     before = [process(A, 0, 100), process(B, 0, 99, instance="2")]
     restarted = process(C, 130, 130, OTHER_BOOT)
     assert left(*before, restarted) == [C]
-    assert shared_names(unreplaced([*before, restarted])) == {}
+    assert shared_names(drop_replaced([*before, restarted])) == {}
     assert left(process("", 0, 100, "", "2"), restarted) == ["", C], "of an old worker nobody knows the host"
 
 
 def test_two_hosts_that_both_go_on_speaking_are_said() -> None:
     for instance in ("1", "4711"):
         both = [process(A, 0, 160), process(B, 130, 161, OTHER_BOOT, instance)]
-        assert unreplaced(both) == both
+        assert drop_replaced(both) == both
         assert shared_names(both) == {"b1.example.org": "more than one host calls itself b1.example.org"}
     restarts = process(C, 170, 170)  # a worker of the first: its host was there before
     assert left(*both, restarts) == [B, C]
@@ -293,16 +294,16 @@ def test_two_hosts_that_both_go_on_speaking_are_said() -> None:
 
 
 def test_the_file_knows_sessions_and_forgets_who_left(path: Path) -> None:
-    file = Presences(path)
+    file = WorkerStore(path)
     now = time.time()
-    file.keep([seen(now - 300, session=A, boot=BOOT)])
-    file.keep([seen(now - 250, session=B, boot=OTHER_BOOT)])
-    assert [each.presence.session for each in file.all()] == [B]
-    file.keep([seen(now - 30, session=B, boot=OTHER_BOOT)])
+    file.save([seen(now - 300, session=A, boot=BOOT)])
+    file.save([seen(now - 250, session=B, boot=OTHER_BOOT)])
+    assert [each.heartbeat.session for each in file.load_all()] == [B]
+    file.save([seen(now - 30, session=B, boot=OTHER_BOOT)])
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT session, first FROM workers").fetchall() == [(B, pytest.approx(now - 250))]
-    file.keep([seen(now, session=B, boot=OTHER_BOOT, leaving=True)])
-    assert file.all() == []
+    file.save([seen(now, session=B, boot=OTHER_BOOT, leaving=True)])
+    assert file.load_all() == []
     file.close()
 
 
@@ -310,27 +311,27 @@ def test_the_file_of_an_earlier_version_is_taken_over(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("CREATE TABLE presence (host, instance, heard, document, PRIMARY KEY (host, instance))")
-    assert Presences(path).all() == []
-    file = Presences(path)
-    file.keep([seen(10)])
-    assert len(file.all()) == 1
+    assert WorkerStore(path).load_all() == []
+    file = WorkerStore(path)
+    file.save([seen(10)])
+    assert len(file.load_all()) == 1
     file.close()
 
 
 def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -> None:
-    file, now = Presences(path), time.time()
+    file, now = WorkerStore(path), time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(presence_module.time, "time", lambda: now + 9000)
-        file.keep([seen(now + 9000, session=A), seen(now + 9000, "b2.example.org", session=A)])
-    file.keep([seen(now, session=B)])
-    assert {each.presence.host: each.presence.session for each in file.all()} == {
+        file.save([seen(now + 9000, session=A), seen(now + 9000, "b2.example.org", session=A)])
+    file.save([seen(now, session=B)])
+    assert {each.heartbeat.host: each.heartbeat.session for each in file.load_all()} == {
         "b1.example.org": B, "b2.example.org": A,
     }  # fmt: skip
-    assert max(each.heard for each in file.all()) == now
-    file.keep([seen(now + 1, "b2.example.org", session=A, load=2.0)])
-    assert file.all()[1].presence.load == 2.0
+    assert max(each.last_seen for each in file.load_all()) == now
+    file.save([seen(now + 1, "b2.example.org", session=A, load=2.0)])
+    assert file.load_all()[1].heartbeat.load == 2.0
     file.close()
-    assert is_silent(seen(now + 9000), now), "heard in the future is not heard now"
+    assert seen(now + 9000).is_silent(now), "heard in the future is not heard now"
 
 
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long builds usually take, and when one that waits is likely to start."""
+"""How long builds usually take, and when a waiting build is expected to start."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.admin.usual import IDLE, Arch, Usual, duration, durations, left, quantile, starts, usual
+from reimzul.admin.estimates import (
+    IDLE,
+    ArchStats,
+    DurationStats,
+    duration_stats,
+    estimate_start,
+    quantile,
+    remaining,
+)
+from reimzul.history import BuildRecord
 
 spans = st.floats(0.1, 100_000)
 some = st.lists(spans, min_size=1, max_size=30)
 
 
-def built(name: str, seconds: float, **more: Any) -> dict[str, Any]:
-    return {"pkgname": name, "started": 1000.0, "finished": 1000.0 + seconds, **more}
+def built(name: str, seconds: float, **more: Any) -> BuildRecord:
+    return BuildRecord(**{"pkgname": name, "started": 1000.0, "finished": 1000.0 + seconds, **more})
 
 
-def takes(seconds: float, spread: float = 0.0) -> Usual:
+def takes(seconds: float, spread: float = 0.0) -> DurationStats:
     low, high = seconds - spread, seconds + spread
-    return Usual(low=low, median=seconds, high=high, mean=seconds, count=10)
+    return DurationStats(low=low, median=seconds, high=high, mean=seconds, count=10)
 
 
 @given(some)
 def test_the_figures_are_in_order_and_within_what_was_seen(seconds: list[float]) -> None:
-    found = usual(seconds)
+    found = duration_stats(seconds)
     assert found and found.low <= found.median <= found.high
     assert found.count == len(seconds)
     assert min(seconds) - 1e-6 <= found.median <= max(seconds) + 1e-6
@@ -37,13 +46,13 @@ def test_a_quantile_lies_between_its_neighbours() -> None:
     assert quantile([1.0, 2.0, 3.0], 0.5) == 2.0
     assert quantile([1.0, 2.0], 0.5) == 1.5
     assert quantile([7.0], 0.9) == 7.0
-    assert usual([]) is None
+    assert duration_stats([]) is None
 
 
 def test_of_one_or_two_builds_the_doubt_is_large() -> None:
-    found = usual([100.0])
+    found = duration_stats([100.0])
     assert found and (found.low, found.median, found.high) == (50.0, 100.0, 200.0)
-    exact = usual([100.0] * 3)
+    exact = duration_stats([100.0] * 3)
     assert exact and exact.low == exact.high == 100.0
 
 
@@ -54,20 +63,21 @@ def test_of_one_or_two_builds_the_doubt_is_large() -> None:
         (built("time", 5.0, started=0.0), None),
         (built("time", 5.0, finished=0.0), None),
         (built("time", -5.0), None),
-        ({}, None),
+        (BuildRecord(), None),
     ],
 )
-def test_a_duration_needs_both_its_ends(document: dict[str, Any], seconds: float | None) -> None:
-    assert duration(document) == seconds
-    assert durations([document]) == ([] if seconds is None else [seconds])
+def test_a_duration_needs_both_its_ends(document: BuildRecord, seconds: float | None) -> None:
+    assert document.duration == seconds
+    found = duration_stats([document.duration])
+    assert (found and found.median) == seconds
 
 
 def test_a_package_that_was_never_built_takes_what_the_others_do() -> None:
-    arch = Arch([built("time", 5.0), built("kernel", 5000.0), built("kernel", 5001.0)])
-    own, others = arch.of("kernel"), arch.of("tar")
+    arch = ArchStats([built("time", 5.0), built("kernel", 5000.0), built("kernel", 5001.0)])
+    own, others = arch.stats_for("kernel"), arch.stats_for("tar")
     assert own and own.own and own.median == 5000.5
     assert others and not others.own and others.count == 3
-    assert Arch(()).of("tar") is None
+    assert ArchStats(()).stats_for("tar") is None
 
 
 def test_a_build_starts_when_those_ahead_have_had_their_turn() -> None:
@@ -78,38 +88,40 @@ def test_a_build_starts_when_those_ahead_have_had_their_turn() -> None:
     assert _likely([takes(100)], [takes(30), IDLE]) == 30
 
 
-def _likely(ahead: list[Usual | None], free_in: list[Usual]) -> float:
-    found = starts(ahead, free_in)
+def _likely(ahead: list[DurationStats | None], free_in: list[DurationStats]) -> float:
+    found = estimate_start(ahead, free_in)
     assert found
     return found.likely
 
 
 def test_nothing_can_be_said_where_nobody_builds_or_nothing_is_known() -> None:
-    assert starts([], []) is None
-    assert starts([takes(5), None], [IDLE]) is None
+    assert estimate_start([], []) is None
+    assert estimate_start([takes(5), None], [IDLE]) is None
 
 
 @given(st.lists(st.builds(takes, spans, st.floats(0, 0.1)), max_size=40), st.lists(st.builds(takes, spans), min_size=1))
-def test_a_forecast_is_in_order_and_one_more_ahead_makes_it_no_sooner(ahead: list[Usual], free: list[Usual]) -> None:
-    found, more = starts(ahead, free), starts([*ahead, takes(60)], free)
+def test_a_forecast_is_in_order_and_one_more_ahead_makes_it_no_sooner(
+    ahead: list[DurationStats], free: list[DurationStats]
+) -> None:
+    found, more = estimate_start(ahead, free), estimate_start([*ahead, takes(60)], free)
     assert found and more
     assert 0 <= found.low <= found.likely <= found.high
     assert more.likely >= found.likely
 
 
 def test_many_ahead_are_surer_than_one_of_them_times_their_number() -> None:
-    one, hundred = starts([takes(100, 50)], [IDLE]), starts([takes(100, 50)] * 100, [IDLE])
+    one, hundred = estimate_start([takes(100, 50)], [IDLE]), estimate_start([takes(100, 50)] * 100, [IDLE])
     assert one and hundred
     assert hundred.likely == 100 * one.likely
     assert hundred.high - hundred.low < 20 * (one.high - one.low)
 
 
 def test_what_is_left_is_less_by_what_was_spent() -> None:
-    rest = left(takes(100, 20), 50)
+    rest = remaining(takes(100, 20), 50)
     assert (rest.low, rest.median, rest.high) == (30, 50, 70)
-    assert left(takes(100, 20), 90).low == 0
+    assert remaining(takes(100, 20), 90).low == 0
 
 
 def test_what_takes_longer_than_it_ever_did_may_take_as_long_again() -> None:
-    rest = left(takes(100, 20), 1000)
+    rest = remaining(takes(100, 20), 1000)
     assert (rest.low, rest.median, rest.high) == (0, 500, 2000)

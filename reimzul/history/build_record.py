@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a build on an arch as the history keeps it, and how events change it.
+
+A record is stored as a document (JSON in SQLite, BSON in MongoDB) whose keys are the record's attributes. The keys
+srpm, arch, target, disttag, scratch, submitter, status, builder_fqdn, evr, pkgname, timestamp, latest_build and
+comment, and the statuses, are the original Reimzul's, so that programs written for its MongoDB collection can read
+ours. A published build keeps the status `Success`; `published` has the time.
+
+Times are seconds since 1970, 0 if unknown. `started`, `finished` and `phases` are by the builder's clock, all other
+times by the controller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional, TypeVar
+
+import attr
+
+from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Refusal, Status
+from reimzul.history.result_rules import is_news
+
+S = TypeVar("S", bound="_Stored")
+
+
+class BuildState:
+    """The state of a build on an arch: its status, with built and published builds distinguished."""
+
+    QUEUED = "queued"
+    BUILDING = "building"
+    BUILT = "built"  #: successful, not published (yet)
+    PUBLISHED = "published"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    OVERRIDE = "override"
+
+    ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED)
+
+
+@attr.frozen(kw_only=True, slots=False)  # without slots, frozen instances are made twice as fast
+class _Stored:
+    """A class whose instances are stored as documents, with their attributes as keys.
+
+    A document of another version, or of the original, may lack keys and have keys of its own. It is then kept in
+    `source`, and written back with no other change than those made to the record.
+    """
+
+    source: Optional[Mapping[str, Any]] = attr.field(default=None, repr=False)
+
+    @classmethod
+    def from_document(cls: type[S], document: Mapping[str, Any]) -> S:
+        """Read a document. Values are not checked; a null in the place of another type counts as missing."""
+        if document.keys() == _keys(cls):
+            return cls(**document)
+        names = attr.fields_dict(cls).keys() - {"source"}
+        known = {name: value for name, value in document.items() if name in names and value is not None}
+        return cls(**known, source=document)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the document, ready for JSON; attributes of later versions are left out while they are unset."""
+        names = [name for name, value in vars(self).items() if value is not None or name not in _OPTIONAL]
+        names.remove("source")
+        if self.source is not None:
+            stored = self.from_document(self.source)
+            names = [name for name in names if getattr(self, name) != getattr(stored, name)]
+        return {**(self.source or {}), **{name: _to_json(getattr(self, name)) for name in names}}
+
+
+#: Attributes of later versions: they are not written while they are unset.
+_OPTIONAL = {"held", "batch", "cause", "newly_failing", "missing", "claimed"}
+_KEYS: dict[Any, frozenset[str]] = {}
+
+
+def _keys(cls: type[_Stored]) -> frozenset[str]:
+    """Return the keys of the documents that this version writes for a class."""
+    if cls not in _KEYS:
+        _KEYS[cls] = frozenset(attr.fields_dict(cls)) - _OPTIONAL - {"source"}
+    return _KEYS[cls]
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [each.to_document() if isinstance(each, _Stored) else each for each in value]
+    return value
+
+
+@attr.frozen(kw_only=True, slots=False)
+class RecordedAttempt(_Stored):
+    attempt: str = ""  #: its token
+    builder_fqdn: str = ""
+    started: float = 0.0
+    finished: float = 0.0
+    exit_code: Optional[int] = None  #: mock's
+    reason: str = ""
+    url: str = ""  #: of its logs
+    error_log: str = ""  #: the log that has the cause of its failure
+    skew: float = 0.0  #: seconds that the builder's clock is ahead of the controller's
+    at: float = 0.0  #: when the event that decided it was announced
+    status: str = ""  #: Building, Success, Published, Failed, Cancelled, Rejected, Unfit or Retried (see `Status`)
+    heard: float = 0.0  #: `at` of the first event about it
+
+    @property
+    def is_over(self) -> bool:
+        return self.status not in (Status.QUEUED, Status.BUILDING)
+
+    @property
+    def ended_at(self) -> float:
+        """When the attempt ended, by the controller's clock as far as possible; 0 if unknown."""
+        return (0.0 if self.skew else self.finished) or self.at
+
+
+def _read_attempts(raw: Iterable[Any] | None) -> tuple[RecordedAttempt, ...]:
+    return tuple(
+        each if isinstance(each, RecordedAttempt) else RecordedAttempt.from_document(each) for each in raw or ()
+    )
+
+
+@attr.frozen(kw_only=True, slots=False)
+class BuildRecord(_Stored):
+    """A build on an arch as the history knows it. All attributes have defaults: the original's documents lack many."""
+
+    srpm: str = ""
+    arch: str = ""
+    target: str = ""
+    submitter: str = ""
+    disttag: str = ""
+    scratch: bool = False
+    build_id: str = ""
+    timestamp: str = ""  #: when it was submitted, YYYYMMDDHHMMSS in UTC
+    builder_fqdn: str = ""
+    pkgname: str = ""
+    evr: str = ""
+    attempt: str = ""  #: the token of the attempt that decided it, or runs
+    reason: str = ""
+    exit_code: Optional[int] = None
+    started: float = 0.0
+    finished: float = 0.0
+    place: str = ""
+    url: str = ""
+    rpm_count: int = 0
+    rpms: tuple[str, ...] = attr.field(default=(), converter=tuple)
+    first_error: str = ""
+    error_line: str = ""
+    error_log: str = ""
+    skipped: Mapping[str, str] = attr.field(factory=dict)
+    phases: tuple[Mapping[str, Any], ...] = attr.field(default=(), converter=tuple)  #: name, start, end of each
+    parent: str = ""
+    at: float = 0.0  #: when the event that decided it was announced
+    skew: float = 0.0
+    queued_at: float = 0.0  #: when its job was first put
+    put_at: float = 0.0  #: when its job was last put; the next five are of that put
+    tube: str = ""
+    job: int = 0
+    priority: Optional[int] = None
+    due: float = 0.0  #: no worker gets the job before this time
+    waits_for: str = ""  #: what must change before it can be built
+    attempts: tuple[RecordedAttempt, ...] = attr.field(default=(), converter=_read_attempts)  #: the oldest first
+    status: str = ""
+    published: float = 0.0
+    comment: str = ""
+    #: Whether it is the newest, by timestamp, of the builds of its srpm, arch and target that are over. It depends on
+    #: other records, so the history sets it when it stores a record.
+    latest_build: bool = False
+    held: Optional[str] = None
+    batch: Optional[str] = None
+    cause: Optional[str] = None
+    newly_failing: Optional[bool] = None
+    missing: Optional[Sequence[str]] = None
+    claimed: Optional[Mapping[str, Any]] = None
+
+    @property
+    def state(self) -> str:
+        """One of `BuildState`."""
+        if self.status == Status.SUCCESS:
+            return BuildState.PUBLISHED if self.published else BuildState.BUILT
+        return self.status.lower()
+
+    @property
+    def is_queued(self) -> bool:
+        return self.status == Status.QUEUED
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it waits or is being built."""
+        return self.status in (Status.QUEUED, Status.BUILDING)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in OVER
+
+    @property
+    def is_original(self) -> bool:
+        """Whether the original's notifier wrote it, which knows nothing of publishing."""
+        return self.source is not None and "published" not in self.source
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        return (self.srpm, self.arch, self.target)
+
+    @property
+    def package(self) -> str:
+        """The package's name; taken from the file name of the source rpm while no worker has read its header."""
+        return self.pkgname or self.srpm.rsplit("-", 2)[0]
+
+    @property
+    def attempt_start(self) -> float:
+        """When the current attempt began, by the controller's clock; 0 if unknown.
+
+        If the builder's clock is off, this is when the attempt was first heard of.
+        """
+        if not self.skew:
+            return self.started
+        return next((each.heard for each in self.attempts if each.attempt == self.attempt), 0.0)
+
+    @property
+    def duration(self) -> Optional[float]:
+        """How long the builder took, in seconds; None if unknown, or if the builder's clock was off."""
+        known = not self.skew and 0 < self.started <= self.finished
+        return self.finished - self.started if known else None
+
+    @property
+    def wait(self) -> Optional[float]:
+        """Seconds from submission to the first attempt; None if unknown. Never negative: two clocks are involved."""
+        first = next((each for each in self.attempts if each.started), None)
+        if first is None or first.skew or not self.queued_at:
+            return None
+        return max(0.0, first.started - self.queued_at)
+
+
+#: What identifies a build and its package: the same for every attempt.
+_IDENTITY = (
+    "srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr", "parent",
+)  # fmt: skip
+#: What one attempt is known by and resulted in.
+_ATTEMPT = (
+    "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "rpm_count", "rpms",
+    "first_error", "error_line", "error_log", "skipped", "phases", "skew", "at",
+)  # fmt: skip
+_BLANK = {name: getattr(BuildRecord(), name) for name in _IDENTITY + _ATTEMPT}
+#: What is known of the last put of its job.
+_PUT = ("tube", "job", "priority", "due", "waits_for")
+_MAX_ATTEMPTS = 50
+_PROGRESS = {Status.QUEUED: 0, Status.BUILDING: 1}
+_PRECEDENCE = {
+    **_PROGRESS, Status.SUCCESS: 2, Status.FAILED: 2, Status.CANCELLED: 3, Status.REJECTED: 3, Status.PUBLISHED: 4,
+    Status.OVERRIDE: 9,
+}  # fmt: skip
+_ATTEMPT_PRECEDENCE = {**_PRECEDENCE, Status.UNFIT: 2, Status.RETRIED: 2, Status.OVERRIDE: 0}
+#: The statuses of a build that has a result; `Published` is stored as `Success`.
+OVER = tuple(status for status, rank in _PRECEDENCE.items() if rank > 1 and status != Status.PUBLISHED)
+
+
+@attr.frozen(kw_only=True, slots=False)
+class RefusalRecord(_Stored):
+    """A message that was refused, as the history keeps it."""
+
+    key: str = ""
+    tube: str = ""
+    job: int = 0
+    reason: str = ""
+    begins: str = ""  #: the first bytes of the body
+    host: str = ""  #: that refused it
+    at: float = 0.0
+
+    @classmethod
+    def from_event(cls, event: Refusal) -> RefusalRecord:
+        return cls(**{name: getattr(event, name) for name in _keys(cls)})
+
+
+def apply_events(before: Mapping[str, BuildRecord], events: Iterable[BuildEvent]) -> dict[str, BuildRecord]:
+    """Return the records, by key, that differ from `before` after these events."""
+    after = dict(before)
+    for event in events:
+        after[event.key] = apply_event(after.get(event.key), event)
+    return {key: record for key, record in after.items() if record != before.get(key)}
+
+
+def apply_event(before: BuildRecord | None, event: BuildEvent) -> BuildRecord:
+    """Return the record after an event; the result does not depend on the order of events."""
+    if before is None:
+        return _merge(BuildRecord(), _values_of(event), {}, event, event_wins=True)
+    decided = _decided_status(before)
+    if not is_news(decided, event.status):
+        return before
+    news = _values_of(event)
+    known = {name: value for name, blank in _BLANK.items() if (value := getattr(before, name)) != blank}
+    event_wins = _takes_precedence(event, before)
+    is_same_attempt = news.get("attempt", "") in ("", before.attempt) or not before.attempt
+    if _overturns(event, decided) or not is_same_attempt:
+        loser = known if event_wins else news
+        for name in _ATTEMPT:
+            loser.pop(name, None)
+    return _merge(before, news, known, event, event_wins=event_wins)
+
+
+def with_override(record: BuildRecord, comment: str) -> BuildRecord:
+    """Return the record with the status that a person has set; no event of a worker changes it back."""
+    return attr.evolve(record, status=Status.OVERRIDE, comment=comment)
+
+
+def _merge(
+    before: BuildRecord, news: Mapping[str, Any], known: Mapping[str, Any], event: BuildEvent, *, event_wins: bool
+) -> BuildRecord:
+    status = event.status if event_wins or before.status not in _PRECEDENCE else before.status
+    return BuildRecord(
+        **{**_BLANK, **known, **news} if event_wins else {**_BLANK, **news, **known},
+        **_put_values(event, before),
+        attempts=_merge_attempts(event, before.attempts),
+        status=Status.SUCCESS if status == Status.PUBLISHED else status,
+        published=before.published or (event.at if event.status == Status.PUBLISHED else 0.0),
+        comment=before.comment or (event.reason if event.status == Status.OVERRIDE else ""),
+        latest_build=before.latest_build,
+        **{name: getattr(before, name) for name in _OPTIONAL},
+    )
+
+
+def _values_of(event: BuildEvent) -> dict[str, Any]:
+    values = {name: getattr(event, name) for name in _BLANK}
+    values.update(phases=tuple(map(attr.asdict, event.phases)), skipped=dict(event.skipped))
+    return {name: value for name, value in values.items() if value != _BLANK[name]}
+
+
+def _put_values(event: BuildEvent, before: BuildRecord) -> dict[str, Any]:
+    """Return where the job is, from the event that put it last."""
+    known: dict[str, Any] = {name: getattr(before, name) for name in ("queued_at", "put_at", *_PUT)}
+    if event.status != Status.QUEUED:
+        return known
+    known["queued_at"] = min(known["queued_at"] or event.at, event.at)
+    if event.job and event.at >= known["put_at"]:
+        known.update({name: getattr(event, name) for name in _PUT}, put_at=event.at)
+    return known
+
+
+def _merge_attempts(event: BuildEvent, known: Sequence[RecordedAttempt]) -> Sequence[RecordedAttempt]:
+    if not event.attempt:
+        return known
+    by_token = {each.attempt: each for each in known}
+    names = _BLANK.keys() & _keys(RecordedAttempt)
+    news = RecordedAttempt(status=_attempt_status(event), **{name: getattr(event, name) for name in names})
+    old = by_token.get(event.attempt, news)
+    weaker, stronger = sorted((news, old), key=lambda each: (_ATTEMPT_PRECEDENCE.get(each.status, 0), each.at))
+    changes = {name: value for name in names if (value := getattr(stronger, name)) != _BLANK[name]}
+    heard = min(each.heard or each.at for each in (news, old))
+    by_token[event.attempt] = attr.evolve(weaker, **changes, status=stronger.status, heard=heard)
+    return sorted(by_token.values(), key=_attempt_order)[-_MAX_ATTEMPTS:]
+
+
+def _attempt_order(attempt: RecordedAttempt) -> tuple[float, str]:
+    """Order by the controller's clock; version 0.1 did not record that, and its tokens begin with the builder's."""
+    return attempt.heard or float(attempt.attempt.partition("-")[0]), attempt.attempt
+
+
+def _attempt_status(event: BuildEvent) -> str:
+    """Return the status of the event's attempt; one whose job was requeued has failed without a result."""
+    if event.status != Status.QUEUED:
+        return event.status
+    if event.reason.startswith(NOBODY):
+        return Status.RETRIED
+    return Status.REJECTED if event.reason.startswith(UPLOAD.strip()) else Status.UNFIT
+
+
+def _decided_status(record: BuildRecord) -> str:
+    return Status.PUBLISHED if record.published else record.status
+
+
+def _takes_precedence(event: BuildEvent, before: BuildRecord) -> bool:
+    """Whether the event's values replace the known ones; of two attempts that run, the later one counts."""
+    if before.status == Status.OVERRIDE:
+        return event.status == Status.OVERRIDE and event.at >= before.at
+    rank, known = _PRECEDENCE[event.status], _PRECEDENCE.get(_decided_status(before), 0)
+    if max(rank, known) <= _PROGRESS[Status.BUILDING] and event.attempt and before.attempt:
+        if event.attempt == before.attempt and rank != known:
+            return rank < known  # the attempt had begun and its job was requeued; `attempts` names the builder
+        return event.at >= before.at
+    return rank > known
+
+
+def _overturns(event: BuildEvent, decided: str) -> bool:
+    """Whether the event voids another attempt's result, whose reason and error are then not this build's."""
+    if event.status == Status.CANCELLED:
+        return decided == Status.SUCCESS
+    return event.status == Status.PUBLISHED and decided in (Status.FAILED, Status.CANCELLED, Status.REJECTED)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The latest heartbeat of each worker, in a SQLite file that the notifier writes.
+
+A worker is a process, identified by host, instance and session. `load_all` leaves out processes that a later one of
+their host has replaced, `drop_disconnected` those without a connection to beanstalkd. If two go on sending heartbeats
+under the same name, two hosts share that name (`shared_names`).
+
+The file is separate from the history, whatever database that is in: it needs no backup, since all heartbeats are
+repeated within a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from reimzul.core.beanstalk import Broker, session_tube
+from reimzul.core.clock import measure_skew
+from reimzul.core.errors import InvalidMessage, ReimzulError
+from reimzul.core.message import WorkerHeartbeat
+from reimzul.core.sqlite import open_database, open_read_only, transaction
+
+#: Seconds without a heartbeat after which a worker counts as silent; idle workers send one every 30 s by default.
+SILENT_AFTER_SECONDS = 120
+#: Seconds that a worker without heartbeats is remembered.
+RETENTION_SECONDS = 7 * 86400
+#: Seconds by which two times may be in the wrong order: each is computed from an age in whole seconds.
+CLOCK_SLACK_SECONDS = 2.0
+#: What a worker that sends no heartbeats does, beside the states of `WorkerState`.
+SILENT = "silent"
+
+_SCHEMA = """
+DROP TABLE IF EXISTS presence; -- of earlier versions, which knew no sessions
+CREATE TABLE IF NOT EXISTS workers (
+    host TEXT NOT NULL, instance TEXT NOT NULL, session TEXT NOT NULL, first REAL NOT NULL, heard REAL NOT NULL,
+    document TEXT NOT NULL, PRIMARY KEY (host, instance, session)
+) WITHOUT ROWID;
+"""
+_UPSERT = """
+INSERT INTO workers VALUES (:host, :instance, :session, :heard, :heard, :document)
+ON CONFLICT (host, instance, session) DO UPDATE
+SET first = min(first, excluded.first), heard = excluded.heard, document = excluded.document
+WHERE excluded.heard >= heard - 1
+"""
+#: Our clock was set back: heartbeats from the future were received at an unknown time, until the next ones come.
+_AFTER_CLOCK_CHANGE = "UPDATE workers SET heard = :past, first = min(first, :past) WHERE heard > :future"
+#: A process that restarts often leaves one row only.
+_DELETE_REPLACED = """
+DELETE FROM workers WHERE host = :host AND instance = :instance AND session <> :session AND heard < :old
+"""
+_DELETE_LEAVING = "DELETE FROM workers WHERE host = :host AND instance = :instance AND session = :session"
+
+
+class WorkersUnavailable(ReimzulError):
+    """The workers' heartbeats cannot be read, or written."""
+
+
+@attr.frozen(kw_only=True)
+class WorkerRecord:
+    """A worker's latest heartbeat."""
+
+    heartbeat: WorkerHeartbeat
+    last_seen: float  #: when it came, by the controller's clock: the builder's may be wrong
+    first_seen: float = attr.field()  #: when the first heartbeat of this process came
+
+    @first_seen.default
+    def _first_seen(self) -> float:
+        return self.last_seen
+
+    @property
+    def skew(self) -> float:
+        """Seconds that its clock is ahead of the controller's, negative if behind; 0 if it is right."""
+        return measure_skew(self.heartbeat.at, self.last_seen)
+
+    def seconds_since(self, moment: float, now: float) -> float:
+        """Return the seconds since a time by the worker's clock; each part of the span is measured by one clock."""
+        sent = self.heartbeat.at or self.last_seen
+        return max(0.0, sent - moment) + max(0.0, now - self.last_seen)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether no heartbeat has come for too long. One from the future is as old: the clock was set back."""
+        return abs(now - self.last_seen) > SILENT_AFTER_SECONDS
+
+    def state_at(self, now: float) -> str:
+        """Return its state of `WorkerState`, or `silent`."""
+        return SILENT if self.is_silent(now) else self.heartbeat.state
+
+    def to_dict(self) -> dict[str, Any]:
+        return attr.asdict(self.heartbeat, filter=lambda field, _: field.name not in ("extra", "status", "leaving"))
+
+
+class WorkerStore:
+    """The file. An instance belongs to one thread; every method raises `WorkersUnavailable`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open nothing yet: a missing file has no workers."""
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+
+    def load_all(self) -> list[WorkerRecord]:
+        """Return the workers that no later process has replaced, by host and instance."""
+        if not self._path.exists():
+            return []
+        query = "SELECT first, heard, document FROM workers ORDER BY host, length(instance), instance, first"
+        with self._translating_errors(), contextlib.closing(open_read_only(self._path)) as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'workers'").fetchone():
+                return []
+            return drop_replaced([record for row in db.execute(query) for record in _parse_row(*row)])
+
+    def save(self, records: Iterable[WorkerRecord]) -> None:
+        """Store heartbeats; one that is much older than the stored one is dropped."""
+        now = time.time()
+        with self._translating_errors():
+            db = self._open_to_write()
+            with transaction(db):
+                db.execute(
+                    _AFTER_CLOCK_CHANGE, {"past": now - SILENT_AFTER_SECONDS, "future": now + CLOCK_SLACK_SECONDS}
+                )
+                for record in records:
+                    sent = record.heartbeat
+                    row = {
+                        "host": sent.host, "instance": sent.instance, "session": sent.session,
+                        "heard": record.last_seen, "old": record.last_seen - SILENT_AFTER_SECONDS,
+                        "document": json.dumps(sent.to_json()),
+                    }  # fmt: skip
+                    for statement in (_DELETE_LEAVING,) if sent.leaving else (_UPSERT, _DELETE_REPLACED):
+                        db.execute(statement, row)
+
+    def purge(self, before: float) -> None:
+        with self._translating_errors():
+            self._open_to_write().execute("DELETE FROM workers WHERE heard < ?", (before,))
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _open_to_write(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = open_database(self._path, _SCHEMA, synchronous="OFF")  # heartbeats are repeated within a minute
+        return self._db
+
+    @contextlib.contextmanager
+    def _translating_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            self.close()  # the file may be damaged: open it again next time
+            raise WorkersUnavailable(
+                f"{self._path}: the workers' heartbeats cannot be read or written: {error}"
+            ) from error
+
+
+def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:
+    with contextlib.suppress(InvalidMessage, ValueError):  # another version wrote it
+        yield WorkerRecord(heartbeat=WorkerHeartbeat.from_json(json.loads(document)), last_seen=heard, first_seen=first)
+
+
+def drop_replaced(records: Iterable[WorkerRecord]) -> list[WorkerRecord]:
+    """Return the workers whose process or host has not been restarted since their last heartbeat."""
+    hosts: dict[str, list[WorkerRecord]] = {}
+    for each in records:
+        hosts.setdefault(each.heartbeat.host, []).append(each)
+    return [each for of_host in hosts.values() for each in of_host if not _is_replaced(each, of_host)]
+
+
+def _is_replaced(record: WorkerRecord, of_host: Sequence[WorkerRecord]) -> bool:
+    for other in of_host:
+        if _are_rivals(record, other):
+            start = _start_time(other, record, of_host)
+            if start > _start_time(record, other, of_host) and record.last_seen < start + CLOCK_SLACK_SECONDS:
+                return True
+    return False
+
+
+def _are_rivals(one: WorkerRecord, other: WorkerRecord) -> bool:
+    """Whether two workers of one host name cannot both run, if only one host has that name."""
+    if one.heartbeat.instance == other.heartbeat.instance:
+        return one.heartbeat.session != other.heartbeat.session
+    return _boots_differ(one, other)
+
+
+def _boots_differ(one: WorkerRecord, other: WorkerRecord) -> bool:
+    return bool(one.heartbeat.boot and other.heartbeat.boot and one.heartbeat.boot != other.heartbeat.boot)
+
+
+def _start_time(record: WorkerRecord, rival: WorkerRecord, of_host: Sequence[WorkerRecord]) -> float:
+    """Return when a worker started; when its host did, if the rival is of another boot."""
+    if not _boots_differ(record, rival):
+        return record.first_seen
+    return min(each.first_seen for each in of_host if each.heartbeat.boot == record.heartbeat.boot)
+
+
+def shared_names(records: Sequence[WorkerRecord]) -> dict[str, str]:
+    """Return the host names that several hosts or processes use, and what is wrong; all workers are connected."""
+    found: dict[str, str] = {}
+    for one in records:
+        for other in records:
+            if one.heartbeat.host == other.heartbeat.host and _are_rivals(one, other):
+                host, instance = one.heartbeat.host, one.heartbeat.instance
+                if _boots_differ(one, other):
+                    found[host] = f"more than one host calls itself {host}"
+                else:
+                    found.setdefault(host, f"more than one process calls itself worker {instance} of {host}")
+    return found
+
+
+def drop_disconnected(broker: Broker, records: Sequence[WorkerRecord]) -> list[WorkerRecord]:
+    """Return the workers that are connected to beanstalkd; of version 0.1's workers this is unknown, and they stay."""
+    sessions = {each.heartbeat.session for each in records} - {""}
+    ended = {session for session in sessions if not broker.tube_stats(session_tube(session)).watchers}
+    return [each for each in records if each.heartbeat.session not in ended]
