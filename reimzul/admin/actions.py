@@ -311,13 +311,13 @@ def override(config: Path | None, verbose: bool, as_json: bool, **given: str) ->
     url = load_settings(config, verbose).history.url
     open_history(url, reading=True).close()  # opening it to write would create a missing history
     with contextlib.closing(open_history(url)) as history:
-        document = history.override(given["srpm"], given["target"], given["arch"], given["comment"])
-    if document is None:
+        record = history.override(given["srpm"], given["target"], given["arch"], given["comment"])
+    if record is None:
         raise InputError(
             f"no finished build of {given['srpm']} on {given['arch']} for {given['target']} is recorded; "
             f"`reimzul builds --srpm {given['srpm']}` lists those that are"
         )
     if as_json:
-        print_json(document)
+        print_json(record.to_document())
     else:
-        click.echo(f"{document.srpm} ({document.timestamp}) on {document.arch}: {document.status}")
+        click.echo(f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}")

@@ -30,4 +30,4 @@ def find_unreadable(path: Path, incoming: Path) -> str:
 
 def _describe_bar(path: Path, verb: str, wanted: str) -> str:
     mode = stat.S_IMODE(path.stat().st_mode)
-    return f"{path} has mode {mode:04o}, so that other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"
+    return f"{path} has mode {mode:04o}, and other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"

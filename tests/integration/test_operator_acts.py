@@ -278,7 +278,7 @@ def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     found = lookup.find_job(ground.broker, leg)
     assert found
     control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
-    assert actions.move_to_front(ground.broker, ground.leg(), found, 7).words == "it is being cancelled"
+    assert actions.move_to_front(ground.broker, leg, found, 7).words == "it is being cancelled"
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 
