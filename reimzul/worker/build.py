@@ -112,7 +112,7 @@ class BuildAttempt:
 
     def _raise_if_stopping(self) -> None:
         if self._is_stopping:
-            raise ShutdownRequested("told to stop")
+            raise ShutdownRequested("the daemon is stopping")
 
     def run(self) -> None:
         """Fetch what the build needs, then build its legs.

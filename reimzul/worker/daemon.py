@@ -165,7 +165,7 @@ class Worker(Daemon[BuildRequest]):
     def _raise_if_stopping(self) -> None:
         self.ping_watchdog()  # a removal may take long
         if self.stop.requested:
-            raise ShutdownRequested("told to stop")
+            raise ShutdownRequested("the daemon is stopping")
 
     def serve(self, broker: Broker) -> None:
         super().serve(broker)

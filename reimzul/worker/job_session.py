@@ -127,7 +127,7 @@ class JobSession:
         while pending is not None or not future.done() or not build.outbox.empty():
             self.ping_watchdog()
             if self.stop.now.is_set():
-                self.service.set_status("told to stop: ends the build and cleans its root up")
+                self.service.set_status("stopping: ending the build and removing its root")
                 build.stop()
                 if future.done() and self._outage_since is not None:
                     break  # beanstalkd cannot be reached and we must end: it gives the job to others then

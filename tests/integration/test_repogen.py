@@ -262,7 +262,7 @@ def test_a_target_in_anothers_hands_is_waited_for_while_others_go_on(
         outcomes = iter(daemon.handle(own, list(claims.values())))
         assert next(outcomes) == (claims["b.x86_64"], None)
         daemon.stop.now.set()
-        with pytest.raises(Exception, match="told to stop"):
+        with pytest.raises(Exception, match="the daemon is stopping"):
             next(outcomes)
 
 
