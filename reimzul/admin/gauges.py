@@ -14,7 +14,8 @@ from reimzul.admin.figures import Figures, Group, times
 from reimzul.admin.openmetrics import Gauge
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import WorkerState
-from reimzul.history import Document, Owed
+from reimzul.core.pending import PendingDeliveries
+from reimzul.history import Document
 from reimzul.history.presence import Seen
 
 #: Packages that are told of by name.
@@ -30,7 +31,7 @@ class Sight:
     workers: Optional[Sequence[Seen]] = None
     day: Optional[Figures] = None  #: of the builds submitted in the last 24 hours
     waiting: Sequence[Document] = ()
-    owed: Sequence[Owed] = ()
+    owed: Sequence[PendingDeliveries] = ()
 
 
 def gauges(sight: Sight) -> Iterator[Gauge]:

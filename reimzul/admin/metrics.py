@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -18,7 +19,8 @@ from reimzul.core.beanstalk import Broker, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
-from reimzul.history import BuildFilter, HistoryAway, NoHistory
+from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
+from reimzul.history import BuildFilter, Document, HistoryAway, NoHistory
 from reimzul.history.presence import NoPresences
 
 _DAY = 86400
@@ -61,7 +63,8 @@ def look(settings: Settings) -> tuple[Sight, list[str]]:
     """What there is to be told, and which part of it is missing, and why."""
     now, faults = time.time(), []
     tubes = workers = day = None
-    waiting, owed = [], []
+    waiting: Sequence[Document] = ()
+    owed: list[PendingDeliveries] = []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
             names = [
@@ -77,7 +80,11 @@ def look(settings: Settings) -> tuple[Sight, list[str]]:
     try:
         with reading.history(settings.history.url) as history:
             day = figures(history.each(BuildFilter(since=since.timestamp(now - _DAY))))
-            waiting, owed = history.unfinished(), history.owed()
+            waiting = history.unfinished()
     except (HistoryAway, NoHistory) as error:
+        faults.append(str(error))
+    try:
+        owed = read_pending(settings.notifier.ledger)
+    except OutboxUnreadable as error:
         faults.append(str(error))
     return Sight(now=now, tubes=tubes, workers=workers, day=day, waiting=waiting, owed=owed), faults

@@ -44,11 +44,12 @@ from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.config import load_file
 from reimzul.core.control import new_flag, set_flag
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.history import Owed, open_history
+from reimzul.history import open_history
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
+from tests.notifier import write_pending
 from tests.rsyncd import rsyncd
 from tests.smtp import Mailbox, MailServer
 from tests.waiting import until
@@ -512,15 +513,13 @@ def test_settings_that_the_farms_user_cannot_read_fail_and_a_password_for_everyb
 
 
 def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/history.sqlite"
-    whom = patient(tmp_path, {"history": {"url": url}}, "controller")
+    url, outbox = f"sqlite:///{tmp_path}/history.sqlite", tmp_path / "ledger.sqlite"
+    whom = patient(tmp_path, {"history": {"url": url}, "notifier": {"ledger": outbox}}, "controller")
     found = look(telling, whom)
     assert (found["history"].level, found["history"].words) == (OK, "nothing was recorded yet")
     history = open_history(url)
-    history.owe([
-        Owed(sink="mqtt", count=40, oldest=time.time() - 8000, next_try=None, at=time.time()),
-        Owed(sink="mail", count=1, oldest=time.time(), next_try=None, at=time.time()),
-    ])  # fmt: skip
+    write_pending(outbox, "mqtt", 40, time.time() - 8000)
+    write_pending(outbox, "mail", 1, time.time())
     found = look(telling, whom)
     assert (found["history"].level, found["owed"].level) == (OK, WARN)
     assert found["owed"].words == "owed: 40 events to mqtt for 2 h"

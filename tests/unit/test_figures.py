@@ -15,7 +15,8 @@ from reimzul.admin.openmetrics import Gauge, text
 from reimzul.admin.tally import by_builder
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
-from reimzul.history import Document, Owed
+from reimzul.core.pending import PendingDeliveries
+from reimzul.history import Document
 from reimzul.history.document import fold
 from reimzul.history.presence import Seen
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event
@@ -119,7 +120,7 @@ def sight(**more: Any) -> Sight:
         "workers": [Seen(presence=there, heard=BEGINNING + 3590)],
         "day": of(built(1), built(2, "Failed", reason='no "such" file\\')),
         "waiting": legs(event("Queued", 9, at=BEGINNING, tube="x86_64", job=1)),
-        "owed": [Owed(sink="mqtt", count=3, oldest=BEGINNING)],
+        "owed": [PendingDeliveries(sink="mqtt", count=3, oldest=BEGINNING)],
     }
     return Sight(**{**given, **more})
 

@@ -14,6 +14,7 @@ from reimzul.admin.doctor.access import READ, WRITE, may, writable
 from reimzul.admin.doctor.check import OK, Check, Result, fail, ok, warn
 from reimzul.admin.doctor.host import CONTROLLER, Host, is_root
 from reimzul.core.errors import ConfigError, ReimzulError
+from reimzul.core.pending import read_pending
 from reimzul.history import BuildFilter, HistoryAway, NoHistory
 
 _SQLITE = "sqlite://"
@@ -69,11 +70,7 @@ def _file(host: Host, path: Path) -> Result:
 
 
 def _owed(host: Host) -> Result:
-    try:
-        with reading.history(host.settings.history.url) as history:
-            owed = history.owed()
-    except NoHistory:
-        return ok("nothing was told yet")
+    owed = read_pending(host.settings.notifier.ledger)
     late = [each for each in owed if time.time() - each.oldest > OWED]
     if not late:
         return ok("every sink has what it is to be told")
@@ -103,23 +100,23 @@ def _for(since: float) -> str:
 
 def _mqtt(host: Host) -> Result:
     try:
-        from reimzul.notifier.sinks.mqtt_link import Link
+        from reimzul.core.mqtt import MqttConnection
     except ImportError as error:
         return fail(f"paho-mqtt is not installed ({error})", "make install ROLE=controller")
     settings = host.settings.mqtt
     try:
-        Link(settings).close()
+        MqttConnection(settings).close()
     except ReimzulError as error:
         return _unlike(error, "systemctl status mosquitto; are the files of [mqtt] its authority's?")
     return ok(f"the broker at {settings.host}:{settings.port} welcomes us")
 
 
 def _mail(host: Host) -> Result:
-    from reimzul.notifier.sinks.smtp import Session
+    from reimzul.core.smtp import SmtpSession
 
     settings = host.settings.mail
     try:
-        Session(settings).close()
+        SmtpSession(settings).close()
     except ReimzulError as error:
         return _unlike(error, "is the mail server of [mail] up, and does it take mail from this host?")
     return ok(f"the mail server at {settings.smtp_host}:{settings.smtp_port} welcomes us")
