@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -22,6 +23,8 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FILE = Path("/etc/reimzul/reimzul.ini")
 FILE_VARIABLE = "REIMZUL_CONFIG"
@@ -438,7 +441,7 @@ class NotifierSettings:
     """Who is told, and what is remembered of it, on the controller."""
 
     ledger: Path = setting(
-        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "What was told to whom, so that nobody is told twice."
+        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "The outbox: every event, and which sinks have it."
     )
     presence: Path = setting(
         parse_path, "/srv/reimzul/notifier/presence.sqlite", "Which workers are there, and what each of them does."
@@ -446,15 +449,14 @@ class NotifierSettings:
     quarantine: bool = setting(
         parse_flag,
         "false",
-        "Whether a builder whose faults stand out from its peers', on the same packages, takes no more jobs. All are\n"
-        "told. It is probed with a canary, a scratch build for [farm] canary_target, and let back when that builds;\n"
-        "without a canary_target a person has to resume it. The last able builder of an arch always stays.",
+        "Whether a builder takes no more jobs after quarantine_faults faults of its own in a row, on different\n"
+        "packages, of which other builders of the arch have built at least half meanwhile. It is probed with a canary,\n"
+        "a scratch build for [farm] canary_target, and released when that builds; without a canary_target a person has\n"
+        "to resume it. The last builder of an arch is never held back.",
     )
-    quarantine_faults: int = setting(integer_parser(1, 1000), "5", "Builder's faults from which on it can stand out.")
-    quarantine_ratio: int = setting(
-        integer_parser(1, 1000), "3", "How many times its peers' rate of faults it has to have."
+    quarantine_faults: int = setting(
+        integer_parser(1, 1000), "5", "After how many faults in a row, on different packages."
     )
-    quarantine_hours: int = setting(integer_parser(1, 8760), "24", "How many hours are looked back.")
     quarantine_pause: int = setting(
         seconds, "1800", "Seconds until the first canary; twice as many after each that failed, up to a day."
     )
@@ -598,6 +600,13 @@ class Settings:
     scm: ScmSettings = attr.field(factory=ScmSettings)
 
 
+#: Settings of earlier versions, by section and key: accepted and ignored, with a warning, until version 0.3.
+RETIRED = {
+    ("notifier", "quarantine_ratio"): "quarantine counts faults in a row",
+    ("notifier", "quarantine_hours"): "quarantine counts faults in a row",
+}
+
+
 def all_sections() -> dict[str, type]:
     """Every section by its name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
@@ -661,6 +670,9 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
     values, faults = {}, []
     rows = {row.name: row for row in settings_of(kind)}
     for key, text in given.items():
+        if (name, key) in RETIRED:
+            log.warning("[%s] %s is ignored, and an error from 0.3 on: %s", name, key, RETIRED[name, key])
+            continue
         if key not in rows:
             faults.append(f"[{name}] {key} is not a setting{_suggest_key(name, key)}")
             continue

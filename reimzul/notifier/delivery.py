@@ -29,8 +29,8 @@ PAUSE_SECONDS = 1.0
 LOG_AGAIN_SECONDS = 60.0
 #: How many deliveries a sink's thread holds in memory; beyond that it reads them from the outbox.
 BUFFER_LIMIT = 1000
-#: Seconds between the starts of two batches, unless a whole batch waits: a commit, and a mail server's greeting, cost more
-#: than an event.
+#: Seconds between the starts of two batches, unless a whole batch waits: a commit, and a mail server's greeting, cost
+#: more than an event.
 BATCH_SECONDS = 0.1
 #: Seconds between two records of what a sink has, while it works on a batch.
 RECORD_SECONDS = 0.1

@@ -123,7 +123,7 @@ class Outbox:
         """
         new: dict[str, list[Delivery]] = {}
         with self._writing():
-            told = self._told({event.key for event in events}) if self._has_told else {}
+            told = self._read_told({event.key for event in events}) if self._has_told else {}
             for event in events:
                 if self._admit(event):
                     for part in unfold(event):
@@ -238,7 +238,7 @@ class Outbox:
             newer = "ON CONFLICT (key) DO UPDATE SET event = excluded.event, at = excluded.at WHERE excluded.at >= at"
             self._db.execute(f"INSERT INTO queued VALUES (?, ?, ?) {newer}", row)
 
-    def _told(self, keys: Collection[str]) -> dict[tuple[str, str, str], bool]:
+    def _read_told(self, keys: Collection[str]) -> dict[tuple[str, str, str], bool]:
         """Return what an earlier version began to tell: (key, word, sink) -> whether the sink has it."""
         marks = ",".join("?" * len(keys))
         rows = self._db.execute(

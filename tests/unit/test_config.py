@@ -256,3 +256,17 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
         local_hostname()
     monkeypatch.setenv("REIMZUL_FQDN", "builder-1.example.org")
     assert local_hostname() == "builder-1.example.org"
+
+
+# --- settings of earlier versions
+
+
+@pytest.mark.parametrize("key", ["quarantine_ratio", "quarantine_hours"])
+def test_a_retired_setting_of_quarantine_is_ignored_with_one_warning(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert parse_settings(f"[notifier]\n{key} = 3\n", "reimzul.ini") == Settings()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"[notifier] {key} is ignored, and an error from 0.3 on: quarantine counts faults in a row"
+    ]
+    assert f"\n{key} =" not in sample_text()

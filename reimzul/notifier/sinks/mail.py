@@ -212,7 +212,7 @@ class MailState:
         A late result, of a build that was submitted before that of the last result, changes nothing.
         """
         with self._transaction():
-            decided = self._one("SELECT changed FROM change WHERE key = ? AND word = ?", *notice.name)
+            decided = self._fetch_number("SELECT changed FROM change WHERE key = ? AND word = ?", *notice.name)
             if decided is None:
                 decided = self._decide(event)
                 self._db.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (*notice.name, decided, time.time()))
@@ -222,9 +222,9 @@ class MailState:
         """Compare a result with the package's last, and keep it as the last if it is the newest."""
         good, about = event.status == Status.SUCCESS, package_key(event)
         of = "package = ? AND target = ? AND arch = ?"
-        if self._one(f"SELECT COUNT(*) FROM outcome WHERE {of} AND timestamp > ?", *about, event.timestamp):
+        if self._fetch_number(f"SELECT COUNT(*) FROM outcome WHERE {of} AND timestamp > ?", *about, event.timestamp):
             return 0
-        before = self._one(f"SELECT good FROM outcome WHERE {of}", *about)
+        before = self._fetch_number(f"SELECT good FROM outcome WHERE {of}", *about)
         row = (*about, good, time.time(), event.timestamp)
         self._db.execute("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?)", row)
         return int(before is None or bool(before) != good)
@@ -236,7 +236,7 @@ class MailState:
                 for table in _TABLES:
                     self._db.execute(f"DELETE FROM {table} WHERE at < ?", (time.time() - KEEP_SECONDS,))
 
-    def _one(self, query: str, *values: str) -> int | None:
+    def _fetch_number(self, query: str, *values: str) -> int | None:
         row = self._db.execute(query, values).fetchone()
         return None if row is None else int(row[0])
 
