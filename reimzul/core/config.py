@@ -450,9 +450,9 @@ class NotifierSettings:
         parse_flag,
         "false",
         "Whether a builder takes no more jobs after quarantine_faults faults of its own in a row, on different\n"
-        "packages, of which other builders of the arch have built at least half meanwhile. It is probed with a canary,\n"
-        "a scratch build for [farm] canary_target, and released when that builds; without a canary_target a person has\n"
-        "to resume it. The last builder of an arch is never held back.",
+        "packages, of which other builders of the arch have built at least half meanwhile. It is probed with a\n"
+        "canary, a scratch build for [farm] canary_target, and released when that builds; without a canary_target\n"
+        "a person has to resume it. The last builder of an arch is never held back.",
     )
     quarantine_faults: int = setting(
         integer_parser(1, 1000), "5", "After how many faults in a row, on different packages."

@@ -64,11 +64,11 @@ class SmtpSession:
     def send(self, sender: str, recipients: Sequence[str], mail: bytes) -> SendResult:
         """Send one mail. If this raises `SmtpUnavailable`, nobody knows whether the server took the mail."""
         with self._translating_errors():
-            code, words = self._smtp.mail(sender, [f"size={len(mail)}"] if self._smtp.has_extn("size") else [])
+            code, reply = self._smtp.mail(sender, [f"size={len(mail)}"] if self._smtp.has_extn("size") else [])
             if code == _TOO_LARGE:
-                return self._refuse_all(recipients, code, words)
+                return self._refuse_all(recipients, code, reply)
             if code != 250:
-                raise smtplib.SMTPResponseException(code, words)
+                raise smtplib.SMTPResponseException(code, reply)
             result = self._recipients(recipients)
             taken = [each for each in recipients if each not in result.deferred and each not in result.refused]
             if not taken:
@@ -88,25 +88,25 @@ class SmtpSession:
     def _recipients(self, recipients: Sequence[str]) -> SendResult:
         result = SendResult()
         for each in recipients:
-            code, words = self._smtp.rcpt(each)
+            code, reply = self._smtp.rcpt(each)
             if code in (250, 251):
                 continue
             if code == _CLOSING:
-                raise smtplib.SMTPResponseException(code, words)
-            (result.deferred if code < 500 else result.refused)[each] = _reply_text(code, words)
+                raise smtplib.SMTPResponseException(code, reply)
+            (result.deferred if code < 500 else result.refused)[each] = _reply_text(code, reply)
         return result
 
     def _content(self, taken: Sequence[str], mail: bytes, result: SendResult) -> SendResult:
         """Send the mail itself; a reply against it holds for all recipients that were accepted."""
-        code, words = self._data(mail)
+        code, reply = self._data(mail)
         if code == 250:
             return result
         if code == _CLOSING:
-            raise smtplib.SMTPResponseException(code, words)
+            raise smtplib.SMTPResponseException(code, reply)
         self._smtp.rset()
         if code < 500:
-            return attr.evolve(result, deferred={**result.deferred, **dict.fromkeys(taken, _reply_text(code, words))})
-        return attr.evolve(result, refused={**result.refused, **dict.fromkeys(taken, _reply_text(code, words))})
+            return attr.evolve(result, deferred={**result.deferred, **dict.fromkeys(taken, _reply_text(code, reply))})
+        return attr.evolve(result, refused={**result.refused, **dict.fromkeys(taken, _reply_text(code, reply))})
 
     def _data(self, mail: bytes) -> tuple[int, bytes | str]:
         try:
@@ -114,9 +114,9 @@ class SmtpSession:
         except smtplib.SMTPDataError as error:
             return error.smtp_code, error.smtp_error
 
-    def _refuse_all(self, recipients: Sequence[str], code: int, words: bytes) -> SendResult:
+    def _refuse_all(self, recipients: Sequence[str], code: int, reply: bytes) -> SendResult:
         self._smtp.rset()
-        return SendResult(refused=dict.fromkeys(recipients, _reply_text(code, words)))
+        return SendResult(refused=dict.fromkeys(recipients, _reply_text(code, reply)))
 
     def _socket(self) -> socket.socket:
         if not isinstance(self._smtp.sock, socket.socket):
@@ -147,6 +147,6 @@ def _reason(error: Exception) -> str:
     return validators.line(300)(str(error)) or type(error).__name__
 
 
-def _reply_text(code: int, words: bytes | str) -> str:
-    text = words if isinstance(words, str) else words.decode("utf-8", "replace")
+def _reply_text(code: int, reply: bytes | str) -> str:
+    text = reply if isinstance(reply, str) else reply.decode("utf-8", "replace")
     return validators.line(300)(f"{code} {text}")

@@ -36,7 +36,6 @@ def notifier(config: Path | None, verbose: bool) -> None:
 
 
 def run_notifier(settings: Settings) -> None:
-    """Run until a signal stops it."""
     sinks = enabled_sinks(settings)
     connect = functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port)
     daemon = Notifier(
@@ -71,7 +70,6 @@ def make_quarantine(settings: Settings) -> Quarantine | None:
 
 
 def main() -> None:
-    """Run the program."""
     run_command(notifier)
 
 

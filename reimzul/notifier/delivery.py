@@ -85,7 +85,7 @@ class SinkThread:
             while self._wait_for_work():
                 try:
                     self._deliver_batch()
-                except (SinkUnavailable, RetryLater) as error:
+                except Exception as error:
                     self._pause(error)
         finally:
             self.sink.close()
@@ -101,7 +101,7 @@ class SinkThread:
                 early = self._batch_at + BATCH_SECONDS - time.monotonic()
                 if not (self._buffer or self._is_behind or self._unrecorded):
                     self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
-                elif early > 0 and len(self._buffer) < PAGE:
+                elif early > 0 and len(self._buffer) < PAGE and not self._is_behind:
                     self._changed.wait(early)
                 else:
                     self._batch_at = time.monotonic()
@@ -187,27 +187,25 @@ class SinkThread:
         self._recorded_at = time.monotonic()
 
     def _pause(self, error: Exception) -> None:
-        """Log that the sink, or the outbox, is unavailable, and wait."""
+        """Log that the sink, or the outbox, is unavailable, or a bug of ours, and wait."""
         self._is_failing = True
         if self._throttle.is_due():
             more = " or more" if self._is_behind else ""
-            log.warning("%s takes no events now (%d%s pending): %s", self.sink.name, len(self._buffer), more, error)
+            bug = None if isinstance(error, (SinkUnavailable, RetryLater)) else error
+            message = "%s takes no events now (%d%s pending): %s"
+            log.warning(message, self.sink.name, len(self._buffer), more, error, exc_info=bug)
         with self._changed:
             self._changed.wait_for(lambda: self._is_stopping, PAUSE_SECONDS)
 
 
 class SinkPool:
-    """The threads of all sinks that are switched on."""
-
     def __init__(self, sinks: Iterable[Sink], outbox: Path) -> None:
         self._threads = {sink.name: SinkThread(sink, outbox) for sink in sinks}
 
     def sinks_for(self, event: Event) -> list[str]:
-        """Return the names of the sinks that an event is for."""
         return [name for name, thread in self._threads.items() if thread.sink.accepts(event)]
 
     def enqueue(self, deliveries: Mapping[str, Sequence[Delivery]]) -> None:
-        """Hand each sink's deliveries to its thread."""
         for sink, each in deliveries.items():
             self._threads[sink].enqueue(each)
 

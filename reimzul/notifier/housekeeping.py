@@ -102,7 +102,6 @@ class HeartbeatIntake:
             self._try(lambda: self._file.forget(time.time() - KEPT))
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _try(self, write: Callable[[], None]) -> None:

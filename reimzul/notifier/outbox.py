@@ -62,6 +62,8 @@ CREATE TABLE IF NOT EXISTS verdict (key TEXT PRIMARY KEY, status TEXT NOT NULL, 
 CREATE TABLE IF NOT EXISTS queued (key TEXT PRIMARY KEY, event TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
+#: Whether a sink lacks an event.
+_IS_OPEN = "EXISTS (SELECT 1 FROM delivery WHERE delivery.seq = event.seq AND state <> 'done')"
 _RESULTS = tuple(status for status in Status.BUILD if is_result(status))
 
 #: SQLite lets one connection write at a time; the others sleep for up to 0.1 s between two attempts. All threads of the
@@ -71,8 +73,6 @@ _write_lock = threading.Lock()
 
 @attr.frozen
 class Delivery:
-    """An event that a sink still lacks."""
-
     seq: int
     event: Event
     word: str
@@ -113,7 +113,6 @@ class Outbox:
             raise ReimzulError(f"{path}: cannot be used as the outbox: {error}") from error
 
     def close(self) -> None:
-        """Close the file."""
         self._db.close()
 
     def accept(self, events: Sequence[Event], sinks_for: Callable[[Event], Iterable[str]]) -> dict[str, list[Delivery]]:
@@ -136,11 +135,8 @@ class Outbox:
             for pending in count_pending(self._db):
                 if pending.sink not in sinks:
                     log.warning("%s is switched off: %d events for it are dropped", pending.sink, pending.count)
-                    rows = self._db.execute(
-                        "SELECT seq FROM delivery WHERE sink = ? AND state <> 'done'", (pending.sink,)
-                    ).fetchall()
                     self._db.execute("DELETE FROM delivery WHERE sink = ? AND state <> 'done'", (pending.sink,))
-                    _clear_bodies(self._db, [seq for (seq,) in rows])
+                    self._db.execute(f"UPDATE event SET body = '' WHERE body <> '' AND NOT {_IS_OPEN}")
 
     def pending_counts(self) -> list[PendingDeliveries]:
         """Count what each sink still lacks. Raises `RetryLater`."""
@@ -224,10 +220,12 @@ class Outbox:
                 self._withdraw(event.key, [status for status in _RESULTS if not admitted(after, status)])
         return True
 
-    def _withdraw(self, key: str, words: Sequence[str]) -> None:
+    def _withdraw(self, key: str, statuses: Sequence[str]) -> None:
         """Forget what is pending of results that hold no more."""
-        marks = ",".join("?" * len(words))
-        rows = self._db.execute(f"SELECT seq FROM event WHERE key = ? AND word IN ({marks})", (key, *words)).fetchall()
+        marks = ",".join("?" * len(statuses))
+        rows = self._db.execute(
+            f"SELECT seq FROM event WHERE key = ? AND word IN ({marks})", (key, *statuses)
+        ).fetchall()
         self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", rows)
         _clear_bodies(self._db, [seq for (seq,) in rows])
 
@@ -244,14 +242,14 @@ class Outbox:
         rows = self._db.execute(
             f"SELECT key, word, sink, told IS NOT NULL FROM told WHERE key IN ({marks})", list(keys)
         )
-        return {(key, said, sink): bool(done) for key, said, sink, done in rows}
+        return {(key, name, sink): bool(done) for key, name, sink, done in rows}
 
     def _salvage(self, damaged: Path) -> None:
         """Copy from a damaged file the pending deliveries that can still be read."""
         count = 0
         with write_transaction(self._db):
-            for seq, sink, state, key, said, body, at in _readable_deliveries(damaged):
-                self._db.execute("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?)", (seq, key, said, body, at))
+            for seq, sink, state, key, name, body, at in _readable_deliveries(damaged):
+                self._db.execute("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?)", (seq, key, name, body, at))
                 query = "INSERT OR IGNORE INTO delivery VALUES (?, ?, ?, 0, NULL)"
                 count += self._db.execute(query, (seq, sink, state)).rowcount
         self.damage = (
@@ -280,7 +278,6 @@ class SinkDeliveries:
         self._backoff = Backoff(2.0, LONGEST_PAUSE_SECONDS)
 
     def close(self) -> None:
-        """Close the file."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -334,7 +331,7 @@ class SinkDeliveries:
             db = self._open()
             rows = db.execute(page, (self._sink, now, now + LONGEST_PAUSE_SECONDS, PAGE)).fetchall()
             (due,) = db.execute(first, (self._sink, now, now + LONGEST_PAUSE_SECONDS)).fetchone()
-        found = [Delivery(seq, event, said) for seq, body, said in rows for event in self._decode(seq, body)]
+        found = [Delivery(seq, event, name) for seq, body, name in rows for event in self._decode(seq, body)]
         return found, due - now if due else float("inf")
 
     def _decode(self, seq: int, body: str) -> list[Event]:
@@ -364,8 +361,7 @@ class SinkDeliveries:
 def _clear_bodies(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
     """Empty the bodies of those events that no sink lacks any more."""
     marks = ",".join("?" * len(seqs))
-    is_open = "EXISTS (SELECT 1 FROM delivery WHERE delivery.seq = event.seq AND state <> 'done')"
-    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({marks}) AND NOT {is_open}", list(seqs))
+    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({marks}) AND NOT {_IS_OPEN}", list(seqs))
 
 
 def _is_intact(path: Path) -> bool:

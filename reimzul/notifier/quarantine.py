@@ -77,8 +77,6 @@ class QuarantineUnavailable(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class AttemptRecord:
-    """A builder's attempt at a package."""
-
     builder: str
     package: str  #: with its target and arch
     fault: bool  #: it failed, and that was the builder's fault
@@ -119,8 +117,6 @@ def _source_names(packages: Iterable[str]) -> set[str]:
 
 @attr.frozen(kw_only=True)
 class QuarantinedBuilder:
-    """A builder in quarantine."""
-
     host: str
     since: float
     failed: int = 0  #: canaries
@@ -162,7 +158,6 @@ class QuarantineTables:
             ]
 
     def purge(self, before: float) -> None:
-        """Drop what is older."""
         with self._open() as db:
             db.execute("DELETE FROM tried WHERE at < ?", (before,))
             db.execute("DELETE FROM released WHERE at < ?", (before,))
@@ -179,14 +174,12 @@ class QuarantineTables:
             db.execute("UPDATE quarantine SET next = :now WHERE next > :now + :ahead", {"now": now, "ahead": ahead})
 
     def builders(self) -> list[QuarantinedBuilder]:
-        """Return the builders in quarantine."""
         names = [a.name for a in attr.fields(QuarantinedBuilder)]
         with self._open() as db:
             rows = db.execute("SELECT host, since, failed, next, build_id, job, srpm FROM quarantine ORDER BY host")
             return [QuarantinedBuilder(**dict(zip(names, row))) for row in rows]
 
     def save(self, builder: QuarantinedBuilder) -> None:
-        """Write a builder's row."""
         with self._open() as db:
             db.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)", attr.astuple(builder))
 
@@ -197,7 +190,6 @@ class QuarantineTables:
             db.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", (host, now))
 
     def close(self) -> None:
-        """Close the file."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -260,7 +252,6 @@ class Quarantine:
             self._warn(error)
 
     def close(self) -> None:
-        """Close the tables, and wait for no canary."""
         self._pool.shutdown(wait=False)
         self.tables.close()
         self.presences.close()
@@ -412,14 +403,12 @@ class Quarantine:
 
 
 def _drain_flags(broker: Broker) -> dict[str, ControlFlag]:
-    """Return the drain flags that are set, by host."""
     hosts = [builder_of_drain_tube(tube) for tube in broker.list_tubes()]
     found = {host: control.drain_flag(broker, host) for host in hosts if host}
     return {host: each for host, each in found.items() if each is not None}
 
 
 def tubes_of(host: str, seen: list[Seen]) -> tuple[str, ...]:
-    """Return the tubes a builder watches, by its last heartbeats."""
     return next((each.presence.arches for each in seen if each.presence.host == host), ())
 
 

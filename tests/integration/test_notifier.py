@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker
+from reimzul.core.beanstalk import NOTIFY, Broker
 from reimzul.core.message import WorkerHeartbeat
 from reimzul.history.presence import Presences
 from tests.conftest import Beanstalkd, free_port
@@ -294,8 +294,8 @@ def test_a_sink_that_is_switched_off_loses_what_is_pending(
 
 
 def test_what_an_earlier_version_put_back_is_taken_in_for_those_sinks_alone(notifier: Running, broker: Broker) -> None:
-    broker.put(NOTIFY, event("Success", owed={"mqtt": 3, "pigeon": 1}), priority=NOTIFY_OWED)
-    broker.put(NOTIFY, event("Success", 2, owed={"log": 3}), priority=NOTIFY_OWED)
+    broker.put(NOTIFY, event("Success", owed={"mqtt": 3, "pigeon": 1}), priority=8192)
+    broker.put(NOTIFY, event("Success", 2, owed={"log": 3}), priority=8192)
     notifier.start()
     until(lambda: len(notifier.lines()) == 1, 10, "it is logged")
     until(notifier.is_done(broker), 10, "nothing is pending")

@@ -181,20 +181,6 @@ def test_every_function_says_what_it_returns() -> None:
     assert not [where for where, function in functions() if function.returns is None]
 
 
-def test_what_others_may_call_says_what_it_is() -> None:
-    named = ((module, name, node) for module in MODULES for name, node in public(tree(module).body))
-    assert not [f"{module} {name}" for module, name, node in named if not ast.get_docstring(node)]
-
-
-def public(body: list[ast.stmt], within: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
-    """The public functions and classes of a module, and the public methods of those."""
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            yield within + node.name, node
-            if isinstance(node, ast.ClassDef):
-                yield from public(node.body, f"{node.name}.")
-
-
 def test_annotations_are_not_looked_at_on_old_pythons() -> None:
     annotated = {module for module in MODULES if "def " in text(module) or "attr." in text(module)}
     assert not [str(module) for module in annotated if "__future__.annotations" not in imports(module)]

@@ -13,8 +13,6 @@ from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 
 
 class HistorySink(Sink):
-    """Records events; what comes twice changes nothing."""
-
     name = "history"
 
     def __init__(self, url: str) -> None:
@@ -23,12 +21,10 @@ class HistorySink(Sink):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> HistorySink:
-        """Make the sink; it cannot be switched off."""
         home(settings.history.url)  # a missing library is an error at the start
         return cls(settings.history.url)
 
     def deliver(self, notices: Sequence[Notice]) -> Iterator[Notice]:
-        """Record all in one step."""
         try:
             self._history = self._history or open_history(self._url)
             self._history.record([notice.event for notice in notices])
@@ -38,7 +34,6 @@ class HistorySink(Sink):
         yield from notices
 
     def close(self) -> None:
-        """Close the history."""
         if self._history is not None:
             self._history.close()
             self._history = None

@@ -27,7 +27,6 @@ TAIL_BYTES = 1 << 20
 
 
 def format_line(event: Event) -> str:
-    """Format an event as one line, whatever its fields hold."""
     when = time.asctime(time.localtime(event.at or time.time()))
     if isinstance(event, BuilderEvent):
         text = f"Builder {event.builder} status {event.status}: {event.reason}"
@@ -55,8 +54,6 @@ def _refusal(event: Refusal) -> str:
 
 
 class LogSink(Sink):
-    """Appends to the log of builds."""
-
     name = "log"
 
     def __init__(self, path: Path) -> None:
@@ -66,11 +63,9 @@ class LogSink(Sink):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> LogSink:
-        """Make the sink; it cannot be switched off."""
         return cls(settings.logs.logfile)
 
     def deliver(self, notices: Sequence[Notice]) -> Iterator[Notice]:
-        """Append all in one write."""
         try:
             self._reopen()
             written = self._last_lines() if any(notice.doubtful for notice in notices) else frozenset()
@@ -81,7 +76,6 @@ class LogSink(Sink):
         yield from notices
 
     def close(self) -> None:
-        """Close the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -69,8 +69,6 @@ _TABLES = ("mailed", "change", "outcome")
 
 
 class MailSink(Sink):
-    """Sends mails, many on one connection, which ends with the batch."""
-
     name = "mail"
 
     def __init__(self, settings: Settings) -> None:
@@ -85,7 +83,6 @@ class MailSink(Sink):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Optional[MailSink]:
-        """Make the sink if [mail] notifications is true."""
         if not settings.mail.notifications:
             return None
         for name in ("password_file", "ca_cert"):
@@ -95,7 +92,6 @@ class MailSink(Sink):
         return cls(settings)
 
     def accepts(self, event: Event) -> bool:
-        """Accept results that decide something for a package, and events of builders."""
         if isinstance(event, BuilderEvent):
             return True
         return isinstance(event, BuildEvent) and event.status in MAILED_STATUSES and not event.scratch
@@ -181,7 +177,6 @@ class MailState:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file."""
         self._path = path
         self._sweep_due = LogThrottle(SWEEP_SECONDS)
         with self._translating_errors():
@@ -191,7 +186,6 @@ class MailState:
                 self._db.execute("ALTER TABLE outcome ADD COLUMN timestamp TEXT NOT NULL DEFAULT ''")
 
     def close(self) -> None:
-        """Close the file."""
         self._db.close()
 
     def sent_to(self, notice: Notice) -> set[str]:
@@ -201,7 +195,6 @@ class MailState:
             return {recipient for (recipient,) in found}
 
     def mark_sent(self, notice: Notice, recipients: Iterable[str]) -> None:
-        """Record who has it."""
         rows = [(*notice.name, recipient, time.time()) for recipient in recipients]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO mailed VALUES (?, ?, ?, ?)", rows)
@@ -230,7 +223,6 @@ class MailState:
         return int(before is None or bool(before) != good)
 
     def sweep(self) -> None:
-        """Drop, once a day, what is too old."""
         if self._sweep_due.is_due():
             with self._transaction():
                 for table in _TABLES:
@@ -358,7 +350,6 @@ def _encode_header(value: str) -> str:
 
 
 def builder_body(event: BuilderEvent) -> str:
-    """Return the text of a mail about a builder."""
     facts = [f"{event.builder}: {event.status}", "", event.reason, ""]
     if event.status == Status.QUARANTINED:
         facts += [f"It takes no more jobs. `reimzul resume {event.builder}` on the controller lets it back at once."]
@@ -366,7 +357,6 @@ def builder_body(event: BuilderEvent) -> str:
 
 
 def subject(event: BuildEvent | BuilderEvent) -> str:
-    """Return the subject, which is the original's."""
     if isinstance(event, BuilderEvent):
         return f"[reimzul] Builder {event.builder} : {event.status}"
     return (

@@ -67,7 +67,6 @@ class MqttSink(Sink):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Optional[MqttSink]:
-        """Make the sink if [mqtt] notifications is true."""
         if not settings.mqtt.notifications:
             return None
         try:
@@ -79,7 +78,6 @@ class MqttSink(Sink):
         return cls(settings.mqtt)
 
     def deliver(self, notices: Sequence[Notice]) -> Iterator[Notice]:
-        """Send all, then wait for the acknowledgements."""
         from reimzul.core.mqtt import MqttUnavailable
 
         try:
@@ -96,7 +94,6 @@ class MqttSink(Sink):
             yield notice
 
     def close(self) -> None:
-        """Disconnect."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
