@@ -151,6 +151,7 @@ class SinkThread:
             for _, notice in list(left.values()):
                 self._ask_sink_for_one(left, notice)
         finally:
+            self._forget(delivery for delivery, notice in begun if notice.name not in left)
             self._record()
         if left and not self._is_stopping:
             pause = self._file.defer([delivery.seq for delivery, _ in left.values()])
@@ -161,10 +162,9 @@ class SinkThread:
             log.info("%s takes events again", self.sink.name)
 
     def _ask_sink_for(self, left: dict[tuple[str, str], tuple[Delivery, Notice]], notices: Sequence[Notice]) -> None:
-        """Deliver notices; those that the sink has go out of `left` and out of the buffer."""
+        """Deliver notices; those that the sink has are taken out of `left`."""
         for notice in self.sink.deliver(notices):
             delivery, _ = left.pop(notice.name)
-            self._forget([delivery])
             self._unrecorded.append(delivery.seq)
             now = time.monotonic()
             if now - self._recorded_at > RECORD_SECONDS:
