@@ -168,7 +168,7 @@ class Ground:
             settings[CONTROLLER]["history"] = {"url": self.relayed.url}
         if self.court:
             settings[CONTROLLER]["farm"] = {**refused["farm"], "canary_target": TARGETS[0]}
-            rules = {"quarantine": "true", "quarantine_faults": "3", "quarantine_pause": "1"}
+            rules = {"quarantine": "true", "quarantine_faults": "2", "quarantine_pause": "1"}
             settings[CONTROLLER]["notifier"] = rules
         return settings
 
