@@ -27,7 +27,7 @@ from reimzul.core.message import BuildEvent
 from tests.conftest import Beanstalkd
 from tests.events import event
 from tests.mosquitto import Authority, Mosquitto, Watcher
-from tests.notifier import Running, is_done
+from tests.notifier import Running
 from tests.smtp import Mailbox, MailServer
 from tests.waiting import until
 
@@ -129,12 +129,12 @@ def measure(events: int, delay: int) -> list[Figure]:
     try:
         with bench.beanstalkd.connect() as broker:
             broker.announce(event("Queued", events))
-            until(lambda: bench.notifier.lines() and is_done(broker)(), 20, "the notifier is at work")
+            until(lambda: bench.notifier.lines() and bench.notifier.is_done(broker)(), 20, "the notifier is at work")
             began = time.monotonic()
             for number in range(events):
                 broker.announce(result(number))
             announced = time.monotonic() - began
-            until(is_done(broker), 600, "nothing is owed")
+            until(bench.notifier.is_done(broker), 600, "nothing is pending")
         until(lambda: sum(bench.counts()["mqtt"]().values()) >= events, 60, "the subscriber has all")
         took = time.monotonic() - began
         rows = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reimzul.core.message import BuildEvent
 from reimzul.core.store_paths import StoreUrls
-from reimzul.notifier.sinks.mail_text import Writer
+from reimzul.notifier.sinks.mail import MailWriter
 from reimzul.worker.error_extractor import find_first_error
 from reimzul.worker.upload import read_tail
 from tests.events import event
@@ -52,7 +52,7 @@ def _narrow(log: str) -> str:
 def main() -> None:
     """Write them."""
     urls = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
-    mail = Writer(sender="buildsys@example.org", urls=urls).mail(failing_event(), ["me@example.org"])
+    mail = MailWriter(sender="buildsys@example.org", urls=urls).format_mail(failing_event(), ["me@example.org"])
     EXAMPLE_FILE.parent.mkdir(exist_ok=True)
     EXAMPLE_FILE.write_text(mail.decode().replace("\r\n", "\n"), encoding="utf-8")
 

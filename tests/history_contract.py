@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reimzul.core.message import BuildEvent, Phase
-from reimzul.history import BuildFilter, History, PendingCount
+from reimzul.history import BuildFilter, History
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event, refusal
 
 ORIGINALS = {
@@ -295,18 +295,6 @@ class HistoryContract:
     def test_what_was_refused_is_read_as_far_as_it_is_asked_for(self, history: History) -> None:
         history.record([refusal(number, at=1e9 + number) for number in range(300)])
         assert [document.job for document in itertools.islice(history.iterate_refusals(), 3)] == [299, 298, 297]
-
-    def test_what_is_owed_is_what_was_owed_last(self, history: History) -> None:
-        assert history.pending_counts() == []
-        mqtt = PendingCount(sink="mqtt", count=40, oldest=10.5, next_try=None, at=20.0)
-        history.save_pending_counts([mqtt, PendingCount(sink="log", count=1, oldest=11.0, next_try=30.25, at=20.0)])
-        assert [each.sink for each in history.pending_counts()] == ["log", "mqtt"]
-        assert history.pending_counts()[1] == mqtt
-        fewer = PendingCount(sink="mqtt", count=3, oldest=12.0, next_try=31.0, at=21.0)
-        history.save_pending_counts([fewer])
-        assert history.pending_counts() == [fewer]
-        history.save_pending_counts([])
-        assert history.pending_counts() == []
 
     def test_an_override_is_a_persons_word_on_the_latest_build(self, history: History) -> None:
         history.record([event("Failed", 1), event("Failed", 2), event("Failed", 3, arch="i386")])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 from reimzul.core.beanstalk import NOTIFY, Broker
-from reimzul.history import BuildFilter, NoHistory, PendingCount, open_history
+from reimzul.core.pending import PendingDeliveries, read_pending
+from reimzul.history import BuildFilter, open_history
+from reimzul.notifier.outbox import Outbox
 from tests.conftest import Beanstalkd
+from tests.events import event
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
 
@@ -77,13 +81,13 @@ class Running:
         path = self.folder / "reimzul.log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def owed(self) -> list[PendingCount]:
-        """What it says it owes."""
-        try:
-            with contextlib.closing(open_history(str(self.settings["history"]["url"]), reading=True)) as history:
-                return history.pending_counts()
-        except NoHistory:
-            return []
+    def pending(self) -> list[PendingDeliveries]:
+        """What its outbox says that sinks still lack."""
+        return read_pending(self.folder / "ledger.sqlite")
+
+    def is_done(self, broker: Broker) -> Callable[[], bool]:
+        """Whether nothing waits in `notify`, is in hand, or pending for a sink."""
+        return lambda: is_taken(broker) and not self.pending()
 
     def builds(self) -> list[dict[str, Any]]:
         """What the history knows."""
@@ -95,14 +99,21 @@ class Running:
             history.close()
 
 
-def is_done(broker: Broker) -> Callable[[], bool]:
-    """Whether nothing waits in `notify`, is in hand, or owed."""
+def write_pending(path: Path, sink: str, count: int, at: float, next_try: float | None = None) -> None:
+    """Put events into an outbox that one sink lacks since a time."""
+    outbox = Outbox(path)
+    new = outbox.accept([event("Failed", number, arch=sink) for number in range(count)], lambda _: [sink])
+    outbox.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for each in new[sink]:
+            db.execute("UPDATE event SET at = ? WHERE seq = ?", (at, each.seq))
+            db.execute("UPDATE delivery SET next_try = ? WHERE seq = ?", (next_try, each.seq))
 
-    def look() -> bool:
-        stats = broker.tube_stats(NOTIFY.name)
-        return not (stats.ready or stats.reserved or stats.delayed)
 
-    return look
+def is_taken(broker: Broker) -> bool:
+    """Whether the notifier has all that was in `notify`."""
+    stats = broker.tube_stats(NOTIFY.name)
+    return not (stats.ready or stats.reserved or stats.delayed)
 
 
 def ids(payloads: list[dict[str, Any]]) -> list[str]:

@@ -26,7 +26,8 @@ from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
 from reimzul.core.message import WorkerState
-from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
+from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory
 from reimzul.history.workers import SILENT, WorkerRecord, WorkersUnavailable
 
 _DAY_SECONDS = 86400
@@ -76,7 +77,7 @@ class MetricsInput:
     workers: Optional[Sequence[WorkerRecord]] = None
     day: Optional[BuildStats] = None  #: of the builds submitted in the last 24 hours
     waiting: Sequence[BuildRecord] = ()
-    pending: Sequence[PendingCount] = ()
+    pending: Sequence[PendingDeliveries] = ()
 
 
 def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
@@ -96,8 +97,12 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
         with lookup.reading_history(settings.history.url) as history:
             last_day = BuildFilter(since=options.build_timestamp(found.now - _DAY_SECONDS))
             found.day = compute_stats(history.iterate_builds(last_day))
-            found.waiting, found.pending = history.find_unfinished(), history.pending_counts()
+            found.waiting = history.find_unfinished()
     except (HistoryUnavailable, NoHistory) as error:
+        faults.append(str(error))
+    try:
+        found.pending = read_pending(settings.notifier.ledger)
+    except OutboxUnreadable as error:
         faults.append(str(error))
     return found, faults
 

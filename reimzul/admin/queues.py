@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul queues`: what waits in each tube, whether anybody watches it, and what the notifier owes to whom."""
+"""`reimzul queues`: the jobs in each tube, the watchers of each, and the events that sinks still lack."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.admin import lookup
 from reimzul.admin.output import format_time, print_json, print_table
 from reimzul.admin.tubes import all_tubes
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.errors import EXIT_FAILED, ConfigError
-from reimzul.history import HistoryUnavailable, NoHistory, PendingCount
+from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
 
 _HEADS = ("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "")
-_OWED_HEADS = ("OWED", "EVENTS", "SINCE", "NEXT TRY")
-#: beanstalkd makes it by itself, and every connection watches it at first.
+_PENDING_HEADS = ("PENDING", "EVENTS", "SINCE", "NEXT TRY")
+#: beanstalkd creates this tube, and every connection watches it at first.
 _DEFAULT = "default"
 
 
@@ -28,11 +27,11 @@ _DEFAULT = "default"
 @click.option("--json", "as_json", is_flag=True, help="An object: tubes, owed.")
 @shared_options
 def command(config: Path | None, verbose: bool, as_json: bool) -> int:
-    """Show every tube: jobs that wait, are worked on, wait for their time, were put aside; and how many watch it.
+    """List all tubes with their ready, reserved, delayed and buried jobs, and their watchers.
 
-    A tube that has jobs and nobody to take them is marked: `nobody watches it`. Below that, where there are any:
-    events that the log, the history, mail or MQTT has not taken yet, as the notifier last wrote it down. The tubes
-    that hold a mark instead of work (a cancelled build, a drained builder) are in the JSON alone.
+    A tube that has jobs and no watcher is marked: `nobody watches it`. Below, if there are any: events that the log,
+    the history, mail or MQTT does not have yet, from the notifier's outbox. The tubes that hold a control flag instead
+    of work (a cancelled build, a drained builder) are in the JSON only.
 
     \b
     Examples:
@@ -43,25 +42,22 @@ def command(config: Path | None, verbose: bool, as_json: bool) -> int:
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
     tubes = [tube for tube in tubes if tube.name != _DEFAULT or _jobs(tube)]
-    owed = all_owed(settings.history.url)
-    (_as_json if as_json else _as_tables)(tubes, owed)
-    return EXIT_FAILED if owed is None else 0
+    pending = pending_deliveries(settings.notifier.ledger)
+    (_as_json if as_json else _as_tables)(tubes, pending)
+    return EXIT_FAILED if pending is None else 0
 
 
-def all_owed(url: str) -> list[PendingCount] | None:
-    """What is owed to each sink; None where that cannot be known, and a line that says so."""
+def pending_deliveries(outbox: Path) -> list[PendingDeliveries] | None:
+    """Return what each sink still lacks; None, after printing why, if that cannot be read."""
     try:
-        with lookup.reading_history(url) as history:
-            return history.pending_counts()
-    except NoHistory:  # nothing was ever told
-        return []
-    except (HistoryUnavailable, ConfigError) as error:
-        click.echo(f"what is owed to whom cannot be known: {error}", err=True)
+        return read_pending(outbox)
+    except OutboxUnreadable as error:
+        click.echo(f"the pending deliveries are not known: {error}", err=True)
         return None
 
 
 def is_unwatched(tube: TubeStats) -> bool:
-    """Whether it has jobs to be taken, and nobody to take them."""
+    """Whether a tube has jobs, and nobody to take them."""
     return bool(tube.ready + tube.delayed) and not tube.watchers and not is_control_tube(tube.name)
 
 
@@ -69,22 +65,27 @@ def _jobs(tube: TubeStats) -> int:
     return tube.ready + tube.reserved + tube.delayed + tube.buried
 
 
-def _as_json(tubes: Iterable[TubeStats], owed: Sequence[PendingCount] | None) -> None:
+def _as_json(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliveries] | None) -> None:
     rows = [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes]
-    print_json({"tubes": rows, "owed": None if owed is None else list(map(attr.asdict, owed))})
+    print_json({"tubes": rows, "owed": None if pending is None else list(map(attr.asdict, pending))})
 
 
-def _as_tables(tubes: Iterable[TubeStats], owed: Sequence[PendingCount] | None) -> None:
+def _as_tables(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliveries] | None) -> None:
     print_table(_HEADS, [_row(tube) for tube in tubes if not is_control_tube(tube.name)])
-    if owed:
+    if pending:
         if sys.stdout.isatty():
             click.echo()
-        print_table(_OWED_HEADS, [_owed_row(each) for each in owed])
+        print_table(_PENDING_HEADS, [_pending_row(each) for each in pending])
 
 
-def _owed_row(owed: PendingCount) -> list[str]:
-    # with spaces, which no tube's name has: in a pipe nothing else tells these lines from the tubes'
-    return [f"owed to {owed.sink}", str(owed.count), format_time(owed.oldest), format_time(owed.next_try)]
+def _pending_row(pending: PendingDeliveries) -> list[str]:
+    # with spaces, which no tube's name has: in a pipe nothing else distinguishes these lines from the tubes'
+    return [
+        f"pending for {pending.sink}",
+        str(pending.count),
+        format_time(pending.oldest),
+        format_time(pending.next_try),
+    ]
 
 
 def _row(tube: TubeStats) -> list[str]:

@@ -39,7 +39,7 @@ TTR_SECONDS = 120
 #: The original's priorities of a request, by whether it was submitted with --now.
 PRIORITY_NOW, PRIORITY = 1024, 8192
 #: Priorities in `notify` (docs/wire.md, "Tubes").
-NOTIFY_RESULT, NOTIFY_PROGRESS, NOTIFY_OWED, NOTIFY_PRESENCE = 1024, 4096, 8192, 65536
+NOTIFY_RESULT, NOTIFY_PROGRESS, NOTIFY_PRESENCE = 1024, 4096, 65536
 _PROGRESS = (Status.QUEUED, Status.BUILDING)
 
 

@@ -430,7 +430,7 @@ class NotifierSettings:
     """The notifier on the controller."""
 
     ledger: Path = setting(
-        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "The outbox: events, and what each sink has got of them."
+        parse_path, "/srv/reimzul/notifier/ledger.sqlite", "The outbox: every event, and which sinks have it."
     )
     presence: Path = setting(
         parse_path, "/srv/reimzul/notifier/presence.sqlite", "The latest heartbeat of each worker."
@@ -438,15 +438,14 @@ class NotifierSettings:
     quarantine: bool = setting(
         parse_flag,
         "false",
-        "Whether a builder whose faults stand out from its peers', on the same packages, takes no more jobs. All are\n"
-        "told. It is probed with a canary, a scratch build for [farm] canary_target, and let back when that builds;\n"
-        "without a canary_target a person has to resume it. The last able builder of an arch always stays.",
+        "Whether a builder takes no more jobs after quarantine_faults faults of its own in a row, on different\n"
+        "packages, of which other builders of the arch have built at least half meanwhile. It is probed with a\n"
+        "canary, a scratch build for [farm] canary_target, and released when that builds; without a canary_target\n"
+        "a person has to resume it. The last builder of an arch is never held back.",
     )
-    quarantine_faults: int = setting(integer_parser(1, 1000), "5", "Builder's faults from which on it can stand out.")
-    quarantine_ratio: int = setting(
-        integer_parser(1, 1000), "3", "How many times its peers' rate of faults it has to have."
+    quarantine_faults: int = setting(
+        integer_parser(1, 1000), "5", "After how many faults in a row, on different packages."
     )
-    quarantine_hours: int = setting(integer_parser(1, 8760), "24", "How many hours are looked back.")
     quarantine_pause: int = setting(
         seconds, "1800", "Seconds until the first canary; twice as many after each that failed, up to a day."
     )
@@ -598,6 +597,8 @@ class Settings:
 RETIRED = {
     ("farm", "original_workers"): "workers of the original are no longer supported",
     ("farm", "refused"): "refused jobs stay buried in beanstalkd",
+    ("notifier", "quarantine_ratio"): "quarantine counts faults in a row",
+    ("notifier", "quarantine_hours"): "quarantine counts faults in a row",
 }
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Callable
 
 from reimzul.core.errors import ConfigError
-from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildRecord
 
-__all__ = ["BuildFilter", "BuildRecord", "History", "HistoryUnavailable", "NoHistory", "PendingCount", "open_history"]
+__all__ = ["BuildFilter", "BuildRecord", "History", "HistoryUnavailable", "NoHistory", "open_history"]
 
 
 def open_history(url: str, *, reading: bool = False) -> History:

@@ -41,17 +41,6 @@ class BuildFilter:
         return self.srpm is not None and is_source_rpm(self.srpm)
 
 
-@attr.frozen(kw_only=True)
-class PendingCount:
-    """How many events one sink of the notifier has still to deliver."""
-
-    sink: str
-    count: int
-    oldest: float  #: when the oldest of them was to be delivered first
-    next_try: Optional[float] = None  #: None while a delivery runs, and if unknown since a restart
-    at: float = attr.field(default=0.0, eq=False)  #: when these numbers were true
-
-
 class History(abc.ABC):
     """All builds, the messages that were refused, and how much each sink has still to deliver.
 
@@ -88,14 +77,6 @@ class History(abc.ABC):
     @abc.abstractmethod
     def delete_refusals(self, keys: Sequence[str]) -> None:
         """Delete refused messages by their keys; unknown keys are ignored."""
-
-    @abc.abstractmethod
-    def save_pending_counts(self, counts: Sequence[PendingCount]) -> None:
-        """Replace the counts of all sinks."""
-
-    @abc.abstractmethod
-    def pending_counts(self) -> list[PendingCount]:
-        """Return the counts that were saved last, by sink."""
 
     @abc.abstractmethod
     def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:

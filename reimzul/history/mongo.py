@@ -13,12 +13,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
-import attr
 import pymongo
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.history.base import BuildFilter, History, HistoryUnavailable, PendingCount
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.
@@ -44,7 +43,6 @@ class MongoHistory(History):
             )
             self._builds = self._client["reimzul"]["notify_history"]
             self._refused = self._client["reimzul"]["refused"]
-            self._pending = self._client["reimzul"]["owed"]
         self._is_indexed = reading
 
     def record(self, events: Sequence[Event]) -> None:
@@ -90,17 +88,6 @@ class MongoHistory(History):
         with _translating_errors():
             for first in range(0, len(keys), DELETE_BATCH):
                 self._refused.delete_many({"_id": {"$in": list(keys[first : first + DELETE_BATCH])}})
-
-    def save_pending_counts(self, counts: Sequence[PendingCount]) -> None:
-        with _translating_errors():
-            for each in counts:  # one sink at a time, so that at no moment a reader finds none
-                self._pending.replace_one({"_id": each.sink}, attr.asdict(each), upsert=True)
-            self._pending.delete_many({"_id": {"$nin": [each.sink for each in counts]}})
-
-    def pending_counts(self) -> list[PendingCount]:
-        with _translating_errors():
-            found = self._pending.find({}, sort=[("sink", 1)])
-            return [PendingCount(**_without_id(document)) for document in found]
 
     def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
         # in one step, and on the original's documents too

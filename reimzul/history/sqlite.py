@@ -16,11 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
 
-import attr
-
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.core.sqlite import open_database, open_read_only, transaction
-from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory, PendingCount
+from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events, with_override
 
 _COLUMNS = ("timestamp", "status", "target", "arch", "srpm", "submitter", "published", "latest_build")
@@ -38,9 +36,6 @@ CREATE TABLE IF NOT EXISTS refused (
     key TEXT PRIMARY KEY, at REAL NOT NULL, document TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS refused_newest ON refused (at);
-CREATE TABLE IF NOT EXISTS owed (
-    sink TEXT PRIMARY KEY, count INTEGER NOT NULL, oldest REAL NOT NULL, next_try REAL, at REAL NOT NULL
-);
 """
 _SELECT = "SELECT document, latest FROM builds"
 _UPSERT = "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -105,18 +100,6 @@ class SqliteHistory(History):
         # a transaction per row: nobody needs all of them to be deleted together, and readers wait less
         with self._translating_errors():
             self._db.executemany("DELETE FROM refused WHERE key = ?", [(key,) for key in keys])
-
-    def save_pending_counts(self, counts: Sequence[PendingCount]) -> None:
-        with self._translating_errors(), transaction(self._db):
-            self._db.execute("DELETE FROM owed")
-            self._db.executemany("INSERT INTO owed VALUES (?, ?, ?, ?, ?)", [attr.astuple(each) for each in counts])
-
-    def pending_counts(self) -> list[PendingCount]:
-        with self._translating_errors():
-            if not _has_table(self._db, "owed"):
-                return []  # an earlier version made the file, or it is being made just now
-            rows = self._db.execute("SELECT sink, count, oldest, next_try, at FROM owed ORDER BY sink")
-            return [PendingCount(sink=row[0], count=row[1], oldest=row[2], next_try=row[3], at=row[4]) for row in rows]
 
     def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
         query = "SELECT key, document, latest FROM builds WHERE srpm = ? AND target = ? AND arch = ? AND latest"

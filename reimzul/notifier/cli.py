@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul-notifier`: the daemon that tells who cares, on the controller."""
+"""`reimzul-notifier`: the daemon that delivers events to the log, the history, mail and MQTT, on the controller."""
 
 from __future__ import annotations
 
@@ -13,42 +13,38 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
 from reimzul.core.config import Settings
 from reimzul.notifier.daemon import Notifier
-from reimzul.notifier.ledger import Ledger
-from reimzul.notifier.owed import Slate
-from reimzul.notifier.quarantine import Quarantine, Rules
-from reimzul.notifier.refusals import Refusals
-from reimzul.notifier.roll import Roll
-from reimzul.notifier.sinks import wanted
+from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup
+from reimzul.notifier.outbox import Outbox
+from reimzul.notifier.quarantine import Quarantine, QuarantineRules
+from reimzul.notifier.sinks import enabled_sinks
 
 
 @click.command("reimzul-notifier", epilog=EXIT_CODES)
 @shared_options
 def notifier(config: Path | None, verbose: bool) -> None:
-    """Tell every event of the farm to the log file, the history and, by setting, by mail and to an MQTT broker.
+    """Deliver every event of the farm to the log file, the history and, by setting, by mail and to an MQTT broker.
 
-    Runs on the controller until SIGTERM, which it heeds within a second. One is enough. A listener that is away is
-    told later, the others meanwhile.
+    Runs on the controller until SIGTERM, which it obeys within a second. One is enough. A listener that is unavailable
+    gets its events later, the others meanwhile.
 
     \b
     Example:
       reimzul-notifier --config /etc/reimzul/reimzul.ini
     """
-    notify(load_settings(config, verbose))
+    run_notifier(load_settings(config, verbose))
 
 
-def notify(settings: Settings) -> None:
-    """Run until told to stop."""
-    sinks = wanted(settings)
+def run_notifier(settings: Settings) -> None:
+    sinks = enabled_sinks(settings)
     connect = functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port)
     daemon = Notifier(
         connect,
         local_hostname(),
-        Ledger(settings.notifier.ledger),
+        Outbox(settings.notifier.ledger),
         sinks,
-        Slate(settings.history.url),
-        Roll(settings.notifier.presence),
-        Refusals(connect, settings.history.url, settings.history.refused_days),
-        quarantine(settings),
+        HeartbeatIntake(settings.notifier.presence),
+        RefusalCleanup(connect, settings.history.url, settings.history.refused_days),
+        make_quarantine(settings),
     )
     try:
         daemon.run()
@@ -56,15 +52,13 @@ def notify(settings: Settings) -> None:
         daemon.close()
 
 
-def quarantine(settings: Settings) -> Quarantine | None:
-    """Who judges builders, where the settings want that. Raises `ConfigError`."""
+def make_quarantine(settings: Settings) -> Quarantine | None:
+    """Make the quarantine if the settings want it. Raises `ConfigError`."""
     mine = settings.notifier
     if not mine.quarantine:
         return None
-    rules = Rules(
+    rules = QuarantineRules(
         faults=mine.quarantine_faults,
-        ratio=mine.quarantine_ratio,
-        window=mine.quarantine_hours * 3600,
         pause=mine.quarantine_pause,
         target=settings.farm.canary_target,
         incoming=settings.incoming.folder,
@@ -74,7 +68,6 @@ def quarantine(settings: Settings) -> Quarantine | None:
 
 
 def main() -> None:
-    """The program."""
     run_command(notifier)
 
 

@@ -1,49 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notifier's daemon: takes events out of `notify`, a batch at a time, and has each sink told what it lacks.
-
-What a sink did not take goes back into `notify` as the same event that names who is owed and for how many tries, with
-a growing pause; then the job it came in is deleted. Nothing is owed in memory alone: what a slow sink takes later is
-written into the ledger when it does, and the copy that comes back finds it told.
-"""
+"""The notifier's daemon: writes the events of `notify` into the outbox, deletes their jobs, and wakes the sinks."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Callable
 
-import attr
-
-from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker, ReservedJob, TubeStats
+from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob
 from reimzul.core.daemon import Daemon, Outcome, Stop
-from reimzul.core.errors import InvalidMessage, RetryLater
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
-from reimzul.history.result_rules import Notification, news_kind, with_implied
-from reimzul.notifier.arrival import arrived
-from reimzul.notifier.janitor import Janitor
-from reimzul.notifier.lanes import Lanes
-from reimzul.notifier.ledger import Ledger
-from reimzul.notifier.owed import Slate, Tries, summary
+from reimzul.core.retry import LogThrottle
+from reimzul.notifier.delivery import SinkPool
+from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, RefusalCleanup, correct_clock
+from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.quarantine import Quarantine
-from reimzul.notifier.refusals import Refusals
-from reimzul.notifier.roll import Roll
 from reimzul.notifier.sinks.base import Sink
 
+#: Seconds between two purges of the outbox.
+PURGE_SECONDS = 86400.0
+#: Seconds between two commits, unless a whole batch waits: under load a commit costs more than an event.
+COMMIT_SECONDS = 0.05
 log = logging.getLogger(__name__)
-
-#: Seconds until what is owed is tried again: doubled with each try, up to the second, for ever.
-PAUSE, LONGEST_PAUSE = 2, 300
-#: Seconds between two sweeps of the ledger.
-SWEEP = 86400.0
-#: Seconds between two looks at what is owed.
-LOOK = 1.0
-
-Name = tuple[str, str]
 
 
 class Notifier(Daemon[NotifyMessage]):
-    """Tells every event to every sink that wants it, once."""
+    """Delivers every event to every sink that wants it, once."""
 
     batch = 200
 
@@ -51,151 +35,92 @@ class Notifier(Daemon[NotifyMessage]):
         self,
         connect: Callable[[], Broker],
         host: str,
-        ledger: Ledger,
+        outbox: Outbox,
         sinks: Iterable[Sink],
-        slate: Slate | None = None,
-        roll: Roll | None = None,
-        refusals: Refusals | None = None,
+        heartbeats: HeartbeatIntake | None = None,
+        refusals: RefusalCleanup | None = None,
         quarantine: Quarantine | None = None,
         stop: Stop | None = None,
     ) -> None:
         super().__init__(connect, [NOTIFY], host, stop)
-        self.ledger = ledger
-        self.lanes = Lanes(sinks, self.stop.now)
-        self.slate = slate
-        self.roll = roll
+        sinks = list(sinks)
+        self.outbox = outbox
+        outbox.drop_sinks_except({sink.name for sink in sinks})
+        self.sinks = SinkPool(sinks, outbox.path)
+        self.heartbeats = heartbeats
         self.quarantine = quarantine
         self.refusals = refusals
-        self.janitor = Janitor(ledger)
-        self._tries = Tries()
-        self._swept = self._looked = float("-inf")
+        self.reaper = CancelReaper(outbox)
+        self._committed_at = float("-inf")
+        self._purge_due = LogThrottle(PURGE_SECONDS)
+        if outbox.damage:
+            self._accept([Refusal(tube=NOTIFY.name, job=0, reason=outbox.damage, host=host, at=round(time.time(), 3))])
 
     def handle(
         self, broker: Broker, claims: list[ReservedJob[NotifyMessage]]
     ) -> Iterator[tuple[ReservedJob[NotifyMessage], Outcome]]:
-        """Tell a batch; what is owed of it is in `notify` again before the first job is settled."""
-        events, present = [], []
-        for claim in claims:
-            if isinstance(claim.message, WorkerHeartbeat):
-                present.append((claim, claim.message))
+        """Record heartbeats, which wait for no commit; then accept the events together."""
+        heartbeats: list[tuple[ReservedJob[NotifyMessage], WorkerHeartbeat]] = []
+        events: list[tuple[ReservedJob[NotifyMessage], Event]] = []
+        for job in claims:
+            if isinstance(job.message, WorkerHeartbeat):
+                heartbeats.append((job, job.message))
             else:
-                events.append((claim, arrived(claim, claim.message)))
-        untold = self._tell([event for _, event in events])
-        outcomes = [(claim, self._owe(broker, event, untold)) for claim, event in events]
-        if self.roll is not None:
-            self.roll.call(present)
+                events.append((job, correct_clock(job, job.message)))
+        if self.heartbeats is not None:
+            self.heartbeats.update(heartbeats)
+        yield from ((job, None) for job, _ in heartbeats)
+        if events:
+            self._accept([event for _, event in events])
         for _, event in events:
             if self.quarantine is not None and isinstance(event, BuildEvent):
-                self.quarantine.hear(event)
-        if time.monotonic() - self._looked > LOOK:
-            self._sum_up()
-        self._tend(broker)
-        yield from outcomes
-        yield from ((claim, None) for claim, _ in present)
+                self.quarantine.on_event(event)
+        self._check_flags(broker)
+        yield from ((job, None) for job, _ in events)
+
+    def can_accept_job(self, broker: Broker) -> bool:
+        """Let some events gather after a commit."""
+        self.stop.now.wait(max(0.0, self._committed_at + COMMIT_SECONDS - time.monotonic()))
+        return True
 
     def do_idle_work(self, broker: Broker) -> None:
-        """Write down what slow sinks have taken, and what is owed; once a day drop what is too old."""
-        self._note(self.lanes.late())
-        if self._sum_up() and _is_empty(broker.tube_stats(NOTIFY.name)):
-            log.warning("what was owed is in no job any more: a sink was switched off, or the jobs deleted or lost")
-            self.ledger.write_off()
-        if time.monotonic() - self._swept > SWEEP:
-            self._swept = time.monotonic()
-            self.ledger.forget(time.time())
+        """Once a day, drop what is too old; see to the control flags."""
+        if self._purge_due.is_due():
+            self.outbox.purge(time.time())
             if self.refusals is not None:
-                self.refusals.sweep()
-        if self.roll is not None:
-            self.roll.sweep()
-        self._tend(broker)
-
-    def _tend(self, broker: Broker) -> None:
-        """See to the marks: of builds that are cancelled, of builders that are held back."""
-        self.janitor.look(broker)
-        if self.quarantine is not None:
-            self.quarantine.look(broker, self.ledger.came_to)
+                self.refusals.start()
+        if self.heartbeats is not None:
+            self.heartbeats.sweep()
+        self._check_flags(broker)
 
     def announce_refusal(self, claim: ReservedJob[NotifyMessage], event: Refusal) -> None:
-        """A refused job of `notify` itself is told at once: announced in `notify`, it might be refused again."""
-        if _is_refusal(claim):  # even telling of it failed: the daemon's log has said so
-            return
-        untold = self._tell([event])
-        fault = self._owe(claim.broker, event, untold)
-        if fault is not None:
-            raise fault
+        """Accept at once that a job of `notify` was refused: announced in `notify`, it might be refused again."""
+        if not _is_refusal(claim):  # else even that failed, and the daemon's log says why
+            self._accept([event])
 
     def close(self) -> None:
-        """Let the sinks leave, and write down what they still took."""
-        self.lanes.close()
-        self._note(self.lanes.late())
-        self._sum_up()
-        if self.slate is not None:
-            self.slate.close()
-        if self.roll is not None:
-            self.roll.close()
+        """Let the sinks finish what takes little, and close all files."""
+        self.sinks.close()
+        if self.heartbeats is not None:
+            self.heartbeats.close()
         if self.quarantine is not None:
             self.quarantine.close()
-        self.ledger.close()
+        self.outbox.close()
 
-    def _tell(self, events: Sequence[Event]) -> dict[Name, set[str]]:
-        """Have these told, and say which sinks lack which of them still."""
-        due = self.ledger.due(events, self._whom)
-        self._note(told := self.lanes.tell(due))
-        untold: dict[Name, set[str]] = {}
-        for sink, notices in due.items():
-            taken = {notice.name for notice in told.get(sink, ())}
-            for notice in notices:
-                if notice.name not in taken:
-                    untold.setdefault(notice.name, set()).add(sink)
-        return untold
+    def _accept(self, events: list[Event]) -> None:
+        """Write events into the outbox and wake their sinks. Raises `RetryLater`: the jobs have to come again."""
+        self.sinks.enqueue(self.outbox.accept(events, self.sinks.sinks_for))
+        self._committed_at = time.monotonic()
 
-    def _whom(self, event: Event) -> list[str]:
-        """Whom an event is for: all who want it, or those it is owed to. Who was switched off is owed nothing."""
-        return [sink for sink in self.lanes.whom(event) if not event.owed or sink in event.owed]
-
-    def _sum_up(self) -> bool:
-        """Have what is owed written where a person can ask for it; whether anything is."""
-        self._looked = time.monotonic()
-        owing = self.ledger.owing()
-        if self.slate is not None:
-            still_on = {sink: row for sink, row in owing.items() if sink in self.lanes}
-            self.slate.write(summary(still_on, self._tries, time.time()))
-        return bool(owing)
-
-    def _note(self, told: Mapping[str, Sequence[Notification]]) -> None:
-        for sink, notices in told.items():
-            self.ledger.told(sink, notices)
-
-    def _owe(self, broker: Broker, event: Event, untold: dict[Name, set[str]]) -> Outcome:
-        """Put an event back for those who lack it. Of two copies in one batch the first does it for both."""
-        self.ping_watchdog()
-        names = [(part.key, news_kind(part)) for part in with_implied(event)]
-        sinks = set().union(*(untold.pop(name, set()) for name in names))
-        if not sinks:
-            return None
-        # a sink that is at work on it has not failed: its pause does not grow
-        busy = {sink for sink in sinks if any(self.lanes.has(sink, name) for name in names)}
-        tries = {sink: max(1, event.owed.get(sink, 0) + (sink not in busy)) for sink in sinks}
-        delay = pause(max(tries.values()), self.lanes.rest(sinks))
-        try:
-            broker.put(NOTIFY, attr.evolve(event, owed=tries), priority=NOTIFY_OWED, delay=delay)
-        except InvalidMessage as error:  # too large for one word more; the ledger knows what it lacks all the same
-            return RetryLater(f"owed to {', '.join(sorted(sinks))}: {error}", pause=delay)
-        finally:
-            self._tries.add(sinks, time.time() + delay)
-        return None
+    def _check_flags(self, broker: Broker) -> None:
+        """See to the flags of cancelled builds, and of builders in quarantine."""
+        self.reaper.run_if_due(broker)
+        if self.quarantine is not None:
+            self.quarantine.run_if_due(broker, self.outbox.results_of)
 
 
-def pause(tries: int, rest: float) -> int:
-    """Seconds until what is owed is tried again; not before its sink is."""
-    return max(min(PAUSE << min(tries - 1, 20), LONGEST_PAUSE), int(rest) + 1 if rest else 0)
-
-
-def _is_empty(tube: TubeStats) -> bool:
-    return not (tube.ready or tube.reserved or tube.delayed)
-
-
-def _is_refusal(claim: ReservedJob[NotifyMessage]) -> bool:
+def _is_refusal(job: ReservedJob[NotifyMessage]) -> bool:
     try:
-        return isinstance(claim.message, Refusal)
+        return isinstance(job.message, Refusal)
     except InvalidMessage:
         return False

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quarantine: a builder whose faults stand out from its peers' takes no more jobs, is probed, and let back.
+"""Quarantine: a builder that fails one package after the other takes no more jobs, is probed, and released.
 
-What holds it back is a mark in beanstalkd, as of a drain, that lets one thing through: a canary, put into a tube that
-this builder alone looks into. A canary that is built lifts the mark; one that fails is followed by another, after a
-pause that grows. Never is the last builder held back that could build for an arch: one that fails now and then is
-better than none.
+A builder is held back after so many faults of its own in a row, on different packages, of which other builders of the
+arch have built at least half meanwhile: a package that nobody can build is evidence against nobody. The last builder of
+an arch is never held back: one that fails now and then is better than none.
+
+The builder's drain flag in beanstalkd holds it back, and lets one thing through: a canary, put into a tube that this
+builder alone watches. A canary that is built clears the flag; one that fails is followed by another, after a pause that
+doubles. The tables here, in the notifier's file of heartbeats, hold the attempts and when each builder is probed next.
+If the file is lost, the flags are found, and their builders are probed from the beginning.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Optional
@@ -25,7 +30,19 @@ from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, builder_of_d
 from reimzul.core.control import QUARANTINED, ControlFlag
 from reimzul.core.errors import ReimzulError, ReservationLost, RetryLater
 from reimzul.core.manifest import sha256_of
-from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, Status, WorkerState, event_for, new_build_id
+from reimzul.core.message import (
+    NOBODY,
+    UPLOAD,
+    BuilderEvent,
+    BuildEvent,
+    BuildRequest,
+    Status,
+    WorkerState,
+    event_for,
+    new_build_id,
+)
+from reimzul.core.retry import LogThrottle
+from reimzul.core.sqlite import open_database, transaction
 from reimzul.history.workers import (
     SILENT_AFTER_SECONDS,
     WorkerRecord,
@@ -33,152 +50,296 @@ from reimzul.history.workers import (
     WorkersUnavailable,
     drop_disconnected,
 )
-from reimzul.notifier.conduct import Conduct, NoConduct, Ward
-from reimzul.notifier.standing import standing
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two rounds, and between two lines about what keeps us from our work.
-ROUND, SAY_AGAIN = 15.0, 600.0
-#: Seconds a probe may be away from its tube without a word until another is sent, and the longest pause between two.
-LOST, LONGEST = 1800, 86400
+#: Seconds between two rounds, and between two log lines about what keeps the rounds from their work.
+ROUND_SECONDS, LOG_AGAIN_SECONDS = 15.0, 600.0
+#: Seconds after which a canary counts as lost whose job is gone without a result, and the longest pause between two.
+LOST_SECONDS, LONGEST_PAUSE_SECONDS = 1800, 86400
+#: Seconds an attempt is remembered.
+KEEP_SECONDS = 2 * 86400
 _BY = "reimzul-notifier"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tried (
+    attempt TEXT NOT NULL, arch TEXT NOT NULL, builder TEXT NOT NULL, package TEXT NOT NULL, fault INTEGER NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (attempt, arch)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS quarantine (
+    host TEXT PRIMARY KEY, since REAL NOT NULL, failed INTEGER NOT NULL, next REAL NOT NULL,
+    build_id TEXT NOT NULL, job INTEGER NOT NULL, srpm TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS released (host TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+class QuarantineUnavailable(ReimzulError):
+    """The tables cannot be read or written now."""
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
 
 
 @attr.frozen(kw_only=True)
-class Rules:
-    """When a builder stands out, and how it is probed."""
+class AttemptRecord:
+    builder: str
+    package: str  #: with its target and arch
+    fault: bool  #: it failed, and that was the builder's fault
+    at: float
 
-    faults: int  #: from so many on
-    ratio: int  #: so many times as often as its peers
-    window: float  #: seconds that are looked back
-    pause: int  #: seconds until the first probe
-    target: str  #: of the canary, without an arch; nothing: none is sent, and a person resumes the builder
+
+def is_fault(event: BuildEvent) -> bool | None:
+    """Whether an event reports a builder's fault, or an attempt without one; None if it reports no attempt's end."""
+    if not event.attempt or not event.builder_fqdn:
+        return None
+    if event.status == Status.QUEUED:
+        return None if event.reason.startswith((UPLOAD.strip(), NOBODY)) else True
+    # a Failed without an exit code was decided by the builder that found the request's attempts used up: no attempt
+    ended = event.status in (Status.SUCCESS, Status.FAILED) and event.exit_code is not None
+    return False if ended else None
+
+
+def find_fault_series(records: Sequence[AttemptRecord], builder: str, faults: int) -> str:
+    """Describe why a builder is to be held back; "" if it is not. `records` are of all builders, oldest first."""
+    series: dict[str, float] = {}  # package with its target and arch -> when it failed first
+    for record in records:
+        if record.builder == builder:
+            if record.fault:
+                series.setdefault(record.package, record.at)
+            else:
+                series.clear()
+    began = min(series.values(), default=0.0)
+    others = {each.package for each in records if each.builder != builder and not each.fault and each.at >= began}
+    failed, built = _source_names(series), _source_names(series.keys() & others)
+    if len(failed) < faults or 2 * len(built) < len(failed):
+        return ""
+    return f"{len(failed)} packages in a row failed by its own fault; others have built {len(built)} of them meanwhile"
+
+
+def _source_names(packages: Iterable[str]) -> set[str]:
+    return {package.partition(" ")[0] for package in packages}
+
+
+@attr.frozen(kw_only=True)
+class QuarantinedBuilder:
+    host: str
+    since: float
+    failed: int = 0  #: canaries
+    next: float  #: when it is probed
+    build_id: str = ""  #: of the canary under way
+    job: int = 0
+    srpm: str = ""  #: in incoming/
+
+
+class QuarantineTables:
+    """The attempts of builders, and the builders in quarantine. Belongs to the daemon's thread.
+
+    All methods raise `QuarantineUnavailable`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+
+    def add_attempt(self, event: BuildEvent, now: float) -> None:
+        """Record how a builder's attempt ended, if an event says so."""
+        fault = is_fault(event)
+        if fault is None:
+            return
+        row = (event.attempt, event.arch, event.builder_fqdn, f"{event.srpm} {event.target} {event.arch}", fault, now)
+        with self._open() as db:
+            db.execute("INSERT OR IGNORE INTO tried VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def attempts(self) -> list[AttemptRecord]:
+        """Return all attempts, oldest first; those before the release of their builder are left out."""
+        query = (
+            "SELECT builder, package, fault, tried.at FROM tried LEFT JOIN released ON host = builder "
+            "WHERE tried.at >= ifnull(released.at, 0) ORDER BY tried.at, attempt"
+        )
+        with self._open() as db:
+            return [
+                AttemptRecord(builder=builder, package=package, fault=bool(fault), at=at)
+                for builder, package, fault, at in db.execute(query)
+            ]
+
+    def purge(self, before: float) -> None:
+        with self._open() as db:
+            db.execute("DELETE FROM tried WHERE at < ?", (before,))
+            db.execute("DELETE FROM released WHERE at < ?", (before,))
+
+    def limit_times(self, now: float, ahead: float) -> None:
+        """Set times in the future to now, since our clock was put back; a probe may be `ahead` seconds in the future.
+
+        Without this, attempts would never be dropped, those after a release not count, and no canary be sent until
+        that time.
+        """
+        with self._open() as db:
+            db.execute("UPDATE tried SET at = :now WHERE at > :now", {"now": now})
+            db.execute("UPDATE released SET at = :now WHERE at > :now", {"now": now})
+            db.execute("UPDATE quarantine SET next = :now WHERE next > :now + :ahead", {"now": now, "ahead": ahead})
+
+    def builders(self) -> list[QuarantinedBuilder]:
+        names = [a.name for a in attr.fields(QuarantinedBuilder)]
+        with self._open() as db:
+            rows = db.execute("SELECT host, since, failed, next, build_id, job, srpm FROM quarantine ORDER BY host")
+            return [QuarantinedBuilder(**dict(zip(names, row))) for row in rows]
+
+    def save(self, builder: QuarantinedBuilder) -> None:
+        with self._open() as db:
+            db.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)", attr.astuple(builder))
+
+    def release(self, host: str, now: float) -> None:
+        """Take a builder out of quarantine; its earlier attempts count no more."""
+        with self._open() as db, transaction(db):
+            db.execute("DELETE FROM quarantine WHERE host = ?", (host,))
+            db.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", (host, now))
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            if self._db is None:
+                self._db = open_database(self._path, _SCHEMA, synchronous="OFF")
+            yield self._db
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            raise QuarantineUnavailable(f"{self._path}: builders' attempts cannot be recorded: {error}") from error
+
+
+@attr.frozen(kw_only=True)
+class QuarantineRules:
+    """When a builder is held back, and how it is probed."""
+
+    faults: int  #: in a row
+    pause: int  #: seconds until the first canary
+    target: str  #: of the canary, without an arch; "": none is sent, and a person has to resume the builder
     incoming: Path
     arches: Arches
 
 
 class Quarantine:
-    """Who judges builders. Belongs to the daemon's thread; a canary is made in another."""
+    """Holds builders back and releases them. Belongs to the daemon's thread; canaries are made in another."""
 
-    def __init__(self, rules: Rules, path: Path) -> None:
-        """`path`: of the notifier's file of presences."""
+    def __init__(self, rules: QuarantineRules, path: Path) -> None:
+        """`path`: of the notifier's file of heartbeats."""
         self.rules = rules
-        self.conduct = Conduct(path)
+        self.tables = QuarantineTables(path)
         self.presences = WorkerStore(path)
-        self._probes: set[str] = set()  #: the builds that probe
+        self._probes: set[str] = set()  #: the build ids of canaries
         self._pool = ThreadPoolExecutor(1, "canary")
         self._making: Optional[Future[Path]] = None
-        self._looked = self._said = float("-inf")
+        self._last_round = float("-inf")
+        self._throttle = LogThrottle(LOG_AGAIN_SECONDS)
 
-    def hear(self, event: BuildEvent) -> None:
-        """What a build came to; it does not fail."""
+    def on_event(self, event: BuildEvent) -> None:
+        """Record an attempt's end; a canary's end makes the next round due. Raises nothing."""
         if event.srpm.startswith(canary.PACKAGE):
             if event.build_id in self._probes and event.status in Status.FINAL:
-                self._looked = float("-inf")
+                self._last_round = float("-inf")
             return
         try:
-            self.conduct.note(event, time.time())
-        except NoConduct as error:
-            self._complain(error)
+            self.tables.add_attempt(event, time.time())
+        except QuarantineUnavailable as error:
+            self._warn(error)
 
-    def look(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
-        """Run a round, if one is due; `came_to`: results of builds, by id. Raises `BrokerUnavailable`."""
-        if time.monotonic() - self._looked < ROUND:
+    def run_if_due(self, broker: Broker, results_of: Callable[[Iterable[str]], dict[str, str]]) -> None:
+        """Run a round, if one is due; `results_of` returns the results of builds, by id. Raises `BrokerUnavailable`."""
+        if time.monotonic() - self._last_round < ROUND_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._last_round = time.monotonic()
         try:
-            self._round(broker, came_to)
-        except (RetryLater, NoConduct, WorkersUnavailable, OSError) as error:
-            self._complain(error)
+            self._run_round(broker, results_of)
+        except (RetryLater, QuarantineUnavailable, WorkersUnavailable, OSError) as error:
+            self._warn(error)
 
     def close(self) -> None:
-        """Leave."""
         self._pool.shutdown(wait=False)
-        self.conduct.close()
+        self.tables.close()
         self.presences.close()
 
-    def _round(self, broker: Broker, came_to: Callable[[Iterable[str]], dict[str, str]]) -> None:
-        self.conduct.bound(time.time(), LONGEST)
-        marks = _marks(broker)
+    def _run_round(self, broker: Broker, results_of: Callable[[Iterable[str]], dict[str, str]]) -> None:
+        self.tables.limit_times(time.time(), LONGEST_PAUSE_SECONDS)
+        flags = _drain_flags(broker)
         seen = self.presences.load_all()
-        wards = {ward.host: ward for ward in self.conduct.wards()}
-        for host, found in marks.items():
-            if found.is_quarantine and host not in wards:  # our file was lost, or we were killed before we wrote it
-                wards[host] = self._take_in(broker, host, found, seen)
-        self._probes = {ward.build_id for ward in wards.values() if ward.build_id}
-        ended = came_to(self._probes)
-        for ward in wards.values():
-            holds = marks.get(ward.host)
-            if holds is None:
-                self._let_back(broker, ward, "by a person", seen)
-            elif not holds.is_quarantine:  # a person has it now, and it still takes nothing
-                self._clear(broker, ward)
-                self.conduct.release(ward.host, time.time())
-                log.info("%s is no more in quarantine, but %s", ward.host, holds.drain_text)
+        held = {builder.host: builder for builder in self.tables.builders()}
+        for host, flag in flags.items():
+            if flag.is_quarantine and host not in held:  # our file was lost, or we were killed before we wrote it
+                held[host] = self._enter(broker, host, flag, seen)
+        self._probes = {builder.build_id for builder in held.values() if builder.build_id}
+        ended = results_of(self._probes)
+        for builder in held.values():
+            own = flags.get(builder.host)
+            if own is None:
+                self._release(broker, builder, "by a person", seen)
+            elif not own.is_quarantine:  # a person has drained it since, and it still takes nothing
+                self._clear(broker, builder)
+                self.tables.release(builder.host, time.time())
+                log.info("%s is not in quarantine any more, but %s", builder.host, own.drain_text)
             else:
-                self._probe(broker, ward, ended.get(ward.build_id, ""), seen)
-        self._judge(broker, marks, seen, drop_disconnected(broker, seen))
-
-    # --- judging --------------------------------------------------------------------------------------------------
+                self._probe(broker, builder, ended.get(builder.build_id, ""), seen)
+        self._judge(broker, flags, seen, drop_disconnected(broker, seen))
 
     def _judge(
-        self, broker: Broker, marks: dict[str, ControlFlag], seen: list[WorkerRecord], here: list[WorkerRecord]
+        self, broker: Broker, flags: dict[str, ControlFlag], seen: list[WorkerRecord], here: list[WorkerRecord]
     ) -> None:
         now = time.time()
-        since = now - self.rules.window
-        self.conduct.forget(since)
-        rows = self.conduct.tried(since)
-        for builder in sorted({row.builder for row in rows if row.fault} - marks.keys()):
-            how = standing(rows, builder)
-            if how.stands_out(self.rules.faults, self.rules.ratio):
-                lonely = alone(tubes_of(builder, seen), builder, here, marks, now)
+        self.tables.purge(now - KEEP_SECONDS)
+        records = self.tables.attempts()
+        for host in sorted({record.builder for record in records if record.fault} - flags.keys()):
+            why = find_fault_series(records, host, self.rules.faults)
+            if why:
+                lonely = tube_without_others(tubes_of(host, seen), host, here, flags, now)
                 if lonely:
-                    words = "stays though its faults stand out, being the last for"
-                    self._complain(f"{builder} {words} {lonely}: {how.words}")
+                    self._warn(f"{host} is not put into quarantine, being the last builder for {lonely}: {why}")
                 else:
-                    marks[builder] = self._hold(broker, builder, how.words, seen)
+                    flags[host] = self._hold(broker, host, why, seen)
 
     def _hold(self, broker: Broker, host: str, why: str, seen: list[WorkerRecord]) -> ControlFlag:
-        holds = control.set_flag(broker, drain_tube(host), control.new_flag(_BY, why, reason=QUARANTINED))
-        if holds.is_quarantine:
+        flag = control.set_flag(broker, drain_tube(host), control.new_flag(_BY, why, reason=QUARANTINED))
+        if flag.is_quarantine:
             log.error("%s is in quarantine: %s", host, why)
-            self._take_in(broker, host, holds, seen)
-        return holds
+            self._enter(broker, host, flag, seen)
+        return flag
 
-    def _take_in(self, broker: Broker, host: str, holds: ControlFlag, seen: list[WorkerRecord]) -> Ward:
-        """Announce and then keep it: who is killed between is here again, and the ledger drops the same news."""
-        self._announce(broker, host, Status.QUARANTINED, holds.why, seen, at=holds.at)
+    def _enter(self, broker: Broker, host: str, flag: ControlFlag, seen: list[WorkerRecord]) -> QuarantinedBuilder:
+        """Announce and then record it: after a kill between, both are repeated, and the outbox drops the same event."""
+        self._announce(broker, host, Status.QUARANTINED, flag.why, seen, at=flag.at)
         now = time.time()
-        ward = Ward(host=host, since=holds.at or now, next=now + self.rules.pause)
-        self.conduct.keep(ward)
-        return ward
+        builder = QuarantinedBuilder(host=host, since=flag.at or now, next=now + self.rules.pause)
+        self.tables.save(builder)
+        return builder
 
-    # --- probing --------------------------------------------------------------------------------------------------
+    def _probe(self, broker: Broker, builder: QuarantinedBuilder, result: str, seen: list[WorkerRecord]) -> None:
+        if result == Status.SUCCESS:
+            control.clear_quarantine(broker, builder.host)
+            if control.drain_flag(broker, builder.host) is None:  # else a person has drained it in this moment
+                self._release(broker, builder, "it has built a canary", seen)
+        elif result or (builder.build_id and self._is_lost(broker, builder)):
+            self._clear(broker, builder)
+            pause = min(self.rules.pause << min(builder.failed + 1, 20), LONGEST_PAUSE_SECONDS)
+            log.warning("the canary of %s failed (%s): another in %d s", builder.host, result or "lost", pause)
+            again = time.time() + pause
+            self.tables.save(
+                QuarantinedBuilder(host=builder.host, since=builder.since, failed=builder.failed + 1, next=again)
+            )
+        elif not builder.build_id and self.rules.target and time.time() >= builder.next:
+            self._send(broker, builder, seen)
 
-    def _probe(self, broker: Broker, ward: Ward, came_to: str, seen: list[WorkerRecord]) -> None:
-        if came_to == Status.SUCCESS:
-            control.clear_quarantine(broker, ward.host)
-            if control.drain_flag(broker, ward.host) is None:  # else a person has drained it in this moment
-                self._let_back(broker, ward, "it has built a canary", seen)
-        elif came_to or (ward.build_id and self._is_lost(broker, ward)):
-            self._clear(broker, ward)
-            pause = min(self.rules.pause << min(ward.failed + 1, 20), LONGEST)
-            log.warning("the canary of %s came to nothing (%s): another in %d s", ward.host, came_to or "lost", pause)
-            self.conduct.keep(Ward(host=ward.host, since=ward.since, failed=ward.failed + 1, next=time.time() + pause))
-        elif not ward.build_id and self.rules.target and time.time() >= ward.next:
-            self._send(broker, ward, seen)
-
-    def _is_lost(self, broker: Broker, ward: Ward) -> bool:
-        """Whether a probe's job is gone and no word of it came, for long."""
-        if time.time() - ward.next < LOST:
+    def _is_lost(self, broker: Broker, builder: QuarantinedBuilder) -> bool:
+        """Whether a canary's job has been gone for long without a result."""
+        if time.time() - builder.next < LOST_SECONDS:
             return False
         try:
-            return BuildRequest.decode(broker.peek(ward.job)).build_id != ward.build_id
+            return BuildRequest.decode(broker.peek(builder.job)).build_id != builder.build_id
         except ReimzulError:
             return True
 
-    def _send(self, broker: Broker, ward: Ward, seen: list[WorkerRecord]) -> None:
+    def _send(self, broker: Broker, builder: QuarantinedBuilder, seen: list[WorkerRecord]) -> None:
         """Put a canary into the builder's own tube, once it is made."""
         if self._making is None:
             self._making = self._pool.submit(canary.make_canary_srpm, self.rules.incoming)
@@ -187,28 +348,28 @@ class Quarantine:
         made, self._making = self._making, None
         try:
             srpm = made.result()
-            request = self._request(ward.host, srpm, seen)
+            request = self._request(builder.host, srpm, seen)
         except (ReimzulError, OSError) as error:
-            self._complain(f"no canary can be sent to {ward.host}: {error}")
-            self.conduct.keep(attr.evolve(ward, next=time.time() + SAY_AGAIN))
+            self._warn(f"no canary can be sent to {builder.host}: {error}")
+            self.tables.save(attr.evolve(builder, next=time.time() + LOG_AGAIN_SECONDS))
             return
-        tube = arch_tube(canary_tube(ward.host))
+        tube = arch_tube(canary_tube(builder.host))
         job = broker.put(tube, request, priority=PRIORITY_NOW)
         self._probes.add(request.build_id)
-        self.conduct.keep(attr.evolve(ward, build_id=request.build_id, job=job, srpm=srpm.name, next=time.time()))
-        reason = f"a canary for {ward.host}, which is in quarantine"
+        self.tables.save(attr.evolve(builder, build_id=request.build_id, job=job, srpm=srpm.name, next=time.time()))
+        reason = f"a canary for {builder.host}, which is in quarantine"
         where = {"tube": tube.name, "job": job, "priority": PRIORITY_NOW}
         broker.announce(event_for(request, Status.QUEUED, pkgname=canary.PACKAGE, reason=reason, **where))
-        log.info("%s is probed by build %s", ward.host, request.build_id)
+        log.info("%s is probed by build %s", builder.host, request.build_id)
 
     def _request(self, host: str, srpm: Path, seen: list[WorkerRecord]) -> BuildRequest:
-        """What the builder is probed with: a scratch build for its own arch. Raises `ReimzulError`."""
+        """Return the canary's request: a scratch build for the builder's own arch. Raises `ReimzulError`."""
         tubes = tubes_of(host, seen)
         known = self.rules.arches.known
         arch = next((arch.name for arch in known.values() if tubes and arch.tube == tubes[0]), "")
         if not arch:
             srpm.unlink(missing_ok=True)
-            raise ReimzulError("nobody knows what it builds")
+            raise ReimzulError("nobody knows which arches it builds")
         return BuildRequest(
             srpm=srpm.name,
             arch=arch,
@@ -223,22 +384,22 @@ class Quarantine:
             rebuild=True,
         )
 
-    def _let_back(self, broker: Broker, ward: Ward, why: str, seen: list[WorkerRecord]) -> None:
-        self._clear(broker, ward)
-        # before it is forgotten: told twice is better than never
-        self._announce(broker, ward.host, Status.RELEASED, why, seen)
-        self.conduct.release(ward.host, time.time())
-        log.info("%s takes jobs again: %s", ward.host, why)
+    def _release(self, broker: Broker, builder: QuarantinedBuilder, why: str, seen: list[WorkerRecord]) -> None:
+        self._clear(broker, builder)
+        # before its row goes: announced twice is better than never
+        self._announce(broker, builder.host, Status.RELEASED, why, seen)
+        self.tables.release(builder.host, time.time())
+        log.info("%s takes jobs again: %s", builder.host, why)
 
-    def _clear(self, broker: Broker, ward: Ward) -> None:
-        """Take away what a probe may have left: its job, where nobody has it, and its source."""
-        if ward.job:
+    def _clear(self, broker: Broker, builder: QuarantinedBuilder) -> None:
+        """Delete what a canary may have left: its job, unless somebody has it, and its source."""
+        if builder.job:
             with contextlib.suppress(ReservationLost, ReimzulError):
-                if BuildRequest.decode(broker.peek(ward.job)).build_id == ward.build_id:
-                    broker.delete(ward.job)
-        if ward.srpm:
+                if BuildRequest.decode(broker.peek(builder.job)).build_id == builder.build_id:
+                    broker.delete(builder.job)
+        if builder.srpm:
             with contextlib.suppress(OSError):
-                (self.rules.incoming / ward.srpm).unlink(missing_ok=True)
+                (self.rules.incoming / builder.srpm).unlink(missing_ok=True)
 
     def _announce(
         self, broker: Broker, host: str, status: str, why: str, seen: list[WorkerRecord], *, at: float = 0.0
@@ -246,32 +407,31 @@ class Quarantine:
         at = at or round(time.time(), 3)
         broker.announce(BuilderEvent(builder=host, status=status, reason=why, arches=tubes_of(host, seen), at=at))
 
-    def _complain(self, what: object) -> None:
-        if time.monotonic() - self._said > SAY_AGAIN:
-            self._said = time.monotonic()
+    def _warn(self, what: object) -> None:
+        if self._throttle.is_due():
             log.warning("%s", what)
 
 
-def _marks(broker: Broker) -> dict[str, ControlFlag]:
-    """The marks of builders, by host."""
+def _drain_flags(broker: Broker) -> dict[str, ControlFlag]:
     hosts = [builder_of_drain_tube(tube) for tube in broker.list_tubes()]
     found = {host: control.drain_flag(broker, host) for host in hosts if host}
     return {host: each for host, each in found.items() if each is not None}
 
 
 def tubes_of(host: str, seen: list[WorkerRecord]) -> tuple[str, ...]:
-    """What a builder watches, as its workers last said."""
     return next((each.heartbeat.arches for each in seen if each.heartbeat.host == host), ())
 
 
-def alone(mine: Sequence[str], host: str, here: list[WorkerRecord], marks: dict[str, ControlFlag], now: float) -> str:
-    """The first of a builder's tubes that no other could work on that is here; nothing where each has another."""
+def tube_without_others(
+    mine: Sequence[str], host: str, here: list[WorkerRecord], flags: dict[str, ControlFlag], now: float
+) -> str:
+    """Return the first of a builder's tubes that no other connected builder could work on; "" if there is none."""
     others: set[str] = set()
     for each in here:
         able = (
             each.heartbeat.state in (WorkerState.IDLE, WorkerState.BUILDING)
             and abs(now - each.last_seen) < SILENT_AFTER_SECONDS
         )
-        if able and each.heartbeat.host != host and each.heartbeat.host not in marks:
+        if able and each.heartbeat.host != host and each.heartbeat.host not in flags:
             others.update(each.heartbeat.arches)
-    return next((tube for tube in mine if tube not in others), "" if mine else "what nobody knows")
+    return next((tube for tube in mine if tube not in others), "" if mine else "an arch that nobody knows")

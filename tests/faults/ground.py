@@ -20,8 +20,9 @@ from devfarm.plan import BSTORE, CONTROLLER
 from devfarm.processes import find_program
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, is_control_tube
-from reimzul.core.errors import BrokerUnavailable, ReimzulError
+from reimzul.core.errors import ReimzulError
 from reimzul.core.message import BuildRequest, Status, event_for
+from reimzul.core.pending import read_pending
 from reimzul.core.process import output_of, spawn
 from reimzul.submit import submission as submitting
 from reimzul.submit.incoming import import_source
@@ -166,7 +167,7 @@ class Ground:
             settings[CONTROLLER]["history"] = {"url": self.relayed.url}
         if self.court:
             settings[CONTROLLER]["farm"] = {"canary_target": TARGETS[0]}
-            rules = {"quarantine": "true", "quarantine_faults": "3", "quarantine_pause": "1"}
+            rules = {"quarantine": "true", "quarantine_faults": "2", "quarantine_pause": "1"}
             settings[CONTROLLER]["notifier"] = rules
         return settings
 
@@ -274,15 +275,22 @@ class Ground:
         """Our own daemons, by the names of their parts."""
         return [part.name for part in self.farm.supervisor.parts if part.is_daemon]
 
+    @property
+    def outbox(self) -> Path:
+        """The notifier's."""
+        return self.farm.layout.notifier / "ledger.sqlite"
+
     def idle(self) -> str:
         """Nothing where the farm has nothing to do; else what it has, in words."""
         try:
             with self.broker() as broker:
                 tubes = sorted(broker.list_tubes(), key=lambda tube: tube == "notify")
                 stats = [broker.tube_stats(tube) for tube in tubes if tube != "ballast" and not is_control_tube(tube)]
-        except (BrokerUnavailable, ReimzulError) as error:
+            pending = read_pending(self.outbox)
+        except ReimzulError as error:
             return str(error)
-        busy = [
+        busy = [f"{each.count} events are pending for {each.sink}" for each in pending]
+        busy += [
             f"{s.name}: {s.ready} ready, {s.reserved} reserved, {s.delayed} delayed"
             for s in stats
             if s.ready or s.reserved or s.delayed

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
@@ -20,9 +21,11 @@ import attr
 from devfarm import subreaper
 from devfarm.readiness import is_listening
 from devfarm.supervisor import PartFailed
-from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
-from reimzul.core.message import RepogenRequest
+from reimzul.core.message import Refusal, RepogenRequest
+from reimzul.core.pending import read_pending
+from reimzul.core.sqlite import open_read_only
 from tests.faults import checks, persons, sabotage
 from tests.faults import hostile as hostility
 from tests.faults.ground import BUILDERS, FAR
@@ -422,9 +425,108 @@ def disk_bstore(trial: Trial) -> str:
 
 @kind("disk-notifier")
 def disk_notifier(trial: Trial) -> str:
-    """Under the history and the ledger: what cannot be noted is not told, and what was told may be again."""
-    trial.loose = attr.evolve(trial.loose, doubles=True)
+    """Under the history and the outbox: while that cannot be written, no sink is asked for anything."""
     return full(trial, "notifier", trial.chance.choice((0, 8, 40)) * _KIB)
+
+
+# --- the notifier's outbox -------------------------------------------------------------------------------------------
+
+
+def announce_refusals(trial: Trial, count: int) -> None:
+    """Give the notifier that many events, each of which has to be one line of the log in the end."""
+    reason = f"made by {trial.name}"
+    with trial.ground.broker() as broker:
+        for number in range(count):
+            broker.announce(Refusal(tube="trial", job=number, reason=reason, at=round(time.time(), 3)))
+
+    def look() -> None:
+        lines = (trial.ground.farm.layout.log / "reimzul.log").read_text().splitlines()
+        times = Counter(line for line in lines if reason in line)
+        if len(times) != count or set(times.values()) != {1}:
+            trial.outcome.faults.append(f"of {count} events the log has {len(times)}, in {sum(times.values())} lines")
+
+    trial.later(look)
+
+
+@kind("outbox-kill", latest=1.0)
+def outbox_kill(trial: Trial) -> str:
+    """SIGKILL between the commit of events and the deletion of their jobs: both find each other afterwards."""
+    trial.loose = attr.evolve(trial.loose, doubles=True)
+    farm = trial.ground.farm
+    pid = farm.kill("notifier", signal.SIGSTOP)
+    announce_refusals(trial, 150)
+    with trial.ground.broker() as broker, contextlib.closing(open_read_only(trial.ground.outbox)) as outbox:
+        (before,) = outbox.execute("SELECT max(seq) FROM event").fetchone()
+        os.kill(pid, signal.SIGCONT)
+        found, deadline = before, time.monotonic() + 10
+        while found == before and time.monotonic() < deadline:
+            (found,) = outbox.execute("SELECT max(seq) FROM event").fetchone()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+        left = broker.tube_stats(NOTIFY.name).ready
+    return f"SIGKILL to notifier when {(found or 0) - (before or 0)} events were committed and {left} jobs not deleted"
+
+
+@kind("outbox-full", latest=1.0, patience=120)
+def outbox_full(trial: Trial) -> str:
+    """The outbox's disk is full while events come in: their jobs wait, and nobody is notified twice."""
+    disk = trial.ground.disks["notifier"]
+    disk.fill(0)
+    try:
+        announce_refusals(trial, 150)
+        time.sleep(trial.chance.uniform(3, 8))
+    finally:
+        disk.free()
+    return "the outbox's disk full while 150 events came in"
+
+
+def hold_notifier(trial: Trial) -> None:
+    """End the notifier with nothing pending, so that nothing is lost with its outbox."""
+    for _ in range(20):
+        trial.ground.farm.hold("notifier")
+        if not read_pending(trial.ground.outbox):
+            return
+        trial.ground.farm.release("notifier")
+        time.sleep(0.5)
+    raise AssertionError("the notifier always leaves something pending")
+
+
+@kind("outbox-lost", latest=1.5)
+def outbox_lost(trial: Trial) -> str:
+    """The outbox is gone: it is made again, and what is announced from then on is delivered."""
+    trial.loose = attr.evolve(trial.loose, doubles=True)
+    hold_notifier(trial)
+    for path in trial.ground.outbox.parent.glob(f"{trial.ground.outbox.name}*"):
+        path.unlink()
+    announce_refusals(trial, 20)
+    trial.ground.farm.release("notifier")
+    return "the outbox is deleted"
+
+
+@kind("outbox-corrupt", latest=1.5)
+def outbox_corrupt(trial: Trial) -> str:
+    """The outbox is damaged: it is put aside, that is announced, and what is announced from then on is delivered."""
+    trial.loose = attr.evolve(trial.loose, doubles=True)
+    ground = trial.ground
+    hold_notifier(trial)
+    page = trial.chance.choice((0, 1, 2))
+    with ground.outbox.open("r+b") as file:
+        file.seek(page * 4096)
+        file.write(b"\xa5" * 4096)
+    announce_refusals(trial, 20)
+    ground.farm.release("notifier")
+
+    def look() -> None:
+        aside = list(ground.outbox.parent.glob("outbox.corrupt-*"))
+        announced = [said for _, said in ground.heard() if "was damaged" in str(said.get("reason"))]
+        if not aside or not announced:
+            trial.outcome.faults.append(f"a damaged outbox: put aside as {aside}, announced {len(announced)} times")
+        for path in aside:
+            path.unlink()
+
+    trial.later(look)
+    return f"page {page} of the outbox is overwritten"
 
 
 @kind("disk-binlog", latest=2.0, builds=(5, 8))

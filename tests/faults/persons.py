@@ -18,7 +18,7 @@ from reimzul.core.beanstalk import drain_tube
 from reimzul.core.errors import ReimzulError
 from tests.faults import checks
 from tests.faults.ground import Ground
-from tests.faults.ledger import ARCH, TARGETS, Build, Recipe
+from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build, Recipe
 from tests.waiting import until
 
 #: Seconds a command may take: it connects, asks, and waits for the end of a running build.
@@ -136,9 +136,11 @@ def break_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
     """A builder breaks, is held back, mended, and let back by a canary; what was done, and the builds."""
     victim = chance.choice([host for host in ground.farm.hosts if host.is_builder]).fqdn
     recipe = Recipe(source="plain", legs={ARCH: "Success"})
+    sources = (recipe, Recipe(source="compiled", legs={ARCH: "Success", FOLLOWER: "Success"}))
     _plan_canary(ground, recipe)
     builds = [
-        Build(name=f"{name}q{number}", recipe=recipe, target=TARGETS[number % 2], seconds=(0.3,)) for number in range(8)
+        Build(name=f"{name}q{number}", recipe=sources[number % 2], target=TARGETS[number % 2], seconds=(0.3,))
+        for number in range(8)
     ]
     (ground.home / "unfit").write_text(victim)
     for build in builds:

@@ -31,12 +31,13 @@ from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.config import load_file
 from reimzul.core.control import new_flag, set_flag
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.history import PendingCount, open_history
+from reimzul.history import open_history
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
 from tests.events import event
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
+from tests.notifier import write_pending
 from tests.rsyncd import rsyncd
 from tests.smtp import Mailbox, MailServer
 from tests.waiting import until
@@ -512,15 +513,13 @@ def test_settings_that_the_farms_user_cannot_read_fail_and_a_password_for_everyb
 
 
 def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/history.sqlite"
-    whom = patient(tmp_path, {"history": {"url": url}}, "controller")
+    url, outbox = f"sqlite:///{tmp_path}/history.sqlite", tmp_path / "ledger.sqlite"
+    whom = patient(tmp_path, {"history": {"url": url}, "notifier": {"ledger": outbox}}, "controller")
     found = look(notifications.checks, whom)
     assert (found["history"].level, found["history"].message) == (OK, "nothing has been recorded yet")
     history = open_history(url)
-    history.save_pending_counts([
-        PendingCount(sink="mqtt", count=40, oldest=time.time() - 8000, next_try=None, at=time.time()),
-        PendingCount(sink="mail", count=1, oldest=time.time(), next_try=None, at=time.time()),
-    ])  # fmt: skip
+    write_pending(outbox, "mqtt", 40, time.time() - 8000)
+    write_pending(outbox, "mail", 1, time.time())
     found = look(notifications.checks, whom)
     assert (found["history"].level, found["owed"].level) == (OK, WARN)
     assert found["owed"].message == "deliveries are pending: 40 events for mqtt for 2 h 13 min"
@@ -530,6 +529,20 @@ def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_p
     assert (found["history"].level, found["owed"].level) == (FAIL, WARN)
     away = patient(tmp_path, {"history": {"url": f"mongodb://127.0.0.1:{free_port()}/"}}, "controller")
     assert look(notifications.checks, away)["history"].level == FAIL
+
+
+def test_a_damaged_or_large_outbox_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = tmp_path / "ledger.sqlite"
+    whom = patient(tmp_path, {"notifier": {"ledger": outbox}}, "controller")
+    assert look(notifications.checks, whom)["outbox"].level == OK
+    write_pending(outbox, "mqtt", 1, time.time())
+    assert look(notifications.checks, whom)["outbox"].level == OK
+    monkeypatch.setattr(notifications, "_LARGE_OUTBOX_BYTES", 1)
+    assert look(notifications.checks, whom)["outbox"].level == WARN
+    corrupt = tmp_path / "outbox.corrupt-1763800000"
+    corrupt.write_bytes(b"")
+    found = look(notifications.checks, whom)["outbox"]
+    assert found.level == FAIL and str(corrupt) in found.message and f"rm {corrupt}" in found.hint
 
 
 def test_a_success_that_stays_unpublished_is_named_with_its_builder(tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ def collection(mongo: Mongo) -> Iterator[Any]:
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongo.url)
     client["reimzul"]["notify_history"].delete_many({})
     client["reimzul"]["refused"].delete_many({})
-    client["reimzul"]["owed"].delete_many({})
     yield client["reimzul"]["notify_history"]
     client.close()
 

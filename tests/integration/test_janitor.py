@@ -11,26 +11,26 @@ import pytest
 from reimzul.core import control
 from reimzul.core.beanstalk import NOTIFY, PRIORITY, Broker, arch_tube, cancel_tube
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
-from reimzul.notifier import janitor as module
-from reimzul.notifier.janitor import Janitor
-from reimzul.notifier.ledger import Ledger
+from reimzul.notifier import housekeeping as module
+from reimzul.notifier.housekeeping import CancelReaper
+from reimzul.notifier.outbox import Outbox
 from tests.conftest import Beanstalkd
 
 TUBE = arch_tube("x86_64")
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.sqlite")
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    opened = Outbox(tmp_path / "ledger.sqlite")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def janitor(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Janitor:
+def reaper(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> CancelReaper:
     """One that comes round whenever it is asked, to marks that were put just now."""
-    monkeypatch.setattr(module, "ROUND", 0.0)
-    return Janitor(ledger, grace=0)
+    monkeypatch.setattr(module, "ROUND_SECONDS", 0.0)
+    return CancelReaper(outbox, grace=0)
 
 
 def request() -> BuildRequest:
@@ -40,15 +40,15 @@ def request() -> BuildRequest:
     )  # fmt: skip
 
 
-def queued(broker: Broker, ledger: Ledger, wanted: BuildRequest) -> int:
+def queued(broker: Broker, outbox: Outbox, wanted: BuildRequest) -> int:
     """Put a request, and have the notifier hear of it."""
     job = broker.put(TUBE, wanted, priority=PRIORITY)
-    heard(ledger, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    heard(outbox, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
     return job
 
 
-def heard(ledger: Ledger, *events: BuildEvent) -> None:
-    ledger.due(events, lambda _: ["log"])
+def heard(outbox: Outbox, *events: BuildEvent) -> None:
+    outbox.accept(events, lambda _: ["log"])
 
 
 def told(broker: Broker) -> list[tuple[str, str]]:
@@ -67,93 +67,95 @@ def cancel(broker: Broker, wanted: BuildRequest) -> None:
 
 
 def test_a_job_that_waits_under_a_mark_is_deleted_and_said_to_be_cancelled(
-    broker: Broker, ledger: Ledger, janitor: Janitor
+    broker: Broker, outbox: Outbox, reaper: CancelReaper
 ) -> None:
     wanted, other = request(), request()
-    queued(broker, ledger, wanted)
-    queued(broker, ledger, other)
+    queued(broker, outbox, wanted)
+    queued(broker, outbox, other)
     cancel(broker, wanted)
-    janitor.look(broker)
+    reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1, "the other's"
     assert told(broker) == [("Cancelled", wanted.build_id)]
     assert control.cancel_flag(broker, wanted.build_id)
 
 
 def test_a_job_that_a_worker_has_is_the_workers(
-    broker: Broker, ledger: Ledger, janitor: Janitor, beanstalkd: Beanstalkd
+    broker: Broker, outbox: Outbox, reaper: CancelReaper, beanstalkd: Beanstalkd
 ) -> None:
     wanted = request()
-    queued(broker, ledger, wanted)
+    queued(broker, outbox, wanted)
     with beanstalkd.connect() as worker:
         worker.watch([TUBE.name])
         assert worker.reserve({TUBE.name: TUBE}, 1)
         cancel(broker, wanted)
-        janitor.look(broker)
+        reaper.run_if_due(broker)
         assert told(broker) == []
         assert broker.tube_stats(TUBE.name).reserved == 1
 
 
 def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
-    broker: Broker, ledger: Ledger, janitor: Janitor
+    broker: Broker, outbox: Outbox, reaper: CancelReaper
 ) -> None:
     wanted = request()
-    job = queued(broker, ledger, wanted)
+    job = queued(broker, outbox, wanted)
     cancel(broker, wanted)
     broker.delete(job)
-    janitor.look(broker)
+    reaper.run_if_due(broker)
     assert told(broker) == [("Cancelled", wanted.build_id)]
-    heard(ledger, event_for(wanted, Status.CANCELLED))
-    janitor.look(broker)
+    heard(outbox, event_for(wanted, Status.CANCELLED))
+    reaper.run_if_due(broker)
     assert told(broker) == [], "it is known by now"
 
 
-def test_a_number_that_is_another_builds_by_now_is_left_alone(broker: Broker, ledger: Ledger, janitor: Janitor) -> None:
+def test_a_number_that_is_another_builds_by_now_is_left_alone(
+    broker: Broker, outbox: Outbox, reaper: CancelReaper
+) -> None:
     wanted, other = request(), request()
     job = broker.put(TUBE, other, priority=PRIORITY)
-    heard(ledger, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
+    heard(outbox, event_for(wanted, Status.QUEUED, tube=TUBE.name, job=job))
     cancel(broker, wanted)
-    janitor.look(broker)
+    reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1
 
 
-def test_the_job_it_was_put_again_as_is_found(broker: Broker, ledger: Ledger, janitor: Janitor) -> None:
+def test_the_job_it_was_put_again_as_is_found(broker: Broker, outbox: Outbox, reaper: CancelReaper) -> None:
     wanted = request()
-    first = queued(broker, ledger, wanted)
+    first = queued(broker, outbox, wanted)
     broker.delete(first)
-    queued(broker, ledger, wanted.with_failed_attempt("b1.example.org", "no space left"))
+    queued(broker, outbox, wanted.with_failed_attempt("b1.example.org", "no space left"))
     cancel(broker, wanted)
-    janitor.look(broker)
+    reaper.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 0
     assert told(broker) == [("Cancelled", wanted.build_id)]
 
 
 @pytest.mark.parametrize("final", ["Cancelled", "Published", "Failed"])
 def test_a_mark_goes_some_time_after_its_build_is_over(
-    broker: Broker, ledger: Ledger, janitor: Janitor, final: str
+    broker: Broker, outbox: Outbox, reaper: CancelReaper, final: str
 ) -> None:
     wanted = request()
     cancel(broker, wanted)
-    heard(ledger, event_for(wanted, final))
-    janitor.look(broker)
+    heard(outbox, event_for(wanted, final))
+    reaper.run_if_due(broker)
     assert control.cancel_flag(broker, wanted.build_id), "a worker that lost its link may be at it still"
-    janitor.kept = -1
-    janitor.look(broker)
+    reaper._keep = -1
+    reaper.run_if_due(broker)
     assert control.cancel_flag(broker, wanted.build_id) is None
 
 
-def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker, ledger: Ledger) -> None:
+def test_a_mark_that_was_put_just_now_is_left_to_those_it_is_for(broker: Broker, outbox: Outbox) -> None:
     wanted = request()
-    queued(broker, ledger, wanted)
+    queued(broker, outbox, wanted)
     cancel(broker, wanted)
-    Janitor(ledger).look(broker)
+    CancelReaper(outbox).run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1
 
 
-def test_it_comes_round_now_and_then(broker: Broker, ledger: Ledger) -> None:
+def test_it_comes_round_now_and_then(broker: Broker, outbox: Outbox) -> None:
     wanted = request()
-    queued(broker, ledger, wanted)
-    often = Janitor(ledger, grace=0)
-    often.look(broker)
+    queued(broker, outbox, wanted)
+    often = CancelReaper(outbox, grace=0)
+    often.run_if_due(broker)
     cancel(broker, wanted)
-    often.look(broker)
+    often.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1

@@ -15,12 +15,12 @@ from typing import Callable, Optional
 
 import pytest
 
+from reimzul.core import smtp
 from reimzul.core.config import Settings, parse_settings
 from reimzul.core.message import BuildEvent
 from reimzul.history.result_rules import Notification, news_kind
-from reimzul.notifier.ledger import Ledger
-from reimzul.notifier.sinks import smtp
-from reimzul.notifier.sinks.base import SinkAway
+from reimzul.notifier.outbox import Outbox
+from reimzul.notifier.sinks.base import SinkUnavailable
 from reimzul.notifier.sinks.mail import MailSink
 from tests.events import event
 from tests.mosquitto import Authority
@@ -51,7 +51,7 @@ Make = Callable[..., MailSink]
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """Makes sinks that mail to a server's port."""
-    Ledger(tmp_path / "ledger.sqlite").close()
+    Outbox(tmp_path / "ledger.sqlite").close()
     made = []
 
     def sink(server: MailServer, **more: object) -> MailSink:
@@ -85,7 +85,7 @@ def failures(count: int) -> list[Notification]:
 
 def test_one_connection_serves_many_mails(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     batch = failures(20)
-    assert list(make(server).tell(batch)) == batch
+    assert list(make(server).deliver(batch)) == batch
     assert (len(mailbox.mails), mailbox.sessions) == (20, 1)
     assert mailbox.mails[0]["To"] == ", ".join(RECIPIENTS)
     assert len(mailbox.given) == len(set(mailbox.given)) == 60
@@ -97,20 +97,20 @@ def test_who_is_ended_in_the_middle_of_a_batch_sends_none_of_it_twice(
     """What is told is noted with the whole batch: 30 mails were out, and all 100 went out again after a restart."""
     batch = failures(10)
     sink = make(server)
-    telling = iter(sink.tell(batch))
+    telling = iter(sink.deliver(batch))
     assert [next(telling) for _ in range(6)] == batch[:6]
     again = make(server)  # as after a SIGKILL: of the first nothing came back
-    assert list(again.tell(batch)) == batch
+    assert list(again.deliver(batch)) == batch
     assert len(mailbox.given) == len(set(mailbox.given)) == 30
 
 
 def test_a_server_that_is_away_is_owed_all(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     server.stop()
     sink, batch = make(server), failures(3)
-    with pytest.raises(SinkAway, match="refused"):
-        list(sink.tell(batch))
+    with pytest.raises(SinkUnavailable, match="refused"):
+        list(sink.deliver(batch))
     server.start()
-    assert list(sink.tell(batch)) == batch
+    assert list(sink.deliver(batch)) == batch
     assert len(mailbox.mails) == 3
 
 
@@ -119,7 +119,7 @@ def test_a_recipient_who_is_refused_is_said_and_keeps_nobody_else_waiting(
 ) -> None:
     mailbox.answers["you@example.org"] = "550 5.1.1 nobody of that name"
     batch = failures(2)
-    assert list(make(server).tell(batch)) == batch, "nothing is owed"
+    assert list(make(server).deliver(batch)) == batch, "nothing is owed"
     assert sorted(collections.Counter(who for _, who in mailbox.given).items()) == [
         ("me@example.org", 2),
         ("them@example.org", 2),
@@ -130,17 +130,17 @@ def test_a_recipient_who_is_refused_is_said_and_keeps_nobody_else_waiting(
 def test_where_all_are_refused_nothing_is_owed(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     mailbox.answers = dict.fromkeys(RECIPIENTS, "550 no")
     batch = failures(2)
-    assert list(make(server).tell(batch)) == batch
+    assert list(make(server).deliver(batch)) == batch
     assert mailbox.mails == []
 
 
 def test_who_was_put_off_alone_gets_it_later(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     mailbox.answers["you@example.org"] = "452 4.2.2 mailbox full"
     sink, batch = make(server), failures(3)
-    assert list(sink.tell(batch)) == []
+    assert list(sink.deliver(batch)) == []
     assert len(mailbox.given) == 6, "the others have theirs"
     mailbox.answers.clear()
-    assert list(sink.tell(batch)) == batch
+    assert list(sink.deliver(batch)) == batch
     assert len(mailbox.given) == len(set(mailbox.given)) == 9
 
 
@@ -149,7 +149,7 @@ def test_greylisting_ends_with_each_mail_once(server: MailServer, mailbox: Mailb
     sink, batch = make(server), failures(4)
     left = batch
     for _ in range(5):
-        told = list(sink.tell(left))
+        told = list(sink.deliver(left))
         left = [each for each in left if each not in told]
     assert left == []
     assert len(mailbox.given) == len(set(mailbox.given)) == 12
@@ -157,9 +157,9 @@ def test_greylisting_ends_with_each_mail_once(server: MailServer, mailbox: Mailb
 
 def test_a_mail_that_is_put_off_holds_back_no_other(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     mailbox.poison = "tar-1"
-    bad = notices(event("Failed", 9, srpm="tar-1-1.src.rpm", owed={"mail": 3}))
+    bad = notices(event("Failed", 9, srpm="tar-1-1.src.rpm"))
     good = failures(3)
-    assert list(make(server).tell([*bad, *good])) == good, "what is new goes first"
+    assert list(make(server).deliver([*bad, *good])) == good, "it holds up nothing"
     assert len(mailbox.mails) == 3
 
 
@@ -168,31 +168,31 @@ def test_a_connection_that_breaks_in_mid_message_costs_one_mail(
 ) -> None:
     mailbox.drops = 1
     sink, batch = make(server), failures(5)
-    assert list(sink.tell(batch)) == batch[1:]
-    assert list(sink.tell(batch[:1])) == batch[:1]
+    assert list(sink.deliver(batch)) == batch[1:]
+    assert list(sink.deliver(batch[:1])) == batch[:1]
     assert len(mailbox.given) == len(set(mailbox.given)) == 15
 
 
 def test_a_server_that_always_breaks_off_is_away(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     mailbox.drops = 100
-    with pytest.raises(SinkAway, match="mail server"):
-        list(make(server).tell(failures(10)))
+    with pytest.raises(SinkUnavailable, match="mail server"):
+        list(make(server).deliver(failures(10)))
     assert mailbox.drops == 97, "three in a row say enough"
 
 
 def test_a_server_that_stalls_is_given_up(
     server: MailServer, mailbox: Mailbox, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smtp, "ANSWER", 0.3)
-    monkeypatch.setattr("reimzul.notifier.sinks.mail.BREAKS", 1)
+    monkeypatch.setattr(smtp, "REPLY_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("reimzul.notifier.sinks.mail.MAX_BREAKS", 1)
     mailbox.open.clear()
     sink, began = make(server), time.monotonic()
-    with pytest.raises(SinkAway, match="timed out"):
-        list(sink.tell(failures(3)))
+    with pytest.raises(SinkUnavailable, match="timed out"):
+        list(sink.deliver(failures(3)))
     assert time.monotonic() - began < 3
     mailbox.open.set()
     batch = failures(3)
-    assert list(sink.tell(batch)) == batch
+    assert list(sink.deliver(batch)) == [*batch[1:], batch[0]], "the mail that it broke off at comes last"
 
 
 @pytest.mark.parametrize("answer", ["451 try later", "452 no room", "421 closing"])
@@ -200,12 +200,12 @@ def test_a_mail_that_is_put_off_is_owed(server: MailServer, mailbox: Mailbox, ma
     mailbox.data_answer = answer
     sink, batch, told = make(server), failures(1), []
     try:
-        told = list(sink.tell(batch))
-    except SinkAway as away:
+        told = list(sink.deliver(batch))
+    except SinkUnavailable as away:
         assert answer in str(away)
     assert told == []
     mailbox.data_answer = ""
-    assert list(sink.tell(batch)) == batch
+    assert list(sink.deliver(batch)) == batch
 
 
 def test_a_mail_that_is_refused_is_said_and_owed_no_more(
@@ -213,23 +213,23 @@ def test_a_mail_that_is_refused_is_said_and_owed_no_more(
 ) -> None:
     mailbox.data_answer = "554 5.7.1 looks like spam"
     batch = failures(2)
-    assert list(make(server).tell(batch)) == batch
+    assert list(make(server).deliver(batch)) == batch
     assert caplog.text.count("looks like spam") == 6
 
 
 def test_a_sender_who_is_refused_is_a_setting_to_mend(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     mailbox.sender_answer = "550 5.7.1 who are you"
-    with pytest.raises(SinkAway, match="550 5.7.1 who are you"):
-        list(make(server).tell(failures(4)))
+    with pytest.raises(SinkUnavailable, match="550 5.7.1 who are you"):
+        list(make(server).deliver(failures(4)))
     mailbox.sender_answer = "552 5.3.4 too large"
     batch = failures(1)
-    assert list(make(server).tell(batch)) == batch, "but a mail that is too large stays so"
+    assert list(make(server).deliver(batch)) == batch, "but a mail that is too large stays so"
 
 
 def test_only_changes_are_mailed_where_that_is_set(server: MailServer, mailbox: Mailbox, make: Make) -> None:
     statuses = ["Success", "Success", "Failed", "Failed", "Success"]
     story = notices(*(event(status, number) for number, status in enumerate(statuses)))
-    assert list(make(server, only_on_change="yes").tell(story)) == story
+    assert list(make(server, only_on_change="yes").deliver(story)) == story
     assert [str(mail["X-Reimzul-Status"]) for mail in mailbox.mails] == ["Success", "Failed", "Success"]
 
 
@@ -242,7 +242,7 @@ def test_a_book_of_before_is_kept(server: MailServer, mailbox: Mailbox, make: Ma
             " good INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (package, target, arch)) WITHOUT ROWID"
         )
     story = notices(event("Success", 1), event("Failed", 2))
-    assert list(make(server, only_on_change="yes").tell(story)) == story
+    assert list(make(server, only_on_change="yes").deliver(story)) == story
     assert len(mailbox.mails) == 2
 
 
@@ -250,7 +250,7 @@ def test_an_older_result_that_is_told_late_is_no_change(server: MailServer, mail
     """It was owed while the server was away, and the newer one came first."""
     told = [("Success", 1), ("Success", 3), ("Failed", 2), ("Failed", 4)]
     story = notices(*(event(status, number, timestamp=f"2025010203040{number}") for status, number in told))
-    assert list(make(server, only_on_change="yes").tell(story)) == story
+    assert list(make(server, only_on_change="yes").deliver(story)) == story
     assert [str(mail["X-Reimzul-Status"]) for mail in mailbox.mails] == ["Success", "Failed"]
     assert "20250102030404" in str(mailbox.mails[1])
 
@@ -282,7 +282,7 @@ def test_mail_goes_through_tls_after_a_login(
     (tmp_path / "password").write_text("open sesame\n")
     login = {"starttls": "yes", "login": "farm", "password_file": tmp_path / "password"}
     batch = failures(2)
-    assert list(make(secure(), ca_cert=authority.certificate, **login).tell(batch)) == batch
+    assert list(make(secure(), ca_cert=authority.certificate, **login).deliver(batch)) == batch
     assert (len(mailbox.mails), mailbox.encrypted) == (2, 2)
 
 
@@ -299,21 +299,21 @@ def test_a_server_with_a_wrong_certificate_gets_nothing(
     secure: Secure, mailbox: Mailbox, make: Make, authority: Authority, name: str, days: int, ours: bool, words: str
 ) -> None:
     trusted = {"ca_cert": authority.certificate} if ours else {}
-    with pytest.raises(SinkAway, match=words):
-        list(make(secure(name, days), starttls="yes", **trusted).tell(failures(1)))
+    with pytest.raises(SinkUnavailable, match=words):
+        list(make(secure(name, days), starttls="yes", **trusted).deliver(failures(1)))
     assert mailbox.mails == []
 
 
 def test_a_wrong_password_is_said(secure: Secure, make: Make, tmp_path: Path, authority: Authority) -> None:
     (tmp_path / "password").write_text("open barley\n")
     login = {"starttls": "yes", "login": "farm", "password_file": tmp_path / "password"}
-    with pytest.raises(SinkAway, match="535"):
-        list(make(secure(), ca_cert=authority.certificate, **login).tell(failures(1)))
+    with pytest.raises(SinkUnavailable, match="535"):
+        list(make(secure(), ca_cert=authority.certificate, **login).deliver(failures(1)))
 
 
 def test_a_server_without_tls_is_not_told_where_tls_is_set(server: MailServer, mailbox: Mailbox, make: Make) -> None:
-    with pytest.raises(SinkAway, match="STARTTLS extension not supported"):
-        list(make(server, starttls="yes").tell(failures(1)))
+    with pytest.raises(SinkUnavailable, match="STARTTLS extension not supported"):
+        list(make(server, starttls="yes").deliver(failures(1)))
     assert mailbox.mails == []
 
 

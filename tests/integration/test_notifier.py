@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.beanstalk import NOTIFY, NOTIFY_OWED, Broker
+from reimzul.core.beanstalk import NOTIFY, Broker
 from reimzul.core.message import WorkerHeartbeat
 from reimzul.history.workers import WorkerStore
-from tests.conftest import Beanstalkd, empty, free_port
+from tests.conftest import Beanstalkd, free_port
 from tests.events import event
 from tests.mongo import mongo_or_say_so
 from tests.mosquitto import Authority, Mosquitto, Watcher
-from tests.notifier import EVENTS, RESULTS, Running, ids, is_done
+from tests.notifier import EVENTS, RESULTS, Running, ids, is_taken
 from tests.waiting import until
 
 
@@ -48,7 +48,7 @@ def test_every_sink_is_told_of_every_event_once(
     for told in [*story, event("Failed", 2), event("Failed", 3, scratch=True), *story]:
         broker.announce(told)
     until(lambda: len(watcher.heard(EVENTS)) >= 6, 15, "all is published")
-    until(is_done(broker), 10, "all jobs are done")
+    until(notifier.is_done(broker), 10, "all jobs are done")
     assert len(notifier.lines()) == len(set(notifier.lines())) == 6
     assert sorted(job["status"] for job in notifier.builds()) == ["Failed", "Failed", "Success"]
     assert len(set(ids(watcher.heard(EVENTS)))) == len(watcher.heard(EVENTS)) == 6
@@ -65,7 +65,7 @@ def test_what_comes_late_changes_nothing(notifier: Running, broker: Broker) -> N
     until(lambda: len(notifier.lines()) == 2, 10, "both are logged")
     for told in (event("Building"), event("Failed", attempt="1763800009-0000000c"), event("Queued")):
         broker.announce(told)
-    until(is_done(broker), 10, "all jobs are done")
+    until(notifier.is_done(broker), 10, "all jobs are done")
     assert [line.split(" status ")[1].split()[0] for line in notifier.lines()] == [
         "Success",
         "Published",
@@ -85,7 +85,7 @@ def test_garbage_is_logged_and_put_aside_and_announced_to_nobody_else(
         broker.put_raw(NOTIFY.name, body, priority=1024)
     broker.announce(event("Success"))
     until(lambda: any("status Success" in line for line in notifier.lines()), 15, "the good one is told")
-    until(is_done(broker), 10, "all jobs are done")
+    until(notifier.is_done(broker), 10, "all jobs are done")
     assert broker.tube_stats(NOTIFY.name).buried == 5
     refused = [line for line in notifier.lines() if "Refused job" in line]
     assert len(refused) == 5
@@ -104,10 +104,10 @@ def test_a_broker_that_was_away_is_told_all_of_it_once_and_the_others_meanwhile(
         broker.announce(event("Success", number))
     until(lambda: len(notifier.lines()) == 41, 3, "the log lags by nothing")
     until(lambda: len(notifier.builds()) == 41, 3, "nor does the history")
-    until(lambda: broker.tube_stats(NOTIFY.name).delayed > 0, 5, "it is owed in the tube")
+    until(lambda: [each.count for each in notifier.pending()] == [40], 5, "they are pending for the broker")
     mosquitto.start()
     until(lambda: len(watcher.heard(RESULTS)) >= 41, 60, "all is published")
-    until(is_done(broker), 30, "all jobs are done")
+    until(notifier.is_done(broker), 30, "all jobs are done")
     assert len(set(ids(watcher.heard(RESULTS)))) == len(watcher.heard(RESULTS)) == 41
     assert len(notifier.lines()) == 41
 
@@ -123,16 +123,16 @@ def test_a_broker_that_hangs_is_told_all_of_it_once_when_it_goes_on(
     for number in range(1, 21):
         broker.announce(event("Success", number))
     until(lambda: len(notifier.lines()) == 21, 3, "the log lags by nothing")
-    until(lambda: broker.tube_stats(NOTIFY.name).delayed > 0, 10, "what it does not take is owed")
+    until(lambda: [each.count for each in notifier.pending()] == [20], 10, "what it does not take is pending")
     broker.announce(event("Success", 21))
     until(lambda: len(notifier.lines()) == 22, 3, "it is not waited for again")
     mosquitto.signal(signal.SIGCONT)
     until(lambda: len(watcher.heard(RESULTS)) >= 22, 60, "all is published")
-    until(is_done(broker), 30, "all jobs are done")
+    until(notifier.is_done(broker), 30, "all jobs are done")
     assert len(set(ids(watcher.heard(RESULTS)))) == len(watcher.heard(RESULTS)) == 22
 
 
-def test_what_is_owed_can_be_seen_and_is_gone_when_it_is_told(
+def test_what_is_pending_can_be_seen_and_survives_a_kill(
     notifier: Running, broker: Broker, mosquitto: Mosquitto
 ) -> None:
     notifier.with_mqtt(mosquitto)
@@ -141,31 +141,38 @@ def test_what_is_owed_can_be_seen_and_is_gone_when_it_is_told(
     began = time.time()
     for number in range(5):
         broker.announce(event("Success", number))
-    (owed,) = until(lambda: [each for each in notifier.owed() if each.count == 5], 10, "all are owed")
-    assert owed.sink == "mqtt"
-    assert owed.oldest == pytest.approx(began, abs=10)
-    until(lambda: any(each.next_try for each in notifier.owed()), 10, "it is known when that is tried again")
+    until(lambda: [(each.sink, each.count) for each in notifier.pending()] == [("mqtt", 5)], 10, "all are pending")
+    (pending,) = notifier.pending()
+    assert pending.oldest == pytest.approx(began, abs=10)
+    until(lambda: is_taken(broker), 5, "the jobs do not wait for it")
     assert notifier.signal(signal.SIGKILL) < 5
-    assert [each.count for each in notifier.owed()] == [5]
+    assert [each.count for each in notifier.pending()] == [5]
     mosquitto.start()
     notifier.start()
-    until(lambda: notifier.owed() == [], 60, "nothing is owed")
-    assert is_done(broker)()
+    until(lambda: notifier.pending() == [], 10, "nothing is pending")
 
 
-def test_what_is_owed_in_jobs_that_somebody_deleted_is_written_off(
-    notifier: Running, broker: Broker, mosquitto: Mosquitto
+def test_a_sink_that_recovers_has_all_within_two_seconds(
+    notifier: Running, broker: Broker, mosquitto: Mosquitto, watcher: Watcher
 ) -> None:
     notifier.with_mqtt(mosquitto)
+    notifier.start()
+    broker.announce(event("Success", 0))
+    until(lambda: len(watcher.heard(RESULTS)) == 1, 15, "the first is published")
     mosquitto.stop()
-    notifier.start()
-    broker.announce(event("Building"))
-    until(lambda: notifier.owed() and broker.tube_stats(NOTIFY.name).delayed, 10, "it is owed")
-    notifier.signal(signal.SIGTERM)
-    empty(notifier.beanstalkd)
-    notifier.start()
-    until(lambda: notifier.owed() == [], 10, "nothing is owed")
-    assert "in no job any more" in notifier.said()
+    for number in range(1, 1201):  # more than a sink's thread keeps in memory
+        broker.announce(event("Success", number))
+    until(lambda: len(notifier.lines()) == 1201, 20, "the log has all")
+    time.sleep(5)
+    mosquitto.start()
+    until(lambda: len(notifier.pending()) == 0 or notifier.pending()[0].count < 1200, 3, "it has some")
+    began = time.monotonic()
+    until(lambda: notifier.pending() == [], 5, "it has all")
+    assert time.monotonic() - began < 2
+    until(lambda: len(watcher.heard(RESULTS)) == 1201, 10, "all are published")
+    assert [payload["timestamp"] for payload in watcher.heard(RESULTS)] == [
+        event("Success", number).timestamp for number in range(1201)
+    ], "in the order they arrived in"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -183,7 +190,7 @@ def test_told_to_stop_it_ends_at_once_even_where_a_sink_hangs(
     assert notifier.process and notifier.process.returncode == 0
     mosquitto.signal(signal.SIGCONT)
     notifier.start()
-    until(lambda: len(set(ids(watcher.heard(RESULTS)))) == 2, 15, "what was owed is told")
+    until(lambda: len(set(ids(watcher.heard(RESULTS)))) == 2, 15, "what was pending is delivered")
     assert len(notifier.lines()) == 2
 
 
@@ -199,7 +206,7 @@ def test_killed_in_mid_stream_it_loses_nothing_and_logs_everything_once(
             notifier.signal(signal.SIGKILL)
             notifier.start()
     until(lambda: len(set(ids(watcher.heard(RESULTS)))) == 500, 30, "all is published")
-    until(is_done(broker), 15, "all jobs are done")
+    until(notifier.is_done(broker), 15, "all jobs are done")
     assert len(set(notifier.lines())) == len(notifier.lines()) == 500
     assert len(notifier.builds()) == 500
     # what the broker had just acknowledged when we were killed is published again, under the same id
@@ -222,7 +229,7 @@ def test_a_broker_under_another_name_is_not_told_unless_that_is_allowed(
         notifier.signal(signal.SIGTERM)
         notifier.with_mqtt(other, tls_insecure="True")
         notifier.start()
-        until(is_done(broker), 30, "it is told after all")
+        until(notifier.is_done(broker), 30, "it is told after all")
     finally:
         other.stop()
 
@@ -250,7 +257,7 @@ def test_a_certificate_the_broker_does_not_know_is_said(
     notifier.start()
     broker.announce(event("Success"))
     until(lambda: "certificate" in notifier.said(), 15, "it is said")
-    assert "mqtt is owed 1" in notifier.said()
+    assert "mqtt takes no events now (1 pending)" in notifier.said()
 
 
 def test_a_history_that_was_away_has_all_of_it_when_it_is_back(notifier: Running, broker: Broker) -> None:
@@ -260,30 +267,53 @@ def test_a_history_that_was_away_has_all_of_it_when_it_is_back(notifier: Running
     for number in range(5):
         broker.announce(event("Success", number))
     until(lambda: len(notifier.lines()) == 5, 5, "the log lags by nothing")
-    until(lambda: "history is owed 5" in notifier.said(), 10, "it is said")
+    until(lambda: "history takes no events now" in notifier.said(), 10, "it is said")
     mongo.start()
     try:
-        until(is_done(broker), 60, "nothing is owed")
+        until(notifier.is_done(broker), 60, "nothing is pending")
         assert len(notifier.builds()) == 5
         assert len(notifier.lines()) == 5
     finally:
         mongo.stop()
 
 
-def test_a_sink_that_was_switched_off_is_owed_nothing(notifier: Running, broker: Broker) -> None:
-    owed = event("Success", owed={"mqtt": 3, "pigeon": 1})
-    broker.put(NOTIFY, owed, priority=NOTIFY_OWED)
+def test_a_sink_that_is_switched_off_loses_what_is_pending(
+    notifier: Running, broker: Broker, mosquitto: Mosquitto
+) -> None:
+    notifier.with_mqtt(mosquitto)
+    mosquitto.stop()
     notifier.start()
-    until(is_done(broker), 10, "it is done")
-    assert notifier.lines() == [], "the log is not owed anything"
+    for number in range(3):
+        broker.announce(event("Success", number))
+    until(lambda: notifier.pending() and is_taken(broker), 10, "they are pending")
+    notifier.signal(signal.SIGTERM)
+    del notifier.settings["mqtt"]
+    notifier.start()
+    until(lambda: notifier.pending() == [], 10, "nothing is pending")
+    assert "mqtt is switched off: 3 events for it are dropped" in notifier.said()
 
 
-def test_only_those_who_are_owed_are_told(notifier: Running, broker: Broker) -> None:
-    broker.put(NOTIFY, event("Success", owed={"log": 3}), priority=NOTIFY_OWED)
+def test_what_an_earlier_version_put_back_is_taken_in_for_those_sinks_alone(notifier: Running, broker: Broker) -> None:
+    broker.put(NOTIFY, event("Success", owed={"mqtt": 3, "pigeon": 1}), priority=8192)
+    broker.put(NOTIFY, event("Success", 2, owed={"log": 3}), priority=8192)
     notifier.start()
-    until(is_done(broker), 10, "it is done")
-    assert len(notifier.lines()) == 1
+    until(lambda: len(notifier.lines()) == 1, 10, "it is logged")
+    until(notifier.is_done(broker), 10, "nothing is pending")
+    assert "20251122000002" in notifier.lines()[0], "the log had the first already"
     assert not (notifier.folder / "history.sqlite").exists()
+
+
+def test_a_damaged_outbox_is_put_aside_and_announced(
+    notifier: Running, broker: Broker, mosquitto: Mosquitto, watcher: Watcher
+) -> None:
+    (notifier.folder / "ledger.sqlite").write_text("this is no database\n" * 1000)
+    notifier.with_mqtt(mosquitto)
+    notifier.start()
+    broker.announce(event("Success"))
+    until(lambda: len(watcher.heard(EVENTS)) == 2, 15, "both are published")
+    (damaged,) = notifier.folder.glob("outbox.corrupt-*")
+    assert "no database" in damaged.read_text()
+    assert "was damaged" in watcher.heard(EVENTS)[0]["reason"] and "was damaged" in notifier.said()
 
 
 def test_what_cannot_start_says_why_in_one_line(notifier: Running) -> None:
@@ -291,7 +321,7 @@ def test_what_cannot_start_says_why_in_one_line(notifier: Running) -> None:
     notifier.start()
     assert notifier.process
     assert notifier.process.wait(10) == 1
-    assert "cannot be used as the ledger" in notifier.said()
+    assert "cannot be used as the outbox" in notifier.said()
     assert "Traceback" not in notifier.said()
 
 
@@ -314,9 +344,9 @@ def test_who_is_there_is_kept_and_told_to_nobody(
     file = WorkerStore(notifier.folder / "presence.sqlite")
     until(lambda: len(file.load_all()) == 2, 15, "both workers are known")
     first, second = file.load_all()
-    assert (first.heartbeat.load, second.heartbeat.state, second.heartbeat.why) == (2.0, "drained", "drained by johnny")
-    assert abs(first.last_seen - time.time()) < 60, "by the notifier's own clock"
-    until(is_done(broker), 10, "all jobs are done")
+    assert (first.presence.load, second.presence.state, second.presence.why) == (2.0, "drained", "drained by johnny")
+    assert abs(first.heard - time.time()) < 60, "by the notifier's own clock"
+    until(notifier.is_done(broker), 10, "all jobs are done")
     assert len(notifier.lines()) == len(notifier.builds()) == len(watcher.heard(EVENTS)) == 1
 
 
@@ -337,6 +367,6 @@ def test_who_is_there_may_not_be_written_and_all_else_goes_on(notifier: Running,
     notifier.start()
     broker.announce(WorkerHeartbeat(host="b1.example.org", instance="1", state="idle"))
     broker.announce(event("Success"))
-    until(is_done(broker), 15, "all jobs are done")
+    until(notifier.is_done(broker), 15, "all jobs are done")
     assert len(notifier.builds()) == 1
-    assert "the workers' heartbeats cannot be read or written" in notifier.said()
+    assert "who is there cannot be read or written" in notifier.said()

@@ -16,9 +16,10 @@ import pytest
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.config import parse_settings
 from reimzul.core.message import BuildRequest
-from reimzul.history import PendingCount, open_history
+from reimzul.history import open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
+from tests.notifier import write_pending
 
 PROGRAM = Path(sys.executable).parent / "reimzul"
 
@@ -161,29 +162,28 @@ def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: 
     claim.delete()
 
 
-def test_queues_show_what_is_owed_to_whom(ini: Path, tmp_path: Path) -> None:
+def test_queues_show_what_sinks_lack(ini: Path, tmp_path: Path) -> None:
+    outbox = tmp_path / "ledger.sqlite"
+    ini.write_text(f"{ini.read_text()}[notifier]\nledger = {outbox}\n")
     assert json.loads(reimzul("queues", "--json").stdout)["owed"] == []
-    history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
-    history.save_pending_counts(
-        [PendingCount(sink="mqtt", count=40, oldest=1_763_800_000.0, next_try=1_763_800_060.0, at=1_763_800_030.0)]
-    )
-    history.close()
-    *tubes, owed = reimzul("queues").stdout.splitlines()
-    assert owed == "owed to mqtt\t40\t2025-11-22T08:26:40Z\t2025-11-22T08:27:40Z"
+    write_pending(outbox, "mqtt", 40, 1_763_800_000.0, 1_763_800_060.0)
+    *tubes, pending = reimzul("queues").stdout.splitlines()
+    assert pending == "pending for mqtt\t40\t2025-11-22T08:26:40Z\t2025-11-22T08:27:40Z"
     assert all(line.count("\t") == 6 for line in tubes)
-    assert json.loads(reimzul("queues", "--json").stdout)["owed"] == [
-        {"sink": "mqtt", "count": 40, "oldest": 1_763_800_000.0, "next_try": 1_763_800_060.0, "at": 1_763_800_030.0}
-    ]
+    (row,) = json.loads(reimzul("queues", "--json").stdout)["owed"]
+    assert row.pop("at") == pytest.approx(time.time(), abs=60)
+    assert row == {"sink": "mqtt", "count": 40, "oldest": 1_763_800_000.0, "next_try": 1_763_800_060.0}
     lines = on_a_terminal("queues", columns=100)
-    assert lines[-3] == "" and lines[-2].split()[:2] == ["OWED", "EVENTS"]
+    assert lines[-3] == "" and lines[-2].split()[:2] == ["PENDING", "EVENTS"]
 
 
-def test_queues_without_a_history_that_answers_are_shown_all_the_same(ini: Path) -> None:
-    ini.write_text(ini.read_text().replace("url = sqlite:", f"url = mongodb://127.0.0.1:{free_port()}/\n#"))
+def test_queues_without_an_outbox_that_can_be_read_are_shown_all_the_same(ini: Path, tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text("this is no database\n" * 100)
+    ini.write_text(f"{ini.read_text()}[notifier]\nledger = {tmp_path}/ledger.sqlite\n")
     shown = reimzul("queues", "--json")
     assert shown.returncode == 1
     assert json.loads(shown.stdout)["owed"] is None
-    assert "what is owed to whom cannot be known: MongoDB" in shown.stderr
+    assert "the pending deliveries are not known" in shown.stderr
 
 
 def test_no_beanstalkd_is_one_clear_line(ini: Path) -> None:

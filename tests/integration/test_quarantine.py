@@ -18,7 +18,7 @@ from reimzul.core.beanstalk import NOTIFY, Broker, arch_tube, canary_tube, drain
 from reimzul.core.message import BuilderEvent, BuildEvent, BuildRequest, WorkerHeartbeat, WorkerState
 from reimzul.history.workers import WorkerRecord, WorkerStore
 from reimzul.notifier import quarantine as module
-from reimzul.notifier.quarantine import Quarantine, Rules
+from reimzul.notifier.quarantine import Quarantine, QuarantineRules
 from tests.builder import Ears, Host, settled
 from tests.events import event
 from tests.waiting import until
@@ -27,15 +27,15 @@ BAD, GOOD = "b1.example.org", "b2.example.org"
 TUBES = ("x86_64", "i386", "noarch")
 
 
-class Ward:
-    """A court, with builders before it."""
+class Farm:
+    """A quarantine, with builders that it judges."""
 
     def __init__(self, folder: Path, broker: Broker, **rules: Any) -> None:
         self.file, self.broker = folder / "presence.sqlite", broker
         self.incoming = folder / "incoming"
         self.incoming.mkdir(exist_ok=True)
-        given = {"faults": 5, "ratio": 3, "window": 86400.0, "pause": 0, "target": "c9", **rules}
-        self.court = Quarantine(Rules(incoming=self.incoming, arches=read_arches(), **given), self.file)
+        given = {"faults": 5, "pause": 0, "target": "c9", **rules}
+        self.quarantine = Quarantine(QuarantineRules(incoming=self.incoming, arches=read_arches(), **given), self.file)
         self.ended: dict[str, str] = {}
 
     def there(
@@ -44,21 +44,28 @@ class Ward:
         """A builder says that it is there."""
         file = WorkerStore(self.file)
         said = WorkerHeartbeat(host=host, instance="1", state=state, arches=arches)
-        file.save([WorkerRecord(heartbeat=said, last_seen=time.time() - ago)])
+        file.save([WorkerRecord(presence=said, heard=time.time() - ago)])
         file.close()
 
     def tried(self, host: str, faults: int, good: int = 0) -> None:
         """A builder's tries, each at a package of its own."""
         for number in range(faults + good):
-            about = {"number": number, "builder_fqdn": host, "attempt": f"{number}-{hash(host) % 2**32:08x}"}
+            about = {
+                "number": number,
+                "srpm": f"package{number}-1-1.src.rpm",
+                "builder_fqdn": host,
+                "attempt": f"{number}-{hash(host) % 2**32:08x}",
+            }
             if number < faults:
-                self.court.hear(event("Queued", reason="no space left", **about))
+                self.quarantine.on_event(event("Queued", reason="no space left", **about))
             else:
-                self.court.hear(event("Success", exit_code=0, **about))
+                self.quarantine.on_event(event("Success", exit_code=0, **about))
 
     def look(self) -> None:
-        self.court._looked = float("-inf")
-        self.court.look(self.broker, lambda ids: {each: self.ended[each] for each in ids if each in self.ended})
+        self.quarantine._last_round = float("-inf")
+        self.quarantine.run_if_due(
+            self.broker, lambda ids: {each: self.ended[each] for each in ids if each in self.ended}
+        )
 
     def told(self) -> list[BuilderEvent | BuildEvent]:
         """What was announced, taken out."""
@@ -84,20 +91,20 @@ class Ward:
 
 
 @pytest.fixture
-def ward(tmp_path: Path, broker: Broker) -> Iterator[Ward]:
+def farm(tmp_path: Path, broker: Broker) -> Iterator[Farm]:
     """With two builders, of which one fails what the other builds."""
-    made = Ward(tmp_path, broker)
+    made = Farm(tmp_path, broker)
     made.there(BAD)
     made.there(GOOD)
     yield made
-    made.court.close()
+    made.quarantine.close()
     control.clear_flag(broker, drain_tube(BAD))
 
 
-def fail(ward: Ward) -> None:
+def fail(farm: Farm) -> None:
     """The one fails what the other builds."""
-    ward.tried(BAD, faults=6)
-    ward.tried(GOOD, faults=0, good=6)
+    farm.tried(BAD, faults=6)
+    farm.tried(GOOD, faults=0, good=6)
 
 
 def held(broker: Broker) -> bool:
@@ -105,29 +112,29 @@ def held(broker: Broker) -> bool:
     return found is not None and found.is_quarantine
 
 
-def test_who_stands_out_is_held_back_and_all_are_told(ward: Ward, broker: Broker) -> None:
-    fail(ward)
-    ward.look()
+def test_who_stands_out_is_held_back_and_all_are_told(farm: Farm, broker: Broker) -> None:
+    fail(farm)
+    farm.look()
     assert held(broker)
-    (said,) = ward.told()
+    (said,) = farm.told()
     assert isinstance(said, BuilderEvent)
     assert (said.builder, said.status, said.arches) == (BAD, "Quarantined", TUBES)
-    assert said.reason.startswith("6 of its 6 tries at packages that others tried too were its own fault")
+    assert said.reason == "6 packages in a row failed by its own fault; others have built 6 of them meanwhile"
     assert control.drain_flag(broker, GOOD) is None
-    ward.look()
-    assert [each for each in ward.told() if isinstance(each, BuilderEvent)] == [], "once"
+    farm.look()
+    assert [each for each in farm.told() if isinstance(each, BuilderEvent)] == [], "once"
 
 
 @pytest.mark.parametrize(
     ("faults", "good", "others_faults"),
     [(4, 0, 0), (6, 40, 0), (6, 0, 6)],
-    ids=["too few", "too seldom", "as all the others"],
+    ids=["too few", "not in a row", "as all the others"],
 )
-def test_who_does_not_stand_out_stays(ward: Ward, broker: Broker, faults: int, good: int, others_faults: int) -> None:
-    ward.tried(BAD, faults=faults, good=good)
-    ward.tried(GOOD, faults=others_faults, good=faults + good - others_faults)
-    ward.look()
-    assert control.drain_flag(broker, BAD) is None and ward.told() == []
+def test_who_does_not_stand_out_stays(farm: Farm, broker: Broker, faults: int, good: int, others_faults: int) -> None:
+    farm.tried(BAD, faults=faults, good=good)
+    farm.tried(GOOD, faults=others_faults, good=faults + good - others_faults)
+    farm.look()
+    assert control.drain_flag(broker, BAD) is None and farm.told() == []
 
 
 @pytest.mark.parametrize(
@@ -137,179 +144,184 @@ def test_who_does_not_stand_out_stays(ward: Ward, broker: Broker, faults: int, g
         {"arches": ("aarch64",)}, {"arches": ("x86_64", "noarch")},
     ],
 )  # fmt: skip
-def test_the_last_able_builder_of_an_arch_stays(ward: Ward, broker: Broker, other: dict[str, Any]) -> None:
-    file = WorkerStore(ward.file)
+def test_the_last_able_builder_of_an_arch_stays(farm: Farm, broker: Broker, other: dict[str, Any]) -> None:
+    file = WorkerStore(farm.file)
     file.purge(time.time() + 10)
     file.close()
-    ward.there(BAD)
-    ward.there(GOOD, **other)
-    fail(ward)
-    ward.look()
-    assert control.drain_flag(broker, BAD) is None and ward.told() == []
+    farm.there(BAD)
+    farm.there(GOOD, **other)
+    fail(farm)
+    farm.look()
+    assert control.drain_flag(broker, BAD) is None and farm.told() == []
 
 
-def test_of_two_that_stand_out_one_stays(ward: Ward, broker: Broker) -> None:
+def test_of_two_that_stand_out_one_stays(farm: Farm, broker: Broker) -> None:
     for host in (BAD, GOOD):
-        ward.tried(host, faults=6)
+        farm.tried(host, faults=6)
     for number in range(200):
-        about = {"builder_fqdn": "gone.example.org", "attempt": f"{number}-0000abcd", "exit_code": 0}
-        ward.court.hear(event("Success", number % 6, **about))
-    ward.look()
-    ward.look()
+        about = {
+            "builder_fqdn": "gone.example.org",
+            "srpm": f"package{number % 6}-1-1.src.rpm",
+            "attempt": f"{number}-0000abcd",
+            "exit_code": 0,
+        }
+        farm.quarantine.on_event(event("Success", number % 6, **about))
+    farm.look()
+    farm.look()
     assert [host for host in (BAD, GOOD) if control.drain_flag(broker, host)] == [BAD]
 
 
-def test_whom_a_person_has_drained_is_not_ours(ward: Ward, broker: Broker) -> None:
+def test_whom_a_person_has_drained_is_not_ours(farm: Farm, broker: Broker) -> None:
     control.set_flag(broker, drain_tube(BAD), control.new_flag("johnny"))
-    fail(ward)
-    ward.look()
-    assert not held(broker) and ward.told() == []
+    fail(farm)
+    farm.look()
+    assert not held(broker) and farm.told() == []
 
 
-def test_a_canary_that_is_built_lets_it_back(ward: Ward, broker: Broker) -> None:
-    fail(ward)
-    ward.look()
-    wanted = ward.canary()
+def test_a_canary_that_is_built_lets_it_back(farm: Farm, broker: Broker) -> None:
+    fail(farm)
+    farm.look()
+    wanted = farm.canary()
     assert (wanted.target, wanted.arch, wanted.scratch, wanted.legs) == ("c9.x86_64", "x86_64", True, ("x86_64",))
-    assert [path.name for path in ward.incoming.iterdir()] == [wanted.srpm]
-    ward.told()
-    ward.ended[wanted.build_id] = "Success"
-    ward.look()
+    assert [path.name for path in farm.incoming.iterdir()] == [wanted.srpm]
+    farm.told()
+    farm.ended[wanted.build_id] = "Success"
+    farm.look()
     assert control.drain_flag(broker, BAD) is None
-    (said,) = ward.told()
+    (said,) = farm.told()
     assert isinstance(said, BuilderEvent) and (said.builder, said.status) == (BAD, "Released")
-    assert not list(ward.incoming.iterdir())
-    ward.look()
+    assert not list(farm.incoming.iterdir())
+    farm.look()
     assert control.drain_flag(broker, BAD) is None, "what it did before is forgotten"
 
 
-def test_a_canary_that_fails_is_followed_by_another_later(ward: Ward, broker: Broker) -> None:
-    fail(ward)
-    ward.look()
-    first = ward.canary()
-    ward.court.rules = attr.evolve(ward.court.rules, pause=3600)
-    ward.ended[first.build_id] = "Failed"
-    ward.look()
-    assert held(broker) and not list(ward.incoming.iterdir())
+def test_a_canary_that_fails_is_followed_by_another_later(farm: Farm, broker: Broker) -> None:
+    fail(farm)
+    farm.look()
+    first = farm.canary()
+    farm.quarantine.rules = attr.evolve(farm.quarantine.rules, pause=3600)
+    farm.ended[first.build_id] = "Failed"
+    farm.look()
+    assert held(broker) and not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
-    (row,) = ward.court.conduct.wards()
+    (row,) = farm.quarantine.tables.builders()
     assert (row.failed, row.build_id) == (1, "") and row.next > time.time() + 7000
-    ward.court.conduct.keep(attr.evolve(row, next=0.0))
-    assert ward.canary().build_id != first.build_id
+    farm.quarantine.tables.save(attr.evolve(row, next=0.0))
+    assert farm.canary().build_id != first.build_id
 
 
-def test_a_person_may_let_it_back(ward: Ward, broker: Broker) -> None:
-    fail(ward)
-    ward.look()
-    ward.canary()
-    ward.told()
+def test_a_person_may_let_it_back(farm: Farm, broker: Broker) -> None:
+    fail(farm)
+    farm.look()
+    farm.canary()
+    farm.told()
     control.clear_flag(broker, drain_tube(BAD))
-    ward.look()
-    (said,) = ward.told()
+    farm.look()
+    (said,) = farm.told()
     assert isinstance(said, BuilderEvent) and (said.status, said.reason) == ("Released", "by a person")
-    assert broker.tube_stats(canary_tube(BAD)).ready == 0 and not list(ward.incoming.iterdir())
-    ward.look()
+    assert broker.tube_stats(canary_tube(BAD)).ready == 0 and not list(farm.incoming.iterdir())
+    farm.look()
     assert control.drain_flag(broker, BAD) is None
 
 
-def test_whom_a_person_drains_meanwhile_stays_drained(ward: Ward, broker: Broker) -> None:
-    fail(ward)
-    ward.look()
-    ward.canary()
-    ward.told()
+def test_whom_a_person_drains_meanwhile_stays_drained(farm: Farm, broker: Broker) -> None:
+    fail(farm)
+    farm.look()
+    farm.canary()
+    farm.told()
     there, holds = builders.set_drain_flag(broker, BAD, control.new_flag("johnny", "new disk"))
     assert (there, control.drain_flag(broker, BAD)) == (None, holds)
     for _ in range(2):
-        ward.look()
-    assert ward.told() == [], "nobody has let it back"
-    assert ward.court.conduct.wards() == [] and not list(ward.incoming.iterdir())
+        farm.look()
+    assert farm.told() == [], "nobody has let it back"
+    assert farm.quarantine.tables.builders() == [] and not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     assert control.drain_flag(broker, BAD) == holds
     assert builders.set_drain_flag(broker, BAD, control.new_flag("mary")) == (holds, holds)
 
 
-def test_a_canary_lifts_no_persons_mark(ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail(ward)
-    ward.look()
-    wanted = ward.canary()
-    ward.ended[wanted.build_id] = "Success"
-    marks = module._marks
+def test_a_canary_lifts_no_persons_mark(farm: Farm, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(farm)
+    farm.look()
+    wanted = farm.canary()
+    farm.ended[wanted.build_id] = "Success"
+    marks = module._drain_flags
 
     def a_person_is_quick(asked: Broker) -> dict[str, control.ControlFlag]:
         found = marks(asked)
         builders.set_drain_flag(broker, BAD, control.new_flag("johnny"))
         return found
 
-    monkeypatch.setattr(module, "_marks", a_person_is_quick)
-    ward.look()
+    monkeypatch.setattr(module, "_drain_flags", a_person_is_quick)
+    farm.look()
     left = control.drain_flag(broker, BAD)
     assert left and left.by == "johnny"
 
 
 def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
-    ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    farm: Farm, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail(ward)
+    fail(farm)
     with monkeypatch.context() as patched:
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            ward.look()
-    assert held(broker) and ward.told() == []
-    ward.look()
-    (said,) = ward.told()
+            farm.look()
+    assert held(broker) and farm.told() == []
+    farm.look()
+    (said,) = farm.told()
     there = control.drain_flag(broker, BAD)
     assert isinstance(said, BuilderEvent) and there
     assert (said.status, said.at, said.reason) == ("Quarantined", there.at, there.why)
 
 
 def test_killed_before_it_tells_that_one_is_back_it_tells_of_it_then(
-    ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    farm: Farm, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail(ward)
-    ward.look()
-    ward.told()
+    fail(farm)
+    farm.look()
+    farm.told()
     control.clear_flag(broker, drain_tube(BAD))
     with monkeypatch.context() as patched:
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            ward.look()
-    ward.look()
-    assert [said.status for said in ward.told() if isinstance(said, BuilderEvent)] == ["Released"]
+            farm.look()
+    farm.look()
+    assert [said.status for said in farm.told() if isinstance(said, BuilderEvent)] == ["Released"]
 
 
-def test_a_mark_whose_row_is_lost_is_found_again(ward: Ward, broker: Broker) -> None:
-    fail(ward)
-    ward.look()
-    ward.court.conduct.close()
-    for path in ward.file.parent.glob("presence.sqlite*"):
+def test_a_mark_whose_row_is_lost_is_found_again(farm: Farm, broker: Broker) -> None:
+    fail(farm)
+    farm.look()
+    farm.quarantine.tables.close()
+    for path in farm.file.parent.glob("presence.sqlite*"):
         path.unlink()
-    ward.there(BAD)
-    ward.look()
-    assert ward.canary().target == "c9.x86_64"
+    farm.there(BAD)
+    farm.look()
+    assert farm.canary().target == "c9.x86_64"
 
 
 def test_without_a_target_for_canaries_none_is_sent(tmp_path: Path, broker: Broker) -> None:
-    ward = Ward(tmp_path, broker, target="")
-    ward.there(BAD)
-    ward.there(GOOD)
-    fail(ward)
+    farm = Farm(tmp_path, broker, target="")
+    farm.there(BAD)
+    farm.there(GOOD)
+    fail(farm)
     for _ in range(3):
-        ward.look()
+        farm.look()
     assert held(broker) and broker.tube_stats(canary_tube(BAD)).ready == 0
-    ward.court.close()
+    farm.quarantine.close()
     control.clear_flag(broker, drain_tube(BAD))
 
 
 def test_a_canary_that_cannot_be_made_is_tried_later(
-    ward: Ward, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    farm: Farm, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    fail(ward)
-    ward.look()
+    fail(farm)
+    farm.look()
 
     def put_off() -> bool:
-        ward.look()
-        return ward.court.conduct.wards()[0].next > time.time() + 60
+        farm.look()
+        return farm.quarantine.tables.builders()[0].next > time.time() + 60
 
     until(put_off, 30, "it is put off")
     assert held(broker) and "no canary can be sent to b1.example.org" in caplog.text
@@ -346,9 +358,9 @@ def test_a_builder_in_quarantine_builds_its_canary_and_nothing_else(host: Host, 
     until(lambda: settled(broker), 10, "the job is deleted")
 
 
-def test_a_round_is_not_made_all_the_time(ward: Ward, broker: Broker) -> None:
-    ward.look()
-    fail(ward)
-    ward.court.look(broker, lambda _: {})
+def test_a_round_is_not_made_all_the_time(farm: Farm, broker: Broker) -> None:
+    farm.look()
+    fail(farm)
+    farm.quarantine.run_if_due(broker, lambda _: {})
     assert control.drain_flag(broker, BAD) is None
-    assert module.ROUND > 1
+    assert module.ROUND_SECONDS > 1

@@ -12,7 +12,7 @@ import pytest
 
 from reimzul.core.beanstalk import Broker
 from reimzul.history import History, open_history
-from reimzul.notifier.refusals import Refusals
+from reimzul.notifier.housekeeping import RefusalCleanup
 from tests.conftest import Beanstalkd, free_port
 from tests.events import refusal
 from tests.waiting import until
@@ -51,19 +51,19 @@ def test_what_is_old_is_forgotten_unless_it_lies_buried(
         )
     ])  # fmt: skip
     assert len(jobs(history)) == 5
-    Refusals(beanstalkd.connect, url, 180).sweep()
+    RefusalCleanup(beanstalkd.connect, url, 180).start()
     until(lambda: jobs(history) == [buried, 10**6 + 1], 20, "the others are forgotten")
-    until(lambda: "3 refusals of more than 180 days ago are forgotten" in caplog.text, 20, "it is said")
+    until(lambda: "3 refusals of more than 180 days ago are dropped" in caplog.text, 20, "it is said")
     history.close()
 
 
 def test_zero_days_is_for_ever(tmp_path: Path, beanstalkd: Beanstalkd) -> None:
-    Refusals(beanstalkd.connect, f"sqlite:///{tmp_path}/history.sqlite", 0).sweep()
+    RefusalCleanup(beanstalkd.connect, f"sqlite:///{tmp_path}/history.sqlite", 0).start()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_history_that_is_away_is_one_line(
     beanstalkd: Beanstalkd, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    Refusals(beanstalkd.connect, f"mongodb://127.0.0.1:{free_port()}/", 180).sweep()
-    until(lambda: "is not looked through today: MongoDB" in caplog.text, 20, "it is said")
+    RefusalCleanup(beanstalkd.connect, f"mongodb://127.0.0.1:{free_port()}/", 180).start()
+    until(lambda: "old refusals are not dropped today: MongoDB" in caplog.text, 20, "it is said")

@@ -27,7 +27,7 @@ from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import Backoff
 from reimzul.core.store_paths import StorePaths, leg_key
-from reimzul.notifier.conduct import fault_of
+from reimzul.notifier.quarantine import is_fault
 from reimzul.repogen import daemon as repogen_daemon
 from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
@@ -334,7 +334,7 @@ def test_a_text_that_xml_cannot_hold_is_rejected_before_the_run_and_not_built_ag
     ask(broker, asked)
     work(daemon)
     (event,) = taken(broker, NOTIFY)
-    assert event.status == Status.REJECTED and fault_of(event) is None
+    assert event.status == Status.REJECTED and is_fault(event) is None
     assert NAME in event.reason and "CHANGELOGTEXT has the control character 0x1b" in event.reason
     assert "upload" not in event.reason
     attempt = uploads.spool_of(store, asked).name

@@ -24,7 +24,7 @@ from tests.conftest import Beanstalkd
 from tests.events import event
 from tests.mongo import Mongo, mongo_or_say_so
 from tests.mosquitto import Authority, Mosquitto, Watcher
-from tests.notifier import EVENTS, RESULTS, Running, is_done
+from tests.notifier import EVENTS, RESULTS, Running
 from tests.schemas import check
 from tests.smtp import Mailbox, MailServer
 from tests.waiting import until
@@ -192,7 +192,7 @@ def send_away(everybody: Everybody, beanstalkd: Beanstalkd, name: str) -> None:
     told = {timestamp for _, timestamp in stream.announced}
     with beanstalkd.connect() as broker:
         until(lambda: listeners[name].has().keys() >= told, 90, f"{name} has all of it")
-        until(is_done(broker), 90, "nothing is owed")
+        until(everybody.notifier.is_done(broker), 90, "nothing is pending")
     for other, listener in listeners.items():
         has = listener.has()
         assert has.keys() == told, f"{other} has all"
@@ -221,7 +221,7 @@ def test_what_is_published_is_as_the_schemas_say(everybody: Everybody, beanstalk
             broker.announce(event(status, len(status), first_error="é\n", rpms=("a-1-1.x86_64.rpm",), rpm_count=1))
         broker.announce(event("Failed", 30, scratch=True, exit_code=1, skipped={"i386": "noarch"}, started=1.5))
         broker.put_raw("notify", b"{]", priority=1024)
-        until(is_done(broker), 15, "all is told")
+        until(everybody.notifier.is_done(broker), 15, "all is told")
     heard = {topic: everybody.watcher.heard(topic) for topic in (EVENTS, RESULTS)}
     assert {payload["status"] for payload in heard[EVENTS]} >= {"Published", "Rejected", "Refused"}
     assert [payload["status"] for payload in heard[RESULTS]].count("Success") == 2

@@ -30,9 +30,9 @@ from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.history.workers import WorkerRecord
-from reimzul.notifier import arrival
-from reimzul.notifier.arrival import arrived, by_our_clock
-from reimzul.notifier.conduct import Conduct, Ward
+from reimzul.notifier import housekeeping
+from reimzul.notifier.housekeeping import correct_clock, shift_times
+from reimzul.notifier.quarantine import QuarantinedBuilder, QuarantineTables
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.repogen.spool_scan import scan_spool
 from reimzul.store.cleanup import ManifestSummary, Retention, StoredBuild, choose_builds, sweep_expired, sweep_live_logs
@@ -102,7 +102,7 @@ class Waited:
 
 
 def arrives(told: BuildEvent, age: int = 0) -> BuildEvent:
-    found = arrived(cast("ReservedJob[Any]", Waited(age)), told)
+    found = correct_clock(cast("ReservedJob[Any]", Waited(age)), told)
     assert isinstance(found, BuildEvent)
     return found
 
@@ -110,7 +110,7 @@ def arrives(told: BuildEvent, age: int = 0) -> BuildEvent:
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> None:
     """The controller's clock stands still."""
-    monkeypatch.setattr(arrival.time, "time", lambda: NOW)
+    monkeypatch.setattr(housekeeping.time, "time", lambda: NOW)
 
 
 def test_an_event_of_a_right_clock_stays_as_it_is_however_long_it_waited(today: None) -> None:
@@ -144,10 +144,10 @@ def test_what_was_put_right_stays_so_while_it_is_owed(today: None) -> None:
 def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_anew(tmp_path: Path) -> None:
     sink = LogSink(tmp_path / "log")
     told = event("Success", at=7.0)
-    first, second = by_our_clock(told, NOW), by_our_clock(told, NOW + 0.9)
+    first, second = shift_times(told, NOW), shift_times(told, NOW + 0.9)
     assert isinstance(first, BuildEvent) and isinstance(second, BuildEvent)
-    list(sink.tell([Notification(first, news_kind(first))]))
-    list(sink.tell([Notification(second, news_kind(second), maybe_sent=True)]))
+    list(sink.deliver([Notification(first, news_kind(first))]))
+    list(sink.deliver([Notification(second, news_kind(second), maybe_sent=True)]))
     sink.close()
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
@@ -157,7 +157,7 @@ def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_ane
 
 def leg(*events: tuple[float, BuildEvent]) -> BuildRecord:
     """The document after events, each put at a time by our clock."""
-    (found,) = apply_events({}, [by_our_clock(told, put_at) for put_at, told in events]).values()
+    (found,) = apply_events({}, [shift_times(told, put_at) for put_at, told in events]).values()
     return found
 
 
@@ -262,20 +262,22 @@ def test_how_long_a_builder_rests_is_not_its_clocks_to_say(fault: float, now: fl
 
 
 def test_what_builders_came_to_in_the_future_counts_as_now(tmp_path: Path) -> None:
-    conduct = Conduct(tmp_path / "presence.sqlite")
-    conduct.note(event("Success", exit_code=0), FUTURE)
-    conduct.release("builder2.example.org", FUTURE)
-    conduct.keep(Ward(host="builder3.example.org", since=FUTURE, next=FUTURE))
-    conduct.bound(NOW, 86400.0)
-    assert [ward.next for ward in conduct.wards()] == [NOW]
-    conduct.note(event("Success", 2, exit_code=0, builder_fqdn="builder2.example.org", attempt=OTHER_ATTEMPT), NOW + 5)
-    assert len(conduct.tried(NOW - 10)) == 2
-    conduct.forget(NOW + 1)
-    assert len(conduct.tried(0)) == 1
-    conduct.keep(Ward(host="builder3.example.org", since=NOW, next=NOW + 3600))
-    conduct.bound(NOW, 86400.0)
-    assert conduct.wards()[0].next == NOW + 3600, "as it was meant"
-    conduct.close()
+    tables = QuarantineTables(tmp_path / "presence.sqlite")
+    tables.add_attempt(event("Success", exit_code=0), FUTURE)
+    tables.release("builder2.example.org", FUTURE)
+    tables.save(QuarantinedBuilder(host="builder3.example.org", since=FUTURE, next=FUTURE))
+    tables.limit_times(NOW, 86400.0)
+    assert [ward.next for ward in tables.builders()] == [NOW]
+    tables.add_attempt(
+        event("Success", 2, exit_code=0, builder_fqdn="builder2.example.org", attempt=OTHER_ATTEMPT), NOW + 5
+    )
+    assert len(tables.attempts()) == 2
+    tables.purge(NOW + 1)
+    assert len(tables.attempts()) == 1
+    tables.save(QuarantinedBuilder(host="builder3.example.org", since=NOW, next=NOW + 3600))
+    tables.limit_times(NOW, 86400.0)
+    assert tables.builders()[0].next == NOW + 3600, "as it was meant"
+    tables.close()
 
 
 # --- bstore

@@ -262,18 +262,20 @@ def test_a_hosts_name_that_cannot_travel_is_a_fault_of_the_configuration(
 
 
 @pytest.mark.parametrize(
-    ("key", "why"),
+    ("section", "key", "why"),
     [
-        ("original_workers", "workers of the original are no longer supported"),
-        ("refused", "refused jobs stay buried in beanstalkd"),
+        ("farm", "original_workers", "workers of the original are no longer supported"),
+        ("farm", "refused", "refused jobs stay buried in beanstalkd"),
+        ("notifier", "quarantine_ratio", "quarantine counts faults in a row"),
+        ("notifier", "quarantine_hours", "quarantine counts faults in a row"),
     ],
 )
-@pytest.mark.parametrize("value", ["true", "/var/log", "perhaps"])
+@pytest.mark.parametrize("value", ["true", "/var/log", "3"])
 def test_a_retired_setting_is_ignored_with_one_warning(
-    key: str, why: str, value: str, caplog: pytest.LogCaptureFixture
+    section: str, key: str, why: str, value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert parse_settings(f"[farm]\n{key} = {value}\n", "reimzul.ini") == Settings()
+    assert parse_settings(f"[{section}]\n{key} = {value}\n", "reimzul.ini") == Settings()
     assert [record.getMessage() for record in caplog.records] == [
-        f"[farm] {key} is ignored, and an error from 0.3 on: {why}"
+        f"[{section}] {key} is ignored, and an error from 0.3 on: {why}"
     ]
     assert f"\n{key} =" not in sample_text()

@@ -52,14 +52,6 @@ def test_what_was_never_made_is_said_to_be_so(url: str) -> None:
         open_history(url, reading=True)
 
 
-def test_what_an_earlier_version_made_owes_nothing(history: History, url: str) -> None:
-    with contextlib.closing(sqlite3.connect(url[len("sqlite:///") :])) as db:
-        db.execute("DROP TABLE owed")
-    reader = open_history(url, reading=True)
-    assert reader.pending_counts() == []
-    reader.close()
-
-
 def test_what_is_no_database_is_away(tmp_path: Path) -> None:
     (tmp_path / "history.sqlite").write_text("these are only words, and many of them\n" * 100)
     with pytest.raises(HistoryUnavailable, match="not a database"):

@@ -21,22 +21,19 @@ from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history.result_rules import Notification, news_kind
-from reimzul.notifier.ledger import KEPT, Ledger
-from reimzul.notifier.sinks.mail import MailSink
-from reimzul.notifier.sinks.mail_book import Book
-from reimzul.notifier.sinks.mail_text import Writer, subject
-from reimzul.notifier.sinks.rcpts import Recipients
+from reimzul.notifier.outbox import KEEP_SECONDS, Outbox
+from reimzul.notifier.sinks.mail import MailSink, MailState, MailWriter, Recipients, subject
 from tests.events import event, refusal
 from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
 URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
-WRITER = Writer(sender="buildsys@example.org", urls=URLS)
+WRITER = MailWriter(sender="buildsys@example.org", urls=URLS)
 ME = ("me@example.org",)
 
 
 def mail(told: BuildEvent | BuilderEvent, recipients: tuple[str, ...] = ME) -> EmailMessage:
     """The mail as it is read."""
-    parsed = email.message_from_bytes(WRITER.mail(told, recipients), policy=email.policy.default)
+    parsed = email.message_from_bytes(WRITER.format_mail(told, recipients), policy=email.policy.default)
     assert isinstance(parsed, EmailMessage)
     return parsed
 
@@ -88,7 +85,7 @@ def test_mails_of_a_package_on_an_arch_and_target_hang_together() -> None:
 
 
 def test_a_double_is_known_as_one() -> None:
-    assert WRITER.mail(event("Failed"), ME) == WRITER.mail(event("Failed"), ME)
+    assert WRITER.format_mail(event("Failed"), ME) == WRITER.format_mail(event("Failed"), ME)
     assert mail(event("Failed"))["Message-ID"] != mail(event("Rejected"))["Message-ID"]
     assert mail(event("Failed"))["Message-ID"] != mail(event("Failed", 2))["Message-ID"]
 
@@ -102,7 +99,7 @@ def test_filters_and_responders_can_tell_what_it_is() -> None:
 @given(st.text(max_size=300), st.text(max_size=2000))
 def test_any_text_arrives_as_it_is_and_no_line_is_too_long_for_smtp(reason: str, log: str) -> None:
     told = event("Failed", reason=reason, build_log=log + "x" * 1500, first_error=log)
-    raw = WRITER.mail(told, ME)
+    raw = WRITER.format_mail(told, ME)
     assert raw.isascii()
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert told.build_log.splitlines()[-1] in text(told).splitlines()
@@ -133,9 +130,9 @@ def test_a_builders_mail_goes_to_the_recipients_of_all_its_arches(tmp_path: Path
         "[mail_rcpts]\nx86_64 = a@example.org\ni386 = a@example.org, b@example.org\naarch64 = c@example.org\n"
     )
     settings = parse_settings(ini, "test")
-    assert Recipients(settings.mail, settings.mail_rcpts).of(held()) == ["a@example.org", "b@example.org"]
-    sink = MailSink.of(settings)
-    assert sink and sink.wants(held())
+    assert Recipients(settings.mail, settings.mail_rcpts).addresses_for(held()) == ["a@example.org", "b@example.org"]
+    sink = MailSink.from_settings(settings)
+    assert sink and sink.accepts(held())
 
 
 def test_long_names_make_no_broken_header() -> None:
@@ -146,7 +143,7 @@ def test_long_names_make_no_broken_header() -> None:
 
 
 def test_the_mail_in_docs_is_what_the_code_makes() -> None:
-    made = WRITER.mail(failing_event(), ("me@example.org",)).decode().replace("\r\n", "\n")
+    made = WRITER.format_mail(failing_event(), ("me@example.org",)).decode().replace("\r\n", "\n")
     assert EXAMPLE_FILE.read_text(encoding="utf-8") == made, f"run {EXAMPLE}"
     screen = made.partition("\n\n")[2].splitlines()[:20]
     assert any("error: expected ';'" in line for line in screen), "the compiler's line is in the first screen"
@@ -168,14 +165,18 @@ def recipients(rows: str) -> Recipients:
 
 def test_an_arch_has_its_recipients() -> None:
     known = recipients("[mail_rcpts]\nx86_64 = me@example.org, you@example.org, me@example.org\ni386 =\n")
-    assert known.of(event("Failed")) == ["me@example.org", "you@example.org"]
-    assert known.of(event("Failed", arch="i386")) == []
+    assert known.addresses_for(event("Failed")) == ["me@example.org", "you@example.org"]
+    assert known.addresses_for(event("Failed", arch="i386")) == []
 
 
 def test_an_arch_without_a_line_mails_nobody_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     known = recipients("[mail_rcpts]\ni386 =\n")
     for number in range(3):
-        assert known.of(event("Failed", number)) == known.of(event("Failed", number, arch="i386")) == []
+        assert (
+            known.addresses_for(event("Failed", number))
+            == known.addresses_for(event("Failed", number, arch="i386"))
+            == []
+        )
     assert caplog.text.count("no line for x86_64") == 1
     assert "i386" not in caplog.text, "an empty line is nobody by intent"
 
@@ -185,7 +186,7 @@ def test_an_arch_without_a_line_mails_nobody_and_says_so_once(caplog: pytest.Log
 )
 def test_a_submitters_name_arrives_as_it_is(name: str) -> None:
     told = event("Failed", submitter=name)
-    raw = WRITER.mail(told, ME)
+    raw = WRITER.format_mail(told, ME)
     head, _, _ = raw.partition(b"\r\n\r\n")
     assert head.isascii() and max(map(len, head.split(b"\r\n"))) < 200
     parsed = email.message_from_bytes(raw, policy=email.policy.default)
@@ -197,91 +198,91 @@ def test_a_submitters_name_arrives_as_it_is(name: str) -> None:
 def test_a_submitter_without_an_address_is_said_once(caplog: pytest.LogCaptureFixture, name: str) -> None:
     known = recipients("to_submitter = yes\nsubmitter_domain = example.org\n[mail_rcpts]\nx86_64 = me@example.org\n")
     for number in range(3):
-        assert known.of(event("Failed", number, submitter=name)) == ["me@example.org"]
+        assert known.addresses_for(event("Failed", number, submitter=name)) == ["me@example.org"]
     assert caplog.text.count("is no mail address: the submitter is not mailed") == 1
 
 
 def test_a_submitter_gets_mails_where_that_is_set() -> None:
     known = recipients("to_submitter = yes\nsubmitter_domain = example.org\n[mail_rcpts]\nx86_64 = me@example.org\n")
-    assert known.of(event("Failed")) == ["me@example.org", "johnny@example.org"]
-    assert known.of(event("Failed", submitter="me@example.org")) == ["me@example.org"]
-    assert known.of(event("Failed", submitter="a@b@c")) == ["me@example.org"], "which is no address"
+    assert known.addresses_for(event("Failed")) == ["me@example.org", "johnny@example.org"]
+    assert known.addresses_for(event("Failed", submitter="me@example.org")) == ["me@example.org"]
+    assert known.addresses_for(event("Failed", submitter="a@b@c")) == ["me@example.org"], "which is no address"
 
 
 @pytest.mark.parametrize("status", ["Success", "Failed", "Rejected"])
 def test_results_are_mailed_and_no_scratch_builds(status: str) -> None:
     sink = MailSink(settings(""))
-    assert sink.wants(event(status))
-    assert not sink.wants(event(status, scratch=True))
+    assert sink.accepts(event(status))
+    assert not sink.accepts(event(status, scratch=True))
 
 
 @pytest.mark.parametrize(
     "told", [event("Queued"), event("Building"), event("Published"), refusal()], ids=lambda told: told.status
 )
 def test_everything_else_is_not_mailed(told: Any) -> None:
-    assert not MailSink(settings("")).wants(told)
+    assert not MailSink(settings("")).accepts(told)
 
 
 def test_it_is_off_unless_it_is_set() -> None:
-    assert MailSink.of(Settings()) is None
-    assert MailSink.of(settings("")) is not None
-    with pytest.raises(ConfigError, match=r"\[mail\] password_file: /nowhere/password is not there"):
-        MailSink.of(settings("login = farm\npassword_file = /nowhere/password\n"))
+    assert MailSink.from_settings(Settings()) is None
+    assert MailSink.from_settings(settings("")) is not None
+    with pytest.raises(ConfigError, match=r"\[mail\] password_file: /nowhere/password does not exist"):
+        MailSink.from_settings(settings("login = farm\npassword_file = /nowhere/password\n"))
 
 
 # --- what it remembers
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
+def state(tmp_path: Path) -> Iterator[MailState]:
     """An empty one, in the ledger's file."""
-    Ledger(tmp_path / "ledger.sqlite").close()
-    opened = Book(tmp_path / "ledger.sqlite")
+    Outbox(tmp_path / "ledger.sqlite").close()
+    opened = MailState(tmp_path / "ledger.sqlite")
     yield opened
     opened.close()
 
 
-def changed(book: Book, status: str, number: int, **more: Any) -> bool:
+def changed(state: MailState, status: str, number: int, **more: Any) -> bool:
     """Whether this result is a change."""
     told = event(status, number, **more)
-    return book.changed(Notification(told, news_kind(told)), told)
+    return state.is_change(Notification(told, news_kind(told)), told)
 
 
-def test_only_a_result_that_differs_is_a_change(book: Book) -> None:
+def test_only_a_result_that_differs_is_a_change(state: MailState) -> None:
     story = ["Success", "Success", "Failed", "Rejected", "Failed", "Success"]
-    assert [changed(book, status, number) for number, status in enumerate(story)] == [
+    assert [changed(state, status, number) for number, status in enumerate(story)] == [
         True, False, True, False, False, True,
     ]  # fmt: skip
 
 
-def test_each_arch_target_and_package_has_its_own(book: Book) -> None:
-    assert changed(book, "Failed", 1)
+def test_each_arch_target_and_package_has_its_own(state: MailState) -> None:
+    assert changed(state, "Failed", 1)
     others = [{"arch": "i386"}, {"target": "c7.1804.u.x86_64"}, {"pkgname": "tar"}]
-    assert all(changed(book, "Failed", 2, **other) for other in others)
-    assert not changed(book, "Failed", 3, evr="1.8-1.el7")
+    assert all(changed(state, "Failed", 2, **other) for other in others)
+    assert not changed(state, "Failed", 3, evr="1.8-1.el7")
 
 
-def test_what_was_decided_stays_decided_while_it_is_owed(book: Book) -> None:
-    assert changed(book, "Failed", 1)
-    assert not changed(book, "Failed", 2)
-    assert changed(book, "Success", 3)
-    assert changed(book, "Failed", 1), "it is tried again, and is still news"
-    assert not changed(book, "Success", 4)
+def test_what_was_decided_stays_decided_while_it_is_owed(state: MailState) -> None:
+    assert changed(state, "Failed", 1)
+    assert not changed(state, "Failed", 2)
+    assert changed(state, "Success", 3)
+    assert changed(state, "Failed", 1), "it is tried again, and is still news"
+    assert not changed(state, "Success", 4)
 
 
-def test_what_is_too_old_is_dropped(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_old_is_dropped(state: MailState, monkeypatch: pytest.MonkeyPatch) -> None:
     told = event("Failed")
     notice = Notification(told, news_kind(told))
-    book.given(notice, ME)
-    assert changed(book, "Failed", 1)
-    book.sweep()
-    assert book.have(notice) == set(ME)
-    tomorrow, late = time.monotonic() + 2 * 86400, time.time() + KEPT + 60
-    monkeypatch.setattr(time, "monotonic", lambda: tomorrow)
+    state.mark_sent(notice, ME)
+    assert changed(state, "Failed", 1)
+    state.sweep()
+    assert state.sent_to(notice) == set(ME)
+    late = time.time() + KEEP_SECONDS + 60
+    state._sweep_due.reset()
     monkeypatch.setattr(time, "time", lambda: late)
-    book.sweep()
-    assert book.have(notice) == set()
-    assert changed(book, "Failed", 2), "as if it were new"
+    state.sweep()
+    assert state.sent_to(notice) == set()
+    assert changed(state, "Failed", 2), "as if it were new"
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells the original's workers from ours: in messages, in the history, and what follows from their events."""
+"""Messages of the original's programs, which are still read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from typing import Any
 
 import pytest
 
-from reimzul.core.beanstalk import CREATEREPO, TOSIGN
-from reimzul.core.config import parse_settings
 from reimzul.core.errors import InvalidMessage
-from reimzul.core.message import ORIGINAL_ATTEMPT_SUFFIX, BuildEvent, RepogenRequest, SignRequest, Status, new_attempt
-from reimzul.history.result_rules import with_implied
-from reimzul.notifier.sinks import wanted
-from reimzul.notifier.sinks.originals import OriginalsSink, requests
+from reimzul.core.message import BuildEvent, RepogenRequest, Status, new_attempt
 
 SAID = {
     "srpm": "time-1.7-45.el7.src.rpm", "arch": "i386", "target": "c7.1708.u.x86_64", "disttag": ".el7",
@@ -59,43 +54,3 @@ def test_too_much_of_it_is_refused() -> None:
 def test_only_a_worker_of_the_original_knows_no_attempts(status: str) -> None:
     assert event(status=status).by_original == (status in ("Building", "Success", "Failed"))
     assert not event(status=status, attempt=new_attempt()).by_original
-
-
-def test_what_follows_from_a_success_has_the_originals_keys() -> None:
-    (createrepo, asked), (tosign, sign) = requests(event(**OURS), ())
-    assert (createrepo, tosign) == (CREATEREPO, TOSIGN)
-    assert isinstance(asked, RepogenRequest) and asked.original_event == event(**OURS)
-    assert isinstance(sign, SignRequest) and not sign.build_id
-    assert sign.place == "repo/c7.1708.u.x86_64/time/20180410120000/1.7-45.el7.i386"
-    keys = {"pkgname", "status", "target", "arch", "timestamp"}
-    assert {key: sign.to_json()[key] for key in keys} == {key: SAID[key] for key in keys}
-
-
-@pytest.mark.parametrize("changed", [{"status": "Failed"}, {"scratch": True}], ids=str)
-def test_nothing_is_signed_of_what_failed_or_is_scratch(changed: dict[str, Any]) -> None:
-    assert [tube for tube, _ in requests(event(**changed), ())] == [CREATEREPO]
-
-
-def test_there_is_to_be_room_for_a_target_before_its_first_upload() -> None:
-    building = event(status="Building")
-    assert list(requests(building, ())) == [(CREATEREPO, RepogenRequest(target=building.target))]
-    assert list(requests(building, {building.target})) == []
-
-
-def test_an_event_without_a_place_is_said_to_be_none() -> None:
-    with pytest.raises(InvalidMessage, match="is not"):
-        list(requests(event(pkgname=""), ()))
-
-
-def test_the_sink_is_there_only_by_the_setting() -> None:
-    assert not any(isinstance(sink, OriginalsSink) for sink in wanted(parse_settings("", "test")))
-    on = [
-        sink
-        for sink in wanted(parse_settings("[farm]\noriginal_workers = yes\n", "test"))
-        if isinstance(sink, OriginalsSink)
-    ]
-    assert [sink.name for sink in on] == ["originals"]
-    (sink,) = on
-    assert [status for status in Status.BUILD if sink.wants(event(status=status))] == ["Building", "Success", "Failed"]
-    published = event(status="Published", attempt=f"1523361600{ORIGINAL_ATTEMPT_SUFFIX}")
-    assert not any(map(sink.wants, with_implied(published)))

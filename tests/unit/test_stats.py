@@ -13,7 +13,8 @@ from reimzul.admin.metrics import Gauge, MetricsInput, build_gauges, format_open
 from reimzul.admin.stats import BuildStats, compute_stats, failure_cause, time_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
-from reimzul.history import BuildRecord, PendingCount
+from reimzul.core.pending import PendingDeliveries
+from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from reimzul.history.workers import WorkerRecord
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, build_id, event
@@ -116,7 +117,7 @@ def sight(**more: Any) -> MetricsInput:
         "workers": [WorkerRecord(heartbeat=there, last_seen=BEGINNING + 3590)],
         "day": of(built(1), built(2, "Failed", reason='no "such" file\\')),
         "waiting": legs(event("Queued", 9, at=BEGINNING, tube="x86_64", job=1)),
-        "pending": [PendingCount(sink="mqtt", count=3, oldest=BEGINNING)],
+        "pending": [PendingDeliveries(sink="mqtt", count=3, oldest=BEGINNING)],
     }
     return MetricsInput(**{**given, **more})
 

@@ -18,8 +18,8 @@ from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import WorkerHeartbeat, WorkerState
 from reimzul.history import workers as presence_module
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
-from reimzul.notifier import roll as roll_module
-from reimzul.notifier.roll import Roll
+from reimzul.notifier import housekeeping
+from reimzul.notifier.housekeeping import HeartbeatIntake
 from reimzul.worker import heartbeat as voice_module
 from reimzul.worker.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
 
@@ -113,23 +113,25 @@ def heard(*words: tuple[int, WorkerHeartbeat]) -> list[tuple[ReservedJob[Any], W
 
 
 def test_what_is_stale_is_dropped(path: Path) -> None:
-    roll = Roll(path)
-    roll.call(heard((roll_module.STALE + 1, word()), (3, word("b2.example.org")), (-1, word("b3.example.org"))))
+    intake = HeartbeatIntake(path)
+    intake.update(
+        heard((housekeeping.STALE_SECONDS + 1, word()), (3, word("b2.example.org")), (-1, word("b3.example.org")))
+    )
     assert [each.heartbeat.host for each in WorkerStore(path).load_all()] == ["b2.example.org"]
-    roll.close()
+    intake.close()
 
 
 def test_of_several_words_the_last_said_is_kept(path: Path) -> None:
-    roll = Roll(path)
-    roll.call(heard((20, word(load=1.0)), (9, word(load=2.0))))
+    intake = HeartbeatIntake(path)
+    intake.update(heard((20, word(load=1.0)), (9, word(load=2.0))))
     assert WorkerStore(path).load_all()[0].heartbeat.load == 2.0
-    roll.close()
+    intake.close()
 
 
 def test_a_file_that_cannot_be_written_holds_up_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    roll = Roll(Path("/proc/nowhere/presence.sqlite"))
+    intake = HeartbeatIntake(Path("/proc/nowhere/presence.sqlite"))
     for _ in range(3):
-        roll.call(heard((1, word())))
+        intake.update(heard((1, word())))
     assert len(caplog.records) == 1
 
 

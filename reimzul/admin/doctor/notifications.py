@@ -13,9 +13,10 @@ from typing import Callable, TypeVar
 from reimzul.admin import lookup
 from reimzul.admin.doctor.check import OK, Check, Result, fail, is_root, ok, shorten, warn
 from reimzul.admin.doctor.host import READ, WRITE, Host, check_writable, user_can
-from reimzul.admin.output import format_duration
+from reimzul.admin.output import format_duration, format_size
 from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import Status
+from reimzul.core.pending import CORRUPT_PATTERN, read_pending
 from reimzul.core.validators import TIMESTAMP_FORMAT
 from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 _SQLITE = "sqlite://"
 #: Deliveries that have been pending for this long are reported.
 PENDING_SECONDS = 600
+#: An outbox of this size is reported.
+_LARGE_OUTBOX_BYTES = 1 << 30
 #: A successful build that has not been published for this long is reported.
 UNPUBLISHED_SECONDS = 3600
 #: How far back unpublished builds are searched.
@@ -32,7 +35,8 @@ _MAX_AGE_DAYS, _MAX_BUILDS = 30, 5_000
 def checks(host: Host) -> list[Check]:
     found = [
         Check(name="history", run=lambda: _check_history(host)),
-        Check(name="owed", run=lambda: _check_pending(host), needs=("history",)),
+        Check(name="outbox", run=lambda: _check_outbox(host)),
+        Check(name="owed", run=lambda: _check_pending(host)),
         Check(name="unpublished", run=lambda: _check_unpublished(host), needs=("history",)),
     ]
     if host.settings.mqtt.notifications:
@@ -80,11 +84,22 @@ def _query(host: Host, ask: Callable[[History], list[T]]) -> list[T]:
         return []
 
 
+def _check_outbox(host: Host) -> Result:
+    """Look for a damaged outbox, which the notifier has moved aside, and for one that has grown large."""
+    outbox = host.settings.notifier.ledger
+    if corrupt := sorted(outbox.parent.glob(CORRUPT_PATTERN)):
+        names = ", ".join(map(str, corrupt))
+        return fail(f"the outbox was damaged, and events may be lost: {names}", f"look for the cause, then rm {names}")
+    size = outbox.stat().st_size if outbox.exists() else 0
+    if size > _LARGE_OUTBOX_BYTES:
+        return warn(f"{outbox} has {format_size(size)}", "`reimzul queues` shows which sink lacks so many events")
+    return ok(f"{outbox} has {format_size(size)}" if size else f"{outbox} does not exist yet")
+
+
 def _check_pending(host: Host) -> Result:
     now = time.time()
-    late = [
-        each for each in _query(host, lambda history: history.pending_counts()) if now - each.oldest > PENDING_SECONDS
-    ]
+    pending = read_pending(host.settings.notifier.ledger)
+    late = [each for each in pending if now - each.oldest > PENDING_SECONDS]
     if not late:
         return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
     counts = ", ".join(f"{each.count} events for {each.sink} for {format_duration(now - each.oldest)}" for each in late)
@@ -112,23 +127,23 @@ def _check_unpublished(host: Host) -> Result:
 
 def _check_mqtt(host: Host) -> Result:
     try:
-        from reimzul.notifier.sinks.mqtt_link import Link
+        from reimzul.core.mqtt import MqttConnection
     except ImportError as error:
         return fail(f"paho-mqtt is not installed ({error})", "make install ROLE=controller")
     settings = host.settings.mqtt
     try:
-        Link(settings).close()
+        MqttConnection(settings).close()
     except ReimzulError as error:
         return _explain_failure(error, "check mosquitto, and that its authority signed the files of [mqtt]")
     return ok(f"the broker at {settings.host}:{settings.port} accepts the notifier")
 
 
 def _check_mail(host: Host) -> Result:
-    from reimzul.notifier.sinks.smtp import Session
+    from reimzul.core.smtp import SmtpSession
 
     settings = host.settings.mail
     try:
-        Session(settings).close()
+        SmtpSession(settings).close()
     except ReimzulError as error:
         return _explain_failure(error, "check that the mail server of [mail] runs and accepts mail from this host")
     return ok(f"the mail server at {settings.smtp_host}:{settings.smtp_port} accepts the notifier")

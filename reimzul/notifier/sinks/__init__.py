@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of sinks: a row each."""
+"""The sinks of the notifier."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from reimzul.notifier.sinks.history import HistorySink
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mqtt import MqttSink
-from reimzul.notifier.sinks.originals import OriginalsSink
 
-SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink, OriginalsSink)}
+SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink)}
 
 
-def wanted(settings: Settings) -> list[Sink]:
-    """The sinks that are switched on. Raises `ConfigError`."""
-    made = [kind.of(settings) for kind in SINKS.values()]
+def enabled_sinks(settings: Settings) -> list[Sink]:
+    """Make the sinks that are switched on. Raises `ConfigError`."""
+    made = [kind.from_settings(settings) for kind in SINKS.values()]
     return [sink for sink in made if sink is not None]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sink is: somebody who wants to be told.
+"""The interface of a sink, which gets the farm's events.
 
-A new one is a class here beside, and a row in the table (`reimzul.notifier.sinks`). Each lives in a thread of its
-own (lane.py), made and used there alone, so it may take its time; but it ends by itself: whatever it waits for has a
-bound.
+A new sink is a class beside this module, and an entry in `reimzul.notifier.sinks`. Each has a thread of its own
+(`reimzul.notifier.delivery`), which makes its connections and uses them, so a sink may take its time; but whatever it
+waits for needs a timeout.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from reimzul.history.result_rules import Notification
 S = TypeVar("S", bound="Sink")
 
 
-class SinkAway(ReimzulError):
-    """A sink takes nothing now: what it was not told yet is owed to it."""
+class SinkUnavailable(ReimzulError):
+    """A sink takes nothing now: what it does not have yet is delivered later."""
 
 
 class Sink(abc.ABC):
-    """Somebody who is told of events."""
+    """Something that gets events."""
 
-    name: ClassVar[str]  #: what the ledger and `owed` call it: letters, digits, ._-
+    name: ClassVar[str]  #: in the outbox: letters, digits, ._-
 
     @classmethod
     @abc.abstractmethod
-    def of(cls: type[S], settings: Settings) -> Optional[S]:
-        """The sink these settings ask for; None where it is switched off. Raises `ConfigError`."""
+    def from_settings(cls: type[S], settings: Settings) -> Optional[S]:
+        """Make the sink; None if it is switched off. Raises `ConfigError`."""
 
-    def wants(self, event: Event) -> bool:
-        """Whether this event is for it. Asked in another thread: decide by the event alone."""
+    def accepts(self, event: Event) -> bool:
+        """Whether this event is for the sink. Called in the daemon's thread: decide by the event alone."""
         return True
 
     @abc.abstractmethod
-    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
-        """Tell these, and yield each as soon as it is certain to have arrived.
+    def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
+        """Deliver these, and yield each as soon as it is certain to have arrived; what is not yielded is tried later.
 
-        Raises `SinkAway` where it takes no more now. Anything else that is raised is taken for one notice's fault:
-        the rest is told one by one.
+        Raises `SinkUnavailable` if the sink takes no more now. Any other exception counts as the fault of one notice,
+        and the others are delivered one by one.
         """
 
     def close(self) -> None:  # noqa: B027  not every sink holds something
-        """Leave, quickly."""
+        """Release connections and files, quickly."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The history as a sink: told is what it has recorded."""
+"""The history as a sink: an event is delivered when the history has recorded it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Optional
 from reimzul.core.config import Settings
 from reimzul.history import History, HistoryUnavailable, history_class, open_history
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.sinks.base import Sink, SinkAway
+from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 
 
 class HistorySink(Sink):
-    """Records events; what comes twice changes nothing."""
-
     name = "history"
 
     def __init__(self, url: str) -> None:
@@ -22,23 +20,20 @@ class HistorySink(Sink):
         self._history: Optional[History] = None
 
     @classmethod
-    def of(cls, settings: Settings) -> HistorySink:
-        """There always is one."""
-        history_class(settings.history.url)  # a missing library is said at the start
+    def from_settings(cls, settings: Settings) -> HistorySink:
+        history_class(settings.history.url)  # a missing library is an error at the start
         return cls(settings.history.url)
 
-    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
-        """All in one step."""
+    def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         try:
             self._history = self._history or open_history(self._url)
             self._history.record([notice.event for notice in notices])
         except HistoryUnavailable as error:
             self.close()
-            raise SinkAway(str(error)) from error
+            raise SinkUnavailable(str(error)) from error
         yield from notices
 
     def close(self) -> None:
-        """Close it."""
         if self._history is not None:
             self._history.close()
             self._history = None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of builds: one line an event, in the original's words, in one file for people and grep.
+"""The log of builds: one line per event, as the original wrote them, in one file for people and grep.
 
-The time in front is the one at which the event was announced, not the one of writing: after the notifier was down
-the log still says when things happened, and the same event always makes the same line. By that a notifier that was
-killed in mid-write knows what it had written (not for an event of the original's worker, which says no time).
+The time in a line is that of the event's announcement, not of writing: after the notifier was down the log still shows
+when things happened, and the same event always makes the same line. So a notifier that was killed while writing finds
+out what it had written (except for events of the original's worker, which have no time).
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from reimzul.core import validators
 from reimzul.core.config import Settings
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.sinks.base import Sink, SinkAway
+from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 
-#: How much of the log's end is read to see what was written before a crash: many times one batch.
-TAIL = 1 << 20
+#: How many bytes of the log's end are read to see what was written before a crash: many times one batch.
+TAIL_BYTES = 1 << 20
 
 
-def line_of(event: Event) -> str:
-    """An event as one line, whatever its fields hold."""
+def format_line(event: Event) -> str:
     when = time.asctime(time.localtime(event.at or time.time()))
     if isinstance(event, BuilderEvent):
-        words = f"Builder {event.builder} status {event.status}: {event.reason}"
+        text = f"Builder {event.builder} status {event.status}: {event.reason}"
     else:
-        words = _refusal(event) if isinstance(event, Refusal) else _build(event)
-    return validators.line(2000)(f"[{when}] {words}")
+        text = _refusal(event) if isinstance(event, Refusal) else _build(event)
+    return validators.line(2000)(f"[{when}] {text}")
 
 
 def _is_in(written: Collection[str], event: Event) -> bool:
-    """Whether an event was written; where its sender's clock is off, its time is reckoned anew, and may be 1 s off."""
-    return any(line_of(attr.evolve(event, at=max(0.0, event.at + off))) in written for off in (0, -1, 1))
+    """Whether an event was written; a time that was corrected twice may differ by 1 s."""
+    return any(format_line(attr.evolve(event, at=max(0.0, event.at + off))) in written for off in (0, -1, 1))
 
 
 def _build(event: BuildEvent) -> str:
@@ -55,65 +54,60 @@ def _refusal(event: Refusal) -> str:
 
 
 class LogSink(Sink):
-    """Appends to the log of builds."""
-
     name = "log"
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._open = -1
-        self._whole = True  #: whether what is in the file ends with a line's end
+        self._file = -1
+        self._is_whole = True  #: whether the file ends with a newline
 
     @classmethod
-    def of(cls, settings: Settings) -> LogSink:
-        """There always is one."""
+    def from_settings(cls, settings: Settings) -> LogSink:
         return cls(settings.logs.logfile)
 
-    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
-        """All in one write."""
+    def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         try:
             self._reopen()
-            written = self._end() if any(notice.maybe_sent for notice in notices) else frozenset()
-            told = [each.event for each in notices if not (each.maybe_sent and _is_in(written, each.event))]
-            self._append([line_of(event) for event in told])
+            written = self._last_lines() if any(notice.maybe_sent for notice in notices) else frozenset()
+            new = [each.event for each in notices if not (each.maybe_sent and _is_in(written, each.event))]
+            self._append([format_line(event) for event in new])
         except OSError as error:
-            raise SinkAway(f"{self._path}: {error.strerror or error}") from error
+            raise SinkUnavailable(f"{self._path}: {error.strerror or error}") from error
         yield from notices
 
     def close(self) -> None:
-        """Close the file."""
-        if self._open >= 0:
-            os.close(self._open)
-            self._open = -1
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _reopen(self) -> None:
-        """Have the file of that name open: logrotate may have put another there, or none."""
-        if self._open >= 0 and not self._is_ours():
+        """Open the file of that name: logrotate may have put another there, or none."""
+        if self._file >= 0 and not self._is_ours():
             self.close()
-        if self._open < 0:
+        if self._file < 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._open = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            size = os.fstat(self._open).st_size
-            self._whole = size == 0 or os.pread(self._open, 1, size - 1) == b"\n"
+            self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            size = os.fstat(self._file).st_size
+            self._is_whole = size == 0 or os.pread(self._file, 1, size - 1) == b"\n"
 
     def _is_ours(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._open))
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file))
         except FileNotFoundError:
             return False
 
     def _append(self, lines: Sequence[str]) -> None:
-        """Write whole lines or none; a full disk may take a part of them, which is taken out again."""
+        """Write whole lines or none: if a full disk takes only a part of them, the part is removed again."""
         if not lines:
             return
-        block = ("" if self._whole else "\n").encode() + "".join(f"{line}\n" for line in lines).encode()
-        written = os.write(self._open, block)
+        block = ("" if self._is_whole else "\n").encode() + "".join(f"{line}\n" for line in lines).encode()
+        written = os.write(self._file, block)
         if written < len(block):
-            os.ftruncate(self._open, os.fstat(self._open).st_size - written)
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(errno.ENOSPC, "the disk is full")
-        self._whole = True
+        self._is_whole = True
 
-    def _end(self) -> frozenset[str]:
-        size = os.fstat(self._open).st_size
-        end = os.pread(self._open, TAIL, max(0, size - TAIL))
+    def _last_lines(self) -> frozenset[str]:
+        size = os.fstat(self._file).st_size
+        end = os.pread(self._file, TAIL_BYTES, max(0, size - TAIL_BYTES))
         return frozenset(end.decode("utf-8", "replace").split("\n"))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MQTT: results for whoever subscribes, and every event for who wants all.
+"""MQTT: publishes results, and every event on a topic of its own.
 
 `<topic>/builds/results` has `Success` and `Failed`, as the original published them: not of scratch builds, since its
-six keys (srpm, status, target, arch, timestamp, submitter) do not say whether a build is one, and who subscribed to
-them acts on packages. `<topic>/builds/events` has everything, scratch builds and refused messages too.
+six keys (srpm, status, target, arch, timestamp, submitter) do not show whether a build is one, and their subscribers
+act on packages. `<topic>/builds/events` has everything, scratch builds and refused messages too.
 
-An event is told when the broker has acknowledged all its messages (QoS 1). QoS 1 may deliver twice; messages with
-the same `id` are the same news.
+An event is delivered when the broker has acknowledged all its messages (QoS 1). QoS 1 may deliver twice; messages with
+the same `id` are the same event.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from reimzul.core.config import MqttSettings, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuildEvent, Event, Status
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.sinks.base import Sink, SinkAway
+from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 
 if TYPE_CHECKING:
-    from reimzul.notifier.sinks.mqtt_link import Link
+    from reimzul.core.mqtt import MqttConnection
 
 #: The version of what is published. A new key is no new version, a changed meaning is.
 SCHEMA = 1
-#: Seconds the broker has to acknowledge what it was sent.
-ACKNOWLEDGED = 10.0
+#: Seconds the broker has to acknowledge a batch.
+ACK_SECONDS = 10.0
 
 _RESULT_KEYS = (
     "srpm", "status", "target", "arch", "timestamp", "submitter",
@@ -37,11 +37,11 @@ _RESULT_KEYS = (
 
 
 def messages(topic: str, notice: Notification) -> list[tuple[str, bytes]]:
-    """What is published of an event: topic and payload of each message."""
+    """Return topic and payload of each message that an event is published as."""
     event = notice.event
     about = {"schema": SCHEMA, "id": "/".join(notice.name)}
-    told = {name: value for name, value in event.to_json().items() if name != "owed"}
-    published = [(f"{topic}/builds/events", _payload({**told, **about}))]
+    fields = {name: value for name, value in event.to_json().items() if name != "owed"}
+    published = [(f"{topic}/builds/events", _payload({**fields, **about}))]
     if _is_result(event):
         result = {name: getattr(event, name) for name in _RESULT_KEYS}
         published.append((f"{topic}/builds/results", _payload({**result, **about})))
@@ -52,8 +52,8 @@ def _is_result(event: Event) -> bool:
     return isinstance(event, BuildEvent) and event.status in (Status.SUCCESS, Status.FAILED) and not event.scratch
 
 
-def _payload(wire: dict[str, Any]) -> bytes:
-    return json.dumps(wire, sort_keys=True).encode("ascii")
+def _payload(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True).encode("ascii")
 
 
 class MqttSink(Sink):
@@ -63,44 +63,47 @@ class MqttSink(Sink):
 
     def __init__(self, settings: MqttSettings) -> None:
         self._settings = settings
-        self._link: Optional[Link] = None
+        self._connection: Optional[MqttConnection] = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Optional[MqttSink]:
-        """Where [mqtt] notifications is true."""
+    def from_settings(cls, settings: Settings) -> Optional[MqttSink]:
         if not settings.mqtt.notifications:
             return None
         try:
-            from reimzul.notifier.sinks import mqtt_link  # noqa: F401
+            from reimzul.core import mqtt  # noqa: F401  paho is needed only where MQTT is switched on
         except ImportError as error:
             raise ConfigError(
                 f"[mqtt] notifications: paho-mqtt is not installed ({error}): pip install 'reimzul[controller]'"
             ) from error
         return cls(settings.mqtt)
 
-    def tell(self, notices: Sequence[Notification]) -> Iterator[Notification]:
-        """Send all, then wait for the acknowledgements."""
-        link = self._connected()
+    def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
+        from reimzul.core.mqtt import MqttUnavailable
+
+        try:
+            connection = self._connect()
+            for notice in notices:
+                connection.send(notice.name, messages(self._settings.topic, notice))
+        except MqttUnavailable as error:
+            raise SinkUnavailable(str(error)) from error
+        until = time.monotonic() + ACK_SECONDS
         for notice in notices:
-            link.send(notice.name, messages(self._settings.topic, notice))
-        until = time.monotonic() + ACKNOWLEDGED
-        for notice in notices:
-            if not link.arrived(notice.name, until):
-                raise SinkAway(f"{link.address} {link.fault or f'acknowledges nothing for {ACKNOWLEDGED:g} s'}")
+            if not connection.wait_acked(notice.name, until):
+                fault = connection.fault or f"acknowledges nothing for {ACK_SECONDS:g} s"
+                raise SinkUnavailable(f"{connection.address} {fault}")
             yield notice
 
     def close(self) -> None:
-        """Take leave of the broker."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def _connected(self) -> Link:
-        """The connection, a new one where the last has failed."""
-        from reimzul.notifier.sinks.mqtt_link import Link
+    def _connect(self) -> MqttConnection:
+        """Return the connection, a new one if the last has failed. Raises `MqttUnavailable`."""
+        from reimzul.core.mqtt import MqttConnection
 
-        if self._link is not None and self._link.fault:
+        if self._connection is not None and self._connection.fault:
             self.close()
-        if self._link is None:
-            self._link = Link(self._settings)
-        return self._link
+        if self._connection is None:
+            self._connection = MqttConnection(self._settings)
+        return self._connection

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outbox: a SQLite file with every event and, for each sink, whether the sink has it.
+
+The daemon's thread writes an event and a delivery for each sink in one synced commit, and deletes the event's job
+after that. Which result of a leg holds is decided in the same commit, once for all sinks. The thread of a sink marks a
+delivery as `begun` before it asks the sink, and as `done` when the sink has the event.
+
+If the notifier is killed before the commit, the job comes again. If it is killed between the commit and the deletion
+of the job, the event is found by its key and word. If it is killed after `begun`, nobody knows whether the sink has the
+event: the delivery is repeated, and its notification is `doubtful`. The log looks at its own end, the history takes an
+event twice without harm, and MQTT and mail repeat it under the same id; that is one batch at the most.
+
+Earlier versions kept a table `told` in this file, and put undelivered events back into `notify` with `owed` naming the
+sinks. Both are still read, so that nobody is notified twice after an update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Callable
+
+import attr
+
+from reimzul.core.errors import InvalidMessage, ReimzulError, RetryLater
+from reimzul.core.message import BuildEvent, Event, Status, WorkerHeartbeat, decode_event, encode
+from reimzul.core.pending import CORRUPT_PREFIX, PendingDeliveries, count_pending
+from reimzul.core.retry import Backoff
+from reimzul.core.sqlite import open_database, transaction
+from reimzul.history.result_rules import Notification, is_news, is_result, news_kind, resulting_status, with_implied
+
+log = logging.getLogger(__name__)
+
+#: Seconds a delivered event is remembered, without its body.
+KEEP_SECONDS = 180 * 86400
+#: Seconds until an outbox that cannot be written is tried again.
+RETRY_SECONDS = 5
+#: Seconds until a delivery that failed by itself is tried again: doubled each time, up to this.
+LONGEST_PAUSE_SECONDS = 300.0
+#: How many deliveries one read returns at the most.
+PAGE = 200
+
+_VERSION = 2
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS event (
+    seq INTEGER PRIMARY KEY, key TEXT NOT NULL, word TEXT NOT NULL, body TEXT NOT NULL, at REAL NOT NULL,
+    UNIQUE (key, word)
+);
+CREATE INDEX IF NOT EXISTS event_at ON event (at);
+CREATE TABLE IF NOT EXISTS delivery (
+    seq INTEGER NOT NULL, sink TEXT NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, next_try REAL,
+    PRIMARY KEY (seq, sink)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS delivery_open ON delivery (sink, seq) WHERE state <> 'done';
+CREATE TABLE IF NOT EXISTS verdict (key TEXT PRIMARY KEY, status TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS queued (key TEXT PRIMARY KEY, event TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+"""
+#: Whether a sink lacks an event.
+_IS_OPEN = "EXISTS (SELECT 1 FROM delivery WHERE delivery.seq = event.seq AND state <> 'done')"
+_RESULTS = tuple(status for status in Status.BUILD if is_result(status))
+
+#: SQLite lets one connection write at a time; the others sleep for up to 0.1 s between two attempts. All threads of the
+#: notifier write this file, so they wait here instead, and each goes on at once.
+_write_lock = threading.Lock()
+
+
+@attr.frozen
+class Delivery:
+    seq: int
+    event: Event
+    word: str
+
+
+@contextlib.contextmanager
+def write_transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit in one step what is done in the block. Raises `sqlite3.Error`."""
+    with _write_lock, transaction(db):
+        yield
+
+
+@contextlib.contextmanager
+def _translating_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RetryLater(f"{path}: the outbox cannot be used: {error}", pause=RETRY_SECONDS) from error
+
+
+class Outbox:
+    """The daemon's side of the file: events arrive, results are decided. Belongs to one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file or make it; a damaged one is replaced. Raises `ReimzulError`."""
+        self.path = path
+        self.damage = ""  #: what happened to a damaged file
+        try:
+            damaged = None if _is_intact(path) else _move_aside(path)
+            self._db = open_database(path, "")
+            if self._db.execute("PRAGMA user_version").fetchone()[0] > _VERSION:
+                raise ReimzulError(f"{path}: the schema is newer than version {_VERSION}, which this reimzul knows")
+            self._db.executescript(_SCHEMA)
+            self._has_told = bool(self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'told'").fetchone())
+            if damaged is not None:
+                self._salvage(damaged)
+        except (OSError, sqlite3.Error) as error:
+            raise ReimzulError(f"{path}: cannot be used as the outbox: {error}") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def accept(self, events: Sequence[Event], sinks_for: Callable[[Event], Iterable[str]]) -> dict[str, list[Delivery]]:
+        """Write events and their deliveries, on the disk when this returns; return the new deliveries, by sink.
+
+        Raises `RetryLater` if the file cannot be written: then no sink may be asked.
+        """
+        new: dict[str, list[Delivery]] = {}
+        with self._writing():
+            told = self._read_told({event.key for event in events}) if self._has_told else {}
+            for event in events:
+                if self._admit(event):
+                    for part in with_implied(event):
+                        self._add(part, sinks_for(part), told, new)
+        return new
+
+    def drop_sinks_except(self, sinks: Collection[str]) -> None:
+        """Forget what is pending for sinks that were switched off. Raises `RetryLater`."""
+        with self._writing():
+            for pending in count_pending(self._db):
+                if pending.sink not in sinks:
+                    log.warning("%s is switched off: %d events for it are dropped", pending.sink, pending.count)
+                    self._db.execute("DELETE FROM delivery WHERE sink = ? AND state <> 'done'", (pending.sink,))
+                    self._db.execute(f"UPDATE event SET body = '' WHERE body <> '' AND NOT {_IS_OPEN}")
+
+    def pending_counts(self) -> list[PendingDeliveries]:
+        """Count what each sink still lacks. Raises `RetryLater`."""
+        with _translating_errors(self.path):
+            return count_pending(self._db)
+
+    def queued_events(self, build_id: str) -> list[BuildEvent]:
+        """Return the last `Queued` of each leg of a build that is not over. Raises `RetryLater`."""
+        rows = self._rows("SELECT event FROM queued WHERE key BETWEEN ? AND ?", *_leg_range(build_id))
+        return [BuildEvent.decode(text.encode()) for (text,) in rows]
+
+    def is_over(self, build_id: str) -> bool:
+        """Whether a result was decided for any leg of a build. Raises `RetryLater`."""
+        return bool(self._rows("SELECT 1 FROM verdict WHERE key BETWEEN ? AND ? LIMIT 1", *_leg_range(build_id)))
+
+    def results_of(self, build_ids: Iterable[str]) -> dict[str, str]:
+        """Return the results of builds of one leg, by build id; builds that are not over are left out.
+
+        Raises `RetryLater`.
+        """
+        query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ?"
+        found = {build_id: self._rows(query, *_leg_range(build_id)) for build_id in build_ids}
+        return {build_id: rows[0][0] for build_id, rows in found.items() if rows}
+
+    def purge(self, now: float) -> None:
+        """Forget what was delivered or decided too long ago to come again. Raises `RetryLater`."""
+        before = (now - KEEP_SECONDS,)
+        with self._writing():
+            old = "SELECT seq FROM event WHERE at < ? AND body = ''"
+            self._db.execute(f"DELETE FROM delivery WHERE seq IN ({old})", before)
+            self._db.execute("DELETE FROM event WHERE at < ? AND body = ''", before)
+            self._db.execute("DELETE FROM verdict WHERE at < ?", before)
+            self._db.execute("DELETE FROM queued WHERE at < ?", before)
+            if self._has_told:
+                self._db.execute("DELETE FROM told WHERE begun < ?", before)
+
+    def _add(
+        self, event: Event, sinks: Iterable[str], told: dict[tuple[str, str, str], bool], new: dict[str, list[Delivery]]
+    ) -> None:
+        """Add an event that is not there yet, or the deliveries that an earlier version still owed."""
+        named, event = event.owed, attr.evolve(event, owed={}) if event.owed else event
+        name = (event.key, news_kind(event))
+        row = self._db.execute("SELECT seq FROM event WHERE key = ? AND word = ?", name).fetchone()
+        if row and not named:
+            return
+        seq = row[0] if row else self._insert("INSERT INTO event VALUES (NULL, ?, ?, '', ?)", *name, time.time())
+        added = False
+        for sink in sinks:
+            done = told.get((*name, sink))
+            if done or (named and sink not in named):
+                continue
+            state = "pending" if done is None else "begun"
+            values = (seq, sink, state)
+            query = "INSERT OR IGNORE INTO delivery (seq, sink, state) VALUES (?, ?, ?)"
+            if self._db.execute(query, values).rowcount > 0:
+                added = True
+                new.setdefault(sink, []).append(Delivery(seq, event, name[1]))
+        if added:
+            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (encode(event.to_json()).decode("ascii"), seq))
+
+    def _insert(self, query: str, *values: object) -> int:
+        number = self._db.execute(query, values).lastrowid
+        assert number is not None
+        return number
+
+    def _admit(self, event: Event) -> bool:
+        """Whether an event is news at all; a result that is decides its leg."""
+        if not isinstance(event, BuildEvent) or not is_result(event.status):
+            self._keep_job(event)
+            return True
+        row = self._db.execute("SELECT status FROM verdict WHERE key = ?", (event.key,)).fetchone()
+        holds = row[0] if row else ""
+        if not is_news(holds, event.status):
+            log.info("%s of %s by %s is ignored: %s holds", event.status, event.key, event.builder_fqdn, holds)
+            return False
+        after = resulting_status(holds, event.status)
+        if after != holds:
+            self._db.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (event.key, after, time.time()))
+            self._db.execute("DELETE FROM queued WHERE key = ?", (event.key,))
+            if holds:
+                self._withdraw(event.key, [status for status in _RESULTS if not is_news(after, status)])
+        return True
+
+    def _withdraw(self, key: str, statuses: Sequence[str]) -> None:
+        """Forget what is pending of results that hold no more."""
+        marks = ",".join("?" * len(statuses))
+        rows = self._db.execute(
+            f"SELECT seq FROM event WHERE key = ? AND word IN ({marks})", (key, *statuses)
+        ).fetchall()
+        self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", rows)
+        _clear_bodies(self._db, [seq for (seq,) in rows])
+
+    def _keep_job(self, event: Event) -> None:
+        """Keep which job a build waits as, for those who have to find the job; the newest event holds."""
+        if isinstance(event, BuildEvent) and event.status == Status.QUEUED and event.job and not event.owed:
+            row = (event.key, event.encode().decode("ascii"), event.at or time.time())
+            newer = "ON CONFLICT (key) DO UPDATE SET event = excluded.event, at = excluded.at WHERE excluded.at >= at"
+            self._db.execute(f"INSERT INTO queued VALUES (?, ?, ?) {newer}", row)
+
+    def _read_told(self, keys: Collection[str]) -> dict[tuple[str, str, str], bool]:
+        """Return what an earlier version began to tell: (key, word, sink) -> whether the sink has it."""
+        marks = ",".join("?" * len(keys))
+        rows = self._db.execute(
+            f"SELECT key, word, sink, told IS NOT NULL FROM told WHERE key IN ({marks})", list(keys)
+        )
+        return {(key, name, sink): bool(done) for key, name, sink, done in rows}
+
+    def _salvage(self, damaged: Path) -> None:
+        """Copy from a damaged file the pending deliveries that can still be read."""
+        count = 0
+        with write_transaction(self._db):
+            for seq, sink, state, key, name, body, at in _readable_deliveries(damaged):
+                self._db.execute("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?)", (seq, key, name, body, at))
+                query = "INSERT OR IGNORE INTO delivery VALUES (?, ?, ?, 0, NULL)"
+                count += self._db.execute(query, (seq, sink, state)).rowcount
+        self.damage = (
+            f"the notifier's outbox {self.path} was damaged: it is now {damaged}, and {count} pending deliveries could "
+            "be read from it; others are lost, and some events may be delivered twice"
+        )
+        log.error("%s", self.damage)
+
+    def _rows(self, query: str, *values: object) -> list[tuple[str, ...]]:
+        with _translating_errors(self.path):
+            return self._db.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with _translating_errors(self.path), write_transaction(self._db):
+            yield
+
+
+class SinkDeliveries:
+    """A sink's side of the file: what it still lacks, and what it has. Belongs to that sink's thread."""
+
+    def __init__(self, path: Path, sink: str) -> None:
+        self._path = path
+        self._sink = sink
+        self._connection: sqlite3.Connection | None = None
+        self._backoff = Backoff(2.0, LONGEST_PAUSE_SECONDS)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def begin(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, Notification]]:
+        """Mark deliveries as begun; return those the sink still lacks. Raises `RetryLater`: ask nobody then."""
+        marks = ",".join("?" * len(deliveries))
+        where = f"WHERE sink = ? AND state <> 'done' AND seq IN ({marks})"
+        values = [self._sink, *(each.seq for each in deliveries)]
+        with self._writing() as db:
+            states = dict(db.execute(f"SELECT seq, state FROM delivery {where}", values).fetchall())
+            if "pending" in states.values():
+                db.execute(f"UPDATE delivery SET state = 'begun' {where}", values)
+        return [
+            (each, Notification(each.event, each.word, states[each.seq] == "begun"))
+            for each in deliveries
+            if each.seq in states
+        ]
+
+    def mark_delivered(self, seqs: Sequence[int]) -> None:
+        """Record that the sink has these; a body goes with the last delivery of its event. Raises `RetryLater`."""
+        marks = ",".join("?" * len(seqs))
+        with self._writing() as db:
+            db.execute(f"UPDATE delivery SET state = 'done' WHERE sink = ? AND seq IN ({marks})", [self._sink, *seqs])
+            _clear_bodies(db, seqs)
+
+    def defer(self, seqs: Sequence[int]) -> float:
+        """Put deliveries off, each by a pause of its own; return the shortest. Raises `RetryLater`."""
+        pauses = []
+        with self._writing() as db:
+            for seq in seqs:
+                row = db.execute("SELECT tries FROM delivery WHERE seq = ? AND sink = ?", (seq, self._sink)).fetchone()
+                tries = (row[0] if row else 0) + 1
+                pauses.append(self._backoff.pause_after(tries))
+                query = "UPDATE delivery SET tries = ?, next_try = ? WHERE seq = ? AND sink = ?"
+                db.execute(query, (tries, time.time() + pauses[-1], seq, self._sink))
+        return min(pauses)
+
+    def read_due(self) -> tuple[list[Delivery], float]:
+        """Return the first page of what the sink lacks, in order, and the seconds until a deferred delivery is due.
+
+        A time that is too far in the future is by a clock that was put back since. Raises `RetryLater`.
+        """
+        page = (
+            "SELECT seq, body, word FROM delivery JOIN event USING (seq) WHERE sink = ? AND state <> 'done' "
+            "AND NOT ifnull(next_try, 0) BETWEEN ? AND ? ORDER BY seq LIMIT ?"
+        )
+        first = "SELECT min(next_try) FROM delivery WHERE sink = ? AND state <> 'done' AND next_try BETWEEN ? AND ?"
+        now = time.time()
+        with _translating_errors(self._path):
+            db = self._open()
+            rows = db.execute(page, (self._sink, now, now + LONGEST_PAUSE_SECONDS, PAGE)).fetchall()
+            (due,) = db.execute(first, (self._sink, now, now + LONGEST_PAUSE_SECONDS)).fetchone()
+        found = [Delivery(seq, event, name) for seq, body, name in rows for event in self._decode(seq, body)]
+        return found, due - now if due else float("inf")
+
+    def _decode(self, seq: int, body: str) -> list[Event]:
+        try:
+            event = decode_event(body.encode())
+            if not isinstance(event, WorkerHeartbeat):
+                return [event]
+        except InvalidMessage as error:
+            log.error("an event for %s cannot be read from the outbox and is dropped: %s", self._sink, error)
+        self.mark_delivered([seq])
+        return []
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            # not synced: after a power cut, some events may be delivered again
+            self._connection = open_database(self._path, "", synchronous="NORMAL")
+        return self._connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with _translating_errors(self._path):
+            db = self._open()
+            with write_transaction(db):
+                yield db
+
+
+def _clear_bodies(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
+    """Empty the bodies of those events that no sink lacks any more."""
+    marks = ",".join("?" * len(seqs))
+    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({marks}) AND NOT {_IS_OPEN}", list(seqs))
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether SQLite can use a file, or there is none. Raises `sqlite3.Error` if that cannot be found out now."""
+    if not path.exists():
+        return True
+    try:
+        with contextlib.closing(sqlite3.connect(str(path))) as db:
+            return bool(db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+    except sqlite3.OperationalError:  # locked, or not readable
+        raise
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename a damaged file; its WAL goes first, since SQLite would apply the WAL to a new file of that name."""
+    aside = path.with_name(f"{CORRUPT_PREFIX}{int(time.time())}")
+    for suffix in ("-shm", "-wal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    return aside
+
+
+def _readable_deliveries(path: Path) -> Iterator[tuple[object, ...]]:
+    """Read a damaged file's pending deliveries from both ends, each as far as SQLite gets."""
+    with contextlib.closing(sqlite3.connect(str(path))) as db:
+        for order in ("ASC", "DESC"):
+            with contextlib.suppress(sqlite3.Error):
+                deliveries = db.execute(
+                    f"SELECT seq, sink, state FROM delivery WHERE +state <> 'done' ORDER BY seq {order}"
+                )
+                for seq, sink, state in deliveries:
+                    with contextlib.suppress(sqlite3.Error):
+                        query = "SELECT key, word, body, at FROM event WHERE seq = ?"
+                        for event in db.execute(query, (seq,)):
+                            yield (seq, sink, state, *event)
+
+
+def _leg_range(build_id: str) -> tuple[str, str]:
+    """Return the bounds of the keys of a build's legs, which are `<build id>.<arch>`."""
+    return f"{build_id}.", f"{build_id}/"
