@@ -9,9 +9,10 @@ from typing import Any
 
 from reimzul.core import fs
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, Tube
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.config import parse_settings
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.daemon import Repogen
 from reimzul.store.createrepo import CreaterepoRunner

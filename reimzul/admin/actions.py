@@ -28,9 +28,9 @@ from reimzul.admin.output import print_json
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, cancel_tube
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, InputError, ReservationLost
 from reimzul.core.message import BuildEvent, Status, event_for
+from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, open_history
 
 #: Seconds between two looks at the history while `cancel` waits.

@@ -23,8 +23,9 @@ from reimzul.admin.stats import AttemptCounts, compute_stats
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, shared_options
-from reimzul.core.config import Settings, load_file
+from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
+from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 

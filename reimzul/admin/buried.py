@@ -32,9 +32,9 @@ from reimzul.core import validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.message import BuildRequest, Status, first_bytes
+from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import RefusalRecord
 

@@ -12,7 +12,8 @@ import click
 
 from reimzul.core.arch import read_arches
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.config import DEFAULT_FILE, MailSettings, MqttSettings, Settings, find_file, sample_text
+from reimzul.core.config import DEFAULT_FILE, find_file, sample_text
+from reimzul.core.settings import MailSettings, MqttSettings, Settings
 
 
 @click.group("config", epilog=EXIT_CODES)

@@ -23,10 +23,10 @@ from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.control import ControlFlag
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
+from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.build_record import BuildState, RecordedAttempt
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected

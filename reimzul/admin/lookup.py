@@ -14,9 +14,10 @@ import click
 
 from reimzul.core import validators
 from reimzul.core.beanstalk import Broker, JobStats
-from reimzul.core.config import Settings, load_file
+from reimzul.core.config import load_file
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.message import BuildRequest
+from reimzul.core.settings import Settings
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 from reimzul.history import BuildFilter, BuildRecord, History, open_history
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable

@@ -23,10 +23,10 @@ from reimzul.admin.tubes import all_tubes
 from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
 from reimzul.core.message import WorkerState
 from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
+from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory
 from reimzul.history.workers import SILENT, WorkerRecord, WorkersUnavailable
 

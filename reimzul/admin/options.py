@@ -10,7 +10,7 @@ from typing import Any, Callable, TypeVar
 
 import click
 
-from reimzul.core import config, validators
+from reimzul.core import setting_parsers, validators
 from reimzul.core.errors import EXIT_USAGE, ReimzulError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,7 +46,7 @@ def confirm(question: str, yes: bool) -> bool:
 def parse_duration_option(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """Callback of an option that is a duration, as 12h or 7d: its seconds."""
     try:
-        return None if value is None else config.parse_span(value)
+        return None if value is None else setting_parsers.parse_span(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -54,7 +54,7 @@ def parse_duration_option(_: click.Context, __: click.Parameter, value: str | No
 def parse_since_option(_: click.Context, __: click.Parameter, value: str) -> float:
     """Callback of an option that is a duration before now, or a date in UTC: seconds since 1970."""
     try:
-        return time.time() - config.parse_span(value)
+        return time.time() - setting_parsers.parse_span(value)
     except ValueError:
         pass
     for form in _DATE_FORMATS:

@@ -24,11 +24,12 @@ from reimzul.admin.output import format_duration, format_size, pluralize, print_
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
-from reimzul.core.config import Pruning, Settings
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
+from reimzul.core.setting_parsers import Pruning
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
 from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
 from reimzul.store import repodata

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from reimzul.core import validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
-from reimzul.core.config import Settings
 from reimzul.core.errors import InputError
+from reimzul.core.settings import Settings
 
 
 def farm_tubes(settings: Settings) -> list[str]:

@@ -22,9 +22,9 @@ from reimzul.admin.output import fit_columns, format_duration, format_time, plur
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.message import CurrentBuild, Status
+from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.workers import WorkersUnavailable
 

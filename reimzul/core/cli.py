@@ -17,7 +17,7 @@ from reimzul.core import validators
 from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputError, ReimzulError
 
 if TYPE_CHECKING:  # `reimzul --help` starts without the settings
-    from reimzul.core.config import Settings
+    from reimzul.core.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

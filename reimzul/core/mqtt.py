@@ -18,8 +18,8 @@ from typing import Any, Callable
 
 import paho.mqtt.client as paho
 
-from reimzul.core.config import MqttSettings
 from reimzul.core.errors import ReimzulError
+from reimzul.core.settings import MqttSettings
 from reimzul.core.tls import client_context
 
 #: Seconds of silence after which the broker is pinged, and then given up.

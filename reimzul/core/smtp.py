@@ -17,8 +17,8 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import MailSettings
 from reimzul.core.errors import ReimzulError
+from reimzul.core.settings import MailSettings
 from reimzul.core.tls import client_context
 
 #: Seconds one reply may take: a server may scan a mail before it takes it.

@@ -17,11 +17,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from reimzul.core.config import IrcSettings, MqttSettings, Settings
 from reimzul.core.daemon import Stop, handle_signals
 from reimzul.core.errors import ConfigError
 from reimzul.core.retry import Backoff, LogThrottle
 from reimzul.core.sdnotify import SdNotify
+from reimzul.core.settings import IrcSettings, MqttSettings, Settings
 from reimzul.core.tls import client_context
 from reimzul.irc.connection import IrcConnection, IrcDisconnected
 from reimzul.irc.sentences import MAX_UNACKNOWLEDGED, Acknowledge, Formatter, PendingMessages, RateLimiter

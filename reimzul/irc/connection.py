@@ -18,8 +18,8 @@ from typing import Any, Callable
 import irc.client
 
 from reimzul.core import validators
-from reimzul.core.config import IrcSettings
 from reimzul.core.errors import ReimzulError
+from reimzul.core.settings import IrcSettings
 from reimzul.core.tls import client_context
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 import attr
 
 from reimzul.core import validators
-from reimzul.core.config import IrcChannelsSettings, IrcSettings
+from reimzul.core.settings import IrcChannelsSettings, IrcSettings
 
 #: The most bytes of a message: a line of IRC has 512, with the sender's name and the channel's.
 MAX_BYTES = 380

@@ -11,7 +11,7 @@ import click
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
-from reimzul.core.config import Settings
+from reimzul.core.settings import Settings
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup
 from reimzul.notifier.outbox import Outbox

@@ -12,9 +12,9 @@ import click
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.fs import create_store_dirs
 from reimzul.core.rpm_header import import_rpm
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
 from reimzul.repogen.daemon import Repogen, RepogenContext
 from reimzul.repogen.reject import RejectionHandler

@@ -22,10 +22,10 @@ import attr
 
 from reimzul.core import fs, validators
 from reimzul.core.clock import EARLIEST_UNIX_TIME
-from reimzul.core.config import Pruning
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
 from reimzul.core.retry import CancelToken
+from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import read_records
 from reimzul.store.createrepo import CreaterepoRunner, hold_lock

@@ -26,10 +26,10 @@ from typing import Any
 import attr
 
 from reimzul.core import fs
-from reimzul.core.config import RepogenSettings
 from reimzul.core.errors import ConfigError, InputError, ReimzulError, RetryLater, TimedOut, describe_exit
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
+from reimzul.core.settings import RepogenSettings
 from reimzul.core.store_paths import StorePaths
 from reimzul.store.hook import HookFailed, HookFailure, last_lines, record_failure, run_hook
 from reimzul.store.listing import PackageTree, StoredLeg, listed_paths

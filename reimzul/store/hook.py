@@ -17,10 +17,10 @@ from pathlib import Path
 import attr
 
 from reimzul.core import fs
-from reimzul.core.config import RepogenSettings
 from reimzul.core.errors import ReimzulError, describe_exit
 from reimzul.core.process import Process, end_group, spawn, wait_until_exit
 from reimzul.core.retry import Backoff
+from reimzul.core.settings import RepogenSettings
 from reimzul.core.store_paths import StorePaths
 
 _BACKOFF = Backoff(first=5, cap=300)

@@ -19,11 +19,12 @@ from pathlib import Path
 import attr
 
 from reimzul.core import validators
-from reimzul.core.config import DUPLICATE_KINDS, DuplicatesSettings
 from reimzul.core.errors import InputError, InvalidMessage
 from reimzul.core.manifest import File, Manifest, read_manifest, sha256_of
 from reimzul.core.message import NAMESPACE
 from reimzul.core.rpm_header import is_same_package, read_header
+from reimzul.core.setting_parsers import DUPLICATE_KINDS
+from reimzul.core.settings import DuplicatesSettings
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.unlisted import (
     LeftOutPackage,

@@ -15,10 +15,10 @@ import click
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.errors import EXIT_FAILED, InputError
 from reimzul.core.process import exec_program
 from reimzul.core.rpm_header import Header, read_source_header
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.submit.incoming import Source, find_source, import_source
 from reimzul.submit.submission import (

@@ -11,8 +11,8 @@ import click
 
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.fs import create_store_dirs
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.daemon import Tosign
 

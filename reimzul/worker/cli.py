@@ -13,9 +13,9 @@ import click
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
-from reimzul.core.config import Settings
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.sdnotify import SdNotify
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
 from reimzul.worker.daemon import HealthCheck, Worker

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.core.beanstalk import Broker
-from reimzul.core.config import RepogenSettings, Settings
+from reimzul.core.settings import RepogenSettings, Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen

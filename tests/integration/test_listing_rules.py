@@ -11,9 +11,9 @@ import pytest
 
 from reimzul.core import fs
 from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
-from reimzul.core.config import Pruning
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import CancelToken
+from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.core.unlisted import read_records
 from reimzul.repogen.cli import make_daemon

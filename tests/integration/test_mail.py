@@ -16,8 +16,9 @@ from typing import Callable, Optional
 import pytest
 
 from reimzul.core import smtp
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.config import parse_settings
 from reimzul.core.message import BuildEvent
+from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.sinks.base import SinkUnavailable

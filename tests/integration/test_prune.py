@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from reimzul.core import fs
-from reimzul.core.config import Pruning, RepogenSettings
 from reimzul.core.errors import RetryLater
 from reimzul.core.message import Status
 from reimzul.core.retry import CancelToken
+from reimzul.core.setting_parsers import Pruning
+from reimzul.core.settings import RepogenSettings
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup

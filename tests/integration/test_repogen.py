@@ -22,10 +22,10 @@ import attr
 import pytest
 
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, arch_tube
-from reimzul.core.config import Settings
 from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import Backoff
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.notifier.quarantine import is_fault
 from reimzul.repogen import daemon as repogen_daemon

@@ -23,10 +23,10 @@ import pytest
 from reimzul.admin.explain import BuildFacts, explain
 from reimzul.core import control, fs
 from reimzul.core.beanstalk import NOTIFY, Broker
-from reimzul.core.config import RepogenSettings as RepogenSettings
-from reimzul.core.config import Settings
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
+from reimzul.core.settings import RepogenSettings as RepogenSettings
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.history import BuildRecord
 from reimzul.repogen.cli import make_daemon
@@ -531,7 +531,7 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
 def test_a_prune_whose_hook_fails_removes_nothing(
     store: StorePaths, runner: CreaterepoRunner, place: Place, tmp_path: Path
 ) -> None:
-    from reimzul.core.config import Pruning
+    from reimzul.core.setting_parsers import Pruning
     from reimzul.store.cleanup import prune
 
     for second in (0, 1):

@@ -17,10 +17,11 @@ import attr
 import pytest
 
 from reimzul.core.beanstalk import NOTIFY, PRIORITY, TOSIGN, Broker
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.config import parse_settings
 from reimzul.core.errors import RetryLater, ShutdownRequested
 from reimzul.core.fs import file_lock
 from reimzul.core.message import Refusal, SignRequest, Status
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.cli import make_daemon
 from reimzul.tosign.daemon import Tosign

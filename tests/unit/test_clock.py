@@ -20,11 +20,11 @@ from reimzul.admin.watch import make_row
 from reimzul.core import fs, message, validators
 from reimzul.core.beanstalk import ReservedJob
 from reimzul.core.clock import MAX_SKEW_SECONDS, measure_skew
-from reimzul.core.config import Pruning
 from reimzul.core.errors import ReservationLost
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat, decode_event, event_for
 from reimzul.core.retry import CancelToken
+from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from reimzul.core import config
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import Settings, all_sections, load_file, parse_settings, sample_text, settings_of
+from reimzul.core.config import load_file, parse_settings, sample_text
 from reimzul.core.errors import ConfigError
+from reimzul.core.settings import Settings, all_sections, settings_of
 
 SHIPPED_SAMPLE = Path(__file__).parents[2] / "conf" / "reimzul.ini.sample"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core.config import Settings
 from reimzul.core.message import BuildEvent
+from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification
 from reimzul.notifier import delivery, outbox
 from reimzul.notifier.delivery import SinkPool

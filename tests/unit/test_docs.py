@@ -14,7 +14,7 @@ import click
 import pytest
 
 from reimzul.admin.main import COMMANDS
-from reimzul.core import config, message
+from reimzul.core import config, message, settings
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.manifest import File, Manifest
 
@@ -139,8 +139,8 @@ def test_files_of_this_tree_that_a_page_names_are_there(page: Path) -> None:
 def test_settings_that_a_page_names_exist(page: Path) -> None:
     for code in code_of(page):
         for section, key in re.findall(r"\[([a-z_]+)\](?: ([a-z_]+))?", code):
-            assert section in config.all_sections(), f"{page.name}: {code}"
-            keys = {row.name for row in config.settings_of(config.all_sections()[section])}
+            assert section in settings.all_sections(), f"{page.name}: {code}"
+            keys = {row.name for row in settings.settings_of(settings.all_sections()[section])}
             assert not key or key in keys, f"{page.name}: {code}"
 
 

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.outbox import KEEP_SECONDS, Outbox

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.admin.main import COMMANDS
-from reimzul.core import config
 from reimzul.core.cli import EXIT_CODES
+from reimzul.core.settings import all_sections, open_row, settings_of
 from tools.manpages import commands, settings, wire
 from tools.manpages.roff import Page, bold, escape, line
 
@@ -99,13 +99,13 @@ def test_a_new_command_has_its_page_without_a_word_about_it() -> None:
 
 def test_reimzul_ini_has_every_setting_with_its_default() -> None:
     text = plain(settings.page().text())
-    for name, kind in config.all_sections().items():
+    for name, kind in all_sections().items():
         assert f".SS [{name}]\n" in text
         part = text.partition(f".SS [{name}]\n")[2].partition("\n.S")[0] + "\n"
-        for row in config.settings_of(kind):
+        for row in settings_of(kind):
             assert f".TP\n{row.name} = {row.metadata['default']}".rstrip() in part
             assert " ".join(row.metadata["meaning"].replace("`", "").split())[:60] in part
-        if free := config.open_row(kind):
+        if free := open_row(kind):
             assert free.metadata["example"] in part
 
 

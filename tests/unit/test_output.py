@@ -9,7 +9,7 @@ import click
 import pytest
 
 from reimzul.admin import options, output
-from reimzul.core.config import Pruning, parse_pruning, parse_span
+from reimzul.core.setting_parsers import Pruning, parse_pruning, parse_span
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.config import Settings, parse_settings
+from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, Event
+from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.sinks import SINKS, enabled_sinks
 from reimzul.notifier.sinks.base import Sink, SinkUnavailable

@@ -12,9 +12,9 @@ from typing import Callable
 
 import pytest
 
-from reimzul.core.config import RepogenSettings as Settings
 from reimzul.core.errors import ConfigError, RetryLater
 from reimzul.core.manifest import read_manifest
+from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.store import createrepo, repodata
 from reimzul.store import listing as listing_module

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.core.config import Pruning
+from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import StorePaths
 from reimzul.store.cleanup import (
     ManifestSummary,

@@ -15,8 +15,8 @@ import pytest
 
 from reimzul.admin.doctor.check import FAIL, OK
 from reimzul.admin.doctor.store import check_hook
-from reimzul.core.config import RepogenSettings as Settings
 from reimzul.core.errors import InputError, RetryLater
+from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.store import hook, repodata
 from reimzul.store.repodata import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE, all_sections, open_row, settings_of
+from reimzul.core.config import DEFAULT_FILE, FILE_VARIABLE
+from reimzul.core.settings import all_sections, open_row, settings_of
 from tools.manpages.roff import Page, bold, escape, italic
 
 _PROSE = [

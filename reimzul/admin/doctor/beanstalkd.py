@@ -13,8 +13,8 @@ from reimzul.admin.queues import is_unwatched
 from reimzul.admin.tubes import all_tubes, farm_tubes
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
-from reimzul.core.config import Settings
 from reimzul.core.errors import RetryLater
+from reimzul.core.settings import Settings
 
 #: Doctor puts a job into this tube and deletes it at once; nobody watches it.
 TEST_TUBE = "doctor"

@@ -22,11 +22,12 @@ from reimzul.admin.doctor import stunnel_config
 from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, not_permitted, ok, warn
 from reimzul.admin.doctor.stunnel_config import StunnelConfig
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import DEFAULT_FILE, Settings
+from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import InputError, ProgramNotFound
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import import_rpm
+from reimzul.core.settings import Settings
 
 CONTROLLER, BUILDER, BSTORE = "controller", "builder", "bstore"
 ROLES = (CONTROLLER, BUILDER, BSTORE)

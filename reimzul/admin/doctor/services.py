@@ -20,9 +20,10 @@ from reimzul.admin.doctor.check import Check, Misconfigured, Result, combine, fa
 from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, PROGRAM_TIMEOUT_SECONDS, Host
 from reimzul.admin.doctor.stunnel_config import Address
 from reimzul.core.beanstalk import Broker
-from reimzul.core.config import LOCAL, Settings
+from reimzul.core.config import LOCAL
 from reimzul.core.errors import BrokerUnavailable
 from reimzul.core.process import output_of
+from reimzul.core.settings import Settings
 
 #: Time limit for one answer of a service.
 ANSWER_TIMEOUT_SECONDS = 4.0

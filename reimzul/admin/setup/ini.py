@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from reimzul.core import config
 from reimzul.core.errors import InputError
+from reimzul.core.settings import all_sections, settings_of
 
 #: (section, key) -> value
 Settings = Mapping["tuple[str, str]", str]
@@ -43,8 +43,8 @@ def get_value(text: str, section: str, key: str) -> str:
 
 
 def _check(section: str, key: str, value: str) -> None:
-    kinds = config.all_sections()
-    rows = config.settings_of(kinds[section]) if section in kinds else []
+    kinds = all_sections()
+    rows = settings_of(kinds[section]) if section in kinds else []
     row = next((row for row in rows if row.name == key), None)
     if row is None:
         raise InputError(f"[{section}] {key} is not a setting (reimzul config sample has all)")

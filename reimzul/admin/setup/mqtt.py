@@ -20,10 +20,11 @@ from reimzul.admin.setup.files import FileSpec
 from reimzul.admin.setup.host import System
 from reimzul.admin.setup.roles import SETTINGS, Plan
 from reimzul.admin.setup.templates import find_mosquitto_address, read_template, set_mosquitto_address
-from reimzul.core import config
 from reimzul.core.cli import local_hostname
+from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramFailed
 from reimzul.core.process import output_of
+from reimzul.core.settings import MqttSettings
 
 UNIT = "mosquitto"
 CONFIGURATION = "/etc/mosquitto/conf.d/reimzul.conf"
@@ -66,9 +67,9 @@ def role_options(
         return {"settings": settings}
     address = listen or find_mosquitto_address(present or "") or "127.0.0.1"
     topic = settings.get(("mqtt", "topic")) or ini.get_value(system.text(SETTINGS) or "", "mqtt", "topic")
-    topic = topic or config.MqttSettings().topic
+    topic = topic or MqttSettings().topic
     files = (*_configuration(system, address, topic), *_certificate_files(system, host or ""))
-    ports = () if address in config.LOCAL else (8883,)
+    ports = () if address in LOCAL else (8883,)
     return {
         "services": Plan(files=files, units=(UNIT,), ports=ports),
         "settings": {**(_settings(system) if ordered or listen else {}), **settings},

@@ -26,6 +26,7 @@ from reimzul.admin.setup.templates import (
 )
 from reimzul.core import config
 from reimzul.core.errors import InputError
+from reimzul.core.settings import StoreSettings, WorkerSettings
 from reimzul.core.validators import quoted
 
 TUNNEL = "stunnel@reimzul"
@@ -146,7 +147,7 @@ def clone_steps(system: System, url: str | None) -> list[Step]:
         return []
     if not _GIT_URL.match(url):
         raise InputError(f"{quoted(url)} is not where a git repository is, as https://git.example.org/mock_configs")
-    default = str(config.WorkerSettings().mock_configs)
+    default = str(WorkerSettings().mock_configs)
     folder = ini.get_value(system.text(SETTINGS) or "", "worker", "mock_configs") or default
     if system.resolve(f"{folder}/.git").exists() or not system.running:
         return []
@@ -158,7 +159,7 @@ def clone_steps(system: System, url: str | None) -> list[Step]:
 
 def find_old_uploads(system: System) -> str:
     """Where a store keeps uploads of the original's workers, which nobody publishes any more; empty without any."""
-    default = str(config.StoreSettings().root)
+    default = str(StoreSettings().root)
     root = ini.get_value(system.text(SETTINGS) or "", "bstore", "root") or default
     uploads = list(system.resolve(f"{root}/originals").glob("*/*"))
     count = f"{len(uploads)} package{'s' if len(uploads) > 1 else ''}"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from reimzul.core.config import Settings
+from reimzul.core.settings import Settings
 from reimzul.notifier.sinks.base import Sink
 from reimzul.notifier.sinks.history import HistorySink
 from reimzul.notifier.sinks.logfile import LogSink

@@ -12,9 +12,9 @@ import abc
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Optional, TypeVar
 
-from reimzul.core.config import Settings
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Event
+from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification
 
 S = TypeVar("S", bound="Sink")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
-from reimzul.core.config import Settings
+from reimzul.core.settings import Settings
 from reimzul.history import History, HistoryUnavailable, history_class, open_history
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkUnavailable

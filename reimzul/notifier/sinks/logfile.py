@@ -17,8 +17,8 @@ from pathlib import Path
 import attr
 
 from reimzul.core import validators
-from reimzul.core.config import Settings
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
+from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 

@@ -26,10 +26,11 @@ from typing import Optional
 import attr
 
 from reimzul.core import validators
-from reimzul.core.config import MailRcptsSettings, MailSettings, Settings, parse_address
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import NAMESPACE, BuilderEvent, BuildEvent, Event, Refusal, Status
 from reimzul.core.retry import LogThrottle
+from reimzul.core.setting_parsers import parse_address
+from reimzul.core.settings import MailRcptsSettings, MailSettings, Settings
 from reimzul.core.smtp import SendResult, SmtpSession, SmtpUnavailable
 from reimzul.core.sqlite import open_database
 from reimzul.core.store_paths import StoreUrls, package_folder

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
-from reimzul.core.config import MqttSettings, Settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuildEvent, Event, Status
+from reimzul.core.settings import MqttSettings, Settings
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 
