@@ -133,9 +133,10 @@ class Farm:
         checkout.mkdir(parents=True)
         listed = _git(PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ":!.*/")
         for name in filter(None, listed.split("\0")):
-            if (PROJECT / name).is_file():  # one that was deleted, and not committed yet, is listed too
+            source = PROJECT / name
+            if source.is_file() or source.is_symlink():  # a deleted file that is not committed yet is listed too
                 (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(PROJECT / name, checkout / name)
+                shutil.copy(source, checkout / name, follow_symlinks=False)
         _git(checkout, "init", "--quiet")
         _git(checkout, "add", "--all")
         _git(checkout, "commit", "--quiet", "--message", "this checkout")
