@@ -369,4 +369,4 @@ def test_who_is_there_may_not_be_written_and_all_else_goes_on(notifier: Running,
     broker.announce(event("Success"))
     until(notifier.is_done(broker), 15, "all jobs are done")
     assert len(notifier.builds()) == 1
-    assert "who is there cannot be read or written" in notifier.said()
+    assert "the workers' heartbeats cannot be read or written" in notifier.said()

@@ -105,7 +105,7 @@ def test_a_long_build_is_no_stuck_loop_whatever_becomes_of_beanstalkd(
     queue.start()
     until(lambda: manager.status == "building hello-1.0-1.src.rpm for c9.x86_64", 30, "it is back")
     worker.send_signal(signal.SIGUSR1)
-    manager.wait_for("building hello-1.0-1.src.rpm for c9.x86_64; takes nothing more, and ends then")
+    manager.wait_for("building hello-1.0-1.src.rpm for c9.x86_64; takes no more jobs, then ends")
     manager.wait_for_pings()
     worker.terminate()
     assert worker.wait(30) == 0
