@@ -78,7 +78,8 @@ def test_what_a_role_lacks_is_installed_by_the_distribution(
     assert done.returncode == 9
     (asked,) = [line for line in done.stdout.splitlines() if line.startswith("asked:")]
     assert asked.startswith("asked: --install ")
-    assert asked_for in asked and not_asked_for not in asked
+    assert asked_for in asked
+    assert not_asked_for not in asked
 
 
 def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
@@ -88,7 +89,8 @@ def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
         ("--packages", "unknown argument '--packages'"),
     ):
         done = machine.run(f"tools/install {words}")
-        assert done.returncode == 2 and said in done.stderr
+        assert done.returncode == 2
+        assert said in done.stderr
 
 
 def test_what_is_installed_elsewhere_names_its_own_programs(machine: PrivateMachine, tmp_path: Path) -> None:
@@ -201,7 +203,8 @@ def test_a_source_rpm_is_submitted_to_several_arches(
         request = taken(broker, tube)
         assert (request.srpm, request.arch, request.disttag) == (SRPM, arch, ".el7")
         assert (request.target, request.scratch) == (f"c7.1708.u.{arch}", False)
-        assert f"build queue {tube} " in line and line.endswith(request.build_id)
+        assert f"build queue {tube} " in line
+        assert line.endswith(request.build_id)
 
 
 def taken(broker: Broker, tube: str) -> BuildRequest:

@@ -98,12 +98,14 @@ def test_a_host_is_set_up_from_an_installed_wheel(installed: Path, tmp_path: Pat
     libraries = sysconfig.get_path("purelib")
     command = (installed / "bin/reimzul", "setup", role, "--root", root, *options)
     shown = run(*command, "--dry-run", cwd=tmp_path, PYTHONPATH=libraries)
-    assert "+++ /etc/stunnel/reimzul.conf" in shown and list(root.glob("etc/stunnel/*")) == []
+    assert "+++ /etc/stunnel/reimzul.conf" in shown
+    assert list(root.glob("etc/stunnel/*")) == []
     run(*command, cwd=tmp_path, PYTHONPATH=libraries)
     unit = {"controller": "notifier", "bstore": "signer", "builder": "worker@"}[role]
     text = (root / f"etc/systemd/system/reimzul-{unit}.service").read_text()
     assert f"\nExecStart={installed}/bin/reimzul-" in text
-    assert (root / "etc/sysusers.d/reimzul.conf").exists() and (root / "etc/tmpfiles.d/reimzul.conf").exists()
+    assert (root / "etc/sysusers.d/reimzul.conf").exists()
+    assert (root / "etc/tmpfiles.d/reimzul.conf").exists()
 
 
 def test_user_and_folders_are_made_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def test_the_wire_formats_page_has_its_sections_its_fields_and_its_examples(page
     assert "NAME reimzul-wire - what travels through the tubes DESCRIPTION" in text
     assert "srpm_sha256 64 hex digits; the worker checks its download against it" in text
     assert '"build_id": "72b893f8a184418d84b59b138dc8e7ad"' in text
-    assert "**" not in text and "](" not in text
+    assert "**" not in text
+    assert "](" not in text
 
 
 def test_without_the_converter_its_page_is_left_out_and_that_is_said(tmp_path: Path) -> None:

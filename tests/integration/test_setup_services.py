@@ -317,7 +317,8 @@ def test_a_builder_uploads_to_its_two_folders(rsyncd: Rsyncd, upload: Path, area
     (upload / "x.rpm").chmod(0o4600)
     assert rsyncd.rsync("--times", "--partial", "--timeout=60", f"{upload}/", f"{rsyncd.url}/{area}/id.1-ab/") == 0
     there = rsyncd.root / area / "id.1-ab/x.rpm"
-    assert there.read_text() == "mine\n" and there.stat().st_mode & 0o7777 == 0o644
+    assert there.read_text() == "mine\n"
+    assert there.stat().st_mode & 0o7777 == 0o644
 
 
 @pytest.mark.parametrize(
@@ -484,7 +485,8 @@ def test_the_notifier_may_publish_under_the_topic_of_the_settings(mqtt: Mqtt) ->
     """mosquitto acknowledges what its list forbids, and drops it."""
     access = "/etc/mosquitto/reimzul.acl"
     mqtt.host.done("controller", "--mqtt", "--set", "mqtt.topic=koji/el9")
-    assert "topic write koji/el9/#" in mqtt.host.text(access) and " reimzul/#" not in mqtt.host.text(access)
+    assert "topic write koji/el9/#" in mqtt.host.text(access)
+    assert " reimzul/#" not in mqtt.host.text(access)
     mqtt.host.done("controller")  # as reimzul.ini says now
     assert "topic read koji/el9/#" in mqtt.host.text(access)
 
@@ -528,13 +530,16 @@ def expired() -> Callable[[Host, str], None]:
 
 def test_the_broker_is_known_by_the_name_subscribers_use(mqtt: Mqtt) -> None:
     said = named_in(mqtt.host)
-    assert "DNS:localhost" in said and "DNS:c.example.org" in said and "IP Address:127.0.0.1" in said
+    assert "DNS:localhost" in said
+    assert "DNS:c.example.org" in said
+    assert "IP Address:127.0.0.1" in said
 
 
 def test_a_new_certificate_of_the_broker_has_the_names_of_the_one_before(mqtt: Mqtt) -> None:
     mqtt.host.done("controller", "--mqtt", "--controller", "d.example.org")
     said = named_in(mqtt.host)
-    assert "DNS:c.example.org" in said and "DNS:d.example.org" in said
+    assert "DNS:c.example.org" in said
+    assert "DNS:d.example.org" in said
 
 
 def named_in(host: Host) -> str:

@@ -59,14 +59,16 @@ def test_every_folder_lies_under_the_root_and_is_its_own() -> None:
     folders = STORE.folders()
     assert len(set(folders)) == len(folders)
     assert all(folder.is_relative_to(STORE.root) for folder in folders)
-    assert STORE.lock("c7").parent in folders and STORE.log("c7").parent in folders
+    assert STORE.lock("c7").parent in folders
+    assert STORE.log("c7").parent in folders
 
 
 @given(strategies.places)
 def test_a_url_names_its_place(place: str) -> None:
     url = urlsplit(URLS.place(place))
     assert unquote(url.path) == f"/bstore/{place}/"
-    assert not url.query and not url.fragment
+    assert not url.query
+    assert not url.fragment
 
 
 def test_urls_of_a_leg() -> None:

@@ -145,7 +145,8 @@ def test_a_line_of_a_wrong_clock_is_written_once_though_its_time_is_reckoned_ane
     sink = LogSink(tmp_path / "log")
     told = event("Success", at=7.0)
     first, second = shift_times(told, NOW), shift_times(told, NOW + 0.9)
-    assert isinstance(first, BuildEvent) and isinstance(second, BuildEvent)
+    assert isinstance(first, BuildEvent)
+    assert isinstance(second, BuildEvent)
     list(sink.deliver([Notification(first, news_kind(first))]))
     list(sink.deliver([Notification(second, news_kind(second), maybe_sent=True)]))
     sink.close()
@@ -179,7 +180,8 @@ def test_attempts_are_in_the_order_they_were_heard_of() -> None:
         (NOW + 60, event("Building", at=60, started=60, attempt=behind)),
     )
     assert [(each.attempt, each.heard) for each in found.attempts] == [(ahead, NOW), (behind, NOW + 60)]
-    assert found.attempt == behind and found.status == "Building"
+    assert found.attempt == behind
+    assert found.status == "Building"
 
 
 def off(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRecord:
@@ -197,8 +199,10 @@ def off(clock: float, took: float = 60, *, right_since: bool = False) -> BuildRe
 def test_a_builder_whose_clock_is_off_is_counted_in_no_duration(clock: float) -> None:
     for right_since in (False, True):
         found = off(clock, right_since=right_since)
-        assert found.skew and found.attempts[0].skew
-        assert found.duration is None and found.wait is None
+        assert found.skew
+        assert found.attempts[0].skew
+        assert found.duration is None
+        assert found.wait is None
         told = compute_stats([found, off(NOW)]).every.to_dict()
         assert told["results"] == {"published": 2}
         assert told["build"]["count"] == told["wait"]["count"] == 1

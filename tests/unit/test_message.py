@@ -221,7 +221,8 @@ def test_the_originals_event(status: str) -> None:
 
 def test_the_originals_regeneration() -> None:
     request = RepogenRequest.decode(b'{"target": "c7.1708.u.x86_64"}')
-    assert request.is_bare and request.index
+    assert request.is_bare
+    assert request.index
 
 
 def test_the_originals_sign_request() -> None:
@@ -261,18 +262,24 @@ def test_no_word_of_a_manifest_is_an_option_or_a_path(manifest: Manifest) -> Non
 
 def assert_word(word: Any) -> None:
     assert isinstance(word, str)
-    assert word.isprintable() and word.isascii() and " " not in word
+    assert word.isprintable()
+    assert word.isascii()
+    assert " " not in word
     assert not word.startswith("-")
-    assert "/" not in word and word not in (".", "..")
+    assert "/" not in word
+    assert word not in (".", "..")
 
 
 def assert_stays_inside(place: str) -> None:
     if place:
         store = StorePaths(PurePosixPath("/srv/store"))  # type: ignore[arg-type]
         folder = store.place(place)
-        assert folder.parts[:3] == ("/", "srv", "store") and folder.parts[3] in ("repo", "scratch")
-        assert ".." not in folder.parts and len(folder.parts) == 8
-        assert place.isprintable() and "//" not in place
+        assert folder.parts[:3] == ("/", "srv", "store")
+        assert folder.parts[3] in ("repo", "scratch")
+        assert ".." not in folder.parts
+        assert len(folder.parts) == 8
+        assert place.isprintable()
+        assert "//" not in place
 
 
 @pytest.mark.parametrize(
@@ -331,7 +338,8 @@ def test_an_old_clients_submitter_is_taken_whatever_its_name(name: str) -> None:
     assert request.submitter == (name or "unknown")
     told = {"srpm": "a-1-1.src.rpm", "arch": "i386", "target": "c7.i386", "status": "Failed", "submitter": name}
     event = decode_event(body(told))
-    assert isinstance(event, BuildEvent) and event.submitter == (name or "unknown")
+    assert isinstance(event, BuildEvent)
+    assert event.submitter == (name or "unknown")
     assert decode_event(event.encode()) == event
 
 
@@ -377,7 +385,8 @@ def test_an_event_that_fits_is_not_cut() -> None:
 
 def test_a_log_that_is_too_long_keeps_its_end() -> None:
     event = BuildEvent.decode(body({**EVENT, "build_log": "x" * 30_000 + "the error"}))
-    assert len(event.build_log) == 24_000 and event.build_log.endswith("the error")
+    assert len(event.build_log) == 24_000
+    assert event.build_log.endswith("the error")
 
 
 def test_what_travels_along_leaves_room_for_an_event() -> None:

@@ -184,7 +184,8 @@ def test_each_package_and_arch_has_its_own_builds(store: StorePaths) -> None:
     assert [(each.leg.name, each.leg.timestamp[6:8], each.leg.arch) for each in found] == [
         ("tar", "01", "x86_64"), ("time", "01", "x86_64"),
     ]  # fmt: skip
-    assert found[0].bytes > 1000 and not found[0].held
+    assert found[0].bytes > 1000
+    assert not found[0].held
 
 
 def test_a_leg_is_dropped_with_all_that_belongs_to_it(store: StorePaths) -> None:

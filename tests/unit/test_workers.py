@@ -231,7 +231,8 @@ def test_who_ends_says_so_once_it_has_said_anything(tmp_path: Path, clock: Clock
     listener.full = True
     speaker.send_leaving(cast("Broker", listener))
     first, last = listener.heard
-    assert (first.session, first.boot) == (last.session, last.boot) and len(first.session) == 16
+    assert (first.session, first.boot) == (last.session, last.boot)
+    assert len(first.session) == 16
     assert first.session != voice(tmp_path).identity.session, "of each process its own"
     assert first.boot == voice(tmp_path).identity.boot == voice_module.boot_token(), "of this host one"
 
@@ -339,6 +340,7 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:
     assert judge_workers([seen(5.0), seen(5.0, "b2.example.org")]).level == "ok"
     both = judge_workers([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)])
-    assert both.level == "warn" and "more than one host calls itself b1.example.org" in both.message
+    assert both.level == "warn"
+    assert "more than one host calls itself b1.example.org" in both.message
     assert "[worker] fqdn" in both.hint
     assert judge_workers([seen(7205.0)]).message == "the clock of b1.example.org is 2 h 00 min behind the controller's"
