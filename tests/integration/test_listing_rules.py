@@ -384,7 +384,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
             taken(farm.broker, tube)
-        fs._LASTING.clear()  # else the second has fewer steps, where a folder gets the same inode
+        fs._SYNCED.clear()  # else the second has fewer steps, where a folder gets the same inode
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         farm.leg(request, rpms)
@@ -418,7 +418,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
 
     def whole() -> None:
         step, steps.die_at = steps.die_at, -1
-        fs._LASTING.clear()
+        fs._SYNCED.clear()
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         steps.die_at, steps.count = step, 0

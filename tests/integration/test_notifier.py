@@ -346,8 +346,8 @@ def test_who_is_there_is_kept_and_told_to_nobody(
     file = WorkerStore(notifier.folder / "presence.sqlite")
     until(lambda: len(file.load_all()) == 2, 15, "both workers are known")
     first, second = file.load_all()
-    assert (first.presence.load, second.presence.state, second.presence.why) == (2.0, "drained", "drained by johnny")
-    assert abs(first.heard - time.time()) < 60, "by the notifier's own clock"
+    assert (first.heartbeat.load, second.heartbeat.state, second.heartbeat.why) == (2.0, "drained", "drained by johnny")
+    assert abs(first.last_seen - time.time()) < 60, "by the notifier's own clock"
     until(notifier.is_done(broker), 10, "all jobs are done")
     assert len(notifier.lines()) == len(notifier.builds()) == len(watcher.heard(EVENTS)) == 1
 

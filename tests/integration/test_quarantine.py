@@ -44,13 +44,13 @@ class Farm:
         """A builder says that it is there."""
         file = WorkerStore(self.file)
         said = WorkerHeartbeat(host=host, instance="1", state=state, arches=arches)
-        file.save([WorkerRecord(presence=said, heard=time.time() - ago)])
+        file.save([WorkerRecord(heartbeat=said, last_seen=time.time() - ago)])
         file.close()
 
     def tried(self, host: str, faults: int, good: int = 0) -> None:
         """A builder's tries, each at a package of its own."""
         for number in range(faults + good):
-            about = {
+            about: dict[str, Any] = {
                 "number": number,
                 "srpm": f"package{number}-1-1.src.rpm",
                 "builder_fqdn": host,
