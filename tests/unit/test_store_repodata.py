@@ -159,7 +159,7 @@ def test_old_metadata_nobody_knows_of_goes_after_two_minutes(store: StorePaths, 
     """As createrepo_c of before left it, or where the record is damaged."""
     show(store, "one", 1000.0)
     (live(store) / f"{'b' * 64}-primary.xml.gz").write_text("old")
-    store.retained(TARGET).write_text(kept)
+    store.retained_record(TARGET).write_text(kept)
     show(store, "two", 1010.0)
     assert (live(store) / f"{'b' * 64}-primary.xml.gz").exists()
     show(store, "three", 1131.0)
