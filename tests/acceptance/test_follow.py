@@ -68,7 +68,9 @@ class Reader:
 
 def run(farm: Farm, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "REIMZUL_CONFIG": str(farm.ini())}
-    return subprocess.run([own_program("reimzul"), *words], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [own_program("reimzul"), *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def queued(farm: Farm, srpm: Path, *more: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,13 @@ def block(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMachine]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> PrivateMachine:
     """A machine on which Reimzul was installed."""
     machine = PrivateMachine(tmp_path_factory.mktemp("machine"), CHECKOUT)
     done = machine.run("tools/install --no-packages")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installed reimzul[controller,irc]" in done.stdout
-    yield machine
+    return machine
 
 
 def as_written(machine: PrivateMachine, title: str) -> str:
@@ -146,7 +145,7 @@ def test_a_file_in_the_place_of_a_link_is_kept(machine: PrivateMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    "title, units",
+    ("title", "units"),
     [
         ("One notifier", ["reimzul-notifier.service"]),
         ("Four workers", [f"reimzul-worker@{number}.service" for number in (1, 2, 3, 4)]),

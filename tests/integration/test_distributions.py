@@ -27,7 +27,7 @@ LEFT_OUT = (
 
 def run(*argv: str | Path, cwd: Path, **environment: str) -> str:
     env = {**os.environ, "PIP_NO_INDEX": "1", **environment}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=cwd, env=env)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=cwd, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -92,7 +92,9 @@ def test_a_host_is_set_up_from_an_installed_wheel(installed: Path, tmp_path: Pat
             (root / "usr/lib/systemd/system" / unit).write_text("[Service]\n")
     key = tmp_path / "key"
     key.write_text(f"b1:{'ab' * 32}\n")
-    options = () if role == "controller" else ("--psk-file", key, "--controller", "c.example.org")
+    options: tuple[str | Path, ...] = (
+        () if role == "controller" else ("--psk-file", key, "--controller", "c.example.org")
+    )
     options += ("--bstore", "s.example.org") if role == "builder" else ()
     # the libraries are the ones the tests have; the package is not
     libraries = sysconfig.get_path("purelib")

@@ -114,9 +114,8 @@ def test_a_denied_file_is_final_only_where_another_is_served(
     serve(server, reply)
     with pytest.raises(SourceDelayed) as away:
         fetch()
-    assert away.value.pause == download.FIRST_ROUND_PAUSE_SECONDS and len(server.asked) == 1, (
-        "another try of this round changes nothing"
-    )
+    assert away.value.pause == download.FIRST_ROUND_PAUSE_SECONDS
+    assert len(server.asked) == 1, "another try of this round changes nothing"
     serve(server, FINE, "other-1-1.src.rpm")
     fetch("other-1-1.src.rpm")
     with pytest.raises(SourceUnavailable, match="while other files can: has it mode 0644 in incoming/"):

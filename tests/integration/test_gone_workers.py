@@ -94,8 +94,14 @@ def are(*wanted: str) -> None:
 
 
 def hand(number: int = 9) -> CurrentBuild:
-    about = {"srpm": "time-1.7-45.el7.src.rpm", "target": "c7.u.x86_64", "arch": "x86_64"}
-    return CurrentBuild(build_id=build_id(number), attempt=new_attempt(), started=time.time() - 60, **about)
+    return CurrentBuild(
+        build_id=build_id(number),
+        srpm="time-1.7-45.el7.src.rpm",
+        target="c7.u.x86_64",
+        arch="x86_64",
+        attempt=new_attempt(),
+        started=time.time() - 60,
+    )
 
 
 # --- real workers
@@ -221,7 +227,12 @@ def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Runni
     other.say()
     are("b")
     assert check.run().level == "ok", "it may have been restarted"
-    until(lambda: one.say() is None and sessions() == ["a", "b"], 30, "the first goes on speaking")
+
+    def are_both_there() -> bool:
+        one.say()
+        return sessions() == ["a", "b"]
+
+    until(are_both_there, 30, "the first goes on speaking")
     words = f"more than one host calls itself {NAME}"
     assert [each["name_shared"] for each in workers()] == [words, words]
     assert run("builders").stdout.count(words) == 2
@@ -243,7 +254,7 @@ def test_the_gone_are_not_counted(controller: Running, others: Others, broker: B
     are("a", "b")
     number = put(broker, request("plain", build_id=build_id(1)))
     broker.announce(event("Queued", 1, tube="x86_64", job=number, priority=8192, at=time.time()))
-    until(lambda: controller.builds(), 20, "the history knows")
+    until(controller.builds, 20, "the history knows")
     assert "2 workers could take it." in run("explain", build_id(1)[:8]).stdout
     assert told("drain", "b1")["building"] == ["time-1.7-45.el7.src.rpm"]
     gone.broker.close()
@@ -290,7 +301,7 @@ def test_a_build_that_such_a_builder_puts_again_is_found(controller: Running, br
     first = put(broker, request("plain", build_id=build_id(1)))
     where = {"tube": "x86_64", "priority": 8192}
     broker.announce(event("Queued", 1, job=first, at=time.time(), **where))
-    until(lambda: controller.builds(), 20, "the history knows")
+    until(controller.builds, 20, "the history knows")
     broker.delete(first)
     second = put(broker, request("plain", build_id=build_id(1)))
     about = {"attempt": "60-0000000a", "builder_fqdn": NAME, "reason": "no space left"}

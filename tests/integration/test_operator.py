@@ -46,7 +46,7 @@ def recorded(ini: Path, tmp_path: Path) -> None:
 
 def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it, its output in a pipe."""
-    return subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=30)
+    return subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
 
 
 def on_a_terminal(*arguments: str, columns: int) -> list[str]:

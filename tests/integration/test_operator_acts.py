@@ -114,7 +114,7 @@ class Ground:
 def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run reimzul in a pipe."""
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-    return subprocess.run([REIMZUL, *map(str, words)], **{**given, **more})
+    return subprocess.run([REIMZUL, *map(str, words)], check=False, **{**given, **more})
 
 
 def told(*words: object) -> Any:
@@ -384,7 +384,8 @@ def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
     claim.delete()
     until(lambda: run("builds", "--status", "Queued").stdout.count("\ti386\t") == 1, 20, "that leg is known as queued")
     again = run("retry", queued["build_id"])
-    assert again.returncode == 0 and ": i386 for c7.1708.u.x86_64" in again.stdout, "the same again is that leg alone"
+    assert again.returncode == 0
+    assert ": i386 for c7.1708.u.x86_64" in again.stdout, "the same again is that leg alone"
 
 
 def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, tmp_path: Path) -> None:
@@ -569,10 +570,14 @@ def recorded(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch
 def test_an_id_may_be_in_capitals_and_tab_completes_it(recorded: None) -> None:
     assert run("show", build_id(2)[:6].upper()).returncode == 0
     asked = {"_REIMZUL_COMPLETE": "bash_complete", "COMP_WORDS": "reimzul show c8", "COMP_CWORD": "2"}
-    done = subprocess.run([REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.stdout == f"plain,{build_id(2)}\n"
     asked["REIMZUL_CONFIG"] = "/nowhere.ini"
-    done = subprocess.run([REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30, check=False
+    )
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
@@ -608,14 +613,15 @@ def test_a_watch_left_by_ctrl_c_leaves_the_build_alone(ground: Ground) -> None:
             shown += os.read(ours, 65536)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    os.close(its), os.close(ours)
+    os.close(its)
+    os.close(ours)
     assert process.returncode == 130
     assert f"the builds go on; to follow them again: reimzul watch {SHORT}" in said
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 
 def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> None:
-    words = [REIMZUL, "watch", "--new", build_id(1)]
+    words: list[str | Path] = [REIMZUL, "watch", "--new", build_id(1)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert "submitted; not recorded by the notifier yet" in process.stdout.readline()

@@ -88,10 +88,14 @@ def test_an_event_of_the_originals_worker_only_regenerates_its_target(
 def test_a_hundred_legs_are_one_run(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
-    monkeypatch.setattr(
-        createrepo, "run", lambda argv, run=createrepo.run, **more: runs.append(argv) or run(argv, **more)
-    )
+    runs: list[Any] = []
+    run = createrepo.run
+
+    def count_run(argv: Any, **more: Any) -> Any:
+        runs.append(argv)
+        return run(argv, **more)
+
+    monkeypatch.setattr(createrepo, "run", count_run)
     requests = [uploads.request(timestamp=f"202401020304{second:02}") for second in range(50)] * 2
     legs = [uploads.upload(store, rpms, of=uploads.request(timestamp=of.timestamp)) for of in requests]
     ask(broker, *legs)

@@ -101,7 +101,9 @@ def content(store: StorePaths, type_: str) -> str:
 
 
 def reimzul(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([REIMZUL, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [REIMZUL, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
+    )
 
 
 # --- slow readers
@@ -133,7 +135,7 @@ def test_arguments_that_take_old_metadata_away_are_one_clear_line(
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\narguments = {argument}\n")
     program = Path(sys.executable).with_name("reimzul-repogen")
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 3
     assert line.endswith(f"[repogen] arguments: {argument} does not go with how repogen keeps old metadata")
@@ -168,7 +170,13 @@ def enriched(store: StorePaths, runner: CreaterepoRunner, place: Place, tmp_path
         ("productid", "-----BEGIN CERTIFICATE-----", "productid"),
     ):
         (tmp_path / name).write_text(text)
-        argv = ["modifyrepo_c", "--compress-type=gz", f"--mdtype={type_}", tmp_path / name, live(store)]
+        argv: list[str | Path] = [
+            "modifyrepo_c",
+            "--compress-type=gz",
+            f"--mdtype={type_}",
+            tmp_path / name,
+            live(store),
+        ]
         subprocess.run(argv, check=True, capture_output=True)
 
 
@@ -363,7 +371,8 @@ def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
         assert types(store) == {"group"}
         assert content(store, "group") == COMPS
         inodes |= {path.stat().st_ino for path in live(store).glob("*comps*")}
-    assert len(published(broker)) == 3 and len(inodes) > 1, "it writes through no link to what is visible"
+    assert len(published(broker)) == 3
+    assert len(inodes) > 1, "it writes through no link to what is visible"
 
 
 @pytest.mark.parametrize(
@@ -419,8 +428,9 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
 def check_explained(broker: Broker, says: str) -> None:
     stuck = control.stuck_flag(broker, TARGET)
     leg = BuildRecord(status="Success", target=TARGET, finished=time.time() - 5, build_id="x", arch="x86_64")
-    tubes = {name: broker.tube_stats(name) for name in ("createrepo", "tosign")}
-    told = explain(BuildFacts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
+    tube, repogen, tosign = map(broker.tube_stats, ("x86_64", "createrepo", "tosign"))
+    facts = BuildFacts(now=time.time(), leg=leg, tube=tube, stuck=stuck, createrepo=repogen, tosign=tosign)
+    told = explain(facts)
     text = "\n".join(told.sentences)
     assert f"The repodata of {TARGET} is unchanged: [repogen] after_createrepo failed" in text
     assert f"Its message: {says}"[:40] in text
@@ -488,7 +498,7 @@ def test_a_hook_that_hangs_holds_no_other_target(
         try:
             until((tmp_path / "begun").exists, 20, "the hook runs")
             ask(broker, upload(store, rpms, 0, "b.x86_64"))
-            until(lambda: (live(store, "b.x86_64") / "repomd.xml").exists(), 20, "another target is published")
+            until((live(store, "b.x86_64") / "repomd.xml").exists, 20, "another target is published")
             assert not done.done()
             assert not live(store, "a.x86_64").exists()
             with fs.file_lock(store.lock("a.x86_64")) as lock:

@@ -539,7 +539,7 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     program.write_text(FIREWALL.format(log=log, state=0 if runs else 252))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    assert setup_host._FIREWALL == program.name
+    assert program.name == setup_host._FIREWALL
     host.done("controller")
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])

@@ -87,13 +87,13 @@ class Controller:
         """The requests that lie in an arch's tube, most urgent first."""
         found = arch_tube(tube)
         self.broker.watch([tube])
-        return list(iter(lambda: self.broker.reserve({tube: found}, 0), None))  # type: ignore[arg-type]
+        return list(iter(lambda: self.broker.reserve({tube: found}, 0), None))
 
     def told(self) -> list[BuildEvent]:
         """What was announced."""
         self.broker.watch([NOTIFY.name])
         claims = iter(lambda: self.broker.reserve({NOTIFY.name: NOTIFY}, 0), None)
-        return [claim.message for claim in claims]  # type: ignore[union-attr, misc]
+        return [claim.message for claim in claims]  # type: ignore[misc]
 
     def files(self) -> list[str]:
         """All that lies in incoming/."""

@@ -185,7 +185,7 @@ def test_killed_at_any_moment_it_stages_each_once(
 
     def start() -> subprocess.Popen[bytes]:
         program = "from reimzul.tosign.cli import main; main()"
-        argv = [sys.executable, "-c", program, "--config", tmp_path / "reimzul.ini"]
+        argv: list[str | Path] = [sys.executable, "-c", program, "--config", tmp_path / "reimzul.ini"]
         return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
 
     def collect() -> None:

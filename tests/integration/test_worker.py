@@ -185,7 +185,8 @@ def test_rounds_are_counted_in_the_request(host: Host, broker: Broker, ears: Ear
     host.start()
     (event,) = ears.wait(1, "Queued")
     again = BuildRequest.decode(broker.peek(event["job"]))
-    assert again.source_rounds == 5 and len(again.tries) == 1, "no strike"
+    assert again.source_rounds == 5
+    assert len(again.tries) == 1, "no strike"
     assert event["due"] > time.time() + 120
 
 
@@ -444,7 +445,7 @@ def test_beanstalkd_restarted_under_a_build(server: Beanstalkd, waiting_host: Ho
     until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
     server.kill()
     host.mock.let_go("go")
-    until(lambda: host.spool(), 20, "it is built and uploaded without beanstalkd")
+    until(host.spool, 20, "it is built and uploaded without beanstalkd")
     server.start()
     ears = Ears(server)
     ears.wait(1, "Success")

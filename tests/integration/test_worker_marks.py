@@ -188,7 +188,7 @@ def test_a_worker_says_what_it_does(
 
     def at_rpmbuild() -> bool:
         ears.listen()
-        return ears.present[-1].get("build", {}).get("phase", "").startswith("rpmbuild")
+        return str(ears.present[-1].get("build", {}).get("phase", "")).startswith("rpmbuild")
 
     until(at_rpmbuild, 60, "it says what it builds")
     hand = WorkerHeartbeat.from_json(ears.present[-1]).build

@@ -73,7 +73,7 @@ def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatc
     times = {"started": said, "finished": said + 5, "due": said}
     told = event_for(whole, "Queued", attempt=attempt, phases=[{"name": "source", "start": said}], **times)
     assert decode_event(told.encode()) == told
-    about = {"pkgname": "a", "evr": "1-1", "builder_fqdn": "b1", "status": "Success", "arch": "x86_64"}
+    about: dict[str, Any] = {"pkgname": "a", "evr": "1-1", "builder_fqdn": "b1", "status": "Success", "arch": "x86_64"}
     made = Manifest(request=whole, attempt=attempt, started=said, finished=said + 5, **about)
     assert Manifest.from_json(message.parse_json(made.to_text().encode())) == made
     there = WorkerHeartbeat(host="b1", instance="1", state="idle", at=said)

@@ -153,7 +153,6 @@ def saying(outcome: Outcome) -> Handle:
 def raising(error: Exception) -> Handle:
     def handle(claims: Sequence[Any]) -> Iterable[tuple[Any, Outcome]]:
         raise error
-        yield  # makes it a generator, as handlers are
 
     return handle
 
@@ -171,10 +170,18 @@ RULES: list[tuple[Exception, list[str]]] = [
 ]
 
 
-def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(broker: FakeBroker) -> None:
+def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (job,) = jobs(broker)
     daemon = Handler(broker, saying(None))
-    taken, daemon.reserve_jobs = daemon.reserve_jobs, lambda *words: (broker.stop.drain.set(), taken(*words))[1]
+    reserve_jobs = daemon.reserve_jobs
+
+    def drain_first(*words: Any) -> list[Any]:
+        broker.stop.drain.set()
+        return list(reserve_jobs(*words))
+
+    monkeypatch.setattr(daemon, "reserve_jobs", drain_first)
     daemon.run()
     assert job.settled == ["again 0"]
     assert not daemon.handled
@@ -229,7 +236,8 @@ def test_a_bug_is_told_as_one(broker: FakeBroker) -> None:
 
 
 def test_a_refusal_shows_the_first_kb(broker: FakeBroker) -> None:
-    event = make_refusal(FakeClaim(1, broker, body=b"a" * 60_000), "noise", "b1")
+    claim: Any = FakeClaim(1, broker, body=b"a" * 60_000)
+    event = make_refusal(claim, "noise", "b1")
     assert event.begins == "a" * 1024
     assert len(event.encode()) < 2000
 
@@ -291,7 +299,8 @@ def test_noise_whose_refusal_cannot_be_told_now_is_left_to_a_new_connection(brok
     broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker, body=b"17")
     Handler(broker, saying(None)).run()
-    assert job.settled == [] and broker.closed == 2, "closing the connection gives it back"
+    assert job.settled == []
+    assert broker.closed == 2, "closing the connection gives it back"
 
 
 # --- several together
@@ -406,12 +415,14 @@ def test_a_signal_stops_or_drains_and_takes_no_other_job(
 
 @pytest.mark.parametrize(("age", "pause"), [(0, 2), (10, 5), (60, 30), (3600, 300)])
 def test_patience_grows_with_a_jobs_age(broker: FakeBroker, age: int, pause: int) -> None:
-    error = retry_or_give_up(FakeClaim(1, broker, age=age), "the place")
+    claim: Any = FakeClaim(1, broker, age=age)
+    error = retry_or_give_up(claim, "the place")
     assert isinstance(error, RetryLater)
     assert error.pause == pause
 
 
 def test_patience_ends(broker: FakeBroker) -> None:
-    error = retry_or_give_up(FakeClaim(1, broker, age=3601), "the place")
+    claim: Any = FakeClaim(1, broker, age=3601)
+    error = retry_or_give_up(claim, "the place")
     assert isinstance(error, InvalidMessage)
     assert "3601 s" in str(error)

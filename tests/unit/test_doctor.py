@@ -79,10 +79,15 @@ def test_a_check_that_does_not_end_is_given_up_and_keeps_nobody() -> None:
 
 
 def test_what_stands_on_something_that_fails_is_not_looked_at() -> None:
-    looked = []
+    looked: list[str] = []
+
+    def look() -> Result:
+        looked.append("above")
+        return ok("")
+
     checks = [
         Check(name="link", run=lambda: fail("broken", "mend it")),
-        Check(name="above", run=lambda: ok(str(looked.append("above"))), needs=("link", "not asked for")),
+        Check(name="above", run=look, needs=("link", "not asked for")),
         Check(name="beside", run=lambda: warn("hm"), needs=()),
         Check(name="on a warning", run=lambda: ok("fine"), needs=("beside",)),
     ]

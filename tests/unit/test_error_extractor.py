@@ -276,7 +276,7 @@ def test_no_log_is_too_strange(tmp_path_factory: pytest.TempPathFactory, build: 
 
 def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
     for sample in SAID:
-        for line in step(*sample.values[:2]).encode().splitlines():
+        for line in step(*map(str, sample.values[:2])).encode().splitlines():
             if any(rule.pattern.search(line.decode()) for rule in BUILD_LOG):
                 assert any(word in line for word in BUILD_WORDS), line
     for case in MOCK.iterdir():

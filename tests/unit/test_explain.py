@@ -153,7 +153,7 @@ def test_of_many_workers_the_rest_is_counted_by_state() -> None:
 
 
 def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once() -> None:
-    words = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org"}
+    words: dict[str, Any] = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org"}
     document = leg("Building", "Rejected", url="http://attempts/", reason="createrepo_c refuses x.rpm", **words)
     text = said(facts(document))
     assert "It was rejected" in text
@@ -162,7 +162,7 @@ def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once()
 
 
 def test_a_failed_attempt_and_the_next_start_are_told() -> None:
-    words = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "reason": "the disk was full"}
+    words: dict[str, Any] = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "reason": "the disk was full"}
     document = leg("Queued", "Building", "Queued", url="http://logs/", due=NOW + 7, **words)
     told = explain(facts(document, job="delayed"))
     assert told.state == "delayed"
@@ -174,7 +174,10 @@ def test_a_failed_attempt_and_the_next_start_are_told() -> None:
 
 
 def test_a_build_whose_source_cannot_be_downloaded_waits_for_that() -> None:
-    put = {"waits_for": "its source: a-1-1.src.rpm cannot be downloaded: HTTP 503, on builder1", "job": 105}
+    put: dict[str, Any] = {
+        "waits_for": "its source: a-1-1.src.rpm cannot be downloaded: HTTP 503, on builder1",
+        "job": 105,
+    }
     document = leg("Queued", "Queued", due=NOW + 20, **put, tube="x86_64", priority=8192)
     bar = "/srv/a has mode 0600, and other users cannot read it: chmod o+r /srv/a"
     told = explain(facts(document, job="delayed", own_stats=FIVE, source_problem=bar))

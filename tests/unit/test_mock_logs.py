@@ -19,7 +19,7 @@ from reimzul.worker.mock_phases import read_state_log
 from reimzul.worker.mock_result import classify
 from tests.scripted import SAMPLES
 
-PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
 def packed(folder: Path, suffix: str = ".gz") -> Path:

@@ -57,7 +57,9 @@ def test_the_second_time_finds_it_done(store: StorePaths) -> None:
     assert brought(store, asked) == brought(store, asked)
 
 
-@pytest.mark.parametrize("changed, place", [({"scratch": True}, PLACE.replace("repo/", "scratch/", 1)), ({}, PLACE)])
+@pytest.mark.parametrize(
+    ("changed", "place"), [({"scratch": True}, PLACE.replace("repo/", "scratch/", 1)), ({}, PLACE)]
+)
 def test_what_is_not_published_has_its_place_too(store: StorePaths, changed: dict[str, bool], place: str) -> None:
     status = Status.SUCCESS if changed else Status.FAILED
     leg = brought(store, uploads.upload(store, {}, of=request(**changed), status=status))

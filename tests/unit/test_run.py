@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
 
 def noted(path: Path) -> int:
     """The number of a process that wrote it down."""
-    return int(until(lambda: path.exists() and path.read_text(), 10, f"{path} is written"))
+    return int(until(lambda: path.read_text() if path.exists() else None, 10, f"{path} is written"))
 
 
 # --- what reaches the program

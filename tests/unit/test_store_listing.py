@@ -35,9 +35,9 @@ _PACKAGE = """<package type="rpm"><name>n</name><arch>x86_64</arch>
 
 
 def make_repodata(folder: Path, packages: dict[str, str], suffix: str = ".gz") -> None:
-    compress: Callable[[bytes], bytes] = {
+    compressors: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".xml": bytes,
-    }[suffix]  # fmt: skip
+    }  # fmt: skip
     body = "".join(_PACKAGE.format(path=path, sha256=sha256) for path, sha256 in packages.items())
     text = (
         '<metadata xmlns="http://linux.duke.edu/metadata/common" '
@@ -45,7 +45,7 @@ def make_repodata(folder: Path, packages: dict[str, str], suffix: str = ".gz") -
     )
     name = "p-primary.xml" + (suffix if suffix != ".xml" else "")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(compress(text.encode()))
+    (folder / name).write_bytes(compressors[suffix](text.encode()))
     (folder / "repomd.xml").unlink(missing_ok=True)
     (folder / "repomd.xml").write_text(_REPOMD.format(name=name))
 
@@ -83,10 +83,15 @@ def test_the_quick_reader_finds_what_the_parser_does(monkeypatch: pytest.MonkeyP
 
 def test_a_listing_is_read_once_for_each_repodata(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store.target(TARGET) / "repodata"
-    listings, reads = ListingCache(store), []
-    monkeypatch.setattr(
-        listing_module, "read_listing", lambda at, read=listing_module.read_listing: reads.append(at) or read(at)
-    )
+    listings = ListingCache(store)
+    reads: list[Path] = []
+    read_listing = listing_module.read_listing
+
+    def count_read(folder: Path) -> dict[str, str]:
+        reads.append(folder)
+        return read_listing(folder)
+
+    monkeypatch.setattr(listing_module, "read_listing", count_read)
     assert listings.visible(TARGET).packages == {}
     make_repodata(folder, {"a": "1"})
     assert listings.visible(TARGET).packages == listings.visible(TARGET).packages == {"a": "1"}

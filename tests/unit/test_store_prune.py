@@ -8,6 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,7 +53,7 @@ def days(*which: int, failed: tuple[int, ...] = ()) -> dict[StoredBuild, Manifes
     }
 
 
-def dropped(legs: dict[StoredBuild, ManifestSummary], **rule: int) -> list[int]:
+def dropped(legs: dict[StoredBuild, ManifestSummary], **rule: Any) -> list[int]:
     return sorted(int(each.timestamp[6:8]) for each in choose_builds(legs, Pruning(**rule), NOW))
 
 

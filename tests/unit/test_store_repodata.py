@@ -86,7 +86,8 @@ def test_new_repodata_takes_the_place_of_old(store: StorePaths, monkeypatch: pyt
 
 def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir(), two.mkdir()
+    one.mkdir()
+    two.mkdir()
     inodes = one.stat().st_ino, two.stat().st_ino
     repodata.exchange_names(one, two)
     assert (two.stat().st_ino, one.stat().st_ino) == inodes
@@ -102,7 +103,7 @@ def test_a_host_without_it_raises_what_the_fallback_knows(
         raise error
 
     monkeypatch.setattr("ctypes.CDLL", fails)
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError) as raised:  # noqa: PT011  its errno is checked below
         repodata.exchange_names(tmp_path, tmp_path)
     assert raised.value.errno in repodata._CANNOT_EXCHANGE
 

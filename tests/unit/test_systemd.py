@@ -109,7 +109,8 @@ def test_a_manager_that_does_not_listen_holds_nobody_up(manager: Manager) -> Non
         service.ping()
     service.set_status("building")
     assert 0 < manager.pings < 10_000
-    assert not manager.status
+    status = manager.status
+    assert not status
     service.ping()
     assert manager.status == "building"
 
@@ -201,7 +202,7 @@ def test_a_worker_is_alive_while_it_builds_and_not_when_its_loop_hangs(under_sys
     build = EndlessBuild()
     claim: Any = Stuck(under_systemd, build)
     service = SdNotify()
-    session = JobSession(lambda: claim, claim, Stop(), "t", service, service.ping)  # type: ignore[arg-type, return-value]
+    session = JobSession(lambda: claim, claim, Stop(), "t", service, service.ping)
     session.run_build(build, Blind())  # type: ignore[arg-type]
     assert claim.came == [0]
     assert claim.kept >= 5

@@ -78,8 +78,7 @@ def test_a_request_of_the_original_is_found_by_its_words(store: StorePaths, mani
     published(store, arch="i386", of=uploads.request(build_id=ours.build_id))
     if not manifest:
         (store.place(ours.place) / MANIFEST).unlink()
-    words = {"pkgname": "hello", "status": "Success", "target": TARGET, "arch": "x86_64", "timestamp": ours.timestamp}
-    request = SignRequest(**words)
+    request = SignRequest(pkgname="hello", status="Success", target=TARGET, arch="x86_64", timestamp=ours.timestamp)
     assert staged(store, request) == [True]
     assert staged(store, request) == [False]
     (folder,) = (store.tosign / TARGET).iterdir()
