@@ -17,6 +17,7 @@ from devfarm.dnf_client import Dnf, check_digests
 from devfarm.farm import Farm
 from devfarm.processes import own_program
 from reimzul.core import message
+from reimzul.core.errors import InvalidMessage
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import Status
 from reimzul.history.workers import WorkerStore
@@ -236,7 +237,7 @@ def only_bad_elsewhere() -> list[str]:
     for name, body in HOSTILE.items():
         try:
             message.RepogenRequest.decode(body)
-        except message.InvalidMessage:
+        except InvalidMessage:
             continue
         meant.append(name)
     return meant

@@ -211,7 +211,7 @@ def test_a_round_is_short(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(download, "ROUND_SECONDS", 2.5)
     pauses: list[float] = []
     began = time.monotonic()
-    monkeypatch.setattr(download.time, "monotonic", lambda: began + sum(pauses))
+    monkeypatch.setattr(time, "monotonic", lambda: began + sum(pauses))
     with pytest.raises(SourceDelayed):
         Downloader(server.url).fetch(NAME, "", tmp_path, CancelToken(sleep=pauses.append))
     assert sum(pauses) == 1, "after a second try at 1 s, 2 s more would be too long"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import fs
+from reimzul.core import fs, process
 from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import CancelToken
@@ -20,7 +20,7 @@ from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup, createrepo
-from reimzul.tosign import staging as staging
+from reimzul.tosign import staging
 from tests import uploads
 from tests.conftest import Beanstalkd
 from tests.repogen import Rpms, ask, listed, make_settings, taken, work
@@ -345,7 +345,7 @@ def test_where_createrepo_c_cannot_read_the_rebuild_the_earlier_one_stays_listed
     first = farm.build("one")
     farm.publish()
     second = farm.build("two", rebuild=True)
-    really = createrepo.run
+    really = process.run
 
     def damaged(*words: object, **more: object) -> int:
         (farm.store.place(second.place) / "greet-1.4-3.noarch.rpm").write_bytes(b"no package")

@@ -226,7 +226,7 @@ def test_killed_in_the_removal_no_half_of_a_leg_is_left(
         removed(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup.fs, "remove", dies)
+        patch.setattr(fs, "remove", dies)
         with pytest.raises(uploads.Died):
             _prune(store, runner, keep=1)
     assert lie(store) == listed(store) == ["02"]

@@ -21,6 +21,7 @@ from typing import Any, Callable
 import attr
 import pytest
 
+from reimzul.core import process
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, arch_tube
 from reimzul.core.fs import file_lock
 from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
@@ -89,7 +90,7 @@ def test_a_hundred_legs_are_one_run(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[Any] = []
-    run = createrepo.run
+    run = process.run
 
     def count_run(argv: Any, **more: Any) -> Any:
         runs.append(argv)
@@ -709,7 +710,7 @@ def test_once_an_hour_what_was_kept_long_enough_is_removed(
     for folder in (store.attempts, store.rejected):
         (folder / "1.x86_64.2").mkdir()
     later = time.time() + 91 * 86400
-    monkeypatch.setattr(repogen_daemon.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     make_daemon(settings).do_idle_work(broker)
     assert not list(store.attempts.iterdir())
     assert [path.name for path in store.rejected.iterdir()] == ["1.x86_64.2"]

@@ -435,7 +435,7 @@ def test_another_process_of_its_number_is_left_alone(builder: Builder) -> None:
 def test_an_orphan_that_does_not_end_is_waited_for_and_left(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs dnf it is root. The build is made with a spare extension; a second orphan has a second one."""
     monkeypatch.setattr(roots, "ORPHAN_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(roots.os, "killpg", refused)
+    monkeypatch.setattr(os, "killpg", refused)
     worker = builder.worker("1")
     worker.builds_well()
     with orphan("mock") as mock:

@@ -30,7 +30,6 @@ from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.history.workers import WorkerRecord
-from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import correct_clock, shift_times
 from reimzul.notifier.quarantine import QuarantinedBuilder, QuarantineTables
 from reimzul.notifier.sinks.logfile import LogSink
@@ -65,7 +64,7 @@ def test_no_time_that_a_clock_may_say_is_refused(said: float) -> None:
 
 @pytest.mark.parametrize("said", WRONG)
 def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(message.time, "time", lambda: said)
+    monkeypatch.setattr(time, "time", lambda: said)
     asked = BuildRequest(srpm="a-1-1.src.rpm", arch="x86_64", target="c9.x86_64", disttag=".el9", submitter="j")
     whole = asked.with_id(1, "x86_64", b"", said).with_failed_attempt("b1.example.org", "no space left")
     assert BuildRequest.decode(whole.encode()) == whole
@@ -110,7 +109,7 @@ def arrives(told: BuildEvent, age: int = 0) -> BuildEvent:
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> None:
     """The controller's clock stands still."""
-    monkeypatch.setattr(housekeeping.time, "time", lambda: NOW)
+    monkeypatch.setattr(time, "time", lambda: NOW)
 
 
 def test_an_event_of_a_right_clock_stays_as_it_is_however_long_it_waited(today: None) -> None:
@@ -327,7 +326,7 @@ def test_what_was_written_by_a_clock_that_was_not_set_is_kept_as_long_as_all_els
         assert not list(scan_spool(store, 1, real))
     monkeypatch.undo()
     before = os.lstat(store.live / "c").st_ctime
-    monkeypatch.setattr(fs.time, "time", lambda: real - 30 * 86400)  # the clock was ahead for a month
+    monkeypatch.setattr(time, "time", lambda: real - 30 * 86400)  # the clock was ahead for a month
     assert fs.last_change(store.live / "c") == real - 30 * 86400
     monkeypatch.undo()
     assert os.lstat(store.live / "c").st_ctime > before, "it counts from then on"
@@ -337,7 +336,7 @@ def test_an_upload_of_the_future_is_taken_up_all_the_same(store: StorePaths, mon
     folder = store.spool / "x"
     folder.mkdir()
     (folder / MANIFEST).write_text("{}")
-    monkeypatch.setattr(fs.time, "time", lambda: 1e9)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
     fs.last_change(folder / MANIFEST)
     monkeypatch.undo()
     assert fs.last_change(folder / MANIFEST) == os.lstat(folder / MANIFEST).st_ctime

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from reimzul.admin.setup.host import System
 from reimzul.admin.setup.lock import PendingUnits, lock_setup
 from reimzul.admin.setup.psk import KeyChanges, apply_controller_changes, apply_key_changes
 from reimzul.admin.setup.roles import RoleOptions, clone_steps
-from reimzul.core import config, fs
+from reimzul.core import config
 from reimzul.core.errors import ConfigError, InputError, ReimzulError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -417,14 +418,14 @@ def test_a_mode_that_is_too_open_is_corrected(system: System) -> None:
 
 def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = fs.os.replace
+    real = os.replace
 
     def replace(source: Path, goal: Path) -> None:
         seen.append(source.stat().st_mode & 0o777)
         real(source, goal)
 
-    monkeypatch.setattr(fs.os, "replace", replace)
-    monkeypatch.setattr(fs.os, "fchmod", lambda *_: seen.append(0o600))
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fchmod", lambda *_: seen.append(0o600))
     (change,) = compare(system, [FileSpec(path="/k", text="x\n", mode=0o644)])
     files.write(system, change)
     assert seen == [0o600, 0o600]
@@ -433,7 +434,7 @@ def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch
 def test_a_file_that_cannot_be_written_stays_as_it_was(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     put(system, "/etc/x", "before\n")
     (change,) = compare(system, [FileSpec(path="/etc/x", text="after\n")])
-    monkeypatch.setattr(fs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ReimzulError, match="^/etc/x: cannot be written: no space left on device$"):
         files.write(system, change)
     assert [path.name for path in system.resolve("/etc").iterdir()] == ["x"]

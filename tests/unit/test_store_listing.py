@@ -16,9 +16,10 @@ from reimzul.core.errors import ConfigError, RetryLater
 from reimzul.core.manifest import read_manifest
 from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
-from reimzul.store import createrepo, repodata
 from reimzul.store import listing as listing_module
+from reimzul.store import repodata
 from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.hook import last_lines
 from reimzul.store.listing import Listing, ListingCache, StoredLeg
 from tests import uploads
 from tests.uploads import TARGET
@@ -185,6 +186,6 @@ def test_what_a_killed_createrepo_c_moved_away_comes_back(tmp_path: Path) -> Non
 
 def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert createrepo.last_lines(log) == ""
+    assert last_lines(log) == ""
     log.write_bytes(b"x" * 9000 + b"\n1\n2\n\xff3\n")
-    assert createrepo.last_lines(log) == "1 / 2 / �3"
+    assert last_lines(log) == "1 / 2 / �3"

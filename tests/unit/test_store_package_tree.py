@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from reimzul.store import listing as listing_module
 from reimzul.store.listing import PackageTree
 
 _OLD = 1_600_000_000
@@ -82,7 +81,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
         read.append(path)
         return scandir(path)
 
-    monkeypatch.setattr(listing_module.os, "scandir", note_scandir)
+    monkeypatch.setattr(os, "scandir", note_scandir)
     add(tmp_path, "n7/2/1-1.x86_64/new.rpm")
     assert len(known.list_packages(tmp_path)) == 21
     assert set(read) == {str(tmp_path / path) for path in ("n7", "n7/2", "n7/2/1-1.x86_64")}

@@ -16,7 +16,6 @@ from reimzul.admin.doctor.builder import judge_workers
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import WorkerHeartbeat, WorkerState
-from reimzul.history import workers as presence_module
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
@@ -324,7 +323,7 @@ def test_the_file_of_an_earlier_version_is_taken_over(path: Path) -> None:
 def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -> None:
     file, now = WorkerStore(path), time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presence_module.time, "time", lambda: now + 9000)
+        patch.setattr(time, "time", lambda: now + 9000)
         file.save([seen(now + 9000, session=A), seen(now + 9000, "b2.example.org", session=A)])
     file.save([seen(now, session=B)])
     assert {each.heartbeat.host: each.heartbeat.session for each in file.load_all()} == {
