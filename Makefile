@@ -58,8 +58,9 @@ bench: setup ## Run all benchmarks, about ten minutes; bench-NAME runs one (docs
 bench-%: setup
 	@$(VENV)/python -m bench $*
 
-check: farm-setup ## Run the linters: ruff and mypy --strict
+check: farm-setup ## Run the linters: ruff check, ruff format --check and mypy --strict
 	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
 	$(VENV)/mypy --strict
 
 man: farm-setup ## Make the man pages, in build/man (man -l build/man/man1/reimzul.1)

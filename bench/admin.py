@@ -86,7 +86,8 @@ def fill_running(history: History, presences: WorkerStore, broker: Broker, first
         asked = request(number, now - 600)
         job = broker.put(TUBE, asked, priority=PRIORITY)
         claim = broker.reserve({TUBE.name: TUBE}, 0)
-        assert claim and claim.id == job
+        assert claim
+        assert claim.id == job
         attempt, host = new_attempt(), f"builder{number - first}.example.org"
         by = {"attempt": attempt, "builder_fqdn": host, "started": now - 300}
         events.append(told(asked, Status.QUEUED, now - 600, tube=TUBE.name, job=job, priority=PRIORITY))

@@ -19,6 +19,7 @@ import click
 from bench.report import Figure, tell
 from devfarm.farm import Farm
 from reimzul.core.beanstalk import Broker
+from reimzul.core.errors import BrokerUnavailable
 from reimzul.core.message import Status
 from reimzul.core.process import output_of
 from reimzul.history import BuildFilter, open_history
@@ -47,7 +48,7 @@ def beanstalkd(folder: Path, sync_ms: int) -> Iterator[Broker]:
 def _connection(port: int) -> Broker | None:
     try:
         return Broker("127.0.0.1", port)
-    except Exception:
+    except BrokerUnavailable:
         return None
 
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import greenstalk
+
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildRequest, new_build_id
 from tests import webserver
@@ -134,7 +136,7 @@ class Ears:
         while True:
             try:
                 job = self.broker.client.reserve(0)
-            except Exception:
+            except (greenstalk.Error, OSError):  # there is none, or beanstalkd is away
                 return self.heard
             said = json.loads(job.body)
             (self.present if said.get("status") == "Presence" else self.heard).append(said)

@@ -73,7 +73,12 @@ def _messages() -> Iterator[Message]:
     )
     yield refusal()
     yield BuilderEvent(status="Quarantined", builder="b1.example.org", reason="6 faults", at=BEGINNING)
-    current = {"build_id": build_id(1), "srpm": request.srpm, "target": request.target, "arch": request.arch}
+    current: dict[str, Any] = {
+        "build_id": build_id(1),
+        "srpm": request.srpm,
+        "target": request.target,
+        "arch": request.arch,
+    }
     yield WorkerHeartbeat(
         host="b1.example.org",
         instance="1",

@@ -61,7 +61,7 @@ class Logs:
     def __init__(self) -> None:
         self.root = _logger("%(levelname)s: %(message)s")
         self.state = _logger("%(message)s")
-        self.build = logging.Logger("build", logging.DEBUG)
+        self.build = logging.Logger("build", logging.DEBUG)  # noqa: LOG001  stands alone: nothing inherited
         self.folder = Path()
 
     def open(self, folder: Path) -> None:
@@ -101,7 +101,7 @@ class Logs:
 
 
 def _logger(stderr_format: str) -> logging.Logger:
-    logger = logging.Logger("mockstub", logging.DEBUG)
+    logger = logging.Logger("mockstub", logging.DEBUG)  # noqa: LOG001  stands alone: nothing inherited
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter(stderr_format))

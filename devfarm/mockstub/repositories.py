@@ -159,7 +159,8 @@ class Repositories:
 
     def _url(self, section: Repository) -> str:
         """The repository's URL; empty where the stand-in does not read its kind."""
-        for url in section.last_value("baseurl").replace(",", " ").split():
+        for template in section.last_value("baseurl").replace(",", " ").split():
+            url = template
             for name, value in self.variables.items():
                 url = url.replace(f"${name}", value).replace(f"${{{name}}}", value)
             if url.startswith("http://"):

@@ -51,7 +51,7 @@ class Stop:
         self.drain = threading.Event()  #: SIGUSR1: finish the jobs in hand, take no more
 
     @property
-    def requested(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether no more jobs are to be taken."""
         return self.now.is_set() or self.drain.is_set()
 
@@ -127,7 +127,7 @@ class Daemon(Generic[M]):
         throttle = LogThrottle(LOG_AGAIN_SECONDS)
         with handle_signals(self.stop):
             self.service.announce_ready("connecting to beanstalkd")
-            while not self.stop.requested:
+            while not self.stop.is_requested:
                 try:
                     self.ping_watchdog()
                     self.broker = self.connect()
@@ -155,7 +155,7 @@ class Daemon(Generic[M]):
         broker.watch(self.tubes)
         log.info("%s", self.idle_status())
         self.service.set_status(self.idle_status())
-        while not self.stop.requested:
+        while not self.stop.is_requested:
             self.ping_watchdog()
             claims = self._release_if_stopping(self.reserve_jobs(broker))
             if claims:
@@ -170,7 +170,7 @@ class Daemon(Generic[M]):
 
     def _release_if_stopping(self, claims: list[ReservedJob[M]]) -> list[ReservedJob[M]]:
         """When stopping, release the jobs just reserved: a signal does not interrupt `reserve`."""
-        if not self.stop.requested:
+        if not self.stop.is_requested:
             return claims
         for claim in claims:
             self.settle(claim, ShutdownRequested())

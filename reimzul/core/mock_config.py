@@ -264,7 +264,7 @@ def _describe_or_fault(run: Callable[[], dict[str, str]]) -> dict[str, str]:
         return run()
     except MockConfigError as error:
         return {"error": str(error)}
-    except (Exception, SystemExit) as error:  # whatever a configuration raises is the configuration's fault
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a configuration raises is its fault
         return {"error": f"Config error: {type(error).__name__}: {error}"}
 
 

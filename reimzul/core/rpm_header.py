@@ -171,7 +171,7 @@ def read_source_header(path: Path) -> Header:
 def _parse_header(rpm: Any, descriptor: int, path: Path) -> Any:
     transaction = rpm.TransactionSet()
     # Signatures are the signer's concern; digests are still checked.
-    transaction.setVSFlags(rpm._RPMVSF_NOSIGNATURES)
+    transaction.setVSFlags(rpm._RPMVSF_NOSIGNATURES)  # noqa: SLF001  rpm documents it under this name
     silence = rpm.setVerbosity  # librpm would print its own errors on stderr too
     silence(rpm.RPMLOG_CRIT)
     try:

@@ -75,7 +75,7 @@ class StorePaths:
         """The record of when createrepo_c last ran on a target."""
         return self.state / f"{target}.runs"
 
-    def retained(self, target: str) -> Path:
+    def retained_record(self, target: str) -> Path:
         """The record of replaced files in a target's repodata."""
         return self.state / f"{target}.retained"
 

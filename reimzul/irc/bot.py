@@ -70,7 +70,7 @@ class IrcBot:
         with handle_signals(self.stop):
             self._subscription.start()
             self.service.announce_ready("connecting to IRC")
-            while not self.stop.requested:
+            while not self.stop.is_requested:
                 self.service.ping()
                 try:
                     self._run_once()

@@ -85,7 +85,7 @@ class SinkThread:
             while self._wait_for_work():
                 try:
                     self._deliver_batch()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  whatever a sink raises, the thread must go on
                     self._pause(error)
         finally:
             self.sink.close()

@@ -126,7 +126,7 @@ class Repogen(Daemon[RepogenRequest]):
     def _claim_more(self, batch: _Batch) -> list[_Claim]:
         """Reserve what has arrived meanwhile, as much as fits into the batch."""
         room = self.batch - sum(map(len, batch.waiting.values()))
-        if room <= 0 or self.stop.requested:
+        if room <= 0 or self.stop.is_requested:
             return []
         more = self.reserve_jobs(batch.broker, 0, room)
         batch.claims += more

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Callable
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _MAX_CONFLICTS = 20
 #: How many builds may share a place's second; each takes the next free second after it.
 _MAX_SECONDS = 1000
-_LAST_SECOND = datetime.max.replace(microsecond=0)
+_LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=timezone.utc)
 #: How many packages an event names.
 _MAX_NAMED_RPMS = 50
 
@@ -157,7 +157,7 @@ def _list_candidate_places(store: StorePaths, manifest: Manifest) -> Iterator[st
     if _without_timestamp(indexed) == _without_timestamp(first):
         yield indexed
     yield first
-    at = datetime.strptime(manifest.request.timestamp, validators.TIMESTAMP_FORMAT)
+    at = datetime.strptime(manifest.request.timestamp, validators.TIMESTAMP_FORMAT).replace(tzinfo=timezone.utc)
     for _ in range(_MAX_SECONDS):
         if at >= _LAST_SECOND:
             return

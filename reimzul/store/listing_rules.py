@@ -261,9 +261,9 @@ class ListingPlan:
 
     def _settle_records(self) -> None:
         """Drop records of legs that are gone, and undo replacements by rebuilds that are gone and were never listed."""
-        for name, record in list(self.records.items()):
-            if record.replaced_by and not record.was_listed:
-                self.records[name] = record = self._settle_record(record)
+        for name, old in list(self.records.items()):
+            record = self._settle_record(old) if old.replaced_by and not old.was_listed else old
+            self.records[name] = record
             if not self.store.place(record.place).is_dir() or not (record.replaced_by or record.left_out):
                 del self.records[name]
         self._hide()

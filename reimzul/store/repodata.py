@@ -208,7 +208,7 @@ class Draft:
         new = {path.name for path in self.folder.iterdir()} - self.files
         # If this is killed before the swap, what the hook wrote earlier is still visible.
         old = {name for name in self.retained.hook if (live / name).exists()}
-        attr.evolve(self.retained, hook=frozenset(new | old)).write(self.store.retained(self.target))
+        attr.evolve(self.retained, hook=frozenset(new | old)).write(self.store.retained_record(self.target))
         swap_folders(self.folder, live)
         fs.sync(live.parent)
         recover_interrupted_run(live.parent, thorough=False)
@@ -285,7 +285,7 @@ def _link_extra(source: Path, folder: Path, record: MetadataRecord, *, copy: boo
 
 def _link_retained(store: StorePaths, target: str, folder: Path, named: Collection[str], now: float) -> RetainedFiles:
     """Link what else lies in the visible folder, as long as it has to stay; return when each file was replaced."""
-    known = RetainedFiles.read(store.retained(target))
+    known = RetainedFiles.read(store.retained_record(target))
     live = store.target(target) / REPODATA
     replaced: dict[str, float] = {}
     for path in sorted(live.iterdir()) if live.is_dir() else []:

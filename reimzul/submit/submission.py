@@ -335,9 +335,10 @@ def count_watchers(broker: Broker, builds: Iterable[QueuedBuild]) -> list[Queued
     """The builds with the number of builders that watch each tube, as far as beanstalkd still answers."""
     counted = []
     for build in builds:
+        watchers = build.watchers
         try:
-            build = attr.evolve(build, watchers=broker.tube_stats(build.tube).watchers)
+            watchers = broker.tube_stats(build.tube).watchers
         except ReimzulError as error:
             log.debug("tube %s: %s", build.tube, error)
-        counted.append(build)
+        counted.append(attr.evolve(build, watchers=watchers))
     return counted

@@ -164,7 +164,7 @@ class Worker(Daemon[BuildRequest]):
 
     def _raise_if_stopping(self) -> None:
         self.ping_watchdog()  # a removal may take long
-        if self.stop.requested:
+        if self.stop.is_requested:
             raise ShutdownRequested("the daemon is stopping")
 
     def serve(self, broker: Broker) -> None:

@@ -99,10 +99,7 @@ def _search(
             returned = _RETURNED.match(line)
             if returned is not None and returned.group(1) not in _CONTINUING_CODES and best is not None:
                 return best
-            if returned is not None or _STEP.match(line):
-                best = None
-            else:
-                best = _better(best, start + offset, line, patterns)
+            best = None if returned is not None or _STEP.match(line) else _better(best, start + offset, line, patterns)
     return best
 
 

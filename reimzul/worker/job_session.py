@@ -174,7 +174,7 @@ class JobSession:
         if self._outage_since is not None:
             return
         try:
-            poller.poll(self.claim.broker, last=self.stop.requested)
+            poller.poll(self.claim.broker, last=self.stop.is_requested)
         except BrokerUnavailable as error:
             self._note_outage(error)
         except RetryLater:  # beanstalkd takes nothing now: the next poll tries again

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,13 @@ def block(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateMachine]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> PrivateMachine:
     """A machine on which Reimzul was installed."""
     machine = PrivateMachine(tmp_path_factory.mktemp("machine"), CHECKOUT)
     done = machine.run("tools/install --no-packages")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installed reimzul[controller,irc]" in done.stdout
-    yield machine
+    return machine
 
 
 def as_written(machine: PrivateMachine, title: str) -> str:
@@ -78,7 +77,8 @@ def test_what_a_role_lacks_is_installed_by_the_distribution(
     assert done.returncode == 9
     (asked,) = [line for line in done.stdout.splitlines() if line.startswith("asked:")]
     assert asked.startswith("asked: --install ")
-    assert asked_for in asked and not_asked_for not in asked
+    assert asked_for in asked
+    assert not_asked_for not in asked
 
 
 def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
@@ -88,7 +88,8 @@ def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
         ("--packages", "unknown argument '--packages'"),
     ):
         done = machine.run(f"tools/install {words}")
-        assert done.returncode == 2 and said in done.stderr
+        assert done.returncode == 2
+        assert said in done.stderr
 
 
 def test_what_is_installed_elsewhere_names_its_own_programs(machine: PrivateMachine, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_file_in_the_place_of_a_link_is_kept(machine: PrivateMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    "title, units",
+    ("title", "units"),
     [
         ("One notifier", ["reimzul-notifier.service"]),
         ("Four workers", [f"reimzul-worker@{number}.service" for number in (1, 2, 3, 4)]),
@@ -201,7 +202,8 @@ def test_a_source_rpm_is_submitted_to_several_arches(
         request = taken(broker, tube)
         assert (request.srpm, request.arch, request.disttag) == (SRPM, arch, ".el7")
         assert (request.target, request.scratch) == (f"c7.1708.u.{arch}", False)
-        assert f"build queue {tube} " in line and line.endswith(request.build_id)
+        assert f"build queue {tube} " in line
+        assert line.endswith(request.build_id)
 
 
 def taken(broker: Broker, tube: str) -> BuildRequest:

@@ -599,7 +599,7 @@ def upload(trial: Trial) -> str:
     """An upload is not what was sent: changed, cut short, or with a file too few or too many."""
     what = trial.chance.choice(("flip", "cut", "drop", "add", "manifest", "late"))
     trial.ground.harm(what, trial.chance.choice((1, 1, 2)), trial.chance.random())
-    until(lambda: trial.ground.harm_done(), 30, "the upload was damaged")
+    until(trial.ground.harm_done, 30, "the upload was damaged")
     return f"uploads damaged: {what}"
 
 

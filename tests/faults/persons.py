@@ -128,7 +128,7 @@ def _insist(ground: Ground, build: Build) -> None:
     while not build.accepted and time.monotonic() < deadline:
         try:
             ground.submit(build)
-        except Exception:
+        except Exception:  # noqa: BLE001  under faults a submission fails in any way, and is repeated
             time.sleep(0.3)
 
 

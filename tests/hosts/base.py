@@ -197,7 +197,9 @@ def _run(*argv: object, cwd: Path | None = None) -> str:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     environment["PATH"] += ":/usr/sbin:/sbin"
     words = [str(word) for word in argv]
-    done = subprocess.run(words, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        words, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         said = done.stdout[-2000:] + done.stderr[-2000:]
         raise RuntimeError(f"{' '.join(words[:6])} ended with {done.returncode}:\n{said}")

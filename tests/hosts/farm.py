@@ -349,7 +349,8 @@ class Documented:
         by_role = {row.split("ROLE=")[1]: block for block in blocks for row in block if "ROLE=" in row}
         (use,) = (block for block in blocks if any("reimzul-submit" in row for row in block))
         packages = re.search(r"`(apt-get install [^`]+)`", text)
-        assert packages and set(by_role) == {"controller", "bstore", "builder"}, text
+        assert packages, text
+        assert set(by_role) == {"controller", "bstore", "builder"}, text
         return cls(
             beforehand=packages[1],
             install={role: block[:-1] for role, block in by_role.items()},

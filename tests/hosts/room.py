@@ -81,12 +81,11 @@ def run_inside(words: Sequence[str]) -> int:
         environment = {**os.environ, _INSIDE: str(folder)}
         # a session of its own: Ctrl-C is for us to hand on, once
         argv = ["setpriv", "--pdeathsig", "KILL", *argv]
-        with subprocess.Popen(argv, env=environment, start_new_session=True) as run:
-            with _handed_on(run):
-                try:
-                    return run.wait()
-                finally:
-                    run.kill()
+        with subprocess.Popen(argv, env=environment, start_new_session=True) as run, _handed_on(run):
+            try:
+                return run.wait()
+            finally:
+                run.kill()
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def test_results_are_told_before_progress(broker: Broker, status: str, priority:
 
 
 def test_only_watched_tubes_are_claimed_from(broker: Broker) -> None:
-    broker.put(TOSIGN, REQUEST, priority=1)  # type: ignore[type-var]
+    broker.put_raw(TOSIGN.name, REQUEST.encode(), priority=1)
     broker.watch(["tosign"])
     broker.watch(["createrepo"])
     assert broker.reserve(WATCHED, 0) is None
@@ -352,27 +352,31 @@ def test_an_answer_out_of_step_closes_the_connection(answer: bytes, monkeypatch:
             broker.tube_stats("createrepo")
 
 
+@contextlib.contextmanager
+def connect_to_impostor(**answers: bytes) -> Iterator[Broker]:
+    replies = {"use": b"USING createrepo\r\n", **answers}
+    with Impostor(replies) as impostor, Broker("127.0.0.1", impostor.port) as broker:
+        yield broker
+
+
 @pytest.mark.parametrize("answer", [b"TIMED_OUT\r\n", b"DEADLINE_SOON\r\n", b"RESERVED 1 2\r\n{}\r\n"])
 def test_an_answer_to_another_question_is_out_of_step(answer: bytes) -> None:
-    with Impostor({"put": answer, "use": b"USING createrepo\r\n"}) as impostor:
-        with Broker("127.0.0.1", impostor.port) as broker, pytest.raises(BrokerUnavailable, match="out of step"):
-            broker.put(CREATEREPO, REQUEST, priority=1)
+    with connect_to_impostor(put=answer) as broker, pytest.raises(BrokerUnavailable, match="out of step"):
+        broker.put(CREATEREPO, REQUEST, priority=1)
 
 
 @pytest.mark.parametrize("answer", [b"OUT_OF_MEMORY\r\n", b"INTERNAL_ERROR\r\n", b"DRAINING\r\n", b"BURIED 7\r\n"])
 def test_a_beanstalkd_that_takes_nothing_now_is_tried_later(answer: bytes) -> None:
-    with Impostor({"put": answer, "use": b"USING createrepo\r\n"}) as impostor:
-        with Broker("127.0.0.1", impostor.port) as broker:
-            for _ in range(2):  # the connection stays
-                with pytest.raises(RetryLater):
-                    broker.put(CREATEREPO, REQUEST, priority=1)
+    with connect_to_impostor(put=answer) as broker:
+        for _ in range(2):  # the connection stays
+            with pytest.raises(RetryLater):
+                broker.put(CREATEREPO, REQUEST, priority=1)
 
 
 def test_an_answer_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.2)
-    with Impostor({}) as impostor, Broker("127.0.0.1", impostor.port) as broker:
-        with pytest.raises(BrokerUnavailable, match="timed out"):
-            broker.reserve(WATCHED, 0)
+    with connect_to_impostor() as broker, pytest.raises(BrokerUnavailable, match="timed out"):
+        broker.reserve(WATCHED, 0)
 
 
 def test_a_door_nobody_stands_behind_is_no_beanstalkd(monkeypatch: pytest.MonkeyPatch) -> None:

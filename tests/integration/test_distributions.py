@@ -27,7 +27,7 @@ LEFT_OUT = (
 
 def run(*argv: str | Path, cwd: Path, **environment: str) -> str:
     env = {**os.environ, "PIP_NO_INDEX": "1", **environment}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=cwd, env=env)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=cwd, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -92,18 +92,22 @@ def test_a_host_is_set_up_from_an_installed_wheel(installed: Path, tmp_path: Pat
             (root / "usr/lib/systemd/system" / unit).write_text("[Service]\n")
     key = tmp_path / "key"
     key.write_text(f"b1:{'ab' * 32}\n")
-    options = () if role == "controller" else ("--psk-file", key, "--controller", "c.example.org")
+    options: tuple[str | Path, ...] = (
+        () if role == "controller" else ("--psk-file", key, "--controller", "c.example.org")
+    )
     options += ("--bstore", "s.example.org") if role == "builder" else ()
     # the libraries are the ones the tests have; the package is not
     libraries = sysconfig.get_path("purelib")
     command = (installed / "bin/reimzul", "setup", role, "--root", root, *options)
     shown = run(*command, "--dry-run", cwd=tmp_path, PYTHONPATH=libraries)
-    assert "+++ /etc/stunnel/reimzul.conf" in shown and list(root.glob("etc/stunnel/*")) == []
+    assert "+++ /etc/stunnel/reimzul.conf" in shown
+    assert list(root.glob("etc/stunnel/*")) == []
     run(*command, cwd=tmp_path, PYTHONPATH=libraries)
     unit = {"controller": "notifier", "bstore": "signer", "builder": "worker@"}[role]
     text = (root / f"etc/systemd/system/reimzul-{unit}.service").read_text()
     assert f"\nExecStart={installed}/bin/reimzul-" in text
-    assert (root / "etc/sysusers.d/reimzul.conf").exists() and (root / "etc/tmpfiles.d/reimzul.conf").exists()
+    assert (root / "etc/sysusers.d/reimzul.conf").exists()
+    assert (root / "etc/tmpfiles.d/reimzul.conf").exists()
 
 
 def test_user_and_folders_are_made_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:

@@ -114,9 +114,8 @@ def test_a_denied_file_is_final_only_where_another_is_served(
     serve(server, reply)
     with pytest.raises(SourceDelayed) as away:
         fetch()
-    assert away.value.pause == download.FIRST_ROUND_PAUSE_SECONDS and len(server.asked) == 1, (
-        "another try of this round changes nothing"
-    )
+    assert away.value.pause == download.FIRST_ROUND_PAUSE_SECONDS
+    assert len(server.asked) == 1, "another try of this round changes nothing"
     serve(server, FINE, "other-1-1.src.rpm")
     fetch("other-1-1.src.rpm")
     with pytest.raises(SourceUnavailable, match="while other files can: has it mode 0644 in incoming/"):
@@ -212,7 +211,7 @@ def test_a_round_is_short(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(download, "ROUND_SECONDS", 2.5)
     pauses: list[float] = []
     began = time.monotonic()
-    monkeypatch.setattr(download.time, "monotonic", lambda: began + sum(pauses))
+    monkeypatch.setattr(time, "monotonic", lambda: began + sum(pauses))
     with pytest.raises(SourceDelayed):
         Downloader(server.url).fetch(NAME, "", tmp_path, CancelToken(sleep=pauses.append))
     assert sum(pauses) == 1, "after a second try at 1 s, 2 s more would be too long"

@@ -98,7 +98,7 @@ def test_a_server_that_is_away_is_noticed_soon() -> None:
 
 #: What the original's notifier leaves of one build: an event a document, the first changed to Done by the second
 #: (https://github.com/CentOS/reimzul, reimzul-notifier.py at 7b7a81e); before 2019 without a submitter.
-LEFT = {
+LEFT: dict[str, Any] = {
     "srpm": "time-1.7-45.el7.src.rpm", "arch": "x86_64", "target": "c7.1708.u.x86_64", "disttag": ".el7",
     "scratch": False, "evr": "1.7-45.el7", "pkgname": "time", "timestamp": "20181105101010",
     "builder_fqdn": "old.example.org",

@@ -153,7 +153,8 @@ def test_a_result_is_a_line_in_the_channel(talker: Talker, person: Person) -> No
         "Success: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64 (johnny)",
     ]
     assert talker.signal(signal.SIGTERM) < 3
-    assert talker.process and talker.process.returncode == 0
+    assert talker.process
+    assert talker.process.returncode == 0
 
 
 def test_targets_and_arches_have_channels_of_their_own(talker: Talker, person: Person) -> None:
@@ -185,7 +186,8 @@ def test_garbage_is_passed_over(talker: Talker, person: Person) -> None:
     until(talker.is_up, 15, "it is there")
     talker.publish(b"\xff\xfe", b"[", b"[" * 100_000, b"17", b"{}", {"status": 1}, result())
     until(lambda: len(person.heard("#reimzul")) == 1, 10, "what is a result is said")
-    assert talker.process and talker.process.poll() is None
+    assert talker.process
+    assert talker.process.poll() is None
 
 
 def test_an_irc_server_that_was_away_hears_all_of_it_once(talker: Talker, ngircd: Ngircd) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import fs
+from reimzul.core import fs, process
 from reimzul.core.beanstalk import NOTIFY, TOSIGN, Broker
 from reimzul.core.message import BuildEvent, BuildRequest, RepogenRequest, SignRequest, Status
 from reimzul.core.retry import CancelToken
@@ -20,7 +20,7 @@ from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup, createrepo
-from reimzul.tosign import staging as staging
+from reimzul.tosign import staging
 from tests import uploads
 from tests.conftest import Beanstalkd
 from tests.repogen import Rpms, ask, listed, make_settings, taken, work
@@ -147,7 +147,8 @@ def test_a_rebuild_replaces_the_earlier_leg_in_one_run_and_its_folder_stays(farm
     assert farm.owners() == [folder_of(second)]
     farm.build("three")  # an old client's request says nothing, and is one that is meant
     (event,) = farm.publish()
-    assert event.status == Status.PUBLISHED and event.reason.startswith(f"it replaces build {second.build_id}")
+    assert event.status == Status.PUBLISHED
+    assert event.reason.startswith(f"it replaces build {second.build_id}")
 
 
 def test_the_same_content_and_scratch_builds_are_no_duplicates(farm: Farm) -> None:
@@ -165,8 +166,10 @@ def test_legs_of_a_family_are_no_duplicates_of_each_other(farm: Farm) -> None:
     retry = farm.request(rebuild=False, parent=request.build_id, legs=("i386",))
     other = farm.leg(retry, farm.rpms("two", "greet32", "greet-doc"), arch="i386")
     (event,) = farm.publish()
-    assert event.status == Status.PUBLISHED and event.rpms == ("greet32-1.4-3.noarch.rpm",)
-    assert farm.owners("greet-doc") == [folder_of(main)] and farm.owners("greet32") == [folder_of(other)]
+    assert event.status == Status.PUBLISHED
+    assert event.rpms == ("greet32-1.4-3.noarch.rpm",)
+    assert farm.owners("greet-doc") == [folder_of(main)]
+    assert farm.owners("greet32") == [folder_of(other)]
     stranger = farm.request(rebuild=False, legs=("i386",))  # the same source, and nothing links them
     farm.leg(stranger, farm.rpms("three", "greet-doc"), arch="i386")
     (event,) = farm.publish()
@@ -193,7 +196,8 @@ def test_a_noarch_package_of_two_legs_is_published_once(farm: Farm, together: bo
     assert reasons == {keeper: "", other: f"greet-doc-1.4-3.noarch.rpm is listed from its {keeper} leg"}
     assert farm.sign() == [request.build_id] * 2
     staged = {path.name for path in (farm.store.tosign / TARGET).glob(f"greet-1.4-3.{other}.*/*")}
-    assert "greet-doc-1.4-3.noarch.rpm" not in staged and len(staged) == 1
+    assert "greet-doc-1.4-3.noarch.rpm" not in staged
+    assert len(staged) == 1
     ask(farm.broker, *asked.values())  # a double is nothing new
     assert {event.arch: event.reason for event in farm.publish()} == reasons
     assert "left_out" not in (farm.store.place(asked[other].place) / "build.json").read_text()
@@ -231,7 +235,8 @@ def test_where_the_rebuild_is_pruned_the_earlier_is_not_listed_again(farm: Farm)
     farm.regenerate()
     shutil.rmtree(farm.store.place(second.place))
     farm.regenerate()
-    assert listed(farm.store) == set() and farm.store.place(first.place).is_dir()
+    assert listed(farm.store) == set()
+    assert farm.store.place(first.place).is_dir()
 
 
 def test_a_replaced_leg_counts_for_no_build_that_prune_keeps(farm: Farm) -> None:
@@ -330,7 +335,8 @@ def test_the_signer_gets_a_rebuild_with_the_word_which_build_it_replaces(farm: F
 def test_a_leg_that_was_replaced_before_it_was_staged_is_not_staged(farm: Farm) -> None:
     asked = [farm.build(f"content-{number}", rebuild=True) for number in range(3)]
     farm.publish()
-    assert farm.owners() == [folder_of(asked[-1])] and farm.sign() == [asked[-1].build_id]
+    assert farm.owners() == [folder_of(asked[-1])]
+    assert farm.sign() == [asked[-1].build_id]
 
 
 def test_where_createrepo_c_cannot_read_the_rebuild_the_earlier_one_stays_listed(
@@ -339,7 +345,7 @@ def test_where_createrepo_c_cannot_read_the_rebuild_the_earlier_one_stays_listed
     first = farm.build("one")
     farm.publish()
     second = farm.build("two", rebuild=True)
-    really = createrepo.run
+    really = process.run
 
     def damaged(*words: object, **more: object) -> int:
         (farm.store.place(second.place) / "greet-1.4-3.noarch.rpm").write_bytes(b"no package")
@@ -357,7 +363,8 @@ def test_a_leg_of_another_worker_that_was_not_decided_is_not_listed_by_a_run_for
     assert store_upload(farm.store, second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
-    assert farm.owners() == [folder_of(first)] and len(listed(farm.store)) == 2
+    assert farm.owners() == [folder_of(first)]
+    assert len(listed(farm.store)) == 2
     ask(farm.broker, second)
     (event,) = farm.publish()
     assert event.status == Status.REJECTED
@@ -377,7 +384,7 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         step, steps.die_at = steps.die_at, -1
         for tube in (NOTIFY, TOSIGN):
             taken(farm.broker, tube)
-        fs._LASTING.clear()  # else the second has fewer steps, where a folder gets the same inode
+        fs._SYNCED.clear()  # else the second has fewer steps, where a folder gets the same inode
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         farm.leg(request, rpms)
@@ -394,7 +401,8 @@ def test_a_kill_at_any_step_of_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyP
         assert {event.status for event in taken(farm.broker, NOTIFY)} == {Status.PUBLISHED}
         assert farm.sign() == [request.build_id]
         (record,) = read_records(farm.store, TARGET).items()
-        assert record[0] == leg_key(first.build_id, "x86_64") and record[1].replaced_by == request.build_id
+        assert record[0] == leg_key(first.build_id, "x86_64")
+        assert record[1].replaced_by == request.build_id
 
 
 def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +418,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
 
     def whole() -> None:
         step, steps.die_at = steps.die_at, -1
-        fs._LASTING.clear()
+        fs._SYNCED.clear()
         shutil.rmtree(farm.store.root)
         shutil.copytree(saved, farm.store.root, symlinks=True)
         steps.die_at, steps.count = step, 0
@@ -433,4 +441,5 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
 def test_a_damaged_record_lists_nothing_until_it_is_mended(farm: Farm) -> None:
     farm.build("one")
     fs.write_atomic(farm.store.unlisted(TARGET), "[]")
-    assert farm.publish() == [] and not (farm.store.target(TARGET) / "repodata").exists()
+    assert farm.publish() == []
+    assert not (farm.store.target(TARGET) / "repodata").exists()

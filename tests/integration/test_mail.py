@@ -203,7 +203,7 @@ def test_a_mail_that_is_put_off_is_owed(server: MailServer, mailbox: Mailbox, ma
     try:
         told = list(sink.deliver(batch))
     except SinkUnavailable as away:
-        assert answer in str(away)
+        assert answer in str(away)  # noqa: PT017  it may also return nothing
     assert told == []
     mailbox.data_answer = ""
     assert list(sink.deliver(batch)) == batch

@@ -54,7 +54,8 @@ def test_a_mark_is_lifted_with_all_there_are(broker: Broker) -> None:
     for _ in range(3):
         broker.put_raw(tube, b"{}", priority=PRIORITY)
     assert control.clear_flag(broker, tube)
-    assert not control.clear_flag(broker, tube) and control.drain_flag(broker, "b1.example.org") is None
+    assert not control.clear_flag(broker, tube)
+    assert control.drain_flag(broker, "b1.example.org") is None
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b'{"at": "yesterday"}', b'{"by": "x", "colour": 1}'])
@@ -73,16 +74,17 @@ def test_a_mark_that_says_it_is_none_is_none(broker: Broker) -> None:
 def test_a_quarantine_is_known_from_a_drain(broker: Broker) -> None:
     assert not control.new_flag("johnny", "new memory").is_quarantine
     put = control.new_flag("notifier", "7 faults", reason=QUARANTINED)
-    assert put.is_quarantine and put.drain_text == "quarantined by notifier: 7 faults"
+    assert put.is_quarantine
+    assert put.drain_text == "quarantined by notifier: 7 faults"
 
 
 def test_tubes_of_marks_are_known_by_their_names() -> None:
     build_id = new_build_id()
     assert build_of_cancel_tube(cancel_tube(build_id)) == build_id
     assert [build_of_cancel_tube(name) for name in ("cancel.x", "cancel.", "x86_64", drain_tube("b1"))] == [""] * 4
-    assert (
-        is_control_tube(cancel_tube(build_id)) and is_control_tube(drain_tube("b1")) and not is_control_tube("x86_64")
-    )
+    assert is_control_tube(cancel_tube(build_id))
+    assert is_control_tube(drain_tube("b1"))
+    assert not is_control_tube("x86_64")
 
 
 def test_a_request_is_put_anew_where_nobody_has_cancelled_it(broker: Broker) -> None:

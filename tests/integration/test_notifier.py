@@ -187,7 +187,8 @@ def test_told_to_stop_it_ends_at_once_even_where_a_sink_hangs(
     broker.announce(event("Success", 1))
     until(lambda: len(notifier.lines()) == 2, 5, "it is at work")
     assert notifier.signal(number) < 2.5
-    assert notifier.process and notifier.process.returncode == 0
+    assert notifier.process
+    assert notifier.process.returncode == 0
     mosquitto.signal(signal.SIGCONT)
     notifier.start()
     until(lambda: len(set(ids(watcher.heard(RESULTS)))) == 2, 15, "what was pending is delivered")
@@ -313,7 +314,8 @@ def test_a_damaged_outbox_is_put_aside_and_announced(
     until(lambda: len(watcher.heard(EVENTS)) == 2, 15, "both are published")
     (damaged,) = notifier.folder.glob("outbox.corrupt-*")
     assert "no database" in damaged.read_text()
-    assert "was damaged" in watcher.heard(EVENTS)[0]["reason"] and "was damaged" in notifier.said()
+    assert "was damaged" in watcher.heard(EVENTS)[0]["reason"]
+    assert "was damaged" in notifier.said()
 
 
 def test_what_cannot_start_says_why_in_one_line(notifier: Running) -> None:
@@ -344,8 +346,8 @@ def test_who_is_there_is_kept_and_told_to_nobody(
     file = WorkerStore(notifier.folder / "presence.sqlite")
     until(lambda: len(file.load_all()) == 2, 15, "both workers are known")
     first, second = file.load_all()
-    assert (first.presence.load, second.presence.state, second.presence.why) == (2.0, "drained", "drained by johnny")
-    assert abs(first.heard - time.time()) < 60, "by the notifier's own clock"
+    assert (first.heartbeat.load, second.heartbeat.state, second.heartbeat.why) == (2.0, "drained", "drained by johnny")
+    assert abs(first.last_seen - time.time()) < 60, "by the notifier's own clock"
     until(notifier.is_done(broker), 10, "all jobs are done")
     assert len(notifier.lines()) == len(notifier.builds()) == len(watcher.heard(EVENTS)) == 1
 
@@ -356,7 +358,8 @@ def test_who_is_there_comes_behind_all_that_is_told(notifier: Running, broker: B
     broker.announce(event("Success"))
     broker.watch([NOTIFY.name])
     claim = broker.reserve({NOTIFY.name: NOTIFY}, 0)
-    assert claim and claim.message == event("Success")
+    assert claim
+    assert claim.message == event("Success")
     claim.release(0)
     notifier.start()
     until(lambda: len(WorkerStore(notifier.folder / "presence.sqlite").load_all()) == 300, 15, "all are known")

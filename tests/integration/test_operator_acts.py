@@ -114,7 +114,7 @@ class Ground:
 def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run reimzul in a pipe."""
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-    return subprocess.run([REIMZUL, *map(str, words)], **{**given, **more})
+    return subprocess.run([REIMZUL, *map(str, words)], check=False, **{**given, **more})
 
 
 def told(*words: object) -> Any:
@@ -184,7 +184,8 @@ def test_what_is_over_cannot_be_cancelled(ground: Ground, status: str, words: st
     ground.announce(1, status)
     ground.until(1, lambda leg: leg["status"] != "Queued", "it is over")
     done = run("cancel", SHORT)
-    assert done.returncode == 1 and f"too late: {words}" in done.stderr
+    assert done.returncode == 1
+    assert f"too late: {words}" in done.stderr
     assert control.cancel_flag(ground.broker, build_id(1)) is None
 
 
@@ -200,7 +201,8 @@ def test_a_build_whose_job_is_gone_and_of_which_nothing_was_told_is_not_said_to_
     with subprocess.Popen([REIMZUL, "cancel", SHORT], stderr=subprocess.PIPE, text=True) as process:
         ground.announce(1, "Published")
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 1 and "too late: published for x86_64" in said
+    assert process.returncode == 1
+    assert "too late: published for x86_64" in said
 
 
 def test_a_success_that_is_not_published_yet_is_marked(ground: Ground) -> None:
@@ -251,7 +253,8 @@ def test_what_a_worker_has_is_left_to_it(ground: Ground) -> None:
     ground.submit()
     claim = ground.claim()
     done = run("raise", SHORT)
-    assert done.returncode == 1 and "a worker has taken it already" in done.stderr
+    assert done.returncode == 1
+    assert "a worker has taken it already" in done.stderr
     assert ground.broker.tube_stats("x86_64").ready + ground.broker.tube_stats("x86_64").delayed == 0
     claim.delete()
 
@@ -265,7 +268,8 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
     with beanstalkd.connect() as other:
         other.watch(["x86_64"])
         claim = other.reserve({"x86_64": X86_64}, 0)
-        assert claim and claim.id == found.job
+        assert claim
+        assert claim.id == found.job
         raised = actions.move_to_front(ground.broker, leg, found, 7)
         assert (raised.done, raised.words) == (False, "a worker has just taken it")
         stats = ground.broker.tube_stats("x86_64")
@@ -296,7 +300,8 @@ def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -
     ground.announce(1, "Queued", builder_fqdn="", waits_for=waits_for, **put)
     ground.until(1, lambda leg: leg["waits_for"], "the history knows")
     said = run("explain", SHORT).stdout
-    assert f"It waits for {waits_for}." in said and "at once" not in said
+    assert f"It waits for {waits_for}." in said
+    assert "at once" not in said
     assert f"{ground.srpm} has mode 0600, and other users cannot read it: chmod o+r {ground.srpm}" in said
     (leg,) = told("explain", SHORT)["legs"]
     assert leg["starts_in"] is None
@@ -319,7 +324,8 @@ def test_a_retry_is_the_same_again_and_names_its_parent(ground: Ground) -> None:
     same = ("srpm", "arch", "target", "disttag", "scratch", "srpm_sha256")
     assert [getattr(after, name) for name in same] == [getattr(old, name) for name in same]
     assert (after.parent, after.legs, after.rebuild) == (old.build_id, (), False)
-    assert after.build_id != old.build_id and after.build_id in done.stdout
+    assert after.build_id != old.build_id
+    assert after.build_id in done.stdout
     until(lambda: f"repeats     build {old.build_id}" in run("show", after.build_id).stdout, 20, "it is in the history")
     claim.delete()
 
@@ -328,7 +334,8 @@ def test_a_retry_refuses_a_source_that_the_web_server_may_not_read(ground: Groun
     ground.submit()
     ground.srpm.chmod(0o640)
     done = run("retry", SHORT)
-    assert done.returncode == 4 and f"{ground.srpm} has mode 0640, and other users cannot read it" in done.stderr
+    assert done.returncode == 4
+    assert f"{ground.srpm} has mode 0640, and other users cannot read it" in done.stderr
     assert ground.broker.tube_stats("x86_64").ready == 1, "the first alone"
 
 
@@ -354,10 +361,13 @@ def test_a_published_build_is_rebuilt_once_a_person_agrees(ground: Ground, statu
     ground.announce(1, status)
     ground.until(1, lambda leg: leg["status"] == "Success", "it is built")
     done = run("retry", SHORT)
-    assert done.returncode == 2 and "give --yes" in done.stderr and "replace it by a rebuild?" in done.stderr
+    assert done.returncode == 2
+    assert "give --yes" in done.stderr
+    assert "replace it by a rebuild?" in done.stderr
     assert run("retry", SHORT, "--yes").returncode == 0
     claim = ground.claim()
-    assert claim.message.rebuild is True and claim.message.parent
+    assert claim.message.rebuild is True
+    assert claim.message.parent
     claim.delete()
 
 
@@ -374,7 +384,8 @@ def test_only_the_failed_legs_are_built_again(ground: Ground) -> None:
     claim.delete()
     until(lambda: run("builds", "--status", "Queued").stdout.count("\ti386\t") == 1, 20, "that leg is known as queued")
     again = run("retry", queued["build_id"])
-    assert again.returncode == 0 and ": i386 for c7.1708.u.x86_64" in again.stdout, "the same again is that leg alone"
+    assert again.returncode == 0
+    assert ": i386 for c7.1708.u.x86_64" in again.stdout, "the same again is that leg alone"
 
 
 def test_a_retry_of_one_leg_that_is_repeated_is_that_leg_alone(ground: Ground, tmp_path: Path) -> None:
@@ -444,7 +455,8 @@ def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     ground.presence()
     assert "takes no more jobs" in run("drain", "builder1", "--why", "new disk").stdout
     found = control.drain_flag(ground.broker, "builder1.example.org")
-    assert found and found.why == "new disk"
+    assert found
+    assert found.why == "new disk"
     again = told("drain", "builder1.example.org")
     assert (again["changed"], again["drained"]) == (False, True)
     assert "new disk" in run("builders").stdout
@@ -461,7 +473,8 @@ def test_with_beanstalkd_away_builders_are_shown_as_far_as_they_are_known(
     ini = tmp_path / "reimzul.ini"
     ini.write_text(ini.read_text().replace(f"port = {beanstalkd.port}\n", "port = 9\n"))
     done = run("builders", "--json")
-    assert done.returncode == 5 and "which builders are drained" in done.stderr
+    assert done.returncode == 5
+    assert "which builders are drained" in done.stderr
     (shown,) = json.loads(done.stdout)
     assert (shown["host"], shown["drain"]) == ("builder1.example.org", None)
 
@@ -469,7 +482,8 @@ def test_with_beanstalkd_away_builders_are_shown_as_far_as_they_are_known(
 def test_a_builder_nobody_heard_of_is_not_drained_unless_that_is_meant(ground: Ground) -> None:
     ground.presence()
     done = run("drain", "bilder1")
-    assert done.returncode == 4 and "is builder1 meant?" in done.stderr
+    assert done.returncode == 4
+    assert "is builder1 meant?" in done.stderr
     assert run("drain", "../x").returncode == 4
     assert run("drain", "builder9.example.org", "--force").returncode == 0
     assert control.drain_flag(ground.broker, "builder9.example.org")
@@ -511,7 +525,8 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     said = run("show", SHORT).stdout
     assert "exit code   11: the build timed out" in said
-    assert f"attempt 1   {first} on builder1.example.org" in said and "the disk was full" in said
+    assert f"attempt 1   {first} on builder1.example.org" in said
+    assert "the disk was full" in said
     assert f"attempt 2   {second} on builder2.example.org" in said
     (leg,) = told("show", SHORT)["legs"]
     assert (leg["exit_code_means"], leg["manifest"]) == ("the build timed out", None)
@@ -533,7 +548,8 @@ def test_an_id_that_names_no_build_or_several_is_one_clear_line(
 ) -> None:
     done = run(command, given)
     assert (done.returncode, done.stdout) == (4, "")
-    assert words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture
@@ -554,10 +570,14 @@ def recorded(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch
 def test_an_id_may_be_in_capitals_and_tab_completes_it(recorded: None) -> None:
     assert run("show", build_id(2)[:6].upper()).returncode == 0
     asked = {"_REIMZUL_COMPLETE": "bash_complete", "COMP_WORDS": "reimzul show c8", "COMP_CWORD": "2"}
-    done = subprocess.run([REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.stdout == f"plain,{build_id(2)}\n"
     asked["REIMZUL_CONFIG"] = "/nowhere.ini"
-    done = subprocess.run([REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [REIMZUL], env={**os.environ, **asked}, capture_output=True, text=True, timeout=30, check=False
+    )
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
@@ -593,14 +613,15 @@ def test_a_watch_left_by_ctrl_c_leaves_the_build_alone(ground: Ground) -> None:
             shown += os.read(ours, 65536)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    os.close(its), os.close(ours)
+    os.close(its)
+    os.close(ours)
     assert process.returncode == 130
     assert f"the builds go on; to follow them again: reimzul watch {SHORT}" in said
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 
 def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> None:
-    words = [REIMZUL, "watch", "--new", build_id(1)]
+    words: list[str | Path] = [REIMZUL, "watch", "--new", build_id(1)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert "submitted; not recorded by the notifier yet" in process.stdout.readline()
@@ -620,7 +641,8 @@ def test_a_log_that_cannot_be_had_is_one_clear_line(ground: Ground) -> None:
     ground.until(1, lambda leg: leg["attempts"], "somebody has begun it")
     done = run("log", SHORT)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "127.0.0.1:9" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "127.0.0.1:9" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     done = run("log", SHORT, "--attempt", "2")
     assert (done.returncode, done.stderr) == (4, f"reimzul: no attempt 2; known attempts: 1 ({ATTEMPT})\n")
 
@@ -644,10 +666,12 @@ def test_without_ids_all_that_goes_on_is_followed_and_its_end_is_told(ground: Gr
 
 def test_figures_are_told_as_a_table_and_as_json(recorded: None) -> None:
     rows = [line.split("\t") for line in run("stats", "--since", "2025-01-01").stdout.splitlines()]
-    assert ["result", "published", "1"] in rows and ["cause", "%build failed", "1"] in rows
+    assert ["result", "published", "1"] in rows
+    assert ["cause", "%build failed", "1"] in rows
     figures = told("stats", "--since", "2025-01-01")
     assert figures["results"] == {"published": 1, "failed": 1, "queued": 1}
-    assert set(figures["arches"]) == {"x86_64", "i386"} and set(figures["packages"]) == {"time"}
+    assert set(figures["arches"]) == {"x86_64", "i386"}
+    assert set(figures["packages"]) == {"time"}
     assert told("stats", "--since", "1h")["results"] == {}
 
 
@@ -672,10 +696,12 @@ def test_a_part_that_is_away_is_told_as_down(recorded: None, tmp_path: Path) -> 
     )
     done = run("metrics")
     assert done.returncode == 1
-    assert 'reimzul_part_up{part="beanstalkd"} 0' in done.stdout and "# EOF" in done.stdout
+    assert 'reimzul_part_up{part="beanstalkd"} 0' in done.stdout
+    assert "# EOF" in done.stdout
     assert len(done.stderr.splitlines()) == 2
     done = run("metrics", "--output", tmp_path / "no" / "x.prom")
-    assert done.returncode == 4 and "no such file or directory" in done.stderr
+    assert done.returncode == 4
+    assert "no such file or directory" in done.stderr
 
 
 # --- repogen
@@ -688,13 +714,15 @@ def test_a_target_is_indexed_anew_by_its_name(ground: Ground) -> None:
     assert "warning: no repogen watches the tube createrepo" in done.stderr
     ground.broker.watch([CREATEREPO.name])
     claim = ground.broker.reserve({CREATEREPO.name: CREATEREPO}, 0)
-    assert claim and claim.message == RepogenRequest(target="c7.1708.u.x86_64")
+    assert claim
+    assert claim.message == RepogenRequest(target="c7.1708.u.x86_64")
     claim.delete()
 
 
 def test_a_target_that_is_none_is_refused(recorded: None) -> None:
     done = run("repogen", "../x")
-    assert done.returncode == 4 and "is not a target" in done.stderr
+    assert done.returncode == 4
+    assert "is not a target" in done.stderr
 
 
 # --- what docs/json.md says of the JSON

@@ -73,7 +73,7 @@ def lie(store: StorePaths) -> list[str]:
 
 def reimzul(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-    return subprocess.run([REIMZUL, *words], **{**given, **more})
+    return subprocess.run([REIMZUL, *words], check=False, **{**given, **more})
 
 
 def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
@@ -86,7 +86,8 @@ def test_old_builds_go_from_the_repodata_and_then_from_the_disk(
     done = reimzul("prune", "--keep", "2", "--yes", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     (target,) = json.loads(done.stdout)
-    assert target["target"] == TARGET and target["held"] == []
+    assert target["target"] == TARGET
+    assert target["held"] == []
     assert (set(target), set(target["dropped"][0])) == (keys("prune"), keys("scratch"))
     assert [each["build_id"] for each in target["dropped"] if each["status"] == "Success"] == ids[:3]
     assert listed(store) == lie(store) == ["04", "05"]
@@ -149,15 +150,17 @@ def test_createrepo_is_run_once_and_what_failed_needs_it_not_at_all(
     index(runner)
     runs.clear()
     _prune(store, runner, keep=4)
-    assert runs == [] and lie(store) == ["01", "01", "02", "03", "04"], "nothing is older than the oldest that stays"
+    assert runs == []
+    assert lie(store) == ["01", "01", "02", "03", "04"], "nothing is older than the oldest that stays"
     _prune(store, runner, keep=3)
     assert runs == [TARGET]
     place(1, Status.FAILED)
     _prune(store, runner, keep=3)
-    assert runs == [TARGET] and lie(store) == ["02", "03", "04"]
+    assert runs == [TARGET]
+    assert lie(store) == ["02", "03", "04"]
 
 
-def _prune(store: StorePaths, runner: CreaterepoRunner, **rule: int) -> None:
+def _prune(store: StorePaths, runner: CreaterepoRunner, **rule: Any) -> None:
     cleanup.prune(store, runner, TARGET, Pruning(**rule), CancelToken(), dry_run=False)
 
 
@@ -223,7 +226,7 @@ def test_killed_in_the_removal_no_half_of_a_leg_is_left(
         removed(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup.fs, "remove", dies)
+        patch.setattr(fs, "remove", dies)
         with pytest.raises(uploads.Died):
             _prune(store, runner, keep=1)
     assert lie(store) == listed(store) == ["02"]
@@ -238,7 +241,8 @@ def test_it_waits_for_whoever_indexes_the_target(store: StorePaths, place: Place
         with subprocess.Popen([REIMZUL, "prune", "--keep", "1", "--yes"], stderr=subprocess.PIPE) as process:
             assert process.stderr
             assert b"is being indexed: waiting until that is done" in process.stderr.readline()
-            assert lie(store) == ["01", "02"] and process.poll() is None
+            assert lie(store) == ["01", "02"]
+            assert process.poll() is None
             fcntl.flock(lock, fcntl.LOCK_UN)
             assert process.wait(60) == 0
     assert lie(store) == ["02"]
@@ -248,13 +252,16 @@ def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, runne
     place(1), place(2)
     index(runner)
     done = reimzul("prune", "--keep", "1")
-    assert done.returncode == 2 and "there is no terminal to ask for confirmation on: give --yes" in done.stderr
+    assert done.returncode == 2
+    assert "there is no terminal to ask for confirmation on: give --yes" in done.stderr
     ours, its = pty.openpty()
     os.write(ours, b"n\n")
     done = reimzul("prune", "--keep", "1", stdin=its)
-    os.close(ours), os.close(its)
+    os.close(ours)
+    os.close(its)
     assert done.returncode == 1
-    assert "Drop 1 build," in done.stderr and done.stderr.endswith("reimzul: nothing was done\n")
+    assert "Drop 1 build," in done.stderr
+    assert done.stderr.endswith("reimzul: nothing was done\n")
     assert lie(store) == ["01", "02"]
 
 
@@ -329,6 +336,8 @@ def test_wrong_words_for_scratch_builds_are_said(store: StorePaths, place: Place
     assert "say which" in reimzul("scratch", "rm").stderr
     assert "say which" in reimzul("scratch", "rm", "ab", "--all").stderr
     done = reimzul("scratch", "rm", same[0][0], "--yes")
-    assert done.returncode == 4 and "more than one scratch build's id begins with" in done.stderr
+    assert done.returncode == 4
+    assert "more than one scratch build's id begins with" in done.stderr
     done = reimzul("scratch", "rm", "xyz", "--yes")
-    assert done.returncode == 4 and "no scratch build's id begins with xyz" in done.stderr
+    assert done.returncode == 4
+    assert "no scratch build's id begins with xyz" in done.stderr

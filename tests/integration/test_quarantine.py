@@ -44,13 +44,13 @@ class Farm:
         """A builder says that it is there."""
         file = WorkerStore(self.file)
         said = WorkerHeartbeat(host=host, instance="1", state=state, arches=arches)
-        file.save([WorkerRecord(presence=said, heard=time.time() - ago)])
+        file.save([WorkerRecord(heartbeat=said, last_seen=time.time() - ago)])
         file.close()
 
     def tried(self, host: str, faults: int, good: int = 0) -> None:
         """A builder's tries, each at a package of its own."""
         for number in range(faults + good):
-            about = {
+            about: dict[str, Any] = {
                 "number": number,
                 "srpm": f"package{number}-1-1.src.rpm",
                 "builder_fqdn": host,
@@ -134,7 +134,8 @@ def test_who_does_not_stand_out_stays(farm: Farm, broker: Broker, faults: int, g
     farm.tried(BAD, faults=faults, good=good)
     farm.tried(GOOD, faults=others_faults, good=faults + good - others_faults)
     farm.look()
-    assert control.drain_flag(broker, BAD) is None and farm.told() == []
+    assert control.drain_flag(broker, BAD) is None
+    assert farm.told() == []
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,8 @@ def test_the_last_able_builder_of_an_arch_stays(farm: Farm, broker: Broker, othe
     farm.there(GOOD, **other)
     fail(farm)
     farm.look()
-    assert control.drain_flag(broker, BAD) is None and farm.told() == []
+    assert control.drain_flag(broker, BAD) is None
+    assert farm.told() == []
 
 
 def test_of_two_that_stand_out_one_stays(farm: Farm, broker: Broker) -> None:
@@ -175,7 +177,8 @@ def test_whom_a_person_has_drained_is_not_ours(farm: Farm, broker: Broker) -> No
     control.set_flag(broker, drain_tube(BAD), control.new_flag("johnny"))
     fail(farm)
     farm.look()
-    assert not held(broker) and farm.told() == []
+    assert not held(broker)
+    assert farm.told() == []
 
 
 def test_a_canary_that_is_built_lets_it_back(farm: Farm, broker: Broker) -> None:
@@ -189,7 +192,8 @@ def test_a_canary_that_is_built_lets_it_back(farm: Farm, broker: Broker) -> None
     farm.look()
     assert control.drain_flag(broker, BAD) is None
     (said,) = farm.told()
-    assert isinstance(said, BuilderEvent) and (said.builder, said.status) == (BAD, "Released")
+    assert isinstance(said, BuilderEvent)
+    assert (said.builder, said.status) == (BAD, "Released")
     assert not list(farm.incoming.iterdir())
     farm.look()
     assert control.drain_flag(broker, BAD) is None, "what it did before is forgotten"
@@ -202,10 +206,12 @@ def test_a_canary_that_fails_is_followed_by_another_later(farm: Farm, broker: Br
     farm.quarantine.rules = attr.evolve(farm.quarantine.rules, pause=3600)
     farm.ended[first.build_id] = "Failed"
     farm.look()
-    assert held(broker) and not list(farm.incoming.iterdir())
+    assert held(broker)
+    assert not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     (row,) = farm.quarantine.tables.builders()
-    assert (row.failed, row.build_id) == (1, "") and row.next > time.time() + 7000
+    assert (row.failed, row.build_id) == (1, "")
+    assert row.next > time.time() + 7000
     farm.quarantine.tables.save(attr.evolve(row, next=0.0))
     assert farm.canary().build_id != first.build_id
 
@@ -218,8 +224,10 @@ def test_a_person_may_let_it_back(farm: Farm, broker: Broker) -> None:
     control.clear_flag(broker, drain_tube(BAD))
     farm.look()
     (said,) = farm.told()
-    assert isinstance(said, BuilderEvent) and (said.status, said.reason) == ("Released", "by a person")
-    assert broker.tube_stats(canary_tube(BAD)).ready == 0 and not list(farm.incoming.iterdir())
+    assert isinstance(said, BuilderEvent)
+    assert (said.status, said.reason) == ("Released", "by a person")
+    assert broker.tube_stats(canary_tube(BAD)).ready == 0
+    assert not list(farm.incoming.iterdir())
     farm.look()
     assert control.drain_flag(broker, BAD) is None
 
@@ -234,7 +242,8 @@ def test_whom_a_person_drains_meanwhile_stays_drained(farm: Farm, broker: Broker
     for _ in range(2):
         farm.look()
     assert farm.told() == [], "nobody has let it back"
-    assert farm.quarantine.tables.builders() == [] and not list(farm.incoming.iterdir())
+    assert farm.quarantine.tables.builders() == []
+    assert not list(farm.incoming.iterdir())
     assert broker.tube_stats(canary_tube(BAD)).ready == 0
     assert control.drain_flag(broker, BAD) == holds
     assert builders.set_drain_flag(broker, BAD, control.new_flag("mary")) == (holds, holds)
@@ -255,7 +264,8 @@ def test_a_canary_lifts_no_persons_mark(farm: Farm, broker: Broker, monkeypatch:
     monkeypatch.setattr(module, "_drain_flags", a_person_is_quick)
     farm.look()
     left = control.drain_flag(broker, BAD)
-    assert left and left.by == "johnny"
+    assert left
+    assert left.by == "johnny"
 
 
 def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
@@ -266,11 +276,13 @@ def test_killed_between_the_mark_and_its_news_it_tells_of_it_then(
         patched.setattr(Broker, "announce", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             farm.look()
-    assert held(broker) and farm.told() == []
+    assert held(broker)
+    assert farm.told() == []
     farm.look()
     (said,) = farm.told()
     there = control.drain_flag(broker, BAD)
-    assert isinstance(said, BuilderEvent) and there
+    assert isinstance(said, BuilderEvent)
+    assert there
     assert (said.status, said.at, said.reason) == ("Quarantined", there.at, there.why)
 
 
@@ -307,7 +319,8 @@ def test_without_a_target_for_canaries_none_is_sent(tmp_path: Path, broker: Brok
     fail(farm)
     for _ in range(3):
         farm.look()
-    assert held(broker) and broker.tube_stats(canary_tube(BAD)).ready == 0
+    assert held(broker)
+    assert broker.tube_stats(canary_tube(BAD)).ready == 0
     farm.quarantine.close()
     control.clear_flag(broker, drain_tube(BAD))
 
@@ -324,7 +337,8 @@ def test_a_canary_that_cannot_be_made_is_tried_later(
         return farm.quarantine.tables.builders()[0].next > time.time() + 60
 
     until(put_off, 30, "it is put off")
-    assert held(broker) and "no canary can be sent to b1.example.org" in caplog.text
+    assert held(broker)
+    assert "no canary can be sent to b1.example.org" in caplog.text
 
 
 # --- the builder

@@ -58,7 +58,8 @@ def test_what_is_cancelled_before_its_place_gets_none(
     assert (told.attempt, told.builder_fqdn) == (asked.attempt, "builder1.example.org")
     assert told.url == f"http://localhost:11081/bstore/attempts/{name_of(asked)}/"
     assert [sign.build_id for sign in taken(broker, TOSIGN)] == [other.build_id]
-    assert not (store.root / asked.place).exists() and not list(store.spool.iterdir())
+    assert not (store.root / asked.place).exists()
+    assert not list(store.spool.iterdir())
     assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
     assert not os.path.lexists(store.index / f"{asked.build_id}.{asked.arch}")
 
@@ -114,10 +115,13 @@ def test_logs_of_an_attempt_that_decides_nothing_are_kept_and_no_more(
     (uploads.spool_of(store, asked) / ".build.log.Xy12").write_bytes(b"cut")
     (store.live / name_of(asked)).mkdir()
     work_on(daemon, broker, asked, asked)
-    assert taken(broker, NOTIFY) == [] and taken(broker, TOSIGN) == []
+    assert taken(broker, NOTIFY) == []
+    assert taken(broker, TOSIGN) == []
     assert tree(store.attempts / name_of(asked)) == {"build.log", "root.log", "state.log", "build.json"}
     assert read_manifest(store.attempts / name_of(asked)).status == status
-    assert not list(store.spool.iterdir()) and not list(store.repo.iterdir()) and not list(store.live.iterdir())
+    assert not list(store.spool.iterdir())
+    assert not list(store.repo.iterdir())
+    assert not list(store.live.iterdir())
     assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0
 
 
@@ -181,6 +185,7 @@ def test_dying_at_any_step_of_a_cancelled_leg_publishes_nothing(
         steps.live()
         work_on(daemon, broker)
         assert {event.status for event in taken(broker, NOTIFY)} == {"Cancelled"}
-        assert taken(broker, TOSIGN) == [] and not tree(daemon.context.store.repo)
+        assert taken(broker, TOSIGN) == []
+        assert not tree(daemon.context.store.repo)
         assert tree(daemon.context.store.attempts / name_of(asked)) >= {"build.log", "build.json"}
         assert broker.tube_stats("createrepo").delayed == broker.tube_stats("createrepo").buried == 0

@@ -101,7 +101,9 @@ def content(store: StorePaths, type_: str) -> str:
 
 
 def reimzul(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([REIMZUL, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [REIMZUL, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
+    )
 
 
 # --- slow readers
@@ -133,7 +135,7 @@ def test_arguments_that_take_old_metadata_away_are_one_clear_line(
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\narguments = {argument}\n")
     program = Path(sys.executable).with_name("reimzul-repogen")
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 3
     assert line.endswith(f"[repogen] arguments: {argument} does not go with how repogen keeps old metadata")
@@ -168,7 +170,13 @@ def enriched(store: StorePaths, runner: CreaterepoRunner, place: Place, tmp_path
         ("productid", "-----BEGIN CERTIFICATE-----", "productid"),
     ):
         (tmp_path / name).write_text(text)
-        argv = ["modifyrepo_c", "--compress-type=gz", f"--mdtype={type_}", tmp_path / name, live(store)]
+        argv: list[str | Path] = [
+            "modifyrepo_c",
+            "--compress-type=gz",
+            f"--mdtype={type_}",
+            tmp_path / name,
+            live(store),
+        ]
         subprocess.run(argv, check=True, capture_output=True)
 
 
@@ -215,7 +223,8 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
     assert done.stdout == f"{TARGET} has {tmp_path}/comps-hello.xml as group now, and keeps it\n"
     words = ["--add-metadata", str(tmp_path / "news.xml"), "--type", "updateinfo", "--json"]
     told = json.loads(reimzul("repogen", TARGET, *words).stdout)
-    assert set(told) == keys("repogen with --add-metadata or --remove-metadata") and told["added"] == "updateinfo"
+    assert set(told) == keys("repogen with --add-metadata or --remove-metadata")
+    assert told["added"] == "updateinfo"
     place(1)
     index(runner)
     assert (content(store, "group"), content(store, "updateinfo")) == (COMPS, UPDATES)
@@ -224,7 +233,8 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
     assert (content(store, "group"), types(store)) == ("<comps/>", {"group", "updateinfo"})
     assert reimzul("repogen", TARGET, "--remove-metadata", "group").stdout == f"{TARGET} has no group any more\n"
     index(runner)
-    assert types(store) == {"updateinfo"} and len(listing_module.read_listing(live(store))) == 2
+    assert types(store) == {"updateinfo"}
+    assert len(listing_module.read_listing(live(store))) == 2
 
 
 @pytest.mark.parametrize(
@@ -254,10 +264,12 @@ def test_wrong_words_are_one_clear_line(
     for name, text in (("comps.xml", "<comps>"), ("primary.xml", "<a/>"), ("a.xml", "<a/>")):
         (tmp_path / name).write_text(text)
     done = reimzul("repogen", TARGET, *(word.format(bad=tmp_path) for word in words))
-    assert (done.returncode, done.stdout) == (code, "") and says in done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr.splitlines()[-1]
     assert {path.name: path.read_bytes() for path in live(store).iterdir()} == before
     done = reimzul("repogen", "c9.x86_64", "--remove-metadata", "group")
-    assert done.returncode == 4 and "c9.x86_64 has no repodata" in done.stderr
+    assert done.returncode == 4
+    assert "c9.x86_64 has no repodata" in done.stderr
 
 
 def test_a_damaged_repomd_is_one_clear_line_and_nothing_is_changed(
@@ -267,7 +279,9 @@ def test_a_damaged_repomd_is_one_clear_line_and_nothing_is_changed(
     index(runner)
     (live(store) / "repomd.xml").write_text("<repomd>")
     done = reimzul("repogen", TARGET, "--remove-metadata", "group")
-    assert done.returncode == 1 and "cannot be read" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 1
+    assert "cannot be read" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert (live(store) / "repomd.xml").read_text() == "<repomd>"
 
 
@@ -310,7 +324,8 @@ def test_the_hook_signs_each_repomd_before_anybody_sees_it(
     for second in range(3):
         ask(broker, upload(store, rpms, second))
         work(daemon)
-        assert is_signed(store) and published(broker) == [TARGET]
+        assert is_signed(store)
+        assert published(broker) == [TARGET]
     assert (tmp_path / "runs").read_text() == f"{TARGET}\n" * 3
 
 
@@ -333,11 +348,13 @@ def test_metadata_that_is_added_is_signed_too(
     with (tmp_path / "reimzul.ini").open("a") as ini:
         ini.write(f"[repogen]\nafter_createrepo = {script(tmp_path, SIGN)[0]}\n")
     assert reimzul("repogen", TARGET, "--add-metadata", str(tmp_path / "comps.xml")).returncode == 0
-    assert is_signed(store) and types(store) == {"group"}
+    assert is_signed(store)
+    assert types(store) == {"group"}
     script(tmp_path, "echo no key; exit 3")
     done = reimzul("repogen", TARGET, "--remove-metadata", "group")
     assert (done.returncode, done.stderr) == (1, "reimzul: hook exited with 3: no key\n")
-    assert is_signed(store) and types(store) == {"group"}
+    assert is_signed(store)
+    assert types(store) == {"group"}
 
 
 def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
@@ -350,9 +367,12 @@ def test_a_hook_that_adds_metadata_itself_harms_nothing_that_is_visible(
     for second in range(3):
         ask(broker, upload(store, rpms, second))
         work(daemon)
-        assert is_signed(store) and types(store) == {"group"} and content(store, "group") == COMPS
+        assert is_signed(store)
+        assert types(store) == {"group"}
+        assert content(store, "group") == COMPS
         inodes |= {path.stat().st_ino for path in live(store).glob("*comps*")}
-    assert len(published(broker)) == 3 and len(inodes) > 1, "it writes through no link to what is visible"
+    assert len(published(broker)) == 3
+    assert len(inodes) > 1, "it writes through no link to what is visible"
 
 
 @pytest.mark.parametrize(
@@ -378,31 +398,39 @@ def test_a_hook_that_fails_or_hangs_leaves_the_old_repodata_and_is_tried_again(
     late = upload(store, rpms, 1)
     ask(broker, late)
     work(daemon)
-    assert {path.name: path.read_bytes() for path in live(store).iterdir()} == before and is_signed(store)
+    assert {path.name: path.read_bytes() for path in live(store).iterdir()} == before
+    assert is_signed(store)
     assert [path.name for path in store.target(TARGET).iterdir() if path.name.startswith(".")] == []
-    assert published(broker) == [] and broker.tube_stats("createrepo").delayed == 1
+    assert published(broker) == []
+    assert broker.tube_stats("createrepo").delayed == 1
     failure = read_failure(store.hook(TARGET))
-    assert failure and failure.count == 1 and says in failure.reason
+    assert failure
+    assert failure.count == 1
+    assert says in failure.reason
     runs = createrepo.read_run(store.runs(TARGET))
     ask(broker, late)  # while it rests, nothing is tried
     work(daemon)
-    assert createrepo.read_run(store.runs(TARGET)) == runs and broker.tube_stats("createrepo").delayed == 2
+    assert createrepo.read_run(store.runs(TARGET)) == runs
+    assert broker.tube_stats("createrepo").delayed == 2
     check_explained(broker, says)
     script(tmp_path, SIGN)
     ask(broker, RepogenRequest(target=TARGET))  # a person has repaired it
     work(daemon)
     assert is_signed(store)
-    assert read_failure(store.hook(TARGET)) is None and control.stuck_flag(broker, TARGET) is None
+    assert read_failure(store.hook(TARGET)) is None
+    assert control.stuck_flag(broker, TARGET) is None
     ask(broker, late)
     work(daemon)
-    assert is_signed(store) and len(listing_module.read_listing(live(store))) == 2
+    assert is_signed(store)
+    assert len(listing_module.read_listing(live(store))) == 2
 
 
 def check_explained(broker: Broker, says: str) -> None:
     stuck = control.stuck_flag(broker, TARGET)
     leg = BuildRecord(status="Success", target=TARGET, finished=time.time() - 5, build_id="x", arch="x86_64")
-    tubes = {name: broker.tube_stats(name) for name in ("createrepo", "tosign")}
-    told = explain(BuildFacts(now=time.time(), leg=leg, tube=broker.tube_stats("x86_64"), stuck=stuck, **tubes))
+    tube, repogen, tosign = map(broker.tube_stats, ("x86_64", "createrepo", "tosign"))
+    facts = BuildFacts(now=time.time(), leg=leg, tube=tube, stuck=stuck, createrepo=repogen, tosign=tosign)
+    told = explain(facts)
     text = "\n".join(told.sentences)
     assert f"The repodata of {TARGET} is unchanged: [repogen] after_createrepo failed" in text
     assert f"Its message: {says}"[:40] in text
@@ -414,8 +442,10 @@ def test_a_hook_that_cannot_be_started_is_a_failure_too(
     ask(broker, upload(store, rpms, 0))
     work(hooked(settings, ("/nowhere/sign",)))
     failure = read_failure(store.hook(TARGET))
-    assert failure and failure.reason == "cannot run /nowhere/sign: No such file or directory"
-    assert not live(store).exists() and broker.tube_stats("createrepo").delayed == 1
+    assert failure
+    assert failure.reason == "cannot run /nowhere/sign: No such file or directory"
+    assert not live(store).exists()
+    assert broker.tube_stats("createrepo").delayed == 1
 
 
 def test_a_full_disk_buries_no_job_whose_hook_fails(
@@ -429,7 +459,8 @@ def test_a_full_disk_buries_no_job_whose_hook_fails(
     monkeypatch.setattr("reimzul.core.fs.write_atomic", full)
     work(daemon)
     stats = broker.tube_stats("createrepo")
-    assert (stats.delayed, stats.buried) == (1, 0) and not live(store).exists()
+    assert (stats.delayed, stats.buried) == (1, 0)
+    assert not live(store).exists()
 
 
 def test_the_pause_grows_and_no_more_is_said_than_once(
@@ -467,14 +498,16 @@ def test_a_hook_that_hangs_holds_no_other_target(
         try:
             until((tmp_path / "begun").exists, 20, "the hook runs")
             ask(broker, upload(store, rpms, 0, "b.x86_64"))
-            until(lambda: (live(store, "b.x86_64") / "repomd.xml").exists(), 20, "another target is published")
-            assert not done.done() and not live(store, "a.x86_64").exists()
+            until((live(store, "b.x86_64") / "repomd.xml").exists, 20, "another target is published")
+            assert not done.done()
+            assert not live(store, "a.x86_64").exists()
             with fs.file_lock(store.lock("a.x86_64")) as lock:
                 assert lock is None, "nobody else begins on it"
         finally:
             daemon.stop.now.set()
             done.result(20)
-    assert published(broker) == ["b.x86_64"] and broker.tube_stats("createrepo").ready == 1
+    assert published(broker) == ["b.x86_64"]
+    assert broker.tube_stats("createrepo").ready == 1
     with fs.file_lock(store.lock("a.x86_64")) as lock:
         assert lock is not None
 
@@ -520,10 +553,13 @@ def test_killed_before_the_swap_the_folder_is_made_again_and_the_hook_runs_again
             work(daemon)
     assert live(store).exists() != fallback
     if not fallback:
-        assert (live(store) / "repomd.xml").read_bytes() == before and is_signed(store)
+        assert (live(store) / "repomd.xml").read_bytes() == before
+        assert is_signed(store)
     assert published(broker) == []
     work(hooked(settings, daemon.context.createrepo.settings.after_createrepo))
-    assert published(broker) == [TARGET] and is_signed(store) and len(listing_module.read_listing(live(store))) == 2
+    assert published(broker) == [TARGET]
+    assert is_signed(store)
+    assert len(listing_module.read_listing(live(store))) == 2
     assert (tmp_path / "runs").read_text().count("run") == 3
     assert sorted(path.name for path in store.target(TARGET).iterdir()) == ["hello", "repodata"]
 

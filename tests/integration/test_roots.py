@@ -435,7 +435,7 @@ def test_another_process_of_its_number_is_left_alone(builder: Builder) -> None:
 def test_an_orphan_that_does_not_end_is_waited_for_and_left(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs dnf it is root. The build is made with a spare extension; a second orphan has a second one."""
     monkeypatch.setattr(roots, "ORPHAN_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(roots.os, "killpg", refused)
+    monkeypatch.setattr(os, "killpg", refused)
     worker = builder.worker("1")
     worker.builds_well()
     with orphan("mock") as mock:
@@ -469,7 +469,8 @@ def test_a_root_in_use_is_no_end_of_a_build(builder: Builder, bootstrap: str) ->
         for slot in ("1", "spare1", "spare2"):
             stack.enter_context(in_root(builder, f"reimzul-c9.x86_64{bootstrap}-reimzul-{slot}.x86_64"))
         verdict, code = worker.mock.build(worker.leg(), CancelToken())
-    assert code == 60 and verdict.fault not in (Fault.NONE, Fault.PACKAGE)
+    assert code == 60
+    assert verdict.fault not in (Fault.NONE, Fault.PACKAGE)
 
 
 def test_a_process_in_the_bootstrap_root_is_ended_before_the_next_build(builder: Builder) -> None:

@@ -59,7 +59,8 @@ def test_a_bstore_is_set_up_in_one_run(host: Host) -> None:
     host.done("bstore", *HOSTS[:2], "--name", "s", "--add-builder", "b1", "--psk-file", "-", given=keys)
     assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n"
     assert host.at("/srv/reimzul/bstore/live").is_dir()
-    assert KEY in host.text(roles.ACCEPTED) and "cd" * 32 not in host.text(roles.ACCEPTED)
+    assert KEY in host.text(roles.ACCEPTED)
+    assert "cd" * 32 not in host.text(roles.ACCEPTED)
     assert "\nconnect = c.example.org:13100\n" in host.text("/etc/stunnel/reimzul.conf")
     assert host.calls()[-4:] == [
         *(f"start reimzul-repogen-worker@{number}" for number in (1, 2, 3)), "start reimzul-signer",
@@ -89,7 +90,8 @@ def test_a_second_run_changes_and_starts_nothing(host: Host, role: str) -> None:
 def test_a_dry_run_shows_all_and_does_nothing(host: Host) -> None:
     before = host.files()
     shown = host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", given=KEY)
-    assert "+connect = c.example.org:13100" in shown and "stunnel@reimzul enabled" in shown
+    assert "+connect = c.example.org:13100" in shown
+    assert "stunnel@reimzul enabled" in shown
     assert "ab" * 32 not in shown
     shown = json.loads(host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", "--json", given=KEY))
     assert "ab" * 32 not in json.dumps(shown)
@@ -171,7 +173,8 @@ def test_the_drop_in_for_workers_of_the_original_is_removed_and_their_uploads_ar
     host.at("/srv/reimzul/bstore/originals/c9s.x86_64/hello").mkdir(parents=True)
     code, out, err = host.setup("bstore", "--original-workers", "off")
     assert (code, err) == (0, "warning: --original-workers has no effect any more, and is an error from 0.3 on\n")
-    assert not drop_in.exists() and host.calls() == ["daemon-reload", "restart rsync"]
+    assert not drop_in.exists()
+    assert host.calls() == ["daemon-reload", "restart rsync"]
     assert "1 package in /srv/reimzul/bstore/originals will not be published" in out
     assert host.setup("controller", "--original-workers", "on")[0] == 4  # a host has one role, that is all
 
@@ -194,9 +197,11 @@ def test_a_changed_file_is_shown_and_kept_where_nobody_can_be_asked(host: Host) 
     mine = host.text("/etc/nginx/conf.d/reimzul.conf") + "# a word of mine\n"
     host.put("/etc/nginx/conf.d/reimzul.conf", mine)
     code, out, err = host.setup("controller")
-    assert code == 2 and "-# a word of mine" in out
+    assert code == 2
+    assert "-# a word of mine" in out
     assert "/etc/nginx/conf.d/reimzul.conf; --yes replaces them. Nothing was changed" in err
-    assert host.text("/etc/nginx/conf.d/reimzul.conf") == mine and host.calls() == []
+    assert host.text("/etc/nginx/conf.d/reimzul.conf") == mine
+    assert host.calls() == []
     host.done("controller", "--yes")
     assert "a word of mine" not in host.text("/etc/nginx/conf.d/reimzul.conf")
     assert host.calls() == ["restart nginx"]
@@ -221,7 +226,8 @@ def test_a_missing_service_is_named_before_anything_is_written(host: Host) -> No
     host.at("/usr/lib/systemd/system/nginx.service").unlink()
     before = host.files()
     code, _, err = host.setup("controller")
-    assert code == 1 and "not installed here: nginx (make install" in err
+    assert code == 1
+    assert "not installed here: nginx (make install" in err
     assert host.files() == before
 
 
@@ -256,7 +262,9 @@ def test_wrong_input_gets_one_line_and_changes_nothing(
 ) -> None:
     before = host.files()
     ended, _, err = host.setup("builder", *words, "--psk-file", "-", given=given)
-    assert ended == code and says in err and "Traceback" not in err
+    assert ended == code
+    assert says in err
+    assert "Traceback" not in err
     assert "ab" * 32 not in err
     assert host.files() == before
 
@@ -304,7 +312,8 @@ def test_the_commands_that_are_printed_set_the_others_up(new_host: Callable[[str
     hosts["bstore"].done(*commands["bstore"].split(), given=lines)
     hosts["b1"].done(*commands["b1"].split(), given=lines)  # picks its own of them
     accepted = hosts["controller"].text(roles.ACCEPTED)
-    assert hosts["b1"].text(roles.OWN_KEY) in accepted and hosts["bstore"].text(roles.OWN_KEY) in accepted
+    assert hosts["b1"].text(roles.OWN_KEY) in accepted
+    assert hosts["bstore"].text(roles.OWN_KEY) in accepted
     assert hosts["b1"].text(roles.OWN_KEY) in hosts["bstore"].text(roles.ACCEPTED)
     assert hosts["controller"].text(roles.OWN_KEY) in hosts["bstore"].text(roles.ACCEPTED)
     assert "controller:" not in accepted
@@ -330,7 +339,8 @@ def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
         "on bstore, with the lines of s.example.org and controller:\n"
         "  reimzul setup bstore --controller c.example.org --name s.example.org --psk-file -\n"
     ) in err
-    assert host.text(roles.OWN_KEY) in out and host.at(roles.OWN_KEY).stat().st_mode & 0o777 == 0o600
+    assert host.text(roles.OWN_KEY) in out
+    assert host.at(roles.OWN_KEY).stat().st_mode & 0o777 == 0o600
     assert ways_of(host) == ["s.example.org:11081"]
     assert host.calls() == ["reload stunnel@reimzul"]  # nobody is cut off
     before = host.files()
@@ -345,8 +355,10 @@ def test_bstore_takes_the_controllers_key_and_the_next_one(new_host: Callable[[s
         words = ("--controller", "c.example.org", "--name", "s.example.org", "--psk-file", "-")
         bstore.done("bstore", *words, given=lines)
         mine = controller.text(roles.OWN_KEY)
-        assert mine in lines and bstore.text(roles.ACCEPTED).count("controller:") == 1
-        assert mine in bstore.text(roles.ACCEPTED) and mine not in bstore.text(roles.OWN_KEY)
+        assert mine in lines
+        assert bstore.text(roles.ACCEPTED).count("controller:") == 1
+        assert mine in bstore.text(roles.ACCEPTED)
+        assert mine not in bstore.text(roles.OWN_KEY)
         before = bstore.files()
         bstore.done("bstore", *words, given=lines)
         assert bstore.files() == before
@@ -359,16 +371,21 @@ def test_the_controllers_key_alone_is_replaced(new_host: Callable[[str], Host]) 
     lines = controller.done(*ADDED, "--bstore", "192.0.2.7")
     bstore.done("bstore", *HOSTS[:2], "--name", "s.example.org", "--psk-file", "-", given=lines)
     code, out, err = controller.setup("controller", "--revoke", "controller")
-    assert (code, out) == (0, "") and "on bstore:\n  reimzul setup bstore --revoke controller\n" in err
-    assert ways_of(controller) == [] and not controller.at(roles.OWN_KEY).exists()
+    assert (code, out) == (0, "")
+    assert "on bstore:\n  reimzul setup bstore --revoke controller\n" in err
+    assert ways_of(controller) == []
+    assert not controller.at(roles.OWN_KEY).exists()
     bstore.done("bstore", "--revoke", "controller")
     assert "controller:" not in bstore.text(roles.ACCEPTED)
     code, line, err = controller.setup(*ADDED)
-    assert code == 0 and re.fullmatch(f"controller:{HEX.pattern}\n", line) and line not in lines
+    assert code == 0
+    assert re.fullmatch(f"controller:{HEX.pattern}\n", line)
+    assert line not in lines
     assert "on bstore, with the line of controller:\n  reimzul setup bstore --psk-file -\n" in err
     own = bstore.text(roles.OWN_KEY)
     bstore.done("bstore", "--psk-file", "-", given=line)
-    assert line in bstore.text(roles.ACCEPTED) and bstore.text(roles.OWN_KEY) == own
+    assert line in bstore.text(roles.ACCEPTED)
+    assert bstore.text(roles.OWN_KEY) == own
 
 
 def test_revoking_the_controllers_own_key_takes_effect_at_once(host: Host) -> None:
@@ -393,7 +410,8 @@ def test_bstores_host_is_the_one_given_last(host: Host) -> None:
 
 def test_a_controller_without_a_key_of_its_own_takes_no_bstore(host: Host) -> None:
     code, _, err = host.setup("controller", "--bstore", "s.example.org")
-    assert code == 2 and "--bstore goes with --add-bstore" in err
+    assert code == 2
+    assert "--bstore goes with --add-bstore" in err
     assert not host.at(roles.TUNNELS).exists()
 
 
@@ -403,13 +421,16 @@ def test_a_controller_without_a_key_of_its_own_takes_no_bstore(host: Host) -> No
 def test_no_other_host_is_called_as_the_controllers_key(host: Host, words: tuple[str, ...]) -> None:
     given = f"s:{'ab' * 32}\ncontroller:{'cd' * 32}\n"
     code, _, err = host.setup(*words, "--psk-file", "-", given=given)
-    assert code == 4 and "'controller' is no name for a builder" in err and "cd" * 32 not in err
+    assert code == 4
+    assert "'controller' is no name for a builder" in err
+    assert "cd" * 32 not in err
 
 
 def test_the_controllers_key_is_in_no_plan(host: Host) -> None:
     host.done(*ADDED)
     shown = host.done(*ADDED, "--new-key", "--dry-run", "--json") + host.setup(*ADDED, "--new-key", "--dry-run")[2]
-    assert host.text(roles.OWN_KEY).partition(":")[2].strip() not in shown and not HEX.search(shown)
+    assert host.text(roles.OWN_KEY).partition(":")[2].strip() not in shown
+    assert not HEX.search(shown)
     assert roles.OWN_KEY in shown
 
 
@@ -421,7 +442,8 @@ def test_a_revoked_host_is_disconnected_at_once(host: Host) -> None:
     host.calls()
     code, out, err = host.setup("controller", "--revoke", "b1")
     assert (code, out) == (0, "")
-    assert "b1:" not in host.text(roles.ACCEPTED) and "b2:" in host.text(roles.ACCEPTED)
+    assert "b1:" not in host.text(roles.ACCEPTED)
+    assert "b2:" in host.text(roles.ACCEPTED)
     assert host.calls() == ["restart stunnel@reimzul"]
     assert "reimzul setup bstore --revoke b1" in err
     assert host.done("controller", "--list") == "b2\n"
@@ -431,12 +453,15 @@ def test_a_revoked_host_is_disconnected_at_once(host: Host) -> None:
 def test_a_name_that_is_taken_keeps_its_key(host: Host) -> None:
     first = host.done("controller", "--add-builder", "b1")
     code, out, err = host.setup("controller", "--add-builder", "b1")
-    assert (code, out) == (4, "") and "b1 has a key already; --new-key" in err
+    assert (code, out) == (4, "")
+    assert "b1 has a key already; --new-key" in err
     assert first in host.text(roles.ACCEPTED)
     host.calls()
     code, second, err = host.setup("controller", "--add-builder", "b1", "--new-key")
-    assert code == 0 and "reimzul setup bstore --add-builder b1 --new-key --psk-file -" in err
-    assert second != first and first not in host.text(roles.ACCEPTED)
+    assert code == 0
+    assert "reimzul setup bstore --add-builder b1 --new-key --psk-file -" in err
+    assert second != first
+    assert first not in host.text(roles.ACCEPTED)
     assert host.calls() == ["restart stunnel@reimzul"]  # whoever had the first is out
 
 
@@ -462,7 +487,8 @@ def test_a_key_made_elsewhere_is_imported(host: Host, tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [("--psk-file", "-"), ("--new-key",), ("--json",)])
 def test_options_that_mean_nothing_alone_are_refused(host: Host, words: tuple[str, ...]) -> None:
     code, _, err = host.setup("controller", *words)
-    assert code == 2 and "goes with" in err
+    assert code == 2
+    assert "goes with" in err
 
 
 def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
@@ -485,8 +511,10 @@ def test_keys_are_pasted_unseen(new_host: Callable[[str], Host]) -> None:
             pass
     os.close(ours)
     assert typing.returncode == 0, shown
-    assert "ab" * 32 not in shown.decode() and "cd" * 32 not in shown.decode()
-    assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n" and KEY in host.text(roles.ACCEPTED)
+    assert "ab" * 32 not in shown.decode()
+    assert "cd" * 32 not in shown.decode()
+    assert host.text(roles.OWN_KEY) == f"s:{'cd' * 32}\n"
+    assert KEY in host.text(roles.ACCEPTED)
 
 
 # --- firewalld
@@ -511,7 +539,7 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     program.write_text(FIREWALL.format(log=log, state=0 if runs else 252))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    assert setup_host._FIREWALL == program.name
+    assert program.name == setup_host._FIREWALL
     host.done("controller")
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])

@@ -87,13 +87,13 @@ class Controller:
         """The requests that lie in an arch's tube, most urgent first."""
         found = arch_tube(tube)
         self.broker.watch([tube])
-        return list(iter(lambda: self.broker.reserve({tube: found}, 0), None))  # type: ignore[arg-type]
+        return list(iter(lambda: self.broker.reserve({tube: found}, 0), None))
 
     def told(self) -> list[BuildEvent]:
         """What was announced."""
         self.broker.watch([NOTIFY.name])
         claims = iter(lambda: self.broker.reserve({NOTIFY.name: NOTIFY}, 0), None)
-        return [claim.message for claim in claims]  # type: ignore[union-attr, misc]
+        return [claim.message for claim in claims]  # type: ignore[misc]
 
     def files(self) -> list[str]:
         """All that lies in incoming/."""
@@ -152,7 +152,9 @@ HELLO = "hello-1.0-1.src.rpm"
 
 def test_no_arguments_print_help(controller: Controller) -> None:
     ended = controller.submit()
-    assert ended.code == 0 and ended.out.startswith("Usage: reimzul-submit") and not ended.err
+    assert ended.code == 0
+    assert ended.out.startswith("Usage: reimzul-submit")
+    assert not ended.err
     for option in ("--srpm", "--arch", "--target", "--disttag", "--now", "--scratch", "--json", "--config"):
         assert option in ended.out
     assert ended == controller.submit("--help")
@@ -209,7 +211,8 @@ def test_a_scratch_build_says_so(controller: Controller) -> None:
 def test_several_arches_are_one_submission(controller: Controller, arches: list[str]) -> None:
     ended = controller.submit("-s", HELLO, *arches, "-t", "c9s", "-d", ".el9")
     requests = [claim.message for tube in ("aarch64", "ppc64le", "i386") for claim in controller.queued(tube)]
-    assert ended.code == 0 and len(ended.out.splitlines()) == 3
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 3
     assert [request.arch for request in requests] == ["aarch64", "ppc64le", "i686"]
     assert len({request.timestamp for request in requests}) == 1
     assert len({request.build_id for request in requests}) == 3
@@ -242,14 +245,16 @@ NAMES = ["CORP\\jdoe", "John Doe", "José Núñez", "山田 太郎"]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_submitter_may_have_any_name(controller: Controller, name: str) -> None:
     ended = controller.build(HELLO, user=name)
-    assert ended.code == 0 and f"by {name}: build" in ended.out
+    assert ended.code == 0
+    assert f"by {name}: build" in ended.out
     assert [claim.message.submitter for claim in controller.queued("x86_64")] == [name]
     assert [event.submitter for event in controller.told()] == [name]
 
 
 def test_a_terminal_without_a_names_letters_shows_them_escaped(controller: Controller) -> None:
     ended = controller.build(HELLO, user="山田", PYTHONIOENCODING="latin-1", PYTHONUTF8="1")
-    assert ended.code == 0 and r"by \u5c71\u7530: build" in ended.out
+    assert ended.code == 0
+    assert r"by \u5c71\u7530: build" in ended.out
 
 
 @pytest.mark.parametrize("name", ["-o", "a\x1b[2Jb", "a\nb", "a\u202eb", "x" * 65])
@@ -275,7 +280,8 @@ def test_a_worker_of_0_1_is_spared_a_name_it_would_bury(
     ended = controller.build(HELLO, user="CORP\\jdoe")
     assert [claim.message.submitter for claim in controller.queued("x86_64")] == [written]
     warned = [line for line in ended.err if "submitted as CORP_jdoe, not as CORP\\jdoe: a worker is older" in line]
-    assert ended.code == 0 and bool(warned) is (written == "CORP_jdoe")
+    assert ended.code == 0
+    assert bool(warned) is (written == "CORP_jdoe")
 
 
 def test_a_worker_without_heartbeats_is_spared_it_too(controller: Controller, beanstalkd: Beanstalkd) -> None:
@@ -298,7 +304,8 @@ def test_the_request_carries_the_files_sha256(controller: Controller, made: dict
 def test_a_file_from_elsewhere_is_copied_in(controller: Controller, made: dict[str, Path]) -> None:
     ended = controller.build(made["only"])
     there = controller.incoming / made["only"].name
-    assert ended.code == 0 and there.read_bytes() == made["only"].read_bytes()
+    assert ended.code == 0
+    assert there.read_bytes() == made["only"].read_bytes()
     assert there.stat().st_mode & 0o777 == 0o644, "the http server reads it as another user"
     assert controller.queued("x86_64")[0].message.srpm == made["only"].name
     assert controller.files() == sorted([HELLO, made["only"].name])
@@ -314,7 +321,8 @@ def test_the_same_file_again_is_fine(controller: Controller, made: dict[str, Pat
     before = (controller.incoming / HELLO).stat()
     for _ in range(2):
         assert controller.build(made["hello"]).code == 0
-    assert controller.files() == [HELLO] and (controller.incoming / HELLO).stat().st_ino == before.st_ino
+    assert controller.files() == [HELLO]
+    assert (controller.incoming / HELLO).stat().st_ino == before.st_ino
     assert controller.build(controller.incoming / HELLO).code == 0
 
 
@@ -342,7 +350,8 @@ def test_a_link_the_web_server_may_not_follow_is_refused(controller: Controller,
     (home / made["only"].name).write_bytes(made["only"].read_bytes())
     (controller.incoming / made["only"].name).symlink_to(home / made["only"].name)
     ended = controller.build(made["only"].name)
-    assert ended.code == 4 and controller.untouched()
+    assert ended.code == 4
+    assert controller.untouched()
     assert f"{home} has mode 0700, and other users cannot enter it: chmod o+x {home}" in ended.err[-1]
     home.chmod(0o711)
     assert controller.build(made["only"].name).code == 0
@@ -365,14 +374,16 @@ def test_what_killed_submissions_left_is_swept(controller: Controller, made: dic
         left.write_bytes(b"half a file")
     os.utime(old, (0, 0))
     assert controller.build(made["only"]).code == 0
-    assert not old.exists() and new.exists()
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_an_incoming_that_is_not_there(controller: Controller, made: dict[str, Path]) -> None:
     (controller.incoming / HELLO).unlink()
     controller.incoming.rmdir()
     ended = controller.build(made["hello"])
-    assert (ended.code, len(ended.err)) == (4, 1) and "no such file or directory" in ended.err[0]
+    assert (ended.code, len(ended.err)) == (4, 1)
+    assert "no such file or directory" in ended.err[0]
     assert controller.untouched()
 
 
@@ -380,10 +391,12 @@ def test_an_incoming_that_is_not_there(controller: Controller, made: dict[str, P
 
 
 def assert_refused(controller: Controller, ended: Ended, *words: str) -> None:
-    assert ended.code == 4 and not ended.out
+    assert ended.code == 4
+    assert not ended.out
     assert len(ended.err) == len(words), ended.err
     for line, said in zip(ended.err, words):
-        assert line.startswith("reimzul-submit: ") and said in line
+        assert line.startswith("reimzul-submit: ")
+        assert said in line
     assert controller.untouched()
     assert controller.files() == [HELLO]
 
@@ -408,7 +421,8 @@ def test_one_that_lies_in_incoming_is_no_better(controller: Controller, made: di
     there = controller.incoming / made[file].name
     there.write_bytes(made[file].read_bytes())
     ended = controller.build(made[file].name)
-    assert (ended.code, len(ended.err)) == (4, 1) and str(there) in ended.err[0]
+    assert (ended.code, len(ended.err)) == (4, 1)
+    assert str(there) in ended.err[0]
     assert controller.untouched()
 
 
@@ -480,7 +494,8 @@ def test_a_macro_nobody_expanded_is_left_to_mock(controller: Controller, made: d
     ended = controller.build(made["zig"])
     why = "ExclusiveArch has %{zig_arches}, unexpanded"
     warning = f"warning: mock decides whether zig-1.0-1.src.rpm is built for x86_64: {why}"
-    assert ended.code == 0 and f"reimzul-submit: {warning}" in ended.err
+    assert ended.code == 0
+    assert f"reimzul-submit: {warning}" in ended.err
     assert [claim.message.srpm for claim in controller.queued("x86_64")] == ["zig-1.0-1.src.rpm"]
 
 
@@ -497,14 +512,17 @@ def test_a_macro_nobody_expanded_is_left_to_mock(controller: Controller, made: d
 )
 def test_wrong_usage(controller: Controller, words: list[str], said: str) -> None:
     ended = controller.submit(*words)
-    assert ended.code == 2 and said in ended.err[-1] and not ended.out
+    assert ended.code == 2
+    assert said in ended.err[-1]
+    assert not ended.out
     assert controller.untouched()
 
 
 def test_misspelt_settings_are_told_one_a_line(controller: Controller) -> None:
     controller.configure("foldr = /x\n[beanstalk]\n")
     ended = controller.build(HELLO)
-    assert ended.code == 3 and controller.untouched()
+    assert ended.code == 3
+    assert controller.untouched()
     assert ended.err == [
         f"reimzul-submit: {controller.ini}: [beanstalk] is not a section; is [beanstalkd] meant?",
         f"reimzul-submit: {controller.ini}: [incoming] foldr is not a setting; is folder meant?",
@@ -519,7 +537,9 @@ def test_a_configuration_that_is_not_there(controller: Controller) -> None:
 def test_nobody_answers_where_beanstalkd_should_be(controller: Controller) -> None:
     controller.configure(port=free_port())
     ended = controller.build(HELLO)
-    assert ended.code == 5 and len(ended.err) == 1 and "onnection refused" in ended.err[0]
+    assert ended.code == 5
+    assert len(ended.err) == 1
+    assert "onnection refused" in ended.err[0]
 
 
 class Frail:
@@ -567,7 +587,8 @@ def frail(controller: Controller, request: pytest.FixtureRequest) -> Iterator[Fr
 def test_a_link_that_breaks_between_arches_says_which_were_queued(controller: Controller, frail: Frail) -> None:
     ended = controller.build(HELLO, arch="x86_64,aarch64,ppc64le")
     assert ended.code == 1
-    assert len(ended.out.splitlines()) == 1 and "to build queue x86_64 " in ended.out
+    assert len(ended.out.splitlines()) == 1
+    assert "to build queue x86_64 " in ended.out
     assert len(ended.err) == 2
     assert ended.err[0].startswith("reimzul-submit: not queued for aarch64: beanstalkd did not confirm it: ")
     assert ended.err[1].startswith("reimzul-submit: not queued for ppc64le: ")
@@ -579,20 +600,25 @@ def test_json_says_which_were_queued(controller: Controller, frail: Frail) -> No
     ended = controller.build(HELLO, "--json", arch="x86_64,aarch64")
     first, second = json.loads(ended.out)["builds"]
     assert ended.code == 1
-    assert (first["fault"], second["job"]) == ("", None) and first["job"] and second["fault"]
+    assert (first["fault"], second["job"]) == ("", None)
+    assert first["job"]
+    assert second["fault"]
 
 
 @pytest.mark.parametrize("frail", [0], indirect=True)
 def test_a_link_that_breaks_before_all_says_that_nothing_was_queued(controller: Controller, frail: Frail) -> None:
     ended = controller.build(HELLO, arch="x86_64,aarch64")
-    assert ended.code == 5 and len(ended.err) == 1 and not ended.out
+    assert ended.code == 5
+    assert len(ended.err) == 1
+    assert not ended.out
     assert controller.untouched()
 
 
 @pytest.mark.parametrize("frail", [1], indirect=True)
 def test_a_build_that_is_queued_and_not_announced_is_queued(controller: Controller, frail: Frail) -> None:
     ended = controller.build(HELLO)
-    assert ended.code == 0 and "to build queue x86_64 " in ended.out
+    assert ended.code == 0
+    assert "to build queue x86_64 " in ended.out
     assert len(controller.queued("x86_64")) == 1
 
 
@@ -616,7 +642,8 @@ def published(controller: Controller) -> str:
 def test_what_a_target_lists_already_is_refused(controller: Controller, published: str) -> None:
     ended = controller.build(HELLO, arch="aarch64,x86_64")
     (line,) = ended.err
-    assert (ended.code, ended.out) == (4, "") and controller.untouched()
+    assert (ended.code, ended.out) == (4, "")
+    assert controller.untouched()
     assert f"c7.1708.u.x86_64 lists hello-1.0-1.el7 of build {published} already (an estimate" in line
     assert "--rebuild" in line
 
@@ -624,7 +651,8 @@ def test_what_a_target_lists_already_is_refused(controller: Controller, publishe
 def test_a_rebuild_that_is_meant_says_so(controller: Controller, published: str) -> None:
     assert controller.build(HELLO, "--rebuild").code == 0
     (claim,) = controller.queued("x86_64")
-    assert claim.message.rebuild and BuildRequest.decode(claim.message.encode()).rebuild
+    assert claim.message.rebuild
+    assert BuildRequest.decode(claim.message.encode()).rebuild
 
 
 @pytest.mark.parametrize("more", [("--scratch",), ("-d", ".el7_4"), ("-t", "c7.1803.u")])
@@ -632,7 +660,8 @@ def test_what_is_no_duplicate_is_queued_as_no_rebuild(
     controller: Controller, published: str, more: tuple[str, ...]
 ) -> None:
     ended = controller.build(HELLO, *more)
-    assert ended.code == 0 and not [line for line in ended.err if "watches" not in line]
+    assert ended.code == 0
+    assert not [line for line in ended.err if "watches" not in line]
     (claim,) = controller.queued("x86_64")
     assert claim.message.rebuild is False
 
@@ -651,5 +680,6 @@ def test_a_store_that_says_nothing_is_a_warning(controller: Controller, publishe
     for path in repodata.glob("*primary.xml.gz" if harm == "no gzip" else "repomd.xml"):
         path.write_bytes(b"harmed")
     ended = controller.build(HELLO)
-    assert ended.code == 0 and len(controller.queued("x86_64")) == 1
+    assert ended.code == 0
+    assert len(controller.queued("x86_64")) == 1
     assert ended.err[0].startswith("reimzul-submit: warning: it is unknown what c7.1708.u.x86_64 lists (")

@@ -94,7 +94,8 @@ def test_a_build_is_staged_once(broker: Broker, daemon: Tosign, store: StorePath
 def test_only_a_success_is_staged(broker: Broker, daemon: Tosign, store: StorePaths, status: str) -> None:
     ask(broker, attr.evolve(published(store), status=status))
     work(daemon)
-    assert staged(store) == [] and broker.tube_stats("tosign").buried == 0
+    assert staged(store) == []
+    assert broker.tube_stats("tosign").buried == 0
 
 
 def test_a_place_that_is_not_there_is_waited_for_then_refused(
@@ -110,7 +111,8 @@ def test_a_place_that_is_not_there_is_waited_for_then_refused(
     work(daemon)
     assert broker.tube_stats("tosign").buried == 1
     claim = first_event(broker)
-    assert isinstance(claim, Refusal) and "does not exist" in claim.reason
+    assert isinstance(claim, Refusal)
+    assert "does not exist" in claim.reason
 
 
 def first_event(broker: Broker) -> Any:
@@ -125,7 +127,8 @@ def test_a_package_that_is_gone_is_waited_for(broker: Broker, daemon: Tosign, st
     (store.place(request.place) / "hello-1-1.x86_64.rpm").unlink()
     ask(broker, request)
     work(daemon)
-    assert broker.tube_stats("tosign").delayed == 1 and staged(store) == []
+    assert broker.tube_stats("tosign").delayed == 1
+    assert staged(store) == []
 
 
 def test_a_contradiction_is_refused_and_the_next_goes_on(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
@@ -134,7 +137,8 @@ def test_a_contradiction_is_refused_and_the_next_goes_on(broker: Broker, daemon:
     broker.put_raw("tosign", b'{"pkgname": "../x"}', priority=0)
     ask(broker, good)
     work(daemon)
-    assert broker.tube_stats("tosign").buried == 2 and staged(store) == [f"hello-1-1.x86_64.{good.build_id}"]
+    assert broker.tube_stats("tosign").buried == 2
+    assert staged(store) == [f"hello-1-1.x86_64.{good.build_id}"]
 
 
 def test_a_request_of_the_original_is_staged(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
@@ -144,7 +148,8 @@ def test_a_request_of_the_original_is_staged(broker: Broker, daemon: Tosign, sto
     broker.put_raw("tosign", f'{{{words}, "arch": "x86_64"}}'.encode(), priority=PRIORITY)
     broker.put_raw("tosign", f'{{{words}, "arch": "i386"}}'.encode(), priority=PRIORITY)
     work(daemon)
-    assert len(staged(store)) == 1 and broker.tube_stats("tosign").delayed == 1
+    assert len(staged(store)) == 1
+    assert broker.tube_stats("tosign").delayed == 1
 
 
 def test_another_that_stages_is_waited_for(broker: Broker, daemon: Tosign, store: StorePaths) -> None:
@@ -167,7 +172,8 @@ def test_a_disk_that_fails_is_waited_for(
     with daemon.connect() as own:
         own.watch(daemon.tubes)
         ((_, outcome),) = daemon.handle(own, daemon.reserve_jobs(own))
-        assert isinstance(outcome, RetryLater) and "No space left" in str(outcome)
+        assert isinstance(outcome, RetryLater)
+        assert "No space left" in str(outcome)
 
 
 @pytest.mark.slow
@@ -179,7 +185,7 @@ def test_killed_at_any_moment_it_stages_each_once(
 
     def start() -> subprocess.Popen[bytes]:
         program = "from reimzul.tosign.cli import main; main()"
-        argv = [sys.executable, "-c", program, "--config", tmp_path / "reimzul.ini"]
+        argv: list[str | Path] = [sys.executable, "-c", program, "--config", tmp_path / "reimzul.ini"]
         return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
 
     def collect() -> None:
@@ -212,7 +218,8 @@ def test_killed_at_any_moment_it_stages_each_once(
     assert [one.wait(20) for one in running] == [0, 0]
     collect()
     assert seen == Counter(f"hello-1-1.x86_64.{request.build_id}" for request in requests)
-    assert tree(store.staging) == set() and broker.tube_stats("tosign").buried == 0
+    assert tree(store.staging) == set()
+    assert broker.tube_stats("tosign").buried == 0
 
 
 def pause(meanwhile: Any, seconds: float) -> None:

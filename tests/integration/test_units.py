@@ -103,7 +103,8 @@ def test_the_user_and_its_folders_are_as_systemd_reads_them(tmp_path: Path) -> N
     for lines in ("reimzul.sysusers", "reimzul-builder.sysusers"):
         subprocess.run(["systemd-sysusers", f"--root={tmp_path}", SYSTEMD / lines], check=True, capture_output=True)
     (user,) = re.findall(r"^reimzul:.*$", (tmp_path / "etc/passwd").read_text(), re.MULTILINE)
-    assert user.split(":")[5] == "/srv/reimzul" and user.endswith("nologin")
+    assert user.split(":")[5] == "/srv/reimzul"
+    assert user.endswith("nologin")
     assert re.search(r"^mock:.*:reimzul$", (tmp_path / "etc/group").read_text(), re.MULTILINE)
 
 

@@ -18,9 +18,9 @@ from reimzul.core.fs import file_lock
 from reimzul.core.message import RepogenRequest, SignRequest, Status
 from reimzul.core.store_paths import StorePaths
 from tests import srpms, uploads
+from tests.builder import Host, put, request
 from tests.conftest import Beanstalkd
 from tests.events import event
-from tests.integration.test_worker import Host, put, request
 from tests.manager import Manager
 from tests.uploads import TARGET
 from tests.waiting import until

@@ -58,7 +58,8 @@ def test_mock_is_called_as_the_original_called_it(host: Host, broker: Broker, ea
     call = next(call for call in host.mock.builds() if any(word.endswith("c9.x86_64") for word in call))
     assert call[:2] == ["-r", "mock"]
     assert call[call.index("--define") + 1] == "dist .el9"
-    assert "--cleanup-after" in call and "--rpmbuild_timeout=1234" in call
+    assert "--cleanup-after" in call
+    assert "--rpmbuild_timeout=1234" in call
     assert any(word.startswith("--uniqueext=") for word in call)
     assert call[-1].endswith("/hello-1.0-1.src.rpm")
     rendered = host.folder / "results" / "configs" / "c9.x86_64" / "mock.cfg"
@@ -118,10 +119,12 @@ def test_a_failing_leg_touches_no_other(host: Host, broker: Broker, ears: Ears, 
     (failed,) = ears.wait(1, "Failed")
     (built,) = ears.wait(1, "Success")
     assert (failed["arch"], built["arch"]) == ("i386", "x86_64")
-    assert failed["reason"] == "%build failed" and failed["exit_code"] == 1
+    assert failed["reason"] == "%build failed"
+    assert failed["exit_code"] == 1
     assert "hello.c" in failed["build_log"]
     manifest = read_manifest(host.spool()[f"{wanted.build_id}.i386"])
-    assert not manifest.rpm_files and {"build.log", "root.log"} <= {file.name for file in manifest.files}
+    assert not manifest.rpm_files
+    assert {"build.log", "root.log"} <= {file.name for file in manifest.files}
     (row,) = [row for row in ears.requests() if row["arch"] == "i386"]
     assert row["index"] is False
     until(lambda: settled(broker), 5, "the job is deleted")
@@ -145,7 +148,8 @@ def test_a_source_that_is_not_served_keeps_no_builder(host: Host, broker: Broker
     put(broker, wanted)
     (event,) = ears.wait(1, "Queued")
     assert event["waits_for"].startswith(f"its source: hello-1.0-1.src.rpm cannot be downloaded: HTTP {status}")
-    assert event["waits_for"].endswith(", on b1.example.org") and "attempt" not in event
+    assert event["waits_for"].endswith(", on b1.example.org")
+    assert "attempt" not in event
     assert time.time() + 5 < event["due"] < time.time() + 11
     assert broker.tube_stats("x86_64").delayed == 1
     put(broker, request("plain"))
@@ -181,7 +185,8 @@ def test_rounds_are_counted_in_the_request(host: Host, broker: Broker, ears: Ear
     host.start()
     (event,) = ears.wait(1, "Queued")
     again = BuildRequest.decode(broker.peek(event["job"]))
-    assert again.source_rounds == 5 and len(again.tries) == 1, "no strike"
+    assert again.source_rounds == 5
+    assert len(again.tries) == 1, "no strike"
     assert event["due"] > time.time() + 120
 
 
@@ -198,7 +203,8 @@ def test_an_arch_that_buildarch_rules_out_fails_at_once(host: Host, broker: Brok
     host.start()
     put(broker, request("just64", arch="i386", target="c9.i386"))
     (event,) = ears.wait(1, "Failed")
-    assert event["reason"] == "BuildArch is x86_64" and not host.mock.builds()
+    assert event["reason"] == "BuildArch is x86_64"
+    assert not host.mock.builds()
 
 
 def test_a_macro_nobody_expanded_is_left_to_mock(host: Host, broker: Broker, ears: Ears) -> None:
@@ -289,7 +295,8 @@ def test_an_old_clients_request_is_completed(host: Host, broker: Broker, ears: E
     broker.put_raw("x86_64", body, priority=1024)
     events = ears.wait(2, "Success")
     (number,) = {event["build_id"] for event in events}
-    assert len(number) == 32 and all(len(event["timestamp"]) == 14 for event in events)
+    assert len(number) == 32
+    assert all(len(event["timestamp"]) == 14 for event in events)
 
 
 def test_a_builders_fault_goes_to_another_builder(host: Host, broker: Broker, ears: Ears) -> None:
@@ -302,7 +309,8 @@ def test_a_builders_fault_goes_to_another_builder(host: Host, broker: Broker, ea
     broker.client.use("x86_64")
     again = json.loads(broker.client.peek_delayed().body)
     (tried,) = again["tries"]
-    assert tried["builder"] == "b1.example.org" and "Failed to download metadata" in tried["words"]
+    assert tried["builder"] == "b1.example.org"
+    assert "Failed to download metadata" in tried["words"]
     assert again["build_id"] == wanted.build_id
     assert not ears.events("Failed", "Success")
     (queued,) = ears.wait(1, "Queued")
@@ -372,7 +380,8 @@ def test_a_stop_gives_the_build_back_and_leaves_nothing(host: Host, broker: Brok
     assert b"tries" not in broker.client.peek(number).body
     assert not ears.events("Failed", "Success")
     cleaned = [call for call in host.mock.calls() if "--clean" in call]
-    assert len(cleaned) == 2 and all(any(word.startswith("--uniqueext=") for word in call) for call in cleaned)
+    assert len(cleaned) == 2
+    assert all(any(word.startswith("--uniqueext=") for word in call) for call in cleaned)
     assert not list((host.folder / "results" / "builds").iterdir())
     assert not processes(str(host.mock.path))
 
@@ -436,7 +445,7 @@ def test_beanstalkd_restarted_under_a_build(server: Beanstalkd, waiting_host: Ho
     until(lambda: host.mock.started("c9.x86_64"), 20, "it builds")
     server.kill()
     host.mock.let_go("go")
-    until(lambda: host.spool(), 20, "it is built and uploaded without beanstalkd")
+    until(host.spool, 20, "it is built and uploaded without beanstalkd")
     server.start()
     ears = Ears(server)
     ears.wait(1, "Success")
@@ -491,7 +500,8 @@ def test_an_rsync_that_does_not_do_it_is_the_builders_fault(host: Host, broker: 
     put(broker, request())
     reason = ears.wait(1, "Queued")[0]["reason"]
     words = "cannot run" if rsync == "gone" else "rsync exited with 1"
-    assert "b1.example.org could not build it: " in reason and words in reason
+    assert "b1.example.org could not build it: " in reason
+    assert words in reason
     until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "it is put again")
     assert not ears.events("Success", "Failed")
 
@@ -519,7 +529,8 @@ def test_a_stalled_build_is_ended_and_its_root_cleaned(host: Host, broker: Broke
     put(broker, request())
     (failed,) = ears.wait(1, "Failed")
     assert failed["reason"] == "nothing was written to its logs for 1 s (stall_timeout)"
-    assert "first_error" not in failed and "error_line" not in failed
+    assert "first_error" not in failed
+    assert "error_line" not in failed
     assert [call for call in host.mock.calls() if "--clean" in call and "--orphanskill" not in call]
     assert not processes(str(host.mock.path))
 
@@ -546,7 +557,8 @@ def test_a_disk_that_does_not_do_its_work_is_the_builders_fault(host: Host, brok
     until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "it is put again")
     broker.client.use("x86_64")
     (tried,) = BuildRequest.decode(broker.client.peek_delayed().body).tries
-    assert tried.builder == "b1.example.org" and "Not a directory" in tried.words
+    assert tried.builder == "b1.example.org"
+    assert "Not a directory" in tried.words
     assert not ears.events("Refused")
 
 
@@ -593,7 +605,8 @@ def test_a_job_under_which_workers_die_is_buried(
             victim.client.reserve(5)
     host.start()
     (refused,) = ears.wait(1, "Refused")
-    assert refused["job"] == number and "workers died under it" in refused["reason"]
+    assert refused["job"] == number
+    assert "workers died under it" in refused["reason"]
     until(lambda: broker.tube_stats("x86_64").buried == 1, 5, "it is buried")
     broker.client.use("x86_64")
     broker.client.kick(1)  # a person looked
@@ -634,7 +647,8 @@ def test_a_message_that_is_none_is_refused_and_buried(host: Host, broker: Broker
     host.start()
     number = broker.put_raw("x86_64", body, priority=1)
     (refused,) = ears.wait(1, "Refused")
-    assert (refused["tube"], refused["job"]) == ("x86_64", number) and refused["reason"]
+    assert (refused["tube"], refused["job"]) == ("x86_64", number)
+    assert refused["reason"]
     until(lambda: broker.tube_stats("x86_64").buried == 1, 5, "it is buried")
     put(broker, request("plain"))
     ears.wait(1, "Success")
@@ -660,10 +674,14 @@ def test_what_is_nobodys_fault_is_retried_without_a_strike(
     assert b"tries" not in broker.client.peek(number).body
     assert broker.client.stats_job(number)["delay"] == 10
     (queued,) = ears.wait(1, "Queued")
-    assert queued["reason"].startswith("nobody's fault: x86_64: ") and why in queued["reason"]
-    assert queued["job"] == number and queued["due"] > time.time() and "/attempts/" in queued["url"]
+    assert queued["reason"].startswith("nobody's fault: x86_64: ")
+    assert why in queued["reason"]
+    assert queued["job"] == number
+    assert queued["due"] > time.time()
+    assert "/attempts/" in queued["url"]
     (kept,) = ears.requests()
-    assert kept["logs"] and not kept.get("index")
+    assert kept["logs"]
+    assert not kept.get("index")
     assert not ears.events("Success", "Failed")
     host.mock.plan("c9.x86_64", rpms=[packages["plain.noarch"]])
     broker.client.use("x86_64")
@@ -705,10 +723,13 @@ def test_logs_that_mock_packed_are_read_and_uploaded_unpacked(host: Host, broker
     wanted = request()
     put(broker, wanted)
     (failed,) = ears.wait(1, "Failed")
-    assert failed["reason"] == "%build failed" and "nosuch.c" in failed["error_line"]
-    assert failed["error_log"] == "build.log" and failed["build_log"]
+    assert failed["reason"] == "%build failed"
+    assert "nosuch.c" in failed["error_line"]
+    assert failed["error_log"] == "build.log"
+    assert failed["build_log"]
     assert [phase["name"] for phase in failed["phases"]][1] == "chroot init"
     (spool,) = host.spool().values()
-    assert "nosuch.c" in (spool / "build.log").read_text() and not list(spool.glob("*.gz"))
+    assert "nosuch.c" in (spool / "build.log").read_text()
+    assert not list(spool.glob("*.gz"))
     (live,) = host.store.glob("live/*")
     assert "nosuch.c" in (live / "build.log").read_text()

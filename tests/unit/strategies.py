@@ -54,9 +54,8 @@ srpms = st.builds("{}{}".format, names, st.sampled_from([".src.rpm", ".nosrc.rpm
 build_ids = hexes(32)
 sha256s = hexes(64)
 attempts = st.builds("{}-{}".format, st.integers(0, 10**12 - 1), hexes(8))
-timestamps = st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 31)).map(
-    lambda when: when.strftime(validators.TIMESTAMP_FORMAT)
-)
+_FIRST_DAY, _LAST_DAY = datetime(1000, 1, 1), datetime(9999, 12, 31)  # noqa: DTZ001  hypothesis wants naive bounds
+timestamps = st.datetimes(_FIRST_DAY, _LAST_DAY).map(lambda when: when.strftime(validators.TIMESTAMP_FORMAT))
 moments = st.floats(0, 253402300799)
 places = st.builds(
     "{}/{}/{}/{}/{}".format, st.sampled_from(["repo", "scratch"]), targets, names, timestamps, names

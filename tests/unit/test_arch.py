@@ -166,7 +166,9 @@ def test_a_fault_is_named_with_the_file(tmp_path: Path, text: str, fault: str) -
     with pytest.raises(ConfigError) as refused:
         table(tmp_path, text)
     said = str(refused.value)
-    assert said.startswith(f"{tmp_path}/arches.yml: ") and fault in said and len(said.splitlines()) == 1
+    assert said.startswith(f"{tmp_path}/arches.yml: ")
+    assert fault in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_table_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_every_leg_has_a_place_inside_the_store(
     ],
 )
 def test_no_place_is_made_of_what_leads_out(parts: tuple[str, str, str, str, str]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError):  # noqa: PT011  each part has a message of its own
         package_dir(*parts, scratch=False)
 
 
@@ -59,14 +59,16 @@ def test_every_folder_lies_under_the_root_and_is_its_own() -> None:
     folders = STORE.folders()
     assert len(set(folders)) == len(folders)
     assert all(folder.is_relative_to(STORE.root) for folder in folders)
-    assert STORE.lock("c7").parent in folders and STORE.log("c7").parent in folders
+    assert STORE.lock("c7").parent in folders
+    assert STORE.log("c7").parent in folders
 
 
 @given(strategies.places)
 def test_a_url_names_its_place(place: str) -> None:
     url = urlsplit(URLS.place(place))
     assert unquote(url.path) == f"/bstore/{place}/"
-    assert not url.query and not url.fragment
+    assert not url.query
+    assert not url.fragment
 
 
 def test_urls_of_a_leg() -> None:

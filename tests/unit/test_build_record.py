@@ -34,7 +34,8 @@ def test_a_record_is_read_back_from_its_document() -> None:
     phases = (Phase(name="source", start=1.0, end=2.5),)
     found = record("Queued", "Building", "Success", attempt=ATTEMPT, phases=phases, rpms=("a.rpm",), job=7)
     again = BuildRecord.from_document(json.loads(stored(found)))
-    assert again == found and again.source is None
+    assert again == found
+    assert again.source is None
     assert isinstance(again.attempts[0], RecordedAttempt)
     assert stored(again) == stored(found)
 
@@ -46,7 +47,8 @@ def test_keys_of_later_versions_are_written_once_they_are_set() -> None:
     document = json.loads(stored(held))
     assert (document["held"], document["missing"]) == ("by johnny", ["libfoo"])
     again = BuildRecord.from_document(document)
-    assert again.held == "by johnny" and stored(again) == stored(held)
+    assert again.held == "by johnny"
+    assert stored(again) == stored(held)
     (later,) = apply_events({event("Queued").key: again}, [event("Building")]).values()
     assert (later.status, later.held) == ("Building", "by johnny")
 
@@ -81,6 +83,7 @@ def test_an_attempt_of_another_version_keeps_its_keys() -> None:
 )
 def test_every_build_is_in_one_state(statuses: list[str], state: str) -> None:
     found = record(*statuses)
-    assert found.state == state and state in BuildState.ALL
+    assert found.state == state
+    assert state in BuildState.ALL
     assert found.is_unfinished == (state in (BuildState.QUEUED, BuildState.BUILDING))
     assert found.is_over != found.is_unfinished

@@ -153,7 +153,6 @@ def saying(outcome: Outcome) -> Handle:
 def raising(error: Exception) -> Handle:
     def handle(claims: Sequence[Any]) -> Iterable[tuple[Any, Outcome]]:
         raise error
-        yield  # makes it a generator, as handlers are
 
     return handle
 
@@ -171,18 +170,28 @@ RULES: list[tuple[Exception, list[str]]] = [
 ]
 
 
-def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(broker: FakeBroker) -> None:
+def test_a_job_that_comes_while_it_is_told_to_drain_is_given_back(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (job,) = jobs(broker)
     daemon = Handler(broker, saying(None))
-    taken, daemon.reserve_jobs = daemon.reserve_jobs, lambda *words: (broker.stop.drain.set(), taken(*words))[1]
+    reserve_jobs = daemon.reserve_jobs
+
+    def drain_first(*words: Any) -> list[Any]:
+        broker.stop.drain.set()
+        return list(reserve_jobs(*words))
+
+    monkeypatch.setattr(daemon, "reserve_jobs", drain_first)
     daemon.run()
-    assert job.settled == ["again 0"] and not daemon.handled
+    assert job.settled == ["again 0"]
+    assert not daemon.handled
 
 
 def test_what_is_done_is_deleted(broker: FakeBroker) -> None:
     (job,) = jobs(broker)
     Handler(broker, saying(None)).run()
-    assert job.settled == ["done"] and not broker.told
+    assert job.settled == ["done"]
+    assert not broker.told
 
 
 @pytest.mark.parametrize("how", [saying, raising])
@@ -205,7 +214,8 @@ def test_a_broker_that_went_settles_nothing_and_is_reached_anew(
 ) -> None:
     (job,) = jobs(broker)
     Handler(broker, how(BrokerUnavailable("gone"))).run()
-    assert job.settled == [] and not broker.told
+    assert job.settled == []
+    assert not broker.told
     assert broker.closed == 2, "the broken connection, and the one after it"
 
 
@@ -215,7 +225,8 @@ def test_a_refusal_is_told_before_the_job_is_buried(broker: FakeBroker) -> None:
     assert broker.log == ["told", "1 buried"]
     (event,) = broker.told
     assert (event.tube, event.job, event.host, event.begins) == ("createrepo", 1, "b1", "\ufffd{]")
-    assert event.reason.startswith("not JSON") and event.at > 0
+    assert event.reason.startswith("not JSON")
+    assert event.at > 0
 
 
 def test_a_bug_is_told_as_one(broker: FakeBroker) -> None:
@@ -225,8 +236,10 @@ def test_a_bug_is_told_as_one(broker: FakeBroker) -> None:
 
 
 def test_a_refusal_shows_the_first_kb(broker: FakeBroker) -> None:
-    event = make_refusal(FakeClaim(1, broker, body=b"a" * 60_000), "noise", "b1")
-    assert event.begins == "a" * 1024 and len(event.encode()) < 2000
+    claim: Any = FakeClaim(1, broker, body=b"a" * 60_000)
+    event = make_refusal(claim, "noise", "b1")
+    assert event.begins == "a" * 1024
+    assert len(event.encode()) < 2000
 
 
 def test_what_cannot_be_decoded_reaches_no_handler(broker: FakeBroker) -> None:
@@ -246,7 +259,8 @@ def test_what_the_daemon_itself_refuses_reaches_no_handler(broker: FakeBroker) -
     (job,) = jobs(broker)
     handler = Picky(broker, saying(None))
     handler.run()
-    assert handler.handled == [] and job.settled == ["buried"]
+    assert handler.handled == []
+    assert job.settled == ["buried"]
     assert broker.told[0].reason == "c7.x86_64 is none of ours"
 
 
@@ -260,7 +274,8 @@ def test_a_job_lost_while_it_is_settled_stops_nothing(broker: FakeBroker, outcom
     lost, after = FakeClaim(1, broker, fails=ReservationLost("not ours")), FakeClaim(2, broker)
     broker.waiting += [lost, after]
     Handler(broker, saying(outcome)).run()
-    assert broker.forgotten[0] is lost and len(after.settled) == 1
+    assert broker.forgotten[0] is lost
+    assert len(after.settled) == 1
     assert broker.closed == 1, "no new connection was needed"
 
 
@@ -268,21 +283,24 @@ def test_noise_that_is_lost_while_it_is_refused_stops_nothing(broker: FakeBroker
     lost, after = FakeClaim(1, broker, body=b"17", fails=ReservationLost("not ours")), FakeClaim(2, broker)
     broker.waiting += [lost, after]
     Handler(broker, saying(None)).run()
-    assert broker.forgotten == [lost] and after.settled == ["done"]
+    assert broker.forgotten == [lost]
+    assert after.settled == ["done"]
 
 
 def test_a_refusal_that_cannot_be_told_now_gives_the_job_back(broker: FakeBroker) -> None:
     broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker)
     Handler(broker, saying(InvalidMessage("none"))).run()
-    assert job.settled == ["again 10"] and not broker.told
+    assert job.settled == ["again 10"]
+    assert not broker.told
 
 
 def test_noise_whose_refusal_cannot_be_told_now_is_left_to_a_new_connection(broker: FakeBroker) -> None:
     broker.busy = [RetryLater("beanstalkd takes nothing now")]
     (job,) = jobs(broker, body=b"17")
     Handler(broker, saying(None)).run()
-    assert job.settled == [] and broker.closed == 2, "closing the connection gives it back"
+    assert job.settled == []
+    assert broker.closed == 2, "closing the connection gives it back"
 
 
 # --- several together
@@ -337,7 +355,8 @@ def test_no_job_is_taken_while_the_daemon_is_not_ready(broker: FakeBroker, monke
 
     handler = Ill(broker, saying(None))
     handler.run()
-    assert job.settled == ["done"] and handler.idled >= 2
+    assert job.settled == ["done"]
+    assert handler.idled >= 2
 
 
 def test_beanstalkd_away_is_waited_out_and_said_once(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
@@ -354,7 +373,8 @@ def test_beanstalkd_away_is_waited_out_and_said_once(broker: FakeBroker, caplog:
     with caplog.at_level("INFO"):
         handler.run()
     assert job.settled == ["done"]
-    assert caplog.text.count("nobody answers") == 1 and "beanstalkd is back" in caplog.text
+    assert caplog.text.count("nobody answers") == 1
+    assert "beanstalkd is back" in caplog.text
 
 
 def test_a_stop_is_heeded_while_beanstalkd_is_away(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +406,8 @@ def test_a_signal_stops_or_drains_and_takes_no_other_job(
     before = signal.getsignal(number)
     Handler(broker, handle).run()
     assert (job.settled, other.settled) == ([settled], [])
-    assert broker.closed == 1 and signal.getsignal(number) is before
+    assert broker.closed == 1
+    assert signal.getsignal(number) is before
 
 
 # --- patience
@@ -394,10 +415,14 @@ def test_a_signal_stops_or_drains_and_takes_no_other_job(
 
 @pytest.mark.parametrize(("age", "pause"), [(0, 2), (10, 5), (60, 30), (3600, 300)])
 def test_patience_grows_with_a_jobs_age(broker: FakeBroker, age: int, pause: int) -> None:
-    error = retry_or_give_up(FakeClaim(1, broker, age=age), "the place")
-    assert isinstance(error, RetryLater) and error.pause == pause
+    claim: Any = FakeClaim(1, broker, age=age)
+    error = retry_or_give_up(claim, "the place")
+    assert isinstance(error, RetryLater)
+    assert error.pause == pause
 
 
 def test_patience_ends(broker: FakeBroker) -> None:
-    error = retry_or_give_up(FakeClaim(1, broker, age=3601), "the place")
-    assert isinstance(error, InvalidMessage) and "3601 s" in str(error)
+    claim: Any = FakeClaim(1, broker, age=3601)
+    error = retry_or_give_up(claim, "the place")
+    assert isinstance(error, InvalidMessage)
+    assert "3601 s" in str(error)

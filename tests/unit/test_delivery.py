@@ -131,7 +131,8 @@ def test_a_sink_that_is_away_is_asked_every_time_after_the_same_pause(
     farm.announce(*successes(3, 5))
     sink.away = False
     until(farm.is_done, 5, "it has all")
-    assert sink.heard == numbers(0, 5) and sink.doubts == [True] * 3 + [False] * 2
+    assert sink.heard == numbers(0, 5)
+    assert sink.doubts == [True] * 3 + [False] * 2
     until(lambda: "listener takes events again" in caplog.text, 5, "that is logged")
     farm.close()
 
@@ -166,7 +167,8 @@ def test_a_start_delivers_what_is_pending_before_what_is_new(path: Path) -> None
     farm = Farm(path, sink)
     farm.announce(*successes(3, 5))
     until(farm.is_done, 5, "it has all")
-    assert sink.heard == numbers(0, 5) and sink.doubts[:3] == [True] * 3
+    assert sink.heard == numbers(0, 5)
+    assert sink.doubts[:3] == [True] * 3
     farm.close()
 
 
@@ -175,7 +177,8 @@ def test_one_event_that_a_sink_cannot_take_stops_no_other(path: Path, caplog: py
     farm = Farm(path, sink)
     farm.announce(event("Success", 1), event("Failed", 2, reason="poison"), event("Success", 3))
     until(lambda: len(sink.heard) == 2, 5, "it has the others")
-    assert sink.heard == ["0001", "0003"] and "listener cannot take Failed" in caplog.text
+    assert sink.heard == ["0001", "0003"]
+    assert "listener cannot take Failed" in caplog.text
     until(lambda: all(each.next_try for each in farm.outbox.pending_counts()), 5, "the one is deferred")
     farm.announce(event("Success", 4))
     until(lambda: len(sink.heard) == 3, 5, "it goes on")
@@ -191,7 +194,8 @@ def test_what_a_sink_puts_off_is_tried_later_and_holds_up_nothing(path: Path) ->
     began = time.monotonic()
     farm.announce(event("Failed", 1, reason="greylisted"), event("Success", 2))
     until(farm.is_done, 10, "it has both")
-    assert sink.heard == ["0002", "0001"] and 1.5 < time.monotonic() - began < 6
+    assert sink.heard == ["0002", "0001"]
+    assert 1.5 < time.monotonic() - began < 6
     farm.close()
 
 
@@ -209,7 +213,8 @@ def test_nobody_is_asked_while_that_cannot_be_written(path: Path, monkeypatch: p
     lock.execute("ROLLBACK")
     lock.close()
     until(farm.is_done, 15, "it has all")
-    assert sink.heard == numbers(0, 3) and sink.doubts == [False] * 3
+    assert sink.heard == numbers(0, 3)
+    assert sink.doubts == [False] * 3
     farm.close()
 
 

@@ -79,10 +79,15 @@ def test_a_check_that_does_not_end_is_given_up_and_keeps_nobody() -> None:
 
 
 def test_what_stands_on_something_that_fails_is_not_looked_at() -> None:
-    looked = []
+    looked: list[str] = []
+
+    def look() -> Result:
+        looked.append("above")
+        return ok("")
+
     checks = [
         Check(name="link", run=lambda: fail("broken", "mend it")),
-        Check(name="above", run=lambda: ok(str(looked.append("above"))), needs=("link", "not asked for")),
+        Check(name="above", run=look, needs=("link", "not asked for")),
         Check(name="beside", run=lambda: warn("hm"), needs=()),
         Check(name="on a warning", run=lambda: ok("fine"), needs=("beside",)),
     ]
@@ -112,7 +117,8 @@ def test_what_may_not_be_looked_at_is_a_fault_for_root_alone(
     monkeypatch.setattr(os, "geteuid", lambda: user)
     error = PermissionError(13, "Permission denied", "/etc/stunnel/psk.txt")
     (found,) = run_checks([Check(name="keys", run=lambda: raising(error))])
-    assert found.level == level and "/etc/stunnel/psk.txt" in found.message
+    assert found.level == level
+    assert "/etc/stunnel/psk.txt" in found.message
     assert bool(user) == (found.hint == "run reimzul doctor as root")
 
 
@@ -143,7 +149,8 @@ def test_our_configurations_of_stunnel_are_understood() -> None:
     builder = conf("stunnel-builder.conf")
     assert [way.name for way in builder.clients] == ["beanstalkd", "incoming", "rsyncd", "store"]
     way = builder.find_client("localhost", 11300)
-    assert way is not None and (way.connect, way.accept) == (("CONTROLLER", 13100), ("127.0.0.1", 11300))
+    assert way is not None
+    assert (way.connect, way.accept) == (("CONTROLLER", 13100), ("127.0.0.1", 11300))
     assert builder.find_client("farhost", 11300) is None
     assert builder.key_files == [Path("/etc/stunnel/reimzul-psk.txt")]
     controller = conf("stunnel-controller.conf")

@@ -130,7 +130,8 @@ def test_the_line_that_is_the_cause_in_a_root_log(tmp_path: Path, said: str, lin
     text = "".join(f"DEBUG util.py:460:  {each}\n" for each in [*said.split("\n"), "Child return code was: 1"])
     (tmp_path / "root.log").write_text(text)
     found = find_first_error(NOWHERE, tmp_path / "root.log")
-    assert found.line.startswith(line) and found.log == "root.log"
+    assert found.line.startswith(line)
+    assert found.log == "root.log"
 
 
 def test_every_line_that_a_rule_of_root_log_knows_has_a_word_that_is_looked_for() -> None:
@@ -275,7 +276,7 @@ def test_no_log_is_too_strange(tmp_path_factory: pytest.TempPathFactory, build: 
 
 def test_every_line_that_a_rule_knows_has_a_word_that_is_looked_for() -> None:
     for sample in SAID:
-        for line in step(*sample.values[:2]).encode().splitlines():
+        for line in step(*map(str, sample.values[:2])).encode().splitlines():
             if any(rule.pattern.search(line.decode()) for rule in BUILD_LOG):
                 assert any(word in line for word in BUILD_WORDS), line
     for case in MOCK.iterdir():

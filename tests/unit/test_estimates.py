@@ -36,7 +36,8 @@ def takes(seconds: float, spread: float = 0.0) -> DurationStats:
 @given(some)
 def test_the_figures_are_in_order_and_within_what_was_seen(seconds: list[float]) -> None:
     found = duration_stats(seconds)
-    assert found and found.low <= found.median <= found.high
+    assert found
+    assert found.low <= found.median <= found.high
     assert found.count == len(seconds)
     assert min(seconds) - 1e-6 <= found.median <= max(seconds) + 1e-6
     assert min(seconds) - 1e-6 <= found.mean <= max(seconds) + 1e-6
@@ -51,9 +52,11 @@ def test_a_quantile_lies_between_its_neighbours() -> None:
 
 def test_of_one_or_two_builds_the_doubt_is_large() -> None:
     found = duration_stats([100.0])
-    assert found and (found.low, found.median, found.high) == (50.0, 100.0, 200.0)
+    assert found
+    assert (found.low, found.median, found.high) == (50.0, 100.0, 200.0)
     exact = duration_stats([100.0] * 3)
-    assert exact and exact.low == exact.high == 100.0
+    assert exact
+    assert exact.low == exact.high == 100.0
 
 
 @pytest.mark.parametrize(
@@ -75,8 +78,12 @@ def test_a_duration_needs_both_its_ends(document: BuildRecord, seconds: float | 
 def test_a_package_that_was_never_built_takes_what_the_others_do() -> None:
     arch = ArchStats([built("time", 5.0), built("kernel", 5000.0), built("kernel", 5001.0)])
     own, others = arch.stats_for("kernel"), arch.stats_for("tar")
-    assert own and own.own and own.median == 5000.5
-    assert others and not others.own and others.count == 3
+    assert own
+    assert own.own
+    assert own.median == 5000.5
+    assert others
+    assert not others.own
+    assert others.count == 3
     assert ArchStats(()).stats_for("tar") is None
 
 
@@ -104,14 +111,16 @@ def test_a_forecast_is_in_order_and_one_more_ahead_makes_it_no_sooner(
     ahead: list[DurationStats], free: list[DurationStats]
 ) -> None:
     found, more = estimate_start(ahead, free), estimate_start([*ahead, takes(60)], free)
-    assert found and more
+    assert found
+    assert more
     assert 0 <= found.low <= found.likely <= found.high
     assert more.likely >= found.likely
 
 
 def test_many_ahead_are_surer_than_one_of_them_times_their_number() -> None:
     one, hundred = estimate_start([takes(100, 50)], [IDLE]), estimate_start([takes(100, 50)] * 100, [IDLE])
-    assert one and hundred
+    assert one
+    assert hundred
     assert hundred.likely == 100 * one.likely
     assert hundred.high - hundred.low < 20 * (one.high - one.low)
 

@@ -44,7 +44,8 @@ def test_a_check_takes_a_value_or_says_why_not_in_one_line(value: Any) -> None:
         try:
             taken = check(value)
         except ValueError as error:
-            assert str(error).isprintable() and len(str(error)) < 300
+            assert str(error).isprintable()  # noqa: PT017  any input is either taken or refused
+            assert len(str(error)) < 300  # noqa: PT017  any input is either taken or refused
         else:
             assert check(taken) == taken
 
@@ -55,7 +56,10 @@ def test_a_word_stays_as_it_is_or_is_refused(check: str, value: str) -> None:
         assert CHECKS[check](value) == value
     except ValueError:
         return
-    assert value[0] != "-" and value.isascii() and value.isprintable() and " " not in value
+    assert value[0] != "-"
+    assert value.isascii()
+    assert value.isprintable()
+    assert " " not in value
 
 
 @given(st.text())
@@ -64,7 +68,10 @@ def test_a_submitter_stays_as_it_is_or_is_refused(value: str) -> None:
         assert validators.submitter(value) == value
     except ValueError:
         return
-    assert value.strip() and value[0] != "-" and len(value) <= 64 and len(value.splitlines()) == 1
+    assert value.strip()
+    assert value[0] != "-"
+    assert len(value) <= 64
+    assert len(value.splitlines()) == 1
     assert validators.line(99)(value) == " ".join(value.split()), "nothing in it moves a terminal"
 
 
@@ -173,7 +180,7 @@ def test_what_farms_really_have_is_taken(check: Callable[[Any], Any], right: Any
     ],
 )
 def test_what_could_harm_is_refused(check: Callable[[Any], Any], wrong: Any) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError):  # noqa: PT011  each check has a message of its own
         check(wrong)
 
 
@@ -199,14 +206,18 @@ def test_words_for_people_hold_nothing_that_moves_a_terminal(value: str) -> None
     text = validators.text(100)(value)
     line = validators.line(100)(value)
     assert not any(ord(letter) < 32 and letter not in "\t\n" or 127 <= ord(letter) < 160 for letter in text)
-    assert len(line.splitlines()) <= 1 and not any(ord(letter) < 32 for letter in line)
-    assert text.encode() is not None and line.encode() is not None
+    assert len(line.splitlines()) <= 1
+    assert not any(ord(letter) < 32 for letter in line)
+    assert text.encode() is not None
+    assert line.encode() is not None
 
 
 @given(strategies.strange)
 def test_what_is_shown_is_short_and_plain(value: Any) -> None:
     shown = validators.quoted(value, 40)
-    assert len(shown) <= 40 and shown.isascii() and shown.isprintable()
+    assert len(shown) <= 40
+    assert shown.isascii()
+    assert shown.isprintable()
 
 
 def test_now_is_a_timestamp() -> None:

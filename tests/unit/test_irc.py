@@ -95,7 +95,8 @@ def test_deep_garbage_says_nothing() -> None:
 
 
 def test_a_few_lines_at_once_then_one_every_so_often() -> None:
-    limiter, now, said = RateLimiter(2.0, 100.0), 100.0, []
+    limiter, now = RateLimiter(2.0, 100.0), 100.0
+    said: list[float] = []
     while len(said) < BURST_LINES + 3:
         if limiter.allows(now):
             limiter.spend(now)

@@ -57,7 +57,8 @@ def session_of(claim: Claim) -> JobSession:
 
 def test_a_connection_that_breaks_while_the_job_is_taken_back_is_only_away() -> None:
     session = session_of(Claim(raising(ReservationLost("its time ran out")), raising(BrokerUnavailable("reset"))))
-    assert not session._keep_reserved() and not session.reservation_lost
+    assert not session._keep_reserved()
+    assert not session.reservation_lost
 
 
 def test_what_nobody_expected_ends_the_build_too() -> None:

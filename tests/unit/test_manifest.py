@@ -101,7 +101,7 @@ def test_anything_in_its_place_is_a_manifest_or_refused(
     try:
         read = read_manifest(folder)
     except InvalidMessage as error:
-        assert str(error).isprintable()
+        assert str(error).isprintable()  # noqa: PT017  any input is either taken or refused
     else:
         assert read_manifest(written(folder, read.to_text().encode())) == read
 

@@ -22,6 +22,7 @@ from reimzul.core.message import (
     BuilderEvent,
     BuildEvent,
     BuildRequest,
+    FailedAttempt,
     Message,
     Refusal,
     RepogenRequest,
@@ -121,7 +122,8 @@ def _message_or_refusal(decode: Callable[[bytes], Message], bytes_: bytes) -> No
         decoded = decode(bytes_)
     except InvalidMessage as error:
         said = str(error)
-        assert said and said.isprintable(), said
+        assert said
+        assert said.isprintable(), said
         assert len(said) < 1000
     else:
         assert type(decoded).decode(json.dumps(decoded.to_json()).encode()) == decoded
@@ -166,7 +168,8 @@ def test_nesting_is_no_matter_of_how_much_the_interpreter_bears(depth: int, open
     closing = "]" if opening == "[" else "}"
     nested = b'{"target": "c7.x86_64", "x": ' + (opening * depth + "1" + closing * depth).encode() + b"}"
     if depth < MAX_DEPTH:
-        assert RepogenRequest.decode(RepogenRequest.decode(nested).encode())
+        decoded = RepogenRequest.decode(nested)
+        assert RepogenRequest.decode(decoded.encode()) == decoded
     else:
         with pytest.raises(InvalidMessage, match="nested"):
             RepogenRequest.decode(nested)
@@ -221,7 +224,8 @@ def test_the_originals_event(status: str) -> None:
 
 def test_the_originals_regeneration() -> None:
     request = RepogenRequest.decode(b'{"target": "c7.1708.u.x86_64"}')
-    assert request.is_bare and request.index
+    assert request.is_bare
+    assert request.index
 
 
 def test_the_originals_sign_request() -> None:
@@ -261,18 +265,24 @@ def test_no_word_of_a_manifest_is_an_option_or_a_path(manifest: Manifest) -> Non
 
 def assert_word(word: Any) -> None:
     assert isinstance(word, str)
-    assert word.isprintable() and word.isascii() and " " not in word
+    assert word.isprintable()
+    assert word.isascii()
+    assert " " not in word
     assert not word.startswith("-")
-    assert "/" not in word and word not in (".", "..")
+    assert "/" not in word
+    assert word not in (".", "..")
 
 
 def assert_stays_inside(place: str) -> None:
     if place:
         store = StorePaths(PurePosixPath("/srv/store"))  # type: ignore[arg-type]
         folder = store.place(place)
-        assert folder.parts[:3] == ("/", "srv", "store") and folder.parts[3] in ("repo", "scratch")
-        assert ".." not in folder.parts and len(folder.parts) == 8
-        assert place.isprintable() and "//" not in place
+        assert folder.parts[:3] == ("/", "srv", "store")
+        assert folder.parts[3] in ("repo", "scratch")
+        assert ".." not in folder.parts
+        assert len(folder.parts) == 8
+        assert place.isprintable()
+        assert "//" not in place
 
 
 @pytest.mark.parametrize(
@@ -331,7 +341,8 @@ def test_an_old_clients_submitter_is_taken_whatever_its_name(name: str) -> None:
     assert request.submitter == (name or "unknown")
     told = {"srpm": "a-1-1.src.rpm", "arch": "i386", "target": "c7.i386", "status": "Failed", "submitter": name}
     event = decode_event(body(told))
-    assert isinstance(event, BuildEvent) and event.submitter == (name or "unknown")
+    assert isinstance(event, BuildEvent)
+    assert event.submitter == (name or "unknown")
     assert decode_event(event.encode()) == event
 
 
@@ -352,7 +363,7 @@ def test_an_event_always_fits_and_loses_only_ends_and_lists(letter: str, skipped
         **EVENT,
         reason=letter * 500,
         url=letter * 1000,
-        rpms=[letter * 300] * 50,
+        rpms=(letter * 300,) * 50,
         root_log=letter * 8_000,
         build_log=letter * 20_000 + "END",
         first_error=letter * 4_000,
@@ -377,7 +388,8 @@ def test_an_event_that_fits_is_not_cut() -> None:
 
 def test_a_log_that_is_too_long_keeps_its_end() -> None:
     event = BuildEvent.decode(body({**EVENT, "build_log": "x" * 30_000 + "the error"}))
-    assert len(event.build_log) == 24_000 and event.build_log.endswith("the error")
+    assert len(event.build_log) == 24_000
+    assert event.build_log.endswith("the error")
 
 
 def test_what_travels_along_leaves_room_for_an_event() -> None:
@@ -390,7 +402,7 @@ def test_what_travels_along_leaves_room_for_an_event() -> None:
 
 def test_what_would_not_fit_a_tube_is_not_encoded() -> None:
     words = "\u4e00" * 300
-    request = BuildRequest(**REQUEST, tries=[{"builder": "b1", "when": 1, "words": words}] * 50)
+    request = BuildRequest(**REQUEST, tries=(FailedAttempt(builder="b1", when=1, words=words),) * 50)
     with pytest.raises(InvalidMessage, match="60000 is the most"):
         request.encode()
 
@@ -474,5 +486,5 @@ def test_only_the_last_try_carries_its_first_error_and_unknown_keys_of_one_are_l
     )
     assert [(one.first_error[:4], one.error_line) for one in twice.tries] == [("", ""), ("xxxx", "line of two")]
     assert len(twice.tries[1].first_error) == 2_000
-    old = {"builder": "b1", "when": 1.0, "words": "one", "of_a_newer_worker": 3}
-    assert attr.evolve(asked, tries=[old]).tries[0].words == "one"
+    old: Any = {"builder": "b1", "when": 1.0, "words": "one", "of_a_newer_worker": 3}
+    assert attr.evolve(asked, tries=(old,)).tries[0].words == "one"

@@ -91,7 +91,8 @@ def test_the_farms_words_are_put_in(configs: MockConfigRepo) -> None:
     assert "config_opts['root'] = 'reimzul-c7.1708.u.x86_64'" in text
     assert "baseurl=http://localhost:11081/bstore/repo/c7.1708.u.x86_64/" in text
     assert "baseurl=http://localhost:11081/bstore/repo/c7.1708.x86_64/" in text
-    assert "repohost" not in text and "TARGETNAME" not in text
+    assert "repohost" not in text
+    assert "TARGETNAME" not in text
 
 
 def test_what_mock_wants_beside_it_is_there(configs: MockConfigRepo) -> None:

@@ -7,19 +7,19 @@ import bz2
 import gzip
 import lzma
 import shutil
+import time
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
-from reimzul.worker import mock
 from reimzul.worker.error_extractor import find_first_error
 from reimzul.worker.mock import BuildStalled, StallDetector, unpack_logs
 from reimzul.worker.mock_phases import read_state_log
 from reimzul.worker.mock_result import classify
 from tests.scripted import SAMPLES
 
-PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
 def packed(folder: Path, suffix: str = ".gz") -> Path:
@@ -82,7 +82,7 @@ def test_anything_that_changes_in_the_result_folder_is_growth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(mock.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     for each in ("state.log", "root.log", "build.log"):
         (tmp_path / each).write_text("x")
     watch = StallDetector(tmp_path, 60)
@@ -101,7 +101,7 @@ def test_anything_that_changes_in_the_result_folder_is_growth(
 
 def test_without_a_limit_nothing_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock: Callable[[], float] = iter(range(0, 10**6, 10**5)).__next__
-    monkeypatch.setattr(mock.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     watch = StallDetector(tmp_path, 0)
     watch.raise_if_stalled()
     watch.raise_if_stalled()

@@ -34,7 +34,8 @@ def test_every_build_has_phases_in_order(case: str) -> None:
     phases = read_state_log(log(case)).phases()
     assert phases[0].name == "chroot init"
     assert [each.start for each in phases] == sorted(each.start for each in phases)
-    assert len(phases) <= 20 and not any("src.rpm" in each.name for each in phases)
+    assert len(phases) <= 20
+    assert not any("src.rpm" in each.name for each in phases)
 
 
 def test_what_did_not_end_has_no_end() -> None:
@@ -70,7 +71,8 @@ def test_a_bootstrap_chroot_has_phases_of_its_own() -> None:
     "line", ["", "noise", "2026-11-22 08:53:21,137 - Mock Version: 6.7", "2026-11-22 08:53:21,137 - Finish: rpmbuild x"]
 )
 def test_what_is_no_step_says_nothing(line: str) -> None:
-    assert StateLog().add_lines([line]).phases() == [] and StateLog().add_lines([line]).current_phase is None
+    assert StateLog().add_lines([line]).phases() == []
+    assert StateLog().add_lines([line]).current_phase is None
 
 
 @pytest.fixture
@@ -126,7 +128,8 @@ def test_a_time_that_does_not_exist_is_passed_over(when: str) -> None:
 
 def test_a_course_has_what_was_before_and_after_mock(tmp_path: Path) -> None:
     course = BuildProgress(1000.0)
-    assert course.current_phase("x86_64")[1].name == "source" and course.current_phase("x86_64")[1].since == 1000.0
+    assert course.current_phase("x86_64")[1].name == "source"
+    assert course.current_phase("x86_64")[1].since == 1000.0
     results = tmp_path / "result"
     results.mkdir()
     course.start_leg("x86_64", results)

@@ -82,7 +82,8 @@ def test_rpmbuild_had_not_begun(case: str) -> None:
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 20, 50, 70, 80, 90, 99, 255, -9, -15])
 def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: int) -> None:
     verdict = classify(code, tmp_path)
-    assert verdict.fault is Fault.BUILDER and verdict.reason
+    assert verdict.fault is Fault.BUILDER
+    assert verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,8 @@ def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: i
 )
 def test_no_logs_at_all_are_judged_too(tmp_path: Path, code: int, fault: Fault) -> None:
     verdict = classify(code, tmp_path / "none")
-    assert verdict.fault is fault and verdict.reason
+    assert verdict.fault is fault
+    assert verdict.reason
 
 
 def test_one_alone_says_what_mock_said_last(tmp_path: Path) -> None:
@@ -260,7 +262,8 @@ def test_a_repository_that_does_not_answer_outweighs_what_is_missing(tmp_path: P
     (tmp_path / "state.log").write_text(SETUP)
     (tmp_path / "root.log").write_text(gone + YUM + DNF5)
     verdict = classify(30, tmp_path)
-    assert verdict.fault is Fault.BUILDER and verdict.reason in gone
+    assert verdict.fault is Fault.BUILDER
+    assert verdict.reason in gone
 
 
 def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) -> MockResult:
@@ -294,7 +297,8 @@ def _in_setup(folder: Path, said: str, log: str = "build.log", code: int = 1) ->
 )
 def test_rpms_own_error_in_build_setup_is_the_packages(tmp_path: Path, log: str, said: str, words: str) -> None:
     verdict = _in_setup(tmp_path, said, log)
-    assert verdict.fault is Fault.PACKAGE and verdict.reason.startswith(f"rpmbuild -bs failed: {words}")
+    assert verdict.fault is Fault.PACKAGE
+    assert verdict.reason.startswith(f"rpmbuild -bs failed: {words}")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +319,8 @@ def test_rpms_own_error_in_build_setup_is_the_packages(tmp_path: Path, log: str,
 )
 def test_what_the_root_lacks_in_build_setup_is_the_builders(tmp_path: Path, said: str) -> None:
     verdict = _in_setup(tmp_path, said)
-    assert verdict.fault is Fault.BUILDER and said.rpartition("error: ")[2][:20] in verdict.reason
+    assert verdict.fault is Fault.BUILDER
+    assert said.rpartition("error: ")[2][:20] in verdict.reason
 
 
 def test_a_full_disk_outweighs_what_could_not_be_installed(tmp_path: Path) -> None:
@@ -414,7 +419,8 @@ def test_a_package_whose_name_nobody_can_use_is_the_packages_fault(tmp_path: Pat
     code, folder = results(tmp_path, "hello", rpm=True)
     (folder / name).touch()
     verdict = classify(code, folder)
-    assert verdict.fault is Fault.PACKAGE and name[:40] in verdict.reason
+    assert verdict.fault is Fault.PACKAGE
+    assert name[:40] in verdict.reason
 
 
 def test_a_disk_that_has_no_room_for_a_word_is_the_builders_fault_too(

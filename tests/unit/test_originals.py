@@ -27,7 +27,8 @@ def event(**changed: Any) -> BuildEvent:
 @pytest.mark.parametrize("more", [{}, OURS], ids=["theirs", "ours"])
 def test_their_whole_event_in_createrepo_is_a_request_for_the_target(more: dict[str, Any]) -> None:
     request = RepogenRequest.decode(json.dumps({**SAID, **more}).encode())
-    assert request.is_bare and request.target == SAID["target"]
+    assert request.is_bare
+    assert request.target == SAID["target"]
     assert request.original_event == event(**more)
     assert json.loads(request.encode()) == {**SAID, **more}
     assert RepogenRequest.decode(request.encode()) == request

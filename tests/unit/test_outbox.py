@@ -79,7 +79,8 @@ def test_each_sink_has_its_own_deliveries(outbox: Outbox, path: Path) -> None:
     assert bodies(path) == 1, "a body goes with the last delivery"
     other = SinkDeliveries(path, "mqtt")
     other.mark_delivered([new["mqtt"][0].seq])
-    assert read_pending(path) == [] and bodies(path) == 0
+    assert read_pending(path) == []
+    assert bodies(path) == 0
     file.close()
     other.close()
 
@@ -96,9 +97,11 @@ def test_what_was_begun_before_a_kill_may_have_been_delivered(outbox: Outbox, pa
     assert [notice.maybe_sent for _, notice in file.begin([first])] == [False]
     assert doubts(outbox) == [("Success", True), ("Failed", False)], "in the order of their arrival"
     (found,) = outbox.pending_counts()
-    assert (found.count, found.oldest) == (2, pytest.approx(time.time(), abs=60))
+    assert found.count == 2
+    assert found.oldest == pytest.approx(time.time(), abs=60)
     file.mark_delivered([first.seq, second.seq])
-    assert outbox.pending_counts() == [] and file.begin([first, second]) == []
+    assert outbox.pending_counts() == []
+    assert file.begin([first, second]) == []
     file.close()
 
 
@@ -113,7 +116,8 @@ def test_what_was_deferred_is_due_later_and_later(outbox: Outbox, path: Path) ->
     file = SinkDeliveries(path, "log")
     assert [file.defer([row.seq]) for _ in range(10)] == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0]
     page, pause = file.read_due()
-    assert page == [] and pause == pytest.approx(300, abs=2)
+    assert page == []
+    assert pause == pytest.approx(300, abs=2)
     (found,) = read_pending(path)
     assert found.next_try == pytest.approx(time.time() + 300, abs=2)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -140,16 +144,16 @@ def test_a_sink_that_is_switched_off_loses_what_is_pending(
     assert pending(outbox) == {"log": 2}
     assert "pigeon is switched off: 2 events for it are dropped" in caplog.text
     outbox.drop_sinks_except(set())
-    assert pending(outbox) == {} and bodies(path) == 0
+    assert pending(outbox) == {}
+    assert bodies(path) == 0
 
 
 def test_another_attempt_is_news_while_it_builds_and_no_news_when_it_ends_alike(outbox: Outbox) -> None:
-    other = {"attempt": OTHER_ATTEMPT}
-    assert tell(outbox, event("Building"), event("Building", **other)) == [
+    assert tell(outbox, event("Building"), event("Building", attempt=OTHER_ATTEMPT)) == [
         f"Building/{ATTEMPT}",
         f"Building/{OTHER_ATTEMPT}",
     ]
-    assert tell(outbox, event("Failed"), event("Failed", **other)) == ["Failed"]
+    assert tell(outbox, event("Failed"), event("Failed", attempt=OTHER_ATTEMPT)) == ["Failed"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +259,9 @@ def test_a_damaged_file_is_put_aside_and_what_can_be_read_is_kept(path: Path, co
     path.write_bytes(content or whole[:middle] + b"\xff" * 40_960 + whole[middle + 40_960 :])
     outbox = Outbox(path)
     (aside,) = path.parent.glob("outbox.corrupt-*")
-    assert aside.exists() and str(aside) in outbox.damage and "damaged" in outbox.damage
+    assert aside.exists()
+    assert str(aside) in outbox.damage
+    assert "damaged" in outbox.damage
     kept = pending(outbox).get("log", 0)
     assert kept == 0 if content else 20 <= kept < 40
     assert [word for word, _ in doubts(outbox)] == ["Success"] * kept, "each can be read"
@@ -308,13 +314,15 @@ def updated(path: Path) -> Iterator[Outbox]:
 def test_an_event_that_an_earlier_version_told_is_delivered_to_the_others(updated: Outbox) -> None:
     new = updated.accept([event("Success")], lambda _: ("log", "mqtt", "mail"))
     assert sorted(new) == ["mail", "mqtt"]
-    assert doubts(updated, "mqtt") == [("Success", True)] and doubts(updated, "mail") == [("Success", False)]
+    assert doubts(updated, "mqtt") == [("Success", True)]
+    assert doubts(updated, "mail") == [("Success", False)]
 
 
 def test_what_an_earlier_version_put_back_is_for_the_sinks_it_names(updated: Outbox) -> None:
     everybody = ("log", "mqtt", "mail", "history")
     new = updated.accept([event("Success", owed={"log": 1, "mqtt": 3, "pigeon": 1})], lambda _: everybody)
-    assert sorted(new) == ["mqtt"] and new["mqtt"][0].event == event("Success")
+    assert sorted(new) == ["mqtt"]
+    assert new["mqtt"][0].event == event("Success")
     assert sorted(updated.accept([event("Success", owed={"history": 1, "mqtt": 4})], lambda _: everybody)) == [
         "history"
     ]
@@ -333,7 +341,8 @@ def test_the_job_a_build_waits_as_is_known_until_it_is_over(outbox: Outbox) -> N
     assert not outbox.is_over(build_id(1))
     tell(outbox, event("Cancelled", at=3.0))
     assert [each.arch for each in outbox.queued_events(build_id(1))] == ["i386"]
-    assert outbox.is_over(build_id(1)) and not outbox.is_over(build_id(2))
+    assert outbox.is_over(build_id(1))
+    assert not outbox.is_over(build_id(2))
 
 
 def test_an_older_word_on_the_job_covers_no_newer_one(outbox: Outbox) -> None:

@@ -112,7 +112,8 @@ def test_attempts_before_a_release_do_not_count(tables: QuarantineTables) -> Non
     tables.save(QuarantinedBuilder(host="builder1.example.org", since=150.0, next=160.0))
     assert [builder.host for builder in tables.builders()] == ["builder1.example.org"]
     tables.release("builder1.example.org", 200.0)
-    assert tables.builders() == [] and tables.attempts() == []
+    assert tables.builders() == []
+    assert tables.attempts() == []
     tables.add_attempt(event("Success", exit_code=0, attempt="1763800009-0000000c"), 210.0)
     assert len(tables.attempts()) == 1
 

@@ -44,7 +44,8 @@ def brought(store: StorePaths, asked: object) -> StoredLeg:
 def test_a_leg_gets_its_place_and_an_entry_in_the_index(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     leg = brought(store, asked)
-    assert leg.place == PLACE and leg.is_publishable
+    assert leg.place == PLACE
+    assert leg.is_publishable
     entry = store.index / leg_key(asked.build_id, "x86_64")
     assert os.readlink(entry) == f"../{PLACE}"
     assert (entry / "hello-1-1.x86_64.rpm").read_bytes() == b"package"
@@ -56,11 +57,14 @@ def test_the_second_time_finds_it_done(store: StorePaths) -> None:
     assert brought(store, asked) == brought(store, asked)
 
 
-@pytest.mark.parametrize("changed, place", [({"scratch": True}, PLACE.replace("repo/", "scratch/", 1)), ({}, PLACE)])
+@pytest.mark.parametrize(
+    ("changed", "place"), [({"scratch": True}, PLACE.replace("repo/", "scratch/", 1)), ({}, PLACE)]
+)
 def test_what_is_not_published_has_its_place_too(store: StorePaths, changed: dict[str, bool], place: str) -> None:
     status = Status.SUCCESS if changed else Status.FAILED
     leg = brought(store, uploads.upload(store, {}, of=request(**changed), status=status))
-    assert leg.place == place and not leg.is_publishable
+    assert leg.place == place
+    assert not leg.is_publishable
 
 
 def test_another_build_of_the_same_second_goes_one_second_later(store: StorePaths) -> None:
@@ -137,7 +141,8 @@ def test_a_bad_upload_stays_where_it_is(store: StorePaths) -> None:
     (uploads.spool_of(store, asked) / "root.log").unlink()
     with pytest.raises(InvalidUpload):
         store_upload(store, asked, CancelToken())
-    assert uploads.spool_of(store, asked).is_dir() and tree(store.repo) == set()
+    assert uploads.spool_of(store, asked).is_dir()
+    assert tree(store.repo) == set()
 
 
 def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store: StorePaths) -> None:
@@ -149,7 +154,8 @@ def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store:
             brought(store, asked)
 
     assert store_upload(store, asked, CancelToken(check)) == find_stored(store, asked.build_id, "x86_64")
-    assert tree(store.attempts) == set() and tree(store.rejected) == set()
+    assert tree(store.attempts) == set()
+    assert tree(store.rejected) == set()
 
 
 def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: StorePaths) -> None:
@@ -209,5 +215,6 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
         assert tree(store.repo / TARGET) == {
             f"hello/20240102030405/1-1.x86_64/{name}" for name in ("build.json", *uploads.LOGS, *RPM)
         }, step
-        assert tree(store.spool) == set() and tree(store.rejected) == set()
+        assert tree(store.spool) == set()
+        assert tree(store.rejected) == set()
         assert not [path for path in tree(store.attempts) if path.endswith(".rpm")]

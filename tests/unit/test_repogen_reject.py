@@ -63,8 +63,10 @@ def test_a_verdict_is_kept_beside_what_was_put_aside(store: StorePaths) -> None:
     folder = uploads.spool_of(store, asked)
     verdict = bad(read_request(folder, asked.build_id))
     reject(store, folder, folder.name, verdict)
-    assert read_rejection(store, folder.name) == verdict and verdict.request
-    assert (store.rejected / folder.name / "build.log").exists() and not folder.exists()
+    assert read_rejection(store, folder.name) == verdict
+    assert verdict.request
+    assert (store.rejected / folder.name / "build.log").exists()
+    assert not folder.exists()
     assert read_rejection(store, "another") is None
 
 
@@ -78,7 +80,9 @@ def test_a_manifest_of_another_build_is_no_request_of_this(store: StorePaths) ->
 def test_a_damaged_note_is_a_verdict_all_the_same(store: StorePaths) -> None:
     (store.rejected / "x.json").write_text("{")
     verdict = read_rejection(store, "x")
-    assert verdict and verdict.requeue and "damaged" in verdict.reason
+    assert verdict
+    assert verdict.requeue
+    assert "damaged" in verdict.reason
 
 
 def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: RejectionHandler) -> None:
@@ -86,8 +90,11 @@ def test_the_build_is_asked_for_again_once_a_round(store: StorePaths, teller: Re
     legs = [uploads.upload(store, {}, of=of), uploads.upload(store, {}, of=of, arch="i386")]
     told = [carried_out(teller, leg, bad(of)) for leg in (*legs, *legs)]
     ((tube, again),) = [put for one in told for put in one.put_into]
-    assert tube == "x86_64" and again.build_id == of.build_id and len(again.tries) == 1
-    assert again.tries[0].builder == "bstore.example.org" and again.tries[0].words.startswith("upload: root.log")
+    assert tube == "x86_64"
+    assert again.build_id == of.build_id
+    assert len(again.tries) == 1
+    assert again.tries[0].builder == "bstore.example.org"
+    assert again.tries[0].words.startswith("upload: root.log")
     assert [one.events[0].status for one in told] == [Status.QUEUED] * 4
     assert [one.events[0].arch for one in told] == ["x86_64", "i386"] * 2
 
@@ -98,7 +105,8 @@ def test_after_two_rounds_it_is_given_up(store: StorePaths, teller: RejectionHan
         told = carried_out(teller, uploads.upload(store, {}, of=of), bad(of))
         ((_, of),) = told.put_into
     told = carried_out(teller, uploads.upload(store, {}, of=of), bad(of))
-    assert told.put_into == [] and told.events[0].status == Status.REJECTED
+    assert told.put_into == []
+    assert told.events[0].status == Status.REJECTED
     assert "root.log is not there" in told.events[0].reason
 
 
@@ -108,7 +116,8 @@ def test_what_cannot_be_asked_for_again_is_refused_or_rejected(store: StorePaths
         carried_out(teller, asked, bad(None))
     unknown = uploads.request(arch="vax")
     told = carried_out(teller, uploads.upload(store, {}, of=unknown), bad(unknown))
-    assert told.put_into == [] and told.events[0].status == Status.REJECTED
+    assert told.put_into == []
+    assert told.events[0].status == Status.REJECTED
 
 
 def test_the_request_in_the_message_helps_where_the_manifest_is_gone(
@@ -125,5 +134,7 @@ def test_what_was_listed_is_taken_out_of_the_repodata(store: StorePaths, teller:
     verdict = Rejection(reason="unreadable", requeue=False, request=of, regenerate=True)
     told = carried_out(teller, uploads.upload(store, {}, of=of), verdict)
     ((tube, message),) = told.put_into
-    assert tube == "createrepo" and message.is_bare and message.target == of.target
+    assert tube == "createrepo"
+    assert message.is_bare
+    assert message.target == of.target
     assert told.events[0].status == Status.REJECTED

@@ -53,14 +53,17 @@ def test_an_upload_nobody_can_read_is_strange(store: StorePaths) -> None:
     (folder / MANIFEST).write_text("{")
     assert found(store, 0) == []
     (strange,) = found(store, UNREQUESTED_SECONDS + 1)
-    assert isinstance(strange, UnknownUpload) and strange.folder == folder and "build.json" in strange.reason
+    assert isinstance(strange, UnknownUpload)
+    assert strange.folder == folder
+    assert "build.json" in strange.reason
 
 
 def test_a_link_in_the_spool_is_not_followed(store: StorePaths) -> None:
     uploads.spool_of(store, uploads.upload(store, {})).rename(store.root / "elsewhere")
     (store.spool / "link").symlink_to(store.root / "elsewhere")
     (strange,) = found(store, 30 * DAY)
-    assert isinstance(strange, UnknownUpload) and strange.folder == store.spool / "link"
+    assert isinstance(strange, UnknownUpload)
+    assert strange.folder == store.spool / "link"
 
 
 @pytest.mark.parametrize("name", ["x", "x.x86_64.1-00000000", f"{'0' * 32}.x86_64", f"{'0' * 32}.x86_64.1-00000000.2"])
@@ -75,4 +78,5 @@ def test_a_name_that_is_not_the_manifests_is_asked_for_and_fails_there(store: St
     asked = uploads.upload(store, {})
     uploads.spool_of(store, asked).rename(store.spool / f"{'0' * 32}.x86_64.1-00000000")
     (request,) = found(store, UNREQUESTED_SECONDS + 1)
-    assert isinstance(request, RepogenRequest) and request.build_id == "0" * 32
+    assert isinstance(request, RepogenRequest)
+    assert request.build_id == "0" * 32

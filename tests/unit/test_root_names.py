@@ -61,7 +61,8 @@ def test_an_extension_says_its_slot() -> None:
 def test_a_process_is_known_by_when_it_was_started() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         birth = start_time(process.pid)
-        assert birth and is_running(process.pid, birth)
+        assert birth
+        assert is_running(process.pid, birth)
         assert not is_running(process.pid, birth + "0")
         assert not is_running(process.pid, "")
         process.kill()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.core import process as runs
 from reimzul.core.errors import ProcessStalled, ProgramFailed, ProgramNotFound, ShutdownRequested, TimedOut
 from reimzul.core.process import output_of, run, spawn, wait_until_exit
 from reimzul.core.retry import CancelToken
@@ -56,7 +55,7 @@ def alive(pid: int) -> bool:
 
 def noted(path: Path) -> int:
     """The number of a process that wrote it down."""
-    return int(until(lambda: path.exists() and path.read_text(), 10, f"{path} is written"))
+    return int(until(lambda: path.read_text() if path.exists() else None, 10, f"{path} is written"))
 
 
 # --- what reaches the program
@@ -195,7 +194,7 @@ def test_a_program_that_may_not_be_signalled_is_waited_for(monkeypatch: pytest.M
         (tmp_path / "go").touch()
         raise PermissionError
 
-    monkeypatch.setattr(runs.os, "killpg", killpg)
+    monkeypatch.setattr(os, "killpg", killpg)
     script = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(5)"
     with spawn(python(script, tmp_path / "go"), grace=10) as process:
         pass

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from reimzul.admin.setup.host import System
 from reimzul.admin.setup.lock import PendingUnits, lock_setup
 from reimzul.admin.setup.psk import KeyChanges, apply_controller_changes, apply_key_changes
 from reimzul.admin.setup.roles import RoleOptions, clone_steps
-from reimzul.core import config, fs
+from reimzul.core import config
 from reimzul.core.errors import ConfigError, InputError, ReimzulError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -51,7 +52,8 @@ def test_keys_are_read_and_written_as_stunnel_has_them() -> None:
 def test_a_line_that_is_no_key_is_refused_by_its_number_and_never_shown(row: str) -> None:
     with pytest.raises(InputError, match="^keys.txt, line 2: not of the form name:hex") as refusal:
         psk.parse_keys(f"b0:{TWO}\n{row}\n", "keys.txt")
-    assert ONE not in str(refusal.value) and TWO not in str(refusal.value)
+    assert ONE not in str(refusal.value)
+    assert TWO not in str(refusal.value)
 
 
 def test_two_keys_of_one_host_are_refused() -> None:
@@ -141,7 +143,8 @@ def test_another_key_of_bstore_is_another_of_the_controller_too() -> None:
     with pytest.raises(InputError, match="s has a key already; --new-key"):
         apply_controller_changes(KeyChanges(add=("s",)), "s", {"s": ONE}, {"controller": ONE})
     theirs, ours = apply_controller_changes(KeyChanges(add=("s",), new_key=True), "s", {"s": ONE}, {"controller": ONE})
-    assert theirs.made["s"] != ONE and ours.made["controller"] != ONE
+    assert theirs.made["s"] != ONE
+    assert ours.made["controller"] != ONE
 
 
 @pytest.mark.parametrize(("own", "revoke"), [({}, ()), ({"controller": TWO}, ("controller",))])
@@ -264,7 +267,9 @@ def test_host_names_are_filled_in_and_known_again(role: str) -> None:
 
 def test_a_controller_that_does_not_know_bstore_has_no_way_to_it() -> None:
     text = templates.fill_tunnels("controller", {})
-    assert "[store]" not in text and "[incoming-server]" in text and text.endswith("reimzul-psk-all.txt\n")
+    assert "[store]" not in text
+    assert "[incoming-server]" in text
+    assert text.endswith("reimzul-psk-all.txt\n")
     assert templates.fill_tunnels("controller", {"BSTORE": "BSTORE"}).startswith(text)
     assert (templates.find_role(text), templates.find_hosts(text)) == ("controller", {})
 
@@ -277,7 +282,8 @@ def test_a_configuration_that_is_not_ours_has_no_role() -> None:
 def test_every_tunnel_wants_a_key_and_tls_and_only_servers_are_reached_from_outside(role: str) -> None:
     text = (CONF / f"stunnel-{role}.conf").read_text()
     head, *services = re.split(r"^\[.+\]$", text, flags=re.MULTILINE)
-    assert "\nsslVersionMin = TLSv1.2\n" in head and "verify" not in text
+    assert "\nsslVersionMin = TLSv1.2\n" in head
+    assert "verify" not in text
     for service in services:
         lines = dict(re.findall(r"^(\w+) = (.+)$", service, re.MULTILINE))
         client = lines.get("client") == "yes"
@@ -327,7 +333,8 @@ def test_the_server_that_fedoras_nginx_comes_with_is_taken_out() -> None:
     text = templates.remove_stock_server(NGINX_OF_FEDORA)
     assert re.findall(r"^\s*listen.*", text, re.MULTILINE) == []
     assert text.count("{") == text.count("}")
-    assert "include /etc/nginx/conf.d/*.conf;" in text and "#        listen       443" in text
+    assert "include /etc/nginx/conf.d/*.conf;" in text
+    assert "#        listen       443" in text
     assert templates.remove_stock_server(text) == text
 
 
@@ -354,7 +361,8 @@ def test_a_file_that_somebody_changed_is_asked_about(system: System) -> None:
     put(system, "/etc/x", "# SPDX-License-Identifier: Apache-2.0\nb\n")
     (change,) = compare(system, [FileSpec(path="/etc/x", text="# SPDX-License-Identifier: Apache-2.0\na\n")])
     assert (change.needs_consent, change.backup_path) == (True, "")
-    assert "-b" in change.lines() and "+a" in change.lines()
+    assert "-b" in change.lines()
+    assert "+a" in change.lines()
 
 
 def test_a_file_that_is_as_we_wrote_it_is_replaced_without_a_question(system: System) -> None:
@@ -374,7 +382,8 @@ def test_a_foreign_file_is_kept_once_and_as_it_was(system: System) -> None:
         (change,) = compare(system, [FileSpec(path="/etc/rsyncd.conf", text=text)])
         files.write(system, change)
     kept = system.resolve("/etc/rsyncd.conf.before-reimzul")
-    assert kept.read_text() == "theirs\n" and kept.stat().st_mode & 0o777 == 0o640
+    assert kept.read_text() == "theirs\n"
+    assert kept.stat().st_mode & 0o777 == 0o640
     assert system.text("/etc/rsyncd.conf") == "newer\n"
 
 
@@ -409,14 +418,14 @@ def test_a_mode_that_is_too_open_is_corrected(system: System) -> None:
 
 def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = fs.os.replace
+    real = os.replace
 
     def replace(source: Path, goal: Path) -> None:
         seen.append(source.stat().st_mode & 0o777)
         real(source, goal)
 
-    monkeypatch.setattr(fs.os, "replace", replace)
-    monkeypatch.setattr(fs.os, "fchmod", lambda *_: seen.append(0o600))
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fchmod", lambda *_: seen.append(0o600))
     (change,) = compare(system, [FileSpec(path="/k", text="x\n", mode=0o644)])
     files.write(system, change)
     assert seen == [0o600, 0o600]
@@ -425,7 +434,7 @@ def test_a_file_is_never_more_open_than_it_should_be(system: System, monkeypatch
 def test_a_file_that_cannot_be_written_stays_as_it_was(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     put(system, "/etc/x", "before\n")
     (change,) = compare(system, [FileSpec(path="/etc/x", text="after\n")])
-    monkeypatch.setattr(fs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ReimzulError, match="^/etc/x: cannot be written: no space left on device$"):
         files.write(system, change)
     assert [path.name for path in system.resolve("/etc").iterdir()] == ["x"]
@@ -515,7 +524,8 @@ def test_repositories_are_public_only_by_the_option(system: System) -> None:
     assert roles.PUBLIC not in paths("bstore", system)
     plan = roles.plan_role("bstore", system, RoleOptions(hosts=hosts, public_port=8080))
     (text,) = [file.text for file in plan.files if file.path == roles.PUBLIC]
-    assert "    listen 8080;\n" in text and 8080 in plan.ports
+    assert "    listen 8080;\n" in text
+    assert 8080 in plan.ports
     put(system, roles.PUBLIC, text)
     assert roles.current_public_port(system) == 8080
     assert roles.plan_role("bstore", system, RoleOptions(hosts=hosts)).removed == {roles.PUBLIC: "nginx"}
@@ -578,7 +588,8 @@ def test_units_user_and_folders_are_written_where_no_package_brings_them(
     }
     assert {path.rpartition("/")[2] for path in files if re.match(r"/etc/systemd/system/[^/]+$", path)} == shipped
     unit = files["/etc/systemd/system/reimzul-notifier.service"].text
-    assert f"\nExecStart={tmp_path}/bin/reimzul-notifier\n" in unit and "/usr/local" not in unit
+    assert f"\nExecStart={tmp_path}/bin/reimzul-notifier\n" in unit
+    assert "/usr/local" not in unit
 
 
 def test_every_template_and_unit_is_in_the_package() -> None:

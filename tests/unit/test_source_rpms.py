@@ -22,13 +22,16 @@ def test_only_the_main_leg_uploads_the_source_rpm(tmp_path: Path, name: str, mai
     for file in (name, "a-1-1.noarch.rpm"):
         (tmp_path / file).touch()
     prune_results(SimpleNamespace(results=tmp_path, is_main=main), SimpleNamespace(fault=Fault.NONE))  # type: ignore[arg-type]
-    assert (tmp_path / name).exists() == main and (tmp_path / "a-1-1.noarch.rpm").exists()
+    assert (tmp_path / name).exists() == main
+    assert (tmp_path / "a-1-1.noarch.rpm").exists()
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_its_whole_name_is_looked_for_as_one(name: str) -> None:
-    assert is_source_rpm(name) and BuildFilter(srpm=name).is_whole_srpm
+    assert is_source_rpm(name)
+    assert BuildFilter(srpm=name).is_whole_srpm
 
 
 def test_a_package_whose_name_ends_alike_is_none() -> None:
-    assert not is_source_rpm("src.rpm") and not is_source_rpm("a-nosrc-1-1.noarch.rpm")
+    assert not is_source_rpm("src.rpm")
+    assert not is_source_rpm("a-nosrc-1-1.noarch.rpm")

@@ -50,13 +50,15 @@ def test_results_and_times_are_counted_by_arch_package_and_builder() -> None:
     assert found.arches["x86_64"].to_dict()["build"] == {"count": 3, "median": 60.0, "p95": 114.0, "total": 240.0}
     assert found.arches["x86_64"].to_dict()["wait"]["median"] == 10.0
     assert found.arches["i386"].to_dict() == {"results": {"published": 1}, "wait": None, "build": None}
-    assert set(found.packages) == {"time"} and found.packages["time"].failure_count == 1
+    assert set(found.packages) == {"time"}
+    assert found.packages["time"].failure_count == 1
     assert set(found.builders) == {"builder1.example.org", "builder2.example.org"}
 
 
 def test_a_build_that_waits_has_no_builder_yet() -> None:
     found = of(legs(event("Queued", 1)))
-    assert found.builders == {} and found.attempts == {}
+    assert found.builders == {}
+    assert found.attempts == {}
     assert dict(found.every.results) == {"queued": 1}
 
 
@@ -100,7 +102,8 @@ def test_a_fault_of_a_builder_counts_once_however_many_legs_it_had() -> None:
     tallies = compute_stats([*legs(*told), *built(2), *built(3)]).attempts
     one = tallies["builder1.example.org"]
     assert (one.attempts, one.faults) == (3, 1)
-    assert one.last and one.last.status == "Published"
+    assert one.last
+    assert one.last.status == "Published"
     assert "builder2.x" not in tallies, "it is still at it"
 
 
@@ -168,7 +171,8 @@ def test_of_many_packages_those_built_most_often_are_told() -> None:
     builds = [built(number, pkgname=f"p{number}") for number in range(1, 70)]
     told = lines(sight(day=of(*builds, built(70, pkgname="p69"))))
     named = {line.split('"')[1] for line in told if line.startswith("reimzul_day_package_build_seconds{")}
-    assert len(named) == 50 and "p69" in named
+    assert len(named) == 50
+    assert "p69" in named
 
 
 def test_a_part_that_did_not_answer_is_told_as_down_and_left_out() -> None:
@@ -185,4 +189,5 @@ def test_a_part_that_did_not_answer_is_told_as_down_and_left_out() -> None:
 def test_whatever_a_label_says_the_line_is_one_line(label: str, value: float) -> None:
     gauge = Gauge("x", "about", [(value, {"label": label.replace("\r", " ")})])
     told = format_openmetrics([gauge]).split("\n")
-    assert len(told) == 5 and told[2].startswith('x{label="')
+    assert len(told) == 5
+    assert told[2].startswith('x{label="')

@@ -16,9 +16,10 @@ from reimzul.core.errors import ConfigError, RetryLater
 from reimzul.core.manifest import read_manifest
 from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
-from reimzul.store import createrepo, repodata
 from reimzul.store import listing as listing_module
+from reimzul.store import repodata
 from reimzul.store.createrepo import CreaterepoRunner
+from reimzul.store.hook import last_lines
 from reimzul.store.listing import Listing, ListingCache, StoredLeg
 from tests import uploads
 from tests.uploads import TARGET
@@ -35,9 +36,9 @@ _PACKAGE = """<package type="rpm"><name>n</name><arch>x86_64</arch>
 
 
 def make_repodata(folder: Path, packages: dict[str, str], suffix: str = ".gz") -> None:
-    compress: Callable[[bytes], bytes] = {
+    compressors: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".xml": bytes,
-    }[suffix]  # fmt: skip
+    }  # fmt: skip
     body = "".join(_PACKAGE.format(path=path, sha256=sha256) for path, sha256 in packages.items())
     text = (
         '<metadata xmlns="http://linux.duke.edu/metadata/common" '
@@ -45,7 +46,7 @@ def make_repodata(folder: Path, packages: dict[str, str], suffix: str = ".gz") -
     )
     name = "p-primary.xml" + (suffix if suffix != ".xml" else "")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(compress(text.encode()))
+    (folder / name).write_bytes(compressors[suffix](text.encode()))
     (folder / "repomd.xml").unlink(missing_ok=True)
     (folder / "repomd.xml").write_text(_REPOMD.format(name=name))
 
@@ -83,10 +84,15 @@ def test_the_quick_reader_finds_what_the_parser_does(monkeypatch: pytest.MonkeyP
 
 def test_a_listing_is_read_once_for_each_repodata(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store.target(TARGET) / "repodata"
-    listings, reads = ListingCache(store), []
-    monkeypatch.setattr(
-        listing_module, "read_listing", lambda at, read=listing_module.read_listing: reads.append(at) or read(at)
-    )
+    listings = ListingCache(store)
+    reads: list[Path] = []
+    read_listing = listing_module.read_listing
+
+    def count_read(folder: Path) -> dict[str, str]:
+        reads.append(folder)
+        return read_listing(folder)
+
+    monkeypatch.setattr(listing_module, "read_listing", count_read)
     assert listings.visible(TARGET).packages == {}
     make_repodata(folder, {"a": "1"})
     assert listings.visible(TARGET).packages == listings.visible(TARGET).packages == {"a": "1"}
@@ -124,16 +130,22 @@ def test_a_leg_is_listed_when_all_of_it_is(store: StorePaths) -> None:
     assert list(whole) == [f"hello/20240102030405/1-1.x86_64/{name}" for name in rpms]
     first, second = whole
     half, wrong = {first: whole[first]}, {**whole, second: "00" * 32}
-    assert Listing(whole).has(leg) and not Listing(whole).has_wrong_checksum(leg)
-    assert not Listing(half).has(leg) and not Listing(half).has_wrong_checksum(leg)
-    assert not Listing(wrong).has(leg) and Listing(wrong).has_wrong_checksum(leg)
+    assert Listing(whole).has(leg)
+    assert not Listing(whole).has_wrong_checksum(leg)
+    assert not Listing(half).has(leg)
+    assert not Listing(half).has_wrong_checksum(leg)
+    assert not Listing(wrong).has(leg)
+    assert Listing(wrong).has_wrong_checksum(leg)
 
 
 def test_settings_reach_the_command_line(store: StorePaths) -> None:
     settings = Settings(database=True, cores=3, arguments=("--distro", "el7"))
     argv = [str(word) for word in CreaterepoRunner(store=store, settings=settings).argv(TARGET)]
-    assert argv[0] == "createrepo_c" and argv[-1] == str(store.target(TARGET)) and argv[-3:-1] == ["--distro", "el7"]
-    assert "--database" in argv and argv[argv.index("--workers") + 1] == "3"
+    assert argv[0] == "createrepo_c"
+    assert argv[-1] == str(store.target(TARGET))
+    assert argv[-3:-1] == ["--distro", "el7"]
+    assert "--database" in argv
+    assert argv[argv.index("--workers") + 1] == "3"
     assert "--update" not in CreaterepoRunner(store=store, settings=settings).argv(TARGET, full_rebuild=True)
 
 
@@ -174,6 +186,6 @@ def test_what_a_killed_createrepo_c_moved_away_comes_back(tmp_path: Path) -> Non
 
 def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert createrepo.last_lines(log) == ""
+    assert last_lines(log) == ""
     log.write_bytes(b"x" * 9000 + b"\n1\n2\n\xff3\n")
-    assert createrepo.last_lines(log) == "1 / 2 / �3"
+    assert last_lines(log) == "1 / 2 / �3"

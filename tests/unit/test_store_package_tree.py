@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reimzul.store import listing as listing_module
 from reimzul.store.listing import PackageTree
 
 _OLD = 1_600_000_000
@@ -76,7 +76,12 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     known.list_packages(tmp_path)
     read: list[str] = []
     scandir = os.scandir
-    monkeypatch.setattr(listing_module.os, "scandir", lambda path: read.append(path) or scandir(path))
+
+    def note_scandir(path: str) -> Any:
+        read.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", note_scandir)
     add(tmp_path, "n7/2/1-1.x86_64/new.rpm")
     assert len(known.list_packages(tmp_path)) == 21
     assert set(read) == {str(tmp_path / path) for path in ("n7", "n7/2", "n7/2/1-1.x86_64")}

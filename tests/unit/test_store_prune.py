@@ -8,6 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,7 +53,7 @@ def days(*which: int, failed: tuple[int, ...] = ()) -> dict[StoredBuild, Manifes
     }
 
 
-def dropped(legs: dict[StoredBuild, ManifestSummary], **rule: int) -> list[int]:
+def dropped(legs: dict[StoredBuild, ManifestSummary], **rule: Any) -> list[int]:
     return sorted(int(each.timestamp[6:8]) for each in choose_builds(legs, Pruning(**rule), NOW))
 
 
@@ -184,7 +185,8 @@ def test_each_package_and_arch_has_its_own_builds(store: StorePaths) -> None:
     assert [(each.leg.name, each.leg.timestamp[6:8], each.leg.arch) for each in found] == [
         ("tar", "01", "x86_64"), ("time", "01", "x86_64"),
     ]  # fmt: skip
-    assert found[0].bytes > 1000 and not found[0].held
+    assert found[0].bytes > 1000
+    assert not found[0].held
 
 
 def test_a_leg_is_dropped_with_all_that_belongs_to_it(store: StorePaths) -> None:

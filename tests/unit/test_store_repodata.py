@@ -86,7 +86,8 @@ def test_new_repodata_takes_the_place_of_old(store: StorePaths, monkeypatch: pyt
 
 def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir(), two.mkdir()
+    one.mkdir()
+    two.mkdir()
     inodes = one.stat().st_ino, two.stat().st_ino
     repodata.exchange_names(one, two)
     assert (two.stat().st_ino, one.stat().st_ino) == inodes
@@ -102,7 +103,7 @@ def test_a_host_without_it_raises_what_the_fallback_knows(
         raise error
 
     monkeypatch.setattr("ctypes.CDLL", fails)
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError) as raised:  # noqa: PT011  its errno is checked below
         repodata.exchange_names(tmp_path, tmp_path)
     assert raised.value.errno in repodata._CANNOT_EXCHANGE
 
@@ -159,7 +160,7 @@ def test_old_metadata_nobody_knows_of_goes_after_two_minutes(store: StorePaths, 
     """As createrepo_c of before left it, or where the record is damaged."""
     show(store, "one", 1000.0)
     (live(store) / f"{'b' * 64}-primary.xml.gz").write_text("old")
-    store.retained(TARGET).write_text(kept)
+    store.retained_record(TARGET).write_text(kept)
     show(store, "two", 1010.0)
     assert (live(store) / f"{'b' * 64}-primary.xml.gz").exists()
     show(store, "three", 1131.0)
@@ -203,7 +204,8 @@ def test_additional_records_are_merged_and_one_whose_file_is_missing_is_dropped(
     (live(store) / "u").unlink()
     show(store, "two")
     assert types(live(store)) == ["primary", "group", "modules"]
-    assert (live(store) / "comps.xml").exists() and (live(store) / "m").exists()
+    assert (live(store) / "comps.xml").exists()
+    assert (live(store) / "m").exists()
     assert "its metadata updateinfo is dropped: u: no such file or directory" in caplog.text
     assert ElementTree.parse(live(store) / "repomd.xml").getroot().tag.endswith("repomd")
 
@@ -233,11 +235,14 @@ def test_a_record_describes_its_file() -> None:
     assert made.record.file == f"{sha256}-comps.xml.gz"
     element = ElementTree.fromstring(made.record.text)
     told = {child.tag: child.text for child in element}
-    assert told["checksum"] == sha256 and told["open-checksum"] == hashlib.sha256(b"<comps/>").hexdigest()
+    assert told["checksum"] == sha256
+    assert told["open-checksum"] == hashlib.sha256(b"<comps/>").hexdigest()
     assert (told["size"], told["open-size"]) == (str(len(made.content)), "8")
     packed = Addition.make(f"{sha256}-modules.yaml.xz", b"xz", "modules")
-    assert packed.content == b"xz" and packed.record.file.endswith("-modules.yaml.xz")
-    assert packed.record.file.count("-") == 1 and "open-size" not in packed.record.text
+    assert packed.content == b"xz"
+    assert packed.record.file.endswith("-modules.yaml.xz")
+    assert packed.record.file.count("-") == 1
+    assert "open-size" not in packed.record.text
 
 
 def test_text_is_escaped_and_attributes_stay(tmp_path: Path) -> None:
@@ -294,7 +299,9 @@ def test_failures_are_counted_and_pauses_grow(tmp_path: Path) -> None:
     pauses = [hook.record_failure(path, "no key").pause for _ in range(8)]
     assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
     failure = hook.read_failure(path)
-    assert failure and failure.reason == "no key" and 299 < failure.seconds_to_retry(failure.at + 0.5) < 300
+    assert failure
+    assert failure.reason == "no key"
+    assert 299 < failure.seconds_to_retry(failure.at + 0.5) < 300
     assert failure.seconds_to_retry(failure.at - 86400) == 0.0, "the clock was put back"
     path.write_text("{")
     assert hook.read_failure(path) is None
@@ -315,6 +322,8 @@ def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None
     assert check_hook(("sh", "-c", "true"), store).level == OK
     hook.record_failure(store.hook(TARGET), "sign exited with 2: no key")
     found = check_hook(("sh",), store)
-    assert found.level == FAIL and f"{TARGET} keeps its old repodata" in found.message and "no key" in found.message
+    assert found.level == FAIL
+    assert f"{TARGET} keeps its old repodata" in found.message
+    assert "no key" in found.message
     assert f"reimzul repogen {TARGET}" in found.hint
     assert check_hook(("/nowhere/sign",), store).level == FAIL

@@ -50,7 +50,8 @@ def test_what_is_old_enough_goes_and_nothing_else(store: StorePaths) -> None:
         f"attempts/{NAME}/build.log", f"rejected/{NAME}/build.log", f"rejected/{NAME}.json",
         f"state/again/{LEG}.1", f"state/again/{OTHER}.1",
     }  # fmt: skip
-    assert not list(store.attempts.iterdir()) and not list(store.rejected.iterdir())
+    assert not list(store.attempts.iterdir())
+    assert not list(store.rejected.iterdir())
     assert not swept(store, 31, attempts=30, rejected=30)
 
 
@@ -74,12 +75,14 @@ def test_a_note_and_a_mark_stay_as_long_as_what_they_are_about(
 
     with pytest.raises(InterruptedError):
         sweep_expired(store, Retention(rejected=30), time.time() + 31 * DAY, CancelToken(check))
-    assert (store.rejected / NAME).is_dir() and (store.rejected / f"{NAME}.json").exists()
+    assert (store.rejected / NAME).is_dir()
+    assert (store.rejected / f"{NAME}.json").exists()
     second = store.rejected / f"{LEG}.1700000001-0123abcd"
     (store.attempts / NAME).rename(second)
     monkeypatch.setattr(fs, "last_change", lambda path: time.time() if path == second else 0.0)
     sweep_expired(store, Retention(rejected=30), time.time(), CancelToken())
-    assert second.is_dir() and not (store.rejected / NAME).exists()
+    assert second.is_dir()
+    assert not (store.rejected / NAME).exists()
     assert (store.put_again / f"{LEG}.1").exists()
     assert not (store.put_again / f"{OTHER}.1").exists()
 

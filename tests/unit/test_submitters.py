@@ -52,7 +52,8 @@ def test_a_user_that_no_table_has_is_known_by_number(error: Exception, monkeypat
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.setattr(os, "getuid", lambda: 4711)
-    assert cli.current_user() == "uid4711" and is_plain("uid4711")
+    assert cli.current_user() == "uid4711"
+    assert is_plain("uid4711")
 
 
 class Tubes:

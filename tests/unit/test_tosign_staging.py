@@ -78,11 +78,12 @@ def test_a_request_of_the_original_is_found_by_its_words(store: StorePaths, mani
     published(store, arch="i386", of=uploads.request(build_id=ours.build_id))
     if not manifest:
         (store.place(ours.place) / MANIFEST).unlink()
-    words = {"pkgname": "hello", "status": "Success", "target": TARGET, "arch": "x86_64", "timestamp": ours.timestamp}
-    request = SignRequest(**words)
-    assert staged(store, request) == [True] and staged(store, request) == [False]
+    request = SignRequest(pkgname="hello", status="Success", target=TARGET, arch="x86_64", timestamp=ours.timestamp)
+    assert staged(store, request) == [True]
+    assert staged(store, request) == [False]
     (folder,) = (store.tosign / TARGET).iterdir()
-    assert tree(folder) == set(RPMS) and folder.name.startswith("hello-1-1.x86_64.")
+    assert tree(folder) == set(RPMS)
+    assert folder.name.startswith("hello-1-1.x86_64.")
     assert folder.name.endswith(ours.build_id) == manifest
 
 
@@ -158,4 +159,5 @@ def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.Mon
         stage_leg(store, build, CancelToken())
         assert collected + collect(store) == 1, step
         assert not stage_leg(store, build, CancelToken())
-        assert collect(store) == 0 and tree(store.staging) == set()
+        assert collect(store) == 0
+        assert tree(store.staging) == set()

@@ -148,6 +148,11 @@ def test_a_small_screen_prefers_running_and_failed_builds(
     monkeypatch.setenv("LINES", "5")
     well, failed, runs = leg("Published"), leg("Failed", reason="%build failed"), leg("Building")
     told = drawn(capsys, well, well, runs, well, failed)
-    assert len(told) == 5 and "builds" in told[1] and "failed" in told[2] and "and 3 more" in told[3]
+    assert len(told) == 5
+    assert "builds" in told[1]
+    assert "failed" in told[2]
+    assert "and 3 more" in told[3]
     told = drawn(capsys, *[well] * 5)
-    assert "published" in told[1] and "published" in told[2] and "and 3 more" in told[3]
+    assert "published" in told[1]
+    assert "published" in told[2]
+    assert "and 3 more" in told[3]

@@ -16,7 +16,6 @@ from reimzul.admin.doctor.builder import judge_workers
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import WorkerHeartbeat, WorkerState
-from reimzul.history import workers as presence_module
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
@@ -231,7 +230,8 @@ def test_who_ends_says_so_once_it_has_said_anything(tmp_path: Path, clock: Clock
     listener.full = True
     speaker.send_leaving(cast("Broker", listener))
     first, last = listener.heard
-    assert (first.session, first.boot) == (last.session, last.boot) and len(first.session) == 16
+    assert (first.session, first.boot) == (last.session, last.boot)
+    assert len(first.session) == 16
     assert first.session != voice(tmp_path).identity.session, "of each process its own"
     assert first.boot == voice(tmp_path).identity.boot == voice_module.boot_token(), "of this host one"
 
@@ -323,7 +323,7 @@ def test_the_file_of_an_earlier_version_is_taken_over(path: Path) -> None:
 def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -> None:
     file, now = WorkerStore(path), time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presence_module.time, "time", lambda: now + 9000)
+        patch.setattr(time, "time", lambda: now + 9000)
         file.save([seen(now + 9000, session=A), seen(now + 9000, "b2.example.org", session=A)])
     file.save([seen(now, session=B)])
     assert {each.heartbeat.host: each.heartbeat.session for each in file.load_all()} == {
@@ -339,6 +339,7 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:
     assert judge_workers([seen(5.0), seen(5.0, "b2.example.org")]).level == "ok"
     both = judge_workers([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)])
-    assert both.level == "warn" and "more than one host calls itself b1.example.org" in both.message
+    assert both.level == "warn"
+    assert "more than one host calls itself b1.example.org" in both.message
     assert "[worker] fqdn" in both.hint
     assert judge_workers([seen(7205.0)]).message == "the clock of b1.example.org is 2 h 00 min behind the controller's"
