@@ -19,6 +19,7 @@ from typing import Any
 
 from reimzul.core.config import sample_text
 from reimzul.core.control import ControlFlag
+from reimzul.core.json_message import Message
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import (
     BuilderEvent,
@@ -26,7 +27,6 @@ from reimzul.core.message import (
     BuildRequest,
     CurrentBuild,
     FailedAttempt,
-    Message,
     Phase,
     RepogenRequest,
     SignRequest,

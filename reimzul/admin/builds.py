@@ -16,8 +16,9 @@ from reimzul.admin.output import format_duration, format_size, format_skew, form
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.errors import ReimzulError
 from reimzul.core.http_client import HttpSession, NotFound
+from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import Status, parse_json
+from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.history import BuildFilter, BuildRecord, NoHistory

@@ -21,8 +21,9 @@ from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, shared_options
 from reimzul.core.errors import EXIT_FAILED, InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
-from reimzul.core.message import BuildRequest, Status, event_for, new_build_id, parse_json
+from reimzul.core.message import BuildRequest, Status, event_for, new_build_id
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls

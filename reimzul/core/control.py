@@ -16,7 +16,8 @@ import attr
 from reimzul.core import validators
 from reimzul.core.beanstalk import PRIORITY, TTR_SECONDS, Broker, Tube, cancel_tube, drain_tube, target_tube
 from reimzul.core.errors import InvalidMessage, ReservationLost
-from reimzul.core.message import BuildRequest, Message, field
+from reimzul.core.json_message import Message, field
+from reimzul.core.message import BuildRequest
 
 #: The reason of a drain flag that the notifier set.
 QUARANTINED = "quarantined"

@@ -17,7 +17,8 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import InvalidMessage
-from reimzul.core.message import BuildRequest, Message, Phase, Status, field, nested, parse_json, phases
+from reimzul.core.json_message import Message, field, nested, parse_json
+from reimzul.core.message import BuildRequest, Phase, Status, phases
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, package_dir
 

@@ -29,7 +29,8 @@ from typing import Callable
 import attr
 
 from reimzul.core.errors import InvalidMessage, ReimzulError, RetryLater
-from reimzul.core.message import BuildEvent, Event, Status, WorkerHeartbeat, decode_event, encode
+from reimzul.core.json_message import encode
+from reimzul.core.message import BuildEvent, Event, Status, WorkerHeartbeat, decode_event
 from reimzul.core.pending import CORRUPT_PREFIX, PendingDeliveries, count_pending
 from reimzul.core.retry import Backoff
 from reimzul.core.sqlite import open_database, transaction

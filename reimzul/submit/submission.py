@@ -22,8 +22,9 @@ from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id, parse_json
+from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls

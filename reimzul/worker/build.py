@@ -21,8 +21,9 @@ import attr
 
 from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_for, parse_json
+from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import StoreUrls

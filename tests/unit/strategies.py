@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from reimzul.core import validators
+from reimzul.core.json_message import Message
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import (
     BuilderEvent,
@@ -20,7 +21,6 @@ from reimzul.core.message import (
     BuildRequest,
     CurrentBuild,
     FailedAttempt,
-    Message,
     Phase,
     Refusal,
     RepogenRequest,

@@ -17,7 +17,7 @@ from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import format_skew
 from reimzul.admin.stats import compute_stats
 from reimzul.admin.watch import make_row
-from reimzul.core import fs, message, validators
+from reimzul.core import fs, json_message, message, validators
 from reimzul.core.beanstalk import ReservedJob
 from reimzul.core.clock import MAX_SKEW_SECONDS, measure_skew
 from reimzul.core.errors import ReservationLost
@@ -74,7 +74,7 @@ def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatc
     assert decode_event(told.encode()) == told
     about: dict[str, Any] = {"pkgname": "a", "evr": "1-1", "builder_fqdn": "b1", "status": "Success", "arch": "x86_64"}
     made = Manifest(request=whole, attempt=attempt, started=said, finished=said + 5, **about)
-    assert Manifest.from_json(message.parse_json(made.to_text().encode())) == made
+    assert Manifest.from_json(json_message.parse_json(made.to_text().encode())) == made
     there = WorkerHeartbeat(host="b1", instance="1", state="idle", at=said)
     assert decode_event(there.encode()) == there
 

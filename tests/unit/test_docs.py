@@ -14,7 +14,7 @@ import click
 import pytest
 
 from reimzul.admin.main import COMMANDS
-from reimzul.core import config, message, settings
+from reimzul.core import config, json_message, message, settings
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.manifest import File, Manifest
 
@@ -163,7 +163,7 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_the_wire_format_names_every_field(kind: type[message.Message]) -> None:
+def test_the_wire_format_names_every_field(kind: type[json_message.Message]) -> None:
     rows = table(kind.__name__)
     told = {name for names, _ in rows for name in names}
     assert told == {field.name for field in attr.fields(kind)} - {"extra"}
@@ -179,7 +179,7 @@ def test_the_wire_format_names_every_field_of_the_manifest() -> None:
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_the_wire_formats_examples_are_messages(kind: type[message.Message]) -> None:
+def test_the_wire_formats_examples_are_messages(kind: type[json_message.Message]) -> None:
     examples = re.findall(r"^```json\n(.*?)^```$", wire_section(kind.__name__), re.MULTILINE | re.DOTALL)
     assert examples
     for example in examples:

@@ -14,16 +14,13 @@ from hypothesis import strategies as st
 
 from reimzul.core import message as messages
 from reimzul.core.errors import InvalidMessage
+from reimzul.core.json_message import MAX_BYTES, MAX_DEPTH, MAX_EXTRA, Message
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_EXTRA,
     BuilderEvent,
     BuildEvent,
     BuildRequest,
     FailedAttempt,
-    Message,
     Refusal,
     RepogenRequest,
     SignRequest,
