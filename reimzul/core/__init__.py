@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every room may use, and nothing of any room."""
+"""What all packages share; core imports none of them."""

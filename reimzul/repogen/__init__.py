@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish and index what was built: `reimzul-repogen`, on bstore."""
+"""`reimzul-repogen`, on bstore: verifies uploads, publishes and indexes them."""

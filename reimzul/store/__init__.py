@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of bstore: its layout on disk, createrepo_c's runs on it, and what is removed from it."""
+"""The store's files on bstore: createrepo_c's runs, listing rules, repodata, removal of builds."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queue a source rpm: `reimzul-submit`."""
+"""`reimzul-submit`, on the controller: queues a source rpm."""

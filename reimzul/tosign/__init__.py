@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage what is published for signing: `reimzul-tosign`, on bstore."""
+"""`reimzul-tosign`, on bstore: stages published packages for signing."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build one job: `reimzul-worker`, on builders."""
+"""`reimzul-worker`, on builders: builds one job at a time."""
