@@ -104,14 +104,24 @@ class Outbox:
         try:
             damaged = None if _is_intact(path) else _move_aside(path)
             self._db = open_database(path, "")
-            if self._db.execute("PRAGMA user_version").fetchone()[0] > _VERSION:
-                raise ReimzulError(f"{path}: the schema is newer than version {_VERSION}, which this reimzul knows")
-            self._db.executescript(_SCHEMA)
-            self._has_told = bool(self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'told'").fetchone())
-            if damaged is not None:
-                self._salvage(damaged)
         except (OSError, sqlite3.Error) as error:
             raise ReimzulError(f"{path}: cannot be used as the outbox: {error}") from error
+        try:
+            self._prepare(damaged)
+        except sqlite3.Error as error:
+            self.close()
+            raise ReimzulError(f"{path}: cannot be used as the outbox: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, damaged: Path | None) -> None:
+        if self._db.execute("PRAGMA user_version").fetchone()[0] > _VERSION:
+            raise ReimzulError(f"{self.path}: the schema is newer than version {_VERSION}, which this reimzul knows")
+        self._db.executescript(_SCHEMA)
+        self._has_told = bool(self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'told'").fetchone())
+        if damaged is not None:
+            self._salvage(damaged)
 
     def close(self) -> None:
         self._db.close()
