@@ -149,8 +149,8 @@ _job = validators.integer(0, 2**63 - 1)
 
 #: The statuses that a worker of the original announces.
 _WORKER_STATUSES = (Status.BUILDING, Status.SUCCESS, Status.FAILED)
-#: The suffix of attempt ids of legs that workers of the original built; ours never end so.
-ORIGINAL_ATTEMPT_SUFFIX = "-00000000"
+#: File names of packages that an event has at most.
+MAX_NAMED_RPMS = 50
 
 #: The fields that are shortened, in this order, if an event is too large for a tube.
 _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
@@ -180,7 +180,9 @@ class BuildEvent(Message):
     place: str = field(validators.optional(validators.place), "")  #: folder on bstore
     url: str = field(validators.line(1000), "")  #: where its logs and packages are
     rpm_count: int = field(validators.integer(0, 1_000_000), 0)
-    rpms: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())  #: file names, the first 50
+    rpms: tuple[str, ...] = field(
+        validators.list_of(validators.line(300), MAX_NAMED_RPMS), ()
+    )  #: file names, the first
     root_log: str = field(validators.text(8_000), "")  #: its end
     build_log: str = field(validators.text(24_000), "")  #: its end
     first_error: str = field(validators.text(4_000), "")

@@ -104,16 +104,13 @@ class Outbox:
         try:
             damaged = None if _is_intact(path) else _move_aside(path)
             self._db = open_database(path, "")
+            try:
+                self._prepare(damaged)
+            except BaseException:
+                self.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise ReimzulError(f"{path}: cannot be used as the outbox: {error}") from error
-        try:
-            self._prepare(damaged)
-        except sqlite3.Error as error:
-            self.close()
-            raise ReimzulError(f"{path}: cannot be used as the outbox: {error}") from error
-        except BaseException:
-            self.close()
-            raise
 
     def _prepare(self, damaged: Path | None) -> None:
         if self._db.execute("PRAGMA user_version").fetchone()[0] > _VERSION:

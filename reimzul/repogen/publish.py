@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from reimzul.core import fs, validators
 from reimzul.core.errors import RetryLater
 from reimzul.core.manifest import Manifest
-from reimzul.core.message import BuildEvent, RepogenRequest, SignRequest, Status, event_for
+from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, RepogenRequest, SignRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
 from reimzul.repogen.verify import InvalidUpload, read_upload, read_upload_or_none, verify_upload
@@ -34,8 +34,6 @@ _MAX_CONFLICTS = 20
 #: How many builds may share a place's second; each takes the next free second after it.
 _MAX_SECONDS = 1000
 _LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=timezone.utc)
-#: How many packages an event names.
-_MAX_NAMED_RPMS = 50
 
 
 class CancelledBeforePublish(Exception):
@@ -221,20 +219,21 @@ def make_published_event(leg: StoredLeg, urls: StoreUrls) -> BuildEvent:
         Status.PUBLISHED,
         arch=manifest.arch,
         timestamp=leg.timestamp,
-        builder_fqdn=manifest.builder_fqdn,
-        pkgname=manifest.pkgname,
-        evr=manifest.evr,
         attempt=manifest.attempt,
         reason=validators.line(500)("; ".join(filter(None, (moved, leg.ruling.notes)))),
-        exit_code=manifest.exit_code,
-        started=manifest.started,
-        finished=manifest.finished,
         place=leg.place,
         url=urls.place(leg.place),
         rpm_count=len(names),
-        rpms=names[:_MAX_NAMED_RPMS],
+        rpms=names[:MAX_NAMED_RPMS],
         skipped=dict(manifest.skipped),
+        **_attempt_fields(manifest),
     )
+
+
+def _attempt_fields(manifest: Manifest) -> dict[str, Any]:
+    """What every event about a stored leg takes from its manifest."""
+    names = ("builder_fqdn", "pkgname", "evr", "started", "finished", "exit_code")
+    return {name: getattr(manifest, name) for name in names}
 
 
 def make_sign_request(leg: StoredLeg) -> SignRequest:
@@ -259,14 +258,6 @@ def make_cancelled_event(
         return None
     about = {"arch": request.arch, "attempt": request.attempt, "reason": why, "finished": round(time.time(), 3)}
     if manifest:
-        about.update(
-            builder_fqdn=manifest.builder_fqdn,
-            pkgname=manifest.pkgname,
-            evr=manifest.evr,
-            started=manifest.started,
-            finished=manifest.finished,
-            exit_code=manifest.exit_code,
-            phases=manifest.phases,
-        )
+        about.update(_attempt_fields(manifest), phases=manifest.phases)
     url = urls.attempt(request.build_id, request.arch, request.attempt)
     return event_for(build_request, Status.CANCELLED, url=url, **about)

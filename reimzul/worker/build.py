@@ -23,7 +23,7 @@ from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import BuildEvent, RepogenRequest, Status, event_for
+from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import StoreUrls
@@ -326,7 +326,7 @@ class BuildAttempt:
             place=place,
             url=self.environment.urls.place(place),
             rpm_count=len(names),
-            rpms=names[:50],
+            rpms=names[:MAX_NAMED_RPMS],
             first_error=first.text,
             error_line=first.line,
             error_log=first.log,
