@@ -15,6 +15,7 @@ import greenstalk
 import pytest
 
 from reimzul.core.beanstalk import Broker
+from tests import parallel
 from tests.waiting import until
 
 # files in incoming/ have to be readable by others, as on a host with a usual umask
@@ -24,6 +25,26 @@ os.umask(0o022)
 # would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_NETWORKS = parallel.Networks()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        _NETWORKS.enter_own()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        parallel.group_by_file(items)
+
+
+@pytest.fixture(scope="module")
+def internet() -> Iterator[None]:
+    """For modules whose programs download packages."""
+    with _NETWORKS.first():
+        yield
 
 
 def free_port() -> int:

@@ -34,7 +34,7 @@ def block(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> PrivateMachine:
+def machine(internet: None, tmp_path_factory: pytest.TempPathFactory) -> PrivateMachine:
     """A machine on which Reimzul was installed."""
     machine = PrivateMachine(tmp_path_factory.mktemp("machine"), CHECKOUT)
     done = machine.run("tools/install --no-packages")

@@ -54,7 +54,7 @@ def test_a_page_reads_as_it_was_meant(pages: Path) -> None:
 
 def test_the_wire_formats_page_has_its_sections_its_fields_and_its_examples(pages: Path) -> None:
     text = rendered(pages / "man7/reimzul-wire.7")
-    assert "NAME reimzul-wire - what travels through the tubes DESCRIPTION" in text
+    assert "NAME reimzul-wire - messages in the tubes DESCRIPTION" in text
     assert "srpm_sha256 64 hex digits; the worker checks its download against it" in text
     assert '"build_id": "72b893f8a184418d84b59b138dc8e7ad"' in text
     assert "**" not in text

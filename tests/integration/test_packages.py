@@ -67,7 +67,7 @@ class Packages:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+def packages(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Packages:
     folder = tmp_path_factory.mktemp("rpm") / "with a space"
     said = output(TREE / "tools/rpm", "--out", folder)
     assert sorted(re.findall(r"^rpm: (.+)$", said, re.MULTILINE)) == sorted(map(str, folder.iterdir()))

@@ -300,7 +300,7 @@ def test_root_writes_as_the_stores_owner(store: StorePaths, place: Place, runner
     for path in [store.root, *store.root.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
     for parent in [store.root, *store.root.parents]:
-        if parent.name.startswith("pytest-") or parent == store.root.parent:
+        if "pytest-of-" in str(parent):
             parent.chmod(parent.stat().st_mode | 0o055)
     done = reimzul("prune", "--keep", "1", "--yes")
     assert (done.returncode, lie(store)) == (0, ["02"]), done.stderr

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lets pytest-xdist run test files side by side: each process has a network of its own, and each farm one process.
+
+Tests choose free ports, and start programs that bind them a moment later. In one network two processes could choose the
+same port, and a test that counts listeners would count those of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_CLONE_NEWNET = 0x40000000  # sched.h
+_NETWORK = "/proc/thread-self/ns/net"
+#: Tests of these folders share a fixture that takes seconds to make: a whole farm.
+_ONE_PROCESS = ("acceptance",)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Networks:
+    """The network this process was started in, and its own."""
+
+    def __init__(self) -> None:
+        self._first = self._own = -1
+
+    def enter_own(self) -> None:
+        """Move into a network of loopback alone; without the right to make one, stay: ports then rarely clash."""
+        self._first = os.open(_NETWORK, os.O_RDONLY)
+        if _libc.unshare(_CLONE_NEWNET):
+            self._first = -1
+            return
+        self._own = os.open(_NETWORK, os.O_RDONLY)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Within it, the network this process was started in, which may reach the internet."""
+        self._switch_to(self._first)
+        try:
+            yield
+        finally:
+            self._switch_to(self._own)
+
+    def _switch_to(self, network: int) -> None:
+        if network >= 0 and _libc.setns(network, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def group_by_file(items: list[pytest.Item]) -> None:
+    """Mark tests that must share a process, for `--dist loadgroup`."""
+    for item in items:
+        path = Path(item.path)
+        name = path.parent.name if path.parent.name in _ONE_PROCESS else path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
