@@ -30,7 +30,7 @@ _TYPES = """\
 #: Closes the connection to a host that vanished within 11 s.
 _KEEPALIVE = ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=5", "TCP_KEEPINTVL=2", "TCP_KEEPCNT=3", "TCP_NODELAY=1")
 #: Pre-shared keys alone. With DHE among them, stunnel computes parameters for seconds at each start.
-_CIPHERS = "PSK:!kDHEPSK:!kRSAPSK:!eNULL"
+_CIPHERS = "kECDHEPSK:!eNULL"
 #: The notifier alone may publish.
 MOSQUITTO_ACL = f"user {NOTIFIER}\ntopic write {TOPIC}/#\n\nuser {LISTENER}\ntopic read {TOPIC}/#\n"
 

@@ -287,7 +287,7 @@ def test_every_tunnel_wants_a_key_and_tls_and_only_servers_are_reached_from_outs
     for service in services:
         lines = dict(re.findall(r"^(\w+) = (.+)$", service, re.MULTILINE))
         client = lines.get("client") == "yes"
-        assert lines["ciphers"] == "PSK:!kDHEPSK:!kRSAPSK:!eNULL"
+        assert lines["ciphers"] == "kECDHEPSK:!eNULL"
         assert lines["PSKsecrets"] == (roles.OWN_KEY if client else roles.ACCEPTED)
         assert lines["accept" if client else "connect"].startswith("127.0.0.1:")
         assert client or int(lines["accept"]) in roles.PORTS[role]

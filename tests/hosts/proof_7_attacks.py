@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks by somebody who has no key: the farm goes on meanwhile."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.hosts.farm import Farm, Tell
+from tests.hosts.machine import Machine
+from tests.waiting import until
+
+_CONNECTIONS = 5_000
+#: Opens connections, says that they are open, and holds them until it is killed; a closed one is opened again.
+_FLOOD = """
+import resource, socket, sys, time
+host, count = sys.argv[1], int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, count + 100))
+held = []
+while True:
+    while len(held) < count:
+        held.append(socket.create_connection((host, 13100), 30))
+    open("/run/flooding", "w").close()
+    time.sleep(1)
+    for each in held:
+        each.setblocking(False)
+    alive = []
+    for each in held:
+        try:
+            if each.recv(1):
+                alive.append(each)
+        except BlockingIOError:
+            alive.append(each)
+        except OSError:
+            pass
+    held = alive
+"""
+#: systemd-analyze's score of what reaches or is reached by other hosts: 0 is confined, 10 is not.
+_MAX_EXPOSURE = 4.0
+
+
+def test_idle_connections(farm: Farm, tell: Tell) -> None:
+    """5,000 connections that say nothing shut nobody out: builders stay connected, and a build is published."""
+    customer = farm["customer"]
+    customer.write("/root/flood.py", _FLOOD)
+    host = farm["controller"].fqdn
+    customer.run(f"systemd-run --unit=flood -p LimitNOFILE=20000 python3 /root/flood.py {host} {_CONNECTIONS}")
+    try:
+        until(lambda: customer.run("test -e /run/flooding", check=False).code == 0, 60, "connections are open")
+        memory = int(farm["controller"].property("stunnel@reimzul", "MemoryCurrent"))
+        tell(f"  with {_CONNECTIONS} idle connections stunnel has {memory >> 20} MiB")
+        build = farm.submit(farm.slow("flooded", 5))
+        farm.published(build)
+        farm["b1"].run("systemctl restart reimzul-worker@1")  # a new connection gets in, too
+        until(lambda: farm.watchers() == 4, 60, "all workers watch")
+    finally:
+        customer.run("systemctl stop flood", check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("controller", "stunnel@reimzul"), ("controller", "beanstalkd"), ("bstore", "stunnel@reimzul"),
+     ("bstore", "rsync"), ("b1", "stunnel@reimzul")],
+)  # fmt: skip
+def test_confined(farm: Farm, tell: Tell, name: str, unit: str) -> None:
+    """What strangers or builders reach runs confined."""
+    exposure = _exposure(farm[name], unit)
+    tell(f"  {name}: {unit} {exposure}")
+    assert exposure < _MAX_EXPOSURE
+
+
+def _exposure(machine: Machine, unit: str) -> float:
+    analysis = machine.run(f"systemd-analyze security --no-pager {unit}.service").said
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", analysis)
+    assert found, analysis
+    return float(found[1])
