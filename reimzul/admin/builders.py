@@ -10,23 +10,31 @@ import contextlib
 import difflib
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.options import build_timestamp, json_option, parse_since_option
-from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
-from reimzul.admin.stats import AttemptCounts, compute_stats
+from reimzul.admin.output import (
+    format_duration,
+    format_size,
+    format_skew,
+    format_time,
+    json_option,
+    parse_since_option,
+    pass_settings,
+    print_json,
+    print_table,
+)
+from reimzul.admin.stats import AttemptCounts, compute_stats_since
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
-from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, shared_options
+from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, NoHistory
+from reimzul.history import NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
@@ -45,8 +53,8 @@ _NEEDED_COLUMNS = 5
     help="Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.",
 )
 @json_option("a list of workers")
-@shared_options
-def list_builders(config: Path | None, verbose: bool, begin: float, as_json: bool) -> int:
+@pass_settings
+def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
     FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
@@ -59,7 +67,6 @@ def list_builders(config: Path | None, verbose: bool, begin: float, as_json: boo
       reimzul builders
       reimzul builders --since 24h --json
     """
-    settings = load_settings(config, verbose)
     seen = lookup.load_workers(settings)
     tallies = _count_attempts(settings, begin)
     flags, fault = {}, ""
@@ -85,7 +92,7 @@ def list_builders(config: Path | None, verbose: bool, begin: float, as_json: boo
 def _count_attempts(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
     try:
         with lookup.reading_history(settings.history.url) as history:
-            return dict(compute_stats(history.iterate_builds(BuildFilter(since=build_timestamp(begin)))).attempts)
+            return compute_stats_since(history, begin).attempts
     except NoHistory:
         return {}
 
@@ -222,8 +229,8 @@ def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[
 @click.option("--why", default="", metavar="TEXT", help="The reason, shown by `reimzul builders`.")
 @click.option("--force", is_flag=True, help="Also drain a builder that has never been heard of.")
 @json_option("an object")
-@shared_options
-def drain(config: Path | None, verbose: bool, name: str, why: str, force: bool, as_json: bool) -> None:
+@pass_settings
+def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -> None:
     """Let a builder finish its builds and take no more jobs, until `reimzul resume`.
 
     This holds for all workers of that host, across restarts of the host and of beanstalkd.
@@ -233,7 +240,6 @@ def drain(config: Path | None, verbose: bool, name: str, why: str, force: bool, 
       reimzul drain builder3.example.org --why "new disk"
       reimzul resume builder3.example.org
     """
-    settings = load_settings(config, verbose)
     host, seen = find_builder(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
@@ -263,15 +269,14 @@ def set_drain_flag(
 @click.command("resume", epilog=EXIT_CODES)
 @_builder_argument
 @json_option("an object")
-@shared_options
-def resume(config: Path | None, verbose: bool, name: str, as_json: bool) -> None:
+@pass_settings
+def resume(settings: Settings, name: str, as_json: bool) -> None:
     """Let a drained or quarantined builder take jobs again.
 
     \b
     Examples:
       reimzul resume builder3.example.org
     """
-    settings = load_settings(config, verbose)
     host, _ = find_builder(settings, name, force=True)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         before = control.drain_flag(broker, host)

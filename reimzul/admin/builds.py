@@ -1,27 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul builds` and `reimzul show`: list builds and their results, and show everything about one build."""
+"""`reimzul builds` lists builds and their results, `reimzul show` shows everything about one build.
+
+`reimzul override` sets a status by hand.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import BuildLegs
-from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.errors import ReimzulError
+from reimzul.admin.output import (
+    format_duration,
+    format_size,
+    format_skew,
+    format_time,
+    json_option,
+    pass_settings,
+    print_json,
+    print_table,
+)
+from reimzul.core import validators
+from reimzul.core.cli import EXIT_CODES
+from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.history import BuildFilter, BuildRecord, NoHistory
+from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
 from reimzul.history.build_record import BuildState, RecordedAttempt
+
+if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
+    from reimzul.core.http_client import HttpSession
 
 _HEADS = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
 #: How many columns are shown on the narrowest terminal.
@@ -48,9 +65,9 @@ _LABEL_WIDTH = 12
 @click.option("--submitter", metavar="NAME")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
-@click.option("--json", "as_json", is_flag=True, help="A list with all that is known of each.")
-@shared_options
-def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wanted: str | None) -> None:
+@json_option("a list with all that is known of each")
+@pass_settings
+def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None) -> None:
     """List builds and their results, the newest first; only those that match all options.
 
     On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs.
@@ -60,7 +77,6 @@ def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wan
       reimzul builds --status failed --target c7.1708.u.x86_64
       reimzul builds --srpm time-1.7 --json
     """
-    settings = load_settings(config, verbose)
     found: list[BuildRecord] = []
     try:
         with lookup.reading_history(settings.history.url) as history:
@@ -87,9 +103,9 @@ def _row(record: BuildRecord) -> list[str]:
 
 @click.command("show", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
-@shared_options
-def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
+@json_option("an object: build_id, legs")
+@pass_settings
+def show_command(settings: Settings, given: str, as_json: bool) -> None:
     """Show everything about a build: its legs and attempts, how long each phase took, why it failed, its files.
 
     ID is a build id, or a prefix that no other build has. Sizes and checksums of files come from the manifest in the
@@ -100,9 +116,7 @@ def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) 
       reimzul show 72b893f8
       reimzul show 72b893f8 --json
     """
-    settings = load_settings(config, verbose)
-    with lookup.reading_history(settings.history.url) as history:
-        build = lookup.find_build(history, given)
+    build = lookup.read_builds(settings, [given])[0]
     manifests = fetch_manifests(StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build)
     if as_json:
         print_json(to_dict(build, manifests))
@@ -113,22 +127,26 @@ def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) 
 
 def fetch_manifests(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
     """Return the manifest of each leg, by arch, or why there is none."""
-    # `reimzul builds` needs no HTTP, and starts a tenth sooner without
     from reimzul.core.http_client import HttpSession, NotFound
 
     found: dict[str, ManifestOrReason] = {}
-    with HttpSession(timeout=5) as site:
+    with HttpSession(timeout=5) as session:
         for leg in build.legs:
             found[leg.arch] = "no attempt at it has sent anything"
             for url in _manifest_urls(urls, leg):
                 try:
-                    found[leg.arch] = Manifest.from_json(parse_json(site.get(url, MAX_BYTES)))
+                    found[leg.arch] = fetch_manifest(session, url)
                     break
                 except ReimzulError as error:
                     found[leg.arch] = str(error)
                     if not isinstance(error, NotFound):
                         break
     return found
+
+
+def fetch_manifest(session: HttpSession, url: str) -> Manifest:
+    """Read a leg's manifest from the store. Raises `NotFound`, `HttpUnavailable` and `InvalidMessage`."""
+    return Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
 
 
 def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
@@ -246,3 +264,51 @@ def _format_timestamp(timestamp: str) -> str:
         return timestamp or "-"
     day, clock = timestamp[:8], timestamp[8:]
     return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
+
+
+# --- reimzul override
+
+
+_OVERRIDE_CHECKS: dict[str, Callable[[Any], str]] = {
+    "srpm": validators.srpm,
+    "target": validators.target,
+    "arch": validators.arch,
+    "comment": validators.line(1000),
+}
+
+
+@click.command("override", epilog=EXIT_CODES)
+@click.option("-s", "--srpm", required=True, metavar="SRPM", help="The full file name.")
+@click.option("-t", "--target", required=True, metavar="TARGET", help="With its arch, as c7.1810.00.armhfp.")
+@click.option("-a", "--arch", required=True, metavar="ARCH")
+@click.option("-c", "--comment", required=True, metavar="COMMENT", help="Why.")
+@json_option("the build as the history has it now")
+@pass_settings
+def override(settings: Settings, as_json: bool, **given: str) -> None:
+    """Set the status of the latest build of a source rpm to Override, in the history, with a comment.
+
+    No later event of that build changes the status again.
+
+    \b
+    Example:
+      reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp -c "built against devtoolset-7"
+    """
+    for name, check in _OVERRIDE_CHECKS.items():
+        try:
+            given[name] = check(given[name])
+        except ValueError as error:
+            raise InputError(f"--{name}: {error}") from None
+    if not given["comment"]:
+        raise InputError("--comment: is empty; give a reason")
+    open_history(settings.history.url, reading=True).close()  # opening it to write would create a missing history
+    with contextlib.closing(open_history(settings.history.url)) as history:
+        record = history.override(given["srpm"], given["target"], given["arch"], given["comment"])
+    if record is None:
+        raise InputError(
+            f"no finished build of {given['srpm']} on {given['arch']} for {given['target']} is recorded; "
+            f"`reimzul builds --srpm {given['srpm']}` lists those that are"
+        )
+    if as_json:
+        print_json(record.to_document())
+    else:
+        click.echo(f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}")

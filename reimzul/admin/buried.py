@@ -17,7 +17,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Callable, Optional
 
 import attr
@@ -25,13 +24,22 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.actions import cancelled_event
-from reimzul.admin.options import F, NoTerminal, json_option, yes_option
-from reimzul.admin.output import format_time, pluralize, print_json, print_table
-from reimzul.admin.tubes import count_buried, select_tubes
+from reimzul.admin.output import (
+    F,
+    NoTerminal,
+    format_time,
+    json_option,
+    pass_settings,
+    pluralize,
+    print_json,
+    print_table,
+    yes_option,
+)
+from reimzul.admin.queues import count_buried, select_tubes
 from reimzul.core import validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
+from reimzul.core.cli import EXIT_CODES, current_user
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.message import BuildRequest, Status, first_bytes
 from reimzul.core.settings import Settings
@@ -70,8 +78,8 @@ class BuriedReport:
 @click.command("buried", epilog=EXIT_CODES)
 @click.option("--tube", metavar="TUBE", help="Only the jobs of this tube, as x86_64 or notify.")
 @json_option("an object: jobs, unrecorded, files")
-@shared_options
-def list_buried(config: Path | None, verbose: bool, tube: str | None, as_json: bool) -> int:
+@pass_settings
+def list_buried(settings: Settings, tube: str | None, as_json: bool) -> int:
     """List refused jobs, newest first: since when, the reason, the host that refused them, their first bytes.
 
     Jobs without a recorded reason are counted, and the first one of each tube is shown.
@@ -81,7 +89,6 @@ def list_buried(config: Path | None, verbose: bool, tube: str | None, as_json: b
       reimzul buried
       reimzul buried --tube x86_64 --json
     """
-    settings = load_settings(config, verbose)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         tubes = count_buried(broker, select_tubes(broker, settings, tube))
         report = _collect_buried(broker, tubes, settings.history.url)
@@ -197,7 +204,7 @@ def _selection_options(function: F) -> F:
 
 @click.command("kick", epilog=EXIT_CODES)
 @_selection_options
-@shared_options
+@pass_settings
 def kick(**given: Any) -> int:
     """Put buried jobs back into their tubes, to be tried again; `reimzul buried` lists them with their reasons.
 
@@ -214,7 +221,7 @@ def kick(**given: Any) -> int:
 
 @click.command("discard", epilog=EXIT_CODES)
 @_selection_options
-@shared_options
+@pass_settings
 def discard(**given: Any) -> int:
     """Delete buried jobs for good; `reimzul buried` lists them with their reasons.
 
@@ -255,7 +262,7 @@ def _announce_discarded(broker: Broker, settings: Settings, tube: str, body: byt
         log.warning("a build's request is deleted, but that is not announced: %s", error)
 
 
-def _run_action(action: JobAction, config: Path | None, verbose: bool, yes: bool, as_json: bool, **meant: Any) -> int:
+def _run_action(action: JobAction, settings: Settings, yes: bool, as_json: bool, **meant: Any) -> int:
     """Ask for confirmation, act on the jobs and report; returns the exit code."""
     selection = JobSelection(**meant)
     if bool(selection.jobs) + (selection.tube is not None) + selection.everything != 1:
@@ -264,7 +271,6 @@ def _run_action(action: JobAction, config: Path | None, verbose: bool, yes: bool
         raise NoTerminal(
             f"there is no terminal to ask for confirmation on: give --yes to {action.verb.lower()} buried jobs"
         )
-    settings = load_settings(config, verbose)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         result = _perform(broker, settings, action, selection, yes)
     _print_result(action, result, selection, as_json)

@@ -1,28 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """`reimzul explain`: explain why a build is waiting, running or failed, and when it is expected to go on.
 
-`FactCollector` asks the history, beanstalkd and the workers' heartbeats; the functions below it turn these facts into
-sentences.
+`collect_facts` asks the history, beanstalkd and the workers' heartbeats; `explain` turns these facts into sentences.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import attr
 import click
 
-from reimzul.admin import estimates, lookup
-from reimzul.admin.estimates import ArchStats, DurationStats, Forecast, range_text, typical_duration_text
+from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, UNKNOWN
-from reimzul.admin.output import format_duration, format_time, join_words, pluralize, print_json
+from reimzul.admin.output import (
+    format_duration,
+    format_time,
+    join_words,
+    json_option,
+    pass_settings,
+    pluralize,
+    print_json,
+)
+from reimzul.admin.stats import (
+    ARCH_SAMPLE,
+    IDLE,
+    PACKAGE_SAMPLE,
+    ArchStats,
+    DurationStats,
+    Forecast,
+    duration_stats,
+    estimate_rest,
+    estimate_start,
+)
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.control import ControlFlag
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
@@ -84,9 +100,9 @@ class Explanation:
 
 @click.command("explain", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
-@shared_options
-def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
+@json_option("an object: build_id, legs")
+@pass_settings
+def command(settings: Settings, given: str, as_json: bool) -> None:
     """Explain why a build is waiting, running or failed: what is ahead of it, who can build it, when it should start.
 
     ID is a build id, or a prefix that no other build has.
@@ -96,12 +112,11 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
       reimzul explain 72b893f8
       reimzul explain 72b893f8 --json
     """
-    settings = load_settings(config, verbose)
     with lookup.reading_history(settings.history.url) as history:
         build = lookup.find_build(history, given)
+        unfinished = history.find_unfinished() if any(leg.is_queued for leg in build.legs) else []
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            collector = FactCollector(settings, history, broker)
-            collected = [collector.collect(leg) for leg in build.legs]
+            collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
     explained = [(facts, explain(facts)) for facts in collected]
     if as_json:
         print_json({"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]})
@@ -136,67 +151,54 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
 # --- facts
 
 
-class FactCollector:
-    """Collects the facts of the legs of one build; what several legs need is read once."""
+def collect_facts(
+    settings: Settings, history: History, broker: Broker, leg: BuildRecord, unfinished: Sequence[BuildRecord]
+) -> BuildFacts:
+    """Collect the facts of a leg; `unfinished`: all builds that wait or run, if it waits."""
+    now = time.time()
+    tube = leg.tube or _default_tube(settings, leg)
+    workers = _find_workers(settings, broker, tube, now)
+    shared = {name for worker in workers or () for name in worker.heartbeat.arches}
+    ahead, ahead_elsewhere = lookup.builds_ahead(leg, unfinished, tube, shared, now) if leg.is_queued else ([], [])
+    tubes = {name: broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
+    past = history.recent_successes(leg.pkgname, leg.arch, PACKAGE_SAMPLE) if leg.pkgname else []
+    of_arch = history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), ARCH_SAMPLE)
+    incoming = settings.incoming.folder
+    may_lack_source = leg.is_queued and leg.waits_for and (incoming / leg.srpm).exists()  # on the controller alone
+    return BuildFacts(
+        now=now,
+        leg=leg,
+        job=lookup.job_state(broker, leg),
+        tube=tubes[tube],
+        createrepo=tubes[CREATEREPO.name],
+        tosign=tubes[TOSIGN.name],
+        backlog=tubes[NOTIFY.name].ready + tubes[NOTIFY.name].delayed,
+        ahead=ahead,
+        ahead_elsewhere=ahead_elsewhere,
+        workers=workers,
+        own_stats=duration_stats(each.duration for each in past),
+        arch_stats=ArchStats([*of_arch, *past]),
+        cancel=control.cancel_flag(broker, leg.build_id),
+        source_problem=find_unreadable(incoming / leg.srpm, incoming) if may_lack_source else "",
+        stuck=control.stuck_flag(broker, leg.target) if leg.status == Status.SUCCESS else None,
+    )
 
-    def __init__(self, settings: Settings, history: History, broker: Broker) -> None:
-        self._settings, self._history, self._broker = settings, history, broker
-        self._arches = read_arches(settings.farm.arches)
-        self._unfinished: list[BuildRecord] | None = None
 
-    def collect(self, leg: BuildRecord) -> BuildFacts:
-        now = time.time()
-        tube = leg.tube or self._default_tube(leg)
-        workers = self._workers(tube, now)
-        ahead, ahead_elsewhere = self._builds_ahead(leg, tube, workers or (), now) if leg.is_queued else ([], [])
-        stats = {name: self._broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
-        past = self._history.recent_successes(leg.pkgname, leg.arch, estimates.PACKAGE_SAMPLE) if leg.pkgname else []
-        of_arch = self._history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), estimates.ARCH_SAMPLE)
-        return BuildFacts(
-            now=now,
-            leg=leg,
-            job=lookup.job_state(self._broker, leg),
-            tube=stats[tube],
-            createrepo=stats[CREATEREPO.name],
-            tosign=stats[TOSIGN.name],
-            backlog=stats[NOTIFY.name].ready + stats[NOTIFY.name].delayed,
-            ahead=ahead,
-            ahead_elsewhere=ahead_elsewhere,
-            workers=workers,
-            own_stats=estimates.duration_stats(each.duration for each in past),
-            arch_stats=ArchStats([*of_arch, *past]),
-            cancel=control.cancel_flag(self._broker, leg.build_id),
-            source_problem=self._source_problem(leg) if leg.is_queued and leg.waits_for else "",
-            stuck=control.stuck_flag(self._broker, leg.target) if leg.status == Status.SUCCESS else None,
-        )
+def _default_tube(settings: Settings, leg: BuildRecord) -> str:
+    """Return the tube of a leg's request if the history does not have it: that of the arch its target names."""
+    known = read_arches(settings.farm.arches).known
+    arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
+    return arch.tube if arch else leg.arch
 
-    def _source_problem(self, leg: BuildRecord) -> str:
-        incoming = self._settings.incoming.folder
-        path = incoming / leg.srpm
-        return find_unreadable(path, incoming) if path.exists() else ""  # unknown on hosts other than the controller
 
-    def _default_tube(self, leg: BuildRecord) -> str:
-        """Return the tube of a leg's request if the history does not have it: that of the arch its target names."""
-        known = self._arches.known
-        arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
-        return arch.tube if arch else leg.arch
-
-    def _workers(self, tube: str, now: float) -> list[WorkerRecord] | None:
-        """Return the workers that watch a tube: free ones first, silent ones last; None if unknown."""
-        try:
-            known = [each for each in lookup.load_workers(self._settings) if tube in each.heartbeat.arches]
-        except WorkersUnavailable:
-            return None
-        connected = drop_disconnected(self._broker, known)
-        return sorted(connected, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
-
-    def _builds_ahead(
-        self, leg: BuildRecord, tube: str, workers: Iterable[WorkerRecord], now: float
-    ) -> tuple[list[BuildRecord], list[BuildRecord]]:
-        if self._unfinished is None:
-            self._unfinished = self._history.find_unfinished()
-        shared = {name for worker in workers for name in worker.heartbeat.arches}
-        return lookup.builds_ahead(leg, self._unfinished, tube, shared, now)
+def _find_workers(settings: Settings, broker: Broker, tube: str, now: float) -> list[WorkerRecord] | None:
+    """Return the workers that watch a tube: free ones first, silent ones last; None if unknown."""
+    try:
+        known = [each for each in lookup.load_workers(settings) if tube in each.heartbeat.arches]
+    except WorkersUnavailable:
+        return None
+    connected = drop_disconnected(broker, known)
+    return sorted(connected, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
 
 
 # --- sentences
@@ -218,8 +220,8 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
         return _explain_missing_job(facts)
     if facts.job == "reserved":
         return _explain_taken(facts)
-    start, end = (None, None) if facts.leg.waits_for else _forecasts(facts)
-    sentences = [*_failed_attempts(facts), *_place(facts), *_ahead_text(facts), *_describe_workers(facts)]
+    start, end = (None, None) if facts.leg.waits_for else estimate_start_and_end(facts)
+    sentences = [*_failed_attempts(facts), *_describe_place(facts), *_ahead_text(facts), *_describe_workers(facts)]
     sentences += _expected_text(facts, start, end)
     return Explanation(state="delayed" if facts.pause > 0 else "waiting", sentences=sentences, start=start, end=end)
 
@@ -246,12 +248,12 @@ def _explain_taken(facts: BuildFacts) -> Explanation:
     if worker is not None and worker.heartbeat.build is not None:
         spent = worker.seconds_since(worker.heartbeat.build.started, facts.now)
         text = f"{_worker_label(worker, facts.workers or ())} {_activity(worker, facts)}."
-    end = estimates.estimate_end(facts.duration, spent) if facts.duration else None
-    usual = [f"{typical_duration_text(facts.duration)} {_end_text(facts, end)}"] if end else []
+    end = estimate_rest(facts.duration, spent) if facts.duration else None
+    usual = [_end_text(facts, end)] if end else []
     return Explanation(state="taken", sentences=[*_failed_attempts(facts), text, *usual], end=end)
 
 
-def _place(facts: BuildFacts) -> Iterator[str]:
+def _describe_place(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     number = f" as job {leg.job}" if leg.job else ""
     priority = f", priority {leg.priority}" if leg.priority is not None else ""
@@ -318,28 +320,6 @@ def _activity(worker: WorkerRecord, facts: BuildFacts) -> str:
     return f"builds {sent.build.srpm} for {sent.build.target}{phase}, started {spent} ago{usual}{after}"
 
 
-def _forecasts(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
-    others = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
-    busy = (_busy_time(worker, facts) for worker in facts.able_workers)
-    start = estimates.estimate_start(others, [each for each in busy if each is not None])
-    if start is None:
-        return None, None
-    low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
-    start, takes = Forecast(low=low, likely=likely, high=high), facts.duration
-    if takes is None:
-        return start, None
-    return start, Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
-
-
-def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> DurationStats | None:
-    """Return how long a worker is still busy; None if unknown."""
-    build = worker.heartbeat.build
-    if build is None:
-        return estimates.IDLE
-    takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
-    return estimates.remaining(takes, worker.seconds_since(build.started, facts.now)) if takes else None
-
-
 def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | None) -> Iterator[str]:
     if facts.leg.waits_for:
         yield "It starts after that."
@@ -348,15 +328,28 @@ def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | No
     elif start.high < 1:
         yield "Expected start: at once."
     else:
-        yield f"Expected start: in {format_duration(start.likely)} ({range_text(start.low, start.high)})."
+        yield f"Expected start: in {format_duration(start.likely)} ({_range_text(start.low, start.high)})."
     if end is not None:
-        yield f"{typical_duration_text(facts.duration)} {_end_text(facts, end)}"
+        yield _end_text(facts, end)
     elif start is not None:
         yield "Its duration cannot be estimated: nothing was built on that arch before."
 
 
 def _end_text(facts: BuildFacts, end: Forecast) -> str:
-    return f"Expected end: {format_time(facts.now + end.likely)}, in {format_duration(end.likely)}."
+    expected = f"{format_time(facts.now + end.likely)}, in {format_duration(end.likely)}"
+    return f"{_typical_duration_text(facts.duration)} Expected end: {expected}."
+
+
+def _typical_duration_text(takes: DurationStats | None) -> str:
+    if takes is None:
+        return ""
+    how = f"median of {pluralize(takes.count, 'build')}, {_range_text(takes.low, takes.high)}"
+    subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
+    return f"{subject} {format_duration(takes.median)} ({how})."
+
+
+def _range_text(low: float, high: float) -> str:
+    return f"80 %: {' to '.join(dict.fromkeys(map(format_duration, (low, high))))}"
 
 
 def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
@@ -403,12 +396,10 @@ def _explain_building(facts: BuildFacts) -> Explanation:
     if takes is None:
         return Explanation(state="building", sentences=[*sentences, "Nothing was built on that arch before."])
     spent = facts.now - leg.attempt_start if leg.attempt_start else 0.0
-    end = estimates.estimate_end(takes, spent)
+    end = estimate_rest(takes, spent)
     left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
     left = "It has taken longer than 90 % of them." if spent >= takes.high else left
-    return Explanation(
-        state="building", sentences=[*sentences, f"{typical_duration_text(facts.duration)} {left}"], end=end
-    )
+    return Explanation(state="building", sentences=[*sentences, f"{_typical_duration_text(takes)} {left}"], end=end)
 
 
 def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:
@@ -478,3 +469,29 @@ def _explain_ended(facts: BuildFacts) -> Explanation:
         sentences.append(f"Its logs: {leg.url}")
     sentences.append(f"To build it again: reimzul retry {leg.build_id[:8]}")
     return Explanation(state=leg.state, sentences=sentences)
+
+
+# --- forecasts
+
+
+def estimate_start_and_end(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
+    """Estimate when a build that waits starts and ends; None where nothing is known to estimate from."""
+    ahead = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
+    busy = (_busy_time(worker, facts) for worker in facts.able_workers)
+    start, takes = estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
+    if start is None:
+        return None, None
+    low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
+    start = Forecast(low=low, likely=likely, high=high)
+    if takes is None:
+        return start, None
+    return start, Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
+
+
+def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> Forecast | None:
+    """Return how long a worker is still busy; None if unknown."""
+    build = worker.heartbeat.build
+    if build is None:
+        return IDLE
+    takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
+    return estimate_rest(takes, worker.seconds_since(build.started, facts.now)) if takes else None

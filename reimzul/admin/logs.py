@@ -13,18 +13,19 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional
 
 import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.admin.output import pass_settings
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import Status
 from reimzul.core.retry import LogThrottle
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable
 from reimzul.history.build_record import RecordedAttempt
@@ -51,9 +52,9 @@ _CONTROL_CHARS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 @click.option("-f", "--follow", is_flag=True, help="Follow the log to its end, and then the logs of later attempts.")
 @click.option("--arch", metavar="ARCH", help="The leg; the requested arch by default.")
 @click.option("--attempt", metavar="NUMBER", help="The attempt, by number or name; the last by default.")
-@shared_options
+@pass_settings
 def print_log(
-    config: Path | None, verbose: bool, given: str, log: str | None, follow: bool, arch: str | None, attempt: str | None
+    settings: Settings, given: str, log: str | None, follow: bool, arch: str | None, attempt: str | None
 ) -> int:
     """Print a log of a build: build.log, root.log or state.log of mock; by default the one with the cause of a failure.
 
@@ -67,9 +68,7 @@ def print_log(
       reimzul log 72b893f8 root -f --arch i386
       reimzul log 72b893f8 --attempt 1
     """
-    settings = load_settings(config, verbose)
-    with lookup.reading_history(settings.history.url) as history:
-        build = lookup.find_build(history, given)
+    build = lookup.read_builds(settings, [given])[0]
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     logs = LogFollower(settings.history.url, urls, build.build_id, arch, log and f"{log}.log")
     return 0 if logs.print_log(LogOutput(), attempt, follow=follow) else EXIT_FAILED

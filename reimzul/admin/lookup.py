@@ -115,6 +115,12 @@ def find_builds(history: History, given: Iterable[str]) -> list[BuildLegs]:
     return list(found.values())
 
 
+def read_builds(settings: Settings, given: Iterable[str]) -> list[BuildLegs]:
+    """Like `find_builds`, in a history that is opened for it alone."""
+    with reading_history(settings.history.url) as history:
+        return find_builds(history, given)
+
+
 def group_by_build(records: Iterable[BuildRecord]) -> list[BuildLegs]:
     """Group records by build, in the order of the first of each; those without an id (the original's) are left out."""
     legs: dict[str, list[BuildRecord]] = {}

@@ -19,11 +19,21 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.options import confirm, json_option, parse_duration_option, yes_option
-from reimzul.admin.output import format_duration, format_size, pluralize, print_json, print_table
+from reimzul.admin.output import (
+    confirm,
+    format_duration,
+    format_size,
+    json_option,
+    parse_duration_option,
+    pass_settings,
+    pluralize,
+    print_json,
+    print_table,
+    yes_option,
+)
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
+from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
@@ -101,10 +111,9 @@ def _user_name(uid: int) -> str:
 @click.option("--dry-run", is_flag=True, help="Only list what would be dropped.")
 @yes_option
 @json_option("a list of targets")
-@shared_options
+@pass_settings
 def prune_builds(
-    config: Path | None,
-    verbose: bool,
+    settings: Settings,
     wanted: Sequence[str],
     keep: int | None,
     older: int | None,
@@ -125,7 +134,6 @@ def prune_builds(
       reimzul prune --target c7.1708.u --keep 3 --older 90d
       reimzul prune --yes
     """
-    settings = load_settings(config, verbose)
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
     rules = _rules_by_target(list_targets(store.repo), wanted, given, settings, unsigned)
@@ -215,8 +223,8 @@ def scratch() -> None:
 
 @scratch.command("list", epilog=EXIT_CODES)
 @json_option("a list of legs")
-@shared_options
-def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
+@pass_settings
+def list_scratch(settings: Settings, as_json: bool) -> None:
     """List the scratch builds in the store, the oldest of a target first.
 
     \b
@@ -224,7 +232,7 @@ def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
       reimzul scratch list
       reimzul scratch list --json
     """
-    found = list(find_scratch_builds(open_store_as_owner(load_settings(config, verbose))))
+    found = list(find_scratch_builds(open_store_as_owner(settings)))
     if as_json:
         print_json([each.to_json() for each in found])
     elif found:
@@ -239,10 +247,9 @@ def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @yes_option
 @json_option("a list of the removed legs")
-@shared_options
+@pass_settings
 def remove_scratch(
-    config: Path | None,
-    verbose: bool,
+    settings: Settings,
     given: Sequence[str],
     older: int | None,
     everything: bool,
@@ -258,7 +265,7 @@ def remove_scratch(
     """
     if bool(given) + (older is not None) + everything != 1:
         raise click.UsageError("say which scratch builds: their ids, or --older TIME, or --all.")
-    store = open_store_as_owner(load_settings(config, verbose))
+    store = open_store_as_owner(settings)
     found = list(find_scratch_builds(store))
     if given:
         found = _select_scratch(found, given)
@@ -312,10 +319,9 @@ def _scratch_row(each: BuildDetails) -> list[str]:
 @click.option("--type", "type_", metavar="TYPE", help="Its type in repomd.xml, if the file name does not tell.")
 @click.option("--remove-metadata", "removed", metavar="TYPE", help="On bstore: remove such metadata, as group.")
 @json_option("an object")
-@shared_options
+@pass_settings
 def repogen(
-    config: Path | None,
-    verbose: bool,
+    settings: Settings,
     target: str,
     now: bool,
     force: bool,
@@ -336,7 +342,6 @@ def repogen(
       reimzul repogen c9s.x86_64 --add-metadata c9s-advisories.xml --type updateinfo
       reimzul repogen c7.1708.u.x86_64 --remove-metadata group
     """
-    settings = load_settings(config, verbose)
     try:
         validators.target(target)
     except ValueError as error:

@@ -8,8 +8,8 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.estimates import duration_stats
 from reimzul.admin.lookup import BuildLegs, group_by_build
+from reimzul.admin.stats import duration_stats
 from reimzul.admin.watch import (
     LegRow,
     TableScreen,
