@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
 
 import attr
 import click
@@ -25,7 +24,7 @@ import click
 from reimzul.admin import lookup
 from reimzul.admin.builds import fetch_manifest
 from reimzul.admin.lookup import GONE, BuildLegs
-from reimzul.admin.output import confirm, json_option, pass_settings, print_json
+from reimzul.admin.output import confirm, json_option, pass_settings, print_json, print_result
 from reimzul.core import control, validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
@@ -54,15 +53,9 @@ _FAILED = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 
 @attr.frozen(kw_only=True)
 class CancelResult:
-    """The outcome for one build."""
-
     build_id: str
     outcome: str  #: cancelled, already, too late, told
     words: str
-
-    @property
-    def succeeded(self) -> bool:
-        return self.outcome in ("cancelled", "already")
 
 
 @attr.frozen(kw_only=True)
@@ -73,21 +66,20 @@ class RaiseResult:
     job: int | None = None  #: its number now
     priority: int | None = None
 
-    @property
-    def succeeded(self) -> bool:
-        return self.done
-
 
 def _print_results(
-    builds: Sequence[BuildLegs], results: Sequence[Union[CancelResult, RaiseResult]], as_json: bool
+    builds: Sequence[BuildLegs],
+    results: Sequence[CancelResult | RaiseResult],
+    succeeded: Sequence[bool],
+    as_json: bool,
 ) -> int:
     """Print the outcome for each build; returns the exit code."""
     if as_json:
         print_json([attr.asdict(each) for each in results])
     else:
-        for build, each in zip(builds, results):
-            click.echo(f"{build.label}: {each.words}", err=not each.succeeded)
-    return 0 if all(each.succeeded for each in results) else EXIT_FAILED
+        for build, each, is_good in zip(builds, results, succeeded):
+            click.echo(f"{build.label}: {each.words}", err=not is_good)
+    return 0 if all(succeeded) else EXIT_FAILED
 
 
 @click.command("cancel", epilog=EXIT_CODES)
@@ -121,7 +113,8 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float,
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
         _wait_for_end(settings, builds, results, timeout)
         outcomes = [results[build.build_id] or _still_running_result(broker, build) for build in builds]
-    return _print_results(builds, outcomes, as_json)
+    succeeded = [each.outcome in ("cancelled", "already") for each in outcomes]
+    return _print_results(builds, outcomes, succeeded, as_json)
 
 
 def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -> CancelResult | None:
@@ -151,20 +144,12 @@ def cancelled_event(leg: BuildRecord, reason: str) -> BuildEvent:
 
 def _finished_result(build: BuildLegs) -> CancelResult | None:
     """The result for a build that cannot be cancelled any more; None for others. A success ends when published."""
-    states = [_final_state(leg) for leg in build.legs]
-    if "" in states:
+    if any(leg.is_unfinished or (leg.state == BuildState.BUILT and not leg.scratch) for leg in build.legs):
         return None
-    if BuildState.CANCELLED in states:
+    if any(leg.status == Status.CANCELLED for leg in build.legs):
         return CancelResult(build_id=build.build_id, outcome="already", words="it was cancelled already")
-    each = ", ".join(f"{state} for {leg.arch}" for state, leg in zip(states, build.legs))
+    each = ", ".join(f"{leg.state} for {leg.arch}" for leg in build.legs)
     return CancelResult(build_id=build.build_id, outcome="too late", words=f"too late: {each}")
-
-
-def _final_state(leg: BuildRecord) -> str:
-    """How a leg ended; empty where it can still be cancelled."""
-    if leg.is_unfinished or (leg.state == BuildState.BUILT and not leg.scratch):
-        return ""
-    return leg.state
 
 
 def _wait_for_end(
@@ -217,7 +202,7 @@ def raise_builds(settings: Settings, given: tuple[str, ...], as_json: bool) -> i
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         fronts: dict[str, int] = {}
         results = [_raise_build(broker, build, unfinished, fronts) for build in builds]
-    return _print_results(builds, results, as_json)
+    return _print_results(builds, results, [each.done for each in results], as_json)
 
 
 def _raise_build(
@@ -317,12 +302,12 @@ def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, y
         name = lookup.submitter_for_workers(broker, user, settings)
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
-    if as_json:
-        print_json([attr.asdict(each) for each in done])
-    else:
-        for each in done:
-            what = f"{', '.join(each.arches)} for {each.target}, tube {each.tube}"
-            click.echo(f"{each.parent[:8]} again as build {each.build_id}: {what}")
+    arches = [", ".join(each.arches) for each in done]
+    lines = [
+        f"{each.parent[:8]} again as build {each.build_id}: {what} for {each.target}, tube {each.tube}"
+        for each, what in zip(done, arches)
+    ]
+    print_result([attr.asdict(each) for each in done], lines, as_json)
     if fault:
         print_error(retry, fault)
     return EXIT_FAILED if fault else 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
 
 import attr
 import click
@@ -25,6 +25,7 @@ from reimzul.admin.output import (
     parse_since_option,
     pass_settings,
     print_json,
+    print_result,
     print_table,
 )
 from reimzul.admin.stats import AttemptCounts, compute_stats_since
@@ -68,7 +69,9 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
       reimzul builders --since 24h --json
     """
     seen = lookup.load_workers(settings)
-    tallies = _count_attempts(settings, begin)
+    attempts: Mapping[str, AttemptCounts] = {}
+    with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
+        attempts = compute_stats_since(history, begin).attempts
     flags, fault = {}, ""
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
@@ -77,7 +80,16 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
     shared, now = shared_names(seen), time.time()
-    views = [_WorkerView(each, tallies, flags, shared, now) for each in seen]
+    views = [
+        _WorkerView(
+            seen=each,
+            now=now,
+            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
+            flag=flags.get(each.heartbeat.host),
+            name_shared=shared.get(each.heartbeat.host, ""),
+        )
+        for each in seen
+    ]
     if as_json:
         print_json([view.to_dict() for view in views])
     elif views:
@@ -89,46 +101,30 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     return EXIT_BROKER if fault else 0
 
 
-def _count_attempts(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
-    try:
-        with lookup.reading_history(settings.history.url) as history:
-            return compute_stats_since(history, begin).attempts
-    except NoHistory:
-        return {}
-
-
 def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control.ControlFlag]:
     tubes = set(broker.list_tubes())
     found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
 
 
+@attr.frozen(kw_only=True)
 class _WorkerView:
-    def __init__(
-        self,
-        seen: WorkerRecord,
-        tallies: Mapping[str, AttemptCounts],
-        flags: Mapping[str, control.ControlFlag],
-        shared: Mapping[str, str],
-        now: float,
-    ) -> None:
-        self.seen, self.now = seen, now
-        host = seen.heartbeat.host
-        self.tally = tallies.get(host, AttemptCounts())
-        self.flag = flags.get(host)
-        self.name_shared = shared.get(host, "")
-        self.state = seen.state_at(now)
+    seen: WorkerRecord
+    now: float
+    counts: AttemptCounts  #: of its host
+    flag: Optional[control.ControlFlag]
+    name_shared: str  #: what is wrong with the name of its host
 
     def to_row(self) -> list[str]:
         heartbeat, build = self.seen.heartbeat, self.seen.heartbeat.build
         return [
             heartbeat.host,
             heartbeat.instance,
-            self.state,
+            self.seen.state_at(self.now),
             format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
             self._format_last_result(),
-            f"{self.tally.faults} of {self.tally.attempts}",
+            f"{self.counts.faults} of {self.counts.attempts}",
             format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
             f"{format_duration(self.now - self.seen.last_seen)} ago",
@@ -147,22 +143,22 @@ class _WorkerView:
         return "; ".join(filter(None, parts)) or "-"
 
     def _format_last_result(self) -> str:
-        last = self.tally.last
-        return f"{last.status} {self.tally.last_srpm}, {format_duration(self.now - last.ended_at)} ago" if last else "-"
+        last, srpm = self.counts.last, self.counts.last_srpm
+        return f"{last.status} {srpm}, {format_duration(self.now - last.ended_at)} ago" if last else "-"
 
     def to_dict(self) -> dict[str, Any]:
-        flag, last = self.flag, None
-        if self.tally.last is not None:
-            last = {**self.tally.last.to_document(), "srpm": self.tally.last_srpm, "arch": self.tally.last_arch}
+        flag, counts, last = self.flag, self.counts, None
+        if counts.last is not None:
+            last = {**counts.last.to_document(), "srpm": counts.last_srpm, "arch": counts.last_arch}
         return {
             **self.seen.to_dict(),
-            "state": self.state,
+            "state": self.seen.state_at(self.now),
             "heard": self.seen.last_seen,
             "skew": self.seen.skew,
             "name_shared": self.name_shared,
             "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
-            "attempts": self.tally.attempts,
-            "faults": self.tally.faults,
+            "attempts": counts.attempts,
+            "faults": counts.faults,
             "last": last,
         }
 
@@ -170,23 +166,12 @@ class _WorkerView:
 # --- drain and resume
 
 
-@attr.frozen(kw_only=True)
-class DrainResult:
-    """The state of a builder after `drain` or `resume`."""
-
-    builder: str
-    drained: bool
-    changed: bool
-    words: str
-    building: list[str]  #: source rpms that its workers still finish
-
-    def print(self, as_json: bool) -> None:
-        if as_json:
-            print_json(attr.asdict(self))
-            return
-        click.echo(f"{self.builder}: {self.words}")
-        for srpm in self.building:
-            click.echo(f"  it finishes {srpm} first")
+def _print_drain(
+    as_json: bool, builder: str, words: str, building: Sequence[str], *, drained: bool, changed: bool
+) -> None:
+    """Print the state of a builder after `drain` or `resume`; `building`: source rpms that its workers still finish."""
+    result = {"builder": builder, "drained": drained, "changed": changed, "words": words, "building": building}
+    print_result(result, [f"{builder}: {words}", *(f"  it finishes {srpm} first" for srpm in building)], as_json)
 
 
 def _complete_builder(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -247,7 +232,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
     since = f"already takes no jobs, since {format_time(before.at)}" if before else "takes no more jobs"
     words = f"{since}: {flag.drain_text}"
-    DrainResult(builder=host, drained=True, changed=before is None, words=words, building=building).print(as_json)
+    _print_drain(as_json, host, words, building, drained=True, changed=before is None)
 
 
 def set_drain_flag(
@@ -282,4 +267,4 @@ def resume(settings: Settings, name: str, as_json: bool) -> None:
         before = control.drain_flag(broker, host)
         cleared = control.clear_flag(broker, drain_tube(host))
     words = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"
-    DrainResult(builder=host, drained=False, changed=cleared, words=words, building=[]).print(as_json)
+    _print_drain(as_json, host, words, [], drained=False, changed=cleared)

@@ -22,7 +22,7 @@ from reimzul.admin.output import (
     json_option,
     pass_settings,
     pluralize,
-    print_json,
+    print_result,
 )
 from reimzul.admin.stats import (
     ARCH_SAMPLE,
@@ -32,8 +32,10 @@ from reimzul.admin.stats import (
     DurationStats,
     Forecast,
     duration_stats,
+    duration_text,
     estimate_rest,
     estimate_start,
+    range_text,
 )
 from reimzul.core import control
 from reimzul.core.arch import read_arches
@@ -44,7 +46,7 @@ from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
-from reimzul.history.build_record import BuildState, RecordedAttempt
+from reimzul.history.build_record import RecordedAttempt
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
 
 #: Workers that are described one by one.
@@ -55,10 +57,8 @@ _MAX_BACKLOG = 20
 
 @attr.frozen(kw_only=True)
 class BuildFacts:
-    """What is known of one leg of a build, and of what it depends on."""
-
     now: float
-    leg: BuildRecord
+    leg: BuildRecord  #: that is explained
     job: str = UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
@@ -118,14 +118,11 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
             collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
     explained = [(facts, explain(facts)) for facts in collected]
-    if as_json:
-        print_json({"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]})
-        return
-    click.echo(f"build {build.build_id}: {build.main.srpm} for {build.main.target}")
+    lines = [f"build {build.build_id}: {build.main.srpm} for {build.main.target}"]
     for facts, each in explained:
-        click.echo(f"{facts.leg.arch}: {each.state}")
-        for sentence in each.sentences:
-            click.echo(f"  {sentence}")
+        lines += [f"{facts.leg.arch}: {each.state}", *(f"  {sentence}" for sentence in each.sentences)]
+    result = {"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]}
+    print_result(result, lines, as_json)
 
 
 def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
@@ -205,8 +202,13 @@ def _find_workers(settings: Settings, broker: Broker, tube: str, now: float) -> 
 
 
 def explain(facts: BuildFacts) -> Explanation:
-    by_status = {Status.QUEUED: _explain_queued, Status.BUILDING: _explain_building, Status.SUCCESS: _explain_built}
-    explanation = by_status.get(facts.leg.status, _explain_ended)(facts)
+    if facts.leg.is_queued:
+        explanation = _explain_queued(facts)
+    elif facts.leg.is_unfinished:
+        explanation = _explain_building(facts)
+    else:
+        describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
+        explanation = Explanation(state=facts.leg.state, sentences=[*describe(facts)])
     more = []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
@@ -228,17 +230,13 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
     leg = facts.leg
-    if facts.job == "buried":
-        text = (
-            f"Its job {leg.job} was refused and buried: `reimzul buried --tube {facts.tube.name}` shows why, "
-            f"`reimzul kick {leg.job}` requeues it."
-        )
-    else:
-        text = (
-            f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was deleted, or "
-            f"its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}"
-        )
-    return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), text])
+    texts = {
+        "buried": f"Its job {leg.job} was refused and buried: `reimzul buried --tube {facts.tube.name}` shows why, "
+        f"`reimzul kick {leg.job}` requeues it.",
+        GONE: f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was deleted, "
+        f"or its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}",
+    }
+    return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), texts[facts.job]])
 
 
 def _explain_taken(facts: BuildFacts) -> Explanation:
@@ -248,9 +246,11 @@ def _explain_taken(facts: BuildFacts) -> Explanation:
     if worker is not None and worker.heartbeat.build is not None:
         spent = worker.seconds_since(worker.heartbeat.build.started, facts.now)
         text = f"{_worker_label(worker, facts.workers or ())} {_activity(worker, facts)}."
-    end = estimate_rest(facts.duration, spent) if facts.duration else None
-    usual = [_end_text(facts, end)] if end else []
-    return Explanation(state="taken", sentences=[*_failed_attempts(facts), text, *usual], end=end)
+    sentences, takes, end = [*_failed_attempts(facts), text], facts.duration, None
+    if takes is not None:
+        end = estimate_rest(takes, spent)
+        sentences.append(_end_text(takes, end, facts.now))
+    return Explanation(state="taken", sentences=sentences, end=end)
 
 
 def _describe_place(facts: BuildFacts) -> Iterator[str]:
@@ -328,38 +328,24 @@ def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | No
     elif start.high < 1:
         yield "Expected start: at once."
     else:
-        yield f"Expected start: in {format_duration(start.likely)} ({_range_text(start.low, start.high)})."
-    if end is not None:
-        yield _end_text(facts, end)
+        yield f"Expected start: in {format_duration(start.likely)} ({range_text(start.low, start.high)})."
+    if facts.duration is not None and end is not None:
+        yield _end_text(facts.duration, end, facts.now)
     elif start is not None:
         yield "Its duration cannot be estimated: nothing was built on that arch before."
 
 
-def _end_text(facts: BuildFacts, end: Forecast) -> str:
-    expected = f"{format_time(facts.now + end.likely)}, in {format_duration(end.likely)}"
-    return f"{_typical_duration_text(facts.duration)} Expected end: {expected}."
-
-
-def _typical_duration_text(takes: DurationStats | None) -> str:
-    if takes is None:
-        return ""
-    how = f"median of {pluralize(takes.count, 'build')}, {_range_text(takes.low, takes.high)}"
-    subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
-    return f"{subject} {format_duration(takes.median)} ({how})."
-
-
-def _range_text(low: float, high: float) -> str:
-    return f"80 %: {' to '.join(dict.fromkeys(map(format_duration, (low, high))))}"
+def _end_text(takes: DurationStats, end: Forecast, now: float) -> str:
+    return f"{duration_text(takes)} Expected end: {format_time(now + end.likely)}, in {format_duration(end.likely)}."
 
 
 def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
     """Describe the attempts before this one; the last attempt of a rejected leg is described with its result."""
     known = list(enumerate(facts.leg.attempts, 1))
+    texts = {Status.UNFIT: "failed on", Status.REJECTED: "was rejected, built on"}  # the store rejects, not the builder
     for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
-        if attempt.status == Status.UNFIT:
-            yield f"Attempt {number} failed on {_attempt_end(attempt, facts.now)}"
-        if attempt.status == Status.REJECTED:  # by the store: it is not the builder's fault
-            yield f"Attempt {number} was rejected, built on {_attempt_end(attempt, facts.now)}"
+        if attempt.status in texts:
+            yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts.now)}"
     retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
     if retried:
         number, last = retried[-1]
@@ -399,7 +385,7 @@ def _explain_building(facts: BuildFacts) -> Explanation:
     end = estimate_rest(takes, spent)
     left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
     left = "It has taken longer than 90 % of them." if spent >= takes.high else left
-    return Explanation(state="building", sentences=[*sentences, f"{_typical_duration_text(takes)} {left}"], end=end)
+    return Explanation(state="building", sentences=[*sentences, f"{duration_text(takes)} {left}"], end=end)
 
 
 def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:
@@ -416,18 +402,17 @@ def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterato
         yield f"It has been in phase {build.phase} for {format_duration(worker.seconds_since(build.since, facts.now))}."
 
 
-def _explain_built(facts: BuildFacts) -> Explanation:
+def _describe_success(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     if leg.published:
-        sentences = [f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"]
+        yield f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"
         unsigned = facts.tosign.ready + facts.tosign.reserved
         if unsigned:
-            sentences.append(f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing.")
+            yield f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing."
     elif leg.scratch:
-        sentences = [f"It was built; scratch builds are not published. Its files: {leg.url}"]
+        yield f"It was built; scratch builds are not published. Its files: {leg.url}"
     else:
-        sentences = list(_unpublished_text(facts))
-    return Explanation(state=leg.state, sentences=sentences)
+        yield from _unpublished_text(facts)
 
 
 def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
@@ -451,24 +436,23 @@ def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
         yield f"{pluralize(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
 
 
-def _explain_ended(facts: BuildFacts) -> Explanation:
+def _describe_end(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
-    sentences = [*_failed_attempts(facts)]
+    yield from _failed_attempts(facts)
     if leg.status == Status.OVERRIDE:
-        sentences.append(f"Somebody has set its status to Override: {leg.comment or '-'}")
-        return Explanation(state=BuildState.OVERRIDE, sentences=sentences)
+        yield f"Somebody has set its status to Override: {leg.comment or '-'}"
+        return
     is_rejected = leg.status == Status.REJECTED  # by the store: it is not the builder's fault
     where = f" on {leg.builder_fqdn}" if leg.builder_fqdn and not is_rejected else ""
     ended = f" {format_time(leg.finished)}" if leg.finished else ""
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
-    sentences.append(f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}.")
+    yield f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}."
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
-        sentences.append(f"The first error: {leg.error_line or first_line}")
+        yield f"The first error: {leg.error_line or first_line}"
     if leg.url:
-        sentences.append(f"Its logs: {leg.url}")
-    sentences.append(f"To build it again: reimzul retry {leg.build_id[:8]}")
-    return Explanation(state=leg.state, sentences=sentences)
+        yield f"Its logs: {leg.url}"
+    yield f"To build it again: reimzul retry {leg.build_id[:8]}"
 
 
 # --- forecasts
@@ -489,7 +473,6 @@ def estimate_start_and_end(facts: BuildFacts) -> tuple[Forecast | None, Forecast
 
 
 def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> Forecast | None:
-    """Return how long a worker is still busy; None if unknown."""
     build = worker.heartbeat.build
     if build is None:
         return IDLE

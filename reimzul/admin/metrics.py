@@ -82,7 +82,7 @@ class MetricsInput:
 
 
 def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
-    """Return the figures, and why parts of them are missing."""
+    """Return the figures, and the faults of the parts that did not answer."""
     found, faults = MetricsInput(now=time.time()), []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, TypeVar
@@ -27,7 +27,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _COLUMN_GAP = "  "
 #: No column is made narrower than this many characters.
 _MIN_COLUMN_WIDTH = 6
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -49,25 +48,19 @@ now_option = click.option("--now", is_flag=True, help="Queue before all other jo
 
 
 def json_option(output: str) -> Callable[[F], F]:
-    """The option `--json`; `output` is what it prints."""
     return click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {output}. See docs/json.md.")
 
 
 class NoTerminal(ReimzulError):
-    """A command has to ask for confirmation, and there is no terminal."""
-
     exit_code = EXIT_USAGE
 
 
-def confirm(question: str, yes: bool) -> bool:
-    """Return True where a person confirms, now or by --yes. Raises `ReimzulError` where the answer is no."""
-    if yes:
-        return True
-    if not sys.stdin.isatty():
+def confirm(question: str, yes: bool) -> None:
+    """Ask a person, unless --yes was given. Raises `NoTerminal`, and `ReimzulError` where the answer is no."""
+    if not yes and not sys.stdin.isatty():
         raise NoTerminal(f"there is no terminal to ask for confirmation on: give --yes ({question})")
-    if not click.confirm(question, err=True):
+    if not yes and not click.confirm(question, err=True):
         raise ReimzulError("nothing was done")
-    return True
 
 
 def parse_duration_option(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
@@ -122,6 +115,15 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, sort_keys=True))
 
 
+def print_result(value: Any, lines: Iterable[str], as_json: bool) -> None:
+    """Print what a command has done or found, as JSON or as lines for a person."""
+    if as_json:
+        print_json(value)
+    else:
+        for line in lines:
+            click.echo(line)
+
+
 def fit_columns(rows: Sequence[Sequence[str]], width: int, needed: int) -> Iterator[str]:
     """Align rows in columns; while the needed columns are wider than `width`, shorten the widest of them."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
@@ -151,14 +153,13 @@ def format_duration(seconds: float) -> str:
     seconds = max(0.0, seconds)
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < _MINUTE:
+    minutes, whole = divmod(round(seconds), 60)
+    if not minutes:
         return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {whole:02} s"
+    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def format_skew(seconds: float) -> str:
@@ -167,7 +168,6 @@ def format_skew(seconds: float) -> str:
 
 
 def format_size(count: float) -> str:
-    """Format a number of bytes in the largest unit that fits."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -57,7 +57,6 @@ def command(settings: Settings, as_json: bool) -> int:
 
 
 def is_unwatched(tube: TubeStats) -> bool:
-    """Whether a tube has jobs, and nobody to take them."""
     return bool(tube.ready + tube.delayed) and not tube.watchers and not is_control_tube(tube.name)
 
 

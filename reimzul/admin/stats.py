@@ -25,6 +25,7 @@ from reimzul.admin.output import (
     json_option,
     parse_since_option,
     pass_settings,
+    pluralize,
     print_json,
     print_table,
 )
@@ -168,6 +169,16 @@ def estimate_rest(takes: DurationStats, spent: float) -> Forecast:
         return Forecast(low=0.0, likely=spent / 2, high=spent * 2)
     low, likely, high = (max(0.0, each - spent) for each in (takes.low, takes.median, takes.high))
     return Forecast(low=low, likely=likely, high=high)
+
+
+def duration_text(takes: DurationStats) -> str:
+    how = f"median of {pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
+    subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
+    return f"{subject} {format_duration(takes.median)} ({how})."
+
+
+def range_text(low: float, high: float) -> str:
+    return f"80 %: {' to '.join(dict.fromkeys(map(format_duration, (low, high))))}"
 
 
 # --- figures of many builds

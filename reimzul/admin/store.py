@@ -11,7 +11,7 @@ import pwd
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from reimzul.admin.output import (
     pass_settings,
     pluralize,
     print_json,
+    print_result,
     print_table,
     yes_option,
 )
@@ -139,9 +140,10 @@ def prune_builds(
     rules = _rules_by_target(list_targets(store.repo), wanted, given, settings, unsigned)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
-    if dry_run or not _confirm_pruning(planned, yes):
+    if dry_run:
         _print_pruned(planned, as_json, dry_run=True)
         return 0
+    _confirm_pruning(planned, yes)
     done, code = [], 0
     for target, rule in rules.items():
         try:
@@ -171,10 +173,14 @@ def _rules_by_target(
     return found
 
 
-def _confirm_pruning(planned: Sequence[PruneResult], yes: bool) -> bool:
+def _confirm_pruning(planned: Sequence[PruneResult], yes: bool) -> None:
     dropped = [each for target in planned for each in target.dropped]
-    size = format_size(sum(each.bytes for each in dropped))
-    return not dropped or confirm(f"Drop {pluralize(len(dropped), 'build')}, {size}?", yes)
+    if dropped:
+        confirm(f"Drop {pluralize(len(dropped), 'build')}, {_total_size(dropped)}?", yes)
+
+
+def _total_size(builds: Iterable[BuildDetails]) -> str:
+    return format_size(sum(each.bytes for each in builds))
 
 
 def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> None:
@@ -188,8 +194,7 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
         rows = [_prune_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])]
         print_table(_PRUNE_HEADS, rows, needed=_PRUNE_COLUMNS)
     verb = "would be dropped" if dry_run else "dropped"
-    size = format_size(sum(each.bytes for each in dropped))
-    click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {size}", err=not terminal)
+    click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():
         click.echo(f"{count} more would be dropped, but: {reason}", err=not terminal)
 
@@ -201,11 +206,8 @@ def _prune_row(old: BuildDetails, terminal: bool) -> list[str]:
 
 
 def _pruned_to_dict(target: PruneResult) -> dict[str, Any]:
-    return {
-        "target": target.target,
-        "dropped": [each.to_json() for each in target.dropped],
-        "held": [{**each.to_json(), "why": each.held} for each in target.held],
-    }
+    held = [{**each.to_json(), "why": each.held} for each in target.held]
+    return {"target": target.target, "dropped": [each.to_json() for each in target.dropped], "held": held}
 
 
 # --- scratch
@@ -271,14 +273,12 @@ def remove_scratch(
         found = _select_scratch(found, given)
     elif older is not None:
         found = [each for each in found if each.submitted_at < time.time() - older]
-    size = format_size(sum(each.bytes for each in found))
-    if found and confirm(f"Remove {pluralize(len(found), 'scratch build')}, {size}?", yes):
-        for each in found:
-            drop_build(store, each.leg, each.summary)
-    if as_json:
-        print_json([each.to_json() for each in found])
-    else:
-        click.echo(f"{pluralize(len(found), 'scratch build')} removed, {size}")
+    what, size = pluralize(len(found), "scratch build"), _total_size(found)
+    if found:
+        confirm(f"Remove {what}, {size}?", yes)
+    for each in found:
+        drop_build(store, each.leg, each.summary)
+    print_result([each.to_json() for each in found], [f"{what} removed, {size}"], as_json)
 
 
 def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:
@@ -369,13 +369,11 @@ def _change_metadata(
     store = open_store_as_owner(settings)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
-    if as_json:
-        print_json({"target": target, "added": addition.record.type if addition else None, "removed": removed})
-        return
-    if addition:
-        click.echo(f"{target} has {added} as {addition.record.type} now, and keeps it")
+    result = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
+    lines = [f"{target} has {added} as {addition.record.type} now, and keeps it"] if addition else []
     if removed:
-        click.echo(f"{target} has no {removed} any more")
+        lines.append(f"{target} has no {removed} any more")
+    print_result(result, lines, as_json)
 
 
 def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
@@ -384,10 +382,8 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         job = broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW if now else PRIORITY)
         watchers = broker.tube_stats(CREATEREPO.name).watchers
-    if as_json:
-        print_json({"target": target, "job": job, "watchers": watchers})
-    else:
-        click.echo(f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}")
+    result = {"target": target, "job": job, "watchers": watchers}
+    print_result(result, [f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}"], as_json)
     if not watchers:
         print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
 

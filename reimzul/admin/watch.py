@@ -27,7 +27,7 @@ from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History, HistoryUnavailable, NoHistory
+from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkersUnavailable
 
@@ -38,8 +38,6 @@ _POSITIONS_SECONDS = 5.0
 _SETTLE_SECONDS = 3.0
 #: Seconds that a build is shown after its end where all builds are followed.
 _SHOWN_AFTER_END_SECONDS = 60.0
-#: How many legs of one build are read.
-_MAX_LEGS = 50
 
 #: States of a leg that goes on, in this order; then it gets one of those that are final.
 NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
@@ -125,26 +123,26 @@ class BuildWatcher:
             builds = self._read_builds(history)
             self._update_positions(history, builds)
             current, now = self._read_current_builds(), time.time()
-            rows = {build.build_id: self._make_rows(history, build, current, now) for build in builds}
+            rows = {
+                build.build_id: [self._make_row(history, leg, current, now) for leg in build.legs] for build in builds
+            }
         missing = [make_unrecorded_row(each) for each in self._build_ids if each not in rows]
         is_over = not missing and bool(self._build_ids) and all(self._is_over(b, rows[b.build_id]) for b in builds)
         return [*missing, *itertools.chain.from_iterable(rows.values())], is_over
 
     def _read_builds(self, history: History) -> list[BuildLegs]:
         if self._build_ids:
-            return _read_by_ids(history, self._build_ids)
+            return lookup.find_recorded_builds(history, self._build_ids)
         running = sorted(lookup.group_by_build(history.find_unfinished()), key=_running_first)
         now, ids = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
         self._ended.update({each: now for each in self._running - ids})
         self._running = ids
-        return [*running, *_read_by_ids(history, self._ended)]
+        return [*running, *lookup.find_recorded_builds(history, self._ended)]
 
-    def _make_rows(
-        self, history: History, build: BuildLegs, current: Mapping[str, CurrentBuild], now: float
-    ) -> list[LegRow]:
-        position, mine = self._positions.get(build.build_id), current.get(build.build_id)
-        return [make_row(leg, now, position, mine, self._usual_duration(history, leg)) for leg in build.legs]
+    def _make_row(self, history: History, leg: BuildRecord, current: Mapping[str, CurrentBuild], now: float) -> LegRow:
+        position, usual = self._positions.get(leg.build_id), self._usual_duration(history, leg)
+        return make_row(leg, now, position, current.get(leg.build_id), usual)
 
     def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
         key = (leg.pkgname, leg.arch)
@@ -191,11 +189,6 @@ class BuildWatcher:
         return ""
 
 
-def _read_by_ids(history: History, build_ids: Iterable[str]) -> list[BuildLegs]:
-    legs = [leg for each in build_ids for leg in history.find_builds(BuildFilter(build_id=each), _MAX_LEGS)]
-    return lookup.group_by_build(legs)
-
-
 def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     """How many builds are before each waiting one in its own tube."""
     tubes: defaultdict[str, dict[int, BuildRecord]] = defaultdict(dict)
@@ -215,29 +208,27 @@ def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
 
 @attr.frozen(kw_only=True)
 class LegRow:
-    build_id: str
-    srpm: str
-    arch: str
-    target: str
+    leg: BuildRecord
     state: str  #: one of the states above; else failed, rejected, cancelled, override
     words: str  #: the state for a person: position, phase, reason
+    phase: str = ""  #: that its worker reports
     elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
     usual: Optional[float] = None  #: seconds such a build takes
-    builder: str = ""
-    url: str = ""
-    changed: tuple[str, ...] = ()  #: the values whose change is worth a new line
 
     @property
     def is_over(self) -> bool:
         return self.state not in (NOT_RECORDED, WAITING, BUILDING, BUILT)
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The values whose change is worth a new line."""
+        return (self.state, self.leg.attempt, self.phase)
+
 
 def make_unrecorded_row(build_id: str) -> LegRow:
     """A build that was just submitted and is not in the history yet."""
-    words = "submitted; not recorded by the notifier yet"
-    return LegRow(
-        build_id=build_id, srpm="-", arch="-", target="-", state=NOT_RECORDED, words=words, changed=(NOT_RECORDED,)
-    )
+    leg = BuildRecord(build_id=build_id, srpm="-", arch="-", target="-")
+    return LegRow(leg=leg, state=NOT_RECORDED, words="submitted; not recorded by the notifier yet")
 
 
 def make_row(
@@ -246,18 +237,9 @@ def make_row(
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
     phase = current.phase if current is not None and current.arch == leg.arch else ""
     state, words = _describe_state(leg, ahead, phase)
+    median = usual.median if usual and state in (WAITING, BUILDING) else None
     return LegRow(
-        build_id=leg.build_id,
-        srpm=leg.srpm,
-        arch=leg.arch,
-        target=leg.target,
-        state=state,
-        words=words,
-        elapsed=_elapsed_seconds(leg, state, now),
-        usual=usual.median if usual and state in (WAITING, BUILDING) else None,
-        builder=leg.builder_fqdn,
-        url=leg.url,
-        changed=(state, leg.attempt, phase),
+        leg=leg, state=state, words=words, phase=phase, elapsed=_elapsed_seconds(leg, state, now), usual=median
     )
 
 
@@ -295,7 +277,7 @@ def is_build_over(build: BuildLegs, rows: Sequence[LegRow], known: Arches, *, go
     """Whether a build is over; `gone`: its job is deleted, so no further leg is begun."""
     if not all(each.is_over for each in rows):
         return False
-    return gone or expected_arches(build, known) <= {each.arch for each in rows}
+    return gone or expected_arches(build, known) <= {each.leg.arch for each in rows}
 
 
 def rows_exit_code(rows: Sequence[LegRow]) -> int:
@@ -303,33 +285,37 @@ def rows_exit_code(rows: Sequence[LegRow]) -> int:
 
 
 def row_cells(row: LegRow) -> list[str]:
+    leg = row.leg
     elapsed, usually = ("-" if each is None else format_duration(each) for each in (row.elapsed, row.usual))
-    return [row.build_id[:8], row.srpm, row.arch, row.words, elapsed, usually, row.builder or "-", row.target]
+    return [leg.build_id[:8], leg.srpm, leg.arch, row.words, elapsed, usually, leg.builder_fqdn or "-", leg.target]
 
 
-def row_to_dict(row: LegRow, at: float) -> Mapping[str, Any]:
-    values = attr.asdict(row, filter=lambda field, _: field.name != "changed")
-    return {**values, "at": round(at, 3), "over": row.is_over}
+def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
+    leg = row.leg
+    return {
+        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url")},
+        **{name: getattr(row, name) for name in ("state", "words", "elapsed", "usual")},
+        "builder": leg.builder_fqdn,
+        "at": round(at, 3),
+        "over": row.is_over,
+    }
 
 
 # --- screens
 
 
 class TableScreen:
-    """A table on a terminal, redrawn in its place."""
+    """A table on a terminal, redrawn in its place; the note below it is about all rows."""
 
     def __init__(self) -> None:
         self._drawn_lines = 0
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
-        """Show the rows as they are now; `note` is about all of them."""
         size = shutil.get_terminal_size((100, 24))
         room = max(1, size.lines - 3)
         # legs that are over make room first, and of them those that succeeded; the order stays
-        ranked = sorted(
-            range(len(rows)), key=lambda number: (rows[number].is_over, rows[number].state in SUCCESS_STATES)
-        )
-        shown = [rows[number] for number in sorted(ranked[:room])]
+        ranked = sorted(enumerate(rows), key=lambda each: (each[1].is_over, each[1].state in SUCCESS_STATES))
+        shown = [row for _, row in sorted(ranked[:room], key=lambda each: each[0])]
         lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, _NEEDED_COLUMNS))
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
@@ -353,7 +339,7 @@ class LineScreen:
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         now = time.time()
         for each in rows:
-            key = (each.build_id, each.arch)
+            key = (each.leg.build_id, each.leg.arch)
             if self._printed.get(key) != each.changed:
                 self._printed[key] = each.changed
                 self._print_row(each, now)
@@ -365,6 +351,6 @@ class LineScreen:
         if self._as_json:
             click.echo(json.dumps(row_to_dict(row, now), sort_keys=True))
         else:
-            url = [row.url] if row.is_over and row.url else []
+            url = [row.leg.url] if row.is_over and row.leg.url else []
             click.echo("\t".join([format_time(now), *row_cells(row), *url]))
         sys.stdout.flush()
