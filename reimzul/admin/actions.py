@@ -130,16 +130,17 @@ def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -
         broker.delete(found.job)
     except ReservationLost:  # just taken, by a worker that checks the flag before it starts
         return None
-    for leg in build.legs:
-        if leg.is_unfinished:
-            broker.announce(cancelled_event(leg, flag.cancel_text))
+    announce_cancelled(broker, build, flag.cancel_text)
     return CancelResult(build_id=build.build_id, outcome="cancelled", words="cancelled; it had not begun")
 
 
-def cancelled_event(leg: BuildRecord, reason: str) -> BuildEvent:
+def announce_cancelled(broker: Broker, build: BuildLegs, reason: str) -> None:
+    """Announce the legs of a build that are not over as cancelled."""
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
-    known = {name: getattr(leg, name) for name in names if getattr(leg, name)}
-    return BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known)
+    for leg in build.legs:
+        if leg.is_unfinished:
+            known = {name: getattr(leg, name) for name in names if getattr(leg, name)}
+            broker.announce(BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known))
 
 
 def _finished_result(build: BuildLegs) -> CancelResult | None:
@@ -174,7 +175,7 @@ def _wait_for_end(
 def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
     host = build.main.builder_fqdn or "its worker"
     words = f"flagged; {host} has not ended it yet, and does so when it sees the flag"
-    if build.main.status == Status.QUEUED and lookup.job_state(broker, build.main) == GONE:
+    if build.main.is_queued and lookup.job_state(broker, build.main) == GONE:
         words = "flagged; its job is gone, and its outcome has not been announced yet"
     return CancelResult(build_id=build.build_id, outcome="told", words=words)
 

@@ -79,17 +79,7 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
             flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
-    shared, now = shared_names(seen), time.time()
-    views = [
-        _WorkerView(
-            seen=each,
-            now=now,
-            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
-            flag=flags.get(each.heartbeat.host),
-            name_shared=shared.get(each.heartbeat.host, ""),
-        )
-        for each in seen
-    ]
+    views = _view_workers(seen, attempts, flags)
     if as_json:
         print_json([view.to_dict() for view in views])
     elif views:
@@ -105,6 +95,22 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
     tubes = set(broker.list_tubes())
     found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
+
+
+def _view_workers(
+    workers: Sequence[WorkerRecord], attempts: Mapping[str, AttemptCounts], flags: Mapping[str, control.ControlFlag]
+) -> list[_WorkerView]:
+    shared, now = shared_names(workers), time.time()
+    return [
+        _WorkerView(
+            seen=each,
+            now=now,
+            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
+            flag=flags.get(each.heartbeat.host),
+            name_shared=shared.get(each.heartbeat.host, ""),
+        )
+        for each in workers
+    ]
 
 
 @attr.frozen(kw_only=True)

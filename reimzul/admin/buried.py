@@ -23,7 +23,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.actions import cancelled_event
+from reimzul.admin.actions import announce_cancelled
 from reimzul.admin.output import (
     F,
     NoTerminal,
@@ -187,7 +187,7 @@ def _selection_options(function: F) -> F:
 @click.command("kick", epilog=EXIT_CODES)
 @_selection_options
 @pass_settings
-def kick(**given: Any) -> int:
+def kick(settings: Settings, **given: Any) -> int:
     """Put buried jobs back into their tubes, to be tried again; `reimzul buried` lists them with their reasons.
 
     Asks for confirmation. Delayed jobs are left alone.
@@ -198,13 +198,13 @@ def kick(**given: Any) -> int:
       reimzul kick --tube createrepo
       reimzul kick --all --yes
     """
-    return _run_action(JobAction(verb="Put back", past="put back", act=_kick_job), **given)
+    return _run_action(JobAction(verb="Put back", past="put back", act=_kick_job), settings, **given)
 
 
 @click.command("discard", epilog=EXIT_CODES)
 @_selection_options
 @pass_settings
-def discard(**given: Any) -> int:
+def discard(settings: Settings, **given: Any) -> int:
     """Delete buried jobs for good; `reimzul buried` lists them with their reasons.
 
     Asks for confirmation. A build whose request is deleted is never built, and is announced as cancelled: submit it
@@ -216,7 +216,7 @@ def discard(**given: Any) -> int:
       reimzul discard --tube x86_64
       reimzul discard --all --yes
     """
-    return _run_action(JobAction(verb="Delete", past="deleted", act=_discard_job), **given)
+    return _run_action(JobAction(verb="Delete", past="deleted", act=_discard_job), settings, **given)
 
 
 def _kick_job(broker: Broker, settings: Settings, tube: str, job: int) -> None:
@@ -240,11 +240,8 @@ def _announce_discarded(broker: Broker, settings: Settings, request: BuildReques
     with lookup.reading_history(settings.history.url) as history:
         found = lookup.find_recorded_builds(history, [request.build_id] if request.build_id else [])
     for build in found:
-        if lookup.find_job(broker, build.main) is not None:  # the request was queued again; only a copy was deleted
-            continue
-        for leg in build.legs:
-            if leg.is_unfinished:
-                broker.announce(cancelled_event(leg, f"discarded by {current_user()}"))
+        if lookup.find_job(broker, build.main) is None:  # else the request was queued again; only a copy was deleted
+            announce_cancelled(broker, build, f"discarded by {current_user()}")
 
 
 def _run_action(

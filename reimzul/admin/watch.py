@@ -220,7 +220,7 @@ class LegRow:
         return self.state not in (NOT_RECORDED, WAITING, BUILDING, BUILT)
 
     @property
-    def changed(self) -> tuple[str, ...]:
+    def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line."""
         return (self.state, self.leg.attempt, self.phase)
 
@@ -340,8 +340,8 @@ class LineScreen:
         now = time.time()
         for each in rows:
             key = (each.leg.build_id, each.leg.arch)
-            if self._printed.get(key) != each.changed:
-                self._printed[key] = each.changed
+            if self._printed.get(key) != each.line_key:
+                self._printed[key] = each.line_key
                 self._print_row(each, now)
         if note and note != self._note:
             click.echo(note, err=True)
