@@ -15,19 +15,7 @@ from typing import Any, Optional
 import attr
 import click
 
-from reimzul.admin import lookup
-from reimzul.admin.output import (
-    format_duration,
-    format_size,
-    format_skew,
-    format_time,
-    json_option,
-    parse_since_option,
-    pass_settings,
-    print_json,
-    print_result,
-    print_table,
-)
+from reimzul.admin import lookup, output
 from reimzul.admin.stats import AttemptCounts, compute_stats_since
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
@@ -44,17 +32,9 @@ _NEEDED_COLUMNS = 5
 
 
 @click.command("builders", epilog=EXIT_CODES)
-@click.option(
-    "--since",
-    "begin",
-    callback=parse_since_option,
-    default="7d",
-    show_default=True,
-    metavar="WHEN",
-    help="Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.",
-)
-@json_option("a list of workers")
-@pass_settings
+@output.since_option("Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.")
+@output.json_option("a list of workers")
+@output.pass_settings
 def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
@@ -81,9 +61,9 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
     views = _view_workers(seen, attempts, flags)
     if as_json:
-        print_json([view.to_dict() for view in views])
+        output.print_json([view.to_dict() for view in views])
     elif views:
-        print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
+        output.print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
     else:
         click.echo("no worker has been heard of", err=True)
     if fault:
@@ -127,13 +107,13 @@ class _WorkerView:
             heartbeat.host,
             heartbeat.instance,
             self.seen.state_at(self.now),
-            format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
+            output.format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
             self._format_last_result(),
             f"{self.counts.faults} of {self.counts.attempts}",
-            format_size(heartbeat.free_mib * 1024**2),
+            output.format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
-            f"{format_duration(self.now - self.seen.last_seen)} ago",
+            f"{output.format_duration(self.now - self.seen.last_seen)} ago",
             heartbeat.version or "-",
         ]
 
@@ -144,13 +124,13 @@ class _WorkerView:
             f"{build.srpm} for {build.target}{phase}" if build else "",
             self.flag.drain_text if self.flag else self.seen.heartbeat.why,
             self.name_shared,
-            f"its clock is {format_skew(self.seen.skew)}" if self.seen.skew else "",
+            f"its clock is {output.format_skew(self.seen.skew)}" if self.seen.skew else "",
         ]
         return "; ".join(filter(None, parts)) or "-"
 
     def _format_last_result(self) -> str:
         last, srpm = self.counts.last, self.counts.last_srpm
-        return f"{last.status} {srpm}, {format_duration(self.now - last.ended_at)} ago" if last else "-"
+        return f"{last.status} {srpm}, {output.format_duration(self.now - last.ended_at)} ago" if last else "-"
 
     def to_dict(self) -> dict[str, Any]:
         flag, counts, last = self.flag, self.counts, None
@@ -177,7 +157,7 @@ def _print_drain(
 ) -> None:
     """Print the state of a builder after `drain` or `resume`; `building`: source rpms that its workers still finish."""
     result = {"builder": builder, "drained": drained, "changed": changed, "words": words, "building": building}
-    print_result(result, [f"{builder}: {words}", *(f"  it finishes {srpm} first" for srpm in building)], as_json)
+    output.print_result(result, [f"{builder}: {words}", *(f"  it finishes {srpm} first" for srpm in building)], as_json)
 
 
 def _complete_builder(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -219,8 +199,8 @@ def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[
 @_builder_argument
 @click.option("--why", default="", metavar="TEXT", help="The reason, shown by `reimzul builders`.")
 @click.option("--force", is_flag=True, help="Also drain a builder that has never been heard of.")
-@json_option("an object")
-@pass_settings
+@output.json_option("an object")
+@output.pass_settings
 def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -> None:
     """Let a builder finish its builds and take no more jobs, until `reimzul resume`.
 
@@ -236,7 +216,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
-    since = f"already takes no jobs, since {format_time(before.at)}" if before else "takes no more jobs"
+    since = f"already takes no jobs, since {output.format_time(before.at)}" if before else "takes no more jobs"
     words = f"{since}: {flag.drain_text}"
     _print_drain(as_json, host, words, building, drained=True, changed=before is None)
 
@@ -259,8 +239,8 @@ def set_drain_flag(
 
 @click.command("resume", epilog=EXIT_CODES)
 @_builder_argument
-@json_option("an object")
-@pass_settings
+@output.json_option("an object")
+@output.pass_settings
 def resume(settings: Settings, name: str, as_json: bool) -> None:
     """Let a drained or quarantined builder take jobs again.
 

@@ -85,6 +85,12 @@ def parse_since_option(_: click.Context, __: click.Parameter, value: str) -> flo
     raise click.BadParameter(f"{validators.quoted(value)} is neither a duration, as 12h or 7d, nor a date (2026-11-22)")
 
 
+def since_option(text: str) -> Callable[[F], F]:
+    return click.option(
+        "--since", "begin", callback=parse_since_option, default="7d", show_default=True, metavar="WHEN", help=text
+    )
+
+
 def build_timestamp(at: float) -> str:
     """Format seconds since 1970 as the timestamp of a build.
 

@@ -17,18 +17,7 @@ from typing import Any, Optional
 import attr
 import click
 
-from reimzul.admin import lookup
-from reimzul.admin.output import (
-    build_timestamp,
-    format_duration,
-    format_time,
-    json_option,
-    parse_since_option,
-    pass_settings,
-    pluralize,
-    print_json,
-    print_table,
-)
+from reimzul.admin import lookup, output
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
@@ -43,20 +32,12 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 
 
 @click.command("stats", epilog=EXIT_CODES)
-@click.option(
-    "--since",
-    "begin",
-    callback=parse_since_option,
-    default="7d",
-    show_default=True,
-    metavar="WHEN",
-    help="Of builds submitted since: 12h, 7d, 2026-11-22.",
-)
+@output.since_option("Of builds submitted since: 12h, 7d, 2026-11-22.")
 @click.option("--target", metavar="TARGET", help="With its arch, as c7.1708.u.x86_64.")
 @click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
-@json_option("an object, with all packages")
-@pass_settings
+@output.json_option("an object, with all packages")
+@output.pass_settings
 def command(settings: Settings, begin: float, target: str | None, top: int, as_json: bool) -> None:
     """Count builds and their results by arch, package and builder, with how long they waited and took.
 
@@ -72,15 +53,15 @@ def command(settings: Settings, begin: float, target: str | None, top: int, as_j
     with lookup.reading_history(settings.history.url) as history:
         stats = compute_stats_since(history, begin, target)
     if as_json:
-        print_json(to_dict(stats, begin))
+        output.print_json(to_dict(stats, begin))
         return
     is_terminal = sys.stdout.isatty()
     if is_terminal:
-        click.echo(f"since {format_time(begin)}")
+        click.echo(f"since {output.format_time(begin)}")
     for name, heads, rows in _tables(stats, top):
         if is_terminal:
             click.echo()
-        print_table(heads, rows if is_terminal else [[name, *row] for row in rows])
+        output.print_table(heads, rows if is_terminal else [[name, *row] for row in rows])
 
 
 # --- durations: of earlier successful builds; for a package never built on an arch, of that arch's other packages
@@ -172,13 +153,13 @@ def estimate_rest(takes: DurationStats, spent: float) -> Forecast:
 
 
 def duration_text(takes: DurationStats) -> str:
-    how = f"median of {pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
+    how = f"median of {output.pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
     subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
-    return f"{subject} {format_duration(takes.median)} ({how})."
+    return f"{subject} {output.format_duration(takes.median)} ({how})."
 
 
 def range_text(low: float, high: float) -> str:
-    return f"80 %: {' to '.join(dict.fromkeys(map(format_duration, (low, high))))}"
+    return f"80 %: {' to '.join(dict.fromkeys(map(output.format_duration, (low, high))))}"
 
 
 # --- figures of many builds
@@ -262,7 +243,7 @@ class BuildStats:
 
 def compute_stats_since(history: History, begin: float, target: str | None = None) -> BuildStats:
     """Compute the figures of the builds that were submitted since a time, in seconds since 1970."""
-    return compute_stats(history.iterate_builds(BuildFilter(since=build_timestamp(begin), target=target)))
+    return compute_stats(history.iterate_builds(BuildFilter(since=output.build_timestamp(begin), target=target)))
 
 
 def compute_stats(records: Iterable[BuildRecord]) -> BuildStats:
@@ -326,6 +307,6 @@ def _tables(stats: BuildStats, top: int) -> Iterator[tuple[str, Sequence[str], l
 def _cells(group: StatsGroup) -> list[str]:
     waited, took = time_stats(group.waits), time_stats(group.builds)
     counts = [str(sum(group.results.values())), str(group.failure_count)]
-    wait = [format_duration(waited.median), format_duration(waited.p95)] if waited else ["-", "-"]
-    build = [format_duration(each) for each in (took.median, took.p95, took.total)] if took else ["-", "-", "-"]
+    wait = [output.format_duration(waited.median), output.format_duration(waited.p95)] if waited else ["-", "-"]
+    build = [output.format_duration(each) for each in (took.median, took.p95, took.total)] if took else ["-", "-", "-"]
     return [*counts, *wait, *build]
