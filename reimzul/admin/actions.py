@@ -22,7 +22,6 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.builds import fetch_manifest
 from reimzul.admin.lookup import GONE, BuildLegs
 from reimzul.admin.output import confirm, json_option, pass_settings, print_json, print_result
 from reimzul.core import control, validators
@@ -30,7 +29,6 @@ from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, InvalidMessage, ReimzulError, ReservationLost
-from reimzul.core.manifest import sha256_of
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
@@ -369,6 +367,8 @@ def _failed_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ..
 
 def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None) -> str:
     """The sha256 of the source rpm. Raises `InputError` where it is not the file that was built before."""
+    from reimzul.core.manifest import sha256_of  # `reimzul cancel` starts sooner without
+
     path = incoming / build.main.srpm
     try:
         sha256 = sha256_of(path)
@@ -384,7 +384,8 @@ def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None)
 
 def _read_request(build: BuildLegs, urls: StoreUrls) -> BuildRequest | None:
     """The build's request as a leg's manifest in the store has it; None where no leg got there or the store is down."""
-    from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound  # `reimzul cancel` needs no HTTP
+    from reimzul.admin.builds import fetch_manifest  # `reimzul cancel` starts sooner without
+    from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 
     with HttpSession(timeout=5) as session:
         for leg in build.legs:

@@ -133,11 +133,9 @@ def group_by_build(records: Iterable[BuildRecord]) -> list[BuildLegs]:
     for record in records:
         if record.build_id:
             legs[record.build_id].append(record)
-    return [BuildLegs(sorted(each, key=_main_first)) for each in legs.values()]
-
-
-def _main_first(record: BuildRecord) -> tuple[bool, str]:
-    return not (record.queued_at or record.target.endswith(f".{record.arch}")), record.arch
+    for each in legs.values():
+        each.sort(key=lambda record: (not (record.queued_at or record.target.endswith(f".{record.arch}")), record.arch))
+    return list(map(BuildLegs, legs.values()))
 
 
 def build_ids_argument(required: bool = True, many: bool = True) -> Callable[[Any], Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,6 +107,8 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, needed: 
     On a narrow terminal, columns are left out from the right, but never the first `needed` ones.
     """
     if sys.stdout.isatty():
+        import shutil  # it imports all compressors, which no pipe needs
+
         width = shutil.get_terminal_size((100, 24)).columns
         lines = fit_columns([list(heads), *rows], width, needed or len(heads))
         click.secho(next(lines), bold=True)

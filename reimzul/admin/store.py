@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attr
 import click
@@ -185,7 +184,16 @@ def _total_size(builds: Iterable[BuildDetails]) -> str:
 
 def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> None:
     if as_json:
-        print_json([_pruned_to_dict(each) for each in done])
+        print_json(
+            [
+                {
+                    "target": target.target,
+                    "dropped": [each.to_json() for each in target.dropped],
+                    "held": [{**each.to_json(), "why": each.held} for each in target.held],
+                }
+                for target in done
+            ]
+        )
         return
     terminal = sys.stdout.isatty()
     dropped = [each for target in done for each in target.dropped]
@@ -203,11 +211,6 @@ def _prune_row(old: BuildDetails, terminal: bool) -> list[str]:
     leg = old.leg
     cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.summary.build_id or "-", format_size(old.bytes)]
     return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
-
-
-def _pruned_to_dict(target: PruneResult) -> dict[str, Any]:
-    held = [{**each.to_json(), "why": each.held} for each in target.held]
-    return {"target": target.target, "dropped": [each.to_json() for each in target.dropped], "held": held}
 
 
 # --- scratch

@@ -133,7 +133,8 @@ class BuildWatcher:
     def _read_builds(self, history: History) -> list[BuildLegs]:
         if self._build_ids:
             return lookup.find_recorded_builds(history, self._build_ids)
-        running = sorted(lookup.group_by_build(history.find_unfinished()), key=_running_first)
+        running = lookup.group_by_build(history.find_unfinished())
+        running.sort(key=lambda build: (build.main.is_queued, *queue_order(build.main)))
         now, ids = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
         self._ended.update({each: now for each in self._running - ids})
@@ -199,10 +200,6 @@ def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     return {leg.build_id: number for legs in ordered for number, leg in enumerate(legs)}
 
 
-def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
-    return build.main.is_queued, *queue_order(build.main)
-
-
 # --- rows
 
 
@@ -266,8 +263,7 @@ def _elapsed_seconds(leg: BuildRecord, state: str, now: float) -> float | None:
 
 def expected_arches(build: BuildLegs, known: Arches) -> set[str]:
     """The arches of the legs that the build's request has, as far as that is known."""
-    main = build.main
-    legs = {leg.arch for leg in build.legs}
+    main, legs = build.main, {leg.arch for leg in build.legs}
     if main.arch not in known.known or not main.target.endswith(f".{main.arch}"):
         return legs  # the request was restricted to some legs
     return legs | (set(known.legs_of(main.arch, main.pkgname)) - set(main.skipped))
