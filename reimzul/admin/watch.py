@@ -218,8 +218,8 @@ class LegRow:
 
     @property
     def line_key(self) -> tuple[str, ...]:
-        """The values whose change is worth a new line."""
-        return (self.state, self.leg.attempt, self.phase)
+        """The values whose change is worth a new line; a heartbeat names the phase of a build for a while after its end."""
+        return (self.state, self.leg.attempt, self.phase if self.state == BUILDING else "")
 
 
 def make_unrecorded_row(build_id: str) -> LegRow:
