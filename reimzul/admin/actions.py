@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul cancel` ends builds, `reimzul raise` moves them to the front, `reimzul override` sets a status by hand.
+"""`reimzul cancel` ends builds, `reimzul raise` moves them to the front, `reimzul retry` submits them again.
 
 Cancelling sets the cancel flag first and then deletes the waiting job: whoever requeues the request in between checks
 the flag, so no unknown job of the build is left. The worker that runs the build sees the flag, ends the build and
@@ -13,31 +13,37 @@ is killed in between, the new job becomes ready when its delay is over.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Union
 
 import attr
 import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, BuildLegs
-from reimzul.admin.options import json_option
-from reimzul.admin.output import print_json
+from reimzul.admin.output import confirm, json_option, pass_settings, print_json, print_result
 from reimzul.core import control, validators
-from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, cancel_tube
-from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
-from reimzul.core.errors import EXIT_FAILED, InputError, ReservationLost
-from reimzul.core.message import BuildEvent, Status, event_for
+from reimzul.core.arch import Arches, read_arches
+from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
+from reimzul.core.cli import EXIT_CODES, current_user, print_error
+from reimzul.core.errors import EXIT_FAILED, InputError, InvalidMessage, ReimzulError, ReservationLost
+from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
+from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
-from reimzul.history import BuildRecord, open_history
+from reimzul.core.store_paths import StoreUrls
+from reimzul.history import BuildRecord
+from reimzul.history.build_record import BuildState
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the history while `cancel` waits.
 _POLL_SECONDS = 0.25
 #: Seconds until the new job of a raised build becomes ready by itself.
 _RAISE_DELAY_SECONDS = 30
-_UNFINISHED = (Status.QUEUED, Status.BUILDING)
+#: The statuses of a leg that `retry --failed` builds again.
+_FAILED = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 
 
 # --- cancel
@@ -45,42 +51,33 @@ _UNFINISHED = (Status.QUEUED, Status.BUILDING)
 
 @attr.frozen(kw_only=True)
 class CancelResult:
-    """The outcome for one build."""
-
     build_id: str
     outcome: str  #: cancelled, already, too late, told
     words: str
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the build is cancelled now."""
-        return self.outcome in ("cancelled", "already")
 
 
 @attr.frozen(kw_only=True)
 class RaiseResult:
     build_id: str
-    done: bool
+    done: bool  #: it is the first of its tube now
     words: str
     job: int | None = None  #: its number now
     priority: int | None = None
 
-    @property
-    def succeeded(self) -> bool:
-        """Whether the build is the first of its tube now."""
-        return self.done
-
 
 def _print_results(
-    builds: Sequence[BuildLegs], results: Sequence[Union[CancelResult, RaiseResult]], as_json: bool
+    builds: Sequence[BuildLegs],
+    results: Sequence[CancelResult | RaiseResult],
+    succeeded: Sequence[bool],
+    as_json: bool,
 ) -> int:
     """Print the outcome for each build; returns the exit code."""
     if as_json:
         print_json([attr.asdict(each) for each in results])
     else:
-        for build, each in zip(builds, results):
-            click.echo(f"{build.label}: {each.words}", err=not each.succeeded)
-    return 0 if all(each.succeeded for each in results) else EXIT_FAILED
+        for build, each, is_good in zip(builds, results, succeeded):
+            click.echo(f"{build.label}: {each.words}", err=not is_good)
+    return 0 if all(succeeded) else EXIT_FAILED
 
 
 @click.command("cancel", epilog=EXIT_CODES)
@@ -96,8 +93,8 @@ def _print_results(
     help="How long to wait for running builds to end, which takes up to 5 s.",
 )
 @json_option("the outcome for each build")
-@shared_options
-def cancel(config: Path | None, verbose: bool, given: tuple[str, ...], why: str, timeout: float, as_json: bool) -> int:
+@pass_settings
+def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float, as_json: bool) -> int:
     """End builds: a waiting one at once, a running one within 5 s; nothing of them is published.
 
     A build that is published or has failed stays as it is. Cancelling twice changes nothing. IDs may be shortened to
@@ -108,19 +105,14 @@ def cancel(config: Path | None, verbose: bool, given: tuple[str, ...], why: str,
       reimzul cancel 72b893f8
       reimzul cancel 72b893f8 4a1eee11 --why "wrong branch"
     """
-    settings = load_settings(config, verbose)
-    builds = _read_builds(settings, given)
+    builds = lookup.read_builds(settings, given)
     flag = control.new_flag(current_user(), why)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
         _wait_for_end(settings, builds, results, timeout)
         outcomes = [results[build.build_id] or _still_running_result(broker, build) for build in builds]
-    return _print_results(builds, outcomes, as_json)
-
-
-def _read_builds(settings: Settings, ids: Sequence[str]) -> list[BuildLegs]:
-    with lookup.reading_history(settings.history.url) as history:
-        return lookup.find_builds(history, ids)
+    succeeded = [each.outcome in ("cancelled", "already") for each in outcomes]
+    return _print_results(builds, outcomes, succeeded, as_json)
 
 
 def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -> CancelResult | None:
@@ -136,35 +128,27 @@ def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -
         broker.delete(found.job)
     except ReservationLost:  # just taken, by a worker that checks the flag before it starts
         return None
-    for leg in build.legs:
-        if leg.status in _UNFINISHED:
-            broker.announce(cancelled_event(leg, flag.cancel_text))
+    announce_cancelled(broker, build, flag.cancel_text)
     return CancelResult(build_id=build.build_id, outcome="cancelled", words="cancelled; it had not begun")
 
 
-def cancelled_event(leg: BuildRecord, reason: str) -> BuildEvent:
+def announce_cancelled(broker: Broker, build: BuildLegs, reason: str) -> None:
+    """Announce the legs of a build that are not over as cancelled."""
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
-    known = {name: getattr(leg, name) for name in names if getattr(leg, name)}
-    return BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known)
+    for leg in build.legs:
+        if leg.is_unfinished:
+            known = {name: getattr(leg, name) for name in names if getattr(leg, name)}
+            broker.announce(BuildEvent(status=Status.CANCELLED, reason=reason, at=round(time.time(), 3), **known))
 
 
 def _finished_result(build: BuildLegs) -> CancelResult | None:
     """The result for a build that cannot be cancelled any more; None for others. A success ends when published."""
-    states = [_final_state(leg) for leg in build.legs]
-    if "" in states:
+    if any(leg.is_unfinished or (leg.state == BuildState.BUILT and not leg.scratch) for leg in build.legs):
         return None
-    if Status.CANCELLED.lower() in states:
+    if any(leg.status == Status.CANCELLED for leg in build.legs):
         return CancelResult(build_id=build.build_id, outcome="already", words="it was cancelled already")
-    each = ", ".join(f"{state} for {leg.arch}" for state, leg in zip(states, build.legs))
+    each = ", ".join(f"{leg.state} for {leg.arch}" for leg in build.legs)
     return CancelResult(build_id=build.build_id, outcome="too late", words=f"too late: {each}")
-
-
-def _final_state(leg: BuildRecord) -> str:
-    """How a leg ended; empty where it can still be cancelled."""
-    status: str = leg.status
-    if status == Status.SUCCESS:
-        return "published" if leg.published else "built" if leg.scratch else ""
-    return "" if status in _UNFINISHED else status.lower()
 
 
 def _wait_for_end(
@@ -174,7 +158,7 @@ def _wait_for_end(
     deadline = time.monotonic() + timeout
     while None in results.values():
         running = [build.build_id for build in builds if results[build.build_id] is None]
-        for build in _read_builds(settings, running):
+        for build in lookup.read_builds(settings, running):
             result = _finished_result(build)
             if result is not None and result.outcome == "already":
                 hosts = sorted({leg.builder_fqdn for leg in build.legs if leg.builder_fqdn})
@@ -189,7 +173,7 @@ def _wait_for_end(
 def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
     host = build.main.builder_fqdn or "its worker"
     words = f"flagged; {host} has not ended it yet, and does so when it sees the flag"
-    if build.main.status == Status.QUEUED and lookup.job_state(broker, build.main) == GONE:
+    if build.main.is_queued and lookup.job_state(broker, build.main) == GONE:
         words = "flagged; its job is gone, and its outcome has not been announced yet"
     return CancelResult(build_id=build.build_id, outcome="told", words=words)
 
@@ -200,8 +184,8 @@ def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
 @click.command("raise", epilog=EXIT_CODES)
 @lookup.build_ids_argument()
 @json_option("the outcome for each build")
-@shared_options
-def raise_builds(config: Path | None, verbose: bool, given: tuple[str, ...], as_json: bool) -> int:
+@pass_settings
+def raise_builds(settings: Settings, given: tuple[str, ...], as_json: bool) -> int:
     """Move waiting builds to the front of their tubes; of several, the one named last comes first.
 
     A build that a worker has already taken is left to it. IDs may be shortened to what no other build has.
@@ -211,14 +195,13 @@ def raise_builds(config: Path | None, verbose: bool, given: tuple[str, ...], as_
       reimzul raise 72b893f8
       reimzul raise 72b893f8 4a1eee11 --json
     """
-    settings = load_settings(config, verbose)
     with lookup.reading_history(settings.history.url) as history:
         builds = lookup.find_builds(history, given)
         unfinished = history.find_unfinished()
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         fronts: dict[str, int] = {}
         results = [_raise_build(broker, build, unfinished, fronts) for build in builds]
-    return _print_results(builds, results, as_json)
+    return _print_results(builds, results, [each.done for each in results], as_json)
 
 
 def _raise_build(
@@ -226,7 +209,7 @@ def _raise_build(
 ) -> RaiseResult:
     """Move one build to the front; `fronts` has the lowest priority used so far in each tube."""
     leg = build.main
-    found = lookup.find_job(broker, leg) if leg.status in _UNFINISHED else None
+    found = lookup.find_job(broker, leg) if leg.is_unfinished else None
     if found is None or found.stats.state not in ("ready", "delayed"):
         return RaiseResult(build_id=build.build_id, done=False, words=_explain_not_waiting(leg, found))
     tube, priority = found.stats.tube, found.stats.priority
@@ -244,7 +227,7 @@ def _explain_not_waiting(leg: BuildRecord, found: lookup.QueuedJob | None) -> st
         return f"a worker has taken it already{': ' + leg.builder_fqdn if leg.builder_fqdn else ''}"
     if found is not None:
         return f"its job {found.job} was refused and buried: `reimzul kick {found.job}` has it tried again"
-    if leg.status in _UNFINISHED:
+    if leg.is_unfinished:
         return "its job is not in its tube any more; `reimzul explain` says more"
     return f"it does not wait any more: {leg.status}"
 
@@ -274,50 +257,198 @@ def move_to_front(broker: Broker, leg: BuildRecord, found: lookup.QueuedJob, pri
     return RaiseResult(build_id=request.build_id, done=True, words=words, job=job, priority=priority)
 
 
-# --- override
+# --- retry
 
 
-_OVERRIDE_CHECKS: dict[str, Callable[[Any], str]] = {
-    "srpm": validators.srpm,
-    "target": validators.target,
-    "arch": validators.arch,
-    "comment": validators.line(1000),
-}
+@attr.frozen(kw_only=True)
+class RetryResult:
+    parent: str
+    build_id: str
+    arches: Sequence[str]  #: of its legs, where not all are built again; else the arch it is queued for
+    tube: str
+    job: int
+    target: str
+    timestamp: str
 
 
-@click.command("override", epilog=EXIT_CODES)
-@click.option("-s", "--srpm", required=True, metavar="SRPM", help="The full file name.")
-@click.option("-t", "--target", required=True, metavar="TARGET", help="With its arch, as c7.1810.00.armhfp.")
-@click.option("-a", "--arch", required=True, metavar="ARCH")
-@click.option("-c", "--comment", required=True, metavar="COMMENT", help="Why.")
-@json_option("the build as the history has it now")
-@shared_options
-def override(config: Path | None, verbose: bool, as_json: bool, **given: str) -> None:
-    """Set the status of the latest build of a source rpm to Override, in the history, with a comment.
+@click.command("retry", epilog=EXIT_CODES)
+@lookup.build_ids_argument()
+@click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
+@click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
+@click.option("--yes", is_flag=True, help="Replace published builds without asking. Required without a terminal.")
+@json_option("the queued builds")
+@pass_settings
+def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, yes: bool, as_json: bool) -> int:
+    """Submit builds again with the same source rpm, target, disttag and arch, as new builds that name the old ones.
 
-    No later event of that build changes the status again.
+    The source rpm has to be in incoming/, unchanged. Everything is checked before anything is queued. If a leg is
+    published, the rebuild replaces it in the repodata; this asks for confirmation. IDs may be shortened to what no
+    other build has.
 
     \b
-    Example:
-      reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp -c "built against devtoolset-7"
+    Examples:
+      reimzul retry 72b893f8
+      reimzul retry 72b893f8 --failed --now
     """
-    for name, check in _OVERRIDE_CHECKS.items():
+    builds = lookup.read_builds(settings, given)
+    known = read_arches(settings.farm.arches)
+    user = current_user()
+    requests = retry_requests(settings, builds, known, user, failed=failed)
+    published = [build.label for build, request in requests if _is_published(build, request)]
+    if published:
+        confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
+    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        name = lookup.submitter_for_workers(broker, user, settings)
+        requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
+        done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
+    arches = [", ".join(each.arches) for each in done]
+    lines = [
+        f"{each.parent[:8]} again as build {each.build_id}: {what} for {each.target}, tube {each.tube}"
+        for each, what in zip(done, arches)
+    ]
+    print_result([attr.asdict(each) for each in done], lines, as_json)
+    if fault:
+        print_error(retry, fault)
+    return EXIT_FAILED if fault else 0
+
+
+def retry_requests(
+    settings: Settings, builds: Sequence[BuildLegs], known: Arches, user: str, *, failed: bool
+) -> list[tuple[BuildLegs, BuildRequest]]:
+    """The requests to queue. Raises `InputError` with a line for each build that cannot be submitted again."""
+    found, faults = [], []
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    for build in builds:
         try:
-            given[name] = check(given[name])
-        except ValueError as error:
-            raise InputError(f"--{name}: {error}") from None
-    if not given["comment"]:
-        raise InputError("--comment: is empty; give a reason")
-    url = load_settings(config, verbose).history.url
-    open_history(url, reading=True).close()  # opening it to write would create a missing history
-    with contextlib.closing(open_history(url)) as history:
-        record = history.override(given["srpm"], given["target"], given["arch"], given["comment"])
-    if record is None:
-        raise InputError(
-            f"no finished build of {given['srpm']} on {given['arch']} for {given['target']} is recorded; "
-            f"`reimzul builds --srpm {given['srpm']}` lists those that are"
-        )
-    if as_json:
-        print_json(record.to_document())
-    else:
-        click.echo(f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}")
+            before = _read_request(build, urls)
+            legs = _failed_legs(build, before) if failed else _requested_legs(build, before)
+            sha256 = _check_source(settings.incoming.folder, build, before)
+            request = _new_request(build, legs, sha256, user, known)
+            is_rebuild = _is_published(build, request) or (before is not None and before.rebuild)
+            found.append((build, attr.evolve(request, rebuild=is_rebuild)))
+        except InputError as error:
+            faults.append(f"{build.label}: {error}")
+    if faults:
+        raise InputError("\n".join(faults))
+    return found
+
+
+def _is_published(build: BuildLegs, request: BuildRequest) -> bool:
+    """Whether a leg that a request builds again is published, or about to be."""
+    legs = [leg for leg in build.legs if leg.arch in (request.legs or _arches_of(build))]
+    return not build.main.scratch and any(leg.status == Status.SUCCESS or leg.published for leg in legs)
+
+
+def _requested_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
+    """The legs that the build was restricted to; empty for all of them."""
+    if before is not None:  # a retry of one leg may have been of the arch that stands for all legs
+        return before.legs
+    return () if _requested_arch(build) in _arches_of(build) else _arches_of(build)
+
+
+def _arches_of(build: BuildLegs) -> tuple[str, ...]:
+    return tuple(leg.arch for leg in build.legs)
+
+
+def _requested_arch(build: BuildLegs) -> str:
+    """The arch of the build's request, which its target ends with."""
+    main = build.main
+    return main.arch if main.target.endswith(f".{main.arch}") else main.target.rpartition(".")[2]
+
+
+def _failed_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ...]:
+    """The legs that failed; empty where all of them did."""
+    failed = [leg.arch for leg in build.legs if leg.status in _FAILED]
+    if not failed:
+        each = [f"{leg.arch} is {leg.status}" for leg in build.legs]
+        raise InputError(f"no leg of it has failed: {', '.join(each)}")
+    return _requested_legs(build, before) if len(failed) == len(build.legs) else tuple(failed)
+
+
+def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None) -> str:
+    """The sha256 of the source rpm. Raises `InputError` where it is not the file that was built before."""
+    from reimzul.core.manifest import sha256_of  # `reimzul cancel` starts sooner without
+
+    path = incoming / build.main.srpm
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    if bar := find_unreadable(path, incoming):
+        raise InputError(f"no builder can download it: {bar}")
+    was = before.srpm_sha256 if before else ""
+    if was and was != sha256:
+        raise InputError(f"{path} is not the file that was built: its sha256 was {was}, and is {sha256}")
+    return sha256
+
+
+def _read_request(build: BuildLegs, urls: StoreUrls) -> BuildRequest | None:
+    """The build's request as a leg's manifest in the store has it; None where no leg got there or the store is down."""
+    from reimzul.admin.builds import fetch_manifest  # `reimzul cancel` starts sooner without
+    from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+
+    with HttpSession(timeout=5) as session:
+        for leg in build.legs:
+            try:
+                return fetch_manifest(session, urls.manifest(build.build_id, leg.arch)).request
+            except (NotFound, InvalidMessage):
+                continue
+            except HttpUnavailable:
+                break
+    return None
+
+
+def _new_request(build: BuildLegs, legs: Sequence[str], sha256: str, user: str, known: Arches) -> BuildRequest:
+    main, arch = build.main, _requested_arch(build)
+    if arch not in known.known:
+        raise InputError(f"arch {validators.quoted(arch)} is not known any more")
+    return BuildRequest(
+        srpm=main.srpm,
+        arch=arch,
+        target=main.target,
+        disttag=main.disttag,
+        scratch=bool(main.scratch),
+        submitter=user,
+        build_id=new_build_id(),
+        timestamp=validators.now_timestamp(),
+        srpm_sha256=sha256,
+        parent=build.build_id,
+        legs=tuple(legs),
+    )
+
+
+def queue_retries(
+    broker: Broker, requests: Sequence[tuple[BuildLegs, BuildRequest]], known: Arches, priority: int
+) -> tuple[list[RetryResult], str]:
+    """Queue each request until one fails; returns those queued before and the fault. Raises if the first one fails."""
+    done: list[RetryResult] = []
+    for build, request in requests:
+        try:
+            done.append(_queue(broker, build, request, known.tube_of(request.arch), priority))
+        except ReimzulError as error:
+            if not done:
+                raise
+            return done, f"not queued: {', '.join(each.label for each, _ in requests[len(done) :])}: {error}"
+    return done, ""
+
+
+def _queue(broker: Broker, build: BuildLegs, request: BuildRequest, tube: str, priority: int) -> RetryResult:
+    job = broker.put(arch_tube(tube), request, priority=priority)
+    about = {name: getattr(build.main, name) for name in ("pkgname", "evr")}
+    reason = f"job {job} of tube {tube}; it repeats build {build.build_id}"
+    at = round(time.time(), 3)
+    try:
+        for arch in request.announced_arches:
+            queued = event_for(request, Status.QUEUED, reason=reason, at=at, arch=arch, **about)
+            broker.announce(attr.evolve(queued, tube=tube, job=job, priority=priority))
+    except ReimzulError as error:  # the request is queued all the same: retrying would build it twice
+        log.warning("%s: queued, but not announced: %s", request.build_id, error)
+    return RetryResult(
+        parent=build.build_id,
+        build_id=request.build_id,
+        arches=request.announced_arches,
+        tube=tube,
+        job=job,
+        target=request.target,
+        timestamp=request.timestamp,
+    )

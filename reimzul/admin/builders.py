@@ -9,24 +9,21 @@ from __future__ import annotations
 import contextlib
 import difflib
 import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
 
 import attr
 import click
 
-from reimzul.admin import lookup
-from reimzul.admin.options import build_timestamp, json_option, parse_since_option
-from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
-from reimzul.admin.stats import AttemptCounts, compute_stats
+from reimzul.admin import lookup, output
+from reimzul.admin.stats import AttemptCounts, compute_stats_since
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
-from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, shared_options
+from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, NoHistory
+from reimzul.history import NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
@@ -35,18 +32,10 @@ _NEEDED_COLUMNS = 5
 
 
 @click.command("builders", epilog=EXIT_CODES)
-@click.option(
-    "--since",
-    "begin",
-    callback=parse_since_option,
-    default="7d",
-    show_default=True,
-    metavar="WHEN",
-    help="Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.",
-)
-@json_option("a list of workers")
-@shared_options
-def list_builders(config: Path | None, verbose: bool, begin: float, as_json: bool) -> int:
+@output.since_option("Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.")
+@output.json_option("a list of workers")
+@output.pass_settings
+def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
     FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
@@ -59,9 +48,10 @@ def list_builders(config: Path | None, verbose: bool, begin: float, as_json: boo
       reimzul builders
       reimzul builders --since 24h --json
     """
-    settings = load_settings(config, verbose)
     seen = lookup.load_workers(settings)
-    tallies = _count_attempts(settings, begin)
+    attempts: Mapping[str, AttemptCounts] = {}
+    with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
+        attempts = compute_stats_since(history, begin).attempts
     flags, fault = {}, ""
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
@@ -69,25 +59,16 @@ def list_builders(config: Path | None, verbose: bool, begin: float, as_json: boo
             flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
-    shared, now = shared_names(seen), time.time()
-    views = [_WorkerView(each, tallies, flags, shared, now) for each in seen]
+    views = _view_workers(seen, attempts, flags)
     if as_json:
-        print_json([view.to_dict() for view in views])
+        output.print_json([view.to_dict() for view in views])
     elif views:
-        print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
+        output.print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
     else:
         click.echo("no worker has been heard of", err=True)
     if fault:
         print_error(list_builders, fault)
     return EXIT_BROKER if fault else 0
-
-
-def _count_attempts(settings: Settings, begin: float) -> dict[str, AttemptCounts]:
-    try:
-        with lookup.reading_history(settings.history.url) as history:
-            return dict(compute_stats(history.iterate_builds(BuildFilter(since=build_timestamp(begin)))).attempts)
-    except NoHistory:
-        return {}
 
 
 def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control.ControlFlag]:
@@ -96,35 +77,43 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
     return {host: each for host, each in found.items() if each is not None}
 
 
+def _view_workers(
+    workers: Sequence[WorkerRecord], attempts: Mapping[str, AttemptCounts], flags: Mapping[str, control.ControlFlag]
+) -> list[_WorkerView]:
+    shared, now = shared_names(workers), time.time()
+    return [
+        _WorkerView(
+            seen=each,
+            now=now,
+            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
+            flag=flags.get(each.heartbeat.host),
+            name_shared=shared.get(each.heartbeat.host, ""),
+        )
+        for each in workers
+    ]
+
+
+@attr.frozen(kw_only=True)
 class _WorkerView:
-    def __init__(
-        self,
-        seen: WorkerRecord,
-        tallies: Mapping[str, AttemptCounts],
-        flags: Mapping[str, control.ControlFlag],
-        shared: Mapping[str, str],
-        now: float,
-    ) -> None:
-        self.seen, self.now = seen, now
-        host = seen.heartbeat.host
-        self.tally = tallies.get(host, AttemptCounts())
-        self.flag = flags.get(host)
-        self.name_shared = shared.get(host, "")
-        self.state = seen.state_at(now)
+    seen: WorkerRecord
+    now: float
+    counts: AttemptCounts  #: of its host
+    flag: Optional[control.ControlFlag]
+    name_shared: str  #: what is wrong with the name of its host
 
     def to_row(self) -> list[str]:
         heartbeat, build = self.seen.heartbeat, self.seen.heartbeat.build
         return [
             heartbeat.host,
             heartbeat.instance,
-            self.state,
-            format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
+            self.seen.state_at(self.now),
+            output.format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
             self._format_last_result(),
-            f"{self.tally.faults} of {self.tally.attempts}",
-            format_size(heartbeat.free_mib * 1024**2),
+            f"{self.counts.faults} of {self.counts.attempts}",
+            output.format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
-            f"{format_duration(self.now - self.seen.last_seen)} ago",
+            f"{output.format_duration(self.now - self.seen.last_seen)} ago",
             heartbeat.version or "-",
         ]
 
@@ -135,27 +124,27 @@ class _WorkerView:
             f"{build.srpm} for {build.target}{phase}" if build else "",
             self.flag.drain_text if self.flag else self.seen.heartbeat.why,
             self.name_shared,
-            f"its clock is {format_skew(self.seen.skew)}" if self.seen.skew else "",
+            f"its clock is {output.format_skew(self.seen.skew)}" if self.seen.skew else "",
         ]
         return "; ".join(filter(None, parts)) or "-"
 
     def _format_last_result(self) -> str:
-        last = self.tally.last
-        return f"{last.status} {self.tally.last_srpm}, {format_duration(self.now - last.ended_at)} ago" if last else "-"
+        last, srpm = self.counts.last, self.counts.last_srpm
+        return f"{last.status} {srpm}, {output.format_duration(self.now - last.ended_at)} ago" if last else "-"
 
     def to_dict(self) -> dict[str, Any]:
-        flag, last = self.flag, None
-        if self.tally.last is not None:
-            last = {**self.tally.last.to_document(), "srpm": self.tally.last_srpm, "arch": self.tally.last_arch}
+        flag, counts, last = self.flag, self.counts, None
+        if counts.last is not None:
+            last = {**counts.last.to_document(), "srpm": counts.last_srpm, "arch": counts.last_arch}
         return {
             **self.seen.to_dict(),
-            "state": self.state,
+            "state": self.seen.state_at(self.now),
             "heard": self.seen.last_seen,
             "skew": self.seen.skew,
             "name_shared": self.name_shared,
             "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
-            "attempts": self.tally.attempts,
-            "faults": self.tally.faults,
+            "attempts": counts.attempts,
+            "faults": counts.faults,
             "last": last,
         }
 
@@ -163,23 +152,12 @@ class _WorkerView:
 # --- drain and resume
 
 
-@attr.frozen(kw_only=True)
-class DrainResult:
-    """The state of a builder after `drain` or `resume`."""
-
-    builder: str
-    drained: bool
-    changed: bool
-    words: str
-    building: list[str]  #: source rpms that its workers still finish
-
-    def print(self, as_json: bool) -> None:
-        if as_json:
-            print_json(attr.asdict(self))
-            return
-        click.echo(f"{self.builder}: {self.words}")
-        for srpm in self.building:
-            click.echo(f"  it finishes {srpm} first")
+def _print_drain(
+    as_json: bool, builder: str, words: str, building: Sequence[str], *, drained: bool, changed: bool
+) -> None:
+    """Print the state of a builder after `drain` or `resume`; `building`: source rpms that its workers still finish."""
+    result = {"builder": builder, "drained": drained, "changed": changed, "words": words, "building": building}
+    output.print_result(result, [f"{builder}: {words}", *(f"  it finishes {srpm} first" for srpm in building)], as_json)
 
 
 def _complete_builder(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -221,9 +199,9 @@ def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[
 @_builder_argument
 @click.option("--why", default="", metavar="TEXT", help="The reason, shown by `reimzul builders`.")
 @click.option("--force", is_flag=True, help="Also drain a builder that has never been heard of.")
-@json_option("an object")
-@shared_options
-def drain(config: Path | None, verbose: bool, name: str, why: str, force: bool, as_json: bool) -> None:
+@output.json_option("an object")
+@output.pass_settings
+def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -> None:
     """Let a builder finish its builds and take no more jobs, until `reimzul resume`.
 
     This holds for all workers of that host, across restarts of the host and of beanstalkd.
@@ -233,15 +211,14 @@ def drain(config: Path | None, verbose: bool, name: str, why: str, force: bool, 
       reimzul drain builder3.example.org --why "new disk"
       reimzul resume builder3.example.org
     """
-    settings = load_settings(config, verbose)
     host, seen = find_builder(settings, name, force)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
-    since = f"already takes no jobs, since {format_time(before.at)}" if before else "takes no more jobs"
+    since = f"already takes no jobs, since {output.format_time(before.at)}" if before else "takes no more jobs"
     words = f"{since}: {flag.drain_text}"
-    DrainResult(builder=host, drained=True, changed=before is None, words=words, building=building).print(as_json)
+    _print_drain(as_json, host, words, building, drained=True, changed=before is None)
 
 
 def set_drain_flag(
@@ -262,19 +239,18 @@ def set_drain_flag(
 
 @click.command("resume", epilog=EXIT_CODES)
 @_builder_argument
-@json_option("an object")
-@shared_options
-def resume(config: Path | None, verbose: bool, name: str, as_json: bool) -> None:
+@output.json_option("an object")
+@output.pass_settings
+def resume(settings: Settings, name: str, as_json: bool) -> None:
     """Let a drained or quarantined builder take jobs again.
 
     \b
     Examples:
       reimzul resume builder3.example.org
     """
-    settings = load_settings(config, verbose)
     host, _ = find_builder(settings, name, force=True)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         before = control.drain_flag(broker, host)
         cleared = control.clear_flag(broker, drain_tube(host))
     words = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"
-    DrainResult(builder=host, drained=False, changed=cleared, words=words, building=[]).print(as_json)
+    _print_drain(as_json, host, words, [], drained=False, changed=cleared)

@@ -1,27 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul builds` and `reimzul show`: list builds and their results, and show everything about one build."""
+"""`reimzul builds` lists builds and their results, `reimzul show` shows everything about one build.
+
+`reimzul override` sets a status by hand.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import BuildLegs
-from reimzul.admin.output import format_duration, format_size, format_skew, format_time, print_json, print_table
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.errors import ReimzulError
+from reimzul.admin.output import (
+    format_duration,
+    format_size,
+    format_skew,
+    format_time,
+    json_option,
+    pass_settings,
+    print_json,
+    print_result,
+    print_table,
+)
+from reimzul.core import validators
+from reimzul.core.cli import EXIT_CODES
+from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.history import BuildFilter, BuildRecord, NoHistory
+from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
 from reimzul.history.build_record import BuildState, RecordedAttempt
+
+if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
+    from reimzul.core.http_client import HttpSession
 
 _HEADS = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
 #: How many columns are shown on the narrowest terminal.
@@ -48,9 +66,9 @@ _LABEL_WIDTH = 12
 @click.option("--submitter", metavar="NAME")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
-@click.option("--json", "as_json", is_flag=True, help="A list with all that is known of each.")
-@shared_options
-def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wanted: str | None) -> None:
+@json_option("a list with all that is known of each")
+@pass_settings
+def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None) -> None:
     """List builds and their results, the newest first; only those that match all options.
 
     On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs.
@@ -60,7 +78,6 @@ def command(config: Path | None, verbose: bool, as_json: bool, limit: int, **wan
       reimzul builds --status failed --target c7.1708.u.x86_64
       reimzul builds --srpm time-1.7 --json
     """
-    settings = load_settings(config, verbose)
     found: list[BuildRecord] = []
     try:
         with lookup.reading_history(settings.history.url) as history:
@@ -87,9 +104,9 @@ def _row(record: BuildRecord) -> list[str]:
 
 @click.command("show", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
-@shared_options
-def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
+@json_option("an object: build_id, legs")
+@pass_settings
+def show_command(settings: Settings, given: str, as_json: bool) -> None:
     """Show everything about a build: its legs and attempts, how long each phase took, why it failed, its files.
 
     ID is a build id, or a prefix that no other build has. Sizes and checksums of files come from the manifest in the
@@ -100,35 +117,34 @@ def show_command(config: Path | None, verbose: bool, given: str, as_json: bool) 
       reimzul show 72b893f8
       reimzul show 72b893f8 --json
     """
-    settings = load_settings(config, verbose)
-    with lookup.reading_history(settings.history.url) as history:
-        build = lookup.find_build(history, given)
-    manifests = fetch_manifests(StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build)
-    if as_json:
-        print_json(to_dict(build, manifests))
-    else:
-        for line in format_build(build, manifests):
-            click.echo(line)
+    build = lookup.read_builds(settings, [given])[0]
+    manifests = fetch_manifests_by_arch(
+        StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build
+    )
+    print_result(to_dict(build, manifests), format_build(build, manifests), as_json)
 
 
-def fetch_manifests(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
-    """Return the manifest of each leg, by arch, or why there is none."""
-    # `reimzul builds` needs no HTTP, and starts a tenth sooner without
+def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
     from reimzul.core.http_client import HttpSession, NotFound
 
     found: dict[str, ManifestOrReason] = {}
-    with HttpSession(timeout=5) as site:
+    with HttpSession(timeout=5) as session:
         for leg in build.legs:
             found[leg.arch] = "no attempt at it has sent anything"
             for url in _manifest_urls(urls, leg):
                 try:
-                    found[leg.arch] = Manifest.from_json(parse_json(site.get(url, MAX_BYTES)))
+                    found[leg.arch] = fetch_manifest(session, url)
                     break
                 except ReimzulError as error:
                     found[leg.arch] = str(error)
                     if not isinstance(error, NotFound):
                         break
     return found
+
+
+def fetch_manifest(session: HttpSession, url: str) -> Manifest:
+    """Read a leg's manifest from the store. Raises `NotFound`, `HttpUnavailable` and `InvalidMessage`."""
+    return Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
 
 
 def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
@@ -140,7 +156,6 @@ def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
 
 
 def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict[str, Any]:
-    """Return the build for JSON: the history's documents, each with its manifest."""
     legs = []
     for leg in build.legs:
         found = manifests[leg.arch]
@@ -153,17 +168,26 @@ def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict
 def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> Iterator[str]:
     main = build.main
     yield f"build {build.build_id}"
-    yield _fact("source", main.srpm)
-    yield _fact("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}")
-    yield _fact("submitted", f"{_format_timestamp(main.timestamp)} by {main.submitter}")
-    if main.parent:
-        yield _fact("repeats", f"build {main.parent}")
-    for arch, why in main.skipped.items():
-        yield _fact("not built", f"for {arch}: {why}")
+    yield from _format_facts(
+        ("source", main.srpm),
+        ("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}"),
+        ("submitted", f"{_format_timestamp(main.timestamp)} by {main.submitter}"),
+        ("repeats", f"build {main.parent}" if main.parent else None),
+        *(("not built", f"for {arch}: {why}") for arch, why in main.skipped.items()),
+    )
     for leg in build.legs:
         yield ""
         yield f"{leg.arch}: {_state_text(leg)}"
-        yield from _format_leg(leg, manifests[leg.arch])
+        yield from _format_leg(leg)
+        if not leg.is_unfinished:
+            yield from _format_files(manifests[leg.arch])
+
+
+def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
+    """Format facts with their labels; None: there is no such fact."""
+    for label, text in facts:
+        if text is not None:
+            yield f"  {label.ljust(_LABEL_WIDTH)}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:
@@ -172,73 +196,62 @@ def _state_text(leg: BuildRecord) -> str:
     return leg.status + (f": {leg.reason}" if leg.reason else "")
 
 
-def _format_leg(leg: BuildRecord, manifest: ManifestOrReason) -> Iterator[str]:
-    if leg.comment:
-        yield _fact("comment", leg.comment)
-    if leg.pkgname:
-        yield _fact("package", f"{leg.pkgname} {leg.evr}")
-    yield from _format_times(leg)
-    phases = [f"{each['name']} {_phase_time(each)}" for each in leg.phases]
-    if phases:
-        yield _fact("phases", ", ".join(phases))
-    if leg.status in Status.FINAL and leg.exit_code is not None:
-        yield _fact("exit code", f"{leg.exit_code}: {describe_code(leg.exit_code)}")
-    for number, line in enumerate(leg.first_error.splitlines()):
-        yield _fact("" if number else "first error", line)
-    for number, attempt in enumerate(leg.attempts if len(leg.attempts) > 1 else (), 1):
-        yield _fact(f"attempt {number}", _format_attempt(attempt))
-    if leg.url:
-        yield _fact("URL", leg.url)
-    if not leg.is_unfinished:
-        yield from _format_files(manifest)
+def _format_leg(leg: BuildRecord) -> Iterator[str]:
+    times = [format_duration(each["end"] - each["start"]) if each.get("end") else "did not end" for each in leg.phases]
+    phases = [f"{each['name']} {took}" for each, took in zip(leg.phases, times)]
+    has_exit_code = leg.status in Status.FINAL and leg.exit_code is not None
+    attempts = leg.attempts if len(leg.attempts) > 1 else ()
+    yield from _format_facts(
+        ("comment", leg.comment or None),
+        ("package", f"{leg.pkgname} {leg.evr}" if leg.pkgname else None),
+        *_describe_times(leg),
+        ("phases", ", ".join(phases) or None),
+        ("exit code", f"{leg.exit_code}: {describe_code(leg.exit_code)}" if has_exit_code else None),
+        *(("" if number else "first error", line) for number, line in enumerate(leg.first_error.splitlines())),
+        *((f"attempt {number}", _format_attempt(attempt)) for number, attempt in enumerate(attempts, 1)),
+        ("URL", leg.url or None),
+    )
 
 
-def _format_times(leg: BuildRecord) -> Iterator[str]:
+def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:
+    """Yield the label and the text of each time; a span between two clocks is left out where one of them is off."""
     if leg.queued_at:
         where = f" as job {leg.job} of tube {leg.tube}" if leg.job else ""
-        yield _fact("queued", format_time(leg.queued_at) + where)
+        yield "queued", format_time(leg.queued_at) + where
     if leg.started:
-        waited = f", after {format_duration(leg.started - leg.queued_at)}" if leg.queued_at and not leg.skew else ""
         clock = f" (its clock is {format_skew(leg.skew)})" if leg.skew else ""
-        yield _fact("started", f"{format_time(leg.started)} on {leg.builder_fqdn or '-'}{clock}{waited}")
+        waited = _format_after(leg.started - leg.queued_at if leg.queued_at and not leg.skew else None)
+        yield "started", f"{format_time(leg.started)} on {leg.builder_fqdn or '-'}{clock}{waited}"
     if leg.finished:
-        yield _fact(
-            "finished",
-            format_time(leg.finished) + ("" if leg.duration is None else f", after {format_duration(leg.duration)}"),
-        )
+        yield "finished", format_time(leg.finished) + _format_after(leg.duration)
     if leg.published:
-        took = f", after {format_duration(leg.published - leg.finished)}" if leg.finished and not leg.skew else ""
-        yield _fact("published", format_time(leg.published) + took)
+        took = leg.published - leg.finished if leg.finished and not leg.skew else None
+        yield "published", format_time(leg.published) + _format_after(took)
+
+
+def _format_after(seconds: float | None) -> str:
+    return "" if seconds is None else f", after {format_duration(seconds)}"
 
 
 def _format_attempt(attempt: RecordedAttempt) -> str:
     took = ""
     if attempt.started:
         end = attempt.finished or attempt.at or attempt.started
-        took = f" {format_time(attempt.started)}" + (
-            "" if attempt.skew else f", {format_duration(end - attempt.started)}"
-        )
+        span = "" if attempt.skew else f", {format_duration(end - attempt.started)}"
+        took = f" {format_time(attempt.started)}{span}"
     why = f": {attempt.reason}" if attempt.reason else ""
     where = f"; {attempt.url}" if attempt.url else ""
     return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{where}"
 
 
-def _phase_time(phase: Mapping[str, Any]) -> str:
-    return format_duration(phase["end"] - phase["start"]) if phase.get("end") else "did not end"
-
-
 def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
     if isinstance(manifest, str):
-        yield _fact("files", f"not known: {manifest}")
+        yield from _format_facts(("files", f"not known: {manifest}"))
         return
-    yield _fact("config", manifest.config or "-")
-    yield _fact("files", f"{len(manifest.files)}, {format_size(sum(file.size for file in manifest.files))}")
+    total = format_size(sum(file.size for file in manifest.files))
+    yield from _format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
     for file in manifest.files:
         yield f"    {file.sha256}  {file.size:>12,}  {file.name}"
-
-
-def _fact(label: str, text: str) -> str:
-    return f"  {label.ljust(_LABEL_WIDTH)}{text}"
 
 
 def _format_timestamp(timestamp: str) -> str:
@@ -246,3 +259,49 @@ def _format_timestamp(timestamp: str) -> str:
         return timestamp or "-"
     day, clock = timestamp[:8], timestamp[8:]
     return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
+
+
+# --- reimzul override
+
+
+_OVERRIDE_CHECKS: dict[str, Callable[[Any], str]] = {
+    "srpm": validators.srpm,
+    "target": validators.target,
+    "arch": validators.arch,
+    "comment": validators.line(1000),
+}
+
+
+@click.command("override", epilog=EXIT_CODES)
+@click.option("-s", "--srpm", required=True, metavar="SRPM", help="The full file name.")
+@click.option("-t", "--target", required=True, metavar="TARGET", help="With its arch, as c7.1810.00.armhfp.")
+@click.option("-a", "--arch", required=True, metavar="ARCH")
+@click.option("-c", "--comment", required=True, metavar="COMMENT", help="Why.")
+@json_option("the build as the history has it now")
+@pass_settings
+def override(settings: Settings, as_json: bool, **given: str) -> None:
+    """Set the status of the latest build of a source rpm to Override, in the history, with a comment.
+
+    No later event of that build changes the status again.
+
+    \b
+    Example:
+      reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp -c "built against devtoolset-7"
+    """
+    for name, check in _OVERRIDE_CHECKS.items():
+        try:
+            given[name] = check(given[name])
+        except ValueError as error:
+            raise InputError(f"--{name}: {error}") from None
+    if not given["comment"]:
+        raise InputError("--comment: is empty; give a reason")
+    open_history(settings.history.url, reading=True).close()  # opening it to write would create a missing history
+    with contextlib.closing(open_history(settings.history.url)) as history:
+        record = history.override(given["srpm"], given["target"], given["arch"], given["comment"])
+    if record is None:
+        raise InputError(
+            f"no finished build of {given['srpm']} on {given['arch']} for {given['target']} is recorded; "
+            f"`reimzul builds --srpm {given['srpm']}` lists those that are"
+        )
+    text = f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}"
+    print_result(record.to_document(), [text], as_json)

@@ -17,25 +17,34 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.actions import cancelled_event
-from reimzul.admin.options import F, NoTerminal, json_option, yes_option
-from reimzul.admin.output import format_time, pluralize, print_json, print_table
-from reimzul.admin.tubes import count_buried, select_tubes
+from reimzul.admin.actions import announce_cancelled
+from reimzul.admin.output import (
+    F,
+    NoTerminal,
+    confirm,
+    format_time,
+    json_option,
+    pass_settings,
+    pluralize,
+    print_json,
+    print_table,
+    yes_option,
+)
+from reimzul.admin.queues import count_buried, select_tubes
 from reimzul.core import validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, current_user, load_settings, shared_options
+from reimzul.core.cli import EXIT_CODES, current_user
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InvalidMessage, ReimzulError, ReservationLost
-from reimzul.core.message import BuildRequest, Status, first_bytes
+from reimzul.core.message import BuildRequest, first_bytes
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
+from reimzul.history import HistoryUnavailable, NoHistory
 from reimzul.history.build_record import RefusalRecord
 
 log = logging.getLogger(__name__)
@@ -43,14 +52,10 @@ log = logging.getLogger(__name__)
 _HEADS = ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS")
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
-#: How many legs of one build are read.
-_MAX_LEGS = 50
 
 
 @attr.frozen(kw_only=True)
 class BuriedJob:
-    """A buried job, with the reason where one was recorded."""
-
     tube: str
     job: int
     begins: str
@@ -70,8 +75,8 @@ class BuriedReport:
 @click.command("buried", epilog=EXIT_CODES)
 @click.option("--tube", metavar="TUBE", help="Only the jobs of this tube, as x86_64 or notify.")
 @json_option("an object: jobs, unrecorded, files")
-@shared_options
-def list_buried(config: Path | None, verbose: bool, tube: str | None, as_json: bool) -> int:
+@pass_settings
+def list_buried(settings: Settings, tube: str | None, as_json: bool) -> int:
     """List refused jobs, newest first: since when, the reason, the host that refused them, their first bytes.
 
     Jobs without a recorded reason are counted, and the first one of each tube is shown.
@@ -81,7 +86,6 @@ def list_buried(config: Path | None, verbose: bool, tube: str | None, as_json: b
       reimzul buried
       reimzul buried --tube x86_64 --json
     """
-    settings = load_settings(config, verbose)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         tubes = count_buried(broker, select_tubes(broker, settings, tube))
         report = _collect_buried(broker, tubes, settings.history.url)
@@ -127,8 +131,10 @@ def _match_refusals(broker: Broker, refusals: Iterable[RefusalRecord], report: B
         if tube not in report.unrecorded or job in found or not _is_still_buried(broker, refusal):
             continue
         found.add(job)
-        values = {name: getattr(refusal, name) for name in ("tube", "job", "begins", "reason", "host")}
-        report.jobs.append(BuriedJob(**values, since=refusal.at))
+        begins, reason = refusal.begins, refusal.reason
+        report.jobs.append(
+            BuriedJob(tube=tube, job=job, begins=begins, reason=reason, host=refusal.host, since=refusal.at)
+        )
         report.unrecorded[tube] -= 1
         if not report.unrecorded[tube]:
             del report.unrecorded[tube]
@@ -139,16 +145,14 @@ def _match_refusals(broker: Broker, refusals: Iterable[RefusalRecord], report: B
 def _is_still_buried(broker: Broker, refusal: RefusalRecord) -> bool:
     try:
         stats = broker.job_stats(refusal.job)
-        if (stats.state, stats.tube) != ("buried", refusal.tube):
-            return False
-        return bool(first_bytes(broker.peek(refusal.job)) == refusal.begins)
+        is_buried = (stats.state, stats.tube) == ("buried", refusal.tube)
+        return is_buried and first_bytes(broker.peek(refusal.job)) == refusal.begins
     except ReservationLost:
         return False
 
 
 def _row_cells(each: BuriedJob) -> list[str]:
-    reason = validators.line(500)(each.reason)
-    begins = validators.quoted(each.begins, 80)
+    reason, begins = validators.line(500)(each.reason), validators.quoted(each.begins, 80)
     return [each.tube, str(each.job), format_time(each.since), reason, each.host or "-", begins]
 
 
@@ -157,30 +161,15 @@ def _row_cells(each: BuriedJob) -> list[str]:
 
 @attr.frozen(kw_only=True)
 class JobAction:
-    """What `kick` or `discard` does to each job."""
-
     verb: str  #: as in the question: Put back, Delete
     past: str  #: as in the report: put back, deleted
-    act: Callable[[Broker, int], None]
-    #: Called after the action with the tube and the body of the job.
-    then: Optional[Callable[[Broker, Settings, str, bytes], None]] = None
-
-
-@attr.frozen(kw_only=True)
-class JobSelection:
-    """Which buried jobs are meant, by exactly one of these."""
-
-    jobs: Sequence[int] = ()
-    tube: str | None = None
-    everything: bool = False
+    act: Callable[[Broker, Settings, str, int], None]  #: called with the tube and the job
 
 
 @attr.define
 class ActionResult:
-    """The jobs that were acted on, and those that were not."""
-
-    done: list[tuple[str, int]] = attr.field(factory=list)  #: tube and job
-    left: dict[int, str] = attr.field(factory=dict)  #: job -> why it was left alone
+    done: list[tuple[str, int]] = attr.field(factory=list)  #: tube and number of the jobs that were acted on
+    left: dict[int, str] = attr.field(factory=dict)  #: number of a job -> why it was left alone
 
 
 def _selection_options(function: F) -> F:
@@ -197,8 +186,8 @@ def _selection_options(function: F) -> F:
 
 @click.command("kick", epilog=EXIT_CODES)
 @_selection_options
-@shared_options
-def kick(**given: Any) -> int:
+@pass_settings
+def kick(settings: Settings, **given: Any) -> int:
     """Put buried jobs back into their tubes, to be tried again; `reimzul buried` lists them with their reasons.
 
     Asks for confirmation. Delayed jobs are left alone.
@@ -209,13 +198,13 @@ def kick(**given: Any) -> int:
       reimzul kick --tube createrepo
       reimzul kick --all --yes
     """
-    return _run_action(JobAction(verb="Put back", past="put back", act=Broker.kick), **given)
+    return _run_action(JobAction(verb="Put back", past="put back", act=_kick_job), settings, **given)
 
 
 @click.command("discard", epilog=EXIT_CODES)
 @_selection_options
-@shared_options
-def discard(**given: Any) -> int:
+@pass_settings
+def discard(settings: Settings, **given: Any) -> int:
     """Delete buried jobs for good; `reimzul buried` lists them with their reasons.
 
     Asks for confirmation. A build whose request is deleted is never built, and is announced as cancelled: submit it
@@ -227,76 +216,75 @@ def discard(**given: Any) -> int:
       reimzul discard --tube x86_64
       reimzul discard --all --yes
     """
-    action = JobAction(verb="Delete", past="deleted", act=Broker.delete, then=_announce_discarded)
-    return _run_action(action, **given)
+    return _run_action(JobAction(verb="Delete", past="deleted", act=_discard_job), settings, **given)
 
 
-def _announce_discarded(broker: Broker, settings: Settings, tube: str, body: bytes) -> None:
-    """Announce the build of a deleted request as cancelled; otherwise it would be shown as waiting for ever."""
+def _kick_job(broker: Broker, settings: Settings, tube: str, job: int) -> None:
+    broker.kick(job)
+
+
+def _discard_job(broker: Broker, settings: Settings, tube: str, job: int) -> None:
+    """Delete a job and announce its build as cancelled; otherwise that would be shown as waiting for ever."""
+    body = broker.peek(job)
+    broker.delete(job)
     try:
-        if tube not in read_arches(settings.farm.arches).tubes():
-            return
-        build_id = BuildRequest.decode(body).build_id
-        with lookup.reading_history(settings.history.url) as history:
-            found = (
-                lookup.group_by_build(history.find_builds(BuildFilter(build_id=build_id), _MAX_LEGS))
-                if build_id
-                else []
-            )
-        for build in found:
-            if lookup.find_job(broker, build.main) is not None:  # the request was queued again; only a copy was deleted
-                continue
-            for leg in build.legs:
-                if leg.status in (Status.QUEUED, Status.BUILDING):
-                    broker.announce(cancelled_event(leg, f"discarded by {current_user()}"))
+        if tube in read_arches(settings.farm.arches).tubes():
+            _announce_discarded(broker, settings, BuildRequest.decode(body))
     except (InvalidMessage, NoHistory):  # the job is no build, or no build was ever recorded
         return
     except ReimzulError as error:
         log.warning("a build's request is deleted, but that is not announced: %s", error)
 
 
-def _run_action(action: JobAction, config: Path | None, verbose: bool, yes: bool, as_json: bool, **meant: Any) -> int:
-    """Ask for confirmation, act on the jobs and report; returns the exit code."""
-    selection = JobSelection(**meant)
-    if bool(selection.jobs) + (selection.tube is not None) + selection.everything != 1:
+def _announce_discarded(broker: Broker, settings: Settings, request: BuildRequest) -> None:
+    with lookup.reading_history(settings.history.url) as history:
+        found = lookup.find_recorded_builds(history, [request.build_id] if request.build_id else [])
+    for build in found:
+        if lookup.find_job(broker, build.main) is None:  # else the request was queued again; only a copy was deleted
+            announce_cancelled(broker, build, f"discarded by {current_user()}")
+
+
+def _run_action(
+    action: JobAction,
+    settings: Settings,
+    jobs: Sequence[int],
+    tube: str | None,
+    everything: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    if bool(jobs) + (tube is not None) + everything != 1:
         raise click.UsageError("say which buried jobs: their numbers, or --tube TUBE, or --all.")
     if not yes and not sys.stdin.isatty():
         raise NoTerminal(
             f"there is no terminal to ask for confirmation on: give --yes to {action.verb.lower()} buried jobs"
         )
-    settings = load_settings(config, verbose)
+    result = ActionResult()
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-        result = _perform(broker, settings, action, selection, yes)
-    _print_result(action, result, selection, as_json)
+        if jobs:
+            counts: dict[str, int] = Counter(of for _, of in _find_buried(broker, jobs, result))
+        else:
+            counts = count_buried(broker, select_tubes(broker, settings, tube))
+        if counts:
+            each = ", ".join(f"{count} of {of}" for of, count in counts.items())
+            confirm(f"{action.verb} {pluralize(sum(counts.values()), 'buried job')} ({each})?", yes)
+            # looked up again: a person may take long to answer, and others may have kicked a job meanwhile
+            remaining = [job for job in jobs if job not in result.left]
+            found = _find_buried(broker, remaining, result) if jobs else _oldest_buried(broker, counts)
+            _act_on_jobs(broker, settings, action, found, result)
+    _print_action_result(action, result, jobs, tube, as_json)
     return EXIT_FAILED if result.left else 0
 
 
-def _perform(broker: Broker, settings: Settings, action: JobAction, selection: JobSelection, yes: bool) -> ActionResult:
-    result = ActionResult()
-    if selection.jobs:
-        counts: dict[str, int] = Counter(tube for _, tube in _find_buried(broker, selection.jobs, result))
-    else:
-        counts = count_buried(broker, select_tubes(broker, settings, selection.tube))
-    if not counts:
-        return result
-    each = ", ".join(f"{count} of {tube}" for tube, count in counts.items())
-    question = f"{action.verb} {pluralize(sum(counts.values()), 'buried job')} ({each})?"
-    if not yes and not click.confirm(question, err=True):
-        raise ReimzulError("nothing was done")
-    # looked up again: a person may take long to answer, and others may have kicked a job meanwhile
-    remaining = [job for job in selection.jobs if job not in result.left]
-    found = _find_buried(broker, remaining, result) if selection.jobs else _oldest_buried(broker, counts)
+def _act_on_jobs(
+    broker: Broker, settings: Settings, action: JobAction, found: Iterable[tuple[int, str]], result: ActionResult
+) -> None:
     for job, tube in found:
         try:
-            body = broker.peek(job) if action.then else b""
-            action.act(broker, job)
+            action.act(broker, settings, tube, job)
+            result.done.append((tube, job))
         except ReservationLost:
             result.left[job] = "it is gone meanwhile"
-            continue
-        result.done.append((tube, job))
-        if action.then:
-            action.then(broker, settings, tube, body)
-    return result
 
 
 def _find_buried(broker: Broker, numbers: Iterable[int], result: ActionResult) -> list[tuple[int, str]]:
@@ -325,18 +313,21 @@ def _oldest_buried(broker: Broker, counts: dict[str, int]) -> Iterator[tuple[int
             yield first[0], tube
 
 
-def _print_result(action: JobAction, result: ActionResult, selection: JobSelection, as_json: bool) -> None:
+def _print_action_result(
+    action: JobAction, result: ActionResult, jobs: Sequence[int], tube: str | None, as_json: bool
+) -> None:
     if as_json:
         left = [{"job": job, "reason": reason} for job, reason in result.left.items()]
-        print_json({"done": [{"tube": tube, "job": job} for tube, job in result.done], "left": left})
+        print_json({"done": [{"tube": of, "job": job} for of, job in result.done], "left": left})
         return
-    if selection.jobs:
-        for tube, job in result.done:
-            click.echo(f"job {job} of {tube}: {action.past}")
+    if jobs:
+        lines = [f"job {job} of {of}: {action.past}" for of, job in result.done]
     else:
-        for tube, count in Counter(tube for tube, _ in result.done).items():
-            click.echo(f"{tube}: {pluralize(count, 'job')} {action.past}")
-        if not result.done and not result.left:
-            click.echo(f"nothing is buried{f' in {selection.tube}' if selection.tube else ''}")
+        counts = Counter(of for of, _ in result.done)
+        lines = [f"{of}: {pluralize(count, 'job')} {action.past}" for of, count in counts.items()]
+        if not lines and not result.left:
+            lines = [f"nothing is buried{f' in {tube}' if tube else ''}"]
+    for line in lines:
+        click.echo(line)
     for job, reason in result.left.items():
         click.echo(f"job {job}: {reason}", err=True)

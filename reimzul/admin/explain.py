@@ -1,34 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """`reimzul explain`: explain why a build is waiting, running or failed, and when it is expected to go on.
 
-`FactCollector` asks the history, beanstalkd and the workers' heartbeats; the functions below it turn these facts into
-sentences.
+`collect_facts` asks the history, beanstalkd and the workers' heartbeats; `explain` turns these facts into sentences.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import attr
 import click
 
-from reimzul.admin import estimates, lookup
-from reimzul.admin.estimates import ArchStats, DurationStats, Forecast, range_text, typical_duration_text
+from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, UNKNOWN
-from reimzul.admin.output import format_duration, format_time, join_words, pluralize, print_json
+from reimzul.admin.output import (
+    format_duration,
+    format_time,
+    join_words,
+    json_option,
+    pass_settings,
+    pluralize,
+    print_result,
+)
+from reimzul.admin.stats import (
+    ARCH_SAMPLE,
+    IDLE,
+    PACKAGE_SAMPLE,
+    ArchStats,
+    DurationStats,
+    Forecast,
+    duration_stats,
+    duration_text,
+    estimate_rest,
+    estimate_start,
+    range_text,
+)
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.control import ControlFlag
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
-from reimzul.history.build_record import BuildState, RecordedAttempt
+from reimzul.history.build_record import RecordedAttempt
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
 
 #: Workers that are described one by one.
@@ -39,10 +57,8 @@ _MAX_BACKLOG = 20
 
 @attr.frozen(kw_only=True)
 class BuildFacts:
-    """What is known of one leg of a build, and of what it depends on."""
-
     now: float
-    leg: BuildRecord
+    leg: BuildRecord  #: that is explained
     job: str = UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
@@ -84,9 +100,9 @@ class Explanation:
 
 @click.command("explain", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@click.option("--json", "as_json", is_flag=True, help="An object: build_id, legs. docs/json.md has its keys.")
-@shared_options
-def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> None:
+@json_option("an object: build_id, legs")
+@pass_settings
+def command(settings: Settings, given: str, as_json: bool) -> None:
     """Explain why a build is waiting, running or failed: what is ahead of it, who can build it, when it should start.
 
     ID is a build id, or a prefix that no other build has.
@@ -96,21 +112,17 @@ def command(config: Path | None, verbose: bool, given: str, as_json: bool) -> No
       reimzul explain 72b893f8
       reimzul explain 72b893f8 --json
     """
-    settings = load_settings(config, verbose)
     with lookup.reading_history(settings.history.url) as history:
         build = lookup.find_build(history, given)
+        unfinished = history.find_unfinished() if any(leg.is_queued for leg in build.legs) else []
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            collector = FactCollector(settings, history, broker)
-            collected = [collector.collect(leg) for leg in build.legs]
+            collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
     explained = [(facts, explain(facts)) for facts in collected]
-    if as_json:
-        print_json({"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]})
-        return
-    click.echo(f"build {build.build_id}: {build.main.srpm} for {build.main.target}")
+    lines = [f"build {build.build_id}: {build.main.srpm} for {build.main.target}"]
     for facts, each in explained:
-        click.echo(f"{facts.leg.arch}: {each.state}")
-        for sentence in each.sentences:
-            click.echo(f"  {sentence}")
+        lines += [f"{facts.leg.arch}: {each.state}", *(f"  {sentence}" for sentence in each.sentences)]
+    result = {"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]}
+    print_result(result, lines, as_json)
 
 
 def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
@@ -136,75 +148,67 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
 # --- facts
 
 
-class FactCollector:
-    """Collects the facts of the legs of one build; what several legs need is read once."""
+def collect_facts(
+    settings: Settings, history: History, broker: Broker, leg: BuildRecord, unfinished: Sequence[BuildRecord]
+) -> BuildFacts:
+    """Collect the facts of a leg; `unfinished`: all builds that wait or run, if it waits."""
+    now = time.time()
+    tube = leg.tube or _default_tube(settings, leg)
+    workers = _find_workers(settings, broker, tube, now)
+    shared = {name for worker in workers or () for name in worker.heartbeat.arches}
+    ahead, ahead_elsewhere = lookup.builds_ahead(leg, unfinished, tube, shared, now) if leg.is_queued else ([], [])
+    tubes = {name: broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
+    past = history.recent_successes(leg.pkgname, leg.arch, PACKAGE_SAMPLE) if leg.pkgname else []
+    of_arch = history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), ARCH_SAMPLE)
+    incoming = settings.incoming.folder
+    may_lack_source = leg.is_queued and leg.waits_for and (incoming / leg.srpm).exists()  # on the controller alone
+    return BuildFacts(
+        now=now,
+        leg=leg,
+        job=lookup.job_state(broker, leg),
+        tube=tubes[tube],
+        createrepo=tubes[CREATEREPO.name],
+        tosign=tubes[TOSIGN.name],
+        backlog=tubes[NOTIFY.name].ready + tubes[NOTIFY.name].delayed,
+        ahead=ahead,
+        ahead_elsewhere=ahead_elsewhere,
+        workers=workers,
+        own_stats=duration_stats(each.duration for each in past),
+        arch_stats=ArchStats([*of_arch, *past]),
+        cancel=control.cancel_flag(broker, leg.build_id),
+        source_problem=find_unreadable(incoming / leg.srpm, incoming) if may_lack_source else "",
+        stuck=control.stuck_flag(broker, leg.target) if leg.status == Status.SUCCESS else None,
+    )
 
-    def __init__(self, settings: Settings, history: History, broker: Broker) -> None:
-        self._settings, self._history, self._broker = settings, history, broker
-        self._arches = read_arches(settings.farm.arches)
-        self._unfinished: list[BuildRecord] | None = None
 
-    def collect(self, leg: BuildRecord) -> BuildFacts:
-        now = time.time()
-        tube = leg.tube or self._default_tube(leg)
-        workers = self._workers(tube, now)
-        ahead, ahead_elsewhere = self._builds_ahead(leg, tube, workers or (), now) if leg.is_queued else ([], [])
-        stats = {name: self._broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
-        past = self._history.recent_successes(leg.pkgname, leg.arch, estimates.PACKAGE_SAMPLE) if leg.pkgname else []
-        of_arch = self._history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), estimates.ARCH_SAMPLE)
-        return BuildFacts(
-            now=now,
-            leg=leg,
-            job=lookup.job_state(self._broker, leg),
-            tube=stats[tube],
-            createrepo=stats[CREATEREPO.name],
-            tosign=stats[TOSIGN.name],
-            backlog=stats[NOTIFY.name].ready + stats[NOTIFY.name].delayed,
-            ahead=ahead,
-            ahead_elsewhere=ahead_elsewhere,
-            workers=workers,
-            own_stats=estimates.duration_stats(each.duration for each in past),
-            arch_stats=ArchStats([*of_arch, *past]),
-            cancel=control.cancel_flag(self._broker, leg.build_id),
-            source_problem=self._source_problem(leg) if leg.is_queued and leg.waits_for else "",
-            stuck=control.stuck_flag(self._broker, leg.target) if leg.status == Status.SUCCESS else None,
-        )
+def _default_tube(settings: Settings, leg: BuildRecord) -> str:
+    """Return the tube of a leg's request if the history does not have it: that of the arch its target names."""
+    known = read_arches(settings.farm.arches).known
+    arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
+    return arch.tube if arch else leg.arch
 
-    def _source_problem(self, leg: BuildRecord) -> str:
-        incoming = self._settings.incoming.folder
-        path = incoming / leg.srpm
-        return find_unreadable(path, incoming) if path.exists() else ""  # unknown on hosts other than the controller
 
-    def _default_tube(self, leg: BuildRecord) -> str:
-        """Return the tube of a leg's request if the history does not have it: that of the arch its target names."""
-        known = self._arches.known
-        arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
-        return arch.tube if arch else leg.arch
-
-    def _workers(self, tube: str, now: float) -> list[WorkerRecord] | None:
-        """Return the workers that watch a tube: free ones first, silent ones last; None if unknown."""
-        try:
-            known = [each for each in lookup.load_workers(self._settings) if tube in each.heartbeat.arches]
-        except WorkersUnavailable:
-            return None
-        connected = drop_disconnected(self._broker, known)
-        return sorted(connected, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
-
-    def _builds_ahead(
-        self, leg: BuildRecord, tube: str, workers: Iterable[WorkerRecord], now: float
-    ) -> tuple[list[BuildRecord], list[BuildRecord]]:
-        if self._unfinished is None:
-            self._unfinished = self._history.find_unfinished()
-        shared = {name for worker in workers for name in worker.heartbeat.arches}
-        return lookup.builds_ahead(leg, self._unfinished, tube, shared, now)
+def _find_workers(settings: Settings, broker: Broker, tube: str, now: float) -> list[WorkerRecord] | None:
+    """Return the workers that watch a tube: free ones first, silent ones last; None if unknown."""
+    try:
+        known = [each for each in lookup.load_workers(settings) if tube in each.heartbeat.arches]
+    except WorkersUnavailable:
+        return None
+    connected = drop_disconnected(broker, known)
+    return sorted(connected, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
 
 
 # --- sentences
 
 
 def explain(facts: BuildFacts) -> Explanation:
-    by_status = {Status.QUEUED: _explain_queued, Status.BUILDING: _explain_building, Status.SUCCESS: _explain_built}
-    explanation = by_status.get(facts.leg.status, _explain_ended)(facts)
+    if facts.leg.is_queued:
+        explanation = _explain_queued(facts)
+    elif facts.leg.is_unfinished:
+        explanation = _explain_building(facts)
+    else:
+        describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
+        explanation = Explanation(state=facts.leg.state, sentences=[*describe(facts)])
     more = []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
@@ -218,25 +222,21 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
         return _explain_missing_job(facts)
     if facts.job == "reserved":
         return _explain_taken(facts)
-    start, end = (None, None) if facts.leg.waits_for else _forecasts(facts)
-    sentences = [*_failed_attempts(facts), *_place(facts), *_ahead_text(facts), *_describe_workers(facts)]
+    start, end = (None, None) if facts.leg.waits_for else estimate_start_and_end(facts)
+    sentences = [*_failed_attempts(facts), *_describe_place(facts), *_ahead_text(facts), *_describe_workers(facts)]
     sentences += _expected_text(facts, start, end)
     return Explanation(state="delayed" if facts.pause > 0 else "waiting", sentences=sentences, start=start, end=end)
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
     leg = facts.leg
-    if facts.job == "buried":
-        text = (
-            f"Its job {leg.job} was refused and buried: `reimzul buried --tube {facts.tube.name}` shows why, "
-            f"`reimzul kick {leg.job}` requeues it."
-        )
-    else:
-        text = (
-            f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was deleted, or "
-            f"its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}"
-        )
-    return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), text])
+    texts = {
+        "buried": f"Its job {leg.job} was refused and buried: `reimzul buried --tube {facts.tube.name}` shows why, "
+        f"`reimzul kick {leg.job}` requeues it.",
+        GONE: f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was deleted, "
+        f"or its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}",
+    }
+    return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), texts[facts.job]])
 
 
 def _explain_taken(facts: BuildFacts) -> Explanation:
@@ -246,12 +246,14 @@ def _explain_taken(facts: BuildFacts) -> Explanation:
     if worker is not None and worker.heartbeat.build is not None:
         spent = worker.seconds_since(worker.heartbeat.build.started, facts.now)
         text = f"{_worker_label(worker, facts.workers or ())} {_activity(worker, facts)}."
-    end = estimates.estimate_end(facts.duration, spent) if facts.duration else None
-    usual = [f"{typical_duration_text(facts.duration)} {_end_text(facts, end)}"] if end else []
-    return Explanation(state="taken", sentences=[*_failed_attempts(facts), text, *usual], end=end)
+    sentences, takes, end = [*_failed_attempts(facts), text], facts.duration, None
+    if takes is not None:
+        end = estimate_rest(takes, spent)
+        sentences.append(_end_text(takes, end, facts.now))
+    return Explanation(state="taken", sentences=sentences, end=end)
 
 
-def _place(facts: BuildFacts) -> Iterator[str]:
+def _describe_place(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     number = f" as job {leg.job}" if leg.job else ""
     priority = f", priority {leg.priority}" if leg.priority is not None else ""
@@ -318,28 +320,6 @@ def _activity(worker: WorkerRecord, facts: BuildFacts) -> str:
     return f"builds {sent.build.srpm} for {sent.build.target}{phase}, started {spent} ago{usual}{after}"
 
 
-def _forecasts(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
-    others = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
-    busy = (_busy_time(worker, facts) for worker in facts.able_workers)
-    start = estimates.estimate_start(others, [each for each in busy if each is not None])
-    if start is None:
-        return None, None
-    low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
-    start, takes = Forecast(low=low, likely=likely, high=high), facts.duration
-    if takes is None:
-        return start, None
-    return start, Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
-
-
-def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> DurationStats | None:
-    """Return how long a worker is still busy; None if unknown."""
-    build = worker.heartbeat.build
-    if build is None:
-        return estimates.IDLE
-    takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
-    return estimates.remaining(takes, worker.seconds_since(build.started, facts.now)) if takes else None
-
-
 def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | None) -> Iterator[str]:
     if facts.leg.waits_for:
         yield "It starts after that."
@@ -349,24 +329,23 @@ def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | No
         yield "Expected start: at once."
     else:
         yield f"Expected start: in {format_duration(start.likely)} ({range_text(start.low, start.high)})."
-    if end is not None:
-        yield f"{typical_duration_text(facts.duration)} {_end_text(facts, end)}"
+    if facts.duration is not None and end is not None:
+        yield _end_text(facts.duration, end, facts.now)
     elif start is not None:
         yield "Its duration cannot be estimated: nothing was built on that arch before."
 
 
-def _end_text(facts: BuildFacts, end: Forecast) -> str:
-    return f"Expected end: {format_time(facts.now + end.likely)}, in {format_duration(end.likely)}."
+def _end_text(takes: DurationStats, end: Forecast, now: float) -> str:
+    return f"{duration_text(takes)} Expected end: {format_time(now + end.likely)}, in {format_duration(end.likely)}."
 
 
 def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
     """Describe the attempts before this one; the last attempt of a rejected leg is described with its result."""
     known = list(enumerate(facts.leg.attempts, 1))
+    texts = {Status.UNFIT: "failed on", Status.REJECTED: "was rejected, built on"}  # the store rejects, not the builder
     for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
-        if attempt.status == Status.UNFIT:
-            yield f"Attempt {number} failed on {_attempt_end(attempt, facts.now)}"
-        if attempt.status == Status.REJECTED:  # by the store: it is not the builder's fault
-            yield f"Attempt {number} was rejected, built on {_attempt_end(attempt, facts.now)}"
+        if attempt.status in texts:
+            yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts.now)}"
     retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
     if retried:
         number, last = retried[-1]
@@ -403,12 +382,10 @@ def _explain_building(facts: BuildFacts) -> Explanation:
     if takes is None:
         return Explanation(state="building", sentences=[*sentences, "Nothing was built on that arch before."])
     spent = facts.now - leg.attempt_start if leg.attempt_start else 0.0
-    end = estimates.estimate_end(takes, spent)
+    end = estimate_rest(takes, spent)
     left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
     left = "It has taken longer than 90 % of them." if spent >= takes.high else left
-    return Explanation(
-        state="building", sentences=[*sentences, f"{typical_duration_text(facts.duration)} {left}"], end=end
-    )
+    return Explanation(state="building", sentences=[*sentences, f"{duration_text(takes)} {left}"], end=end)
 
 
 def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:
@@ -425,18 +402,17 @@ def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterato
         yield f"It has been in phase {build.phase} for {format_duration(worker.seconds_since(build.since, facts.now))}."
 
 
-def _explain_built(facts: BuildFacts) -> Explanation:
+def _describe_success(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     if leg.published:
-        sentences = [f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"]
+        yield f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"
         unsigned = facts.tosign.ready + facts.tosign.reserved
         if unsigned:
-            sentences.append(f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing.")
+            yield f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing."
     elif leg.scratch:
-        sentences = [f"It was built; scratch builds are not published. Its files: {leg.url}"]
+        yield f"It was built; scratch builds are not published. Its files: {leg.url}"
     else:
-        sentences = list(_unpublished_text(facts))
-    return Explanation(state=leg.state, sentences=sentences)
+        yield from _unpublished_text(facts)
 
 
 def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
@@ -460,21 +436,45 @@ def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
         yield f"{pluralize(tube.buried, 'request')} in it were refused: reimzul buried --tube createrepo"
 
 
-def _explain_ended(facts: BuildFacts) -> Explanation:
+def _describe_end(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
-    sentences = [*_failed_attempts(facts)]
+    yield from _failed_attempts(facts)
     if leg.status == Status.OVERRIDE:
-        sentences.append(f"Somebody has set its status to Override: {leg.comment or '-'}")
-        return Explanation(state=BuildState.OVERRIDE, sentences=sentences)
+        yield f"Somebody has set its status to Override: {leg.comment or '-'}"
+        return
     is_rejected = leg.status == Status.REJECTED  # by the store: it is not the builder's fault
     where = f" on {leg.builder_fqdn}" if leg.builder_fqdn and not is_rejected else ""
     ended = f" {format_time(leg.finished)}" if leg.finished else ""
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
-    sentences.append(f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}.")
+    yield f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}."
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
-        sentences.append(f"The first error: {leg.error_line or first_line}")
+        yield f"The first error: {leg.error_line or first_line}"
     if leg.url:
-        sentences.append(f"Its logs: {leg.url}")
-    sentences.append(f"To build it again: reimzul retry {leg.build_id[:8]}")
-    return Explanation(state=leg.state, sentences=sentences)
+        yield f"Its logs: {leg.url}"
+    yield f"To build it again: reimzul retry {leg.build_id[:8]}"
+
+
+# --- forecasts
+
+
+def estimate_start_and_end(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
+    """Estimate when a build that waits starts and ends; None where nothing is known to estimate from."""
+    ahead = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
+    busy = (_busy_time(worker, facts) for worker in facts.able_workers)
+    start, takes = estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
+    if start is None:
+        return None, None
+    low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
+    start = Forecast(low=low, likely=likely, high=high)
+    if takes is None:
+        return start, None
+    return start, Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
+
+
+def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> Forecast | None:
+    build = worker.heartbeat.build
+    if build is None:
+        return IDLE
+    takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
+    return estimate_rest(takes, worker.seconds_since(build.started, facts.now)) if takes else None

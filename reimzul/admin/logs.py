@@ -13,20 +13,20 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional
 
 import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.admin.output import pass_settings
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
-from reimzul.core.message import Status
 from reimzul.core.retry import LogThrottle
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable
+from reimzul.history import BuildRecord, HistoryUnavailable
 from reimzul.history.build_record import RecordedAttempt
 
 #: How much of a log is read at a time. A gzipped one may be a thousand times as long as its file.
@@ -51,9 +51,9 @@ _CONTROL_CHARS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 @click.option("-f", "--follow", is_flag=True, help="Follow the log to its end, and then the logs of later attempts.")
 @click.option("--arch", metavar="ARCH", help="The leg; the requested arch by default.")
 @click.option("--attempt", metavar="NUMBER", help="The attempt, by number or name; the last by default.")
-@shared_options
+@pass_settings
 def print_log(
-    config: Path | None, verbose: bool, given: str, log: str | None, follow: bool, arch: str | None, attempt: str | None
+    settings: Settings, given: str, log: str | None, follow: bool, arch: str | None, attempt: str | None
 ) -> int:
     """Print a log of a build: build.log, root.log or state.log of mock; by default the one with the cause of a failure.
 
@@ -67,9 +67,7 @@ def print_log(
       reimzul log 72b893f8 root -f --arch i386
       reimzul log 72b893f8 --attempt 1
     """
-    settings = load_settings(config, verbose)
-    with lookup.reading_history(settings.history.url) as history:
-        build = lookup.find_build(history, given)
+    build = lookup.read_builds(settings, [given])[0]
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     logs = LogFollower(settings.history.url, urls, build.build_id, arch, log and f"{log}.log")
     return 0 if logs.print_log(LogOutput(), attempt, follow=follow) else EXIT_FAILED
@@ -102,12 +100,8 @@ class NoLog(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class LogSource:
-    """An attempt at a leg, and where its logs may be."""
-
     number: int
-    token: str
-    builder: str
-    status: str
+    attempt: RecordedAttempt
     is_last: bool  #: of those known
     kept: Sequence[str]  #: URLs of folders where its logs may be complete, the likeliest first
     live: str  #: URL of the folder where they grow
@@ -116,11 +110,11 @@ class LogSource:
     @property
     def is_over(self) -> bool:
         """Whether nothing more is written. A worker that was stopped does not announce its attempt's end."""
-        return self.status not in (Status.QUEUED, Status.BUILDING) or not self.is_last
+        return self.attempt.is_over or not self.is_last
 
     @property
     def label(self) -> str:
-        return f"attempt {self.number} on {self.builder or '-'}"
+        return f"attempt {self.number} on {self.attempt.builder_fqdn or '-'}"
 
 
 class LogFollower:
@@ -143,7 +137,7 @@ class LogFollower:
             source = self._wait_for_attempt(output, leg, 0)
         complete = True
         while source is not None:
-            complete = self._print_one(output, source, follow=follow)
+            complete = self._print_one(output, leg, source, follow=follow)
             if not follow or wanted:
                 break
             leg = self._reread_leg(leg)
@@ -152,11 +146,13 @@ class LogFollower:
 
     def _read_leg(self) -> BuildRecord:
         with lookup.reading_history(self._url) as history:
-            legs = history.find_builds(BuildFilter(build_id=self._build_id), 50)
-        found = [leg for leg in legs if leg.arch == self._arch]
+            build = lookup.find_recorded_builds(history, [self._build_id])[0]
+        found = [leg for leg in build.legs if leg.arch == self._arch]
         if self._arch and not found:
-            raise InputError(f"the build has no leg for {self._arch}; it has {', '.join(leg.arch for leg in legs)}")
-        return found[0] if found else lookup.group_by_build(legs)[0].main
+            raise InputError(
+                f"the build has no leg for {self._arch}; it has {', '.join(leg.arch for leg in build.legs)}"
+            )
+        return found[0] if found else build.main
 
     def _reread_leg(self, before: BuildRecord) -> BuildRecord:
         """The leg as the history has it now, or as it was where the history cannot be read."""
@@ -173,7 +169,7 @@ class LogFollower:
             if later:
                 output.print_note(later[0].label)
                 return later[0]
-            if leg.status not in (Status.QUEUED, Status.BUILDING):
+            if not leg.is_unfinished:
                 return None
             if not is_noted:
                 which = "next" if after else "first"
@@ -182,7 +178,7 @@ class LogFollower:
             time.sleep(_HISTORY_POLL_SECONDS)
             leg = self._reread_leg(leg)
 
-    def _print_one(self, output: LogOutput, source: LogSource, *, follow: bool) -> bool:
+    def _print_one(self, output: LogOutput, leg: BuildRecord, source: LogSource, *, follow: bool) -> bool:
         """Print one attempt's log as far as it goes; False where its end never arrived. Raises `NoLog`."""
         name = self._name or source.error_log or "build.log"
         if name != (self._name or "build.log"):
@@ -197,13 +193,15 @@ class LogFollower:
                 waiting_since = now
             if not follow or now - waiting_since > _ARRIVAL_TIMEOUT_SECONDS:
                 if state == _NOWHERE:
-                    raise NoLog(f"{source.label} has no {name} in the store: {source.status}")
+                    raise NoLog(f"{source.label} has no {name} in the store: {source.attempt.status}")
                 if follow:
                     output.print_note(f"{source.label} is over, and the end of this log has not arrived")
                 return not follow
             time.sleep(_POLL_SECONDS)
             if now - last_read > _HISTORY_POLL_SECONDS:
-                source, last_read = self._reread_attempt(source), now
+                leg, last_read = self._reread_leg(leg), now
+                known = {each.attempt.attempt: each for each in list_attempts(leg, self._urls)}
+                source = known.get(source.attempt.attempt, source)
         return True
 
     def _print_more(self, reader: _LogReader, source: LogSource, output: LogOutput, *, follow: bool) -> str:
@@ -215,13 +213,6 @@ class LogFollower:
             if self._outage_notes.is_due():
                 output.print_note(f"{error}; retrying")
             return _UNAVAILABLE
-
-    def _reread_attempt(self, source: LogSource) -> LogSource:
-        try:
-            known = list_attempts(self._read_leg(), self._urls)
-        except HistoryUnavailable:
-            return source
-        return next((each for each in known if each.token == source.token), source)
 
 
 class _LogReader:
@@ -280,34 +271,32 @@ class _GzipLog:
 
 
 def list_attempts(leg: BuildRecord, urls: StoreUrls) -> list[LogSource]:
-    return [_log_source(number, each, leg, urls) for number, each in enumerate(leg.attempts, 1)]
-
-
-def _log_source(number: int, each: RecordedAttempt, leg: BuildRecord, urls: StoreUrls) -> LogSource:
-    key = (leg.build_id, leg.arch, each.attempt)
-    decides = leg.attempt == each.attempt
-    place = [urls.place(leg.place)] if leg.place and decides else []
-    kept = [*place, urls.attempt(*key), *([each.url] if each.url else [])]
-    error_log = each.error_log or (leg.error_log if decides else "")
-    return LogSource(
-        number=number,
-        token=each.attempt,
-        builder=each.builder_fqdn,
-        status=each.status,
-        is_last=number == len(leg.attempts),
-        kept=list(dict.fromkeys(kept)),
-        live=urls.live(*key),
-        error_log=error_log if error_log in ("build.log", "root.log", "state.log") else "",
-    )
+    found = []
+    for number, each in enumerate(leg.attempts, 1):
+        key, decides = (leg.build_id, leg.arch, each.attempt), leg.attempt == each.attempt
+        place = [urls.place(leg.place)] if leg.place and decides else []
+        kept = [*place, urls.attempt(*key), *([each.url] if each.url else [])]
+        error_log = each.error_log or (leg.error_log if decides else "")
+        source = LogSource(
+            number=number,
+            attempt=each,
+            is_last=number == len(leg.attempts),
+            kept=list(dict.fromkeys(kept)),
+            live=urls.live(*key),
+            error_log=error_log if error_log in ("build.log", "root.log", "state.log") else "",
+        )
+        found.append(source)
+    return found
 
 
 def select_attempt(known: Sequence[LogSource], wanted: str | None) -> LogSource | None:
     """The wanted attempt, else the last; None where there is none. Raises `InputError` for an unknown one."""
     if wanted is None:
         return known[-1] if known else None
-    found = [each for each in known if wanted in (str(each.number), each.token)]
-    found = found or [each for each in known if each.token.startswith(wanted)]
+    tokens = {each.attempt.attempt: each for each in known}
+    found = [each for token, each in tokens.items() if wanted in (str(each.number), token)]
+    found = found or [each for token, each in tokens.items() if token.startswith(wanted)]
     if len(found) != 1:
-        attempts = ", ".join(f"{each.number} ({each.token})" for each in known) or "none"
+        attempts = ", ".join(f"{each.number} ({token})" for token, each in tokens.items()) or "none"
         raise InputError(f"no attempt {wanted}; known attempts: {attempts}")
     return found[0]

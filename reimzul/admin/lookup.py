@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
@@ -26,8 +27,8 @@ from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailabl
 GONE, UNKNOWN = "gone", "unknown"
 
 _ID = re.compile(r"[0-9a-f]{1,32}\Z")
-#: Records that are read of the builds whose ids begin alike.
-_MAX_RECORDS = 200
+#: Records that are read of the builds whose ids begin alike, and of one build.
+_MAX_RECORDS, _MAX_LEGS = 200, 50
 #: Builds offered for one Tab, and ids listed in an error message.
 _MAX_COMPLETIONS, _MAX_LISTED = 50, 4
 #: Higher than every priority and every job number of beanstalkd.
@@ -102,8 +103,7 @@ def find_build(history: History, given: str) -> BuildLegs:
 
 def find_builds(history: History, given: Iterable[str]) -> list[BuildLegs]:
     """Return each build once. Raises `InputError` with a line for each prefix of no build, or of more than one."""
-    found: dict[str, BuildLegs] = {}
-    faults = []
+    found, faults = {}, []
     for prefix in given:
         try:
             build = find_build(history, prefix)
@@ -115,18 +115,27 @@ def find_builds(history: History, given: Iterable[str]) -> list[BuildLegs]:
     return list(found.values())
 
 
+def find_recorded_builds(history: History, build_ids: Iterable[str]) -> list[BuildLegs]:
+    """Return the builds with these full ids; one that is not recorded is left out."""
+    legs = [leg for each in build_ids for leg in history.find_builds(BuildFilter(build_id=each), _MAX_LEGS)]
+    return group_by_build(legs)
+
+
+def read_builds(settings: Settings, given: Iterable[str]) -> list[BuildLegs]:
+    """Like `find_builds`, in a history that is opened for it alone."""
+    with reading_history(settings.history.url) as history:
+        return find_builds(history, given)
+
+
 def group_by_build(records: Iterable[BuildRecord]) -> list[BuildLegs]:
     """Group records by build, in the order of the first of each; those without an id (the original's) are left out."""
-    legs: dict[str, list[BuildRecord]] = {}
+    legs: defaultdict[str, list[BuildRecord]] = defaultdict(list)
     for record in records:
         if record.build_id:
-            legs.setdefault(record.build_id, []).append(record)
-    return [BuildLegs(sorted(each, key=_main_first)) for each in legs.values()]
-
-
-def _main_first(record: BuildRecord) -> tuple[bool, str]:
-    is_main = record.queued_at or record.target.endswith(f".{record.arch}")
-    return not is_main, record.arch
+            legs[record.build_id].append(record)
+    for each in legs.values():
+        each.sort(key=lambda record: (not (record.queued_at or record.target.endswith(f".{record.arch}")), record.arch))
+    return list(map(BuildLegs, legs.values()))
 
 
 def build_ids_argument(required: bool = True, many: bool = True) -> Callable[[Any], Any]:
@@ -160,7 +169,6 @@ def complete_build_id(context: click.Context, _: click.Parameter, incomplete: st
 class QueuedJob:
     job: int
     request: BuildRequest
-    body: bytes
     stats: JobStats
 
 
@@ -169,11 +177,10 @@ def find_job(broker: Broker, leg: BuildRecord) -> QueuedJob | None:
     if not leg.job:
         return None
     try:
-        body = broker.peek(leg.job)
-        request = BuildRequest.decode(body)
+        request = BuildRequest.decode(broker.peek(leg.job))
         if request.build_id != leg.build_id:  # beanstalkd starts to number again when it loses its binlog
             return None
-        return QueuedJob(job=leg.job, request=request, body=body, stats=broker.job_stats(leg.job))
+        return QueuedJob(job=leg.job, request=request, stats=broker.job_stats(leg.job))
     except (ReservationLost, InvalidMessage):
         return None
 

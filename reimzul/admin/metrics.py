@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
@@ -17,17 +17,18 @@ from typing import Optional
 import attr
 import click
 
-from reimzul.admin import lookup, options
-from reimzul.admin.stats import BuildStats, compute_stats, time_stats
-from reimzul.admin.tubes import all_tubes
+from reimzul.admin import lookup
+from reimzul.admin.output import pass_settings
+from reimzul.admin.queues import all_tubes
+from reimzul.admin.stats import BuildStats, compute_stats_since, time_stats
 from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
 from reimzul.core.message import WorkerState
 from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory
+from reimzul.history import BuildRecord, HistoryUnavailable, NoHistory
 from reimzul.history.workers import SILENT, WorkerRecord, WorkersUnavailable
 
 _DAY_SECONDS = 86400
@@ -42,8 +43,8 @@ _MAX_PACKAGES = 50
     metavar="FILE",
     help="Replace this file in one step: node_exporter's textfile collector reads *.prom of a folder.",
 )
-@shared_options
-def command(config: Path | None, verbose: bool, output: Path | None) -> int:
+@pass_settings
+def command(settings: Settings, output: Path | None) -> int:
     """Print the farm's figures as OpenMetrics text: tubes, workers, and the builds of the last day.
 
     A part of the farm that does not answer is left out; `reimzul_part_up` is 0 for it, and the exit code is 1. The
@@ -54,7 +55,7 @@ def command(config: Path | None, verbose: bool, output: Path | None) -> int:
       reimzul metrics
       reimzul metrics --output /var/lib/reimzul-metrics/reimzul.prom
     """
-    collected, faults = collect_metrics(load_settings(config, verbose))
+    collected, faults = collect_metrics(settings)
     text = format_openmetrics(build_gauges(collected))
     if output is None:
         click.echo(text, nl=False)
@@ -81,7 +82,7 @@ class MetricsInput:
 
 
 def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
-    """Return the figures, and why parts of them are missing."""
+    """Return the figures, and the faults of the parts that did not answer."""
     found, faults = MetricsInput(now=time.time()), []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
@@ -95,8 +96,7 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
         faults.append(str(error))
     try:
         with lookup.reading_history(settings.history.url) as history:
-            last_day = BuildFilter(since=options.build_timestamp(found.now - _DAY_SECONDS))
-            found.day = compute_stats(history.iterate_builds(last_day))
+            found.day = compute_stats_since(history, found.now - _DAY_SECONDS)
             found.waiting = history.find_unfinished()
     except (HistoryUnavailable, NoHistory) as error:
         faults.append(str(error))
@@ -112,23 +112,15 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
 
 @attr.frozen
 class Gauge:
-    """A metric."""
-
     name: str
     help: str
     samples: Sequence[tuple[float, Mapping[str, str]]]  #: values, with their labels
 
-    @property
-    def unit(self) -> str:
-        """The unit that the name ends with, if any."""
-        suffix = self.name.rpartition("_")[2]
-        return suffix if suffix in ("seconds", "bytes") else ""
-
 
 def build_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    now = collected.now
+    now, pending = collected.now, collected.pending
     parts = {"beanstalkd": collected.tubes, "workers": collected.workers, "history": collected.day}
-    answers = [(float(part is not None), {"part": name}) for name, part in parts.items()]
+    answers = _label_values("part", ((name, float(part is not None)) for name, part in parts.items()))
     yield Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.", answers)
     yield Gauge("reimzul_made_timestamp_seconds", "When these figures were made.", [(now, {})])
     yield from _tube_gauges(collected)
@@ -136,10 +128,15 @@ def build_gauges(collected: MetricsInput) -> Iterator[Gauge]:
     if collected.day is not None:
         yield from _day_gauges(collected.day)
         yield from _time_gauges(collected.day)
-    pending = [(each.count, {"sink": each.sink}) for each in collected.pending]
-    yield Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.", pending)
-    ages = [(max(0.0, now - each.oldest), {"sink": each.sink}) for each in collected.pending]
+    counts = _label_values("sink", ((each.sink, each.count) for each in pending))
+    yield Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.", counts)
+    ages = _label_values("sink", ((each.sink, max(0.0, now - each.oldest)) for each in pending))
     yield Gauge("reimzul_owed_oldest_seconds", "The age of the oldest of these.", ages)
+
+
+def _label_values(label: str, values: Iterable[tuple[str, float]]) -> list[tuple[float, Mapping[str, str]]]:
+    """Return the samples of values, each with its value of a label."""
+    return [(value, {label: name}) for name, value in values]
 
 
 def _tube_gauges(collected: MetricsInput) -> Iterator[Gauge]:
@@ -147,63 +144,65 @@ def _tube_gauges(collected: MetricsInput) -> Iterator[Gauge]:
     states = ("ready", "reserved", "delayed", "buried")
     jobs = [(getattr(tube, state), {"tube": tube.name, "state": state}) for tube in tubes for state in states]
     yield Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.", jobs)
-    watchers = [(tube.watchers, {"tube": tube.name}) for tube in tubes]
+    watchers = _label_values("tube", ((tube.name, tube.watchers) for tube in tubes))
     yield Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.", watchers)
     first: dict[str, float] = {}
     for leg in collected.waiting:
         if leg.tube and leg.queued_at:
             first[leg.tube] = min(first.get(leg.tube, collected.now), leg.queued_at)
-    waits = [(max(0.0, collected.now - queued_at), {"tube": name}) for name, queued_at in sorted(first.items())]
+    waits = _label_values(
+        "tube", ((name, max(0.0, collected.now - queued_at)) for name, queued_at in sorted(first.items()))
+    )
     yield Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", waits)
 
 
 def _worker_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    counts: dict[str, Counter[str]] = {}
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     newest: dict[str, WorkerRecord] = {}
-    for worker in collected.workers or ():
-        host = worker.heartbeat.host
-        counts.setdefault(host, Counter())[worker.state_at(collected.now)] += 1
-        newest[host] = max(newest.get(host, worker), worker, key=lambda each: each.last_seen)
-    hosts, states = sorted(counts), (*WorkerState.ALL, SILENT)
-    by_state = [(counts[host][state], {"builder": host, "state": state}) for host in hosts for state in states]
+    for worker in sorted(collected.workers or (), key=lambda each: (each.heartbeat.host, each.last_seen)):
+        counts[worker.heartbeat.host][worker.state_at(collected.now)] += 1
+        newest[worker.heartbeat.host] = worker
+    states = (*WorkerState.ALL, SILENT)
+    by_state = [(count[state], {"builder": host, "state": state}) for host, count in counts.items() for state in states]
     yield Gauge("reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.", by_state)
-    load = [(newest[host].heartbeat.load, {"builder": host}) for host in hosts]
+    load = _label_values("builder", ((host, each.heartbeat.load) for host, each in newest.items()))
     yield Gauge("reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.", load)
-    free = [(newest[host].heartbeat.free_mib * 1024**2, {"builder": host}) for host in hosts]
+    free = _label_values("builder", ((host, each.heartbeat.free_mib * 1024**2) for host, each in newest.items()))
     yield Gauge("reimzul_builder_free_bytes", "Free space on the builder's fullest disk.", free)
 
 
 def _day_gauges(day: BuildStats) -> Iterator[Gauge]:
-    arches, attempts = sorted(day.arches.items()), sorted(day.attempts.items())
     builds = [
         (count, {"arch": arch, "result": result})
-        for arch, group in arches
+        for arch, group in sorted(day.arches.items())
         for result, count in sorted(group.results.items())
     ]
     yield Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.", builds)
-    causes = [(count, {"cause": cause}) for cause, count in sorted(day.causes.items())]
+    causes = _label_values("cause", sorted(day.causes.items()))
     yield Gauge("reimzul_day_failures", "Of these, those that failed or were rejected, by cause.", causes)
-    all_attempts = [(counts.attempts, {"builder": host}) for host, counts in attempts]
-    yield Gauge("reimzul_day_attempts", "Attempts of a builder at them.", all_attempts)
-    faults = [(counts.faults, {"builder": host}) for host, counts in attempts]
+    attempts = _label_values("builder", sorted((host, counts.attempts) for host, counts in day.attempts.items()))
+    yield Gauge("reimzul_day_attempts", "Attempts of a builder at them.", attempts)
+    faults = _label_values("builder", sorted((host, counts.faults) for host, counts in day.attempts.items()))
     yield Gauge("reimzul_day_faults", "Of these, those that failed through the builder's own fault.", faults)
 
 
 def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
     # each package is a time series of its own in the monitoring system, so only those built most often are shown
     by_count = sorted(day.packages.items(), key=lambda each: (-sum(each[1].results.values()), each[0]))
-    packages = dict(by_count[:_MAX_PACKAGES])
-    kinds = (("", "arch", day.arches), ("builder_", "builder", day.builders), ("package_", "package", packages))
+    kinds = (
+        ("", "arch", day.arches),
+        ("builder_", "builder", day.builders),
+        ("package_", "package", dict(by_count[:_MAX_PACKAGES])),
+    )
     for infix, label, groups in kinds:
         by = f" By {label}." if infix else ""
-        waits = {name: group.waits for name, group in groups.items()}
-        waited = f"How long they waited for their first attempt.{by}"
-        yield Gauge(f"reimzul_day_{infix}wait_seconds", waited, _quantiles(label, waits))
-        builds = {name: group.builds for name, group in groups.items()}
-        yield Gauge(f"reimzul_day_{infix}build_seconds", f"How long they took.{by}", _quantiles(label, builds))
+        waits = _quantiles(label, {name: group.waits for name, group in groups.items()})
+        yield Gauge(f"reimzul_day_{infix}wait_seconds", f"How long they waited for their first attempt.{by}", waits)
+        builds = _quantiles(label, {name: group.builds for name, group in groups.items()})
+        yield Gauge(f"reimzul_day_{infix}build_seconds", f"How long they took.{by}", builds)
 
 
-def _quantiles(label: str, times: Mapping[str, Sequence[float]]) -> list[tuple[float, Mapping[str, str]]]:
+def _quantiles(label: str, times: Mapping[str, Sequence[Optional[float]]]) -> list[tuple[float, Mapping[str, str]]]:
     known = [(name, found) for name, seconds in sorted(times.items()) if (found := time_stats(seconds))]
     return [
         (value, {label: name, "quantile": part})
@@ -223,8 +222,9 @@ def format_openmetrics(gauges: Iterable[Gauge]) -> str:
 
 def _format_gauge(gauge: Gauge) -> Iterator[str]:
     yield f"# TYPE {gauge.name} gauge"
-    if gauge.unit:
-        yield f"# UNIT {gauge.name} {gauge.unit}"
+    unit = gauge.name.rpartition("_")[2]
+    if unit in ("seconds", "bytes"):
+        yield f"# UNIT {gauge.name} {unit}"
     yield f"# HELP {gauge.name} {_escape(gauge.help)}"
     for value, labels in gauge.samples:
         listed = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())

@@ -1,48 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """`reimzul stats`: how many builds there were, their results, causes of failure, and how long they waited and took.
 
-`reimzul metrics` and `reimzul builders` use the same figures.
+`reimzul metrics`, `builders`, `explain` and `watch` use the same figures.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
 import attr
 import click
 
-from reimzul.admin import lookup, options
-from reimzul.admin.estimates import quantile
-from reimzul.admin.output import format_duration, format_time, print_json, print_table
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
+from reimzul.admin import lookup, output
+from reimzul.core.cli import EXIT_CODES
 from reimzul.core.message import Status
-from reimzul.history import BuildFilter, BuildRecord
+from reimzul.core.settings import Settings
+from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.build_record import BuildState, RecordedAttempt
 
+#: How many earlier builds of a package, and of an arch, the durations are taken from.
+PACKAGE_SAMPLE, ARCH_SAMPLE = 20, 300
+#: With fewer builds than this the range is taken to be from half to twice the median.
+_MIN_FOR_RANGE = 3
 _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 
 
 @click.command("stats", epilog=EXIT_CODES)
-@click.option(
-    "--since",
-    "begin",
-    callback=options.parse_since_option,
-    default="7d",
-    show_default=True,
-    metavar="WHEN",
-    help="Of builds submitted since: 12h, 7d, 2026-11-22.",
-)
+@output.since_option("Of builds submitted since: 12h, 7d, 2026-11-22.")
 @click.option("--target", metavar="TARGET", help="With its arch, as c7.1708.u.x86_64.")
 @click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="An object, with all packages. docs/json.md has its keys.")
-@shared_options
-def command(config: Path | None, verbose: bool, begin: float, target: str | None, top: int, as_json: bool) -> None:
+@output.json_option("an object, with all packages")
+@output.pass_settings
+def command(settings: Settings, begin: float, target: str | None, top: int, as_json: bool) -> None:
     """Count builds and their results by arch, package and builder, with how long they waited and took.
 
     Each arch of a build counts as one. Times are the median, and the time that 5 % exceeded. FAULTS are attempts that
@@ -54,27 +50,124 @@ def command(config: Path | None, verbose: bool, begin: float, target: str | None
       reimzul stats --since 24h --target c7.1708.u.x86_64
       reimzul stats --since 2026-11-01 --json
     """
-    settings = load_settings(config, verbose)
     with lookup.reading_history(settings.history.url) as history:
-        stats = compute_stats(history.iterate_builds(BuildFilter(since=options.build_timestamp(begin), target=target)))
+        stats = compute_stats_since(history, begin, target)
     if as_json:
-        print_json(to_dict(stats, begin))
+        output.print_json(to_dict(stats, begin))
         return
     is_terminal = sys.stdout.isatty()
     if is_terminal:
-        click.echo(f"since {format_time(begin)}")
+        click.echo(f"since {output.format_time(begin)}")
     for name, heads, rows in _tables(stats, top):
         if is_terminal:
             click.echo()
-        print_table(heads, rows if is_terminal else [[name, *row] for row in rows])
+        output.print_table(heads, rows if is_terminal else [[name, *row] for row in rows])
 
 
-# --- figures
+# --- durations: of earlier successful builds; for a package never built on an arch, of that arch's other packages
+
+
+@attr.frozen(kw_only=True)
+class DurationStats:
+    """How long something took, in seconds."""
+
+    low: float  #: 10 % were shorter
+    median: float
+    high: float  #: 10 % were longer
+    mean: float
+    count: int  #: of builds
+    own: bool = True  #: they are builds of the package itself, not of others on the arch
+
+
+def quantile(ordered: Sequence[float], part: float) -> float:
+    """Return the value below which that part of some ordered numbers lies, interpolated linearly."""
+    where = part * (len(ordered) - 1)
+    below, above = ordered[math.floor(where)], ordered[math.ceil(where)]
+    return below + (above - below) * (where - math.floor(where))
+
+
+def duration_stats(durations: Iterable[Optional[float]], *, own: bool = True) -> DurationStats | None:
+    """Summarize durations; unknown ones are skipped. None if none is known."""
+    ordered = sorted(each for each in durations if each is not None)
+    if not ordered:
+        return None
+    low, median, high = (quantile(ordered, part) for part in (0.1, 0.5, 0.9))
+    if len(ordered) < _MIN_FOR_RANGE:
+        low, high = median / 2, median * 2
+    mean = sum(ordered) / len(ordered)
+    return DurationStats(low=low, median=median, high=high, mean=mean, count=len(ordered), own=own)
+
+
+class ArchStats:
+    def __init__(self, records: Iterable[BuildRecord]) -> None:
+        by_package: dict[str, list[Optional[float]]] = {}
+        for record in records:
+            by_package.setdefault(record.pkgname, []).append(record.duration)
+        self._packages = {name: duration_stats(each) for name, each in by_package.items()}
+        self._all = duration_stats((took for each in by_package.values() for took in each), own=False)
+
+    def stats_for(self, package: str) -> DurationStats | None:
+        """Return a package's figures, else those of the whole arch; None if nothing was built on it yet."""
+        return self._packages.get(package) or self._all
+
+
+@attr.frozen(kw_only=True)
+class Forecast:
+    """When something is expected, in seconds from now; with 80 % probability between `low` and `high`."""
+
+    low: float
+    likely: float
+    high: float
+
+
+#: For a worker that is free now.
+IDLE = Forecast(low=0.0, likely=0.0, high=0.0)
+
+
+def estimate_start(ahead: Sequence[DurationStats | None], free_in: Sequence[Forecast]) -> Forecast | None:
+    """Estimate when the next build after those ahead starts; `free_in`: how long each suitable worker is still busy.
+
+    None without a suitable worker, or if the duration of a build ahead is unknown. Short and long builds among many
+    ahead cancel out, so the uncertainty grows with the square root of their number only.
+    """
+    known = [each for each in ahead if each is not None]
+    if not free_in or len(known) < len(ahead):
+        return None
+    workers = [each.likely for each in free_in]
+    heapq.heapify(workers)
+    for each in known:
+        heapq.heapreplace(workers, workers[0] + each.mean)
+    likely = workers[0]
+    spread = math.hypot(*((each.high - each.low) / 2 for each in known)) / len(free_in)
+    soonest = min(free_in, key=lambda each: each.likely)
+    low = max(0.0, likely - spread - (soonest.likely - soonest.low))
+    return Forecast(low=low, likely=likely, high=likely + spread + (soonest.high - soonest.likely))
+
+
+def estimate_rest(takes: DurationStats, spent: float) -> Forecast:
+    """Return how much longer something takes; after more than its 90 % quantile, as long as it has taken already."""
+    if spent >= takes.high:
+        return Forecast(low=0.0, likely=spent / 2, high=spent * 2)
+    low, likely, high = (max(0.0, each - spent) for each in (takes.low, takes.median, takes.high))
+    return Forecast(low=low, likely=likely, high=high)
+
+
+def duration_text(takes: DurationStats) -> str:
+    how = f"median of {output.pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
+    subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
+    return f"{subject} {output.format_duration(takes.median)} ({how})."
+
+
+def range_text(low: float, high: float) -> str:
+    return f"80 %: {' to '.join(dict.fromkeys(map(output.format_duration, (low, high))))}"
+
+
+# --- figures of many builds
 
 
 @attr.frozen(kw_only=True)
 class TimeStats:
-    """How long something took, in seconds."""
+    """How long something took, in seconds, as `reimzul stats` shows it."""
 
     count: int
     median: float
@@ -82,9 +175,9 @@ class TimeStats:
     total: float
 
 
-def time_stats(seconds: Iterable[float]) -> TimeStats | None:
-    """Summarize times; None if there are none."""
-    ordered = sorted(seconds)
+def time_stats(seconds: Iterable[Optional[float]]) -> TimeStats | None:
+    """Summarize times; unknown ones are skipped. None if none is known."""
+    ordered = sorted(each for each in seconds if each is not None)
     if not ordered:
         return None
     median, p95 = quantile(ordered, 0.5), quantile(ordered, 0.95)
@@ -94,15 +187,8 @@ def time_stats(seconds: Iterable[float]) -> TimeStats | None:
 @attr.define
 class StatsGroup:
     results: Counter[str] = attr.field(factory=Counter)  #: by `BuildState`
-    waits: list[float] = attr.field(factory=list)
-    builds: list[float] = attr.field(factory=list)
-
-    def add(self, state: str, wait: Optional[float], duration: Optional[float]) -> None:
-        self.results[state] += 1
-        if wait is not None:
-            self.waits.append(wait)
-        if duration is not None:
-            self.builds.append(duration)
+    waits: list[Optional[float]] = attr.field(factory=list)
+    builds: list[Optional[float]] = attr.field(factory=list)
 
     @property
     def failure_count(self) -> int:
@@ -119,37 +205,26 @@ class StatsGroup:
 
 @attr.define
 class AttemptCounts:
-    attempts: int = 0  #: that have ended
-    faults: int = 0  #: that failed through the builder's own fault
+    """A builder's attempts that have ended. One at several legs counts once, and as a fault if it was one at any."""
+
+    faulty: dict[tuple[str, str], bool] = attr.field(factory=dict)  #: by build id and token: the builder's own fault?
     last: Optional[RecordedAttempt] = None  #: the one that ended last
     last_srpm: str = ""  #: and what it was an attempt at
     last_arch: str = ""
 
+    @property
+    def attempts(self) -> int:
+        return len(self.faulty)
 
-class AttemptCounter:
-    """Counts attempts by builder. An attempt at several legs counts once, and as a fault if one of them was a fault."""
+    @property
+    def faults(self) -> int:
+        return sum(self.faulty.values())
 
-    def __init__(self) -> None:
-        self._faulty: dict[tuple[str, str, str], bool] = {}
-        self._counts: dict[str, AttemptCounts] = {}
-
-    def add(self, record: BuildRecord) -> None:
-        for attempt in record.attempts:
-            if not attempt.is_over:
-                continue
-            builder = attempt.builder_fqdn
-            key = (builder, record.build_id, attempt.attempt)
-            self._faulty[key] = self._faulty.get(key, False) or attempt.status == Status.UNFIT
-            counts = self._counts.setdefault(builder, AttemptCounts())
-            if counts.last is None or attempt.ended_at >= counts.last.ended_at:
-                counts.last, counts.last_srpm, counts.last_arch = attempt, record.srpm, record.arch
-
-    def counts(self) -> dict[str, AttemptCounts]:
-        """Return the counts by builder. To be called once, at the end."""
-        for (builder, _, _), is_fault in self._faulty.items():
-            self._counts[builder].attempts += 1
-            self._counts[builder].faults += is_fault
-        return self._counts
+    def add(self, record: BuildRecord, attempt: RecordedAttempt) -> None:
+        key = (record.build_id, attempt.attempt)
+        self.faulty[key] = self.faulty.get(key, False) or attempt.status == Status.UNFIT
+        if self.last is None or attempt.ended_at >= self.last.ended_at:
+            self.last, self.last_srpm, self.last_arch = attempt, record.srpm, record.arch
 
 
 @attr.define
@@ -159,27 +234,35 @@ class BuildStats:
     packages: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
     builders: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
     causes: Counter[str] = attr.field(factory=Counter)
-    attempts: Mapping[str, AttemptCounts] = attr.field(factory=dict)
+    attempts: dict[str, AttemptCounts] = attr.field(factory=lambda: defaultdict(AttemptCounts))  #: by builder
 
     def by_builder(self) -> Iterator[tuple[str, StatsGroup, AttemptCounts]]:
         for name in sorted({*self.builders, *self.attempts}):
             yield name, self.builders.get(name, StatsGroup()), self.attempts.get(name, AttemptCounts())
 
 
+def compute_stats_since(history: History, begin: float, target: str | None = None) -> BuildStats:
+    """Compute the figures of the builds that were submitted since a time, in seconds since 1970."""
+    return compute_stats(history.iterate_builds(BuildFilter(since=output.build_timestamp(begin), target=target)))
+
+
 def compute_stats(records: Iterable[BuildRecord]) -> BuildStats:
     """Compute the figures of builds; each arch counts as one."""
-    stats, counter = BuildStats(), AttemptCounter()
+    stats = BuildStats()
     for record in records:
         state, wait, duration = record.state, record.wait, record.duration
         groups = [stats.every, stats.arches[record.arch], stats.packages[record.package]]
         if record.builder_fqdn:
             groups.append(stats.builders[record.builder_fqdn])
         for group in groups:
-            group.add(state, wait, duration)
+            group.results[state] += 1
+            group.waits.append(wait)
+            group.builds.append(duration)
         if state in (BuildState.FAILED, BuildState.REJECTED):
             stats.causes[failure_cause(record)] += 1
-        counter.add(record)
-    stats.attempts = counter.counts()
+        for attempt in record.attempts:
+            if attempt.is_over:
+                stats.attempts[attempt.builder_fqdn].add(record, attempt)
     return stats
 
 
@@ -213,7 +296,7 @@ def _tables(stats: BuildStats, top: int) -> Iterator[tuple[str, Sequence[str], l
     if stats.causes:
         yield "cause", ("CAUSE OF FAILURE", "BUILDS"), [[why, str(n)] for why, n in stats.causes.most_common(top)]
     yield "arch", ("ARCH", *_HEADS), [[name, *_cells(group)] for name, group in stats.arches.items()]
-    longest = sorted(stats.packages.items(), key=lambda item: -sum(item[1].builds))[:top]
+    longest = sorted(stats.packages.items(), key=lambda item: -sum(filter(None, item[1].builds)))[:top]
     yield "package", ("PACKAGE", *_HEADS), [[name, *_cells(group)] for name, group in longest]
     builders = [
         [name, *_cells(group), f"{counts.faults} of {counts.attempts}"] for name, group, counts in stats.by_builder()
@@ -223,13 +306,7 @@ def _tables(stats: BuildStats, top: int) -> Iterator[tuple[str, Sequence[str], l
 
 def _cells(group: StatsGroup) -> list[str]:
     waited, took = time_stats(group.waits), time_stats(group.builds)
-    return [
-        str(sum(group.results.values())),
-        str(group.failure_count),
-        *([format_duration(waited.median), format_duration(waited.p95)] if waited else ["-", "-"]),
-        *(
-            [format_duration(took.median), format_duration(took.p95), format_duration(took.total)]
-            if took
-            else ["-", "-", "-"]
-        ),
-    ]
+    counts = [str(sum(group.results.values())), str(group.failure_count)]
+    wait = [output.format_duration(waited.median), output.format_duration(waited.p95)] if waited else ["-", "-"]
+    build = [output.format_duration(each) for each in (took.median, took.p95, took.total)] if took else ["-", "-", "-"]
+    return [*counts, *wait, *build]

@@ -11,19 +11,29 @@ import pwd
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.options import confirm, json_option, parse_duration_option, yes_option
-from reimzul.admin.output import format_duration, format_size, pluralize, print_json, print_table
+from reimzul.admin.output import (
+    confirm,
+    format_duration,
+    format_size,
+    json_option,
+    parse_duration_option,
+    pass_settings,
+    pluralize,
+    print_json,
+    print_result,
+    print_table,
+    yes_option,
+)
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, print_error, shared_options
+from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
@@ -101,10 +111,9 @@ def _user_name(uid: int) -> str:
 @click.option("--dry-run", is_flag=True, help="Only list what would be dropped.")
 @yes_option
 @json_option("a list of targets")
-@shared_options
+@pass_settings
 def prune_builds(
-    config: Path | None,
-    verbose: bool,
+    settings: Settings,
     wanted: Sequence[str],
     keep: int | None,
     older: int | None,
@@ -125,15 +134,15 @@ def prune_builds(
       reimzul prune --target c7.1708.u --keep 3 --older 90d
       reimzul prune --yes
     """
-    settings = load_settings(config, verbose)
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
     rules = _rules_by_target(list_targets(store.repo), wanted, given, settings, unsigned)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
-    if dry_run or not _confirm_pruning(planned, yes):
+    if dry_run:
         _print_pruned(planned, as_json, dry_run=True)
         return 0
+    _confirm_pruning(planned, yes)
     done, code = [], 0
     for target, rule in rules.items():
         try:
@@ -163,15 +172,28 @@ def _rules_by_target(
     return found
 
 
-def _confirm_pruning(planned: Sequence[PruneResult], yes: bool) -> bool:
+def _confirm_pruning(planned: Sequence[PruneResult], yes: bool) -> None:
     dropped = [each for target in planned for each in target.dropped]
-    size = format_size(sum(each.bytes for each in dropped))
-    return not dropped or confirm(f"Drop {pluralize(len(dropped), 'build')}, {size}?", yes)
+    if dropped:
+        confirm(f"Drop {pluralize(len(dropped), 'build')}, {_total_size(dropped)}?", yes)
+
+
+def _total_size(builds: Iterable[BuildDetails]) -> str:
+    return format_size(sum(each.bytes for each in builds))
 
 
 def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> None:
     if as_json:
-        print_json([_pruned_to_dict(each) for each in done])
+        print_json(
+            [
+                {
+                    "target": target.target,
+                    "dropped": [each.to_json() for each in target.dropped],
+                    "held": [{**each.to_json(), "why": each.held} for each in target.held],
+                }
+                for target in done
+            ]
+        )
         return
     terminal = sys.stdout.isatty()
     dropped = [each for target in done for each in target.dropped]
@@ -180,8 +202,7 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
         rows = [_prune_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])]
         print_table(_PRUNE_HEADS, rows, needed=_PRUNE_COLUMNS)
     verb = "would be dropped" if dry_run else "dropped"
-    size = format_size(sum(each.bytes for each in dropped))
-    click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {size}", err=not terminal)
+    click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():
         click.echo(f"{count} more would be dropped, but: {reason}", err=not terminal)
 
@@ -190,14 +211,6 @@ def _prune_row(old: BuildDetails, terminal: bool) -> list[str]:
     leg = old.leg
     cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.summary.build_id or "-", format_size(old.bytes)]
     return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
-
-
-def _pruned_to_dict(target: PruneResult) -> dict[str, Any]:
-    return {
-        "target": target.target,
-        "dropped": [each.to_json() for each in target.dropped],
-        "held": [{**each.to_json(), "why": each.held} for each in target.held],
-    }
 
 
 # --- scratch
@@ -215,8 +228,8 @@ def scratch() -> None:
 
 @scratch.command("list", epilog=EXIT_CODES)
 @json_option("a list of legs")
-@shared_options
-def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
+@pass_settings
+def list_scratch(settings: Settings, as_json: bool) -> None:
     """List the scratch builds in the store, the oldest of a target first.
 
     \b
@@ -224,7 +237,7 @@ def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
       reimzul scratch list
       reimzul scratch list --json
     """
-    found = list(find_scratch_builds(open_store_as_owner(load_settings(config, verbose))))
+    found = list(find_scratch_builds(open_store_as_owner(settings)))
     if as_json:
         print_json([each.to_json() for each in found])
     elif found:
@@ -239,10 +252,9 @@ def list_scratch(config: Path | None, verbose: bool, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @yes_option
 @json_option("a list of the removed legs")
-@shared_options
+@pass_settings
 def remove_scratch(
-    config: Path | None,
-    verbose: bool,
+    settings: Settings,
     given: Sequence[str],
     older: int | None,
     everything: bool,
@@ -258,20 +270,18 @@ def remove_scratch(
     """
     if bool(given) + (older is not None) + everything != 1:
         raise click.UsageError("say which scratch builds: their ids, or --older TIME, or --all.")
-    store = open_store_as_owner(load_settings(config, verbose))
+    store = open_store_as_owner(settings)
     found = list(find_scratch_builds(store))
     if given:
         found = _select_scratch(found, given)
     elif older is not None:
         found = [each for each in found if each.submitted_at < time.time() - older]
-    size = format_size(sum(each.bytes for each in found))
-    if found and confirm(f"Remove {pluralize(len(found), 'scratch build')}, {size}?", yes):
-        for each in found:
-            drop_build(store, each.leg, each.summary)
-    if as_json:
-        print_json([each.to_json() for each in found])
-    else:
-        click.echo(f"{pluralize(len(found), 'scratch build')} removed, {size}")
+    what, size = pluralize(len(found), "scratch build"), _total_size(found)
+    if found:
+        confirm(f"Remove {what}, {size}?", yes)
+    for each in found:
+        drop_build(store, each.leg, each.summary)
+    print_result([each.to_json() for each in found], [f"{what} removed, {size}"], as_json)
 
 
 def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:
@@ -312,10 +322,9 @@ def _scratch_row(each: BuildDetails) -> list[str]:
 @click.option("--type", "type_", metavar="TYPE", help="Its type in repomd.xml, if the file name does not tell.")
 @click.option("--remove-metadata", "removed", metavar="TYPE", help="On bstore: remove such metadata, as group.")
 @json_option("an object")
-@shared_options
+@pass_settings
 def repogen(
-    config: Path | None,
-    verbose: bool,
+    settings: Settings,
     target: str,
     now: bool,
     force: bool,
@@ -336,7 +345,6 @@ def repogen(
       reimzul repogen c9s.x86_64 --add-metadata c9s-advisories.xml --type updateinfo
       reimzul repogen c7.1708.u.x86_64 --remove-metadata group
     """
-    settings = load_settings(config, verbose)
     try:
         validators.target(target)
     except ValueError as error:
@@ -364,13 +372,11 @@ def _change_metadata(
     store = open_store_as_owner(settings)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
-    if as_json:
-        print_json({"target": target, "added": addition.record.type if addition else None, "removed": removed})
-        return
-    if addition:
-        click.echo(f"{target} has {added} as {addition.record.type} now, and keeps it")
+    result = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
+    lines = [f"{target} has {added} as {addition.record.type} now, and keeps it"] if addition else []
     if removed:
-        click.echo(f"{target} has no {removed} any more")
+        lines.append(f"{target} has no {removed} any more")
+    print_result(result, lines, as_json)
 
 
 def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
@@ -379,10 +385,8 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         job = broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW if now else PRIORITY)
         watchers = broker.tube_stats(CREATEREPO.name).watchers
-    if as_json:
-        print_json({"target": target, "job": job, "watchers": watchers})
-    else:
-        click.echo(f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}")
+    result = {"target": target, "job": job, "watchers": watchers}
+    print_result(result, [f"{target} is queued for regeneration: job {job} of tube {CREATEREPO.name}"], as_json)
     if not watchers:
         print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
 

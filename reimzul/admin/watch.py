@@ -3,29 +3,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import re
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
-from reimzul.admin.output import fit_columns, format_duration, format_time, pluralize
+from reimzul.admin.output import fit_columns, format_duration, format_time, json_option, pass_settings, pluralize
+from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
-from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, BrokerUnavailable, InputError, ReimzulError
-from reimzul.core.message import CurrentBuild, Status
+from reimzul.core.cli import EXIT_CODES
+from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
+from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History, HistoryUnavailable, NoHistory
+from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
+from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkersUnavailable
 
 _POLL_SECONDS = 1.0
@@ -35,8 +38,6 @@ _POSITIONS_SECONDS = 5.0
 _SETTLE_SECONDS = 3.0
 #: Seconds that a build is shown after its end where all builds are followed.
 _SHOWN_AFTER_END_SECONDS = 60.0
-#: How many legs of one build are read.
-_MAX_LEGS = 50
 
 #: States of a leg that goes on, in this order; then it gets one of those that are final.
 NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
@@ -51,9 +52,9 @@ _NEEDED_COLUMNS = 6
 @click.option(
     "--new", is_flag=True, help="The builds were just submitted: wait until they are recorded. Full IDs only."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each change. See docs/json.md.")
-@shared_options
-def watch(config: Path | None, verbose: bool, given: tuple[str, ...], new: bool, as_json: bool) -> int:
+@json_option("an object for each change")
+@pass_settings
+def watch(settings: Settings, given: tuple[str, ...], new: bool, as_json: bool) -> int:
     """Follow builds until they are published, failed or cancelled; without IDs, all that wait or run now.
 
     A terminal shows a table that is kept up to date: position in the queue, phase, and time taken beside the usual time
@@ -65,7 +66,6 @@ def watch(config: Path | None, verbose: bool, given: tuple[str, ...], new: bool,
       reimzul watch 72b893f8 4a1eee11
       reimzul watch
     """
-    settings = load_settings(config, verbose)
     build_ids = _full_ids(settings, given, new)
     screen = TableScreen() if sys.stdout.isatty() and not as_json else LineScreen(as_json=as_json)
     try:
@@ -78,15 +78,12 @@ def watch(config: Path | None, verbose: bool, given: tuple[str, ...], new: bool,
 
 def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
     """The full ids of the builds to follow; empty for all."""
-    if new:
-        for build_id in given:
-            if not re.fullmatch("[0-9a-f]{32}", build_id):
-                raise InputError(f"{build_id}: with --new an id is given in full, 32 hex digits")
-        return list(dict.fromkeys(given))
-    if not given:
-        return []
-    with lookup.reading_history(settings.history.url) as history:
-        return [build.build_id for build in lookup.find_builds(history, given)]
+    if not new:
+        return [build.build_id for build in lookup.read_builds(settings, given)] if given else []
+    for build_id in given:
+        if not re.fullmatch("[0-9a-f]{32}", build_id):
+            raise InputError(f"{build_id}: with --new an id is given in full, 32 hex digits")
+    return list(dict.fromkeys(given))
 
 
 class BuildWatcher:
@@ -99,7 +96,6 @@ class BuildWatcher:
         self._usual: dict[tuple[str, str], DurationStats | None] = {}
         self._positions: dict[str, int] = {}
         self._positions_at = float("-inf")
-        self._broker: Broker | None = None
         self._running: set[str] = set()  #: builds that ran at the last poll, where all are followed
         self._ended: dict[str, float] = {}  #: of those, when each was first found not to run any more
         self._gone: dict[str, float] = {}  #: when the job of a build was first found deleted
@@ -111,12 +107,12 @@ class BuildWatcher:
             note, is_over = "", False
             try:
                 rows, is_over = self._poll()
-            except (HistoryUnavailable, NoHistory) as error:
-                if not rows and isinstance(
-                    error, HistoryUnavailable
-                ):  # never read so far: this user may not be allowed to
-                    raise
+            except NoHistory as error:
                 rows, note = rows or [make_unrecorded_row(each) for each in self._build_ids], str(error)
+            except HistoryUnavailable as error:
+                if not rows:  # never read so far: this user may not be allowed to
+                    raise
+                note = str(error)
             screen.show(rows, note)
             if is_over:
                 return rows_exit_code(rows)
@@ -126,28 +122,28 @@ class BuildWatcher:
         with lookup.reading_history(self._settings.history.url) as history:
             builds = self._read_builds(history)
             self._update_positions(history, builds)
-            current = self._read_current_builds()
-            now = time.time()
-            rows = {build.build_id: self._make_rows(history, build, current, now) for build in builds}
+            current, now = self._read_current_builds(), time.time()
+            rows = {
+                build.build_id: [self._make_row(history, leg, current, now) for leg in build.legs] for build in builds
+            }
         missing = [make_unrecorded_row(each) for each in self._build_ids if each not in rows]
         is_over = not missing and bool(self._build_ids) and all(self._is_over(b, rows[b.build_id]) for b in builds)
-        return [*missing, *(each for build in builds for each in rows[build.build_id])], is_over
+        return [*missing, *itertools.chain.from_iterable(rows.values())], is_over
 
     def _read_builds(self, history: History) -> list[BuildLegs]:
         if self._build_ids:
-            return _read_by_ids(history, self._build_ids)
-        running = sorted(lookup.group_by_build(history.find_unfinished()), key=_running_first)
+            return lookup.find_recorded_builds(history, self._build_ids)
+        running = lookup.group_by_build(history.find_unfinished())
+        running.sort(key=lambda build: (build.main.is_queued, *queue_order(build.main)))
         now, ids = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
         self._ended.update({each: now for each in self._running - ids})
         self._running = ids
-        return [*running, *_read_by_ids(history, self._ended)]
+        return [*running, *lookup.find_recorded_builds(history, self._ended)]
 
-    def _make_rows(
-        self, history: History, build: BuildLegs, current: Mapping[str, CurrentBuild], now: float
-    ) -> list[LegRow]:
-        position, mine = self._positions.get(build.build_id), current.get(build.build_id)
-        return [make_row(leg, now, position, mine, self._usual_duration(history, leg)) for leg in build.legs]
+    def _make_row(self, history: History, leg: BuildRecord, current: Mapping[str, CurrentBuild], now: float) -> LegRow:
+        position, usual = self._positions.get(leg.build_id), self._usual_duration(history, leg)
+        return make_row(leg, now, position, current.get(leg.build_id), usual)
 
     def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
         key = (leg.pkgname, leg.arch)
@@ -157,7 +153,7 @@ class BuildWatcher:
         return self._usual[key]
 
     def _update_positions(self, history: History, builds: Iterable[BuildLegs]) -> None:
-        if not any(build.main.status == Status.QUEUED for build in builds):
+        if not any(build.main.is_queued for build in builds):
             self._positions = {}
         elif time.monotonic() - self._positions_at > _POSITIONS_SECONDS or not self._positions:
             self._positions_at = time.monotonic()
@@ -174,46 +170,34 @@ class BuildWatcher:
     def _is_over(self, build: BuildLegs, rows: Sequence[LegRow]) -> bool:
         if is_build_over(build, rows, self._arches, gone=False):
             return True
-        if not is_build_over(build, rows, self._arches, gone=True):
+        return is_build_over(build, rows, self._arches, gone=True) and self._is_settled(build.main)
+
+    def _is_settled(self, leg: BuildRecord) -> bool:
+        """Whether a build's job was deleted so long ago that nothing more is to come."""
+        if self._job_state(leg) != GONE:
+            self._gone.pop(leg.build_id, None)
             return False
-        if self._job_state(build.main) != GONE:
-            self._gone.pop(build.build_id, None)
-            return False
-        return time.monotonic() - self._gone.setdefault(build.build_id, time.monotonic()) > _SETTLE_SECONDS
+        now = time.monotonic()
+        return now - self._gone.setdefault(leg.build_id, now) > _SETTLE_SECONDS
 
     def _job_state(self, leg: BuildRecord) -> str:
         """The state of a job in beanstalkd; empty while that cannot be reached."""
-        try:
-            if self._broker is None:
-                self._broker = Broker(self._settings.beanstalkd.host, self._settings.beanstalkd.port)
-            return job_state(self._broker, leg) if leg.job else GONE
-        except BrokerUnavailable:
-            self._broker = None
-        except ReimzulError:
-            pass
+        if not leg.job:
+            return GONE
+        server = self._settings.beanstalkd
+        with contextlib.suppress(ReimzulError), Broker(server.host, server.port) as broker:
+            return job_state(broker, leg)
         return ""
-
-
-def _read_by_ids(history: History, build_ids: Iterable[str]) -> list[BuildLegs]:
-    legs = [leg for each in build_ids for leg in history.find_builds(BuildFilter(build_id=each), _MAX_LEGS)]
-    return lookup.group_by_build(legs)
 
 
 def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     """How many builds are before each waiting one in its own tube."""
-    tubes: dict[str, dict[int, BuildRecord]] = {}
+    tubes: defaultdict[str, dict[int, BuildRecord]] = defaultdict(dict)
     for leg in unfinished:
-        if leg.status == Status.QUEUED and leg.job:
-            tubes.setdefault(leg.tube, {})[leg.job] = leg  # legs that were queued together are one job
-    found: dict[str, int] = {}
-    for legs in tubes.values():
-        for number, leg in enumerate(sorted(legs.values(), key=queue_order)):
-            found[leg.build_id] = number
-    return found
-
-
-def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
-    return build.main.status == Status.QUEUED, *queue_order(build.main)
+        if leg.is_queued and leg.job:
+            tubes[leg.tube][leg.job] = leg  # legs that were queued together are one job
+    ordered = (sorted(legs.values(), key=queue_order) for legs in tubes.values())
+    return {leg.build_id: number for legs in ordered for number, leg in enumerate(legs)}
 
 
 # --- rows
@@ -221,27 +205,27 @@ def _running_first(build: BuildLegs) -> tuple[bool, int, int]:
 
 @attr.frozen(kw_only=True)
 class LegRow:
-    build_id: str
-    srpm: str
-    arch: str
-    target: str
+    leg: BuildRecord
     state: str  #: one of the states above; else failed, rejected, cancelled, override
     words: str  #: the state for a person: position, phase, reason
+    phase: str = ""  #: that its worker reports
     elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
     usual: Optional[float] = None  #: seconds such a build takes
-    builder: str = ""
-    url: str = ""
-    changed: tuple[str, ...] = ()  #: the values whose change is worth a new line
 
     @property
     def is_over(self) -> bool:
         return self.state not in (NOT_RECORDED, WAITING, BUILDING, BUILT)
 
+    @property
+    def line_key(self) -> tuple[str, ...]:
+        """The values whose change is worth a new line; a heartbeat names the phase of a build for a while after its end."""
+        return (self.state, self.leg.attempt, self.phase if self.state == BUILDING else "")
+
 
 def make_unrecorded_row(build_id: str) -> LegRow:
     """A build that was just submitted and is not in the history yet."""
-    words, state = "submitted; not recorded by the notifier yet", NOT_RECORDED
-    return LegRow(build_id=build_id, srpm="-", arch="-", target="-", state=state, words=words, changed=(state,))
+    leg = BuildRecord(build_id=build_id, srpm="-", arch="-", target="-")
+    return LegRow(leg=leg, state=NOT_RECORDED, words="submitted; not recorded by the notifier yet")
 
 
 def make_row(
@@ -250,48 +234,36 @@ def make_row(
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
     phase = current.phase if current is not None and current.arch == leg.arch else ""
     state, words = _describe_state(leg, ahead, phase)
+    median = usual.median if usual and state in (WAITING, BUILDING) else None
     return LegRow(
-        build_id=leg.build_id,
-        srpm=leg.srpm,
-        arch=leg.arch,
-        target=leg.target,
-        state=state,
-        words=words,
-        elapsed=_elapsed_seconds(leg, state, now),
-        usual=usual.median if usual and state in (WAITING, BUILDING) else None,
-        builder=leg.builder_fqdn,
-        url=leg.url,
-        changed=(state, leg.attempt, phase),
+        leg=leg, state=state, words=words, phase=phase, elapsed=_elapsed_seconds(leg, state, now), usual=median
     )
 
 
 def _describe_state(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
-    status = leg.status
-    if status == Status.QUEUED:
+    if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
         reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
         return WAITING, f"waits{position}{reason}"
-    if status == Status.BUILDING:
+    if leg.is_unfinished:
         return BUILDING, phase or "builds"
-    if status == Status.SUCCESS:
-        if leg.published:
-            return "published", "published"
+    if leg.state == BuildState.PUBLISHED:
+        return leg.state, "published"
+    if leg.state == BuildState.BUILT:
         return (SUCCESS_STATES[1], "built (scratch)") if leg.scratch else (BUILT, "built, to be published")
-    return status.lower(), f"{status.lower()}: {leg.comment or leg.reason or '-'}"
+    return leg.state, f"{leg.state}: {leg.comment or leg.reason or '-'}"
 
 
 def _elapsed_seconds(leg: BuildRecord, state: str, now: float) -> float | None:
-    if state == WAITING:
-        return now - leg.queued_at if leg.queued_at else None
-    if state == BUILDING:
-        return now - leg.attempt_start if leg.attempt_start else None
-    return leg.duration
+    since = {WAITING: leg.queued_at, BUILDING: leg.attempt_start}
+    if state not in since:
+        return leg.duration
+    return now - since[state] if since[state] else None
 
 
 def expected_arches(build: BuildLegs, known: Arches) -> set[str]:
     """The arches of the legs that the build's request has, as far as that is known."""
-    main = build.main
-    legs = {leg.arch for leg in build.legs}
+    main, legs = build.main, {leg.arch for leg in build.legs}
     if main.arch not in known.known or not main.target.endswith(f".{main.arch}"):
         return legs  # the request was restricted to some legs
     return legs | (set(known.legs_of(main.arch, main.pkgname)) - set(main.skipped))
@@ -299,8 +271,9 @@ def expected_arches(build: BuildLegs, known: Arches) -> set[str]:
 
 def is_build_over(build: BuildLegs, rows: Sequence[LegRow], known: Arches, *, gone: bool) -> bool:
     """Whether a build is over; `gone`: its job is deleted, so no further leg is begun."""
-    all_over = all(each.is_over for each in rows)
-    return all_over and (gone or expected_arches(build, known) <= {each.arch for each in rows})
+    if not all(each.is_over for each in rows):
+        return False
+    return gone or expected_arches(build, known) <= {each.leg.arch for each in rows}
 
 
 def rows_exit_code(rows: Sequence[LegRow]) -> int:
@@ -308,33 +281,37 @@ def rows_exit_code(rows: Sequence[LegRow]) -> int:
 
 
 def row_cells(row: LegRow) -> list[str]:
+    leg = row.leg
     elapsed, usually = ("-" if each is None else format_duration(each) for each in (row.elapsed, row.usual))
-    return [row.build_id[:8], row.srpm, row.arch, row.words, elapsed, usually, row.builder or "-", row.target]
+    return [leg.build_id[:8], leg.srpm, leg.arch, row.words, elapsed, usually, leg.builder_fqdn or "-", leg.target]
 
 
-def row_to_dict(row: LegRow, at: float) -> Mapping[str, Any]:
-    values = attr.asdict(row, filter=lambda field, _: field.name != "changed")
-    return {**values, "at": round(at, 3), "over": row.is_over}
+def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
+    leg = row.leg
+    return {
+        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url")},
+        **{name: getattr(row, name) for name in ("state", "words", "elapsed", "usual")},
+        "builder": leg.builder_fqdn,
+        "at": round(at, 3),
+        "over": row.is_over,
+    }
 
 
 # --- screens
 
 
 class TableScreen:
-    """A table on a terminal, redrawn in its place."""
+    """A table on a terminal, redrawn in its place; the note below it is about all rows."""
 
     def __init__(self) -> None:
         self._drawn_lines = 0
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
-        """Show the rows as they are now; `note` is about all of them."""
         size = shutil.get_terminal_size((100, 24))
         room = max(1, size.lines - 3)
         # legs that are over make room first, and of them those that succeeded; the order stays
-        ranked = sorted(
-            range(len(rows)), key=lambda number: (rows[number].is_over, rows[number].state in SUCCESS_STATES)
-        )
-        shown = [rows[number] for number in sorted(ranked[:room])]
+        ranked = sorted(enumerate(rows), key=lambda each: (each[1].is_over, each[1].state in SUCCESS_STATES))
+        shown = [row for _, row in sorted(ranked[:room], key=lambda each: each[0])]
         lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, _NEEDED_COLUMNS))
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
@@ -358,9 +335,9 @@ class LineScreen:
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         now = time.time()
         for each in rows:
-            key = (each.build_id, each.arch)
-            if self._printed.get(key) != each.changed:
-                self._printed[key] = each.changed
+            key = (each.leg.build_id, each.leg.arch)
+            if self._printed.get(key) != each.line_key:
+                self._printed[key] = each.line_key
                 self._print_row(each, now)
         if note and note != self._note:
             click.echo(note, err=True)
@@ -370,6 +347,6 @@ class LineScreen:
         if self._as_json:
             click.echo(json.dumps(row_to_dict(row, now), sort_keys=True))
         else:
-            url = [row.url] if row.is_over and row.url else []
+            url = [row.leg.url] if row.is_over and row.leg.url else []
             click.echo("\t".join([format_time(now), *row_cells(row), *url]))
         sys.stdout.flush()

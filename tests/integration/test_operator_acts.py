@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from reimzul.admin import actions, lookup, retry
+from reimzul.admin import actions, lookup
 from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob, arch_tube, cancel_tube, drain_tube
@@ -428,7 +428,7 @@ def test_a_retry_that_cannot_be_announced_is_queued_all_the_same(
         build_id=build_id(2), timestamp=validators.now_timestamp(),
     )  # fmt: skip
     monkeypatch.setattr(Broker, "announce", away)
-    (queued,), fault = retry.queue_retries(ground.broker, [(build, asked)], read_arches(), PRIORITY)
+    (queued,), fault = actions.queue_retries(ground.broker, [(build, asked)], read_arches(), PRIORITY)
     assert (queued.build_id, fault) == (build_id(2), "")
 
 

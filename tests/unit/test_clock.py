@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.admin import options
+from reimzul.admin import output
 from reimzul.admin.builds import format_build
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import format_skew
@@ -81,7 +81,7 @@ def test_all_that_a_host_with_a_wrong_clock_says_is_read(said: float, monkeypatc
 
 def test_looking_back_farther_than_there_are_builds_finds_them_all() -> None:
     for days in (7, 25_000, 550_000, 900_000):
-        assert options.build_timestamp(NOW - days * 86400) < "2026", f"{days} days"
+        assert output.build_timestamp(NOW - days * 86400) < "2026", f"{days} days"
 
 
 # --- an event that arrives

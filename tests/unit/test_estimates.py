@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.admin.estimates import (
+from reimzul.admin.stats import (
     IDLE,
     ArchStats,
     DurationStats,
+    Forecast,
     duration_stats,
+    estimate_rest,
     estimate_start,
     quantile,
-    remaining,
 )
 from reimzul.history import BuildRecord
 
@@ -31,6 +32,10 @@ def built(name: str, seconds: float, **more: Any) -> BuildRecord:
 def takes(seconds: float, spread: float = 0.0) -> DurationStats:
     low, high = seconds - spread, seconds + spread
     return DurationStats(low=low, median=seconds, high=high, mean=seconds, count=10)
+
+
+def busy(seconds: float) -> Forecast:
+    return Forecast(low=seconds, likely=seconds, high=seconds)
 
 
 @given(some)
@@ -89,13 +94,13 @@ def test_a_package_that_was_never_built_takes_what_the_others_do() -> None:
 
 def test_a_build_starts_when_those_ahead_have_had_their_turn() -> None:
     assert _likely([], [IDLE]) == 0
-    assert _likely([], [takes(30), takes(10)]) == 10
+    assert _likely([], [busy(30), busy(10)]) == 10
     assert _likely([takes(100), takes(100)], [IDLE]) == 200
     assert _likely([takes(100), takes(100)], [IDLE, IDLE]) == 100
-    assert _likely([takes(100)], [takes(30), IDLE]) == 30
+    assert _likely([takes(100)], [busy(30), IDLE]) == 30
 
 
-def _likely(ahead: list[DurationStats | None], free_in: list[DurationStats]) -> float:
+def _likely(ahead: list[DurationStats | None], free_in: list[Forecast]) -> float:
     found = estimate_start(ahead, free_in)
     assert found
     return found.likely
@@ -106,9 +111,9 @@ def test_nothing_can_be_said_where_nobody_builds_or_nothing_is_known() -> None:
     assert estimate_start([takes(5), None], [IDLE]) is None
 
 
-@given(st.lists(st.builds(takes, spans, st.floats(0, 0.1)), max_size=40), st.lists(st.builds(takes, spans), min_size=1))
+@given(st.lists(st.builds(takes, spans, st.floats(0, 0.1)), max_size=40), st.lists(st.builds(busy, spans), min_size=1))
 def test_a_forecast_is_in_order_and_one_more_ahead_makes_it_no_sooner(
-    ahead: list[DurationStats], free: list[DurationStats]
+    ahead: list[DurationStats], free: list[Forecast]
 ) -> None:
     found, more = estimate_start(ahead, free), estimate_start([*ahead, takes(60)], free)
     assert found
@@ -126,11 +131,11 @@ def test_many_ahead_are_surer_than_one_of_them_times_their_number() -> None:
 
 
 def test_what_is_left_is_less_by_what_was_spent() -> None:
-    rest = remaining(takes(100, 20), 50)
-    assert (rest.low, rest.median, rest.high) == (30, 50, 70)
-    assert remaining(takes(100, 20), 90).low == 0
+    rest = estimate_rest(takes(100, 20), 50)
+    assert (rest.low, rest.likely, rest.high) == (30, 50, 70)
+    assert estimate_rest(takes(100, 20), 90).low == 0
 
 
 def test_what_takes_longer_than_it_ever_did_may_take_as_long_again() -> None:
-    rest = remaining(takes(100, 20), 1000)
-    assert (rest.low, rest.median, rest.high) == (0, 500, 2000)
+    rest = estimate_rest(takes(100, 20), 1000)
+    assert (rest.low, rest.likely, rest.high) == (0, 500, 2000)

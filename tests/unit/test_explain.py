@@ -8,9 +8,9 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.estimates import ArchStats, duration_stats
 from reimzul.admin.explain import BuildFacts, explain, to_dict
 from reimzul.admin.lookup import builds_ahead, lowest_priority, queue_order
+from reimzul.admin.stats import ArchStats, duration_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.control import ControlFlag
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat

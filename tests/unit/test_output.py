@@ -8,7 +8,7 @@ import time
 import click
 import pytest
 
-from reimzul.admin import options, output
+from reimzul.admin import output
 from reimzul.core.setting_parsers import Pruning, parse_pruning, parse_span
 
 
@@ -50,14 +50,14 @@ def test_an_invalid_duration_is_refused(text: str) -> None:
 
 def _parse_since(text: str) -> float:
     command = click.Command("x", params=[click.Option(["--since"])])
-    return options.parse_since_option(click.Context(command), command.params[0], text)
+    return output.parse_since_option(click.Context(command), command.params[0], text)
 
 
 def test_since_is_a_duration_before_now_or_a_date_in_utc() -> None:
     assert abs(_parse_since("2h") - (time.time() - 7200)) < 60
     assert _parse_since("2026-11-22") == 1_795_305_600
     assert _parse_since("2026-11-22T00:00:01Z") == 1_795_305_601
-    assert options.build_timestamp(1_795_305_601) == "20261122000001"
+    assert output.build_timestamp(1_795_305_601) == "20261122000001"
     with pytest.raises(click.BadParameter, match="neither a duration"):
         _parse_since("yesterday")
 

@@ -8,8 +8,8 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.estimates import duration_stats
 from reimzul.admin.lookup import BuildLegs, group_by_build
+from reimzul.admin.stats import duration_stats
 from reimzul.admin.watch import (
     LegRow,
     TableScreen,
@@ -26,6 +26,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
+from tests import jsonpage
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 KNOWN = read_arches()
@@ -82,12 +83,21 @@ def test_a_phase_is_shown_only_for_the_leg_that_the_worker_reports() -> None:
     assert make_row(leg("Building", started=NOW - 10), NOW, None, hand, None).words == "builds"
     mine = make_row(leg("Building", "i386", started=NOW - 10), NOW, None, hand, None)
     assert (mine.words, mine.elapsed) == ("rpmbuild", 10)
-    assert mine.changed != make_row(leg("Building", "i386"), NOW, None, None, None).changed
+    assert mine.line_key != make_row(leg("Building", "i386"), NOW, None, None, None).line_key
+
+
+def test_a_heartbeat_that_still_names_the_phase_gives_an_ended_leg_no_second_line() -> None:
+    current = CurrentBuild(
+        build_id=build_id(1), srpm="x-1-1.src.rpm", target="c9.x86_64", arch="x86_64", attempt=ATTEMPT,
+        phase="upload", since=NOW, started=NOW,
+    )  # fmt: skip
+    ended = leg("Published")
+    assert make_row(ended, NOW, None, current, None).line_key == make_row(ended, NOW, None, None, None).line_key
 
 
 def test_growing_time_is_not_a_change() -> None:
     document = leg("Building", started=NOW - 10)
-    assert make_row(document, NOW, 3, None, None).changed == make_row(document, NOW + 60, 2, None, None).changed
+    assert make_row(document, NOW, 3, None, None).line_key == make_row(document, NOW + 60, 2, None, None).line_key
 
 
 def test_all_legs_of_a_request_but_skipped_ones_are_expected() -> None:
@@ -122,7 +132,7 @@ def test_the_exit_code_is_0_only_if_all_builds_succeeded() -> None:
 def test_an_unrecorded_build_is_not_over() -> None:
     assert not make_unrecorded_row(build_id(1)).is_over
     assert row_to_dict(make_unrecorded_row(build_id(1)), 1.5)["at"] == 1.5
-    assert "changed" not in row_to_dict(make_unrecorded_row(build_id(1)), 1.5)
+    assert set(row_to_dict(make_unrecorded_row(build_id(1)), 1.5)) == jsonpage.keys("watch")
 
 
 def test_queue_positions_are_counted_per_tube() -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from reimzul.admin.doctor.check import Check, Result, combine, fail, ok, warn
 from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS
-from reimzul.admin.queues import is_unwatched
-from reimzul.admin.tubes import all_tubes, farm_tubes
+from reimzul.admin.queues import all_tubes, farm_tubes, is_unwatched
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.errors import RetryLater
