@@ -21,7 +21,7 @@ ONLY ?=
 # For `make demo`: a source rpm of yours; its path may have spaces.
 SRPM ?=
 
-.PHONY: help setup farm-setup demo farm test faults faults-ci farm-test bench check man rpm install clean
+.PHONY: help setup farm-setup demo farm test faults faults-ci farm-test bench check man rpm lock install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ man: farm-setup ## Make the man pages, in build/man (man -l build/man/man1/reimz
 
 rpm: farm-setup ## Make packages of this checkout, in build/rpm
 	@tools/rpm
+
+lock: ## Renew requirements/*.txt: newer versions from PyPI, and their hashes
+	@tools/lock
 
 install: ## Install on this host, as root (ROLE=builder, ...; see docs/install.md)
 	@tools/install --role "$(ROLE)"
