@@ -33,7 +33,7 @@ from reimzul.worker.mock import Mock, complete_logs
 from reimzul.worker.mock_config import CheckoutState, MockConfigRepo, MockConfigUnusable
 from reimzul.worker.mock_phases import BuildProgress
 from reimzul.worker.mock_result import Fault, MockResult, is_timeout
-from reimzul.worker.model import AttemptSpec, Leg, Package, order_legs, skip_reason
+from reimzul.worker.model import AttemptSpec, Leg, order_legs, skip_reason
 from reimzul.worker.upload import LogStreamer, Uploader, UploadImpossible, make_manifest, prune_results, read_tail
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,6 @@ class BuildCancelled(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class BuildEnvironment:
-    """What a build needs of its host and its farm."""
-
     arches: Arches
     incoming: Downloader
     urls: StoreUrls
@@ -137,7 +135,7 @@ class BuildAttempt:
             header = read_source(path)
             self._checkout = self._wait_interruptibly(config_update)
             self.environment.configs.check_required_files()
-            return self._choose_legs(Package(path=path, name=header.name, evr=header.evr, header=header))
+            return self._choose_legs(path, header)
         except SourceUnavailable as error:
             return [self._fail_unbuildable_source(str(error))]
         except (DownloadNotWritable, MockConfigUnusable) as error:
@@ -157,22 +155,27 @@ class BuildAttempt:
             request.srpm, request.srpm_sha256, folder, self._cancel, request.source_rounds
         )
 
-    def _choose_legs(self, package: Package) -> list[Leg]:
+    def _choose_legs(self, source: Path, header: Header) -> list[Leg]:
         """The legs to build, the main one first, which records why others are skipped."""
         request, arches = self.attempt.request, self.environment.arches
         configs: dict[str, Path] = {}
         skipped: dict[str, str] = {}
-        all_legs = arches.legs_of(request.arch, package.name)
+        all_legs = arches.legs_of(request.arch, header.name)
         requested = [arch for arch in all_legs if arch in request.legs] or all_legs
         for arch in requested:
-            config = self.environment.configs.find_config(package.name, package.evr, request.target, request.arch, arch)
-            is_first = arch == requested[0]  # never skipped: it ends as Failed instead
-            why = None if is_first else skip_reason(package.header, arch, request.arch, package.name, arches)
-            if why or (config is None and not is_first):
-                skipped[arch] = why or "mock has no configuration for it"
-            else:
+            config = self.environment.configs.find_config(header.name, header.evr, request.target, request.arch, arch)
+            if arch == requested[0]:  # never skipped: it ends as Failed instead
                 configs[arch] = config or Path()
-        legs = [Leg(attempt=self.attempt, package=package, arch=arch, config=configs[arch]) for arch in configs]
+            elif why := skip_reason(header, arch, request.arch, arches):
+                skipped[arch] = why
+            elif config is None:
+                skipped[arch] = "mock has no configuration for it"
+            else:
+                configs[arch] = config
+        legs = [
+            Leg(attempt=self.attempt, source=source, header=header, arch=arch, config=config)
+            for arch, config in configs.items()
+        ]
         return [attr.evolve(legs[0], skipped=skipped), *legs[1:]]
 
     def _fail_unbuildable_source(self, why: str) -> Leg:
@@ -180,9 +183,10 @@ class BuildAttempt:
         request = self.attempt.request
         self.final_failure_reason = self.final_failure_reason or why
         name, evr = parse_srpm_name(request.srpm)
-        header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
-        package = Package(path=self.attempt.folder / request.srpm, name=name, evr=evr, header=header)
-        return Leg(attempt=self.attempt, package=package, arch=request.announced_arches[0], config=Path())
+        version, _, release = evr.rpartition("-")
+        header = Header(name=name, epoch=None, version=version, release=release, arch="", is_source=True)
+        source, arch = self.attempt.folder / request.srpm, request.announced_arches[0]
+        return Leg(attempt=self.attempt, source=source, header=header, arch=arch, config=Path())
 
     def _build_legs(self) -> None:
         """Build legs side by side where they can be; a leg that fails does not affect the others.
@@ -229,13 +233,13 @@ class BuildAttempt:
         try:
             return Manifest.from_json(parse_json(body)) if body else None
         except InvalidMessage as error:
-            log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.package.name, error)
+            log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.header.name, error)
             return None
 
     def _run_mock(self, leg: Leg) -> tuple[MockResult, int | None]:
         """Run mock and classify its result; or fail a leg for which mock need not be run."""
         request = self.attempt.request
-        why = self.final_failure_reason or self.environment.arches.exclusion_reason(leg.arch, leg.package.header) or ""
+        why = self.final_failure_reason or self.environment.arches.exclusion_reason(leg.arch, leg.header) or ""
         if not why and leg.config == Path():
             why = f"mock has no configuration for {request.target}"
             if not self._checkout.is_current:
@@ -292,7 +296,7 @@ class BuildAttempt:
             manifest = self._manifest_later(leg, MockResult(Fault.BUILDER, why), code, status)()
             self.environment.uploader.upload_logs(leg, manifest, self._stop)
         except (ReimzulError, OSError) as error:
-            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.package.path.name, error)
+            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.source.name, error)
             return
         self.outbox.put(publish_request(manifest, logs=True))
         self.kept_logs[leg.arch] = self._logs_url(leg)
@@ -307,7 +311,7 @@ class BuildAttempt:
         self.outbox.put(event)
         self.announced.add(leg.arch)
         self.progress.end_leg(leg.arch)
-        log.info("%s of %s: %s %s", leg.arch, leg.package.path.name, manifest.status, manifest.reason or note)
+        log.info("%s of %s: %s %s", leg.arch, leg.source.name, manifest.status, manifest.reason or note)
 
     def _result_event(self, leg: Leg, manifest: Manifest, note: str) -> BuildEvent:
         names = [file.name for file in manifest.rpm_files]

@@ -45,11 +45,9 @@ from reimzul.worker.build import (
 )
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
-from reimzul.worker.heartbeat import HeartbeatSender
-from reimzul.worker.job_session import ControlPoller, JobSession
-from reimzul.worker.model import AttemptSpec
-from reimzul.worker.root_cleanup import RootCleanup
-from reimzul.worker.workspace import Workspace
+from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession
+from reimzul.worker.model import AttemptSpec, Workspace
+from reimzul.worker.roots import RootCleanup
 
 log = logging.getLogger(__name__)
 
@@ -297,9 +295,8 @@ class Worker(Daemon[BuildRequest]):
         where = self._queue_fields(session, job, pause)
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
         for arch in arches:
-            logs = {"url": session.kept_logs_url(arch), "error_log": session.error_log(arch)}
-            event = event_for(request, Status.QUEUED, arch=arch, reason=reason, **{**logs, **by, **where})
-            session.claim.broker.announce(event)
+            about = {**session.describe_logs(arch), **by, **where}
+            session.claim.broker.announce(event_for(request, Status.QUEUED, arch=arch, reason=reason, **about))
 
     def announce_cancelled(self, claim: ReservedJob[BuildRequest], flag: ControlFlag, arches: Iterable[str]) -> None:
         """Announce these legs of a build as cancelled; its job is deleted after."""

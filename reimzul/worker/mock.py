@@ -141,7 +141,7 @@ class Mock:
             f"--uniqueext={root.uniqueext}",
             *timeout,
             "--cleanup-after",
-            str(leg.package.path),
+            str(leg.source),
         ]
 
     def recover_root(self, folder: Path) -> None:

@@ -8,6 +8,7 @@ when the configuration is newer. --uniqueext, not the configuration, makes a bui
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import threading
 from pathlib import Path
@@ -160,6 +161,17 @@ def replace_target_arch(target: str, request_arch: str, arch: str) -> str:
         return target
     stem, dot, last = target.rpartition(".")
     return f"{stem}{dot}{arch}" if last == request_arch else target.replace(request_arch, arch, 1)
+
+
+def digest_rendered(configdir: Path) -> str:
+    """The digest of a rendered configuration with all that it includes; how mock logs is no part of it."""
+    digest = hashlib.sha256()
+    for path in sorted(configdir.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and path.name != "logging.ini":
+            with contextlib.suppress(OSError):  # mock will report the file as missing
+                content = path.read_bytes()
+                digest.update(f"{path}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 def _write_if_changed(path: Path, text: str) -> None:

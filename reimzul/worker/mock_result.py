@@ -25,6 +25,8 @@ from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, 
 
 #: Characters of a line that are read: patterns stay fast whatever a line holds.
 LINE_LIMIT_CHARS = 4_000
+#: Bytes of a state.log that are read: they have some 2 kB.
+STATE_LOG_BYTES = 64 * 1024
 
 
 class Fault(enum.Enum):

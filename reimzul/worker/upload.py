@@ -166,8 +166,8 @@ def make_manifest(
         arch=leg.arch,
         attempt=leg.attempt.token,
         status=status or (Status.SUCCESS if result.fault is Fault.NONE else Status.FAILED),
-        pkgname=leg.package.name,
-        evr=leg.package.evr,
+        pkgname=leg.header.name,
+        evr=leg.header.evr,
         builder_fqdn=leg.attempt.host,
         started=round(leg.attempt.started, 3),
         finished=finished,
@@ -238,7 +238,7 @@ class LogStreamer:
             except _LegEnded:
                 continue
             except (ReimzulError, OSError) as error:
-                log.debug("the growing logs of %s are not sent: %s", leg.package.path.name, error)
+                log.debug("the growing logs of %s are not sent: %s", leg.source.name, error)
                 resume_at = time.monotonic() + backoff.next_pause()
 
     def _send_growth(self, leg: Leg, sent_bytes: int, cancel: CancelToken, timeout: int) -> int:
