@@ -23,15 +23,14 @@ from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, RepogenRequest, Status, event_for
+from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, Phase, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.download import Downloader, DownloadNotWritable, SourceUnavailable, fetch_document, read_source
 from reimzul.worker.error_extractor import FirstError, find_first_error
-from reimzul.worker.mock import Mock, complete_logs
+from reimzul.worker.mock import Mock, complete_logs, read_state_log
 from reimzul.worker.mock_config import CheckoutState, MockConfigRepo, MockConfigUnusable
-from reimzul.worker.mock_phases import BuildProgress
 from reimzul.worker.mock_result import Fault, MockResult, is_timeout
 from reimzul.worker.model import AttemptSpec, Leg, order_legs, skip_reason
 from reimzul.worker.upload import LogStreamer, Uploader, UploadImpossible, make_manifest, prune_results, read_tail
@@ -43,6 +42,8 @@ T = TypeVar("T")
 POLL_SECONDS = 0.25
 #: How the reason of a leg begins that used up its tries.
 NO_BUILDER_PREFIX = "no builder could build it: "
+#: Our own phases, before and after mock's.
+_SOURCE, _UPLOAD = "source", "upload"
 
 Outgoing = Union[BuildEvent, RepogenRequest]
 
@@ -367,6 +368,46 @@ class BuildAttempt:
             self.outbox.put(leg.event(Status.CANCELLED, phases=phases, url=url, **end))
         for leg in unfinished:
             self._keep_logs(leg, Status.CANCELLED, why)
+
+
+class BuildProgress:
+    """The progress of one attempt's legs. Written by the build's threads, read by another."""
+
+    def __init__(self, started: float) -> None:
+        self._source = Phase(name=_SOURCE, start=round(started, 3))
+        self._logs: dict[str, Path] = {}  #: of the legs that are built now, in the order they began
+        self._uploads: dict[str, Phase] = {}
+
+    def start_leg(self, arch: str, results: Path) -> None:
+        """Start a leg, which has its state.log in `results`."""
+        if not self._source.end:
+            self._source = _with_end(self._source)
+        self._logs[arch] = results / "state.log"
+
+    def start_upload(self, arch: str) -> None:
+        self._uploads[arch] = Phase(name=_UPLOAD, start=round(time.time(), 3))
+
+    def end_leg(self, arch: str) -> None:
+        self._logs.pop(arch, None)
+
+    def current_phase(self, main: str) -> tuple[str, Phase]:
+        """The arch and phase of the main leg, or of the first other leg that is built now."""
+        logs = dict(self._logs)
+        arch = main if main in logs or not logs else next(iter(logs))
+        if arch in self._uploads:
+            return arch, Phase(name=_UPLOAD, start=self._uploads[arch].start)
+        now = read_state_log(logs[arch]).current_phase if arch in logs else None
+        return arch, now or Phase(name=_SOURCE, start=self._source.start)
+
+    def phases_of_leg(self, arch: str, results: Path) -> tuple[Phase, ...]:
+        upload = self._uploads.get(arch)
+        last = [_with_end(upload)] if upload else []
+        return (self._source, *read_state_log(results / "state.log").phases(), *last)
+
+
+def _with_end(phase: Phase) -> Phase:
+    """A phase that ends now; a clock that was set back makes its duration 0, not negative."""
+    return attr.evolve(phase, end=max(phase.start, round(time.time(), 3)))
 
 
 def publish_request(manifest: Manifest, *, logs: bool = False) -> RepogenRequest:

@@ -184,7 +184,7 @@ class ControlPoller:
             arch=arch,
             attempt=attempt.token,
             phase=phase.name,
-            since=phase.since,
+            since=phase.start,
             started=round(attempt.started, 3),
         )
 

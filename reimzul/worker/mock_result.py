@@ -27,6 +27,7 @@ from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, 
 LINE_LIMIT_CHARS = 4_000
 #: Bytes of a state.log that are read: they have some 2 kB.
 STATE_LOG_BYTES = 64 * 1024
+TIMEOUT_REASON = "it took longer than a build may (build_timeout)"
 
 
 class Fault(enum.Enum):
@@ -150,7 +151,7 @@ def _classify_by_code(code: int, results: Path) -> MockResult:
     if code in (1, 10):  # 10: mock has no program that installs BuildRequires
         return MockResult(Fault.BUILDER, f"mock failed before the build: {_last_mock_error(stderr)}")
     if code == 11:
-        return MockResult(Fault.PACKAGE, "it took longer than a build may (build_timeout)")
+        return MockResult(Fault.PACKAGE, TIMEOUT_REASON)
     if code == 30:
         return _classify_exit_30(results)
     if code == 40:
