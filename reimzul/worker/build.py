@@ -21,18 +21,19 @@ import attr
 
 from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, Phase, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.download import Downloader, DownloadNotWritable, SourceUnavailable, fetch_document, read_source
+from reimzul.worker.download import Downloader, SourceUnavailable, read_source
 from reimzul.worker.error_extractor import FirstError, find_first_error
 from reimzul.worker.mock import Mock, complete_logs, read_state_log
-from reimzul.worker.mock_config import CheckoutState, MockConfigRepo, MockConfigUnusable
+from reimzul.worker.mock_config import CheckoutState, MockConfigRepo
 from reimzul.worker.mock_result import Fault, MockResult, is_timeout
-from reimzul.worker.model import AttemptSpec, Leg, order_legs, skip_reason
+from reimzul.worker.model import AttemptSpec, BuilderFault, Leg, order_legs, skip_reason
 from reimzul.worker.upload import LogStreamer, Uploader, UploadImpossible, make_manifest, prune_results, read_tail
 
 log = logging.getLogger(__name__)
@@ -46,14 +47,6 @@ NO_BUILDER_PREFIX = "no builder could build it: "
 _SOURCE, _UPLOAD = "source", "upload"
 
 Outgoing = Union[BuildEvent, RepogenRequest]
-
-
-class BuilderFault(ReimzulError):
-    """This builder could not build it; another may."""
-
-    def __init__(self, message: str, first_error: FirstError | None = None) -> None:
-        super().__init__(message)
-        self.first_error = first_error or FirstError()  #: in the logs of its leg
 
 
 class TransientFailure(RetryLater):
@@ -139,13 +132,10 @@ class BuildAttempt:
             return self._choose_legs(path, header)
         except SourceUnavailable as error:
             return [self._fail_unbuildable_source(str(error))]
-        except (DownloadNotWritable, MockConfigUnusable) as error:
-            raise BuilderFault(str(error)) from error
         finally:
             pool.shutdown(wait=False)  # both end by themselves; a cancelled build waits for no dead link
 
     def _wait_interruptibly(self, future: Future[T]) -> T:
-        """Wait for the result; raise if the build is stopped or cancelled meanwhile."""
         while not wait([future], timeout=POLL_SECONDS).done:
             self.raise_if_ended()
         return future.result()
@@ -183,8 +173,7 @@ class BuildAttempt:
         """A leg that ends as Failed for its source, with a log that has the reason, in a place of its own."""
         request = self.attempt.request
         self.final_failure_reason = self.final_failure_reason or why
-        name, evr = parse_srpm_name(request.srpm)
-        version, _, release = evr.rpartition("-")
+        name, version, release = parse_srpm_name(request.srpm)
         header = Header(name=name, epoch=None, version=version, release=release, arch="", is_source=True)
         source, arch = self.attempt.folder / request.srpm, request.announced_arches[0]
         return Leg(attempt=self.attempt, source=source, header=header, arch=arch, config=Path())
@@ -200,8 +189,7 @@ class BuildAttempt:
         for group in order_legs(list(legs)):
             with ThreadPoolExecutor(max(1, len(group)), "leg") as pool:
                 futures: list[Future[None]] = [pool.submit(self._build_leg, legs[arch]) for arch in group]
-                wait(futures, return_when=FIRST_EXCEPTION)
-                ended = [future.exception() for future in futures if future.done()]
+                ended = [future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done]
                 if any(isinstance(error, Exception) and not isinstance(error, ReimzulError) for error in ended):
                     self.stop()  # a bug in one leg: the others would be built for nothing
             faults += [error for error in (future.exception() for future in futures) if error is not None]
@@ -230,9 +218,11 @@ class BuildAttempt:
     def _find_published(self, leg: Leg) -> Manifest | None:
         """The manifest of this leg where an earlier attempt has built it, and it is in its place in the store."""
         url = self.environment.urls.manifest(self.attempt.request.build_id, leg.arch)
-        body = fetch_document(url, MAX_BYTES)
         try:
-            return Manifest.from_json(parse_json(body)) if body else None
+            with HttpSession() as session:
+                return Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
+        except (NotFound, HttpUnavailable):
+            return None
         except InvalidMessage as error:
             log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.header.name, error)
             return None
@@ -249,11 +239,8 @@ class BuildAttempt:
             write_reason_log(leg.results, why)
             return MockResult(Fault.PACKAGE, why), None
         log.info("building %s for arch %s, target %s", request.srpm, leg.arch, request.target)
-        try:
-            with self.environment.log_streamer.streaming(leg):
-                return self.environment.mock.build(leg, self._cancel)
-        except MockConfigUnusable as error:
-            raise BuilderFault(str(error)) from error
+        with self.environment.log_streamer.streaming(leg):
+            return self.environment.mock.build(leg, self._cancel)
 
     def _raise_if_no_result(self, leg: Leg, result: MockResult, code: int | None) -> None:
         """Raise for a run of mock that decides nothing, once the leg's logs are kept."""
@@ -267,9 +254,11 @@ class BuildAttempt:
     def _builder_fault(self, leg: Leg, message: str, code: int | None = None) -> BuilderFault:
         """The error for this builder's fault, once the leg's logs are kept."""
         self._keep_logs(leg, Status.UNFIT, message, code)
-        first = FirstError() if code is None else self._find_first_error(leg)
-        self.error_logs[leg.arch] = first.log
-        return BuilderFault(f"{leg.arch}: {message}", first)
+        fault = BuilderFault(f"{leg.arch}: {message}")
+        if code is not None:
+            fault.first_error = self._find_first_error(leg)
+        self.error_logs[leg.arch] = fault.first_error.log
+        return fault
 
     def _manifest_later(
         self, leg: Leg, result: MockResult, code: int | None, status: str = ""
@@ -400,8 +389,7 @@ class BuildProgress:
         return arch, now or Phase(name=_SOURCE, start=self._source.start)
 
     def phases_of_leg(self, arch: str, results: Path) -> tuple[Phase, ...]:
-        upload = self._uploads.get(arch)
-        last = [_with_end(upload)] if upload else []
+        last = [_with_end(self._uploads[arch])] if arch in self._uploads else []
         return (self._source, *read_state_log(results / "state.log").phases(), *last)
 
 
@@ -424,11 +412,11 @@ def publish_request(manifest: Manifest, *, logs: bool = False) -> RepogenRequest
     )
 
 
-def parse_srpm_name(srpm: str) -> tuple[str, str]:
-    """Name and version-release from a file name, for a source whose header cannot be read."""
-    stem = srpm[: -len(".nosrc.rpm")] if srpm.endswith(".nosrc.rpm") else srpm[: -len(".src.rpm")]
+def parse_srpm_name(srpm: str) -> tuple[str, str, str]:
+    """Name, version and release from a file name, for a source whose header cannot be read."""
+    stem = srpm.removesuffix(".src.rpm").removesuffix(".nosrc.rpm")
     parts = stem.rsplit("-", 2)
-    return (parts[0], f"{parts[1]}-{parts[2]}") if len(parts) == 3 and all(parts) else (stem, "0-0")
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 and all(parts) else (stem, "0", "0")
 
 
 def write_reason_log(results: Path, why: str) -> None:

@@ -39,14 +39,13 @@ from reimzul.worker.build import (
     BuildAttempt,
     BuildCancelled,
     BuildEnvironment,
-    BuilderFault,
     TransientFailure,
     parse_srpm_name,
 )
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
 from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession
-from reimzul.worker.model import AttemptSpec, Workspace
+from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
 
 log = logging.getLogger(__name__)
@@ -178,7 +177,8 @@ class Worker(Daemon[BuildRequest]):
 
     def _handle_request(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
         request = claim.message
-        if self._must_release(broker, claim):
+        drained = control.drain_flag(broker, self.host)  # it may have been set while we waited for this job
+        if drained and not (drained.is_quarantine and claim.stats.tube in self._canary_tubes):
             return ShutdownRequested()
         if not request.has_id:
             self.requeue_with_id(broker, claim)
@@ -203,21 +203,14 @@ class Worker(Daemon[BuildRequest]):
         except (ReimzulError, OSError) as error:  # all that a build touches of this host by itself is its disk
             if session.reservation_lost:
                 return ReservationLost(f"ended while another worker has it: {error}")
-            if isinstance(error, BuilderFault):
-                return self.requeue_after_builder_fault(session, str(error), error.first_error)
-            if isinstance(error, OSError):
-                return self.requeue_after_builder_fault(session, str(error), FirstError())
+            if isinstance(error, (BuilderFault, OSError)):
+                return self.requeue_after_builder_fault(session, error)
             if isinstance(error, TransientFailure):
                 return self.release_after_transient_failure(session, str(error))
             if isinstance(error, SourceDelayed):
                 return self.requeue_without_source(session, error)
             return None if isinstance(error, BuildCancelled) else error
         return ReservationLost("another worker has it; ours is uploaded") if session.reservation_lost else None
-
-    def _must_release(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> bool:
-        """Whether this builder was drained while it waited for this job."""
-        flag = control.drain_flag(broker, self.host)
-        return flag is not None and not (flag.is_quarantine and claim.stats.tube in self._canary_tubes)
 
     def _build(self, request: BuildRequest, session: JobSession) -> None:
         faults = request.builder_faults
@@ -238,8 +231,9 @@ class Worker(Daemon[BuildRequest]):
         where = {"tube": stats.tube, "job": job, "priority": stats.priority}
         broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {stats.tube}", **where))
 
-    def requeue_after_builder_fault(self, session: JobSession, reason: str, first: FirstError) -> Outcome:
+    def requeue_after_builder_fault(self, session: JobSession, fault: BuilderFault | OSError) -> Outcome:
         """Requeue a request that this builder could not build, for another; the old job is deleted after."""
+        reason, first = str(fault), fault.first_error if isinstance(fault, BuilderFault) else FirstError()
         request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
         pause = RETRY_PAUSE_SECONDS * len(request.tries)
         log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
@@ -267,10 +261,9 @@ class Worker(Daemon[BuildRequest]):
         job = self._requeue(session, request, delayed.pause, request.announced_arches)
         if job:
             waits_for = f"its source: {delayed}, on {self.host}"
-            where = self._queue_fields(session, job, delayed.pause)
+            about = {"reason": f"waits for {waits_for}", "waits_for": waits_for}
             for arch in request.announced_arches:
-                about = {"arch": arch, "reason": f"waits for {waits_for}", "waits_for": waits_for}
-                session.claim.broker.announce(event_for(request, Status.QUEUED, **about, **where))
+                self._announce_queued(session, request, arch, job, delayed.pause, **about)
         return None
 
     def _requeue(self, session: JobSession, request: BuildRequest, pause: int, arches: Iterable[str]) -> int:
@@ -284,22 +277,23 @@ class Worker(Daemon[BuildRequest]):
             return 0
         return job
 
-    @staticmethod
-    def _queue_fields(session: JobSession, job: int, pause: int) -> dict[str, Any]:
-        stats = session.claim.stats
-        return {"tube": stats.tube, "job": job, "priority": stats.priority, "due": round(time.time()) + pause}
-
     def _announce_retry(
         self, session: JobSession, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
     ) -> None:
-        where = self._queue_fields(session, job, pause)
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
         for arch in arches:
-            about = {**session.describe_logs(arch), **by, **where}
-            session.claim.broker.announce(event_for(request, Status.QUEUED, arch=arch, reason=reason, **about))
+            about = {**session.describe_logs(arch), **by, "reason": reason}
+            self._announce_queued(session, request, arch, job, pause, **about)
+
+    @staticmethod
+    def _announce_queued(
+        session: JobSession, request: BuildRequest, arch: str, job: int, pause: int, **about: Any
+    ) -> None:
+        stats, due = session.claim.stats, round(time.time()) + pause
+        where = {"tube": stats.tube, "job": job, "priority": stats.priority, "due": due}
+        session.claim.broker.announce(event_for(request, Status.QUEUED, arch=arch, **about, **where))
 
     def announce_cancelled(self, claim: ReservedJob[BuildRequest], flag: ControlFlag, arches: Iterable[str]) -> None:
-        """Announce these legs of a build as cancelled; its job is deleted after."""
         log.info("%r: %s", claim, flag.cancel_text)
         for arch in arches:
             claim.broker.announce(event_for(claim.message, Status.CANCELLED, arch=arch, reason=flag.cancel_text))
@@ -333,7 +327,6 @@ class Worker(Daemon[BuildRequest]):
             raise RetryLater("this builder could not build it before; left to others", pause=RELEASE_DELAY_SECONDS)
 
     def reconnect(self) -> Broker:
-        """A new connection instead of one that broke during a build."""
         broker = self.connect()
         broker.watch(self.tubes)
         self.broker = broker

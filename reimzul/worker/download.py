@@ -21,9 +21,9 @@ from typing import Any
 from urllib.parse import quote
 
 from reimzul.core.errors import InputError, ReimzulError, RetryLater
-from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.core.rpm_header import Header, read_source_header
+from reimzul.worker.model import BuilderFault
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class SourceDelayed(RetryLater):
     """The source rpm cannot be downloaded now: the attempt does not count."""
 
 
-class DownloadNotWritable(ReimzulError):
+class DownloadNotWritable(BuilderFault):
     """This host's disk does not take the download."""
 
 
@@ -233,12 +233,3 @@ def read_source(path: Path) -> Header:
         return read_source_header(path)
     except InputError as error:
         raise SourceUnavailable(str(error).replace(str(path), path.name)) from error
-
-
-def fetch_document(url: str, limit: int) -> bytes | None:
-    """A small document of bstore; None where it is missing or bstore cannot be reached."""
-    try:
-        with HttpSession() as session:
-            return session.get(url, limit)
-    except (NotFound, HttpUnavailable):
-        return None

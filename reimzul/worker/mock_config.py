@@ -19,6 +19,7 @@ from reimzul.core.errors import ProgramFailed, ReimzulError
 from reimzul.core.fs import file_lock, write_atomic
 from reimzul.core.mock_config import SITE_DEFAULTS, MockConfigError, Renderer
 from reimzul.core.process import output_of
+from reimzul.worker.model import BuilderFault
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ _BRANCH_FORMAT = "%(HEAD) %(objectname) %(upstream:remotename) %(upstream:remote
 _render_lock = threading.Lock()
 
 
-class MockConfigUnusable(ReimzulError):
-    """This builder's configurations are not usable: its own fault."""
+class MockConfigUnusable(BuilderFault):
+    """This builder's configurations are not usable."""
 
 
 @attr.frozen

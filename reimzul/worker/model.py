@@ -21,11 +21,18 @@ from typing import Any, Callable
 import attr
 
 from reimzul.core.arch import NOARCH, Arches
-from reimzul.core.errors import ConfigError
+from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.message import BuildEvent, BuildRequest, event_for
 from reimzul.core.rpm_header import Header
+from reimzul.worker.error_extractor import FirstError
 
 log = logging.getLogger(__name__)
+
+
+class BuilderFault(ReimzulError):
+    """This builder could not build it; another may."""
+
+    first_error = FirstError()  #: in the logs of its leg
 
 
 @attr.frozen(kw_only=True)
