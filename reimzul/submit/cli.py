@@ -130,8 +130,8 @@ def command(
         return EXIT_FAILED
     if wait:  # by the program beside this one, as submit does not import the admin package
         program = Path(sys.argv[0]).resolve().with_name("reimzul")
-        more = [*shared, *(["--json"] if as_json else [])]
-        exec_program([program, "watch", "--new", *more, *(build.build_id for build in builds)])
+        json_option = ["--json"] if as_json else []
+        exec_program([program, "watch", "--new", *shared, *json_option, *(build.build_id for build in builds)])
     return 0
 
 

@@ -421,10 +421,18 @@ def queue_requests(
 
 def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, source: Source, priority: int) -> None:
     """Announce a queued build. Failing at that is only logged: the build itself is safe in its tube."""
-    about = {"pkgname": source.header.name, "evr": source.header.evr, "reason": f"job {build.job} of tube {build.tube}"}
-    where = {"tube": build.tube, "job": build.job, "priority": priority}
+    event = event_for(
+        request,
+        Status.QUEUED,
+        pkgname=source.header.name,
+        evr=source.header.evr,
+        reason=f"job {build.job} of tube {build.tube}",
+        tube=build.tube,
+        job=build.job,
+        priority=priority,
+    )
     try:
-        broker.announce(event_for(request, Status.QUEUED, **about, **where))
+        broker.announce(event)
     except ReimzulError as error:
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
 

@@ -98,7 +98,6 @@ class BuildAttempt:
         self._end.set()
 
     def raise_if_ended(self) -> None:
-        """Raise `ShutdownRequested` or `BuildCancelled` where the build is to end."""
         self._raise_if_stopping()
         if self._cancel_reason:
             raise BuildCancelled(self._cancel_reason)
@@ -216,7 +215,6 @@ class BuildAttempt:
         self._publish(leg, manifest)
 
     def _find_published(self, leg: Leg) -> Manifest | None:
-        """The manifest of this leg where an earlier attempt has built it, and it is in its place in the store."""
         url = self.environment.urls.manifest(self.attempt.request.build_id, leg.arch)
         try:
             with HttpSession() as session:
@@ -420,7 +418,6 @@ def parse_srpm_name(srpm: str) -> tuple[str, str, str]:
 
 
 def write_reason_log(results: Path, why: str) -> None:
-    """Write the logs of a leg for which mock was not run."""
     results.mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     (results / "stderr").write_text(f"{when} UTC: not built: {why}\n", encoding="utf-8")

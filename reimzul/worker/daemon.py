@@ -171,8 +171,7 @@ class Worker(Daemon[BuildRequest]):
     def handle(
         self, broker: Broker, claims: list[ReservedJob[BuildRequest]]
     ) -> Iterable[tuple[ReservedJob[BuildRequest], Outcome]]:
-        """Build each; there is never more than one."""
-        for claim in claims:
+        for claim in claims:  # there is never more than one
             yield claim, self._handle_request(broker, claim)
 
     def _handle_request(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
@@ -228,8 +227,8 @@ class Worker(Daemon[BuildRequest]):
         completed = claim.message.with_id(claim.id, stats.tube, claim.body, time.time() - stats.age)
         job = broker.put(claim.tube, completed, priority=stats.priority, ttr=stats.ttr)
         log.info("%r: of an old client, requeued as build %s", claim, completed.build_id)
-        where = {"tube": stats.tube, "job": job, "priority": stats.priority}
-        broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {stats.tube}", **where))
+        about = {"reason": f"job {job} of tube {stats.tube}", "tube": stats.tube, "priority": stats.priority}
+        broker.announce(event_for(completed, Status.QUEUED, job=job, **about))
 
     def requeue_after_builder_fault(self, session: JobSession, fault: BuilderFault | OSError) -> Outcome:
         """Requeue a request that this builder could not build, for another; the old job is deleted after."""
@@ -237,20 +236,18 @@ class Worker(Daemon[BuildRequest]):
         request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
         pause = RETRY_PAUSE_SECONDS * len(request.tries)
         log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
-        arches = session.unfinished_arches() or request.announced_arches
-        job = self._requeue(session, request, pause, arches)
+        job = self._requeue(session, request, pause)
         if job:
             why = f"{self.host} could not build it: {reason}; tried again in {pause} s"
-            self._announce_retry(session, request, arches, job, why, pause)
+            self._announce_retry(session, request, job, why, pause)
         return None
 
     def release_after_transient_failure(self, session: JobSession, reason: str) -> Outcome:
         """Release a request whose attempt was nobody's fault: no try is counted, and the reason is announced."""
         claim = session.claim
         pause = int(TRANSIENT_BACKOFF.pause_after(claim.stats.releases + 1))
-        arches = session.unfinished_arches() or claim.message.announced_arches
         why = f"{NOBODY}{reason}; tried again in {pause} s"
-        self._announce_retry(session, claim.message, arches, claim.id, why, pause)
+        self._announce_retry(session, claim.message, claim.id, why, pause)
         return RetryLater(reason, pause=pause)
 
     def requeue_without_source(self, session: JobSession, delayed: SourceDelayed) -> Outcome:
@@ -258,7 +255,7 @@ class Worker(Daemon[BuildRequest]):
         message = session.claim.message
         request = attr.evolve(message, source_rounds=message.source_rounds + 1)
         log.warning("%r: %s; requeued, due in %d s", session.claim, delayed, delayed.pause)
-        job = self._requeue(session, request, delayed.pause, request.announced_arches)
+        job = self._requeue(session, request, delayed.pause)
         if job:
             waits_for = f"its source: {delayed}, on {self.host}"
             about = {"reason": f"waits for {waits_for}", "waits_for": waits_for}
@@ -266,24 +263,21 @@ class Worker(Daemon[BuildRequest]):
                 self._announce_queued(session, request, arch, job, delayed.pause, **about)
         return None
 
-    def _requeue(self, session: JobSession, request: BuildRequest, pause: int, arches: Iterable[str]) -> int:
+    def _requeue(self, session: JobSession, request: BuildRequest, pause: int) -> int:
         """Put a request again: the number of its job, or 0 where it was cancelled, which is announced then."""
         claim, stats = session.claim, session.claim.stats
         job, flag = control.requeue_unless_cancelled(
             claim.broker, claim.tube, request, priority=stats.priority, delay=pause, ttr=stats.ttr
         )
         if flag:
-            self.announce_cancelled(claim, flag, arches)
-            return 0
+            self.announce_cancelled(claim, flag, session.unfinished_arches())
         return job
 
-    def _announce_retry(
-        self, session: JobSession, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
-    ) -> None:
+    def _announce_retry(self, session: JobSession, request: BuildRequest, job: int, reason: str, pause: int) -> None:
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
-        for arch in arches:
-            about = {**session.describe_logs(arch), **by, "reason": reason}
-            self._announce_queued(session, request, arch, job, pause, **about)
+        for arch in session.unfinished_arches():
+            logs = session.describe_logs(arch)
+            self._announce_queued(session, request, arch, job, pause, reason=reason, **logs, **by)
 
     @staticmethod
     def _announce_queued(
@@ -321,8 +315,9 @@ class Worker(Daemon[BuildRequest]):
         watchers = broker.tube_stats(claim.stats.tube).watchers
         failed = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
         if watchers > failed:
-            reason = "this builder could not build it; left to those that have not tried"
-            raise RetryLater(reason, pause=RELEASE_DELAY_SECONDS)
+            raise RetryLater(
+                "this builder could not build it; left to those that have not tried", pause=RELEASE_DELAY_SECONDS
+            )
         if watchers > 1 and elapsed <= SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS:
             raise RetryLater("this builder could not build it before; left to others", pause=RELEASE_DELAY_SECONDS)
 

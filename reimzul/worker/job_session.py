@@ -159,8 +159,8 @@ class ControlPoller:
         if now - self._cancel_polled < CANCEL_POLL_SECONDS:
             return
         self._cancel_polled = now
-        attempt = self.build.attempt
-        if not self._is_cancelled and (flag := control.cancel_flag(broker, attempt.request.build_id)):
+        build_id = self.build.attempt.request.build_id
+        if not self._is_cancelled and (flag := control.cancel_flag(broker, build_id)):
             self._is_cancelled = True
             self.build.cancel(flag.cancel_text)
         if now - self._drain_polled >= DRAIN_POLL_SECONDS:
@@ -243,9 +243,11 @@ class JobSession:
                 pending = None
             self._poll_flags(poller)
 
-    def unfinished_arches(self) -> list[str]:
+    def unfinished_arches(self) -> Sequence[str]:
+        """The legs without result, or those that `Queued` is announced for where none is known."""
         build = self.build
-        return [leg.arch for leg in build.legs if leg.arch not in build.announced] if build else []
+        unfinished = [leg.arch for leg in build.legs if leg.arch not in build.announced] if build else []
+        return unfinished or self.claim.message.announced_arches
 
     def describe_logs(self, arch: str) -> dict[str, str]:
         """The event fields about the logs of an attempt without result: of this leg's, or of another leg's of it."""

@@ -119,9 +119,8 @@ class Mock:
             self.roots.clean(root, leg.folder / CLEAN_LOG)
             if not isinstance(error, (TimedOut, BuildStalled)):
                 raise
-            fault = Fault.PACKAGE if rpmbuild_started(leg.results) else Fault.BUILDER
-            is_stalled = isinstance(error, BuildStalled)
-            return MockResult(fault, str(error) if is_stalled else TIMEOUT_REASON), None
+            reason = str(error) if isinstance(error, BuildStalled) else TIMEOUT_REASON
+            return MockResult(Fault.PACKAGE if rpmbuild_started(leg.results) else Fault.BUILDER, reason), None
         self.roots.record_end(root, leg.results, code)
         if result.fault is Fault.BUILDER and code != EXIT_ROOT_IN_USE:  # mock may have skipped its --cleanup-after
             self.roots.clean(root, leg.folder / CLEAN_LOG)

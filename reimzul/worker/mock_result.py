@@ -192,8 +192,10 @@ def _classify_exit_30(results: Path) -> MockResult:
         return MockResult(Fault.NOBODY, f"a repository changed while it was read: {stale.detail[:300]}")
     if fatal:
         return MockResult(Fault.BUILDER, fatal[0].line[:300])
-    output = _PREFIX.sub("", last_package_manager_output(log))
-    return _classify_unresolved(output, in_setup=_build_setup_started(results))
+    last_call = max(
+        (call.end() for call in _COMMAND.finditer(log)), default=0
+    )  # earlier ones succeeded, or were repeated
+    return _classify_unresolved(_PREFIX.sub("", log[last_call:]), in_setup=_build_setup_started(results))
 
 
 def _classify_unresolved(log: str, *, in_setup: bool) -> MockResult:
@@ -366,12 +368,6 @@ def read_failures(log: str) -> list[RepoFailure]:
     for line in log.splitlines():
         reader.read_line(_PREFIX.sub("", line[:LINE_LIMIT_CHARS]))
     return reader.failures
-
-
-def last_package_manager_output(log: str) -> str:
-    """The output of the last call of the package manager: earlier calls succeeded, or were repeated."""
-    calls = list(_COMMAND.finditer(log))
-    return log[calls[-1].end() :] if calls else log
 
 
 class _FailureReader:

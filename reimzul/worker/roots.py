@@ -146,11 +146,10 @@ class RootRecord:
     @classmethod
     def read(cls, path: Path) -> RootRecord:
         """Read it from a file; where that is missing or unreadable, the bootstrap root is not trusted."""
-        try:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{name: type(getattr(cls(), name))(raw[name]) for name in attr.fields_dict(cls)})
-        except (OSError, ValueError, TypeError, KeyError):
-            return cls(broken="it has no readable record")
+        return cls(broken="it has no readable record")
 
     def write(self, path: Path) -> None:
         write_atomic(path, json.dumps(attr.asdict(self)))
