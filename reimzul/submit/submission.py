@@ -37,7 +37,7 @@ from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.process import output_of
 from reimzul.core.readable import find_unreadable
-from reimzul.core.rpm_header import Header, read_source_header
+from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 
@@ -67,8 +67,6 @@ _COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
 
 @attr.frozen(kw_only=True)
 class SubmissionOptions:
-    """The options of the command line, checked."""
-
     arches: tuple[str, ...]
     target: str  #: without an arch
     disttag: str
@@ -95,7 +93,6 @@ class QueuedBuild:
 class Source:
     name: str  #: of the file
     sha256: str
-    header: Header
     copied: bool  #: whether this submission copied it there
 
 
@@ -170,19 +167,18 @@ def find_source(given: str, incoming: Path) -> Path:
 
 
 def import_source(path: Path, incoming: Path) -> Source:
-    """Check a source rpm, and copy it to `incoming/` if it is elsewhere. Raises `InputError`, leaving nothing."""
+    """Copy a source rpm to `incoming/` if it is elsewhere. Raises `InputError`, leaving nothing."""
     try:
         name = validators.srpm(path.name)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    header = read_source_header(path)
     place = incoming / name
     if place.exists() and path.resolve() == place.resolve():
         _check_readable(place)
-        return Source(name=name, sha256=sha256_of(place), header=header, copied=False)
+        return Source(name=name, sha256=sha256_of(place), copied=False)
     try:
         _remove_stale_copies(incoming)
-        return _copy_in(path, place, header)
+        return _copy_in(path, place)
     except OSError as error:  # the folder cannot be written to, or is full
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{incoming}: the file cannot be copied in: {reason}") from error
@@ -200,7 +196,7 @@ def _remove_stale_copies(incoming: Path) -> None:
                 copy.unlink()
 
 
-def _copy_in(path: Path, place: Path, header: Header) -> Source:
+def _copy_in(path: Path, place: Path) -> Source:
     """Copy to a temporary name, then link(2): that never replaces a file, and shows the whole file or none."""
     descriptor, copy = tempfile.mkstemp(prefix=_COPY_PREFIX, dir=place.parent)
     try:
@@ -224,7 +220,7 @@ def _copy_in(path: Path, place: Path, header: Header) -> Source:
             copied = False
     finally:
         os.unlink(copy)
-    return Source(name=place.name, sha256=digest, header=header, copied=copied)
+    return Source(name=place.name, sha256=digest, copied=copied)
 
 
 # --- what a target lists already
@@ -256,7 +252,6 @@ def refuse_listed(
 
 
 def _fetch_repomd(session: HttpSession, url: str) -> bytes:
-    """The repomd.xml of a target's URL. Raises `NotFound`, `HttpUnavailable`."""
     return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
 
 
@@ -390,7 +385,7 @@ def make_requests(source: Source, options: SubmissionOptions, submitter: str) ->
 
 
 def queue_requests(
-    broker: Broker, requests: Sequence[BuildRequest], source: Source, options: SubmissionOptions, known: Arches
+    broker: Broker, requests: Sequence[BuildRequest], header: Header, options: SubmissionOptions, known: Arches
 ) -> list[QueuedBuild]:
     """Queue each request in its arch's tube, until one fails. Raises if that is the first."""
     builds: list[QueuedBuild] = []
@@ -409,7 +404,7 @@ def queue_requests(
             try:
                 job = broker.put(arch_tube(build.tube), request, priority=priority)
                 build = attr.evolve(build, job=job)
-                _announce(broker, request, build, source, priority)
+                _announce(broker, request, build, header, priority)
             except ReimzulError as error:
                 if not builds:
                     raise
@@ -419,13 +414,13 @@ def queue_requests(
     return builds
 
 
-def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, source: Source, priority: int) -> None:
+def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, header: Header, priority: int) -> None:
     """Announce a queued build. Failing at that is only logged: the build itself is safe in its tube."""
     event = event_for(
         request,
         Status.QUEUED,
-        pkgname=source.header.name,
-        evr=source.header.evr,
+        pkgname=header.name,
+        evr=header.evr,
         reason=f"job {build.job} of tube {build.tube}",
         tube=build.tube,
         job=build.job,
@@ -438,7 +433,6 @@ def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, source:
 
 
 def count_watchers(broker: Broker, build: QueuedBuild) -> QueuedBuild:
-    """The build with the number of builders that watch its tube, if beanstalkd still answers."""
     try:
         return attr.evolve(build, watchers=broker.tube_stats(build.tube).watchers)
     except ReimzulError as error:

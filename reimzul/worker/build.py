@@ -20,21 +20,29 @@ from typing import Callable, TypeVar, Union
 import attr
 
 from reimzul.core.arch import Arches
-from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.errors import (
+    InputError,
+    InvalidMessage,
+    ProgramFailed,
+    ProgramNotFound,
+    ReimzulError,
+    RetryLater,
+    ShutdownRequested,
+)
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, Phase, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
-from reimzul.core.rpm_header import Header
+from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.download import Downloader, SourceUnavailable, read_source
+from reimzul.worker.download import Downloader
 from reimzul.worker.error_extractor import FirstError, find_first_error
 from reimzul.worker.mock import Mock, complete_logs, read_state_log
 from reimzul.worker.mock_config import CheckoutState, MockConfigRepo
 from reimzul.worker.mock_result import Fault, MockResult, is_timeout
 from reimzul.worker.model import AttemptSpec, BuilderFault, Leg, order_legs, skip_reason
-from reimzul.worker.upload import LogStreamer, Uploader, UploadImpossible, make_manifest, prune_results, read_tail
+from reimzul.worker.upload import LogStreamer, Uploader, make_manifest, prune_results, read_tail
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,10 +78,9 @@ class BuildEnvironment:
 
 class BuildAttempt:
     def __init__(self, attempt: AttemptSpec, environment: BuildEnvironment, final_failure_reason: str = "") -> None:
-        """`final_failure_reason`: do not build it any more, but end it as Failed with this reason."""
         self.attempt = attempt
         self.environment = environment
-        self.final_failure_reason = final_failure_reason
+        self.final_failure_reason = final_failure_reason  #: why not to build it any more, but to end it as Failed
         self.outbox: queue.Queue[Outgoing | None] = queue.Queue()  #: None is no message, and wakes the reader
         self.progress = BuildProgress(attempt.started)
         self.legs: list[Leg] = []  #: as soon as they are known
@@ -120,17 +127,16 @@ class BuildAttempt:
             raise
 
     def _prepare_legs(self) -> list[Leg]:
-        """Update mock's configurations, download the source, read its header, and choose the legs."""
         pool = ThreadPoolExecutor(2, "fetch")
         try:
             config_update = pool.submit(self.environment.configs.pull)  # beside the download: both wait for the network
             path = self._wait_interruptibly(pool.submit(self._download_source))
-            header = read_source(path)
+            header = read_source_header(path)
             self._checkout = self._wait_interruptibly(config_update)
             self.environment.configs.check_required_files()
             return self._choose_legs(path, header)
-        except SourceUnavailable as error:
-            return [self._fail_unbuildable_source(str(error))]
+        except InputError as error:  # of the source: it is named without our folder
+            return [self._fail_unbuildable_source(str(error).replace(f"{self.attempt.folder}/", ""))]
         finally:
             pool.shutdown(wait=False)  # both end by themselves; a cancelled build waits for no dead link
 
@@ -210,7 +216,8 @@ class BuildAttempt:
             manifest_later = self._manifest_later(leg, result, code)
             self.progress.start_upload(leg.arch)
             manifest = self.environment.uploader.upload(leg, manifest_later, self._cancel)
-        except (OSError, InputError, UploadImpossible) as error:  # a full disk, or what it left of a package; no rsync
+        except (OSError, InputError, ProgramFailed, ProgramNotFound) as error:
+            # a full disk, or what it left of a package; an rsync that does not work
             raise self._builder_fault(leg, str(error)) from error
         self._publish(leg, manifest)
 
@@ -342,7 +349,6 @@ class BuildAttempt:
         return find_first_error(leg.results / "build.log", leg.results / "root.log", self._stop)
 
     def _announce_cancelled(self, why: str) -> None:
-        """Announce each leg without result as cancelled, then keep the logs these have."""
         end = {"reason": why, "finished": round(time.time(), 3)}
         if not self.legs:
             own = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host, **end}

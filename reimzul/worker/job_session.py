@@ -189,29 +189,21 @@ class ControlPoller:
         )
 
 
+@attr.define
 class JobSession:
     """The reservation of one build's job, for as long as the build runs."""
 
-    def __init__(
-        self,
-        connect: Callable[[], Broker],
-        claim: ReservedJob[BuildRequest],
-        stop: Stop,
-        token: str,
-        service: SdNotify,
-        ping_watchdog: Callable[[], None],
-    ) -> None:
-        """`ping_watchdog` is called each time round: a build may take days, but this loop may not hang."""
-        self.connect = connect
-        self.claim = claim
-        self.stop = stop
-        self.service, self.ping_watchdog = service, ping_watchdog
-        self.token = token  #: of this attempt
-        self.build: BuildAttempt | None = None  #: once it runs
-        self.reservation_lost = False  #: another worker has the job: announce nothing
-        self._outage_since: float | None = None
-        self._last_connect = 0.0
-        self._throttle = LogThrottle(LOG_AGAIN_SECONDS)
+    connect: Callable[[], Broker]
+    claim: ReservedJob[BuildRequest]
+    stop: Stop
+    token: str  #: of this attempt
+    service: SdNotify
+    ping_watchdog: Callable[[], None]  #: called each time round: a build may take days, but this loop may not hang
+    build: BuildAttempt | None = attr.field(default=None, init=False)  #: once it runs
+    reservation_lost: bool = attr.field(default=False, init=False)  #: another worker has the job: announce nothing
+    _outage_since: float | None = attr.field(default=None, init=False)
+    _last_connect: float = attr.field(default=0.0, init=False)
+    _throttle: LogThrottle = attr.field(factory=lambda: LogThrottle(LOG_AGAIN_SECONDS), init=False)
 
     def run_build(self, build: BuildAttempt, poller: ControlPoller) -> None:
         """Run the build in a thread of its own until it has ended and all its messages are published.

@@ -57,16 +57,11 @@ ROOT_NOTE, CLEAN_LOG = "root.json", "clean.log"
 REQUIRED_LOGS = ("build.log", "root.log")
 #: The command of mock's compress_logs plugin is a setting: gzip by default, and what else people use.
 _UNPACKERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_UNPACKED_BLOCK_BYTES = 1 << 16
-#: Bytes at the beginning of a log by which it is recognised.
-_HEAD_BYTES = 64
 #: A line of state.log.
 _STEP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - (Start|Finish)(\(bootstrap\))?: (.+)")
 #: Two steps: the first encloses all that follows the chroot's setup, and the steps in it count as phases; the other
 #: ends all other steps, whether state.log has their end or not.
 _WRAPPER, _LAST = "build phase", "clean chroot"
-#: The most phases of a leg that are published.
-_MAX_PHASES = 20
 
 
 class BuildStalled(ReimzulError):
@@ -190,8 +185,6 @@ def write_root_note(root: MockRoot, folder: Path) -> None:
 
 @attr.define
 class StallDetector:
-    """Watches whether anything in the result folder of a build changes."""
-
     results: Path
     limit: int  #: seconds, 0 for any time
     _files: dict[str, tuple[int, int]] | None = attr.field(default=None, init=False)
@@ -253,7 +246,7 @@ def _merge(unpacked: Path, plain: Path) -> None:
     """Give a log its name. A log of that name is either the one that was packed, or what mock wrote after packing."""
     if plain.exists():
         with plain.open("rb") as written, unpacked.open("rb+") as stream:
-            head = written.read(_HEAD_BYTES)
+            head = written.read(64)  # enough to recognise a log
             if stream.read(len(head)) == head:
                 unpacked.unlink()
                 return
@@ -267,7 +260,7 @@ def _unpack(unpacker: Callable[[Path], Any], packed: Path, unpacked: Path) -> No
     """Unpack as much as possible; the packer may have been ended in the middle."""
     with unpacker(packed) as source, unpacked.open("wb") as stream:
         try:
-            while body := source.read1(_UNPACKED_BLOCK_BYTES):
+            while body := source.read1(1 << 16):
                 stream.write(body)
         except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's; those of damaged data have none
@@ -292,8 +285,20 @@ class StateLog:
             at = _parse_time(when, int(milliseconds) / 1000, self._last)
             if at is not None:
                 self._last = at
-                (self._start if what == "Start" else self._finish)(_short_name(name, bool(bootstrap)), at)
+                self._add_step(_short_name(name, bool(bootstrap)), at, is_start=what == "Start")
         return self
+
+    def _add_step(self, name: str, at: float, *, is_start: bool) -> None:
+        if is_start and name != _WRAPPER:
+            if name == _LAST:
+                self._within.clear()
+            if not self._within:
+                self.outer.append(Phase(name=name, start=at))
+            self._within.append(name)
+        elif not is_start and name in self._within:
+            if name == self._within[0]:
+                self.outer[-1] = attr.evolve(self.outer[-1], end=at)
+            del self._within[self._within.index(name) :]
 
     @property
     def current_phase(self) -> Phase | None:
@@ -303,23 +308,7 @@ class StateLog:
         return Phase(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), start=self.outer[-1].start)
 
     def phases(self) -> list[Phase]:
-        return self.outer[:_MAX_PHASES]
-
-    def _start(self, name: str, at: float) -> None:
-        if name == _WRAPPER:
-            return
-        if name == _LAST:
-            self._within.clear()
-        if not self._within:
-            self.outer.append(Phase(name=name, start=at))
-        self._within.append(name)
-
-    def _finish(self, name: str, at: float) -> None:
-        if name not in self._within:
-            return
-        if self._within.index(name) == 0:
-            self.outer[-1] = attr.evolve(self.outer[-1], end=at)
-        del self._within[self._within.index(name) :]
+        return self.outer[:20]  # the most that are published of a leg
 
 
 def read_state_log(path: Path) -> StateLog:

@@ -82,14 +82,13 @@ _RPMBUILD_REASONS = {
     "File not found": "%files lists files that do not exist",
     "Installed (but unpackaged) file(s) found": "files were installed that %files does not list",
 }
-#: Exit codes for which it does not matter what repositories held: timeout, damaged source rpm.
-_CODES_INDEPENDENT_OF_REPOS = (11, 40)
 
 
 def classify(code: int, results: Path) -> MockResult:
     """Classify a run of mock that left its logs in `results`; a full disk is no fault of any package."""
     result = _classify_by_code(code, results)
-    if result.fault in (Fault.NONE, Fault.PACKAGE) and code not in _CODES_INDEPENDENT_OF_REPOS:
+    # after a timeout (11) or for a damaged source rpm (40) it does not matter what repositories held
+    if result.fault in (Fault.NONE, Fault.PACKAGE) and code not in (11, 40):
         result = _find_skipped_repo(read_failures(_read_log(results / "root.log"))) or result
     return _find_full_disk(results) or result if result.fault in (Fault.PACKAGE, Fault.NOBODY) else result
 
@@ -370,13 +369,13 @@ def read_failures(log: str) -> list[RepoFailure]:
     return reader.failures
 
 
+@attr.define
 class _FailureReader:
     """Reads a log: has the failures so far, and the failed downloads that belong to the next one."""
 
-    def __init__(self) -> None:
-        self.failures: list[RepoFailure] = []
-        self._fetches: list[_FailedFetch] = []
-        self._skipping = False  #: dnf5 skips a repository; the indented lines that follow have the cause
+    failures: list[RepoFailure] = attr.field(factory=list, init=False)
+    _fetches: list[_FailedFetch] = attr.field(factory=list, init=False)
+    _skipping: bool = attr.field(default=False, init=False)  #: dnf5 skips a repository; indented lines have the cause
 
     def read_line(self, line: str) -> None:
         self._skipping = self._skipping and line.startswith(" ")

@@ -387,16 +387,16 @@ class MockRoots:
 # --- roots that nobody builds in any more ----------------------------------------------------------------------------
 
 
+@attr.define
 class RootCleanup:
     """Removes roots of targets not built for long, of workers that are gone, and of versions before the slots.
 
     An idle worker does it, one root at a time. A busy worker that runs out of disk takes no jobs, and so becomes idle.
     """
 
-    def __init__(self, roots: MockRoots) -> None:
-        self.roots = roots
-        self._removals: Iterator[Callable[[CancelToken], None]] = iter(())
-        self._next_scan = 0.0
+    roots: MockRoots
+    _removals: Iterator[Callable[[CancelToken], None]] = attr.field(factory=lambda: iter(()), init=False)
+    _next_scan: float = attr.field(default=0.0, init=False)
 
     def clean_one(self, cancel: CancelToken) -> None:
         try:
@@ -415,8 +415,12 @@ class RootCleanup:
             log.warning("a root that nobody builds in is not removed: %s", error)
 
     def _scan(self) -> Iterator[Callable[[CancelToken], None]]:
-        self._create_missing_locks()
-        for base in self._bases():
+        for config in self.roots.configs.rendered_folder.glob("*/mock.cfg"):  # earlier versions made no locks
+            lock = self.roots.state / f"reimzul-{config.parent.name}.lock"
+            if not lock.exists():
+                lock.touch()  # nothing records when the target was last built: its age counts from now on
+        named = {lock.read_text(encoding="utf-8") for lock in self.roots.state.glob("*.lock")}  # by mock itself
+        for base in sorted({self.roots.mock_roots, *(Path(folder) for folder in named if folder)}):
             for path in sorted(each for each in base.glob("*") if each.is_dir()):
                 folder = parse_folder(path.name)
                 if folder is not None and self._is_due(path, folder):
@@ -424,18 +428,6 @@ class RootCleanup:
         for lock in sorted(self.roots.state.glob("reimzul-*.lock")):
             if self._is_old(lock):
                 yield functools.partial(self._remove_caches, lock)
-
-    def _create_missing_locks(self) -> None:
-        """Count the age of earlier versions' targets from now on: nothing records when they were last built."""
-        for config in self.roots.configs.rendered_folder.glob("*/mock.cfg"):
-            lock = self.roots.state / f"reimzul-{config.parent.name}.lock"
-            if not lock.exists():
-                lock.touch()
-
-    def _bases(self) -> list[Path]:
-        """The folders with mock's roots: that of the settings, and those that mock itself has named."""
-        named = {lock.read_text(encoding="utf-8") for lock in self.roots.state.glob("*.lock")}
-        return sorted({self.roots.mock_roots, *(Path(base) for base in named if base)})
 
     def _is_due(self, path: Path, folder: RootFolder) -> bool:
         if not folder.slot:

@@ -54,10 +54,6 @@ STREAM_TIMEOUT_SECONDS, LAST_STREAM_TIMEOUT_SECONDS = 20, 2
 FIRST_STREAM_PAUSE_SECONDS, MAX_STREAM_PAUSE_SECONDS = 2.0, 60.0
 
 
-class UploadImpossible(ReimzulError):
-    """This host's rsync cannot do it, however often it is tried."""
-
-
 @attr.frozen(kw_only=True)
 class Uploader:
     rsync: str
@@ -67,7 +63,8 @@ class Uploader:
     def upload(self, leg: Leg, make_manifest: Callable[[], Manifest], cancel: CancelToken) -> Manifest:
         """Upload a leg's results while `make_manifest` hashes them, then the manifest, and return it.
 
-        Each is tried again until it is there. Raises `UploadImpossible`, and what `make_manifest` and `cancel` raise.
+        Each is tried again until it is there. Raises `ProgramNotFound` or `ProgramFailed` where this host's rsync
+        cannot do it, however often it is tried, and what `make_manifest` and `cancel` raise.
         """
         with ThreadPoolExecutor(1, "manifest") as pool:
             future = pool.submit(make_manifest)
@@ -95,7 +92,7 @@ class Uploader:
                 return
             except (ProgramNotFound, ProgramFailed) as error:
                 if isinstance(error, ProgramNotFound) or error.code in PERMANENT_EXIT_CODES:
-                    raise UploadImpossible(str(error)) from error
+                    raise
                 if throttle.is_due():
                     log.warning("%s of %s is not uploaded yet: %s", leg.arch, leg.attempt.request.srpm, error)
             cancel.wait(backoff.next_pause())
