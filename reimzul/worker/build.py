@@ -127,16 +127,18 @@ class BuildAttempt:
             raise
 
     def _prepare_legs(self) -> list[Leg]:
+        request, folder = self.attempt.request, self.attempt.folder
+        wanted = (request.srpm, request.srpm_sha256, folder, self._cancel, request.source_rounds)
         pool = ThreadPoolExecutor(2, "fetch")
         try:
             config_update = pool.submit(self.environment.configs.pull)  # beside the download: both wait for the network
-            path = self._wait_interruptibly(pool.submit(self._download_source))
+            path = self._wait_interruptibly(pool.submit(self.environment.incoming.fetch, *wanted))
             header = read_source_header(path)
             self._checkout = self._wait_interruptibly(config_update)
             self.environment.configs.check_required_files()
             return self._choose_legs(path, header)
         except InputError as error:  # of the source: it is named without our folder
-            return [self._fail_unbuildable_source(str(error).replace(f"{self.attempt.folder}/", ""))]
+            return [self._fail_unbuildable_source(str(error).replace(f"{folder}/", ""))]
         finally:
             pool.shutdown(wait=False)  # both end by themselves; a cancelled build waits for no dead link
 
@@ -144,12 +146,6 @@ class BuildAttempt:
         while not wait([future], timeout=POLL_SECONDS).done:
             self.raise_if_ended()
         return future.result()
-
-    def _download_source(self) -> Path:
-        request, folder = self.attempt.request, self.attempt.folder
-        return self.environment.incoming.fetch(
-            request.srpm, request.srpm_sha256, folder, self._cancel, request.source_rounds
-        )
 
     def _choose_legs(self, source: Path, header: Header) -> list[Leg]:
         """The legs to build, the main one first, which records why others are skipped."""

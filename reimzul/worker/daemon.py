@@ -79,10 +79,9 @@ class HealthCheck:
         problems = tuple(self._find_problems())
         kinds = tuple(problem.split(":")[0] for problem in problems)
         self.problem = f"this builder takes no jobs now: {'; '.join(problems)}" if problems else ""
-        if problems and kinds != self._problem_kinds:
-            log.error("%s", self.problem)
-        elif kinds != self._problem_kinds:
-            log.info("this builder takes jobs again")
+        if kinds != self._problem_kinds:
+            level = logging.ERROR if problems else logging.INFO
+            log.log(level, "%s", self.problem or "this builder takes jobs again")
         self._problem_kinds = kinds
         return not problems
 
@@ -259,8 +258,7 @@ class Worker(Daemon[BuildRequest]):
         if job:
             waits_for = f"its source: {delayed}, on {self.host}"
             about = {"reason": f"waits for {waits_for}", "waits_for": waits_for}
-            for arch in request.announced_arches:
-                self._announce_queued(session, request, arch, job, delayed.pause, **about)
+            self._announce_queued(session, request, job, delayed.pause, **about)
         return None
 
     def _requeue(self, session: JobSession, request: BuildRequest, pause: int) -> int:
@@ -275,17 +273,15 @@ class Worker(Daemon[BuildRequest]):
 
     def _announce_retry(self, session: JobSession, request: BuildRequest, job: int, reason: str, pause: int) -> None:
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
-        for arch in session.unfinished_arches():
-            logs = session.describe_logs(arch)
-            self._announce_queued(session, request, arch, job, pause, reason=reason, **logs, **by)
+        self._announce_queued(session, request, job, pause, reason=reason, **by)
 
     @staticmethod
-    def _announce_queued(
-        session: JobSession, request: BuildRequest, arch: str, job: int, pause: int, **about: Any
-    ) -> None:
+    def _announce_queued(session: JobSession, request: BuildRequest, job: int, pause: int, **about: Any) -> None:
         stats, due = session.claim.stats, round(time.time()) + pause
         where = {"tube": stats.tube, "job": job, "priority": stats.priority, "due": due}
-        session.claim.broker.announce(event_for(request, Status.QUEUED, arch=arch, **about, **where))
+        for arch in session.unfinished_arches():
+            fields = {"arch": arch, **session.describe_logs(arch), **about, **where}
+            session.claim.broker.announce(event_for(request, Status.QUEUED, **fields))
 
     def announce_cancelled(self, claim: ReservedJob[BuildRequest], flag: ControlFlag, arches: Iterable[str]) -> None:
         log.info("%r: %s", claim, flag.cancel_text)

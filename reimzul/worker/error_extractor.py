@@ -16,7 +16,6 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Optional
 
 import attr
 
@@ -86,16 +85,17 @@ def find_first_error(build_log: Path, root_log: Path, cancel: CancelToken | None
             line = _display_lines(found.line)[0].strip().removeprefix("- ")
             return FirstError(text, _cause_line(line, text), log.name)
     for log in (build_log, root_log):
-        if end := _log_end(log):
+        lines = [line for line in _display_lines(read_end(log, SURROUNDING_BYTES)) if not _NOISE.search(line)]
+        if end := "\n".join(lines[-LAST_LINES:])[-EXCERPT_CHARS:]:
             return FirstError(end, end.splitlines()[-1].strip(), log.name)
     return FirstError()
 
 
 def _search(
     log: Path, patterns: Sequence[ErrorPattern], words: Sequence[bytes], cancel: CancelToken
-) -> Optional[FoundError]:
+) -> FoundError | None:
     """The error of the highest confidence in the step that failed."""
-    best: Optional[FoundError] = None
+    best: FoundError | None = None
     for start, block in _blocks(log):
         cancel.raise_if_cancelled()
         for offset, line in _candidate_lines(block, words):
@@ -106,9 +106,7 @@ def _search(
     return best
 
 
-def _better(
-    best: Optional[FoundError], offset: int, line: str, patterns: Sequence[ErrorPattern]
-) -> Optional[FoundError]:
+def _better(best: FoundError | None, offset: int, line: str, patterns: Sequence[ErrorPattern]) -> FoundError | None:
     """The line with the first pattern it matches, if its confidence is higher than that of the best line before it."""
     confidence = 0 if best is None else best.pattern.confidence
     if confidence == CAUSE or PROBE.search(line) or _ECHO.match(line):
@@ -177,12 +175,6 @@ def _cause_line(line: str, text: str) -> str:
     if not _HEAD.match(line):
         return line
     return next((each.strip() for each in text.partition(line)[2].splitlines() if _HEADED.match(each)), line)
-
-
-def _log_end(log: Path) -> str:
-    """The end of a log without the lines that every log ends with."""
-    lines = [line for line in _display_lines(read_end(log, SURROUNDING_BYTES)) if not _NOISE.search(line)]
-    return "\n".join(lines[-LAST_LINES:])[-EXCERPT_CHARS:]
 
 
 def _decode(block: bytes) -> str:

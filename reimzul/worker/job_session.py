@@ -233,7 +233,8 @@ class JobSession:
             pending = pending or self._next_message(build, future)
             if self._keep_reserved() and pending is not None and self._publish(pending):
                 pending = None
-            self._poll_flags(poller)
+            if self._outage_since is None:
+                self._poll_flags(poller)
 
     def unfinished_arches(self) -> Sequence[str]:
         """The legs without result, or those that `Queued` is announced for where none is known."""
@@ -267,14 +268,12 @@ class JobSession:
         return self._outage_since is None
 
     def _poll_flags(self, poller: ControlPoller) -> None:
-        if self._outage_since is not None:
-            return
         try:
             poller.poll(self.claim.broker, last=self.stop.is_requested)
         except BrokerUnavailable as error:
             self._note_outage(error)
-        except RetryLater:  # beanstalkd takes nothing now: the next poll tries again
-            return
+        except RetryLater:
+            pass  # beanstalkd takes nothing now: the next poll tries again
 
     def _publish(self, message: Outgoing) -> bool:
         """Put one message; whether it is out."""

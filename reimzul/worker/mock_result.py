@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional
 
 import attr
 
@@ -191,9 +190,8 @@ def _classify_exit_30(results: Path) -> MockResult:
         return MockResult(Fault.NOBODY, f"a repository changed while it was read: {stale.detail[:300]}")
     if fatal:
         return MockResult(Fault.BUILDER, fatal[0].line[:300])
-    last_call = max(
-        (call.end() for call in _COMMAND.finditer(log)), default=0
-    )  # earlier ones succeeded, or were repeated
+    # earlier calls of the package manager succeeded, or were repeated
+    last_call = max((call.end() for call in _COMMAND.finditer(log)), default=0)
     return _classify_unresolved(_PREFIX.sub("", log[last_call:]), in_setup=_build_setup_started(results))
 
 
@@ -431,7 +429,7 @@ class _FailureReader:
         self._fetches = []
 
 
-def _parse_fetch(line: str) -> Optional[_FailedFetch]:
+def _parse_fetch(line: str) -> _FailedFetch | None:
     shown = line.strip().lstrip("->: ").removeprefix("[MIRROR] ")
     if found := _CODED_FETCH.search(line):
         code, url = found[1] or found[3], found[2] or found[4] or ""

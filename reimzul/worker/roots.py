@@ -110,20 +110,6 @@ def extension_of(slot: str, arch: str) -> str:
 
 
 @contextlib.contextmanager
-def hold_instance_slot(folder: Path, instance: str) -> Iterator[str]:
-    """Hold the slot of a systemd instance, or a spare one where there is no instance or its slot is taken."""
-    deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
-    while re.fullmatch(_SLOT, instance) and time.monotonic() <= deadline:
-        with file_lock(folder / f"{instance}.slot") as held:
-            if held is not None:
-                yield instance
-                return
-        time.sleep(_POLL_SECONDS)
-    with hold_spare_slot(folder) as slot:
-        yield slot
-
-
-@contextlib.contextmanager
 def hold_spare_slot(folder: Path) -> Iterator[str]:
     for number in itertools.count(1):
         with file_lock(folder / f"spare{number}.slot") as held:
@@ -238,12 +224,23 @@ class MockRoots:
 
     @contextlib.contextmanager
     def hold_own_slot(self, instance: str) -> Iterator[None]:
-        """Hold a slot for as long as this worker runs. Raises `ConfigError`."""
+        """Hold the slot of a systemd instance while this worker runs, or a spare one. Raises `ConfigError`.
+
+        A spare one is taken where there is no instance, or another worker holds its slot.
+        """
         with contextlib.suppress(OSError):
             self.state.mkdir(parents=True, exist_ok=True)
         if not (self.state.is_dir() and os.access(self.state, os.W_OK)):
             raise ConfigError(f"[worker] mock_roots: {self.state} is no folder that this user can write to")
-        with hold_instance_slot(self.state, instance) as self.slot:
+        deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
+        while re.fullmatch(_SLOT, instance) and time.monotonic() <= deadline:
+            with file_lock(self.state / f"{instance}.slot") as held:
+                if held is not None:
+                    self.slot = instance
+                    yield
+                    return
+            time.sleep(_POLL_SECONDS)
+        with hold_spare_slot(self.state) as self.slot:
             yield
 
     def hold_slot(self, slot: str) -> contextlib.AbstractContextManager[int | None]:
