@@ -19,8 +19,8 @@ from reimzul.core.message import WorkerHeartbeat, WorkerState
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import heartbeat as voice_module
-from reimzul.worker.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
+from reimzul.worker import job_session as voice_module
+from reimzul.worker.job_session import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
 
 
 def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
