@@ -2,7 +2,8 @@
 """The loop of reimzul-irc: takes results from the MQTT broker, sends them to IRC, then acknowledges them.
 
 While IRC is away, the broker keeps what is published; while the broker is away, the bot stays in its channels. A
-message that was under way when the IRC connection ended is sent again. Only this module of the package imports paho.
+message that was under way when the IRC connection ended is sent again. A payload is data from outside: nothing in it
+can end a line, begin a command, colour it or ring a bell. Only this module of the package imports paho.
 """
 
 from __future__ import annotations

@@ -13,11 +13,10 @@ from reimzul.core.daemon import Daemon, Outcome, Stop
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
 from reimzul.core.retry import LogThrottle
-from reimzul.notifier.delivery import SinkPool
+from reimzul.notifier.delivery import Sink, SinkPool
 from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, RefusalCleanup, correct_clock
 from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.quarantine import Quarantine
-from reimzul.notifier.sinks.base import Sink
 
 #: Seconds between two purges of the outbox.
 PURGE_SECONDS = 86400.0

@@ -24,14 +24,14 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Callable, cast
 
 import attr
 
 from reimzul.core.errors import InvalidMessage, ReimzulError, RetryLater
 from reimzul.core.json_message import encode
-from reimzul.core.message import BuildEvent, Event, Status, WorkerHeartbeat, decode_event
-from reimzul.core.pending import CORRUPT_PREFIX, PendingDeliveries, count_pending
+from reimzul.core.message import BuildEvent, Event, Status, decode_event
+from reimzul.core.pending import CORRUPT_PREFIX, count_pending
 from reimzul.core.retry import Backoff
 from reimzul.core.sqlite import open_database, transaction
 from reimzul.history.result_rules import Notification, is_news, is_result, news_kind, resulting_status, with_implied
@@ -72,26 +72,19 @@ _RESULTS = tuple(status for status in Status.BUILD if is_result(status))
 _write_lock = threading.Lock()
 
 
-@attr.frozen
-class Delivery:
-    seq: int
-    event: Event
-    word: str
-
-
 @contextlib.contextmanager
-def write_transaction(db: sqlite3.Connection) -> Iterator[None]:
+def write_transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """Commit in one step what is done in the block. Raises `sqlite3.Error`."""
     with _write_lock, transaction(db):
-        yield
+        yield db
 
 
 @contextlib.contextmanager
-def _translating_errors(path: Path) -> Iterator[None]:
+def translating_errors(path: Path, fault: str = "the outbox cannot be used") -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
-        raise RetryLater(f"{path}: the outbox cannot be used: {error}", pause=RETRY_SECONDS) from error
+    except (OSError, sqlite3.Error) as error:
+        raise RetryLater(f"{path}: {fault}: {error}", pause=RETRY_SECONDS) from error
 
 
 class Outbox:
@@ -123,13 +116,15 @@ class Outbox:
     def close(self) -> None:
         self._db.close()
 
-    def accept(self, events: Sequence[Event], sinks_for: Callable[[Event], Iterable[str]]) -> dict[str, list[Delivery]]:
+    def accept(
+        self, events: Sequence[Event], sinks_for: Callable[[Event], Iterable[str]]
+    ) -> dict[str, list[Notification]]:
         """Write events and their deliveries, on the disk when this returns; return the new deliveries, by sink.
 
         Raises `RetryLater` if the file cannot be written: then no sink may be asked.
         """
-        new: dict[str, list[Delivery]] = {}
-        with self._writing():
+        new: dict[str, list[Notification]] = {}
+        with translating_errors(self.path), write_transaction(self._db):
             told = self._read_told({event.key for event in events}) if self._has_told else {}
             for event in events:
                 if self._admit(event):
@@ -139,17 +134,12 @@ class Outbox:
 
     def drop_sinks_except(self, sinks: Collection[str]) -> None:
         """Forget what is pending for sinks that were switched off. Raises `RetryLater`."""
-        with self._writing():
+        with translating_errors(self.path), write_transaction(self._db):
             for pending in count_pending(self._db):
                 if pending.sink not in sinks:
                     log.warning("%s is switched off: %d events for it are dropped", pending.sink, pending.count)
                     self._db.execute("DELETE FROM delivery WHERE sink = ? AND state <> 'done'", (pending.sink,))
                     self._db.execute(f"UPDATE event SET body = '' WHERE body <> '' AND NOT {_IS_OPEN}")
-
-    def pending_counts(self) -> list[PendingDeliveries]:
-        """Count what each sink still lacks. Raises `RetryLater`."""
-        with _translating_errors(self.path):
-            return count_pending(self._db)
 
     def queued_events(self, build_id: str) -> list[BuildEvent]:
         """Return the last `Queued` of each leg of a build that is not over. Raises `RetryLater`."""
@@ -172,7 +162,7 @@ class Outbox:
     def purge(self, now: float) -> None:
         """Forget what was delivered or decided too long ago to come again. Raises `RetryLater`."""
         before = (now - KEEP_SECONDS,)
-        with self._writing():
+        with translating_errors(self.path), write_transaction(self._db):
             old = "SELECT seq FROM event WHERE at < ? AND body = ''"
             self._db.execute(f"DELETE FROM delivery WHERE seq IN ({old})", before)
             self._db.execute("DELETE FROM event WHERE at < ? AND body = ''", before)
@@ -182,7 +172,11 @@ class Outbox:
                 self._db.execute("DELETE FROM told WHERE begun < ?", before)
 
     def _add(
-        self, event: Event, sinks: Iterable[str], told: dict[tuple[str, str, str], bool], new: dict[str, list[Delivery]]
+        self,
+        event: Event,
+        sinks: Iterable[str],
+        told: dict[tuple[str, str, str], bool],
+        new: dict[str, list[Notification]],
     ) -> None:
         """Add an event that is not there yet, or the deliveries that an earlier version still owed."""
         named, event = event.owed, attr.evolve(event, owed={}) if event.owed else event
@@ -190,25 +184,23 @@ class Outbox:
         row = self._db.execute("SELECT seq FROM event WHERE key = ? AND word = ?", name).fetchone()
         if row and not named:
             return
-        seq = row[0] if row else self._insert("INSERT INTO event VALUES (NULL, ?, ?, '', ?)", *name, time.time())
-        added = False
-        for sink in sinks:
-            done = told.get((*name, sink))
-            if done or (named and sink not in named):
-                continue
-            state = "pending" if done is None else "begun"
-            values = (seq, sink, state)
-            query = "INSERT OR IGNORE INTO delivery (seq, sink, state) VALUES (?, ?, ?)"
-            if self._db.execute(query, values).rowcount > 0:
-                added = True
-                new.setdefault(sink, []).append(Delivery(seq, event, name[1]))
-        if added:
-            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (encode(event.to_json()).decode("ascii"), seq))
-
-    def _insert(self, query: str, *values: object) -> int:
-        number = self._db.execute(query, values).lastrowid
-        assert number is not None
-        return number
+        known = self._db.execute("SELECT sink FROM delivery WHERE seq = ?", row).fetchall() if row else []
+        wanted = [
+            sink
+            for sink in sinks
+            if not told.get((*name, sink)) and (not named or sink in named) and (sink,) not in known
+        ]
+        body = encode(event.to_json()).decode("ascii") if wanted else ""
+        if row is None:
+            query = "INSERT INTO event (key, word, body, at) VALUES (?, ?, ?, ?)"
+            row = (self._db.execute(query, (*name, body, time.time())).lastrowid,)
+        elif wanted:
+            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (body, *row))
+        for sink in wanted:
+            is_begun = (*name, sink) in told
+            new.setdefault(sink, []).append(Notification(event, name[1], is_begun, *row))
+            values = (*row, sink, "begun" if is_begun else "pending")
+            self._db.execute("INSERT INTO delivery (seq, sink, state) VALUES (?, ?, ?)", values)
 
     def _admit(self, event: Event) -> bool:
         """Whether an event is news at all; a result that is decides its leg."""
@@ -229,11 +221,13 @@ class Outbox:
         return True
 
     def _withdraw(self, key: str, statuses: Sequence[str]) -> None:
-        """Forget what is pending of results that hold no more."""
-        marks = ",".join("?" * len(statuses))
-        rows = self._db.execute(
-            f"SELECT seq FROM event WHERE key = ? AND word IN ({marks})", (key, *statuses)
-        ).fetchall()
+        """Forget what is pending of results that hold no more.
+
+        A sink that gets nothing of such a result gets the stronger one: `Published` comes with its `Success`, and what
+        is mailed or in MQTT's results is as if the stronger one had come first.
+        """
+        query = f"SELECT seq FROM event WHERE key = ? AND word IN ({_marks(statuses)})"
+        rows = self._db.execute(query, (key, *statuses)).fetchall()
         self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", rows)
         _clear_bodies(self._db, [seq for (seq,) in rows])
 
@@ -246,11 +240,8 @@ class Outbox:
 
     def _read_told(self, keys: Collection[str]) -> dict[tuple[str, str, str], bool]:
         """Return what an earlier version began to tell: (key, word, sink) -> whether the sink has it."""
-        marks = ",".join("?" * len(keys))
-        rows = self._db.execute(
-            f"SELECT key, word, sink, told IS NOT NULL FROM told WHERE key IN ({marks})", list(keys)
-        )
-        return {(key, name, sink): bool(done) for key, name, sink, done in rows}
+        query = f"SELECT key, word, sink, told IS NOT NULL FROM told WHERE key IN ({_marks(keys)})"
+        return {tuple(name): bool(done) for *name, done in self._db.execute(query, list(keys))}
 
     def _salvage(self, damaged: Path) -> None:
         """Copy from a damaged file the pending deliveries that can still be read."""
@@ -267,13 +258,8 @@ class Outbox:
         log.error("%s", self.damage)
 
     def _rows(self, query: str, *values: object) -> list[tuple[str, ...]]:
-        with _translating_errors(self.path):
+        with translating_errors(self.path):
             return self._db.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with _translating_errors(self.path), write_transaction(self._db):
-            yield
 
 
 class SinkDeliveries:
@@ -290,63 +276,55 @@ class SinkDeliveries:
             self._connection.close()
             self._connection = None
 
-    def begin(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, Notification]]:
+    def begin(self, notices: Sequence[Notification]) -> list[Notification]:
         """Mark deliveries as begun; return those the sink still lacks. Raises `RetryLater`: ask nobody then."""
-        marks = ",".join("?" * len(deliveries))
-        where = f"WHERE sink = ? AND state <> 'done' AND seq IN ({marks})"
-        values = [self._sink, *(each.seq for each in deliveries)]
+        where = f"WHERE sink = ? AND state <> 'done' AND seq IN ({_marks(notices)})"
+        values = [self._sink, *(each.seq for each in notices)]
         with self._writing() as db:
             states = dict(db.execute(f"SELECT seq, state FROM delivery {where}", values).fetchall())
             if "pending" in states.values():
                 db.execute(f"UPDATE delivery SET state = 'begun' {where}", values)
         return [
-            (each, Notification(each.event, each.word, states[each.seq] == "begun"))
-            for each in deliveries
+            Notification(each.event, each.word, states[each.seq] == "begun", each.seq)
+            for each in notices
             if each.seq in states
         ]
 
     def mark_delivered(self, seqs: Sequence[int]) -> None:
         """Record that the sink has these; a body goes with the last delivery of its event. Raises `RetryLater`."""
-        marks = ",".join("?" * len(seqs))
+        query = f"UPDATE delivery SET state = 'done' WHERE sink = ? AND seq IN ({_marks(seqs)})"
         with self._writing() as db:
-            db.execute(f"UPDATE delivery SET state = 'done' WHERE sink = ? AND seq IN ({marks})", [self._sink, *seqs])
+            db.execute(query, [self._sink, *seqs])
             _clear_bodies(db, seqs)
 
     def defer(self, seqs: Sequence[int]) -> float:
         """Put deliveries off, each by a pause of its own; return the shortest. Raises `RetryLater`."""
-        pauses = []
+        query = f"SELECT tries + 1, seq FROM delivery WHERE sink = ? AND seq IN ({_marks(seqs)})"
         with self._writing() as db:
-            for seq in seqs:
-                row = db.execute("SELECT tries FROM delivery WHERE seq = ? AND sink = ?", (seq, self._sink)).fetchone()
-                tries = (row[0] if row else 0) + 1
-                pauses.append(self._backoff.pause_after(tries))
-                query = "UPDATE delivery SET tries = ?, next_try = ? WHERE seq = ? AND sink = ?"
-                db.execute(query, (tries, time.time() + pauses[-1], seq, self._sink))
-        return min(pauses)
+            found = db.execute(query, [self._sink, *seqs]).fetchall()
+            pauses = [self._backoff.pause_after(tries) for tries, _ in found]
+            rows = [(tries, time.time() + pause, self._sink, seq) for pause, (tries, seq) in zip(pauses, found)]
+            db.executemany("UPDATE delivery SET tries = ?, next_try = ? WHERE sink = ? AND seq = ?", rows)
+        return min(pauses, default=float("inf"))
 
-    def read_due(self) -> tuple[list[Delivery], float]:
+    def read_due(self) -> tuple[list[Notification], float]:
         """Return the first page of what the sink lacks, in order, and the seconds until a deferred delivery is due.
 
         A time that is too far in the future is by a clock that was put back since. Raises `RetryLater`.
         """
-        page = (
-            "SELECT seq, body, word FROM delivery JOIN event USING (seq) WHERE sink = ? AND state <> 'done' "
-            "AND NOT ifnull(next_try, 0) BETWEEN ? AND ? ORDER BY seq LIMIT ?"
-        )
-        first = "SELECT min(next_try) FROM delivery WHERE sink = ? AND state <> 'done' AND next_try BETWEEN ? AND ?"
+        open_rows = "FROM delivery JOIN event USING (seq) WHERE sink = ? AND state <> 'done' AND"
+        page = f"SELECT seq, body, word {open_rows} NOT ifnull(next_try, 0) BETWEEN ? AND ? ORDER BY seq LIMIT ?"
+        first = f"SELECT min(next_try) {open_rows} next_try BETWEEN ? AND ?"
         now = time.time()
-        with _translating_errors(self._path):
-            db = self._open()
-            rows = db.execute(page, (self._sink, now, now + LONGEST_PAUSE_SECONDS, PAGE)).fetchall()
-            (due,) = db.execute(first, (self._sink, now, now + LONGEST_PAUSE_SECONDS)).fetchone()
-        found = [Delivery(seq, event, name) for seq, body, name in rows for event in self._decode(seq, body)]
+        with translating_errors(self._path):
+            rows = self._open().execute(page, (self._sink, now, now + LONGEST_PAUSE_SECONDS, PAGE)).fetchall()
+            (due,) = self._open().execute(first, (self._sink, now, now + LONGEST_PAUSE_SECONDS)).fetchone()
+        found = [Notification(event, word, seq=seq) for seq, body, word in rows for event in self._decode(seq, body)]
         return found, due - now if due else float("inf")
 
     def _decode(self, seq: int, body: str) -> list[Event]:
         try:
-            event = decode_event(body.encode())
-            if not isinstance(event, WorkerHeartbeat):
-                return [event]
+            return [cast("Event", decode_event(body.encode()))]  # no heartbeat was ever written
         except InvalidMessage as error:
             log.error("an event for %s cannot be read from the outbox and is dropped: %s", self._sink, error)
         self.mark_delivered([seq])
@@ -360,16 +338,18 @@ class SinkDeliveries:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with _translating_errors(self._path):
-            db = self._open()
-            with write_transaction(db):
-                yield db
+        with translating_errors(self._path), write_transaction(self._open()) as db:
+            yield db
+
+
+def _marks(values: Collection[object]) -> str:
+    """Return the parameters of an SQL list."""
+    return ",".join("?" * len(values))
 
 
 def _clear_bodies(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
     """Empty the bodies of those events that no sink lacks any more."""
-    marks = ",".join("?" * len(seqs))
-    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({marks}) AND NOT {_IS_OPEN}", list(seqs))
+    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({_marks(seqs)}) AND NOT {_IS_OPEN}", list(seqs))
 
 
 def _is_intact(path: Path) -> bool:

@@ -20,7 +20,7 @@ from reimzul.core import validators
 from reimzul.core.message import BuilderEvent, BuildEvent, Event, Refusal
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
+from reimzul.notifier.delivery import Sink, SinkUnavailable
 
 #: How many bytes of the log's end are read to see what was written before a crash: many times one batch.
 TAIL_BYTES = 1 << 20

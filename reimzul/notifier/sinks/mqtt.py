@@ -20,7 +20,7 @@ from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuildEvent, Event, Status
 from reimzul.core.settings import MqttSettings, Settings
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
+from reimzul.notifier.delivery import Sink, SinkUnavailable
 
 if TYPE_CHECKING:
     from reimzul.core.mqtt import MqttConnection
