@@ -87,6 +87,15 @@ def translating_errors(path: Path, fault: str = "the outbox cannot be used") -> 
         raise RetryLater(f"{path}: {fault}: {error}", pause=RETRY_SECONDS) from error
 
 
+@attr.frozen
+class _Known:
+    """What the file has of the builds of a batch; kept up to date while the batch is added."""
+
+    verdicts: dict[str, str]  #: key -> the result that holds
+    seqs: dict[tuple[str, str], int]  #: key and word -> number of the event
+    told: dict[tuple[str, str, str], bool]  #: key, word and sink -> whether an earlier version finished telling it
+
+
 class Outbox:
     """The daemon's side of the file: events arrive, results are decided. Belongs to one thread."""
 
@@ -125,11 +134,11 @@ class Outbox:
         """
         new: dict[str, list[Notification]] = {}
         with translating_errors(self.path), write_transaction(self._db):
-            told = self._read_told({event.key for event in events}) if self._has_told else {}
+            known = self._read_known(list({event.key for event in events}))
             for event in events:
-                if self._admit(event):
+                if self._admit(event, known):
                     for part in with_implied(event):
-                        self._add(part, sinks_for(part), told, new)
+                        self._add(part, sinks_for(part), known, new)
         return new
 
     def drop_sinks_except(self, sinks: Collection[str]) -> None:
@@ -171,65 +180,70 @@ class Outbox:
             if self._has_told:
                 self._db.execute("DELETE FROM told WHERE begun < ?", before)
 
-    def _add(
-        self,
-        event: Event,
-        sinks: Iterable[str],
-        told: dict[tuple[str, str, str], bool],
-        new: dict[str, list[Notification]],
-    ) -> None:
+    def _read_known(self, keys: Sequence[str]) -> _Known:
+        """Read what the file has of the builds of a batch: a query for each event would take longer than all else."""
+        among = f"WHERE key IN ({_marks(keys)})"
+        told = self._db.execute(f"SELECT key, word, sink, told FROM told {among}", keys) if self._has_told else ()
+        return _Known(
+            verdicts=dict(self._db.execute(f"SELECT key, status FROM verdict {among}", keys)),
+            seqs={
+                tuple(name): seq for seq, *name in self._db.execute(f"SELECT seq, key, word FROM event {among}", keys)
+            },
+            told={tuple(name): when is not None for *name, when in told},
+        )
+
+    def _add(self, event: Event, sinks: Iterable[str], known: _Known, new: dict[str, list[Notification]]) -> None:
         """Add an event that is not there yet, or the deliveries that an earlier version still owed."""
         named, event = event.owed, attr.evolve(event, owed={}) if event.owed else event
         name = (event.key, news_kind(event))
-        row = self._db.execute("SELECT seq FROM event WHERE key = ? AND word = ?", name).fetchone()
-        if row and not named:
+        seq = known.seqs.get(name)
+        if seq and not named:
             return
-        known = self._db.execute("SELECT sink FROM delivery WHERE seq = ?", row).fetchall() if row else []
+        there = self._db.execute("SELECT sink FROM delivery WHERE seq = ?", (seq,)).fetchall() if seq else []
         wanted = [
             sink
             for sink in sinks
-            if not told.get((*name, sink)) and (not named or sink in named) and (sink,) not in known
+            if not known.told.get((*name, sink)) and (not named or sink in named) and (sink,) not in there
         ]
         body = encode(event.to_json()).decode("ascii") if wanted else ""
-        if row is None:
+        if seq is None:
             query = "INSERT INTO event (key, word, body, at) VALUES (?, ?, ?, ?)"
-            row = (self._db.execute(query, (*name, body, time.time())).lastrowid,)
+            seq = known.seqs[name] = self._db.execute(query, (*name, body, time.time())).lastrowid or 0
         elif wanted:
-            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (body, *row))
-        for sink in wanted:
-            is_begun = (*name, sink) in told
-            new.setdefault(sink, []).append(Notification(event, name[1], is_begun, *row))
-            values = (*row, sink, "begun" if is_begun else "pending")
-            self._db.execute("INSERT INTO delivery (seq, sink, state) VALUES (?, ?, ?)", values)
+            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (body, seq))
+        rows = [(seq, sink, "begun" if (*name, sink) in known.told else "pending") for sink in wanted]
+        if rows:
+            query = f"INSERT INTO delivery (seq, sink, state) VALUES {', '.join(['(?, ?, ?)'] * len(rows))}"
+            self._db.execute(query, [value for row in rows for value in row])
+        for _, sink, state in rows:
+            new.setdefault(sink, []).append(Notification(event, name[1], state == "begun", seq))
 
-    def _admit(self, event: Event) -> bool:
+    def _admit(self, event: Event, known: _Known) -> bool:
         """Whether an event is news at all; a result that is decides its leg."""
         if not isinstance(event, BuildEvent) or not is_result(event.status):
             self._keep_job(event)
             return True
-        row = self._db.execute("SELECT status FROM verdict WHERE key = ?", (event.key,)).fetchone()
-        holds = row[0] if row else ""
+        holds = known.verdicts.get(event.key, "")
         if not is_news(holds, event.status):
             log.info("%s of %s by %s is ignored: %s holds", event.status, event.key, event.builder_fqdn, holds)
             return False
         after = resulting_status(holds, event.status)
         if after != holds:
+            known.verdicts[event.key] = after
             self._db.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (event.key, after, time.time()))
             self._db.execute("DELETE FROM queued WHERE key = ?", (event.key,))
-            if holds:
-                self._withdraw(event.key, [status for status in _RESULTS if not is_news(after, status)])
+            outranked = [(event.key, status) for status in _RESULTS if holds and not is_news(after, status)]
+            self._withdraw([known.seqs[name] for name in outranked if name in known.seqs])
         return True
 
-    def _withdraw(self, key: str, statuses: Sequence[str]) -> None:
+    def _withdraw(self, seqs: Sequence[int]) -> None:
         """Forget what is pending of results that hold no more.
 
         A sink that gets nothing of such a result gets the stronger one: `Published` comes with its `Success`, and what
         is mailed or in MQTT's results is as if the stronger one had come first.
         """
-        query = f"SELECT seq FROM event WHERE key = ? AND word IN ({_marks(statuses)})"
-        rows = self._db.execute(query, (key, *statuses)).fetchall()
-        self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", rows)
-        _clear_bodies(self._db, [seq for (seq,) in rows])
+        self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", [(seq,) for seq in seqs])
+        _clear_bodies(self._db, seqs)
 
     def _keep_job(self, event: Event) -> None:
         """Keep which job a build waits as, for those who have to find the job; the newest event holds."""
@@ -237,11 +251,6 @@ class Outbox:
             row = (event.key, event.encode().decode("ascii"), event.at or time.time())
             newer = "ON CONFLICT (key) DO UPDATE SET event = excluded.event, at = excluded.at WHERE excluded.at >= at"
             self._db.execute(f"INSERT INTO queued VALUES (?, ?, ?) {newer}", row)
-
-    def _read_told(self, keys: Collection[str]) -> dict[tuple[str, str, str], bool]:
-        """Return what an earlier version began to tell: (key, word, sink) -> whether the sink has it."""
-        query = f"SELECT key, word, sink, told IS NOT NULL FROM told WHERE key IN ({_marks(keys)})"
-        return {tuple(name): bool(done) for *name, done in self._db.execute(query, list(keys))}
 
     def _salvage(self, damaged: Path) -> None:
         """Copy from a damaged file the pending deliveries that can still be read."""
@@ -281,9 +290,12 @@ class SinkDeliveries:
         where = f"WHERE sink = ? AND state <> 'done' AND seq IN ({_marks(notices)})"
         values = [self._sink, *(each.seq for each in notices)]
         with self._writing() as db:
-            states = dict(db.execute(f"SELECT seq, state FROM delivery {where}", values).fetchall())
-            if "pending" in states.values():
-                db.execute(f"UPDATE delivery SET state = 'begun' {where}", values)
+            # a row for each state and not for each event: at each row the threads contend for Python's lock
+            rows = db.execute(
+                f"SELECT state, group_concat(seq) FROM delivery {where} GROUP BY state", values
+            ).fetchall()
+            db.execute(f"UPDATE delivery SET state = 'begun' {where} AND state = 'pending'", values)
+        states = {int(seq): state for state, seqs in rows for seq in seqs.split(",")}
         return [
             Notification(each.event, each.word, states[each.seq] == "begun", each.seq)
             for each in notices
