@@ -237,8 +237,6 @@ class IrcMessage:
 
 @attr.frozen(kw_only=True)
 class Formatter:
-    """Makes messages as the settings say."""
-
     settings: IrcSettings
     rows: IrcChannelsSettings
 

@@ -83,7 +83,6 @@ class Notifier(Daemon[NotifyMessage]):
         return True
 
     def do_idle_work(self, broker: Broker) -> None:
-        """Once a day, drop what is too old; see to the control flags."""
         if self._purge_due.is_due():
             self.outbox.purge(time.time())
             if self.refusals is not None:
@@ -112,7 +111,6 @@ class Notifier(Daemon[NotifyMessage]):
         self._committed_at = time.monotonic()
 
     def _check_flags(self, broker: Broker) -> None:
-        """See to the flags of cancelled builds, and of builders in quarantine."""
         self.reaper.run_if_due(broker)
         if self.quarantine is not None:
             self.quarantine.run_if_due(broker, self.outbox.results_of)

@@ -296,7 +296,6 @@ class Quarantine:
         return builder
 
     def _probe(self, broker: Broker, builder: QuarantinedBuilder, result: str, seen: list[WorkerRecord]) -> None:
-        """Look what became of the canary, and send one if it is time."""
         now = time.time()
         if builder.build_id and not result and now - builder.next >= LOST_SECONDS and not _has_job(broker, builder):
             result = "lost"

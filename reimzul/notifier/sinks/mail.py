@@ -184,7 +184,6 @@ class MailState:
         self._db.close()
 
     def sent_to(self, notice: Notification) -> set[str]:
-        """Return the recipients who have this mail already."""
         query = "SELECT recipient FROM mailed WHERE key = ? AND word = ?"
         with translating_errors(self._path, _FAULT):
             return {recipient for (recipient,) in self._db.execute(query, notice.name)}
@@ -270,7 +269,6 @@ class MailWriter:
     urls: StoreUrls
 
     def format_mail(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> bytes:
-        """Return the mail about a result, or about a builder, as it goes over the wire."""
         text = _builder_body(event) if isinstance(event, BuilderEvent) else self._body(event)
         lines = text.splitlines()
         is_plain = text.isascii() and max(map(len, lines)) <= MAX_LINE_LENGTH
