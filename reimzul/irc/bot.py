@@ -36,16 +36,6 @@ log = logging.getLogger(__name__)
 
 #: The longest wait for the IRC server in one pass of the loop; a new result is noticed after it.
 PASS_SECONDS = 0.2
-#: The first and the longest pause before the IRC server is tried again.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 300.0
-#: Seconds of silence after which the MQTT broker is pinged.
-MQTT_KEEPALIVE_SECONDS = 30
-#: The first and the longest pause before the broker is tried again; paho doubles it each time.
-MQTT_FIRST_PAUSE_SECONDS, MQTT_LONGEST_PAUSE_SECONDS = 1, 120
-#: How long the broker keeps our session while we are away.
-MQTT_SESSION_SECONDS = 30 * 86400
-#: Seconds between two log lines about a broker that is away.
-MQTT_LOG_SECONDS = 60.0
 #: The most bytes of a message: a line of IRC has 512, with the sender's name and the channel's.
 MAX_BYTES = 380
 #: How many deliveries the MQTT broker sends ahead of our acknowledgements.
@@ -63,9 +53,9 @@ Acknowledge = Callable[[], None]
 
 
 class IrcBot:
-    def __init__(self, settings: Settings, stop: Optional[Stop] = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises `ConfigError`."""
-        self.stop = stop or Stop()
+        self.stop = Stop()
         self.service = SdNotify()
         self._settings = settings.irc
         self._formatter = Formatter(settings=settings.irc, rows=settings.irc_channels)
@@ -80,7 +70,7 @@ class IrcBot:
         self._connection: Optional[IrcConnection] = None
         self._under_way: dict[str, str] = {}  #: PING token -> id of the message before it
         self._tokens = itertools.count(1)
-        self._backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        self._backoff = Backoff(first=2.0, cap=300.0)
         self._retry_at = 0.0
         self._limiter = RateLimiter(settings.irc.seconds_a_line, time.monotonic())
 
@@ -158,20 +148,18 @@ class Subscription:
         self._topic = f"{mqtt.topic}/builds/results"
         self._address = f"the MQTT broker at {mqtt.host}:{mqtt.port}"
         self._on_result = on_result
-        self._throttle = LogThrottle(MQTT_LOG_SECONDS)
+        self._throttle = LogThrottle(seconds=60.0)
         self._client = paho.Client(CallbackAPIVersion.VERSION2, irc.client_id, protocol=paho.MQTTv5, manual_ack=True)
         self._client.tls_set_context(_tls_context(mqtt, irc))
-        self._client.reconnect_delay_set(MQTT_FIRST_PAUSE_SECONDS, MQTT_LONGEST_PAUSE_SECONDS)
+        self._client.reconnect_delay_set(min_delay=1, max_delay=120)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = lambda *_: self._warn("cannot be reached")
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = MQTT_SESSION_SECONDS
+        properties.SessionExpiryInterval = 30 * 86400  # seconds
         properties.ReceiveMaximum = MAX_UNACKNOWLEDGED
-        self._client.connect_async(
-            mqtt.host, mqtt.port, MQTT_KEEPALIVE_SECONDS, clean_start=False, properties=properties
-        )
+        self._client.connect_async(mqtt.host, mqtt.port, keepalive=30, clean_start=False, properties=properties)
 
     def start(self) -> None:
         self._client.loop_start()

@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reach a sink that is unavailable.
 PAUSE_SECONDS = 1.0
-#: Seconds between two lines about a sink that stays unavailable.
-LOG_AGAIN_SECONDS = 60.0
 #: How many deliveries a sink's thread holds in memory; beyond that it reads them from the outbox.
 BUFFER_LIMIT = 1000
 #: Seconds between the starts of two batches, unless a whole batch waits: a commit, and a mail server's greeting, cost
@@ -90,8 +88,7 @@ class SinkThread:
         self._unrecorded: list[int] = []  #: what the sink has and the outbox does not say yet
         self._recorded_at = self._batch_at = float("-inf")
         self._stop_at = float("inf")  #: when to stop, by the monotonic clock
-        self._throttle = LogThrottle(LOG_AGAIN_SECONDS)
-        self._is_failing = False
+        self._throttle = LogThrottle(seconds=60.0)
         # a daemon thread: a sink that hangs does not keep the program from ending
         self._thread = threading.Thread(target=self._run, name=sink.name, daemon=True)
         self._thread.start()
@@ -190,9 +187,7 @@ class SinkThread:
             self._record()
         if left and not self._is_stopping:
             self._retry_at = min(self._retry_at, time.monotonic() + self._file.defer(list(left)))
-        if self._is_failing:
-            self._is_failing = False
-            self._throttle.reset()
+        if self._throttle.reset():
             log.info("%s takes events again", self.sink.name)
 
     def _deliver(self, left: dict[int, Notification], notices: Sequence[Notification], what: str) -> bool:
@@ -221,7 +216,6 @@ class SinkThread:
 
     def _pause(self, error: Exception) -> None:
         """Log that the sink, or the outbox, is unavailable, or a bug of ours, and wait."""
-        self._is_failing = True
         if self._throttle.is_due():
             more = " or more" if self._is_behind else ""
             bug = None if isinstance(error, (SinkUnavailable, RetryLater)) else error

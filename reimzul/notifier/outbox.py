@@ -97,7 +97,10 @@ class _Known:
 
 
 class Outbox:
-    """The daemon's side of the file: events arrive, results are decided. Belongs to one thread."""
+    """The daemon's side of the file: events arrive, results are decided. Belongs to one thread.
+
+    All methods raise `RetryLater`.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file or make it; a damaged one is replaced. Raises `ReimzulError`."""
@@ -130,7 +133,7 @@ class Outbox:
     ) -> dict[str, list[Notification]]:
         """Write events and their deliveries, on the disk when this returns; return the new deliveries, by sink.
 
-        Raises `RetryLater` if the file cannot be written: then no sink may be asked.
+        If the file cannot be written no sink may be asked.
         """
         new: dict[str, list[Notification]] = {}
         with translating_errors(self.path), write_transaction(self._db):
@@ -142,7 +145,6 @@ class Outbox:
         return new
 
     def drop_sinks_except(self, sinks: Collection[str]) -> None:
-        """Forget what is pending for sinks that were switched off. Raises `RetryLater`."""
         with translating_errors(self.path), write_transaction(self._db):
             for pending in count_pending(self._db):
                 if pending.sink not in sinks:
@@ -151,25 +153,18 @@ class Outbox:
                     self._db.execute(f"UPDATE event SET body = '' WHERE body <> '' AND NOT {_IS_OPEN}")
 
     def queued_events(self, build_id: str) -> list[BuildEvent]:
-        """Return the last `Queued` of each leg of a build that is not over. Raises `RetryLater`."""
+        """Return the last `Queued` of each leg of a build that is not over."""
         rows = self._rows("SELECT event FROM queued WHERE key BETWEEN ? AND ?", *_leg_range(build_id))
         return [BuildEvent.decode(text.encode()) for (text,) in rows]
 
-    def is_over(self, build_id: str) -> bool:
-        """Whether a result was decided for any leg of a build. Raises `RetryLater`."""
-        return bool(self._rows("SELECT 1 FROM verdict WHERE key BETWEEN ? AND ? LIMIT 1", *_leg_range(build_id)))
-
     def results_of(self, build_ids: Iterable[str]) -> dict[str, str]:
-        """Return the results of builds of one leg, by build id; builds that are not over are left out.
-
-        Raises `RetryLater`.
-        """
-        query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ?"
+        """Return the result of a leg of each build, by build id; builds without any result are left out."""
+        query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ? LIMIT 1"
         found = {build_id: self._rows(query, *_leg_range(build_id)) for build_id in build_ids}
         return {build_id: rows[0][0] for build_id, rows in found.items() if rows}
 
     def purge(self, now: float) -> None:
-        """Forget what was delivered or decided too long ago to come again. Raises `RetryLater`."""
+        """Forget what was delivered or decided too long ago to come again."""
         before = (now - KEEP_SECONDS,)
         with translating_errors(self.path), write_transaction(self._db):
             old = "SELECT seq FROM event WHERE at < ? AND body = ''"
@@ -183,13 +178,12 @@ class Outbox:
     def _read_known(self, keys: Sequence[str]) -> _Known:
         """Read what the file has of the builds of a batch: a query for each event would take longer than all else."""
         among = f"WHERE key IN ({_marks(keys)})"
+        numbers = self._db.execute(f"SELECT key, word, seq FROM event {among}", keys)
         told = self._db.execute(f"SELECT key, word, sink, told FROM told {among}", keys) if self._has_told else ()
         return _Known(
             verdicts=dict(self._db.execute(f"SELECT key, status FROM verdict {among}", keys)),
-            seqs={
-                tuple(name): seq for seq, *name in self._db.execute(f"SELECT seq, key, word FROM event {among}", keys)
-            },
-            told={tuple(name): when is not None for *name, when in told},
+            seqs={(key, word): seq for key, word, seq in numbers},
+            told={(key, word, sink): when is not None for key, word, sink, when in told},
         )
 
     def _add(self, event: Event, sinks: Iterable[str], known: _Known, new: dict[str, list[Notification]]) -> None:
@@ -208,7 +202,7 @@ class Outbox:
         body = encode(event.to_json()).decode("ascii") if wanted else ""
         if seq is None:
             query = "INSERT INTO event (key, word, body, at) VALUES (?, ?, ?, ?)"
-            seq = known.seqs[name] = self._db.execute(query, (*name, body, time.time())).lastrowid or 0
+            seq = known.seqs[name] = cast("int", self._db.execute(query, (*name, body, time.time())).lastrowid)
         elif wanted:
             self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (body, seq))
         rows = [(seq, sink, "begun" if (*name, sink) in known.told else "pending") for sink in wanted]
@@ -232,8 +226,9 @@ class Outbox:
             known.verdicts[event.key] = after
             self._db.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (event.key, after, time.time()))
             self._db.execute("DELETE FROM queued WHERE key = ?", (event.key,))
-            outranked = [(event.key, status) for status in _RESULTS if holds and not is_news(after, status)]
-            self._withdraw([known.seqs[name] for name in outranked if name in known.seqs])
+            outranked = [(event.key, status) for status in _RESULTS if not is_news(after, status)]
+            if holds:
+                self._withdraw([known.seqs[name] for name in outranked if name in known.seqs])
         return True
 
     def _withdraw(self, seqs: Sequence[int]) -> None:
@@ -248,7 +243,7 @@ class Outbox:
     def _keep_job(self, event: Event) -> None:
         """Keep which job a build waits as, for those who have to find the job; the newest event holds."""
         if isinstance(event, BuildEvent) and event.status == Status.QUEUED and event.job and not event.owed:
-            row = (event.key, event.encode().decode("ascii"), event.at or time.time())
+            row = (event.key, encode(event.to_json()).decode("ascii"), event.at or time.time())
             newer = "ON CONFLICT (key) DO UPDATE SET event = excluded.event, at = excluded.at WHERE excluded.at >= at"
             self._db.execute(f"INSERT INTO queued VALUES (?, ?, ?) {newer}", row)
 

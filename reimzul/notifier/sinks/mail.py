@@ -43,8 +43,6 @@ MAILED_STATUSES = (Status.SUCCESS, Status.FAILED, Status.REJECTED)
 #: How many mails in a row may break their connection before the server counts as unavailable: one mail that a server
 #: cannot process must not hold up the others.
 MAX_BREAKS = 3
-#: Seconds between two sweeps of the state.
-SWEEP_SECONDS = 86400.0
 #: The longest line that goes as it is: SMTP's limit is 998.
 MAX_LINE_LENGTH = 900
 #: How many lines of the logs' ends are shown, as in the original.
@@ -173,7 +171,7 @@ class MailState:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sweep_due = LogThrottle(SWEEP_SECONDS)
+        self._sweep_due = LogThrottle(seconds=86400.0)
         with translating_errors(path, _FAULT):
             self._db = open_database(path, _SCHEMA, synchronous="NORMAL")
             # in a table from before results had their build's timestamp, any timestamp is newer
