@@ -69,13 +69,13 @@ _RESULTS = tuple(status for status in Status.BUILD if is_result(status))
 
 #: SQLite lets one connection write at a time; the others sleep for up to 0.1 s between two attempts. All threads of the
 #: notifier write this file, so they wait here instead, and each goes on at once.
-_write_lock = threading.Lock()
+write_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def write_transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """Commit in one step what is done in the block. Raises `sqlite3.Error`."""
-    with _write_lock, transaction(db):
+    with write_lock, transaction(db):
         yield db
 
 

@@ -35,7 +35,7 @@ from reimzul.core.sqlite import open_database
 from reimzul.core.store_paths import StoreUrls, package_folder
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import Sink, SinkUnavailable
-from reimzul.notifier.outbox import KEEP_SECONDS, translating_errors, write_transaction
+from reimzul.notifier.outbox import KEEP_SECONDS, translating_errors, write_lock, write_transaction
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class MailState:
     """Remembers, in the outbox's file, who has which mail, and the last result of each package for `only_on_change`.
 
     What was decided about an event stays decided, however often its mail is tried. A row is dropped as late as those of
-    the outbox: a package not built for that time is mailed about as a new one. All methods raise `SinkUnavailable`.
+    the outbox: a package not built for that time is mailed about as a new one. All methods raise `RetryLater`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -188,7 +188,8 @@ class MailState:
 
     def mark_sent(self, notice: Notification, recipients: Iterable[str]) -> None:
         rows = [(*notice.name, recipient, time.time()) for recipient in recipients]
-        with self._transaction():
+        # each row by itself: all of these have the mail, and a transaction would be two statements more for each mail
+        with translating_errors(self._path, _FAULT), write_lock:
             self._db.executemany("INSERT OR REPLACE INTO mailed VALUES (?, ?, ?, ?)", rows)
 
     def is_change(self, notice: Notification, event: BuildEvent) -> bool:
