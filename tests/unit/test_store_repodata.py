@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reimzul.admin.doctor.check import FAIL, OK
+from reimzul.admin.doctor import FAIL, OK, Result, combine
 from reimzul.admin.doctor.store import check_hook
 from reimzul.core.errors import InputError, RetryLater
 from reimzul.core.settings import RepogenSettings as Settings
@@ -318,12 +318,15 @@ def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) ->
 
 
 def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None:
-    assert check_hook((), store).level == OK
-    assert check_hook(("sh", "-c", "true"), store).level == OK
+    def check(*argv: str) -> Result:
+        return combine(check_hook(argv, store.state))
+
+    assert check().level == OK
+    assert check("sh", "-c", "true").level == OK
     hook.record_failure(store.hook(TARGET), "sign exited with 2: no key")
-    found = check_hook(("sh",), store)
+    found = check("sh")
     assert found.level == FAIL
     assert f"{TARGET} keeps its old repodata" in found.message
     assert "no key" in found.message
     assert f"reimzul repogen {TARGET}" in found.hint
-    assert check_hook(("/nowhere/sign",), store).level == FAIL
+    assert check("/nowhere/sign").level == FAIL

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import platform
 import pwd
@@ -18,11 +17,9 @@ import attr
 
 from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
-from reimzul.admin.doctor import stunnel_config
-from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, not_permitted, ok, warn
-from reimzul.admin.doctor.stunnel_config import StunnelConfig
+from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, warn
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import DEFAULT_FILE
+from reimzul.core.config import DEFAULT_FILE, LOCAL
 from reimzul.core.errors import InputError, ProgramNotFound
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
@@ -42,7 +39,7 @@ _UNITS = {
 }
 #: The sections of reimzul.ini that only one role uses. They decide the role if nothing else does.
 _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("worker",), BSTORE: ("repogen",)}
-_ENABLED = Path("/etc/systemd/system")
+ENABLED_UNITS = Path("/etc/systemd/system")
 #: Time limit for a program that a check runs: less than the limit of the check, so that the message names the program.
 PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
@@ -59,6 +56,103 @@ _OPTIONAL_PROGRAMS = ("rpmbuild",)
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 #: A URL with a password, as `[history] url` may have; all other passwords are in files of their own.
 _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
+#: The stunnel configuration that `reimzul setup` writes.
+_STUNNEL_FILE = Path("/etc/stunnel/reimzul.conf")
+#: Section names of the services offered to others. A devfarm has one section per address, with a number.
+_OFFER = re.compile(r"(beanstalkd|incoming|rsyncd|store)-server(-\d+)?\Z")
+
+Address = tuple[str, int]
+
+
+# --- stunnel's configuration: see stunnel(8)
+
+
+@attr.frozen(kw_only=True)
+class StunnelSection:
+    name: str
+    options: Mapping[str, str]  #: by name in lower case; the last value of a repeated option
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it is a tunnel to another host, and not a service offered to others."""
+        return self.options.get("client", "no") == "yes"
+
+    @property
+    def accept(self) -> Address:
+        """The address it listens on; the host is empty if that is every address."""
+        return _parse_address(self.options.get("accept", ""))
+
+    @property
+    def connect(self) -> Address:
+        host, port = _parse_address(self.options.get("connect", ""))
+        return host or "localhost", port
+
+    @property
+    def secrets(self) -> Path | None:
+        return Path(self.options["psksecrets"]) if "psksecrets" in self.options else None
+
+
+@attr.frozen(kw_only=True)
+class StunnelConfig:
+    path: Path
+    common: tuple[tuple[str, str], ...] = ()  #: options before the first section, in their order
+    sections: tuple[StunnelSection, ...] = ()
+    problem: str = ""  #: why it cannot be read
+
+    @property
+    def clients(self) -> list[StunnelSection]:
+        return [section for section in self.sections if section.is_client]
+
+    @property
+    def offers(self) -> dict[str, StunnelSection]:
+        """The sections that offer a service to others, by the service's name; the first of each."""
+        found: dict[str, StunnelSection] = {}
+        for section in self.sections:
+            match = _OFFER.match(section.name)
+            if match and not section.is_client:
+                found.setdefault(match[1], section)
+        return found
+
+    def find_client(self, host: str, port: int) -> StunnelSection | None:
+        found = [section for section in self.clients if section.accept[1] == port]
+        return found[0] if found and host in LOCAL else None
+
+    @property
+    def key_files(self) -> list[Path]:
+        return sorted({section.secrets for section in self.sections if section.secrets is not None})
+
+
+def _parse_address(text: str) -> Address:
+    """Parse `port` or `host:port`; the port is 0 if the text is neither."""
+    host, _, port = text.strip().rpartition(":")
+    return host.strip("[]"), int(port) if port.isascii() and port.isdigit() else 0
+
+
+def read_stunnel_config(path: Path) -> StunnelConfig:
+    try:
+        return parse_stunnel_config(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        return StunnelConfig(path=path, problem=f"{path}: {(reason or 'cannot be read').lower()}")
+
+
+def parse_stunnel_config(path: Path, text: str) -> StunnelConfig:
+    common: list[tuple[str, str]] = []
+    sections: list[StunnelSection] = []
+    options: dict[str, str] = {}
+    for line in map(str.strip, text.splitlines()):
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if line.startswith("[") and line.endswith("]"):
+            options = {}
+            sections.append(StunnelSection(name=line[1:-1].strip(), options=options))
+        elif equals and line[0] not in ";#":
+            options[name.lower()] = value
+            if not sections:
+                common.append((name, value))
+    return StunnelConfig(path=path, common=tuple(common), sections=tuple(sections))
+
+
+# --- the host and its roles
 
 
 @attr.frozen(kw_only=True)
@@ -80,16 +174,25 @@ class Host:
         return (self.settings.worker.fqdn if BUILDER in self.roles else "") or local_hostname()
 
     def has_role(self, *roles: str) -> bool:
-        """Whether the host has at least one of these roles."""
         return any(role in self.roles for role in roles)
 
     @property
+    def needs_stunnel(self) -> bool:
+        """A single host with all roles needs none."""
+        return bool(self.stunnel.sections) or set(self.roles) != set(ROLES)
+
+    @property
     def user_entry(self) -> pwd.struct_passwd | None:
-        """The passwd entry of the farm's user; None if there is no such user."""
         try:
             return pwd.getpwnam(self.user)
         except KeyError:
             return None
+
+    def require_user(self, hint: str) -> pwd.struct_passwd:
+        """The passwd entry of the farm's user. Raises `Misconfigured` if there is no such user."""
+        if self.user_entry is None:
+            raise Misconfigured(f"user {self.user} does not exist on this host", hint)
+        return self.user_entry
 
     def run_as_user(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
         """Run a program as the farm's user if this process is root, else as itself; return its output.
@@ -105,7 +208,7 @@ class Host:
 
 def find_host(settings: Settings, file: Path | None, roles: Collection[str], stunnel: Path | None) -> Host:
     """Describe this host; detect its roles and its stunnel configuration if not given. Raises `InputError`."""
-    config = stunnel_config.read_config(stunnel or _find_stunnel_config(file))
+    config = read_stunnel_config(stunnel or _find_stunnel_config(file))
     found = [role for role in ROLES if role in roles or ALL in roles] if roles else detect_roles(config, file)
     user = OWNER if _is_default(file) else pwd.getpwuid(os.geteuid()).pw_name
     return Host(settings=settings, file=file, roles=tuple(found), stunnel=config, user=user)
@@ -118,43 +221,27 @@ def _is_default(file: Path | None) -> bool:
 def _find_stunnel_config(file: Path | None) -> Path:
     """A devfarm has its stunnel configurations beside its settings."""
     beside = file.with_name(f"stunnel-{file.stem}.conf") if file and not _is_default(file) else None
-    return beside if beside and beside.exists() else stunnel_config.INSTALLED
+    return beside if beside and beside.exists() else _STUNNEL_FILE
 
 
 def detect_roles(config: StunnelConfig, file: Path | None) -> list[str]:
     """Detect the roles from stunnel's sections and the enabled units, else from the settings. Raises `InputError`."""
-    matches = {
+    found = {
         CONTROLLER: "beanstalkd" in config.offers,
         BUILDER: not config.offers and any(section.name == "rsyncd" for section in config.clients),
         BSTORE: "rsyncd" in config.offers,
     }
-    enabled = {role: _is_default(file) and any(_ENABLED.glob(f"*.wants/{unit}")) for role, unit in _UNITS.items()}
-    found = [role for role in ROLES if matches[role] or enabled[role]]
-    if not found and file and not _is_default(file):
-        found = _roles_by_settings(file)
-    if not found:
-        raise InputError(f"cannot detect this host's role: give --role ({', '.join((*ROLES, ALL))})")
-    return found
-
-
-def _roles_by_settings(file: Path) -> list[str]:
-    try:
+    if file is None or file == DEFAULT_FILE:
+        found = {role: found[role] or any(ENABLED_UNITS.glob(f"*.wants/{_UNITS[role]}")) for role in ROLES}
+    elif not any(found.values()):
         lines = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()}
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [role for role in ROLES if any(f"[{section}]" in lines for section in _SETTINGS[role])]
+        found = {role: any(f"[{section}]" in lines for section in _SETTINGS[role]) for role in ROLES}
+    if not any(found.values()):
+        raise InputError(f"cannot detect this host's role: give --role ({', '.join((*ROLES, ALL))})")
+    return [role for role in ROLES if found[role]]
 
 
 # --- permissions
-
-
-def _groups_of(user: pwd.struct_passwd) -> set[int]:
-    return set(os.getgrouplist(user.pw_name, user.pw_gid))
-
-
-def is_in_group(user: pwd.struct_passwd, name: str) -> bool:
-    """Whether a user is a member of a group. Raises `KeyError` if there is no such group."""
-    return grp.getgrnam(name).gr_gid in _groups_of(user)
 
 
 def user_can(user: pwd.struct_passwd, path: Path, access: int) -> bool:
@@ -163,54 +250,83 @@ def user_can(user: pwd.struct_passwd, path: Path, access: int) -> bool:
     Raises `OSError` if the path cannot be examined.
     """
     status = path.stat()
-    if access & WRITE and os.statvfs(path).f_flag & os.ST_RDONLY:
+    if access & WRITE and _is_read_only(path):
         return False
-    groups = _groups_of(user)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
     above = all(_grants(folder.stat(), user.pw_uid, groups, ENTER) for folder in path.resolve().parents)
     return above and _grants(status, user.pw_uid, groups, access)
 
 
-def _grants(status: os.stat_result, uid: int, groups: set[int], access: int) -> bool:
-    if uid == 0:
-        return True
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _grants(status: os.stat_result, uid: int, groups: Collection[int], access: int) -> bool:
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid == uid:
         mode >>= 6
     elif status.st_gid in groups:
         mode >>= 3
-    return mode & access == access
-
-
-def no_user(host: Host, hint: str) -> Result:
-    return fail(f"user {host.user} does not exist on this host", hint)
+    return uid == 0 or mode & access == access
 
 
 def check_writable(host: Host, folder: Path) -> Result:
-    user = host.user_entry
-    if user is None:
-        return no_user(host, "make install, or install the package of this role")
-    try:
-        if not folder.is_dir():
-            return fail(f"{folder} does not exist", f"install -d -o {host.user} -g {host.user} {folder}")
-        if user_can(user, folder, READ | WRITE | ENTER):
-            return ok(str(folder))
-    except PermissionError:
-        return not_permitted(str(folder))
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        return fail(f"{folder} is on a file system that is mounted read-only", "look into the kernel's log (dmesg)")
-    return fail(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+    """Check that the farm's user can write in a folder. Raises `Misconfigured`, and `OSError` if it is not known."""
+    user = host.require_user("make install, or install the package of this role")
+    if not folder.is_dir():
+        hint = f"install -d -o {host.user} -g {host.user} {folder}"
+        raise Misconfigured(f"{folder} does not exist", hint)
+    if user_can(user, folder, READ | WRITE | ENTER):
+        return ok(str(folder))
+    if _is_read_only(folder):
+        message = f"{folder} is on a file system that is mounted read-only"
+        raise Misconfigured(message, "look into the kernel's log (dmesg)")
+    raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
 
 
 # --- checks of every host
 
 
-def checks(host: Host) -> list[Check]:
-    return [
-        Check(name="version", run=lambda: ok(f"reimzul {__version__} on Python {platform.python_version()}")),
-        Check(name="settings", run=lambda: _check_settings(host)),
-        Check(name="programs", run=lambda: _check_programs(host)),
-        Check(name="rpm", run=_check_rpm),
-    ]
+checks = CheckGroup()
+
+
+@checks.add("version")
+def _describe_version(_: Host) -> Result:
+    return ok(f"reimzul {__version__} on Python {platform.python_version()}")
+
+
+@checks.add("settings")
+def _check_settings(host: Host) -> Iterator[Result]:
+    if host.has_role(CONTROLLER):
+        yield from map(warn, find_warnings(host.settings))
+    file = host.file
+    if file and host.user_entry and not user_can(host.user_entry, file, READ):
+        yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
+    if file and file.stat().st_mode & stat.S_IROTH and _CREDENTIALS.search(file.read_text(encoding="utf-8")):
+        yield warn(f"{file} contains a URL with a password, and every user can read it", f"chmod 640 {file}")
+    yield ok(str(file) if file else f"there is no {DEFAULT_FILE}: the defaults apply")
+
+
+@checks.add("programs")
+def _check_programs(host: Host) -> Iterator[Result]:
+    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
+    if host.stunnel.sections:
+        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
+    for name, package in needed.items():
+        if shutil.which(name, path=path) is None:
+            report = warn if name in _OPTIONAL_PROGRAMS else fail
+            yield report(f"{name} is not installed", f"install {package}")
+    yield ok(", ".join(needed))
+
+
+@checks.add("rpm")
+def _check_rpm(_: Host) -> Result:
+    try:
+        import_rpm()
+    except ProgramNotFound as error:
+        return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
+    return ok("Python can import the rpm bindings")
 
 
 def folder_checks(host: Host) -> list[Check]:
@@ -230,48 +346,7 @@ def folder_checks(host: Host) -> list[Check]:
     return folders + disks
 
 
-def _check_settings(host: Host) -> Result:
-    results = [warn(text) for text in find_warnings(host.settings)] if host.has_role(CONTROLLER) else []
-    results += _check_settings_file(host, host.file) if host.file else []
-    return combine(results, str(host.file) if host.file else f"there is no {DEFAULT_FILE}: the defaults apply")
-
-
-def _check_settings_file(host: Host, file: Path) -> Iterator[Result]:
-    """Check that the farm's user can read the settings, and that others cannot read a password in them."""
-    try:
-        mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text(encoding="utf-8")
-        if host.user_entry and not user_can(host.user_entry, file, READ):
-            yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
-    except PermissionError:
-        yield not_permitted(str(file))
-        return
-    if mode & stat.S_IROTH and _CREDENTIALS.search(text):
-        yield warn(f"{file} contains a URL with a password, and every user can read it", f"chmod 640 {file}")
-
-
-def _check_programs(host: Host) -> Result:
-    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
-    if host.stunnel.sections:
-        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
-    missing = [
-        (warn if name in _OPTIONAL_PROGRAMS else fail)(f"{name} is not installed", f"install {package}")
-        for name, package in needed.items()
-        if shutil.which(name, path=path) is None
-    ]
-    return combine(missing, ", ".join(needed))
-
-
-def _check_rpm() -> Result:
-    try:
-        import_rpm()
-    except ProgramNotFound as error:
-        return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
-    return ok("Python can import the rpm bindings")
-
-
 def _check_disk(host: Host, role: str, folder: Path) -> Result:
-    """Check the free space under a folder. A builder's limits are in its settings."""
     free, worker = FreeSpace.measure(folder), host.settings.worker
     if role == BUILDER:
         if lacking := list(free.shortfalls(worker.min_free_mib, worker.min_free_inodes)):

@@ -9,6 +9,7 @@ tested with --dry-run.
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import os
 import re
 import secrets
@@ -20,11 +21,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from reimzul.admin.doctor.check import OK, Check, Result, combine, describe_error, fail, is_root, ok, shorten, warn
-from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Host, check_writable
-from reimzul.admin.doctor.network import used_services
-from reimzul.admin.doctor.services import INCOMING, RSYNCD, STORE, fetch, format_address, restart_hint, services
-from reimzul.admin.doctor.stunnel_config import Address
+from reimzul.admin.doctor import Check, CheckGroup, Result, describe_error, fail, is_root, ok, shorten, warn
+from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, Address, Host, check_writable
+from reimzul.admin.doctor.services import (
+    INCOMING,
+    RSYNCD,
+    STORE,
+    fetch,
+    format_address,
+    restart_hint,
+    services,
+    used_services,
+)
 from reimzul.admin.output import pluralize
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.errors import ProgramFailed, ReimzulError
@@ -53,17 +61,10 @@ PRIVATE = "spool"
 # --- bstore
 
 
-def checks(host: Host) -> list[Check]:
-    store = StorePaths(host.settings.bstore.root)
-    hook = host.settings.repogen.after_createrepo
-    return [
-        Check(name="createrepo_c", run=lambda: _check_createrepo(host)),
-        Check(name="store", run=lambda: _check_folders(host, store)),
-        Check(name="spool", run=lambda: _check_spool(store), needs=("store",)),
-        Check(name="after_createrepo", run=lambda: check_hook(hook, store)),
-    ]
+checks = CheckGroup()
 
 
+@checks.add("createrepo_c")
 def _check_createrepo(host: Host) -> Result:
     program = host.settings.repogen.createrepo_c
     try:
@@ -73,12 +74,12 @@ def _check_createrepo(host: Host) -> Result:
     return ok(version.splitlines()[0] if version else program)
 
 
-def _check_folders(host: Host, store: StorePaths) -> Result:
+@checks.add("store")
+def _check_folders(host: Host) -> Result:
+    store = StorePaths(host.settings.bstore.root)
     folders = [store.root, *(folder for folder in store.folders() if folder.is_dir())]
     for folder in folders:
-        result = check_writable(host, folder)
-        if result.level != OK:
-            return result
+        check_writable(host, folder)
     if len({folder.stat().st_dev for folder in folders}) > 1:
         return fail(
             f"the folders in {store.root} are on several file systems: publishing needs a rename within one",
@@ -88,17 +89,17 @@ def _check_folders(host: Host, store: StorePaths) -> Result:
     return ok(f"{store.root}, one file system{'; repogen creates the missing folders' if missing else ''}")
 
 
-def _check_spool(store: StorePaths) -> Result:
-    if not store.spool.is_dir():
+@checks.add("spool", "store")
+def _check_spool(host: Host) -> Result:
+    spool, hours = StorePaths(host.settings.bstore.root).spool, STUCK_UPLOAD_SECONDS // 3600
+    if not spool.is_dir():
         return ok("nothing has been uploaded yet")
-    stuck = sorted(_list_stuck(store.spool, time.time() - STUCK_UPLOAD_SECONDS))
-    if stuck:
-        hours = STUCK_UPLOAD_SECONDS // 3600
+    if stuck := sorted(_list_stuck(spool, time.time() - STUCK_UPLOAD_SECONDS)):
         return warn(
             f"{len(stuck)} complete uploads have waited for over {hours} h, the first is {stuck[0]}",
             "journalctl -u 'reimzul-repogen-worker@*' shows why repogen does not take them",
         )
-    return ok(f"no complete upload has waited for over {STUCK_UPLOAD_SECONDS // 3600} h")
+    return ok(f"no complete upload has waited for over {hours} h")
 
 
 def _list_stuck(spool: Path, before: float) -> Iterator[str]:
@@ -108,40 +109,31 @@ def _list_stuck(spool: Path, before: float) -> Iterator[str]:
                 yield folder.name
 
 
-def check_hook(argv: Sequence[str], store: StorePaths) -> Result:
-    """Check that the program that runs after createrepo_c exists, and succeeded last on each target."""
+@checks.add("after_createrepo")
+def _check_hook(host: Host) -> Iterator[Result]:
+    return check_hook(host.settings.repogen.after_createrepo, StorePaths(host.settings.bstore.root).state)
+
+
+def check_hook(argv: Sequence[str], state: Path) -> Iterator[Result]:
     if not argv:
-        return ok("no program runs after createrepo_c")
-    if shutil.which(argv[0]) is None:
-        return fail(
-            f"{argv[0]} does not exist: no new repodata is published",
-            "install it, or correct [repogen] after_createrepo",
-        )
-    now, results = time.time(), []
-    for path in sorted(store.state.glob("*.hook")):
-        failure = read_failure(path)
-        if failure is not None:
-            target, times = path.name[: -len(".hook")], "once" if failure.count == 1 else f"{failure.count} times"
-            ago = f"{max(0, int(now - failure.at))} s ago"
-            results.append(
-                fail(
-                    f"{target} keeps its old repodata: {argv[0]} failed {times}, last {ago}: {failure.reason}",
-                    f"fix the cause, then: reimzul repogen {target}",
-                )
-            )
-    return combine(results, f"the last run of {argv[0]} succeeded for every target")
+        yield ok("no program runs after createrepo_c")
+    elif shutil.which(argv[0]) is None:
+        message = f"{argv[0]} does not exist: no new repodata is published"
+        yield fail(message, "install it, or correct [repogen] after_createrepo")
+    else:
+        for path in sorted(state.glob("*.hook")):
+            if failure := read_failure(path):
+                times = "once" if failure.count == 1 else f"{failure.count} times"
+                ago = f"{max(0, int(time.time() - failure.at))} s ago"
+                message = f"{path.stem} keeps its old repodata: {argv[0]} failed {times}, last {ago}: {failure.reason}"
+                yield fail(message, f"fix the cause, then: reimzul repogen {path.stem}")
+        yield ok(f"the last run of {argv[0]} succeeded for every target")
 
 
 # --- uploads
 
 
-def upload_checks(host: Host) -> list[Check]:
-    needs = ("link.rsyncd",) if host.has_role(BUILDER) else ("offer.rsyncd",)
-    return [
-        Check(name="rsync.write", run=lambda: _check_upload(host), needs=needs),
-        Check(name="rsync.read", run=lambda: _check_download(host), needs=(*needs, "rsync.write")),
-        Check(name="rsync.elsewhere", run=lambda: _check_protected(host), needs=(*needs, "rsync.write")),
-    ]
+upload_checks = CheckGroup("link.rsyncd", "offer.rsyncd")
 
 
 def _module_url(host: Host) -> str:
@@ -156,6 +148,7 @@ def _test_folder(host: Host) -> str:
     return f"spool/{UPLOAD_PREFIX}{re.sub(r'[^A-Za-z0-9._-]', '_', host.name)[:150]}"
 
 
+@upload_checks.add("rsync.write")
 def _check_upload(host: Host) -> Result:
     with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
         text = f"reimzul doctor on {host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
@@ -169,8 +162,8 @@ def _check_upload(host: Host) -> Result:
     return ok(f"{_test_folder(host)} was uploaded")
 
 
+@upload_checks.add("rsync.read", "rsync.write")
 def _check_download(host: Host) -> Result:
-    """Try to download that file, which must be refused."""
     try:
         _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
     except ProgramFailed as error:
@@ -180,8 +173,8 @@ def _check_download(host: Host) -> Result:
     return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
 
 
+@upload_checks.add("rsync.elsewhere", "rsync.write")
 def _check_protected(host: Host) -> Result:
-    """Try to write to other folders, which must be refused."""
     writable = [f"{folder}/" for folder in PROTECTED if not _is_protected(host, folder)]
     if writable:
         filters = "include = /spool/ /spool/*** /live/ /live/*** and exclude = *"
@@ -205,17 +198,7 @@ def _run_rsync(host: Host, *arguments: str) -> None:
 # --- web servers and clocks
 
 
-def web_checks(host: Host) -> list[Check]:
-    found = []
-    if host.has_role(CONTROLLER):
-        found.append(Check(name="incoming", run=lambda: _check_incoming(host)))
-    if host.has_role(BSTORE):
-        found.append(Check(name="store.http", run=lambda: _check_store(host)))
-    rows = ((INCOMING, CONTROLLER, host.settings.incoming.url), (STORE, BSTORE, host.settings.bstore.base_url))
-    for service, role, url in rows:
-        if service in used_services(host) and not (host.is_installed and host.has_role(role)):
-            found.append(Check(name=f"clock.{role}", run=partial(_check_clock, url, role), needs=(f"link.{service}",)))
-    return found
+web_checks = CheckGroup()
 
 
 def _backend(host: Host, service: str) -> Address | None:
@@ -224,12 +207,12 @@ def _backend(host: Host, service: str) -> Address | None:
     return section.connect if section else None
 
 
+@web_checks.add("incoming", applies=lambda host: host.has_role(CONTROLLER))
 def _check_incoming(host: Host) -> Result:
-    """Put a file into incoming/ and fetch it from the web server."""
     settings = host.settings.incoming
     try:
         with _make_test_file(settings.folder) as (name, content):
-            answer = fetch(f"{settings.url}{name}", _backend(host, INCOMING))
+            response, body = fetch(f"{settings.url}{name}", _backend(host, INCOMING))
     except PermissionError:
         return warn(
             f"not tested whether files can be fetched: this user cannot write to {settings.folder}",
@@ -239,24 +222,20 @@ def _check_incoming(host: Host) -> Result:
         return fail(f"{settings.folder} does not exist", "make install, or correct [incoming] folder")
     except OSError as error:
         return _web_server_down(error)
-    if answer.status != 200 or answer.body != content:
+    if response.status != 200 or body != content:
         path = urlsplit(settings.url).path
         return fail(
-            f"the web server answers {answer.status} for a file in {settings.folder} (at {path})",
+            f"the web server answers {response.status} for a file in {settings.folder} (at {path})",
             "check that nginx offers the folder (conf/nginx-controller.conf) and its user can enter it",
         )
-    return _find_unreadable_sources(settings.folder) or ok(f"files in {settings.folder} can be fetched")
-
-
-def _find_unreadable_sources(folder: Path) -> Result | None:
-    paths = [path for suffix in ("src", "nosrc") for path in sorted(folder.glob(f"*.{suffix}.rpm"))]
-    problems = [problem for path in paths if (problem := find_unreadable(path, folder))]
-    if not problems:
-        return None
-    return warn(
-        f"builders cannot fetch {pluralize(len(problems), 'source rpm')}: {shorten(problems)}",
-        "run the chmod commands shown, so that the web server can read the files",
-    )
+    sources = [path for suffix in ("src", "nosrc") for path in sorted(settings.folder.glob(f"*.{suffix}.rpm"))]
+    problems = list(filter(None, (find_unreadable(path, settings.folder) for path in sources)))
+    if problems:
+        return warn(
+            f"builders cannot fetch {pluralize(len(problems), 'source rpm')}: {shorten(problems)}",
+            "run the chmod commands shown, so that the web server can read the files",
+        )
+    return ok(f"files in {settings.folder} can be fetched")
 
 
 @contextlib.contextmanager
@@ -273,16 +252,16 @@ def _make_test_file(folder: Path) -> Iterator[tuple[str, bytes]]:
         path.chmod(0o644)
         yield path.name, content
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        path.unlink(missing_ok=True)
 
 
+@web_checks.add("store.http", applies=lambda host: host.has_role(BSTORE))
 def _check_store(host: Host) -> Result:
     service, url = services(host.settings)[STORE], host.settings.bstore.base_url
     address = _backend(host, STORE) or service.address
     try:
         service.ask(address)
-        private = fetch(f"{url[: -len('repo/')]}{PRIVATE}/", address)
+        private, _ = fetch(f"{url[: -len('repo/')]}{PRIVATE}/", address)
     except OSError as error:
         return _web_server_down(error)
     if private.status == 200:
@@ -294,13 +273,23 @@ def _web_server_down(error: OSError) -> Result:
     return fail(f"the web server does not answer: {describe_error(error)}", restart_hint("nginx"))
 
 
+def clock_checks(host: Host) -> list[Check]:
+    rows = ((INCOMING, CONTROLLER, host.settings.incoming.url), (STORE, BSTORE, host.settings.bstore.base_url))
+    return [
+        Check(name=f"clock.{role}", run=partial(_check_clock, url, role), needs=(f"link.{service}",))
+        for service, role, url in rows
+        if service in used_services(host) and not (host.is_installed and host.has_role(role))
+    ]
+
+
 def _check_clock(url: str, role: str) -> Result:
-    """Compare this host's clock with the Date header of another host's web server."""
-    answer, other = fetch(url), f"the {role}" if role == CONTROLLER else role
-    if answer.date is None:
+    response, _ = fetch(url)
+    now, other = time.time(), "the controller" if role == CONTROLLER else role
+    date = email.utils.parsedate_tz(response.headers.get("Date", ""))
+    if date is None:
         return warn(f"the web server of {other} sends no Date header", "have it send one")
     # The header has whole seconds, half a second too early on average.
-    ahead = answer.received - answer.date - 0.5
+    ahead = now - email.utils.mktime_tz(date) - 0.5
     seconds = abs(ahead)
     if seconds <= MAX_SKEW_SECONDS:
         return ok(f"within {max(1, round(seconds))} s of {other}'s clock")
