@@ -35,7 +35,6 @@ from reimzul.admin.doctor import (
     network,
     run_checks,
     services,
-    store,
 )
 from reimzul.admin.doctor.host import Host
 from reimzul.core.beanstalk import Broker, drain_tube
@@ -158,20 +157,20 @@ def test_what_is_put_into_incoming_has_to_come_out(tmp_path: Path) -> None:
         os.utime(incoming / "doctor-1-0", (1, 1))  # of one that was killed
         for folder, level in ((incoming, OK), (tmp_path / "other", FAIL), (tmp_path / "none", FAIL)):
             whom = patient(tmp_path, {"incoming": {"folder": folder, "url": url}}, "controller")
-            assert look(store.web_checks, whom)["incoming"].level == level, folder
+            assert look(services.web_checks, whom)["incoming"].level == level, folder
         assert list(incoming.iterdir()) == [] == list((tmp_path / "other").iterdir()), "nothing is left behind"
         (incoming / "a-1-1.src.rpm").touch(mode=0o600)
         (incoming / "b-1-1.nosrc.rpm").touch(mode=0o640)
-        found = look(store.web_checks, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller"))[
-            "incoming"
-        ]
+        found = look(
+            services.web_checks, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")
+        )["incoming"]
         assert found.level == WARN
         assert "builders cannot fetch 2 source rpms" in found.message
         assert f"chmod o+r {incoming}/a-1-1.src.rpm" in found.message
     finally:
         webserver.close(server)
     whom = patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")
-    found = look(store.web_checks, whom)["incoming"]
+    found = look(services.web_checks, whom)["incoming"]
     assert (found.level, found.message) == (FAIL, "the web server does not answer: connection refused")
 
 
@@ -181,12 +180,12 @@ def test_the_store_is_offered_and_the_spool_is_not(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.server_port}/bstore/repo/"
     try:
         whom = patient(tmp_path, {"bstore": {"base_url": url}}, "bstore")
-        assert look(store.web_checks, whom)["store.http"].level == OK
+        assert look(services.web_checks, whom)["store.http"].level == OK
         (tmp_path / "bstore" / "spool").mkdir()
-        found = look(store.web_checks, whom)["store.http"]
+        found = look(services.web_checks, whom)["store.http"]
         assert (found.level, found.message) == (FAIL, "anybody with a key can read spool/")
         shutil.rmtree(tmp_path / "bstore" / "repo")
-        assert "404" in look(store.web_checks, whom)["store.http"].message
+        assert "404" in look(services.web_checks, whom)["store.http"].message
     finally:
         webserver.close(server)
 
@@ -204,7 +203,9 @@ def test_clocks_that_differ_are_seen(tmp_path: Path, ahead: int, level: str) -> 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/reimzul-incoming/"
-        found = look(store.clock_checks, patient(tmp_path, {"incoming": {"url": url}}, "builder"))["clock.controller"]
+        found = look(services.clock_checks, patient(tmp_path, {"incoming": {"url": url}}, "builder"))[
+            "clock.controller"
+        ]
         assert found.level == level
         assert ("behind" in found.message) == (ahead > 0)
         assert ("ahead of" in found.message) == (ahead < 0)
@@ -227,7 +228,7 @@ def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path) -> None:
     port = free_port()
     with rsyncd(root, port, tmp_path, "rsyncd.conf"):
         for _ in range(2):
-            found = look(store.upload_checks, uploads(tmp_path, port))
+            found = look(services.upload_checks, uploads(tmp_path, port))
             assert levels(found) == {"rsync.write": OK, "rsync.read": OK, "rsync.elsewhere": OK}, found
     left = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
     assert left == [Path("spool/doctor.b1.farm.test/doctor.txt")], "one small file, however often it is run"
@@ -238,14 +239,14 @@ def test_an_rsyncd_that_is_open_to_all_is_seen_and_nothing_is_written_there(tmp_
     for folder in StorePaths(root).folders():
         folder.mkdir(parents=True, exist_ok=True)
     with rsyncd(root, port, tmp_path, "original"):
-        found = look(store.upload_checks, uploads(tmp_path, port))
+        found = look(services.upload_checks, uploads(tmp_path, port))
     assert levels(found) == {"rsync.write": OK, "rsync.read": FAIL, "rsync.elsewhere": FAIL}
     assert found["rsync.elsewhere"].message == "anybody with a key can write to repo/, tosign/, state/"
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["doctor.txt"]
 
 
 def test_an_rsyncd_that_takes_nothing_is_seen(tmp_path: Path) -> None:
-    found = look(store.upload_checks, uploads(tmp_path, free_port()))
+    found = look(services.upload_checks, uploads(tmp_path, free_port()))
     assert levels(found) == {"rsync.write": FAIL, "rsync.read": WARN, "rsync.elsewhere": WARN}
     assert "refused" in found["rsync.write"].message
 
@@ -461,14 +462,14 @@ def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Bean
 def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
     root = tmp_path / "bstore"
     whom = patient(tmp_path, {"bstore": {"root": root}}, "bstore")
-    assert look(store.checks, whom)["store"].level == FAIL
+    assert look(host.store_checks, whom)["store"].level == FAIL
     root.mkdir()
-    assert set(levels(look(store.checks, whom)).values()) == {OK}
+    assert set(levels(look(host.store_checks, whom)).values()) == {OK}
     other = Path("/dev/shm") / f"reimzul-doctor-{os.getpid()}"
     other.mkdir()
     try:
         (root / "repo").symlink_to(other)
-        found = look(store.checks, whom)
+        found = look(host.store_checks, whom)
         assert found["store"].level == FAIL
         assert "several file systems" in found["store"].message
         assert found["spool"].level == WARN
@@ -478,7 +479,7 @@ def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
 
 def test_a_createrepo_c_that_is_not_there_fails(tmp_path: Path) -> None:
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}, "repogen": {"createrepo_c": "no-such"}}, "bstore")
-    found = look(store.checks, whom)["createrepo_c"]
+    found = look(host.store_checks, whom)["createrepo_c"]
     assert found.level == FAIL
     assert "install createrepo_c" in found.hint
 
@@ -490,9 +491,9 @@ def test_uploads_that_nobody_takes_are_warned_of(tmp_path: Path, monkeypatch: py
     for name in ("0123.x86_64.1-0", "doctor.b1"):
         (spool / name / MANIFEST).touch()
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}}, "bstore")
-    assert look(store.checks, whom)["spool"].level == OK
-    monkeypatch.setattr(store, "STUCK_UPLOAD_SECONDS", -3600)
-    found = look(store.checks, whom)["spool"]
+    assert look(host.store_checks, whom)["spool"].level == OK
+    monkeypatch.setattr(host, "STUCK_UPLOAD_SECONDS", -3600)
+    found = look(host.store_checks, whom)["spool"]
     assert found.level == WARN
     assert found.message.startswith("1 complete uploads")
     assert "0123.x86_64" in found.message

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from reimzul.admin.doctor import FAIL, OK, Result, combine
-from reimzul.admin.doctor.store import check_hook
+from reimzul.admin.doctor.host import check_hook
 from reimzul.core.errors import InputError, RetryLater
 from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths

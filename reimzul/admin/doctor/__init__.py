@@ -48,11 +48,23 @@ class Finding(Result):
 
 
 class Misconfigured(ReimzulError):
-    """Something is not as it has to be. A check that raises it fails with its message and hint."""
+    """Something is not as it has to be. It ends a check, and is its result."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str, level: str = FAIL) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.result = Result(level, message, hint)
+
+
+def require(condition: object, message: str, hint: str) -> None:
+    """Let the check fail unless the condition is true. Raises `Misconfigured`."""
+    if not condition:
+        raise Misconfigured(message, hint)
+
+
+def recommend(condition: object, message: str, hint: str) -> None:
+    """End the check with a warning unless the condition is true. Raises `Misconfigured`."""
+    if not condition:
+        raise Misconfigured(message, hint, WARN)
 
 
 def ok(message: str) -> Result:
@@ -165,8 +177,10 @@ def _run_check(check: Check) -> Result:
     try:
         found = check.run()
         return found if isinstance(found, Result) else combine(found)
+    except Misconfigured as error:
+        return error.result
     except ReimzulError as error:
-        return fail(str(error), error.hint if isinstance(error, Misconfigured) else "")
+        return fail(str(error))
     except PermissionError as error:
         return not_permitted(str(error.filename or check.name))
     except OSError as error:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from reimzul.admin.doctor import CheckGroup, Result, fail, ok, shorten, warn
+from reimzul.admin.doctor import CheckGroup, Result, fail, ok, recommend, require, shorten, warn
 from reimzul.admin.doctor.host import READ, Host, user_can
 from reimzul.admin.doctor.services import connect
 from reimzul.core import mock_config
@@ -49,11 +49,11 @@ def _check_mock(host: Host) -> Result:
         return fail(f"{mock} fails for user {host.user}: {error}", f"try: runuser -u {host.user} -- {mock} --version")
     except ReimzulError as error:
         return fail(str(error), "install mock, or correct [worker] mock")
-    if _uses_standin(host):
-        return warn(
-            f"{mock} builds with this host's own rpmbuild, and isolates nothing",
-            "to build packages for others, install mock and set [worker] mock = mock",
-        )
+    recommend(
+        not _uses_standin(host),
+        f"{mock} builds with this host's own rpmbuild, and isolates nothing",
+        "to build packages for others, install mock and set [worker] mock = mock",
+    )
     return ok(f"{Path(mock).name} {version}, run by {host.user}")
 
 
@@ -67,8 +67,8 @@ def _check_group(host: Host) -> Result:
         group = grp.getgrnam(MOCK_GROUP).gr_gid
     except KeyError:
         return fail(f"group {MOCK_GROUP} does not exist", f"install mock, then: {hint}")
-    if group not in os.getgrouplist(user.pw_name, user.pw_gid):
-        return fail(f"user {host.user} is not in group {MOCK_GROUP}", hint)
+    is_member = group in os.getgrouplist(user.pw_name, user.pw_gid)
+    require(is_member, f"user {host.user} is not in group {MOCK_GROUP}", hint)
     return ok(f"{host.user} is in group {MOCK_GROUP}")
 
 
@@ -80,26 +80,25 @@ def _check_configs(host: Host) -> Result:
     checkout = host.settings.worker.mock_configs
     folder = checkout / "mock"
     clone_hint = f"runuser -u {host.user} -- git clone <your repository of configurations> {checkout}"
-    if not folder.is_dir():
-        return fail(f"{folder} does not exist", clone_hint)
+    require(folder.is_dir(), f"{folder} does not exist", clone_hint)
     if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
         return fail(f"{folder} has no {' and no '.join(missing)}", "copy them from /etc/mock, and commit them")
     user = host.user_entry
     files = sorted(file for file in folder.iterdir() if file.is_file())
     if unreadable := [file.name for file in files if user is not None and not user_can(user, file, READ)]:
         return fail(f"user {host.user} cannot read {', '.join(unreadable)}", f"chown -R {host.user} {checkout}")
-    if not (checkout / ".git").exists():
-        return warn(f"{checkout} is not a git checkout, so it is never updated", clone_hint)
-    if user is not None and checkout.stat().st_uid != user.pw_uid:
-        message = f"{checkout} does not belong to {host.user}, so git refuses to pull it"
-        return fail(message, f"chown -R {host.user}: {checkout}")
+    recommend((checkout / ".git").exists(), f"{checkout} is not a git checkout, so it is never updated", clone_hint)
+    require(
+        user is None or checkout.stat().st_uid == user.pw_uid,
+        f"{checkout} does not belong to {host.user}, so git refuses to pull it",
+        f"chown -R {host.user}: {checkout}",
+    )
     try:
         changed = _run_git(host, "status", "--porcelain", "--untracked-files=no")
     except ReimzulError as error:
         return warn(f"{checkout}: {error}")
-    if changed:
-        message = f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}"
-        return warn(message, f"git -C {checkout} diff; a pull that changes these files fails")
+    message = f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}"
+    recommend(not changed, message, f"git -C {checkout} diff; a pull that changes these files fails")
     return ok(_count_targets(host, folder))
 
 
@@ -247,6 +246,6 @@ def _check_drained(host: Host) -> Result:
 @checks.add("load", applies=lambda host: host.settings.worker.max_load)
 def _check_load(host: Host) -> Result:
     load, limit = os.getloadavg()[0], host.settings.worker.max_load
-    if load > limit:
-        return warn(f"{load:.1f}: the workers take no job above {limit}", "wait, or raise [worker] max_load")
+    message = f"{load:.1f}: the workers take no job above {limit}"
+    recommend(load <= limit, message, "wait, or raise [worker] max_load")
     return ok(f"{load:.1f} of {limit}")

@@ -22,7 +22,6 @@ from reimzul.admin.doctor import (
     network,
     run_checks,
     services,
-    store,
 )
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
@@ -41,13 +40,13 @@ _GROUPS = (
     (host.folder_checks, ROLES),
     (controller.beanstalkd_checks, (CONTROLLER,)),
     (controller.worker_checks, (CONTROLLER,)),
-    (store.web_checks, ROLES),
-    (store.clock_checks, ROLES),
+    (services.web_checks, ROLES),
+    (services.clock_checks, ROLES),
     (controller.checks, (CONTROLLER,)),
     (controller.certificate_checks, (CONTROLLER,)),
-    (store.upload_checks, (BUILDER, BSTORE)),
+    (services.upload_checks, (BUILDER, BSTORE)),
     (builder.checks, (BUILDER,)),
-    (store.checks, (BSTORE,)),
+    (host.store_checks, (BSTORE,)),
 )
 _LEVEL_WIDTH = 4
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}

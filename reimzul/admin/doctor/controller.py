@@ -20,7 +20,19 @@ from tempfile import TemporaryDirectory
 from typing import Callable
 
 from reimzul.admin import lookup
-from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, Results, fail, is_root, ok, shorten, warn
+from reimzul.admin.doctor import (
+    Check,
+    CheckGroup,
+    Result,
+    Results,
+    fail,
+    is_root,
+    ok,
+    recommend,
+    require,
+    shorten,
+    warn,
+)
 from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
 from reimzul.admin.output import format_duration, format_size, format_skew, pluralize
@@ -71,19 +83,19 @@ beanstalkd_checks = CheckGroup("link.beanstalkd")
 def _check_beanstalkd(host: Host) -> Result:
     with connect(host.settings) as broker:
         stats = broker.server_stats()
-        if is_too_old(stats.version):
-            return fail(f"beanstalkd {stats.version} lacks reserve-job, which workers need", "install 1.12 or newer")
-        if stats.draining:
-            return fail("beanstalkd is draining: it accepts no jobs until a restart", "systemctl restart beanstalkd")
+        old = f"beanstalkd {stats.version} lacks reserve-job, which workers need"
+        require(not is_too_old(stats.version), old, "install 1.12 or newer")
+        draining = "beanstalkd is draining: it accepts no jobs until a restart"
+        require(not stats.draining, draining, "systemctl restart beanstalkd")
         try:
             records = _write_binlog(broker)
         except RetryLater as error:
             return fail(f"beanstalkd accepts no jobs: {error}", "check for free space under its binlog")
-    if records == stats.binlog_records:
-        return fail(
-            "beanstalkd writes no binlog: a restart loses all waiting jobs",
-            "start it with -b (conf/beanstalkd-service.conf), or restart it: it stops writing when its disk is full",
-        )
+    require(
+        records != stats.binlog_records,
+        "beanstalkd writes no binlog: a restart loses all waiting jobs",
+        "start it with -b (conf/beanstalkd-service.conf), or restart it: it stops writing when its disk is full",
+    )
     return ok(f"beanstalkd {stats.version} writes its binlog")
 
 
@@ -121,9 +133,8 @@ def _check_watchers(host: Host) -> Iterator[Result]:
 def _check_buried(host: Host) -> Result:
     with connect(host.settings) as broker:
         counts = count_buried(broker, all_tubes(broker, host.settings))
-    if counts:
-        buried = ", ".join(f"{count} in {tube}" for tube, count in counts.items())
-        return warn(f"buried jobs: {buried}", "reimzul buried lists the reasons; then reimzul kick or discard")
+    buried = ", ".join(f"{count} in {tube}" for tube, count in counts.items())
+    recommend(not buried, f"buried jobs: {buried}", "reimzul buried lists the reasons; then reimzul kick or discard")
     return ok("there are no buried jobs")
 
 
@@ -179,23 +190,22 @@ def _check_history_file(host: Host, path: Path) -> None:
     """Raises `Misconfigured` if the notifier cannot write the history, and `OSError` if that is not known."""
     check_writable(host, path.parent)
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
-        if host.user_entry and file.exists() and not user_can(host.user_entry, file, READ | WRITE):
-            raise Misconfigured(f"user {host.user} cannot write {file}", f"chown {host.user}: {file}")
+        can_write = not host.user_entry or not file.exists() or user_can(host.user_entry, file, READ | WRITE)
+        require(can_write, f"user {host.user} cannot write {file}", f"chown {host.user}: {file}")
 
 
 @checks.add("outbox")
 def _check_outbox(host: Host) -> Result:
     """Look for a damaged outbox, which the notifier has moved aside, and for one that has grown large."""
     outbox = host.settings.notifier.ledger
-    if corrupt := sorted(outbox.parent.glob(CORRUPT_PATTERN)):
-        names = ", ".join(map(str, corrupt))
-        return fail(f"the outbox was damaged, and events may be lost: {names}", f"look for the cause, then rm {names}")
+    corrupt = ", ".join(map(str, sorted(outbox.parent.glob(CORRUPT_PATTERN))))
+    damaged = f"the outbox was damaged, and events may be lost: {corrupt}"
+    require(not corrupt, damaged, f"look for the cause, then rm {corrupt}")
     if not outbox.exists():
         return ok(f"{outbox} does not exist yet")
     size = outbox.stat().st_size
     message = f"{outbox} has {format_size(size)}"
-    if size > _LARGE_OUTBOX_BYTES:
-        return warn(message, "`reimzul queues` shows which sink lacks so many events")
+    recommend(size <= _LARGE_OUTBOX_BYTES, message, "`reimzul queues` shows which sink lacks so many events")
     return ok(message)
 
 
@@ -204,10 +214,9 @@ def _check_pending(host: Host) -> Result:
     now = time.time()
     pending = read_pending(host.settings.notifier.ledger)
     late = [each for each in pending if now - each.oldest > PENDING_SECONDS]
-    if not late:
-        return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
     counts = ", ".join(f"{each.count} events for {each.sink} for {format_duration(now - each.oldest)}" for each in late)
-    return warn(f"deliveries are pending: {counts}", "journalctl -u reimzul-notifier shows why they fail")
+    recommend(not late, f"deliveries are pending: {counts}", "journalctl -u reimzul-notifier shows why they fail")
+    return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
 
 
 @checks.add("unpublished", "history")
@@ -224,12 +233,12 @@ def _check_unpublished(host: Host) -> Result:
         # documents of the original have no `published`
         if build.published == 0 and not build.scratch and now - build.at > UNPUBLISHED_SECONDS
     ]
-    if not late:
-        return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")
-    return warn(
+    recommend(
+        not late,
         f"built successfully, but not published for over an hour: {shorten(late)}",
         "on bstore: reimzul doctor; journalctl -u 'reimzul-repogen-worker@*'",
     )
+    return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")
 
 
 @checks.add("mqtt", applies=lambda host: host.settings.mqtt.notifications)

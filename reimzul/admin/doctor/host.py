@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import pwd
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +19,16 @@ import attr
 
 from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
-from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, warn
+from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, recommend, require, warn
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE, LOCAL
-from reimzul.core.errors import InputError, ProgramNotFound
+from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
+from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.store.hook import read_failure
 
 CONTROLLER, BUILDER, BSTORE = "controller", "builder", "bstore"
 ROLES = (CONTROLLER, BUILDER, BSTORE)
@@ -60,6 +64,11 @@ _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
 _STUNNEL_FILE = Path("/etc/stunnel/reimzul.conf")
 #: Section names of the services offered to others. A devfarm has one section per address, with a number.
 _OFFER = re.compile(r"(beanstalkd|incoming|rsyncd|store)-server(-\d+)?\Z")
+
+#: A complete upload that repogen has not taken for this long is reported. Repogen itself scans the spool hourly.
+STUCK_UPLOAD_SECONDS = 2 * 3600
+#: The prefix of doctor's test folder in spool/, see `services`.
+UPLOAD_PREFIX = "doctor."
 
 Address = tuple[str, int]
 
@@ -273,15 +282,12 @@ def _grants(status: os.stat_result, uid: int, groups: Collection[int], access: i
 def check_writable(host: Host, folder: Path) -> Result:
     """Check that the farm's user can write in a folder. Raises `Misconfigured`, and `OSError` if it is not known."""
     user = host.require_user("make install, or install the package of this role")
-    if not folder.is_dir():
-        hint = f"install -d -o {host.user} -g {host.user} {folder}"
-        raise Misconfigured(f"{folder} does not exist", hint)
-    if user_can(user, folder, READ | WRITE | ENTER):
-        return ok(str(folder))
-    if _is_read_only(folder):
-        message = f"{folder} is on a file system that is mounted read-only"
-        raise Misconfigured(message, "look into the kernel's log (dmesg)")
-    raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+    require(folder.is_dir(), f"{folder} does not exist", f"install -d -o {host.user} -g {host.user} {folder}")
+    if not user_can(user, folder, READ | WRITE | ENTER):
+        read_only = f"{folder} is on a file system that is mounted read-only"
+        require(not _is_read_only(folder), read_only, "look into the kernel's log (dmesg)")
+        raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+    return ok(str(folder))
 
 
 # --- checks of every host
@@ -349,11 +355,83 @@ def folder_checks(host: Host) -> list[Check]:
 def _check_disk(host: Host, role: str, folder: Path) -> Result:
     free, worker = FreeSpace.measure(folder), host.settings.worker
     if role == BUILDER:
-        if lacking := list(free.shortfalls(worker.min_free_mib, worker.min_free_inodes)):
-            hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
-            return fail(f"the workers take no job: {'; '.join(lacking)}", hint)
-    elif lacking := list(free.shortfalls(*FULL)):
-        return fail("; ".join(lacking), "free some space")
-    elif lacking := list(free.shortfalls(*LOW)):
-        return warn("; ".join(lacking), "free some space soon")
+        lacking = "; ".join(free.shortfalls(worker.min_free_mib, worker.min_free_inodes))
+        hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
+        require(not lacking, f"the workers take no job: {lacking}", hint)
+    else:
+        lacking, scarce = ("; ".join(free.shortfalls(*limits)) for limits in (FULL, LOW))
+        require(not lacking, lacking, "free some space")
+        recommend(not scarce, scarce, "free some space soon")
     return ok(f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")
+
+
+# --- checks of bstore
+
+
+store_checks = CheckGroup()
+
+
+@store_checks.add("createrepo_c")
+def _check_createrepo(host: Host) -> Result:
+    program = host.settings.repogen.createrepo_c
+    try:
+        version = host.run_as_user(program, "--version").strip()
+    except ReimzulError as error:
+        return fail(str(error), "install createrepo_c (Debian: createrepo-c), or correct [repogen] createrepo_c")
+    return ok(version.splitlines()[0] if version else program)
+
+
+@store_checks.add("store")
+def _check_folders(host: Host) -> Result:
+    store = StorePaths(host.settings.bstore.root)
+    folders = [store.root, *(folder for folder in store.folders() if folder.is_dir())]
+    for folder in folders:
+        check_writable(host, folder)
+    require(
+        len({folder.stat().st_dev for folder in folders}) == 1,
+        f"the folders in {store.root} are on several file systems: publishing needs a rename within one",
+        "move all of them to one file system",
+    )
+    missing = len(folders) <= len(store.folders())
+    return ok(f"{store.root}, one file system{'; repogen creates the missing folders' if missing else ''}")
+
+
+@store_checks.add("spool", "store")
+def _check_spool(host: Host) -> Result:
+    spool, hours = StorePaths(host.settings.bstore.root).spool, STUCK_UPLOAD_SECONDS // 3600
+    if not spool.is_dir():
+        return ok("nothing has been uploaded yet")
+    if stuck := sorted(_list_stuck(spool, time.time() - STUCK_UPLOAD_SECONDS)):
+        return warn(
+            f"{len(stuck)} complete uploads have waited for over {hours} h, the first is {stuck[0]}",
+            "journalctl -u 'reimzul-repogen-worker@*' shows why repogen does not take them",
+        )
+    return ok(f"no complete upload has waited for over {hours} h")
+
+
+def _list_stuck(spool: Path, before: float) -> Iterator[str]:
+    for folder in spool.iterdir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not folder.name.startswith(UPLOAD_PREFIX) and (folder / MANIFEST).lstat().st_ctime < before:
+                yield folder.name
+
+
+@store_checks.add("after_createrepo")
+def _check_hook(host: Host) -> Iterator[Result]:
+    return check_hook(host.settings.repogen.after_createrepo, StorePaths(host.settings.bstore.root).state)
+
+
+def check_hook(argv: Sequence[str], state: Path) -> Iterator[Result]:
+    if not argv:
+        yield ok("no program runs after createrepo_c")
+    elif shutil.which(argv[0]) is None:
+        message = f"{argv[0]} does not exist: no new repodata is published"
+        yield fail(message, "install it, or correct [repogen] after_createrepo")
+    else:
+        for path in sorted(state.glob("*.hook")):
+            if failure := read_failure(path):
+                times = "once" if failure.count == 1 else f"{failure.count} times"
+                ago = f"{max(0, int(time.time() - failure.at))} s ago"
+                message = f"{path.stem} keeps its old repodata: {argv[0]} failed {times}, last {ago}: {failure.reason}"
+                yield fail(message, f"fix the cause, then: reimzul repogen {path.stem}")
+        yield ok(f"the last run of {argv[0]} succeeded for every target")

@@ -35,8 +35,9 @@ from reimzul.admin.doctor import (
     is_root,
     not_permitted,
     ok,
+    recommend,
+    require,
     shorten,
-    warn,
 )
 from reimzul.admin.doctor.host import CONTROLLER, Address, Host, StunnelConfig, StunnelSection
 from reimzul.admin.doctor.services import STORE, Service, format_address, restart_hint, services, used_services
@@ -85,11 +86,11 @@ checks = CheckGroup()
 @checks.add("tcp_retries2")
 def _check_retries(_: Host) -> Result:
     value = int(Path("/proc/sys/net/ipv4/tcp_retries2").read_text())
-    if value > MAX_RETRIES:
-        return warn(
-            f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s",
-            "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then run sysctl --system",
-        )
+    recommend(
+        value <= MAX_RETRIES,
+        f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s",
+        "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then run sysctl --system",
+    )
     return ok(str(value))
 
 
@@ -105,12 +106,12 @@ def _check_listeners(host: Host) -> Result:
         is_mqtt = host.has_role(CONTROLLER) and name == "mosquitto" and port == host.settings.mqtt.port
         if not (name in ALLOWED or (port in ours and name in ("", "systemd")) or is_mqtt):
             others.append(f"{name or 'an unknown program'} on {address}:{port}")
-    if others:
-        hint = "" if is_root() else "run reimzul doctor as root to learn the program; "
-        return warn(
-            f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}",
-            f"{hint}have it listen on 127.0.0.1, or close the port in the firewall",
-        )
+    hint = "" if is_root() else "run reimzul doctor as root to learn the program; "
+    recommend(
+        not others,
+        f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}",
+        f"{hint}have it listen on 127.0.0.1, or close the port in the firewall",
+    )
     return ok("only stunnel and sshd listen on public addresses")
 
 
@@ -165,12 +166,10 @@ def _check_config(host: Host) -> Iterator[Result]:
     config = host.stunnel
     hint = f"reimzul setup {host.roles[0]}" if len(host.roles) == 1 else "reimzul setup"
     ours = [section for section in config.sections if section.is_client or section in config.offers.values()]
-    if config.problem:
-        yield fail(config.problem, hint if "no such file" in config.problem else "run reimzul doctor as root")
-    elif not ours:
-        yield fail(f"{config.path} has no section of the farm's", hint)
-    else:
-        yield from (fail(message, f"{hint}, or compare the file with conf/") for message in _find_holes(config))
+    problem_hint = hint if "no such file" in config.problem else "run reimzul doctor as root"
+    require(not config.problem, config.problem, problem_hint)
+    require(ours, f"{config.path} has no section of the farm's", hint)
+    yield from (fail(message, f"{hint}, or compare the file with conf/") for message in _find_holes(config))
     yield ok(f"{config.path}: {', '.join(section.name for section in ours)}")
 
 
@@ -266,12 +265,11 @@ def _check_link(host: Host, service: Service) -> Result:
 
 def _explain_near_end(host: Host, service: Service, section: StunnelSection | None, error: str) -> Result:
     near = format_address(service.address)
-    if section is not None:
-        return fail(f"nothing listens on {near}: stunnel does not run on this host", RESTART_STUNNEL)
-    if service.address[0] not in LOCAL:
-        return fail(f"{near} cannot be reached: {error}", f"check {service.setting}, and that the host runs")
-    if host.has_role(service.offered_by):
-        return fail(f"nothing listens on {near}: {service.program} does not run", restart_hint(service.program))
+    require(section is None, f"nothing listens on {near}: stunnel does not run on this host", RESTART_STUNNEL)
+    is_local, is_ours = service.address[0] in LOCAL, host.has_role(service.offered_by)
+    require(is_local, f"{near} cannot be reached: {error}", f"check {service.setting}, and that the host runs")
+    down = f"nothing listens on {near}: {service.program} does not run"
+    require(not is_ours, down, restart_hint(service.program))
     options = " --add-bstore NAME" if host.roles[0] == CONTROLLER and service.name == STORE else ""
     return fail(
         f"nothing listens on {near}, and no section of {host.stunnel.path} has that port",
@@ -283,8 +281,8 @@ def _check_offer(host: Host, name: str) -> Result:
     """Check a service that others reach through this host's stunnel: first the service, then stunnel."""
     section, service = host.stunnel.offers[name], services(host.settings)[name]
     accept = (section.accept[0] or _LOOPBACK, section.accept[1])
-    if _find_connect_error(accept) is not None:
-        return fail(f"nothing listens on port {accept[1]}: stunnel does not run on this host", RESTART_STUNNEL)
+    message = f"nothing listens on port {accept[1]}: stunnel does not run on this host"
+    require(_find_connect_error(accept) is None, message, RESTART_STUNNEL)
     try:
         answer = service.ask(section.connect)
     except OSError as error:

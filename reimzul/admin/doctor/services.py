@@ -1,33 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talks to the farm's four services as their clients do, and checks that the systemd units of the roles run."""
+"""Talks to the farm's four services as their clients do, and checks rsync's uploads, web servers, clocks and units.
+
+The upload check writes one small file into `spool/doctor.<host>/`. The name is the same at every run, and the folder
+has no manifest, so no daemon takes it for a build; repogen removes it by its age. Write access to other folders is
+tested with --dry-run.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import http.client
+import os
+import re
+import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Callable
 from urllib.parse import urlsplit
 
 import attr
 
-from reimzul.admin.doctor import Check, Misconfigured, Result, Results, fail, ok
+from reimzul.admin.doctor import (
+    Check,
+    CheckGroup,
+    Result,
+    Results,
+    describe_error,
+    fail,
+    is_root,
+    ok,
+    recommend,
+    require,
+    shorten,
+    warn,
+)
 from reimzul.admin.doctor.host import (
     BSTORE,
     BUILDER,
     CONTROLLER,
     ENABLED_UNITS,
     PROGRAM_TIMEOUT_SECONDS,
+    UPLOAD_PREFIX,
     Address,
     Host,
 )
+from reimzul.admin.output import pluralize
 from reimzul.core.beanstalk import Broker
+from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
-from reimzul.core.errors import BrokerUnavailable
+from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
 from reimzul.core.process import output_of
+from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 
 #: Time limit for one answer of a service.
@@ -46,6 +74,19 @@ UNITS = {
 }
 #: Names of units on Fedora and EL, where they differ.
 _OTHER_NAMES = {"rsync": ("rsyncd",)}
+
+#: The test upload's file.
+UPLOAD_FILE = "doctor.txt"
+#: Folders of the store that builders must not write to.
+PROTECTED = ("repo", "tosign", "state")
+_REFUSED = re.compile(r"excluded|refused|write only|read only")
+_RSYNCD_SAMPLE = "compare /etc/rsyncd.conf on bstore with conf/rsyncd.conf"
+#: Builds get wrong times if two clocks differ by more; smaller differences above MAX_SKEW_SECONDS are a warning.
+MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
+#: The prefix of the test file in incoming/, and the age at which one must be left by a doctor that was killed.
+_TEST_PREFIX, _LEFTOVER_SECONDS = "doctor-", 3600
+#: A folder of the store that web servers must not offer.
+PRIVATE = "spool"
 
 
 @attr.frozen(kw_only=True)
@@ -129,9 +170,8 @@ def _ask_rsyncd(address: Address) -> str:
 def _ask_web_server(url: str, sample: str, address: Address) -> str:
     """Ask for a folder. The server may refuse to list it (403)."""
     path, status = urlsplit(url).path, fetch(url, address)[0].status
-    if status not in (200, 403):
-        message = f"the web server at {format_address(address)} answers {status} for {path}"
-        raise Misconfigured(message, f"compare its configuration with {sample}")
+    message = f"the web server at {format_address(address)} answers {status} for {path}"
+    require(status in (200, 403), message, f"compare its configuration with {sample}")
     return f"the web server answers for {path}"
 
 
@@ -147,6 +187,174 @@ def fetch(url: str, address: Address | None = None) -> tuple[http.client.HTTPRes
             return response, response.read(65_536)
     except http.client.HTTPException as error:
         raise ConnectionError(f"not an answer of a web server: {error!r}") from error
+
+
+# --- rsyncd
+
+
+upload_checks = CheckGroup("link.rsyncd", "offer.rsyncd")
+
+
+def _module_url(host: Host) -> str:
+    """rsync's module as this host reaches it: through its tunnel, or on bstore itself without."""
+    url, offer = host.settings.bstore.upload_url, host.stunnel.offers.get(RSYNCD)
+    if offer is None or host.has_role(BUILDER):
+        return url
+    return re.sub(r"//[^/]+/", f"//{format_address(offer.connect)}/", url, count=1)
+
+
+def _test_folder(host: Host) -> str:
+    return f"spool/{UPLOAD_PREFIX}{re.sub(r'[^A-Za-z0-9._-]', '_', host.name)[:150]}"
+
+
+@upload_checks.add("rsync.write")
+def _check_upload(host: Host) -> Result:
+    with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
+        text = f"reimzul doctor on {host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
+        (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
+        try:
+            options = ("--recursive", "--times", "--chmod=D0755,F0644")
+            _run_rsync(host, *options, f"{folder}/", f"{_module_url(host)}{_test_folder(host)}/")
+        except ReimzulError as error:
+            hint = f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
+            return fail(f"the upload of a file into spool/ fails: {error}", hint)
+    return ok(f"{_test_folder(host)} was uploaded")
+
+
+@upload_checks.add("rsync.read", "rsync.write")
+def _check_download(host: Host) -> Result:
+    try:
+        _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
+    except ProgramFailed as error:
+        if _REFUSED.search(str(error)):
+            return ok("downloads are refused")
+        return warn(f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
+    return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
+
+
+@upload_checks.add("rsync.elsewhere", "rsync.write")
+def _check_protected(host: Host) -> Result:
+    writable = [f"{folder}/" for folder in PROTECTED if not _is_protected(host, folder)]
+    filters = "include = /spool/ /spool/*** /live/ /live/*** and exclude = *"
+    message = f"anybody with a key can write to {', '.join(writable)}"
+    require(not writable, message, f"set {filters}; {_RSYNCD_SAMPLE}")
+    return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
+
+
+def _is_protected(host: Host, folder: str) -> bool:
+    try:
+        _run_rsync(host, "--dry-run", __file__, f"{_module_url(host)}{folder}/{UPLOAD_FILE}")
+    except ProgramFailed as error:
+        return bool(_REFUSED.search(str(error)))
+    return False
+
+
+def _run_rsync(host: Host, *arguments: str) -> None:
+    worker = host.settings.worker
+    output_of([worker.rsync, "--timeout=5", "--contimeout=4", *worker.rsync_arguments, *arguments], timeout=10)
+
+
+# --- web servers and clocks
+
+
+web_checks = CheckGroup()
+
+
+def _backend(host: Host, service: str) -> Address | None:
+    """The address of a web server of this host behind stunnel; None if stunnel does not offer it."""
+    section = host.stunnel.offers.get(service)
+    return section.connect if section else None
+
+
+@web_checks.add("incoming", applies=lambda host: host.has_role(CONTROLLER))
+def _check_incoming(host: Host) -> Result:
+    settings = host.settings.incoming
+    try:
+        with _make_test_file(settings.folder) as (name, content):
+            response, body = fetch(f"{settings.url}{name}", _backend(host, INCOMING))
+    except PermissionError:
+        return warn(
+            f"not tested whether files can be fetched: this user cannot write to {settings.folder}",
+            "" if is_root() else "run reimzul doctor as root, or as a member of group reimzul",
+        )
+    except FileNotFoundError:
+        return fail(f"{settings.folder} does not exist", "make install, or correct [incoming] folder")
+    except OSError as error:
+        return _web_server_down(error)
+    require(
+        response.status == 200 and body == content,
+        f"the web server answers {response.status} for a file in {settings.folder} (at {urlsplit(settings.url).path})",
+        "check that nginx offers the folder (conf/nginx-controller.conf) and its user can enter it",
+    )
+    sources = [path for suffix in ("src", "nosrc") for path in sorted(settings.folder.glob(f"*.{suffix}.rpm"))]
+    problems = list(filter(None, (find_unreadable(path, settings.folder) for path in sources)))
+    recommend(
+        not problems,
+        f"builders cannot fetch {pluralize(len(problems), 'source rpm')}: {shorten(problems)}",
+        "run the chmod commands shown, so that the web server can read the files",
+    )
+    return ok(f"files in {settings.folder} can be fetched")
+
+
+@contextlib.contextmanager
+def _make_test_file(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """A file with random content in a folder, deleted at the end. Its name is not that of a source rpm."""
+    content = secrets.token_hex(16).encode()
+    path = folder / f"{_TEST_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    for leftover in folder.glob(f"{_TEST_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
+    try:
+        path.write_bytes(content)
+        path.chmod(0o644)
+        yield path.name, content
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@web_checks.add("store.http", applies=lambda host: host.has_role(BSTORE))
+def _check_store(host: Host) -> Result:
+    service, url = services(host.settings)[STORE], host.settings.bstore.base_url
+    address = _backend(host, STORE) or service.address
+    try:
+        service.ask(address)
+        private, _ = fetch(f"{url[: -len('repo/')]}{PRIVATE}/", address)
+    except OSError as error:
+        return _web_server_down(error)
+    message = f"anybody with a key can read {PRIVATE}/"
+    require(private.status != 200, message, "offer only repo/, scratch/, index/ and attempts/")
+    return ok(f"the web server offers repo/, and not {PRIVATE}/")
+
+
+def _web_server_down(error: OSError) -> Result:
+    return fail(f"the web server does not answer: {describe_error(error)}", restart_hint("nginx"))
+
+
+def clock_checks(host: Host) -> list[Check]:
+    rows = ((INCOMING, CONTROLLER, host.settings.incoming.url), (STORE, BSTORE, host.settings.bstore.base_url))
+    return [
+        Check(name=f"clock.{role}", run=partial(_check_clock, url, role), needs=(f"link.{service}",))
+        for service, role, url in rows
+        if service in used_services(host) and not (host.is_installed and host.has_role(role))
+    ]
+
+
+def _check_clock(url: str, role: str) -> Result:
+    response, _ = fetch(url)
+    now, other = time.time(), "the controller" if role == CONTROLLER else role
+    date = email.utils.parsedate_tz(response.headers.get("Date", ""))
+    if date is None:
+        return warn(f"the web server of {other} sends no Date header", "have it send one")
+    # The header has whole seconds, half a second too early on average.
+    ahead = now - email.utils.mktime_tz(date) - 0.5
+    seconds = abs(ahead)
+    if seconds <= MAX_SKEW_SECONDS:
+        return ok(f"within {max(1, round(seconds))} s of {other}'s clock")
+    return (fail if seconds > MAX_CLOCK_DIFFERENCE_SECONDS else warn)(
+        f"this host's clock is {seconds:.0f} s {'ahead of' if ahead > 0 else 'behind'} {other}'s",
+        "have both clocks set by NTP: timedatectl set-ntp true",
+    )
 
 
 # --- units
@@ -172,8 +380,7 @@ def _check_unit(unit: str) -> Results:
     names = [unit, *_OTHER_NAMES.get(unit, ())]
     if unit.endswith("@"):
         names = sorted({link.stem for link in ENABLED_UNITS.glob(f"*.wants/{unit}*.service")})
-    if not names:
-        return fail(f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
+    require(names, f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
     properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
     argv = ["systemctl", "show", f"--property={properties}", *(f"{name}.service" for name in names)]
     blocks = output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).strip().split("\n\n")
