@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reimzul.admin.doctor import FAIL, OK, Result, combine
-from reimzul.admin.doctor.host import check_hook
+from reimzul.admin.doctor import FAIL, OK, Result, run_checks
+from reimzul.admin.doctor.host import BSTORE, find_host, store_checks
+from reimzul.core.config import load_file
 from reimzul.core.errors import InputError, RetryLater
 from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
@@ -29,6 +30,7 @@ from reimzul.store.repodata import (
     read_records,
 )
 from tests import uploads
+from tests.ini import write_ini
 from tests.uploads import TARGET
 
 _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<repomd xmlns="http://linux.duke.edu/metadata/repo">\n'
@@ -317,9 +319,16 @@ def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) ->
         new.check()
 
 
-def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None:
+def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths, tmp_path: Path) -> None:
     def check(*argv: str) -> Result:
-        return combine(check_hook(argv, store.state))
+        hook_line = " ".join(argv)
+        ini = write_ini(
+            tmp_path / "doctor.ini",
+            {"bstore": {"root": store.root}, "repogen": {"after_createrepo": hook_line}},
+        )
+        checks = store_checks(find_host(load_file(ini), ini, (BSTORE,), None))
+        (found,) = run_checks([check for check in checks if check.name == "after_createrepo"])
+        return found
 
     assert check().level == OK
     assert check("sh", "-c", "true").level == OK

@@ -64,10 +64,9 @@ def _check_group(host: Host) -> Result:
         return ok(f"{host.user} needs no group")
     hint = f"usermod --append --groups {MOCK_GROUP} {host.user}; systemctl restart 'reimzul-worker@*'"
     try:
-        group = grp.getgrnam(MOCK_GROUP).gr_gid
+        is_member = grp.getgrnam(MOCK_GROUP).gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
     except KeyError:
         return fail(f"group {MOCK_GROUP} does not exist", f"install mock, then: {hint}")
-    is_member = group in os.getgrouplist(user.pw_name, user.pw_gid)
     require(is_member, f"user {host.user} is not in group {MOCK_GROUP}", hint)
     return ok(f"{host.user} is in group {MOCK_GROUP}")
 
@@ -97,8 +96,11 @@ def _check_configs(host: Host) -> Result:
         changed = _run_git(host, "status", "--porcelain", "--untracked-files=no")
     except ReimzulError as error:
         return warn(f"{checkout}: {error}")
-    message = f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}"
-    recommend(not changed, message, f"git -C {checkout} diff; a pull that changes these files fails")
+    recommend(
+        not changed,
+        f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}",
+        f"git -C {checkout} diff; a pull that changes these files fails",
+    )
     return ok(_count_targets(host, folder))
 
 
@@ -138,8 +140,10 @@ def _check_rendered(host: Host) -> Iterator[Result]:
         problems = [error if name in error else f"{name}: {error}" for name, error in errors.items()]
         yield fail(shorten(problems), "correct, commit and push them: no build can use them")
     if cached := _list_cached(configs, farm_urls(store)):
-        message = f"dnf would use old metadata of the farm's repositories: {shorten(cached)}"
-        yield fail(message, "remove what overrides metadata_expire: it has to be 0")
+        yield fail(
+            f"dnf would use old metadata of the farm's repositories: {shorten(cached)}",
+            "remove what overrides metadata_expire: it has to be 0",
+        )
     if unfilled := list(_list_unfilled(configs, farm_urls(store), read_arches(host.settings.farm.arches))):
         yield warn(shorten(unfilled), "see docs/install-builder.md for where packages are published")
     yield from _find_user_overrides(Path(home))
@@ -167,8 +171,7 @@ def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> list
 def _list_unfilled(configs: Configs, urls: tuple[str, ...], arches: Arches) -> Iterator[str]:
     for name, config in configs.items():
         target = name.removesuffix(".cfg")
-        repositories = _farm_repositories(config, urls)
-        read = {folder for repository in repositories for folder in _store_folders(repository, target)}
+        read = {folder for each in _farm_repositories(config, urls) for folder in _store_folders(each, target)}
         yield from _find_wrong_folders(target, read, configs.keys(), arches)
 
 
@@ -246,6 +249,9 @@ def _check_drained(host: Host) -> Result:
 @checks.add("load", applies=lambda host: host.settings.worker.max_load)
 def _check_load(host: Host) -> Result:
     load, limit = os.getloadavg()[0], host.settings.worker.max_load
-    message = f"{load:.1f}: the workers take no job above {limit}"
-    recommend(load <= limit, message, "wait, or raise [worker] max_load")
+    recommend(
+        load <= limit,
+        f"{load:.1f}: the workers take no job above {limit}",
+        "wait, or raise [worker] max_load",
+    )
     return ok(f"{load:.1f} of {limit}")

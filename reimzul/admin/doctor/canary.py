@@ -46,8 +46,6 @@ _SUBMIT = "reimzul-submit"
 QUEUE, BUILD, UPLOAD, PLACED, TOTAL = "queue", "build", "upload", "placed", "total"
 
 _NOTIFIER_HINT = "systemctl status reimzul-notifier; journalctl -u reimzul-notifier"
-_WORKER_HINT = "on a builder of that arch: systemctl status 'reimzul-worker@*', reimzul doctor"
-_REPOGEN_HINT = "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor"
 
 
 def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: float) -> Canary:
@@ -145,14 +143,17 @@ def diagnose_stall(broker: Broker, run: CanaryRun) -> Result:
     """
     placing = broker.tube_stats(CREATEREPO.name)
     if run.stage == PLACED and not placing.watchers:
-        return fail("nobody watches createrepo: no repogen worker is connected", _REPOGEN_HINT)
+        return fail(
+            "nobody watches createrepo: no repogen worker is connected",
+            "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor",
+        )
     if run.stage == PLACED:
-        waiting = placing.ready + placing.delayed
-        message = f"repogen has not stored it yet; {waiting} requests wait in createrepo"
-        return warn(message, "on bstore: journalctl -u 'reimzul-repogen-worker@*'")
+        return warn(
+            f"repogen has not stored it yet; {placing.ready + placing.delayed} requests wait in createrepo",
+            "on bstore: journalctl -u 'reimzul-repogen-worker@*'",
+        )
     if not broker.tube_stats(NOTIFY.name).watchers:
-        message = "nobody watches notify: the notifier does not run, so the history records nothing"
-        return fail(message, _NOTIFIER_HINT)
+        return fail("nobody watches notify: the notifier does not run, so the history records nothing", _NOTIFIER_HINT)
     if run.stage == BUILD:
         builder = run.document.get("builder_fqdn")
         return warn(f"{builder} has not reported a result yet", f"on {builder}: journalctl -u 'reimzul-worker@*'")
@@ -170,11 +171,16 @@ def _diagnose_queue(broker: Broker, run: CanaryRun) -> Result:
     if state == "reserved":
         return warn("a builder has reserved its job, but has not reported a build", journal)
     if not tube.watchers:
-        return fail(f"nobody watches {run.tube}: no builder for it is connected", _WORKER_HINT)
+        return fail(
+            f"nobody watches {run.tube}: no builder for it is connected",
+            "on a builder of that arch: systemctl status 'reimzul-worker@*', reimzul doctor",
+        )
     if state == "delayed":
         return warn("a builder has released its job for a later retry", journal)
-    message = f"{tube.watchers} workers watch {run.tube}, but none has taken it: they are busy, or take no jobs"
-    return warn(message, "on a builder: reimzul doctor (disk, load, drained)")
+    return warn(
+        f"{tube.watchers} workers watch {run.tube}, but none has taken it: they are busy, or take no jobs",
+        "on a builder: reimzul doctor (disk, load, drained)",
+    )
 
 
 # --- all arches
@@ -206,8 +212,12 @@ class Canary:
             except ReimzulError as error:
                 yield make_finding("submit", FAIL, str(error), time.monotonic() - began)
                 return
-            message = f"{self.srpm} for {self.target}: {', '.join(run.tube for run in self.runs)}"
-            yield make_finding("submit", OK, message, time.monotonic() - began)
+            yield make_finding(
+                "submit",
+                OK,
+                f"{self.srpm} for {self.target}: {', '.join(run.tube for run in self.runs)}",
+                time.monotonic() - began,
+            )
             try:
                 yield from self._follow(began + self.timeout)
             except ReimzulError as error:
@@ -264,8 +274,8 @@ class Canary:
         with contextlib.suppress(OSError):  # a controller need not reach the store
             return stored if fetch(urls.manifest(run.build_id, run.arch))[0].status == 200 else ""
         if self.host.has_role(BSTORE):
-            entry = StorePaths(settings.bstore.root).index / leg_key(run.build_id, run.arch)
-            return stored if entry.exists() else ""
+            index = StorePaths(settings.bstore.root).index
+            return stored if (index / leg_key(run.build_id, run.arch)).exists() else ""
         with connect(settings) as broker:
             tube = broker.tube_stats(CREATEREPO.name)
         is_waiting = tube.ready + tube.reserved + tube.delayed

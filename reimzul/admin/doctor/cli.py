@@ -118,7 +118,7 @@ def command(
     examined = find_host(load_settings(config, verbose), find_file(config), roles, stunnel_file)
     canary = prepare_canary(examined, arches, target, timeout) if sends_canary else None
     checks = collect_checks(examined)
-    width = max(len(name) for name in [*(check.name for check in checks), _LONG_NAME])
+    width = max(map(len, [_LONG_NAME, *(check.name for check in checks)]))
     found = []
     for finding in find_problems(checks, canary):
         found.append(finding)
@@ -140,15 +140,14 @@ def collect_checks(host: Host) -> list[Check]:
 
 def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Finding]:
     """Run all checks, then send the canary unless a check that it needs fails."""
-    failed = []
+    blocking = []
     for finding in run_checks(checks):
-        failed += [finding.name] if finding.level == FAIL else []
+        if finding.level == FAIL and finding.name in NEEDED:
+            blocking.append(finding.name)
         yield finding
-    if canary is None:
-        return
-    if blocking := [name for name in NEEDED if name in failed]:
-        yield Finding(WARN, f"not sent because {blocking[0]} fails", name="canary")
-    else:
+    if canary and blocking:
+        yield Finding(WARN, f"not sent because {min(blocking, key=NEEDED.index)} fails", name="canary")
+    elif canary:
         yield from canary.send()
 
 

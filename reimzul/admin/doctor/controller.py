@@ -83,10 +83,16 @@ beanstalkd_checks = CheckGroup("link.beanstalkd")
 def _check_beanstalkd(host: Host) -> Result:
     with connect(host.settings) as broker:
         stats = broker.server_stats()
-        old = f"beanstalkd {stats.version} lacks reserve-job, which workers need"
-        require(not is_too_old(stats.version), old, "install 1.12 or newer")
-        draining = "beanstalkd is draining: it accepts no jobs until a restart"
-        require(not stats.draining, draining, "systemctl restart beanstalkd")
+        require(
+            not is_too_old(stats.version),
+            f"beanstalkd {stats.version} lacks reserve-job, which workers need",
+            "install 1.12 or newer",
+        )
+        require(
+            not stats.draining,
+            "beanstalkd is draining: it accepts no jobs until a restart",
+            "systemctl restart beanstalkd",
+        )
         try:
             records = _write_binlog(broker)
         except RetryLater as error:
@@ -199,8 +205,11 @@ def _check_outbox(host: Host) -> Result:
     """Look for a damaged outbox, which the notifier has moved aside, and for one that has grown large."""
     outbox = host.settings.notifier.ledger
     corrupt = ", ".join(map(str, sorted(outbox.parent.glob(CORRUPT_PATTERN))))
-    damaged = f"the outbox was damaged, and events may be lost: {corrupt}"
-    require(not corrupt, damaged, f"look for the cause, then rm {corrupt}")
+    require(
+        not corrupt,
+        f"the outbox was damaged, and events may be lost: {corrupt}",
+        f"look for the cause, then rm {corrupt}",
+    )
     if not outbox.exists():
         return ok(f"{outbox} does not exist yet")
     size = outbox.stat().st_size
@@ -212,8 +221,7 @@ def _check_outbox(host: Host) -> Result:
 @checks.add("owed")
 def _check_pending(host: Host) -> Result:
     now = time.time()
-    pending = read_pending(host.settings.notifier.ledger)
-    late = [each for each in pending if now - each.oldest > PENDING_SECONDS]
+    late = [each for each in read_pending(host.settings.notifier.ledger) if now - each.oldest > PENDING_SECONDS]
     counts = ", ".join(f"{each.count} events for {each.sink} for {format_duration(now - each.oldest)}" for each in late)
     recommend(not late, f"deliveries are pending: {counts}", "journalctl -u reimzul-notifier shows why they fail")
     return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
@@ -337,5 +345,5 @@ def _check_broker(host: Host) -> Result:
     plain = socket.create_connection(address, ANSWER_TIMEOUT_SECONDS)
     with plain, context.wrap_socket(plain, server_hostname=settings.host) as wrapped:
         certificate = wrapped.getpeercert() or {}
-    end = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
-    return judge_expiry(end, f"the certificate of {format_address(address)}")
+    name = f"the certificate of {format_address(address)}"
+    return judge_expiry(ssl.cert_time_to_seconds(str(certificate["notAfter"])), name)

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +55,6 @@ NEEDED = {
     BUILDER: {"git": "git", "rsync": "rsync"},
     BSTORE: {"rsync": "rsync"},
 }
-_OPTIONAL_PROGRAMS = ("rpmbuild",)
 #: Folders with system programs, which are missing in an ordinary user's PATH.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 #: A URL with a password, as `[history] url` may have; all other passwords are in files of their own.
@@ -83,7 +82,7 @@ class StunnelSection:
 
     @property
     def is_client(self) -> bool:
-        """Whether it is a tunnel to another host, and not a service offered to others."""
+        """A client is a tunnel to another host; the other sections are services offered to others."""
         return self.options.get("client", "no") == "yes"
 
     @property
@@ -175,7 +174,7 @@ class Host:
     @property
     def is_installed(self) -> bool:
         """Whether the settings are this machine's own, and not those of a farm in a folder."""
-        return _is_default(self.file)
+        return self.file in (None, DEFAULT_FILE)
 
     @property
     def name(self) -> str:
@@ -219,18 +218,16 @@ def find_host(settings: Settings, file: Path | None, roles: Collection[str], stu
     """Describe this host; detect its roles and its stunnel configuration if not given. Raises `InputError`."""
     config = read_stunnel_config(stunnel or _find_stunnel_config(file))
     found = [role for role in ROLES if role in roles or ALL in roles] if roles else detect_roles(config, file)
-    user = OWNER if _is_default(file) else pwd.getpwuid(os.geteuid()).pw_name
+    user = OWNER if file in (None, DEFAULT_FILE) else pwd.getpwuid(os.geteuid()).pw_name
     return Host(settings=settings, file=file, roles=tuple(found), stunnel=config, user=user)
-
-
-def _is_default(file: Path | None) -> bool:
-    return file is None or file == DEFAULT_FILE
 
 
 def _find_stunnel_config(file: Path | None) -> Path:
     """A devfarm has its stunnel configurations beside its settings."""
-    beside = file.with_name(f"stunnel-{file.stem}.conf") if file and not _is_default(file) else None
-    return beside if beside and beside.exists() else _STUNNEL_FILE
+    if file is None or file == DEFAULT_FILE:
+        return _STUNNEL_FILE
+    beside = file.with_name(f"stunnel-{file.stem}.conf")
+    return beside if beside.exists() else _STUNNEL_FILE
 
 
 def detect_roles(config: StunnelConfig, file: Path | None) -> list[str]:
@@ -258,12 +255,11 @@ def user_can(user: pwd.struct_passwd, path: Path, access: int) -> bool:
 
     Raises `OSError` if the path cannot be examined.
     """
-    status = path.stat()
     if access & WRITE and _is_read_only(path):
         return False
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     above = all(_grants(folder.stat(), user.pw_uid, groups, ENTER) for folder in path.resolve().parents)
-    return above and _grants(status, user.pw_uid, groups, access)
+    return above and _grants(path.stat(), user.pw_uid, groups, access)
 
 
 def _is_read_only(path: Path) -> bool:
@@ -284,8 +280,11 @@ def check_writable(host: Host, folder: Path) -> Result:
     user = host.require_user("make install, or install the package of this role")
     require(folder.is_dir(), f"{folder} does not exist", f"install -d -o {host.user} -g {host.user} {folder}")
     if not user_can(user, folder, READ | WRITE | ENTER):
-        read_only = f"{folder} is on a file system that is mounted read-only"
-        require(not _is_read_only(folder), read_only, "look into the kernel's log (dmesg)")
+        require(
+            not _is_read_only(folder),
+            f"{folder} is on a file system that is mounted read-only",
+            "look into the kernel's log (dmesg)",
+        )
         raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
     return ok(str(folder))
 
@@ -321,7 +320,7 @@ def _check_programs(host: Host) -> Iterator[Result]:
     path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
     for name, package in needed.items():
         if shutil.which(name, path=path) is None:
-            report = warn if name in _OPTIONAL_PROGRAMS else fail
+            report = warn if name == "rpmbuild" else fail  # only the canary needs rpmbuild
             yield report(f"{name} is not installed", f"install {package}")
     yield ok(", ".join(needed))
 
@@ -418,20 +417,21 @@ def _list_stuck(spool: Path, before: float) -> Iterator[str]:
 
 @store_checks.add("after_createrepo")
 def _check_hook(host: Host) -> Iterator[Result]:
-    return check_hook(host.settings.repogen.after_createrepo, StorePaths(host.settings.bstore.root).state)
-
-
-def check_hook(argv: Sequence[str], state: Path) -> Iterator[Result]:
+    argv, state = host.settings.repogen.after_createrepo, StorePaths(host.settings.bstore.root).state
     if not argv:
         yield ok("no program runs after createrepo_c")
     elif shutil.which(argv[0]) is None:
-        message = f"{argv[0]} does not exist: no new repodata is published"
-        yield fail(message, "install it, or correct [repogen] after_createrepo")
+        yield fail(
+            f"{argv[0]} does not exist: no new repodata is published",
+            "install it, or correct [repogen] after_createrepo",
+        )
     else:
         for path in sorted(state.glob("*.hook")):
             if failure := read_failure(path):
                 times = "once" if failure.count == 1 else f"{failure.count} times"
-                ago = f"{max(0, int(time.time() - failure.at))} s ago"
-                message = f"{path.stem} keeps its old repodata: {argv[0]} failed {times}, last {ago}: {failure.reason}"
-                yield fail(message, f"fix the cause, then: reimzul repogen {path.stem}")
+                when = f"{times}, last {max(0, int(time.time() - failure.at))} s ago"
+                yield fail(
+                    f"{path.stem} keeps its old repodata: {argv[0]} failed {when}: {failure.reason}",
+                    f"fix the cause, then: reimzul repogen {path.stem}",
+                )
         yield ok(f"the last run of {argv[0]} succeeded for every target")

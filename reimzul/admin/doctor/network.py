@@ -47,10 +47,8 @@ from reimzul.core.process import spawn, wait_until_exit
 
 #: Programs that may listen on a public address; conf/ has all others listen on loopback.
 ALLOWED = ("stunnel", "stunnel4", "sshd")
-_SSH_PORT = 22
 #: The highest tcp_retries2 with which a vanished peer is noticed within 30 s: conf/sysctl-reimzul.conf.
 MAX_RETRIES = 6
-_TCP_LISTEN = "0A"  # the state in /proc/net/tcp
 
 RESTART_STUNNEL = "systemctl restart stunnel@reimzul; journalctl -u stunnel@reimzul"
 _MAKE_KEYS = "reimzul setup on the controller makes keys, and prints where to put each"
@@ -98,7 +96,7 @@ def _check_retries(_: Host) -> Result:
 def _check_listeners(host: Host) -> Result:
     sockets = dict(_list_public_sockets())
     owners = _find_socket_owners(sockets)
-    ours = {section.accept[1] for section in host.stunnel.sections if not section.is_client} | {_SSH_PORT}
+    ours = {22, *(section.accept[1] for section in host.stunnel.sections if not section.is_client)}  # 22: ssh
     others = []
     for inode, (address, port) in sorted(sockets.items(), key=lambda item: item[1][1]):
         name = owners.get(inode, "")
@@ -122,7 +120,7 @@ def _list_public_sockets() -> Iterator[tuple[str, tuple[str, int]]]:
             for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()
                 address, port = parse_socket_address(fields[1])
-                if fields[3] == _TCP_LISTEN and not is_loopback(address):
+                if fields[3] == "0A" and not is_loopback(address):  # 0A: TCP_LISTEN
                     yield fields[9], (str(address), port)
 
 
@@ -166,8 +164,11 @@ def _check_config(host: Host) -> Iterator[Result]:
     config = host.stunnel
     hint = f"reimzul setup {host.roles[0]}" if len(host.roles) == 1 else "reimzul setup"
     ours = [section for section in config.sections if section.is_client or section in config.offers.values()]
-    problem_hint = hint if "no such file" in config.problem else "run reimzul doctor as root"
-    require(not config.problem, config.problem, problem_hint)
+    require(
+        not config.problem,
+        config.problem,
+        hint if "no such file" in config.problem else "run reimzul doctor as root",
+    )
     require(ours, f"{config.path} has no section of the farm's", hint)
     yield from (fail(message, f"{hint}, or compare the file with conf/") for message in _find_holes(config))
     yield ok(f"{config.path}: {', '.join(section.name for section in ours)}")
@@ -266,10 +267,16 @@ def _check_link(host: Host, service: Service) -> Result:
 def _explain_near_end(host: Host, service: Service, section: StunnelSection | None, error: str) -> Result:
     near = format_address(service.address)
     require(section is None, f"nothing listens on {near}: stunnel does not run on this host", RESTART_STUNNEL)
-    is_local, is_ours = service.address[0] in LOCAL, host.has_role(service.offered_by)
-    require(is_local, f"{near} cannot be reached: {error}", f"check {service.setting}, and that the host runs")
-    down = f"nothing listens on {near}: {service.program} does not run"
-    require(not is_ours, down, restart_hint(service.program))
+    require(
+        service.address[0] in LOCAL,
+        f"{near} cannot be reached: {error}",
+        f"check {service.setting}, and that the host runs",
+    )
+    require(
+        not host.has_role(service.offered_by),
+        f"nothing listens on {near}: {service.program} does not run",
+        restart_hint(service.program),
+    )
     options = " --add-bstore NAME" if host.roles[0] == CONTROLLER and service.name == STORE else ""
     return fail(
         f"nothing listens on {near}, and no section of {host.stunnel.path} has that port",
@@ -281,8 +288,11 @@ def _check_offer(host: Host, name: str) -> Result:
     """Check a service that others reach through this host's stunnel: first the service, then stunnel."""
     section, service = host.stunnel.offers[name], services(host.settings)[name]
     accept = (section.accept[0] or _LOOPBACK, section.accept[1])
-    message = f"nothing listens on port {accept[1]}: stunnel does not run on this host"
-    require(_find_connect_error(accept) is None, message, RESTART_STUNNEL)
+    require(
+        _find_connect_error(accept) is None,
+        f"nothing listens on port {accept[1]}: stunnel does not run on this host",
+        RESTART_STUNNEL,
+    )
     try:
         answer = service.ask(section.connect)
     except OSError as error:
@@ -373,13 +383,14 @@ def _try_tunnel(
 
 def make_config(config: StunnelConfig, section: StunnelSection, near: Address, far: Address, secrets: Path) -> str:
     """Write the configuration of our own stunnel from `near` to `far`, with the other options of the host's own."""
-    head = [(name, value) for name, value in config.common if name.lower() not in _UNCOPIED_OPTIONS]
-    own = [(name, value) for name, value in section.options.items() if name not in _REPLACED_OPTIONS]
-    rows = [("foreground", "yes"), ("pid", ""), ("syslog", "no"), ("debug", "info"), *head]
-    ends = [("client", "yes"), ("accept", format_address(near)), ("connect", format_address(far))]
-    options = [*ends, *own, ("PSKsecrets", str(secrets))]
-    lines = [f"{name} = {value}" for name, value in rows]
-    return "\n".join([*lines, "[doctor]", *(f"{name} = {value}" for name, value in options)]) + "\n"
+    lines = [
+        "foreground = yes", "pid =", "syslog = no", "debug = info",
+        *(f"{name} = {value}" for name, value in config.common if name.lower() not in _UNCOPIED_OPTIONS),
+        "[doctor]", "client = yes", f"accept = {format_address(near)}", f"connect = {format_address(far)}",
+        *(f"{name} = {value}" for name, value in section.options.items() if name not in _REPLACED_OPTIONS),
+        f"PSKsecrets = {secrets}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def _find_free_port() -> int:

@@ -170,8 +170,11 @@ def _ask_rsyncd(address: Address) -> str:
 def _ask_web_server(url: str, sample: str, address: Address) -> str:
     """Ask for a folder. The server may refuse to list it (403)."""
     path, status = urlsplit(url).path, fetch(url, address)[0].status
-    message = f"the web server at {format_address(address)} answers {status} for {path}"
-    require(status in (200, 403), message, f"compare its configuration with {sample}")
+    require(
+        status in (200, 403),
+        f"the web server at {format_address(address)} answers {status} for {path}",
+        f"compare its configuration with {sample}",
+    )
     return f"the web server answers for {path}"
 
 
@@ -197,10 +200,10 @@ upload_checks = CheckGroup("link.rsyncd", "offer.rsyncd")
 
 def _module_url(host: Host) -> str:
     """rsync's module as this host reaches it: through its tunnel, or on bstore itself without."""
-    url, offer = host.settings.bstore.upload_url, host.stunnel.offers.get(RSYNCD)
-    if offer is None or host.has_role(BUILDER):
+    url, backend = host.settings.bstore.upload_url, _backend(host, RSYNCD)
+    if backend is None or host.has_role(BUILDER):
         return url
-    return re.sub(r"//[^/]+/", f"//{format_address(offer.connect)}/", url, count=1)
+    return re.sub(r"//[^/]+/", f"//{format_address(backend)}/", url, count=1)
 
 
 def _test_folder(host: Host) -> str:
@@ -209,15 +212,16 @@ def _test_folder(host: Host) -> str:
 
 @upload_checks.add("rsync.write")
 def _check_upload(host: Host) -> Result:
+    options = ("--recursive", "--times", "--chmod=D0755,F0644")
     with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
         text = f"reimzul doctor on {host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
         (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
         try:
-            options = ("--recursive", "--times", "--chmod=D0755,F0644")
             _run_rsync(host, *options, f"{folder}/", f"{_module_url(host)}{_test_folder(host)}/")
         except ReimzulError as error:
-            hint = f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
-            return fail(f"the upload of a file into spool/ fails: {error}", hint)
+            return fail(
+                f"the upload of a file into spool/ fails: {error}", f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
+            )
     return ok(f"{_test_folder(host)} was uploaded")
 
 
@@ -226,18 +230,19 @@ def _check_download(host: Host) -> Result:
     try:
         _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
     except ProgramFailed as error:
-        if _REFUSED.search(str(error)):
-            return ok("downloads are refused")
-        return warn(f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
+        recommend(_REFUSED.search(str(error)), f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
+        return ok("downloads are refused")
     return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
 
 
 @upload_checks.add("rsync.elsewhere", "rsync.write")
 def _check_protected(host: Host) -> Result:
     writable = [f"{folder}/" for folder in PROTECTED if not _is_protected(host, folder)]
-    filters = "include = /spool/ /spool/*** /live/ /live/*** and exclude = *"
-    message = f"anybody with a key can write to {', '.join(writable)}"
-    require(not writable, message, f"set {filters}; {_RSYNCD_SAMPLE}")
+    require(
+        not writable,
+        f"anybody with a key can write to {', '.join(writable)}",
+        f"set include = /spool/ /spool/*** /live/ /live/*** and exclude = *; {_RSYNCD_SAMPLE}",
+    )
     return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
 
 
@@ -261,7 +266,7 @@ web_checks = CheckGroup()
 
 
 def _backend(host: Host, service: str) -> Address | None:
-    """The address of a web server of this host behind stunnel; None if stunnel does not offer it."""
+    """The address of a service of this host behind stunnel; None if stunnel does not offer it."""
     section = host.stunnel.offers.get(service)
     return section.connect if section else None
 
@@ -322,8 +327,11 @@ def _check_store(host: Host) -> Result:
         private, _ = fetch(f"{url[: -len('repo/')]}{PRIVATE}/", address)
     except OSError as error:
         return _web_server_down(error)
-    message = f"anybody with a key can read {PRIVATE}/"
-    require(private.status != 200, message, "offer only repo/, scratch/, index/ and attempts/")
+    require(
+        private.status != 200,
+        f"anybody with a key can read {PRIVATE}/",
+        "offer only repo/, scratch/, index/ and attempts/",
+    )
     return ok(f"the web server offers repo/, and not {PRIVATE}/")
 
 
@@ -381,10 +389,10 @@ def _check_unit(unit: str) -> Results:
     if unit.endswith("@"):
         names = sorted({link.stem for link in ENABLED_UNITS.glob(f"*.wants/{unit}*.service")})
     require(names, f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
-    properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
-    argv = ["systemctl", "show", f"--property={properties}", *(f"{name}.service" for name in names)]
-    blocks = output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).strip().split("\n\n")
-    units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    argv = ["systemctl", "show", "--property=Id,LoadState,ActiveState,SubState,UnitFileState"]
+    shown = output_of([*argv, *(f"{name}.service" for name in names)], timeout=PROGRAM_TIMEOUT_SECONDS)
+    blocks = (block.splitlines() for block in shown.strip().split("\n\n"))
+    units = [dict(line.split("=", 1) for line in block if "=" in line) for block in blocks]
     if not unit.endswith("@"):
         units = [each for each in units if each.get("LoadState") != "not-found"][:1] or units[:1]
     problems = [problem for each in units for problem in find_unit_problems(each)]
