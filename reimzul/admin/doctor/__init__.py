@@ -43,8 +43,13 @@ class Finding(Result):
     seconds: float = attr.field(default=0.0, kw_only=True)  #: duration
 
     def to_dict(self) -> dict[str, object]:  # as --json prints it, under key names of its own
-        texts = {"words": self.message, "remedy": self.hint}
-        return {"name": self.name, "level": self.level, **texts, "seconds": round(self.seconds, 3)}
+        return {
+            "name": self.name,
+            "level": self.level,
+            "words": self.message,
+            "remedy": self.hint,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 class Misconfigured(ReimzulError):

@@ -239,13 +239,15 @@ class Canary:
         # We have to know what was queued to cancel it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            answer = json.loads(output_of(argv))
-            now, names = time.monotonic(), ("arch", "tube", "build_id", "job")
+            answer, now = json.loads(output_of(argv)), time.monotonic()
             self.srpm = answer["srpm"]
             self.runs = [
-                CanaryRun(**{name: build[name] for name in names}, began=began, since=now, served=now)
+                CanaryRun(
+                    arch=build["arch"], tube=build["tube"], build_id=build["build_id"], job=build["job"],
+                    began=began, since=now, served=now,
+                )
                 for build in answer["builds"]
-            ]
+            ]  # fmt: skip
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -278,8 +280,9 @@ class Canary:
             return stored if (index / leg_key(run.build_id, run.arch)).exists() else ""
         with connect(settings) as broker:
             tube = broker.tube_stats(CREATEREPO.name)
-        is_waiting = tube.ready + tube.reserved + tube.delayed
-        return "" if is_waiting else "repogen has taken it; this host cannot read the store"
+        if tube.ready + tube.reserved + tube.delayed:
+            return ""
+        return "repogen has taken it; this host cannot read the store"
 
     def _fail_stalled(self, is_late: bool) -> Iterator[Finding]:
         now = time.monotonic()

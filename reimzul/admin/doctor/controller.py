@@ -12,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -20,19 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Callable
 
 from reimzul.admin import lookup
-from reimzul.admin.doctor import (
-    Check,
-    CheckGroup,
-    Result,
-    Results,
-    fail,
-    is_root,
-    ok,
-    recommend,
-    require,
-    shorten,
-    warn,
-)
+from reimzul.admin.doctor import Check, CheckGroup, Result, fail, is_root, ok, recommend, require, shorten, warn
 from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
 from reimzul.admin.output import format_duration, format_size, format_skew, pluralize
@@ -51,7 +39,6 @@ from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disco
 
 #: Doctor puts a job into this tube and deletes it at once; nobody watches it.
 TEST_TUBE = "doctor"
-_LOWEST_PRIORITY = 2**32 - 1
 #: Who watches the farm's own tubes, and a hint if nobody does.
 _DAEMONS = {
     NOTIFY.name: ("the notifier", "systemctl status reimzul-notifier"),
@@ -115,7 +102,7 @@ def _write_binlog(broker: Broker) -> int:
     """Put and delete a job; return the number of binlog records."""
     while (leftover := broker.first_ready(TEST_TUBE)) is not None:  # of a doctor that was killed
         broker.delete(leftover[0])
-    broker.delete(broker.put_raw(TEST_TUBE, b"", priority=_LOWEST_PRIORITY))
+    broker.delete(broker.put_raw(TEST_TUBE, b"", priority=2**32 - 1))  # the lowest priority
     return broker.server_stats().binlog_records
 
 
@@ -131,8 +118,7 @@ def _check_watchers(host: Host) -> Iterator[Result]:
             yield warn(f"{daemon} is not connected: nobody watches {tube.name}", hint)
     if not any(tube.watchers for tube in tubes if tube.name not in _DAEMONS):
         yield warn("no builder is connected", _BUILDER_HINT)
-    counts = [f"{tube.name} {tube.watchers}" for tube in tubes if tube.watchers]
-    yield ok(f"watchers: {', '.join(counts)}")
+    yield ok("watchers: " + ", ".join(f"{tube.name} {tube.watchers}" for tube in tubes if tube.watchers))
 
 
 @beanstalkd_checks.add("tubes.buried")
@@ -151,19 +137,21 @@ worker_checks = CheckGroup("link.beanstalkd")
 
 
 @worker_checks.add("builders")
-def _check_builders(host: Host) -> Results:
+def _check_builders(host: Host) -> Iterable[Result]:
     try:
         seen = lookup.load_workers(host.settings)
     except WorkersUnavailable as error:
-        return warn(str(error), "" if is_root() else "run reimzul doctor as root")
+        return [warn(str(error), "" if is_root() else "run reimzul doctor as root")]
     with connect(host.settings) as broker:
         return judge_workers(drop_disconnected(broker, seen))
 
 
 def judge_workers(seen: Sequence[WorkerRecord]) -> Iterator[Result]:
     for message in shared_names(seen).values():
-        hint = "set a different [worker] fqdn on each host, and use a different number for each unit; restart them"
-        yield warn(message, hint)
+        yield warn(
+            message,
+            "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
+        )
     for name, skew in {each.heartbeat.host: each.skew for each in seen if each.skew}.items():
         yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")
     yield ok(f"{pluralize(len(seen), 'worker')}, all names differ, and the clocks agree")

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Optional
+from typing import Callable
 
 from reimzul.admin.doctor import (
     Check,
@@ -62,8 +62,6 @@ KEY_REFUSED = "{end} refuses the key of {name}{why}: the key was revoked there, 
 UNREACHED = "{end} cannot be reached{why}"
 NO_TLS = "{end}: the TLS handshake fails{why}"
 SILENT = "{end} accepts connections, but does not answer the TLS handshake"
-#: One of these states, and the reason if it is known; None if the tunnel works.
-TunnelFault = Optional[tuple[str, str]]
 
 #: OpenSSL's errors when the far side does not know our key, or has another secret for its name.
 _KEY_ERRORS = ("handshake failure", "illegal parameter", "unknown psk identity", "decrypt error", "bad record mac")
@@ -97,18 +95,18 @@ def _check_listeners(host: Host) -> Result:
     sockets = dict(_list_public_sockets())
     owners = _find_socket_owners(sockets)
     ours = {22, *(section.accept[1] for section in host.stunnel.sections if not section.is_client)}  # 22: ssh
-    others = []
+    others: list[str] = []
     for inode, (address, port) in sorted(sockets.items(), key=lambda item: item[1][1]):
         name = owners.get(inode, "")
         # The MQTT broker may serve subscribers on other hosts: it authenticates them by their certificates.
         is_mqtt = host.has_role(CONTROLLER) and name == "mosquitto" and port == host.settings.mqtt.port
         if not (name in ALLOWED or (port in ours and name in ("", "systemd")) or is_mqtt):
             others.append(f"{name or 'an unknown program'} on {address}:{port}")
-    hint = "" if is_root() else "run reimzul doctor as root to learn the program; "
     recommend(
         not others,
         f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}",
-        f"{hint}have it listen on 127.0.0.1, or close the port in the firewall",
+        ("" if is_root() else "run reimzul doctor as root to learn the program; ")
+        + "have it listen on 127.0.0.1, or close the port in the firewall",
     )
     return ok("only stunnel and sshd listen on public addresses")
 
@@ -247,8 +245,7 @@ def link_checks(host: Host) -> list[Check]:
 def _check_link(host: Host, service: Service) -> Result:
     """Ask a service; if it does not answer, find out which part of the link is broken."""
     section = host.stunnel.find_client(*service.address)
-    error = _find_connect_error(service.address)
-    if error is not None:
+    if error := _find_connect_error(service.address):
         return _explain_near_end(host, service, section, error)
     far = section.connect if section else service.address
     end = format_address(far)
@@ -327,18 +324,16 @@ def _diagnose_tunnel(
     `prefix` begins the hints for the far host, as "on <host>: ".
     """
     end, program, secrets = format_address(far), service.program, section.secrets
-    error = _find_connect_error(far)
-    if error is not None:
+    if error := _find_connect_error(far):
         return fail(UNREACHED.format(end=end, why=f": {error}"), _hint_for_unreached(error, far, host, prefix))
     if secrets is None or not _is_readable(secrets):
         return fail(
             f"{end} accepts connections and closes them: it refuses our key, or its {program} is down",
             f"{secrets} cannot be read" if is_root() else "run reimzul doctor as root to learn which",
         )
-    fault = _try_tunnel(host.stunnel, section, far, secrets, service.ask)
-    if fault is None:
+    state, reason = _try_tunnel(host.stunnel, section, far, secrets, service.ask)
+    if not state:
         return None
-    state, reason = fault
     name = section.options.get("pskidentity") or next(iter(_read_key_names(secrets)), "nobody")
     option = "on the controller --add-bstore NAME --new-key" if name == CONTROLLER else "--add-builder"
     hints = {
@@ -362,8 +357,11 @@ def _hint_for_unreached(error: str, far: Address, host: Host, prefix: str) -> st
 
 def _try_tunnel(
     config: StunnelConfig, section: StunnelSection, far: Address, secrets: Path, ask: Callable[[Address], str]
-) -> TunnelFault:
-    """Ask the service behind a far stunnel through our own stunnel, with the first key in a file."""
+) -> tuple[str, str]:
+    """Ask the service behind a far stunnel through our own stunnel, with the first key in a file.
+
+    Returns the state of the tunnel, which is empty if it works, and the reason if it is known.
+    """
     with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
         near = (_LOOPBACK, _find_free_port())
         file, log = Path(folder) / "stunnel.conf", Path(folder) / "log"
@@ -399,12 +397,11 @@ def _find_free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _ask_through(near: Address, ask: Callable[[Address], str], log: Path) -> TunnelFault:
+def _ask_through(near: Address, ask: Callable[[Address], str], log: Path) -> tuple[str, str]:
     try:
-        ask(near)
-        return None
-    except Misconfigured:
-        return None
+        with contextlib.suppress(Misconfigured):
+            ask(near)
+        return "", ""
     except OSError as error:  # of beanstalkd's client, it wraps the socket's
         is_late = isinstance(error, socket.timeout) or isinstance(error.__cause__, socket.timeout)
     return interpret_log(_read_log(log), "no answer" if is_late else "it accepts no connection")
