@@ -218,7 +218,7 @@ class LegRow:
 
     @property
     def line_key(self) -> tuple[str, ...]:
-        """The values whose change is worth a new line; a heartbeat names the phase of a build for a while after its end."""
+        """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
         return (self.state, self.leg.attempt, self.phase if self.state == BUILDING else "")
 
 

@@ -66,6 +66,7 @@ class Notification:
     event: Event
     word: str  #: its `news_kind`
     maybe_sent: bool = False  #: an earlier delivery was begun, and its outcome is unknown
+    seq: int = attr.field(default=0, eq=False)  #: the event's number in the outbox
 
     @property
     def name(self) -> tuple[str, str]:

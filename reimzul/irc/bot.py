@@ -2,52 +2,60 @@
 """The loop of reimzul-irc: takes results from the MQTT broker, sends them to IRC, then acknowledges them.
 
 While IRC is away, the broker keeps what is published; while the broker is away, the bot stays in its channels. A
-message that was under way when the IRC connection ended is sent again. Only this module of the package imports paho.
+message that was under way when the IRC connection ended is sent again. A payload is data from outside: nothing in it
+can end a line, begin a command, colour it or ring a bell. Only this module of the package imports paho.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+import attr
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from reimzul.core import validators
 from reimzul.core.daemon import Stop, handle_signals
 from reimzul.core.errors import ConfigError
 from reimzul.core.retry import Backoff, LogThrottle
 from reimzul.core.sdnotify import SdNotify
-from reimzul.core.settings import IrcSettings, MqttSettings, Settings
+from reimzul.core.settings import IrcChannelsSettings, IrcSettings, MqttSettings, Settings
 from reimzul.core.tls import client_context
 from reimzul.irc.connection import IrcConnection, IrcDisconnected
-from reimzul.irc.sentences import MAX_UNACKNOWLEDGED, Acknowledge, Formatter, PendingMessages, RateLimiter
 
 log = logging.getLogger(__name__)
 
 #: The longest wait for the IRC server in one pass of the loop; a new result is noticed after it.
 PASS_SECONDS = 0.2
-#: The first and the longest pause before the IRC server is tried again.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 300.0
-#: Seconds of silence after which the MQTT broker is pinged.
-MQTT_KEEPALIVE_SECONDS = 30
-#: The first and the longest pause before the broker is tried again; paho doubles it each time.
-MQTT_FIRST_PAUSE_SECONDS, MQTT_LONGEST_PAUSE_SECONDS = 1, 120
-#: How long the broker keeps our session while we are away.
-MQTT_SESSION_SECONDS = 30 * 86400
-#: Seconds between two log lines about a broker that is away.
-MQTT_LOG_SECONDS = 60.0
+#: The most bytes of a message: a line of IRC has 512, with the sender's name and the channel's.
+MAX_BYTES = 380
+#: How many deliveries the MQTT broker sends ahead of our acknowledgements.
+MAX_UNACKNOWLEDGED = 20
+#: How many ids of sent messages are remembered, to recognise a repeated delivery.
+REMEMBERED_IDS = 1000
+#: How many lines may be sent at once after a silence.
+BURST_LINES = 4
+#: mIRC's colours: green, red, and the default.
+_GREEN, _RED, _PLAIN = "\x0303", "\x0304", "\x0f"
+_KEYS = ("status", "srpm", "arch", "target", "submitter", "reason", "url")
+
+#: Acknowledges a delivery to the MQTT broker.
+Acknowledge = Callable[[], None]
 
 
 class IrcBot:
-    """Sends results to IRC until it is stopped."""
-
-    def __init__(self, settings: Settings, stop: Optional[Stop] = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises `ConfigError`."""
-        self.stop = stop or Stop()
+        self.stop = Stop()
         self.service = SdNotify()
         self._settings = settings.irc
         self._formatter = Formatter(settings=settings.irc, rows=settings.irc_channels)
@@ -61,8 +69,8 @@ class IrcBot:
         self._subscription = Subscription(settings.mqtt, settings.irc, self._on_result)
         self._connection: Optional[IrcConnection] = None
         self._under_way: dict[str, str] = {}  #: PING token -> id of the message before it
-        self._count = 0
-        self._backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+        self._tokens = itertools.count(1)
+        self._backoff = Backoff(first=2.0, cap=300.0)
         self._retry_at = 0.0
         self._limiter = RateLimiter(settings.irc.seconds_a_line, time.monotonic())
 
@@ -114,8 +122,7 @@ class IrcBot:
                 continue
             if not joined:
                 log.error("dropped, since none of its channels lets us in: %s", message.line)
-            self._count += 1
-            token = f"message-{self._count}"
+            token = f"message-{next(self._tokens)}"
             self._under_way[token] = message.id
             self._limiter.spend(time.monotonic(), len(joined) + 1)  # the PING is a line too
             connection.send(token, joined, message.line)
@@ -141,20 +148,18 @@ class Subscription:
         self._topic = f"{mqtt.topic}/builds/results"
         self._address = f"the MQTT broker at {mqtt.host}:{mqtt.port}"
         self._on_result = on_result
-        self._throttle = LogThrottle(MQTT_LOG_SECONDS)
+        self._throttle = LogThrottle(seconds=60.0)
         self._client = paho.Client(CallbackAPIVersion.VERSION2, irc.client_id, protocol=paho.MQTTv5, manual_ack=True)
         self._client.tls_set_context(_tls_context(mqtt, irc))
-        self._client.reconnect_delay_set(MQTT_FIRST_PAUSE_SECONDS, MQTT_LONGEST_PAUSE_SECONDS)
+        self._client.reconnect_delay_set(min_delay=1, max_delay=120)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = lambda *_: self._warn("cannot be reached")
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = MQTT_SESSION_SECONDS
+        properties.SessionExpiryInterval = 30 * 86400  # seconds
         properties.ReceiveMaximum = MAX_UNACKNOWLEDGED
-        self._client.connect_async(
-            mqtt.host, mqtt.port, MQTT_KEEPALIVE_SECONDS, clean_start=False, properties=properties
-        )
+        self._client.connect_async(mqtt.host, mqtt.port, keepalive=30, clean_start=False, properties=properties)
 
     def start(self) -> None:
         self._client.loop_start()
@@ -204,3 +209,110 @@ def _tls_context(mqtt: MqttSettings, irc: IrcSettings) -> Any:
         return client_context("mqtt", ca_cert=mqtt.ca_cert, pair=pair, any_name=mqtt.tls_insecure)
     except OSError as error:
         raise ConfigError(str(error)) from error
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+@attr.frozen(kw_only=True)
+class IrcMessage:
+    """A line and its channels; a result that is delivered twice has the same id both times."""
+
+    id: str
+    line: str
+    channels: tuple[str, ...]
+
+
+@attr.frozen(kw_only=True)
+class Formatter:
+    settings: IrcSettings
+    rows: IrcChannelsSettings
+
+    def format(self, payload: bytes) -> Optional[IrcMessage]:
+        """The message of a payload, None where the payload is not a result."""
+        try:
+            raw = json.loads(payload.decode("utf-8"))
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), str) for key in ("status", "srpm", "arch")):
+            return None
+        result = {key: _clean(raw.get(key)) for key in _KEYS}
+        message_id = raw.get("id")
+        return IrcMessage(
+            id=message_id if isinstance(message_id, str) else "/".join(result.values()),
+            line=self._line(result),
+            channels=self._channels(result["target"], result["arch"]),
+        )
+
+    def _line(self, result: dict[str, str]) -> str:
+        status = result["status"]
+        if self.settings.colours:
+            status = f"{_GREEN if status == 'Success' else _RED}{status}{_PLAIN}"
+        reason = f", {result['reason']}" if result["reason"] else ""
+        submitter = f" ({result['submitter']})" if result["submitter"] else ""
+        url = f" {result['url']}" if result["url"] else ""
+        text = f"{status}: {result['srpm']} on {result['arch']} for {result['target']}{submitter}{reason}"
+        # half a URL leads nowhere: a line that is too long is cut before it
+        return _truncate(_truncate(text, MAX_BYTES - len(url.encode("utf-8"))) + url, MAX_BYTES)
+
+    def _channels(self, target: str, arch: str) -> tuple[str, ...]:
+        """The channels of the rows that name the target or the arch; without such a row the default channels."""
+        target, arch = target.lower(), arch.lower()
+        without_arch = target[: -len(arch) - 1] if target.endswith(f".{arch}") else target
+        named = [channel for name in (target, without_arch, arch) for channel in self.rows.by_name.get(name, ())]
+        return tuple(dict.fromkeys(named)) or self.settings.channels
+
+
+def _clean(value: Any) -> str:
+    return validators.line(250)(value) if isinstance(value, str) else ""
+
+
+def _truncate(line: str, max_bytes: int) -> str:
+    encoded = line.encode("utf-8")
+    return line if len(encoded) <= max_bytes else encoded[: max(0, max_bytes - 3)].decode("utf-8", "ignore") + "…"
+
+
+class PendingMessages:
+    """The queue between the thread that receives results and the one that sends them.
+
+    It holds at most `MAX_UNACKNOWLEDGED` messages; the others wait at the MQTT broker, on its disk.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[IrcMessage, Acknowledge]] = {}
+        self._sent_ids: deque[str] = deque(maxlen=REMEMBERED_IDS)
+        self._lock = threading.Lock()
+
+    def add(self, message: IrcMessage, acknowledge: Acknowledge) -> None:
+        """Queue a message; one that was sent before is acknowledged at once."""
+        with self._lock:
+            if message.id not in self._sent_ids:
+                # a repeated delivery replaces the former's acknowledgement, which ended with its connection
+                self._waiting[message.id] = (message, acknowledge)
+                return
+        acknowledge()
+
+    def oldest(self, excluded_ids: set[str]) -> Optional[IrcMessage]:
+        with self._lock:
+            return next((message for key, (message, _) in self._waiting.items() if key not in excluded_ids), None)
+
+    def mark_sent(self, message_id: str) -> None:
+        """The IRC server has read the message: acknowledge its delivery."""
+        with self._lock:
+            _, acknowledge = self._waiting.pop(message_id)
+            self._sent_ids.append(message_id)
+        acknowledge()
+
+
+class RateLimiter:
+    """Allows a few lines at once, then one in so many seconds: servers disconnect a client that is faster."""
+
+    def __init__(self, seconds_per_line: float, now: float) -> None:
+        self._seconds_per_line = seconds_per_line
+        self._full_at = now  #: when the allowance will be complete again
+
+    def allows(self, now: float) -> bool:
+        return self._full_at - now <= (BURST_LINES - 1) * self._seconds_per_line
+
+    def spend(self, now: float, lines: int = 1) -> None:
+        self._full_at = max(self._full_at, now) + lines * self._seconds_per_line

@@ -43,6 +43,7 @@ _REFUSALS = (
     "toomanychannels", "unavailresource", "nochanmodes", "needreggednick",
 )  # fmt: skip
 _KEEPALIVE_TOKEN = "alive"
+_one_line = validators.line(200)
 
 
 class IrcDisconnected(ReimzulError):
@@ -65,7 +66,7 @@ class _Socket:
     def __init__(self, plain: socket.socket) -> None:
         self._socket = plain
         self.fileno, self.shutdown, self.close = plain.fileno, plain.shutdown, plain.close
-        self.write = self.send
+        self.send = self.write = plain.sendall
 
     def read(self, size: int) -> bytes:
         """Raises `_NoData`, `OSError`."""
@@ -80,13 +81,8 @@ class _Socket:
     #: The library checks for these names first, although it uses those above.
     recv = read
 
-    def send(self, block: bytes) -> None:
-        self._socket.sendall(block)
-
 
 class IrcConnection:
-    """One connection and the channels joined on it."""
-
     def __init__(self, settings: IrcSettings, channels: Iterable[str], password: str) -> None:
         """Connect. Raises `IrcDisconnected`."""
         self.address = f"the IRC server at {settings.server}:{settings.port}"
@@ -141,14 +137,12 @@ class IrcConnection:
         return tokens
 
     def joined_channels(self, channels: Iterable[str]) -> list[str]:
-        """Those of the channels that we are in."""
         return [channel for channel in channels if channel.lower() in self._joined]
 
     def may_still_join(self, channels: Iterable[str]) -> bool:
         """Whether one of the channels refused us not long ago, and may yet let us in."""
-        now = time.monotonic()
         refused = (self._refused_at.get(channel.lower(), float("-inf")) for channel in channels)
-        return any(now - at < JOIN_HOPE_SECONDS for at in refused)
+        return any(time.monotonic() - at < JOIN_HOPE_SECONDS for at in refused)
 
     def send(self, token: str, channels: Iterable[str], line: str) -> None:
         """Send a line; `process` returns the token when the server has read it. Raises `IrcDisconnected`."""
@@ -300,7 +294,3 @@ class IrcConnection:
             fault = self._fault
             self.close()
             raise IrcDisconnected(f"{self.address} {fault}")
-
-
-def _one_line(text: str) -> str:
-    return validators.line(200)(text)

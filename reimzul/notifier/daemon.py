@@ -9,18 +9,15 @@ from collections.abc import Iterable, Iterator
 from typing import Callable
 
 from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob
-from reimzul.core.daemon import Daemon, Outcome, Stop
+from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
 from reimzul.core.retry import LogThrottle
-from reimzul.notifier.delivery import SinkPool
+from reimzul.notifier.delivery import Sink, SinkPool
 from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, RefusalCleanup, correct_clock
 from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.quarantine import Quarantine
-from reimzul.notifier.sinks.base import Sink
 
-#: Seconds between two purges of the outbox.
-PURGE_SECONDS = 86400.0
 #: Seconds between two commits, unless a whole batch waits: under load a commit costs more than an event.
 COMMIT_SECONDS = 0.05
 log = logging.getLogger(__name__)
@@ -37,12 +34,11 @@ class Notifier(Daemon[NotifyMessage]):
         host: str,
         outbox: Outbox,
         sinks: Iterable[Sink],
-        heartbeats: HeartbeatIntake | None = None,
-        refusals: RefusalCleanup | None = None,
-        quarantine: Quarantine | None = None,
-        stop: Stop | None = None,
+        heartbeats: HeartbeatIntake,
+        refusals: RefusalCleanup,
+        quarantine: Quarantine | None,
     ) -> None:
-        super().__init__(connect, [NOTIFY], host, stop)
+        super().__init__(connect, [NOTIFY], host)
         sinks = list(sinks)
         self.outbox = outbox
         outbox.drop_sinks_except({sink.name for sink in sinks})
@@ -52,7 +48,7 @@ class Notifier(Daemon[NotifyMessage]):
         self.refusals = refusals
         self.reaper = CancelReaper(outbox)
         self._committed_at = float("-inf")
-        self._purge_due = LogThrottle(PURGE_SECONDS)
+        self._purge_due = LogThrottle(seconds=86400.0)
         if outbox.damage:
             self._accept([Refusal(tube=NOTIFY.name, job=0, reason=outbox.damage, host=host, at=round(time.time(), 3))])
 
@@ -67,8 +63,7 @@ class Notifier(Daemon[NotifyMessage]):
                 heartbeats.append((job, job.message))
             else:
                 events.append((job, correct_clock(job, job.message)))
-        if self.heartbeats is not None:
-            self.heartbeats.update(heartbeats)
+        self.heartbeats.update(heartbeats)
         yield from ((job, None) for job, _ in heartbeats)
         if events:
             self._accept([event for _, event in events])
@@ -84,13 +79,10 @@ class Notifier(Daemon[NotifyMessage]):
         return True
 
     def do_idle_work(self, broker: Broker) -> None:
-        """Once a day, drop what is too old; see to the control flags."""
         if self._purge_due.is_due():
             self.outbox.purge(time.time())
-            if self.refusals is not None:
-                self.refusals.start()
-        if self.heartbeats is not None:
-            self.heartbeats.sweep()
+            self.refusals.start()
+        self.heartbeats.sweep()
         self._check_flags(broker)
 
     def announce_refusal(self, claim: ReservedJob[NotifyMessage], event: Refusal) -> None:
@@ -101,8 +93,7 @@ class Notifier(Daemon[NotifyMessage]):
     def close(self) -> None:
         """Let the sinks finish what takes little, and close all files."""
         self.sinks.close()
-        if self.heartbeats is not None:
-            self.heartbeats.close()
+        self.heartbeats.close()
         if self.quarantine is not None:
             self.quarantine.close()
         self.outbox.close()
@@ -113,7 +104,6 @@ class Notifier(Daemon[NotifyMessage]):
         self._committed_at = time.monotonic()
 
     def _check_flags(self, broker: Broker) -> None:
-        """See to the flags of cancelled builds, and of builders in quarantine."""
         self.reaper.run_if_due(broker)
         if self.quarantine is not None:
             self.quarantine.run_if_due(broker, self.outbox.results_of)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Delivers events to the sinks: a thread for each, so that a sink that fails or hangs delays no other.
 
+A new sink is a `Sink` in `reimzul.notifier.sinks`, and an entry in the table there.
+
 The daemon hands new events over in memory. A thread reads the outbox only after a start, after its buffer was full, and
 for deliveries that were deferred. A sink gets its events in the order of their arrival; while it is unavailable it is
 tried every second, and a delivery that failed by itself is deferred and holds up no other.
@@ -8,25 +10,26 @@ tried every second, and a delivery that failed by itself is deferred and holds u
 
 from __future__ import annotations
 
+import abc
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Optional, TypeVar
 
-from reimzul.core.errors import RetryLater
+from reimzul.core.errors import ReimzulError, RetryLater
 from reimzul.core.message import Event
 from reimzul.core.retry import LogThrottle
+from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.outbox import PAGE, Delivery, SinkDeliveries
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
+from reimzul.notifier.outbox import PAGE, SinkDeliveries
 
+S = TypeVar("S", bound="Sink")
 log = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reach a sink that is unavailable.
 PAUSE_SECONDS = 1.0
-#: Seconds between two lines about a sink that stays unavailable.
-LOG_AGAIN_SECONDS = 60.0
 #: How many deliveries a sink's thread holds in memory; beyond that it reads them from the outbox.
 BUFFER_LIMIT = 1000
 #: Seconds between the starts of two batches, unless a whole batch waits: a commit, and a mail server's greeting, cost
@@ -38,6 +41,40 @@ RECORD_SECONDS = 0.1
 STOP_SECONDS = 0.4
 
 
+class SinkUnavailable(ReimzulError):
+    """A sink takes nothing now: what it does not have yet is delivered later."""
+
+
+class Sink(abc.ABC):
+    """Something that gets events.
+
+    A thread of its own makes its connections and uses them, so it may take its time; but whatever it waits for needs a
+    timeout.
+    """
+
+    name: ClassVar[str]  #: in the outbox: letters, digits, ._-
+
+    @classmethod
+    @abc.abstractmethod
+    def from_settings(cls: type[S], settings: Settings) -> Optional[S]:
+        """Make the sink; None if it is switched off. Raises `ConfigError`."""
+
+    def accepts(self, event: Event) -> bool:
+        """Whether this event is for the sink. Called in the daemon's thread: decide by the event alone."""
+        return True
+
+    @abc.abstractmethod
+    def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
+        """Deliver these, and yield each as soon as it is certain to have arrived; what is not yielded is tried later.
+
+        Raises `SinkUnavailable` if the sink takes no more now, `RetryLater` if the outbox's file cannot be used. Any
+        other exception counts as the fault of one notice, and the others are delivered one by one.
+        """
+
+    def close(self) -> None:  # noqa: B027  not every sink holds something
+        """Release connections and files, quickly."""
+
+
 class SinkThread:
     """One sink and its thread. `enqueue` and the `stop` methods are for the daemon's thread."""
 
@@ -45,25 +82,24 @@ class SinkThread:
         self.sink = sink
         self._file = SinkDeliveries(outbox, sink.name)
         self._changed = threading.Condition()
-        self._buffer: dict[int, Delivery] = {}  #: by seq, in its order
+        self._buffer: dict[int, Notification] = {}  #: by seq, in its order
         self._is_behind = True  #: the outbox has deliveries that belong behind those of the buffer
         self._retry_at = float("inf")  #: when the first deferred delivery is due, by the monotonic clock
         self._unrecorded: list[int] = []  #: what the sink has and the outbox does not say yet
         self._recorded_at = self._batch_at = float("-inf")
         self._stop_at = float("inf")  #: when to stop, by the monotonic clock
-        self._throttle = LogThrottle(LOG_AGAIN_SECONDS)
-        self._is_failing = False
+        self._throttle = LogThrottle(seconds=60.0)
         # a daemon thread: a sink that hangs does not keep the program from ending
         self._thread = threading.Thread(target=self._run, name=sink.name, daemon=True)
         self._thread.start()
 
-    def enqueue(self, deliveries: Sequence[Delivery]) -> None:
+    def enqueue(self, notices: Sequence[Notification]) -> None:
         """Hand over what the outbox has got; it has a greater seq than all before."""
         with self._changed:
-            if self._is_behind or len(self._buffer) + len(deliveries) > BUFFER_LIMIT:
+            if self._is_behind or len(self._buffer) + len(notices) > BUFFER_LIMIT:
                 self._is_behind = True
             else:
-                self._buffer.update((each.seq, each) for each in deliveries)
+                self._buffer.update((each.seq, each) for each in notices)
             self._changed.notify()
 
     def request_stop(self) -> None:
@@ -116,7 +152,7 @@ class SinkThread:
             self._ask_sink(begun)
         self._forget(batch)
 
-    def _next_batch(self) -> list[Delivery]:
+    def _next_batch(self) -> list[Notification]:
         """Return the first deliveries of the buffer, which is filled from the outbox if it is empty."""
         with self._changed:
             if self._buffer or not self._is_behind:
@@ -134,55 +170,43 @@ class SinkThread:
             self._buffer = {**{each.seq: each for each in page}, **self._buffer}
             return list(self._buffer.values())[:PAGE]
 
-    def _forget(self, deliveries: Iterable[Delivery]) -> None:
+    def _forget(self, notices: Iterable[Notification]) -> None:
         with self._changed:
-            for each in deliveries:
+            for each in notices:
                 self._buffer.pop(each.seq, None)
 
-    def _ask_sink(self, begun: Sequence[tuple[Delivery, Notification]]) -> None:
+    def _ask_sink(self, begun: Sequence[Notification]) -> None:
         """Deliver together; if that shows a bug of ours, one by one, so that the bug stops only its own delivery."""
-        left = {notice.name: (delivery, notice) for delivery, notice in begun}
+        left = {notice.seq: notice for notice in begun}
         try:
-            self._ask_sink_for(left, [notice for _, notice in begun])
-        except (SinkUnavailable, RetryLater):
-            raise
-        except Exception:
-            log.exception("%s: %d events together failed; one by one now", self.sink.name, len(left))
-            for _, notice in list(left.values()):
-                self._ask_sink_for_one(left, notice)
+            if not self._deliver(left, begun, f"{len(begun)} events together"):
+                for notice in list(left.values()):
+                    self._deliver(left, [notice], f"{notice.word} of {notice.event.key}")
         finally:
-            self._forget(delivery for delivery, notice in begun if notice.name not in left)
+            self._forget(notice for notice in begun if notice.seq not in left)
             self._record()
         if left and not self._is_stopping:
-            pause = self._file.defer([delivery.seq for delivery, _ in left.values()])
-            self._retry_at = min(self._retry_at, time.monotonic() + pause)
-        if self._is_failing:
-            self._is_failing = False
-            self._throttle.reset()
+            self._retry_at = min(self._retry_at, time.monotonic() + self._file.defer(list(left)))
+        if self._throttle.reset():
             log.info("%s takes events again", self.sink.name)
 
-    def _ask_sink_for(
-        self, left: dict[tuple[str, str], tuple[Delivery, Notification]], notices: Sequence[Notification]
-    ) -> None:
-        """Deliver notices; those that the sink has are taken out of `left`."""
-        for notice in self.sink.deliver(notices):
-            delivery, _ = left.pop(notice.name)
-            self._unrecorded.append(delivery.seq)
-            now = time.monotonic()
-            if now - self._recorded_at > RECORD_SECONDS:
-                self._record()
-            if now > self._stop_at:
-                return
-
-    def _ask_sink_for_one(
-        self, left: dict[tuple[str, str], tuple[Delivery, Notification]], notice: Notification
-    ) -> None:
+    def _deliver(self, left: dict[int, Notification], notices: Sequence[Notification], what: str) -> bool:
+        """Deliver notices, and take those that the sink has out of `left`; return False after a bug of ours."""
         try:
-            self._ask_sink_for(left, [notice])
+            for notice in self.sink.deliver(notices):
+                del left[notice.seq]
+                self._unrecorded.append(notice.seq)
+                now = time.monotonic()
+                if now - self._recorded_at > RECORD_SECONDS:
+                    self._record()
+                if now > self._stop_at:
+                    break
         except (SinkUnavailable, RetryLater):
             raise
         except Exception:
-            log.exception("%s cannot take %s of %s", self.sink.name, notice.word, notice.event.key)
+            log.exception("%s cannot take %s", self.sink.name, what)
+            return False
+        return True
 
     def _record(self) -> None:
         if self._unrecorded:
@@ -192,7 +216,6 @@ class SinkThread:
 
     def _pause(self, error: Exception) -> None:
         """Log that the sink, or the outbox, is unavailable, or a bug of ours, and wait."""
-        self._is_failing = True
         if self._throttle.is_due():
             more = " or more" if self._is_behind else ""
             bug = None if isinstance(error, (SinkUnavailable, RetryLater)) else error
@@ -209,9 +232,9 @@ class SinkPool:
     def sinks_for(self, event: Event) -> list[str]:
         return [name for name, thread in self._threads.items() if thread.sink.accepts(event)]
 
-    def enqueue(self, deliveries: Mapping[str, Sequence[Delivery]]) -> None:
-        for sink, each in deliveries.items():
-            self._threads[sink].enqueue(each)
+    def enqueue(self, new: Mapping[str, Sequence[Notification]]) -> None:
+        for sink, notices in new.items():
+            self._threads[sink].enqueue(notices)
 
     def close(self) -> None:
         """Stop all threads; a sink that hangs is left behind."""

@@ -9,8 +9,8 @@ old refusals from the history. `CancelReaper` finishes cancels whose sender was 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterable
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 _BUILDER_STATUSES = (Status.BUILDING, Status.SUCCESS, Status.FAILED)
 #: Seconds after which a heartbeat is not recorded any more: its worker has sent newer ones.
 STALE_SECONDS = 120
-#: Seconds between two log lines about heartbeats that cannot be recorded, and between two sweeps of their file.
-LOG_AGAIN_SECONDS, SWEEP_SECONDS = 60.0, 3600.0
 #: Seconds between two rounds of the reaper.
 ROUND_SECONDS = 30.0
 #: Seconds that the sender of a cancel, and the worker that obeys it, have for themselves.
@@ -69,9 +67,11 @@ def shift_times(event: BuildEvent, put_at: float) -> BuildEvent:
     skew = measure_skew(event.at, put_at)
     if not skew:
         return event
-    by_builder = event.status in _BUILDER_STATUSES
-    due = max(0.0, event.due - skew) if event.due else 0.0
-    return attr.evolve(event, at=round(put_at, 3), due=due, skew=skew if by_builder else 0.0)
+    shifted = copy.copy(event)  # `attr.evolve` would check all its fields again, which takes longer than all else here
+    object.__setattr__(shifted, "at", round(put_at, 3))
+    object.__setattr__(shifted, "due", max(0.0, event.due - skew) if event.due else 0.0)
+    object.__setattr__(shifted, "skew", skew if event.status in _BUILDER_STATUSES else 0.0)
+    return shifted
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------
@@ -82,8 +82,8 @@ class HeartbeatIntake:
 
     def __init__(self, path: Path) -> None:
         self._file = WorkerStore(path)
-        self._throttle = LogThrottle(LOG_AGAIN_SECONDS)
-        self._sweep_due = LogThrottle(SWEEP_SECONDS)
+        self._throttle = LogThrottle(seconds=60.0)
+        self._sweep_due = LogThrottle(seconds=3600.0)
 
     def update(self, heartbeats: Iterable[tuple[ReservedJob[Any], WorkerHeartbeat]]) -> None:
         """Record the newest heartbeat of each worker; `heartbeats` are in the order they were sent in."""
@@ -135,28 +135,22 @@ class RefusalCleanup:
     def start(self) -> None:
         """Start a round in a thread and with connections of its own: the history may be unavailable for long."""
         if self.days:
-            threading.Thread(target=self._round, name="refusals", daemon=True).start()
+            threading.Thread(target=self._run, name="refusals", daemon=True).start()
 
-    def _round(self) -> None:
+    def _run(self) -> None:
+        """Drop refusals that are older, or of a clock that was ahead, and not buried any more."""
+        now = time.time()
         try:
-            now = time.time()
-            count = self.drop(now - self.days * 86400, now + 86400)
+            with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
+                first, last = now - self.days * 86400, now + 86400
+                old = [refusal for refusal in history.iterate_refusals() if not first <= refusal.at <= last]
+                keys = [refusal.key for refusal in old if not _is_buried(broker, refusal)]
+                history.delete_refusals(keys)
         except ReimzulError as error:
             log.warning("old refusals are not dropped today: %s", error)
         else:
-            if count:
-                log.info("%d refusals of more than %d days ago are dropped", count, self.days)
-
-    def drop(self, before: float, after: float = math.inf) -> int:
-        """Drop refusals that are older, or of a clock that was ahead, and not buried any more; return how many.
-
-        Raises `HistoryUnavailable`, `BrokerUnavailable`.
-        """
-        with contextlib.closing(open_history(self.url)) as history, self.connect() as broker:
-            old = [refusal for refusal in history.iterate_refusals() if not before <= refusal.at <= after]
-            keys = [refusal.key for refusal in old if not _is_buried(broker, refusal)]
-            history.delete_refusals(keys)
-        return len(keys)
+            if keys:
+                log.info("%d refusals of more than %d days ago are dropped", len(keys), self.days)
 
 
 def _is_buried(broker: Broker, refusal: RefusalRecord) -> bool:
@@ -180,9 +174,8 @@ class CancelReaper:
     has lost its link may build for that long.
     """
 
-    def __init__(self, outbox: Outbox, grace: int = GRACE_SECONDS, keep: int = KEEP_FLAG_SECONDS) -> None:
-        self._outbox = outbox
-        self._grace, self._keep = grace, keep
+    def __init__(self, outbox: Outbox, grace: int = GRACE_SECONDS) -> None:
+        self._outbox, self._grace = outbox, grace
         self._last_round = float("-inf")
 
     def run_if_due(self, broker: Broker) -> None:
@@ -205,12 +198,12 @@ class CancelReaper:
             age = broker.job_stats(found[0]).age
             if age < self._grace:
                 return
-            queued, is_over = self._outbox.queued_events(build_id), self._outbox.is_over(build_id)
+            queued, is_over = self._outbox.queued_events(build_id), self._outbox.results_of([build_id])
             if any(self._is_reserved(broker, event) for event in queued):
                 return
             if queued and not is_over:
                 self._announce(broker, queued, control.cancel_flag(broker, build_id) or control.ControlFlag())
-            elif age > (self._keep if is_over else KEEP_UNKNOWN_FLAG_SECONDS):
+            elif age > (KEEP_FLAG_SECONDS if is_over else KEEP_UNKNOWN_FLAG_SECONDS):
                 control.clear_flag(broker, tube)
 
     def _is_reserved(self, broker: Broker, event: BuildEvent) -> bool:

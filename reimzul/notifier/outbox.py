@@ -24,14 +24,14 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Callable, cast
 
 import attr
 
 from reimzul.core.errors import InvalidMessage, ReimzulError, RetryLater
 from reimzul.core.json_message import encode
-from reimzul.core.message import BuildEvent, Event, Status, WorkerHeartbeat, decode_event
-from reimzul.core.pending import CORRUPT_PREFIX, PendingDeliveries, count_pending
+from reimzul.core.message import BuildEvent, Event, Status, decode_event
+from reimzul.core.pending import CORRUPT_PREFIX, count_pending
 from reimzul.core.retry import Backoff
 from reimzul.core.sqlite import open_database, transaction
 from reimzul.history.result_rules import Notification, is_news, is_result, news_kind, resulting_status, with_implied
@@ -69,33 +69,38 @@ _RESULTS = tuple(status for status in Status.BUILD if is_result(status))
 
 #: SQLite lets one connection write at a time; the others sleep for up to 0.1 s between two attempts. All threads of the
 #: notifier write this file, so they wait here instead, and each goes on at once.
-_write_lock = threading.Lock()
+write_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def write_transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Commit in one step what is done in the block. Raises `sqlite3.Error`."""
+    with write_lock, transaction(db):
+        yield db
+
+
+@contextlib.contextmanager
+def translating_errors(path: Path, fault: str = "the outbox cannot be used") -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise RetryLater(f"{path}: {fault}: {error}", pause=RETRY_SECONDS) from error
 
 
 @attr.frozen
-class Delivery:
-    seq: int
-    event: Event
-    word: str
+class _Known:
+    """What the file has of the builds of a batch; kept up to date while the batch is added."""
 
-
-@contextlib.contextmanager
-def write_transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit in one step what is done in the block. Raises `sqlite3.Error`."""
-    with _write_lock, transaction(db):
-        yield
-
-
-@contextlib.contextmanager
-def _translating_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise RetryLater(f"{path}: the outbox cannot be used: {error}", pause=RETRY_SECONDS) from error
+    verdicts: dict[str, str]  #: key -> the result that holds
+    seqs: dict[tuple[str, str], int]  #: key and word -> number of the event
+    told: dict[tuple[str, str, str], bool]  #: key, word and sink -> whether an earlier version finished telling it
 
 
 class Outbox:
-    """The daemon's side of the file: events arrive, results are decided. Belongs to one thread."""
+    """The daemon's side of the file: events arrive, results are decided. Belongs to one thread.
+
+    All methods raise `RetryLater`.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file or make it; a damaged one is replaced. Raises `ReimzulError`."""
@@ -123,56 +128,45 @@ class Outbox:
     def close(self) -> None:
         self._db.close()
 
-    def accept(self, events: Sequence[Event], sinks_for: Callable[[Event], Iterable[str]]) -> dict[str, list[Delivery]]:
+    def accept(
+        self, events: Sequence[Event], sinks_for: Callable[[Event], Iterable[str]]
+    ) -> dict[str, list[Notification]]:
         """Write events and their deliveries, on the disk when this returns; return the new deliveries, by sink.
 
-        Raises `RetryLater` if the file cannot be written: then no sink may be asked.
+        If the file cannot be written no sink may be asked.
         """
-        new: dict[str, list[Delivery]] = {}
-        with self._writing():
-            told = self._read_told({event.key for event in events}) if self._has_told else {}
+        new: dict[str, list[Notification]] = {}
+        with translating_errors(self.path), write_transaction(self._db):
+            known = self._read_known(list({event.key for event in events}))
             for event in events:
-                if self._admit(event):
+                if self._admit(event, known):
                     for part in with_implied(event):
-                        self._add(part, sinks_for(part), told, new)
+                        self._add(part, sinks_for(part), known, new)
         return new
 
     def drop_sinks_except(self, sinks: Collection[str]) -> None:
-        """Forget what is pending for sinks that were switched off. Raises `RetryLater`."""
-        with self._writing():
+        with translating_errors(self.path), write_transaction(self._db):
             for pending in count_pending(self._db):
                 if pending.sink not in sinks:
                     log.warning("%s is switched off: %d events for it are dropped", pending.sink, pending.count)
                     self._db.execute("DELETE FROM delivery WHERE sink = ? AND state <> 'done'", (pending.sink,))
                     self._db.execute(f"UPDATE event SET body = '' WHERE body <> '' AND NOT {_IS_OPEN}")
 
-    def pending_counts(self) -> list[PendingDeliveries]:
-        """Count what each sink still lacks. Raises `RetryLater`."""
-        with _translating_errors(self.path):
-            return count_pending(self._db)
-
     def queued_events(self, build_id: str) -> list[BuildEvent]:
-        """Return the last `Queued` of each leg of a build that is not over. Raises `RetryLater`."""
+        """Return the last `Queued` of each leg of a build that is not over."""
         rows = self._rows("SELECT event FROM queued WHERE key BETWEEN ? AND ?", *_leg_range(build_id))
         return [BuildEvent.decode(text.encode()) for (text,) in rows]
 
-    def is_over(self, build_id: str) -> bool:
-        """Whether a result was decided for any leg of a build. Raises `RetryLater`."""
-        return bool(self._rows("SELECT 1 FROM verdict WHERE key BETWEEN ? AND ? LIMIT 1", *_leg_range(build_id)))
-
     def results_of(self, build_ids: Iterable[str]) -> dict[str, str]:
-        """Return the results of builds of one leg, by build id; builds that are not over are left out.
-
-        Raises `RetryLater`.
-        """
-        query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ?"
+        """Return the result of a leg of each build, by build id; builds without any result are left out."""
+        query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ? LIMIT 1"
         found = {build_id: self._rows(query, *_leg_range(build_id)) for build_id in build_ids}
         return {build_id: rows[0][0] for build_id, rows in found.items() if rows}
 
     def purge(self, now: float) -> None:
-        """Forget what was delivered or decided too long ago to come again. Raises `RetryLater`."""
+        """Forget what was delivered or decided too long ago to come again."""
         before = (now - KEEP_SECONDS,)
-        with self._writing():
+        with translating_errors(self.path), write_transaction(self._db):
             old = "SELECT seq FROM event WHERE at < ? AND body = ''"
             self._db.execute(f"DELETE FROM delivery WHERE seq IN ({old})", before)
             self._db.execute("DELETE FROM event WHERE at < ? AND body = ''", before)
@@ -181,76 +175,77 @@ class Outbox:
             if self._has_told:
                 self._db.execute("DELETE FROM told WHERE begun < ?", before)
 
-    def _add(
-        self, event: Event, sinks: Iterable[str], told: dict[tuple[str, str, str], bool], new: dict[str, list[Delivery]]
-    ) -> None:
+    def _read_known(self, keys: Sequence[str]) -> _Known:
+        """Read what the file has of the builds of a batch: a query for each event would take longer than all else."""
+        among = f"WHERE key IN ({_marks(keys)})"
+        numbers = self._db.execute(f"SELECT key, word, seq FROM event {among}", keys)
+        told = self._db.execute(f"SELECT key, word, sink, told FROM told {among}", keys) if self._has_told else ()
+        return _Known(
+            verdicts=dict(self._db.execute(f"SELECT key, status FROM verdict {among}", keys)),
+            seqs={(key, word): seq for key, word, seq in numbers},
+            told={(key, word, sink): when is not None for key, word, sink, when in told},
+        )
+
+    def _add(self, event: Event, sinks: Iterable[str], known: _Known, new: dict[str, list[Notification]]) -> None:
         """Add an event that is not there yet, or the deliveries that an earlier version still owed."""
         named, event = event.owed, attr.evolve(event, owed={}) if event.owed else event
         name = (event.key, news_kind(event))
-        row = self._db.execute("SELECT seq FROM event WHERE key = ? AND word = ?", name).fetchone()
-        if row and not named:
+        seq = known.seqs.get(name)
+        if seq and not named:
             return
-        seq = row[0] if row else self._insert("INSERT INTO event VALUES (NULL, ?, ?, '', ?)", *name, time.time())
-        added = False
-        for sink in sinks:
-            done = told.get((*name, sink))
-            if done or (named and sink not in named):
-                continue
-            state = "pending" if done is None else "begun"
-            values = (seq, sink, state)
-            query = "INSERT OR IGNORE INTO delivery (seq, sink, state) VALUES (?, ?, ?)"
-            if self._db.execute(query, values).rowcount > 0:
-                added = True
-                new.setdefault(sink, []).append(Delivery(seq, event, name[1]))
-        if added:
-            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (encode(event.to_json()).decode("ascii"), seq))
+        there = self._db.execute("SELECT sink FROM delivery WHERE seq = ?", (seq,)).fetchall() if seq else []
+        wanted = [
+            sink
+            for sink in sinks
+            if not known.told.get((*name, sink)) and (not named or sink in named) and (sink,) not in there
+        ]
+        body = encode(event.to_json()).decode("ascii") if wanted else ""
+        if seq is None:
+            query = "INSERT INTO event (key, word, body, at) VALUES (?, ?, ?, ?)"
+            seq = known.seqs[name] = cast("int", self._db.execute(query, (*name, body, time.time())).lastrowid)
+        elif wanted:
+            self._db.execute("UPDATE event SET body = ? WHERE seq = ?", (body, seq))
+        rows = [(seq, sink, "begun" if (*name, sink) in known.told else "pending") for sink in wanted]
+        if rows:
+            query = f"INSERT INTO delivery (seq, sink, state) VALUES {', '.join(['(?, ?, ?)'] * len(rows))}"
+            self._db.execute(query, [value for row in rows for value in row])
+        for _, sink, state in rows:
+            new.setdefault(sink, []).append(Notification(event, name[1], state == "begun", seq))
 
-    def _insert(self, query: str, *values: object) -> int:
-        number = self._db.execute(query, values).lastrowid
-        assert number is not None
-        return number
-
-    def _admit(self, event: Event) -> bool:
+    def _admit(self, event: Event, known: _Known) -> bool:
         """Whether an event is news at all; a result that is decides its leg."""
         if not isinstance(event, BuildEvent) or not is_result(event.status):
             self._keep_job(event)
             return True
-        row = self._db.execute("SELECT status FROM verdict WHERE key = ?", (event.key,)).fetchone()
-        holds = row[0] if row else ""
+        holds = known.verdicts.get(event.key, "")
         if not is_news(holds, event.status):
             log.info("%s of %s by %s is ignored: %s holds", event.status, event.key, event.builder_fqdn, holds)
             return False
         after = resulting_status(holds, event.status)
         if after != holds:
+            known.verdicts[event.key] = after
             self._db.execute("INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (event.key, after, time.time()))
             self._db.execute("DELETE FROM queued WHERE key = ?", (event.key,))
+            outranked = [(event.key, status) for status in _RESULTS if not is_news(after, status)]
             if holds:
-                self._withdraw(event.key, [status for status in _RESULTS if not is_news(after, status)])
+                self._withdraw([known.seqs[name] for name in outranked if name in known.seqs])
         return True
 
-    def _withdraw(self, key: str, statuses: Sequence[str]) -> None:
-        """Forget what is pending of results that hold no more."""
-        marks = ",".join("?" * len(statuses))
-        rows = self._db.execute(
-            f"SELECT seq FROM event WHERE key = ? AND word IN ({marks})", (key, *statuses)
-        ).fetchall()
-        self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", rows)
-        _clear_bodies(self._db, [seq for (seq,) in rows])
+    def _withdraw(self, seqs: Sequence[int]) -> None:
+        """Forget what is pending of results that hold no more.
+
+        A sink that gets nothing of such a result gets the stronger one: `Published` comes with its `Success`, and what
+        is mailed or in MQTT's results is as if the stronger one had come first.
+        """
+        self._db.executemany("DELETE FROM delivery WHERE seq = ? AND state <> 'done'", [(seq,) for seq in seqs])
+        _clear_bodies(self._db, seqs)
 
     def _keep_job(self, event: Event) -> None:
         """Keep which job a build waits as, for those who have to find the job; the newest event holds."""
         if isinstance(event, BuildEvent) and event.status == Status.QUEUED and event.job and not event.owed:
-            row = (event.key, event.encode().decode("ascii"), event.at or time.time())
+            row = (event.key, encode(event.to_json()).decode("ascii"), event.at or time.time())
             newer = "ON CONFLICT (key) DO UPDATE SET event = excluded.event, at = excluded.at WHERE excluded.at >= at"
             self._db.execute(f"INSERT INTO queued VALUES (?, ?, ?) {newer}", row)
-
-    def _read_told(self, keys: Collection[str]) -> dict[tuple[str, str, str], bool]:
-        """Return what an earlier version began to tell: (key, word, sink) -> whether the sink has it."""
-        marks = ",".join("?" * len(keys))
-        rows = self._db.execute(
-            f"SELECT key, word, sink, told IS NOT NULL FROM told WHERE key IN ({marks})", list(keys)
-        )
-        return {(key, name, sink): bool(done) for key, name, sink, done in rows}
 
     def _salvage(self, damaged: Path) -> None:
         """Copy from a damaged file the pending deliveries that can still be read."""
@@ -267,13 +262,8 @@ class Outbox:
         log.error("%s", self.damage)
 
     def _rows(self, query: str, *values: object) -> list[tuple[str, ...]]:
-        with _translating_errors(self.path):
+        with translating_errors(self.path):
             return self._db.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with _translating_errors(self.path), write_transaction(self._db):
-            yield
 
 
 class SinkDeliveries:
@@ -290,63 +280,58 @@ class SinkDeliveries:
             self._connection.close()
             self._connection = None
 
-    def begin(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, Notification]]:
+    def begin(self, notices: Sequence[Notification]) -> list[Notification]:
         """Mark deliveries as begun; return those the sink still lacks. Raises `RetryLater`: ask nobody then."""
-        marks = ",".join("?" * len(deliveries))
-        where = f"WHERE sink = ? AND state <> 'done' AND seq IN ({marks})"
-        values = [self._sink, *(each.seq for each in deliveries)]
+        where = f"WHERE sink = ? AND state <> 'done' AND seq IN ({_marks(notices)})"
+        values = [self._sink, *(each.seq for each in notices)]
         with self._writing() as db:
-            states = dict(db.execute(f"SELECT seq, state FROM delivery {where}", values).fetchall())
-            if "pending" in states.values():
-                db.execute(f"UPDATE delivery SET state = 'begun' {where}", values)
+            # a row for each state and not for each event: at each row the threads contend for Python's lock
+            rows = db.execute(
+                f"SELECT state, group_concat(seq) FROM delivery {where} GROUP BY state", values
+            ).fetchall()
+            db.execute(f"UPDATE delivery SET state = 'begun' {where} AND state = 'pending'", values)
+        states = {int(seq): state for state, seqs in rows for seq in seqs.split(",")}
         return [
-            (each, Notification(each.event, each.word, states[each.seq] == "begun"))
-            for each in deliveries
+            Notification(each.event, each.word, states[each.seq] == "begun", each.seq)
+            for each in notices
             if each.seq in states
         ]
 
     def mark_delivered(self, seqs: Sequence[int]) -> None:
         """Record that the sink has these; a body goes with the last delivery of its event. Raises `RetryLater`."""
-        marks = ",".join("?" * len(seqs))
+        query = f"UPDATE delivery SET state = 'done' WHERE sink = ? AND seq IN ({_marks(seqs)})"
         with self._writing() as db:
-            db.execute(f"UPDATE delivery SET state = 'done' WHERE sink = ? AND seq IN ({marks})", [self._sink, *seqs])
+            db.execute(query, [self._sink, *seqs])
             _clear_bodies(db, seqs)
 
     def defer(self, seqs: Sequence[int]) -> float:
         """Put deliveries off, each by a pause of its own; return the shortest. Raises `RetryLater`."""
-        pauses = []
+        query = f"SELECT tries + 1, seq FROM delivery WHERE sink = ? AND seq IN ({_marks(seqs)})"
         with self._writing() as db:
-            for seq in seqs:
-                row = db.execute("SELECT tries FROM delivery WHERE seq = ? AND sink = ?", (seq, self._sink)).fetchone()
-                tries = (row[0] if row else 0) + 1
-                pauses.append(self._backoff.pause_after(tries))
-                query = "UPDATE delivery SET tries = ?, next_try = ? WHERE seq = ? AND sink = ?"
-                db.execute(query, (tries, time.time() + pauses[-1], seq, self._sink))
-        return min(pauses)
+            found = db.execute(query, [self._sink, *seqs]).fetchall()
+            pauses = [self._backoff.pause_after(tries) for tries, _ in found]
+            rows = [(tries, time.time() + pause, self._sink, seq) for pause, (tries, seq) in zip(pauses, found)]
+            db.executemany("UPDATE delivery SET tries = ?, next_try = ? WHERE sink = ? AND seq = ?", rows)
+        return min(pauses, default=float("inf"))
 
-    def read_due(self) -> tuple[list[Delivery], float]:
+    def read_due(self) -> tuple[list[Notification], float]:
         """Return the first page of what the sink lacks, in order, and the seconds until a deferred delivery is due.
 
         A time that is too far in the future is by a clock that was put back since. Raises `RetryLater`.
         """
-        page = (
-            "SELECT seq, body, word FROM delivery JOIN event USING (seq) WHERE sink = ? AND state <> 'done' "
-            "AND NOT ifnull(next_try, 0) BETWEEN ? AND ? ORDER BY seq LIMIT ?"
-        )
-        first = "SELECT min(next_try) FROM delivery WHERE sink = ? AND state <> 'done' AND next_try BETWEEN ? AND ?"
+        open_rows = "FROM delivery JOIN event USING (seq) WHERE sink = ? AND state <> 'done' AND"
+        page = f"SELECT seq, body, word {open_rows} NOT ifnull(next_try, 0) BETWEEN ? AND ? ORDER BY seq LIMIT ?"
+        first = f"SELECT min(next_try) {open_rows} next_try BETWEEN ? AND ?"
         now = time.time()
-        with _translating_errors(self._path):
-            db = self._open()
-            rows = db.execute(page, (self._sink, now, now + LONGEST_PAUSE_SECONDS, PAGE)).fetchall()
-            (due,) = db.execute(first, (self._sink, now, now + LONGEST_PAUSE_SECONDS)).fetchone()
-        found = [Delivery(seq, event, name) for seq, body, name in rows for event in self._decode(seq, body)]
+        with translating_errors(self._path):
+            rows = self._open().execute(page, (self._sink, now, now + LONGEST_PAUSE_SECONDS, PAGE)).fetchall()
+            (due,) = self._open().execute(first, (self._sink, now, now + LONGEST_PAUSE_SECONDS)).fetchone()
+        found = [Notification(event, word, seq=seq) for seq, body, word in rows for event in self._decode(seq, body)]
         return found, due - now if due else float("inf")
 
     def _decode(self, seq: int, body: str) -> list[Event]:
         try:
-            event = decode_event(body.encode())
-            if not isinstance(event, WorkerHeartbeat):
-                return [event]
+            return [cast("Event", decode_event(body.encode()))]  # no heartbeat was ever written
         except InvalidMessage as error:
             log.error("an event for %s cannot be read from the outbox and is dropped: %s", self._sink, error)
         self.mark_delivered([seq])
@@ -360,16 +345,18 @@ class SinkDeliveries:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with _translating_errors(self._path):
-            db = self._open()
-            with write_transaction(db):
-                yield db
+        with translating_errors(self._path), write_transaction(self._open()) as db:
+            yield db
+
+
+def _marks(values: Collection[object]) -> str:
+    """Return the parameters of an SQL list."""
+    return ",".join("?" * len(values))
 
 
 def _clear_bodies(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
     """Empty the bodies of those events that no sink lacks any more."""
-    marks = ",".join("?" * len(seqs))
-    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({marks}) AND NOT {_IS_OPEN}", list(seqs))
+    db.execute(f"UPDATE event SET body = '' WHERE seq IN ({_marks(seqs)}) AND NOT {_IS_OPEN}", list(seqs))
 
 
 def _is_intact(path: Path) -> bool:

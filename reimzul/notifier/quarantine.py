@@ -28,7 +28,7 @@ from reimzul.core import canary, control, validators
 from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, builder_of_drain_tube, canary_tube, drain_tube
 from reimzul.core.control import QUARANTINED, ControlFlag
-from reimzul.core.errors import ReimzulError, ReservationLost, RetryLater
+from reimzul.core.errors import ReimzulError, RetryLater
 from reimzul.core.manifest import sha256_of
 from reimzul.core.message import (
     NOBODY,
@@ -43,13 +43,7 @@ from reimzul.core.message import (
 )
 from reimzul.core.retry import LogThrottle
 from reimzul.core.sqlite import open_database, transaction
-from reimzul.history.workers import (
-    SILENT_AFTER_SECONDS,
-    WorkerRecord,
-    WorkerStore,
-    WorkersUnavailable,
-    drop_disconnected,
-)
+from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_disconnected
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +66,6 @@ CREATE TABLE IF NOT EXISTS quarantine (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS released (host TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 """
-
-
-class QuarantineUnavailable(ReimzulError):
-    """The tables cannot be read or written now."""
 
 
 # --- judging --------------------------------------------------------------------------------------------------------
@@ -111,31 +101,32 @@ def find_fault_series(records: Sequence[AttemptRecord], builder: str, faults: in
                 series.clear()
     began = min(series.values(), default=0.0)
     others = {each.package for each in records if each.builder != builder and not each.fault and each.at >= began}
-    failed, built = _source_names(series), _source_names(series.keys() & others)
+    # the legs of one source are one package
+    failed, built = ({package.partition(" ")[0] for package in each} for each in (series, series.keys() & others))
     if len(failed) < faults or 2 * len(built) < len(failed):
         return ""
     return f"{len(failed)} packages in a row failed by its own fault; others have built {len(built)} of them meanwhile"
 
 
-def _source_names(packages: Iterable[str]) -> set[str]:
-    return {package.partition(" ")[0] for package in packages}
-
-
-@attr.frozen(kw_only=True)
+@attr.frozen
 class QuarantinedBuilder:
     host: str
     since: float
-    failed: int = 0  #: canaries
     next: float  #: when it is probed
+    failed: int = 0  #: canaries
     build_id: str = ""  #: of the canary under way
     job: int = 0
     srpm: str = ""  #: in incoming/
 
 
+#: The columns of a `QuarantinedBuilder`, in its order.
+_COLUMNS = "host, since, next, failed, build_id, job, srpm"
+
+
 class QuarantineTables:
     """The attempts of builders, and the builders in quarantine. Belongs to the daemon's thread.
 
-    All methods raise `QuarantineUnavailable`.
+    All methods raise `WorkersUnavailable`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,12 +135,11 @@ class QuarantineTables:
 
     def add_attempt(self, event: BuildEvent, now: float) -> None:
         """Record how a builder's attempt ended, if an event says so."""
-        fault = is_fault(event)
-        if fault is None:
-            return
-        row = (event.attempt, event.arch, event.builder_fqdn, f"{event.srpm} {event.target} {event.arch}", fault, now)
-        with self._open() as db:
-            db.execute("INSERT OR IGNORE INTO tried VALUES (?, ?, ?, ?, ?, ?)", row)
+        fault, package = is_fault(event), f"{event.srpm} {event.target} {event.arch}"
+        if fault is not None:
+            row = (event.attempt, event.arch, event.builder_fqdn, package, fault, now)
+            with self._open() as db:
+                db.execute("INSERT OR IGNORE INTO tried VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def attempts(self) -> list[AttemptRecord]:
         """Return all attempts, oldest first; those before the release of their builder are left out."""
@@ -180,14 +170,14 @@ class QuarantineTables:
             db.execute("UPDATE quarantine SET next = :now WHERE next > :now + :ahead", {"now": now, "ahead": ahead})
 
     def builders(self) -> list[QuarantinedBuilder]:
-        names = [a.name for a in attr.fields(QuarantinedBuilder)]
+        query = f"SELECT {_COLUMNS} FROM quarantine ORDER BY host"
         with self._open() as db:
-            rows = db.execute("SELECT host, since, failed, next, build_id, job, srpm FROM quarantine ORDER BY host")
-            return [QuarantinedBuilder(**dict(zip(names, row))) for row in rows]
+            return [QuarantinedBuilder(*row) for row in db.execute(query)]
 
     def save(self, builder: QuarantinedBuilder) -> None:
+        query = f"INSERT OR REPLACE INTO quarantine ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         with self._open() as db:
-            db.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)", attr.astuple(builder))
+            db.execute(query, attr.astuple(builder))
 
     def release(self, host: str, now: float) -> None:
         """Take a builder out of quarantine; its earlier attempts count no more."""
@@ -208,13 +198,11 @@ class QuarantineTables:
             yield self._db
         except (OSError, sqlite3.Error) as error:
             self.close()
-            raise QuarantineUnavailable(f"{self._path}: builders' attempts cannot be recorded: {error}") from error
+            raise WorkersUnavailable(f"{self._path}: builders' attempts cannot be recorded: {error}") from error
 
 
 @attr.frozen(kw_only=True)
 class QuarantineRules:
-    """When a builder is held back, and how it is probed."""
-
     faults: int  #: in a row
     pause: int  #: seconds until the first canary
     target: str  #: of the canary, without an arch; "": none is sent, and a person has to resume the builder
@@ -230,7 +218,6 @@ class Quarantine:
         self.rules = rules
         self.tables = QuarantineTables(path)
         self.presences = WorkerStore(path)
-        self._probes: set[str] = set()  #: the build ids of canaries
         self._pool = ThreadPoolExecutor(1, "canary")
         self._making: Optional[Future[Path]] = None
         self._last_round = float("-inf")
@@ -238,13 +225,12 @@ class Quarantine:
 
     def on_event(self, event: BuildEvent) -> None:
         """Record an attempt's end; a canary's end makes the next round due. Raises nothing."""
-        if event.srpm.startswith(canary.PACKAGE):
-            if event.build_id in self._probes and event.status in Status.FINAL:
-                self._last_round = float("-inf")
-            return
         try:
-            self.tables.add_attempt(event, time.time())
-        except QuarantineUnavailable as error:
+            if not event.srpm.startswith(canary.PACKAGE):
+                self.tables.add_attempt(event, time.time())
+            elif event.status in Status.FINAL:
+                self._last_round = float("-inf")
+        except WorkersUnavailable as error:
             self._warn(error)
 
     def run_if_due(self, broker: Broker, results_of: Callable[[Iterable[str]], dict[str, str]]) -> None:
@@ -254,7 +240,7 @@ class Quarantine:
         self._last_round = time.monotonic()
         try:
             self._run_round(broker, results_of)
-        except (RetryLater, QuarantineUnavailable, WorkersUnavailable, OSError) as error:
+        except (RetryLater, WorkersUnavailable, OSError) as error:
             self._warn(error)
 
     def close(self) -> None:
@@ -270,8 +256,7 @@ class Quarantine:
         for host, flag in flags.items():
             if flag.is_quarantine and host not in held:  # our file was lost, or we were killed before we wrote it
                 held[host] = self._enter(broker, host, flag, seen)
-        self._probes = {builder.build_id for builder in held.values() if builder.build_id}
-        ended = results_of(self._probes)
+        ended = results_of(builder.build_id for builder in held.values() if builder.build_id)
         for builder in held.values():
             own = flags.get(builder.host)
             if own is None:
@@ -296,53 +281,39 @@ class Quarantine:
                 lonely = tube_without_others(tubes_of(host, seen), host, here, flags, now)
                 if lonely:
                     self._warn(f"{host} is not put into quarantine, being the last builder for {lonely}: {why}")
-                else:
-                    flags[host] = self._hold(broker, host, why, seen)
-
-    def _hold(self, broker: Broker, host: str, why: str, seen: list[WorkerRecord]) -> ControlFlag:
-        flag = control.set_flag(broker, drain_tube(host), control.new_flag(_BY, why, reason=QUARANTINED))
-        if flag.is_quarantine:
-            log.error("%s is in quarantine: %s", host, why)
-            self._enter(broker, host, flag, seen)
-        return flag
+                    continue
+                wanted = control.new_flag(_BY, why, reason=QUARANTINED)
+                flags[host] = control.set_flag(broker, drain_tube(host), wanted)
+                if flags[host].is_quarantine:
+                    log.error("%s is in quarantine: %s", host, why)
+                    self._enter(broker, host, flags[host], seen)
 
     def _enter(self, broker: Broker, host: str, flag: ControlFlag, seen: list[WorkerRecord]) -> QuarantinedBuilder:
         """Announce and then record it: after a kill between, both are repeated, and the outbox drops the same event."""
         self._announce(broker, host, Status.QUARANTINED, flag.why, seen, at=flag.at)
-        now = time.time()
-        builder = QuarantinedBuilder(host=host, since=flag.at or now, next=now + self.rules.pause)
+        builder = QuarantinedBuilder(host, since=flag.at or time.time(), next=time.time() + self.rules.pause)
         self.tables.save(builder)
         return builder
 
     def _probe(self, broker: Broker, builder: QuarantinedBuilder, result: str, seen: list[WorkerRecord]) -> None:
+        now = time.time()
+        if builder.build_id and not result and now - builder.next >= LOST_SECONDS and not _has_job(broker, builder):
+            result = "lost"
         if result == Status.SUCCESS:
             control.clear_quarantine(broker, builder.host)
             if control.drain_flag(broker, builder.host) is None:  # else a person has drained it in this moment
                 self._release(broker, builder, "it has built a canary", seen)
-        elif result or (builder.build_id and self._is_lost(broker, builder)):
+        elif result:
             self._clear(broker, builder)
             pause = min(self.rules.pause << min(builder.failed + 1, 20), LONGEST_PAUSE_SECONDS)
-            log.warning("the canary of %s failed (%s): another in %d s", builder.host, result or "lost", pause)
-            again = time.time() + pause
-            self.tables.save(
-                QuarantinedBuilder(host=builder.host, since=builder.since, failed=builder.failed + 1, next=again)
-            )
-        elif not builder.build_id and self.rules.target and time.time() >= builder.next:
+            log.warning("the canary of %s failed (%s): another in %d s", builder.host, result, pause)
+            self.tables.save(QuarantinedBuilder(builder.host, builder.since, now + pause, builder.failed + 1))
+        elif not builder.build_id and self.rules.target and now >= builder.next:
             self._send(broker, builder, seen)
-
-    def _is_lost(self, broker: Broker, builder: QuarantinedBuilder) -> bool:
-        """Whether a canary's job has been gone for long without a result."""
-        if time.time() - builder.next < LOST_SECONDS:
-            return False
-        try:
-            return BuildRequest.decode(broker.peek(builder.job)).build_id != builder.build_id
-        except ReimzulError:
-            return True
 
     def _send(self, broker: Broker, builder: QuarantinedBuilder, seen: list[WorkerRecord]) -> None:
         """Put a canary into the builder's own tube, once it is made."""
-        if self._making is None:
-            self._making = self._pool.submit(canary.make_canary_srpm, self.rules.incoming)
+        self._making = self._making or self._pool.submit(canary.make_canary_srpm, self.rules.incoming)
         if not self._making.done():
             return
         made, self._making = self._making, None
@@ -355,7 +326,6 @@ class Quarantine:
             return
         tube = arch_tube(canary_tube(builder.host))
         job = broker.put(tube, request, priority=PRIORITY_NOW)
-        self._probes.add(request.build_id)
         self.tables.save(attr.evolve(builder, build_id=request.build_id, job=job, srpm=srpm.name, next=time.time()))
         reason = f"a canary for {builder.host}, which is in quarantine"
         where = {"tube": tube.name, "job": job, "priority": PRIORITY_NOW}
@@ -364,9 +334,8 @@ class Quarantine:
 
     def _request(self, host: str, srpm: Path, seen: list[WorkerRecord]) -> BuildRequest:
         """Return the canary's request: a scratch build for the builder's own arch. Raises `ReimzulError`."""
-        tubes = tubes_of(host, seen)
-        known = self.rules.arches.known
-        arch = next((arch.name for arch in known.values() if tubes and arch.tube == tubes[0]), "")
+        own_tube = tubes_of(host, seen)[:1]
+        arch = next((arch.name for arch in self.rules.arches.known.values() if (arch.tube,) == own_tube), "")
         if not arch:
             srpm.unlink(missing_ok=True)
             raise ReimzulError("nobody knows which arches it builds")
@@ -393,12 +362,11 @@ class Quarantine:
 
     def _clear(self, broker: Broker, builder: QuarantinedBuilder) -> None:
         """Delete what a canary may have left: its job, unless somebody has it, and its source."""
-        if builder.job:
-            with contextlib.suppress(ReservationLost, ReimzulError):
-                if BuildRequest.decode(broker.peek(builder.job)).build_id == builder.build_id:
-                    broker.delete(builder.job)
-        if builder.srpm:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(ReimzulError):
+            if builder.job and _has_job(broker, builder):
+                broker.delete(builder.job)
+        with contextlib.suppress(OSError):
+            if builder.srpm:
                 (self.rules.incoming / builder.srpm).unlink(missing_ok=True)
 
     def _announce(
@@ -410,6 +378,14 @@ class Quarantine:
     def _warn(self, what: object) -> None:
         if self._throttle.is_due():
             log.warning("%s", what)
+
+
+def _has_job(broker: Broker, builder: QuarantinedBuilder) -> bool:
+    """Whether the job of a canary exists; its number may be another job's by now."""
+    try:
+        return BuildRequest.decode(broker.peek(builder.job)).build_id == builder.build_id
+    except ReimzulError:
+        return False
 
 
 def _drain_flags(broker: Broker) -> dict[str, ControlFlag]:
@@ -426,12 +402,10 @@ def tube_without_others(
     mine: Sequence[str], host: str, here: list[WorkerRecord], flags: dict[str, ControlFlag], now: float
 ) -> str:
     """Return the first of a builder's tubes that no other connected builder could work on; "" if there is none."""
-    others: set[str] = set()
-    for each in here:
-        able = (
-            each.heartbeat.state in (WorkerState.IDLE, WorkerState.BUILDING)
-            and abs(now - each.last_seen) < SILENT_AFTER_SECONDS
-        )
-        if able and each.heartbeat.host != host and each.heartbeat.host not in flags:
-            others.update(each.heartbeat.arches)
+    others = {
+        tube
+        for each in here
+        if each.heartbeat.host not in (host, *flags) and each.state_at(now) in (WorkerState.IDLE, WorkerState.BUILDING)
+        for tube in each.heartbeat.arches
+    }
     return next((tube for tube in mine if tube not in others), "" if mine else "an arch that nobody knows")

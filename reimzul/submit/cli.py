@@ -15,21 +15,22 @@ import click
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
-from reimzul.core.errors import EXIT_FAILED, InputError
+from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.process import exec_program
-from reimzul.core.rpm_header import Header, read_source_header
-from reimzul.core.settings import Settings
+from reimzul.core.rpm_header import read_source_header
 from reimzul.core.store_paths import StoreUrls
-from reimzul.submit.incoming import Source, find_source, import_source
 from reimzul.submit.submission import (
     QueuedBuild,
+    Source,
     SubmissionOptions,
     check_arches,
     check_options,
     count_watchers,
-    find_listed,
+    find_source,
+    import_source,
     make_requests,
     queue_requests,
+    refuse_listed,
     request_repodata,
     submitter_for_workers,
 )
@@ -112,33 +113,26 @@ def command(
     header = read_source_header(path)
     for doubt in check_arches(path.name, header, options.arches, known):
         _warn(doubt)
-    _refuse_listed(header, options, settings)
+    if not (rebuild or scratch):
+        targets = [f"{target}.{arch}" for arch in options.arches]
+        checked = [each for each in targets if "builds" not in settings.duplicates.kinds_for(each)]
+        refuse_listed(header, disttag, checked, settings.bstore.base_url, _warn)
     source = import_source(path, settings.incoming.folder)
     shared = ["--config", str(config)] if config else []  # for the `reimzul` program
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         requests = make_requests(source, options, submitter_for_workers(broker, user, shared))
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         request_repodata(broker, urls, [request.target for request in requests])
-        builds = count_watchers(broker, queue_requests(broker, requests, source, options, known))
+        queued = queue_requests(broker, requests, header, options, known)
+        builds = [count_watchers(broker, build) for build in queued]
     _print_report(builds, source, requests[0].submitter, options, as_json=as_json)
     if any(build.job is None for build in builds):
         return EXIT_FAILED
     if wait:  # by the program beside this one, as submit does not import the admin package
         program = Path(sys.argv[0]).resolve().with_name("reimzul")
-        more = [*shared, *(["--json"] if as_json else [])]
-        exec_program([program, "watch", "--new", *more, *(build.build_id for build in builds)])
+        json_option = ["--json"] if as_json else []
+        exec_program([program, "watch", "--new", *shared, *json_option, *(build.build_id for build in builds)])
     return 0
-
-
-def _refuse_listed(header: Header, options: SubmissionOptions, settings: Settings) -> None:
-    """Raise `InputError` where a target lists this version and release already; repogen checks that again."""
-    targets = [f"{options.target}.{arch}" for arch in options.arches]
-    checked = [target for target in targets if "builds" not in settings.duplicates.kinds_for(target)]
-    if options.rebuild or options.scratch or not checked:
-        return
-    faults = find_listed(header, options.disttag, checked, settings.bstore.base_url, _warn)
-    if faults:
-        raise InputError("\n".join(faults))
 
 
 def _warn(line: str) -> None:

@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a submission and queues one request for each arch; everything is checked before anything is queued."""
+"""A submission: finds and checks the source rpm, brings it into `incoming/`, and queues one request for each arch.
+
+Everything is checked before anything is queued.
+"""
 
 from __future__ import annotations
 
 import bz2
+import contextlib
+import gzip
+import io
 import json
 import logging
 import lzma
+import os
 import re
+import shutil
 import sys
+import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,13 +33,13 @@ from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, a
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
-from reimzul.core.manifest import MAX_BYTES, Manifest
+from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.process import output_of
+from reimzul.core.readable import find_unreadable
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
-from reimzul.submit.incoming import Source
 
 log = logging.getLogger(__name__)
 
@@ -47,25 +57,22 @@ _DISTTAG = re.compile(
     r"\.(?:el|fc|amzn|mga|lp|eln|suse|oe|ocs|cl|ol|rhel|epel)[0-9][A-Za-z0-9_]*"
     r"(?:\.(?:centos|rocky|alma|alma_plus|sl|ol)\b)?"
 )
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=31), ".xz": lzma.LZMADecompressor, ".bz2": bz2.BZ2Decompressor,
+#: How a primary.xml is opened, by the suffix of its name.
+_OPENERS: dict[str, Callable[[io.BytesIO], Any]] = {
+    ".xml": contextlib.nullcontext, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open,
 }  # fmt: skip
+#: Prefix of unfinished copies, and the seconds after which one is left over from a killed submission.
+_COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
 
 
 @attr.frozen(kw_only=True)
 class SubmissionOptions:
-    """The options of the command line, after their checks."""
-
     arches: tuple[str, ...]
     target: str  #: without an arch
     disttag: str
     now: bool = False
     scratch: bool = False
     rebuild: bool = False
-
-    @property
-    def priority(self) -> int:
-        return PRIORITY_NOW if self.now else PRIORITY
 
 
 @attr.frozen(kw_only=True)
@@ -80,6 +87,13 @@ class QueuedBuild:
     job: int | None = None  #: its number in beanstalkd
     watchers: int | None = None  #: how many builders watch the tube; None where beanstalkd did not answer
     fault: str = ""
+
+
+@attr.frozen(kw_only=True)
+class Source:
+    name: str  #: of the file
+    sha256: str
+    copied: bool  #: whether this submission copied it there
 
 
 # --- checks of options and package
@@ -134,13 +148,88 @@ def check_arches(name: str, header: Header, arches: Sequence[str], known: Arches
     return [f"mock decides whether {name} is built for {arch}: {doubt}, unexpanded" for arch, doubt in doubts if doubt]
 
 
+# --- the source rpm in incoming/
+
+
+def find_source(given: str, incoming: Path) -> Path:
+    """The file that `-s` names: one in `incoming/`, else a path. Raises `InputError` where there is neither."""
+    if not given.isprintable():
+        raise InputError(f"{validators.quoted(given)} is not accepted as a file name: it has unprintable characters")
+    inside = incoming / given
+    if "/" not in given and os.path.isfile(inside):  # Path.is_file raises for a name too long
+        return inside
+    path = Path(given)
+    if os.path.isfile(path):
+        return path
+    if "/" in given:
+        raise InputError(f"{given}: no such file")
+    raise InputError(f"{given}: not in {incoming}, and no such file here")
+
+
+def import_source(path: Path, incoming: Path) -> Source:
+    """Copy a source rpm to `incoming/` if it is elsewhere. Raises `InputError`, leaving nothing."""
+    try:
+        name = validators.srpm(path.name)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    place = incoming / name
+    if place.exists() and path.resolve() == place.resolve():
+        _check_readable(place)
+        return Source(name=name, sha256=sha256_of(place), copied=False)
+    try:
+        _remove_stale_copies(incoming)
+        return _copy_in(path, place)
+    except OSError as error:  # the folder cannot be written to, or is full
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{incoming}: the file cannot be copied in: {reason}") from error
+
+
+def _check_readable(place: Path) -> None:
+    if bar := find_unreadable(place, place.parent):
+        raise InputError(f"no builder can download it: {bar}")
+
+
+def _remove_stale_copies(incoming: Path) -> None:
+    for copy in incoming.glob(f"{_COPY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - copy.stat().st_mtime > _STALE_COPY_SECONDS:
+                copy.unlink()
+
+
+def _copy_in(path: Path, place: Path) -> Source:
+    """Copy to a temporary name, then link(2): that never replaces a file, and shows the whole file or none."""
+    descriptor, copy = tempfile.mkstemp(prefix=_COPY_PREFIX, dir=place.parent)
+    try:
+        with open(descriptor, "wb") as sink, path.open("rb") as source:
+            shutil.copyfileobj(source, sink)
+            os.fchmod(sink.fileno(), 0o644)  # the web server reads it as another user
+            sink.flush()
+            os.fsync(sink.fileno())
+        _check_readable(Path(copy))
+        digest = sha256_of(Path(copy))
+        try:
+            os.link(copy, place)
+            copied = True
+        except FileExistsError:
+            if sha256_of(place) != digest:
+                raise InputError(
+                    f"{place}: a different file of that name is there already; "
+                    "submit that one by its name alone, or give yours another release"
+                ) from None
+            _check_readable(place)
+            copied = False
+    finally:
+        os.unlink(copy)
+    return Source(name=place.name, sha256=digest, copied=copied)
+
+
 # --- what a target lists already
 
 
-def find_listed(
+def refuse_listed(
     header: Header, disttag: str, targets: Iterable[str], base_url: str, warn: Callable[[str], None]
-) -> list[str]:
-    """A line for each target whose repodata lists this version and release. An estimate: mock names the packages.
+) -> None:
+    """Raise `InputError` where targets list this version and release already. An estimate: repogen checks it again.
 
     Calls `warn` for each target of which the store does not answer.
     """
@@ -158,7 +247,12 @@ def find_listed(
                 continue
             if place:
                 faults.append(_describe_listed(session, url, target, header, place))
-    return faults
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def _fetch_repomd(session: HttpSession, url: str) -> bytes:
+    return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
 
 
 def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
@@ -180,29 +274,25 @@ def _find_place(session: HttpSession, url: str, header: Header, releases: Iterab
         for spelled in {evr, quote(evr)}
     )
     wanted = re.compile(rb'href="(' + name + rb"/[0-9]{14}/(?:" + folders + rb')\.[A-Za-z0-9_]+)/[^"/]+"')
-    primary = _PRIMARY_HREF.search(session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES))
+    primary = _PRIMARY_HREF.search(_fetch_repomd(session, url))
     if primary is None:
         raise ValueError("its repomd.xml names no primary.xml")
     href = primary[1].decode()
     before = b""
     for piece in _unpack(href, session.get(url + href, _MAX_PRIMARY_BYTES)):
-        found = wanted.search(before + piece)
-        if found:
+        if found := wanted.search(before + piece):
             return unquote(found[1].decode())
         before = piece[-_MAX_LOCATION_BYTES:]
     return ""
 
 
 def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
-    suffix = name[name.rfind(".") :]
-    if suffix == ".xml":
-        yield packed
-        return
-    if suffix not in _UNPACKERS:
+    suffix = Path(name).suffix
+    if suffix not in _OPENERS:
         raise ValueError(f"{suffix} of its primary.xml cannot be read")
-    unpacker = _UNPACKERS[suffix]()
-    for start in range(0, len(packed), _PIECE_BYTES):
-        yield unpacker.decompress(packed[start : start + _PIECE_BYTES])
+    with _OPENERS[suffix](io.BytesIO(packed)) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            yield piece
 
 
 def _describe_listed(session: HttpSession, url: str, target: str, header: Header, place: str) -> str:
@@ -241,9 +331,10 @@ def submitter_for_workers(broker: Broker, name: str, options: Sequence[str]) -> 
 
 def _list_workers(options: Sequence[str]) -> list[SeenWorker]:
     program = Path(sys.argv[0]).resolve().with_name("reimzul")
-    command: list[str | Path] = [program, "builders", "--json", "--since", "1h", *options]
-    rows = json.loads(output_of(command, timeout=_BUILDERS_TIMEOUT_SECONDS))
-    return [SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in rows]
+    output = output_of([program, "builders", "--json", "--since", "1h", *options], timeout=_BUILDERS_TIMEOUT_SECONDS)
+    return [
+        SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in json.loads(output)
+    ]
 
 
 # --- requests
@@ -258,15 +349,15 @@ def request_repodata(broker: Broker, urls: StoreUrls, targets: Iterable[str]) ->
     with HttpSession(timeout=_REPODATA_TIMEOUT_SECONDS) as session:
         for target in dict.fromkeys(targets):
             try:
-                session.get(f"{urls.target(target)}repodata/repomd.xml", _MAX_REPOMD_BYTES)
+                _fetch_repomd(session, urls.target(target))
             except NotFound:
-                _request_one(broker, target)
+                _request_empty_repodata(broker, target)
             except HttpUnavailable as error:
                 log.debug("whether %s has repodata is unknown: %s", target, error)
                 return
 
 
-def _request_one(broker: Broker, target: str) -> None:
+def _request_empty_repodata(broker: Broker, target: str) -> None:
     try:
         broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW)
     except ReimzulError as error:
@@ -294,10 +385,11 @@ def make_requests(source: Source, options: SubmissionOptions, submitter: str) ->
 
 
 def queue_requests(
-    broker: Broker, requests: Sequence[BuildRequest], source: Source, options: SubmissionOptions, known: Arches
+    broker: Broker, requests: Sequence[BuildRequest], header: Header, options: SubmissionOptions, known: Arches
 ) -> list[QueuedBuild]:
     """Queue each request in its arch's tube, until one fails. Raises if that is the first."""
     builds: list[QueuedBuild] = []
+    priority = PRIORITY_NOW if options.now else PRIORITY
     fault = ""
     for request in requests:
         build = QueuedBuild(
@@ -310,9 +402,9 @@ def queue_requests(
         )
         if not fault:
             try:
-                job = broker.put(arch_tube(build.tube), request, priority=options.priority)
+                job = broker.put(arch_tube(build.tube), request, priority=priority)
                 build = attr.evolve(build, job=job)
-                _announce(broker, request, build, source, options.priority)
+                _announce(broker, request, build, header, priority)
             except ReimzulError as error:
                 if not builds:
                     raise
@@ -322,24 +414,27 @@ def queue_requests(
     return builds
 
 
-def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, source: Source, priority: int) -> None:
+def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, header: Header, priority: int) -> None:
     """Announce a queued build. Failing at that is only logged: the build itself is safe in its tube."""
-    about = {"pkgname": source.header.name, "evr": source.header.evr, "reason": f"job {build.job} of tube {build.tube}"}
-    where = {"tube": build.tube, "job": build.job, "priority": priority}
+    event = event_for(
+        request,
+        Status.QUEUED,
+        pkgname=header.name,
+        evr=header.evr,
+        reason=f"job {build.job} of tube {build.tube}",
+        tube=build.tube,
+        job=build.job,
+        priority=priority,
+    )
     try:
-        broker.announce(event_for(request, Status.QUEUED, **about, **where))
+        broker.announce(event)
     except ReimzulError as error:
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
 
 
-def count_watchers(broker: Broker, builds: Iterable[QueuedBuild]) -> list[QueuedBuild]:
-    """The builds with the number of builders that watch each tube, as far as beanstalkd still answers."""
-    counted = []
-    for build in builds:
-        watchers = build.watchers
-        try:
-            watchers = broker.tube_stats(build.tube).watchers
-        except ReimzulError as error:
-            log.debug("tube %s: %s", build.tube, error)
-        counted.append(attr.evolve(build, watchers=watchers))
-    return counted
+def count_watchers(broker: Broker, build: QueuedBuild) -> QueuedBuild:
+    try:
+        return attr.evolve(build, watchers=broker.tube_stats(build.tube).watchers)
+    except ReimzulError as error:
+        log.debug("tube %s: %s", build.tube, error)
+        return build

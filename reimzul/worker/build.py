@@ -20,21 +20,29 @@ from typing import Callable, TypeVar, Union
 import attr
 
 from reimzul.core.arch import Arches
-from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.errors import (
+    InputError,
+    InvalidMessage,
+    ProgramFailed,
+    ProgramNotFound,
+    ReimzulError,
+    RetryLater,
+    ShutdownRequested,
+)
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
-from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, RepogenRequest, Status, event_for
+from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, Phase, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
-from reimzul.core.rpm_header import Header
+from reimzul.core.rpm_header import Header, read_source_header
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.download import Downloader, DownloadNotWritable, SourceUnavailable, fetch_document, read_source
+from reimzul.worker.download import Downloader
 from reimzul.worker.error_extractor import FirstError, find_first_error
-from reimzul.worker.mock import Mock, complete_logs
-from reimzul.worker.mock_config import CheckoutState, MockConfigRepo, MockConfigUnusable
-from reimzul.worker.mock_phases import BuildProgress
+from reimzul.worker.mock import Mock, complete_logs, read_state_log
+from reimzul.worker.mock_config import CheckoutState, MockConfigRepo
 from reimzul.worker.mock_result import Fault, MockResult, is_timeout
-from reimzul.worker.model import AttemptSpec, Leg, Package, order_legs, skip_reason
-from reimzul.worker.upload import LogStreamer, Uploader, UploadImpossible, make_manifest, prune_results, read_tail
+from reimzul.worker.model import AttemptSpec, BuilderFault, Leg, order_legs, skip_reason
+from reimzul.worker.upload import LogStreamer, Uploader, make_manifest, prune_results, read_tail
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,16 +51,10 @@ T = TypeVar("T")
 POLL_SECONDS = 0.25
 #: How the reason of a leg begins that used up its tries.
 NO_BUILDER_PREFIX = "no builder could build it: "
+#: Our own phases, before and after mock's.
+_SOURCE, _UPLOAD = "source", "upload"
 
 Outgoing = Union[BuildEvent, RepogenRequest]
-
-
-class BuilderFault(ReimzulError):
-    """This builder could not build it; another may."""
-
-    def __init__(self, message: str, first_error: FirstError | None = None) -> None:
-        super().__init__(message)
-        self.first_error = first_error or FirstError()  #: in the logs of its leg
 
 
 class TransientFailure(RetryLater):
@@ -65,8 +67,6 @@ class BuildCancelled(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class BuildEnvironment:
-    """What a build needs of its host and its farm."""
-
     arches: Arches
     incoming: Downloader
     urls: StoreUrls
@@ -78,10 +78,9 @@ class BuildEnvironment:
 
 class BuildAttempt:
     def __init__(self, attempt: AttemptSpec, environment: BuildEnvironment, final_failure_reason: str = "") -> None:
-        """`final_failure_reason`: do not build it any more, but end it as Failed with this reason."""
         self.attempt = attempt
         self.environment = environment
-        self.final_failure_reason = final_failure_reason
+        self.final_failure_reason = final_failure_reason  #: why not to build it any more, but to end it as Failed
         self.outbox: queue.Queue[Outgoing | None] = queue.Queue()  #: None is no message, and wakes the reader
         self.progress = BuildProgress(attempt.started)
         self.legs: list[Leg] = []  #: as soon as they are known
@@ -106,7 +105,6 @@ class BuildAttempt:
         self._end.set()
 
     def raise_if_ended(self) -> None:
-        """Raise `ShutdownRequested` or `BuildCancelled` where the build is to end."""
         self._raise_if_stopping()
         if self._cancel_reason:
             raise BuildCancelled(self._cancel_reason)
@@ -129,60 +127,57 @@ class BuildAttempt:
             raise
 
     def _prepare_legs(self) -> list[Leg]:
-        """Update mock's configurations, download the source, read its header, and choose the legs."""
+        request, folder = self.attempt.request, self.attempt.folder
+        wanted = (request.srpm, request.srpm_sha256, folder, self._cancel, request.source_rounds)
         pool = ThreadPoolExecutor(2, "fetch")
         try:
             config_update = pool.submit(self.environment.configs.pull)  # beside the download: both wait for the network
-            path = self._wait_interruptibly(pool.submit(self._download_source))
-            header = read_source(path)
+            path = self._wait_interruptibly(pool.submit(self.environment.incoming.fetch, *wanted))
+            header = read_source_header(path)
             self._checkout = self._wait_interruptibly(config_update)
             self.environment.configs.check_required_files()
-            return self._choose_legs(Package(path=path, name=header.name, evr=header.evr, header=header))
-        except SourceUnavailable as error:
-            return [self._fail_unbuildable_source(str(error))]
-        except (DownloadNotWritable, MockConfigUnusable) as error:
-            raise BuilderFault(str(error)) from error
+            return self._choose_legs(path, header)
+        except InputError as error:  # of the source: it is named without our folder
+            return [self._fail_unbuildable_source(str(error).replace(f"{folder}/", ""))]
         finally:
             pool.shutdown(wait=False)  # both end by themselves; a cancelled build waits for no dead link
 
     def _wait_interruptibly(self, future: Future[T]) -> T:
-        """Wait for the result; raise if the build is stopped or cancelled meanwhile."""
         while not wait([future], timeout=POLL_SECONDS).done:
             self.raise_if_ended()
         return future.result()
 
-    def _download_source(self) -> Path:
-        request, folder = self.attempt.request, self.attempt.folder
-        return self.environment.incoming.fetch(
-            request.srpm, request.srpm_sha256, folder, self._cancel, request.source_rounds
-        )
-
-    def _choose_legs(self, package: Package) -> list[Leg]:
+    def _choose_legs(self, source: Path, header: Header) -> list[Leg]:
         """The legs to build, the main one first, which records why others are skipped."""
         request, arches = self.attempt.request, self.environment.arches
         configs: dict[str, Path] = {}
         skipped: dict[str, str] = {}
-        all_legs = arches.legs_of(request.arch, package.name)
+        all_legs = arches.legs_of(request.arch, header.name)
         requested = [arch for arch in all_legs if arch in request.legs] or all_legs
         for arch in requested:
-            config = self.environment.configs.find_config(package.name, package.evr, request.target, request.arch, arch)
-            is_first = arch == requested[0]  # never skipped: it ends as Failed instead
-            why = None if is_first else skip_reason(package.header, arch, request.arch, package.name, arches)
-            if why or (config is None and not is_first):
-                skipped[arch] = why or "mock has no configuration for it"
-            else:
+            config = self.environment.configs.find_config(header.name, header.evr, request.target, request.arch, arch)
+            if arch == requested[0]:  # never skipped: it ends as Failed instead
                 configs[arch] = config or Path()
-        legs = [Leg(attempt=self.attempt, package=package, arch=arch, config=configs[arch]) for arch in configs]
+            elif why := skip_reason(header, arch, request.arch, arches):
+                skipped[arch] = why
+            elif config is None:
+                skipped[arch] = "mock has no configuration for it"
+            else:
+                configs[arch] = config
+        legs = [
+            Leg(attempt=self.attempt, source=source, header=header, arch=arch, config=config)
+            for arch, config in configs.items()
+        ]
         return [attr.evolve(legs[0], skipped=skipped), *legs[1:]]
 
     def _fail_unbuildable_source(self, why: str) -> Leg:
         """A leg that ends as Failed for its source, with a log that has the reason, in a place of its own."""
         request = self.attempt.request
         self.final_failure_reason = self.final_failure_reason or why
-        name, evr = parse_srpm_name(request.srpm)
-        header = Header(name=name, epoch=None, version=evr, release="0", arch="", is_source=True)
-        package = Package(path=self.attempt.folder / request.srpm, name=name, evr=evr, header=header)
-        return Leg(attempt=self.attempt, package=package, arch=request.announced_arches[0], config=Path())
+        name, version, release = parse_srpm_name(request.srpm)
+        header = Header(name=name, epoch=None, version=version, release=release, arch="", is_source=True)
+        source, arch = self.attempt.folder / request.srpm, request.announced_arches[0]
+        return Leg(attempt=self.attempt, source=source, header=header, arch=arch, config=Path())
 
     def _build_legs(self) -> None:
         """Build legs side by side where they can be; a leg that fails does not affect the others.
@@ -195,8 +190,7 @@ class BuildAttempt:
         for group in order_legs(list(legs)):
             with ThreadPoolExecutor(max(1, len(group)), "leg") as pool:
                 futures: list[Future[None]] = [pool.submit(self._build_leg, legs[arch]) for arch in group]
-                wait(futures, return_when=FIRST_EXCEPTION)
-                ended = [future.exception() for future in futures if future.done()]
+                ended = [future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done]
                 if any(isinstance(error, Exception) and not isinstance(error, ReimzulError) for error in ended):
                     self.stop()  # a bug in one leg: the others would be built for nothing
             faults += [error for error in (future.exception() for future in futures) if error is not None]
@@ -218,24 +212,26 @@ class BuildAttempt:
             manifest_later = self._manifest_later(leg, result, code)
             self.progress.start_upload(leg.arch)
             manifest = self.environment.uploader.upload(leg, manifest_later, self._cancel)
-        except (OSError, InputError, UploadImpossible) as error:  # a full disk, or what it left of a package; no rsync
+        except (OSError, InputError, ProgramFailed, ProgramNotFound) as error:
+            # a full disk, or what it left of a package; an rsync that does not work
             raise self._builder_fault(leg, str(error)) from error
         self._publish(leg, manifest)
 
     def _find_published(self, leg: Leg) -> Manifest | None:
-        """The manifest of this leg where an earlier attempt has built it, and it is in its place in the store."""
         url = self.environment.urls.manifest(self.attempt.request.build_id, leg.arch)
-        body = fetch_document(url, MAX_BYTES)
         try:
-            return Manifest.from_json(parse_json(body)) if body else None
+            with HttpSession() as session:
+                return Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
+        except (NotFound, HttpUnavailable):
+            return None
         except InvalidMessage as error:
-            log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.package.name, error)
+            log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.header.name, error)
             return None
 
     def _run_mock(self, leg: Leg) -> tuple[MockResult, int | None]:
         """Run mock and classify its result; or fail a leg for which mock need not be run."""
         request = self.attempt.request
-        why = self.final_failure_reason or self.environment.arches.exclusion_reason(leg.arch, leg.package.header) or ""
+        why = self.final_failure_reason or self.environment.arches.exclusion_reason(leg.arch, leg.header) or ""
         if not why and leg.config == Path():
             why = f"mock has no configuration for {request.target}"
             if not self._checkout.is_current:
@@ -244,11 +240,8 @@ class BuildAttempt:
             write_reason_log(leg.results, why)
             return MockResult(Fault.PACKAGE, why), None
         log.info("building %s for arch %s, target %s", request.srpm, leg.arch, request.target)
-        try:
-            with self.environment.log_streamer.streaming(leg):
-                return self.environment.mock.build(leg, self._cancel)
-        except MockConfigUnusable as error:
-            raise BuilderFault(str(error)) from error
+        with self.environment.log_streamer.streaming(leg):
+            return self.environment.mock.build(leg, self._cancel)
 
     def _raise_if_no_result(self, leg: Leg, result: MockResult, code: int | None) -> None:
         """Raise for a run of mock that decides nothing, once the leg's logs are kept."""
@@ -262,9 +255,11 @@ class BuildAttempt:
     def _builder_fault(self, leg: Leg, message: str, code: int | None = None) -> BuilderFault:
         """The error for this builder's fault, once the leg's logs are kept."""
         self._keep_logs(leg, Status.UNFIT, message, code)
-        first = FirstError() if code is None else self._find_first_error(leg)
-        self.error_logs[leg.arch] = first.log
-        return BuilderFault(f"{leg.arch}: {message}", first)
+        fault = BuilderFault(f"{leg.arch}: {message}")
+        if code is not None:
+            fault.first_error = self._find_first_error(leg)
+        self.error_logs[leg.arch] = fault.first_error.log
+        return fault
 
     def _manifest_later(
         self, leg: Leg, result: MockResult, code: int | None, status: str = ""
@@ -292,7 +287,7 @@ class BuildAttempt:
             manifest = self._manifest_later(leg, MockResult(Fault.BUILDER, why), code, status)()
             self.environment.uploader.upload_logs(leg, manifest, self._stop)
         except (ReimzulError, OSError) as error:
-            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.package.path.name, error)
+            log.warning("%s of %s: its logs are not kept: %s", leg.arch, leg.source.name, error)
             return
         self.outbox.put(publish_request(manifest, logs=True))
         self.kept_logs[leg.arch] = self._logs_url(leg)
@@ -307,7 +302,7 @@ class BuildAttempt:
         self.outbox.put(event)
         self.announced.add(leg.arch)
         self.progress.end_leg(leg.arch)
-        log.info("%s of %s: %s %s", leg.arch, leg.package.path.name, manifest.status, manifest.reason or note)
+        log.info("%s of %s: %s %s", leg.arch, leg.source.name, manifest.status, manifest.reason or note)
 
     def _result_event(self, leg: Leg, manifest: Manifest, note: str) -> BuildEvent:
         names = [file.name for file in manifest.rpm_files]
@@ -350,7 +345,6 @@ class BuildAttempt:
         return find_first_error(leg.results / "build.log", leg.results / "root.log", self._stop)
 
     def _announce_cancelled(self, why: str) -> None:
-        """Announce each leg without result as cancelled, then keep the logs these have."""
         end = {"reason": why, "finished": round(time.time(), 3)}
         if not self.legs:
             own = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host, **end}
@@ -363,6 +357,45 @@ class BuildAttempt:
             self.outbox.put(leg.event(Status.CANCELLED, phases=phases, url=url, **end))
         for leg in unfinished:
             self._keep_logs(leg, Status.CANCELLED, why)
+
+
+class BuildProgress:
+    """The progress of one attempt's legs. Written by the build's threads, read by another."""
+
+    def __init__(self, started: float) -> None:
+        self._source = Phase(name=_SOURCE, start=round(started, 3))
+        self._logs: dict[str, Path] = {}  #: of the legs that are built now, in the order they began
+        self._uploads: dict[str, Phase] = {}
+
+    def start_leg(self, arch: str, results: Path) -> None:
+        """Start a leg, which has its state.log in `results`."""
+        if not self._source.end:
+            self._source = _with_end(self._source)
+        self._logs[arch] = results / "state.log"
+
+    def start_upload(self, arch: str) -> None:
+        self._uploads[arch] = Phase(name=_UPLOAD, start=round(time.time(), 3))
+
+    def end_leg(self, arch: str) -> None:
+        self._logs.pop(arch, None)
+
+    def current_phase(self, main: str) -> tuple[str, Phase]:
+        """The arch and phase of the main leg, or of the first other leg that is built now."""
+        logs = dict(self._logs)
+        arch = main if main in logs or not logs else next(iter(logs))
+        if arch in self._uploads:
+            return arch, Phase(name=_UPLOAD, start=self._uploads[arch].start)
+        now = read_state_log(logs[arch]).current_phase if arch in logs else None
+        return arch, now or Phase(name=_SOURCE, start=self._source.start)
+
+    def phases_of_leg(self, arch: str, results: Path) -> tuple[Phase, ...]:
+        last = [_with_end(self._uploads[arch])] if arch in self._uploads else []
+        return (self._source, *read_state_log(results / "state.log").phases(), *last)
+
+
+def _with_end(phase: Phase) -> Phase:
+    """A phase that ends now; a clock that was set back makes its duration 0, not negative."""
+    return attr.evolve(phase, end=max(phase.start, round(time.time(), 3)))
 
 
 def publish_request(manifest: Manifest, *, logs: bool = False) -> RepogenRequest:
@@ -379,15 +412,14 @@ def publish_request(manifest: Manifest, *, logs: bool = False) -> RepogenRequest
     )
 
 
-def parse_srpm_name(srpm: str) -> tuple[str, str]:
-    """Name and version-release from a file name, for a source whose header cannot be read."""
-    stem = srpm[: -len(".nosrc.rpm")] if srpm.endswith(".nosrc.rpm") else srpm[: -len(".src.rpm")]
+def parse_srpm_name(srpm: str) -> tuple[str, str, str]:
+    """Name, version and release from a file name, for a source whose header cannot be read."""
+    stem = srpm.removesuffix(".src.rpm").removesuffix(".nosrc.rpm")
     parts = stem.rsplit("-", 2)
-    return (parts[0], f"{parts[1]}-{parts[2]}") if len(parts) == 3 and all(parts) else (stem, "0-0")
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 and all(parts) else (stem, "0", "0")
 
 
 def write_reason_log(results: Path, why: str) -> None:
-    """Write the logs of a leg for which mock was not run."""
     results.mkdir(parents=True, exist_ok=True)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     (results / "stderr").write_text(f"{when} UTC: not built: {why}\n", encoding="utf-8")

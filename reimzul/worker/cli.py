@@ -20,13 +20,12 @@ from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
 from reimzul.worker.daemon import HealthCheck, Worker
 from reimzul.worker.download import Downloader
-from reimzul.worker.heartbeat import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
+from reimzul.worker.job_session import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
 from reimzul.worker.mock import Mock
 from reimzul.worker.mock_config import MockConfigRepo
-from reimzul.worker.root_cleanup import RootCleanup
-from reimzul.worker.roots import MockRoots
+from reimzul.worker.model import Workspace
+from reimzul.worker.roots import MockRoots, RootCleanup
 from reimzul.worker.upload import LogStreamer, Uploader
-from reimzul.worker.workspace import Workspace
 
 EXAMPLES = """\b
 Examples:

@@ -39,17 +39,14 @@ from reimzul.worker.build import (
     BuildAttempt,
     BuildCancelled,
     BuildEnvironment,
-    BuilderFault,
     TransientFailure,
     parse_srpm_name,
 )
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
-from reimzul.worker.heartbeat import HeartbeatSender
-from reimzul.worker.job_session import ControlPoller, JobSession
-from reimzul.worker.model import AttemptSpec
-from reimzul.worker.root_cleanup import RootCleanup
-from reimzul.worker.workspace import Workspace
+from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession
+from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
+from reimzul.worker.roots import RootCleanup
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +79,9 @@ class HealthCheck:
         problems = tuple(self._find_problems())
         kinds = tuple(problem.split(":")[0] for problem in problems)
         self.problem = f"this builder takes no jobs now: {'; '.join(problems)}" if problems else ""
-        if problems and kinds != self._problem_kinds:
-            log.error("%s", self.problem)
-        elif kinds != self._problem_kinds:
-            log.info("this builder takes jobs again")
+        if kinds != self._problem_kinds:
+            level = logging.ERROR if problems else logging.INFO
+            log.log(level, "%s", self.problem or "this builder takes jobs again")
         self._problem_kinds = kinds
         return not problems
 
@@ -174,13 +170,13 @@ class Worker(Daemon[BuildRequest]):
     def handle(
         self, broker: Broker, claims: list[ReservedJob[BuildRequest]]
     ) -> Iterable[tuple[ReservedJob[BuildRequest], Outcome]]:
-        """Build each; there is never more than one."""
-        for claim in claims:
+        for claim in claims:  # there is never more than one
             yield claim, self._handle_request(broker, claim)
 
     def _handle_request(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> Outcome:
         request = claim.message
-        if self._must_release(broker, claim):
+        drained = control.drain_flag(broker, self.host)  # it may have been set while we waited for this job
+        if drained and not (drained.is_quarantine and claim.stats.tube in self._canary_tubes):
             return ShutdownRequested()
         if not request.has_id:
             self.requeue_with_id(broker, claim)
@@ -205,21 +201,14 @@ class Worker(Daemon[BuildRequest]):
         except (ReimzulError, OSError) as error:  # all that a build touches of this host by itself is its disk
             if session.reservation_lost:
                 return ReservationLost(f"ended while another worker has it: {error}")
-            if isinstance(error, BuilderFault):
-                return self.requeue_after_builder_fault(session, str(error), error.first_error)
-            if isinstance(error, OSError):
-                return self.requeue_after_builder_fault(session, str(error), FirstError())
+            if isinstance(error, (BuilderFault, OSError)):
+                return self.requeue_after_builder_fault(session, error)
             if isinstance(error, TransientFailure):
                 return self.release_after_transient_failure(session, str(error))
             if isinstance(error, SourceDelayed):
                 return self.requeue_without_source(session, error)
             return None if isinstance(error, BuildCancelled) else error
         return ReservationLost("another worker has it; ours is uploaded") if session.reservation_lost else None
-
-    def _must_release(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> bool:
-        """Whether this builder was drained while it waited for this job."""
-        flag = control.drain_flag(broker, self.host)
-        return flag is not None and not (flag.is_quarantine and claim.stats.tube in self._canary_tubes)
 
     def _build(self, request: BuildRequest, session: JobSession) -> None:
         faults = request.builder_faults
@@ -237,28 +226,27 @@ class Worker(Daemon[BuildRequest]):
         completed = claim.message.with_id(claim.id, stats.tube, claim.body, time.time() - stats.age)
         job = broker.put(claim.tube, completed, priority=stats.priority, ttr=stats.ttr)
         log.info("%r: of an old client, requeued as build %s", claim, completed.build_id)
-        where = {"tube": stats.tube, "job": job, "priority": stats.priority}
-        broker.announce(event_for(completed, Status.QUEUED, reason=f"job {job} of tube {stats.tube}", **where))
+        about = {"reason": f"job {job} of tube {stats.tube}", "tube": stats.tube, "priority": stats.priority}
+        broker.announce(event_for(completed, Status.QUEUED, job=job, **about))
 
-    def requeue_after_builder_fault(self, session: JobSession, reason: str, first: FirstError) -> Outcome:
+    def requeue_after_builder_fault(self, session: JobSession, fault: BuilderFault | OSError) -> Outcome:
         """Requeue a request that this builder could not build, for another; the old job is deleted after."""
+        reason, first = str(fault), fault.first_error if isinstance(fault, BuilderFault) else FirstError()
         request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
         pause = RETRY_PAUSE_SECONDS * len(request.tries)
         log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
-        arches = session.unfinished_arches() or request.announced_arches
-        job = self._requeue(session, request, pause, arches)
+        job = self._requeue(session, request, pause)
         if job:
             why = f"{self.host} could not build it: {reason}; tried again in {pause} s"
-            self._announce_retry(session, request, arches, job, why, pause)
+            self._announce_retry(session, request, job, why, pause)
         return None
 
     def release_after_transient_failure(self, session: JobSession, reason: str) -> Outcome:
         """Release a request whose attempt was nobody's fault: no try is counted, and the reason is announced."""
         claim = session.claim
         pause = int(TRANSIENT_BACKOFF.pause_after(claim.stats.releases + 1))
-        arches = session.unfinished_arches() or claim.message.announced_arches
         why = f"{NOBODY}{reason}; tried again in {pause} s"
-        self._announce_retry(session, claim.message, arches, claim.id, why, pause)
+        self._announce_retry(session, claim.message, claim.id, why, pause)
         return RetryLater(reason, pause=pause)
 
     def requeue_without_source(self, session: JobSession, delayed: SourceDelayed) -> Outcome:
@@ -266,43 +254,36 @@ class Worker(Daemon[BuildRequest]):
         message = session.claim.message
         request = attr.evolve(message, source_rounds=message.source_rounds + 1)
         log.warning("%r: %s; requeued, due in %d s", session.claim, delayed, delayed.pause)
-        job = self._requeue(session, request, delayed.pause, request.announced_arches)
+        job = self._requeue(session, request, delayed.pause)
         if job:
             waits_for = f"its source: {delayed}, on {self.host}"
-            where = self._queue_fields(session, job, delayed.pause)
-            for arch in request.announced_arches:
-                about = {"arch": arch, "reason": f"waits for {waits_for}", "waits_for": waits_for}
-                session.claim.broker.announce(event_for(request, Status.QUEUED, **about, **where))
+            about = {"reason": f"waits for {waits_for}", "waits_for": waits_for}
+            self._announce_queued(session, request, job, delayed.pause, **about)
         return None
 
-    def _requeue(self, session: JobSession, request: BuildRequest, pause: int, arches: Iterable[str]) -> int:
+    def _requeue(self, session: JobSession, request: BuildRequest, pause: int) -> int:
         """Put a request again: the number of its job, or 0 where it was cancelled, which is announced then."""
         claim, stats = session.claim, session.claim.stats
         job, flag = control.requeue_unless_cancelled(
             claim.broker, claim.tube, request, priority=stats.priority, delay=pause, ttr=stats.ttr
         )
         if flag:
-            self.announce_cancelled(claim, flag, arches)
-            return 0
+            self.announce_cancelled(claim, flag, session.unfinished_arches())
         return job
 
-    @staticmethod
-    def _queue_fields(session: JobSession, job: int, pause: int) -> dict[str, Any]:
-        stats = session.claim.stats
-        return {"tube": stats.tube, "job": job, "priority": stats.priority, "due": round(time.time()) + pause}
-
-    def _announce_retry(
-        self, session: JobSession, request: BuildRequest, arches: Iterable[str], job: int, reason: str, pause: int
-    ) -> None:
-        where = self._queue_fields(session, job, pause)
+    def _announce_retry(self, session: JobSession, request: BuildRequest, job: int, reason: str, pause: int) -> None:
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
-        for arch in arches:
-            logs = {"url": session.kept_logs_url(arch), "error_log": session.error_log(arch)}
-            event = event_for(request, Status.QUEUED, arch=arch, reason=reason, **{**logs, **by, **where})
-            session.claim.broker.announce(event)
+        self._announce_queued(session, request, job, pause, reason=reason, **by)
+
+    @staticmethod
+    def _announce_queued(session: JobSession, request: BuildRequest, job: int, pause: int, **about: Any) -> None:
+        stats, due = session.claim.stats, round(time.time()) + pause
+        where = {"tube": stats.tube, "job": job, "priority": stats.priority, "due": due}
+        for arch in session.unfinished_arches():
+            fields = {"arch": arch, **session.describe_logs(arch), **about, **where}
+            session.claim.broker.announce(event_for(request, Status.QUEUED, **fields))
 
     def announce_cancelled(self, claim: ReservedJob[BuildRequest], flag: ControlFlag, arches: Iterable[str]) -> None:
-        """Announce these legs of a build as cancelled; its job is deleted after."""
         log.info("%r: %s", claim, flag.cancel_text)
         for arch in arches:
             claim.broker.announce(event_for(claim.message, Status.CANCELLED, arch=arch, reason=flag.cancel_text))
@@ -330,13 +311,13 @@ class Worker(Daemon[BuildRequest]):
         watchers = broker.tube_stats(claim.stats.tube).watchers
         failed = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
         if watchers > failed:
-            reason = "this builder could not build it; left to those that have not tried"
-            raise RetryLater(reason, pause=RELEASE_DELAY_SECONDS)
+            raise RetryLater(
+                "this builder could not build it; left to those that have not tried", pause=RELEASE_DELAY_SECONDS
+            )
         if watchers > 1 and elapsed <= SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS:
             raise RetryLater("this builder could not build it before; left to others", pause=RELEASE_DELAY_SECONDS)
 
     def reconnect(self) -> Broker:
-        """A new connection instead of one that broke during a build."""
         broker = self.connect()
         broker.watch(self.tubes)
         self.broker = broker

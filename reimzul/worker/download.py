@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import attr
+
 from reimzul.core.errors import InputError, ReimzulError, RetryLater
-from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.retry import Backoff, CancelToken
-from reimzul.core.rpm_header import Header, read_source_header
+from reimzul.worker.model import BuilderFault
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class SourceDelayed(RetryLater):
     """The source rpm cannot be downloaded now: the attempt does not count."""
 
 
-class DownloadNotWritable(ReimzulError):
+class DownloadNotWritable(BuilderFault):
     """This host's disk does not take the download."""
 
 
@@ -71,12 +72,12 @@ class _Busy(OSError):
         self.seconds = seconds
 
 
+@attr.define
 class Downloader:
     """`incoming/` as this builder sees it. Belongs to one build at a time."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._served: list[str] = []  #: the last files that were downloaded
+    _url: str
+    _served: list[str] = attr.field(factory=list, init=False)  #: the last files that were downloaded
 
     def fetch(self, name: str, checksum: str, folder: Path, cancel: CancelToken, failed_rounds: int = 0) -> Path:
         """Download a file into `folder` and check its sha256, unless `checksum` is empty.
@@ -101,7 +102,6 @@ class Downloader:
         raise self._classify_fault(name, fault, failed_rounds)
 
     def _classify_fault(self, name: str, fault: Exception, failed_rounds: int) -> ReimzulError:
-        """What a failed round means: `SourceUnavailable` where no later one can succeed."""
         message = f"{name} cannot be downloaded: {fault}"
         is_denied = isinstance(fault, _Denied)
         if (is_denied or failed_rounds >= MAX_ROUNDS_SERVER_WELL) and self._serves_another(name):
@@ -225,20 +225,3 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DownloadNotWritable(f"{path}: {error.strerror or error}") from error
-
-
-def read_source(path: Path) -> Header:
-    """The header of a downloaded source rpm. Raises `SourceUnavailable` that names the file, not our folder."""
-    try:
-        return read_source_header(path)
-    except InputError as error:
-        raise SourceUnavailable(str(error).replace(str(path), path.name)) from error
-
-
-def fetch_document(url: str, limit: int) -> bytes | None:
-    """A small document of bstore; None where it is missing or bstore cannot be reached."""
-    try:
-        with HttpSession() as session:
-            return session.get(url, limit)
-    except (NotFound, HttpUnavailable):
-        return None

@@ -11,10 +11,11 @@ only lines with one of the patterns' words are looked at closer.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Optional
 
 import attr
 
@@ -30,6 +31,7 @@ from reimzul.worker.error_patterns import (
     TARGET_LINE,
     ErrorPattern,
 )
+from reimzul.worker.mock_result import read_end
 
 #: The most characters of an excerpt, and of one of its lines.
 EXCERPT_CHARS, EXCERPT_LINE_CHARS = 4_000, 400
@@ -80,19 +82,20 @@ def find_first_error(build_log: Path, root_log: Path, cancel: CancelToken | None
         found = _search(log, patterns, words, cancel or CancelToken())
         if found is not None:
             text = _excerpt(log, found)
-            line = _display_lines(found.line.encode())[0].strip().removeprefix("- ")
+            line = _display_lines(found.line)[0].strip().removeprefix("- ")
             return FirstError(text, _cause_line(line, text), log.name)
     for log in (build_log, root_log):
-        if end := _log_end(log):
+        lines = [line for line in _display_lines(read_end(log, SURROUNDING_BYTES)) if not _NOISE.search(line)]
+        if end := "\n".join(lines[-LAST_LINES:])[-EXCERPT_CHARS:]:
             return FirstError(end, end.splitlines()[-1].strip(), log.name)
     return FirstError()
 
 
 def _search(
     log: Path, patterns: Sequence[ErrorPattern], words: Sequence[bytes], cancel: CancelToken
-) -> Optional[FoundError]:
+) -> FoundError | None:
     """The error of the highest confidence in the step that failed."""
-    best: Optional[FoundError] = None
+    best: FoundError | None = None
     for start, block in _blocks(log):
         cancel.raise_if_cancelled()
         for offset, line in _candidate_lines(block, words):
@@ -103,9 +106,7 @@ def _search(
     return best
 
 
-def _better(
-    best: Optional[FoundError], offset: int, line: str, patterns: Sequence[ErrorPattern]
-) -> Optional[FoundError]:
+def _better(best: FoundError | None, offset: int, line: str, patterns: Sequence[ErrorPattern]) -> FoundError | None:
     """The line with the first pattern it matches, if its confidence is higher than that of the best line before it."""
     confidence = 0 if best is None else best.pattern.confidence
     if confidence == CAUSE or PROBE.search(line) or _ECHO.match(line):
@@ -132,86 +133,55 @@ def _candidate_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int
 
 def _next_line(block: bytes, end: int) -> str:
     """The first line after one that is not rpmbuild's stdout, without log prefix: the message of a bare `error:`."""
-    following = _display_lines(block[end + 1 : end + 1 + MAX_LINE_BYTES])
+    following = _display_lines(_decode(block[end + 1 : end + 1 + MAX_LINE_BYTES]))
     return next((line.strip() for line in following if not _STDOUT_LINE.match(line)), "")
 
 
 def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
     """A log in blocks of whole lines, unless a line is longer than a block."""
     start, rest = 0, b""
-    try:
-        with log.open("rb") as stream:
-            while True:
-                more = stream.read(BLOCK_BYTES)
-                block = rest + more
-                cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK_BYTES else len(block)
-                yield start, block[:cut]
-                start, rest = start + cut, block[cut:]
-                if not more:
-                    return
-    except OSError:
-        return
+    with contextlib.suppress(OSError), log.open("rb") as stream:
+        while True:
+            more = stream.read(BLOCK_BYTES)
+            block = rest + more
+            cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK_BYTES else len(block)
+            yield start, block[:cut]
+            start, rest = start + cut, block[cut:]
+            if not more:
+                return
 
 
 def _excerpt(log: Path, found: FoundError) -> str:
+    """The error with lines around it, of its step alone; what follows it takes precedence over what led to it."""
     skip = max(0, found.offset - SURROUNDING_BYTES)
     with log.open("rb") as stream:
         stream.seek(skip)
         block = stream.read(found.offset - skip + SURROUNDING_BYTES)
-    before = [
-        line for line in _lines_since_step(_display_lines(block[: found.offset - skip])[:-1]) if not _NOISE.search(line)
-    ]
-    return _cut_to_limit(
-        before[max(0, len(before) - found.pattern.before) :],
-        _lines_before_step(_display_lines(block[found.offset - skip :])[: found.pattern.after + 1]),
-    )
-
-
-def _cause_line(line: str, text: str) -> str:
-    """The line with the message: of a traceback, which begins with a head, its last line."""
-    if not _HEAD.match(line):
-        return line
-    after = text.partition(line)[2].splitlines()
-    return next((each.strip() for each in after if _HEADED.match(each)), line)
-
-
-def _cut_to_limit(before: list[str], lines: list[str]) -> str:
-    """Cut an excerpt to its limit; the error itself and what follows take precedence over what led to it."""
-    text = "\n".join(lines)[:EXCERPT_CHARS]
-    for line in reversed(before):
+    before = _display_lines(_decode(block[: found.offset - skip]))[:-1]
+    steps = [number for number, line in enumerate(before) if _STEP.match(line)]
+    before = [line for line in before[steps[-1] if steps else 0 :] if not _NOISE.search(line)]
+    after = _display_lines(_decode(block[found.offset - skip :]))[: found.pattern.after + 1]
+    ends = [number for number, line in enumerate(after) if _STEP.match(line) or _RETURNED.match(line)]
+    text = "\n".join(after[: ends[0]] if ends else after)[:EXCERPT_CHARS]
+    for line in itertools.islice(reversed(before), found.pattern.before):
         if len(text) + len(line) + 1 > EXCERPT_CHARS:
             break
         text = f"{line}\n{text}"
     return text.rstrip("\n")
 
 
-def _lines_since_step(lines: list[str]) -> list[str]:
-    steps = [number for number, line in enumerate(lines) if _STEP.match(line)]
-    return lines[steps[-1] :] if steps else lines
-
-
-def _lines_before_step(lines: list[str]) -> list[str]:
-    steps = [number for number, line in enumerate(lines) if _STEP.match(line) or _RETURNED.match(line)]
-    return lines[: steps[0]] if steps else lines
-
-
-def _log_end(log: Path) -> str:
-    """The end of a log without the lines that every log ends with."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - SURROUNDING_BYTES))
-            lines = _display_lines(stream.read())
-    except OSError:
-        return ""
-    last = [line for line in lines if not _NOISE.search(line)][-LAST_LINES:]
-    return "\n".join(last)[-EXCERPT_CHARS:]
+def _cause_line(line: str, text: str) -> str:
+    """The line with the message: of a traceback, which begins with a head, its last line."""
+    if not _HEAD.match(line):
+        return line
+    return next((each.strip() for each in text.partition(line)[2].splitlines() if _HEADED.match(each)), line)
 
 
 def _decode(block: bytes) -> str:
     return _COLOUR.sub("", block.decode("utf-8", "replace"))
 
 
-def _display_lines(block: bytes) -> list[str]:
+def _display_lines(text: str) -> list[str]:
     """Lines as they are shown: without mock's prefix, and cut where they are too long."""
-    lines = (_PREFIX.sub("", line) for line in _decode(block).replace("\r\n", "\n").split("\n"))
+    lines = (_PREFIX.sub("", line) for line in _COLOUR.sub("", text).replace("\r\n", "\n").split("\n"))
     return [line if len(line) <= EXCERPT_LINE_CHARS else f"{line[: EXCERPT_LINE_CHARS - 1]}…" for line in lines]

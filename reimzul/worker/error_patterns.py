@@ -27,7 +27,9 @@ def _pattern(pattern: str, confidence: int = CAUSE, before: int = 3, after: int 
     return ErrorPattern(re.compile(pattern), confidence, before, after)
 
 
-_COMPILERS = (
+#: The first pattern that a line matches counts.
+BUILD_LOG = (
+    # Compilers
     # gcc, g++, clang, gfortran's one-line form, javac (by ant too), ghc: file:line:column: error
     _pattern(r"^(?:\s*\[\w+\] )?[^\s:][^:]*:\d+(?::\d+)?:\s(?:fatal |internal compiler )?error\b", after=12),
     _pattern(
@@ -41,20 +43,42 @@ _COMPILERS = (
     _pattern(r"^! (?:LaTeX|Undefined|Emergency|Package|Missing|TeX)"),  # TeX
     _pattern(r"^File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$", LIKELY),  # OCaml
     _pattern(r"^\S+\(\d+\) Fatal: |^\S+\(\d+,\d+\) Error: "),  # Free Pascal
-)
-#: After all patterns that are more specific.
-_PLAIN = (
+    # The files of the package
+    _pattern(r"^error: (?:File not found|Directory not found|Bad file|File .*: No such file)", before=1),
+    _pattern(r"^error: Installed \(but unpackaged\) file\(s\) found:", before=0, after=25),
+    _pattern(r"^error: (?:Arch dependent binaries in noarch package|Could not open %files file|Empty %files file)"),
+    _pattern(r"^error: Missing build-id|^error: Duplicate build-ids"),
+    _pattern(r"^ERROR   \d{4}: "),  # check-rpaths
+    _pattern(r"^Found '.*' in installed files; aborting"),  # check-buildroot
+    _pattern(r"^(?:/\S+/)?(?:cp|mv|install|ln|rm|chmod|tar|cd|sed|cat): .*No such file or directory", LIKELY),
+    _pattern(r"^(?:/\S+/)?(?:install|cp|tar): (?:cannot|.*: Cannot) ", LIKELY),
+    _pattern(r"No rule to make target "),
+    _pattern(r": (?:command )?not found$|: No such file or directory$", LIKELY),
+    # %prep, and rpmbuild before it
+    _pattern(r"^\d+ out of \d+ hunks? (?:FAILED|ignored)", LIKELY, before=8),
+    _pattern(r"^Hunk #\d+ FAILED at ", before=5),
+    _pattern(r"^can't find file to patch at input line |^Reversed \(or previously applied\) patch detected"),
+    _pattern(r"^error: (?:patch failed: |.*: patch does not apply|corrupt patch)"),  # git apply
+    _pattern(r"^error: line \d+: |^error: (?:Failed build dependencies|parse error|Unknown tag|Architecture is )"),
+    # Configuring
+    _pattern(r"^(?:configure|\S+/configure): error: |^configure\.(?:ac|in):\d+: error"),
+    _pattern(r"^CMake Error(?: at |: )", after=14),
+    _pattern(r"^\S*meson\.build:\d+:\d+: ERROR: |^ERROR: .*(?:[Dd]ependency|[Pp]rogram).*not found"),
+    _pattern(r"^(?:Could not find a package configuration file|Package .* was not found in the pkg-config)", LIKELY),
+    _pattern(r"^Can't locate \S+ in @INC"),  # perl
     _pattern(
-        r"^error: (?!could not compile|Bad exit status|aborting due to).*\n?$", LIKELY
-    ),  # rustc, cargo, rpmbuild, pip
-)
-_LINKERS = (
+        r"^error: (?:no matching package named|failed to (?:select|load|get|download|parse|run custom build))"
+    ),  # cargo
+    # Linkers
     _pattern(r"undefined reference to |multiple definition of |undefined symbol: |: undefined reference$"),
     _pattern(r"\bld(?:\.\w+)?: (?:cannot find |error: |.*: (?:file not recognized|cannot open))"),
     _pattern(r"relocation R_\w+ against .* (?:can not be used|out of range)|relocation truncated to fit"),
     _pattern(r"collect2: error: ", CONSEQUENCE),
-)
-_TESTS = (
+    # After all patterns that are more specific
+    _pattern(
+        r"^error: (?!could not compile|Bad exit status|aborting due to).*\n?$", LIKELY
+    ),  # rustc, cargo, rpmbuild, pip
+    # Tests
     _pattern(r"^E {3,}\S", before=8, after=6),  # pytest, in a test's own report
     _pattern(r"^(?:FAILED|ERROR) \S+\.py(?:::| )", LIKELY),  # pytest's summary
     _pattern(r"^(?:FAIL|ERROR): \w+ \(", after=14),  # unittest
@@ -70,37 +94,7 @@ _TESTS = (
     _pattern(r"^\[  FAILED  \] \S+ \(|^\S+:\d+: Failure$"),  # googletest
     _pattern(r"^\[ERROR\] .*(?:Tests run: |FAILURE!)", LIKELY),  # surefire
     _pattern(r"Assertion [`'].*' failed|AssertionError\b", LIKELY),
-)
-_FILES = (
-    _pattern(r"^error: (?:File not found|Directory not found|Bad file|File .*: No such file)", before=1),
-    _pattern(r"^error: Installed \(but unpackaged\) file\(s\) found:", before=0, after=25),
-    _pattern(r"^error: (?:Arch dependent binaries in noarch package|Could not open %files file|Empty %files file)"),
-    _pattern(r"^error: Missing build-id|^error: Duplicate build-ids"),
-    _pattern(r"^ERROR   \d{4}: "),  # check-rpaths
-    _pattern(r"^Found '.*' in installed files; aborting"),  # check-buildroot
-    _pattern(r"^(?:/\S+/)?(?:cp|mv|install|ln|rm|chmod|tar|cd|sed|cat): .*No such file or directory", LIKELY),
-    _pattern(r"^(?:/\S+/)?(?:install|cp|tar): (?:cannot|.*: Cannot) ", LIKELY),
-    _pattern(r"No rule to make target "),
-    _pattern(r": (?:command )?not found$|: No such file or directory$", LIKELY),
-)
-_PREPARING = (
-    _pattern(r"^\d+ out of \d+ hunks? (?:FAILED|ignored)", LIKELY, before=8),
-    _pattern(r"^Hunk #\d+ FAILED at ", before=5),
-    _pattern(r"^can't find file to patch at input line |^Reversed \(or previously applied\) patch detected"),
-    _pattern(r"^error: (?:patch failed: |.*: patch does not apply|corrupt patch)"),  # git apply
-    _pattern(r"^error: line \d+: |^error: (?:Failed build dependencies|parse error|Unknown tag|Architecture is )"),
-)
-_CONFIGURING = (
-    _pattern(r"^(?:configure|\S+/configure): error: |^configure\.(?:ac|in):\d+: error"),
-    _pattern(r"^CMake Error(?: at |: )", after=14),
-    _pattern(r"^\S*meson\.build:\d+:\d+: ERROR: |^ERROR: .*(?:[Dd]ependency|[Pp]rogram).*not found"),
-    _pattern(r"^(?:Could not find a package configuration file|Package .* was not found in the pkg-config)", LIKELY),
-    _pattern(r"^Can't locate \S+ in @INC"),  # perl
-    _pattern(
-        r"^error: (?:no matching package named|failed to (?:select|load|get|download|parse|run custom build))"
-    ),  # cargo
-)
-_SCRIPTS = (
+    # Scripts, and the host
     _pattern(r"^\s*Traceback \(most recent call last\):", LIKELY, after=25),
     _pattern(r"^(?:\w+\.)*\w*(?:Error|Exception)(?:: |$)", CONSEQUENCE, before=12),
     _pattern(r"^Exception in thread |^Caused by: ", LIKELY),
@@ -110,19 +104,13 @@ _SCRIPTS = (
     _pattern(r"[Cc]annot allocate memory|virtual memory exhausted|Killed process|^Killed$"),
     _pattern(r"No space left on device", LIKELY),  # or what a test is about
     _pattern(r"[Pp]ermission denied", CONSEQUENCE),
-)
-_WHAT_FOLLOWS = (
+    # What follows from an error
     _pattern(r"^(?:g?make|ninja)(?:\[\d+\])?: (?:\*\*\*|build stopped)", CONSEQUENCE, before=12, after=2),
     _pattern(r"^(?:FAILED: |error: could not compile|error: aborting due to)", CONSEQUENCE),
     _pattern(r"^\[ERROR\] |^FAILURE: Build failed|^BUILD FAILED|^ERROR[: ]", CONSEQUENCE),
     _pattern(r"Bad exit status from \S+ \(%", LAST, before=15, after=1),
     _pattern(r"\berror: ", LAST, before=12),
 )
-
-#: The first pattern that a line matches counts.
-BUILD_LOG = (
-    *_COMPILERS, *_FILES, *_PREPARING, *_CONFIGURING, *_LINKERS, *_PLAIN, *_TESTS, *_SCRIPTS, *_WHAT_FOLLOWS,
-)  # fmt: skip
 #: A file by which a build probes its environment (distutils, numpy, autoconf): its failure is an answer, no error.
 PROBE = re.compile(r"(?:^|[\s/])(?:_configtest|conftest)\.(?:c|cc|cpp|cxx|f|f90|o):")
 

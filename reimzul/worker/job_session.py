@@ -1,31 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the beanstalkd connection while a build runs: keeps the job reserved, publishes the build's messages, and polls
-for a person's cancel and drain flags.
+"""Owns the beanstalkd connection while a build runs: keeps the job reserved, publishes the build's messages, polls for
+a person's cancel and drain flags, and sends the worker's heartbeats.
 
 A lost connection is not a lost reservation: the build goes on, the session reconnects and reserves the job again by its
 number. If another worker has it by then, the build is finished and uploaded all the same, but nothing is announced of
 it: the worker that has the job announces.
+
+Heartbeats answer why a build waits. Nothing depends on them: where `notify` has a long backlog, or beanstalkd takes
+nothing, none is sent, and the next one has the same content.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
+import os
 import queue
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Callable
 
 import attr
 
+from reimzul import __version__
 from reimzul.core import control
-from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker, ReservedJob
 from reimzul.core.daemon import Stop, describe_outage
 from reimzul.core.errors import BrokerUnavailable, ReservationLost, RetryLater
-from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, WorkerState
+from reimzul.core.fs import FreeSpace
+from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Feature, WorkerHeartbeat, WorkerState
 from reimzul.core.retry import LogThrottle
 from reimzul.core.sdnotify import SdNotify
 from reimzul.worker.build import BuildAttempt, Outgoing
-from reimzul.worker.heartbeat import HeartbeatSender
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +44,104 @@ OUTBOX_WAIT_SECONDS = 0.2
 RECONNECT_SECONDS, LOG_AGAIN_SECONDS = 1.0, 60.0
 #: Seconds between two looks for a flag that cancels the build, and for one that drains this builder.
 CANCEL_POLL_SECONDS, DRAIN_POLL_SECONDS = 1.0, 10.0
+#: Seconds between two heartbeats at least, also where something has changed.
+MIN_INTERVAL_SECONDS = 5.0
+#: Jobs in `notify` above which no heartbeat is sent.
+NOTIFY_BACKLOG_LIMIT = 10_000
+#: The environment variable with the unit's instance, which its systemd file sets.
+INSTANCE_VARIABLE = "REIMZUL_INSTANCE"
+#: These identify one start of one host. Cloned machines share their machine id, containers of one host the kernel's
+#: boot id; no two hosts share all three.
+_BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
+    Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"), Path("/proc/self/ns/pid"),
+)  # fmt: skip
+
+
+def own_instance() -> str:
+    return os.environ.get(INSTANCE_VARIABLE) or str(os.getpid())
+
+
+def boot_token() -> str:
+    """A token of this start of this host; empty where the kernel has no boot id. No id itself leaves the host."""
+    try:
+        boot = _BOOT_ID.read_bytes()
+    except OSError:
+        return ""
+    machine = namespace = b""
+    with contextlib.suppress(OSError):
+        namespace = os.fsencode(os.readlink(_PID_NAMESPACE))
+    with contextlib.suppress(OSError):
+        machine = _MACHINE_ID.read_bytes()
+    return hashlib.sha256(b"\n".join((b"reimzul", boot.strip(), machine.strip(), namespace))).hexdigest()[:16]
+
+
+@attr.frozen(kw_only=True)
+class WorkerIdentity:
+    host: str
+    instance: str
+    arches: tuple[str, ...]  #: the tubes it watches
+    folders: tuple[Path, ...]  #: where builds need space
+    boot: str = attr.field(factory=boot_token)
+    session: str = attr.field(factory=lambda: os.urandom(8).hex())  #: of this process
+
+
+@attr.define
+class HeartbeatSender:
+    """Sends what a worker does: at once where that has changed, else every so often."""
+
+    identity: WorkerIdentity
+    interval: int  #: seconds between two heartbeats while nothing changes; 0: none is sent
+    _sent: object = attr.field(default=None, init=False)
+    _sent_at: float = attr.field(default=float("-inf"), init=False)
+
+    def send(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
+        """Send a heartbeat, unless one was sent just now. Raises `BrokerUnavailable`."""
+        elapsed = time.monotonic() - self._sent_at
+        content = (state, why, build)
+        is_repeated = elapsed < self.interval and content == self._sent
+        if not self.interval or elapsed < MIN_INTERVAL_SECONDS or is_repeated:
+            return
+        self._sent, self._sent_at = content, time.monotonic()
+        try:
+            if broker.tube_stats(NOTIFY.name).ready <= NOTIFY_BACKLOG_LIMIT:
+                broker.announce(self._heartbeat(state, why, build))
+        except RetryLater as error:
+            log.debug("no heartbeat is sent: %s", error)
+
+    def send_leaving(self, broker: Broker) -> None:
+        """Announce that this worker ends, if it has sent a heartbeat; else its closed connection shows it."""
+        if self._sent is not None:
+            with contextlib.suppress(RetryLater, BrokerUnavailable):
+                broker.announce(attr.evolve(self._heartbeat(WorkerState.DRAINED, "it has ended", None), leaving=True))
+
+    def _heartbeat(self, state: str, why: str, build: CurrentBuild | None) -> WorkerHeartbeat:
+        mib, inodes = _least_free(self.identity.folders)
+        return WorkerHeartbeat(
+            host=self.identity.host,
+            instance=self.identity.instance,
+            state=state,
+            why=why,
+            arches=self.identity.arches,
+            version=__version__,
+            features=Feature.ALL,
+            load=round(os.getloadavg()[0], 2),
+            free_mib=mib,
+            free_inodes=inodes,
+            build=build,
+            at=round(time.time(), 3),
+            boot=self.identity.boot,
+            session=self.identity.session,
+        )
+
+
+def _least_free(folders: Sequence[Path]) -> tuple[int, int]:
+    """MiB and inodes free on the disk that has least of them; 0 where that cannot be measured."""
+    try:
+        spaces = [FreeSpace.measure(folder) for folder in folders]
+    except OSError:
+        return 0, 0
+    inodes = [space.inodes for space in spaces if space.inodes is not None]
+    return min((space.mib for space in spaces), default=0), min(inodes, default=0)
 
 
 class ControlPoller:
@@ -52,8 +159,8 @@ class ControlPoller:
         if now - self._cancel_polled < CANCEL_POLL_SECONDS:
             return
         self._cancel_polled = now
-        attempt = self.build.attempt
-        if not self._is_cancelled and (flag := control.cancel_flag(broker, attempt.request.build_id)):
+        build_id = self.build.attempt.request.build_id
+        if not self._is_cancelled and (flag := control.cancel_flag(broker, build_id)):
             self._is_cancelled = True
             self.build.cancel(flag.cancel_text)
         if now - self._drain_polled >= DRAIN_POLL_SECONDS:
@@ -77,34 +184,26 @@ class ControlPoller:
             arch=arch,
             attempt=attempt.token,
             phase=phase.name,
-            since=phase.since,
+            since=phase.start,
             started=round(attempt.started, 3),
         )
 
 
+@attr.define
 class JobSession:
     """The reservation of one build's job, for as long as the build runs."""
 
-    def __init__(
-        self,
-        connect: Callable[[], Broker],
-        claim: ReservedJob[BuildRequest],
-        stop: Stop,
-        token: str,
-        service: SdNotify,
-        ping_watchdog: Callable[[], None],
-    ) -> None:
-        """`ping_watchdog` is called each time round: a build may take days, but this loop may not hang."""
-        self.connect = connect
-        self.claim = claim
-        self.stop = stop
-        self.service, self.ping_watchdog = service, ping_watchdog
-        self.token = token  #: of this attempt
-        self.build: BuildAttempt | None = None  #: once it runs
-        self.reservation_lost = False  #: another worker has the job: announce nothing
-        self._outage_since: float | None = None
-        self._last_connect = 0.0
-        self._throttle = LogThrottle(LOG_AGAIN_SECONDS)
+    connect: Callable[[], Broker]
+    claim: ReservedJob[BuildRequest]
+    stop: Stop
+    token: str  #: of this attempt
+    service: SdNotify
+    ping_watchdog: Callable[[], None]  #: called each time round: a build may take days, but this loop may not hang
+    build: BuildAttempt | None = attr.field(default=None, init=False)  #: once it runs
+    reservation_lost: bool = attr.field(default=False, init=False)  #: another worker has the job: announce nothing
+    _outage_since: float | None = attr.field(default=None, init=False)
+    _last_connect: float = attr.field(default=0.0, init=False)
+    _throttle: LogThrottle = attr.field(factory=lambda: LogThrottle(LOG_AGAIN_SECONDS), init=False)
 
     def run_build(self, build: BuildAttempt, poller: ControlPoller) -> None:
         """Run the build in a thread of its own until it has ended and all its messages are published.
@@ -134,21 +233,19 @@ class JobSession:
             pending = pending or self._next_message(build, future)
             if self._keep_reserved() and pending is not None and self._publish(pending):
                 pending = None
-            self._poll_flags(poller)
+            if self._outage_since is None:
+                self._poll_flags(poller)
 
-    def unfinished_arches(self) -> list[str]:
+    def unfinished_arches(self) -> Sequence[str]:
+        """The legs without result, or those that `Queued` is announced for where none is known."""
         build = self.build
-        return [leg.arch for leg in build.legs if leg.arch not in build.announced] if build else []
+        unfinished = [leg.arch for leg in build.legs if leg.arch not in build.announced] if build else []
+        return unfinished or self.claim.message.announced_arches
 
-    def kept_logs_url(self, arch: str) -> str:
-        """The URL of the logs of an attempt without result: of this leg, or of another of it."""
-        urls = self.build.kept_logs if self.build else {}
-        return urls.get(arch) or next(iter(urls.values()), "")
-
-    def error_log(self, arch: str) -> str:
-        """Which log of an attempt without result has the cause: of this leg, or of another of it."""
-        logs = self.build.error_logs if self.build else {}
-        return logs.get(arch) or next(iter(logs.values()), "")
+    def describe_logs(self, arch: str) -> dict[str, str]:
+        """The event fields about the logs of an attempt without result: of this leg's, or of another leg's of it."""
+        fields = {"url": self.build.kept_logs, "error_log": self.build.error_logs} if self.build else {}
+        return {name: logs.get(arch) or next(iter(logs.values()), "") for name, logs in fields.items()}
 
     def _next_message(self, build: BuildAttempt, future: Future[None]) -> Outgoing | None:
         try:
@@ -171,14 +268,12 @@ class JobSession:
         return self._outage_since is None
 
     def _poll_flags(self, poller: ControlPoller) -> None:
-        if self._outage_since is not None:
-            return
         try:
             poller.poll(self.claim.broker, last=self.stop.is_requested)
         except BrokerUnavailable as error:
             self._note_outage(error)
-        except RetryLater:  # beanstalkd takes nothing now: the next poll tries again
-            return
+        except RetryLater:
+            pass  # beanstalkd takes nothing now: the next poll tries again
 
     def _publish(self, message: Outgoing) -> bool:
         """Put one message; whether it is out."""

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls mock for one leg: runs it, ends it, watches its logs grow, unpacks them, and cleans the root it leaves."""
+"""Calls mock for one leg: runs it, ends it, watches its logs grow, unpacks them, and cleans the root it leaves.
+
+The phases of a run come from its state.log, which has `Start: …` and `Finish: …` of nested steps, in local time. The
+outermost steps are the phases; the innermost step is named beside its phase while it lasts.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ import json
 import logging
 import lzma
 import os
+import re
 import shutil
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,10 +27,19 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
+from reimzul.core.message import Phase
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
 from reimzul.worker.mock_config import MockConfigRepo
-from reimzul.worker.mock_result import Fault, MockResult, classify, rpmbuild_started
+from reimzul.worker.mock_result import (
+    STATE_LOG_BYTES,
+    TIMEOUT_REASON,
+    Fault,
+    MockResult,
+    classify,
+    read_end,
+    rpmbuild_started,
+)
 from reimzul.worker.model import Leg
 from reimzul.worker.roots import EXIT_ROOT_IN_USE, MockRoot, MockRoots, RootInUse, RootNotRemoved, slot_of
 
@@ -42,9 +57,11 @@ ROOT_NOTE, CLEAN_LOG = "root.json", "clean.log"
 REQUIRED_LOGS = ("build.log", "root.log")
 #: The command of mock's compress_logs plugin is a setting: gzip by default, and what else people use.
 _UNPACKERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_UNPACKED_BLOCK_BYTES = 1 << 16
-#: Bytes at the beginning of a log by which it is recognised.
-_HEAD_BYTES = 64
+#: A line of state.log.
+_STEP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - (Start|Finish)(\(bootstrap\))?: (.+)")
+#: Two steps: the first encloses all that follows the chroot's setup, and the steps in it count as phases; the other
+#: ends all other steps, whether state.log has their end or not.
+_WRAPPER, _LAST = "build phase", "clean chroot"
 
 
 class BuildStalled(ReimzulError):
@@ -66,9 +83,7 @@ class Mock:
         shutil.copyfile(folder / "mock.cfg", leg.results / "mock.cfg")
         try:
             result, code = self._build_in_free_root(leg, folder, cancel)
-        except ProgramNotFound as error:
-            return MockResult(Fault.BUILDER, str(error)), None
-        except RootNotRemoved as error:
+        except (ProgramNotFound, RootNotRemoved) as error:
             result, code = MockResult(Fault.BUILDER, str(error)), None
         complete_logs(leg.results)
         return result, code
@@ -97,9 +112,10 @@ class Mock:
         except ReimzulError as error:
             self.roots.record_end(root, leg.results, None)
             self.roots.clean(root, leg.folder / CLEAN_LOG)
-            if isinstance(error, (TimedOut, BuildStalled)):
-                return timeout_result(error, leg.results), None
-            raise
+            if not isinstance(error, (TimedOut, BuildStalled)):
+                raise
+            reason = str(error) if isinstance(error, BuildStalled) else TIMEOUT_REASON
+            return MockResult(Fault.PACKAGE if rpmbuild_started(leg.results) else Fault.BUILDER, reason), None
         self.roots.record_end(root, leg.results, code)
         if result.fault is Fault.BUILDER and code != EXIT_ROOT_IN_USE:  # mock may have skipped its --cleanup-after
             self.roots.clean(root, leg.folder / CLEAN_LOG)
@@ -141,14 +157,22 @@ class Mock:
             f"--uniqueext={root.uniqueext}",
             *timeout,
             "--cleanup-after",
-            str(leg.package.path),
+            str(leg.source),
         ]
 
     def recover_root(self, folder: Path) -> None:
-        """Remove the root that a killed worker's leg may have left, as the note in the leg's folder records."""
-        root = read_root_note(folder)
-        if root is not None:
-            self.roots.recover(root, folder / CLEAN_LOG)
+        """Remove the root that a killed worker's leg may have left, as the note in the leg's folder records.
+
+        There is no note where mock was never started. Earlier versions recorded fewer fields.
+        """
+        try:
+            raw = json.loads((folder / ROOT_NOTE).read_text(encoding="utf-8"))
+            extension = raw["uniqueext"] if slot_of(raw["uniqueext"]) else validators.attempt(raw["uniqueext"])
+            base, name = str(raw.get("base", "")), str(raw.get("name", ""))
+            root = MockRoot(configdir=str(raw["configdir"]), uniqueext=extension, base=base, name=name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return
+        self.roots.recover(root, folder / CLEAN_LOG)
 
 
 def write_root_note(root: MockRoot, folder: Path) -> None:
@@ -156,38 +180,15 @@ def write_root_note(root: MockRoot, folder: Path) -> None:
     (folder / ROOT_NOTE).write_text(json.dumps(attr.asdict(root)), encoding="utf-8")
 
 
-def read_root_note(folder: Path) -> MockRoot | None:
-    """The root that was recorded; None where mock was never started. Earlier versions recorded fewer fields."""
-    try:
-        raw = json.loads((folder / ROOT_NOTE).read_text(encoding="utf-8"))
-        extension = raw["uniqueext"]
-        if not slot_of(extension):
-            extension = validators.attempt(extension)
-        base, name = str(raw.get("base", "")), str(raw.get("name", ""))
-        return MockRoot(configdir=str(raw["configdir"]), uniqueext=extension, base=base, name=name)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def timeout_result(error: ReimzulError, results: Path) -> MockResult:
-    """The result of a build that had to be ended: the package's fault only where rpmbuild had started."""
-    fault = Fault.PACKAGE if rpmbuild_started(results) else Fault.BUILDER
-    if isinstance(error, TimedOut):
-        return MockResult(fault, "it took longer than a build may (build_timeout)")
-    return MockResult(fault, str(error))
-
-
 # --- the logs in a result folder --------------------------------------------------------------------------------------
 
 
+@attr.define
 class StallDetector:
-    """Watches whether anything in the result folder of a build changes."""
-
-    def __init__(self, results: Path, limit: int) -> None:
-        self.results = results
-        self.limit = limit  #: seconds, 0 for any time
-        self._files: dict[str, tuple[int, int]] = {}
-        self._since = time.monotonic()
+    results: Path
+    limit: int  #: seconds, 0 for any time
+    _files: dict[str, tuple[int, int]] | None = attr.field(default=None, init=False)
+    _since: float = attr.field(default=0.0, init=False)
 
     def raise_if_stalled(self) -> None:
         if not self.limit:
@@ -244,16 +245,14 @@ def unpack_logs(results: Path) -> None:
 def _merge(unpacked: Path, plain: Path) -> None:
     """Give a log its name. A log of that name is either the one that was packed, or what mock wrote after packing."""
     if plain.exists():
-        with plain.open("rb") as written:
-            head = written.read(_HEAD_BYTES)
-            with unpacked.open("rb") as stream:
-                is_same = stream.read(len(head)) == head
-            if is_same:
+        with plain.open("rb") as written, unpacked.open("rb+") as stream:
+            head = written.read(64)  # enough to recognise a log
+            if stream.read(len(head)) == head:
                 unpacked.unlink()
                 return
-            with unpacked.open("ab") as stream:
-                stream.write(head)
-                shutil.copyfileobj(written, stream, 1 << 20)
+            stream.seek(0, os.SEEK_END)
+            stream.write(head)
+            shutil.copyfileobj(written, stream, 1 << 20)
     unpacked.replace(plain)
 
 
@@ -261,10 +260,83 @@ def _unpack(unpacker: Callable[[Path], Any], packed: Path, unpacked: Path) -> No
     """Unpack as much as possible; the packer may have been ended in the middle."""
     with unpacker(packed) as source, unpacked.open("wb") as stream:
         try:
-            while body := source.read1(_UNPACKED_BLOCK_BYTES):
+            while body := source.read1(1 << 16):
                 stream.write(body)
         except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's; those of damaged data have none
                 raise
             log.warning("%s is damaged: %s", packed.name, error)
     packed.unlink()
+
+
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+
+@attr.define
+class StateLog:
+    outer: list[Phase] = attr.field(factory=list, init=False)  #: the phases, in the order they began
+    _within: list[str] = attr.field(factory=list, init=False)  #: the steps that last, the outermost first
+    _last: float = attr.field(default=0.0, init=False)  #: the time of the last step
+
+    def add_lines(self, lines: Iterable[str]) -> StateLog:
+        """Add lines; those that are no steps of mock are ignored."""
+        for found in filter(None, map(_STEP.match, lines)):
+            when, milliseconds, what, bootstrap, name = found.groups()
+            at = _parse_time(when, int(milliseconds) / 1000, self._last)
+            if at is not None:
+                self._last = at
+                self._add_step(_short_name(name, bool(bootstrap)), at, is_start=what == "Start")
+        return self
+
+    def _add_step(self, name: str, at: float, *, is_start: bool) -> None:
+        if is_start and name != _WRAPPER:
+            if name == _LAST:
+                self._within.clear()
+            if not self._within:
+                self.outer.append(Phase(name=name, start=at))
+            self._within.append(name)
+        elif not is_start and name in self._within:
+            if name == self._within[0]:
+                self.outer[-1] = attr.evolve(self.outer[-1], end=at)
+            del self._within[self._within.index(name) :]
+
+    @property
+    def current_phase(self) -> Phase | None:
+        """The current phase with its current step, or the last one; None before the first step."""
+        if not self.outer:
+            return None
+        return Phase(name=": ".join([self.outer[-1].name, *self._within[1:][-1:]]), start=self.outer[-1].start)
+
+    def phases(self) -> list[Phase]:
+        return self.outer[:20]  # the most that are published of a leg
+
+
+def read_state_log(path: Path) -> StateLog:
+    """Read a state.log; it has no phases where it is missing."""
+    return StateLog().add_lines(read_end(path, STATE_LOG_BYTES).splitlines())
+
+
+def _parse_time(when: str, fraction: float, after: float) -> float | None:
+    """A local time in seconds since 1970, never before that of the last step; None for a date that does not exist.
+
+    When summer time ends an hour comes twice, and a clock may be set back: no phase gets a negative duration.
+    """
+    try:
+        parts = time.strptime(when, "%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return None
+    found = []
+    for summer in (1, 0, -1):
+        with contextlib.suppress(OverflowError, ValueError, OSError):
+            at = time.mktime((*parts[:8], summer))
+            if at >= 0 and (summer < 0 or time.localtime(at)[:6] == parts[:6]):
+                found.append(at + fraction)
+    return min((at for at in found if at >= after), default=after) if found else None
+
+
+def _short_name(name: str, bootstrap: bool) -> str:
+    """A step's name without that of the package."""
+    words = name.split()
+    if words and validators.is_source_rpm(words[-1]):
+        words = words[: -2 if words[-2:-1] == ["for"] else -1]
+    return " ".join(["bootstrap", *words] if bootstrap else words)[:80]

@@ -13,9 +13,8 @@ import contextlib
 import enum
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional
 
 import attr
 
@@ -25,6 +24,9 @@ from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, 
 
 #: Characters of a line that are read: patterns stay fast whatever a line holds.
 LINE_LIMIT_CHARS = 4_000
+#: Bytes of a state.log that are read: they have some 2 kB.
+STATE_LOG_BYTES = 64 * 1024
+TIMEOUT_REASON = "it took longer than a build may (build_timeout)"
 
 
 class Fault(enum.Enum):
@@ -40,15 +42,12 @@ class MockResult:
     reason: str = ""
 
 
-#: The section of the spec that failed, in build.log.
-_FAILED_SECTION = re.compile(r"Bad exit status from \S+ \((%\w+)\)")
 _UNPROVIDED = re.compile(UNPROVIDED, re.MULTILINE)
 _CONFLICTING = re.compile(CONFLICTING, re.MULTILINE)
 _UNRESOLVED = re.compile(UNRESOLVED_HEAD, re.MULTILINE)
 _PREFIX = re.compile(LOG_PREFIX, re.MULTILINE)
 #: rpm's error, at a line's beginning; an `error:` may stand alone, with its message on the next line.
 _RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILINE)
-_TARGET_LINES = re.compile(rf"{TARGET_LINE}\n")
 #: mock's own errors on stderr; the first one only names the package and the configuration.
 _MOCK_ERROR = re.compile(r"^ERROR: (?!Exception\()", re.MULTILINE)
 #: The call of rpmbuild that rebuilds the source rpm, as the logs have it; the program is a setting of mock's.
@@ -63,8 +62,6 @@ _ROOT_ERROR = re.compile(
     r"|^Failed to initialize |[Rr]ead-only file system|Input/output error|No space left"
     r"|Cannot allocate memory|Too many open files|Disk quota|[Cc]ould(?: not|n't) (?:exec|fork)|open temp file)"
 )
-_PERMISSION = re.compile(r"Permission denied|Operation not permitted")
-_SOURCE_PATH = re.compile(r"/SOURCES/|/SPECS/|\.spec\b")
 _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No space left on device")
 #: Lines of build.log, before rpmbuild's summary, that belong to the step that failed. Earlier ones may be those of a
 #: test that writes to /dev/full.
@@ -84,14 +81,13 @@ _RPMBUILD_REASONS = {
     "File not found": "%files lists files that do not exist",
     "Installed (but unpackaged) file(s) found": "files were installed that %files does not list",
 }
-#: Exit codes for which it does not matter what repositories held: timeout, damaged source rpm.
-_CODES_INDEPENDENT_OF_REPOS = (11, 40)
 
 
 def classify(code: int, results: Path) -> MockResult:
     """Classify a run of mock that left its logs in `results`; a full disk is no fault of any package."""
     result = _classify_by_code(code, results)
-    if result.fault in (Fault.NONE, Fault.PACKAGE) and code not in _CODES_INDEPENDENT_OF_REPOS:
+    # after a timeout (11) or for a damaged source rpm (40) it does not matter what repositories held
+    if result.fault in (Fault.NONE, Fault.PACKAGE) and code not in (11, 40):
         result = _find_skipped_repo(read_failures(_read_log(results / "root.log"))) or result
     return _find_full_disk(results) or result if result.fault in (Fault.PACKAGE, Fault.NOBODY) else result
 
@@ -113,7 +109,7 @@ def _build_setup_started(results: Path) -> bool:
 
 def _find_skipped_repo(failures: Sequence[RepoFailure]) -> MockResult | None:
     """The result where the package manager went on without a repository that may have packages."""
-    hidden = next((each for each in failures if each.hides_packages), None)
+    hidden = next((each for each in failures if each.skipped and any(cause in _HIDING for cause in each.causes)), None)
     if hidden is None:
         return None
     return MockResult(Fault.NOBODY, f"a repository was skipped that may have newer packages: {hidden.detail[:300]}")
@@ -140,20 +136,32 @@ def _end_of_build_log(log: str) -> str:
 
 
 def _classify_by_code(code: int, results: Path) -> MockResult:
-    by_logs = {0: _check_package_names, 1: _classify_exit_1, 10: _classify_exit_10, 30: _classify_exit_30}
-    if code in by_logs:
-        return by_logs[code](results)
-    if code == 3:
-        return MockResult(Fault.BUILDER, _explain_exit_3(results))
+    stderr = _read_log(results / "stderr")
+    if code == 0:
+        return _check_package_names(results)
+    if code in (1, 10) and rpmbuild_started(results):
+        usual = "rpmbuild failed" if code == 1 else "the package does not build"
+        return MockResult(Fault.PACKAGE, _failed_step(_read_log(results / "build.log")) or usual)
+    if code == 1 and ("Cannot find/open srpm" in stderr or "File is not an srpm" in stderr):
+        return MockResult(Fault.PACKAGE, "mock cannot read the source rpm")
+    if code == 1 and _build_setup_started(results):
+        return _classify_source_rebuild(results)
+    if code in (1, 10):  # 10: mock has no program that installs BuildRequires
+        return MockResult(Fault.BUILDER, f"mock failed before the build: {_last_mock_error(stderr)}")
     if code == 11:
-        return MockResult(Fault.PACKAGE, "it took longer than a build may (build_timeout)")
+        return MockResult(Fault.PACKAGE, TIMEOUT_REASON)
+    if code == 30:
+        return _classify_exit_30(results)
     if code == 40:
-        return MockResult(Fault.PACKAGE, _explain_exit_40(_read_log(results / "stderr")))
+        damaged = "the source rpm cannot be installed: its payload is damaged"
+        return MockResult(Fault.PACKAGE, _find_reason(_EXIT_40_REASONS, stderr) or damaged)
     if code == 60:
         return MockResult(Fault.NOBODY, HOST_FAULT_CODES[60])
     if code < 0:
         return MockResult(Fault.BUILDER, f"mock was ended by signal {-code}")
-    return MockResult(Fault.BUILDER, HOST_FAULT_CODES.get(code, f"mock exited with {code}"))
+    reason = HOST_FAULT_CODES.get(code, f"mock exited with {code}")
+    errors = [line.partition(": ")[2].strip() for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    return MockResult(Fault.BUILDER, ": ".join([reason, *errors[-1:]]) if code == 3 else reason)
 
 
 def _check_package_names(results: Path) -> MockResult:
@@ -169,26 +177,6 @@ def _check_package_names(results: Path) -> MockResult:
     return MockResult(Fault.NONE)
 
 
-def _classify_exit_1(results: Path) -> MockResult:
-    """rpmbuild failed, or mock failed before it."""
-    if rpmbuild_started(results):
-        return MockResult(Fault.PACKAGE, _failed_step(results) or "rpmbuild failed")
-    stderr = _read_log(results / "stderr")
-    if "Cannot find/open srpm" in stderr or "File is not an srpm" in stderr:
-        return MockResult(Fault.PACKAGE, "mock cannot read the source rpm")
-    if _build_setup_started(results):
-        return _classify_source_rebuild(results)
-    return MockResult(Fault.BUILDER, f"mock failed before the build: {_last_mock_error(stderr)}")
-
-
-def _classify_exit_10(results: Path) -> MockResult:
-    """%generate_buildrequires failed, or mock has no program that installs BuildRequires."""
-    if rpmbuild_started(results):
-        return MockResult(Fault.PACKAGE, _failed_step(results) or "the package does not build")
-    error = _last_mock_error(_read_log(results / "stderr"))
-    return MockResult(Fault.BUILDER, f"mock failed before the build: {error}")
-
-
 def _classify_exit_30(results: Path) -> MockResult:
     """Dependencies: nothing provides one, or the repository, the disk or the configuration is at fault."""
     log = _log_or_stderr(results, "root.log")
@@ -198,12 +186,13 @@ def _classify_exit_30(results: Path) -> MockResult:
     if skipped := _find_skipped_repo(failures):
         return skipped
     fatal = [each for each in failures if not each.skipped]
-    if stale := next((each for each in fatal if each.is_stale), None):
+    if stale := next((each for each in fatal if DownloadFault.STALE in each.causes), None):
         return MockResult(Fault.NOBODY, f"a repository changed while it was read: {stale.detail[:300]}")
     if fatal:
         return MockResult(Fault.BUILDER, fatal[0].line[:300])
-    output = _PREFIX.sub("", last_package_manager_output(log))
-    return _classify_unresolved(output, in_setup=_build_setup_started(results))
+    # earlier calls of the package manager succeeded, or were repeated
+    last_call = max((call.end() for call in _COMMAND.finditer(log)), default=0)
+    return _classify_unresolved(_PREFIX.sub("", log[last_call:]), in_setup=_build_setup_started(results))
 
 
 def _classify_unresolved(log: str, *, in_setup: bool) -> MockResult:
@@ -237,7 +226,8 @@ def _classify_source_rebuild(results: Path) -> MockResult:
 
 
 def _blames_root(error: str) -> bool:
-    return bool(_ROOT_ERROR.search(error) or (_PERMISSION.search(error) and not _SOURCE_PATH.search(error)))
+    is_denied = re.search(r"Permission denied|Operation not permitted", error)
+    return bool(_ROOT_ERROR.search(error) or (is_denied and not re.search(r"/SOURCES/|/SPECS/|\.spec\b", error)))
 
 
 def _source_rebuild_output(log: str) -> str:
@@ -246,7 +236,8 @@ def _source_rebuild_output(log: str) -> str:
     calls = [number for number, line in enumerate(lines) if _SOURCE_CALL.match(line)]
     lines = lines[calls[-1] + 1 :] if calls else []
     ends = [number for number, line in enumerate(lines) if line.startswith("Child return code was")]
-    return _TARGET_LINES.sub("", "".join(f"{line}\n" for line in (lines[: ends[0]] if ends else lines)))
+    output = "".join(f"{line}\n" for line in (lines[: ends[0]] if ends else lines))
+    return re.sub(rf"{TARGET_LINE}\n", "", output)
 
 
 def _last_mock_error(stderr: str) -> str:
@@ -262,24 +253,16 @@ def _last_mock_error(stderr: str) -> str:
     return (output[-1] if output else f"Command failed: {command}")[:300]
 
 
-def _explain_exit_3(results: Path) -> str:
-    """mock's last error about a configuration that it cannot use."""
-    errors = [line for line in _read_log(results / "stderr").splitlines() if line.startswith("ERROR: ")][-1:]
-    return ": ".join([HOST_FAULT_CODES[3], *(line.partition(": ")[2].strip() for line in errors)])
-
-
-def _explain_exit_40(stderr: str) -> str:
-    """mock's objection to a package; other versions of mock may word it otherwise."""
-    found = (reason for sign, reason in _EXIT_40_REASONS.items() if sign in stderr)
-    return next(found, "the source rpm cannot be installed: its payload is damaged")
-
-
-def _failed_step(results: Path) -> str:
+def _failed_step(build_log: str) -> str:
     """The section or check at which rpmbuild failed; empty where that is not known."""
-    log = _read_log(results / "build.log")
-    if found := _FAILED_SECTION.search(log):
+    if found := re.search(r"Bad exit status from \S+ \((%\w+)\)", build_log):
         return f"{found.group(1)} failed"
-    return next((reason for sign, reason in _RPMBUILD_REASONS.items() if sign in log), "")
+    return _find_reason(_RPMBUILD_REASONS, build_log)
+
+
+def _find_reason(reasons: Mapping[str, str], log: str) -> str:
+    """The reason of the first of some messages that a log has; empty where it has none."""
+    return next((reason for message, reason in reasons.items() if message in log), "")
 
 
 def _whole_line(log: str, found: re.Match[str]) -> str:
@@ -321,6 +304,10 @@ class DownloadFault(enum.Enum):
     OTHER = "other"  #: refused, reset, timeout, any other status
 
 
+#: Causes by which packages may exist that the package manager did not see.
+_HIDING = (DownloadFault.STALE, DownloadFault.OTHER)
+
+
 @attr.define
 class RepoFailure:
     """A repository, or a file of one, that could not be downloaded."""
@@ -328,19 +315,9 @@ class RepoFailure:
     name: str
     line: str  #: the package manager's message
     causes: Sequence[DownloadFault]
-    skipped: bool = False  #: the package manager went on without it
-    detail: str = ""  #: the download that failed
-    url: str = ""
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether a file is missing that the metadata lists: the repository changed while it was read."""
-        return DownloadFault.STALE in self.causes
-
-    @property
-    def hides_packages(self) -> bool:
-        """Whether packages may exist that the package manager did not see."""
-        return self.skipped and any(cause in (DownloadFault.STALE, DownloadFault.OTHER) for cause in self.causes)
+    skipped: bool  #: the package manager went on without it
+    detail: str  #: the download that failed
+    url: str
 
 
 @attr.frozen
@@ -351,22 +328,31 @@ class _FailedFetch:
 
 
 _COMMAND = re.compile(r"Executing command: .*bin/(?:dnf|yum|microdnf|tdnf|zypper)[\w.-]*'")
-_STATUS = re.compile(r"Status code: (\d{3}) for (\S+)")
-_CURL = re.compile(r"Curl error \((\d+)\): ")
-_FOR_URL = re.compile(r" for ([a-z]+:/\S*)")
-_YUM = re.compile(r"^([a-z]+:/\S*): \[Errno -?\d+\] (.*)")
-_ZYPPER_MISSING = re.compile(r"File '([^'\n]*)' not found on medium")
-_ZYPPER_LINK = re.compile(r"Download \(curl\) error for '|Timeout exceeded when accessing '|Connection failed")
-_CHANGED = re.compile(r"Downloading successful, but checksum doesn't|Server reports Content-Length: \d+ but expected")
+#: librepo's messages: an HTTP or FTP status with its URL, or a number of curl's, mostly with a URL.
+_CODED_FETCH = re.compile(r"Status code: (\d{3}) for (\S+)|Curl error \((\d+)\): (?:.*? for ([a-z]+:/\S*))?")
 #: Status codes of HTTP and FTP, and curl's error numbers, for a file that the server does not have.
-_MISSING_STATUS, _MISSING_CURL = ("404", "410", "550"), ("37", "78")
+_MISSING_CODES = ("404", "410", "550", "37", "78")
+_YUM_FETCH = re.compile(r"^([a-z]+:/\S*): \[Errno -?\d+\] (.*)")
+_ZYPPER_MISSING = re.compile(r"File '([^'\n]*)' not found on medium")
+_WORDED_FETCHES = (
+    (
+        re.compile(r"Download \(curl\) error for '|Timeout exceeded when accessing '|Connection failed"),
+        DownloadFault.OTHER,
+    ),
+    (
+        re.compile(r"Downloading successful, but checksum doesn't|Server reports Content-Length: \d+ but expected"),
+        DownloadFault.STALE,
+    ),
+    (re.compile(r"Valid metadata not found at specified URL"), DownloadFault.ABSENT),
+)
 
 _DNF4 = re.compile(r"Failed to (?:download metadata|synchronize cache) for repo '([^'\n]*)'(.*)")
 _IGNORED = re.compile(r"Ignoring repositories: (.+)")
 _DNF5 = re.compile(r"Failed to download metadata \(\w+: \"([^\"\n]*)\"")
-_DNF5_SKIPPED = re.compile(r"Error loading repo \"([^\"\n]*)\" \(skipping")
+_SKIPPED = re.compile(
+    r"Error loading repo \"(?P<dnf5>[^\"\n]*)\" \(skipping|Skipping repository '(?P<zypper>[^'\n]*)' because of"
+)
 _DNF5_EXHAUSTED = re.compile(r"^\s*>>> No more mirrors to try")
-_ZYPPER_SKIPPED = re.compile(r"Skipping repository '([^'\n]*)' because of")
 _FATAL = re.compile(
     r"\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*"
     r"|Cannot retrieve .*|failure: \S+ from .*\[Errno 256\].*|Failed to retrieve new repository metadata.*"
@@ -381,19 +367,13 @@ def read_failures(log: str) -> list[RepoFailure]:
     return reader.failures
 
 
-def last_package_manager_output(log: str) -> str:
-    """The output of the last call of the package manager: earlier calls succeeded, or were repeated."""
-    calls = list(_COMMAND.finditer(log))
-    return log[calls[-1].end() :] if calls else log
-
-
+@attr.define
 class _FailureReader:
     """Reads a log: has the failures so far, and the failed downloads that belong to the next one."""
 
-    def __init__(self) -> None:
-        self.failures: list[RepoFailure] = []
-        self._fetches: list[_FailedFetch] = []
-        self._skipping = False  #: dnf5 skips a repository; the indented lines that follow have the cause
+    failures: list[RepoFailure] = attr.field(factory=list, init=False)
+    _fetches: list[_FailedFetch] = attr.field(factory=list, init=False)
+    _skipping: bool = attr.field(default=False, init=False)  #: dnf5 skips a repository; indented lines have the cause
 
     def read_line(self, line: str) -> None:
         self._skipping = self._skipping and line.startswith(" ")
@@ -406,8 +386,8 @@ class _FailureReader:
             names = {name.strip() for name in found.group(1).split(",")}
             for failure in self.failures:
                 failure.skipped = failure.skipped or failure.name in names
-        elif found := _DNF5_SKIPPED.search(line) or _ZYPPER_SKIPPED.search(line):
-            self._add(found.group(1), line, skipped=True)
+        elif found := _SKIPPED.search(line):
+            self._add(found["dnf5"] or found["zypper"] or "", line, skipped=True)
             self._skipping = True
         elif _DNF5_EXHAUSTED.search(line):
             self._add("", line, skipped=True)
@@ -442,34 +422,25 @@ class _FailureReader:
             self._add("", line.strip() if found.re is _DNF5 else found.group(0), skipped=False)
 
     def _add(self, name: str, line: str, *, skipped: bool) -> None:
-        decisive = next(
-            (each for each in self._fetches if each.cause in (DownloadFault.STALE, DownloadFault.OTHER)), None
-        )
-        fetch = decisive or (self._fetches[0] if self._fetches else None)
-        causes = [each.cause for each in self._fetches] or [DownloadFault.UNKNOWN]
-        detail, url = (fetch.line, fetch.url) if fetch else (line.strip(), "")
-        self.failures.append(RepoFailure(name, line.strip(), causes, skipped, detail, url))
+        fetches = self._fetches or [_FailedFetch(DownloadFault.UNKNOWN, line.strip())]
+        decisive = next((each for each in fetches if each.cause in _HIDING), fetches[0])
+        causes = [each.cause for each in fetches]
+        self.failures.append(RepoFailure(name, line.strip(), causes, skipped, decisive.line, decisive.url))
         self._fetches = []
 
 
-def _parse_fetch(line: str) -> Optional[_FailedFetch]:
+def _parse_fetch(line: str) -> _FailedFetch | None:
     shown = line.strip().lstrip("->: ").removeprefix("[MIRROR] ")
-    if found := _STATUS.search(line):
-        return _FailedFetch(_classify_url(found.group(1) in _MISSING_STATUS, found.group(2)), shown, found.group(2))
-    if found := _CURL.search(line):
-        where = _FOR_URL.search(line)
-        url = where.group(1) if where else ""
-        return _FailedFetch(_classify_url(found.group(1) in _MISSING_CURL, url), shown, url)
-    if found := _YUM.search(line):
+    if found := _CODED_FETCH.search(line):
+        code, url = found[1] or found[3], found[2] or found[4] or ""
+        return _FailedFetch(_classify_url(code in _MISSING_CODES, url), shown, url)
+    if found := _YUM_FETCH.search(line):
         missing = " 404" in found.group(2) or "o such file" in found.group(2)
         return _FailedFetch(_classify_url(missing, found.group(1)), shown, found.group(1))
     if found := _ZYPPER_MISSING.search(line):
         return _FailedFetch(_classify_url(True, found.group(1)), shown)
-    if _ZYPPER_LINK.search(line):
-        return _FailedFetch(DownloadFault.OTHER, shown)
-    if _CHANGED.search(line):
-        return _FailedFetch(DownloadFault.STALE, shown)
-    return _FailedFetch(DownloadFault.ABSENT, shown) if "Valid metadata not found at specified URL" in line else None
+    cause = next((cause for pattern, cause in _WORDED_FETCHES if pattern.search(line)), None)
+    return _FailedFetch(cause, shown) if cause else None
 
 
 def _classify_url(missing: bool, url: str) -> DownloadFault:

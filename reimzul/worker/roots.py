@@ -8,13 +8,13 @@ the next build. Roots belong to root: mock itself removes them, one at a time, a
 mock adds an extension (--uniqueext) to a root's name: one for each slot and leg arch. A worker that systemd runs has
 its instance's name as its slot; a worker started by hand takes the first spare slot. A slot is held by an flock, which
 ends with its holder, so roots are bounded by workers x targets, and every build of a worker finds the bootstrap root of
-the build before.
+the build before. Roots that nobody builds in any more are removed by an idle worker.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import itertools
 import json
 import logging
@@ -26,19 +26,21 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any, Callable
 
 import attr
 
-from reimzul.core.errors import ConfigError, ReimzulError, TimedOut
+from reimzul.core.errors import ConfigError, ReimzulError, ShutdownRequested, TimedOut
 from reimzul.core.fs import file_lock, write_atomic
 from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
 from reimzul.core.process import output_of, run
 from reimzul.core.retry import CancelToken
-from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.mock_config import MockConfigRepo, digest_rendered
+from reimzul.worker.mock_result import STATE_LOG_BYTES, read_end
 
 log = logging.getLogger(__name__)
 
-DAY_SECONDS = 86400
+_DAY_SECONDS = 86400
 #: Seconds that mock may take to remove a root.
 CLEANING_TIMEOUT_SECONDS = 300
 #: mock's exit code where another mock is in the root.
@@ -49,20 +51,22 @@ _ROOT_FAILED_CODES = (20, 30, 90)
 SPARE_TRIES = 2
 #: Seconds a starting worker waits for the slot of its instance: another may be cleaning up after its predecessor.
 SLOT_TIMEOUT_SECONDS = 60.0
-#: Seconds an orphaned mock has to end: while it runs dnf it is root, and takes no signal of ours.
-ORPHAN_TIMEOUT_SECONDS = 30.0
-_ORPHAN_GRACE_SECONDS = 3.0
+#: Seconds an orphaned mock has to end, those until it is killed among them: while it runs dnf it is root, and takes no
+#: signal of ours.
+ORPHAN_TIMEOUT_SECONDS, _ORPHAN_GRACE_SECONDS = 30.0, 3.0
 _POLL_SECONDS = 0.2
-_STATE_LOG_BYTES = 64 * 1024
+#: Seconds between two scans for roots to remove; and seconds that the main root of a build lies unused before it counts
+#: as orphaned: mock removes it after each build.
+SCAN_INTERVAL_SECONDS, _ORPHANED_SECONDS = 600.0, 3600
 #: Removing a root must not touch the caches that extensions share.
 _PLUGINS_OFF = "".join(f"config_opts['plugin_conf']['{name}_enable'] = False\n" for name in ("yum_cache", "root_cache"))
-
-_SLOT = re.compile(r"[A-Za-z0-9_]{1,40}\Z")
-_EXTENSION = r"reimzul-(?P<slot>[A-Za-z0-9_]{1,40})\.[A-Za-z0-9_]+"
-#: A root's folder: the name in mock's configuration, `-bootstrap` where it is a bootstrap root, the extension.
-_FOLDER = re.compile(rf"(?P<root>.+?)(?P<bootstrap>-bootstrap)?-(?P<extension>{_EXTENSION})\Z")
-#: A folder of the versions that had an extension for each attempt: attempts are named `<seconds>-<8 hex digits>`.
-_OLD_FOLDER = re.compile(r"(?P<root>reimzul-.+?)(?P<bootstrap>-bootstrap)?-(?P<extension>[0-9]{9,11}-[0-9a-f]{8})\Z")
+_SLOT = r"[A-Za-z0-9_]{1,40}"
+_EXTENSION = rf"reimzul-(?P<slot>{_SLOT})\.[A-Za-z0-9_]+"
+#: A root's folder: the name in mock's configuration, `-bootstrap` where it is a bootstrap root, the extension. Versions
+#: before the slots had an extension for each attempt, which was named `<seconds>-<8 hex digits>`.
+_FOLDER = re.compile(
+    rf"(?P<root>.+?)(?P<bootstrap>-bootstrap)?-(?P<extension>{_EXTENSION}|[0-9]{{9,11}}-[0-9a-f]{{8}})\Z"
+)
 
 
 class RootNotRemoved(ReimzulError):
@@ -73,13 +77,8 @@ class RootInUse(ReimzulError):
     """Another mock is in the root and does not end."""
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
 @attr.frozen
 class RootFolder:
-    """A root's folder that a worker of this farm made, read from its name."""
-
     root: str  #: the name in mock's configuration; builds of one target share it
     bootstrap: bool
     extension: str
@@ -92,12 +91,11 @@ class RootFolder:
 
 
 def parse_folder(name: str) -> RootFolder | None:
-    """Read the name of a folder among mock's roots; None where no worker made it."""
-    for pattern in (_FOLDER, _OLD_FOLDER):
-        if found := pattern.match(name):
-            slot = found.groupdict().get("slot") or ""
-            return RootFolder(found["root"], bool(found["bootstrap"]), found["extension"], slot)
-    return None
+    """Read the name of a folder among mock's roots; None where no worker of this farm made it."""
+    found = _FOLDER.match(name)
+    if found is None or not (found["slot"] or found["root"].startswith("reimzul-")):
+        return None
+    return RootFolder(found["root"], bool(found["bootstrap"]), found["extension"], found["slot"] or "")
 
 
 def slot_of(extension: str) -> str:
@@ -112,31 +110,12 @@ def extension_of(slot: str, arch: str) -> str:
 
 
 @contextlib.contextmanager
-def hold_instance_slot(folder: Path, instance: str) -> Iterator[str]:
-    """Hold the slot of a systemd instance, or a spare one where there is no instance or its slot is taken."""
-    deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
-    while _SLOT.match(instance):
-        with file_lock(folder / f"{instance}.slot") as held:
-            if held is not None:
-                yield instance
-                return
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_POLL_SECONDS)
-    with hold_spare_slot(folder) as slot:
-        yield slot
-
-
-@contextlib.contextmanager
 def hold_spare_slot(folder: Path) -> Iterator[str]:
     for number in itertools.count(1):
         with file_lock(folder / f"spare{number}.slot") as held:
             if held is not None:
                 yield f"spare{number}"
                 return
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
 
 
 @attr.frozen(kw_only=True)
@@ -153,11 +132,10 @@ class RootRecord:
     @classmethod
     def read(cls, path: Path) -> RootRecord:
         """Read it from a file; where that is missing or unreadable, the bootstrap root is not trusted."""
-        try:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{name: type(getattr(cls(), name))(raw[name]) for name in attr.fields_dict(cls)})
-        except (OSError, ValueError, TypeError, KeyError):
-            return cls(broken="it has no readable record")
+        return cls(broken="it has no readable record")
 
     def write(self, path: Path) -> None:
         write_atomic(path, json.dumps(attr.asdict(self)))
@@ -166,27 +144,14 @@ class RootRecord:
         """Why the bootstrap root must not be used again; empty where it may be."""
         if self.digest != digest:
             return self.broken or "its configuration has changed"
-        if days and time.time() - self.made > days * DAY_SECONDS:
+        if days and time.time() - self.made > days * _DAY_SECONDS:
             return self.broken or f"it is older than {days} days (root_days)"
         return self.broken
 
 
-def digest_rendered(configdir: Path) -> str:
-    """The digest of a rendered configuration with all that it includes; how mock logs is no part of it."""
-    digest = hashlib.sha256()
-    for path in sorted(configdir.rglob("*")):
-        if path.is_file() and not path.name.startswith(".") and path.name != "logging.ini":
-            with contextlib.suppress(OSError):  # mock will report the file as missing
-                content = path.read_bytes()
-                digest.update(f"{path}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
 def bootstrap_fault(results: Path, code: int | None) -> str:
     """Why the bootstrap root of a build must not be used again; empty where it may be. `code`: None if it was ended."""
-    state_log = ""
-    with contextlib.suppress(OSError), (results / "state.log").open("rb") as stream:
-        state_log = stream.read(_STATE_LOG_BYTES).decode("utf-8", "replace")
+    state_log = read_end(results / "state.log", STATE_LOG_BYTES)
     begun, finished = (state_log.count(f"{step}(bootstrap): chroot init") for step in ("Start", "Finish"))
     if begun > finished and code != 0:
         return "mock ended while it created it"
@@ -200,12 +165,11 @@ def bootstrap_fault(results: Path, code: int | None) -> str:
 
 def start_time(pid: int) -> str:
     """When a process was started, which identifies it with its number; empty where it has ended or is hidden."""
-    try:
+    with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-    return "" if fields[0] == b"Z" else f"{boot} {int(fields[19])}"
+        return "" if fields[0] == b"Z" else f"{boot} {int(fields[19])}"
+    return ""
 
 
 def is_running(pid: int, birth: str) -> bool:
@@ -233,9 +197,6 @@ def end_orphan(pid: int, birth: str, cancel: CancelToken) -> None:
         cancel.wait(_POLL_SECONDS)
 
 
-# --- roots ------------------------------------------------------------------------------------------------------------
-
-
 @attr.frozen(kw_only=True)
 class MockRoot:
     """The root of one leg's build: what mock needs to find it again."""
@@ -250,26 +211,36 @@ class MockRoot:
         return Path(self.base, f"{self.name}-bootstrap-{self.uniqueext}")
 
 
+@attr.define
 class MockRoots:
     """The roots that this worker builds in, and mock's calls that clean and remove roots."""
 
-    def __init__(self, mock: str, configs: MockConfigRepo, state: Path, mock_roots: Path, days: int) -> None:
-        """`state`: records and locks, shared by all workers that share `mock_roots`; `days`: root_days."""
-        self.mock = mock
-        self.configs = configs
-        self.state = state
-        self.mock_roots = mock_roots
-        self.days = days
-        self.slot = ""  #: the one this worker holds
+    mock: str
+    configs: MockConfigRepo
+    state: Path  #: records and locks, shared by all workers that share `mock_roots`
+    mock_roots: Path
+    days: int  #: root_days
+    slot: str = attr.field(default="", init=False)  #: the one this worker holds
 
     @contextlib.contextmanager
     def hold_own_slot(self, instance: str) -> Iterator[None]:
-        """Hold a slot for as long as this worker runs. Raises `ConfigError`."""
+        """Hold the slot of a systemd instance while this worker runs, or a spare one. Raises `ConfigError`.
+
+        A spare one is taken where there is no instance, or another worker holds its slot.
+        """
         with contextlib.suppress(OSError):
             self.state.mkdir(parents=True, exist_ok=True)
         if not (self.state.is_dir() and os.access(self.state, os.W_OK)):
             raise ConfigError(f"[worker] mock_roots: {self.state} is no folder that this user can write to")
-        with hold_instance_slot(self.state, instance) as self.slot:
+        deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
+        while re.fullmatch(_SLOT, instance) and time.monotonic() <= deadline:
+            with file_lock(self.state / f"{instance}.slot") as held:
+                if held is not None:
+                    self.slot = instance
+                    yield
+                    return
+            time.sleep(_POLL_SECONDS)
+        with hold_spare_slot(self.state) as self.slot:
             yield
 
     def hold_slot(self, slot: str) -> contextlib.AbstractContextManager[int | None]:
@@ -296,34 +267,34 @@ class MockRoots:
             record = RootRecord.read(self.record_path(root))
             end_orphan(record.pid, record.birth, cancel)
             if record.unclean:
-                self._call(root, "--orphanskill", cancel=cancel)
+                self._call(root, "--orphanskill", cancel)
             why = record.removal_reason(digest, self.days)
             if why and root.bootstrap.exists():
                 log.info("removing the bootstrap root %s: %s", root.bootstrap.name, why)
                 self.remove(base, f"{name}-bootstrap", extension, cancel)
             made = record.made if root.bootstrap.exists() else time.time()
-            broken = "its last build was aborted"
-            RootRecord(digest=digest, made=made, broken=broken, unclean=True).write(self.record_path(root))
+            begun = RootRecord(digest=digest, made=made, broken="its last build was aborted", unclean=True)
+            begun.write(self.record_path(root))
             yield root
 
     def record_start(self, root: MockRoot, pid: int) -> None:
         """Record which mock is in a root, for the worker that finds it there if we are killed."""
-        record = RootRecord.read(self.record_path(root))
-        attr.evolve(record, pid=pid, birth=start_time(pid)).write(self.record_path(root))
+        self._change_record(root, pid=pid, birth=start_time(pid))
 
     def record_end(self, root: MockRoot, results: Path, code: int | None) -> None:
         """Record how mock left a root; `code` is None where mock had to be ended."""
-        record = RootRecord.read(self.record_path(root))
         unclean = code is None or code < 0 or code > 128  # above 128: mock got a signal
-        broken = bootstrap_fault(results, code)
-        attr.evolve(record, broken=broken, unclean=unclean, pid=0).write(self.record_path(root))
+        self._change_record(root, broken=bootstrap_fault(results, code), unclean=unclean, pid=0)
+
+    def _change_record(self, root: MockRoot, **changes: Any) -> None:
+        path = self.record_path(root)
+        attr.evolve(RootRecord.read(path), **changes).write(path)
 
     def clean(self, root: MockRoot, output: Path) -> None:
         """Remove the root of a mock that was ended: SIGTERM makes mock skip its --cleanup-after."""
-        done = [self._call(root, option, output=output) for option in ("--orphanskill", "--clean")]
-        path = self.record_path(root)
-        if all(done) and path.exists():
-            attr.evolve(RootRecord.read(path), unclean=False, pid=0).write(path)
+        done = [self._call(root, option, CancelToken(), output) for option in ("--orphanskill", "--clean")]
+        if all(done) and self.record_path(root).exists():
+            self._change_record(root, unclean=False, pid=0)
 
     def recover(self, root: MockRoot, output: Path) -> None:
         """Clean the root that a killed worker left, unless another worker holds its slot: that one cleans it itself."""
@@ -333,10 +304,9 @@ class MockRoots:
             record = RootRecord.read(self.record_path(root))
             try:
                 end_orphan(record.pid, record.birth, CancelToken())
+                self.clean(root, output)
             except RootInUse as error:
                 log.warning("%s: %s", root.name, error)
-            else:
-                self.clean(root, output)
 
     def remove(self, base: str, configured: str, extension: str, cancel: CancelToken) -> None:
         """Remove one root that no mock is in, and no cache. Raises `RootInUse`, `RootNotRemoved`."""
@@ -378,16 +348,13 @@ class MockRoots:
         cache.write_text(json.dumps({"digest": digest, "base": base, "name": name}), encoding="utf-8")
         return base, name
 
-    def _call(
-        self, root: MockRoot, option: str, *, output: Path | None = None, cancel: CancelToken | None = None
-    ) -> bool:
+    def _call(self, root: MockRoot, option: str, cancel: CancelToken, output: Path | None = None) -> bool:
         """Have mock do something to a root, its bootstrap root included; whether it did."""
         argv = [self.mock, "-r", "mock", f"--configdir={root.configdir}", f"--uniqueext={root.uniqueext}", option]
         try:
             return run(argv, output=output, timeout=CLEANING_TIMEOUT_SECONDS, cancel=cancel) == 0
         except ReimzulError as error:
-            if cancel is not None:
-                cancel.raise_if_cancelled()
+            cancel.raise_if_cancelled()
             log.warning("%s of %s: %s", option, Path(root.configdir).name, error)
             return False
 
@@ -397,8 +364,8 @@ class MockRoots:
         text += (f"config_opts['basedir'] = {base!r}\n" if base else "") + _PLUGINS_OFF
         with tempfile.TemporaryDirectory(prefix=".cleaning-", dir=self.configs.rendered_folder) as folder:
             defaults = Renderer(folder=self.configs.folder, repohost=self.configs.repohost).render_defaults()
-            for name, content in {"mock.cfg": text, SITE_DEFAULTS: defaults}.items():
-                Path(folder, name).write_text(content, encoding="utf-8")
+            Path(folder, "mock.cfg").write_text(text, encoding="utf-8")
+            Path(folder, SITE_DEFAULTS).write_text(defaults, encoding="utf-8")
             shutil.copy(self.configs.folder / "logging.ini", folder)
             os.chmod(folder, 0o755)
             errors = Path(folder, "stderr")
@@ -412,3 +379,90 @@ class MockRoots:
             raise RootInUse(f"another mock is in {configured}")
         if code:
             raise RootNotRemoved(f"mock exited with {code} while it removed {configured}: {''.join(last)}")
+
+
+# --- roots that nobody builds in any more ----------------------------------------------------------------------------
+
+
+@attr.define
+class RootCleanup:
+    """Removes roots of targets not built for long, of workers that are gone, and of versions before the slots.
+
+    An idle worker does it, one root at a time. A busy worker that runs out of disk takes no jobs, and so becomes idle.
+    """
+
+    roots: MockRoots
+    _removals: Iterator[Callable[[CancelToken], None]] = attr.field(factory=lambda: iter(()), init=False)
+    _next_scan: float = attr.field(default=0.0, init=False)
+
+    def clean_one(self, cancel: CancelToken) -> None:
+        try:
+            removal = next(self._removals, None)
+            if removal is None and time.monotonic() >= self._next_scan:
+                self._next_scan = time.monotonic() + SCAN_INTERVAL_SECONDS
+                self._removals = self._scan()
+                removal = next(self._removals, None)
+            if removal is not None:
+                removal(cancel)
+        except ShutdownRequested:
+            raise
+        except RootInUse as error:
+            log.info("%s: it is tried again later", error)
+        except (ReimzulError, OSError) as error:
+            log.warning("a root that nobody builds in is not removed: %s", error)
+
+    def _scan(self) -> Iterator[Callable[[CancelToken], None]]:
+        for config in self.roots.configs.rendered_folder.glob("*/mock.cfg"):  # earlier versions made no locks
+            lock = self.roots.state / f"reimzul-{config.parent.name}.lock"
+            if not lock.exists():
+                lock.touch()  # nothing records when the target was last built: its age counts from now on
+        named = {lock.read_text(encoding="utf-8") for lock in self.roots.state.glob("*.lock")}  # by mock itself
+        for base in sorted({self.roots.mock_roots, *(Path(folder) for folder in named if folder)}):
+            for path in sorted(each for each in base.glob("*") if each.is_dir()):
+                folder = parse_folder(path.name)
+                if folder is not None and self._is_due(path, folder):
+                    yield functools.partial(self._remove_root, path, folder)
+        for lock in sorted(self.roots.state.glob("reimzul-*.lock")):
+            if self._is_old(lock):
+                yield functools.partial(self._remove_caches, lock)
+
+    def _is_due(self, path: Path, folder: RootFolder) -> bool:
+        if not folder.slot:
+            return time.time() - int(folder.extension.partition("-")[0]) > _ORPHANED_SECONDS
+        record = self._record_path(folder)
+        used = record if record.exists() else path
+        return self._is_old(used) if folder.bootstrap else _age(used) > _ORPHANED_SECONDS
+
+    def _is_old(self, path: Path) -> bool:
+        return bool(self.roots.days) and _age(path) > self.roots.days * _DAY_SECONDS
+
+    def _record_path(self, folder: RootFolder) -> Path:
+        return self.roots.state / f"{folder.root}-{folder.extension}.json"
+
+    def _remove_root(self, path: Path, folder: RootFolder, cancel: CancelToken) -> None:
+        with self.roots.hold_slot(folder.slot) as held:
+            if held is None or not path.exists() or not self._is_due(path, folder):
+                return
+            record = self._record_path(folder)
+            if folder.bootstrap and folder.slot and record.exists():
+                used = record.stat().st_mtime
+                RootRecord(broken="its removal was aborted").write(record)
+                os.utime(record, (used, used))
+            log.info("removing the root %s, which nobody builds in any more", path.name)
+            self.roots.remove(str(path.parent), folder.configured_name, folder.extension, cancel)
+            if folder.bootstrap:
+                record.unlink(missing_ok=True)
+
+    def _remove_caches(self, lock: Path, cancel: CancelToken) -> None:
+        with file_lock(lock) as held:
+            if held is not None and self._is_old(lock):
+                log.info("removing the caches of %s, not built for %d days (root_days)", lock.stem, self.roots.days)
+                self.roots.remove_caches(lock.stem, cancel)
+                lock.unlink()
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was last written; 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0

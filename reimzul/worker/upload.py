@@ -19,7 +19,7 @@ from typing import Callable
 import attr
 
 from reimzul.core import validators
-from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError, TimedOut
+from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.message import Phase, Status
 from reimzul.core.process import run
@@ -54,10 +54,6 @@ STREAM_TIMEOUT_SECONDS, LAST_STREAM_TIMEOUT_SECONDS = 20, 2
 FIRST_STREAM_PAUSE_SECONDS, MAX_STREAM_PAUSE_SECONDS = 2.0, 60.0
 
 
-class UploadImpossible(ReimzulError):
-    """This host's rsync cannot do it, however often it is tried."""
-
-
 @attr.frozen(kw_only=True)
 class Uploader:
     rsync: str
@@ -67,7 +63,8 @@ class Uploader:
     def upload(self, leg: Leg, make_manifest: Callable[[], Manifest], cancel: CancelToken) -> Manifest:
         """Upload a leg's results while `make_manifest` hashes them, then the manifest, and return it.
 
-        Each is tried again until it is there. Raises `UploadImpossible`, and what `make_manifest` and `cancel` raise.
+        Each is tried again until it is there. Raises `ProgramNotFound` or `ProgramFailed` where this host's rsync
+        cannot do it, however often it is tried, and what `make_manifest` and `cancel` raise.
         """
         with ThreadPoolExecutor(1, "manifest") as pool:
             future = pool.submit(make_manifest)
@@ -93,23 +90,16 @@ class Uploader:
             try:
                 self._upload_once(folder, leg, cancel)
                 return
-            except ProgramNotFound as error:
-                raise UploadImpossible(str(error)) from error
-            except (ProgramFailed, TimedOut) as error:
-                if isinstance(error, ProgramFailed) and error.code in PERMANENT_EXIT_CODES:
-                    raise UploadImpossible(str(error)) from error
+            except (ProgramNotFound, ProgramFailed) as error:
+                if isinstance(error, ProgramNotFound) or error.code in PERMANENT_EXIT_CODES:
+                    raise
                 if throttle.is_due():
                     log.warning("%s of %s is not uploaded yet: %s", leg.arch, leg.attempt.request.srpm, error)
             cancel.wait(backoff.next_pause())
 
     def _upload_once(self, folder: Path, leg: Leg, cancel: CancelToken, timeout: float | None = None) -> None:
-        output = leg.folder / "rsync.log"
-        output.unlink(missing_ok=True)
         url = self.urls.spool(leg.attempt.request.build_id, leg.arch, leg.attempt.token)
-        code = run(self.argv(folder, url), output=output, cancel=cancel, timeout=timeout)
-        if code:
-            last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            raise ProgramFailed("rsync", code, "".join(last))
+        _run_rsync(self.argv(folder, url), leg.folder / "rsync.log", cancel, timeout)
 
     def argv(self, folder: Path, url: str) -> list[str]:
         """rsync's command line. It sets the modes, since mock's files may be closed to bstore's http server."""
@@ -125,6 +115,15 @@ class Uploader:
             f"{folder}/",
             url,
         ]
+
+
+def _run_rsync(argv: list[str], output: Path, cancel: CancelToken, timeout: float | None) -> None:
+    """Run rsync with its output in a file. Raises `ProgramFailed`, `ProgramNotFound`, `TimedOut`."""
+    output.unlink(missing_ok=True)
+    code = run(argv, output=output, cancel=cancel, timeout=timeout)
+    if code:
+        last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ProgramFailed("rsync", code, "".join(last))
 
 
 def _write_manifest(leg: Leg, manifest: Manifest) -> Path:
@@ -157,24 +156,28 @@ def make_manifest(
     status: str = "",
     phases: Sequence[Phase] = (),
 ) -> Manifest:
-    files = []
-    for path in sorted(leg.results.iterdir()):
-        nevra = read_header(path).nevra if path.name.endswith(".rpm") else ""
-        files.append(File(name=path.name, size=path.stat().st_size, sha256=sha256_of(path, cancel), nevra=nevra))
     return Manifest(
         request=leg.attempt.request,
         arch=leg.arch,
         attempt=leg.attempt.token,
         status=status or (Status.SUCCESS if result.fault is Fault.NONE else Status.FAILED),
-        pkgname=leg.package.name,
-        evr=leg.package.evr,
+        pkgname=leg.header.name,
+        evr=leg.header.evr,
         builder_fqdn=leg.attempt.host,
         started=round(leg.attempt.started, 3),
         finished=finished,
         exit_code=code,
         reason=result.reason,
         config=config,
-        files=tuple(files),
+        files=tuple(
+            File(
+                name=path.name,
+                size=path.stat().st_size,
+                sha256=sha256_of(path, cancel),
+                nevra=read_header(path).nevra if path.name.endswith(".rpm") else "",
+            )
+            for path in sorted(leg.results.iterdir())
+        ),
         skipped=dict(leg.skipped),
         phases=tuple(phases),
     )
@@ -227,18 +230,17 @@ class LogStreamer:
         sent_bytes, resume_at, is_last = 0, 0.0, False
         while not is_last:
             is_last = ended.wait(self.interval)
-            cancel, timeout = CancelToken(check), STREAM_TIMEOUT_SECONDS
-            if is_last:
-                cancel, timeout = CancelToken(), LAST_STREAM_TIMEOUT_SECONDS
-            elif time.monotonic() < resume_at:
+            if not is_last and time.monotonic() < resume_at:
                 continue
+            cancel = CancelToken() if is_last else CancelToken(check)
+            timeout = LAST_STREAM_TIMEOUT_SECONDS if is_last else STREAM_TIMEOUT_SECONDS
             try:
                 sent_bytes = self._send_growth(leg, sent_bytes, cancel, timeout)
                 backoff.reset()
             except _LegEnded:
                 continue
             except (ReimzulError, OSError) as error:
-                log.debug("the growing logs of %s are not sent: %s", leg.package.path.name, error)
+                log.debug("the growing logs of %s are not sent: %s", leg.source.name, error)
                 resume_at = time.monotonic() + backoff.next_pause()
 
     def _send_growth(self, leg: Leg, sent_bytes: int, cancel: CancelToken, timeout: int) -> int:
@@ -246,14 +248,9 @@ class LogStreamer:
         logs = [path for path in (leg.results / name for name in STREAMED_LOGS) if path.exists()]
         size = sum(path.stat().st_size for path in logs)
         if size != sent_bytes:
-            code = run(self.argv(leg, logs), output=leg.folder / "live.log", timeout=timeout, cancel=cancel)
-            if code:
-                raise ProgramFailed("rsync", code)
+            url = self.urls.live_upload(leg.attempt.request.build_id, leg.arch, leg.attempt.token)
+            # without --times, so that bstore knows by its own clock when something came last
+            options = ["--append", "--chmod=D0755,F0644", NODELAY, f"--timeout={STREAM_TIMEOUT_SECONDS}"]
+            argv = [self.rsync, *options, *self.arguments, *map(str, logs), url]
+            _run_rsync(argv, leg.folder / "live.log", cancel, timeout)
         return size
-
-    def argv(self, leg: Leg, logs: list[Path]) -> list[str]:
-        """rsync's command line; without --times, so that bstore knows by its own clock when something came last."""
-        attempt = leg.attempt
-        url = self.urls.live_upload(attempt.request.build_id, leg.arch, attempt.token)
-        options = ["--append", "--chmod=D0755,F0644", NODELAY, f"--timeout={STREAM_TIMEOUT_SECONDS}"]
-        return [self.rsync, *options, *self.arguments, *map(str, logs), url]

@@ -16,7 +16,7 @@ import pytest
 
 from devfarm.farm import Farm
 from devfarm.processes import own_program
-from reimzul.admin.doctor.check import FAIL, OK, Finding, run_checks
+from reimzul.admin.doctor import FAIL, OK, Finding, run_checks
 from reimzul.admin.doctor.cli import collect_checks
 from reimzul.admin.doctor.host import find_host
 from reimzul.core.config import load_file

@@ -25,7 +25,6 @@ from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.pending import read_pending
 from reimzul.core.process import output_of, spawn
 from reimzul.submit import submission as submitting
-from reimzul.submit.incoming import import_source
 from tests import srpms
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build
 from tests.faults.relay import Relayed
@@ -208,7 +207,7 @@ class Ground:
 
     def request(self, build: Build) -> BuildRequest:
         """What reimzul-submit would put."""
-        source = import_source(self.sources[build.recipe.source], self.farm.layout.incoming)
+        source = submitting.import_source(self.sources[build.recipe.source], self.farm.layout.incoming)
         wanted = submitting.SubmissionOptions(
             arches=(ARCH,), target=build.target, disttag=build.disttag, scratch=build.recipe.scratch
         )

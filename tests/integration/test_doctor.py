@@ -23,9 +23,19 @@ import attr
 import pytest
 
 from devfarm.mockstub import PROGRAM
-from reimzul.admin.doctor import beanstalkd as beanstalkd_checks
-from reimzul.admin.doctor import builder, host, network, notifications, services, store, stunnel
-from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
+from reimzul.admin.doctor import (
+    FAIL,
+    OK,
+    WARN,
+    Check,
+    Finding,
+    builder,
+    controller,
+    host,
+    network,
+    run_checks,
+    services,
+)
 from reimzul.admin.doctor.host import Host
 from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.config import load_file
@@ -88,21 +98,21 @@ def at(port: int) -> Ini:
 
 
 def test_a_beanstalkd_that_keeps_its_jobs_is_well(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> None:
-    broker.put_raw(beanstalkd_checks.TEST_TUBE, b"left by a doctor that was killed", priority=0)
+    broker.put_raw(controller.TEST_TUBE, b"left by a doctor that was killed", priority=0)
     whom = patient(tmp_path, at(beanstalkd.port), "controller")
-    found = look(beanstalkd_checks.checks, whom)
+    found = look(controller.beanstalkd_checks, whom)
     assert found["beanstalkd"].level == OK
     assert "binlog" in found["beanstalkd"].message
-    assert broker.tube_stats(beanstalkd_checks.TEST_TUBE).ready == 0
+    assert broker.tube_stats(controller.TEST_TUBE).ready == 0
 
 
 def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path) -> None:
     with a_beanstalkd() as (port, process):
         whom = patient(tmp_path, at(port), "controller")
-        assert look(beanstalkd_checks.checks, whom)["beanstalkd"].message.startswith("beanstalkd writes no binlog")
+        assert look(controller.beanstalkd_checks, whom)["beanstalkd"].message.startswith("beanstalkd writes no binlog")
         process.send_signal(signal.SIGUSR1)  # beanstalkd(1): drain mode
-        until(lambda: "draining" in look(beanstalkd_checks.checks, whom)["beanstalkd"].message, 20, "it drains")
-        assert look(beanstalkd_checks.checks, whom)["beanstalkd"].level == FAIL
+        until(lambda: "draining" in look(controller.beanstalkd_checks, whom)["beanstalkd"].message, 20, "it drains")
+        assert look(controller.beanstalkd_checks, whom)["beanstalkd"].level == FAIL
 
 
 def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
@@ -112,23 +122,23 @@ def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
     with contextlib.ExitStack() as daemons:
         for tube in ("notify", "createrepo", "tosign", "x86_64"):
             daemons.enter_context(beanstalkd.connect()).watch([tube])
-        assert levels(look(beanstalkd_checks.checks, whom)) == {
+        assert levels(look(controller.beanstalkd_checks, whom)) == {
             "beanstalkd": OK,
             "tubes.watched": OK,
             "tubes.buried": OK,
         }
         set_flag(broker, "cancel.0123", new_flag(by="a test"))  # a mark: nobody watches it, and nobody is to
-        assert look(beanstalkd_checks.checks, whom)["tubes.watched"].level == OK
+        assert look(controller.beanstalkd_checks, whom)["tubes.watched"].level == OK
         broker.put_raw("aarch64", b"x", priority=1)
-        found = look(beanstalkd_checks.checks, whom)["tubes.watched"]
+        found = look(controller.beanstalkd_checks, whom)["tubes.watched"]
         assert (found.level, found.message) == (FAIL, "1 jobs wait in aarch64, and nobody watches it")
-    found = look(beanstalkd_checks.checks, whom)["tubes.watched"]
+    found = look(controller.beanstalkd_checks, whom)["tubes.watched"]
     for words in ("aarch64", "notifier", "repogen worker", "signer", "no builder is connected"):
         assert words in found.message
     broker.watch(["aarch64"])
     claim = broker.client.reserve(0)
     broker.client.bury(claim)
-    buried = look(beanstalkd_checks.checks, whom)["tubes.buried"]
+    buried = look(controller.beanstalkd_checks, whom)["tubes.buried"]
     assert (buried.level, buried.message) == (WARN, "buried jobs: 1 in aarch64")
     assert "reimzul buried" in buried.hint
 
@@ -147,20 +157,20 @@ def test_what_is_put_into_incoming_has_to_come_out(tmp_path: Path) -> None:
         os.utime(incoming / "doctor-1-0", (1, 1))  # of one that was killed
         for folder, level in ((incoming, OK), (tmp_path / "other", FAIL), (tmp_path / "none", FAIL)):
             whom = patient(tmp_path, {"incoming": {"folder": folder, "url": url}}, "controller")
-            assert look(store.web_checks, whom)["incoming"].level == level, folder
+            assert look(services.web_checks, whom)["incoming"].level == level, folder
         assert list(incoming.iterdir()) == [] == list((tmp_path / "other").iterdir()), "nothing is left behind"
         (incoming / "a-1-1.src.rpm").touch(mode=0o600)
         (incoming / "b-1-1.nosrc.rpm").touch(mode=0o640)
-        found = look(store.web_checks, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller"))[
-            "incoming"
-        ]
+        found = look(
+            services.web_checks, patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")
+        )["incoming"]
         assert found.level == WARN
         assert "builders cannot fetch 2 source rpms" in found.message
         assert f"chmod o+r {incoming}/a-1-1.src.rpm" in found.message
     finally:
         webserver.close(server)
     whom = patient(tmp_path, {"incoming": {"folder": incoming, "url": url}}, "controller")
-    found = look(store.web_checks, whom)["incoming"]
+    found = look(services.web_checks, whom)["incoming"]
     assert (found.level, found.message) == (FAIL, "the web server does not answer: connection refused")
 
 
@@ -170,12 +180,12 @@ def test_the_store_is_offered_and_the_spool_is_not(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.server_port}/bstore/repo/"
     try:
         whom = patient(tmp_path, {"bstore": {"base_url": url}}, "bstore")
-        assert look(store.web_checks, whom)["store.http"].level == OK
+        assert look(services.web_checks, whom)["store.http"].level == OK
         (tmp_path / "bstore" / "spool").mkdir()
-        found = look(store.web_checks, whom)["store.http"]
+        found = look(services.web_checks, whom)["store.http"]
         assert (found.level, found.message) == (FAIL, "anybody with a key can read spool/")
         shutil.rmtree(tmp_path / "bstore" / "repo")
-        assert "404" in look(store.web_checks, whom)["store.http"].message
+        assert "404" in look(services.web_checks, whom)["store.http"].message
     finally:
         webserver.close(server)
 
@@ -193,7 +203,9 @@ def test_clocks_that_differ_are_seen(tmp_path: Path, ahead: int, level: str) -> 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/reimzul-incoming/"
-        found = look(store.web_checks, patient(tmp_path, {"incoming": {"url": url}}, "builder"))["clock.controller"]
+        found = look(services.clock_checks, patient(tmp_path, {"incoming": {"url": url}}, "builder"))[
+            "clock.controller"
+        ]
         assert found.level == level
         assert ("behind" in found.message) == (ahead > 0)
         assert ("ahead of" in found.message) == (ahead < 0)
@@ -216,7 +228,7 @@ def test_our_rsyncd_takes_uploads_and_refuses_the_rest(tmp_path: Path) -> None:
     port = free_port()
     with rsyncd(root, port, tmp_path, "rsyncd.conf"):
         for _ in range(2):
-            found = look(store.upload_checks, uploads(tmp_path, port))
+            found = look(services.upload_checks, uploads(tmp_path, port))
             assert levels(found) == {"rsync.write": OK, "rsync.read": OK, "rsync.elsewhere": OK}, found
     left = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
     assert left == [Path("spool/doctor.b1.farm.test/doctor.txt")], "one small file, however often it is run"
@@ -227,14 +239,14 @@ def test_an_rsyncd_that_is_open_to_all_is_seen_and_nothing_is_written_there(tmp_
     for folder in StorePaths(root).folders():
         folder.mkdir(parents=True, exist_ok=True)
     with rsyncd(root, port, tmp_path, "original"):
-        found = look(store.upload_checks, uploads(tmp_path, port))
+        found = look(services.upload_checks, uploads(tmp_path, port))
     assert levels(found) == {"rsync.write": OK, "rsync.read": FAIL, "rsync.elsewhere": FAIL}
     assert found["rsync.elsewhere"].message == "anybody with a key can write to repo/, tosign/, state/"
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["doctor.txt"]
 
 
 def test_an_rsyncd_that_takes_nothing_is_seen(tmp_path: Path) -> None:
-    found = look(store.upload_checks, uploads(tmp_path, free_port()))
+    found = look(services.upload_checks, uploads(tmp_path, free_port()))
     assert levels(found) == {"rsync.write": FAIL, "rsync.read": WARN, "rsync.elsewhere": WARN}
     assert "refused" in found["rsync.write"].message
 
@@ -450,14 +462,14 @@ def test_a_builder_that_is_drained_is_warned_of(tmp_path: Path, beanstalkd: Bean
 def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
     root = tmp_path / "bstore"
     whom = patient(tmp_path, {"bstore": {"root": root}}, "bstore")
-    assert look(store.checks, whom)["store"].level == FAIL
+    assert look(host.store_checks, whom)["store"].level == FAIL
     root.mkdir()
-    assert set(levels(look(store.checks, whom)).values()) == {OK}
+    assert set(levels(look(host.store_checks, whom)).values()) == {OK}
     other = Path("/dev/shm") / f"reimzul-doctor-{os.getpid()}"
     other.mkdir()
     try:
         (root / "repo").symlink_to(other)
-        found = look(store.checks, whom)
+        found = look(host.store_checks, whom)
         assert found["store"].level == FAIL
         assert "several file systems" in found["store"].message
         assert found["spool"].level == WARN
@@ -467,7 +479,7 @@ def test_a_store_on_several_disks_fails(tmp_path: Path) -> None:
 
 def test_a_createrepo_c_that_is_not_there_fails(tmp_path: Path) -> None:
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}, "repogen": {"createrepo_c": "no-such"}}, "bstore")
-    found = look(store.checks, whom)["createrepo_c"]
+    found = look(host.store_checks, whom)["createrepo_c"]
     assert found.level == FAIL
     assert "install createrepo_c" in found.hint
 
@@ -479,9 +491,9 @@ def test_uploads_that_nobody_takes_are_warned_of(tmp_path: Path, monkeypatch: py
     for name in ("0123.x86_64.1-0", "doctor.b1"):
         (spool / name / MANIFEST).touch()
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}}, "bstore")
-    assert look(store.checks, whom)["spool"].level == OK
-    monkeypatch.setattr(store, "STUCK_UPLOAD_SECONDS", -3600)
-    found = look(store.checks, whom)["spool"]
+    assert look(host.store_checks, whom)["spool"].level == OK
+    monkeypatch.setattr(host, "STUCK_UPLOAD_SECONDS", -3600)
+    found = look(host.store_checks, whom)["spool"]
     assert found.level == WARN
     assert found.message.startswith("1 complete uploads")
     assert "0123.x86_64" in found.message
@@ -534,33 +546,33 @@ def test_settings_that_the_farms_user_cannot_read_fail_and_a_password_for_everyb
 def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_path: Path) -> None:
     url, outbox = f"sqlite:///{tmp_path}/history.sqlite", tmp_path / "ledger.sqlite"
     whom = patient(tmp_path, {"history": {"url": url}, "notifier": {"ledger": outbox}}, "controller")
-    found = look(notifications.checks, whom)
+    found = look(controller.checks, whom)
     assert (found["history"].level, found["history"].message) == (OK, "nothing has been recorded yet")
     history = open_history(url)
     write_pending(outbox, "mqtt", 40, time.time() - 8000)
     write_pending(outbox, "mail", 1, time.time())
-    found = look(notifications.checks, whom)
+    found = look(controller.checks, whom)
     assert (found["history"].level, found["owed"].level) == (OK, WARN)
     assert found["owed"].message == "deliveries are pending: 40 events for mqtt for 2 h 13 min"
     history.close()
     (tmp_path / "history.sqlite").write_bytes(b"no database of ours" * 100)
-    found = look(notifications.checks, whom)
+    found = look(controller.checks, whom)
     assert (found["history"].level, found["owed"].level) == (FAIL, WARN)
     away = patient(tmp_path, {"history": {"url": f"mongodb://127.0.0.1:{free_port()}/"}}, "controller")
-    assert look(notifications.checks, away)["history"].level == FAIL
+    assert look(controller.checks, away)["history"].level == FAIL
 
 
 def test_a_damaged_or_large_outbox_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox = tmp_path / "ledger.sqlite"
     whom = patient(tmp_path, {"notifier": {"ledger": outbox}}, "controller")
-    assert look(notifications.checks, whom)["outbox"].level == OK
+    assert look(controller.checks, whom)["outbox"].level == OK
     write_pending(outbox, "mqtt", 1, time.time())
-    assert look(notifications.checks, whom)["outbox"].level == OK
-    monkeypatch.setattr(notifications, "_LARGE_OUTBOX_BYTES", 1)
-    assert look(notifications.checks, whom)["outbox"].level == WARN
+    assert look(controller.checks, whom)["outbox"].level == OK
+    monkeypatch.setattr(controller, "_LARGE_OUTBOX_BYTES", 1)
+    assert look(controller.checks, whom)["outbox"].level == WARN
     corrupt = tmp_path / "outbox.corrupt-1763800000"
     corrupt.write_bytes(b"")
-    found = look(notifications.checks, whom)["outbox"]
+    found = look(controller.checks, whom)["outbox"]
     assert found.level == FAIL
     assert str(corrupt) in found.message
     assert f"rm {corrupt}" in found.hint
@@ -569,7 +581,7 @@ def test_a_damaged_or_large_outbox_is_reported(tmp_path: Path, monkeypatch: pyte
 def test_a_success_that_stays_unpublished_is_named_with_its_builder(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/history.sqlite"
     whom, now = patient(tmp_path, {"history": {"url": url}}, "controller"), time.time()
-    assert look(notifications.checks, whom)["unpublished"].level == OK
+    assert look(controller.checks, whom)["unpublished"].level == OK
     timestamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now - 7200))
     history = open_history(url)
     history.record([
@@ -580,7 +592,7 @@ def test_a_success_that_stays_unpublished_is_named_with_its_builder(tmp_path: Pa
         event("Published", 5, timestamp=timestamp, at=now - 3700),
     ])  # fmt: skip
     history.close()
-    found = look(notifications.checks, whom)["unpublished"]
+    found = look(controller.checks, whom)["unpublished"]
     builds = "time-1.7-45.el7.src.rpm for x86_64, built by builder1.example.org"
     assert (found.level, found.message) == (WARN, f"built successfully, but not published for over an hour: {builds}")
     assert "reimzul-repogen-worker" in found.hint
@@ -592,7 +604,7 @@ def test_a_history_that_the_notifier_cannot_write_fails(tmp_path: Path, public: 
     nobody = pwd.getpwnam("nobody")
     os.chown(public, nobody.pw_uid, nobody.pw_gid)
     settings = {"history": {"url": f"sqlite:///{public}/history.sqlite"}}
-    found = look(notifications.checks, patient(tmp_path, settings, "controller", user="nobody"))["history"]
+    found = look(controller.checks, patient(tmp_path, settings, "controller", user="nobody"))["history"]
     assert (found.level, found.message) == (FAIL, f"user nobody cannot write {public}/history.sqlite")
 
 
@@ -604,17 +616,17 @@ def mqtt(broker: Mosquitto, by: Authority, days: int | None = None) -> Ini:
 
 def test_an_mqtt_broker_has_to_welcome_us(tmp_path: Path, mosquitto: Mosquitto, authority: Authority) -> None:
     whom = patient(tmp_path, mqtt(mosquitto, authority), "controller")
-    assert look(notifications.checks, whom)["mqtt"].level == OK
-    found = look(network.certificate_checks, whom)
+    assert look(controller.checks, whom)["mqtt"].level == OK
+    found = look(controller.certificate_checks, whom)
     assert levels(found) == {f"certificate.mqtt.{name}": WARN for name in ("ca_cert", "tls_cert", "broker")}
     assert all("expires in 2 days" in each.message for each in found.values())
     stranger = patient(tmp_path, mqtt(mosquitto, Authority(tmp_path / "other")), "controller")
-    assert look(notifications.checks, stranger)["mqtt"].level == FAIL
+    assert look(controller.checks, stranger)["mqtt"].level == FAIL
     expired = patient(tmp_path, mqtt(mosquitto, authority, days=-1), "controller")
-    assert look(notifications.checks, expired)["mqtt"].level == FAIL
-    assert "expired on" in look(network.certificate_checks, expired)["certificate.mqtt.tls_cert"].message
+    assert look(controller.checks, expired)["mqtt"].level == FAIL
+    assert "expired on" in look(controller.certificate_checks, expired)["certificate.mqtt.tls_cert"].message
     mosquitto.stop()
-    assert "refused" in look(notifications.checks, whom)["mqtt"].message
+    assert "refused" in look(controller.checks, whom)["mqtt"].message
     mosquitto.start()
 
 
@@ -625,14 +637,14 @@ def test_a_mail_server_is_greeted_and_given_no_mail(tmp_path: Path) -> None:
     whom = patient(tmp_path, settings, "controller")
     server.start()
     try:
-        assert look(notifications.checks, whom)["mail"].level == OK
+        assert look(controller.checks, whom)["mail"].level == OK
         assert (mailbox.sessions, mailbox.mails) == (1, [])
         tls = {"mail": {**settings["mail"], "starttls": "true"}}
-        assert look(notifications.checks, patient(tmp_path, tls, "controller"))["mail"].level == FAIL
+        assert look(controller.checks, patient(tmp_path, tls, "controller"))["mail"].level == FAIL
     finally:
         server.stop()
-    assert "refused" in look(notifications.checks, whom)["mail"].message
-    assert "mail" not in look(notifications.checks, patient(tmp_path, {}, "controller"))
+    assert "refused" in look(controller.checks, whom)["mail"].message
+    assert "mail" not in look(controller.checks, patient(tmp_path, {}, "controller"))
 
 
 # --- keys, ports, programs, units
@@ -648,11 +660,11 @@ def test_keys_that_others_can_read_fail(tmp_path: Path) -> None:
     whom = patient(tmp_path, {}, "builder", stunnel=section)
     for mode, level in ((0o644, FAIL), (0o640, FAIL), (0o600, OK)):
         secrets.chmod(mode)
-        assert look(stunnel.checks, whom)["keys"].level == level
-    assert KEY not in look(stunnel.checks, whom)["keys"].message
-    assert "b1" in look(stunnel.checks, whom)["keys"].message
+        assert look(network.tunnel_checks, whom)["keys"].level == level
+    assert KEY not in look(network.tunnel_checks, whom)["keys"].message
+    assert "b1" in look(network.tunnel_checks, whom)["keys"].message
     secrets.unlink()
-    assert look(stunnel.checks, whom)["keys"].message == f"{secrets} does not exist"
+    assert look(network.tunnel_checks, whom)["keys"].message == f"{secrets} does not exist"
 
 
 @pytest.mark.parametrize(
@@ -675,7 +687,7 @@ def test_keys_that_others_can_read_fail(tmp_path: Path) -> None:
     ],
 )
 def test_holes_in_stunnels_configuration_fail(tmp_path: Path, text: str, words: str) -> None:
-    found = look(stunnel.checks, patient(tmp_path, {}, "builder", stunnel=text))["tunnels"]
+    found = look(network.tunnel_checks, patient(tmp_path, {}, "builder", stunnel=text))["tunnels"]
     assert found.level == FAIL
     assert words in found.message
 
@@ -721,7 +733,7 @@ def test_units_that_do_not_run_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     wants = tmp_path / "system" / "multi-user.target.wants"
     wants.mkdir(parents=True)
     monkeypatch.setattr(services, "BOOTED", tmp_path)
-    monkeypatch.setattr(services, "_ENABLED", tmp_path / "system")
+    monkeypatch.setattr(services, "ENABLED_UNITS", tmp_path / "system")
     a_program(tmp_path, "systemctl", SYSTEMCTL)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     whom = attr.evolve(patient(tmp_path, {}, "bstore"), file=None)

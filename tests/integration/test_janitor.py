@@ -131,14 +131,14 @@ def test_the_job_it_was_put_again_as_is_found(broker: Broker, outbox: Outbox, re
 
 @pytest.mark.parametrize("final", ["Cancelled", "Published", "Failed"])
 def test_a_mark_goes_some_time_after_its_build_is_over(
-    broker: Broker, outbox: Outbox, reaper: CancelReaper, final: str
+    broker: Broker, outbox: Outbox, reaper: CancelReaper, monkeypatch: pytest.MonkeyPatch, final: str
 ) -> None:
     wanted = request()
     cancel(broker, wanted)
     heard(outbox, event_for(wanted, final))
     reaper.run_if_due(broker)
     assert control.cancel_flag(broker, wanted.build_id), "a worker that lost its link may be at it still"
-    reaper._keep = -1
+    monkeypatch.setattr(module, "KEEP_FLAG_SECONDS", -1)
     reaper.run_if_due(broker)
     assert control.cancel_flag(broker, wanted.build_id) is None
 

@@ -20,8 +20,8 @@ from reimzul.core.config import parse_settings
 from reimzul.core.message import BuildEvent
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
+from reimzul.notifier.delivery import SinkUnavailable
 from reimzul.notifier.outbox import Outbox
-from reimzul.notifier.sinks.base import SinkUnavailable
 from reimzul.notifier.sinks.mail import MailSink
 from tests.events import event
 from tests.mosquitto import Authority

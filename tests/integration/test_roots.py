@@ -27,10 +27,8 @@ from reimzul.worker import roots
 from reimzul.worker.mock import Mock, write_root_note
 from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.mock_result import Fault, MockResult
-from reimzul.worker.model import AttemptSpec, Leg, Package
-from reimzul.worker.root_cleanup import RootCleanup
-from reimzul.worker.roots import MockRoot, MockRoots, RootRecord, extension_of
-from reimzul.worker.workspace import Workspace
+from reimzul.worker.model import AttemptSpec, Leg, Workspace
+from reimzul.worker.roots import MockRoot, MockRoots, RootCleanup, RootRecord, extension_of
 from tests import srpms
 
 MONTH = 31 * 86400
@@ -94,9 +92,14 @@ class Worker:
         token = new_attempt()
         folder = self.builder.workspace.builds / f"{request.build_id}.{token}"
         header = read_header(self.builder.source)
-        package = Package(path=self.builder.source, name=header.name, evr=header.evr, header=header)
         attempt = AttemptSpec(request=request, token=token, host="b1.example.org", folder=folder)
-        return Leg(attempt=attempt, package=package, arch=arch, config=self.builder.checkout / f"{target}.cfg")
+        return Leg(
+            attempt=attempt,
+            source=self.builder.source,
+            header=header,
+            arch=arch,
+            config=self.builder.checkout / f"{target}.cfg",
+        )
 
     def build(self, target: str = "c9.x86_64", arch: str = "x86_64") -> tuple[MockResult, str]:
         """Build; the verdict, and what state.log says."""

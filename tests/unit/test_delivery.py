@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from reimzul.core.message import BuildEvent
+from reimzul.core.pending import read_pending
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification
 from reimzul.notifier import delivery, outbox
-from reimzul.notifier.delivery import SinkPool
+from reimzul.notifier.delivery import Sink, SinkPool, SinkUnavailable
 from reimzul.notifier.outbox import Outbox
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 from tests.events import event
 from tests.waiting import until
 
@@ -73,7 +73,7 @@ class Farm:
         self.pool.enqueue(self.outbox.accept(events, self.pool.sinks_for))
 
     def is_done(self) -> bool:
-        return not self.outbox.pending_counts()
+        return not read_pending(self.outbox.path)
 
     def close(self) -> None:
         self.pool.close()
@@ -109,9 +109,7 @@ def test_a_sink_that_hangs_delays_itself_alone(path: Path) -> None:
     until(lambda: len(good.heard) == 2, 5, "one has them")
     farm.announce(*successes(2, 4))
     until(lambda: len(good.heard) == 4, 5, "and those that follow")
-    until(
-        lambda: [(each.sink, each.count) for each in farm.outbox.pending_counts()] == [("bad", 4)], 5, "one lacks all"
-    )
+    until(lambda: [(each.sink, each.count) for each in read_pending(path)] == [("bad", 4)], 5, "one lacks all")
     bad.open.set()
     until(farm.is_done, 5, "the other has them too")
     assert bad.heard == good.heard == numbers(0, 4)
@@ -179,7 +177,7 @@ def test_one_event_that_a_sink_cannot_take_stops_no_other(path: Path, caplog: py
     until(lambda: len(sink.heard) == 2, 5, "it has the others")
     assert sink.heard == ["0001", "0003"]
     assert "listener cannot take Failed" in caplog.text
-    until(lambda: all(each.next_try for each in farm.outbox.pending_counts()), 5, "the one is deferred")
+    until(lambda: all(each.next_try for each in read_pending(path)), 5, "the one is deferred")
     farm.announce(event("Success", 4))
     until(lambda: len(sink.heard) == 3, 5, "it goes on")
     sink.poison = ""
@@ -246,7 +244,7 @@ def test_a_stop_waits_for_what_takes_little_and_for_no_sink_that_hangs(path: Pat
     began = time.monotonic()
     farm.pool.close()
     assert time.monotonic() - began < 1
-    lacking = {each.sink: each.count for each in farm.outbox.pending_counts()}
+    lacking = {each.sink: each.count for each in read_pending(path)}
     assert lacking == {"slow": 20 - len(slow.heard), "hanging": 20}
     farm.outbox.close()
     hanging.open.set()

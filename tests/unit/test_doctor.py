@@ -12,9 +12,26 @@ from typing import Any
 
 import pytest
 
-from reimzul.admin.doctor import canary, cli, host, network, services, stunnel, stunnel_config
-from reimzul.admin.doctor.beanstalkd import is_too_old
-from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, Result, combine, fail, ok, run_checks, warn
+from reimzul.admin.doctor import (
+    FAIL,
+    OK,
+    WARN,
+    Check,
+    Finding,
+    Result,
+    canary,
+    cli,
+    combine,
+    controller,
+    fail,
+    host,
+    network,
+    ok,
+    run_checks,
+    services,
+    warn,
+)
+from reimzul.admin.doctor.controller import is_too_old
 from reimzul.admin.doctor.host import ENTER, READ, WRITE, user_can
 from reimzul.core.errors import BrokerUnavailable, InputError
 
@@ -123,9 +140,9 @@ def test_what_may_not_be_looked_at_is_a_fault_for_root_alone(
 
 
 def test_several_results_are_as_bad_as_the_combine() -> None:
-    assert combine([ok("a"), ok("b")], "all well") == ok("all well")
-    assert combine([ok("a"), warn("b", "do")], "") == warn("b", "do")
-    both = combine([warn("b", "do"), fail("c", "do"), fail("d", "that")], "")
+    assert combine([ok("a"), ok("b")]) == ok("a; b")
+    assert combine([ok("a"), warn("b", "do")]) == warn("b", "do")
+    both = combine([warn("b", "do"), fail("c", "do"), fail("d", "that"), ok("all well")])
     assert both == fail("b; c; d", "do; that")
 
 
@@ -140,9 +157,9 @@ def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
 # --- whose host it is
 
 
-def conf(name: str) -> stunnel_config.StunnelConfig:
+def conf(name: str) -> host.StunnelConfig:
     text = (TREE / "conf" / name).read_text(encoding="utf-8")
-    return stunnel_config.parse_config(Path("/etc/stunnel/reimzul.conf"), text)
+    return host.parse_stunnel_config(Path("/etc/stunnel/reimzul.conf"), text)
 
 
 def test_our_configurations_of_stunnel_are_understood() -> None:
@@ -171,7 +188,7 @@ def test_a_host_is_what_its_stunnel_offers_and_uses(tmp_path: Path, name: str, r
 
 
 def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None:
-    ini, none = tmp_path / "reimzul.ini", stunnel_config.read_config(tmp_path / "none.conf")
+    ini, none = tmp_path / "reimzul.ini", host.read_stunnel_config(tmp_path / "none.conf")
     ini.write_text("[worker]\nmock = mock\n[repogen]\ncores = 1\n")
     assert host.detect_roles(none, ini) == ["builder", "bstore"]
     ini.write_text("[farm]\n")
@@ -185,8 +202,8 @@ def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None
 def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None:
     builder = conf("stunnel-builder.conf")
     way = builder.clients[0]
-    text = stunnel.make_config(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
-    made = stunnel_config.parse_config(Path("/probe"), text)
+    text = network.make_config(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
+    made = host.parse_stunnel_config(Path("/probe"), text)
     (section,) = made.sections
     assert (section.is_client, section.accept, section.connect) == (True, ("127.0.0.1", 4), ("far", 13100))
     assert section.options["ciphers"] == way.options["ciphers"]
@@ -213,16 +230,16 @@ NOBODY = "LOG3[0]: s_connect: connect 127.0.0.1:23101: Connection refused (111)\
 @pytest.mark.parametrize(
     ("said", "state", "words"),
     [
-        (ACCEPTED, stunnel.SERVICE_DOWN, "no answer"),
-        (UNKNOWN, stunnel.KEY_REFUSED, "sslv3 alert handshake failure"),
-        (OTHER_SECRET, stunnel.KEY_REFUSED, "sslv3 alert illegal parameter"),
-        (NO_TLS, stunnel.NO_TLS, "wrong version number"),
-        (NOBODY, stunnel.UNREACHED, "connection refused (111)"),
-        ("", stunnel.SILENT, ""),
+        (ACCEPTED, network.SERVICE_DOWN, "no answer"),
+        (UNKNOWN, network.KEY_REFUSED, "sslv3 alert handshake failure"),
+        (OTHER_SECRET, network.KEY_REFUSED, "sslv3 alert illegal parameter"),
+        (NO_TLS, network.NO_TLS, "wrong version number"),
+        (NOBODY, network.UNREACHED, "connection refused (111)"),
+        ("", network.SILENT, ""),
     ],
 )
 def test_what_stunnel_logs_tells_which_part_is_broken(said: str, state: str, words: str) -> None:
-    assert stunnel.interpret_log(said, "no answer") == stunnel.TunnelState(state, words)
+    assert network.interpret_log(said, "no answer") == (state, words)
 
 
 # --- certificates, addresses, units, access
@@ -235,23 +252,23 @@ def test_what_stunnel_logs_tells_which_part_is_broken(said: str, state: str, wor
 def test_the_end_of_a_certificate_is_found(tmp_path: Path, pem: str, end: tuple[int, int, int, int, int, int]) -> None:
     file = tmp_path / "certificate.pem"
     file.write_text(pem)
-    assert network.expiry_times(file) == [datetime(*end, tzinfo=timezone.utc).timestamp()]
+    assert controller.expiry_times(file) == [datetime(*end, tzinfo=timezone.utc).timestamp()]
 
 
 def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     for text in ("", "rubbish", f"{BEFORE_2050[:200]}-----END CERTIFICATE-----"):
         file.write_text(text)
-        assert network.check_certificates(file).level == FAIL
+        assert controller.check_certificates(file).level == FAIL
     key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
     file.write_text(key + BEFORE_2050 + AFTER_2050)
-    assert network.check_certificates(file) == ok("valid until 2036-11-21"), "the first that ends counts"
+    assert controller.check_certificates(file) == ok("valid until 2036-11-21"), "the first that ends counts"
 
 
 @pytest.mark.parametrize(("days", "level"), [(-1, FAIL), (3, WARN), (30, OK)])
 def test_a_certificate_is_warned_of_before_it_ends(days: int, level: str) -> None:
     now = datetime.now(timezone.utc).timestamp()
-    assert network.judge_expiry(now + days * 86400, "ca.pem").level == level
+    assert controller.judge_expiry(now + days * 86400, "ca.pem").level == level
 
 
 @pytest.mark.parametrize(
@@ -303,7 +320,9 @@ def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:
 
 
 def a_run() -> canary.CanaryRun:
-    return canary.CanaryRun(arch="x86_64", tube="x86_64", build_id="0" * 32, job=7, began=100.0, since=100.0)
+    return canary.CanaryRun(
+        arch="x86_64", tube="x86_64", build_id="0" * 32, job=7, began=100.0, since=100.0, served=100.0
+    )
 
 
 def update(run: canary.CanaryRun, now: float, **document: Any) -> list[Finding]:

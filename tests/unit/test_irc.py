@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reimzul-irc says and where, how fast, and what it remembers. No server and no library is needed for that."""
+"""What reimzul-irc says and where, how fast, and what it remembers. No server is needed for that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
-from reimzul.irc.sentences import (
+from reimzul.irc.bot import (
     BURST_LINES,
     MAX_BYTES,
     REMEMBERED_IDS,

@@ -19,10 +19,8 @@ def followed(folder: Path, script: str) -> Any:
     rsync.chmod(0o755)
     (folder / "result").mkdir()
     attempt = SimpleNamespace(request=SimpleNamespace(build_id=build_id(1)), token=ATTEMPT)
-    package = SimpleNamespace(path=folder / "time-1.7-45.el7.src.rpm")
-    leg: Any = SimpleNamespace(
-        attempt=attempt, package=package, arch="x86_64", folder=folder, results=folder / "result"
-    )
+    source = folder / "time-1.7-45.el7.src.rpm"
+    leg: Any = SimpleNamespace(attempt=attempt, source=source, arch="x86_64", folder=folder, results=folder / "result")
     live = LogStreamer(
         str(rsync), (), StoreUrls.from_settings("http://127.0.0.1:9/repo/", "rsync://127.0.0.1/bstore/"), 3600
     )

@@ -14,8 +14,7 @@ from typing import Callable
 import pytest
 
 from reimzul.worker.error_extractor import find_first_error
-from reimzul.worker.mock import BuildStalled, StallDetector, unpack_logs
-from reimzul.worker.mock_phases import read_state_log
+from reimzul.worker.mock import BuildStalled, StallDetector, read_state_log, unpack_logs
 from reimzul.worker.mock_result import classify
 from tests.scripted import SAMPLES
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker.mock_phases import BuildProgress, StateLog, read_state_log
+from reimzul.worker.build import BuildProgress
+from reimzul.worker.mock import StateLog, read_state_log
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "mock-logs"
 
@@ -129,7 +130,7 @@ def test_a_time_that_does_not_exist_is_passed_over(when: str) -> None:
 def test_a_course_has_what_was_before_and_after_mock(tmp_path: Path) -> None:
     course = BuildProgress(1000.0)
     assert course.current_phase("x86_64")[1].name == "source"
-    assert course.current_phase("x86_64")[1].since == 1000.0
+    assert course.current_phase("x86_64")[1].start == 1000.0
     results = tmp_path / "result"
     results.mkdir()
     course.start_leg("x86_64", results)

@@ -40,20 +40,20 @@ def tell(outbox: Outbox, *events: Event, sink: str = "log") -> list[str]:
     """Accept events for a sink, and deliver them; the words of those it got."""
     file = SinkDeliveries(outbox.path, sink)
     begun = file.begin(outbox.accept(events, lambda _: (sink,)).get(sink, []))
-    file.mark_delivered([delivery.seq for delivery, _ in begun])
+    file.mark_delivered([notice.seq for notice in begun])
     file.close()
-    return [notice.word for _, notice in begun]
+    return [notice.word for notice in begun]
 
 
 def pending(outbox: Outbox) -> dict[str, int]:
-    return {each.sink: each.count for each in outbox.pending_counts()}
+    return {each.sink: each.count for each in read_pending(outbox.path)}
 
 
 def doubts(outbox: Outbox, sink: str = "log") -> list[tuple[str, bool]]:
     """What a sink's thread finds after a start: each word, and whether the sink may have it."""
     file = SinkDeliveries(outbox.path, sink)
     page, _ = file.read_due()
-    found = [(notice.word, notice.maybe_sent) for _, notice in file.begin(page)]
+    found = [(notice.word, notice.maybe_sent) for notice in file.begin(page)]
     file.close()
     return found
 
@@ -94,13 +94,13 @@ def bodies(path: Path) -> int:
 def test_what_was_begun_before_a_kill_may_have_been_delivered(outbox: Outbox, path: Path) -> None:
     file = SinkDeliveries(path, "log")
     (first, second) = outbox.accept([event("Success"), event("Failed", 2)], lambda _: ("log",))["log"]
-    assert [notice.maybe_sent for _, notice in file.begin([first])] == [False]
+    assert [notice.maybe_sent for notice in file.begin([first])] == [False]
     assert doubts(outbox) == [("Success", True), ("Failed", False)], "in the order of their arrival"
-    (found,) = outbox.pending_counts()
+    (found,) = read_pending(path)
     assert found.count == 2
     assert found.oldest == pytest.approx(time.time(), abs=60)
     file.mark_delivered([first.seq, second.seq])
-    assert outbox.pending_counts() == []
+    assert read_pending(path) == []
     assert file.begin([first, second]) == []
     file.close()
 
@@ -196,6 +196,24 @@ def test_what_is_pending_of_a_result_that_holds_no_more_is_dropped(outbox: Outbo
     assert accept(outbox, event("Failed")) == []
 
 
+@pytest.mark.parametrize(
+    ("weaker", "stronger", "delivered"),
+    [
+        ("Failed", "Published", ["Success", "Published"]),
+        ("Failed", "Rejected", ["Rejected"]),
+        ("Success", "Rejected", ["Rejected"]),
+        ("Success", "Cancelled", ["Cancelled"]),
+        ("Cancelled", "Published", ["Success", "Published"]),
+    ],
+)
+def test_a_result_that_is_outranked_in_its_own_commit_is_covered_by_the_stronger_one(
+    outbox: Outbox, weaker: str, stronger: str, delivered: list[str]
+) -> None:
+    sinks = ("log", "history", "mail", "mqtt")
+    outbox.accept([event(weaker), event(stronger)], lambda _: sinks)
+    assert {sink: [word for word, _ in doubts(outbox, sink)] for sink in sinks} == dict.fromkeys(sinks, delivered)
+
+
 def test_a_success_stays_pending_when_it_is_published(outbox: Outbox) -> None:
     assert accept(outbox, event("Success")) == ["Success"]
     assert accept(outbox, event("Published")) == ["Published"]
@@ -242,7 +260,7 @@ def test_an_outbox_that_cannot_be_written_accepts_nothing(outbox: Outbox, path: 
     other.execute("ROLLBACK")
     other.close()
     assert accept(outbox, event("Success")) == ["Success"]
-    assert [notice.maybe_sent for _, notice in file.begin([row])] == [False], "it was not asked"
+    assert [notice.maybe_sent for notice in file.begin([row])] == [False], "it was not asked"
     file.close()
 
 
@@ -338,11 +356,10 @@ def test_the_job_a_build_waits_as_is_known_until_it_is_over(outbox: Outbox) -> N
     tell(outbox, event("Queued", job=7, tube="x86_64", at=1.0), event("Queued", arch="i386", job=7, at=1.0))
     tell(outbox, event("Queued", job=9, tube="x86_64", attempt=ATTEMPT, at=2.0), event("Queued", 2, job=8, at=1.0))
     assert [(each.arch, each.job) for each in outbox.queued_events(build_id(1))] == [("i386", 7), ("x86_64", 9)]
-    assert not outbox.is_over(build_id(1))
+    assert outbox.results_of([build_id(1)]) == {}
     tell(outbox, event("Cancelled", at=3.0))
     assert [each.arch for each in outbox.queued_events(build_id(1))] == ["i386"]
-    assert outbox.is_over(build_id(1))
-    assert not outbox.is_over(build_id(2))
+    assert outbox.results_of([build_id(1), build_id(2)]) == {build_id(1): "Cancelled"}
 
 
 def test_an_older_word_on_the_job_covers_no_newer_one(outbox: Outbox) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from reimzul.history.workers import WorkersUnavailable
 from reimzul.notifier.quarantine import (
     AttemptRecord,
     QuarantinedBuilder,
     QuarantineTables,
-    QuarantineUnavailable,
     find_fault_series,
     is_fault,
 )
@@ -119,5 +119,5 @@ def test_attempts_before_a_release_do_not_count(tables: QuarantineTables) -> Non
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(QuarantineUnavailable, match=r"/proc/nowhere/x: builders' attempts cannot be recorded"):
+    with pytest.raises(WorkersUnavailable, match=r"/proc/nowhere/x: builders' attempts cannot be recorded"):
         QuarantineTables(Path("/proc/nowhere/x")).builders()

@@ -19,8 +19,8 @@ from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, Event
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
+from reimzul.notifier.delivery import Sink, SinkUnavailable
 from reimzul.notifier.sinks import SINKS, enabled_sinks
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
 from reimzul.notifier.sinks.logfile import LogSink, format_line
 from reimzul.notifier.sinks.mqtt import messages
 from tests.events import build_id, event, refusal

@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reimzul.admin.doctor.check import FAIL, OK
-from reimzul.admin.doctor.store import check_hook
+from reimzul.admin.doctor import FAIL, OK, Result, run_checks
+from reimzul.admin.doctor.host import BSTORE, find_host, store_checks
+from reimzul.core.config import load_file
 from reimzul.core.errors import InputError, RetryLater
 from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
@@ -29,6 +30,7 @@ from reimzul.store.repodata import (
     read_records,
 )
 from tests import uploads
+from tests.ini import write_ini
 from tests.uploads import TARGET
 
 _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<repomd xmlns="http://linux.duke.edu/metadata/repo">\n'
@@ -317,13 +319,23 @@ def test_repodata_that_the_hook_spoilt_is_found(store: StorePaths, harm: str) ->
         new.check()
 
 
-def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths) -> None:
-    assert check_hook((), store).level == OK
-    assert check_hook(("sh", "-c", "true"), store).level == OK
+def test_the_doctor_names_the_target_whose_hook_fails(store: StorePaths, tmp_path: Path) -> None:
+    def check(*argv: str) -> Result:
+        hook_line = " ".join(argv)
+        ini = write_ini(
+            tmp_path / "doctor.ini",
+            {"bstore": {"root": store.root}, "repogen": {"after_createrepo": hook_line}},
+        )
+        checks = store_checks(find_host(load_file(ini), ini, (BSTORE,), None))
+        (found,) = run_checks([check for check in checks if check.name == "after_createrepo"])
+        return found
+
+    assert check().level == OK
+    assert check("sh", "-c", "true").level == OK
     hook.record_failure(store.hook(TARGET), "sign exited with 2: no key")
-    found = check_hook(("sh",), store)
+    found = check("sh")
     assert found.level == FAIL
     assert f"{TARGET} keeps its old repodata" in found.message
     assert "no key" in found.message
     assert f"reimzul repogen {TARGET}" in found.hint
-    assert check_hook(("/nowhere/sign",), store).level == FAIL
+    assert check("/nowhere/sign").level == FAIL

@@ -12,15 +12,16 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.admin.doctor.builder import judge_workers
+from reimzul.admin.doctor import combine
+from reimzul.admin.doctor.controller import judge_workers
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.message import WorkerHeartbeat, WorkerState
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import heartbeat as voice_module
-from reimzul.worker.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
+from reimzul.worker import job_session as voice_module
+from reimzul.worker.job_session import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
 
 
 def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
@@ -337,9 +338,12 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
 
 
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:
-    assert judge_workers([seen(5.0), seen(5.0, "b2.example.org")]).level == "ok"
-    both = judge_workers([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)])
+    assert combine(judge_workers([seen(5.0), seen(5.0, "b2.example.org")])).level == "ok"
+    both = combine(judge_workers([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)]))
     assert both.level == "warn"
     assert "more than one host calls itself b1.example.org" in both.message
     assert "[worker] fqdn" in both.hint
-    assert judge_workers([seen(7205.0)]).message == "the clock of b1.example.org is 2 h 00 min behind the controller's"
+    assert (
+        combine(judge_workers([seen(7205.0)])).message
+        == "the clock of b1.example.org is 2 h 00 min behind the controller's"
+    )

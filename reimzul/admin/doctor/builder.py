@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks mock, its configurations and whether a builder takes jobs; on the controller, the builders' heartbeats.
+"""Checks mock, its configurations and whether a builder takes jobs.
 
 The configurations are rendered as mock renders them, by the user who builds and in a process of their own: they are
 Python code of anybody who may push to their repository, and must not run with more rights than mock's.
@@ -8,24 +8,22 @@ Python code of anybody who may push to their repository, and must not run with m
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from reimzul.admin import lookup
-from reimzul.admin.doctor.beanstalkd import connect
-from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, ok, shorten, warn
-from reimzul.admin.doctor.host import READ, Host, is_in_group, no_user, user_can
-from reimzul.admin.output import format_skew, pluralize
+from reimzul.admin.doctor import CheckGroup, Result, fail, ok, recommend, require, shorten, warn
+from reimzul.admin.doctor.host import READ, Host, user_can
+from reimzul.admin.doctor.services import connect
 from reimzul.core import mock_config
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.control import drain_flag
 from reimzul.core.errors import ProgramFailed, ReimzulError, TimedOut
 from reimzul.core.mock_config import CONF_KEYS, Repository, farm_urls, list_repositories, user_files
 from reimzul.core.store_paths import StoreUrls
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 #: Files that must be in the folder of mock's configurations.
 REQUIRED_FILES = ("site-defaults.cfg", "logging.ini")
@@ -35,25 +33,14 @@ MOCK_GROUP = "mock"
 _OVERRIDING_OPTIONS = ("metadata_expire", *CONF_KEYS)
 
 
-def checks(host: Host) -> list[Check]:
-    found = [
-        Check(name="mock", run=lambda: _check_mock(host)),
-        Check(name="configs", run=lambda: _check_configs(host)),
-        Check(name="configs.rendered", run=lambda: _check_rendered(host), needs=("configs",)),
-        Check(name="configs.remote", run=lambda: _check_remote(host), needs=("configs",)),
-        Check(name="drained", run=lambda: _check_drained(host), needs=("link.beanstalkd",)),
-    ]
-    if not _uses_standin(host):
-        found.insert(1, Check(name="mock.group", run=lambda: _check_group(host)))
-    if host.settings.worker.max_load:
-        found.append(Check(name="load", run=lambda: _check_load(host.settings.worker.max_load)))
-    return found
+checks = CheckGroup()
 
 
 def _uses_standin(host: Host) -> bool:
     return Path(host.settings.worker.mock).name == STANDIN
 
 
+@checks.add("mock")
 def _check_mock(host: Host) -> Result:
     mock = host.settings.worker.mock
     try:
@@ -62,89 +49,59 @@ def _check_mock(host: Host) -> Result:
         return fail(f"{mock} fails for user {host.user}: {error}", f"try: runuser -u {host.user} -- {mock} --version")
     except ReimzulError as error:
         return fail(str(error), "install mock, or correct [worker] mock")
-    if _uses_standin(host):
-        return warn(
-            f"{mock} builds with this host's own rpmbuild, and isolates nothing",
-            "to build packages for others, install mock and set [worker] mock = mock",
-        )
+    recommend(
+        not _uses_standin(host),
+        f"{mock} builds with this host's own rpmbuild, and isolates nothing",
+        "to build packages for others, install mock and set [worker] mock = mock",
+    )
     return ok(f"{Path(mock).name} {version}, run by {host.user}")
 
 
+@checks.add("mock.group", applies=lambda host: not _uses_standin(host))
 def _check_group(host: Host) -> Result:
-    user = host.user_entry
-    if user is None:
-        return no_user(host, "make install ROLE=builder")
+    user = host.require_user("make install ROLE=builder")
     if user.pw_uid == 0:
         return ok(f"{host.user} needs no group")
     hint = f"usermod --append --groups {MOCK_GROUP} {host.user}; systemctl restart 'reimzul-worker@*'"
     try:
-        is_member = is_in_group(user, MOCK_GROUP)
+        is_member = grp.getgrnam(MOCK_GROUP).gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
     except KeyError:
         return fail(f"group {MOCK_GROUP} does not exist", f"install mock, then: {hint}")
-    if not is_member:
-        return fail(f"user {host.user} is not in group {MOCK_GROUP}", hint)
+    require(is_member, f"user {host.user} is not in group {MOCK_GROUP}", hint)
     return ok(f"{host.user} is in group {MOCK_GROUP}")
-
-
-def _check_drained(host: Host) -> Result:
-    with connect(host.settings) as broker:
-        flag = drain_flag(broker, host.name)
-    if flag is None:
-        return ok(f"{host.name} takes jobs")
-    by, why = f" by {flag.by}" if flag.by else "", f", {flag.why}" if flag.why else ""
-    return warn(
-        f"{host.name} takes no jobs: it is {'quarantined' if flag.is_quarantine else 'drained'}{by}{why}",
-        f"on the controller: reimzul resume {host.name}",
-    )
-
-
-def _check_load(limit: int) -> Result:
-    load = os.getloadavg()[0]
-    if load > limit:
-        return warn(f"{load:.1f}: the workers take no job above {limit}", "wait, or raise [worker] max_load")
-    return ok(f"{load:.1f} of {limit}")
 
 
 # --- the checkout of mock's configurations
 
 
+@checks.add("configs")
 def _check_configs(host: Host) -> Result:
     checkout = host.settings.worker.mock_configs
     folder = checkout / "mock"
     clone_hint = f"runuser -u {host.user} -- git clone <your repository of configurations> {checkout}"
-    if not folder.is_dir():
-        return fail(f"{folder} does not exist", clone_hint)
-    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
-    if missing:
+    require(folder.is_dir(), f"{folder} does not exist", clone_hint)
+    if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
         return fail(f"{folder} has no {' and no '.join(missing)}", "copy them from /etc/mock, and commit them")
     user = host.user_entry
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    unreadable = [file.name for file in files if user is not None and not user_can(user, file, READ)]
-    if unreadable:
+    if unreadable := [file.name for file in files if user is not None and not user_can(user, file, READ)]:
         return fail(f"user {host.user} cannot read {', '.join(unreadable)}", f"chown -R {host.user} {checkout}")
-    if not (checkout / ".git").exists():
-        return warn(f"{checkout} is not a git checkout, so it is never updated", clone_hint)
-    return combine(_find_checkout_problems(host, checkout), _count_targets(host, folder))
-
-
-def _find_checkout_problems(host: Host, checkout: Path) -> Iterator[Result]:
-    user = host.user_entry
-    if user is not None and checkout.stat().st_uid != user.pw_uid:
-        yield fail(
-            f"{checkout} does not belong to {host.user}, so git refuses to pull it", f"chown -R {host.user}: {checkout}"
-        )
-        return
+    recommend((checkout / ".git").exists(), f"{checkout} is not a git checkout, so it is never updated", clone_hint)
+    require(
+        user is None or checkout.stat().st_uid == user.pw_uid,
+        f"{checkout} does not belong to {host.user}, so git refuses to pull it",
+        f"chown -R {host.user}: {checkout}",
+    )
     try:
-        changed = run_git(host, "status", "--porcelain", "--untracked-files=no")
+        changed = _run_git(host, "status", "--porcelain", "--untracked-files=no")
     except ReimzulError as error:
-        yield warn(f"{checkout}: {error}")
-        return
-    if changed:
-        files = shorten([line[3:] for line in changed.splitlines()])
-        yield warn(
-            f"{checkout} has uncommitted changes: {files}",
-            f"git -C {checkout} diff; a pull that changes these files fails",
-        )
+        return warn(f"{checkout}: {error}")
+    recommend(
+        not changed,
+        f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}",
+        f"git -C {checkout} diff; a pull that changes these files fails",
+    )
+    return ok(_count_targets(host, folder))
 
 
 def _count_targets(host: Host, folder: Path) -> str:
@@ -155,23 +112,7 @@ def _count_targets(host: Host, folder: Path) -> str:
     return f"{len(targets)} targets, {own} of them for {' '.join(arches) or machine}"
 
 
-def _check_remote(host: Host) -> Result:
-    checkout = host.settings.worker.mock_configs
-    if not (checkout / ".git").exists():
-        return ok("not a git checkout")
-    try:
-        if not run_git(host, "remote"):
-            return ok("the checkout has no remote and is never pulled")
-        run_git(host, "ls-remote", "--quiet", "--heads")
-    except ReimzulError as error:
-        return warn(
-            f"git cannot pull the configurations: {error}; builds go on with the last state",
-            f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only",
-        )
-    return ok("git can pull the configurations")
-
-
-def run_git(host: Host, *arguments: str) -> str:
+def _run_git(host: Host, *arguments: str) -> str:
     """Run git in the checkout as the user who pulls it. Raises `ReimzulError`."""
     env = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
     argv = ("git", "-C", str(host.settings.worker.mock_configs), *arguments)
@@ -183,27 +124,30 @@ def run_git(host: Host, *arguments: str) -> str:
 Configs = Mapping[str, Mapping[str, str]]  #: by file name; what mock_config prints: an `error`, or options
 
 
-def _check_rendered(host: Host) -> Result:
+@checks.add("configs.rendered", "configs")
+def _check_rendered(host: Host) -> Iterator[Result]:
     """Check that mock can read each target's configuration, and that dnf will see the farm's latest metadata."""
     folder = host.settings.worker.mock_configs / "mock"
     store = StoreUrls.from_settings(host.settings.bstore.base_url, host.settings.bstore.upload_url).base.rstrip("/")
+    home = host.user_entry.pw_dir if host.user_entry else str(Path.home())
     try:
-        home = host.user_entry.pw_dir if host.user_entry else str(Path.home())
         argv = [sys.executable, "-m", mock_config.__name__, str(folder), home, store]
         configs: Configs = json.loads(host.run_as_user(*argv))
     except (ReimzulError, ValueError) as error:
-        return warn(f"cannot test whether mock can read the configurations in {folder}: {error}")
-    results = []
+        yield warn(f"cannot test whether mock can read the configurations in {folder}: {error}")
+        return
     if errors := {name: config["error"] for name, config in configs.items() if "error" in config}:
         problems = [error if name in error else f"{name}: {error}" for name, error in errors.items()]
-        results.append(fail(shorten(problems), "correct, commit and push them: no build can use them"))
+        yield fail(shorten(problems), "correct, commit and push them: no build can use them")
     if cached := _list_cached(configs, farm_urls(store)):
-        message = f"dnf would use old metadata of the farm's repositories: {shorten(cached)}"
-        results.append(fail(message, "remove what overrides metadata_expire: it has to be 0"))
-    if unfilled := _list_unfilled(configs, farm_urls(store), read_arches(host.settings.farm.arches)):
-        results.append(warn(shorten(unfilled), "see docs/install-builder.md for where packages are published"))
-    results += _find_user_overrides(host)
-    return combine(results, f"mock can read all {len(configs)}, and dnf asks the store for metadata at every build")
+        yield fail(
+            f"dnf would use old metadata of the farm's repositories: {shorten(cached)}",
+            "remove what overrides metadata_expire: it has to be 0",
+        )
+    if unfilled := list(_list_unfilled(configs, farm_urls(store), read_arches(host.settings.farm.arches))):
+        yield warn(shorten(unfilled), "see docs/install-builder.md for where packages are published")
+    yield from _find_user_overrides(Path(home))
+    yield ok(f"mock can read all {len(configs)}, and dnf asks the store for metadata at every build")
 
 
 def _list_cached(configs: Configs, urls: tuple[str, ...]) -> list[str]:
@@ -215,21 +159,20 @@ def _list_cached(configs: Configs, urls: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> Iterator[Repository]:
-    for key in CONF_KEYS:
-        for repository in list_repositories(config.get(key, "")):
-            if any(url.lower().startswith(urls) for url in repository.list_urls()):
-                yield repository
+def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> list[Repository]:
+    return [
+        repository
+        for key in CONF_KEYS
+        for repository in list_repositories(config.get(key, ""))
+        if any(url.lower().startswith(urls) for url in repository.list_urls())
+    ]
 
 
-def _list_unfilled(configs: Configs, urls: tuple[str, ...], arches: Arches) -> list[str]:
-    problems: list[str] = []
+def _list_unfilled(configs: Configs, urls: tuple[str, ...], arches: Arches) -> Iterator[str]:
     for name, config in configs.items():
         target = name.removesuffix(".cfg")
-        repositories = _farm_repositories(config, urls)
-        read = {folder for repository in repositories for folder in _store_folders(repository, target)}
-        problems += _find_wrong_folders(target, read, set(configs), arches)
-    return problems
+        read = {folder for each in _farm_repositories(config, urls) for folder in _store_folders(each, target)}
+        yield from _find_wrong_folders(target, read, configs.keys(), arches)
 
 
 def _store_folders(repository: Repository, target: str) -> Iterator[str]:
@@ -255,54 +198,60 @@ def _find_wrong_folders(target: str, read: set[str], configs: Collection[str], a
             yield f"{target}.cfg reads repo/{other}/, but nothing is published there without a {other}.cfg"
 
 
-def _find_user_overrides(host: Host) -> Iterator[Result]:
+def _find_user_overrides(home: Path) -> Iterator[Result]:
     """What mock reads from the home of the user who builds, and what would override the target's configuration."""
-    if host.user_entry is None:
-        return
-    home = Path(host.user_entry.pw_dir)
     replacement = home / ".config/mock/mock.cfg"
     if os.path.exists(replacement):
         yield fail(f"mock reads {replacement} instead of every target's configuration", f"rm {replacement}")
     for path in user_files(home):
         with contextlib.suppress(OSError):  # usually there is none
             text = path.read_text(encoding="utf-8", errors="replace")
-            keys = [key for key in _OVERRIDING_OPTIONS if key in text]
-            if keys:
+            if keys := [key for key in _OVERRIDING_OPTIONS if key in text]:
                 yield warn(
                     f"mock reads {path} after a target's configuration, and it sets {', '.join(keys)}",
                     f"remove that from {path}, or dnf may use old metadata of the farm's repositories",
                 )
 
 
-# --- the builders' heartbeats
+# --- whether it takes jobs and can update
 
 
-def worker_checks(host: Host) -> list[Check]:
-    """The check of the builders' names and clocks, on the controller: only there heartbeats are recorded."""
-    return [Check(name="builders", run=lambda: _check_builders(host), needs=("link.beanstalkd",))]
-
-
-def _check_builders(host: Host) -> Result:
+@checks.add("configs.remote", "configs")
+def _check_remote(host: Host) -> Result:
+    checkout = host.settings.worker.mock_configs
+    if not (checkout / ".git").exists():
+        return ok("not a git checkout")
     try:
-        seen = lookup.load_workers(host.settings)
-    except WorkersUnavailable as error:
-        return warn(str(error), "" if is_root() else "run reimzul doctor as root")
+        if not _run_git(host, "remote"):
+            return ok("the checkout has no remote and is never pulled")
+        _run_git(host, "ls-remote", "--quiet", "--heads")
+    except ReimzulError as error:
+        return warn(
+            f"git cannot pull the configurations: {error}; builds go on with the last state",
+            f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only",
+        )
+    return ok("git can pull the configurations")
+
+
+@checks.add("drained", "link.beanstalkd")
+def _check_drained(host: Host) -> Result:
     with connect(host.settings) as broker:
-        return judge_workers(drop_disconnected(broker, seen))
-
-
-def judge_workers(seen: Sequence[WorkerRecord]) -> Result:
-    return combine(
-        _find_worker_problems(seen), f"{pluralize(len(seen), 'worker')}, all names differ, and the clocks agree"
+        flag = drain_flag(broker, host.name)
+    if flag is None:
+        return ok(f"{host.name} takes jobs")
+    by, why = f" by {flag.by}" if flag.by else "", f", {flag.why}" if flag.why else ""
+    return warn(
+        f"{host.name} takes no jobs: it is {'quarantined' if flag.is_quarantine else 'drained'}{by}{why}",
+        f"on the controller: reimzul resume {host.name}",
     )
 
 
-def _find_worker_problems(seen: Sequence[WorkerRecord]) -> Iterator[Result]:
-    for message in shared_names(seen).values():
-        yield warn(
-            message,
-            "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
-        )
-    clocks = {each.heartbeat.host: each.skew for each in seen if each.skew}
-    for name, skew in clocks.items():
-        yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")
+@checks.add("load", applies=lambda host: host.settings.worker.max_load)
+def _check_load(host: Host) -> Result:
+    load, limit = os.getloadavg()[0], host.settings.worker.max_load
+    recommend(
+        load <= limit,
+        f"{load:.1f}: the workers take no job above {limit}",
+        "wait, or raise [worker] max_load",
+    )
+    return ok(f"{load:.1f} of {limit}")

@@ -22,10 +22,9 @@ from typing import Any
 import attr
 
 from reimzul.admin import lookup
-from reimzul.admin.doctor.beanstalkd import connect
-from reimzul.admin.doctor.check import FAIL, OK, Finding
+from reimzul.admin.doctor import FAIL, OK, Finding, Result, fail, warn
 from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
-from reimzul.admin.doctor.services import fetch
+from reimzul.admin.doctor.services import connect, fetch
 from reimzul.core import canary, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, Broker, cancel_tube
@@ -47,8 +46,6 @@ _SUBMIT = "reimzul-submit"
 QUEUE, BUILD, UPLOAD, PLACED, TOTAL = "queue", "build", "upload", "placed", "total"
 
 _NOTIFIER_HINT = "systemctl status reimzul-notifier; journalctl -u reimzul-notifier"
-_WORKER_HINT = "on a builder of that arch: systemctl status 'reimzul-worker@*', reimzul doctor"
-_REPOGEN_HINT = "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor"
 
 
 def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: float) -> Canary:
@@ -92,40 +89,29 @@ class CanaryRun:
     job: int  #: beanstalkd's number
     began: float  #: when the canary was submitted
     since: float  #: when the current stage began
+    served: float  #: when somebody was last connected who could complete it
     stage: str = QUEUE  #: empty after the last one
     document: Mapping[str, Any] = attr.field(factory=dict)  #: the build in the history
 
-    @property
-    def status(self) -> str:
-        """The build's status in the history; empty if it is not recorded yet."""
-        return str(self.document.get("status", ""))
-
     def update(self, document: Mapping[str, Any], now: float) -> Iterator[Finding]:
         """Yield a finding for each stage that is over according to the history."""
-        self.document = document
-        if self.status in ("", Status.QUEUED) or self.stage not in (QUEUE, BUILD):
+        self.document, status = document, document.get("status", "")
+        if status in ("", Status.QUEUED) or self.stage not in (QUEUE, BUILD):
             return
-        if self.stage == QUEUE and self.document.get("builder_fqdn"):
-            yield self._complete(QUEUE, now, f"building on {self.document['builder_fqdn']}")
+        if self.stage == QUEUE and document.get("builder_fqdn"):
+            yield self._complete(QUEUE, now, f"building on {document['builder_fqdn']}")
             self.stage = BUILD
-        if self.status == Status.SUCCESS:
-            yield from self._complete_build(now)
-        elif self.status in Status.FINAL:
-            url = self.document.get("url")
-            yield self.fail(
-                now,
-                f"{self.status}: {self.document.get('reason') or 'no reason was given'}",
-                f"its logs: {url}" if url else f"reimzul builds --build {self.build_id}",
-            )
-
-    def _complete_build(self, now: float) -> Iterator[Finding]:
-        # Both by the builder's clock: when mock ended, and when the build was announced after the upload.
-        finished, announced = (float(self.document.get(name) or 0.0) for name in ("finished", "at"))
-        upload = min(max(0.0, announced - finished), now - self.since) if finished else 0.0
-        packages = ", ".join(self.document.get("rpms") or ())
-        yield self._complete(BUILD, now - upload, f"built by mock: {packages}")
-        yield self._complete(UPLOAD, now, "uploaded, announced, and in the history")
-        self.stage = PLACED
+        if status == Status.SUCCESS:
+            # Both by the builder's clock: when mock ended, and when the build was announced after the upload.
+            finished, announced = (float(document.get(name) or 0.0) for name in ("finished", "at"))
+            upload = min(max(0.0, announced - finished), now - self.since) if finished else 0.0
+            yield self._complete(BUILD, now - upload, f"built by mock: {', '.join(document.get('rpms') or ())}")
+            yield self._complete(UPLOAD, now, "uploaded, announced, and in the history")
+            self.stage = PLACED
+        elif status in Status.FINAL:
+            message = f"{status}: {document.get('reason') or 'no reason was given'}"
+            url = document.get("url")
+            yield self.fail(now, message, f"its logs: {url}" if url else f"reimzul builds --build {self.build_id}")
 
     def complete_last(self, now: float, message: str) -> Iterator[Finding]:
         yield self._complete(PLACED, now, message)
@@ -133,7 +119,6 @@ class CanaryRun:
         yield make_finding(f"{self.arch}.{TOTAL}", OK, f"build {self.build_id}", now - self.began)
 
     def fail(self, now: float, message: str, hint: str) -> Finding:
-        """End the run: the current stage failed."""
         stage, self.stage = self.stage, ""
         return make_finding(f"{self.arch}.{stage}", FAIL, message, now - self.since, hint)
 
@@ -151,53 +136,48 @@ def make_finding(stage: str, level: str, message: str, seconds: float, hint: str
 # --- why a stage does not end
 
 
-@attr.frozen
-class Stall:
-    message: str
-    hint: str
-    is_unrecoverable: bool = False  #: nobody is connected who could complete it
+def diagnose_stall(broker: Broker, run: CanaryRun) -> Result:
+    """Find out what the current stage waits for: FAIL if nobody is connected who could complete it.
 
-
-def diagnose_stall(broker: Broker, run: CanaryRun) -> Stall:
-    """Find out what the current stage waits for. Raises `BrokerUnavailable`."""
-    if run.stage == PLACED:
-        return _diagnose_placing(broker)
-    if not broker.tube_stats(NOTIFY.name).watchers:
-        return Stall(
-            "nobody watches notify: the notifier does not run, so the history records nothing", _NOTIFIER_HINT, True
+    Raises `BrokerUnavailable`.
+    """
+    placing = broker.tube_stats(CREATEREPO.name)
+    if run.stage == PLACED and not placing.watchers:
+        return fail(
+            "nobody watches createrepo: no repogen worker is connected",
+            "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor",
         )
+    if run.stage == PLACED:
+        return warn(
+            f"repogen has not stored it yet; {placing.ready + placing.delayed} requests wait in createrepo",
+            "on bstore: journalctl -u 'reimzul-repogen-worker@*'",
+        )
+    if not broker.tube_stats(NOTIFY.name).watchers:
+        return fail("nobody watches notify: the notifier does not run, so the history records nothing", _NOTIFIER_HINT)
     if run.stage == BUILD:
         builder = run.document.get("builder_fqdn")
-        return Stall(f"{builder} has not reported a result yet", f"on {builder}: journalctl -u 'reimzul-worker@*'")
+        return warn(f"{builder} has not reported a result yet", f"on {builder}: journalctl -u 'reimzul-worker@*'")
     return _diagnose_queue(broker, run)
 
 
-def _diagnose_placing(broker: Broker) -> Stall:
-    tube = broker.tube_stats(CREATEREPO.name)
-    if not tube.watchers:
-        return Stall("nobody watches createrepo: no repogen worker is connected", _REPOGEN_HINT, True)
-    return Stall(
-        f"repogen has not stored it yet; {tube.ready + tube.delayed} requests wait in createrepo",
-        "on bstore: journalctl -u 'reimzul-repogen-worker@*'",
-    )
-
-
-def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
-    tube = broker.tube_stats(run.tube)
+def _diagnose_queue(broker: Broker, run: CanaryRun) -> Result:
+    tube, journal = broker.tube_stats(run.tube), "on that builder: journalctl -u 'reimzul-worker@*'"
     try:
         state = broker.job_stats(run.job).state
     except ReservationLost:
-        return Stall("its job is done, but the history does not have the result", _NOTIFIER_HINT)
-    journal = "on that builder: journalctl -u 'reimzul-worker@*'"
+        return warn("its job is done, but the history does not have the result", _NOTIFIER_HINT)
     if state == "buried":
-        return Stall("its job is buried", "reimzul buried lists the reason", True)
+        return fail("its job is buried", "reimzul buried lists the reason")
     if state == "reserved":
-        return Stall("a builder has reserved its job, but has not reported a build", journal)
+        return warn("a builder has reserved its job, but has not reported a build", journal)
     if not tube.watchers:
-        return Stall(f"nobody watches {run.tube}: no builder for it is connected", _WORKER_HINT, True)
+        return fail(
+            f"nobody watches {run.tube}: no builder for it is connected",
+            "on a builder of that arch: systemctl status 'reimzul-worker@*', reimzul doctor",
+        )
     if state == "delayed":
-        return Stall("a builder has released its job for a later retry", journal)
-    return Stall(
+        return warn("a builder has released its job for a later retry", journal)
+    return warn(
         f"{tube.watchers} workers watch {run.tube}, but none has taken it: they are busy, or take no jobs",
         "on a builder: reimzul doctor (disk, load, drained)",
     )
@@ -206,15 +186,15 @@ def _diagnose_queue(broker: Broker, run: CanaryRun) -> Stall:
 # --- all arches
 
 
+@attr.define
 class Canary:
-    def __init__(self, host: Host, arches: Sequence[str], target: str, timeout: float) -> None:
-        self.host, self.target = host, target
-        self.arches = arches  #: empty: all that builders are connected for
-        self.timeout = timeout  #: seconds for all stages together
-        self.srpm = ""
-        self.runs: list[CanaryRun] = []
-        self._unrecoverable_since: dict[str, float] = {}  #: by arch
-        self._last_stall_poll = 0.0
+    host: Host
+    arches: Sequence[str]  #: empty: all that builders are connected for
+    target: str
+    timeout: float  #: seconds for all stages together
+    srpm: str = ""
+    runs: list[CanaryRun] = attr.field(factory=list)
+    _last_stall_poll: float = 0.0
 
     @property
     def active_runs(self) -> list[CanaryRun]:
@@ -223,11 +203,10 @@ class Canary:
     def send(self) -> Iterator[Finding]:
         """Submit it, and yield a finding at the end of each stage."""
         began = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="reimzul-doctor-")))
+        with TemporaryDirectory(prefix="reimzul-doctor-") as folder, contextlib.ExitStack() as stack:
             try:
                 arches = self.arches or list_watched_arches(self.host)
-                srpm = canary.make_canary_srpm(folder)
+                srpm = canary.make_canary_srpm(Path(folder))
                 stack.callback(self._clean_up, srpm.name)
                 self._submit(srpm, arches, began)
             except ReimzulError as error:
@@ -256,15 +235,21 @@ class Canary:
     def _submit(self, srpm: Path, arches: Sequence[str], began: float) -> None:
         file = ["--config", str(self.host.file)] if self.host.file else []
         options = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.target, "-d", canary.DISTTAG]
-        argv = [find_submit_program(), *file, *options, "--scratch", "--rebuild", "--now", "--json"]
-        with _blocking_sigint():  # we have to know what was queued to cancel it
-            answer = json.loads(output_of(argv))
-            now = time.monotonic()
+        argv = [_find_submit_program(), *file, *options, "--scratch", "--rebuild", "--now", "--json"]
+        # We have to know what was queued to cancel it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            answer, now = json.loads(output_of(argv)), time.monotonic()
             self.srpm = answer["srpm"]
-            names = ("arch", "tube", "build_id", "job")
             self.runs = [
-                CanaryRun(**{name: build[name] for name in names}, began=began, since=now) for build in answer["builds"]
-            ]
+                CanaryRun(
+                    arch=build["arch"], tube=build["tube"], build_id=build["build_id"], job=build["job"],
+                    began=began, since=now, served=now,
+                )
+                for build in answer["builds"]
+            ]  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _follow(self, deadline: float) -> Iterator[Finding]:
         while runs := self.active_runs:
@@ -288,17 +273,16 @@ class Canary:
         settings = self.host.settings
         stored = f"stored in {run.document.get('place')}"
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-        try:
-            return stored if fetch(urls.manifest(run.build_id, run.arch)).status == 200 else ""
-        except OSError:  # a controller need not reach the store
-            pass
+        with contextlib.suppress(OSError):  # a controller need not reach the store
+            return stored if fetch(urls.manifest(run.build_id, run.arch))[0].status == 200 else ""
         if self.host.has_role(BSTORE):
-            entry = StorePaths(settings.bstore.root).index / leg_key(run.build_id, run.arch)
-            return stored if entry.exists() else ""
+            index = StorePaths(settings.bstore.root).index
+            return stored if (index / leg_key(run.build_id, run.arch)).exists() else ""
         with connect(settings) as broker:
             tube = broker.tube_stats(CREATEREPO.name)
-        is_waiting = tube.ready + tube.reserved + tube.delayed
-        return "" if is_waiting else "repogen has taken it; this host cannot read the store"
+        if tube.ready + tube.reserved + tube.delayed:
+            return ""
+        return "repogen has taken it; this host cannot read the store"
 
     def _fail_stalled(self, is_late: bool) -> Iterator[Finding]:
         now = time.monotonic()
@@ -308,54 +292,39 @@ class Canary:
         with connect(self.host.settings) as broker:
             for run in self.active_runs:
                 stall = diagnose_stall(broker, run)
-                if is_late or self._is_unrecoverable(run, stall, now):
+                if stall.level != FAIL:
+                    run.served = now
+                if is_late or now - run.served > UNRECOVERABLE_SECONDS:
                     yield run.fail(now, stall.message, stall.hint)
                     self._cancel(broker, run)
 
-    def _is_unrecoverable(self, run: CanaryRun, stall: Stall, now: float) -> bool:
-        if not stall.is_unrecoverable:
-            self._unrecoverable_since.pop(run.arch, None)
-            return False
-        return now - self._unrecoverable_since.setdefault(run.arch, now) > UNRECOVERABLE_SECONDS
-
     def _clean_up(self, name: str) -> None:
-        if runs := self.active_runs:
+        if self.active_runs:
             with contextlib.suppress(ReimzulError), connect(self.host.settings) as broker:
-                for run in runs:
+                for run in self.active_runs:
                     self._cancel(broker, run)
         with contextlib.suppress(OSError):
             (self.host.settings.incoming.folder / name).unlink()
 
     def _cancel(self, broker: Broker, run: CanaryRun) -> None:
         """Delete the job; if a builder has it, set a flag that the builder polls."""
-        if run.status in Status.FINAL:
+        if run.document.get("status") in Status.FINAL:
             return
         tube = cancel_tube(run.build_id)
         set_flag(broker, tube, new_flag(by="reimzul doctor", why="the canary was given up"))
-        try:
+        with contextlib.suppress(ReservationLost, InvalidMessage):  # it is done, or was just reserved
             if broker.job_stats(run.job).state == "reserved":
                 return
             request = BuildRequest.decode(broker.peek(run.job))
             broker.delete(run.job)
             broker.announce(event_for(request, Status.CANCELLED, reason="given up by reimzul doctor"))
-        except (ReservationLost, InvalidMessage):  # it is done, or was just reserved
-            pass
         clear_flag(broker, tube)
 
 
-@contextlib.contextmanager
-def _blocking_sigint() -> Iterator[None]:
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def find_submit_program() -> str:
+def _find_submit_program() -> str:
     """Find reimzul-submit beside the running Python, else in PATH. Raises `ProgramNotFound`."""
-    beside = Path(sys.executable).with_name(_SUBMIT)
-    found = str(beside) if beside.exists() else shutil.which(_SUBMIT)
+    folders = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    found = shutil.which(_SUBMIT, path=folders)
     if not found:
         raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program, nor in PATH")
     return found

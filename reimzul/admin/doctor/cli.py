@@ -4,15 +4,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from reimzul import __version__
-from reimzul.admin.doctor import beanstalkd, builder, host, network, notifications, services, store, stunnel
+from reimzul.admin.doctor import (
+    FAIL,
+    OK,
+    WARN,
+    Check,
+    Finding,
+    builder,
+    controller,
+    host,
+    network,
+    run_checks,
+    services,
+)
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
-from reimzul.admin.doctor.check import FAIL, OK, WARN, Check, Finding, run_checks
 from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
 from reimzul.admin.output import print_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
@@ -22,22 +33,23 @@ from reimzul.core.errors import EXIT_FAILED
 #: The checks in the order of their output, after those they need, and the roles that have them.
 _GROUPS = (
     (host.checks, ROLES),
-    (stunnel.checks, ROLES),
+    (network.tunnel_checks, ROLES),
     (network.link_checks, ROLES),
     (network.checks, ROLES),
     (services.checks, ROLES),
     (host.folder_checks, ROLES),
-    (beanstalkd.checks, (CONTROLLER,)),
-    (builder.worker_checks, (CONTROLLER,)),
-    (store.web_checks, ROLES),
-    (notifications.checks, (CONTROLLER,)),
-    (network.certificate_checks, (CONTROLLER,)),
-    (store.upload_checks, (BUILDER, BSTORE)),
+    (controller.beanstalkd_checks, (CONTROLLER,)),
+    (controller.worker_checks, (CONTROLLER,)),
+    (services.web_checks, ROLES),
+    (services.clock_checks, ROLES),
+    (controller.checks, (CONTROLLER,)),
+    (controller.certificate_checks, (CONTROLLER,)),
+    (services.upload_checks, (BUILDER, BSTORE)),
     (builder.checks, (BUILDER,)),
-    (store.checks, (BSTORE,)),
+    (host.store_checks, (BSTORE,)),
 )
-_COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 _LEVEL_WIDTH = 4
+_COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 #: A long name of a check, for the width of the column: the names of a canary's stages are not known before.
 _LONG_NAME = "canary.aarch64.placed"
 
@@ -106,17 +118,20 @@ def command(
     examined = find_host(load_settings(config, verbose), find_file(config), roles, stunnel_file)
     canary = prepare_canary(examined, arches, target, timeout) if sends_canary else None
     checks = collect_checks(examined)
-    width = max(len(name) for name in [*(check.name for check in checks), _LONG_NAME])
-    findings = find_problems(checks, canary)
+    width = max(map(len, [_LONG_NAME, *(check.name for check in checks)]))
+    found = []
+    for finding in find_problems(checks, canary):
+        found.append(finding)
+        if not as_json:
+            click.echo(format_for_terminal(finding, width) if sys.stdout.isatty() else format_for_pipe(finding))
+    failed, warned = (sum(finding.level == level for finding in found) for level in (FAIL, WARN))
     if as_json:
-        found = list(findings)
-        print_json({**summarize(examined, found), **({} if canary is None else {"canary": canary.to_dict()})})
-    else:
-        found = print_findings(findings, width)
-        if sys.stdout.isatty():
-            roles_text = ", ".join(examined.roles)
-            click.echo(f"{count(found, FAIL)} FAIL, {count(found, WARN)} warn, of {len(found)} ({roles_text})")
-    return EXIT_FAILED if count(found, FAIL) else 0
+        about = {"host": examined.name, "version": __version__, "roles": list(examined.roles)}
+        counts = {"checks": [finding.to_dict() for finding in found], "failed": failed, "warned": warned}
+        print_json({**about, **counts, **({} if canary is None else {"canary": canary.to_dict()})})
+    elif sys.stdout.isatty():
+        click.echo(f"{failed} FAIL, {warned} warn, of {len(found)} ({', '.join(examined.roles)})")
+    return EXIT_FAILED if failed else 0
 
 
 def collect_checks(host: Host) -> list[Check]:
@@ -125,35 +140,15 @@ def collect_checks(host: Host) -> list[Check]:
 
 def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Finding]:
     """Run all checks, then send the canary unless a check that it needs fails."""
-    failed = []
+    blocking = []
     for finding in run_checks(checks):
-        failed += [finding.name] if finding.level == FAIL else []
+        if finding.level == FAIL and finding.name in NEEDED:
+            blocking.append(finding.name)
         yield finding
-    if canary is None:
-        return
-    if blocking := [name for name in NEEDED if name in failed]:
-        yield Finding(WARN, f"not sent because {blocking[0]} fails", name="canary")
-    else:
+    if canary and blocking:
+        yield Finding(WARN, f"not sent because {min(blocking, key=NEEDED.index)} fails", name="canary")
+    elif canary:
         yield from canary.send()
-
-
-def summarize(host: Host, findings: Sequence[Finding]) -> dict[str, object]:
-    return {
-        "host": host.name,
-        "version": __version__,
-        "roles": list(host.roles),
-        "checks": [finding.to_dict() for finding in findings],
-        "failed": count(findings, FAIL),
-        "warned": count(findings, WARN),
-    }
-
-
-def print_findings(findings: Iterable[Finding], width: int) -> list[Finding]:
-    printed = []
-    for finding in findings:
-        click.echo(format_for_terminal(finding, width) if sys.stdout.isatty() else format_for_pipe(finding))
-        printed.append(finding)
-    return printed
 
 
 def format_for_terminal(finding: Finding, width: int) -> str:
@@ -166,7 +161,3 @@ def format_for_terminal(finding: Finding, width: int) -> str:
 
 def format_for_pipe(finding: Finding) -> str:
     return "\t".join((finding.level, finding.name, finding.message, finding.hint))
-
-
-def count(findings: Iterable[Finding], level: str) -> int:
-    return sum(finding.level == level for finding in findings)

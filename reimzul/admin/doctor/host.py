@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import grp
+import contextlib
 import os
 import platform
 import pwd
 import re
 import shutil
 import stat
+import time
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,16 @@ import attr
 
 from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
-from reimzul.admin.doctor import stunnel_config
-from reimzul.admin.doctor.check import Check, Result, combine, fail, is_root, not_permitted, ok, warn
-from reimzul.admin.doctor.stunnel_config import StunnelConfig
+from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, recommend, require, warn
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import DEFAULT_FILE
-from reimzul.core.errors import InputError, ProgramNotFound
+from reimzul.core.config import DEFAULT_FILE, LOCAL
+from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
+from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.store.hook import read_failure
 
 CONTROLLER, BUILDER, BSTORE = "controller", "builder", "bstore"
 ROLES = (CONTROLLER, BUILDER, BSTORE)
@@ -42,7 +43,7 @@ _UNITS = {
 }
 #: The sections of reimzul.ini that only one role uses. They decide the role if nothing else does.
 _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("worker",), BSTORE: ("repogen",)}
-_ENABLED = Path("/etc/systemd/system")
+ENABLED_UNITS = Path("/etc/systemd/system")
 #: Time limit for a program that a check runs: less than the limit of the check, so that the message names the program.
 PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
@@ -54,11 +55,112 @@ NEEDED = {
     BUILDER: {"git": "git", "rsync": "rsync"},
     BSTORE: {"rsync": "rsync"},
 }
-_OPTIONAL_PROGRAMS = ("rpmbuild",)
 #: Folders with system programs, which are missing in an ordinary user's PATH.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 #: A URL with a password, as `[history] url` may have; all other passwords are in files of their own.
 _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
+#: The stunnel configuration that `reimzul setup` writes.
+_STUNNEL_FILE = Path("/etc/stunnel/reimzul.conf")
+#: Section names of the services offered to others. A devfarm has one section per address, with a number.
+_OFFER = re.compile(r"(beanstalkd|incoming|rsyncd|store)-server(-\d+)?\Z")
+
+#: A complete upload that repogen has not taken for this long is reported. Repogen itself scans the spool hourly.
+STUCK_UPLOAD_SECONDS = 2 * 3600
+#: The prefix of doctor's test folder in spool/, see `services`.
+UPLOAD_PREFIX = "doctor."
+
+Address = tuple[str, int]
+
+
+# --- stunnel's configuration: see stunnel(8)
+
+
+@attr.frozen(kw_only=True)
+class StunnelSection:
+    name: str
+    options: Mapping[str, str]  #: by name in lower case; the last value of a repeated option
+
+    @property
+    def is_client(self) -> bool:
+        """A client is a tunnel to another host; the other sections are services offered to others."""
+        return self.options.get("client", "no") == "yes"
+
+    @property
+    def accept(self) -> Address:
+        """The address it listens on; the host is empty if that is every address."""
+        return _parse_address(self.options.get("accept", ""))
+
+    @property
+    def connect(self) -> Address:
+        host, port = _parse_address(self.options.get("connect", ""))
+        return host or "localhost", port
+
+    @property
+    def secrets(self) -> Path | None:
+        return Path(self.options["psksecrets"]) if "psksecrets" in self.options else None
+
+
+@attr.frozen(kw_only=True)
+class StunnelConfig:
+    path: Path
+    common: tuple[tuple[str, str], ...] = ()  #: options before the first section, in their order
+    sections: tuple[StunnelSection, ...] = ()
+    problem: str = ""  #: why it cannot be read
+
+    @property
+    def clients(self) -> list[StunnelSection]:
+        return [section for section in self.sections if section.is_client]
+
+    @property
+    def offers(self) -> dict[str, StunnelSection]:
+        """The sections that offer a service to others, by the service's name; the first of each."""
+        found: dict[str, StunnelSection] = {}
+        for section in self.sections:
+            match = _OFFER.match(section.name)
+            if match and not section.is_client:
+                found.setdefault(match[1], section)
+        return found
+
+    def find_client(self, host: str, port: int) -> StunnelSection | None:
+        found = [section for section in self.clients if section.accept[1] == port]
+        return found[0] if found and host in LOCAL else None
+
+    @property
+    def key_files(self) -> list[Path]:
+        return sorted({section.secrets for section in self.sections if section.secrets is not None})
+
+
+def _parse_address(text: str) -> Address:
+    """Parse `port` or `host:port`; the port is 0 if the text is neither."""
+    host, _, port = text.strip().rpartition(":")
+    return host.strip("[]"), int(port) if port.isascii() and port.isdigit() else 0
+
+
+def read_stunnel_config(path: Path) -> StunnelConfig:
+    try:
+        return parse_stunnel_config(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        return StunnelConfig(path=path, problem=f"{path}: {(reason or 'cannot be read').lower()}")
+
+
+def parse_stunnel_config(path: Path, text: str) -> StunnelConfig:
+    common: list[tuple[str, str]] = []
+    sections: list[StunnelSection] = []
+    options: dict[str, str] = {}
+    for line in map(str.strip, text.splitlines()):
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if line.startswith("[") and line.endswith("]"):
+            options = {}
+            sections.append(StunnelSection(name=line[1:-1].strip(), options=options))
+        elif equals and line[0] not in ";#":
+            options[name.lower()] = value
+            if not sections:
+                common.append((name, value))
+    return StunnelConfig(path=path, common=tuple(common), sections=tuple(sections))
+
+
+# --- the host and its roles
 
 
 @attr.frozen(kw_only=True)
@@ -72,7 +174,7 @@ class Host:
     @property
     def is_installed(self) -> bool:
         """Whether the settings are this machine's own, and not those of a farm in a folder."""
-        return _is_default(self.file)
+        return self.file in (None, DEFAULT_FILE)
 
     @property
     def name(self) -> str:
@@ -80,16 +182,25 @@ class Host:
         return (self.settings.worker.fqdn if BUILDER in self.roles else "") or local_hostname()
 
     def has_role(self, *roles: str) -> bool:
-        """Whether the host has at least one of these roles."""
         return any(role in self.roles for role in roles)
 
     @property
+    def needs_stunnel(self) -> bool:
+        """A single host with all roles needs none."""
+        return bool(self.stunnel.sections) or set(self.roles) != set(ROLES)
+
+    @property
     def user_entry(self) -> pwd.struct_passwd | None:
-        """The passwd entry of the farm's user; None if there is no such user."""
         try:
             return pwd.getpwnam(self.user)
         except KeyError:
             return None
+
+    def require_user(self, hint: str) -> pwd.struct_passwd:
+        """The passwd entry of the farm's user. Raises `Misconfigured` if there is no such user."""
+        if self.user_entry is None:
+            raise Misconfigured(f"user {self.user} does not exist on this host", hint)
+        return self.user_entry
 
     def run_as_user(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
         """Run a program as the farm's user if this process is root, else as itself; return its output.
@@ -105,56 +216,38 @@ class Host:
 
 def find_host(settings: Settings, file: Path | None, roles: Collection[str], stunnel: Path | None) -> Host:
     """Describe this host; detect its roles and its stunnel configuration if not given. Raises `InputError`."""
-    config = stunnel_config.read_config(stunnel or _find_stunnel_config(file))
+    config = read_stunnel_config(stunnel or _find_stunnel_config(file))
     found = [role for role in ROLES if role in roles or ALL in roles] if roles else detect_roles(config, file)
-    user = OWNER if _is_default(file) else pwd.getpwuid(os.geteuid()).pw_name
+    user = OWNER if file in (None, DEFAULT_FILE) else pwd.getpwuid(os.geteuid()).pw_name
     return Host(settings=settings, file=file, roles=tuple(found), stunnel=config, user=user)
-
-
-def _is_default(file: Path | None) -> bool:
-    return file is None or file == DEFAULT_FILE
 
 
 def _find_stunnel_config(file: Path | None) -> Path:
     """A devfarm has its stunnel configurations beside its settings."""
-    beside = file.with_name(f"stunnel-{file.stem}.conf") if file and not _is_default(file) else None
-    return beside if beside and beside.exists() else stunnel_config.INSTALLED
+    if file is None or file == DEFAULT_FILE:
+        return _STUNNEL_FILE
+    beside = file.with_name(f"stunnel-{file.stem}.conf")
+    return beside if beside.exists() else _STUNNEL_FILE
 
 
 def detect_roles(config: StunnelConfig, file: Path | None) -> list[str]:
     """Detect the roles from stunnel's sections and the enabled units, else from the settings. Raises `InputError`."""
-    matches = {
+    found = {
         CONTROLLER: "beanstalkd" in config.offers,
         BUILDER: not config.offers and any(section.name == "rsyncd" for section in config.clients),
         BSTORE: "rsyncd" in config.offers,
     }
-    enabled = {role: _is_default(file) and any(_ENABLED.glob(f"*.wants/{unit}")) for role, unit in _UNITS.items()}
-    found = [role for role in ROLES if matches[role] or enabled[role]]
-    if not found and file and not _is_default(file):
-        found = _roles_by_settings(file)
-    if not found:
-        raise InputError(f"cannot detect this host's role: give --role ({', '.join((*ROLES, ALL))})")
-    return found
-
-
-def _roles_by_settings(file: Path) -> list[str]:
-    try:
+    if file is None or file == DEFAULT_FILE:
+        found = {role: found[role] or any(ENABLED_UNITS.glob(f"*.wants/{_UNITS[role]}")) for role in ROLES}
+    elif not any(found.values()):
         lines = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()}
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [role for role in ROLES if any(f"[{section}]" in lines for section in _SETTINGS[role])]
+        found = {role: any(f"[{section}]" in lines for section in _SETTINGS[role]) for role in ROLES}
+    if not any(found.values()):
+        raise InputError(f"cannot detect this host's role: give --role ({', '.join((*ROLES, ALL))})")
+    return [role for role in ROLES if found[role]]
 
 
 # --- permissions
-
-
-def _groups_of(user: pwd.struct_passwd) -> set[int]:
-    return set(os.getgrouplist(user.pw_name, user.pw_gid))
-
-
-def is_in_group(user: pwd.struct_passwd, name: str) -> bool:
-    """Whether a user is a member of a group. Raises `KeyError` if there is no such group."""
-    return grp.getgrnam(name).gr_gid in _groups_of(user)
 
 
 def user_can(user: pwd.struct_passwd, path: Path, access: int) -> bool:
@@ -162,55 +255,83 @@ def user_can(user: pwd.struct_passwd, path: Path, access: int) -> bool:
 
     Raises `OSError` if the path cannot be examined.
     """
-    status = path.stat()
-    if access & WRITE and os.statvfs(path).f_flag & os.ST_RDONLY:
+    if access & WRITE and _is_read_only(path):
         return False
-    groups = _groups_of(user)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
     above = all(_grants(folder.stat(), user.pw_uid, groups, ENTER) for folder in path.resolve().parents)
-    return above and _grants(status, user.pw_uid, groups, access)
+    return above and _grants(path.stat(), user.pw_uid, groups, access)
 
 
-def _grants(status: os.stat_result, uid: int, groups: set[int], access: int) -> bool:
-    if uid == 0:
-        return True
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _grants(status: os.stat_result, uid: int, groups: Collection[int], access: int) -> bool:
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid == uid:
         mode >>= 6
     elif status.st_gid in groups:
         mode >>= 3
-    return mode & access == access
-
-
-def no_user(host: Host, hint: str) -> Result:
-    return fail(f"user {host.user} does not exist on this host", hint)
+    return uid == 0 or mode & access == access
 
 
 def check_writable(host: Host, folder: Path) -> Result:
-    user = host.user_entry
-    if user is None:
-        return no_user(host, "make install, or install the package of this role")
-    try:
-        if not folder.is_dir():
-            return fail(f"{folder} does not exist", f"install -d -o {host.user} -g {host.user} {folder}")
-        if user_can(user, folder, READ | WRITE | ENTER):
-            return ok(str(folder))
-    except PermissionError:
-        return not_permitted(str(folder))
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        return fail(f"{folder} is on a file system that is mounted read-only", "look into the kernel's log (dmesg)")
-    return fail(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+    """Check that the farm's user can write in a folder. Raises `Misconfigured`, and `OSError` if it is not known."""
+    user = host.require_user("make install, or install the package of this role")
+    require(folder.is_dir(), f"{folder} does not exist", f"install -d -o {host.user} -g {host.user} {folder}")
+    if not user_can(user, folder, READ | WRITE | ENTER):
+        require(
+            not _is_read_only(folder),
+            f"{folder} is on a file system that is mounted read-only",
+            "look into the kernel's log (dmesg)",
+        )
+        raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+    return ok(str(folder))
 
 
 # --- checks of every host
 
 
-def checks(host: Host) -> list[Check]:
-    return [
-        Check(name="version", run=lambda: ok(f"reimzul {__version__} on Python {platform.python_version()}")),
-        Check(name="settings", run=lambda: _check_settings(host)),
-        Check(name="programs", run=lambda: _check_programs(host)),
-        Check(name="rpm", run=_check_rpm),
-    ]
+checks = CheckGroup()
+
+
+@checks.add("version")
+def _describe_version(_: Host) -> Result:
+    return ok(f"reimzul {__version__} on Python {platform.python_version()}")
+
+
+@checks.add("settings")
+def _check_settings(host: Host) -> Iterator[Result]:
+    if host.has_role(CONTROLLER):
+        yield from map(warn, find_warnings(host.settings))
+    file = host.file
+    if file and host.user_entry and not user_can(host.user_entry, file, READ):
+        yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
+    if file and file.stat().st_mode & stat.S_IROTH and _CREDENTIALS.search(file.read_text(encoding="utf-8")):
+        yield warn(f"{file} contains a URL with a password, and every user can read it", f"chmod 640 {file}")
+    yield ok(str(file) if file else f"there is no {DEFAULT_FILE}: the defaults apply")
+
+
+@checks.add("programs")
+def _check_programs(host: Host) -> Iterator[Result]:
+    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
+    if host.stunnel.sections:
+        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
+    for name, package in needed.items():
+        if shutil.which(name, path=path) is None:
+            report = warn if name == "rpmbuild" else fail  # only the canary needs rpmbuild
+            yield report(f"{name} is not installed", f"install {package}")
+    yield ok(", ".join(needed))
+
+
+@checks.add("rpm")
+def _check_rpm(_: Host) -> Result:
+    try:
+        import_rpm()
+    except ProgramNotFound as error:
+        return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
+    return ok("Python can import the rpm bindings")
 
 
 def folder_checks(host: Host) -> list[Check]:
@@ -230,55 +351,87 @@ def folder_checks(host: Host) -> list[Check]:
     return folders + disks
 
 
-def _check_settings(host: Host) -> Result:
-    results = [warn(text) for text in find_warnings(host.settings)] if host.has_role(CONTROLLER) else []
-    results += _check_settings_file(host, host.file) if host.file else []
-    return combine(results, str(host.file) if host.file else f"there is no {DEFAULT_FILE}: the defaults apply")
-
-
-def _check_settings_file(host: Host, file: Path) -> Iterator[Result]:
-    """Check that the farm's user can read the settings, and that others cannot read a password in them."""
-    try:
-        mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text(encoding="utf-8")
-        if host.user_entry and not user_can(host.user_entry, file, READ):
-            yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
-    except PermissionError:
-        yield not_permitted(str(file))
-        return
-    if mode & stat.S_IROTH and _CREDENTIALS.search(text):
-        yield warn(f"{file} contains a URL with a password, and every user can read it", f"chmod 640 {file}")
-
-
-def _check_programs(host: Host) -> Result:
-    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
-    if host.stunnel.sections:
-        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
-    missing = [
-        (warn if name in _OPTIONAL_PROGRAMS else fail)(f"{name} is not installed", f"install {package}")
-        for name, package in needed.items()
-        if shutil.which(name, path=path) is None
-    ]
-    return combine(missing, ", ".join(needed))
-
-
-def _check_rpm() -> Result:
-    try:
-        import_rpm()
-    except ProgramNotFound as error:
-        return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
-    return ok("Python can import the rpm bindings")
-
-
 def _check_disk(host: Host, role: str, folder: Path) -> Result:
-    """Check the free space under a folder. A builder's limits are in its settings."""
     free, worker = FreeSpace.measure(folder), host.settings.worker
     if role == BUILDER:
-        if lacking := list(free.shortfalls(worker.min_free_mib, worker.min_free_inodes)):
-            hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
-            return fail(f"the workers take no job: {'; '.join(lacking)}", hint)
-    elif lacking := list(free.shortfalls(*FULL)):
-        return fail("; ".join(lacking), "free some space")
-    elif lacking := list(free.shortfalls(*LOW)):
-        return warn("; ".join(lacking), "free some space soon")
+        lacking = "; ".join(free.shortfalls(worker.min_free_mib, worker.min_free_inodes))
+        hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
+        require(not lacking, f"the workers take no job: {lacking}", hint)
+    else:
+        lacking, scarce = ("; ".join(free.shortfalls(*limits)) for limits in (FULL, LOW))
+        require(not lacking, lacking, "free some space")
+        recommend(not scarce, scarce, "free some space soon")
     return ok(f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")
+
+
+# --- checks of bstore
+
+
+store_checks = CheckGroup()
+
+
+@store_checks.add("createrepo_c")
+def _check_createrepo(host: Host) -> Result:
+    program = host.settings.repogen.createrepo_c
+    try:
+        version = host.run_as_user(program, "--version").strip()
+    except ReimzulError as error:
+        return fail(str(error), "install createrepo_c (Debian: createrepo-c), or correct [repogen] createrepo_c")
+    return ok(version.splitlines()[0] if version else program)
+
+
+@store_checks.add("store")
+def _check_folders(host: Host) -> Result:
+    store = StorePaths(host.settings.bstore.root)
+    folders = [store.root, *(folder for folder in store.folders() if folder.is_dir())]
+    for folder in folders:
+        check_writable(host, folder)
+    require(
+        len({folder.stat().st_dev for folder in folders}) == 1,
+        f"the folders in {store.root} are on several file systems: publishing needs a rename within one",
+        "move all of them to one file system",
+    )
+    missing = len(folders) <= len(store.folders())
+    return ok(f"{store.root}, one file system{'; repogen creates the missing folders' if missing else ''}")
+
+
+@store_checks.add("spool", "store")
+def _check_spool(host: Host) -> Result:
+    spool, hours = StorePaths(host.settings.bstore.root).spool, STUCK_UPLOAD_SECONDS // 3600
+    if not spool.is_dir():
+        return ok("nothing has been uploaded yet")
+    if stuck := sorted(_list_stuck(spool, time.time() - STUCK_UPLOAD_SECONDS)):
+        return warn(
+            f"{len(stuck)} complete uploads have waited for over {hours} h, the first is {stuck[0]}",
+            "journalctl -u 'reimzul-repogen-worker@*' shows why repogen does not take them",
+        )
+    return ok(f"no complete upload has waited for over {hours} h")
+
+
+def _list_stuck(spool: Path, before: float) -> Iterator[str]:
+    for folder in spool.iterdir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not folder.name.startswith(UPLOAD_PREFIX) and (folder / MANIFEST).lstat().st_ctime < before:
+                yield folder.name
+
+
+@store_checks.add("after_createrepo")
+def _check_hook(host: Host) -> Iterator[Result]:
+    argv, state = host.settings.repogen.after_createrepo, StorePaths(host.settings.bstore.root).state
+    if not argv:
+        yield ok("no program runs after createrepo_c")
+    elif shutil.which(argv[0]) is None:
+        yield fail(
+            f"{argv[0]} does not exist: no new repodata is published",
+            "install it, or correct [repogen] after_createrepo",
+        )
+    else:
+        for path in sorted(state.glob("*.hook")):
+            if failure := read_failure(path):
+                times = "once" if failure.count == 1 else f"{failure.count} times"
+                when = f"{times}, last {max(0, int(time.time() - failure.at))} s ago"
+                yield fail(
+                    f"{path.stem} keeps its old repodata: {argv[0]} failed {when}: {failure.reason}",
+                    f"fix the cause, then: reimzul repogen {path.stem}",
+                )
+        yield ok(f"the last run of {argv[0]} succeeded for every target")

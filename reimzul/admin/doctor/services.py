@@ -1,37 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talks to the farm's four services as their clients do, and checks that the systemd units of the roles run."""
+"""Talks to the farm's four services as their clients do, and checks rsync's uploads, web servers, clocks and units.
+
+The upload check writes one small file into `spool/doctor.<host>/`. The name is the same at every run, and the folder
+has no manifest, so no daemon takes it for a build; repogen removes it by its age. Write access to other folders is
+tested with --dry-run.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
 import http.client
+import os
+import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Callable, Optional
+from tempfile import TemporaryDirectory
+from typing import Callable
 from urllib.parse import urlsplit
 
 import attr
 
-from reimzul.admin.doctor.check import Check, Misconfigured, Result, combine, fail
-from reimzul.admin.doctor.host import BSTORE, BUILDER, CONTROLLER, PROGRAM_TIMEOUT_SECONDS, Host
-from reimzul.admin.doctor.stunnel_config import Address
+from reimzul.admin.doctor import (
+    Check,
+    CheckGroup,
+    Result,
+    Results,
+    describe_error,
+    fail,
+    is_root,
+    ok,
+    recommend,
+    require,
+    shorten,
+    warn,
+)
+from reimzul.admin.doctor.host import (
+    BSTORE,
+    BUILDER,
+    CONTROLLER,
+    ENABLED_UNITS,
+    PROGRAM_TIMEOUT_SECONDS,
+    UPLOAD_PREFIX,
+    Address,
+    Host,
+)
+from reimzul.admin.output import pluralize
 from reimzul.core.beanstalk import Broker
+from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
-from reimzul.core.errors import BrokerUnavailable
+from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
 from reimzul.core.process import output_of
+from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 
 #: Time limit for one answer of a service.
 ANSWER_TIMEOUT_SECONDS = 4.0
 BEANSTALKD, INCOMING, RSYNCD, STORE = "beanstalkd", "incoming", "rsyncd", "store"
+#: The services each role needs.
+NEEDED = {CONTROLLER: (BEANSTALKD, STORE), BSTORE: (BEANSTALKD,), BUILDER: (BEANSTALKD, INCOMING, RSYNCD, STORE)}
 
 #: What shows that systemd runs this host: sd_booted(3).
 BOOTED = Path("/run/systemd/system")
-_ENABLED = Path("/etc/systemd/system")
 #: Units by role; a name that ends with @ is a template with numbered instances.
 UNITS = {
     CONTROLLER: ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
@@ -41,11 +75,22 @@ UNITS = {
 #: Names of units on Fedora and EL, where they differ.
 _OTHER_NAMES = {"rsync": ("rsyncd",)}
 
+#: The test upload's file.
+UPLOAD_FILE = "doctor.txt"
+#: Folders of the store that builders must not write to.
+PROTECTED = ("repo", "tosign", "state")
+_REFUSED = re.compile(r"excluded|refused|write only|read only")
+_RSYNCD_SAMPLE = "compare /etc/rsyncd.conf on bstore with conf/rsyncd.conf"
+#: Builds get wrong times if two clocks differ by more; smaller differences above MAX_SKEW_SECONDS are a warning.
+MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
+#: The prefix of the test file in incoming/, and the age at which one must be left by a doctor that was killed.
+_TEST_PREFIX, _LEFTOVER_SECONDS = "doctor-", 3600
+#: A folder of the store that web servers must not offer.
+PRIVATE = "spool"
+
 
 @attr.frozen(kw_only=True)
 class Service:
-    """A service at the address that this host's settings have for it."""
-
     name: str
     setting: str  #: the setting with its address
     address: Address
@@ -55,35 +100,37 @@ class Service:
     ask: Callable[[Address], str]
 
 
-@attr.frozen
-class HttpAnswer:
-    status: int
-    body: bytes
-    date: Optional[float]  #: the server's clock, in seconds since 1970, if it sends it
-    received: float  #: our clock at that moment
-
-
 def services(settings: Settings) -> dict[str, Service]:
     incoming, store, uploads = settings.incoming.url, settings.bstore.base_url, settings.bstore.upload_url
     rows = (
         Service(
             name=BEANSTALKD, setting="[beanstalkd] host and port", offered_by=CONTROLLER, program="beanstalkd",
-            address=(settings.beanstalkd.host, settings.beanstalkd.port), ask=ask_beanstalkd,
+            address=(settings.beanstalkd.host, settings.beanstalkd.port), ask=_ask_beanstalkd,
         ),
         Service(
             name=INCOMING, setting="[incoming] url", offered_by=CONTROLLER, program="nginx",
-            address=address_of(incoming), ask=_folder_asker(incoming, "conf/nginx-controller.conf"),
+            address=address_of(incoming), ask=partial(_ask_web_server, incoming, "conf/nginx-controller.conf"),
         ),
         Service(
             name=RSYNCD, setting="[bstore] upload_url", offered_by=BSTORE, program="rsync",
-            address=address_of(uploads), ask=ask_rsyncd,
+            address=address_of(uploads), ask=_ask_rsyncd,
         ),
         Service(
             name=STORE, setting="[bstore] base_url", offered_by=BSTORE, program="nginx",
-            address=address_of(store), ask=_folder_asker(store, "conf/nginx-bstore.conf"),
+            address=address_of(store), ask=partial(_ask_web_server, store, "conf/nginx-bstore.conf"),
         ),
     )  # fmt: skip
     return {service.name: service for service in rows}
+
+
+def used_services(host: Host) -> dict[str, Service]:
+    """The services this host uses: those its roles need, and those it has a tunnel to."""
+    needed = {name for role in host.roles for name in NEEDED[role]}
+    return {
+        name: service
+        for name, service in services(host.settings).items()
+        if name in needed or host.stunnel.find_client(*service.address)
+    }
 
 
 def address_of(url: str) -> Address:
@@ -100,7 +147,11 @@ def restart_hint(program: str) -> str:
     return f"systemctl restart {program}{other}; journalctl -u {program}"
 
 
-def ask_beanstalkd(address: Address) -> str:
+def connect(settings: Settings) -> Broker:
+    return Broker(settings.beanstalkd.host, settings.beanstalkd.port, ANSWER_TIMEOUT_SECONDS)
+
+
+def _ask_beanstalkd(address: Address) -> str:
     try:
         with Broker(*address, answer=ANSWER_TIMEOUT_SECONDS) as broker:
             return f"beanstalkd {broker.server_stats().version} answers"
@@ -108,7 +159,7 @@ def ask_beanstalkd(address: Address) -> str:
         raise ConnectionError(str(error)) from error.__cause__
 
 
-def ask_rsyncd(address: Address) -> str:
+def _ask_rsyncd(address: Address) -> str:
     with socket.create_connection(address, ANSWER_TIMEOUT_SECONDS) as connection:
         greeting = connection.recv(64)
     if not greeting.startswith(b"@RSYNCD:"):
@@ -116,23 +167,18 @@ def ask_rsyncd(address: Address) -> str:
     return f"rsyncd answers, protocol {greeting.split()[1].decode(errors='replace')}"
 
 
-def _folder_asker(url: str, sample: str) -> Callable[[Address], str]:
-    """Make the `ask` of a web server's folder. The server may refuse to list the folder (403)."""
-    path = urlsplit(url).path
-
-    def ask(address: Address) -> str:
-        status = fetch(url, address).status
-        if status not in (200, 403):
-            raise Misconfigured(
-                f"the web server at {format_address(address)} answers {status} for {path}",
-                f"compare its configuration with {sample}",
-            )
-        return f"the web server answers for {path}"
-
-    return ask
+def _ask_web_server(url: str, sample: str, address: Address) -> str:
+    """Ask for a folder. The server may refuse to list it (403)."""
+    path, status = urlsplit(url).path, fetch(url, address)[0].status
+    require(
+        status in (200, 403),
+        f"the web server at {format_address(address)} answers {status} for {path}",
+        f"compare its configuration with {sample}",
+    )
+    return f"the web server answers for {path}"
 
 
-def fetch(url: str, address: Address | None = None) -> HttpAnswer:
+def fetch(url: str, address: Address | None = None) -> tuple[http.client.HTTPResponse, bytes]:
     """Fetch a URL, at most 64 KB of it; connect to `address` instead of the URL's host if given. Raises `OSError`."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -141,17 +187,182 @@ def fetch(url: str, address: Address | None = None) -> HttpAnswer:
         with contextlib.closing(kind(host, port, timeout=ANSWER_TIMEOUT_SECONDS)) as connection:
             connection.request("GET", parts.path or "/", headers={"Host": parts.netloc, "User-Agent": "reimzul-doctor"})
             response = connection.getresponse()
-            received = time.time()
-            return HttpAnswer(response.status, response.read(65_536), _parse_date(response.getheader("Date")), received)
+            return response, response.read(65_536)
     except http.client.HTTPException as error:
         raise ConnectionError(f"not an answer of a web server: {error!r}") from error
 
 
-def _parse_date(text: str | None) -> float | None:
+# --- rsyncd
+
+
+upload_checks = CheckGroup("link.rsyncd", "offer.rsyncd")
+
+
+def _module_url(host: Host) -> str:
+    """rsync's module as this host reaches it: through its tunnel, or on bstore itself without."""
+    url, backend = host.settings.bstore.upload_url, _backend(host, RSYNCD)
+    if backend is None or host.has_role(BUILDER):
+        return url
+    return re.sub(r"//[^/]+/", f"//{format_address(backend)}/", url, count=1)
+
+
+def _test_folder(host: Host) -> str:
+    return f"spool/{UPLOAD_PREFIX}{re.sub(r'[^A-Za-z0-9._-]', '_', host.name)[:150]}"
+
+
+@upload_checks.add("rsync.write")
+def _check_upload(host: Host) -> Result:
+    options = ("--recursive", "--times", "--chmod=D0755,F0644")
+    with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
+        text = f"reimzul doctor on {host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
+        (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
+        try:
+            _run_rsync(host, *options, f"{folder}/", f"{_module_url(host)}{_test_folder(host)}/")
+        except ReimzulError as error:
+            return fail(
+                f"the upload of a file into spool/ fails: {error}", f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
+            )
+    return ok(f"{_test_folder(host)} was uploaded")
+
+
+@upload_checks.add("rsync.read", "rsync.write")
+def _check_download(host: Host) -> Result:
     try:
-        return email.utils.parsedate_to_datetime(text).timestamp() if text else None
-    except (TypeError, ValueError):
-        return None
+        _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
+    except ProgramFailed as error:
+        recommend(_REFUSED.search(str(error)), f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
+        return ok("downloads are refused")
+    return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
+
+
+@upload_checks.add("rsync.elsewhere", "rsync.write")
+def _check_protected(host: Host) -> Result:
+    writable = [f"{folder}/" for folder in PROTECTED if not _is_protected(host, folder)]
+    require(
+        not writable,
+        f"anybody with a key can write to {', '.join(writable)}",
+        f"set include = /spool/ /spool/*** /live/ /live/*** and exclude = *; {_RSYNCD_SAMPLE}",
+    )
+    return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
+
+
+def _is_protected(host: Host, folder: str) -> bool:
+    try:
+        _run_rsync(host, "--dry-run", __file__, f"{_module_url(host)}{folder}/{UPLOAD_FILE}")
+    except ProgramFailed as error:
+        return bool(_REFUSED.search(str(error)))
+    return False
+
+
+def _run_rsync(host: Host, *arguments: str) -> None:
+    worker = host.settings.worker
+    output_of([worker.rsync, "--timeout=5", "--contimeout=4", *worker.rsync_arguments, *arguments], timeout=10)
+
+
+# --- web servers and clocks
+
+
+web_checks = CheckGroup()
+
+
+def _backend(host: Host, service: str) -> Address | None:
+    """The address of a service of this host behind stunnel; None if stunnel does not offer it."""
+    section = host.stunnel.offers.get(service)
+    return section.connect if section else None
+
+
+@web_checks.add("incoming", applies=lambda host: host.has_role(CONTROLLER))
+def _check_incoming(host: Host) -> Result:
+    settings = host.settings.incoming
+    try:
+        with _make_test_file(settings.folder) as (name, content):
+            response, body = fetch(f"{settings.url}{name}", _backend(host, INCOMING))
+    except PermissionError:
+        return warn(
+            f"not tested whether files can be fetched: this user cannot write to {settings.folder}",
+            "" if is_root() else "run reimzul doctor as root, or as a member of group reimzul",
+        )
+    except FileNotFoundError:
+        return fail(f"{settings.folder} does not exist", "make install, or correct [incoming] folder")
+    except OSError as error:
+        return _web_server_down(error)
+    require(
+        response.status == 200 and body == content,
+        f"the web server answers {response.status} for a file in {settings.folder} (at {urlsplit(settings.url).path})",
+        "check that nginx offers the folder (conf/nginx-controller.conf) and its user can enter it",
+    )
+    sources = [path for suffix in ("src", "nosrc") for path in sorted(settings.folder.glob(f"*.{suffix}.rpm"))]
+    problems = list(filter(None, (find_unreadable(path, settings.folder) for path in sources)))
+    recommend(
+        not problems,
+        f"builders cannot fetch {pluralize(len(problems), 'source rpm')}: {shorten(problems)}",
+        "run the chmod commands shown, so that the web server can read the files",
+    )
+    return ok(f"files in {settings.folder} can be fetched")
+
+
+@contextlib.contextmanager
+def _make_test_file(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """A file with random content in a folder, deleted at the end. Its name is not that of a source rpm."""
+    content = secrets.token_hex(16).encode()
+    path = folder / f"{_TEST_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    for leftover in folder.glob(f"{_TEST_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
+    try:
+        path.write_bytes(content)
+        path.chmod(0o644)
+        yield path.name, content
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@web_checks.add("store.http", applies=lambda host: host.has_role(BSTORE))
+def _check_store(host: Host) -> Result:
+    service, url = services(host.settings)[STORE], host.settings.bstore.base_url
+    address = _backend(host, STORE) or service.address
+    try:
+        service.ask(address)
+        private, _ = fetch(f"{url[: -len('repo/')]}{PRIVATE}/", address)
+    except OSError as error:
+        return _web_server_down(error)
+    require(
+        private.status != 200,
+        f"anybody with a key can read {PRIVATE}/",
+        "offer only repo/, scratch/, index/ and attempts/",
+    )
+    return ok(f"the web server offers repo/, and not {PRIVATE}/")
+
+
+def _web_server_down(error: OSError) -> Result:
+    return fail(f"the web server does not answer: {describe_error(error)}", restart_hint("nginx"))
+
+
+def clock_checks(host: Host) -> list[Check]:
+    rows = ((INCOMING, CONTROLLER, host.settings.incoming.url), (STORE, BSTORE, host.settings.bstore.base_url))
+    return [
+        Check(name=f"clock.{role}", run=partial(_check_clock, url, role), needs=(f"link.{service}",))
+        for service, role, url in rows
+        if service in used_services(host) and not (host.is_installed and host.has_role(role))
+    ]
+
+
+def _check_clock(url: str, role: str) -> Result:
+    response, _ = fetch(url)
+    now, other = time.time(), "the controller" if role == CONTROLLER else role
+    date = email.utils.parsedate_tz(response.headers.get("Date", ""))
+    if date is None:
+        return warn(f"the web server of {other} sends no Date header", "have it send one")
+    # The header has whole seconds, half a second too early on average.
+    ahead = now - email.utils.mktime_tz(date) - 0.5
+    seconds = abs(ahead)
+    if seconds <= MAX_SKEW_SECONDS:
+        return ok(f"within {max(1, round(seconds))} s of {other}'s clock")
+    return (fail if seconds > MAX_CLOCK_DIFFERENCE_SECONDS else warn)(
+        f"this host's clock is {seconds:.0f} s {'ahead of' if ahead > 0 else 'behind'} {other}'s",
+        "have both clocks set by NTP: timedatectl set-ntp true",
+    )
 
 
 # --- units
@@ -161,32 +372,31 @@ def checks(host: Host) -> list[Check]:
     """One check for each unit, if systemd runs and the settings are this machine's own."""
     if not host.is_installed or not BOOTED.is_dir():
         return []
-    return [Check(name=f"unit.{unit.rstrip('@')}", run=partial(_check_unit, unit)) for unit in list_units(host)]
+    return [Check(name=f"unit.{unit.rstrip('@')}", run=partial(_check_unit, unit)) for unit in _list_units(host)]
 
 
-def list_units(host: Host) -> list[str]:
+def _list_units(host: Host) -> Iterator[str]:
     units = dict.fromkeys(unit for role in host.roles for unit in UNITS[role])
-    if not host.stunnel.sections and len(host.roles) == len(UNITS):
-        del units["stunnel@reimzul"]
-    has_broker = host.has_role(CONTROLLER) and host.settings.mqtt.notifications and host.settings.mqtt.host in LOCAL
-    has_bot = any(_ENABLED.glob("*.wants/reimzul-irc.service"))
-    return [*units, *(["mosquitto"] if has_broker else []), *(["reimzul-irc"] if has_bot else [])]
+    yield from (unit for unit in units if host.needs_stunnel or unit != "stunnel@reimzul")
+    if host.has_role(CONTROLLER) and host.settings.mqtt.notifications and host.settings.mqtt.host in LOCAL:
+        yield "mosquitto"
+    if any(ENABLED_UNITS.glob("*.wants/reimzul-irc.service")):
+        yield "reimzul-irc"
 
 
-def _check_unit(unit: str) -> Result:
+def _check_unit(unit: str) -> Results:
     names = [unit, *_OTHER_NAMES.get(unit, ())]
     if unit.endswith("@"):
-        names = sorted({link.stem for link in _ENABLED.glob(f"*.wants/{unit}*.service")})
-    if not names:
-        return fail(f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
-    properties = "Id,LoadState,ActiveState,SubState,UnitFileState"
-    argv = ["systemctl", "show", f"--property={properties}", *(f"{name}.service" for name in names)]
-    blocks = output_of(argv, timeout=PROGRAM_TIMEOUT_SECONDS).strip().split("\n\n")
-    units = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+        names = sorted({link.stem for link in ENABLED_UNITS.glob(f"*.wants/{unit}*.service")})
+    require(names, f"no instance of {unit} is enabled", f"systemctl enable --now {unit}1")
+    argv = ["systemctl", "show", "--property=Id,LoadState,ActiveState,SubState,UnitFileState"]
+    shown = output_of([*argv, *(f"{name}.service" for name in names)], timeout=PROGRAM_TIMEOUT_SECONDS)
+    blocks = (block.splitlines() for block in shown.strip().split("\n\n"))
+    units = [dict(line.split("=", 1) for line in block if "=" in line) for block in blocks]
     if not unit.endswith("@"):
         units = [each for each in units if each.get("LoadState") != "not-found"][:1] or units[:1]
     problems = [problem for each in units for problem in find_unit_problems(each)]
-    return combine(problems, f"{len(units)} of {len(units)} run" if unit.endswith("@") else "runs")
+    return [*problems, ok(f"{len(units)} of {len(units)} run" if unit.endswith("@") else "runs")]
 
 
 def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
@@ -197,7 +407,6 @@ def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
     if unit.get("ActiveState") != "active":
         state = f"{unit.get('ActiveState')} ({unit.get('SubState')})"
         yield fail(f"{name} is {state}", f"systemctl start {name}; journalctl -u {name}")
-    if unit.get("UnitFileState") in ("disabled", "masked", "bad"):
-        yield fail(
-            f"{name} is {unit.get('UnitFileState')}: it will not start after a reboot", f"systemctl enable --now {name}"
-        )
+    state = unit.get("UnitFileState", "")
+    if state in ("disabled", "masked", "bad"):
+        yield fail(f"{name} is {state}: it will not start after a reboot", f"systemctl enable --now {name}")

@@ -1,14 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sinks of the notifier."""
+"""The sinks of the notifier: the table of all, and the history; the others have a module each."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
 from reimzul.core.settings import Settings
-from reimzul.notifier.sinks.base import Sink
-from reimzul.notifier.sinks.history import HistorySink
+from reimzul.history import History, HistoryUnavailable, history_class, open_history
+from reimzul.history.result_rules import Notification
+from reimzul.notifier.delivery import Sink, SinkUnavailable
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mqtt import MqttSink
+
+
+class HistorySink(Sink):
+    """An event is delivered when the history has recorded it."""
+
+    name = "history"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._history: Optional[History] = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> HistorySink:
+        history_class(settings.history.url)  # a missing library is an error at the start
+        return cls(settings.history.url)
+
+    def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
+        try:
+            self._history = self._history or open_history(self._url)
+            self._history.record([notice.event for notice in notices])
+        except HistoryUnavailable as error:
+            self.close()
+            raise SinkUnavailable(str(error)) from error
+        yield from notices
+
+    def close(self) -> None:
+        if self._history is not None:
+            self._history.close()
+            self._history = None
+
 
 SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink)}
 

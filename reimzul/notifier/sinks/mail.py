@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,8 +34,8 @@ from reimzul.core.smtp import SendResult, SmtpSession, SmtpUnavailable
 from reimzul.core.sqlite import open_database
 from reimzul.core.store_paths import StoreUrls, package_folder
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.outbox import KEEP_SECONDS, write_transaction
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
+from reimzul.notifier.delivery import Sink, SinkUnavailable
+from reimzul.notifier.outbox import KEEP_SECONDS, translating_errors, write_lock, write_transaction
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +43,15 @@ MAILED_STATUSES = (Status.SUCCESS, Status.FAILED, Status.REJECTED)
 #: How many mails in a row may break their connection before the server counts as unavailable: one mail that a server
 #: cannot process must not hold up the others.
 MAX_BREAKS = 3
-#: Seconds between two sweeps of the state.
-SWEEP_SECONDS = 86400.0
 #: The longest line that goes as it is: SMTP's limit is 998.
 MAX_LINE_LENGTH = 900
 #: How many lines of the logs' ends are shown, as in the original.
 ROOT_LOG_LINES, BUILD_LOG_LINES = 30, 80
-_NO_LOG = "(its end did not come with the result: look at the logs themselves)"
+#: Fields that are headers too, by which a filter can sort.
+_OWN_HEADERS = {
+    name: f"X-Reimzul-{name.replace('_', '-').title()}"
+    for name in ("status", "pkgname", "target", "arch", "submitter", "build_id", "builder")
+}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS mailed (
@@ -66,7 +67,8 @@ CREATE TABLE IF NOT EXISTS outcome (
     timestamp TEXT NOT NULL DEFAULT '', PRIMARY KEY (package, target, arch)
 ) WITHOUT ROWID;
 """
-_TABLES = ("mailed", "change", "outcome")
+#: Why a mail cannot be sent now.
+_FAULT = "the state of mails cannot be recorded"
 
 
 class MailSink(Sink):
@@ -105,11 +107,10 @@ class MailSink(Sink):
                 try:
                     done = self._send(notice)
                 except SmtpUnavailable as error:
-                    if self._session is None:
-                        raise SinkUnavailable(str(error)) from error
-                    breaks += 1
-                    self._broken.add(notice.name)
-                    if breaks == MAX_BREAKS:
+                    if self._session is not None:
+                        breaks += 1
+                        self._broken.add(notice.name)
+                    if self._session is None or breaks == MAX_BREAKS:
                         raise SinkUnavailable(str(error)) from error
                     log.warning("%s of %s is not mailed yet: %s", notice.word, notice.event.key, error)
                     self._disconnect()
@@ -122,36 +123,31 @@ class MailSink(Sink):
             self._disconnect()
 
     def close(self) -> None:
-        """End the session, and close the state's file."""
         self._disconnect()
         if self._state is not None:
             self._state.close()
             self._state = None
 
     def _send(self, notice: Notification) -> bool:
-        """Send a mail; return whether nothing is left to do for it. Raises `SinkUnavailable`, `SmtpUnavailable`."""
+        """Send a mail; return whether nothing is left to do for it. Raises `RetryLater`, `SmtpUnavailable`."""
         event = notice.event
-        if isinstance(event, Refusal):
-            return True
+        assert not isinstance(event, Refusal), "`accepts` takes none"
         self._state = state = self._state or MailState(self._outbox)
         state.sweep()
         recipients = self._recipients.addresses_for(event)
-        if not recipients or self._is_no_change(notice, state):
-            return True
-        sent_to = state.sent_to(notice)
+        if self._settings.only_on_change and recipients and isinstance(event, BuildEvent):
+            recipients = recipients if state.is_change(notice, event) else []
+        sent_to = state.sent_to(notice) if recipients else set()
         lacking = [each for each in recipients if each not in sent_to]
         if not lacking:
             return True
         content = self._writer.format_mail(event, recipients)
-        result = self._connect().send(self._settings.mail_from, lacking, content)
+        self._session = self._session or SmtpSession(self._settings)
+        result = self._session.send(self._settings.mail_from, lacking, content)
         self._log_result(notice, result)
         # after each mail: the outbox records deliveries by the batch, and we may be killed in the middle of one
         state.mark_sent(notice, [each for each in lacking if each not in result.deferred])
         return not result.deferred
-
-    def _is_no_change(self, notice: Notification, state: MailState) -> bool:
-        event = notice.event
-        return self._settings.only_on_change and isinstance(event, BuildEvent) and not state.is_change(notice, event)
 
     def _log_result(self, notice: Notification, result: SendResult) -> None:
         about = (notice.word, notice.event.key)
@@ -159,10 +155,6 @@ class MailSink(Sink):
             log.error("%s of %s is not mailed to %s, who is refused: %s", *about, recipient, reply)
         for recipient, reply in result.deferred.items():
             log.info("%s of %s is not mailed to %s yet: %s", *about, recipient, reply)
-
-    def _connect(self) -> SmtpSession:
-        self._session = self._session or SmtpSession(self._settings)
-        return self._session
 
     def _disconnect(self) -> None:
         if self._session is not None:
@@ -174,13 +166,13 @@ class MailState:
     """Remembers, in the outbox's file, who has which mail, and the last result of each package for `only_on_change`.
 
     What was decided about an event stays decided, however often its mail is tried. A row is dropped as late as those of
-    the outbox: a package not built for that time is mailed about as a new one. All methods raise `SinkUnavailable`.
+    the outbox: a package not built for that time is mailed about as a new one. All methods raise `RetryLater`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sweep_due = LogThrottle(SWEEP_SECONDS)
-        with self._translating_errors():
+        self._sweep_due = LogThrottle(seconds=86400.0)
+        with translating_errors(path, _FAULT):
             self._db = open_database(path, _SCHEMA, synchronous="NORMAL")
             # in a table from before results had their build's timestamp, any timestamp is newer
             if "timestamp" not in {row[1] for row in self._db.execute("PRAGMA table_info(outcome)")}:
@@ -190,14 +182,14 @@ class MailState:
         self._db.close()
 
     def sent_to(self, notice: Notification) -> set[str]:
-        """Return the recipients who have this mail already."""
-        with self._translating_errors():
-            found = self._db.execute("SELECT recipient FROM mailed WHERE key = ? AND word = ?", notice.name)
-            return {recipient for (recipient,) in found}
+        query = "SELECT recipient FROM mailed WHERE key = ? AND word = ?"
+        with translating_errors(self._path, _FAULT):
+            return {recipient for (recipient,) in self._db.execute(query, notice.name)}
 
     def mark_sent(self, notice: Notification, recipients: Iterable[str]) -> None:
         rows = [(*notice.name, recipient, time.time()) for recipient in recipients]
-        with self._transaction():
+        # each row by itself: all of these have the mail, and a transaction would be two statements more for each mail
+        with translating_errors(self._path, _FAULT), write_lock:
             self._db.executemany("INSERT OR REPLACE INTO mailed VALUES (?, ?, ?, ?)", rows)
 
     def is_change(self, notice: Notification, event: BuildEvent) -> bool:
@@ -206,44 +198,32 @@ class MailState:
         A late result, of a build that was submitted before that of the last result, changes nothing.
         """
         with self._transaction():
-            decided = self._fetch_number("SELECT changed FROM change WHERE key = ? AND word = ?", *notice.name)
-            if decided is None:
-                decided = self._decide(event)
-                self._db.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (*notice.name, decided, time.time()))
-        return bool(decided)
+            query = "SELECT changed FROM change WHERE key = ? AND word = ?"
+            decided = self._db.execute(query, notice.name).fetchone() or (self._decide(event),)
+            self._db.execute("INSERT OR IGNORE INTO change VALUES (?, ?, ?, ?)", (*notice.name, *decided, time.time()))
+        return bool(decided[0])
 
-    def _decide(self, event: BuildEvent) -> int:
+    def _decide(self, event: BuildEvent) -> bool:
         """Compare a result with the package's last, and keep it as the last if it is the newest."""
         good, about = event.status == Status.SUCCESS, package_key(event)
-        of = "package = ? AND target = ? AND arch = ?"
-        if self._fetch_number(f"SELECT COUNT(*) FROM outcome WHERE {of} AND timestamp > ?", *about, event.timestamp):
-            return 0
-        before = self._fetch_number(f"SELECT good FROM outcome WHERE {of}", *about)
+        query = "SELECT good, timestamp FROM outcome WHERE package = ? AND target = ? AND arch = ?"
+        last = self._db.execute(query, about).fetchone()
+        if last and last[1] > event.timestamp:
+            return False
         row = (*about, good, time.time(), event.timestamp)
         self._db.execute("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?)", row)
-        return int(before is None or bool(before) != good)
+        return last is None or bool(last[0]) != good
 
     def sweep(self) -> None:
         if self._sweep_due.is_due():
             with self._transaction():
-                for table in _TABLES:
+                for table in ("mailed", "change", "outcome"):
                     self._db.execute(f"DELETE FROM {table} WHERE at < ?", (time.time() - KEEP_SECONDS,))
-
-    def _fetch_number(self, query: str, *values: str) -> int | None:
-        row = self._db.execute(query, values).fetchone()
-        return None if row is None else int(row[0])
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._translating_errors(), write_transaction(self._db):
+        with translating_errors(self._path, _FAULT), write_transaction(self._db):
             yield
-
-    @contextlib.contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise SinkUnavailable(f"{self._path}: the state of mails cannot be recorded: {error}") from error
 
 
 class Recipients:
@@ -288,49 +268,64 @@ class MailWriter:
     urls: StoreUrls
 
     def format_mail(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> bytes:
-        """Return the mail about a result, or about a builder, as it goes over the wire."""
-        text = builder_body(event) if isinstance(event, BuilderEvent) else self.body(event)
-        plain = text.isascii() and max(map(len, text.splitlines())) <= MAX_LINE_LENGTH
+        text = _builder_body(event) if isinstance(event, BuilderEvent) else self._body(event)
+        lines = text.splitlines()
+        is_plain = text.isascii() and max(map(len, lines)) <= MAX_LINE_LENGTH
         headers = [
             *self._headers(event, recipients),
             ("MIME-Version", "1.0"),
             ("Content-Type", 'text/plain; charset="utf-8"'),
-            ("Content-Transfer-Encoding", "7bit" if plain else "quoted-printable"),
+            ("Content-Transfer-Encoding", "7bit" if is_plain else "quoted-printable"),
         ]
-        content = text if plain else body_encode(text.encode().decode("latin-1"))
-        return "\r\n".join([*(f"{name}: {value}" for name, value in headers), "", *content.splitlines(), ""]).encode()
+        if not is_plain:
+            lines = body_encode(text.encode().decode("latin-1")).splitlines()
+        return "\r\n".join([*(f"{name}: {value}" for name, value in headers), "", *lines, ""]).encode()
 
-    def _headers(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Yield the headers. Their fields were checked to be ASCII without line breaks, except for the submitter."""
-        yield "From", self.sender
-        yield "To", ",\r\n ".join(recipients)
-        yield "Subject", subject(event)
-        yield "Date", formatdate(event.at or None)
-        yield "Message-ID", self._id(f"{event.key}.{event.status}")
-        yield "In-Reply-To", self._id(thread_id(event))
-        yield "References", self._id(thread_id(event))
-        yield "Auto-Submitted", "auto-generated"
-        for name in ("status", "pkgname", "target", "arch", "submitter", "build_id", "builder"):
-            if getattr(event, name, ""):
-                yield f"X-Reimzul-{name.replace('_', '-').title()}", _encode_header(getattr(event, name))
+    def _headers(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> list[tuple[str, str]]:
+        """Return the headers. Their fields were checked to be ASCII without line breaks, except for the submitter.
 
-    def body(self, event: BuildEvent) -> str:
+        All mails of a package on an arch and target, or of a builder, refer to one id, which no mail has.
+        """
+        about = event.builder if isinstance(event, BuilderEvent) else "/".join(package_key(event))
+        thread = self._id(f"thread-{uuid.uuid5(NAMESPACE, about).hex}")
+        given = [(header, getattr(event, name, "")) for name, header in _OWN_HEADERS.items()]
+        return [
+            ("From", self.sender),
+            ("To", ",\r\n ".join(recipients)),
+            ("Subject", subject(event)),
+            ("Date", formatdate(event.at or None)),
+            ("Message-ID", self._id(f"{event.key}.{event.status}")),
+            ("In-Reply-To", thread),
+            ("References", thread),
+            ("Auto-Submitted", "auto-generated"),
+            *((header, _encode_header(value)) for header, value in given if value),
+        ]
+
+    def _body(self, event: BuildEvent) -> str:
         """Its text: for a failure what went wrong first, then who, what and where, then the logs' ends."""
-        failed = event.status != Status.SUCCESS
-        parts = [*(_failure_lines(event) if failed else ()), *self._facts(event), *_log_lines(event)]
-        return "\n".join(parts) + "\n"
-
-    def _facts(self, event: BuildEvent) -> list[str]:
-        facts = [
+        failure: list[str] = []
+        if event.status != Status.SUCCESS:
+            failure += [f"{event.srpm} for {event.arch}: {event.reason or event.status}", ""]
+            failure += [*event.first_error.splitlines(), ""] if event.first_error else []
+        lines = [
+            *failure,
             "#### Reimzul build results #####",
             f" Builder      : {event.builder_fqdn}",
             f" Package      : {event.pkgname} {event.evr}".rstrip(),
             f" Timestamp    : {event.timestamp}",
             f" Submitted by : {event.submitter}",
             f" Status       : {event.status}",
+            *(f" Not built    : {arch}, {why}" for arch, why in sorted(event.skipped.items())),
+            f" Full logs available at {self._logs_url(event)}",
+            "",
+            "#### Mock output logs ####",
+            "    ========== Mock root log ============",
+            *_last_lines(event.root_log, ROOT_LOG_LINES),
+            "",
+            "    ========== Mock build log ==========",
+            *_last_lines(event.build_log, BUILD_LOG_LINES),
         ]
-        skipped = [f" Not built    : {arch}, {why}" for arch, why in sorted(event.skipped.items())]
-        return [*facts, *skipped, f" Full logs available at {self._logs_url(event)}", ""]
+        return "\n".join(lines) + "\n"
 
     def _logs_url(self, event: BuildEvent) -> str:
         """Return where the logs are; a worker of the original does not say it, but uploads to a known folder."""
@@ -340,8 +335,7 @@ class MailWriter:
         return self.urls.place(place)
 
     def _id(self, left: str) -> str:
-        _, _, domain = self.sender.partition("@")
-        return f"<{left}@{domain or 'localhost'}>"
+        return f"<{left}@{self.sender.partition('@')[2] or 'localhost'}>"
 
 
 def _encode_header(value: str) -> str:
@@ -350,7 +344,7 @@ def _encode_header(value: str) -> str:
     return value if plain else Header(value, "utf-8").encode(linesep="\r\n")
 
 
-def builder_body(event: BuilderEvent) -> str:
+def _builder_body(event: BuilderEvent) -> str:
     facts = [f"{event.builder}: {event.status}", "", event.reason, ""]
     if event.status == Status.QUARANTINED:
         facts += [f"It takes no more jobs. `reimzul resume {event.builder}` on the controller lets it back at once."]
@@ -366,33 +360,10 @@ def subject(event: BuildEvent | BuilderEvent) -> str:
     )
 
 
-def thread_id(event: BuildEvent | BuilderEvent) -> str:
-    """Return the id that all mails of a package on an arch and target, or of a builder, refer to; no mail has it."""
-    if isinstance(event, BuilderEvent):
-        return f"thread-{uuid.uuid5(NAMESPACE, event.builder).hex}"
-    return f"thread-{uuid.uuid5(NAMESPACE, '/'.join(package_key(event))).hex}"
-
-
 def package_key(event: BuildEvent) -> tuple[str, str, str]:
     """Return what names a package on one arch and target, whose results are compared with each other."""
     return (event.pkgname or event.srpm, event.target, event.arch)
 
 
-def _failure_lines(event: BuildEvent) -> list[str]:
-    why = [f"{event.srpm} for {event.arch}: {event.reason or event.status}", ""]
-    return [*why, *event.first_error.splitlines(), ""] if event.first_error else why
-
-
-def _log_lines(event: BuildEvent) -> list[str]:
-    return [
-        "#### Mock output logs ####",
-        "    ========== Mock root log ============",
-        *_last_lines(event.root_log, ROOT_LOG_LINES),
-        "",
-        "    ========== Mock build log ==========",
-        *_last_lines(event.build_log, BUILD_LOG_LINES),
-    ]
-
-
 def _last_lines(log: str, lines: int) -> list[str]:
-    return log.splitlines()[-lines:] or [_NO_LOG]
+    return log.splitlines()[-lines:] or ["(its end did not come with the result: look at the logs themselves)"]

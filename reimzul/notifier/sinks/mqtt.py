@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from reimzul.core.errors import ConfigError
-from reimzul.core.message import BuildEvent, Event, Status
+from reimzul.core.message import BuildEvent, Status
 from reimzul.core.settings import MqttSettings, Settings
 from reimzul.history.result_rules import Notification
-from reimzul.notifier.sinks.base import Sink, SinkUnavailable
+from reimzul.notifier.delivery import Sink, SinkUnavailable
 
 if TYPE_CHECKING:
     from reimzul.core.mqtt import MqttConnection
@@ -42,14 +42,10 @@ def messages(topic: str, notice: Notification) -> list[tuple[str, bytes]]:
     about = {"schema": SCHEMA, "id": "/".join(notice.name)}
     fields = {name: value for name, value in event.to_json().items() if name != "owed"}
     published = [(f"{topic}/builds/events", _payload({**fields, **about}))]
-    if _is_result(event):
+    if isinstance(event, BuildEvent) and event.status in (Status.SUCCESS, Status.FAILED) and not event.scratch:
         result = {name: getattr(event, name) for name in _RESULT_KEYS}
         published.append((f"{topic}/builds/results", _payload({**result, **about})))
     return published
-
-
-def _is_result(event: Event) -> bool:
-    return isinstance(event, BuildEvent) and event.status in (Status.SUCCESS, Status.FAILED) and not event.scratch
 
 
 def _payload(fields: dict[str, Any]) -> bytes:
@@ -57,8 +53,6 @@ def _payload(fields: dict[str, Any]) -> bytes:
 
 
 class MqttSink(Sink):
-    """Publishes to one broker, on one connection that is kept."""
-
     name = "mqtt"
 
     def __init__(self, settings: MqttSettings) -> None:
@@ -78,10 +72,12 @@ class MqttSink(Sink):
         return cls(settings.mqtt)
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
-        from reimzul.core.mqtt import MqttUnavailable
+        from reimzul.core.mqtt import MqttConnection, MqttUnavailable
 
         try:
-            connection = self._connect()
+            if self._connection is not None and self._connection.fault:
+                self.close()
+            self._connection = connection = self._connection or MqttConnection(self._settings)
             for notice in notices:
                 connection.send(notice.name, messages(self._settings.topic, notice))
         except MqttUnavailable as error:
@@ -97,13 +93,3 @@ class MqttSink(Sink):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _connect(self) -> MqttConnection:
-        """Return the connection, a new one if the last has failed. Raises `MqttUnavailable`."""
-        from reimzul.core.mqtt import MqttConnection
-
-        if self._connection is not None and self._connection.fault:
-            self.close()
-        if self._connection is None:
-            self._connection = MqttConnection(self._settings)
-        return self._connection

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the controller: beanstalkd and its tubes, the builders' heartbeats, the history, mail, MQTT and certificates.
+
+It connects to the servers of mail and MQTT as the notifier does, and sends nothing. The library for MQTT is installed
+on controllers alone, so it is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Callable
+
+from reimzul.admin import lookup
+from reimzul.admin.doctor import Check, CheckGroup, Result, fail, is_root, ok, recommend, require, shorten, warn
+from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host, check_writable, user_can
+from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
+from reimzul.admin.output import format_duration, format_size, format_skew, pluralize
+from reimzul.admin.queues import all_tubes, count_buried, farm_tubes, is_unwatched
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
+from reimzul.core.errors import ConfigError, ReimzulError, RetryLater
+from reimzul.core.message import Status
+from reimzul.core.pending import CORRUPT_PATTERN, read_pending
+from reimzul.core.process import output_of
+from reimzul.core.smtp import SmtpSession
+from reimzul.core.tls import client_context
+from reimzul.core.validators import TIMESTAMP_FORMAT
+from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
+
+#: Doctor puts a job into this tube and deletes it at once; nobody watches it.
+TEST_TUBE = "doctor"
+#: Who watches the farm's own tubes, and a hint if nobody does.
+_DAEMONS = {
+    NOTIFY.name: ("the notifier", "systemctl status reimzul-notifier"),
+    CREATEREPO.name: ("a repogen worker", "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor"),
+    TOSIGN.name: ("the signer", "on bstore: systemctl status reimzul-signer, reimzul doctor"),
+}
+_BUILDER_HINT = "on a builder: systemctl status 'reimzul-worker@*', reimzul doctor"
+_SQLITE = "sqlite://"
+#: Deliveries that have been pending for this long are reported.
+PENDING_SECONDS = 600
+#: An outbox of this size is reported.
+_LARGE_OUTBOX_BYTES = 1 << 30
+#: A successful build that has not been published for this long is reported.
+UNPUBLISHED_SECONDS = 3600
+#: How far back unpublished builds are searched.
+_MAX_AGE_DAYS, _MAX_BUILDS = 30, 5_000
+#: Doctor warns this many days before a certificate expires.
+EXPIRY_WARNING_DAYS = 14
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+# --- beanstalkd and its tubes: jobs have to survive a restart, and somebody has to take them
+
+
+beanstalkd_checks = CheckGroup("link.beanstalkd")
+
+
+@beanstalkd_checks.add("beanstalkd")
+def _check_beanstalkd(host: Host) -> Result:
+    with connect(host.settings) as broker:
+        stats = broker.server_stats()
+        require(
+            not is_too_old(stats.version),
+            f"beanstalkd {stats.version} lacks reserve-job, which workers need",
+            "install 1.12 or newer",
+        )
+        require(
+            not stats.draining,
+            "beanstalkd is draining: it accepts no jobs until a restart",
+            "systemctl restart beanstalkd",
+        )
+        try:
+            records = _write_binlog(broker)
+        except RetryLater as error:
+            return fail(f"beanstalkd accepts no jobs: {error}", "check for free space under its binlog")
+    require(
+        records != stats.binlog_records,
+        "beanstalkd writes no binlog: a restart loses all waiting jobs",
+        "start it with -b (conf/beanstalkd-service.conf), or restart it: it stops writing when its disk is full",
+    )
+    return ok(f"beanstalkd {stats.version} writes its binlog")
+
+
+def is_too_old(version: str) -> bool:
+    """Whether beanstalkd lacks `reserve-job`; a version that is not a number is accepted."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) < (1, 12)
+
+
+def _write_binlog(broker: Broker) -> int:
+    """Put and delete a job; return the number of binlog records."""
+    while (leftover := broker.first_ready(TEST_TUBE)) is not None:  # of a doctor that was killed
+        broker.delete(leftover[0])
+    broker.delete(broker.put_raw(TEST_TUBE, b"", priority=2**32 - 1))  # the lowest priority
+    return broker.server_stats().binlog_records
+
+
+@beanstalkd_checks.add("tubes.watched")
+def _check_watchers(host: Host) -> Iterator[Result]:
+    with connect(host.settings) as broker:
+        tubes = [broker.tube_stats(name) for name in farm_tubes(host.settings)]
+    for tube in tubes:
+        daemon, hint = _DAEMONS.get(tube.name, ("a builder", _BUILDER_HINT))
+        if is_unwatched(tube):
+            yield fail(f"{tube.ready + tube.delayed} jobs wait in {tube.name}, and nobody watches it", hint)
+        elif not tube.watchers and tube.name in _DAEMONS:
+            yield warn(f"{daemon} is not connected: nobody watches {tube.name}", hint)
+    if not any(tube.watchers for tube in tubes if tube.name not in _DAEMONS):
+        yield warn("no builder is connected", _BUILDER_HINT)
+    yield ok("watchers: " + ", ".join(f"{tube.name} {tube.watchers}" for tube in tubes if tube.watchers))
+
+
+@beanstalkd_checks.add("tubes.buried")
+def _check_buried(host: Host) -> Result:
+    with connect(host.settings) as broker:
+        counts = count_buried(broker, all_tubes(broker, host.settings))
+    buried = ", ".join(f"{count} in {tube}" for tube, count in counts.items())
+    recommend(not buried, f"buried jobs: {buried}", "reimzul buried lists the reasons; then reimzul kick or discard")
+    return ok("there are no buried jobs")
+
+
+# --- the builders' heartbeats: only the controller records them
+
+
+worker_checks = CheckGroup("link.beanstalkd")
+
+
+@worker_checks.add("builders")
+def _check_builders(host: Host) -> Iterable[Result]:
+    try:
+        seen = lookup.load_workers(host.settings)
+    except WorkersUnavailable as error:
+        return [warn(str(error), "" if is_root() else "run reimzul doctor as root")]
+    with connect(host.settings) as broker:
+        return judge_workers(drop_disconnected(broker, seen))
+
+
+def judge_workers(seen: Sequence[WorkerRecord]) -> Iterator[Result]:
+    for message in shared_names(seen).values():
+        yield warn(
+            message,
+            "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
+        )
+    for name, skew in {each.heartbeat.host: each.skew for each in seen if each.skew}.items():
+        yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")
+    yield ok(f"{pluralize(len(seen), 'worker')}, all names differ, and the clocks agree")
+
+
+# --- the history and the sinks
+
+
+checks = CheckGroup()
+
+
+@checks.add("history")
+def _check_history(host: Host) -> Result:
+    url = host.settings.history.url
+    if url.startswith(_SQLITE):
+        _check_history_file(host, Path("/" + url[len(_SQLITE) :].lstrip("/")))
+    try:
+        with lookup.reading_history(url) as history:
+            history.find_builds(BuildFilter(), 1)
+    except NoHistory:
+        return ok("nothing has been recorded yet")
+    except ConfigError as error:
+        return fail(str(error), "make install ROLE=controller")
+    except HistoryUnavailable as error:
+        return fail(str(error), "" if url.startswith(_SQLITE) else "check that the MongoDB of [history] url runs")
+    return ok("the history can be read")
+
+
+def _check_history_file(host: Host, path: Path) -> None:
+    """Raises `Misconfigured` if the notifier cannot write the history, and `OSError` if that is not known."""
+    check_writable(host, path.parent)
+    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        can_write = not host.user_entry or not file.exists() or user_can(host.user_entry, file, READ | WRITE)
+        require(can_write, f"user {host.user} cannot write {file}", f"chown {host.user}: {file}")
+
+
+@checks.add("outbox")
+def _check_outbox(host: Host) -> Result:
+    """Look for a damaged outbox, which the notifier has moved aside, and for one that has grown large."""
+    outbox = host.settings.notifier.ledger
+    corrupt = ", ".join(map(str, sorted(outbox.parent.glob(CORRUPT_PATTERN))))
+    require(
+        not corrupt,
+        f"the outbox was damaged, and events may be lost: {corrupt}",
+        f"look for the cause, then rm {corrupt}",
+    )
+    if not outbox.exists():
+        return ok(f"{outbox} does not exist yet")
+    size = outbox.stat().st_size
+    message = f"{outbox} has {format_size(size)}"
+    recommend(size <= _LARGE_OUTBOX_BYTES, message, "`reimzul queues` shows which sink lacks so many events")
+    return ok(message)
+
+
+@checks.add("owed")
+def _check_pending(host: Host) -> Result:
+    now = time.time()
+    late = [each for each in read_pending(host.settings.notifier.ledger) if now - each.oldest > PENDING_SECONDS]
+    counts = ", ".join(f"{each.count} events for {each.sink} for {format_duration(now - each.oldest)}" for each in late)
+    recommend(not late, f"deliveries are pending: {counts}", "journalctl -u reimzul-notifier shows why they fail")
+    return ok(f"no delivery has been pending for over {PENDING_SECONDS // 60} min")
+
+
+@checks.add("unpublished", "history")
+def _check_unpublished(host: Host) -> Result:
+    """Look for successful builds that are still not published; scratch builds never are."""
+    now = time.time()
+    since = time.strftime(TIMESTAMP_FORMAT, time.gmtime(now - _MAX_AGE_DAYS * 86400))
+    builds: list[BuildRecord] = []
+    with contextlib.suppress(NoHistory), lookup.reading_history(host.settings.history.url) as history:
+        builds = history.find_builds(BuildFilter(status=Status.SUCCESS, since=since), _MAX_BUILDS)
+    late = [
+        f"{build.srpm} for {build.arch}, built by {build.builder_fqdn or 'an unknown builder'}"
+        for build in builds
+        # documents of the original have no `published`
+        if build.published == 0 and not build.scratch and now - build.at > UNPUBLISHED_SECONDS
+    ]
+    recommend(
+        not late,
+        f"built successfully, but not published for over an hour: {shorten(late)}",
+        "on bstore: reimzul doctor; journalctl -u 'reimzul-repogen-worker@*'",
+    )
+    return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")
+
+
+@checks.add("mqtt", applies=lambda host: host.settings.mqtt.notifications)
+def _check_mqtt(host: Host) -> Result:
+    try:
+        from reimzul.core.mqtt import MqttConnection
+    except ImportError as error:
+        return fail(f"paho-mqtt is not installed ({error})", "make install ROLE=controller")
+    settings = host.settings.mqtt
+    return _check_connection(
+        lambda: MqttConnection(settings).close(),
+        f"the broker at {settings.host}:{settings.port} accepts the notifier",
+        "check mosquitto, and that its authority signed the files of [mqtt]",
+    )
+
+
+@checks.add("mail", applies=lambda host: host.settings.mail.notifications)
+def _check_mail(host: Host) -> Result:
+    settings = host.settings.mail
+    return _check_connection(
+        lambda: SmtpSession(settings).close(),
+        f"the mail server at {settings.smtp_host}:{settings.smtp_port} accepts the notifier",
+        "check that the mail server of [mail] runs and accepts mail from this host",
+    )
+
+
+def _check_connection(connect_and_close: Callable[[], None], message: str, hint: str) -> Result:
+    """Connect to a sink's server. Ordinary users cannot read the keys and passwords it needs."""
+    try:
+        connect_and_close()
+    except ReimzulError as error:
+        if "Permission denied" in str(error) and not is_root():
+            return warn(str(error), "run reimzul doctor as root, or as user reimzul")
+        return fail(str(error), hint)
+    return ok(message)
+
+
+# --- certificates
+
+
+def certificate_checks(host: Host) -> list[Check]:
+    mqtt, mail = host.settings.mqtt, host.settings.mail
+    rows = (
+        ("mqtt.ca_cert", mqtt.ca_cert, mqtt.notifications),
+        ("mqtt.tls_cert", mqtt.tls_cert, mqtt.notifications),
+        ("mail.ca_cert", mail.ca_cert, mail.notifications),
+    )
+    found = [
+        Check(name=f"certificate.{name}", run=partial(check_certificates, path))
+        for name, path, is_used in rows
+        if path and is_used
+    ]
+    if mqtt.notifications:
+        found.append(Check(name="certificate.mqtt.broker", run=lambda: _check_broker(host), needs=("mqtt",)))
+    return found
+
+
+def check_certificates(path: Path) -> Result:
+    """Check the certificates in a file; the first to expire counts."""
+    try:
+        ends = expiry_times(path)
+    except ReimzulError as error:
+        return fail(f"{path}: cannot read a certificate: {error}", "replace the file with a valid one")
+    if not ends:
+        return fail(f"{path} contains no certificate", "replace the file with a valid one")
+    return judge_expiry(min(ends), str(path))
+
+
+def expiry_times(path: Path) -> list[float]:
+    """When each certificate in a file expires, in seconds since 1970. Raises `OSError`, `ReimzulError`."""
+    certificates = _CERTIFICATE.findall(path.read_text(encoding="utf-8", errors="replace"))
+    with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
+        # openssl storeutl fails for a file that contains a key, too
+        file = Path(folder) / "certificates.pem"
+        file.write_text("\n".join(certificates), encoding="utf-8")
+        text = output_of(["openssl", "storeutl", "-noout", "-text", "-certs", file], timeout=PROGRAM_TIMEOUT_SECONDS)
+    return [ssl.cert_time_to_seconds(time_text) for time_text in re.findall(r"Not After *: (.*)", text)]
+
+
+def judge_expiry(end: float, name: str) -> Result:
+    """The result for a certificate that expires at that time, in seconds since 1970."""
+    days = (end - time.time()) / 86400
+    date = datetime.fromtimestamp(end, timezone.utc).strftime("%Y-%m-%d")
+    if days < 0:
+        return fail(f"{name} expired on {date}", "replace it with a new certificate of your authority")
+    if days < EXPIRY_WARNING_DAYS:
+        return warn(f"{name} expires in {days:.0f} days, on {date}", "get a new certificate from your authority")
+    return ok(f"valid until {date}")
+
+
+def _check_broker(host: Host) -> Result:
+    settings = host.settings.mqtt
+    pair = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+    context = client_context("mqtt", ca_cert=settings.ca_cert, pair=pair, any_name=settings.tls_insecure)
+    address = (settings.host, settings.port)
+    plain = socket.create_connection(address, ANSWER_TIMEOUT_SECONDS)
+    with plain, context.wrap_socket(plain, server_hostname=settings.host) as wrapped:
+        certificate = wrapped.getpeercert() or {}
+    name = f"the certificate of {format_address(address)}"
+    return judge_expiry(ssl.cert_time_to_seconds(str(certificate["notAfter"])), name)
