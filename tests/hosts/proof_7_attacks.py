@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +16,7 @@ from tests.hosts.machine import Machine
 from tests.waiting import until
 
 _CONNECTIONS = 5_000
-#: Opens connections, says that they are open, and holds them until it is killed; a closed one is opened again.
+#: Opens connections, prints a line when all are open, and holds them; one that was closed is opened again.
 _FLOOD = """
 import resource, socket, sys, time
 host, count = sys.argv[1], int(sys.argv[2])
@@ -21,10 +25,9 @@ held = []
 while True:
     while len(held) < count:
         held.append(socket.create_connection((host, 13100), 30))
-    open("/run/flooding", "w").close()
+        held[-1].setblocking(False)
+    print("open", flush=True)
     time.sleep(1)
-    for each in held:
-        each.setblocking(False)
     alive = []
     for each in held:
         try:
@@ -40,23 +43,30 @@ while True:
 _MAX_EXPOSURE = 4.0
 
 
+@contextlib.contextmanager
+def flooding(attacker: Machine, target: Machine) -> Iterator[None]:
+    """Within it, connections from a machine's network to a target's beanstalkd are open, and say nothing."""
+    network = ["nsenter", "-t", str(attacker.leader()), "-n"]
+    argv = [*network, sys.executable, "-c", _FLOOD, target.address, str(_CONNECTIONS)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "open\n"
+            yield
+        finally:
+            process.kill()
+
+
 def test_idle_connections(farm: Farm, tell: Tell) -> None:
     """5,000 connections that say nothing shut nobody out: builders stay connected, and a build is published."""
-    customer = farm["customer"]
-    customer.write("/root/flood.py", _FLOOD)
-    host = farm["controller"].fqdn
-    customer.run(f"systemd-run --unit=flood -p LimitNOFILE=20000 python3 /root/flood.py {host} {_CONNECTIONS}")
-    try:
-        until(lambda: customer.run("test -e /run/flooding", check=False).code == 0, 60, "connections are open")
-        process = farm["controller"].property("stunnel@reimzul", "MainPID")
-        memory_kib = int(farm["controller"].run(f"ps -o rss= -p {process}").out)
+    controller = farm["controller"]
+    with flooding(farm["customer"], controller):
+        process = controller.property("stunnel@reimzul", "MainPID")
+        memory_kib = int(controller.run(f"ps -o rss= -p {process}").out)
         tell(f"  with {_CONNECTIONS} idle connections stunnel has {memory_kib >> 10} MiB")
-        build = farm.submit(farm.slow("flooded", 5))
-        farm.published(build)
+        farm.published(farm.submit(farm.slow("flooded", 5)))
         farm["b1"].run("systemctl restart reimzul-worker@1")  # a new connection gets in, too
         until(lambda: farm.watchers() == 4, 60, "all workers watch")
-    finally:
-        customer.run("systemctl stop flood", check=False)
 
 
 @pytest.mark.parametrize(
