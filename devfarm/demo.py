@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a farm starts, builds real packages, and a real dnf finds them in its repository."""
+"""The demo: a farm starts, the farm's own commands build real packages on it, and a real dnf finds them."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import attr
 
-from devfarm.console import Console
+from devfarm.console import print_block, print_line, print_title
 from devfarm.demo_sources import demo_srpms
 from devfarm.dnf_client import Dnf, check_digests
-from devfarm.event_listener import Builds, EventListener, Leg, listen
 from devfarm.farm import Farm
 from devfarm.plan import Layout
+from devfarm.processes import own_program
 from reimzul.core.errors import ReimzulError
-from reimzul.core.message import Status
-from reimzul.core.process import output_of
+from reimzul.core.process import output_of, spawn, wait_until_exit
 from reimzul.core.validators import is_source_rpm
 
 TARGET = "demo.1"
-#: Seconds without any news after which the demo gives up.
-SILENCE_SECONDS = 1800
+#: The longest that all builds may take.
+_BUILDS_SECONDS = 3600
 #: Seconds that staging for the signer may take once a build is published.
 _STAGING_SECONDS = 30
 _POLL_SECONDS = 0.1
@@ -36,122 +37,95 @@ class Demo:
 
     farm: Farm
     cache: Path  #: source rpms made before
-    console: Console
 
     def run(self, srpm: Path | None) -> None:
         """Run all of it. Raises `ReimzulError` where a step fails."""
-        console = self.console
-        console.print_title(f"A farm of {len(self.farm.hosts)} hosts on this machine, in {self.farm.layout.state}")
-        self.farm.bring_up(console.print_line)
-        console.print_title("Source rpms")
-        packages = [srpm] if srpm else demo_srpms(self.cache, console.print_line)
-        with listen(self.farm) as listener:
-            builds = Builds(self.farm)
-            for package in packages:
-                self.submit(package, builds)
-            console.print_title("Builds")
-            self.follow(builds, listener)
-        if builds.failed_legs:
-            for leg in builds.failed_legs:
+        print_title(f"A farm of {len(self.farm.hosts)} hosts on this machine, in {self.farm.layout.state}")
+        self.farm.bring_up(print_line)
+        print_title("Source rpms")
+        packages = [srpm] if srpm else demo_srpms(self.cache, print_line)
+        build_ids = [self.submit(package) for package in packages]
+        print_title(f"$ reimzul watch {' '.join(build_id[:8] for build_id in build_ids)}")
+        has_failed = self.watch(build_ids)
+        legs = [leg for build_id in build_ids for leg in self.reimzul_json("show", build_id)["legs"]]
+        if has_failed:
+            failed = [leg for leg in legs if not leg["published"]]
+            for leg in failed:
                 self.show_failure(leg)
-            raise ReimzulError(", ".join(f"{leg.name}: {leg.status}" for leg in builds.failed_legs))
-        self.check_repository(builds)
-        staged = self.wait_for_staging(builds)
-        self.print_places(builds, staged)
+            raise ReimzulError(", ".join(f"{leg_name(leg)}: {leg['status']}" for leg in failed))
+        self.check_repository(legs)
+        self.print_places(legs, self.wait_for_staging(legs))
 
-    def submit(self, srpm: Path, builds: Builds) -> None:
+    def reimzul(self, command: str, *arguments: str) -> list[str]:
+        """The command line of `reimzul` on this farm."""
+        return [own_program("reimzul"), command, *arguments, "--config", str(self.farm.ini())]
+
+    def reimzul_json(self, command: str, *arguments: str) -> Any:
+        return json.loads(output_of(self.reimzul(command, *arguments, "--json")))
+
+    def submit(self, srpm: Path) -> str:
+        """Submit a source rpm as anybody would; return the build's id."""
         submitted = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))
-        for build in submitted["builds"]:
-            builds.expect(build["build_id"], build["arch"])
-            command = f"reimzul-submit -s {submitted['srpm']} -a {build['arch']} -t {TARGET} -d .demo"
-            self.console.print_line(command)
+        print_line(f"$ reimzul-submit -s {submitted['srpm']} -a {self.farm.arch} -t {TARGET} -d .demo")
+        return str(submitted["builds"][0]["build_id"])
 
-    def follow(self, builds: Builds, listener: EventListener) -> None:
-        """Print what happens until all builds are over."""
-        last_news = time.monotonic()
-        while not builds.all_over:
-            for event in listener.read(_POLL_SECONDS):
-                if leg := builds.apply(event):
-                    self.console.print_line(describe_event(leg))
-                    last_news = time.monotonic()
-            for leg in builds.update_phases():
-                last_news = time.monotonic()
-                if not self.console.is_terminal:
-                    self.console.print_line(f"{leg.name}: {leg.phase}")
-            self.console.show_live([describe_progress(leg) for leg in builds.legs.values() if not leg.is_over])
-            if time.monotonic() - last_news > SILENCE_SECONDS:
+    def watch(self, build_ids: list[str]) -> bool:
+        """Let `reimzul watch` print what happens until all builds are over; return whether one failed."""
+        with spawn(self.reimzul("watch", "--new", *build_ids), output=sys.stdout.fileno()) as process:
+            if not wait_until_exit(process, _BUILDS_SECONDS):
                 logs = self.farm.layout.log
-                raise ReimzulError(f"nothing has happened for {SILENCE_SECONDS} s; the logs are in {logs}")
-        self.console.show_live([])
+                raise ReimzulError(f"the builds are not over after {_BUILDS_SECONDS} s; the logs are in {logs}")
+        return process.returncode != 0
 
-    def show_failure(self, leg: Leg) -> None:
-        """Print why a build failed: its reason, where its logs are, and how they end."""
-        event, console = leg.event, self.console
-        assert event
-        console.print_title(f"{leg.name} {leg.status}: {event.reason or 'no reason is given'}")
-        if event.place:
-            console.print_block(f"logs: {self.farm.layout.store.place(event.place)}")
-        log = event.build_log or event.root_log
-        console.print_block("\n".join(log.splitlines()[-_LAST_LINES:]))
+    def show_failure(self, leg: dict[str, Any]) -> None:
+        """Print why a build failed, where its logs are, and how its log ends."""
+        print_title(f"$ reimzul explain {leg['build_id'][:8]}")
+        print_block(output_of(self.reimzul("explain", leg["build_id"])))
+        if leg["place"]:
+            print_block(f"logs: {self.farm.layout.store.place(leg['place'])}")
+        log = output_of(self.reimzul("log", leg["build_id"], "--arch", leg["arch"]))
+        print_block("\n".join(log.splitlines()[-_LAST_LINES:]))
 
-    def check_repository(self, builds: Builds) -> None:
+    def check_repository(self, legs: list[dict[str, Any]]) -> None:
         """Have dnf list, download and check what was published. Raises `ReimzulError`."""
-        console, farm = self.console, self.farm
+        farm = self.farm
         url = farm.repository(f"{TARGET}.{farm.arch}")
         dnf = Dnf(farm.layout.state / "dnf", url, farm.arch)
-        console.print_title(f"dnf, with nothing but {url}")
-        console.print_block(dnf.list_available())
+        print_title(f"dnf, with nothing but {url}")
+        print_block(dnf.list_available())
         packages = dnf.download(farm.layout.state / "downloaded")
-        built = {name for leg in builds.legs.values() for name in leg.rpms if not is_source_rpm(name)}
+        built = {name for leg in legs for name in leg["rpms"] if not is_source_rpm(name)}
         if missing := built - {package.name for package in packages}:
             raise ReimzulError(f"dnf did not find all that was built: {', '.join(sorted(missing))}")
         check_digests(packages)
-        console.print_line(f"dnf downloaded {len(packages)} packages; rpm finds all their digests right")
+        print_line(f"dnf downloaded {len(packages)} packages; rpm finds all their digests right")
 
-    def wait_for_staging(self, builds: Builds) -> list[Path]:
+    def wait_for_staging(self, legs: list[dict[str, Any]]) -> list[Path]:
         """Wait for the folders for the signer. Raises `ReimzulError`."""
         deadline, tosign = time.monotonic() + _STAGING_SECONDS, self.farm.layout.store.tosign
         while True:
-            folders = [path for leg in builds.legs.values() for path in tosign.glob(f"*/*.{leg.arch}.{leg.build_id}")]
-            if len(folders) == len(builds.legs):
+            folders = [path for leg in legs for path in tosign.glob(f"*/*.{leg['arch']}.{leg['build_id']}")]
+            if len(folders) == len(legs):
                 return folders
             if time.monotonic() > deadline:
                 raise ReimzulError(f"not all that was published is staged for signing: {tosign}")
             time.sleep(_POLL_SECONDS)
 
-    def print_places(self, builds: Builds, staged: list[Path]) -> None:
+    def print_places(self, legs: list[dict[str, Any]], staged: list[Path]) -> None:
         """Print where logs and packages are."""
         layout = self.farm.layout
-        self.console.print_title("Where to find it")
-        for leg in builds.legs.values():
-            self.console.print_block(f"{leg.name}: packages and logs in {layout.store.place(leg.place)}")
+        print_title("Where to find it")
+        for leg in legs:
+            print_block(f"{leg_name(leg)}: packages and logs in {layout.store.place(leg['place'])}")
         for folder in staged:
-            self.console.print_block(f"to be signed: {folder}")
-        self.console.print_block(f"downloaded by dnf: {layout.state / 'downloaded'}")
-        self.console.print_block(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
+            print_block(f"to be signed: {folder}")
+        print_block(f"downloaded by dnf: {layout.state / 'downloaded'}")
+        print_block(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
 
 
-def describe_event(leg: Leg) -> str:
-    """The last event of a leg, in a sentence."""
-    event = leg.event
-    assert event
-    if event.status == Status.QUEUED:
-        return f"{leg.name}: queued"
-    if event.status == Status.BUILDING:
-        skipped = "".join(f"; not for {arch}: {reason}" for arch, reason in event.skipped.items())
-        return f"{leg.name}: building on {event.builder_fqdn}{skipped}"
-    if event.status == Status.SUCCESS:
-        return f"{leg.name}: built in {event.finished - event.started:.1f} s, uploaded: {', '.join(event.rpms)}"
-    if event.status == Status.PUBLISHED:
-        return f"{leg.name}: published in {event.target}"
-    return f"{leg.name}: {event.status}: {event.reason}"
-
-
-def describe_progress(leg: Leg) -> str:
-    """The line of a leg that is not over."""
-    where = f" on {leg.event.builder_fqdn}" if leg.event and leg.event.builder_fqdn else ""
-    phase = f"  {leg.phase}" if leg.status == Status.BUILDING else ""
-    return f"  {leg.seconds:6.1f} s  {leg.name}  {leg.status.lower()}{where}{phase}"
+def leg_name(leg: dict[str, Any]) -> str:
+    """The package and its arch, as far as they are known."""
+    return f"{leg['pkgname']} {leg['evr']}.{leg['arch']}" if leg["pkgname"] else f"{leg['srpm']} for {leg['arch']}"
 
 
 def remove_leftovers(layout: Layout) -> None:

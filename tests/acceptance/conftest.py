@@ -10,10 +10,10 @@ from typing import Callable
 
 import pytest
 
-from devfarm.event_listener import EventListener, listen
 from devfarm.farm import Farm
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from tests import srpms
+from tests.listener import EventListener, listen
 from tests.waiting import until
 
 TARGET = "demo.1"
