@@ -46,6 +46,20 @@ def shared_options(function: F) -> F:
     return click.version_option(__version__, "--version", message="%(prog)s %(version)s")(function)
 
 
+def daemon_command(name: str, examples: str = "") -> Callable[[Callable[[Settings], None]], click.Command]:
+    """Make a daemon's command from the function that runs the daemon with its settings; its docstring is the help."""
+
+    def make_command(run: Callable[[Settings], None]) -> click.Command:
+        @click.command(name, help=run.__doc__, epilog=f"{examples}\n{EXIT_CODES}" if examples else EXIT_CODES)
+        @shared_options
+        def command(config: Path | None, verbose: bool) -> None:
+            run(load_settings(config, verbose))
+
+        return command
+
+    return make_command
+
+
 def load_settings(config: Path | None, verbose: bool) -> Settings:
     """Set up logging and read the settings. Raises `ConfigError`."""
     from reimzul.core.config import load_file
