@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import smtplib
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import attr
 
 from reimzul.core import validators
 from reimzul.core.cli import local_hostname
-from reimzul.core.errors import ReimzulError
+from reimzul.core.errors import ReimzulError, translate_errors
 from reimzul.core.settings import MailSettings
 from reimzul.core.tls import client_context
 
@@ -123,14 +123,13 @@ class SmtpSession:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
         return self._smtp.sock
 
-    @contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        """Raise `SmtpUnavailable` for what smtplib and the socket raise, and end the session."""
-        try:
-            yield
-        except (smtplib.SMTPException, OSError) as error:
-            self.close()
-            raise SmtpUnavailable(f"{self.address}: {_reason(error)}") from error
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return translate_errors({(smtplib.SMTPException, OSError): self._fail})
+
+    def _fail(self, error: Exception) -> SmtpUnavailable:
+        """End the session."""
+        self.close()
+        return SmtpUnavailable(f"{self.address}: {_reason(error)}")
 
 
 def read_password(file: Path) -> str:

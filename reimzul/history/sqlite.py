@@ -8,14 +8,15 @@ is read only as far as needed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
 
+from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.core.sqlite import open_database, open_read_only, transaction
 from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory
@@ -137,12 +138,9 @@ class SqliteHistory(History):
         (newest,) = self._db.execute(_NEWEST, group).fetchone()
         self._db.execute(_MARK_LATEST, {**group, "newest": newest})
 
-    @contextlib.contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise HistoryUnavailable(f"{self._path}: the history cannot be used: {error}") from error
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        problem = f"{self._path}: the history cannot be used"
+        return translate_errors({(OSError, sqlite3.Error): lambda error: HistoryUnavailable(f"{problem}: {error}")})
 
 
 def _has_table(db: sqlite3.Connection, name: str) -> bool:

@@ -16,6 +16,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import attr
 
 from reimzul.core.beanstalk import Broker, session_tube
 from reimzul.core.clock import measure_skew
-from reimzul.core.errors import InvalidMessage, ReimzulError
+from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
 from reimzul.core.message import WorkerHeartbeat
 from reimzul.core.sqlite import open_database, open_read_only, transaction
 
@@ -147,15 +148,12 @@ class WorkerStore:
             self._db = open_database(self._path, _SCHEMA, synchronous="OFF")  # heartbeats are repeated within a minute
         return self._db
 
-    @contextlib.contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            self.close()  # the file may be damaged: open it again next time
-            raise WorkersUnavailable(
-                f"{self._path}: the workers' heartbeats cannot be read or written: {error}"
-            ) from error
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return translate_errors({(OSError, sqlite3.Error): self._fail})
+
+    def _fail(self, error: Exception) -> WorkersUnavailable:
+        self.close()  # the file may be damaged: open it again next time
+        return WorkersUnavailable(f"{self._path}: the workers' heartbeats cannot be read or written: {error}")
 
 
 def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:
