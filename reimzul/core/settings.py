@@ -63,11 +63,6 @@ class FarmSettings:
         "The target that `reimzul doctor --canary` builds for, without an arch, as c9s; always a scratch build.",
     )
 
-    @property
-    def original_workers(self) -> bool:
-        """Always False: the setting is retired. Removed at merging, with its last readers."""
-        return False
-
 
 @attr.frozen(kw_only=True)
 class BeanstalkdSettings:

@@ -190,11 +190,6 @@ class BuildRecord(_Stored):
         return self.status in OVER
 
     @property
-    def is_original(self) -> bool:
-        """Whether the original's notifier wrote it, which knows nothing of publishing."""
-        return self.source is not None and "published" not in self.source
-
-    @property
     def group(self) -> tuple[str, str, str]:
         return (self.srpm, self.arch, self.target)
 
