@@ -51,11 +51,16 @@ class _Stored:
     @classmethod
     def from_document(cls: type[S], document: Mapping[str, Any]) -> S:
         """Read a document. Values are not checked; a null in the place of another type counts as missing."""
-        if document.keys() == _keys(cls):
-            return cls(**document)
-        names = attr.fields_dict(cls).keys() - {"source"}
-        known = {name: value for name, value in document.items() if name in names and value is not None}
-        return cls(**known, source=document)
+        record = cls()
+        values = vars(record)  # filled directly: keyword arguments take twice as long as all the rest
+        if document.keys() == _KEYS[cls]:
+            values.update(document)
+        else:
+            known = {name: value for name, value in document.items() if name in values and value is not None}
+            values.update(known, source=document)
+        for name, convert in _CONVERTERS[cls].items():
+            values[name] = convert(values[name])
+        return record
 
     def to_document(self) -> dict[str, Any]:
         """Return the document, ready for JSON; attributes of later versions are left out while they are unset."""
@@ -69,14 +74,6 @@ class _Stored:
 
 #: Attributes of later versions: they are not written while they are unset.
 _OPTIONAL = {"held", "batch", "cause", "newly_failing", "missing", "claimed"}
-_KEYS: dict[Any, frozenset[str]] = {}
-
-
-def _keys(cls: type[_Stored]) -> frozenset[str]:
-    """Return the keys of the documents that this version writes for a class."""
-    if cls not in _KEYS:
-        _KEYS[cls] = frozenset(attr.fields_dict(cls)) - _OPTIONAL - {"source"}
-    return _KEYS[cls]
 
 
 def _to_json(value: Any) -> Any:
@@ -260,7 +257,15 @@ class RefusalRecord(_Stored):
 
     @classmethod
     def from_event(cls, event: Refusal) -> RefusalRecord:
-        return cls(**{name: getattr(event, name) for name in _keys(cls)})
+        return cls(**{name: getattr(event, name) for name in _KEYS[cls]})
+
+
+#: The keys of the documents that this version writes, by class.
+_KEYS: dict[Any, frozenset[str]] = {
+    cls: frozenset(attr.fields_dict(cls)) - _OPTIONAL - {"source"}
+    for cls in (RecordedAttempt, BuildRecord, RefusalRecord)
+}
+_CONVERTERS = {cls: {each.name: each.converter for each in attr.fields(cls) if each.converter} for cls in _KEYS}
 
 
 def apply_events(before: Mapping[str, BuildRecord], events: Iterable[BuildEvent]) -> dict[str, BuildRecord]:
@@ -331,7 +336,7 @@ def _merge_attempts(event: BuildEvent, known: Sequence[RecordedAttempt]) -> Sequ
     if not event.attempt:
         return known
     by_token = {each.attempt: each for each in known}
-    names = _BLANK.keys() & _keys(RecordedAttempt)
+    names = _BLANK.keys() & _KEYS[RecordedAttempt]
     news = RecordedAttempt(status=_attempt_status(event), **{name: getattr(event, name) for name in names})
     old = by_token.get(event.attempt, news)
     weaker, stronger = sorted((news, old), key=lambda each: (_ATTEMPT_PRECEDENCE.get(each.status, 0), each.at))
