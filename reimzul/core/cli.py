@@ -64,18 +64,13 @@ def load_settings(config: Path | None, verbose: bool) -> Settings:
     """Set up logging and read the settings. Raises `ConfigError`."""
     from reimzul.core.config import load_file
 
-    log_to_stderr(verbose)
-    return load_file(config)
-
-
-def log_to_stderr(verbose: bool) -> None:
-    """Log a line per event; journald, which sets $JOURNAL_STREAM, adds the time itself."""
-    when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "  # journald sets the variable and adds the time
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format=f"{when}%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    return load_file(config)
 
 
 def run_command(command: click.Command, *, help_without_arguments: bool = False) -> NoReturn:

@@ -71,17 +71,17 @@ class ShutdownRequested(ReimzulError):
 class TimedOut(ReimzulError):
     """A program exceeded its timeout and was ended."""
 
+    _why = " after"
+
     def __init__(self, program: str, seconds: float) -> None:
-        super().__init__(f"{program} was ended after {seconds:g} s")
+        super().__init__(f"{program} was ended{self._why} {seconds:g} s")
         self.seconds = seconds
 
 
 class ProcessStalled(TimedOut):
     """A program did nothing for too long, and was ended."""
 
-    def __init__(self, program: str, seconds: float) -> None:
-        super().__init__(program, seconds)
-        self.args = (f"{program} was ended: it did nothing for {seconds:g} s",)
+    _why = ": it did nothing for"
 
 
 class ProgramFailed(ReimzulError):

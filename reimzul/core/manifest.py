@@ -69,7 +69,7 @@ class Manifest(Message):
     files: tuple[File, ...] = field(validators.list_of(nested(File, "a file"), 100_000), ())
     skipped: Mapping[str, str] = field(validators.dict_of(validators.arch, validators.line(200), 20), {})
     phases: tuple[Phase, ...] = field(phases, ())  #: durations, without the upload
-    schema: int = field(validators.integer(1, 1), 1)
+    schema: int = field(validators.integer(1, 1), 1, always=True)
 
     @property
     def build_id(self) -> str:
@@ -90,9 +90,6 @@ class Manifest(Message):
             self.arch,
             scratch=self.request.scratch,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "request": self.request.to_json(), "schema": self.schema}
 
     def to_text(self) -> str:
         """The content of `build.json`."""

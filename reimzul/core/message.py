@@ -256,7 +256,7 @@ class Refusal(Message):
     job: int = field(_job)
     reason: str = field(validators.line(500))
     begins: str = field(validators.text(_FIRST_BYTES), "")  #: how the body begins
-    status: str = field(validators.one_of(Status.REFUSED), Status.REFUSED)
+    status: str = field(validators.one_of(Status.REFUSED), Status.REFUSED, always=True)  #: marks it for readers
     host: str = field(validators.optional(validators.host), "")  #: the host that refused it
     at: float = field(validators.unix_time, 0.0)
     owed: Mapping[str, int] = field(validators.dict_of(validators.name, validators.integer(0, 1_000_000), 20), {})
@@ -265,10 +265,6 @@ class Refusal(Message):
     def key(self) -> str:
         """The permanent key. beanstalkd restarts job numbers when it loses its binlog, so the body counts too."""
         return uuid.uuid5(NAMESPACE, f"{self.tube} {self.job} {self.at} {self.begins}").hex
-
-    def to_json(self) -> dict[str, Any]:
-        """Always include the status, by which readers recognise the message."""
-        return {**super().to_json(), "status": self.status}
 
 
 @attr.frozen(kw_only=True)
@@ -327,11 +323,7 @@ class WorkerHeartbeat(Message):
         validators.optional(validators.token), ""
     )  #: of its process, which watches a tube of that name
     leaving: bool = field(validators.flag, False)  #: it is ending
-    status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE)
-
-    def to_json(self) -> dict[str, Any]:
-        """Always include the status, by which readers recognise the message."""
-        return {**super().to_json(), "status": self.status}
+    status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE, always=True)  #: marks it for readers
 
 
 @attr.frozen(kw_only=True)
@@ -405,7 +397,7 @@ class RepogenRequest(Message):
         """The request as a JSON object; one of the original's worker as it was."""
         if self.is_bare and "status" in self.extra:
             return {**self.extra, "target": self.target}
-        return {**super().to_json(), **({"request": self.request.to_json()} if self.request else {})}
+        return super().to_json()
 
 
 @attr.frozen(kw_only=True)

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import attr
@@ -256,12 +256,12 @@ def user_files(home: Path) -> list[Path]:
 
 def describe(renderer: Renderer, configs: Iterable[Path], home: Path) -> dict[str, dict[str, str]]:
     """Each configuration's repositories as mock would have them, by its keys; or what is wrong, as `error`."""
-    return {config.name: _describe_or_fault(lambda path=config: _run(renderer, path, home)) for config in configs}  # type: ignore[misc]
+    return {config.name: _describe_or_fault(renderer, config, home) for config in configs}
 
 
-def _describe_or_fault(run: Callable[[], dict[str, str]]) -> dict[str, str]:
+def _describe_or_fault(renderer: Renderer, config: Path, home: Path) -> dict[str, str]:
     try:
-        return run()
+        return _run(renderer, config, home)
     except MockConfigError as error:
         return {"error": str(error)}
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a configuration raises is its fault

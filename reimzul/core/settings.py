@@ -42,7 +42,9 @@ from reimzul.core.setting_parsers import (
 
 def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
     """A setting: its parser, its default and its meaning."""
-    return attr.field(default=parse(default), metadata={"parse": parse, "default": default, "meaning": meaning})
+    return attr.field(
+        default=parse(default), metadata={"key": str, "parse": parse, "default": default, "meaning": meaning}
+    )
 
 
 def open_section(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
@@ -423,4 +425,4 @@ def settings_of(section: type) -> list[Any]:
 
 def open_row(section: type) -> Any:
     """The row of a section with free keys (metadata: key, parse, example); None for other sections."""
-    return next((row for row in attr.fields(section) if "key" in row.metadata), None)
+    return next((row for row in attr.fields(section) if "example" in row.metadata), None)

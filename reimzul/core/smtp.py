@@ -66,7 +66,8 @@ class SmtpSession:
         with self._translating_errors():
             code, reply = self._smtp.mail(sender, [f"size={len(mail)}"] if self._smtp.has_extn("size") else [])
             if code == _TOO_LARGE:
-                return self._refuse_all(recipients, code, reply)
+                self._smtp.rset()
+                return SendResult(refused=dict.fromkeys(recipients, _reply_text(code, reply)))
             if code != 250:
                 raise smtplib.SMTPResponseException(code, reply)
             result = self._recipients(recipients)
@@ -104,19 +105,14 @@ class SmtpSession:
         if code == _CLOSING:
             raise smtplib.SMTPResponseException(code, reply)
         self._smtp.rset()
-        if code < 500:
-            return attr.evolve(result, deferred={**result.deferred, **dict.fromkeys(taken, _reply_text(code, reply))})
-        return attr.evolve(result, refused={**result.refused, **dict.fromkeys(taken, _reply_text(code, reply))})
+        (result.deferred if code < 500 else result.refused).update(dict.fromkeys(taken, _reply_text(code, reply)))
+        return result
 
     def _data(self, mail: bytes) -> tuple[int, bytes | str]:
         try:
             return self._smtp.data(mail)
         except smtplib.SMTPDataError as error:
             return error.smtp_code, error.smtp_error
-
-    def _refuse_all(self, recipients: Sequence[str], code: int, reply: bytes) -> SendResult:
-        self._smtp.rset()
-        return SendResult(refused=dict.fromkeys(recipients, _reply_text(code, reply)))
 
     def _socket(self) -> socket.socket:
         if not isinstance(self._smtp.sock, socket.socket):

@@ -119,15 +119,12 @@ def place(value: Any) -> str:
 
 
 def flag(value: Any) -> bool:
-    """true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{quoted(value)} is not true or false")
     return value
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
-    """The check of a whole number in a range."""
-
     def check(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"{quoted(value)} is not a whole number from {low} to {high}")
@@ -137,8 +134,6 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
 
 
 def number(low: float, high: float) -> Callable[[Any], float]:
-    """The check of a number in a range."""
-
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"{quoted(value)} is not a number from {low:g} to {high:g}")
@@ -177,8 +172,6 @@ def line(limit: int) -> Callable[[Any], str]:
 
 
 def one_of(*words: str) -> Callable[[Any], str]:
-    """The check of a value from a list."""
-
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
             raise ValueError(f"{quoted(value)} is not one of {', '.join(words)}")
@@ -193,8 +186,6 @@ def optional(check: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def list_of(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[Any, ...]]:
-    """The check of a list of at most `limit` items."""
-
     def check_all(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(value) > limit:
             raise ValueError(f"{quoted(value)} is not a list of at most {limit}")
@@ -204,8 +195,6 @@ def list_of(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[An
 
 
 def dict_of(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) -> Callable[[Any], dict[str, Any]]:
-    """The check of a JSON object of at most `limit` entries."""
-
     def check_all(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or len(value) > limit:
             raise ValueError(f"{quoted(value)} is not an object of at most {limit} entries")
@@ -215,5 +204,4 @@ def dict_of(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) 
 
 
 def now_timestamp() -> str:
-    """The current time as a timestamp."""
     return datetime.now(timezone.utc).strftime(TIMESTAMP_FORMAT)

@@ -26,7 +26,7 @@ from reimzul.core.beanstalk import Broker, session_tube
 from reimzul.core.clock import measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
 from reimzul.core.message import WorkerHeartbeat
-from reimzul.core.sqlite import open_database, open_read_only, transaction
+from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
 
 #: Seconds without a heartbeat after which a worker counts as silent; idle workers send one every 30 s by default.
 SILENT_AFTER_SECONDS = 120
@@ -111,7 +111,7 @@ class WorkerStore:
             return []
         query = "SELECT first, heard, document FROM workers ORDER BY host, length(instance), instance, first"
         with self._translating_errors(), contextlib.closing(open_read_only(self._path)) as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'workers'").fetchone():
+            if not has_table(db, "workers"):
                 return []
             return drop_replaced([record for row in db.execute(query) for record in _parse_row(*row)])
 
