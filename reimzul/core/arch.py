@@ -27,8 +27,6 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,31}\Z")
 
 @attr.frozen(kw_only=True)
 class Arch:
-    """One arch that may be submitted."""
-
     name: str
     tube: str  #: the tube of its requests
     follows: tuple[str, ...] = ()  #: arches built with it, from the same request
@@ -37,8 +35,6 @@ class Arch:
 
 @attr.frozen(kw_only=True)
 class Arches:
-    """The table of arches."""
-
     known: Mapping[str, Arch]
     serves: Mapping[str, tuple[str, ...]]  #: machine (uname -m) -> tubes it watches besides its own
     noarch_last: frozenset[str]  #: packages that also get a noarch leg, last

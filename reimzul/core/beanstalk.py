@@ -48,8 +48,6 @@ _PROGRESS = (Status.QUEUED, Status.BUILDING)
 
 @attr.frozen
 class Tube(Generic[M]):
-    """A tube and the type of its messages."""
-
     name: str
     decode: Callable[[bytes], M]
 
@@ -69,7 +67,6 @@ _CANCEL, _WORKER, _HOST, _TARGET, _SESSION = "cancel.", "worker.", "host.", "tar
 
 
 def cancel_tube(build_id: str) -> str:
-    """The tube of the flag that cancels a build."""
     return _CANCEL + build_id
 
 
@@ -92,7 +89,6 @@ def build_of_cancel_tube(tube: str) -> str:
 
 
 def canary_tube(host: str) -> str:
-    """The tube that a quarantined builder takes its canary from."""
     return f"canary.{host}"[:200]
 
 
@@ -129,8 +125,6 @@ def notify_priority(news: NotifyMessage) -> int:
 
 @attr.frozen
 class JobStats:
-    """beanstalkd's statistics of a job (stats-job)."""
-
     tube: str
     priority: int
     ttr: int  #: seconds
@@ -149,8 +143,6 @@ class JobStats:
 
 @attr.frozen
 class TubeStats:
-    """beanstalkd's statistics of a tube (stats-tube)."""
-
     name: str
     ready: int = 0
     reserved: int = 0
@@ -161,8 +153,6 @@ class TubeStats:
 
 @attr.frozen(kw_only=True)
 class ServerStats:
-    """beanstalkd's statistics of itself (stats)."""
-
     version: str
     draining: bool  #: it accepts no job until it is restarted
     binlog_records: int  #: written since it started; stays 0 without a binlog
@@ -204,8 +194,6 @@ def _translated(method: F) -> F:
 
 
 class Broker:
-    """One connection to beanstalkd."""
-
     def __init__(self, host: str, port: int, answer: float = REPLY_TIMEOUT_SECONDS) -> None:
         """Connect; an answer may take `answer` seconds. Raises `BrokerUnavailable`."""
         self.address = f"{host}:{port}"
@@ -245,7 +233,6 @@ class Broker:
 
     @_translated
     def watch(self, tubes: Iterable[str]) -> None:
-        """Reserve from these tubes and from no others."""
         wanted = set(tubes)
         for tube in sorted(wanted):
             self.client.watch(tube)
@@ -253,13 +240,11 @@ class Broker:
             self.client.ignore(tube)
 
     def put(self, tube: Tube[M], message: M, *, priority: int, delay: int = 0, ttr: int = TTR_SECONDS) -> int:
-        """Put a message into its tube; return the job's number."""
         body: bytes = message.encode()  # type: ignore[attr-defined]
         return self.put_raw(tube.name, body, priority=priority, delay=delay, ttr=ttr)
 
     @_translated
     def put_raw(self, tube: str, body: bytes, *, priority: int, delay: int = 0, ttr: int = TTR_SECONDS) -> int:
-        """Put bytes into a tube; return the job's number."""
         self._use_tube(tube)
         return self.client.put(body, priority=priority, delay=delay, ttr=ttr)
 
@@ -309,7 +294,6 @@ class Broker:
                 lost(claim)
 
     def untrack(self, claim: ReservedJob[Any]) -> None:
-        """Stop touching a job."""
         self._claims.pop(claim.id, None)
 
     @_translated

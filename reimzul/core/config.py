@@ -107,7 +107,6 @@ def _suggest_key(section: str, key: str) -> str:
 
 
 def _cross_checks(values: dict[str, Any]) -> Iterator[str]:
-    """Faults of combinations of settings."""
     mail, irc, mqtt = values["mail"], values["irc"], values["mqtt"]
     if bool(mail.login) != bool(mail.password_file):
         yield "[mail] set both login and password_file, or none"

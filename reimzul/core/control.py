@@ -25,8 +25,6 @@ QUARANTINED = "quarantined"
 
 @attr.frozen(kw_only=True)
 class ControlFlag(Message):
-    """Who set a flag, when and why."""
-
     by: str = field(validators.line(64), "")  #: who set it
     at: float = field(validators.unix_time, 0.0)
     drain: bool = field(validators.flag, True)  #: of a builder's flag: false counts as no flag

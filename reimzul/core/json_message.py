@@ -83,7 +83,6 @@ class Message:
 
     @classmethod
     def decode(cls: type[M], body: bytes) -> M:
-        """Read a message from a job's body. Raises `InvalidMessage`."""
         return cls.from_json(parse_json(body))
 
     @classmethod
@@ -118,7 +117,6 @@ def _limit_extra(kind: type[Message], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode(wire: Mapping[str, Any]) -> bytes:
-    """A JSON object as bytes: ASCII, one line."""
     return json.dumps(wire, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 

@@ -269,8 +269,6 @@ class Refusal(Message):
 
 @attr.frozen(kw_only=True)
 class CurrentBuild:
-    """The build that a worker is running."""
-
     build_id: str = field(validators.build_id)
     srpm: str = field(validators.srpm)
     target: str = field(validators.target)
@@ -390,7 +388,6 @@ class RepogenRequest(Message):
 
     @property
     def is_bare(self) -> bool:
-        """Whether it only asks for a regeneration."""
         return not self.build_id
 
     def to_json(self) -> dict[str, Any]:

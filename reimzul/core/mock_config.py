@@ -132,7 +132,10 @@ class Renderer:
     def _expand(self, config: Path) -> str:
         parts: dict[str, str] = {}
         text = inline_includes(config, self.folder, parts)
-        check_syntax(config.name, text, parts)
+        fault = _syntax_fault(config.name, text)
+        if fault:  # name the file and the line that has it
+            faults = (_syntax_fault(os.path.basename(path), part) for path, part in parts.items())
+            raise MockConfigError(f"Config error: {next(filter(None, faults), fault)}")
         return text
 
 
@@ -171,14 +174,6 @@ def _evaluate(argument: str, path: str, folder: Path) -> str:
         raise MockConfigError(f"{os.path.basename(path)}: include({argument}): {error}") from error
 
 
-def check_syntax(name: str, text: str, parts: dict[str, str]) -> None:
-    """Raise `MockConfigError` where Python cannot parse the text, with the file and line that has the error."""
-    fault = _syntax_fault(name, text)
-    if fault:
-        faults = (_syntax_fault(os.path.basename(path), part) for path, part in parts.items())
-        raise MockConfigError(f"Config error: {next(filter(None, faults), fault)}")
-
-
 def _syntax_fault(name: str, text: str) -> str:
     try:
         compile(text, name, "exec", dont_inherit=True)
@@ -194,8 +189,6 @@ def _syntax_fault(name: str, text: str) -> str:
 
 @attr.frozen(kw_only=True)
 class Repository:
-    """One section of a package manager's configuration."""
-
     name: str
     options: dict[str, list[str]]  #: every value of an option, in order
 
@@ -205,7 +198,6 @@ class Repository:
         return [url for value in values for url in value.replace(",", " ").split()]
 
     def last_value(self, option: str, default: str = "") -> str:
-        """The value of an option that holds: the last."""
         return self.options.get(option, [default])[-1]
 
 
@@ -250,7 +242,6 @@ class Options(dict[str, Any]):
 
 
 def user_files(home: Path) -> list[Path]:
-    """What mock reads after the target's configuration, in its order."""
     return [home / ".mock/user.cfg", home / ".config/mock.cfg"]
 
 

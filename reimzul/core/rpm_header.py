@@ -36,8 +36,6 @@ _MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
 
 @attr.frozen(kw_only=True)
 class Header:
-    """The header fields that the farm uses."""
-
     name: str
     epoch: int | None
     version: str

@@ -41,7 +41,6 @@ from reimzul.core.setting_parsers import (
 
 
 def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
-    """A setting: its parser, its default and its meaning."""
     return attr.field(
         default=parse(default), metadata={"key": str, "parse": parse, "default": default, "meaning": meaning}
     )
@@ -383,8 +382,6 @@ class ScmSettings:
 
 @attr.frozen(kw_only=True)
 class Settings:
-    """All settings, an attribute per section."""
-
     farm: FarmSettings = attr.field(factory=FarmSettings)
     beanstalkd: BeanstalkdSettings = attr.field(factory=BeanstalkdSettings)
     incoming: IncomingSettings = attr.field(factory=IncomingSettings)
@@ -414,7 +411,6 @@ RETIRED = {
 
 
 def all_sections() -> dict[str, type]:
-    """All sections by their name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
 
 

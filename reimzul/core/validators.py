@@ -15,15 +15,6 @@ from typing import Any, Callable
 
 #: A component of a path: names, versions and releases of rpms, file names.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
-_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
-_DISTTAG = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*\Z")
-_ARCH = re.compile(r"[a-z0-9][a-z0-9_]*\Z")
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_BUILD_ID = re.compile(r"[0-9a-f]{32}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_TOKEN = re.compile(r"[0-9a-f]{16}\Z")
-_ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
-_TIMESTAMP = re.compile(r"[0-9]{14}\Z")
 #: What `text` replaces: control characters except tab and line feed, surrogates, and characters that change the
 #: direction of text.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,9 +33,11 @@ def quoted(value: Any, limit: int = 80) -> str:
     return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
 
 
-def _matching(pattern: re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
+def _matching(pattern: str | re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
+    compiled = re.compile(pattern)
+
     def check(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.match(value):
+        if not isinstance(value, str) or not compiled.fullmatch(value):
             raise ValueError(f"{quoted(value)} is not {right}")
         if len(value) > limit:
             raise ValueError(f"{quoted(value)} is longer than {limit} characters")
@@ -54,14 +47,18 @@ def _matching(pattern: re.Pattern[str], limit: int, right: str) -> Callable[[Any
 
 
 name = _matching(NAME, 200, "a name of letters, digits and ._+~^- that begins with a letter, a digit or _")
-target = _matching(_TARGET, 128, "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u")
-disttag = _matching(_DISTTAG, 64, "a disttag: letters, digits and ._+~^, as .el7_4")
-arch = _matching(_ARCH, 32, "an arch, as x86_64")
-host = _matching(_HOST, 253, "a host name")
-build_id = _matching(_BUILD_ID, 32, "a build id (32 hex digits)")
-sha256 = _matching(_SHA256, 64, "a sha256 (64 hex digits)")
-token = _matching(_TOKEN, 16, "a token (16 hex digits)")
-attempt = _matching(_ATTEMPT, 32, "an attempt (<seconds>-<8 hex digits>)")
+target = _matching(
+    r"[A-Za-z0-9][A-Za-z0-9._+-]*",
+    128,
+    "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u",
+)
+disttag = _matching(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*", 64, "a disttag: letters, digits and ._+~^, as .el7_4")
+arch = _matching(r"[a-z0-9][a-z0-9_]*", 32, "an arch, as x86_64")
+host = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", 253, "a host name")
+build_id = _matching(r"[0-9a-f]{32}", 32, "a build id (32 hex digits)")
+sha256 = _matching(r"[0-9a-f]{64}", 64, "a sha256 (64 hex digits)")
+token = _matching(r"[0-9a-f]{16}", 16, "a token (16 hex digits)")
+attempt = _matching(r"[0-9]{1,12}-[0-9a-f]{8}", 32, "an attempt (<seconds>-<8 hex digits>)")
 _folder = _matching(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
 
 
@@ -97,7 +94,7 @@ def srpm(value: Any) -> str:
 
 def timestamp(value: Any) -> str:
     """A time in UTC as 14 digits, YYYYMMDDHHMMSS."""
-    if not isinstance(value, str) or not _TIMESTAMP.match(value):
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{14}", value):
         raise ValueError(f"{quoted(value)} is not a timestamp (YYYYMMDDHHMMSS)")
     try:
         datetime.strptime(value, TIMESTAMP_FORMAT)  # noqa: DTZ007  only checks that the date exists

@@ -168,7 +168,6 @@ class BuildRecord(_Stored):
 
     @property
     def state(self) -> str:
-        """One of `BuildState`."""
         if self.status == Status.SUCCESS:
             return BuildState.PUBLISHED if self.published else BuildState.BUILT
         return self.status.lower()
@@ -179,7 +178,6 @@ class BuildRecord(_Stored):
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether it waits or is being built."""
         return self.status in (Status.QUEUED, Status.BUILDING)
 
     @property

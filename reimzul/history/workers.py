@@ -65,8 +65,6 @@ class WorkersUnavailable(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class WorkerRecord:
-    """A worker's latest heartbeat."""
-
     heartbeat: WorkerHeartbeat
     last_seen: float  #: when it came, by the controller's clock: the builder's may be wrong
     first_seen: float = attr.field()  #: when the first heartbeat of this process came
