@@ -88,19 +88,18 @@ for _fresh_key in {keys!r}:
 """
 
 
-def farm_urls(store: str, *others: str) -> tuple[str, ...]:
+def farm_urls(store: str) -> tuple[str, ...]:
     """What the URLs of the farm's repositories begin with, in lower case: by `[bstore] base_url` without `repo/`,
-    by other names of the store, and by every name of the loopback where stunnel listens there.
+    and by every name of the loopback where stunnel listens there.
     """
-    found = [REPOHOST]
-    for url in (store, *others):
-        parts = urlsplit(url)
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-        local = host in _LOOPBACK
-        usual = _DEFAULT_PORTS.get(parts.scheme)
-        ports = [f":{parts.port or usual}", *([""] if parts.port in (None, usual) else [])]
-        path = "/" if local else f"{parts.path.rstrip('/')}/"
-        found += [f"{parts.scheme}://{name}{port}{path}" for name in (_LOOPBACK if local else [host]) for port in ports]
+    parts = urlsplit(store)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    local = host in _LOOPBACK
+    usual = _DEFAULT_PORTS.get(parts.scheme)
+    ports = [f":{parts.port or usual}", *([""] if parts.port in (None, usual) else [])]
+    path = "/" if local else f"{parts.path.rstrip('/')}/"
+    names = _LOOPBACK if local else (host,)
+    found = [REPOHOST, *(f"{parts.scheme}://{name}{port}{path}" for name in names for port in ports)]
     return tuple(dict.fromkeys(url.lower() for url in found))
 
 

@@ -67,11 +67,8 @@ class WorkersUnavailable(ReimzulError):
 class WorkerRecord:
     heartbeat: WorkerHeartbeat
     last_seen: float  #: when it came, by the controller's clock: the builder's may be wrong
-    first_seen: float = attr.field()  #: when the first heartbeat of this process came
-
-    @first_seen.default
-    def _first_seen(self) -> float:
-        return self.last_seen
+    #: when the first heartbeat of this process came
+    first_seen: float = attr.field(default=attr.Factory(lambda record: record.last_seen, takes_self=True))
 
     @property
     def skew(self) -> float:
