@@ -43,7 +43,7 @@ class _Stored:
     """A class whose instances are stored as documents, with their attributes as keys.
 
     A document of another version, or of the original, may lack keys and have keys of its own. It is then kept in
-    `source`, and written back with no other change than those made to the record.
+    `source`, also after events, and written back with no other change than those made to the record.
     """
 
     source: Optional[Mapping[str, Any]] = attr.field(default=None, repr=False)
@@ -63,17 +63,12 @@ class _Stored:
         return record
 
     def to_document(self) -> dict[str, Any]:
-        """Return the document, ready for JSON; attributes of later versions are left out while they are unset."""
-        names = [name for name, value in vars(self).items() if value is not None or name not in _OPTIONAL]
-        names.remove("source")
+        """Return the document, ready for JSON."""
+        names = [name for name in vars(self) if name != "source"]
         if self.source is not None:
             stored = self.from_document(self.source)
             names = [name for name in names if getattr(self, name) != getattr(stored, name)]
         return {**(self.source or {}), **{name: _to_json(getattr(self, name)) for name in names}}
-
-
-#: Attributes of later versions: they are not written while they are unset.
-_OPTIONAL = {"held", "batch", "cause", "newly_failing", "missing", "claimed"}
 
 
 def _to_json(value: Any) -> Any:
@@ -159,12 +154,6 @@ class BuildRecord(_Stored):
     #: Whether it is the newest, by timestamp, of the builds of its srpm, arch and target that are over. It depends on
     #: other records, so the history sets it when it stores a record.
     latest_build: bool = False
-    held: Optional[str] = None
-    batch: Optional[str] = None
-    cause: Optional[str] = None
-    newly_failing: Optional[bool] = None
-    missing: Optional[Sequence[str]] = None
-    claimed: Optional[Mapping[str, Any]] = None
 
     @property
     def state(self) -> str:
@@ -260,8 +249,7 @@ class RefusalRecord(_Stored):
 
 #: The keys of the documents that this version writes, by class.
 _KEYS: dict[Any, frozenset[str]] = {
-    cls: frozenset(attr.fields_dict(cls)) - _OPTIONAL - {"source"}
-    for cls in (RecordedAttempt, BuildRecord, RefusalRecord)
+    cls: frozenset(attr.fields_dict(cls)) - {"source"} for cls in (RecordedAttempt, BuildRecord, RefusalRecord)
 }
 _CONVERTERS = {cls: {each.name: each.converter for each in attr.fields(cls) if each.converter} for cls in _KEYS}
 
@@ -309,7 +297,7 @@ def _merge(
         published=before.published or (event.at if event.status == Status.PUBLISHED else 0.0),
         comment=before.comment or (event.reason if event.status == Status.OVERRIDE else ""),
         latest_build=before.latest_build,
-        **{name: getattr(before, name) for name in _OPTIONAL},
+        source=before.source,
     )
 
 
