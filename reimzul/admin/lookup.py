@@ -59,7 +59,7 @@ def submitter_for_workers(broker: Broker, name: str, settings: Settings) -> str:
     except WorkersUnavailable:
         return validators.restrict_submitter(name)
     known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in heartbeats]
-    is_accepted = not settings.farm.original_workers and all_accept_any_name(broker, known)
+    is_accepted = all_accept_any_name(broker, known)
     return name if is_accepted else validators.restrict_submitter(name)
 
 

@@ -11,37 +11,22 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attr
 
 from reimzul.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reimzul.core.rpm_header import Header
 
 SHIPPED = Path(__file__).with_name("arches.yml")
 NOARCH = "noarch"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,31}\Z")
 
 
-class ArchLimits(Protocol):
-    """The arch tags of a source rpm's header."""
-
-    @property
-    def exclusive_arch(self) -> tuple[str, ...]:
-        """ExclusiveArch; a macro unknown to the packager's host stays unexpanded."""
-
-    @property
-    def exclude_arch(self) -> tuple[str, ...]:
-        """ExcludeArch, likewise."""
-
-    @property
-    def build_archs(self) -> tuple[str, ...]:
-        """BuildArch of the main package, likewise."""
-
-
 @attr.frozen(kw_only=True)
 class Arch:
-    """One arch that may be submitted."""
-
     name: str
     tube: str  #: the tube of its requests
     follows: tuple[str, ...] = ()  #: arches built with it, from the same request
@@ -50,8 +35,6 @@ class Arch:
 
 @attr.frozen(kw_only=True)
 class Arches:
-    """The table of arches."""
-
     known: Mapping[str, Arch]
     serves: Mapping[str, tuple[str, ...]]  #: machine (uname -m) -> tubes it watches besides its own
     noarch_last: frozenset[str]  #: packages that also get a noarch leg, last
@@ -72,7 +55,7 @@ class Arches:
         last = (NOARCH,) if package in self.noarch_last and arch != NOARCH else ()
         return (arch, *self.known[arch].follows, *last)
 
-    def exclusion_reason(self, arch: str, header: ArchLimits) -> str | None:
+    def exclusion_reason(self, arch: str, header: Header) -> str | None:
         """Why a package is not built for an arch; None if it is.
 
         As rpmbuild does, accept `noarch` in ExclusiveArch for a noarch package. A tag with an unexpanded macro excludes
@@ -88,7 +71,7 @@ class Arches:
             return f"BuildArch is {' '.join(header.build_archs)}"
         return None
 
-    def exclusion_doubt(self, arch: str, header: ArchLimits) -> str:
+    def exclusion_doubt(self, arch: str, header: Header) -> str:
         """Name the tags whose unexpanded macros decide whether a package is built for an arch; empty if none does."""
         names = {arch, NOARCH, *self.known[arch].accepts}
         tags = {"ExclusiveArch": header.exclusive_arch, "BuildArch": header.build_archs}

@@ -9,17 +9,19 @@ a job touch it, so a `Broker` belongs to one thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Callable, Generic, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Callable, Generic, TypeVar, cast
 
 import attr
 import greenstalk
 
 from reimzul.core import validators
-from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater, translate_errors
 from reimzul.core.message import (
     BuildRequest,
     NotifyMessage,
@@ -30,6 +32,7 @@ from reimzul.core.message import (
 )
 
 M = TypeVar("M")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Seconds beanstalkd may take to answer, in addition to the time it was asked to wait.
 REPLY_TIMEOUT_SECONDS = 15.0
@@ -45,8 +48,6 @@ _PROGRESS = (Status.QUEUED, Status.BUILDING)
 
 @attr.frozen
 class Tube(Generic[M]):
-    """A tube and the type of its messages."""
-
     name: str
     decode: Callable[[bytes], M]
 
@@ -66,7 +67,6 @@ _CANCEL, _WORKER, _HOST, _TARGET, _SESSION = "cancel.", "worker.", "host.", "tar
 
 
 def cancel_tube(build_id: str) -> str:
-    """The tube of the flag that cancels a build."""
     return _CANCEL + build_id
 
 
@@ -89,7 +89,6 @@ def build_of_cancel_tube(tube: str) -> str:
 
 
 def canary_tube(host: str) -> str:
-    """The tube that a quarantined builder takes its canary from."""
     return f"canary.{host}"[:200]
 
 
@@ -126,8 +125,6 @@ def notify_priority(news: NotifyMessage) -> int:
 
 @attr.frozen
 class JobStats:
-    """beanstalkd's statistics of a job (stats-job)."""
-
     tube: str
     priority: int
     ttr: int  #: seconds
@@ -146,8 +143,6 @@ class JobStats:
 
 @attr.frozen
 class TubeStats:
-    """beanstalkd's statistics of a tube (stats-tube)."""
-
     name: str
     ready: int = 0
     reserved: int = 0
@@ -158,8 +153,6 @@ class TubeStats:
 
 @attr.frozen(kw_only=True)
 class ServerStats:
-    """beanstalkd's statistics of itself (stats)."""
-
     version: str
     draining: bool  #: it accepts no job until it is restarted
     binlog_records: int  #: written since it started; stays 0 without a binlog
@@ -167,30 +160,40 @@ class ServerStats:
 
 #: beanstalkd answers but accepts nothing now.
 _BUSY = (greenstalk.OutOfMemoryError, greenstalk.InternalError, greenstalk.DrainingError, greenstalk.BuriedError)
+#: What greenstalk raises for an answer that it does not expect.
+_OUT_OF_STEP = (greenstalk.Error, AssertionError, ValueError, KeyError)
 
 
-@contextlib.contextmanager
-def translating_errors(broker: Broker) -> Iterator[None]:
+def _translating_errors(broker: Broker) -> AbstractContextManager[None]:
     """Raise our errors for greenstalk's and the socket's; close a stream that may be out of step."""
-    try:
-        yield
-    except _BUSY as error:
-        raise RetryLater(f"beanstalkd takes nothing now ({type(error).__name__})") from error
-    except greenstalk.JobTooBigError as error:
-        raise InvalidMessage("the message is larger than beanstalkd takes (its -z)") from error
-    except greenstalk.NotFoundError as error:
-        raise ReservationLost("the job is not ours any more") from error
-    except OSError as error:
+
+    def close(reason: str) -> BrokerUnavailable:
         broker.close()
-        raise BrokerUnavailable(f"beanstalkd at {broker.address}: {error.strerror or error}") from error
-    except (greenstalk.Error, AssertionError, ValueError, KeyError) as error:
-        broker.close()
-        raise BrokerUnavailable(f"beanstalkd at {broker.address} answered out of step: {error!r}") from error
+        return BrokerUnavailable(f"beanstalkd at {broker.address}{reason}")
+
+    return translate_errors(
+        {
+            _BUSY: lambda error: RetryLater(f"beanstalkd takes nothing now ({type(error).__name__})"),
+            greenstalk.JobTooBigError: lambda _: InvalidMessage("the message is larger than beanstalkd takes (its -z)"),
+            greenstalk.NotFoundError: lambda _: ReservationLost("the job is not ours any more"),
+            OSError: lambda error: close(f": {error.strerror or error}"),
+            _OUT_OF_STEP: lambda error: close(f" answered out of step: {error!r}"),
+        }
+    )
+
+
+def _translated(method: F) -> F:
+    """Let a method of `Broker` raise our errors."""
+
+    @functools.wraps(method)
+    def call(broker: Broker, *arguments: Any, **options: Any) -> Any:
+        with _translating_errors(broker):
+            return method(broker, *arguments, **options)
+
+    return cast(F, call)
 
 
 class Broker:
-    """One connection to beanstalkd."""
-
     def __init__(self, host: str, port: int, answer: float = REPLY_TIMEOUT_SECONDS) -> None:
         """Connect; an answer may take `answer` seconds. Raises `BrokerUnavailable`."""
         self.address = f"{host}:{port}"
@@ -198,7 +201,7 @@ class Broker:
         self._used = greenstalk.DEFAULT_TUBE
         self._claims: dict[int, ReservedJob[Any]] = {}
         self._socket: socket.socket | None = None
-        with translating_errors(self):
+        with _translating_errors(self):
             self._socket = socket.create_connection((host, port), answer)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -228,32 +231,29 @@ class Broker:
             raise BrokerUnavailable(f"beanstalkd at {self.address}: the connection is closed")
         return self._client
 
+    @_translated
     def watch(self, tubes: Iterable[str]) -> None:
-        """Reserve from these tubes and from no others."""
-        with translating_errors(self):
-            wanted = set(tubes)
-            for tube in sorted(wanted):
-                self.client.watch(tube)
-            for tube in set(self.client.watching()) - wanted:
-                self.client.ignore(tube)
+        wanted = set(tubes)
+        for tube in sorted(wanted):
+            self.client.watch(tube)
+        for tube in set(self.client.watching()) - wanted:
+            self.client.ignore(tube)
 
     def put(self, tube: Tube[M], message: M, *, priority: int, delay: int = 0, ttr: int = TTR_SECONDS) -> int:
-        """Put a message into its tube; return the job's number."""
         body: bytes = message.encode()  # type: ignore[attr-defined]
         return self.put_raw(tube.name, body, priority=priority, delay=delay, ttr=ttr)
 
+    @_translated
     def put_raw(self, tube: str, body: bytes, *, priority: int, delay: int = 0, ttr: int = TTR_SECONDS) -> int:
-        """Put bytes into a tube; return the job's number."""
-        with translating_errors(self):
-            self._use_tube(tube)
-            return self.client.put(body, priority=priority, delay=delay, ttr=ttr)
+        self._use_tube(tube)
+        return self.client.put(body, priority=priority, delay=delay, ttr=ttr)
 
     def announce(self, news: NotifyMessage) -> None:
         self.put(NOTIFY, news, priority=notify_priority(news))
 
     def reserve(self, tubes: dict[str, Tube[M]], wait: int) -> ReservedJob[M] | None:
         """Reserve a job of the watched tubes; return None if none comes within `wait` seconds."""
-        with translating_errors(self):
+        with _translating_errors(self):
             try:
                 job = self.client.reserve(wait)
             except greenstalk.TimedOutError:
@@ -271,14 +271,14 @@ class Broker:
         self._claims[job.id] = claim
         return claim
 
+    @_translated
     def check(self) -> None:
         """Raise `BrokerUnavailable` if the other end closed the connection."""
         if self._socket is None:
             raise BrokerUnavailable(f"beanstalkd at {self.address}: the connection is closed")
-        with translating_errors(self):
-            readable, _, _ = select.select([self._socket], [], [], 0)
-            if readable:  # between answers only a close makes it so
-                raise ConnectionError("closed by the other end")
+        readable, _, _ = select.select([self._socket], [], [], 0)
+        if readable:  # between answers only a close makes it so
+            raise ConnectionError("closed by the other end")
 
     def touch_all_if_due(self, *, now: bool = False, lost: Callable[[ReservedJob[Any]], None] | None = None) -> None:
         """Touch every reserved job that is due; call it often.
@@ -294,36 +294,35 @@ class Broker:
                 lost(claim)
 
     def untrack(self, claim: ReservedJob[Any]) -> None:
-        """Stop touching a job."""
         self._claims.pop(claim.id, None)
 
+    @_translated
     def re_reserve(self, claim: ReservedJob[Any]) -> None:
         """Reserve again, by its number, a job that an earlier connection lost. Raises `ReservationLost`."""
-        with translating_errors(self):
-            self.client.reserve_job(claim.id)
+        self.client.reserve_job(claim.id)
         claim.broker = self
         self._claims[claim.id] = claim
 
+    @_translated
     def job_stats(self, number: int) -> JobStats:
         """Statistics of any job. Raises `ReservationLost` if it does not exist."""
-        with translating_errors(self):
-            raw = self.client.stats_job(number)
-            return JobStats(
-                tube=raw["tube"],
-                priority=raw["pri"],
-                ttr=raw["ttr"],
-                age=raw["age"],
-                reserves=raw["reserves"],
-                releases=raw["releases"],
-                timeouts=raw["timeouts"],
-                kicks=raw["kicks"],
-                state=raw["state"],
-            )
+        raw = self.client.stats_job(number)
+        return JobStats(
+            tube=raw["tube"],
+            priority=raw["pri"],
+            ttr=raw["ttr"],
+            age=raw["age"],
+            reserves=raw["reserves"],
+            releases=raw["releases"],
+            timeouts=raw["timeouts"],
+            kicks=raw["kicks"],
+            state=raw["state"],
+        )
 
+    @_translated
     def peek(self, number: int) -> bytes:
         """The body of any job. Raises `ReservationLost` if it does not exist."""
-        with translating_errors(self):
-            return self.client.peek(number).body
+        return self.client.peek(number).body
 
     def first_buried(self, tube: str) -> tuple[int, bytes] | None:
         """The number and body of the job that was buried first in a tube; beanstalkd shows no other."""
@@ -333,60 +332,60 @@ class Broker:
         """The number and body of the job that would be reserved next; it stays in the tube."""
         return self._peek_first(tube, greenstalk.Client.peek_ready)
 
+    @_translated
     def _peek_first(
         self, tube: str, peek: Callable[[greenstalk.Client[bytes]], greenstalk.Job[bytes]]
     ) -> tuple[int, bytes] | None:
+        self._use_tube(tube)
         try:
-            with translating_errors(self):
-                self._use_tube(tube)
-                job = peek(self.client)
-                return job.id, job.body
-        except ReservationLost:
+            job = peek(self.client)
+        except greenstalk.NotFoundError:
             return None
+        return job.id, job.body
 
+    @_translated
     def kick(self, number: int) -> None:
         """Make a buried or delayed job ready. Raises `ReservationLost` if it does not exist."""
-        with translating_errors(self):
-            self.client.kick_job(number)
+        self.client.kick_job(number)
 
+    @_translated
     def delete(self, number: int) -> None:
-        """Delete a job that nobody has reserved. Raises `ReservationLost` if it does not exist or is reserved."""
-        with translating_errors(self):
-            self.client.delete(number)
+        """Delete a job. Raises `ReservationLost` if it does not exist or somebody else has reserved it."""
+        self.client.delete(number)
 
     def _use_tube(self, tube: str) -> None:
         if self._used != tube:
             self.client.use(tube)
             self._used = tube
 
+    @_translated
     def list_tubes(self) -> list[str]:
-        with translating_errors(self):
-            return sorted(self.client.tubes())
+        return sorted(self.client.tubes())
 
+    @_translated
     def server_stats(self) -> ServerStats:
-        with translating_errors(self):
-            raw = self.client.stats()
-            return ServerStats(
-                version=str(raw["version"]),
-                draining=raw["draining"] == "true",
-                binlog_records=raw["binlog-records-written"],
-            )
+        raw = self.client.stats()
+        return ServerStats(
+            version=str(raw["version"]),
+            draining=raw["draining"] == "true",
+            binlog_records=raw["binlog-records-written"],
+        )
 
+    @_translated
     def tube_stats(self, tube: str) -> TubeStats:
         """Statistics of a tube; one that does not exist is empty."""
         try:
-            with translating_errors(self):
-                raw = self.client.stats_tube(tube)
-                return TubeStats(
-                    tube,
-                    ready=raw["current-jobs-ready"],
-                    reserved=raw["current-jobs-reserved"],
-                    delayed=raw["current-jobs-delayed"],
-                    buried=raw["current-jobs-buried"],
-                    watchers=raw["current-watching"],
-                )
-        except ReservationLost:
+            raw = self.client.stats_tube(tube)
+        except greenstalk.NotFoundError:
             return TubeStats(tube)
+        return TubeStats(
+            tube,
+            ready=raw["current-jobs-ready"],
+            reserved=raw["current-jobs-reserved"],
+            delayed=raw["current-jobs-delayed"],
+            buried=raw["current-jobs-buried"],
+            watchers=raw["current-watching"],
+        )
 
 
 class ReservedJob(Generic[M]):
@@ -426,14 +425,14 @@ class ReservedJob(Generic[M]):
         """Touch the job once a third of its ttr is over. Raises `ReservationLost`, `BrokerUnavailable`."""
         self.broker.check()
         if now or time.monotonic() - self._touched > self.stats.ttr / 3:
-            with translating_errors(self.broker):
+            with _translating_errors(self.broker):
                 self.broker.client.touch(self._job)
             self._touched = time.monotonic()
 
     def delete(self) -> None:
         """Delete the job: all its effects are out."""
-        with self._settling():
-            self.broker.client.delete(self.id)
+        self.broker.delete(self.id)
+        self.broker.untrack(self)
 
     def release(self, pause: int) -> None:
         """Give the job back for later, at its own priority. Raises `RetryLater` if beanstalkd is full."""
@@ -456,15 +455,10 @@ class ReservedJob(Generic[M]):
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
         try:
-            with self._settling():
+            with _translating_errors(self.broker):
                 yield
         except RetryLater:
             self.is_orphaned = True
             self.broker.untrack(self)
             raise
-
-    @contextlib.contextmanager
-    def _settling(self) -> Iterator[None]:
-        with translating_errors(self.broker):
-            yield
         self.broker.untrack(self)

@@ -46,22 +46,31 @@ def shared_options(function: F) -> F:
     return click.version_option(__version__, "--version", message="%(prog)s %(version)s")(function)
 
 
+def daemon_command(name: str, examples: str = "") -> Callable[[Callable[[Settings], None]], click.Command]:
+    """Make a daemon's command from the function that runs the daemon with its settings; its docstring is the help."""
+
+    def make_command(run: Callable[[Settings], None]) -> click.Command:
+        @click.command(name, help=run.__doc__, epilog=f"{examples}\n{EXIT_CODES}" if examples else EXIT_CODES)
+        @shared_options
+        def command(config: Path | None, verbose: bool) -> None:
+            run(load_settings(config, verbose))
+
+        return command
+
+    return make_command
+
+
 def load_settings(config: Path | None, verbose: bool) -> Settings:
     """Set up logging and read the settings. Raises `ConfigError`."""
     from reimzul.core.config import load_file
 
-    log_to_stderr(verbose)
-    return load_file(config)
-
-
-def log_to_stderr(verbose: bool) -> None:
-    """Log a line per event; journald, which sets $JOURNAL_STREAM, adds the time itself."""
-    when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "  # journald sets the variable and adds the time
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format=f"{when}%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    return load_file(config)
 
 
 def run_command(command: click.Command, *, help_without_arguments: bool = False) -> NoReturn:

@@ -14,8 +14,6 @@ from typing import Any
 from reimzul.core.errors import ConfigError
 from reimzul.core.settings import (
     RETIRED,
-    IrcSettings,
-    MailSettings,
     Settings,
     all_sections,
     open_row,
@@ -74,32 +72,20 @@ def parse_settings(text: str, source: str) -> Settings:
 
 def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, list[str]]:
     free = open_row(kind)
-    if free is not None:
-        return _parse_open_section(name, kind, free, given)
-    values, faults = {}, []
     rows = {row.name: row for row in settings_of(kind)}
+    values, faults = {}, []
     for key, text in given.items():
+        row = free or rows.get(key)
         if (name, key) in RETIRED:
             log.warning("[%s] %s is ignored, and an error from 0.3 on: %s", name, key, RETIRED[name, key])
-            continue
-        if key not in rows:
+        elif row is None:
             faults.append(f"[{name}] {key} is not a setting{_suggest_key(name, key)}")
-            continue
-        try:
-            values[key] = rows[key].metadata["parse"](text.strip())
-        except ValueError as error:
-            faults.append(f"[{name}] {key}: {error}")
-    return kind(**values), faults
-
-
-def _parse_open_section(name: str, kind: type, free: Any, given: dict[str, str]) -> tuple[Any, list[str]]:
-    values, faults = {}, []
-    for key, text in given.items():
-        try:
-            values[free.metadata["key"](key)] = free.metadata["parse"](text.strip())
-        except ValueError as error:
-            faults.append(f"[{name}] {key}: {error}")
-    return kind(**{free.name: values}), faults
+        else:
+            try:
+                values[row.metadata["key"](key)] = row.metadata["parse"](text.strip())
+            except ValueError as error:
+                faults.append(f"[{name}] {key}: {error}")
+    return kind(**({free.name: values} if free else values)), faults
 
 
 def _unknown_sections(parser: configparser.ConfigParser) -> Iterator[str]:
@@ -121,32 +107,23 @@ def _suggest_key(section: str, key: str) -> str:
 
 
 def _cross_checks(values: dict[str, Any]) -> Iterator[str]:
-    """Faults of combinations of settings."""
-    yield from _cross_check_mail(values["mail"])
-    yield from _cross_check_irc(values["irc"])
-    mqtt = values["mqtt"]
-    if bool(mqtt.tls_cert) != bool(mqtt.tls_key):
-        yield "[mqtt] set both tls_cert and tls_key, or none"
-    if mqtt.notifications and not mqtt.ca_cert:
-        yield "[mqtt] ca_cert: required if notifications is true"
-
-
-def _cross_check_mail(mail: MailSettings) -> Iterator[str]:
+    mail, irc, mqtt = values["mail"], values["irc"], values["mqtt"]
     if bool(mail.login) != bool(mail.password_file):
         yield "[mail] set both login and password_file, or none"
     if mail.login and not mail.starttls and mail.smtp_host not in LOCAL:
         yield "[mail] starttls: must be true: the password would be sent in the clear"
     if mail.to_submitter and not mail.submitter_domain:
         yield "[mail] submitter_domain: required if to_submitter is true"
-
-
-def _cross_check_irc(irc: IrcSettings) -> Iterator[str]:
     if (irc.identify != "no") != bool(irc.password_file):
         yield "[irc] password_file: required if identify is sasl or nickserv, and only then"
     if irc.identify != "no" and not irc.tls and irc.server not in LOCAL:
         yield "[irc] tls: must be true: the password would be sent in the clear"
     if bool(irc.mqtt_cert) != bool(irc.mqtt_key):
         yield "[irc] set both mqtt_cert and mqtt_key, or none"
+    if bool(mqtt.tls_cert) != bool(mqtt.tls_key):
+        yield "[mqtt] set both tls_cert and tls_key, or none"
+    if mqtt.notifications and not mqtt.ca_cert:
+        yield "[mqtt] ca_cert: required if notifications is true"
 
 
 def sample_text() -> str:

@@ -25,8 +25,6 @@ QUARANTINED = "quarantined"
 
 @attr.frozen(kw_only=True)
 class ControlFlag(Message):
-    """Who set a flag, when and why."""
-
     by: str = field(validators.line(64), "")  #: who set it
     at: float = field(validators.unix_time, 0.0)
     drain: bool = field(validators.flag, True)  #: of a builder's flag: false counts as no flag
@@ -36,14 +34,15 @@ class ControlFlag(Message):
     @property
     def cancel_text(self) -> str:
         """The reason of the build's `Cancelled`."""
-        by = f" by {self.by}" if self.by else ""
-        return f"cancelled{by}: {self.why}" if self.why else f"cancelled{by}"
+        return self._describe("cancelled")
 
     @property
     def drain_text(self) -> str:
-        """Why the builder takes no jobs."""
+        return self._describe(self.reason or "drained")
+
+    def _describe(self, what: str) -> str:
         by = f" by {self.by}" if self.by else ""
-        return f"{self.reason or 'drained'}{by}: {self.why}" if self.why else f"{self.reason or 'drained'}{by}"
+        return f"{what}{by}: {self.why}" if self.why else f"{what}{by}"
 
     @property
     def is_quarantine(self) -> bool:
@@ -56,12 +55,10 @@ def new_flag(by: str, why: str = "", *, reason: str = "") -> ControlFlag:
 
 
 def cancel_flag(broker: Broker, build_id: str) -> ControlFlag | None:
-    """The flag that cancels a build, if it is set."""
     return read_flag(broker, cancel_tube(build_id)) if build_id else None
 
 
 def drain_flag(broker: Broker, host: str) -> ControlFlag | None:
-    """The flag that drains a builder, if it is set."""
     found = read_flag(broker, drain_tube(host))
     return found if found and found.drain else None
 
@@ -74,10 +71,12 @@ def stuck_flag(broker: Broker, target: str) -> ControlFlag | None:
 def read_flag(broker: Broker, tube: str) -> ControlFlag | None:
     """The flag in a tube, if there is one; an unreadable one is returned without content."""
     found = broker.first_ready(tube)
-    if found is None:
-        return None
+    return _decode(found[1]) if found else None
+
+
+def _decode(body: bytes) -> ControlFlag:
     try:
-        return ControlFlag.decode(found[1])
+        return ControlFlag.decode(body)
     except InvalidMessage:
         return ControlFlag()
 
@@ -102,13 +101,7 @@ def clear_flag(broker: Broker, tube: str) -> bool:
 
 def clear_quarantine(broker: Broker, host: str) -> None:
     """Delete the notifier's drain flags of a builder; a person's stays."""
-    while (found := broker.first_ready(drain_tube(host))) is not None:
-        try:
-            quarantined = ControlFlag.decode(found[1]).is_quarantine
-        except InvalidMessage:
-            return
-        if not quarantined:
-            return
+    while (found := broker.first_ready(drain_tube(host))) is not None and _decode(found[1]).is_quarantine:
         with contextlib.suppress(ReservationLost):  # somebody else deleted it
             broker.delete(found[0])
 

@@ -52,11 +52,9 @@ class Stop:
 
     @property
     def is_requested(self) -> bool:
-        """Whether no more jobs are to be taken."""
         return self.now.is_set() or self.drain.is_set()
 
     def raise_if_stopping(self) -> None:
-        """Raise `ShutdownRequested` if the jobs in hand are to be released."""
         if self.now.is_set():
             raise ShutdownRequested("the daemon is stopping")
 
@@ -74,8 +72,6 @@ def handle_signals(stop: Stop) -> Iterator[None]:
 
 
 class Daemon(Generic[M]):
-    """A program that reserves jobs from tubes and handles them."""
-
     #: How many jobs are handled together, at most.
     batch = 1
 
@@ -116,7 +112,6 @@ class Daemon(Generic[M]):
         self.service.ping()
 
     def idle_status(self) -> str:
-        """The status of a waiting daemon, for `systemctl status`."""
         return f"waiting for jobs in {', '.join(name for name in self.tubes if not is_control_tube(name))}"
 
     def run(self) -> None:
@@ -151,7 +146,6 @@ class Daemon(Generic[M]):
         self.stop.now.wait(RECONNECT_SECONDS)
 
     def serve(self, broker: Broker) -> None:
-        """Reserve, handle and settle jobs on one connection."""
         broker.watch(self.tubes)
         log.info("%s", self.idle_status())
         self.service.set_status(self.idle_status())
@@ -217,7 +211,6 @@ class Daemon(Generic[M]):
                 self.settle(claim, error)
 
     def settle(self, claim: ReservedJob[M], outcome: Outcome) -> None:
-        """Delete, release or bury a job."""
         self.ping_watchdog()
         try:
             if outcome is None:
@@ -240,7 +233,6 @@ class Daemon(Generic[M]):
             claim.broker.untrack(claim)
 
     def refuse(self, claim: ReservedJob[M], error: Exception) -> None:
-        """Announce that a job is refused, and bury it."""
         if isinstance(error, ReimzulError):
             reason = str(error)
             log.error("%r refused: %s", claim, reason)

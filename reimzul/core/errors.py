@@ -8,6 +8,10 @@ its message is printed with, so that a script can tell causes apart.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Callable, Union
+
 #: Exit codes of every command of the project, beside 0. 2 is click's own for wrong usage.
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -67,17 +71,17 @@ class ShutdownRequested(ReimzulError):
 class TimedOut(ReimzulError):
     """A program exceeded its timeout and was ended."""
 
+    _why = " after"
+
     def __init__(self, program: str, seconds: float) -> None:
-        super().__init__(f"{program} was ended after {seconds:g} s")
+        super().__init__(f"{program} was ended{self._why} {seconds:g} s")
         self.seconds = seconds
 
 
 class ProcessStalled(TimedOut):
     """A program did nothing for too long, and was ended."""
 
-    def __init__(self, program: str, seconds: float) -> None:
-        super().__init__(program, seconds)
-        self.args = (f"{program} was ended: it did nothing for {seconds:g} s",)
+    _why = ": it did nothing for"
 
 
 class ProgramFailed(ReimzulError):
@@ -90,6 +94,23 @@ class ProgramFailed(ReimzulError):
 
 class ProgramNotFound(ReimzulError):
     """A program the farm runs is not installed, or not where the setting says."""
+
+
+@contextlib.contextmanager
+def translate_errors(
+    translations: Mapping[Union[type[Exception], tuple[type[Exception], ...]], Callable[[Any], Exception]],
+) -> Iterator[None]:
+    """Raise another error for one that is raised in the block: the first row of its class makes it.
+
+    A row may also clean up, as close a connection that is out of step.
+    """
+    try:
+        yield
+    except Exception as error:
+        for kinds, translate in translations.items():
+            if isinstance(error, kinds):
+                raise translate(error) from error
+        raise
 
 
 def describe_exit(code: int | None) -> str:

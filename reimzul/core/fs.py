@@ -22,8 +22,6 @@ _MIB = 1024 * 1024
 
 @attr.frozen(kw_only=True)
 class FreeSpace:
-    """Free space of the file system of a folder."""
-
     folder: Path
     mib: int
     inodes: int | None  #: None if the file system does not count them
@@ -39,7 +37,6 @@ class FreeSpace:
         return cls(folder=folder, mib=mib, inodes=found.f_favail if found.f_files else None)
 
     def shortfalls(self, mib: int, inodes: int) -> Iterator[str]:
-        """Describe what is scarcer than needed."""
         if self.mib < mib:
             yield f"disk under {self.folder}: {self.mib} MiB free, {mib} are needed"
         if self.inodes is not None and self.inodes < inodes:

@@ -31,8 +31,6 @@ class NotFound(ReimzulError):
 
 @attr.frozen
 class RangeResponse:
-    """A part of a file that may grow."""
-
     body: bytes
     size: int  #: current size of the whole file
 

@@ -27,8 +27,11 @@ MAX_EXTRA = 16_000
 MAX_DEPTH = 30
 
 
-def field(check: Callable[[Any], Any], default: Any = attr.NOTHING) -> Any:
-    """A message field whose value is checked and normalised by `check`; errors name the field."""
+def field(check: Callable[[Any], Any], default: Any = attr.NOTHING, *, always: bool = False) -> Any:
+    """A message field whose value is checked and normalised by `check`; errors name the field.
+
+    A default value is not sent, unless `always`.
+    """
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if value is attribute.default:
@@ -38,7 +41,7 @@ def field(check: Callable[[Any], Any], default: Any = attr.NOTHING) -> Any:
         except ValueError as error:
             raise ValueError(f"{attribute.name}: {error}") from None
 
-    return attr.field(default=default, validator=validate)
+    return attr.field(default=default, validator=validate, metadata={"always": always})
 
 
 def _refuse_constant(word: str) -> Any:
@@ -80,7 +83,6 @@ class Message:
 
     @classmethod
     def decode(cls: type[M], body: bytes) -> M:
-        """Read a message from a job's body. Raises `InvalidMessage`."""
         return cls.from_json(parse_json(body))
 
     @classmethod
@@ -98,8 +100,7 @@ class Message:
 
     def to_json(self) -> dict[str, Any]:
         """The message as a JSON object, without fields that have their default value."""
-        said = attr.asdict(self, recurse=True, filter=lambda a, value: a.name != "extra" and _is_set(a, value))
-        return {**self.extra, **said}
+        return {**self.extra, **attr.asdict(self, filter=_is_sent, value_serializer=_to_json)}
 
     def encode(self) -> bytes:
         """The message as a job's body. Raises `InvalidMessage` if it is too large for a tube."""
@@ -116,7 +117,6 @@ def _limit_extra(kind: type[Message], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode(wire: Mapping[str, Any]) -> bytes:
-    """A JSON object as bytes: ASCII, one line."""
     return json.dumps(wire, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 
@@ -139,6 +139,12 @@ def nested(kind: type[K], what: str) -> Callable[[Any], K]:
     return check
 
 
-def _is_set(attribute: Any, value: Any) -> bool:
-    default = attribute.default
-    return default is attr.NOTHING or bool(value != default) or isinstance(value, bool)
+def _is_sent(attribute: Any, value: Any) -> bool:
+    if attribute.name == "extra":
+        return False
+    return bool(attribute.metadata.get("always") or value != attribute.default or isinstance(value, bool))
+
+
+def _to_json(_instance: Any, _attribute: Any, value: Any) -> Any:
+    """Messages within a message keep their own unknown keys."""
+    return value.to_json() if isinstance(value, Message) else value

@@ -29,8 +29,6 @@ _CHUNK = 1024 * 1024
 
 @attr.frozen(kw_only=True)
 class File:
-    """A file of a leg."""
-
     name: str = field(validators.name)
     size: int = field(validators.integer(0, 2**50))  #: bytes
     sha256: str = field(validators.sha256)
@@ -38,7 +36,6 @@ class File:
 
     @property
     def is_rpm(self) -> bool:
-        """Whether it is a source or binary package."""
         return self.name.endswith(".rpm")
 
 
@@ -69,15 +66,14 @@ class Manifest(Message):
     files: tuple[File, ...] = field(validators.list_of(nested(File, "a file"), 100_000), ())
     skipped: Mapping[str, str] = field(validators.dict_of(validators.arch, validators.line(200), 20), {})
     phases: tuple[Phase, ...] = field(phases, ())  #: durations, without the upload
-    schema: int = field(validators.integer(1, 1), 1)
+    schema: int = field(validators.integer(1, 1), 1, always=True)
 
     @property
     def build_id(self) -> str:
         return self.request.build_id
 
     @property
-    def rpm_files(self) -> list[File]:
-        """Its packages, the source rpm included."""
+    def rpm_files(self) -> list[File]:  # the source rpm too
         return [file for file in self.files if file.is_rpm]
 
     def place(self, timestamp: str = "") -> str:
@@ -91,11 +87,7 @@ class Manifest(Message):
             scratch=self.request.scratch,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "request": self.request.to_json(), "schema": self.schema}
-
     def to_text(self) -> str:
-        """The content of `build.json`."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
 
 
@@ -109,7 +101,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def sha256_of(path: Path, cancel: CancelToken | None = None) -> str:
-    """The sha256 of a file, as hex digits."""
     digest = sha256()
     with path.open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):

@@ -147,8 +147,6 @@ _priority = validators.integer(0, 2**32 - 1)
 _job = validators.integer(0, 2**63 - 1)
 
 
-#: The statuses that a worker of the original announces.
-_WORKER_STATUSES = (Status.BUILDING, Status.SUCCESS, Status.FAILED)
 #: File names of packages that an event has at most.
 MAX_NAMED_RPMS = 50
 
@@ -206,11 +204,6 @@ class BuildEvent(Message):
     )  #: sink -> tries
 
     @property
-    def by_original(self) -> bool:
-        """Whether a worker of the original announced it: those know no attempts."""
-        return self.status in _WORKER_STATUSES and not self.attempt
-
-    @property
     def key(self) -> str:
         """The permanent key of the leg; an event of the original gets one derived from its fields."""
         if self.build_id:
@@ -263,7 +256,7 @@ class Refusal(Message):
     job: int = field(_job)
     reason: str = field(validators.line(500))
     begins: str = field(validators.text(_FIRST_BYTES), "")  #: how the body begins
-    status: str = field(validators.one_of(Status.REFUSED), Status.REFUSED)
+    status: str = field(validators.one_of(Status.REFUSED), Status.REFUSED, always=True)  #: marks it for readers
     host: str = field(validators.optional(validators.host), "")  #: the host that refused it
     at: float = field(validators.unix_time, 0.0)
     owed: Mapping[str, int] = field(validators.dict_of(validators.name, validators.integer(0, 1_000_000), 20), {})
@@ -273,15 +266,9 @@ class Refusal(Message):
         """The permanent key. beanstalkd restarts job numbers when it loses its binlog, so the body counts too."""
         return uuid.uuid5(NAMESPACE, f"{self.tube} {self.job} {self.at} {self.begins}").hex
 
-    def to_json(self) -> dict[str, Any]:
-        """Always include the status, by which readers recognise the message."""
-        return {**super().to_json(), "status": self.status}
-
 
 @attr.frozen(kw_only=True)
 class CurrentBuild:
-    """The build that a worker is running."""
-
     build_id: str = field(validators.build_id)
     srpm: str = field(validators.srpm)
     target: str = field(validators.target)
@@ -334,11 +321,7 @@ class WorkerHeartbeat(Message):
         validators.optional(validators.token), ""
     )  #: of its process, which watches a tube of that name
     leaving: bool = field(validators.flag, False)  #: it is ending
-    status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE)
-
-    def to_json(self) -> dict[str, Any]:
-        """Always include the status, by which readers recognise the message."""
-        return {**super().to_json(), "status": self.status}
+    status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE, always=True)  #: marks it for readers
 
 
 @attr.frozen(kw_only=True)
@@ -383,9 +366,7 @@ class RepogenRequest(Message):
     place: str = field(validators.optional(validators.place), "")
     index: bool = field(validators.flag, True)  #: false for a failed or a scratch leg: it only gets its place
     #: what is requeued if the manifest itself is damaged
-    request: BuildRequest | None = field(
-        nested(BuildRequest, "a request"), None
-    )  #: what is requeued if the manifest itself is damaged
+    request: BuildRequest | None = field(nested(BuildRequest, "a request"), None)
     logs: bool = field(validators.flag, False)  #: an attempt that decided nothing: its logs are kept in attempts/
     tries: int = field(validators.integer(0, 1000), 0)  #: how often createrepo_c left the leg out
 
@@ -406,24 +387,14 @@ class RepogenRequest(Message):
         return attr.evolve(super().from_json({"target": raw["target"]}), extra=_limit_extra(cls, rest))
 
     @property
-    def original_event(self) -> BuildEvent | None:
-        """The event that a worker of the original sent as its request, if it is one. Raises `InvalidMessage`."""
-        return BuildEvent.from_json(self.to_json()) if self._is_event else None
-
-    @property
     def is_bare(self) -> bool:
-        """Whether it only asks for a regeneration."""
         return not self.build_id
 
     def to_json(self) -> dict[str, Any]:
         """The request as a JSON object; one of the original's worker as it was."""
-        if self._is_event:
+        if self.is_bare and "status" in self.extra:
             return {**self.extra, "target": self.target}
-        return {**super().to_json(), **({"request": self.request.to_json()} if self.request else {})}
-
-    @property
-    def _is_event(self) -> bool:
-        return self.is_bare and "status" in self.extra
+        return super().to_json()
 
 
 @attr.frozen(kw_only=True)

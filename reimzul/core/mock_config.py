@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import attr
@@ -88,19 +88,18 @@ for _fresh_key in {keys!r}:
 """
 
 
-def farm_urls(store: str, *others: str) -> tuple[str, ...]:
+def farm_urls(store: str) -> tuple[str, ...]:
     """What the URLs of the farm's repositories begin with, in lower case: by `[bstore] base_url` without `repo/`,
-    by other names of the store, and by every name of the loopback where stunnel listens there.
+    and by every name of the loopback where stunnel listens there.
     """
-    found = [REPOHOST]
-    for url in (store, *others):
-        parts = urlsplit(url)
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-        local = host in _LOOPBACK
-        usual = _DEFAULT_PORTS.get(parts.scheme)
-        ports = [f":{parts.port or usual}", *([""] if parts.port in (None, usual) else [])]
-        path = "/" if local else f"{parts.path.rstrip('/')}/"
-        found += [f"{parts.scheme}://{name}{port}{path}" for name in (_LOOPBACK if local else [host]) for port in ports]
+    parts = urlsplit(store)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    local = host in _LOOPBACK
+    usual = _DEFAULT_PORTS.get(parts.scheme)
+    ports = [f":{parts.port or usual}", *([""] if parts.port in (None, usual) else [])]
+    path = "/" if local else f"{parts.path.rstrip('/')}/"
+    names = _LOOPBACK if local else (host,)
+    found = [REPOHOST, *(f"{parts.scheme}://{name}{port}{path}" for name in names for port in ports)]
     return tuple(dict.fromkeys(url.lower() for url in found))
 
 
@@ -132,7 +131,10 @@ class Renderer:
     def _expand(self, config: Path) -> str:
         parts: dict[str, str] = {}
         text = inline_includes(config, self.folder, parts)
-        check_syntax(config.name, text, parts)
+        fault = _syntax_fault(config.name, text)
+        if fault:  # name the file and the line that has it
+            faults = (_syntax_fault(os.path.basename(path), part) for path, part in parts.items())
+            raise MockConfigError(f"Config error: {next(filter(None, faults), fault)}")
         return text
 
 
@@ -171,14 +173,6 @@ def _evaluate(argument: str, path: str, folder: Path) -> str:
         raise MockConfigError(f"{os.path.basename(path)}: include({argument}): {error}") from error
 
 
-def check_syntax(name: str, text: str, parts: dict[str, str]) -> None:
-    """Raise `MockConfigError` where Python cannot parse the text, with the file and line that has the error."""
-    fault = _syntax_fault(name, text)
-    if fault:
-        faults = (_syntax_fault(os.path.basename(path), part) for path, part in parts.items())
-        raise MockConfigError(f"Config error: {next(filter(None, faults), fault)}")
-
-
 def _syntax_fault(name: str, text: str) -> str:
     try:
         compile(text, name, "exec", dont_inherit=True)
@@ -194,8 +188,6 @@ def _syntax_fault(name: str, text: str) -> str:
 
 @attr.frozen(kw_only=True)
 class Repository:
-    """One section of a package manager's configuration."""
-
     name: str
     options: dict[str, list[str]]  #: every value of an option, in order
 
@@ -205,7 +197,6 @@ class Repository:
         return [url for value in values for url in value.replace(",", " ").split()]
 
     def last_value(self, option: str, default: str = "") -> str:
-        """The value of an option that holds: the last."""
         return self.options.get(option, [default])[-1]
 
 
@@ -250,18 +241,17 @@ class Options(dict[str, Any]):
 
 
 def user_files(home: Path) -> list[Path]:
-    """What mock reads after the target's configuration, in its order."""
     return [home / ".mock/user.cfg", home / ".config/mock.cfg"]
 
 
 def describe(renderer: Renderer, configs: Iterable[Path], home: Path) -> dict[str, dict[str, str]]:
     """Each configuration's repositories as mock would have them, by its keys; or what is wrong, as `error`."""
-    return {config.name: _describe_or_fault(lambda path=config: _run(renderer, path, home)) for config in configs}  # type: ignore[misc]
+    return {config.name: _describe_or_fault(renderer, config, home) for config in configs}
 
 
-def _describe_or_fault(run: Callable[[], dict[str, str]]) -> dict[str, str]:
+def _describe_or_fault(renderer: Renderer, config: Path, home: Path) -> dict[str, str]:
     try:
-        return run()
+        return _run(renderer, config, home)
     except MockConfigError as error:
         return {"error": str(error)}
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a configuration raises is its fault

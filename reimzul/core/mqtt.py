@@ -67,7 +67,6 @@ class MqttConnection:
         self._sent[name] = infos
 
     def wait_acked(self, name: Name, until: float) -> bool:
-        """Wait until the broker has acknowledged all messages of an event; return whether it has."""
         # acknowledgements come in the order of sending, so the last is asked first
         infos = self._sent[name][::-1]
         if not self._wait(lambda: all(info.is_published() for info in infos), until):
@@ -136,7 +135,7 @@ def tls_context(settings: MqttSettings) -> ssl.SSLContext:
 
 
 def _client() -> paho.Client:
-    """Make a client: paho 2 needs the version of its callbacks, paho 1 does not know that parameter."""
+    # paho 2 needs the version of its callbacks, paho 1 does not know that parameter
     versions = getattr(paho, "CallbackAPIVersion", None)
     arguments: list[Any] = [] if versions is None else [versions.VERSION2]
     return paho.Client(*arguments)

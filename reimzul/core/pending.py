@@ -11,7 +11,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core.errors import ReimzulError
-from reimzul.core.sqlite import open_read_only
+from reimzul.core.sqlite import has_table, open_read_only
 
 #: What the notifier calls a damaged outbox that it has replaced, beside the outbox.
 CORRUPT_PREFIX = "outbox.corrupt-"
@@ -54,7 +54,6 @@ def read_pending(path: Path) -> list[PendingDeliveries]:
         return []
     try:
         with contextlib.closing(open_read_only(path)) as db:
-            made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'delivery'").fetchone()
-            return count_pending(db) if made else []
+            return count_pending(db) if has_table(db, "delivery") else []
     except sqlite3.Error as error:
         raise OutboxUnreadable(f"{path}: the outbox cannot be read: {error}") from error

@@ -38,7 +38,6 @@ class LogThrottle:
         self._last: Optional[float] = None
 
     def is_due(self) -> bool:
-        """Whether to log now; the next line is then due after the interval."""
         now = self._clock()
         if self._last is not None and now - self._last < self._seconds:
             return False
@@ -67,7 +66,6 @@ class CancelToken:
         self._sleep = sleep
 
     def raise_if_cancelled(self) -> None:
-        """Raise whatever says that the work is to end."""
         self._check()
 
     def wait(self, seconds: float) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import attr
 
 from reimzul.core import validators
-from reimzul.core.errors import InputError, ProgramNotFound
+from reimzul.core.errors import InputError, ProgramNotFound, translate_errors
 
 #: Tags of when, where and with which flags a package was built, and checksums over them. The signature header's tags,
 #: below 1000, are such checksums too.
@@ -36,14 +36,13 @@ _MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
 
 @attr.frozen(kw_only=True)
 class Header:
-    """The header fields that the farm uses."""
-
     name: str
     epoch: int | None
     version: str
     release: str
     arch: str  #: of a source rpm, the arch of the host that made it
     is_source: bool
+    #: of a source rpm, as the next two; a macro unknown to the packager's host stays unexpanded
     exclusive_arch: tuple[str, ...] = ()
     exclude_arch: tuple[str, ...] = ()
     build_archs: tuple[str, ...] = ()  #: BuildArch of the main package of a source rpm, mostly ("noarch",)
@@ -96,7 +95,13 @@ def import_rpm() -> Any:
 
 def read_header(path: Path) -> Header:
     """Read the header of a package. Raises `InputError`."""
-    return _check_names(_header_of(_read_raw(path), import_rpm()), path)
+    header = _header_of(_read_raw(path), import_rpm())
+    try:  # name and version-release become parts of paths: rpm allows more than we do
+        validators.name(header.name)
+        validators.name(header.evr)
+    except ValueError as error:
+        raise InputError(f"{path}: its header cannot be used: {error}") from None
+    return header
 
 
 def is_same_package(one: Path, other: Path) -> bool:
@@ -144,20 +149,18 @@ def read_published_texts(path: Path) -> Iterator[tuple[str, bytes]]:
 @contextlib.contextmanager
 def _open_header(rpm: Any, path: Path) -> Iterator[Any]:
     """Open a complete package. Raises `InputError`."""
-    try:
+    with translate_errors(
+        {OSError: lambda error: InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}")}
+    ):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not wait for a pipe
-    except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
-    try:
-        if os.pread(descriptor, 4, 0) != _MAGIC:
-            raise InputError(f"{path}: not an rpm package")
-        raw = _parse_header(rpm, descriptor, path)
-        _check_payload(raw, rpm, descriptor, path)
-        yield raw
-    except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
-    finally:
-        os.close(descriptor)
+        try:
+            if os.pread(descriptor, 4, 0) != _MAGIC:
+                raise InputError(f"{path}: not an rpm package")
+            raw = _parse_header(rpm, descriptor, path)
+            _check_payload(raw, rpm, descriptor, path)
+            yield raw
+        finally:
+            os.close(descriptor)
 
 
 def read_source_header(path: Path) -> Header:
@@ -210,16 +213,6 @@ def _header_of(raw: Any, rpm: Any) -> Header:
         build_archs=_decode_list(raw[rpm.RPMTAG_BUILDARCHS]),
         requires=_decode_list(raw[rpm.RPMTAG_REQUIRENEVRS]),
     )
-
-
-def _check_names(header: Header, path: Path) -> Header:
-    """Check name and version-release, which become parts of paths: rpm allows more than we do."""
-    try:
-        validators.name(header.name)
-        validators.name(header.evr)
-    except ValueError as error:
-        raise InputError(f"{path}: its header cannot be used: {error}") from None
-    return header
 
 
 def _decode_list(values: Any) -> tuple[str, ...]:

@@ -55,7 +55,6 @@ class SdNotify:
             self._send_status()
 
     def set_status(self, words: str) -> None:
-        """What the daemon is doing, for `systemctl status`."""
         self._doing = words
         self._send_status()
 
@@ -65,7 +64,6 @@ class SdNotify:
         self._send_status()
 
     def announce_stop(self) -> None:
-        """The process ends now."""
         self._send("STOPPING=1\nSTATUS=stopping", SEND_TIMEOUT_SECONDS)
 
     def _send_status(self) -> None:

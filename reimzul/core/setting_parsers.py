@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Callable
 from urllib.parse import urlsplit
@@ -13,41 +14,46 @@ import attr
 
 from reimzul.core import validators
 
-#: A mail address; without a domain it is a mailbox of the mail server.
-_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)?\Z")
-_DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
+_DOMAIN = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 
-_NICK = re.compile(r"[A-Za-z\[\]\\`_^{|}][A-Za-z0-9\[\]\\`_^{|}-]{0,29}\Z")
-_CHANNEL = re.compile(r"[#&+!][^\s,:\x00-\x1f\x7f]{1,49}\Z")
 
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+def pattern_parser(pattern: str, right: str) -> Callable[[str], str]:
+    """The parser of a text that a regular expression matches as a whole."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} is not {right}")
+        return text
+
+    return parse
+
+
+def list_parser(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """The parser of values separated by commas; an empty text has none."""
+    return lambda text: tuple(parse(one.strip()) for one in text.split(",")) if text else ()
 
 
 def parse_flag(text: str) -> bool:
     """Read true or false in any spelling of ini files."""
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError(f"{text!r} is not true or false")
+    value = ConfigParser.BOOLEAN_STATES.get(text.lower())
+    if value is None:
+        raise ValueError(f"{text!r} is not true or false")
+    return value
 
 
 def parse_text(text: str) -> str:
-    """Read a text that is not empty."""
     if not text:
         raise ValueError("is empty")
     return text
 
 
 def parse_path(text: str) -> Path:
-    """Read an absolute path."""
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is not an absolute path")
     return Path(text)
 
 
 def parse_optional_path(text: str) -> Path | None:
-    """Read an absolute path or nothing."""
     return parse_path(text) if text else None
 
 
@@ -67,8 +73,6 @@ def parse_arguments(text: str) -> tuple[str, ...]:
 
 
 def integer_parser(low: int, high: int) -> Callable[[str], int]:
-    """The parser of a whole number in a range."""
-
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
             raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
@@ -98,10 +102,7 @@ def url_parser(scheme: str, ending: str = "/") -> Callable[[str], str]:
 
 
 def parse_history_url(text: str) -> str:
-    """Read `sqlite:///` with an absolute path, or a `mongodb://` URL."""
-    if text.startswith(("mongodb://", "mongodb+srv://")):
-        return text
-    if text.startswith("sqlite:////"):
+    if text.startswith(("mongodb://", "mongodb+srv://", "sqlite:////")):
         return text
     raise ValueError(f"{text!r} is neither mongodb://… nor sqlite:////an/absolute/path")
 
@@ -113,52 +114,22 @@ def parse_topic(text: str) -> str:
     return text
 
 
-def parse_address(text: str) -> str:
-    """Read a bare mail address."""
-    if not _ADDRESS.match(text):
-        raise ValueError(f"{text!r} is not a mail address, as me@example.org")
-    return text
-
-
-def parse_addresses(text: str) -> tuple[str, ...]:
-    """Read mail addresses separated by commas."""
-    return tuple(parse_address(one.strip()) for one in text.split(",")) if text else ()
-
-
-def parse_nick(text: str) -> str:
-    if not _NICK.match(text):
-        raise ValueError(f"{text!r} is not an IRC nickname")
-    return text
-
-
-def parse_channels(text: str) -> tuple[str, ...]:
-    """Read IRC channels separated by commas."""
-    names = tuple(name.strip() for name in text.split(",")) if text else ()
-    for name in names:
-        if not _CHANNEL.match(name):
-            raise ValueError(f"{name!r} is not an IRC channel, as #centos-build")
-    return names
+#: A mail address; without a domain it is a mailbox of the mail server.
+parse_address = pattern_parser(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.-]+(@{_DOMAIN})?", "a mail address, as me@example.org")
+parse_addresses = list_parser(parse_address)
+parse_optional_domain = validators.optional(pattern_parser(_DOMAIN, "a domain, as example.org"))
+parse_optional_target = validators.optional(validators.target)
+parse_nick = pattern_parser(r"[A-Za-z\[\]\\`_^{|}][A-Za-z0-9\[\]\\`_^{|}-]{0,29}", "an IRC nickname")
+parse_channels = list_parser(pattern_parser(r"[#&+!][^\s,:\x00-\x1f\x7f]{1,49}", "an IRC channel, as #centos-build"))
 
 
 def choice_parser(*words: str) -> Callable[[str], str]:
-    """The parser of one of a few words."""
-
     def parse(text: str) -> str:
         if text.lower() not in words:
             raise ValueError(f"{text!r} is not one of {', '.join(words)}")
         return text.lower()
 
     return parse
-
-
-def parse_optional_domain(text: str) -> str:
-    if text and not _DOMAIN.match(text):
-        raise ValueError(f"{text!r} is not a domain, as example.org")
-    return text
-
-
-def parse_optional_target(text: str) -> str:
-    return validators.target(text) if text else ""
 
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -200,7 +171,6 @@ DUPLICATE_KINDS = ("builds", "legs")
 
 
 def parse_duplicates(text: str) -> frozenset[str]:
-    """Read `builds`, `legs` or both."""
     kinds = frozenset(text.split())
     if not kinds or not kinds <= set(DUPLICATE_KINDS):
         raise ValueError(f"{text!r} is not one or more of {', '.join(DUPLICATE_KINDS)}")

@@ -41,8 +41,9 @@ from reimzul.core.setting_parsers import (
 
 
 def setting(parse: Callable[[str], Any], default: str, meaning: str) -> Any:
-    """A setting: its parser, its default and its meaning."""
-    return attr.field(default=parse(default), metadata={"parse": parse, "default": default, "meaning": meaning})
+    return attr.field(
+        default=parse(default), metadata={"key": str, "parse": parse, "default": default, "meaning": meaning}
+    )
 
 
 def open_section(key: Callable[[str], Any], parse: Callable[[str], Any], example: str) -> Any:
@@ -62,11 +63,6 @@ class FarmSettings:
         "",
         "The target that `reimzul doctor --canary` builds for, without an arch, as c9s; always a scratch build.",
     )
-
-    @property
-    def original_workers(self) -> bool:
-        """Always False: the setting is retired. Removed at merging, with its last readers."""
-        return False
 
 
 @attr.frozen(kw_only=True)
@@ -386,8 +382,6 @@ class ScmSettings:
 
 @attr.frozen(kw_only=True)
 class Settings:
-    """All settings, an attribute per section."""
-
     farm: FarmSettings = attr.field(factory=FarmSettings)
     beanstalkd: BeanstalkdSettings = attr.field(factory=BeanstalkdSettings)
     incoming: IncomingSettings = attr.field(factory=IncomingSettings)
@@ -417,7 +411,6 @@ RETIRED = {
 
 
 def all_sections() -> dict[str, type]:
-    """All sections by their name in the file."""
     return {a.name: type(getattr(Settings(), a.name)) for a in attr.fields(Settings)}
 
 
@@ -428,4 +421,4 @@ def settings_of(section: type) -> list[Any]:
 
 def open_row(section: type) -> Any:
     """The row of a section with free keys (metadata: key, parse, example); None for other sections."""
-    return next((row for row in attr.fields(section) if "key" in row.metadata), None)
+    return next((row for row in attr.fields(section) if "example" in row.metadata), None)

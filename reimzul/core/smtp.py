@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import smtplib
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import attr
 
 from reimzul.core import validators
 from reimzul.core.cli import local_hostname
-from reimzul.core.errors import ReimzulError
+from reimzul.core.errors import ReimzulError, translate_errors
 from reimzul.core.settings import MailSettings
 from reimzul.core.tls import client_context
 
@@ -66,7 +66,8 @@ class SmtpSession:
         with self._translating_errors():
             code, reply = self._smtp.mail(sender, [f"size={len(mail)}"] if self._smtp.has_extn("size") else [])
             if code == _TOO_LARGE:
-                return self._refuse_all(recipients, code, reply)
+                self._smtp.rset()
+                return SendResult(refused=dict.fromkeys(recipients, _reply_text(code, reply)))
             if code != 250:
                 raise smtplib.SMTPResponseException(code, reply)
             result = self._recipients(recipients)
@@ -104,9 +105,8 @@ class SmtpSession:
         if code == _CLOSING:
             raise smtplib.SMTPResponseException(code, reply)
         self._smtp.rset()
-        if code < 500:
-            return attr.evolve(result, deferred={**result.deferred, **dict.fromkeys(taken, _reply_text(code, reply))})
-        return attr.evolve(result, refused={**result.refused, **dict.fromkeys(taken, _reply_text(code, reply))})
+        (result.deferred if code < 500 else result.refused).update(dict.fromkeys(taken, _reply_text(code, reply)))
+        return result
 
     def _data(self, mail: bytes) -> tuple[int, bytes | str]:
         try:
@@ -114,23 +114,18 @@ class SmtpSession:
         except smtplib.SMTPDataError as error:
             return error.smtp_code, error.smtp_error
 
-    def _refuse_all(self, recipients: Sequence[str], code: int, reply: bytes) -> SendResult:
-        self._smtp.rset()
-        return SendResult(refused=dict.fromkeys(recipients, _reply_text(code, reply)))
-
     def _socket(self) -> socket.socket:
         if not isinstance(self._smtp.sock, socket.socket):
             raise smtplib.SMTPServerDisconnected("the connection is closed")
         return self._smtp.sock
 
-    @contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        """Raise `SmtpUnavailable` for what smtplib and the socket raise, and end the session."""
-        try:
-            yield
-        except (smtplib.SMTPException, OSError) as error:
-            self.close()
-            raise SmtpUnavailable(f"{self.address}: {_reason(error)}") from error
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return translate_errors({(smtplib.SMTPException, OSError): self._fail})
+
+    def _fail(self, error: Exception) -> SmtpUnavailable:
+        """End the session."""
+        self.close()
+        return SmtpUnavailable(f"{self.address}: {_reason(error)}")
 
 
 def read_password(file: Path) -> str:

@@ -7,7 +7,7 @@ All folders lie under one root on one file system, so that a rename is atomic. N
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import quote
 
 import attr
@@ -43,15 +43,17 @@ def _below_root(path: str) -> Any:
     return attr.field(init=False, default=attr.Factory(lambda store: store.root / path, takes_self=True))
 
 
+def _of_target(pattern: str) -> Callable[[StorePaths, str], Path]:
+    """A method of `StorePaths`: the path of a target below the root."""
+    return lambda store, target: store.root / pattern.format(target)
+
+
 @attr.frozen
 class StorePaths:
-    """The folders of the store on bstore's own disk."""
-
     root: Path
     repo: Path = _below_root("repo")  #: published legs, a folder per target
     scratch: Path = _below_root("scratch")  #: scratch builds, never published
     spool: Path = _below_root("spool")  #: uploads of builders, a folder per attempt
-    originals: Path = _below_root("originals")  #: uploads that workers of the original left in an earlier version
     live: Path = _below_root("live")  #: growing logs of running builds, a folder per attempt
     attempts: Path = _below_root("attempts")  #: logs of attempts that did not decide their leg
     rejected: Path = _below_root("rejected")  #: uploads that contradict their manifest, kept for a person
@@ -63,41 +65,15 @@ class StorePaths:
     staged_marks: Path = _below_root("state/staged")  #: a file for each leg that was staged for signing, kept for ever
     put_again: Path = _below_root("state/again")  #: a file for each request that was requeued after a bad upload
 
-    def log(self, target: str) -> Path:
-        """createrepo_c's last output for a target."""
-        return self.state / "createrepo" / f"{target}.log"
-
-    def output(self, target: str) -> Path:
-        """createrepo_c's output folder for a target, which no client sees."""
-        return self.cache / target / "out"
-
-    def runs(self, target: str) -> Path:
-        """The record of when createrepo_c last ran on a target."""
-        return self.state / f"{target}.runs"
-
-    def retained_record(self, target: str) -> Path:
-        """The record of replaced files in a target's repodata."""
-        return self.state / f"{target}.retained"
-
-    def hook(self, target: str) -> Path:
-        """Why the hook last failed on a target; absent if it did not."""
-        return self.state / f"{target}.hook"
-
-    def hook_log(self, target: str) -> Path:
-        """The hook's last output for a target."""
-        return self.state / "createrepo" / f"{target}.hook.log"
-
-    def lock(self, target: str) -> Path:
-        """The lock file of a target: its holder may run createrepo_c."""
-        return self.state / "locks" / f"{target}.lock"
-
-    def unlisted(self, target: str) -> Path:
-        """The record of legs in a target that the repodata does not list."""
-        return self.state / "unlisted" / f"{target}.json"
-
-    def target(self, target: str) -> Path:
-        """The folder of a target, which holds its `repodata`."""
-        return self.repo / target
+    target = _of_target("repo/{}")  #: its folder, which holds its `repodata`
+    output = _of_target("cache/{}/out")  #: createrepo_c's output folder, which no client sees
+    log = _of_target("state/createrepo/{}.log")  #: createrepo_c's last output
+    runs = _of_target("state/{}.runs")  #: when createrepo_c last ran
+    retained_record = _of_target("state/{}.retained")  #: the record of replaced files in its repodata
+    hook = _of_target("state/{}.hook")  #: why the hook last failed; absent if it did not
+    hook_log = _of_target("state/createrepo/{}.hook.log")  #: the hook's last output
+    lock = _of_target("state/locks/{}.lock")  #: its lock file: whoever holds it may run createrepo_c
+    unlisted = _of_target("state/unlisted/{}.json")  #: the record of its legs that the repodata does not list
 
     def place(self, place: str) -> Path:
         return self.root / place
@@ -105,7 +81,7 @@ class StorePaths:
     def folders(self) -> list[Path]:
         """All folders that must exist before a daemon starts."""
         return [
-            self.repo, self.scratch, self.spool, self.live, self.originals, self.attempts, self.rejected, self.index,
+            self.repo, self.scratch, self.spool, self.live, self.attempts, self.rejected, self.index,
             self.cache, self.tosign, self.staging, self.staged_marks, self.put_again, self.state / "locks",
             self.state / "createrepo", self.state / "unlisted",
         ]  # fmt: skip
@@ -124,15 +100,12 @@ class StoreUrls:
         return cls(published[: -len("repo/")], upload)
 
     def place(self, place: str) -> str:
-        """The URL of a place, for its logs and packages."""
         return f"{self.base}{quote(place)}/"
 
     def target(self, target: str) -> str:
-        """The baseurl of a target's repository."""
         return f"{self.base}repo/{quote(target)}/"
 
     def manifest(self, build_id: str, arch: str) -> str:
-        """The URL of a published leg's manifest."""
         return f"{self.base}index/{leg_key(build_id, arch)}/{MANIFEST}"
 
     def spool(self, build_id: str, arch: str, attempt: str) -> str:

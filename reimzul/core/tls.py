@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ssl
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from reimzul.core.errors import translate_errors
 
 
 def client_context(
@@ -32,10 +33,7 @@ def client_context(
     return context
 
 
-@contextlib.contextmanager
-def _naming_setting(section: str, setting: str, *files: Path) -> Iterator[None]:
+def _naming_setting(section: str, setting: str, *files: Path) -> AbstractContextManager[None]:
     """Name the setting and the file in an error: OpenSSL does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"[{section}] {setting}: {', '.join(map(str, files))}: {error}") from error
+    names = ", ".join(map(str, files))
+    return translate_errors({OSError: lambda error: OSError(f"[{section}] {setting}: {names}: {error}")})

@@ -44,7 +44,6 @@ class UnlistedLeg:
 
     @property
     def folder(self) -> str:
-        """Relative to the target's folder."""
         return folder_of(self.place)
 
 
@@ -111,7 +110,6 @@ def _parse_unlisted(raw: Any) -> UnlistedLeg:
 
 
 def write_records(store: StorePaths, target: str, records: Records) -> None:
-    """Make the record of a target lasting."""
     store.unlisted(target).parent.mkdir(exist_ok=True)  # a store of an earlier version has none
     said = {leg: attr.asdict(each) for leg, each in sorted(records.items())}
     fs.write_atomic(store.unlisted(target), json.dumps(said, indent=1) + "\n")

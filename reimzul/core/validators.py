@@ -15,15 +15,6 @@ from typing import Any, Callable
 
 #: A component of a path: names, versions and releases of rpms, file names.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
-_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
-_DISTTAG = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*\Z")
-_ARCH = re.compile(r"[a-z0-9][a-z0-9_]*\Z")
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_BUILD_ID = re.compile(r"[0-9a-f]{32}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_TOKEN = re.compile(r"[0-9a-f]{16}\Z")
-_ATTEMPT = re.compile(r"[0-9]{1,12}-[0-9a-f]{8}\Z")
-_TIMESTAMP = re.compile(r"[0-9]{14}\Z")
 #: What `text` replaces: control characters except tab and line feed, surrogates, and characters that change the
 #: direction of text.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,9 +33,11 @@ def quoted(value: Any, limit: int = 80) -> str:
     return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
 
 
-def _matching(pattern: re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
+def _matching(pattern: str | re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
+    compiled = re.compile(pattern)
+
     def check(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.match(value):
+        if not isinstance(value, str) or not compiled.fullmatch(value):
             raise ValueError(f"{quoted(value)} is not {right}")
         if len(value) > limit:
             raise ValueError(f"{quoted(value)} is longer than {limit} characters")
@@ -54,14 +47,18 @@ def _matching(pattern: re.Pattern[str], limit: int, right: str) -> Callable[[Any
 
 
 name = _matching(NAME, 200, "a name of letters, digits and ._+~^- that begins with a letter, a digit or _")
-target = _matching(_TARGET, 128, "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u")
-disttag = _matching(_DISTTAG, 64, "a disttag: letters, digits and ._+~^, as .el7_4")
-arch = _matching(_ARCH, 32, "an arch, as x86_64")
-host = _matching(_HOST, 253, "a host name")
-build_id = _matching(_BUILD_ID, 32, "a build id (32 hex digits)")
-sha256 = _matching(_SHA256, 64, "a sha256 (64 hex digits)")
-token = _matching(_TOKEN, 16, "a token (16 hex digits)")
-attempt = _matching(_ATTEMPT, 32, "an attempt (<seconds>-<8 hex digits>)")
+target = _matching(
+    r"[A-Za-z0-9][A-Za-z0-9._+-]*",
+    128,
+    "a target: letters, digits and ._+-, beginning with a letter or digit, as c7.1708.u",
+)
+disttag = _matching(r"\.?[A-Za-z0-9][A-Za-z0-9._+~^]*", 64, "a disttag: letters, digits and ._+~^, as .el7_4")
+arch = _matching(r"[a-z0-9][a-z0-9_]*", 32, "an arch, as x86_64")
+host = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", 253, "a host name")
+build_id = _matching(r"[0-9a-f]{32}", 32, "a build id (32 hex digits)")
+sha256 = _matching(r"[0-9a-f]{64}", 64, "a sha256 (64 hex digits)")
+token = _matching(r"[0-9a-f]{16}", 16, "a token (16 hex digits)")
+attempt = _matching(r"[0-9]{1,12}-[0-9a-f]{8}", 32, "an attempt (<seconds>-<8 hex digits>)")
 _folder = _matching(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
 
 
@@ -97,7 +94,7 @@ def srpm(value: Any) -> str:
 
 def timestamp(value: Any) -> str:
     """A time in UTC as 14 digits, YYYYMMDDHHMMSS."""
-    if not isinstance(value, str) or not _TIMESTAMP.match(value):
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{14}", value):
         raise ValueError(f"{quoted(value)} is not a timestamp (YYYYMMDDHHMMSS)")
     try:
         datetime.strptime(value, TIMESTAMP_FORMAT)  # noqa: DTZ007  only checks that the date exists
@@ -119,15 +116,12 @@ def place(value: Any) -> str:
 
 
 def flag(value: Any) -> bool:
-    """true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{quoted(value)} is not true or false")
     return value
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
-    """The check of a whole number in a range."""
-
     def check(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"{quoted(value)} is not a whole number from {low} to {high}")
@@ -137,8 +131,6 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
 
 
 def number(low: float, high: float) -> Callable[[Any], float]:
-    """The check of a number in a range."""
-
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"{quoted(value)} is not a number from {low:g} to {high:g}")
@@ -177,8 +169,6 @@ def line(limit: int) -> Callable[[Any], str]:
 
 
 def one_of(*words: str) -> Callable[[Any], str]:
-    """The check of a value from a list."""
-
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
             raise ValueError(f"{quoted(value)} is not one of {', '.join(words)}")
@@ -193,8 +183,6 @@ def optional(check: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def list_of(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[Any, ...]]:
-    """The check of a list of at most `limit` items."""
-
     def check_all(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(value) > limit:
             raise ValueError(f"{quoted(value)} is not a list of at most {limit}")
@@ -204,8 +192,6 @@ def list_of(check: Callable[[Any], Any], limit: int) -> Callable[[Any], tuple[An
 
 
 def dict_of(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) -> Callable[[Any], dict[str, Any]]:
-    """The check of a JSON object of at most `limit` entries."""
-
     def check_all(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or len(value) > limit:
             raise ValueError(f"{quoted(value)} is not an object of at most {limit} entries")
@@ -215,5 +201,4 @@ def dict_of(key: Callable[[Any], Any], check: Callable[[Any], Any], limit: int) 
 
 
 def now_timestamp() -> str:
-    """The current time as a timestamp."""
     return datetime.now(timezone.utc).strftime(TIMESTAMP_FORMAT)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Optional
 
 import pymongo
 from pymongo.errors import BulkWriteError, PyMongoError
 
+from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.history.base import BuildFilter, History, HistoryUnavailable
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events
@@ -155,12 +157,10 @@ class MongoHistory(History):
             self._builds.update_one(unmarked, {"$set": {"latest_build": True}})
 
 
-@contextlib.contextmanager
-def _translating_errors() -> Iterator[None]:
-    try:
-        yield
-    except PyMongoError as error:
-        raise HistoryUnavailable(f"MongoDB: {' '.join(str(error).split())[:300]}") from error
+def _translating_errors() -> AbstractContextManager[None]:
+    return translate_errors(
+        {PyMongoError: lambda error: HistoryUnavailable(f"MongoDB: {' '.join(str(error).split())[:300]}")}
+    )
 
 
 def _without_id(document: Mapping[str, Any]) -> dict[str, Any]:

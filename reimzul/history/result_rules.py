@@ -61,8 +61,6 @@ def with_implied(event: Event) -> tuple[Event, ...]:
 
 @attr.frozen
 class Notification:
-    """One piece of news for one sink."""
-
     event: Event
     word: str  #: its `news_kind`
     maybe_sent: bool = False  #: an earlier delivery was begun, and its outcome is unknown

@@ -8,16 +8,17 @@ is read only as far as needed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
 
+from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.core.sqlite import open_database, open_read_only, transaction
+from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
 from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events, with_override
 
@@ -118,7 +119,7 @@ class SqliteHistory(History):
         if not self._path.exists():
             raise NoHistory(f"no builds are known yet: the notifier has not made {self._path}")
         db = open_read_only(self._path)
-        if not _has_table(db, "builds"):
+        if not has_table(db, "builds"):
             db.close()
             raise NoHistory(f"no builds are known yet: the notifier is just making {self._path}")
         return db
@@ -137,16 +138,9 @@ class SqliteHistory(History):
         (newest,) = self._db.execute(_NEWEST, group).fetchone()
         self._db.execute(_MARK_LATEST, {**group, "newest": newest})
 
-    @contextlib.contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise HistoryUnavailable(f"{self._path}: the history cannot be used: {error}") from error
-
-
-def _has_table(db: sqlite3.Connection, name: str) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [name]).fetchone() is not None
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        problem = f"{self._path}: the history cannot be used"
+        return translate_errors({(OSError, sqlite3.Error): lambda error: HistoryUnavailable(f"{problem}: {error}")})
 
 
 def _to_row(key: str, record: BuildRecord) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ import attr
 
 from reimzul.core.beanstalk import Broker, session_tube
 from reimzul.core.clock import measure_skew
-from reimzul.core.errors import InvalidMessage, ReimzulError
+from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
 from reimzul.core.message import WorkerHeartbeat
-from reimzul.core.sqlite import open_database, open_read_only, transaction
+from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
 
 #: Seconds without a heartbeat after which a worker counts as silent; idle workers send one every 30 s by default.
 SILENT_AFTER_SECONDS = 120
@@ -64,15 +65,10 @@ class WorkersUnavailable(ReimzulError):
 
 @attr.frozen(kw_only=True)
 class WorkerRecord:
-    """A worker's latest heartbeat."""
-
     heartbeat: WorkerHeartbeat
     last_seen: float  #: when it came, by the controller's clock: the builder's may be wrong
-    first_seen: float = attr.field()  #: when the first heartbeat of this process came
-
-    @first_seen.default
-    def _first_seen(self) -> float:
-        return self.last_seen
+    #: when the first heartbeat of this process came
+    first_seen: float = attr.field(default=attr.Factory(lambda record: record.last_seen, takes_self=True))
 
     @property
     def skew(self) -> float:
@@ -110,7 +106,7 @@ class WorkerStore:
             return []
         query = "SELECT first, heard, document FROM workers ORDER BY host, length(instance), instance, first"
         with self._translating_errors(), contextlib.closing(open_read_only(self._path)) as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'workers'").fetchone():
+            if not has_table(db, "workers"):
                 return []
             return drop_replaced([record for row in db.execute(query) for record in _parse_row(*row)])
 
@@ -147,15 +143,12 @@ class WorkerStore:
             self._db = open_database(self._path, _SCHEMA, synchronous="OFF")  # heartbeats are repeated within a minute
         return self._db
 
-    @contextlib.contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            self.close()  # the file may be damaged: open it again next time
-            raise WorkersUnavailable(
-                f"{self._path}: the workers' heartbeats cannot be read or written: {error}"
-            ) from error
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return translate_errors({(OSError, sqlite3.Error): self._fail})
+
+    def _fail(self, error: Exception) -> WorkersUnavailable:
+        self.close()  # the file may be damaged: open it again next time
+        return WorkersUnavailable(f"{self._path}: the workers' heartbeats cannot be read or written: {error}")
 
 
 def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:

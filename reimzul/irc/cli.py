@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import NoReturn
 
-import click
-
-from reimzul.core.cli import EXIT_CODES, load_settings, run_command, shared_options
+from reimzul.core.cli import daemon_command, run_command
 from reimzul.core.errors import ConfigError
+from reimzul.core.settings import Settings
 
 
-@click.command("reimzul-irc", epilog=EXIT_CODES)
-@shared_options
-def command(config: Path | None, verbose: bool) -> None:
+@daemon_command("reimzul-irc")
+def command(settings: Settings) -> None:
     """Announce every result of the farm in IRC channels, a line each.
 
     Results come from the MQTT broker of [mqtt], which keeps what is published while IRC or this program is away.
@@ -22,7 +20,6 @@ def command(config: Path | None, verbose: bool) -> None:
     Example:
       reimzul-irc --config /etc/reimzul/reimzul.ini
     """
-    settings = load_settings(config, verbose)
     if settings.mqtt.ca_cert is None:
         raise ConfigError("[mqtt] ca_cert: is not set; it names the certificate of the broker's CA")
     try:
@@ -32,9 +29,5 @@ def command(config: Path | None, verbose: bool) -> None:
     IrcBot(settings).run()
 
 
-def main() -> None:
+def main() -> NoReturn:
     run_command(command)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
-
-import click
+from typing import NoReturn
 
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
+from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.settings import Settings
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup
@@ -19,9 +17,8 @@ from reimzul.notifier.quarantine import Quarantine, QuarantineRules
 from reimzul.notifier.sinks import enabled_sinks
 
 
-@click.command("reimzul-notifier", epilog=EXIT_CODES)
-@shared_options
-def notifier(config: Path | None, verbose: bool) -> None:
+@daemon_command("reimzul-notifier")
+def command(settings: Settings) -> None:
     """Deliver every event of the farm to the log file, the history and, by setting, by mail and to an MQTT broker.
 
     Runs on the controller until SIGTERM, which it obeys within a second. One is enough. A listener that is unavailable
@@ -31,11 +28,7 @@ def notifier(config: Path | None, verbose: bool) -> None:
     Example:
       reimzul-notifier --config /etc/reimzul/reimzul.ini
     """
-    run_notifier(load_settings(config, verbose))
-
-
-def run_notifier(settings: Settings) -> None:
-    sinks = enabled_sinks(settings)
+    sinks = enabled_sinks(settings)  # reports a wrong setting before the outbox is opened
     connect = functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port)
     daemon = Notifier(
         connect,
@@ -67,9 +60,5 @@ def make_quarantine(settings: Settings) -> Quarantine | None:
     return Quarantine(rules, mine.presence)
 
 
-def main() -> None:
-    run_command(notifier)
-
-
-if __name__ == "__main__":
-    main()
+def main() -> NoReturn:
+    run_command(command)

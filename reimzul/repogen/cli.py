@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import NoReturn
-
-import click
 
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
+from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.fs import create_store_dirs
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
@@ -31,11 +28,9 @@ Any number may run on one store. SIGTERM requeues the jobs in hand; SIGUSR1 fini
 """
 
 
-@click.command("reimzul-repogen", epilog=EXAMPLES + "\n" + EXIT_CODES)
-@shared_options
-def command(config: Path | None, verbose: bool) -> None:
+@daemon_command("reimzul-repogen", EXAMPLES)
+def command(settings: Settings) -> None:
     """Verify what builders upload, publish it, index it with createrepo_c, and announce it."""
-    settings = load_settings(config, verbose)
     import_rpm()  # fails here with one line, rather than at the first package
     make_daemon(settings).run()
 

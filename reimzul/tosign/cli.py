@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import NoReturn
 
-import click
-
 from reimzul.core.beanstalk import Broker
-from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
+from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.fs import create_store_dirs
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
@@ -26,11 +23,10 @@ SIGTERM requeues the job in hand; SIGUSR1 finishes it, takes no more, and ends.
 """
 
 
-@click.command("reimzul-tosign", epilog=EXAMPLES + "\n" + EXIT_CODES)
-@shared_options
-def command(config: Path | None, verbose: bool) -> None:
+@daemon_command("reimzul-tosign", EXAMPLES)
+def command(settings: Settings) -> None:
     """Copy the packages of each published build to where they are collected and signed."""
-    make_daemon(load_settings(config, verbose)).run()
+    make_daemon(settings).run()
 
 
 def make_daemon(settings: Settings) -> Tosign:

@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 from typing import NoReturn
-
-import click
 
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
-from reimzul.core.cli import EXIT_CODES, load_settings, local_hostname, run_command, shared_options
+from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.sdnotify import SdNotify
 from reimzul.core.settings import Settings
@@ -36,11 +33,9 @@ SIGTERM ends the build and releases its job; SIGUSR1 finishes the build and then
 """
 
 
-@click.command("reimzul-worker", epilog=EXAMPLES + "\n" + EXIT_CODES)
-@shared_options
-def command(config: Path | None, verbose: bool) -> None:
+@daemon_command("reimzul-worker", EXAMPLES)
+def command(settings: Settings) -> None:
     """Build the requests in the tube of this machine's arch, and of the arches it serves, one at a time."""
-    settings = load_settings(config, verbose)
     import_rpm()  # reported now, in one line, rather than at the first build
     workspace = Workspace(settings.worker.results)
     workspace.create()

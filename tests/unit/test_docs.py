@@ -25,7 +25,7 @@ PROGRAMS = {
     "reimzul-worker": ("reimzul.worker.cli", "command"),
     "reimzul-repogen": ("reimzul.repogen.cli", "command"),
     "reimzul-tosign": ("reimzul.tosign.cli", "command"),
-    "reimzul-notifier": ("reimzul.notifier.cli", "notifier"),
+    "reimzul-notifier": ("reimzul.notifier.cli", "command"),
     "reimzul-submit": ("reimzul.submit.cli", "command"),
     "reimzul": ("reimzul.admin.main", "reimzul"),
 }

@@ -174,7 +174,6 @@ def test_the_text_is_the_same_each_time_and_python_3_6_can_read_it(renderer: Ren
 def test_the_stores_urls_by_whatever_name(base: str, expected: str) -> None:
     assert expected.startswith(farm_urls(base))
     assert not "https://store.example.org/mirror/".startswith(farm_urls(base))
-    assert "http://public.example.org/repo/".startswith(farm_urls(base, "http://public.example.org/"))
 
 
 def test_repositories_are_read_as_dnf_reads_them() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reimzul.core.errors import InvalidMessage
-from reimzul.core.message import BuildEvent, RepogenRequest, Status, new_attempt
+from reimzul.core.message import RepogenRequest, new_attempt
 
 SAID = {
     "srpm": "time-1.7-45.el7.src.rpm", "arch": "i386", "target": "c7.1708.u.x86_64", "disttag": ".el7",
@@ -20,28 +20,19 @@ SAID = {
 OURS = {"build_id": "a" * 32, "srpm_sha256": "b" * 64, "tries": [{"builder": "x", "when": 1, "words": "y"}]}
 
 
-def event(**changed: Any) -> BuildEvent:
-    return BuildEvent.from_json({**SAID, **changed})
-
-
 @pytest.mark.parametrize("more", [{}, OURS], ids=["theirs", "ours"])
 def test_their_whole_event_in_createrepo_is_a_request_for_the_target(more: dict[str, Any]) -> None:
     request = RepogenRequest.decode(json.dumps({**SAID, **more}).encode())
     assert request.is_bare
     assert request.target == SAID["target"]
-    assert request.original_event == event(**more)
     assert json.loads(request.encode()) == {**SAID, **more}
     assert RepogenRequest.decode(request.encode()) == request
 
 
-def test_a_bare_target_is_no_event() -> None:
-    assert RepogenRequest.decode(b'{"target": "c7.x86_64"}').original_event is None
-
-
-def test_ours_is_none_whatever_else_it_says() -> None:
+def test_ours_is_a_request_for_its_leg_whatever_else_it_says() -> None:
     leg = {"target": "c7.x86_64", "build_id": "a" * 32, "arch": "i386", "attempt": new_attempt(),
            "place": "repo/c7.x86_64/time/20180410120000/1-1.i386", "status": "Success"}  # fmt: skip
-    assert RepogenRequest.from_json(leg).original_event is None
+    assert not RepogenRequest.from_json(leg).is_bare
     with pytest.raises(InvalidMessage, match="come together"):
         RepogenRequest.from_json({**leg, "place": ""})
 
@@ -49,9 +40,3 @@ def test_ours_is_none_whatever_else_it_says() -> None:
 def test_too_much_of_it_is_refused() -> None:
     with pytest.raises(InvalidMessage, match="unknown keys"):
         RepogenRequest.from_json({**SAID, "noise": "x" * 17_000})
-
-
-@pytest.mark.parametrize("status", Status.BUILD)
-def test_only_a_worker_of_the_original_knows_no_attempts(status: str) -> None:
-    assert event(status=status).by_original == (status in ("Building", "Success", "Failed"))
-    assert not event(status=status, attempt=new_attempt()).by_original
