@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 import attr
 import click
@@ -22,13 +22,11 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import InputError
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 #: The most instances by default, as in the original's README; builders with few cores get fewer.
 DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
 
 
-def _common_options(function: F) -> F:
+def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing."),
         click.option("--yes", is_flag=True, help="Replace changed files without asking."),
@@ -47,7 +45,7 @@ def _common_options(function: F) -> F:
     return function
 
 
-def _key_options(function: F) -> F:
+def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
         click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
@@ -221,7 +219,8 @@ class _SetupRun:
         self.system = System.at_root(root.resolve())
         self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
         self.settings: ini.Settings = dict(map(ini.parse_setting, settings))
-        present, self.hosts = roles.current_role(self.system)
+        tunnels = self.system.text(roles.TUNNELS) or ""
+        present, self.hosts = roles.find_role(tunnels), roles.find_hosts(tunnels)
         if present not in ("", role):
             raise InputError(f"this host is set up as {present} ({roles.TUNNELS}): a host has one role")
         changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke"))
@@ -232,7 +231,7 @@ class _SetupRun:
             raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
         if as_json and not (dry_run or given.get("list_keys")):
             raise click.UsageError("--json goes with --dry-run or --list")
-        self.keys = psk.read_key_file(psk_file)
+        self.keys = None if psk_file is None else psk.read_key_file(psk_file)
         self.options = ApplyOptions(yes=yes, as_json=as_json, to_stderr=changes_keys and role == "controller")
 
     def print_owners(self) -> None:
@@ -259,8 +258,12 @@ class _SetupRun:
         return attr.evolve(theirs, made={**theirs.made, **ours.made}), ours
 
     def _key_changes(self, add: Sequence[str]) -> KeyChanges:
-        names = tuple(map(psk.parse_name, add))
-        return KeyChanges(add=names, revoke=self.given["revoke"], new_key=self.given["new_key"], given=self.keys)
+        return KeyChanges(
+            add=tuple(map(psk.parse_name, add)),
+            revoke=self.given["revoke"],
+            new_key=self.given["new_key"],
+            given=self.keys,
+        )
 
     def find_bstore(self, given: str | None, added: str | None) -> str:
         """bstore's host name; empty while it is unknown. A bstore that has a key keeps the name it had."""
@@ -329,19 +332,16 @@ class _SetupRun:
         apply.run_steps(self.system, work, self.options, self.lock)
 
     def print_commands_for_others(self, result: KeyResult, add_bstore: str | None, names: dict[str, str]) -> None:
-        """Print the commands that the other hosts need after a change of keys."""
         if self.lock is None:
             return
         controller = f"--controller {names['CONTROLLER']}"
         builders = [owner for owner in result.made if owner not in (add_bstore, CONTROLLER)]
-        ours = [CONTROLLER] if CONTROLLER in result.made else []
         added = "".join(f" --add-builder {owner}" for owner in builders)
         added += " --new-key" if added and self.given["new_key"] else ""
-        if add_bstore in result.made:
-            arguments = f"bstore {controller} --name {add_bstore}{added}"
-            self._print_command("bstore", arguments, [add_bstore or "", *ours, *builders])
-        elif builders or ours:
-            self._print_command("bstore", f"bstore{added}", [*ours, *builders])
+        first = f" {controller} --name {add_bstore}" if add_bstore in result.made else ""
+        owners = [owner for owner in (add_bstore or "", CONTROLLER, *builders) if owner in result.made]
+        if owners:
+            self._print_command("bstore", f"bstore{first}{added}", owners)
         for owner in builders:
             self._print_command(owner, f"builder --name {owner} {controller} --bstore {names['BSTORE']}", [owner])
         for owner in self.given["revoke"]:

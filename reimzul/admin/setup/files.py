@@ -106,8 +106,6 @@ class FileSpec:
 
 @attr.frozen(kw_only=True)
 class FileDiff:
-    """A file that differs from its spec."""
-
     spec: FileSpec
     present: str | None  #: None: it does not exist
     mode: int  #: the present file's

@@ -27,8 +27,6 @@ CONFIGURATION = "/etc/mosquitto/conf.d/reimzul.conf"
 FOLDER = "/etc/reimzul/mqtt"
 #: The broker's: certificate and key beside it.
 BROKER = "/etc/mosquitto/certs/reimzul"
-#: Who may publish, and who may read: conf/mosquitto-reimzul.acl.
-CLIENTS = ("notifier", "listener")
 
 #: Days that certificates last: the authority's own, and those it signs.
 AUTHORITY_DAYS, CERTIFICATE_DAYS = 7300, 1826
@@ -82,28 +80,19 @@ def _configuration(system: System, address: str, topic: str) -> Iterator[FileSpe
 
 
 def _certificate_files(system: System, host: str) -> Iterator[FileSpec]:
-    authority = _read_certificate(system, f"{FOLDER}/ca")
-    if not (authority and _is_valid(authority, authority)):
-        authority = _make_authority()
+    authority = _read_valid(system, f"{FOLDER}/ca") or _make_authority()
     yield from _pair_of_files(f"{FOLDER}/ca", authority, "root")
-    broker = _read_certificate(system, BROKER)
-    names = _certified_hosts(broker) if broker else []
-    if not (broker and _is_valid(broker, authority) and host in ("", *names)):
+    broker, names = _read_valid(system, BROKER, authority), _certified_hosts(system.text(f"{BROKER}.crt") or "")
+    if broker is None or host not in ("", *names):
         # a subscriber goes on using the name it was given once
         known = ("localhost", "127.0.0.1", host, local_hostname(), *names)
         broker = _issue_certificate(authority, UNIT, "serverAuth", dict.fromkeys(filter(None, known)))
     yield from _pair_of_files(BROKER, broker, UNIT, (UNIT,))
     yield FileSpec(path=f"{BROKER}-ca.crt", text=authority.text, secret=True, restarts=(UNIT,))
-    for name in CLIENTS:
-        client = _read_certificate(system, f"{FOLDER}/{name}")
-        if not (client and _is_valid(client, authority)):
-            client = _issue_certificate(authority, name, "clientAuth")
+    for name in ("notifier", "listener"):  # one may publish, the other read: conf/mosquitto-reimzul.acl
+        client = _read_valid(system, f"{FOLDER}/{name}", authority)
+        client = client or _issue_certificate(authority, name, "clientAuth")
         yield from _pair_of_files(f"{FOLDER}/{name}", client, "reimzul")
-
-
-def _read_certificate(system: System, path: str) -> Certificate | None:
-    text, key = (system.text(f"{path}.{ending}") for ending in ("crt", "key"))
-    return Certificate(text, key) if text and key else None
 
 
 def _pair_of_files(path: str, pair: Certificate, owner: str, units: tuple[str, ...] = ()) -> Iterator[FileSpec]:
@@ -112,40 +101,39 @@ def _pair_of_files(path: str, pair: Certificate, owner: str, units: tuple[str, .
 
 
 def _settings(system: System) -> ini.Settings:
-    settings = {
+    listener = {("irc", "mqtt_cert"): f"{FOLDER}/listener.crt", ("irc", "mqtt_key"): f"{FOLDER}/listener.key"}
+    return {
         ("mqtt", "notifications"): "true",
         ("mqtt", "host"): "localhost",
         ("mqtt", "port"): "8883",
         ("mqtt", "ca_cert"): f"{FOLDER}/ca.crt",
         ("mqtt", "tls_cert"): f"{FOLDER}/notifier.crt",
         ("mqtt", "tls_key"): f"{FOLDER}/notifier.key",
+        **({} if current_setting(system, "irc", "mqtt_cert") else listener),
     }
-    if not current_setting(system, "irc", "mqtt_cert"):
-        settings[("irc", "mqtt_cert")] = f"{FOLDER}/listener.crt"
-        settings[("irc", "mqtt_key")] = f"{FOLDER}/listener.key"
-    return settings
 
 
 # --- the certificate authority
 
 
-def _is_valid(pair: Certificate, authority: Certificate) -> bool:
-    """Whether a certificate lasts for a while, and is signed by the authority."""
+def _read_valid(system: System, path: str, authority: Certificate | None = None) -> Certificate | None:
+    """The certificate at a path, if it lasts for a while and is signed by the authority; without one, by itself."""
+    text, key = (system.text(f"{path}.{ending}") or "" for ending in ("crt", "key"))
     try:
         _run_openssl(
-            {"certificate": pair.text, "authority": authority.text},
+            {"certificate": text, "authority": authority.text if authority else text},
             ("x509", "-in", "certificate", "-noout", "-checkend", str(MIN_DAYS_LEFT * 86400)),
             ("verify", "-CAfile", "authority", "certificate"),
         )
     except ProgramFailed:
-        return False
-    return True
+        return None
+    return Certificate(text, key) if key else None
 
 
-def _certified_hosts(pair: Certificate) -> list[str]:
+def _certified_hosts(certificate: str) -> list[str]:
     try:
         command = ("x509", "-in", "certificate", "-noout", "-ext", "subjectAltName")
-        printed = _run_openssl({"certificate": pair.text}, command)["stdout"]
+        printed = _run_openssl({"certificate": certificate}, command)["stdout"]
     except ProgramFailed:
         return []
     return re.findall(r"(?:DNS|IP Address):([^\s,]+)", printed)

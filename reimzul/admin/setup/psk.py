@@ -55,10 +55,8 @@ def parse_keys(text: str, source: str) -> dict[str, str]:
     return keys
 
 
-def read_key_file(source: str | None) -> dict[str, str] | None:
-    """The keys in a file; `-` is a pipe, or what a person types, unseen. None where no file was given."""
-    if source is None:
-        return None
+def read_key_file(source: str) -> dict[str, str]:
+    """The keys in a file; `-` is a pipe, or what a person types, unseen. Raises `InputError`."""
     if source == "-":
         if sys.stdin.isatty():
             return parse_keys(_read_unseen_lines(), "what was typed")
@@ -109,8 +107,6 @@ class KeyChanges:
 
 @attr.frozen(kw_only=True)
 class KeyResult:
-    """The keys after the changes."""
-
     keys: Mapping[str, str]
     made: Mapping[str, str]  #: keys made here: they have to be printed
     revoked: bool  #: a key is no longer accepted

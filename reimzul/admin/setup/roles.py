@@ -121,12 +121,6 @@ def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -
 # --- what holds since the last run
 
 
-def current_role(system: System) -> tuple[str, dict[str, str]]:
-    """The role this host was set up for, and the hosts it connects to; empty for a new host."""
-    text = system.text(TUNNELS) or ""
-    return find_role(text), find_hosts(text)
-
-
 def find_role(tunnels: str) -> str:
     """The role that a configuration of stunnel belongs to; empty if it is none of ours."""
     return next((role for role, section in _SECTIONS.items() if f"\n[{section}]\n" in tunnels), "")
@@ -208,10 +202,14 @@ def _drop_in(unit: str, template: str) -> FileSpec:
 
 def accepted_keys_file(options: RoleOptions) -> FileSpec:
     """The keys a host accepts. A revoked host is disconnected by a restart; a new key disturbs nobody."""
-    restarts = (TUNNEL,) if options.revoked else ()
     return FileSpec(
-        path=ACCEPTED, text=options.accepted, mode=0o600, secret=True, restarts=restarts, reloads=(TUNNEL,)
-    )  # fmt: skip
+        path=ACCEPTED,
+        text=options.accepted,
+        mode=0o600,
+        secret=True,
+        restarts=(TUNNEL,) if options.revoked else (),
+        reloads=(TUNNEL,),
+    )
 
 
 def _own_key_file(options: RoleOptions) -> Iterator[FileSpec]:
