@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attr
@@ -30,10 +30,6 @@ LOCK_FILE = "/run/reimzul-setup"
 #: Seconds a command may take: a unit that stops may have a worker in it that ends a build and removes its root.
 COMMAND_TIMEOUT = 180
 _FIREWALL = "firewall-cmd"
-
-
-class SetupFailed(ReimzulError):
-    """Some of the setup was not done."""
 
 
 class MissingAnswer(ReimzulError):
@@ -98,7 +94,7 @@ def write_pending(lock: int, pending: Mapping[str, str]) -> None:
     os.ftruncate(lock, len(record))
 
 
-def prepare(system: System, plan: Plan, lock: int | None, first: Sequence[Step] = ()) -> SetupWork:
+def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] = ()) -> SetupWork:
     """Compare a plan with the host; `first` come before the steps of the units. Raises `ReimzulError`."""
     if not shutil.which("systemctl"):
         raise ReimzulError("systemctl is not here: a farm's hosts run systemd")
@@ -145,7 +141,7 @@ def show(work: SetupWork, options: ApplyOptions) -> None:
 
 
 def require_consent(work: SetupWork, options: ApplyOptions) -> None:
-    """Ask before a person's text is replaced. Raises `SetupFailed` and `MissingAnswer`."""
+    """Ask before a person's text is replaced. Raises `MissingAnswer`, and `ReimzulError` where the answer is no."""
     unclear = [diff for diff in work.diffs if diff.needs_consent]
     if not unclear or options.yes:
         return
@@ -154,7 +150,7 @@ def require_consent(work: SetupWork, options: ApplyOptions) -> None:
     if not sys.stdin.isatty():
         raise MissingAnswer(f"changed by a person: {names}; --yes replaces them. Nothing was changed")
     if not click.confirm(f"Replace {names}?", err=True):
-        raise SetupFailed("nothing was changed")
+        raise ReimzulError("nothing was changed")
 
 
 # --- write and run
@@ -180,7 +176,7 @@ def write_files(system: System, work: SetupWork, options: ApplyOptions, lock: in
 
 
 def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: int) -> None:
-    """Run all steps; one that fails stops no other. Raises `SetupFailed` with all that failed."""
+    """Run all steps; one that fails stops no other. Raises `ReimzulError` with all that failed."""
     failures, pending = [], dict(work.pending)
     for step in work.steps:
         try:
@@ -193,7 +189,7 @@ def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: int)
             pending.pop(step.unit, None)
             write_pending(lock, pending)
     if failures:
-        raise SetupFailed("\n".join(failures))
+        raise ReimzulError("\n".join(failures))
     write_pending(lock, {})
     if not work:
         options.print("nothing to do")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -111,18 +111,15 @@ def controller(
     }
     if bstore and not (own.keys or setup.given["add_builder"]):
         raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
-    more: dict[str, Any] = {
-        "own_key": psk.format_own_key(own.keys),
-        "hosts": {"BSTORE": store} if own.keys and store else {},
-    }
+    peers = {"BSTORE": store} if own.keys and store else {}
+    options = RoleOptions(keys=result, own_key=psk.format_own_key(own.keys), hosts=peers)
     if setup.only_keys and not (with_mqtt or mqtt_listen):
-        options = setup.role_options(result, **more)
-        setup.carry_out(roles.plan_keys(setup.system, options, new_own_key=own.changed), result)
+        plan = roles.plan_keys(setup.system, options, new_own_key=own.changed)
     else:
         listen = _parse_host(mqtt_listen) if mqtt_listen else None
-        services, setup.settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
-        options = setup.role_options(result, services=services, **more)
-        setup.carry_out(roles.plan_role("controller", setup.system, options), result)
+        services, settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
+        plan = roles.plan_role("controller", setup.system, attr.evolve(options, services=services, settings=settings))
+    setup.carry_out(plan, result.made)
     setup.print_commands_for_others(result, add_bstore, names)
 
 
@@ -153,15 +150,16 @@ def bstore(
         return
     result, system = setup.change_bstore_keys(), setup.system
     if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.own_keys()):
-        setup.carry_out(roles.plan_keys(system, setup.role_options(result)), result)
+        setup.carry_out(roles.plan_keys(system, RoleOptions(keys=result)), result.made)
         return
-    options = setup.role_options(
-        result,
+    options = RoleOptions(
+        keys=result,
+        settings=setup.settings,
         **setup.ask_identity(name, controller=controller),
         public_port=roles.current_public_port(system) if public_port is None else public_port,
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
-    )  # fmt: skip
-    setup.carry_out(roles.plan_role("bstore", system, options), result, roles.folder_steps(system))
+    )
+    setup.carry_out(roles.plan_role("bstore", system, options), result.made, roles.folder_steps(system))
     old_uploads = roles.find_old_uploads(system)
     if old_uploads:
         setup.options.print(f"workers of the original are no longer supported: {old_uploads} will not be published")
@@ -193,7 +191,7 @@ def builder(
     instances = workers or len(setup.system.instances("reimzul-worker")) or default
     options = RoleOptions(**identity, settings=setup.settings, instances=instances)
     plan = roles.plan_role("builder", setup.system, options)
-    setup.carry_out(plan, None, roles.clone_steps(setup.system, mock_configs))
+    setup.carry_out(plan, {}, roles.clone_steps(setup.system, mock_configs))
 
 
 def _parse_host(text: str) -> str:
@@ -218,7 +216,7 @@ class _SetupRun:
         self.given = given
         self.system = System.at_root(root.resolve())
         self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
-        self.settings: ini.Settings = dict(map(ini.parse_setting, settings))
+        self.settings = dict(map(ini.parse_setting, settings))
         tunnels = self.system.text(roles.TUNNELS) or ""
         present, self.hosts = roles.find_role(tunnels), roles.find_hosts(tunnels)
         if present not in ("", role):
@@ -268,18 +266,12 @@ class _SetupRun:
     def find_bstore(self, given: str | None, added: str | None) -> str:
         """bstore's host name; empty while it is unknown. A bstore that has a key keeps the name it had."""
         present = self.hosts.get("BSTORE", "")
-        has_key = added in roles.current_accepted_keys(self.system)
-        return given or (present if has_key else "") or added or present
+        return given or (present if added in roles.current_accepted_keys(self.system) else "") or added or present
 
     def own_keys(self) -> dict[str, str]:
         """The keys given that could be this host's own."""
         others = (CONTROLLER, *self.given.get("add_builder", ()))
         return {owner: secret for owner, secret in (self.keys or {}).items() if owner not in others}
-
-    def role_options(self, result: KeyResult, **more: Any) -> RoleOptions:
-        """The options of a host that accepts keys."""
-        accepted = psk.format_keys(result.keys)
-        return RoleOptions(accepted=accepted, revoked=result.revoked, settings=self.settings, **more)
 
     def ask_identity(self, name: str | None, **peers: str | None) -> dict[str, Any]:
         """The hosts this one connects to, and its own key: as given, as in the last run, or as a person answers.
@@ -319,16 +311,15 @@ class _SetupRun:
         if needed and self.keys is None and sys.stdin.isatty():
             self.keys = psk.read_key_file("-")
 
-    def carry_out(self, plan: Plan, result: KeyResult | None, first: Sequence[Step] = ()) -> None:
-        """Show the plan, or apply it. New keys are printed as soon as their file is written."""
+    def carry_out(self, plan: Plan, made: Mapping[str, str], first: Iterable[Step] = ()) -> None:
+        """Show the plan, or apply it. Keys that were made are printed as soon as their file is written."""
         work = apply.prepare(self.system, plan, self.lock, first)
         if self.lock is None:
             apply.show(work, self.options)
             return
         apply.require_consent(work, self.options)
         apply.write_files(self.system, work, self.options, self.lock)
-        if result:
-            click.echo(psk.format_keys(result.made), nl=False)
+        click.echo(psk.format_keys(made), nl=False)
         apply.run_steps(self.system, work, self.options, self.lock)
 
     def print_commands_for_others(self, result: KeyResult, add_bstore: str | None, names: dict[str, str]) -> None:

@@ -107,10 +107,10 @@ class KeyChanges:
 
 @attr.frozen(kw_only=True)
 class KeyResult:
-    keys: Mapping[str, str]
-    made: Mapping[str, str]  #: keys made here: they have to be printed
-    revoked: bool  #: a key is no longer accepted
-    changed: bool
+    keys: Mapping[str, str] = attr.field(factory=dict)
+    made: Mapping[str, str] = attr.field(factory=dict)  #: keys made here: they have to be printed
+    revoked: bool = False  #: a key is no longer accepted: its host may be connected
+    changed: bool = False
 
 
 def apply_key_changes(changes: KeyChanges, present: Mapping[str, str]) -> KeyResult:

@@ -76,8 +76,7 @@ class RoleOptions:
 
     hosts: Mapping[str, str] = attr.field(factory=dict)  #: the names of CONTROLLER and BSTORE
     own_key: str = ""  #: the text of the host's own key file
-    accepted: str = ""  #: the text of the file of accepted keys
-    revoked: bool = False  #: a host that may be connected loses its key
+    keys: psk.KeyResult = attr.field(factory=psk.KeyResult)  #: the keys that the host accepts
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
@@ -160,13 +159,11 @@ def find_old_uploads(system: System) -> str:
 # --- folders
 
 
-def folder_steps(system: System) -> list[Step]:
+def folder_steps(system: System) -> Iterator[Step]:
     """Make the folders that rsyncd writes to, if one is missing."""
     paths = re.findall(r"^d (\S+)", read_template("tmpfiles-bstore.conf"), re.MULTILINE)
-    if not system.running or all(system.resolve(path).is_dir() for path in paths):
-        return []
-    argv = ("systemd-tmpfiles", "--create", FOLDERS)
-    return [Step(argv=argv, description=f"the folders of {FOLDERS} made")]
+    if system.running and not all(system.resolve(path).is_dir() for path in paths):
+        yield Step(argv=("systemd-tmpfiles", "--create", FOLDERS), description=f"the folders of {FOLDERS} made")
 
 
 def clone_steps(system: System, url: str | None) -> list[Step]:
@@ -204,10 +201,10 @@ def accepted_keys_file(options: RoleOptions) -> FileSpec:
     """The keys a host accepts. A revoked host is disconnected by a restart; a new key disturbs nobody."""
     return FileSpec(
         path=ACCEPTED,
-        text=options.accepted,
+        text=psk.format_keys(options.keys.keys),
         mode=0o600,
         secret=True,
-        restarts=(TUNNEL,) if options.revoked else (),
+        restarts=(TUNNEL,) if options.keys.revoked else (),
         reloads=(TUNNEL,),
     )
 
