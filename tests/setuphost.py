@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.admin.main import main
-from reimzul.admin.setup.host import System
+from reimzul.admin.setup.files import System
 
 #: What brings a farm's packages, and ours, to a host.
 UNITS = (

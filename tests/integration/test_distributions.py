@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +83,21 @@ def test_an_installed_wheel_has_every_configuration_and_unit(installed: Path) ->
     for folder in ("conf", "systemd"):
         for path in (TREE / folder).iterdir():
             assert (package / "data" / folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_description_on_pypi_is_the_readme_with_absolute_links(installed: Path) -> None:
+    (file,) = installed.glob("lib/python3.*/site-packages/reimzul-*.dist-info/METADATA")
+    metadata = email.message_from_string(file.read_text(encoding="utf-8"))
+    description, readme = str(metadata.get_payload()), (TREE / "README.md").read_text(encoding="utf-8")
+    urls = dict(row.split(", ") for row in metadata.get_all("Project-URL", []))
+    address = urls["Changelog"].removesuffix("CHANGELOG.md")
+    assert address.startswith(f"{urls['Source']}/")
+    links = re.findall(r"\]\(([^)]+)\)", description)
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert f"{address}docs/install.md" in links
+    assert f"{address}docs/farm.svg" in links
+    assert description.replace(f"]({address}", "](").strip() == readme.strip()
+    assert metadata["Description-Content-Type"] == "text/markdown"
 
 
 @pytest.mark.parametrize("role", ["controller", "bstore", "builder"])

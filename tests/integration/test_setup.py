@@ -14,8 +14,7 @@ from typing import Callable
 
 import pytest
 
-from reimzul.admin.setup import host as setup_host
-from reimzul.admin.setup import roles
+from reimzul.admin.setup import apply, roles
 from tests.setuphost import Host
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -539,7 +538,7 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     program.write_text(FIREWALL.format(log=log, state=0 if runs else 252))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    assert program.name == setup_host._FIREWALL
+    assert program.name == apply._FIREWALL
     host.done("controller")
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.admin.setup import files, ini, psk, roles, templates
-from reimzul.admin.setup.files import FileSpec, compare
-from reimzul.admin.setup.host import System
-from reimzul.admin.setup.lock import PendingUnits, lock_setup
+from reimzul.admin.setup import files, ini, psk, roles
+from reimzul.admin.setup.apply import lock_setup, read_pending, write_pending
+from reimzul.admin.setup.files import FileSpec, System, compare
 from reimzul.admin.setup.psk import KeyChanges, apply_controller_changes, apply_key_changes
 from reimzul.admin.setup.roles import RoleOptions, clone_steps
 from reimzul.core import config
@@ -255,27 +254,30 @@ def test_a_setting_is_given_as_section_key_value() -> None:
 # --- templates
 
 
-@pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
-def test_host_names_are_filled_in_and_known_again(role: str) -> None:
+@pytest.mark.parametrize(
+    ("role", "peers"),
+    [("controller", ("BSTORE",)), ("bstore", ("CONTROLLER",)), ("builder", ("CONTROLLER", "BSTORE"))],
+)
+def test_host_names_are_filled_in_and_known_again(role: str, peers: tuple[str, ...]) -> None:
     hosts = {"CONTROLLER": "c.example.org", "BSTORE": "192.0.2.7"}
-    text = templates.fill_tunnels(role, hosts)
+    text = roles.fill_tunnels(role, hosts)
     assert not re.search(r"^connect = [A-Z]", text, re.MULTILINE)
-    assert templates.find_hosts(text) == {peer: hosts[peer] for peer in roles.PEERS[role]}
-    assert templates.find_role(text) == role
-    assert templates.find_hosts((CONF / f"stunnel-{role}.conf").read_text()) == {}
+    assert roles.find_hosts(text) == {peer: hosts[peer] for peer in peers}
+    assert roles.find_role(text) == role
+    assert roles.find_hosts((CONF / f"stunnel-{role}.conf").read_text()) == {}
 
 
 def test_a_controller_that_does_not_know_bstore_has_no_way_to_it() -> None:
-    text = templates.fill_tunnels("controller", {})
+    text = roles.fill_tunnels("controller", {})
     assert "[store]" not in text
     assert "[incoming-server]" in text
     assert text.endswith("reimzul-psk-all.txt\n")
-    assert templates.fill_tunnels("controller", {"BSTORE": "BSTORE"}).startswith(text)
-    assert (templates.find_role(text), templates.find_hosts(text)) == ("controller", {})
+    assert roles.fill_tunnels("controller", {"BSTORE": "BSTORE"}).startswith(text)
+    assert (roles.find_role(text), roles.find_hosts(text)) == ("controller", {})
 
 
 def test_a_configuration_that_is_not_ours_has_no_role() -> None:
-    assert templates.find_role("[imap]\naccept = 143\n") == ""
+    assert roles.find_role("[imap]\naccept = 143\n") == ""
 
 
 @pytest.mark.parametrize("role", ["controller", "bstore", "builder"])
@@ -297,7 +299,7 @@ def test_nothing_but_stunnel_listens_on_a_public_address() -> None:
     for name in ("nginx-controller.conf", "nginx-bstore.conf"):
         assert re.findall(r"^\s*listen (.+);$", (CONF / name).read_text(), re.MULTILINE) == ["127.0.0.1:80"]
     assert re.findall(r"^address = (.+)$", (CONF / "rsyncd.conf").read_text(), re.MULTILINE) == ["127.0.0.1"]
-    assert templates.find_mosquitto_address((CONF / "mosquitto-reimzul.conf").read_text()) == "127.0.0.1"
+    assert "\nlistener 8883 127.0.0.1\n" in (CONF / "mosquitto-reimzul.conf").read_text()
     assert " -l 127.0.0.1 " in (CONF / "beanstalkd-service.conf").read_text()
 
 
@@ -330,17 +332,17 @@ http {
 
 
 def test_the_server_that_fedoras_nginx_comes_with_is_taken_out() -> None:
-    text = templates.remove_stock_server(NGINX_OF_FEDORA)
+    text = roles.remove_stock_server(NGINX_OF_FEDORA)
     assert re.findall(r"^\s*listen.*", text, re.MULTILINE) == []
     assert text.count("{") == text.count("}")
     assert "include /etc/nginx/conf.d/*.conf;" in text
     assert "#        listen       443" in text
-    assert templates.remove_stock_server(text) == text
+    assert roles.remove_stock_server(text) == text
 
 
 def test_somebodys_own_server_stays() -> None:
     own = NGINX_OF_FEDORA.replace("/usr/share/nginx/html", "/srv/www")
-    assert templates.remove_stock_server(own) == own
+    assert roles.remove_stock_server(own) == own
 
 
 # --- what differs
@@ -535,15 +537,15 @@ def test_repositories_are_public_only_by_the_option(system: System) -> None:
 
 
 def test_pending_units_are_kept_for_the_next_run(system: System) -> None:
-    with lock_setup(system) as mine:
-        assert not mine.read_pending()
-        pending = PendingUnits(restart=frozenset({"nginx", "beanstalkd"}), reload=frozenset({"stunnel@reimzul"}))
-        mine.write_pending(pending)
-    with lock_setup(system) as mine:
-        assert mine.read_pending() == pending
-        mine.write_pending(PendingUnits())
-    with lock_setup(system) as mine:
-        assert not mine.read_pending()
+    with lock_setup(system) as lock:
+        assert not read_pending(lock)
+        pending = {"nginx": "restart", "beanstalkd": "restart", "stunnel@reimzul": "reload"}
+        write_pending(lock, pending)
+    with lock_setup(system) as lock:
+        assert read_pending(lock) == pending
+        write_pending(lock, {})
+    with lock_setup(system) as lock:
+        assert not read_pending(lock)
 
 
 def test_two_set_ups_at_once_are_refused(system: System) -> None:
@@ -595,4 +597,4 @@ def test_units_user_and_folders_are_written_where_no_package_brings_them(
 def test_every_template_and_unit_is_in_the_package() -> None:
     for folder in ("conf", "systemd"):
         for path in (CONF.parent / folder).iterdir():
-            assert templates.read_template(path.name, folder) == path.read_text(encoding="utf-8")
+            assert roles.read_template(path.name, folder) == path.read_text(encoding="utf-8")

@@ -1,40 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies a plan: compares it with the host, asks for consent, writes files, then runs systemctl. Or only shows it."""
+"""Applies a plan: compares it with the host, asks for consent, writes files, then runs systemctl. Or only shows it.
+
+One setup runs at a time. The file of its lock records the unit restarts and reloads that a failed run still has to do.
+It is in /run: after a boot all units run with their present files, and the record is gone with the file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attr
 import click
 
 from reimzul.admin.output import print_json
-from reimzul.admin.setup import files, prompts
-from reimzul.admin.setup.files import FileDiff
-from reimzul.admin.setup.host import COMMAND_TIMEOUT, Step, System, firewall_steps, unit_file
-from reimzul.admin.setup.lock import PendingUnits, SetupLock
-from reimzul.admin.setup.roles import Plan
-from reimzul.core.errors import ReimzulError
+from reimzul.admin.setup import files
+from reimzul.admin.setup.files import FileDiff, RootNeeded, System, unit_file
+from reimzul.admin.setup.roles import Plan, Step
+from reimzul.core.errors import EXIT_USAGE, ReimzulError
+from reimzul.core.fs import file_lock
 from reimzul.core.process import output_of, run
 
+LOCK_FILE = "/run/reimzul-setup"
+#: Seconds a command may take: a unit that stops may have a worker in it that ends a build and removes its root.
+COMMAND_TIMEOUT = 180
+_FIREWALL = "firewall-cmd"
 
-class SetupFailed(ReimzulError):
-    """Some of the setup was not done."""
+
+class MissingAnswer(ReimzulError):
+    """An answer is needed, and there is no terminal to ask on."""
+
+    exit_code = EXIT_USAGE
 
 
 @attr.frozen(kw_only=True)
 class ApplyOptions:
     """How a person wants it done."""
 
-    dry_run: bool = False
     yes: bool = False
     as_json: bool = False
     to_stderr: bool = False  #: stdout is for keys
 
-    def print(self, text: str) -> None:
-        click.echo(text, err=self.to_stderr or self.as_json)
+    def print(self, *lines: str) -> None:
+        click.echo("".join(f"{line}\n" for line in lines), nl=False, err=self.to_stderr or self.as_json)
 
 
 @attr.frozen(kw_only=True)
@@ -43,37 +56,64 @@ class SetupWork:
 
     diffs: Sequence[FileDiff]
     removed: Sequence[str]
-    pending: PendingUnits
+    pending: Mapping[str, str]  #: units that still run with the files of before: unit -> `restart` or `reload`
     steps: Sequence[Step]
 
     def __bool__(self) -> bool:
         return bool(self.diffs or self.removed or self.steps)
 
 
-def prepare(system: System, plan: Plan, pending: PendingUnits, first: Sequence[Step] = ()) -> SetupWork:
-    """Compare a plan with the host. Raises `ReimzulError` if a service is not installed.
+@contextlib.contextmanager
+def lock_setup(system: System) -> Iterator[int]:
+    """Hold the host's lock; yield the descriptor of its file. Raises `ReimzulError` if another setup holds it."""
+    path = system.resolve(LOCK_FILE)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.touch(mode=0o600)  # readable by others, it could be locked by them
+    except PermissionError as error:
+        raise RootNeeded(str(path)) from error
+    with file_lock(path) as descriptor:
+        if descriptor is None:
+            raise ReimzulError(f"another reimzul setup runs here ({path} is locked)")
+        yield descriptor
 
-    `pending` is what an earlier run left undone; the steps in `first` come before those of the units.
-    """
+
+def read_pending(lock: int) -> dict[str, str]:
+    """The units that an earlier run left: unit -> `restart` or `reload`."""
+    try:
+        record = json.loads(os.pread(lock, 65536, 0))
+        return {unit: verb for verb in ("reload", "restart") for unit in record[verb]}
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def write_pending(lock: int, pending: Mapping[str, str]) -> None:
+    units = {verb: sorted(unit for unit in pending if pending[unit] == verb) for verb in ("restart", "reload")}
+    record = json.dumps(units).encode()
+    os.pwrite(lock, record, 0)
+    os.ftruncate(lock, len(record))
+
+
+def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] = ()) -> SetupWork:
+    """Compare a plan with the host; `first` come before the steps of the units. Raises `ReimzulError`."""
     if not shutil.which("systemctl"):
         raise ReimzulError("systemctl is not here: a farm's hosts run systemd")
     planned = {Path(spec.path).name for spec in plan.files}
     absent = [unit for unit in plan.units if not system.has_unit(unit) and unit_file(unit) not in planned]
     if absent:
         raise ReimzulError(f"not installed here: {', '.join(absent)} (make install installs all that a role needs)")
+    pending = {} if lock is None else read_pending(lock)
     diffs = files.compare(system, plan.files)
-    affected = affected_units(plan, diffs, pending)
+    affected = {
+        **{unit: "reload" for diff in diffs for unit in diff.spec.reloads},
+        **pending,
+        **{unit: "restart" for diff in diffs for unit in diff.spec.restarts},
+        **dict.fromkeys(plan.removed.values(), "restart"),
+    }
     paths = [*plan.removed, *(diff.spec.path for diff in diffs)]
     reread = bool(pending) or any(path.startswith("/etc/systemd/system/") for path in paths)
-    steps = [*first, *firewall_steps(system, plan.ports), *unit_steps(system, plan, affected, reread)]
+    steps = [*first, *_firewall_steps(system, plan.ports), *_unit_steps(system, plan, affected, reread)]
     return SetupWork(diffs=diffs, removed=list(plan.removed), pending=affected, steps=steps)
-
-
-def affected_units(plan: Plan, diffs: Sequence[FileDiff], pending: PendingUnits) -> PendingUnits:
-    """The units that have to restart, or to reload, once the plan's files are written."""
-    restart = {unit for diff in diffs for unit in diff.spec.restarts} | set(plan.removed.values())
-    reload = {unit for diff in diffs for unit in diff.spec.reloads}
-    return PendingUnits(restart=pending.restart | restart, reload=pending.reload | reload)
 
 
 # --- show and agree
@@ -81,71 +121,63 @@ def affected_units(plan: Plan, diffs: Sequence[FileDiff], pending: PendingUnits)
 
 def show(work: SetupWork, options: ApplyOptions) -> None:
     if options.as_json:
-        print_json(_to_dict(work))
+        diffs = [
+            {
+                "path": diff.spec.path,
+                "kind": diff.kind,
+                "mode": f"{diff.spec.mode:04o}",
+                "asks": diff.needs_consent,
+                "diff": list(diff.lines()),
+            }
+            for diff in work.diffs
+        ]
+        steps = [{"words": step.description, "argv": list(step.argv)} for step in work.steps]
+        print_json({"files": diffs, "removed": list(work.removed), "steps": steps})
         return
-    for line in (line for diff in work.diffs for line in diff.lines()):
-        options.print(line)
-    for path in work.removed:
-        options.print(f"{path}: removed")
-    for step in work.steps:
-        options.print(step.description)
+    options.print(*(line for diff in work.diffs for line in diff.lines()))
+    options.print(*(f"{path}: removed" for path in work.removed), *(step.description for step in work.steps))
     if not work:
         options.print("nothing to do")
 
 
-def _to_dict(work: SetupWork) -> dict[str, object]:
-    diffs = [
-        {
-            "path": diff.spec.path,
-            "kind": diff.kind,
-            "mode": f"{diff.spec.mode:04o}",
-            "asks": diff.needs_consent,
-            "diff": list(diff.lines()),
-        }
-        for diff in work.diffs
-    ]
-    steps = [{"words": step.description, "argv": list(step.argv)} for step in work.steps]
-    return {"files": diffs, "removed": list(work.removed), "steps": steps}
-
-
 def require_consent(work: SetupWork, options: ApplyOptions) -> None:
-    """Ask before a person's text is replaced. Raises `SetupFailed` and `MissingAnswer`."""
+    """Ask before a person's text is replaced. Raises `MissingAnswer`, and `ReimzulError` where the answer is no."""
     unclear = [diff for diff in work.diffs if diff.needs_consent]
     if not unclear or options.yes:
         return
-    for line in (line for diff in unclear for line in diff.lines()):
-        options.print(line)
+    options.print(*(line for diff in unclear for line in diff.lines()))
     names = ", ".join(diff.spec.path for diff in unclear)
-    if not prompts.has_terminal():
-        raise prompts.MissingAnswer(f"changed by a person: {names}; --yes replaces them. Nothing was changed")
+    if not sys.stdin.isatty():
+        raise MissingAnswer(f"changed by a person: {names}; --yes replaces them. Nothing was changed")
     if not click.confirm(f"Replace {names}?", err=True):
-        raise SetupFailed("nothing was changed")
+        raise ReimzulError("nothing was changed")
 
 
 # --- write and run
 
 
-def write_files(system: System, work: SetupWork, options: ApplyOptions, lock: SetupLock) -> None:
+def write_files(system: System, work: SetupWork, options: ApplyOptions, lock: int) -> None:
     """Write what differs. The units this affects are recorded before: a run that is killed leaves them to the next."""
     if work and system.running:
-        lock.write_pending(work.pending)
+        write_pending(lock, work.pending)
     for diff in work.diffs:
         backup = files.write(system, diff)
         if diff.spec.secret and diff.kind != "mode":
-            options.print("\n".join(diff.lines()))
+            options.print(*diff.lines())
         else:
             options.print(f"wrote {diff.spec.path}" + (f" (backup: {backup})" if backup else ""))
         if diff.spec.then and system.root == Path("/"):
             output_of(diff.spec.then, timeout=COMMAND_TIMEOUT)
     files.save_checksums(system, work.diffs)
     for path in work.removed:
-        files.remove(system, path)
+        with files.translate_errors(path):
+            system.resolve(path).unlink()
         options.print(f"removed {path}")
 
 
-def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: SetupLock) -> None:
-    """Run all steps; one that fails stops no other. Raises `SetupFailed` with all that failed."""
-    failures, pending = [], work.pending
+def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: int) -> None:
+    """Run all steps; one that fails stops no other. Raises `ReimzulError` with all that failed."""
+    failures, pending = [], dict(work.pending)
     for step in work.steps:
         try:
             _run_step(step)
@@ -154,11 +186,11 @@ def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: Setu
             continue
         options.print(step.description)
         if step.unit:
-            pending = pending.without_unit(step.unit)
-            lock.write_pending(pending)
+            pending.pop(step.unit, None)
+            write_pending(lock, pending)
     if failures:
-        raise SetupFailed("\n".join(failures))
-    lock.write_pending(PendingUnits())
+        raise ReimzulError("\n".join(failures))
+    write_pending(lock, {})
     if not work:
         options.print("nothing to do")
     elif not system.running:
@@ -175,10 +207,10 @@ def _run_step(step: Step) -> None:
         raise ReimzulError(f"{error}{f' (see {step.hint})' if step.hint else ''}") from error
 
 
-# --- units
+# --- units and ports
 
 
-def unit_steps(system: System, plan: Plan, affected: PendingUnits, reread: bool) -> Iterator[Step]:
+def _unit_steps(system: System, plan: Plan, affected: Mapping[str, str], reread: bool) -> Iterator[Step]:
     """Disable, enable, start, restart and reload units, where needed. `reread`: files of units have changed."""
     if system.running and reread:
         yield Step(argv=("systemctl", "daemon-reload"), description="systemd's units reloaded")
@@ -188,29 +220,27 @@ def unit_steps(system: System, plan: Plan, affected: PendingUnits, reread: bool)
         if run([*_systemctl(system), "is-enabled", "--quiet", unit], timeout=COMMAND_TIMEOUT) != 0:
             yield _unit_step(system, "enable", unit)
     if system.running:
-        for unit in [*sorted(affected.restart - set(plan.units)), *plan.units]:
-            verb = _needed_verb(unit, affected)
+        others = sorted(unit for unit in affected if affected[unit] == "restart" and unit not in plan.units)
+        for unit in (*others, *plan.units):
+            verb = _needed_verb(unit, affected.get(unit, ""))
             if verb:
                 yield _unit_step(system, verb, unit)
 
 
-def _needed_verb(unit: str, affected: PendingUnits) -> str:
-    if unit in affected.restart:
-        return "restart"
+def _needed_verb(unit: str, wanted: str) -> str:
+    if wanted == "restart":
+        return wanted
     state = _property(unit, "ActiveState")
     # a daemon that was reloaded ends, and is started again after a pause: it is `activating` until then
     if state not in ("active", "activating", "reloading"):
         return "start"
-    if unit not in affected.reload:
-        return ""
-    return "reload" if state == "active" else "restart"
+    return "restart" if wanted and state != "active" else wanted
 
 
 def _unit_step(system: System, verb: str, unit: str, *options: str) -> Step:
-    past = f"{verb}d" if verb.endswith("e") else f"{verb}ed"
     return Step(
         argv=(*_systemctl(system), verb, *options, unit),
-        description=f"{unit} {past}",
+        description=f"{unit} {verb}{'d' if verb.endswith('e') else 'ed'}",
         hint=f"journalctl -u {unit}",
         unit=unit if verb in ("start", "restart", "reload") else "",
     )
@@ -222,3 +252,18 @@ def _property(unit: str, name: str) -> str:
 
 def _systemctl(system: System) -> tuple[str, ...]:
     return ("systemctl",) if system.running else ("systemctl", f"--root={system.root}")
+
+
+def _firewall_steps(system: System, ports: Sequence[int]) -> Iterator[Step]:
+    """Open the ports that are still closed, now and for good; no steps where firewalld does not run."""
+    if not ports or not system.running or not shutil.which(_FIREWALL) or not _firewall_agrees("--state"):
+        return
+    for port in ports:
+        for lasting, when in (((), "now"), (("--permanent",), "for good")):
+            if not _firewall_agrees(*lasting, f"--query-port={port}/tcp"):
+                argv = (_FIREWALL, *lasting, f"--add-port={port}/tcp")
+                yield Step(argv=argv, description=f"port {port} opened {when} in firewalld")
+
+
+def _firewall_agrees(*arguments: str) -> bool:
+    return run([_FIREWALL, *arguments], timeout=COMMAND_TIMEOUT) == 0

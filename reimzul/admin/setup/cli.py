@@ -4,30 +4,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 import attr
 import click
 
 from reimzul.admin.output import print_json
-from reimzul.admin.setup import ini, mqtt, prompts, psk, roles
-from reimzul.admin.setup.apply import ApplyOptions, prepare, require_consent, run_steps, show, write_files
-from reimzul.admin.setup.host import RootNeeded, Step, System
-from reimzul.admin.setup.lock import PendingUnits, lock_setup
+from reimzul.admin.setup import apply, ini, mqtt, psk, roles
+from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
+from reimzul.admin.setup.files import RootNeeded, System
 from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
-from reimzul.admin.setup.roles import Plan, RoleOptions
+from reimzul.admin.setup.roles import Plan, RoleOptions, Step
+from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
 from reimzul.core.errors import InputError
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: The most instances by default, as in the original's README; builders with few cores get fewer.
 DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
 
 
-def _common_options(function: F) -> F:
+def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing."),
         click.option("--yes", is_flag=True, help="Replace changed files without asking."),
@@ -46,7 +45,7 @@ def _common_options(function: F) -> F:
     return function
 
 
-def _key_options(function: F) -> F:
+def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
         click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
@@ -107,19 +106,20 @@ def controller(
     result, own = setup.change_controller_keys(add_bstore)
     store = setup.find_bstore(bstore, add_bstore)
     names = {
-        "CONTROLLER": prompts.parse_host(controller or local_hostname()),
-        "BSTORE": prompts.parse_host(store or "BSTORE"),
+        "CONTROLLER": _parse_host(controller or local_hostname()),
+        "BSTORE": _parse_host(store or "BSTORE"),
     }
     if bstore and not (own.keys or setup.given["add_builder"]):
         raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
-    more = {"own_key": psk.format_own_key(own.keys), "hosts": {"BSTORE": store} if own.keys and store else {}}
+    peers = {"BSTORE": store} if own.keys and store else {}
+    options = RoleOptions(keys=result, own_key=psk.format_own_key(own.keys), hosts=peers)
     if setup.only_keys and not (with_mqtt or mqtt_listen):
-        options = setup.role_options(result, **more)
-        setup.carry_out(roles.plan_keys(setup.system, options, new_own_key=own.changed), result)
+        plan = roles.plan_keys(setup.system, options, new_own_key=own.changed)
     else:
-        listen = prompts.parse_host(mqtt_listen) if mqtt_listen else None
-        more.update(mqtt.role_options(setup.system, with_mqtt, listen, controller, setup.settings))
-        setup.carry_out(roles.plan_role("controller", setup.system, setup.role_options(result, **more)), result)
+        listen = _parse_host(mqtt_listen) if mqtt_listen else None
+        services, settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
+        plan = roles.plan_role("controller", setup.system, attr.evolve(options, services=services, settings=settings))
+    setup.carry_out(plan, result.made)
     setup.print_commands_for_others(result, add_bstore, names)
 
 
@@ -149,19 +149,17 @@ def bstore(
         setup.print_owners()
         return
     result, system = setup.change_bstore_keys(), setup.system
-    if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.has_own()):
-        setup.carry_out(roles.plan_keys(system, setup.role_options(result)), result)
+    if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.own_keys()):
+        setup.carry_out(roles.plan_keys(system, RoleOptions(keys=result)), result.made)
         return
-    prompter = prompts.Prompter()
-    hosts = {"CONTROLLER": setup.ask_host(prompter, controller, "CONTROLLER")}
-    own = setup.choose_own_key(prompter, name)
-    prompter.raise_if_missing()
-    options = setup.role_options(
-        result, hosts=hosts, own_key=own,
+    options = RoleOptions(
+        keys=result,
+        settings=setup.settings,
+        **setup.ask_identity(name, controller=controller),
         public_port=roles.current_public_port(system) if public_port is None else public_port,
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
-    )  # fmt: skip
-    setup.carry_out(roles.plan_role("bstore", system, options), result, roles.folder_steps(system))
+    )
+    setup.carry_out(roles.plan_role("bstore", system, options), result.made, roles.folder_steps(system))
     old_uploads = roles.find_old_uploads(system)
     if old_uploads:
         setup.options.print(f"workers of the original are no longer supported: {old_uploads} will not be published")
@@ -188,29 +186,20 @@ def builder(
       reimzul setup builder --name b3 --controller controller.example.org --bstore bstore.example.org --psk-file -
     """
     setup = _SetupRun("builder", **given)
-    prompter = prompts.Prompter()
-    hosts = {
-        "CONTROLLER": setup.ask_host(prompter, controller, "CONTROLLER"),
-        "BSTORE": setup.ask_host(prompter, bstore, "BSTORE"),
-    }
-    own = setup.choose_own_key(prompter, name)
-    prompter.raise_if_missing()
+    identity = setup.ask_identity(name, controller=controller, bstore=bstore)
     default = min(DEFAULT_WORKERS, max(1, (os.cpu_count() or 1) // 2))
-    options = RoleOptions(
-        hosts=hosts, own_key=own, settings=setup.settings,
-        instances=workers or len(setup.system.instances("reimzul-worker")) or default,
-    )  # fmt: skip
+    instances = workers or len(setup.system.instances("reimzul-worker")) or default
+    options = RoleOptions(**identity, settings=setup.settings, instances=instances)
     plan = roles.plan_role("builder", setup.system, options)
-    setup.carry_out(plan, None, roles.clone_steps(setup.system, mock_configs))
+    setup.carry_out(plan, {}, roles.clone_steps(setup.system, mock_configs))
 
 
-def _refuse_contradictions(role: str, changes_keys: bool, **given: Any) -> None:
-    if given["psk_file"] and role == "controller" and not changes_keys:
-        raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
-    if given.get("new_key") and not changes_keys:
-        raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
-    if given["as_json"] and not (given["dry_run"] or given.get("list_keys")):
-        raise click.UsageError("--json goes with --dry-run or --list")
+def _parse_host(text: str) -> str:
+    """A host name, or an IPv4 address. Raises `InputError`."""
+    try:
+        return validators.host(text)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 class _SetupRun:
@@ -226,36 +215,37 @@ class _SetupRun:
             click.echo("warning: --original-workers has no effect any more, and is an error from 0.3 on", err=True)
         self.given = given
         self.system = System.at_root(root.resolve())
-        self.lock = None if dry_run else click.get_current_context().with_resource(lock_setup(self.system))
+        self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
         self.settings = dict(map(ini.parse_setting, settings))
-        present, self.hosts = roles.current_role(self.system)
+        tunnels = self.system.text(roles.TUNNELS) or ""
+        present, self.hosts = roles.find_role(tunnels), roles.find_hosts(tunnels)
         if present not in ("", role):
             raise InputError(f"this host is set up as {present} ({roles.TUNNELS}): a host has one role")
         changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke"))
         self.only_keys = bool(present) and changes_keys and not self.settings
-        _refuse_contradictions(role, changes_keys, dry_run=dry_run, as_json=as_json, psk_file=psk_file, **given)
-        self.keys = prompts.read_key_file(psk_file)
-        to_stderr = changes_keys and role == "controller"
-        self.options = ApplyOptions(dry_run=dry_run, yes=yes, as_json=as_json, to_stderr=to_stderr)
+        if psk_file and role == "controller" and not changes_keys:
+            raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
+        if given.get("new_key") and not changes_keys:
+            raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
+        if as_json and not (dry_run or given.get("list_keys")):
+            raise click.UsageError("--json goes with --dry-run or --list")
+        self.keys = None if psk_file is None else psk.read_key_file(psk_file)
+        self.options = ApplyOptions(yes=yes, as_json=as_json, to_stderr=changes_keys and role == "controller")
 
     def print_owners(self) -> None:
         owners = psk.list_owners(roles.current_accepted_keys(self.system))
         if self.options.as_json:
             print_json({"names": owners})
         else:
-            for owner in owners:
-                click.echo(owner)
+            click.echo("".join(f"{owner}\n" for owner in owners), nl=False)
 
     def change_bstore_keys(self) -> KeyResult:
         """The keys that bstore accepts: with the builders' changes, and the controller's key if it was given."""
-        add = self.given["add_builder"]
-        if self.keys is None and (add or self.system.text(roles.OWN_KEY) is None):
-            if prompts.has_terminal():
-                self.keys = prompts.read_key_file("-")
-            elif add:
-                raise prompts.MissingAnswer("missing, and there is no terminal to ask on: --psk-file FILE")
+        self._ask_keys()
+        if self.keys is None and self.given["add_builder"]:
+            raise MissingAnswer("missing, and there is no terminal to ask on: --psk-file FILE")
         taken = (CONTROLLER,) if CONTROLLER in (self.keys or ()) else ()
-        changes = attr.evolve(self._key_changes(add), taken=taken)
+        changes = attr.evolve(self._key_changes(self.given["add_builder"]), taken=taken)
         return psk.apply_key_changes(changes, roles.current_accepted_keys(self.system))
 
     def change_controller_keys(self, bstore: str | None) -> tuple[KeyResult, KeyResult]:
@@ -266,43 +256,48 @@ class _SetupRun:
         return attr.evolve(theirs, made={**theirs.made, **ours.made}), ours
 
     def _key_changes(self, add: Sequence[str]) -> KeyChanges:
-        names = tuple(map(psk.parse_name, add))
-        return KeyChanges(add=names, revoke=self.given["revoke"], new_key=self.given["new_key"], given=self.keys)
+        return KeyChanges(
+            add=tuple(map(psk.parse_name, add)),
+            revoke=self.given["revoke"],
+            new_key=self.given["new_key"],
+            given=self.keys,
+        )
 
     def find_bstore(self, given: str | None, added: str | None) -> str:
         """bstore's host name; empty while it is unknown. A bstore that has a key keeps the name it had."""
         present = self.hosts.get("BSTORE", "")
-        has_key = added in roles.current_accepted_keys(self.system)
-        return given or (present if has_key else "") or added or present
+        return given or (present if added in roles.current_accepted_keys(self.system) else "") or added or present
 
-    def has_own(self) -> bool:
-        """Whether a key was given that is bstore's own."""
-        return bool(set(self.keys or ()) - {CONTROLLER, *self.given["add_builder"]})
-
-    def role_options(self, result: KeyResult, **more: Any) -> RoleOptions:
-        """The options of a host that accepts keys."""
-        accepted = psk.format_keys(result.keys)
-        return RoleOptions(
-            **{"accepted": accepted, "revoked": result.revoked, "settings": self.settings, **more}
-        )  # fmt: skip
-
-    def ask_host(self, prompter: prompts.Prompter, given: str | None, which: str) -> str:
-        question = f"Host name of the {which.lower()}"
-        return prompter.ask(
-            given, self.hosts.get(which, ""), f"--{which.lower()} HOST", question, prompts.parse_host
-        )  # fmt: skip
-
-    def choose_own_key(self, prompter: prompts.Prompter, name: str | None) -> str:
-        """The text of this host's own key file, from the keys given or the present file."""
+    def own_keys(self) -> dict[str, str]:
+        """The keys given that could be this host's own."""
         others = (CONTROLLER, *self.given.get("add_builder", ()))
-        own = {owner: secret for owner, secret in (self.keys or {}).items() if owner not in others}
-        present = self.system.text(roles.OWN_KEY)
-        if not own and present is None and self.keys is None and prompts.has_terminal():
-            own = prompts.read_key_file("-") or {}
-        if not own and present is None:
-            prompter.missing.append("--psk-file FILE (the controller makes the key: docs/install.md)")
+        return {owner: secret for owner, secret in (self.keys or {}).items() if owner not in others}
+
+    def ask_identity(self, name: str | None, **peers: str | None) -> dict[str, Any]:
+        """The hosts this one connects to, and its own key: as given, as in the last run, or as a person answers.
+
+        `peers` are given host names by roles. Raises `MissingAnswer` with all that is missing.
+        """
+        hosts, missing = {}, []
+        for role, given in peers.items():
+            host = given or self.hosts.get(role.upper(), "")
+            if host or sys.stdin.isatty():
+                hosts[role.upper()] = _parse_host(host or str(click.prompt(f"Host name of the {role}", err=True)))
+            else:
+                missing.append(f"--{role} HOST")
+        own = self._choose_own_key(name)
+        if not own:
+            missing.append("--psk-file FILE (the controller makes the key: docs/install.md)")
+        if missing:
+            raise MissingAnswer(f"missing, and there is no terminal to ask on: {', '.join(missing)}")
+        return {"hosts": hosts, "own_key": own}
+
+    def _choose_own_key(self, name: str | None) -> str:
+        """The text of this host's own key file, from the keys given or the present file; empty without any."""
+        self._ask_keys()
+        own = self.own_keys() or psk.parse_keys(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
+        if not own:
             return ""
-        own = own or psk.parse_keys(present or "", roles.OWN_KEY)
         if name is None and len(own) != 1:
             raise InputError(f"several keys could be this host's own; choose one with --name: {', '.join(own)}")
         owner = psk.parse_name(name or next(iter(own)))
@@ -310,32 +305,34 @@ class _SetupRun:
             raise InputError(f"the key is not that of {owner}, but of {', '.join(own)}")
         return psk.format_keys({owner: own[owner]})
 
-    def carry_out(self, plan: Plan, result: KeyResult | None, first: Sequence[Step] = ()) -> None:
-        """Show the plan, or apply it. New keys are printed as soon as their file is written."""
-        work = prepare(self.system, plan, self.lock.read_pending() if self.lock else PendingUnits(), first)
+    def _ask_keys(self) -> None:
+        """Have a person type the keys of builders to add, and this host's own if it has none."""
+        needed = self.given.get("add_builder") or self.system.text(roles.OWN_KEY) is None
+        if needed and self.keys is None and sys.stdin.isatty():
+            self.keys = psk.read_key_file("-")
+
+    def carry_out(self, plan: Plan, made: Mapping[str, str], first: Iterable[Step] = ()) -> None:
+        """Show the plan, or apply it. Keys that were made are printed as soon as their file is written."""
+        work = apply.prepare(self.system, plan, self.lock, first)
         if self.lock is None:
-            show(work, self.options)
+            apply.show(work, self.options)
             return
-        require_consent(work, self.options)
-        write_files(self.system, work, self.options, self.lock)
-        if result:
-            click.echo(psk.format_keys(result.made), nl=False)
-        run_steps(self.system, work, self.options, self.lock)
+        apply.require_consent(work, self.options)
+        apply.write_files(self.system, work, self.options, self.lock)
+        click.echo(psk.format_keys(made), nl=False)
+        apply.run_steps(self.system, work, self.options, self.lock)
 
     def print_commands_for_others(self, result: KeyResult, add_bstore: str | None, names: dict[str, str]) -> None:
-        """Print the commands that the other hosts need after a change of keys."""
-        if self.options.dry_run:
+        if self.lock is None:
             return
         controller = f"--controller {names['CONTROLLER']}"
         builders = [owner for owner in result.made if owner not in (add_bstore, CONTROLLER)]
-        ours = [CONTROLLER] if CONTROLLER in result.made else []
         added = "".join(f" --add-builder {owner}" for owner in builders)
         added += " --new-key" if added and self.given["new_key"] else ""
-        if add_bstore in result.made:
-            arguments = f"bstore {controller} --name {add_bstore}{added}"
-            self._print_command("bstore", arguments, [add_bstore or "", *ours, *builders])
-        elif builders or ours:
-            self._print_command("bstore", f"bstore{added}", [*ours, *builders])
+        first = f" {controller} --name {add_bstore}" if add_bstore in result.made else ""
+        owners = [owner for owner in (add_bstore or "", CONTROLLER, *builders) if owner in result.made]
+        if owners:
+            self._print_command("bstore", f"bstore{first}{added}", owners)
         for owner in builders:
             self._print_command(owner, f"builder --name {owner} {controller} --bstore {names['BSTORE']}", [owner])
         for owner in self.given["revoke"]:

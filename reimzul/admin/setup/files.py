@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files a role needs: compared with those on the host, and written.
+"""The files of the host that is set up: as they are, as a role needs them, how these differ, and writing them.
 
-The checksum of each file that setup wrote is kept in setup.json: such a file is replaced without a question.
+Another root than / is an image in the making: files are written below it, and nothing is started. The checksum of each
+file that setup wrote is kept in setup.json: such a file is replaced without a question.
 """
 
 from __future__ import annotations
@@ -13,18 +14,77 @@ import hashlib
 import json
 import os
 import pwd
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attr
 
-from reimzul.admin.setup.host import System
-from reimzul.core.errors import ReimzulError
+from reimzul.core.errors import ConfigError, ReimzulError
 from reimzul.core.fs import write_atomic
 
+#: Where systemd looks for units (systemd.unit(5)); the first is the administrator's.
+UNIT_FOLDERS = (
+    "/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system",
+)  # fmt: skip
 #: The first lines of each configuration of ours have it.
 OUR_MARK = "SPDX-License-Identifier: Apache-2.0"
 CHECKSUMS_FILE = "/etc/reimzul/setup.json"
+
+
+class RootNeeded(ConfigError):
+    """Only root may read and write the files of a setup."""
+
+    def __init__(self, path: str = "") -> None:
+        super().__init__(f"root is needed{f' for {path}' if path else ''}: run it with sudo")
+
+
+@attr.frozen(kw_only=True)
+class System:
+    """A host's files and units."""
+
+    root: Path = Path("/")
+    running: bool = False  #: systemd runs, and the root is this host's own
+
+    @classmethod
+    def at_root(cls, root: Path) -> System:
+        return cls(root=root, running=root == Path("/") and Path("/run/systemd/system").is_dir())
+
+    def resolve(self, path: str) -> Path:
+        """The path on this host of a path below the root."""
+        return self.root / path.lstrip("/")
+
+    def text(self, path: str) -> str | None:
+        """A file's text; None if the file does not exist. Raises `RootNeeded`, and `ConfigError` if it is no text."""
+        try:
+            return self.resolve(path).read_bytes().decode()
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            raise RootNeeded(path) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: move it away") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+
+    def mode(self, path: str) -> int:
+        return stat.S_IMODE(self.resolve(path).stat().st_mode)
+
+    def has_unit(self, unit: str, folders: Sequence[str] = UNIT_FOLDERS) -> bool:
+        """Whether a unit, or the template of an instance, is installed in one of the folders."""
+        return any(self.resolve(f"{folder}/{unit_file(unit)}").exists() for folder in folders)
+
+    def instances(self, template: str) -> list[int]:
+        """The numbers N of the enabled instances `template@N`, in order."""
+        links = self.resolve(UNIT_FOLDERS[0]).glob(f"*.wants/{template}@*.service")
+        numbers = {link.name[len(template) + 1 : -len(".service")] for link in links}
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def unit_file(unit: str) -> str:
+    """The name of a unit's file: `stunnel@.service` for `stunnel@reimzul`."""
+    name = unit.partition("@")[0] + "@" if "@" in unit else unit
+    return name if "." in name else f"{name}.service"
 
 
 @attr.frozen(kw_only=True)
@@ -46,11 +106,9 @@ class FileSpec:
 
 @attr.frozen(kw_only=True)
 class FileDiff:
-    """A file that differs from its spec."""
-
     spec: FileSpec
     present: str | None  #: None: it does not exist
-    mode: int | None  #: None: it does not exist
+    mode: int  #: the present file's
     ours: bool = False  #: the present text is what an earlier setup wrote
 
     @property
@@ -78,20 +136,16 @@ class FileDiff:
     def lines(self) -> Iterator[str]:
         """The change as a unified diff; for a secret, only the number of lines."""
         if self.kind == "mode":
-            yield f"{self.spec.path}: mode {self.mode or 0:o} becomes {self.spec.mode:o}"
-        elif self.spec.secret:
-            yield from self._line_counts()
-        else:
-            yield from difflib.unified_diff(
-                (self.present or "").splitlines(), self.spec.text.splitlines(),
-                self.spec.path if self.present is not None else "/dev/null", self.spec.path, lineterm="",
-            )  # fmt: skip
-
-    def _line_counts(self) -> Iterator[str]:
-        before, after = (set((text or "").splitlines()) for text in (self.present, self.spec.text))
-        for number, verb in ((len(after - before), "added"), (len(before - after), "removed")):
-            if number:
-                yield f"{self.spec.path}: {number} secret line{'s' if number > 1 else ''} {verb}"
+            yield f"{self.spec.path}: mode {self.mode:o} becomes {self.spec.mode:o}"
+            return
+        before, after = (self.present or "").splitlines(), self.spec.text.splitlines()
+        if not self.spec.secret:
+            name = "/dev/null" if self.present is None else self.spec.path
+            yield from difflib.unified_diff(before, after, name, self.spec.path, lineterm="")
+            return
+        for rows, verb in ((set(after) - set(before), "added"), (set(before) - set(after), "removed")):
+            if rows:
+                yield f"{self.spec.path}: {len(rows)} secret line{'s' if len(rows) > 1 else ''} {verb}"
 
 
 def compare(system: System, specs: Iterable[FileSpec]) -> list[FileDiff]:
@@ -99,8 +153,8 @@ def compare(system: System, specs: Iterable[FileSpec]) -> list[FileDiff]:
     found, written = [], _read_checksums(system)
     for spec in specs:
         present = system.text(spec.path)
-        mode = None if present is None else system.mode(spec.path)
-        if present != spec.text or mode != spec.mode:
+        mode = 0 if present is None else system.mode(spec.path)
+        if (present, mode) != (spec.text, spec.mode):
             ours = present is not None and written.get(spec.path) == _checksum(present)
             found.append(FileDiff(spec=spec, present=present, mode=mode, ours=ours))
     return found
@@ -108,17 +162,13 @@ def compare(system: System, specs: Iterable[FileSpec]) -> list[FileDiff]:
 
 def write(system: System, diff: FileDiff) -> str:
     """Write a file as its spec has it; returns the path of the backup, if one was made. Raises `ReimzulError`."""
-    path, backup = system.resolve(diff.spec.path), diff.backup_path
-    with _translating_errors(diff.spec.path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if backup and not system.resolve(backup).exists():
-            system.resolve(backup).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(system.resolve(backup), diff.present or "", mode=diff.mode or 0o600)
-        else:
+    spec, backup = diff.spec, diff.backup_path
+    with translate_errors(spec.path):
+        if backup and system.resolve(backup).exists():
             backup = ""
-        keeps_owner = diff.spec.patched and diff.present is not None
-        owner = (path.stat().st_uid, path.stat().st_gid) if keeps_owner else _owner_ids(system, diff.spec)
-        write_atomic(path, diff.spec.text, mode=diff.spec.mode, owner=owner)
+        if backup:
+            _write_text(system, backup, diff.present or "", diff.mode)
+        _write_text(system, spec.path, spec.text, spec.mode, _owner_ids(system, diff))
     return backup
 
 
@@ -127,15 +177,8 @@ def save_checksums(system: System, diffs: Iterable[FileDiff]) -> None:
     specs = [diff.spec for diff in diffs if not (diff.spec.secret or diff.spec.patched)]
     if specs:
         sums = {**_read_checksums(system), **{spec.path: _checksum(spec.text) for spec in specs}}
-        text = json.dumps({"sha256": sums}, indent=2, sort_keys=True) + "\n"
-        with _translating_errors(CHECKSUMS_FILE):
-            system.resolve(CHECKSUMS_FILE).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(system.resolve(CHECKSUMS_FILE), text, mode=0o644)
-
-
-def remove(system: System, path: str) -> None:
-    with _translating_errors(path):
-        system.resolve(path).unlink()
+        with translate_errors(CHECKSUMS_FILE):
+            _write_text(system, CHECKSUMS_FILE, json.dumps({"sha256": sums}, indent=2, sort_keys=True) + "\n")
 
 
 def _read_checksums(system: System) -> dict[str, str]:
@@ -150,8 +193,18 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _owner_ids(system: System, spec: FileSpec) -> tuple[int, int]:
-    """A file's uid and gid; -1 in an image, where the file stays ours."""
+def _write_text(system: System, path: str, text: str, mode: int = 0o644, owner: tuple[int, int] = (-1, -1)) -> None:
+    file = system.resolve(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, text, mode=mode, owner=owner)
+
+
+def _owner_ids(system: System, diff: FileDiff) -> tuple[int, int]:
+    """The uid and gid a file gets; -1 in an image, where the file stays ours."""
+    spec = diff.spec
+    if spec.patched and diff.present is not None:
+        found = system.resolve(spec.path).stat()
+        return found.st_uid, found.st_gid
     if system.root != Path("/") or os.geteuid():
         return -1, -1
     try:
@@ -163,7 +216,7 @@ def _owner_ids(system: System, spec: FileSpec) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _translating_errors(path: str) -> Iterator[None]:
+def translate_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

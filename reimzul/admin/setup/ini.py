@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes single settings of a person's reimzul.ini; the rest of the text, comments and order, stays as it is."""
+"""Reads and changes single settings of a person's reimzul.ini; the rest of the text, comments and order, stays."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from reimzul.core.errors import InputError
 from reimzul.core.settings import all_sections, settings_of
@@ -25,51 +26,46 @@ def parse_setting(text: str) -> tuple[tuple[str, str], str]:
 
 def set_values(text: str, settings: Settings) -> str:
     """The text with these settings. Raises `InputError` for an unknown setting, or a wrong value."""
+    rows = text.splitlines()
     for (section, key), value in settings.items():
-        _check(section, key, value)
-        text = _set_value(text, section, key, value)
-    return text
+        try:
+            _find_row(section, key).metadata["parse"](value)
+        except ValueError as error:
+            raise InputError(f"[{section}] {key}: {error}") from None
+        if section not in (header[1] for header in map(_HEADER.match, rows) if header):
+            rows += ["", f"[{section}]"] if rows else [f"[{section}]"]
+        rows[_find_lines(rows, section, key)] = [f"{key} = {value}".rstrip()]
+    return "\n".join(rows) + "\n"
 
 
 def get_value(text: str, section: str, key: str) -> str:
-    """A setting's text; empty if it is not set."""
-    within = ""
-    for row in text.splitlines():
+    """A setting's text; its default if it is not set, or is empty."""
+    rows = text.splitlines()
+    lines = rows[_find_lines(rows, section, key)]
+    value = re.split("[=:]", lines[0], maxsplit=1)[1].strip() if lines else ""
+    return value or str(_find_row(section, key).metadata["default"])
+
+
+def _find_row(section: str, key: str) -> Any:
+    """A setting's row of core/settings.py. Raises `InputError`."""
+    if section in all_sections():
+        for row in settings_of(all_sections()[section]):
+            if row.name == key:
+                return row
+    raise InputError(f"[{section}] {key} is not a setting (reimzul config sample has all)")
+
+
+def _find_lines(rows: list[str], section: str, key: str) -> slice:
+    """The lines of a setting; if it is not set, no lines, behind the last setting of its section."""
+    within, end = "", len(rows)
+    for number, row in enumerate(rows):
         header = _HEADER.match(row)
         within = header[1] if header else within
-        if within == section and _has_key(row, key):
-            return re.split("[=:]", row, maxsplit=1)[1].strip()
-    return ""
-
-
-def _check(section: str, key: str, value: str) -> None:
-    kinds = all_sections()
-    rows = settings_of(kinds[section]) if section in kinds else []
-    row = next((row for row in rows if row.name == key), None)
-    if row is None:
-        raise InputError(f"[{section}] {key} is not a setting (reimzul config sample has all)")
-    try:
-        row.metadata["parse"](value)
-    except ValueError as error:
-        raise InputError(f"[{section}] {key}: {error}") from None
-
-
-def _has_key(row: str, key: str) -> bool:
-    return bool(re.match(rf"{re.escape(key)}\s*[=:]", row))
-
-
-def _set_value(text: str, section: str, key: str, value: str) -> str:
-    rows, ours = text.splitlines(), f"{key} = {value}".rstrip()
-    start = next((n for n, row in enumerate(rows) if (m := _HEADER.match(row)) and m[1] == section), None)
-    if start is None:
-        return "\n".join([*rows, *([""] if rows else []), f"[{section}]", ours]) + "\n"
-    end = next((n for n in range(start + 1, len(rows)) if _HEADER.match(rows[n])), len(rows))
-    for number in range(start + 1, end):
-        if _has_key(rows[number], key):
+        if within == section and re.match(rf"{re.escape(key)}\s*[=:]", row):
             after = number + 1
-            while after < end and re.match(r"\s+\S", rows[after]):
-                after += 1  # lines a long value was continued on
-            return "\n".join([*rows[:number], ours, *rows[after:]]) + "\n"
-    while end > start + 1 and (not rows[end - 1].strip() or rows[end - 1].startswith("#")):
-        end -= 1  # after the section's last setting, before the next section's comment
-    return "\n".join([*rows[:end], ours, *rows[end:]]) + "\n"
+            while after < len(rows) and re.match(r"\s+\S", rows[after]) and not _HEADER.match(rows[after]):
+                after += 1  # lines a long value is continued on
+            return slice(number, after)
+        if within == section and row.strip() and not row.startswith("#"):
+            end = number + 1
+    return slice(end, end)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-shared keys: stunnel's files of them (a line `name:hex` each), and adding, replacing and revoking keys.
+"""Pre-shared keys: reading and writing them, a line `name:hex` each, and adding, replacing and revoking keys.
 
 A key is never part of a message, whatever is wrong with it.
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
+import termios
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import attr
+import click
 
 from reimzul.core.errors import InputError
 from reimzul.core.validators import quoted
@@ -51,6 +55,32 @@ def parse_keys(text: str, source: str) -> dict[str, str]:
     return keys
 
 
+def read_key_file(source: str) -> dict[str, str]:
+    """The keys in a file; `-` is a pipe, or what a person types, unseen. Raises `InputError`."""
+    if source == "-":
+        if sys.stdin.isatty():
+            return parse_keys(_read_unseen_lines(), "what was typed")
+        return parse_keys(sys.stdin.read(), "standard input")
+    try:
+        return parse_keys(Path(source).read_text(encoding="utf-8"), source)
+    except UnicodeDecodeError:
+        raise InputError(f"{source}: not UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{source}: {(error.strerror or 'cannot be read').lower()}") from None
+
+
+def _read_unseen_lines() -> str:
+    """Lines typed or pasted without an echo, up to an empty one; getpass would drop all but the first of them."""
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        click.echo("Key, a line name:hex, or several; they are not shown, an empty line ends them:", err=True)
+        return "\n".join(iter(lambda: sys.stdin.readline().strip(), ""))
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
 def format_keys(keys: Mapping[str, str]) -> str:
     return "".join(f"{owner}:{secret}\n" for owner, secret in keys.items())
 
@@ -77,41 +107,32 @@ class KeyChanges:
 
 @attr.frozen(kw_only=True)
 class KeyResult:
-    """The keys after the changes."""
-
-    keys: Mapping[str, str]
-    made: Mapping[str, str]  #: keys made here: they have to be printed
-    revoked: bool  #: a key is no longer accepted
-    changed: bool
+    keys: Mapping[str, str] = attr.field(factory=dict)
+    made: Mapping[str, str] = attr.field(factory=dict)  #: keys made here: they have to be printed
+    revoked: bool = False  #: a key is no longer accepted: its host may be connected
+    changed: bool = False
 
 
 def apply_key_changes(changes: KeyChanges, present: Mapping[str, str]) -> KeyResult:
     """Raises `InputError` for an unknown owner to revoke, and for one to add that has a key already."""
-    after, made, revoked = dict(present), {}, False
+    after, given = dict(present), changes.given
     for owner in changes.revoke:
         if owner not in after or owner == NOBODY:
             raise InputError(f"{owner} has no key here; these have: {', '.join(list_owners(after)) or 'nobody'}")
         del after[owner]
-        revoked = True
     for owner in (*changes.add, *changes.taken):
-        secret = _secret_for(owner, changes.given)
-        if after.get(owner) == secret:
-            continue
-        if owner in after and not (changes.new_key or owner in changes.taken):
+        if given is not None and owner not in given:
+            raise InputError(f"there is no key of {owner} among those given; there is: {', '.join(given) or 'none'}")
+        secret = new_secret() if given is None else given[owner]
+        if after.get(owner, secret) != secret and not (changes.new_key or owner in changes.taken):
             raise InputError(f"{owner} has a key already; --new-key gives it another and shuts the present one out")
-        revoked = revoked or owner in after
         after[owner] = secret
-        if changes.given is None:
-            made[owner] = secret
-    return KeyResult(keys=after, made=made, revoked=revoked, changed=after != present)
-
-
-def _secret_for(owner: str, given: Mapping[str, str] | None) -> str:
-    if given is None:
-        return new_secret()
-    if owner not in given:
-        raise InputError(f"there is no key of {owner} among those given; there is: {', '.join(given) or 'none'}")
-    return given[owner]
+    return KeyResult(
+        keys=after,
+        made={owner: after[owner] for owner in changes.add} if given is None else {},
+        revoked=any(after.get(owner) != secret for owner, secret in present.items()),
+        changed=after != present,
+    )
 
 
 def apply_controller_changes(

@@ -4,29 +4,19 @@
 from __future__ import annotations
 
 import grp
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 
 import attr
 
 from reimzul.admin.setup import ini, psk
-from reimzul.admin.setup.files import FileSpec
-from reimzul.admin.setup.host import UNIT_FOLDERS, Step, System
-from reimzul.admin.setup.templates import (
-    fill_tunnels,
-    find_hosts,
-    find_role,
-    list_units,
-    read_template,
-    remove_stock_server,
-    set_nginx_port,
-    set_program_folder,
-)
+from reimzul.admin.setup.files import UNIT_FOLDERS, FileSpec, System, unit_file
 from reimzul.core import config
 from reimzul.core.errors import InputError
-from reimzul.core.settings import StoreSettings, WorkerSettings
 from reimzul.core.validators import quoted
 
 TUNNEL = "stunnel@reimzul"
@@ -44,12 +34,14 @@ FOLDERS = "/etc/tmpfiles.d/reimzul-bstore.conf"
 PUBLIC = "/etc/nginx/conf.d/reimzul-public.conf"
 #: What other hosts reach: docs/install.md, "Ports".
 PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
-#: Whom a role's stunnel connects to.
-PEERS = {"controller": ("BSTORE",), "bstore": ("CONTROLLER",), "builder": ("CONTROLLER", "BSTORE")}
 
 #: The unit of a role that may run several times, and the one that runs once.
 _INSTANCES = {"bstore": "reimzul-repogen-worker", "builder": "reimzul-worker"}
 _SINGLE_UNITS = {"controller": ("reimzul-notifier",), "bstore": ("reimzul-signer",)}
+#: What stands for a host in conf/stunnel-*.conf, by the port that is connected to there.
+_PEERS_BY_PORT = {"13100": "CONTROLLER", "11081": "BSTORE"}
+#: A section that only this role's configuration of stunnel has.
+_SECTIONS = {"controller": "beanstalkd-server", "bstore": "rsyncd-server", "builder": "rsyncd"}
 
 #: What git takes as a repository, and could never take as an option.
 _GIT_URL = re.compile(
@@ -69,35 +61,46 @@ class Plan:
 
 
 @attr.frozen(kw_only=True)
+class Step:
+    """One command of a setup."""
+
+    argv: tuple[str, ...]
+    description: str  #: its effect, for a person
+    hint: str = ""  #: where to look when it fails
+    unit: str = ""  #: the unit that runs with its present files once the command succeeds
+
+
+@attr.frozen(kw_only=True)
 class RoleOptions:
     """What a person asked for, or what holds since the last run."""
 
     hosts: Mapping[str, str] = attr.field(factory=dict)  #: the names of CONTROLLER and BSTORE
     own_key: str = ""  #: the text of the host's own key file
-    accepted: str = ""  #: the text of the file of accepted keys
-    revoked: bool = False  #: a host that may be connected loses its key
+    keys: psk.KeyResult = attr.field(factory=psk.KeyResult)  #: the keys that the host accepts
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
-    services: Plan | None = None  #: what further services need: mosquitto
+    services: Plan = attr.field(factory=Plan)  #: what further services need: mosquitto
 
 
 def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
-    ours, services = _role_units(role, options.instances), options.services or Plan()
+    template, further = _INSTANCES.get(role, ""), options.services
+    ours = (*(f"{template}@{n}" for n in range(1, options.instances + 1)), *_SINGLE_UNITS.get(role, ()))
+    surplus = [f"{template}@{n}" for n in system.instances(template) if n > options.instances]
+    backends = {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync_unit(system), "nginx"), "builder": ()}
     files = (
         *_missing_packaged_files(role, system, ours),
-        *_common_files(role, options),
-        *(_FILES[role](system, options) if role in _FILES else ()),
+        *_role_files(role, system, options),
         *_settings_file(system, options, ours),
-        *services.files,
+        *further.files,
     )
     public = (options.public_port,) if options.public_port else ()
     return Plan(
         files=files,
-        units=(*_backend_services(role, system), *services.units, TUNNEL, *ours),
-        unwanted=(*_conflicting_units(role, system), *_surplus_instances(role, system, options.instances)),
-        removed=dict(_files_to_remove(role, system, options)),
-        ports=(*PORTS[role], *public, *services.ports),
+        units=(*backends[role], *further.units, TUNNEL, *ours),
+        unwanted=(*_conflicting_units(role, system), *surplus),
+        removed=_files_to_remove(role, system, options),
+        ports=(*PORTS[role], *public, *further.ports),
     )
 
 
@@ -110,14 +113,23 @@ def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -
     if new_own_key:
         tunnels = FileSpec(path=TUNNELS, text=fill_tunnels("controller", options.hosts))
         files += (attr.evolve(file, restarts=(), reloads=(TUNNEL,)) for file in (*_own_key_file(options), tunnels))
-        removed = dict(_unused_own_key(system, options))
+        removed = {OWN_KEY: TUNNEL} if not options.own_key and system.resolve(OWN_KEY).exists() else {}
     return Plan(files=tuple(files), units=(TUNNEL,), removed=removed)
 
 
-def current_role(system: System) -> tuple[str, dict[str, str]]:
-    """The role this host was set up for, and the hosts it connects to; empty for a new host."""
-    text = system.text(TUNNELS) or ""
-    return find_role(text), find_hosts(text)
+# --- what holds since the last run
+
+
+def find_role(tunnels: str) -> str:
+    """The role that a configuration of stunnel belongs to; empty if it is none of ours."""
+    return next((role for role, section in _SECTIONS.items() if f"\n[{section}]\n" in tunnels), "")
+
+
+def find_hosts(tunnels: str) -> dict[str, str]:
+    """The names of CONTROLLER and BSTORE in a configuration of stunnel."""
+    found = re.findall(r"^connect = ([^\s:]+):(\d+)$", tunnels, re.MULTILINE)
+    unknown = ("127.0.0.1", *_PEERS_BY_PORT.values())
+    return {_PEERS_BY_PORT[port]: host for host, port in found if port in _PEERS_BY_PORT and host not in unknown}
 
 
 def current_public_port(system: System) -> int:
@@ -132,13 +144,26 @@ def current_accepted_keys(system: System) -> dict[str, str]:
     return {psk.NOBODY: keys.get(psk.NOBODY) or psk.new_secret(), **keys}
 
 
-def folder_steps(system: System) -> list[Step]:
+def current_setting(system: System, section: str, key: str) -> str:
+    """A setting's text in reimzul.ini; its default if it is not set."""
+    return ini.get_value(system.text(SETTINGS) or "", section, key)
+
+
+def find_old_uploads(system: System) -> str:
+    """Where a store keeps uploads of the original's workers, which nobody publishes any more; empty without any."""
+    folder = f"{current_setting(system, 'bstore', 'root')}/originals"
+    uploads = list(system.resolve(folder).glob("*/*"))
+    return f"{len(uploads)} package{'s' if len(uploads) > 1 else ''} in {folder}" if uploads else ""
+
+
+# --- folders
+
+
+def folder_steps(system: System) -> Iterator[Step]:
     """Make the folders that rsyncd writes to, if one is missing."""
     paths = re.findall(r"^d (\S+)", read_template("tmpfiles-bstore.conf"), re.MULTILINE)
-    if not system.running or all(system.resolve(path).is_dir() for path in paths):
-        return []
-    argv = ("systemd-tmpfiles", "--create", FOLDERS)
-    return [Step(argv=argv, description=f"the folders of {FOLDERS} made")]
+    if system.running and not all(system.resolve(path).is_dir() for path in paths):
+        yield Step(argv=("systemd-tmpfiles", "--create", FOLDERS), description=f"the folders of {FOLDERS} made")
 
 
 def clone_steps(system: System, url: str | None) -> list[Step]:
@@ -147,8 +172,7 @@ def clone_steps(system: System, url: str | None) -> list[Step]:
         return []
     if not _GIT_URL.match(url):
         raise InputError(f"{quoted(url)} is not where a git repository is, as https://git.example.org/mock_configs")
-    default = str(WorkerSettings().mock_configs)
-    folder = ini.get_value(system.text(SETTINGS) or "", "worker", "mock_configs") or default
+    folder = current_setting(system, "worker", "mock_configs")
     if system.resolve(f"{folder}/.git").exists() or not system.running:
         return []
     # HOME: root's is closed to that user
@@ -157,24 +181,32 @@ def clone_steps(system: System, url: str | None) -> list[Step]:
     return [Step(argv=argv, description=f"mock's configurations cloned into {folder}")]
 
 
-def find_old_uploads(system: System) -> str:
-    """Where a store keeps uploads of the original's workers, which nobody publishes any more; empty without any."""
-    default = str(StoreSettings().root)
-    root = ini.get_value(system.text(SETTINGS) or "", "bstore", "root") or default
-    uploads = list(system.resolve(f"{root}/originals").glob("*/*"))
-    count = f"{len(uploads)} package{'s' if len(uploads) > 1 else ''}"
-    return f"{count} in {root}/originals" if uploads else ""
-
-
 # --- files
+
+
+def read_template(name: str, folder: str = "conf") -> str:
+    """A file of conf/ or systemd/."""
+    return (resources.files("reimzul") / "data" / folder / name).read_text(encoding="utf-8")
+
+
+def _template_file(path: str, name: str, *restarts: str) -> FileSpec:
+    return FileSpec(path=path, text=read_template(name), restarts=restarts)
+
+
+def _drop_in(unit: str, template: str) -> FileSpec:
+    return _template_file(f"{UNIT_FOLDERS[0]}/{unit}.service.d/reimzul.conf", template, unit)
 
 
 def accepted_keys_file(options: RoleOptions) -> FileSpec:
     """The keys a host accepts. A revoked host is disconnected by a restart; a new key disturbs nobody."""
-    restarts = (TUNNEL,) if options.revoked else ()
     return FileSpec(
-        path=ACCEPTED, text=options.accepted, mode=0o600, secret=True, restarts=restarts, reloads=(TUNNEL,)
-    )  # fmt: skip
+        path=ACCEPTED,
+        text=psk.format_keys(options.keys.keys),
+        mode=0o600,
+        secret=True,
+        restarts=(TUNNEL,) if options.keys.revoked else (),
+        reloads=(TUNNEL,),
+    )
 
 
 def _own_key_file(options: RoleOptions) -> Iterator[FileSpec]:
@@ -182,64 +214,77 @@ def _own_key_file(options: RoleOptions) -> Iterator[FileSpec]:
         yield FileSpec(path=OWN_KEY, text=options.own_key, mode=0o600, secret=True, restarts=(TUNNEL,))
 
 
+def fill_tunnels(role: str, hosts: Mapping[str, str]) -> str:
+    """A role's configuration of stunnel. `hosts` has the names of CONTROLLER and BSTORE.
+
+    A controller that does not know bstore does not connect to it.
+    """
+    text = read_template(f"stunnel-{role}.conf")
+    if role == "controller" and "BSTORE" not in hosts:
+        text = "\n\n".join(part for part in text.split("\n\n") if "\nconnect = BSTORE:" not in part) + "\n"
+    return re.sub(r"^connect = ([A-Z]+):", lambda peer: f"connect = {hosts[peer[1]]}:", text, flags=re.MULTILINE)
+
+
 def _missing_packaged_files(role: str, system: System, units: Sequence[str]) -> Iterator[FileSpec]:
     """Units, user and folders, on a host whose programs are Python's wheel: it brings none of them."""
     # `systemctl link` makes links of units that are installed below another prefix
-    if all(system.has_unit(unit, UNIT_FOLDERS[1:]) or system.has_linked_unit(unit) for unit in units):
+    linked = [unit for unit in units if system.resolve(f"{UNIT_FOLDERS[0]}/{unit_file(unit)}").is_symlink()]
+    if all(unit in linked or system.has_unit(unit, UNIT_FOLDERS[1:]) for unit in units):
         return
     has_mock = any(group.gr_name == "mock" for group in grp.getgrall())
-    users = ["reimzul", *(["reimzul-builder"] if role == "builder" and has_mock else [])]
-    for name in users:
-        path = f"/etc/sysusers.d/{name}.conf"
-        yield FileSpec(path=path, text=read_template(f"{name}.sysusers", "systemd"), then=("systemd-sysusers", path))
+    for user in ("reimzul", *(["reimzul-builder"] if role == "builder" and has_mock else [])):
+        path = f"/etc/sysusers.d/{user}.conf"
+        yield FileSpec(path=path, text=read_template(f"{user}.sysusers", "systemd"), then=("systemd-sysusers", path))
     path = "/etc/tmpfiles.d/reimzul.conf"
     text = read_template("reimzul.tmpfiles", "systemd")
     yield FileSpec(path=path, text=text, then=("systemd-tmpfiles", "--create", path))
-    programs = str(Path(sys.argv[0]).absolute().parent)
-    for unit in list_units():
-        text = set_program_folder(read_template(unit, "systemd"), programs)
-        yield FileSpec(path=f"{UNIT_FOLDERS[0]}/{unit}", text=text)
+    programs = Path(sys.argv[0]).absolute().parent
+    for name in sorted(entry.name for entry in (resources.files("reimzul") / "data" / "systemd").iterdir()):
+        if name.endswith((".service", ".target", ".timer")):
+            # the documentation is where `make install` puts it, so not here
+            text = re.sub(r"^Documentation=.*\n", "", read_template(name, "systemd"), flags=re.MULTILINE)
+            text = text.replace("\nExecStart=/usr/local/bin/", f"\nExecStart={programs}/")
+            yield FileSpec(path=f"{UNIT_FOLDERS[0]}/{name}", text=text)
 
 
-def _common_files(role: str, options: RoleOptions) -> Iterator[FileSpec]:
-    sysctl = read_template("sysctl-reimzul.conf")
-    yield FileSpec(path="/etc/sysctl.d/90-reimzul.conf", text=sysctl, restarts=("systemd-sysctl",))
-    yield FileSpec(path=_drop_in(TUNNEL), text=read_template("stunnel-service.conf"), restarts=(TUNNEL,))
+def _role_files(role: str, system: System, options: RoleOptions) -> Iterator[FileSpec]:
+    yield _template_file("/etc/sysctl.d/90-reimzul.conf", "sysctl-reimzul.conf", "systemd-sysctl")
+    yield _drop_in(TUNNEL, "stunnel-service.conf")
     yield from _own_key_file(options)
     if PORTS[role]:
         yield accepted_keys_file(options)
     yield FileSpec(path=TUNNELS, text=fill_tunnels(role, options.hosts), restarts=(TUNNEL,))
-
-
-def _controller_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
-    yield FileSpec(path=_drop_in("beanstalkd"), text=read_template("beanstalkd-service.conf"), restarts=("beanstalkd",))
-    yield from _nginx_files(system, "controller")
-    backup = "/etc/reimzul/logrotate.before-reimzul"  # logrotate would read it beside ours
-    yield FileSpec(path="/etc/logrotate.d/reimzul", text=read_template("logrotate-reimzul"), backup=backup)
-
-
-def _bstore_files(system: System, options: RoleOptions) -> Iterator[FileSpec]:
-    rsync = _rsync_unit(system)
-    yield FileSpec(path=FOLDERS, text=read_template("tmpfiles-bstore.conf"))
-    yield FileSpec(path="/etc/rsyncd.conf", text=read_template("rsyncd.conf"), restarts=(rsync,))
-    yield FileSpec(path=_drop_in(rsync), text=read_template("rsync-service.conf"), restarts=(rsync,))
-    yield from _nginx_files(system, "bstore")
+    if role == "controller":
+        yield _drop_in("beanstalkd", "beanstalkd-service.conf")
+        yield from _nginx_files(role, system)
+        backup = "/etc/reimzul/logrotate.before-reimzul"  # logrotate would read it beside ours
+        yield attr.evolve(_template_file("/etc/logrotate.d/reimzul", "logrotate-reimzul"), backup=backup)
+    elif role == "bstore":
+        rsync = _rsync_unit(system)
+        yield _template_file(FOLDERS, "tmpfiles-bstore.conf")
+        yield _template_file("/etc/rsyncd.conf", "rsyncd.conf", rsync)
+        yield _drop_in(rsync, "rsync-service.conf")
+        yield from _nginx_files(role, system)
     if options.public_port:
-        text = set_nginx_port(read_template("nginx-public.conf"), options.public_port)
+        text = read_template("nginx-public.conf").replace("    listen 80;\n", f"    listen {options.public_port};\n")
         yield FileSpec(path=PUBLIC, text=text, restarts=("nginx",))
 
 
-_FILES = {"controller": _controller_files, "bstore": _bstore_files}
-
-
-def _nginx_files(system: System, role: str) -> Iterator[FileSpec]:
-    text = read_template(f"nginx-{role}.conf")
-    yield FileSpec(path="/etc/nginx/conf.d/reimzul.conf", text=text, restarts=("nginx",))
+def _nginx_files(role: str, system: System) -> Iterator[FileSpec]:
+    yield _template_file("/etc/nginx/conf.d/reimzul.conf", f"nginx-{role}.conf", "nginx")
     path = "/etc/nginx/nginx.conf"
     present = system.text(path) or ""
     text = remove_stock_server(present)
     if text != present:
         yield FileSpec(path=path, text=text, patched=True, backup=f"{path}.before-reimzul", restarts=("nginx",))
+
+
+def remove_stock_server(text: str) -> str:
+    """nginx.conf as Fedora and EL ship it, without its server on all addresses of port 80."""
+    for block in re.findall(r"^    server \{\n(?:.*\n)*?    \}\n", text, re.MULTILINE):
+        if re.search(r"^ +listen +80;", block, re.MULTILINE) and "/usr/share/nginx/html;" in block:
+            text = text.replace(block, "")
+    return text
 
 
 def _settings_file(system: System, options: RoleOptions, readers: tuple[str, ...]) -> Iterator[FileSpec]:
@@ -250,55 +295,30 @@ def _settings_file(system: System, options: RoleOptions, readers: tuple[str, ...
         yield FileSpec(path=SETTINGS, text=text, mode=mode, group="reimzul", patched=True, reloads=readers)
 
 
-def _files_to_remove(role: str, system: System, options: RoleOptions) -> Iterator[tuple[str, str]]:
-    if role != "builder" and system.resolve(STOCK_SITE).is_symlink():
-        yield STOCK_SITE, "nginx"
-    if role == "bstore":
-        if not options.public_port and system.resolve(PUBLIC).exists():
-            yield PUBLIC, "nginx"
+def _files_to_remove(role: str, system: System, options: RoleOptions) -> dict[str, str]:
+    rsync = _rsync_unit(system)
+    rows = (
+        (STOCK_SITE, "nginx", role != "builder" and system.resolve(STOCK_SITE).is_symlink()),
+        (PUBLIC, "nginx", role == "bstore" and not options.public_port),
         # an earlier version had rsyncd show workers of the original another folder as repo/
-        bind_mount = _drop_in(_rsync_unit(system), "reimzul-originals")
-        if system.resolve(bind_mount).exists():
-            yield bind_mount, _rsync_unit(system)
-    if role == "controller":
-        yield from _unused_own_key(system, options)
-
-
-def _unused_own_key(system: System, options: RoleOptions) -> Iterator[tuple[str, str]]:
-    if not options.own_key and system.resolve(OWN_KEY).exists():
-        yield OWN_KEY, TUNNEL
-
-
-def _drop_in(unit: str, name: str = "reimzul") -> str:
-    return f"{UNIT_FOLDERS[0]}/{unit}.service.d/{name}.conf"
+        (f"{UNIT_FOLDERS[0]}/{rsync}.service.d/reimzul-originals.conf", rsync, role == "bstore"),
+        (OWN_KEY, TUNNEL, role == "controller" and not options.own_key),
+    )
+    return {path: unit for path, unit, unwanted in rows if unwanted and os.path.lexists(system.resolve(path))}
 
 
 # --- units
 
 
-def _backend_services(role: str, system: System) -> Sequence[str]:
-    """Services of others that a role needs."""
-    return {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync_unit(system), "nginx"), "builder": ()}[role]
-
-
-def _role_units(role: str, instances: int) -> tuple[str, ...]:
-    return (*(f"{_INSTANCES[role]}@{number}" for number in range(1, instances + 1)), *_SINGLE_UNITS.get(role, ()))
-
-
 def _rsync_unit(system: System) -> str:
-    return system.first_installed_unit(("rsync", "rsyncd"))  # Debian's name, and that of Fedora and EL
+    """Debian's name of it, or that of Fedora and EL."""
+    return next((name for name in ("rsync", "rsyncd") if system.has_unit(name)), "rsync")
 
 
 def _conflicting_units(role: str, system: System) -> Iterator[str]:
     """Debian's other ways to start the same programs, which would take their ports."""
-    if role == "controller" and system.is_wanted("beanstalkd.socket"):
+    if role == "controller" and any(system.resolve(UNIT_FOLDERS[0]).glob("*.wants/beanstalkd.socket")):
         yield "beanstalkd.socket"
-    if not system.has_other_tunnels() and any(system.resolve("/etc").glob("rc?.d/S??stunnel4")):
+    others = [file for file in system.resolve("/etc/stunnel").glob("*.conf") if file.name != "reimzul.conf"]
+    if not others and any(system.resolve("/etc").glob("rc?.d/S??stunnel4")):
         yield "stunnel4"  # it starts every /etc/stunnel/*.conf
-
-
-def _surplus_instances(role: str, system: System, instances: int) -> Iterator[str]:
-    template = _INSTANCES.get(role, "")
-    for number in system.instances(template) if template else ():
-        if number > instances:
-            yield f"{template}@{number}"
