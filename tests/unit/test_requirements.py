@@ -15,7 +15,7 @@ PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 LOCKS = {
     "builder": (),
     "controller": ("controller", "irc"),
-    "unit": ("controller", "unit"),
+    "unit": ("controller", "irc", "unit"),
     "dev": ("controller", "dev", "unit", "irc"),
 }
 
