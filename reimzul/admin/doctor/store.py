@@ -31,7 +31,7 @@ from reimzul.core.errors import ProgramFailed, ReimzulError
 from reimzul.core.process import output_of
 from reimzul.core.readable import find_unreadable
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.store.hook import read_failure
+from reimzul.store.createrepo import read_failure
 
 #: A complete upload that repogen has not taken for this long is reported. Repogen itself scans the spool hourly.
 STUCK_UPLOAD_SECONDS = 2 * 3600
