@@ -22,6 +22,7 @@ from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater, Shu
 from reimzul.core.fs import file_lock, remove
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import Refusal, RepogenRequest
+from reimzul.core.process import wait_until_exit
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
 from reimzul.repogen.indexing import IndexJob, PendingRepodata, TargetIndexer, update_stuck_flag
@@ -34,8 +35,14 @@ from reimzul.repogen.publish import (
     store_upload,
 )
 from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject
-from reimzul.repogen.spool_scan import IncompleteUpload, UnknownUpload, scan_spool
-from reimzul.repogen.verify import InvalidUpload, UnpublishablePackage, read_upload_or_none
+from reimzul.repogen.verify import (
+    IncompleteUpload,
+    InvalidUpload,
+    UnknownUpload,
+    UnpublishablePackage,
+    read_upload_or_none,
+    scan_spool,
+)
 from reimzul.store.cleanup import Retention, sweep_expired, sweep_live_logs
 from reimzul.store.createrepo import CreaterepoRunner, is_lasting
 from reimzul.store.listing import Listing, StoredLeg
@@ -67,7 +74,7 @@ class RepogenContext:
     rejections: RejectionHandler
     spool_days: int
     rules: ListingRules
-    retention: Retention = attr.field(factory=Retention)
+    retention: Retention
 
 
 class ProgressGuard(CancelToken):
@@ -100,18 +107,10 @@ class _Batch:
 
 
 class Repogen(Daemon[RepogenRequest]):
-    """Takes jobs from `createrepo`, many at once."""
-
     batch = 200
 
-    def __init__(
-        self,
-        connect: Callable[[], Broker],
-        host: str,
-        context: RepogenContext,
-        stop: Stop | None = None,
-    ) -> None:
-        super().__init__(connect, [CREATEREPO], host, stop)
+    def __init__(self, connect: Callable[[], Broker], host: str, context: RepogenContext) -> None:
+        super().__init__(connect, [CREATEREPO], host)
         self.context, self.store = context, context.store
         self.indexer = TargetIndexer(context.createrepo, context.rules)
         self._next_scan = 0.0
@@ -172,23 +171,17 @@ class Repogen(Daemon[RepogenRequest]):
 
     def _store_or_refuse(self, batch: _Batch, claim: _Claim, name: str) -> StoredLeg | None:
         broker, request, spool = batch.broker, claim.message, self.store.spool / name
-
-        def is_cancelled() -> bool:
-            return control.cancel_flag(broker, request.build_id) is not None
-
         try:
-            leg = store_upload(self.store, request, batch.cancel, is_cancelled)
+            leg = store_upload(
+                self.store, request, batch.cancel, lambda: control.cancel_flag(broker, request.build_id) is not None
+            )
         except CancelledBeforePublish as error:
             self._announce_if_cancelled(broker, request, error.manifest)
             archive_logs(self.store, spool)
             return None
         except InvalidUpload as error:
-            rejection = Rejection(
-                reason=str(error),
-                requeue=not isinstance(error, UnpublishablePackage),
-                request=read_request(spool, request.build_id),
-            )
-            reject(self.store, spool, name, rejection)
+            requeue, original = not isinstance(error, UnpublishablePackage), read_request(spool, request.build_id)
+            reject(self.store, spool, name, Rejection(reason=str(error), requeue=requeue, request=original))
             leg = None
         if leg is not None:
             log.info("%s is in %s", leg_key(request.build_id, request.arch), leg.place)
@@ -238,7 +231,7 @@ class Repogen(Daemon[RepogenRequest]):
         if hook is None:
             self.stop.now.wait(POLL_SECONDS)
         else:
-            hook.wait(POLL_SECONDS)
+            wait_until_exit(hook.process, POLL_SECONDS)
 
     def _start_indexing(self, batch: _Batch, target: str) -> _Outcomes:
         """Index a target if its lock is free and a run is due."""
@@ -290,8 +283,7 @@ class Repogen(Daemon[RepogenRequest]):
         else:
             broker.announce(make_published_event(leg, self.context.urls))
             broker.put(TOSIGN, make_sign_request(leg), priority=PRIORITY)
-            manifest = leg.manifest
-            log.info("published %s for %s in %s", manifest.pkgname, manifest.arch, manifest.request.target)
+            log.info("published %s for %s in %s", leg.manifest.pkgname, leg.manifest.arch, request.target)
 
     def _retry_unlisted(self, broker: Broker, request: RepogenRequest, leg: StoredLeg) -> None:
         """Index a leg again that createrepo_c has left out; give it up if that would not help."""
@@ -303,8 +295,7 @@ class Repogen(Daemon[RepogenRequest]):
             return
         log.warning("%s is not in the repodata: asked again", leg.place)
         retried = attr.evolve(request, tries=request.tries + 1)
-        pause = int(LEFT_OUT_BACKOFF.pause_after(retried.tries))
-        broker.put(CREATEREPO, retried, priority=PRIORITY, delay=pause)
+        broker.put(CREATEREPO, retried, priority=PRIORITY, delay=int(LEFT_OUT_BACKOFF.pause_after(retried.tries)))
 
     def _reject_stored(self, broker: Broker, request: RepogenRequest, leg: StoredLeg, reason: str) -> None:
         name = spool_name(request.build_id, request.arch, request.attempt)
@@ -334,11 +325,14 @@ class Repogen(Daemon[RepogenRequest]):
                 incomplete += 1
             elif isinstance(found, UnknownUpload):
                 reject(self.store, found.folder, found.name, Rejection(reason=found.reason, requeue=True))
-                reason = f"an upload nobody can make anything of: {found.reason}"
-                at = round(time.time(), 3)
                 refusal = Refusal(
-                    tube=CREATEREPO.name, job=0, reason=reason, begins=found.name, host=self.host, at=at
-                )  # fmt: skip
+                    tube=CREATEREPO.name,
+                    job=0,
+                    reason=f"an upload nobody can make anything of: {found.reason}",
+                    begins=found.name,
+                    host=self.host,
+                    at=round(time.time(), 3),
+                )
                 broker.announce(refusal)
             else:
                 log.info("%s.%s was uploaded and not asked for: taken up", found.build_id, found.arch)

@@ -21,8 +21,16 @@ from reimzul.core.beanstalk import Broker, ReservedJob, target_tube
 from reimzul.core.errors import ProgramNotFound, ReservationLost, RetryLater
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import Backoff, CancelToken
-from reimzul.store.createrepo import CRASH_PREFIX, CreaterepoCrashed, CreaterepoRunner
-from reimzul.store.hook import HookFailed, RunningHook, read_failure, run_hook
+from reimzul.store.createrepo import (
+    CRASH_PREFIX,
+    CreaterepoCrashed,
+    CreaterepoRunner,
+    HookFailed,
+    RunningHook,
+    read_failure,
+    read_run,
+    run_hook,
+)
 from reimzul.store.listing import Listing, ListingCache, StoredLeg
 from reimzul.store.listing_rules import ListingRules, RulesResult
 from reimzul.store.repodata import Draft, recover_interrupted_run
@@ -66,7 +74,8 @@ class TargetIndexer:
 
     def is_due(self, target: str, jobs: Sequence[IndexJob]) -> bool:
         """Whether to work on a target now: it has rested, or it needs no run. Later jobs are indexed together."""
-        return self.createrepo.may_run_now(target) or _are_listed(jobs, self.listings.visible(target))
+        last_run = read_run(self.store.runs(target))
+        return last_run.allows_next(time.time()) or _are_listed(jobs, self.listings.visible(target))
 
     def start(
         self, target: str, jobs: list[IndexJob], lock: int, cancel: CancelToken, resources: contextlib.ExitStack

@@ -37,8 +37,6 @@ _LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=timezone.utc)
 
 
 class CancelledBeforePublish(Exception):
-    """The leg was built, but its build is cancelled: it gets no place."""
-
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest.build_id)
         self.manifest = manifest
@@ -91,8 +89,10 @@ def _try_store_upload(
     verify_upload(spool, manifest, request, cancel)
     if has_succeeded and is_cancelled():
         raise CancelledBeforePublish(manifest)
-    if stored is not None:
-        _archive_failed(store, stored)
+    if stored is not None:  # another attempt has failed, but this success was announced too
+        name = spool_name(request.build_id, request.arch, stored.manifest.attempt)
+        move_folder(store.place(stored.place), store.attempts / name)
+        log.info("%s had failed, another attempt has succeeded: its logs are in attempts/", name)
     return _move_to_place(store, spool, manifest)
 
 
@@ -176,22 +176,13 @@ def archive_logs(store: StorePaths, spool: Path) -> None:
     if spool.is_symlink():
         fs.remove(spool)
     try:
-        entries = list(os.scandir(spool))
+        for entry in list(os.scandir(spool)):
+            if entry.name.endswith(".rpm") or entry.name.startswith("."):  # a package, or the rest of a broken transfer
+                fs.remove(Path(entry.path))
     except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in entries:
-        if entry.name.endswith(".rpm") or entry.name.startswith("."):  # a package, or the rest of a broken transfer
-            fs.remove(Path(entry.path))
     move_folder(spool, store.attempts / spool.name)
     log.info("%s decides nothing: its logs are in attempts/", spool.name)
-
-
-def _archive_failed(store: StorePaths, failed: StoredLeg) -> None:
-    """Make room for a success: another attempt has failed, but the success was announced too."""
-    manifest = failed.manifest
-    name = spool_name(manifest.build_id, manifest.arch, manifest.attempt)
-    move_folder(store.place(failed.place), store.attempts / name)
-    log.info("%s had failed, another attempt has succeeded: its logs are in attempts/", name)
 
 
 def move_folder(folder: Path, goal: Path) -> None:

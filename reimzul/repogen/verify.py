@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifies an upload against its manifest: exactly the named files, each with its size, checksum and NEVRA.
+"""Reads uploads, verifies them, and looks through the spool for those that nobody asks for or that never completed.
+
+An upload is verified against its manifest: exactly the named files, each with its size, checksum and NEVRA.
 
 A verified upload is synced to disk, and readable by the http server. It contains no text that createrepo_c (0.17 to
 1.2) cannot write as XML: that leaves a package out for a control character, and takes bytes that are not UTF-8 for
@@ -14,20 +16,26 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Union
 
-from reimzul.core import fs
+import attr
+
+from reimzul.core import fs, validators
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.manifest import File, Manifest, read_manifest
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.rpm_header import read_header, read_published_texts
-from reimzul.core.store_paths import MANIFEST
+from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.core.validators import quoted
 
 log = logging.getLogger(__name__)
 
+#: How long a complete upload may lie in the spool without a request for it.
+UNREQUESTED_SECONDS = 600
 _CHUNK_BYTES = 1024 * 1024
 #: Never wait for a pipe's other end, never follow a link: a builder may have uploaded either.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -74,9 +82,12 @@ def verify_upload(folder: Path, manifest: Manifest, request: RepogenRequest, can
     for file in manifest.files:
         verify_checksum(folder / file.name, file, cancel)
         if file.is_rpm:
-            verify_nevra(folder / file.name, file)
-            if not manifest.request.scratch:
-                verify_texts(folder / file.name, file)
+            try:
+                verify_nevra(folder / file.name, file)
+                if not manifest.request.scratch:
+                    verify_texts(folder / file.name, file)
+            except InputError as error:
+                raise InvalidUpload(str(error).replace(f"{folder}/", "")) from error
     with contextlib.suppress(PermissionError):  # another user's folder, which is readable all the same
         folder.chmod(0o755)
     fs.sync(folder / MANIFEST)
@@ -84,7 +95,6 @@ def verify_upload(folder: Path, manifest: Manifest, request: RepogenRequest, can
 
 
 def verify_identity(manifest: Manifest, request: RepogenRequest) -> None:
-    """Raise `InvalidUpload` if the manifest is of another leg, or names impossible files."""
     found = (manifest.build_id, manifest.arch, manifest.attempt, manifest.request.target)
     wanted = (request.build_id, request.arch, request.attempt, request.target)
     if found != wanted:
@@ -97,7 +107,6 @@ def verify_identity(manifest: Manifest, request: RepogenRequest) -> None:
 
 
 def verify_file_list(folder: Path, manifest: Manifest) -> None:
-    """Raise `InvalidUpload` if a file is missing, or if one is there that the manifest does not name."""
     found = set()
     for entry in list(os.scandir(folder)):
         if not entry.is_file(follow_symlinks=False):
@@ -133,22 +142,16 @@ def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
 
 
 def verify_nevra(path: Path, file: File) -> None:
-    try:
-        nevra = read_header(path).nevra
-    except InputError as error:
-        raise InvalidUpload(str(error).replace(f"{path.parent}/", "")) from error
+    nevra = read_header(path).nevra
     if nevra != file.nevra:
         raise InvalidUpload(f"{file.name} is {quoted(nevra)} instead of {quoted(file.nevra)}")
 
 
 def verify_texts(path: Path, file: File) -> None:
-    try:
-        for tag, text in read_published_texts(path):
-            flaw = find_xml_flaw(text)
-            if flaw:
-                raise UnpublishablePackage(f"{file.name} cannot be listed in repodata: its tag {tag} {flaw}")
-    except InputError as error:
-        raise InvalidUpload(str(error).replace(f"{path.parent}/", "")) from error
+    for tag, text in read_published_texts(path):
+        flaw = find_xml_flaw(text)
+        if flaw:
+            raise UnpublishablePackage(f"{file.name} cannot be listed in repodata: its tag {tag} {flaw}")
 
 
 def find_xml_flaw(text: bytes) -> str:
@@ -170,3 +173,66 @@ def find_xml_flaw(text: bytes) -> str:
 
 def _quote_around(text: bytes, at: int) -> str:
     return repr(text[max(0, at - _CONTEXT_BYTES) : at + _CONTEXT_BYTES])[1:]
+
+
+# --- uploads in the spool
+
+
+@attr.frozen(kw_only=True)
+class UnknownUpload:
+    folder: Path
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The name to keep it under: its own could be chosen by any builder."""
+        return re.sub(r"[^A-Za-z0-9._-]", "_", self.folder.name)[:150]
+
+
+@attr.frozen(kw_only=True)
+class IncompleteUpload:
+    name: str  #: of a folder that has been removed
+
+
+SpoolEntry = Union[RepogenRequest, UnknownUpload, IncompleteUpload]
+
+
+def scan_spool(store: StorePaths, days: int, now: float) -> Iterator[SpoolEntry]:
+    """Find what has to be done about the spool; remove uploads that are incomplete since so many days."""
+    for folder in sorted(store.spool.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # taken up meanwhile
+            found = _examine(folder, now - UNREQUESTED_SECONDS, now - days * 86400)
+            if isinstance(found, IncompleteUpload):
+                fs.remove(folder)
+            if found is not None:
+                yield found
+
+
+def _examine(folder: Path, unrequested_since: float, incomplete_since: float) -> SpoolEntry | None:
+    try:
+        manifest = read_upload(folder)
+        if manifest is None:
+            return IncompleteUpload(name=folder.name) if fs.last_change(folder) < incomplete_since else None
+        if fs.last_change(folder / MANIFEST) > unrequested_since:
+            return None
+        return _make_request(folder.name, manifest)
+    except (InvalidUpload, ValueError) as error:
+        is_old = fs.last_change(folder) < unrequested_since
+        return UnknownUpload(folder=folder, reason=str(error)) if is_old else None
+
+
+def _make_request(name: str, manifest: Manifest) -> RepogenRequest:
+    """The request that the worker has not sent. Raises `ValueError` if the folder's name is wrong."""
+    parts = name.split(".")
+    if len(parts) != 3:
+        raise ValueError(f"{quoted(name)} is not called <build id>.<arch>.<attempt>")
+    build_id, arch, attempt = parts
+    return RepogenRequest(
+        target=manifest.request.target,
+        build_id=validators.build_id(build_id),
+        arch=validators.arch(arch),
+        attempt=validators.attempt(attempt),
+        place=manifest.place(),
+        index=manifest.status == Status.SUCCESS and not manifest.request.scratch,
+        logs=manifest.status not in (Status.SUCCESS, Status.FAILED),
+    )

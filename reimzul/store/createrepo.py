@@ -5,6 +5,10 @@ createrepo_c's exit code decides nothing: the repodata is read back, and a build
 is listed with the checksum of its manifest. createrepo_c writes into `cache/`, which only repogen reads; `repodata.py`
 makes the result visible. Callers hold the target's lock.
 
+`[repogen] after_createrepo` is the hook: the farm's own program, run on new repodata before it becomes visible. If it
+fails or hangs, the old repodata stays, and `state/<target>.hook` records the reason and the time of the failure. All
+repogen workers of a store obey that file.
+
 A target rests after a run as long as the run took, so that runs never take more than half of the time.
 `state/<target>.runs` has the last run's start and end, so all repogen workers of a store rest together.
 """
@@ -27,11 +31,10 @@ import attr
 
 from reimzul.core import fs
 from reimzul.core.errors import ConfigError, InputError, ReimzulError, RetryLater, TimedOut, describe_exit
-from reimzul.core.process import run
-from reimzul.core.retry import CancelToken
+from reimzul.core.process import Process, end_group, run, spawn, wait_until_exit
+from reimzul.core.retry import Backoff, CancelToken
 from reimzul.core.settings import RepogenSettings
 from reimzul.core.store_paths import StorePaths
-from reimzul.store.hook import HookFailed, HookFailure, last_lines, record_failure, run_hook
 from reimzul.store.listing import PackageTree, StoredLeg, listed_paths
 from reimzul.store.repodata import (
     DAMAGED,
@@ -55,6 +58,11 @@ LONGEST_REST_SECONDS = 30.0
 _LOCK_POLL_SECONDS = 0.1
 #: Seconds between two checks whether the hook has ended.
 _HOOK_POLL_SECONDS = 0.05
+_HOOK_BACKOFF = Backoff(first=5, cap=300)
+#: Seconds between SIGTERM and SIGKILL for a hook that hangs; other targets wait that long at most.
+_HOOK_GRACE_SECONDS = 1.0
+#: The placeholder for the folder in the hook's arguments.
+_FOLDER = "{repodata}"
 #: Seconds without using the processor after which createrepo_c counts as hung: a SIGTERM at the wrong moment does that
 #: to it (seen with 0.17), and it would hold the target's lock for ever.
 HUNG_SECONDS = 60
@@ -139,6 +147,115 @@ def write_run(path: Path, record: RunRecord) -> None:
     temporary.replace(path)
 
 
+# --- the hook
+
+
+class HookFailed(ReimzulError):
+    """The hook failed or hung, or left unusable repodata: the old repodata stays."""
+
+
+@attr.frozen(kw_only=True)
+class HookFailure:
+    """The failures of a target's hook since it last succeeded."""
+
+    count: int
+    at: float  #: of the last one, seconds since 1970
+    reason: str
+
+    @property
+    def pause(self) -> int:
+        """Seconds from the last failure to the next try."""
+        return int(_HOOK_BACKOFF.pause_after(self.count))
+
+    def seconds_to_retry(self, now: float) -> float:
+        """Seconds to the next try; 0 if the clock was set back."""
+        return self.at + self.pause - now if now >= self.at else 0.0
+
+
+def read_failure(path: Path) -> HookFailure | None:
+    """Read a `state/<target>.hook`; None if it is missing or damaged."""
+    try:
+        raw = json.loads(path.read_bytes())
+        return HookFailure(count=max(1, int(raw["count"])), at=float(raw["at"]), reason=str(raw["reason"]))
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return None
+
+
+def record_failure(path: Path, reason: str) -> HookFailure:
+    before = read_failure(path)
+    failure = HookFailure(count=before.count + 1 if before else 1, at=time.time(), reason=reason)
+    fs.write_atomic(path, json.dumps(attr.asdict(failure), indent=1) + "\n")
+    return failure
+
+
+@attr.frozen(kw_only=True)
+class RunningHook:
+    process: Process
+    program: str
+    timeout: float  #: seconds
+    output: Path
+    deadline: float  #: by time.monotonic
+
+    def has_succeeded(self, wait: float = 0.0) -> bool:
+        """Wait so many seconds for the hook; return whether it has ended well. Raises `HookFailed`."""
+        if wait_until_exit(self.process, wait):
+            # What it left in its process group ends too, so that nothing writes into repodata that is visible.
+            end_group(self.process, 0.0)
+            if not self.process.returncode:
+                return True
+            fault = describe_exit(self.process.returncode)
+        elif time.monotonic() <= self.deadline:
+            return False
+        else:
+            fault = f"was ended after {self.timeout:g} s"
+        lines = last_lines(self.output)
+        raise HookFailed(f"{self.program} {fault}" + (f": {lines}" if lines else ""))
+
+
+def last_lines(output: Path, lines: int = 3) -> str:
+    """The last lines of a program's output, joined to one."""
+    try:
+        with output.open("rb") as stream:
+            stream.seek(-min(4096, output.stat().st_size), os.SEEK_END)
+            tail = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return " / ".join(tail.strip().splitlines()[-lines:])
+
+
+def hook_argv(settings: RepogenSettings, folder: Path, target: str) -> list[str]:
+    """The hook's command line; the folder is its last argument unless another one names it."""
+    argv = [word.replace(_FOLDER, str(folder)).replace("{target}", target) for word in settings.after_createrepo]
+    return argv if any(_FOLDER in word for word in settings.after_createrepo) else [*argv, str(folder)]
+
+
+@contextlib.contextmanager
+def run_hook(settings: RepogenSettings, store: StorePaths, target: str, folder: Path) -> Iterator[RunningHook | None]:
+    """Run the hook, if there is one, on a folder; leaving the block ends it. Raises `HookFailed` if it cannot start."""
+    if not settings.after_createrepo:
+        yield None
+        return
+    argv, output = hook_argv(settings, folder, target), store.hook_log(target)
+    env = {"REIMZUL_TARGET": target, "REIMZUL_REPODATA": str(folder)}
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(output.open("wb"))
+            # The hook does not inherit the lock: what it leaves behind, as gpg's agent, would hold it for ever.
+            process = stack.enter_context(spawn(argv, output=log, cwd=folder, env=env, grace=_HOOK_GRACE_SECONDS))
+        except (OSError, ReimzulError) as error:
+            raise HookFailed(str(error)) from error
+        yield RunningHook(
+            process=process,
+            program=os.path.basename(argv[0]),
+            timeout=settings.after_createrepo_timeout,
+            output=output,
+            deadline=time.monotonic() + settings.after_createrepo_timeout,
+        )
+
+
+# --- createrepo_c
+
+
 class CreaterepoCrashed(RetryLater):
     """createrepo_c was ended by a signal."""
 
@@ -211,10 +328,6 @@ class CreaterepoRunner:
             folder,
         ]  # fmt: skip
 
-    def may_run_now(self, target: str) -> bool:
-        """Whether the last run on a target, by whichever worker, allows the next one now."""
-        return read_run(self.store.runs(target)).allows_next(time.time())
-
     def list_packages(self, target: str) -> list[str]:
         """All packages that lie in a target, in createrepo_c's own order; paths are relative to the target."""
         self.store.target(target).mkdir(parents=True, exist_ok=True)
@@ -245,21 +358,16 @@ class CreaterepoRunner:
         if packages is None:
             packages = self.list_packages(target)
         self._list_path(target).write_bytes(os.fsencode("".join(f"{path}\n" for path in packages)))
-        # A run that makes a target's first, empty repodata does not delay its first build.
-        with self._recording_run(target) if packages else contextlib.nullcontext():
+        before, start = read_run(self.store.runs(target)), time.time()
+        try:
             code = self._run_createrepo(target, lock, cancel, full_rebuild=full_rebuild)
+        finally:
+            if packages:  # a run that makes a target's first, empty repodata does not delay its first build
+                with contextlib.suppress(OSError):  # if the disk is full, the run itself fails and is reported
+                    write_run(self.store.runs(target), before.followed_by(start, max(start, time.time())))
         if code == LEFT_OUT_EXIT_CODE:
             log.warning("createrepo_c could not read all of %s: %s", target, last_lines(self.store.log(target)))
         return code == 0
-
-    @contextlib.contextmanager
-    def _recording_run(self, target: str) -> Iterator[None]:
-        before, start = read_run(self.store.runs(target)), time.time()
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # if the disk is full, the run itself fails and is reported
-                write_run(self.store.runs(target), before.followed_by(start, max(start, time.time())))
 
     def _run_createrepo(self, target: str, lock: int, cancel: CancelToken, *, full_rebuild: bool) -> int:
         log_file, output = self.store.log(target), self.store.output(target)
@@ -271,8 +379,8 @@ class CreaterepoRunner:
             raise RetryLater(str(error)) from error
         if code not in (0, LEFT_OUT_EXIT_CODE) or not (output / REPODATA).is_dir():
             fs.remove(output)  # it may be what the run failed at; the next run updates the visible repodata
-            kind = CreaterepoCrashed if code < 0 else RetryLater
-            raise kind(f"createrepo_c {describe_exit(code)} for {target}: {last_lines(log_file)}")
+            fault = f"createrepo_c {describe_exit(code)} for {target}: {last_lines(log_file)}"
+            raise CreaterepoCrashed(fault) if code < 0 else RetryLater(fault)
         return code
 
     def crashes_on(self, leg: StoredLeg, cancel: CancelToken) -> bool:
@@ -332,10 +440,9 @@ class CreaterepoRunner:
 
     def reveal(self, draft: Draft) -> None:
         """Make new repodata visible. Raises `HookFailed` if the hook has damaged it."""
-        try:
-            draft.check()
-        except RetryLater as error:
-            raise HookFailed(str(error)) from error
+        damage = draft.find_damage()
+        if damage:
+            raise HookFailed(damage)
         draft.publish()
         self.store.hook(draft.target).unlink(missing_ok=True)
         last = read_run(self.store.runs(draft.target))

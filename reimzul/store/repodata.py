@@ -9,6 +9,7 @@ repomd.xml it has read names. Callers hold the target's lock.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -27,7 +28,7 @@ from xml.sax.saxutils import escape, quoteattr
 import attr
 
 from reimzul.core import fs
-from reimzul.core.errors import InputError, RetryLater
+from reimzul.core.errors import InputError
 from reimzul.core.store_paths import StorePaths
 
 log = logging.getLogger(__name__)
@@ -130,34 +131,33 @@ class Addition:
     record: MetadataRecord
     content: bytes
 
-    @classmethod
-    def make(cls, name: str, raw: bytes, type_: str) -> Addition:
-        """Compress a file as modifyrepo_c does, and describe it. Raises `InputError` if it is no metadata."""
-        if not raw:
-            raise InputError(f"{name} is empty")
-        if name.endswith(".xml"):
-            try:
-                ElementTree.fromstring(raw)
-            except (ElementTree.ParseError, ValueError) as error:
-                raise InputError(f"{name} is not well-formed XML: {error}") from None
-        is_packed = name.endswith(_COMPRESSED)
-        content = raw if is_packed else gzip.compress(raw, mtime=0)
-        sha256 = hashlib.sha256(content).hexdigest()
-        file = f"{sha256}-{_CHECKSUM.sub('', name)}" + ("" if is_packed else ".gz")
-        opened = "" if is_packed else f'<open-checksum type="sha256">{hashlib.sha256(raw).hexdigest()}</open-checksum>'
-        text = (
-            f'<data type="{type_}"><checksum type="sha256">{sha256}</checksum>{opened}'
-            f"<location href={quoteattr(f'repodata/{file}')}/><timestamp>{int(time.time())}</timestamp>"
-            f"<size>{len(content)}</size>" + ("" if is_packed else f"<open-size>{len(raw)}</open-size>") + "</data>"
-        )
-        return cls(record=MetadataRecord(type=type_, file=file, text=text), content=content)
-
 
 def read_addition(name: str, raw: bytes, given: str) -> Addition:
-    """Metadata from a file; without a given type, its name decides. Raises `InputError`."""
+    """Compress a file as modifyrepo_c does, and describe it; without a given type, its name decides.
+
+    Raises `InputError` if it is no metadata.
+    """
     if not _FILE_NAME.match(name):
         raise InputError(f"{name!r} is not a name for a file of metadata, as comps.xml")
-    return Addition.make(name, raw, check_type(given) if given else guess_type(name))
+    type_ = check_type(given) if given else guess_type(name)
+    if not raw:
+        raise InputError(f"{name} is empty")
+    if name.endswith(".xml"):
+        try:
+            ElementTree.fromstring(raw)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise InputError(f"{name} is not well-formed XML: {error}") from None
+    is_packed = name.endswith(_COMPRESSED)
+    content = raw if is_packed else gzip.compress(raw, mtime=0)
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = f"{sha256}-{_CHECKSUM.sub('', name)}" + ("" if is_packed else ".gz")
+    opened = "" if is_packed else f'<open-checksum type="sha256">{hashlib.sha256(raw).hexdigest()}</open-checksum>'
+    text = (
+        f'<data type="{type_}"><checksum type="sha256">{sha256}</checksum>{opened}'
+        f"<location href={quoteattr(f'repodata/{file}')}/><timestamp>{int(time.time())}</timestamp>"
+        f"<size>{len(content)}</size>" + ("" if is_packed else f"<open-size>{len(raw)}</open-size>") + "</data>"
+    )
+    return Addition(record=MetadataRecord(type=type_, file=file, text=text), content=content)
 
 
 @attr.frozen(kw_only=True)
@@ -190,15 +190,16 @@ class Draft:
     retained: RetainedFiles
     files: frozenset[str]  #: what lies in it before the hook runs
 
-    def check(self) -> None:
-        """Raise `RetryLater` if the hook left something that no client could use."""
+    def find_damage(self) -> str:
+        """What the hook left that no client could use; "" if nothing."""
         try:
             records = read_records(self.folder)
         except DAMAGED as error:
-            raise RetryLater(f"its repomd.xml cannot be read any more: {error!r}") from error
+            return f"its repomd.xml cannot be read any more: {error!r}"
         lost = [record.type for record in records if not record.file or not (self.folder / record.file).is_file()]
-        if lost or not any(record.type == "primary" for record in records):
-            raise RetryLater(f"its repomd.xml names files that are not there: {', '.join(lost) or 'primary'}")
+        if not lost and any(record.type == "primary" for record in records):
+            return ""
+        return f"its repomd.xml names files that are not there: {', '.join(lost) or 'primary'}"
 
     def publish(self) -> None:
         """Sync it to disk, and put it in the place of the visible folder."""
@@ -314,13 +315,9 @@ def _link_retained(store: StorePaths, target: str, folder: Path, named: Collecti
 def _link(source: Path, goal: Path, *, copy: bool = False) -> None:
     """Link a file, or copy it if the kernel refuses the link, as it may for a file of another user."""
     if not copy:
-        try:
+        with contextlib.suppress(OSError):
             os.link(source, goal, follow_symlinks=True)
             return
-        except FileNotFoundError:
-            raise
-        except OSError:
-            pass
     shutil.copyfile(source, goal)
 
 

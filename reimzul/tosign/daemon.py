@@ -1,20 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tosign daemon: lays out published legs for the signer, one request at a time."""
+"""The tosign daemon: lays published legs out for the signer, each whole by one rename, and never twice.
+
+The packages are copied, not linked: a signer rewrites its files, and the published ones must stay as they are listed.
+The mark that a leg was staged lasts for ever and is written before the rename. So a mark with a folder still in
+`.staging` means that the rename has to be finished, and a mark alone that the signer has the leg, or has collected it.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
-from collections.abc import Iterator
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Callable
 
+import attr
+
+from reimzul.core import fs
 from reimzul.core.beanstalk import TOSIGN, Broker, ReservedJob
-from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
-from reimzul.core.errors import RetryLater
-from reimzul.core.fs import file_lock
-from reimzul.core.message import SignRequest, Status
+from reimzul.core.daemon import Daemon, Outcome, retry_or_give_up
+from reimzul.core.errors import InvalidMessage, RetryLater
+from reimzul.core.manifest import Manifest, read_manifest
+from reimzul.core.message import NAMESPACE, SignRequest, Status
 from reimzul.core.retry import CancelToken
-from reimzul.core.store_paths import StorePaths
-from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
+from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
+from reimzul.core.unlisted import UnlistedLeg, read_records, replaced_builds
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +36,7 @@ log = logging.getLogger(__name__)
 LOCK_POLL_SECONDS = 0.05
 #: The pause after an error of the disk.
 DISK_PAUSE_SECONDS = 30
-#: The lock's name; no target begins with a dot.
-_LOCK = ".tosign"
+_CHUNK_BYTES = 1024 * 1024
 
 _Claim = ReservedJob[SignRequest]
 
@@ -31,14 +44,8 @@ _Claim = ReservedJob[SignRequest]
 class Tosign(Daemon[SignRequest]):
     """Takes jobs from `tosign`."""
 
-    def __init__(
-        self,
-        connect: Callable[[], Broker],
-        host: str,
-        store: StorePaths,
-        stop: Stop | None = None,
-    ) -> None:
-        super().__init__(connect, [TOSIGN], host, stop)
+    def __init__(self, connect: Callable[[], Broker], host: str, store: StorePaths) -> None:
+        super().__init__(connect, [TOSIGN], host)
         self.store = store
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
@@ -74,10 +81,178 @@ class Tosign(Daemon[SignRequest]):
 
         self.service.set_status(f"staging {leg.target}/{leg.name}")
         while True:
-            with file_lock(self.store.lock(_LOCK)) as lock:
+            with fs.file_lock(self.store.lock(".tosign")) as lock:  # no target begins with a dot
                 if lock is not None:
                     is_new = stage_leg(self.store, leg, CancelToken(check_progress))
                     break
             check_progress()
             self.stop.now.wait(LOCK_POLL_SECONDS)
         log.info("%s/%s %s", leg.target, leg.name, "staged" if is_new else "was staged before")
+
+
+# --- which legs a request means
+
+
+@attr.frozen(kw_only=True)
+class SignableLeg:
+    """A leg whose packages are to be signed."""
+
+    place: str  #: relative to the store's root
+    target: str
+    arch: str
+    build_id: str
+    sha256s: Mapping[str, str | None]  #: of each package; None if no manifest says it
+
+    @property
+    def key(self) -> str:
+        return leg_key(self.build_id, self.arch)
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: `<name>-<version-release>.<arch>.<build id>`."""
+        return _folder_name(self.place, self.build_id)
+
+
+def _folder_name(place: str, build_id: str) -> str:
+    package, _, folder = place.split("/")[2:]
+    return f"{package}-{folder}.{build_id}"
+
+
+def find_signable(store: StorePaths, request: SignRequest) -> list[SignableLeg]:
+    """The legs that a request means. Raises `InvalidMessage` if one of them must not be signed."""
+    legs = [_read_leg(store, place, request) for place in _find_places(store, request)]
+    return [leg for leg in legs if leg is not None]
+
+
+def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
+    """The place that a request names; the original's request only says in which folder it is."""
+    parent = f"repo/{request.target}/{request.pkgname}/{request.timestamp}"
+    if request.place:
+        if request.place.rpartition("/")[0] != parent:
+            raise InvalidMessage(f"{request.place} is not a place in {parent}")
+        return [request.place] if store.place(request.place).is_dir() else []
+    try:
+        return sorted(
+            f"{parent}/{entry.name}"
+            for entry in os.scandir(store.place(parent))
+            if entry.name.endswith(f".{request.arch}") and entry.is_dir(follow_symlinks=False)
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read_leg(store: StorePaths, place: str, request: SignRequest) -> SignableLeg | None:
+    """Read the leg in a place. One without manifest is from the original's farm; None if its packages are to come."""
+    folder = store.place(place)
+    sha256s: dict[str, str | None]
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        if request.build_id:
+            raise InvalidMessage(f"{folder} has no {MANIFEST}, so it is not of build {request.build_id}") from None
+        build_id = uuid.uuid5(NAMESPACE, place).hex
+        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".rpm")]
+        sha256s = {entry.name: None for entry in entries if entry.is_file(follow_symlinks=False)}
+        if not sha256s:
+            return None
+    else:
+        _check_signable(manifest, request)
+        build_id = manifest.build_id
+        sha256s = {file.name: file.sha256 for file in manifest.rpm_files}
+    leg = SignableLeg(place=place, target=request.target, arch=request.arch, build_id=build_id, sha256s=sha256s)
+    if len(leg.name) > 255:  # Linux's NAME_MAX, in bytes
+        raise InvalidMessage(f"{leg.name} is too long for a folder's name")
+    return leg
+
+
+def _check_signable(manifest: Manifest, request: SignRequest) -> None:
+    """Raise `InvalidMessage` for what must never get to the signer, whatever the request says."""
+    which = f"build {manifest.build_id} for {manifest.arch}"
+    if manifest.status != Status.SUCCESS:
+        raise InvalidMessage(f"{which} has failed: nothing of it is signed")
+    if manifest.request.scratch:
+        raise InvalidMessage(f"{which} is a scratch build: nothing of it is signed")
+    if request.build_id not in ("", manifest.build_id) or request.arch != manifest.arch:
+        raise InvalidMessage(f"the place is of {which}, not the request's")
+
+
+# --- staging
+
+
+def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
+    """Lay a leg out for the signer; return false if that was done before. Callers hold the lock."""
+    records = read_records(store, leg.target)
+    record = records.get(leg.key, UnlistedLeg(place=leg.place))
+    replaced = replaced_builds(records, leg.build_id, leg.arch)
+    for key, old in replaced.items():
+        _take_back(store, key, old.place)
+    if record.replaced_by:
+        log.info("%s is not staged: build %s has replaced it", leg.name, record.replaced_by)
+        _take_back(store, leg.key, leg.place)
+        return False
+    staging, mark = store.staging / leg.key, store.staged_marks / leg.key
+    if os.path.lexists(mark):
+        return staging.is_dir() and _expose(store, leg)
+    fs.remove(staging)
+    packages = sorted(leg.sha256s.keys() - record.left_out.keys())
+    if not packages:
+        log.info("%s has no packages: nothing to be signed", leg.name)
+        return False
+    staging.mkdir(parents=True)
+    for name in packages:
+        _copy(store.place(leg.place) / name, staging / name, leg.sha256s[name], cancel)
+    if replaced:  # names the builds that a rebuild replaces
+        lines = [f"replaces {key.partition('.')[0]}\n" for key in sorted(replaced)]
+        fs.write_atomic(staging / "replaces", "".join(lines))
+    fs.sync(staging)
+    fs.sync(store.staging)
+    fs.write_atomic(mark, f"{leg.target}/{leg.name}\n")
+    return _expose(store, leg)
+
+
+def _take_back(store: StorePaths, key: str, place: str) -> None:
+    """Remove a replaced leg and its mark, unless the signer has collected it."""
+    staging, mark = store.staging / key, store.staged_marks / key
+    exposed = store.tosign / place.split("/")[1] / _folder_name(place, key.partition(".")[0])
+    if not os.path.lexists(exposed) and not os.path.lexists(staging):
+        return
+    mark.unlink(missing_ok=True)
+    fs.sync(store.staged_marks)
+    if os.path.lexists(exposed):
+        fs.remove(staging)
+        try:
+            os.rename(exposed, staging)
+        except FileNotFoundError:
+            fs.write_atomic(mark, f"{place}\n")  # collected at this moment
+    fs.remove(staging)
+    log.info("%s: a rebuild has replaced it: taken back, unless it was collected right now", exposed.name)
+
+
+def _expose(store: StorePaths, leg: SignableLeg) -> bool:
+    exposed = store.tosign / leg.target / leg.name
+    exposed.parent.mkdir(exist_ok=True)
+    try:
+        os.rename(store.staging / leg.key, exposed)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # This happens only if the disk has lost the mark of a leg that is still to be collected.
+        fs.remove(store.staging / leg.key)
+        return False
+    fs.sync_ancestors_once(exposed, exposed.parent, store.tosign)
+    return True
+
+
+def _copy(source: Path, goal: Path, sha256: str | None, cancel: CancelToken) -> None:
+    """Copy a package. Raises `InvalidMessage` if it is not the one that was published."""
+    digest = hashlib.sha256()
+    with source.open("rb") as original, goal.open("xb") as copy:
+        while chunk := original.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            copy.write(chunk)
+            cancel.raise_if_cancelled()
+        copy.flush()
+        os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(original.fileno()).st_mode) | 0o644)
+        os.fsync(copy.fileno())
+    if sha256 not in (None, digest.hexdigest()):
+        raise InvalidMessage(f"{source} is not as it was published: its sha256 is {digest.hexdigest()}, not {sha256}")

@@ -14,7 +14,7 @@ import attr
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import RepogenRequest
-from reimzul.repogen.spool_scan import UNREQUESTED_SECONDS, scan_spool
+from reimzul.repogen.verify import UNREQUESTED_SECONDS, scan_spool
 from tests.faults import checks
 from tests.faults.checks import Before, Loose
 from tests.faults.ground import Ground

@@ -20,7 +20,7 @@ from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup, createrepo
-from reimzul.tosign import staging
+from reimzul.tosign.daemon import find_signable, stage_leg
 from tests import uploads
 from tests.conftest import Beanstalkd
 from tests.repogen import Rpms, ask, listed, make_settings, taken, work
@@ -91,8 +91,8 @@ class Farm:
         """Stage what there is to be signed; what waits to be collected."""
         for request in taken(self.broker, TOSIGN):
             assert isinstance(request, SignRequest)
-            for build in staging.find_signable(self.store, request):
-                staging.stage_leg(self.store, build, CancelToken())
+            for build in find_signable(self.store, request):
+                stage_leg(self.store, build, CancelToken())
         there = self.store.tosign / TARGET
         return sorted(path.name.rpartition(".")[2] for path in there.iterdir()) if there.is_dir() else []
 
@@ -425,8 +425,8 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
         stage_all()
 
     def stage_all() -> None:
-        for build in staging.find_signable(farm.store, request):
-            staging.stage_leg(farm.store, build, CancelToken())
+        for build in find_signable(farm.store, request):
+            stage_leg(farm.store, build, CancelToken())
 
     for _ in steps.deaths(whole):
         with pytest.raises(uploads.Died):

@@ -448,7 +448,7 @@ def spoil(folder: Path, asked: RepogenRequest, rpms: Rpms) -> None:
 def test_what_nobody_asks_for_is_taken_up_at_start(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reimzul.repogen.spool_scan.UNREQUESTED_SECONDS", -1)
+    monkeypatch.setattr("reimzul.repogen.verify.UNREQUESTED_SECONDS", -1)
     uploads.upload(store, rpms)
     strange = uploads.spool_of(store, uploads.upload(store, rpms)).rename(store.spool / ("x" * 250))
     daemon.do_idle_work(broker)

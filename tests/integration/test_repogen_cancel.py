@@ -129,7 +129,7 @@ def test_such_logs_are_found_where_nobody_asked_for_them(
     broker: Broker, daemon: Repogen, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = uploads.upload(store, {}, status=Status.UNFIT)
-    monkeypatch.setattr("reimzul.repogen.spool_scan.UNREQUESTED_SECONDS", -10)
+    monkeypatch.setattr("reimzul.repogen.verify.UNREQUESTED_SECONDS", -10)
     daemon.do_idle_work(broker)
     (found,) = taken(broker, CREATEREPO)
     assert (found.logs, found.index, found.attempt) == (True, False, asked.attempt)

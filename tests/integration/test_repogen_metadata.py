@@ -34,8 +34,7 @@ from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import createrepo, repodata
 from reimzul.store import listing as listing_module
-from reimzul.store.createrepo import CreaterepoRunner
-from reimzul.store.hook import HookFailed, read_failure
+from reimzul.store.createrepo import CreaterepoRunner, HookFailed, read_failure
 from reimzul.store.repodata import read_records
 from reimzul.submit.submission import request_repodata
 from tests import uploads

@@ -33,7 +33,7 @@ from reimzul.history.workers import WorkerRecord
 from reimzul.notifier.housekeeping import correct_clock, shift_times
 from reimzul.notifier.quarantine import QuarantinedBuilder, QuarantineTables
 from reimzul.notifier.sinks.logfile import LogSink
-from reimzul.repogen.spool_scan import scan_spool
+from reimzul.repogen.verify import scan_spool
 from reimzul.store.cleanup import ManifestSummary, Retention, StoredBuild, choose_builds, sweep_expired, sweep_live_logs
 from reimzul.worker.daemon import seconds_since_fault
 from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, event

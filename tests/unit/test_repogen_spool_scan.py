@@ -10,7 +10,7 @@ import pytest
 
 from reimzul.core.message import RepogenRequest
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.repogen.spool_scan import UNREQUESTED_SECONDS, IncompleteUpload, SpoolEntry, UnknownUpload, scan_spool
+from reimzul.repogen.verify import UNREQUESTED_SECONDS, IncompleteUpload, SpoolEntry, UnknownUpload, scan_spool
 from tests import uploads
 
 DAY = 86400

@@ -18,8 +18,7 @@ from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.store import listing as listing_module
 from reimzul.store import repodata
-from reimzul.store.createrepo import CreaterepoRunner
-from reimzul.store.hook import last_lines
+from reimzul.store.createrepo import CreaterepoRunner, last_lines
 from reimzul.store.listing import Listing, ListingCache, StoredLeg
 from tests import uploads
 from tests.uploads import TARGET

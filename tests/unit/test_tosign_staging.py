@@ -13,7 +13,7 @@ from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.tosign.staging import SignableLeg, find_signable, stage_leg
+from reimzul.tosign.daemon import SignableLeg, find_signable, stage_leg
 from tests import uploads
 from tests.uploads import TARGET, tree
 

@@ -28,7 +28,7 @@ from reimzul.core.process import output_of
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StorePaths
-from reimzul.store.hook import read_failure
+from reimzul.store.createrepo import read_failure
 
 CONTROLLER, BUILDER, BSTORE = "controller", "builder", "bstore"
 ROLES = (CONTROLLER, BUILDER, BSTORE)
