@@ -17,8 +17,8 @@ from typing import NoReturn
 import click
 
 from devfarm import subreaper
-from devfarm.console import Console
-from devfarm.demo import TARGET, Demo, remove_leftovers
+from devfarm.console import print_block, print_line, print_title
+from devfarm.demo import TARGET, remove_leftovers, run_demo
 from devfarm.farm import Farm
 from devfarm.plan import TOPIC
 from devfarm.supervisor import GRACE_OF_ALL, PartFailed
@@ -64,7 +64,7 @@ def demo(srpm: Path | None, keep: bool, state: Path | None) -> None:
         if not keep and state is None:
             stack.callback(remove_leftovers, farm.layout)
         stack.callback(farm.stop)
-        Demo(farm=farm, cache=(state or HOME).absolute() / "cache", console=Console()).run(srpm)
+        run_demo(farm, (state or HOME).absolute() / "cache", srpm)
 
 
 @command.command("up")
@@ -74,14 +74,13 @@ def demo(srpm: Path | None, keep: bool, state: Path | None) -> None:
 def keep_up(builders: int, workers: int, state: Path | None) -> None:
     """Keep a farm up in the foreground, until Ctrl-C."""
     farm = Farm(state or _make_state_folder("up"), builders=builders, workers=workers, targets=(TARGET,))
-    console = Console()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_interruptible())
         stack.callback(farm.stop)
-        console.print_title(f"A farm of {len(farm.hosts)} hosts on this machine, in {farm.layout.state}")
-        farm.bring_up(console.print_line)
-        console.print_title("How to use it")
-        console.print_block(_instructions(farm))
+        print_title(f"A farm of {len(farm.hosts)} hosts on this machine, in {farm.layout.state}")
+        farm.bring_up(print_line)
+        print_title("How to use it")
+        print_block(_instructions(farm))
         farm.wait_until_exit()
     raise PartFailed(f"the farm ended by itself; the logs are in {farm.layout.log}")
 

@@ -3,155 +3,196 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attr
 
-from devfarm.console import Console
+from devfarm.console import print_block, print_line, print_title
 from devfarm.demo_sources import demo_srpms
 from devfarm.dnf_client import Dnf, check_digests
-from devfarm.event_listener import Builds, EventListener, Leg, listen
 from devfarm.farm import Farm
 from devfarm.plan import Layout
+from devfarm.processes import own_program
+from reimzul.admin.lookup import BuildLegs, group_by_build, reading_history
+from reimzul.admin.watch import LegRow, TableScreen, is_build_over, make_row
+from reimzul.core.arch import read_arches
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import Status
 from reimzul.core.process import output_of
 from reimzul.core.validators import is_source_rpm
+from reimzul.history import BuildFilter, BuildRecord, NoHistory
+from reimzul.history.build_record import BuildState
 
 TARGET = "demo.1"
 #: Seconds without any news after which the demo gives up.
 SILENCE_SECONDS = 1800
 #: Seconds that staging for the signer may take once a build is published.
 _STAGING_SECONDS = 30
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
 _LAST_LINES = 25
+#: rpmbuild's section in build.log, and mock's own step in state.log.
+_PHASES = {
+    "build.log": re.compile(
+        r"^Executing\((%(?:prep|generate_buildrequires|conf|build|install|check))\):", re.MULTILINE
+    ),
+    "state.log": re.compile(r" - Start(?:\(\w+\))?: (.+)$", re.MULTILINE),
+}
+#: How much of a growing log is searched for its last phase, bytes.
+_TAIL_BYTES = 256 * 1024
 
 
-@attr.frozen(kw_only=True)
-class Demo:
-    """One run of the demo."""
+def run_demo(farm: Farm, cache: Path, srpm: Path | None) -> None:
+    """Run all of it; `cache` has source rpms made before. Raises `ReimzulError` where a step fails."""
+    print_title(f"A farm of {len(farm.hosts)} hosts on this machine, in {farm.layout.state}")
+    farm.bring_up(print_line)
+    print_title("Source rpms")
+    packages = [srpm] if srpm else demo_srpms(cache, print_line)
+    build_ids = [submit(farm, package) for package in packages]
+    print_title("Builds")
+    legs = follow(farm, build_ids)
+    if failed := [leg for leg in legs if leg.state != BuildState.PUBLISHED]:
+        for leg in failed:
+            show_failure(farm, leg)
+        raise ReimzulError(", ".join(f"{name_leg(leg)}: {leg.status}" for leg in failed))
+    check_repository(farm, legs)
+    print_places(farm.layout, legs, wait_for_staging(farm.layout, legs))
 
-    farm: Farm
-    cache: Path  #: source rpms made before
-    console: Console
 
-    def run(self, srpm: Path | None) -> None:
-        """Run all of it. Raises `ReimzulError` where a step fails."""
-        console = self.console
-        console.print_title(f"A farm of {len(self.farm.hosts)} hosts on this machine, in {self.farm.layout.state}")
-        self.farm.bring_up(console.print_line)
-        console.print_title("Source rpms")
-        packages = [srpm] if srpm else demo_srpms(self.cache, console.print_line)
-        with listen(self.farm) as listener:
-            builds = Builds(self.farm)
-            for package in packages:
-                self.submit(package, builds)
-            console.print_title("Builds")
-            self.follow(builds, listener)
-        if builds.failed_legs:
-            for leg in builds.failed_legs:
-                self.show_failure(leg)
-            raise ReimzulError(", ".join(f"{leg.name}: {leg.status}" for leg in builds.failed_legs))
-        self.check_repository(builds)
-        staged = self.wait_for_staging(builds)
-        self.print_places(builds, staged)
+def submit(farm: Farm, srpm: Path) -> str:
+    """Submit a source rpm and return the build's id."""
+    submitted = json.loads(output_of(farm.submit_command(srpm, TARGET, "--json")))
+    (build,) = submitted["builds"]
+    print_line(f"reimzul-submit -s {submitted['srpm']} -a {build['arch']} -t {TARGET} -d .demo")
+    return str(build["build_id"])
 
-    def submit(self, srpm: Path, builds: Builds) -> None:
-        submitted = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))
-        for build in submitted["builds"]:
-            builds.expect(build["build_id"], build["arch"])
-            command = f"reimzul-submit -s {submitted['srpm']} -a {build['arch']} -t {TARGET} -d .demo"
-            self.console.print_line(command)
 
-    def follow(self, builds: Builds, listener: EventListener) -> None:
-        """Print what happens until all builds are over."""
-        last_news = time.monotonic()
-        while not builds.all_over:
-            for event in listener.read(_POLL_SECONDS):
-                if leg := builds.apply(event):
-                    self.console.print_line(describe_event(leg))
-                    last_news = time.monotonic()
-            for leg in builds.update_phases():
+def follow(farm: Farm, build_ids: Sequence[str]) -> list[BuildRecord]:
+    """Show what happens until all builds are over, on a terminal as `reimzul watch` does; return their legs."""
+    arches, screen, is_terminal = read_arches(), TableScreen(), sys.stdout.isatty()
+    printed: set[str] = set()
+    last_news, over = time.monotonic(), False
+    while not over:
+        time.sleep(_POLL_SECONDS)
+        builds = read_builds(farm, build_ids)
+        rows = [[make_leg_row(farm, leg) for leg in build.legs] for build in builds]
+        if is_terminal:
+            screen.show([row for legs in rows for row in legs], "")
+        for line in describe_builds(builds, rows):
+            if line not in printed:
                 last_news = time.monotonic()
-                if not self.console.is_terminal:
-                    self.console.print_line(f"{leg.name}: {leg.phase}")
-            self.console.show_live([describe_progress(leg) for leg in builds.legs.values() if not leg.is_over])
-            if time.monotonic() - last_news > SILENCE_SECONDS:
-                logs = self.farm.layout.log
-                raise ReimzulError(f"nothing has happened for {SILENCE_SECONDS} s; the logs are in {logs}")
-        self.console.show_live([])
-
-    def show_failure(self, leg: Leg) -> None:
-        """Print why a build failed: its reason, where its logs are, and how they end."""
-        event, console = leg.event, self.console
-        assert event
-        console.print_title(f"{leg.name} {leg.status}: {event.reason or 'no reason is given'}")
-        if event.place:
-            console.print_block(f"logs: {self.farm.layout.store.place(event.place)}")
-        log = event.build_log or event.root_log
-        console.print_block("\n".join(log.splitlines()[-_LAST_LINES:]))
-
-    def check_repository(self, builds: Builds) -> None:
-        """Have dnf list, download and check what was published. Raises `ReimzulError`."""
-        console, farm = self.console, self.farm
-        url = farm.repository(f"{TARGET}.{farm.arch}")
-        dnf = Dnf(farm.layout.state / "dnf", url, farm.arch)
-        console.print_title(f"dnf, with nothing but {url}")
-        console.print_block(dnf.list_available())
-        packages = dnf.download(farm.layout.state / "downloaded")
-        built = {name for leg in builds.legs.values() for name in leg.rpms if not is_source_rpm(name)}
-        if missing := built - {package.name for package in packages}:
-            raise ReimzulError(f"dnf did not find all that was built: {', '.join(sorted(missing))}")
-        check_digests(packages)
-        console.print_line(f"dnf downloaded {len(packages)} packages; rpm finds all their digests right")
-
-    def wait_for_staging(self, builds: Builds) -> list[Path]:
-        """Wait for the folders for the signer. Raises `ReimzulError`."""
-        deadline, tosign = time.monotonic() + _STAGING_SECONDS, self.farm.layout.store.tosign
-        while True:
-            folders = [path for leg in builds.legs.values() for path in tosign.glob(f"*/*.{leg.arch}.{leg.build_id}")]
-            if len(folders) == len(builds.legs):
-                return folders
-            if time.monotonic() > deadline:
-                raise ReimzulError(f"not all that was published is staged for signing: {tosign}")
-            time.sleep(_POLL_SECONDS)
-
-    def print_places(self, builds: Builds, staged: list[Path]) -> None:
-        """Print where logs and packages are."""
-        layout = self.farm.layout
-        self.console.print_title("Where to find it")
-        for leg in builds.legs.values():
-            self.console.print_block(f"{leg.name}: packages and logs in {layout.store.place(leg.place)}")
-        for folder in staged:
-            self.console.print_block(f"to be signed: {folder}")
-        self.console.print_block(f"downloaded by dnf: {layout.state / 'downloaded'}")
-        self.console.print_block(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
+                printed.add(line)
+                if not is_terminal:
+                    print_line(line)
+        ended = [is_build_over(build, legs, arches, gone=not build.main.pkgname) for build, legs in zip(builds, rows)]
+        over = sum(ended) == len(build_ids)
+        if time.monotonic() - last_news > SILENCE_SECONDS:
+            raise ReimzulError(f"nothing has happened for {SILENCE_SECONDS} s; the logs are in {farm.layout.log}")
+    return [leg for build in builds for leg in build.legs]
 
 
-def describe_event(leg: Leg) -> str:
-    """The last event of a leg, in a sentence."""
-    event = leg.event
-    assert event
-    if event.status == Status.QUEUED:
-        return f"{leg.name}: queued"
-    if event.status == Status.BUILDING:
-        skipped = "".join(f"; not for {arch}: {reason}" for arch, reason in event.skipped.items())
-        return f"{leg.name}: building on {event.builder_fqdn}{skipped}"
-    if event.status == Status.SUCCESS:
-        return f"{leg.name}: built in {event.finished - event.started:.1f} s, uploaded: {', '.join(event.rpms)}"
-    if event.status == Status.PUBLISHED:
-        return f"{leg.name}: published in {event.target}"
-    return f"{leg.name}: {event.status}: {event.reason}"
+def read_builds(farm: Farm, build_ids: Sequence[str]) -> list[BuildLegs]:
+    with contextlib.suppress(NoHistory), reading_history(f"sqlite:///{farm.layout.history}") as history:
+        return group_by_build(leg for each in build_ids for leg in history.find_builds(BuildFilter(build_id=each), 50))
+    return []
 
 
-def describe_progress(leg: Leg) -> str:
-    """The line of a leg that is not over."""
-    where = f" on {leg.event.builder_fqdn}" if leg.event and leg.event.builder_fqdn else ""
-    phase = f"  {leg.phase}" if leg.status == Status.BUILDING else ""
-    return f"  {leg.seconds:6.1f} s  {leg.name}  {leg.status.lower()}{where}{phase}"
+def make_leg_row(farm: Farm, leg: BuildRecord) -> LegRow:
+    """A leg in `reimzul watch`'s table, with its phase from mock's logs: builders and demo share a machine."""
+    row = make_row(leg, time.time(), None, None, None)
+    if leg.status != Status.BUILDING:
+        return row
+    folders = (farm.layout.results(host.name) for host in farm.hosts if host.is_builder)
+    paths = (path for folder in folders for path in folder.glob(f"builds/*{leg.attempt}*/{leg.arch}/result"))
+    found = [phase for folder in paths for phase in _read_phases(folder)]
+    return attr.evolve(row, words=found[0]) if found else row
+
+
+def _read_phases(folder: Path) -> Iterator[str]:
+    """The last phase of each of mock's logs in a result folder."""
+    for name, pattern in _PHASES.items():
+        with contextlib.suppress(OSError), (folder / name).open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
+            yield from pattern.findall(log.read().decode(errors="replace"))[-1:]
+
+
+def describe_builds(builds: Sequence[BuildLegs], rows: Sequence[Sequence[LegRow]]) -> Iterator[str]:
+    """What is to be said of builds now, a line each."""
+    for build, legs in zip(builds, rows):
+        for leg, row in zip(build.legs, legs):
+            name = name_leg(leg)
+            if leg.is_queued:
+                yield f"{name}: queued"
+            elif leg.status == Status.BUILDING:
+                skipped = "".join(f"; not for {arch}: {reason}" for arch, reason in leg.skipped.items())
+                yield f"{name}: building on {leg.builder_fqdn}{skipped}"
+                if row.words != "builds":  # no phase is known yet
+                    yield f"{name}: {row.words}"
+            elif leg.status == Status.SUCCESS:
+                yield f"{name}: built in {leg.finished - leg.started:.1f} s, uploaded: {', '.join(leg.rpms)}"
+                if leg.published:
+                    yield f"{name}: published in {leg.target}"
+            else:
+                yield f"{name}: {leg.status}: {leg.reason}"
+
+
+def name_leg(leg: BuildRecord) -> str:
+    """The package and its arch, as far as they are known."""
+    return f"{leg.pkgname} {leg.evr}.{leg.arch}" if leg.pkgname else f"{leg.srpm} for {leg.arch}"
+
+
+def show_failure(farm: Farm, leg: BuildRecord) -> None:
+    """Print why a build failed: its reason, where its logs are, and how they end."""
+    print_title(f"{name_leg(leg)} {leg.status}: {leg.reason or 'no reason is given'}")
+    if leg.place:
+        print_block(f"logs: {farm.layout.store.place(leg.place)}")
+    with contextlib.suppress(ReimzulError):  # it may have none
+        argv = [own_program("reimzul"), "log", leg.build_id, "--arch", leg.arch, "--config", str(farm.ini())]
+        print_block("\n".join(output_of(argv).splitlines()[-_LAST_LINES:]))
+
+
+def check_repository(farm: Farm, legs: Sequence[BuildRecord]) -> None:
+    """Have dnf list, download and check what was published. Raises `ReimzulError`."""
+    url = farm.repository(f"{TARGET}.{farm.arch}")
+    dnf = Dnf(farm.layout.state / "dnf", url, farm.arch)
+    print_title(f"dnf, with nothing but {url}")
+    print_block(dnf.list_available())
+    packages = dnf.download(farm.layout.state / "downloaded")
+    built = {name for leg in legs for name in leg.rpms if not is_source_rpm(name)}
+    if missing := built - {package.name for package in packages}:
+        raise ReimzulError(f"dnf did not find all that was built: {', '.join(sorted(missing))}")
+    check_digests(packages)
+    print_line(f"dnf downloaded {len(packages)} packages; rpm finds all their digests right")
+
+
+def wait_for_staging(layout: Layout, legs: Sequence[BuildRecord]) -> list[Path]:
+    """Wait for the folders for the signer. Raises `ReimzulError`."""
+    deadline, tosign = time.monotonic() + _STAGING_SECONDS, layout.store.tosign
+    while True:
+        folders = [path for leg in legs for path in tosign.glob(f"*/*.{leg.arch}.{leg.build_id}")]
+        if len(folders) == len(legs):
+            return folders
+        if time.monotonic() > deadline:
+            raise ReimzulError(f"not all that was published is staged for signing: {tosign}")
+        time.sleep(_POLL_SECONDS)
+
+
+def print_places(layout: Layout, legs: Sequence[BuildRecord], staged: Sequence[Path]) -> None:
+    """Print where logs and packages are."""
+    print_title("Where to find it")
+    for leg in legs:
+        print_block(f"{name_leg(leg)}: packages and logs in {layout.store.place(leg.place)}")
+    for folder in staged:
+        print_block(f"to be signed: {folder}")
+    print_block(f"downloaded by dnf: {layout.state / 'downloaded'}")
+    print_block(f"one line an event: {layout.log / 'reimzul.log'}; the daemons' own logs beside it")
 
 
 def remove_leftovers(layout: Layout) -> None:

@@ -26,7 +26,6 @@ class Dnf:
     arch: str
 
     def list_available(self) -> str:
-        """dnf's own list of what it finds."""
         return self._run("list", "--available")
 
     def list_nevras(self) -> list[str]:
