@@ -28,17 +28,19 @@ def render_services(plan: Plan, keys: Keys) -> dict[str, str]:
         "nginx.conf": _render_nginx(plan),
         "rsyncd.conf": _render_rsyncd(plan),
         "mosquitto.conf": _render_mosquitto(plan, keys),
-        "mosquitto.acl": _adapt("mosquitto-reimzul.acl", {}),
+        "mosquitto.acl": _read_shipped("mosquitto-reimzul.acl"),
     }
 
 
+def _read_shipped(name: str) -> str:
+    return (_SHIPPED / name).read_text(encoding="utf-8")
+
+
 def _adapt(name: str, changes: Mapping[str, object]) -> str:
-    """The text of a file of conf/ with parts of it replaced."""
-    text = (_SHIPPED / name).read_text(encoding="utf-8")
-    for old, new in changes.items():
-        assert old in text, f"conf/{name} has no {old!r}"
-        text = text.replace(old, str(new))
-    return text
+    """The text of a file of conf/ with parts of it replaced, all in one pass: a path may look like another part."""
+    text = _read_shipped(name)
+    assert all(old in text for old in changes), f"conf/{name} lacks one of {list(changes)}"
+    return re.sub("|".join(map(re.escape, changes)), lambda found: str(changes[found[0]]), text)
 
 
 def _if_root(line: str) -> str:
@@ -126,7 +128,7 @@ def render_stunnel(plan: Plan, host: Host, keys: Keys) -> str:
 
 def _read_tunnels(role: str) -> tuple[str, dict[str, str]]:
     """What comes before the first section of a role's configuration of stunnel, and the sections by name."""
-    text = re.sub(r"^;.*\n", "", _adapt(f"stunnel-{role}.conf", {}), flags=re.MULTILINE)
+    text = re.sub(r"^;.*\n", "", _read_shipped(f"stunnel-{role}.conf"), flags=re.MULTILINE)
     head, *sections = text.split("\n[")
     return head, {section.partition("]")[0]: f"[{section}" for section in sections}
 
@@ -139,11 +141,8 @@ def _set_ends(section: str, accept: str, connect: str, keys: Path) -> str:
 
 def beanstalkd_command(plan: Plan, sync_ms: int) -> list[str]:
     """beanstalkd's command line, as its unit has it."""
-    changes = {
-        "11300": plan.plain("beanstalkd"),
-        "/var/lib/beanstalkd": shlex.quote(str(plan.layout.binlog)),
-        "-f0": f"-f{sync_ms}",
-    }
+    binlog = shlex.quote(str(plan.layout.binlog))
+    changes = {"11300": plan.plain("beanstalkd"), "/var/lib/beanstalkd": binlog, "-f0\n": f"-f{sync_ms}\n"}
     found = re.search("^ExecStart=/usr/bin/(.+)$", _adapt("beanstalkd-service.conf", changes), re.MULTILINE)
     assert found
     return shlex.split(found[1])
