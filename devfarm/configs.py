@@ -78,7 +78,6 @@ types {{ application/x-rpm rpm; }}
 
 
 def _render_rsyncd(plan: Plan) -> str:
-    """The module to which builders upload."""
     changes = {
         "port = 873": f"port = {plan.plain('rsyncd')}\nlog file = {plan.layout.log / 'rsyncd-transfers.log'}",
         "uid = reimzul": _if_root("uid = root"),
@@ -90,7 +89,6 @@ def _render_rsyncd(plan: Plan) -> str:
 
 
 def _render_mosquitto(plan: Plan, keys: Keys) -> str:
-    """An MQTT broker that identifies its clients by their certificates."""
     changes = {
         "8883 127.0.0.1": f"{plan.plain('mqtt')} {ADDRESS}",
         "/etc/mosquitto/certs/reimzul-ca.crt": keys.authority,

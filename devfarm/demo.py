@@ -15,7 +15,6 @@ from pathlib import Path
 
 import attr
 
-from devfarm.console import print_block, print_line, print_title
 from devfarm.demo_sources import demo_srpms
 from devfarm.dnf_client import Dnf, check_digests
 from devfarm.farm import Farm
@@ -47,6 +46,19 @@ _PHASES = {
 }
 #: How much of a growing log is searched for its last phase, bytes.
 _TAIL_BYTES = 256 * 1024
+_STARTED = time.monotonic()
+
+
+def print_title(text: str) -> None:
+    print(f"\n\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def print_line(text: str) -> None:
+    print(f"  {time.monotonic() - _STARTED:6.1f} s  {text}", flush=True)
+
+
+def print_block(text: str) -> None:
+    print("\n".join(f"  {line}" for line in text.rstrip().splitlines()), flush=True)
 
 
 def run_demo(farm: Farm, cache: Path, srpm: Path | None) -> None:
@@ -67,7 +79,6 @@ def run_demo(farm: Farm, cache: Path, srpm: Path | None) -> None:
 
 
 def submit(farm: Farm, srpm: Path) -> str:
-    """Submit a source rpm and return the build's id."""
     submitted = json.loads(output_of(farm.submit_command(srpm, TARGET, "--json")))
     (build,) = submitted["builds"]
     print_line(f"reimzul-submit -s {submitted['srpm']} -a {build['arch']} -t {TARGET} -d .demo")
@@ -144,7 +155,6 @@ def describe_builds(builds: Sequence[BuildLegs], rows: Sequence[Sequence[LegRow]
 
 
 def name_leg(leg: BuildRecord) -> str:
-    """The package and its arch, as far as they are known."""
     return f"{leg.pkgname} {leg.evr}.{leg.arch}" if leg.pkgname else f"{leg.srpm} for {leg.arch}"
 
 
@@ -185,7 +195,6 @@ def wait_for_staging(layout: Layout, legs: Sequence[BuildRecord]) -> list[Path]:
 
 
 def print_places(layout: Layout, legs: Sequence[BuildRecord], staged: Sequence[Path]) -> None:
-    """Print where logs and packages are."""
     print_title("Where to find it")
     for leg in legs:
         print_block(f"{name_leg(leg)}: packages and logs in {layout.store.place(leg.place)}")

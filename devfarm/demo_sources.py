@@ -67,7 +67,6 @@ def _make_cached(name: str, fetch: Callable[[Path], Tarball], cache: Path, repor
 
 
 def make_own_srpm(folder: Path) -> Path:
-    """Make a source rpm of this checkout. Raises `ReimzulError`."""
     argv = [os.fspath(CHECKOUT / "tools/rpm"), "--source-only", "--out", os.fspath(folder)]
     output = output_of(argv, timeout=TIMEOUT_SECONDS, env=_pip_settings())
     return Path(_find(r"^rpm: (.+\.src\.rpm)$", output, "tools/rpm made no source rpm")[1])

@@ -19,8 +19,6 @@ _TIMEOUT_SECONDS = 120
 
 @attr.frozen
 class Dnf:
-    """dnf with one repository."""
-
     root: Path  #: its installroot, with all that it stores
     url: str
     arch: str

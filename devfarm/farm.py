@@ -140,7 +140,6 @@ class Farm(Supervisor):
             report(f"{label} ({time.monotonic() - started:.1f} s)")
 
     def wait_until_exit(self) -> None:
-        """Wait until the farm ends by itself, which it should not."""
         while self.is_running(3600):
             continue
 
@@ -222,7 +221,6 @@ class Farm(Supervisor):
         return f"{self.plan.store_url(CONTROLLER)}repo/{target}/"
 
     def broker(self, host: str = CONTROLLER) -> Broker:
-        """beanstalkd, as a host reaches it."""
         return Broker(ADDRESS, self.plan.local(host, "beanstalkd"))
 
     def listen_command(self, topic: str, *more: str) -> list[str]:
@@ -234,7 +232,6 @@ class Farm(Supervisor):
         ]  # fmt: skip
 
     def submit_command(self, srpm: Path, target: str, *more: str) -> list[str]:
-        """The command line that submits a source rpm."""
         arguments = ["-s", str(srpm), "-a", self.arch, "-t", target, "-d", ".demo", *more]
         return [own_program("reimzul-submit"), "--config", str(self.ini()), *arguments]
 

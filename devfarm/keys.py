@@ -16,8 +16,6 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 
 
 class Keys:
-    """The files of a run's keys."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority = folder / "ca.crt"  #: the certificate of the CA

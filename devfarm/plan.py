@@ -28,8 +28,6 @@ _UNUSABLE = frozenset("\"'\\$%#;{}\n\r\t")
 
 @attr.frozen(kw_only=True)
 class Host:
-    """One machine of the farm."""
-
     name: str
     uses: tuple[str, ...]  #: services it reaches through its stunnel
     offers: tuple[str, ...] = ()  #: services it offers to the others
@@ -75,7 +73,6 @@ class Layout:
         self.mock_configs = state / "mock_configs"  #: a git repository from which the builders' checkouts are pulled
 
     def checkout(self, host: str) -> Path:
-        """A builder's checkout of mock's configurations."""
         return self.state / host / "mock_configs"
 
     def results(self, host: str) -> Path:
@@ -88,7 +85,6 @@ class Layout:
         return self.log / f"{part}.log"
 
     def make_folders(self) -> None:
-        """Make all that must exist before a part starts."""
         own = [self.conf, self.log, self.tmp, self.binlog, self.mosquitto, self.incoming, self.notifier]
         for folder in [*own, *self.store.folders()]:
             folder.mkdir(parents=True, exist_ok=True)

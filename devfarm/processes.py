@@ -74,7 +74,6 @@ def infrastructure(plan: Plan, sync_ms: int) -> list[Part]:
 
 
 def daemons(plan: Plan, workers: int, repogens: int) -> list[Part]:
-    """Our own daemons."""
     programs = [("notifier", CONTROLLER, "notifier")]
     programs += [(f"repogen-{number}", BSTORE, "repogen") for number in range(1, repogens + 1)]
     programs += [("tosign", BSTORE, "tosign")]

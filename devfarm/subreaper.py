@@ -36,7 +36,6 @@ _EXIT_NOT_STARTED = 127
 
 
 def wrap_command(argv: Sequence[str], *, grace: float, parent: int = 0) -> list[str]:
-    """The command line that runs `argv` under a subreaper."""
     return [sys.executable, "-IS", os.path.abspath(__file__), f"{grace:g}", str(parent), *argv]
 
 

@@ -113,7 +113,6 @@ class Supervisor:
             stack.close()
 
     def release(self, part: str) -> None:
-        """Start a part that was held."""
         with self._lock:
             self._held.discard(part)
 

@@ -15,7 +15,7 @@ import attr
 from devfarm.mockstub import host
 from devfarm.mockstub.config import MockConfig
 from devfarm.mockstub.logs import TITLE, Exit, Fault, Logs
-from devfarm.mockstub.repositories import Capability, Package, Packages, Repositories
+from devfarm.mockstub.repositories import Capability, Package, load_packages
 from devfarm.mockstub.root import Bootstrap, Root
 from reimzul.core.errors import InputError, TimedOut
 from reimzul.core.process import run
@@ -35,8 +35,6 @@ _EXPLANATION = (
 
 @attr.frozen(kw_only=True)
 class Build:
-    """One source rpm in one root."""
-
     srpm: Path
     config: MockConfig
     i386: bool  #: built for 32-bit x86 by a 64-bit tool chain
@@ -83,7 +81,7 @@ class Build:
             self.root.make(self.config.macros)
             if self.i386:
                 host.set_up_i386(self.root)
-            self.load_packages("/usr/bin/dnf-3 install @buildsys-build")
+            load_packages(self.config, "/usr/bin/dnf-3 install @buildsys-build", self.log_line)
 
     def unpack(self) -> Path:
         """Install the source rpm into the root's top directory; return its spec file."""
@@ -105,25 +103,13 @@ class Build:
         made = (self.root.build / "SRPMS").glob("*src.rpm")
         return next(path for path in made if not path.name.endswith(_ASKED))
 
-    def load_packages(self, command: str) -> Packages:
-        """The packages of the configuration's repositories; a failure is logged as that of dnf's `command`."""
-        target = self.config.target
-        is_i386 = target in host.I386
-        repositories = Repositories(
-            conf=self.config.conf,
-            cache=self.config.cache / "dnf_cache",
-            arches={*(host.I386 if is_i386 else {target}), "noarch"},
-            variables={"basearch": "i386" if is_i386 else target, "releasever": self.config.releasever},
-        )
-        return repositories.load(command, self.log_line)
-
     def log_line(self, line: str) -> None:
         self.logs.root.debug("%s", line)
 
     def check_requires(self, package: Path) -> None:
         """Fail as dnf's builddep does where neither a repository nor this host has what the package requires."""
         command = f"/usr/bin/dnf-3 builddep {package}"
-        packages = self.load_packages(command)
+        packages = load_packages(self.config, command, self.log_line)
         self.log_line(f"checking the requirements of {package.name} (versions of the host's packages are ignored)")
         missing = []
         for requirement in read_header(package).requires:
@@ -150,7 +136,6 @@ class Build:
             self.check_requires(asked)
 
     def rpmbuild(self, stage: str, spec: Path) -> None:
-        """Run one stage of rpmbuild."""
         argv = self.rpmbuild_argv(stage, spec)
         if code := self.execute(argv, self.logs.build_log):
             # the number of a signal is negative; mock passes on its low byte: 247 for KILL

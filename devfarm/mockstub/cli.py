@@ -92,7 +92,6 @@ def load_config(options: argparse.Namespace) -> MockConfig:
 
 
 def perform(options: argparse.Namespace, logs: Logs) -> None:
-    """Do what the command line asks for. Raises `Fault`."""
     config = load_config(options)
     root, bootstrap = find_roots(config, options.uniqueext)
     if options.path:
@@ -129,7 +128,6 @@ def rebuild_all(
 
 
 def rebuild(build: Build) -> None:
-    """Run one build, log it as mock does, and clean up."""
     log, started, name = build.logs.root, time.monotonic(), build.root.path.name
     log.info("Start(%s)  Config(%s)", build.srpm, name)
     try:

@@ -18,11 +18,12 @@ import attr
 from devfarm.mockstub.logs import Exit, Fault
 from reimzul.core.mock_config import CONF_KEYS, SITE_DEFAULTS, MockConfigError, Options, execute, inline_includes
 
+#: rpm's names of 32-bit x86.
+I386 = frozenset({"i386", "i486", "i586", "i686", "athlon"})
+
 
 @attr.frozen(kw_only=True)
 class MockConfig:
-    """What one configuration asks for."""
-
     name: str  #: the root's name, without what `--uniqueext` adds
     target: str  #: rpmbuild's --target
     legal_hosts: tuple[str, ...]  #: machines that may build it; empty for those that can

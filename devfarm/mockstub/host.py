@@ -15,13 +15,12 @@ import shlex
 import shutil
 from pathlib import Path
 
+from devfarm.mockstub.config import I386
 from devfarm.mockstub.logs import Exit, Fault
 from devfarm.mockstub.root import Root
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import output_of
 
-#: rpm's names of 32-bit x86.
-I386 = frozenset({"i386", "i486", "i586", "i686", "athlon"})
 #: Before rpmbuild's command line where a 64-bit tool chain builds for 32-bit x86.
 I386_PREFIX = ("setarch", "i686")
 #: The option that makes each program of a 64-bit tool chain produce 32-bit programs.

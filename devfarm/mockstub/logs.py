@@ -55,7 +55,6 @@ class Logs:
             _add_handler(logger, handler, form)
 
     def open(self, folder: Path) -> None:
-        """Log to this result folder from now on."""
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)

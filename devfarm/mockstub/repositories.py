@@ -16,7 +16,7 @@ import lzma
 import re
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import quote, urlsplit
@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 
 import attr
 
+from devfarm.mockstub.config import I386, MockConfig
 from devfarm.mockstub.logs import Exit, Fault
 from reimzul.core.fs import file_lock, write_atomic
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
@@ -49,8 +50,6 @@ _RPM = "{http://linux.duke.edu/metadata/rpm}"
 
 @attr.frozen
 class Capability:
-    """What a package provides or requires."""
-
     name: str
     operator: str = ""  #: empty for any version
     evr: str = ""  #: [epoch:]version[-release]
@@ -73,8 +72,6 @@ class Capability:
 
 @attr.frozen(kw_only=True)
 class Package:
-    """A package of a repository."""
-
     name: str
     evr: tuple[str, str, str]  #: epoch, version, release
     line: str  #: its line in installed_pkgs.log
@@ -92,13 +89,11 @@ class Packages:
             self._providers[capability.name].append((capability, package))
 
     def find_newest(self, required: Capability) -> Package | None:
-        """The newest package that satisfies a requirement."""
         found = [each for provided, each in self._providers.get(required.name, ()) if provided.overlaps(required)]
         order = functools.cmp_to_key(import_rpm().labelCompare)
         return max(found, key=lambda package: order(package.evr), default=None)
 
     def install(self, package: Package, installed: dict[str, Package]) -> None:
-        """Note a package as installed, with those that it requires."""
         installed[package.name] = package
         for required in package.requires:
             found = self.find_newest(required)
@@ -114,50 +109,40 @@ class Unavailable(Exception):
         self.cause = cause
 
 
-@attr.frozen(kw_only=True)
-class Repositories:
-    """The repositories of one root name."""
-
-    conf: str  #: dnf.conf, expanded
-    cache: Path  #: shared by all builds of the root name
-    arches: Collection[str]  #: of packages that can be installed
-    variables: Mapping[str, str]  #: dnf's: basearch, releasever
-
-    def load(self, command: str, log: Callable[[str], None]) -> Packages:
-        """Read all repositories. Raises `Fault` as of dnf's `command` where one cannot be read, nor be skipped."""
-        packages = Packages()
-        sections = {section.name: section for section in list_repositories(self.conf)}
-        main = sections.pop("main", Repository(name="main", options={}))
-        for name, section in sections.items():
-            url = self._find_url(section)
-            if not url or section.last_value("enabled", "1").lower() in _FALSE:
-                continue
-            expire = section.last_value("metadata_expire", main.last_value("metadata_expire", "48h"))
-            skip = section.last_value("skip_if_unavailable", main.last_value("skip_if_unavailable", "0"))
-            try:
-                self._read(name, url, _parse_seconds(expire.lower()), packages)
-            except Unavailable as error:
-                _report(name, error, command, log, skip=skip.lower() not in _FALSE)
-        return packages
-
-    def _find_url(self, section: Repository) -> str:
-        """The repository's URL; empty where the stand-in does not read its kind."""
-        for url in section.last_value("baseurl").replace(",", " ").split():
-            for name, value in self.variables.items():
-                url = url.replace(f"${name}", value).replace(f"${{{name}}}", value)  # noqa: PLW2901
-            if url.startswith("http://"):
-                return url.rstrip("/") + "/"
-        return ""
-
-    def _read(self, name: str, url: str, expire_seconds: float, packages: Packages) -> None:
-        digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+def load_packages(config: MockConfig, command: str, log: Callable[[str], None]) -> Packages:
+    """Read all repositories. Raises `Fault` as of dnf's `command` where one cannot be read, nor be skipped."""
+    arches = {*(I386 if config.target in I386 else {config.target}), "noarch"}
+    packages = Packages()
+    sections = {section.name: section for section in list_repositories(config.conf)}
+    main = sections.pop("main", Repository(name="main", options={}))
+    for name, section in sections.items():
+        url = _find_url(section, config)
+        if not url or section.last_value("enabled", "1").lower() in _FALSE:
+            continue
+        expire = section.last_value("metadata_expire", main.last_value("metadata_expire", "48h"))
+        skip = section.last_value("skip_if_unavailable", main.last_value("skip_if_unavailable", "0"))
+        folder = config.cache / "dnf_cache" / f"{quote(name, safe='')}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
         try:
-            primary = _read_cached(self.cache / f"{quote(name, safe='')}-{digest}", url, expire_seconds)
-            for element in ElementTree.fromstring(primary).iter(f"{_COMMON}package"):
-                if element.findtext(f"{_COMMON}arch") in self.arches:
+            for element in _read_cached(folder, url, _parse_seconds(expire.lower())).iter(f"{_COMMON}package"):
+                if element.findtext(f"{_COMMON}arch") in arches:
                     packages.add(_parse_package(element), _parse_provides(element))
         except _DAMAGED as error:
-            raise Unavailable("its metadata is damaged", f"{type(error).__name__}: {error}") from error
+            damaged = Unavailable("its metadata is damaged", f"{type(error).__name__}: {error}")
+            _report(name, damaged, command, log, skip=skip.lower() not in _FALSE)
+        except Unavailable as error:
+            _report(name, error, command, log, skip=skip.lower() not in _FALSE)
+    return packages
+
+
+def _find_url(section: Repository, config: MockConfig) -> str:
+    """The repository's URL; empty where the stand-in does not read its kind."""
+    variables = {"basearch": "i386" if config.target in I386 else config.target, "releasever": config.releasever}
+    for url in section.last_value("baseurl").replace(",", " ").split():
+        for name, value in variables.items():
+            url = url.replace(f"${name}", value).replace(f"${{{name}}}", value)  # noqa: PLW2901
+        if url.startswith("http://"):
+            return url.rstrip("/") + "/"
+    return ""
 
 
 def _report(name: str, error: Unavailable, command: str, log: Callable[[str], None], *, skip: bool) -> None:
@@ -174,14 +159,14 @@ def _parse_seconds(text: str) -> float:
     return int(found[1]) * _UNIT_SECONDS[found[2]] if found else float("inf")  # never, or -1
 
 
-def _read_cached(folder: Path, url: str, expire_seconds: float) -> str:
+def _read_cached(folder: Path, url: str, expire_seconds: float) -> Any:
     """The primary metadata; downloaded where there is none yet, or where it has expired."""
     folder.mkdir(parents=True, exist_ok=True)
     cached = folder / "primary.xml"
     with file_lock(folder / "lock", wait=True):  # other builds of the root name use it too
         if not cached.exists() or time.time() - cached.stat().st_mtime >= expire_seconds:
             write_atomic(cached, _download_primary(url))
-        return cached.read_text(encoding="utf-8")
+        return ElementTree.parse(cached).getroot()
 
 
 def _download_primary(url: str) -> str:
