@@ -17,8 +17,7 @@ from typing import NoReturn
 import click
 
 from devfarm import subreaper
-from devfarm.console import print_block, print_line, print_title
-from devfarm.demo import TARGET, Demo, remove_leftovers
+from devfarm.demo import TARGET, Demo, print_block, print_line, print_title, remove_leftovers
 from devfarm.farm import Farm
 from devfarm.plan import TOPIC
 from devfarm.supervisor import GRACE_OF_ALL, PartFailed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configurations of all parts of a farm on one machine, as text.
+"""The configurations of all parts of a farm on one machine: those of conf/ with other paths, ports and users.
 
 They work for root and for an ordinary user, and in any folder that `check_state` accepts. Programs start in the state
 folder, so paths are relative to it wherever a program allows that.
@@ -9,30 +9,38 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from configparser import ConfigParser
+from pathlib import Path
 
 from devfarm.keys import Keys
-from devfarm.plan import BSTORE, CONTROLLER, INCOMING, LISTENER, MODULE, NOTIFIER, STORE, TOPIC, Host, Plan
+from devfarm.plan import BSTORE, CONTROLLER, NOTIFIER, TOPIC, Host, Plan
 from devfarm.ports import ADDRESS
 
-#: The areas of the store that nginx serves; spool/, tosign/, state/ and the rest are private.
-SERVED = ("repo", "scratch", "index", "attempts", "live")
+_SHIPPED = Path(__file__).parents[1] / "conf"
 
-#: nginx's types block.
-_TYPES = """\
-        text/plain log txt ini cfg;
-        application/json json;
-        text/xml xml;
-        application/gzip gz;
-        application/zstd zst;
-        application/x-rpm rpm;"""
-#: Closes the connection to a host that vanished within 11 s.
-_KEEPALIVE = ("SO_KEEPALIVE=1", "TCP_KEEPIDLE=5", "TCP_KEEPINTVL=2", "TCP_KEEPCNT=3", "TCP_NODELAY=1")
-#: Pre-shared keys alone. With DHE among them, stunnel computes parameters for seconds at each start.
-_CIPHERS = "kECDHEPSK:!eNULL"
-#: The notifier alone may publish.
-MOSQUITTO_ACL = f"user {NOTIFIER}\ntopic write {TOPIC}/#\n\nuser {LISTENER}\ntopic read {TOPIC}/#\n"
+
+def render_services(plan: Plan, keys: Keys) -> dict[str, str]:
+    """The configurations of nginx, rsyncd and mosquitto, by their names in the conf folder."""
+    return {
+        "nginx.conf": _render_nginx(plan),
+        "rsyncd.conf": _render_rsyncd(plan),
+        "mosquitto.conf": _render_mosquitto(plan, keys),
+        "mosquitto.acl": _read_shipped("mosquitto-reimzul.acl"),
+    }
+
+
+def _read_shipped(name: str) -> str:
+    return (_SHIPPED / name).read_text(encoding="utf-8")
+
+
+def _adapt(name: str, changes: Mapping[str, object]) -> str:
+    """The text of a file of conf/ with parts of it replaced, all in one pass: a path may look like another part."""
+    text = _read_shipped(name)
+    assert all(old in text for old in changes), f"conf/{name} lacks one of {list(changes)}"
+    return re.sub("|".join(map(re.escape, changes)), lambda found: str(changes[found[0]]), text)
 
 
 def _if_root(line: str) -> str:
@@ -40,13 +48,18 @@ def _if_root(line: str) -> str:
     return line if os.geteuid() == 0 else ""
 
 
-def render_nginx(plan: Plan) -> str:
+def _render_nginx(plan: Plan) -> str:
     """One nginx for the two http servers of a farm, the controller's and bstore's."""
+    servers = ""
+    for host, service, folder in (
+        (CONTROLLER, "incoming", plan.layout.incoming),
+        (BSTORE, "store", plan.layout.store.root),
+    ):
+        changes = {"127.0.0.1:80;": f"{ADDRESS}:{plan.plain(service)};", f"/srv/reimzul/{folder.name}/": f"{folder}/"}
+        # a path may have a space
+        servers += re.sub(r"alias (.*?);", r'alias "\1";', _adapt(f"nginx-{host}.conf", changes))
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "\n".join(f"    {kind}_temp_path tmp/nginx-{kind};" for kind in kinds)
-    served = "\n".join(
-        f'        location /{STORE}/{area}/ {{ alias "{plan.layout.store.root / area}/"; }}' for area in SERVED
-    )
+    temporary = " ".join(f"{kind}_temp_path tmp/nginx-{kind};" for kind in kinds)
     return f"""\
 daemon off;
 {_if_root("user root root;")}
@@ -56,70 +69,35 @@ error_log stderr;
 events {{ worker_connections 1024; }}
 http {{
 {temporary}
-    access_log log/nginx-access.log;
-    sendfile on;
-    tcp_nopush on;
-    autoindex on;
-    autoindex_exact_size off;
-    charset utf-8;
-    default_type application/octet-stream;
-    types {{
-{_TYPES}
-    }}
-    server {{
-        listen {ADDRESS}:{plan.plain("incoming")};
-        location /{INCOMING}/ {{ alias "{plan.layout.incoming}/"; }}
-        location / {{ return 404; }}
-    }}
-    server {{
-        listen {ADDRESS}:{plan.plain("store")};
-{served}
-        location / {{ return 404; }}
-    }}
-}}
+access_log log/nginx-access.log;
+sendfile on;
+tcp_nopush on;
+types {{ application/x-rpm rpm; }}
+{servers}}}
 """
 
 
-def render_rsyncd(plan: Plan) -> str:
-    """The module to which builders upload: only spool/ and live/ can be written to, nothing can be read.
-
-    The filters hold for the whole tree, so a path outside is refused whatever the client sends. Symbolic links in an
-    upload could point anywhere; they are refused.
-    """
-    return f"""\
-use chroot = no
-{_if_root("uid = root")}
-{_if_root("gid = root")}
-log file = {plan.layout.log / "rsyncd-transfers.log"}
-reverse lookup = no
-timeout = 300
-socket options = TCP_NODELAY
-
-[{MODULE}]
-path = {plan.layout.store.root}
-list = no
-read only = no
-write only = yes
-include = /spool/ /spool/*** /live/ /live/***
-exclude = *
-munge symlinks = yes
-refuse options = delete* remove-* links devices specials backup* *-dest
-"""
+def _render_rsyncd(plan: Plan) -> str:
+    changes = {
+        "port = 873": f"port = {plan.plain('rsyncd')}\nlog file = {plan.layout.log / 'rsyncd-transfers.log'}",
+        "uid = reimzul": _if_root("uid = root"),
+        "gid = reimzul": _if_root("gid = root"),
+        "use chroot = yes": "use chroot = no",
+        "/srv/reimzul/bstore": plan.layout.store.root,
+    }
+    return _adapt("rsyncd.conf", changes)
 
 
-def render_mosquitto(plan: Plan, keys: Keys) -> str:
-    """An MQTT broker that identifies its clients by their certificates."""
+def _render_mosquitto(plan: Plan, keys: Keys) -> str:
+    changes = {
+        "8883 127.0.0.1": f"{plan.plain('mqtt')} {ADDRESS}",
+        "/etc/mosquitto/certs/reimzul-ca.crt": keys.authority,
+        "/etc/mosquitto/certs/reimzul.crt": keys.certificate("mosquitto"),
+        "/etc/mosquitto/certs/reimzul.key": keys.key("mosquitto"),
+        "/etc/mosquitto/reimzul.acl": plan.layout.conf / "mosquitto.acl",
+    }
     return f"""\
 {_if_root("user root")}
-listener {plan.plain("mqtt")} {ADDRESS}
-cafile {keys.authority}
-certfile {keys.certificate("mosquitto")}
-keyfile {keys.key("mosquitto")}
-tls_version tlsv1.2
-require_certificate true
-use_identity_as_username true
-allow_anonymous false
-acl_file {plan.layout.conf / "mosquitto.acl"}
 persistence true
 persistence_location {plan.layout.mosquitto}/
 autosave_interval 5
@@ -127,25 +105,45 @@ log_dest stderr
 log_type error
 log_type warning
 log_type notice
-"""
+{_adapt("mosquitto-reimzul.conf", changes)}"""
 
 
 def render_stunnel(plan: Plan, host: Host, keys: Keys) -> str:
     """A host's stunnel: a section for each service that the host offers, and for each that it uses."""
-    sockets = "\n".join(f"socket = {side}:{option}" for side in "lr" for option in _KEEPALIVE)
-    offered = (
-        f"[{name}-server-{number}]\naccept = {address}:{plan.tls(name)}\nconnect = {ADDRESS}:{plan.plain(name)}\n"
-        f"ciphers = {_CIPHERS}\nPSKsecrets = {keys.all_psks}\n"
-        for name in host.offers
-        for number, address in enumerate(sorted({other.address for other in plan.hosts}), 1)
-    )
-    used = (
-        f"[{name}]\nclient = yes\naccept = {ADDRESS}:{plan.local(host.name, name)}\n"
-        f"connect = {host.address}:{plan.tls(name)}\nciphers = {_CIPHERS}\nPSKsecrets = {keys.psk(host.name)}\n"
-        for name in host.uses
-    )
-    head = f"foreground = yes\npid =\nsyslog = no\ndebug = notice\nsslVersionMin = TLSv1.2\n{sockets}\n"
-    return "\n".join([head, *offered, *used])
+    head, sections = _read_tunnels("builder")
+    texts = [head]
+    for name in host.offers:
+        offered = _read_tunnels(host.name)[1][f"{name}-server"]
+        for number, address in enumerate(sorted({other.address for other in plan.hosts}), 1):
+            ends = f"{address}:{plan.tls(name)}", f"{ADDRESS}:{plan.plain(name)}"
+            text = offered.replace(f"[{name}-server]", f"[{name}-server-{number}]")
+            texts.append(_set_ends(text, *ends, keys.all_psks))
+    for name in host.uses:
+        ends = f"{ADDRESS}:{plan.local(host.name, name)}", f"{host.address}:{plan.tls(name)}"
+        texts.append(_set_ends(sections[name], *ends, keys.psk(host.name)))
+    return "\n\n".join(texts)
+
+
+def _read_tunnels(role: str) -> tuple[str, dict[str, str]]:
+    """What comes before the first section of a role's configuration of stunnel, and the sections by name."""
+    text = re.sub(r"^;.*\n", "", _read_shipped(f"stunnel-{role}.conf"), flags=re.MULTILINE)
+    head, *sections = text.split("\n[")
+    return head, {section.partition("]")[0]: f"[{section}" for section in sections}
+
+
+def _set_ends(section: str, accept: str, connect: str, keys: Path) -> str:
+    for option, value in (("accept", accept), ("connect", connect), ("PSKsecrets", keys)):
+        section = re.sub(rf"^{option} = .*$", f"{option} = {value}", section, flags=re.MULTILINE)
+    return section
+
+
+def beanstalkd_command(plan: Plan, sync_ms: int) -> list[str]:
+    """beanstalkd's command line, as its unit has it."""
+    binlog = shlex.quote(str(plan.layout.binlog))
+    changes = {"11300": plan.plain("beanstalkd"), "/var/lib/beanstalkd": binlog, "-f0\n": f"-f{sync_ms}\n"}
+    found = re.search("^ExecStart=/usr/bin/(.+)$", _adapt("beanstalkd-service.conf", changes), re.MULTILINE)
+    assert found
+    return shlex.split(found[1])
 
 
 def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, Mapping[str, str]]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import attr
 
-from devfarm.console import print_block, print_line, print_title
 from devfarm.demo_sources import demo_srpms
 from devfarm.dnf_client import Dnf, check_digests
 from devfarm.farm import Farm
@@ -29,6 +28,22 @@ _BUILDS_SECONDS = 3600
 _STAGING_SECONDS = 30
 _POLL_SECONDS = 0.1
 _LAST_LINES = 25
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+_STARTED = time.monotonic()
+
+
+def print_title(text: str) -> None:
+    print(f"\n{_BOLD}{text}{_PLAIN}" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line, with the seconds since the start."""
+    print(f"  {time.monotonic() - _STARTED:6.1f} s  {text}", flush=True)
+
+
+def print_block(text: str) -> None:
+    """Print another program's output, indented."""
+    print("\n".join(f"  {line}" for line in text.rstrip().splitlines()), flush=True)
 
 
 @attr.frozen(kw_only=True)

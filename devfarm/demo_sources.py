@@ -15,12 +15,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable
-
-import attr
+from typing import Callable, NamedTuple
 
 from reimzul.core.errors import InputError, ProgramFailed, ReimzulError
 from reimzul.core.process import output_of
@@ -32,8 +29,7 @@ _SIX_VERSION = "1.17.0"
 _SIX_SHA256 = "ff70335d468e7eb6ec65b95b99d3a2836546063f63acc5171de367e834932a81"
 
 
-@attr.frozen
-class Tarball:
+class Tarball(NamedTuple):
     """A program's upstream source, compared with the checksum that its registry gives."""
 
     path: Path
@@ -71,13 +67,9 @@ def _make_cached(name: str, fetch: Callable[[Path], Tarball], cache: Path, repor
 
 
 def make_own_srpm(folder: Path) -> Path:
-    """Make a source rpm of this checkout. Raises `ReimzulError`."""
     argv = [os.fspath(CHECKOUT / "tools/rpm"), "--source-only", "--out", os.fspath(folder)]
     output = output_of(argv, timeout=TIMEOUT_SECONDS, env=_pip_settings())
-    written = re.search(r"^rpm: (.+\.src\.rpm)$", output, re.MULTILINE)
-    if not written:
-        raise ReimzulError("tools/rpm made no source rpm")
-    return Path(written[1])
+    return Path(_find(r"^rpm: (.+\.src\.rpm)$", output, "tools/rpm made no source rpm")[1])
 
 
 def _pip_settings() -> dict[str, str]:
@@ -94,11 +86,16 @@ def _make_srpm(name: str, tarball: Tarball, cache: Path) -> Path:
     macros = {"_topdir": ".", "_sourcedir": ".", "_srcrpmdir": ".", "dist": "%{nil}"}
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     output = output_of(["rpmbuild", "-bs", "--nodeps", *defines, spec.name], cwd=folder)
-    written = re.search(r"^Wrote: (.+\.src\.rpm)$", output, re.MULTILINE)
-    if not written:
-        raise ReimzulError(f"rpmbuild made no source rpm of {spec.name}")
-    made = folder / Path(written[1]).name
+    fault = f"rpmbuild made no source rpm of {spec.name}"
+    made = folder / Path(_find(r"^Wrote: (.+\.src\.rpm)$", output, fault)[1]).name
     return made.replace(cache / made.name)
+
+
+def _find(pattern: str, text: str, fault: str) -> re.Match[str]:
+    found = re.search(pattern, text, re.MULTILINE)
+    if not found:
+        raise ReimzulError(fault)
+    return found
 
 
 def _spec(name: str) -> Path:
@@ -106,7 +103,6 @@ def _spec(name: str) -> Path:
 
 
 def fetch_six(folder: Path) -> Tarball:
-    """Fetch six's source from PyPI."""
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     argv += ["--no-binary", ":all:", "--dest", os.fspath(folder), f"six=={_SIX_VERSION}"]
     output_of(argv, timeout=TIMEOUT_SECONDS, env=_pip_settings())
@@ -114,7 +110,6 @@ def fetch_six(folder: Path) -> Tarball:
 
 
 def fetch_hello(folder: Path) -> Tarball:
-    """Fetch GNU hello's source from the distribution."""
     if shutil.which("apt-get"):
         return _fetch_hello_from_debian(folder)
     if shutil.which("dnf"):
@@ -128,11 +123,9 @@ def _fetch_hello_from_debian(folder: Path) -> Tarball:
         output_of(["apt-get", *options, "update"], cwd=folder, timeout=TIMEOUT_SECONDS)
     argv = ["apt-get", *options, "source", "--download-only", "hello"]
     output_of(argv, cwd=folder, timeout=TIMEOUT_SECONDS)
-    description = next(folder.glob("hello_*.dsc"), None)
-    matches = (re.fullmatch(r"hello_(.+)\.orig\.tar\.(gz|bz2|xz)", path.name) for path in folder.iterdir())
-    tarball = next(filter(None, matches), None)
-    if not description or not tarball:
-        raise ReimzulError("apt-get left no source package of hello")
+    names, fault = "\n".join(os.listdir(folder)), "apt-get left no source package of hello"
+    tarball = _find(r"^hello_(.+)\.orig\.tar\.(gz|bz2|xz)$", names, fault)
+    description = folder / _find(r"^hello_.+\.dsc$", names, fault)[0]
     return Tarball(_check_sha256(folder / tarball[0], _read_sha256(description, tarball[0])), tarball[1])
 
 
@@ -141,7 +134,8 @@ def _private_apt_options(folder: Path) -> list[str]:
     parts = folder / "sources"
     for each in (parts, folder / "state/lists/partial", folder / "cache/archives/partial"):
         each.mkdir(parents=True)
-    for path in _apt_sources():
+    patterns = ("sources.list", "sources.list.d/*.sources", "sources.list.d/*.list")
+    for path in (path for pattern in patterns for path in sorted(Path("/etc/apt").glob(pattern))):
         text = path.read_text(encoding="utf-8", errors="replace")
         text = re.sub(r"^Types:.*$", "Types: deb-src", text, flags=re.MULTILINE)
         (parts / path.name).write_text(re.sub(r"^deb\s", "deb-src ", text, flags=re.MULTILINE), encoding="utf-8")
@@ -158,32 +152,21 @@ def _private_apt_options(folder: Path) -> list[str]:
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
-def _apt_sources() -> Iterator[Path]:
-    for pattern in ("sources.list", "sources.list.d/*.sources", "sources.list.d/*.list"):
-        yield from sorted(Path("/etc/apt").glob(pattern))
-
-
 def _read_sha256(description: Path, name: str) -> str:
     """A file's SHA-256 in the description of a Debian source package."""
     section = description.read_text(encoding="utf-8").partition("\nChecksums-Sha256:")[2]
-    found = re.search(rf"^ ([0-9a-f]{{64}}) \d+ {re.escape(name)}$", section, re.MULTILINE)
-    if not found:
-        raise ReimzulError(f"{description.name} has no SHA-256 of {name}")
-    return found[1]
+    pattern = rf"^ ([0-9a-f]{{64}}) \d+ {re.escape(name)}$"
+    return _find(pattern, section, f"{description.name} has no SHA-256 of {name}")[1]
 
 
 def _fetch_hello_from_fedora(folder: Path) -> Tarball:
     # dnf checks what it downloads; the distribution's spec file is not used
     argv = ["dnf", "-q", "download", "--source", "--destdir", os.fspath(folder), "hello"]
     output_of(argv, cwd=folder, timeout=TIMEOUT_SECONDS)
-    package = next(folder.glob("hello-*.src.rpm"), None)
-    if not package:
-        raise ReimzulError("dnf left no source package of hello")
+    package = _find(r"^hello-.+\.src\.rpm$", "\n".join(os.listdir(folder)), "dnf left no source package of hello")[0]
     output_of(["rpm", "-i", "--define", f"_topdir {folder}", "--define", f"_sourcedir {folder}", package], cwd=folder)
-    path = next(folder.glob("hello-*.tar.*z*"), None)
-    if not path:
-        raise ReimzulError(f"{package.name} has no tarball")
-    return Tarball(path, re.sub(r"^hello-|\.tar\..*$", "", path.name))
+    tarball = _find(r"^hello-(.+)\.tar\..*z", "\n".join(os.listdir(folder)), f"{package} has no tarball")
+    return Tarball(folder / tarball[0], tarball[1])
 
 
 def _check_sha256(path: Path, expected: str) -> Path:

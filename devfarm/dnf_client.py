@@ -19,14 +19,11 @@ _TIMEOUT_SECONDS = 120
 
 @attr.frozen
 class Dnf:
-    """dnf with one repository."""
-
     root: Path  #: its installroot, with all that it stores
     url: str
     arch: str
 
     def list_available(self) -> str:
-        """dnf's own list of what it finds."""
         return self._run("list", "--available")
 
     def list_nevras(self) -> list[str]:

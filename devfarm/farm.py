@@ -14,25 +14,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable
 
-from devfarm import configs, mockstub, subreaper
-from devfarm.keys import Keys, make_keys
+from devfarm import configs, mockstub
+from devfarm.keys import Keys
 from devfarm.mockconfigs import MockConfigs
 from devfarm.mockstub.root import UNUSABLE
 from devfarm.plan import CONTROLLER, LISTENER, NOTIFIER, Layout, Plan, check_state, plan_hosts
 from devfarm.ports import ADDRESS, claim_ports
 from devfarm.processes import Part, daemons, find_program, infrastructure, own_program
-from devfarm.readiness import Condition, PortTaken, conditions
-from devfarm.supervisor import PartFailed, Supervisor, last_lines
+from devfarm.supervisor import PartFailed, PortTaken, Supervisor
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.errors import InputError, ReimzulError
+from reimzul.core.errors import BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.fs import file_lock
 
 #: Seconds that all parts have to start; they take two.
@@ -42,6 +41,13 @@ _POLL_SECONDS = 0.02
 _PORT_TRIES = 5
 #: Marks a state folder as a farm's; its flock shows that the farm is up.
 _LOCK_FILE = "farm.lock"
+#: What is sent to a service, and how its answer begins.
+_PROBES = {
+    "beanstalkd": (b"list-tubes\r\n", b"OK"),
+    "incoming": (b"GET / HTTP/1.0\r\n\r\n", b"HTTP/"),
+    "store": (b"GET / HTTP/1.0\r\n\r\n", b"HTTP/"),
+    "rsyncd": (b"", b"@RSYNCD:"),
+}
 #: Prints a line about what is ready.
 Report = Callable[[str], None]
 
@@ -50,8 +56,10 @@ def _ignore(_: str) -> None:
     pass
 
 
-class Farm:
-    """A farm on this machine."""
+class Farm(Supervisor):
+    """A farm on this machine, and its parts while it is up."""
+
+    plan: Plan  #: hosts and ports of this start
 
     def __init__(
         self,
@@ -73,19 +81,20 @@ class Farm:
         `own_daemons=False` leaves out our own programs. `prefixes` stand before a host's command lines, and
         `addresses` are those at which hosts reach the others, where that is not loopback.
         """
-        self.layout = Layout(check_state(state))
+        super().__init__(Layout(check_state(state)))
         self.hosts = plan_hosts(builders, prefixes or {}, addresses or {})
         self.workers, self.repogens, self.own_daemons = workers, repogens, own_daemons
-        self.sync_ms, self.mock = sync_ms, mock or _default_mock()
-        self.targets = targets
+        self.sync_ms, self.mock, self.targets = sync_ms, mock or _default_mock(), targets
         self.settings = settings or {}
+        self.keys = Keys(self.layout.keys)
         self.configs = MockConfigs(self.layout.mock_configs, self.layout.store)
-        self.machine = os.uname().machine
+        machine = os.uname().machine
+        known = read_arches().known
+        #: The arch that this machine builds, and those that are built with it.
+        self.arch = next((arch.name for arch in known.values() if arch.tube == machine), machine)
+        self.arches = [self.arch, *known[self.arch].follows]
         self._stack = contextlib.ExitStack()
         self._mockstub_roots: Path | None = None
-        self._plan: Plan | None = None
-        self._keys: Keys | None = None
-        self._supervisor: Supervisor | None = None
 
     def __enter__(self) -> Farm:
         self.bring_up()
@@ -93,8 +102,6 @@ class Farm:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    # --- starting and stopping ------------------------------------------------------------------------------------
 
     def bring_up(self, report: Report = _ignore) -> None:
         """Start the farm and wait until it is ready. Raises `PartFailed` with the log of the part that fails."""
@@ -113,30 +120,27 @@ class Farm:
 
     def launch(self) -> None:
         """Make keys and configurations and start all parts, without waiting until they are ready."""
-        try:
-            self._prepare()
-            self.supervisor.start()
-            self._stack.callback(self.supervisor.stop)
-        except BaseException:
-            self.stop()
-            raise
+        self._prepare()
+        parts = infrastructure(self.plan, self.sync_ms)
+        if self.own_daemons:
+            parts += daemons(self.plan, self.workers, self.repogens)
+        self.start_parts(parts)
+        self._stack.callback(self.stop_parts)
 
     def wait_until_ready(self, report: Report = _ignore, within: float = START_SECONDS) -> None:
         """Wait until every part works. Raises `PartFailed`, `PortTaken`."""
         started = time.monotonic()
-        watchers = {
-            "notify": 1,
-            "createrepo": self.repogens,
-            "tosign": 1,
-            self.machine: self.workers * sum(host.is_builder for host in self.hosts),
-        }
-        for condition in conditions(self.plan, self.supervisor.parts, self._find_pids, watchers):
-            self._wait_for(condition, started + within)
-            report(f"{condition.label} ({time.monotonic() - started:.1f} s)")
+        for label, find_pending in self._conditions():
+            while pending := find_pending():
+                if not self.is_running(_POLL_SECONDS):
+                    raise PartFailed("the farm has ended")
+                if time.monotonic() > started + within:
+                    logs = (f"{part.name}: {self.last_lines(part.name)}" for part in pending)
+                    raise PartFailed("\n".join([f"not ready: {label}", *logs]))
+            report(f"{label} ({time.monotonic() - started:.1f} s)")
 
     def wait_until_exit(self) -> None:
-        """Wait until the farm ends by itself, which it should not."""
-        while self.supervisor.is_running(3600):
+        while self.is_running(3600):
             continue
 
     def stop(self) -> None:
@@ -150,27 +154,15 @@ class Farm:
             self._mockstub_roots = self._stack.enter_context(_make_roots(layout.state))
         ports = claim_ports()
         self._stack.callback(ports.close)
-        self._plan = Plan(layout, self.hosts, ports)
-        for folder in layout.folders():
-            folder.mkdir(parents=True, exist_ok=True)
-        layout.incoming.chmod(0o755)  # as an installed one, whatever the umask is
-        names = [host.name for host in self.hosts]
-        self._keys = make_keys(layout.keys, names, "mosquitto", (NOTIFIER, LISTENER))
+        self.plan = Plan(layout, self.hosts, ports)
+        layout.make_folders()
+        self.keys.make([host.name for host in self.hosts], "mosquitto", (NOTIFIER, LISTENER))
         self._write_configurations()
         self._prepare_mock()
-        parts = infrastructure(self.plan, self.sync_ms)
-        if self.own_daemons:
-            parts += daemons(self.plan, self.workers, self.repogens)
-        self._supervisor = Supervisor(layout, parts)
 
     def _write_configurations(self) -> None:
         plan, keys = self.plan, self.keys
-        texts = {
-            "nginx.conf": configs.render_nginx(plan),
-            "rsyncd.conf": configs.render_rsyncd(plan),
-            "mosquitto.conf": configs.render_mosquitto(plan, keys),
-            "mosquitto.acl": configs.MOSQUITTO_ACL,
-        }
+        texts = configs.render_services(plan, keys)
         for host in self.hosts:
             extra = self._extra_settings(host.name)
             texts[f"stunnel-{host.name}.conf"] = configs.render_stunnel(plan, host, keys)
@@ -197,49 +189,29 @@ class Farm:
                 self.configs.clone(self.layout.checkout(host.name))
                 self.layout.results(host.name).mkdir(parents=True, exist_ok=True)
 
-    def _find_pids(self, part: Part) -> list[int]:
-        try:
-            return self.pids(part.name)
-        except PartFailed:
-            return []
+    def _conditions(self) -> Iterator[tuple[str, Callable[[], Sequence[Part]]]]:
+        """What must hold, in the order in which it comes true; the functions return the parts that do not do so yet."""
+        # hosts with a prefix are in networks of their own, which cannot be checked from here
+        near = [host for host in self.hosts if not host.prefix]
+        services = [part for part in self.parts if part.listens and part.host in {host.name for host in near}]
+        tunnels = [part for part in services if part.name.startswith("stunnel")]
+        plain = [part for part in services if part not in tunnels]
+        own = [part for part in self.parts if part.is_daemon]
+        yield _join_names(plain), lambda: [part for part in plain if not self.is_listening(part)]
+        yield _join_names(tunnels), lambda: [part for part in tunnels if not self.is_listening(part)]
+        ends = [(self.plan.local(host.name, service), service) for host in near for service in host.uses]
+        label = "TLS from every host to every service it uses"
+        yield label, lambda: [] if all(_answers(*end) for end in ends) else tunnels
+        if own:
+            yield _join_names(own), lambda: [] if self._has_watchers() else own
 
-    def _wait_for(self, condition: Condition, deadline: float) -> None:
-        while pending := condition.find_pending():
-            if not self.supervisor.is_running(_POLL_SECONDS):
-                raise PartFailed("the farm has ended")
-            if time.monotonic() > deadline:
-                logs = (f"{part.name}: {last_lines(self.layout.part_log(part.name))}" for part in pending)
-                raise PartFailed("\n".join([f"not ready: {condition.label}", *logs]))
-
-    # --- what it is -----------------------------------------------------------------------------------------------
-
-    @property
-    def plan(self) -> Plan:
-        """Hosts and ports of this start."""
-        assert self._plan is not None, "the farm was not started"
-        return self._plan
-
-    @property
-    def keys(self) -> Keys:
-        """Keys of this start."""
-        assert self._keys is not None, "the farm was not started"
-        return self._keys
-
-    @property
-    def supervisor(self) -> Supervisor:
-        assert self._supervisor is not None, "the farm was not started"
-        return self._supervisor
-
-    @property
-    def arch(self) -> str:
-        """The arch that this machine builds."""
-        known = read_arches().known
-        return next((arch.name for arch in known.values() if arch.tube == self.machine), self.machine)
-
-    @property
-    def arches(self) -> list[str]:
-        """That arch and those that are built with it."""
-        return [self.arch, *read_arches().known[self.arch].follows]
+    def _has_watchers(self) -> bool:
+        """Whether all daemons wait for jobs."""
+        workers = self.workers * sum(host.is_builder for host in self.hosts)
+        watchers = {"notify": 1, "createrepo": self.repogens, "tosign": 1, os.uname().machine: workers}
+        with contextlib.suppress(BrokerUnavailable), self.broker() as broker:
+            return all(broker.tube_stats(tube).watchers >= number for tube, number in watchers.items())
+        return False
 
     def ini(self, host: str = CONTROLLER) -> Path:
         return self.layout.ini(host)
@@ -249,7 +221,6 @@ class Farm:
         return f"{self.plan.store_url(CONTROLLER)}repo/{target}/"
 
     def broker(self, host: str = CONTROLLER) -> Broker:
-        """beanstalkd, as a host reaches it."""
         return Broker(ADDRESS, self.plan.local(host, "beanstalkd"))
 
     def listen_command(self, topic: str, *more: str) -> list[str]:
@@ -261,36 +232,21 @@ class Farm:
         ]  # fmt: skip
 
     def submit_command(self, srpm: Path, target: str, *more: str) -> list[str]:
-        """The command line that submits a source rpm."""
         arguments = ["-s", str(srpm), "-a", self.arch, "-t", target, "-d", ".demo", *more]
         return [own_program("reimzul-submit"), "--config", str(self.ini()), *arguments]
 
-    # --- faults ---------------------------------------------------------------------------------------------------
 
-    def pids(self, part: str) -> list[int]:
-        """The processes of a part, its own first. Raises `PartFailed` where it does not run."""
-        first = self.supervisor.pid(part)
-        return [first, *subreaper.descendants(first)]
+def _join_names(parts: Sequence[Part]) -> str:
+    return ", ".join(part.name for part in parts)
 
-    def kill(self, part: str, number: int = signal.SIGKILL) -> int:
-        """Send a signal to a part's own process and return its pid; it is restarted when it ends.
 
-        Raises `PartFailed` where the part does not run.
-        """
-        pid = self.supervisor.pid(part)
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:  # it has just died
-            raise PartFailed(f"{part} does not run") from None
-        return pid
-
-    def hold(self, part: str, *, kindly: bool = True) -> None:
-        """Stop a part until `release`; if not kindly, kill it without a SIGTERM."""
-        self.supervisor.hold(part, None if kindly else signal.SIGKILL)
-
-    def release(self, part: str) -> None:
-        """Start a part that was held."""
-        self.supervisor.release(part)
+def _answers(port: int, service: str) -> bool:
+    """Whether a service answers at the near end of a tunnel."""
+    request, beginning = _PROBES[service]
+    with contextlib.suppress(OSError), socket.create_connection((ADDRESS, port), timeout=5) as connection:
+        connection.sendall(request)
+        return connection.recv(len(beginning)) == beginning
+    return False
 
 
 def _default_mock() -> str:

@@ -10,29 +10,16 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-import attr
-
 from reimzul.core.process import output_of
 
-_DAYS = "30"
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
-@attr.frozen
 class Keys:
-    """The files of a run's keys."""
-
-    folder: Path
-
-    @property
-    def authority(self) -> Path:
-        """The certificate of the CA."""
-        return self.folder / "ca.crt"
-
-    @property
-    def all_psks(self) -> Path:
-        """The PSKs of all hosts, for the side that accepts."""
-        return self.folder / "psk-all.txt"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = folder / "ca.crt"  #: the certificate of the CA
+        self.all_psks = folder / "psk-all.txt"  #: of all hosts, for the side that accepts
 
     def psk(self, host: str) -> Path:
         """The PSK of one host, for the side that connects."""
@@ -45,34 +32,25 @@ class Keys:
     def key(self, name: str) -> Path:
         return self.folder / f"{name}.key"
 
+    def make(self, hosts: Iterable[str], server: str, clients: Iterable[str]) -> None:
+        """Make PSKs of `hosts`, certificates of the MQTT server and its clients."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        psks = {host: f"{host}:{secrets.token_hex(32)}\n" for host in hosts}
+        for path, text in [(self.all_psks, "".join(psks.values())), *((self.psk(host), psks[host]) for host in psks)]:
+            path.touch(mode=0o600)
+            path.write_text(text)
+        subject = ("-subj", "/CN=reimzul devfarm")
+        self._openssl("req", "-x509", *_NEW_KEY, "-days", "30", *subject, "-keyout", "ca.key", "-out", "ca.crt")
+        self._make_certificate(server, "serverAuth\nsubjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1")
+        for client in clients:
+            self._make_certificate(client, "clientAuth")
 
-def make_keys(folder: Path, hosts: Iterable[str], server: str, clients: Iterable[str]) -> Keys:
-    """Make all keys of a run: PSKs of `hosts`, certificates of the MQTT server and its clients."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    keys = Keys(folder)
-    psks = {host: f"{host}:{secrets.token_hex(32)}\n" for host in hosts}
-    for path, text in [(keys.all_psks, "".join(psks.values())), *((keys.psk(host), psks[host]) for host in psks)]:
-        path.touch(mode=0o600)
-        path.write_text(text)
-    _openssl(
-        folder, "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-subj", "/CN=reimzul devfarm",
-        "-keyout", "ca.key", "-out", "ca.crt",
-    )  # fmt: skip
-    _make_certificate(folder, server, "serverAuth", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\n")
-    for client in clients:
-        _make_certificate(folder, client, "clientAuth")
-    return keys
+    def _make_certificate(self, name: str, usage: str) -> None:
+        (self.folder / f"{name}.ext").write_text(f"extendedKeyUsage={usage}\n")
+        self._openssl("req", "-new", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        signed = ("-in", f"{name}.csr", "-extfile", f"{name}.ext", "-out", f"{name}.crt", "-days", "30")
+        self._openssl("x509", "-req", *signed, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial")
 
-
-def _make_certificate(folder: Path, name: str, usage: str, more: str = "") -> None:
-    _openssl(folder, "req", "-new", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-    (folder / f"{name}.ext").write_text(f"extendedKeyUsage={usage}\n{more}")
-    _openssl(
-        folder, "x509", "-req", "-in", f"{name}.csr", "-extfile", f"{name}.ext", "-days", _DAYS,
-        "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.crt",
-    )  # fmt: skip
-
-
-def _openssl(folder: Path, *arguments: str) -> None:
-    # it runs in the folder with bare file names, since characters in a path may mean something to openssl
-    output_of(["openssl", *arguments], cwd=folder)
+    def _openssl(self, *arguments: str) -> None:
+        # it runs in the folder with bare file names, since characters in a path may mean something to openssl
+        output_of(["openssl", *arguments], cwd=self.folder)

@@ -20,9 +20,7 @@ from reimzul.core.store_paths import StorePaths
 
 _ETC_MOCK = Path("/etc/mock")
 _OS_RELEASE = Path("/etc/os-release")
-#: rpm's names of the machines that may build for an arch.
 _LEGAL_HOSTS = {"i386": ("i386", "i486", "i586", "i686", "x86_64"), "ppc": ("ppc", "ppc64")}
-_TARGET_ARCH = {"i386": "i686"}
 
 
 @attr.frozen
@@ -78,25 +76,26 @@ class MockConfigs:
 
 def _config(target: str, arch: str, arches: Iterable[str], skip: bool) -> str:
     """A target's configuration: the distribution's where there is one, and the farm's own repositories."""
-    legal = _LEGAL_HOSTS.get(arch, (arch,))
     # an arch that follows another is published in its repository, so that one comes first
     known = read_arches().known
     leaders = [other for other in arches if other in known and arch in known[other].follows]
-    ours = "".join(_repository(f"{target}.{each}", skip) for each in (*leaders, arch))
-    text = f"""
+    optional = "skip_if_unavailable=1\n" if skip else ""
+    ours = "".join(
+        f"[{name}]\nname={name}\nbaseurl=http://repohost/repo/{name}/\ngpgcheck=0\n{optional}"
+        for name in (f"{target}.{each}" for each in (*leaders, arch))
+    )
+    return f"""{_distribution(arch) or _plain(arch)}
 config_opts['root'] = 'TARGETNAME'
 config_opts['dnf.conf'] = config_opts.get('dnf.conf', '') + \"\"\"
 {ours}\"\"\"
 """
-    plain = (
-        f"config_opts['target_arch'] = {_TARGET_ARCH.get(arch, arch)!r}\nconfig_opts['legal_host_arches'] = {legal!r}\n"
-    )
-    return (_distribution(arch) or plain) + text
 
 
-def _repository(target: str, skip: bool) -> str:
-    optional = "skip_if_unavailable=1\n" if skip else ""
-    return f"[{target}]\nname={target}\nbaseurl=http://repohost/repo/{target}/\ngpgcheck=0\n{optional}"
+def _plain(arch: str) -> str:
+    """A configuration for the stand-in, by rpm's names of the arch and of the machines that may build for it."""
+    legal = _LEGAL_HOSTS.get(arch, (arch,))
+    target = {"i386": "i686"}.get(arch, arch)
+    return f"config_opts['target_arch'] = {target!r}\nconfig_opts['legal_host_arches'] = {legal!r}\n"
 
 
 def _distribution(arch: str) -> str:

@@ -17,8 +17,6 @@ from reimzul.core.errors import InputError
 from reimzul.core.store_paths import StorePaths
 
 CONTROLLER, BSTORE = "controller", "bstore"
-#: rsync's module and the paths of the http servers, as a real farm has them.
-MODULE, INCOMING, STORE = "reimzul-bstore", "reimzul-incoming", "bstore"
 TOPIC = "reimzul"
 #: The MQTT clients, by the names in their certificates.
 NOTIFIER, LISTENER = "notifier", "listener"
@@ -30,8 +28,6 @@ _UNUSABLE = frozenset("\"'\\$%#;{}\n\r\t")
 
 @attr.frozen(kw_only=True)
 class Host:
-    """One machine of the farm."""
-
     name: str
     uses: tuple[str, ...]  #: services it reaches through its stunnel
     offers: tuple[str, ...] = ()  #: services it offers to the others
@@ -69,21 +65,14 @@ class Layout:
 
     def __init__(self, state: Path) -> None:
         self.state = state
-        self.conf = state / "conf"
-        self.keys = state / "keys"
-        self.log = state / "log"
-        self.tmp = state / "tmp"
-        self.binlog = state / "binlog"
-        self.mosquitto = state / "mosquitto"
-        self.incoming = state / "incoming"
+        self.conf, self.keys, self.log, self.tmp = (state / name for name in ("conf", "keys", "log", "tmp"))
+        self.binlog, self.mosquitto, self.incoming = (state / name for name in ("binlog", "mosquitto", "incoming"))
         self.store = StorePaths(state / "bstore")
         self.notifier = state / "notifier"
         self.history = self.notifier / "history.sqlite"
-        #: the git repository from which the builders' checkouts are pulled
-        self.mock_configs = state / "mock_configs"
+        self.mock_configs = state / "mock_configs"  #: a git repository from which the builders' checkouts are pulled
 
     def checkout(self, host: str) -> Path:
-        """A builder's checkout of mock's configurations."""
         return self.state / host / "mock_configs"
 
     def results(self, host: str) -> Path:
@@ -95,10 +84,11 @@ class Layout:
     def part_log(self, part: str) -> Path:
         return self.log / f"{part}.log"
 
-    def folders(self) -> list[Path]:
-        """All that must exist before a part starts."""
+    def make_folders(self) -> None:
         own = [self.conf, self.log, self.tmp, self.binlog, self.mosquitto, self.incoming, self.notifier]
-        return [*own, *self.store.folders()]
+        for folder in [*own, *self.store.folders()]:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.incoming.chmod(0o755)  # as an installed one, whatever the umask is
 
 
 def check_state(path: Path) -> Path:
@@ -118,9 +108,6 @@ class Plan:
     hosts: list[Host]
     ports: Ports
 
-    def host(self, name: str) -> Host:
-        return next(host for host in self.hosts if host.name == name)
-
     def local(self, host: str, service: str) -> int:
         """The port at which a host reaches a service: its stunnel's."""
         return self.ports[f"{host} {service}"]
@@ -134,11 +121,11 @@ class Plan:
         return self.ports[f"plain {service}"]
 
     def incoming_url(self, host: str) -> str:
-        return f"http://{ADDRESS}:{self.local(host, 'incoming')}/{INCOMING}/"
+        return f"http://{ADDRESS}:{self.local(host, 'incoming')}/reimzul-incoming/"
 
     def store_url(self, host: str) -> str:
         """The store as a host reaches it; http://repohost stands for it."""
-        return f"http://{ADDRESS}:{self.local(host, 'store')}/{STORE}/"
+        return f"http://{ADDRESS}:{self.local(host, 'store')}/bstore/"
 
     def upload_url(self, host: str) -> str:
-        return f"rsync://{ADDRESS}:{self.local(host, 'rsyncd')}/{MODULE}/"
+        return f"rsync://{ADDRESS}:{self.local(host, 'rsyncd')}/reimzul-bstore/"

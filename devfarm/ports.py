@@ -4,57 +4,51 @@
 The kernel gives ports from its ephemeral range to every outgoing connection, so a farm's ports lie below it. Each farm
 claims a block of ports by an abstract unix socket: the claim holds for all users of a network namespace and ends with
 the process. Another program may still take a port between our check and the start of the part that is to listen there;
-`listening_inode` and `owns_socket` show that, and the farm then takes another block.
+`listeners` shows that, and the farm then takes another block.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import attr
-
 from reimzul.core.errors import ReimzulError
+from reimzul.core.process import output_of
 
 ADDRESS = "127.0.0.1"
 #: Ports of a block; a farm of sixteen builders needs some 80.
 _BLOCK_SIZE = 128
 _LOWEST_PORT = 10240
 _TRIES = 200
-_TCP_LISTEN = "0A"  # a state in /proc/net/tcp
 
 
-@attr.define
-class Ports:
+class Ports(dict[str, int]):
     """A block of ports, claimed until it is closed; a port gets its name when it is first used."""
 
-    free: Iterator[int]
-    claim: socket.socket
-    named: dict[str, int] = attr.field(factory=dict)
+    def __init__(self, start: int, claim: socket.socket) -> None:
+        super().__init__()
+        self._free = _unused_ports(start)
+        self.close = claim.close
 
-    def __getitem__(self, name: str) -> int:
-        if name not in self.named:
-            self.named[name] = next(self.free)
-        return self.named[name]
-
-    def close(self) -> None:
-        self.claim.close()
+    def __missing__(self, name: str) -> int:
+        self[name] = next(self._free)
+        return self[name]
 
 
 def claim_ports() -> Ports:
     starts = range(_LOWEST_PORT, _first_ephemeral_port() - _BLOCK_SIZE, _BLOCK_SIZE)
     for start in random.sample(starts, min(_TRIES, len(starts))):
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        claim = socket.socket(socket.AF_UNIX)
         try:
             claim.bind(f"\0reimzul-devfarm-{start}")
         except OSError:
             claim.close()
-            continue
-        return Ports(free=_unused_ports(start), claim=claim)
+        else:
+            return Ports(start, claim)
     raise ReimzulError(f"no free block of {_BLOCK_SIZE} ports from {_LOWEST_PORT} up: how many farms run here?")
 
 
@@ -68,32 +62,18 @@ def _first_ephemeral_port() -> int:
 
 def _unused_ports(start: int) -> Iterator[int]:
     for port in range(start, start + _BLOCK_SIZE):
-        with contextlib.closing(socket.socket()) as probe:
-            # without SO_REUSEADDR: a port that another program has just used is skipped
-            try:
-                probe.bind((ADDRESS, port))
-            except OSError:
-                continue
-        yield port
+        # without SO_REUSEADDR: a port that another program has just used is skipped
+        with contextlib.suppress(OSError), contextlib.closing(socket.socket()) as probe:
+            probe.bind((ADDRESS, port))
+            probe.close()
+            yield port
     raise ReimzulError(f"the ports from {start} to {start + _BLOCK_SIZE - 1} are used up")
 
 
-def listening_inode(port: int) -> str | None:
-    """The inode of the socket that listens on a port, None where none does."""
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-                _, local, _, state, *rest = line.split()
-                if state == _TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
-                    return rest[5]
-    return None
-
-
-def owns_socket(pid: int, inode: str) -> bool:
-    """Whether a process has that socket open."""
-    with contextlib.suppress(OSError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{number}") == f"socket:[{inode}]":
-                    return True
-    return False
+def listeners() -> dict[int, set[int]]:
+    """The TCP ports on which somebody listens, each with the processes; other users' processes are not seen."""
+    found: dict[int, set[int]] = {}
+    for line in output_of(["ss", "--no-header", "--listening", "--tcp", "--numeric", "--processes"]).splitlines():
+        port = int(line.split()[3].rpartition(":")[2])
+        found.setdefault(port, set()).update(map(int, re.findall(r"pid=(\d+)", line)))
+    return found

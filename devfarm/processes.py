@@ -11,12 +11,9 @@ from pathlib import Path
 
 import attr
 
-from devfarm.plan import BSTORE, CONTROLLER, Plan
-from devfarm.ports import ADDRESS
+from devfarm.configs import beanstalkd_command
+from devfarm.plan import BSTORE, CONTROLLER, Host, Plan
 from reimzul.core.errors import ProgramNotFound
-
-#: Folders of services, which an ordinary user's PATH does not have.
-_SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @attr.frozen(kw_only=True)
@@ -36,8 +33,8 @@ class Part:
 
 
 def find_program(name: str) -> str:
-    """The path of a program. Raises `ProgramNotFound`."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
+    """The path of a program, also of a service, which an ordinary user's PATH lacks. Raises `ProgramNotFound`."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
     if not found:
         raise ProgramNotFound(f"{name} is not installed: tools/setup installs what a farm needs")
     return found
@@ -53,48 +50,43 @@ def own_program(name: str) -> str:
 
 def infrastructure(plan: Plan, sync_ms: int) -> list[Part]:
     """What our daemons need, in the best order to start it."""
-    beanstalkd, rsyncd = plan.plain("beanstalkd"), plan.plain("rsyncd")
+    hosts = {host.name: host for host in plan.hosts}
 
-    def part(name: str, host: str, ports: tuple[int, ...], *argv: object) -> Part:
-        program, *arguments = map(str, argv)
-        command = (*plan.host(host).prefix, find_program(program), *arguments)
-        return Part(name=name, host=host, argv=command, listens=ports)
+    def part(name: str, host: Host, ports: list[int], *argv: str) -> Part:
+        command = (*host.prefix, find_program(argv[0]), *argv[1:])
+        return Part(name=name, host=host.name, argv=command, listens=tuple(ports))
 
-    http_ports = (plan.plain("incoming"), plan.plain("store"))
+    # paths are relative to the state folder; -e: nginx would open its log in /var before it reads where ours is
+    nginx = ("nginx", "-e", "stderr", "-p", f"{plan.layout.state}", "-c", "conf/nginx.conf")
+    rsyncd = ("rsync", "--daemon", "--no-detach", "--config=conf/rsyncd.conf")
+    mosquitto = ("mosquitto", "-c", "conf/mosquitto.conf")
+    plain = {name: plan.plain(name) for name in ("beanstalkd", "incoming", "store", "rsyncd", "mqtt")}
     parts = [
-        part(
-            "beanstalkd", CONTROLLER, (beanstalkd,),
-            "beanstalkd", "-l", ADDRESS, "-p", beanstalkd, "-b", plan.layout.binlog, f"-f{sync_ms}",
-        ),
-        # -e: nginx would open its log in /var before it reads where ours is
-        part(
-            "nginx", BSTORE, http_ports,
-            "nginx", "-e", "stderr", "-p", plan.layout.state, "-c", "conf/nginx.conf",
-        ),
-        part(
-            "rsyncd", BSTORE, (rsyncd,),
-            "rsync", "--daemon", "--no-detach", "--config=conf/rsyncd.conf", f"--address={ADDRESS}", f"--port={rsyncd}",
-        ),
-        part("mosquitto", CONTROLLER, (plan.plain("mqtt"),), "mosquitto", "-c", "conf/mosquitto.conf"),
-    ]  # fmt: skip
+        part("beanstalkd", hosts[CONTROLLER], [plain["beanstalkd"]], *beanstalkd_command(plan, sync_ms)),
+        part("nginx", hosts[BSTORE], [plain["incoming"], plain["store"]], *nginx),
+        part("rsyncd", hosts[BSTORE], [plain["rsyncd"]], *rsyncd),
+        part("mosquitto", hosts[CONTROLLER], [plain["mqtt"]], *mosquitto),
+    ]
     for host in plan.hosts:
-        ports = (*(plan.tls(name) for name in host.offers), *(plan.local(host.name, name) for name in host.uses))
-        parts.append(part(f"stunnel-{host.name}", host.name, ports, "stunnel", f"conf/stunnel-{host.name}.conf"))
+        ports = [*map(plan.tls, host.offers), *(plan.local(host.name, name) for name in host.uses)]
+        parts.append(part(f"stunnel-{host.name}", host, ports, "stunnel", f"conf/stunnel-{host.name}.conf"))
     return parts
 
 
 def daemons(plan: Plan, workers: int, repogens: int) -> list[Part]:
-    """Our own daemons."""
-
-    def part(name: str, program: str, host: str) -> Part:
-        argv = (own_program(f"reimzul-{program}"), "--config", str(plan.layout.ini(host)))
-        env = {"REIMZUL_FQDN": plan.host(host).fqdn}
-        return Part(name=name, host=host, argv=(*plan.host(host).prefix, *argv), env=env)
-
-    builders = [host.name for host in plan.hosts if host.is_builder]
+    programs = [("notifier", CONTROLLER, "notifier")]
+    programs += [(f"repogen-{number}", BSTORE, "repogen") for number in range(1, repogens + 1)]
+    programs += [("tosign", BSTORE, "tosign")]
+    for host in plan.hosts:
+        numbers = range(1, workers + 1) if host.is_builder else ()
+        programs += [(f"worker-{host.name}-{number}", host.name, "worker") for number in numbers]
+    hosts = {host.name: host for host in plan.hosts}
     return [
-        part("notifier", "notifier", CONTROLLER),
-        *(part(f"repogen-{number}", "repogen", BSTORE) for number in range(1, repogens + 1)),
-        part("tosign", "tosign", BSTORE),
-        *(part(f"worker-{name}-{number}", "worker", name) for name in builders for number in range(1, workers + 1)),
+        Part(
+            name=name,
+            host=host,
+            argv=(*hosts[host].prefix, own_program(f"reimzul-{program}"), "--config", str(plan.layout.ini(host))),
+            env={"REIMZUL_FQDN": hosts[host].fqdn},
+        )
+        for name, host, program in programs
     ]

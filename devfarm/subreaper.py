@@ -25,45 +25,48 @@ import time
 from collections.abc import Iterator, Sequence
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_FORWARDED = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+_BLOCKED = frozenset(
+    {
+        signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+    }
 )  # fmt: skip
-_BLOCKED = frozenset({signal.SIGCHLD, *_FORWARDED})
 #: Seconds in which SIGKILL has to work; only a process that waits for a dead disk takes longer.
 _KILL_SECONDS = 30.0
 _EXIT_NOT_STARTED = 127
 
 
 def wrap_command(argv: Sequence[str], *, grace: float, parent: int = 0) -> list[str]:
-    """The command line that runs `argv` under a subreaper."""
     return [sys.executable, "-IS", os.path.abspath(__file__), f"{grace:g}", str(parent), *argv]
 
 
-def run(argv: Sequence[str], *, grace: float, parent: int) -> int:
-    """Run a program as its subreaper, in this process; return its exit status."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def main(grace: str, parent: str, *argv: str) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if parent and os.getppid() != parent:
+    if int(parent) and os.getppid() != int(parent):
         sys.exit(_EXIT_NOT_STARTED)  # it died before we could ask for a signal at its death
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    child = _fork(signal.SIGKILL)
-    if child == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            os.execvp(argv[0], list(argv))
-        except OSError as error:
-            os.write(2, f"subreaper: cannot run {argv[0]}: {error.strerror}\n".encode())
-        os._exit(_EXIT_NOT_STARTED)
-    return _wait_and_clean_up(child, grace)
+    fork_under_subreaper(float(grace), death_signal=signal.SIGKILL)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        os.write(2, f"subreaper: cannot run {argv[0]}: {error.strerror}\n".encode())
+    os._exit(_EXIT_NOT_STARTED)
 
 
-def fork_under_subreaper(grace: float) -> None:
-    """Return in a child process; the calling process becomes the child's subreaper and never returns."""
+def fork_under_subreaper(grace: float, death_signal: int = signal.SIGTERM) -> None:
+    """Return in a child process; the calling process becomes the child's subreaper and never returns.
+
+    The child is sent `death_signal` if the subreaper dies first.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    child = _fork(signal.SIGTERM)
+    parent = os.getpid()
+    child = os.fork()
     if child:
-        os._exit(_wait_and_clean_up(child, grace))
+        code = os.waitstatus_to_exitcode(_wait(child, grace))
+        _kill_descendants()
+        os._exit(code if code >= 0 else 128 - code)
+    _prctl(_PR_SET_PDEATHSIG, death_signal)
+    if os.getppid() != parent:
+        os._exit(_EXIT_NOT_STARTED)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -87,41 +90,24 @@ def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-def _fork(death_signal: int) -> int:
-    """Fork; the child is sent `death_signal` if this process dies first."""
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        _prctl(_PR_SET_PDEATHSIG, death_signal)
-        if os.getppid() != parent:
-            os._exit(_EXIT_NOT_STARTED)
-    return child
-
-
-def _wait_and_clean_up(child: int, grace: float) -> int:
-    """Wait for the program, then kill what it left behind; return its exit status."""
-    code = os.waitstatus_to_exitcode(_wait(child, grace))
-    _kill_descendants()
-    return code if code >= 0 else 128 - code
-
-
 def _wait(child: int, grace: float) -> int:
     """Forward signals until the program ends; kill it if it outlives its grace. Returns its wait status."""
-    deadline = None
+    deadline = float("inf")
     while True:
-        remaining = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        remaining = min(3600.0, max(0.0, deadline - time.monotonic()))
         received = signal.sigtimedwait(_BLOCKED, remaining)
-        if received is None and deadline is not None:
-            _send(child, signal.SIGKILL)
-            deadline = time.monotonic() + 1
-        elif received is not None and received.si_signo == signal.SIGCHLD:
+        if received is None:
+            if time.monotonic() >= deadline:
+                _send(child, signal.SIGKILL)
+                deadline = time.monotonic() + 1
+        elif received.si_signo == signal.SIGCHLD:
             for pid, status in _reap():
                 if pid == child:
                     return status
-        elif received is not None:
+        else:
             _send(child, received.si_signo)
-            if received.si_signo in (signal.SIGTERM, signal.SIGINT) and deadline is None:
-                deadline = time.monotonic() + grace
+            if received.si_signo in (signal.SIGTERM, signal.SIGINT):
+                deadline = min(deadline, time.monotonic() + grace)
 
 
 def _kill_descendants() -> None:
@@ -154,15 +140,11 @@ def _send(pid: int, number: int) -> None:
 
 def _all_processes() -> Iterator[tuple[int, int]]:
     """Every process and its parent."""
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as stat:
-                    # `pid (name) state ppid …`, where the name may hold spaces and brackets
-                    yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat", "rb") as stat:
+            # `pid (name) state ppid …`, where the name may hold spaces and brackets
+            yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[3:], grace=float(sys.argv[1]), parent=int(sys.argv[2])))
+    main(*sys.argv[1:])

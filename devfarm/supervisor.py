@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from devfarm import subreaper
 from devfarm.plan import Layout
+from devfarm.ports import listeners
 from devfarm.processes import Part
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import Process, spawn
@@ -33,24 +34,31 @@ class PartFailed(ReimzulError):
     """A part of the farm does not work: its log shows why."""
 
 
-class Supervisor:
-    """Runs these parts from `start` to `stop`."""
+class PortTaken(ReimzulError):
+    """Another program listens on a port of ours."""
 
-    def __init__(self, layout: Layout, parts: Sequence[Part]) -> None:
-        self.parts = parts
-        self._layout = layout
+
+class Supervisor:
+    """Keeps parts running between `start_parts` and `stop_parts`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.parts: Sequence[Part] = ()
         self._lock = threading.Lock()
-        self._keepers: dict[str, Process] = {}  #: part -> its subreaper
-        self._stacks: dict[str, contextlib.ExitStack] = {}  #: part -> what ends it
+        self._running: dict[str, tuple[Process, contextlib.ExitStack]] = {}  #: each part's subreaper, and what ends it
         self._held: set[str] = set()
         self._stopping = threading.Event()
         # The kernel ends a part with the thread that started it, so one thread starts them all, and outlives them.
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread: threading.Thread
 
-    def start(self) -> None:
+    def start_parts(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self._held.clear()
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop_parts(self) -> None:
         self._stopping.set()
         self._thread.join()
 
@@ -59,62 +67,85 @@ class Supervisor:
         self._thread.join(wait)
         return self._thread.is_alive()
 
-    def pid(self, part: str) -> int:
-        """The process of a part itself, below its subreaper. Raises `PartFailed` where it does not run."""
-        keeper = self._keepers.get(part)
-        below = subreaper.children(keeper.pid) if keeper and keeper.poll() is None else []
-        if not below:
-            raise PartFailed(f"{part} does not run: {last_lines(self._layout.part_log(part))}")
-        return below[0]
+    def pids(self, part: str) -> list[int]:
+        """The processes of a part, its own first, below its subreaper. Raises `PartFailed` where it does not run."""
+        keeper, _ = self._running.get(part, (None, None))
+        own = subreaper.children(keeper.pid) if keeper and keeper.poll() is None else []
+        if not own:
+            raise PartFailed(f"{part} does not run: {self.last_lines(part)}")
+        return [own[0], *subreaper.descendants(own[0])]
 
-    def hold(self, part: str, number: int | None = None) -> None:
-        """End a part until `release`, by SIGTERM or by sending another signal to its process."""
+    def is_listening(self, part: Part) -> bool:
+        """Whether a part listens on all its ports. Raises `PortTaken` where another program does."""
+        found = listeners()
+        try:
+            own = set(self.pids(part.name))
+        except PartFailed:
+            return False
+        for port in part.listens:
+            if not found.get(port, set()) & own:
+                if port in found and listeners().get(port) == found[port]:
+                    raise PortTaken(f"port {port} of {part.name} is another program's")
+                return False
+        return True
+
+    def kill(self, part: str, number: int = signal.SIGKILL) -> int:
+        """Send a signal to a part's own process and return its pid; it is restarted when it ends.
+
+        Raises `PartFailed` where the part does not run.
+        """
+        pid = self.pids(part)[0]
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # it has just died
+            raise PartFailed(f"{part} does not run") from None
+        return pid
+
+    def hold(self, part: str, *, kindly: bool = True) -> None:
+        """Stop a part until `release`; if not kindly, kill it without a SIGTERM."""
         with self._lock:
             self._held.add(part)
-            if number is not None:
-                os.kill(self.pid(part), number)
-                self._keepers[part].wait()
-            stack = self._stacks.pop(part, None)
+            if not kindly:
+                self.kill(part)
+                self._running[part][0].wait()
+            _, stack = self._running.pop(part, (None, None))
         if stack:
             stack.close()
 
     def release(self, part: str) -> None:
-        """Start a part that was held."""
         with self._lock:
             self._held.discard(part)
+
+    def last_lines(self, part: str, lines: int = 5) -> str:
+        """The end of a part's log, on one line."""
+        path, text = self.layout.part_log(part), ""
+        with contextlib.suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace").strip()
+        return f"{' / '.join(text.splitlines()[-lines:]) or 'it printed nothing'} ({path})"
 
     def _run(self) -> None:
         try:
             while not self._stopping.wait(_POLL_SECONDS):
                 for part in self.parts:
                     with self._lock:
-                        if part.name not in self._held and not self._is_alive(part):
-                            self._start(part)
+                        if part.name not in self._held:
+                            self._start_if_ended(part)
         finally:
             for daemons in (True, False):
-                stacks = [self._stacks[part.name] for part in self.parts
-                          if part.is_daemon is daemons and part.name in self._stacks]  # fmt: skip
+                names = [part.name for part in self.parts if part.is_daemon is daemons and part.name in self._running]
                 with ThreadPoolExecutor(max_workers=len(self.parts)) as pool:
-                    list(pool.map(contextlib.ExitStack.close, stacks))
+                    list(pool.map(lambda name: self._running.pop(name)[1].close(), names))
 
-    def _is_alive(self, part: Part) -> bool:
-        return part.name in self._stacks and self._keepers[part.name].poll() is None
-
-    def _start(self, part: Part) -> None:
-        if former := self._stacks.pop(part.name, None):
-            former.close()
-        stack = self._stacks[part.name] = contextlib.ExitStack()
-        log = stack.enter_context(self._layout.part_log(part.name).open("ab"))
+    def _start_if_ended(self, part: Part) -> None:
+        keeper, stack = self._running.get(part.name, (None, None))
+        if keeper and keeper.poll() is None:
+            return
+        if stack:
+            stack.close()
         command = subreaper.wrap_command(part.argv, grace=GRACE, parent=os.getpid())
-        env = {"TMPDIR": str(self._layout.tmp), **part.env}
-        process = spawn(command, output=log, cwd=self._layout.state, env=env, grace=GRACE + _MARGIN)
-        self._keepers[part.name] = stack.enter_context(process)
-
-
-def last_lines(path: Path, lines: int = 5) -> str:
-    """The end of a log, on one line."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        text = []
-    return f"{' / '.join(text[-lines:]) or 'it printed nothing'} ({path})"
+        env = {"TMPDIR": str(self.layout.tmp), **part.env}
+        with contextlib.ExitStack() as opened:
+            log = opened.enter_context(self.layout.part_log(part.name).open("ab"))
+            process = spawn(command, output=log, cwd=self.layout.state, env=env, grace=GRACE + _MARGIN)
+            keeper = opened.enter_context(process)
+            self._running[part.name] = keeper, opened.pop_all()

@@ -14,14 +14,8 @@ import attr
 
 from devfarm.mockstub import host
 from devfarm.mockstub.config import MockConfig
-from devfarm.mockstub.logs import EXPLANATION, TITLE, Exit, Fault, Logs
-from devfarm.mockstub.repositories import (
-    Package,
-    Repositories,
-    find_newest,
-    install,
-    read_capability,
-)
+from devfarm.mockstub.logs import TITLE, Exit, Fault, Logs
+from devfarm.mockstub.repositories import Capability, Package, load_packages
 from devfarm.mockstub.root import Bootstrap, Root
 from reimzul.core.errors import InputError, TimedOut
 from reimzul.core.process import run
@@ -31,15 +25,19 @@ from reimzul.core.rpm_header import read_header
 MORE_REQUIRED = 11
 #: A source rpm requires this if its spec has %generate_buildrequires.
 _DYNAMIC = "rpmlib(DynamicBuildRequires)"
+#: What rpmbuild makes of the BuildRequires that %generate_buildrequires asks for.
+_ASKED = ".buildreqs.nosrc.rpm"
+_EXPLANATION = (
+    "this is not mock but reimzul's stand-in for it, for trying and testing: "
+    "the host's own rpmbuild in a private folder, with the host's own packages and no chroot"
+)
 
 
 @attr.frozen(kw_only=True)
 class Build:
-    """One source rpm in one root."""
-
     srpm: Path
     config: MockConfig
-    mode: host.BuildMode
+    i386: bool  #: built for 32-bit x86 by a 64-bit tool chain
     root: Root
     bootstrap: Bootstrap | None
     logs: Logs
@@ -48,10 +46,9 @@ class Build:
     def run(self) -> None:
         """Build. Raises `Fault` with mock's exit code for the step that failed."""
         logs, name = self.logs, self.srpm.name
-        logs.state.info(TITLE)
-        logs.root.info(TITLE)
-        logs.root.info(EXPLANATION)
-        logs.build.info(TITLE)
+        for log in (logs.state, logs.root, logs.build):
+            log.info(TITLE)
+        logs.root.info(_EXPLANATION)
         if self.bootstrap is not None:
             self.bootstrap.prepare(logs)
         with logs.step("chroot init"):
@@ -60,9 +57,9 @@ class Build:
             with logs.phase(f"build setup for {name}"):
                 spec = self.unpack()
                 self.rpmbuild("-bs", spec)
-                self.check_requires(self.source())
+                self.check_requires(self.find_source())
             with logs.phase(f"rpmbuild {name}"):
-                if any(each.startswith(_DYNAMIC) for each in read_header(self.source()).requires):
+                if any(each.startswith(_DYNAMIC) for each in read_header(self.find_source()).requires):
                     self.check_dynamic_requires(spec)
                 with logs.phase("Outputting list of installed packages"):
                     installed = "".join(package.line for package in self.installed.values())
@@ -70,8 +67,10 @@ class Build:
                         stream.write(host.list_packages() + installed)
                 self.rpmbuild("-bb", spec)
             logs.root.debug("Copying packages to result dir")
-            for package in host.list_results(self.root.build):
-                shutil.copy2(package, logs.folder)
+            for folder in ("SRPMS", "RPMS"):
+                for package in (self.root.build / folder).rglob("*.rpm"):
+                    if not package.name.endswith(_ASKED):
+                        shutil.copy2(package, logs.folder)
 
     def prepare_root(self) -> None:
         """Make an empty root; its minimal packages are the host's."""
@@ -79,9 +78,10 @@ class Build:
             if self.bootstrap is not None:
                 self.bootstrap.check()
             self.root.kill_processes(self.logs)
-            self.root.make(self.config.macros, self.mode.rpmrc)
-            host.wrap_programs(self.root.programs, self.mode.wrapped)
-            self.load_packages("/usr/bin/dnf-3 install @buildsys-build")
+            self.root.make(self.config.macros)
+            if self.i386:
+                host.set_up_i386(self.root)
+            load_packages(self.config, "/usr/bin/dnf-3 install @buildsys-build", self.log_line)
 
     def unpack(self) -> Path:
         """Install the source rpm into the root's top directory; return its spec file."""
@@ -90,7 +90,7 @@ class Build:
         output = self.root.temporary / "rpm-install"
         code = self.execute(["rpm", "-Uvh", "--nodeps", str(original)], output)
         text = output.read_text(encoding="utf-8", errors="replace")
-        self.logs.root.debug("%s", text)
+        self.log_line(text)
         if code:
             raise Fault(Exit.SOURCE, f"Source RPM is not installable:\n{text}")
         specs = sorted((self.root.build / "SPECS").glob("*.spec"))
@@ -98,22 +98,10 @@ class Build:
             raise Fault(Exit.SOURCE, f"No SPEC file found in {self.srpm}")
         return specs[0]
 
-    def source(self) -> Path:
+    def find_source(self) -> Path:
         """The source rpm made in the root, whose release has the farm's dist tag."""
         made = (self.root.build / "SRPMS").glob("*src.rpm")
-        return next(path for path in made if not path.name.endswith(".buildreqs.nosrc.rpm"))
-
-    def load_packages(self, command: str) -> list[Package]:
-        """The packages of the configuration's repositories; a failure is logged as that of dnf's `command`."""
-        target = self.config.target
-        is_i386 = target in host.I386
-        repositories = Repositories(
-            conf=self.config.conf,
-            cache=self.config.cache / "dnf_cache",
-            arches={*(host.I386 if is_i386 else {target}), "noarch"},
-            variables={"basearch": "i386" if is_i386 else target, "releasever": self.config.releasever},
-        )
-        return repositories.load(command, self.log_line)
+        return next(path for path in made if not path.name.endswith(_ASKED))
 
     def log_line(self, line: str) -> None:
         self.logs.root.debug("%s", line)
@@ -121,16 +109,14 @@ class Build:
     def check_requires(self, package: Path) -> None:
         """Fail as dnf's builddep does where neither a repository nor this host has what the package requires."""
         command = f"/usr/bin/dnf-3 builddep {package}"
-        packages = self.load_packages(command)
+        packages = load_packages(self.config, command, self.log_line)
         self.log_line(f"checking the requirements of {package.name} (versions of the host's packages are ignored)")
-        from_host = []
+        missing = []
         for requirement in read_header(package).requires:
-            found = find_newest(read_capability(requirement), packages)
-            if found:
-                install(found, packages, self.installed)
-            else:
-                from_host.append(requirement)
-        missing = host.find_unmet(from_host, self.config.provides)
+            if found := packages.find_newest(Capability.parse(requirement)):
+                packages.install(found, self.installed)
+            elif not host.meets(requirement, self.config.provides):
+                missing.append(requirement)
         if not missing:
             return
         lines = [f"No matching package to install: '{name}'" for name in missing]
@@ -144,20 +130,20 @@ class Build:
         argv = self.rpmbuild_argv("-br", spec)
         if self.execute(argv, self.logs.build_log) not in (0, MORE_REQUIRED):
             raise Fault(Exit.BUILD_REQUIRES, _failure(argv))
-        if asked := next((self.root.build / "SRPMS").glob("*.buildreqs.nosrc.rpm"), None):
+        if asked := next((self.root.build / "SRPMS").glob(f"*{_ASKED}"), None):
             self.logs.root.info("Going to install missing dynamic buildrequires")
             self.logs.build.info("Dynamic buildrequires detected")
             self.check_requires(asked)
 
     def rpmbuild(self, stage: str, spec: Path) -> None:
-        """Run one stage of rpmbuild."""
         argv = self.rpmbuild_argv(stage, spec)
         if code := self.execute(argv, self.logs.build_log):
             # the number of a signal is negative; mock passes on its low byte: 247 for KILL
             raise Fault(Exit.FAILED if stage == "-bs" else code % 256, _failure(argv))
 
     def rpmbuild_argv(self, stage: str, spec: Path) -> list[str]:
-        return [*self.mode.prefix, "rpmbuild", stage, "--target", self.config.target, "--nodeps", str(spec)]
+        prefix = host.I386_PREFIX if self.i386 else ()
+        return [*prefix, "rpmbuild", stage, "--target", self.config.target, "--nodeps", str(spec)]
 
     def execute(self, argv: Sequence[str], output: Path) -> int:
         """Run a program in the root, log it as mock does, and return its exit status; rpmbuild has a time limit."""

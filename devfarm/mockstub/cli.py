@@ -4,25 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import attr
 
 from devfarm.mockstub.build import Build, check_source
 from devfarm.mockstub.config import MockConfig, read_config
-from devfarm.mockstub.host import choose_build_mode
-from devfarm.mockstub.logs import VERSION, Exit, Fault, Logs, Signalled
-from devfarm.mockstub.root import Bootstrap, Root, find_bootstrap, find_root
+from devfarm.mockstub.host import check_arch
+from devfarm.mockstub.logs import VERSION, Exit, Fault, Logs
+from devfarm.mockstub.root import Bootstrap, Root, find_roots
 from reimzul.core.errors import ReimzulError
 
 _DESCRIPTION = """\
@@ -38,16 +34,24 @@ An option of mock that is not listed is taken for the name of a source rpm, as m
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def parser() -> argparse.ArgumentParser:
-    """mock's options, as far as a farm uses them."""
-    options = argparse.ArgumentParser(
+class Signalled(BaseException):
+    """A signal ends the run. Not an `Exception`, so that only `main` handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """mock's options, as far as a farm uses them; those that override the configuration have its names."""
+    parser = argparse.ArgumentParser(
         prog="reimzul-standin-mock",
         usage="%(prog)s [options] --resultdir=FOLDER package.src.rpm",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = options.add_argument
+    add = parser.add_argument
     add("srpms", nargs="*", type=Path, metavar="SRPM")
     add("--rebuild", action="store_true", help="build the source rpms (the default)")
     add("--clean", action="store_true", help="remove the root")
@@ -61,79 +65,69 @@ def parser() -> argparse.ArgumentParser:
     add("--uniqueext", default="", metavar="TEXT", help="text to add to the root's name")
     add("--rpmbuild_timeout", type=int, metavar="SECONDS", help="the longest rpmbuild may take")
     add("-D", "--define", action="append", default=[], metavar="'NAME VALUE'", help="define an rpm macro")
-    add("--cleanup-after", dest="cleanup", action="store_true", default=None, help="remove the root after the build")
+    add("--cleanup-after", action="store_true", default=None, help="remove the root after the build")
     add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", default=None, help="use no bootstrap root")
     add("--isolation", default="auto", help=argparse.SUPPRESS)  # checked, and without effect
-    return options
-
-
-def parse_defines(texts: Sequence[str]) -> dict[str, str]:
-    """The macros of `--define`, each given as `NAME VALUE`."""
-    macros = {}
-    for text in texts:
-        name, *value = text.split(None, 1) or [""]
-        if not value:
-            raise Fault(Exit.COMMAND_LINE, f'Bad option for "--define" ({text}). Use --define="NAME VALUE"')
-        macros[name.lstrip("%")] = value[0]
-    return macros
+    return parser
 
 
 def load_config(options: argparse.Namespace) -> MockConfig:
-    """Read the configuration; the command line's options override it."""
-    macros = parse_defines(options.define)
+    """Read the configuration; the command line's options override it. Raises `Fault`."""
+    macros = {}
+    for text in options.define:
+        name, *value = text.split(None, 1) or [""]
+        if not value:
+            raise Fault(Exit.COMMAND_LINE, f'Bad option for "--define" ({text}). Use --define="NAME VALUE"')
+        macros[name] = value[0]
     if options.isolation not in ("auto", "simple", "nspawn"):
         raise Fault(Exit.COMMAND_LINE, f"Bad option for '--isolation' ({options.isolation}). Use 'simple' or 'nspawn'")
-    config = read_config(options.configdir, options.root)
-    changes: dict[str, Any] = {
-        "timeout": options.rpmbuild_timeout,
-        "bootstrap": options.bootstrap,
-        "clean_on_success": options.cleanup,
-        "clean_on_failure": options.cleanup,
+    overrides = {
+        "rpmbuild_timeout": options.rpmbuild_timeout,
+        "use_bootstrap": options.bootstrap,
+        "cleanup_on_success": options.cleanup_after,
+        "cleanup_on_failure": options.cleanup_after,
     }
-    given = {name: value for name, value in changes.items() if value is not None}
-    return attr.evolve(config, macros={**config.macros, **macros}, **given)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return read_config(options.configdir, options.root, given, macros)
 
 
 def perform(options: argparse.Namespace, logs: Logs) -> None:
-    """Do what the command line asks for. Raises `Fault`."""
     config = load_config(options)
-    root, bootstrap = find_root(config, options.uniqueext), find_bootstrap(config, options.uniqueext)
-    if maintain_root(options, config, root, bootstrap, logs):
-        return
-    if not options.srpms:
-        raise Fault(Exit.SETUP, "No package specified to rebuild command.")
-    mode = choose_build_mode(config.target, config.legal_hosts)
-    logs.state.info("Start: run")
-    for srpm in options.srpms:
-        check_source(srpm)
-    with root.lock(), bootstrap.root.lock() if bootstrap else nullcontext():
-        logs.open((options.resultdir or root.path.with_name(f"{root.path.name}-result")).absolute())
-        for srpm in options.srpms:
-            rebuild(Build(srpm=srpm, config=config, mode=mode, root=root, bootstrap=bootstrap, logs=logs))
-    logs.state.info("Finish: run")
-
-
-def maintain_root(
-    options: argparse.Namespace, config: MockConfig, root: Root, bootstrap: Bootstrap | None, logs: Logs
-) -> bool:
-    """Print, clean or scrub the root; return whether the command line asks for one of them."""
+    root, bootstrap = find_roots(config, options.uniqueext)
     if options.path:
         print(f"{root.path}/root/")
     elif options.orphanskill:
         root.kill_processes(logs)
         if bootstrap is not None:
-            bootstrap.kill_processes(logs)
+            with contextlib.suppress(Fault), bootstrap.lock():  # another build may have it
+                bootstrap.kill_processes(logs)
     elif options.scrub:
         shutil.rmtree(config.cache, ignore_errors=True)
     elif options.clean:
         with root.lock():
             root.kill_processes(logs)
             root.remove()
-    return bool(options.path or options.orphanskill or options.scrub or options.clean)
+    elif options.srpms:
+        rebuild_all(options, config, root, bootstrap, logs)
+    else:
+        raise Fault(Exit.SETUP, "No package specified to rebuild command.")
+
+
+def rebuild_all(
+    options: argparse.Namespace, config: MockConfig, root: Root, bootstrap: Bootstrap | None, logs: Logs
+) -> None:
+    i386 = check_arch(config.target, config.legal_hosts)
+    logs.state.info("Start: run")
+    for srpm in options.srpms:
+        check_source(srpm)
+    with root.lock(), bootstrap.lock() if bootstrap else contextlib.nullcontext():
+        logs.open((options.resultdir or root.path.with_name(f"{root.path.name}-result")).absolute())
+        for srpm in options.srpms:
+            rebuild(Build(srpm=srpm, config=config, i386=i386, root=root, bootstrap=bootstrap, logs=logs))
+    logs.state.info("Finish: run")
 
 
 def rebuild(build: Build) -> None:
-    """Run one build, log it as mock does, and clean up."""
     log, started, name = build.logs.root, time.monotonic(), build.root.path.name
     log.info("Start(%s)  Config(%s)", build.srpm, name)
     try:
@@ -165,27 +159,23 @@ def _duration(started: float) -> str:
     return f"{minutes} minutes {seconds} seconds"
 
 
-def _raise_on_signals() -> None:
-    """Let the first of INT, TERM and HUP end the run; a second one must not interrupt the clean-up."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise Signalled(number)
-
+def _end_run(number: int, frame: FrameType | None) -> None:
+    """Handle the first of INT, TERM and HUP; a second one must not interrupt the clean-up."""
     for each in _SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # ignored by nohup, or by a shell's `&`
-            signal.signal(each, handle)
+        signal.signal(each, signal.SIG_IGN)
+    raise Signalled(number)
 
 
 def main() -> None:
-    options, unknown = parser().parse_known_args()
+    options, unknown = make_parser().parse_known_args()
     options.srpms += map(Path, unknown)
-    _raise_on_signals()
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup, or by a shell's `&`
+            signal.signal(number, _end_run)
     logs = Logs()
     logs.root.info(
-        "%s version %s, a stand-in for mock, starting (python version = %s), args: %s",
-        "reimzul-standin-mock", VERSION, platform.python_version(), shlex.join(sys.argv[1:]),
+        "reimzul-standin-mock version %s, a stand-in for mock, starting (python version = %s), args: %s",
+        VERSION, platform.python_version(), shlex.join(sys.argv[1:]),
     )  # fmt: skip
     try:
         perform(options, logs)

@@ -16,26 +16,14 @@ from typing import Any
 import attr
 
 from devfarm.mockstub.logs import Exit, Fault
-from reimzul.core.mock_config import CONF_KEYS, MockConfigError, execute, inline_includes
+from reimzul.core.mock_config import CONF_KEYS, SITE_DEFAULTS, MockConfigError, Options, execute, inline_includes
 
-#: Where roots lie; it overrides the configuration's `basedir`.
-ROOTS_VARIABLE = "REIMZUL_STANDIN_ROOTS"
-#: Options that mock sets to a text to which configurations add.
-_TEXT_OPTIONS = ("chroot_additional_packages", "chroot_setup_cmd", "dnf.conf", "yum.conf")
-
-
-class Options(dict[str, Any]):
-    """mock's `config_opts`. An unset option can be filled at once: `config_opts['plugin_conf']['x'] = …`."""
-
-    def __missing__(self, key: str) -> Options:
-        self[key] = Options()
-        return self[key]  # type: ignore[no-any-return]
+#: rpm's names of 32-bit x86.
+I386 = frozenset({"i386", "i486", "i586", "i686", "athlon"})
 
 
 @attr.frozen(kw_only=True)
 class MockConfig:
-    """What one configuration asks for."""
-
     name: str  #: the root's name, without what `--uniqueext` adds
     target: str  #: rpmbuild's --target
     legal_hosts: tuple[str, ...]  #: machines that may build it; empty for those that can
@@ -53,16 +41,18 @@ class MockConfig:
     bootstrap_seconds: float  #: how long making a bootstrap root takes
 
 
-def read_config(folder: Path, name: str) -> MockConfig:
-    """Read `site-defaults.cfg` and `<name>.cfg` of a folder. Raises `Fault`."""
-    options = Options({**dict.fromkeys(_TEXT_OPTIONS, ""), "macros": Options()})
-    _execute(folder / "site-defaults.cfg", folder, options)
-    _execute(Path(name) if name.endswith(".cfg") else folder / f"{name}.cfg", folder, options)
+def read_config(folder: Path, name: str, overrides: Mapping[str, Any], macros: Mapping[str, str]) -> MockConfig:
+    """Read `site-defaults.cfg` and `<name>.cfg` of a folder; the command line overrides them. Raises `Fault`."""
+    options = Options()
+    for path in (folder / SITE_DEFAULTS, folder / f"{name}.cfg"):
+        _execute(path, folder, options)
     if not options.get("root"):
         raise Fault(Exit.CONFIG, f"Error in configuration: {name}.cfg has no config_opts['root']")
     if not (folder / "logging.ini").is_file():
         raise Fault(Exit.SETUP, f"Could not find required logging config file: {folder / 'logging.ini'}")
+    options.update(overrides)
     try:
+        options["macros"].update(macros)
         return _from_options(options)
     except (AttributeError, TypeError, ValueError) as error:
         raise Fault(Exit.CONFIG, f"Error in configuration: {name}.cfg: {error}") from error
@@ -80,7 +70,9 @@ def _execute(path: Path, folder: Path, options: Options) -> None:
 
 
 def _from_options(options: Options) -> MockConfig:
-    roots, name = _roots_folder(options.get("basedir")), str(options["root"])
+    name = str(options["root"])
+    default = Path(tempfile.gettempdir()) / f"reimzul-standin-{os.getuid()}"
+    roots = Path(os.environ.get("REIMZUL_STANDIN_ROOTS") or options.get("basedir") or default).absolute()
     conf = next((str(options[key]) for key in CONF_KEYS if options.get(key)), "")
     return MockConfig(
         name=name,
@@ -91,7 +83,7 @@ def _from_options(options: Options) -> MockConfig:
         # of Jinja, which mock has, `{{ name }}` alone
         conf=re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(options.get(found[1], "")), conf),
         releasever=str(options.get("releasever") or ""),
-        macros={name.lstrip("%"): str(value) for name, value in options["macros"].items()},
+        macros={macro.lstrip("%"): str(value) for macro, value in options["macros"].items()},
         provides=frozenset(options.get("standin_provides") or ()),
         timeout=int(options.get("rpmbuild_timeout") or 0),
         clean_on_success=bool(options.get("cleanup_on_success", True)),
@@ -100,8 +92,3 @@ def _from_options(options: Options) -> MockConfig:
         package_manager=str(options.get("package_manager") or "dnf"),
         bootstrap_seconds=float(options.get("standin_bootstrap_seconds") or 0),
     )
-
-
-def _roots_folder(configured: str | None) -> Path:
-    default = Path(tempfile.gettempdir()) / f"reimzul-standin-{os.getuid()}"
-    return Path(os.environ.get(ROOTS_VARIABLE) or configured or default).absolute()

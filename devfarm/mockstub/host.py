@@ -13,17 +13,16 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import attr
-
+from devfarm.mockstub.config import I386
 from devfarm.mockstub.logs import Exit, Fault
+from devfarm.mockstub.root import Root
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import output_of
 
-#: rpm's names of 32-bit x86.
-I386 = frozenset({"i386", "i486", "i586", "i686", "athlon"})
+#: Before rpmbuild's command line where a 64-bit tool chain builds for 32-bit x86.
+I386_PREFIX = ("setarch", "i686")
 #: The option that makes each program of a 64-bit tool chain produce 32-bit programs.
 _I386_OPTIONS = {
     **dict.fromkeys(("gcc", "cc", "g++", "c++", "cpp", "gfortran"), "-m32"),
@@ -53,28 +52,19 @@ _EQUIVALENTS = {
 _PKGCONFIG = ("/usr/lib/pkgconfig", "/usr/share/pkgconfig", "/usr/lib64/pkgconfig", "/usr/lib/*-linux-gnu*/pkgconfig")
 
 
-@attr.frozen
-class BuildMode:
-    """How this host builds for an arch."""
-
-    prefix: tuple[str, ...] = ()  #: of rpmbuild's command line
-    rpmrc: str = ""
-    wrapped: Mapping[str, str] = attr.field(factory=dict)  #: program -> the option it always gets
-
-
-def choose_build_mode(target: str, legal_hosts: Iterable[str]) -> BuildMode:
-    """How to build for `target` here. Raises `Fault` as mock does where this machine cannot."""
-    machine, legal = os.uname().machine, tuple(legal_hosts)
+def check_arch(target: str, legal_hosts: tuple[str, ...]) -> bool:
+    """Whether a 64-bit tool chain builds for 32-bit x86. Raises `Fault` as mock where `target` cannot be built here."""
+    machine = os.uname().machine
     fault = f"Cannot build target {target} on arch {machine}"
-    if legal and machine not in legal:
-        raise Fault(Exit.ARCH, f"{fault}, because it is not listed in legal_host_arches {legal}")
+    if legal_hosts and machine not in legal_hosts:
+        raise Fault(Exit.ARCH, f"{fault}, because it is not listed in legal_host_arches {legal_hosts}")
     if target in {machine, "noarch"} or {target, machine} <= I386:
-        return BuildMode()
+        return False
     if target not in I386 or machine != "x86_64":
         raise Fault(Exit.ARCH, f"{fault}: no chroot, and so no emulation, here")
     if not _has_multilib():
         raise Fault(Exit.ARCH, f"{fault}: gcc makes no 32-bit programs here (Debian: gcc-multilib)")
-    return BuildMode(prefix=("setarch", "i686"), rpmrc=_I386_RPMRC, wrapped=_I386_OPTIONS)
+    return True
 
 
 def _has_multilib() -> bool:
@@ -87,21 +77,18 @@ def _has_multilib() -> bool:
     return all(os.path.isabs(name) and os.path.exists(name) for name in found)
 
 
-def wrap_programs(folder: Path, wrapped: Mapping[str, str]) -> None:
-    """Put wrappers that add an option into the folder that comes first in PATH."""
-    for name, option in wrapped.items():
+def set_up_i386(root: Root) -> None:
+    """Set flags and put wrappers that add an option into the folder that comes first in PATH."""
+    (root.home / ".rpmrc").write_text(_I386_RPMRC, encoding="utf-8")
+    for name, option in _I386_OPTIONS.items():
         if program := shutil.which(name, path="/usr/bin:/bin"):
-            wrapper = folder / name
+            wrapper = root.programs / name
             wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(program)} {option} "$@"\n')
             wrapper.chmod(0o755)
 
 
-def find_unmet(requires: Iterable[str], provides: frozenset[str]) -> list[str]:
-    """The BuildRequires, as the header has them, that nothing here satisfies."""
-    return [requirement for requirement in requires if not _is_met(requirement, provides)]
-
-
-def _is_met(requirement: str, provides: frozenset[str]) -> bool:
+def meets(requirement: str, provides: frozenset[str]) -> bool:
+    """Whether this host has a BuildRequires, as a header has it; `provides` names more that it has."""
     # Any name of a rich dependency, "(a or b with c)", will do: the versions are another distribution's.
     is_rich = requirement.startswith("(")
     names = re.findall(r"[^\s()<>=]+(?:\([^)]*\))*", requirement) if is_rich else [requirement.split()[0]]
@@ -138,9 +125,3 @@ def list_packages() -> str:
         # dpkg counts in KiB
         return "".join(f"{row[0]} {row[1]} {int(row[2]) * 1024} installed\n" for row in rows if len(row) == 3)
     return output_of(["rpm", "-qa", "--qf", "%{nevra} %{buildtime} %{size} installed\\n"])
-
-
-def list_results(build: Path) -> Iterator[Path]:
-    """The packages in rpmbuild's top directory, without the list of dynamic BuildRequires."""
-    for folder in ("SRPMS", "RPMS"):
-        yield from (path for path in sorted((build / folder).rglob("*.rpm")) if ".buildreqs." not in path.name)

@@ -16,10 +16,6 @@ from pathlib import Path
 #: Readers that look for mock's own line in the logs find it by this version.
 VERSION = "6.7"
 TITLE = f"Mock Version: {VERSION} (reimzul's stand-in for mock)"
-EXPLANATION = (
-    "this is not mock but reimzul's stand-in for it, for trying and testing: "
-    "the host's own rpmbuild in a private folder, with the host's own packages and no chroot"
-)
 
 
 class Exit(enum.IntEnum):
@@ -47,34 +43,31 @@ class Fault(Exception):
         self.code = code
 
 
-class Signalled(BaseException):
-    """A signal ends the run. Not an `Exception`, so that only `main` handles it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 class Logs:
     """The three logs of a run. Files are appended to, as mock's are."""
 
     def __init__(self) -> None:
-        self.root = _logger("%(levelname)s: %(message)s")
-        self.state = _logger("%(message)s")
-        self.build = logging.Logger("build", logging.DEBUG)  # noqa: LOG001  stands alone: nothing inherited
+        self.root, self.state, self.build = (logging.Logger(name, logging.DEBUG) for name in ("root", "state", "build"))  # noqa: LOG001  stands alone: nothing inherited
         self.folder = Path()
+        for logger, form in ((self.root, "%(levelname)s: %(message)s"), (self.state, "%(message)s")):
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setLevel(logging.INFO)
+            _add_handler(logger, handler, form)
 
     def open(self, folder: Path) -> None:
-        """Log to this result folder from now on."""
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Fault(Exit.RESULTS, f"Could not create dir {folder}. Error: {error.strerror}") from error
+        forms = {
+            "root.log": (self.root, "%(levelname)s %(filename)s:%(lineno)d:  %(message)s"),
+            "state.log": (self.state, "%(asctime)s - %(message)s"),
+            "build.log": (self.build, "%(message)s"),
+        }
         try:
-            _to_file(self.root, folder / "root.log", "%(levelname)s %(filename)s:%(lineno)d:  %(message)s")
-            _to_file(self.state, folder / "state.log", "%(asctime)s - %(message)s")
-            _to_file(self.build, self.build_log, "%(message)s")
+            for name, (logger, form) in forms.items():
+                _add_handler(logger, logging.FileHandler(folder / name, encoding="utf-8"), form)
         except OSError as error:
             raise Fault(Exit.FAILED, f"cannot write logs: {error}") from error
 
@@ -100,16 +93,6 @@ class Logs:
         self.state.info("Finish%s: %s", where, name)
 
 
-def _logger(stderr_format: str) -> logging.Logger:
-    logger = logging.Logger("mockstub", logging.DEBUG)  # noqa: LOG001  stands alone: nothing inherited
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(logging.Formatter(stderr_format))
-    logger.addHandler(handler)
-    return logger
-
-
-def _to_file(logger: logging.Logger, path: Path, form: str) -> None:
-    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+def _add_handler(logger: logging.Logger, handler: logging.Handler, form: str) -> None:
     handler.setFormatter(logging.Formatter(form))
     logger.addHandler(handler)

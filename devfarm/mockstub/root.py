@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import attr
-
 from devfarm.mockstub.config import MockConfig
 from devfarm.mockstub.logs import Exit, Fault, Logs
 from reimzul.core.fs import file_lock
@@ -28,29 +26,15 @@ UNUSABLE = frozenset(" \t\n%$'\"\\;&|<>()*?#:")
 _SOUND_DATABASE, _HALF_WRITTEN_DATABASE = "SQLite format 3\n", "SQLite for"
 
 
-@attr.frozen
 class Root:
     """The folder of one build. The names in it are mock's: `builddir` is the build user's home."""
 
-    path: Path
-
-    @property
-    def home(self) -> Path:
-        return self.path / "builddir"
-
-    @property
-    def build(self) -> Path:
-        """rpmbuild's top directory."""
-        return self.home / "build"
-
-    @property
-    def temporary(self) -> Path:
-        return self.path / "tmp"
-
-    @property
-    def programs(self) -> Path:
-        """The first folder in PATH of what runs in the root."""
-        return self.path / "bin"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.home = path / "builddir"
+        self.build = self.home / "build"  #: rpmbuild's top directory
+        self.temporary = path / "tmp"
+        self.programs = path / "bin"  #: the first folder in PATH of what runs in the root
 
     def environment(self) -> dict[str, str]:
         return {
@@ -61,7 +45,7 @@ class Root:
             ROOT_VARIABLE: str(self.path),
         }
 
-    def make(self, macros: Mapping[str, str], rpmrc: str = "") -> None:
+    def make(self, macros: Mapping[str, str]) -> None:
         """Make an empty root whose rpmbuild works inside it and nowhere else."""
         self.remove()
         for folder in (self.temporary, self.programs, self.build / "originals"):
@@ -69,17 +53,13 @@ class Root:
         own = {"_topdir": self.build, "_tmppath": self.temporary, "_dbpath": self.path / "rpmdb"}
         lines = (f"%{name} {value}\n" for name, value in {**macros, **own}.items())
         (self.home / ".rpmmacros").write_text("".join(lines), encoding="utf-8")
-        (self.home / ".rpmrc").write_text(rpmrc, encoding="utf-8")
 
     def remove(self) -> None:
         """Remove the root, including what a build made unwritable."""
+        for folder, _, _ in os.walk(self.path):
+            os.chmod(folder, 0o700)
         with contextlib.suppress(FileNotFoundError):
-            try:
-                shutil.rmtree(self.path)
-            except PermissionError:
-                for folder, _, _ in os.walk(self.path):
-                    os.chmod(folder, 0o700)
-                shutil.rmtree(self.path)
+            shutil.rmtree(self.path)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -110,74 +90,55 @@ class Root:
             time.sleep(0.05)
 
 
-@attr.frozen
-class Bootstrap:
+class Bootstrap(Root):
     """The root that the package manager runs in.
 
     As with mock it is made once and neither updated nor repaired: where it holds another package manager than the
     configuration names, or its rpm database is damaged, every build that uses it fails.
     """
 
-    root: Root
-    manager: str
-    seconds: float  #: how long making one takes
-
-    @property
-    def database(self) -> Path:
-        return self.root.path / "root" / "var" / "lib" / "rpm" / "rpmdb.sqlite"
-
-    @property
-    def program(self) -> Path:
-        return self.root.path / "root" / "usr" / "bin" / self.manager
+    def __init__(self, path: Path, config: MockConfig) -> None:
+        super().__init__(path)
+        self._config = config
+        self._database = path / "root/var/lib/rpm/rpmdb.sqlite"
+        self._program = path / "root/usr/bin" / config.package_manager
 
     def prepare(self, logs: Logs) -> None:
         """Make it, unless it is marked as made: mock looks no further."""
-        done = self.root.path / "root" / ".initialized"
+        done = self.path / "root/.initialized"
         with logs.step("chroot init", bootstrap=True):
             if done.exists():
                 return
-            with logs.step(f"installing {self.manager} tooling", bootstrap=True):
-                if self.database.exists():
+            with logs.step(f"installing {self._program.name} tooling", bootstrap=True):
+                if self._database.exists():
                     self._check_database()
-                self.database.parent.mkdir(parents=True, exist_ok=True)
-                self.database.write_text(_HALF_WRITTEN_DATABASE, encoding="ascii")
-                time.sleep(self.seconds)
-                self.database.write_text(_SOUND_DATABASE, encoding="ascii")
-                self.program.parent.mkdir(parents=True, exist_ok=True)
-                self.program.touch()
+                for file in (self._database, self._program):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                self._database.write_text(_HALF_WRITTEN_DATABASE, encoding="ascii")
+                time.sleep(self._config.bootstrap_seconds)
+                self._database.write_text(_SOUND_DATABASE, encoding="ascii")
+                self._program.touch()
             done.touch()
 
     def check(self) -> None:
         """Fail as the package manager does in a bootstrap root that is not as it should be."""
-        if not self.program.exists():
+        if not self._program.exists():
             raise self._fault("No such file")
         self._check_database()
 
     def _check_database(self) -> None:
-        if self.database.read_text(encoding="utf-8", errors="replace") != _SOUND_DATABASE:
+        if self._database.read_text(encoding="utf-8", errors="replace") != _SOUND_DATABASE:
             raise self._fault("error: rpmdb: damaged header\nError: Error: rpmdb open failed")
 
     def _fault(self, output: str) -> Fault:
-        return Fault(Exit.DEPENDENCIES, f"Command failed: \n # /usr/bin/{self.manager} install\n{output}\n")
-
-    def kill_processes(self, logs: Logs) -> None:
-        """Kill what still runs in it, unless another build has it."""
-        with contextlib.suppress(Fault), self.root.lock():
-            self.root.kill_processes(logs)
+        return Fault(Exit.DEPENDENCIES, f"Command failed: \n # /usr/bin/{self._program.name} install\n{output}\n")
 
 
-def find_root(config: MockConfig, unique: str, *, name: str = "") -> Root:
-    """The root of a configuration, made unique by `--uniqueext`."""
-    name = name or config.name
-    path = config.roots / (f"{name}-{unique}" if unique else name)
+def find_roots(config: MockConfig, extension: str) -> tuple[Root, Bootstrap | None]:
+    """The root of a configuration, made unique by `--uniqueext`, and its bootstrap root, None where it wants none."""
+    ending = f"-{extension}" if extension else ""
+    path = config.roots / f"{config.name}{ending}"
     if bad := UNUSABLE & set(str(path)):
         raise Fault(Exit.SETUP, f"rpmbuild cannot work in {path}: {min(bad)!r} in a path means something to it")
-    return Root(path)
-
-
-def find_bootstrap(config: MockConfig, unique: str) -> Bootstrap | None:
-    """The bootstrap root of a configuration, None where it wants none."""
-    if not config.bootstrap:
-        return None
-    root = find_root(config, unique, name=f"{config.name}-bootstrap")
-    return Bootstrap(root, config.package_manager, config.bootstrap_seconds)
+    bootstrap = Bootstrap(config.roots / f"{config.name}-bootstrap{ending}", config) if config.bootstrap else None
+    return Root(path), bootstrap

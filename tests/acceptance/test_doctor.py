@@ -147,10 +147,10 @@ def restart(farm: Farm, part: str) -> None:
 
 def failing_to_listen(farm: Farm, part: str) -> str | None:
     """Which port of a part nobody listens on."""
-    from devfarm.ports import listening_inode
+    from devfarm.ports import listeners
 
-    ports = next(each.listens for each in farm.supervisor.parts if each.name == part)
-    return next((str(port) for port in ports if listening_inode(port) is None), None)
+    ports = next(each.listens for each in farm.parts if each.name == part)
+    return next((str(port) for port in ports if port not in listeners()), None)
 
 
 def test_a_key_that_was_revoked_is_named(sick_farm: Farm) -> None:

@@ -210,7 +210,7 @@ def _nothing_left(ground: Ground, before: Before) -> Iterator[str]:
     for pid, (_, words) in alive.items():
         if state in words and pid not in ours:
             yield f"process {pid} is nobody's: {words[:200]}"
-    for part in (part for part in ground.farm.supervisor.parts if part.is_daemon):
+    for part in (part for part in ground.farm.parts if part.is_daemon):
         found = ground.farm.pids(part.name)
         if len(found) != 1:
             yield f"{part.name} has {len(found)} processes: {[alive[pid][1][:100] for pid in found if pid in alive]}"

@@ -272,7 +272,7 @@ class Ground:
 
     def daemons(self) -> list[str]:
         """Our own daemons, by the names of their parts."""
-        return [part.name for part in self.farm.supervisor.parts if part.is_daemon]
+        return [part.name for part in self.farm.parts if part.is_daemon]
 
     @property
     def outbox(self) -> Path:

@@ -19,7 +19,6 @@ from typing import Callable
 import attr
 
 from devfarm import subreaper
-from devfarm.readiness import is_listening
 from devfarm.supervisor import PartFailed
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
@@ -92,7 +91,7 @@ def term(trial: Trial) -> str:
 def freeze(trial: Trial) -> str:
     """Something hangs for some seconds, longer than the ttr of some jobs, and goes on as if nothing had been."""
     farm = trial.ground.farm
-    part = trial.chance.choice([part.name for part in farm.supervisor.parts])
+    part = trial.chance.choice([part.name for part in farm.parts])
     seconds = trial.chance.choice((1, 4, 12)) + trial.chance.uniform(0, 3)
     trial.loose = attr.evolve(trial.loose, doubles=part in ("notifier", "mosquitto"))
     pid = farm.kill(part, signal.SIGSTOP)
@@ -210,10 +209,7 @@ def mosquitto(trial: Trial) -> str:
 def listens(trial: Trial, part: str) -> bool:
     """Whether a part that was killed is back at its ports."""
     farm = trial.ground.farm
-    mine = next(each for each in farm.supervisor.parts if each.name == part)
-    with contextlib.suppress(PartFailed):
-        return is_listening(mine, lambda each: farm.pids(each.name))
-    return False
+    return farm.is_listening(next(each for each in farm.parts if each.name == part))
 
 
 @kind("mongodb", mongo=True)
@@ -252,7 +248,7 @@ def smtp(trial: Trial) -> str:
 @kind("storm", weight=2, latest=1.0, builds=(5, 9), patience=150)
 def storm(trial: Trial) -> str:
     """Several at once: daemons and what they stand on are killed right and left."""
-    parts = [part.name for part in trial.ground.farm.supervisor.parts if part.name != "mosquitto"]
+    parts = [part.name for part in trial.ground.farm.parts if part.name != "mosquitto"]
     victims = [trial.chance.choice(parts) for _ in range(trial.chance.randint(3, 7))]
     for victim in victims:
         with contextlib.suppress(PartFailed):

@@ -20,11 +20,10 @@ import pytest
 
 from devfarm import subreaper
 from devfarm.farm import Farm
-from devfarm.plan import BSTORE, CONTROLLER, check_state
-from devfarm.ports import ADDRESS, claim_ports, listening_inode, owns_socket
+from devfarm.plan import BSTORE, CONTROLLER, Layout, check_state
+from devfarm.ports import ADDRESS, claim_ports, listeners
 from devfarm.processes import Part, find_program
-from devfarm.readiness import PortTaken, is_listening
-from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed
+from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed, PortTaken, Supervisor
 from reimzul.core import config
 from reimzul.core.errors import InputError
 from tests.waiting import until
@@ -60,16 +59,19 @@ def test_a_port_in_use_is_passed_over() -> None:
     ports.close()
 
 
-def test_a_stranger_on_a_port_of_ours_is_noticed() -> None:
+def test_a_stranger_on_a_port_of_ours_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(Layout(tmp_path))
     with socket.socket() as stranger:
         stranger.bind((ADDRESS, 0))
         stranger.listen()
         port = stranger.getsockname()[1]
-        assert owns_socket(os.getpid(), listening_inode(port) or "")
+        assert listeners()[port] == {os.getpid()}
         part = Part(name="beanstalkd", host=CONTROLLER, argv=("beanstalkd",), listens=(port,))
-        assert is_listening(part, lambda _: [os.getpid()])
+        monkeypatch.setattr(supervisor, "pids", lambda _: [os.getpid()])
+        assert supervisor.is_listening(part)
+        monkeypatch.setattr(supervisor, "pids", lambda _: [1])
         with pytest.raises(PortTaken, match=f"port {port} of beanstalkd"):
-            is_listening(part, lambda _: [1])
+            supervisor.is_listening(part)
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a;b", "a$b", "50%", "a#b", "line\nfeed", "ends with a space "])
@@ -139,7 +141,7 @@ def test_only_the_right_psk_of_a_known_host_opens_the_way(farm: Farm, tmp_path: 
         f"connect = {ADDRESS}:{farm.plan.tls('beanstalkd')}\nciphers = PSK\nPSKsecrets = {psk}\n"
     )
     with subprocess.Popen([find_program("stunnel"), conf], stderr=subprocess.DEVNULL) as tunnel:
-        until(lambda: listening_inode(ports["x"]), 10, "stunnel listens")
+        until(lambda: ports["x"] in listeners(), 10, "stunnel listens")
         with socket.create_connection((ADDRESS, ports["x"]), 5) as connection:
             connection.sendall(b"list-tubes\r\n")
             assert (b"OK" in answer(connection)) is (right and name == "builder1")
@@ -271,7 +273,7 @@ def test_a_killed_part_comes_back(farm: Farm, part: str) -> None:
 def test_a_held_part_stays_away_until_it_is_released(farm: Farm) -> None:
     farm.hold("rsyncd")
     assert first_pid(farm, "rsyncd") is None
-    assert listening_inode(farm.plan.plain("rsyncd")) is None
+    assert farm.plan.plain("rsyncd") not in listeners()
     farm.release("rsyncd")
     farm.wait_until_ready()
 
@@ -387,7 +389,7 @@ def test_nothing_outlives_a_farm(tmp_path: Path, end: str) -> None:
         send(command, *ENDS[end])
         command.wait(30)
         until(lambda: alive(str(state)) == [], GRACE_OF_ALL + GRACE, "every process has ended")
-    assert [port for port in ports if listening_inode(port)] == []
+    assert [port for port in ports if port in listeners()] == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -421,13 +423,8 @@ def said(command: subprocess.Popen[bytes], state: Path) -> str:
 
 def ports_of(state: Path) -> list[int]:
     """Every port a farm listens on."""
-    found = []
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        port = int(words[1].rpartition(":")[2], 16)
-        if words[3] == "0A" and any(owns_socket(int(entry.split()[0]), words[9]) for entry in alive(str(state))):
-            found.append(port)
-    return found
+    own = {int(entry.split()[0]) for entry in alive(str(state))}
+    return [port for port, pids in listeners().items() if pids & own]
 
 
 def send(command: subprocess.Popen[bytes], whom: str, number: int) -> None:

@@ -63,7 +63,7 @@ def build(mock: Mock, requires: str, *sections: str, main: str = "", unique: str
 
 def age(mock: Mock, hours: float) -> None:
     """Let what is cached have been downloaded that long ago."""
-    found = list((mock.roots.parent / "roots-cache" / "farm").rglob("repomd.xml"))
+    found = list((mock.roots.parent / "roots-cache" / "farm").rglob("primary.xml"))
     assert found
     for path in found:
         os.utime(path, (time.time() - hours * HOUR,) * 2)
