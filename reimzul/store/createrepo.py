@@ -382,7 +382,6 @@ class CreaterepoRunner:
         return code
 
     def crashes_on(self, leg: StoredLeg, cancel: CancelToken) -> bool:
-        """Whether createrepo_c crashes when it is run on this leg alone."""
         with TemporaryDirectory(dir=self.store.cache, prefix="alone-") as alone:
             place = str(self.store.place(leg.place))
             argv = [self.settings.createrepo_c, *self.settings.arguments, "--outputdir", alone, place]
@@ -471,5 +470,4 @@ class CreaterepoRunner:
 
 
 def is_lasting(complaint: str) -> bool:
-    """Whether createrepo_c would complain again about the same package."""
     return _UNWRITABLE in complaint or complaint.startswith(CRASH_PREFIX)

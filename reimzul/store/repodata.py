@@ -182,8 +182,6 @@ class RetainedFiles:
 
 @attr.frozen(kw_only=True)
 class Draft:
-    """New repodata that nobody sees yet."""
-
     store: StorePaths
     target: str
     folder: Path
