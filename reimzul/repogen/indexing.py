@@ -146,8 +146,9 @@ class TargetIndexer:
             raise HookRetry(f"[repogen] after_createrepo: {failure.reason}", pause=left)
 
     def _apply_rules(self, target: str, legs: Sequence[StoredLeg], dropped: Sequence[str] = ()) -> RulesResult:
-        packages = self.createrepo.list_packages(target)
-        return self.rules.apply_rules(target, self.listings.visible(target), packages, legs, dropped)
+        return self.rules.apply_rules(
+            target, self.listings.visible(target), self.createrepo.list_packages(target), legs, dropped
+        )
 
     def _make_listing(
         self, target: str, jobs: list[IndexJob], ruled: RulesResult, lock: int, cancel: CancelToken

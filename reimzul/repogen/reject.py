@@ -38,21 +38,16 @@ class Rejection:
     request: BuildRequest | None = None  #: the request to requeue; None if it cannot be read
     regenerate: bool = False  #: whether it already had its place, so that the repodata may list some of it
 
-    def to_text(self) -> str:
-        return json.dumps(
-            {
-                "reason": self.reason,
-                "again": self.requeue,
-                "request": self.request.to_json() if self.request else None,
-                "regenerate": self.regenerate,
-            },
-            indent=1,
-        ) + "\n"  # fmt: skip
-
 
 def reject(store: StorePaths, folder: Path, name: str, rejection: Rejection) -> None:
     """Move an upload to `rejected/`, with a note; its logs stay readable in `attempts/`."""
-    fs.write_atomic(_note_path(store, name), rejection.to_text())
+    note = {
+        "reason": rejection.reason,
+        "again": rejection.requeue,
+        "request": rejection.request.to_json() if rejection.request else None,
+        "regenerate": rejection.regenerate,
+    }
+    fs.write_atomic(_note_path(store, name), json.dumps(note, indent=1) + "\n")
     keep_logs(folder, store.attempts / name)
     move_folder(folder, store.rejected / name)
     log.error("%s is put aside: %s", name, rejection.reason)
@@ -127,8 +122,8 @@ class RejectionHandler:
             if cancelled:
                 broker.announce(event_for(request, Status.CANCELLED, reason=cancelled.cancel_text, **about))
             else:
-                reason = f"{UPLOAD}{reason}; built again"
-                broker.announce(event_for(request, Status.QUEUED, reason=reason, **about, **where))
+                built_again = f"{UPLOAD}{reason}; built again"
+                broker.announce(event_for(request, Status.QUEUED, reason=built_again, **about, **where))
         else:
             blamed = f"{UPLOAD}{reason}" if rejection.requeue else reason
             broker.announce(event_for(request, Status.REJECTED, reason=blamed, **about))
