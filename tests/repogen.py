@@ -72,4 +72,4 @@ def index(createrepo: CreaterepoRunner, **more: Any) -> None:
     with fs.file_lock(createrepo.store.lock(TARGET)) as lock:
         assert lock
         createrepo.run(TARGET, lock, CancelToken(), **more)
-        createrepo.show(TARGET, CancelToken())
+        createrepo.show(createrepo.make_draft(TARGET), CancelToken())

@@ -64,8 +64,6 @@ class HookRetry(RetryLater):
 
 
 class TargetIndexer:
-    """Indexes targets, one run at a time on each."""
-
     def __init__(self, createrepo: CreaterepoRunner, rules: ListingRules) -> None:
         self.createrepo, self.rules, self.store = createrepo, rules, createrepo.store
         self.listings = ListingCache(self.store)
@@ -74,8 +72,8 @@ class TargetIndexer:
 
     def is_due(self, target: str, jobs: Sequence[IndexJob]) -> bool:
         """Whether to work on a target now: it has rested, or it needs no run. Later jobs are indexed together."""
-        last_run = read_run(self.store.runs(target))
-        return last_run.allows_next(time.time()) or _are_listed(jobs, self.listings.visible(target))
+        rested = read_run(self.store.runs(target)).allows_next(time.time())
+        return rested or _are_listed(jobs, self.listings.visible(target))
 
     def start(
         self, target: str, jobs: list[IndexJob], lock: int, cancel: CancelToken, resources: contextlib.ExitStack
@@ -118,8 +116,8 @@ class TargetIndexer:
             except HookFailed as error:
                 self._discard(pending.draft, error)
         self._backoffs.pop(pending.target, None)
-        seconds = time.monotonic() - pending.started
-        log.info("%s indexed for %d jobs in %.1f s", pending.target, len(pending.jobs), seconds)
+        took = time.monotonic() - pending.started
+        log.info("%s indexed for %d jobs in %.1f s", pending.target, len(pending.jobs), took)
         return True
 
     @contextlib.contextmanager
@@ -148,8 +146,9 @@ class TargetIndexer:
             raise HookRetry(f"[repogen] after_createrepo: {failure.reason}", pause=left)
 
     def _apply_rules(self, target: str, legs: Sequence[StoredLeg], dropped: Sequence[str] = ()) -> RulesResult:
-        packages = self.createrepo.list_packages(target)
-        return self.rules.apply_rules(target, self.listings.visible(target), packages, legs, dropped)
+        return self.rules.apply_rules(
+            target, self.listings.visible(target), self.createrepo.list_packages(target), legs, dropped
+        )
 
     def _make_listing(
         self, target: str, jobs: list[IndexJob], ruled: RulesResult, lock: int, cancel: CancelToken

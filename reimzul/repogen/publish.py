@@ -222,7 +222,6 @@ def make_published_event(leg: StoredLeg, urls: StoreUrls) -> BuildEvent:
 
 
 def _attempt_fields(manifest: Manifest) -> dict[str, Any]:
-    """What every event about a stored leg takes from its manifest."""
     names = ("builder_fqdn", "pkgname", "evr", "started", "finished", "exit_code")
     return {name: getattr(manifest, name) for name in names}
 

@@ -33,28 +33,21 @@ MAX_REBUILDS = 2
 
 @attr.frozen(kw_only=True)
 class Rejection:
-    """Why an upload was rejected, and what follows."""
-
     reason: str
     requeue: bool  #: whether the build is made again; not if the package itself is at fault
     request: BuildRequest | None = None  #: the request to requeue; None if it cannot be read
     regenerate: bool = False  #: whether it already had its place, so that the repodata may list some of it
 
-    def to_text(self) -> str:
-        return json.dumps(
-            {
-                "reason": self.reason,
-                "again": self.requeue,
-                "request": self.request.to_json() if self.request else None,
-                "regenerate": self.regenerate,
-            },
-            indent=1,
-        ) + "\n"  # fmt: skip
-
 
 def reject(store: StorePaths, folder: Path, name: str, rejection: Rejection) -> None:
     """Move an upload to `rejected/`, with a note; its logs stay readable in `attempts/`."""
-    fs.write_atomic(_note_path(store, name), rejection.to_text())
+    note = {
+        "reason": rejection.reason,
+        "again": rejection.requeue,
+        "request": rejection.request.to_json() if rejection.request else None,
+        "regenerate": rejection.regenerate,
+    }
+    fs.write_atomic(_note_path(store, name), json.dumps(note, indent=1) + "\n")
     keep_logs(folder, store.attempts / name)
     move_folder(folder, store.rejected / name)
     log.error("%s is put aside: %s", name, rejection.reason)
@@ -63,10 +56,10 @@ def reject(store: StorePaths, folder: Path, name: str, rejection: Rejection) -> 
 def keep_logs(folder: Path, goal: Path) -> None:
     """Link the logs of an upload into a folder that the http server offers; it offers nothing in `rejected/`."""
     try:
-        entries = list(os.scandir(folder))
+        files = [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return
-    logs = [entry for entry in entries if entry.is_file(follow_symlinks=False) and _is_log(entry.name)]
+    logs = [entry for entry in files if not entry.name.endswith(".rpm") and not entry.name.startswith(".")]
     if not logs or folder.is_symlink():
         return
     goal.mkdir(mode=0o755, exist_ok=True)
@@ -77,10 +70,6 @@ def keep_logs(folder: Path, goal: Path) -> None:
             (goal / entry.name).chmod(0o644)
 
 
-def _is_log(name: str) -> bool:
-    return not name.endswith(".rpm") and not name.startswith(".")
-
-
 def read_request(folder: Path, build_id: str) -> BuildRequest | None:
     """The build request of an invalid upload, if its manifest can be read and is of that build."""
     manifest = read_upload_or_none(folder)
@@ -88,12 +77,15 @@ def read_request(folder: Path, build_id: str) -> BuildRequest | None:
 
 
 def read_rejection(store: StorePaths, name: str) -> Rejection | None:
-    """Read the note about a rejected upload; None if there is none."""
     try:
         raw = json.loads(_note_path(store, name).read_text(encoding="utf-8"))
         request = BuildRequest.from_json(raw["request"]) if raw["request"] else None
-        requeue, regenerate = bool(raw["again"]), bool(raw.get("regenerate"))
-        return Rejection(reason=raw["reason"], requeue=requeue, request=request, regenerate=regenerate)
+        return Rejection(
+            reason=raw["reason"],
+            requeue=bool(raw["again"]),
+            request=request,
+            regenerate=bool(raw.get("regenerate")),
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, InvalidMessage) as error:
@@ -106,8 +98,6 @@ def _note_path(store: StorePaths, name: str) -> Path:
 
 @attr.frozen(kw_only=True)
 class RejectionHandler:
-    """Requeues the builds of rejected uploads, or announces that they are given up."""
-
     store: StorePaths
     urls: StoreUrls
     arches: Arches
@@ -132,8 +122,8 @@ class RejectionHandler:
             if cancelled:
                 broker.announce(event_for(request, Status.CANCELLED, reason=cancelled.cancel_text, **about))
             else:
-                reason = f"{UPLOAD}{reason}; built again"
-                broker.announce(event_for(request, Status.QUEUED, reason=reason, **about, **where))
+                built_again = f"{UPLOAD}{reason}; built again"
+                broker.announce(event_for(request, Status.QUEUED, reason=built_again, **about, **where))
         else:
             blamed = f"{UPLOAD}{reason}" if rejection.requeue else reason
             broker.announce(event_for(request, Status.REJECTED, reason=blamed, **about))

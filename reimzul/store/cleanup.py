@@ -27,7 +27,7 @@ from reimzul.core.message import Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.core.unlisted import read_records
+from reimzul.core.unlisted import folder_of, read_records
 from reimzul.store.createrepo import CreaterepoRunner, hold_lock
 from reimzul.store.listing import Listing, read_listing
 from reimzul.store.listing_rules import ListingRules
@@ -44,8 +44,6 @@ _NOTE = ".json"
 
 @attr.frozen(kw_only=True)
 class StoredBuild:
-    """A build on an arch, as its folder's path describes it."""
-
     place: str  #: relative to the store's root
     target: str
     name: str  #: of its package
@@ -54,8 +52,7 @@ class StoredBuild:
 
     @property
     def folder(self) -> str:
-        """The place, relative to the target."""
-        return self.place.split("/", 2)[2]
+        return folder_of(self.place)
 
 
 @attr.frozen(kw_only=True)
@@ -98,9 +95,13 @@ def list_builds(area: Path, target: str) -> Iterator[StoredBuild]:
             continue
         for timestamp in filter(_TIMESTAMP.match, _list_folders(area / target / name)):
             for folder in _list_folders(area / target / name / timestamp):
-                place = f"{area.name}/{target}/{name}/{timestamp}/{folder}"
-                arch = folder.rpartition(".")[2]
-                yield StoredBuild(place=place, target=target, name=name, timestamp=timestamp, arch=arch)
+                yield StoredBuild(
+                    place=f"{area.name}/{target}/{name}/{timestamp}/{folder}",
+                    target=target,
+                    name=name,
+                    timestamp=timestamp,
+                    arch=folder.rpartition(".")[2],
+                )
 
 
 def list_targets(area: Path) -> list[str]:
@@ -158,7 +159,6 @@ def drop_build(store: StorePaths, leg: StoredBuild, about: ManifestSummary) -> N
 
 
 def find_scratch_builds(store: StorePaths) -> Iterator[BuildDetails]:
-    """All scratch builds, by target; they are in no repodata."""
     for target in list_targets(store.scratch):
         for leg in sorted(list_builds(store.scratch, target), key=lambda leg: leg.timestamp):
             yield BuildDetails(leg=leg, summary=read_summary(store, leg), bytes=size_of_build(store, leg))
@@ -195,13 +195,12 @@ def find_candidates(store: StorePaths, target: str, rule: Pruning, now: float) -
             continue  # no manifest has to be read
         summaries = {leg: read_summary(store, leg) for leg in legs}
         for leg, about in summaries.items():
-            record = records.get(leg_key(about.build_id, leg.arch)) if about.build_id else None
+            record = records.get(leg_key(about.build_id, leg.arch))
             if record is not None:
                 summaries[leg] = attr.evolve(about, replaced_by=record.replaced_by)
         for leg in choose_builds(summaries, rule, now):
-            about = summaries[leg]
-            reason = reason_to_keep(store, leg, about, unsigned=rule.unsigned)
-            found.append(BuildDetails(leg=leg, summary=about, bytes=size_of_build(store, leg), held=reason))
+            reason = reason_to_keep(store, leg, summaries[leg], unsigned=rule.unsigned)
+            found.append(BuildDetails(leg=leg, summary=summaries[leg], bytes=size_of_build(store, leg), held=reason))
     return sorted(found, key=lambda each: (each.leg.timestamp, each.leg.place))
 
 
@@ -215,13 +214,14 @@ def choose_builds(legs: Mapping[StoredBuild, ManifestSummary], rule: Pruning, no
     newest = sorted(legs, key=lambda leg: (submitted[leg], leg.place), reverse=True)
     successes = [leg for leg in newest if legs[leg].status != Status.FAILED and not legs[leg].replaced_by]
     kept = (successes or newest)[: rule.keep]
-    oldest = submitted[kept[-1]] if kept else ""
     limit = _format_timestamp(max(0.0, now - rule.older))
-
-    def is_superseded(leg: StoredBuild) -> bool:
-        return legs[leg].status != Status.FAILED or submitted[leg] < oldest
-
-    return [leg for leg in newest if leg not in kept and is_superseded(leg) and submitted[leg] < limit]
+    return [
+        leg
+        for leg in newest
+        if leg not in kept
+        and submitted[leg] < limit
+        and (legs[leg].status != Status.FAILED or submitted[leg] < submitted[kept[-1]])
+    ]
 
 
 def _submission_time(leg: StoredBuild, about: ManifestSummary, now: float) -> str:
@@ -266,8 +266,9 @@ def prune(
                 _remove_from_repodata(createrepo, target, listed, lock, cancel)
             for each in doomed:
                 drop_build(store, each.leg, each.summary)
-    dropped, held = [each for each in found if not each.held], [each for each in found if each.held]
-    return PruneResult(target=target, dropped=dropped, held=held)
+    return PruneResult(
+        target=target, dropped=[each for each in found if not each.held], held=[each for each in found if each.held]
+    )
 
 
 def _remove_from_repodata(
@@ -286,9 +287,11 @@ def _remove_from_repodata(
     doomed = _paths_inside(before, folders)
     lost = [path for path in before - doomed - after if (store.target(target) / path).exists()]
     if after & doomed or lost:
-        fault = f"it lists {len(after & doomed)} packages that were to go, and lacks {len(lost)} that were to stay"
-        raise PruneFailed(f"the new repodata of {target} is not as it should be: {fault}; nothing was removed")
-    createrepo.show(target, cancel)
+        raise PruneFailed(
+            f"the new repodata of {target} is not as it should be: it lists {len(after & doomed)} packages that were "
+            f"to go, and lacks {len(lost)} that were to stay; nothing was removed"
+        )
+    createrepo.show(createrepo.make_draft(target), cancel)
 
 
 def _paths_inside(packages: Iterable[str], folders: Collection[str]) -> set[str]:
@@ -333,7 +336,8 @@ def sweep_expired(store: StorePaths, retention: Retention, now: float, cancel: C
     if retention.rejected:
         before = now - retention.rejected * _DAY_SECONDS
         rejected = _remove_all([each for each in _list_older(store.rejected, before) if each.suffix != _NOTE], cancel)
-        _remove_all([each for each in _list_older(store.rejected, before) if _is_orphaned_note(each)], cancel)
+        notes = [each for each in _list_older(store.rejected, before) if each.suffix == _NOTE]
+        _remove_all([each for each in notes if not each.with_suffix("").exists()], cancel)
         legs = {_leg_of(path) for path in store.rejected.iterdir()}
         expired = [each for each in _list_older(store.put_again, before) if _leg_of(each) not in legs]
         marks = _remove_all(expired, cancel)
@@ -359,10 +363,6 @@ def _remove_all(paths: Iterable[Path], cancel: CancelToken) -> int:
         fs.remove(path)
         count += 1
     return count
-
-
-def _is_orphaned_note(note: Path) -> bool:
-    return note.suffix == _NOTE and not note.with_name(note.name[: -len(_NOTE)]).exists()
 
 
 def _leg_of(path: Path) -> str:

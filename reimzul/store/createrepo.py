@@ -284,8 +284,6 @@ def hold_lock(store: StorePaths, target: str, cancel: CancelToken) -> Iterator[i
 
 @attr.frozen(kw_only=True)
 class CreaterepoRunner:
-    """createrepo_c on this host."""
-
     store: StorePaths
     settings: RepogenSettings = attr.field()
     tree: PackageTree = attr.field(factory=PackageTree)
@@ -384,11 +382,9 @@ class CreaterepoRunner:
         return code
 
     def crashes_on(self, leg: StoredLeg, cancel: CancelToken) -> bool:
-        """Whether createrepo_c crashes when it is run on this leg alone."""
         with TemporaryDirectory(dir=self.store.cache, prefix="alone-") as alone:
-            argv: list[str | os.PathLike[str]] = [
-                self.settings.createrepo_c, *self.settings.arguments, "--outputdir", alone, self.store.place(leg.place),
-            ]  # fmt: skip
+            place = str(self.store.place(leg.place))
+            argv = [self.settings.createrepo_c, *self.settings.arguments, "--outputdir", alone, place]
             try:
                 code = run(argv, output=Path(alone) / "output", cancel=cancel, every=0.1, idle=HUNG_SECONDS)
             except TimedOut:
@@ -419,11 +415,8 @@ class CreaterepoRunner:
         except DAMAGED as error:
             raise RetryLater(f"the new repodata of {target} cannot be read: {error!r}") from error
 
-    def show(self, target: str, cancel: CancelToken) -> None:
-        """Run the hook on the result of the last run, and make it visible. Raises `RetryLater`, `HookFailed`."""
-        self._run_hook_and_reveal(self.make_draft(target), cancel)
-
-    def _run_hook_and_reveal(self, draft: Draft, cancel: CancelToken) -> None:
+    def show(self, draft: Draft, cancel: CancelToken) -> None:
+        """Run the hook on new repodata, and make it visible. Raises `HookFailed`."""
         try:
             with run_hook(self.settings, self.store, draft.target, draft.folder) as hook:
                 while hook is not None and not hook.has_succeeded(_HOOK_POLL_SECONDS):
@@ -434,7 +427,6 @@ class CreaterepoRunner:
             raise
 
     def discard_draft(self, draft: Draft, error: HookFailed) -> HookFailure:
-        """Remove new repodata, and record why it does not become visible."""
         fs.remove(draft.folder.parent)
         return record_failure(self.store.hook(draft.target), str(error))
 
@@ -456,19 +448,21 @@ class CreaterepoRunner:
 
         This alone takes the target's lock itself.
         """
-        live, copy = self.store.target(target) / REPODATA, bool(self.settings.after_createrepo)
+        live = self.store.target(target) / REPODATA
         with hold_lock(self.store, target, cancel):
             if not (live / REPOMD).exists():
-                where = self.store.repo
-                raise InputError(f"{target} has no repodata in {where}: reimzul repogen --force {target} makes it")
+                raise InputError(
+                    f"{target} has no repodata in {self.store.repo}: reimzul repogen --force {target} makes it"
+                )
             try:
                 present = {record.kind for record in read_records(live) if record.is_extra}
                 missing = [kind for kind in without if kind not in present]
                 if missing:
-                    found = ", ".join(sorted(present)) or "nothing"
-                    raise InputError(f"{target} has no metadata {missing[0]}; added to it: {found}")
+                    added = ", ".join(sorted(present)) or "nothing"
+                    raise InputError(f"{target} has no metadata {missing[0]}; added to it: {added}")
+                copy = bool(self.settings.after_createrepo)
                 draft = make_draft(self.store, target, live, time.time(), addition=addition, without=without, copy=copy)
-                self._run_hook_and_reveal(draft, cancel)
+                self.show(draft, cancel)
             except DAMAGED as error:
                 raise ReimzulError(
                     f"the repodata of {target} cannot be read: {error!r}; nothing was changed"
@@ -476,5 +470,4 @@ class CreaterepoRunner:
 
 
 def is_lasting(complaint: str) -> bool:
-    """Whether createrepo_c would complain again about the same package."""
     return _UNWRITABLE in complaint or complaint.startswith(CRASH_PREFIX)

@@ -101,16 +101,12 @@ def _read_packages(folder: Path) -> dict[str, File]:
 
 @attr.frozen(kw_only=True)
 class RulesResult:
-    """What a run lists, and the rulings on the legs that it is made for."""
-
-    legs: Sequence[StoredLeg]
+    legs: Sequence[StoredLeg]  #: those that the run is made for, with their rulings
     packages: Sequence[str]  #: relative to the target
 
 
 @attr.frozen(kw_only=True)
 class ListingRules:
-    """The rules of all targets."""
-
     store: StorePaths
     duplicates: DuplicatesSettings = attr.field(factory=DuplicatesSettings)
 
@@ -167,20 +163,19 @@ class ListingRules:
 
     def _with_ruling(self, leg: StoredLeg, records: Records) -> StoredLeg:
         manifest = leg.manifest
-        record = records.get(leg_key(manifest.build_id, manifest.arch))
-        is_replaced = bool(record and record.replaced_by)
-        names = {file.name for file in manifest.rpm_files} if is_replaced else record.left_out if record else ()
+        record = records.get(leg_key(manifest.build_id, manifest.arch), UnlistedLeg(place=leg.place))
+        names = {file.name for file in manifest.rpm_files} if record.replaced_by else record.left_out
         return attr.evolve(leg, ruling=Ruling(left_out=frozenset(names), notes=self._make_notes(leg, record, records)))
 
-    def _make_notes(self, leg: StoredLeg, record: UnlistedLeg | None, records: Records) -> str:
+    def _make_notes(self, leg: StoredLeg, record: UnlistedLeg, records: Records) -> str:
         """What the Published event says about a leg that is not listed as a first build is."""
         build_id, notes = leg.manifest.build_id, []
-        if record is not None and record.replaced_by:
+        if record.replaced_by:
             notes.append(f"build {record.replaced_by} has replaced it")
         for name, old in replaced_builds(records, build_id, leg.manifest.arch).items():
             notes.append(f"it replaces build {name.partition('.')[0]}{self._collected_suffix(name, old)}")
             notes += self._find_still_listed(name, records)
-        for file, kept in record.left_out.items() if record is not None else ():
+        for file, kept in record.left_out.items():
             other, _, arch = kept.leg.partition(".")
             whose = f"its {arch} leg" if other == build_id else f"the {arch} leg of build {other}"
             differs = ", although the contents differ beyond build time and host" if kept.differs else ""
@@ -205,8 +200,7 @@ class ListingRules:
             leg = read_existing_leg(self.store, f"{old.place.rpartition('/')[0]}/{folder}")
             if leg is None or leg.build_id != name.partition(".")[0] or not leg.files or leg.name == name:
                 continue
-            record = records.get(leg.name)
-            if record is None or not record.replaced_by:
+            if leg.name not in records or not records[leg.name].replaced_by:
                 found.append(f"the {leg.arch} leg of build {leg.build_id} is still listed")
         return found
 
@@ -251,8 +245,6 @@ class ListingPlan:
         return refused
 
     def filter_packages(self, packages: Sequence[str]) -> Sequence[str]:
-        if not (self._hidden or self._held or self.dropped):
-            return packages
         return [path for path in packages if not self.hides(path)]
 
     def hides(self, path: str) -> bool:

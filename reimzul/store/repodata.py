@@ -76,8 +76,7 @@ class MetadataRecord:
 
 def read_records(folder: Path) -> list[MetadataRecord]:
     """The records of a folder's repomd.xml. Raises one of `DAMAGED`."""
-    root = ElementTree.parse(folder / REPOMD).getroot()
-    return [_parse_record(data) for data in root.findall(f"{_NAMESPACE}data")]
+    return [_parse_record(data) for data in ElementTree.parse(folder / REPOMD).findall(f"{_NAMESPACE}data")]
 
 
 def _parse_record(data: ElementTree.Element) -> MetadataRecord:
@@ -99,11 +98,10 @@ def add_records(repomd: str, records: Iterable[MetadataRecord]) -> str:
     return head + "".join(f"  {record.text}\n" for record in records) + end + tail
 
 
-def drop_records(repomd: str, kinds: Iterable[str]) -> str:
-    unwanted = set(kinds)
+def drop_records(repomd: str, kinds: Collection[str]) -> str:
     return re.sub(
         r"[ \t]*<data type=[\"']([^\"']*)[\"'].*?</data>\n?",
-        lambda match: "" if _FORM.sub("", match[1]) in unwanted else match[0],
+        lambda match: "" if _FORM.sub("", match[1]) in kinds else match[0],
         repomd,
         flags=re.DOTALL,
     )
@@ -182,8 +180,6 @@ class RetainedFiles:
 
 @attr.frozen(kw_only=True)
 class Draft:
-    """New repodata that nobody sees yet."""
-
     store: StorePaths
     target: str
     folder: Path

@@ -42,8 +42,6 @@ _Claim = ReservedJob[SignRequest]
 
 
 class Tosign(Daemon[SignRequest]):
-    """Takes jobs from `tosign`."""
-
     def __init__(self, connect: Callable[[], Broker], host: str, store: StorePaths) -> None:
         super().__init__(connect, [TOSIGN], host)
         self.store = store
@@ -95,8 +93,6 @@ class Tosign(Daemon[SignRequest]):
 
 @attr.frozen(kw_only=True)
 class SignableLeg:
-    """A leg whose packages are to be signed."""
-
     place: str  #: relative to the store's root
     target: str
     arch: str
