@@ -18,6 +18,7 @@ from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, new_attempt, new_build_id
 from reimzul.core.store_paths import MANIFEST, StorePaths, spool_name
+from reimzul.repogen.copier import UploadCopier
 from reimzul.store import repodata
 
 LOGS = {"build.log": b"+ make\n", "root.log": b"installed\n", "state.log": b"done\n"}
@@ -29,6 +30,11 @@ def make_store(root: Path) -> StorePaths:
     store = StorePaths(root)
     fs.create_store_dirs(store)
     return store
+
+
+def copier_of(store: StorePaths, *, max_files: int = 10_000, max_mib: int = 1024) -> UploadCopier:
+    """What copies uploads out of a store's spool."""
+    return UploadCopier(store, max_files, max_mib)
 
 
 def request(**changed: Any) -> BuildRequest:

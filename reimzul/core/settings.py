@@ -211,6 +211,12 @@ class RepogenSettings:
     spool_days: int = setting(
         integer_parser(1, 3650), "7", "Days after which an incomplete upload is removed from the spool."
     )
+    max_upload_mib: int = setting(
+        integer_parser(1, 2**30), "20480", "The most that an upload may have, in MiB. A larger one is rejected unread."
+    )
+    max_upload_files: int = setting(
+        integer_parser(1, 100_000), "10000", "The most files that an upload may have. One with more is rejected unread."
+    )
     attempts_days: int = setting(
         days, "90", "Days that logs of attempts without a decision are kept (attempts/); 0: for ever."
     )

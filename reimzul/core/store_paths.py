@@ -54,6 +54,9 @@ class StorePaths:
     repo: Path = _below_root("repo")  #: published legs, a folder per target
     scratch: Path = _below_root("scratch")  #: scratch builds, never published
     spool: Path = _below_root("spool")  #: uploads of builders, a folder per attempt
+    publishing: Path = _below_root(
+        "publishing"
+    )  #: copies of uploads, until they have their place; no builder reaches it
     live: Path = _below_root("live")  #: growing logs of running builds, a folder per attempt
     attempts: Path = _below_root("attempts")  #: logs of attempts that did not decide their leg
     rejected: Path = _below_root("rejected")  #: uploads that contradict their manifest, kept for a person
@@ -81,7 +84,7 @@ class StorePaths:
     def folders(self) -> list[Path]:
         """All folders that must exist before a daemon starts."""
         return [
-            self.repo, self.scratch, self.spool, self.live, self.attempts, self.rejected, self.index,
+            self.repo, self.scratch, self.spool, self.publishing, self.live, self.attempts, self.rejected, self.index,
             self.cache, self.tosign, self.staging, self.staged_marks, self.put_again, self.state / "locks",
             self.state / "createrepo", self.state / "unlisted",
         ]  # fmt: skip

@@ -13,6 +13,7 @@ from reimzul.core.fs import create_store_dirs
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
+from reimzul.repogen.copier import UploadCopier
 from reimzul.repogen.daemon import Repogen, RepogenContext
 from reimzul.repogen.reject import RejectionHandler
 from reimzul.store.cleanup import Retention
@@ -39,11 +40,14 @@ def make_daemon(settings: Settings) -> Repogen:
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
     host, beanstalkd = local_hostname(), settings.beanstalkd
+    copier = UploadCopier(store, settings.repogen.max_upload_files, settings.repogen.max_upload_mib)
+    copier.remove_abandoned()
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     context = RepogenContext(
         store=store,
         urls=urls,
         createrepo=CreaterepoRunner(store=store, settings=settings.repogen),
+        copier=copier,
         rejections=RejectionHandler(store=store, urls=urls, arches=read_arches(settings.farm.arches), host=host),
         spool_days=settings.repogen.spool_days,
         rules=ListingRules(store=store, duplicates=settings.duplicates),

@@ -25,6 +25,7 @@ from reimzul.core.message import Refusal, RepogenRequest
 from reimzul.core.process import wait_until_exit
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
+from reimzul.repogen.copier import UploadCopier, upload_size
 from reimzul.repogen.indexing import IndexJob, PendingRepodata, TargetIndexer, update_stuck_flag
 from reimzul.repogen.publish import (
     CancelledBeforePublish,
@@ -32,9 +33,17 @@ from reimzul.repogen.publish import (
     make_cancelled_event,
     make_published_event,
     make_sign_request,
+    remove_upload,
     store_upload,
 )
-from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject
+from reimzul.repogen.reject import (
+    Rejection,
+    RejectionHandler,
+    read_rejection,
+    read_request,
+    reject_stored,
+    reject_upload,
+)
 from reimzul.repogen.verify import (
     IncompleteUpload,
     InvalidUpload,
@@ -59,6 +68,8 @@ MAX_LEFT_OUT = 3
 LEFT_OUT_BACKOFF = Backoff(first=15, cap=120)
 #: Growing logs are removed if they have not grown for so long.
 LIVE_LOGS_SECONDS = 2 * 86400
+#: A larger upload is stored after all others of its batch are listed: to copy and hash it takes seconds.
+LARGE_UPLOAD_BYTES = 256 << 20
 #: The pause after an error of the disk.
 DISK_PAUSE_SECONDS = 30
 
@@ -71,6 +82,7 @@ class RepogenContext:
     store: StorePaths
     urls: StoreUrls
     createrepo: CreaterepoRunner
+    copier: UploadCopier
     rejections: RejectionHandler
     spool_days: int
     rules: ListingRules
@@ -104,6 +116,7 @@ class _Batch:
     claims: list[_Claim]
     waiting: dict[str, list[IndexJob]] = attr.field(factory=dict)  #: by target
     pending: dict[str, PendingRepodata] = attr.field(factory=dict)  #: by target
+    large: list[_Claim] = attr.field(factory=list)  #: stored when nothing else of the batch waits
 
 
 class Repogen(Daemon[RepogenRequest]):
@@ -121,6 +134,14 @@ class Repogen(Daemon[RepogenRequest]):
         # The legs of a build end together, so they are indexed together.
         yield from self._place_all(batch, self._claim_more(batch))
         yield from self._index_all(batch)
+        while batch.large:
+            yield from self._place_all(batch, [batch.large.pop(0)], defer_large=False)
+            yield from self._index_all(batch)
+
+    def _is_large(self, claim: _Claim) -> bool:
+        request = claim.message
+        spool = self.store.spool / spool_name(request.build_id, request.arch, request.attempt)
+        return not request.is_bare and upload_size(spool) > LARGE_UPLOAD_BYTES
 
     def _claim_more(self, batch: _Batch) -> list[_Claim]:
         """Reserve what has arrived meanwhile, as much as fits into the batch."""
@@ -133,11 +154,14 @@ class Repogen(Daemon[RepogenRequest]):
 
     # --- placing
 
-    def _place_all(self, batch: _Batch, claims: Iterable[_Claim]) -> _Outcomes:
+    def _place_all(self, batch: _Batch, claims: Iterable[_Claim], *, defer_large: bool = True) -> _Outcomes:
         """Bring legs to their place; those to be indexed wait for it, the other jobs are done."""
         for claim in claims:
             batch.cancel.raise_if_cancelled()
             request = claim.message
+            if defer_large and self._is_large(claim):
+                batch.large.append(claim)
+                continue
             try:
                 leg = None if request.is_bare else self._place(batch, claim)
             except (BrokerUnavailable, ShutdownRequested):
@@ -162,7 +186,7 @@ class Repogen(Daemon[RepogenRequest]):
         request = claim.message
         name = spool_name(request.build_id, request.arch, request.attempt)
         if request.logs:
-            archive_logs(self.store, self.store.spool / name)
+            archive_logs(self.context.copier, self.store.spool / name)
             leg = None
         else:
             leg = self._store_or_refuse(batch, claim, name)
@@ -173,24 +197,31 @@ class Repogen(Daemon[RepogenRequest]):
         broker, request, spool = batch.broker, claim.message, self.store.spool / name
         try:
             leg = store_upload(
-                self.store, request, batch.cancel, lambda: control.cancel_flag(broker, request.build_id) is not None
+                self.context.copier,
+                request,
+                batch.cancel,
+                lambda: control.cancel_flag(broker, request.build_id) is not None,
             )
         except CancelledBeforePublish as error:
             self._announce_if_cancelled(broker, request, error.manifest)
-            archive_logs(self.store, spool)
+            archive_logs(self.context.copier, spool)
             return None
         except InvalidUpload as error:
             requeue, original = not isinstance(error, UnpublishablePackage), read_request(spool, request.build_id)
-            reject(self.store, spool, name, Rejection(reason=str(error), requeue=requeue, request=original))
+            rejection = Rejection(reason=str(error), requeue=requeue, request=original)
+            reject_upload(self.context.copier, spool, name, rejection)
             leg = None
         if leg is not None:
             log.info("%s is in %s", leg_key(request.build_id, request.arch), leg.place)
             return leg
         noted = read_rejection(self.store, name)
         if noted is not None:
+            remove_upload(spool)  # a repogen that was killed may have removed half of it
             self.context.rejections.handle(broker, request, noted)
         # A worker that was killed right here may have archived the upload of a cancelled build.
-        elif not self._announce_if_cancelled(broker, request, read_upload_or_none(self.store.attempts / name)):
+        elif self._announce_if_cancelled(broker, request, read_upload_or_none(self.store.attempts / name)):
+            remove_upload(spool)
+        else:
             raise retry_or_give_up(claim, f"the upload {name}")
         return None
 
@@ -302,7 +333,7 @@ class Repogen(Daemon[RepogenRequest]):
         rejection = Rejection(
             reason=reason, requeue=False, request=leg.manifest.request, regenerate=not leg.ruling.refused
         )
-        reject(self.store, self.store.place(leg.place), name, rejection)
+        reject_stored(self.store, self.store.place(leg.place), name, rejection)
         self.context.rejections.handle(broker, request, rejection)
 
     # --- housekeeping
@@ -324,7 +355,9 @@ class Repogen(Daemon[RepogenRequest]):
             if isinstance(found, IncompleteUpload):
                 incomplete += 1
             elif isinstance(found, UnknownUpload):
-                reject(self.store, found.folder, found.name, Rejection(reason=found.reason, requeue=True))
+                reject_upload(
+                    self.context.copier, found.folder, found.name, Rejection(reason=found.reason, requeue=True)
+                )
                 refusal = Refusal(
                     tube=CREATEREPO.name,
                     job=0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives an upload its final place by one rename, archives other uploads, and makes the messages about both.
+"""Gives the copy of an upload its place by one rename, archives other uploads, and makes the messages about both.
 
 There is no lock. Every step first checks whether it is done, `index/` is written before the rename, and rename(2) never
 replaces a folder that is not empty. After a crash, or if another repogen works on the same leg, the steps are repeated.
@@ -23,7 +23,8 @@ from reimzul.core.errors import RetryLater
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import MAX_NAMED_RPMS, BuildEvent, RepogenRequest, SignRequest, Status, event_for
 from reimzul.core.retry import CancelToken
-from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
+from reimzul.core.store_paths import MANIFEST, StorePaths, StoreUrls, leg_key, spool_name
+from reimzul.repogen.copier import UploadCopier
 from reimzul.repogen.verify import InvalidUpload, read_upload, read_upload_or_none, verify_upload
 from reimzul.store.listing import StoredLeg
 
@@ -47,53 +48,83 @@ class _Conflict(Exception):
 
 
 def store_upload(
-    store: StorePaths,
+    copier: UploadCopier,
     request: RepogenRequest,
     cancel: CancelToken,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> StoredLeg | None:
-    """Bring the requested leg to its place; None if neither its upload nor its place exists.
+    """Bring a copy of the requested leg's upload to its place; None if neither its upload nor its place exists.
 
     Raises `InvalidUpload` or, for a success whose build is cancelled, `CancelledBeforePublish`; the upload then stays
     where it is.
     """
-    spool = store.spool / spool_name(request.build_id, request.arch, request.attempt)
+    spool = copier.store.spool / spool_name(request.build_id, request.arch, request.attempt)
     for _ in range(_MAX_CONFLICTS):
         try:
-            return _try_store_upload(store, spool, request, cancel, is_cancelled)
+            return _try_store_upload(copier, spool, request, cancel, is_cancelled)
         except _Conflict:
             continue
         except (FileNotFoundError, InvalidUpload):
-            # It may have been moved meanwhile, or be archived since another attempt has got its place.
-            if os.path.lexists(spool) and not _is_success(find_stored(store, request.build_id, request.arch)):
+            # Another process may have stored it meanwhile and removed the upload.
+            if os.path.lexists(spool) and not _is_success(find_stored(copier.store, request.build_id, request.arch)):
                 raise
-    raise RetryLater(f"{spool.name} is being moved by another")
+    raise RetryLater(f"{spool.name} is being stored by another")
 
 
 def _try_store_upload(
-    store: StorePaths, spool: Path, request: RepogenRequest, cancel: CancelToken, is_cancelled: Callable[[], bool]
+    copier: UploadCopier, spool: Path, request: RepogenRequest, cancel: CancelToken, is_cancelled: Callable[[], bool]
 ) -> StoredLeg | None:
-    stored = find_stored(store, request.build_id, request.arch)
-    if _is_success(stored):
-        archive_logs(store, spool)
+    stored = find_stored(copier.store, request.build_id, request.arch)
+    manifest = None if _is_success(stored) else read_upload(spool)
+    if stored is not None and (manifest is None or manifest.status != Status.SUCCESS):
+        _remove_or_archive(copier, spool, stored, request)
         return stored
-    manifest = read_upload(spool)
     if manifest is None:
-        return stored
-    has_succeeded = manifest.status == Status.SUCCESS
-    if stored is not None and not has_succeeded:
-        archive_logs(store, spool)
-        return stored
-    if has_succeeded and is_cancelled():  # also before: an upload that is half archived would be found invalid
+        return None
+    if manifest.status == Status.SUCCESS and is_cancelled():
         raise CancelledBeforePublish(manifest)
-    verify_upload(spool, manifest, request, cancel)
-    if has_succeeded and is_cancelled():
+    with copier.copied(spool, cancel) as folder:
+        leg = _publish_copy(copier.store, folder, request, stored, cancel, is_cancelled)
+    remove_upload(spool)
+    return leg
+
+
+def _publish_copy(
+    store: StorePaths,
+    folder: Path,
+    request: RepogenRequest,
+    stored: StoredLeg | None,
+    cancel: CancelToken,
+    is_cancelled: Callable[[], bool],
+) -> StoredLeg:
+    """Verify a copy, and rename it to its place. `stored`: the leg's failed attempt that has the place."""
+    manifest = read_upload(folder)
+    if manifest is None:
+        raise InvalidUpload(f"{MANIFEST} vanished while it was copied")
+    verify_upload(folder, manifest, request, cancel)
+    if manifest.status == Status.SUCCESS and is_cancelled():
         raise CancelledBeforePublish(manifest)
     if stored is not None:  # another attempt has failed, but this success was announced too
         name = spool_name(request.build_id, request.arch, stored.manifest.attempt)
         move_folder(store.place(stored.place), store.attempts / name)
         log.info("%s had failed, another attempt has succeeded: its logs are in attempts/", name)
-    return _move_to_place(store, spool, manifest)
+    return _move_to_place(store, folder, manifest)
+
+
+def _remove_or_archive(copier: UploadCopier, spool: Path, stored: StoredLeg, request: RepogenRequest) -> None:
+    """Remove the upload of which the stored leg is the copy; keep the logs of another attempt."""
+    if stored.manifest.attempt == request.attempt:
+        remove_upload(spool)
+    else:
+        archive_logs(copier, spool)
+
+
+def remove_upload(spool: Path) -> None:
+    """Remove an upload that was copied; if its builder still writes to it, the scan of the spool finds it again."""
+    try:
+        fs.remove(spool)
+    except OSError as error:
+        log.warning("%s stays in the spool: %s", spool.name, error)
 
 
 def _is_success(stored: StoredLeg | None) -> bool:
@@ -116,7 +147,7 @@ def _read_index(store: StorePaths, build_id: str, arch: str) -> str:
         return ""
 
 
-def _move_to_place(store: StorePaths, spool: Path, manifest: Manifest) -> StoredLeg:
+def _move_to_place(store: StorePaths, copy: Path, manifest: Manifest) -> StoredLeg:
     place = _find_free_place(store, manifest)
     folder = store.place(place)
     name = leg_key(manifest.build_id, manifest.arch)
@@ -124,7 +155,7 @@ def _move_to_place(store: StorePaths, spool: Path, manifest: Manifest) -> Stored
     if _read_index(store, manifest.build_id, manifest.arch) != place:
         fs.symlink_atomic(store.index / name, f"../{place}")
     try:
-        os.rename(spool, folder)
+        os.rename(copy, folder)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise _Conflict from error
@@ -171,17 +202,16 @@ def _without_timestamp(place: str) -> list[str]:
 # --- uploads that are not published
 
 
-def archive_logs(store: StorePaths, spool: Path) -> None:
-    """Remove the packages of an upload that decides nothing, and keep its logs in `attempts/`. Safe to repeat."""
-    if spool.is_symlink():
-        fs.remove(spool)
+def archive_logs(copier: UploadCopier, spool: Path) -> None:
+    """Keep the logs of an upload that decides nothing in `attempts/`, and remove it. Safe to repeat."""
     try:
-        for entry in list(os.scandir(spool)):
-            if entry.name.endswith(".rpm") or entry.name.startswith("."):  # a package, or the rest of a broken transfer
-                fs.remove(Path(entry.path))
-    except (FileNotFoundError, NotADirectoryError):
+        with copier.copied_logs(spool) as folder:
+            move_folder(folder, copier.store.attempts / spool.name)
+    except FileNotFoundError:
         return
-    move_folder(spool, store.attempts / spool.name)
+    except NotADirectoryError:
+        log.warning("%s is no folder", spool.name)
+    remove_upload(spool)
     log.info("%s decides nothing: its logs are in attempts/", spool.name)
 
 

@@ -21,9 +21,11 @@ from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, arch_tube
 from reimzul.core.control import ControlFlag, requeue_unless_cancelled
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_for
+from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, spool_name
-from reimzul.repogen.publish import move_folder
-from reimzul.repogen.verify import read_upload_or_none
+from reimzul.repogen.copier import UploadCopier
+from reimzul.repogen.publish import move_folder, remove_upload
+from reimzul.repogen.verify import InvalidUpload, read_upload_or_none
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,40 @@ class Rejection:
     regenerate: bool = False  #: whether it already had its place, so that the repodata may list some of it
 
 
-def reject(store: StorePaths, folder: Path, name: str, rejection: Rejection) -> None:
-    """Move an upload to `rejected/`, with a note; its logs stay readable in `attempts/`."""
+def reject_upload(copier: UploadCopier, spool: Path, name: str, rejection: Rejection) -> None:
+    """Keep a copy of an upload in `rejected/`, with a note, and remove it; its logs stay readable in `attempts/`.
+
+    Of an upload that exceeds the limits or has more than plain files, the logs alone are kept. Whoever repeats this
+    after a crash may find half of the upload removed: the first note and the first copy stay.
+    """
+    if not _note_path(copier.store, name).exists():
+        _write_note(copier.store, name, rejection)
+    if not (copier.store.rejected / name).exists():
+        _copy_rejected(copier, spool, name)
+    remove_upload(spool)
+
+
+def _copy_rejected(copier: UploadCopier, spool: Path, name: str) -> None:
+    try:
+        try:
+            with copier.copied(spool, CancelToken()) as folder:
+                _keep_rejected(copier.store, folder, name)
+        except InvalidUpload:
+            with copier.copied_logs(spool) as folder:
+                _keep_rejected(copier.store, folder, name)
+    except FileNotFoundError:
+        pass  # another process did it
+    except NotADirectoryError:
+        log.warning("%s is no folder", name)
+
+
+def reject_stored(store: StorePaths, folder: Path, name: str, rejection: Rejection) -> None:
+    """Move a leg from its place to `rejected/`, with a note; its logs stay readable in `attempts/`."""
+    _write_note(store, name, rejection)
+    _keep_rejected(store, folder, name)
+
+
+def _write_note(store: StorePaths, name: str, rejection: Rejection) -> None:
     note = {
         "reason": rejection.reason,
         "again": rejection.requeue,
@@ -48,9 +82,12 @@ def reject(store: StorePaths, folder: Path, name: str, rejection: Rejection) -> 
         "regenerate": rejection.regenerate,
     }
     fs.write_atomic(_note_path(store, name), json.dumps(note, indent=1) + "\n")
+    log.error("%s is put aside: %s", name, rejection.reason)
+
+
+def _keep_rejected(store: StorePaths, folder: Path, name: str) -> None:
     keep_logs(folder, store.attempts / name)
     move_folder(folder, store.rejected / name)
-    log.error("%s is put aside: %s", name, rejection.reason)
 
 
 def keep_logs(folder: Path, goal: Path) -> None:

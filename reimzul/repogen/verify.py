@@ -3,7 +3,7 @@
 
 An upload is verified against its manifest: exactly the named files, each with its size, checksum and NEVRA.
 
-A verified upload is synced to disk, and readable by the http server. It contains no text that createrepo_c (0.17 to
+A verified copy (`copier.py`) is synced to disk. It contains no text that createrepo_c (0.17 to
 1.2) cannot write as XML: that leaves a package out for a control character, and takes bytes that are not UTF-8 for
 Latin-1. But libxml2 accepts bytes that only look like UTF-8 (overlong, surrogates, beyond U+10FFFF) and writes them as
 they are; then no client can read the metadata of the whole target.
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 #: How long a complete upload may lie in the spool without a request for it.
 UNREQUESTED_SECONDS = 600
 _CHUNK_BYTES = 1024 * 1024
-#: Never wait for a pipe's other end, never follow a link: a builder may have uploaded either.
-_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _LOOKS_LIKE_UTF8 = re.compile(
     rb"(?:[\x00-\x7f]|[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf7][\x80-\xbf]{3})*"
@@ -88,8 +86,6 @@ def verify_upload(folder: Path, manifest: Manifest, request: RepogenRequest, can
                     verify_texts(folder / file.name, file)
             except InputError as error:
                 raise InvalidUpload(str(error).replace(f"{folder}/", "")) from error
-    with contextlib.suppress(PermissionError):  # another user's folder, which is readable all the same
-        folder.chmod(0o755)
     fs.sync(folder / MANIFEST)
     fs.sync(folder)
 
@@ -107,16 +103,7 @@ def verify_identity(manifest: Manifest, request: RepogenRequest) -> None:
 
 
 def verify_file_list(folder: Path, manifest: Manifest) -> None:
-    found = set()
-    for entry in list(os.scandir(folder)):
-        if not entry.is_file(follow_symlinks=False):
-            raise InvalidUpload(f"{quoted(entry.name)} is no plain file")
-        if entry.name.startswith("."):
-            # rsync leaves these when an upload is cut; no manifest can name them.
-            log.info("%s: %s removed, the rest of a broken transfer", folder.name, quoted(entry.name))
-            os.unlink(entry.path)
-        else:
-            found.add(entry.name)
+    found = set(os.listdir(folder))
     named = {file.name for file in manifest.files} | {MANIFEST}
     if found - named:
         raise InvalidUpload(f"{quoted(min(found - named))} is there and not in {MANIFEST}")
@@ -126,7 +113,7 @@ def verify_file_list(folder: Path, manifest: Manifest) -> None:
 
 def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
     """Raise `InvalidUpload` if a file has another size or checksum; sync it to disk."""
-    with os.fdopen(os.open(path, _OPEN_FLAGS), "rb", buffering=0) as stream:
+    with path.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != file.size:
             raise InvalidUpload(f"{file.name} has {size} bytes instead of {file.size}")
@@ -136,8 +123,6 @@ def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
             cancel.raise_if_cancelled()
         if digest.hexdigest() != file.sha256:
             raise InvalidUpload(f"{file.name} has the sha256 {digest.hexdigest()} instead of {file.sha256}")
-        with contextlib.suppress(PermissionError):
-            os.fchmod(stream.fileno(), 0o644)
         os.fsync(stream.fileno())
 
 

@@ -308,7 +308,7 @@ def test_where_all_duplicates_are_allowed_a_leg_waits_for_no_run_of_its_own(
     farm.build("one")
     farm.publish()
     second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
-    assert store_upload(farm.store, second, CancelToken())
+    assert store_upload(uploads.copier_of(farm.store), second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
     assert len(farm.owners()) == 2
@@ -360,7 +360,7 @@ def test_a_leg_of_another_worker_that_was_not_decided_is_not_listed_by_a_run_for
     first = farm.build("one")
     farm.publish()
     second = uploads.upload(farm.store, farm.rpms("two", "greet"), of=farm.request(rebuild=False), pkgname="greet")
-    assert store_upload(farm.store, second, CancelToken())
+    assert store_upload(uploads.copier_of(farm.store), second, CancelToken())
     farm.build("new", "greet-new")
     farm.publish()
     assert farm.owners() == [folder_of(first)]

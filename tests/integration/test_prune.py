@@ -52,7 +52,9 @@ def place(store: StorePaths, rpms: Rpms) -> Place:
     def laid(day: int, status: str = Status.SUCCESS, *, staged: bool = True, **more: Any) -> str:
         packages = rpms if status == "Success" else {}
         asked = uploads.request(timestamp=f"202401{day:02}000000", **more)
-        leg = store_upload(store, uploads.upload(store, packages, of=asked, status=status), CancelToken())
+        leg = store_upload(
+            uploads.copier_of(store), uploads.upload(store, packages, of=asked, status=status), CancelToken()
+        )
         assert leg
         if staged:
             (store.staged_marks / leg_key(asked.build_id, "x86_64")).write_text("")

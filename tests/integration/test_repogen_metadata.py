@@ -68,7 +68,7 @@ def place(store: StorePaths, rpms: Rpms) -> Place:
 
     def laid(second: int) -> None:
         asked = uploads.request(timestamp=f"2024010200{second // 60:02}{second % 60:02}")
-        assert store_upload(store, uploads.upload(store, rpms, of=asked), CancelToken())
+        assert store_upload(uploads.copier_of(store), uploads.upload(store, rpms, of=asked), CancelToken())
 
     return laid
 

@@ -358,8 +358,9 @@ def test_no_link_leads_out_of_spool(rsyncd: Rsyncd, upload: Path, goal: str) -> 
     assert {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")} == before
 
 
-@pytest.mark.parametrize("option", ["--delete", "--remove-source-files", "--backup", "--copy-dest=/repo/t"])
-def test_options_that_take_away_or_look_elsewhere_are_refused(rsyncd: Rsyncd, upload: Path, option: str) -> None:
+@pytest.mark.parametrize("option", ["--delete", "--remove-source-files", "--backup", "--copy-dest=/repo/t",
+                                    "--hard-links", "--sparse", "--preallocate", "--write-devices", "-D"])  # fmt: skip
+def test_options_that_no_upload_needs_are_refused(rsyncd: Rsyncd, upload: Path, option: str) -> None:
     before = everything(rsyncd.root)
     assert rsyncd.rsync(option, f"{upload}/", f"{rsyncd.url}/spool/other/") != 0
     assert everything(rsyncd.root) == before

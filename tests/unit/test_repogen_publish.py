@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> StorePaths:
 
 
 def brought(store: StorePaths, asked: object) -> StoredLeg:
-    leg = store_upload(store, asked, CancelToken())  # type: ignore[arg-type]
+    leg = store_upload(uploads.copier_of(store), asked, CancelToken())  # type: ignore[arg-type]
     assert leg
     return leg
 
@@ -133,14 +133,14 @@ def test_legs_of_one_build_do_not_meet(store: StorePaths) -> None:
 def test_an_upload_that_is_nowhere_is_none(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     uploads.spool_of(store, asked).rename(store.root / "away")
-    assert store_upload(store, asked, CancelToken()) is None
+    assert store_upload(uploads.copier_of(store), asked, CancelToken()) is None
 
 
 def test_a_bad_upload_stays_where_it_is(store: StorePaths) -> None:
     asked = uploads.upload(store, RPM)
     (uploads.spool_of(store, asked) / "root.log").unlink()
     with pytest.raises(InvalidUpload):
-        store_upload(store, asked, CancelToken())
+        store_upload(uploads.copier_of(store), asked, CancelToken())
     assert uploads.spool_of(store, asked).is_dir()
     assert tree(store.repo) == set()
 
@@ -153,7 +153,9 @@ def test_an_upload_that_another_takes_while_we_look_is_found_in_its_place(store:
         if next(once, False):
             brought(store, asked)
 
-    assert store_upload(store, asked, CancelToken(check)) == find_stored(store, asked.build_id, "x86_64")
+    assert store_upload(uploads.copier_of(store), asked, CancelToken(check)) == find_stored(
+        store, asked.build_id, "x86_64"
+    )
     assert tree(store.attempts) == set()
     assert tree(store.rejected) == set()
 
@@ -168,7 +170,9 @@ def test_an_upload_that_is_dropped_while_we_look_is_not_a_bad_one(store: StorePa
             brought(store, first)
             (uploads.spool_of(store, second) / "hello-1-1.x86_64.rpm").unlink()
 
-    assert store_upload(store, second, CancelToken(check)) == find_stored(store, of.build_id, "x86_64")
+    assert store_upload(uploads.copier_of(store), second, CancelToken(check)) == find_stored(
+        store, of.build_id, "x86_64"
+    )
     assert tree(store.rejected) == set()
 
 
@@ -210,7 +214,7 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
             all_in(store, asked)
         steps.live()
         for one in asked:  # one whose failure just gave way finds nothing for a moment, and is asked again
-            store_upload(store, one, CancelToken())  # type: ignore[arg-type]
+            store_upload(uploads.copier_of(store), one, CancelToken())  # type: ignore[arg-type]
         all_in(store, asked)
         assert tree(store.repo / TARGET) == {
             f"hello/20240102030405/1-1.x86_64/{name}" for name in ("build.json", *uploads.LOGS, *RPM)

@@ -13,7 +13,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.message import BuildRequest, RepogenRequest, Status
 from reimzul.core.store_paths import StorePaths, StoreUrls
-from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject
+from reimzul.repogen.reject import Rejection, RejectionHandler, read_rejection, read_request, reject_upload
 from tests import uploads
 
 URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
@@ -62,7 +62,7 @@ def test_a_verdict_is_kept_beside_what_was_put_aside(store: StorePaths) -> None:
     asked = uploads.upload(store, {})
     folder = uploads.spool_of(store, asked)
     verdict = bad(read_request(folder, asked.build_id))
-    reject(store, folder, folder.name, verdict)
+    reject_upload(uploads.copier_of(store), folder, folder.name, verdict)
     assert read_rejection(store, folder.name) == verdict
     assert verdict.request
     assert (store.rejected / folder.name / "build.log").exists()
