@@ -123,13 +123,18 @@ def put(broker: Broker, wanted: BuildRequest) -> int:
 
 
 class Ears:
-    """All that is put into `notify` and `createrepo`, in order; presences apart."""
+    """All that is put into `notify` and `createrepo`; presences apart."""
 
     def __init__(self, beanstalkd: Beanstalkd) -> None:
         self.broker = beanstalkd.connect()
         self.broker.watch(["notify", "createrepo"])
-        self.heard: list[dict[str, Any]] = []
+        self._heard: dict[int, dict[str, Any]] = {}  #: by the job's number
         self.present: list[dict[str, Any]] = []  #: what workers say of themselves
+
+    @property
+    def heard(self) -> list[dict[str, Any]]:
+        """What was heard, in the order it was put: priorities decide what is heard first, jobs are numbered."""
+        return [self._heard[number] for number in sorted(self._heard)]
 
     def listen(self) -> list[dict[str, Any]]:
         """What there is by now."""
@@ -139,7 +144,10 @@ class Ears:
             except (greenstalk.Error, OSError):  # there is none, or beanstalkd is away
                 return self.heard
             said = json.loads(job.body)
-            (self.present if said.get("status") == "Presence" else self.heard).append(said)
+            if said.get("status") == "Presence":
+                self.present.append(said)
+            else:
+                self._heard[job.id] = said
             self.broker.client.delete(job)
 
     def events(self, *statuses: str) -> list[dict[str, Any]]:

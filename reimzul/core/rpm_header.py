@@ -13,6 +13,7 @@ import importlib.util
 import os
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _MAKING = (
 )  # fmt: skip
 _FIRST_TAG = 1000
 _LEAD = 96  # bytes
+#: Held while the bindings are imported: another thread would find them in sys.modules half made.
+_IMPORT_LOCK = threading.Lock()
 _MAGIC = b"\xed\xab\xee\xdb"  # of the lead, rpm's docs/manual/format_lead.md
 
 
@@ -84,8 +87,9 @@ def _expose_system_rpm() -> None:
 def import_rpm() -> Any:
     """Import the rpm module. Raises `ProgramNotFound` if this Python has none."""
     try:
-        _expose_system_rpm()
-        import rpm
+        with _IMPORT_LOCK:
+            _expose_system_rpm()
+            import rpm
     except ImportError as error:
         raise ProgramNotFound(
             f"the rpm bindings cannot be imported ({error}): install python3-rpm and use the Python it belongs to"

@@ -180,7 +180,8 @@ class TargetIndexer:
         for leg in legs:  # under the lock, before another run overwrites the output
             if leg.place not in self.complaints and not listing.has(leg):
                 self.complaints[leg.place] = self.createrepo.find_complaint(leg)
-        if read_all and not all(listing.has(leg) for leg in given.legs):
+        is_short = len(listing.packages) < len(given.packages) or not all(listing.has(leg) for leg in given.legs)
+        if read_all and is_short:
             raise RetryLater(f"createrepo_c ended well, and its repodata of {target} lacks what it should list")
         return listing
 

@@ -16,7 +16,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Callable
+from typing import BinaryIO, Callable
 
 import attr
 
@@ -126,7 +126,8 @@ def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
     if request.place:
         if request.place.rpartition("/")[0] != parent:
             raise InvalidMessage(f"{request.place} is not a place in {parent}")
-        return [request.place] if store.place(request.place).is_dir() else []
+        folder = store.place(request.place)
+        return [request.place] if folder.is_dir() and not folder.is_symlink() else []
     try:
         return sorted(
             f"{parent}/{entry.name}"
@@ -239,10 +240,20 @@ def _expose(store: StorePaths, leg: SignableLeg) -> bool:
     return True
 
 
+def _open_package(path: Path) -> BinaryIO:
+    """Open a package. Raises `InvalidMessage` if it is a link: what that leads to was never published."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InvalidMessage(f"{path} is a link, not the package that was published") from error
+
+
 def _copy(source: Path, goal: Path, sha256: str | None, cancel: CancelToken) -> None:
     """Copy a package. Raises `InvalidMessage` if it is not the one that was published."""
     digest = hashlib.sha256()
-    with source.open("rb") as original, goal.open("xb") as copy:
+    with _open_package(source) as original, goal.open("xb") as copy:
         while chunk := original.read(_CHUNK_BYTES):
             digest.update(chunk)
             copy.write(chunk)

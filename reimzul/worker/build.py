@@ -221,12 +221,15 @@ class BuildAttempt:
         url = self.environment.urls.manifest(self.attempt.request.build_id, leg.arch)
         try:
             with HttpSession() as session:
-                return Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
+                manifest = Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
         except (NotFound, HttpUnavailable):
             return None
         except InvalidMessage as error:
             log.warning("%s of %s: its published manifest cannot be read: %s", leg.arch, leg.header.name, error)
             return None
+        # repogen may have died before it gave the leg the place that it noted, and another build have taken the place
+        is_ours = (manifest.build_id, manifest.arch) == (self.attempt.request.build_id, leg.arch)
+        return manifest if is_ours else None
 
     def _run_mock(self, leg: Leg) -> tuple[MockResult, int | None]:
         """Run mock and classify its result; or fail a leg for which mock need not be run."""

@@ -343,9 +343,8 @@ class Impostor:
         b"HTTP/1.1 400 Bad Request\r\n",
     ],
 )
-def test_an_answer_out_of_step_closes_the_connection(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.3)
-    with Impostor({"stats-tube": answer}) as impostor, Broker("127.0.0.1", impostor.port) as broker:
+def test_an_answer_out_of_step_closes_the_connection(answer: bytes) -> None:
+    with Impostor({"stats-tube": answer}) as impostor, Broker("127.0.0.1", impostor.port, answer=0.3) as broker:
         with pytest.raises(BrokerUnavailable):
             broker.tube_stats("createrepo")
         with pytest.raises(BrokerUnavailable, match="the connection is closed"):
@@ -353,9 +352,9 @@ def test_an_answer_out_of_step_closes_the_connection(answer: bytes, monkeypatch:
 
 
 @contextlib.contextmanager
-def connect_to_impostor(**answers: bytes) -> Iterator[Broker]:
+def connect_to_impostor(timeout: float = tubes.REPLY_TIMEOUT_SECONDS, **answers: bytes) -> Iterator[Broker]:
     replies = {"use": b"USING createrepo\r\n", **answers}
-    with Impostor(replies) as impostor, Broker("127.0.0.1", impostor.port) as broker:
+    with Impostor(replies) as impostor, Broker("127.0.0.1", impostor.port, answer=timeout) as broker:
         yield broker
 
 
@@ -373,16 +372,14 @@ def test_a_beanstalkd_that_takes_nothing_now_is_tried_later(answer: bytes) -> No
                 broker.put(CREATEREPO, REQUEST, priority=1)
 
 
-def test_an_answer_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.2)
-    with connect_to_impostor() as broker, pytest.raises(BrokerUnavailable, match="timed out"):
+def test_an_answer_that_never_comes_is_not_waited_for_for_ever() -> None:
+    with connect_to_impostor(timeout=0.2) as broker, pytest.raises(BrokerUnavailable, match="timed out"):
         broker.reserve(WATCHED, 0)
 
 
-def test_a_door_nobody_stands_behind_is_no_beanstalkd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tubes, "REPLY_TIMEOUT_SECONDS", 0.2)
-    with Impostor({"list-tube-used": b""}) as stunnel, pytest.raises(BrokerUnavailable):
-        Broker("127.0.0.1", stunnel.port)
+def test_a_door_nobody_stands_behind_is_no_beanstalkd() -> None:
+    with Impostor({"list-tube-used": b""}) as stunnel, pytest.raises(BrokerUnavailable, match="timed out"):
+        Broker("127.0.0.1", stunnel.port, answer=0.2)
 
 
 @pytest.mark.parametrize("refused", ["release", "bury"])

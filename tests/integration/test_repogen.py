@@ -308,16 +308,84 @@ def test_createrepo_c_that_fails_is_tried_again_with_growing_pauses(
 
 
 def test_a_createrepo_c_that_lists_nothing_and_is_content_is_believed_nothing(
-    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
+    broker: Broker, daemon: Repogen, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path
 ) -> None:
-    program = tmp_path / "createrepo_c"
-    program.write_text('#!/bin/sh\nexec createrepo_c "$@" --excludes "*"\n')
-    program.chmod(0o755)
-    daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
     ask(broker, uploads.upload(store, rpms))
     work(daemon)
-    assert broker.tube_stats("createrepo").delayed == 1
+    before = listed(store)
+    assert before
+    taken(broker, NOTIFY)
+    program = script(tmp_path / "createrepo_c", 'exec createrepo_c "$@" --excludes "*"')
+    daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=program)))
+    late = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
+    for asked in (late, RepogenRequest(target=TARGET)):
+        number = broker.put(CREATEREPO, asked, priority=PRIORITY)
+        work(daemon)
+        assert broker.job_stats(number).state == "delayed", "it is tried again, and the leg has no fault of it"
+    assert listed(store) == before, "what is published stays so"
     assert taken(broker, NOTIFY) == []
+
+
+def script(path: Path, *lines: str) -> str:
+    """A program."""
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("slow", ["createrepo_c", "after_createrepo", "the lock"])
+def test_jobs_stay_reserved_while_their_target_takes_long(
+    broker: Broker, settings: Settings, store: StorePaths, rpms: Rpms, tmp_path: Path, slow: str
+) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+    waits = [f"touch {started}", f"while [ ! -e {go} ]; do sleep 0.02; done"]
+    changes: dict[str, Any] = {
+        "createrepo_c": {"createrepo_c": script(tmp_path / "slow", *waits, 'exec createrepo_c "$@"')},
+        "after_createrepo": {"after_createrepo": (script(tmp_path / "hook", *waits),)},
+    }
+    changed = attr.evolve(settings.repogen, **changes.get(slow, {}))
+    daemon = make_daemon(attr.evolve(settings, repogen=changed))
+    asked = uploads.upload(store, rpms)
+    broker.put(CREATEREPO, asked, priority=PRIORITY, ttr=4)
+    with contextlib.ExitStack() as others, ThreadPoolExecutor(1) as pool:
+        if slow == "the lock":
+            others.enter_context(file_lock(store.lock(TARGET)))
+            started = store.place(asked.place)
+        done = pool.submit(work, daemon)
+        try:
+            until(started.exists, 20, "it waits")
+            daemon.stop.drain.set()  # else it reserves more meanwhile, and beanstalkd reminds it
+            before = touches(broker)
+            until(lambda: touches(broker) > before, 10, "its job is touched")
+        finally:
+            go.touch()
+            others.close()
+        done.result(20)
+    assert set(statuses(broker)) == {("x86_64", "Published")}
+
+
+def touches(broker: Broker) -> int:
+    return int(broker.client.stats()["cmd-touch"])
+
+
+def test_a_disk_that_does_not_take_a_leg_is_waited_for(
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
+) -> None:
+    asked = uploads.upload(store, rpms)
+    other = uploads.upload(store, rpms, of=uploads.request(target="other.1.x86_64"))
+    in_the_way = store.target(TARGET) / "hello"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    number = broker.put(CREATEREPO, asked, priority=PRIORITY)
+    ask(broker, other)
+    work(daemon)
+    assert [event.build_id for event in taken(broker, NOTIFY)] == [other.build_id]
+    stats = broker.job_stats(number)
+    assert (stats.state, stats.releases) == ("delayed", 1)
+    in_the_way.unlink()
+    broker.kick(number)
+    work(daemon)
+    assert [event.build_id for event in taken(broker, NOTIFY)] == [asked.build_id]
 
 
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(

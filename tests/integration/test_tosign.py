@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ from reimzul.core.config import parse_settings
 from reimzul.core.errors import RetryLater, ShutdownRequested
 from reimzul.core.fs import file_lock
 from reimzul.core.message import Refusal, SignRequest, Status
+from reimzul.core.retry import CancelToken
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.cli import make_daemon
-from reimzul.tosign.daemon import Tosign
+from reimzul.tosign.daemon import SignableLeg, Tosign, stage_leg
 from tests import uploads
 from tests.conftest import Beanstalkd
 from tests.uploads import TARGET, tree
@@ -160,6 +164,39 @@ def test_another_that_stages_is_waited_for(broker: Broker, daemon: Tosign, store
         daemon.stop.now.set()
         with pytest.raises(ShutdownRequested):
             list(daemon.handle(own, claims))
+
+
+@pytest.mark.parametrize("slow", ["copying", "the lock"])
+def test_a_job_stays_reserved_while_its_staging_takes_long(
+    broker: Broker, daemon: Tosign, store: StorePaths, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    request, may_end = published(store), threading.Event()
+
+    def stage_slowly(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
+        while not may_end.is_set():
+            cancel.wait(0.05)
+        return stage_leg(store, leg, cancel)
+
+    broker.put(TOSIGN, request, priority=PRIORITY, ttr=4)
+    with contextlib.ExitStack() as others, ThreadPoolExecutor(1) as pool:
+        if slow == "copying":
+            monkeypatch.setattr("reimzul.tosign.daemon.stage_leg", stage_slowly)
+        else:
+            others.enter_context(file_lock(store.lock(".tosign")))
+        before = touches(broker)
+        done = pool.submit(work, daemon)
+        try:
+            until(lambda: touches(broker) > before, 10, "its job is touched")
+            assert staged(store) == []
+        finally:
+            may_end.set()
+            others.close()
+        done.result(20)
+    assert staged(store) == [f"hello-1-1.x86_64.{request.build_id}"]
+
+
+def touches(broker: Broker) -> int:
+    return int(broker.client.stats()["cmd-touch"])
 
 
 def test_a_disk_that_fails_is_waited_for(

@@ -170,6 +170,70 @@ def test_a_misspelt_word_is_answered_with_the_nearest(text: str, fault: str) -> 
     assert faults(text) == [fault]
 
 
+MAIL_CLEAR = "[mail] starttls: must be true: the password would be sent in the clear"
+MAIL_PAIR = "[mail] set both login and password_file, or none"
+MAIL_DOMAIN = "[mail] submitter_domain: required if to_submitter is true"
+IRC_CLEAR = "[irc] tls: must be true: the password would be sent in the clear"
+IRC_PASSWORD = "[irc] password_file: required if identify is sasl or nickserv, and only then"
+IRC_CERTIFICATE = "[irc] set both mqtt_cert and mqtt_key, or none"
+MQTT_CERTIFICATE = "[mqtt] set both tls_cert and tls_key, or none"
+MQTT_AUTHORITY = "[mqtt] ca_cert: required if notifications is true"
+
+
+def section(name: str, *lines: str) -> str:
+    return "\n".join([f"[{name}]", *lines, ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (section("mail", "smtp_host = mx.example.org", "login = me", "password_file = /p"), MAIL_CLEAR),
+        (section("mail", "smtp_host = localhost.example.org", "login = me", "password_file = /p"), MAIL_CLEAR),
+        (section("mail", "login = me"), MAIL_PAIR),
+        (section("mail", "password_file = /p"), MAIL_PAIR),
+        (section("mail", "to_submitter = true"), MAIL_DOMAIN),
+        (section("irc", "server = irc.example.org", "tls = no", "identify = sasl", "password_file = /p"), IRC_CLEAR),
+        (section("irc", "server = localhost6", "tls = no", "identify = nickserv", "password_file = /p"), IRC_CLEAR),
+        (section("irc", "identify = sasl"), IRC_PASSWORD),
+        (section("irc", "identify = nickserv"), IRC_PASSWORD),
+        (section("irc", "password_file = /p"), IRC_PASSWORD),
+        (section("irc", "mqtt_cert = /c"), IRC_CERTIFICATE),
+        (section("irc", "mqtt_key = /k"), IRC_CERTIFICATE),
+        (section("mqtt", "tls_cert = /c"), MQTT_CERTIFICATE),
+        (section("mqtt", "tls_key = /k"), MQTT_CERTIFICATE),
+        (section("mqtt", "notifications = true"), MQTT_AUTHORITY),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(text: str, fault: str) -> None:
+    assert faults(text) == [fault]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        section("mail", "smtp_host = mx.example.org"),
+        section("mail", "smtp_host = mx.example.org", "starttls = true", "login = me", "password_file = /p"),
+        *(section("mail", f"smtp_host = {host}", "login = me", "password_file = /p") for host in config.LOCAL),
+        section("mail", "to_submitter = true", "submitter_domain = example.org"),
+        section("irc", "server = irc.example.org", "tls = no"),
+        section("irc", "server = irc.example.org", "identify = sasl", "password_file = /p"),
+        *(
+            section("irc", f"server = {host}", "tls = no", "identify = nickserv", "password_file = /p")
+            for host in config.LOCAL
+        ),
+        section("irc", "mqtt_cert = /c", "mqtt_key = /k"),
+        section("mqtt", "tls_cert = /c", "tls_key = /k"),
+        section("mqtt", "notifications = true", "ca_cert = /a"),
+    ],
+)
+def test_settings_that_go_together_are_taken(text: str) -> None:
+    assert parse_settings(text, "here") != Settings()
+
+
+def test_only_names_of_the_host_itself_keep_a_password_off_the_network() -> None:
+    assert set(config.LOCAL) == {"localhost", "127.0.0.1", "::1"}
+
+
 @pytest.mark.parametrize(
     "text",
     ["port = 1\n", "[mqtt\n", "[mqtt]\nno value\n", "[mqtt]\n[mqtt]\n", "[mqtt]\nport = 1\nport = 2\n", "\0"],

@@ -184,6 +184,22 @@ def test_what_could_harm_is_refused(check: Callable[[Any], Any], wrong: Any) -> 
         check(wrong)
 
 
+@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("wrong", ["", ".", "..", "...", "-x", ".hidden", "a b", "a\n", "20230229000000 "])
+def test_each_part_of_a_place_is_checked(part: int, wrong: str) -> None:
+    parts = ["repo", "c7.x86_64", "time", "20170913124500", "1.7-45.el7.x86_64"]
+    assert validators.place("/".join(parts))
+    parts[part] = wrong
+    with pytest.raises(ValueError, match=r" is not |begins with"):
+        validators.place("/".join(parts))
+
+
+@pytest.mark.parametrize("wrong", ["time", "2017091312450", "20230229000000", "00000101000000"])
+def test_the_timestamp_of_a_place_is_a_date(wrong: str) -> None:
+    with pytest.raises(ValueError, match="is not a (timestamp|date)"):
+        validators.place(f"repo/c7.x86_64/time/{wrong}/1.7-45.el7.x86_64")
+
+
 def test_a_refusal_tells_too_long_from_wrong() -> None:
     with pytest.raises(ValueError, match="longer than 200"):
         validators.name("a" * 201)

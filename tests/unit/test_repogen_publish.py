@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from reimzul.core.message import Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, leg_key, spool_name
 from reimzul.repogen import verify
-from reimzul.repogen.publish import find_stored, store_upload
+from reimzul.repogen.publish import CancelledBeforePublish, find_stored, store_upload
 from reimzul.repogen.verify import InvalidUpload
 from reimzul.store.listing import StoredLeg
 from tests import uploads
@@ -182,6 +183,43 @@ def test_an_index_that_leads_astray_is_not_followed(store: StorePaths) -> None:
     entry.symlink_to("../../../etc")
     assert find_stored(store, asked.build_id, "x86_64") is None
     assert brought(store, asked).place == PLACE
+
+
+@pytest.mark.parametrize("of_same_build", [True, False])
+def test_an_index_that_leads_to_another_leg_is_not_believed(store: StorePaths, of_same_build: bool) -> None:
+    """So it is after a crash between the entry and the rename, if another build takes the place meanwhile."""
+    of = request()
+    changed: dict[str, Any] = {"of": of, "arch": "i386"} if of_same_build else {}
+    other = brought(store, uploads.upload(store, RPM, **changed))
+    asked = uploads.upload(store, RPM, of=of)
+    entry = store.index / leg_key(asked.build_id, "x86_64")
+    entry.symlink_to(f"../{other.place}")
+    assert find_stored(store, asked.build_id, "x86_64") is None
+    leg = brought(store, asked)
+    assert leg.place != other.place
+    assert (leg.manifest.build_id, leg.manifest.arch) == (asked.build_id, "x86_64")
+    assert os.readlink(entry) == f"../{leg.place}"
+    assert find_stored(store, other.manifest.build_id, other.manifest.arch) == other
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_a_cancel_that_comes_while_it_is_looked_at_is_in_time(store: StorePaths, scratch: bool) -> None:
+    asked = uploads.upload(store, RPM, of=request(scratch=scratch))
+    flags: list[str] = []
+    with pytest.raises(CancelledBeforePublish) as cancelled:
+        store_upload(uploads.copier_of(store), asked, CancelToken(lambda: flags.append("set")), lambda: bool(flags))
+    assert cancelled.value.manifest.build_id == asked.build_id
+    assert uploads.spool_of(store, asked).is_dir()
+    assert not store.place(asked.place).exists()
+    assert find_stored(store, asked.build_id, "x86_64") is None
+
+
+def test_a_cancel_comes_before_all_else_that_is_wrong(store: StorePaths) -> None:
+    """Half of its packages may be gone, as a crash in the middle of archiving leaves it."""
+    asked = uploads.upload(store, RPM)
+    (uploads.spool_of(store, asked) / "hello-1-1.x86_64.rpm").unlink()
+    with pytest.raises(CancelledBeforePublish):
+        store_upload(uploads.copier_of(store), asked, CancelToken(), lambda: True)
 
 
 def test_an_index_that_was_forgotten_is_written_again(store: StorePaths) -> None:

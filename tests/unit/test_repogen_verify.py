@@ -71,6 +71,17 @@ def sparse(folder: Path) -> None:
     os.truncate(folder / "build.log", 1 << 20)
 
 
+def test_whoever_waits_is_asked_for_every_piece_of_a_large_file(store: StorePaths) -> None:
+    """The jobs in hand are touched then, and a stop is noticed."""
+    asks: list[int] = []
+    asked = uploads.upload(store, {"hello-1-1.x86_64.rpm": (bytes(5 << 20), "hello-1-1.x86_64")})
+    folder = uploads.spool_of(store, asked)
+    manifest = read_upload(folder)
+    assert manifest
+    verify.verify_upload(folder, manifest, asked, CancelToken(lambda: asks.append(1)))
+    assert len(asks) >= 5
+
+
 def other(folder: Path) -> None:
     (folder / "other.rpm").write_bytes(b"x")
 

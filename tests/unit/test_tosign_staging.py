@@ -57,6 +57,14 @@ def test_a_build_is_laid_out_with_its_packages_alone(store: StorePaths) -> None:
     assert tree(store.staging) == set()
 
 
+def test_whoever_waits_is_asked_for_every_piece_of_a_large_package(store: StorePaths) -> None:
+    """Its job is touched then, and a stop is noticed."""
+    asks: list[int] = []
+    (leg,) = find_signable(store, published(store, rpms={"hello-1-1.x86_64.rpm": (bytes(5 << 20), "hello-1-1.x86_64")}))
+    assert stage_leg(store, leg, CancelToken(lambda: asks.append(1)))
+    assert len(asks) >= 5
+
+
 def test_it_is_never_laid_out_twice_also_when_it_was_collected(store: StorePaths) -> None:
     request = published(store)
     staged(store, request)
@@ -102,6 +110,43 @@ def test_what_was_not_built_well_never_gets_there(store: StorePaths) -> None:
     ):
         with pytest.raises(InvalidMessage, match=words):
             find_signable(store, request)
+
+
+def test_a_place_of_another_arch_is_not_signed(store: StorePaths) -> None:
+    request = published(store)
+    lying = SignRequest(**{**request.to_json(), "arch": "i386"})
+    with pytest.raises(InvalidMessage, match=f"the place is of build {request.build_id} for x86_64, not the request's"):
+        find_signable(store, lying)
+    assert staged(store, request) == [True]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["ours", "original"])
+def test_a_place_that_is_a_link_is_none(store: StorePaths, tmp_path: Path, named: bool) -> None:
+    """What lies elsewhere was never published, whatever its manifest says."""
+    ours = published(store)
+    place = store.place(ours.place)
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    request = ours if named else SignRequest(**{**ours.to_json(), "place": "", "build_id": ""})
+    assert find_signable(store, request) == []
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_package_that_is_a_link_is_not_signed(store: StorePaths, tmp_path: Path, has_manifest: bool) -> None:
+    """Also where it leads to what the manifest says: it would be read again, and may lead elsewhere by then."""
+    ours = published(store)
+    package = store.place(ours.place) / "hello-1-1.x86_64.rpm"
+    package.rename(tmp_path / "secret.rpm")
+    package.symlink_to(tmp_path / "secret.rpm")
+    if has_manifest:
+        with pytest.raises(InvalidMessage, match=r"hello-1-1\.x86_64\.rpm is a link"):
+            staged(store, ours)
+        assert not (store.tosign / TARGET).exists()
+        return
+    (store.place(ours.place) / MANIFEST).unlink()
+    assert staged(store, SignRequest(**{**ours.to_json(), "place": "", "build_id": ""})) == [True]
+    (folder,) = (store.tosign / TARGET).iterdir()
+    assert tree(folder) == {"hello-1-1.src.rpm"}
 
 
 def test_a_scratch_build_is_not_signed(store: StorePaths) -> None:
