@@ -50,7 +50,7 @@ class UploadCopier:
         """Remove the copies of repogen processes that have died."""
         for folder in self.store.publishing.iterdir():
             if time.time() - folder.stat().st_ctime > _ABANDONED_SECONDS:
-                with contextlib.suppress(BlockingIOError), _locked(folder):
+                with contextlib.suppress(BlockingIOError), _hold_folder(folder):
                     fs.remove(folder)
 
     @contextlib.contextmanager
@@ -82,7 +82,7 @@ class UploadCopier:
     def _make_folder(self, spool: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f"{spool.name[:150]}.", dir=self.store.publishing))
         try:
-            with _locked(folder):
+            with _hold_folder(folder):
                 folder.chmod(0o755)
                 yield folder
         finally:
@@ -138,7 +138,7 @@ def _plain_files(source: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _hold_folder(folder: Path) -> Iterator[None]:
     """Hold a folder's flock. Raises `BlockingIOError` if another process has it."""
     with _open_folder(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
