@@ -213,10 +213,15 @@ def _header_of(raw: Any, rpm: Any) -> Header:
 
 
 def _check_names(header: Header, path: Path) -> Header:
-    """Check name and version-release, which become parts of paths: rpm allows more than we do."""
+    """Check what becomes a part of paths: rpm allows more than we do, and reads a header without any of it."""
+    fields = {"name": header.name, "version": header.version, "release": header.release, "arch": header.arch}
+    missing = ", ".join(field for field, value in fields.items() if not value)
+    if missing:
+        raise InputError(f"{path}: its header cannot be used: it has no {missing}")
     try:
         validators.name(header.name)
         validators.name(header.evr)
+        validators.arch(header.arch)
     except ValueError as error:
         raise InputError(f"{path}: its header cannot be used: {error}") from None
     return header
@@ -227,5 +232,7 @@ def _decode_list(values: Any) -> tuple[str, ...]:
 
 
 def _decode_text(value: Any) -> str:
+    if value is None:  # the header has no such tag
+        return ""
     # rpm before 4.15 returns bytes
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
