@@ -178,7 +178,7 @@ def line(limit: int) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError(f"{quoted(value)} is not text")
-        return make_printable(" ".join(value.split()))[:limit]
+        return make_printable(" ".join(value.split()))[:limit].rstrip()
 
     return check
 

@@ -23,7 +23,7 @@ class ErrorPattern:
     after: int = 10  #: lines after it that are shown
 
 
-def until(word: str) -> str:
+def match_until(word: str) -> str:
     """A pattern of a line's characters before `word`, for a pattern that begins with `word` anywhere in a line.
 
     `.*` there would be quadratic: it would read the rest of the line again at every further `word`.
@@ -80,7 +80,7 @@ BUILD_LOG = (
     # Linkers
     _pattern(r"undefined reference to |multiple definition of |undefined symbol: |: undefined reference$"),
     _pattern(r"\bld(?:\.\w+)?: (?:cannot find |error: |(?:[^:]*: ){1,4}(?:file not recognized|cannot open))"),
-    _pattern(rf"relocation R_\w+ against {until('relocation R_')} (?:can not be used|out of range)"),
+    _pattern(rf"relocation R_\w+ against {match_until('relocation R_')} (?:can not be used|out of range)"),
     _pattern(r"relocation truncated to fit"),
     _pattern(r"collect2: error: ", CONSEQUENCE),
     # After all patterns that are more specific
@@ -102,7 +102,7 @@ BUILD_LOG = (
     _pattern(r"^test \S+ \.\.\. FAILED", LIKELY),  # cargo test
     _pattern(r"^\[  FAILED  \] \S+ \(|^\S+:\d+: Failure$"),  # googletest
     _pattern(r"^\[ERROR\] .*(?:Tests run: |FAILURE!)", LIKELY),  # surefire
-    _pattern(rf"Assertion [`']{until('Assertion ')}' failed|AssertionError\b", LIKELY),
+    _pattern(rf"Assertion [`']{match_until('Assertion ')}' failed|AssertionError\b", LIKELY),
     # Scripts, and the host
     _pattern(r"^\s*Traceback \(most recent call last\):", LIKELY, after=25),
     _pattern(r"^(?:\w+\.)*\w*(?:Error|Exception)(?:: |$)", CONSEQUENCE, before=12),
@@ -135,7 +135,7 @@ UNPROVIDED = (
     r"|(?:No Package found for|No match for argument:|Unable to find a match:) (\S.*)"
     r"|No provider of '([^'\n]+)' found"
     r"|^(?:\w+ \w+\.py:\d+:  ?)?Package '([^'\n]+)' not found"
-    rf"|No package ([^\s'](?:{until('No package ')}\S)?) available"
+    rf"|No package ([^\s'](?:{match_until('No package ')}\S)?) available"
     r"|No package matches '([^'\n]+)'"
     r"|package (\S+) does not exist"
     r"|requires '?([^'\n]{1,300})'?, but this requirement cannot be provided"

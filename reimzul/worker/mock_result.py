@@ -20,7 +20,7 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.mock_exit_codes import HOST_FAULT_CODES
-from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD, until
+from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD, match_until
 from reimzul.worker.log_reader import cut_lines, read_end
 
 #: Bytes of a state.log that are read: they have some 2 kB.
@@ -50,10 +50,10 @@ _RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILIN
 #: mock's own errors on stderr; the first one only names the package and the configuration.
 _MOCK_ERROR = re.compile(r"^ERROR: (?!Exception\()", re.MULTILINE)
 #: The call of rpmbuild that rebuilds the source rpm, as the logs have it; the program is a setting of mock's.
-_SOURCE_CALL = re.compile(rf"Executing command: {until('Executing command: ')}[ ']-bs[ ']")
+_SOURCE_CALL = re.compile(rf"Executing command: {match_until('Executing command: ')}[ ']-bs[ ']")
 #: Errors of mock, or of an old rpm, about a spec or a source, which have no `error:`.
 _BAD_SOURCE = re.compile(
-    rf"^[ \t]*((?=[^ \t\n])(?:Bad (?:source|file)|{until('No such file')}No such file)[^\n]*"
+    rf"^[ \t]*((?=[^ \t\n])(?:Bad (?:source|file)|{match_until('No such file')}No such file)[^\n]*"
     r"(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)",
     re.MULTILINE,
 )
@@ -321,11 +321,13 @@ class _FailedFetch:
     url: str = ""
 
 
-_COMMAND = re.compile(rf"Executing command: {until('Executing command: ')}bin/(?:dnf|yum|microdnf|tdnf|zypper)[\w.-]*'")
+_COMMAND = re.compile(
+    rf"Executing command: {match_until('Executing command: ')}bin/(?:dnf|yum|microdnf|tdnf|zypper)[\w.-]*'"
+)
 #: librepo's messages: an HTTP or FTP status with its URL, or a number of curl's, mostly with a URL.
 _CODED_FETCH = re.compile(
     r"Status code: (\d{3}) for (\S+)"
-    rf"|Curl error \((\d+)\): (?:{until('Curl error ')}? for ([a-z]+:/\S*))?"
+    rf"|Curl error \((\d+)\): (?:{match_until('Curl error ')}? for ([a-z]+:/\S*))?"
 )
 #: Status codes of HTTP and FTP, and curl's error numbers, for a file that the server does not have.
 _MISSING_CODES = ("404", "410", "550", "37", "78")
@@ -353,7 +355,7 @@ _DNF5_EXHAUSTED = re.compile(r"^\s*>>> No more mirrors to try")
 _FATAL = re.compile(
     r"(?<!\S)\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*"
     r"|Cannot retrieve .*|"
-    rf"failure: \S+ from {until('failure: ')}\[Errno 256\].*|Failed to retrieve new repository metadata.*"
+    rf"failure: \S+ from {match_until('failure: ')}\[Errno 256\].*|Failed to retrieve new repository metadata.*"
 )
 
 

@@ -90,7 +90,7 @@ def expand(items: Iterable[Any]) -> list[list[Any]]:
 
 
 def looked_for(items: Iterable[Any]) -> Iterator[str]:
-    """What a pattern must not find further on, unless it is looked for at every character (`until`)."""
+    """What a pattern must not find further on, unless it is looked for at every character (`match_until`)."""
     for kind, value in items:
         if str(kind) == "ASSERT_NOT":
             yield from ("".join(sample(*each) for each in path) for path in expand(value[1]))
