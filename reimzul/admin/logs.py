@@ -8,7 +8,6 @@ grows, so the number of bytes read from one folder is the offset at which to go 
 from __future__ import annotations
 
 import codecs
-import re
 import sys
 import time
 import zlib
@@ -20,6 +19,7 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.output import pass_settings
+from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
@@ -41,8 +41,6 @@ _ARRIVAL_TIMEOUT_SECONDS = 20.0
 _OUTAGE_NOTE_SECONDS = 60.0
 #: States of a log: more of it can be read at once, it grows, it is fully read, it is in no folder, the store is down.
 _MORE, _GROWS, _COMPLETE, _NOWHERE, _UNAVAILABLE = "more", "grows", "complete", "nowhere", "unavailable"
-#: Characters that a terminal may take for commands: all control characters but tabs and line ends.
-_CONTROL_CHARS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @click.command("log", epilog=EXIT_CODES)
@@ -59,7 +57,7 @@ def print_log(
 
     The cause is in root.log if packages could not be installed, otherwise in build.log. While a build runs, its logs
     are some 3 s behind. The logs of all attempts are kept, of failed ones too; `reimzul show` lists them. On a terminal
-    control characters are shown as `?`. ID may be shortened to what no other build has.
+    control and format characters are shown as `?`. ID may be shortened to what no other build has.
 
     \b
     Examples:
@@ -74,7 +72,7 @@ def print_log(
 
 
 class LogOutput:
-    """Prints a log: byte for byte in a pipe, on a terminal without characters that would control it."""
+    """Prints a log: byte for byte in a pipe, on a terminal without characters that control it or its text."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if sys.stdout.isatty() else None
@@ -84,7 +82,7 @@ class LogOutput:
             sys.stdout.buffer.write(piece)
         else:
             text = self._decoder.decode(piece).replace("\r\n", "\n")
-            sys.stdout.write(_CONTROL_CHARS.sub("?", text))
+            sys.stdout.write(validators.make_printable(text))
         sys.stdout.flush()
 
     @staticmethod

@@ -115,7 +115,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, needed: 
     else:
         lines = ("\t".join(row) for row in rows)
     for line in lines:
-        click.echo(line)
+        click.echo(validators.make_printable(line))
 
 
 def print_json(value: Any) -> None:
@@ -128,7 +128,7 @@ def print_result(value: Any, lines: Iterable[str], as_json: bool) -> None:
         print_json(value)
     else:
         for line in lines:
-            click.echo(line)
+            click.echo(validators.make_printable(line))
 
 
 def fit_columns(rows: Sequence[Sequence[str]], width: int, needed: int) -> Iterator[str]:

@@ -99,13 +99,7 @@ def import_rpm() -> Any:
 
 def read_header(path: Path) -> Header:
     """Read the header of a package. Raises `InputError`."""
-    header = _header_of(_read_raw(path), import_rpm())
-    try:  # name and version-release become parts of paths: rpm allows more than we do
-        validators.name(header.name)
-        validators.name(header.evr)
-    except ValueError as error:
-        raise InputError(f"{path}: its header cannot be used: {error}") from None
-    return header
+    return _check_names(_header_of(_read_raw(path), import_rpm()), path)
 
 
 def is_same_package(one: Path, other: Path) -> bool:
@@ -219,10 +213,27 @@ def _header_of(raw: Any, rpm: Any) -> Header:
     )
 
 
+def _check_names(header: Header, path: Path) -> Header:
+    """Check what becomes a part of paths: rpm allows more than we do, and reads a header without any of it."""
+    fields = {"name": header.name, "version": header.version, "release": header.release, "arch": header.arch}
+    missing = ", ".join(field for field, value in fields.items() if not value)
+    if missing:
+        raise InputError(f"{path}: its header cannot be used: it has no {missing}")
+    try:
+        validators.name(header.name)
+        validators.name(header.evr)
+        validators.arch(header.arch)
+    except ValueError as error:
+        raise InputError(f"{path}: its header cannot be used: {error}") from None
+    return header
+
+
 def _decode_list(values: Any) -> tuple[str, ...]:
     return tuple(_decode_text(value) for value in values or ())
 
 
 def _decode_text(value: Any) -> str:
+    if value is None:  # the header has no such tag
+        return ""
     # rpm before 4.15 returns bytes
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

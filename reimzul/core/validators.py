@@ -15,11 +15,13 @@ from typing import Any, Callable
 
 #: A component of a path: names, versions and releases of rpms, file names.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^-]*\Z")
-#: What `text` replaces: control characters except tab and line feed, surrogates, and characters that change the
-#: direction of text.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-#: Unicode categories that a name may not have: control and format characters, surrogates, line separators.
-_NOT_IN_NAMES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+#: Unicode's control and format characters, line separators and surrogates (Cc, Cf, Zl, Zp, Cs), except tab and line
+#: feed. They are invisible, and some make text look like another: they change its direction, or the terminal's state.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
+)
 _MAX_SUBMITTER_CHARACTERS = 64
 
 TIMESTAMP_FORMAT = "%Y%m%d%H%M%S"
@@ -31,6 +33,11 @@ def quoted(value: Any, limit: int = 80) -> str:
     """A value from outside for a message to a person: quoted, on one line, shortened."""
     quoted = ascii(value)
     return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
+
+
+def make_printable(text: str) -> str:
+    """Replace each character that is not shown, or that changes how others are shown, by `?`; lines and tabs stay."""
+    return _UNPRINTABLE.sub("?", text)
 
 
 def _matching(pattern: str | re.Pattern[str], limit: int, right: str) -> Callable[[Any], str]:
@@ -66,7 +73,7 @@ def submitter(value: Any) -> str:
     r"""The name of a user, as `CORP\jdoe`. It never becomes a path or an argument of a program."""
     if not isinstance(value, str) or not value.strip() or value.startswith("-"):
         raise ValueError(f"{quoted(value)} is not the name of a submitter")
-    if any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in value):
+    if _UNPRINTABLE.search(value) or "\t" in value or "\n" in value:
         raise ValueError(f"{quoted(value)} is not the name of a submitter: it has characters that cannot be shown")
     if len(value) > _MAX_SUBMITTER_CHARACTERS:
         raise ValueError(f"{quoted(value)} is longer than {_MAX_SUBMITTER_CHARACTERS} characters")
@@ -152,7 +159,7 @@ def text(limit: int) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError(f"{quoted(value)} is not text")
-        return _UNPRINTABLE.sub("?", value)[-limit:]
+        return make_printable(value)[-limit:]
 
     return check
 
@@ -163,7 +170,7 @@ def line(limit: int) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError(f"{quoted(value)} is not text")
-        return _UNPRINTABLE.sub("?", " ".join(value.split()))[:limit]
+        return make_printable(" ".join(value.split()))[:limit].rstrip()
 
     return check
 

@@ -5,13 +5,12 @@ Only the step that failed counts: errors of an earlier step did not stop it, so 
 before. Within the step the patterns (`error_patterns.py`) tell a certain cause from a likely one and from a
 consequence; of the highest confidence the first line is taken. Where no pattern matches, the log's end is shown.
 
-A log may have 500 MB, in no particular encoding, and lines without an end. It is read once, a block at a time, and
-only lines with one of the patterns' words are looked at closer.
+A log is read once, a block at a time (`log_reader.py`), and only lines with one of the patterns' words are looked at
+closer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -31,12 +30,12 @@ from reimzul.worker.error_patterns import (
     TARGET_LINE,
     ErrorPattern,
 )
-from reimzul.worker.mock_result import read_end
+from reimzul.worker.log_reader import LINE_LIMIT, decode_line, read_blocks, read_end
 
 #: The most characters of an excerpt, and of one of its lines.
 EXCERPT_CHARS, EXCERPT_LINE_CHARS = 4_000, 400
-#: Bytes read at once, bytes of a line that are looked at, and bytes around an error that may be shown.
-BLOCK_BYTES, MAX_LINE_BYTES, SURROUNDING_BYTES = 1 << 20, 8_192, 24_000
+#: Bytes around an error that may be shown.
+SURROUNDING_BYTES = 24_000
 #: Lines of a log's end, where no pattern matches.
 LAST_LINES = 25
 
@@ -46,13 +45,13 @@ _RETURNED = re.compile(r"(?:DEBUG util\.py:\d+: +)?Child return code was: (-?\d+
 #: Exit codes with which rpmbuild goes on: 11 means that more BuildRequires are to be installed first.
 _CONTINUING_CODES = ("0", "11")
 #: A command that a script is about to run, as `sh -x` prints it: no error, whatever it holds.
-_ECHO = re.compile(r"\++ \S")
+_ECHO = re.compile(r"^\++ \S")
 #: `error:` alone on its line, or with what rpmbuild printed on stdout meanwhile; its message is on a later line.
-_BARE = re.compile(rf"((?:{LOG_PREFIX})?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):)\s*(?:{TARGET_LINE})?$")
-_STDOUT_LINE = re.compile(rf"\s*(?:{TARGET_LINE})?$")
+_BARE = re.compile(rf"^((?:{LOG_PREFIX})?(?:\S+: )?(?:fatal )?(?:[Ee]rror|ERROR):)\s*(?:{TARGET_LINE})?$")
+_STDOUT_LINE = re.compile(rf"^\s*(?:{TARGET_LINE})?$")
 #: The head of an error whose message comes later, and how the line with the message begins.
 _HEAD = re.compile(r"Traceback \(most recent call last\):|File \"[^\"]+\", lines? [\d-]+, characters [\d-]+:$")
-_HEADED = re.compile(r"(?:Error: |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)")
+_HEADED = re.compile(r"^(?:Error: |[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 _PREFIX = re.compile(LOG_PREFIX)
 #: What root.log and build.log end with whatever happened.
@@ -96,9 +95,10 @@ def _search(
 ) -> FoundError | None:
     """The error of the highest confidence in the step that failed."""
     best: FoundError | None = None
-    for start, block in _blocks(log):
+    for start, block in read_blocks(log):
         cancel.raise_if_cancelled()
         for offset, line in _candidate_lines(block, words):
+            cancel.raise_if_cancelled()  # every line of a block may be one
             returned = _RETURNED.match(line)
             if returned is not None and returned.group(1) not in _CONTINUING_CODES and best is not None:
                 return best
@@ -126,29 +126,21 @@ def _candidate_lines(block: bytes, words: Sequence[bytes]) -> Iterator[tuple[int
             lines[block.rfind(b"\n", 0, at) + 1] = end
             at = block.find(word, end)
     for begin, end in sorted(lines.items()):
-        line = _decode(block[begin : min(end, begin + MAX_LINE_BYTES)])
+        line = _COLOUR.sub("", decode_line(block, begin, end))
         bare = _BARE.match(line)
         yield begin, f"{bare.group(1)} {_next_line(block, end)}" if bare else line
 
 
 def _next_line(block: bytes, end: int) -> str:
     """The first line after one that is not rpmbuild's stdout, without log prefix: the message of a bare `error:`."""
-    following = _display_lines(_decode(block[end + 1 : end + 1 + MAX_LINE_BYTES]))
-    return next((line.strip() for line in following if not _STDOUT_LINE.match(line)), "")
-
-
-def _blocks(log: Path) -> Iterator[tuple[int, bytes]]:
-    """A log in blocks of whole lines, unless a line is longer than a block."""
-    start, rest = 0, b""
-    with contextlib.suppress(OSError), log.open("rb") as stream:
-        while True:
-            more = stream.read(BLOCK_BYTES)
-            block = rest + more
-            cut = block.rfind(b"\n") + 1 if more and len(rest) < BLOCK_BYTES else len(block)
-            yield start, block[:cut]
-            start, rest = start + cut, block[cut:]
-            if not more:
-                return
+    stop = min(len(block), end + 1 + LINE_LIMIT)
+    while (begin := end + 1) < stop:
+        end = block.find(b"\n", begin, stop)
+        end = stop if end < 0 else end
+        line = _display_lines(decode_line(block, begin, end))[0]
+        if not _STDOUT_LINE.match(line):
+            return line.strip()
+    return ""
 
 
 def _excerpt(log: Path, found: FoundError) -> str:

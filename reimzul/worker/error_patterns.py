@@ -23,6 +23,14 @@ class ErrorPattern:
     after: int = 10  #: lines after it that are shown
 
 
+def match_until(word: str) -> str:
+    """A pattern of a line's characters before `word`, for a pattern that begins with `word` anywhere in a line.
+
+    `.*` there would be quadratic: it would read the rest of the line again at every further `word`.
+    """
+    return rf"(?:(?!{word})[^\n])*"
+
+
 def _pattern(pattern: str, confidence: int = CAUSE, before: int = 3, after: int = 10) -> ErrorPattern:
     return ErrorPattern(re.compile(pattern), confidence, before, after)
 
@@ -63,7 +71,7 @@ BUILD_LOG = (
     # Configuring
     _pattern(r"^(?:configure|\S+/configure): error: |^configure\.(?:ac|in):\d+: error"),
     _pattern(r"^CMake Error(?: at |: )", after=14),
-    _pattern(r"^\S*meson\.build:\d+:\d+: ERROR: |^ERROR: .*(?:[Dd]ependency|[Pp]rogram).*not found"),
+    _pattern(r"^\S*meson\.build:\d+:\d+: ERROR: |^ERROR: (?=.*(?:[Dd]ependency|[Pp]rogram)).*not found"),
     _pattern(r"^(?:Could not find a package configuration file|Package .* was not found in the pkg-config)", LIKELY),
     _pattern(r"^Can't locate \S+ in @INC"),  # perl
     _pattern(
@@ -71,8 +79,9 @@ BUILD_LOG = (
     ),  # cargo
     # Linkers
     _pattern(r"undefined reference to |multiple definition of |undefined symbol: |: undefined reference$"),
-    _pattern(r"\bld(?:\.\w+)?: (?:cannot find |error: |.*: (?:file not recognized|cannot open))"),
-    _pattern(r"relocation R_\w+ against .* (?:can not be used|out of range)|relocation truncated to fit"),
+    _pattern(r"\bld(?:\.\w+)?: (?:cannot find |error: |(?:[^:]*: ){1,4}(?:file not recognized|cannot open))"),
+    _pattern(rf"relocation R_\w+ against {match_until('relocation R_')} (?:can not be used|out of range)"),
+    _pattern(r"relocation truncated to fit"),
     _pattern(r"collect2: error: ", CONSEQUENCE),
     # After all patterns that are more specific
     _pattern(
@@ -86,14 +95,14 @@ BUILD_LOG = (
     _pattern(r"^\s*\d+/\d+ Test +#\d+: .*\*\*\*", LIKELY),  # ctest
     _pattern(r"^The following tests FAILED:", CONSEQUENCE),
     _pattern(r"^\s*\d+/\d+ .*\b(?:FAIL|TIMEOUT|ERROR)\b +\d+\.\d+ ?s"),  # meson test
-    _pattern(r"^\s*#   Failed test|^not ok \d+(?!.*# (?:TODO|SKIP))"),  # TAP: perl, bats, node
+    _pattern(r"^\s*#   Failed test|^not ok \d+\b(?!.*# (?:TODO|SKIP))"),  # TAP: perl, bats, node
     _pattern(r"Dubious, test returned|^\S+\.t \.+ Failed", LIKELY),  # prove
     _pattern(r"^\s*--- FAIL: "),  # go test
     _pattern(r"^panic: |^thread '.*' panicked at", after=14),
     _pattern(r"^test \S+ \.\.\. FAILED", LIKELY),  # cargo test
     _pattern(r"^\[  FAILED  \] \S+ \(|^\S+:\d+: Failure$"),  # googletest
     _pattern(r"^\[ERROR\] .*(?:Tests run: |FAILURE!)", LIKELY),  # surefire
-    _pattern(r"Assertion [`'].*' failed|AssertionError\b", LIKELY),
+    _pattern(rf"Assertion [`']{match_until('Assertion ')}' failed|AssertionError\b", LIKELY),
     # Scripts, and the host
     _pattern(r"^\s*Traceback \(most recent call last\):", LIKELY, after=25),
     _pattern(r"^(?:\w+\.)*\w*(?:Error|Exception)(?:: |$)", CONSEQUENCE, before=12),
@@ -126,10 +135,10 @@ UNPROVIDED = (
     r"|(?:No Package found for|No match for argument:|Unable to find a match:) (\S.*)"
     r"|No provider of '([^'\n]+)' found"
     r"|^(?:\w+ \w+\.py:\d+:  ?)?Package '([^'\n]+)' not found"
-    r"|No package ([^\s'](?:[^\n]*\S)?) available"
+    rf"|No package ([^\s'](?:{match_until('No package ')}\S)?) available"
     r"|No package matches '([^'\n]+)'"
     r"|package (\S+) does not exist"
-    r"|requires '?([^'\n]+)'?, but this requirement cannot be provided"
+    r"|requires '?([^'\n]{1,300})'?, but this requirement cannot be provided"
     r"|No match for argument '([^'\n]+)' in repositories"
 )
 #: What they print when packages exist, but cannot be installed together, or not here. Each such line names them.

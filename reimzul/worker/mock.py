@@ -30,6 +30,7 @@ from reimzul.core.errors import ProgramNotFound, ReimzulError, TimedOut
 from reimzul.core.message import Phase
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
+from reimzul.worker.log_reader import read_end
 from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.mock_result import (
     STATE_LOG_BYTES,
@@ -37,10 +38,10 @@ from reimzul.worker.mock_result import (
     Fault,
     MockResult,
     classify,
-    read_end,
     rpmbuild_started,
 )
 from reimzul.worker.model import Leg
+from reimzul.worker.redaction import redact_credentials
 from reimzul.worker.roots import EXIT_ROOT_IN_USE, MockRoot, MockRoots, RootInUse, RootNotRemoved, slot_of
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Mock:
         """Run mock for a leg: the result and mock's exit code."""
         leg.results.mkdir(parents=True, exist_ok=True)
         folder = self.configs.render(leg.config)
-        shutil.copyfile(folder / "mock.cfg", leg.results / "mock.cfg")
+        _copy_config(folder / "mock.cfg", leg.results / "mock.cfg")
         try:
             result, code = self._build_in_free_root(leg, folder, cancel)
         except (ProgramNotFound, RootNotRemoved) as error:
@@ -139,8 +140,10 @@ class Mock:
                 grace=GRACE_SECONDS,
                 begun=functools.partial(self.roots.record_start, root),
             )
-        finally:
-            unpack_logs(leg.results)
+        except BaseException:
+            unpack_logs(leg.results)  # mock packs its logs at its end: there are hardly any
+            raise
+        unpack_logs(leg.results, cancel)
         return classify(code, leg.results), code
 
     def argv(self, leg: Leg, folder: Path, root: MockRoot) -> list[str]:
@@ -178,6 +181,17 @@ class Mock:
 def write_root_note(root: MockRoot, folder: Path) -> None:
     """Record a root before mock starts, for the worker that finds the folder after a crash."""
     (folder / ROOT_NOTE).write_text(json.dumps(attr.asdict(root)), encoding="utf-8")
+
+
+def _copy_config(config: Path, copy: Path) -> None:
+    """Copy a rendered configuration without its credentials: the copy is published with the logs."""
+    content, encoding = config.read_bytes(), "utf-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        encoding = "latin-1"  # which has a character for each byte
+        text = content.decode(encoding)
+    copy.write_bytes(redact_credentials(text).encode(encoding))
 
 
 # --- the logs in a result folder --------------------------------------------------------------------------------------
@@ -223,22 +237,25 @@ def complete_logs(results: Path) -> None:
     stderr = results / "stderr"
     for name in REQUIRED_LOGS:
         if not (results / name).exists():
-            (results / name).write_bytes(stderr.read_bytes() if stderr.exists() else b"")
+            if stderr.exists():
+                shutil.copyfile(stderr, results / name)
+            else:
+                (results / name).touch()
     for name in ("stdout", "stderr"):
         if (results / name).exists() and not (results / name).stat().st_size:
             (results / name).unlink()
 
 
-def unpack_logs(results: Path) -> None:
+def unpack_logs(results: Path, cancel: CancelToken | None = None) -> None:
     """Unpack the logs that mock's compress_logs plugin packed, so that everything after reads plain text.
 
-    A damaged log is unpacked as far as possible. Raises `OSError` where the disk is full.
+    A damaged log is unpacked as far as possible. Raises `OSError` where the disk is full, and what `cancel` raises.
     """
     for packed in sorted(results.iterdir()) if results.is_dir() else ():
         unpacker = _UNPACKERS.get(packed.suffix)
         if unpacker is not None and packed.stem.endswith(".log") and packed.is_file():
             unpacked = packed.with_suffix(".unpacked")
-            _unpack(unpacker, packed, unpacked)
+            _unpack(unpacker, packed, unpacked, cancel or CancelToken())
             _merge(unpacked, packed.with_suffix(""))
 
 
@@ -256,12 +273,16 @@ def _merge(unpacked: Path, plain: Path) -> None:
     unpacked.replace(plain)
 
 
-def _unpack(unpacker: Callable[[Path], Any], packed: Path, unpacked: Path) -> None:
+def _unpack(unpacker: Callable[[Path], Any], packed: Path, unpacked: Path, cancel: CancelToken) -> None:
     """Unpack as much as possible; the packer may have been ended in the middle."""
     with unpacker(packed) as source, unpacked.open("wb") as stream:
         try:
             while body := source.read1(1 << 16):
                 stream.write(body)
+                cancel.raise_if_cancelled()
+        except ReimzulError:  # the build ends: the packed log is kept
+            unpacked.unlink()
+            raise
         except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's; those of damaged data have none
                 raise

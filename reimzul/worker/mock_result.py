@@ -20,10 +20,9 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.mock_exit_codes import HOST_FAULT_CODES
-from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD
+from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD, match_until
+from reimzul.worker.log_reader import cut_lines, read_end
 
-#: Characters of a line that are read: patterns stay fast whatever a line holds.
-LINE_LIMIT_CHARS = 4_000
 #: Bytes of a state.log that are read: they have some 2 kB.
 STATE_LOG_BYTES = 64 * 1024
 TIMEOUT_REASON = "it took longer than a build may (build_timeout)"
@@ -51,10 +50,12 @@ _RPM_ERROR = re.compile(r"^error:[ \t]*(?:\n[ \t]*){0,2}(\S[^\n]*)", re.MULTILIN
 #: mock's own errors on stderr; the first one only names the package and the configuration.
 _MOCK_ERROR = re.compile(r"^ERROR: (?!Exception\()", re.MULTILINE)
 #: The call of rpmbuild that rebuilds the source rpm, as the logs have it; the program is a setting of mock's.
-_SOURCE_CALL = re.compile(r"Executing command: [^\n]*?[ ']-bs[ ']")
+_SOURCE_CALL = re.compile(rf"Executing command: {match_until('Executing command: ')}[ ']-bs[ ']")
 #: Errors of mock, or of an old rpm, about a spec or a source, which have no `error:`.
 _BAD_SOURCE = re.compile(
-    r"^[ \t]*((?:Bad (?:source|file)|[^\n]*No such file)[^\n]*(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)", re.MULTILINE
+    rf"^[ \t]*((?=[^ \t\n])(?:Bad (?:source|file)|{match_until('No such file')}No such file)[^\n]*"
+    r"(?:/SOURCES/|/SPECS/|\.spec\b)[^\n]*)",
+    re.MULTILINE,
 )
 #: rpm's errors about the host or the root, whatever spec is read; `line 3: …` is always about the spec.
 _ROOT_ERROR = re.compile(
@@ -62,6 +63,11 @@ _ROOT_ERROR = re.compile(
     r"|^Failed to initialize |[Rr]ead-only file system|Input/output error|No space left"
     r"|Cannot allocate memory|Too many open files|Disk quota|[Cc]ould(?: not|n't) (?:exec|fork)|open temp file)"
 )
+_DENIED = re.compile(r"Permission denied|Operation not permitted")
+#: An error about a file of the package.
+_OWN_FILE = re.compile(r"/SOURCES/|/SPECS/|\.spec\b")
+_TARGET_OUTPUT = re.compile(rf"{TARGET_LINE}(?:\n|\Z)")
+_FAILED_STEP = re.compile(r"Bad exit status from \S+ \((%\w+)\)")
 _NO_SPACE = re.compile(r"At least \S+ more space needed on the \S+ filesystem|No space left on device")
 #: Lines of build.log, before rpmbuild's summary, that belong to the step that failed. Earlier ones may be those of a
 #: test that writes to /dev/full.
@@ -226,8 +232,7 @@ def _classify_source_rebuild(results: Path) -> MockResult:
 
 
 def _blames_root(error: str) -> bool:
-    is_denied = re.search(r"Permission denied|Operation not permitted", error)
-    return bool(_ROOT_ERROR.search(error) or (is_denied and not re.search(r"/SOURCES/|/SPECS/|\.spec\b", error)))
+    return bool(_ROOT_ERROR.search(error) or (_DENIED.search(error) and not _OWN_FILE.search(error)))
 
 
 def _source_rebuild_output(log: str) -> str:
@@ -237,7 +242,7 @@ def _source_rebuild_output(log: str) -> str:
     lines = lines[calls[-1] + 1 :] if calls else []
     ends = [number for number, line in enumerate(lines) if line.startswith("Child return code was")]
     output = "".join(f"{line}\n" for line in (lines[: ends[0]] if ends else lines))
-    return re.sub(rf"{TARGET_LINE}\n", "", output)
+    return _TARGET_OUTPUT.sub("", output)
 
 
 def _last_mock_error(stderr: str) -> str:
@@ -255,7 +260,7 @@ def _last_mock_error(stderr: str) -> str:
 
 def _failed_step(build_log: str) -> str:
     """The section or check at which rpmbuild failed; empty where that is not known."""
-    if found := re.search(r"Bad exit status from \S+ \((%\w+)\)", build_log):
+    if found := _FAILED_STEP.search(build_log):
         return f"{found.group(1)} failed"
     return _find_reason(_RPMBUILD_REASONS, build_log)
 
@@ -280,18 +285,7 @@ def _log_or_stderr(results: Path, name: str) -> str:
 
 
 def _read_log(path: Path) -> str:
-    """The end of a log, its lines cut."""
-    return "\n".join(line[:LINE_LIMIT_CHARS] for line in read_end(path, 4_000_000).split("\n"))
-
-
-def read_end(path: Path, limit: int) -> str:
-    """The last `limit` bytes of a log, whatever its encoding; empty where it is missing."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - limit))
-            return stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    return read_end(path, 4_000_000)
 
 
 # --- failed downloads from repositories, as dnf 4, dnf5, yum and zypper print them ------------------------------------
@@ -327,9 +321,14 @@ class _FailedFetch:
     url: str = ""
 
 
-_COMMAND = re.compile(r"Executing command: .*bin/(?:dnf|yum|microdnf|tdnf|zypper)[\w.-]*'")
+_COMMAND = re.compile(
+    rf"Executing command: {match_until('Executing command: ')}bin/(?:dnf|yum|microdnf|tdnf|zypper)[\w.-]*'"
+)
 #: librepo's messages: an HTTP or FTP status with its URL, or a number of curl's, mostly with a URL.
-_CODED_FETCH = re.compile(r"Status code: (\d{3}) for (\S+)|Curl error \((\d+)\): (?:.*? for ([a-z]+:/\S*))?")
+_CODED_FETCH = re.compile(
+    r"Status code: (\d{3}) for (\S+)"
+    rf"|Curl error \((\d+)\): (?:{match_until('Curl error ')}? for ([a-z]+:/\S*))?"
+)
 #: Status codes of HTTP and FTP, and curl's error numbers, for a file that the server does not have.
 _MISSING_CODES = ("404", "410", "550", "37", "78")
 _YUM_FETCH = re.compile(r"^([a-z]+:/\S*): \[Errno -?\d+\] (.*)")
@@ -354,16 +353,17 @@ _SKIPPED = re.compile(
 )
 _DNF5_EXHAUSTED = re.compile(r"^\s*>>> No more mirrors to try")
 _FATAL = re.compile(
-    r"\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*"
-    r"|Cannot retrieve .*|failure: \S+ from .*\[Errno 256\].*|Failed to retrieve new repository metadata.*"
+    r"(?<!\S)\S+: Cannot download, .*|Cannot download .*|Could not resolve host.*|Cannot find a valid baseurl .*"
+    r"|Cannot retrieve .*|"
+    rf"failure: \S+ from {match_until('failure: ')}\[Errno 256\].*|Failed to retrieve new repository metadata.*"
 )
 
 
 def read_failures(log: str) -> list[RepoFailure]:
     """The failed downloads in a root.log, without those that a later call of the package manager repeated."""
     reader = _FailureReader()
-    for line in log.splitlines():
-        reader.read_line(_PREFIX.sub("", line[:LINE_LIMIT_CHARS]))
+    for line in cut_lines(log).splitlines():
+        reader.read_line(_PREFIX.sub("", line))
     return reader.failures
 
 

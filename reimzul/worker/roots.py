@@ -35,8 +35,9 @@ from reimzul.core.fs import file_lock, write_atomic
 from reimzul.core.mock_config import SITE_DEFAULTS, Renderer
 from reimzul.core.process import output_of, run
 from reimzul.core.retry import CancelToken
+from reimzul.worker.log_reader import read_end
 from reimzul.worker.mock_config import MockConfigRepo, digest_rendered
-from reimzul.worker.mock_result import STATE_LOG_BYTES, read_end
+from reimzul.worker.mock_result import STATE_LOG_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from reimzul.core.process import run
 from reimzul.core.retry import Backoff, CancelToken, LogThrottle
 from reimzul.core.rpm_header import read_header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.worker.mock_result import Fault, MockResult, read_end
+from reimzul.worker.log_reader import read_end
+from reimzul.worker.mock_result import Fault, MockResult
 from reimzul.worker.model import Leg
 
 log = logging.getLogger(__name__)

@@ -171,3 +171,24 @@ def test_a_python_without_the_bindings_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "rpm", None)
     with pytest.raises(ProgramNotFound, match="install python3-rpm"):
         import_rpm()
+
+
+# --- headers that rpm reads, and that no rpmbuild makes
+
+
+GOOD = {"name": "hello", "version": "1", "release": "1", "arch": "x86_64"}
+
+
+def test_a_forged_header_with_all_fields_is_read(tmp_path: Path) -> None:
+    assert read_source_header(srpms.forge_srpm(tmp_path / "f.src.rpm", GOOD)).nevra == "hello-1-1.src"
+
+
+@pytest.mark.parametrize("field", GOOD)
+@pytest.mark.parametrize("value", [None, "", "../x", "-x", "a\u202eb", "a b", "(none)", "x" * 300])
+def test_a_header_without_a_name_or_with_a_bad_one_is_refused(tmp_path: Path, field: str, value: str | None) -> None:
+    fields = {**GOOD, field: value} if value is not None else {k: v for k, v in GOOD.items() if k != field}
+    if (field, value) in (("release", "-x"),):  # 1--x is a name, if an odd one
+        return
+    said = refusal(srpms.forge_srpm(tmp_path / "f.src.rpm", {key: str(given) for key, given in fields.items()}))
+    assert said.startswith("its header cannot be used: ")
+    assert f"it has no {field}" in said or value

@@ -130,6 +130,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "renamed": renamed,
         "garbage": garbage,
         "empty": empty,
+        "nameless": srpms.forge_srpm(
+            folder / "nameless-1-1.src.rpm", {"version": "1", "release": "1", "arch": "noarch"}
+        ),
+        "archless": srpms.forge_srpm(
+            folder / "archless-1-1.src.rpm", {"name": "a", "version": "1", "release": "1", "arch": "../x"}
+        ),
     }
 
 
@@ -410,6 +416,8 @@ def assert_refused(controller: Controller, ended: Ended, *words: str) -> None:
         ("renamed", "a binary rpm (plain-1.0-1.noarch), not a source rpm"),
         ("garbage", "not an rpm package"),
         ("empty", "not an rpm package"),
+        ("nameless", "its header cannot be used: it has no name"),
+        ("archless", "its header cannot be used: '../x' is not an arch"),
     ],
 )
 def test_a_file_that_is_no_source_rpm(controller: Controller, made: dict[str, Path], file: str, said: str) -> None:

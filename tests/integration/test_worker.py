@@ -22,6 +22,7 @@ from reimzul.core import control
 from reimzul.core.beanstalk import PRIORITY_NOW, Broker, arch_tube, cancel_tube, heartbeat_tube
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import BuildRequest, FailedAttempt
+from tests import srpms
 from tests.builder import Ears, Host, processes, put, request, settled
 from tests.conftest import Beanstalkd
 from tests.scripted import SAMPLES
@@ -239,6 +240,7 @@ def test_a_configuration_of_one_package_comes_first(host: Host, broker: Broker, 
         ({"srpm": "absent-1-1.src.rpm"}, "absent-1-1.src.rpm is not in incoming/ (HTTP 404)"),
         ({"srpm": "binary-1-1.src.rpm"}, "binary-1-1.src.rpm: a binary rpm (plain-1.0-1.noarch), not a source rpm"),
         ({"srpm": "noise-1-1.src.rpm"}, "noise-1-1.src.rpm: not an rpm package"),
+        ({"srpm": "nameless-1-1.src.rpm"}, "nameless-1-1.src.rpm: its header cannot be used: it has no name"),
         ({"srpm_sha256": "0" * 64}, "hello-1.0-1.src.rpm in incoming/ is not the file that was submitted"),
         ({"target": "c10.x86_64"}, "mock has no configuration for c10.x86_64"),
     ],
@@ -248,6 +250,7 @@ def test_what_nobody_can_build_fails_with_a_log(
 ) -> None:
     (host.incoming / "binary-1-1.src.rpm").write_bytes(packages["plain.noarch"].read_bytes())
     (host.incoming / "noise-1-1.src.rpm").write_bytes(os.urandom(5000))
+    srpms.forge_srpm(host.incoming / "nameless-1-1.src.rpm", {"version": "1", "release": "1", "arch": "noarch"})
     host.start()
     wanted = request(**change)
     put(broker, wanted)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from typing import Any, Callable
 
 import pytest
@@ -238,3 +240,26 @@ def test_what_is_shown_is_short_and_plain(value: Any) -> None:
 
 def test_now_is_a_timestamp() -> None:
     assert validators.timestamp(validators.now_timestamp())
+
+
+def test_no_character_that_is_invisible_or_turns_text_around_passes_in_any_text() -> None:
+    """Every field for people, and `make_printable`, which what is printed of a log goes through."""
+    hidden = [
+        letter
+        for letter in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in "\t\n"
+    ]
+    assert len(hidden) > 2000
+    for letter in hidden:
+        assert validators.make_printable(f"a{letter}b") == "a?b", ascii(letter)
+        assert validators.text(9)(f"a{letter}b") == "a?b", ascii(letter)
+        assert validators.line(9)(f"a{letter}b") in ("a?b", "a b"), ascii(letter)
+        with pytest.raises(ValueError, match="cannot be shown"):
+            validators.submitter(f"a{letter}b")
+        with pytest.raises(ValueError, match="is not a name"):
+            validators.name(f"a{letter}b")
+
+
+def test_what_is_readable_stays_as_it_is() -> None:
+    readable = "J\xf6rg \u05e9\u05dc\u05d5\u05dd \u65e5\u672c \U0001f600 e\u0301\tx\n"
+    assert validators.text(99)(readable) == validators.make_printable(readable) == readable

@@ -11,7 +11,8 @@ import attr
 import pytest
 
 from reimzul.admin import logs as module
-from reimzul.admin.logs import LogFollower, NoLog
+from reimzul.admin.logs import LogFollower, LogOutput, NoLog
+from reimzul.admin.output import print_result, print_table
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord, HistoryUnavailable
 from reimzul.history.build_record import RecordedAttempt
@@ -139,3 +140,18 @@ def test_a_log_followed_from_live_into_a_packed_one_is_printed_once(
     assert printed.body == LONG
     unpacker = module._GzipLog(len(LONG) // 2)
     assert unpacker.unpack(gzip.compress(LONG)) == LONG[len(LONG) // 2 :]
+
+
+def test_a_log_on_a_terminal_neither_controls_it_nor_turns_text_around(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    LogOutput().write("a\x1b[2Jb\u202ec\u2066d\u200fe\u061cf\n".encode())
+    assert capsys.readouterr().out == "a?[2Jb?c?d?e?f\n"
+
+
+def test_a_table_and_a_result_turn_no_text_around(capsys: pytest.CaptureFixture[str]) -> None:
+    """The history of a farm may have texts from before such characters were refused."""
+    print_table(["A"], [["a\u202eb"]])
+    print_result(None, ["c\u2066d"], False)
+    assert capsys.readouterr().out == "a?b\nc?d\n"

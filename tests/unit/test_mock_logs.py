@@ -13,6 +13,8 @@ from typing import Callable
 
 import pytest
 
+from reimzul.core.errors import ShutdownRequested
+from reimzul.core.retry import CancelToken
 from reimzul.worker.error_extractor import find_first_error
 from reimzul.worker.mock import BuildStalled, StallDetector, read_state_log, unpack_logs
 from reimzul.worker.mock_result import classify
@@ -51,6 +53,19 @@ def test_a_damaged_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert (tmp_path / "build.log").read_bytes().startswith(b"line\n")
     assert (tmp_path / "root.log").read_bytes() == b""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.log", "root.log"]
+
+
+def test_a_worker_that_is_ended_unpacks_no_further(tmp_path: Path) -> None:
+    path = tmp_path / "build.log.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 22)))
+
+    def check() -> None:
+        assert (tmp_path / "build.log.unpacked").exists()
+        raise ShutdownRequested("the daemon is stopping")
+
+    with pytest.raises(ShutdownRequested):
+        unpack_logs(tmp_path, CancelToken(check))
+    assert [each.name for each in tmp_path.iterdir()] == ["build.log.gz"]
 
 
 def test_a_log_that_was_being_packed_stays_whole(tmp_path: Path) -> None:
