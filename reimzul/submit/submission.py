@@ -27,7 +27,7 @@ from urllib.parse import quote, unquote
 
 import attr
 
-from reimzul.core import validators
+from reimzul.core import fs, validators
 from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
@@ -220,6 +220,7 @@ def _copy_in(path: Path, place: Path) -> Source:
             copied = False
     finally:
         os.unlink(copy)
+    fs.sync(place.parent)  # the request that is put next needs the file after a power cut too
     return Source(name=place.name, sha256=digest, copied=copied)
 
 
