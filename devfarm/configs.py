@@ -57,7 +57,7 @@ def _render_nginx(plan: Plan) -> str:
     ):
         changes = {"127.0.0.1:80;": f"{ADDRESS}:{plan.plain(service)};", f"/srv/reimzul/{folder.name}/": f"{folder}/"}
         # a path may have a space
-        servers += re.sub(r"alias (.*?);", r'alias "\1";', _adapt(f"nginx-{host}.conf", changes))
+        servers += re.sub(r"(alias |disable_symlinks on )(.*?);", r'\1"\2";', _adapt(f"nginx-{host}.conf", changes))
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = " ".join(f"{kind}_temp_path tmp/nginx-{kind};" for kind in kinds)
     return f"""\

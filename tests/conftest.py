@@ -47,6 +47,13 @@ def internet() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def own_network() -> Iterator[None]:
+    """For a test of such a module that connects to the session's beanstalkd."""
+    with _NETWORKS.own():
+        yield
+
+
 def free_port() -> int:
     """A port of the loopback nobody listens on now."""
     with socket.socket() as probe:
@@ -91,7 +98,8 @@ class Beanstalkd:
 def beanstalkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beanstalkd]:
     """One for the whole session."""
     server = Beanstalkd(tmp_path_factory.mktemp("binlog"))
-    server.start()
+    with _NETWORKS.own():  # whichever module is the first to ask for it
+        server.start()
     yield server
     server.kill()
 

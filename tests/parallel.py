@@ -28,29 +28,38 @@ class Networks:
     """The network this process was started in, and its own."""
 
     def __init__(self) -> None:
-        self._first = self._own = -1
+        self._first = self._own = self._current = -1
 
     def enter_own(self) -> None:
         """Move into a network of loopback alone; without the right to make one, stay: ports then rarely clash."""
-        self._first = os.open(_NETWORK, os.O_RDONLY)
+        first = os.open(_NETWORK, os.O_RDONLY)
         if _libc.unshare(_CLONE_NEWNET):
-            self._first = -1
+            os.close(first)
             return
-        self._own = os.open(_NETWORK, os.O_RDONLY)
+        self._first, self._own = first, os.open(_NETWORK, os.O_RDONLY)
+        self._current = self._own
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
-    @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
+    def first(self) -> contextlib.AbstractContextManager[None]:
         """Within it, the network this process was started in, which may reach the internet."""
-        self._switch_to(self._first)
+        return self._within(self._first)
+
+    def own(self) -> contextlib.AbstractContextManager[None]:
+        return self._within(self._own)
+
+    @contextlib.contextmanager
+    def _within(self, network: int) -> Iterator[None]:
+        before = self._current
+        self._switch_to(network)
         try:
             yield
         finally:
-            self._switch_to(self._own)
+            self._switch_to(before)
 
     def _switch_to(self, network: int) -> None:
-        if network >= 0 and _libc.setns(network, _CLONE_NEWNET):
+        if network != self._current and _libc.setns(network, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
+        self._current = network
 
 
 def group_by_file(items: list[pytest.Item]) -> None:

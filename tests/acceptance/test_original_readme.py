@@ -185,7 +185,7 @@ def test_a_unit_starts_an_installed_program(machine: PrivateMachine, unit: str) 
 
 
 def test_a_source_rpm_is_submitted_to_several_arches(
-    machine: PrivateMachine, beanstalkd: Beanstalkd, broker: Broker, tmp_path: Path
+    own_network: None, machine: PrivateMachine, beanstalkd: Beanstalkd, broker: Broker, tmp_path: Path
 ) -> None:
     spec = compiled("time", version="1.7").replace("Release: 1%{?dist}", "Release: 45.el7")
     made = make_srpm(tmp_path, "time", spec)
