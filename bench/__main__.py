@@ -19,6 +19,7 @@ ALL: dict[str, tuple[str, ...]] = {
     "notify": (),
     "recovery": (),
     "large": (),
+    "publish": (),
     "live": (),
     "builders": (),
     "admin": (),

@@ -256,7 +256,7 @@ _VOLATILE = (
     (r"\.cfg [0-9a-f]{12}\b", ".cfg COMMIT"),
     (r"rpm-tmp\.\w+", "rpm-tmp"),
     (r"\bspare\d+\b", "SLOT"),
-    (r"\b(?=[0-9a-f]*\d)[0-9a-f]{8}\b", "ID"),
+    (r"\b[0-9a-f]{8}\b", "ID"),
     (r"\b\d+ (?:d \d+ h|h \d+ min|min \d+ s)\b", "SPAN"),
     (r"\b\d+(?:\.\d)? s\b", "SPAN"),
     (r"\b[\d.]+ (?:bytes|[KMGT]iB)", "SIZE"),
