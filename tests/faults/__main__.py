@@ -27,8 +27,8 @@ _CI_FIRST, _CI_MESSAGES = 7000, 1000
 @click.command("faults")
 @click.option("--kind", "names", multiple=True, type=click.Choice([*KINDS]), help="Only these kinds.")
 @click.option("--trials", type=int, help="How many in all; 40 when left out, or 10 of each kind that is asked for.")
-@click.option("--seed", type=int, help="The seed of one trial, to be made again; needs --kind.")
-@click.option("--first", type=int, help="The first trial's seed, those after it count on; by the clock when left out.")
+@click.option("--seed", type=int, help="With one --kind alone: make that trial again. Else the first trial's seed.")
+@click.option("--first", type=int, help="The first trial's seed; those after it count on. By the clock when left out.")
 @click.option("--jobs", default=2, show_default=True, help="How many farms side by side.")
 @click.option("--messages", default=10_000, show_default=True, help="How many hostile messages there are to be.")
 @click.option("--ci", is_flag=True, help="A fixed choice: one trial of each kind, and 1,000 hostile messages.")
@@ -47,18 +47,18 @@ def command(
 ) -> None:
     """Do bad things to a farm, one after another, and see that nothing is lost."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that farms and their folders go
-    if seed is not None and (len(names) != 1 or trials is not None):
-        raise click.UsageError("--seed makes one trial again: give its --kind beside it, and no --trials")
+    is_repeated = seed is not None and len(names) == 1 and trials is None
     kinds = [KINDS[name] for name in names] or [kind for kind in KINDS.values() if kind.weight]
     if plan is not None:
         room.enter()
         outcomes = list(Series(_read(plan), messages).run())
-    elif seed is not None:
-        outcomes = side_by_side([[(kind, seed)] for kind in kinds], messages)
+    elif seed is not None and is_repeated:
+        outcomes = side_by_side([[(kinds[0], seed)]], messages)
     elif ci:
         outcomes = side_by_side(shared_out(planned(kinds, len(kinds), _CI_FIRST), jobs), _CI_MESSAGES)
     else:
-        start = int(time.time()) % 1_000_000 if first is None else first
+        given = first if seed is None else seed
+        start = int(time.time()) % 1_000_000 if given is None else given
         outcomes = side_by_side(shared_out(planned(kinds, trials or _some(names), start), jobs), messages)
     if plan is None:
         click.echo(table(outcomes))
