@@ -81,7 +81,7 @@ def verify_upload(folder: Path, manifest: Manifest, request: RepogenRequest, can
         verify_checksum(folder / file.name, file, cancel)
         if file.is_rpm:
             try:
-                verify_nevra(folder / file.name, file)
+                verify_nevra(folder / file.name, file, manifest.pkgname)
                 if not manifest.request.scratch:
                     verify_texts(folder / file.name, file)
             except InputError as error:
@@ -126,10 +126,21 @@ def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
         os.fsync(stream.fileno())
 
 
-def verify_nevra(path: Path, file: File) -> None:
+def verify_nevra(path: Path, file: File, pkgname: str) -> None:
+    """Raise `InvalidUpload` if a package is not what its manifest, its file name and the build say."""
     nevra = read_header(path).nevra
     if nevra != file.nevra:
         raise InvalidUpload(f"{file.name} is {quoted(nevra)} instead of {quoted(file.nevra)}")
+    named = re.sub(r"\.nosrc\.rpm\Z", ".src.rpm", file.name)
+    if named != f"{_without_epoch(nevra)}.rpm":
+        raise InvalidUpload(f"{file.name} is {quoted(nevra)}: it must be called {_without_epoch(nevra)}.rpm")
+    if nevra.endswith(".src") and nevra.rsplit("-", 2)[0] != pkgname:
+        raise InvalidUpload(f"{file.name} is not the source rpm of {pkgname}")
+
+
+def _without_epoch(nevra: str) -> str:
+    """name-version-release.arch: rpmbuild leaves the epoch out of file names."""
+    return re.sub(r"-\d+:(?=[^-]*-[^-]*\Z)", "-", nevra)
 
 
 def verify_texts(path: Path, file: File) -> None:

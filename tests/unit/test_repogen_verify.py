@@ -165,6 +165,32 @@ def test_a_package_has_to_be_the_one_its_manifest_says(store: StorePaths, header
         held(store, asked)
 
 
+@pytest.mark.parametrize(
+    ("name", "nevra"),
+    [("hello-1-1.x86_64.rpm", "hello-1:1-1.x86_64"), ("hello-1-1.src.rpm", "hello-1-1.src"),
+     ("hello-1-1.nosrc.rpm", "hello-2:1-1.src"), ("lib-x-1-1.noarch.rpm", "lib-x-2:1-1.noarch")],
+)  # fmt: skip
+def test_a_file_is_named_as_rpmbuild_names_it(
+    store: StorePaths, headers: dict[str, str], name: str, nevra: str
+) -> None:
+    headers[name] = nevra
+    assert name in held(store, uploads.upload(store, {name: (b"package", nevra)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "nevra", "words"),
+    [("glibc-2.99-1.x86_64.rpm", "hello-1-1.x86_64", "it must be called hello-1-1.x86_64.rpm"),
+     ("hello-1-1.src.rpm", "hello-1-1.x86_64", "it must be called hello-1-1.x86_64.rpm"),
+     ("kernel-1-1.src.rpm", "kernel-1-1.src", "is not the source rpm of hello")],
+)  # fmt: skip
+def test_a_package_under_another_name_is_refused(
+    store: StorePaths, headers: dict[str, str], name: str, nevra: str, words: str
+) -> None:
+    headers[name] = nevra
+    with pytest.raises(InvalidUpload, match=words):
+        held(store, uploads.upload(store, {name: (b"package", nevra)}))
+
+
 def test_a_package_has_to_be_one(store: StorePaths, headers: dict[str, str]) -> None:
     asked = uploads.upload(store, RPM)
     headers["hello-1-1.x86_64.rpm"] = ""
