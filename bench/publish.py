@@ -17,7 +17,6 @@ import click
 
 from bench.report import Figure, progress, tell
 from reimzul.core import fs
-from reimzul.core.manifest import Manifest
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
@@ -31,15 +30,8 @@ _RUNS = 3
 
 def make_upload(store: StorePaths, count: int, size: int) -> RepogenRequest:
     """An upload of so many logs of so many bytes; packages would measure rpm, not the copy."""
-    names = {f"log-{number}.log": bytes([number % 251]) * size for number in range(count)}
-    before = dict(uploads.LOGS)
-    uploads.LOGS.clear()
-    uploads.LOGS.update(names)
-    try:
-        return uploads.upload(store, {}, status="Failed")
-    finally:
-        uploads.LOGS.clear()
-        uploads.LOGS.update(before)
+    logs = {f"log-{number}.log": (bytes([number % 251]) * size, "") for number in range(count)}
+    return uploads.upload(store, logs, status="Failed")
 
 
 def publish_copy(store: StorePaths, request: RepogenRequest) -> None:
@@ -50,7 +42,7 @@ def rename_in_place(store: StorePaths, request: RepogenRequest) -> None:
     """What repogen did before it copied: hash, sync and rename the upload itself."""
     spool = uploads.spool_of(store, request)
     manifest = read_upload(spool)
-    assert isinstance(manifest, Manifest)
+    assert manifest
     for file in manifest.files:
         verify_checksum(spool / file.name, file, CancelToken())
     fs.sync(spool)

@@ -28,7 +28,7 @@ from typing import Callable, cast
 
 import attr
 
-from reimzul.core.errors import InvalidMessage, ReimzulError, RetryLater
+from reimzul.core.errors import InvalidMessage, ReimzulError, RetryLater, translate_errors
 from reimzul.core.json_message import encode
 from reimzul.core.message import BuildEvent, Event, Status, decode_event
 from reimzul.core.pending import CORRUPT_PREFIX, count_pending
@@ -79,12 +79,10 @@ def write_transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-@contextlib.contextmanager
-def translating_errors(path: Path, fault: str = "the outbox cannot be used") -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        raise RetryLater(f"{path}: {fault}: {error}", pause=RETRY_SECONDS) from error
+def translating_errors(path: Path, fault: str = "the outbox cannot be used") -> contextlib.AbstractContextManager[None]:
+    return translate_errors(
+        {(OSError, sqlite3.Error): lambda error: RetryLater(f"{path}: {fault}: {error}", pause=RETRY_SECONDS)}
+    )
 
 
 @attr.frozen

@@ -92,17 +92,19 @@ class UploadCopier:
         """The names of an upload's files. rsync leaves those with a dot when a transfer is cut."""
         with os.scandir(source) as entries:
             for number, entry in enumerate(entries, 1):
-                if number > self.max_files:
-                    raise UnpublishablePackage(f"it has over {self.max_files} files ([repogen] max_upload_files)")
+                self._check_count(number)
                 if not entry.is_file(follow_symlinks=False):
                     raise InvalidUpload(f"{quoted(entry.name)} is no plain file")
         names = _plain_files(source)
         self._check_sizes(source, names)
         return names
 
-    def _check_sizes(self, source: int, names: list[str]) -> None:
-        if len(names) > self.max_files:
+    def _check_count(self, number: int) -> None:
+        if number > self.max_files:
             raise UnpublishablePackage(f"it has over {self.max_files} files ([repogen] max_upload_files)")
+
+    def _check_sizes(self, source: int, names: list[str]) -> None:
+        self._check_count(len(names))
         total = sum(os.stat(name, dir_fd=source, follow_symlinks=False).st_size for name in names)
         if total >> 20 > self.max_mib:
             raise UnpublishablePackage(f"it has {total >> 20} MiB, over {self.max_mib} ([repogen] max_upload_mib)")
@@ -165,7 +167,6 @@ def _open_file(folder: int, name: str) -> Iterator[int]:
         # A file of 20 GiB that takes no room would be hashed for minutes.
         if found.st_size and os.lseek(descriptor, 0, os.SEEK_HOLE) < found.st_size:
             raise InvalidUpload(f"{quoted(name)} has holes: it was not written as a whole")
-        os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import attr
 
-from reimzul.core.errors import InputError, ReimzulError, RetryLater
+from reimzul.core.errors import InputError, ReimzulError, RetryLater, translate_errors
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.worker.model import BuilderFault
 
@@ -218,10 +218,6 @@ def _download(url: str, checksum: str, path: Path, cancel: CancelToken) -> None:
         raise SourceUnavailable(f"{path.name} in incoming/ is not the file that was submitted (sha256 {found})")
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
     """Tell errors of this host's disk from those of the download."""
-    try:
-        yield
-    except OSError as error:
-        raise DownloadNotWritable(f"{path}: {error.strerror or error}") from error
+    return translate_errors({OSError: lambda error: DownloadNotWritable(f"{path}: {error.strerror or error}")})

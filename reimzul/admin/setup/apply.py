@@ -170,7 +170,7 @@ def write_files(system: System, work: SetupWork, options: ApplyOptions, lock: in
             output_of(diff.spec.then, timeout=COMMAND_TIMEOUT)
     files.save_checksums(system, work.diffs)
     for path in work.removed:
-        with files.translate_errors(path):
+        with files.translate_write_errors(path):
             system.resolve(path).unlink()
         options.print(f"removed {path}")
 

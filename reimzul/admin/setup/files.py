@@ -20,7 +20,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.errors import ConfigError, ReimzulError
+from reimzul.core.errors import ConfigError, ReimzulError, translate_errors
 from reimzul.core.fs import write_atomic
 
 #: Where systemd looks for units (systemd.unit(5)); the first is the administrator's.
@@ -163,7 +163,7 @@ def compare(system: System, specs: Iterable[FileSpec]) -> list[FileDiff]:
 def write(system: System, diff: FileDiff) -> str:
     """Write a file as its spec has it; returns the path of the backup, if one was made. Raises `ReimzulError`."""
     spec, backup = diff.spec, diff.backup_path
-    with translate_errors(spec.path):
+    with translate_write_errors(spec.path):
         if backup and system.resolve(backup).exists():
             backup = ""
         if backup:
@@ -177,7 +177,7 @@ def save_checksums(system: System, diffs: Iterable[FileDiff]) -> None:
     specs = [diff.spec for diff in diffs if not (diff.spec.secret or diff.spec.patched)]
     if specs:
         sums = {**_read_checksums(system), **{spec.path: _checksum(spec.text) for spec in specs}}
-        with translate_errors(CHECKSUMS_FILE):
+        with translate_write_errors(CHECKSUMS_FILE):
             _write_text(system, CHECKSUMS_FILE, json.dumps({"sha256": sums}, indent=2, sort_keys=True) + "\n")
 
 
@@ -215,9 +215,8 @@ def _owner_ids(system: System, diff: FileDiff) -> tuple[int, int]:
         raise ReimzulError(f"{spec.path}: there is no {missing}: install what makes it first") from None
 
 
-@contextlib.contextmanager
-def translate_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ReimzulError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+def translate_write_errors(path: str) -> contextlib.AbstractContextManager[None]:
+    """Name the file in the error of a failed write."""
+    return translate_errors(
+        {OSError: lambda error: ReimzulError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}")}
+    )
