@@ -177,8 +177,12 @@ class Ground:
             "compiled": srpms.make_srpm(incoming, "hello", srpms.compiled("hello")),
             "plain": srpms.make_srpm(incoming, "plain", srpms.noarch("plain")),
         }
-        binary = [srpms.make_rpm(folder, name, srpms.noarch(name)) for name in ("plain", "other")]
-        self.rpms = {ARCH: [*binary, self.sources["plain"]], FOLLOWER: binary[:1]}
+        self.binary_rpms = [srpms.make_rpm(folder, name, srpms.noarch(name)) for name in ("plain", "other")]
+
+    def plan(self, build: Build) -> dict[str, object]:
+        """What mock has to do about a build: its first leg gets the source rpm too."""
+        rpms = {ARCH: [*self.binary_rpms, self.sources[build.recipe.source]], FOLLOWER: self.binary_rpms[:1]}
+        return build.plan(rpms)
 
     def listen(self) -> None:
         """Hear all that is told by MQTT, from now on or again: mosquitto_sub ends when its broker is killed."""
@@ -194,7 +198,7 @@ class Ground:
 
     def submit(self, build: Build) -> None:
         """Queue a build by its door. Raises `ReimzulError` where it was not said to be queued."""
-        (self.home / "plans" / f"{build.disttag}.json").write_text(json.dumps(build.plan(self.rpms)))
+        (self.home / "plans" / f"{build.disttag}.json").write_text(json.dumps(self.plan(build)))
         {"submit": self._submit, "put": self._put, "original": self._put_as_the_original}[build.door](build)
         build.accepted = True
 

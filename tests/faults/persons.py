@@ -156,7 +156,7 @@ def break_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
 def _plan_canary(ground: Ground, recipe: Recipe) -> None:
     sample = Build(name="canary", recipe=recipe, target=TARGETS[0], seconds=(0.2,))
     plan = ground.home / "plans" / f"{sample.disttag}.json"
-    plan.write_text(json.dumps(sample.plan(ground.rpms)))
+    plan.write_text(json.dumps(sample.plan(dict.fromkeys((ARCH, FOLLOWER), ground.binary_rpms))))
 
 
 def _held(ground: Ground, host: str) -> bool | None:
