@@ -115,6 +115,10 @@ def _make_state_folder(name: str) -> Path:
         raise InputError(f"{HOME.absolute()}: {error.strerror}; --state names another place") from error
 
 
+def _disregard(number: int, frame: FrameType | None) -> None:
+    """Unlike SIG_IGN, a handler is not inherited: a part that is being started must still end at a signal."""
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first signal; later ones must not interrupt the clean-up."""
@@ -122,7 +126,7 @@ def _interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, _disregard)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in numbers}

@@ -404,6 +404,18 @@ def test_nothing_outlives_a_farm_killed_while_it_starts(tmp_path: Path, seed: in
         until(lambda: alive(str(state)) == [], GRACE_OF_ALL + GRACE, "every process has ended")
 
 
+def test_a_part_started_after_ctrl_c_can_still_be_ended() -> None:
+    parent = (
+        "import os, signal, subprocess, sys\nfrom devfarm.cli import _interruptible\n"
+        "with _interruptible():\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    finally:\n        signal.raise_signal(signal.SIGTERM)\n"  # does not interrupt the clean-up
+        "        subprocess.run([sys.executable, '-c', 'import signal; print(signal.getsignal(signal.SIGTERM))'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.strip() == str(signal.SIG_DFL), done.stderr
+
+
 @contextlib.contextmanager
 def started(state: Path) -> Iterator[subprocess.Popen[bytes]]:
     argv = [*DEVFARM, "up", "--state", str(state)]
