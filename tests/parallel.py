@@ -20,6 +20,8 @@ _CLONE_NEWNET = 0x40000000  # sched.h
 _NETWORK = "/proc/thread-self/ns/net"
 #: Tests of these folders share a fixture that takes seconds to make: a whole farm.
 _ONE_PROCESS = ("acceptance",)
+#: The one process of acceptance takes longest, so it begins at once; the others run the unit tests first, for a quick answer.
+_ORDER = ("acceptance", "unit", "integration")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,7 +65,8 @@ class Networks:
 
 
 def group_by_file(items: list[pytest.Item]) -> None:
-    """Mark tests that must share a process, for `--dist loadgroup`."""
+    """Mark tests that must share a process, for `--dist loadgroup`, and order them: see `_ORDER`."""
+    items.sort(key=lambda item: _ORDER.index(Path(item.path).parent.name))
     for item in items:
         path = Path(item.path)
         name = path.parent.name if path.parent.name in _ONE_PROCESS else path.stem
