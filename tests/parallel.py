@@ -20,7 +20,7 @@ _CLONE_NEWNET = 0x40000000  # sched.h
 _NETWORK = "/proc/thread-self/ns/net"
 #: Tests of these folders share a fixture that takes seconds to make: a whole farm.
 _ONE_PROCESS = ("acceptance",)
-#: The one process of acceptance takes longest, so it begins at once; the others run the unit tests first, for a quick answer.
+#: The one process of acceptance takes longest and begins at once; the others answer quickly by unit tests.
 _ORDER = ("acceptance", "unit", "integration")
 
 _libc = ctypes.CDLL(None, use_errno=True)
