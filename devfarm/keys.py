@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys for one run of a farm: a PSK for each host's stunnel, a CA with certificates for MQTT.
+"""Keys for one run of a farm: a PSK for each host's stunnel, a CA with certificates for MQTT, a key for events.
 
 They are made at every start and lie in a folder that only its owner can enter. A real farm has keys of its own.
 """
@@ -7,11 +7,13 @@ They are made at every start and lie in a folder that only its owner can enter. 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import attr
 
+from reimzul.core.event_signature import add_new_key
 from reimzul.core.process import output_of
 
 _DAYS = "30"
@@ -34,6 +36,11 @@ class Keys:
         """The PSKs of all hosts, for the side that accepts."""
         return self.folder / "psk-all.txt"
 
+    @property
+    def events(self) -> Path:
+        """The key by which repogen signs events and the notifier verifies them."""
+        return self.folder / "event-keys"
+
     def psk(self, host: str) -> Path:
         """The PSK of one host, for the side that connects."""
         return self.folder / f"psk-{host}.txt"
@@ -51,6 +58,9 @@ def make_keys(folder: Path, hosts: Iterable[str], server: str, clients: Iterable
     folder.mkdir(mode=0o700, exist_ok=True)
     keys = Keys(folder)
     psks = {host: f"{host}:{secrets.token_hex(32)}\n" for host in hosts}
+    if not keys.events.exists():  # events of an earlier start may still wait to be verified
+        keys.events.touch(mode=0o600)
+        keys.events.write_text("".join(f"{key.to_line()}\n" for key in add_new_key([], time.time(), days=0)))
     for path, text in [(keys.all_psks, "".join(psks.values())), *((keys.psk(host), psks[host]) for host in psks)]:
         path.touch(mode=0o600)
         path.write_text(text)
