@@ -12,8 +12,9 @@ import attr
 import click
 
 from reimzul.admin.output import print_json
-from reimzul.admin.setup import ini, mqtt, prompts, psk, roles
+from reimzul.admin.setup import event_keys, ini, mqtt, prompts, psk, roles
 from reimzul.admin.setup.apply import ApplyOptions, prepare, require_consent, run_steps, show, write_files
+from reimzul.admin.setup.event_keys import EventKeyChange
 from reimzul.admin.setup.host import RootNeeded, Step, System
 from reimzul.admin.setup.lock import PendingUnits, lock_setup
 from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
@@ -51,6 +52,9 @@ def _key_options(function: F) -> F:
         click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
         click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
         click.option("--new-key", is_flag=True, help="With --add-…: replace the key of a host that has one."),
+        click.option(
+            "--new-event-key", is_flag=True, help="Replace the key that signs events: controller, then bstore."
+        ),
         click.option("--list", "list_keys", is_flag=True, help="List the hosts that have a key here."),
         click.option("--psk-file", metavar="FILE", help="Read keys made elsewhere, a line name:hex each; - is stdin."),
         # of the versions that let workers of the original upload; accepted until 0.3
@@ -105,6 +109,8 @@ def controller(
         setup.print_owners()
         return
     result, own = setup.change_controller_keys(add_bstore)
+    change = setup.change_event_keys(add_bstore in result.made)
+    result = attr.evolve(result, made={**result.made, **({event_keys.OWNER: change.made} if change.made else {})})
     store = setup.find_bstore(bstore, add_bstore)
     names = {
         "CONTROLLER": prompts.parse_host(controller or local_hostname()),
@@ -113,9 +119,10 @@ def controller(
     if bstore and not (own.keys or setup.given["add_builder"]):
         raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
     more = {"own_key": psk.format_own_key(own.keys), "hosts": {"BSTORE": store} if own.keys and store else {}}
+    more["event_keys"] = change.text
     if setup.only_keys and not (with_mqtt or mqtt_listen):
         options = setup.role_options(result, **more)
-        setup.carry_out(roles.plan_keys(setup.system, options, new_own_key=own.changed), result)
+        setup.carry_out(roles.plan_keys("controller", setup.system, options, new_own_key=own.changed), result)
     else:
         listen = prompts.parse_host(mqtt_listen) if mqtt_listen else None
         more.update(mqtt.role_options(setup.system, with_mqtt, listen, controller, setup.settings))
@@ -149,15 +156,16 @@ def bstore(
         setup.print_owners()
         return
     result, system = setup.change_bstore_keys(), setup.system
+    change = event_keys.change_on_bstore(setup.event_key)
     if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.has_own()):
-        setup.carry_out(roles.plan_keys(system, setup.role_options(result)), result)
+        setup.carry_out(roles.plan_keys("bstore", system, setup.role_options(result, event_keys=change.text)), result)
         return
     prompter = prompts.Prompter()
     hosts = {"CONTROLLER": setup.ask_host(prompter, controller, "CONTROLLER")}
     own = setup.choose_own_key(prompter, name)
     prompter.raise_if_missing()
     options = setup.role_options(
-        result, hosts=hosts, own_key=own,
+        result, hosts=hosts, own_key=own, event_keys=change.text,
         public_port=roles.current_public_port(system) if public_port is None else public_port,
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
     )  # fmt: skip
@@ -231,10 +239,10 @@ class _SetupRun:
         present, self.hosts = roles.current_role(self.system)
         if present not in ("", role):
             raise InputError(f"this host is set up as {present} ({roles.TUNNELS}): a host has one role")
-        changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke"))
+        changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke", "new_event_key"))
         self.only_keys = bool(present) and changes_keys and not self.settings
         _refuse_contradictions(role, changes_keys, dry_run=dry_run, as_json=as_json, psk_file=psk_file, **given)
-        self.keys = prompts.read_key_file(psk_file)
+        self.keys, self.event_key = prompts.read_key_file(psk_file)
         to_stderr = changes_keys and role == "controller"
         self.options = ApplyOptions(dry_run=dry_run, yes=yes, as_json=as_json, to_stderr=to_stderr)
 
@@ -249,11 +257,14 @@ class _SetupRun:
     def change_bstore_keys(self) -> KeyResult:
         """The keys that bstore accepts: with the builders' changes, and the controller's key if it was given."""
         add = self.given["add_builder"]
-        if self.keys is None and (add or self.system.text(roles.OWN_KEY) is None):
+        is_needed = add or self.given["new_event_key"]
+        if self.keys is None and (is_needed or self.system.text(roles.OWN_KEY) is None):
             if prompts.has_terminal():
-                self.keys = prompts.read_key_file("-")
-            elif add:
+                self.keys, self.event_key = prompts.read_key_file("-")
+            elif is_needed:
                 raise prompts.MissingAnswer("missing, and there is no terminal to ask on: --psk-file FILE")
+        if self.given["new_event_key"] and self.event_key is None:
+            raise InputError("there is no line events:number:hex among the keys given: the controller makes it")
         taken = (CONTROLLER,) if CONTROLLER in (self.keys or ()) else ()
         changes = attr.evolve(self._key_changes(add), taken=taken)
         return psk.apply_key_changes(changes, roles.current_accepted_keys(self.system))
@@ -264,6 +275,11 @@ class _SetupRun:
         own = psk.parse_keys(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
         theirs, ours = psk.apply_controller_changes(changes, bstore, roles.current_accepted_keys(self.system), own)
         return attr.evolve(theirs, made={**theirs.made, **ours.made}), ours
+
+    def change_event_keys(self, bstore_is_new: bool) -> EventKeyChange:
+        """The controller's keys of events: bstore gets one with its own key, or with --new-event-key."""
+        wanted = bstore_is_new or self.given["new_event_key"]
+        return event_keys.change_on_controller(self.system.text(event_keys.PATH) or "", self.event_key, wanted)
 
     def _key_changes(self, add: Sequence[str]) -> KeyChanges:
         names = tuple(map(psk.parse_name, add))
@@ -282,8 +298,9 @@ class _SetupRun:
     def role_options(self, result: KeyResult, **more: Any) -> RoleOptions:
         """The options of a host that accepts keys."""
         accepted = psk.format_keys(result.keys)
+        settings = {**more.pop("settings", self.settings), **(event_keys.SETTINGS if more.get("event_keys") else {})}
         return RoleOptions(
-            **{"accepted": accepted, "revoked": result.revoked, "settings": self.settings, **more}
+            **{"accepted": accepted, "revoked": result.revoked, "settings": settings, **more}
         )  # fmt: skip
 
     def ask_host(self, prompter: prompts.Prompter, given: str | None, which: str) -> str:
@@ -298,7 +315,8 @@ class _SetupRun:
         own = {owner: secret for owner, secret in (self.keys or {}).items() if owner not in others}
         present = self.system.text(roles.OWN_KEY)
         if not own and present is None and self.keys is None and prompts.has_terminal():
-            own = prompts.read_key_file("-") or {}
+            self.keys, self.event_key = prompts.read_key_file("-")
+            own = self.keys or {}
         if not own and present is None:
             prompter.missing.append("--psk-file FILE (the controller makes the key: docs/install.md)")
             return ""
@@ -327,15 +345,17 @@ class _SetupRun:
         if self.options.dry_run:
             return
         controller = f"--controller {names['CONTROLLER']}"
-        builders = [owner for owner in result.made if owner not in (add_bstore, CONTROLLER)]
-        ours = [CONTROLLER] if CONTROLLER in result.made else []
+        shared = (CONTROLLER, event_keys.OWNER)
+        builders = [owner for owner in result.made if owner not in (add_bstore, *shared)]
+        ours = [owner for owner in shared if owner in result.made]
         added = "".join(f" --add-builder {owner}" for owner in builders)
         added += " --new-key" if added and self.given["new_key"] else ""
         if add_bstore in result.made:
             arguments = f"bstore {controller} --name {add_bstore}{added}"
             self._print_command("bstore", arguments, [add_bstore or "", *ours, *builders])
         elif builders or ours:
-            self._print_command("bstore", f"bstore{added}", [*ours, *builders])
+            new = " --new-event-key" if event_keys.OWNER in ours else ""
+            self._print_command("bstore", f"bstore{new}{added}", [*ours, *builders])
         for owner in builders:
             self._print_command(owner, f"builder --name {owner} {controller} --bstore {names['BSTORE']}", [owner])
         for owner in self.given["revoke"]:

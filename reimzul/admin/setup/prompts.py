@@ -12,8 +12,10 @@ import attr
 import click
 
 from reimzul.admin.setup import psk
+from reimzul.admin.setup.event_keys import split_event_key
 from reimzul.core import validators
 from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
+from reimzul.core.event_signature import EventKey
 
 
 class MissingAnswer(ReimzulError):
@@ -55,19 +57,29 @@ class Prompter:
             raise MissingAnswer(f"missing, and there is no terminal to ask on: {', '.join(self.missing)}")
 
 
-def read_key_file(source: str | None) -> dict[str, str] | None:
-    """The keys in a file; `-` is a pipe, or what a person types, unseen. None where no file was given."""
+def read_key_file(source: str | None) -> tuple[dict[str, str] | None, EventKey | None]:
+    """The keys of hosts in a file, and that of events; `-` is a pipe, or what a person types, unseen.
+
+    The keys are None where no file was given.
+    """
     if source is None:
-        return None
+        return None, None
+    text, name = _read_key_text(source)
+    text, event_key = split_event_key(text, name)
+    return psk.parse_keys(text, name), event_key
+
+
+def _read_key_text(source: str) -> tuple[str, str]:
+    """The text of a file of keys, and how errors name it."""
     if source != "-":
         try:
-            return psk.parse_keys(Path(source).read_text(encoding="utf-8"), source)
+            return Path(source).read_text(encoding="utf-8"), source
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise InputError(f"{source}: {(why or 'cannot be read').lower()}") from None
     if not has_terminal():
-        return psk.parse_keys(sys.stdin.read(), "standard input")
-    return psk.parse_keys("\n".join(_read_unseen_lines()), "what was typed")
+        return sys.stdin.read(), "standard input"
+    return "\n".join(_read_unseen_lines()), "what was typed"
 
 
 def _read_unseen_lines() -> list[str]:

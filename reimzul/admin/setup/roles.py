@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.admin.setup import ini, psk
+from reimzul.admin.setup import event_keys, ini, psk
 from reimzul.admin.setup.files import FileSpec
 from reimzul.admin.setup.host import UNIT_FOLDERS, Step, System
 from reimzul.admin.setup.templates import (
@@ -79,6 +79,7 @@ class RoleOptions:
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
+    event_keys: str = ""  #: the text of the file of the keys of events; empty: it stays as it is
     services: Plan | None = None  #: what further services need: mosquitto
 
 
@@ -88,6 +89,7 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
         *_missing_packaged_files(role, system, ours),
         *_common_files(role, options),
         *(_FILES[role](system, options) if role in _FILES else ()),
+        *_event_keys_file(options, ours),
         *_settings_file(system, options, ours),
         *services.files,
     )
@@ -101,7 +103,7 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     )
 
 
-def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -> Plan:
+def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool = False) -> Plan:
     """A change of keys, on a host that is set up.
 
     With `new_own_key` the controller's way to the store changes too, without disturbing connections that are open.
@@ -111,7 +113,10 @@ def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -
         tunnels = FileSpec(path=TUNNELS, text=fill_tunnels("controller", options.hosts))
         files += (attr.evolve(file, restarts=(), reloads=(TUNNEL,)) for file in (*_own_key_file(options), tunnels))
         removed = dict(_unused_own_key(system, options))
-    return Plan(files=tuple(files), units=(TUNNEL,), removed=removed)
+    ours = _role_units(role, len(system.instances(_INSTANCES.get(role, "")))) if options.event_keys else ()
+    if ours:
+        files += (*_event_keys_file(options, ours), *_settings_file(system, options, ours))
+    return Plan(files=tuple(files), units=(TUNNEL, *ours), removed=removed)
 
 
 def current_role(system: System) -> tuple[str, dict[str, str]]:
@@ -240,6 +245,13 @@ def _nginx_files(system: System, role: str) -> Iterator[FileSpec]:
     text = remove_stock_server(present)
     if text != present:
         yield FileSpec(path=path, text=text, patched=True, backup=f"{path}.before-reimzul", restarts=("nginx",))
+
+
+def _event_keys_file(options: RoleOptions, units: Sequence[str]) -> Iterator[FileSpec]:
+    if options.event_keys:
+        readers = tuple(unit for unit in units if unit != "reimzul-signer")
+        path, text = event_keys.PATH, options.event_keys
+        yield FileSpec(path=path, text=text, mode=0o640, group=event_keys.GROUP, secret=True, reloads=readers)
 
 
 def _settings_file(system: System, options: RoleOptions, readers: tuple[str, ...]) -> Iterator[FileSpec]:
