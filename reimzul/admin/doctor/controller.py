@@ -50,6 +50,8 @@ _SQLITE = "sqlite://"
 PENDING_SECONDS = 600
 #: An outbox of this size is reported.
 _LARGE_OUTBOX_BYTES = 1 << 30
+#: A binlog of this size is reported: 10 files of beanstalkd's 10 MiB are usual.
+_LARGE_BINLOG_BYTES = 1 << 30
 #: A successful build that has not been published for this long is reported.
 UNPUBLISHED_SECONDS = 3600
 #: How far back unpublished builds are searched.
@@ -103,6 +105,20 @@ def _write_binlog(broker: Broker) -> int:
         broker.delete(leftover[0])
     broker.delete(broker.put_raw(TEST_TUBE, b"", priority=2**32 - 1))  # the lowest priority
     return broker.server_stats().binlog_records
+
+
+@beanstalkd_checks.add("binlog")
+def _check_binlog(host: Host) -> Result:
+    """Look for a binlog that has grown large: beanstalkd bounds neither its size nor the number of jobs."""
+    with connect(host.settings) as broker:
+        size = broker.server_stats().binlog_bytes
+    message = f"beanstalkd's binlog has {format_size(size)}"
+    recommend(
+        size <= _LARGE_BINLOG_BYTES,
+        message,
+        "`reimzul queues` shows the tubes; beanstalkd keeps a file of the binlog until its last job is deleted",
+    )
+    return ok(message)
 
 
 @beanstalkd_checks.add("tubes.watched")
@@ -226,7 +242,7 @@ def _check_unpublished(host: Host) -> Result:
         f"{build.srpm} for {build.arch}, built by {build.builder_fqdn or 'an unknown builder'}"
         for build in builds
         # documents of the original have no `published`
-        if build.published == 0 and not build.scratch and now - build.at > UNPUBLISHED_SECONDS
+        if build.published == 0 and not build.scratch and not build.claimed and now - build.at > UNPUBLISHED_SECONDS
     ]
     recommend(
         not late,
