@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lays packages out for the signer: a whole leg by one rename, and never twice.
 
+A request proves nothing, since a builder can put one too: only what the repodata of its target lists is staged, and
+only from a folder that no link leads to.
+
 The packages are copied, not linked: a signer rewrites its files, and the published ones must stay as they are listed.
 The mark that a leg was staged lasts for ever and is written before the rename. So a mark with a folder still in
 `.staging` means that the rename has to be finished, and a mark alone that the signer has the leg, or has collected it.
@@ -26,6 +29,7 @@ from reimzul.core.message import NAMESPACE, SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import UnlistedLeg, read_records, replaced_builds
+from reimzul.store.listing import ListingCache
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +95,8 @@ def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
 
 def _read_leg(store: StorePaths, place: str, request: SignRequest) -> SignableLeg:
     folder = store.place(place)
+    if os.path.realpath(folder) != os.path.join(os.path.realpath(store.root), place):
+        raise InvalidMessage(f"{folder} is behind a symbolic link: only a folder in {store.repo} itself is signed")
     sha256s: dict[str, str | None]
     try:
         manifest = read_manifest(folder)
@@ -148,10 +154,20 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     if not packages:
         log.info("%s has no packages: nothing to be signed", leg.name)
         return False
+    _require_listed(store, leg, packages)
     _lay_out(leg, packages, sorted(replaced), staging, cancel)
     fs.sync(store.staging)
     fs.write_atomic(mark, f"{leg.target}/{leg.name}\n")
     return _expose(store, leg)
+
+
+def _require_listed(store: StorePaths, leg: SignableLeg, packages: Mapping[str, str | None]) -> None:
+    """Raise `FileNotFoundError` unless the repodata lists these packages: anybody may have put the request."""
+    listed = ListingCache(store).visible(leg.target).packages
+    for name, sha256 in packages.items():
+        found = listed.get(f"{leg.place.split('/', 2)[2]}/{name}")
+        if found is None or sha256 not in (None, found):
+            raise FileNotFoundError(errno.ENOENT, "is not listed", f"the entry of {leg.place}/{name} in the repodata")
 
 
 def _lay_out(
