@@ -33,8 +33,10 @@ def _check_key(host: Host) -> Iterator[Result]:
         yield warn("events are not signed: whoever has a builder's key can announce a build as published", _MAKE_KEY)
         return
     mode = stat.S_IMODE(path.stat().st_mode)
-    require(not mode & 0o007, f"every user can read {path}", f"chown root:reimzul-store {path}; chmod 640 {path}")
-    if host.user_entry and path.stat().st_gid == host.user_entry.pw_gid:
+    require(
+        not mode & stat.S_IRWXO, f"every user can read {path}", f"chown root:reimzul-store {path}; chmod 640 {path}"
+    )
+    if mode & stat.S_IRGRP and host.user_entry and path.stat().st_gid == host.user_entry.pw_gid:
         yield fail(f"all daemons can read {path}: its group is that of {host.user}", f"chgrp reimzul-store {path}")
     keys = EventKeys.load(path).keys
     ending = [f"key {key.number} until {key.until}" for key in keys if key.until]
