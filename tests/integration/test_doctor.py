@@ -124,6 +124,7 @@ def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
             daemons.enter_context(beanstalkd.connect()).watch([tube])
         assert levels(look(controller.beanstalkd_checks, whom)) == {
             "beanstalkd": OK,
+            "binlog": OK,
             "tubes.watched": OK,
             "tubes.buried": OK,
         }
