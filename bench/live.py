@@ -20,7 +20,7 @@ from devfarm.farm import Farm
 from reimzul.core import fs
 from reimzul.core.process import run
 from reimzul.core.store_paths import StoreUrls
-from reimzul.worker.upload import NODELAY, STREAMED_LOGS
+from reimzul.worker.upload import STREAMED_LOGS, LogStreamer
 
 _MORE = 3000
 _PARTS = ("rsyncd", "stunnel-builder1", "stunnel-bstore")
@@ -53,8 +53,9 @@ def command(calls: int) -> None:
             log.write_bytes(b"x" * 200_000)
         with Farm(Path(folder) / "farm", builders=1, own_daemons=False) as farm:
             fs.create_store_dirs(farm.layout.store)
-            url = StoreUrls("", farm.plan.upload_url("builder1")).live_upload("0" * 32, "x86_64", "1-00000000")
-            argv = ["rsync", "--append", "--chmod=D0755,F0644", NODELAY, "--timeout=20", *map(str, logs), url]
+            urls = StoreUrls("", farm.plan.upload_url("builder1"))
+            url = urls.live_upload("0" * 32, "x86_64", "1-00000000")
+            argv = LogStreamer("rsync", (), urls, interval=2).argv(logs, url)
             run(argv, output=Path(folder) / "out")
             before, mine = {part: used(farm, part) for part in _PARTS}, below()
             for _ in range(calls):

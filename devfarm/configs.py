@@ -157,6 +157,7 @@ def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping
         values["incoming"] = {"url": plan.incoming_url(host.name)}
     if not host.is_builder:
         values["bstore"]["root"] = plan.layout.store.root
+        values["farm"] = {"event_keys": keys.events}
     if host.name == CONTROLLER:
         values.update(_controller(plan, keys))
     # the controller's also describes the first builder, for `reimzul doctor --role all`

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys for one run of a farm: a PSK for each host's stunnel, a CA with certificates for MQTT.
+"""Keys for one run of a farm: a PSK for each host's stunnel, a CA with certificates for MQTT, a key for events.
 
 They are made at every start and lie in a folder that only its owner can enter. A real farm has keys of its own.
 """
@@ -7,9 +7,11 @@ They are made at every start and lie in a folder that only its owner can enter. 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from reimzul.core.event_signature import add_new_key
 from reimzul.core.process import output_of
 
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -20,6 +22,7 @@ class Keys:
         self.folder = folder
         self.authority = folder / "ca.crt"  #: the certificate of the CA
         self.all_psks = folder / "psk-all.txt"  #: of all hosts, for the side that accepts
+        self.events = folder / "event-keys"  #: repogen signs events by them, and the notifier verifies these
 
     def psk(self, host: str) -> Path:
         """The PSK of one host, for the side that connects."""
@@ -36,6 +39,9 @@ class Keys:
         """Make PSKs of `hosts`, certificates of the MQTT server and its clients."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         psks = {host: f"{host}:{secrets.token_hex(32)}\n" for host in hosts}
+        if not self.events.exists():  # events of an earlier start may still wait to be verified
+            self.events.touch(mode=0o600)
+            self.events.write_text("".join(f"{key.to_line()}\n" for key in add_new_key([], time.time(), days=0)))
         for path, text in [(self.all_psks, "".join(psks.values())), *((self.psk(host), psks[host]) for host in psks)]:
             path.touch(mode=0o600)
             path.write_text(text)

@@ -18,6 +18,7 @@ from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildRequest, new_build_id
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
+from tests.rsyncd import command, configuration
 from tests.scripted import ScriptedMock
 from tests.waiting import until
 
@@ -43,19 +44,13 @@ class Host:
 
     def _serve(self) -> None:
         self.http = webserver.serve(self.folder, self.http_port)
-        conf = self.folder / "rsyncd.conf"
-        # as root, rsyncd would write as nobody; elsewhere it writes as whoever started it
-        who = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.getuid() == 0 else ""
-        conf.write_text(f"use chroot = no\n{who}[reimzul-bstore]\npath = {self.store}\nread only = no\n")
+        (self.folder / "rsyncd.conf").write_text(configuration("rsyncd.conf", self.store, self.rsync_port))
         self.rsync: subprocess.Popen[bytes] | None = None
         self.start_rsync()
 
     def start_rsync(self) -> None:
         """Start the rsync daemon."""
-        self.rsync = subprocess.Popen(
-            ["rsync", "--daemon", "--no-detach", f"--config={self.folder}/rsyncd.conf",
-             f"--port={self.rsync_port}", "--address=127.0.0.1"]
-        )  # fmt: skip
+        self.rsync = subprocess.Popen(command(f"--config={self.folder}/rsyncd.conf"))
 
     def stop_rsync(self) -> None:
         """End the rsync daemon."""

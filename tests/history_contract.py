@@ -67,6 +67,41 @@ class HistoryContract:
         assert (document["at"], document["exit_code"], document["finished"]) == (4.0, 0, 3.0)
         assert document["url"] == "http://localhost/place/"
 
+    @pytest.mark.parametrize("order", list(itertools.permutations(["Success", "claim", "Published"])))
+    def test_only_what_bstore_has_signed_is_published(self, history: History, order: tuple[str, ...]) -> None:
+        events = {
+            "Success": event("Success", at=3.0),
+            "claim": event("Published", at=4.0, claimed=True, url="http://forged/", attempt=OTHER_ATTEMPT),
+            "Published": event("Published", at=5.0, claimed=False, url="http://localhost/place/"),
+        }
+        history.record([events["Success"], events["claim"]])
+        before = only(history)
+        assert (before["status"], before["published"], before["claimed"], before["url"]) == ("Success", 0.0, True, "")
+        for status in order:
+            history.record([events[status]])
+        after = only(history)
+        assert (after["status"], after["published"], after["claimed"]) == ("Success", 5.0, False)
+        assert (after["url"], after["attempt"]) == ("http://localhost/place/", ATTEMPT)
+
+    def test_a_claim_of_a_build_that_never_was_is_no_result(self, history: History) -> None:
+        history.record([event("Published", claimed=True, url="http://forged/")])
+        document = only(history)
+        assert (document["status"], document["claimed"], document["published"]) == ("Claimed", True, 0.0)
+        assert not document["latest_build"]
+        assert history.find_unfinished() == history.recent_successes("time", "x86_64", 5) == []
+        history.record([event("Queued", at=1.0)])
+        document = only(history)
+        assert (document["status"], document["claimed"], document["url"]) == ("Queued", True, ""), (
+            "nothing was believed"
+        )
+
+    def test_a_claimed_rejection_changes_nothing(self, history: History) -> None:
+        history.record([event("Rejected", claimed=True)])
+        assert history.find_builds(BuildFilter(), 10) == []
+        history.record([event("Success")])
+        history.record([event("Rejected", claimed=True)])
+        assert (only(history)["status"], only(history)["claimed"]) == ("Success", None)
+
     @pytest.mark.parametrize("final", ["Success", "Failed", "Cancelled", "Rejected"])
     def test_a_late_building_covers_no_result(self, history: History, final: str) -> None:
         history.record([event(final)])

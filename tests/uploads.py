@@ -87,6 +87,19 @@ def upload(
     )
 
 
+def list_all(store: StorePaths, target: str = TARGET) -> None:
+    """Write repodata that list every package in a target, real or not."""
+    folder = store.target(target) / "repodata"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        f'<package><checksum pkgid="YES">{hashlib.sha256(path.read_bytes()).hexdigest()}</checksum>'
+        f'<location href="{path.relative_to(folder.parent)}"/></package>'
+        for path in sorted(folder.parent.rglob("*.rpm"))
+    ]
+    (folder / "primary.xml").write_text(f'<metadata packages="{len(rows)}">{"".join(rows)}</metadata>')
+    (folder / "repomd.xml").write_text('<repomd><data type="primary"><location href="primary.xml"/></data></repomd>')
+
+
 def spool_of(store: StorePaths, asked: RepogenRequest) -> Path:
     """The folder an upload lies in."""
     return store.spool / spool_name(asked.build_id, asked.arch, asked.attempt)

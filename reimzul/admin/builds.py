@@ -95,6 +95,7 @@ def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None)
 def _row(record: BuildRecord) -> list[str]:
     is_published = record.state == BuildState.PUBLISHED
     status = f"{Status.SUCCESS}, {BuildState.PUBLISHED}" if is_published else record.status
+    status += f", {record.claim_text}" if record.claimed else ""
     about = (record.srpm, record.arch, record.target, record.submitter, record.builder_fqdn, record.build_id)
     return [value or "-" for value in (record.timestamp, status, *about)]
 
@@ -193,7 +194,8 @@ def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
 def _state_text(leg: BuildRecord) -> str:
     if leg.state == BuildState.PUBLISHED:
         return f"{Status.SUCCESS}, published {format_time(leg.published)}"
-    return leg.status + (f": {leg.reason}" if leg.reason else "")
+    claim = f", {leg.claim_text}" if leg.claimed else ""
+    return leg.status + claim + (f": {leg.reason}" if leg.reason else "")
 
 
 def _format_leg(leg: BuildRecord) -> Iterator[str]:

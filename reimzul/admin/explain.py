@@ -46,7 +46,7 @@ from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
-from reimzul.history.build_record import RecordedAttempt
+from reimzul.history.build_record import CLAIMED, RecordedAttempt
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
 
 #: Workers that are described one by one.
@@ -209,7 +209,7 @@ def explain(facts: BuildFacts) -> Explanation:
     else:
         describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
         explanation = Explanation(state=facts.leg.state, sentences=[*describe(facts)])
-    more = []
+    more = [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
     if facts.backlog > _MAX_BACKLOG:
@@ -438,6 +438,8 @@ def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
 
 def _describe_end(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
+    if leg.status == CLAIMED:
+        return  # nothing else is known
     yield from _failed_attempts(facts)
     if leg.status == Status.OVERRIDE:
         yield f"Somebody has set its status to Override: {leg.comment or '-'}"

@@ -28,7 +28,7 @@ from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, Reimz
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
-from reimzul.history.build_record import BuildState
+from reimzul.history.build_record import CLAIMED, BuildState
 from reimzul.history.workers import WorkersUnavailable
 
 _POLL_SECONDS = 1.0
@@ -219,7 +219,8 @@ class LegRow:
     @property
     def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
-        return (self.state, self.leg.attempt, self.phase if self.state == BUILDING else "")
+        phase = self.phase if self.state == BUILDING else ""
+        return (self.state, self.leg.attempt, phase, self.leg.claim_text)
 
 
 def make_unrecorded_row(build_id: str) -> LegRow:
@@ -241,12 +242,19 @@ def make_row(
 
 
 def _describe_state(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
+    state, text = _describe_progress(leg, ahead, phase)
+    return state, f"{text}; {leg.claim_text}" if leg.claimed else text
+
+
+def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
     if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
         reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
         return WAITING, f"waits{position}{reason}"
     if leg.is_unfinished:
         return BUILDING, phase or "builds"
+    if leg.status == CLAIMED:
+        return NOT_RECORDED, "not recorded by the notifier yet"
     if leg.state == BuildState.PUBLISHED:
         return leg.state, "published"
     if leg.state == BuildState.BUILT:

@@ -13,7 +13,7 @@ import functools
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Callable, Generic, TypeVar, cast
 
@@ -156,6 +156,12 @@ class ServerStats:
     version: str
     draining: bool  #: it accepts no job until it is restarted
     binlog_records: int  #: written since it started; stays 0 without a binlog
+    binlog_bytes: int  #: of its files on the disk; they are allocated in full
+
+
+def _binlog_size(stats: Mapping[str, Any]) -> int:
+    oldest, current = stats["binlog-oldest-index"], stats["binlog-current-index"]
+    return (current - oldest + 1) * int(stats["binlog-max-size"]) if oldest else 0
 
 
 #: beanstalkd answers but accepts nothing now.
@@ -369,6 +375,7 @@ class Broker:
             version=str(raw["version"]),
             draining=raw["draining"] == "true",
             binlog_records=raw["binlog-records-written"],
+            binlog_bytes=_binlog_size(raw),
         )
 
     @_translated

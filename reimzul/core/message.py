@@ -202,6 +202,10 @@ class BuildEvent(Message):
     owed: Mapping[str, int] = field(
         validators.dict_of(validators.name, validators.integer(0, 1_000_000), 20), {}
     )  #: sink -> tries
+    manifest_sha256: str = field(validators.optional(validators.sha256), "")  #: of build.json, in a signed event
+    signature: str = field(validators.optional(validators.signature), "")  #: bstore's (core/event_signature.py)
+    #: of Published and Rejected: whether bstore has not signed it; set by the notifier alone, None without a key
+    claimed: bool | None = field(validators.optional_flag, None)
 
     @property
     def key(self) -> str:

@@ -58,6 +58,12 @@ class FarmSettings:
     arches: Path | None = setting(
         parse_optional_path, "", "A table of arches to use instead of the shipped arches.yml."
     )
+    event_keys: Path | None = setting(
+        parse_optional_path,
+        "",
+        "The file with the keys by which repogen signs events and the notifier verifies them, on the controller and\n"
+        "bstore alone (reimzul setup makes it). Empty: nothing is signed, and a builder's key can forge results.",
+    )
     canary_target: str = setting(
         parse_optional_target,
         "",

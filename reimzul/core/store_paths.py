@@ -117,7 +117,12 @@ class StoreUrls:
 
     def live_upload(self, build_id: str, arch: str, attempt: str) -> str:
         """The rsync URL that an attempt's growing logs are sent to."""
-        return f"{self.upload}live/{spool_name(build_id, arch, attempt)}/"
+        return f"{self.live_module}{spool_name(build_id, arch, attempt)}/"
+
+    @property
+    def live_module(self) -> str:
+        """The URL of the rsync module that takes growing logs: the other one lets no file be appended to."""
+        return f"{self.upload[:-1]}-live/"
 
     def live(self, build_id: str, arch: str, attempt: str) -> str:
         """The URL of an attempt's growing logs."""

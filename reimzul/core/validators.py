@@ -65,6 +65,7 @@ host = _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", 253, "a host name")
 build_id = _matching(r"[0-9a-f]{32}", 32, "a build id (32 hex digits)")
 sha256 = _matching(r"[0-9a-f]{64}", 64, "a sha256 (64 hex digits)")
 token = _matching(r"[0-9a-f]{16}", 16, "a token (16 hex digits)")
+signature = _matching(r"[1-9][0-9]{0,8}:[0-9a-f]{64}", 74, "a signature (<key number>:<64 hex digits>)")
 attempt = _matching(r"[0-9]{1,12}-[0-9a-f]{8}", 32, "an attempt (<seconds>-<8 hex digits>)")
 _folder = _matching(NAME, 200 + 1 + 32, "a folder <version-release>.<arch>")  # as long as its two parts may be
 
@@ -126,6 +127,10 @@ def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{quoted(value)} is not true or false")
     return value
+
+
+def optional_flag(value: Any) -> bool | None:
+    return None if value is None else flag(value)
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:

@@ -18,7 +18,7 @@ from typing import Any, Optional, TypeVar
 import attr
 
 from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Refusal, Status
-from reimzul.history.result_rules import is_news
+from reimzul.history.result_rules import CLAIM, is_news
 
 S = TypeVar("S", bound="_Stored")
 
@@ -34,8 +34,9 @@ class BuildState:
     REJECTED = "rejected"
     CANCELLED = "cancelled"
     OVERRIDE = "override"
+    CLAIMED = "claimed"  #: nothing is known of it but an event that bstore has not signed
 
-    ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED)
+    ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED, CLAIMED)
 
 
 @attr.frozen(kw_only=True, slots=False)  # without slots, frozen instances are made twice as fast
@@ -150,6 +151,8 @@ class BuildRecord(_Stored):
     attempts: tuple[RecordedAttempt, ...] = attr.field(default=(), converter=_read_attempts)  #: the oldest first
     status: str = ""
     published: float = 0.0
+    #: Of `Published`: True if it was announced without bstore's signature, False if with it, None if neither is known.
+    claimed: Optional[bool] = None
     comment: str = ""
     #: Whether it is the newest, by timestamp, of the builds of its srpm, arch and target that are over. It depends on
     #: other records, so the history sets it when it stores a record.
@@ -160,6 +163,10 @@ class BuildRecord(_Stored):
         if self.status == Status.SUCCESS:
             return BuildState.PUBLISHED if self.published else BuildState.BUILT
         return self.status.lower()
+
+    @property
+    def claim_text(self) -> str:
+        return f"published ({CLAIM})" if self.claimed else ""
 
     @property
     def is_queued(self) -> bool:
@@ -226,6 +233,8 @@ _PRECEDENCE = {
     Status.OVERRIDE: 9,
 }  # fmt: skip
 _ATTEMPT_PRECEDENCE = {**_PRECEDENCE, Status.UNFIT: 2, Status.RETRIED: 2, Status.OVERRIDE: 0}
+#: The status of a build of which only a claim is known.
+CLAIMED = "Claimed"
 #: The statuses of a build that has a result; `Published` is stored as `Success`.
 OVER = tuple(status for status, rank in _PRECEDENCE.items() if rank > 1 and status != Status.PUBLISHED)
 
@@ -258,14 +267,19 @@ def apply_events(before: Mapping[str, BuildRecord], events: Iterable[BuildEvent]
     """Return the records, by key, that differ from `before` after these events."""
     after = dict(before)
     for event in events:
+        if event.claimed and event.status != Status.PUBLISHED:
+            continue  # a claimed `Rejected` is logged alone
         after[event.key] = apply_event(after.get(event.key), event)
     return {key: record for key, record in after.items() if record != before.get(key)}
 
 
 def apply_event(before: BuildRecord | None, event: BuildEvent) -> BuildRecord:
     """Return the record after an event; the result does not depend on the order of events."""
-    if before is None:
-        return _merge(BuildRecord(), _values_of(event), {}, event, event_wins=True)
+    if event.claimed:
+        return _add_claim(before, event)
+    if before is None or before.status == CLAIMED:
+        first = BuildRecord(claimed=None if before is None else before.claimed)
+        return _merge(first, _values_of(event), {}, event, event_wins=True)
     decided = _decided_status(before)
     if not is_news(decided, event.status):
         return before
@@ -278,6 +292,13 @@ def apply_event(before: BuildRecord | None, event: BuildEvent) -> BuildRecord:
         for name in _ATTEMPT:
             loser.pop(name, None)
     return _merge(before, news, known, event, event_wins=event_wins)
+
+
+def _add_claim(before: BuildRecord | None, event: BuildEvent) -> BuildRecord:
+    """Note a claim, which changes nothing else of a known build."""
+    if before is None:
+        return BuildRecord(**_values_of(event), status=CLAIMED, claimed=True)
+    return before if before.published else attr.evolve(before, claimed=True)
 
 
 def with_override(record: BuildRecord, comment: str) -> BuildRecord:
@@ -295,6 +316,7 @@ def _merge(
         attempts=_merge_attempts(event, before.attempts),
         status=Status.SUCCESS if status == Status.PUBLISHED else status,
         published=before.published or (event.at if event.status == Status.PUBLISHED else 0.0),
+        claimed=event.claimed if event.status == Status.PUBLISHED else before.claimed,
         comment=before.comment or (event.reason if event.status == Status.OVERRIDE else ""),
         latest_build=before.latest_build,
         source=before.source,

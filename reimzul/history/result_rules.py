@@ -8,6 +8,8 @@ notifier and the history follow the same rules:
 - A `Success` waits to be published. Until then the store may reject it, and a person cancel it: `Rejected` and
   `Cancelled` outrank it. `Published` outranks them all, since its rename came before any cancel.
 - `Published` implies `Success`. If it comes first, both are sent.
+- A `Published` or `Rejected` that bstore has not signed is `claimed` (`core/event_signature.py`): it is shown once, and
+  decides nothing.
 - Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once per attempt, and a
   `Queued` without an attempt once per job.
 """
@@ -18,6 +20,8 @@ import attr
 
 from reimzul.core.message import BuildEvent, Event, Status
 
+#: What a person is told of an event that is claimed.
+CLAIM = "claimed: not signed by bstore"
 _RANK = {Status.SUCCESS: 1, Status.FAILED: 1, Status.CANCELLED: 2, Status.REJECTED: 2, Status.PUBLISHED: 3}
 
 
@@ -36,6 +40,11 @@ def is_news(decided: str, status: str) -> bool:
     return _RANK[status] > _RANK.get(decided, 0)
 
 
+def is_claim_news(decided: str, status: str) -> bool:
+    """Whether a claim is news after the result `decided`: not if that is the same, or outranks it."""
+    return status != decided and is_news(decided, status)
+
+
 def resulting_status(decided: str, status: str) -> str:
     return status if _RANK.get(status, 0) > _RANK.get(decided, 0) else decided
 
@@ -49,13 +58,16 @@ def news_kind(event: Event) -> str:
             return f"{event.status}/{event.job}"
         if event.status == Status.OVERRIDE:
             return f"{event.status}/{event.at:.3f}"
+        if event.claimed:
+            return f"{event.status}/claimed"
     return event.status
 
 
 def with_implied(event: Event) -> tuple[Event, ...]:
     """Return the event, after the `Success` that a `Published` implies."""
-    if isinstance(event, BuildEvent) and event.status == Status.PUBLISHED:
-        return (attr.evolve(event, status=Status.SUCCESS), event)
+    if isinstance(event, BuildEvent) and event.status == Status.PUBLISHED and not event.claimed:
+        success = attr.evolve(event, status=Status.SUCCESS, signature="", manifest_sha256="", claimed=None)
+        return (success, event)
     return (event,)
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import daemon_command, local_hostname, run_command
+from reimzul.core.event_signature import EventKeys
 from reimzul.core.settings import Settings
 from reimzul.notifier.daemon import Notifier
 from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup
@@ -38,6 +39,7 @@ def command(settings: Settings) -> None:
         HeartbeatIntake(settings.notifier.presence),
         RefusalCleanup(connect, settings.history.url, settings.history.refused_days),
         make_quarantine(settings),
+        EventKeys.load(settings.farm.event_keys),
     )
     try:
         daemon.run()

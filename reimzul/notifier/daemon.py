@@ -11,6 +11,7 @@ from typing import Callable
 from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob
 from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import InvalidMessage
+from reimzul.core.event_signature import NO_KEYS, EventKeys
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
 from reimzul.core.retry import LogThrottle
 from reimzul.notifier.delivery import Sink, SinkPool
@@ -37,6 +38,7 @@ class Notifier(Daemon[NotifyMessage]):
         heartbeats: HeartbeatIntake,
         refusals: RefusalCleanup,
         quarantine: Quarantine | None,
+        event_keys: EventKeys = NO_KEYS,
     ) -> None:
         super().__init__(connect, [NOTIFY], host)
         sinks = list(sinks)
@@ -45,6 +47,7 @@ class Notifier(Daemon[NotifyMessage]):
         self.sinks = SinkPool(sinks, outbox.path)
         self.heartbeats = heartbeats
         self.quarantine = quarantine
+        self.event_keys = event_keys
         self.refusals = refusals
         self.reaper = CancelReaper(outbox)
         self._committed_at = float("-inf")
@@ -62,7 +65,7 @@ class Notifier(Daemon[NotifyMessage]):
             if isinstance(job.message, WorkerHeartbeat):
                 heartbeats.append((job, job.message))
             else:
-                events.append((job, correct_clock(job, job.message)))
+                events.append((job, self.event_keys.verify(correct_clock(job, job.message), time.time())))
         self.heartbeats.update(heartbeats)
         yield from ((job, None) for job, _ in heartbeats)
         if events:

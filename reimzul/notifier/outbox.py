@@ -34,7 +34,15 @@ from reimzul.core.message import BuildEvent, Event, Status, decode_event
 from reimzul.core.pending import CORRUPT_PREFIX, count_pending
 from reimzul.core.retry import Backoff
 from reimzul.core.sqlite import open_database, transaction
-from reimzul.history.result_rules import Notification, is_news, is_result, news_kind, resulting_status, with_implied
+from reimzul.history.result_rules import (
+    Notification,
+    is_claim_news,
+    is_news,
+    is_result,
+    news_kind,
+    resulting_status,
+    with_implied,
+)
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +224,9 @@ class Outbox:
             self._keep_job(event)
             return True
         holds = known.verdicts.get(event.key, "")
+        if event.claimed:
+            log.warning("%s of %s is claimed: bstore has not signed it", event.status, event.key)
+            return is_claim_news(holds, event.status)
         if not is_news(holds, event.status):
             log.info("%s of %s by %s is ignored: %s holds", event.status, event.key, event.builder_fqdn, holds)
             return False

@@ -9,6 +9,7 @@ from typing import NoReturn
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import daemon_command, local_hostname, run_command
+from reimzul.core.event_signature import EventKeys
 from reimzul.core.fs import create_store_dirs
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
@@ -42,16 +43,20 @@ def make_daemon(settings: Settings) -> Repogen:
     host, beanstalkd = local_hostname(), settings.beanstalkd
     copier = UploadCopier(store, settings.repogen.max_upload_files, settings.repogen.max_upload_mib)
     copier.remove_abandoned()
+    keys = EventKeys.load(settings.farm.event_keys)
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     context = RepogenContext(
         store=store,
         urls=urls,
         createrepo=CreaterepoRunner(store=store, settings=settings.repogen),
         copier=copier,
-        rejections=RejectionHandler(store=store, urls=urls, arches=read_arches(settings.farm.arches), host=host),
+        rejections=RejectionHandler(
+            store=store, urls=urls, arches=read_arches(settings.farm.arches), host=host, event_keys=keys
+        ),
         spool_days=settings.repogen.spool_days,
         rules=ListingRules(store=store, duplicates=settings.duplicates),
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
+        event_keys=keys,
     )
     connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
     return Repogen(connect, host, context)

@@ -19,6 +19,7 @@ from reimzul.core import control
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, TOSIGN, Broker, ReservedJob
 from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
 from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater, ShutdownRequested
+from reimzul.core.event_signature import EventKeys
 from reimzul.core.fs import file_lock, remove
 from reimzul.core.manifest import Manifest
 from reimzul.core.message import Refusal, RepogenRequest
@@ -87,6 +88,7 @@ class RepogenContext:
     spool_days: int
     rules: ListingRules
     retention: Retention
+    event_keys: EventKeys
 
 
 class ProgressGuard(CancelToken):
@@ -302,9 +304,13 @@ class Repogen(Daemon[RepogenRequest]):
             if isinstance(result, RetryLater):
                 yield job.claim, result
                 continue
-            if job.leg is not None:
-                self._settle_leg(batch.broker, job.claim.message, job.leg, result)
-            yield job.claim, None
+            try:
+                if job.leg is not None:
+                    self._settle_leg(batch.broker, job.claim.message, job.leg, result)
+            except OSError as error:  # the manifest that is signed cannot be read now
+                yield job.claim, RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
+            else:
+                yield job.claim, None
 
     def _settle_leg(self, broker: Broker, request: RepogenRequest, leg: StoredLeg, listing: Listing) -> None:
         if leg.ruling.refused:
@@ -312,7 +318,8 @@ class Repogen(Daemon[RepogenRequest]):
         elif not listing.has(leg):
             self._retry_unlisted(broker, request, leg)
         else:
-            broker.announce(make_published_event(leg, self.context.urls))
+            published = make_published_event(leg, self.context.urls)
+            broker.announce(self.context.event_keys.sign(published, self.store.place(leg.place)))
             broker.put(TOSIGN, make_sign_request(leg), priority=PRIORITY)
             log.info("published %s for %s in %s", leg.manifest.pkgname, leg.manifest.arch, request.target)
 

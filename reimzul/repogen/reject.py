@@ -20,6 +20,7 @@ from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, arch_tube
 from reimzul.core.control import ControlFlag, requeue_unless_cancelled
 from reimzul.core.errors import InvalidMessage
+from reimzul.core.event_signature import NO_KEYS, EventKeys
 from reimzul.core.message import UPLOAD, BuildRequest, RepogenRequest, Status, event_for
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, spool_name
@@ -139,6 +140,7 @@ class RejectionHandler:
     urls: StoreUrls
     arches: Arches
     host: str  #: this host's name, for the request's tries
+    event_keys: EventKeys = NO_KEYS
 
     def handle(self, broker: Broker, message: RepogenRequest, rejection: Rejection) -> None:
         """Do what a rejection asks for. Raises `InvalidMessage` if the build request is unknown."""
@@ -163,7 +165,7 @@ class RejectionHandler:
                 broker.announce(event_for(request, Status.QUEUED, reason=built_again, **about, **where))
         else:
             blamed = f"{UPLOAD}{reason}" if rejection.requeue else reason
-            broker.announce(event_for(request, Status.REJECTED, reason=blamed, **about))
+            broker.announce(self.event_keys.sign(event_for(request, Status.REJECTED, reason=blamed, **about)))
 
     def _requeue(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], ControlFlag | None]:
         """Requeue a build once per round, however many of its legs arrive damaged, and however often this is called."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tosign daemon: lays published legs out for the signer, each whole by one rename, and never twice.
 
+A request proves nothing, since a builder can put one too: only what the repodata of its target lists is staged, and
+only from a folder that no link leads to.
+
 The packages are copied, not linked: a signer rewrites its files, and the published ones must stay as they are listed.
 The mark that a leg was staged lasts for ever and is written before the rename. So a mark with a folder still in
 `.staging` means that the rename has to be finished, and a mark alone that the signer has the leg, or has collected it.
@@ -14,7 +17,7 @@ import logging
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Callable
 
@@ -29,6 +32,7 @@ from reimzul.core.message import NAMESPACE, SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import UnlistedLeg, read_records, replaced_builds
+from reimzul.store.listing import ListingCache
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +130,7 @@ def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
     if request.place:
         if request.place.rpartition("/")[0] != parent:
             raise InvalidMessage(f"{request.place} is not a place in {parent}")
-        folder = store.place(request.place)
-        return [request.place] if folder.is_dir() and not folder.is_symlink() else []
+        return [request.place] if store.place(request.place).is_dir() else []
     try:
         return sorted(
             f"{parent}/{entry.name}"
@@ -141,6 +144,8 @@ def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
 def _read_leg(store: StorePaths, place: str, request: SignRequest) -> SignableLeg | None:
     """Read the leg in a place. One without manifest is from the original's farm; None if its packages are to come."""
     folder = store.place(place)
+    if os.path.realpath(folder) != os.path.join(os.path.realpath(store.root), place):
+        raise InvalidMessage(f"{folder} is behind a symbolic link: only a folder in {store.repo} itself is signed")
     sha256s: dict[str, str | None]
     try:
         manifest = read_manifest(folder)
@@ -195,6 +200,7 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     if not packages:
         log.info("%s has no packages: nothing to be signed", leg.name)
         return False
+    _require_listed(store, leg, packages)
     staging.mkdir(parents=True)
     for name in packages:
         _copy(store.place(leg.place) / name, staging / name, leg.sha256s[name], cancel)
@@ -205,6 +211,15 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     fs.sync(store.staging)
     fs.write_atomic(mark, f"{leg.target}/{leg.name}\n")
     return _expose(store, leg)
+
+
+def _require_listed(store: StorePaths, leg: SignableLeg, packages: Sequence[str]) -> None:
+    """Raise `FileNotFoundError` unless the repodata lists these packages: anybody may have put the request."""
+    listed = ListingCache(store).visible(leg.target).packages
+    for name in packages:
+        found = listed.get(f"{leg.place.split('/', 2)[2]}/{name}")
+        if found is None or leg.sha256s[name] not in (None, found):
+            raise FileNotFoundError(errno.ENOENT, "is not listed", f"the entry of {leg.place}/{name} in the repodata")
 
 
 def _take_back(store: StorePaths, key: str, place: str) -> None:

@@ -250,8 +250,10 @@ class LogStreamer:
         size = sum(path.stat().st_size for path in logs)
         if size != sent_bytes:
             url = self.urls.live_upload(leg.attempt.request.build_id, leg.arch, leg.attempt.token)
-            # without --times, so that bstore knows by its own clock when something came last
-            options = ["--append", "--chmod=D0755,F0644", NODELAY, f"--timeout={STREAM_TIMEOUT_SECONDS}"]
-            argv = [self.rsync, *options, *self.arguments, *map(str, logs), url]
-            _run_rsync(argv, leg.folder / "live.log", cancel, timeout)
+            _run_rsync(self.argv(logs, url), leg.folder / "live.log", cancel, timeout)
         return size
+
+    def argv(self, logs: list[Path], url: str) -> list[str]:
+        """rsync's command line. Without --times, bstore knows by its own clock when something came last."""
+        options = ["--append", "--chmod=D0755,F0644", NODELAY, f"--timeout={STREAM_TIMEOUT_SECONDS}"]
+        return [self.rsync, *options, *self.arguments, *map(str, logs), url]

@@ -72,7 +72,10 @@ class PrivateMachine:
         return self.record.read_text().splitlines() if self.record.exists() else []
 
     def _name_only_user(self) -> None:
-        for file, line in (("passwd", "reimzul:x:0:0::/srv/reimzul:/sbin/nologin"), ("group", "reimzul:x:0:")):
+        for file, line in (
+            ("passwd", "reimzul:x:0:0::/srv/reimzul:/sbin/nologin"),
+            ("group", "reimzul:x:0:\nreimzul-store:x:0:"),
+        ):
             path = self.inside(f"/etc/{file}")
             path.write_text(f"{line}\n{path.read_text()}")
 

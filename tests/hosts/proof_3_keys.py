@@ -108,6 +108,9 @@ def test_rsync(farm: Farm) -> None:
         f"rsync --inplace --ignore-times /root/evil/x {module}/{there}": "overwrite it in its place",
         f"rsync --append /root/evil/x {module}/{there}": "append to it",
         f"rsync -r --delete /root/evil/deep/ {module}/repo/": "delete it",
+        f"rsync -r --block-size=1 /root/evil/ {module}/spool/evil/": "read uploads by sums of their bytes",
+        f"rsync -r --files-from=:/spool/x /root/evil/ {module}/spool/evil/": "read them as lists of names",
+        f"rsync {module}-live/ /root/stolen": "read growing logs",
         f"rsync -r --delete /root/evil/deep/ {module}/spool/": "delete in the spool",
         f"rsync /root/evil/x {module}/x": "write to the root of the store",
         f"rsync /root/evil/x {module}/tosign/x": "write to what is to be signed",
@@ -124,6 +127,7 @@ def test_rsync(farm: Farm) -> None:
     assert _inventory(farm) == before
     assert farm.bstore.run("find /srv/reimzul/bstore -name x -not -path '*/spool/*'").out == ""
     b1.run(f"rsync /root/evil/x {module}/spool/allowed")  # or all of it proves nothing
+    b1.run(f"rsync --append /root/evil/x {module}-live/allowed/")
 
 
 def _inventory(farm: Farm) -> str:

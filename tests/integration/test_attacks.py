@@ -73,6 +73,7 @@ def test_a_file_that_two_uploads_share_is_not_shared_with_what_is_published(
     before = published(store, asked)
     (tmp_path / "build.log").write_bytes(b"another log\n")
     argv = ["rsync", "-I", "--inplace", str(tmp_path / "build.log"), f"{module}/spool/other/"]
-    assert subprocess.run(argv, check=False).returncode == 0
+    assert subprocess.run(argv, check=False).returncode == 4, "it is refused"
+    (other / "build.log").write_bytes(b"another log\n")  # were rsyncd to allow it
     assert (other / "build.log").read_bytes() == b"another log\n"
     assert content(next(store.repo.rglob("build.json")).parent) == before

@@ -48,7 +48,7 @@ from tests.events import event
 from tests.ini import write_ini
 from tests.mosquitto import Authority, Mosquitto
 from tests.notifier import write_pending
-from tests.rsyncd import rsyncd
+from tests.rsyncd import CONF, rsyncd
 from tests.smtp import Mailbox, MailServer
 from tests.waiting import until
 
@@ -124,6 +124,7 @@ def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
             daemons.enter_context(beanstalkd.connect()).watch([tube])
         assert levels(look(controller.beanstalkd_checks, whom)) == {
             "beanstalkd": OK,
+            "binlog": OK,
             "tubes.watched": OK,
             "tubes.buried": OK,
         }
@@ -240,9 +241,25 @@ def test_an_rsyncd_that_is_open_to_all_is_seen_and_nothing_is_written_there(tmp_
         folder.mkdir(parents=True, exist_ok=True)
     with rsyncd(root, port, tmp_path, "original"):
         found = look(services.upload_checks, uploads(tmp_path, port))
-    assert levels(found) == {"rsync.write": OK, "rsync.read": FAIL, "rsync.elsewhere": FAIL}
+    assert levels(found) == {"rsync.write": WARN, "rsync.read": FAIL, "rsync.elsewhere": FAIL}
+    assert "logs cannot be read while they grow" in found["rsync.write"].message
     assert found["rsync.elsewhere"].message == "anybody with a key can write to repo/, tosign/, state/"
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["doctor.txt"]
+
+
+def test_an_rsyncd_that_shows_what_it_compares_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of earlier versions do, until setup has run."""
+    root, port = tmp_path / "bstore", free_port()
+    for folder in StorePaths(root).folders():
+        folder.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "conf").mkdir()
+    text = (CONF / "rsyncd.conf").read_text().replace(" block-size", "")
+    (tmp_path / "conf" / "rsyncd.conf").write_text(text)
+    monkeypatch.setattr("tests.rsyncd.CONF", tmp_path / "conf")
+    with rsyncd(root, port, tmp_path, "rsyncd.conf"):
+        found = look(services.upload_checks, uploads(tmp_path, port))
+    assert levels(found) == {"rsync.write": OK, "rsync.read": FAIL, "rsync.elsewhere": OK}
+    assert found["rsync.read"].message == "anybody with a key can read uploads by their checksums"
 
 
 def test_an_rsyncd_that_takes_nothing_is_seen(tmp_path: Path) -> None:

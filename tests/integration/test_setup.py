@@ -332,16 +332,19 @@ def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
     host.done("controller")
     host.calls()
     code, out, err = host.setup(*ADDED)
-    assert (code, [line.partition(":")[0] for line in out.splitlines()]) == (0, ["s.example.org", "controller"])
+    assert (code, [line.partition(":")[0] for line in out.splitlines()]) == (
+        0, ["s.example.org", "controller", "events"],
+    )  # fmt: skip
     assert not HEX.search(err)
     assert (
-        "on bstore, with the lines of s.example.org and controller:\n"
+        "on bstore, with the lines of s.example.org and controller and events:\n"
         "  reimzul setup bstore --controller c.example.org --name s.example.org --psk-file -\n"
     ) in err
     assert host.text(roles.OWN_KEY) in out
     assert host.at(roles.OWN_KEY).stat().st_mode & 0o777 == 0o600
     assert ways_of(host) == ["s.example.org:11081"]
-    assert host.calls() == ["reload stunnel@reimzul"]  # nobody is cut off
+    # nobody is cut off
+    assert host.calls() == ["reload stunnel@reimzul", "reload reimzul-notifier"]
     before = host.files()
     assert host.done("controller") == "nothing to do\n"
     assert (host.setup(*ADDED)[0], host.files(), host.calls()) == (4, before, [])

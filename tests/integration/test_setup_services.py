@@ -26,6 +26,8 @@ import pytest
 
 from reimzul.admin.setup import roles
 from reimzul.core.beanstalk import Broker
+from reimzul.core.store_paths import StoreUrls, spool_name
+from reimzul.worker.upload import LogStreamer, Uploader
 from tests.conftest import Beanstalkd, free_port
 from tests.rsyncd import CONF
 from tests.rsyncd import rsyncd as running_rsyncd
@@ -276,8 +278,17 @@ class Rsyncd:
 
     def rsync(self, *words: object) -> int:
         """rsync's exit code."""
-        argv = ["rsync", "--recursive", *map(str, words)]
-        return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode
+        return self.run("--recursive", *words)[0]
+
+    def run(self, *words: object) -> tuple[int, str]:
+        """rsync's exit code, and what it prints."""
+        argv = ["rsync", *map(str, words)]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20, check=False)
+        return done.returncode, done.stdout.decode(errors="replace")
+
+    def folder(self, area: str) -> str:
+        """The URL of spool/ or live/."""
+        return f"{self.url}-live" if area == "live" else f"{self.url}/{area}"
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +330,7 @@ def everything(root: Path) -> dict[str, str]:
 @pytest.mark.parametrize("area", ["spool", "live"])
 def test_a_builder_uploads_to_its_two_folders(rsyncd: Rsyncd, upload: Path, area: str) -> None:
     (upload / "x.rpm").chmod(0o4600)
-    assert rsyncd.rsync("--times", "--partial", "--timeout=60", f"{upload}/", f"{rsyncd.url}/{area}/id.1-ab/") == 0
+    assert rsyncd.rsync("--times", "--partial", "--timeout=60", f"{upload}/", f"{rsyncd.folder(area)}/id.1-ab/") == 0
     there = rsyncd.root / area / "id.1-ab/x.rpm"
     assert there.read_text() == "mine\n"
     assert there.stat().st_mode & 0o7777 == 0o644
@@ -358,12 +369,49 @@ def test_no_link_leads_out_of_spool(rsyncd: Rsyncd, upload: Path, goal: str) -> 
     assert {path: text for path, text in everything(rsyncd.root).items() if not path.startswith("spool/")} == before
 
 
-@pytest.mark.parametrize("option", ["--delete", "--remove-source-files", "--backup", "--copy-dest=/repo/t",
-                                    "--hard-links", "--sparse", "--preallocate", "--write-devices", "-D"])  # fmt: skip
-def test_options_that_no_upload_needs_are_refused(rsyncd: Rsyncd, upload: Path, option: str) -> None:
+REFUSED = (
+    "--delete", "--remove-source-files", "--force", "--links", "--hard-links", "--devices", "--specials", "-D",
+    "--write-devices", "--sparse", "--preallocate", "--backup", "--partial-dir=x", "--temp-dir=/spool", "--checksum",
+    "--checksum-choice=md5", "--block-size=700", "--fuzzy", "--compare-dest=/spool/x", "--copy-dest=/spool/x",
+    "--link-dest=/spool/x",
+)  # fmt: skip
+IN_PLACE = ("--inplace", "--append", "--append-verify")
+
+
+@pytest.mark.parametrize(
+    ("area", "option"),
+    [("spool", option) for option in (*REFUSED, *IN_PLACE)] + [("live", option) for option in REFUSED],
+)
+def test_options_that_no_upload_needs_are_refused(rsyncd: Rsyncd, upload: Path, area: str, option: str) -> None:
     before = everything(rsyncd.root)
-    assert rsyncd.rsync(option, f"{upload}/", f"{rsyncd.url}/spool/other/") != 0
+    code, text = rsyncd.run("--recursive", option, f"{upload}/", f"{rsyncd.folder(area)}/other/")
+    assert (code, "The server is configured to refuse" in text) == (4, True), text
     assert everything(rsyncd.root) == before
+
+
+def test_what_the_worker_itself_calls_is_accepted(rsyncd: Rsyncd, upload: Path) -> None:
+    """Its uploads, repeated as after a lost link, and its growing logs; with `[worker] rsync_arguments`."""
+    more, urls = ("--bwlimit=20m", "--compress"), StoreUrls("", f"{rsyncd.url}/")
+    uploader = Uploader(rsync="rsync", arguments=more, urls=urls)
+    streamer = LogStreamer("rsync", more, urls, interval=2)
+    key, log = ("0" * 32, "x86_64", "1-00000000"), upload / "build.log"
+    for text in ("one\n", "one\ntwo\n"):
+        log.write_text(text)
+        for argv in (uploader.argv(upload, urls.spool(*key)), streamer.argv([log], urls.live_upload(*key))):
+            assert rsyncd.run(*argv[1:]) == (0, "")
+        for area in ("spool", "live"):
+            assert (rsyncd.root / area / spool_name(*key) / "build.log").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--files-from=:/spool/other/x.rpm"], ["--files-from=:/spool/other/x.rpm", "--from0"],
+     ["--block-size=1", "--debug=deltasum4", "--ignore-times"]],
+)  # fmt: skip
+def test_what_another_uploads_is_not_read_by_an_upload(rsyncd: Rsyncd, upload: Path, options: list[str]) -> None:
+    """rsyncd reads a list of names for its client, and sends it sums of blocks: of single bytes, if asked."""
+    code, text = rsyncd.run("--recursive", *options, f"{upload}/", f"{rsyncd.url}/spool/other/")
+    assert (code != 0, "link_stat" in text, "chunk[" in text) == (True, False, False), text
 
 
 # --- nginx

@@ -62,6 +62,7 @@ def published(store: StorePaths, **changed: Any) -> SignRequest:
     asked = uploads.upload(store, RPMS, of=of)
     store.place(asked.place).parent.mkdir(parents=True, exist_ok=True)
     uploads.spool_of(store, asked).rename(store.place(asked.place))
+    uploads.list_all(store, of.target)
     return SignRequest(
         pkgname="hello", status=Status.SUCCESS, target=of.target, arch="x86_64", timestamp=of.timestamp,
         build_id=of.build_id, place=asked.place,

@@ -105,6 +105,7 @@ def test_the_user_and_its_folders_are_as_systemd_reads_them(tmp_path: Path) -> N
     (user,) = re.findall(r"^reimzul:.*$", (tmp_path / "etc/passwd").read_text(), re.MULTILINE)
     assert user.split(":")[5] == "/srv/reimzul"
     assert user.endswith("nologin")
+    assert re.search(r"^reimzul-store:", (tmp_path / "etc/group").read_text(), re.MULTILINE)
     assert re.search(r"^mock:.*:reimzul$", (tmp_path / "etc/group").read_text(), re.MULTILINE)
 
 
@@ -119,3 +120,8 @@ def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     assert there.stat().st_mode & 0o7777 == 0o700
     assert (tmp_path / "root/srv/reimzul/notifier").stat().st_mode & 0o7777 == 0o2750
     shutil.rmtree(tmp_path / "root")
+
+
+def test_only_repogen_and_the_notifier_may_read_the_keys_of_events() -> None:
+    readers = {unit for unit in UNITS if settings(unit).get("SupplementaryGroups") == "reimzul-store"}
+    assert readers == {"reimzul-repogen-worker@.service", "reimzul-notifier.service"}

@@ -148,6 +148,9 @@ build_events = st.builds(
     due=moments,
     waits_for=words,
     at=moments,
+    manifest_sha256=st.just("") | sha256s,
+    signature=st.just("") | st.builds("{}:{}".format, st.integers(1, 10**9 - 1), sha256s),
+    claimed=st.none() | st.booleans(),
     owed=st.dictionaries(names, st.integers(0, 1_000_000), max_size=3),
     extra=extras(BuildEvent),
 )

@@ -374,3 +374,14 @@ def test_what_was_nobodys_fault_is_said_once_and_named() -> None:
     (sentence,) = sentences
     assert sentence.startswith("Attempt 3 does not count; 3 attempts ended so: on b1.example.org ")
     assert "a repository changed while it was read: 404; tried again in 10 s. Its logs: http://a/" in sentence
+
+
+def test_a_claim_is_named_beside_what_is_known() -> None:
+    claim = apply_events({}, [event("Success"), event("Published", claimed=True)])[event("Success").key]
+    assert "built" in explain(facts(claim)).state
+    assert "published (claimed: not signed by bstore): reimzul doctor" in said(facts(claim))
+    (alone,) = apply_events({}, [event("Published", claimed=True)]).values()
+    assert explain(facts(alone)).state == "claimed"
+    assert explain(facts(alone)).sentences == (
+        ["Announced as published (claimed: not signed by bstore): reimzul doctor says more."]
+    )

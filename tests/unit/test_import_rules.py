@@ -27,6 +27,7 @@ PACKAGES_OF_EVERY_HOST = ("core", "store", "submit", "worker", "repogen", "tosig
 ALLOWED_IMPORTS = {
     "notifier": ("reimzul.history",),
     "repogen": ("reimzul.store",),
+    "tosign": ("reimzul.store",),
     "admin": ("reimzul.history", "reimzul.store"),
 }
 #: The only modules that import a library: at most one in a package.

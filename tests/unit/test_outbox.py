@@ -220,6 +220,27 @@ def test_a_success_stays_pending_when_it_is_published(outbox: Outbox) -> None:
     assert [word for word, _ in doubts(outbox)] == ["Success", "Published"]
 
 
+@pytest.mark.parametrize(
+    ("given", "told", "holds"),
+    [
+        (["Success", "claim"], ["Success", "Published/claimed"], "Success"),
+        (["claim", "Failed"], ["Published/claimed", "Failed"], "Failed"),
+        (["claim", "claim", "Published"], ["Published/claimed", "Success", "Published"], "Published"),
+        (["Published", "claim"], ["Success", "Published"], "Published"),
+        (["Rejected", "claim"], ["Rejected", "Published/claimed"], "Rejected"),
+        (["Published", "claimed rejection"], ["Success", "Published"], "Published"),
+        (["Success", "claimed rejection"], ["Success", "Rejected/claimed"], "Success"),
+    ],
+)
+def test_a_claim_is_told_once_and_decides_nothing(
+    outbox: Outbox, given: list[str], told: list[str], holds: str
+) -> None:
+    claims = {"claim": "Published", "claimed rejection": "Rejected"}
+    events = [event(claims.get(each, each), claimed=True if each in claims else None) for each in given]
+    assert [word for each in events for word in accept(outbox, each)] == told
+    assert outbox.results_of([build_id(1)]) == {build_id(1): holds}
+
+
 def test_events_of_the_original_are_known_by_their_words(outbox: Outbox) -> None:
     old = BuildEvent(
         srpm="time-1.7-45.el7.src.rpm",

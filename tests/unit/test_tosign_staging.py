@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def published(store: StorePaths, **changed: Any) -> SignRequest:
     folder = store.place(asked.place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     uploads.spool_of(store, asked).rename(folder)
+    uploads.list_all(store, of.target)
     return SignRequest(
         pkgname="hello", status=Status.SUCCESS, target=TARGET, arch=asked.arch, timestamp=of.timestamp,
         build_id=of.build_id, place=asked.place,
@@ -120,15 +122,13 @@ def test_a_place_of_another_arch_is_not_signed(store: StorePaths) -> None:
     assert staged(store, request) == [True]
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["ours", "original"])
-def test_a_place_that_is_a_link_is_none(store: StorePaths, tmp_path: Path, named: bool) -> None:
+def test_a_link_is_no_place_where_the_originals_request_names_none(store: StorePaths, tmp_path: Path) -> None:
     """What lies elsewhere was never published, whatever its manifest says."""
     ours = published(store)
     place = store.place(ours.place)
     place.rename(tmp_path / "elsewhere")
     place.symlink_to(tmp_path / "elsewhere")
-    request = ours if named else SignRequest(**{**ours.to_json(), "place": "", "build_id": ""})
-    assert find_signable(store, request) == []
+    assert find_signable(store, SignRequest(**{**ours.to_json(), "place": "", "build_id": ""})) == []
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])
@@ -206,3 +206,35 @@ def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.Mon
         assert not stage_leg(store, build, CancelToken())
         assert collect(store) == 0
         assert tree(store.staging) == set()
+
+
+def test_what_the_repodata_does_not_list_is_not_staged(store: StorePaths) -> None:
+    request = published(store)
+    index = store.target(TARGET) / "repodata" / "primary.xml"
+    index.write_text(index.read_text().replace("hello-1-1.src.rpm", "other-1-1.src.rpm"))
+    with pytest.raises(FileNotFoundError) as error:
+        staged(store, request)
+    assert error.value.filename == f"the entry of {request.place}/hello-1-1.src.rpm in the repodata"
+    shutil.rmtree(index.parent)
+    with pytest.raises(FileNotFoundError):
+        staged(store, request)
+    assert tree(store.tosign) == set()
+
+
+def test_a_listed_name_with_other_content_is_not_staged(store: StorePaths) -> None:
+    request = published(store)
+    index = store.target(TARGET) / "repodata" / "primary.xml"
+    index.write_text(re.sub(r"[0-9a-f]{64}", "0" * 64, index.read_text()))
+    with pytest.raises(FileNotFoundError):
+        staged(store, request)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a_place_behind_a_link_is_not_staged(store: StorePaths, depth: int) -> None:
+    request = published(store)
+    linked = store.place("/".join(request.place.split("/")[: depth + 1]))
+    linked.rename(store.spool / "elsewhere")
+    linked.symlink_to(store.spool / "elsewhere")
+    with pytest.raises(InvalidMessage, match="behind a symbolic link"):
+        staged(store, request)
+    assert tree(store.tosign) == set()

@@ -59,12 +59,22 @@ def build(*legs: BuildRecord) -> BuildLegs:
         (leg("Cancelled", reason="cancelled by johnny"), "cancelled", "cancelled: cancelled by johnny"),
         (leg("Rejected", reason="a checksum"), "rejected", "rejected: a checksum"),
         (leg("Override", reason="by hand"), "override", "override: by hand"),
+        (
+            leg("Published", claimed=True),
+            "waiting",
+            "waits; published (claimed: not signed by bstore)",
+        ),
+        (
+            leg("Published", "i386", claimed=True),
+            "unheard",
+            "not recorded by the notifier yet; published (claimed: not signed by bstore)",
+        ),
     ],
 )
 def test_each_status_has_a_state_and_a_text(document: BuildRecord, state: str, words: str) -> None:
     (found,) = rows(document)
     assert (found.state, found.words) == (state, words)
-    assert found.is_over == (state not in ("building", "built"))
+    assert found.is_over == (state not in ("unheard", "waiting", "building", "built"))
 
 
 def test_a_place_in_the_queue_and_the_time_waited_are_shown() -> None:

@@ -50,9 +50,11 @@ _SQLITE = "sqlite://"
 PENDING_SECONDS = 600
 #: An outbox of this size is reported.
 _LARGE_OUTBOX_BYTES = 1 << 30
+#: A binlog of this size is reported: 10 files of beanstalkd's 10 MiB are usual.
+_LARGE_BINLOG_BYTES = 1 << 30
 #: A successful build that has not been published for this long is reported.
 UNPUBLISHED_SECONDS = 3600
-#: How far back unpublished builds are searched.
+#: How far back unpublished and claimed builds are searched.
 _MAX_AGE_DAYS, _MAX_BUILDS = 30, 5_000
 #: Doctor warns this many days before a certificate expires.
 EXPIRY_WARNING_DAYS = 14
@@ -103,6 +105,20 @@ def _write_binlog(broker: Broker) -> int:
         broker.delete(leftover[0])
     broker.delete(broker.put_raw(TEST_TUBE, b"", priority=2**32 - 1))  # the lowest priority
     return broker.server_stats().binlog_records
+
+
+@beanstalkd_checks.add("binlog")
+def _check_binlog(host: Host) -> Result:
+    """Look for a binlog that has grown large: beanstalkd bounds neither its size nor the number of jobs."""
+    with connect(host.settings) as broker:
+        size = broker.server_stats().binlog_bytes
+    message = f"beanstalkd's binlog has {format_size(size)}"
+    recommend(
+        size <= _LARGE_BINLOG_BYTES,
+        message,
+        "`reimzul queues` shows the tubes; beanstalkd keeps a file of the binlog until its last job is deleted",
+    )
+    return ok(message)
 
 
 @beanstalkd_checks.add("tubes.watched")
@@ -218,15 +234,11 @@ def _check_pending(host: Host) -> Result:
 def _check_unpublished(host: Host) -> Result:
     """Look for successful builds that are still not published; scratch builds never are."""
     now = time.time()
-    since = time.strftime(TIMESTAMP_FORMAT, time.gmtime(now - _MAX_AGE_DAYS * 86400))
-    builds: list[BuildRecord] = []
-    with contextlib.suppress(NoHistory), lookup.reading_history(host.settings.history.url) as history:
-        builds = history.find_builds(BuildFilter(status=Status.SUCCESS, since=since), _MAX_BUILDS)
     late = [
         f"{build.srpm} for {build.arch}, built by {build.builder_fqdn or 'an unknown builder'}"
-        for build in builds
+        for build in _recent_builds(host, status=Status.SUCCESS)
         # documents of the original have no `published`
-        if build.published == 0 and not build.scratch and now - build.at > UNPUBLISHED_SECONDS
+        if build.published == 0 and not build.scratch and not build.claimed and now - build.at > UNPUBLISHED_SECONDS
     ]
     recommend(
         not late,
@@ -234,6 +246,26 @@ def _check_unpublished(host: Host) -> Result:
         "on bstore: reimzul doctor; journalctl -u 'reimzul-repogen-worker@*'",
     )
     return ok(f"every successful build of the last {_MAX_AGE_DAYS} days is published, or less than an hour old")
+
+
+@checks.add("events.claimed", "history")
+def _check_claims(host: Host) -> Result:
+    """Look for builds that were announced as published without bstore's signature."""
+    claimed = [f"{build.srpm} for {build.arch}" for build in _recent_builds(host) if build.claimed]
+    recommend(
+        not claimed,
+        f"announced as published, and not signed by bstore: {shorten(claimed)}",
+        "on bstore: reimzul doctor; a repogen of an old version, or without the key, does not sign (reimzul setup "
+        "bstore --new-event-key). If bstore signs, somebody has forged it with a builder's key",
+    )
+    return ok(f"all that was {Status.PUBLISHED} in the last {_MAX_AGE_DAYS} days is signed, or older than the key")
+
+
+def _recent_builds(host: Host, **wanted: str) -> list[BuildRecord]:
+    since = time.strftime(TIMESTAMP_FORMAT, time.gmtime(time.time() - _MAX_AGE_DAYS * 86400))
+    with contextlib.suppress(NoHistory), lookup.reading_history(host.settings.history.url) as history:
+        return history.find_builds(BuildFilter(since=since, **wanted), _MAX_BUILDS)
+    return []
 
 
 @checks.add("mqtt", applies=lambda host: host.settings.mqtt.notifications)

@@ -23,6 +23,7 @@ from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail,
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE, LOCAL
 from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
+from reimzul.core.event_signature import EventKeys
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import import_rpm
@@ -332,6 +333,28 @@ def _check_rpm(_: Host) -> Result:
     except ProgramNotFound as error:
         return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
     return ok("Python can import the rpm bindings")
+
+
+@checks.add("events.key", applies=lambda host: host.has_role(CONTROLLER, BSTORE))
+def _check_event_key(host: Host) -> Iterator[Result]:
+    path = host.settings.farm.event_keys
+    if host.has_role(BUILDER):
+        yield ok("a key of events protects nothing here: workers run on this host, as the same user")
+        return
+    if path is None:
+        hint = "on the controller: reimzul setup controller --new-event-key; then the command that it prints, on bstore"
+        yield warn("events are not signed: whoever has a builder's key can announce a build as published", hint)
+        return
+    if path.exists():
+        path.open().close()  # an ordinary user is not permitted
+        status = path.stat()
+        hint = f"chown root:reimzul-store {path}; chmod 640 {path}"
+        require(not status.st_mode & stat.S_IRWXO, f"every user can read {path}", hint)
+        if status.st_mode & stat.S_IRGRP and host.user_entry and status.st_gid == host.user_entry.pw_gid:
+            yield fail(f"all daemons can read {path}: its group is that of {host.user}", f"chgrp reimzul-store {path}")
+    keys = EventKeys.load(path).keys
+    ending = [f"key {key.number} until {key.until}" for key in keys if key.until]
+    yield ok("; ".join([f"events are signed by key {max(key.number for key in keys)}", *ending]))
 
 
 def folder_checks(host: Host) -> list[Check]:

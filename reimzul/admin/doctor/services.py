@@ -57,6 +57,7 @@ from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
 from reimzul.core.process import output_of
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
+from reimzul.core.store_paths import StoreUrls
 
 #: Time limit for one answer of a service.
 ANSWER_TIMEOUT_SECONDS = 4.0
@@ -79,7 +80,8 @@ _OTHER_NAMES = {"rsync": ("rsyncd",)}
 UPLOAD_FILE = "doctor.txt"
 #: Folders of the store that builders must not write to.
 PROTECTED = ("repo", "tosign", "state")
-_REFUSED = re.compile(r"excluded|refused|write only|read only")
+_REFUSED = re.compile(r"excluded|refused?|write only|read only")
+_RSYNCD_SETUP = "on bstore: reimzul setup bstore writes /etc/rsyncd.conf"
 _RSYNCD_SAMPLE = "compare /etc/rsyncd.conf on bstore with conf/rsyncd.conf"
 #: Builds get wrong times if two clocks differ by more; smaller differences above MAX_SKEW_SECONDS are a warning.
 MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
@@ -222,6 +224,10 @@ def _check_upload(host: Host) -> Result:
             return fail(
                 f"the upload of a file into spool/ fails: {error}", f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
             )
+    try:
+        _run_rsync(host, "--dry-run", "--append", __file__, StoreUrls("", _module_url(host)).live_module)
+    except ReimzulError as error:
+        return warn(f"logs cannot be read while they grow, as their upload fails: {error}", _RSYNCD_SETUP)
     return ok(f"{_test_folder(host)} was uploaded")
 
 
@@ -231,27 +237,32 @@ def _check_download(host: Host) -> Result:
         _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
     except ProgramFailed as error:
         recommend(_REFUSED.search(str(error)), f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
-        return ok("downloads are refused")
-    return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
+    else:
+        return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
+    # of a file in blocks of one byte, the checksums that rsyncd sends are the file
+    readable = _is_accepted(host, "--block-size=1", __file__, f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}")
+    require(not readable, "anybody with a key can read uploads by their checksums", _RSYNCD_SETUP)
+    return ok("downloads are refused")
 
 
 @upload_checks.add("rsync.elsewhere", "rsync.write")
 def _check_protected(host: Host) -> Result:
-    writable = [f"{folder}/" for folder in PROTECTED if not _is_protected(host, folder)]
+    url = _module_url(host)
+    writable = [f"{folder}/" for folder in PROTECTED if _is_accepted(host, __file__, f"{url}{folder}/{UPLOAD_FILE}")]
     require(
         not writable,
         f"anybody with a key can write to {', '.join(writable)}",
-        f"set include = /spool/ /spool/*** /live/ /live/*** and exclude = *; {_RSYNCD_SAMPLE}",
+        f"set include = /spool/ /spool/*** and exclude = *; {_RSYNCD_SAMPLE}",
     )
     return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
 
 
-def _is_protected(host: Host, folder: str) -> bool:
+def _is_accepted(host: Host, *arguments: str) -> bool:
     try:
-        _run_rsync(host, "--dry-run", __file__, f"{_module_url(host)}{folder}/{UPLOAD_FILE}")
+        _run_rsync(host, "--dry-run", *arguments)
     except ProgramFailed as error:
-        return bool(_REFUSED.search(str(error)))
-    return False
+        return not _REFUSED.search(str(error))
+    return True
 
 
 def _run_rsync(host: Host, *arguments: str) -> None:

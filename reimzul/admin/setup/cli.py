@@ -50,6 +50,9 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--add-builder", multiple=True, metavar="NAME", help="Accept a builder's key. May be repeated."),
         click.option("--revoke", multiple=True, metavar="NAME", help="Revoke a host's key and disconnect it."),
         click.option("--new-key", is_flag=True, help="With --add-…: replace the key of a host that has one."),
+        click.option(
+            "--new-event-key", is_flag=True, help="Replace the key of events: on the controller, then on bstore."
+        ),
         click.option("--list", "list_keys", is_flag=True, help="List the hosts that have a key here."),
         click.option("--psk-file", metavar="FILE", help="Read keys made elsewhere, a line name:hex each; - is stdin."),
         # of the versions that let workers of the original upload; accepted until 0.3
@@ -104,6 +107,8 @@ def controller(
         setup.print_owners()
         return
     result, own = setup.change_controller_keys(add_bstore)
+    event_keys, made = setup.change_event_keys(add_bstore in result.made)
+    result = attr.evolve(result, made={**result.made, **({psk.EVENTS: made} if made else {})})
     store = setup.find_bstore(bstore, add_bstore)
     names = {
         "CONTROLLER": _parse_host(controller or local_hostname()),
@@ -112,9 +117,9 @@ def controller(
     if bstore and not (own.keys or setup.given["add_builder"]):
         raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
     peers = {"BSTORE": store} if own.keys and store else {}
-    options = RoleOptions(keys=result, own_key=psk.format_own_key(own.keys), hosts=peers)
+    options = RoleOptions(keys=result, own_key=psk.format_own_key(own.keys), hosts=peers, event_keys=event_keys)
     if setup.only_keys and not (with_mqtt or mqtt_listen):
-        plan = roles.plan_keys(setup.system, options, new_own_key=own.changed)
+        plan = roles.plan_keys("controller", setup.system, options, new_own_key=own.changed)
     else:
         listen = _parse_host(mqtt_listen) if mqtt_listen else None
         services, settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
@@ -150,11 +155,13 @@ def bstore(
         return
     result, system = setup.change_bstore_keys(), setup.system
     if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.own_keys()):
-        setup.carry_out(roles.plan_keys(system, RoleOptions(keys=result)), result.made)
+        options = RoleOptions(keys=result, event_keys=setup.given_event_key())
+        setup.carry_out(roles.plan_keys("bstore", system, options), result.made)
         return
     options = RoleOptions(
         keys=result,
         settings=setup.settings,
+        event_keys=setup.given_event_key(),
         **setup.ask_identity(name, controller=controller),
         public_port=roles.current_public_port(system) if public_port is None else public_port,
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
@@ -221,7 +228,7 @@ class _SetupRun:
         present, self.hosts = roles.find_role(tunnels), roles.find_hosts(tunnels)
         if present not in ("", role):
             raise InputError(f"this host is set up as {present} ({roles.TUNNELS}): a host has one role")
-        changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke"))
+        changes_keys = any(given.get(option) for option in ("add_builder", "add_bstore", "revoke", "new_event_key"))
         self.only_keys = bool(present) and changes_keys and not self.settings
         if psk_file and role == "controller" and not changes_keys:
             raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
@@ -242,8 +249,10 @@ class _SetupRun:
     def change_bstore_keys(self) -> KeyResult:
         """The keys that bstore accepts: with the builders' changes, and the controller's key if it was given."""
         self._ask_keys()
-        if self.keys is None and self.given["add_builder"]:
+        if self.keys is None and (self.given["add_builder"] or self.given["new_event_key"]):
             raise MissingAnswer("missing, and there is no terminal to ask on: --psk-file FILE")
+        if self.given["new_event_key"] and not self.given_event_key():
+            raise InputError("there is no line events:number:hex among the keys given: the controller makes it")
         taken = (CONTROLLER,) if CONTROLLER in (self.keys or ()) else ()
         changes = attr.evolve(self._key_changes(self.given["add_builder"]), taken=taken)
         return psk.apply_key_changes(changes, roles.current_accepted_keys(self.system))
@@ -254,6 +263,15 @@ class _SetupRun:
         own = psk.parse_keys(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
         theirs, ours = psk.apply_controller_changes(changes, bstore, roles.current_accepted_keys(self.system), own)
         return attr.evolve(theirs, made={**theirs.made, **ours.made}), ours
+
+    def change_event_keys(self, bstore_is_new: bool) -> tuple[str, str]:
+        """The controller's keys of events, and the one made: bstore gets it with its own, or with --new-event-key."""
+        present, given = self.system.text(psk.EVENT_KEYS) or "", (self.keys or {}).get(psk.EVENTS, "")
+        return psk.change_event_keys(present, given, bstore_is_new or self.given["new_event_key"])
+
+    def given_event_key(self) -> str:
+        """bstore's file of the key of events, if the key was given."""
+        return "".join(f"{secret}\n" for owner, secret in (self.keys or {}).items() if owner == psk.EVENTS)
 
     def _key_changes(self, add: Sequence[str]) -> KeyChanges:
         return KeyChanges(
@@ -270,7 +288,7 @@ class _SetupRun:
 
     def own_keys(self) -> dict[str, str]:
         """The keys given that could be this host's own."""
-        others = (CONTROLLER, *self.given.get("add_builder", ()))
+        others = (CONTROLLER, psk.EVENTS, *self.given.get("add_builder", ()))
         return {owner: secret for owner, secret in (self.keys or {}).items() if owner not in others}
 
     def ask_identity(self, name: str | None, **peers: str | None) -> dict[str, Any]:
@@ -307,7 +325,9 @@ class _SetupRun:
 
     def _ask_keys(self) -> None:
         """Have a person type the keys of builders to add, and this host's own if it has none."""
-        needed = self.given.get("add_builder") or self.system.text(roles.OWN_KEY) is None
+        needed = (
+            self.given.get("add_builder") or self.given.get("new_event_key") or self.system.text(roles.OWN_KEY) is None
+        )
         if needed and self.keys is None and sys.stdin.isatty():
             self.keys = psk.read_key_file("-")
 
@@ -326,11 +346,13 @@ class _SetupRun:
         if self.lock is None:
             return
         controller = f"--controller {names['CONTROLLER']}"
-        builders = [owner for owner in result.made if owner not in (add_bstore, CONTROLLER)]
+        builders = [owner for owner in result.made if owner not in (add_bstore, CONTROLLER, psk.EVENTS)]
         added = "".join(f" --add-builder {owner}" for owner in builders)
         added += " --new-key" if added and self.given["new_key"] else ""
         first = f" {controller} --name {add_bstore}" if add_bstore in result.made else ""
-        owners = [owner for owner in (add_bstore or "", CONTROLLER, *builders) if owner in result.made]
+        if psk.EVENTS in result.made and not first:
+            first = " --new-event-key"
+        owners = [owner for owner in (add_bstore or "", CONTROLLER, psk.EVENTS, *builders) if owner in result.made]
         if owners:
             self._print_command("bstore", f"bstore{first}{added}", owners)
         for owner in builders:

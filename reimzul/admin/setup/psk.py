@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-shared keys: reading and writing them, a line `name:hex` each, and adding, replacing and revoking keys.
 
+With them comes the key of events, a line `events:number:hex`. The controller has a new one first, beside the old one,
+which ends a week later; bstore has one at a time, and signs with it. Builders never get it.
+
 A key is never part of a message, whatever is wrong with it.
 """
 
@@ -10,28 +13,38 @@ import re
 import secrets
 import sys
 import termios
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attr
 import click
 
-from reimzul.core.errors import InputError
+from reimzul.core.errors import InputError, translate_errors
+from reimzul.core.event_signature import EVENT_KEY, add_new_key, parse_event_keys
 from reimzul.core.validators import quoted
 
 #: The owner of a key that no host has. stunnel does not start with an empty file: this key is in it from the beginning.
 NOBODY = "localhost"
 #: The owner of the controller's own key, by which it reads the store. No other host may have this name.
 CONTROLLER = "controller"
+#: The owner of the key of events. No host may have this name.
+EVENTS = "events"
+EVENT_KEYS = "/etc/reimzul/event-keys"
+#: Days that an old key of events stays valid on the controller.
+OVERLAP_DAYS = 7
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 #: stunnel wants 16 bytes at least: PSKsecrets in stunnel(8).
 _SECRET = re.compile(r"(?:[0-9a-fA-F]{2}){16,128}\Z")
+_FORMS = {EVENTS: (EVENT_KEY, "events:number:hex, with 64 hex digits")}
 
 
 def parse_name(text: str) -> str:
-    if not _NAME.match(text) or text in (NOBODY, CONTROLLER):
-        right = "letters, digits and ._-, beginning with a letter or digit, 64 at most; not localhost, not controller"
+    if not _NAME.match(text) or text in (NOBODY, CONTROLLER, EVENTS):
+        right = (
+            "letters, digits and ._-, beginning with a letter or digit, 64 at most; not localhost, controller or events"
+        )
         raise InputError(f"{quoted(text)} is no name for a builder: {right}")
     return text
 
@@ -47,8 +60,9 @@ def parse_keys(text: str, source: str) -> dict[str, str]:
         if not row.strip():
             continue
         owner, _, secret = row.strip().partition(":")
-        if not _NAME.match(owner) or not _SECRET.match(secret):
-            raise InputError(f"{source}, line {number}: not of the form name:hex, with 32 hex digits or more")
+        pattern, form = _FORMS.get(owner, (_SECRET, "name:hex, with 32 hex digits or more"))
+        if not _NAME.match(owner) or not pattern.match(secret):
+            raise InputError(f"{source}, line {number}: not of the form {form}")
         if owner in keys:
             raise InputError(f"{source}, line {number}: a second key of {owner}")
         keys[owner] = secret.lower()
@@ -88,6 +102,21 @@ def format_keys(keys: Mapping[str, str]) -> str:
 def format_own_key(own: Mapping[str, str]) -> str:
     """The controller's own key file, with one key: stunnel uses the first. Empty without a key."""
     return format_keys({CONTROLLER: own[CONTROLLER]} if CONTROLLER in own else own)
+
+
+def change_event_keys(present: str, given: str, wanted: bool) -> tuple[str, str]:
+    """The controller's file after a key of events was made or, if it was made elsewhere, taken; and the key made.
+
+    Both are empty where nothing changes. Raises `InputError`.
+    """
+    if not (given or wanted):
+        return "", ""
+    with translate_errors({ValueError: lambda error: InputError(f"{EVENT_KEYS}: {error}")}):
+        *others, new = add_new_key(parse_event_keys(present.splitlines()), time.time(), OVERLAP_DAYS)
+    if given:
+        (new,) = parse_event_keys([given])
+    keys = [*(key for key in others if key.number != new.number), new]
+    return "".join(f"{key.to_line()}\n" for key in keys), "" if given else new.to_line()
 
 
 def list_owners(keys: Iterable[str]) -> list[str]:

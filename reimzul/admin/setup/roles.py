@@ -80,17 +80,19 @@ class RoleOptions:
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
+    event_keys: str = ""  #: the text of the file of the keys of events; empty: it stays as it is
     services: Plan = attr.field(factory=Plan)  #: what further services need: mosquitto
 
 
 def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     template, further = _INSTANCES.get(role, ""), options.services
-    ours = (*(f"{template}@{n}" for n in range(1, options.instances + 1)), *_SINGLE_UNITS.get(role, ()))
+    ours = _role_units(role, options.instances)
     surplus = [f"{template}@{n}" for n in system.instances(template) if n > options.instances]
     backends = {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync_unit(system), "nginx"), "builder": ()}
     files = (
         *_missing_packaged_files(role, system, ours),
         *_role_files(role, system, options),
+        *_event_keys_file(options, ours),
         *_settings_file(system, options, ours),
         *further.files,
     )
@@ -104,7 +106,7 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     )
 
 
-def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -> Plan:
+def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool = False) -> Plan:
     """A change of keys, on a host that is set up.
 
     With `new_own_key` the controller's way to the store changes too, without disturbing connections that are open.
@@ -114,7 +116,14 @@ def plan_keys(system: System, options: RoleOptions, new_own_key: bool = False) -
         tunnels = FileSpec(path=TUNNELS, text=fill_tunnels("controller", options.hosts))
         files += (attr.evolve(file, restarts=(), reloads=(TUNNEL,)) for file in (*_own_key_file(options), tunnels))
         removed = {OWN_KEY: TUNNEL} if not options.own_key and system.resolve(OWN_KEY).exists() else {}
-    return Plan(files=tuple(files), units=(TUNNEL,), removed=removed)
+    ours = _role_units(role, len(system.instances(_INSTANCES.get(role, "")))) if options.event_keys else ()
+    if ours:
+        files += (*_event_keys_file(options, ours), *_settings_file(system, options, ours))
+    return Plan(files=tuple(files), units=(TUNNEL, *ours), removed=removed)
+
+
+def _role_units(role: str, instances: int) -> tuple[str, ...]:
+    return (*(f"{_INSTANCES.get(role)}@{n}" for n in range(1, instances + 1)), *_SINGLE_UNITS.get(role, ()))
 
 
 # --- what holds since the last run
@@ -287,10 +296,18 @@ def remove_stock_server(text: str) -> str:
     return text
 
 
+def _event_keys_file(options: RoleOptions, units: Sequence[str]) -> Iterator[FileSpec]:
+    if options.event_keys:
+        path, text = psk.EVENT_KEYS, options.event_keys
+        readers = tuple(unit for unit in units if unit != "reimzul-signer")
+        yield FileSpec(path=path, text=text, mode=0o640, group="reimzul-store", secret=True, reloads=readers)
+
+
 def _settings_file(system: System, options: RoleOptions, readers: tuple[str, ...]) -> Iterator[FileSpec]:
     present = system.text(SETTINGS)
-    if options.settings or present is None:
-        text = ini.set_values(config.sample_text() if present is None else present, options.settings)
+    settings = {**options.settings, **({("farm", "event_keys"): psk.EVENT_KEYS} if options.event_keys else {})}
+    if settings or present is None:
+        text = ini.set_values(config.sample_text() if present is None else present, settings)
         mode = 0o640 if present is None else system.mode(SETTINGS)
         yield FileSpec(path=SETTINGS, text=text, mode=mode, group="reimzul", patched=True, reloads=readers)
 

@@ -19,7 +19,7 @@ import attr
 from reimzul.core import validators
 from reimzul.core.message import BuilderEvent, Event, Refusal
 from reimzul.core.settings import Settings
-from reimzul.history.result_rules import Notification
+from reimzul.history.result_rules import CLAIM, Notification
 from reimzul.notifier.delivery import Sink, SinkUnavailable
 
 #: How many bytes of the log's end are read to see what was written before a crash: many times one batch.
@@ -35,9 +35,10 @@ def format_line(event: Event) -> str:
         begins = validators.quoted(event.begins, 200)
         text = f"Refused job {event.job} of tube {event.tube}{by}: {event.reason} (it begins {begins})"
     else:
+        claim = f" ({CLAIM})" if event.claimed else ""
         text = (
             f"Build job SRPM {event.srpm} ({event.timestamp}) for arch {event.arch} builder {event.builder_fqdn} "
-            f"status {event.status} [{event.evr}] (Scratch job: {event.scratch}) submitted by {event.submitter}"
+            f"status {event.status}{claim} [{event.evr}] (Scratch job: {event.scratch}) submitted by {event.submitter}"
         )
     return validators.line(2000)(f"[{when}] {text}")
 

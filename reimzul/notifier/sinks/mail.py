@@ -97,7 +97,9 @@ class MailSink(Sink):
     def accepts(self, event: Event) -> bool:
         if isinstance(event, BuilderEvent):
             return True
-        return isinstance(event, BuildEvent) and event.status in MAILED_STATUSES and not event.scratch
+        if not isinstance(event, BuildEvent) or event.claimed:
+            return False
+        return event.status in MAILED_STATUSES and not event.scratch
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """Send one mail after the other; those that broke a connection before come last."""
