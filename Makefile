@@ -15,13 +15,16 @@ N ?=
 KIND ?=
 SEED ?=
 
+# For `make mutate`: some of its modules.
+MODULE ?=
+
 # For `make farm-test`: words of the proofs' names (pytest -k), to run only some.
 ONLY ?=
 
 # For `make demo`: a source rpm of yours; its path may have spaces.
 SRPM ?=
 
-.PHONY: help setup farm-setup demo farm test faults faults-ci farm-test bench check man rpm lock install clean
+.PHONY: help setup farm-setup demo farm test faults faults-ci mutate farm-test bench check man rpm lock install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +51,9 @@ faults: setup ## Kill, disconnect and fill parts of a farm, and check that nothi
 # For .ci/run: one trial of every kind that does not take long, and a small flood.
 faults-ci: setup
 	@$(VENV)/python -m tests.faults --ci
+
+mutate: setup ## Change the modules that hold promises, one spot at a time, and check that tests fail (hours; MODULE=path)
+	@$(VENV)/python -m tools.mutate $(MODULE)
 
 farm-test: setup ## Boot machines with systemd, install a farm as documented, and test it (root; ONLY=link)
 	@$(VENV)/python -m tests.hosts $(if $(ONLY),-k "$(ONLY)")

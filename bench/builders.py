@@ -23,6 +23,8 @@ from tests import srpms, uploads
 
 #: Seconds between two presences of a builder, as workers send them while they build.
 _PRESENCE = 10.0
+#: What every build is of.
+_PACKAGE = "leaf"
 _PARTS = ("beanstalkd", f"stunnel-{CONTROLLER}", "notifier", "repogen-1", f"stunnel-{BSTORE}")
 
 
@@ -34,8 +36,8 @@ class Builders:
         self.over = threading.Event()
         self.built = 0
         self._lock = threading.Lock()
-        package = srpms.make_rpm(stand.folder, "leaf", srpms.noarch("leaf"))
-        self._rpms = {package.name: (package.read_bytes(), "leaf-1.0-1.noarch")}
+        package = srpms.make_rpm(stand.folder, _PACKAGE, srpms.noarch(_PACKAGE))
+        self._rpms = {package.name: (package.read_bytes(), package.name[: -len(".rpm")])}
         self._threads = [threading.Thread(target=self._build_on, args=(n,), daemon=True) for n in range(count)]
 
     def __enter__(self) -> Builders:
@@ -75,12 +77,12 @@ class Builders:
 
     def _build(self, broker: Broker, host: str, request: BuildRequest) -> None:
         token = new_attempt()
-        name = request.srpm.rsplit("-", 2)[0]
-        more = {"builder_fqdn": host, "attempt": token, "pkgname": name, "evr": "1.0-1"}
+        leg = {"pkgname": _PACKAGE, "evr": "1.0-1"}
+        more = {"builder_fqdn": host, "attempt": token, **leg}
         broker.announce(event_for(request, Status.BUILDING, **more))
         self._present(broker, host, request, token)
         self.over.wait(self.seconds)
-        asked = uploads.upload(self.stand.store, self._rpms, of=request, arch=request.arch, pkgname=name, evr="1.0-1")
+        asked = uploads.upload(self.stand.store, self._rpms, of=request, arch=request.arch, **leg)
         broker.put(CREATEREPO, asked, priority=PRIORITY)
         broker.announce(event_for(request, Status.SUCCESS, **more))
         with self._lock:

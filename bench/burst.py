@@ -7,6 +7,7 @@ The uploads lie in the spool as workers leave them; the clock runs from the last
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta, timezone
 
 import click
 
@@ -38,14 +39,16 @@ def measure(size: int, count: int) -> list[Figure]:
 
 
 def _uploads(stand: Stand, count: int) -> list[RepogenRequest]:
-    """Legs in the spool, all with one small package, each of a source package of its own."""
+    """Legs in the spool, all of one small package, each of a second of its own."""
     made = srpms.make_rpm(stand.folder, "leaf", srpms.noarch("leaf"))
     rpms = {made.name: (made.read_bytes(), "leaf-1.0-1.noarch")}
     asked = []
     for number in range(count):
-        name = f"burst{number:05}"
-        request = uploads.request(srpm=f"{name}-1.0-1.src.rpm", arch=stand.farm.arch, target=stand.target)
-        asked.append(uploads.upload(stand.store, rpms, of=request, arch=request.arch, pkgname=name, evr="1.0-1"))
+        timestamp = f"{datetime(2024, 1, 2, tzinfo=timezone.utc) + timedelta(seconds=number):%Y%m%d%H%M%S}"
+        request = uploads.request(
+            srpm="leaf-1.0-1.src.rpm", arch=stand.farm.arch, target=stand.target, timestamp=timestamp
+        )
+        asked.append(uploads.upload(stand.store, rpms, of=request, arch=request.arch, pkgname="leaf", evr="1.0-1"))
     return asked
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mock that takes no time: it copies what its config's name says, and writes down when it began and ended.
+"""A mock that takes no time: it copies what its config and its source stand for, and notes when it began and ended.
 
 Run by its path, on the standard library alone and without its site, so that little but the farm is measured.
 """
@@ -17,15 +17,19 @@ def main(home: str) -> int:
         return 0
     if "--clean" in sys.argv or "--orphanskill" in sys.argv:
         return 0
-    leave = os.path.join(home, "leave", os.path.basename(given["configdir"]))
-    for name in os.listdir(leave):
-        goal = os.path.join(given["resultdir"], name)
-        try:
-            os.link(os.path.join(leave, name), goal)  # what takes no time, however large
-        except OSError:
-            import shutil
+    package = os.path.basename(sys.argv[-1]).rsplit("-", 2)[0]
+    for folder in (
+        os.path.join(home, "leave", os.path.basename(given["configdir"])),
+        os.path.join(home, "packages", package),
+    ):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            goal = os.path.join(given["resultdir"], name)
+            try:
+                os.link(os.path.join(folder, name), goal)  # what takes no time, however large
+            except OSError:
+                import shutil
 
-            shutil.copy(os.path.join(leave, name), goal)
+                shutil.copy(os.path.join(folder, name), goal)
     handle = os.open(os.path.join(home, "calls"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(handle, f"{began} {time.time()}\n".encode())
     return 0

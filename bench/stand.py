@@ -66,12 +66,10 @@ class Stand:
         self._open.close()
 
     def _leave(self) -> None:
-        """What mock leaves of each leg: the logs of a real one, and one package."""
-        package = srpms.make_rpm(self.folder, "leaf", srpms.noarch("leaf"))
+        """What mock leaves of each leg beside its source's package: the logs of a real one."""
         for arch in self.farm.arches:
             goal = self.mock / "leave" / f"{TARGET}.{arch}"
             shutil.copytree(_SAMPLES, goal, ignore=shutil.ignore_patterns("exit-code", "stderr"))
-            shutil.copy(package, goal)
 
     def fill(self, count: int) -> None:
         """Have so many packages published before."""
@@ -81,12 +79,17 @@ class Stand:
         self.wait(lambda: len(self.listings.visible(self.target).packages) >= count, "the packages are listed")
 
     def sources(self, count: int, *, compiled: bool = False, prefix: str = "one") -> list[Path]:
-        """So many source rpms, of packages of different names."""
+        """So many source rpms, of packages of different names; mock makes one package of each."""
         make = srpms.compiled if compiled else srpms.noarch
         kind = "c" if compiled else "n"
         names = [f"{prefix}{kind}{number:04}" for number in range(count)]
+
+        def make_both(name: str) -> Path:
+            srpms.make_rpm(self.mock / "packages" / name, name, srpms.noarch(name))
+            return srpms.make_srpm(self.farm.layout.incoming, name, make(name))
+
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return list(pool.map(lambda name: srpms.make_srpm(self.farm.layout.incoming, name, make(name)), names))
+            return list(pool.map(make_both, names))
 
     def submit(self, source: Path) -> float:
         """Submit one by the program itself; the seconds that took."""

@@ -29,21 +29,27 @@ def make_srpm(folder: Path, name: str, spec: str, sources: Mapping[str, bytes] =
 
 
 def make_rpm(folder: Path, name: str, spec: str) -> Path:
-    """Make a binary package, for tests that need one where a source rpm belongs."""
+    """Make a binary package: the only one of its spec, or the first."""
+    return make_rpms(folder, name, spec)[0]
+
+
+def make_rpms(folder: Path, name: str, spec: str, *, stage: str = "-bb", dist: str = "%{nil}") -> list[Path]:
+    """Make all binary packages of a spec, with `-ba` its source rpm too; a source called `data` is there."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="srpm-") as top:
+        (Path(top) / "data").write_bytes(b"x")
         path = Path(top) / f"{name}.spec"
         path.write_text(spec)
-        said = _rpmbuild("-bb", path, top, folder)
-    found = re.search(r"^Wrote: (.+\.rpm)$", said, re.MULTILINE)
+        said = _rpmbuild(stage, path, top, folder, dist)
+    found = re.findall(r"^Wrote: (.+\.rpm)$", said, re.MULTILINE)
     assert found, said
-    return Path(found[1])
+    return [Path(each) for each in found]
 
 
-def _rpmbuild(stage: str, spec: Path, top: str, folder: Path) -> str:
+def _rpmbuild(stage: str, spec: Path, top: str, folder: Path, dist: str = "%{nil}") -> str:
     macros = {
         "_topdir": top, "_sourcedir": top, "_tmppath": top, "_dbpath": f"{top}/db",
-        "_srcrpmdir": folder, "_rpmdir": folder, "dist": "%{nil}",
+        "_srcrpmdir": folder, "_rpmdir": folder, "dist": dist,
     }  # fmt: skip
     defines = [word for macro, value in macros.items() for word in ("--define", f"{macro} {value}")]
     environment = {"PATH": "/usr/bin:/bin", "HOME": top}
@@ -112,6 +118,11 @@ def noarch(name: str = "plain", *, version: str = "1.0", exclusive_arch: str = "
         install=f"mkdir -p %{{buildroot}}/usr/share/{name}\necho {name} > %{{buildroot}}/usr/share/{name}/greeting",
         files=f"/usr/share/{name}",
     )
+
+
+def with_subpackage(spec: str, name: str, tags: str = "") -> str:
+    """A spec with an empty subpackage more, which may have a version and an epoch of its own."""
+    return f"{spec}%package -n {name}\nSummary: Empty\n{tags}%description -n {name}\nIt is empty.\n%files -n {name}\n"
 
 
 def compiled(

@@ -17,6 +17,7 @@ from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, new_attempt, new_build_id
+from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StorePaths, spool_name
 from reimzul.repogen.copier import UploadCopier
 from reimzul.store import repodata
@@ -98,6 +99,17 @@ def list_all(store: StorePaths, target: str = TARGET) -> None:
     ]
     (folder / "primary.xml").write_text(f'<metadata packages="{len(rows)}">{"".join(rows)}</metadata>')
     (folder / "repomd.xml").write_text('<repomd><data type="primary"><location href="primary.xml"/></data></repomd>')
+
+
+def header_of(path: Path, **changed: Any) -> Header:
+    """The header that a package has by its file name, built from the source rpm of hello."""
+    name, version, release = path.name.rpartition(".")[0].rpartition(".")[0].rsplit("-", 2)
+    arch = path.name.split(".")[-2]
+    said = {
+        "name": name, "epoch": None, "version": version, "release": release, "arch": arch,
+        "is_source": arch in ("src", "nosrc"), "source_rpm": "hello-1-1.src.rpm",
+    }  # fmt: skip
+    return Header(**{**said, **changed})
 
 
 def spool_of(store: StorePaths, asked: RepogenRequest) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of arches: tubes, legs, which machine builds what, and whether a package allows an arch.
+"""The table of arches: tubes, legs, which machine builds what, and which packages fit an arch.
 
 The table is `arches.yml` beside this module, or the file of a setting. It is checked when it is read.
 """
@@ -54,6 +54,11 @@ class Arches:
         """The arches that one request is built for, in order."""
         last = (NOARCH,) if package in self.noarch_last and arch != NOARCH else ()
         return (arch, *self.known[arch].follows, *last)
+
+    def package_arches(self, arch: str) -> tuple[str, ...]:
+        """The arches that packages of a leg may be for."""
+        names = (arch, *self.known[arch].accepts) if arch in self.known else (arch,)
+        return tuple(dict.fromkeys((*names, NOARCH)))
 
     def exclusion_reason(self, arch: str, header: Header) -> str | None:
         """Why a package is not built for an arch; None if it is.

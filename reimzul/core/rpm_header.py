@@ -50,6 +50,7 @@ class Header:
     exclude_arch: tuple[str, ...] = ()
     build_archs: tuple[str, ...] = ()  #: BuildArch of the main package of a source rpm, mostly ("noarch",)
     requires: tuple[str, ...] = ()  #: of a source rpm, its BuildRequires, with versions
+    source_rpm: str = ""  #: of a binary rpm, the file name of the source rpm that it was built from
 
     @property
     def evr(self) -> str:
@@ -210,6 +211,7 @@ def _header_of(raw: Any, rpm: Any) -> Header:
         exclude_arch=_decode_list(raw[rpm.RPMTAG_EXCLUDEARCH]),
         build_archs=_decode_list(raw[rpm.RPMTAG_BUILDARCHS]),
         requires=_decode_list(raw[rpm.RPMTAG_REQUIRENEVRS]),
+        source_rpm=_decode_text(raw[rpm.RPMTAG_SOURCERPM]),
     )
 
 

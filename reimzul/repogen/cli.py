@@ -41,7 +41,8 @@ def make_daemon(settings: Settings) -> Repogen:
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
     host, beanstalkd = local_hostname(), settings.beanstalkd
-    copier = UploadCopier(store, settings.repogen.max_upload_files, settings.repogen.max_upload_mib)
+    arches = read_arches(settings.farm.arches)
+    copier = UploadCopier(store, settings.repogen.max_upload_files, settings.repogen.max_upload_mib, arches)
     copier.remove_abandoned()
     keys = EventKeys.load(settings.farm.event_keys)
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
@@ -50,9 +51,7 @@ def make_daemon(settings: Settings) -> Repogen:
         urls=urls,
         createrepo=CreaterepoRunner(store=store, settings=settings.repogen),
         copier=copier,
-        rejections=RejectionHandler(
-            store=store, urls=urls, arches=read_arches(settings.farm.arches), host=host, event_keys=keys
-        ),
+        rejections=RejectionHandler(store=store, urls=urls, arches=arches, host=host, event_keys=keys),
         spool_days=settings.repogen.spool_days,
         rules=ListingRules(store=store, duplicates=settings.duplicates),
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),

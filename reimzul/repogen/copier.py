@@ -20,6 +20,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core import fs
+from reimzul.core.arch import Arches, read_arches
 from reimzul.core.errors import RetryLater
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
@@ -45,6 +46,7 @@ class UploadCopier:
     store: StorePaths
     max_files: int  #: of an upload
     max_mib: int  #: of an upload
+    arches: Arches = attr.field(factory=read_arches)  #: that packages are verified against
 
     def remove_abandoned(self) -> None:
         """Remove the copies of repogen processes that have died."""

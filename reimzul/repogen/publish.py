@@ -84,13 +84,13 @@ def _try_store_upload(
     if manifest.status == Status.SUCCESS and is_cancelled():
         raise CancelledBeforePublish(manifest)
     with copier.copied(spool, cancel) as folder:
-        leg = _publish_copy(copier.store, folder, request, stored, cancel, is_cancelled)
+        leg = _publish_copy(copier, folder, request, stored, cancel, is_cancelled)
     remove_upload(spool)
     return leg
 
 
 def _publish_copy(
-    store: StorePaths,
+    copier: UploadCopier,
     folder: Path,
     request: RepogenRequest,
     stored: StoredLeg | None,
@@ -98,10 +98,10 @@ def _publish_copy(
     is_cancelled: Callable[[], bool],
 ) -> StoredLeg:
     """Verify a copy, and rename it to its place. `stored`: the leg's failed attempt that has the place."""
-    manifest = read_upload(folder)
+    store, manifest = copier.store, read_upload(folder)
     if manifest is None:
         raise InvalidUpload(f"{MANIFEST} vanished while it was copied")
-    verify_upload(folder, manifest, request, cancel)
+    verify_upload(folder, manifest, request, copier.arches, cancel)
     if manifest.status == Status.SUCCESS and is_cancelled():
         raise CancelledBeforePublish(manifest)
     if stored is not None:  # another attempt has failed, but this success was announced too

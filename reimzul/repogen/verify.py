@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads uploads, verifies them, and looks through the spool for those that nobody asks for or that never completed.
 
-An upload is verified against its manifest: exactly the named files, each with its size, checksum and NEVRA.
+An upload is verified against its manifest: exactly the named files, each with its size, checksum and NEVRA. All its
+packages are for the leg's arch and were built from its source rpm.
 
 A verified copy (`copier.py`) is synced to disk. It contains no text that createrepo_c (0.17 to
 1.2) cannot write as XML: that leaves a package out for a control character, and takes bytes that are not UTF-8 for
@@ -16,7 +17,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Union
@@ -24,11 +25,12 @@ from typing import Union
 import attr
 
 from reimzul.core import fs, validators
+from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.manifest import File, Manifest, read_manifest
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.retry import CancelToken
-from reimzul.core.rpm_header import read_header, read_published_texts
+from reimzul.core.rpm_header import Header, read_header, read_published_texts
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.core.validators import quoted
 
@@ -41,6 +43,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _LOOKS_LIKE_UTF8 = re.compile(
     rb"(?:[\x00-\x7f]|[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf7][\x80-\xbf]{3})*"
 )
+_SOURCE_RPM = re.compile(r"(?P<name>.+)-[^-]+-[^-]+\.(?:no)?src\.rpm")
 _NO_CHARACTER = re.compile("[\ufffe\uffff]")
 #: Bytes quoted on each side of a faulty one.
 _CONTEXT_BYTES = 20
@@ -73,19 +76,24 @@ def read_upload_or_none(folder: Path) -> Manifest | None:
         return None
 
 
-def verify_upload(folder: Path, manifest: Manifest, request: RepogenRequest, cancel: CancelToken) -> None:
+def verify_upload(
+    folder: Path, manifest: Manifest, request: RepogenRequest, arches: Arches, cancel: CancelToken
+) -> None:
     """Raise `InvalidUpload` with the first file that is wrong, and why."""
     verify_identity(manifest, request)
     verify_file_list(folder, manifest)
+    headers = {}
     for file in manifest.files:
         verify_checksum(folder / file.name, file, cancel)
         if file.is_rpm:
             try:
-                verify_nevra(folder / file.name, file, manifest.pkgname)
+                headers[file.name] = verify_nevra(folder / file.name, file, manifest.pkgname)
                 if not manifest.request.scratch:
                     verify_texts(folder / file.name, file)
             except InputError as error:
                 raise InvalidUpload(str(error).replace(f"{folder}/", "")) from error
+    verify_sources(headers, manifest.pkgname)
+    verify_arches(headers, manifest.arch, arches)
     fs.sync(folder / MANIFEST)
     fs.sync(folder)
 
@@ -126,9 +134,10 @@ def verify_checksum(path: Path, file: File, cancel: CancelToken) -> None:
         os.fsync(stream.fileno())
 
 
-def verify_nevra(path: Path, file: File, pkgname: str) -> None:
+def verify_nevra(path: Path, file: File, pkgname: str) -> Header:
     """Raise `InvalidUpload` if a package is not what its manifest, its file name and the build say."""
-    nevra = read_header(path).nevra
+    header = read_header(path)
+    nevra = header.nevra
     if nevra != file.nevra:
         raise InvalidUpload(f"{file.name} is {quoted(nevra)} instead of {quoted(file.nevra)}")
     named = re.sub(r"\.nosrc\.rpm\Z", ".src.rpm", file.name)
@@ -136,11 +145,43 @@ def verify_nevra(path: Path, file: File, pkgname: str) -> None:
         raise InvalidUpload(f"{file.name} is {quoted(nevra)}: it must be called {_without_epoch(nevra)}.rpm")
     if nevra.endswith(".src") and nevra.rsplit("-", 2)[0] != pkgname:
         raise InvalidUpload(f"{file.name} is not the source rpm of {pkgname}")
+    return header
 
 
 def _without_epoch(nevra: str) -> str:
     """name-version-release.arch: rpmbuild leaves the epoch out of file names."""
     return re.sub(r"-\d+:(?=[^-]*-[^-]*\Z)", "-", nevra)
+
+
+def verify_sources(headers: Mapping[str, Header], pkgname: str) -> None:
+    """Raise `InvalidUpload` if a package was not built from the leg's source rpm, of which the first leg has a copy.
+
+    In a leg without a copy all packages name one source rpm of the build's package. Its version and release are not
+    known: they may depend on the disttag and on other macros of the buildroot.
+    """
+    sources = [name for name, header in headers.items() if header.is_source]
+    if len(sources) > 1:
+        raise InvalidUpload(f"{sources[0]} and {sources[1]} are two source rpms: a build has one")
+    expected = sources[0] if sources else ""
+    for name, header in headers.items():
+        if header.is_source:
+            continue
+        found = _SOURCE_RPM.fullmatch(header.source_rpm)
+        if not (found and found["name"] == pkgname and header.source_rpm == (expected or header.source_rpm)):
+            wanted = expected or f"a source rpm of {pkgname}"
+            raise InvalidUpload(f"{name} was built from {quoted(header.source_rpm)} (SOURCERPM), not from {wanted}")
+        expected = header.source_rpm
+
+
+def verify_arches(headers: Mapping[str, Header], arch: str, arches: Arches) -> None:
+    """Raise `InvalidUpload` if a package is for another arch than its leg."""
+    fitting = arches.package_arches(arch)
+    for name, header in headers.items():
+        if not header.is_source and header.arch not in fitting:
+            raise InvalidUpload(
+                f"{name} is for {quoted(header.arch)}: a leg of {arch} may have packages for {', '.join(fitting)}"
+                " (arches.yml)"
+            )
 
 
 def verify_texts(path: Path, file: File) -> None:

@@ -20,6 +20,7 @@ from devfarm.plan import BSTORE, CONTROLLER
 from devfarm.processes import find_program
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, is_control_tube
+from reimzul.core.canary import PACKAGE as CANARY
 from reimzul.core.errors import ReimzulError
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.pending import read_pending
@@ -177,11 +178,17 @@ class Ground:
             "compiled": srpms.make_srpm(incoming, "hello", srpms.compiled("hello")),
             "plain": srpms.make_srpm(incoming, "plain", srpms.noarch("plain")),
         }
-        self.binary_rpms = [srpms.make_rpm(folder, name, srpms.noarch(name)) for name in ("plain", "other")]
+        specs = {
+            name: srpms.with_subpackage(srpms.noarch(name), f"{name}-other") for name in ("hello", "plain", CANARY)
+        }
+        #: what mock makes of each package
+        self.binary_rpms = {name: srpms.make_rpms(folder, name, spec) for name, spec in specs.items()}
 
     def plan(self, build: Build) -> dict[str, object]:
         """What mock has to do about a build: its first leg gets the source rpm too."""
-        rpms = {ARCH: [*self.binary_rpms, self.sources[build.recipe.source]], FOLLOWER: self.binary_rpms[:1]}
+        source = self.sources[build.recipe.source]
+        binaries = self.binary_rpms[source.name.partition("-")[0]]
+        rpms = {ARCH: [*binaries, source], FOLLOWER: binaries[:1]}
         return build.plan(rpms)
 
     def listen(self) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from devfarm.processes import own_program
 from reimzul.core import control
 from reimzul.core.beanstalk import drain_tube
+from reimzul.core.canary import PACKAGE as CANARY
 from reimzul.core.errors import ReimzulError
 from tests.faults import checks
 from tests.faults.ground import Ground
@@ -156,7 +157,7 @@ def break_one(ground: Ground, chance: random.Random, name: str) -> tuple[str, li
 def _plan_canary(ground: Ground, recipe: Recipe) -> None:
     sample = Build(name="canary", recipe=recipe, target=TARGETS[0], seconds=(0.2,))
     plan = ground.home / "plans" / f"{sample.disttag}.json"
-    plan.write_text(json.dumps(sample.plan(dict.fromkeys((ARCH, FOLLOWER), ground.binary_rpms))))
+    plan.write_text(json.dumps(sample.plan(dict.fromkeys((ARCH, FOLLOWER), ground.binary_rpms[CANARY]))))
 
 
 def _held(ground: Ground, host: str) -> bool | None:

@@ -29,6 +29,7 @@ from tests.uploads import TARGET
 
 pytestmark = pytest.mark.usefixtures("no_rest")
 SOURCE = "5a" * 32
+_TAGS = "Summary: A package for tests\nLicense: Apache-2.0\n"
 
 
 @pytest.fixture(scope="session")
@@ -38,18 +39,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def package(folder: Path, name: str, content: str, host: str = "builder1") -> tuple[str, bytes]:
-    """A noarch package by file name: two of one name differ in what they say, or in their build host alone."""
+    """A noarch package of the source greet: two of one name differ in what they say, or in their build host alone."""
+    begin, option = (
+        ("", "") if name == "greet" else (f"{_TAGS}%description\nNothing.\n%package -n {name}\n", f"-n {name}")
+    )
     text = f"""\
 %global _buildhost {host}
-Name: {name}
+Name: greet
 Version: 1.4
 Release: 3
-Summary: A package for tests
-License: Apache-2.0
 BuildArch: noarch
-%description
+{begin}{_TAGS}%description {option}
 {content}
-%files
+%files {option}
 """
     path = make_rpm(folder / content / host, name, text)
     return path.name, path.read_bytes()

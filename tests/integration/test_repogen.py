@@ -24,8 +24,9 @@ import pytest
 from reimzul.core import process
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, TOSIGN, Broker, arch_tube
 from reimzul.core.fs import file_lock
-from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status
+from reimzul.core.message import BuildEvent, Refusal, RepogenRequest, SignRequest, Status, new_build_id
 from reimzul.core.retry import Backoff
+from reimzul.core.rpm_header import read_header
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, leg_key
 from reimzul.notifier.quarantine import is_fault
@@ -36,7 +37,7 @@ from reimzul.store import createrepo
 from reimzul.store import listing as listing_module
 from tests import uploads
 from tests.repogen import NAME, Rpms, as_rpms, ask, listed, taken, work
-from tests.srpms import make_rpm, noarch
+from tests.srpms import compiled, lacking_source, make_rpm, make_rpms, noarch, with_subpackage
 from tests.uploads import TARGET, tree
 from tests.waiting import until
 
@@ -199,6 +200,59 @@ def test_a_bad_upload_is_put_aside_and_built_again_twice_at_most(
         of = again[0] if again else of
     assert listed(store) == {f"hello/20250102030405/1-1.x86_64/{NAME}"}
     assert not store.place(bad.place).exists()
+
+
+LEGITIMATE_SPECS = {
+    "its release has the disttag": noarch("hello"),
+    "its source rpm has no sources": lacking_source("hello"),
+    "it has an epoch": noarch("hello").replace("Version:", "Epoch: 3\nVersion:", 1),
+    "its subpackage has a version of its own": with_subpackage(noarch("hello"), "aa-lib", "Epoch: 2\nVersion: 7\n"),
+    "it makes no package of its own name": with_subpackage(noarch("hello").replace("%files\n", "%files -n hello-x\n")
+        .replace("%prep\n", "%package -n hello-x\nSummary: x\n%description -n hello-x\n%prep\n", 1), "hello-y"),
+    "it is compiled": compiled("hello"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", LEGITIMATE_SPECS)
+@pytest.mark.parametrize("is_main", [True, False])
+def test_what_rpmbuild_makes_of_a_spec_is_published(
+    broker: Broker, daemon: Repogen, store: StorePaths, tmp_path: Path, spec: str, is_main: bool
+) -> None:
+    made = make_rpms(tmp_path, "hello", LEGITIMATE_SPECS[spec], stage="-ba", dist=".el7")
+    legs = [path for path in made if is_main or not path.name.endswith("src.rpm")]
+    rpms = {path.name: (path.read_bytes(), read_header(path).nevra) for path in legs}
+    ask(broker, uploads.upload(store, rpms, of=uploads.request(arch="x86_64"), evr="1.0-1"))
+    work(daemon)
+    assert [(event.status, event.reason) for event in taken(broker, NOTIFY)] == [("Published", "")]
+    assert {path.rpartition("/")[2] for path in listed(store)} == set(rpms)
+
+
+def test_a_package_of_another_source_is_rejected_and_built_again(
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, tmp_path: Path
+) -> None:
+    glibc = as_rpms(make_rpm(tmp_path, "glibc", noarch("glibc")))
+    ask(broker, uploads.upload(store, {**rpms, **glibc}))
+    work(daemon)
+    (event,) = taken(broker, NOTIFY)
+    assert event.status == Status.QUEUED
+    assert event.reason.startswith("upload: ")
+    assert "was built from 'glibc-1.0-1.src.rpm' (SOURCERPM), not from" in event.reason
+    assert not store.target(TARGET).exists()
+
+
+def test_packages_are_held_against_the_farms_own_table_of_arches(
+    broker: Broker, settings: Settings, store: StorePaths, tmp_path: Path
+) -> None:
+    table = tmp_path / "arches.yml"
+    table.write_text("arches: {z80: {accepts: [x86_64]}, x86_64: {}}\n")
+    of = uploads.request(arch="z80", target="c7.z80")
+    rpms = as_rpms(make_rpm(tmp_path, "hello", compiled("hello")))
+    for arches, status in ((table, Status.PUBLISHED), (None, Status.REJECTED)):
+        daemon = make_daemon(attr.evolve(settings, farm=attr.evolve(settings.farm, arches=arches)))
+        of = attr.evolve(of, build_id=new_build_id())
+        ask(broker, uploads.upload(store, rpms, of=of, arch="z80"))
+        work(daemon)
+        assert [event.status for event in taken(broker, NOTIFY)] == [status]
 
 
 def test_a_package_that_is_none_is_a_bad_upload(broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms) -> None:
@@ -394,6 +448,8 @@ def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     monkeypatch.setattr(repogen_daemon, "LEFT_OUT_BACKOFF", Backoff(0, 0))
     # what createrepo_c cannot read and our own reader can does not exist; so ours is made blind
     monkeypatch.setattr("reimzul.repogen.verify.verify_nevra", lambda *_: None)
+    monkeypatch.setattr("reimzul.repogen.verify.verify_sources", lambda *_: None)
+    monkeypatch.setattr("reimzul.repogen.verify.verify_arches", lambda *_: None)
     monkeypatch.setattr("reimzul.repogen.verify.verify_texts", lambda path, file: None)
     bad = uploads.upload(store, {NAME: rpms[NAME], "z-1-1.noarch.rpm": (b"junk", "z-1-1.noarch")})
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
@@ -470,7 +526,8 @@ def test_a_package_createrepo_c_crashes_on_is_rejected_and_the_others_are_publis
     )
     program.chmod(0o755)
     daemon = make_daemon(attr.evolve(settings, repogen=attr.evolve(settings.repogen, createrepo_c=str(program))))
-    bad = uploads.upload(store, rpms, pkgname="crashing")
+    crashing = as_rpms(make_rpm(tmp_path, "crashing", noarch("crashing")))
+    bad = uploads.upload(store, crashing, pkgname="crashing")
     good = uploads.upload(store, rpms, of=uploads.request(timestamp="20250102030405"))
     ask(broker, bad, good)
     work(daemon)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +20,14 @@ from tests import uploads
 from tests.uploads import TARGET, request, tree
 
 RPM = {"hello-1-1.x86_64.rpm": (b"package", "hello-1-1.x86_64")}
+NOARCH_RPM = {"hello-1-1.noarch.rpm": (b"package", "hello-1-1.noarch")}
 PLACE = f"repo/{TARGET}/hello/20240102030405/1-1.x86_64"
 LATER = f"repo/{TARGET}/hello/20240102030406/1-1.x86_64"
 
 
 @pytest.fixture(autouse=True)
 def _headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "read_header", lambda path: SimpleNamespace(nevra=path.name[: -len(".rpm")]))
+    monkeypatch.setattr(verify, "read_header", uploads.header_of)
     monkeypatch.setattr(verify, "read_published_texts", lambda path: [])
 
 
@@ -190,7 +190,7 @@ def test_an_index_that_leads_to_another_leg_is_not_believed(store: StorePaths, o
     """So it is after a crash between the entry and the rename, if another build takes the place meanwhile."""
     of = request()
     changed: dict[str, Any] = {"of": of, "arch": "i386"} if of_same_build else {}
-    other = brought(store, uploads.upload(store, RPM, **changed))
+    other = brought(store, uploads.upload(store, NOARCH_RPM, **changed))
     asked = uploads.upload(store, RPM, of=of)
     entry = store.index / leg_key(asked.build_id, "x86_64")
     entry.symlink_to(f"../{other.place}")

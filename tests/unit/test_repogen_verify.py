@@ -6,30 +6,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from reimzul.core.arch import read_arches
 from reimzul.core.errors import InputError
 from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.retry import CancelToken
+from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.repogen import verify
 from reimzul.repogen.verify import InvalidUpload, read_upload
 from tests import uploads
 
+ARCHES = read_arches()
 RPM = {"hello-1-1.x86_64.rpm": (b"package", "hello-1-1.x86_64")}
 
 
 @pytest.fixture(autouse=True)
 def headers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What each file's header says; here every package is what its name says."""
+    """What each file's header says: a NEVRA, or SOURCERPM; here every package is what its name says, from hello."""
     said: dict[str, str] = {}
 
-    def read_header(path: Path) -> SimpleNamespace:
-        if path.name in said and not said[path.name]:
+    def read_header(path: Path) -> Header:
+        found = said.get(path.name, path.name[: -len(".rpm")])
+        if not found:
             raise InputError(f"{path}: not an rpm package")
-        return SimpleNamespace(nevra=said.get(path.name, path.name[: -len(".rpm")]))
+        if found.endswith(".rpm") or found == "no SOURCERPM":
+            return uploads.header_of(path, source_rpm=found if found.endswith(".rpm") else "")
+        return uploads.header_of(Path(f"{found}.rpm"))
 
     monkeypatch.setattr(verify, "read_header", read_header)
     monkeypatch.setattr(verify, "read_published_texts", lambda path: [])
@@ -46,7 +51,7 @@ def held(store: StorePaths, asked: RepogenRequest) -> dict[str, int]:
     with uploads.copier_of(store).copied(uploads.spool_of(store, asked), CancelToken()) as folder:
         manifest = read_upload(folder)
         assert manifest
-        verify.verify_upload(folder, manifest, asked, CancelToken())
+        verify.verify_upload(folder, manifest, asked, ARCHES, CancelToken())
         return {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
 
 
@@ -78,7 +83,7 @@ def test_whoever_waits_is_asked_for_every_piece_of_a_large_file(store: StorePath
     folder = uploads.spool_of(store, asked)
     manifest = read_upload(folder)
     assert manifest
-    verify.verify_upload(folder, manifest, asked, CancelToken(lambda: asks.append(1)))
+    verify.verify_upload(folder, manifest, asked, ARCHES, CancelToken(lambda: asks.append(1)))
     assert len(asks) >= 5
 
 
@@ -189,6 +194,71 @@ def test_a_package_under_another_name_is_refused(
     headers[name] = nevra
     with pytest.raises(InvalidUpload, match=words):
         held(store, uploads.upload(store, {name: (b"package", nevra)}))
+
+
+def _packages(*names: str) -> dict[str, tuple[bytes, str]]:
+    return {name: (b"package", name[: -len(".rpm")].replace(".nosrc", ".src")) for name in names}
+
+
+ONE, DEVEL = "hello-1-1.x86_64.rpm", "hello-devel-9-9.x86_64.rpm"
+#: The packages of a leg, and what their headers say that does not follow from their names.
+LEGITIMATE_LEGS: dict[str, tuple[dict[str, str], str]] = {
+    "subpackages of another version": ({ONE: "hello-1-1.src.rpm", DEVEL: "hello-1-1.src.rpm"}, "x86_64"),
+    "with the source rpm": ({"hello-1-1.src.rpm": "", ONE: "hello-1-1.src.rpm"}, "x86_64"),
+    "a source rpm without sources": ({"hello-1-1.nosrc.rpm": "", ONE: "hello-1-1.nosrc.rpm"}, "x86_64"),
+    "the source rpm alone": ({"hello-1-1.src.rpm": ""}, "x86_64"),
+    "another release by the disttag": ({"hello-1-1.el7.src.rpm": "", ONE: "hello-1-1.el7.src.rpm"}, "x86_64"),
+    "a follower, with another release": ({"hello-1-1.i686.rpm": "hello-1-1.k4.el7.src.rpm"}, "i386"),
+    "a follower without sources": ({"hello-1-1.i386.rpm": "hello-1-1.el7.nosrc.rpm"}, "i386"),
+    "a noarch package": ({"hello-doc-1-1.noarch.rpm": "hello-1-1.src.rpm", ONE: "hello-1-1.src.rpm"}, "x86_64"),
+    "a noarch leg": ({"hello-doc-1-1.noarch.rpm": "hello-1-1.src.rpm"}, "noarch"),
+    "an arch that no table has": ({"hello-1-1.sh4.rpm": "hello-1-1.src.rpm"}, "sh4"),
+    "32-bit arm": ({"hello-1-1.armv7hl.rpm": "hello-1-1.src.rpm"}, "armhfp"),
+    "a microarchitecture": ({"hello-1-1.x86_64_v2.rpm": "hello-1-1.src.rpm"}, "x86_64"),
+}
+
+
+@pytest.mark.parametrize("leg", LEGITIMATE_LEGS)
+def test_a_legitimate_leg_passes(store: StorePaths, headers: dict[str, str], leg: str) -> None:
+    said, arch = LEGITIMATE_LEGS[leg]
+    headers.update({name: source for name, source in said.items() if source})
+    assert held(store, uploads.upload(store, _packages(*said), arch=arch)).keys() >= said.keys()
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize(
+    ("said", "arch", "words"),
+    [
+        ({ONE: "glibc-2-1.src.rpm"}, "x86_64",
+         f"{ONE} was built from 'glibc-2-1.src.rpm' (SOURCERPM), not from a source rpm of hello"),
+        ({ONE: "hello-extra-1-1.src.rpm"}, "x86_64", "not from a source rpm of hello"),
+        ({ONE: "hello-1-1.x86_64.rpm"}, "x86_64", "not from a source rpm of hello"),
+        ({ONE: "no SOURCERPM"}, "x86_64", f"{ONE} was built from '' (SOURCERPM), not from a source rpm of hello"),
+        ({"hello-1-1.src.rpm": "", ONE: "hello-2-1.src.rpm"}, "x86_64", "not from hello-1-1.src.rpm"),
+        ({"hello-1-1.src.rpm": "", ONE: "hello-1-1.nosrc.rpm"}, "x86_64", "not from hello-1-1.src.rpm"),
+        ({ONE: "hello-1-1.src.rpm", DEVEL: "hello-2-1.src.rpm"}, "x86_64",
+         f"{DEVEL} was built from 'hello-2-1.src.rpm' (SOURCERPM), not from hello-1-1.src.rpm"),
+        ({"hello-1-1.i686.rpm": "hello-1-1.src.rpm", "zlib-1-1.i686.rpm": "zlib-1-1.src.rpm"}, "i386",
+         "zlib-1-1.i686.rpm was built from 'zlib-1-1.src.rpm' (SOURCERPM), not from hello-1-1.src.rpm"),
+        ({"hello-1-1.src.rpm": "", "hello-2-1.src.rpm": ""}, "x86_64",
+         "hello-1-1.src.rpm and hello-2-1.src.rpm are two source rpms: a build has one"),
+        ({"hello-1-1.i686.rpm": "hello-1-1.src.rpm"}, "x86_64",
+         "hello-1-1.i686.rpm is for 'i686': a leg of x86_64 may have packages for x86_64, amd64, "),
+        ({ONE: "hello-1-1.src.rpm"}, "i386", "may have packages for i386, i486, i586, i686, athlon, noarch"),
+        ({ONE: "hello-1-1.src.rpm"}, "noarch", "a leg of noarch may have packages for noarch (arches.yml)"),
+        ({"hello-1-1.armv7hl.rpm": "hello-1-1.src.rpm"}, "aarch64", "may have packages for aarch64, noarch"),
+        ({ONE: "hello-1-1.src.rpm"}, "sh4", "a leg of sh4 may have packages for sh4, noarch"),
+    ],
+)  # fmt: skip
+def test_a_package_of_another_source_or_arch_is_refused(
+    store: StorePaths, headers: dict[str, str], said: dict[str, str], arch: str, words: str, scratch: bool
+) -> None:
+    headers.update({name: source for name, source in said.items() if source})
+    asked = uploads.upload(store, _packages(*said), arch=arch, of=uploads.request(scratch=scratch))
+    with pytest.raises(InvalidUpload) as refusal:
+        held(store, asked)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_package_has_to_be_one(store: StorePaths, headers: dict[str, str]) -> None:

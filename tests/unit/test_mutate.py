@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mutants that tools/mutate.py makes, and its lists."""
+
+from __future__ import annotations
+
+import ast
+
+from tools import mutate
+
+SOURCE = """\
+def f(x):
+    '''Words.'''
+    log.info('%s', 1)
+    if not x == 1 and g(x):
+        h()
+        raise ValueError
+    return x
+"""
+
+
+def test_each_spot_is_changed_alone() -> None:
+    tree = ast.parse(SOURCE)
+    mutants = dict(mutate.find_mutants(tree))
+    assert list(mutants) == [
+        "f: not x == 1 and g(x) -> not x == 1 or g(x)",
+        "f: not x == 1 -> x == 1",
+        "f: x == 1 -> x != 1",
+        "f: 1 -> 2",
+        "f: h() -> pass",
+        "f: raise ValueError -> pass",
+        "f: return x -> return None",
+    ]
+    whole = ast.unparse(ast.parse(SOURCE)).splitlines()
+    for source in mutants.values():
+        changed = source.splitlines()
+        assert len([1 for before, after in zip(whole, changed) if before != after]) == 1
+        assert len(changed) == len(whole)
+    assert ast.unparse(tree) == "\n".join(whole)
+
+
+def test_two_equal_spots_of_a_function_have_two_names() -> None:
+    names = [name for name, _ in mutate.find_mutants(ast.parse("def f():\n    g()\n    g()\n"))]
+    assert names == ["f: g() -> pass", "f: g() -> pass (2)"]
+
+
+def test_every_listed_file_exists_and_every_equivalent_is_a_mutant_with_a_reason() -> None:
+    for module, tests in mutate.TESTS.items():
+        assert (mutate.ROOT / module).is_file()
+        assert [name for name in tests.split() if not (mutate.ROOT / f"tests/{name}.py").is_file()] == []
+    for line in mutate.EQUIVALENTS.read_text().splitlines()[1:]:
+        module, name, reason = line.split(" | ")
+        assert name in dict(mutate.find_mutants(ast.parse((mutate.ROOT / module).read_text()))), line
+        assert reason
