@@ -59,7 +59,17 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
             flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
-    views = _view_workers(seen, attempts, flags)
+    shared, now = shared_names(seen), time.time()
+    views = [
+        _WorkerView(
+            seen=each,
+            now=now,
+            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
+            flag=flags.get(each.heartbeat.host),
+            name_shared=shared.get(each.heartbeat.host, ""),
+        )
+        for each in seen
+    ]
     if as_json:
         output.print_json([view.to_dict() for view in views])
     elif views:
@@ -75,22 +85,6 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
     tubes = set(broker.list_tubes())
     found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
-
-
-def _view_workers(
-    workers: Sequence[WorkerRecord], attempts: Mapping[str, AttemptCounts], flags: Mapping[str, control.ControlFlag]
-) -> list[_WorkerView]:
-    shared, now = shared_names(workers), time.time()
-    return [
-        _WorkerView(
-            seen=each,
-            now=now,
-            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
-            flag=flags.get(each.heartbeat.host),
-            name_shared=shared.get(each.heartbeat.host, ""),
-        )
-        for each in workers
-    ]
 
 
 @attr.frozen(kw_only=True)
@@ -133,9 +127,8 @@ class _WorkerView:
         return f"{last.status} {srpm}, {output.format_duration(self.now - last.ended_at)} ago" if last else "-"
 
     def to_dict(self) -> dict[str, Any]:
-        flag, counts, last = self.flag, self.counts, None
-        if counts.last is not None:
-            last = {**counts.last.to_document(), "srpm": counts.last_srpm, "arch": counts.last_arch}
+        flag, counts = self.flag, self.counts
+        extra = {"srpm": counts.last_srpm, "arch": counts.last_arch}
         return {
             **self.seen.to_dict(),
             "state": self.seen.state_at(self.now),
@@ -145,7 +138,7 @@ class _WorkerView:
             "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
             "attempts": counts.attempts,
             "faults": counts.faults,
-            "last": last,
+            "last": {**counts.last.to_document(), **extra} if counts.last else None,
         }
 
 
@@ -217,8 +210,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
     since = f"already takes no jobs, since {output.format_time(before.at)}" if before else "takes no more jobs"
-    words = f"{since}: {flag.drain_text}"
-    _print_drain(as_json, host, words, building, drained=True, changed=before is None)
+    _print_drain(as_json, host, f"{since}: {flag.drain_text}", building, drained=True, changed=before is None)
 
 
 def set_drain_flag(

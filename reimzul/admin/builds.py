@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, Union
@@ -159,9 +160,9 @@ def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict
     legs = []
     for leg in build.legs:
         found = manifests[leg.arch]
-        about = {"manifest": None, "no_manifest": found} if isinstance(found, str) else {"manifest": found.to_json()}
-        code = {"exit_code_means": describe_code(leg.exit_code), "no_manifest": ""}
-        legs.append({**leg.to_document(), **code, **about})
+        reason, manifest = (found, None) if isinstance(found, str) else ("", found.to_json())
+        about = {"exit_code_means": describe_code(leg.exit_code), "manifest": manifest, "no_manifest": reason}
+        legs.append({**leg.to_document(), **about})
     return {"build_id": build.build_id, "legs": legs}
 
 
@@ -197,8 +198,10 @@ def _state_text(leg: BuildRecord) -> str:
 
 
 def _format_leg(leg: BuildRecord) -> Iterator[str]:
-    times = [format_duration(each["end"] - each["start"]) if each.get("end") else "did not end" for each in leg.phases]
-    phases = [f"{each['name']} {took}" for each, took in zip(leg.phases, times)]
+    phases = [
+        f"{each['name']} {format_duration(each['end'] - each['start']) if each.get('end') else 'did not end'}"
+        for each in leg.phases
+    ]
     has_exit_code = leg.status in Status.FINAL and leg.exit_code is not None
     attempts = leg.attempts if len(leg.attempts) > 1 else ()
     yield from _format_facts(
@@ -234,11 +237,9 @@ def _format_after(seconds: float | None) -> str:
 
 
 def _format_attempt(attempt: RecordedAttempt) -> str:
-    took = ""
-    if attempt.started:
-        end = attempt.finished or attempt.at or attempt.started
-        span = "" if attempt.skew else f", {format_duration(end - attempt.started)}"
-        took = f" {format_time(attempt.started)}{span}"
+    took = f" {format_time(attempt.started)}" if attempt.started else ""
+    if attempt.started and not attempt.skew:
+        took += f", {format_duration((attempt.finished or attempt.at or attempt.started) - attempt.started)}"
     why = f": {attempt.reason}" if attempt.reason else ""
     where = f"; {attempt.url}" if attempt.url else ""
     return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{where}"
@@ -255,10 +256,7 @@ def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
 
 
 def _format_timestamp(timestamp: str) -> str:
-    if len(timestamp) != 14:
-        return timestamp or "-"
-    day, clock = timestamp[:8], timestamp[8:]
-    return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
+    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3T\4:\5:\6Z", timestamp) or "-"
 
 
 # --- reimzul override

@@ -190,3 +190,8 @@ def pluralize(number: int, thing: str) -> str:
 def join_words(words: list[str]) -> str:
     """Join words as in a sentence: `a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def join_parts(*parts: str) -> str:
+    """Join the parts of a sentence, of which some may be empty."""
+    return "".join(parts)

@@ -105,7 +105,6 @@ def combine(results: Iterable[Result]) -> Result:
 
 
 def shorten(texts: Sequence[str], limit: int = 3) -> str:
-    """Join the first texts, and count the others."""
     more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
     return "; ".join(texts[:limit]) + more
 

@@ -201,7 +201,6 @@ class Canary:
         return [run for run in self.runs if run.stage]
 
     def send(self) -> Iterator[Finding]:
-        """Submit it, and yield a finding at the end of each stage."""
         began = time.monotonic()
         with TemporaryDirectory(prefix="reimzul-doctor-") as folder, contextlib.ExitStack() as stack:
             try:
@@ -276,13 +275,12 @@ class Canary:
         with contextlib.suppress(OSError):  # a controller need not reach the store
             return stored if fetch(urls.manifest(run.build_id, run.arch))[0].status == 200 else ""
         if self.host.has_role(BSTORE):
-            index = StorePaths(settings.bstore.root).index
-            return stored if (index / leg_key(run.build_id, run.arch)).exists() else ""
+            leg = StorePaths(settings.bstore.root).index / leg_key(run.build_id, run.arch)
+            return stored if leg.exists() else ""
         with connect(settings) as broker:
             tube = broker.tube_stats(CREATEREPO.name)
-        if tube.ready + tube.reserved + tube.delayed:
-            return ""
-        return "repogen has taken it; this host cannot read the store"
+        is_requested = tube.ready + tube.reserved + tube.delayed
+        return "" if is_requested else "repogen has taken it; this host cannot read the store"
 
     def _fail_stalled(self, is_late: bool) -> Iterator[Finding]:
         now = time.monotonic()
@@ -323,8 +321,7 @@ class Canary:
 
 def _find_submit_program() -> str:
     """Find reimzul-submit beside the running Python, else in PATH. Raises `ProgramNotFound`."""
-    folders = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
-    found = shutil.which(_SUBMIT, path=folders)
-    if not found:
-        raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program, nor in PATH")
-    return found
+    folders = (os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))
+    if found := shutil.which(_SUBMIT, path=os.pathsep.join(folders)):
+        return found
+    raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program, nor in PATH")

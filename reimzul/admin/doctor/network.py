@@ -234,12 +234,11 @@ def _is_readable(path: Path | None) -> bool:
 
 
 def link_checks(host: Host) -> list[Check]:
-    links = [
-        Check(name=f"link.{name}", run=partial(_check_link, host, service))
-        for name, service in used_services(host).items()
+    used = used_services(host).items()
+    return [
+        *(Check(name=f"link.{name}", run=partial(_check_link, host, service)) for name, service in used),
+        *(Check(name=f"offer.{name}", run=partial(_check_offer, host, name)) for name in host.stunnel.offers),
     ]
-    offers = [Check(name=f"offer.{name}", run=partial(_check_offer, host, name)) for name in host.stunnel.offers]
-    return links + offers
 
 
 def _check_link(host: Host, service: Service) -> Result:
@@ -380,7 +379,7 @@ def _try_tunnel(
 
 
 def make_config(config: StunnelConfig, section: StunnelSection, near: Address, far: Address, secrets: Path) -> str:
-    """Write the configuration of our own stunnel from `near` to `far`, with the other options of the host's own."""
+    """The configuration of our own stunnel from `near` to `far`, with the other options of the host's own."""
     lines = [
         "foreground = yes", "pid =", "syslog = no", "debug = info",
         *(f"{name} = {value}" for name, value in config.common if name.lower() not in _UNCOPIED_OPTIONS),
