@@ -165,10 +165,7 @@ _builder_argument = click.argument("name", metavar="BUILDER", shell_complete=_co
 
 def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[WorkerRecord]]:
     """A builder's full name and its workers. Raises `InputError` for an unknown one; `force` takes any name."""
-    try:
-        validators.host(name)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    output.check_input(validators.host, name)
     try:
         seen = lookup.load_workers(settings)
     except WorkersUnavailable as error:

@@ -17,6 +17,7 @@ import click
 from reimzul.admin import lookup
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
+    check_input,
     format_duration,
     format_size,
     format_skew,
@@ -287,10 +288,7 @@ def override(settings: Settings, as_json: bool, **given: str) -> None:
       reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp -c "built against devtoolset-7"
     """
     for name, check in _OVERRIDE_CHECKS.items():
-        try:
-            given[name] = check(given[name])
-        except ValueError as error:
-            raise InputError(f"--{name}: {error}") from None
+        given[name] = check_input(check, given[name], f"--{name}: ")
     if not given["comment"]:
         raise InputError("--comment: is empty; give a reason")
     open_history(settings.history.url, reading=True).close()  # opening it to write would create a missing history

@@ -19,7 +19,7 @@ import click
 
 from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import load_settings, shared_options
-from reimzul.core.errors import EXIT_USAGE, ReimzulError
+from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +48,14 @@ now_option = click.option("--now", is_flag=True, help="Queue before all other jo
 
 def json_option(output: str) -> Callable[[F], F]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {output}. See docs/json.md.")
+
+
+def check_input(check: Callable[[Any], str], value: str, prefix: str = "") -> str:
+    """What a person gave, as a check of core.validators accepts it. Raises `InputError`."""
+    try:
+        return check(value)
+    except ValueError as error:
+        raise InputError(f"{prefix}{error}") from None
 
 
 class NoTerminal(ReimzulError):

@@ -25,6 +25,7 @@ from reimzul.admin import lookup
 from reimzul.admin.doctor import FAIL, OK, Finding, Result, fail, warn
 from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
 from reimzul.admin.doctor.services import connect, fetch
+from reimzul.admin.output import check_input
 from reimzul.core import canary, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, Broker, cancel_tube
@@ -55,10 +56,7 @@ def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: floa
     target = target or host.settings.farm.canary_target
     if not target:
         raise InputError("the canary has no target: give --target (as c9s), or set [farm] canary_target")
-    try:
-        validators.target(target)
-    except ValueError as error:
-        raise InputError(f"target {error}") from None
+    check_input(validators.target, target, "target ")
     known = read_arches(host.settings.farm.arches).known
     if unknown := [arch for arch in arches if arch not in known]:
         raise InputError(f"unknown arch {unknown[0]!r}; known arches: {', '.join(known)}")

@@ -77,7 +77,7 @@ class System:
     def instances(self, template: str) -> list[int]:
         """The numbers N of the enabled instances `template@N`, in order."""
         links = self.resolve(UNIT_FOLDERS[0]).glob(f"*.wants/{template}@*.service")
-        numbers = {link.name[len(template) + 1 : -len(".service")] for link in links}
+        numbers = {link.stem.partition("@")[2] for link in links}
         return sorted(int(number) for number in numbers if number.isdigit())
 
 
