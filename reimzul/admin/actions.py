@@ -131,7 +131,6 @@ def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -
 
 
 def announce_cancelled(broker: Broker, build: BuildLegs, reason: str) -> None:
-    """Announce the legs of a build that are not over as cancelled."""
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
     for leg in build.legs:
         if leg.is_unfinished:
@@ -347,7 +346,6 @@ def _arches_of(build: BuildLegs) -> tuple[str, ...]:
 
 
 def _requested_arch(build: BuildLegs) -> str:
-    """The arch of the build's request, which its target ends with."""
     main = build.main
     return main.arch if main.target.endswith(f".{main.arch}") else main.target.rpartition(".")[2]
 

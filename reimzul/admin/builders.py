@@ -27,8 +27,6 @@ from reimzul.history import NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
-#: How many columns are shown on the narrowest terminal.
-_NEEDED_COLUMNS = 5
 
 
 @click.command("builders", epilog=EXIT_CODES)
@@ -73,7 +71,7 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     if as_json:
         output.print_json([view.to_dict() for view in views])
     elif views:
-        output.print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
+        output.print_table(_HEADS, [view.to_row() for view in views], needed=5)
     else:
         click.echo("no worker has been heard of", err=True)
     if fault:
@@ -96,14 +94,15 @@ class _WorkerView:
     name_shared: str  #: what is wrong with the name of its host
 
     def to_row(self) -> list[str]:
-        heartbeat, build = self.seen.heartbeat, self.seen.heartbeat.build
+        heartbeat, build, last = self.seen.heartbeat, self.seen.heartbeat.build, self.counts.last
+        last_end = f", {output.format_duration(self.now - last.ended_at)} ago" if last else ""
         return [
             heartbeat.host,
             heartbeat.instance,
             self.seen.state_at(self.now),
             output.format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
-            self._format_last_result(),
+            f"{last.status} {self.counts.last_srpm}{last_end}" if last else "-",
             f"{self.counts.faults} of {self.counts.attempts}",
             output.format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
@@ -121,10 +120,6 @@ class _WorkerView:
             f"its clock is {output.format_skew(self.seen.skew)}" if self.seen.skew else "",
         ]
         return "; ".join(filter(None, parts)) or "-"
-
-    def _format_last_result(self) -> str:
-        last, srpm = self.counts.last, self.counts.last_srpm
-        return f"{last.status} {srpm}, {output.format_duration(self.now - last.ended_at)} ago" if last else "-"
 
     def to_dict(self) -> dict[str, Any]:
         flag, counts = self.flag, self.counts

@@ -43,14 +43,10 @@ from reimzul.history.build_record import BuildState, RecordedAttempt
 if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
     from reimzul.core.http_client import HttpSession
 
-_HEADS = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
-#: How many columns are shown on the narrowest terminal.
-_MIN_COLUMNS = 5
 #: A leg's manifest, or why there is none.
 ManifestOrReason = Union[Manifest, str]
 #: The statuses of a leg that has its place in the store, or had.
 _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
-_LABEL_WIDTH = 12
 
 
 # --- reimzul builds
@@ -89,7 +85,8 @@ def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None)
     if as_json:
         print_json([record.to_document() for record in found])
     elif found or not sys.stdout.isatty():
-        print_table(_HEADS, [_row(record) for record in found], needed=_MIN_COLUMNS)
+        heads = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
+        print_table(heads, [_row(record) for record in found], needed=5)
     else:
         click.echo("No build matches.")
 
@@ -189,7 +186,7 @@ def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
     """Format facts with their labels; None: there is no such fact."""
     for label, text in facts:
         if text is not None:
-            yield f"  {label.ljust(_LABEL_WIDTH)}{text}"
+            yield f"  {label:12}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:

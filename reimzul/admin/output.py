@@ -43,7 +43,6 @@ def pass_settings(function: F) -> Any:
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
-now_option = click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
 
 
 def json_option(output: str) -> Callable[[F], F]:

@@ -50,11 +50,6 @@ from reimzul.history.build_record import RefusalRecord
 
 log = logging.getLogger(__name__)
 
-_HEADS = ("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "")
-_PENDING_HEADS = ("PENDING", "EVENTS", "SINCE", "NEXT TRY")
-_BURIED_HEADS = ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS")
-#: beanstalkd creates this tube, and every connection watches it at first.
-_DEFAULT = "default"
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
 
@@ -109,7 +104,8 @@ def list_queues(settings: Settings, as_json: bool) -> int:
     """
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
-    tubes = [tube for tube in tubes if tube.name != _DEFAULT or any(_job_counts(tube))]
+    # beanstalkd creates `default`, and every connection watches it at first
+    tubes = [tube for tube in tubes if tube.name != "default" or any(_job_counts(tube))]
     pending: list[PendingDeliveries] | None = None
     try:
         pending = read_pending(settings.notifier.ledger)
@@ -137,7 +133,7 @@ def _print_tables(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliverie
         for tube in tubes
         if not is_control_tube(tube.name)
     ]
-    print_table(_HEADS, rows)
+    print_table(("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", ""), rows)
     if pending and sys.stdout.isatty():
         click.echo()
     # with spaces, which no tube's name has: in a pipe nothing else distinguishes these lines from the tubes'
@@ -146,7 +142,7 @@ def _print_tables(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliverie
         for each in pending
     ]
     if rows:
-        print_table(_PENDING_HEADS, rows)
+        print_table(("PENDING", "EVENTS", "SINCE", "NEXT TRY"), rows)
 
 
 # --- buried
@@ -190,7 +186,7 @@ def list_buried(settings: Settings, tube: str | None, as_json: bool) -> int:
     if as_json:  # `files` is what earlier versions had besides
         print_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": []})
     else:
-        print_table(_BURIED_HEADS, [_row_cells(each) for each in report.jobs])
+        print_table(("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), list(map(_row_cells, report.jobs)))
     if report.fault:
         click.echo(f"the reasons cannot be read: {report.fault}", err=True)
     for name, count in report.unrecorded.items():
@@ -222,7 +218,6 @@ def _collect_buried(broker: Broker, tubes: dict[str, int], url: str) -> BuriedRe
 
 
 def _match_refusals(broker: Broker, refusals: Iterable[RefusalRecord], report: BuriedReport) -> None:
-    """Find the buried job of each refusal, until every job has its refusal."""
     found: dict[int, BuriedJob] = {}
     for each in itertools.islice(refusals, _MAX_REFUSALS):
         if each.tube not in report.unrecorded or each.job in found or not _is_still_buried(broker, each):

@@ -58,8 +58,6 @@ from reimzul.store.createrepo import CreaterepoRunner
 
 _PRUNE_HEADS = ("TARGET", "PACKAGE", "SUBMITTED", "ARCH", "BUILD ID", "SIZE")
 _SCRATCH_HEADS = ("BUILD ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER")
-#: How many columns of each table are shown on the narrowest terminal.
-_PRUNE_COLUMNS, _SCRATCH_COLUMNS = 5, 4
 #: The largest repomd.xml that is read; one has some 3 kB.
 _MAX_REPOMD_BYTES = 1 << 20
 
@@ -201,7 +199,7 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
     held = [each for target in done for each in target.held]
     if dropped or held:
         rows = [_prune_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])]
-        print_table(_PRUNE_HEADS, rows, needed=_PRUNE_COLUMNS)
+        print_table(_PRUNE_HEADS, rows, needed=5)
     verb = "would be dropped" if dry_run else "dropped"
     click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():
@@ -242,7 +240,7 @@ def list_scratch(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json([each.to_json() for each in found])
     elif found:
-        print_table(_SCRATCH_HEADS, [_scratch_row(each) for each in found], needed=_SCRATCH_COLUMNS)
+        print_table(_SCRATCH_HEADS, [_scratch_row(each) for each in found], needed=4)
     else:
         click.echo("There are no scratch builds.", err=True)
 

@@ -43,8 +43,6 @@ _SHOWN_AFTER_END_SECONDS = 60.0
 NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
 SUCCESS_STATES = ("published", "built and not to be published")
 _HEADS = ("BUILD", "SOURCE", "ARCH", "STATE", "TIME", "USUALLY", "BUILDER", "TARGET")
-#: How many columns are shown on the narrowest terminal.
-_NEEDED_COLUMNS = 6
 
 
 @click.command("watch", epilog=EXIT_CODES)
@@ -315,7 +313,7 @@ class TableScreen:
         # legs that are over make room first, and of them those that succeeded; the order stays
         ranked = sorted(range(len(rows)), key=lambda each: (rows[each].is_over, rows[each].state in SUCCESS_STATES))
         shown = [rows[each] for each in sorted(ranked[: max(1, size.lines - 3)])]
-        lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, _NEEDED_COLUMNS))
+        lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, needed=6))
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:

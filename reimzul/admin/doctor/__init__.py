@@ -72,16 +72,8 @@ def recommend(condition: object, message: str, hint: str) -> None:
         raise Misconfigured(message, hint, WARN)
 
 
-def ok(message: str) -> Result:
-    return Result(OK, message)
-
-
-def warn(message: str, hint: str = "") -> Result:
-    return Result(WARN, message, hint)
-
-
-def fail(message: str, hint: str = "") -> Result:
-    return Result(FAIL, message, hint)
+#: Results of each level, made of a message and a hint.
+ok, warn, fail = (partial(Result, level) for level in (OK, WARN, FAIL))
 
 
 def is_root() -> bool:

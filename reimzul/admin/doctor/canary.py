@@ -126,9 +126,7 @@ class CanaryRun:
 
 
 def make_finding(stage: str, level: str, message: str, seconds: float, hint: str = "") -> Finding:
-    return Finding(
-        name=f"canary.{stage}", level=level, message=f"{seconds:.1f} s: {message}", hint=hint, seconds=seconds
-    )
+    return Finding(level, f"{seconds:.1f} s: {message}", hint, name=f"canary.{stage}", seconds=seconds)
 
 
 # --- why a stage does not end

@@ -122,8 +122,8 @@ class StunnelConfig:
         return found
 
     def find_client(self, host: str, port: int) -> StunnelSection | None:
-        found = [section for section in self.clients if section.accept[1] == port]
-        return found[0] if found and host in LOCAL else None
+        found = (section for section in self.clients if section.accept[1] == port)
+        return next(found, None) if host in LOCAL else None
 
     @property
     def key_files(self) -> list[Path]:

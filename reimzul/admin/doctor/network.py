@@ -192,8 +192,7 @@ def _find_weaknesses(where: str, options: Mapping[str, str]) -> Iterator[str]:
             yield f"{where}{name} = {value}: TLS 1.2 is the oldest safe version"
     if options.get("verify") == "0":
         yield f"{where}verify = 0: peers are not authenticated"
-    weak = {"NULL", "eNULL", "aNULL", "COMPLEMENTOFALL"} & set(re.split("[:, +]", options.get("ciphers", "")))
-    if weak:
+    if weak := {"NULL", "eNULL", "aNULL", "COMPLEMENTOFALL"} & set(re.split("[:, +]", options.get("ciphers", ""))):
         yield f"{where}ciphers allows {min(weak)}: no encryption, or no authentication"
 
 
@@ -216,9 +215,8 @@ def _check_key_file(path: Path) -> Result:
         return fail(f"{path} does not belong to root", f"chown root: {path}")
     if not _is_readable(path):
         return ok(f"{path.name}: other users cannot read it")
-    if names := _read_key_names(path):
-        return ok(f"{path.name} of {shorten(names, 8)}")
-    return fail(f"{path} contains no key", _MAKE_KEYS)
+    names = _read_key_names(path)
+    return ok(f"{path.name} of {shorten(names, 8)}") if names else fail(f"{path} contains no key", _MAKE_KEYS)
 
 
 def _read_key_names(path: Path) -> list[str]:

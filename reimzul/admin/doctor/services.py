@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.client
-import itertools
 import os
 import re
 import secrets
@@ -396,10 +395,8 @@ def _check_unit(unit: str) -> Results:
     units = [dict(line.split("=", 1) for line in block if "=" in line) for block in blocks]
     if not unit.endswith("@"):
         units = [each for each in units if each.get("LoadState") != "not-found"][:1] or units[:1]
-    return [
-        *itertools.chain.from_iterable(map(find_unit_problems, units)),
-        ok(f"{len(units)} of {len(units)} run" if unit.endswith("@") else "runs"),
-    ]
+    problems = [problem for each in units for problem in find_unit_problems(each)]
+    return [*problems, ok(f"{len(units)} of {len(units)} run" if unit.endswith("@") else "runs")]
 
 
 def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:

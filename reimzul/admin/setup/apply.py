@@ -183,13 +183,12 @@ def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: int)
     for step in work.steps:
         try:
             _run_step(step)
+            options.print(step.description)
+            if step.unit:
+                pending.pop(step.unit, None)
+                write_pending(lock, pending)
         except ReimzulError as error:
             failures.append(f"not {step.description}: {error}")
-            continue
-        options.print(step.description)
-        if step.unit:
-            pending.pop(step.unit, None)
-            write_pending(lock, pending)
     if failures:
         raise ReimzulError("\n".join(failures))
     write_pending(lock, {})

@@ -51,7 +51,6 @@ class System:
         return cls(root=root, running=root == Path("/") and Path("/run/systemd/system").is_dir())
 
     def resolve(self, path: str) -> Path:
-        """The path on this host of a path below the root."""
         return self.root / path.lstrip("/")
 
     def text(self, path: str) -> str | None:
