@@ -105,8 +105,7 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float,
       reimzul cancel 72b893f8
       reimzul cancel 72b893f8 4a1eee11 --why "wrong branch"
     """
-    builds = lookup.read_builds(settings, given)
-    flag = control.new_flag(current_user(), why)
+    builds, flag = lookup.read_builds(settings, given), control.new_flag(current_user(), why)
     with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
         _wait_for_end(settings, builds, results, timeout)
@@ -117,8 +116,7 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float,
 
 def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -> CancelResult | None:
     """Set the cancel flag and delete the waiting job; None where the build runs or its job is gone."""
-    finished = _finished_result(build)
-    if finished is not None:
+    if finished := _finished_result(build):
         return finished
     flag = control.set_flag(broker, cancel_tube(build.build_id), flag)
     found = lookup.find_job(broker, build.main)
@@ -133,7 +131,6 @@ def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -
 
 
 def announce_cancelled(broker: Broker, build: BuildLegs, reason: str) -> None:
-    """Announce the legs of a build that are not over as cancelled."""
     names = ("srpm", "arch", "target", "disttag", "scratch", "submitter", "build_id", "timestamp", "pkgname", "evr")
     for leg in build.legs:
         if leg.is_unfinished:
@@ -147,8 +144,8 @@ def _finished_result(build: BuildLegs) -> CancelResult | None:
         return None
     if any(leg.status == Status.CANCELLED for leg in build.legs):
         return CancelResult(build_id=build.build_id, outcome="already", words="it was cancelled already")
-    each = ", ".join(f"{leg.state} for {leg.arch}" for leg in build.legs)
-    return CancelResult(build_id=build.build_id, outcome="too late", words=f"too late: {each}")
+    words = f"too late: {', '.join(f'{leg.state} for {leg.arch}' for leg in build.legs)}"
+    return CancelResult(build_id=build.build_id, outcome="too late", words=words)
 
 
 def _wait_for_end(
@@ -216,8 +213,9 @@ def _raise_build(
     others = lookup.lowest_priority((each for each in unfinished if each.build_id != build.build_id), tube)
     front = min(fronts.get(tube, PRIORITY_NOW), others, PRIORITY_NOW)
     if found.stats.state == "ready" and priority < front:
-        words = "it is the first already"
-        return RaiseResult(build_id=build.build_id, done=True, words=words, job=found.job, priority=priority)
+        return RaiseResult(
+            build_id=build.build_id, done=True, words="it is the first already", job=found.job, priority=priority
+        )
     fronts[tube] = max(0, front - 1)
     return move_to_front(broker, leg, found, fronts[tube])
 
@@ -290,10 +288,8 @@ def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, y
       reimzul retry 72b893f8
       reimzul retry 72b893f8 --failed --now
     """
-    builds = lookup.read_builds(settings, given)
-    known = read_arches(settings.farm.arches)
-    user = current_user()
-    requests = retry_requests(settings, builds, known, user, failed=failed)
+    known, user = read_arches(settings.farm.arches), current_user()
+    requests = retry_requests(settings, lookup.read_builds(settings, given), known, user, failed=failed)
     published = [build.label for build, request in requests if _is_published(build, request)]
     if published:
         confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
@@ -301,10 +297,10 @@ def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, y
         name = lookup.submitter_for_workers(broker, user, settings)
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
-    arches = [", ".join(each.arches) for each in done]
     lines = [
-        f"{each.parent[:8]} again as build {each.build_id}: {what} for {each.target}, tube {each.tube}"
-        for each, what in zip(done, arches)
+        f"{each.parent[:8]} again as build {each.build_id}: {', '.join(each.arches)} for {each.target}, "
+        f"tube {each.tube}"
+        for each in done
     ]
     print_result([attr.asdict(each) for each in done], lines, as_json)
     if fault:
@@ -322,8 +318,7 @@ def retry_requests(
         try:
             before = _read_request(build, urls)
             legs = _failed_legs(build, before) if failed else _requested_legs(build, before)
-            sha256 = _check_source(settings.incoming.folder, build, before)
-            request = _new_request(build, legs, sha256, user, known)
+            request = _new_request(build, legs, _check_source(settings.incoming.folder, build, before), user, known)
             is_rebuild = _is_published(build, request) or (before is not None and before.rebuild)
             found.append((build, attr.evolve(request, rebuild=is_rebuild)))
         except InputError as error:
@@ -351,7 +346,6 @@ def _arches_of(build: BuildLegs) -> tuple[str, ...]:
 
 
 def _requested_arch(build: BuildLegs) -> str:
-    """The arch of the build's request, which its target ends with."""
     main = build.main
     return main.arch if main.target.endswith(f".{main.arch}") else main.target.rpartition(".")[2]
 
@@ -360,8 +354,7 @@ def _failed_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ..
     """The legs that failed; empty where all of them did."""
     failed = [leg.arch for leg in build.legs if leg.status in _FAILED]
     if not failed:
-        each = [f"{leg.arch} is {leg.status}" for leg in build.legs]
-        raise InputError(f"no leg of it has failed: {', '.join(each)}")
+        raise InputError(f"no leg of it has failed: {', '.join(f'{leg.arch} is {leg.status}' for leg in build.legs)}")
     return _requested_legs(build, before) if len(failed) == len(build.legs) else tuple(failed)
 
 
@@ -376,9 +369,8 @@ def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None)
         raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     if bar := find_unreadable(path, incoming):
         raise InputError(f"no builder can download it: {bar}")
-    was = before.srpm_sha256 if before else ""
-    if was and was != sha256:
-        raise InputError(f"{path} is not the file that was built: its sha256 was {was}, and is {sha256}")
+    if before and before.srpm_sha256 not in ("", sha256):
+        raise InputError(f"{path} is not the file that was built: its sha256 was {before.srpm_sha256}, and is {sha256}")
     return sha256
 
 

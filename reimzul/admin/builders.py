@@ -27,8 +27,6 @@ from reimzul.history import NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 _HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
-#: How many columns are shown on the narrowest terminal.
-_NEEDED_COLUMNS = 5
 
 
 @click.command("builders", epilog=EXIT_CODES)
@@ -59,11 +57,21 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
             flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
-    views = _view_workers(seen, attempts, flags)
+    shared, now = shared_names(seen), time.time()
+    views = [
+        _WorkerView(
+            seen=each,
+            now=now,
+            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
+            flag=flags.get(each.heartbeat.host),
+            name_shared=shared.get(each.heartbeat.host, ""),
+        )
+        for each in seen
+    ]
     if as_json:
         output.print_json([view.to_dict() for view in views])
     elif views:
-        output.print_table(_HEADS, [view.to_row() for view in views], needed=_NEEDED_COLUMNS)
+        output.print_table(_HEADS, [view.to_row() for view in views], needed=5)
     else:
         click.echo("no worker has been heard of", err=True)
     if fault:
@@ -77,22 +85,6 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
     return {host: each for host, each in found.items() if each is not None}
 
 
-def _view_workers(
-    workers: Sequence[WorkerRecord], attempts: Mapping[str, AttemptCounts], flags: Mapping[str, control.ControlFlag]
-) -> list[_WorkerView]:
-    shared, now = shared_names(workers), time.time()
-    return [
-        _WorkerView(
-            seen=each,
-            now=now,
-            counts=attempts.get(each.heartbeat.host, AttemptCounts()),
-            flag=flags.get(each.heartbeat.host),
-            name_shared=shared.get(each.heartbeat.host, ""),
-        )
-        for each in workers
-    ]
-
-
 @attr.frozen(kw_only=True)
 class _WorkerView:
     seen: WorkerRecord
@@ -102,14 +94,15 @@ class _WorkerView:
     name_shared: str  #: what is wrong with the name of its host
 
     def to_row(self) -> list[str]:
-        heartbeat, build = self.seen.heartbeat, self.seen.heartbeat.build
+        heartbeat, build, last = self.seen.heartbeat, self.seen.heartbeat.build, self.counts.last
+        last_end = f", {output.format_duration(self.now - last.ended_at)} ago" if last else ""
         return [
             heartbeat.host,
             heartbeat.instance,
             self.seen.state_at(self.now),
             output.format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
-            self._format_last_result(),
+            f"{last.status} {self.counts.last_srpm}{last_end}" if last else "-",
             f"{self.counts.faults} of {self.counts.attempts}",
             output.format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
@@ -128,14 +121,9 @@ class _WorkerView:
         ]
         return "; ".join(filter(None, parts)) or "-"
 
-    def _format_last_result(self) -> str:
-        last, srpm = self.counts.last, self.counts.last_srpm
-        return f"{last.status} {srpm}, {output.format_duration(self.now - last.ended_at)} ago" if last else "-"
-
     def to_dict(self) -> dict[str, Any]:
-        flag, counts, last = self.flag, self.counts, None
-        if counts.last is not None:
-            last = {**counts.last.to_document(), "srpm": counts.last_srpm, "arch": counts.last_arch}
+        flag, counts = self.flag, self.counts
+        extra = {"srpm": counts.last_srpm, "arch": counts.last_arch}
         return {
             **self.seen.to_dict(),
             "state": self.seen.state_at(self.now),
@@ -145,7 +133,7 @@ class _WorkerView:
             "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
             "attempts": counts.attempts,
             "faults": counts.faults,
-            "last": last,
+            "last": {**counts.last.to_document(), **extra} if counts.last else None,
         }
 
 
@@ -172,10 +160,7 @@ _builder_argument = click.argument("name", metavar="BUILDER", shell_complete=_co
 
 def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[WorkerRecord]]:
     """A builder's full name and its workers. Raises `InputError` for an unknown one; `force` takes any name."""
-    try:
-        validators.host(name)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    output.check_input(validators.host, name)
     try:
         seen = lookup.load_workers(settings)
     except WorkersUnavailable as error:
@@ -217,8 +202,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
     since = f"already takes no jobs, since {output.format_time(before.at)}" if before else "takes no more jobs"
-    words = f"{since}: {flag.drain_text}"
-    _print_drain(as_json, host, words, building, drained=True, changed=before is None)
+    _print_drain(as_json, host, f"{since}: {flag.drain_text}", building, drained=True, changed=before is None)
 
 
 def set_drain_flag(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, Union
@@ -16,6 +17,7 @@ import click
 from reimzul.admin import lookup
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
+    check_input,
     format_duration,
     format_size,
     format_skew,
@@ -41,14 +43,10 @@ from reimzul.history.build_record import BuildState, RecordedAttempt
 if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
     from reimzul.core.http_client import HttpSession
 
-_HEADS = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
-#: How many columns are shown on the narrowest terminal.
-_MIN_COLUMNS = 5
 #: A leg's manifest, or why there is none.
 ManifestOrReason = Union[Manifest, str]
 #: The statuses of a leg that has its place in the store, or had.
 _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
-_LABEL_WIDTH = 12
 
 
 # --- reimzul builds
@@ -87,7 +85,8 @@ def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None)
     if as_json:
         print_json([record.to_document() for record in found])
     elif found or not sys.stdout.isatty():
-        print_table(_HEADS, [_row(record) for record in found], needed=_MIN_COLUMNS)
+        heads = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
+        print_table(heads, [_row(record) for record in found], needed=5)
     else:
         click.echo("No build matches.")
 
@@ -160,9 +159,9 @@ def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict
     legs = []
     for leg in build.legs:
         found = manifests[leg.arch]
-        about = {"manifest": None, "no_manifest": found} if isinstance(found, str) else {"manifest": found.to_json()}
-        code = {"exit_code_means": describe_code(leg.exit_code), "no_manifest": ""}
-        legs.append({**leg.to_document(), **code, **about})
+        reason, manifest = (found, None) if isinstance(found, str) else ("", found.to_json())
+        about = {"exit_code_means": describe_code(leg.exit_code), "manifest": manifest, "no_manifest": reason}
+        legs.append({**leg.to_document(), **about})
     return {"build_id": build.build_id, "legs": legs}
 
 
@@ -188,7 +187,7 @@ def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
     """Format facts with their labels; None: there is no such fact."""
     for label, text in facts:
         if text is not None:
-            yield f"  {label.ljust(_LABEL_WIDTH)}{text}"
+            yield f"  {label:12}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:
@@ -199,8 +198,10 @@ def _state_text(leg: BuildRecord) -> str:
 
 
 def _format_leg(leg: BuildRecord) -> Iterator[str]:
-    times = [format_duration(each["end"] - each["start"]) if each.get("end") else "did not end" for each in leg.phases]
-    phases = [f"{each['name']} {took}" for each, took in zip(leg.phases, times)]
+    phases = [
+        f"{each['name']} {format_duration(each['end'] - each['start']) if each.get('end') else 'did not end'}"
+        for each in leg.phases
+    ]
     has_exit_code = leg.status in Status.FINAL and leg.exit_code is not None
     attempts = leg.attempts if len(leg.attempts) > 1 else ()
     yield from _format_facts(
@@ -236,11 +237,9 @@ def _format_after(seconds: float | None) -> str:
 
 
 def _format_attempt(attempt: RecordedAttempt) -> str:
-    took = ""
-    if attempt.started:
-        end = attempt.finished or attempt.at or attempt.started
-        span = "" if attempt.skew else f", {format_duration(end - attempt.started)}"
-        took = f" {format_time(attempt.started)}{span}"
+    took = f" {format_time(attempt.started)}" if attempt.started else ""
+    if attempt.started and not attempt.skew:
+        took += f", {format_duration((attempt.finished or attempt.at or attempt.started) - attempt.started)}"
     why = f": {attempt.reason}" if attempt.reason else ""
     where = f"; {attempt.url}" if attempt.url else ""
     return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{where}"
@@ -257,10 +256,7 @@ def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
 
 
 def _format_timestamp(timestamp: str) -> str:
-    if len(timestamp) != 14:
-        return timestamp or "-"
-    day, clock = timestamp[:8], timestamp[8:]
-    return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
+    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3T\4:\5:\6Z", timestamp) or "-"
 
 
 # --- reimzul override
@@ -291,10 +287,7 @@ def override(settings: Settings, as_json: bool, **given: str) -> None:
       reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp -c "built against devtoolset-7"
     """
     for name, check in _OVERRIDE_CHECKS.items():
-        try:
-            given[name] = check(given[name])
-        except ValueError as error:
-            raise InputError(f"--{name}: {error}") from None
+        given[name] = check_input(check, given[name], f"--{name}: ")
     if not given["comment"]:
         raise InputError("--comment: is empty; give a reason")
     open_history(settings.history.url, reading=True).close()  # opening it to write would create a missing history

@@ -13,35 +13,21 @@ from typing import Any, Optional
 import attr
 import click
 
-from reimzul.admin import lookup
-from reimzul.admin.lookup import GONE, UNKNOWN
+from reimzul.admin import lookup, stats
 from reimzul.admin.output import (
     format_duration,
     format_time,
+    join_parts,
     join_words,
     json_option,
     pass_settings,
     pluralize,
     print_result,
 )
-from reimzul.admin.stats import (
-    ARCH_SAMPLE,
-    IDLE,
-    PACKAGE_SAMPLE,
-    ArchStats,
-    DurationStats,
-    Forecast,
-    duration_stats,
-    duration_text,
-    estimate_rest,
-    estimate_start,
-    range_text,
-)
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.cli import EXIT_CODES
-from reimzul.core.control import ControlFlag
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
@@ -59,7 +45,7 @@ _MAX_BACKLOG = 20
 class BuildFacts:
     now: float
     leg: BuildRecord  #: that is explained
-    job: str = UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
+    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
     tosign: TubeStats
@@ -67,21 +53,21 @@ class BuildFacts:
     ahead: Sequence[BuildRecord] = ()  #: builds before it in its tube
     ahead_elsewhere: Sequence[BuildRecord] = ()  #: and in other tubes of the same workers
     workers: Optional[Sequence[WorkerRecord]] = ()  #: that watch its tube; None if unknown
-    own_stats: Optional[DurationStats] = None  #: of this package
-    arch_stats: ArchStats = attr.field(factory=lambda: ArchStats(()))
-    cancel: Optional[ControlFlag] = None
+    own_stats: Optional[stats.DurationStats] = None  #: of this package
+    arch_stats: stats.ArchStats = attr.field(factory=lambda: stats.ArchStats(()))
+    cancel: Optional[control.ControlFlag] = None
     source_problem: str = ""  #: why the web server cannot read its source rpm, as far as this host knows
-    stuck: Optional[ControlFlag] = None  #: why its target's new repodata is not made visible
+    stuck: Optional[control.ControlFlag] = None  #: why its target's new repodata is not made visible
 
     @property
-    def duration(self) -> DurationStats | None:
+    def duration(self) -> stats.DurationStats | None:
         """How long it usually takes: its package, else the packages of its arch."""
         return self.own_stats or self.arch_stats.stats_for("")
 
     @property
     def pause(self) -> float:
         """Seconds until beanstalkd gives its job to a worker."""
-        return max(0.0, self.leg.due - self.now) if self.job in ("delayed", UNKNOWN) else 0.0
+        return max(0.0, self.leg.due - self.now) if self.job in ("delayed", lookup.UNKNOWN) else 0.0
 
     @property
     def able_workers(self) -> list[WorkerRecord]:
@@ -94,8 +80,8 @@ class BuildFacts:
 class Explanation:
     state: str  #: one or two words
     sentences: Sequence[str]
-    start: Optional[Forecast] = None  #: of a build that waits
-    end: Optional[Forecast] = None  #: of a build that waits or runs
+    start: Optional[stats.Forecast] = None  #: of a build that waits
+    end: Optional[stats.Forecast] = None  #: of a build that waits or runs
 
 
 @click.command("explain", epilog=EXIT_CODES)
@@ -127,9 +113,7 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
 
 def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
     return {
-        "build_id": facts.leg.build_id,
-        "arch": facts.leg.arch,
-        "status": facts.leg.status,
+        **{name: getattr(facts.leg, name) for name in ("build_id", "arch", "status")},
         "state": explanation.state,
         "sentences": list(explanation.sentences),
         "tube": facts.tube.name,
@@ -158,8 +142,8 @@ def collect_facts(
     shared = {name for worker in workers or () for name in worker.heartbeat.arches}
     ahead, ahead_elsewhere = lookup.builds_ahead(leg, unfinished, tube, shared, now) if leg.is_queued else ([], [])
     tubes = {name: broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
-    past = history.recent_successes(leg.pkgname, leg.arch, PACKAGE_SAMPLE) if leg.pkgname else []
-    of_arch = history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), ARCH_SAMPLE)
+    past = history.recent_successes(leg.pkgname, leg.arch, stats.PACKAGE_SAMPLE) if leg.pkgname else []
+    of_arch = history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), stats.ARCH_SAMPLE)
     incoming = settings.incoming.folder
     may_lack_source = leg.is_queued and leg.waits_for and (incoming / leg.srpm).exists()  # on the controller alone
     return BuildFacts(
@@ -173,8 +157,8 @@ def collect_facts(
         ahead=ahead,
         ahead_elsewhere=ahead_elsewhere,
         workers=workers,
-        own_stats=duration_stats(each.duration for each in past),
-        arch_stats=ArchStats([*of_arch, *past]),
+        own_stats=stats.duration_stats(each.duration for each in past),
+        arch_stats=stats.ArchStats([*of_arch, *past]),
         cancel=control.cancel_flag(broker, leg.build_id),
         source_problem=find_unreadable(incoming / leg.srpm, incoming) if may_lack_source else "",
         stuck=control.stuck_flag(broker, leg.target) if leg.status == Status.SUCCESS else None,
@@ -182,7 +166,7 @@ def collect_facts(
 
 
 def _default_tube(settings: Settings, leg: BuildRecord) -> str:
-    """Return the tube of a leg's request if the history does not have it: that of the arch its target names."""
+    """The tube of a leg's request where the history does not have it: that of the arch its target names."""
     known = read_arches(settings.farm.arches).known
     arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
     return arch.tube if arch else leg.arch
@@ -194,8 +178,8 @@ def _find_workers(settings: Settings, broker: Broker, tube: str, now: float) -> 
         known = [each for each in lookup.load_workers(settings) if tube in each.heartbeat.arches]
     except WorkersUnavailable:
         return None
-    connected = drop_disconnected(broker, known)
-    return sorted(connected, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
+    found = drop_disconnected(broker, known)
+    return sorted(found, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
 
 
 # --- sentences
@@ -218,13 +202,18 @@ def explain(facts: BuildFacts) -> Explanation:
 
 
 def _explain_queued(facts: BuildFacts) -> Explanation:
-    if facts.job in (GONE, "buried"):
+    if facts.job in (lookup.GONE, "buried"):
         return _explain_missing_job(facts)
     if facts.job == "reserved":
         return _explain_taken(facts)
     start, end = (None, None) if facts.leg.waits_for else estimate_start_and_end(facts)
-    sentences = [*_failed_attempts(facts), *_describe_place(facts), *_ahead_text(facts), *_describe_workers(facts)]
-    sentences += _expected_text(facts, start, end)
+    sentences = [
+        *_failed_attempts(facts),
+        *_describe_place(facts),
+        *_ahead_text(facts),
+        *_describe_workers(facts),
+        *_expected_text(facts, start, end),
+    ]
     return Explanation(state="delayed" if facts.pause > 0 else "waiting", sentences=sentences, start=start, end=end)
 
 
@@ -233,14 +222,13 @@ def _explain_missing_job(facts: BuildFacts) -> Explanation:
     texts = {
         "buried": f"Its job {leg.job} was refused and buried: `reimzul buried --tube {facts.tube.name}` shows why, "
         f"`reimzul kick {leg.job}` requeues it.",
-        GONE: f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was deleted, "
-        f"or its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}",
+        lookup.GONE: f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was "
+        f"deleted, or its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}",
     }
     return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), texts[facts.job]])
 
 
-def _explain_taken(facts: BuildFacts) -> Explanation:
-    """Explain a job that a worker has reserved, before it announces the build."""
+def _explain_taken(facts: BuildFacts) -> Explanation:  # the worker has not announced the build yet
     worker, spent = _worker_building(facts), 0.0
     text = f"A worker has just taken it from tube {facts.tube.name}; which one is not known yet."
     if worker is not None and worker.heartbeat.build is not None:
@@ -248,17 +236,25 @@ def _explain_taken(facts: BuildFacts) -> Explanation:
         text = f"{_worker_label(worker, facts.workers or ())} {_activity(worker, facts)}."
     sentences, takes, end = [*_failed_attempts(facts), text], facts.duration, None
     if takes is not None:
-        end = estimate_rest(takes, spent)
+        end = stats.estimate_rest(takes, spent)
         sentences.append(_end_text(takes, end, facts.now))
     return Explanation(state="taken", sentences=sentences, end=end)
 
 
+def _ago(facts: BuildFacts, before: str, moment: float | None) -> str:
+    """Part of a sentence; empty where the moment is not known."""
+    return f"{before} {format_duration(facts.now - moment)} ago" if moment else ""
+
+
 def _describe_place(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
-    number = f" as job {leg.job}" if leg.job else ""
-    priority = f", priority {leg.priority}" if leg.priority is not None else ""
-    since = f", queued {format_duration(facts.now - leg.queued_at)} ago" if leg.queued_at else ""
-    yield f"It waits in tube {facts.tube.name}{number}{priority}{since}."
+    yield join_parts(
+        f"It waits in tube {facts.tube.name}",
+        f" as job {leg.job}" if leg.job else "",
+        f", priority {leg.priority}" if leg.priority is not None else "",
+        _ago(facts, ", queued", leg.queued_at),
+        ".",
+    )
     if facts.pause > 0:
         yield f"No worker gets it before {format_time(leg.due)}, in {format_duration(facts.pause)}."
     if leg.waits_for:
@@ -271,14 +267,15 @@ def _ahead_text(facts: BuildFacts) -> Iterator[str]:
     if not facts.ahead and not facts.ahead_elsewhere:
         yield "No build is ahead of it."
         return
-    known = [stats.mean for each in facts.ahead if (stats := facts.arch_stats.stats_for(each.pkgname))]
-    work = f": about {format_duration(sum(known))} of work for one worker" if known else ""
-    verb = "is" if len(facts.ahead) == 1 else "are"
-    yield f"{pluralize(len(facts.ahead), 'build')} {verb} ahead of it in that tube{work}."
+    known = [own.mean for each in facts.ahead if (own := facts.arch_stats.stats_for(each.pkgname))]
+    yield join_parts(
+        f"{pluralize(len(facts.ahead), 'build')} {'is' if len(facts.ahead) == 1 else 'are'} ahead of it in that tube",
+        f": about {format_duration(sum(known))} of work for one worker" if known else "",
+        ".",
+    )
     if facts.ahead_elsewhere:
-        tubes = sorted({each.tube for each in facts.ahead_elsewhere})
-        count = pluralize(len(facts.ahead_elsewhere), "build")
-        yield f"The same builders take {count} from {join_words(tubes)} before it."
+        tubes = join_words(sorted({each.tube for each in facts.ahead_elsewhere}))
+        yield f"The same builders take {pluralize(len(facts.ahead_elsewhere), 'build')} from {tubes} before it."
 
 
 def _describe_workers(facts: BuildFacts) -> Iterator[str]:
@@ -299,7 +296,7 @@ def _describe_workers(facts: BuildFacts) -> Iterator[str]:
 
 def _worker_label(worker: WorkerRecord, among: Sequence[WorkerRecord]) -> str:
     host = worker.heartbeat.host
-    is_alone = sum(other.heartbeat.host == host for other in among) == 1
+    is_alone = [other.heartbeat.host for other in among].count(host) == 1
     return host if is_alone else f"{host} ({worker.heartbeat.instance})"
 
 
@@ -313,14 +310,16 @@ def _activity(worker: WorkerRecord, facts: BuildFacts) -> str:
     if sent.build is None:
         return "is free"
     takes = facts.arch_stats.stats_for(BuildRecord(srpm=sent.build.srpm).package)
-    usual = f", usually takes {format_duration(takes.median)}" if takes and takes.own else ""
-    after = ", and takes no more jobs after that" if sent.state == WorkerState.DRAINING else ""
-    phase = f" ({sent.build.phase})" if sent.build.phase else ""
-    spent = format_duration(worker.seconds_since(sent.build.started, now))
-    return f"builds {sent.build.srpm} for {sent.build.target}{phase}, started {spent} ago{usual}{after}"
+    return join_parts(
+        f"builds {sent.build.srpm} for {sent.build.target}",
+        f" ({sent.build.phase})" if sent.build.phase else "",
+        f", started {format_duration(worker.seconds_since(sent.build.started, now))} ago",
+        f", usually takes {format_duration(takes.median)}" if takes and takes.own else "",
+        ", and takes no more jobs after that" if sent.state == WorkerState.DRAINING else "",
+    )
 
 
-def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | None) -> Iterator[str]:
+def _expected_text(facts: BuildFacts, start: stats.Forecast | None, end: stats.Forecast | None) -> Iterator[str]:
     if facts.leg.waits_for:
         yield "It starts after that."
     elif start is None:
@@ -328,15 +327,16 @@ def _expected_text(facts: BuildFacts, start: Forecast | None, end: Forecast | No
     elif start.high < 1:
         yield "Expected start: at once."
     else:
-        yield f"Expected start: in {format_duration(start.likely)} ({range_text(start.low, start.high)})."
+        yield f"Expected start: in {format_duration(start.likely)} ({stats.range_text(start.low, start.high)})."
     if facts.duration is not None and end is not None:
         yield _end_text(facts.duration, end, facts.now)
     elif start is not None:
         yield "Its duration cannot be estimated: nothing was built on that arch before."
 
 
-def _end_text(takes: DurationStats, end: Forecast, now: float) -> str:
-    return f"{duration_text(takes)} Expected end: {format_time(now + end.likely)}, in {format_duration(end.likely)}."
+def _end_text(takes: stats.DurationStats, end: stats.Forecast, now: float) -> str:
+    when = f"{format_time(now + end.likely)}, in {format_duration(end.likely)}"
+    return f"{stats.duration_text(takes)} Expected end: {when}."
 
 
 def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
@@ -345,18 +345,17 @@ def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
     texts = {Status.UNFIT: "failed on", Status.REJECTED: "was rejected, built on"}  # the store rejects, not the builder
     for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
         if attempt.status in texts:
-            yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts.now)}"
+            yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts)}"
     retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
     if retried:
         number, last = retried[-1]
         many = f"; {pluralize(len(retried), 'attempt')} ended so" if retried[1:] else ""
-        yield f"Attempt {number} does not count{many}: on {_attempt_end(last, facts.now)}"
+        yield f"Attempt {number} does not count{many}: on {_attempt_end(last, facts)}"
 
 
-def _attempt_end(attempt: RecordedAttempt, now: float) -> str:
-    ago = f" {format_duration(now - attempt.at)} ago" if attempt.at else ""
+def _attempt_end(attempt: RecordedAttempt, facts: BuildFacts) -> str:
     logs = f" Its logs: {attempt.url}" if attempt.url else ""
-    return f"{attempt.builder_fqdn}{ago}: {attempt.reason or '-'}.{logs}"
+    return f"{attempt.builder_fqdn}{_ago(facts, '', attempt.at)}: {attempt.reason or '-'}.{logs}"
 
 
 def _worker_building(facts: BuildFacts, host: str = "") -> WorkerRecord | None:
@@ -370,7 +369,7 @@ def _worker_building(facts: BuildFacts, host: str = "") -> WorkerRecord | None:
 def _explain_building(facts: BuildFacts) -> Explanation:
     leg, takes = facts.leg, facts.duration
     worker = _worker_building(facts, leg.builder_fqdn) if leg.builder_fqdn else None
-    if facts.job == "buried" or (facts.job == GONE and (worker is None or worker.is_silent(facts.now))):
+    if facts.job == "buried" or (facts.job == lookup.GONE and (worker is None or worker.is_silent(facts.now))):
         return _explain_missing_job(facts)
     sentences = [*_failed_attempts(facts), *_describe_builder(facts, worker)]
     if facts.job in ("ready", "delayed"):
@@ -382,16 +381,15 @@ def _explain_building(facts: BuildFacts) -> Explanation:
     if takes is None:
         return Explanation(state="building", sentences=[*sentences, "Nothing was built on that arch before."])
     spent = facts.now - leg.attempt_start if leg.attempt_start else 0.0
-    end = estimate_rest(takes, spent)
+    end = stats.estimate_rest(takes, spent)
     left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
     left = "It has taken longer than 90 % of them." if spent >= takes.high else left
-    return Explanation(state="building", sentences=[*sentences, f"{duration_text(takes)} {left}"], end=end)
+    return Explanation(state="building", sentences=[*sentences, f"{stats.duration_text(takes)} {left}"], end=end)
 
 
 def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:
-    leg = facts.leg
-    since = f", started {format_duration(facts.now - leg.attempt_start)} ago" if leg.attempt_start else ""
-    yield f"{leg.builder_fqdn or 'A worker'} builds it{since} (attempt {leg.attempt or '-'})."
+    leg, started = facts.leg, _ago(facts, ", started", facts.leg.attempt_start)
+    yield f"{leg.builder_fqdn or 'A worker'} builds it{started} (attempt {leg.attempt or '-'})."
     if worker is None or worker.heartbeat.build is None:
         return
     build = worker.heartbeat.build
@@ -406,8 +404,7 @@ def _describe_success(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     if leg.published:
         yield f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"
-        unsigned = facts.tosign.ready + facts.tosign.reserved
-        if unsigned:
+        if unsigned := facts.tosign.ready + facts.tosign.reserved:
             yield f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing."
     elif leg.scratch:
         yield f"It was built; scratch builds are not published. Its files: {leg.url}"
@@ -417,19 +414,19 @@ def _describe_success(facts: BuildFacts) -> Iterator[str]:
 
 def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
     leg, tube = facts.leg, facts.createrepo
-    ago = f" {format_duration(facts.now - leg.finished)} ago" if leg.finished and not leg.skew else ""
-    yield f"It was built{ago} and uploaded, and is not published yet."
+    yield f"It was built{_ago(facts, '', None if leg.skew else leg.finished)} and uploaded, and is not published yet."
     if facts.stuck is not None:
-        ago = f" {format_duration(facts.now - facts.stuck.at)} ago" if facts.stuck.at else ""
-        on = f" on {facts.stuck.by}" if facts.stuck.by else ""
-        yield f"The repodata of {leg.target} is unchanged: [repogen] after_createrepo failed{on}{ago}."
+        where = (f" on {facts.stuck.by}" if facts.stuck.by else "") + _ago(facts, "", facts.stuck.at)
+        yield f"The repodata of {leg.target} is unchanged: [repogen] after_createrepo failed{where}."
         yield f"Its message: {facts.stuck.why or '-'}. It will be retried."
     if not tube.watchers:
         yield "Nobody watches tube createrepo: no repogen is connected."
         yield "On bstore: systemctl status 'reimzul-repogen-worker@*'"
     elif tube.ready + tube.reserved:
-        requests = f"{tube.ready} waiting and {tube.reserved} running requests"
-        yield f"Tube createrepo has {requests}; one run serves all requests of a target."
+        yield (
+            f"Tube createrepo has {tube.ready} waiting and {tube.reserved} running requests; one run serves all "
+            "requests of a target."
+        )
     elif tube.delayed:
         yield f"{pluralize(tube.delayed, 'request')} in tube createrepo will be retried: see the journal of bstore."
     if tube.buried:
@@ -444,11 +441,14 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
     if leg.status == Status.OVERRIDE:
         yield f"Somebody has set its status to Override: {leg.comment or '-'}"
         return
-    is_rejected = leg.status == Status.REJECTED  # by the store: it is not the builder's fault
-    where = f" on {leg.builder_fqdn}" if leg.builder_fqdn and not is_rejected else ""
-    ended = f" {format_time(leg.finished)}" if leg.finished else ""
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
-    yield f"{verb.get(leg.status, leg.status)}{where}{ended}: {leg.reason or '-'}."
+    yield join_parts(
+        verb.get(leg.status, leg.status),
+        # the store rejects: it is not the builder's fault
+        f" on {leg.builder_fqdn}" if leg.builder_fqdn and leg.status != Status.REJECTED else "",
+        f" {format_time(leg.finished)}" if leg.finished else "",
+        f": {leg.reason or '-'}.",
+    )
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
         yield f"The first error: {leg.error_line or first_line}"
@@ -460,23 +460,23 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
 # --- forecasts
 
 
-def estimate_start_and_end(facts: BuildFacts) -> tuple[Forecast | None, Forecast | None]:
+def estimate_start_and_end(facts: BuildFacts) -> tuple[stats.Forecast | None, stats.Forecast | None]:
     """Estimate when a build that waits starts and ends; None where nothing is known to estimate from."""
     ahead = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
     busy = (_busy_time(worker, facts) for worker in facts.able_workers)
-    start, takes = estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
+    start, takes = stats.estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
     if start is None:
         return None, None
     low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
-    start = Forecast(low=low, likely=likely, high=high)
+    start = stats.Forecast(low=low, likely=likely, high=high)
     if takes is None:
         return start, None
-    return start, Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
+    return start, stats.Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
 
 
-def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> Forecast | None:
+def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> stats.Forecast | None:
     build = worker.heartbeat.build
     if build is None:
-        return IDLE
+        return stats.IDLE
     takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
-    return estimate_rest(takes, worker.seconds_since(build.started, facts.now)) if takes else None
+    return stats.estimate_rest(takes, worker.seconds_since(build.started, facts.now)) if takes else None

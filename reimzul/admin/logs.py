@@ -81,13 +81,11 @@ class LogOutput:
         if self._decoder is None:
             sys.stdout.buffer.write(piece)
         else:
-            text = self._decoder.decode(piece).replace("\r\n", "\n")
-            sys.stdout.write(validators.make_printable(text))
+            sys.stdout.write(validators.make_printable(self._decoder.decode(piece).replace("\r\n", "\n")))
         sys.stdout.flush()
 
     @staticmethod
     def print_note(text: str) -> None:
-        """Print a line beside the log, on stderr."""
         sys.stdout.flush()
         click.echo(f"--- {text}", err=True)
 
@@ -272,14 +270,13 @@ def list_attempts(leg: BuildRecord, urls: StoreUrls) -> list[LogSource]:
     found = []
     for number, each in enumerate(leg.attempts, 1):
         key, decides = (leg.build_id, leg.arch, each.attempt), leg.attempt == each.attempt
-        place = [urls.place(leg.place)] if leg.place and decides else []
-        kept = [*place, urls.attempt(*key), *([each.url] if each.url else [])]
+        kept = [urls.place(leg.place) if leg.place and decides else "", urls.attempt(*key), each.url]
         error_log = each.error_log or (leg.error_log if decides else "")
         source = LogSource(
             number=number,
             attempt=each,
             is_last=number == len(leg.attempts),
-            kept=list(dict.fromkeys(kept)),
+            kept=list(dict.fromkeys(filter(None, kept))),
             live=urls.live(*key),
             error_log=error_log if error_log in ("build.log", "root.log", "state.log") else "",
         )

@@ -54,13 +54,12 @@ def submitter_for_workers(broker: Broker, name: str, settings: Settings) -> str:
     """Return a submitter's name; in the original's characters if a worker may not accept it."""
     if is_plain(name):
         return name
-    try:
+    with contextlib.suppress(WorkersUnavailable):
         heartbeats = [each.heartbeat for each in load_workers(settings)]
-    except WorkersUnavailable:
-        return validators.restrict_submitter(name)
-    known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in heartbeats]
-    is_accepted = all_accept_any_name(broker, known)
-    return name if is_accepted else validators.restrict_submitter(name)
+        known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in heartbeats]
+        if all_accept_any_name(broker, known):
+            return name
+    return validators.restrict_submitter(name)
 
 
 # --- builds by their ids
@@ -122,7 +121,6 @@ def find_recorded_builds(history: History, build_ids: Iterable[str]) -> list[Bui
 
 
 def read_builds(settings: Settings, given: Iterable[str]) -> list[BuildLegs]:
-    """Like `find_builds`, in a history that is opened for it alone."""
     with reading_history(settings.history.url) as history:
         return find_builds(history, given)
 
@@ -176,13 +174,11 @@ def find_job(broker: Broker, leg: BuildRecord) -> QueuedJob | None:
     """Return the job of a build in whatever state; None if its number is unknown, or beanstalkd has no such job."""
     if not leg.job:
         return None
-    try:
+    with contextlib.suppress(ReservationLost, InvalidMessage):
         request = BuildRequest.decode(broker.peek(leg.job))
-        if request.build_id != leg.build_id:  # beanstalkd starts to number again when it loses its binlog
-            return None
-        return QueuedJob(job=leg.job, request=request, stats=broker.job_stats(leg.job))
-    except (ReservationLost, InvalidMessage):
-        return None
+        if request.build_id == leg.build_id:  # beanstalkd starts to number again when it loses its binlog
+            return QueuedJob(job=leg.job, request=request, stats=broker.job_stats(leg.job))
+    return None
 
 
 def job_state(broker: Broker, leg: BuildRecord) -> str:

@@ -86,8 +86,8 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
     found, faults = MetricsInput(now=time.time()), []
     try:
         with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
-            names = [name for name in all_tubes(broker, settings) if name != "default"]
-            found.tubes = [broker.tube_stats(name) for name in names if not is_control_tube(name)]
+            names = [name for name in all_tubes(broker, settings) if name != "default" and not is_control_tube(name)]
+            found.tubes = [broker.tube_stats(name) for name in names]
     except BrokerUnavailable as error:
         faults.append(str(error))
     try:
@@ -120,70 +120,100 @@ class Gauge:
 def build_gauges(collected: MetricsInput) -> Iterator[Gauge]:
     now, pending = collected.now, collected.pending
     parts = {"beanstalkd": collected.tubes, "workers": collected.workers, "history": collected.day}
-    answers = _label_values("part", ((name, float(part is not None)) for name, part in parts.items()))
-    yield Gauge("reimzul_part_up", "Whether a part of the farm answered when these figures were made.", answers)
+    yield _gauge_by(
+        "part", "reimzul_part_up", "Whether a part of the farm answered when these figures were made.",
+        ((name, float(part is not None)) for name, part in parts.items()),
+    )  # fmt: skip
     yield Gauge("reimzul_made_timestamp_seconds", "When these figures were made.", [(now, {})])
     yield from _tube_gauges(collected)
     yield from _worker_gauges(collected)
     if collected.day is not None:
         yield from _day_gauges(collected.day)
         yield from _time_gauges(collected.day)
-    counts = _label_values("sink", ((each.sink, each.count) for each in pending))
-    yield Gauge("reimzul_owed_events", "Events that a sink of the notifier has still to deliver.", counts)
-    ages = _label_values("sink", ((each.sink, max(0.0, now - each.oldest)) for each in pending))
-    yield Gauge("reimzul_owed_oldest_seconds", "The age of the oldest of these.", ages)
+    yield _gauge_by(
+        "sink", "reimzul_owed_events", "Events that a sink of the notifier has still to deliver.",
+        ((each.sink, each.count) for each in pending),
+    )  # fmt: skip
+    yield _gauge_by(
+        "sink", "reimzul_owed_oldest_seconds", "The age of the oldest of these.",
+        ((each.sink, max(0.0, now - each.oldest)) for each in pending),
+    )  # fmt: skip
 
 
-def _label_values(label: str, values: Iterable[tuple[str, float]]) -> list[tuple[float, Mapping[str, str]]]:
-    """Return the samples of values, each with its value of a label."""
-    return [(value, {label: name}) for name, value in values]
+def _gauge_by(label: str, name: str, text: str, values: Iterable[tuple[str, float]]) -> Gauge:
+    """A gauge with a sample for each value of a label."""
+    return Gauge(name, text, [(value, {label: each}) for each, value in values])
 
 
-def _tube_gauges(collected: MetricsInput) -> Iterator[Gauge]:
-    tubes = collected.tubes or ()
-    states = ("ready", "reserved", "delayed", "buried")
-    jobs = [(getattr(tube, state), {"tube": tube.name, "state": state}) for tube in tubes for state in states]
-    yield Gauge("reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.", jobs)
-    watchers = _label_values("tube", ((tube.name, tube.watchers) for tube in tubes))
-    yield Gauge("reimzul_tube_watchers", "Connections that take jobs from a tube.", watchers)
+def _tube_gauges(collected: MetricsInput) -> Sequence[Gauge]:
+    tubes, states = collected.tubes or (), ("ready", "reserved", "delayed", "buried")
     first: dict[str, float] = {}
     for leg in collected.waiting:
         if leg.tube and leg.queued_at:
             first[leg.tube] = min(first.get(leg.tube, collected.now), leg.queued_at)
-    waits = _label_values(
-        "tube", ((name, max(0.0, collected.now - queued_at)) for name, queued_at in sorted(first.items()))
-    )
-    yield Gauge("reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.", waits)
+    return (
+        Gauge(
+            "reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.",
+            [(getattr(tube, state), {"tube": tube.name, "state": state}) for tube in tubes for state in states],
+        ),
+        _gauge_by(
+            "tube", "reimzul_tube_watchers", "Connections that take jobs from a tube.",
+            ((tube.name, tube.watchers) for tube in tubes),
+        ),
+        _gauge_by(
+            "tube", "reimzul_tube_oldest_wait_seconds", "How long the oldest build of a tube has waited.",
+            ((name, max(0.0, collected.now - queued_at)) for name, queued_at in sorted(first.items())),
+        ),
+    )  # fmt: skip
 
 
-def _worker_gauges(collected: MetricsInput) -> Iterator[Gauge]:
+def _worker_gauges(collected: MetricsInput) -> Sequence[Gauge]:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     newest: dict[str, WorkerRecord] = {}
     for worker in sorted(collected.workers or (), key=lambda each: (each.heartbeat.host, each.last_seen)):
         counts[worker.heartbeat.host][worker.state_at(collected.now)] += 1
         newest[worker.heartbeat.host] = worker
     states = (*WorkerState.ALL, SILENT)
-    by_state = [(count[state], {"builder": host, "state": state}) for host, count in counts.items() for state in states]
-    yield Gauge("reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.", by_state)
-    load = _label_values("builder", ((host, each.heartbeat.load) for host, each in newest.items()))
-    yield Gauge("reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.", load)
-    free = _label_values("builder", ((host, each.heartbeat.free_mib * 1024**2) for host, each in newest.items()))
-    yield Gauge("reimzul_builder_free_bytes", "Free space on the builder's fullest disk.", free)
+    return (
+        Gauge(
+            "reimzul_workers", "Workers of a builder by state; silent: no heartbeat for two minutes.",
+            [(count[state], {"builder": host, "state": state}) for host, count in counts.items() for state in states],
+        ),
+        _gauge_by(
+            "builder", "reimzul_builder_load", "A builder's load of the last minute, from its latest heartbeat.",
+            ((host, each.heartbeat.load) for host, each in newest.items()),
+        ),
+        _gauge_by(
+            "builder", "reimzul_builder_free_bytes", "Free space on the builder's fullest disk.",
+            ((host, each.heartbeat.free_mib * 1024**2) for host, each in newest.items()),
+        ),
+    )  # fmt: skip
 
 
-def _day_gauges(day: BuildStats) -> Iterator[Gauge]:
-    builds = [
-        (count, {"arch": arch, "result": result})
-        for arch, group in sorted(day.arches.items())
-        for result, count in sorted(group.results.items())
-    ]
-    yield Gauge("reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.", builds)
-    causes = _label_values("cause", sorted(day.causes.items()))
-    yield Gauge("reimzul_day_failures", "Of these, those that failed or were rejected, by cause.", causes)
-    attempts = _label_values("builder", sorted((host, counts.attempts) for host, counts in day.attempts.items()))
-    yield Gauge("reimzul_day_attempts", "Attempts of a builder at them.", attempts)
-    faults = _label_values("builder", sorted((host, counts.faults) for host, counts in day.attempts.items()))
-    yield Gauge("reimzul_day_faults", "Of these, those that failed through the builder's own fault.", faults)
+def _day_gauges(day: BuildStats) -> Sequence[Gauge]:
+    arches, builders = sorted(day.arches.items()), sorted(day.attempts)
+    return (
+        Gauge(
+            "reimzul_day_builds", "Builds submitted in the last 24 hours, per arch and result.",
+            [
+                (count, {"arch": arch, "result": result})
+                for arch, group in arches
+                for result, count in sorted(group.results.items())
+            ],
+        ),
+        _gauge_by(
+            "cause", "reimzul_day_failures", "Of these, those that failed or were rejected, by cause.",
+            sorted(day.causes.items()),
+        ),
+        _gauge_by(
+            "builder", "reimzul_day_attempts", "Attempts of a builder at them.",
+            ((host, day.attempts[host].attempts) for host in builders),
+        ),
+        _gauge_by(
+            "builder", "reimzul_day_faults", "Of these, those that failed through the builder's own fault.",
+            ((host, day.attempts[host].faults) for host in builders),
+        ),
+    )  # fmt: skip
 
 
 def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
@@ -203,10 +233,10 @@ def _time_gauges(day: BuildStats) -> Iterator[Gauge]:
 
 
 def _quantiles(label: str, times: Mapping[str, Sequence[Optional[float]]]) -> list[tuple[float, Mapping[str, str]]]:
-    known = [(name, found) for name, seconds in sorted(times.items()) if (found := time_stats(seconds))]
     return [
         (value, {label: name, "quantile": part})
-        for name, found in known
+        for name, seconds in sorted(times.items())
+        if (found := time_stats(seconds))
         for value, part in ((found.median, "0.5"), (found.p95, "0.95"))
     ]
 
@@ -216,7 +246,7 @@ def _quantiles(label: str, times: Mapping[str, Sequence[Optional[float]]]) -> li
 
 def format_openmetrics(gauges: Iterable[Gauge]) -> str:
     """Return the text; a metric without values is left out."""
-    lines = [line for gauge in gauges if gauge.samples for line in _format_gauge(gauge)]
+    lines = (line for gauge in gauges if gauge.samples for line in _format_gauge(gauge))
     return "".join(f"{line}\n" for line in (*lines, "# EOF"))
 
 

@@ -19,7 +19,7 @@ import click
 
 from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import load_settings, shared_options
-from reimzul.core.errors import EXIT_USAGE, ReimzulError
+from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,11 +43,18 @@ def pass_settings(function: F) -> Any:
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
-now_option = click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
 
 
 def json_option(output: str) -> Callable[[F], F]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {output}. See docs/json.md.")
+
+
+def check_input(check: Callable[[Any], str], value: str, prefix: str = "") -> str:
+    """What a person gave, as a check of core.validators accepts it. Raises `InputError`."""
+    try:
+        return check(value)
+    except ValueError as error:
+        raise InputError(f"{prefix}{error}") from None
 
 
 class NoTerminal(ReimzulError):
@@ -190,3 +197,8 @@ def pluralize(number: int, thing: str) -> str:
 def join_words(words: list[str]) -> str:
     """Join words as in a sentence: `a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def join_parts(*parts: str) -> str:
+    """Join the parts of a sentence, of which some may be empty."""
+    return "".join(parts)

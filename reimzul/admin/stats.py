@@ -94,8 +94,9 @@ def duration_stats(durations: Iterable[Optional[float]], *, own: bool = True) ->
     low, median, high = (quantile(ordered, part) for part in (0.1, 0.5, 0.9))
     if len(ordered) < _MIN_FOR_RANGE:
         low, high = median / 2, median * 2
-    mean = sum(ordered) / len(ordered)
-    return DurationStats(low=low, median=median, high=high, mean=mean, count=len(ordered), own=own)
+    return DurationStats(
+        low=low, median=median, high=high, mean=sum(ordered) / len(ordered), count=len(ordered), own=own
+    )
 
 
 class ArchStats:
@@ -180,8 +181,7 @@ def time_stats(seconds: Iterable[Optional[float]]) -> TimeStats | None:
     ordered = sorted(each for each in seconds if each is not None)
     if not ordered:
         return None
-    median, p95 = quantile(ordered, 0.5), quantile(ordered, 0.95)
-    return TimeStats(count=len(ordered), median=median, p95=p95, total=sum(ordered))
+    return TimeStats(count=len(ordered), median=quantile(ordered, 0.5), p95=quantile(ordered, 0.95), total=sum(ordered))
 
 
 @attr.define

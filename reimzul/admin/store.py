@@ -6,6 +6,7 @@ Commands that write in the store run as its owner: repogen could not replace fil
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import sys
@@ -19,6 +20,7 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.output import (
+    check_input,
     confirm,
     format_duration,
     format_size,
@@ -56,8 +58,6 @@ from reimzul.store.createrepo import CreaterepoRunner
 
 _PRUNE_HEADS = ("TARGET", "PACKAGE", "SUBMITTED", "ARCH", "BUILD ID", "SIZE")
 _SCRATCH_HEADS = ("BUILD ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER")
-#: How many columns of each table are shown on the narrowest terminal.
-_PRUNE_COLUMNS, _SCRATCH_COLUMNS = 5, 4
 #: The largest repomd.xml that is read; one has some 3 kB.
 _MAX_REPOMD_BYTES = 1 << 20
 
@@ -142,7 +142,9 @@ def prune_builds(
     if dry_run:
         _print_pruned(planned, as_json, dry_run=True)
         return 0
-    _confirm_pruning(planned, yes)
+    dropped = [each for target in planned for each in target.dropped]
+    if dropped:
+        confirm(f"Drop {pluralize(len(dropped), 'build')}, {_total_size(dropped)}?", yes)
     done, code = [], 0
     for target, rule in rules.items():
         try:
@@ -160,22 +162,19 @@ def _rules_by_target(
     names = {target: (target, target.rpartition(".")[0]) for target in known}  # with its arch, and without
     for word in wanted:
         if not any(word in each for each in names.values()):
-            quoted = validators.quoted(word)
-            raise InputError(f"there is no target {quoted} in the store; known targets: {', '.join(known)}")
+            raise InputError(
+                f"there is no target {validators.quoted(word)} in the store; known targets: {', '.join(known)}"
+            )
     chosen = [target for target in known if not wanted or set(names[target]) & set(wanted)]
     rules = {target: given or find_rule(target, settings.prune.targets) for target in chosen}
-    found = {target: rule for target, rule in rules.items() if rule is not None}
+    found = {
+        target: attr.evolve(rule, unsigned=unsigned or rule.unsigned)
+        for target, rule in rules.items()
+        if rule is not None
+    }
     if not found:
         raise InputError("no rule says what to drop: give --keep or --older, or a line in [prune]")
-    if unsigned:
-        found = {target: attr.evolve(rule, unsigned=True) for target, rule in found.items()}
     return found
-
-
-def _confirm_pruning(planned: Sequence[PruneResult], yes: bool) -> None:
-    dropped = [each for target in planned for each in target.dropped]
-    if dropped:
-        confirm(f"Drop {pluralize(len(dropped), 'build')}, {_total_size(dropped)}?", yes)
 
 
 def _total_size(builds: Iterable[BuildDetails]) -> str:
@@ -200,7 +199,7 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
     held = [each for target in done for each in target.held]
     if dropped or held:
         rows = [_prune_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])]
-        print_table(_PRUNE_HEADS, rows, needed=_PRUNE_COLUMNS)
+        print_table(_PRUNE_HEADS, rows, needed=5)
     verb = "would be dropped" if dry_run else "dropped"
     click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():
@@ -241,7 +240,7 @@ def list_scratch(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json([each.to_json() for each in found])
     elif found:
-        print_table(_SCRATCH_HEADS, [_scratch_row(each) for each in found], needed=_SCRATCH_COLUMNS)
+        print_table(_SCRATCH_HEADS, [_scratch_row(each) for each in found], needed=4)
     else:
         click.echo("There are no scratch builds.", err=True)
 
@@ -345,10 +344,7 @@ def repogen(
       reimzul repogen c9s.x86_64 --add-metadata c9s-advisories.xml --type updateinfo
       reimzul repogen c7.1708.u.x86_64 --remove-metadata group
     """
-    try:
-        validators.target(target)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    check_input(validators.target, target)
     if type_ is not None and added is None:
         raise InputError("--type is the type of what --add-metadata adds; there is no --add-metadata")
     if added is not None or removed is not None:
@@ -360,7 +356,6 @@ def repogen(
 def _change_metadata(
     settings: Settings, target: str, added: Path | None, type_: str | None, removed: str | None, *, as_json: bool
 ) -> None:
-    """Add or remove metadata in the store on this host, as its owner."""
     without = [repodata.check_type(removed)] if removed is not None else []
     addition = None
     if added is not None:
@@ -369,8 +364,7 @@ def _change_metadata(
         except OSError as error:
             raise InputError(f"{added}: {(error.strerror or str(error)).lower()}") from None
         addition = repodata.read_addition(added.name, raw, type_ or "")
-    store = open_store_as_owner(settings)
-    indexer = CreaterepoRunner(store=store, settings=settings.repogen)
+    indexer = CreaterepoRunner(store=open_store_as_owner(settings), settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
     result = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
     lines = [f"{target} has {added} as {addition.record.type} now, and keeps it"] if addition else []
@@ -393,18 +387,13 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool
 
 def _is_known(settings: Settings, target: str) -> bool:
     """Whether anything was built for a target or the store has its repodata; True where the store does not answer."""
-    try:
-        with lookup.reading_history(settings.history.url) as history:
-            if history.find_builds(BuildFilter(target=target), 1):
-                return True
-    except (NoHistory, HistoryUnavailable):
-        pass
+    with contextlib.suppress(NoHistory, HistoryUnavailable), lookup.reading_history(settings.history.url) as history:
+        if history.find_builds(BuildFilter(target=target), 1):
+            return True
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     try:
-        with HttpSession(timeout=5) as session:
+        with contextlib.suppress(HttpUnavailable), HttpSession(timeout=5) as session:
             session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
     except NotFound:
         return False
-    except HttpUnavailable:
-        pass
     return True

@@ -43,8 +43,6 @@ _SHOWN_AFTER_END_SECONDS = 60.0
 NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
 SUCCESS_STATES = ("published", "built and not to be published")
 _HEADS = ("BUILD", "SOURCE", "ARCH", "STATE", "TIME", "USUALLY", "BUILDER", "TARGET")
-#: How many columns are shown on the narrowest terminal.
-_NEEDED_COLUMNS = 6
 
 
 @click.command("watch", epilog=EXIT_CODES)
@@ -71,8 +69,8 @@ def watch(settings: Settings, given: tuple[str, ...], new: bool, as_json: bool) 
     try:
         return BuildWatcher(settings, build_ids).run(screen)
     except KeyboardInterrupt:
-        command = " ".join(["reimzul watch", *(each[:8] for each in build_ids)])
-        click.echo(f"\nthe builds go on; to follow them again: {command}", err=True)
+        ids = "".join(f" {each[:8]}" for each in build_ids)
+        click.echo(f"\nthe builds go on; to follow them again: reimzul watch{ids}", err=True)
         return EXIT_INTERRUPTED
 
 
@@ -235,9 +233,13 @@ def make_row(
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
     phase = current.phase if current is not None and current.arch == leg.arch else ""
     state, words = _describe_state(leg, ahead, phase)
-    median = usual.median if usual and state in (WAITING, BUILDING) else None
     return LegRow(
-        leg=leg, state=state, words=words, phase=phase, elapsed=_elapsed_seconds(leg, state, now), usual=median
+        leg=leg,
+        state=state,
+        words=words,
+        phase=phase,
+        elapsed=_elapsed_seconds(leg, state, now),
+        usual=usual.median if usual and state in (WAITING, BUILDING) else None,
     )
 
 
@@ -316,11 +318,10 @@ class TableScreen:
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         size = shutil.get_terminal_size((100, 24))
-        room = max(1, size.lines - 3)
         # legs that are over make room first, and of them those that succeeded; the order stays
-        ranked = sorted(enumerate(rows), key=lambda each: (each[1].is_over, each[1].state in SUCCESS_STATES))
-        shown = [row for _, row in sorted(ranked[:room], key=lambda each: each[0])]
-        lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, _NEEDED_COLUMNS))
+        ranked = sorted(range(len(rows)), key=lambda each: (rows[each].is_over, rows[each].state in SUCCESS_STATES))
+        shown = [rows[each] for each in sorted(ranked[: max(1, size.lines - 3)])]
+        lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, needed=6))
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
@@ -357,4 +358,3 @@ class LineScreen:
         else:
             url = [row.leg.url] if row.is_over and row.leg.url else []
             click.echo("\t".join([format_time(now), *row_cells(row), *url]))
-        sys.stdout.flush()

@@ -72,16 +72,8 @@ def recommend(condition: object, message: str, hint: str) -> None:
         raise Misconfigured(message, hint, WARN)
 
 
-def ok(message: str) -> Result:
-    return Result(OK, message)
-
-
-def warn(message: str, hint: str = "") -> Result:
-    return Result(WARN, message, hint)
-
-
-def fail(message: str, hint: str = "") -> Result:
-    return Result(FAIL, message, hint)
+#: Results of each level, made of a message and a hint.
+ok, warn, fail = (partial(Result, level) for level in (OK, WARN, FAIL))
 
 
 def is_root() -> bool:
@@ -105,7 +97,6 @@ def combine(results: Iterable[Result]) -> Result:
 
 
 def shorten(texts: Sequence[str], limit: int = 3) -> str:
-    """Join the first texts, and count the others."""
     more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
     return "; ".join(texts[:limit]) + more
 

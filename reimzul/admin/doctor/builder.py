@@ -114,9 +114,8 @@ def _count_targets(host: Host, folder: Path) -> str:
 
 def _run_git(host: Host, *arguments: str) -> str:
     """Run git in the checkout as the user who pulls it. Raises `ReimzulError`."""
-    env = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
     argv = ("git", "-C", str(host.settings.worker.mock_configs), *arguments)
-    return host.run_as_user(*argv, env=env).rstrip()
+    return host.run_as_user(*argv, env={"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}).rstrip()
 
 
 # --- the configurations as mock reads them
@@ -139,7 +138,13 @@ def _check_rendered(host: Host) -> Iterator[Result]:
     if errors := {name: config["error"] for name, config in configs.items() if "error" in config}:
         problems = [error if name in error else f"{name}: {error}" for name, error in errors.items()]
         yield fail(shorten(problems), "correct, commit and push them: no build can use them")
-    if cached := _list_cached(configs, farm_urls(store)):
+    cached = [
+        f"{name}: [{repository.name}]"
+        for name, config in configs.items()
+        for repository in _farm_repositories(config, farm_urls(store))
+        if repository.last_value("metadata_expire") != "0"
+    ]
+    if cached:
         yield fail(
             f"dnf would use old metadata of the farm's repositories: {shorten(cached)}",
             "remove what overrides metadata_expire: it has to be 0",
@@ -148,15 +153,6 @@ def _check_rendered(host: Host) -> Iterator[Result]:
         yield warn(shorten(unfilled), "see docs/install-builder.md for where packages are published")
     yield from _find_user_overrides(Path(home))
     yield ok(f"mock can read all {len(configs)}, and dnf asks the store for metadata at every build")
-
-
-def _list_cached(configs: Configs, urls: tuple[str, ...]) -> list[str]:
-    return [
-        f"{name}: [{repository.name}]"
-        for name, config in configs.items()
-        for repository in _farm_repositories(config, urls)
-        if repository.last_value("metadata_expire") != "0"
-    ]
 
 
 def _farm_repositories(config: Mapping[str, str], urls: tuple[str, ...]) -> list[Repository]:

@@ -25,6 +25,7 @@ from reimzul.admin import lookup
 from reimzul.admin.doctor import FAIL, OK, Finding, Result, fail, warn
 from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
 from reimzul.admin.doctor.services import connect, fetch
+from reimzul.admin.output import check_input
 from reimzul.core import canary, validators
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, Broker, cancel_tube
@@ -55,10 +56,7 @@ def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: floa
     target = target or host.settings.farm.canary_target
     if not target:
         raise InputError("the canary has no target: give --target (as c9s), or set [farm] canary_target")
-    try:
-        validators.target(target)
-    except ValueError as error:
-        raise InputError(f"target {error}") from None
+    check_input(validators.target, target, "target ")
     known = read_arches(host.settings.farm.arches).known
     if unknown := [arch for arch in arches if arch not in known]:
         raise InputError(f"unknown arch {unknown[0]!r}; known arches: {', '.join(known)}")
@@ -128,9 +126,7 @@ class CanaryRun:
 
 
 def make_finding(stage: str, level: str, message: str, seconds: float, hint: str = "") -> Finding:
-    return Finding(
-        name=f"canary.{stage}", level=level, message=f"{seconds:.1f} s: {message}", hint=hint, seconds=seconds
-    )
+    return Finding(level, f"{seconds:.1f} s: {message}", hint, name=f"canary.{stage}", seconds=seconds)
 
 
 # --- why a stage does not end
@@ -201,7 +197,6 @@ class Canary:
         return [run for run in self.runs if run.stage]
 
     def send(self) -> Iterator[Finding]:
-        """Submit it, and yield a finding at the end of each stage."""
         began = time.monotonic()
         with TemporaryDirectory(prefix="reimzul-doctor-") as folder, contextlib.ExitStack() as stack:
             try:
@@ -276,13 +271,12 @@ class Canary:
         with contextlib.suppress(OSError):  # a controller need not reach the store
             return stored if fetch(urls.manifest(run.build_id, run.arch))[0].status == 200 else ""
         if self.host.has_role(BSTORE):
-            index = StorePaths(settings.bstore.root).index
-            return stored if (index / leg_key(run.build_id, run.arch)).exists() else ""
+            leg = StorePaths(settings.bstore.root).index / leg_key(run.build_id, run.arch)
+            return stored if leg.exists() else ""
         with connect(settings) as broker:
             tube = broker.tube_stats(CREATEREPO.name)
-        if tube.ready + tube.reserved + tube.delayed:
-            return ""
-        return "repogen has taken it; this host cannot read the store"
+        is_requested = tube.ready + tube.reserved + tube.delayed
+        return "" if is_requested else "repogen has taken it; this host cannot read the store"
 
     def _fail_stalled(self, is_late: bool) -> Iterator[Finding]:
         now = time.monotonic()
@@ -323,8 +317,7 @@ class Canary:
 
 def _find_submit_program() -> str:
     """Find reimzul-submit beside the running Python, else in PATH. Raises `ProgramNotFound`."""
-    folders = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
-    found = shutil.which(_SUBMIT, path=folders)
-    if not found:
-        raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program, nor in PATH")
-    return found
+    folders = (os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))
+    if found := shutil.which(_SUBMIT, path=os.pathsep.join(folders)):
+        return found
+    raise ProgramNotFound(f"{_SUBMIT} is not installed beside this program, nor in PATH")

@@ -126,9 +126,15 @@ def command(
             click.echo(format_for_terminal(finding, width) if sys.stdout.isatty() else format_for_pipe(finding))
     failed, warned = (sum(finding.level == level for finding in found) for level in (FAIL, WARN))
     if as_json:
-        about = {"host": examined.name, "version": __version__, "roles": list(examined.roles)}
-        counts = {"checks": [finding.to_dict() for finding in found], "failed": failed, "warned": warned}
-        print_json({**about, **counts, **({} if canary is None else {"canary": canary.to_dict()})})
+        result = {
+            "host": examined.name,
+            "version": __version__,
+            "roles": list(examined.roles),
+            "checks": [finding.to_dict() for finding in found],
+            "failed": failed,
+            "warned": warned,
+        }
+        print_json(result if canary is None else {**result, "canary": canary.to_dict()})
     elif sys.stdout.isatty():
         click.echo(f"{failed} FAIL, {warned} warn, of {len(found)} ({', '.join(examined.roles)})")
     return EXIT_FAILED if failed else 0

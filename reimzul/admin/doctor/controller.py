@@ -30,6 +30,7 @@ from reimzul.core.errors import ConfigError, ReimzulError, RetryLater
 from reimzul.core.message import Status
 from reimzul.core.pending import CORRUPT_PATTERN, read_pending
 from reimzul.core.process import output_of
+from reimzul.core.settings import MqttSettings
 from reimzul.core.smtp import SmtpSession
 from reimzul.core.tls import client_context
 from reimzul.core.validators import TIMESTAMP_FORMAT
@@ -205,7 +206,6 @@ def _check_history_file(host: Host, path: Path) -> None:
 
 @checks.add("outbox")
 def _check_outbox(host: Host) -> Result:
-    """Look for a damaged outbox, which the notifier has moved aside, and for one that has grown large."""
     outbox = host.settings.notifier.ledger
     corrupt = ", ".join(map(str, sorted(outbox.parent.glob(CORRUPT_PATTERN))))
     require(
@@ -319,12 +319,11 @@ def certificate_checks(host: Host) -> list[Check]:
         if path and is_used
     ]
     if mqtt.notifications:
-        found.append(Check(name="certificate.mqtt.broker", run=lambda: _check_broker(host), needs=("mqtt",)))
+        found.append(Check(name="certificate.mqtt.broker", run=partial(_check_broker, mqtt), needs=("mqtt",)))
     return found
 
 
 def check_certificates(path: Path) -> Result:
-    """Check the certificates in a file; the first to expire counts."""
     try:
         ends = expiry_times(path)
     except ReimzulError as error:
@@ -356,8 +355,7 @@ def judge_expiry(end: float, name: str) -> Result:
     return ok(f"valid until {date}")
 
 
-def _check_broker(host: Host) -> Result:
-    settings = host.settings.mqtt
+def _check_broker(settings: MqttSettings) -> Result:
     pair = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     context = client_context("mqtt", ca_cert=settings.ca_cert, pair=pair, any_name=settings.tls_insecure)
     address = (settings.host, settings.port)

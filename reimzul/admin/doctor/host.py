@@ -123,8 +123,8 @@ class StunnelConfig:
         return found
 
     def find_client(self, host: str, port: int) -> StunnelSection | None:
-        found = [section for section in self.clients if section.accept[1] == port]
-        return found[0] if found and host in LOCAL else None
+        found = (section for section in self.clients if section.accept[1] == port)
+        return next(found, None) if host in LOCAL else None
 
     @property
     def key_files(self) -> list[Path]:
@@ -259,8 +259,8 @@ def user_can(user: pwd.struct_passwd, path: Path, access: int) -> bool:
     if access & WRITE and _is_read_only(path):
         return False
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    above = all(_grants(folder.stat(), user.pw_uid, groups, ENTER) for folder in path.resolve().parents)
-    return above and _grants(path.stat(), user.pw_uid, groups, access)
+    wanted = [*((folder, ENTER) for folder in path.resolve().parents), (path, access)]
+    return all(_grants(each.stat(), user.pw_uid, groups, needed) for each, needed in wanted)
 
 
 def _is_read_only(path: Path) -> bool:
@@ -369,17 +369,21 @@ def folder_checks(host: Host) -> list[Check]:
         (BUILDER, "mock_roots", settings.worker.mock_roots, False, True),
     )
     ours = [row for row in rows if host.has_role(row[0])]
-    folders = [Check(name=f"folder.{row[1]}", run=partial(check_writable, host, row[2])) for row in ours if row[3]]
-    disks = [Check(name=f"disk.{row[1]}", run=partial(_check_disk, host, row[0], row[2])) for row in ours if row[4]]
-    return folders + disks
+    return [
+        *(Check(name=f"folder.{row[1]}", run=partial(check_writable, host, row[2])) for row in ours if row[3]),
+        *(Check(name=f"disk.{row[1]}", run=partial(_check_disk, host, row[0], row[2])) for row in ours if row[4]),
+    ]
 
 
 def _check_disk(host: Host, role: str, folder: Path) -> Result:
     free, worker = FreeSpace.measure(folder), host.settings.worker
     if role == BUILDER:
         lacking = "; ".join(free.shortfalls(worker.min_free_mib, worker.min_free_inodes))
-        hint = "free some space, or lower [worker] min_free_mib or min_free_inodes"
-        require(not lacking, f"the workers take no job: {lacking}", hint)
+        require(
+            not lacking,
+            f"the workers take no job: {lacking}",
+            "free some space, or lower [worker] min_free_mib or min_free_inodes",
+        )
     else:
         lacking, scarce = ("; ".join(free.shortfalls(*limits)) for limits in (FULL, LOW))
         require(not lacking, lacking, "free some space")

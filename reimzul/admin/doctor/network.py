@@ -192,8 +192,7 @@ def _find_weaknesses(where: str, options: Mapping[str, str]) -> Iterator[str]:
             yield f"{where}{name} = {value}: TLS 1.2 is the oldest safe version"
     if options.get("verify") == "0":
         yield f"{where}verify = 0: peers are not authenticated"
-    weak = {"NULL", "eNULL", "aNULL", "COMPLEMENTOFALL"} & set(re.split("[:, +]", options.get("ciphers", "")))
-    if weak:
+    if weak := {"NULL", "eNULL", "aNULL", "COMPLEMENTOFALL"} & set(re.split("[:, +]", options.get("ciphers", ""))):
         yield f"{where}ciphers allows {min(weak)}: no encryption, or no authentication"
 
 
@@ -216,9 +215,8 @@ def _check_key_file(path: Path) -> Result:
         return fail(f"{path} does not belong to root", f"chown root: {path}")
     if not _is_readable(path):
         return ok(f"{path.name}: other users cannot read it")
-    if names := _read_key_names(path):
-        return ok(f"{path.name} of {shorten(names, 8)}")
-    return fail(f"{path} contains no key", _MAKE_KEYS)
+    names = _read_key_names(path)
+    return ok(f"{path.name} of {shorten(names, 8)}") if names else fail(f"{path} contains no key", _MAKE_KEYS)
 
 
 def _read_key_names(path: Path) -> list[str]:
@@ -234,12 +232,11 @@ def _is_readable(path: Path | None) -> bool:
 
 
 def link_checks(host: Host) -> list[Check]:
-    links = [
-        Check(name=f"link.{name}", run=partial(_check_link, host, service))
-        for name, service in used_services(host).items()
+    used = used_services(host).items()
+    return [
+        *(Check(name=f"link.{name}", run=partial(_check_link, host, service)) for name, service in used),
+        *(Check(name=f"offer.{name}", run=partial(_check_offer, host, name)) for name in host.stunnel.offers),
     ]
-    offers = [Check(name=f"offer.{name}", run=partial(_check_offer, host, name)) for name in host.stunnel.offers]
-    return links + offers
 
 
 def _check_link(host: Host, service: Service) -> Result:
@@ -380,7 +377,7 @@ def _try_tunnel(
 
 
 def make_config(config: StunnelConfig, section: StunnelSection, near: Address, far: Address, secrets: Path) -> str:
-    """Write the configuration of our own stunnel from `near` to `far`, with the other options of the host's own."""
+    """The configuration of our own stunnel from `near` to `far`, with the other options of the host's own."""
     lines = [
         "foreground = yes", "pid =", "syslog = no", "debug = info",
         *(f"{name} = {value}" for name, value in config.common if name.lower() not in _UNCOPIED_OPTIONS),

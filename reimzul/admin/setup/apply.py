@@ -121,7 +121,7 @@ def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] 
 
 def show(work: SetupWork, options: ApplyOptions) -> None:
     if options.as_json:
-        diffs = [
+        changed = [
             {
                 "path": diff.spec.path,
                 "kind": diff.kind,
@@ -132,12 +132,14 @@ def show(work: SetupWork, options: ApplyOptions) -> None:
             for diff in work.diffs
         ]
         steps = [{"words": step.description, "argv": list(step.argv)} for step in work.steps]
-        print_json({"files": diffs, "removed": list(work.removed), "steps": steps})
+        print_json({"files": changed, "removed": list(work.removed), "steps": steps})
         return
-    options.print(*(line for diff in work.diffs for line in diff.lines()))
-    options.print(*(f"{path}: removed" for path in work.removed), *(step.description for step in work.steps))
-    if not work:
-        options.print("nothing to do")
+    options.print(
+        *(line for diff in work.diffs for line in diff.lines()),
+        *(f"{path}: removed" for path in work.removed),
+        *(step.description for step in work.steps),
+        *([] if work else ["nothing to do"]),
+    )
 
 
 def require_consent(work: SetupWork, options: ApplyOptions) -> None:
@@ -181,13 +183,12 @@ def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: int)
     for step in work.steps:
         try:
             _run_step(step)
+            options.print(step.description)
+            if step.unit:
+                pending.pop(step.unit, None)
+                write_pending(lock, pending)
         except ReimzulError as error:
             failures.append(f"not {step.description}: {error}")
-            continue
-        options.print(step.description)
-        if step.unit:
-            pending.pop(step.unit, None)
-            write_pending(lock, pending)
     if failures:
         raise ReimzulError("\n".join(failures))
     write_pending(lock, {})
@@ -222,8 +223,7 @@ def _unit_steps(system: System, plan: Plan, affected: Mapping[str, str], reread:
     if system.running:
         others = sorted(unit for unit in affected if affected[unit] == "restart" and unit not in plan.units)
         for unit in (*others, *plan.units):
-            verb = _needed_verb(unit, affected.get(unit, ""))
-            if verb:
+            if verb := _needed_verb(unit, affected.get(unit, "")):
                 yield _unit_step(system, verb, unit)
 
 

@@ -51,7 +51,6 @@ class System:
         return cls(root=root, running=root == Path("/") and Path("/run/systemd/system").is_dir())
 
     def resolve(self, path: str) -> Path:
-        """The path on this host of a path below the root."""
         return self.root / path.lstrip("/")
 
     def text(self, path: str) -> str | None:
@@ -77,7 +76,7 @@ class System:
     def instances(self, template: str) -> list[int]:
         """The numbers N of the enabled instances `template@N`, in order."""
         links = self.resolve(UNIT_FOLDERS[0]).glob(f"*.wants/{template}@*.service")
-        numbers = {link.name[len(template) + 1 : -len(".service")] for link in links}
+        numbers = {link.stem.partition("@")[2] for link in links}
         return sorted(int(number) for number in numbers if number.isdigit())
 
 

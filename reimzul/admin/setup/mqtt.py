@@ -131,8 +131,8 @@ def _read_valid(system: System, path: str, authority: Certificate | None = None)
 
 
 def _certified_hosts(certificate: str) -> list[str]:
+    command = ("x509", "-in", "certificate", "-noout", "-ext", "subjectAltName")
     try:
-        command = ("x509", "-in", "certificate", "-noout", "-ext", "subjectAltName")
         printed = _run_openssl({"certificate": certificate}, command)["stdout"]
     except ProgramFailed:
         return []
