@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube
 from reimzul.core.message import BuildRequest, new_build_id
 from tests import webserver
 from tests.conftest import Beanstalkd, free_port
+from tests.rsyncd import configuration
 from tests.scripted import ScriptedMock
 from tests.waiting import until
 
@@ -44,18 +46,18 @@ class Host:
     def _serve(self) -> None:
         self.http = webserver.serve(self.folder, self.http_port)
         conf = self.folder / "rsyncd.conf"
-        # as root, rsyncd would write as nobody; elsewhere it writes as whoever started it
-        who = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.getuid() == 0 else ""
-        conf.write_text(f"use chroot = no\n{who}[reimzul-bstore]\npath = {self.store}\nread only = no\n")
+        text = configuration("rsyncd.conf", self.store, self.rsync_port)
+        if os.geteuid():
+            text = re.sub(r"^(uid|gid) = .*\n", "", text.replace("use chroot = yes", "use chroot = no"), flags=re.MULTILINE)
+        conf.write_text(text)
         self.rsync: subprocess.Popen[bytes] | None = None
         self.start_rsync()
 
     def start_rsync(self) -> None:
         """Start the rsync daemon."""
         self.rsync = subprocess.Popen(
-            ["rsync", "--daemon", "--no-detach", f"--config={self.folder}/rsyncd.conf",
-             f"--port={self.rsync_port}", "--address=127.0.0.1"]
-        )  # fmt: skip
+            ["rsync", "--daemon", "--no-detach", f"--config={self.folder}/rsyncd.conf"]
+        )
 
     def stop_rsync(self) -> None:
         """End the rsync daemon."""

@@ -24,7 +24,7 @@ def rsyncd(store: Path, port: int, folder: Path, name: str) -> Iterator[None]:
     `original` is none of ours: a bstore of the original, where all can be written to.
     """
     conf = folder / "rsyncd.conf"
-    conf.write_text(_originals_own(store, port) if name == "original" else _configuration(name, store, port))
+    conf.write_text(_originals_own(store, port) if name == "original" else configuration(name, store, port))
     options = [f"--config={conf}", f"--log-file={folder / 'rsyncd.log'}"]
     namespace = ["unshare", "--map-root-user"] if os.geteuid() else []
     argv = [*namespace, "rsync", "--daemon", "--no-detach", *options]
@@ -41,12 +41,12 @@ def _originals_own(store: Path, port: int) -> str:
     return f"address = 127.0.0.1\nport = {port}\n{who}[reimzul-bstore]\npath = {store}\nread only = no\n"
 
 
-def _configuration(name: str, store: Path, port: int) -> str:
+def configuration(name: str, store: Path, port: int) -> str:
     text = (CONF / name).read_text()
     for pattern, now in (
         (r"^port = .*$", f"port = {port}"),
         (r"^(uid|gid) = .*$", r"\1 = root"),  # whoever runs the test is root in there, and the only user
-        (rf"^path = {STORE}$", f"path = {store}"),
+        (rf"^path = {STORE}(/live)?$", rf"path = {store}\1"),
     ):
         text, found = re.subn(pattern, now, text, flags=re.MULTILINE)
         assert found, pattern
