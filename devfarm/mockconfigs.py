@@ -20,14 +20,11 @@ from reimzul.core.store_paths import StorePaths
 
 _ETC_MOCK = Path("/etc/mock")
 _OS_RELEASE = Path("/etc/os-release")
-_LEGAL_HOSTS = {"i386": ("i386", "i486", "i586", "i686", "x86_64"), "ppc": ("ppc", "ppc64")}
 
 
 @attr.frozen
 class MockConfigs:
-    """The repository of configurations."""
-
-    folder: Path
+    folder: Path  #: the repository
     store: StorePaths | None = None  #: a store on this machine, in which each target gets empty repodata at once
 
     def make(self, roots: Path | None) -> None:
@@ -84,18 +81,12 @@ def _config(target: str, arch: str, arches: Iterable[str], skip: bool) -> str:
         f"[{name}]\nname={name}\nbaseurl=http://repohost/repo/{name}/\ngpgcheck=0\n{optional}"
         for name in (f"{target}.{each}" for each in (*leaders, arch))
     )
-    return f"""{_distribution(arch) or _plain(arch)}
+    target = "i686" if arch == "i386" else arch
+    return f"""{_distribution(arch) or f"config_opts['target_arch'] = {target!r}"}
 config_opts['root'] = 'TARGETNAME'
 config_opts['dnf.conf'] = config_opts.get('dnf.conf', '') + \"\"\"
 {ours}\"\"\"
 """
-
-
-def _plain(arch: str) -> str:
-    """A configuration for the stand-in, by rpm's names of the arch and of the machines that may build for it."""
-    legal = _LEGAL_HOSTS.get(arch, (arch,))
-    target = {"i386": "i686"}.get(arch, arch)
-    return f"config_opts['target_arch'] = {target!r}\nconfig_opts['legal_host_arches'] = {legal!r}\n"
 
 
 def _distribution(arch: str) -> str:

@@ -114,8 +114,8 @@ class Build:
         missing = []
         for requirement in read_header(package).requires:
             if found := packages.find_newest(Capability.parse(requirement)):
-                packages.install(found, self.installed)
-            elif not host.meets(requirement, self.config.provides):
+                self.installed[found.name] = found
+            elif not host.meets(requirement):
                 missing.append(requirement)
         if not missing:
             return

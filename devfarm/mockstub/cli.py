@@ -26,9 +26,9 @@ A stand-in for mock, NOT mock itself: the host's own rpmbuild in a private folde
 exit codes. For trying and testing a farm where there is no mock; nothing is isolated from the host.
 """
 _EPILOG = """\
-Roots lie in $REIMZUL_STANDIN_ROOTS, else in the configuration's basedir, else in the folder for temporary files.
-BuildRequires are met by the repositories of dnf.conf whose baseurl is http, by what the host has, and by
-config_opts['standin_provides'], a list of names. The cache of repositories lies in cache_topdir, or beside the roots.
+Roots lie in the configuration's basedir, else in the folder for temporary files. BuildRequires are met by the
+repositories of dnf.conf whose baseurl is http, and by what the host has. The cache of repositories lies in
+cache_topdir, or beside the roots.
 An option of mock that is not listed is taken for the name of a source rpm, as mock does.
 """
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,7 +43,7 @@ class Signalled(BaseException):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """mock's options, as far as a farm uses them; those that override the configuration have its names."""
+    """mock's options, as far as a farm uses them."""
     parser = argparse.ArgumentParser(
         prog="reimzul-standin-mock",
         usage="%(prog)s [options] --resultdir=FOLDER package.src.rpm",
@@ -53,7 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("srpms", nargs="*", type=Path, metavar="SRPM")
-    add("--rebuild", action="store_true", help="build the source rpms (the default)")
     add("--clean", action="store_true", help="remove the root")
     add("--orphanskill", action="store_true", help="kill what still runs in the root")
     add("--scrub", action="append", default=[], choices=("cache",), help="remove the caches of the root's name")
@@ -65,28 +64,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--uniqueext", default="", metavar="TEXT", help="text to add to the root's name")
     add("--rpmbuild_timeout", type=int, metavar="SECONDS", help="the longest rpmbuild may take")
     add("-D", "--define", action="append", default=[], metavar="'NAME VALUE'", help="define an rpm macro")
-    add("--cleanup-after", action="store_true", default=None, help="remove the root after the build")
+    add("--cleanup-after", action="store_true", help="remove the root after the build (the default)")
     add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", default=None, help="use no bootstrap root")
-    add("--isolation", default="auto", help=argparse.SUPPRESS)  # checked, and without effect
     return parser
 
 
 def load_config(options: argparse.Namespace) -> MockConfig:
-    """Read the configuration; the command line's options override it. Raises `Fault`."""
-    macros = {}
-    for text in options.define:
-        name, *value = text.split(None, 1) or [""]
-        if not value:
-            raise Fault(Exit.COMMAND_LINE, f'Bad option for "--define" ({text}). Use --define="NAME VALUE"')
-        macros[name] = value[0]
-    if options.isolation not in ("auto", "simple", "nspawn"):
-        raise Fault(Exit.COMMAND_LINE, f"Bad option for '--isolation' ({options.isolation}). Use 'simple' or 'nspawn'")
-    overrides = {
-        "rpmbuild_timeout": options.rpmbuild_timeout,
-        "use_bootstrap": options.bootstrap,
-        "cleanup_on_success": options.cleanup_after,
-        "cleanup_on_failure": options.cleanup_after,
-    }
+    macros = {name: value for name, _, value in (text.partition(" ") for text in options.define)}
+    overrides = {"rpmbuild_timeout": options.rpmbuild_timeout, "use_bootstrap": options.bootstrap}
     given = {name: value for name, value in overrides.items() if value is not None}
     return read_config(options.configdir, options.root, given, macros)
 
@@ -116,7 +101,7 @@ def perform(options: argparse.Namespace, logs: Logs) -> None:
 def rebuild_all(
     options: argparse.Namespace, config: MockConfig, root: Root, bootstrap: Bootstrap | None, logs: Logs
 ) -> None:
-    i386 = check_arch(config.target, config.legal_hosts)
+    i386 = check_arch(config.target)
     logs.state.info("Start: run")
     for srpm in options.srpms:
         check_source(srpm)
@@ -140,18 +125,17 @@ def rebuild(build: Build) -> None:
         raise
     except (Fault, OSError, ReimzulError):
         log.error("Exception(%s) Config(%s) %s", build.srpm, name, _duration(started))
-        _finish(build, build.config.clean_on_failure, "failure")
+        _finish(build, "failure")
         raise
     log.info("Done(%s) Config(%s) %s", build.srpm, name, _duration(started))
-    _finish(build, build.config.clean_on_success, "success")
+    _finish(build, "success")
 
 
-def _finish(build: Build, cleanup: bool, outcome: str) -> None:
+def _finish(build: Build, outcome: str) -> None:
     build.logs.root.info("Results and/or logs in: %s", build.logs.folder)
-    if cleanup:
-        build.logs.root.info("Cleaning up build root ('cleanup_on_%s=True')", outcome)
-        with build.logs.phase("clean chroot"):
-            build.root.remove()
+    build.logs.root.info("Cleaning up build root ('cleanup_on_%s=True')", outcome)
+    with build.logs.phase("clean chroot"):
+        build.root.remove()
 
 
 def _duration(started: float) -> str:

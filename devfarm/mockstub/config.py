@@ -26,16 +26,12 @@ I386 = frozenset({"i386", "i486", "i586", "i686", "athlon"})
 class MockConfig:
     name: str  #: the root's name, without what `--uniqueext` adds
     target: str  #: rpmbuild's --target
-    legal_hosts: tuple[str, ...]  #: machines that may build it; empty for those that can
     roots: Path
     cache: Path  #: shared by all roots of the name
     conf: str  #: dnf.conf
     releasever: str
     macros: Mapping[str, str]
-    provides: frozenset[str]  #: BuildRequires to be taken as satisfied
     timeout: int  #: seconds for rpmbuild, 0 for no limit
-    clean_on_success: bool
-    clean_on_failure: bool
     bootstrap: bool
     package_manager: str
     bootstrap_seconds: float  #: how long making a bootstrap root takes
@@ -72,22 +68,18 @@ def _execute(path: Path, folder: Path, options: Options) -> None:
 def _from_options(options: Options) -> MockConfig:
     name = str(options["root"])
     default = Path(tempfile.gettempdir()) / f"reimzul-standin-{os.getuid()}"
-    roots = Path(os.environ.get("REIMZUL_STANDIN_ROOTS") or options.get("basedir") or default).absolute()
+    roots = Path(options.get("basedir") or default).absolute()
     conf = next((str(options[key]) for key in CONF_KEYS if options.get(key)), "")
     return MockConfig(
         name=name,
         target=str(options.get("rpmbuild_arch") or options.get("target_arch") or os.uname().machine),
-        legal_hosts=tuple(options.get("legal_host_arches") or ()),
         roots=roots,
         cache=Path(options.get("cache_topdir") or roots.with_name(f"{roots.name}-cache")) / name,
         # of Jinja, which mock has, `{{ name }}` alone
         conf=re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(options.get(found[1], "")), conf),
         releasever=str(options.get("releasever") or ""),
         macros={macro.lstrip("%"): str(value) for macro, value in options["macros"].items()},
-        provides=frozenset(options.get("standin_provides") or ()),
         timeout=int(options.get("rpmbuild_timeout") or 0),
-        clean_on_success=bool(options.get("cleanup_on_success", True)),
-        clean_on_failure=bool(options.get("cleanup_on_failure", True)),
         bootstrap=bool(options.get("use_bootstrap", True)),
         package_manager=str(options.get("package_manager") or "dnf"),
         bootstrap_seconds=float(options.get("standin_bootstrap_seconds") or 0),

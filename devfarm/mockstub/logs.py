@@ -23,7 +23,6 @@ class Exit(enum.IntEnum):
 
     FAILED = 1  #: rpmbuild failed, or mock has no code of its own for what happened
     CONFIG = 3
-    COMMAND_LINE = 5
     ARCH = 6
     INTERRUPTED = 7
     BUILD_REQUIRES = 10  #: %generate_buildrequires failed
@@ -32,7 +31,6 @@ class Exit(enum.IntEnum):
     SOURCE = 40  #: the source rpm cannot be unpacked
     SETUP = 50
     LOCKED = 60
-    RESULTS = 70
 
 
 class Fault(Exception):
@@ -56,20 +54,14 @@ class Logs:
 
     def open(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Fault(Exit.RESULTS, f"Could not create dir {folder}. Error: {error.strerror}") from error
+        folder.mkdir(parents=True, exist_ok=True)
         forms = {
             "root.log": (self.root, "%(levelname)s %(filename)s:%(lineno)d:  %(message)s"),
             "state.log": (self.state, "%(asctime)s - %(message)s"),
             "build.log": (self.build, "%(message)s"),
         }
-        try:
-            for name, (logger, form) in forms.items():
-                _add_handler(logger, logging.FileHandler(folder / name, encoding="utf-8"), form)
-        except OSError as error:
-            raise Fault(Exit.FAILED, f"cannot write logs: {error}") from error
+        for name, (logger, form) in forms.items():
+            _add_handler(logger, logging.FileHandler(folder / name, encoding="utf-8"), form)
 
     @property
     def build_log(self) -> Path:

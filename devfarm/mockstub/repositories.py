@@ -2,17 +2,15 @@
 """The repositories of the stand-in for mock: what dnf would find in them, cached as dnf caches it.
 
 All builds of one root name share a cache, whatever their `--uniqueext`. Cached metadata is used for 48 hours, unless
-`metadata_expire` sets another time. Repositories with an http baseurl are read; https, mirror lists and metalinks
-are not. Nothing is installed: installed_pkgs.log lists what dnf would have installed.
+`metadata_expire` sets another time. Repositories with an http baseurl and gzip are read; https, mirror lists and
+metalinks are not. Nothing is installed: installed_pkgs.log lists those that meet BuildRequires.
 """
 
 from __future__ import annotations
 
-import bz2
 import functools
 import gzip
 import hashlib
-import lzma
 import re
 import time
 from collections import defaultdict
@@ -34,13 +32,7 @@ from reimzul.core.rpm_header import import_rpm
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _LIMIT_BYTES = 256 << 20
 _FALSE = ("0", "no", "false", "off")
-_DAMAGED = (OSError, EOFError, lzma.LZMAError, ElementTree.ParseError, KeyError, AttributeError, ValueError)
-_DECOMPRESS: Mapping[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".xml": bytes,
-}
+_DAMAGED = (OSError, EOFError, ElementTree.ParseError, KeyError, AttributeError, ValueError)
 _OPERATORS = {"LT": "<", "LE": "<=", "EQ": "=", "GE": ">=", "GT": ">"}
 #: rpm's flags of a dependency, RPMSENSE_LESS and so on.
 _SENSES = {"<": 2, ">": 4, "=": 8}
@@ -60,10 +52,6 @@ class Capability:
         parts = text.split()
         return cls(*parts) if len(parts) == 3 else cls(text.strip())
 
-    def overlaps(self, other: Capability) -> bool:
-        """Whether one version satisfies both, as rpm compares them."""
-        return bool(self.to_rpm().Compare(other.to_rpm()))
-
     def to_rpm(self) -> Any:
         rpm = import_rpm()
         senses = sum(_SENSES[each] for each in self.operator)
@@ -75,7 +63,6 @@ class Package:
     name: str
     evr: tuple[str, str, str]  #: epoch, version, release
     line: str  #: its line in installed_pkgs.log
-    requires: tuple[Capability, ...]
 
 
 class Packages:
@@ -89,21 +76,13 @@ class Packages:
             self._providers[capability.name].append((capability, package))
 
     def find_newest(self, required: Capability) -> Package | None:
-        found = [each for provided, each in self._providers.get(required.name, ()) if provided.overlaps(required)]
+        provided = self._providers.get(required.name, ())
+        found = [package for each, package in provided if each.to_rpm().Compare(required.to_rpm())]
         order = functools.cmp_to_key(import_rpm().labelCompare)
         return max(found, key=lambda package: order(package.evr), default=None)
 
-    def install(self, package: Package, installed: dict[str, Package]) -> None:
-        installed[package.name] = package
-        for required in package.requires:
-            found = self.find_newest(required)
-            if found and found.name not in installed:
-                self.install(found, installed)
-
 
 class Unavailable(Exception):
-    """A repository's metadata cannot be had."""
-
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)
         self.cause = cause
@@ -126,10 +105,7 @@ def load_packages(config: MockConfig, command: str, log: Callable[[str], None]) 
             for element in _read_cached(folder, url, _parse_seconds(expire.lower())).iter(f"{_COMMON}package"):
                 if element.findtext(f"{_COMMON}arch") in arches:
                     packages.add(_parse_package(element), _parse_provides(element))
-        except _DAMAGED as error:
-            damaged = Unavailable("its metadata is damaged", f"{type(error).__name__}: {error}")
-            _report(name, damaged, command, log, skip=skip.lower() not in _FALSE)
-        except Unavailable as error:
+        except (Unavailable, *_DAMAGED) as error:
             _report(name, error, command, log, skip=skip.lower() not in _FALSE)
     return packages
 
@@ -145,9 +121,10 @@ def _find_url(section: Repository, config: MockConfig) -> str:
     return ""
 
 
-def _report(name: str, error: Unavailable, command: str, log: Callable[[str], None], *, skip: bool) -> None:
+def _report(name: str, error: Exception, command: str, log: Callable[[str], None], *, skip: bool) -> None:
+    cause = error.cause if isinstance(error, Unavailable) else f"its metadata is damaged ({type(error).__name__})"
     lines = [f"Errors during downloading metadata for repository '{name}':", f"  - {error}"]
-    lines.append(f"Error: Failed to download metadata for repo '{name}': {error.cause}")
+    lines.append(f"Error: Failed to download metadata for repo '{name}': {cause}")
     for line in [*lines, f"Ignoring repositories: {name}"] if skip else lines:
         log(line)
     if not skip:
@@ -175,10 +152,7 @@ def _download_primary(url: str) -> str:
         location = repomd.find("{*}data[@type='primary']/{*}location")
         name = Path(location.attrib["href"]).name if location is not None else ""
         body = _download(session, f"{url}repodata/{name}")
-    suffix = Path(name).suffix
-    if suffix not in _DECOMPRESS:
-        raise Unavailable("its metadata is compressed in a way that the stand-in cannot read", name)
-    return _DECOMPRESS[suffix](body).decode()
+    return (gzip.decompress(body) if name.endswith(".gz") else body).decode()
 
 
 def _download(session: HttpSession, url: str) -> bytes:
@@ -206,18 +180,13 @@ def _parse_package(element: Any) -> Package:
         name=name,
         evr=(version.get("epoch") or "0", version["ver"], version["rel"]),
         line=f"{name}-{_format_evr(version)}.{arch} {built} {size} installed\n",
-        requires=tuple(_capabilities(element, "requires")),
     )
 
 
 def _parse_provides(element: Any) -> Iterator[Capability]:
-    yield from _capabilities(element, "provides")
     for file in element.iterfind(f"{_COMMON}format/{_COMMON}file"):
         yield Capability(str(file.text))
-
-
-def _capabilities(element: Any, kind: str) -> Iterator[Capability]:
-    for entry in element.iterfind(f"{_COMMON}format/{_RPM}{kind}/{_RPM}entry"):
+    for entry in element.iterfind(f"{_COMMON}format/{_RPM}provides/{_RPM}entry"):
         yield Capability(entry.attrib["name"], _OPERATORS.get(entry.get("flags", ""), ""), _format_evr(entry.attrib))
 
 

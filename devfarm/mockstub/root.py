@@ -121,7 +121,7 @@ class Bootstrap(Root):
             done.touch()
 
     def check(self) -> None:
-        """Fail as the package manager does in a bootstrap root that is not as it should be."""
+        """Fail as the package manager does in a damaged bootstrap root."""
         if not self._program.exists():
             raise self._fault("No such file")
         self._check_database()

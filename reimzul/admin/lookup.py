@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What most commands look up: the history, the workers, builds by their ids, and the jobs of builds in beanstalkd."""
+"""Look-ups that most commands share: the history, the workers, builds by id, and the jobs of builds in beanstalkd."""
 
 from __future__ import annotations
 

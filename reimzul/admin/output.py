@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands read and print alike: options, questions, tables, JSON, times, sizes and counts.
+"""Input and output that all commands share: options, questions, tables, JSON, times, sizes and counts.
 
 Tables and lists are for people on a terminal and for programs in a pipe.
 """

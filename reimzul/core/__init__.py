@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all packages share; core imports none of them."""
+"""The code that all packages share; core imports none of them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all command lines share: --config, -v, logging, and errors as one line with an exit code."""
+"""The parts that all command lines share: --config, -v, logging, and errors as one line with an exit code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the notifier does beside notifying: it corrects clocks, records heartbeats, and cleans up after cancels.
+"""The notifier's work beside delivering events: it corrects clocks, records heartbeats, and cleans up after cancels.
 
 `correct_clock` corrects the times of an event by a sender whose clock is wrong, since these times decide which of two
 events is the later one, and how long both are kept. `HeartbeatIntake` records who is there. `RefusalCleanup` drops

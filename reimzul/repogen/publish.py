@@ -3,6 +3,7 @@
 
 There is no lock. Every step first checks whether it is done, `index/` is written before the rename, and rename(2) never
 replaces a folder that is not empty. After a crash, or if another repogen works on the same leg, the steps are repeated.
+A leg in its place is not published yet: `daemon.py` announces that once the repodata lists it.
 
 The rename is also the line for a cancel: it is checked right before, and comes too late afterwards.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in a target and what its repodata lists: stored legs, package files, and the entries of primary.xml."""
+"""Reads a target: its stored legs, its package files, and the entries of primary.xml that its repodata lists."""
 
 from __future__ import annotations
 

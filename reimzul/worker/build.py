@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One attempt at a build, from its request to its uploaded legs.
 
-It runs beside the thread that owns beanstalkd's connection: it puts its messages into an outbox, in order, and that
-thread publishes them (`job_session.py`). An attempt knows
-nothing of the job's reservation: it ends by returning, or by raising how it ended.
+It runs beside the thread that owns beanstalkd's connection: it puts its messages into a queue in memory, in order, and
+that thread sends them (`job_session.py`). An attempt knows nothing of the job's reservation: it ends by returning, or
+by raising how it ended.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class BuildAttempt:
         """Build legs side by side where they can be; a leg that fails does not affect the others.
 
         A fault is raised when all have ended: the legs that were built are uploaded by then, and will be found
-        published by the next attempt.
+        in the store by the next attempt.
         """
         legs = {leg.arch: leg for leg in self.legs}
         faults: list[BaseException] = []
@@ -200,9 +200,9 @@ class BuildAttempt:
                     raise error
 
     def _build_leg(self, leg: Leg) -> None:
-        published = self._find_published(leg)
-        if published is not None:
-            self._publish(leg, published, "built before: announced again")
+        stored = self._find_stored(leg)
+        if stored is not None:
+            self._announce_result(leg, stored, "built before: announced again")
             return
         self.outbox.put(leg.event(Status.BUILDING))
         self.progress.start_leg(leg.arch, leg.results)
@@ -215,9 +215,9 @@ class BuildAttempt:
         except (OSError, InputError, ProgramFailed, ProgramNotFound) as error:
             # a full disk, or what it left of a package; an rsync that does not work
             raise self._builder_fault(leg, str(error)) from error
-        self._publish(leg, manifest)
+        self._announce_result(leg, manifest)
 
-    def _find_published(self, leg: Leg) -> Manifest | None:
+    def _find_stored(self, leg: Leg) -> Manifest | None:
         url = self.environment.urls.manifest(self.attempt.request.build_id, leg.arch)
         try:
             with HttpSession() as session:
@@ -298,7 +298,7 @@ class BuildAttempt:
     def _logs_url(self, leg: Leg) -> str:
         return self.environment.urls.attempt(self.attempt.request.build_id, leg.arch, self.attempt.token)
 
-    def _publish(self, leg: Leg, manifest: Manifest, note: str = "") -> None:
+    def _announce_result(self, leg: Leg, manifest: Manifest, note: str = "") -> None:
         """Request the leg's publishing, then announce its result: in this order, so that a crash repeats both."""
         event = self._result_event(leg, manifest, note)  # takes a while, and may be stopped
         self.outbox.put(publish_request(manifest))

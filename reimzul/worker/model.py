@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of one attempt at a build, its legs, and the folder it is made in.
+"""The values of one attempt at a build, its legs, its folder, and the error for a builder's fault.
 
 Each attempt has a folder in `results/builds`, removed when it ends, or by the next worker where one was killed. A
 worker holds an flock on each folder of its own, so that the workers of one host, which share the place, know a folder

@@ -80,18 +80,18 @@ def _configuration(system: System, address: str, topic: str) -> Iterator[FileSpe
 
 
 def _certificate_files(system: System, host: str) -> Iterator[FileSpec]:
-    authority = _read_valid(system, f"{FOLDER}/ca") or _make_authority()
+    authority = _read_valid(system, f"{FOLDER}/ca") or make_authority()
     yield from _pair_of_files(f"{FOLDER}/ca", authority, "root")
     broker, names = _read_valid(system, BROKER, authority), _certified_hosts(system.text(f"{BROKER}.crt") or "")
     if broker is None or host not in ("", *names):
         # a subscriber goes on using the name it was given once
         known = ("localhost", "127.0.0.1", host, local_hostname(), *names)
-        broker = _issue_certificate(authority, UNIT, "serverAuth", dict.fromkeys(filter(None, known)))
+        broker = issue_certificate(authority, UNIT, "serverAuth", dict.fromkeys(filter(None, known)))
     yield from _pair_of_files(BROKER, broker, UNIT, (UNIT,))
     yield FileSpec(path=f"{BROKER}-ca.crt", text=authority.text, secret=True, restarts=(UNIT,))
     for name in ("notifier", "listener"):  # one may publish, the other read: conf/mosquitto-reimzul.acl
         client = _read_valid(system, f"{FOLDER}/{name}", authority)
-        client = client or _issue_certificate(authority, name, "clientAuth")
+        client = client or issue_certificate(authority, name, "clientAuth")
         yield from _pair_of_files(f"{FOLDER}/{name}", client, "reimzul")
 
 
@@ -139,7 +139,7 @@ def _certified_hosts(certificate: str) -> list[str]:
     return re.findall(r"(?:DNS|IP Address):([^\s,]+)", printed)
 
 
-def _make_authority() -> Certificate:
+def make_authority() -> Certificate:
     made = _run_openssl(
         {},
         (
@@ -150,7 +150,7 @@ def _make_authority() -> Certificate:
     return Certificate(made["certificate"], made["key"])
 
 
-def _issue_certificate(authority: Certificate, name: str, usage: str, hosts: Iterable[str] = ()) -> Certificate:
+def issue_certificate(authority: Certificate, name: str, usage: str, hosts: Iterable[str] = ()) -> Certificate:
     """A certificate with this common name, for `serverAuth` at these hosts or for `clientAuth`."""
     names = ",".join(f"{'IP' if _IPV4.match(host) else 'DNS'}:{host}" for host in hosts)
     alternatives = f"subjectAltName={names}\n" if names else ""

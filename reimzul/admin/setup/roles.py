@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each role needs on its host: files, units, ports. Nothing is changed here."""
+"""Plans the files, units and ports that each role needs on its host. Nothing is changed here."""
 
 from __future__ import annotations
 
