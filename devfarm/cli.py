@@ -20,7 +20,7 @@ from devfarm import subreaper
 from devfarm.demo import TARGET, Demo, print_block, print_line, print_title, remove_leftovers
 from devfarm.farm import Farm
 from devfarm.plan import TOPIC
-from devfarm.supervisor import GRACE_OF_ALL, PartFailed
+from devfarm.processes import GRACE_OF_ALL, PartFailed
 from reimzul.core.cli import EXIT_CODES, run_command
 from reimzul.core.config import FILE_VARIABLE
 from reimzul.core.errors import InputError

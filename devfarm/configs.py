@@ -16,10 +16,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from devfarm.keys import Keys
-from devfarm.plan import BSTORE, CONTROLLER, NOTIFIER, TOPIC, Host, Plan
-from devfarm.ports import ADDRESS
-
-_SHIPPED = Path(__file__).parents[1] / "conf"
+from devfarm.plan import ADDRESS, BSTORE, CONTROLLER, NOTIFIER, TOPIC, Host, Plan
+from reimzul.admin.setup.roles import read_template
 
 
 def render_services(plan: Plan, keys: Keys) -> dict[str, str]:
@@ -28,17 +26,13 @@ def render_services(plan: Plan, keys: Keys) -> dict[str, str]:
         "nginx.conf": _render_nginx(plan),
         "rsyncd.conf": _render_rsyncd(plan),
         "mosquitto.conf": _render_mosquitto(plan, keys),
-        "mosquitto.acl": _read_shipped("mosquitto-reimzul.acl"),
+        "mosquitto.acl": read_template("mosquitto-reimzul.acl"),
     }
-
-
-def _read_shipped(name: str) -> str:
-    return (_SHIPPED / name).read_text(encoding="utf-8")
 
 
 def _adapt(name: str, changes: Mapping[str, object]) -> str:
     """The text of a file of conf/ with parts of it replaced, all in one pass: a path may look like another part."""
-    text = _read_shipped(name)
+    text = read_template(name)
     assert all(old in text for old in changes), f"conf/{name} lacks one of {list(changes)}"
     return re.sub("|".join(map(re.escape, changes)), lambda found: str(changes[found[0]]), text)
 
@@ -126,7 +120,7 @@ def render_stunnel(plan: Plan, host: Host, keys: Keys) -> str:
 
 def _read_tunnels(role: str) -> tuple[str, dict[str, str]]:
     """What comes before the first section of a role's configuration of stunnel, and the sections by name."""
-    text = re.sub(r"^;.*\n", "", _read_shipped(f"stunnel-{role}.conf"), flags=re.MULTILINE)
+    text = re.sub(r"^;.*\n", "", read_template(f"stunnel-{role}.conf"), flags=re.MULTILINE)
     head, *sections = text.split("\n[")
     return head, {section.partition("]")[0]: f"[{section}" for section in sections}
 

@@ -13,10 +13,9 @@ from typing import Any
 import attr
 
 from devfarm.demo_sources import demo_srpms
-from devfarm.dnf_client import Dnf, check_digests
 from devfarm.farm import Farm
 from devfarm.plan import Layout
-from devfarm.processes import own_program
+from devfarm.processes import find_program, own_program
 from reimzul.core.errors import ReimzulError
 from reimzul.core.process import output_of, spawn, wait_until_exit
 from reimzul.core.validators import is_source_rpm
@@ -26,6 +25,7 @@ TARGET = "demo.1"
 _BUILDS_SECONDS = 3600
 #: Seconds that staging for the signer may take once a build is published.
 _STAGING_SECONDS = 30
+_DNF_SECONDS = 120
 _POLL_SECONDS = 0.1
 _LAST_LINES = 25
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -48,8 +48,6 @@ def print_block(text: str) -> None:
 
 @attr.frozen(kw_only=True)
 class Demo:
-    """One run of the demo."""
-
     farm: Farm
     cache: Path  #: source rpms made before
 
@@ -71,12 +69,11 @@ class Demo:
         self.check_repository(legs)
         self.print_places(legs, self.wait_for_staging(legs))
 
-    def reimzul(self, command: str, *arguments: str) -> list[str]:
-        """The command line of `reimzul` on this farm."""
+    def reimzul_command(self, command: str, *arguments: str) -> list[str]:
         return [own_program("reimzul"), command, *arguments, "--config", str(self.farm.ini())]
 
     def reimzul_json(self, command: str, *arguments: str) -> Any:
-        return json.loads(output_of(self.reimzul(command, *arguments, "--json")))
+        return json.loads(output_of(self.reimzul_command(command, *arguments, "--json")))
 
     def submit(self, srpm: Path) -> str:
         """Submit a source rpm as anybody would; return the build's id."""
@@ -86,7 +83,7 @@ class Demo:
 
     def watch(self, build_ids: list[str]) -> bool:
         """Let `reimzul watch` print what happens until all builds are over; return whether one failed."""
-        with spawn(self.reimzul("watch", "--new", *build_ids), output=sys.stdout.fileno()) as process:
+        with spawn(self.reimzul_command("watch", "--new", *build_ids), output=sys.stdout.fileno()) as process:
             if not wait_until_exit(process, _BUILDS_SECONDS):
                 logs = self.farm.layout.log
                 raise ReimzulError(f"the builds are not over after {_BUILDS_SECONDS} s; the logs are in {logs}")
@@ -95,10 +92,10 @@ class Demo:
     def show_failure(self, leg: dict[str, Any]) -> None:
         """Print why a build failed, where its logs are, and how its log ends."""
         print_title(f"$ reimzul explain {leg['build_id'][:8]}")
-        print_block(output_of(self.reimzul("explain", leg["build_id"])))
+        print_block(output_of(self.reimzul_command("explain", leg["build_id"])))
         if leg["place"]:
             print_block(f"logs: {self.farm.layout.store.place(leg['place'])}")
-        log = output_of(self.reimzul("log", leg["build_id"], "--arch", leg["arch"]))
+        log = output_of(self.reimzul_command("log", leg["build_id"], "--arch", leg["arch"]))
         print_block("\n".join(log.splitlines()[-_LAST_LINES:]))
 
     def check_repository(self, legs: list[dict[str, Any]]) -> None:
@@ -127,7 +124,6 @@ class Demo:
             time.sleep(_POLL_SECONDS)
 
     def print_places(self, legs: list[dict[str, Any]], staged: list[Path]) -> None:
-        """Print where logs and packages are."""
         layout = self.farm.layout
         print_title("Where to find it")
         for leg in legs:
@@ -139,7 +135,6 @@ class Demo:
 
 
 def leg_name(leg: dict[str, Any]) -> str:
-    """The package and its arch, as far as they are known."""
     return f"{leg['pkgname']} {leg['evr']}.{leg['arch']}" if leg["pkgname"] else f"{leg['srpm']} for {leg['arch']}"
 
 
@@ -148,3 +143,46 @@ def remove_leftovers(layout: Layout) -> None:
     made = [path for pattern in ("builder*", "roots*") for path in layout.state.glob(pattern)]
     for folder in (layout.keys, layout.tmp, layout.binlog, layout.state / "dnf", *made):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@attr.frozen
+class Dnf:
+    """A real dnf that lists, downloads and checks what a repository has; its installroot keeps it from this machine."""
+
+    root: Path  #: its installroot, with all that it stores
+    url: str
+    arch: str
+
+    def list_available(self) -> str:
+        return self._run("list", "--available")
+
+    def list_nevras(self) -> list[str]:
+        """name-version-release.arch of each package."""
+        form = "%{name}-%{version}-%{release}.%{arch}\n"
+        return sorted(set(self._run("repoquery", "--qf", form).split()))
+
+    def download(self, folder: Path) -> list[Path]:
+        """Download all packages; dnf compares each with its checksum in the repodata."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run("download", f"--destdir={folder}", "*")
+        return sorted(folder.glob("*.rpm"))
+
+    def _run(self, command: str, *arguments: str) -> str:
+        self.root.mkdir(parents=True, exist_ok=True)
+        config = self.root / "dnf.conf"
+        # these paths begin at the installroot; metadata expires at once, since the farm publishes meanwhile
+        config.write_text(
+            "[main]\nreposdir=/none\ncachedir=/cache\nlogdir=/log\npersistdir=/state\nplugins=1\n"
+            f"[farm]\nname=the farm\nbaseurl={self.url}\nenabled=1\ngpgcheck=0\nmetadata_expire=0\n",
+            encoding="utf-8",
+        )
+        argv = [find_program("dnf"), command, "--quiet", f"--config={config}", f"--installroot={self.root}"]
+        argv += ["--releasever=1", f"--forcearch={self.arch}", *arguments]
+        return output_of(argv, timeout=_DNF_SECONDS, env={"no_proxy": "*", "NO_PROXY": "*"})
+
+
+def check_digests(packages: list[Path]) -> None:
+    """Have rpm check the header and payload digests of packages. Raises `ReimzulError` where one is wrong."""
+    output = output_of([find_program("rpmkeys"), "--checksig", "--nosignature", *packages])
+    if output.count("digests OK") != len(packages):
+        raise ReimzulError(f"rpm finds wrong digests in what dnf downloaded: {output}")

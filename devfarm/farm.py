@@ -13,6 +13,7 @@ the rest.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -25,14 +26,23 @@ from devfarm import configs, mockstub
 from devfarm.keys import Keys
 from devfarm.mockconfigs import MockConfigs
 from devfarm.mockstub.root import UNUSABLE
-from devfarm.plan import CONTROLLER, LISTENER, NOTIFIER, Layout, Plan, check_state, plan_hosts
-from devfarm.ports import ADDRESS, claim_ports
-from devfarm.processes import Part, daemons, find_program, infrastructure, own_program
-from devfarm.supervisor import PartFailed, PortTaken, Supervisor
+from devfarm.plan import ADDRESS, CONTROLLER, LISTENER, NOTIFIER, Layout, Plan, check_state, claim_ports, plan_hosts
+from devfarm.processes import (
+    Part,
+    PartFailed,
+    PortTaken,
+    Supervisor,
+    find_program,
+    own_program,
+    plan_daemons,
+    plan_services,
+)
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.fs import file_lock
+
+log = logging.getLogger(__name__)
 
 #: Seconds that all parts have to start; they take two.
 START_SECONDS = 60.0
@@ -49,16 +59,10 @@ _PROBES = {
     "rsyncd": (b"", b"@RSYNCD:"),
 }
 #: Prints a line about what is ready.
-Report = Callable[[str], None]
-
-
-def _ignore(_: str) -> None:
-    pass
+Report = Callable[[str], object]
 
 
 class Farm(Supervisor):
-    """A farm on this machine, and its parts while it is up."""
-
     plan: Plan  #: hosts and ports of this start
 
     def __init__(
@@ -103,7 +107,7 @@ class Farm(Supervisor):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def bring_up(self, report: Report = _ignore) -> None:
+    def bring_up(self, report: Report = log.info) -> None:
         """Start the farm and wait until it is ready. Raises `PartFailed` with the log of the part that fails."""
         for _ in range(_PORT_TRIES):
             try:
@@ -119,15 +123,15 @@ class Farm(Supervisor):
         raise ReimzulError(f"other programs took ports of the farm {_PORT_TRIES} times in a row")
 
     def launch(self) -> None:
-        """Make keys and configurations and start all parts, without waiting until they are ready."""
+        """Start all parts, without waiting until they are ready."""
         self._prepare()
-        parts = infrastructure(self.plan, self.sync_ms)
+        parts = plan_services(self.plan, self.sync_ms)
         if self.own_daemons:
-            parts += daemons(self.plan, self.workers, self.repogens)
+            parts += plan_daemons(self.plan, self.workers, self.repogens)
         self.start_parts(parts)
         self._stack.callback(self.stop_parts)
 
-    def wait_until_ready(self, report: Report = _ignore, within: float = START_SECONDS) -> None:
+    def wait_until_ready(self, report: Report = log.info, within: float = START_SECONDS) -> None:
         """Wait until every part works. Raises `PartFailed`, `PortTaken`."""
         started = time.monotonic()
         for label, find_pending in self._conditions():
@@ -190,7 +194,7 @@ class Farm(Supervisor):
                 self.layout.results(host.name).mkdir(parents=True, exist_ok=True)
 
     def _conditions(self) -> Iterator[tuple[str, Callable[[], Sequence[Part]]]]:
-        """What must hold, in the order in which it comes true; the functions return the parts that do not do so yet."""
+        """The conditions in the order they come true: a label, and a function that returns the parts not ready yet."""
         # hosts with a prefix are in networks of their own, which cannot be checked from here
         near = [host for host in self.hosts if not host.prefix]
         services = [part for part in self.parts if part.listens and part.host in {host.name for host in near}]

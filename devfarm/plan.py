@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a farm on one machine consists of: its hosts, folders and ports.
+"""The plan of a farm on one machine: its hosts, folders and ports.
 
 A host is what would be a machine: the parts that run on it, its own stunnel, its own reimzul.ini.
+
+All ports are of loopback. The kernel gives ports from its ephemeral range to every outgoing connection, so a farm's
+ports lie below it. Each farm claims a block of ports by an abstract unix socket: the claim holds for all users of a
+network namespace and ends with the process. Another program may still take a port between our check and the start of
+the part that is to listen there; the supervisor notices that, and the farm then takes another block.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import random
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attr
 
-from devfarm.ports import ADDRESS, Ports
-from reimzul.core.errors import InputError
+from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.store_paths import StorePaths
+
+ADDRESS = "127.0.0.1"
+#: Ports of a block; a farm of sixteen builders needs some 80.
+_BLOCK_SIZE = 128
+_LOWEST_PORT = 10240
+_TRIES = 200
 
 CONTROLLER, BSTORE = "controller", "bstore"
 TOPIC = "reimzul"
@@ -98,6 +111,50 @@ def check_state(path: Path) -> Path:
     if bad or str(path) != str(path).strip():
         raise InputError(f"{path}: a state folder cannot have {bad[0] if bad else 'a space'!r} in its path")
     return path
+
+
+class Ports(dict[str, int]):
+    """A block of ports, claimed until it is closed; a port gets its name when it is first used."""
+
+    def __init__(self, start: int, claim: socket.socket) -> None:
+        super().__init__()
+        self._free = _unused_ports(start)
+        self.close = claim.close
+
+    def __missing__(self, name: str) -> int:
+        self[name] = next(self._free)
+        return self[name]
+
+
+def claim_ports() -> Ports:
+    starts = range(_LOWEST_PORT, _first_ephemeral_port() - _BLOCK_SIZE, _BLOCK_SIZE)
+    for start in random.sample(starts, min(_TRIES, len(starts))):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0reimzul-devfarm-{start}")
+        except OSError:
+            claim.close()
+        else:
+            return Ports(start, claim)
+    raise ReimzulError(f"no free block of {_BLOCK_SIZE} ports from {_LOWEST_PORT} up: how many farms run here?")
+
+
+def _first_ephemeral_port() -> int:
+    with contextlib.suppress(OSError):
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        if lowest > _LOWEST_PORT + 10 * _BLOCK_SIZE:
+            return lowest
+    return 65536
+
+
+def _unused_ports(start: int) -> Iterator[int]:
+    for port in range(start, start + _BLOCK_SIZE):
+        # without SO_REUSEADDR: a port that another program has just used is skipped
+        with contextlib.suppress(OSError), contextlib.closing(socket.socket()) as probe:
+            probe.bind((ADDRESS, port))
+            probe.close()
+            yield port
+    raise ReimzulError(f"the ports from {start} to {start + _BLOCK_SIZE - 1} are used up")
 
 
 @attr.frozen

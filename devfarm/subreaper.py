@@ -25,11 +25,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_BLOCKED = frozenset(
-    {
-        signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-    }
-)  # fmt: skip
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_BLOCKED = frozenset({signal.SIGCHLD, *_FORWARDED})
 #: Seconds in which SIGKILL has to work; only a process that waits for a dead disk takes longer.
 _KILL_SECONDS = 30.0
 _EXIT_NOT_STARTED = 127
@@ -138,8 +135,7 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _all_processes() -> Iterator[tuple[int, int]]:
-    """Every process and its parent."""
+def _all_processes() -> Iterator[tuple[int, int]]:  # each with its parent
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat", "rb") as stat:
             # `pid (name) state ppid …`, where the name may hold spaces and brackets

@@ -147,7 +147,7 @@ def restart(farm: Farm, part: str) -> None:
 
 def failing_to_listen(farm: Farm, part: str) -> str | None:
     """Which port of a part nobody listens on."""
-    from devfarm.ports import listeners
+    from devfarm.processes import listeners
 
     ports = next(each.listens for each in farm.parts if each.name == part)
     return next((str(port) for port in ports if port not in listeners()), None)

@@ -13,7 +13,7 @@ from typing import Callable
 
 import pytest
 
-from devfarm.dnf_client import Dnf, check_digests
+from devfarm.demo import Dnf, check_digests
 from devfarm.farm import Farm
 from devfarm.processes import own_program
 from reimzul.core import message

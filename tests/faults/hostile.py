@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 
-from devfarm.supervisor import PartFailed
+from devfarm.processes import PartFailed
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import PRIORITY, Broker
 from reimzul.core.errors import InvalidMessage

@@ -19,7 +19,7 @@ from typing import Callable
 import attr
 
 from devfarm import subreaper
-from devfarm.supervisor import PartFailed
+from devfarm.processes import PartFailed
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker
 from reimzul.core.errors import BrokerUnavailable, ReimzulError
 from reimzul.core.message import Refusal, RepogenRequest

@@ -20,10 +20,17 @@ import pytest
 
 from devfarm import subreaper
 from devfarm.farm import Farm
-from devfarm.plan import BSTORE, CONTROLLER, Layout, check_state
-from devfarm.ports import ADDRESS, claim_ports, listeners
-from devfarm.processes import Part, find_program
-from devfarm.supervisor import GRACE, GRACE_OF_ALL, PartFailed, PortTaken, Supervisor
+from devfarm.plan import ADDRESS, BSTORE, CONTROLLER, Layout, check_state, claim_ports
+from devfarm.processes import (
+    GRACE,
+    GRACE_OF_ALL,
+    Part,
+    PartFailed,
+    PortTaken,
+    Supervisor,
+    find_program,
+    listeners,
+)
 from reimzul.core import config
 from reimzul.core.errors import InputError
 from tests.waiting import until
