@@ -111,8 +111,7 @@ class SignableLeg:
 
 def find_signable(store: StorePaths, request: SignRequest) -> list[SignableLeg]:
     """The legs that a request means. Raises `InvalidMessage` if one of them must not be signed."""
-    legs = [_read_leg(store, place, request) for place in _find_places(store, request)]
-    return [leg for leg in legs if leg is not None]
+    return [leg for place in _find_places(store, request) if (leg := _read_leg(store, place, request))]
 
 
 def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
