@@ -81,6 +81,11 @@ class StorePaths:
     def place(self, place: str) -> Path:
         return self.root / place
 
+    def exposed(self, place: str, build_id: str) -> Path:
+        """Where the signer finds a leg: `tosign/<target>/<name>-<version-release>.<arch>.<build id>`."""
+        _, target, package, _, folder = place.split("/")
+        return self.tosign / target / f"{package}-{folder}.{build_id}"
+
     def folders(self) -> list[Path]:
         """All folders that must exist before a daemon starts."""
         return [

@@ -52,7 +52,7 @@ class UploadCopier:
         """Remove the copies of repogen processes that have died."""
         for folder in self.store.publishing.iterdir():
             if time.time() - folder.stat().st_ctime > _ABANDONED_SECONDS:
-                with contextlib.suppress(BlockingIOError), _hold_folder(folder):
+                with contextlib.suppress(BlockingIOError), fs.folder_lock(folder):
                     fs.remove(folder)
 
     @contextlib.contextmanager
@@ -84,7 +84,7 @@ class UploadCopier:
     def _make_folder(self, spool: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f"{spool.name[:150]}.", dir=self.store.publishing))
         try:
-            with _hold_folder(folder):
+            with fs.folder_lock(folder):
                 folder.chmod(0o755)
                 yield folder
         finally:
@@ -139,14 +139,6 @@ def _plain_files(source: int) -> list[str]:
     with os.scandir(source) as entries:
         plain = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     return sorted(name for name in plain if not name.startswith("."))
-
-
-@contextlib.contextmanager
-def _hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder's flock. Raises `BlockingIOError` if another process has it."""
-    with _open_folder(folder) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 @contextlib.contextmanager

@@ -78,7 +78,10 @@ def _try_store_upload(
     stored = find_stored(copier.store, request.build_id, request.arch)
     manifest = None if _is_success(stored) else read_upload(spool)
     if stored is not None and (manifest is None or manifest.status != Status.SUCCESS):
-        _remove_or_archive(copier, spool, stored, request)
+        if stored.manifest.attempt == request.attempt:
+            remove_upload(spool)
+        else:
+            archive_logs(copier, spool)
         return stored
     if manifest is None:
         return None
@@ -110,14 +113,6 @@ def _publish_copy(
         move_folder(store.place(stored.place), store.attempts / name)
         log.info("%s had failed, another attempt has succeeded: its logs are in attempts/", name)
     return _move_to_place(store, folder, manifest)
-
-
-def _remove_or_archive(copier: UploadCopier, spool: Path, stored: StoredLeg, request: RepogenRequest) -> None:
-    """Remove the upload of which the stored leg is the copy; keep the logs of another attempt."""
-    if stored.manifest.attempt == request.attempt:
-        remove_upload(spool)
-    else:
-        archive_logs(copier, spool)
 
 
 def remove_upload(spool: Path) -> None:

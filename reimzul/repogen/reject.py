@@ -94,10 +94,10 @@ def _keep_rejected(store: StorePaths, folder: Path, name: str) -> None:
 def keep_logs(folder: Path, goal: Path) -> None:
     """Link the logs of an upload into a folder that the http server offers; it offers nothing in `rejected/`."""
     try:
-        files = [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+        plain = (entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False))
+        logs = [entry for entry in plain if not entry.name.endswith(".rpm") and not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return
-    logs = [entry for entry in files if not entry.name.endswith(".rpm") and not entry.name.startswith(".")]
     if not logs or folder.is_symlink():
         return
     goal.mkdir(mode=0o755, exist_ok=True)
@@ -117,11 +117,10 @@ def read_request(folder: Path, build_id: str) -> BuildRequest | None:
 def read_rejection(store: StorePaths, name: str) -> Rejection | None:
     try:
         raw = json.loads(_note_path(store, name).read_text(encoding="utf-8"))
-        request = BuildRequest.from_json(raw["request"]) if raw["request"] else None
         return Rejection(
             reason=raw["reason"],
             requeue=bool(raw["again"]),
-            request=request,
+            request=BuildRequest.from_json(raw["request"]) if raw["request"] else None,
             regenerate=bool(raw.get("regenerate")),
         )
     except FileNotFoundError:
@@ -159,13 +158,13 @@ class RejectionHandler:
         if rejection.requeue and rebuilds < MAX_REBUILDS and request.arch in self.arches.known:
             where, cancelled = self._requeue(broker, request, reason)
             if cancelled:
-                broker.announce(event_for(request, Status.CANCELLED, reason=cancelled.cancel_text, **about))
+                event = event_for(request, Status.CANCELLED, reason=cancelled.cancel_text, **about)
             else:
-                built_again = f"{UPLOAD}{reason}; built again"
-                broker.announce(event_for(request, Status.QUEUED, reason=built_again, **about, **where))
+                event = event_for(request, Status.QUEUED, reason=f"{UPLOAD}{reason}; built again", **about, **where)
         else:
             blamed = f"{UPLOAD}{reason}" if rejection.requeue else reason
-            broker.announce(self.event_keys.sign(event_for(request, Status.REJECTED, reason=blamed, **about)))
+            event = self.event_keys.sign(event_for(request, Status.REJECTED, reason=blamed, **about))
+        broker.announce(event)
 
     def _requeue(self, broker: Broker, request: BuildRequest, reason: str) -> tuple[dict[str, Any], ControlFlag | None]:
         """Requeue a build once per round, however many of its legs arrive damaged, and however often this is called."""

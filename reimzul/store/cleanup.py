@@ -30,7 +30,7 @@ from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import folder_of, read_records
 from reimzul.store.createrepo import CreaterepoRunner, hold_lock
 from reimzul.store.listing import Listing, read_listing
-from reimzul.store.listing_rules import ListingRules
+from reimzul.store.listing_rules import ListingRules, waits_for_signer
 from reimzul.store.repodata import REPODATA, REPOMD
 
 _DAY_SECONDS = 86400
@@ -241,9 +241,7 @@ def reason_to_keep(store: StorePaths, leg: StoredBuild, about: ManifestSummary, 
     if about.status == Status.FAILED:
         return ""
     name = leg_key(about.build_id, leg.arch)
-    exposed = store.tosign / leg.target / f"{leg.name}-{leg.place.rpartition('/')[2]}.{about.build_id}"
-    # In the order of tosign's rename, so that a rename between the two checks does not hide it.
-    if os.path.lexists(store.staging / name) or os.path.lexists(exposed):
+    if waits_for_signer(store, name, leg.place):
         return "it waits to be collected and signed"
     if about.replaced_by:
         return ""  # the signer never gets it any more
@@ -336,7 +334,7 @@ def sweep_expired(store: StorePaths, retention: Retention, now: float, cancel: C
     if retention.rejected:
         before = now - retention.rejected * _DAY_SECONDS
         rejected = _remove_all([each for each in _list_older(store.rejected, before) if each.suffix != _NOTE], cancel)
-        notes = [each for each in _list_older(store.rejected, before) if each.suffix == _NOTE]
+        notes = (each for each in _list_older(store.rejected, before) if each.suffix == _NOTE)
         _remove_all([each for each in notes if not each.with_suffix("").exists()], cancel)
         legs = {_leg_of(path) for path in store.rejected.iterdir()}
         expired = [each for each in _list_older(store.put_again, before) if _leg_of(each) not in legs]

@@ -84,7 +84,7 @@ _FORBIDDEN_OPTIONS = frozenset((
 #: Options that would remove files that clients still fetch, or make repomd.xml name files outside repodata/.
 _RETENTION_OPTIONS = frozenset(("--retain-old-md", "--retain-old-md-by-age", "--simple-md-filenames", "--deltas"))
 #: Values of --general-compress-type that `listing.py` can read.
-_COMPRESSIONS = {"gz", "bz2", "xz"}
+_COMPRESSIONS = ("bz2", "gz", "xz")
 #: Signals that a program's own fault raises; others come from the host (out of memory, a stop).
 CRASH_EXIT_CODES = frozenset(
     -number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -298,8 +298,9 @@ class CreaterepoRunner:
             if not _RETENTION_OPTIONS.isdisjoint(options):
                 raise ConfigError(f"[repogen] arguments: {word} does not go with how repogen keeps old metadata")
             if options == ["--general-compress-type"] and (word.partition("=")[2] or following) not in _COMPRESSIONS:
-                known = ", ".join(sorted(_COMPRESSIONS))
-                raise ConfigError(f"[repogen] arguments: {word}: such metadata cannot be read; known: {known}")
+                raise ConfigError(
+                    f"[repogen] arguments: {word}: such metadata cannot be read; known: {', '.join(_COMPRESSIONS)}"
+                )
 
     def _list_path(self, target: str) -> Path:
         return self.store.cache / f"{target}.packages"
@@ -409,11 +410,14 @@ class CreaterepoRunner:
 
     def make_draft(self, target: str) -> Draft:
         """Put the result of the last run into a hidden folder beside the visible one. Raises `RetryLater`."""
-        output = self.store.output(target) / REPODATA
         try:
-            return make_draft(self.store, target, output, time.time(), copy=bool(self.settings.after_createrepo))
+            return self._draft_from(self.store.output(target) / REPODATA, target)
         except DAMAGED as error:
             raise RetryLater(f"the new repodata of {target} cannot be read: {error!r}") from error
+
+    def _draft_from(self, source: Path, target: str, **changes: Any) -> Draft:
+        copy = bool(self.settings.after_createrepo)
+        return make_draft(self.store, target, source, time.time(), copy=copy, **changes)
 
     def show(self, draft: Draft, cancel: CancelToken) -> None:
         """Run the hook on new repodata, and make it visible. Raises `HookFailed`."""
@@ -460,9 +464,7 @@ class CreaterepoRunner:
                 if missing:
                     added = ", ".join(sorted(present)) or "nothing"
                     raise InputError(f"{target} has no metadata {missing[0]}; added to it: {added}")
-                copy = bool(self.settings.after_createrepo)
-                draft = make_draft(self.store, target, live, time.time(), addition=addition, without=without, copy=copy)
-                self.show(draft, cancel)
+                self.show(self._draft_from(live, target, addition=addition, without=without), cancel)
             except DAMAGED as error:
                 raise ReimzulError(
                     f"the repodata of {target} cannot be read: {error!r}; nothing was changed"

@@ -213,8 +213,9 @@ class PackageTree:
         """The paths of all packages, relative to the target, in createrepo_c's own order. Raises `OSError`."""
         found = _update(target, self._known.pop(target, {}))
         _remember(self._known, target, found)
-        paths = (f"{path}/{name}"[1:] for path, folder in found.items() for name in folder.packages)
-        return sorted(paths, key=_by_name)
+        return sorted(
+            (f"{path}/{name}"[1:] for path, folder in found.items() for name in folder.packages), key=_by_name
+        )
 
 
 def _by_name(path: str) -> tuple[str, str]:

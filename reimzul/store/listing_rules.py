@@ -62,8 +62,8 @@ class ExistingLeg:
             return False
         if self.build_id == manifest.build_id:
             return True
-        is_linked = bool(request.parent) or self.parent == manifest.build_id
-        return is_linked and bool(self.srpm_sha256) and self.srpm_sha256 == request.srpm_sha256
+        is_linked = request.parent or self.parent == manifest.build_id
+        return bool(is_linked and self.srpm_sha256) and self.srpm_sha256 == request.srpm_sha256
 
 
 def read_existing_leg(store: StorePaths, place: str) -> ExistingLeg | None:
@@ -141,7 +141,7 @@ class ListingRules:
             else self._with_ruling(leg, plan.records)
             for leg in legs
         ]
-        return RulesResult(legs=ruled, packages=plan.filter_packages(packages))
+        return RulesResult(legs=ruled, packages=[path for path in packages if not plan.hides(path)])
 
     def read_rulings(self, target: str, legs: Iterable[StoredLeg]) -> list[StoredLeg]:
         """Return the legs with what was decided about them before. Raises `RetryLater`."""
@@ -184,11 +184,8 @@ class ListingRules:
 
     def _collected_suffix(self, name: str, old: UnlistedLeg) -> str:
         """Say so if the signer has collected a replaced leg; tosign takes back what it has not."""
-        _, target, package, _, folder = old.place.split("/")
-        exposed = self.store.tosign / target / f"{package}-{folder}.{name.partition('.')[0]}"
-        is_collected = os.path.lexists(self.store.staged_marks / name) and not (
-            os.path.lexists(self.store.staging / name) or os.path.lexists(exposed)
-        )
+        is_staged = os.path.lexists(self.store.staged_marks / name)
+        is_collected = is_staged and not waits_for_signer(self.store, name, old.place)
         return ", which the signer has collected already" if is_collected else ""
 
     def _find_still_listed(self, name: str, records: Records) -> list[str]:
@@ -203,6 +200,12 @@ class ListingRules:
             if leg.name not in records or not records[leg.name].replaced_by:
                 found.append(f"the {leg.arch} leg of build {leg.build_id} is still listed")
         return found
+
+
+def waits_for_signer(store: StorePaths, name: str, place: str) -> bool:
+    """Whether a leg, by `<build id>.<arch>`, is staged and not collected yet."""
+    # In the order of tosign's rename, so that a rename between the two checks does not hide it.
+    return os.path.lexists(store.staging / name) or os.path.lexists(store.exposed(place, name.partition(".")[0]))
 
 
 def _in_order(legs: Sequence[StoredLeg]) -> list[StoredLeg]:
@@ -243,9 +246,6 @@ class ListingPlan:
         self._held.update(refused)
         self._hold_out(waiting)
         return refused
-
-    def filter_packages(self, packages: Sequence[str]) -> Sequence[str]:
-        return [path for path in packages if not self.hides(path)]
 
     def hides(self, path: str) -> bool:
         folder = path.rpartition("/")[0]
@@ -329,7 +329,8 @@ class ListingPlan:
         left_out = {}
         for file in leg.manifest.rpm_files:
             path = f"{leg.folder}/{file.name}"
-            keeper = next((old for old in self._find_holders(leg, file) if self._must_leave_out(old, leg)), None)
+            holders = ((old, old.is_sibling_of(leg.manifest)) for old in self._find_holders(leg, file))
+            keeper = next((old for old, own in holders if ("legs" if own else "builds") not in self.allowed), None)
             if keeper is None:
                 self._paths.setdefault(file.name, []).append(path)
             else:
@@ -340,9 +341,6 @@ class ListingPlan:
         else:
             self.records.pop(name, None)
         self._hide()
-
-    def _must_leave_out(self, old: ExistingLeg, leg: StoredLeg) -> bool:
-        return ("legs" if old.is_sibling_of(leg.manifest) else "builds") not in self.allowed
 
     def _describe_left_out(self, path: str, keeper: ExistingLeg) -> LeftOutPackage:
         other, differs = self.store.place(keeper.place) / path.rpartition("/")[2], False

@@ -253,8 +253,13 @@ def make_draft(
     if left:
         raise ValueError(f"repomd.xml still has {', '.join(sorted(left))}")
     retained = _link_retained(store, target, folder, {record.file for record in live_records}, now)
-    files = frozenset(path.name for path in folder.iterdir())
-    return Draft(store=store, target=target, folder=folder, retained=retained, files=files)
+    return Draft(
+        store=store,
+        target=target,
+        folder=folder,
+        retained=retained,
+        files=frozenset(path.name for path in folder.iterdir()),
+    )
 
 
 def _read_live_records(live: Path) -> list[MetadataRecord]:

@@ -25,7 +25,6 @@ from reimzul.submit.submission import (
     SubmissionOptions,
     check_arches,
     check_options,
-    count_watchers,
     find_source,
     import_source,
     make_requests,
@@ -123,8 +122,7 @@ def command(
         requests = make_requests(source, options, submitter_for_workers(broker, user, shared))
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         request_repodata(broker, urls, [request.target for request in requests])
-        queued = queue_requests(broker, requests, header, options, known)
-        builds = [count_watchers(broker, build) for build in queued]
+        builds = queue_requests(broker, requests, header, options, known)
     _print_report(builds, source, requests[0].submitter, options, as_json=as_json)
     if any(build.job is None for build in builds):
         return EXIT_FAILED

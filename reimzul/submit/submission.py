@@ -412,7 +412,7 @@ def queue_requests(
                 fault = str(error)
                 build = attr.evolve(build, fault=f"beanstalkd did not confirm it: {fault}")
         builds.append(build)
-    return builds
+    return [_count_watchers(broker, build) for build in builds]
 
 
 def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, header: Header, priority: int) -> None:
@@ -433,7 +433,7 @@ def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, header:
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
 
 
-def count_watchers(broker: Broker, build: QueuedBuild) -> QueuedBuild:
+def _count_watchers(broker: Broker, build: QueuedBuild) -> QueuedBuild:
     try:
         return attr.evolve(build, watchers=broker.tube_stats(build.tube).watchers)
     except ReimzulError as error:

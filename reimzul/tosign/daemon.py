@@ -81,7 +81,7 @@ class Tosign(Daemon[SignRequest]):
             self.ping_watchdog()
             claim.touch_if_due()
 
-        self.service.set_status(f"staging {leg.target}/{leg.name}")
+        self.service.set_status(f"staging {leg.name}")
         while True:
             with fs.file_lock(self.store.lock(".tosign")) as lock:  # no target begins with a dot
                 if lock is not None:
@@ -89,7 +89,7 @@ class Tosign(Daemon[SignRequest]):
                     break
             check_progress()
             self.stop.now.wait(LOCK_POLL_SECONDS)
-        log.info("%s/%s %s", leg.target, leg.name, "staged" if is_new else "was staged before")
+        log.info("%s %s", leg.name, "staged" if is_new else "was staged before")
 
 
 # --- which legs a request means
@@ -101,6 +101,7 @@ class SignableLeg:
     target: str
     arch: str
     build_id: str
+    exposed: Path  #: where the signer finds it
     sha256s: Mapping[str, str | None]  #: of each package; None if no manifest says it
 
     @property
@@ -109,19 +110,12 @@ class SignableLeg:
 
     @property
     def name(self) -> str:
-        """The name of its folder: `<name>-<version-release>.<arch>.<build id>`."""
-        return _folder_name(self.place, self.build_id)
-
-
-def _folder_name(place: str, build_id: str) -> str:
-    package, _, folder = place.split("/")[2:]
-    return f"{package}-{folder}.{build_id}"
+        return f"{self.target}/{self.exposed.name}"
 
 
 def find_signable(store: StorePaths, request: SignRequest) -> list[SignableLeg]:
     """The legs that a request means. Raises `InvalidMessage` if one of them must not be signed."""
-    legs = [_read_leg(store, place, request) for place in _find_places(store, request)]
-    return [leg for leg in legs if leg is not None]
+    return [leg for place in _find_places(store, request) if (leg := _read_leg(store, place, request))]
 
 
 def _find_places(store: StorePaths, request: SignRequest) -> list[str]:
@@ -161,10 +155,12 @@ def _read_leg(store: StorePaths, place: str, request: SignRequest) -> SignableLe
         _check_signable(manifest, request)
         build_id = manifest.build_id
         sha256s = {file.name: file.sha256 for file in manifest.rpm_files}
-    leg = SignableLeg(place=place, target=request.target, arch=request.arch, build_id=build_id, sha256s=sha256s)
-    if len(leg.name) > 255:  # Linux's NAME_MAX, in bytes
-        raise InvalidMessage(f"{leg.name} is too long for a folder's name")
-    return leg
+    exposed = store.exposed(place, build_id)
+    if len(exposed.name) > 255:  # Linux's NAME_MAX, in bytes
+        raise InvalidMessage(f"{exposed.name} is too long for a folder's name")
+    return SignableLeg(
+        place=place, target=request.target, arch=request.arch, build_id=build_id, exposed=exposed, sha256s=sha256s
+    )
 
 
 def _check_signable(manifest: Manifest, request: SignRequest) -> None:
@@ -189,7 +185,7 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     for key, old in replaced.items():
         _take_back(store, key, old.place)
     if record.replaced_by:
-        log.info("%s is not staged: build %s has replaced it", leg.name, record.replaced_by)
+        log.info("%s is not staged: build %s has replaced it", leg.exposed.name, record.replaced_by)
         _take_back(store, leg.key, leg.place)
         return False
     staging, mark = store.staging / leg.key, store.staged_marks / leg.key
@@ -198,18 +194,18 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     fs.remove(staging)
     packages = sorted(leg.sha256s.keys() - record.left_out.keys())
     if not packages:
-        log.info("%s has no packages: nothing to be signed", leg.name)
+        log.info("%s has no packages: nothing to be signed", leg.exposed.name)
         return False
     _require_listed(store, leg, packages)
     staging.mkdir(parents=True)
     for name in packages:
         _copy(store.place(leg.place) / name, staging / name, leg.sha256s[name], cancel)
     if replaced:  # names the builds that a rebuild replaces
-        lines = [f"replaces {key.partition('.')[0]}\n" for key in sorted(replaced)]
-        fs.write_atomic(staging / "replaces", "".join(lines))
+        text = "".join(f"replaces {key.partition('.')[0]}\n" for key in sorted(replaced))
+        fs.write_atomic(staging / "replaces", text)
     fs.sync(staging)
     fs.sync(store.staging)
-    fs.write_atomic(mark, f"{leg.target}/{leg.name}\n")
+    fs.write_atomic(mark, f"{leg.name}\n")
     return _expose(store, leg)
 
 
@@ -225,7 +221,7 @@ def _require_listed(store: StorePaths, leg: SignableLeg, packages: Sequence[str]
 def _take_back(store: StorePaths, key: str, place: str) -> None:
     """Remove a replaced leg and its mark, unless the signer has collected it."""
     staging, mark = store.staging / key, store.staged_marks / key
-    exposed = store.tosign / place.split("/")[1] / _folder_name(place, key.partition(".")[0])
+    exposed = store.exposed(place, key.partition(".")[0])
     if not os.path.lexists(exposed) and not os.path.lexists(staging):
         return
     mark.unlink(missing_ok=True)
@@ -241,17 +237,16 @@ def _take_back(store: StorePaths, key: str, place: str) -> None:
 
 
 def _expose(store: StorePaths, leg: SignableLeg) -> bool:
-    exposed = store.tosign / leg.target / leg.name
-    exposed.parent.mkdir(exist_ok=True)
+    leg.exposed.parent.mkdir(exist_ok=True)
     try:
-        os.rename(store.staging / leg.key, exposed)
+        os.rename(store.staging / leg.key, leg.exposed)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         # This happens only if the disk has lost the mark of a leg that is still to be collected.
         fs.remove(store.staging / leg.key)
         return False
-    fs.sync_ancestors_once(exposed, exposed.parent, store.tosign)
+    fs.sync_ancestors_once(leg.exposed, leg.exposed.parent, store.tosign)
     return True
 
 

@@ -201,7 +201,7 @@ class JobSession:
     ping_watchdog: Callable[[], None]  #: called each time round: a build may take days, but this loop may not hang
     build: BuildAttempt | None = attr.field(default=None, init=False)  #: once it runs
     reservation_lost: bool = attr.field(default=False, init=False)  #: another worker has the job: announce nothing
-    _outage_since: float | None = attr.field(default=None, init=False)
+    _is_cut_off: bool = attr.field(default=False, init=False)  #: beanstalkd cannot be reached
     _last_connect: float = attr.field(default=0.0, init=False)
     _throttle: LogThrottle = attr.field(factory=lambda: LogThrottle(LOG_AGAIN_SECONDS), init=False)
 
@@ -228,12 +228,12 @@ class JobSession:
             if self.stop.now.is_set():
                 self.service.set_status("stopping: ending the build and removing its root")
                 build.stop()
-                if future.done() and self._outage_since is not None:
-                    break  # beanstalkd cannot be reached and we must end: it gives the job to others then
+                if future.done() and self._is_cut_off:
+                    break  # beanstalkd gives the job to others then
             pending = pending or self._next_message(build, future)
             if self._keep_reserved() and pending is not None and self._publish(pending):
                 pending = None
-            if self._outage_since is None:
+            if not self._is_cut_off:
                 self._poll_flags(poller)
 
     def unfinished_arches(self) -> Sequence[str]:
@@ -256,7 +256,7 @@ class JobSession:
     def _keep_reserved(self) -> bool:
         """Touch the job where that is due, and reconnect where that is; whether we are connected."""
         try:
-            if self._outage_since is not None:
+            if self._is_cut_off:
                 self._reconnect()
             elif not self.reservation_lost:
                 try:
@@ -265,7 +265,7 @@ class JobSession:
                     self._re_reserve()
         except BrokerUnavailable as error:
             self._note_outage(error)
-        return self._outage_since is None
+        return not self._is_cut_off
 
     def _poll_flags(self, poller: ControlPoller) -> None:
         try:
@@ -292,8 +292,8 @@ class JobSession:
         return False
 
     def _note_outage(self, error: BrokerUnavailable) -> None:
-        if self._outage_since is None:
-            self._outage_since = time.monotonic()
+        if not self._is_cut_off:
+            self._is_cut_off = True
             self.service.set_note(beanstalkd=describe_outage(error))
         self._log_throttled(f"{error}; the build goes on")
 
@@ -308,7 +308,7 @@ class JobSession:
             return
         self._last_connect = time.monotonic()
         self.claim.broker = self.connect()
-        self._outage_since = None
+        self._is_cut_off = False
         self._throttle.reset()
         self.service.set_note(beanstalkd="")
         log.info("beanstalkd is back")

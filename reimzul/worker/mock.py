@@ -31,7 +31,7 @@ from reimzul.core.message import Phase
 from reimzul.core.process import run
 from reimzul.core.retry import CancelToken
 from reimzul.worker.log_reader import read_end
-from reimzul.worker.mock_config import MockConfigRepo
+from reimzul.worker.mock_config import MockConfigRepo, redact_credentials
 from reimzul.worker.mock_result import (
     STATE_LOG_BYTES,
     TIMEOUT_REASON,
@@ -41,7 +41,6 @@ from reimzul.worker.mock_result import (
     rpmbuild_started,
 )
 from reimzul.worker.model import Leg
-from reimzul.worker.redaction import redact_credentials
 from reimzul.worker.roots import EXIT_ROOT_IN_USE, MockRoot, MockRoots, RootInUse, RootNotRemoved, slot_of
 
 log = logging.getLogger(__name__)
@@ -171,8 +170,12 @@ class Mock:
         try:
             raw = json.loads((folder / ROOT_NOTE).read_text(encoding="utf-8"))
             extension = raw["uniqueext"] if slot_of(raw["uniqueext"]) else validators.attempt(raw["uniqueext"])
-            base, name = str(raw.get("base", "")), str(raw.get("name", ""))
-            root = MockRoot(configdir=str(raw["configdir"]), uniqueext=extension, base=base, name=name)
+            root = MockRoot(
+                configdir=str(raw["configdir"]),
+                uniqueext=extension,
+                base=str(raw.get("base", "")),
+                name=str(raw.get("name", "")),
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return
         self.roots.recover(root, folder / CLEAN_LOG)

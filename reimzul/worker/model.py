@@ -9,7 +9,6 @@ that is in use from one that nobody owns.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ import attr
 
 from reimzul.core.arch import NOARCH, Arches
 from reimzul.core.errors import ConfigError, ReimzulError
+from reimzul.core.fs import folder_lock
 from reimzul.core.message import BuildEvent, BuildRequest, event_for
 from reimzul.core.rpm_header import Header
 from reimzul.worker.error_extractor import FirstError
@@ -128,7 +128,7 @@ class Workspace:
     def remove_orphaned(self, clean: Callable[[Path], None]) -> None:
         """Remove the folders that no living worker owns; `clean` first cleans the root of each leg in them."""
         for folder in sorted(path for path in self.builds.iterdir() if path.is_dir()):
-            with contextlib.suppress(OSError), _folder_lock(folder):
+            with contextlib.suppress(OSError), folder_lock(folder):
                 log.info("removing %s, which a killed worker left", folder.name)
                 for leg in sorted(path for path in folder.iterdir() if path.is_dir()):
                     clean(leg)
@@ -139,19 +139,8 @@ class Workspace:
         """Create a folder that this worker owns, and remove it in the end."""
         folder = self.builds / name
         folder.mkdir(parents=True)
-        with _folder_lock(folder):
+        with folder_lock(folder):
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the flock of the folder itself, which ends with it; `BlockingIOError` where another does."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)

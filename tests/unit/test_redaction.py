@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reimzul.worker import mock
-from reimzul.worker.redaction import redact_credentials
+from reimzul.worker.mock_config import redact_credentials
 
 SECRETS = (
     "baseurl=https://jane:S3CRET@example.org/repo",
