@@ -76,7 +76,7 @@ def _render_rsyncd(plan: Plan) -> str:
         "port = 873": f"port = {plan.plain('rsyncd')}\nlog file = {plan.layout.log / 'rsyncd-transfers.log'}",
         "uid = reimzul": _if_root("uid = root"),
         "gid = reimzul": _if_root("gid = root"),
-        "use chroot = yes": "use chroot = no",
+        "use chroot = yes": f"use chroot = {'no' if os.geteuid() else 'yes'}",
         "/srv/reimzul/bstore": plan.layout.store.root,
     }
     return _adapt("rsyncd.conf", changes)
