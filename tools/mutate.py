@@ -37,7 +37,7 @@ TESTS = {
     "reimzul/repogen/publish.py": "unit/test_repogen_publish unit/test_repogen_copier integration/test_repogen_cancel"
     " integration/test_repogen",
     "reimzul/tosign/daemon.py": "unit/test_tosign_staging integration/test_tosign",
-    "reimzul/notifier/outbox.py": "unit/test_outbox unit/test_delivery unit/test_powercut",
+    "reimzul/notifier/outbox.py": "unit/test_outbox unit/test_delivery",
     "reimzul/worker/job_session.py": "unit/test_job_session integration/test_worker",
     "reimzul/worker/mock_result.py": "unit/test_mock_result unit/test_mock_logs unit/test_repo_failures",
     "reimzul/core/beanstalk.py": "integration/test_core_tube integration/test_gone_workers integration/test_worker",
@@ -88,7 +88,8 @@ def find_mutants(tree: ast.Module) -> Iterator[tuple[str, str]]:
             for number, child in enumerate(value if isinstance(value, list) else [value]):
                 if not isinstance(child, ast.AST) or (isinstance(child, ast.Expr) and show(child).startswith("log.")):
                     continue
-                if mutant := mutate_node(child):
+                # numbers of the module itself are timeouts and sizes: no test should repeat them
+                if (mutant := mutate_node(child)) and (where or not isinstance(child, ast.Constant)):
                     replaced = [*value[:number], mutant, *value[number + 1 :]] if isinstance(value, list) else mutant
                     setattr(node, field, replaced)
                     source = ast.unparse(ast.fix_missing_locations(tree))

@@ -8,6 +8,7 @@ import ast
 from tools import mutate
 
 SOURCE = """\
+TIMEOUT = 30
 def f(x):
     '''Words.'''
     log.info('%s', 1)
