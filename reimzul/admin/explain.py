@@ -115,7 +115,7 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
     with lookup.reading_history(settings.history.url) as history:
         build = lookup.find_build(history, given)
         unfinished = history.find_unfinished() if any(leg.is_queued for leg in build.legs) else []
-        with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        with Broker.from_settings(settings.beanstalkd) as broker:
             collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
     explained = [(facts, explain(facts)) for facts in collected]
     lines = [f"build {build.build_id}: {build.main.srpm} for {build.main.target}"]

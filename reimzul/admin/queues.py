@@ -40,7 +40,7 @@ def command(settings: Settings, as_json: bool) -> int:
       reimzul queues
       reimzul queues --json
     """
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
     tubes = [tube for tube in tubes if tube.name != _DEFAULT or any(_job_counts(tube))]
     pending: list[PendingDeliveries] | None = None

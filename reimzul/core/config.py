@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reimzul.core.errors import ConfigError
+from reimzul.core.errors import ConfigError, describe_os_error
 from reimzul.core.settings import (
     RETIRED,
     Settings,
@@ -46,7 +46,7 @@ def load_file(given: Path | None = None) -> Settings:
     try:
         return parse_settings(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
-        raise ConfigError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error
+        raise ConfigError(f"{file}: {describe_os_error(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
 

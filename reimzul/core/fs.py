@@ -14,7 +14,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core.clock import EARLIEST_UNIX_TIME, MAX_SKEW_SECONDS
-from reimzul.core.errors import ConfigError
+from reimzul.core.errors import ConfigError, describe_os_error
 from reimzul.core.store_paths import StorePaths
 
 _MIB = 1024 * 1024
@@ -171,7 +171,7 @@ def create_store_dirs(store: StorePaths) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             disks.add(folder.stat().st_dev)
         except OSError as error:
-            raise ConfigError(f"[bstore] root: {folder}: {(error.strerror or 'cannot be made').lower()}") from error
+            raise ConfigError(f"[bstore] root: {folder}: {describe_os_error(error)}") from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"[bstore] root: {folder}: not writable for this user")
     if len(disks) > 1:

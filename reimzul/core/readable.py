@@ -7,6 +7,8 @@ import shlex
 import stat
 from pathlib import Path
 
+from reimzul.core.errors import describe_os_error
+
 
 def find_unreadable(path: Path, incoming: Path) -> str:
     """Describe what prevents other users from reading a file of `incoming/`, and the fix; empty if nothing does.
@@ -24,7 +26,7 @@ def find_unreadable(path: Path, incoming: Path) -> str:
             if not parent.stat().st_mode & stat.S_IXOTH:
                 return _describe_bar(parent, "enter", "o+x")
     except (OSError, RuntimeError) as error:  # a loop of links
-        return f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}"
+        return f"{path}: {describe_os_error(error)}"
     return ""
 
 

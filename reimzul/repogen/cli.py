@@ -39,7 +39,7 @@ def command(settings: Settings) -> None:
 def make_daemon(settings: Settings) -> Repogen:
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
-    host, beanstalkd = local_hostname(), settings.beanstalkd
+    host = local_hostname()
     copier = UploadCopier(store, settings.repogen.max_upload_files, settings.repogen.max_upload_mib)
     copier.remove_abandoned()
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
@@ -53,7 +53,7 @@ def make_daemon(settings: Settings) -> Repogen:
         rules=ListingRules(store=store, duplicates=settings.duplicates),
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
     )
-    connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
+    connect = functools.partial(Broker.from_settings, settings.beanstalkd)
     return Repogen(connect, host, context)
 
 

@@ -30,7 +30,7 @@ import attr
 from reimzul.core import fs, validators
 from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
-from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, describe_os_error
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
@@ -180,7 +180,7 @@ def import_source(path: Path, incoming: Path) -> Source:
         _remove_stale_copies(incoming)
         return _copy_in(path, place)
     except OSError as error:  # the folder cannot be written to, or is full
-        reason = (error.strerror or str(error)).lower()
+        reason = describe_os_error(error)
         raise InputError(f"{incoming}: the file cannot be copied in: {reason}") from error
 
 

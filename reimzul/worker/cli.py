@@ -60,7 +60,7 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
     )
     identity = WorkerIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders)
     return Worker(
-        functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port),
+        functools.partial(Broker.from_settings, settings.beanstalkd),
         [arch_tube(name) for name in tubes],
         host,
         environment,

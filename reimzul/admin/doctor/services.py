@@ -148,7 +148,7 @@ def restart_hint(program: str) -> str:
 
 
 def connect(settings: Settings) -> Broker:
-    return Broker(settings.beanstalkd.host, settings.beanstalkd.port, ANSWER_TIMEOUT_SECONDS)
+    return Broker.from_settings(settings.beanstalkd, ANSWER_TIMEOUT_SECONDS)
 
 
 def _ask_beanstalkd(address: Address) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.core.errors import InputError
+from reimzul.core.errors import InputError, describe_os_error
 from reimzul.core.validators import quoted
 
 #: The owner of a key that no host has. stunnel does not start with an empty file: this key is in it from the beginning.
@@ -66,7 +66,7 @@ def read_key_file(source: str) -> dict[str, str]:
     except UnicodeDecodeError:
         raise InputError(f"{source}: not UTF-8") from None
     except OSError as error:
-        raise InputError(f"{source}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise InputError(f"{source}: {describe_os_error(error)}") from None
 
 
 def _read_unseen_lines() -> str:
