@@ -36,8 +36,8 @@ from reimzul.core.errors import (
     ReservationLost,
     describe_os_error,
 )
+from reimzul.core.fs import find_unreadable
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
-from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord

@@ -42,8 +42,8 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.control import ControlFlag
+from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
-from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.build_record import RecordedAttempt

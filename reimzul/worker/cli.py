@@ -10,8 +10,8 @@ from typing import NoReturn
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import daemon_command, local_hostname, run_command
+from reimzul.core.daemon import SdNotify
 from reimzul.core.rpm_header import import_rpm
-from reimzul.core.sdnotify import SdNotify
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment

@@ -54,8 +54,8 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
+from reimzul.core.fs import find_unreadable
 from reimzul.core.process import output_of
-from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 
 #: Time limit for one answer of a service.
