@@ -28,9 +28,16 @@ from reimzul.core import control, validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
-from reimzul.core.errors import EXIT_FAILED, InputError, InvalidMessage, ReimzulError, ReservationLost
+from reimzul.core.errors import (
+    EXIT_FAILED,
+    InputError,
+    InvalidMessage,
+    ReimzulError,
+    ReservationLost,
+    describe_os_error,
+)
+from reimzul.core.fs import find_unreadable
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
-from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord
@@ -106,7 +113,7 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float,
       reimzul cancel 72b893f8 4a1eee11 --why "wrong branch"
     """
     builds, flag = lookup.read_builds(settings, given), control.new_flag(current_user(), why)
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
         _wait_for_end(settings, builds, results, timeout)
         outcomes = [results[build.build_id] or _still_running_result(broker, build) for build in builds]
@@ -195,7 +202,7 @@ def raise_builds(settings: Settings, given: tuple[str, ...], as_json: bool) -> i
     with lookup.reading_history(settings.history.url) as history:
         builds = lookup.find_builds(history, given)
         unfinished = history.find_unfinished()
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         fronts: dict[str, int] = {}
         results = [_raise_build(broker, build, unfinished, fronts) for build in builds]
     return _print_results(builds, results, [each.done for each in results], as_json)
@@ -293,7 +300,7 @@ def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, y
     published = [build.label for build, request in requests if _is_published(build, request)]
     if published:
         confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         name = lookup.submitter_for_workers(broker, user, settings)
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
@@ -366,7 +373,7 @@ def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None)
     try:
         sha256 = sha256_of(path)
     except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise InputError(f"{path}: {describe_os_error(error)}") from None
     if bar := find_unreadable(path, incoming):
         raise InputError(f"no builder can download it: {bar}")
     if before and before.srpm_sha256 not in ("", sha256):

@@ -52,7 +52,7 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
         attempts = compute_stats_since(history, begin).attempts
     flags, fault = {}, ""
     try:
-        with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        with Broker.from_settings(settings.beanstalkd) as broker:
             seen = drop_disconnected(broker, seen)
             flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
@@ -197,7 +197,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
       reimzul resume builder3.example.org
     """
     host, seen = find_builder(settings, name, force)
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
@@ -233,7 +233,7 @@ def resume(settings: Settings, name: str, as_json: bool) -> None:
       reimzul resume builder3.example.org
     """
     host, _ = find_builder(settings, name, force=True)
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         before = control.drain_flag(broker, host)
         cleared = control.clear_flag(broker, drain_tube(host))
     words = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"

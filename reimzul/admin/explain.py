@@ -28,8 +28,8 @@ from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.cli import EXIT_CODES
+from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
-from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.build_record import CLAIMED, RecordedAttempt
@@ -101,7 +101,7 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
     with lookup.reading_history(settings.history.url) as history:
         build = lookup.find_build(history, given)
         unfinished = history.find_unfinished() if any(leg.is_queued for leg in build.legs) else []
-        with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        with Broker.from_settings(settings.beanstalkd) as broker:
             collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
     explained = [(facts, explain(facts)) for facts in collected]
     lines = [f"build {build.build_id}: {build.main.srpm} for {build.main.target}"]

@@ -24,7 +24,7 @@ from reimzul.admin.stats import BuildStats, compute_stats_since, time_stats
 from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES
-from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError
+from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError, describe_os_error
 from reimzul.core.message import WorkerState
 from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
 from reimzul.core.settings import Settings
@@ -63,7 +63,7 @@ def command(settings: Settings, output: Path | None) -> int:
         try:
             fs.write_atomic(output, text)
         except OSError as error:
-            raise InputError(f"{output}: {(error.strerror or str(error)).lower()}") from error
+            raise InputError(f"{output}: {describe_os_error(error)}") from error
     for fault in faults:
         click.echo(f"reimzul: {fault}", err=True)
     return EXIT_FAILED if faults else 0
@@ -85,7 +85,7 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
     """Return the figures, and the faults of the parts that did not answer."""
     found, faults = MetricsInput(now=time.time()), []
     try:
-        with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+        with Broker.from_settings(settings.beanstalkd) as broker:
             names = [name for name in all_tubes(broker, settings) if name != "default" and not is_control_tube(name)]
             found.tubes = [broker.tube_stats(name) for name in names]
     except BrokerUnavailable as error:

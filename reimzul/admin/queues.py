@@ -102,7 +102,7 @@ def list_queues(settings: Settings, as_json: bool) -> int:
       reimzul queues
       reimzul queues --json
     """
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
     # beanstalkd creates `default`, and every connection watches it at first
     tubes = [tube for tube in tubes if tube.name != "default" or any(_job_counts(tube))]
@@ -180,7 +180,7 @@ def list_buried(settings: Settings, tube: str | None, as_json: bool) -> int:
       reimzul buried
       reimzul buried --tube x86_64 --json
     """
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         tubes = count_buried(broker, select_tubes(broker, settings, tube))
         report = _collect_buried(broker, tubes, settings.history.url)
     if as_json:  # `files` is what earlier versions had besides
@@ -352,7 +352,7 @@ def _run_action(
             f"there is no terminal to ask for confirmation on: give --yes to {action.verb.lower()} buried jobs"
         )
     result = ActionResult()
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         if jobs:
             counts: dict[str, int] = Counter(of for _, of in _find_buried(broker, jobs, result))
         else:

@@ -36,7 +36,7 @@ from reimzul.admin.output import (
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, print_error
-from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
+from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
@@ -72,7 +72,7 @@ def open_store_as_owner(settings: Settings) -> StorePaths:
     try:
         owner = os.stat(store.repo)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = describe_os_error(error)
         raise StoreNotLocal(f"{store.repo}: {reason}: run this on bstore ([bstore] root)") from None
     os.umask(0o022)  # the web server reads the files as another user
     if os.geteuid() == 0 and owner.st_uid != 0:
@@ -362,7 +362,7 @@ def _change_metadata(
         try:  # before becoming the store's owner, who may not be allowed to read it
             raw = added.read_bytes()
         except OSError as error:
-            raise InputError(f"{added}: {(error.strerror or str(error)).lower()}") from None
+            raise InputError(f"{added}: {describe_os_error(error)}") from None
         addition = repodata.read_addition(added.name, raw, type_ or "")
     indexer = CreaterepoRunner(store=open_store_as_owner(settings), settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
@@ -376,7 +376,7 @@ def _change_metadata(
 def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
     if not force and not _is_known(settings, target):
         raise InputError(f"nothing was ever built for {target}, and the store does not have it (--force makes it)")
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         job = broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW if now else PRIORITY)
         watchers = broker.tube_stats(CREATEREPO.name).watchers
     result = {"target": target, "job": job, "watchers": watchers}

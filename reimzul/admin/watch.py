@@ -182,8 +182,7 @@ class BuildWatcher:
         """The state of a job in beanstalkd; empty while that cannot be reached."""
         if not leg.job:
             return GONE
-        server = self._settings.beanstalkd
-        with contextlib.suppress(ReimzulError), Broker(server.host, server.port) as broker:
+        with contextlib.suppress(ReimzulError), Broker.from_settings(self._settings.beanstalkd) as broker:
             return job_state(broker, leg)
         return ""
 

@@ -30,6 +30,7 @@ from reimzul.core.message import (
     Status,
     decode_event,
 )
+from reimzul.core.settings import BeanstalkdSettings
 
 M = TypeVar("M")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -214,6 +215,10 @@ class Broker:
             self._client = greenstalk.Client(self._socket, encoding=None)
             # stunnel accepts a connection before its far end does: only an answer shows that beanstalkd is reached
             self._client.using()
+
+    @classmethod
+    def from_settings(cls, settings: BeanstalkdSettings, answer: float = REPLY_TIMEOUT_SECONDS) -> Broker:
+        return cls(settings.host, settings.port, answer)
 
     def __enter__(self) -> Broker:
         return self

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reimzul.core.errors import ConfigError
+from reimzul.core.errors import ConfigError, describe_os_error
 from reimzul.core.settings import (
     RETIRED,
     Settings,
@@ -46,7 +46,7 @@ def load_file(given: Path | None = None) -> Settings:
     try:
         return parse_settings(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
-        raise ConfigError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error
+        raise ConfigError(f"{file}: {describe_os_error(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
 
@@ -108,22 +108,29 @@ def _suggest_key(section: str, key: str) -> str:
 
 def _cross_checks(values: dict[str, Any]) -> Iterator[str]:
     mail, irc, mqtt = values["mail"], values["irc"], values["mqtt"]
-    if bool(mail.login) != bool(mail.password_file):
-        yield "[mail] set both login and password_file, or none"
-    if mail.login and not mail.starttls and mail.smtp_host not in LOCAL:
-        yield "[mail] starttls: must be true: the password would be sent in the clear"
-    if mail.to_submitter and not mail.submitter_domain:
-        yield "[mail] submitter_domain: required if to_submitter is true"
-    if (irc.identify != "no") != bool(irc.password_file):
-        yield "[irc] password_file: required if identify is sasl or nickserv, and only then"
-    if irc.identify != "no" and not irc.tls and irc.server not in LOCAL:
-        yield "[irc] tls: must be true: the password would be sent in the clear"
-    if bool(irc.mqtt_cert) != bool(irc.mqtt_key):
-        yield "[irc] set both mqtt_cert and mqtt_key, or none"
-    if bool(mqtt.tls_cert) != bool(mqtt.tls_key):
-        yield "[mqtt] set both tls_cert and tls_key, or none"
-    if mqtt.notifications and not mqtt.ca_cert:
-        yield "[mqtt] ca_cert: required if notifications is true"
+    faults = (
+        (bool(mail.login) != bool(mail.password_file), "[mail] set both login and password_file, or none"),
+        (
+            mail.login and not mail.starttls and mail.smtp_host not in LOCAL,
+            "[mail] starttls: must be true: the password would be sent in the clear",
+        ),
+        (
+            mail.to_submitter and not mail.submitter_domain,
+            "[mail] submitter_domain: required if to_submitter is true",
+        ),
+        (
+            (irc.identify != "no") != bool(irc.password_file),
+            "[irc] password_file: required if identify is sasl or nickserv, and only then",
+        ),
+        (
+            irc.identify != "no" and not irc.tls and irc.server not in LOCAL,
+            "[irc] tls: must be true: the password would be sent in the clear",
+        ),
+        (bool(irc.mqtt_cert) != bool(irc.mqtt_key), "[irc] set both mqtt_cert and mqtt_key, or none"),
+        (bool(mqtt.tls_cert) != bool(mqtt.tls_key), "[mqtt] set both tls_cert and tls_key, or none"),
+        (mqtt.notifications and not mqtt.ca_cert, "[mqtt] ca_cert: required if notifications is true"),
+    )
+    return (message for is_wrong, message in faults if is_wrong)
 
 
 def sample_text() -> str:

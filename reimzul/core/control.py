@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Callable
 
 import attr
 
@@ -89,10 +90,10 @@ def set_flag(broker: Broker, tube: str, wanted: ControlFlag) -> ControlFlag:
     return there or wanted
 
 
-def clear_flag(broker: Broker, tube: str) -> bool:
-    """Delete all flags in a tube; return whether there was any."""
+def clear_flag(broker: Broker, tube: str, only: Callable[[ControlFlag], bool] = lambda _: True) -> bool:
+    """Delete the flags in a tube, up to the first that `only` spares; return whether there was any."""
     lifted = False
-    while (found := broker.first_ready(tube)) is not None:
+    while (found := broker.first_ready(tube)) is not None and only(_decode(found[1])):
         with contextlib.suppress(ReservationLost):  # somebody else deleted it
             broker.delete(found[0])
         lifted = True
@@ -101,9 +102,7 @@ def clear_flag(broker: Broker, tube: str) -> bool:
 
 def clear_quarantine(broker: Broker, host: str) -> None:
     """Delete the notifier's drain flags of a builder; a person's stays."""
-    while (found := broker.first_ready(drain_tube(host))) is not None and _decode(found[1]).is_quarantine:
-        with contextlib.suppress(ReservationLost):  # somebody else deleted it
-            broker.delete(found[0])
+    clear_flag(broker, drain_tube(host), only=lambda flag: flag.is_quarantine)
 
 
 def requeue_unless_cancelled(

@@ -113,6 +113,11 @@ def translate_errors(
         raise
 
 
+def describe_os_error(error: Exception) -> str:
+    """The operating system's reason alone, as `permission denied`: the message around it names the file."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
 def describe_exit(code: int | None) -> str:
     """An exit status as `subprocess` gives it, in words: negative is a signal's number."""
     if code is None:

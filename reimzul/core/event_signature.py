@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.errors import ConfigError, translate_errors
+from reimzul.core.errors import ConfigError, describe_os_error, translate_errors
 from reimzul.core.json_message import encode
 from reimzul.core.manifest import sha256_of
 from reimzul.core.message import BuildEvent, Event, Status
@@ -66,7 +66,7 @@ class EventKeys:
             return cls()
         about = f"[farm] event_keys: {path}"
         with translate_errors({
-            OSError: lambda error: ConfigError(f"{about}: {(error.strerror or 'cannot be read').lower()}"),
+            OSError: lambda error: ConfigError(f"{about}: {describe_os_error(error)}"),
             ValueError: lambda error: ConfigError(f"{about}: {error}"),
         }):  # fmt: skip
             keys = parse_event_keys(path.read_text(encoding="ascii", errors="replace").splitlines())

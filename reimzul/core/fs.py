@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that survive a crash: atomic writes, syncs and locks; and how much space is free."""
+"""Files that survive a crash: atomic writes, syncs and locks; how much space is free, and who can read them."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core.clock import EARLIEST_UNIX_TIME, MAX_SKEW_SECONDS
-from reimzul.core.errors import ConfigError
+from reimzul.core.errors import ConfigError, describe_os_error
 from reimzul.core.store_paths import StorePaths
 
 _MIB = 1024 * 1024
@@ -182,8 +184,33 @@ def create_store_dirs(store: StorePaths) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             disks.add(folder.stat().st_dev)
         except OSError as error:
-            raise ConfigError(f"[bstore] root: {folder}: {(error.strerror or 'cannot be made').lower()}") from error
+            raise ConfigError(f"[bstore] root: {folder}: {describe_os_error(error)}") from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"[bstore] root: {folder}: not writable for this user")
     if len(disks) > 1:
         raise ConfigError(f"[bstore] root: the folders in {store.root} lie on several file systems; it must be one")
+
+
+def find_unreadable(path: Path, incoming: Path) -> str:
+    """Describe what prevents other users from reading a file of `incoming/`, and the fix; empty if nothing does.
+
+    The web server runs as another user. Symbolic links are followed. Folders above `incoming/` are not checked: that
+    user may have access there through its groups, which `reimzul doctor` tries.
+    """
+    try:
+        real, folder = path.resolve(), incoming.resolve()
+        if not real.stat().st_mode & stat.S_IROTH:
+            return _describe_bar(real, "read", "o+r")
+        for parent in real.parents:
+            if parent in folder.parents:
+                break
+            if not parent.stat().st_mode & stat.S_IXOTH:
+                return _describe_bar(parent, "enter", "o+x")
+    except (OSError, RuntimeError) as error:  # a loop of links
+        return f"{path}: {describe_os_error(error)}"
+    return ""
+
+
+def _describe_bar(path: Path, verb: str, wanted: str) -> str:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    return f"{path} has mode {mode:04o}, and other users cannot {verb} it: chmod {wanted} {shlex.quote(str(path))}"

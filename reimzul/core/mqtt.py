@@ -129,8 +129,7 @@ class MqttConnection:
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext:
     """Return the context: the certificate is always checked, its name unless `tls_insecure`. Raises `OSError`."""
-    both = settings.tls_cert, settings.tls_key
-    pair = (both[0], both[1]) if both[0] and both[1] else None
+    pair = settings.tls_cert, settings.tls_key
     return client_context("mqtt", ca_cert=settings.ca_cert, pair=pair, any_name=settings.tls_insecure)
 
 

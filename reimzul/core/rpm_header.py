@@ -21,7 +21,7 @@ from typing import Any
 import attr
 
 from reimzul.core import validators
-from reimzul.core.errors import InputError, ProgramNotFound, translate_errors
+from reimzul.core.errors import InputError, ProgramNotFound, describe_os_error, translate_errors
 
 #: Tags of when, where and with which flags a package was built, and checksums over them. The signature header's tags,
 #: below 1000, are such checksums too.
@@ -148,9 +148,7 @@ def read_published_texts(path: Path) -> Iterator[tuple[str, bytes]]:
 @contextlib.contextmanager
 def _open_header(rpm: Any, path: Path) -> Iterator[Any]:
     """Open a complete package. Raises `InputError`."""
-    with translate_errors(
-        {OSError: lambda error: InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}")}
-    ):
+    with translate_errors({OSError: lambda error: InputError(f"{path}: {describe_os_error(error)}")}):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not wait for a pipe
         try:
             if os.pread(descriptor, 4, 0) != _MAGIC:

@@ -11,12 +11,12 @@ from reimzul.core.errors import translate_errors
 
 
 def client_context(
-    section: str, *, ca_cert: Path | None, pair: tuple[Path, Path] | None = None, any_name: bool = False
+    section: str, *, ca_cert: Path | None, pair: tuple[Path | None, Path | None] = (None, None), any_name: bool = False
 ) -> ssl.SSLContext:
     """Make a client's context. Errors name the setting of `section`.
 
-    Without `ca_cert` the host's authorities are trusted. `pair` is our certificate and its key. `any_name` accepts a
-    certificate of another name. Raises `OSError`.
+    Without `ca_cert` the host's authorities are trusted. `pair` is our certificate and its key, where we have
+    them. `any_name` accepts a certificate of another name. Raises `OSError`.
     """
     # ssl's default context of Python 3.13 refuses certificates of authorities that small farms make themselves
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -27,9 +27,10 @@ def client_context(
     else:
         with _naming_setting(section, "ca_cert", ca_cert):
             context.load_verify_locations(ca_cert)
-    if pair is not None:
-        with _naming_setting(section, "tls_cert, tls_key", *pair):
-            context.load_cert_chain(*pair)
+    certificate, key = pair
+    if certificate and key:
+        with _naming_setting(section, "tls_cert, tls_key", certificate, key):
+            context.load_cert_chain(certificate, key)
     return context
 
 

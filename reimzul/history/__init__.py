@@ -6,13 +6,90 @@
 
 from __future__ import annotations
 
-from typing import Callable
+import abc
+from collections.abc import Iterator, Sequence
+from typing import Callable, Optional
 
-from reimzul.core.errors import ConfigError
-from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory
-from reimzul.history.build_record import BuildRecord
+import attr
+
+from reimzul.core.errors import ConfigError, ReimzulError
+from reimzul.core.message import Event
+from reimzul.core.validators import is_source_rpm
+from reimzul.history.build_record import BuildRecord, RefusalRecord
 
 __all__ = ["BuildFilter", "BuildRecord", "History", "HistoryUnavailable", "NoHistory", "open_history"]
+
+
+class HistoryUnavailable(ReimzulError):
+    """The history cannot be reached, read or written now."""
+
+
+class NoHistory(ReimzulError):
+    """There is no history yet: nothing was ever recorded."""
+
+
+@attr.frozen(kw_only=True)
+class BuildFilter:
+    """The builds that a query finds: those that match all conditions that are not None."""
+
+    status: Optional[str] = None  #: `Published`: `Success`, and published
+    target: Optional[str] = None
+    arch: Optional[str] = None
+    srpm: Optional[str] = None  #: the file's whole name, or a prefix of it
+    submitter: Optional[str] = None
+    build_id: Optional[str] = None  #: or a prefix
+    since: Optional[str] = None  #: a timestamp: submitted then or later
+
+    @property
+    def is_whole_srpm(self) -> bool:
+        """Whether `srpm` is a whole name, not a prefix."""
+        return self.srpm is not None and is_source_rpm(self.srpm)
+
+
+class History(abc.ABC):
+    """All builds, the messages that were refused, and how much each sink has still to deliver.
+
+    Every method raises `HistoryUnavailable`. An instance belongs to one thread.
+    """
+
+    @abc.abstractmethod
+    def record(self, events: Sequence[Event]) -> None:
+        """Record events, which may come again and in any order. All or nothing if the database can do that.
+
+        After `HistoryUnavailable` all of them may be recorded again.
+        """
+
+    @abc.abstractmethod
+    def find_builds(self, wanted: BuildFilter, limit: int) -> list[BuildRecord]:
+        """Return the newest builds that match, the newest first, at most `limit`."""
+
+    @abc.abstractmethod
+    def iterate_builds(self, wanted: BuildFilter) -> Iterator[BuildRecord]:
+        """Yield all builds that match, in no order, without loading all of them."""
+
+    @abc.abstractmethod
+    def find_unfinished(self) -> list[BuildRecord]:
+        """Return all builds that wait or run, in no order."""
+
+    @abc.abstractmethod
+    def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
+        """Return the newest successful builds of a package on an arch, of any version and target, the newest first."""
+
+    @abc.abstractmethod
+    def iterate_refusals(self) -> Iterator[RefusalRecord]:
+        """Yield the refused messages, the newest first, without loading all of them."""
+
+    @abc.abstractmethod
+    def delete_refusals(self, keys: Sequence[str]) -> None:
+        """Delete refused messages by their keys; unknown keys are ignored."""
+
+    @abc.abstractmethod
+    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
+        """Set the latest build's status to `Override`, with a comment; return its record, or None if there is none."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
 
 
 def open_history(url: str, *, reading: bool = False) -> History:

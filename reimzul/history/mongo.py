@@ -19,7 +19,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.history.base import BuildFilter, History, HistoryUnavailable
+from reimzul.history import BuildFilter, History, HistoryUnavailable
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.

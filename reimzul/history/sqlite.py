@@ -19,7 +19,7 @@ from typing import Any, Optional
 from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
-from reimzul.history.base import BuildFilter, History, HistoryUnavailable, NoHistory
+from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events, with_override
 
 _COLUMNS = ("timestamp", "status", "target", "arch", "srpm", "submitter", "published", "latest_build")

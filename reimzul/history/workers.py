@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attr
 
@@ -92,13 +92,43 @@ class WorkerRecord:
         return attr.asdict(self.heartbeat, filter=lambda field, _: field.name not in ("extra", "status", "leaving"))
 
 
-class WorkerStore:
-    """The file. An instance belongs to one thread; every method raises `WorkersUnavailable`."""
+class NotifierFile:
+    """The notifier's file of heartbeats, which also holds its quarantine. An instance belongs to one thread.
+
+    It is opened for writing when that is first needed. Every method raises `WorkersUnavailable`.
+    """
+
+    schema: ClassVar[str]
+    fault: ClassVar[str]  #: what an error says
 
     def __init__(self, path: Path) -> None:
         """Open nothing yet: a missing file has no workers."""
         self._path = path
         self._db: sqlite3.Connection | None = None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with self._translating_errors():
+            if self._db is None:  # a power cut may lose the last commits: heartbeats are repeated within a minute
+                self._db = open_database(self._path, self.schema, synchronous="OFF")
+            yield self._db
+
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return translate_errors({(OSError, sqlite3.Error): self._fail})
+
+    def _fail(self, error: Exception) -> WorkersUnavailable:
+        self.close()  # the file may be damaged: open it again next time
+        return WorkersUnavailable(f"{self._path}: {self.fault}: {error}")
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+class WorkerStore(NotifierFile):
+    schema = _SCHEMA
+    fault = "the workers' heartbeats cannot be read or written"
 
     def load_all(self) -> list[WorkerRecord]:
         """Return the workers that no later process has replaced, by host and instance."""
@@ -113,42 +143,21 @@ class WorkerStore:
     def save(self, records: Iterable[WorkerRecord]) -> None:
         """Store heartbeats; one that is much older than the stored one is dropped."""
         now = time.time()
-        with self._translating_errors():
-            db = self._open_to_write()
-            with transaction(db):
-                db.execute(
-                    _AFTER_CLOCK_CHANGE, {"past": now - SILENT_AFTER_SECONDS, "future": now + CLOCK_SLACK_SECONDS}
-                )
-                for record in records:
-                    sent = record.heartbeat
-                    row = {
-                        "host": sent.host, "instance": sent.instance, "session": sent.session,
-                        "heard": record.last_seen, "old": record.last_seen - SILENT_AFTER_SECONDS,
-                        "document": json.dumps(sent.to_json()),
-                    }  # fmt: skip
-                    for statement in (_DELETE_LEAVING,) if sent.leaving else (_UPSERT, _DELETE_REPLACED):
-                        db.execute(statement, row)
+        with self._open() as db, transaction(db):
+            db.execute(_AFTER_CLOCK_CHANGE, {"past": now - SILENT_AFTER_SECONDS, "future": now + CLOCK_SLACK_SECONDS})
+            for record in records:
+                sent = record.heartbeat
+                row = {
+                    "host": sent.host, "instance": sent.instance, "session": sent.session,
+                    "heard": record.last_seen, "old": record.last_seen - SILENT_AFTER_SECONDS,
+                    "document": json.dumps(sent.to_json()),
+                }  # fmt: skip
+                for statement in (_DELETE_LEAVING,) if sent.leaving else (_UPSERT, _DELETE_REPLACED):
+                    db.execute(statement, row)
 
     def purge(self, before: float) -> None:
-        with self._translating_errors():
-            self._open_to_write().execute("DELETE FROM workers WHERE heard < ?", (before,))
-
-    def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
-    def _open_to_write(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = open_database(self._path, _SCHEMA, synchronous="OFF")  # heartbeats are repeated within a minute
-        return self._db
-
-    def _translating_errors(self) -> AbstractContextManager[None]:
-        return translate_errors({(OSError, sqlite3.Error): self._fail})
-
-    def _fail(self, error: Exception) -> WorkersUnavailable:
-        self.close()  # the file may be damaged: open it again next time
-        return WorkersUnavailable(f"{self._path}: the workers' heartbeats cannot be read or written: {error}")
+        with self._open() as db:
+            db.execute("DELETE FROM workers WHERE heard < ?", (before,))
 
 
 def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:

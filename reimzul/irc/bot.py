@@ -24,10 +24,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from reimzul.core import validators
-from reimzul.core.daemon import Stop, handle_signals
+from reimzul.core.daemon import SdNotify, Stop, handle_signals
 from reimzul.core.errors import ConfigError
 from reimzul.core.retry import Backoff, LogThrottle
-from reimzul.core.sdnotify import SdNotify
 from reimzul.core.settings import IrcChannelsSettings, IrcSettings, MqttSettings, Settings
 from reimzul.core.tls import client_context
 from reimzul.irc.connection import IrcConnection, IrcDisconnected
@@ -203,8 +202,7 @@ def _read_password(file: Optional[Path]) -> str:
 
 
 def _tls_context(mqtt: MqttSettings, irc: IrcSettings) -> Any:
-    certificate, key = (irc.mqtt_cert, irc.mqtt_key) if irc.mqtt_cert else (mqtt.tls_cert, mqtt.tls_key)
-    pair = (certificate, key) if certificate and key else None
+    pair = (irc.mqtt_cert, irc.mqtt_key) if irc.mqtt_cert else (mqtt.tls_cert, mqtt.tls_key)
     try:
         return client_context("mqtt", ca_cert=mqtt.ca_cert, pair=pair, any_name=mqtt.tls_insecure)
     except OSError as error:

@@ -30,7 +30,7 @@ def command(settings: Settings) -> None:
       reimzul-notifier --config /etc/reimzul/reimzul.ini
     """
     sinks = enabled_sinks(settings)  # reports a wrong setting before the outbox is opened
-    connect = functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port)
+    connect = functools.partial(Broker.from_settings, settings.beanstalkd)
     daemon = Notifier(
         connect,
         local_hostname(),

@@ -33,7 +33,7 @@ from reimzul.core.json_message import encode
 from reimzul.core.message import BuildEvent, Event, Status, decode_event
 from reimzul.core.pending import CORRUPT_PREFIX, count_pending
 from reimzul.core.retry import Backoff
-from reimzul.core.sqlite import open_database, transaction
+from reimzul.core.sqlite import has_table, open_database, transaction
 from reimzul.history.result_rules import (
     Notification,
     is_claim_news,
@@ -127,7 +127,7 @@ class Outbox:
         if self._db.execute("PRAGMA user_version").fetchone()[0] > _VERSION:
             raise ReimzulError(f"{self.path}: the schema is newer than version {_VERSION}, which this reimzul knows")
         self._db.executescript(_SCHEMA)
-        self._has_told = bool(self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'told'").fetchone())
+        self._has_told = has_table(self._db, "told")
         if damaged is not None:
             self._salvage(damaged)
 

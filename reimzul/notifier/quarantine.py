@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Optional
@@ -42,8 +41,8 @@ from reimzul.core.message import (
     new_build_id,
 )
 from reimzul.core.retry import LogThrottle
-from reimzul.core.sqlite import open_database, transaction
-from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_disconnected
+from reimzul.core.sqlite import transaction
+from reimzul.history.workers import NotifierFile, WorkerRecord, WorkerStore, WorkersUnavailable, drop_disconnected
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +122,11 @@ class QuarantinedBuilder:
 _COLUMNS = "host, since, next, failed, build_id, job, srpm"
 
 
-class QuarantineTables:
-    """The attempts of builders, and the builders in quarantine. Belongs to the daemon's thread.
+class QuarantineTables(NotifierFile):
+    """The attempts of builders, and the builders in quarantine."""
 
-    All methods raise `WorkersUnavailable`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db: sqlite3.Connection | None = None
+    schema = _SCHEMA
+    fault = "builders' attempts cannot be recorded"
 
     def add_attempt(self, event: BuildEvent, now: float) -> None:
         """Record how a builder's attempt ended, if an event says so."""
@@ -184,21 +179,6 @@ class QuarantineTables:
         with self._open() as db, transaction(db):
             db.execute("DELETE FROM quarantine WHERE host = ?", (host,))
             db.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", (host, now))
-
-    def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            if self._db is None:
-                self._db = open_database(self._path, _SCHEMA, synchronous="OFF")
-            yield self._db
-        except (OSError, sqlite3.Error) as error:
-            self.close()
-            raise WorkersUnavailable(f"{self._path}: builders' attempts cannot be recorded: {error}") from error
 
 
 @attr.frozen(kw_only=True)

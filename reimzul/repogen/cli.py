@@ -40,7 +40,7 @@ def command(settings: Settings) -> None:
 def make_daemon(settings: Settings) -> Repogen:
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
-    host, beanstalkd = local_hostname(), settings.beanstalkd
+    host = local_hostname()
     arches = read_arches(settings.farm.arches)
     copier = UploadCopier(store, settings.repogen.max_upload_files, settings.repogen.max_upload_mib, arches)
     copier.remove_abandoned()
@@ -57,7 +57,7 @@ def make_daemon(settings: Settings) -> Repogen:
         retention=Retention(attempts=settings.repogen.attempts_days, rejected=settings.repogen.rejected_days),
         event_keys=keys,
     )
-    connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
+    connect = functools.partial(Broker.from_settings, settings.beanstalkd)
     return Repogen(connect, host, context)
 
 

@@ -28,7 +28,7 @@ from xml.sax.saxutils import escape, quoteattr
 import attr
 
 from reimzul.core import fs
-from reimzul.core.errors import InputError
+from reimzul.core.errors import InputError, describe_os_error
 from reimzul.core.store_paths import StorePaths
 
 log = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ def _link_extra(source: Path, folder: Path, record: MetadataRecord, *, copy: boo
             raise FileNotFoundError(errno.ENOENT, "it is not in repodata/")
         _link(source / record.file, folder / record.file, copy=copy)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        why = describe_os_error(error)
         log.error("%s: its metadata %s is dropped: %s: %s", folder.parents[1].name, record.type, record.file, why)
         return False
     return True

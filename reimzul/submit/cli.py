@@ -118,7 +118,7 @@ def command(
         refuse_listed(header, disttag, checked, settings.bstore.base_url, _warn)
     source = import_source(path, settings.incoming.folder)
     shared = ["--config", str(config)] if config else []  # for the `reimzul` program
-    with Broker(settings.beanstalkd.host, settings.beanstalkd.port) as broker:
+    with Broker.from_settings(settings.beanstalkd) as broker:
         requests = make_requests(source, options, submitter_for_workers(broker, user, shared))
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         request_repodata(broker, urls, [request.target for request in requests])

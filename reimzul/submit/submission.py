@@ -30,13 +30,13 @@ import attr
 from reimzul.core import fs, validators
 from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
-from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, describe_os_error
+from reimzul.core.fs import find_unreadable
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.process import output_of
-from reimzul.core.readable import find_unreadable
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
@@ -180,7 +180,7 @@ def import_source(path: Path, incoming: Path) -> Source:
         _remove_stale_copies(incoming)
         return _copy_in(path, place)
     except OSError as error:  # the folder cannot be written to, or is full
-        reason = (error.strerror or str(error)).lower()
+        reason = describe_os_error(error)
         raise InputError(f"{incoming}: the file cannot be copied in: {reason}") from error
 
 

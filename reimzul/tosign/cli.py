@@ -30,10 +30,9 @@ def command(settings: Settings) -> None:
 
 
 def make_daemon(settings: Settings) -> Tosign:
-    store, beanstalkd = StorePaths(settings.bstore.root), settings.beanstalkd
+    store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
-    connect = functools.partial(Broker, beanstalkd.host, beanstalkd.port)
-    return Tosign(connect, local_hostname(), store)
+    return Tosign(functools.partial(Broker.from_settings, settings.beanstalkd), local_hostname(), store)
 
 
 def main() -> NoReturn:

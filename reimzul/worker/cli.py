@@ -10,8 +10,8 @@ from typing import NoReturn
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import daemon_command, local_hostname, run_command
+from reimzul.core.daemon import SdNotify
 from reimzul.core.rpm_header import import_rpm
-from reimzul.core.sdnotify import SdNotify
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
@@ -60,7 +60,7 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
     )
     identity = WorkerIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders)
     return Worker(
-        functools.partial(Broker, settings.beanstalkd.host, settings.beanstalkd.port),
+        functools.partial(Broker.from_settings, settings.beanstalkd),
         [arch_tube(name) for name in tubes],
         host,
         environment,

@@ -28,12 +28,11 @@ import attr
 from reimzul import __version__
 from reimzul.core import control
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker, ReservedJob
-from reimzul.core.daemon import Stop, describe_outage
+from reimzul.core.daemon import SdNotify, Stop, describe_outage
 from reimzul.core.errors import BrokerUnavailable, ReservationLost, RetryLater
 from reimzul.core.fs import FreeSpace
 from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Feature, WorkerHeartbeat, WorkerState
 from reimzul.core.retry import LogThrottle
-from reimzul.core.sdnotify import SdNotify
 from reimzul.worker.build import BuildAttempt, Outgoing
 
 log = logging.getLogger(__name__)

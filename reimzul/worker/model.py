@@ -20,7 +20,7 @@ from typing import Any, Callable
 import attr
 
 from reimzul.core.arch import NOARCH, Arches
-from reimzul.core.errors import ConfigError, ReimzulError
+from reimzul.core.errors import ConfigError, ReimzulError, describe_os_error
 from reimzul.core.fs import folder_lock
 from reimzul.core.message import BuildEvent, BuildRequest, event_for
 from reimzul.core.rpm_header import Header
@@ -123,7 +123,7 @@ class Workspace:
             if not os.access(self.builds, os.W_OK):
                 raise ConfigError(f"[worker] results: {self.builds} is not writable")
         except OSError as error:
-            raise ConfigError(f"[worker] results: {self.root}: {(error.strerror or str(error)).lower()}") from error
+            raise ConfigError(f"[worker] results: {self.root}: {describe_os_error(error)}") from error
 
     def remove_orphaned(self, clean: Callable[[Path], None]) -> None:
         """Remove the folders that no living worker owns; `clean` first cleans the root of each leg in them."""

@@ -204,7 +204,7 @@ def notifier(folder: Path, port: int) -> str:
 
 HANG = """
 import os, signal, threading
-from reimzul.core.sdnotify import SdNotify
+from reimzul.core.daemon import SdNotify
 service = SdNotify()
 service.announce_ready("waiting")
 def stuck_here():

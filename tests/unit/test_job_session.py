@@ -10,9 +10,8 @@ from typing import Any, Callable
 import attr
 import pytest
 
-from reimzul.core.daemon import Stop
+from reimzul.core.daemon import SdNotify, Stop
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost
-from reimzul.core.sdnotify import SdNotify
 from reimzul.worker.job_session import JobSession
 
 

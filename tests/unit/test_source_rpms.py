@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from reimzul.core.validators import is_source_rpm
-from reimzul.history.base import BuildFilter
+from reimzul.history import BuildFilter
 from reimzul.worker.mock_result import Fault
 from reimzul.worker.upload import prune_results
 

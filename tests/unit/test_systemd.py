@@ -13,9 +13,8 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.core.daemon import Outcome, Stop
+from reimzul.core.daemon import MAX_STATUS_CHARACTERS, Outcome, SdNotify, Stop
 from reimzul.core.process import environment
-from reimzul.core.sdnotify import MAX_STATUS_CHARACTERS, SdNotify
 from reimzul.worker.job_session import JobSession
 from tests.manager import Manager
 from tests.unit.test_daemon import FakeBroker, FakeClaim, Handler

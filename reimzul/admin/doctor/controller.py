@@ -356,7 +356,7 @@ def judge_expiry(end: float, name: str) -> Result:
 
 
 def _check_broker(settings: MqttSettings) -> Result:
-    pair = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+    pair = settings.tls_cert, settings.tls_key
     context = client_context("mqtt", ca_cert=settings.ca_cert, pair=pair, any_name=settings.tls_insecure)
     address = (settings.host, settings.port)
     plain = socket.create_connection(address, ANSWER_TIMEOUT_SECONDS)

@@ -54,8 +54,8 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
+from reimzul.core.fs import find_unreadable
 from reimzul.core.process import output_of
-from reimzul.core.readable import find_unreadable
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 
@@ -150,7 +150,7 @@ def restart_hint(program: str) -> str:
 
 
 def connect(settings: Settings) -> Broker:
-    return Broker(settings.beanstalkd.host, settings.beanstalkd.port, ANSWER_TIMEOUT_SECONDS)
+    return Broker.from_settings(settings.beanstalkd, ANSWER_TIMEOUT_SECONDS)
 
 
 def _ask_beanstalkd(address: Address) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import attr
 
-from reimzul.core.errors import ConfigError, ReimzulError, translate_errors
+from reimzul.core.errors import ConfigError, ReimzulError, describe_os_error, translate_errors
 from reimzul.core.fs import write_atomic
 
 #: Where systemd looks for units (systemd.unit(5)); the first is the administrator's.
@@ -64,7 +64,7 @@ class System:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: move it away") from error
         except OSError as error:
-            raise ConfigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
+            raise ConfigError(f"{path}: {describe_os_error(error)}") from error
 
     def mode(self, path: str) -> int:
         return stat.S_IMODE(self.resolve(path).stat().st_mode)
@@ -217,5 +217,5 @@ def _owner_ids(system: System, diff: FileDiff) -> tuple[int, int]:
 def translate_write_errors(path: str) -> contextlib.AbstractContextManager[None]:
     """Name the file in the error of a failed write."""
     return translate_errors(
-        {OSError: lambda error: ReimzulError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}")}
+        {OSError: lambda error: ReimzulError(f"{path}: cannot be written: {describe_os_error(error)}")}
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 import attr
 import click
 
-from reimzul.core.errors import InputError, translate_errors
+from reimzul.core.errors import InputError, describe_os_error, translate_errors
 from reimzul.core.event_signature import EVENT_KEY, add_new_key, parse_event_keys
 from reimzul.core.validators import quoted
 
@@ -80,7 +80,7 @@ def read_key_file(source: str) -> dict[str, str]:
     except UnicodeDecodeError:
         raise InputError(f"{source}: not UTF-8") from None
     except OSError as error:
-        raise InputError(f"{source}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise InputError(f"{source}: {describe_os_error(error)}") from None
 
 
 def _read_unseen_lines() -> str:
