@@ -11,6 +11,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 # For `make faults`: how many trials (40, or 10 of one kind), which kind (all), and the seed of one trial to repeat.
+# For `make simulate`: how many seeds (10,000), and one to repeat.
 N ?=
 KIND ?=
 SEED ?=
@@ -24,7 +25,8 @@ ONLY ?=
 # For `make demo`: a source rpm of yours; its path may have spaces.
 SRPM ?=
 
-.PHONY: help setup farm-setup demo farm test faults faults-ci mutate farm-test bench check man rpm lock install clean
+.PHONY: help setup farm-setup demo farm test simulate simulate-ci faults faults-ci mutate farm-test bench check man rpm
+.PHONY: lock install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,13 @@ farm: farm-setup ## Run such a farm in the foreground until Ctrl-C
 
 test: setup ## Run all tests, and the unit tests on the oldest and the newest Python too
 	@tools/test
+
+simulate: farm-setup ## Run the daemons on a virtual clock under faults of 10,000 seeds (N=500; SEED=7 repeats one)
+	@$(VENV)/python -m tests.simulate $(if $(SEED),--seed $(SEED),--seeds $(or $(N),10000))
+
+# For .ci/run: 2,000 seeds, and fewer where a slow machine does not get to them in two minutes.
+simulate-ci: farm-setup
+	@$(VENV)/python -m tests.simulate --seeds 2000 --seconds 120
 
 faults: setup ## Kill, disconnect and fill parts of a farm, and check that nothing is lost (N=500, KIND=kill, SEED=7)
 	@$(VENV)/python -m tests.faults $(if $(N),--trials $(N)) $(if $(KIND),--kind $(KIND)) $(if $(SEED),--seed $(SEED))

@@ -140,6 +140,12 @@ class Repogen(Daemon[RepogenRequest]):
             yield from self._place_all(batch, [batch.large.pop(0)], defer_large=False)
             yield from self._index_all(batch)
 
+    def settle(self, claim: _Claim, outcome: Outcome) -> None:
+        """Settle a job; an error of the disk, wherever it came up, is no fault of the job."""
+        if isinstance(outcome, OSError):
+            outcome = RetryLater(str(outcome), pause=DISK_PAUSE_SECONDS)
+        super().settle(claim, outcome)
+
     def _is_large(self, claim: _Claim) -> bool:
         request = claim.message
         spool = self.store.spool / spool_name(request.build_id, request.arch, request.attempt)

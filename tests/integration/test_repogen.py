@@ -442,6 +442,21 @@ def test_a_disk_that_does_not_take_a_leg_is_waited_for(
     assert [event.build_id for event in taken(broker, NOTIFY)] == [asked.build_id]
 
 
+def test_a_lock_that_the_disk_does_not_take_is_waited_for(
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
+) -> None:
+    asked = uploads.upload(store, rpms)
+    store.lock(TARGET).mkdir()
+    number = broker.put(CREATEREPO, asked, priority=PRIORITY)
+    work(daemon)
+    stats = broker.job_stats(number)
+    assert (stats.state, stats.releases) == ("delayed", 1)
+    store.lock(TARGET).rmdir()
+    broker.kick(number)
+    work(daemon)
+    assert [event.build_id for event in taken(broker, NOTIFY)] == [asked.build_id]
+
+
 def test_a_leg_createrepo_c_leaves_out_is_given_up_and_taken_out(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator itself: a seed always does the same, and a fault that is planted is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+#: The worker deletes its job before it has built anything.
+_PLANTED = """
+import logging
+logging.disable()
+from tests.simulate.run import run_seed
+from reimzul.worker.daemon import Worker
+build = Worker._build
+def lose(worker, request, session):
+    session.claim.stats
+    session.claim.delete()
+    build(worker, request, session)
+Worker._build = lose
+print(next((line for seed in range(1, 60) for line in run_seed(seed).broken), "nothing"))
+"""
+
+
+def run(*words: str, seed_of_hashes: str = "0") -> str:
+    """Run Python in a process of its own: the simulator imports the product on a clock of its own."""
+    environment = {**os.environ, "PYTHONHASHSEED": seed_of_hashes}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_seed_always_does_the_same() -> None:
+    first, second = (run("-m", "tests.simulate", "--seed", "9", seed_of_hashes=each) for each in ("1", "2"))
+    assert "steps" in first
+    assert first == second
+
+
+def test_a_worker_that_loses_its_job_is_found() -> None:
+    assert "ended as" in run("-c", _PLANTED)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every effect on a file is a step of the scheduler: an audit hook sees it before it happens, whoever's code it is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from tests.simulate import scheduler
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+#: What needs room on the disk.
+_MAKING = ("open", "os.mkdir", "os.symlink", "os.link")
+_EVENTS = frozenset((*_MAKING, "os.rename", "os.remove", "os.rmdir", "os.truncate"))
+
+
+class Files:
+    """The files of one run, all below `root`."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.touched: dict[str, float] = {}  #: when a path was last changed, by the hosts' clock
+
+    def last_change(self, path: str) -> float:
+        """The ctime that files would have on the virtual clock."""
+        below = [at for other, at in self.touched.items() if other == path or os.path.dirname(other) == path]
+        return max(below, default=scheduler.EPOCH)
+
+
+class _State:
+    files: Files | None = None  #: of the run, while there is one
+
+
+def last_change(path: str) -> float:
+    return _State.files.last_change(path) if _State.files else 0.0
+
+
+_real_close, _real_flock, _real_getpid = os.close, fcntl.flock, os.getpid
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    files = _State.files
+    if files is None or event not in _EVENTS:
+        return
+    path = arguments[0]
+    if event == "open" and not arguments[2] & _WRITING:
+        return
+    if not isinstance(path, (str, bytes)):
+        return
+    name = os.fsdecode(path)
+    if name.startswith("/") and not name.startswith(files.root):
+        return
+    world = scheduler.world
+    world.step(f"{event} {name[len(files.root) :] if name.startswith('/') else name}")
+    process = world.current.process
+    if event in _MAKING and process.steps < process.disk_full_until and not os.path.exists(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    goal = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else name
+    files.touched[os.fsdecode(goal)] = world.time()
+
+
+def _close(descriptor: int) -> None:
+    if _State.files is not None:
+        scheduler.world.current.process.locks.discard(descriptor)
+    _real_close(descriptor)
+
+
+def _flock(descriptor: Any, mode: int) -> None:
+    if _State.files is None:
+        _real_flock(descriptor, mode)
+        return
+    world = scheduler.world
+    if world.current.process.dead:
+        raise scheduler.Killed
+    while True:
+        try:
+            _real_flock(descriptor, mode | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if mode & fcntl.LOCK_NB:
+                raise
+        world.sleep(0.01)
+    world.current.process.locks.add(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    """Nothing is lost here: a cut of the power is another test's."""
+    scheduler.world.step("fsync")
+
+
+class _Names:
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def __iter__(self) -> _Names:
+        return self
+
+    def __next__(self) -> str:
+        return f"{self._random.getrandbits(40):010x}"
+
+
+def drop_locks(process: scheduler.Process) -> None:
+    """Drop what a process has locked, as the kernel does at its end."""
+    for descriptor in list(process.locks):
+        with contextlib.suppress(OSError):
+            _real_close(descriptor)
+    process.locks.clear()
+
+
+@contextlib.contextmanager
+def watched(root: str, seed: int) -> Iterator[Files]:
+    """Let every effect below a folder be a step, while the block runs."""
+    own = random.Random(seed)
+    originals = (os.fsync, os.urandom, tempfile._name_sequence)  # type: ignore[attr-defined]
+    os.close, fcntl.flock, os.fsync = _close, _flock, _fsync  # type: ignore[assignment]
+    os.urandom = own.randbytes if hasattr(own, "randbytes") else lambda n: own.getrandbits(8 * n).to_bytes(n, "big")
+    os.getpid = lambda: scheduler.world.current.process.pid
+    tempfile._name_sequence = _Names(seed)  # type: ignore[attr-defined]
+    files = _State.files = Files(root)
+    try:
+        yield files
+    finally:
+        _State.files = None
+        os.close, fcntl.flock, os.getpid = _real_close, _real_flock, _real_getpid
+        os.fsync, os.urandom, tempfile._name_sequence = originals  # type: ignore[attr-defined]
+
+
+sys.addaudithook(_audit)

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for the programs and servers that the daemons use: mock, rsync, createrepo_c, the http server, rpm headers.
+
+A program is a generator of the seconds that it takes between its effects; what it returns is its exit code. It ends
+with the daemon that runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import types
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attr
+
+from tests.simulate import scheduler
+
+Program = Generator[float, None, int]
+#: What mock may come to.
+BUILT, FAILED, UNFIT, NOBODY = "built", "failed", "unfit", "nobody"
+BASE, UPLOAD = "http://localhost/bstore/", "rsync://localhost/reimzul-bstore/"
+INCOMING = "http://localhost/incoming/"
+
+
+def package_text(name: str, arch: str, *, is_source: bool = False) -> bytes:
+    """A package: its header, and some content."""
+    return f"SIM {name} 1 1 {arch} {int(is_source)}\n".encode() + name.encode() * 20
+
+
+@attr.frozen(kw_only=True)
+class Programs:
+    store: Path
+    sources: dict[str, bytes]  #: incoming/
+    outcomes: dict[str, list[str]]  #: of each package, in the order of its attempts; built at last
+    faults: dict[str, float]  #: of rsync, createrepo_c and http: how often they fail
+
+    def fails(self, what: str) -> bool:
+        return scheduler.world.random.random() < self.faults.get(what, 0.0)
+
+    # --- running
+
+    def run(
+        self,
+        argv: Sequence[Any],
+        *,
+        output: Path | None = None,
+        errors: Path | None = None,
+        timeout: float | None = None,
+        cancel: Any = None,
+        begun: Callable[[int], None] | None = None,
+        every: float = 0.25,
+        **_: Any,
+    ) -> int:
+        """`core.process.run`."""
+        from reimzul.core.errors import TimedOut
+
+        world, words = scheduler.world, [os.fspath(word) for word in argv]
+        name = Path(words[0]).name
+        world.step(f"run {name}")
+        for path in filter(None, (output, errors)):
+            path.open("ab").close()
+        if begun is not None:
+            begun(0)
+        program: Program = getattr(self, f"_{name}")(words)
+        ends = world.now + (timeout or float("inf"))
+        with contextlib.closing(program):
+            while True:
+                try:
+                    ready_at = world.now + next(program)
+                except StopIteration as end:
+                    return int(end.value)
+                while world.now < ready_at:
+                    world.sleep(min(every, ready_at - world.now))
+                    if cancel is not None:
+                        cancel.raise_if_cancelled()
+                    if world.now > ends:
+                        raise TimedOut(name, timeout or 0)
+
+    def _mock(self, words: list[str]) -> Program:
+        results = Path(next(word for word in words if word.startswith("--resultdir=")).partition("=")[2])
+        source = Path(words[-1])
+        world, package = scheduler.world, source.name.rsplit("-", 2)[0]
+        outcomes = self.outcomes.get(package, [])
+        outcome = outcomes.pop(0) if outcomes else BUILT
+        (results / "root.log").write_text("INFO: root\n")
+        yield world.random.choice((0.5, 2.0, 5.0, 5.0, 150.0 if world.random.random() < 0.1 else 3.0))
+        if outcome == UNFIT:
+            (results / "root.log").write_text("the disk is broken\n")
+            return 20
+        if outcome == NOBODY:
+            return 60
+        (results / "state.log").write_text("2026-01-01 00:00:00,000 - Start: rpmbuild x.src.rpm\n")
+        (results / "build.log").write_text("+ make\n")
+        yield world.random.choice((0.5, 2.0))
+        if outcome == FAILED:
+            (results / "build.log").write_text("error: Bad exit status from /var/tmp/x (%build)\n")
+            return 1
+        shutil.copyfile(source, results / source.name)
+        yield 0.1
+        (results / f"{package}-1-1.x86_64.rpm").write_bytes(package_text(package, "x86_64"))
+        return 0
+
+    def _rsync(self, words: list[str]) -> Program:
+        world, goal = scheduler.world, self.store / words[-1].removeprefix(UPLOAD)
+        fails = self.fails("rsync")
+        yield world.random.random() * 0.3
+        goal.mkdir(exist_ok=True)
+        for path in sorted(Path(words[-2]).iterdir()):
+            if path.is_file():
+                partial = goal / f".{path.name}.partial"
+                partial.write_bytes(path.read_bytes())
+                yield 0.05
+                if fails and world.random.random() < 0.5:
+                    return 12
+                partial.replace(goal / path.name)
+        return 12 if fails else 0
+
+    def _createrepo_c(self, words: list[str]) -> Program:
+        options = dict(zip(words, words[1:]))
+        yield 0.1
+        if "--pkglist" not in options:  # on one leg alone, to find out whether that is what it crashes at
+            return 0
+        target, output = Path(words[-1]), Path(options["--outputdir"]) / "repodata"
+        yield scheduler.world.random.choice((0.2, 0.5, 3.0))
+        if self.fails("createrepo_c"):
+            return scheduler.world.random.choice((1, -9))
+        paths = [path for path in Path(options["--pkglist"]).read_text().splitlines() if (target / path).is_file()]
+        packages = "".join(
+            f'<package><checksum type="sha256" pkgid="YES">{hashlib.sha256((target / path).read_bytes()).hexdigest()}'
+            f'</checksum><location href="{path}"/></package>\n'
+            for path in paths
+        )
+        text = gzip.compress(f'<metadata packages="{len(paths)}">\n{packages}</metadata>'.encode(), 1, mtime=0)
+        name = f"{hashlib.sha256(text).hexdigest()}-primary.xml.gz"
+        hidden = output.with_name(".repodata")
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        (hidden / name).write_bytes(text)
+        record = f'<data type="primary"><location href="repodata/{name}"/></data>'
+        (hidden / "repomd.xml").write_text(f'<repomd xmlns="http://linux.duke.edu/metadata/repo">{record}</repomd>')
+        yield 0.1
+        if output.exists():
+            output.rename(output.with_name("repodata.old.1.1"))
+        hidden.rename(output)
+        shutil.rmtree(output.with_name("repodata.old.1.1"), ignore_errors=True)
+        return 0
+
+    # --- servers
+
+    def http_session(self) -> Any:
+        """`core.http_client.HttpSession`."""
+        from reimzul.core.http_client import HttpUnavailable, NotFound
+
+        def get(url: str, limit: int) -> bytes:
+            scheduler.world.step("http get")
+            if self.fails("http"):
+                raise HttpUnavailable(f"{url}: no answer")
+            try:
+                return (self.store / url.removeprefix(BASE)).read_bytes()
+            except OSError:
+                raise NotFound(url) from None
+
+        return contextlib.nullcontext(types.SimpleNamespace(get=get))
+
+    @contextlib.contextmanager
+    def open_url(self, url: str) -> Iterator[Any]:
+        """`worker.download._open_url`."""
+        scheduler.world.step("http source")
+        if self.fails("http"):
+            raise OSError("no answer")
+        text = self.sources[url.removeprefix(INCOMING)]
+        chunks = [text]
+        yield types.SimpleNamespace(length=len(text), headers={}, read1=lambda _: chunks.pop() if chunks else b"")
+
+
+def read_header(path: Path) -> Any:
+    """`core.rpm_header.read_header`."""
+    from reimzul.core.errors import InputError
+    from reimzul.core.rpm_header import Header
+
+    words = path.read_bytes().partition(b"\n")[0].decode().split()
+    if words[:1] != ["SIM"]:
+        raise InputError(f"{path}: not an rpm package")
+    _, name, version, release, arch, is_source = words
+    return Header(name=name, epoch=None, version=version, release=release, arch=arch, is_source=is_source == "1")
+
+
+class Roots:
+    """`worker.roots.MockRoots`, without roots."""
+
+    @contextlib.contextmanager
+    def prepare_root(self, configdir: Path, extension: str, _: Any) -> Iterator[Any]:
+        from reimzul.worker.roots import MockRoot
+
+        yield MockRoot(configdir=str(configdir), uniqueext=extension, base="", name="sim")
+
+    def extensions(self, arch: str) -> Generator[str, None, None]:
+        yield f"reimzul-sim.{arch}"
+
+    def nothing(self, *_: Any) -> None:
+        """No root, so nothing to record or to clean."""
+
+    record_start = record_end = clean = recover = nothing
+
+
+@attr.frozen
+class Configs:
+    """`worker.mock_config.MockConfigRepo`, with one configuration that needs no rendering."""
+
+    folder: Path
+
+    def pull(self) -> Any:
+        from reimzul.worker.mock_config import CheckoutState
+
+        scheduler.world.sleep(scheduler.world.random.random())
+        return CheckoutState("simulated")
+
+    def check_required_files(self) -> None:
+        """They are there."""
+
+    def find_config(self, *_: str) -> Path:
+        return self.folder / "mock.cfg"
+
+    def render(self, config: Path) -> Path:
+        return config.parent
