@@ -191,7 +191,7 @@ class Recorder:
     def _sync(self, descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         site = _call_site()
-        if path == self.top or self.top in path.parents:
+        if (path == self.top or self.top in path.parents) and site != "outside":
             site += f", {'folder' if path.is_dir() else 'file'} at depth {len(path.relative_to(self.top).parts)}"
             self.sites.append(site)
         if site == self.omitted:

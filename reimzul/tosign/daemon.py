@@ -221,6 +221,8 @@ def _take_back(store: StorePaths, key: str, place: str) -> None:
             os.rename(exposed, staging)
         except FileNotFoundError:
             fs.write_atomic(mark, f"{place}\n")  # collected at this moment
+        else:
+            fs.sync(exposed.parent)  # after a power cut the signer must not find half of it
     fs.remove(staging)
     log.info("%s: a rebuild has replaced it: taken back, unless it was collected right now", exposed.name)
 
@@ -228,6 +230,7 @@ def _take_back(store: StorePaths, key: str, place: str) -> None:
 def _expose(store: StorePaths, leg: SignableLeg) -> bool:
     exposed = store.tosign / leg.target / leg.name
     exposed.parent.mkdir(exist_ok=True)
+    fs.sync(store.tosign)  # before the rename: a folder that a power cut takes away would take the leg with it
     try:
         os.rename(store.staging / leg.key, exposed)
     except OSError as error:
@@ -236,7 +239,7 @@ def _expose(store: StorePaths, leg: SignableLeg) -> bool:
         # This happens only if the disk has lost the mark of a leg that is still to be collected.
         fs.remove(store.staging / leg.key)
         return False
-    fs.sync_ancestors_once(exposed, exposed.parent, store.tosign)
+    fs.sync(exposed.parent)
     return True
 
 

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from reimzul.core import fs
+from reimzul.core.sqlite import transaction
+from reimzul.notifier.outbox import Outbox, SinkDeliveries
 from reimzul.submit import submission
+from tests.events import event
 from tests.powercut import Recorder, write_tree
 
 NEW = "new\n"
@@ -104,3 +110,61 @@ def test_what_is_synced_in_a_folder_that_is_not_is_lost_with_it(tmp_path: Path) 
         fs.sync(top / "folder")
 
     assert frozenset() in survivors(make, tmp_path / "top")
+
+
+# --- the outbox: each commit is atomic; with synchronous=FULL it survives, with NORMAL the last ones may be lost
+
+
+class Commits:
+    """What the outbox's file may hold after a power cut."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.survivors: list[Path] = []
+        self._folder, self._count = folder, 0
+        patch.setattr("reimzul.notifier.outbox.transaction", self._recorded)
+
+    @contextlib.contextmanager
+    def _recorded(self, db: sqlite3.Connection) -> Iterator[None]:
+        with transaction(db):
+            yield
+        self._count += 1
+        path = self._folder / str(self._count) / "ledger.sqlite"
+        path.parent.mkdir(parents=True)
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            db.backup(copy)
+        if db.execute("PRAGMA synchronous").fetchone() == (2,):  # FULL: its WAL is synced, with all that is before
+            self.survivors = []
+        self.survivors.append(path)
+
+    def read_pending(self) -> list[list[str]]:
+        """By each file that may survive: the events that the sink still gets after the restart."""
+        found = []
+        for path in self.survivors:
+            aside = path.parent / "again" / path.name
+            shutil.rmtree(aside.parent, ignore_errors=True)
+            aside.parent.mkdir()
+            shutil.copy(path, aside)
+            Outbox(aside).close()
+            deliveries = SinkDeliveries(aside, "log")
+            found.append([notice.word for notice in deliveries.read_due()[0]])
+            deliveries.close()
+        return found
+
+
+def test_an_event_whose_job_is_deleted_survives_a_power_cut_until_its_sink_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(tmp_path / "ledger.sqlite")
+    sink = SinkDeliveries(outbox.path, "log")
+    commits = Commits(tmp_path / "commits", monkeypatch)
+    for status in ("Success", "Published"):
+        new = outbox.accept([event(status)], lambda _: ("log",))["log"]
+        # The notifier deletes the job now.
+        assert all(new[0].word in words for words in commits.read_pending())
+        (begun,) = sink.begin(new)
+        assert all(new[0].word in words for words in commits.read_pending())
+        # The sink has it now, and gets it twice if that is forgotten.
+        sink.mark_delivered([begun.seq])
+        assert all(set(words) <= {new[0].word} for words in commits.read_pending())
+    sink.close()
+    outbox.close()
