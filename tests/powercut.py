@@ -8,6 +8,7 @@ makes its content durable. A file whose name survives without its content is emp
 
 from __future__ import annotations
 
+import linecache
 import os
 import pathlib
 import sys
@@ -143,7 +144,6 @@ class Recorder:
         self._current = self._durable = self._scan()
         self._pending: tuple[Change, ...] = ()
         self._data = {self._numbers[path.stat().st_ino]: path.read_bytes() for path in top.rglob("*") if _is_file(path)}
-        self._fsync = os.fsync
         patch.setattr(os, "fsync", self._sync)
         for owner, name in self._WATCHED:
             patch.setattr(owner, name, self._watched(name, getattr(owner, name)))
@@ -196,7 +196,6 @@ class Recorder:
             self.sites.append(site)
         if site == self.omitted:
             return
-        self._fsync(descriptor)
         self._notice()
         number = self._numbers.get(os.fstat(descriptor).st_ino)
         if number in self._kinds:
@@ -258,7 +257,8 @@ def _call_site() -> str:
     while frame.f_back and Path(frame.f_code.co_filename).is_relative_to(_PRODUCT):
         name = Path(frame.f_code.co_filename).name
         if frame.f_code.co_name != "sync":
-            lines.insert(0, f"{name}:{frame.f_lineno} {frame.f_code.co_name}")
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            lines.insert(0, f"{name} {frame.f_code.co_name}: {line}")
         if name != "fs.py":
             break
         frame = frame.f_back

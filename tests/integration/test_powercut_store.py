@@ -290,22 +290,24 @@ def check_replaced_first(scene: Scene) -> Iterator[str]:
 
 PLAYS = {
     "publish": Play(repogen_cli.make_daemon, prepare_builds, check_published),
-    "reject": Play(repogen_cli.make_daemon, prepare_bad_upload, check_rejected),
+    "reject": Play(repogen_cli.make_daemon, prepare_bad_upload, check_rejected, ("keep_logs: fs.sync(goal",)),
     "archive": Play(repogen_cli.make_daemon, prepare_logs, check_archived, ("move_folder",)),
     "outrank": Play(repogen_cli.make_daemon, prepare_attempts, check_outranked),
     # Of a leg's mark only the name counts, and "collect" holds that.
-    "stage": Play(tosign_cli.make_daemon, prepare_leg, check_staged, elsewhere=("stage_leg > fs.py",)),
+    "stage": Play(tosign_cli.make_daemon, prepare_leg, check_staged, elsewhere=("fs.write_atomic(mark",)),
     "collect": Play(
         tosign_cli.make_daemon,
         prepare_leg,
         check_staged,
-        elsewhere=("write_atomic, file", "_expose"),
+        elsewhere=("file at depth 3", "_expose"),
         is_collected=True,
     ),
     "replace": Play(
         tosign_cli.make_daemon, prepare_rebuild, check_replaced, ("_take_back", "write_atomic, file at depth 4")
     ),
-    "take-back": Play(tosign_cli.make_daemon, prepare_replaced, check_replaced_first, ("_take_back",)),
+    "take-back": Play(
+        tosign_cli.make_daemon, prepare_replaced, check_replaced_first, ("_take_back: fs.sync(exposed.parent)",)
+    ),
 }
 
 
@@ -364,6 +366,7 @@ class Stage:
             yield from (f"before the restart: {fault}" for fault in faults)
             return
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _: None)  # nobody cuts the power now
             after = list(cut.announced)
             self._watch_puts(patch, after.append)
             daemon = self.play.make(self._settings_in(root))
@@ -436,6 +439,7 @@ def stage(request: pytest.FixtureRequest, settings: Settings, broker: Broker, rp
     return Stage(PLAYS[request.param], settings, broker, rpms, tmp_path / "stores")
 
 
+@pytest.mark.slow
 def test_power_cut_on_bstore_keeps_promises_and_needs_each_fsync(stage: Stage) -> None:
     stage.folder.mkdir()
     whole = stage.record("whole")
