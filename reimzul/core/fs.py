@@ -181,7 +181,10 @@ def create_store_dirs(store: StorePaths) -> None:
     disks = set()
     for folder in store.folders():
         try:
+            is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
+            if is_new:  # what is synced in it later must not be lost with it
+                sync_parents(folder, store.root)
             disks.add(folder.stat().st_dev)
         except OSError as error:
             raise ConfigError(f"[bstore] root: {folder}: {describe_os_error(error)}") from error

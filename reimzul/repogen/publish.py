@@ -212,8 +212,10 @@ def archive_logs(copier: UploadCopier, spool: Path) -> None:
 
 
 def move_folder(folder: Path, goal: Path) -> None:
-    """Move a folder to where folders are kept; if one of that name is kept already, that one stays."""
+    """Move a folder to where folders are kept, synced; if one of that name is kept already, that one stays."""
     try:
+        for path in [*folder.iterdir(), folder]:
+            fs.sync(path)
         os.rename(folder, goal)
     except FileNotFoundError:
         return  # another process did it

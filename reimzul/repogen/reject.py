@@ -103,9 +103,12 @@ def keep_logs(folder: Path, goal: Path) -> None:
     goal.mkdir(mode=0o755, exist_ok=True)
     for entry in logs:
         with contextlib.suppress(FileExistsError, FileNotFoundError):
+            fs.sync(Path(entry.path))  # before the link: whoever repeats this leaves what is linked as it is
             os.link(entry.path, goal / entry.name, follow_symlinks=False)
         with contextlib.suppress(PermissionError, FileNotFoundError):  # another user's file
             (goal / entry.name).chmod(0o644)
+    fs.sync(goal)
+    fs.sync(goal.parent)
 
 
 def read_request(folder: Path, build_id: str) -> BuildRequest | None:

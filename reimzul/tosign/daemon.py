@@ -232,12 +232,15 @@ def _take_back(store: StorePaths, key: str, place: str) -> None:
             os.rename(exposed, staging)
         except FileNotFoundError:
             fs.write_atomic(mark, f"{place}\n")  # collected at this moment
+        else:
+            fs.sync(exposed.parent)  # after a power cut the signer must not find half of it
     fs.remove(staging)
     log.info("%s: a rebuild has replaced it: taken back, unless it was collected right now", exposed.name)
 
 
 def _expose(store: StorePaths, leg: SignableLeg) -> bool:
     leg.exposed.parent.mkdir(exist_ok=True)
+    fs.sync(store.tosign)  # before the rename: a folder that a power cut takes away would take the leg with it
     try:
         os.rename(store.staging / leg.key, leg.exposed)
     except OSError as error:
@@ -246,7 +249,7 @@ def _expose(store: StorePaths, leg: SignableLeg) -> bool:
         # This happens only if the disk has lost the mark of a leg that is still to be collected.
         fs.remove(store.staging / leg.key)
         return False
-    fs.sync_ancestors_once(leg.exposed, leg.exposed.parent, store.tosign)
+    fs.sync(leg.exposed.parent)
     return True
 
 

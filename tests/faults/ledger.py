@@ -24,6 +24,7 @@ class Recipe:
     legs: Mapping[str, str]  #: arch -> status it ends with
     scratch: bool = False
     faults: int = 0  #: how many tries are the builder's fault
+    faulty: tuple[str, ...] = ()  #: of which legs alone; empty: of all
 
 
 _GOOD, _BAD = Status.SUCCESS, Status.FAILED
@@ -80,7 +81,7 @@ class Build:
             }
             for arch, status in self.recipe.legs.items()
         }
-        return {"seconds": self.seconds, "faults": self.recipe.faults, "legs": legs}
+        return {"seconds": self.seconds, "faults": self.recipe.faults, "faulty": self.recipe.faulty, "legs": legs}
 
 
 def some_builds(chance: random.Random, trial: str, count: int) -> list[Build]:

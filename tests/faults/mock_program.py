@@ -41,7 +41,7 @@ def make(home: str, root: str, build: str, arch: str, results: str) -> int:
     child = subprocess.Popen(["sleep", "600"], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
     with open(os.path.join(root, "pid"), "w") as pid:
         pid.write(str(child.pid))
-    fault = tries <= plan["faults"] or is_unfit(home)
+    fault = tries <= plan["faults"] and arch in (plan["faulty"] or [arch]) or is_unfit(home)
     logs = os.path.join(home, "logs", "unfit" if fault else leg["logs"])
     for name in os.listdir(logs):
         shutil.copy(os.path.join(logs, name), results)

@@ -70,6 +70,17 @@ class Cable:
         self._there("ip", "link", "set", _FAR, "up")
         _ip("link", "set", _NEAR, "up")
 
+    def throttle(self, rate: str) -> None:
+        """Let no more through than so many bits a second, each way."""
+        shaper = ("root", "tbf", "rate", rate, "burst", "4kb", "latency", "2s")
+        self._there("tc", "qdisc", "replace", "dev", _FAR, *shaper)
+        subprocess.run(["tc", "qdisc", "replace", "dev", _NEAR, *shaper], check=True)
+
+    def unthrottle(self) -> None:
+        """Let all through."""
+        self._there("tc", "qdisc", "del", "dev", _FAR, "root")
+        subprocess.run(["tc", "qdisc", "del", "dev", _NEAR, "root"], check=True)
+
     def close(self) -> None:
         """Let the network go."""
         _ip("link", "del", _NEAR)
