@@ -354,7 +354,8 @@ def test_a_leg_without_a_result_is_built_later_though_the_other_was_built(
     (built,) = ears.wait(1, "Success")
     until(lambda: broker.tube_stats("x86_64").delayed == 1, 20, "the job comes again")
     assert built["arch"] == sound
-    assert {event["arch"] for event in ears.events("Queued")} == {faulty}
+    (queued,) = ears.wait(1, "Queued")
+    assert queued["arch"] == faulty
     leg = f"{wanted.build_id}.{sound}"
     (host.store / "index" / leg).symlink_to(host.spool()[leg])  # as repogen does
     host.mock.plan(f"c9.{faulty}", rpms=[packages["plain.noarch"]])
