@@ -80,7 +80,8 @@ def keep_up(builders: int, workers: int, state: Path | None) -> None:
         farm.bring_up(print_line)
         print_title("How to use it")
         print_block(_instructions(farm))
-        farm.wait_until_exit()
+        while farm.is_running(3600):
+            continue
     raise PartFailed(f"the farm ended by itself; the logs are in {farm.layout.log}")
 
 
@@ -115,10 +116,6 @@ def _make_state_folder(name: str) -> Path:
         raise InputError(f"{HOME.absolute()}: {error.strerror}; --state names another place") from error
 
 
-def _disregard(number: int, frame: FrameType | None) -> None:
-    """Unlike SIG_IGN, a handler is not inherited: a part that is being started must still end at a signal."""
-
-
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first signal; later ones must not interrupt the clean-up."""
@@ -126,18 +123,17 @@ def _interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in numbers:
-            signal.signal(each, _disregard)
+            # unlike SIG_IGN, a handler is not inherited: a part that is being started must still end at a signal
+            signal.signal(each, lambda *_: None)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    for each in numbers:
+        signal.signal(each, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         click.echo("\ninterrupted; everything has ended", err=True)
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main() -> NoReturn:

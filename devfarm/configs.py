@@ -140,8 +140,8 @@ def beanstalkd_command(plan: Plan, sync_ms: int) -> list[str]:
     return shlex.split(found[1])
 
 
-def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping[str, Mapping[str, str]]) -> str:
-    """A host's reimzul.ini; every address in it is the local end of the host's stunnel."""
+def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, *more: Mapping[str, Mapping[str, str]]) -> str:
+    """A host's reimzul.ini; every address in it is the local end of the host's stunnel. The last of `more` counts."""
     values: dict[str, dict[str, object]] = {
         "beanstalkd": {"host": ADDRESS, "port": plan.local(host.name, "beanstalkd")},
         "bstore": {"base_url": plan.store_url(host.name) + "repo/"},
@@ -163,10 +163,9 @@ def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, extra: Mapping
             "results": plan.layout.results(builder.name),
             "fqdn": builder.fqdn,
         }
-    for section, settings in extra.items():
-        values.setdefault(section, {}).update(settings)
     parser = ConfigParser(interpolation=None)
-    parser.read_dict(values)
+    for settings in (values, *more):
+        parser.read_dict(settings)
     text = io.StringIO()
     parser.write(text)
     return text.getvalue()

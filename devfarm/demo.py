@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import attr
+import click
 
 from devfarm.demo_sources import demo_srpms
 from devfarm.farm import Farm
@@ -28,22 +30,21 @@ _STAGING_SECONDS = 30
 _DNF_SECONDS = 120
 _POLL_SECONDS = 0.1
 _LAST_LINES = 25
-_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _STARTED = time.monotonic()
 
 
 def print_title(text: str) -> None:
-    print(f"\n{_BOLD}{text}{_PLAIN}" if sys.stdout.isatty() else f"\n{text}", flush=True)
+    click.secho(f"\n{text}", bold=True)
 
 
 def print_line(text: str) -> None:
     """Print a line, with the seconds since the start."""
-    print(f"  {time.monotonic() - _STARTED:6.1f} s  {text}", flush=True)
+    click.echo(f"  {time.monotonic() - _STARTED:6.1f} s  {text}")
 
 
 def print_block(text: str) -> None:
     """Print another program's output, indented."""
-    print("\n".join(f"  {line}" for line in text.rstrip().splitlines()), flush=True)
+    click.echo(textwrap.indent(text.rstrip(), "  "))
 
 
 @attr.frozen(kw_only=True)

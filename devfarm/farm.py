@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +89,8 @@ class Farm(Supervisor):
         super().__init__(Layout(check_state(state)))
         self.hosts = plan_hosts(builders, prefixes or {}, addresses or {})
         self.workers, self.repogens, self.own_daemons = workers, repogens, own_daemons
-        self.sync_ms, self.mock, self.targets = sync_ms, mock or _default_mock(), targets
+        self.sync_ms, self.targets = sync_ms, targets
+        self.mock = mock or shutil.which("mock") or str(mockstub.PROGRAM)
         self.settings = settings or {}
         self.keys = Keys(self.layout.keys)
         self.configs = MockConfigs(self.layout.mock_configs, self.layout.store)
@@ -143,10 +145,6 @@ class Farm(Supervisor):
                     raise PartFailed("\n".join([f"not ready: {label}", *logs]))
             report(f"{label} ({time.monotonic() - started:.1f} s)")
 
-    def wait_until_exit(self) -> None:
-        while self.is_running(3600):
-            continue
-
     def stop(self) -> None:
         """Stop all parts; builds and logs stay."""
         self._stack.close()
@@ -167,22 +165,17 @@ class Farm(Supervisor):
     def _write_configurations(self) -> None:
         plan, keys = self.plan, self.keys
         texts = configs.render_services(plan, keys)
+        defaults = {"farm": {"canary_target": self.targets[0]}}
+        if self._mockstub_roots is not None:
+            defaults["worker"] = {"mock_roots": str(self._mockstub_roots)}
         for host in self.hosts:
-            extra = self._extra_settings(host.name)
+            settings = self.settings.get(host.name, {})
             texts[f"stunnel-{host.name}.conf"] = configs.render_stunnel(plan, host, keys)
-            texts[f"{host.name}.ini"] = configs.render_reimzul(plan, host, keys, self.mock, extra)
+            texts[f"{host.name}.ini"] = configs.render_reimzul(plan, host, keys, self.mock, defaults, settings)
         for name, text in texts.items():
             path = self.layout.conf / name
             path.touch(mode=0o600)
             path.write_text(text, encoding="utf-8")
-
-    def _extra_settings(self, host: str) -> dict[str, dict[str, str]]:
-        extra = {section: dict(settings) for section, settings in self.settings.get(host, {}).items()}
-        if self._mockstub_roots is not None:
-            extra.setdefault("worker", {}).setdefault("mock_roots", str(self._mockstub_roots))
-        if self.targets:
-            extra.setdefault("farm", {}).setdefault("canary_target", self.targets[0])
-        return extra
 
     def _prepare_mock(self) -> None:
         self.configs.make(self._mockstub_roots)
@@ -198,14 +191,11 @@ class Farm(Supervisor):
         # hosts with a prefix are in networks of their own, which cannot be checked from here
         near = [host for host in self.hosts if not host.prefix]
         services = [part for part in self.parts if part.listens and part.host in {host.name for host in near}]
-        tunnels = [part for part in services if part.name.startswith("stunnel")]
-        plain = [part for part in services if part not in tunnels]
         own = [part for part in self.parts if part.is_daemon]
-        yield _join_names(plain), lambda: [part for part in plain if not self.is_listening(part)]
-        yield _join_names(tunnels), lambda: [part for part in tunnels if not self.is_listening(part)]
+        yield _join_names(services), lambda: [part for part in services if not self.is_listening(part)]
         ends = [(self.plan.local(host.name, service), service) for host in near for service in host.uses]
         label = "TLS from every host to every service it uses"
-        yield label, lambda: [] if all(_answers(*end) for end in ends) else tunnels
+        yield label, lambda: [] if all(_answers(*end) for end in ends) else services
         if own:
             yield _join_names(own), lambda: [] if self._has_watchers() else own
 
@@ -251,13 +241,6 @@ def _answers(port: int, service: str) -> bool:
         connection.sendall(request)
         return connection.recv(len(beginning)) == beginning
     return False
-
-
-def _default_mock() -> str:
-    """The host's own mock; where there is none, the stand-in for it."""
-    with contextlib.suppress(ReimzulError):
-        return find_program("mock")
-    return str(mockstub.PROGRAM)
 
 
 @contextlib.contextmanager

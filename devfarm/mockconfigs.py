@@ -8,7 +8,7 @@ stand-in, which builds with what the host has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attr
@@ -44,34 +44,32 @@ class MockConfigs:
             checkout.parent.mkdir(parents=True, exist_ok=True)
             output_of(["git", "clone", "--quiet", self.folder, checkout])
 
-    def add_target(self, target: str, arches: Mapping[str, str] | list[str]) -> None:
-        """Add a target (named without its arch) for these arches; a mapping gives text to append for each."""
-        more = arches if isinstance(arches, Mapping) else dict.fromkeys(arches, "")
+    def add_target(self, target: str, arches: Sequence[str]) -> None:
+        """Add a target (named without its arch) for these arches."""
         if self.store is not None:
-            for arch in more:
+            for arch in arches:
                 folder = self.store.target(f"{target}.{arch}")
                 if not (folder / "repodata").exists():
                     folder.mkdir(parents=True, exist_ok=True)
                     output_of([find_program("createrepo_c"), "--quiet", folder])
         # a store elsewhere may have no repodata of the target: dnf would fail until the target is first published
         skip = self.store is None
-        self.write({f"{target}.{arch}.cfg": _config(target, arch, more, skip) + text for arch, text in more.items()})
+        self.write({f"{target}.{arch}.cfg": _config(target, arch, arches, skip) for arch in arches})
 
     def write(self, texts: Mapping[str, str]) -> None:
         """Commit these files; the builders pull them before their next build."""
         for name, text in texts.items():
             (self.folder / "mock" / name).write_text(text, encoding="utf-8")
         self._git("add", "mock")
-        # git fails where there is nothing to commit
-        if self._git("status", "--porcelain"):
-            self._git("commit", "--quiet", "--message", f"mock: {', '.join(sorted(texts))}")
+        # git fails where there is nothing to commit, as in a farm that is continued
+        self._git("commit", "--quiet", "--allow-empty", "--message", f"mock: {', '.join(sorted(texts))}")
 
-    def _git(self, *arguments: str) -> str:
+    def _git(self, *arguments: str) -> None:
         author = ("-c", "user.name=reimzul devfarm", "-c", "user.email=reimzul@farm.test")
-        return output_of(["git", "-C", self.folder, *author, *arguments])
+        output_of(["git", "-C", self.folder, *author, *arguments])
 
 
-def _config(target: str, arch: str, arches: Iterable[str], skip: bool) -> str:
+def _config(target: str, arch: str, arches: Sequence[str], skip: bool) -> str:
     """A target's configuration: the distribution's where there is one, and the farm's own repositories."""
     # an arch that follows another is published in its repository, so that one comes first
     known = read_arches().known

@@ -39,11 +39,9 @@ SERVICES = {"beanstalkd": CONTROLLER, "incoming": CONTROLLER, "rsyncd": BSTORE, 
 _UNUSABLE = frozenset("\"'\\$%#;{}\n\r\t")
 
 
-@attr.frozen(kw_only=True)
+@attr.frozen
 class Host:
     name: str
-    uses: tuple[str, ...]  #: services it reaches through its stunnel
-    offers: tuple[str, ...] = ()  #: services it offers to the others
     prefix: tuple[str, ...] = ()  #: before its programs' command lines, as (ip, netns, exec, NAME)
     address: str = ADDRESS  #: where it reaches what the others offer
 
@@ -55,22 +53,22 @@ class Host:
     def is_builder(self) -> bool:
         return self.name not in (CONTROLLER, BSTORE)
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Services it reaches through its stunnel."""
+        # a real controller uploads nothing: here the doctor checks all roles on it
+        return ("beanstalkd", "store") if self.name == BSTORE else tuple(SERVICES)
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Services it offers to the others."""
+        return tuple(service for service, host in SERVICES.items() if host == self.name)
+
 
 def plan_hosts(builders: int, prefixes: Mapping[str, tuple[str, ...]], addresses: Mapping[str, str]) -> list[Host]:
-    """A controller, a bstore and the builders, each with the services that it uses and offers."""
-    # a real controller uploads nothing: here the doctor checks all roles on it
-    uses = {CONTROLLER: tuple(SERVICES), BSTORE: ("beanstalkd", "store")}
-    uses.update({f"builder{number}": tuple(SERVICES) for number in range(1, builders + 1)})
-    return [
-        Host(
-            name=name,
-            uses=uses[name],
-            offers=tuple(service for service, host in SERVICES.items() if host == name),
-            prefix=prefixes.get(name, ()),
-            address=addresses.get(name, ADDRESS),
-        )
-        for name in uses
-    ]
+    """A controller, a bstore and the builders."""
+    names = [CONTROLLER, BSTORE, *(f"builder{number}" for number in range(1, builders + 1))]
+    return [Host(name, prefixes.get(name, ()), addresses.get(name, ADDRESS)) for name in names]
 
 
 class Layout:
@@ -127,7 +125,9 @@ class Ports(dict[str, int]):
 
 
 def claim_ports() -> Ports:
-    starts = range(_LOWEST_PORT, _first_ephemeral_port() - _BLOCK_SIZE, _BLOCK_SIZE)
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    end = ephemeral if ephemeral > _LOWEST_PORT + 10 * _BLOCK_SIZE else 65536
+    starts = range(_LOWEST_PORT, end - _BLOCK_SIZE, _BLOCK_SIZE)
     for start in random.sample(starts, min(_TRIES, len(starts))):
         claim = socket.socket(socket.AF_UNIX)
         try:
@@ -137,14 +137,6 @@ def claim_ports() -> Ports:
         else:
             return Ports(start, claim)
     raise ReimzulError(f"no free block of {_BLOCK_SIZE} ports from {_LOWEST_PORT} up: how many farms run here?")
-
-
-def _first_ephemeral_port() -> int:
-    with contextlib.suppress(OSError):
-        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        if lowest > _LOWEST_PORT + 10 * _BLOCK_SIZE:
-            return lowest
-    return 65536
 
 
 def _unused_ports(start: int) -> Iterator[int]:

@@ -22,7 +22,7 @@ import attr
 
 from devfarm import subreaper
 from devfarm.configs import beanstalkd_command
-from devfarm.plan import BSTORE, CONTROLLER, Host, Layout, Plan
+from devfarm.plan import Host, Layout, Plan
 from reimzul.core.errors import ProgramNotFound, ReimzulError
 from reimzul.core.process import Process, output_of, spawn
 
@@ -67,23 +67,23 @@ def own_program(name: str) -> str:
 
 def plan_services(plan: Plan, sync_ms: int) -> list[Part]:
     """The programs that our daemons need, in the best order to start them."""
-    hosts = {host.name: host for host in plan.hosts}
 
-    def part(name: str, host: str, ports: Iterable[int], *argv: str) -> Part:
-        command = (*hosts[host].prefix, find_program(argv[0]), *argv[1:])
-        return Part(name=name, host=host, argv=command, listens=tuple(ports))
+    def part(name: str, host: Host, ports: Iterable[int], *argv: str) -> Part:
+        command = (*host.prefix, find_program(argv[0]), *argv[1:])
+        return Part(name=name, host=host.name, argv=command, listens=tuple(ports))
 
+    controller, bstore, *_ = plan.hosts
     # paths are relative to the state folder; -e: nginx would open its log in /var before it reads where ours is
     nginx = ("nginx", "-e", "stderr", "-p", f"{plan.layout.state}", "-c", "conf/nginx.conf")
     parts = [
-        part("beanstalkd", CONTROLLER, [plan.plain("beanstalkd")], *beanstalkd_command(plan, sync_ms)),
-        part("nginx", BSTORE, [plan.plain("incoming"), plan.plain("store")], *nginx),
-        part("rsyncd", BSTORE, [plan.plain("rsyncd")], "rsync", "--daemon", "--no-detach", "--config=conf/rsyncd.conf"),
-        part("mosquitto", CONTROLLER, [plan.plain("mqtt")], "mosquitto", "-c", "conf/mosquitto.conf"),
+        part("beanstalkd", controller, [plan.plain("beanstalkd")], *beanstalkd_command(plan, sync_ms)),
+        part("nginx", bstore, [plan.plain("incoming"), plan.plain("store")], *nginx),
+        part("rsyncd", bstore, [plan.plain("rsyncd")], "rsync", "--daemon", "--no-detach", "--config=conf/rsyncd.conf"),
+        part("mosquitto", controller, [plan.plain("mqtt")], "mosquitto", "-c", "conf/mosquitto.conf"),
     ]
     for host in plan.hosts:
         ports = [*map(plan.tls, host.offers), *(plan.local(host.name, name) for name in host.uses)]
-        parts.append(part(f"stunnel-{host.name}", host.name, ports, "stunnel", f"conf/stunnel-{host.name}.conf"))
+        parts.append(part(f"stunnel-{host.name}", host, ports, "stunnel", f"conf/stunnel-{host.name}.conf"))
     return parts
 
 

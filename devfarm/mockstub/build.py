@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import attr
 from devfarm.mockstub import host
 from devfarm.mockstub.config import MockConfig
 from devfarm.mockstub.logs import TITLE, Exit, Fault, Logs
-from devfarm.mockstub.repositories import Capability, Package, load_packages
+from devfarm.mockstub.repositories import parse_found, search_command
 from devfarm.mockstub.root import Bootstrap, Root
 from reimzul.core.errors import InputError, TimedOut
 from reimzul.core.process import run
@@ -41,7 +42,7 @@ class Build:
     root: Root
     bootstrap: Bootstrap | None
     logs: Logs
-    installed: dict[str, Package] = attr.field(factory=dict)  #: from repositories, by name
+    installed: dict[str, str] = attr.field(factory=dict)  #: from repositories: nevra -> bytes
 
     def run(self) -> None:
         """Build. Raises `Fault` with mock's exit code for the step that failed."""
@@ -62,9 +63,9 @@ class Build:
                 if any(each.startswith(_DYNAMIC) for each in read_header(self.find_source()).requires):
                     self.check_dynamic_requires(spec)
                 with logs.phase("Outputting list of installed packages"):
-                    installed = "".join(package.line for package in self.installed.values())
+                    rows = (f"{nevra} {time.time():.0f} {size} installed\n" for nevra, size in self.installed.items())
                     with (logs.folder / "installed_pkgs.log").open("a", encoding="utf-8") as stream:
-                        stream.write(host.list_packages() + installed)
+                        stream.write(host.list_packages() + "".join(rows))
                 self.rpmbuild("-bb", spec)
             logs.root.debug("Copying packages to result dir")
             for folder in ("SRPMS", "RPMS"):
@@ -81,7 +82,25 @@ class Build:
             self.root.make(self.config.macros)
             if self.i386:
                 host.set_up_i386(self.root)
-            load_packages(self.config, "/usr/bin/dnf-3 install @buildsys-build", self.log_line)
+            self.find_packages("@buildsys-build")
+
+    def find_packages(self, requirement: str) -> dict[str, str]:
+        """The newest packages of the repositories that meet a requirement: nevra -> bytes.
+
+        Raises `Fault` where a repository can neither be read nor be skipped.
+        """
+        command = search_command(self.config, self.root.temporary, requirement)
+        if not command:
+            return {}
+        output = self.root.temporary / "dnf.output"
+        output.unlink(missing_ok=True)
+        code = self.execute(command, output)
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            self.log_line(line)
+        if code:
+            raise _dnf_fault(shlex.join(command), lines)
+        return parse_found(lines)
 
     def unpack(self) -> Path:
         """Install the source rpm into the root's top directory; return its spec file."""
@@ -107,23 +126,21 @@ class Build:
         self.logs.root.debug("%s", line)
 
     def check_requires(self, package: Path) -> None:
-        """Fail as dnf's builddep does where neither a repository nor this host has what the package requires."""
-        command = f"/usr/bin/dnf-3 builddep {package}"
-        packages = load_packages(self.config, command, self.log_line)
+        """Fail as dnf's builddep does where neither this host nor a repository has what the package requires."""
         self.log_line(f"checking the requirements of {package.name} (versions of the host's packages are ignored)")
         missing = []
         for requirement in read_header(package).requires:
-            if found := packages.find_newest(Capability.parse(requirement)):
-                self.installed[found.name] = found
-            elif not host.meets(requirement):
-                missing.append(requirement)
+            if not host.meets(requirement):
+                found = self.find_packages(requirement)
+                self.installed.update(found)
+                missing += [] if found else [requirement]
         if not missing:
             return
         lines = [f"No matching package to install: '{name}'" for name in missing]
         lines += ["Not all dependencies satisfied", "Error: Some packages could not be found."]
         for line in lines:
             self.log_line(line)
-        raise Fault(Exit.DEPENDENCIES, "\n".join(["Command failed: ", f" # {command}", *lines, ""]))
+        raise _dnf_fault(f"/usr/bin/dnf-3 builddep {package}", lines)
 
     def check_dynamic_requires(self, spec: Path) -> None:
         """Run %generate_buildrequires and check what it asks for."""
@@ -160,6 +177,10 @@ class Build:
             self.root.kill_processes(self.logs)
         log.debug("Child return code was: %d", code)
         return code
+
+
+def _dnf_fault(command: str, lines: Sequence[str]) -> Fault:
+    return Fault(Exit.DEPENDENCIES, "\n".join(["Command failed: ", f" # {command}", *lines, ""]))
 
 
 def _failure(argv: Sequence[str]) -> str:

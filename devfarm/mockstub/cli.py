@@ -26,9 +26,9 @@ A stand-in for mock, NOT mock itself: the host's own rpmbuild in a private folde
 exit codes. For trying and testing a farm where there is no mock; nothing is isolated from the host.
 """
 _EPILOG = """\
-Roots lie in the configuration's basedir, else in the folder for temporary files. BuildRequires are met by the
-repositories of dnf.conf whose baseurl is http, and by what the host has. The cache of repositories lies in
-cache_topdir, or beside the roots.
+Roots lie in the configuration's basedir, else in the folder for temporary files. BuildRequires are met by what the
+host has, and by the repositories of dnf.conf whose baseurl is http. The cache of repositories lies in cache_topdir, or
+beside the roots.
 An option of mock that is not listed is taken for the name of a source rpm, as mock does.
 """
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -69,15 +69,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(options: argparse.Namespace) -> MockConfig:
-    macros = {name: value for name, _, value in (text.partition(" ") for text in options.define)}
+def perform(options: argparse.Namespace, logs: Logs) -> None:
     overrides = {"rpmbuild_timeout": options.rpmbuild_timeout, "use_bootstrap": options.bootstrap}
     given = {name: value for name, value in overrides.items() if value is not None}
-    return read_config(options.configdir, options.root, given, macros)
-
-
-def perform(options: argparse.Namespace, logs: Logs) -> None:
-    config = load_config(options)
+    macros = {name: value for name, _, value in (text.partition(" ") for text in options.define)}
+    config = read_config(options.configdir, options.root, given, macros)
     root, bootstrap = find_roots(config, options.uniqueext)
     if options.path:
         print(f"{root.path}/root/")
@@ -172,3 +168,7 @@ def main() -> None:
         sys.exit(Exit.SETUP)
     except Signalled as signalled:
         sys.exit(Exit.INTERRUPTED if signalled.number == signal.SIGINT else 128 + signalled.number)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,6 @@ from reimzul.core.fs import file_lock
 ROOT_VARIABLE = "REIMZUL_STANDIN_ROOT"
 #: Characters in a path that mean something to rpm or to make.
 UNUSABLE = frozenset(" \t\n%$'\"\\;&|<>()*?#:")
-_SOUND_DATABASE, _HALF_WRITTEN_DATABASE = "SQLite format 3\n", "SQLite for"
 
 
 class Root:
@@ -94,14 +93,13 @@ class Bootstrap(Root):
     """The root that the package manager runs in.
 
     As with mock it is made once and neither updated nor repaired: where it holds another package manager than the
-    configuration names, or its rpm database is damaged, every build that uses it fails.
+    configuration names, or its rpm database is damaged, every build that uses it fails. The database lists that alone.
     """
 
     def __init__(self, path: Path, config: MockConfig) -> None:
         super().__init__(path)
         self._config = config
         self._database = path / "root/var/lib/rpm/rpmdb.sqlite"
-        self._program = path / "root/usr/bin" / config.package_manager
 
     def prepare(self, logs: Logs) -> None:
         """Make it, unless it is marked as made: mock looks no further."""
@@ -109,29 +107,21 @@ class Bootstrap(Root):
         with logs.step("chroot init", bootstrap=True):
             if done.exists():
                 return
-            with logs.step(f"installing {self._program.name} tooling", bootstrap=True):
+            with logs.step(f"installing {self._config.package_manager} tooling", bootstrap=True):
                 if self._database.exists():
-                    self._check_database()
-                for file in (self._database, self._program):
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                self._database.write_text(_HALF_WRITTEN_DATABASE, encoding="ascii")
+                    self.check()
+                self._database.parent.mkdir(parents=True, exist_ok=True)
+                self._database.touch()  # a mock that is killed now leaves it like this
                 time.sleep(self._config.bootstrap_seconds)
-                self._database.write_text(_SOUND_DATABASE, encoding="ascii")
-                self._program.touch()
+                self._database.write_text(self._config.package_manager, encoding="ascii")
             done.touch()
 
     def check(self) -> None:
         """Fail as the package manager does in a damaged bootstrap root."""
-        if not self._program.exists():
-            raise self._fault("No such file")
-        self._check_database()
-
-    def _check_database(self) -> None:
-        if self._database.read_text(encoding="utf-8", errors="replace") != _SOUND_DATABASE:
-            raise self._fault("error: rpmdb: damaged header\nError: Error: rpmdb open failed")
-
-    def _fault(self, output: str) -> Fault:
-        return Fault(Exit.DEPENDENCIES, f"Command failed: \n # /usr/bin/{self._program.name} install\n{output}\n")
+        manager = self._config.package_manager
+        if self._database.read_text(encoding="utf-8", errors="replace") != manager:
+            output = "error: rpmdb: damaged header\nError: Error: rpmdb open failed"
+            raise Fault(Exit.DEPENDENCIES, f"Command failed: \n # /usr/bin/{manager} install\n{output}\n")
 
 
 def find_roots(config: MockConfig, extension: str) -> tuple[Root, Bootstrap | None]:

@@ -175,7 +175,7 @@ class Farm:
         for line in documented.install[_role(name)]:
             self.type(name, line)
         if name in BUILDERS:  # what its packages are built with: mock would bring that into its roots
-            self.type(name, "apt-get install gcc-multilib libc6-dev patch")
+            self.type(name, "apt-get install dnf gcc-multilib libc6-dev patch")
             self[name].run(f"cd reimzul && {_INSTALL_MOCKSTUB}")
 
     def _set_up(self, name: str, documented: Documented, keys: Sequence[str]) -> None:
