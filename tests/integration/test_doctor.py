@@ -115,6 +115,13 @@ def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path)
         assert look(controller.beanstalkd_checks, whom)["beanstalkd"].level == FAIL
 
 
+def test_a_beanstalkd_that_could_not_read_its_largest_job_is_named(tmp_path: Path) -> None:
+    with a_beanstalkd("-b", str(tmp_path)) as (port, _):
+        found = look(controller.beanstalkd_checks, patient(tmp_path, at(port), "controller"))["binlog"]
+    assert (found.level, "takes jobs of 65,535 bytes" in found.message) == (WARN, True)
+    assert found.hint.startswith("reimzul setup controller")
+
+
 def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
     tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
 ) -> None:

@@ -53,6 +53,8 @@ PENDING_SECONDS = 600
 _LARGE_OUTBOX_BYTES = 1 << 30
 #: A binlog of this size is reported: 10 files of beanstalkd's 10 MiB are usual.
 _LARGE_BINLOG_BYTES = 1 << 30
+#: beanstalkd's -z where nobody sets it: the unit of `reimzul setup` always has more.
+_DEFAULT_JOB_BYTES = 65_535
 #: A successful build that has not been published for this long is reported.
 UNPUBLISHED_SECONDS = 3600
 #: How far back unpublished and claimed builds are searched.
@@ -112,12 +114,17 @@ def _write_binlog(broker: Broker) -> int:
 def _check_binlog(host: Host) -> Result:
     """Look for a binlog that has grown large: beanstalkd bounds neither its size nor the number of jobs."""
     with connect(host.settings) as broker:
-        size = broker.server_stats().binlog_bytes
-    message = f"beanstalkd's binlog has {format_size(size)}"
+        stats = broker.server_stats()
+    message = f"beanstalkd's binlog has {format_size(stats.binlog_bytes)}"
     recommend(
-        size <= _LARGE_BINLOG_BYTES,
+        stats.binlog_bytes <= _LARGE_BINLOG_BYTES,
         message,
         "`reimzul queues` shows the tubes; beanstalkd keeps a file of the binlog until its last job is deleted",
+    )
+    recommend(
+        stats.max_job_bytes > _DEFAULT_JOB_BYTES,
+        f"beanstalkd takes jobs of {_DEFAULT_JOB_BYTES:,} bytes, and cannot read them or the next after a restart",
+        "reimzul setup controller, which lets its -z grow (conf/beanstalkd-service.conf)",
     )
     return ok(message)
 
