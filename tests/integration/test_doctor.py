@@ -586,6 +586,21 @@ def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_p
     assert look(controller.checks, away)["history"].level == FAIL
 
 
+def test_a_damaged_history_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite"
+    whom = patient(tmp_path, {"history": {"url": f"sqlite:///{file}"}}, "controller")
+    file.write_bytes(b"no database\n" * 1000)
+    found = look(controller.checks, whom)["history"]
+    assert (found.level, found.hint.partition(",")[0]) == (FAIL, "systemctl restart reimzul-notifier")
+    file.unlink()
+    corrupt = tmp_path / "history.corrupt-1763800000"
+    corrupt.write_bytes(b"")
+    found = look(controller.checks, whom)["history"]
+    assert (found.level, f"rm {corrupt}" in found.hint) == (FAIL, True)
+    corrupt.unlink()
+    assert look(controller.checks, whom)["history"].level == OK
+
+
 def test_a_damaged_or_large_outbox_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox = tmp_path / "ledger.sqlite"
     whom = patient(tmp_path, {"notifier": {"ledger": outbox}}, "controller")

@@ -34,7 +34,8 @@ from reimzul.core.settings import MqttSettings
 from reimzul.core.smtp import SmtpSession
 from reimzul.core.tls import client_context
 from reimzul.core.validators import TIMESTAMP_FORMAT
-from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory
+from reimzul.history import CORRUPT_PATTERN as CORRUPT_HISTORY
+from reimzul.history import BuildFilter, BuildRecord, HistoryDamaged, HistoryUnavailable, NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 #: Doctor puts a job into this tube and deletes it at once; nobody watches it.
@@ -198,6 +199,10 @@ def _check_history(host: Host) -> Result:
         return ok("nothing has been recorded yet")
     except ConfigError as error:
         return fail(str(error), "make install ROLE=controller")
+    except HistoryDamaged as error:
+        return fail(
+            str(error), "systemctl restart reimzul-notifier, which at the next event saves what can be read of it"
+        )
     except HistoryUnavailable as error:
         return fail(str(error), "" if url.startswith(_SQLITE) else "check that the MongoDB of [history] url runs")
     return ok("the history can be read")
@@ -209,6 +214,12 @@ def _check_history_file(host: Host, path: Path) -> None:
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         can_write = not host.user_entry or not file.exists() or user_can(host.user_entry, file, READ | WRITE)
         require(can_write, f"user {host.user} cannot write {file}", f"chown {host.user}: {file}")
+    corrupt = ", ".join(map(str, sorted(path.parent.glob(CORRUPT_HISTORY))))
+    require(
+        not corrupt,
+        f"the history was damaged, and builds may be missing: {corrupt}",
+        f"look for the cause, then rm {corrupt}",
+    )
 
 
 @checks.add("outbox")
