@@ -12,17 +12,20 @@ from pathlib import Path
 
 import attr
 
+from devfarm.plan import BSTORE, CONTROLLER
 from devfarm.processes import find_program
 from reimzul.core.errors import ReimzulError
 from reimzul.history import CORRUPT_PATTERN, open_history
 from tests.events import event
 from tests.faults import checks
+from tests.faults.ground import BUILDERS, HOSTS
 from tests.faults.kinds import kind, long_builds, reached, running
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build, Recipe
 from tests.faults.trial import Trial
 from tests.waiting import until
 
 _KIB = 1024
+_DAY, _HOUR = 86400, 3600
 _PAGE = 4096  # SQLite's
 #: Builds the history is given before it is damaged, and how many a page has at the most.
 _OLD_BUILDS, _BUILDS_A_PAGE = 300, 9
@@ -142,6 +145,25 @@ def binlog_torn(trial: Trial) -> str:
         if is_torn:
             return "the last record of the binlog is cut in half, unacknowledged"
     raise AssertionError("another record always follows")
+
+
+@kind("clock", latest=2.0, builds=(3, 5), fresh=True, clocks=True)
+def clock(trial: Trial) -> str:
+    """The clock of one host, or of all, jumps forwards by a day, and back by an hour, in any order, under builds.
+
+    Files have times by the clock of who looks at them, also those of before the jump: ages of files stay true.
+    """
+    hosts = trial.chance.choice(([CONTROLLER], [BSTORE], list(BUILDERS), list(HOSTS)))
+    ahead, steps = 0, trial.chance.sample((_DAY, -_HOUR), 2)
+    recipe = Recipe(source="plain", legs={ARCH: "Success"})
+    for number, step in enumerate(steps):
+        ahead += step
+        for host in hosts:
+            trial.ground.set_clock(host, ahead)
+        build = Build(name=f"{trial.name}c{number}", recipe=recipe, target=TARGETS[number], seconds=(1.0, 0.2))
+        trial.submit_all([build])
+        time.sleep(trial.chance.uniform(0, 3))
+    return f"the clock of {', '.join(hosts)} jumps by {steps[0]:+d} s, then by {steps[1]:+d} s"
 
 
 @kind("history-damaged", latest=0.0)
