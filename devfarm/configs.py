@@ -32,8 +32,11 @@ def render_services(plan: Plan, keys: Keys) -> dict[str, str]:
 
 def _adapt(name: str, changes: Mapping[str, object]) -> str:
     """The text of a file of conf/ with parts of it replaced, all in one pass: a path may look like another part."""
-    text = read_template(name)
-    assert all(old in text for old in changes), f"conf/{name} lacks one of {list(changes)}"
+    return _replace(read_template(name), changes)
+
+
+def _replace(text: str, changes: Mapping[str, object]) -> str:
+    assert all(old in text for old in changes), f"one of {list(changes)} is missing in: {text}"
     return re.sub("|".join(map(re.escape, changes)), lambda found: str(changes[found[0]]), text)
 
 
@@ -131,13 +134,13 @@ def _set_ends(section: str, accept: str, connect: str, keys: Path) -> str:
     return section
 
 
-def beanstalkd_command(plan: Plan, sync_ms: int) -> list[str]:
-    """beanstalkd's command line, as its unit has it."""
-    binlog = shlex.quote(str(plan.layout.binlog))
-    changes = {"11300": plan.plain("beanstalkd"), "/var/lib/beanstalkd": binlog, "-f0\n": f"-f{sync_ms}\n"}
-    found = re.search("^ExecStart=/usr/bin/(.+)$", _adapt("beanstalkd-service.conf", changes), re.MULTILINE)
+def beanstalkd_command(binlog: Path, port: int, sync_ms: int, program: str = "beanstalkd") -> list[str]:
+    """beanstalkd's command line, as its unit has it: a shell that becomes beanstalkd."""
+    found = re.search("^ExecStart=(/bin/sh .+)$", read_template("beanstalkd-service.conf"), re.MULTILINE)
     assert found
-    return shlex.split(found[1])
+    shell, option, script = shlex.split(found[1].replace("$$", "$"))
+    own = {"/usr/bin/beanstalkd": shlex.quote(program), "/var/lib/beanstalkd": shlex.quote(str(binlog))}
+    return [shell, option, _replace(script, {**own, "-p 11300": f"-p {port}", "-f0": f"-f{sync_ms}"})]
 
 
 def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, *more: Mapping[str, Mapping[str, str]]) -> str:

@@ -188,8 +188,8 @@ class Farm(Supervisor):
 
     def _conditions(self) -> Iterator[tuple[str, Callable[[], Sequence[Part]]]]:
         """The conditions in the order they come true: a label, and a function that returns the parts not ready yet."""
-        # hosts with a prefix are in networks of their own, which cannot be checked from here
-        near = [host for host in self.hosts if not host.prefix]
+        # other hosts are in networks of their own, which cannot be checked from here
+        near = [host for host in self.hosts if host.address == ADDRESS]
         services = [part for part in self.parts if part.listens and part.host in {host.name for host in near}]
         own = [part for part in self.parts if part.is_daemon]
         yield _join_names(services), lambda: [part for part in services if not self.is_listening(part)]

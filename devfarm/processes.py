@@ -75,8 +75,10 @@ def plan_services(plan: Plan, sync_ms: int) -> list[Part]:
     controller, bstore, *_ = plan.hosts
     # paths are relative to the state folder; -e: nginx would open its log in /var before it reads where ours is
     nginx = ("nginx", "-e", "stderr", "-p", f"{plan.layout.state}", "-c", "conf/nginx.conf")
+    queue = plan.plain("beanstalkd")
+    command = beanstalkd_command(plan.layout.binlog, queue, sync_ms, find_program("beanstalkd"))
     parts = [
-        part("beanstalkd", controller, [plan.plain("beanstalkd")], *beanstalkd_command(plan, sync_ms)),
+        part("beanstalkd", controller, [queue], *command),
         part("nginx", bstore, [plan.plain("incoming"), plan.plain("store")], *nginx),
         part("rsyncd", bstore, [plan.plain("rsyncd")], "rsync", "--daemon", "--no-detach", "--config=conf/rsyncd.conf"),
         part("mosquitto", controller, [plan.plain("mqtt")], "mosquitto", "-c", "conf/mosquitto.conf"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import greenstalk
 import pytest
 
+from devfarm.configs import beanstalkd_command
 from reimzul.core.beanstalk import Broker
 from tests import parallel
 from tests.waiting import until
@@ -73,9 +74,7 @@ class Beanstalkd:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self.process = subprocess.Popen(
-            ["beanstalkd", "-l", self.host, "-p", str(self.port), "-b", str(self.binlog), "-f0"]
-        )
+        self.process = subprocess.Popen(beanstalkd_command(self.binlog, self.port, sync_ms=0))
         until(self.answers, 10, "beanstalkd answers")
 
     def answers(self) -> bool:

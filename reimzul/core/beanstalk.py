@@ -158,6 +158,7 @@ class ServerStats:
     draining: bool  #: it accepts no job until it is restarted
     binlog_records: int  #: written since it started; stays 0 without a binlog
     binlog_bytes: int  #: of its files on the disk; they are allocated in full
+    max_job_bytes: int  #: its -z
 
 
 def _binlog_size(stats: Mapping[str, Any]) -> int:
@@ -381,6 +382,7 @@ class Broker:
             draining=raw["draining"] == "true",
             binlog_records=raw["binlog-records-written"],
             binlog_bytes=_binlog_size(raw),
+            max_job_bytes=raw["max-job-size"],
         )
 
     @_translated

@@ -19,7 +19,7 @@ from reimzul.core.errors import InvalidMessage
 M = TypeVar("M", bound="Message")
 K = TypeVar("K", bound="attr.AttrsInstance")
 
-#: Bytes of the largest message we send; beanstalkd accepts 65,535 (its -z).
+#: Bytes of the largest message we send; beanstalkd accepts 65,535 or a little more (its -z).
 MAX_BYTES = 60_000
 #: Bytes of unknown keys that are passed on; they must leave room for our own.
 MAX_EXTRA = 16_000

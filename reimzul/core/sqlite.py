@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 #: Seconds a statement waits for another process's transaction.
 BUSY_TIMEOUT_SECONDS = 5.0
+_MAX_ROWID = 2**62
 
 
 def open_database(path: Path, schema: str, *, synchronous: str = "FULL") -> sqlite3.Connection:
@@ -46,6 +50,45 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 def has_table(db: sqlite3.Connection, name: str) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [name]).fetchone() is not None
+
+
+def is_intact(path: Path, *, thorough: bool = False) -> bool:
+    """Whether SQLite can use a file, or there is none. Raises `sqlite3.Error` if that cannot be found out now.
+
+    `thorough`: look also whether each index fits its table, which takes longer.
+    """
+    if not path.exists():
+        return True
+    check = "integrity_check" if thorough else "quick_check"
+    try:
+        with contextlib.closing(sqlite3.connect(str(path))) as db:
+            return bool(db.execute(f"PRAGMA {check}(1)").fetchone() == ("ok",))
+    except sqlite3.OperationalError:  # locked, or not readable
+        raise
+    except sqlite3.DatabaseError:
+        return False
+
+
+def move_aside(path: Path, prefix: str) -> Path:
+    """Rename a damaged file; its WAL goes first, since SQLite would apply the WAL to a new file of that name."""
+    aside = path.with_name(f"{prefix}{int(time.time())}")
+    for suffix in ("-shm", "-wal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    return aside
+
+
+def readable_rows(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a damaged file's table in their order; what SQLite cannot read is skipped, by growing steps."""
+    last, step = -1, 1
+    while step < _MAX_ROWID:
+        try:
+            for rowid, *row in db.execute(f"SELECT rowid, * FROM {table} WHERE rowid > ? ORDER BY rowid", [last]):
+                last, step = rowid, 1
+                yield tuple(row)
+            return
+        except sqlite3.Error:
+            last, step = last + step, step * 2
 
 
 @contextlib.contextmanager

@@ -17,11 +17,22 @@ from reimzul.core.message import Event
 from reimzul.core.validators import is_source_rpm
 from reimzul.history.build_record import BuildRecord, RefusalRecord
 
-__all__ = ["BuildFilter", "BuildRecord", "History", "HistoryUnavailable", "NoHistory", "open_history"]
+__all__ = [
+    "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "History", "HistoryDamaged",
+    "HistoryUnavailable", "NoHistory", "open_history", "repair_history",
+]  # fmt: skip
+
+#: What the notifier calls a damaged SQLite history that it has replaced, beside the history.
+CORRUPT_PREFIX = "history.corrupt-"
+CORRUPT_PATTERN = f"{CORRUPT_PREFIX}*"
 
 
 class HistoryUnavailable(ReimzulError):
     """The history cannot be reached, read or written now."""
+
+
+class HistoryDamaged(HistoryUnavailable):
+    """SQLite finds the history's file damaged; see `repair_history`."""
 
 
 class NoHistory(ReimzulError):
@@ -98,6 +109,19 @@ def open_history(url: str, *, reading: bool = False) -> History:
     Raises `ConfigError` if a library is missing, `HistoryUnavailable`, and `NoHistory` if there is nothing to read yet.
     """
     return history_class(url)(url, reading=reading)
+
+
+def repair_history(url: str, *, thorough: bool = False) -> str:
+    """Replace a damaged SQLite history by what can be read of it, and say in words what was done; "" if nothing was.
+
+    For the one program that records builds. `thorough`: SQLite has found damage, which a quick look may miss.
+    Raises `HistoryUnavailable`.
+    """
+    if not url.startswith("sqlite://"):
+        return ""  # MongoDB's own journal and checksums
+    from reimzul.history.sqlite import replace_damaged
+
+    return replace_damaged(url, thorough=thorough)
 
 
 def history_class(url: str) -> Callable[..., History]:

@@ -8,7 +8,10 @@ is read only as far as needed.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,9 +21,19 @@ from typing import Any, Optional
 
 from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
-from reimzul.history import BuildFilter, History, HistoryUnavailable, NoHistory
+from reimzul.core.sqlite import (
+    has_table,
+    is_intact,
+    move_aside,
+    open_database,
+    open_read_only,
+    readable_rows,
+    transaction,
+)
+from reimzul.history import CORRUPT_PREFIX, BuildFilter, History, HistoryDamaged, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events, with_override
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = ("timestamp", "status", "target", "arch", "srpm", "submitter", "published", "latest_build")
 _SCHEMA = """
@@ -38,12 +51,14 @@ CREATE TABLE IF NOT EXISTS refused (
 );
 CREATE INDEX IF NOT EXISTS refused_newest ON refused (at);
 """
-_SELECT = "SELECT document, latest FROM builds"
+# as a blob: a text that is not UTF-8 would fail the whole query
+_SELECT = "SELECT key, CAST(document AS BLOB), latest FROM builds"
+_OVER = ", ".join(f"'{status}'" for status in OVER)
 _UPSERT = "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _NEWEST_FIRST = "ORDER BY timestamp DESC, key DESC"
 _NEWEST = f"""
 SELECT key FROM builds WHERE srpm = :srpm AND arch = :arch AND target = :target
-    AND status IN ({", ".join(f"'{status}'" for status in OVER)}) {_NEWEST_FIRST} LIMIT 1
+    AND status IN ({_OVER}) {_NEWEST_FIRST} LIMIT 1
 """
 _MARK_LATEST = """
 UPDATE builds SET latest = (key = :newest) WHERE srpm = :srpm AND arch = :arch AND target = :target
@@ -54,7 +69,7 @@ UPDATE builds SET latest = (key = :newest) WHERE srpm = :srpm AND arch = :arch A
 class SqliteHistory(History):
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Open the file; create it unless `reading`. Raises `NoHistory`, `HistoryUnavailable`."""
-        self._path = Path("/" + url[len("sqlite:") :].lstrip("/"))
+        self._path = path_of(url)
         with self._translating_errors():
             # the jobs of recorded events are deleted next, so a power cut must not lose the commit (synchronous=FULL)
             self._db = self._open_to_read() if reading else open_database(self._path, _SCHEMA, synchronous="FULL")
@@ -103,7 +118,7 @@ class SqliteHistory(History):
             self._db.executemany("DELETE FROM refused WHERE key = ?", [(key,) for key in keys])
 
     def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
-        query = "SELECT key, document, latest FROM builds WHERE srpm = ? AND target = ? AND arch = ? AND latest"
+        query = f"{_SELECT} WHERE srpm = ? AND target = ? AND arch = ? AND latest"
         with self._translating_errors(), transaction(self._db):
             row = self._db.execute(query, [srpm, target, arch]).fetchone()
             if row is None:
@@ -126,12 +141,32 @@ class SqliteHistory(History):
 
     def _select(self, where: str, values: Sequence[object] = ()) -> Iterator[BuildRecord]:
         with self._translating_errors():
-            for row in self._db.execute(f"{_SELECT} {where}", values):
-                yield _from_row(*row)
+            for _, record in self._readable(self._db.execute(f"{_SELECT} {where}", values)):
+                yield record
+
+    def _readable(self, rows: Iterable[tuple[str, bytes, int]]) -> Iterator[tuple[str, BuildRecord]]:
+        """Parse rows. SQLite has no checksums, so damage in the middle of a document is seen here alone."""
+        for key, document, latest in rows:
+            try:
+                yield key, _from_row(document, latest)
+            except (ValueError, TypeError, AttributeError) as error:
+                log.error("%s: the record of %s is damaged, and left out: %s", self._path, key, error)
+
+    def salvage(self, damaged: Path) -> int:
+        """Copy what can be read of a damaged history; return how many builds."""
+        with self._translating_errors(), contextlib.closing(open_read_only(damaged)) as db, transaction(self._db):
+            rows = ((row[0], row[-1], row[-2]) for row in readable_rows(db, "builds"))
+            for key, record in self._readable(rows):
+                self._db.execute(_UPSERT, _to_row(key, record))
+            query = f"SELECT DISTINCT srpm, arch, target FROM builds WHERE status IN ({_OVER})"
+            for group in self._db.execute(query).fetchall():  # a group's latest build may be lost
+                self._mark_latest(*group)
+            self._db.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?)", readable_rows(db, "refused"))
+            return int(self._db.execute("SELECT count(*) FROM builds").fetchone()[0])
 
     def _load_records(self, keys: Collection[str]) -> dict[str, BuildRecord]:
-        query = f"SELECT key, document, latest FROM builds WHERE key IN ({','.join('?' * len(keys))})"
-        return {key: _from_row(document, latest) for key, document, latest in self._db.execute(query, list(keys))}
+        query = f"{_SELECT} WHERE key IN ({','.join('?' * len(keys))})"
+        return dict(self._readable(self._db.execute(query, list(keys))))
 
     def _mark_latest(self, srpm: str, arch: str, target: str) -> None:
         group = {"srpm": srpm, "arch": arch, "target": target}
@@ -140,14 +175,47 @@ class SqliteHistory(History):
 
     def _translating_errors(self) -> AbstractContextManager[None]:
         problem = f"{self._path}: the history cannot be used"
-        return translate_errors({(OSError, sqlite3.Error): lambda error: HistoryUnavailable(f"{problem}: {error}")})
+
+        def translated(error: Exception) -> HistoryUnavailable:
+            # Python's class for a corrupt file, or one that is no database, is the base of those for all else
+            kind = HistoryDamaged if type(error) is sqlite3.DatabaseError else HistoryUnavailable
+            return kind(f"{problem}: {error}")
+
+        return translate_errors({(OSError, sqlite3.Error): translated})
+
+
+def path_of(url: str) -> Path:
+    return Path("/" + url[len("sqlite:") :].lstrip("/"))
+
+
+def replace_damaged(url: str, *, thorough: bool) -> str:
+    """See `repair_history`. The new file is whole before the damaged one is renamed, so a kill or a full disk costs
+    nothing: all is done again, or only the last rename.
+    """
+    path = path_of(url)
+    fresh = path.with_name(f"{path.name}.salvaged")
+    problem = f"{path}: the history is damaged, and cannot be replaced"
+    with translate_errors({(OSError, sqlite3.Error): lambda error: HistoryUnavailable(f"{problem}: {error}")}):
+        if not path.exists() and fresh.exists():
+            os.rename(fresh, path)
+        if is_intact(path, thorough=thorough):
+            return ""
+        for suffix in ("-shm", "-wal", ""):
+            Path(f"{fresh}{suffix}").unlink(missing_ok=True)
+        with contextlib.closing(SqliteHistory(f"sqlite://{fresh}")) as history:
+            count = history.salvage(path)
+        aside = move_aside(path, CORRUPT_PREFIX)
+        os.rename(fresh, path)
+    return (
+        f"the history {path} was damaged: it is now {aside}, and {count} builds could be read from it; others are lost"
+    )
 
 
 def _to_row(key: str, record: BuildRecord) -> tuple[Any, ...]:
     return (key, *(getattr(record, name) for name in _COLUMNS), json.dumps(record.to_document()))
 
 
-def _from_row(document: str, latest: int) -> BuildRecord:
+def _from_row(document: str | bytes, latest: int) -> BuildRecord:
     return BuildRecord.from_document({**json.loads(document), "latest_build": latest != 0})
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -33,7 +32,7 @@ from reimzul.core.json_message import encode
 from reimzul.core.message import BuildEvent, Event, Status, decode_event
 from reimzul.core.pending import CORRUPT_PREFIX, count_pending
 from reimzul.core.retry import Backoff
-from reimzul.core.sqlite import has_table, open_database, transaction
+from reimzul.core.sqlite import has_table, is_intact, move_aside, open_database, transaction
 from reimzul.history.result_rules import (
     Notification,
     is_claim_news,
@@ -113,7 +112,7 @@ class Outbox:
         self.path = path
         self.damage = ""  #: what happened to a damaged file
         try:
-            damaged = None if _is_intact(path) else _move_aside(path)
+            damaged = None if is_intact(path) else move_aside(path, CORRUPT_PREFIX)
             self._db = open_database(path, "")
             try:
                 self._prepare(damaged)
@@ -366,28 +365,6 @@ def _marks(values: Collection[object]) -> str:
 def _clear_bodies(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
     """Empty the bodies of those events that no sink lacks any more."""
     db.execute(f"UPDATE event SET body = '' WHERE seq IN ({_marks(seqs)}) AND NOT {_IS_OPEN}", list(seqs))
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether SQLite can use a file, or there is none. Raises `sqlite3.Error` if that cannot be found out now."""
-    if not path.exists():
-        return True
-    try:
-        with contextlib.closing(sqlite3.connect(str(path))) as db:
-            return bool(db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
-    except sqlite3.OperationalError:  # locked, or not readable
-        raise
-    except sqlite3.DatabaseError:
-        return False
-
-
-def _move_aside(path: Path) -> Path:
-    """Rename a damaged file; its WAL goes first, since SQLite would apply the WAL to a new file of that name."""
-    aside = path.with_name(f"{CORRUPT_PREFIX}{int(time.time())}")
-    for suffix in ("-shm", "-wal", ""):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-    return aside
 
 
 def _readable_deliveries(path: Path) -> Iterator[tuple[object, ...]]:

@@ -20,7 +20,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.series import Plan, Series, planned, shared_out, table
 from tests.faults.trial import Outcome
 
-#: What CI tries: every kind but the one that takes minutes, always with the same seeds.
+#: What CI tries: every kind but those that take long, always with the same seeds.
 _CI_FIRST, _CI_MESSAGES = 7000, 1000
 
 

@@ -22,6 +22,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, is_control_tube
 from reimzul.core.canary import PACKAGE as CANARY
 from reimzul.core.errors import ReimzulError
+from reimzul.core.fs import write_atomic
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.pending import read_pending
 from reimzul.core.process import output_of, spawn
@@ -38,6 +39,8 @@ _SAMPLES = Path(__file__).parent.parent / "samples" / "mock-logs"
 BUILDERS = ("builder1", "builder2")
 #: The builder behind the cable.
 FAR = "builder2"
+HOSTS = (CONTROLLER, BSTORE, *BUILDERS)
+_AHEAD = 7200
 #: MiB of the small disks, and what a builder has to have free before it takes a job.
 _RESULTS, _STORE, _BINLOG, _FLOOD, _NOTIFIER, _FREE = 32, 192, 32, 512, 32, 4
 _PROGRAM = """#!{python} -IS
@@ -63,9 +66,13 @@ class Call:
 class Ground:
     """A farm that is up, and what a trial needs of it."""
 
-    def __init__(self, state: Path, *, mongo: bool = False, roomy: bool = False, court: bool = False) -> None:
-        """`mongo`: the history is there; `roomy`: beanstalkd has room for a flood; `court`: builders are judged."""
-        self.state, self.court = state, court
+    def __init__(
+        self, state: Path, *, mongo: bool = False, roomy: bool = False, court: bool = False, clocks: bool = False
+    ) -> None:
+        """`mongo`: the history is there; `roomy`: beanstalkd has room for a flood; `court`: builders are judged;
+        `clocks`: each host has a clock that can be set.
+        """
+        self.state, self.court, self.clocks = state, court, clocks
         self.home = state / "scripted"
         self._open, self._ears = contextlib.ExitStack(), contextlib.ExitStack()
         self._make_scripts()
@@ -84,9 +91,10 @@ class Ground:
             mock=str(self.home / "mock"),
             targets=TARGETS,
             settings=self._settings(),
-            prefixes={FAR: self.cable.prefix},
+            prefixes={name: (*self._prefix(name), *self._clock(name)) for name in HOSTS},
             addresses={FAR: NEAR_ADDRESS},
         )
+        self._submitter = self._clock(CONTROLLER)
         self.known = read_arches()
         self.requests: dict[str, BuildRequest] = {}  #: by the build's name
 
@@ -112,6 +120,32 @@ class Ground:
     def keep(self, goal: Path) -> None:
         """Copy what there is to see to a place that outlives the room."""
         shutil.copytree(self.state, goal, symlinks=True, ignore=shutil.ignore_patterns("network", ".ballast"))
+
+    # --- clocks ---------------------------------------------------------------------------------------------------
+
+    def _prefix(self, host: str) -> tuple[str, ...]:
+        return self.cable.prefix if host == FAR else ()
+
+    def _clock(self, host: str) -> tuple[str, ...]:
+        """What gives a host's programs a wall clock of their own; files they look at have times by that clock."""
+        if not self.clocks:
+            return ()
+        self.set_clock(host, 0)
+        library = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None)
+        assert library, "libfaketime is not installed: tools/setup does that"
+        file = self._clock_file(host)
+        more = ("FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", f"FAKETIME_TIMESTAMP_FILE={file}")
+        return "env", f"LD_PRELOAD={library}", *more
+
+    def set_clock(self, host: str, seconds: int) -> None:
+        """Set a host's clock, by how many seconds it is ahead of the others at their start.
+
+        All start two hours ahead of this machine's: certificates, which are new, are valid also after a step back.
+        """
+        write_atomic(self._clock_file(host), f"{_AHEAD + seconds:+d}\n")
+
+    def _clock_file(self, host: str) -> Path:
+        return self.home / f"clock-{host}"
 
     # --- setting up -----------------------------------------------------------------------------------------------
 
@@ -213,7 +247,7 @@ class Ground:
         more = ["--json", *(["--scratch"] if build.recipe.scratch else [])]
         words = self.farm.submit_command(self.sources[build.recipe.source], build.target, *more)
         words[words.index("-d") + 1] = build.disttag
-        said = json.loads(output_of(words, env={"LOGNAME": build.name}))
+        said = json.loads(output_of([*self._submitter, *words], env={"LOGNAME": build.name}))
         build.build_id = said["builds"][0]["build_id"]
 
     def request(self, build: Build) -> BuildRequest:

@@ -49,6 +49,7 @@ class Kind:
     weight: int = 1  #: how often it is tried among the others
     mongo: bool = False  #: with the history in MongoDB
     court: bool = False  #: with a notifier that judges builders
+    clocks: bool = False  #: with clocks that can be set
 
 
 KINDS: dict[str, Kind] = {}

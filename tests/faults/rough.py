@@ -12,17 +12,26 @@ from pathlib import Path
 
 import attr
 
+from devfarm.plan import BSTORE, CONTROLLER
 from devfarm.processes import find_program
 from reimzul.core.errors import ReimzulError
+from reimzul.history import CORRUPT_PATTERN, open_history
+from tests.events import event
+from tests.faults import checks
+from tests.faults.ground import BUILDERS, HOSTS
 from tests.faults.kinds import kind, long_builds, reached, running
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build, Recipe
 from tests.faults.trial import Trial
 from tests.waiting import until
 
 _KIB = 1024
+_DAY, _HOUR = 86400, 3600
+_PAGE = 4096  # SQLite's
+#: Builds the history is given before it is damaged, and how many a page has at the most.
+_OLD_BUILDS, _BUILDS_A_PAGE = 300, 9
 
 
-@kind("leg-fault", latest=0.0, builds=(1, 3))
+@kind("leg-fault", latest=0.0, builds=(1, 3), weight=0)
 def leg_fault(trial: Trial) -> str:
     """One leg of two is built, and the other is a builder's fault: the build is made again, and neither leg is lost."""
     faulty = trial.chance.choice((ARCH, FOLLOWER))
@@ -136,6 +145,78 @@ def binlog_torn(trial: Trial) -> str:
         if is_torn:
             return "the last record of the binlog is cut in half, unacknowledged"
     raise AssertionError("another record always follows")
+
+
+@kind("clock", latest=2.0, builds=(3, 5), fresh=True, clocks=True)
+def clock(trial: Trial) -> str:
+    """The clock of one host, or of all, jumps forwards by a day, and back by an hour, in any order, under builds.
+
+    Files have times by the clock of who looks at them, also those of before the jump: ages of files stay true.
+    """
+    hosts = trial.chance.choice(([CONTROLLER], [BSTORE], list(BUILDERS), list(HOSTS)))
+    ahead, steps = 0, trial.chance.sample((_DAY, -_HOUR), 2)
+    recipe = Recipe(source="plain", legs={ARCH: "Success"})
+    for number, step in enumerate(steps):
+        ahead += step
+        for host in hosts:
+            trial.ground.set_clock(host, ahead)
+        build = Build(name=f"{trial.name}c{number}", recipe=recipe, target=TARGETS[number], seconds=(1.0, 0.2))
+        trial.submit_all([build])
+        time.sleep(trial.chance.uniform(0, 3))
+    return f"the clock of {', '.join(hosts)} jumps by {steps[0]:+d} s, then by {steps[1]:+d} s"
+
+
+@kind("history-damaged", latest=0.0)
+def history_damaged(trial: Trial) -> str:
+    """Pages of the history are overwritten, under the notifier or before its start: only what was on them is lost."""
+    farm, path = trial.ground.farm, trial.ground.farm.layout.history
+    is_running = trial.chance.random() < 0.5
+    trial.submitted.wait(30)
+    farm.hold("notifier")
+    try:
+        known = [attr.evolve(event("Success", number), submitter="ballast") for number in range(_OLD_BUILDS)]
+        with contextlib.closing(open_history(f"sqlite://{path}")) as history:
+            history.record(known)
+        if not is_running:
+            count = _overwrite_pages(trial, path)
+    finally:
+        farm.release("notifier")
+    if is_running:
+        farm.wait_until_ready(within=20)
+        count = _overwrite_pages(trial, path)
+    trial.later(lambda: _look_at_history(trial, path, count))
+    when = "under" if is_running else "before the start of"
+    return f"{count} pages of the history are overwritten {when} the notifier"
+
+
+def _overwrite_pages(trial: Trial, path: Path) -> int:
+    """Overwrite pages that have old builds and none of this trial; return how many."""
+    content = path.read_bytes()
+    pages = [content[at : at + _PAGE] for at in range(0, len(content), _PAGE)]
+    old = [at for at, page in enumerate(pages) if b'"ballast"' in page and trial.name.encode() not in page]
+    chosen = trial.chance.sample(old, trial.chance.randint(1, 3))
+    with path.open("r+b") as stream:
+        for at in chosen:
+            stream.seek(at * _PAGE)
+            stream.write(trial.chance.choice((b"\0" * _PAGE, trial.chance.randbytes(_PAGE))))
+    return len(chosen)
+
+
+def _look_at_history(trial: Trial, path: Path, count: int) -> None:
+    """The damaged file is put aside, at the latest after a restart, and all builds of other pages are known."""
+    if not list(path.parent.glob(CORRUPT_PATTERN)):  # SQLite had all in its memory
+        trial.ground.farm.kill("notifier", signal.SIGTERM)
+        trial.ground.farm.wait_until_ready(within=20)
+        (build,) = long_builds(trial, 1, 0.3)
+        trial.ground.settle(60)
+    asides = list(path.parent.glob(CORRUPT_PATTERN))
+    said = trial.ground.farm.layout.part_log("notifier").read_text().count(f"the history {path} was damaged")
+    if len([each for each in asides if each.suffix.startswith(".corrupt")]) != 1 or not said:
+        trial.outcome.faults.append(f"the damage was said {said} times, and put aside as {asides}")
+    lost = _OLD_BUILDS - len(checks.history(trial.ground).get("ballast", []))
+    trial.measure("old builds lost", lost, count * _BUILDS_A_PAGE)
+    for each in asides:
+        each.unlink()
 
 
 def _tear(folder: Path, body: bytes) -> bool:

@@ -77,7 +77,9 @@ class Series:
             self._close()
         if self._ground is None:
             self._folder, self._made = Path(tempfile.mkdtemp(prefix="reimzul-faults-")), 1
-            self._ground = Ground(self._folder, mongo=kind.mongo, roomy=kind.fresh, court=kind.court).__enter__()
+            self._ground = Ground(
+                self._folder, mongo=kind.mongo, roomy=kind.fresh, court=kind.court, clocks=kind.clocks
+            ).__enter__()
         return self._ground
 
     def _close(self, keep: Outcome | None = None) -> None:

@@ -115,6 +115,13 @@ def test_a_beanstalkd_without_a_binlog_or_that_is_draining_fails(tmp_path: Path)
         assert look(controller.beanstalkd_checks, whom)["beanstalkd"].level == FAIL
 
 
+def test_a_beanstalkd_that_could_not_read_its_largest_job_is_named(tmp_path: Path) -> None:
+    with a_beanstalkd("-b", str(tmp_path)) as (port, _):
+        found = look(controller.beanstalkd_checks, patient(tmp_path, at(port), "controller"))["binlog"]
+    assert (found.level, "takes jobs of 65,535 bytes" in found.message) == (WARN, True)
+    assert found.hint.startswith("reimzul setup controller")
+
+
 def test_tubes_that_nobody_watches_and_refused_jobs_are_named(
     tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
 ) -> None:
@@ -577,6 +584,21 @@ def test_a_history_that_cannot_be_read_fails_and_what_is_owed_is_warned_of(tmp_p
     assert (found["history"].level, found["owed"].level) == (FAIL, WARN)
     away = patient(tmp_path, {"history": {"url": f"mongodb://127.0.0.1:{free_port()}/"}}, "controller")
     assert look(controller.checks, away)["history"].level == FAIL
+
+
+def test_a_damaged_history_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite"
+    whom = patient(tmp_path, {"history": {"url": f"sqlite:///{file}"}}, "controller")
+    file.write_bytes(b"no database\n" * 1000)
+    found = look(controller.checks, whom)["history"]
+    assert (found.level, found.hint.partition(",")[0]) == (FAIL, "systemctl restart reimzul-notifier")
+    file.unlink()
+    corrupt = tmp_path / "history.corrupt-1763800000"
+    corrupt.write_bytes(b"")
+    found = look(controller.checks, whom)["history"]
+    assert (found.level, f"rm {corrupt}" in found.hint) == (FAIL, True)
+    corrupt.unlink()
+    assert look(controller.checks, whom)["history"].level == OK
 
 
 def test_a_damaged_or_large_outbox_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,6 +318,16 @@ def test_a_damaged_outbox_is_put_aside_and_announced(
     assert "was damaged" in notifier.said()
 
 
+def test_a_damaged_history_is_put_aside_and_events_are_recorded(notifier: Running, broker: Broker) -> None:
+    (notifier.folder / "history.sqlite").write_text("this is no database\n" * 1000)
+    notifier.start()
+    broker.announce(event("Success"))
+    until(lambda: "was damaged" in notifier.said(), 15, "the damage is said")
+    until(notifier.builds, 15, "the event is recorded")
+    (damaged,) = notifier.folder.glob("history.corrupt-*")
+    assert "no database" in damaged.read_text()
+
+
 def test_what_cannot_start_says_why_in_one_line(notifier: Running) -> None:
     notifier.settings["notifier"]["ledger"] = "/proc/nowhere/ledger.sqlite"
     notifier.start()

@@ -252,7 +252,7 @@ class Client:
 
     @_command
     def put(self, server: Server, body: bytes, priority: int = 65536, delay: int = 0, ttr: int = 60) -> int:
-        if len(body) > 65535:
+        if len(body) > 65_537:
             raise greenstalk.JobTooBigError([])
         return server.put(self.connection.used, body, priority, delay, ttr)
 
@@ -368,7 +368,7 @@ class Client:
 
     @_command
     def stats(self, server: Server) -> dict[str, Any]:
-        return {"version": "1.12", "draining": "false", "binlog-records-written": server._last}
+        return {"version": "1.12", "draining": "false", "binlog-records-written": server._last, "max-job-size": 65_537}
 
     @_command
     def tubes(self, server: Server) -> list[str]:

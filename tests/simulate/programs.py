@@ -188,7 +188,10 @@ def read_header(path: Path) -> Any:
     if words[:1] != ["SIM"]:
         raise InputError(f"{path}: not an rpm package")
     _, name, version, release, arch, is_source = words
-    return Header(name=name, epoch=None, version=version, release=release, arch=arch, is_source=is_source == "1")
+    source = "" if is_source == "1" else f"{name}-{version}-{release}.src.rpm"
+    return Header(
+        name=name, epoch=None, version=version, release=release, arch=arch, is_source=not source, source_rpm=source
+    )
 
 
 class Roots:

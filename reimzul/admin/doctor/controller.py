@@ -34,7 +34,8 @@ from reimzul.core.settings import MqttSettings
 from reimzul.core.smtp import SmtpSession
 from reimzul.core.tls import client_context
 from reimzul.core.validators import TIMESTAMP_FORMAT
-from reimzul.history import BuildFilter, BuildRecord, HistoryUnavailable, NoHistory
+from reimzul.history import CORRUPT_PATTERN as CORRUPT_HISTORY
+from reimzul.history import BuildFilter, BuildRecord, HistoryDamaged, HistoryUnavailable, NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 #: Doctor puts a job into this tube and deletes it at once; nobody watches it.
@@ -53,6 +54,8 @@ PENDING_SECONDS = 600
 _LARGE_OUTBOX_BYTES = 1 << 30
 #: A binlog of this size is reported: 10 files of beanstalkd's 10 MiB are usual.
 _LARGE_BINLOG_BYTES = 1 << 30
+#: beanstalkd's -z where nobody sets it: the unit of `reimzul setup` always has more.
+_DEFAULT_JOB_BYTES = 65_535
 #: A successful build that has not been published for this long is reported.
 UNPUBLISHED_SECONDS = 3600
 #: How far back unpublished and claimed builds are searched.
@@ -112,12 +115,17 @@ def _write_binlog(broker: Broker) -> int:
 def _check_binlog(host: Host) -> Result:
     """Look for a binlog that has grown large: beanstalkd bounds neither its size nor the number of jobs."""
     with connect(host.settings) as broker:
-        size = broker.server_stats().binlog_bytes
-    message = f"beanstalkd's binlog has {format_size(size)}"
+        stats = broker.server_stats()
+    message = f"beanstalkd's binlog has {format_size(stats.binlog_bytes)}"
     recommend(
-        size <= _LARGE_BINLOG_BYTES,
+        stats.binlog_bytes <= _LARGE_BINLOG_BYTES,
         message,
         "`reimzul queues` shows the tubes; beanstalkd keeps a file of the binlog until its last job is deleted",
+    )
+    recommend(
+        stats.max_job_bytes > _DEFAULT_JOB_BYTES,
+        f"beanstalkd takes jobs of {_DEFAULT_JOB_BYTES:,} bytes, and cannot read them or the next after a restart",
+        "reimzul setup controller, which lets its -z grow (conf/beanstalkd-service.conf)",
     )
     return ok(message)
 
@@ -191,6 +199,10 @@ def _check_history(host: Host) -> Result:
         return ok("nothing has been recorded yet")
     except ConfigError as error:
         return fail(str(error), "make install ROLE=controller")
+    except HistoryDamaged as error:
+        return fail(
+            str(error), "systemctl restart reimzul-notifier, which at the next event saves what can be read of it"
+        )
     except HistoryUnavailable as error:
         return fail(str(error), "" if url.startswith(_SQLITE) else "check that the MongoDB of [history] url runs")
     return ok("the history can be read")
@@ -202,6 +214,12 @@ def _check_history_file(host: Host, path: Path) -> None:
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         can_write = not host.user_entry or not file.exists() or user_can(host.user_entry, file, READ | WRITE)
         require(can_write, f"user {host.user} cannot write {file}", f"chown {host.user}: {file}")
+    corrupt = ", ".join(map(str, sorted(path.parent.glob(CORRUPT_HISTORY))))
+    require(
+        not corrupt,
+        f"the history was damaged, and builds may be missing: {corrupt}",
+        f"look for the cause, then rm {corrupt}",
+    )
 
 
 @checks.add("outbox")

@@ -3,16 +3,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from reimzul.core.settings import Settings
-from reimzul.history import History, HistoryUnavailable, history_class, open_history
+from reimzul.history import (
+    History,
+    HistoryDamaged,
+    HistoryUnavailable,
+    history_class,
+    open_history,
+    repair_history,
+)
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import Sink, SinkUnavailable
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mqtt import MqttSink
+
+log = logging.getLogger(__name__)
 
 
 class HistorySink(Sink):
@@ -23,6 +33,7 @@ class HistorySink(Sink):
     def __init__(self, url: str) -> None:
         self._url = url
         self._history: Optional[History] = None
+        self._is_checked = self._is_damaged = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> HistorySink:
@@ -31,12 +42,22 @@ class HistorySink(Sink):
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         try:
-            self._history = self._history or open_history(self._url)
+            self._history = self._history or self._open()
             self._history.record([notice.event for notice in notices])
         except HistoryUnavailable as error:
+            self._is_damaged = isinstance(error, HistoryDamaged)
             self.close()
             raise SinkUnavailable(str(error)) from error
         yield from notices
+
+    def _open(self) -> History:
+        """Open the history; after the start, and when it was found damaged, what is damaged is replaced first."""
+        if self._is_damaged or not self._is_checked:
+            done = repair_history(self._url, thorough=self._is_damaged)
+            self._is_checked, self._is_damaged = True, False
+            if done:
+                log.error("%s", done)
+        return open_history(self._url)
 
     def close(self) -> None:
         if self._history is not None:
