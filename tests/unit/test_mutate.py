@@ -21,8 +21,8 @@ def f(x):
 
 def test_each_spot_is_changed_alone() -> None:
     tree = ast.parse(SOURCE)
-    mutants = dict(mutate.find_mutants(tree))
-    assert list(mutants) == [
+    mutants = list(mutate.find_mutants(tree))
+    assert [each.name for each in mutants] == [
         "f: not x == 1 and g(x) -> not x == 1 or g(x)",
         "f: not x == 1 -> x == 1",
         "f: x == 1 -> x != 1",
@@ -32,16 +32,35 @@ def test_each_spot_is_changed_alone() -> None:
         "f: return x -> return None",
     ]
     whole = ast.unparse(ast.parse(SOURCE)).splitlines()
-    for source in mutants.values():
-        changed = source.splitlines()
+    for mutant in mutants:
+        changed = mutant.source.splitlines()
         assert len([1 for before, after in zip(whole, changed) if before != after]) == 1
         assert len(changed) == len(whole)
     assert ast.unparse(tree) == "\n".join(whole)
 
 
 def test_two_equal_spots_of_a_function_have_two_names() -> None:
-    names = [name for name, _ in mutate.find_mutants(ast.parse("def f():\n    g()\n    g()\n"))]
+    names = [each.name for each in mutate.find_mutants(ast.parse("def f():\n    g()\n    g()\n"))]
     assert names == ["f: g() -> pass", "f: g() -> pass (2)"]
+
+
+SKIPPED = """\
+LIMIT = 1024 * 1024
+def f(x):
+    if x == 1:
+        log.info('%s', x)
+    return ''
+"""
+
+
+def test_what_is_only_logged_and_what_is_false_already_has_no_mutants() -> None:
+    assert list(mutate.find_mutants(ast.parse(SKIPPED))) == []
+
+
+def test_a_mutant_is_for_the_tests_that_run_its_statement() -> None:
+    lines = {each.name: list(each.lines) for each in mutate.find_mutants(ast.parse(SOURCE))}
+    assert lines["f: x == 1 -> x != 1"] == [5, 6, 7]
+    assert lines["f: h() -> pass"] == [6]
 
 
 def test_every_listed_file_exists_and_every_equivalent_is_a_mutant_with_a_reason() -> None:
@@ -50,5 +69,6 @@ def test_every_listed_file_exists_and_every_equivalent_is_a_mutant_with_a_reason
         assert [name for name in tests.split() if not (mutate.ROOT / f"tests/{name}.py").is_file()] == []
     for line in mutate.EQUIVALENTS.read_text().splitlines()[1:]:
         module, name, reason = line.split(" | ")
-        assert name in dict(mutate.find_mutants(ast.parse((mutate.ROOT / module).read_text()))), line
+        mutants = mutate.find_mutants(ast.parse((mutate.ROOT / module).read_text()))
+        assert name in [each.name for each in mutants], line
         assert reason
