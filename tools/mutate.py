@@ -42,7 +42,7 @@ TESTS = {
     "reimzul/notifier/outbox.py": "unit/test_outbox unit/test_delivery",
     "reimzul/worker/job_session.py": "unit/test_job_session",
     "reimzul/worker/mock_result.py": "unit/test_mock_result unit/test_mock_logs unit/test_repo_failures",
-    "reimzul/core/beanstalk.py": "integration/test_core_tube",
+    "reimzul/core/beanstalk.py": "unit/test_tubes integration/test_core_tube",
 }
 _OPPOSITE: dict[type[ast.AST], Any] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,

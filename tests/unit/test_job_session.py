@@ -92,7 +92,7 @@ class Build:
     def __init__(self) -> None:
         self.outbox: queue.Queue[Any] = queue.Queue()
         self.over = threading.Event()
-        self.attempt = SimpleNamespace(request=REQUEST, token=ATTEMPT, started=900.0)
+        self.attempt = SimpleNamespace(request=REQUEST, token=ATTEMPT, started=900.12345)
         self.progress = SimpleNamespace(current_phase=lambda main: (main, Phase(name="rpmbuild", start=950.0)))
         self.cancelled: list[str] = []
         self.legs = [SimpleNamespace(arch="x86_64"), SimpleNamespace(arch="i386")]
@@ -172,6 +172,7 @@ def test_what_nobody_expected_ends_the_build_too() -> None:
 
 
 def test_a_build_runs_until_all_its_messages_are_out_in_order(clock: Clock) -> None:
+    clock.now = 1000.12345
     build, broker = Build(), Broker()
     request = RepogenRequest(target="c7.x86_64")
     for message in (event("Building"), event("Success"), request):
@@ -181,7 +182,7 @@ def test_a_build_runs_until_all_its_messages_are_out_in_order(clock: Clock) -> N
     session.ping_watchdog = lambda: None if next(pings) < 100 else pytest.fail("it never ends")
     run(session, build, poller)
     assert [each.status for each in broker.news] == ["Building", "Success"]
-    assert {each.at for each in broker.news} == {1000.0}, "the time at which they leave"
+    assert {each.at for each in broker.news} == {1000.123}, "the time at which they leave"
     assert broker.requests == [("createrepo", request, beanstalk.PRIORITY)]
     assert poller.calls
     assert next(pings) >= 3, "each time round"
@@ -200,13 +201,15 @@ def test_a_stop_ends_the_build_and_still_publishes_what_it_left(clock: Clock) ->
 
     def work() -> None:
         assert build.over.wait(20), "nobody stopped it"
-        build.outbox.put(event("Success"))
+        for message in (event("Success"), event("Failed", 2), event("Failed", 3)):
+            build.outbox.put(message)
 
     build.run = work  # type: ignore[method-assign]
     session = session_of(Claim(broker=broker))
     session.stop.now.set()
     run(session, build, Poller())
-    assert [each.status for each in broker.news] == ["Success"]
+    assert [each.status for each in broker.news] == ["Success", "Failed", "Failed"]
+    assert session.service._doing.startswith("stopping")
 
 
 def test_a_stop_without_beanstalkd_waits_for_no_message(clock: Clock) -> None:
@@ -279,7 +282,7 @@ def test_a_connection_that_is_back_reserves_the_job_again_by_its_number(clock: C
     assert attempted + 1 <= clock.now < attempted + 1.5, "once a second"
     assert claim.broker is again
     assert took == [claim]
-    assert session.service._status_text().count("beanstalkd") == 0
+    assert session.service._remarks == {"beanstalkd": ""}
 
 
 def test_a_job_that_was_lost_is_not_reserved_again_after_an_outage(clock: Clock) -> None:
@@ -360,7 +363,7 @@ def test_a_heartbeat_shows_the_build_and_what_drains_the_builder(clock: Clock) -
     poll(poller, broker)
     (first,) = broker.news
     assert (first.state, first.why, first.build.arch, first.build.phase) == ("building", "", "x86_64", "rpmbuild")
-    assert (first.build.since, first.build.started, first.build.attempt) == (950.0, 900.0, ATTEMPT)
+    assert (first.build.since, first.build.started, first.build.attempt) == (950.0, 900.123, ATTEMPT)
     broker.flags[beanstalk.drain_tube(HOST)] = ControlFlag(by="johnny", why="a new disk")
     clock.now += 9.9
     poll(poller, broker)
