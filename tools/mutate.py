@@ -108,14 +108,13 @@ def find_mutants(tree: ast.Module) -> Iterator[Mutant]:
     def visit(node: ast.AST, where: str, lines: range) -> Iterator[Mutant]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             where = f"{where}.{node.name}".lstrip(".")
-        if isinstance(node, ast.stmt):
-            lines = range(node.lineno, (node.end_lineno or 0) + 1)
         for field, value in ast.iter_fields(node):
             if field in _SKIPPED_FIELDS:
                 continue
             for number, child in enumerate(value if isinstance(value, list) else [value]):
                 if not isinstance(child, ast.AST) or is_skipped(child, where):
                     continue
+                inner = range(child.lineno, (child.end_lineno or 0) + 1) if isinstance(child, ast.stmt) else lines
                 if mutant := mutate_node(child):
                     replaced = [*value[:number], mutant, *value[number + 1 :]] if isinstance(value, list) else mutant
                     setattr(node, field, replaced)
@@ -123,9 +122,8 @@ def find_mutants(tree: ast.Module) -> Iterator[Mutant]:
                     setattr(node, field, value)
                     name = f"{where}: {show(child)} -> {show(mutant)}"
                     seen[name] += 1
-                    inner = range(child.lineno, (child.end_lineno or 0) + 1) if isinstance(child, ast.stmt) else lines
                     yield Mutant(name if seen[name] == 1 else f"{name} ({seen[name]})", source, inner)
-                yield from visit(child, where, lines)
+                yield from visit(child, where, inner)
 
     yield from visit(tree, "", range(0))
 
