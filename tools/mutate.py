@@ -156,7 +156,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def tests_pass(checkout: Path, argv: Sequence[str], timeout: float, **environment: str) -> bool:
     """Run tests, and end whatever they have started."""
     argv = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *argv]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "TMPDIR": str(checkout.parent), **environment}
     quiet, end = subprocess.DEVNULL, time.monotonic() + timeout
     with subprocess.Popen(
         argv, cwd=checkout, env=environment, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
@@ -201,7 +201,9 @@ def score(module: str, jobs: int, sample: int, seed: int) -> bool:
     mutants = [each for each in find_mutants(ast.parse((ROOT / module).read_text())) if each.name not in equivalent]
     if 0 < sample < len(mutants):
         mutants = random.Random(seed).sample(mutants, sample)
-    with tempfile.TemporaryDirectory(prefix="mutate-") as top, ThreadPoolExecutor(jobs) as pool:
+    # in memory, since the tests sync what they write
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="mutate-", dir=memory) as top, ThreadPoolExecutor(jobs) as pool:
         first = Path(shutil.copytree(ROOT, f"{top}/first", ignore=_NOT_COPIED))
         tests = record_tests(first, module)
         runs = [

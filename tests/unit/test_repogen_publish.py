@@ -415,5 +415,5 @@ def test_a_cancel_after_the_build_says_what_is_known(store: StorePaths) -> None:
     assert known.url == URLS.attempt(of.build_id, "x86_64", leg.manifest.attempt)
     bare = make_cancelled_event(asked, None, "a typo", URLS)
     assert bare
-    assert (bare.reason, bare.evr) == ("a typo", "")
+    assert (bare.reason, bare.evr, bare.finished) == ("a typo", "", round(bare.finished, 3))
     assert make_cancelled_event(RepogenRequest(target=TARGET), None, "a typo", URLS) is None

@@ -278,6 +278,15 @@ def test_a_leg_that_is_not_collected_yet_gives_way_to_its_rebuild(store: StorePa
     assert exposed(store) == [second.build_id]
 
 
+def test_a_replaced_leg_whose_mark_the_disk_has_lost_gives_way_too(store: StorePaths) -> None:
+    first = published(store)
+    staged(store, first)
+    (store.staged_marks / leg_key(first.build_id, "x86_64")).unlink()
+    second = rebuild(store, first)
+    assert staged(store, second) == [True]
+    assert exposed(store) == [second.build_id]
+
+
 def test_a_replaced_leg_is_not_staged(store: StorePaths) -> None:
     first = published(store)
     rebuild(store, first)
