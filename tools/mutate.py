@@ -167,7 +167,7 @@ def tests_pass(checkout: Path, argv: Sequence[str], timeout: float, **environmen
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
     if _STOPPING.is_set():
-        raise KeyboardInterrupt
+        raise SystemExit("stopped")
     return passed
 
 

@@ -327,6 +327,7 @@ def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ReimzulError, match="cannot be used as the outbox"):
         Outbox(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"], "it is not taken for damaged"
 
 
 def test_a_file_of_a_newer_version_is_left_alone(path: Path) -> None:
