@@ -9,7 +9,7 @@ import pytest
 
 from reimzul.core import beanstalk
 from reimzul.core.beanstalk import JobStats, TubeStats
-from reimzul.core.message import WorkerHeartbeat
+from reimzul.core.message import NotifyMessage, WorkerHeartbeat
 from tests.events import build_id, event
 
 NAMED: dict[str, Callable[[str], str]] = {
@@ -52,7 +52,7 @@ def test_a_control_tube_is_told_from_one_with_work(tube: str, is_control: bool, 
 
 def test_a_heartbeat_comes_after_all_news_of_builds() -> None:
     heartbeat = WorkerHeartbeat(host="b1", instance="1", state="idle")
-    news = [heartbeat, event("Success"), event("Building")]
+    news: list[NotifyMessage] = [heartbeat, event("Success"), event("Building")]
     assert sorted(news, key=beanstalk.notify_priority) == [event("Success"), event("Building"), heartbeat]
 
 
