@@ -107,7 +107,6 @@ def test_two_tubes_are_told_apart_and_one_costs_no_question(broker: Broker) -> N
     claim = reserved_after_put(broker)
     assert claim._facts is None
     assert repr(claim) == f"job {claim.id} of createrepo"
-    assert not claim.is_orphaned
 
 
 def test_a_server_is_asked_for_its_state(broker: Broker) -> None:
@@ -180,12 +179,11 @@ def test_a_claim_is_touched_after_a_third_of_its_time_and_not_before(
     claim = reserved_after_put(broker, ttr=120)
     touched: list[object] = []
     monkeypatch.setattr(broker.client, "touch", touched.append)
-    for age, count in ((0, 0), (35, 0), (41, 1), (0, 1)):
+    for age, count in ((0, 0), (35, 0), (6, 1)):
         claim._touched -= age
         broker.touch_all_if_due()
         claim.touch_if_due()
         assert len(touched) == count, f"{age} seconds later"
-        claim._touched = time.monotonic()
 
 
 def test_keeping_a_claim_waits_for_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
