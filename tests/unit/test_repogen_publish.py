@@ -378,6 +378,18 @@ def test_logs_that_are_kept_already_stay(store: StorePaths) -> None:
     assert tree(store.publishing) == tree(store.spool) == set()
 
 
+def test_a_failure_whose_logs_are_kept_already_gives_way_to_a_success_too(store: StorePaths) -> None:
+    of = request()
+    failed = uploads.upload(store, {}, of=of, status=Status.FAILED)
+    brought(store, failed)
+    kept = store.attempts / spool_name(of.build_id, "x86_64", failed.attempt)
+    kept.mkdir()
+    (kept / "build.log").write_text("the first ones")
+    leg = brought(store, uploads.upload(store, RPM, of=of))
+    assert (leg.place, leg.is_publishable) == (PLACE, True)
+    assert (kept / "build.log").read_text() == "the first ones"
+
+
 # --- messages
 
 
