@@ -85,6 +85,10 @@ def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: i
     assert verdict.reason
 
 
+def test_a_root_that_another_mock_uses_is_nobodys_fault(tmp_path: Path) -> None:
+    assert classify(60, tmp_path) == MockResult(Fault.NOBODY, "the root is in use by another mock")
+
+
 @pytest.mark.parametrize(
     ("code", "fault"), [(0, Fault.BUILDER), (1, Fault.BUILDER), (10, Fault.BUILDER), (11, Fault.PACKAGE)]
 )
