@@ -342,6 +342,13 @@ def test_all_that_nobody_provides_is_named_once(tmp_path: Path) -> None:
     assert classify(30, tmp_path).reason == "BuildRequires that nobody provides: a-devel, b-devel, c-libs >= 2"
 
 
+@pytest.mark.parametrize("said", ["Error: Some packages could not be found.\n", "Not all dependencies satisfied\n"])
+def test_buildrequires_that_are_missing_without_a_name_are_the_packages_fault(tmp_path: Path, said: str) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    (tmp_path / "root.log").write_text(said)
+    assert classify(30, tmp_path) == MockResult(Fault.PACKAGE, "BuildRequires that nobody provides")
+
+
 def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:
     (tmp_path / "state.log").write_text(SETUP)
     (tmp_path / "stderr").write_text(

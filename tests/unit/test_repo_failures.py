@@ -121,6 +121,8 @@ def test_zypper_skips_too(tmp_path: Path) -> None:
     missing = f"File '/repodata/repomd.xml' not found on medium '{STORE}'\n"
     skip = "Skipping repository 'target' because of the above error.\n"
     assert classify(0, logs(tmp_path, missing + skip)).fault is Fault.NONE
+    stale = missing.replace("repomd.xml", "5f-primary.xml.gz")
+    assert classify(0, logs(tmp_path, stale + skip)).fault is Fault.NOBODY
     assert classify(0, logs(tmp_path, f"Timeout exceeded when accessing '{STORE}'.\n{skip}")).fault is Fault.NOBODY
 
 
