@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
+from unittest.mock import Mock
 
 import greenstalk
 import pytest
@@ -18,6 +20,7 @@ from reimzul.core import beanstalk as tubes
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, ReservedJob, Tube, arch_tube
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for
+from reimzul.core.settings import BeanstalkdSettings
 from tests.conftest import Beanstalkd, free_port
 from tests.waiting import until
 
@@ -91,6 +94,29 @@ def test_a_tube_is_counted(broker: Broker) -> None:
     assert (stats.ready, stats.reserved, stats.delayed, stats.buried, stats.watchers) == (1, 1, 1, 1, 1)
 
 
+def test_a_job_is_ready_as_soon_as_it_is_put(broker: Broker) -> None:
+    numbers = [broker.put(CREATEREPO, REQUEST, priority=1), broker.put_raw("createrepo", b"{}", priority=1)]
+    assert [broker.job_stats(number).state for number in numbers] == ["ready", "ready"]
+    assert broker.first_ready("createrepo") == (numbers[0], REQUEST.encode())
+
+
+def test_two_tubes_are_told_apart_and_one_costs_no_question(broker: Broker) -> None:
+    broker.put(CREATEREPO, REQUEST, priority=1)
+    both: dict[str, Tube[Any]] = {TOSIGN.name: TOSIGN, **WATCHED}
+    assert reserved(broker, both).tube is CREATEREPO
+    claim = reserved_after_put(broker)
+    assert claim._facts is None
+    assert repr(claim) == f"job {claim.id} of createrepo"
+
+
+def test_a_server_is_asked_for_its_state(broker: Broker) -> None:
+    stats = broker.server_stats()
+    assert stats.version
+    assert not stats.draining
+    broker.put(CREATEREPO, REQUEST, priority=1)
+    assert {"createrepo", "default"} <= set(broker.list_tubes())
+
+
 # --- settling
 
 
@@ -140,6 +166,49 @@ def test_a_claim_about_to_be_lost_is_touched_while_others_are_waited_for(broker:
 def test_a_claim_that_is_settled_is_touched_no_more(broker: Broker) -> None:
     reserved_after_put(broker).delete()
     broker.touch_all_if_due(now=True)
+
+
+def test_a_claim_that_is_given_back_is_touched_no_more(broker: Broker) -> None:
+    reserved_after_put(broker).release(600)
+    broker.touch_all_if_due(now=True)
+
+
+def test_a_claim_is_touched_after_a_third_of_its_time_and_not_before(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = reserved_after_put(broker, ttr=120)
+    touched: list[object] = []
+    monkeypatch.setattr(broker.client, "touch", touched.append)
+    for age, count in ((0, 0), (35, 0), (6, 1)):
+        claim._touched -= age
+        broker.touch_all_if_due()
+        claim.touch_if_due()
+        assert len(touched) == count, f"{age} seconds later"
+
+
+def test_keeping_a_claim_waits_for_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Mock(return_value=([], [], []))
+    monkeypatch.setattr(select, "select", spy)
+    broker.check()
+    assert spy.call_args.args[3] == 0
+
+
+def test_a_closed_connection_holds_no_claims(beanstalkd: Beanstalkd) -> None:
+    with beanstalkd.connect() as broker:
+        reserved_after_put(broker)
+        link = broker._socket
+        assert link
+    assert link.fileno() == -1
+    broker.touch_all_if_due(now=True)
+    with pytest.raises(BrokerUnavailable, match="the connection is closed"):
+        broker.check()
+
+
+def test_a_connection_sends_at_once_and_notices_a_host_that_is_gone(beanstalkd: Beanstalkd) -> None:
+    with Broker.from_settings(BeanstalkdSettings(host="127.0.0.1", port=beanstalkd.port)) as broker:
+        assert broker._socket
+        assert broker._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert broker._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 def test_one_lost_claim_does_not_stop_the_others_being_kept(broker: Broker) -> None:

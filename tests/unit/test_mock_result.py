@@ -85,6 +85,10 @@ def test_a_host_a_call_or_a_signal_is_the_builders_fault(tmp_path: Path, code: i
     assert verdict.reason
 
 
+def test_a_root_that_another_mock_uses_is_nobodys_fault(tmp_path: Path) -> None:
+    assert classify(60, tmp_path) == MockResult(Fault.NOBODY, "the root is in use by another mock")
+
+
 @pytest.mark.parametrize(
     ("code", "fault"), [(0, Fault.BUILDER), (1, Fault.BUILDER), (10, Fault.BUILDER), (11, Fault.PACKAGE)]
 )
@@ -336,6 +340,13 @@ def test_all_that_nobody_provides_is_named_once(tmp_path: Path) -> None:
         "nothing provides c-libs >= 2 needed by d-1-1.x86_64\nNo matching package to install: 'b-devel'\n"
     )
     assert classify(30, tmp_path).reason == "BuildRequires that nobody provides: a-devel, b-devel, c-libs >= 2"
+
+
+@pytest.mark.parametrize("said", ["Error: Some packages could not be found.\n", "Not all dependencies satisfied\n"])
+def test_buildrequires_that_are_missing_without_a_name_are_the_packages_fault(tmp_path: Path, said: str) -> None:
+    (tmp_path / "state.log").write_text(SETUP)
+    (tmp_path / "root.log").write_text(said)
+    assert classify(30, tmp_path) == MockResult(Fault.PACKAGE, "BuildRequires that nobody provides")
 
 
 def test_a_mock_without_builddep_is_the_builders_fault(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -268,6 +269,16 @@ def test_what_is_too_old_is_forgotten(outbox: Outbox) -> None:
     assert pending(outbox) == {"log": 1}, "what is pending is not forgotten"
 
 
+def test_nothing_is_left_of_what_is_forgotten(outbox: Outbox, path: Path) -> None:
+    tell(outbox, event("Success"), event("Queued", 2, job=7))
+    outbox.purge(time.time() + KEEP_SECONDS + 60)
+    assert outbox.results_of([build_id(1)]) == {}
+    assert outbox.queued_events(build_id(2)) == []
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for table in ("event", "delivery"):
+            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+
+
 def test_an_outbox_that_cannot_be_written_accepts_nothing(outbox: Outbox, path: Path) -> None:
     (row,) = outbox.accept([event("Failed", 7)], lambda _: ("log",))["log"]
     file = SinkDeliveries(path, "log")
@@ -302,6 +313,7 @@ def test_a_damaged_file_is_put_aside_and_what_can_be_read_is_kept(path: Path, co
     assert str(aside) in outbox.damage
     assert "damaged" in outbox.damage
     kept = pending(outbox).get("log", 0)
+    assert f"and {sum(pending(outbox).values())} pending deliveries could be read from it" in outbox.damage
     assert kept == 0 if content else 20 <= kept < 40
     assert [word for word, _ in doubts(outbox)] == ["Success"] * kept, "each can be read"
     assert accept(outbox, event("Failed", 99)) == ["Failed"]
@@ -315,14 +327,45 @@ def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ReimzulError, match="cannot be used as the outbox"):
         Outbox(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"], "it is not taken for damaged"
 
 
 def test_a_file_of_a_newer_version_is_left_alone(path: Path) -> None:
     Outbox(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 3")
-    with pytest.raises(ReimzulError, match="newer than version 2"):
+    with pytest.raises(ReimzulError, match="newer than version 2") as error:
         Outbox(path)
+    assert open_files(path) == [], f"who gets {error.value!r} has nothing to close"
+
+
+def open_files(path: Path) -> list[str]:
+    """The files of this process whose names begin with a path; SQLite has a WAL beside the file."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return [str(link.readlink()) for link in links if link.is_symlink() and str(link.readlink()).startswith(str(path))]
+
+
+def test_closing_lets_go_of_the_file(path: Path) -> None:
+    outbox = Outbox(path)
+    assert outbox.damage == "", "it is new"
+    file = SinkDeliveries(path, "log")
+    file.close()  # it never opened the file
+    file.read_due()
+    outbox.close()
+    assert open_files(path)
+    file.close()
+    assert open_files(path) == []
+
+
+def test_an_event_that_cannot_be_read_is_dropped_and_asks_for_nothing_more(
+    outbox: Outbox, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept(outbox, event("Success"), event("Failed", 2))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE event SET body = '{' WHERE word = 'Success'")
+    assert doubts(outbox) == [("Failed", False)]
+    assert "cannot be read from the outbox and is dropped" in caplog.text
+    assert pending(outbox) == {"log": 1}
 
 
 OLD = """
@@ -352,7 +395,7 @@ def updated(path: Path) -> Iterator[Outbox]:
 
 def test_an_event_that_an_earlier_version_told_is_delivered_to_the_others(updated: Outbox) -> None:
     new = updated.accept([event("Success")], lambda _: ("log", "mqtt", "mail"))
-    assert sorted(new) == ["mail", "mqtt"]
+    assert {sink: [each.maybe_sent for each in rows] for sink, rows in new.items()} == {"mail": [False], "mqtt": [True]}
     assert doubts(updated, "mqtt") == [("Success", True)]
     assert doubts(updated, "mail") == [("Success", False)]
 
@@ -368,6 +411,17 @@ def test_what_an_earlier_version_put_back_is_for_the_sinks_it_names(updated: Out
     assert pending(updated) == {"mqtt": 1, "history": 1}
     updated.purge(time.time())
     assert updated.accept([event("Success")], lambda _: everybody) == {}
+
+
+def test_a_sink_that_an_earlier_version_owed_gets_an_event_that_all_others_have(outbox: Outbox) -> None:
+    assert tell(outbox, event("Success")) == ["Success"]
+    assert sorted(outbox.accept([event("Success", owed={"mail": 1})], lambda _: ("log", "mail"))) == ["mail"]
+    assert doubts(outbox, "mail") == [("Success", False)]
+
+
+def test_what_an_earlier_version_told_too_long_ago_is_forgotten(updated: Outbox) -> None:
+    updated.purge(time.time())
+    assert sorted(updated.accept([event("Success")], lambda _: ("log", "mail"))) == ["log", "mail"]
 
 
 # --- where a build waits

@@ -121,6 +121,8 @@ def test_zypper_skips_too(tmp_path: Path) -> None:
     missing = f"File '/repodata/repomd.xml' not found on medium '{STORE}'\n"
     skip = "Skipping repository 'target' because of the above error.\n"
     assert classify(0, logs(tmp_path, missing + skip)).fault is Fault.NONE
+    stale = missing.replace("repomd.xml", "5f-primary.xml.gz")
+    assert classify(0, logs(tmp_path, stale + skip)).fault is Fault.NOBODY
     assert classify(0, logs(tmp_path, f"Timeout exceeded when accessing '{STORE}'.\n{skip}")).fault is Fault.NOBODY
 
 
@@ -181,3 +183,29 @@ def test_a_line_without_an_end_is_read_in_time(word: str) -> None:
     failures = read_failures(word * 200_000 + "\n" + dnf4(ABSENT[0]))
     assert time.monotonic() - began < 5
     assert failures[-1].causes[-1] is DownloadFault.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"), [(11, Fault.PACKAGE), (40, Fault.PACKAGE), (5, Fault.BUILDER), (-9, Fault.BUILDER)]
+)
+def test_a_skipped_repository_explains_no_timeout_and_no_fault_of_the_host(
+    tmp_path: Path, code: int, fault: Fault
+) -> None:
+    assert classify(code, logs(tmp_path, dnf4(REFUSED))).fault is fault
+
+
+def test_a_repository_that_must_answer_counts_beside_one_that_is_skipped(tmp_path: Path) -> None:
+    said = dnf4(ABSENT[0]) + "Cannot find a valid baseurl for repo: base\n"
+    verdict = classify(30, logs(tmp_path, said + MISSING))
+    assert (verdict.fault, verdict.reason) == (Fault.BUILDER, "Cannot find a valid baseurl for repo: base")
+
+
+def test_a_failure_is_shown_with_the_name_of_its_repository(tmp_path: Path) -> None:
+    said = f'Failed to download metadata (baseurl: "{STORE}") for repository "base"'
+    assert classify(30, logs(tmp_path, f" {said}\n")).reason == said
+
+
+def test_the_line_at_which_dnf5_ends_is_no_second_failure() -> None:
+    (failure,) = read_failures(dnf5(REFUSED, skipped=False))
+    assert not failure.skipped
+    assert failure.causes == [DownloadFault.OTHER]

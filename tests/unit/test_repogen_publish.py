@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reimzul.core.message import Status
+from reimzul.core.errors import RetryLater
+from reimzul.core.message import RepogenRequest, Status
 from reimzul.core.retry import CancelToken
-from reimzul.core.store_paths import StorePaths, leg_key, spool_name
+from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
 from reimzul.repogen import verify
-from reimzul.repogen.publish import CancelledBeforePublish, find_stored, store_upload
+from reimzul.repogen.publish import (
+    CancelledBeforePublish,
+    archive_logs,
+    find_stored,
+    make_cancelled_event,
+    make_published_event,
+    make_sign_request,
+    store_upload,
+)
 from reimzul.repogen.verify import InvalidUpload
 from reimzul.store.listing import StoredLeg
 from tests import uploads
@@ -208,7 +218,7 @@ def test_a_cancel_that_comes_while_it_is_looked_at_is_in_time(store: StorePaths,
     flags: list[str] = []
     with pytest.raises(CancelledBeforePublish) as cancelled:
         store_upload(uploads.copier_of(store), asked, CancelToken(lambda: flags.append("set")), lambda: bool(flags))
-    assert cancelled.value.manifest.build_id == asked.build_id
+    assert cancelled.value.manifest.build_id == str(cancelled.value) == asked.build_id
     assert uploads.spool_of(store, asked).is_dir()
     assert not store.place(asked.place).exists()
     assert find_stored(store, asked.build_id, "x86_64") is None
@@ -260,3 +270,162 @@ def test_dying_at_any_step_is_made_good_by_the_next(tmp_path: Path, monkeypatch:
         assert tree(store.spool) == set()
         assert tree(store.rejected) == set()
         assert not [path for path in tree(store.attempts) if path.endswith(".rpm")]
+
+
+# --- others at the same leg, and disks
+
+
+def synced_folders(store: StorePaths, monkeypatch: pytest.MonkeyPatch, after: str) -> set[str]:
+    """Collect the folders below the store that are fsynced after the first call of os.<after>."""
+    found: set[str] = set()
+    step, fsync, begun = getattr(os, after), os.fsync, []
+
+    def do_step(*arguments: Any) -> None:
+        step(*arguments)
+        begun.append(1)
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        if begun:
+            found.add(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), store.root))
+
+    monkeypatch.setattr(os, after, do_step)
+    monkeypatch.setattr(os, "fsync", sync)
+    return found
+
+
+def test_a_place_is_on_the_disk_with_all_folders_above_it(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = uploads.upload(store, RPM)
+    synced = synced_folders(store, monkeypatch, "rename")
+    brought(store, asked)
+    version, package, target, repo = list(Path(PLACE).parents)[:4]
+    assert {str(version), str(package), str(target), str(repo)} <= synced
+
+
+def test_logs_that_are_kept_are_on_the_disk(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = uploads.upload(store, {}, status=Status.FAILED)
+    synced = synced_folders(store, monkeypatch, "rename")
+    archive_logs(uploads.copier_of(store), uploads.spool_of(store, asked))
+    assert "attempts" in synced
+
+
+def test_an_upload_that_others_store_again_and_again_is_tried_later(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    rename = os.rename
+
+    def take_first(source: Path, goal: Path) -> None:
+        if store.repo in Path(goal).parents:
+            Path(goal).mkdir()
+            (Path(goal) / "of-another").touch()
+        rename(source, goal)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", take_first)
+        with pytest.raises(RetryLater, match="is being stored by another"):
+            brought(store, asked)
+    assert uploads.spool_of(store, asked).is_dir()
+    assert brought(store, asked).place not in (PLACE, LATER), "those places have others' files"
+
+
+def test_a_disk_that_fails_is_an_error_and_loses_no_upload(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = uploads.upload(store, RPM)
+    spool = uploads.spool_of(store, asked)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        brought(store, asked)
+    with pytest.raises(OSError, match="Input/output error"):
+        archive_logs(uploads.copier_of(store), spool)
+    assert (spool / "hello-1-1.x86_64.rpm").exists()
+
+
+def test_a_manifest_that_vanishes_while_it_is_copied_is_a_bad_upload(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+
+    def vanish() -> bool:
+        (uploads.spool_of(store, asked) / "build.json").unlink(missing_ok=True)
+        return False
+
+    with pytest.raises(InvalidUpload, match=r"build\.json vanished"):
+        store_upload(uploads.copier_of(store), asked, CancelToken(), vanish)
+
+
+def test_after_a_crash_the_place_that_the_index_names_comes_first(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    (store.index / leg_key(asked.build_id, "x86_64")).symlink_to(f"../{LATER}")
+    assert brought(store, asked).place == LATER
+
+
+def test_a_place_of_another_version_in_the_index_is_not_taken(store: StorePaths) -> None:
+    asked = uploads.upload(store, RPM)
+    entry = store.index / leg_key(asked.build_id, "x86_64")
+    entry.symlink_to(f"../repo/{TARGET}/hello/20240102030405/2-1.x86_64")
+    assert brought(store, asked).place == PLACE
+    assert os.readlink(entry) == f"../{PLACE}"
+
+
+def test_logs_that_are_kept_already_stay(store: StorePaths) -> None:
+    asked = uploads.upload(store, {}, status=Status.FAILED)
+    spool = uploads.spool_of(store, asked)
+    kept = store.attempts / spool.name
+    kept.mkdir()
+    (kept / "build.log").write_text("the first ones")
+    archive_logs(uploads.copier_of(store), spool)
+    assert (kept / "build.log").read_text() == "the first ones"
+    assert tree(store.publishing) == tree(store.spool) == set()
+
+
+def test_a_failure_whose_logs_are_kept_already_gives_way_to_a_success_too(store: StorePaths) -> None:
+    of = request()
+    failed = uploads.upload(store, {}, of=of, status=Status.FAILED)
+    brought(store, failed)
+    kept = store.attempts / spool_name(of.build_id, "x86_64", failed.attempt)
+    kept.mkdir()
+    (kept / "build.log").write_text("the first ones")
+    leg = brought(store, uploads.upload(store, RPM, of=of))
+    assert (leg.place, leg.is_publishable) == (PLACE, True)
+    assert (kept / "build.log").read_text() == "the first ones"
+
+
+# --- messages
+
+
+URLS = StoreUrls("http://localhost/bstore/", "rsync://localhost/")
+
+
+def test_published_names_the_place_and_the_packages(store: StorePaths) -> None:
+    leg = brought(store, uploads.upload(store, RPM))
+    news = make_published_event(leg, URLS)
+    assert (news.status, news.place, news.reason) == ("Published", PLACE, "")
+    assert (news.url, news.rpm_count, list(news.rpms)) == (URLS.place(PLACE), 1, ["hello-1-1.x86_64.rpm"])
+    assert (news.pkgname, news.builder_fqdn, news.attempt) == ("hello", "builder1.example.org", leg.manifest.attempt)
+    moved = make_published_event(brought(store, uploads.upload(store, RPM)), URLS)
+    assert moved.reason == f"{PLACE} is another build's: it is in {LATER}"
+    assert moved.timestamp == "20240102030406"
+
+
+def test_a_sign_request_names_the_build_and_its_place(store: StorePaths) -> None:
+    leg = brought(store, uploads.upload(store, RPM))
+    asked = make_sign_request(leg)
+    assert (asked.place, asked.build_id, asked.arch) == (PLACE, leg.manifest.build_id, "x86_64")
+    assert (asked.status, asked.target, asked.timestamp) == ("Success", TARGET, "20240102030405")
+
+
+def test_a_cancel_after_the_build_says_what_is_known(store: StorePaths) -> None:
+    of = request()
+    leg = brought(store, uploads.upload(store, RPM, of=of))
+    asked = RepogenRequest(
+        target=TARGET, build_id=of.build_id, arch="x86_64", attempt=leg.manifest.attempt, place=PLACE, request=of
+    )
+    known = make_cancelled_event(asked, leg.manifest, "a typo", URLS)
+    assert known
+    assert (known.status, known.reason, known.arch, known.evr) == ("Cancelled", "a typo", "x86_64", "1-1")
+    assert known.finished == 2.0, "the build's own end"
+    assert known.url == URLS.attempt(of.build_id, "x86_64", leg.manifest.attempt)
+    bare = make_cancelled_event(asked, None, "a typo", URLS)
+    assert bare
+    assert (bare.reason, bare.evr, bare.finished) == ("a typo", "", round(bare.finished, 3))
+    assert make_cancelled_event(RepogenRequest(target=TARGET), None, "a typo", URLS) is None

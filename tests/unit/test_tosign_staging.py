@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import attr
 import pytest
 
-from reimzul.core.errors import InvalidMessage
+from reimzul.core.errors import InvalidMessage, ShutdownRequested
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
-from reimzul.tosign.daemon import SignableLeg, find_signable, stage_leg
+from reimzul.core.unlisted import LeftOutPackage, UnlistedLeg, write_records
+from reimzul.tosign.daemon import SignableLeg, Tosign, find_signable, stage_leg
 from tests import uploads
 from tests.uploads import TARGET, tree
 
@@ -238,3 +243,234 @@ def test_a_place_behind_a_link_is_not_staged(store: StorePaths, depth: int) -> N
     with pytest.raises(InvalidMessage, match="behind a symbolic link"):
         staged(store, request)
     assert tree(store.tosign) == set()
+
+
+# --- replaced by a rebuild
+
+
+def rebuild(store: StorePaths, first: SignRequest) -> SignRequest:
+    """A rebuild that has the first one's place in the repodata, and the request to sign it."""
+    second = published(store, of=uploads.request(timestamp="20250102030405"))
+    record = UnlistedLeg(place=first.place, replaced_by=second.build_id, replacement=second.place, was_listed=True)
+    write_records(store, TARGET, {leg_key(first.build_id, "x86_64"): record})
+    return second
+
+
+def exposed(store: StorePaths) -> list[str]:
+    return sorted(path.name.rpartition(".")[2] for path in store.tosign.glob(f"{TARGET}/*"))
+
+
+def has_mark(store: StorePaths, request: SignRequest) -> bool:
+    return (store.staged_marks / leg_key(request.build_id, "x86_64")).exists()
+
+
+def test_a_leg_that_is_not_collected_yet_gives_way_to_its_rebuild(store: StorePaths) -> None:
+    first = published(store)
+    assert staged(store, first) == [True]
+    second = rebuild(store, first)
+    assert staged(store, second) == [True]
+    assert exposed(store) == [second.build_id]
+    folder = store.exposed(second.place, second.build_id)
+    assert (folder / "replaces").read_text() == f"replaces {first.build_id}\n"
+    assert not has_mark(store, first), "it was not collected"
+    assert tree(store.staging) == set()
+    assert staged(store, first) == [False]
+    assert exposed(store) == [second.build_id]
+
+
+def test_a_replaced_leg_whose_mark_the_disk_has_lost_gives_way_too(store: StorePaths) -> None:
+    first = published(store)
+    staged(store, first)
+    (store.staged_marks / leg_key(first.build_id, "x86_64")).unlink()
+    second = rebuild(store, first)
+    assert staged(store, second) == [True]
+    assert exposed(store) == [second.build_id]
+
+
+def test_a_replaced_leg_is_not_staged(store: StorePaths) -> None:
+    first = published(store)
+    rebuild(store, first)
+    assert staged(store, first) == [False]
+    assert exposed(store) == []
+
+
+def test_a_replaced_leg_that_was_collected_stays_marked(store: StorePaths) -> None:
+    first = published(store)
+    staged(store, first)
+    shutil.rmtree(store.tosign / TARGET)
+    second = rebuild(store, first)
+    assert staged(store, second) == [True]
+    assert has_mark(store, first), "the signer has it"
+    assert exposed(store) == [second.build_id]
+
+
+def test_a_leg_that_is_collected_while_it_is_taken_back_stays_marked(
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = published(store)
+    staged(store, first)
+    second = rebuild(store, first)
+    collected, rename = store.exposed(first.place, first.build_id), os.rename
+
+    def collect_first(source: Path, goal: Path) -> None:
+        if source == collected:
+            shutil.rmtree(collected)
+        rename(source, goal)
+
+    monkeypatch.setattr(os, "rename", collect_first)
+    assert staged(store, second) == [True]
+    assert has_mark(store, first)
+    assert exposed(store) == [second.build_id]
+
+
+def test_a_package_that_another_leg_is_listed_with_is_left_out(store: StorePaths) -> None:
+    request = published(store)
+    key = leg_key(request.build_id, "x86_64")
+    kept = LeftOutPackage(leg=key, place=request.place, differs=False)
+    record = UnlistedLeg(place=request.place, left_out={"hello-1-1.src.rpm": kept})
+    write_records(store, TARGET, {key: record})
+    assert staged(store, request) == [True]
+    assert tree(store.exposed(request.place, request.build_id)) == {"hello-1-1.x86_64.rpm"}
+
+
+# --- disks
+
+
+def watch_disk(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """List, in order, what is synced (of a file with its size then) and renamed below the store."""
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        size = f" {path.stat().st_size}" if path.is_file() else ""
+        steps.append(f"sync {os.path.relpath(path, store.root)}{size}")
+
+    def watched(source: Path, goal: Path) -> None:
+        rename(source, goal)
+        steps.append(f"rename to {os.path.relpath(goal, store.root)}")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", watched)
+    return steps
+
+
+def test_what_the_signer_sees_is_on_the_disk_before_it_and_its_mark_are(
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (leg,) = find_signable(store, published(store))
+    steps = watch_disk(store, monkeypatch)
+    assert stage_leg(store, leg, CancelToken())
+    paths = {name: os.path.relpath(path, store.root) for name, path in vars(StagingPaths(store, leg)).items()}
+    shown = steps.index(f"rename to {paths['exposed']}")
+    mark = steps.index(f"sync {paths['marks']}")
+    before = [f"sync {paths['staging']}/{name} {len(content)}" for name, (content, _) in RPMS.items()]
+    for step in [*before, f"sync {paths['staging']}", f"sync {paths['all_staging']}"]:
+        assert steps.index(step) < mark < shown, step
+    assert {f"sync {paths['target']}", f"sync {paths['tosign']}"} <= set(steps[shown:])
+
+
+class StagingPaths:
+    def __init__(self, store: StorePaths, leg: SignableLeg) -> None:
+        self.staging, self.all_staging, self.marks = store.staging / leg.key, store.staging, store.staged_marks
+        self.exposed, self.target, self.tosign = leg.exposed, leg.exposed.parent, store.tosign
+
+
+def test_a_mark_is_gone_from_the_disk_before_its_leg_is_taken_back(
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = published(store)
+    staged(store, first)
+    second, key = rebuild(store, first), leg_key(first.build_id, "x86_64")
+    steps = watch_disk(store, monkeypatch)
+    assert staged(store, second) == [True]
+    taken = steps.index(f"rename to {os.path.relpath(store.staging / key, store.root)}")
+    assert f"sync {os.path.relpath(store.staged_marks, store.root)}" in steps[:taken]
+
+
+def test_a_disk_that_fails_at_the_rename_is_an_error_and_the_next_attempt_finishes(store: StorePaths) -> None:
+    (leg,) = find_signable(store, published(store))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            stage_leg(store, leg, CancelToken())
+    assert not leg.exposed.exists()
+    assert stage_leg(store, leg, CancelToken())
+    assert tree(leg.exposed) == set(RPMS)
+
+
+def test_a_leg_whose_mark_the_disk_has_lost_is_not_staged_over_itself(store: StorePaths) -> None:
+    request = published(store)
+    staged(store, request)
+    (store.staged_marks / leg_key(request.build_id, "x86_64")).unlink()
+    assert staged(store, request) == [False]
+    assert exposed(store) == [request.build_id]
+    assert list(store.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mode", "copied"), [(0o600, 0o644), (0o755, 0o755), (0o644, 0o644)])
+def test_the_signer_can_read_every_package(store: StorePaths, mode: int, copied: int) -> None:
+    request = published(store)
+    (store.place(request.place) / "hello-1-1.x86_64.rpm").chmod(mode)
+    staged(store, request)
+    package = store.exposed(request.place, request.build_id) / "hello-1-1.x86_64.rpm"
+    assert package.stat().st_mode & 0o777 == copied
+
+
+# --- which legs
+
+
+@pytest.mark.parametrize(("length", "fits"), [(255, True), (256, False)])
+def test_a_name_that_no_folder_can_have_is_refused(store: StorePaths, length: int, fits: bool) -> None:
+    evr = "1-" + "1" * 100
+    pkgname = "h" * (length - len(f"-{evr}.x86_64.{'0' * 32}"))
+    request = attr.evolve(published(store, pkgname=pkgname, evr=evr), pkgname=pkgname)
+    if fits:
+        assert staged(store, request) == [True]
+        return
+    with pytest.raises(InvalidMessage, match="too long for a folder's name"):
+        find_signable(store, request)
+
+
+def test_the_originals_request_waits_for_a_folder_and_for_packages_in_it(store: StorePaths) -> None:
+    request = SignRequest(pkgname="hello", status="Success", target=TARGET, arch="x86_64", timestamp="20240102030405")
+    assert find_signable(store, request) == []
+    folder = store.place(f"repo/{TARGET}/hello/20240102030405/1-1.x86_64")
+    folder.mkdir(parents=True)
+    (folder.parent / "notes.x86_64").touch()
+    (folder.parent / "1-1.i386").mkdir()
+    assert find_signable(store, request) == []
+    (folder / "hello-1-1.x86_64.rpm").touch()
+    (leg,) = find_signable(store, request)
+    assert list(leg.sha256s) == ["hello-1-1.x86_64.rpm"]
+    assert leg.name == f"{TARGET}/hello-1-1.x86_64.{leg.build_id}"
+
+
+def test_a_package_that_is_gone_is_missing_and_no_forgery(store: StorePaths) -> None:
+    request = published(store)
+    (store.place(request.place) / "hello-1-1.x86_64.rpm").unlink()
+    with pytest.raises(FileNotFoundError):
+        staged(store, request)
+
+
+# --- the daemon
+
+
+def test_a_daemon_that_stages_shows_it_and_stays_alive(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim: Any = SimpleNamespace(message=published(store), touch_if_due=lambda: done.append("touch"))
+    done: list[str] = []
+    daemon = Tosign(lambda: pytest.fail("not asked"), "bstore", store)
+    monkeypatch.setattr(daemon, "ping_watchdog", lambda: done.append("ping"))
+    monkeypatch.setattr(daemon.service, "set_status", done.append)
+    assert list(daemon.handle(claim, [claim])) == [(claim, None)]
+    assert done[0] == f"staging {TARGET}/hello-1-1.x86_64.{claim.message.build_id}"
+    assert {"ping", "touch"} <= set(done)
+    daemon.stop.now.set()
+    claim.message = published(store, of=uploads.request(timestamp="20250102030405"))
+    with pytest.raises(ShutdownRequested):
+        list(daemon.handle(claim, [claim]))
