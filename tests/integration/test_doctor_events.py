@@ -105,7 +105,7 @@ def test_claimed_builds_are_named_and_are_not_called_unpublished(tmp_path: Path,
 def test_a_binlog_that_grows_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "binlog"
     folder.mkdir()
-    with a_beanstalkd("-b", str(folder), "-s", "65536") as (port, _):
+    with a_beanstalkd("-b", str(folder), "-s", "65536", "-z", "65537") as (port, _):
         host = patient(tmp_path, {"beanstalkd": {"host": "127.0.0.1", "port": port}}, "controller")
         assert look(controller.beanstalkd_checks, host)["binlog"].level == OK
         with Broker("127.0.0.1", port) as broker:
