@@ -133,10 +133,11 @@ class SqliteHistory(History):
     def _open_to_read(self) -> sqlite3.Connection:
         if not self._path.exists():
             raise NoHistory(f"no builds are known yet: the notifier has not made {self._path}")
-        db = open_read_only(self._path)
-        if not has_table(db, "builds"):
-            db.close()
-            raise NoHistory(f"no builds are known yet: the notifier is just making {self._path}")
+        with contextlib.ExitStack() as opened:
+            db = opened.enter_context(contextlib.closing(open_read_only(self._path)))
+            if not has_table(db, "builds"):
+                raise NoHistory(f"no builds are known yet: the notifier is just making {self._path}")
+            opened.pop_all()  # it stays open
         return db
 
     def _select(self, where: str, values: Sequence[object] = ()) -> Iterator[BuildRecord]:
