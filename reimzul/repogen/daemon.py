@@ -174,10 +174,7 @@ class Repogen(Daemon[RepogenRequest]):
                 leg = None if request.is_bare else self._place(batch, claim)
             except (BrokerUnavailable, ShutdownRequested):
                 raise
-            except OSError as error:
-                yield claim, RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
-                continue
-            except ReimzulError as error:
+            except (OSError, ReimzulError) as error:
                 yield claim, error
                 continue
             is_publishable = leg is not None and leg.is_publishable
@@ -314,7 +311,7 @@ class Repogen(Daemon[RepogenRequest]):
                 if job.leg is not None:
                     self._settle_leg(batch.broker, job.claim.message, job.leg, result)
             except OSError as error:  # the manifest that is signed cannot be read now
-                yield job.claim, RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
+                yield job.claim, error
             else:
                 yield job.claim, None
 

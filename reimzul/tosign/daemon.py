@@ -49,6 +49,7 @@ class Tosign(Daemon[SignRequest]):
     def __init__(self, connect: Callable[[], Broker], host: str, store: StorePaths) -> None:
         super().__init__(connect, [TOSIGN], host)
         self.store = store
+        self.listings = ListingCache(store)
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
         """Stage what is requested; wait a limited time for missing files, and as long as it takes for the disk."""
@@ -85,7 +86,7 @@ class Tosign(Daemon[SignRequest]):
         while True:
             with fs.file_lock(self.store.lock(".tosign")) as lock:  # no target begins with a dot
                 if lock is not None:
-                    is_new = stage_leg(self.store, leg, CancelToken(check_progress))
+                    is_new = stage_leg(self.listings, leg, CancelToken(check_progress))
                     break
             check_progress()
             self.stop.now.wait(LOCK_POLL_SECONDS)
@@ -177,8 +178,9 @@ def _check_signable(manifest: Manifest, request: SignRequest) -> None:
 # --- staging
 
 
-def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
+def stage_leg(listings: ListingCache, leg: SignableLeg, cancel: CancelToken) -> bool:
     """Lay a leg out for the signer; return false if that was done before. Callers hold the lock."""
+    store = listings.store
     records = read_records(store, leg.target)
     record = records.get(leg.key, UnlistedLeg(place=leg.place))
     replaced = replaced_builds(records, leg.build_id, leg.arch)
@@ -196,7 +198,7 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     if not packages:
         log.info("%s has no packages: nothing to be signed", leg.exposed.name)
         return False
-    _require_listed(store, leg, packages)
+    _require_listed(listings, leg, packages)
     staging.mkdir(parents=True)
     for name in packages:
         _copy(store.place(leg.place) / name, staging / name, leg.sha256s[name], cancel)
@@ -209,9 +211,9 @@ def stage_leg(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
     return _expose(store, leg)
 
 
-def _require_listed(store: StorePaths, leg: SignableLeg, packages: Sequence[str]) -> None:
+def _require_listed(listings: ListingCache, leg: SignableLeg, packages: Sequence[str]) -> None:
     """Raise `FileNotFoundError` unless the repodata lists these packages: anybody may have put the request."""
-    listed = ListingCache(store).visible(leg.target).packages
+    listed = listings.visible(leg.target).packages
     for name in packages:
         found = listed.get(f"{leg.place.split('/', 2)[2]}/{name}")
         if found is None or leg.sha256s[name] not in (None, found):

@@ -20,6 +20,7 @@ from reimzul.repogen.cli import make_daemon
 from reimzul.repogen.daemon import Repogen
 from reimzul.repogen.publish import store_upload
 from reimzul.store import cleanup, createrepo
+from reimzul.store.listing import ListingCache
 from reimzul.tosign.daemon import find_signable, stage_leg
 from tests import uploads
 from tests.conftest import Beanstalkd
@@ -94,7 +95,7 @@ class Farm:
         for request in taken(self.broker, TOSIGN):
             assert isinstance(request, SignRequest)
             for build in find_signable(self.store, request):
-                stage_leg(self.store, build, CancelToken())
+                stage_leg(ListingCache(self.store), build, CancelToken())
         there = self.store.tosign / TARGET
         return sorted(path.name.rpartition(".")[2] for path in there.iterdir()) if there.is_dir() else []
 
@@ -428,7 +429,7 @@ def test_a_kill_at_any_step_of_staging_a_rebuild(farm: Farm, monkeypatch: pytest
 
     def stage_all() -> None:
         for build in find_signable(farm.store, request):
-            stage_leg(farm.store, build, CancelToken())
+            stage_leg(ListingCache(farm.store), build, CancelToken())
 
     for _ in steps.deaths(whole):
         with pytest.raises(uploads.Died):

@@ -28,7 +28,7 @@ from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import UnlistedLeg, write_records
 from reimzul.repogen import cli as repogen_cli
-from reimzul.store.listing import read_listing
+from reimzul.store.listing import ListingCache, read_listing
 from reimzul.store.repodata import DAMAGED, REPODATA, read_records
 from reimzul.tosign import cli as tosign_cli
 from reimzul.tosign import daemon as tosign_daemon
@@ -254,7 +254,7 @@ def prepare_rebuild(store: StorePaths, rpms: Rpms, *, only_replaced: bool = Fals
     """A leg was staged, and then a rebuild took its place; then the old leg's request comes again."""
     old, new = (place_leg(store, rpms, stamp) for stamp in ("20240102030405", "20240102030406"))
     (leg,) = tosign_daemon.find_signable(store, old)
-    assert tosign_daemon.stage_leg(store, leg, CancelToken())
+    assert tosign_daemon.stage_leg(ListingCache(store), leg, CancelToken())
     record = UnlistedLeg(place=old.place, replaced_by=new.build_id, replacement=new.place, was_listed=True)
     write_records(store, TARGET, {leg.key: record})
     return [new, old]

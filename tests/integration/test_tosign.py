@@ -27,6 +27,7 @@ from reimzul.core.message import Refusal, SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
+from reimzul.store.listing import ListingCache
 from reimzul.tosign.cli import make_daemon
 from reimzul.tosign.daemon import SignableLeg, Tosign, stage_leg
 from tests import uploads
@@ -173,10 +174,10 @@ def test_a_job_stays_reserved_while_its_staging_takes_long(
 ) -> None:
     request, may_end = published(store), threading.Event()
 
-    def stage_slowly(store: StorePaths, leg: SignableLeg, cancel: CancelToken) -> bool:
+    def stage_slowly(listings: ListingCache, leg: SignableLeg, cancel: CancelToken) -> bool:
         while not may_end.is_set():
             cancel.wait(0.05)
-        return stage_leg(store, leg, cancel)
+        return stage_leg(listings, leg, cancel)
 
     broker.put(TOSIGN, request, priority=PRIORITY, ttr=4)
     with contextlib.ExitStack() as others, ThreadPoolExecutor(1) as pool:

@@ -8,11 +8,13 @@ import logging
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tests.simulate import scheduler
-from tests.simulate.run import Result, run_seed
+from tests.simulate.run import Result, memory_folder, run_seed
 
 
 def main() -> int:
@@ -51,8 +53,11 @@ def _make_tracer() -> Callable[[str], None]:
 
 def _run_many(seeds: range, jobs: int, seconds: float, *, fail_fast: bool) -> int:
     began, failed, steps, faults, done = time.monotonic(), [], 0, 0, 0
-    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=250) as pool:
-        for result in pool.imap_unordered(run_seed, seeds, chunksize=4):
+    with (  # the folder: seeds that are stopped leave theirs
+        tempfile.TemporaryDirectory(prefix="simulate-", dir=memory_folder()) as top,
+        multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=250) as pool,
+    ):
+        for result in pool.imap_unordered(partial(run_seed, top=top), seeds, chunksize=4):
             steps, faults, done = steps + result.steps, faults + len(result.faults), done + 1
             if result.broken:
                 failed.append(result.seed)

@@ -126,11 +126,16 @@ class Faults:
         scheduler.world.wall_offset += self.random.choice((-3600.0, 3600.0, 30.0))
 
 
-def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Result:
+def memory_folder() -> str | None:
+    """Where files cost no disk; None for the usual place of temporary files."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def run_seed(seed: int, trace: Callable[[str], None] | None = None, top: str | None = None) -> Result:
     began = time.perf_counter()
     own = random.Random(f"plan {seed}")
     world = scheduler.begin(seed, trace)
-    folder = Path(tempfile.mkdtemp(prefix="simulate-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="simulate-", dir=top or memory_folder()))
     broken: list[str] = []
     try:
         rates = {what: own.choice((0.0, 0.0, 0.2, 0.5)) for what in ("rsync", "createrepo_c", "http")}

@@ -19,6 +19,7 @@ from reimzul.core.message import SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import LeftOutPackage, UnlistedLeg, write_records
+from reimzul.store.listing import ListingCache
 from reimzul.tosign.daemon import SignableLeg, Tosign, find_signable, stage_leg
 from tests import uploads
 from tests.uploads import TARGET, tree
@@ -49,7 +50,7 @@ def published(store: StorePaths, **changed: Any) -> SignRequest:
 
 
 def staged(store: StorePaths, request: SignRequest) -> list[bool]:
-    return [stage_leg(store, build, CancelToken()) for build in find_signable(store, request)]
+    return [stage_leg(ListingCache(store), build, CancelToken()) for build in find_signable(store, request)]
 
 
 def test_a_build_is_laid_out_with_its_packages_alone(store: StorePaths) -> None:
@@ -68,7 +69,7 @@ def test_whoever_waits_is_asked_for_every_piece_of_a_large_package(store: StoreP
     """Its job is touched then, and a stop is noticed."""
     asks: list[int] = []
     (leg,) = find_signable(store, published(store, rpms={"hello-1-1.x86_64.rpm": (bytes(5 << 20), "hello-1-1.x86_64")}))
-    assert stage_leg(store, leg, CancelToken(lambda: asks.append(1)))
+    assert stage_leg(ListingCache(store), leg, CancelToken(lambda: asks.append(1)))
     assert len(asks) >= 5
 
 
@@ -198,17 +199,17 @@ def test_dying_at_any_step_shows_it_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     def whole() -> None:
         store, build = ready()
-        stage_leg(store, build, CancelToken())
+        stage_leg(ListingCache(store), build, CancelToken())
 
     for step in steps.deaths(whole):
         store, build = ready()
         with pytest.raises(uploads.Died):
-            stage_leg(store, build, CancelToken())
+            stage_leg(ListingCache(store), build, CancelToken())
         steps.live()
         collected = collect(store)
-        stage_leg(store, build, CancelToken())
+        stage_leg(ListingCache(store), build, CancelToken())
         assert collected + collect(store) == 1, step
-        assert not stage_leg(store, build, CancelToken())
+        assert not stage_leg(ListingCache(store), build, CancelToken())
         assert collect(store) == 0
         assert tree(store.staging) == set()
 
@@ -361,7 +362,7 @@ def test_what_the_signer_sees_is_on_the_disk_before_it_and_its_mark_are(
 ) -> None:
     (leg,) = find_signable(store, published(store))
     steps = watch_disk(store, monkeypatch)
-    assert stage_leg(store, leg, CancelToken())
+    assert stage_leg(ListingCache(store), leg, CancelToken())
     paths = {name: os.path.relpath(path, store.root) for name, path in vars(StagingPaths(store, leg)).items()}
     shown = steps.index(f"rename to {paths['exposed']}")
     mark = steps.index(f"sync {paths['marks']}")
@@ -399,9 +400,9 @@ def test_a_disk_that_fails_at_the_rename_is_an_error_and_the_next_attempt_finish
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "rename", fail)
         with pytest.raises(OSError, match="Input/output error"):
-            stage_leg(store, leg, CancelToken())
+            stage_leg(ListingCache(store), leg, CancelToken())
     assert not leg.exposed.exists()
-    assert stage_leg(store, leg, CancelToken())
+    assert stage_leg(ListingCache(store), leg, CancelToken())
     assert tree(leg.exposed) == set(RPMS)
 
 
