@@ -60,14 +60,14 @@ _FAILED = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 class CancelResult:
     build_id: str
     outcome: str  #: cancelled, already, too late, told
-    words: str
+    message: str
 
 
 @attr.frozen(kw_only=True)
 class RaiseResult:
     build_id: str
     done: bool  #: it is the first of its tube now
-    words: str
+    message: str
     job: int | None = None  #: its number now
     priority: int | None = None
 
@@ -83,7 +83,7 @@ def _print_results(
         print_json([attr.asdict(each) for each in results])
     else:
         for build, each, is_good in zip(builds, results, succeeded):
-            click.echo(f"{build.label}: {each.words}", err=not is_good)
+            click.echo(f"{build.label}: {each.message}", err=not is_good)
     return 0 if all(succeeded) else EXIT_FAILED
 
 
@@ -134,7 +134,7 @@ def _cancel_build(broker: Broker, build: BuildLegs, flag: control.ControlFlag) -
     except ReservationLost:  # just taken, by a worker that checks the flag before it starts
         return None
     announce_cancelled(broker, build, flag.cancel_text)
-    return CancelResult(build_id=build.build_id, outcome="cancelled", words="cancelled; it had not begun")
+    return CancelResult(build_id=build.build_id, outcome="cancelled", message="cancelled; it had not begun")
 
 
 def announce_cancelled(broker: Broker, build: BuildLegs, reason: str) -> None:
@@ -150,9 +150,9 @@ def _finished_result(build: BuildLegs) -> CancelResult | None:
     if any(leg.is_unfinished or (leg.state == BuildState.BUILT and not leg.scratch) for leg in build.legs):
         return None
     if any(leg.status == Status.CANCELLED for leg in build.legs):
-        return CancelResult(build_id=build.build_id, outcome="already", words="it was cancelled already")
-    words = f"too late: {', '.join(f'{leg.state} for {leg.arch}' for leg in build.legs)}"
-    return CancelResult(build_id=build.build_id, outcome="too late", words=words)
+        return CancelResult(build_id=build.build_id, outcome="already", message="it was cancelled already")
+    message = f"too late: {', '.join(f'{leg.state} for {leg.arch}' for leg in build.legs)}"
+    return CancelResult(build_id=build.build_id, outcome="too late", message=message)
 
 
 def _wait_for_end(
@@ -167,7 +167,7 @@ def _wait_for_end(
             if result is not None and result.outcome == "already":
                 hosts = sorted({leg.builder_fqdn for leg in build.legs if leg.builder_fqdn})
                 where = f"; {', '.join(hosts)} has ended it" if hosts else ""
-                result = attr.evolve(result, outcome="cancelled", words=f"cancelled{where}")
+                result = attr.evolve(result, outcome="cancelled", message=f"cancelled{where}")
             results[build.build_id] = result
         if time.monotonic() > deadline:
             return
@@ -176,10 +176,10 @@ def _wait_for_end(
 
 def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
     host = build.main.builder_fqdn or "its worker"
-    words = f"flagged; {host} has not ended it yet, and does so when it sees the flag"
+    message = f"flagged; {host} has not ended it yet, and does so when it sees the flag"
     if build.main.is_queued and lookup.job_state(broker, build.main) == GONE:
-        words = "flagged; its job is gone, and its outcome has not been announced yet"
-    return CancelResult(build_id=build.build_id, outcome="told", words=words)
+        message = "flagged; its job is gone, and its outcome has not been announced yet"
+    return CancelResult(build_id=build.build_id, outcome="told", message=message)
 
 
 # --- raise
@@ -215,13 +215,13 @@ def _raise_build(
     leg = build.main
     found = lookup.find_job(broker, leg) if leg.is_unfinished else None
     if found is None or found.stats.state not in ("ready", "delayed"):
-        return RaiseResult(build_id=build.build_id, done=False, words=_explain_not_waiting(leg, found))
+        return RaiseResult(build_id=build.build_id, done=False, message=_explain_not_waiting(leg, found))
     tube, priority = found.stats.tube, found.stats.priority
     others = lookup.lowest_priority((each for each in unfinished if each.build_id != build.build_id), tube)
     front = min(fronts.get(tube, PRIORITY_NOW), others, PRIORITY_NOW)
     if found.stats.state == "ready" and priority < front:
         return RaiseResult(
-            build_id=build.build_id, done=True, words="it is the first already", job=found.job, priority=priority
+            build_id=build.build_id, done=True, message="it is the first already", job=found.job, priority=priority
         )
     fronts[tube] = max(0, front - 1)
     return move_to_front(broker, leg, found, fronts[tube])
@@ -246,20 +246,20 @@ def move_to_front(broker: Broker, leg: BuildRecord, found: lookup.QueuedJob, pri
         broker, arch_tube(tube), request, priority=priority, delay=_RAISE_DELAY_SECONDS, ttr=found.stats.ttr
     )
     if forbidden:
-        return RaiseResult(build_id=request.build_id, done=False, words="it is being cancelled")
+        return RaiseResult(build_id=request.build_id, done=False, message="it is being cancelled")
     try:
         broker.delete(found.job)
     except ReservationLost:
         with contextlib.suppress(ReservationLost):
             broker.delete(job)
-        return RaiseResult(build_id=request.build_id, done=False, words="a worker has just taken it")
+        return RaiseResult(build_id=request.build_id, done=False, message="a worker has just taken it")
     with contextlib.suppress(ReservationLost):  # cancelled at this moment
         broker.kick(job)
     reason = f"moved to the front: job {job} of tube {tube}"
     for event in queued:
         broker.announce(attr.evolve(event, reason=reason, tube=tube, job=job, priority=priority))
-    words = f"first in tube {tube}, as job {job}"
-    return RaiseResult(build_id=request.build_id, done=True, words=words, job=job, priority=priority)
+    message = f"first in tube {tube}, as job {job}"
+    return RaiseResult(build_id=request.build_id, done=True, message=message, job=job, priority=priority)
 
 
 # --- retry

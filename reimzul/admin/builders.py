@@ -7,7 +7,6 @@ The drain flag is kept in beanstalkd, so it outlives a restart of either host, a
 from __future__ import annotations
 
 import contextlib
-import difflib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
@@ -22,18 +21,23 @@ from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
+from reimzul.core.formatting import format_duration, format_size, format_time, suggest_nearest
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
-_HEADS = ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION")
+_TABLE = output.Table(
+    ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION"),
+    dispensable=("VERSION", "LOAD", "FREE", "FAULTS", "HEARD", "LAST RESULT"),
+)
 
 
 @click.command("builders", epilog=EXIT_CODES)
 @output.since_option("Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.")
+@output.table_options(_TABLE)
 @output.json_option("a list of workers")
 @output.pass_settings
-def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
+def list_builders(settings: Settings, begin: float, columns: Sequence[str], wide: bool, as_json: bool) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
     FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
@@ -71,7 +75,7 @@ def list_builders(settings: Settings, begin: float, as_json: bool) -> int:
     if as_json:
         output.print_json([view.to_dict() for view in views])
     elif views:
-        output.print_table(_HEADS, [view.to_row() for view in views], needed=5)
+        output.print_table(_TABLE, [view.to_row() for view in views], columns=columns, wide=wide)
     else:
         click.echo("no worker has been heard of", err=True)
     if fault:
@@ -95,18 +99,18 @@ class _WorkerView:
 
     def to_row(self) -> list[str]:
         heartbeat, build, last = self.seen.heartbeat, self.seen.heartbeat.build, self.counts.last
-        last_end = f", {output.format_duration(self.now - last.ended_at)} ago" if last else ""
+        last_end = f", {format_duration(self.now - last.ended_at)} ago" if last else ""
         return [
             heartbeat.host,
             heartbeat.instance,
             self.seen.state_at(self.now),
-            output.format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
+            format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
             f"{last.status} {self.counts.last_srpm}{last_end}" if last else "-",
             f"{self.counts.faults} of {self.counts.attempts}",
-            output.format_size(heartbeat.free_mib * 1024**2),
+            format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
-            f"{output.format_duration(self.now - self.seen.last_seen)} ago",
+            f"{format_duration(self.now - self.seen.last_seen)} ago",
             heartbeat.version or "-",
         ]
 
@@ -141,11 +145,13 @@ class _WorkerView:
 
 
 def _print_drain(
-    as_json: bool, builder: str, words: str, building: Sequence[str], *, drained: bool, changed: bool
+    as_json: bool, builder: str, message: str, building: Sequence[str], *, drained: bool, changed: bool
 ) -> None:
     """Print the state of a builder after `drain` or `resume`; `building`: source rpms that its workers still finish."""
-    result = {"builder": builder, "drained": drained, "changed": changed, "words": words, "building": building}
-    output.print_result(result, [f"{builder}: {words}", *(f"  it finishes {srpm} first" for srpm in building)], as_json)
+    result = {"builder": builder, "drained": drained, "changed": changed, "message": message, "building": building}
+    output.print_result(
+        result, [f"{builder}: {message}", *(f"  it finishes {srpm} first" for srpm in building)], as_json
+    )
 
 
 def _complete_builder(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -175,8 +181,8 @@ def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[
         return name, []
     if matching:
         raise InputError(f"more than one builder is called {name}: {', '.join(matching)}")
-    close = difflib.get_close_matches(name, [*hosts, *(host.split(".")[0] for host in hosts)], 1)
-    meant = f"; is {close[0]} meant?" if close else f"; known builders: {', '.join(hosts)}" if hosts else ""
+    meant = suggest_nearest(name, [*hosts, *(host.split(".")[0] for host in hosts)])
+    meant = meant or (f"; known builders: {', '.join(hosts)}" if hosts else "")
     raise InputError(f"no builder {name} has been heard of{meant} (--force drains it all the same)")
 
 
@@ -201,7 +207,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
     building = [each.heartbeat.build.srpm for each in live if each.heartbeat.build]
-    since = f"already takes no jobs, since {output.format_time(before.at)}" if before else "takes no more jobs"
+    since = f"already takes no jobs, since {format_time(before.at)}" if before else "takes no more jobs"
     _print_drain(as_json, host, f"{since}: {flag.drain_text}", building, drained=True, changed=before is None)
 
 
@@ -236,5 +242,5 @@ def resume(settings: Settings, name: str, as_json: bool) -> None:
     with Broker.from_settings(settings.beanstalkd) as broker:
         before = control.drain_flag(broker, host)
         cleared = control.clear_flag(broker, drain_tube(host))
-    words = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"
-    _print_drain(as_json, host, words, [], drained=False, changed=cleared)
+    message = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"
+    _print_drain(as_json, host, message, [], drained=False, changed=cleared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
 
 import click
@@ -17,20 +17,20 @@ import click
 from reimzul.admin import lookup
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
+    Table,
     check_input,
-    format_duration,
-    format_size,
     format_skew,
-    format_time,
     json_option,
     pass_settings,
     print_json,
     print_result,
     print_table,
+    table_options,
 )
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
+from reimzul.core.formatting import format_duration, format_size, format_time
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
@@ -45,6 +45,10 @@ if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner w
 
 #: A leg's manifest, or why there is none.
 ManifestOrReason = Union[Manifest, str]
+_TABLE = Table(
+    ("ID", "STATE", "SRPM", "ARCH", "TARGET", "SUBMITTED", "SUBMITTER", "BUILDER"),
+    dispensable=("SUBMITTER", "BUILDER", "SUBMITTED", "TARGET"),
+)
 #: The statuses of a leg that has its place in the store, or had.
 _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
 
@@ -64,9 +68,12 @@ _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
 @click.option("--submitter", metavar="NAME")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
+@table_options(_TABLE)
 @json_option("a list with all that is known of each")
 @pass_settings
-def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None) -> None:
+def command(
+    settings: Settings, columns: Sequence[str], wide: bool, as_json: bool, limit: int, **wanted: str | None
+) -> None:
     """List builds and their results, the newest first; only those that match all options.
 
     On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs.
@@ -85,18 +92,15 @@ def command(settings: Settings, as_json: bool, limit: int, **wanted: str | None)
     if as_json:
         print_json([record.to_document() for record in found])
     elif found or not sys.stdout.isatty():
-        heads = ("TIMESTAMP", "STATUS", "SRPM", "ARCH", "TARGET", "SUBMITTER", "BUILDER", "BUILD ID")
-        print_table(heads, [_row(record) for record in found], needed=5)
+        print_table(_TABLE, [_row(record) for record in found], columns=columns, wide=wide)
     else:
         click.echo("No build matches.")
 
 
 def _row(record: BuildRecord) -> list[str]:
-    is_published = record.state == BuildState.PUBLISHED
-    status = f"{Status.SUCCESS}, {BuildState.PUBLISHED}" if is_published else record.status
-    status += f", {record.claim_text}" if record.claimed else ""
-    about = (record.srpm, record.arch, record.target, record.submitter, record.builder_fqdn, record.build_id)
-    return [value or "-" for value in (record.timestamp, status, *about)]
+    state = f"{record.state}, {record.claim_text}" if record.claimed else record.state
+    about = (record.srpm, record.arch, record.target, _format_timestamp(record.timestamp))
+    return [value or "-" for value in (record.build_id[:8], state, *about, record.submitter, record.builder_fqdn)]
 
 
 # --- reimzul show
@@ -256,7 +260,7 @@ def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
 
 
 def _format_timestamp(timestamp: str) -> str:
-    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3T\4:\5:\6Z", timestamp) or "-"
+    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3 \4:\5:\6Z", timestamp) or "-"
 
 
 # --- reimzul override

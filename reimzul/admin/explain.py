@@ -14,20 +14,12 @@ import attr
 import click
 
 from reimzul.admin import lookup, stats
-from reimzul.admin.output import (
-    format_duration,
-    format_time,
-    join_parts,
-    join_words,
-    json_option,
-    pass_settings,
-    pluralize,
-    print_result,
-)
+from reimzul.admin.output import join_parts, join_words, json_option, pass_settings, print_result
 from reimzul.core import control
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
 from reimzul.core.cli import EXIT_CODES
+from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.settings import Settings

@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+import attr
 import click
 
 from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import load_settings, shared_options
 from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
+from reimzul.core.formatting import format_duration, suggest_nearest, to_output
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _COLUMN_GAP = "  "
-#: No column is made narrower than this many characters.
-_MIN_COLUMN_WIDTH = 6
+#: A column is shortened to this many characters before any is left out, and after that to the second number.
+_READABLE_COLUMN_WIDTH, _MIN_COLUMN_WIDTH = 20, 6
+#: The heads of columns with a state, and the colours of states.
+_STATE_HEADS = ("STATE", "STATUS", "RESULT")
+_STATE_COLOURS = {
+    **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent"), "red"),
+    **dict.fromkeys(("published", "success", "idle"), "green"),
+    **dict.fromkeys(("building", "taken", "draining"), "yellow"),
+}
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -39,9 +49,23 @@ def pass_settings(function: F) -> Any:
     def run(config: Path | None, verbose: bool, **given: Any) -> Any:
         return function(load_settings(config, verbose), **given)
 
-    return shared_options(run)
+    return shared_options(color_option(run))
 
 
+def _choose_colour(context: click.Context, _: click.Parameter, when: str) -> None:
+    """Let click print colours always or never; by default it prints them on a terminal alone."""
+    no_colour = when == "auto" and os.environ.get("NO_COLOR")
+    context.color = {"always": True, "never": False}.get(when, False if no_colour else None)
+
+
+color_option = click.option(
+    "--color",
+    type=click.Choice(("auto", "always", "never")),
+    default="auto",
+    expose_value=False,
+    callback=_choose_colour,
+    help="When to colour states; auto: on a terminal, unless $NO_COLOR is set.",
+)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
 
 
@@ -108,25 +132,65 @@ def build_timestamp(at: float) -> str:
 # --- tables and JSON
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, needed: int | None = None) -> None:
+@attr.frozen
+class Table:
+    """The columns of a command's table."""
+
+    heads: Sequence[str]  #: the first column is never shortened or left out
+    dispensable: Sequence[str] = ()  #: those left out where the terminal is too narrow, the least important first
+
+    def select(self, chosen: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[Table, list[Sequence[str]]]:
+        """Return the table and the rows with the chosen columns alone, in that order."""
+        places = [self.heads.index(head) for head in chosen]
+        return Table(heads=chosen), [[row[place] for place in places] for row in rows]
+
+
+def table_options(table: Table) -> Callable[[F], F]:
+    """Add --columns and --wide to a command that prints this table; they are passed as `columns` and `wide`."""
+
+    def parse_columns(_: click.Context, __: click.Parameter, given: str | None) -> list[str]:
+        names = {head.lower().replace(" ", "-"): head for head in table.heads if head}
+        chosen = [each.strip().lower() for each in given.split(",")] if given else []
+        for name in chosen:
+            if name not in names:
+                hint = suggest_nearest(name, names) or f"; there are {', '.join(names)}"
+                raise click.BadParameter(f"there is no column {validators.quoted(name)}{hint}")
+        return [names[name] for name in chosen]
+
+    def decorate(function: F) -> F:
+        wide = click.option("--wide", is_flag=True, help="Print every column in full, however narrow the terminal is.")
+        names = "Print these columns, separated by commas, as " + ",".join(head.lower() for head in table.heads[:3])
+        return click.option("--columns", callback=parse_columns, metavar="NAMES", help=f"{names}.")(wide(function))
+
+    return decorate
+
+
+def print_table(
+    table: Table, rows: Iterable[Sequence[str]], *, columns: Sequence[str] = (), wide: bool = False
+) -> None:
     """Print a table that fits the terminal; in a pipe one line for each row, with tabs and without heads.
 
-    On a narrow terminal, columns are left out from the right, but never the first `needed` ones.
+    A last line on a terminal names the columns that were left out.
     """
-    if sys.stdout.isatty():
-        import shutil  # it imports all compressors, which no pipe needs
+    if columns:
+        table, rows = table.select(columns, rows)
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo(validators.make_printable("\t".join(row)))
+        return
+    import shutil  # it imports all compressors, which no pipe needs
 
-        width = shutil.get_terminal_size((100, 24)).columns
-        lines = fit_columns([list(heads), *rows], width, needed or len(heads))
-        click.secho(next(lines), bold=True)
-    else:
-        lines = ("\t".join(row) for row in rows)
-    for line in lines:
-        click.echo(validators.make_printable(line))
+    width = sys.maxsize if wide else shutil.get_terminal_size((100, 24)).columns
+    lines, left_out = fit_table(table, list(rows), width)
+    click.secho(lines[0], bold=True)
+    for line in lines[1:]:
+        click.echo(line)
+    if left_out:
+        click.secho(f"left out for lack of room: {', '.join(left_out)} (--wide, or --columns)", dim=True)
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=True))
+    click.echo(json.dumps(to_output(value), indent=2, sort_keys=True))
 
 
 def print_result(value: Any, lines: Iterable[str], as_json: bool) -> None:
@@ -138,60 +202,62 @@ def print_result(value: Any, lines: Iterable[str], as_json: bool) -> None:
             click.echo(validators.make_printable(line))
 
 
-def fit_columns(rows: Sequence[Sequence[str]], width: int, needed: int) -> Iterator[str]:
-    """Align rows in columns; while the needed columns are wider than `width`, shorten the widest of them."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
-    while _total_width(widths) > width and len(widths) > needed:
-        widths.pop()
-    while _total_width(widths) > width and max(widths) > _MIN_COLUMN_WIDTH:
-        widths[widths.index(max(widths))] -= 1
-    for row in rows:
-        cells = (cell if len(cell) <= size else cell[: size - 1] + "…" for cell, size in zip(row, widths))
-        yield _COLUMN_GAP.join(cell.ljust(size) for cell, size in zip(cells, widths)).rstrip()
+def fit_table(table: Table, rows: Sequence[Sequence[str]], width: int) -> tuple[list[str], list[str]]:
+    """Return a table's lines, heads first and states coloured, and the heads that were left out.
+
+    Long cells are shortened first; if that is not enough, the dispensable columns go, one by one.
+    """
+    kept = list(range(len(table.heads)))
+    natural = [max(len(cell) for cell in column) for column in zip(table.heads, *rows)]
+    left_out: list[str] = []
+    widths = _shorten(natural, width, _READABLE_COLUMN_WIDTH)
+    for head in table.dispensable:
+        if _total_width(widths) <= width:
+            break
+        left_out.append(head)
+        kept.remove(table.heads.index(head))
+        widths = _shorten([natural[each] for each in kept], width, _READABLE_COLUMN_WIDTH)
+    widths = _shorten(widths, width, _MIN_COLUMN_WIDTH)
+    heads = [table.heads[each] for each in kept]
+    lines = [_format_row([row[each] for each in kept], heads, widths) for row in rows]
+    return [_format_row(heads, [""] * len(heads), widths), *lines], left_out
+
+
+def _shorten(widths: Sequence[int], width: int, least: int) -> list[int]:
+    """Make the widest columns behind the first narrower until all fit, or each has at most `least` characters."""
+    first, rest = widths[0], list(widths[1:])
+    while rest and _total_width([first, *rest]) > width and max(rest) > least:
+        rest[rest.index(max(rest))] -= 1
+    return [first, *rest]
 
 
 def _total_width(widths: Sequence[int]) -> int:
     return sum(widths) + len(_COLUMN_GAP) * (len(widths) - 1)
 
 
-# --- times, sizes and counts
+def _format_row(cells: Sequence[str], heads: Sequence[str], widths: Sequence[int]) -> str:
+    """Format one line; cells below a head of states are coloured."""
+    parts = []
+    for cell, head, size in zip(cells, heads, widths):
+        fitted = cell if len(cell) <= size else cell[: size - 1] + "…"
+        printable = validators.make_printable(fitted.replace("\t", " ").replace("\n", " "))
+        padding = " " * (size - len(printable))
+        parts.append((colour_state(printable) if head in _STATE_HEADS else printable) + padding)
+    return _COLUMN_GAP.join(parts).rstrip()
 
 
-def format_time(moment: float | None) -> str:
-    """Format seconds since 1970 in UTC, as all times of the farm."""
-    return "-" if not moment else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+def colour_state(text: str) -> str:
+    """Colour a state, or a text that begins with one: red failed, green published, yellow running."""
+    colour = _STATE_COLOURS.get(text.partition(" ")[0].rstrip(",:").lower())
+    return click.style(text, fg=colour) if colour else text
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration in its two largest units: `4.2 s`, `38 s`, `5 min 07 s`, `3 h 20 min`, `2 d 4 h`."""
-    seconds = max(0.0, seconds)
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, whole = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{whole} s"
-    hours, minutes = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes} min {whole:02} s"
-    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+# --- sentences
 
 
 def format_skew(seconds: float) -> str:
     """Format how far a clock is off: `2 h 00 min ahead of the controller's`."""
     return f"{format_duration(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the controller's"
-
-
-def format_size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def pluralize(number: int, thing: str) -> str:
-    """Format a count with its noun: `1 build`, `2 builds`."""
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def join_words(words: list[str]) -> str:

@@ -12,7 +12,6 @@ first, so a job that is refused again at once is not kicked without end.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import sys
@@ -28,13 +27,13 @@ from reimzul.admin.actions import announce_cancelled
 from reimzul.admin.output import (
     F,
     NoTerminal,
+    Table,
     confirm,
-    format_time,
     json_option,
     pass_settings,
-    pluralize,
     print_json,
     print_table,
+    table_options,
     yes_option,
 )
 from reimzul.core import validators
@@ -42,6 +41,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES, current_user
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InputError, InvalidMessage, ReimzulError, ReservationLost
+from reimzul.core.formatting import format_time, pluralize, suggest_nearest
 from reimzul.core.message import BuildRequest, first_bytes
 from reimzul.core.pending import OutboxUnreadable, PendingDeliveries, read_pending
 from reimzul.core.settings import Settings
@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
+_BURIED_TABLE = Table(
+    ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), dispensable=("BEGINS", "REFUSED BY", "SINCE")
+)
 
 
 # --- which tubes there are
@@ -74,8 +77,7 @@ def select_tubes(broker: Broker, settings: Settings, tube: str | None) -> list[s
     if tube is None:
         return tubes
     if tube not in tubes:
-        close = difflib.get_close_matches(tube, tubes, 1)
-        raise InputError(f"there is no tube {validators.quoted(tube)}" + (f"; is {close[0]} meant?" if close else ""))
+        raise InputError(f"there is no tube {validators.quoted(tube)}{suggest_nearest(tube, tubes)}")
     return [tube]
 
 
@@ -133,7 +135,7 @@ def _print_tables(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliverie
         for tube in tubes
         if not is_control_tube(tube.name)
     ]
-    print_table(("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", ""), rows)
+    print_table(Table(("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "")), rows)
     if pending and sys.stdout.isatty():
         click.echo()
     # with spaces, which no tube's name has: in a pipe nothing else distinguishes these lines from the tubes'
@@ -142,7 +144,7 @@ def _print_tables(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliverie
         for each in pending
     ]
     if rows:
-        print_table(("PENDING", "EVENTS", "SINCE", "NEXT TRY"), rows)
+        print_table(Table(("PENDING", "EVENTS", "SINCE", "NEXT TRY")), rows)
 
 
 # --- buried
@@ -168,9 +170,10 @@ class BuriedReport:
 
 @click.command("buried", epilog=EXIT_CODES)
 @click.option("--tube", metavar="TUBE", help="Only the jobs of this tube, as x86_64 or notify.")
+@table_options(_BURIED_TABLE)
 @json_option("an object: jobs, unrecorded, files")
 @pass_settings
-def list_buried(settings: Settings, tube: str | None, as_json: bool) -> int:
+def list_buried(settings: Settings, tube: str | None, columns: Sequence[str], wide: bool, as_json: bool) -> int:
     """List refused jobs, newest first: since when, the reason, the host that refused them, their first bytes.
 
     Jobs without a recorded reason are counted, and the first one of each tube is shown.
@@ -186,7 +189,7 @@ def list_buried(settings: Settings, tube: str | None, as_json: bool) -> int:
     if as_json:  # `files` is what earlier versions had besides
         print_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": []})
     else:
-        print_table(("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), list(map(_row_cells, report.jobs)))
+        print_table(_BURIED_TABLE, list(map(_row_cells, report.jobs)), columns=columns, wide=wide)
     if report.fault:
         click.echo(f"the reasons cannot be read: {report.fault}", err=True)
     for name, count in report.unrecorded.items():

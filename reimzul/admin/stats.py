@@ -19,6 +19,7 @@ import click
 
 from reimzul.admin import lookup, output
 from reimzul.core.cli import EXIT_CODES
+from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
@@ -57,11 +58,11 @@ def command(settings: Settings, begin: float, target: str | None, top: int, as_j
         return
     is_terminal = sys.stdout.isatty()
     if is_terminal:
-        click.echo(f"since {output.format_time(begin)}")
+        click.echo(f"since {format_time(begin)}")
     for name, heads, rows in _tables(stats, top):
         if is_terminal:
             click.echo()
-        output.print_table(heads, rows if is_terminal else [[name, *row] for row in rows])
+        output.print_table(output.Table(heads), rows if is_terminal else [[name, *row] for row in rows])
 
 
 # --- durations: of earlier successful builds; for a package never built on an arch, of that arch's other packages
@@ -154,13 +155,13 @@ def estimate_rest(takes: DurationStats, spent: float) -> Forecast:
 
 
 def duration_text(takes: DurationStats) -> str:
-    how = f"median of {output.pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
+    how = f"median of {pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
     subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
-    return f"{subject} {output.format_duration(takes.median)} ({how})."
+    return f"{subject} {format_duration(takes.median)} ({how})."
 
 
 def range_text(low: float, high: float) -> str:
-    return f"80 %: {' to '.join(dict.fromkeys(map(output.format_duration, (low, high))))}"
+    return f"80 %: {' to '.join(dict.fromkeys(map(format_duration, (low, high))))}"
 
 
 # --- figures of many builds
@@ -307,6 +308,6 @@ def _tables(stats: BuildStats, top: int) -> Iterator[tuple[str, Sequence[str], l
 def _cells(group: StatsGroup) -> list[str]:
     waited, took = time_stats(group.waits), time_stats(group.builds)
     counts = [str(sum(group.results.values())), str(group.failure_count)]
-    wait = [output.format_duration(waited.median), output.format_duration(waited.p95)] if waited else ["-", "-"]
-    build = [output.format_duration(each) for each in (took.median, took.p95, took.total)] if took else ["-", "-", "-"]
+    wait = [format_duration(waited.median), format_duration(waited.p95)] if waited else ["-", "-"]
+    build = [format_duration(each) for each in (took.median, took.p95, took.total)] if took else ["-", "-", "-"]
     return [*counts, *wait, *build]

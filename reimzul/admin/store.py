@@ -20,23 +20,23 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.output import (
+    Table,
     check_input,
     confirm,
-    format_duration,
-    format_size,
     json_option,
     parse_duration_option,
     pass_settings,
-    pluralize,
     print_json,
     print_result,
     print_table,
+    table_options,
     yes_option,
 )
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
+from reimzul.core.formatting import format_duration, format_size, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
@@ -56,8 +56,10 @@ from reimzul.store.cleanup import (
 )
 from reimzul.store.createrepo import CreaterepoRunner
 
-_PRUNE_HEADS = ("TARGET", "PACKAGE", "SUBMITTED", "ARCH", "BUILD ID", "SIZE")
-_SCRATCH_HEADS = ("BUILD ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER")
+_PRUNE_TABLE = Table(("ID", "TARGET", "PACKAGE", "SUBMITTED", "ARCH", "SIZE", ""), dispensable=("SIZE",))
+_SCRATCH_TABLE = Table(
+    ("ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER"), dispensable=("SUBMITTER", "SIZE", "AGE")
+)
 #: The largest repomd.xml that is read; one has some 3 kB.
 _MAX_REPOMD_BYTES = 1 << 20
 
@@ -198,18 +200,18 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
     dropped = [each for target in done for each in target.dropped]
     held = [each for target in done for each in target.held]
     if dropped or held:
-        rows = [_prune_row(each, terminal) for each in (dropped if terminal else [*dropped, *held])]
-        print_table(_PRUNE_HEADS, rows, needed=5)
+        rows = [_prune_row(each) for each in (dropped if terminal else [*dropped, *held])]
+        print_table(_PRUNE_TABLE, rows)
     verb = "would be dropped" if dry_run else "dropped"
     click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():
         click.echo(f"{count} more would be dropped, but: {reason}", err=not terminal)
 
 
-def _prune_row(old: BuildDetails, terminal: bool) -> list[str]:
+def _prune_row(old: BuildDetails) -> list[str]:
     leg = old.leg
-    cells = [leg.target, leg.name, leg.timestamp, leg.arch, old.summary.build_id or "-", format_size(old.bytes)]
-    return cells if terminal else [*cells, f"stays: {old.held}" if old.held else ""]
+    cells = [old.summary.build_id[:8] or "-", leg.target, leg.name, leg.timestamp, leg.arch, format_size(old.bytes)]
+    return [*cells, f"stays: {old.held}" if old.held else ""]
 
 
 # --- scratch
@@ -226,9 +228,10 @@ def scratch() -> None:
 
 
 @scratch.command("list", epilog=EXIT_CODES)
-@json_option("a list of legs")
+@table_options(_SCRATCH_TABLE)
+@json_option("a list of builds, one for each arch")
 @pass_settings
-def list_scratch(settings: Settings, as_json: bool) -> None:
+def list_scratch(settings: Settings, columns: Sequence[str], wide: bool, as_json: bool) -> None:
     """List the scratch builds in the store, the oldest of a target first.
 
     \b
@@ -240,7 +243,7 @@ def list_scratch(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json([each.to_json() for each in found])
     elif found:
-        print_table(_SCRATCH_HEADS, [_scratch_row(each) for each in found], needed=4)
+        print_table(_SCRATCH_TABLE, [_scratch_row(each) for each in found], columns=columns, wide=wide)
     else:
         click.echo("There are no scratch builds.", err=True)
 
@@ -300,7 +303,7 @@ def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list
 def _scratch_row(each: BuildDetails) -> list[str]:
     leg, summary = each.leg, each.summary
     age = format_duration(time.time() - each.submitted_at) if each.submitted_at else "-"
-    build = [summary.build_id or "-", leg.target, leg.name, leg.arch, summary.status or "-"]
+    build = [summary.build_id[:8] or "-", leg.target, leg.name, leg.arch, summary.status or "-"]
     return [*build, age, format_size(each.bytes), summary.submitter or "-"]
 
 

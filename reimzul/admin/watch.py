@@ -19,12 +19,13 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
-from reimzul.admin.output import fit_columns, format_duration, format_time, json_option, pass_settings, pluralize
+from reimzul.admin.output import Table, fit_table, json_option, pass_settings
 from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
+from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
@@ -42,7 +43,9 @@ _SHOWN_AFTER_END_SECONDS = 60.0
 #: States of a leg that goes on, in this order; then it gets one of those that are final.
 NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
 SUCCESS_STATES = ("published", "built and not to be published")
-_HEADS = ("BUILD", "SOURCE", "ARCH", "STATE", "TIME", "USUALLY", "BUILDER", "TARGET")
+_TABLE = Table(
+    ("ID", "SRPM", "ARCH", "STATE", "TIME", "USUALLY", "BUILDER", "TARGET"), dispensable=("TARGET", "BUILDER")
+)
 
 
 @click.command("watch", epilog=EXIT_CODES)
@@ -204,7 +207,7 @@ def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
 class LegRow:
     leg: BuildRecord
     state: str  #: one of the states above; else failed, rejected, cancelled, override
-    words: str  #: the state for a person: position, phase, reason
+    message: str  #: the state for a person: position, phase, reason
     phase: str = ""  #: that its worker reports
     elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
     usual: Optional[float] = None  #: seconds such a build takes
@@ -223,7 +226,7 @@ class LegRow:
 def make_unrecorded_row(build_id: str) -> LegRow:
     """A build that was just submitted and is not in the history yet."""
     leg = BuildRecord(build_id=build_id, srpm="-", arch="-", target="-")
-    return LegRow(leg=leg, state=NOT_RECORDED, words="submitted; not recorded by the notifier yet")
+    return LegRow(leg=leg, state=NOT_RECORDED, message="submitted; not recorded by the notifier yet")
 
 
 def make_row(
@@ -231,11 +234,11 @@ def make_row(
 ) -> LegRow:
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
     phase = current.phase if current is not None and current.arch == leg.arch else ""
-    state, words = _describe_state(leg, ahead, phase)
+    state, message = _describe_state(leg, ahead, phase)
     return LegRow(
         leg=leg,
         state=state,
-        words=words,
+        message=message,
         phase=phase,
         elapsed=_elapsed_seconds(leg, state, now),
         usual=usual.median if usual and state in (WAITING, BUILDING) else None,
@@ -292,14 +295,14 @@ def rows_exit_code(rows: Sequence[LegRow]) -> int:
 def row_cells(row: LegRow) -> list[str]:
     leg = row.leg
     elapsed, usually = ("-" if each is None else format_duration(each) for each in (row.elapsed, row.usual))
-    return [leg.build_id[:8], leg.srpm, leg.arch, row.words, elapsed, usually, leg.builder_fqdn or "-", leg.target]
+    return [leg.build_id[:8], leg.srpm, leg.arch, row.message, elapsed, usually, leg.builder_fqdn or "-", leg.target]
 
 
 def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
     leg = row.leg
     return {
         **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url")},
-        **{name: getattr(row, name) for name in ("state", "words", "elapsed", "usual")},
+        **{name: getattr(row, name) for name in ("state", "message", "elapsed", "usual")},
         "builder": leg.builder_fqdn,
         "at": round(at, 3),
         "over": row.is_over,
@@ -320,15 +323,14 @@ class TableScreen:
         # legs that are over make room first, and of them those that succeeded; the order stays
         ranked = sorted(range(len(rows)), key=lambda each: (rows[each].is_over, rows[each].state in SUCCESS_STATES))
         shown = [rows[each] for each in sorted(ranked[: max(1, size.lines - 3)])]
-        lines = list(fit_columns([_HEADS, *map(row_cells, shown)], size.columns, needed=6))
+        lines = fit_table(_TABLE, [row_cells(each) for each in shown], size.columns)[0]
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
             lines.append(note[: size.columns])
         cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
         # clear behind the end of each line, and all that is below the last one
-        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
-        sys.stdout.flush()
+        click.echo(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J", nl=False)
         self._drawn_lines = len(lines)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import configparser
-import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reimzul.core.errors import ConfigError, describe_os_error
+from reimzul.core.formatting import suggest_nearest
 from reimzul.core.settings import (
     RETIRED,
     Settings,
@@ -91,15 +91,13 @@ def _parse_section(name: str, kind: type, given: dict[str, str]) -> tuple[Any, l
 def _unknown_sections(parser: configparser.ConfigParser) -> Iterator[str]:
     for name in parser.sections():
         if name not in all_sections():
-            close = difflib.get_close_matches(name, all_sections(), 1)
-            yield f"[{name}] is not a section" + (f"; is [{close[0]}] meant?" if close else "")
+            yield f"[{name}] is not a section" + suggest_nearest(f"[{name}]", [f"[{each}]" for each in all_sections()])
 
 
 def _suggest_key(section: str, key: str) -> str:
     """Suggest a setting of the section, or name another section that has the key."""
-    close = difflib.get_close_matches(key, [row.name for row in settings_of(all_sections()[section])], 1)
-    if close:
-        return f"; is {close[0]} meant?"
+    if meant := suggest_nearest(key, [row.name for row in settings_of(all_sections()[section])]):
+        return meant
     for name, kind in all_sections().items():
         if key in [row.name for row in settings_of(kind)]:
             return f"; [{name}] has one of that name"

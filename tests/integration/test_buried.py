@@ -102,7 +102,7 @@ def test_a_buried_job_is_shown_with_who_refused_it_and_why(ini: Path, broker: Br
     shown = reimzul("buried")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.rstrip("\n").split("\t")[:5] == [
-        "x86_64", str(job), "2025-11-22T08:26:40Z", "not JSON", "builder1.example.org"
+        "x86_64", str(job), "2025-11-22 08:26:40Z", "not JSON", "builder1.example.org"
     ]  # fmt: skip
     assert shown.stdout.isascii()
     assert len(shown.stdout.splitlines()) == 1

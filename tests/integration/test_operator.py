@@ -169,7 +169,7 @@ def test_queues_show_what_sinks_lack(ini: Path, tmp_path: Path) -> None:
     assert json.loads(reimzul("queues", "--json").stdout)["owed"] == []
     write_pending(outbox, "mqtt", 40, 1_763_800_000.0, 1_763_800_060.0)
     *tubes, pending = reimzul("queues").stdout.splitlines()
-    assert pending == "pending for mqtt\t40\t2025-11-22T08:26:40Z\t2025-11-22T08:27:40Z"
+    assert pending == "pending for mqtt\t40\t2025-11-22 08:26:40Z\t2025-11-22 08:27:40Z"
     assert all(line.count("\t") == 6 for line in tubes)
     (row,) = json.loads(reimzul("queues", "--json").stdout)["owed"]
     assert row.pop("at") == pytest.approx(time.time(), abs=60)

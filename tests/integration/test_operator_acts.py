@@ -149,7 +149,7 @@ def test_a_waiting_build_is_gone_at_once(ground: Ground) -> None:
     assert ground.leg()["reason"].endswith(": wrong branch")
     assert control.cancel_flag(ground.broker, build_id(1)), "who put it anew meanwhile is to see it"
     assert told("cancel", SHORT) == [
-        {"build_id": build_id(1), "outcome": "already", "words": "it was cancelled already"}
+        {"build_id": build_id(1), "outcome": "already", "message": "it was cancelled already"}
     ]
 
 
@@ -246,7 +246,7 @@ def test_what_is_first_already_stays(ground: Ground) -> None:
     first = told("raise", SHORT)[0]["job"]
     ground.until(1, lambda leg: leg["job"] == first, "the history knows its new job")
     (again,) = told("raise", SHORT)
-    assert (again["words"], again["job"], again["done"]) == ("it is the first already", first, True)
+    assert (again["message"], again["job"], again["done"]) == ("it is the first already", first, True)
 
 
 def test_what_a_worker_has_is_left_to_it(ground: Ground) -> None:
@@ -271,7 +271,7 @@ def test_a_worker_that_takes_it_in_that_moment_has_it_alone(ground: Ground, bean
         assert claim
         assert claim.id == found.job
         raised = actions.move_to_front(ground.broker, leg, found, 7)
-        assert (raised.done, raised.words) == (False, "a worker has just taken it")
+        assert (raised.done, raised.message) == (False, "a worker has just taken it")
         stats = ground.broker.tube_stats("x86_64")
         assert (stats.ready, stats.delayed, stats.reserved) == (0, 0, 1)
 
@@ -282,7 +282,7 @@ def test_a_build_that_is_being_cancelled_is_not_raised(ground: Ground) -> None:
     found = lookup.find_job(ground.broker, leg)
     assert found
     control.set_flag(ground.broker, cancel_tube(build_id(1)), control.new_flag("johnny"))
-    assert actions.move_to_front(ground.broker, leg, found, 7).words == "it is being cancelled"
+    assert actions.move_to_front(ground.broker, leg, found, 7).message == "it is being cancelled"
     assert ground.broker.tube_stats("x86_64").ready == 1
 
 

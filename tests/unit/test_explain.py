@@ -168,7 +168,7 @@ def test_a_failed_attempt_and_the_next_start_are_told() -> None:
     assert told.state == "delayed"
     text = "\n".join(told.sentences)
     assert "Attempt 1 failed on builder1.example.org 16 min 38 s ago: the disk was full. Its logs: http://logs/" in text
-    assert "No worker gets it before 2025-11-22T08:43:27Z, in 7.0 s." in text
+    assert "No worker gets it before 2025-11-22 08:43:27Z, in 7.0 s." in text
     assert told.start
     assert told.start.low == 7
 

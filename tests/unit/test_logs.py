@@ -12,7 +12,7 @@ import pytest
 
 from reimzul.admin import logs as module
 from reimzul.admin.logs import LogFollower, LogOutput, NoLog
-from reimzul.admin.output import print_result, print_table
+from reimzul.admin.output import Table, print_result, print_table
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord, HistoryUnavailable
 from reimzul.history.build_record import RecordedAttempt
@@ -152,6 +152,6 @@ def test_a_log_on_a_terminal_neither_controls_it_nor_turns_text_around(
 
 def test_a_table_and_a_result_turn_no_text_around(capsys: pytest.CaptureFixture[str]) -> None:
     """The history of a farm may have texts from before such characters were refused."""
-    print_table(["A"], [["a\u202eb"]])
+    print_table(Table(["A"]), [["a\u202eb"]])
     print_result(None, ["c\u2066d"], False)
     assert capsys.readouterr().out == "a?b\nc?d\n"

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from reimzul.admin import output
+from reimzul.core import formatting
 from reimzul.core.setting_parsers import Pruning, parse_pruning, parse_span
 
 
@@ -20,7 +21,7 @@ from reimzul.core.setting_parsers import Pruning, parse_pruning, parse_span
     ],
 )  # fmt: skip
 def test_a_duration_has_at_most_two_units(seconds: float, said: str) -> None:
-    assert output.format_duration(seconds) == said
+    assert formatting.format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,11 @@ def test_a_duration_has_at_most_two_units(seconds: float, said: str) -> None:
     [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (1 << 50, "1024.0 TiB")],
 )
 def test_a_size_is_in_the_largest_unit_that_fits(count: int, said: str) -> None:
-    assert output.format_size(count) == said
+    assert formatting.format_size(count) == said
 
 
 def test_counts_and_lists_are_formatted() -> None:
-    assert (output.pluralize(1, "build"), output.pluralize(5000, "build")) == ("1 build", "5,000 builds")
+    assert (formatting.pluralize(1, "build"), formatting.pluralize(5000, "build")) == ("1 build", "5,000 builds")
     listed = [output.join_words(list(each)) for each in ("", "a", "ab", "abc")]
     assert listed == ["", "a", "a and b", "a, b and c"]
 

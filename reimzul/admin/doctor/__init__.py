@@ -46,7 +46,7 @@ class Finding(Result):
         return {
             "name": self.name,
             "level": self.level,
-            "words": self.message,
+            "message": self.message,
             "remedy": self.hint,
             "seconds": round(self.seconds, 3),
         }

@@ -23,10 +23,11 @@ from reimzul.admin import lookup
 from reimzul.admin.doctor import Check, CheckGroup, Result, fail, is_root, ok, recommend, require, shorten, warn
 from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
-from reimzul.admin.output import format_duration, format_size, format_skew, pluralize
+from reimzul.admin.output import format_skew
 from reimzul.admin.queues import all_tubes, count_buried, farm_tubes, is_unwatched
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
 from reimzul.core.errors import ConfigError, ReimzulError, RetryLater
+from reimzul.core.formatting import format_duration, format_size, pluralize
 from reimzul.core.message import Status
 from reimzul.core.pending import CORRUPT_PATTERN, read_pending
 from reimzul.core.process import output_of

@@ -49,11 +49,11 @@ from reimzul.admin.doctor.host import (
     Address,
     Host,
 )
-from reimzul.admin.output import pluralize
 from reimzul.core.beanstalk import Broker
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
+from reimzul.core.formatting import pluralize
 from reimzul.core.fs import find_unreadable
 from reimzul.core.process import output_of
 from reimzul.core.settings import Settings

@@ -131,7 +131,7 @@ def show(work: SetupWork, options: ApplyOptions) -> None:
             }
             for diff in work.diffs
         ]
-        steps = [{"words": step.description, "argv": list(step.argv)} for step in work.steps]
+        steps = [{"message": step.description, "argv": list(step.argv)} for step in work.steps]
         print_json({"files": changed, "removed": list(work.removed), "steps": steps})
         return
     options.print(
