@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Union
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.causes import FailureContext, find_context
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
@@ -121,11 +122,13 @@ def show_command(settings: Settings, given: str, as_json: bool) -> None:
       reimzul show 72b893f8
       reimzul show 72b893f8 --json
     """
-    build = lookup.read_builds(settings, [given])[0]
+    with lookup.reading_history(settings.history.url) as history:
+        build = lookup.find_build(history, given)
+        contexts = {leg.arch: find_context(history, leg) for leg in build.legs if leg.status == Status.FAILED}
     manifests = fetch_manifests_by_arch(
         StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build
     )
-    print_result(to_dict(build, manifests), format_build(build, manifests), as_json)
+    print_result(to_dict(build, manifests, contexts), format_build(build, manifests, contexts), as_json)
 
 
 def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
@@ -159,17 +162,22 @@ def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
         yield urls.attempt(leg.build_id, leg.arch, leg.attempt) + MANIFEST
 
 
-def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict[str, Any]:
+def to_dict(
+    build: BuildLegs, manifests: Mapping[str, ManifestOrReason], contexts: Mapping[str, FailureContext]
+) -> dict[str, Any]:
     legs = []
     for leg in build.legs:
         found = manifests[leg.arch]
         reason, manifest = (found, None) if isinstance(found, str) else ("", found.to_json())
         about = {"exit_code_means": describe_code(leg.exit_code), "manifest": manifest, "no_manifest": reason}
-        legs.append({**leg.to_document(), **about})
+        context = contexts[leg.arch].to_dict() if leg.arch in contexts else {}
+        legs.append({**leg.to_document(), **about, **context})
     return {"build_id": build.build_id, "legs": legs}
 
 
-def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> Iterator[str]:
+def format_build(
+    build: BuildLegs, manifests: Mapping[str, ManifestOrReason], contexts: Mapping[str, FailureContext]
+) -> Iterator[str]:
     main = build.main
     yield f"build {build.build_id}"
     yield from _format_facts(
@@ -182,6 +190,8 @@ def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) ->
     for leg in build.legs:
         yield ""
         yield f"{leg.arch}: {_state_text(leg)}"
+        if leg.arch in contexts:
+            yield from _format_facts(*contexts[leg.arch].describe())
         yield from _format_leg(leg)
         if not leg.is_unfinished:
             yield from _format_files(manifests[leg.arch])
@@ -191,7 +201,7 @@ def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
     """Format facts with their labels; None: there is no such fact."""
     for label, text in facts:
         if text is not None:
-            yield f"  {label:12}{text}"
+            yield f"  {label:14}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:
