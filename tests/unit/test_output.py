@@ -80,3 +80,16 @@ def test_a_pruning_rule_is_parsed(text: str, rule: Pruning) -> None:
 def test_an_invalid_pruning_rule_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a (rule|whole number|span)"):
         parse_pruning(text)
+
+
+def test_json_has_times_in_rfc_3339_and_null_for_the_unknown() -> None:
+    heartbeat = {"at": 1_763_800_000.5, "started": 0.0, "job": 0, "attempts": 0, "load": 1.23456, "reason": ""}
+    assert formatting.to_output({"builder_fqdn": "b1", "build": heartbeat, "argv": ["x", ""]}) == {
+        "builder": "b1",
+        "build": {
+            "at": "2025-11-22T08:26:40.500Z", "started": None, "job": None, "attempts": 0, "load": 1.235,
+            "reason": None,
+        },
+        "argv": ["x", ""],
+    }  # fmt: skip
+    assert formatting.to_output({"results": {"published": 3}}) == {"results": {"published": 3}}
