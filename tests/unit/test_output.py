@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 import pytest
 
 from reimzul.admin import output
 from reimzul.core import formatting
+from reimzul.core.fs import FreeSpace
 from reimzul.core.setting_parsers import Pruning, parse_pruning, parse_span
 
 
@@ -30,6 +32,11 @@ def test_a_duration_has_at_most_two_units(seconds: float, said: str) -> None:
 )
 def test_a_size_is_in_the_largest_unit_that_fits(count: int, said: str) -> None:
     assert formatting.format_size(count) == said
+
+
+def test_a_size_has_the_same_form_in_a_reason() -> None:
+    free = FreeSpace(folder=Path("/srv"), mib=17, inodes=None)
+    assert list(free.shortfalls(4096, 0)) == ["disk under /srv: 17.0 MiB free, 4.0 GiB are needed"]
 
 
 def test_counts_and_lists_are_formatted() -> None:
