@@ -301,7 +301,7 @@ def row_cells(row: LegRow) -> list[str]:
 def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
     leg = row.leg
     return {
-        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url", "status", "state")},
+        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url", "state")},
         **{name: getattr(row, name) for name in ("message", "elapsed", "usual")},
         "builder": leg.builder_fqdn,
         "at": at,

@@ -79,7 +79,7 @@ def test_a_section_has_the_keys_of_its_schema(title: str) -> None:
 @pytest.mark.parametrize("title", sorted(_TITLED))
 def test_a_section_links_to_the_sections_whose_keys_it_has_too(title: str) -> None:
     sections = {jsonpage.anchor(each) for each in jsonpage.list_references(_TITLED[title])}
-    assert jsonpage.read_links(_SECTIONS.get(title, "")) & set(map(jsonpage.anchor, _TITLED)) == sections
+    assert sections <= jsonpage.read_links(_SECTIONS.get(title, ""))
 
 
 def test_the_states_are_those_of_the_code() -> None:
