@@ -85,13 +85,23 @@ def check_output(name: str, text: str) -> Any:
 
 
 def check_line(words: Sequence[object], text: str) -> None:
-    """The same of a command line, if it asks for JSON and has printed any; one value a line for `watch`."""
+    """The same of what a command line has printed, if it asks for JSON; after the first value `watch` may go on."""
     typed = [str(word) for word in words]
     if "--json" in typed and text:
         name = find_schema(typed[:2])
         assert name, typed
-        for value in text.splitlines() if name == "watch" else [text]:
-            check_output(name, value)
+        for each in split_values(text):
+            check_output(name, each)
+            name = "watch"
+
+
+def split_values(text: str) -> Iterator[str]:
+    """Yield each of the JSON values that stand one behind the other in a text."""
+    rest = text.strip()
+    while rest:
+        _, end = json.JSONDecoder().raw_decode(rest)
+        yield rest[:end]
+        rest = rest[end:].lstrip()
 
 
 def _find_unlisted(value: Any, schemas: Sequence[Schema], path: str) -> Iterator[str]:

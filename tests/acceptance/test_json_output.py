@@ -18,7 +18,7 @@ from devfarm.processes import own_program
 from reimzul.core.beanstalk import PRIORITY
 from tests import setuphost, srpms
 from tests.acceptance.conftest import TARGET
-from tests.schemas import check_output, find_schema, list_schemas
+from tests.schemas import check_output, find_schema, list_schemas, split_values
 from tests.waiting import until
 
 
@@ -37,9 +37,8 @@ class JsonDay:
         environment = {**os.environ, "REIMZUL_CONFIG": str(self.farm.ini(host))}
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.stdout, done.stderr
-        name = find_schema(words[:2])
-        values = done.stdout.splitlines() if name == "watch" else [done.stdout]
-        self.printed[name] += values
+        values = list(split_values(done.stdout))
+        self.printed[find_schema(words[:2])] += values
         return json.loads(values[-1])
 
     def submit(self, srpm: Path, *more: str, arch: str = "") -> str:

@@ -16,13 +16,14 @@ from tests.schemas import (
     SHARED,
     TOPICS,
     Schema,
+    check_line,
     check_output,
     find_schema,
     list_json_commands,
     list_schemas,
     load,
     resolve,
-)  # fmt: skip
+)
 
 _SECTIONS, _TITLED = jsonpage.read_sections(), jsonpage.titled_schemas()
 
@@ -107,6 +108,15 @@ def test_a_key_that_no_schema_lists_is_refused() -> None:
     whole = '{"builder": "b", "drained": true, "changed": true, "message": "m", "building": [], "words": "x"}'
     with pytest.raises(AssertionError, match="words"):
         check_output("resume", whole)
+
+
+def test_what_a_command_line_prints_is_held_against_the_schemas() -> None:
+    check_line(["drain", "b"], "b: takes no more jobs\n")
+    check_line(["reimzul-submit", "--json", "--wait"], "")
+    with pytest.raises(jsonschema.ValidationError):
+        check_line(["setup", "controller", "--json"], '{"x": 1}\n')
+    with pytest.raises(jsonschema.ValidationError, match="urn:reimzul:schema:watch:1"):
+        check_line(["kick", "--json"], '{"done": [], "left": []}\n{"build_id": null}\n')
 
 
 def test_no_file_lies_in_the_folder_that_no_test_holds() -> None:
