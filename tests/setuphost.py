@@ -15,6 +15,7 @@ import pytest
 
 from reimzul.admin.main import main
 from reimzul.admin.setup.files import System
+from tests.schemas import check_line
 
 #: What brings a farm's packages, and ours, to a host.
 UNITS = (
@@ -106,6 +107,7 @@ class Host:
             patch.setattr(sys, "stderr", err)
             with pytest.raises(SystemExit) as end:
                 main()
+        check_line(["setup", *words], out.getvalue())
         return int(end.value.code or 0), out.getvalue(), err.getvalue()
 
     def done(self, *words: str, given: str = "") -> str:

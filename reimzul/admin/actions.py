@@ -60,7 +60,7 @@ _FAILED = (Status.FAILED, Status.REJECTED, Status.CANCELLED)
 @attr.frozen(kw_only=True)
 class CancelResult:
     build_id: str
-    outcome: str  #: cancelled, already, too late, told
+    outcome: str  #: cancelled, already cancelled, too late, flagged
     message: str
 
 
@@ -118,7 +118,7 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float,
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
         _wait_for_end(settings, builds, results, timeout)
         outcomes = [results[build.build_id] or _still_running_result(broker, build) for build in builds]
-    succeeded = [each.outcome in ("cancelled", "already") for each in outcomes]
+    succeeded = [each.outcome in ("cancelled", "already cancelled") for each in outcomes]
     return _print_results(builds, outcomes, succeeded, as_json)
 
 
@@ -151,7 +151,7 @@ def _finished_result(build: BuildLegs) -> CancelResult | None:
     if any(leg.is_unfinished or (leg.state == BuildState.BUILT and not leg.scratch) for leg in build.legs):
         return None
     if any(leg.status == Status.CANCELLED for leg in build.legs):
-        return CancelResult(build_id=build.build_id, outcome="already", message="it was cancelled already")
+        return CancelResult(build_id=build.build_id, outcome="already cancelled", message="it was cancelled already")
     message = f"too late: {', '.join(f'{leg.state} for {leg.arch}' for leg in build.legs)}"
     return CancelResult(build_id=build.build_id, outcome="too late", message=message)
 
@@ -165,7 +165,7 @@ def _wait_for_end(
         running = [build.build_id for build in builds if results[build.build_id] is None]
         for build in lookup.read_builds(settings, running):
             result = _finished_result(build)
-            if result is not None and result.outcome == "already":
+            if result is not None and result.outcome == "already cancelled":
                 hosts = sorted({leg.builder_fqdn for leg in build.legs if leg.builder_fqdn})
                 where = f"; {', '.join(hosts)} has ended it" if hosts else ""
                 result = attr.evolve(result, outcome="cancelled", message=f"cancelled{where}")
@@ -180,7 +180,7 @@ def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
     message = f"flagged; {host} has not ended it yet, and does so when it sees the flag"
     if build.main.is_queued and lookup.job_state(broker, build.main) == GONE:
         message = "flagged; its job is gone, and its outcome has not been announced yet"
-    return CancelResult(build_id=build.build_id, outcome="told", message=message)
+    return CancelResult(build_id=build.build_id, outcome="flagged", message=message)
 
 
 # --- raise

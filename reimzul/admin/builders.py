@@ -129,15 +129,12 @@ class _WorkerView:
         flag, counts = self.flag, self.counts
         extra = {"srpm": counts.last_srpm, "arch": counts.last_arch}
         return {
-            **self.seen.to_dict(),
-            "state": self.seen.state_at(self.now),
-            "heard": self.seen.last_seen,
-            "skew": self.seen.skew,
+            **self.seen.to_output(self.now),
             "name_shared": self.name_shared,
-            "drain": flag and {"by": flag.by, "at": flag.at, "why": flag.why, "reason": flag.reason},
+            "drain": flag and {"by": flag.by, "at": flag.at, "reason": flag.why, "quarantined": flag.is_quarantine},
             "attempts": counts.attempts,
             "faults": counts.faults,
-            "last": {**counts.last.to_document(), **extra} if counts.last else None,
+            "last": {**counts.last.to_output(), **extra} if counts.last else None,
         }
 
 

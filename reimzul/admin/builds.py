@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Union
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.causes import FailureContext, find_context
+from reimzul.admin.causes import FailureContext, context_to_dict, find_context
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
@@ -91,7 +91,7 @@ def command(
     except NoHistory as error:
         click.echo(str(error), err=True)
     if as_json:
-        print_json([record.to_document() for record in found])
+        print_json([record.to_output() for record in found])
     elif found or not sys.stdout.isatty():
         print_table(_TABLE, [_row(record) for record in found], columns=columns, wide=wide)
     else:
@@ -109,7 +109,7 @@ def _row(record: BuildRecord) -> list[str]:
 
 @click.command("show", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@json_option("an object: build_id, legs")
+@json_option("an object: build_id, arches")
 @pass_settings
 def show_command(settings: Settings, given: str, as_json: bool) -> None:
     """Show everything about a build: its legs and attempts, how long each phase took, why it failed, its files.
@@ -165,14 +165,20 @@ def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
 def to_dict(
     build: BuildLegs, manifests: Mapping[str, ManifestOrReason], contexts: Mapping[str, FailureContext]
 ) -> dict[str, Any]:
-    legs = []
-    for leg in build.legs:
-        found = manifests[leg.arch]
-        reason, manifest = (found, None) if isinstance(found, str) else ("", found.to_json())
-        about = {"exit_code_means": describe_code(leg.exit_code), "manifest": manifest, "no_manifest": reason}
-        context = contexts[leg.arch].to_dict() if leg.arch in contexts else {}
-        legs.append({**leg.to_document(), **about, **context})
-    return {"build_id": build.build_id, "legs": legs}
+    arches = [_arch_to_dict(leg, manifests[leg.arch], contexts.get(leg.arch)) for leg in build.legs]
+    return {"build_id": build.build_id, "arches": arches}
+
+
+def _arch_to_dict(leg: BuildRecord, manifest: ManifestOrReason, context: FailureContext | None) -> dict[str, Any]:
+    files: dict[str, Any] = {"config": None, "files": None, "no_files_reason": manifest}
+    if isinstance(manifest, Manifest):
+        listed = [
+            {"name": file.name, "bytes": file.size, "sha256": file.sha256, "nevra": file.nevra}
+            for file in manifest.files
+        ]
+        files = {"config": manifest.config, "files": listed, "no_files_reason": None}
+    meaning = None if leg.exit_code is None else describe_code(leg.exit_code)
+    return {**leg.to_output(), "exit_code_meaning": meaning, **files, **context_to_dict(context)}
 
 
 def format_build(
@@ -313,4 +319,4 @@ def override(settings: Settings, as_json: bool, **given: str) -> None:
             f"`reimzul builds --srpm {given['srpm']}` lists those that are"
         )
     text = f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}"
-    print_result(record.to_document(), [text], as_json)
+    print_result(record.to_output(), [text], as_json)

@@ -185,15 +185,6 @@ class FailureContext:
     def is_new(self) -> bool:
         return self.before is not None and self.before.status == Status.SUCCESS
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "cause": self.cause.id,
-            "cause_text": self.cause.text,
-            "alike": len(self.alike),
-            "newly_failing": self.is_new,
-            "built_before": self.before.build_id if self.before is not None else None,
-        }
-
     def describe(self) -> Iterator[tuple[str, str]]:
         """Yield label and text for a person."""
         same = ""
@@ -203,6 +194,20 @@ class FailureContext:
         yield "cause", f"{self.cause.id}{same}"
         if self.is_new and self.before is not None:
             yield "newly failing", f"{self.before.evr or self.before.srpm} was built before: {self.before.build_id[:8]}"
+
+
+def context_to_dict(context: FailureContext | None) -> dict[str, Any]:
+    """Return the keys of a build in JSON; all are null for one that has not failed."""
+    if context is None:
+        return dict.fromkeys(("cause", "cause_text", "alike", "newly_failing", "built_before"))
+    before = context.before
+    return {
+        "cause": context.cause.id,
+        "cause_text": context.cause.text,
+        "alike": len(context.alike),
+        "newly_failing": context.is_new,
+        "built_before": before.build_id if before is not None else None,
+    }
 
 
 def find_context(history: History, failed: BuildRecord) -> FailureContext:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import click
 
+from reimzul.admin.output import json_option, print_json
 from reimzul.core.arch import read_arches
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import DEFAULT_FILE, find_file, sample_text
+from reimzul.core.errors import EXIT_CONFIG, ConfigError
 from reimzul.core.settings import MailSettings, MqttSettings, Settings
 
 
@@ -27,8 +29,9 @@ def config_group() -> None:
 
 
 @config_group.command("check", epilog=EXIT_CODES)
+@json_option("an object: file, errors, warnings")
 @shared_options
-def check(config: Path | None, verbose: bool) -> None:
+def check(config: Path | None, verbose: bool, as_json: bool) -> int:
     """List all faults of the configuration, one a line, and exit with 3; without faults, name the file in use.
 
     A missing file that a setting names is only a warning: it may exist on the host that the setting is for.
@@ -36,14 +39,24 @@ def check(config: Path | None, verbose: bool) -> None:
     \b
     Examples:
       reimzul config check
-      reimzul config check --config ./reimzul.ini
+      reimzul config check --config ./reimzul.ini --json
     """
-    settings = load_settings(config, verbose)
-    read_arches(settings.farm.arches)
-    for warning in find_warnings(settings):
+    file, errors, warnings = find_file(config), [], []
+    try:
+        settings = load_settings(config, verbose)
+        read_arches(settings.farm.arches)
+        warnings = list(find_warnings(settings))
+    except ConfigError as error:
+        if not as_json:
+            raise
+        errors = str(error).splitlines()
+    if as_json:
+        print_json({"file": str(file) if file else None, "errors": errors, "warnings": warnings})
+        return EXIT_CONFIG if errors else 0
+    for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    file = find_file(config)
     click.echo(f"{file}: no faults" if file else f"no {DEFAULT_FILE}: the defaults apply")
+    return 0
 
 
 @config_group.command("sample")

@@ -27,6 +27,8 @@ from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.build_record import CLAIMED, RecordedAttempt
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
 
+#: The figures of a package's past durations in JSON.
+_PAST_DURATIONS = ("count", "low", "median", "high", "mean")
 #: Workers that are described one by one.
 _MAX_DESCRIBED = 8
 #: Events waiting for the notifier above which the history counts as out of date.
@@ -78,7 +80,7 @@ class Explanation:
 
 @click.command("explain", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@json_option("an object: build_id, legs")
+@json_option("an object: build_id, arches")
 @pass_settings
 def command(settings: Settings, given: str, as_json: bool) -> None:
     """Explain why a build is waiting, running or failed: what is ahead of it, who can build it, when it should start.
@@ -99,25 +101,23 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
     lines = [f"build {build.build_id}: {build.main.srpm} for {build.main.target}"]
     for facts, each in explained:
         lines += [f"{facts.leg.arch}: {each.state}", *(f"  {sentence}" for sentence in each.sentences)]
-    result = {"build_id": build.build_id, "legs": [to_dict(each, facts) for facts, each in explained]}
+    result = {"build_id": build.build_id, "arches": [to_dict(each, facts) for facts, each in explained]}
     print_result(result, lines, as_json)
 
 
 def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
     return {
-        **{name: getattr(facts.leg, name) for name in ("build_id", "arch", "status")},
-        "state": explanation.state,
-        "sentences": list(explanation.sentences),
+        **{name: getattr(facts.leg, name) for name in ("build_id", "arch", "status", "state", "job")},
+        "message": "\n".join(explanation.sentences),
         "tube": facts.tube.name,
-        "job": facts.leg.job or None,
-        "job_state": facts.job,
+        "job_state": None if facts.job == lookup.UNKNOWN else facts.job,
         "ahead": len(facts.ahead),
         "ahead_elsewhere": len(facts.ahead_elsewhere),
         "watchers": facts.tube.watchers,
-        "workers": None if facts.workers is None else [worker.to_dict() for worker in facts.workers],
+        "workers": None if facts.workers is None else [worker.to_output(facts.now) for worker in facts.workers],
         "starts_in": attr.asdict(explanation.start) if explanation.start else None,
         "ends_in": attr.asdict(explanation.end) if explanation.end else None,
-        "usual": attr.asdict(facts.own_stats) if facts.own_stats else None,
+        "past_durations": facts.own_stats and {name: getattr(facts.own_stats, name) for name in _PAST_DURATIONS},
     }
 
 

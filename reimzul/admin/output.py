@@ -189,8 +189,8 @@ def print_table(
         click.secho(f"left out for lack of room: {', '.join(left_out)} (--wide, or --columns)", dim=True)
 
 
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(to_output(value), indent=2, sort_keys=True))
+def print_json(value: Any, indent: int | None = 2) -> None:
+    click.echo(json.dumps(to_output(value), indent=indent, sort_keys=True))
 
 
 def print_result(value: Any, lines: Iterable[str], as_json: bool) -> None:

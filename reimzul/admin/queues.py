@@ -90,7 +90,7 @@ def count_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
 
 
 @click.command("queues", epilog=EXIT_CODES)
-@json_option("an object: tubes, owed")
+@json_option("an object: tubes, pending")
 @pass_settings
 def list_queues(settings: Settings, as_json: bool) -> int:
     """List all tubes with their ready, reserved, delayed and buried jobs, and their watchers.
@@ -114,8 +114,9 @@ def list_queues(settings: Settings, as_json: bool) -> int:
     except OutboxUnreadable as error:
         click.echo(f"the pending deliveries are not known: {error}", err=True)
     if as_json:
-        owed = None if pending is None else list(map(attr.asdict, pending))
-        print_json({"tubes": [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes], "owed": owed})
+        sinks = None if pending is None else list(map(attr.asdict, pending))
+        rows = [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes]
+        print_json({"tubes": rows, "pending": sinks})
     else:
         _print_tables(tubes, pending or ())
     return EXIT_FAILED if pending is None else 0
@@ -155,7 +156,7 @@ class BuriedJob:
     tube: str
     job: int
     begins: str
-    reason: str = "nobody recorded why"
+    reason: str = ""  #: empty if nobody recorded it
     host: str = ""  #: that refused it
     since: float | None = None
     recorded: bool = True
@@ -171,7 +172,7 @@ class BuriedReport:
 @click.command("buried", epilog=EXIT_CODES)
 @click.option("--tube", metavar="TUBE", help="Only the jobs of this tube, as x86_64 or notify.")
 @table_options(_BURIED_TABLE)
-@json_option("an object: jobs, unrecorded, files")
+@json_option("an object: jobs, unrecorded")
 @pass_settings
 def list_buried(settings: Settings, tube: str | None, columns: Sequence[str], wide: bool, as_json: bool) -> int:
     """List refused jobs, newest first: since when, the reason, the host that refused them, their first bytes.
@@ -186,8 +187,8 @@ def list_buried(settings: Settings, tube: str | None, columns: Sequence[str], wi
     with Broker.from_settings(settings.beanstalkd) as broker:
         tubes = count_buried(broker, select_tubes(broker, settings, tube))
         report = _collect_buried(broker, tubes, settings.history.url)
-    if as_json:  # `files` is what earlier versions had besides
-        print_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded, "files": []})
+    if as_json:
+        print_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded})
     else:
         print_table(_BURIED_TABLE, list(map(_row_cells, report.jobs)), columns=columns, wide=wide)
     if report.fault:
@@ -247,7 +248,7 @@ def _is_still_buried(broker: Broker, refusal: RefusalRecord) -> bool:
 
 
 def _row_cells(each: BuriedJob) -> list[str]:
-    reason, begins = validators.line(500)(each.reason), validators.quoted(each.begins, 80)
+    reason, begins = validators.line(500)(each.reason or "nobody recorded why"), validators.quoted(each.begins, 80)
     return [each.tube, str(each.job), format_time(each.since), reason, each.host or "-", begins]
 
 

@@ -189,8 +189,8 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
             [
                 {
                     "target": target.target,
-                    "dropped": [each.to_json() for each in target.dropped],
-                    "held": [{**each.to_json(), "why": each.held} for each in target.held],
+                    "dropped": [each.to_output() for each in target.dropped],
+                    "held": [{**each.to_output(), "reason": each.held} for each in target.held],
                 }
                 for target in done
             ]
@@ -241,7 +241,7 @@ def list_scratch(settings: Settings, columns: Sequence[str], wide: bool, as_json
     """
     found = list(find_scratch_builds(open_store_as_owner(settings)))
     if as_json:
-        print_json([each.to_json() for each in found])
+        print_json([each.to_output() for each in found])
     elif found:
         print_table(_SCRATCH_TABLE, [_scratch_row(each) for each in found], columns=columns, wide=wide)
     else:
@@ -283,7 +283,7 @@ def remove_scratch(
         confirm(f"Remove {what}, {size}?", yes)
     for each in found:
         drop_build(store, each.leg, each.summary)
-    print_result([each.to_json() for each in found], [f"{what} removed, {size}"], as_json)
+    print_result([each.to_output() for each in found], [f"{what} removed, {size}"], as_json)
 
 
 def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import shutil
 import sys
@@ -19,7 +18,7 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
-from reimzul.admin.output import Table, fit_table, json_option, pass_settings
+from reimzul.admin.output import Table, fit_table, json_option, pass_settings, print_json
 from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
@@ -225,7 +224,7 @@ class LegRow:
 
 def make_unrecorded_row(build_id: str) -> LegRow:
     """A build that was just submitted and is not in the history yet."""
-    leg = BuildRecord(build_id=build_id, srpm="-", arch="-", target="-")
+    leg = BuildRecord(build_id=build_id)
     return LegRow(leg=leg, state=NOT_RECORDED, message="submitted; not recorded by the notifier yet")
 
 
@@ -295,16 +294,17 @@ def rows_exit_code(rows: Sequence[LegRow]) -> int:
 def row_cells(row: LegRow) -> list[str]:
     leg = row.leg
     elapsed, usually = ("-" if each is None else format_duration(each) for each in (row.elapsed, row.usual))
-    return [leg.build_id[:8], leg.srpm, leg.arch, row.message, elapsed, usually, leg.builder_fqdn or "-", leg.target]
+    about = (leg.srpm, leg.arch, row.message, elapsed, usually, leg.builder_fqdn, leg.target)
+    return [leg.build_id[:8], *(each or "-" for each in about)]
 
 
 def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
     leg = row.leg
     return {
-        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url")},
-        **{name: getattr(row, name) for name in ("state", "message", "elapsed", "usual")},
+        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url", "state")},
+        **{name: getattr(row, name) for name in ("message", "elapsed", "usual")},
         "builder": leg.builder_fqdn,
-        "at": round(at, 3),
+        "at": at,
         "over": row.is_over,
     }
 
@@ -355,7 +355,7 @@ class LineScreen:
 
     def _print_row(self, row: LegRow, now: float) -> None:
         if self._as_json:
-            click.echo(json.dumps(row_to_dict(row, now), sort_keys=True))
+            print_json(row_to_dict(row, now), indent=None)
         else:
             url = [row.leg.url] if row.is_over and row.leg.url else []
             click.echo("\t".join([format_time(now), *row_cells(row), *url]))

@@ -17,6 +17,7 @@ import attr
 
 from reimzul.core.clock import EARLIEST_UNIX_TIME, MAX_SKEW_SECONDS
 from reimzul.core.errors import ConfigError, describe_os_error
+from reimzul.core.formatting import format_size
 from reimzul.core.store_paths import StorePaths
 
 _MIB = 1024 * 1024
@@ -40,7 +41,8 @@ class FreeSpace:
 
     def shortfalls(self, mib: int, inodes: int) -> Iterator[str]:
         if self.mib < mib:
-            yield f"disk under {self.folder}: {self.mib} MiB free, {mib} are needed"
+            free, needed = (format_size(each * _MIB) for each in (self.mib, mib))
+            yield f"disk under {self.folder}: {free} free, {needed} are needed"
         if self.inodes is not None and self.inodes < inodes:
             yield f"inodes under {self.folder}: {self.inodes} free, {inodes} are needed"
 

@@ -71,6 +71,11 @@ class _Stored:
             names = [name for name in names if getattr(self, name) != getattr(stored, name)]
         return {**(self.source or {}), **{name: _to_json(getattr(self, name)) for name in names}}
 
+    def to_output(self) -> dict[str, Any]:
+        """Return the values as commands print them in JSON: all keys, also those that the stored document lacks."""
+        values = {name: _to_json(value) for name, value in vars(self).items() if name != "source"}
+        return {**(self.source or {}), **values}
+
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, tuple):
@@ -96,6 +101,14 @@ class RecordedAttempt(_Stored):
     @property
     def is_over(self) -> bool:
         return self.status not in (Status.QUEUED, Status.BUILDING)
+
+    @property
+    def state(self) -> str:
+        """The state that the attempt would give its build; `unfit` and `retried` give none."""
+        return BuildState.BUILT if self.status == Status.SUCCESS else self.status.lower()
+
+    def to_output(self) -> dict[str, Any]:
+        return {**super().to_output(), "state": self.state}
 
     @property
     def ended_at(self) -> float:
@@ -163,6 +176,13 @@ class BuildRecord(_Stored):
         if self.status == Status.SUCCESS:
             return BuildState.PUBLISHED if self.published else BuildState.BUILT
         return self.status.lower()
+
+    def to_output(self) -> dict[str, Any]:
+        """Return the values for JSON, with `state` beside the original's `status`."""
+        attempts = [each.to_output() for each in self.attempts]
+        state = self.state if self.state in BuildState.ALL else None  # the original had more statuses
+        skew = self.skew if self.builder_fqdn else None
+        return {**super().to_output(), "state": state, "skew": skew, "attempts": attempts}
 
     @property
     def claim_text(self) -> str:

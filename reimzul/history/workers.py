@@ -34,6 +34,8 @@ SILENT_AFTER_SECONDS = 120
 RETENTION_SECONDS = 7 * 86400
 #: Seconds by which two times may be in the wrong order: each is computed from an age in whole seconds.
 CLOCK_SLACK_SECONDS = 2.0
+#: Keys of a heartbeat that are not printed in JSON, or under another name.
+_NOT_PRINTED = ("extra", "status", "leaving", "host", "why", "free_mib")
 #: What a worker that sends no heartbeats does, beside the states of `WorkerState`.
 SILENT = "silent"
 
@@ -88,8 +90,18 @@ class WorkerRecord:
         """Return its state of `WorkerState`, or `silent`."""
         return SILENT if self.is_silent(now) else self.heartbeat.state
 
-    def to_dict(self) -> dict[str, Any]:
-        return attr.asdict(self.heartbeat, filter=lambda field, _: field.name not in ("extra", "status", "leaving"))
+    def to_output(self, now: float) -> dict[str, Any]:
+        """Return the worker as commands print it in JSON."""
+        values = attr.asdict(self.heartbeat, filter=lambda field, _: field.name not in _NOT_PRINTED)
+        return {
+            **values,
+            "builder": self.heartbeat.host,
+            "state": self.state_at(now),
+            "reason": self.heartbeat.why,
+            "free_bytes": self.heartbeat.free_mib * 1024**2,
+            "heard": self.last_seen,
+            "skew": self.skew,
+        }
 
 
 class NotifierFile:

@@ -22,6 +22,7 @@ import attr
 from reimzul.core import fs
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.errors import RetryLater
+from reimzul.core.formatting import format_size
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import StorePaths
 from reimzul.core.validators import quoted
@@ -109,7 +110,8 @@ class UploadCopier:
         self._check_count(len(names))
         total = sum(os.stat(name, dir_fd=source, follow_symlinks=False).st_size for name in names)
         if total >> 20 > self.max_mib:
-            raise UnpublishablePackage(f"it has {total >> 20} MiB, over {self.max_mib} ([repogen] max_upload_mib)")
+            limit = format_size(self.max_mib << 20)
+            raise UnpublishablePackage(f"it has {format_size(total)}, over {limit} ([repogen] max_upload_mib)")
 
     def _copy(self, source: int, names: list[str], folder: Path, cancel: CancelToken) -> None:
         has_room = False

@@ -83,9 +83,10 @@ class BuildDetails:
         except ValueError:
             return 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        summary = attr.asdict(self.summary, filter=lambda field, _: field.name != "filed")
-        return {**attr.asdict(self.leg), **summary, "bytes": self.bytes}
+    def to_output(self) -> dict[str, Any]:
+        """Return the build as commands print it in JSON."""
+        about = {**attr.asdict(self.leg), **attr.asdict(self.summary), "pkgname": self.leg.name, "bytes": self.bytes}
+        return {name: value for name, value in about.items() if name not in ("name", "filed")}
 
 
 def list_builds(area: Path, target: str) -> Iterator[StoredBuild]:

@@ -16,6 +16,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
 from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.formatting import to_output
 from reimzul.core.process import exec_program
 from reimzul.core.rpm_header import read_source_header
 from reimzul.core.store_paths import StoreUrls
@@ -142,10 +143,10 @@ def _print_report(
 ) -> None:
     if as_json:
         rows = [attr.asdict(build) for build in builds]
-        click.echo(json.dumps({"srpm": source.name, "copied": source.copied, "builds": rows}))
+        click.echo(json.dumps(to_output({"srpm": source.name, "copied": source.copied, "builds": rows})))
     for build in builds:
         if build.job is None:
-            print_error(command, f"not queued for {build.arch}: {build.fault}")
+            print_error(command, f"not queued for {build.arch}: {build.message}")
             continue
         if not as_json:
             click.echo(

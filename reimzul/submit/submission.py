@@ -86,7 +86,7 @@ class QueuedBuild:
     timestamp: str
     job: int | None = None  #: its number in beanstalkd
     watchers: int | None = None  #: how many builders watch the tube; None where beanstalkd did not answer
-    fault: str = ""
+    message: str = ""  #: why it is not queued
 
 
 @attr.frozen(kw_only=True)
@@ -334,7 +334,8 @@ def _list_workers(options: Sequence[str]) -> list[SeenWorker]:
     program = Path(sys.argv[0]).resolve().with_name("reimzul")
     output = output_of([program, "builders", "--json", "--since", "1h", *options], timeout=_BUILDERS_TIMEOUT_SECONDS)
     return [
-        SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in json.loads(output)
+        SeenWorker(host=row["builder"], version=row["version"] or "", features=row["features"])
+        for row in json.loads(output)
     ]
 
 
@@ -399,7 +400,7 @@ def queue_requests(
             target=request.target,
             build_id=request.build_id,
             timestamp=request.timestamp,
-            fault=fault,
+            message=fault,
         )
         if not fault:
             try:
@@ -410,7 +411,7 @@ def queue_requests(
                 if not builds:
                     raise
                 fault = str(error)
-                build = attr.evolve(build, fault=f"beanstalkd did not confirm it: {fault}")
+                build = attr.evolve(build, message=f"beanstalkd did not confirm it: {fault}")
         builds.append(build)
     return [_count_watchers(broker, build) for build in builds]
 

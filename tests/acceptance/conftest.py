@@ -14,6 +14,7 @@ from devfarm.farm import Farm
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from tests import srpms
 from tests.listener import EventListener, listen
+from tests.schemas import check_line
 from tests.waiting import until
 
 TARGET = "demo.1"
@@ -85,4 +86,6 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 def submit(farm: Farm, srpm: Path | str, *more: str, target: str = TARGET) -> subprocess.CompletedProcess[str]:
     """Run reimzul-submit as anybody does."""
     argv: Sequence[str] = farm.submit_command(Path(srpm), target, *more)
-    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    check_line(["reimzul-submit", *more], done.stdout)
+    return done

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any, Callable
@@ -16,13 +15,14 @@ from reimzul.core.message import BuildEvent, Status
 from tests import srpms
 from tests.acceptance.conftest import Witness, submit
 from tests.events import event
+from tests.schemas import check_output
 
 
 def recorded(farm: Farm, srpm: str) -> dict[str, dict[str, Any]]:
     """What `reimzul builds` has of a source rpm, by arch."""
     argv = [own_program("reimzul"), "builds", "--config", str(farm.ini()), "--srpm", srpm, "--json"]
     text = subprocess.run(argv, capture_output=True, check=True, timeout=30).stdout
-    return {leg["arch"]: leg for leg in json.loads(text)}
+    return {leg["arch"]: leg for leg in check_output("builds", text.decode())}
 
 
 def announce_as_builder(farm: Farm, witness: Witness, forged: BuildEvent) -> BuildEvent:
@@ -38,7 +38,7 @@ def test_a_build_that_never_was_is_claimed(farm: Farm, witness: Witness) -> None
     assert announce_as_builder(farm, witness, forged).claimed is True
     assert [each.status for each in witness.of(forged.srpm)] == [Status.PUBLISHED], "it implies no Success"
     leg = recorded(farm, forged.srpm)["x86_64"]
-    assert (leg["status"], leg["claimed"], leg["published"]) == ("Claimed", True, 0.0)
+    assert (leg["status"], leg["claimed"], leg["published"]) == ("Claimed", True, None)
 
 
 def test_what_bstore_published_is_no_claim_and_its_signature_fits_nothing_else(
@@ -49,6 +49,6 @@ def test_what_bstore_published_is_no_claim_and_its_signature_fits_nothing_else(
     (published,) = witness.published(srpm.name, "x86_64")
     assert published.claimed is False
     leg = recorded(farm, srpm.name)["x86_64"]
-    assert (leg["status"], leg["claimed"], leg["published"] > 0) == ("Success", False, True)
+    assert (leg["status"], leg["claimed"], leg["state"]) == ("Success", False, "published")
     copied = attr.evolve(published, arch="i386", srpm="copied-1-1.src.rpm")
     assert announce_as_builder(farm, witness, copied).claimed is True

@@ -21,6 +21,7 @@ from devfarm.processes import own_program
 from reimzul.core.message import Status
 from tests import srpms
 from tests.acceptance.conftest import TARGET, Witness, submit
+from tests.schemas import check_line
 from tests.waiting import until
 
 Package = Callable[[str, str], Path]
@@ -68,9 +69,11 @@ class Reader:
 
 def run(farm: Farm, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "REIMZUL_CONFIG": str(farm.ini())}
-    return subprocess.run(
+    done = subprocess.run(
         [own_program("reimzul"), *words], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
+    check_line(words, done.stdout)
+    return done
 
 
 def queued(farm: Farm, srpm: Path, *more: str) -> str:
@@ -112,7 +115,7 @@ def test_a_log_is_read_while_it_grows_and_ends_with_its_build(farm: Farm, tickin
 def test_a_log_goes_on_with_the_attempt_of_another_worker(farm: Farm, witness: Witness, ticking: str) -> None:
     with Reader(farm, "log", ticking, "-f") as reader:
         until(lambda: b"tick 2\n" in reader.said, 60, "the first attempt is at work")
-        host = json.loads(run(farm, "show", ticking, "--json").stdout)["legs"][0]["builder_fqdn"].split(".")[0]
+        host = json.loads(run(farm, "show", ticking, "--json").stdout)["arches"][0]["builder"].split(".")[0]
         farm.kill(f"worker-{host}-1", signal.SIGTERM)
         until(lambda: len(re.findall(rb"^tick 2$", reader.said, re.MULTILINE)) == 2, 90, "the second is at work")
         assert re.search(rb"^--- attempt 2 on builder\d\.farm\.test$", reader.notes, re.MULTILINE)

@@ -228,7 +228,7 @@ class Farm:
         """The machine that builds it, once one does."""
 
         def builder() -> Machine | None:
-            names = [leg.get("builder_fqdn", "") for leg in self.legs(build) if leg["status"] == "Building"]
+            names = [leg["builder"] for leg in self.legs(build) if leg["status"] == "Building"]
             return self[names[0].partition(".")[0]] if names else None
 
         return until(builder, seconds, f"{build} is being built")
@@ -268,7 +268,7 @@ class Farm:
             said = self.controller.json("reimzul queues --json")
             assert isinstance(said, dict)
             busy = [row for row in said["tubes"] if row["ready"] or row["reserved"] or row["delayed"] or row["buried"]]
-            return not busy and not said["owed"]
+            return not busy and not said["pending"]
 
         until(idle, seconds, f"nothing is under way any more: {self.controller.run('reimzul queues').out}")
 
@@ -321,11 +321,11 @@ class Diagnosis:
     def text(self) -> str:
         """All but what is well."""
         rows = [check for check in self.checks if check["level"] != "ok"]
-        return "\n".join(f"  {row['level']} {row['name']}: {row['words']} ({row['remedy']})" for row in rows)
+        return "\n".join(f"  {row['level']} {row['name']}: {row['message']} ({row['remedy']})" for row in rows)
 
     def words(self, name: str) -> str:
         """What was said of a check."""
-        return next(str(check["words"]) for check in self.checks if check["name"] == name)
+        return next(str(check["message"]) for check in self.checks if check["name"] == name)
 
 
 def _role(name: str) -> str:

@@ -79,7 +79,7 @@ def test_revoked(farm: Farm) -> None:
         heard = _knock(builder, door, f"-psk_identity {builder.name} -psk {key}")
         assert not _answered(heard), f"{door}: {heard}"
     (leg,) = farm.published(build)
-    assert leg["builder_fqdn"] == other.fqdn
+    assert leg["builder"] == other.fqdn
     failed = farm.doctor(builder.name).failed
     assert {"link.beanstalkd", "link.incoming", "link.rsyncd", "link.store"} <= set(failed)
     said = farm.controller.run(f"reimzul setup controller --add-builder {builder.name}").out

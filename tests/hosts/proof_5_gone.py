@@ -44,7 +44,7 @@ def test_builder_vanishes_in_mid_build(farm: Farm, tell: Tell) -> None:
     until(lambda: farm.building_on(build).name != builder.name, _NOTICED, "another builds it")
     tell(f"  after {time.monotonic() - gone:.0f} s another builder had the job")
     (leg,) = farm.published(build)
-    assert leg["builder_fqdn"] == _other(farm, builder).fqdn
+    assert leg["builder"] == _other(farm, builder).fqdn
     builder.boot()
     _back(farm, builder)
     farm.once(build)
@@ -60,7 +60,7 @@ def test_builder_vanishes_while_idle(farm: Farm, tell: Tell) -> None:
     tell(f"  after {time.monotonic() - gone:.0f} s its workers were no longer counted")
     build = farm.submit(farm.slow("alone", 1))
     (leg,) = farm.published(build)
-    assert leg["builder_fqdn"] == b2.fqdn
+    assert leg["builder"] == b2.fqdn
     b1.boot()
     _back(farm, b1)
     farm.once(build)

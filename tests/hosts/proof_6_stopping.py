@@ -31,7 +31,7 @@ def test_worker_stopped_in_mid_build(farm: Farm, tell: Tell) -> None:
     until(lambda: farm.building_on(build).name != builder.name, 120, "another builds it")
     builder.run("systemctl start reimzul-worker@{1..2}")
     (leg,) = farm.published(build)
-    assert leg["builder_fqdn"] != builder.fqdn
+    assert leg["builder"] != builder.fqdn
     farm.once(build)
 
 
@@ -59,7 +59,7 @@ def test_upgraded_in_mid_build(farm: Farm) -> None:
     before = builder.run(show).out.split()
     builder.run("cd reimzul && make install ROLE=builder && systemctl reload 'reimzul-*.service'", timeout=600)
     (leg,) = farm.published(build)
-    assert (leg["builder_fqdn"], leg["attempts"][0]["builder_fqdn"]) == (builder.fqdn, builder.fqdn)
+    assert (leg["builder"], leg["attempts"][0]["builder"]) == (builder.fqdn, builder.fqdn)
     until(lambda: not set(before) & set(builder.run(show).out.split()), 120, "both workers are new")
     builder.wait_active("reimzul-worker@1", "reimzul-worker@2")
     farm.once(build)

@@ -19,6 +19,7 @@ from reimzul.core.message import BuildEvent, BuildRequest, first_bytes
 from reimzul.history import open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event, refusal
+from tests.schemas import check_line
 from tests.waiting import until
 
 HERE = Path(sys.executable).parent
@@ -41,7 +42,7 @@ def ini(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, monkeypatch: pyt
 
 def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it in a pipe."""
-    return subprocess.run(
+    done = subprocess.run(
         [HERE / "reimzul", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -49,6 +50,8 @@ def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
         timeout=30,
         check=False,
     )
+    check_line(arguments, done.stdout)
+    return done
 
 
 def asked(answer: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -109,7 +112,7 @@ def test_a_buried_job_is_shown_with_who_refused_it_and_why(ini: Path, broker: Br
     assert "\x1b" not in shown.stdout
     assert rows() == {
         job: {
-            "tube": "x86_64", "job": job, "since": 1_763_800_000.0, "reason": "not JSON",
+            "tube": "x86_64", "job": job, "since": "2025-11-22T08:26:40Z", "reason": "not JSON",
             "host": "builder1.example.org", "begins": first_bytes(body), "recorded": True,
         }
     }  # fmt: skip
@@ -133,14 +136,14 @@ def test_a_number_that_another_job_has_now_does_not_lend_it_its_reason(
     refused(tmp_path, job, b"what is there now", tube="i386", at=2.1e9)
     assert rows()[job]["recorded"] is False
     refused(tmp_path, job, b"what is there now", at=1e9)
-    assert rows()[job]["since"] == 1e9
+    assert rows()[job]["since"] == "2001-09-09T01:46:40Z"
 
 
 def test_of_a_job_that_was_refused_again_the_last_time_counts(ini: Path, broker: Broker, tmp_path: Path) -> None:
     job = bury(broker)
     for at in (1e9, 1.2e9, 1.1e9):
         refused(tmp_path, job, at=at, reason=f"refused at {at:.0f}")
-    assert (rows()[job]["since"], rows()[job]["reason"]) == (1.2e9, "refused at 1200000000")
+    assert (rows()[job]["since"], rows()[job]["reason"]) == ("2008-01-10T21:20:00Z", "refused at 1200000000")
 
 
 def test_what_nobody_recorded_is_counted_and_the_first_is_shown(ini: Path, broker: Broker, tmp_path: Path) -> None:
@@ -154,6 +157,7 @@ def test_what_nobody_recorded_is_counted_and_the_first_is_shown(ini: Path, broke
     assert "nobody recorded why" in shown.stdout.splitlines()[1]
     assert shown.stderr == "x86_64: 3 more buried without a recorded reason; beanstalkd shows only the first\n"
     assert json.loads(reimzul("buried", "--json").stdout)["unrecorded"] == {"x86_64": 4, "notify": 1}
+    assert [rows()[job]["reason"] for job in (first, known)] == [None, "not JSON"]
 
 
 def test_one_tube_can_be_asked_for(ini: Path, broker: Broker) -> None:

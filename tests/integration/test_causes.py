@@ -16,6 +16,7 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.config import load_file
 from reimzul.core.message import BuildEvent
 from reimzul.history import open_history
+from tests import schemas
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
 
@@ -67,7 +68,7 @@ def reimzul(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def causes(*arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(reimzul("causes", "--json", *arguments).stdout)
+    found: dict[str, Any] = schemas.check_output("causes", reimzul("causes", "--json", *arguments).stdout)
     return found
 
 
@@ -91,7 +92,7 @@ def test_only_the_wanted_period_target_and_arch_count(folder: Path) -> None:
 
 
 def test_show_says_who_failed_alike_and_whether_it_was_built_before(folder: Path) -> None:
-    (shown,) = json.loads(reimzul("show", build_id(7), "--json").stdout)["legs"]
+    (shown,) = schemas.check_output("show", reimzul("show", build_id(7), "--json").stdout)["arches"]
     assert (shown["newly_failing"], shown["built_before"], shown["alike"]) == (True, build_id(5), 0)
     text = reimzul("show", build_id(4)).stdout
     assert "same as 1 other, first seen" in text

@@ -20,6 +20,7 @@ from tests.events import event
 from tests.history_contract import HistoryContract
 from tests.ini import write_ini
 from tests.mongo import Mongo, mongo_or_say_so
+from tests.schemas import check_line
 
 BIN = Path(sys.executable).parent
 
@@ -117,6 +118,7 @@ def test_the_originals_documents_are_shown_by_our_commands(mongo: Mongo, collect
             [BIN / "reimzul", *words, "--config", ini], capture_output=True, text=True, timeout=30, check=False
         )
         assert done.returncode == 0, done.stderr
+        check_line(words, done.stdout)
         return done.stdout
 
     rows = [line.split("\t") for line in said("builds").splitlines()]

@@ -21,6 +21,7 @@ from reimzul.history import open_history
 from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
 from tests.notifier import write_pending
+from tests.schemas import check_line
 
 PROGRAM = Path(sys.executable).parent / "reimzul"
 
@@ -47,7 +48,9 @@ def recorded(ini: Path, tmp_path: Path) -> None:
 
 def reimzul(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it, its output in a pipe."""
-    return subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+    check_line(arguments, done.stdout)
+    return done
 
 
 def on_a_terminal(*arguments: str, columns: int) -> list[str]:
@@ -166,14 +169,15 @@ def test_queues_show_what_waits_and_mark_what_nobody_watches(ini: Path, broker: 
 def test_queues_show_what_sinks_lack(ini: Path, tmp_path: Path) -> None:
     outbox = tmp_path / "ledger.sqlite"
     ini.write_text(f"{ini.read_text()}[notifier]\nledger = {outbox}\n")
-    assert json.loads(reimzul("queues", "--json").stdout)["owed"] == []
+    assert json.loads(reimzul("queues", "--json").stdout)["pending"] == []
     write_pending(outbox, "mqtt", 40, 1_763_800_000.0, 1_763_800_060.0)
     *tubes, pending = reimzul("queues").stdout.splitlines()
     assert pending == "pending for mqtt\t40\t2025-11-22 08:26:40Z\t2025-11-22 08:27:40Z"
     assert all(line.count("\t") == 6 for line in tubes)
-    (row,) = json.loads(reimzul("queues", "--json").stdout)["owed"]
-    assert row.pop("at") == pytest.approx(time.time(), abs=60)
-    assert row == {"sink": "mqtt", "count": 40, "oldest": 1_763_800_000.0, "next_try": 1_763_800_060.0}
+    (row,) = json.loads(reimzul("queues", "--json").stdout)["pending"]
+    assert row.pop("at").startswith(time.strftime("%Y-", time.gmtime()))
+    when = {"oldest": "2025-11-22T08:26:40Z", "next_try": "2025-11-22T08:27:40Z"}
+    assert row == {"sink": "mqtt", "count": 40, **when}
     lines = on_a_terminal("queues", columns=100)
     assert lines[-3] == ""
     assert lines[-2].split()[:2] == ["PENDING", "EVENTS"]
@@ -184,7 +188,7 @@ def test_queues_without_an_outbox_that_can_be_read_are_shown_all_the_same(ini: P
     ini.write_text(f"{ini.read_text()}[notifier]\nledger = {tmp_path}/ledger.sqlite\n")
     shown = reimzul("queues", "--json")
     assert shown.returncode == 1
-    assert json.loads(shown.stdout)["owed"] is None
+    assert json.loads(shown.stdout)["pending"] is None
     assert "the pending deliveries are not known" in shown.stderr
 
 
@@ -208,6 +212,10 @@ def test_config_check_says_every_fault_on_a_line_of_its_own(ini: Path) -> None:
     assert len(shown.stderr.splitlines()) == 4
     for words in ("[beanstalk]", "[history] url", "is notifications meant?", "[mqtt] port"):
         assert words in shown.stderr
+    listed = reimzul("config", "check", "--json")
+    errors = [line.removeprefix("reimzul: ") for line in shown.stderr.splitlines()]
+    assert (listed.returncode, listed.stderr) == (3, "")
+    assert json.loads(listed.stdout) == {"file": str(ini), "errors": errors, "warnings": []}
 
 
 def test_config_check_looks_at_the_table_of_arches_too(ini: Path, tmp_path: Path) -> None:
@@ -223,6 +231,8 @@ def test_config_check_warns_of_files_that_cannot_be_read(ini: Path) -> None:
     shown = reimzul("config", "check")
     assert shown.returncode == 0
     assert shown.stderr == "warning: [mqtt] ca_cert: /nowhere/ca.pem does not exist, or this user may not read it\n"
+    listed = json.loads(reimzul("config", "check", "--json").stdout)
+    assert [f"warning: {line}\n" for line in listed["warnings"]] == [shown.stderr]
 
 
 def test_the_sample_is_a_configuration(ini: Path) -> None:

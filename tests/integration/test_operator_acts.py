@@ -34,13 +34,14 @@ from reimzul.core.message import (
     event_for,
     new_attempt,
 )
+from reimzul.core.mock_exit_codes import describe_code
 from reimzul.core.store_paths import StorePaths
 from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
 from tests import uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.events import ATTEMPT, OTHER_ATTEMPT, build_id, event
-from tests.jsonpage import keys
 from tests.notifier import Running
+from tests.schemas import check_line, check_output
 from tests.waiting import until
 
 REIMZUL = Path(sys.executable).with_name("reimzul")
@@ -114,7 +115,9 @@ class Ground:
 def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run reimzul in a pipe."""
     given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL}
-    return subprocess.run([REIMZUL, *map(str, words)], check=False, **{**given, **more})
+    done = subprocess.run([REIMZUL, *map(str, words)], check=False, **{**given, **more})
+    check_line(words, done.stdout)
+    return done
 
 
 def told(*words: object) -> Any:
@@ -149,7 +152,7 @@ def test_a_waiting_build_is_gone_at_once(ground: Ground) -> None:
     assert ground.leg()["reason"].endswith(": wrong branch")
     assert control.cancel_flag(ground.broker, build_id(1)), "who put it anew meanwhile is to see it"
     assert told("cancel", SHORT) == [
-        {"build_id": build_id(1), "outcome": "already", "message": "it was cancelled already"}
+        {"build_id": build_id(1), "outcome": "already cancelled", "message": "it was cancelled already"}
     ]
 
 
@@ -303,7 +306,7 @@ def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -
     assert f"It waits for {waits_for}." in said
     assert "at once" not in said
     assert f"{ground.srpm} has mode 0600, and other users cannot read it: chmod o+r {ground.srpm}" in said
-    (leg,) = told("explain", SHORT)["legs"]
+    (leg,) = told("explain", SHORT)["arches"]
     assert leg["starts_in"] is None
 
 
@@ -460,7 +463,7 @@ def test_a_builder_is_drained_and_let_back(ground: Ground) -> None:
     again = told("drain", "builder1.example.org")
     assert (again["changed"], again["drained"]) == (False, True)
     assert "new disk" in run("builders").stdout
-    assert told("builders")[0]["drain"]["why"] == "new disk"
+    assert told("builders")[0]["drain"]["reason"] == "new disk"
     assert "takes jobs again; it was drained by" in run("resume", "builder1").stdout
     assert control.drain_flag(ground.broker, "builder1.example.org") is None
     assert "was not drained" in run("resume", "builder1").stdout
@@ -476,7 +479,7 @@ def test_with_beanstalkd_away_builders_are_shown_as_far_as_they_are_known(
     assert done.returncode == 5
     assert "which builders are drained" in done.stderr
     (shown,) = json.loads(done.stdout)
-    assert (shown["host"], shown["drain"]) == ("builder1.example.org", None)
+    assert (shown["builder"], shown["drain"]) == ("builder1.example.org", None)
 
 
 def test_a_builder_nobody_heard_of_is_not_drained_unless_that_is_meant(ground: Ground) -> None:
@@ -506,9 +509,9 @@ def test_what_a_build_waits_for_is_explained(ground: Ground) -> None:
         ground.submit(number)
     ground.presence(state="unfit", why="disk under /srv: 17 MiB free, 4096 are needed")
     ground.broker.watch(["x86_64"])
-    (leg,) = told("explain", build_id(3)[:8])["legs"]
-    assert (leg["ahead"], leg["job_state"], leg["state"], leg["starts_in"]) == (2, "ready", "waiting", None)
-    assert leg["workers"][0]["why"].startswith("disk under /srv")
+    (leg,) = told("explain", build_id(3)[:8])["arches"]
+    assert (leg["ahead"], leg["job_state"], leg["state"], leg["starts_in"]) == (2, "ready", "queued", None)
+    assert leg["workers"][0]["reason"].startswith("disk under /srv")
     said = run("explain", build_id(3)[:8]).stdout
     assert "2 builds are ahead of it in that tube" in said
     assert "builder1.example.org takes no jobs (unfit: disk under /srv: 17 MiB free, 4096 are needed)." in said
@@ -528,9 +531,9 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     assert f"attempt 1   {first} on builder1.example.org" in said
     assert "the disk was full" in said
     assert f"attempt 2   {second} on builder2.example.org" in said
-    (leg,) = told("show", SHORT)["legs"]
-    assert (leg["exit_code_means"], leg["manifest"]) == ("the build timed out", None)
-    assert "127.0.0.1:9" in leg["no_manifest"]
+    (leg,) = told("show", SHORT)["arches"]
+    assert (leg["exit_code_meaning"], leg["files"]) == ("the build timed out", None)
+    assert "127.0.0.1:9" in leg["no_files_reason"]
 
 
 @pytest.mark.parametrize("command", ["show", "explain", "log", "cancel", "retry", "raise", "watch"])
@@ -652,10 +655,10 @@ def test_without_ids_all_that_goes_on_is_followed_and_its_end_is_told(ground: Gr
     ground.submit(2)
     with subprocess.Popen([REIMZUL, "watch", "--json"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        first = {json.loads(process.stdout.readline())["build_id"] for _ in range(2)}
+        first = {check_output("watch", process.stdout.readline())["build_id"] for _ in range(2)}
         assert first == {build_id(1), build_id(2)}
         run("cancel", build_id(2))
-        ended = json.loads(process.stdout.readline())
+        ended = check_output("watch", process.stdout.readline())
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     assert (ended["build_id"], ended["state"], ended["over"]) == (build_id(2), "cancelled", True)
@@ -725,10 +728,10 @@ def test_a_target_that_is_none_is_refused(recorded: None) -> None:
     assert "is not a target" in done.stderr
 
 
-# --- what docs/json.md says of the JSON
+# --- the JSON of every command; `run` holds it against docs/schema/
 
 
-def test_the_page_has_every_key_that_is_printed(ground: Ground) -> None:
+def test_every_command_prints_what_its_schema_says(ground: Ground) -> None:
     for number in (1, 2, 3):
         ground.submit(number)
     hand = CurrentBuild(build_id=build_id(9), srpm=SRPM, target="c7.u.x86_64", arch="x86_64", attempt=new_attempt())
@@ -738,18 +741,30 @@ def test_the_page_has_every_key_that_is_printed(ground: Ground) -> None:
     ground.announce(1, "Failed", exit_code=1, reason="%build failed", finished=time.time())
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     claim.delete()
-    leg = keys("A leg")
-    assert set(told("builds")[0]) == leg
-    shown, explained = told("show", SHORT), told("explain", build_id(2)[:8])
-    assert (set(shown), set(shown["legs"][0])) == (keys("show"), leg | keys("show", "legs[]."))
-    assert (set(explained), set(explained["legs"][0])) == (keys("explain"), keys("explain", "legs[]."))
-    assert set(explained["legs"][0]["workers"][0]) <= keys("builders")
-    assert set(told("watch", SHORT)) == keys("watch")
-    assert set(told("builders")[0]) == keys("builders")
-    assert set(told("stats")) == keys("stats")
-    assert set(told("queues")) == keys("queues")
-    assert set(told("drain", "builder1")) == set(told("resume", "builder1")) == keys("drain and resume")
-    assert set(told("raise", build_id(3)[:8])[0]) == keys("raise")
-    assert set(told("retry", SHORT)[0]) == keys("retry")
-    assert set(told("cancel", build_id(2)[:8])[0]) == keys("cancel")
-    assert set(told("repogen", "c7.1708.u.x86_64")) == keys("repogen")
+    assert {build["state"] for build in told("builds")} == {"queued", "failed"}
+    assert told("show", SHORT)["arches"][0]["exit_code_meaning"] == describe_code(1)
+    (explained,) = told("explain", build_id(2)[:8])["arches"]
+    assert explained["message"].splitlines()[0].startswith("It waits in tube x86_64")
+    assert explained["workers"][0]["free_bytes"] == 4096 * 1024**2
+    assert told("watch", SHORT)["state"] == "failed"
+    assert told("builders")[0]["builder"] == "builder1.example.org"
+    assert told("stats")["results"] == {"failed": 1, "queued": 2}
+    assert told("queues")["pending"] == []
+    assert (told("drain", "builder1")["drained"], told("resume", "builder1")["drained"]) == (True, False)
+    assert told("raise", build_id(3)[:8])[0]["done"]
+    assert told("retry", SHORT)[0]["parent"] == build_id(1)
+    assert told("cancel", build_id(2)[:8])[0]["outcome"] == "cancelled"
+    assert told("repogen", "c7.1708.u.x86_64")["watchers"] == 0
+
+
+def test_times_in_json_are_rfc_3339_and_what_is_unknown_is_null(ground: Ground) -> None:
+    ground.submit()
+    with subprocess.Popen([REIMZUL, "watch", "--new", build_id(7), "--json"], stdout=subprocess.PIPE, text=True) as new:
+        assert new.stdout
+        line = check_output("watch", new.stdout.readline())
+        new.send_signal(signal.SIGINT)
+    assert (line["srpm"], line["state"], line["over"]) == (None, None, False)
+    assert line["at"].endswith("Z")
+    (build,) = told("builds")
+    assert build["queued_at"].endswith("Z")
+    assert [build[name] for name in ("started", "due", "published", "builder", "skew", "parent")] == [None] * 6

@@ -39,8 +39,8 @@ from reimzul.store.repodata import read_records
 from reimzul.submit.submission import request_repodata
 from tests import uploads
 from tests.conftest import Beanstalkd
-from tests.jsonpage import keys
 from tests.repogen import Rpms, ask, index, make_settings, taken, work
+from tests.schemas import check_line
 from tests.uploads import TARGET
 from tests.waiting import until
 
@@ -100,9 +100,11 @@ def content(store: StorePaths, type_: str) -> str:
 
 
 def reimzul(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [REIMZUL, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
     )
+    check_line(words, done.stdout)
+    return done
 
 
 # --- slow readers
@@ -222,8 +224,7 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
     assert done.stdout == f"{TARGET} has {tmp_path}/comps-hello.xml as group now, and keeps it\n"
     words = ["--add-metadata", str(tmp_path / "news.xml"), "--type", "updateinfo", "--json"]
     told = json.loads(reimzul("repogen", TARGET, *words).stdout)
-    assert set(told) == keys("repogen with --add-metadata or --remove-metadata")
-    assert told["added"] == "updateinfo"
+    assert told == {"target": TARGET, "added": "updateinfo", "removed": None}
     place(1)
     index(runner)
     assert (content(store, "group"), content(store, "updateinfo")) == (COMPS, UPDATES)

@@ -27,6 +27,7 @@ from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat
 from reimzul.history.workers import WorkerRecord, WorkerStore
 from tests import srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
+from tests.schemas import check_line
 
 PROGRAM = Path(sys.executable).parent / "reimzul-submit"
 
@@ -77,6 +78,7 @@ class Controller:
             text=True, check=False, preexec_fn=confine, timeout=60,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
+        check_line([PROGRAM.name, *words], done.stdout)
         return Ended(done.returncode, done.stdout, done.stderr.splitlines())
 
     def build(self, srpm: str | Path, *more: str, arch: str = "x86_64", **run: Any) -> Ended:
@@ -231,7 +233,7 @@ def test_json_says_the_same(controller: Controller) -> None:
     for row, tube in zip(said["builds"], ("x86_64", "aarch64")):
         (claim,) = controller.queued(tube)
         assert (row["job"], row["build_id"]) == (claim.id, claim.message.build_id)
-        assert (row["tube"], row["target"], row["fault"], row["watchers"]) == (tube, f"c7.1708.u.{tube}", "", 0)
+        assert (row["tube"], row["target"], row["message"], row["watchers"]) == (tube, f"c7.1708.u.{tube}", None, 0)
 
 
 def test_a_tube_nobody_watches_is_warned_of(controller: Controller, beanstalkd: Beanstalkd) -> None:
@@ -270,7 +272,12 @@ def test_a_name_that_could_harm_submits_nothing(controller: Controller, name: st
 
 @pytest.mark.parametrize(
     ("version", "features", "written"),
-    [("0.1.0", (), "CORP_jdoe"), ("0.2.0", (), "CORP\\jdoe"), ("0.1.0", ("any_submitter",), "CORP\\jdoe")],
+    [
+        ("", (), "CORP_jdoe"),
+        ("0.1.0", (), "CORP_jdoe"),
+        ("0.2.0", (), "CORP\\jdoe"),
+        ("0.1.0", ("any_submitter",), "CORP\\jdoe"),
+    ],
 )
 def test_a_worker_of_0_1_is_spared_a_name_it_would_bury(
     controller: Controller, version: str, features: tuple[str, ...], written: str
@@ -608,9 +615,9 @@ def test_json_says_which_were_queued(controller: Controller, frail: Frail) -> No
     ended = controller.build(HELLO, "--json", arch="x86_64,aarch64")
     first, second = json.loads(ended.out)["builds"]
     assert ended.code == 1
-    assert (first["fault"], second["job"]) == ("", None)
+    assert (first["message"], second["job"]) == (None, None)
     assert first["job"]
-    assert second["fault"]
+    assert second["message"].startswith("beanstalkd did not confirm it: ")
 
 
 @pytest.mark.parametrize("frail", [0], indirect=True)

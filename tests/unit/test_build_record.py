@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from reimzul.core.formatting import to_output
 from reimzul.core.message import Phase
 from reimzul.history.build_record import BuildRecord, BuildState, RecordedAttempt, apply_events, with_override
 from tests.events import ATTEMPT, BEGINNING, event
+from tests.schemas import check_output
 
 #: A document as the original's notifier wrote it: keys of its own, others missing, and a null.
 ORIGINAL: dict[str, Any] = {
@@ -57,6 +59,14 @@ def test_a_document_of_the_original_is_written_back_as_it_was() -> None:
     assert (found.builder_fqdn, found.attempts, found.published) == ("", (), 0.0)
     overridden = with_override(found, "it is fine").to_document()
     assert overridden == {**ORIGINAL, "status": "Override", "comment": "it is fine"}
+
+
+@pytest.mark.parametrize(("status", "state"), [("Success", "built"), ("Done", None)])
+def test_a_document_of_the_original_is_printed_with_all_keys(status: str, state: str | None) -> None:
+    document = {**ORIGINAL, "status": status}
+    assert BuildRecord.from_document(document).to_output()["own"] == document.pop("own")
+    (printed,) = check_output("builds", json.dumps([to_output(BuildRecord.from_document(document).to_output())]))
+    assert (printed["status"], printed["state"], printed["builder"], printed["attempts"]) == (status, state, None, [])
 
 
 def test_an_attempt_of_another_version_keeps_its_keys() -> None:

@@ -315,9 +315,10 @@ def test_a_cancel_on_its_way_and_a_notifier_that_is_behind_are_said() -> None:
 def test_the_object_has_the_same_in_it() -> None:
     about = facts(leg("Queued"), own_stats=FIVE, arch_stats=ARCH, ahead=[leg("Queued", number=2)])
     told = to_dict(explain(about), about)
-    assert (told["ahead"], told["state"], told["job"], told["tube"]) == (1, "waiting", 101, "x86_64")
+    assert (told["ahead"], told["state"], told["job"], told["tube"]) == (1, "queued", 101, "x86_64")
     assert told["starts_in"]["likely"] > 0
-    assert told["usual"]["median"] == 300
+    assert told["past_durations"]["median"] == 300
+    assert told["message"].splitlines() == list(explain(about).sentences)
 
 
 # --- whose turn it is

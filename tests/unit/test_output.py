@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 import pytest
 
 from reimzul.admin import output
 from reimzul.core import formatting
+from reimzul.core.fs import FreeSpace
 from reimzul.core.setting_parsers import Pruning, parse_pruning, parse_span
 
 
@@ -30,6 +32,11 @@ def test_a_duration_has_at_most_two_units(seconds: float, said: str) -> None:
 )
 def test_a_size_is_in_the_largest_unit_that_fits(count: int, said: str) -> None:
     assert formatting.format_size(count) == said
+
+
+def test_a_size_has_the_same_form_in_a_reason() -> None:
+    free = FreeSpace(folder=Path("/srv"), mib=17, inodes=None)
+    assert list(free.shortfalls(4096, 0)) == ["disk under /srv: 17.0 MiB free, 4.0 GiB are needed"]
 
 
 def test_counts_and_lists_are_formatted() -> None:
@@ -80,3 +87,16 @@ def test_a_pruning_rule_is_parsed(text: str, rule: Pruning) -> None:
 def test_an_invalid_pruning_rule_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a (rule|whole number|span)"):
         parse_pruning(text)
+
+
+def test_json_has_times_in_rfc_3339_and_null_for_the_unknown() -> None:
+    heartbeat = {"at": 1_763_800_000.5, "started": 0.0, "job": 0, "attempts": 0, "load": 1.23456, "reason": ""}
+    assert formatting.to_output({"builder_fqdn": "b1", "build": heartbeat, "argv": ["x", ""]}) == {
+        "builder": "b1",
+        "build": {
+            "at": "2025-11-22T08:26:40.500Z", "started": None, "job": None, "attempts": 0, "load": 1.235,
+            "reason": None,
+        },
+        "argv": ["x", ""],
+    }  # fmt: skip
+    assert formatting.to_output({"results": {"published": 3}}) == {"results": {"published": 3}}

@@ -48,7 +48,7 @@ def test_too_many_files_are_refused_unread(store: StorePaths, spool: Path) -> No
 def test_too_many_bytes_are_refused_unread(store: StorePaths, spool: Path) -> None:
     os.truncate(spool / "build.log", 20 << 30)  # it has no room on this disk, and is not read
     copier = uploads.copier_of(store, max_mib=1024)
-    with pytest.raises(UnpublishablePackage, match="20480 MiB, over 1024"), copier.copied(spool, CancelToken()):
+    with pytest.raises(UnpublishablePackage, match=r"20\.0 GiB, over 1\.0 GiB"), copier.copied(spool, CancelToken()):
         pass
 
 

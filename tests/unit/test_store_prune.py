@@ -231,7 +231,7 @@ def test_scratch_builds_are_found_and_removed(store: StorePaths) -> None:
     first, second = find_scratch_builds(store)
     assert (first.summary.build_id, second.summary.build_id) == (ID(1), ID(2))
     assert first.submitted_at == calendar.timegm((2026, 11, 1, 0, 0, 0))
-    assert first.to_json()["submitter"] == "johnny"
+    assert first.to_output()["submitter"] == "johnny"
     drop_build(store, first.leg, first.summary)
     assert [each.summary.build_id for each in find_scratch_builds(store)] == [ID(2)]
 

@@ -19,14 +19,12 @@ from reimzul.admin.watch import (
     make_unrecorded_row,
     queue_positions,
     row_cells,
-    row_to_dict,
     rows_exit_code,
 )
 from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
-from tests import jsonpage
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 KNOWN = read_arches()
@@ -141,8 +139,6 @@ def test_the_exit_code_is_0_only_if_all_builds_succeeded() -> None:
 
 def test_an_unrecorded_build_is_not_over() -> None:
     assert not make_unrecorded_row(build_id(1)).is_over
-    assert row_to_dict(make_unrecorded_row(build_id(1)), 1.5)["at"] == 1.5
-    assert set(row_to_dict(make_unrecorded_row(build_id(1)), 1.5)) == jsonpage.keys("watch")
 
 
 def test_queue_positions_are_counted_per_tube() -> None:

@@ -220,7 +220,7 @@ class Canary:
                     yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("status", "builder_fqdn", "place", "url", "reason")
+        names = ("status", "state", "builder_fqdn", "place", "url", "reason")
         builds = [
             {"arch": run.arch, "build_id": run.build_id, **{name: run.document.get(name, "") for name in names}}
             for run in self.runs
@@ -260,7 +260,7 @@ class Canary:
         with contextlib.suppress(NoHistory), lookup.reading_history(self.host.settings.history.url) as history:
             for document in history.find_builds(BuildFilter(build_id=run.build_id), 10):
                 if document.arch == run.arch:
-                    return document.to_document()
+                    return document.to_output()
         return dict(run.document)
 
     def _describe_place(self, run: CanaryRun) -> str:

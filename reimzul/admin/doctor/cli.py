@@ -25,7 +25,7 @@ from reimzul.admin.doctor import (
 )
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
-from reimzul.admin.output import print_json
+from reimzul.admin.output import json_option, print_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
@@ -89,7 +89,7 @@ _LONG_NAME = "canary.aarch64.placed"
     metavar="SECONDS",
     help="Give the canary this much time.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print an object: host, version, roles, checks, failed, warned.")
+@json_option("an object: roles, checks, failed, canary")
 @shared_options
 def command(
     config: Path | None,
@@ -133,8 +133,9 @@ def command(
             "checks": [finding.to_dict() for finding in found],
             "failed": failed,
             "warned": warned,
+            "canary": canary and canary.to_dict(),
         }
-        print_json(result if canary is None else {**result, "canary": canary.to_dict()})
+        print_json(result)
     elif sys.stdout.isatty():
         click.echo(f"{failed} FAIL, {warned} warn, of {len(found)} ({', '.join(examined.roles)})")
     return EXIT_FAILED if failed else 0

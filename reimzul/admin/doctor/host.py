@@ -24,6 +24,7 @@ from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE, LOCAL
 from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
 from reimzul.core.event_signature import EventKeys
+from reimzul.core.formatting import format_size
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import import_rpm
@@ -388,7 +389,7 @@ def _check_disk(host: Host, role: str, folder: Path) -> Result:
         lacking, scarce = ("; ".join(free.shortfalls(*limits)) for limits in (FULL, LOW))
         require(not lacking, lacking, "free some space")
         recommend(not scarce, scarce, "free some space soon")
-    return ok(f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")
+    return ok(format_size(free.mib << 20) + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")
 
 
 # --- checks of bstore
