@@ -279,6 +279,7 @@ def test_nothing_is_left_of_what_is_forgotten(outbox: Outbox, path: Path) -> Non
             assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_outbox_that_cannot_be_written_accepts_nothing(outbox: Outbox, path: Path) -> None:
     (row,) = outbox.accept([event("Failed", 7)], lambda _: ("log",))["log"]
     file = SinkDeliveries(path, "log")
