@@ -18,9 +18,9 @@ import pytest
 
 _CLONE_NEWNET = 0x40000000  # sched.h
 _NETWORK = "/proc/thread-self/ns/net"
-#: Tests of these folders share a fixture that takes seconds to make: a whole farm.
-_ONE_PROCESS = ("acceptance",)
-#: The one process of acceptance takes longest and begins at once; the others answer quickly by unit tests.
+#: A fixture of the folder `acceptance` that takes seconds to make, and lives as long as the session.
+_SHARED = "farm"
+#: The files of acceptance take longest and begin at once; the process that is ready first goes on with unit tests.
 _ORDER = ("acceptance", "unit", "integration")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,7 +67,10 @@ class Networks:
 def group_by_file(items: list[pytest.Item]) -> None:
     """Mark tests that must share a process, for `--dist loadgroup`, and order them: see `_ORDER`."""
     items.sort(key=lambda item: _ORDER.index(Path(item.path).parent.name))
+    sharing = {item.path for item in items if _shares_farm(item)}
     for item in items:
-        path = Path(item.path)
-        name = path.parent.name if path.parent.name in _ONE_PROCESS else path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
+        item.add_marker(pytest.mark.xdist_group(_SHARED if item.path in sharing else Path(item.path).stem))
+
+
+def _shares_farm(item: pytest.Item) -> bool:
+    return Path(item.path).parent.name == "acceptance" and _SHARED in getattr(item, "fixturenames", ())

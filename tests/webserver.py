@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import socketserver
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,13 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def serve(folder: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
     """Serve a folder on the loopback, on a free port where none is given; who calls this closes it by `close`."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    start_serving(server)
     return server
+
+
+def start_serving(server: socketserver.BaseServer) -> None:
+    """Serve in a thread that looks often whether it is to end: half a second is what `shutdown` waits for otherwise."""
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 def close(server: http.server.ThreadingHTTPServer) -> None:

@@ -201,8 +201,10 @@ class CancelReaper:
             queued, is_over = self._outbox.queued_events(build_id), self._outbox.results_of([build_id])
             if any(self._is_reserved(broker, event) for event in queued):
                 return
-            if queued and not is_over:
-                self._announce(broker, queued, control.cancel_flag(broker, build_id) or control.ControlFlag())
+            unfinished = self._outbox.unfinished_arches(build_id)
+            if queued and unfinished:
+                flag = control.cancel_flag(broker, build_id) or control.ControlFlag()
+                self._announce(broker, queued, unfinished, flag)
             elif age > (KEEP_FLAG_SECONDS if is_over else KEEP_UNKNOWN_FLAG_SECONDS):
                 control.clear_flag(broker, tube)
 
@@ -219,11 +221,19 @@ class CancelReaper:
             pass
         return False
 
-    def _announce(self, broker: Broker, queued: list[BuildEvent], flag: control.ControlFlag) -> None:
+    def _announce(
+        self, broker: Broker, queued: list[BuildEvent], unfinished: list[str], flag: control.ControlFlag
+    ) -> None:
+        """Announce all arches without a result: one that follows another may have begun, and was never queued itself.
+
+        Those that were queued come last: once they have a result, nothing is known here of the build's job.
+        """
         changed: dict[str, Any] = {
             "tube": "", "job": 0, "priority": None, "due": 0.0, "attempt": "", "url": "", "builder_fqdn": "",
             "owed": {}, "status": Status.CANCELLED, "reason": flag.cancel_text, "at": round(time.time(), 3),
         }  # fmt: skip
-        for event in queued:
-            broker.announce(attr.evolve(event, **changed))
+        waiting = {event.arch for event in queued}
+        for arch in sorted(unfinished, key=lambda arch: arch in waiting):
+            event = attr.evolve(queued[0], arch=arch, **changed)
+            broker.announce(event)
             log.info("%s was cancelled, and nobody had announced it", event.key)

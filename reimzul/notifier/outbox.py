@@ -162,6 +162,11 @@ class Outbox:
         rows = self._rows("SELECT event FROM queued WHERE key BETWEEN ? AND ?", *_leg_range(build_id))
         return [BuildEvent.decode(text.encode()) for (text,) in rows]
 
+    def unfinished_arches(self, build_id: str) -> list[str]:
+        """Return the arches of a build of which an event came, and no result."""
+        query = "SELECT DISTINCT key FROM event WHERE key BETWEEN ? AND ? AND key NOT IN (SELECT key FROM verdict)"
+        return [key.partition(".")[2] for (key,) in self._rows(query, *_leg_range(build_id))]
+
     def results_of(self, build_ids: Iterable[str]) -> dict[str, str]:
         """Return the result of a leg of each build, by build id; builds without any result are left out."""
         query = "SELECT status FROM verdict WHERE key BETWEEN ? AND ? LIMIT 1"

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import formatdate
@@ -208,7 +207,7 @@ def test_clocks_that_differ_are_seen(tmp_path: Path, ahead: int, level: str) -> 
             self.end_headers()
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Clock)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    webserver.start_serving(server)
     try:
         url = f"http://127.0.0.1:{server.server_port}/reimzul-incoming/"
         found = look(services.clock_checks, patient(tmp_path, {"incoming": {"url": url}}, "builder"))[

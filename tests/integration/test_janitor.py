@@ -15,6 +15,7 @@ from reimzul.notifier import housekeeping as module
 from reimzul.notifier.housekeeping import CancelReaper
 from reimzul.notifier.outbox import Outbox
 from tests.conftest import Beanstalkd
+from tests.events import ATTEMPT
 
 TUBE = arch_tube("x86_64")
 
@@ -105,6 +106,36 @@ def test_who_cancelled_and_died_before_saying_so_is_spoken_for(
     heard(outbox, event_for(wanted, Status.CANCELLED))
     reaper.run_if_due(broker)
     assert told(broker) == [], "it is known by now"
+
+
+def test_an_arch_that_follows_another_is_cancelled_with_it(
+    broker: Broker, outbox: Outbox, reaper: CancelReaper
+) -> None:
+    """It had begun when its worker lost the job: nobody else announces how it ended."""
+    wanted = request()
+    queued(broker, outbox, wanted)
+    heard(outbox, *(event_for(wanted, Status.BUILDING, arch=arch, attempt=ATTEMPT) for arch in ("x86_64", "i386")))
+    cancel(broker, wanted)
+    reaper.run_if_due(broker)
+    broker.watch([NOTIFY.name])
+    claims = [broker.reserve({NOTIFY.name: NOTIFY}, 0) for _ in range(2)]
+    events = [claim.message for claim in claims if claim and isinstance(claim.message, BuildEvent)]
+    assert [(each.status, each.arch) for each in events] == [("Cancelled", "i386"), ("Cancelled", "x86_64")]
+    heard(outbox, *events)
+    reaper.run_if_due(broker)
+    assert told(broker) == [], "it is known by now"
+
+
+def test_an_arch_is_cancelled_though_the_one_that_follows_it_has_its_result(
+    broker: Broker, outbox: Outbox, reaper: CancelReaper
+) -> None:
+    wanted = request()
+    queued(broker, outbox, wanted)
+    heard(outbox, event_for(wanted, Status.FAILED, arch="i386"))
+    cancel(broker, wanted)
+    reaper.run_if_due(broker)
+    assert broker.tube_stats(TUBE.name).ready == 0
+    assert told(broker) == [("Cancelled", wanted.build_id)]
 
 
 def test_a_number_that_is_another_builds_by_now_is_left_alone(

@@ -37,7 +37,7 @@ from reimzul.store import listing as listing_module
 from reimzul.store.createrepo import CreaterepoRunner, HookFailed, read_failure
 from reimzul.store.repodata import read_records
 from reimzul.submit.submission import request_repodata
-from tests import uploads
+from tests import uploads, webserver
 from tests.conftest import Beanstalkd
 from tests.repogen import Rpms, ask, index, make_settings, taken, work
 from tests.schemas import check_line
@@ -594,11 +594,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    import threading
     from http.server import ThreadingHTTPServer
 
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        webserver.start_serving(server)
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

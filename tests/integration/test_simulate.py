@@ -8,11 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: The worker deletes its job before it has built anything.
-_PLANTED = """
+import pytest
+
+_BEGIN = """
 import logging
 logging.disable()
 from tests.simulate.run import run_seed
+"""
+_END = """
+print(next((line for seed in range(1, 60) for line in run_seed(seed).broken), "nothing"))
+"""
+#: The worker deletes its job before it has built anything.
+_LOSE_JOB = """
 from reimzul.worker.daemon import Worker
 build = Worker._build
 def lose(worker, request, session):
@@ -20,7 +27,19 @@ def lose(worker, request, session):
     session.claim.delete()
     build(worker, request, session)
 Worker._build = lose
-print(next((line for seed in range(1, 60) for line in run_seed(seed).broken), "nothing"))
+"""
+#: A builder's fault of one leg is forgotten where the other has its result.
+_LOSE_LEG = """
+from reimzul.worker.build import BuildAttempt
+from reimzul.worker.model import BuilderFault
+build = BuildAttempt._build_legs
+def forget(attempt):
+    try:
+        build(attempt)
+    except BuilderFault:
+        if not attempt.announced:
+            raise
+BuildAttempt._build_legs = forget
 """
 
 
@@ -45,5 +64,6 @@ def test_a_seed_always_does_the_same() -> None:
     assert first == second
 
 
-def test_a_worker_that_loses_its_job_is_found() -> None:
-    assert "ended as" in run("-c", _PLANTED)
+@pytest.mark.parametrize(("fault", "said"), [(_LOSE_JOB, "ended as"), (_LOSE_LEG, "i386 ended as")])
+def test_a_worker_that_loses_its_job_or_one_leg_of_two_is_found(fault: str, said: str) -> None:
+    assert said in run("-c", _BEGIN + fault + _END)

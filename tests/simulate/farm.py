@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A farm of the product's daemons in one process: two workers, repogen, tosign and the notifier."""
+"""A farm of the product's daemons in one process: two workers, one repogen or two, tosign and the notifier."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import pkgutil
@@ -34,13 +35,13 @@ with primitives.replaced():
         for _module in pkgutil.walk_packages([f"{reimzul.__path__[0]}/{_package}"], f"reimzul.{_package}."):
             importlib.import_module(_module.name)
 
-from reimzul.core import beanstalk, control, daemon, fs, rpm_header, validators  # noqa: E402
+from reimzul.core import beanstalk, control, daemon, fs, validators  # noqa: E402
 from reimzul.core.arch import _arches_of  # noqa: E402
 from reimzul.core.beanstalk import Broker, arch_tube  # noqa: E402
 from reimzul.core.errors import BrokerUnavailable, ReimzulError  # noqa: E402
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal  # noqa: E402
 from reimzul.core.settings import NotifierSettings, RepogenSettings, Settings, StoreSettings  # noqa: E402
-from reimzul.core.store_paths import StorePaths, StoreUrls  # noqa: E402
+from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key  # noqa: E402
 from reimzul.history.build_record import BuildRecord, apply_events  # noqa: E402
 from reimzul.notifier.daemon import Notifier  # noqa: E402
 from reimzul.notifier.delivery import Sink, SinkUnavailable  # noqa: E402
@@ -57,9 +58,10 @@ from reimzul.worker.daemon import HealthCheck, Worker  # noqa: E402
 from reimzul.worker.job_session import HeartbeatSender, WorkerIdentity  # noqa: E402
 from reimzul.worker.model import Workspace  # noqa: E402
 
-ARCH, TARGET = "x86_64", "c7.x86_64"
-ARCHES = _arches_of({"arches": {ARCH: {}}, "serves": {ARCH: [ARCH]}})
+ARCH, FOLLOWER, TARGET = "x86_64", "i386", "c7.x86_64"
+ARCHES = _arches_of({"arches": {ARCH: {"follows": [FOLLOWER]}, FOLLOWER: {"accepts": ["i686"]}}})
 WORKERS, DAEMONS = ("b1", "b2"), ("b1", "b2", "repogen", "tosign", "notifier")
+SECOND_REPOGEN = "repogen2"
 #: The tries after which no builder could build it.
 TRIES = 3
 
@@ -133,19 +135,20 @@ class MailSink(HistorySink):
 class Farm:
     root: Path
     seed: int
-    outcomes: dict[str, list[str]]
+    outcomes: dict[str, programs.Outcomes]  #: of each package
     rates: dict[str, float]
+    names: tuple[str, ...] = DAEMONS
     server: beanstalkd.Server = attr.field(init=False)
     records: Records = attr.field(factory=Records, init=False)
     processes: dict[str, Process] = attr.field(factory=dict, init=False)
     daemons: dict[str, Any] = attr.field(factory=dict, init=False)  #: those that run, for their signals
     store: StorePaths = attr.field(init=False)
     sources: dict[str, bytes] = attr.field(factory=dict, init=False)
-    plan: dict[str, list[str]] = attr.field(init=False)  #: the outcomes, of which mock takes away its own
+    plan: dict[str, programs.Outcomes] = attr.field(init=False)  #: the outcomes, of which mock takes away its own
     accepted: dict[str, BuildRequest] = attr.field(factory=dict, init=False)
     doubtful: set[str] = attr.field(factory=set, init=False)  #: builds whose submission was not confirmed
     cancelled: set[str] = attr.field(factory=set, init=False)
-    collected: list[str] = attr.field(factory=list, init=False)  #: the builds that the signer has got
+    collected: list[str] = attr.field(factory=list, init=False)  #: the legs that the signer has got
     happened: list[str] = attr.field(factory=list, init=False)  #: the faults
     starts_at: dict[str, float] = attr.field(factory=dict, init=False)  #: of a daemon that is down
     kills: set[str] = attr.field(factory=set, init=False)
@@ -156,7 +159,7 @@ class Farm:
     def __attrs_post_init__(self) -> None:
         self.server = beanstalkd.Server(WorldClock(), idle_seconds=12.0)
         self.store = StorePaths(self.root / "store")
-        self.plan = {name: list(outcomes) for name, outcomes in self.outcomes.items()}
+        self.plan = copy.deepcopy(self.outcomes)
         for name in self.outcomes:
             self.sources[f"{name}-1-1.src.rpm"] = programs.package_text(name, ARCH, is_source=True)
         configs = self.root / "configs"
@@ -214,7 +217,7 @@ class Farm:
         )
         if name == "notifier":
             return self._make_notifier(settings)
-        return (repogen_cli if name == "repogen" else tosign_cli).make_daemon(settings)
+        return (tosign_cli if name == "tosign" else repogen_cli).make_daemon(settings)
 
     def _make_worker(self, name: str) -> Worker:
         urls = StoreUrls(programs.BASE, programs.UPLOAD)
@@ -251,7 +254,7 @@ class Farm:
         (request,) = submission.make_requests(types.SimpleNamespace(name=source, sha256=digest), options, "someone")  # type: ignore[arg-type]
         self.accepted[request.build_id] = request
         self.doubtful.add(request.build_id)
-        header = rpm_header.Header(name=name, epoch=None, version="1", release="1", arch="", is_source=True)
+        header = programs.source_header(name)
         with contextlib.suppress(BrokerUnavailable, ReimzulError), connect() as broker:
             (queued,) = submission.queue_requests(broker, [request], header, options, ARCHES)
             self.doubtful -= {request.build_id} if queued.job else set()
@@ -259,7 +262,8 @@ class Farm:
     def collect(self) -> None:
         """Take what is laid out to be signed, as the signer does at any time."""
         for folder in sorted(self.store.tosign.glob("[!.]*/*")):
-            self.collected.append(folder.name.rpartition(".")[2])
+            _, arch, build_id = folder.name.rsplit(".", 2)
+            self.collected.append(leg_key(build_id, arch))
             folder.rename(self.root / f"collected-{len(self.collected)}")
 
     def cancel(self, build_id: str) -> None:
@@ -360,8 +364,13 @@ def _install_once() -> None:
 _install_once()
 
 
-def make_plan(random_: random.Random) -> dict[str, list[str]]:
-    """The packages of a run, and what mock comes to at each attempt."""
+def make_plan(random_: random.Random) -> dict[str, programs.Outcomes]:
+    """The packages of a run, and what mock comes to at each attempt at each of their legs."""
     odds: list[list[str]] = [[]] * 6 + [[programs.FAILED], [programs.UNFIT], [programs.UNFIT] * 3, [programs.NOBODY]]
-    kinds = [random_.choice(("pkg", "pkg", "pkg", "scratch")) for _ in range(random_.randint(1, 4))]
-    return {f"{kind}{number}": list(random_.choice(odds)) for number, kind in enumerate(kinds)}
+    kinds = [random_.choice(("pkg", "pkg", programs.TWO_LEGS, "scratch")) for _ in range(random_.randint(1, 4))]
+    names = {f"{kind}{number}": legs_of(kind) for number, kind in enumerate(kinds)}
+    return {name: {arch: list(random_.choice(odds)) for arch in legs} for name, legs in names.items()}
+
+
+def legs_of(package: str) -> tuple[str, ...]:
+    return (ARCH, FOLLOWER) if package.startswith(programs.TWO_LEGS) else (ARCH,)

@@ -26,12 +26,19 @@ class Files:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.touched: dict[str, float] = {}  #: when a path was last changed, by the hosts' clock
+        self._touched: dict[str, dict[str, float]] = {}  #: of each folder, when a name was last changed in it
+
+    def touch(self, path: str) -> None:
+        folder, name = os.path.split(path)
+        self._touched.setdefault(folder, {})[name] = scheduler.world.time()
 
     def last_change(self, path: str) -> float:
-        """The ctime that files would have on the virtual clock."""
-        below = [at for other, at in self.touched.items() if other == path or os.path.dirname(other) == path]
-        return max(below, default=scheduler.EPOCH)
+        """The ctime that files would have on the virtual clock, by the hosts' clock."""
+        folder, name = os.path.split(path)
+        times = list(self._touched.get(path, {}).values())
+        if name in self._touched.get(folder, {}):
+            times.append(self._touched[folder][name])
+        return max(times, default=scheduler.EPOCH)
 
 
 class _State:
@@ -63,7 +70,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _MAKING and process.steps < process.disk_full_until and not os.path.exists(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     goal = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else name
-    files.touched[os.fsdecode(goal)] = world.time()
+    files.touch(os.fsdecode(goal))
 
 
 def _close(descriptor: int) -> None:

@@ -22,10 +22,16 @@ import attr
 from tests.simulate import scheduler
 
 Program = Generator[float, None, int]
+#: Of each leg of a package what mock comes to, in the order of the attempts; built at last.
+Outcomes = dict[str, list[str]]
 #: What mock may come to.
 BUILT, FAILED, UNFIT, NOBODY = "built", "failed", "unfit", "nobody"
 BASE, UPLOAD = "http://localhost/bstore/", "rsync://localhost/reimzul-bstore/"
 INCOMING = "http://localhost/incoming/"
+
+
+#: How the names of those packages begin that are built on x86_64 and on i386; others exclude i386.
+TWO_LEGS = "multi"
 
 
 def package_text(name: str, arch: str, *, is_source: bool = False) -> bytes:
@@ -37,7 +43,7 @@ def package_text(name: str, arch: str, *, is_source: bool = False) -> bytes:
 class Programs:
     store: Path
     sources: dict[str, bytes]  #: incoming/
-    outcomes: dict[str, list[str]]  #: of each package, in the order of its attempts; built at last
+    outcomes: dict[str, Outcomes]  #: of each package
     faults: dict[str, float]  #: of rsync, createrepo_c and http: how often they fail
 
     def fails(self, what: str) -> bool:
@@ -85,8 +91,9 @@ class Programs:
     def _mock(self, words: list[str]) -> Program:
         results = Path(next(word for word in words if word.startswith("--resultdir=")).partition("=")[2])
         source = Path(words[-1])
+        arch = next(word for word in words if word.startswith("--uniqueext=")).rpartition(".")[2]
         world, package = scheduler.world, source.name.rsplit("-", 2)[0]
-        outcomes = self.outcomes.get(package, [])
+        outcomes = self.outcomes[package][arch]
         outcome = outcomes.pop(0) if outcomes else BUILT
         (results / "root.log").write_text("INFO: root\n")
         yield world.random.choice((0.5, 2.0, 5.0, 5.0, 150.0 if world.random.random() < 0.1 else 3.0))
@@ -103,7 +110,8 @@ class Programs:
             return 1
         shutil.copyfile(source, results / source.name)
         yield 0.1
-        (results / f"{package}-1-1.x86_64.rpm").write_bytes(package_text(package, "x86_64"))
+        built = "i686" if arch == "i386" else arch
+        (results / f"{package}-1-1.{built}.rpm").write_bytes(package_text(package, built))
         return 0
 
     def _rsync(self, words: list[str]) -> Program:
@@ -188,9 +196,20 @@ def read_header(path: Path) -> Any:
     if words[:1] != ["SIM"]:
         raise InputError(f"{path}: not an rpm package")
     _, name, version, release, arch, is_source = words
-    source = "" if is_source == "1" else f"{name}-{version}-{release}.src.rpm"
+    if is_source == "1":
+        return source_header(name)
+    source = f"{name}-{version}-{release}.src.rpm"
     return Header(
-        name=name, epoch=None, version=version, release=release, arch=arch, is_source=not source, source_rpm=source
+        name=name, epoch=None, version=version, release=release, arch=arch, is_source=False, source_rpm=source
+    )
+
+
+def source_header(name: str) -> Any:
+    from reimzul.core.rpm_header import Header
+
+    allowed = () if name.startswith(TWO_LEGS) else ("x86_64",)
+    return Header(
+        name=name, epoch=None, version="1", release="1", arch="x86_64", is_source=True, exclusive_arch=allowed
     )
 
 

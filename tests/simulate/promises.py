@@ -7,16 +7,18 @@ import hashlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tests.simulate import beanstalkd, programs, scheduler
-from tests.simulate.farm import Farm
+from tests.simulate.farm import ARCH, FOLLOWER, TARGET, TRIES, Farm, legs_of
 
 # isort: split
 # The farm imports the product first, on the virtual clock.
 from reimzul.core.beanstalk import is_control_tube
 from reimzul.core.manifest import read_manifest
-from reimzul.core.message import Status
+from reimzul.core.message import BuildRequest, Status
+from reimzul.core.store_paths import leg_key
+from reimzul.history.build_record import BuildRecord
 from reimzul.store.listing import read_listing
 
 
@@ -29,7 +31,9 @@ def is_quiet(farm: Farm) -> bool:
     world = scheduler.world
     if farm.server.is_down or farm.starts_at or _open_jobs(farm):
         return False
-    if len(farm.daemons) < 5 or any(process.paused_until > world.now for process in farm.processes.values()):
+    if len(farm.daemons) < len(farm.names) or any(
+        process.paused_until > world.now for process in farm.processes.values()
+    ):
         return False
     if any(any((farm.root / name / "builds").iterdir()) for name in ("b1", "b2")):  # one whose job another worker has
         return False
@@ -45,14 +49,17 @@ def _open_deliveries(farm: Farm) -> int:
 
 def _unfinished_cancels(farm: Farm) -> Iterator[str]:
     """Cancelled builds that the notifier's reaper still has to end."""
-    for build_id in farm.cancelled:
-        record = farm.records.history.get(_key(build_id))
+    for build_id, record in _legs(farm, farm.cancelled):
         if record is not None and not record.is_over:
             yield build_id
 
 
-def _key(build_id: str) -> str:
-    return f"{build_id}.x86_64"
+def _legs(farm: Farm, build_ids: Iterable[str]) -> Iterator[tuple[str, BuildRecord | None]]:
+    """Every leg of these builds, by its key, with what the history has of it."""
+    for build_id in build_ids:
+        for arch in legs_of(farm.accepted[build_id].srpm):
+            key = leg_key(build_id, arch)
+            yield key, farm.records.history.get(key)
 
 
 def unsettled(farm: Farm) -> list[str]:
@@ -73,48 +80,66 @@ def broken(farm: Farm) -> list[str]:
 
 def _check_builds(farm: Farm) -> Iterator[str]:
     for build_id, request in farm.accepted.items():
-        record = farm.records.history.get(_key(build_id))
-        state = record.state if record else "unknown"
-        if record is None or state == "queued" and not record.attempts:
+        main = farm.records.history.get(leg_key(build_id, ARCH))
+        is_unbuilt = main is None or main.state == "queued" and not main.attempts
+        if is_unbuilt:
             if build_id not in farm.doubtful:
-                yield f"{request.srpm}: accepted, and lost ({state})"
+                yield f"{request.srpm}: accepted, and lost ({main.state if main else 'unknown'})"
             continue
-        allowed = _allowed_ends(farm, build_id, request.srpm.rsplit("-", 2)[0], is_scratch=request.scratch)
-        if state not in allowed:
-            yield f"{request.srpm}: ended as {state} ({record.reason}), not as {' or '.join(sorted(allowed))}"
-    for key in farm.records.history.keys() - {_key(build_id) for build_id in farm.accepted}:
-        yield f"{key}: a build that nobody submitted"
+        for key, record in _legs(farm, [build_id]):
+            if record is None:  # a follower is unknown until its build has begun
+                if build_id not in farm.cancelled:
+                    yield f"{request.srpm}: {key} is lost"
+                continue
+            allowed = _allowed_ends(farm, request, record.arch)
+            if record.state not in allowed:
+                ends = " or ".join(sorted(allowed))
+                yield f"{request.srpm}: {record.arch} ended as {record.state} ({record.reason}), not as {ends}"
+    # a cancelled build's followers are told as cancelled too, where one may have begun
+    known = {key for key, _ in _legs(farm, farm.accepted)} | {leg_key(each, FOLLOWER) for each in farm.cancelled}
+    for key in farm.records.history.keys() - known:
+        yield f"{key}: {farm.records.history[key].state}, a leg of no build that was submitted"
 
 
-def _allowed_ends(farm: Farm, build_id: str, package: str, *, is_scratch: bool) -> set[str]:
-    """The states that a build may end in: mock's outcome, where no fault made an attempt of it void."""
-    outcomes, done = farm.outcomes[package], "built" if is_scratch else "published"
-    is_bad = programs.FAILED in outcomes or outcomes.count(programs.UNFIT) >= 3
+def _allowed_ends(farm: Farm, request: BuildRequest, arch: str) -> set[str]:
+    """The states that a leg may end in: mock's outcome, where no fault made an attempt at it void."""
+    outcomes, done = farm.outcomes[request.srpm.rsplit("-", 2)[0]], "built" if request.scratch else "published"
+    is_bad = _is_bad(outcomes[arch])
     allowed = {"failed" if is_bad else done}
-    if is_bad and farm.happened:  # that attempt may have died with its worker, and mock's next one succeeded
+    others_fail = any(each for other, each in outcomes.items() if other != arch)
+    # That attempt may have died with its worker; or another leg's was no result, and the build was tried again before
+    # this leg's was in the store. mock's next attempt at it succeeds.
+    if is_bad and (farm.happened or others_fail):
         allowed.add(done)
+    if farm.happened and sum(each.count(programs.UNFIT) for each in outcomes.values()) >= TRIES:
+        allowed.add("failed")  # with its build, of whose tries other legs took some
     if any(" disk b" in each for each in farm.happened):  # each counts as a builder's fault
         allowed.add("failed")
-    if build_id in farm.cancelled:
+    if request.build_id in farm.cancelled:
         allowed.add("cancelled")
     return allowed
 
 
+def _is_bad(outcomes: list[str]) -> bool:
+    return programs.FAILED in outcomes or outcomes.count(programs.UNFIT) >= TRIES
+
+
 def _check_store(farm: Farm) -> Iterator[str]:
     """Each leg has one place, is whole, and is listed exactly where it is published."""
-    target = farm.store.target("c7.x86_64")
+    target = farm.store.target(TARGET)
     listed = dict(read_listing(target / "repodata")) if (target / "repodata").is_dir() else {}
     places: Counter[str] = Counter()
     for folder in sorted([*farm.store.repo.glob("*/*/*/*"), *farm.store.scratch.glob("*/*/*/*")]):
         if "repodata" in folder.parts or not folder.is_dir() or folder.parts[-3].startswith(".repodata"):
             continue
         manifest = read_manifest(folder)
-        places[_key(manifest.build_id)] += 1
+        key = leg_key(manifest.build_id, manifest.arch)
+        places[key] += 1
         place = str(folder.relative_to(farm.store.root))
-        state = farm.records.history[_key(manifest.build_id)]
+        state = farm.records.history[key]
         if manifest.status == Status.SUCCESS and not manifest.request.scratch and not state.published:
             yield f"{place}: lies in repo/, and was not announced as published ({state.status})"
-        if os.path.realpath(farm.store.index / _key(manifest.build_id)) != str(folder):
+        if os.path.realpath(farm.store.index / key) != str(folder):
             yield f"{place}: index/ does not lead there"
         for file in manifest.files:
             path = folder / file.name
@@ -126,24 +151,18 @@ def _check_store(farm: Farm) -> Iterator[str]:
                     yield f"{place}/{file.name}: is not listed"
     yield from (f"{key}: has {count} places" for key, count in places.items() if count > 1)
     yield from (f"{name}: is listed, and no build's" for name in listed)
-    for build_id in farm.accepted:
-        record = farm.records.history.get(_key(build_id))
-        if record and record.state in ("published", "built") and not places[_key(build_id)]:
-            yield f"{record.srpm}: is {record.state}, and has no place"
+    for key, record in _legs(farm, farm.accepted):
+        if record and record.state in ("published", "built") and not places[key]:
+            yield f"{record.srpm}: {key} is {record.state}, and has no place"
 
 
 def _check_signing(farm: Farm) -> Iterator[str]:
     staged = Counter(farm.collected)
-    wanted = {build_id for build_id in farm.accepted if _is_published(farm, build_id)}
-    for build_id in wanted | set(staged):
-        if staged[build_id] != (build_id in wanted):
-            yield f"{build_id}: staged {staged[build_id]} times, published: {build_id in wanted}"
+    wanted = {key for key, record in _legs(farm, farm.accepted) if record and record.published}
+    for key in wanted | set(staged):
+        if staged[key] != (key in wanted):
+            yield f"{key}: staged {staged[key]} times, published: {key in wanted}"
     yield from (f"{path} is left" for path in farm.store.staging.iterdir())
-
-
-def _is_published(farm: Farm, build_id: str) -> bool:
-    record = farm.records.history.get(_key(build_id))
-    return bool(record and record.published)
 
 
 def _check_mails(farm: Farm) -> Iterator[str]:

@@ -15,7 +15,7 @@ import attr
 
 from tests.simulate import beanstalkd, files, promises, scheduler
 from tests.simulate import farm as farms
-from tests.simulate.farm import DAEMONS, Farm
+from tests.simulate.farm import DAEMONS, SECOND_REPOGEN, Farm
 from tests.simulate.scheduler import Process
 
 #: Seconds of virtual time that a farm gets to come to rest.
@@ -56,7 +56,7 @@ class Faults:
         self.farm, self.random = farm, own
         self._of_step: dict[str, list[str]] = {}
         for _ in range(own.randint(0, 8)):
-            kind, name = own.choice(FAULTS), own.choice(DAEMONS)
+            kind, name = own.choice(FAULTS), own.choice(farm.names)
             self._of_step.setdefault(name, []).append(kind)
         farm.next_faults = self.plan
 
@@ -139,7 +139,8 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None, top: str | N
     broken: list[str] = []
     try:
         rates = {what: own.choice((0.0, 0.0, 0.2, 0.5)) for what in ("rsync", "createrepo_c", "http")}
-        farm = Farm(folder, seed, farms.make_plan(own), rates)
+        names = (*DAEMONS, SECOND_REPOGEN) if own.random() < 0.5 else DAEMONS
+        farm = Farm(folder, seed, farms.make_plan(own), rates, names)
         faults = Faults(farm, own)
         if own.random() < 0.3:
             farm.server.choose = lambda jobs: jobs[int(world.random.random() * len(jobs))]
@@ -167,7 +168,7 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None, top: str | N
 
 def _live(farm: Farm, faults: Faults, own: random.Random) -> None:
     world = scheduler.world
-    for name in DAEMONS:
+    for name in farm.names:
         farm.start(name)
     for name in farm.outcomes:
         world.sleep(own.random() * 4)

@@ -197,16 +197,16 @@ def test_what_a_sink_puts_off_is_tried_later_and_holds_up_nothing(path: Path) ->
     farm.close()
 
 
-def test_nobody_is_asked_while_that_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_nobody_is_asked_while_that_cannot_be_written(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = Listener()
     farm = Farm(path, sink)
     until(lambda: not farm.pool._threads["listener"]._is_behind, 5, "it has looked for old ones")
-    monkeypatch.setattr("reimzul.core.sqlite.BUSY_TIMEOUT_SECONDS", 0.1)
     new = farm.outbox.accept(successes(0, 3), farm.pool.sinks_for)
     lock = sqlite3.connect(path, isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     farm.pool.enqueue(new)
-    time.sleep(1)
+    until(lambda: "listener takes no events now" in caplog.text, 15, "it has tried")
     assert sink.asked == []
     lock.execute("ROLLBACK")
     lock.close()
@@ -216,7 +216,10 @@ def test_nobody_is_asked_while_that_cannot_be_written(path: Path, monkeypatch: p
     farm.close()
 
 
-def test_what_was_delivered_is_not_delivered_again_though_that_could_not_be_written(path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_what_was_delivered_is_not_delivered_again_though_that_could_not_be_written(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sink = Listener()
     sink.open.clear()
     farm = Farm(path, sink)
@@ -226,7 +229,7 @@ def test_what_was_delivered_is_not_delivered_again_though_that_could_not_be_writ
     lock.execute("BEGIN IMMEDIATE")
     sink.open.set()
     until(lambda: sink.heard, 5, "it has some")
-    time.sleep(6)  # longer than SQLite waits
+    until(lambda: "listener takes no events now" in caplog.text, 15, "it could not record them")
     lock.execute("ROLLBACK")
     lock.close()
     until(farm.is_done, 15, "all is recorded")

@@ -84,6 +84,7 @@ def test_who_may_only_read_can_read_while_no_notifier_runs() -> None:
         os.chmod(folder, 0o755)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_writer_that_is_busy_is_waited_for(history: History, url: str) -> None:
     other = sqlite3.connect(url[len("sqlite:///") :], isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -96,11 +96,13 @@ def declared_distributions(pattern: str) -> set[str]:
 # --- imports
 
 
+@pytest.mark.sources
 def test_every_module_belongs_to_a_known_package() -> None:
     assert {package_of(module) for module in MODULES} <= {"", *PACKAGES}
     assert [module.name for module in MODULES if not package_of(module)] == ["__init__.py"]
 
 
+@pytest.mark.sources
 def test_a_package_imports_only_itself_core_and_what_it_is_allowed() -> None:
     for module in MODULES:
         package = package_of(module)
@@ -110,6 +112,7 @@ def test_a_package_imports_only_itself_core_and_what_it_is_allowed() -> None:
                 assert any(f"{name}.".startswith(f"{each}.") for each in allowed), f"{module} imports {name}"
 
 
+@pytest.mark.sources
 @pytest.mark.parametrize(("library", "importers"), LIBRARY_IMPORTERS.items(), ids=LIBRARY_IMPORTERS)
 def test_a_library_is_imported_only_where_it_is_wrapped(library: str, importers: list[str]) -> None:
     found = [module.as_posix() for module in MODULES if library in {n.split(".")[0] for n in imports(module)}]
@@ -136,6 +139,7 @@ def test_a_program_starts_without_optional_libraries(program: str) -> None:
     assert not {"rpm", "pymongo", "paho", "honcho"} & {name.partition(".")[0] for name in loaded.split()}
 
 
+@pytest.mark.sources
 def test_no_command_is_run_by_a_shell() -> None:
     for module in MODULES:
         for node in ast.walk(tree(module)):
@@ -147,12 +151,14 @@ def test_no_command_is_run_by_a_shell() -> None:
 # --- what every module has
 
 
+@pytest.mark.sources
 def test_a_module_starts_with_its_licence_and_a_docstring() -> None:
     for module in MODULES:
         assert text(module).startswith(LICENCE), module
         assert ast.get_docstring(tree(module)), module
 
 
+@pytest.mark.sources
 def test_every_function_has_a_return_annotation() -> None:
     for module in MODULES:
         for node in ast.walk(tree(module)):
@@ -160,6 +166,7 @@ def test_every_function_has_a_return_annotation() -> None:
                 assert node.returns is not None, f"{module}:{node.lineno} {node.name}"
 
 
+@pytest.mark.sources
 def test_annotations_are_not_evaluated_at_runtime() -> None:
     annotated = {module for module in MODULES if "def " in text(module) or "attr." in text(module)}
     assert not [str(module) for module in annotated if "__future__.annotations" not in imports(module)]
@@ -186,19 +193,23 @@ def measure() -> ModuleType:
     return module
 
 
+@pytest.mark.sources
 def test_no_class_name_is_defined_twice() -> None:
     assert measure().repeated_classes() == {}
 
 
+@pytest.mark.sources
 def test_no_function_is_named_by_a_bare_word() -> None:
     assert measure().bare_names() == []
 
 
+@pytest.mark.sources
 def test_no_function_is_too_long() -> None:
     lines, place = measure().longest_function()
     assert lines <= MAX_FUNCTION_LINES, place
 
 
+@pytest.mark.sources
 def test_no_module_is_too_long() -> None:
     lines, place = measure().longest_module()
     assert lines <= MAX_MODULE_LINES, place

@@ -97,6 +97,7 @@ def test_a_stop_ends_all_that_the_tests_have_started(tmp_path: Path, monkeypatch
     until(lambda: not stat.exists() or ") Z " in stat.read_text(), 10, "the child has ended")
 
 
+@pytest.mark.sources
 def test_every_listed_file_exists_and_every_equivalent_is_a_mutant_with_a_reason() -> None:
     for module, tests in mutate.TESTS.items():
         assert (mutate.ROOT / module).is_file()

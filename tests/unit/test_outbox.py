@@ -279,6 +279,7 @@ def test_nothing_is_left_of_what_is_forgotten(outbox: Outbox, path: Path) -> Non
             assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_outbox_that_cannot_be_written_accepts_nothing(outbox: Outbox, path: Path) -> None:
     (row,) = outbox.accept([event("Failed", 7)], lambda _: ("log",))["log"]
     file = SinkDeliveries(path, "log")
@@ -432,7 +433,10 @@ def test_the_job_a_build_waits_as_is_known_until_it_is_over(outbox: Outbox) -> N
     tell(outbox, event("Queued", job=9, tube="x86_64", attempt=ATTEMPT, at=2.0), event("Queued", 2, job=8, at=1.0))
     assert [(each.arch, each.job) for each in outbox.queued_events(build_id(1))] == [("i386", 7), ("x86_64", 9)]
     assert outbox.results_of([build_id(1)]) == {}
+    tell(outbox, event("Building", arch="noarch", at=2.0))
+    assert outbox.unfinished_arches(build_id(1)) == ["i386", "noarch", "x86_64"]
     tell(outbox, event("Cancelled", at=3.0))
+    assert outbox.unfinished_arches(build_id(1)) == ["i386", "noarch"]
     assert [each.arch for each in outbox.queued_events(build_id(1))] == ["i386"]
     assert outbox.results_of([build_id(1), build_id(2)]) == {build_id(1): "Cancelled"}
 

@@ -22,6 +22,9 @@ _FILE = re.compile(r"(?<![\w./<>*{}-])((?:[\w-]+/)*[\w-]+\.(?:md|py))\b(?![\w/(]
 _FOREIGN = {"reimzul_submit.py", "reimzul_worker.py", "util.py", "exception.py", "format_v4.md", "format_lead.md"}
 
 
+pytestmark = pytest.mark.sources
+
+
 def named_files(path: Path) -> Iterator[str]:
     for name in _FILE.findall(path.read_text(encoding="utf-8", errors="replace")):
         if Path(name).name not in _FOREIGN and not name.startswith("http"):
