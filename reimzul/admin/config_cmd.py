@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
+from reimzul.admin.output import NearestGroup
 from reimzul.core.arch import read_arches
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import DEFAULT_FILE, find_file, sample_text
 from reimzul.core.settings import MailSettings, MqttSettings, Settings
 
 
-@click.group("config", epilog=EXIT_CODES)
+@click.group("config", cls=NearestGroup, epilog=EXIT_CODES)
 def config_group() -> None:
     """Check a configuration, or print a sample.
 

@@ -14,12 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attr
 import click
 
 from reimzul.admin import lookup
 from reimzul.admin.output import (
+    NearestGroup,
     Table,
     check_input,
     confirm,
@@ -27,6 +29,7 @@ from reimzul.admin.output import (
     parse_duration_option,
     pass_settings,
     print_json,
+    print_none_found,
     print_result,
     print_table,
     table_options,
@@ -43,7 +46,8 @@ from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
-from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
+from reimzul.history import HistoryUnavailable, NoHistory
+from reimzul.history.build_record import BuildState
 from reimzul.store import repodata
 from reimzul.store.cleanup import (
     BuildDetails,
@@ -58,7 +62,7 @@ from reimzul.store.createrepo import CreaterepoRunner
 
 _PRUNE_TABLE = Table(("ID", "TARGET", "PACKAGE", "SUBMITTED", "ARCH", "SIZE", ""), dispensable=("SIZE",))
 _SCRATCH_TABLE = Table(
-    ("ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER"), dispensable=("SUBMITTER", "SIZE", "AGE")
+    ("ID", "TARGET", "PACKAGE", "ARCH", "STATE", "AGE", "SIZE", "SUBMITTER"), dispensable=("SUBMITTER", "SIZE", "AGE")
 )
 #: The largest repomd.xml that is read; one has some 3 kB.
 _MAX_REPOMD_BYTES = 1 << 20
@@ -106,7 +110,7 @@ def _user_name(uid: int) -> str:
 
 
 @click.command("prune", epilog=EXIT_CODES)
-@click.option("--target", "wanted", multiple=True, metavar="TARGET", help="Only this target, with or without its arch.")
+@lookup.target_option(many=True)
 @click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
@@ -116,7 +120,7 @@ def _user_name(uid: int) -> str:
 @pass_settings
 def prune_builds(
     settings: Settings,
-    wanted: Sequence[str],
+    target: Sequence[str],
     keep: int | None,
     older: int | None,
     unsigned: bool,
@@ -138,19 +142,19 @@ def prune_builds(
     """
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
-    rules = _rules_by_target(list_targets(store.repo), wanted, given, settings, unsigned)
+    rules = _rules_by_target(list_targets(store.repo), target, given, settings, unsigned)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
-    planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
+    planned = [prune(store, indexer, name, rule, CancelToken(), dry_run=True) for name, rule in rules.items()]
     if dry_run:
         _print_pruned(planned, as_json, dry_run=True)
         return 0
-    dropped = [each for target in planned for each in target.dropped]
+    dropped = [each for plan in planned for each in plan.dropped]
     if dropped:
         confirm(f"Drop {pluralize(len(dropped), 'build')}, {_total_size(dropped)}?", yes)
     done, code = [], 0
-    for target, rule in rules.items():
+    for name, rule in rules.items():
         try:
-            done.append(prune(store, indexer, target, rule, CancelToken(), dry_run=False))
+            done.append(prune(store, indexer, name, rule, CancelToken(), dry_run=False))
         except ReimzulError as error:
             print_error(prune_builds, str(error))
             code = EXIT_FAILED
@@ -161,13 +165,8 @@ def prune_builds(
 def _rules_by_target(
     known: Sequence[str], wanted: Sequence[str], given: Pruning | None, settings: Settings, unsigned: bool
 ) -> Mapping[str, Pruning]:
-    names = {target: (target, target.rpartition(".")[0]) for target in known}  # with its arch, and without
-    for word in wanted:
-        if not any(word in each for each in names.values()):
-            raise InputError(
-                f"there is no target {validators.quoted(word)} in the store; known targets: {', '.join(known)}"
-            )
-    chosen = [target for target in known if not wanted or set(names[target]) & set(wanted)]
+    matching = {target for each in wanted for target in lookup.match_targets(settings, each, known)}
+    chosen = [target for target in known if not wanted or target in matching]
     rules = {target: given or find_rule(target, settings.prune.targets) for target in chosen}
     found = {
         target: attr.evolve(rule, unsigned=unsigned or rule.unsigned)
@@ -189,8 +188,8 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
             [
                 {
                     "target": target.target,
-                    "dropped": [each.to_json() for each in target.dropped],
-                    "held": [{**each.to_json(), "why": each.held} for each in target.held],
+                    "dropped": [_details_to_dict(each) for each in target.dropped],
+                    "held": [{**_details_to_dict(each), "why": each.held} for each in target.held],
                 }
                 for target in done
             ]
@@ -208,6 +207,11 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
         click.echo(f"{count} more would be dropped, but: {reason}", err=not terminal)
 
 
+def _details_to_dict(each: BuildDetails) -> dict[str, Any]:
+    details = each.to_json()
+    return {**details, "state": BuildState.from_status(details.pop("status"))}
+
+
 def _prune_row(old: BuildDetails) -> list[str]:
     leg = old.leg
     cells = [old.summary.build_id[:8] or "-", leg.target, leg.name, leg.timestamp, leg.arch, format_size(old.bytes)]
@@ -217,7 +221,7 @@ def _prune_row(old: BuildDetails) -> list[str]:
 # --- scratch
 
 
-@click.group("scratch", epilog=EXIT_CODES)
+@click.group("scratch", cls=NearestGroup, epilog=EXIT_CODES)
 def scratch() -> None:
     """List scratch builds, and remove them. Run this on bstore.
 
@@ -241,11 +245,11 @@ def list_scratch(settings: Settings, columns: Sequence[str], wide: bool, as_json
     """
     found = list(find_scratch_builds(open_store_as_owner(settings)))
     if as_json:
-        print_json([each.to_json() for each in found])
+        print_json([_details_to_dict(each) for each in found])
     elif found:
         print_table(_SCRATCH_TABLE, [_scratch_row(each) for each in found], columns=columns, wide=wide)
     else:
-        click.echo("There are no scratch builds.", err=True)
+        print_none_found("scratch build")
 
 
 @scratch.command("rm", epilog=EXIT_CODES)
@@ -253,7 +257,7 @@ def list_scratch(settings: Settings, columns: Sequence[str], wide: bool, as_json
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Those submitted longer ago: 14d, 2w.")
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @yes_option
-@json_option("a list of the removed legs")
+@json_option("a list of the removed builds, one for each arch")
 @pass_settings
 def remove_scratch(
     settings: Settings,
@@ -283,7 +287,7 @@ def remove_scratch(
         confirm(f"Remove {what}, {size}?", yes)
     for each in found:
         drop_build(store, each.leg, each.summary)
-    print_result([each.to_json() for each in found], [f"{what} removed, {size}"], as_json)
+    print_result([_details_to_dict(each) for each in found], [f"{what} removed, {size}"], as_json)
 
 
 def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list[BuildDetails]:
@@ -303,7 +307,7 @@ def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list
 def _scratch_row(each: BuildDetails) -> list[str]:
     leg, summary = each.leg, each.summary
     age = format_duration(time.time() - each.submitted_at) if each.submitted_at else "-"
-    build = [summary.build_id[:8] or "-", leg.target, leg.name, leg.arch, summary.status or "-"]
+    build = [summary.build_id[:8] or "-", leg.target, leg.name, leg.arch, BuildState.from_status(summary.status) or "-"]
     return [*build, age, format_size(each.bytes), summary.submitter or "-"]
 
 
@@ -335,7 +339,9 @@ def repogen(
     removed: str | None,
     as_json: bool,
 ) -> None:
-    """Regenerate the repodata of a target, named with its arch, from the packages in it.
+    """Regenerate the repodata of a target from the packages in it.
+
+    The target's arch may be left out if only one is known.
 
     With --add-metadata or --remove-metadata nothing is regenerated: on bstore, that metadata is added to the target's
     repodata or removed from it at once. Adding a type that exists replaces it.
@@ -347,13 +353,14 @@ def repogen(
       reimzul repogen c9s.x86_64 --add-metadata c9s-advisories.xml --type updateinfo
       reimzul repogen c7.1708.u.x86_64 --remove-metadata group
     """
-    check_input(validators.target, target)
     if type_ is not None and added is None:
         raise InputError("--type is the type of what --add-metadata adds; there is no --add-metadata")
     if added is not None or removed is not None:
         _change_metadata(settings, target, added, type_, removed, as_json=as_json)
-    else:
-        _request_repodata(settings, target, now=now, force=force, as_json=as_json)
+        return
+    check_input(validators.target, target)
+    target = target if force else _find_known_target(settings, target)
+    _request_repodata(settings, target, now=now, as_json=as_json)
 
 
 def _change_metadata(
@@ -367,7 +374,9 @@ def _change_metadata(
         except OSError as error:
             raise InputError(f"{added}: {describe_os_error(error)}") from None
         addition = repodata.read_addition(added.name, raw, type_ or "")
-    indexer = CreaterepoRunner(store=open_store_as_owner(settings), settings=settings.repogen)
+    store = open_store_as_owner(settings)
+    target = lookup.match_one_target(settings, target, list_targets(store.repo))
+    indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
     result = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
     lines = [f"{target} has {added} as {addition.record.type} now, and keeps it"] if addition else []
@@ -376,9 +385,7 @@ def _change_metadata(
     print_result(result, lines, as_json)
 
 
-def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
-    if not force and not _is_known(settings, target):
-        raise InputError(f"nothing was ever built for {target}, and the store does not have it (--force makes it)")
+def _request_repodata(settings: Settings, target: str, *, now: bool, as_json: bool) -> None:
     with Broker.from_settings(settings.beanstalkd) as broker:
         job = broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW if now else PRIORITY)
         watchers = broker.tube_stats(CREATEREPO.name).watchers
@@ -388,11 +395,24 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool
         print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
 
 
-def _is_known(settings: Settings, target: str) -> bool:
-    """Whether anything was built for a target or the store has its repodata; True where the store does not answer."""
+def _find_known_target(settings: Settings, given: str) -> str:
+    """Return the target that is meant: one that anything was built for, or that the store has.
+
+    Raises `InputError` if there is none, or more than one. The name counts as it is where the store does not answer.
+    """
+    known: list[str] = []
     with contextlib.suppress(NoHistory, HistoryUnavailable), lookup.reading_history(settings.history.url) as history:
-        if history.find_builds(BuildFilter(target=target), 1):
-            return True
+        known = history.list_targets()
+    try:
+        return lookup.match_one_target(settings, given, known)
+    except lookup.UnknownTarget as error:
+        if _is_in_store(settings, given):
+            return given
+        raise InputError(f"{error} (--force makes it)") from None
+
+
+def _is_in_store(settings: Settings, target: str) -> bool:
+    """Whether the store has repodata of a target; True where it does not answer."""
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     try:
         with contextlib.suppress(HttpUnavailable), HttpSession(timeout=5) as session:

@@ -24,7 +24,7 @@ S = TypeVar("S", bound="_Stored")
 
 
 class BuildState:
-    """The state of a build on an arch: its status, with built and published builds distinguished."""
+    """The state of a build on an arch, as all commands show it: its status, with `Success` as built or published."""
 
     QUEUED = "queued"
     BUILDING = "building"
@@ -37,6 +37,13 @@ class BuildState:
     CLAIMED = "claimed"  #: nothing is known of it but an event that bstore has not signed
 
     ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED, CLAIMED)
+
+    @classmethod
+    def from_status(cls, status: str, *, published: bool = False) -> str:
+        """Return the state of a build with this status; of an attempt's own statuses, the word in small letters."""
+        if status == Status.SUCCESS:
+            return cls.PUBLISHED if published else cls.BUILT
+        return status.lower()
 
 
 @attr.frozen(kw_only=True, slots=False)  # without slots, frozen instances are made twice as fast
@@ -96,6 +103,17 @@ class RecordedAttempt(_Stored):
     @property
     def is_over(self) -> bool:
         return self.status not in (Status.QUEUED, Status.BUILDING)
+
+    @property
+    def state(self) -> str:
+        """The state that the attempt would give its build; `unfit` and `retried` give none."""
+        return BuildState.from_status(self.status)
+
+    def to_output(self) -> dict[str, Any]:
+        """Return the document as commands print it in JSON, with `state` in the place of the original's `status`."""
+        document = {**self.to_document(), "state": self.state}
+        document.pop("status", None)
+        return document
 
     @property
     def ended_at(self) -> float:
@@ -160,9 +178,13 @@ class BuildRecord(_Stored):
 
     @property
     def state(self) -> str:
-        if self.status == Status.SUCCESS:
-            return BuildState.PUBLISHED if self.published else BuildState.BUILT
-        return self.status.lower()
+        return BuildState.from_status(self.status, published=bool(self.published))
+
+    def to_output(self) -> dict[str, Any]:
+        """Return the document as commands print it in JSON, with `state` in the place of the original's `status`."""
+        document = {**self.to_document(), "state": self.state, "attempts": [each.to_output() for each in self.attempts]}
+        document.pop("status", None)
+        return document
 
     @property
     def claim_text(self) -> str:
