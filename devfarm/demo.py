@@ -61,7 +61,7 @@ class Demo:
         build_ids = [self.submit(package) for package in packages]
         print_title(f"$ reimzul watch {' '.join(build_id[:8] for build_id in build_ids)}")
         has_failed = self.watch(build_ids)
-        legs = [leg for build_id in build_ids for leg in self.reimzul_json("show", build_id)["legs"]]
+        legs = [leg for build_id in build_ids for leg in self.reimzul_json("show", build_id)["arches"]]
         if has_failed:
             failed = [leg for leg in legs if not leg["published"]]
             for leg in failed:

@@ -17,11 +17,11 @@ from reimzul.admin import lookup
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
-    build_timestamp,
     check_input,
     format_skew,
     json_option,
     pass_settings,
+    period_filter,
     period_options,
     print_json,
     print_none_found,
@@ -116,7 +116,7 @@ def command(
     found: list[BuildRecord] = []
     try:
         with lookup.reading_history(settings.history.url) as history:
-            found = _find_builds(settings, history, limit + 1, {**wanted, "since": begin, "until": end})
+            found = _find_builds(settings, history, limit + 1, {**wanted, **period_filter(begin, end)})
     except NoHistory as error:
         click.echo(str(error), err=True)
     else:
@@ -134,9 +134,8 @@ def command(
 def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[str, Any]) -> list[BuildRecord]:
     """Return the builds that match. Raises `InputError` for an arch or a target that no build ever had."""
     target = wanted.pop("target")
-    moments = {name: build_timestamp(wanted.pop(name)) for name in ("since", "until")}
     targets = None if target is None else lookup.expand_target(settings, target)
-    found = history.find_builds(BuildFilter(**wanted, **moments, targets=targets), limit)
+    found = history.find_builds(BuildFilter(**wanted, targets=targets), limit)
     if not found:
         lookup.refuse_unknown(settings, history, target=target, arch=wanted["arch"])
     return found

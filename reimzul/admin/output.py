@@ -130,12 +130,18 @@ def period_options(what: str, *, default: str | None = "7d") -> Callable[[F], F]
     return decorate
 
 
-def build_timestamp(at: float | None) -> str | None:
-    """Format seconds since 1970 as the timestamp of a build; None as None.
+def build_timestamp(at: float) -> str:
+    """Format seconds since 1970 as the timestamp of a build.
 
     Times before 1970 count as 1970: no build is older, and a year of three digits would sort behind all others.
     """
-    return None if at is None else time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(max(0.0, at)))
+    return time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(max(0.0, at)))
+
+
+def period_filter(begin: float | None, end: float | None) -> dict[str, str | None]:
+    """Return the fields of a `BuildFilter` for what --since and --until gave."""
+    moments = {"since": begin, "until": end}
+    return {name: None if at is None else build_timestamp(at) for name, at in moments.items()}
 
 
 if TYPE_CHECKING:

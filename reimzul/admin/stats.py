@@ -263,8 +263,7 @@ def compute_stats_between(
     history: History, begin: float, end: float | None = None, targets: Sequence[str] | None = None
 ) -> BuildStats:
     """Compute the figures of the builds that were submitted between two moments, in seconds since 1970."""
-    since, until = output.build_timestamp(begin), output.build_timestamp(end)
-    return compute_stats(history.iterate_builds(BuildFilter(since=since, until=until, targets=targets)))
+    return compute_stats(history.iterate_builds(BuildFilter(**output.period_filter(begin, end), targets=targets)))
 
 
 def compute_stats(records: Iterable[BuildRecord]) -> BuildStats:

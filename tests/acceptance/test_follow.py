@@ -112,7 +112,7 @@ def test_a_log_is_read_while_it_grows_and_ends_with_its_build(farm: Farm, tickin
 def test_a_log_goes_on_with_the_attempt_of_another_worker(farm: Farm, witness: Witness, ticking: str) -> None:
     with Reader(farm, "log", ticking, "-f") as reader:
         until(lambda: b"tick 2\n" in reader.said, 60, "the first attempt is at work")
-        host = json.loads(run(farm, "show", ticking, "--json").stdout)["legs"][0]["builder_fqdn"].split(".")[0]
+        host = json.loads(run(farm, "show", ticking, "--json").stdout)["arches"][0]["builder"].split(".")[0]
         farm.kill(f"worker-{host}-1", signal.SIGTERM)
         until(lambda: len(re.findall(rb"^tick 2$", reader.said, re.MULTILINE)) == 2, 90, "the second is at work")
         assert re.search(rb"^--- attempt 2 on builder\d\.farm\.test$", reader.notes, re.MULTILINE)

@@ -303,7 +303,7 @@ def test_a_build_that_waits_for_its_source_says_so_and_the_fix(ground: Ground) -
     assert f"It waits for {waits_for}." in said
     assert "at once" not in said
     assert f"{ground.srpm} has mode 0600, and other users cannot read it: chmod o+r {ground.srpm}" in said
-    (leg,) = told("explain", SHORT)["legs"]
+    (leg,) = told("explain", SHORT)["arches"]
     assert leg["starts_in"] is None
 
 
@@ -506,7 +506,7 @@ def test_what_a_build_waits_for_is_explained(ground: Ground) -> None:
         ground.submit(number)
     ground.presence(state="unfit", why="disk under /srv: 17 MiB free, 4096 are needed")
     ground.broker.watch(["x86_64"])
-    (leg,) = told("explain", build_id(3)[:8])["legs"]
+    (leg,) = told("explain", build_id(3)[:8])["arches"]
     assert (leg["ahead"], leg["job_state"], leg["state"], leg["starts_in"]) == (2, "ready", "waiting", None)
     assert leg["workers"][0]["why"].startswith("disk under /srv")
     said = run("explain", build_id(3)[:8]).stdout
@@ -528,7 +528,7 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     assert f"attempt 1   {first} on builder1.example.org" in said
     assert "the disk was full" in said
     assert f"attempt 2   {second} on builder2.example.org" in said
-    (leg,) = told("show", SHORT)["legs"]
+    (leg,) = told("show", SHORT)["arches"]
     assert (leg["exit_code_means"], leg["manifest"]) == ("the build timed out", None)
     assert "127.0.0.1:9" in leg["no_manifest"]
 
@@ -741,9 +741,9 @@ def test_the_page_has_every_key_that_is_printed(ground: Ground) -> None:
     leg = keys("A leg")
     assert set(told("builds")[0]) == leg
     shown, explained = told("show", SHORT), told("explain", build_id(2)[:8])
-    assert (set(shown), set(shown["legs"][0])) == (keys("show"), leg | keys("show", "legs[]."))
-    assert (set(explained), set(explained["legs"][0])) == (keys("explain"), keys("explain", "legs[]."))
-    assert set(explained["legs"][0]["workers"][0]) <= keys("builders")
+    assert (set(shown), set(shown["arches"][0])) == (keys("show"), leg | keys("show", "arches[]."))
+    assert (set(explained), set(explained["arches"][0])) == (keys("explain"), keys("explain", "arches[]."))
+    assert set(explained["arches"][0]["workers"][0]) <= keys("builders")
     assert set(told("watch", SHORT)) == keys("watch")
     assert set(told("builders")[0]) == keys("builders")
     assert set(told("stats")) == keys("stats")
