@@ -209,7 +209,8 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
 
 def _details_to_dict(each: BuildDetails) -> dict[str, Any]:
     details = each.to_json()
-    return {**details, "state": BuildState.from_status(details.pop("status"))}
+    state = BuildState.from_status(details.pop("status"))
+    return {**details, "state": state}
 
 
 def _prune_row(old: BuildDetails) -> list[str]:
@@ -398,7 +399,7 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, as_json: bo
 def _find_known_target(settings: Settings, given: str) -> str:
     """Return the target that is meant: one that anything was built for, or that the store has.
 
-    Raises `InputError` if there is none, or more than one. The name counts as it is where the store does not answer.
+    Raises `InputError` if there is none, or more than one.
     """
     known: list[str] = []
     with contextlib.suppress(NoHistory, HistoryUnavailable), lookup.reading_history(settings.history.url) as history:
@@ -408,15 +409,13 @@ def _find_known_target(settings: Settings, given: str) -> str:
     except lookup.UnknownTarget as error:
         if _is_in_store(settings, given):
             return given
-        raise InputError(f"{error} (--force makes it)") from None
+        raise InputError(f"{error} (--force takes the name as it is)") from None
 
 
 def _is_in_store(settings: Settings, target: str) -> bool:
-    """Whether the store has repodata of a target; True where it does not answer."""
+    """Whether the store answers that it has repodata of a target."""
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    try:
-        with contextlib.suppress(HttpUnavailable), HttpSession(timeout=5) as session:
-            session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
-    except NotFound:
-        return False
-    return True
+    with contextlib.suppress(NotFound, HttpUnavailable), HttpSession(timeout=5) as session:
+        session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
+        return True
+    return False

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -195,6 +196,19 @@ def test_stats_count_the_builds_of_a_period_and_a_target(recorded: None) -> None
     assert on_terminal("stats", "--since", "2025-11-22", "--until", "2026-01-01").lines[0] == (
         "since 2025-11-22 00:00:00Z, until 2026-01-01 00:00:00Z"
     )
+
+
+def test_builders_count_the_attempts_of_a_period(recorded: None, broker: Broker, tmp_path: Path) -> None:
+    heartbeat = WorkerHeartbeat(host="builder1.example.org", instance="1", state="idle", arches=("x86_64",))
+    WorkerStore(tmp_path / "workers.sqlite").save([WorkerRecord(heartbeat=heartbeat, last_seen=time.time())])
+
+    def count(*options: str) -> int:
+        (builder,) = json.loads(reimzul("builders", "--json", *options).stdout)
+        return int(builder["attempts"])
+
+    assert count("--since", "2025-11-22") == 3, "one of four is still under way"
+    assert count("--since", "2025-11-22", "--until", "2025-11-22T00:00:02Z") == 1
+    assert count() == 0
 
 
 @pytest.mark.parametrize(
