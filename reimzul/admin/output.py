@@ -236,7 +236,12 @@ def print_table(
     for line in lines[1:]:
         click.echo(line)
     if left_out:
-        click.secho(f"left out for lack of room: {', '.join(left_out)} (--wide, or --columns)", dim=True)
+        click.secho(f"{name_left_out(left_out)} (--wide, or --columns)", dim=True)
+
+
+def name_left_out(heads: Sequence[str]) -> str:
+    """Return the line that names the columns which a terminal has no room for; "" if it has room for all."""
+    return f"left out for lack of room: {', '.join(heads)}" if heads else ""
 
 
 def print_note(text: str, *, as_json: bool = False) -> None:

@@ -19,7 +19,15 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
-from reimzul.admin.output import Table, colour_state, fit_table, json_option, pass_settings, print_none_found
+from reimzul.admin.output import (
+    Table,
+    colour_state,
+    fit_table,
+    json_option,
+    name_left_out,
+    pass_settings,
+    print_none_found,
+)
 from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
@@ -354,8 +362,10 @@ class TableScreen:
         size = shutil.get_terminal_size((100, 24))
         # legs that are over make room first, and of them those that succeeded; the order stays
         ranked = sorted(range(len(rows)), key=lambda each: (rows[each].is_over, rows[each].is_success))
-        shown = [rows[each] for each in sorted(ranked[: max(1, size.lines - 3)])]
-        lines = fit_table(_TABLE, [row_cells(each) for each in shown], size.columns)[0]
+        (heads, *rest), left_out = fit_table(_TABLE, list(map(row_cells, rows)), size.columns)
+        note = note or name_left_out(left_out)
+        shown = sorted(ranked[: max(1, size.lines - 3 - bool(note))])
+        lines = [heads, *(rest[each] for each in shown)]
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:

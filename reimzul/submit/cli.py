@@ -98,6 +98,8 @@ def command(
 
     Everything is checked before anything is queued. Prints the tube and the build id for each arch.
     """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait: give both")
     settings = load_settings(config, verbose)
     known = read_arches(settings.farm.arches)
     names = [name for given in arches for name in given.split(",") if name]

@@ -127,6 +127,8 @@ def test_watch_redraws_its_table_without_colours_too(recorded: None) -> None:
     assert (shown.code, plain.code) == (0, 0)
     assert not re.search(r"\x1b\[[0-9;]*m", plain.text)
     assert "\x1b[K" in plain.text, "the ends of lines are cleared all the same"
+    assert "left out for lack of room: TARGET" in plain.text
+    assert "left out" not in on_terminal("watch", build_id(2)[:8], columns=140).text
     assert f"\t{GREEN}published\x1b[0m\t" in reimzul("watch", build_id(2)[:8], "--color", "always").stdout
 
 
