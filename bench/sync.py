@@ -20,9 +20,9 @@ from bench.report import Figure, tell
 from devfarm.farm import Farm
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import BrokerUnavailable
-from reimzul.core.message import Status
 from reimzul.core.process import output_of
 from reimzul.history import BuildFilter, open_history
+from reimzul.history.build_record import BuildState
 from tests import srpms
 from tests.conftest import free_port
 from tests.scripted import ScriptedMock
@@ -93,7 +93,7 @@ def published(farm: Farm) -> int:
     """How many the history knows of."""
     history = open_history(f"sqlite:///{farm.layout.history}", reading=True)
     try:
-        return len(history.find_builds(BuildFilter(status=Status.PUBLISHED), 10_000))
+        return len(history.find_builds(BuildFilter(states=[BuildState.PUBLISHED]), 10_000))
     finally:
         history.close()
 

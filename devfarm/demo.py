@@ -66,7 +66,7 @@ class Demo:
             failed = [leg for leg in legs if not leg["published"]]
             for leg in failed:
                 self.show_failure(leg)
-            raise ReimzulError(", ".join(f"{leg_name(leg)}: {leg['status']}" for leg in failed))
+            raise ReimzulError(", ".join(f"{leg_name(leg)}: {leg['state']}" for leg in failed))
         self.check_repository(legs)
         self.print_places(legs, self.wait_for_staging(legs))
 

@@ -18,13 +18,13 @@ ORIGINALS = {
 }  # fmt: skip
 
 
-def only(history: History, **wanted: str) -> dict[str, Any]:
+def only(history: History, **wanted: Any) -> dict[str, Any]:
     """The one build there is."""
     (document,) = history.find_builds(BuildFilter(**wanted), 10)
     return document.to_document()
 
 
-def numbers(history: History, limit: int = 10, **wanted: str) -> list[int]:
+def numbers(history: History, limit: int = 10, **wanted: Any) -> list[int]:
     """The numbers of the builds that are found, in the order they come."""
     known = {build_id(number): number for number in range(100)}
     return [known[document.build_id] for document in history.find_builds(BuildFilter(**wanted), limit)]
@@ -277,14 +277,46 @@ class HistoryContract:
     def test_each_filter_narrows_it_down(self, history: History) -> None:
         history.record([event("Success", 1), event("Published", 2), event("Failed", 3, submitter="karanbir")])
         history.record([event("Queued", 4, arch="aarch64", target="c7.1708.u.aarch64", srpm="tar-1.26-32.el7.src.rpm")])
-        assert numbers(history, status="Success") == [2, 1]
-        assert numbers(history, status="Published") == [2]
+        assert numbers(history, states=["built", "published"]) == [2, 1]
+        assert numbers(history, states=["published"]) == [2]
+        assert numbers(history, states=["built"]) == [1]
+        assert numbers(history, states=["queued", "published", "failed"]) == [4, 3, 2]
+        assert numbers(history, states=["claimed"]) == numbers(history, states=[]) == []
         assert numbers(history, submitter="karanbir") == [3]
-        assert numbers(history, arch="aarch64") == numbers(history, target="c7.1708.u.aarch64") == [4]
+        assert numbers(history, arch="aarch64") == numbers(history, targets=["c7.1708.u.aarch64"]) == [4]
         assert numbers(history, srpm="time-1.7-45.el7.src.rpm") == numbers(history, srpm="time") == [3, 2, 1]
         assert numbers(history, srpm="time.1") == [], "a beginning is no pattern"
         assert numbers(history, build_id=build_id(3)[:8]) == [3]
-        assert numbers(history, status="Success", submitter="karanbir") == []
+        assert numbers(history, since=event("Queued", 2).timestamp, until=event("Queued", 4).timestamp) == [3, 2]
+        assert numbers(history, states=["built"], submitter="karanbir") == []
+
+    def test_wildcards_match_as_in_a_shell(self, history: History) -> None:
+        history.record([event("Success", 1), event("Failed", 2, srpm="time1-1.el9.src.rpm", submitter="[Kb]")])
+        history.record([event("Queued", 3, target="c9s.aarch64", srpm="runtime-1-1.src.rpm")])
+        assert numbers(history, srpm="time-*") == numbers(history, srpm="*-45.el?.src.rpm") == [1]
+        assert numbers(history, srpm="*time*") == [3, 2, 1]
+        assert numbers(history, submitter="[K*") == numbers(history, submitter="[??]") == [2], "[ is no wildcard"
+        assert numbers(history, srpm="ime-*") == numbers(history, srpm="time?") == []
+        assert numbers(history, submitter="*n?*") == numbers(history, submitter="john*") == [3, 1]
+        assert numbers(history, submitter="John*") == [], "small and capital letters differ"
+        assert numbers(history, targets=["c9?", "c9?.aarch64"]) == [3]
+        assert numbers(history, targets=["c7*", "c9s.aarch64"]) == [3, 2, 1]
+        assert numbers(history, targets=[]) == []
+
+    def test_the_targets_are_those_that_anything_was_submitted_for(self, history: History) -> None:
+        assert history.list_targets() == []
+        history.record([event("Queued", 3, target="c9s.aarch64"), event("Failed", 1), event("Failed", 2)])
+        assert history.list_targets() == ["c7.1708.u.x86_64", "c9s.aarch64"]
+
+    def test_an_override_may_be_of_an_older_build(self, history: History) -> None:
+        history.record([event("Failed", 1), event("Failed", 2), event("Building", 3)])
+        given = ("time-1.7-45.el7.src.rpm", "c7.1708.u.x86_64", "x86_64", "by hand")
+        found = history.override(*given, build_id(1))
+        assert found is not None
+        assert (found.build_id, found.latest_build) == (build_id(1), False)
+        assert numbers(history, states=["override"]) == [1]
+        assert history.override(*given, build_id(3)) is None, "it has not ended"
+        assert history.override(*given, build_id(4)) is None
 
     def test_all_that_match_can_be_read_one_at_a_time(self, history: History) -> None:
         history.record([event("Success", number) for number in range(30)] + [event("Failed", 40, arch="i386")])
@@ -337,12 +369,12 @@ class HistoryContract:
         told = history.override(*given, "built against devtoolset-7")
         assert told is not None
         assert (told.build_id, told.status, told.latest_build) == (build_id(2), "Override", True)
-        assert numbers(history, status="Override") == [2]
-        assert numbers(history, status="Failed") == [3, 1]
-        assert only(history, status="Override") == told.to_document()
+        assert numbers(history, states=["override"]) == [2]
+        assert numbers(history, states=["failed"]) == [3, 1]
+        assert only(history, states=["override"]) == told.to_document()
         assert told.comment == "built against devtoolset-7"
         assert history.override(*given, "or not") is not None
-        assert only(history, status="Override")["comment"] == "or not"
+        assert only(history, states=["override"])["comment"] == "or not"
 
     def test_nothing_a_worker_says_takes_an_override_back(self, history: History) -> None:
         history.record([event("Failed")])
@@ -351,7 +383,7 @@ class HistoryContract:
         document = only(history)
         assert (document["status"], document["comment"], document["latest_build"]) == ("Override", "by hand", True)
         history.record([event("Success", 2)])
-        assert numbers(history, status="Override") == [1], "but a later build of the package is the latest then"
+        assert numbers(history, states=["override"]) == [1], "but a later build of the package is the latest then"
         assert [document.latest_build for document in history.find_builds(BuildFilter(), 10)] == [True, False]
 
     def test_what_is_not_there_cannot_be_overridden(self, history: History) -> None:

@@ -24,7 +24,7 @@ import click
 from reimzul.admin import lookup
 from reimzul.admin.causes import find_builds_of_cause
 from reimzul.admin.lookup import GONE, BuildLegs
-from reimzul.admin.output import confirm, json_option, pass_settings, print_json, print_result, since_option
+from reimzul.admin.output import confirm, json_option, pass_settings, period_options, print_json, print_result
 from reimzul.core import control, validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
@@ -91,18 +91,18 @@ def _print_results(
 @click.command("cancel", epilog=EXIT_CODES)
 @lookup.build_ids_argument()
 @click.option("--why", default="", metavar="TEXT", help="The reason, shown with the build.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until running builds have ended.")
 @click.option(
-    "--wait",
-    "timeout",
+    "--timeout",
     type=click.FloatRange(0, 3600),
     default=10,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for running builds to end, which takes up to 5 s.",
+    help="How long to wait; a running build ends within 5 s.",
 )
 @json_option("the outcome for each build")
 @pass_settings
-def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float, as_json: bool) -> int:
+def cancel(settings: Settings, given: tuple[str, ...], why: str, wait: bool, timeout: float, as_json: bool) -> int:
     """End builds: a waiting one at once, a running one within 5 s; nothing of them is published.
 
     A build that is published or has failed stays as it is. Cancelling twice changes nothing. IDs may be shortened to
@@ -116,7 +116,7 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, timeout: float,
     builds, flag = lookup.read_builds(settings, given), control.new_flag(current_user(), why)
     with Broker.from_settings(settings.beanstalkd) as broker:
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
-        _wait_for_end(settings, builds, results, timeout)
+        _wait_for_end(settings, builds, results, timeout if wait else 0)
         outcomes = [results[build.build_id] or _still_running_result(broker, build) for build in builds]
     succeeded = [each.outcome in ("cancelled", "already cancelled") for each in outcomes]
     return _print_results(builds, outcomes, succeeded, as_json)
@@ -235,7 +235,7 @@ def _explain_not_waiting(leg: BuildRecord, found: lookup.QueuedJob | None) -> st
         return f"its job {found.job} was refused and buried: `reimzul kick {found.job}` has it tried again"
     if leg.is_unfinished:
         return "its job is not in its tube any more; `reimzul explain` says more"
-    return f"it does not wait any more: {leg.status}"
+    return f"it does not wait any more: {leg.state}"
 
 
 def move_to_front(broker: Broker, leg: BuildRecord, found: lookup.QueuedJob, priority: int) -> RaiseResult:
@@ -280,8 +280,8 @@ class RetryResult:
 @click.command("retry", epilog=EXIT_CODES)
 @lookup.build_ids_argument(required=False)
 @click.option("--cause", metavar="CAUSE", help="All builds that failed for this cause, if nothing newer was built.")
-@since_option("With --cause: those submitted since 12h, 7d, 2026-11-22.")
-@click.option("--failed", is_flag=True, help="Only the arches that failed, were rejected or cancelled.")
+@period_options("With --cause: builds")
+@click.option("--failed", is_flag=True, help="Only on the arches where they failed, were rejected or cancelled.")
 @click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
 @click.option("--yes", is_flag=True, help="Replace published builds without asking. Required without a terminal.")
 @json_option("the queued builds")
@@ -291,6 +291,7 @@ def retry(
     given: tuple[str, ...],
     cause: str | None,
     begin: float,
+    end: float | None,
     failed: bool,
     now: bool,
     yes: bool,
@@ -298,9 +299,9 @@ def retry(
 ) -> int:
     """Submit builds again with the same source rpm, target, disttag and arch, as new builds that name the old ones.
 
-    The source rpm has to be in incoming/, unchanged. Everything is checked before anything is queued. If a leg is
-    published, the rebuild replaces it in the repodata; this asks for confirmation. IDs may be shortened to what no
-    other build has.
+    The source rpm has to be in incoming/, unchanged. Everything is checked before anything is queued. If the build is
+    published on an arch, the rebuild replaces it in the repodata; this asks for confirmation. IDs may be shortened to
+    what no other build has.
 
     \b
     Examples:
@@ -312,7 +313,7 @@ def retry(
         raise click.UsageError("say which builds: their ids, or --cause CAUSE.")
     known, user = read_arches(settings.farm.arches), current_user()
     with lookup.reading_history(settings.history.url) as history:
-        builds = find_builds_of_cause(history, cause, begin) if cause else lookup.find_builds(history, given)
+        builds = find_builds_of_cause(history, cause, begin, end) if cause else lookup.find_builds(history, given)
     requests = retry_requests(settings, builds, known, user, failed=failed or bool(cause))
     published = [build.label for build, request in requests if _is_published(build, request)]
     if published:
@@ -322,8 +323,7 @@ def retry(
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
     lines = [
-        f"{each.parent[:8]} again as build {each.build_id}: {', '.join(each.arches)} for {each.target}, "
-        f"tube {each.tube}"
+        f"{each.build_id[:8]} repeats {each.parent[:8]}: {', '.join(each.arches)} for {each.target}, tube {each.tube}"
         for each in done
     ]
     print_result([attr.asdict(each) for each in done], lines, as_json)
@@ -378,7 +378,7 @@ def _failed_legs(build: BuildLegs, before: BuildRequest | None) -> tuple[str, ..
     """The legs that failed; empty where all of them did."""
     failed = [leg.arch for leg in build.legs if leg.status in _FAILED]
     if not failed:
-        raise InputError(f"no leg of it has failed: {', '.join(f'{leg.arch} is {leg.status}' for leg in build.legs)}")
+        raise InputError(f"it has failed on no arch: {', '.join(f'{leg.arch} is {leg.state}' for leg in build.legs)}")
     return _requested_legs(build, before) if len(failed) == len(build.legs) else tuple(failed)
 
 

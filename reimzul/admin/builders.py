@@ -15,9 +15,9 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
-from reimzul.admin.stats import AttemptCounts, compute_stats_since
+from reimzul.admin.stats import AttemptCounts, compute_stats_between
 from reimzul.core import control, validators
-from reimzul.core.beanstalk import PRIORITY, Broker, drain_tube
+from reimzul.core.beanstalk import PRIORITY, Broker, builder_of_drain_tube, drain_tube
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
@@ -33,11 +33,13 @@ _TABLE = output.Table(
 
 
 @click.command("builders", epilog=EXIT_CODES)
-@output.since_option("Count faults and results of builds submitted since then: 12h, 7d, 2026-11-22.")
+@output.period_options("Count faults and results of builds")
 @output.table_options(_TABLE)
 @output.json_option("a list of workers")
 @output.pass_settings
-def list_builders(settings: Settings, begin: float, columns: Sequence[str], wide: bool, as_json: bool) -> int:
+def list_builders(
+    settings: Settings, begin: float, end: float | None, columns: Sequence[str], wide: bool, as_json: bool
+) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
     FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
@@ -53,7 +55,7 @@ def list_builders(settings: Settings, begin: float, columns: Sequence[str], wide
     seen = lookup.load_workers(settings)
     attempts: Mapping[str, AttemptCounts] = {}
     with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
-        attempts = compute_stats_since(history, begin).attempts
+        attempts = compute_stats_between(history, begin, end).attempts
     flags, fault = {}, ""
     try:
         with Broker.from_settings(settings.beanstalkd) as broker:
@@ -77,7 +79,7 @@ def list_builders(settings: Settings, begin: float, columns: Sequence[str], wide
     elif views:
         output.print_table(_TABLE, [view.to_row() for view in views], columns=columns, wide=wide)
     else:
-        click.echo("no worker has been heard of", err=True)
+        output.print_none_found("worker")
     if fault:
         print_error(list_builders, fault)
     return EXIT_BROKER if fault else 0
@@ -87,6 +89,11 @@ def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control
     tubes = set(broker.list_tubes())
     found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
+
+
+def _drained_hosts(broker: Broker) -> list[str]:
+    hosts = filter(None, map(builder_of_drain_tube, broker.list_tubes()))
+    return [host for host in hosts if control.drain_flag(broker, host)]
 
 
 @attr.frozen(kw_only=True)
@@ -106,7 +113,7 @@ class _WorkerView:
             self.seen.state_at(self.now),
             format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
-            f"{last.status} {self.counts.last_srpm}{last_end}" if last else "-",
+            f"{last.state} {self.counts.last_srpm}{last_end}" if last else "-",
             f"{self.counts.faults} of {self.counts.attempts}",
             format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
@@ -161,16 +168,21 @@ def _complete_builder(context: click.Context, _: click.Parameter, incomplete: st
 _builder_argument = click.argument("name", metavar="BUILDER", shell_complete=_complete_builder)
 
 
-def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[WorkerRecord]]:
-    """A builder's full name and its workers. Raises `InputError` for an unknown one; `force` takes any name."""
+def find_builder(
+    settings: Settings, name: str, *, force: bool = False, drained: Iterable[str] = ()
+) -> tuple[str, list[WorkerRecord]]:
+    """A builder's full name and its workers. Raises `InputError` for an unknown one; `force` takes any name.
+
+    `drained`: builders that are known by their drain flags, whether they were ever heard of or not.
+    """
     output.check_input(validators.host, name)
     try:
         seen = lookup.load_workers(settings)
     except WorkersUnavailable as error:
-        if force:
+        if force or name in drained:
             return name, []
         raise InputError(f"{error}; --force takes the name as it is") from None
-    hosts = sorted({each.heartbeat.host for each in seen})
+    hosts = sorted({*drained, *(each.heartbeat.host for each in seen)})
     matching = [host for host in hosts if host == name] or [host for host in hosts if host.split(".")[0] == name]
     if len(matching) == 1:
         return matching[0], [each for each in seen if each.heartbeat.host == matching[0]]
@@ -180,7 +192,7 @@ def find_builder(settings: Settings, name: str, force: bool) -> tuple[str, list[
         raise InputError(f"more than one builder is called {name}: {', '.join(matching)}")
     meant = suggest_nearest(name, [*hosts, *(host.split(".")[0] for host in hosts)])
     meant = meant or (f"; known builders: {', '.join(hosts)}" if hosts else "")
-    raise InputError(f"no builder {name} has been heard of{meant} (--force drains it all the same)")
+    raise InputError(f"no builder {name} has been heard of{meant} (--force takes the name as it is)")
 
 
 @click.command("drain", epilog=EXIT_CODES)
@@ -199,7 +211,7 @@ def drain(settings: Settings, name: str, why: str, force: bool, as_json: bool) -
       reimzul drain builder3.example.org --why "new disk"
       reimzul resume builder3.example.org
     """
-    host, seen = find_builder(settings, name, force)
+    host, seen = find_builder(settings, name, force=force)
     with Broker.from_settings(settings.beanstalkd) as broker:
         before, flag = set_drain_flag(broker, host, control.new_flag(current_user(), why))
         live = [each for each in drop_disconnected(broker, seen) if not each.is_silent(time.time())]
@@ -226,17 +238,18 @@ def set_drain_flag(
 
 @click.command("resume", epilog=EXIT_CODES)
 @_builder_argument
+@click.option("--force", is_flag=True, help="Also a builder that has never been heard of.")
 @output.json_option("an object")
 @output.pass_settings
-def resume(settings: Settings, name: str, as_json: bool) -> None:
+def resume(settings: Settings, name: str, force: bool, as_json: bool) -> None:
     """Let a drained or quarantined builder take jobs again.
 
     \b
     Examples:
       reimzul resume builder3.example.org
     """
-    host, _ = find_builder(settings, name, force=True)
     with Broker.from_settings(settings.beanstalkd) as broker:
+        host, _ = find_builder(settings, name, force=force, drained=_drained_hosts(broker))
         before = control.drain_flag(broker, host)
         cleared = control.clear_flag(broker, drain_tube(host))
     message = f"takes jobs again{f'; it was {before.drain_text}' if before else ''}" if cleared else "was not drained"

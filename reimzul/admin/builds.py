@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
 
@@ -23,7 +22,11 @@ from reimzul.admin.output import (
     format_skew,
     json_option,
     pass_settings,
+    period_filter,
+    period_options,
     print_json,
+    print_none_found,
+    print_note,
     print_result,
     print_table,
     table_options,
@@ -31,14 +34,14 @@ from reimzul.admin.output import (
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
-from reimzul.core.formatting import format_duration, format_size, format_time
+from reimzul.core.formatting import format_duration, format_size, format_time, suggest_nearest
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
+from reimzul.history import BuildFilter, BuildRecord, History, NoHistory, open_history
 from reimzul.history.build_record import BuildState, RecordedAttempt
 
 if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
@@ -50,6 +53,10 @@ _TABLE = Table(
     ("ID", "STATE", "SRPM", "ARCH", "TARGET", "SUBMITTED", "SUBMITTER", "BUILDER"),
     dispensable=("SUBMITTER", "BUILDER", "SUBMITTED", "TARGET"),
 )
+#: Builds of one source rpm on one arch that are read to find the latest.
+_MAX_OVERRIDE_CANDIDATES = 1_000
+#: Hex digits of a checksum that are shown where it is not printed in full.
+_SHORT_CHECKSUM = 12
 #: The statuses of a leg that has its place in the store, or had.
 _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
 
@@ -57,23 +64,46 @@ _PLACED = (Status.SUCCESS, Status.FAILED, Status.OVERRIDE)
 # --- reimzul builds
 
 
+def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -> list[str] | None:
+    """Callback of --state; takes the original's words of --status too, of which `Success` is two states."""
+    states: list[str] = []
+    for word in map(str.lower, given):
+        if word not in (*BuildState.ALL, "success"):
+            hint = suggest_nearest(word, BuildState.ALL) or f"; there are {', '.join(BuildState.ALL)}"
+            raise click.BadParameter(f"{validators.quoted(word)} is no state of a build{hint}")
+        states += (BuildState.BUILT, BuildState.PUBLISHED) if word == "success" else (word,)
+    return states or None
+
+
 @click.command("builds", epilog=EXIT_CODES)
 @click.option(
+    "--state",
     "--status",
-    type=click.Choice(Status.BUILD, case_sensitive=False),
-    help="Published: Success, and published.",
+    "states",
+    multiple=True,
+    callback=_parse_states,
+    metavar="STATE",
+    help=f"One of {', '.join(BuildState.ALL)}. May be repeated.",
 )
-@click.option("--target", metavar="TARGET", help="With its arch, as c7.1708.u.x86_64.")
+@lookup.target_option()
 @click.option("--arch", metavar="ARCH")
-@click.option("--srpm", metavar="NAME", help="A file's whole name, or its beginning.")
-@click.option("--submitter", metavar="NAME")
+@click.option("--srpm", metavar="NAME", help="A file's whole name, its beginning, or a pattern, as 'time-*.el9*'.")
+@click.option("--submitter", metavar="NAME", help="A name, or a pattern.")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
+@period_options("Only builds", default=None)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
 @table_options(_TABLE)
 @json_option("a list with all that is known of each")
 @pass_settings
 def command(
-    settings: Settings, columns: Sequence[str], wide: bool, as_json: bool, limit: int, **wanted: str | None
+    settings: Settings,
+    columns: Sequence[str],
+    wide: bool,
+    as_json: bool,
+    limit: int,
+    begin: float | None,
+    end: float | None,
+    **wanted: Any,
 ) -> None:
     """List builds and their results, the newest first; only those that match all options.
 
@@ -81,21 +111,35 @@ def command(
 
     \b
     Examples:
-      reimzul builds --status failed --target c7.1708.u.x86_64
-      reimzul builds --srpm time-1.7 --json
+      reimzul builds --state failed --target c9s --since 24h
+      reimzul builds --srpm 'time-*.el9*' --json
     """
     found: list[BuildRecord] = []
     try:
         with lookup.reading_history(settings.history.url) as history:
-            found = history.find_builds(BuildFilter(**wanted), limit)
+            found = _find_builds(settings, history, limit + 1, {**wanted, **period_filter(begin, end)})
     except NoHistory as error:
         click.echo(str(error), err=True)
-    if as_json:
-        print_json([record.to_output() for record in found])
-    elif found or not sys.stdout.isatty():
-        print_table(_TABLE, [_row(record) for record in found], columns=columns, wide=wide)
     else:
-        click.echo("No build matches.")
+        if not found and not as_json:
+            print_none_found("build")
+    shown = found[:limit]
+    if as_json:
+        print_json([record.to_output() for record in shown])
+    elif shown:
+        print_table(_TABLE, [_row(record) for record in shown], columns=columns, wide=wide)
+    if len(found) > limit:
+        print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
+
+
+def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[str, Any]) -> list[BuildRecord]:
+    """Return the builds that match. Raises `InputError` for an arch or a target that no build ever had."""
+    target = wanted.pop("target")
+    targets = None if target is None else lookup.expand_target(settings, target)
+    found = history.find_builds(BuildFilter(**wanted, targets=targets), limit)
+    if not found:
+        lookup.refuse_unknown(settings, history, target=target, arch=wanted["arch"])
+    return found
 
 
 def _row(record: BuildRecord) -> list[str]:
@@ -109,10 +153,11 @@ def _row(record: BuildRecord) -> list[str]:
 
 @click.command("show", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
+@click.option("--checksums", is_flag=True, help="Print the checksums of files in full.")
 @json_option("an object: build_id, arches")
 @pass_settings
-def show_command(settings: Settings, given: str, as_json: bool) -> None:
-    """Show everything about a build: its legs and attempts, how long each phase took, why it failed, its files.
+def show_command(settings: Settings, given: str, checksums: bool, as_json: bool) -> None:
+    """Show everything about a build, by arch: its attempts, how long each phase took, why it failed, its files.
 
     ID is a build id, or a prefix that no other build has. Sizes and checksums of files come from the manifest in the
     store; if that cannot be read, the output shows why.
@@ -128,7 +173,8 @@ def show_command(settings: Settings, given: str, as_json: bool) -> None:
     manifests = fetch_manifests_by_arch(
         StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build
     )
-    print_result(to_dict(build, manifests, contexts), format_build(build, manifests, contexts), as_json)
+    shown = format_build(build, manifests, contexts, checksums=checksums)
+    print_result(to_dict(build, manifests, contexts), shown, as_json)
 
 
 def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
@@ -182,7 +228,11 @@ def _arch_to_dict(leg: BuildRecord, manifest: ManifestOrReason, context: Failure
 
 
 def format_build(
-    build: BuildLegs, manifests: Mapping[str, ManifestOrReason], contexts: Mapping[str, FailureContext]
+    build: BuildLegs,
+    manifests: Mapping[str, ManifestOrReason],
+    contexts: Mapping[str, FailureContext],
+    *,
+    checksums: bool = False,
 ) -> Iterator[str]:
     main = build.main
     yield f"build {build.build_id}"
@@ -200,7 +250,7 @@ def format_build(
             yield from _format_facts(*contexts[leg.arch].describe())
         yield from _format_leg(leg)
         if not leg.is_unfinished:
-            yield from _format_files(manifests[leg.arch])
+            yield from _format_files(manifests[leg.arch], checksums=checksums)
 
 
 def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
@@ -212,9 +262,9 @@ def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
 
 def _state_text(leg: BuildRecord) -> str:
     if leg.state == BuildState.PUBLISHED:
-        return f"{Status.SUCCESS}, published {format_time(leg.published)}"
+        return f"{leg.state} {format_time(leg.published)}"
     claim = f", {leg.claim_text}" if leg.claimed else ""
-    return leg.status + claim + (f": {leg.reason}" if leg.reason else "")
+    return leg.state + claim + (f": {leg.reason}" if leg.reason else "")
 
 
 def _format_leg(leg: BuildRecord) -> Iterator[str]:
@@ -262,17 +312,19 @@ def _format_attempt(attempt: RecordedAttempt) -> str:
         took += f", {format_duration((attempt.finished or attempt.at or attempt.started) - attempt.started)}"
     why = f": {attempt.reason}" if attempt.reason else ""
     where = f"; {attempt.url}" if attempt.url else ""
-    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{where}"
+    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.state}{why}{where}"
 
 
-def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
+def _format_files(manifest: ManifestOrReason, *, checksums: bool) -> Iterator[str]:
     if isinstance(manifest, str):
         yield from _format_facts(("files", f"not known: {manifest}"))
         return
     total = format_size(sum(file.size for file in manifest.files))
     yield from _format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
+    width = max((len(file.name) for file in manifest.files), default=0)
     for file in manifest.files:
-        yield f"    {file.sha256}  {file.size:>12,}  {file.name}"
+        sha256 = file.sha256 if checksums else file.sha256[:_SHORT_CHECKSUM]
+        yield f"    {file.name:{width}}  {format_size(file.size):>10}  {sha256}"
 
 
 def _format_timestamp(timestamp: str) -> str:
@@ -286,37 +338,77 @@ _OVERRIDE_CHECKS: dict[str, Callable[[Any], str]] = {
     "srpm": validators.srpm,
     "target": validators.target,
     "arch": validators.arch,
-    "comment": validators.line(1000),
+    "why": validators.line(1000),
 }
 
 
 @click.command("override", epilog=EXIT_CODES)
-@click.option("-s", "--srpm", required=True, metavar="SRPM", help="The full file name.")
-@click.option("-t", "--target", required=True, metavar="TARGET", help="With its arch, as c7.1810.00.armhfp.")
-@click.option("-a", "--arch", required=True, metavar="ARCH")
-@click.option("-c", "--comment", required=True, metavar="COMMENT", help="Why.")
-@json_option("the build as the history has it now")
+@lookup.build_ids_argument(required=False, many=False)
+@click.option("--why", metavar="TEXT", help="The reason, shown with the build. Required.")
+@click.option("-a", "--arch", metavar="ARCH", help="Only this arch of the build.")
+@click.option("-s", "--srpm", metavar="SRPM", help="Instead of an ID, with -t and -a: the latest build of this file.")
+@click.option("-t", "--target", metavar="TARGET", help="With -s and -a: as c9s or c9s.x86_64.")
+@click.option("-c", "--comment", hidden=True)  # the original's name of --why
+@json_option("a list: the build on each arch, as the history has it now")
 @pass_settings
-def override(settings: Settings, as_json: bool, **given: str) -> None:
-    """Set the status of the latest build of a source rpm to Override, in the history, with a comment.
+def override(settings: Settings, given: str | None, comment: str | None, as_json: bool, **options: str | None) -> None:
+    """Set the state of a finished build to override, in the history, and record why.
 
-    No later event of that build changes the status again.
+    No later event of that build changes the state again.
 
     \b
-    Example:
-      reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp -c "built against devtoolset-7"
+    Examples:
+      reimzul override 72b893f8 --why "built against devtoolset-7"
+      reimzul override -s time-1.7-45.el7.src.rpm -t c7.1810.00.armhfp -a armhfp --why "fails in %check alone"
     """
+    options["why"] = options["why"] or comment
+    named = {name: options[name] for name in ("srpm", "target")}
+    if bool(given) == any(named.values()) or (not given and not all((*named.values(), options["arch"]))):
+        raise click.UsageError("say which build: its ID, or all of -s, -t and -a.")
     for name, check in _OVERRIDE_CHECKS.items():
-        given[name] = check_input(check, given[name], f"--{name}: ")
-    if not given["comment"]:
-        raise InputError("--comment: is empty; give a reason")
-    open_history(settings.history.url, reading=True).close()  # opening it to write would create a missing history
+        if (value := options[name]) is not None:
+            options[name] = check_input(check, value, f"--{name}: ")
+    if not options["why"]:
+        raise click.UsageError("give a reason: --why TEXT.")
+    with lookup.reading_history(settings.history.url) as history:  # to write would create a missing history
+        if given:
+            found = _find_given(history, given, options["arch"])
+        else:
+            srpm, target, arch = (options[name] or "" for name in ("srpm", "target", "arch"))
+            found = _find_latest(settings, history, srpm, target, arch)
+    done = []
     with contextlib.closing(open_history(settings.history.url)) as history:
-        record = history.override(given["srpm"], given["target"], given["arch"], given["comment"])
-    if record is None:
+        for leg in found:
+            key = (leg.srpm, leg.target, leg.arch)
+            if record := history.override(*key, options["why"], leg.build_id if given else ""):
+                done.append(record)
+    lines = [f"{each.build_id[:8] or '-'}  {each.srpm} for {each.target} on {each.arch}: {each.state}" for each in done]
+    print_result([each.to_output() for each in done], lines, as_json)
+
+
+def _find_given(history: History, given: str, arch: str | None) -> list[BuildRecord]:
+    """Return the legs of a build to override. Raises `InputError`."""
+    build = lookup.find_build(history, given)
+    arches = ", ".join(leg.arch for leg in build.legs)
+    legs = [leg for leg in build.legs if arch in (None, leg.arch)]
+    if not legs:
+        raise InputError(f"{build.label} was not built for {arch}; it was for {arches}")
+    if unfinished := [leg.arch for leg in legs if not leg.is_over]:
         raise InputError(
-            f"no finished build of {given['srpm']} on {given['arch']} for {given['target']} is recorded; "
-            f"`reimzul builds --srpm {given['srpm']}` lists those that are"
+            f"{build.label} has not ended yet on {', '.join(unfinished)}; cancel it, or name another --arch"
         )
-    text = f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}"
-    print_result(record.to_output(), [text], as_json)
+    return legs
+
+
+def _find_latest(settings: Settings, history: History, srpm: str, target: str, arch: str) -> list[BuildRecord]:
+    """Return the latest finished build of a source rpm on an arch. Raises `InputError`."""
+    wanted = BuildFilter(srpm=srpm, arch=arch, targets=lookup.expand_target(settings, target))
+    found = [record for record in history.find_builds(wanted, _MAX_OVERRIDE_CANDIDATES) if record.latest_build]
+    if not found:
+        lookup.refuse_unknown(settings, history, target=target, arch=arch)
+        raise InputError(
+            f"no finished build of {srpm} on {arch} for {target} is recorded; "
+            f"`reimzul builds --srpm {srpm}` lists those that are"
+        )
+    lookup.match_one_target(settings, target, {record.target for record in found})
+    return found[:1]

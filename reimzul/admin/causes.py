@@ -25,6 +25,7 @@ from reimzul.core.formatting import format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history.build_record import BuildState
 
 #: Days of the history in which `reimzul show` looks for builds that failed alike.
 _ALIKE_DAYS = 30
@@ -73,7 +74,7 @@ def cause_of(record: BuildRecord) -> FailureCause:
 
 def find_failures(history: History, wanted: BuildFilter) -> list[BuildRecord]:
     """Return the failed builds that match, the newest first."""
-    found = history.iterate_builds(attr.evolve(wanted, status=Status.FAILED))
+    found = history.iterate_builds(attr.evolve(wanted, states=[BuildState.FAILED]))
     return sorted(found, key=lambda each: (each.timestamp, each.build_id, each.arch), reverse=True)
 
 
@@ -104,8 +105,8 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 
 
 @click.command("causes", epilog=EXIT_CODES)
-@output.since_option("Of builds submitted since: 12h, 7d, 2026-11-22.")
-@click.option("--target", metavar="TARGET", help="With its arch, as c9s.x86_64.")
+@output.period_options("Of builds")
+@lookup.target_option()
 @click.option("--arch", metavar="ARCH")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")
@@ -113,6 +114,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 def command(
     settings: Settings,
     begin: float,
+    end: float | None,
     target: str | None,
     arch: str | None,
     columns: Sequence[str],
@@ -130,17 +132,22 @@ def command(
       reimzul causes --since 24h --target c9s.x86_64
       reimzul retry --cause 5f0c12ab
     """
-    wanted = BuildFilter(since=output.build_timestamp(begin), target=target, arch=arch)
+    targets = None if target is None else lookup.expand_target(settings, target)
+    wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch)
     with lookup.reading_history(settings.history.url) as history:
         groups = group_failures(find_failures(history, wanted))
+        if not groups:
+            lookup.refuse_unknown(settings, history, target=target, arch=arch)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         output.print_json({"since": begin, "failed": failed, "causes": [group.to_dict() for group in groups]})
         return
-    if sys.stdout.isatty():
+    if groups and sys.stdout.isatty():
         click.echo(f"{failed:,} failed since {format_time(begin)}, {pluralize(len(groups), 'cause')}")
     if groups:
         output.print_table(_TABLE, map(_row_cells, groups), columns=columns, wide=wide)
+    else:
+        output.print_none_found("failed build")
 
 
 def _row_cells(group: FailureGroup) -> list[str]:
@@ -149,12 +156,12 @@ def _row_cells(group: FailureGroup) -> list[str]:
     return [group.cause.id, *counts, format_time(newest.at), format_time(oldest.at), newest.build_id[:8], group.text]
 
 
-def find_builds_of_cause(history: History, given: str, begin: float) -> list[BuildLegs]:
+def find_builds_of_cause(history: History, given: str, begin: float, end: float | None) -> list[BuildLegs]:
     """Return the builds that failed for a cause and that no later build of their package has replaced.
 
     Raises `InputError` if the cause is unknown.
     """
-    wanted = BuildFilter(since=output.build_timestamp(begin))
+    wanted = BuildFilter(**output.period_filter(begin, end))
     prefix = given.lower()
     groups = group_failures(find_failures(history, wanted)) if _ID.fullmatch(prefix) else []
     groups = [group for group in groups if group.cause.id.startswith(prefix)]
@@ -163,7 +170,7 @@ def find_builds_of_cause(history: History, given: str, begin: float) -> list[Bui
         since = format_time(begin)
         raise InputError(f"{what} with {validators.quoted(given)} since {since}: `reimzul causes` lists them")
     newest: dict[tuple[str, str, str], str] = {}
-    for each in history.iterate_builds(wanted):
+    for each in history.iterate_builds(attr.evolve(wanted, until=None)):
         key = (each.package, each.target, each.arch)
         newest[key] = max(newest.get(key, ""), each.timestamp)
     last = [each for each in groups[0].builds if newest[(each.package, each.target, each.arch)] == each.timestamp]
@@ -219,7 +226,7 @@ def find_context(history: History, failed: BuildRecord) -> FailureContext:
 
 
 def _find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
-    wanted = BuildFilter(target=failed.target, arch=failed.arch, srpm=f"{failed.package}-")
+    wanted = BuildFilter(targets=[failed.target], arch=failed.arch, srpm=f"{failed.package}-")
     earlier = (
         each
         for each in history.find_builds(wanted, 50)

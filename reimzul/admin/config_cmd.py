@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from reimzul.admin.output import json_option, print_json
+from reimzul.admin.output import NearestGroup, json_option, print_json
 from reimzul.core.arch import read_arches
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import DEFAULT_FILE, find_file, sample_text
@@ -18,7 +18,7 @@ from reimzul.core.errors import EXIT_CONFIG, ConfigError
 from reimzul.core.settings import MailSettings, MqttSettings, Settings
 
 
-@click.group("config", epilog=EXIT_CODES)
+@click.group("config", cls=NearestGroup, epilog=EXIT_CODES)
 def config_group() -> None:
     """Check a configuration, or print a sample.
 

@@ -24,7 +24,7 @@ from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
-from reimzul.history.build_record import CLAIMED, RecordedAttempt
+from reimzul.history.build_record import CLAIMED, BuildState, RecordedAttempt
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
 
 #: The figures of a package's past durations in JSON.
@@ -72,7 +72,6 @@ class BuildFacts:
 
 @attr.frozen(kw_only=True)
 class Explanation:
-    state: str  #: one or two words
     sentences: Sequence[str]
     start: Optional[stats.Forecast] = None  #: of a build that waits
     end: Optional[stats.Forecast] = None  #: of a build that waits or runs
@@ -98,9 +97,9 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
         with Broker.from_settings(settings.beanstalkd) as broker:
             collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
     explained = [(facts, explain(facts)) for facts in collected]
-    lines = [f"build {build.build_id}: {build.main.srpm} for {build.main.target}"]
+    lines = [build.label]
     for facts, each in explained:
-        lines += [f"{facts.leg.arch}: {each.state}", *(f"  {sentence}" for sentence in each.sentences)]
+        lines += [f"{facts.leg.arch}: {facts.leg.state}", *(f"  {sentence}" for sentence in each.sentences)]
     result = {"build_id": build.build_id, "arches": [to_dict(each, facts) for facts, each in explained]}
     print_result(result, lines, as_json)
 
@@ -135,7 +134,8 @@ def collect_facts(
     ahead, ahead_elsewhere = lookup.builds_ahead(leg, unfinished, tube, shared, now) if leg.is_queued else ([], [])
     tubes = {name: broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
     past = history.recent_successes(leg.pkgname, leg.arch, stats.PACKAGE_SAMPLE) if leg.pkgname else []
-    of_arch = history.find_builds(BuildFilter(arch=leg.arch, status=Status.SUCCESS), stats.ARCH_SAMPLE)
+    successes = (BuildState.BUILT, BuildState.PUBLISHED)
+    of_arch = history.find_builds(BuildFilter(arch=leg.arch, states=successes), stats.ARCH_SAMPLE)
     incoming = settings.incoming.folder
     may_lack_source = leg.is_queued and leg.waits_for and (incoming / leg.srpm).exists()  # on the controller alone
     return BuildFacts(
@@ -184,7 +184,7 @@ def explain(facts: BuildFacts) -> Explanation:
         explanation = _explain_building(facts)
     else:
         describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
-        explanation = Explanation(state=facts.leg.state, sentences=[*describe(facts)])
+        explanation = Explanation(sentences=[*describe(facts)])
     more = [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
@@ -206,7 +206,7 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
         *_describe_workers(facts),
         *_expected_text(facts, start, end),
     ]
-    return Explanation(state="delayed" if facts.pause > 0 else "waiting", sentences=sentences, start=start, end=end)
+    return Explanation(sentences=sentences, start=start, end=end)
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
@@ -217,7 +217,7 @@ def _explain_missing_job(facts: BuildFacts) -> Explanation:
         lookup.GONE: f"Its job {leg.job} is not in beanstalkd any more, and no worker is known to build it: it was "
         f"deleted, or its result is not recorded yet. If nothing changes: reimzul retry {leg.build_id[:8]}",
     }
-    return Explanation(state=facts.job, sentences=[*_failed_attempts(facts), texts[facts.job]])
+    return Explanation(sentences=[*_failed_attempts(facts), texts[facts.job]])
 
 
 def _explain_taken(facts: BuildFacts) -> Explanation:  # the worker has not announced the build yet
@@ -230,7 +230,7 @@ def _explain_taken(facts: BuildFacts) -> Explanation:  # the worker has not anno
     if takes is not None:
         end = stats.estimate_rest(takes, spent)
         sentences.append(_end_text(takes, end, facts.now))
-    return Explanation(state="taken", sentences=sentences, end=end)
+    return Explanation(sentences=sentences, end=end)
 
 
 def _ago(facts: BuildFacts, before: str, moment: float | None) -> str:
@@ -369,14 +369,14 @@ def _explain_building(facts: BuildFacts) -> Explanation:
             f"Its job is in tube {facts.tube.name} again: that worker or its connection is gone, and the next worker "
             f"starts over."
         )
-        return Explanation(state="given back", sentences=[*sentences, *_describe_workers(facts)])
+        return Explanation(sentences=[*sentences, *_describe_workers(facts)])
     if takes is None:
-        return Explanation(state="building", sentences=[*sentences, "Nothing was built on that arch before."])
+        return Explanation(sentences=[*sentences, "Nothing was built on that arch before."])
     spent = facts.now - leg.attempt_start if leg.attempt_start else 0.0
     end = stats.estimate_rest(takes, spent)
     left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
     left = "It has taken longer than 90 % of them." if spent >= takes.high else left
-    return Explanation(state="building", sentences=[*sentences, f"{stats.duration_text(takes)} {left}"], end=end)
+    return Explanation(sentences=[*sentences, f"{stats.duration_text(takes)} {left}"], end=end)
 
 
 def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:
@@ -431,11 +431,11 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
         return  # nothing else is known
     yield from _failed_attempts(facts)
     if leg.status == Status.OVERRIDE:
-        yield f"Somebody has set its status to Override: {leg.comment or '-'}"
+        yield f"Somebody has set its state to override: {leg.comment or '-'}"
         return
     verb = {Status.FAILED: "It failed", Status.CANCELLED: "It was cancelled", Status.REJECTED: "It was rejected"}
     yield join_parts(
-        verb.get(leg.status, leg.status),
+        verb.get(leg.status, leg.state),
         # the store rejects: it is not the builder's fault
         f" on {leg.builder_fqdn}" if leg.builder_fqdn and leg.status != Status.REJECTED else "",
         f" {format_time(leg.finished)}" if leg.finished else "",

@@ -18,7 +18,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.output import pass_settings
+from reimzul.admin.output import NearestChoice, pass_settings
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
@@ -45,9 +45,9 @@ _MORE, _GROWS, _COMPLETE, _NOWHERE, _UNAVAILABLE = "more", "grows", "complete", 
 
 @click.command("log", epilog=EXIT_CODES)
 @lookup.build_ids_argument(many=False)
-@click.argument("log", type=click.Choice(["build", "root", "state"]), required=False)
+@click.argument("log", type=NearestChoice(["build", "root", "state"]), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log to its end, and then the logs of later attempts.")
-@click.option("--arch", metavar="ARCH", help="The leg; the requested arch by default.")
+@click.option("--arch", metavar="ARCH", help="Its log on this arch; on the requested one by default.")
 @click.option("--attempt", metavar="NUMBER", help="The attempt, by number or name; the last by default.")
 @pass_settings
 def print_log(
@@ -129,7 +129,7 @@ class LogFollower:
         source = select_attempt(list_attempts(leg, self._urls), wanted)
         if source is None:
             if not follow:
-                raise NoLog(f"no attempt to build it for {leg.arch} has begun: {leg.status}")
+                raise NoLog(f"no attempt to build it for {leg.arch} has begun: {leg.state}")
             source = self._wait_for_attempt(output, leg, 0)
         complete = True
         while source is not None:
@@ -146,7 +146,7 @@ class LogFollower:
         found = [leg for leg in build.legs if leg.arch == self._arch]
         if self._arch and not found:
             raise InputError(
-                f"the build has no leg for {self._arch}; it has {', '.join(leg.arch for leg in build.legs)}"
+                f"the build is not for {self._arch}; it is for {', '.join(leg.arch for leg in build.legs)}"
             )
         return found[0] if found else build.main
 
@@ -189,7 +189,7 @@ class LogFollower:
                 waiting_since = now
             if not follow or now - waiting_since > _ARRIVAL_TIMEOUT_SECONDS:
                 if state == _NOWHERE:
-                    raise NoLog(f"{source.label} has no {name} in the store: {source.attempt.status}")
+                    raise NoLog(f"{source.label} has no {name} in the store: {source.attempt.state}")
                 if follow:
                     output.print_note(f"{source.label} is over, and the end of this log has not arrived")
                 return not follow

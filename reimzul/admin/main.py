@@ -8,17 +8,18 @@ import importlib
 import click
 
 from reimzul import __version__
+from reimzul.admin.output import NearestGroup
 from reimzul.core.cli import EXIT_CODES, run_command
 
 #: Every subcommand: its name, its module in this package, the command in that module, and its line in `reimzul --help`.
 COMMANDS = {
     "builds": ("builds", "command", "List builds and their results, newest first."),
-    "show": ("builds", "show_command", "Show all details of a build: legs, attempts, times, files."),
+    "show": ("builds", "show_command", "Show all details of a build: arches, attempts, times, files."),
     "explain": ("explain", "command", "Explain why a build is waiting, running or failed."),
     "watch": ("watch", "watch", "Follow builds until they are over."),
     "log": ("logs", "print_log", "Print or follow a log of a build."),
     "cancel": ("actions", "cancel", "End builds, waiting or running."),
-    "retry": ("actions", "retry", "Submit builds again, or only their failed legs."),
+    "retry": ("actions", "retry", "Submit builds again, on all arches or only where they failed."),
     "raise": ("actions", "raise_builds", "Move waiting builds to the front of the queue."),
     "builders": ("builders", "list_builders", "List the workers: activity, last result, faults."),
     "drain": ("builders", "drain", "Let a builder take no more jobs."),
@@ -33,14 +34,14 @@ COMMANDS = {
     "buried": ("queues", "list_buried", "List refused jobs and the reasons."),
     "kick": ("queues", "kick", "Put buried jobs back, to be tried again."),
     "discard": ("queues", "discard", "Delete buried jobs."),
-    "override": ("builds", "override", "Set a build's status by hand to Override, with a comment."),
+    "override": ("builds", "override", "Set the state of a build by hand to override."),
     "doctor": ("doctor.cli", "command", "Check this host's installation; send a canary through the farm."),
     "config": ("config_cmd", "config_group", "Check a configuration, or print a sample."),
     "setup": ("setup.cli", "command", "Set this host up for its role: configuration, keys, units."),
 }
 
 
-class CommandTable(click.Group):
+class CommandTable(NearestGroup):
     """The subcommands of the table; listing them imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -65,7 +66,7 @@ def reimzul() -> None:
 
     \b
     Examples:
-      reimzul builds --status Failed --arch x86_64
+      reimzul builds --state failed --arch x86_64
       reimzul queues
       reimzul buried
       reimzul kick --tube x86_64

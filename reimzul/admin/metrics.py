@@ -20,7 +20,7 @@ import click
 from reimzul.admin import lookup
 from reimzul.admin.output import pass_settings
 from reimzul.admin.queues import all_tubes
-from reimzul.admin.stats import BuildStats, compute_stats_since, time_stats
+from reimzul.admin.stats import BuildStats, compute_stats_between, time_stats
 from reimzul.core import fs
 from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
 from reimzul.core.cli import EXIT_CODES
@@ -96,7 +96,7 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
         faults.append(str(error))
     try:
         with lookup.reading_history(settings.history.url) as history:
-            found.day = compute_stats_since(history, found.now - _DAY_SECONDS)
+            found.day = compute_stats_between(history, found.now - _DAY_SECONDS)
             found.waiting = history.find_unfinished()
     except (HistoryUnavailable, NoHistory) as error:
         faults.append(str(error))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 import attr
 import click
@@ -101,8 +101,10 @@ def parse_duration_option(_: click.Context, __: click.Parameter, value: str | No
         raise click.BadParameter(str(error)) from None
 
 
-def parse_since_option(_: click.Context, __: click.Parameter, value: str) -> float:
+def parse_moment_option(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
     """Callback of an option that is a duration before now, or a date in UTC: seconds since 1970."""
+    if value is None:
+        return None
     try:
         return time.time() - setting_parsers.parse_span(value)
     except ValueError:
@@ -115,10 +117,17 @@ def parse_since_option(_: click.Context, __: click.Parameter, value: str) -> flo
     raise click.BadParameter(f"{validators.quoted(value)} is neither a duration, as 12h or 7d, nor a date (2026-11-22)")
 
 
-def since_option(text: str) -> Callable[[F], F]:
-    return click.option(
-        "--since", "begin", callback=parse_since_option, default="7d", show_default=True, metavar="WHEN", help=text
-    )
+def period_options(what: str, *, default: str | None = "7d") -> Callable[[F], F]:
+    """Add --since and --until, which say when builds were submitted; they are passed as `begin` and `end`."""
+
+    def decorate(function: F) -> F:
+        until = f"{what} submitted before then."
+        since = f"{what} submitted since then: 12h, 7d, 2026-11-22, 2026-11-22T09:30 (UTC)."
+        when: dict[str, Any] = {"callback": parse_moment_option, "metavar": "WHEN"}
+        function = click.option("--until", "end", help=until, **when)(function)
+        return click.option("--since", "begin", default=default, show_default=True, help=since, **when)(function)
+
+    return decorate
 
 
 def build_timestamp(at: float) -> str:
@@ -127,6 +136,46 @@ def build_timestamp(at: float) -> str:
     Times before 1970 count as 1970: no build is older, and a year of three digits would sort behind all others.
     """
     return time.strftime(validators.TIMESTAMP_FORMAT, time.gmtime(max(0.0, at)))
+
+
+def period_filter(begin: float | None, end: float | None) -> dict[str, str | None]:
+    """Return the fields of a `BuildFilter` for what --since and --until gave."""
+    moments = {"since": begin, "until": end}
+    return {name: None if at is None else build_timestamp(at) for name, at in moments.items()}
+
+
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # not generic before click 8.4
+    _Choice = click.Choice
+
+
+class NearestChoice(_Choice):
+    """A choice that answers an unknown word with the nearest known one."""
+
+    def __init__(self, choices: Iterable[str]) -> None:
+        super().__init__(list(choices), case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        known = {each.lower(): each for each in self.choices}
+        word = str(value).lower()
+        if word not in known:
+            hint = suggest_nearest(word, known) or f"; there are {', '.join(self.choices)}"
+            self.fail(f"{validators.quoted(str(value))} is unknown{hint}", param, ctx)
+        return known[word]
+
+
+class NearestGroup(click.Group):
+    """A group that answers an unknown subcommand with the nearest known one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            hint = suggest_nearest(args[0], known) or f"; `{ctx.command_path} --help` lists them"
+            ctx.fail(f"there is no command {validators.quoted(args[0])}{hint}")
+        return super().resolve_command(ctx, args)
 
 
 # --- tables and JSON
@@ -176,7 +225,8 @@ def print_table(
         table, rows = table.select(columns, rows)
     if not sys.stdout.isatty():
         for row in rows:
-            click.echo(validators.make_printable("\t".join(row)))
+            cells = zip(map(validators.make_printable, row), table.heads)
+            click.echo("\t".join(colour_state(cell) if head in _STATE_HEADS else cell for cell, head in cells))
         return
     import shutil  # it imports all compressors, which no pipe needs
 
@@ -186,7 +236,22 @@ def print_table(
     for line in lines[1:]:
         click.echo(line)
     if left_out:
-        click.secho(f"left out for lack of room: {', '.join(left_out)} (--wide, or --columns)", dim=True)
+        click.secho(f"{name_left_out(left_out)} (--wide, or --columns)", dim=True)
+
+
+def name_left_out(heads: Sequence[str]) -> str:
+    """Return the line that names the columns which a terminal has no room for; "" if it has room for all."""
+    return f"left out for lack of room: {', '.join(heads)}" if heads else ""
+
+
+def print_note(text: str, *, as_json: bool = False) -> None:
+    """Print a line about a list: below it on a terminal, on stderr in a pipe and beside JSON."""
+    click.secho(text, dim=True, err=as_json or not sys.stdout.isatty())
+
+
+def print_none_found(thing: str) -> None:
+    """Print that a list is empty, in the same words in every command."""
+    print_note(f"no {thing} found")
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:

@@ -32,6 +32,7 @@ from reimzul.admin.output import (
     json_option,
     pass_settings,
     print_json,
+    print_none_found,
     print_table,
     table_options,
     yes_option,
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
+_QUEUES_TABLE = Table(("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "NOTE"))
 _BURIED_TABLE = Table(
     ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), dispensable=("BEGINS", "REFUSED BY", "SINCE")
 )
@@ -90,14 +92,16 @@ def count_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
 
 
 @click.command("queues", epilog=EXIT_CODES)
+@click.option("--all", "everything", is_flag=True, help="Also the tubes that hold control flags instead of work.")
+@table_options(_QUEUES_TABLE)
 @json_option("an object: tubes, pending")
 @pass_settings
-def list_queues(settings: Settings, as_json: bool) -> int:
+def list_queues(settings: Settings, everything: bool, columns: Sequence[str], wide: bool, as_json: bool) -> int:
     """List all tubes with their ready, reserved, delayed and buried jobs, and their watchers.
 
     A tube that has jobs and no watcher is marked: `nobody watches it`. Below, if there are any: events that the log,
-    the history, mail or MQTT does not have yet, from the notifier's outbox. The tubes that hold a control flag instead
-    of work (a cancelled build, a drained builder) are in the JSON only.
+    the history, mail or MQTT does not have yet, from the notifier's outbox. A control flag is a cancelled build, a
+    drained builder, a worker's connection.
 
     \b
     Examples:
@@ -105,7 +109,8 @@ def list_queues(settings: Settings, as_json: bool) -> int:
       reimzul queues --json
     """
     with Broker.from_settings(settings.beanstalkd) as broker:
-        tubes = [broker.tube_stats(name) for name in all_tubes(broker, settings)]
+        names = [name for name in all_tubes(broker, settings) if everything or not is_control_tube(name)]
+        tubes = [broker.tube_stats(name) for name in names]
     # beanstalkd creates `default`, and every connection watches it at first
     tubes = [tube for tube in tubes if tube.name != "default" or any(_job_counts(tube))]
     pending: list[PendingDeliveries] | None = None
@@ -118,7 +123,7 @@ def list_queues(settings: Settings, as_json: bool) -> int:
         rows = [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes]
         print_json({"tubes": rows, "pending": sinks})
     else:
-        _print_tables(tubes, pending or ())
+        _print_tables(tubes, pending or (), columns, wide)
     return EXIT_FAILED if pending is None else 0
 
 
@@ -130,13 +135,14 @@ def _job_counts(tube: TubeStats) -> list[int]:
     return [tube.ready, tube.reserved, tube.delayed, tube.buried]
 
 
-def _print_tables(tubes: Iterable[TubeStats], pending: Sequence[PendingDeliveries]) -> None:
+def _print_tables(
+    tubes: Iterable[TubeStats], pending: Sequence[PendingDeliveries], columns: Sequence[str], wide: bool
+) -> None:
     rows = [
         [tube.name, *map(str, (*_job_counts(tube), tube.watchers)), "nobody watches it" if is_unwatched(tube) else ""]
         for tube in tubes
-        if not is_control_tube(tube.name)
     ]
-    print_table(Table(("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "")), rows)
+    print_table(_QUEUES_TABLE, rows, columns=columns, wide=wide)
     if pending and sys.stdout.isatty():
         click.echo()
     # with spaces, which no tube's name has: in a pipe nothing else distinguishes these lines from the tubes'
@@ -189,8 +195,10 @@ def list_buried(settings: Settings, tube: str | None, columns: Sequence[str], wi
         report = _collect_buried(broker, tubes, settings.history.url)
     if as_json:
         print_json({"jobs": list(map(attr.asdict, report.jobs)), "unrecorded": report.unrecorded})
-    else:
+    elif report.jobs:
         print_table(_BURIED_TABLE, list(map(_row_cells, report.jobs)), columns=columns, wide=wide)
+    else:
+        print_none_found("buried job")
     if report.fault:
         click.echo(f"the reasons cannot be read: {report.fault}", err=True)
     for name, count in report.unrecorded.items():
@@ -373,7 +381,7 @@ def _run_action(
                     result.done.append((of, job))
                 except ReservationLost:
                     result.left[job] = "it is gone meanwhile"
-    _print_action_result(action, result, jobs, tube, as_json)
+    _print_action_result(action, result, jobs, as_json)
     return EXIT_FAILED if result.left else 0
 
 
@@ -402,9 +410,7 @@ def _oldest_buried(broker: Broker, counts: dict[str, int]) -> Iterator[tuple[int
             yield first[0], tube
 
 
-def _print_action_result(
-    action: JobAction, result: ActionResult, jobs: Sequence[int], tube: str | None, as_json: bool
-) -> None:
+def _print_action_result(action: JobAction, result: ActionResult, jobs: Sequence[int], as_json: bool) -> None:
     if as_json:
         left = [{"job": job, "reason": reason} for job, reason in result.left.items()]
         print_json({"done": [{"tube": of, "job": job} for of, job in result.done], "left": left})
@@ -415,7 +421,8 @@ def _print_action_result(
     elif counts or result.left:
         lines = [f"{of}: {pluralize(count, 'job')} {action.past}" for of, count in counts.items()]
     else:
-        lines = [f"nothing is buried{f' in {tube}' if tube else ''}"]
+        print_none_found("buried job")
+        lines = []
     click.echo("".join(f"{line}\n" for line in lines), nl=False)
     for job, reason in result.left.items():
         click.echo(f"job {job}: {reason}", err=True)

@@ -33,13 +33,13 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 
 
 @click.command("stats", epilog=EXIT_CODES)
-@output.since_option("Of builds submitted since: 12h, 7d, 2026-11-22.")
-@click.option("--target", metavar="TARGET", help="With its arch, as c7.1708.u.x86_64.")
+@output.period_options("Of builds")
+@lookup.target_option()
 @click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
 @output.json_option("an object, with all packages")
 @output.pass_settings
-def command(settings: Settings, begin: float, target: str | None, top: int, as_json: bool) -> None:
+def command(settings: Settings, begin: float, end: float | None, target: str | None, top: int, as_json: bool) -> None:
     """Count builds and their results by arch, package and builder, with how long they waited and took.
 
     Each arch of a build counts as one. Times are the median, and the time that 5 % exceeded. FAULTS are attempts that
@@ -48,21 +48,33 @@ def command(settings: Settings, begin: float, target: str | None, top: int, as_j
     \b
     Examples:
       reimzul stats
-      reimzul stats --since 24h --target c7.1708.u.x86_64
+      reimzul stats --since 24h --target c9s
       reimzul stats --since 2026-11-01 --json
     """
     with lookup.reading_history(settings.history.url) as history:
-        stats = compute_stats_since(history, begin, target)
+        targets = None if target is None else lookup.expand_target(settings, target)
+        stats = compute_stats_between(history, begin, end, targets)
+        if not stats.count:
+            lookup.refuse_unknown(settings, history, target=target)
     if as_json:
-        output.print_json(to_dict(stats, begin))
-        return
+        output.print_json(to_dict(stats, begin, end or time.time()))
+    elif stats.count:
+        _print_tables(stats, top, f"since {format_time(begin)}{f', until {format_time(end)}' if end else ''}")
+    else:
+        output.print_none_found("build")
+
+
+def _print_tables(stats: BuildStats, top: int, title: str) -> None:
     is_terminal = sys.stdout.isatty()
     if is_terminal:
-        click.echo(f"since {format_time(begin)}")
+        click.echo(title)
     for name, heads, rows in _tables(stats, top):
         if is_terminal:
             click.echo()
-        output.print_table(output.Table(heads), rows if is_terminal else [[name, *row] for row in rows])
+        if is_terminal:
+            output.print_table(output.Table(heads), rows)
+        else:
+            output.print_table(output.Table(("TABLE", *heads)), [[name, *row] for row in rows])
 
 
 # --- durations: of earlier successful builds; for a package never built on an arch, of that arch's other packages
@@ -237,14 +249,21 @@ class BuildStats:
     causes: Counter[str] = attr.field(factory=Counter)
     attempts: dict[str, AttemptCounts] = attr.field(factory=lambda: defaultdict(AttemptCounts))  #: by builder
 
+    @property
+    def count(self) -> int:
+        """The number of builds."""
+        return sum(self.every.results.values())
+
     def by_builder(self) -> Iterator[tuple[str, StatsGroup, AttemptCounts]]:
         for name in sorted({*self.builders, *self.attempts}):
             yield name, self.builders.get(name, StatsGroup()), self.attempts.get(name, AttemptCounts())
 
 
-def compute_stats_since(history: History, begin: float, target: str | None = None) -> BuildStats:
-    """Compute the figures of the builds that were submitted since a time, in seconds since 1970."""
-    return compute_stats(history.iterate_builds(BuildFilter(since=output.build_timestamp(begin), target=target)))
+def compute_stats_between(
+    history: History, begin: float, end: float | None = None, targets: Sequence[str] | None = None
+) -> BuildStats:
+    """Compute the figures of the builds that were submitted between two moments, in seconds since 1970."""
+    return compute_stats(history.iterate_builds(BuildFilter(**output.period_filter(begin, end), targets=targets)))
 
 
 def compute_stats(records: Iterable[BuildRecord]) -> BuildStats:
@@ -275,10 +294,10 @@ def failure_cause(record: BuildRecord) -> str:
 # --- output
 
 
-def to_dict(stats: BuildStats, begin: float) -> dict[str, Any]:
+def to_dict(stats: BuildStats, begin: float, end: float) -> dict[str, Any]:
     return {
         "since": begin,
-        "until": time.time(),
+        "until": end,
         **stats.every.to_dict(),
         "causes": dict(stats.causes),
         "arches": {name: group.to_dict() for name, group in stats.arches.items()},

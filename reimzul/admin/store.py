@@ -20,6 +20,7 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.output import (
+    NearestGroup,
     Table,
     check_input,
     confirm,
@@ -27,6 +28,7 @@ from reimzul.admin.output import (
     parse_duration_option,
     pass_settings,
     print_json,
+    print_none_found,
     print_result,
     print_table,
     table_options,
@@ -43,7 +45,8 @@ from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
-from reimzul.history import BuildFilter, HistoryUnavailable, NoHistory
+from reimzul.history import HistoryUnavailable, NoHistory
+from reimzul.history.build_record import BuildState
 from reimzul.store import repodata
 from reimzul.store.cleanup import (
     BuildDetails,
@@ -58,7 +61,7 @@ from reimzul.store.createrepo import CreaterepoRunner
 
 _PRUNE_TABLE = Table(("ID", "TARGET", "PACKAGE", "SUBMITTED", "ARCH", "SIZE", ""), dispensable=("SIZE",))
 _SCRATCH_TABLE = Table(
-    ("ID", "TARGET", "PACKAGE", "ARCH", "STATUS", "AGE", "SIZE", "SUBMITTER"), dispensable=("SUBMITTER", "SIZE", "AGE")
+    ("ID", "TARGET", "PACKAGE", "ARCH", "STATE", "AGE", "SIZE", "SUBMITTER"), dispensable=("SUBMITTER", "SIZE", "AGE")
 )
 #: The largest repomd.xml that is read; one has some 3 kB.
 _MAX_REPOMD_BYTES = 1 << 20
@@ -106,7 +109,7 @@ def _user_name(uid: int) -> str:
 
 
 @click.command("prune", epilog=EXIT_CODES)
-@click.option("--target", "wanted", multiple=True, metavar="TARGET", help="Only this target, with or without its arch.")
+@lookup.target_option(many=True)
 @click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
@@ -116,7 +119,7 @@ def _user_name(uid: int) -> str:
 @pass_settings
 def prune_builds(
     settings: Settings,
-    wanted: Sequence[str],
+    target: Sequence[str],
     keep: int | None,
     older: int | None,
     unsigned: bool,
@@ -138,19 +141,19 @@ def prune_builds(
     """
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
-    rules = _rules_by_target(list_targets(store.repo), wanted, given, settings, unsigned)
+    rules = _rules_by_target(list_targets(store.repo), target, given, settings, unsigned)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
-    planned = [prune(store, indexer, target, rule, CancelToken(), dry_run=True) for target, rule in rules.items()]
+    planned = [prune(store, indexer, name, rule, CancelToken(), dry_run=True) for name, rule in rules.items()]
     if dry_run:
         _print_pruned(planned, as_json, dry_run=True)
         return 0
-    dropped = [each for target in planned for each in target.dropped]
+    dropped = [each for plan in planned for each in plan.dropped]
     if dropped:
         confirm(f"Drop {pluralize(len(dropped), 'build')}, {_total_size(dropped)}?", yes)
     done, code = [], 0
-    for target, rule in rules.items():
+    for name, rule in rules.items():
         try:
-            done.append(prune(store, indexer, target, rule, CancelToken(), dry_run=False))
+            done.append(prune(store, indexer, name, rule, CancelToken(), dry_run=False))
         except ReimzulError as error:
             print_error(prune_builds, str(error))
             code = EXIT_FAILED
@@ -161,13 +164,8 @@ def prune_builds(
 def _rules_by_target(
     known: Sequence[str], wanted: Sequence[str], given: Pruning | None, settings: Settings, unsigned: bool
 ) -> Mapping[str, Pruning]:
-    names = {target: (target, target.rpartition(".")[0]) for target in known}  # with its arch, and without
-    for word in wanted:
-        if not any(word in each for each in names.values()):
-            raise InputError(
-                f"there is no target {validators.quoted(word)} in the store; known targets: {', '.join(known)}"
-            )
-    chosen = [target for target in known if not wanted or set(names[target]) & set(wanted)]
+    matching = {target for each in wanted for target in lookup.match_targets(settings, each, known)}
+    chosen = [target for target in known if not wanted or target in matching]
     rules = {target: given or find_rule(target, settings.prune.targets) for target in chosen}
     found = {
         target: attr.evolve(rule, unsigned=unsigned or rule.unsigned)
@@ -217,7 +215,7 @@ def _prune_row(old: BuildDetails) -> list[str]:
 # --- scratch
 
 
-@click.group("scratch", epilog=EXIT_CODES)
+@click.group("scratch", cls=NearestGroup, epilog=EXIT_CODES)
 def scratch() -> None:
     """List scratch builds, and remove them. Run this on bstore.
 
@@ -245,7 +243,7 @@ def list_scratch(settings: Settings, columns: Sequence[str], wide: bool, as_json
     elif found:
         print_table(_SCRATCH_TABLE, [_scratch_row(each) for each in found], columns=columns, wide=wide)
     else:
-        click.echo("There are no scratch builds.", err=True)
+        print_none_found("scratch build")
 
 
 @scratch.command("rm", epilog=EXIT_CODES)
@@ -253,7 +251,7 @@ def list_scratch(settings: Settings, columns: Sequence[str], wide: bool, as_json
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Those submitted longer ago: 14d, 2w.")
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @yes_option
-@json_option("a list of the removed legs")
+@json_option("a list of the removed builds, one for each arch")
 @pass_settings
 def remove_scratch(
     settings: Settings,
@@ -303,7 +301,7 @@ def _select_scratch(found: Sequence[BuildDetails], given: Sequence[str]) -> list
 def _scratch_row(each: BuildDetails) -> list[str]:
     leg, summary = each.leg, each.summary
     age = format_duration(time.time() - each.submitted_at) if each.submitted_at else "-"
-    build = [summary.build_id[:8] or "-", leg.target, leg.name, leg.arch, summary.status or "-"]
+    build = [summary.build_id[:8] or "-", leg.target, leg.name, leg.arch, BuildState.from_status(summary.status) or "-"]
     return [*build, age, format_size(each.bytes), summary.submitter or "-"]
 
 
@@ -335,7 +333,9 @@ def repogen(
     removed: str | None,
     as_json: bool,
 ) -> None:
-    """Regenerate the repodata of a target, named with its arch, from the packages in it.
+    """Regenerate the repodata of a target from the packages in it.
+
+    The target's arch may be left out if only one is known.
 
     With --add-metadata or --remove-metadata nothing is regenerated: on bstore, that metadata is added to the target's
     repodata or removed from it at once. Adding a type that exists replaces it.
@@ -347,13 +347,14 @@ def repogen(
       reimzul repogen c9s.x86_64 --add-metadata c9s-advisories.xml --type updateinfo
       reimzul repogen c7.1708.u.x86_64 --remove-metadata group
     """
-    check_input(validators.target, target)
     if type_ is not None and added is None:
         raise InputError("--type is the type of what --add-metadata adds; there is no --add-metadata")
     if added is not None or removed is not None:
         _change_metadata(settings, target, added, type_, removed, as_json=as_json)
-    else:
-        _request_repodata(settings, target, now=now, force=force, as_json=as_json)
+        return
+    check_input(validators.target, target)
+    target = target if force else _find_known_target(settings, target)
+    _request_repodata(settings, target, now=now, as_json=as_json)
 
 
 def _change_metadata(
@@ -367,7 +368,9 @@ def _change_metadata(
         except OSError as error:
             raise InputError(f"{added}: {describe_os_error(error)}") from None
         addition = repodata.read_addition(added.name, raw, type_ or "")
-    indexer = CreaterepoRunner(store=open_store_as_owner(settings), settings=settings.repogen)
+    store = open_store_as_owner(settings)
+    target = lookup.match_one_target(settings, target, list_targets(store.repo))
+    indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
     result = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
     lines = [f"{target} has {added} as {addition.record.type} now, and keeps it"] if addition else []
@@ -376,9 +379,7 @@ def _change_metadata(
     print_result(result, lines, as_json)
 
 
-def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool, as_json: bool) -> None:
-    if not force and not _is_known(settings, target):
-        raise InputError(f"nothing was ever built for {target}, and the store does not have it (--force makes it)")
+def _request_repodata(settings: Settings, target: str, *, now: bool, as_json: bool) -> None:
     with Broker.from_settings(settings.beanstalkd) as broker:
         job = broker.put(CREATEREPO, RepogenRequest(target=target), priority=PRIORITY_NOW if now else PRIORITY)
         watchers = broker.tube_stats(CREATEREPO.name).watchers
@@ -388,15 +389,26 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, force: bool
         print_error(repogen, f"warning: no repogen watches the tube {CREATEREPO.name}; the job waits until one does")
 
 
-def _is_known(settings: Settings, target: str) -> bool:
-    """Whether anything was built for a target or the store has its repodata; True where the store does not answer."""
+def _find_known_target(settings: Settings, given: str) -> str:
+    """Return the target that is meant: one that anything was built for, or that the store has.
+
+    Raises `InputError` if there is none, or more than one.
+    """
+    known: list[str] = []
     with contextlib.suppress(NoHistory, HistoryUnavailable), lookup.reading_history(settings.history.url) as history:
-        if history.find_builds(BuildFilter(target=target), 1):
-            return True
-    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+        known = history.list_targets()
     try:
-        with contextlib.suppress(HttpUnavailable), HttpSession(timeout=5) as session:
-            session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
-    except NotFound:
-        return False
-    return True
+        return lookup.match_one_target(settings, given, known)
+    except lookup.UnknownTarget as error:
+        if _is_in_store(settings, given):
+            return given
+        raise InputError(f"{error} (--force takes the name as it is)") from None
+
+
+def _is_in_store(settings: Settings, target: str) -> bool:
+    """Whether the store answers that it has repodata of a target."""
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    with contextlib.suppress(NotFound, HttpUnavailable), HttpSession(timeout=5) as session:
+        session.get(urls.target(target) + "repodata/repomd.xml", _MAX_REPOMD_BYTES)
+        return True
+    return False

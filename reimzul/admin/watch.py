@@ -18,7 +18,16 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
-from reimzul.admin.output import Table, fit_table, json_option, pass_settings, print_json
+from reimzul.admin.output import (
+    Table,
+    colour_state,
+    fit_table,
+    json_option,
+    name_left_out,
+    pass_settings,
+    print_json,
+    print_none_found,
+)
 from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
@@ -28,7 +37,7 @@ from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
-from reimzul.history.build_record import CLAIMED, BuildState
+from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkersUnavailable
 
 _POLL_SECONDS = 1.0
@@ -36,12 +45,11 @@ _POLL_SECONDS = 1.0
 _POSITIONS_SECONDS = 5.0
 #: Seconds after which a worker's last event before it deleted its job is in the history.
 _SETTLE_SECONDS = 3.0
+#: States after which a build goes on, unless it is a scratch build that is built.
+_GOES_ON = (BuildState.QUEUED, BuildState.BUILDING, BuildState.BUILT, BuildState.CLAIMED)
 #: Seconds that a build is shown after its end where all builds are followed.
 _SHOWN_AFTER_END_SECONDS = 60.0
 
-#: States of a leg that goes on, in this order; then it gets one of those that are final.
-NOT_RECORDED, WAITING, BUILDING, BUILT = "unheard", "waiting", "building", "built"
-SUCCESS_STATES = ("published", "built and not to be published")
 _TABLE = Table(
     ("ID", "SRPM", "ARCH", "STATE", "TIME", "USUALLY", "BUILDER", "TARGET"), dispensable=("TARGET", "BUILDER")
 )
@@ -52,14 +60,18 @@ _TABLE = Table(
 @click.option(
     "--new", is_flag=True, help="The builds were just submitted: wait until they are recorded. Full IDs only."
 )
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Then end with exit code 1; the builds go on."
+)
 @json_option("an object for each change")
 @pass_settings
-def watch(settings: Settings, given: tuple[str, ...], new: bool, as_json: bool) -> int:
-    """Follow builds until they are published, failed or cancelled; without IDs, all that wait or run now.
+def watch(settings: Settings, given: tuple[str, ...], new: bool, timeout: float | None, as_json: bool) -> int:
+    """Follow builds until they are published, failed or cancelled; without IDs, all that wait or run.
 
     A terminal shows a table that is kept up to date: position in the queue, phase, and time taken beside the usual time
-    of that package. A pipe gets a line for each change. The exit code is 0 if all builds succeeded, otherwise 1. Ctrl-C
-    leaves the builds running. IDs may be shortened to what no other build has.
+    of that package. A pipe gets a line for each change. The exit code is 0 if all builds succeeded, otherwise 1.
+    Without IDs it goes on until Ctrl-C, unless no build waits or runs. Ctrl-C leaves the builds running. IDs may be
+    shortened to what no other build has.
 
     \b
     Examples:
@@ -67,13 +79,19 @@ def watch(settings: Settings, given: tuple[str, ...], new: bool, as_json: bool) 
       reimzul watch
     """
     build_ids = _full_ids(settings, given, new)
+    if not build_ids and not _has_unfinished(settings):
+        return 0
     screen = TableScreen() if sys.stdout.isatty() and not as_json else LineScreen(as_json=as_json)
     try:
-        return BuildWatcher(settings, build_ids).run(screen)
+        code, reason = BuildWatcher(settings, build_ids).run(screen, timeout), ""
     except KeyboardInterrupt:
+        code, reason = EXIT_INTERRUPTED, "\n"
+    except WatchTimeout as error:
+        code, reason = EXIT_FAILED, f"{error}; "
+    if reason:
         ids = "".join(f" {each[:8]}" for each in build_ids)
-        click.echo(f"\nthe builds go on; to follow them again: reimzul watch{ids}", err=True)
-        return EXIT_INTERRUPTED
+        click.echo(f"{reason}the builds go on; to follow them again: reimzul watch{ids}", err=True)
+    return code
 
 
 def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
@@ -84,6 +102,23 @@ def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
         if not re.fullmatch("[0-9a-f]{32}", build_id):
             raise InputError(f"{build_id}: with --new an id is given in full, 32 hex digits")
     return list(dict.fromkeys(given))
+
+
+def _has_unfinished(settings: Settings) -> bool:
+    """Whether any build waits or runs; if not, print that."""
+    try:
+        with lookup.reading_history(settings.history.url) as history:
+            found = bool(history.find_unfinished())
+    except NoHistory as error:
+        click.echo(str(error), err=True)
+        return False
+    if not found:
+        print_none_found("waiting or running build")
+    return found
+
+
+class WatchTimeout(ReimzulError):
+    """The builds did not end in the time given."""
 
 
 class BuildWatcher:
@@ -100,9 +135,10 @@ class BuildWatcher:
         self._ended: dict[str, float] = {}  #: of those, when each was first found not to run any more
         self._gone: dict[str, float] = {}  #: when the job of a build was first found deleted
 
-    def run(self, screen: TableScreen | LineScreen) -> int:
-        """Show the builds until all that were named are over; returns the exit code."""
+    def run(self, screen: TableScreen | LineScreen, timeout: float | None) -> int:
+        """Show the builds until all that were named are over; returns the exit code. Raises `WatchTimeout`."""
         rows: list[LegRow] = []
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
             note, is_over = "", False
             try:
@@ -116,7 +152,9 @@ class BuildWatcher:
             screen.show(rows, note)
             if is_over:
                 return rows_exit_code(rows)
-            time.sleep(_POLL_SECONDS)
+            if time.monotonic() > deadline:
+                raise WatchTimeout(f"not over after {format_duration(timeout or 0)}")
+            time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _poll(self) -> tuple[list[LegRow], bool]:
         with lookup.reading_history(self._settings.history.url) as history:
@@ -205,27 +243,35 @@ def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
 @attr.frozen(kw_only=True)
 class LegRow:
     leg: BuildRecord
-    state: str  #: one of the states above; else failed, rejected, cancelled, override
-    message: str  #: the state for a person: position, phase, reason
+    message: str  #: the state for a person, with position, phase or reason
     phase: str = ""  #: that its worker reports
     elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
     usual: Optional[float] = None  #: seconds such a build takes
 
     @property
+    def state(self) -> str:
+        """A `BuildState`; empty while the build is not recorded."""
+        return self.leg.state
+
+    @property
     def is_over(self) -> bool:
-        return self.state not in (NOT_RECORDED, WAITING, BUILDING, BUILT)
+        return self.is_success or self.state not in ("", *_GOES_ON)
+
+    @property
+    def is_success(self) -> bool:
+        return self.state == BuildState.PUBLISHED or (self.state == BuildState.BUILT and self.leg.scratch)
 
     @property
     def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
-        phase = self.phase if self.state == BUILDING else ""
+        phase = self.phase if self.state == BuildState.BUILDING else ""
         return (self.state, self.leg.attempt, phase, self.leg.claim_text)
 
 
 def make_unrecorded_row(build_id: str) -> LegRow:
     """A build that was just submitted and is not in the history yet."""
     leg = BuildRecord(build_id=build_id)
-    return LegRow(leg=leg, state=NOT_RECORDED, message="submitted; not recorded by the notifier yet")
+    return LegRow(leg=leg, message="submitted; not recorded by the notifier yet")
 
 
 def make_row(
@@ -233,43 +279,38 @@ def make_row(
 ) -> LegRow:
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
     phase = current.phase if current is not None and current.arch == leg.arch else ""
-    state, message = _describe_state(leg, ahead, phase)
+    text = _describe_progress(leg, ahead, phase)
     return LegRow(
         leg=leg,
-        state=state,
-        message=message,
+        message=f"{text}; {leg.claim_text}" if leg.claimed else text,
         phase=phase,
-        elapsed=_elapsed_seconds(leg, state, now),
-        usual=usual.median if usual and state in (WAITING, BUILDING) else None,
+        elapsed=_elapsed_seconds(leg, now),
+        usual=usual.median if usual and leg.is_unfinished else None,
     )
 
 
-def _describe_state(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
-    state, text = _describe_progress(leg, ahead, phase)
-    return state, f"{text}; {leg.claim_text}" if leg.claimed else text
-
-
-def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
+def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str) -> str:
+    """Return the state, and what is known beside it."""
     if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
         reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
-        return WAITING, f"waits{position}{reason}"
+        return f"{leg.state}{position}{reason}"
     if leg.is_unfinished:
-        return BUILDING, phase or "builds"
-    if leg.status == CLAIMED:
-        return NOT_RECORDED, "not recorded by the notifier yet"
+        return leg.state + (phase and f": {phase}")
     if leg.state == BuildState.PUBLISHED:
-        return leg.state, "published"
+        return leg.state
     if leg.state == BuildState.BUILT:
-        return (SUCCESS_STATES[1], "built (scratch)") if leg.scratch else (BUILT, "built, to be published")
-    return leg.state, f"{leg.state}: {leg.comment or leg.reason or '-'}"
+        return leg.state + (" (scratch)" if leg.scratch else ", to be published")
+    if leg.state == BuildState.CLAIMED:
+        return f"{leg.state}: not recorded by the notifier yet"
+    return f"{leg.state}: {leg.comment or leg.reason or '-'}"
 
 
-def _elapsed_seconds(leg: BuildRecord, state: str, now: float) -> float | None:
-    since = {WAITING: leg.queued_at, BUILDING: leg.attempt_start}
-    if state not in since:
+def _elapsed_seconds(leg: BuildRecord, now: float) -> float | None:
+    if not leg.is_unfinished:
         return leg.duration
-    return now - since[state] if since[state] else None
+    since = leg.queued_at if leg.is_queued else leg.attempt_start
+    return now - since if since else None
 
 
 def expected_arches(build: BuildLegs, known: Arches) -> set[str]:
@@ -288,7 +329,7 @@ def is_build_over(build: BuildLegs, rows: Sequence[LegRow], known: Arches, *, go
 
 
 def rows_exit_code(rows: Sequence[LegRow]) -> int:
-    return 0 if all(each.state in SUCCESS_STATES for each in rows) else EXIT_FAILED
+    return 0 if all(each.is_success for each in rows) else EXIT_FAILED
 
 
 def row_cells(row: LegRow) -> list[str]:
@@ -321,16 +362,22 @@ class TableScreen:
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         size = shutil.get_terminal_size((100, 24))
         # legs that are over make room first, and of them those that succeeded; the order stays
-        ranked = sorted(range(len(rows)), key=lambda each: (rows[each].is_over, rows[each].state in SUCCESS_STATES))
-        shown = [rows[each] for each in sorted(ranked[: max(1, size.lines - 3)])]
-        lines = fit_table(_TABLE, [row_cells(each) for each in shown], size.columns)[0]
+        ranked = sorted(range(len(rows)), key=lambda each: (rows[each].is_over, rows[each].is_success))
+        (heads, *rest), left_out = fit_table(_TABLE, list(map(row_cells, rows)), size.columns)
+        note = note or name_left_out(left_out)
+        shown = sorted(ranked[: max(1, size.lines - 3 - bool(note))])
+        lines = [heads, *(rest[each] for each in shown)]
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
             lines.append(note[: size.columns])
         cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
+        context = click.get_current_context(silent=True)
+        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
+            lines = list(map(click.unstyle, lines))
         # clear behind the end of each line, and all that is below the last one
-        click.echo(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J", nl=False)
+        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
         self._drawn_lines = len(lines)
 
 
@@ -358,4 +405,7 @@ class LineScreen:
             print_json(row_to_dict(row, now), indent=None)
         else:
             url = [row.leg.url] if row.is_over and row.leg.url else []
-            click.echo("\t".join([format_time(now), *row_cells(row), *url]))
+            cells = row_cells(row)
+            place = _TABLE.heads.index("STATE")
+            cells[place] = colour_state(cells[place])
+            click.echo("\t".join([format_time(now), *cells, *url]))

@@ -167,7 +167,7 @@ def parse_pruning(text: str) -> Pruning:
     )
 
 
-DUPLICATE_KINDS = ("builds", "legs")
+DUPLICATE_KINDS = ("builds", "arches")
 
 
 def parse_duplicates(text: str) -> frozenset[str]:

@@ -238,9 +238,11 @@ class PruneSettings:
 
 @attr.frozen(kw_only=True)
 class DuplicatesSettings:
-    """What a target (with or without its arch) may list twice: `builds` of one NEVRA, `legs` of one build."""
+    """What a target (with or without its arch) may list twice: `builds` of a NEVRA, `arches` of a build."""
 
-    targets: Mapping[str, frozenset[str]] = open_section(validators.target, parse_duplicates, "c7.1708.u = builds legs")
+    targets: Mapping[str, frozenset[str]] = open_section(
+        validators.target, parse_duplicates, "c7.1708.u = builds arches"
+    )
 
     def kinds_for(self, target: str) -> frozenset[str]:
         """What a target, given with its arch, may list twice."""

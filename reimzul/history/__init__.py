@@ -13,9 +13,9 @@ from typing import Callable, Optional
 import attr
 
 from reimzul.core.errors import ConfigError, ReimzulError
-from reimzul.core.message import Event
+from reimzul.core.message import Event, Status
 from reimzul.core.validators import is_source_rpm
-from reimzul.history.build_record import BuildRecord, RefusalRecord
+from reimzul.history.build_record import BuildRecord, BuildState, RefusalRecord
 
 __all__ = [
     "CORRUPT_PATTERN", "CORRUPT_PREFIX", "BuildFilter", "BuildRecord", "History", "HistoryDamaged",
@@ -39,22 +39,42 @@ class NoHistory(ReimzulError):
     """There is no history yet: nothing was ever recorded."""
 
 
+def is_pattern(text: str) -> bool:
+    """Whether a condition has wildcards (`*` and `?`), which match as in a shell."""
+    return "*" in text or "?" in text
+
+
 @attr.frozen(kw_only=True)
 class BuildFilter:
     """The builds that a query finds: those that match all conditions that are not None."""
 
-    status: Optional[str] = None  #: `Published`: `Success`, and published
-    target: Optional[str] = None
+    states: Optional[Sequence[str]] = None  #: any of these `BuildState`s
+    targets: Optional[Sequence[str]] = None  #: any of these names or patterns
     arch: Optional[str] = None
-    srpm: Optional[str] = None  #: the file's whole name, or a prefix of it
-    submitter: Optional[str] = None
+    srpm: Optional[str] = None  #: the file's whole name, a prefix of it, or a pattern
+    submitter: Optional[str] = None  #: or a pattern
     build_id: Optional[str] = None  #: or a prefix
     since: Optional[str] = None  #: a timestamp: submitted then or later
+    until: Optional[str] = None  #: a timestamp: submitted before
 
     @property
     def is_whole_srpm(self) -> bool:
         """Whether `srpm` is a whole name, not a prefix."""
         return self.srpm is not None and is_source_rpm(self.srpm)
+
+    @property
+    def statuses(self) -> list[str]:
+        """The statuses under which builds of these states are stored, without `Success` where `published` matters."""
+        states = set(self.states or ())
+        successes = {BuildState.BUILT, BuildState.PUBLISHED}
+        others = [state.capitalize() for state in BuildState.ALL if state in states - successes]
+        return [*others, Status.SUCCESS] if successes <= states else others
+
+    @property
+    def needs_published(self) -> Optional[bool]:
+        """Whether a `Success` has to be published (or not to be) to be found; None: all are found, or none."""
+        chosen = {BuildState.BUILT, BuildState.PUBLISHED} & set(self.states or ())
+        return BuildState.PUBLISHED in chosen if len(chosen) == 1 else None
 
 
 class History(abc.ABC):
@@ -95,8 +115,15 @@ class History(abc.ABC):
         """Delete refused messages by their keys; unknown keys are ignored."""
 
     @abc.abstractmethod
-    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
-        """Set the latest build's status to `Override`, with a comment; return its record, or None if there is none."""
+    def list_targets(self) -> list[str]:
+        """Return all targets that anything was submitted for, sorted."""
+
+    @abc.abstractmethod
+    def override(self, srpm: str, target: str, arch: str, comment: str, build_id: str = "") -> Optional[BuildRecord]:
+        """Set a build's status to `Override`, with a comment; return its record, or None if there is none.
+
+        It is the build with that id, if it is over; without an id the latest of those that are.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:

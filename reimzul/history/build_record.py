@@ -24,7 +24,7 @@ S = TypeVar("S", bound="_Stored")
 
 
 class BuildState:
-    """The state of a build on an arch: its status, with built and published builds distinguished."""
+    """The state of a build on an arch, as all commands show it: its status, with `Success` as built or published."""
 
     QUEUED = "queued"
     BUILDING = "building"
@@ -37,6 +37,13 @@ class BuildState:
     CLAIMED = "claimed"  #: nothing is known of it but an event that bstore has not signed
 
     ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED, CLAIMED)
+
+    @classmethod
+    def from_status(cls, status: str, *, published: bool = False) -> str:
+        """Return the state of a build with this status; of an attempt's own statuses, the word in small letters."""
+        if status == Status.SUCCESS:
+            return cls.PUBLISHED if published else cls.BUILT
+        return status.lower()
 
 
 @attr.frozen(kw_only=True, slots=False)  # without slots, frozen instances are made twice as fast
@@ -105,7 +112,7 @@ class RecordedAttempt(_Stored):
     @property
     def state(self) -> str:
         """The state that the attempt would give its build; `unfit` and `retried` give none."""
-        return BuildState.BUILT if self.status == Status.SUCCESS else self.status.lower()
+        return BuildState.from_status(self.status)
 
     def to_output(self) -> dict[str, Any]:
         return {**super().to_output(), "state": self.state}
@@ -173,9 +180,7 @@ class BuildRecord(_Stored):
 
     @property
     def state(self) -> str:
-        if self.status == Status.SUCCESS:
-            return BuildState.PUBLISHED if self.published else BuildState.BUILT
-        return self.status.lower()
+        return BuildState.from_status(self.status, published=bool(self.published))
 
     def to_output(self) -> dict[str, Any]:
         """Return the values for JSON, with `state` beside the original's `status`."""

@@ -19,7 +19,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
-from reimzul.history import BuildFilter, History, HistoryUnavailable
+from reimzul.history import BuildFilter, History, HistoryUnavailable, is_pattern
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.
@@ -91,11 +91,16 @@ class MongoHistory(History):
             for first in range(0, len(keys), DELETE_BATCH):
                 self._refused.delete_many({"_id": {"$in": list(keys[first : first + DELETE_BATCH])}})
 
-    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
+    def list_targets(self) -> list[str]:
+        with _translating_errors():
+            return sorted(map(str, self._builds.distinct("target")))
+
+    def override(self, srpm: str, target: str, arch: str, comment: str, build_id: str = "") -> Optional[BuildRecord]:
+        which = {"build_id": build_id, "status": {"$in": list(OVER)}} if build_id else {"latest_build": True}
         # in one step, and on the original's documents too
         with _translating_errors():
             found = self._builds.find_one_and_update(
-                {"srpm": srpm, "target": target, "arch": arch, "latest_build": True},
+                {"srpm": srpm, "target": target, "arch": arch, **which},
                 {"$set": {"status": Status.OVERRIDE, "comment": comment}},
                 sort=_NEWEST,
                 return_document=pymongo.ReturnDocument.AFTER,
@@ -168,17 +173,43 @@ def _without_id(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _query(wanted: BuildFilter) -> dict[str, Any]:
-    names = ("status", "target", "arch", "submitter")
-    query: dict[str, Any] = {name: value for name in names if (value := getattr(wanted, name)) is not None}
-    if wanted.status == Status.PUBLISHED:
-        query.update(status=Status.SUCCESS, published={"$gt": 0})
+    query: dict[str, Any] = {}
+    if wanted.states is not None:
+        query.update(_state_query(wanted))
+    if wanted.targets is not None:
+        names = [re.compile(_to_regex(each)) if is_pattern(each) else each for each in wanted.targets]
+        query["target"] = {"$in": names}
+    for name in ("arch", "submitter"):
+        if (value := getattr(wanted, name)) is not None:
+            query[name] = _match(value)
     if wanted.srpm is not None:
-        query["srpm"] = wanted.srpm if wanted.is_whole_srpm else _prefix(wanted.srpm)
-    if wanted.since is not None:
-        query["timestamp"] = {"$gte": wanted.since}
+        whole = wanted.is_whole_srpm or is_pattern(wanted.srpm)
+        query["srpm"] = _match(wanted.srpm) if whole else _prefix(wanted.srpm)
+    between = {"$gte": wanted.since, "$lt": wanted.until}
+    if given := {name: value for name, value in between.items() if value is not None}:
+        query["timestamp"] = given
     if wanted.build_id is not None:
         query["_id"] = _prefix(wanted.build_id)
     return query
+
+
+def _state_query(wanted: BuildFilter) -> dict[str, Any]:
+    plain = {"status": {"$in": wanted.statuses}}
+    if wanted.needs_published is None:
+        return plain
+    # the original's documents have no such key
+    published: Any = {"$gt": 0} if wanted.needs_published else {"$in": [0, None]}
+    success = {"status": Status.SUCCESS, "published": published}
+    return {"$or": [plain, success]} if wanted.statuses else success
+
+
+def _match(wanted: str) -> Any:
+    return {"$regex": _to_regex(wanted)} if is_pattern(wanted) else wanted
+
+
+def _to_regex(pattern: str) -> str:
+    """Return a pattern of `*` and `?` as a regular expression; an index finds what is before the first of them."""
+    return "^" + re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".") + "$"
 
 
 def _prefix(text: str) -> dict[str, str]:

@@ -30,7 +30,15 @@ from reimzul.core.sqlite import (
     readable_rows,
     transaction,
 )
-from reimzul.history import CORRUPT_PREFIX, BuildFilter, History, HistoryDamaged, HistoryUnavailable, NoHistory
+from reimzul.history import (
+    CORRUPT_PREFIX,
+    BuildFilter,
+    History,
+    HistoryDamaged,
+    HistoryUnavailable,
+    NoHistory,
+    is_pattern,
+)
 from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events, with_override
 
 log = logging.getLogger(__name__)
@@ -102,8 +110,8 @@ class SqliteHistory(History):
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         # The index finds source rpms whose names begin with the package's; those of other packages are skipped.
-        terms, values = zip(*_prefix_terms("srpm", f"{name}-"))
-        where = f"INDEXED BY builds_group WHERE {' AND '.join(terms)} AND arch = ? AND status = ? {_NEWEST_FIRST}"
+        term, values = _prefix_term("srpm", f"{name}-")
+        where = f"INDEXED BY builds_group WHERE {term} AND arch = ? AND status = ? {_NEWEST_FIRST}"
         found = self._select(where, [*values, arch, Status.SUCCESS])
         return list(islice((record for record in found if record.pkgname == name), limit))
 
@@ -117,10 +125,16 @@ class SqliteHistory(History):
         with self._translating_errors():
             self._db.executemany("DELETE FROM refused WHERE key = ?", [(key,) for key in keys])
 
-    def override(self, srpm: str, target: str, arch: str, comment: str) -> Optional[BuildRecord]:
-        query = f"{_SELECT} WHERE srpm = ? AND target = ? AND arch = ? AND latest"
+    def list_targets(self) -> list[str]:
+        with self._translating_errors():
+            return [target for (target,) in self._db.execute("SELECT DISTINCT target FROM builds ORDER BY target")]
+
+    def override(self, srpm: str, target: str, arch: str, comment: str, build_id: str = "") -> Optional[BuildRecord]:
+        which = f"key = ? AND status IN ({_OVER})" if build_id else "latest"
+        query = f"{_SELECT} WHERE srpm = ? AND target = ? AND arch = ? AND {which}"
+        values = [srpm, target, arch, *([f"{build_id}.{arch}"] if build_id else ())]
         with self._translating_errors(), transaction(self._db):
-            row = self._db.execute(query, [srpm, target, arch]).fetchone()
+            row = self._db.execute(query, values).fetchone()
             if row is None:
                 return None
             record = with_override(_from_row(row[1], row[2]), comment)
@@ -221,19 +235,40 @@ def _from_row(document: str | bytes, latest: int) -> BuildRecord:
 
 
 def _where_clause(wanted: BuildFilter) -> tuple[str, list[str]]:
-    pairs = [("target = ?", wanted.target), ("arch = ?", wanted.arch), ("submitter = ?", wanted.submitter)]
-    pairs += [("timestamp >= ?", wanted.since)]
-    if wanted.status == Status.PUBLISHED:
-        pairs += [("published > 0 AND status = ?", Status.SUCCESS)]
-    else:
-        pairs += [("status = ?", wanted.status)]
-    pairs += [("srpm = ?", wanted.srpm)] if wanted.is_whole_srpm else _prefix_terms("srpm", wanted.srpm)
-    given = [(term, value) for term, value in [*pairs, *_prefix_terms("key", wanted.build_id)] if value is not None]
-    return f"WHERE {' AND '.join(term for term, _ in given)}" if given else "", [value for _, value in given]
+    terms: list[tuple[str, list[str]]] = []
+    if wanted.states is not None:
+        terms.append(_state_term(wanted))
+    if wanted.targets is not None:
+        matches = [_match_term("target", each) for each in wanted.targets]
+        terms.append((" OR ".join(term for term, _ in matches) or "0", [value for _, (value,) in matches]))
+    matched = {"arch": wanted.arch, "submitter": wanted.submitter}
+    terms += [_match_term(name, value) for name, value in matched.items() if value is not None]
+    terms += [("timestamp >= ?", [wanted.since])] if wanted.since is not None else []
+    terms += [("timestamp < ?", [wanted.until])] if wanted.until is not None else []
+    if wanted.srpm is not None:
+        whole = wanted.is_whole_srpm or is_pattern(wanted.srpm)
+        terms.append(_match_term("srpm", wanted.srpm) if whole else _prefix_term("srpm", wanted.srpm))
+    terms += [_prefix_term("key", wanted.build_id)] if wanted.build_id is not None else []
+    where = " AND ".join(f"({term})" for term, _ in terms)
+    return f"WHERE {where}" if where else "", [value for _, values in terms for value in values]
 
 
-def _prefix_terms(column: str, prefix: str | None) -> Iterable[tuple[str, str | None]]:
+def _state_term(wanted: BuildFilter) -> tuple[str, list[str]]:
+    statuses = wanted.statuses
+    term = f"status IN ({','.join('?' * len(statuses))})"
+    if wanted.needs_published is None:
+        return term, statuses
+    published = "published > 0" if wanted.needs_published else "published <= 0"
+    return f"{term} OR status = ? AND {published}", [*statuses, Status.SUCCESS]
+
+
+def _match_term(column: str, wanted: str) -> tuple[str, list[str]]:
+    """Return the condition that a column has a value, or matches a pattern; `[` is no wildcard, as GLOB has it."""
+    if not is_pattern(wanted):
+        return f"{column} = ?", [wanted]
+    return f"{column} GLOB ?", [wanted.replace("[", "[[]")]
+
+
+def _prefix_term(column: str, prefix: str) -> tuple[str, list[str]]:
     """Return a prefix as a range, so that an index is used; every character of a name sorts below U+10FFFF."""
-    if prefix is None:
-        return []
-    return [(f"{column} >= ?", prefix), (f"{column} < ?", prefix + "\U0010ffff")]
+    return f"{column} >= ? AND {column} < ?", [prefix, prefix + "\U0010ffff"]

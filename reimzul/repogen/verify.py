@@ -179,7 +179,7 @@ def verify_arches(headers: Mapping[str, Header], arch: str, arches: Arches) -> N
     for name, header in headers.items():
         if not header.is_source and header.arch not in fitting:
             raise InvalidUpload(
-                f"{name} is for {quoted(header.arch)}: a leg of {arch} may have packages for {', '.join(fitting)}"
+                f"{name} is for {quoted(header.arch)}: a build on {arch} may have packages for {', '.join(fitting)}"
                 " (arches.yml)"
             )
 

@@ -177,7 +177,7 @@ class ListingRules:
             notes += self._find_still_listed(name, records)
         for file, kept in record.left_out.items():
             other, _, arch = kept.leg.partition(".")
-            whose = f"its {arch} leg" if other == build_id else f"the {arch} leg of build {other}"
+            whose = f"its {arch}" if other == build_id else f"{arch} of build {other}"
             differs = ", although the contents differ beyond build time and host" if kept.differs else ""
             notes.append(f"{file} is listed from {whose}{differs}")
         return "; ".join(notes)
@@ -198,7 +198,7 @@ class ListingRules:
             if leg is None or leg.build_id != name.partition(".")[0] or not leg.files or leg.name == name:
                 continue
             if leg.name not in records or not records[leg.name].replaced_by:
-                found.append(f"the {leg.arch} leg of build {leg.build_id} is still listed")
+                found.append(f"{leg.arch} of build {leg.build_id} is still listed")
         return found
 
 
@@ -330,7 +330,7 @@ class ListingPlan:
         for file in leg.manifest.rpm_files:
             path = f"{leg.folder}/{file.name}"
             holders = ((old, old.is_sibling_of(leg.manifest)) for old in self._find_holders(leg, file))
-            keeper = next((old for old, own in holders if ("legs" if own else "builds") not in self.allowed), None)
+            keeper = next((old for old, own in holders if ("arches" if own else "builds") not in self.allowed), None)
             if keeper is None:
                 self._paths.setdefault(file.name, []).append(path)
             else:

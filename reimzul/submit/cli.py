@@ -78,6 +78,7 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
     help="Replace the build of the same version and release that the target lists. Without it, that is refused.",
 )
 @click.option("--wait", is_flag=True, help="Then follow the builds and exit as `reimzul watch` does.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: for no longer than this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the queued builds as JSON.")
 @shared_options
 def command(
@@ -89,6 +90,7 @@ def command(
     scratch: bool,
     rebuild: bool,
     wait: bool,
+    timeout: float | None,
     as_json: bool,
     config: Path | None,
     verbose: bool,
@@ -97,6 +99,8 @@ def command(
 
     Everything is checked before anything is queued. Prints the tube and the build id for each arch.
     """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait: give both")
     settings = load_settings(config, verbose)
     known = read_arches(settings.farm.arches)
     names = [name for given in arches for name in given.split(",") if name]
@@ -129,8 +133,8 @@ def command(
         return EXIT_FAILED
     if wait:  # by the program beside this one, as submit does not import the admin package
         program = Path(sys.argv[0]).resolve().with_name("reimzul")
-        json_option = ["--json"] if as_json else []
-        exec_program([program, "watch", "--new", *shared, *json_option, *(build.build_id for build in builds)])
+        passed_on = [*(["--json"] if as_json else []), *(["--timeout", str(timeout)] if timeout is not None else [])]
+        exec_program([program, "watch", "--new", *shared, *passed_on, *(build.build_id for build in builds)])
     return 0
 
 

@@ -38,7 +38,7 @@ def test_a_build_that_never_was_is_claimed(farm: Farm, witness: Witness) -> None
     assert announce_as_builder(farm, witness, forged).claimed is True
     assert [each.status for each in witness.of(forged.srpm)] == [Status.PUBLISHED], "it implies no Success"
     leg = recorded(farm, forged.srpm)["x86_64"]
-    assert (leg["status"], leg["claimed"], leg["published"]) == ("Claimed", True, None)
+    assert (leg["state"], leg["claimed"], leg["published"]) == ("claimed", True, None)
 
 
 def test_what_bstore_published_is_no_claim_and_its_signature_fits_nothing_else(
@@ -49,6 +49,6 @@ def test_what_bstore_published_is_no_claim_and_its_signature_fits_nothing_else(
     (published,) = witness.published(srpm.name, "x86_64")
     assert published.claimed is False
     leg = recorded(farm, srpm.name)["x86_64"]
-    assert (leg["status"], leg["claimed"], leg["state"]) == ("Success", False, "published")
+    assert (leg["state"], leg["claimed"], bool(leg["published"])) == ("published", False, True)
     copied = attr.evolve(published, arch="i386", srpm="copied-1-1.src.rpm")
     assert announce_as_builder(farm, witness, copied).claimed is True

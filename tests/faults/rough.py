@@ -31,8 +31,8 @@ _PAGE = 4096  # SQLite's
 _OLD_BUILDS, _BUILDS_A_PAGE = 300, 9
 
 
-@kind("leg-fault", latest=0.0, builds=(1, 3), weight=0)
-def leg_fault(trial: Trial) -> str:
+@kind("arch-fault", latest=0.0, builds=(1, 3), weight=0)
+def arch_fault(trial: Trial) -> str:
     """One leg of two is built, and the other is a builder's fault: the build is made again, and neither leg is lost."""
     faulty = trial.chance.choice((ARCH, FOLLOWER))
     recipe = Recipe(source="compiled", legs={ARCH: "Success", FOLLOWER: "Success"}, faults=1, faulty=(faulty,))

@@ -228,7 +228,7 @@ class Farm:
         """The machine that builds it, once one does."""
 
         def builder() -> Machine | None:
-            names = [leg["builder"] for leg in self.legs(build) if leg["status"] == "Building"]
+            names = [leg["builder"] or "" for leg in self.legs(build) if leg["state"] == "building"]
             return self[names[0].partition(".")[0]] if names else None
 
         return until(builder, seconds, f"{build} is being built")
@@ -238,7 +238,7 @@ class Farm:
 
         def all_of_it() -> list[dict[str, Any]]:
             legs = self.legs(build)
-            lost = [leg for leg in legs if leg["status"] not in ("Queued", "Building", "Success")]
+            lost = [leg for leg in legs if leg["state"] not in ("queued", "building", "built", "published")]
             assert not lost, lost
             return legs if legs and all(leg.get("published") for leg in legs) else []
 

@@ -109,5 +109,5 @@ def test_canary(farm: Farm, tell: Tell) -> None:
     tell("\n".join(f"  {row}" for row in hops))
     assert any(re.search(r"\d s\b", row) for row in hops), said
     canary = json.loads(farm.controller.run(f"reimzul doctor --canary --target {TARGET} --json", timeout=600).out)
-    assert {(build["arch"], build["status"]) for build in canary["canary"]["builds"]} == {(ARCH, "Success")}
+    assert {(build["arch"], build["state"]) for build in canary["canary"]["builds"]} == {(ARCH, "built")}
     assert canary["failed"] == 0

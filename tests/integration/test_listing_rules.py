@@ -196,7 +196,7 @@ def test_a_noarch_package_of_two_legs_is_published_once(farm: Farm, together: bo
     keeper, other = ("x86_64", "i386") if together else ("i386", "x86_64")  # the main leg's, or that listed first
     assert farm.owners("greet-doc") == [folder_of(asked[keeper])]
     reasons = {event.arch: event.reason for event in events}
-    assert reasons == {keeper: "", other: f"greet-doc-1.4-3.noarch.rpm is listed from its {keeper} leg"}
+    assert reasons == {keeper: "", other: f"greet-doc-1.4-3.noarch.rpm is listed from its {keeper}"}
     assert farm.sign() == [request.build_id] * 2
     staged = {path.name for path in (farm.store.tosign / TARGET).glob(f"greet-1.4-3.{other}.*/*")}
     assert "greet-doc-1.4-3.noarch.rpm" not in staged
@@ -264,7 +264,7 @@ def test_the_legs_of_a_rebuild_are_swapped_one_by_one_and_what_still_stands_is_s
     again = farm.request(rebuild=True)
     follower = farm.leg(again, farm.rpms("two", "greet32", "greet-doc"), arch="i386")
     (event,) = farm.publish()
-    assert f"the x86_64 leg of build {request.build_id} is still listed" in event.reason
+    assert f"x86_64 of build {request.build_id} is still listed" in event.reason
     assert f"it replaces build {request.build_id}" in event.reason
     assert farm.owners("greet") == farm.owners("greet-doc") == [folder_of(main)]
     assert farm.owners("greet32") == [folder_of(follower)]
@@ -286,7 +286,7 @@ def test_both_legs_of_a_rebuild_that_come_together_are_one_run(farm: Farm) -> No
     assert len(listed(farm.store)) == 3
 
 
-@pytest.mark.parametrize("kinds", ["builds", "legs", "builds legs"])
+@pytest.mark.parametrize("kinds", ["builds", "arches", "builds arches"])
 def test_a_setting_turns_each_rule_off(
     folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, kinds: str
 ) -> None:
@@ -298,7 +298,7 @@ def test_a_setting_turns_each_rule_off(
     farm.publish()
     farm.build("three", rebuild=False)
     (event,) = farm.publish()
-    assert len(farm.owners("greet-doc")) == (2 if "legs" in kinds else 1)
+    assert len(farm.owners("greet-doc")) == (2 if "arches" in kinds else 1)
     assert len(farm.owners("greet")) == (2 if "builds" in kinds else 1)
     assert event.status == (Status.PUBLISHED if "builds" in kinds else Status.REJECTED)
 

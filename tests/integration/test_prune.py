@@ -104,7 +104,7 @@ def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, runner: Crea
     index(runner)
     before = uploads.tree(store.root)
     done = reimzul("prune", "--keep", "1", "--dry-run")
-    assert [line.split("\t")[2][:8] for line in done.stdout.splitlines()] == ["20240101", "20240102"]
+    assert [line.split("\t")[3][:8] for line in done.stdout.splitlines()] == ["20240101", "20240102"]
     assert "2 builds would be dropped" in done.stderr
     assert uploads.tree(store.root) == before
 
@@ -117,9 +117,9 @@ def test_what_is_not_signed_yet_stays_and_is_said(store: StorePaths, place: Plac
     index(runner)
     done = reimzul("prune", "--keep", "1", "--yes")
     assert lie(store) == listed(store) == ["02", "03", "04"]
-    told = {line.split("\t")[4]: line.split("\t")[6] for line in done.stdout.splitlines()}
-    assert told[waits] == "stays: it waits to be collected and signed"
-    assert told[unstaged] == "stays: it was not laid out for the signer yet"
+    told = {line.split("\t")[0]: line.split("\t")[6] for line in done.stdout.splitlines()}
+    assert told[waits[:8]] == "stays: it waits to be collected and signed"
+    assert told[unstaged[:8]] == "stays: it was not laid out for the signer yet"
     reimzul("prune", "--keep", "1", "--unsigned", "--yes")
     assert lie(store) == listed(store) == ["02", "04"]
 
@@ -268,12 +268,20 @@ def test_a_person_is_asked_and_may_say_no(store: StorePaths, place: Place, runne
     assert lie(store) == ["01", "02"]
 
 
+@pytest.mark.parametrize("target", ["c7.1708.u", "c7.1708.u.x86_64", "c7*"])
+def test_a_target_is_named_with_or_without_its_arch(store: StorePaths, place: Place, target: str) -> None:
+    place(1)
+    place(2)
+    planned = json.loads(reimzul("prune", "--keep", "1", "--target", target, "--dry-run", "--json").stdout)
+    assert [(each["target"], len(each["dropped"])) for each in planned] == [(TARGET, 1)]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["--keep", "0"], 2, "0 is not in the range"),
         (["--older", "3"], 2, "'3' is not a span of time, as 12h, 90d or 2w"),
-        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8' in the store; known targets: c7.1708.u.x86_64"),
+        (["--keep", "1", "--target", "c8"], 4, "there is no target 'c8'; there are c7.1708.u.x86_64"),
         ([], 4, "no rule says what to drop: give --keep or --older, or a line in [prune]"),
     ],
 )
@@ -318,15 +326,15 @@ def test_scratch_builds_are_listed_and_taken_away(store: StorePaths, place: Plac
     first, second = place(1, scratch=True), place(2, scratch=True)
     place(3)
     lines = [line.split("\t") for line in reimzul("scratch", "list").stdout.splitlines()]
-    assert [line[0] for line in lines] == [first, second]
-    assert lines[0][1:5] == [TARGET, "hello", "x86_64", "Success"]
+    assert [line[0] for line in lines] == [first[:8], second[:8]]
+    assert lines[0][1:5] == [TARGET, "hello", "x86_64", "built"]
     assert lines[0][7] == "arrfab"
     done = reimzul("scratch", "rm", first[:10], "--yes")
     assert (done.returncode, done.stdout[:24]) == (0, "1 scratch build removed,")
     (left,) = json.loads(reimzul("scratch", "list", "--json").stdout)
     assert (left["build_id"], left["pkgname"], left["replaced_by"]) == (second, "hello", None)
     assert reimzul("scratch", "rm", "--older", "14d", "--yes").returncode == 0
-    assert reimzul("scratch", "list").stderr == "There are no scratch builds.\n"
+    assert reimzul("scratch", "list").stderr == "no scratch build found\n"
     assert lie(store) == ["03"], "what is published is no business of this"
     assert not os.path.lexists(store.index / leg_key(first, "x86_64"))
 

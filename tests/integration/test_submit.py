@@ -244,6 +244,15 @@ def test_a_tube_nobody_watches_is_warned_of(controller: Controller, beanstalkd: 
     assert ended.err == ["reimzul-submit: warning: no builder watches the tube aarch64; the build waits until one does"]
 
 
+def test_a_build_is_waited_for_no_longer_than_the_timeout(controller: Controller) -> None:
+    controller.configure(f"[history]\nurl = sqlite:///{controller.folder}/history.sqlite\n")
+    ended = controller.build(HELLO, "--wait", "--timeout", "0")
+    assert ended.code == 1
+    assert "submitted; not recorded by the notifier yet" in ended.out
+    assert ended.err[-1].startswith("not over after 0.0 s; the builds go on; to follow them again: reimzul watch ")
+    assert "--timeout is for --wait" in controller.build(HELLO, "--timeout", "1").err[-1]
+
+
 # --- who submits
 
 

@@ -16,21 +16,21 @@ CLAIM = "published (claimed: not signed by bstore)"
 
 
 @pytest.mark.parametrize(
-    ("before", "claimed", "status"),
+    ("before", "claimed", "state"),
     [
-        ("Building", True, f"Building, {CLAIM}"),
-        ("Success", True, f"Success, {CLAIM}"),
-        ("", True, f"Claimed, {CLAIM}"),
-        ("Success", False, "Success, published"),
-        ("Success", None, "Success, published"),
+        ("Building", True, f"building, {CLAIM}"),
+        ("Success", True, f"built, {CLAIM}"),
+        ("", True, f"claimed, {CLAIM}"),
+        ("Success", False, "published"),
+        ("Success", None, "published"),
     ],
 )
-def test_a_claim_is_not_shown_as_a_fact(before: str, claimed: bool | None, status: str) -> None:
+def test_a_claim_is_not_shown_as_a_fact(before: str, claimed: bool | None, state: str) -> None:
     events = [event(each) for each in (before,) if each] + [event("Published", claimed=claimed)]
     (record,) = apply_events({}, events).values()
-    assert _row(record)[1] == status
+    assert _row(record)[1] == state
     (build,) = group_by_build([record])
-    assert f"x86_64: {status}" in "\n".join(format_build(build, {"x86_64": "no manifest"}, {}))
+    assert f"x86_64: {state}" in "\n".join(format_build(build, {"x86_64": "no manifest"}))
 
 
 def test_the_log_names_a_claim() -> None:

@@ -8,7 +8,8 @@ import pwd
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -32,8 +33,9 @@ from reimzul.admin.doctor import (
     warn,
 )
 from reimzul.admin.doctor.controller import is_too_old
-from reimzul.admin.doctor.host import ENTER, READ, WRITE, user_can
+from reimzul.admin.doctor.host import ENTER, READ, WRITE, Host, user_can
 from reimzul.core.errors import BrokerUnavailable, InputError
+from reimzul.core.settings import Settings
 
 TREE = Path(__file__).parents[2]
 #: Made by openssl req -x509 -days 3650 and -days 20000: before 2050 the time has two digits of the year, after it four.
@@ -317,6 +319,18 @@ def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:
 
 
 # --- a canary's hops
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "arches"),
+    [("c9s", [], []), ("c9s.aarch64", [], ["aarch64"]), ("c7.u", ["i386"], ["i386"])],
+)
+def test_a_canary_takes_a_target_with_or_without_its_arch(target: str, given: list[str], arches: list[str]) -> None:
+    host = cast(Host, SimpleNamespace(has_role=lambda *_: True, settings=Settings()))
+    prepared = canary.prepare_canary(host, given, target, 1)
+    assert (prepared.target, prepared.arches) == (target.replace(".aarch64", ""), arches)
+    with pytest.raises(InputError, match="'x86'; is x86_64 meant"):
+        canary.prepare_canary(host, ["x86"], target, 1)
 
 
 def a_run() -> canary.CanaryRun:

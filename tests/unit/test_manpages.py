@@ -62,7 +62,7 @@ def test_every_option_and_argument_is_told(program: str) -> None:
 
 def test_the_commands_own_help_is_in_its_page() -> None:
     page = plain(PAGES["man1/reimzul-builds.1"])
-    assert "reimzul builds --srpm time-1.7 --json" in page.partition(".SH EXAMPLES")[2]
+    assert "reimzul builds --srpm 'time-*.el9*' --json" in page.partition(".SH EXAMPLES")[2]
     assert "only those that match all options" in page
     for code, means in re.findall(r"^ *(\d+)  (.+)$", EXIT_CODES, re.MULTILINE):
         assert f".TP\n{code}\n{means}\n" in page

@@ -243,11 +243,11 @@ def test_a_legitimate_leg_passes(store: StorePaths, headers: dict[str, str], leg
         ({"hello-1-1.src.rpm": "", "hello-2-1.src.rpm": ""}, "x86_64",
          "hello-1-1.src.rpm and hello-2-1.src.rpm are two source rpms: a build has one"),
         ({"hello-1-1.i686.rpm": "hello-1-1.src.rpm"}, "x86_64",
-         "hello-1-1.i686.rpm is for 'i686': a leg of x86_64 may have packages for x86_64, amd64, "),
+         "hello-1-1.i686.rpm is for 'i686': a build on x86_64 may have packages for x86_64, amd64, "),
         ({ONE: "hello-1-1.src.rpm"}, "i386", "may have packages for i386, i486, i586, i686, athlon, noarch"),
-        ({ONE: "hello-1-1.src.rpm"}, "noarch", "a leg of noarch may have packages for noarch (arches.yml)"),
+        ({ONE: "hello-1-1.src.rpm"}, "noarch", "a build on noarch may have packages for noarch (arches.yml)"),
         ({"hello-1-1.armv7hl.rpm": "hello-1-1.src.rpm"}, "aarch64", "may have packages for aarch64, noarch"),
-        ({ONE: "hello-1-1.src.rpm"}, "sh4", "a leg of sh4 may have packages for sh4, noarch"),
+        ({ONE: "hello-1-1.src.rpm"}, "sh4", "a build on sh4 may have packages for sh4, noarch"),
     ],
 )  # fmt: skip
 def test_a_package_of_another_source_or_arch_is_refused(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import attr
+import click
 import pytest
 
 from reimzul.admin.lookup import BuildLegs, group_by_build
@@ -49,9 +50,9 @@ def build(*legs: BuildRecord) -> BuildLegs:
 @pytest.mark.parametrize(
     ("document", "state", "words"),
     [
-        (leg("Building"), "building", "builds"),
+        (leg("Building"), "building", "building"),
         (leg("Success"), "built", "built, to be published"),
-        (leg("Success", scratch=True), "built and not to be published", "built (scratch)"),
+        (leg("Success", scratch=True), "built", "built (scratch)"),
         (leg("Published"), "published", "published"),
         (leg("Failed", reason="%build failed"), "failed", "failed: %build failed"),
         (leg("Cancelled", reason="cancelled by johnny"), "cancelled", "cancelled: cancelled by johnny"),
@@ -59,27 +60,28 @@ def build(*legs: BuildRecord) -> BuildLegs:
         (leg("Override", reason="by hand"), "override", "override: by hand"),
         (
             leg("Published", claimed=True),
-            "waiting",
-            "waits; published (claimed: not signed by bstore)",
+            "queued",
+            "queued; published (claimed: not signed by bstore)",
         ),
         (
             leg("Published", "i386", claimed=True),
-            "unheard",
-            "not recorded by the notifier yet; published (claimed: not signed by bstore)",
+            "claimed",
+            "claimed: not recorded by the notifier yet; published (claimed: not signed by bstore)",
         ),
     ],
 )
 def test_each_status_has_a_state_and_a_text(document: BuildRecord, state: str, words: str) -> None:
     (found,) = rows(document)
     assert (found.state, found.message) == (state, words)
-    assert found.is_over == (state not in ("unheard", "waiting", "building", "built"))
+    goes_on = ("claimed", "queued", "building", "built, to be published")
+    assert found.is_over == (not words.startswith(goes_on))
 
 
 def test_a_place_in_the_queue_and_the_time_waited_are_shown() -> None:
     waits = leg("Queued")
     usually = duration_stats([60.0] * 3)
     words = [make_row(waits, NOW, ahead, None, usually).message for ahead in (None, 0, 1, 12)]
-    assert words == ["waits", "waits, next", "waits, 1 build ahead", "waits, 12 builds ahead"]
+    assert words == ["queued", "queued, next", "queued, 1 build ahead", "queued, 12 builds ahead"]
     assert row_cells(make_row(waits, NOW, 0, None, usually))[4:6] == ["1 min 40 s", "1 min 00 s"]
 
 
@@ -88,9 +90,9 @@ def test_a_phase_is_shown_only_for_the_leg_that_the_worker_reports() -> None:
         build_id=build_id(1), srpm="time-1.7-45.el7.src.rpm", target="c7.1708.u.x86_64", arch="i386", attempt=ATTEMPT,
         phase="rpmbuild", since=NOW, started=NOW,
     )  # fmt: skip
-    assert make_row(leg("Building", started=NOW - 10), NOW, None, hand, None).message == "builds"
+    assert make_row(leg("Building", started=NOW - 10), NOW, None, hand, None).message == "building"
     mine = make_row(leg("Building", "i386", started=NOW - 10), NOW, None, hand, None)
-    assert (mine.message, mine.elapsed) == ("rpmbuild", 10)
+    assert (mine.message, mine.elapsed) == ("building: rpmbuild", 10)
     assert mine.line_key != make_row(leg("Building", "i386"), NOW, None, None, None).line_key
 
 
@@ -154,7 +156,7 @@ def test_queue_positions_are_counted_per_tube() -> None:
 
 def drawn(capsys: pytest.CaptureFixture[str], *legs: BuildRecord) -> list[str]:
     TableScreen().show(rows(*legs), "")
-    return capsys.readouterr().out.replace("\r", "").splitlines()
+    return click.unstyle(capsys.readouterr().out).replace("\r", "").splitlines()
 
 
 def test_a_small_screen_prefers_running_and_failed_builds(
@@ -165,7 +167,7 @@ def test_a_small_screen_prefers_running_and_failed_builds(
     well, failed, runs = leg("Published"), leg("Failed", reason="%build failed"), leg("Building")
     told = drawn(capsys, well, well, runs, well, failed)
     assert len(told) == 4
-    assert "builds" in told[1]
+    assert "building" in told[1]
     assert "failed" in told[2]
     assert "and 3 more" in told[3]
     told = drawn(capsys, *[well] * 5)

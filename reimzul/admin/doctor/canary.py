@@ -31,10 +31,11 @@ from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, Broker, cancel_tube
 from reimzul.core.control import clear_flag, new_flag, set_flag
 from reimzul.core.errors import InputError, InvalidMessage, ProgramNotFound, ReimzulError, ReservationLost
+from reimzul.core.formatting import suggest_nearest
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.process import output_of
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key
-from reimzul.history import BuildFilter, NoHistory
+from reimzul.history import BuildFilter, BuildRecord, NoHistory
 
 #: No canary is sent if one of these checks fails.
 NEEDED = ("link.beanstalkd", "folder.incoming", "history")
@@ -59,7 +60,11 @@ def prepare_canary(host: Host, arches: Sequence[str], target: str, timeout: floa
     check_input(validators.target, target, "target ")
     known = read_arches(host.settings.farm.arches).known
     if unknown := [arch for arch in arches if arch not in known]:
-        raise InputError(f"unknown arch {unknown[0]!r}; known arches: {', '.join(known)}")
+        hint = suggest_nearest(unknown[0], known) or f"; known arches: {', '.join(known)}"
+        raise InputError(f"unknown arch {unknown[0]!r}{hint}")
+    name, _, arch = target.rpartition(".")
+    if name and arch in known:  # a target as other commands name it
+        target, arches = name, arches or [arch]
     return Canary(host, list(dict.fromkeys(arches)), target, timeout)
 
 
@@ -220,9 +225,14 @@ class Canary:
                     yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("status", "state", "builder_fqdn", "place", "url", "reason")
+        names = ("status", "builder_fqdn", "place", "url", "reason")
         builds = [
-            {"arch": run.arch, "build_id": run.build_id, **{name: run.document.get(name, "") for name in names}}
+            {
+                "arch": run.arch,
+                "build_id": run.build_id,
+                "state": BuildRecord.from_document(run.document).state,
+                **{name: run.document.get(name, "") for name in names},
+            }
             for run in self.runs
         ]
         return {"srpm": self.srpm, "target": self.target, "builds": builds}

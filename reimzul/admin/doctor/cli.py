@@ -25,7 +25,7 @@ from reimzul.admin.doctor import (
 )
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
-from reimzul.admin.output import json_option, print_json
+from reimzul.admin.output import NearestChoice, color_option, json_option, print_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
@@ -58,7 +58,7 @@ _LONG_NAME = "canary.aarch64.placed"
 @click.option(
     "--role",
     "roles",
-    type=click.Choice([*ROLES, ALL]),
+    type=NearestChoice([*ROLES, ALL]),
     multiple=True,
     help="Check this host as one with this role instead of detecting its roles. May be repeated.",
 )
@@ -90,6 +90,7 @@ _LONG_NAME = "canary.aarch64.placed"
     help="Give the canary this much time.",
 )
 @json_option("an object: roles, checks, failed, canary")
+@color_option
 @shared_options
 def command(
     config: Path | None,

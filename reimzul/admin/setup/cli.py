@@ -12,7 +12,7 @@ from typing import Any, Callable
 import attr
 import click
 
-from reimzul.admin.output import print_json
+from reimzul.admin.output import NearestGroup, print_json
 from reimzul.admin.setup import apply, ini, mqtt, psk, roles
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import RootNeeded, System
@@ -62,7 +62,7 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group("setup", epilog=EXIT_CODES)
+@click.group("setup", cls=NearestGroup, epilog=EXIT_CODES)
 def command() -> None:
     """Set this host up for its role: configurations, keys, units. Safe to run again.
 
