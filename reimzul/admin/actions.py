@@ -22,8 +22,9 @@ import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.causes import find_builds_of_cause
 from reimzul.admin.lookup import GONE, BuildLegs
-from reimzul.admin.output import confirm, json_option, pass_settings, print_json, print_result
+from reimzul.admin.output import confirm, json_option, pass_settings, print_json, print_result, since_option
 from reimzul.core import control, validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
@@ -277,13 +278,24 @@ class RetryResult:
 
 
 @click.command("retry", epilog=EXIT_CODES)
-@lookup.build_ids_argument()
-@click.option("--failed", is_flag=True, help="Only the legs that failed, were rejected or cancelled.")
+@lookup.build_ids_argument(required=False)
+@click.option("--cause", metavar="CAUSE", help="All builds that failed for this cause, if nothing newer was built.")
+@since_option("With --cause: those submitted since 12h, 7d, 2026-11-22.")
+@click.option("--failed", is_flag=True, help="Only the arches that failed, were rejected or cancelled.")
 @click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
 @click.option("--yes", is_flag=True, help="Replace published builds without asking. Required without a terminal.")
 @json_option("the queued builds")
 @pass_settings
-def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, yes: bool, as_json: bool) -> int:
+def retry(
+    settings: Settings,
+    given: tuple[str, ...],
+    cause: str | None,
+    begin: float,
+    failed: bool,
+    now: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
     """Submit builds again with the same source rpm, target, disttag and arch, as new builds that name the old ones.
 
     The source rpm has to be in incoming/, unchanged. Everything is checked before anything is queued. If a leg is
@@ -294,9 +306,14 @@ def retry(settings: Settings, given: tuple[str, ...], failed: bool, now: bool, y
     Examples:
       reimzul retry 72b893f8
       reimzul retry 72b893f8 --failed --now
+      reimzul retry --cause 5f0c12ab
     """
+    if bool(given) == bool(cause):
+        raise click.UsageError("say which builds: their ids, or --cause CAUSE.")
     known, user = read_arches(settings.farm.arches), current_user()
-    requests = retry_requests(settings, lookup.read_builds(settings, given), known, user, failed=failed)
+    with lookup.reading_history(settings.history.url) as history:
+        builds = find_builds_of_cause(history, cause, begin) if cause else lookup.find_builds(history, given)
+    requests = retry_requests(settings, builds, known, user, failed=failed or bool(cause))
     published = [build.label for build, request in requests if _is_published(build, request)]
     if published:
         confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)

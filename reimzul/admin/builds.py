@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Union
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.causes import FailureContext, find_context
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
@@ -121,11 +122,13 @@ def show_command(settings: Settings, given: str, as_json: bool) -> None:
       reimzul show 72b893f8
       reimzul show 72b893f8 --json
     """
-    build = lookup.read_builds(settings, [given])[0]
+    with lookup.reading_history(settings.history.url) as history:
+        build = lookup.find_build(history, given)
+        contexts = {leg.arch: find_context(history, leg) for leg in build.legs if leg.status == Status.FAILED}
     manifests = fetch_manifests_by_arch(
         StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build
     )
-    print_result(to_dict(build, manifests), format_build(build, manifests), as_json)
+    print_result(to_dict(build, manifests, contexts), format_build(build, manifests, contexts), as_json)
 
 
 def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, ManifestOrReason]:
@@ -159,11 +162,14 @@ def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
         yield urls.attempt(leg.build_id, leg.arch, leg.attempt) + MANIFEST
 
 
-def to_dict(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> dict[str, Any]:
-    return {"build_id": build.build_id, "arches": [_arch_to_dict(leg, manifests[leg.arch]) for leg in build.legs]}
+def to_dict(
+    build: BuildLegs, manifests: Mapping[str, ManifestOrReason], contexts: Mapping[str, FailureContext]
+) -> dict[str, Any]:
+    arches = [_arch_to_dict(leg, manifests[leg.arch], contexts.get(leg.arch)) for leg in build.legs]
+    return {"build_id": build.build_id, "arches": arches}
 
 
-def _arch_to_dict(leg: BuildRecord, manifest: ManifestOrReason) -> dict[str, Any]:
+def _arch_to_dict(leg: BuildRecord, manifest: ManifestOrReason, context: FailureContext | None) -> dict[str, Any]:
     files: dict[str, Any] = {"config": None, "files": None, "no_files_reason": manifest}
     if isinstance(manifest, Manifest):
         listed = [
@@ -172,10 +178,13 @@ def _arch_to_dict(leg: BuildRecord, manifest: ManifestOrReason) -> dict[str, Any
         ]
         files = {"config": manifest.config, "files": listed, "no_files_reason": None}
     meaning = None if leg.exit_code is None else describe_code(leg.exit_code)
-    return {**leg.to_output(), "exit_code_meaning": meaning, **files}
+    failure = None if context is None else context.to_dict()
+    return {**leg.to_output(), "exit_code_meaning": meaning, "failure": failure, **files}
 
 
-def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) -> Iterator[str]:
+def format_build(
+    build: BuildLegs, manifests: Mapping[str, ManifestOrReason], contexts: Mapping[str, FailureContext]
+) -> Iterator[str]:
     main = build.main
     yield f"build {build.build_id}"
     yield from _format_facts(
@@ -188,6 +197,8 @@ def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) ->
     for leg in build.legs:
         yield ""
         yield f"{leg.arch}: {_state_text(leg)}"
+        if leg.arch in contexts:
+            yield from _format_facts(*contexts[leg.arch].describe())
         yield from _format_leg(leg)
         if not leg.is_unfinished:
             yield from _format_files(manifests[leg.arch])
@@ -197,7 +208,7 @@ def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
     """Format facts with their labels; None: there is no such fact."""
     for label, text in facts:
         if text is not None:
-            yield f"  {label:12}{text}"
+            yield f"  {label:14}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:

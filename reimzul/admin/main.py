@@ -26,6 +26,7 @@ COMMANDS = {
     "repogen": ("store", "repogen", "Regenerate a target's repodata."),
     "prune": ("store", "prune_builds", "Drop old builds from the repositories, on bstore."),
     "scratch": ("store", "scratch", "List and remove scratch builds, on bstore."),
+    "causes": ("causes", "command", "Group failed builds by their cause."),
     "stats": ("stats", "command", "Show builds, failures and times by arch, package and builder."),
     "metrics": ("metrics", "command", "Print statistics for Prometheus, as OpenMetrics text."),
     "queues": ("queues", "list_queues", "Show the jobs and watchers of each tube, and pending notifications."),

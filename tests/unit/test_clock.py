@@ -222,7 +222,7 @@ def test_what_is_shown_of_it_is_timed_by_the_controller() -> None:
 
 
 def test_it_is_said_where_the_times_of_a_build_are_shown() -> None:
-    shown = "\n".join(format_build(BuildLegs(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}))
+    shown = "\n".join(format_build(BuildLegs(legs=[off(7200.0 + NOW)]), {"x86_64": "nothing"}, {}))
     assert "on builder1.example.org (its clock is 2 h 00 min ahead of the controller's)\n" in shown
     for line in shown.splitlines():
         assert not line.lstrip().startswith(("started", "finished", "published")) or "after" not in line

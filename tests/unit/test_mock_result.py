@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reimzul.worker.mock_result import Fault, MockResult, classify, rpmbuild_started
+from reimzul.worker.mock_result import Fault, MockResult, classify, is_timeout, rpmbuild_started
 from tests.scripted import SAMPLES
 
 UNREACHABLE = (
@@ -459,3 +459,44 @@ def test_a_disk_that_has_no_room_for_a_word_is_the_builders_fault_too(
 def test_a_configuration_that_is_wrong_is_told_in_mocks_words(tmp_path: Path, said: str, reason: str) -> None:
     (tmp_path / "stderr").write_text(said)
     assert classify(3, tmp_path) == MockResult(Fault.BUILDER, reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "timed_out"),
+    [
+        ("it took longer than a build may (build_timeout)", True),
+        ("nothing changed for 4 h (stall_timeout)", True),
+        ("%build failed", False),
+    ],
+)
+def test_the_end_for_its_time_is_told_by_the_reason(reason: str, timed_out: bool) -> None:
+    assert is_timeout(reason) is timed_out
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1, "rpmbuild failed"), (10, "the package does not build")])
+def test_rpmbuilds_failure_without_a_log_is_told_by_the_exit_code(tmp_path: Path, code: int, reason: str) -> None:
+    (tmp_path / "state.log").write_text("2026-11-29 04:09:34,449 - Start: rpmbuild d-1-1.src.rpm\n")
+    assert classify(code, tmp_path) == MockResult(Fault.PACKAGE, reason)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "why"),
+    [
+        ("", "no error message"),
+        ("one\ntwo\nthree\n", "three"),
+        ("ERROR: the first\nERROR: the second\nand more\n", "the second"),
+        ("ERROR: Command failed: \n # /usr/bin/mount -n /proc\nthe only line\n", "the only line"),
+        ("ERROR: Command failed: \n # /usr/bin/mount -n /proc\n", "Command failed: /usr/bin/mount -n /proc"),
+    ],
+)
+def test_mocks_last_error_is_the_reason(tmp_path: Path, stderr: str, why: str) -> None:
+    (tmp_path / "stderr").write_text(stderr)
+    assert classify(1, tmp_path) == MockResult(Fault.BUILDER, f"mock failed before the build: {why}")
+
+
+def test_yums_requirement_on_the_next_line_belongs_to_the_error(tmp_path: Path) -> None:
+    (tmp_path / "state.log").write_text("2026-11-29 04:09:33,449 - Start: build setup for d-1-1.src.rpm\n")
+    (tmp_path / "root.log").write_text("Error: Package: a-1.x86_64 (base)\n           Requires: libb.so.1\nmore\n")
+    assert classify(30, tmp_path).reason == (
+        "BuildRequires that cannot be installed: Error: Package: a-1.x86_64 (base) Requires: libb.so.1"
+    )

@@ -209,3 +209,38 @@ def test_the_line_at_which_dnf5_ends_is_no_second_failure() -> None:
     (failure,) = read_failures(dnf5(REFUSED, skipped=False))
     assert not failure.skipped
     assert failure.causes == [DownloadFault.OTHER]
+
+
+def test_the_cause_in_dnf4s_own_line_counts() -> None:
+    line = f"Failed to download metadata for repo 'target': Cannot download repomd.xml: {ABSENT[0]}\n"
+    (failure,) = read_failures(line)
+    assert (failure.name, failure.causes) == ("target", [DownloadFault.ABSENT])
+
+
+def test_a_skipped_repository_has_its_name() -> None:
+    dnf, zypper = 'Error loading repo "one" (skipping due to x):\n', "Skipping repository 'two' because of the above.\n"
+    assert [(each.name, each.skipped) for each in read_failures(dnf + zypper)] == [("one", True), ("two", True)]
+
+
+def test_of_several_causes_the_one_that_hides_packages_is_shown() -> None:
+    (failure,) = read_failures(dnf4(f"{ABSENT[0]}\n  - {HIDING[1]}"))
+    assert HIDING[1] in failure.detail
+
+
+def test_dnf5s_fatal_line_ends_the_repository_that_it_names() -> None:
+    refused = [
+        f">>> Status code: 503 for http://{host}/repodata/repomd.xml (IP: 127.0.0.1)\n"
+        ">>> No more mirrors to try - All mirrors were already tried without success\n"
+        for host in ("a", "b", "c")
+    ]
+    fatal = 'Failed to download metadata (baseurl: "http://a/") for repository "a"\n'
+    assert [each.skipped for each in read_failures("".join(refused) + fatal)] == [False, True, True]
+    unnamed = "Cannot find a valid baseurl for repo: c\n"
+    assert [each.skipped for each in read_failures("".join(refused) + unnamed)] == [True, True, False]
+
+
+@pytest.mark.parametrize("words", ["[Errno 14] HTTP Error 404 - Not Found", '[Errno 14] curl#37 - "No such file"'])
+def test_yums_words_for_a_missing_file(words: str) -> None:
+    failed = "failure: repodata/repomd.xml from base: [Errno 256] No more mirrors to try.\n"
+    (failure,) = read_failures(f"{STORE}repodata/repomd.xml: {words}\nTrying other mirror.\n{failed}")
+    assert failure.causes == [DownloadFault.ABSENT]

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul causes`: groups the builds that failed by their cause, so that a hundred failures read as three.
+
+`reimzul show` and `reimzul retry --cause` use the same groups.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+import attr
+import click
+
+from reimzul.admin import lookup, output
+from reimzul.admin.lookup import BuildLegs
+from reimzul.core import validators
+from reimzul.core.cli import EXIT_CODES
+from reimzul.core.errors import InputError
+from reimzul.core.failure_cause import FailureCause, find_cause
+from reimzul.core.formatting import format_time, pluralize
+from reimzul.core.message import Status
+from reimzul.core.settings import Settings
+from reimzul.history import BuildFilter, BuildRecord, History
+
+#: Days of the history in which `reimzul show` looks for builds that failed alike.
+_ALIKE_DAYS = 30
+_ID = re.compile(r"[0-9a-f]{1,8}")
+_TABLE = output.Table(
+    ("CAUSE", "BUILDS", "PACKAGES", "LAST", "FIRST", "EXAMPLE", "WHY"), dispensable=("FIRST", "LAST", "EXAMPLE")
+)
+#: Of a capability as `python3.12dist(six)` or `pkgconfig(zlib) >= 1.2`: what is in the brackets, or the plain name.
+_NAME_IN_CAPABILITY = re.compile(r"(?:[^\s(]*\()?([^\s()]+)")
+_SUBPACKAGE = re.compile(r"-(?:devel|libs|static|tools|doc|headers)\Z")
+
+
+@attr.define
+class FailureGroup:
+    """The builds of a period that failed for one cause, the newest first."""
+
+    cause: FailureCause  #: of the newest
+    builds: list[BuildRecord] = attr.field(factory=list)
+    roots: Sequence[BuildRecord] = ()  #: failed builds of packages that seem to provide what is missing
+
+    @property
+    def packages(self) -> set[str]:
+        return {each.package for each in self.builds}
+
+    @property
+    def text(self) -> str:
+        roots = ", ".join(f"{each.package} failed: {each.build_id[:8]}" for each in self.roots)
+        return f"{self.cause.text} ({roots})" if roots else self.cause.text
+
+    def to_dict(self) -> dict[str, Any]:
+        newest, oldest = self.builds[0], self.builds[-1]
+        return {
+            "cause": self.cause.id,
+            "message": self.cause.text,
+            "builds": [{"build_id": each.build_id, "arch": each.arch} for each in self.builds],
+            "packages": sorted(self.packages),
+            "first": {"build_id": oldest.build_id, "at": oldest.at},
+            "last": {"build_id": newest.build_id, "at": newest.at},
+            "roots": [{"package": each.package, "build_id": each.build_id} for each in self.roots],
+        }
+
+
+def cause_of(record: BuildRecord) -> FailureCause:
+    return find_cause(record.reason, record.error_line, record.package)
+
+
+def find_failures(history: History, wanted: BuildFilter) -> list[BuildRecord]:
+    """Return the failed builds that match, the newest first."""
+    found = history.iterate_builds(attr.evolve(wanted, status=Status.FAILED))
+    return sorted(found, key=lambda each: (each.timestamp, each.build_id, each.arch), reverse=True)
+
+
+def group_failures(failures: Iterable[BuildRecord]) -> list[FailureGroup]:
+    """Group failed builds, the newest first, by cause; the largest group comes first."""
+    groups: dict[str, FailureGroup] = {}
+    failed: dict[tuple[str, str], BuildRecord] = {}
+    for each in failures:
+        cause = cause_of(each)
+        groups.setdefault(cause.id, FailureGroup(cause)).builds.append(each)
+        failed.setdefault((each.package, each.target), each)
+    for group in groups.values():
+        group.roots = list(_find_roots(group, failed))
+    return sorted(groups.values(), key=lambda group: len(group.builds), reverse=True)
+
+
+def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecord]) -> Iterator[BuildRecord]:
+    """Yield failed builds of the packages whose names say that they provide what is missing. A guess, by name alone."""
+    targets = {each.target for each in group.builds}
+    for capability in group.cause.missing:
+        match = _NAME_IN_CAPABILITY.match(capability)
+        name = _SUBPACKAGE.sub("", match[1].replace("::", "-")) if match else ""
+        likely = (name, f"python-{name}", f"perl-{name}", f"rubygem-{name}", f"lib{name}", f"golang-{name}")
+        found = (failed.get((package, target)) for package in likely for target in targets)
+        root = next((each for each in found if each is not None and each not in group.builds), None)
+        if root is not None:
+            yield root
+
+
+@click.command("causes", epilog=EXIT_CODES)
+@output.since_option("Of builds submitted since: 12h, 7d, 2026-11-22.")
+@click.option("--target", metavar="TARGET", help="With its arch, as c9s.x86_64.")
+@click.option("--arch", metavar="ARCH")
+@output.table_options(_TABLE)
+@output.json_option("an object: failed, causes")
+@output.pass_settings
+def command(
+    settings: Settings,
+    begin: float,
+    target: str | None,
+    arch: str | None,
+    columns: Sequence[str],
+    wide: bool,
+    as_json: bool,
+) -> None:
+    """Group failed builds by cause, the most frequent first.
+
+    Builds have one cause if nobody provides the same package, or if the same step failed with the same error, apart
+    from places, numbers and the package's own name. `reimzul retry --cause` builds all of a group again.
+
+    \b
+    Examples:
+      reimzul causes
+      reimzul causes --since 24h --target c9s.x86_64
+      reimzul retry --cause 5f0c12ab
+    """
+    wanted = BuildFilter(since=output.build_timestamp(begin), target=target, arch=arch)
+    with lookup.reading_history(settings.history.url) as history:
+        groups = group_failures(find_failures(history, wanted))
+    failed = sum(len(group.builds) for group in groups)
+    if as_json:
+        output.print_json({"since": begin, "failed": failed, "causes": [group.to_dict() for group in groups]})
+        return
+    if sys.stdout.isatty():
+        click.echo(f"{failed:,} failed since {format_time(begin)}, {pluralize(len(groups), 'cause')}")
+    if groups:
+        output.print_table(_TABLE, map(_row_cells, groups), columns=columns, wide=wide)
+
+
+def _row_cells(group: FailureGroup) -> list[str]:
+    newest, oldest = group.builds[0], group.builds[-1]
+    counts = (str(len(group.builds)), str(len(group.packages)))
+    return [group.cause.id, *counts, format_time(newest.at), format_time(oldest.at), newest.build_id[:8], group.text]
+
+
+def find_builds_of_cause(history: History, given: str, begin: float) -> list[BuildLegs]:
+    """Return the builds that failed for a cause and that no later build of their package has replaced.
+
+    Raises `InputError` if the cause is unknown.
+    """
+    wanted = BuildFilter(since=output.build_timestamp(begin))
+    prefix = given.lower()
+    groups = group_failures(find_failures(history, wanted)) if _ID.fullmatch(prefix) else []
+    groups = [group for group in groups if group.cause.id.startswith(prefix)]
+    if len(groups) != 1:
+        what = "more than one cause begins" if groups else "no cause begins"
+        since = format_time(begin)
+        raise InputError(f"{what} with {validators.quoted(given)} since {since}: `reimzul causes` lists them")
+    newest: dict[tuple[str, str, str], str] = {}
+    for each in history.iterate_builds(wanted):
+        key = (each.package, each.target, each.arch)
+        newest[key] = max(newest.get(key, ""), each.timestamp)
+    last = [each for each in groups[0].builds if newest[(each.package, each.target, each.arch)] == each.timestamp]
+    return lookup.find_recorded_builds(history, dict.fromkeys(each.build_id for each in last))
+
+
+# --- for `reimzul show`
+
+
+@attr.frozen(kw_only=True)
+class FailureContext:
+    """What is known beside a failed build itself: who failed alike, and whether it built before."""
+
+    cause: FailureCause
+    alike: Sequence[BuildRecord]  #: other builds that failed for the same cause, the newest first
+    before: Optional[BuildRecord]  #: the package's last finished build before it, on its arch and target
+
+    @property
+    def is_new(self) -> bool:
+        return self.before is not None and self.before.status == Status.SUCCESS
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "cause": self.cause.id,
+            "message": self.cause.text,
+            "alike": len(self.alike),
+            "newly_failing": self.is_new,
+            "built_before": self.before.build_id if self.before is not None else None,
+        }
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Yield label and text for a person."""
+        same = ""
+        if self.alike:
+            oldest = self.alike[-1]
+            same = f"; same as {pluralize(len(self.alike), 'other')}, first seen {format_time(oldest.at)}"
+        yield "cause", f"{self.cause.id}{same}"
+        if self.is_new and self.before is not None:
+            yield "newly failing", f"{self.before.evr or self.before.srpm} was built before: {self.before.build_id[:8]}"
+
+
+def find_context(history: History, failed: BuildRecord) -> FailureContext:
+    since = output.build_timestamp(time.time() - _ALIKE_DAYS * 86400)
+    cause = cause_of(failed)
+    others = (each for each in find_failures(history, BuildFilter(since=since)) if each.build_id != failed.build_id)
+    alike = [each for each in others if cause_of(each).id == cause.id]
+    return FailureContext(cause=cause, alike=alike, before=_find_build_before(history, failed))
+
+
+def _find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
+    wanted = BuildFilter(target=failed.target, arch=failed.arch, srpm=f"{failed.package}-")
+    earlier = (
+        each
+        for each in history.find_builds(wanted, 50)
+        if each.package == failed.package
+        and each.timestamp < failed.timestamp
+        and not each.scratch
+        and each.status in (Status.SUCCESS, Status.FAILED)
+    )
+    return next(earlier, None)

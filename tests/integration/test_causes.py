@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul causes`, what `reimzul show` says of a failure's cause, and `reimzul retry --cause`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reimzul.core.beanstalk import Broker
+from reimzul.core.config import load_file
+from reimzul.core.message import BuildEvent
+from reimzul.history import open_history
+from tests.conftest import Beanstalkd
+from tests.events import build_id, event
+from tests.schemas import check_line
+
+PROGRAM = Path(sys.executable).parent / "reimzul"
+NOW = time.time()
+
+
+def failed(number: int, package: str, reason: str, line: str = "", **more: Any) -> BuildEvent:
+    about = {"srpm": f"{package}-1.0-{number}.el9.src.rpm", "pkgname": package, "evr": f"1.0-{number}.el9"}
+    stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(NOW - 3600 + number))
+    words = {"reason": reason, "error_line": line, "timestamp": stamp, "at": NOW - 3600 + number}
+    return event(more.pop("status", "Failed"), number, **about, **words, **more)
+
+
+MISSING = "BuildRequires that nobody provides: python3dist(six)"
+EVENTS = [
+    failed(1, "python-a", MISSING),
+    failed(2, "python-b", MISSING),
+    failed(3, "python-six", "%build failed", "six/a.c:1:2: error: unknown type name 'bool'"),
+    failed(4, "libz", "%build failed", "z.c:99:1: error: unknown type name 'bool'"),
+    failed(5, "python-b", "", status="Published"),
+    failed(6, "libz", "%build failed", "z.c:9:1: error: other"),
+    failed(7, "python-b", "%check failed", "E   AssertionError"),
+    failed(8, "python-c", MISSING),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "incoming").mkdir(mode=0o755)
+    for each in EVENTS:
+        assert isinstance(each, BuildEvent)
+        (tmp_path / "incoming" / each.srpm).write_text(each.srpm)
+    ini = tmp_path / "reimzul.ini"
+    ini.write_text(
+        f"[beanstalkd]\nhost = {beanstalkd.host}\nport = {beanstalkd.port}\n"
+        f"[history]\nurl = sqlite:///{tmp_path}/history.sqlite\n[incoming]\nfolder = {tmp_path}/incoming\n"
+        f"[bstore]\nbase_url = http://127.0.0.1:9/bstore/repo/\n[notifier]\npresence = {tmp_path}/presence.sqlite\n"
+    )
+    monkeypatch.setenv("REIMZUL_CONFIG", str(ini))
+    history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
+    history.record(EVENTS)
+    history.close()
+    return tmp_path
+
+
+def reimzul(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(PROGRAM), *arguments], capture_output=True, text=True, timeout=30, check=False)
+    check_line(arguments, done.stdout)
+    return done
+
+
+def causes(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(reimzul("causes", "--json", *arguments).stdout)
+    return found
+
+
+def test_failures_are_grouped_by_cause_and_the_largest_group_is_first(folder: Path) -> None:
+    found = causes()
+    assert found["failed"] == 7
+    assert [(each["message"], each["packages"]) for each in found["causes"]][:2] == [
+        ("nobody provides python3dist(six)", ["python-a", "python-b", "python-c"]),
+        ("%build failed: z.c:99:1: error: unknown type name 'bool'", ["libz", "python-six"]),
+    ]
+    assert found["causes"][0]["roots"] == [{"package": "python-six", "build_id": build_id(3)}]
+    lines = [line.split("\t") for line in reimzul("causes").stdout.splitlines()]
+    assert lines[0][1:3] == ["3", "3"]
+    assert lines[0][-1] == f"nobody provides python3dist(six) (python-six failed: {build_id(3)[:8]})"
+
+
+def test_only_the_wanted_period_target_and_arch_count(folder: Path) -> None:
+    assert [causes("--since", "30m")[key] for key in ("failed", "causes")] == [0, []]
+    assert causes("--arch", "aarch64")["failed"] == 0
+    assert causes("--target", "c7.1708.u.x86_64")["failed"] == 7
+
+
+def test_show_says_who_failed_alike_and_whether_it_was_built_before(folder: Path) -> None:
+    (shown,) = json.loads(reimzul("show", build_id(7), "--json").stdout)["arches"]
+    failure = shown["failure"]
+    assert (failure["newly_failing"], failure["built_before"], failure["alike"]) == (True, build_id(5), 0)
+    text = reimzul("show", build_id(4)).stdout
+    assert "same as 1 other, first seen" in text
+    assert "newly failing" not in text
+    assert "newly failing 1.0-5.el9 was built before" in reimzul("show", build_id(7)).stdout
+
+
+def test_builds_of_a_cause_are_retried_but_for_those_that_were_built_since(folder: Path) -> None:
+    cause = causes()["causes"][0]["cause"]
+    done = reimzul("retry", "--cause", cause, "--json")
+    assert [each["parent"] for each in json.loads(done.stdout)] == [build_id(8), build_id(1)], done.stderr
+    with Broker.from_settings(load_file(folder / "reimzul.ini").beanstalkd) as broker:
+        assert broker.tube_stats("x86_64").ready == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--cause", "ffffffff"], 4, "no cause begins with 'ffffffff'"),
+        (["--cause", "no cause"], 4, "no cause begins with 'no cause'"),
+        ([], 2, "say which builds"),
+    ],
+)
+def test_a_cause_that_is_not_there_is_refused(folder: Path, arguments: list[str], code: int, says: str) -> None:
+    done = reimzul("retry", *arguments)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
