@@ -21,7 +21,7 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError
 from reimzul.core.failure_cause import FailureCause, find_cause
-from reimzul.core.formatting import format_time, pluralize
+from reimzul.core.formatting import format_rfc3339, format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
@@ -135,7 +135,8 @@ def command(
         groups = group_failures(find_failures(history, wanted))
     failed = sum(len(group.builds) for group in groups)
     if as_json:
-        output.print_json({"since": begin, "failed": failed, "causes": [group.to_dict() for group in groups]})
+        since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
+        output.print_json({"since": since, "failed": failed, "causes": [group.to_dict() for group in groups]})
         return
     if sys.stdout.isatty():
         click.echo(f"{failed:,} failed since {format_time(begin)}, {pluralize(len(groups), 'cause')}")
