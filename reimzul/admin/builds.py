@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Union
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.causes import FailureContext, context_to_dict, find_context
+from reimzul.admin.causes import FailureContext, find_context
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
@@ -224,7 +224,8 @@ def _arch_to_dict(leg: BuildRecord, manifest: ManifestOrReason, context: Failure
         ]
         files = {"config": manifest.config, "files": listed, "no_files_reason": None}
     meaning = None if leg.exit_code is None else describe_code(leg.exit_code)
-    return {**leg.to_output(), "exit_code_meaning": meaning, **files, **context_to_dict(context)}
+    failure = None if context is None else context.to_dict()
+    return {**leg.to_output(), "exit_code_meaning": meaning, "failure": failure, **files}
 
 
 def format_build(

@@ -21,7 +21,7 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError
 from reimzul.core.failure_cause import FailureCause, find_cause
-from reimzul.core.formatting import format_time, pluralize
+from reimzul.core.formatting import format_rfc3339, format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
@@ -59,8 +59,8 @@ class FailureGroup:
         newest, oldest = self.builds[0], self.builds[-1]
         return {
             "cause": self.cause.id,
-            "cause_text": self.cause.text,
-            "builds": [f"{each.build_id}.{each.arch}" for each in self.builds],
+            "message": self.cause.text,
+            "builds": [{"build_id": each.build_id, "arch": each.arch} for each in self.builds],
             "packages": sorted(self.packages),
             "first": {"build_id": oldest.build_id, "at": oldest.at},
             "last": {"build_id": newest.build_id, "at": newest.at},
@@ -140,7 +140,8 @@ def command(
             lookup.refuse_unknown(settings, history, target=target, arch=arch)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
-        output.print_json({"since": begin, "failed": failed, "causes": [group.to_dict() for group in groups]})
+        since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
+        output.print_json({"since": since, "failed": failed, "causes": [group.to_dict() for group in groups]})
         return
     if groups and sys.stdout.isatty():
         click.echo(f"{failed:,} failed since {format_time(begin)}, {pluralize(len(groups), 'cause')}")
@@ -192,6 +193,15 @@ class FailureContext:
     def is_new(self) -> bool:
         return self.before is not None and self.before.status == Status.SUCCESS
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "cause": self.cause.id,
+            "message": self.cause.text,
+            "alike": len(self.alike),
+            "newly_failing": self.is_new,
+            "built_before": self.before.build_id if self.before is not None else None,
+        }
+
     def describe(self) -> Iterator[tuple[str, str]]:
         """Yield label and text for a person."""
         same = ""
@@ -201,20 +211,6 @@ class FailureContext:
         yield "cause", f"{self.cause.id}{same}"
         if self.is_new and self.before is not None:
             yield "newly failing", f"{self.before.evr or self.before.srpm} was built before: {self.before.build_id[:8]}"
-
-
-def context_to_dict(context: FailureContext | None) -> dict[str, Any]:
-    """Return the keys of a build in JSON; all are null for one that has not failed."""
-    if context is None:
-        return dict.fromkeys(("cause", "cause_text", "alike", "newly_failing", "built_before"))
-    before = context.before
-    return {
-        "cause": context.cause.id,
-        "cause_text": context.cause.text,
-        "alike": len(context.alike),
-        "newly_failing": context.is_new,
-        "built_before": before.build_id if before is not None else None,
-    }
 
 
 def find_context(history: History, failed: BuildRecord) -> FailureContext:

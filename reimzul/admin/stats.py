@@ -19,7 +19,7 @@ import click
 
 from reimzul.admin import lookup, output
 from reimzul.core.cli import EXIT_CODES
-from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.formatting import format_duration, format_rfc3339, format_time, pluralize
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
@@ -296,7 +296,7 @@ def failure_cause(record: BuildRecord) -> str:
 
 def to_dict(stats: BuildStats, begin: float, end: float) -> dict[str, Any]:
     return {
-        "since": begin,
+        "since": format_rfc3339(max(0.0, begin)),  # 0 is a time here, and not an unknown one
         "until": end,
         **stats.every.to_dict(),
         "causes": dict(stats.causes),

@@ -27,14 +27,14 @@ _OUTPUT_NAMES = {"builder_fqdn": "builder"}
 def to_output(value: Any, key: str = "") -> Any:
     """Return a value as it is printed in JSON: times in RFC 3339, seconds with milliseconds, `null` for the unknown.
 
-    `key` is the value's own. An empty string in a list is no unknown value, and stays.
+    `key` is the value's own; what is in a list has none. An empty string in a list is no unknown value, and stays.
     """
-    if key in _COUNT_KEYS and isinstance(value, Mapping):
-        return value
+    if isinstance(value, Mapping) and key in _COUNT_KEYS:
+        return dict(value)
     if isinstance(value, Mapping):
         return {_OUTPUT_NAMES.get(name, name): to_output(each, name) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [each if isinstance(each, str) else to_output(each, key) for each in value]
+        return [each if isinstance(each, str) else to_output(each) for each in value]
     if value == "" or (value == 0 and key in _TIME_KEYS | _NUMBERS_OF_THINGS):
         return None
     if key in _TIME_KEYS and isinstance(value, (int, float)):

@@ -61,6 +61,7 @@ def _build_some(day: JsonDay) -> None:
     for build_id in (hello, half):
         assert {each["state"] for each in day.run("show", build_id)["arches"]} <= {"published", "failed"}
         day.run("explain", build_id)
+    assert [each["builds"] for each in day.run("causes")["causes"]] == [[{"build_id": half, "arch": "i386"}]]
     (again,) = day.run("retry", hello, "--yes")
     day.run("watch", "--new", again["build_id"])
     day.run("override", "-s", "half-1.0-1.src.rpm", "-t", day.repo, "-a", "i386", "-c", "not needed")

@@ -16,9 +16,9 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.config import load_file
 from reimzul.core.message import BuildEvent
 from reimzul.history import open_history
-from tests import schemas
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
+from tests.schemas import check_line
 
 PROGRAM = Path(sys.executable).parent / "reimzul"
 NOW = time.time()
@@ -64,18 +64,20 @@ def folder(tmp_path: Path, beanstalkd: Beanstalkd, monkeypatch: pytest.MonkeyPat
 
 
 def reimzul(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(PROGRAM), *arguments], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([str(PROGRAM), *arguments], capture_output=True, text=True, timeout=30, check=False)
+    check_line(arguments, done.stdout)
+    return done
 
 
 def causes(*arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = schemas.check_output("causes", reimzul("causes", "--json", *arguments).stdout)
+    found: dict[str, Any] = json.loads(reimzul("causes", "--json", *arguments).stdout)
     return found
 
 
 def test_failures_are_grouped_by_cause_and_the_largest_group_is_first(folder: Path) -> None:
     found = causes()
     assert found["failed"] == 7
-    assert [(each["cause_text"], each["packages"]) for each in found["causes"]][:2] == [
+    assert [(each["message"], each["packages"]) for each in found["causes"]][:2] == [
         ("nobody provides python3dist(six)", ["python-a", "python-b", "python-c"]),
         ("%build failed: z.c:99:1: error: unknown type name 'bool'", ["libz", "python-six"]),
     ]
@@ -92,8 +94,9 @@ def test_only_the_wanted_period_target_and_arch_count(folder: Path) -> None:
 
 
 def test_show_says_who_failed_alike_and_whether_it_was_built_before(folder: Path) -> None:
-    (shown,) = schemas.check_output("show", reimzul("show", build_id(7), "--json").stdout)["arches"]
-    assert (shown["newly_failing"], shown["built_before"], shown["alike"]) == (True, build_id(5), 0)
+    (shown,) = json.loads(reimzul("show", build_id(7), "--json").stdout)["arches"]
+    failure = shown["failure"]
+    assert (failure["newly_failing"], failure["built_before"], failure["alike"]) == (True, build_id(5), 0)
     text = reimzul("show", build_id(4)).stdout
     assert "same as 1 other, first seen" in text
     assert "newly failing" not in text

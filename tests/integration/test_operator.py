@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click

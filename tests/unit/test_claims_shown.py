@@ -30,7 +30,7 @@ def test_a_claim_is_not_shown_as_a_fact(before: str, claimed: bool | None, state
     (record,) = apply_events({}, events).values()
     assert _row(record)[1] == state
     (build,) = group_by_build([record])
-    assert f"x86_64: {state}" in "\n".join(format_build(build, {"x86_64": "no manifest"}))
+    assert f"x86_64: {state}" in "\n".join(format_build(build, {"x86_64": "no manifest"}, {}))
 
 
 def test_the_log_names_a_claim() -> None:

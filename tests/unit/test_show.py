@@ -45,7 +45,7 @@ def make_manifest() -> Manifest:
 def test_the_name_of_a_file_is_before_its_size_and_its_checksum(in_full: bool) -> None:
     (build,) = group_by_build(apply_events({}, [event("Published")]).values())
     assert build.build_id == build_id(1)
-    lines = list(format_build(build, {"x86_64": make_manifest()}, checksums=in_full))
+    lines = list(format_build(build, {"x86_64": make_manifest()}, {}, checksums=in_full))
     assert lines[0] == f"build {build_id(1)}"
     checksum = SHA256 if in_full else SHA256[:12]
     assert lines[-2:] == [
