@@ -57,7 +57,7 @@ class CommandTable(click.Group):
             formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
 
 
-@click.command(cls=CommandTable, name="reimzul", epilog=EXIT_CODES)
+@click.command(cls=CommandTable, name="reimzul", epilog=EXIT_CODES, no_args_is_help=False)
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 def reimzul() -> None:
     """Observe and operate the build farm.

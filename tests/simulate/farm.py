@@ -50,6 +50,7 @@ from reimzul.repogen import cli as repogen_cli  # noqa: E402
 from reimzul.repogen import copier, verify  # noqa: E402
 from reimzul.store import createrepo, listing, listing_rules, repodata  # noqa: E402
 from reimzul.submit import submission  # noqa: E402
+from reimzul.submit.sources import Source  # noqa: E402
 from reimzul.tosign import cli as tosign_cli  # noqa: E402
 from reimzul.worker import build, download, mock, roots, upload  # noqa: E402
 from reimzul.worker.build import BuildEnvironment  # noqa: E402
@@ -244,16 +245,17 @@ class Farm:
 
     def submit(self, name: str) -> None:
         """Submit a build, as `reimzul-submit` does."""
-        source, digest = f"{name}-1-1.src.rpm", hashlib.sha256(self.sources[f"{name}-1-1.src.rpm"]).hexdigest()
+        header = rpm_header.Header(name=name, epoch=None, version="1", release="1", arch="", is_source=True)
+        digest = hashlib.sha256(self.sources[f"{name}-1-1.src.rpm"]).hexdigest()
+        source = Source(name=f"{name}-1-1.src.rpm", sha256=digest, copied=False, header=header)
         options = submission.SubmissionOptions(
             arches=(ARCH,), target=TARGET.rpartition(".")[0], disttag=".x", scratch=name.startswith("scratch")
         )
-        (request,) = submission.make_requests(types.SimpleNamespace(name=source, sha256=digest), options, "someone")  # type: ignore[arg-type]
+        (request,) = submission.make_requests(source, options, "someone")
         self.accepted[request.build_id] = request
         self.doubtful.add(request.build_id)
-        header = rpm_header.Header(name=name, epoch=None, version="1", release="1", arch="", is_source=True)
         with contextlib.suppress(BrokerUnavailable, ReimzulError), connect() as broker:
-            (queued,) = submission.queue_requests(broker, [request], header, options, ARCHES)
+            (queued,) = submission.queue_requests(broker, [(source, request)], options, ARCHES)
             self.doubtful -= {request.build_id} if queued.job else set()
 
     def collect(self) -> None:
