@@ -19,6 +19,9 @@ from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputEr
 if TYPE_CHECKING:  # `reimzul --help` starts without the settings
     from reimzul.core.settings import Settings
 
+#: The key of click's `Context.meta` with a command that only works on the controller, as a person types it.
+NEEDS_CONTROLLER = "reimzul.needs_controller"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CODES = """\b

@@ -18,6 +18,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_erro
 from reimzul.core.errors import EXIT_FAILED, EXIT_INPUT
 from reimzul.core.formatting import pluralize, to_output
 from reimzul.core.process import run_in_foreground
+from reimzul.core.roles import require_controller
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.submit.sources import RefusedSource, Source, check_sources, import_sources, read_names
@@ -103,6 +104,7 @@ def command(
     if not (srpms or positional):
         raise click.UsageError("no source rpm is given: -s SRPM, or -s - for a list on stdin")
     settings = load_settings(config, verbose)
+    require_controller("`reimzul-submit`", settings, config)
     known = read_arches(settings.farm.arches)
     names = [name for given in arches for name in given.split(",") if name]
     options = SubmissionOptions(arches=check_options(names, chosen["target"], chosen["disttag"], known), **chosen)

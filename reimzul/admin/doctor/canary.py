@@ -23,7 +23,7 @@ import attr
 
 from reimzul.admin import lookup
 from reimzul.admin.doctor import FAIL, OK, Finding, Result, fail, warn
-from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
+from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import connect, fetch
 from reimzul.admin.output import check_input
 from reimzul.core import canary, validators
@@ -33,6 +33,7 @@ from reimzul.core.control import clear_flag, new_flag, set_flag
 from reimzul.core.errors import InputError, InvalidMessage, ProgramNotFound, ReimzulError, ReservationLost
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.process import output_of
+from reimzul.core.roles import BSTORE, CONTROLLER
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key
 from reimzul.history import BuildFilter, NoHistory
 
