@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from reimzul.core import fs
@@ -39,3 +40,12 @@ def list_marks(folder: Path) -> dict[str, list[Path]]:
     for mark in folder.glob(f"{MARK_PREFIX}*"):
         found.setdefault(mark.stem[len(MARK_PREFIX) :], []).append(mark)
     return found
+
+
+def last_use(path: Path, marks: Iterable[Path]) -> float:
+    """When a source rpm came to `incoming/`, or was last needed for a build. Raises `OSError` if it is not there."""
+    times = [fs.last_change(path)]
+    for mark in marks:
+        with contextlib.suppress(FileNotFoundError):
+            times.append(fs.last_change(mark))
+    return max(times)

@@ -44,7 +44,7 @@ from reimzul.core.store_paths import StorePaths, StoreUrls  # noqa: E402
 from reimzul.history.build_record import BuildRecord, apply_events  # noqa: E402
 from reimzul.notifier.daemon import Notifier  # noqa: E402
 from reimzul.notifier.delivery import Sink, SinkUnavailable  # noqa: E402
-from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup  # noqa: E402
+from reimzul.notifier.housekeeping import HeartbeatIntake  # noqa: E402
 from reimzul.notifier.outbox import Outbox  # noqa: E402
 from reimzul.repogen import cli as repogen_cli  # noqa: E402
 from reimzul.repogen import copier, verify  # noqa: E402
@@ -238,8 +238,8 @@ class Farm:
 
     def _make_notifier(self, settings: Settings) -> Notifier:
         sinks = [HistorySink(self.records), MailSink(self.records)]
-        outbox, refusals = Outbox(settings.notifier.ledger), RefusalCleanup(connect, "", 0)
-        return Notifier(connect, "ctl", outbox, sinks, HeartbeatIntake(settings.notifier.presence), refusals, None)
+        outbox = Outbox(settings.notifier.ledger)
+        return Notifier(connect, "ctl", outbox, sinks, HeartbeatIntake(settings.notifier.presence), [], None)
 
     # --- people
 
