@@ -86,7 +86,7 @@ def remove_old_sources(folder: Path, sources: Iterable[OldSource], before: float
         raise ReimzulError(f"{folder} is locked by another program") from None
     except OSError as error:
         reason = f"{error.filename}: {describe_os_error(error)}"
-        hint = f": run it as root, or as {folder.owner()}" if isinstance(error, PermissionError) else ""
+        hint = f": run it as root, or as the owner of {folder}" if isinstance(error, PermissionError) else ""
         raise ReimzulError(f"{reason}{hint}") from error
     return removed
 

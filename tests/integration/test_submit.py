@@ -677,6 +677,27 @@ def test_wait_follows_all_and_tells_of_those_refused(controller: Controller, upl
         assert called.read_text().split() == ["watch", "--new", *(row[0] for row in rows_of(ended))]
 
 
+def test_many_cost_one_connection_and_one_look_at_what_a_target_lists(
+    controller: Controller, published: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = controller.folder / "many"
+    folder.mkdir()
+    for number in range(40):
+        srpms.forge_srpm(
+            folder / f"p{number}-1-1.src.rpm", {"name": f"p{number}", "version": "1", "release": "1", "arch": "noarch"}
+        )
+    asked: list[str] = []
+    monkeypatch.setattr(webserver._Quiet, "log_message", lambda served, *_: asked.append(served.path))
+    before = controller.broker.client.stats()["total-connections"]
+    ended = controller.submit("-s", f"{folder}/*.src.rpm", "-s", HELLO, *AS)
+    assert controller.broker.client.stats()["total-connections"] == before + 1
+    assert ended.code == 1, "hello is listed"
+    assert f"of build {published} already" in ended.err[0]
+    assert len(rows_of(ended)) == len(controller.queued("x86_64")) == 40
+    assert len([path for path in asked if "primary" in path]) == 1
+    assert len([path for path in asked if "repomd" in path]) == 2, "the other is for a target that has no repodata"
+
+
 # --- of which file a name is
 
 
