@@ -78,9 +78,9 @@ class Demo:
 
     def submit(self, srpm: Path) -> str:
         """Submit a source rpm as anybody would; return the build's id."""
-        submitted = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))
-        print_line(f"$ reimzul-submit -s {submitted['srpm']} -a {self.farm.arch} -t {TARGET} -d .demo")
-        return str(submitted["builds"][0]["build_id"])
+        (build,) = json.loads(output_of(self.farm.submit_command(srpm, TARGET, "--json")))["builds"]
+        print_line(f"$ reimzul-submit -s {build['srpm']} -a {self.farm.arch} -t {TARGET} -d .demo")
+        return str(build["build_id"])
 
     def watch(self, build_ids: list[str]) -> bool:
         """Let `reimzul watch` print what happens until all builds are over; return whether one failed."""

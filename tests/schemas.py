@@ -19,6 +19,8 @@ from reimzul.submit.cli import command as submit_command
 FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 #: The schemas of MQTT's topics, and the one with what the commands' schemas have in common.
 TOPICS, SHARED = ("events", "results"), "shared"
+#: `prune --incoming` prints something else than `prune`.
+_INCOMING = ("prune", "incoming")
 
 Schema = Mapping[str, Any]
 
@@ -47,7 +49,7 @@ def list_json_commands() -> list[tuple[str, ...]]:
     for name, (module, attribute, _) in COMMANDS.items():
         command = getattr(importlib.import_module(f"reimzul.admin.{module}"), attribute)
         found += [(name, *rest) for rest in _walk_commands(command)]
-    return found
+    return [*found, _INCOMING]
 
 
 def _walk_commands(command: click.Command) -> Iterator[tuple[str, ...]]:
@@ -88,7 +90,7 @@ def check_line(words: Sequence[object], text: str) -> None:
     """The same of what a command line has printed, if it asks for JSON; after the first value `watch` may go on."""
     typed = [str(word) for word in words]
     if "--json" in typed and text:
-        name = find_schema(typed[:2])
+        name = find_schema(_INCOMING if "--incoming" in typed else typed[:2])
         assert name, typed
         for each in split_values(text):
             check_output(name, each)

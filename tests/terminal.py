@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real terminal of a given size, for programs whose output depends on it."""
+"""A real terminal of a given width, for programs whose output depends on it."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import termios
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attr
 
@@ -25,20 +28,42 @@ class Shown:
         return self.text.replace("\r\n", "\n").splitlines()
 
 
-def run_on_terminal(argv: Sequence[str], columns: int = 80, **environment: str) -> Shown:
+def show_on_terminal(argv: Sequence[str], columns: int = 80, **environment: str) -> Shown:
     """Run a program whose stdout is a terminal so wide; what it prints on stderr is read from a pipe."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    ours, its = _open_terminal(columns)
     inherited: Mapping[str, str] = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     with subprocess.Popen(
         argv, stdout=its, stderr=subprocess.PIPE, env={**inherited, "TERM": "xterm", **environment}
     ) as process:
-        os.close(its)
-        shown = b""
-        try:
-            while part := os.read(ours, 65536):
-                shown += part
-        except OSError:  # Linux says so when the other end is closed and all is read
-            os.close(ours)
+        shown = _read_until_closed(ours, its)
         errors = process.stderr.read().decode() if process.stderr else ""
-        return Shown(process.wait(30), shown.decode(), errors)
+        return Shown(process.wait(30), shown, errors)
+
+
+def run_on_terminal(
+    argv: Sequence[str], folder: Path, env: Mapping[str, str], *, columns: int = 80, timeout: float = 180
+) -> tuple[int, str]:
+    """Return the exit code, and what the program wrote to stdout and stderr, without colours."""
+    ours, its = _open_terminal(columns)
+    with subprocess.Popen(argv, cwd=folder, env=env, stdin=its, stdout=its, stderr=its) as process:
+        said = _read_until_closed(ours, its)
+        code = process.wait(timeout)
+    return code, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said).replace("\r\n", "\n")
+
+
+def _open_terminal(columns: int) -> tuple[int, int]:
+    """Open a terminal; return the descriptors of our side and of the program's."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    return ours, its
+
+
+def _read_until_closed(ours: int, its: int) -> str:
+    """Read all that is written on the terminal; the program has its side, and ours of that is closed here."""
+    os.close(its)
+    said = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other end is closed and all is read
+        while part := os.read(ours, 65536):
+            said += part
+    os.close(ours)
+    return said.decode()

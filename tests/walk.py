@@ -7,17 +7,12 @@ is another's each time (ids, times, numbers).
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import pty
 import re
 import shlex
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +24,7 @@ from devfarm.plan import BSTORE, CONTROLLER
 from reimzul.core.message import WorkerState
 from reimzul.history.workers import WorkerStore
 from tests import srpms
+from tests.terminal import run_on_terminal
 from tests.waiting import until
 
 PAGE = Path(__file__).parents[1] / "docs" / "operating.md"
@@ -74,9 +70,9 @@ class Day:
             typed = step.command.format(**shortened)
             code, said = self.type(typed, step)
             assert code == step.code, f"{typed}: {code}\n{said}"
-            found = re.search(r"\bbuild ([0-9a-f]{32})", said)
+            found = re.search(r"^([0-9a-f]{8,32})\s|\bbuild ([0-9a-f]{32})", said, re.MULTILINE)
             if step.name and found:
-                self.ids[step.name] = found[1]
+                self.ids[step.name] = found[1] or found[2]
             yield step, typed, said
 
     def type(self, typed: str, step: Step) -> tuple[int, str]:
@@ -85,8 +81,10 @@ class Day:
         program, *words = shlex.split(command)
         argv = [str(Path(sys.executable).with_name(program)), *words]
         env = {**os.environ, "REIMZUL_CONFIG": str(self.farm.ini(step.host)), "COLUMNS": str(COLUMNS), "TERM": "dumb"}
-        run = _in_a_pipe if through or step.lines else _on_a_terminal
-        code, said = run(argv, self.sources, env)
+        if through or step.lines:
+            code, said = _in_a_pipe(argv, self.sources, env)
+        else:
+            code, said = run_on_terminal(argv, self.sources, env, columns=COLUMNS)
         return code, "".join(f"{line}\n" for line in _filtered(said.splitlines(), through))
 
     def is_over(self, name: str) -> bool:
@@ -197,20 +195,6 @@ def farm(folder: Path) -> Farm:
 def _in_a_pipe(argv: Sequence[str], folder: Path, env: dict[str, str]) -> tuple[int, str]:
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=180, check=False)
     return done.returncode, done.stdout + done.stderr
-
-
-def _on_a_terminal(argv: Sequence[str], folder: Path, env: dict[str, str]) -> tuple[int, str]:
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
-    with subprocess.Popen(argv, cwd=folder, env=env, stdin=its, stdout=its, stderr=its) as process:
-        os.close(its)
-        said = b""
-        with contextlib.suppress(OSError):  # Linux says so when the other end is closed and all is read
-            while part := os.read(ours, 65536):
-                said += part
-        code = process.wait(180)
-    os.close(ours)
-    return code, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said.decode()).replace("\r\n", "\n")
 
 
 def _filtered(lines: Sequence[str], through: str) -> Sequence[str]:

@@ -38,6 +38,7 @@ from reimzul.core.errors import (
     describe_os_error,
 )
 from reimzul.core.fs import find_unreadable
+from reimzul.core.incoming import mark_source
 from reimzul.core.message import BuildEvent, BuildRequest, Status, event_for, new_build_id
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
@@ -388,6 +389,7 @@ def _check_source(incoming: Path, build: BuildLegs, before: BuildRequest | None)
 
     path = incoming / build.main.srpm
     try:
+        mark_source(path)
         sha256 = sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: {describe_os_error(error)}") from None

@@ -9,7 +9,7 @@ import click
 
 from reimzul import __version__
 from reimzul.admin.output import NearestGroup
-from reimzul.core.cli import EXIT_CODES, run_command
+from reimzul.core.cli import EXIT_CODES, NEEDS_CONTROLLER, run_command
 
 #: Every subcommand: its name, its module in this package, the command in that module, and its line in `reimzul --help`.
 COMMANDS = {
@@ -39,10 +39,20 @@ COMMANDS = {
     "config": ("config_cmd", "config_group", "Check a configuration, or print a sample."),
     "setup": ("setup.cli", "command", "Set this host up for its role: configuration, keys, units."),
 }
+#: The subcommands for every host, or for bstore. The others need the history, incoming/ or the notifier's files.
+WORK_ANYWHERE = frozenset(("repogen", "prune", "scratch", "doctor", "config", "setup"))
 
 
 class CommandTable(NearestGroup):
     """The subcommands of the table; listing them imports none."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name not in WORK_ANYWHERE:
+            ctx.meta[NEEDS_CONTROLLER] = f"`reimzul {name}`"
+        return name, command, rest
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -59,7 +69,7 @@ class CommandTable(NearestGroup):
             formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
 
 
-@click.command(cls=CommandTable, name="reimzul", epilog=EXIT_CODES)
+@click.command(cls=CommandTable, name="reimzul", epilog=EXIT_CODES, no_args_is_help=False)
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 def reimzul() -> None:
     """Observe and operate the build farm.

@@ -20,9 +20,10 @@ import attr
 import click
 
 from reimzul.core import setting_parsers, validators
-from reimzul.core.cli import load_settings, shared_options
+from reimzul.core.cli import NEEDS_CONTROLLER, load_settings, shared_options
 from reimzul.core.errors import EXIT_USAGE, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, suggest_nearest, to_output
+from reimzul.core.roles import require_controller
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +48,10 @@ def pass_settings(function: F) -> Any:
 
     @functools.wraps(function)
     def run(config: Path | None, verbose: bool, **given: Any) -> Any:
-        return function(load_settings(config, verbose), **given)
+        settings = load_settings(config, verbose)
+        if program := click.get_current_context().meta.get(NEEDS_CONTROLLER):
+            require_controller(program, settings, config)
+        return function(settings, **given)
 
     return shared_options(color_option(run))
 

@@ -19,6 +19,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.incoming import prune_incoming
 from reimzul.admin.output import (
     NearestGroup,
     Table,
@@ -113,9 +114,10 @@ def _user_name(uid: int) -> str:
 @click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
+@click.option("--incoming", is_flag=True, help="On the controller: remove source rpms that no build needs instead.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be dropped.")
 @yes_option
-@json_option("a list of targets")
+@json_option("a list of targets; with --incoming an object")
 @pass_settings
 def prune_builds(
     settings: Settings,
@@ -123,6 +125,7 @@ def prune_builds(
     keep: int | None,
     older: int | None,
     unsigned: bool,
+    incoming: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -133,12 +136,20 @@ def prune_builds(
     The newest successful build of a package and arch always stays; failed builds are dropped with those of their age.
     Builds that wait to be collected and signed stay, and those not staged for signing yet.
 
+    With --incoming, on the controller, source rpms are removed that came or were last submitted longer ago than
+    --older or [incoming] keep_days. What a build needs stays: one that waits or runs, or failed within that time.
+
     \b
     Examples:
       reimzul prune --dry-run
       reimzul prune --target c7.1708.u --keep 3 --older 90d
+      reimzul prune --incoming --older 90d --dry-run
       reimzul prune --yes
     """
+    if incoming:
+        if target or keep or unsigned:
+            raise InputError("--incoming goes by age alone: --target, --keep and --unsigned are for builds")
+        return prune_incoming(settings, older, dry_run=dry_run, yes=yes, as_json=as_json)
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
     rules = _rules_by_target(list_targets(store.repo), target, given, settings, unsigned)

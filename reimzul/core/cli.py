@@ -19,6 +19,9 @@ from reimzul.core.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, InputEr
 if TYPE_CHECKING:  # `reimzul --help` starts without the settings
     from reimzul.core.settings import Settings
 
+#: The key of click's `Context.meta` with a command that only works on the controller, as a person types it.
+NEEDS_CONTROLLER = "reimzul.needs_controller"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CODES = """\b
@@ -74,17 +77,22 @@ def load_settings(config: Path | None, verbose: bool) -> Settings:
 
 
 def run_command(command: click.Command, *, help_without_arguments: bool = False) -> NoReturn:
-    """Run a command as a program: an error becomes a line on stderr and its exit code."""
+    """Run a command as a program: an error becomes a line on stderr and its exit code.
+
+    `help_without_arguments`: without any, the error is the whole help.
+    """
     command.context_settings["help_option_names"] = ["-h", "--help"]  # -h as in the original; groups pass it on
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:] or (["--help"] if help_without_arguments else [])
     try:
-        code = command.main(arguments, standalone_mode=False)
+        code = command.main(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
-        error.show()
+        if help_without_arguments and not sys.argv[1:] and isinstance(error, click.UsageError) and error.ctx:
+            click.echo(error.ctx.get_help(), err=True)
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)

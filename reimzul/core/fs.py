@@ -21,6 +21,8 @@ from reimzul.core.formatting import format_size
 from reimzul.core.store_paths import StorePaths
 
 _MIB = 1024 * 1024
+#: Seconds between two tries to get a lock that another process has.
+_LOCK_POLL_SECONDS = 0.02
 
 
 @attr.frozen(kw_only=True)
@@ -162,14 +164,29 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterat
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the flock of a folder itself, which ends with it. Raises `BlockingIOError` if another process has it."""
+def folder_lock(folder: Path, *, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
+    """Hold the flock of a folder itself, which ends with it.
+
+    Raises `BlockingIOError` if another process has it for `patience` seconds more.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_within(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, patience)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_within(descriptor: int, mode: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, mode)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_LOCK_POLL_SECONDS)
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Callable, NoReturn, Union
+from typing import IO, Callable, Union
 
 from reimzul.core.errors import ProcessStalled, ProgramFailed, ProgramNotFound, TimedOut
 from reimzul.core.retry import CancelToken
@@ -177,15 +177,17 @@ def run(
         return int(process.returncode)
 
 
-def exec_program(argv: Argv) -> NoReturn:
-    """Replace this process by another program. Raises `ProgramNotFound`."""
+def run_in_foreground(argv: Argv) -> int:
+    """Run a program on our terminal and wait for it, Ctrl-C included; return its exit code.
+
+    Raises `ProgramNotFound`.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    words = [os.fspath(word) for word in argv]
     try:
-        os.execv(words[0], words)
+        return subprocess.call([os.fspath(word) for word in argv])
     except OSError as error:
-        raise ProgramNotFound(f"cannot run {words[0]}: {error.strerror}") from error
+        raise ProgramNotFound(f"cannot run {os.fspath(argv[0])}: {error.strerror}") from error
 
 
 class CpuIdleTimer:

@@ -89,6 +89,12 @@ class IncomingSettings:
         "http://localhost:11080/reimzul-incoming/",
         "The URL of that folder for builders (reimzul-worker).",
     )
+    keep_days: int = setting(
+        days,
+        "0",
+        "Days after which the notifier removes a source rpm that came or was last submitted before; 0: never.\n"
+        "What a build needs stays: one that waits or runs, or failed within these days.",
+    )
 
 
 @attr.frozen(kw_only=True)

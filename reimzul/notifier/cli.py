@@ -12,7 +12,7 @@ from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.event_signature import EventKeys
 from reimzul.core.settings import Settings
 from reimzul.notifier.daemon import Notifier
-from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup
+from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup, SourceCleanup
 from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.quarantine import Quarantine, QuarantineRules
 from reimzul.notifier.sinks import enabled_sinks
@@ -37,7 +37,10 @@ def command(settings: Settings) -> None:
         Outbox(settings.notifier.ledger),
         sinks,
         HeartbeatIntake(settings.notifier.presence),
-        RefusalCleanup(connect, settings.history.url, settings.history.refused_days),
+        [
+            RefusalCleanup(connect, settings.history.url, settings.history.refused_days),
+            SourceCleanup(folder=settings.incoming.folder, url=settings.history.url, days=settings.incoming.keep_days),
+        ],
         make_quarantine(settings),
         EventKeys.load(settings.farm.event_keys),
     )

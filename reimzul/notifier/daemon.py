@@ -15,7 +15,7 @@ from reimzul.core.event_signature import NO_KEYS, EventKeys
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
 from reimzul.core.retry import LogThrottle
 from reimzul.notifier.delivery import Sink, SinkPool
-from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, RefusalCleanup, correct_clock
+from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, RefusalCleanup, SourceCleanup, correct_clock
 from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.quarantine import Quarantine
 
@@ -36,7 +36,7 @@ class Notifier(Daemon[NotifyMessage]):
         outbox: Outbox,
         sinks: Iterable[Sink],
         heartbeats: HeartbeatIntake,
-        refusals: RefusalCleanup,
+        cleanups: Iterable[RefusalCleanup | SourceCleanup],
         quarantine: Quarantine | None,
         event_keys: EventKeys = NO_KEYS,
     ) -> None:
@@ -48,7 +48,7 @@ class Notifier(Daemon[NotifyMessage]):
         self.heartbeats = heartbeats
         self.quarantine = quarantine
         self.event_keys = event_keys
-        self.refusals = refusals
+        self.cleanups = tuple(cleanups)
         self.reaper = CancelReaper(outbox)
         self._committed_at = float("-inf")
         self._purge_due = LogThrottle(seconds=86400.0)
@@ -84,7 +84,8 @@ class Notifier(Daemon[NotifyMessage]):
     def do_idle_work(self, broker: Broker) -> None:
         if self._purge_due.is_due():
             self.outbox.purge(time.time())
-            self.refusals.start()
+            for cleanup in self.cleanups:
+                cleanup.start()
         self.heartbeats.sweep()
         self._check_flags(broker)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notifier's work beside delivering events: it corrects clocks, records heartbeats, and cleans up after cancels.
+"""The notifier's work beside delivering events: it corrects clocks, records heartbeats, and cleans up.
 
 `correct_clock` corrects the times of an event by a sender whose clock is wrong, since these times decide which of two
 events is the later one, and how long both are kept. `HeartbeatIntake` records who is there. `RefusalCleanup` drops
-old refusals from the history. `CancelReaper` finishes cancels whose sender was killed before their end.
+old refusals from the history, `SourceCleanup` removes source rpms that no build needs. `CancelReaper` finishes cancels
+whose sender was killed before their end.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from reimzul.core import control
 from reimzul.core.beanstalk import Broker, ReservedJob, build_of_cancel_tube, cancel_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS, measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, ReservationLost, RetryLater
+from reimzul.core.formatting import pluralize
 from reimzul.core.message import BuildEvent, BuildRequest, Event, Status, WorkerHeartbeat
 from reimzul.core.retry import LogThrottle
-from reimzul.history import open_history
+from reimzul.history import NoHistory, open_history
 from reimzul.history.build_record import RefusalRecord
+from reimzul.history.incoming import find_old_sources, remove_old_sources
 from reimzul.history.workers import RETENTION_SECONDS, WorkerRecord, WorkerStore, WorkersUnavailable
 from reimzul.notifier.outbox import Outbox
 
@@ -160,6 +163,37 @@ def _is_buried(broker: Broker, refusal: RefusalRecord) -> bool:
     except ReservationLost:
         return False
     return (stats.tube, stats.state) == (refusal.tube, "buried")
+
+
+# --- incoming/ ------------------------------------------------------------------------------------------------------
+
+
+@attr.frozen(kw_only=True)
+class SourceCleanup:
+    """Removes source rpms from `incoming/` that no build has needed for some days."""
+
+    folder: Path
+    url: str  #: of the history
+    days: int  #: 0: keep them for ever
+
+    def start(self) -> None:
+        """Start a round in a thread, as `RefusalCleanup` does."""
+        if self.days:
+            threading.Thread(target=self._run, name="incoming", daemon=True).start()
+
+    def _run(self) -> None:
+        before = time.time() - self.days * 86400
+        try:
+            with contextlib.closing(open_history(self.url, reading=True)) as history:
+                found = find_old_sources(history, self.folder, before)
+            removed = remove_old_sources(self.folder, [each for each in found if not each.message], before)
+        except NoHistory:
+            return  # nothing was built yet, or the history is lost
+        except ReimzulError as error:
+            log.warning("old source rpms are not removed today: %s", error)
+        else:
+            if removed:
+                log.info("removed %s of more than %d days ago", pluralize(len(removed), "source rpm"), self.days)
 
 
 # --- cancels --------------------------------------------------------------------------------------------------------

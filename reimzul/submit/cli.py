@@ -7,27 +7,26 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attr
 import click
 
-from reimzul.core.arch import read_arches
+from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
-from reimzul.core.errors import EXIT_FAILED
-from reimzul.core.formatting import to_output
-from reimzul.core.process import exec_program
-from reimzul.core.rpm_header import read_source_header
+from reimzul.core.errors import EXIT_FAILED, EXIT_INPUT
+from reimzul.core.formatting import pluralize, to_output
+from reimzul.core.process import run_in_foreground
+from reimzul.core.roles import require_controller
+from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
+from reimzul.submit.sources import RefusedSource, Source, check_sources, import_sources, read_names
 from reimzul.submit.submission import (
     QueuedBuild,
-    Source,
     SubmissionOptions,
-    check_arches,
     check_options,
-    find_source,
-    import_source,
+    count_watchers,
     make_requests,
     queue_requests,
     refuse_listed,
@@ -40,18 +39,24 @@ Examples:
   reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u
   reimzul-submit -s ~/rpmbuild/SRPMS/time-1.9-1.src.rpm -d .el9 -a x86_64,aarch64 -t c9s --scratch
   reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u --wait
+  reimzul-submit -s 'python-*.src.rpm' -s time-1.9-1.src.rpm -d .el9 -a x86_64 -t c9s
+  ls *.src.rpm | reimzul-submit -s - -d .el9 -a x86_64 -t c9s
 
 i386 is built together with x86_64, and ppc with ppc64, with the same timestamp: do not submit them separately.
 """
 
 
 @click.command("reimzul-submit", epilog=EXAMPLES + "\n" + EXIT_CODES)
+@click.argument("positional", metavar="[SRPM]...", nargs=-1)
 @click.option(
     "-s",
     "--srpm",
-    required=True,
+    "srpms",
+    multiple=True,
     metavar="SRPM",
-    help="The source rpm: the name of a file in incoming/, or a path; a file elsewhere is copied to incoming/.",
+    help="A source rpm: the name of a file in incoming/, or a path; a file elsewhere is copied to incoming/. Or a "
+    "pattern in quotes, for files in incoming/ and in this folder; or - for a list on stdin, one per line. May be "
+    "given again; SRPM without -s means the same.",
 )
 @click.option(
     "-a",
@@ -71,94 +76,135 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
 )
 @click.option("-d", "--disttag", required=True, metavar="DISTTAG", help="The disttag to build with, as .el7_4.")
 @click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
-@click.option("--scratch", is_flag=True, help="Only build it, into scratch/: nothing is published or signed.")
+@click.option("--scratch", is_flag=True, help="Only build, into scratch/: nothing is published or signed.")
 @click.option(
     "--rebuild",
     is_flag=True,
     help="Replace the build of the same version and release that the target lists. Without it, that is refused.",
 )
-@click.option("--wait", is_flag=True, help="Then follow the builds and exit as `reimzul watch` does.")
+@click.option("--wait", is_flag=True, help="Then follow all builds and exit as `reimzul watch` does.")
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: for no longer than this.")
-@click.option("--json", "as_json", is_flag=True, help="Print the queued builds as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object. See docs/json.md.")
 @shared_options
 def command(
-    srpm: str,
+    srpms: Sequence[str],
+    positional: Sequence[str],
     arches: Sequence[str],
-    target: str,
-    disttag: str,
-    now: bool,
-    scratch: bool,
-    rebuild: bool,
     wait: bool,
     timeout: float | None,
     as_json: bool,
     config: Path | None,
     verbose: bool,
+    **chosen: Any,
 ) -> int:
-    """Queue a source rpm to be built.
+    """Queue source rpms to be built, each for each arch.
 
-    Everything is checked before anything is queued. Prints the tube and the build id for each arch.
+    Everything is checked before anything is queued. Source rpms that cannot be built are refused, with a line on stderr
+    for each; the others are queued, with a line for each build: its id, arch, target and source rpm. The exit code is 1
+    if some are refused, and 4 if all are.
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout is for --wait: give both")
+    if not (srpms or positional):
+        raise click.UsageError("no source rpm is given: -s SRPM, or -s - for a list on stdin")
     settings = load_settings(config, verbose)
+    require_controller("`reimzul-submit`", settings, config)
     known = read_arches(settings.farm.arches)
     names = [name for given in arches for name in given.split(",") if name]
-    options = SubmissionOptions(
-        arches=check_options(names, target, disttag, known),
-        target=target,
-        disttag=disttag,
-        now=now,
-        scratch=scratch,
-        rebuild=rebuild,
-    )
+    options = SubmissionOptions(arches=check_options(names, chosen["target"], chosen["disttag"], known), **chosen)
+    # here a target that no worker knows is to be refused, before any file is read
     user = current_user()
-    path = find_source(srpm, settings.incoming.folder)
-    header = read_source_header(path)
-    for doubt in check_arches(path.name, header, options.arches, known):
-        _warn(doubt)
-    if not (rebuild or scratch):
-        targets = [f"{target}.{arch}" for arch in options.arches]
-        checked = [each for each in targets if "builds" not in settings.duplicates.kinds_for(each)]
-        refuse_listed(header, disttag, checked, settings.bstore.base_url, _warn)
-    source = import_source(path, settings.incoming.folder)
+    sources, refused = _prepare_sources(read_names([*srpms, *positional], sys.stdin), options, settings, known)
     shared = ["--config", str(config)] if config else []  # for the `reimzul` program
+    builds: Sequence[QueuedBuild] = ()
+    try:
+        if sources:
+            builds = _queue_builds(sources, options, settings, known, user, shared, as_json=as_json)
+    finally:
+        for each in refused:
+            print_error(command, each.message)
+    _print_report(builds, refused, options, as_json=as_json)
+    queued = [build.build_id for build in builds if build.job is not None]
+    if not queued:
+        return EXIT_INPUT
+    code = _watch_builds(queued, shared, timeout, as_json=as_json) if wait else 0
+    return code or (EXIT_FAILED if refused or len(queued) < len(builds) else 0)
+
+
+def _prepare_sources(
+    names: Sequence[str], options: SubmissionOptions, settings: Settings, known: Arches
+) -> tuple[list[Source], list[RefusedSource]]:
+    """Check source rpms and bring them into incoming/; return those that can be queued, and the others."""
+    files, refused = check_sources(names, settings.incoming.folder, options.arches, known, _warn)
+    if not (options.rebuild or options.scratch):
+        targets = [each for each in options.targets.values() if "builds" not in settings.duplicates.kinds_for(each)]
+        files, listed = refuse_listed(files, options.disttag, targets, settings.bstore.base_url, _warn)
+        refused += listed
+    sources, unimported = import_sources(files, settings.incoming.folder)
+    return sources, refused + unimported
+
+
+def _queue_builds(
+    sources: Sequence[Source],
+    options: SubmissionOptions,
+    settings: Settings,
+    known: Arches,
+    user: str,
+    shared: Sequence[str],
+    *,
+    as_json: bool,
+) -> list[QueuedBuild]:
+    """Queue the builds of source rpms, and print a line for each as soon as it is queued."""
+    builds = []
     with Broker.from_settings(settings.beanstalkd) as broker:
-        requests = make_requests(source, options, submitter_for_workers(broker, user, shared))
+        submitter = submitter_for_workers(broker, user, shared)
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-        request_repodata(broker, urls, [request.target for request in requests])
-        builds = queue_requests(broker, requests, header, options, known)
-    _print_report(builds, source, requests[0].submitter, options, as_json=as_json)
-    if any(build.job is None for build in builds):
-        return EXIT_FAILED
-    if wait:  # by the program beside this one, as submit does not import the admin package
-        program = Path(sys.argv[0]).resolve().with_name("reimzul")
-        passed_on = [*(["--json"] if as_json else []), *(["--timeout", str(timeout)] if timeout is not None else [])]
-        exec_program([program, "watch", "--new", *shared, *passed_on, *(build.build_id for build in builds)])
-    return 0
+        request_repodata(broker, urls, options.targets.values())
+        requests = ((source, each) for source in sources for each in make_requests(source, options, submitter))
+        for build in queue_requests(broker, requests, options, known):
+            builds.append(build)
+            if build.job is not None and not as_json:
+                click.echo(_format_build(build, options))
+        return count_watchers(broker, builds)
+
+
+def _format_build(build: QueuedBuild, options: SubmissionOptions) -> str:
+    """Format a build for a terminal, or with its whole id and tabs for a pipe."""
+    if not sys.stdout.isatty():
+        return "\t".join((build.build_id, build.arch, build.target, build.srpm))
+    arch_width, target_width = max(map(len, options.targets)), max(map(len, options.targets.values()))
+    return f"{build.build_id[:8]}  {build.arch:{arch_width}}  {build.target:{target_width}}  {build.srpm}"
+
+
+def _print_report(
+    builds: Sequence[QueuedBuild], refused: Sequence[RefusedSource], options: SubmissionOptions, *, as_json: bool
+) -> None:
+    for build in builds:
+        if build.job is None:
+            print_error(command, f"{build.srpm} is not queued for {build.arch}: {build.message}")
+    for tube in dict.fromkeys(build.tube for build in builds if build.watchers == 0):
+        _warn(f"no builder watches the tube {tube}; builds wait there until one does")
+    if as_json:
+        rows = [attr.asdict(build) for build in builds]
+        report = {"scratch": options.scratch, "builds": rows, "refused": [attr.asdict(each) for each in refused]}
+        click.echo(json.dumps(to_output(report), indent=2, sort_keys=True))
+        return
+    queued = [build.srpm for build in builds if build.job is not None]
+    sources = len(set(queued))
+    if sys.stdout.isatty() and sources + len(refused) > 1:
+        rest = f", {len(refused)} refused" if refused else ""
+        click.echo(f"{pluralize(len(queued), 'build')} of {pluralize(sources, 'source rpm')} queued{rest}")
+
+
+def _watch_builds(build_ids: Sequence[str], shared: Sequence[str], timeout: float | None, *, as_json: bool) -> int:
+    """Follow builds by the program beside this one, as submit does not import the admin package."""
+    program = Path(sys.argv[0]).resolve().with_name("reimzul")
+    passed_on = [*(["--json"] if as_json else []), *(["--timeout", str(timeout)] if timeout is not None else [])]
+    return run_in_foreground([program, "watch", "--new", *shared, *passed_on, *build_ids])
 
 
 def _warn(line: str) -> None:
     print_error(command, f"warning: {line}")
-
-
-def _print_report(
-    builds: Sequence[QueuedBuild], source: Source, submitter: str, options: SubmissionOptions, *, as_json: bool
-) -> None:
-    if as_json:
-        rows = [attr.asdict(build) for build in builds]
-        click.echo(json.dumps(to_output({"srpm": source.name, "copied": source.copied, "builds": rows})))
-    for build in builds:
-        if build.job is None:
-            print_error(command, f"not queued for {build.arch}: {build.message}")
-            continue
-        if not as_json:
-            click.echo(
-                f"Submitted SRPM {source.name} to build queue {build.tube} for target {build.target} "
-                f"(scratch: {options.scratch}) by {submitter}: build {build.build_id}"
-            )
-        if build.watchers == 0:
-            _warn(f"no builder watches the tube {build.tube}; the build waits until one does")
 
 
 def main() -> NoReturn:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A submission: finds and checks the source rpm, brings it into `incoming/`, and queues one request for each arch.
+"""A submission: checks what builds are to be of, and queues one request for each source rpm and arch.
 
 Everything is checked before anything is queued.
 """
@@ -13,33 +13,30 @@ import io
 import json
 import logging
 import lzma
-import os
 import re
-import shutil
 import sys
-import tempfile
-import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import quote, unquote
 
 import attr
 
-from reimzul.core import fs, validators
+from reimzul.core import validators
 from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
-from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, describe_os_error
-from reimzul.core.fs import find_unreadable
+from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
-from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
+from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.process import output_of
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
+from reimzul.submit.sources import RefusedSource, Source, SourceFile
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +58,9 @@ _DISTTAG = re.compile(
 _OPENERS: dict[str, Callable[[io.BytesIO], Any]] = {
     ".xml": contextlib.nullcontext, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open,
 }  # fmt: skip
-#: Prefix of unfinished copies, and the seconds after which one is left over from a killed submission.
-_COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
+
+#: The name and the version-release of a package.
+Package = tuple[str, str]
 
 
 @attr.frozen(kw_only=True)
@@ -74,29 +72,29 @@ class SubmissionOptions:
     scratch: bool = False
     rebuild: bool = False
 
+    @property
+    def targets(self) -> dict[str, str]:
+        """The target of each arch."""
+        return {arch: f"{self.target}.{arch}" for arch in self.arches}
+
 
 @attr.frozen(kw_only=True)
 class QueuedBuild:
-    """The job queued for one arch, or why there is none."""
+    """The job queued for a source rpm and an arch, or why there is none."""
 
+    srpm: str
     arch: str
-    tube: str
     target: str
+    tube: str
     build_id: str
     timestamp: str
+    copied: bool  #: whether the source rpm was copied to incoming/
     job: int | None = None  #: its number in beanstalkd
     watchers: int | None = None  #: how many builders watch the tube; None where beanstalkd did not answer
     message: str = ""  #: why it is not queued
 
 
-@attr.frozen(kw_only=True)
-class Source:
-    name: str  #: of the file
-    sha256: str
-    copied: bool  #: whether this submission copied it there
-
-
-# --- checks of options and package
+# --- checks of options
 
 
 def check_options(arches: Iterable[str], target: str, disttag: str, known: Arches) -> tuple[str, ...]:
@@ -135,121 +133,46 @@ def _disttag_faults(disttag: str) -> list[str]:
     return [] if disttag.startswith(".") else [f"disttag {disttag!r} has no dot before it; is .{disttag} meant?"]
 
 
-def check_arches(name: str, header: Header, arches: Sequence[str], known: Arches) -> list[str]:
-    """Raise `InputError` with a line for each arch that the package excludes.
-
-    Returns a warning for each arch that only mock can decide on, because the header has an unexpanded macro.
-    """
-    reasons = [(arch, known.exclusion_reason(arch, header)) for arch in arches]
-    faults = [f"{name} is not built for {arch}: {reason}" for arch, reason in reasons if reason]
-    if faults:
-        raise InputError("\n".join(faults))
-    doubts = [(arch, known.exclusion_doubt(arch, header)) for arch in arches]
-    return [f"mock decides whether {name} is built for {arch}: {doubt}, unexpanded" for arch, doubt in doubts if doubt]
-
-
-# --- the source rpm in incoming/
-
-
-def find_source(given: str, incoming: Path) -> Path:
-    """The file that `-s` names: one in `incoming/`, else a path. Raises `InputError` where there is neither."""
-    if not given.isprintable():
-        raise InputError(f"{validators.quoted(given)} is not accepted as a file name: it has unprintable characters")
-    inside = incoming / given
-    if "/" not in given and os.path.isfile(inside):  # Path.is_file raises for a name too long
-        return inside
-    path = Path(given)
-    if os.path.isfile(path):
-        return path
-    if "/" in given:
-        raise InputError(f"{given}: no such file")
-    raise InputError(f"{given}: not in {incoming}, and no such file here")
-
-
-def import_source(path: Path, incoming: Path) -> Source:
-    """Copy a source rpm to `incoming/` if it is elsewhere. Raises `InputError`, leaving nothing."""
-    try:
-        name = validators.srpm(path.name)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    place = incoming / name
-    if place.exists() and path.resolve() == place.resolve():
-        _check_readable(place)
-        return Source(name=name, sha256=sha256_of(place), copied=False)
-    try:
-        _remove_stale_copies(incoming)
-        return _copy_in(path, place)
-    except OSError as error:  # the folder cannot be written to, or is full
-        reason = describe_os_error(error)
-        raise InputError(f"{incoming}: the file cannot be copied in: {reason}") from error
-
-
-def _check_readable(place: Path) -> None:
-    if bar := find_unreadable(place, place.parent):
-        raise InputError(f"no builder can download it: {bar}")
-
-
-def _remove_stale_copies(incoming: Path) -> None:
-    for copy in incoming.glob(f"{_COPY_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - copy.stat().st_mtime > _STALE_COPY_SECONDS:
-                copy.unlink()
-
-
-def _copy_in(path: Path, place: Path) -> Source:
-    """Copy to a temporary name, then link(2): that never replaces a file, and shows the whole file or none."""
-    descriptor, copy = tempfile.mkstemp(prefix=_COPY_PREFIX, dir=place.parent)
-    try:
-        with open(descriptor, "wb") as sink, path.open("rb") as source:
-            shutil.copyfileobj(source, sink)
-            os.fchmod(sink.fileno(), 0o644)  # the web server reads it as another user
-            sink.flush()
-            os.fsync(sink.fileno())
-        _check_readable(Path(copy))
-        digest = sha256_of(Path(copy))
-        try:
-            os.link(copy, place)
-            copied = True
-        except FileExistsError:
-            if sha256_of(place) != digest:
-                raise InputError(
-                    f"{place}: a different file of that name is there already; "
-                    "submit that one by its name alone, or give yours another release"
-                ) from None
-            _check_readable(place)
-            copied = False
-    finally:
-        os.unlink(copy)
-    fs.sync(place.parent)  # the request that is put next needs the file after a power cut too
-    return Source(name=place.name, sha256=digest, copied=copied)
-
-
 # --- what a target lists already
 
 
 def refuse_listed(
-    header: Header, disttag: str, targets: Iterable[str], base_url: str, warn: Callable[[str], None]
-) -> None:
-    """Raise `InputError` where targets list this version and release already. An estimate: repogen checks it again.
+    files: Sequence[SourceFile], disttag: str, targets: Iterable[str], base_url: str, warn: Callable[[str], None]
+) -> tuple[list[SourceFile], list[RefusedSource]]:
+    """Return the source rpms that no target lists in this version and release already, and the others.
 
-    Calls `warn` for each target of which the store does not answer.
+    An estimate: repogen checks it again. Reads what a target lists once for all. Calls `warn` for each target of which
+    the store does not answer.
     """
-    faults = []
-    releases = estimate_releases(header.release, disttag)
+    listed = defaultdict(list)
+    wanted = _packages_of(files, disttag)
     with HttpSession(timeout=_LISTING_TIMEOUT_SECONDS) as session:
-        for target in targets:
+        for target in targets if wanted else ():
             url = f"{base_url}{quote(target)}/"
             try:
-                place = _find_place(session, url, header, releases)
+                places = _find_places(session, url, wanted)
             except NotFound:
                 continue  # nothing was ever published
             except (HttpUnavailable, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
                 warn(f"it is unknown what {target} lists ({error}): repogen will reject a build that it has already")
                 continue
-            if place:
-                faults.append(_describe_listed(session, url, target, header, place))
-    if faults:
-        raise InputError("\n".join(faults))
+            for package, place in places.items():
+                fault = _describe_listed(session, url, target, package, place)
+                for file in wanted[package]:
+                    listed[file.path].append(fault)
+    refused = [
+        RefusedSource(srpm=file.given, message="; ".join(listed[file.path])) for file in files if file.path in listed
+    ]
+    return [file for file in files if file.path not in listed], refused
+
+
+def _packages_of(files: Iterable[SourceFile], disttag: str) -> Mapping[Package, Sequence[SourceFile]]:
+    """The packages that builds of these source rpms may be."""
+    found = defaultdict(list)
+    for file in files:
+        for release in estimate_releases(file.header.release, disttag):
+            found[file.header.name, f"{file.header.version}-{release}"].append(file)
+    return found
 
 
 def _fetch_repomd(session: HttpSession, url: str) -> bytes:
@@ -265,26 +188,23 @@ def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
     return (release, release + disttag)
 
 
-def _find_place(session: HttpSession, url: str, header: Header, releases: Iterable[str]) -> str:
-    """The folder, relative to its target, of a build that is listed; empty where none is."""
-    name = re.escape(quote(header.name).encode())
-    folders = b"|".join(
-        re.escape(spelled.encode())
-        for release in releases
-        for evr in [f"{header.version}-{release}"]
-        for spelled in {evr, quote(evr)}
-    )
-    wanted = re.compile(rb'href="(' + name + rb"/[0-9]{14}/(?:" + folders + rb')\.[A-Za-z0-9_]+)/[^"/]+"')
+def _find_places(session: HttpSession, url: str, wanted: Collection[Package]) -> dict[Package, str]:
+    """The folder, relative to its target, of a build of each package that is listed."""
+    names = b"|".join(sorted({re.escape(quote(name).encode()) for name, _ in wanted}))
+    href = re.compile(rb'href="((' + names + rb')/[0-9]{14}/([^"/]+)\.[A-Za-z0-9_]+)/[^"/]+"')
     primary = _PRIMARY_HREF.search(_fetch_repomd(session, url))
     if primary is None:
         raise ValueError("its repomd.xml names no primary.xml")
-    href = primary[1].decode()
+    path = primary[1].decode()
+    found: dict[Package, str] = {}
     before = b""
-    for piece in _unpack(href, session.get(url + href, _MAX_PRIMARY_BYTES)):
-        if found := wanted.search(before + piece):
-            return unquote(found[1].decode())
+    for piece in _unpack(path, session.get(url + path, _MAX_PRIMARY_BYTES)):
+        for match in href.finditer(before + piece):
+            place, name, evr = (unquote(part.decode()) for part in match.groups())
+            if (name, evr) in wanted:
+                found[name, evr] = place
         before = piece[-_MAX_LOCATION_BYTES:]
-    return ""
+    return found
 
 
 def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
@@ -296,14 +216,13 @@ def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
             yield piece
 
 
-def _describe_listed(session: HttpSession, url: str, target: str, header: Header, place: str) -> str:
-    evr = place.rpartition("/")[2].rpartition(".")[0]
+def _describe_listed(session: HttpSession, url: str, target: str, package: Package, place: str) -> str:
     try:
         build = Manifest.from_json(parse_json(session.get(f"{url}{quote(place)}/{MANIFEST}", MAX_BYTES))).build_id
     except (NotFound, HttpUnavailable, InvalidMessage):
         build = "in " + place
     return (
-        f"{target} lists {header.name}-{evr} of build {build} already (an estimate: the disttag was exchanged); "
+        f"{target} lists {'-'.join(package)} of build {build} already (an estimate: the disttag was exchanged); "
         "give --rebuild to replace it, or give the package another release"
     )
 
@@ -373,7 +292,7 @@ def make_requests(source: Source, options: SubmissionOptions, submitter: str) ->
         BuildRequest(
             srpm=source.name,
             arch=arch,
-            target=f"{options.target}.{arch}",
+            target=target,
             disttag=options.disttag,
             scratch=options.scratch,
             submitter=submitter,
@@ -382,61 +301,69 @@ def make_requests(source: Source, options: SubmissionOptions, submitter: str) ->
             srpm_sha256=source.sha256,
             rebuild=options.rebuild,
         )
-        for arch in options.arches
+        for arch, target in options.targets.items()
     ]
 
 
 def queue_requests(
-    broker: Broker, requests: Sequence[BuildRequest], header: Header, options: SubmissionOptions, known: Arches
-) -> list[QueuedBuild]:
-    """Queue each request in its arch's tube, until one fails. Raises if that is the first."""
-    builds: list[QueuedBuild] = []
-    priority = PRIORITY_NOW if options.now else PRIORITY
+    broker: Broker, requests: Iterable[tuple[Source, BuildRequest]], options: SubmissionOptions, known: Arches
+) -> Iterator[QueuedBuild]:
+    """Queue each request in its arch's tube, until beanstalkd fails; raises if that is at the first."""
     fault = ""
-    for request in requests:
+    is_first = True
+    for source, request in requests:
         build = QueuedBuild(
+            srpm=request.srpm,
             arch=request.arch,
-            tube=known.tube_of(request.arch),
             target=request.target,
+            tube=known.tube_of(request.arch),
             build_id=request.build_id,
             timestamp=request.timestamp,
+            copied=source.copied,
             message=fault,
         )
         if not fault:
             try:
-                job = broker.put(arch_tube(build.tube), request, priority=priority)
-                build = attr.evolve(build, job=job)
-                _announce(broker, request, build, header, priority)
+                build = _queue_request(broker, request, build, source.header, options)
             except ReimzulError as error:
-                if not builds:
+                if is_first:
                     raise
                 fault = str(error)
                 build = attr.evolve(build, message=f"beanstalkd did not confirm it: {fault}")
-        builds.append(build)
-    return [_count_watchers(broker, build) for build in builds]
+        is_first = False
+        yield build
 
 
-def _announce(broker: Broker, request: BuildRequest, build: QueuedBuild, header: Header, priority: int) -> None:
-    """Announce a queued build. Failing at that is only logged: the build itself is safe in its tube."""
+def _queue_request(
+    broker: Broker, request: BuildRequest, build: QueuedBuild, header: Header, options: SubmissionOptions
+) -> QueuedBuild:
+    """Queue a request and announce it. Failing at the latter is only logged: the build is safe in its tube."""
+    priority = PRIORITY_NOW if options.now else PRIORITY
+    job = broker.put(arch_tube(build.tube), request, priority=priority)
     event = event_for(
         request,
         Status.QUEUED,
         pkgname=header.name,
         evr=header.evr,
-        reason=f"job {build.job} of tube {build.tube}",
+        reason=f"job {job} of tube {build.tube}",
         tube=build.tube,
-        job=build.job,
+        job=job,
         priority=priority,
     )
     try:
         broker.announce(event)
     except ReimzulError as error:
         log.warning("%s: queued, but not announced: %s", request.build_id, error)
+    return attr.evolve(build, job=job)
 
 
-def _count_watchers(broker: Broker, build: QueuedBuild) -> QueuedBuild:
+def count_watchers(broker: Broker, builds: Iterable[QueuedBuild]) -> list[QueuedBuild]:
+    """Return the builds with the number of connections that watch their tubes."""
+    builds = list(builds)
+    watchers: dict[str, int] = {}
     try:
-        return attr.evolve(build, watchers=broker.tube_stats(build.tube).watchers)
+        for tube in dict.fromkeys(build.tube for build in builds):
+            watchers[tube] = broker.tube_stats(tube).watchers
     except ReimzulError as error:
-        log.debug("tube %s: %s", build.tube, error)
-        return build
+        log.debug("who watches the tubes is unknown: %s", error)
+    return [attr.evolve(build, watchers=watchers.get(build.tube)) for build in builds]

@@ -26,7 +26,9 @@ from reimzul.core.fs import write_atomic
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.pending import read_pending
 from reimzul.core.process import output_of, spawn
+from reimzul.core.rpm_header import read_source_header
 from reimzul.submit import submission as submitting
+from reimzul.submit.sources import SourceFile, import_source
 from tests import srpms
 from tests.faults.ledger import ARCH, FOLLOWER, TARGETS, Build
 from tests.faults.relay import Relayed
@@ -252,7 +254,9 @@ class Ground:
 
     def request(self, build: Build) -> BuildRequest:
         """What reimzul-submit would put."""
-        source = submitting.import_source(self.sources[build.recipe.source], self.farm.layout.incoming)
+        path = self.sources[build.recipe.source]
+        file = SourceFile(given=str(path), path=path, header=read_source_header(path))
+        source = import_source(file, self.farm.layout.incoming)
         wanted = submitting.SubmissionOptions(
             arches=(ARCH,), target=build.target, disttag=build.disttag, scratch=build.recipe.scratch
         )

@@ -39,6 +39,7 @@ from reimzul.admin.doctor.host import Host
 from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.config import load_file
 from reimzul.core.control import new_flag, set_flag
+from reimzul.core.roles import ROLES
 from reimzul.core.store_paths import MANIFEST, StorePaths
 from reimzul.history import open_history
 from tests import webserver
@@ -60,7 +61,7 @@ def patient(folder: Path, settings: Ini, *roles: str, user: str = "", stunnel: s
     ini = write_ini(folder / "doctor.ini", settings)
     conf = folder / "stunnel-doctor.conf"
     conf.write_text(stunnel)
-    found = host.find_host(load_file(ini), ini, roles or host.ROLES, conf)
+    found = host.find_host(load_file(ini), ini, roles or ROLES, conf)
     return attr.evolve(found, user=user) if user else found
 
 

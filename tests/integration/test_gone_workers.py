@@ -17,13 +17,14 @@ import pytest
 
 from reimzul.admin.doctor import Finding, run_checks
 from reimzul.admin.doctor.controller import worker_checks
-from reimzul.admin.doctor.host import CONTROLLER, StunnelConfig
 from reimzul.admin.doctor.host import Host as Examined
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube, session_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import load_file
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat, new_attempt
+from reimzul.core.roles import CONTROLLER
+from reimzul.core.stunnel import StunnelConfig
 from reimzul.history.workers import WorkerRecord, WorkerStore, drop_disconnected
 from tests.builder import Host, put, request, settled
 from tests.conftest import Beanstalkd

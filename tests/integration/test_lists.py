@@ -21,7 +21,7 @@ from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord, WorkerStore
 from tests.conftest import Beanstalkd
 from tests.events import build_id, event
-from tests.terminal import Shown, run_on_terminal
+from tests.terminal import Shown, show_on_terminal
 
 PROGRAM = str(Path(sys.executable).parent / "reimzul")
 RED, GREEN, YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
@@ -65,7 +65,7 @@ def reimzul(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> Shown:
-    return run_on_terminal([PROGRAM, *arguments], columns, **environment)
+    return show_on_terminal([PROGRAM, *arguments], columns, **environment)
 
 
 def found(*options: str) -> list[int]:

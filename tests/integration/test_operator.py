@@ -21,7 +21,7 @@ from tests.conftest import Beanstalkd, free_port
 from tests.events import build_id, event
 from tests.notifier import write_pending
 from tests.schemas import check_line
-from tests.terminal import run_on_terminal
+from tests.terminal import show_on_terminal
 
 PROGRAM = Path(sys.executable).parent / "reimzul"
 
@@ -134,7 +134,7 @@ def test_queues_show_what_sinks_lack(ini: Path, tmp_path: Path) -> None:
     assert row.pop("at").startswith(time.strftime("%Y-", time.gmtime()))
     when = {"oldest": "2025-11-22T08:26:40Z", "next_try": "2025-11-22T08:27:40Z"}
     assert row == {"sink": "mqtt", "count": 40, **when}
-    lines = [click.unstyle(line) for line in run_on_terminal([str(PROGRAM), "queues"], columns=100).lines]
+    lines = [click.unstyle(line) for line in show_on_terminal([str(PROGRAM), "queues"], columns=100).lines]
     assert lines[-3] == ""
     assert lines[-2].split()[:2] == ["PENDING", "EVENTS"]
 

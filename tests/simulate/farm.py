@@ -45,12 +45,13 @@ from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key  # noqa: E40
 from reimzul.history.build_record import BuildRecord, apply_events  # noqa: E402
 from reimzul.notifier.daemon import Notifier  # noqa: E402
 from reimzul.notifier.delivery import Sink, SinkUnavailable  # noqa: E402
-from reimzul.notifier.housekeeping import HeartbeatIntake, RefusalCleanup  # noqa: E402
+from reimzul.notifier.housekeeping import HeartbeatIntake  # noqa: E402
 from reimzul.notifier.outbox import Outbox  # noqa: E402
 from reimzul.repogen import cli as repogen_cli  # noqa: E402
 from reimzul.repogen import copier, verify  # noqa: E402
 from reimzul.store import createrepo, listing, listing_rules, repodata  # noqa: E402
 from reimzul.submit import submission  # noqa: E402
+from reimzul.submit.sources import Source  # noqa: E402
 from reimzul.tosign import cli as tosign_cli  # noqa: E402
 from reimzul.worker import build, download, mock, roots, upload  # noqa: E402
 from reimzul.worker.build import BuildEnvironment  # noqa: E402
@@ -240,23 +241,24 @@ class Farm:
 
     def _make_notifier(self, settings: Settings) -> Notifier:
         sinks = [HistorySink(self.records), MailSink(self.records)]
-        outbox, refusals = Outbox(settings.notifier.ledger), RefusalCleanup(connect, "", 0)
-        return Notifier(connect, "ctl", outbox, sinks, HeartbeatIntake(settings.notifier.presence), refusals, None)
+        outbox = Outbox(settings.notifier.ledger)
+        return Notifier(connect, "ctl", outbox, sinks, HeartbeatIntake(settings.notifier.presence), [], None)
 
     # --- people
 
     def submit(self, name: str) -> None:
         """Submit a build, as `reimzul-submit` does."""
-        source, digest = f"{name}-1-1.src.rpm", hashlib.sha256(self.sources[f"{name}-1-1.src.rpm"]).hexdigest()
+        header = programs.source_header(name)
+        digest = hashlib.sha256(self.sources[f"{name}-1-1.src.rpm"]).hexdigest()
+        source = Source(name=f"{name}-1-1.src.rpm", sha256=digest, copied=False, header=header)
         options = submission.SubmissionOptions(
             arches=(ARCH,), target=TARGET.rpartition(".")[0], disttag=".x", scratch=name.startswith("scratch")
         )
-        (request,) = submission.make_requests(types.SimpleNamespace(name=source, sha256=digest), options, "someone")  # type: ignore[arg-type]
+        (request,) = submission.make_requests(source, options, "someone")
         self.accepted[request.build_id] = request
         self.doubtful.add(request.build_id)
-        header = programs.source_header(name)
         with contextlib.suppress(BrokerUnavailable, ReimzulError), connect() as broker:
-            (queued,) = submission.queue_requests(broker, [request], header, options, ARCHES)
+            (queued,) = submission.queue_requests(broker, [(source, request)], options, ARCHES)
             self.doubtful -= {request.build_id} if queued.job else set()
 
     def collect(self) -> None:

@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 import pytest
 
 from reimzul.admin.doctor import FAIL, OK, Result, run_checks
-from reimzul.admin.doctor.host import BSTORE, find_host, store_checks
+from reimzul.admin.doctor.host import find_host, store_checks
 from reimzul.core.config import load_file
 from reimzul.core.errors import InputError
+from reimzul.core.roles import BSTORE
 from reimzul.core.settings import RepogenSettings as Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.store import createrepo, repodata

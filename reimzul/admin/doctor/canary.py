@@ -23,7 +23,7 @@ import attr
 
 from reimzul.admin import lookup
 from reimzul.admin.doctor import FAIL, OK, Finding, Result, fail, warn
-from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
+from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import connect, fetch
 from reimzul.admin.output import check_input
 from reimzul.core import canary, validators
@@ -34,6 +34,7 @@ from reimzul.core.errors import InputError, InvalidMessage, ProgramNotFound, Rei
 from reimzul.core.formatting import suggest_nearest
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.process import output_of
+from reimzul.core.roles import BSTORE, CONTROLLER
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key
 from reimzul.history import BuildFilter, BuildRecord, NoHistory
 

@@ -24,11 +24,12 @@ from reimzul.admin.doctor import (
     services,
 )
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
-from reimzul.admin.doctor.host import ALL, BSTORE, BUILDER, CONTROLLER, ROLES, Host, find_host
+from reimzul.admin.doctor.host import ALL, Host, find_host
 from reimzul.admin.output import NearestChoice, color_option, json_option, print_json
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ROLES
 
 #: The checks in the order of their output, after those they need, and the roles that have them.
 _GROUPS = (

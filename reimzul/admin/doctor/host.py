@@ -21,31 +21,24 @@ from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
 from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, recommend, require, warn
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import DEFAULT_FILE, LOCAL
+from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
 from reimzul.core.event_signature import EventKeys
 from reimzul.core.formatting import format_size
 from reimzul.core.fs import FreeSpace
 from reimzul.core.process import output_of
+from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ROLES, find_roles, find_stunnel_config
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StorePaths
+from reimzul.core.stunnel import StunnelConfig, read_stunnel_config
 from reimzul.store.createrepo import read_failure
 
-CONTROLLER, BUILDER, BSTORE = "controller", "builder", "bstore"
-ROLES = (CONTROLLER, BUILDER, BSTORE)
 ALL = "all"
 #: The user who runs the farm's programs on an installed host.
 OWNER = "reimzul"
-#: The unit that is enabled on hosts of each role.
-_UNITS = {
-    CONTROLLER: "reimzul-notifier.service",
-    BUILDER: "reimzul-worker@*.service",
-    BSTORE: "reimzul-repogen-worker@*.service",
-}
 #: The sections of reimzul.ini that only one role uses. They decide the role if nothing else does.
 _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("worker",), BSTORE: ("repogen",)}
-ENABLED_UNITS = Path("/etc/systemd/system")
 #: Time limit for a program that a check runs: less than the limit of the check, so that the message names the program.
 PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
@@ -61,106 +54,10 @@ NEEDED = {
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 #: A URL with a password, as `[history] url` may have; all other passwords are in files of their own.
 _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
-#: The stunnel configuration that `reimzul setup` writes.
-_STUNNEL_FILE = Path("/etc/stunnel/reimzul.conf")
-#: Section names of the services offered to others. A devfarm has one section per address, with a number.
-_OFFER = re.compile(r"(beanstalkd|incoming|rsyncd|store)-server(-\d+)?\Z")
-
 #: A complete upload that repogen has not taken for this long is reported. Repogen itself scans the spool hourly.
 STUCK_UPLOAD_SECONDS = 2 * 3600
 #: The prefix of doctor's test folder in spool/, see `services`.
 UPLOAD_PREFIX = "doctor."
-
-Address = tuple[str, int]
-
-
-# --- stunnel's configuration: see stunnel(8)
-
-
-@attr.frozen(kw_only=True)
-class StunnelSection:
-    name: str
-    options: Mapping[str, str]  #: by name in lower case; the last value of a repeated option
-
-    @property
-    def is_client(self) -> bool:
-        """A client is a tunnel to another host; the other sections are services offered to others."""
-        return self.options.get("client", "no") == "yes"
-
-    @property
-    def accept(self) -> Address:
-        """The address it listens on; the host is empty if that is every address."""
-        return _parse_address(self.options.get("accept", ""))
-
-    @property
-    def connect(self) -> Address:
-        host, port = _parse_address(self.options.get("connect", ""))
-        return host or "localhost", port
-
-    @property
-    def secrets(self) -> Path | None:
-        return Path(self.options["psksecrets"]) if "psksecrets" in self.options else None
-
-
-@attr.frozen(kw_only=True)
-class StunnelConfig:
-    path: Path
-    common: tuple[tuple[str, str], ...] = ()  #: options before the first section, in their order
-    sections: tuple[StunnelSection, ...] = ()
-    problem: str = ""  #: why it cannot be read
-
-    @property
-    def clients(self) -> list[StunnelSection]:
-        return [section for section in self.sections if section.is_client]
-
-    @property
-    def offers(self) -> dict[str, StunnelSection]:
-        """The sections that offer a service to others, by the service's name; the first of each."""
-        found: dict[str, StunnelSection] = {}
-        for section in self.sections:
-            match = _OFFER.match(section.name)
-            if match and not section.is_client:
-                found.setdefault(match[1], section)
-        return found
-
-    def find_client(self, host: str, port: int) -> StunnelSection | None:
-        found = (section for section in self.clients if section.accept[1] == port)
-        return next(found, None) if host in LOCAL else None
-
-    @property
-    def key_files(self) -> list[Path]:
-        return sorted({section.secrets for section in self.sections if section.secrets is not None})
-
-
-def _parse_address(text: str) -> Address:
-    """Parse `port` or `host:port`; the port is 0 if the text is neither."""
-    host, _, port = text.strip().rpartition(":")
-    return host.strip("[]"), int(port) if port.isascii() and port.isdigit() else 0
-
-
-def read_stunnel_config(path: Path) -> StunnelConfig:
-    try:
-        return parse_stunnel_config(path, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        return StunnelConfig(path=path, problem=f"{path}: {(reason or 'cannot be read').lower()}")
-
-
-def parse_stunnel_config(path: Path, text: str) -> StunnelConfig:
-    common: list[tuple[str, str]] = []
-    sections: list[StunnelSection] = []
-    options: dict[str, str] = {}
-    for line in map(str.strip, text.splitlines()):
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if line.startswith("[") and line.endswith("]"):
-            options = {}
-            sections.append(StunnelSection(name=line[1:-1].strip(), options=options))
-        elif equals and line[0] not in ";#":
-            options[name.lower()] = value
-            if not sections:
-                common.append((name, value))
-    return StunnelConfig(path=path, common=tuple(common), sections=tuple(sections))
-
 
 # --- the host and its roles
 
@@ -218,35 +115,21 @@ class Host:
 
 def find_host(settings: Settings, file: Path | None, roles: Collection[str], stunnel: Path | None) -> Host:
     """Describe this host; detect its roles and its stunnel configuration if not given. Raises `InputError`."""
-    config = read_stunnel_config(stunnel or _find_stunnel_config(file))
+    config = read_stunnel_config(stunnel or find_stunnel_config(file))
     found = [role for role in ROLES if role in roles or ALL in roles] if roles else detect_roles(config, file)
     user = OWNER if file in (None, DEFAULT_FILE) else pwd.getpwuid(os.geteuid()).pw_name
     return Host(settings=settings, file=file, roles=tuple(found), stunnel=config, user=user)
 
 
-def _find_stunnel_config(file: Path | None) -> Path:
-    """A devfarm has its stunnel configurations beside its settings."""
-    if file is None or file == DEFAULT_FILE:
-        return _STUNNEL_FILE
-    beside = file.with_name(f"stunnel-{file.stem}.conf")
-    return beside if beside.exists() else _STUNNEL_FILE
-
-
 def detect_roles(config: StunnelConfig, file: Path | None) -> list[str]:
-    """Detect the roles from stunnel's sections and the enabled units, else from the settings. Raises `InputError`."""
-    found = {
-        CONTROLLER: "beanstalkd" in config.offers,
-        BUILDER: not config.offers and any(section.name == "rsyncd" for section in config.clients),
-        BSTORE: "rsyncd" in config.offers,
-    }
-    if file is None or file == DEFAULT_FILE:
-        found = {role: found[role] or any(ENABLED_UNITS.glob(f"*.wants/{_UNITS[role]}")) for role in ROLES}
-    elif not any(found.values()):
+    """Detect the roles as `find_roles` does, else from the settings. Raises `InputError`."""
+    found = find_roles(config, file)
+    if not found and file is not None and file != DEFAULT_FILE:
         lines = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()}
-        found = {role: any(f"[{section}]" in lines for section in _SETTINGS[role]) for role in ROLES}
-    if not any(found.values()):
+        found = [role for role in ROLES if any(f"[{section}]" in lines for section in _SETTINGS[role])]
+    if not found:
         raise InputError(f"cannot detect this host's role: give --role ({', '.join((*ROLES, ALL))})")
-    return [role for role in ROLES if found[role]]
+    return found
 
 
 # --- permissions

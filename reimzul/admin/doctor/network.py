@@ -39,11 +39,13 @@ from reimzul.admin.doctor import (
     require,
     shorten,
 )
-from reimzul.admin.doctor.host import CONTROLLER, Address, Host, StunnelConfig, StunnelSection
+from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import STORE, Service, format_address, restart_hint, services, used_services
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramNotFound
 from reimzul.core.process import spawn, wait_until_exit
+from reimzul.core.roles import CONTROLLER
+from reimzul.core.stunnel import Address, StunnelConfig, StunnelSection
 
 #: Programs that may listen on a public address; conf/ has all others listen on loopback.
 ALLOWED = ("stunnel", "stunnel4", "sshd")

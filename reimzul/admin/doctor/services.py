@@ -39,16 +39,7 @@ from reimzul.admin.doctor import (
     shorten,
     warn,
 )
-from reimzul.admin.doctor.host import (
-    BSTORE,
-    BUILDER,
-    CONTROLLER,
-    ENABLED_UNITS,
-    PROGRAM_TIMEOUT_SECONDS,
-    UPLOAD_PREFIX,
-    Address,
-    Host,
-)
+from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, UPLOAD_PREFIX, Host
 from reimzul.core.beanstalk import Broker
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
@@ -56,8 +47,10 @@ from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
 from reimzul.core.formatting import pluralize
 from reimzul.core.fs import find_unreadable
 from reimzul.core.process import output_of
+from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ENABLED_UNITS
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
+from reimzul.core.stunnel import Address
 
 #: Time limit for one answer of a service.
 ANSWER_TIMEOUT_SECONDS = 4.0
