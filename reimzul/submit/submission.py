@@ -6,23 +6,18 @@ Everything is checked before anything is queued.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import io
 import json
 import logging
-import lzma
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 from urllib.parse import quote, unquote
 
 import attr
@@ -34,6 +29,7 @@ from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, descri
 from reimzul.core.fs import find_unreadable
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
+from reimzul.core.listed_packages import fetch_repomd, iterate_primary
 from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.process import output_of
@@ -47,20 +43,13 @@ log = logging.getLogger(__name__)
 _BUILDERS_TIMEOUT_SECONDS = 20.0
 #: Seconds to wait for the store: for what a target lists, and for whether it has repodata, which nothing depends on.
 _LISTING_TIMEOUT_SECONDS, _REPODATA_TIMEOUT_SECONDS = 5.0, 2.0
-#: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
-_MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
-#: How much of a packed primary.xml is unpacked at a time, and the longest location that is found across two pieces.
-_PIECE_BYTES, _MAX_LOCATION_BYTES = 1 << 20, 1024
-_PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"]+)"', re.DOTALL)
+#: The longest location that is found across two pieces of a primary.xml.
+_MAX_LOCATION_BYTES = 1024
 #: A disttag as distributions write it, with what derivatives add.
 _DISTTAG = re.compile(
     r"\.(?:el|fc|amzn|mga|lp|eln|suse|oe|ocs|cl|ol|rhel|epel)[0-9][A-Za-z0-9_]*"
     r"(?:\.(?:centos|rocky|alma|alma_plus|sl|ol)\b)?"
 )
-#: How a primary.xml is opened, by the suffix of its name.
-_OPENERS: dict[str, Callable[[io.BytesIO], Any]] = {
-    ".xml": contextlib.nullcontext, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open,
-}  # fmt: skip
 #: Prefix of unfinished copies, and the seconds after which one is left over from a killed submission.
 _COPY_PREFIX, _STALE_COPY_SECONDS = ".incoming-", 86_400
 
@@ -243,17 +232,13 @@ def refuse_listed(
                 place = _find_place(session, url, header, releases)
             except NotFound:
                 continue  # nothing was ever published
-            except (HttpUnavailable, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+            except HttpUnavailable as error:
                 warn(f"it is unknown what {target} lists ({error}): repogen will reject a build that it has already")
                 continue
             if place:
                 faults.append(_describe_listed(session, url, target, header, place))
     if faults:
         raise InputError("\n".join(faults))
-
-
-def _fetch_repomd(session: HttpSession, url: str) -> bytes:
-    return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
 
 
 def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
@@ -275,25 +260,12 @@ def _find_place(session: HttpSession, url: str, header: Header, releases: Iterab
         for spelled in {evr, quote(evr)}
     )
     wanted = re.compile(rb'href="(' + name + rb"/[0-9]{14}/(?:" + folders + rb')\.[A-Za-z0-9_]+)/[^"/]+"')
-    primary = _PRIMARY_HREF.search(_fetch_repomd(session, url))
-    if primary is None:
-        raise ValueError("its repomd.xml names no primary.xml")
-    href = primary[1].decode()
     before = b""
-    for piece in _unpack(href, session.get(url + href, _MAX_PRIMARY_BYTES)):
+    for piece in iterate_primary(session, url):
         if found := wanted.search(before + piece):
             return unquote(found[1].decode())
         before = piece[-_MAX_LOCATION_BYTES:]
     return ""
-
-
-def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
-    suffix = Path(name).suffix
-    if suffix not in _OPENERS:
-        raise ValueError(f"{suffix} of its primary.xml cannot be read")
-    with _OPENERS[suffix](io.BytesIO(packed)) as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            yield piece
 
 
 def _describe_listed(session: HttpSession, url: str, target: str, header: Header, place: str) -> str:
@@ -350,7 +322,7 @@ def request_repodata(broker: Broker, urls: StoreUrls, targets: Iterable[str]) ->
     with HttpSession(timeout=_REPODATA_TIMEOUT_SECONDS) as session:
         for target in dict.fromkeys(targets):
             try:
-                _fetch_repomd(session, urls.target(target))
+                fetch_repomd(session, urls.target(target))
             except NotFound:
                 _request_empty_repodata(broker, target)
             except HttpUnavailable as error:
