@@ -238,6 +238,12 @@ def _start_time(record: WorkerRecord, rival: WorkerRecord, of_host: Sequence[Wor
     return min(each.first_seen for each in of_host if each.heartbeat.boot == record.heartbeat.boot)
 
 
+def list_live(records: Iterable[WorkerRecord]) -> list[WorkerRecord]:
+    """Return the workers that have sent a heartbeat within the last two minutes."""
+    now = time.time()
+    return [each for each in records if not each.is_silent(now)]
+
+
 def shared_names(records: Sequence[WorkerRecord]) -> dict[str, str]:
     """Return the host names that several hosts or processes use, and what is wrong; all workers are connected."""
     found: dict[str, str] = {}

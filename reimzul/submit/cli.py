@@ -33,6 +33,7 @@ from reimzul.submit.submission import (
     request_repodata,
     submitter_for_workers,
 )
+from reimzul.submit.target_check import refuse_unknown_target
 
 EXAMPLES = """\b
 Examples:
@@ -68,6 +69,7 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
     metavar="TARGET",
     help="The repository to build against and for, without an arch, as c7.1708.u.",
 )
+@click.option("--new-target", is_flag=True, help="Accept a target that no worker has a mock configuration for yet.")
 @click.option("-d", "--disttag", required=True, metavar="DISTTAG", help="The disttag to build with, as .el7_4.")
 @click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
 @click.option("--scratch", is_flag=True, help="Only build it, into scratch/: nothing is published or signed.")
@@ -83,6 +85,7 @@ def command(
     srpm: str,
     arches: Sequence[str],
     target: str,
+    new_target: bool,
     disttag: str,
     now: bool,
     scratch: bool,
@@ -107,6 +110,8 @@ def command(
         scratch=scratch,
         rebuild=rebuild,
     )
+    if not new_target:
+        refuse_unknown_target(target, options.arches, settings, known, _warn)
     user = current_user()
     path = find_source(srpm, settings.incoming.folder)
     header = read_source_header(path)
@@ -117,9 +122,8 @@ def command(
         checked = [each for each in targets if "builds" not in settings.duplicates.kinds_for(each)]
         refuse_listed(header, disttag, checked, settings.bstore.base_url, _warn)
     source = import_source(path, settings.incoming.folder)
-    shared = ["--config", str(config)] if config else []  # for the `reimzul` program
     with Broker.from_settings(settings.beanstalkd) as broker:
-        requests = make_requests(source, options, submitter_for_workers(broker, user, shared))
+        requests = make_requests(source, options, submitter_for_workers(broker, user, settings.notifier.presence))
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         request_repodata(broker, urls, [request.target for request in requests])
         builds = queue_requests(broker, requests, header, options, known)
@@ -128,8 +132,8 @@ def command(
         return EXIT_FAILED
     if wait:  # by the program beside this one, as submit does not import the admin package
         program = Path(sys.argv[0]).resolve().with_name("reimzul")
-        json_option = ["--json"] if as_json else []
-        exec_program([program, "watch", "--new", *shared, *json_option, *(build.build_id for build in builds)])
+        options = [*(["--config", str(config)] if config else []), *(["--json"] if as_json else [])]
+        exec_program([program, "watch", "--new", *options, *(build.build_id for build in builds)])
     return 0
 
 

@@ -7,12 +7,10 @@ Everything is checked before anything is queued.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -32,15 +30,13 @@ from reimzul.core.json_message import parse_json
 from reimzul.core.listed_packages import fetch_repomd, iterate_primary
 from reimzul.core.manifest import MAX_BYTES, Manifest, sha256_of
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
-from reimzul.core.process import output_of
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
+from reimzul.history.workers import WorkerStore, drop_disconnected
 
 log = logging.getLogger(__name__)
 
-#: Seconds `reimzul builders` may take.
-_BUILDERS_TIMEOUT_SECONDS = 20.0
 #: Seconds to wait for the store: for what a target lists, and for whether it has repodata, which nothing depends on.
 _LISTING_TIMEOUT_SECONDS, _REPODATA_TIMEOUT_SECONDS = 5.0, 2.0
 #: The longest location that is found across two pieces of a primary.xml.
@@ -283,31 +279,24 @@ def _describe_listed(session: HttpSession, url: str, target: str, header: Header
 # --- the submitter's name
 
 
-def submitter_for_workers(broker: Broker, name: str, options: Sequence[str]) -> str:
+def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
     """The submitter's name, restricted to the characters of version 0.1 while a worker may refuse others.
 
-    Only an unusual name needs a look at the workers. `reimzul builders` lists them, called with `options`: submit
-    does not import the admin package.
+    Only an unusual name needs a look at the workers, in the notifier's file of heartbeats.
     """
     if is_plain(name):
         return name
     try:
-        if all_accept_any_name(broker, _list_workers(options)):
+        workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_all())]
+        seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
+        if all_accept_any_name(broker, seen):
             return name
         reason = "a worker is older than 0.2, or sends no heartbeats"
-    except (ReimzulError, ValueError, LookupError, TypeError) as error:
+    except ReimzulError as error:
         reason = f"the workers' versions are unknown: {error}"
     plain = validators.restrict_submitter(name)
     log.warning("submitted as %s, not as %s: %s", plain, name, reason)
     return plain
-
-
-def _list_workers(options: Sequence[str]) -> list[SeenWorker]:
-    program = Path(sys.argv[0]).resolve().with_name("reimzul")
-    output = output_of([program, "builders", "--json", "--since", "1h", *options], timeout=_BUILDERS_TIMEOUT_SECONDS)
-    return [
-        SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in json.loads(output)
-    ]
 
 
 # --- requests
