@@ -132,8 +132,8 @@ def command(
         return EXIT_FAILED
     if wait:  # by the program beside this one, as submit does not import the admin package
         program = Path(sys.argv[0]).resolve().with_name("reimzul")
-        options = [*(["--config", str(config)] if config else []), *(["--json"] if as_json else [])]
-        exec_program([program, "watch", "--new", *options, *(build.build_id for build in builds)])
+        shared = [*(["--config", str(config)] if config else []), *(["--json"] if as_json else [])]
+        exec_program([program, "watch", "--new", *shared, *(build.build_id for build in builds)])
     return 0
 
 
