@@ -22,12 +22,16 @@ from xml.sax.saxutils import unescape
 
 import attr
 
+from reimzul.core import validators
 from reimzul.core.http_client import HttpSession, HttpUnavailable
 
 #: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
 _MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
 #: How much of a packed primary.xml is unpacked at a time.
 _PIECE_BYTES = 1 << 20
+#: The largest listing of a folder that is read; some 200 bytes are about one entry.
+_MAX_LISTING_BYTES = 8 << 20
+_FOLDER_HREF = re.compile(rb'href="(?:\./)?([^"/?]+)/"')
 _PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
@@ -65,6 +69,15 @@ class ListedPackage:
         """The leg it belongs to; None for a package that no build of the farm has put there."""
         found = _PLACE.fullmatch(self.location)
         return ListedBuild(name=found[1], timestamp=found[2], evr=found[3], arch=found[4]) if found else None
+
+
+def list_store_targets(session: HttpSession, url: str) -> list[str]:
+    """Return the targets in the web server's listing of `repo/`. Raises `NotFound`, `HttpUnavailable`."""
+    found = []
+    for href in _FOLDER_HREF.findall(session.get(url, _MAX_LISTING_BYTES)):
+        with contextlib.suppress(ValueError):  # the parent folder, or what a person put there
+            found.append(validators.target(unquote(href.decode())))
+    return found
 
 
 def fetch_repomd(session: HttpSession, url: str) -> bytes:

@@ -244,6 +244,15 @@ def list_live(records: Iterable[WorkerRecord]) -> list[WorkerRecord]:
     return [each for each in records if not each.is_silent(now)]
 
 
+def map_targets(records: Iterable[WorkerRecord]) -> dict[str, set[str]]:
+    """Return the hosts whose workers have a mock configuration, by target."""
+    found: dict[str, set[str]] = {}
+    for each in records:
+        for target in each.targets.names if each.targets else ():
+            found.setdefault(target, set()).add(each.heartbeat.host)
+    return found
+
+
 def shared_names(records: Sequence[WorkerRecord]) -> dict[str, str]:
     """Return the host names that several hosts or processes use, and what is wrong; all workers are connected."""
     found: dict[str, str] = {}
