@@ -20,7 +20,7 @@ from reimzul.core.listed_packages import ListedBuild, iterate_packages, list_sto
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
-from reimzul.core.targets import find_targets
+from reimzul.core.targets import drop_arches, find_targets
 from reimzul.history import BuildFilter, BuildRecord, NoHistory
 from reimzul.history.workers import list_live, map_targets
 
@@ -66,14 +66,24 @@ def find_known_targets(settings: Settings, session: HttpSession, given: str) -> 
 
 
 def complete_target(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the targets that workers have reported, with their arches and without; none if that is unreadable."""
+    """Return the targets that workers have reported, with their arches and without."""
     with contextlib.suppress(ReimzulError, OSError):
         settings = load_file(context.params.get("config"))
-        arches = read_arches(settings.farm.arches).known
-        names = set(map_targets(lookup.load_workers(settings)))
-        names |= {stem for stem, _, arch in (name.rpartition(".") for name in names) if arch in arches}
-        return sorted(name for name in names if name.startswith(incomplete))
+        names, arches = _read_reported(settings), read_arches(settings.farm.arches)
+        return sorted(each for each in names | drop_arches(names, arches) if each.startswith(incomplete))
     return []
+
+
+def complete_repository(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the targets that workers have reported, with their arches."""
+    with contextlib.suppress(ReimzulError, OSError):
+        names = _read_reported(load_file(context.params.get("config")))
+        return sorted(each for each in names if each.startswith(incomplete))
+    return []
+
+
+def _read_reported(settings: Settings) -> set[str]:
+    return set(map_targets(lookup.load_workers(settings)))
 
 
 def complete_package(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

@@ -55,6 +55,10 @@ def split_arch(target: str, arches: Arches) -> tuple[str, str]:
     return (name, arch) if name and arch in arches.known else (target, "")
 
 
+def drop_arches(targets: Iterable[str], arches: Arches) -> set[str]:
+    return {split_arch(each, arches)[0] for each in targets}
+
+
 def find_targets(given: str, known: Collection[str], arches: Arches) -> list[str]:
     """Return the known targets, with arches, that a person means by `c9s.x86_64` or `c9s`.
 
@@ -62,8 +66,8 @@ def find_targets(given: str, known: Collection[str], arches: Arches) -> list[str
     """
     found = sorted(each for each in known if given in (each, split_arch(each, arches)[0]))
     if not found:
-        names = sorted({*known, *(split_arch(each, arches)[0] for each in known)})
-        hint = suggest_nearest(given, names) or _list_names({split_arch(each, arches)[0] for each in known})
+        names = drop_arches(known, arches)
+        hint = suggest_nearest(given, sorted({*known, *names})) or _list_names(names)
         raise InputError(f"no target {validators.quoted(given)} is known{hint}")
     return found
 

@@ -33,7 +33,7 @@ from reimzul.submit.submission import (
     request_repodata,
     submitter_for_workers,
 )
-from reimzul.submit.target_check import refuse_unknown_target
+from reimzul.submit.target_check import complete_target, refuse_unknown_target
 
 EXAMPLES = """\b
 Examples:
@@ -67,6 +67,7 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
     "--target",
     required=True,
     metavar="TARGET",
+    shell_complete=complete_target,
     help="The repository to build against and for, without an arch, as c7.1708.u.",
 )
 @click.option("--new-target", is_flag=True, help="Accept a target that no worker has a mock configuration for yet.")

@@ -7,21 +7,24 @@ workers of its arch have reported, none of them has it, the store has not either
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Callable, Optional
 
 import attr
+import click
 
-from reimzul.core.arch import Arches
+from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
-from reimzul.core.errors import InputError
+from reimzul.core.config import load_file
+from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.formatting import find_nearest
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import fetch_repomd
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
-from reimzul.core.targets import split_arch
-from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, list_live
+from reimzul.core.targets import drop_arches, split_arch
+from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, list_live, map_targets
 
 #: Seconds to wait for the store, which is asked only for targets that no worker has reported.
 _STORE_TIMEOUT_SECONDS = 5.0
@@ -49,6 +52,17 @@ def refuse_unknown_target(
             warn(f"{check.describe()}{near}")
     if faults:
         raise InputError("\n".join(faults))
+
+
+def complete_target(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the targets that workers have reported, without their arches; none if that is unreadable."""
+    with contextlib.suppress(ReimzulError, OSError):
+        settings = load_file(context.params.get("config"))
+        names = drop_arches(
+            map_targets(WorkerStore(settings.notifier.presence).load_all()), read_arches(settings.farm.arches)
+        )
+        return sorted(each for each in names if each.startswith(incomplete))
+    return []
 
 
 @attr.frozen(kw_only=True)
