@@ -141,8 +141,9 @@ class WorkerStore(NotifierFile):
 
     def load_all(self) -> list[WorkerRecord]:
         """Return the workers that no later process has replaced, by host and instance."""
-        if not self._path.exists():
-            return []
+        with self._translating_errors():  # a folder that this user may not look into
+            if not self._path.exists():
+                return []
         query = "SELECT first, heard, document FROM workers ORDER BY host, length(instance), instance, first"
         with self._translating_errors(), contextlib.closing(open_read_only(self._path)) as db:
             if not has_table(db, "workers"):

@@ -43,6 +43,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; a file has ranges, and the connection ends after `limit` bytes of one."""
 
     limit = sys.maxsize
+    has_ranges = True
     asked: list[tuple[str, str]] = []
 
     def do_GET(self) -> None:
@@ -50,7 +51,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         if path.is_dir() or not path.exists():
             super().do_GET()
             return
-        given = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range") or "")
+        given = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range") or "") if self.has_ranges else None
         start, content = int(given[1]) if given else 0, path.read_bytes()
         type(self).asked.append((path.name, self.headers.get("Range") or ""))
         self.send_response(206 if given else 200)
@@ -379,6 +380,16 @@ def test_a_download_that_breaks_is_continued(controller: Controller) -> None:
     assert (RPM, "bytes=1000-") in controller.handler.asked
     assert controller.files() == [RPM]
     assert (controller.folder / "here" / RPM).read_bytes() == whole
+
+
+def test_a_download_is_continued_from_a_server_without_ranges(controller: Controller) -> None:
+    whole = controller.rpms["hello-2.0"].read_bytes()
+    controller.handler.has_ranges = False
+    (controller.folder / "here").mkdir()
+    (controller.folder / "here" / f".{RPM}.part").write_bytes(whole[:1000])
+    controller.run("download", NEWEST)
+    assert (controller.folder / "here" / RPM).read_bytes() == whole
+    assert [name for name, _ in controller.handler.asked].count(RPM) == 1, "in one request"
 
 
 @pytest.mark.parametrize("part", [b"of another file", b"x" * 100_000])

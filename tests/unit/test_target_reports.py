@@ -17,7 +17,7 @@ from reimzul.core.errors import BrokerUnavailable, InputError
 from reimzul.core.json_message import MAX_BYTES
 from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerState
 from reimzul.core.targets import TargetList, find_targets, split_arch
-from reimzul.history.workers import WorkerRecord, WorkerStore
+from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
 from reimzul.notifier.housekeeping import HeartbeatIntake
 from reimzul.worker import job_session, known_targets
 from reimzul.worker.job_session import LIST_INTERVAL_SECONDS, HeartbeatSender, WorkerIdentity
@@ -257,6 +257,11 @@ def test_a_list_under_another_lists_fingerprint_is_not_stored(tmp_path: Path) ->
     take_in(intake, heartbeat("1"), heartbeat("2", TargetList(("evil.i386",)), targets_fingerprint=LIST.fingerprint))
     assert known(path) == {"1": LIST, "2": LIST}
     intake.close()
+
+
+def test_a_file_that_may_not_be_looked_for_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(WorkersUnavailable, match="the workers' heartbeats cannot be read"):
+        WorkerStore(tmp_path / ("x" * 300) / "presence.sqlite").load_all()
 
 
 def test_a_list_that_nobody_reports_any_more_is_forgotten(tmp_path: Path) -> None:
