@@ -184,7 +184,7 @@ def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, Mani
     with HttpSession(timeout=5) as session:
         for leg in build.legs:
             found[leg.arch] = "no attempt at it has sent anything"
-            for url in _manifest_urls(urls, leg):
+            for url in list_manifest_urls(urls, leg):
                 try:
                     found[leg.arch] = fetch_manifest(session, url)
                     break
@@ -200,7 +200,7 @@ def fetch_manifest(session: HttpSession, url: str) -> Manifest:
     return Manifest.from_json(parse_json(session.get(url, MAX_BYTES)))
 
 
-def _manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
+def list_manifest_urls(urls: StoreUrls, leg: BuildRecord) -> Iterator[str]:
     """Yield where a leg's manifest may be: in its place, or with the logs of an attempt without a result."""
     if leg.status in _PLACED:
         yield urls.manifest(leg.build_id, leg.arch)

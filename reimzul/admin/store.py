@@ -35,6 +35,7 @@ from reimzul.admin.output import (
     table_options,
     yes_option,
 )
+from reimzul.admin.target_lookup import complete_repository
 from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, print_error
@@ -320,7 +321,7 @@ def _scratch_row(each: BuildDetails) -> list[str]:
 
 
 @click.command("repogen", epilog=EXIT_CODES)
-@click.argument("target", metavar="TARGET")
+@click.argument("target", metavar="TARGET", shell_complete=complete_repository)
 @click.option("--now", is_flag=True, help="Before all other targets.")
 @click.option("--force", is_flag=True, help="Also a target that nothing was ever built for.")
 @click.option(

@@ -63,6 +63,8 @@ def arch_tube(name: str) -> Tube[BuildRequest]:
     return Tube(name, BuildRequest.decode)
 
 
+#: The tube of the flag that lets idle workers pull their mock configurations.
+REFRESH_TUBE = "refresh.targets"
 #: Prefixes of tubes that hold a control flag (control.py), or nothing: their watchers are counted.
 _CANCEL, _WORKER, _HOST, _TARGET, _SESSION = "cancel.", "worker.", "host.", "target.", "session."
 
@@ -114,7 +116,7 @@ def builder_of_drain_tube(tube: str) -> str:
 
 def is_control_tube(name: str) -> bool:
     """Whether a tube never holds work, so that an empty or unwatched one is no fault."""
-    return name.startswith((_CANCEL, _WORKER, _HOST, _TARGET, _SESSION))
+    return name == REFRESH_TUBE or name.startswith((_CANCEL, _WORKER, _HOST, _TARGET, _SESSION))
 
 
 def notify_priority(news: NotifyMessage) -> int:

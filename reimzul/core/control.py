@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control flags: cancel a build, drain a builder, say why a target is stuck.
+"""Control flags: cancel a build, drain a builder, let workers pull their configurations, say why a target is stuck.
 
-A flag is one small job in a tube that nobody reserves from: `cancel.<build id>`, `worker.<host>` or `target.<target>`
-(repogen's: why new repodata is not published). Its readers peek, so it holds for all of them until somebody deletes it,
-and beanstalkd's binlog keeps it across restarts. A flag whose body cannot be read counts too.
+A flag is one small job in a tube that nobody reserves from: `cancel.<build id>`, `worker.<host>`, `refresh.targets` or
+`target.<target>` (repogen's: why new repodata is not published). Its readers peek, so it holds for all of them until
+somebody deletes it, and beanstalkd's binlog keeps it across restarts. A flag whose body cannot be read counts too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from typing import Callable
 import attr
 
 from reimzul.core import validators
-from reimzul.core.beanstalk import PRIORITY, TTR_SECONDS, Broker, Tube, cancel_tube, drain_tube, target_tube
+from reimzul.core.beanstalk import (
+    PRIORITY,
+    REFRESH_TUBE,
+    TTR_SECONDS,
+    Broker,
+    Tube,
+    cancel_tube,
+    drain_tube,
+    target_tube,
+)
 from reimzul.core.errors import InvalidMessage, ReservationLost
 from reimzul.core.json_message import Message, field
 from reimzul.core.message import BuildRequest
@@ -67,6 +76,16 @@ def drain_flag(broker: Broker, host: str) -> ControlFlag | None:
 def stuck_flag(broker: Broker, target: str) -> ControlFlag | None:
     """The flag that says why a target's new repodata is not published, if it is set."""
     return read_flag(broker, target_tube(target))
+
+
+def refresh_flag(broker: Broker) -> ControlFlag | None:
+    """The last flag that lets idle workers pull their mock configurations; each obeys it once."""
+    return read_flag(broker, REFRESH_TUBE)
+
+
+def replace_refresh_flag(broker: Broker, wanted: ControlFlag) -> None:
+    clear_flag(broker, REFRESH_TUBE)
+    broker.put_raw(REFRESH_TUBE, wanted.encode(), priority=PRIORITY)
 
 
 def read_flag(broker: Broker, tube: str) -> ControlFlag | None:

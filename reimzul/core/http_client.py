@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import sys
 from collections.abc import Iterator
 from typing import Optional
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +19,8 @@ from reimzul.core.errors import ReimzulError
 
 #: Seconds without a byte after which a request fails.
 TIMEOUT_SECONDS = 30.0
+#: How much of a file is read at a time.
+_PIECE_BYTES = 1 << 18
 _OK, _PARTIAL, _BEYOND, _GONE = 200, 206, 416, (404, 410)
 
 
@@ -77,6 +80,23 @@ class HttpSession:
                 body = answer.read()
                 return RangeResponse(body[offset : offset + limit], len(body))
             raise HttpUnavailable(f"{url}: HTTP {answer.status}")
+
+    def stream(self, url: str, offset: int = 0) -> Iterator[bytes]:
+        """Yield a file's bytes from `offset`. Raises `NotFound`, `HttpUnavailable`.
+
+        A server that ends the connection early ends the bytes early: check their number.
+        """
+        with self._responding(url, {"Range": f"bytes={offset}-"} if offset else {}) as answer:
+            if answer.status not in (_OK, _PARTIAL, _BEYOND):
+                raise HttpUnavailable(f"{url}: HTTP {answer.status}")
+            skipped = {_PARTIAL: 0, _OK: offset}.get(answer.status, sys.maxsize)  # _OK: a server without ranges
+            try:
+                while piece := answer.read(_PIECE_BYTES):
+                    yield piece[skipped:]
+                    skipped = max(0, skipped - len(piece))
+            finally:
+                if not answer.isclosed():
+                    self.close()  # the rest is still to come
 
     @contextlib.contextmanager
     def _responding(self, url: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:

@@ -325,6 +325,10 @@ class WorkerHeartbeat(Message):
         validators.optional(validators.token), ""
     )  #: of its process, which watches a tube of that name
     leaving: bool = field(validators.flag, False)  #: it is ending
+    #: stands for the list of targets that it has mock configurations for; empty: it reports none (core/targets.py)
+    targets_fingerprint: str = field(validators.optional(validators.token), "")
+    targets: tuple[str, ...] = field(validators.list_of(validators.target, 20_000), ())  #: that list, if it is due
+    targets_left_out: int = field(validators.integer(0, 1_000_000), 0)  #: how many more there are
     status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE, always=True)  #: marks it for readers
 
 

@@ -15,10 +15,10 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import attr
 
@@ -27,6 +27,7 @@ from reimzul.core.clock import measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
 from reimzul.core.message import WorkerHeartbeat
 from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
+from reimzul.core.targets import TargetList
 
 #: Seconds without a heartbeat after which a worker counts as silent; idle workers send one every 30 s by default.
 SILENT_AFTER_SECONDS = 120
@@ -35,7 +36,9 @@ RETENTION_SECONDS = 7 * 86400
 #: Seconds by which two times may be in the wrong order: each is computed from an age in whole seconds.
 CLOCK_SLACK_SECONDS = 2.0
 #: Keys of a heartbeat that are not printed in JSON, or under another name.
-_NOT_PRINTED = ("extra", "status", "leaving", "host", "why", "free_mib")
+_NOT_PRINTED = (
+    "extra", "status", "leaving", "host", "why", "free_mib", "targets", "targets_left_out", "targets_fingerprint",
+)  # fmt: skip
 #: What a worker that sends no heartbeats does, beside the states of `WorkerState`.
 SILENT = "silent"
 
@@ -45,7 +48,12 @@ CREATE TABLE IF NOT EXISTS workers (
     host TEXT NOT NULL, instance TEXT NOT NULL, session TEXT NOT NULL, first REAL NOT NULL, heard REAL NOT NULL,
     document TEXT NOT NULL, PRIMARY KEY (host, instance, session)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS target_lists (
+    fingerprint TEXT PRIMARY KEY, heard REAL NOT NULL, document TEXT NOT NULL
+) WITHOUT ROWID;
 """
+#: A heartbeat's list of targets is stored once for all workers that report the same one.
+_SAVE_TARGETS = "INSERT OR REPLACE INTO target_lists VALUES (?, ?, ?)"
 _UPSERT = """
 INSERT INTO workers VALUES (:host, :instance, :session, :heard, :heard, :document)
 ON CONFLICT (host, instance, session) DO UPDATE
@@ -71,6 +79,7 @@ class WorkerRecord:
     last_seen: float  #: when it came, by the controller's clock: the builder's may be wrong
     #: when the first heartbeat of this process came
     first_seen: float = attr.field(default=attr.Factory(lambda record: record.last_seen, takes_self=True))
+    targets: Optional[TargetList] = None  #: what it has mock configurations for; None: it has not reported them
 
     @property
     def skew(self) -> float:
@@ -144,13 +153,15 @@ class WorkerStore(NotifierFile):
 
     def load_all(self) -> list[WorkerRecord]:
         """Return the workers that no later process has replaced, by host and instance."""
-        if not self._path.exists():
-            return []
+        with self._translating_errors():  # a folder that this user may not look into
+            if not self._path.exists():
+                return []
         query = "SELECT first, heard, document FROM workers ORDER BY host, length(instance), instance, first"
         with self._translating_errors(), contextlib.closing(open_read_only(self._path)) as db:
             if not has_table(db, "workers"):
                 return []
-            return drop_replaced([record for row in db.execute(query) for record in _parse_row(*row)])
+            lists = _load_target_lists(db)
+            return drop_replaced([record for row in db.execute(query) for record in _parse_row(lists, *row)])
 
     def save(self, records: Iterable[WorkerRecord]) -> None:
         """Store heartbeats; one that is much older than the stored one is dropped."""
@@ -162,19 +173,47 @@ class WorkerStore(NotifierFile):
                 row = {
                     "host": sent.host, "instance": sent.instance, "session": sent.session,
                     "heard": record.last_seen, "old": record.last_seen - SILENT_AFTER_SECONDS,
-                    "document": json.dumps(sent.to_json()),
+                    "document": json.dumps(_drop_targets(sent.to_json())),
                 }  # fmt: skip
+                _save_targets(db, record)
                 for statement in (_DELETE_LEAVING,) if sent.leaving else (_UPSERT, _DELETE_REPLACED):
                     db.execute(statement, row)
 
     def purge(self, before: float) -> None:
         with self._open() as db:
-            db.execute("DELETE FROM workers WHERE heard < ?", (before,))
+            for table in ("workers", "target_lists"):
+                db.execute(f"DELETE FROM {table} WHERE heard < ?", (before,))
 
 
-def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:
+def _parse_row(lists: Mapping[str, TargetList], first: float, heard: float, document: str) -> Iterator[WorkerRecord]:
     with contextlib.suppress(InvalidMessage, ValueError):  # another version wrote it
-        yield WorkerRecord(heartbeat=WorkerHeartbeat.from_json(json.loads(document)), last_seen=heard, first_seen=first)
+        sent = WorkerHeartbeat.from_json(json.loads(document))
+        yield WorkerRecord(
+            heartbeat=sent, last_seen=heard, first_seen=first, targets=lists.get(sent.targets_fingerprint)
+        )
+
+
+def _drop_targets(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in ("targets", "targets_left_out")}
+
+
+def _save_targets(db: sqlite3.Connection, record: WorkerRecord) -> None:
+    """Store a heartbeat's list of targets, unless it is not the list that its fingerprint stands for."""
+    sent = record.heartbeat
+    if TargetList(sent.targets, sent.targets_left_out).fingerprint == sent.targets_fingerprint:
+        document = json.dumps([sent.targets_left_out, *sent.targets])
+        db.execute(_SAVE_TARGETS, (sent.targets_fingerprint, record.last_seen, document))
+
+
+def _load_target_lists(db: sqlite3.Connection) -> dict[str, TargetList]:
+    if not has_table(db, "target_lists"):  # an earlier version's file
+        return {}
+    found: dict[str, TargetList] = {}
+    for fingerprint, document in db.execute("SELECT fingerprint, document FROM target_lists"):
+        with contextlib.suppress(ValueError):
+            left_out, *names = json.loads(document)
+            found[fingerprint] = TargetList(tuple(names), left_out)
+    return found
 
 
 def drop_replaced(records: Iterable[WorkerRecord]) -> list[WorkerRecord]:
@@ -210,6 +249,21 @@ def _start_time(record: WorkerRecord, rival: WorkerRecord, of_host: Sequence[Wor
     if not _boots_differ(record, rival):
         return record.first_seen
     return min(each.first_seen for each in of_host if each.heartbeat.boot == record.heartbeat.boot)
+
+
+def list_live(records: Iterable[WorkerRecord]) -> list[WorkerRecord]:
+    """Return the workers that have sent a heartbeat within the last two minutes."""
+    now = time.time()
+    return [each for each in records if not each.is_silent(now)]
+
+
+def map_targets(records: Iterable[WorkerRecord]) -> dict[str, set[str]]:
+    """Return the hosts whose workers have a mock configuration, by target."""
+    found: dict[str, set[str]] = {}
+    for each in records:
+        for target in each.targets.names if each.targets else ():
+            found.setdefault(target, set()).add(each.heartbeat.host)
+    return found
 
 
 def shared_names(records: Sequence[WorkerRecord]) -> dict[str, str]:

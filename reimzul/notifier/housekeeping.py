@@ -90,12 +90,14 @@ class HeartbeatIntake:
 
     def update(self, heartbeats: Iterable[tuple[ReservedJob[Any], WorkerHeartbeat]]) -> None:
         """Record the newest heartbeat of each worker; `heartbeats` are in the order they were sent in."""
-        latest: dict[tuple[str, str, str], WorkerRecord] = {}
+        latest: dict[tuple[str, str, str, bool], WorkerRecord] = {}
         now = time.time()
         for job, heartbeat in heartbeats:
             age = _age(job)
             if age <= STALE_SECONDS:
-                key = (heartbeat.host, heartbeat.instance, heartbeat.session)
+                # the last list of targets too: it is not repeated soon
+                key = (heartbeat.host, heartbeat.instance, heartbeat.session, bool(heartbeat.targets))
+                latest.pop(key, None)  # the later of the two is saved last
                 latest[key] = WorkerRecord(heartbeat=heartbeat, last_seen=now - age)
         if latest:
             self._try(lambda: self._file.save(latest.values()))

@@ -33,6 +33,7 @@ from reimzul.submit.submission import (
     request_repodata,
     submitter_for_workers,
 )
+from reimzul.submit.target_check import complete_target, refuse_unknown_target
 
 EXAMPLES = """\b
 Examples:
@@ -72,8 +73,10 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
     "--target",
     required=True,
     metavar="TARGET",
+    shell_complete=complete_target,
     help="The repository to build against and for, without an arch, as c7.1708.u.",
 )
+@click.option("--new-target", is_flag=True, help="Accept a target that no worker has a mock configuration for yet.")
 @click.option("-d", "--disttag", required=True, metavar="DISTTAG", help="The disttag to build with, as .el7_4.")
 @click.option("--now", is_flag=True, help="Queue before all other jobs (priority 1024 instead of 8192).")
 @click.option("--scratch", is_flag=True, help="Only build, into scratch/: nothing is published or signed.")
@@ -90,6 +93,7 @@ def command(
     srpms: Sequence[str],
     positional: Sequence[str],
     arches: Sequence[str],
+    new_target: bool,
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -112,14 +116,15 @@ def command(
     known = read_arches(settings.farm.arches)
     names = [name for given in arches for name in given.split(",") if name]
     options = SubmissionOptions(arches=check_options(names, chosen["target"], chosen["disttag"], known), **chosen)
-    # here a target that no worker knows is to be refused, before any file is read
+    if not new_target:
+        refuse_unknown_target(options.target, options.arches, settings, known, _warn)
     user = current_user()
     sources, refused = _prepare_sources(read_names([*srpms, *positional], sys.stdin), options, settings, known)
     shared = ["--config", str(config)] if config else []  # for the `reimzul` program
     builds: Sequence[QueuedBuild] = ()
     try:
         if sources:
-            builds = _queue_builds(sources, options, settings, known, user, shared, as_json=as_json)
+            builds = _queue_builds(sources, options, settings, known, user, as_json=as_json)
     finally:
         for each in refused:
             print_error(command, each.message)
@@ -150,14 +155,13 @@ def _queue_builds(
     settings: Settings,
     known: Arches,
     user: str,
-    shared: Sequence[str],
     *,
     as_json: bool,
 ) -> list[QueuedBuild]:
     """Queue the builds of source rpms, and print a line for each as soon as it is queued."""
     builds = []
     with Broker.from_settings(settings.beanstalkd) as broker:
-        submitter = submitter_for_workers(broker, user, shared)
+        submitter = submitter_for_workers(broker, user, settings.notifier.presence)
         urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
         request_repodata(broker, urls, options.targets.values())
         requests = ((source, each) for source in sources for each in make_requests(source, options, submitter))

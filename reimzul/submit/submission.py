@@ -6,20 +6,12 @@ Everything is checked before anything is queued.
 
 from __future__ import annotations
 
-import bz2
-import contextlib
-import gzip
-import io
-import json
 import logging
-import lzma
 import re
-import sys
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 from urllib.parse import quote, unquote
 
 import attr
@@ -30,35 +22,26 @@ from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, a
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
+from reimzul.core.listed_packages import fetch_repomd, iterate_primary
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
-from reimzul.core.process import output_of
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
+from reimzul.history.workers import WorkerStore, drop_disconnected
 from reimzul.submit.sources import RefusedSource, Source, SourceFile
 
 log = logging.getLogger(__name__)
 
-#: Seconds `reimzul builders` may take.
-_BUILDERS_TIMEOUT_SECONDS = 20.0
 #: Seconds to wait for the store: for what a target lists, and for whether it has repodata, which nothing depends on.
 _LISTING_TIMEOUT_SECONDS, _REPODATA_TIMEOUT_SECONDS = 5.0, 2.0
-#: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
-_MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
-#: How much of a packed primary.xml is unpacked at a time, and the longest location that is found across two pieces.
-_PIECE_BYTES, _MAX_LOCATION_BYTES = 1 << 20, 1024
-_PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"]+)"', re.DOTALL)
+#: The longest location that is found across two pieces of a primary.xml.
+_MAX_LOCATION_BYTES = 1024
 #: A disttag as distributions write it, with what derivatives add.
 _DISTTAG = re.compile(
     r"\.(?:el|fc|amzn|mga|lp|eln|suse|oe|ocs|cl|ol|rhel|epel)[0-9][A-Za-z0-9_]*"
     r"(?:\.(?:centos|rocky|alma|alma_plus|sl|ol)\b)?"
 )
-#: How a primary.xml is opened, by the suffix of its name.
-_OPENERS: dict[str, Callable[[io.BytesIO], Any]] = {
-    ".xml": contextlib.nullcontext, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open,
-}  # fmt: skip
-
 #: The name and the version-release of a package.
 Package = tuple[str, str]
 
@@ -153,7 +136,7 @@ def refuse_listed(
                 places = _find_places(session, url, wanted)
             except NotFound:
                 continue  # nothing was ever published
-            except (HttpUnavailable, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+            except HttpUnavailable as error:
                 warn(f"it is unknown what {target} lists ({error}): repogen will reject a build that it has already")
                 continue
             for package, place in places.items():
@@ -175,10 +158,6 @@ def _packages_of(files: Iterable[SourceFile], disttag: str) -> Mapping[Package, 
     return found
 
 
-def _fetch_repomd(session: HttpSession, url: str) -> bytes:
-    return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
-
-
 def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
     """The releases that a build with a disttag may get from a source rpm with this release."""
     exchanged, count = _DISTTAG.subn(lambda _: disttag, release)
@@ -192,28 +171,15 @@ def _find_places(session: HttpSession, url: str, wanted: Collection[Package]) ->
     """The folder, relative to its target, of a build of each package that is listed."""
     names = b"|".join(sorted({re.escape(quote(name).encode()) for name, _ in wanted}))
     href = re.compile(rb'href="((' + names + rb')/[0-9]{14}/([^"/]+)\.[A-Za-z0-9_]+)/[^"/]+"')
-    primary = _PRIMARY_HREF.search(_fetch_repomd(session, url))
-    if primary is None:
-        raise ValueError("its repomd.xml names no primary.xml")
-    path = primary[1].decode()
     found: dict[Package, str] = {}
     before = b""
-    for piece in _unpack(path, session.get(url + path, _MAX_PRIMARY_BYTES)):
+    for piece in iterate_primary(session, url):
         for match in href.finditer(before + piece):
             place, name, evr = (unquote(part.decode()) for part in match.groups())
             if (name, evr) in wanted:
                 found[name, evr] = place
         before = piece[-_MAX_LOCATION_BYTES:]
     return found
-
-
-def _unpack(name: str, packed: bytes) -> Iterator[bytes]:
-    suffix = Path(name).suffix
-    if suffix not in _OPENERS:
-        raise ValueError(f"{suffix} of its primary.xml cannot be read")
-    with _OPENERS[suffix](io.BytesIO(packed)) as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            yield piece
 
 
 def _describe_listed(session: HttpSession, url: str, target: str, package: Package, place: str) -> str:
@@ -230,32 +196,24 @@ def _describe_listed(session: HttpSession, url: str, target: str, package: Packa
 # --- the submitter's name
 
 
-def submitter_for_workers(broker: Broker, name: str, options: Sequence[str]) -> str:
+def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
     """The submitter's name, restricted to the characters of version 0.1 while a worker may refuse others.
 
-    Only an unusual name needs a look at the workers. `reimzul builders` lists them, called with `options`: submit
-    does not import the admin package.
+    Only an unusual name needs a look at the workers, in the notifier's file of heartbeats.
     """
     if is_plain(name):
         return name
     try:
-        if all_accept_any_name(broker, _list_workers(options)):
+        workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_all())]
+        seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
+        if all_accept_any_name(broker, seen):
             return name
         reason = "a worker is older than 0.2, or sends no heartbeats"
-    except (ReimzulError, ValueError, LookupError, TypeError) as error:
+    except ReimzulError as error:
         reason = f"the workers' versions are unknown: {error}"
     plain = validators.restrict_submitter(name)
     log.warning("submitted as %s, not as %s: %s", plain, name, reason)
     return plain
-
-
-def _list_workers(options: Sequence[str]) -> list[SeenWorker]:
-    program = Path(sys.argv[0]).resolve().with_name("reimzul")
-    output = output_of([program, "builders", "--json", "--since", "1h", *options], timeout=_BUILDERS_TIMEOUT_SECONDS)
-    return [
-        SeenWorker(host=row["builder"], version=row["version"] or "", features=row["features"])
-        for row in json.loads(output)
-    ]
 
 
 # --- requests
@@ -270,7 +228,7 @@ def request_repodata(broker: Broker, urls: StoreUrls, targets: Iterable[str]) ->
     with HttpSession(timeout=_REPODATA_TIMEOUT_SECONDS) as session:
         for target in dict.fromkeys(targets):
             try:
-                _fetch_repomd(session, urls.target(target))
+                fetch_repomd(session, urls.target(target))
             except NotFound:
                 _request_empty_repodata(broker, target)
             except HttpUnavailable as error:

@@ -18,6 +18,7 @@ from reimzul.worker.build import BuildEnvironment
 from reimzul.worker.daemon import HealthCheck, Worker
 from reimzul.worker.download import Downloader
 from reimzul.worker.job_session import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
+from reimzul.worker.known_targets import ConfigPuller, read_targets
 from reimzul.worker.mock import Mock
 from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.model import Workspace
@@ -67,8 +68,9 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
         workspace,
         health,
         own.tries,
-        HeartbeatSender(identity, own.presence),
+        HeartbeatSender(identity, own.presence, lambda: read_targets(roots.configs.folder, arches, tubes)),
         RootCleanup(roots),
+        ConfigPuller(roots.configs),
     )
 
 

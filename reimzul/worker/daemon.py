@@ -45,6 +45,7 @@ from reimzul.worker.build import (
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
 from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession
+from reimzul.worker.known_targets import ConfigPuller
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
 
@@ -109,6 +110,7 @@ class Worker(Daemon[BuildRequest]):
         tries: int,
         heartbeat: HeartbeatSender,
         root_cleanup: RootCleanup,
+        config_puller: ConfigPuller,
     ) -> None:
         own = arch_tube(session_tube(heartbeat.identity.session))
         super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host)
@@ -118,6 +120,7 @@ class Worker(Daemon[BuildRequest]):
         self.tries = tries
         self.heartbeat = heartbeat
         self.root_cleanup = root_cleanup
+        self.config_puller = config_puller
         self._drain_flag: ControlFlag | None = None
         self._build_tubes = self.tubes
         canary = arch_tube(canary_tube(host))
@@ -155,6 +158,7 @@ class Worker(Daemon[BuildRequest]):
         else:
             state = WorkerState.UNFIT if self.health.problem else WorkerState.IDLE
         self.heartbeat.send(broker, state, flag.drain_text if flag else self.health.problem)
+        self.config_puller.pull_if_due(broker)
         with contextlib.suppress(ShutdownRequested):
             self.root_cleanup.clean_one(CancelToken(self._raise_if_stopping))
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import attr
 
@@ -33,6 +33,7 @@ from reimzul.core.errors import BrokerUnavailable, ReservationLost, RetryLater
 from reimzul.core.fs import FreeSpace
 from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Feature, WorkerHeartbeat, WorkerState
 from reimzul.core.retry import LogThrottle
+from reimzul.core.targets import TargetList
 from reimzul.worker.build import BuildAttempt, Outgoing
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ RECONNECT_SECONDS, LOG_AGAIN_SECONDS = 1.0, 60.0
 CANCEL_POLL_SECONDS, DRAIN_POLL_SECONDS = 1.0, 10.0
 #: Seconds between two heartbeats at least, also where something has changed.
 MIN_INTERVAL_SECONDS = 5.0
+#: Seconds after which the list of targets is sent again although it has not changed.
+LIST_INTERVAL_SECONDS = 600.0
 #: Jobs in `notify` above which no heartbeat is sent.
 NOTIFY_BACKLOG_LIMIT = 10_000
 #: The environment variable with the unit's instance, which its systemd file sets.
@@ -90,22 +93,40 @@ class HeartbeatSender:
 
     identity: WorkerIdentity
     interval: int  #: seconds between two heartbeats while nothing changes; 0: none is sent
+    read_targets: Optional[Callable[[], TargetList]] = None  #: None: it reports no targets
+    _listed: Optional[TargetList] = attr.field(default=None, init=False)  #: the last list that was sent whole
+    _listed_at: float = attr.field(default=float("-inf"), init=False)
     _sent: object = attr.field(default=None, init=False)
     _sent_at: float = attr.field(default=float("-inf"), init=False)
 
     def send(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
         """Send a heartbeat, unless one was sent just now. Raises `BrokerUnavailable`."""
-        elapsed = time.monotonic() - self._sent_at
-        content = (state, why, build)
-        is_repeated = elapsed < self.interval and content == self._sent
-        if not self.interval or elapsed < MIN_INTERVAL_SECONDS or is_repeated:
+        now = time.monotonic()
+        elapsed = now - self._sent_at
+        if not self.interval or elapsed < MIN_INTERVAL_SECONDS:
             return
-        self._sent, self._sent_at = content, time.monotonic()
+        targets = self.read_targets() if self.read_targets else None
+        content = (state, why, build, targets)
+        if elapsed < self.interval and content == self._sent:
+            return
+        self._sent, self._sent_at = content, now
         try:
             if broker.tube_stats(NOTIFY.name).ready <= NOTIFY_BACKLOG_LIMIT:
-                broker.announce(self._heartbeat(state, why, build))
+                heartbeat = self._add_targets(self._heartbeat(state, why, build), targets, now)
+                broker.announce(heartbeat)
+                if heartbeat.targets:
+                    self._listed, self._listed_at = targets, now
         except RetryLater as error:
             log.debug("no heartbeat is sent: %s", error)
+
+    def _add_targets(self, heartbeat: WorkerHeartbeat, targets: TargetList | None, now: float) -> WorkerHeartbeat:
+        """Add the list of targets if it has changed or was sent long ago, else its fingerprint alone."""
+        if targets is None:
+            return heartbeat
+        marked = attr.evolve(heartbeat, targets_fingerprint=targets.fingerprint)
+        if targets == self._listed and now - self._listed_at < LIST_INTERVAL_SECONDS:
+            return marked
+        return attr.evolve(marked, targets=targets.names, targets_left_out=targets.left_out)
 
     def send_leaving(self, broker: Broker) -> None:
         """Announce that this worker ends, if it has sent a heartbeat; else its closed connection shows it."""

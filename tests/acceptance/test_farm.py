@@ -55,6 +55,32 @@ def test_a_package_goes_in_and_dnf_finds_it(farm: Farm, witness: Witness, packag
     until(lambda: len(staged(farm, "greeter")) == 2, 20, "both legs wait for the signer")
 
 
+def test_a_target_is_known_and_its_packages_are_downloaded(
+    farm: Farm, witness: Witness, package: Package, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [own_program("reimzul"), *arguments, "--config", str(farm.ini())]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    def is_reported() -> bool:
+        return len(json.loads(run("targets", "show", X86_64, "--json").stdout)[0]["arches"][0]["builders"]) == 2
+
+    srpm = package("fetched", srpms.noarch("fetched"))
+    assert submit(farm, srpm).returncode == 0
+    witness.published(srpm.name, "x86_64")
+    until(is_reported, 60, "both builders report the target")
+    refused = submit(farm, srpm, "--rebuild", target=TARGET.replace("demo", "dmo"))
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert f"is {TARGET} meant?" in refused.stderr
+    (line,) = run("packages", "-t", X86_64, "fetched").stdout.splitlines()
+    assert line.split("\t")[1:4] == ["fetched", "1.0-1", "x86_64"]
+    downloaded = run("download", line.split("\t")[0], "--dest", str(tmp_path))
+    assert (downloaded.returncode, downloaded.stderr) == (0, "")
+    paths = [Path(path) for path in downloaded.stdout.splitlines()]
+    assert {path.name for path in paths} == {"fetched-1.0-1.demo.noarch.rpm", "fetched-1.0-1.demo.src.rpm"}
+    check_digests(paths)
+
+
 def test_a_job_of_the_original_is_built_and_published(farm: Farm, witness: Witness, package: Package) -> None:
     srpm = package("heirloom", srpms.noarch("heirloom"))
     shutil.copy(srpm, farm.layout.incoming)

@@ -69,7 +69,7 @@ def test_help_is_fast_and_names_every_command() -> None:
     "command",
     [
         ["builds"], ["queues"], ["buried"], ["kick"], ["discard"], ["override"], ["config"],
-        ["config", "check"], ["config", "sample"], ["doctor"],
+        ["config", "check"], ["config", "sample"], ["doctor"], ["targets"], ["packages"], ["download"],
     ],
 )  # fmt: skip
 def test_each_command_has_an_example(command: list[str]) -> None:

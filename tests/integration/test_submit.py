@@ -23,7 +23,8 @@ import attr
 import pytest
 
 from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob, arch_tube, heartbeat_tube
-from reimzul.core.message import BuildEvent, BuildRequest, WorkerHeartbeat
+from reimzul.core.message import BuildEvent, BuildRequest, Feature, WorkerHeartbeat
+from reimzul.core.targets import TargetList
 from reimzul.history.workers import WorkerRecord, WorkerStore
 from tests import srpms, uploads, webserver
 from tests.conftest import Beanstalkd, free_port
@@ -31,6 +32,16 @@ from tests.schemas import check_line
 from tests.terminal import run_on_terminal
 
 PROGRAM = Path(sys.executable).parent / "reimzul-submit"
+#: The tubes of the fixture's workers, and the arches that each builds.
+TUBES = {
+    "x86_64": ["x86_64"],
+    "aarch64": ["aarch64"],
+    "armv7l": ["armhfp"],
+    "i386": ["i386", "i686"],
+    "ppc64le": ["ppc64le"],
+    "ppc64": ["ppc64"],
+    "noarch": ["noarch"],
+}
 
 
 @attr.frozen
@@ -63,7 +74,21 @@ class Controller:
         """Write the settings."""
         self.incoming.mkdir(exist_ok=True)
         where = f"[beanstalkd]\nhost = 127.0.0.1\nport = {port or self.port}\n[bstore]\nbase_url = {self.store}\n"
-        self.ini.write_text(f"{where}[incoming]\nfolder = {self.incoming}\n{more}")
+        workers = "" if "[notifier]" in more else f"[notifier]\npresence = {self.presence}\n"
+        self.ini.write_text(f"{where}{workers}[incoming]\nfolder = {self.incoming}\n{more}")
+
+    @property
+    def presence(self) -> Path:
+        return self.folder / "presence.sqlite"
+
+    def report(self, arch: str, *targets: str, host: str = "b1.example.org", **more: Any) -> None:
+        """Record the heartbeat of a worker of an arch that has mock configurations for these targets."""
+        listed = TargetList.from_names(targets)
+        given = {"targets": listed.names, "targets_fingerprint": listed.fingerprint, "features": Feature.ALL, **more}
+        sent = WorkerHeartbeat(host=host, instance=arch, state="idle", arches=(arch,), **given)
+        store = WorkerStore(self.presence)
+        store.save([WorkerRecord(heartbeat=sent, last_seen=time.time())])
+        store.close()
 
     def submit(
         self,
@@ -164,6 +189,8 @@ def controller(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, made: dic
     here = Controller(tmp_path, broker, beanstalkd.port, f"http://127.0.0.1:{server.server_port}/bstore/repo/")
     here.configure()
     (here.incoming / made["hello"].name).write_bytes(made["hello"].read_bytes())
+    for tube, arches in TUBES.items():
+        here.report(tube, *(f"{target}.{arch}" for target in ("c7.1708.u", "c7.1803.u", "c9s") for arch in arches))
     yield here
     webserver.close(server)
 
@@ -868,6 +895,78 @@ def test_a_build_that_is_queued_and_not_announced_is_queued(controller: Controll
     assert ended.code == 0
     assert "\tx86_64\t" in ended.out
     assert len(controller.queued("x86_64")) == 1
+
+
+# --- misspelt targets
+
+
+def test_a_misspelt_target_is_refused_with_the_nearest(controller: Controller) -> None:
+    ended = controller.submit("-s", HELLO, "-a", "x86_64,aarch64", "-t", "c7.1708", "-d", ".el7")
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err == [
+        f"reimzul-submit: no worker of {arch} has a mock configuration for c7.1708; is c7.1708.u meant? "
+        "(--new-target if neither)"
+        for arch in ("x86_64", "aarch64")
+    ]
+    assert controller.untouched()
+    assert controller.files() == [HELLO]
+
+
+def test_an_arch_without_a_configuration_is_refused_with_those_that_have_one(controller: Controller) -> None:
+    controller.report("s390x", "c9s.s390x")
+    ended = controller.build(HELLO, arch="x86_64,s390x")
+    (line,) = ended.err
+    assert ended.code == 4
+    assert "no worker of s390x has a mock configuration for c7.1708.u; c7.1708.u is built on aarch64, armhfp, " in line
+    assert controller.untouched()
+
+
+def test_a_new_target_is_accepted_as_such(controller: Controller) -> None:
+    ended = controller.build(HELLO, "-t", "c7.1708", "--new-target")
+    assert (ended.code, [line for line in ended.err if "watches" not in line]) == (0, [])
+    assert controller.queued("x86_64")[0].message.target == "c7.1708.x86_64"
+
+
+@pytest.mark.parametrize("doubt", ["unreported", "no heartbeats", "cut", "published", "not alike", "nobody", "away"])
+def test_a_target_that_may_be_right_is_accepted(controller: Controller, beanstalkd: Beanstalkd, doubt: str) -> None:
+    warned, target = "warning: no worker of x86_64 has a mock configuration for c7.1708; is c7.1708.u meant?", "c7.1708"
+    with contextlib.ExitStack() as stack:
+        if doubt == "unreported":
+            controller.report("x86_64", host="b2.example.org", targets_fingerprint="")
+        elif doubt == "no heartbeats":
+            for _ in range(2):
+                stack.enter_context(beanstalkd.connect()).watch(["x86_64"])
+        elif doubt == "cut":
+            listed = TargetList(("c9s.x86_64",), 9)
+            controller.report(
+                "x86_64", *listed.names, targets_left_out=9, targets_fingerprint=listed.fingerprint, host="b2"
+            )
+            warned = ""
+        elif doubt == "published":
+            repodata = controller.folder / "bstore" / "repo" / "c7.1708.x86_64" / "repodata"
+            repodata.mkdir(parents=True)
+            (repodata / "repomd.xml").write_text("<repomd/>")
+        elif doubt == "not alike":
+            warned, target = "warning: no worker of x86_64 has a mock configuration for zebra", "zebra"
+        elif doubt == "nobody":
+            controller.presence.unlink()
+            warned = (
+                "warning: whether c7.1708.x86_64 can be built is unknown: no worker of x86_64 has reported its targets"
+            )
+        else:
+            controller.store = f"http://127.0.0.1:{free_port()}/bstore/repo/"
+            controller.configure()
+        ended = controller.build(HELLO, "-t", target, "--rebuild")
+    assert ended.code == 0
+    assert [line for line in ended.err if "watches" not in line] == ([f"reimzul-submit: {warned}"] if warned else [])
+    assert controller.queued("x86_64")[0].message.target == f"{target}.x86_64"
+
+
+def test_heartbeats_that_cannot_be_read_are_a_warning(controller: Controller) -> None:
+    controller.presence.write_text("no database" * 99)
+    ended = controller.build(HELLO)
+    assert ended.code == 0
+    assert "warning: whether a worker can build for c7.1708.u is unknown" in ended.err[0]
 
 
 # --- what a target lists already

@@ -237,7 +237,9 @@ class Farm:
         cleanup = types.SimpleNamespace(clean_one=lambda _: None)
         health = HealthCheck(folders=(), free_mib=0, free_inodes=0, max_load=0)
         heartbeat = HeartbeatSender(identity, 0)
-        return Worker(connect, [arch_tube(ARCH)], name, environment, workspace, health, TRIES, heartbeat, cleanup)  # type: ignore[arg-type]
+        puller = types.SimpleNamespace(pull_if_due=lambda _: None)
+        own_parts: Any = (environment, workspace, health, TRIES, heartbeat, cleanup, puller)
+        return Worker(connect, [arch_tube(ARCH)], name, *own_parts)
 
     def _make_notifier(self, settings: Settings) -> Notifier:
         sinks = [HistorySink(self.records), MailSink(self.records)]

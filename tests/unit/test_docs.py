@@ -71,7 +71,7 @@ def check_call(words: list[str]) -> None:
         assert below is not None, f"{shlex.join(words)}: no command {rest[0]}"
         command, rest = below, rest[1:]
         context = click.Context(command, info_name=command.name, parent=context)
-    known = {name for parameter in command.get_params(context) for name in parameter.opts}
+    known = {name for each in command.get_params(context) for name in (*each.opts, *each.secondary_opts)}
     for word in rest:
         if re.match(r"--?[A-Za-z]", word):
             assert word.split("=")[0] in known, f"{shlex.join(words)}: no option {word}"

@@ -25,6 +25,7 @@ PACKAGES = ("core", "history", "store", "submit", "worker", "repogen", "tosign",
 PACKAGES_OF_EVERY_HOST = ("core", "store", "submit", "worker", "repogen", "tosign")
 #: Packages that import others than core, and which.
 ALLOWED_IMPORTS = {
+    "submit": ("reimzul.history.workers",),
     "notifier": ("reimzul.history",),
     "repogen": ("reimzul.store",),
     "tosign": ("reimzul.store",),

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look-ups about targets: which there are, and which builds they list."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import attr
+import click
+
+from reimzul.admin import lookup
+from reimzul.core.arch import read_arches
+from reimzul.core.config import load_file
+from reimzul.core.errors import ReimzulError
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.listed_packages import ListedBuild, iterate_packages, list_store_targets
+from reimzul.core.settings import Settings
+from reimzul.core.store_paths import StoreUrls
+from reimzul.core.targets import drop_arches, find_targets
+from reimzul.history import BuildFilter, BuildRecord, NoHistory
+from reimzul.history.build_record import BuildState
+from reimzul.history.workers import list_live, map_targets
+
+#: Seconds to wait for the store.
+STORE_TIMEOUT_SECONDS = 10.0
+#: Records that are read to complete a package's name.
+_MAX_COMPLETED_RECORDS = 1000
+
+
+@attr.frozen(kw_only=True)
+class KnownTargets:
+    builders: dict[str, set[str]]  #: the hosts that have a mock configuration, by target
+    published: set[str]  #: those that the store has
+    faults: list[str]  #: what could not be read, a line each
+
+    @property
+    def names(self) -> set[str]:
+        return self.builders.keys() | self.published
+
+
+def read_known_targets(settings: Settings, session: HttpSession) -> KnownTargets:
+    """Return the targets that live workers or the store have."""
+    builders: dict[str, set[str]] = {}
+    published: set[str] = set()
+    faults = []
+    try:
+        builders = map_targets(list_live(lookup.load_workers(settings)))
+    except ReimzulError as error:
+        faults.append(f"which targets the workers have is unknown: {error}")
+    try:
+        published = set(list_store_targets(session, settings.bstore.base_url))
+    except (NotFound, HttpUnavailable) as error:
+        faults.append(f"which targets the store has is unknown: {error}")
+    return KnownTargets(builders=builders, published=published, faults=faults)
+
+
+def find_known_targets(settings: Settings, session: HttpSession, given: str) -> list[str]:
+    """Return the targets, with arches, that a person means. Raises `InputError`; `ReimzulError` if none is known."""
+    known = read_known_targets(settings, session)
+    if not known.names and known.faults:
+        raise ReimzulError("\n".join(known.faults))
+    return find_targets(given, known.names, read_arches(settings.farm.arches))
+
+
+def complete_target(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the targets that workers have reported, with their arches and without."""
+    with contextlib.suppress(ReimzulError, OSError):
+        settings = load_file(context.params.get("config"))
+        names, arches = _read_reported(settings), read_arches(settings.farm.arches)
+        return sorted(each for each in names | drop_arches(names, arches) if each.startswith(incomplete))
+    return []
+
+
+def complete_repository(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the targets that workers have reported, with their arches."""
+    with contextlib.suppress(ReimzulError, OSError):
+        names = _read_reported(load_file(context.params.get("config")))
+        return sorted(each for each in names if each.startswith(incomplete))
+    return []
+
+
+def _read_reported(settings: Settings) -> set[str]:
+    return set(map_targets(lookup.load_workers(settings)))
+
+
+def complete_package(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the packages of the target given by -t, of those that were published last."""
+    target = context.params.get("target") or ""
+    with contextlib.suppress(ReimzulError, OSError):
+        settings = load_file(context.params.get("config"))
+        wanted = BuildFilter(states=[BuildState.PUBLISHED], srpm=incomplete or None)
+        with lookup.reading_history(settings.history.url) as history:
+            found = history.find_builds(wanted, _MAX_COMPLETED_RECORDS)
+        return sorted({each.pkgname for each in found if target in (each.target, each.target.rpartition(".")[0])})
+    return []
+
+
+# --- the builds that a target lists
+
+
+@attr.frozen(kw_only=True)
+class PublishedBuild:
+    target: str
+    listed: ListedBuild
+    record: BuildRecord | None  #: None: the history does not know it
+
+    @property
+    def place(self) -> str:
+        return f"repo/{self.target}/{self.listed.place}"
+
+    def to_dict(self) -> dict[str, Any]:
+        record = self.record or BuildRecord()
+        about = {"build_id": record.build_id, "published": record.published, "submitter": record.submitter}
+        return {
+            **about,
+            "pkgname": self.listed.name,
+            "evr": self.listed.evr,
+            "arch": self.listed.arch,
+            "target": self.target,
+            "timestamp": self.listed.timestamp,
+            "place": self.place,
+        }
+
+
+def find_latest_builds(
+    settings: Settings, session: HttpSession, targets: Iterable[str], pattern: str
+) -> list[PublishedBuild]:
+    """Return, of each package that a pattern matches, the listed build of each arch that was submitted last.
+
+    Raises `HttpUnavailable`.
+    """
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    found = []
+    for target in targets:
+        latest = _list_latest(session, urls.target(target), pattern)
+        records = _find_records(settings, target, {f"repo/{target}/{each.place}" for each in latest})
+        found += [
+            PublishedBuild(target=target, listed=each, record=records.get(f"repo/{target}/{each.place}"))
+            for each in latest
+        ]
+    return found
+
+
+def _list_latest(session: HttpSession, url: str, pattern: str) -> list[ListedBuild]:
+    latest: dict[tuple[str, str], ListedBuild] = {}
+    with contextlib.suppress(NotFound):  # nothing was ever published
+        for build in {package.build for package in iterate_packages(session, url)}:
+            if build is None or not _matches(build, pattern):
+                continue
+            key = (build.name, build.arch)
+            if key not in latest or (build.timestamp, build.evr) > (latest[key].timestamp, latest[key].evr):
+                latest[key] = build
+    return [build for _, build in sorted(latest.items())]
+
+
+def _matches(build: ListedBuild, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (build.name, f"{build.name}-{build.evr}"))
+
+
+def _find_records(settings: Settings, target: str, places: set[str]) -> dict[str, BuildRecord]:
+    """Return the history's records of published builds by their places; none where there is no history."""
+    with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
+        published = history.iterate_builds(BuildFilter(targets=[target], states=[BuildState.PUBLISHED]))
+        return {each.place: each for each in published if each.place in places}
+    return {}

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul targets` lists the targets of the farm, and shows one with the .repo file that dnf needs for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import attr
+import click
+
+from reimzul.admin import lookup, target_lookup
+from reimzul.admin.output import (
+    Table,
+    json_option,
+    pass_settings,
+    print_json,
+    print_none_found,
+    print_note,
+    print_result,
+    print_table,
+    table_options,
+)
+from reimzul.core import control
+from reimzul.core.arch import Arches, read_arches
+from reimzul.core.beanstalk import Broker
+from reimzul.core.cli import EXIT_CODES, current_user, print_error
+from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.formatting import format_size, format_time, pluralize
+from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.listed_packages import iterate_packages
+from reimzul.core.settings import Settings
+from reimzul.core.store_paths import StoreUrls
+from reimzul.core.targets import find_targets, split_arch
+from reimzul.history import BuildFilter, History, NoHistory
+from reimzul.history.build_record import BuildState
+
+_TABLE = Table(
+    ("TARGET", "ARCHES", "BUILDERS", "PACKAGES", "SIZE", "PUBLISHED"), dispensable=("SIZE", "BUILDERS", "PUBLISHED")
+)
+_REFRESHED = "idle workers pull their mock configurations within 10 s, and report them; others before their next build"
+
+
+@click.command("targets", epilog=EXIT_CODES)
+@click.argument("action", metavar="[list|show]", type=click.Choice(("list", "show")), default="list")
+@click.argument("target", metavar="[TARGET]", required=False, shell_complete=target_lookup.complete_target)
+@click.option(
+    "--refresh", is_flag=True, help="Let idle workers pull their mock configurations now, and report them later."
+)
+@table_options(_TABLE)
+@json_option("a list of targets")
+@pass_settings
+def command(
+    settings: Settings,
+    action: str,
+    target: str | None,
+    refresh: bool,
+    columns: Sequence[str],
+    wide: bool,
+    as_json: bool,
+) -> int:
+    """List the targets: their arches, who builds for them, number and size of packages, the last publication.
+
+    The workers report the targets that they have mock configurations for; the store has the packages. `show` takes a
+    target with its arch or without, and prints the .repo file with which dnf installs from it. Workers pull new
+    configurations every five minutes while they are idle, and before each build.
+
+    \b
+    Examples:
+      reimzul targets
+      reimzul targets show c9s
+      reimzul targets --refresh
+    """
+    if (action == "show") != bool(target):
+        raise click.UsageError("`list` takes no target" if target else "name a target: reimzul targets show TARGET")
+    if refresh:
+        _refresh(settings)
+    arches = read_arches(settings.farm.arches)
+    with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
+        known = target_lookup.read_known_targets(settings, session)
+        wanted = find_targets(target, known.names, arches) if target else sorted(known.names)
+        views = [_read_view(settings, session, name, split_arch(name, arches)[1], known) for name in wanted]
+    groups = _group_by_name(views, arches)
+    if as_json:
+        print_json([{"name": name, "arches": [view.to_dict() for view in group]} for name, group in groups.items()])
+    elif target:
+        print_result(None, _format_group(target, views), False)
+    elif views:
+        print_table(_TABLE, [_to_row(*item) for item in groups.items()], columns=columns, wide=wide)
+    else:
+        print_none_found("target")
+    faults = [*known.faults, *(f"{view.target}: {view.message}" for view in views if view.message)]
+    for fault in faults:
+        print_error(command, fault)
+    return EXIT_FAILED if faults else 0
+
+
+def _refresh(settings: Settings) -> None:
+    with Broker.from_settings(settings.beanstalkd) as broker:
+        control.replace_refresh_flag(broker, control.new_flag(current_user()))
+    print_note(_REFRESHED)
+
+
+@attr.frozen(kw_only=True)
+class _TargetView:
+    """A target on one arch."""
+
+    target: str  #: with its arch
+    arch: str
+    repository: str  #: its URL
+    builders: Sequence[str]  #: the hosts that have a mock configuration for it
+    package_count: int = 0
+    package_bytes: int = 0
+    last_published: float = 0.0  #: of the build that was submitted last; 0 if unknown
+    message: str = ""  #: why the packages are unknown
+
+    def to_dict(self) -> dict[str, Any]:
+        unknown = {"package_count": None, "package_bytes": None} if self.message else {}
+        return {**attr.asdict(self), **unknown}
+
+
+def _read_view(
+    settings: Settings, session: HttpSession, target: str, arch: str, known: target_lookup.KnownTargets
+) -> _TargetView:
+    view = _TargetView(
+        target=target,
+        arch=arch,
+        repository=find_repository_url(settings, target),
+        builders=sorted(known.builders.get(target, ())),
+    )
+    if target not in known.published:
+        return view
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
+    try:
+        sizes = [package.size for package in iterate_packages(session, urls.target(target))]
+    except NotFound:
+        sizes = []  # a folder without repodata: nothing is published yet
+    except HttpUnavailable as error:
+        return attr.evolve(view, message=str(error))
+    with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
+        view = attr.evolve(view, last_published=_find_last_published(history, target))
+    return attr.evolve(view, package_count=len(sizes), package_bytes=sum(sizes))
+
+
+def _find_last_published(history: History, target: str) -> float:
+    newest = history.find_builds(BuildFilter(targets=[target], states=[BuildState.PUBLISHED]), 1)
+    return newest[0].published if newest else 0.0
+
+
+def find_repository_url(settings: Settings, target: str) -> str:
+    """Return the URL of a target's repository for people."""
+    return StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url).target(target)
+
+
+def _group_by_name(views: Iterable[_TargetView], arches: Arches) -> dict[str, list[_TargetView]]:
+    groups: dict[str, list[_TargetView]] = {}
+    for view in views:
+        groups.setdefault(split_arch(view.target, arches)[0], []).append(view)
+    return groups
+
+
+def _to_row(name: str, views: Sequence[_TargetView]) -> list[str]:
+    builders = {host for view in views for host in view.builders}
+    is_unknown = any(view.message for view in views)
+    return [
+        name,
+        ", ".join(view.arch for view in views if view.arch) or "-",
+        str(len(builders)),
+        "?" if is_unknown else str(sum(view.package_count for view in views)),
+        "?" if is_unknown else format_size(sum(view.package_bytes for view in views)),
+        format_time(max(view.last_published for view in views)),
+    ]
+
+
+def _format_group(given: str, views: Sequence[_TargetView]) -> Iterator[str]:
+    for view in views:
+        packages = f"{pluralize(view.package_count, 'package')}, {format_size(view.package_bytes)}"
+        yield view.target
+        yield f"  built by    {', '.join(view.builders) or 'nobody: no live worker has a mock configuration for it'}"
+        yield f"  packages    {'unknown' if view.message else packages}"
+        yield f"  published   {format_time(view.last_published)}"
+        yield f"  repository  {view.repository}"
+        yield ""
+    published = [view for view in views if view.package_count] or views
+    yield f"# for dnf: /etc/yum.repos.d/{given}.repo"
+    for view in published:
+        yield from _format_repo(view)
+
+
+def _format_repo(view: _TargetView) -> Iterator[str]:
+    """Format the section of a .repo file; dnf reads it as it is."""
+    yield f"[{view.target}]"
+    yield f"name={view.target}"
+    yield f"baseurl={view.repository}"
+    yield "enabled=1"
+    yield "gpgcheck=0"

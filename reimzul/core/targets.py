@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets by name: the list that a worker reports, and the target that a person means.
+
+A target is named with its arch (`c9s.x86_64`), as its mock configuration and its repository are. People also name it
+without (`c9s`), and then mean all its arches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+
+import attr
+
+from reimzul.core import validators
+from reimzul.core.arch import Arches
+from reimzul.core.errors import InputError
+from reimzul.core.formatting import suggest_nearest
+
+#: Bytes of names in one message: the rest of a heartbeat fits beside them (core/json_message.py, `MAX_BYTES`).
+_MAX_LIST_BYTES = 40_000
+#: Bytes that a name takes in JSON beside its own.
+_JSON_BYTES = len('"",')
+#: Targets that an error message names.
+_MAX_NAMED = 12
+
+
+@attr.frozen
+class TargetList:
+    """The targets, with their arches, that a worker has mock configurations for."""
+
+    names: tuple[str, ...]
+    left_out: int = 0  #: how many more there are, which did not fit into a message
+
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> TargetList:
+        """Sort the names, and leave out the last ones if they would not fit into a message."""
+        ordered, kept, size = sorted(set(names)), 0, 0
+        while kept < len(ordered) and (size := size + len(ordered[kept]) + _JSON_BYTES) <= _MAX_LIST_BYTES:
+            kept += 1
+        return cls(tuple(ordered[:kept]), len(ordered) - kept)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that stand for this list."""
+        return hashlib.sha256("\n".join((str(self.left_out), *self.names)).encode()).hexdigest()[:16]
+
+    def may_have(self, target: str) -> bool:
+        return target in self.names or bool(self.left_out)
+
+
+def split_arch(target: str, arches: Arches) -> tuple[str, str]:
+    """Return a target's name without its arch, and the arch; "" if it names none."""
+    name, _, arch = target.rpartition(".")
+    return (name, arch) if name and arch in arches.known else (target, "")
+
+
+def drop_arches(targets: Iterable[str], arches: Arches) -> set[str]:
+    return {split_arch(each, arches)[0] for each in targets}
+
+
+def find_targets(given: str, known: Collection[str], arches: Arches) -> list[str]:
+    """Return the known targets, with arches, that a person means by `c9s.x86_64` or `c9s`.
+
+    Raises `InputError` if there are none, and suggests one.
+    """
+    found = sorted(each for each in known if given in (each, split_arch(each, arches)[0]))
+    if not found:
+        names = drop_arches(known, arches)
+        hint = suggest_nearest(given, sorted({*known, *names})) or _list_names(names)
+        raise InputError(f"no target {validators.quoted(given)} is known{hint}")
+    return found
+
+
+def _list_names(names: Collection[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"; there are {', '.join(sorted(names)[:_MAX_NAMED])}{more}" if names else "; no target is known at all"
