@@ -32,6 +32,7 @@ from reimzul.core.errors import (
     ShutdownRequested,
 )
 from reimzul.core.fs import FreeSpace
+from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, WorkerState, event_for, new_attempt
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.worker.build import (
@@ -44,7 +45,7 @@ from reimzul.worker.build import (
 )
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
-from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession
+from reimzul.worker.job_session import ControlPoller, JobSession
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
 
@@ -56,6 +57,8 @@ MAX_WORKER_DEATHS = 10
 #: Seconds a builder that could not build a request leaves it to others before it tries again itself: to those that
 #: have not tried it, which may be busy for long, or drained for longer; and to those that could not build it either.
 SAME_BUILDER_BACKOFF_SECONDS, SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS = 3600, 60
+#: The step of a build that failed by this builder's fault, among the errors that heartbeats carry.
+BUILD_STEP = "build"
 #: Seconds for which it releases such a request each time.
 RELEASE_DELAY_SECONDS = 5
 #: Seconds before a request that a builder could not build is tried again: so many for each try.
@@ -98,6 +101,8 @@ class HealthCheck:
 
 
 class Worker(Daemon[BuildRequest]):
+    heartbeat: HeartbeatSender
+
     def __init__(
         self,
         connect: Callable[[], Broker],
@@ -111,12 +116,11 @@ class Worker(Daemon[BuildRequest]):
         root_cleanup: RootCleanup,
     ) -> None:
         own = arch_tube(session_tube(heartbeat.identity.session))
-        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host)
+        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host, heartbeat=heartbeat)
         self.health = health
         self.environment = environment
         self.workspace = workspace
         self.tries = tries
-        self.heartbeat = heartbeat
         self.root_cleanup = root_cleanup
         self._drain_flag: ControlFlag | None = None
         self._build_tubes = self.tubes
@@ -163,10 +167,6 @@ class Worker(Daemon[BuildRequest]):
         if self.stop.is_requested:
             raise ShutdownRequested("the daemon is stopping")
 
-    def serve(self, broker: Broker) -> None:
-        super().serve(broker)
-        self.heartbeat.send_leaving(self.broker or broker)
-
     def handle(
         self, broker: Broker, claims: list[ReservedJob[BuildRequest]]
     ) -> Iterable[tuple[ReservedJob[BuildRequest], Outcome]]:
@@ -196,6 +196,7 @@ class Worker(Daemon[BuildRequest]):
         """Build a request, and requeue or release its job where the attempt did not decide it."""
         try:
             self._build(request, session)
+            self.heartbeat.errors.clear(BUILD_STEP)
         except BrokerUnavailable:
             raise
         except (ReimzulError, OSError) as error:  # all that a build touches of this host by itself is its disk
@@ -233,6 +234,7 @@ class Worker(Daemon[BuildRequest]):
         """Requeue a request that this builder could not build, for another; the old job is deleted after."""
         reason, first = str(fault), fault.first_error if isinstance(fault, BuilderFault) else FirstError()
         request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
+        self.heartbeat.errors.add(BUILD_STEP, f"{request.srpm}: {reason}", keep=SAME_BUILDER_BACKOFF_SECONDS)
         pause = RETRY_PAUSE_SECONDS * len(request.tries)
         log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
         job = self._requeue(session, request, pause)

@@ -14,14 +14,14 @@ import pytest
 
 from reimzul.admin.doctor import combine
 from reimzul.admin.doctor.controller import judge_workers
+from reimzul.core import heartbeat as voice_module
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
+from reimzul.core.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, ProcessIdentity
 from reimzul.core.message import WorkerHeartbeat, WorkerState
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import job_session as voice_module
-from reimzul.worker.job_session import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
 
 
 def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
@@ -176,7 +176,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def voice(tmp_path: Path, every: int = 30) -> HeartbeatSender:
     return HeartbeatSender(
-        WorkerIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every
+        ProcessIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every
     )
 
 
