@@ -91,7 +91,7 @@ class HeartbeatIntake:
         now = time.time()
         for job, heartbeat in heartbeats:
             age = _age(job)
-            if age <= STALE_SECONDS:
+            if age <= STALE_SECONDS or heartbeat.leaving:  # one that ended in order did not vanish, however late we are
                 key = (heartbeat.host, heartbeat.instance, heartbeat.session)
                 latest[key] = WorkerRecord(heartbeat=heartbeat, last_seen=now - age)
         if latest:

@@ -334,7 +334,9 @@ def _list_workers(options: Sequence[str]) -> list[SeenWorker]:
     program = Path(sys.argv[0]).resolve().with_name("reimzul")
     output = output_of([program, "builders", "--json", "--since", "1h", *options], timeout=_BUILDERS_TIMEOUT_SECONDS)
     return [
-        SeenWorker(host=row["host"], version=row["version"], features=row["features"]) for row in json.loads(output)
+        SeenWorker(host=row["host"], version=row["version"], features=row["features"])
+        for row in json.loads(output)
+        if row["role"] == "worker" and row["state"] != "gone"
     ]
 
 

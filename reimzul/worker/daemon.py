@@ -20,6 +20,7 @@ import attr
 
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube, session_tube
+from reimzul.core.builder_backoff import SAME_BUILDER_BACKOFF_SECONDS, compute_backoff
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
@@ -54,12 +55,9 @@ log = logging.getLogger(__name__)
 #: Workers that may die under a job before it is buried, and again so many after each kick. Cut links count too, so
 #: the limit is generous.
 MAX_WORKER_DEATHS = 10
-#: Seconds a builder that could not build a request leaves it to others before it tries again itself: to those that
-#: have not tried it, which may be busy for long, or drained for longer; and to those that could not build it either.
-SAME_BUILDER_BACKOFF_SECONDS, SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS = 3600, 60
 #: The step of a build that failed by this builder's fault, among the errors that heartbeats carry.
 BUILD_STEP = "build"
-#: Seconds for which it releases such a request each time.
+#: Seconds for which a builder releases each time a request that it leaves to others.
 RELEASE_DELAY_SECONDS = 5
 #: Seconds before a request that a builder could not build is tried again: so many for each try.
 RETRY_PAUSE_SECONDS = 10
@@ -298,11 +296,7 @@ class Worker(Daemon[BuildRequest]):
         return request.announced_arches
 
     def raise_if_left_to_others(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
-        """Raise `RetryLater` for a request this builder could not build, as long as others watch its tube.
-
-        The broken builder is always the idle one: without this it would take the job straight back, and use up all
-        tries while a healthy one is busy.
-        """
+        """Raise `RetryLater` for a request this builder could not build, as long as others watch its tube."""
         faults = claim.message.builder_faults
         own_faults = [fault.when for fault in faults if fault.builder == self.host]
         if not own_faults or len(faults) >= self.tries:
@@ -312,12 +306,9 @@ class Worker(Daemon[BuildRequest]):
             return
         watchers = broker.tube_stats(claim.stats.tube).watchers
         failed = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
-        if watchers > failed:
-            raise RetryLater(
-                "this builder could not build it; left to those that have not tried", pause=RELEASE_DELAY_SECONDS
-            )
-        if watchers > 1 and elapsed <= SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS:
-            raise RetryLater("this builder could not build it before; left to others", pause=RELEASE_DELAY_SECONDS)
+        if compute_backoff(elapsed, watchers, failed) > 0:
+            others = "those that have not tried" if watchers > failed else "others"
+            raise RetryLater(f"this builder could not build it; left to {others}", pause=RELEASE_DELAY_SECONDS)
 
     def reconnect(self) -> Broker:
         broker = self.connect()

@@ -15,10 +15,8 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.admin.doctor import Finding, run_checks
-from reimzul.admin.doctor.controller import worker_checks
-from reimzul.admin.doctor.host import CONTROLLER, StunnelConfig
-from reimzul.admin.doctor.host import Host as Examined
+from reimzul.admin.doctor import Finding
+from reimzul.admin.doctor.farm import check_hosts
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube, session_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS
@@ -218,12 +216,10 @@ def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running,
 
 def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, others: Others) -> None:
     one, other = others("a", "1"), others("b", "2", instance="4711")
-    settings, none = load_file(controller.folder / "reimzul.ini"), StunnelConfig(path=Path("none"))
-    examined = Examined(settings=settings, file=None, roles=(CONTROLLER,), stunnel=none, user="root")
+    settings = load_file(controller.folder / "reimzul.ini")
 
     def look() -> Finding:
-        (found,) = run_checks(worker_checks(examined))
-        return found
+        return list(check_hosts(settings, show_all=True))[-1]
 
     assert look().level == "ok"
     one.say()
@@ -242,9 +238,10 @@ def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Runni
     assert run("builders").stdout.count(words) == 2
     assert (look().level, words in look().message) == ("warn", True)
     one.broker.close()
-    are("b")
-    assert workers()[0]["name_shared"] == ""
-    assert look().level == "ok"
+    until(lambda: [each["state"] for each in workers()] == ["gone", "idle"], 30, "one is gone")
+    assert [each["name_shared"] for each in workers()] == [None, None]
+    assert look().level == "warn", "one process of that name has vanished"
+    assert "worker 1 vanished" in look().message
     for file in controller.folder.glob("presence.sqlite*"):
         file.unlink()
     (controller.folder / "presence.sqlite").write_text("no database" * 100)
