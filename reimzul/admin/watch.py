@@ -281,14 +281,16 @@ def make_row(
 
 
 def _describe_state(leg: BuildRecord, ahead: int | None, phase: str, obstacle: str) -> tuple[str, str]:
-    state, text = _describe_progress(leg, None if obstacle else ahead, phase)
-    text = f"{text}; {obstacle}" if obstacle else text
+    state, text = _describe_progress(leg, ahead, phase, obstacle)
+    if obstacle and state != WAITING:
+        text = f"{text}; {obstacle}"
     return state, f"{text}; {leg.claim_text}" if leg.claimed else text
 
 
-def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str) -> tuple[str, str]:
+def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str, obstacle: str) -> tuple[str, str]:
     if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
+        position = f": {obstacle}" if obstacle else position
         reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
         return WAITING, f"waits{position}{reason}"
     if leg.is_unfinished:

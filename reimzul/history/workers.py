@@ -176,12 +176,25 @@ class WorkerStore(NotifierFile):
                     "heard": record.last_seen, "old": record.last_seen - SILENT_AFTER_SECONDS,
                     "document": json.dumps(sent.to_json()),
                 }  # fmt: skip
+                if sent.leaving:
+                    _delete_replaced(db, sent.host)  # else they would count as vanished after it
                 for statement in (_DELETE_LEAVING,) if sent.leaving else (_UPSERT, _DELETE_REPLACED):
                     db.execute(statement, row)
 
     def purge(self, before: float) -> None:
         with self._open() as db:
             db.execute("DELETE FROM workers WHERE heard < ?", (before,))
+
+
+def _delete_replaced(db: sqlite3.Connection, host: str) -> None:
+    """Delete the processes of a host that a later one has replaced."""
+    query = "SELECT first, heard, document FROM workers WHERE host = ?"
+    records = [record for row in db.execute(query, (host,)).fetchall() for record in _parse_row(*row)]
+    kept = drop_replaced(records)
+    for each in records:
+        if each not in kept:
+            key = {"host": host, "instance": each.heartbeat.instance, "session": each.heartbeat.session}
+            db.execute(_DELETE_LEAVING, key)
 
 
 def _parse_row(first: float, heard: float, document: str) -> Iterator[WorkerRecord]:

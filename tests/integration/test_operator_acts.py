@@ -593,7 +593,7 @@ def test_a_watch_in_a_pipe_is_a_line_for_each_change_and_its_exit_code_the_resul
         claim.delete()
         assert process.wait(30) == 1
     states = [line.split("\t")[4] for line in lines]
-    assert states == ["waits, next", "builds", "failed: %build failed"]
+    assert states == ["waits: nobody watches tube x86_64", "builds", "failed: %build failed"]
 
 
 def test_a_watch_of_what_is_published_ends_well_at_once(recorded: None) -> None:
@@ -609,7 +609,7 @@ def test_a_watch_left_by_ctrl_c_leaves_the_build_alone(ground: Ground) -> None:
     ours, its = pty.openpty()
     with subprocess.Popen([REIMZUL, "watch", SHORT], stdout=its, stderr=subprocess.PIPE, text=True) as process:
         shown = b""
-        while b"waits, next" not in shown:
+        while b"waits: nobody watches" not in shown:
             shown += os.read(ours, 65536)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
@@ -626,7 +626,7 @@ def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> No
         assert process.stdout
         assert "submitted; not recorded by the notifier yet" in process.stdout.readline()
         ground.submit()
-        assert "waits, next" in process.stdout.readline()
+        assert "waits: nobody watches tube x86_64" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         process.wait(30)
     assert run("watch", "--new", SHORT).returncode == 4
