@@ -79,6 +79,7 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
         "ahead": len(facts.ahead),
         "ahead_elsewhere": len(facts.ahead_elsewhere),
         "watchers": facts.tube.watchers,
+        "backoffs": dict(facts.backoffs),
         "workers": None if facts.workers is None else [worker.to_dict() for worker in facts.workers],
         "starts_in": attr.asdict(explanation.start) if explanation.start else None,
         "ends_in": attr.asdict(explanation.end) if explanation.end else None,
