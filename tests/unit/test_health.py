@@ -200,7 +200,7 @@ def judge(*connected: WorkerRecord, vanished: tuple[WorkerRecord, ...] = (), now
         ({"state": "quarantined", "why": "quarantined"}, WARN, "quarantined", "reimzul resume b1.example.org"),
         ({"version": "0.0.9"}, WARN, f"version 0.0.9, the controller has {__version__}", "docs/upgrading.md"),
         ({"at": NOW + 600}, WARN, "its clock is 10 min 00 s ahead", "timedatectl"),
-        ({"heard": NOW - 300}, WARN, "no heartbeat for 5 min 00 s", "journalctl -u 'reimzul-worker@*'"),
+        ({"heard": NOW - 300}, WARN, "no heartbeat for 5 min 00 s", "journalctl -u reimzul-worker@1"),
         ({"role": Role.REPOGEN, "free_mib": 100}, FAIL, "its disk has 100.0 MiB free", "reimzul prune"),
         ({"role": Role.REPOGEN, "free_mib": 0}, FAIL, "its disk has 0 bytes free", "reimzul prune"),
         ({"role": Role.TOSIGN, "free_mib": 1000}, WARN, "its disk has 1000.0 MiB free", "reimzul prune"),

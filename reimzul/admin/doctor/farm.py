@@ -96,11 +96,11 @@ def _judge_vanished(
 
 
 def _judge_process(record: WorkerRecord, now: float) -> Iterator[Result]:
-    sent, unit = record.heartbeat, _UNITS.get(record.role, record.role)
+    sent, unit = record.heartbeat, _unit_of(record)
     name = f"worker {sent.instance}" if record.is_worker else sent.instance
     if record.is_silent(now):
         ago = format_duration(now - record.last_seen)
-        hint = f"on that host: journalctl -u '{unit}'; if it hangs: systemctl restart '{unit}'"
+        hint = f"on that host: journalctl -u {unit}; if it hangs: systemctl restart {unit}"
         yield warn(f"{name} is connected, but has sent no heartbeat for {ago}", hint)
     if sent.state == WorkerState.UNFIT:
         report = warn if ": load: " in sent.why else fail  # load passes by itself
@@ -120,16 +120,21 @@ def _judge_process(record: WorkerRecord, now: float) -> Iterator[Result]:
         yield _judge_error(record, name, error, now)
 
 
+def _unit_of(record: WorkerRecord) -> str:
+    number = record.heartbeat.instance.rpartition("-")[2]
+    return _UNITS.get(record.role, record.role).replace("*", number)
+
+
 def _judge_error(record: WorkerRecord, name: str, error: RecentError, now: float) -> Result:
     """An error that came once may have passed by itself; one that came again has not."""
-    unit = _UNITS.get(record.role, record.role)
+    unit = _unit_of(record)
     about = f" {error.build_id[:8]} {error.arch}" if error.build_id else f" {error.target}" if error.target else ""
     message = f"{name}: {describe_error(record, error, now)}".replace(error.what, f"{error.what}{about}", 1)
     hints = {
-        "upload": "on bstore: systemctl status rsync stunnel@reimzul; on that host: reimzul doctor tries an upload",
+        "upload": "on that host: reimzul doctor tries an upload; on bstore: reimzul doctor looks at rsyncd",
         "indexing": f"on that host: state/createrepo/{error.target}.log has the output of createrepo_c; reimzul doctor",
     }
-    hint = hints.get(error.what, f"on that host: reimzul doctor; journalctl -u '{unit}'")
+    hint = hints.get(error.what, f"on that host: reimzul doctor; journalctl -u {unit}")
     return (fail if error.count > 1 and not record.is_worker else warn)(message, hint)
 
 
