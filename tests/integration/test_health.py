@@ -30,6 +30,7 @@ from tests.builder import Host, put, request
 from tests.conftest import Beanstalkd
 from tests.ini import write_ini
 from tests.integration.test_operator_acts import REIMZUL, run, told
+from tests.jsonpage import keys
 from tests.notifier import Running
 from tests.repogen import Rpms, ask
 from tests.waiting import until
@@ -222,6 +223,8 @@ def test_a_failing_rsync_is_shown_for_its_build_and_its_host(farm: Farm, broker:
     build = farm.submit(broker)
     words = "rsync is broken by the test"
     until(lambda: words in explained(build), 60, "explain says it")
+    (row,), (leg, *_) = told("builders"), told("explain", build.build_id)["legs"]
+    assert (set(row), set(leg)) == (keys("builders"), keys("explain", "legs[]."))
     assert f"worker on {B1}: upload failed" in explained(build)
     assert words in run("builders").stdout
     assert words in first_watched(build, "upload fails on")

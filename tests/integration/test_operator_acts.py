@@ -593,7 +593,7 @@ def test_a_watch_in_a_pipe_is_a_line_for_each_change_and_its_exit_code_the_resul
         claim.delete()
         assert process.wait(30) == 1
     states = [line.split("\t")[4] for line in lines]
-    assert states == ["waits: nobody watches tube x86_64", "builds", "failed: %build failed"]
+    assert states == ["waits, next", "builds", "failed: %build failed"]
 
 
 def test_a_watch_of_what_is_published_ends_well_at_once(recorded: None) -> None:
