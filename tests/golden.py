@@ -28,7 +28,9 @@ from reimzul.core.message import (
     CurrentBuild,
     FailedAttempt,
     Phase,
+    RecentError,
     RepogenRequest,
+    Role,
     SignRequest,
     WorkerHeartbeat,
     event_for,
@@ -87,6 +89,16 @@ def _messages() -> Iterator[Message]:
         at=BEGINNING,
         arches=("x86_64",),
         version="0.1.0",
+    )
+    failing = RecentError(what="indexing", message="createrepo_c ended with 1", target=request.target, since=BEGINNING)
+    yield WorkerHeartbeat(
+        host="s1.example.org",
+        instance="repogen-1",
+        role=Role.REPOGEN,
+        state="idle",
+        at=BEGINNING,
+        interval=30,
+        errors=(failing,),
     )
     yield RepogenRequest(target=request.target)
     yield RepogenRequest(target=request.target, build_id=build_id(1), arch="x86_64", attempt=ATTEMPT, place=_PLACE)

@@ -19,8 +19,8 @@ from reimzul.submit.cli import command as submit_command
 FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 #: The schemas of MQTT's topics, and the one with what the commands' schemas have in common.
 TOPICS, SHARED = ("events", "results"), "shared"
-#: `prune --incoming` prints something else than `prune`.
-_INCOMING = ("prune", "incoming")
+#: Options by which a command prints something else than without.
+_VARIANTS = {"--incoming": ("prune", "incoming"), "--forget": ("builders", "forget")}
 
 Schema = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def list_json_commands() -> list[tuple[str, ...]]:
     for name, (module, attribute, _) in COMMANDS.items():
         command = getattr(importlib.import_module(f"reimzul.admin.{module}"), attribute)
         found += [(name, *rest) for rest in _walk_commands(command)]
-    return [*found, _INCOMING]
+    return [*found, *_VARIANTS.values()]
 
 
 def _walk_commands(command: click.Command) -> Iterator[tuple[str, ...]]:
@@ -90,7 +90,7 @@ def check_line(words: Sequence[object], text: str) -> None:
     """The same of what a command line has printed, if it asks for JSON; after the first value `watch` may go on."""
     typed = [str(word) for word in words]
     if "--json" in typed and text:
-        name = find_schema(_INCOMING if "--incoming" in typed else typed[:2])
+        name = find_schema(next((_VARIANTS[word] for word in typed if word in _VARIANTS), tuple(typed[:2])))
         assert name, typed
         for each in split_values(text):
             check_output(name, each)

@@ -95,7 +95,7 @@ class Day:
 
     def workers(self) -> dict[str, tuple[str, str]]:
         """What each builder's worker does, and the phase it is at."""
-        seen = [each.heartbeat for each in WorkerStore(self.farm.layout.notifier / "presence.sqlite").load_all()]
+        seen = [each.heartbeat for each in WorkerStore(self.farm.layout.notifier / "presence.sqlite").load_workers()]
         return {each.host.split(".")[0]: (each.state, each.build.phase if each.build else "") for each in seen}
 
     def doing(self, builder: str) -> tuple[str, str]:

@@ -15,6 +15,8 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
+from reimzul.admin.forget import forget_host
+from reimzul.admin.health import Processes, describe_error
 from reimzul.admin.stats import AttemptCounts, compute_stats_between
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import PRIORITY, Broker, builder_of_drain_tube, drain_tube
@@ -24,7 +26,7 @@ from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, Reim
 from reimzul.core.formatting import format_duration, format_size, format_time, suggest_nearest
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
+from reimzul.history.workers import VANISHED, WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 _TABLE = output.Table(
     ("BUILDER", "WORKER", "STATE", "FOR", "DOES", "LAST RESULT", "FAULTS", "FREE", "LOAD", "HEARD", "VERSION"),
@@ -35,35 +37,47 @@ _TABLE = output.Table(
 @click.command("builders", epilog=EXIT_CODES)
 @output.period_options("Count faults and results of builds")
 @output.table_options(_TABLE)
-@output.json_option("a list of workers")
+@click.option("--forget", metavar="BUILDER", help="Forget the processes of a host that vanished, and list nothing.")
+@output.json_option("a list of workers, repogens and tosigns")
 @output.pass_settings
 def list_builders(
-    settings: Settings, begin: float, end: float | None, columns: Sequence[str], wide: bool, as_json: bool
+    settings: Settings,
+    begin: float,
+    end: float | None,
+    columns: Sequence[str],
+    wide: bool,
+    forget: str | None,
+    as_json: bool,
 ) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
     FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
     heard of for two minutes is `silent`. One that is `draining` finishes its build and then takes no more jobs;
     `drained`, `unfit` and `quarantined` ones take none, and DOES gives the reason. DOES also warns if the builder's
-    clock is off or another host uses its name. Workers that have ended or disconnected are left out.
+    clock is off or another host uses its name, and of what fails now. Workers that have ended in order are left out;
+    one that is `gone` vanished: it was killed or cut off. The repogen and tosign of bstore are listed at the end.
 
     \b
     Examples:
       reimzul builders
       reimzul builders --since 24h --json
+      reimzul builders --forget builder3.example.org
     """
-    seen = lookup.load_workers(settings)
+    if forget is not None:
+        return forget_host(settings, forget, as_json)
+    known = lookup.load_processes(settings)
+    processes = Processes(connected=known)
     attempts: Mapping[str, AttemptCounts] = {}
     with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
         attempts = compute_stats_between(history, begin, end).attempts
     flags, fault = {}, ""
     try:
         with Broker.from_settings(settings.beanstalkd) as broker:
-            seen = drop_disconnected(broker, seen)
-            flags = _read_drain_flags(broker, {each.heartbeat.host for each in seen})
+            processes = Processes.find(broker, known)
+            flags = lookup.read_drain_flags(broker, {each.heartbeat.host for each in known if each.is_worker})
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
-    shared, now = shared_names(seen), time.time()
+    shared, now = shared_names(processes.connected), time.time()
     views = [
         _WorkerView(
             seen=each,
@@ -71,8 +85,9 @@ def list_builders(
             counts=attempts.get(each.heartbeat.host, AttemptCounts()),
             flag=flags.get(each.heartbeat.host),
             name_shared=shared.get(each.heartbeat.host, ""),
+            vanished=each in processes.vanished,
         )
-        for each in seen
+        for each in sorted(known, key=lambda each: not each.is_worker)
     ]
     if as_json:
         output.print_json([view.to_dict() for view in views])
@@ -83,12 +98,6 @@ def list_builders(
     if fault:
         print_error(list_builders, fault)
     return EXIT_BROKER if fault else 0
-
-
-def _read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, control.ControlFlag]:
-    tubes = set(broker.list_tubes())
-    found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
-    return {host: each for host, each in found.items() if each is not None}
 
 
 def _drained_hosts(broker: Broker) -> list[str]:
@@ -103,6 +112,11 @@ class _WorkerView:
     counts: AttemptCounts  #: of its host
     flag: Optional[control.ControlFlag]
     name_shared: str  #: what is wrong with the name of its host
+    vanished: bool  #: its connection has ended without its notice
+
+    @property
+    def state(self) -> str:
+        return VANISHED if self.vanished else self.seen.state_at(self.now)
 
     def to_row(self) -> list[str]:
         heartbeat, build, last = self.seen.heartbeat, self.seen.heartbeat.build, self.counts.last
@@ -110,11 +124,11 @@ class _WorkerView:
         return [
             heartbeat.host,
             heartbeat.instance,
-            self.seen.state_at(self.now),
+            self.state,
             format_duration(self.seen.seconds_since(build.started, self.now)) if build else "-",
             self._format_activity(),
-            f"{last.state} {self.counts.last_srpm}{last_end}" if last else "-",
-            f"{self.counts.faults} of {self.counts.attempts}",
+            f"{last.state} {self.counts.last_srpm}{last_end}" if last and self.seen.is_worker else "-",
+            f"{self.counts.faults} of {self.counts.attempts}" if self.seen.is_worker else "-",
             format_size(heartbeat.free_mib * 1024**2),
             f"{heartbeat.load:.2f}",
             f"{format_duration(self.now - self.seen.last_seen)} ago",
@@ -127,6 +141,7 @@ class _WorkerView:
         parts = [
             f"{build.srpm} for {build.target}{phase}" if build else "",
             self.flag.drain_text if self.flag else self.seen.heartbeat.why,
+            *(describe_error(self.seen, error, self.now) for error in self.seen.heartbeat.errors),
             self.name_shared,
             f"its clock is {output.format_skew(self.seen.skew)}" if self.seen.skew else "",
         ]
@@ -137,6 +152,7 @@ class _WorkerView:
         extra = {"srpm": counts.last_srpm, "arch": counts.last_arch}
         return {
             **self.seen.to_output(self.now),
+            "state": self.state,
             "name_shared": self.name_shared,
             "drain": flag and {"by": flag.by, "at": flag.at, "reason": flag.why, "quarantined": flag.is_quarantine},
             "attempts": counts.attempts,

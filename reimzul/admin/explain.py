@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`reimzul explain`: explain why a build is waiting, running or failed, and when it is expected to go on.
 
-`collect_facts` asks the history, beanstalkd and the workers' heartbeats; `explain` turns these facts into sentences.
+`build_facts.collect_facts` asks the history, beanstalkd and the heartbeats; `explain` turns these facts into sentences.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -14,60 +13,26 @@ import attr
 import click
 
 from reimzul.admin import lookup, stats
+from reimzul.admin.build_facts import BuildFacts, collect_facts, estimate_start_and_end
+from reimzul.admin.health import FULL, describe_error, describe_short_disk, find_leg_errors
 from reimzul.admin.output import join_parts, join_words, json_option, pass_settings, print_result
-from reimzul.core import control
-from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats
+from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_duration, format_time, pluralize
-from reimzul.core.fs import find_unreadable
-from reimzul.core.message import Status, WorkerState
+from reimzul.core.message import Role, Status, WorkerState
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History
-from reimzul.history.build_record import CLAIMED, BuildState, RecordedAttempt
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected
+from reimzul.history import BuildRecord
+from reimzul.history.build_record import CLAIMED, RecordedAttempt
+from reimzul.history.workers import WorkerRecord
 
 #: The figures of a package's past durations in JSON.
 _PAST_DURATIONS = ("count", "low", "median", "high", "mean")
+#: How the message of an error of repogen begins if its hook failed.
+_HOOK_PREFIX = "[repogen] after_createrepo"
 #: Workers that are described one by one.
 _MAX_DESCRIBED = 8
 #: Events waiting for the notifier above which the history counts as out of date.
 _MAX_BACKLOG = 20
-
-
-@attr.frozen(kw_only=True)
-class BuildFacts:
-    now: float
-    leg: BuildRecord  #: that is explained
-    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
-    tube: TubeStats  #: where it waits, or waited
-    createrepo: TubeStats
-    tosign: TubeStats
-    backlog: int = 0  #: events that the notifier has not read yet
-    ahead: Sequence[BuildRecord] = ()  #: builds before it in its tube
-    ahead_elsewhere: Sequence[BuildRecord] = ()  #: and in other tubes of the same workers
-    workers: Optional[Sequence[WorkerRecord]] = ()  #: that watch its tube; None if unknown
-    own_stats: Optional[stats.DurationStats] = None  #: of this package
-    arch_stats: stats.ArchStats = attr.field(factory=lambda: stats.ArchStats(()))
-    cancel: Optional[control.ControlFlag] = None
-    source_problem: str = ""  #: why the web server cannot read its source rpm, as far as this host knows
-    stuck: Optional[control.ControlFlag] = None  #: why its target's new repodata is not made visible
-
-    @property
-    def duration(self) -> stats.DurationStats | None:
-        """How long it usually takes: its package, else the packages of its arch."""
-        return self.own_stats or self.arch_stats.stats_for("")
-
-    @property
-    def pause(self) -> float:
-        """Seconds until beanstalkd gives its job to a worker."""
-        return max(0.0, self.leg.due - self.now) if self.job in ("delayed", lookup.UNKNOWN) else 0.0
-
-    @property
-    def able_workers(self) -> list[WorkerRecord]:
-        """The workers that take jobs now, or when their current build has ended."""
-        states = (WorkerState.IDLE, WorkerState.BUILDING) if self.tube.watchers else ()
-        return [worker for worker in self.workers or () if worker.state_at(self.now) in states]
 
 
 @attr.frozen(kw_only=True)
@@ -113,65 +78,12 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
         "ahead": len(facts.ahead),
         "ahead_elsewhere": len(facts.ahead_elsewhere),
         "watchers": facts.tube.watchers,
+        "backoffs": dict(facts.backoffs),
         "workers": None if facts.workers is None else [worker.to_output(facts.now) for worker in facts.workers],
         "starts_in": attr.asdict(explanation.start) if explanation.start else None,
         "ends_in": attr.asdict(explanation.end) if explanation.end else None,
         "past_durations": facts.own_stats and {name: getattr(facts.own_stats, name) for name in _PAST_DURATIONS},
     }
-
-
-# --- facts
-
-
-def collect_facts(
-    settings: Settings, history: History, broker: Broker, leg: BuildRecord, unfinished: Sequence[BuildRecord]
-) -> BuildFacts:
-    """Collect the facts of a leg; `unfinished`: all builds that wait or run, if it waits."""
-    now = time.time()
-    tube = leg.tube or _default_tube(settings, leg)
-    workers = _find_workers(settings, broker, tube, now)
-    shared = {name for worker in workers or () for name in worker.heartbeat.arches}
-    ahead, ahead_elsewhere = lookup.builds_ahead(leg, unfinished, tube, shared, now) if leg.is_queued else ([], [])
-    tubes = {name: broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
-    past = history.recent_successes(leg.pkgname, leg.arch, stats.PACKAGE_SAMPLE) if leg.pkgname else []
-    successes = (BuildState.BUILT, BuildState.PUBLISHED)
-    of_arch = history.find_builds(BuildFilter(arch=leg.arch, states=successes), stats.ARCH_SAMPLE)
-    incoming = settings.incoming.folder
-    may_lack_source = leg.is_queued and leg.waits_for and (incoming / leg.srpm).exists()  # on the controller alone
-    return BuildFacts(
-        now=now,
-        leg=leg,
-        job=lookup.job_state(broker, leg),
-        tube=tubes[tube],
-        createrepo=tubes[CREATEREPO.name],
-        tosign=tubes[TOSIGN.name],
-        backlog=tubes[NOTIFY.name].ready + tubes[NOTIFY.name].delayed,
-        ahead=ahead,
-        ahead_elsewhere=ahead_elsewhere,
-        workers=workers,
-        own_stats=stats.duration_stats(each.duration for each in past),
-        arch_stats=stats.ArchStats([*of_arch, *past]),
-        cancel=control.cancel_flag(broker, leg.build_id),
-        source_problem=find_unreadable(incoming / leg.srpm, incoming) if may_lack_source else "",
-        stuck=control.stuck_flag(broker, leg.target) if leg.status == Status.SUCCESS else None,
-    )
-
-
-def _default_tube(settings: Settings, leg: BuildRecord) -> str:
-    """The tube of a leg's request where the history does not have it: that of the arch its target names."""
-    known = read_arches(settings.farm.arches).known
-    arch = known.get(leg.target.rpartition(".")[2]) or known.get(leg.arch)
-    return arch.tube if arch else leg.arch
-
-
-def _find_workers(settings: Settings, broker: Broker, tube: str, now: float) -> list[WorkerRecord] | None:
-    """Return the workers that watch a tube: free ones first, silent ones last; None if unknown."""
-    try:
-        known = [each for each in lookup.load_workers(settings) if tube in each.heartbeat.arches]
-    except WorkersUnavailable:
-        return None
-    found = drop_disconnected(broker, known)
-    return sorted(found, key=lambda each: (each.is_silent(now), each.heartbeat.build is not None))
 
 
 # --- sentences
@@ -273,17 +185,28 @@ def _ahead_text(facts: BuildFacts) -> Iterator[str]:
 def _describe_workers(facts: BuildFacts) -> Iterator[str]:
     if facts.tube.watchers == 0:
         yield f"Nobody watches tube {facts.tube.name}: no builder that could build it is connected."
+        yield from _describe_vanished(facts)
     if facts.workers is None:
         yield f"{pluralize(facts.tube.watchers, 'worker')} watch that tube; this host cannot see which."
         return
     if facts.able_workers:
         yield f"{pluralize(len(facts.able_workers), 'worker')} could take it."
+    elif facts.workers and facts.tube.watchers:
+        yield "No worker takes it now."
     for worker in facts.workers[:_MAX_DESCRIBED]:
         yield f"{_worker_label(worker, facts.workers)} {_activity(worker, facts)}."
     states = [worker.state_at(facts.now) for worker in facts.workers[_MAX_DESCRIBED:]]
     if states:
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
         yield f"And {pluralize(len(states), 'worker')} more: {join_words(counts)}."
+
+
+def _describe_vanished(facts: BuildFacts) -> Iterator[str]:
+    """Name the builders that watched the tube, and whose connection ended without their notice."""
+    known = [each for each in facts.processes.vanished if facts.tube.name in each.heartbeat.arches]
+    last = {each.heartbeat.host: each.last_seen for each in sorted(known, key=lambda each: each.last_seen)}
+    for host, seen in list(last.items())[-_MAX_DESCRIBED:]:
+        yield f"{host} vanished: it was last heard of {format_duration(facts.now - seen)} ago."
 
 
 def _worker_label(worker: WorkerRecord, among: Sequence[WorkerRecord]) -> str:
@@ -300,15 +223,32 @@ def _activity(worker: WorkerRecord, facts: BuildFacts) -> str:
         why = sent.why if sent.why.startswith(sent.state) else f"{sent.state}: {sent.why}".rstrip(": ")
         return f"takes no jobs ({why})"
     if sent.build is None:
-        return "is free"
+        return _idle_activity(worker, facts)
     takes = facts.arch_stats.stats_for(BuildRecord(srpm=sent.build.srpm).package)
+    is_draining = sent.state == WorkerState.DRAINING or sent.host in facts.drained
     return join_parts(
         f"builds {sent.build.srpm} for {sent.build.target}",
         f" ({sent.build.phase})" if sent.build.phase else "",
         f", started {format_duration(worker.seconds_since(sent.build.started, now))} ago",
         f", usually takes {format_duration(takes.median)}" if takes and takes.own else "",
-        ", and takes no more jobs after that" if sent.state == WorkerState.DRAINING else "",
+        _backoff_text(worker, facts),
+        ", and takes no more jobs after that" if is_draining else "",
     )
+
+
+def _idle_activity(worker: WorkerRecord, facts: BuildFacts) -> str:
+    host, age = worker.heartbeat.host, format_duration(facts.now - worker.last_seen)
+    if host in facts.drained:
+        return f"takes no jobs ({facts.drained[host]})"
+    if worker.is_overdue(facts.now):
+        due = worker.heartbeat.interval
+        return f"may be gone: its last heartbeat came {age} ago, and one is due every {due} s"
+    return f"is free{_backoff_text(worker, facts)}, heard of {age} ago"
+
+
+def _backoff_text(worker: WorkerRecord, facts: BuildFacts) -> str:
+    left = facts.backoffs.get(worker.heartbeat.host)
+    return f", but could not build it, and leaves it to others for {format_duration(left)} more" if left else ""
 
 
 def _expected_text(facts: BuildFacts, start: stats.Forecast | None, end: stats.Forecast | None) -> Iterator[str]:
@@ -390,6 +330,16 @@ def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterato
         yield "If its connection is dead, that is found within half a minute, and another worker gets the job."
     elif build.phase and build.arch == leg.arch:
         yield f"It has been in phase {build.phase} for {format_duration(worker.seconds_since(build.since, facts.now))}."
+    yield from _describe_errors(facts, [worker])
+
+
+def _describe_errors(facts: BuildFacts, processes: Sequence[WorkerRecord]) -> Iterator[str]:
+    """Say what fails for this leg at these processes; a failing hook is described by its flag."""
+    leg = facts.leg
+    for process, error in find_leg_errors(processes, leg.build_id, leg.arch, leg.target):
+        if facts.stuck is None or not error.message.startswith(_HOOK_PREFIX):
+            about = describe_error(process, error, facts.now)
+            yield f"{process.role} on {process.heartbeat.host}: {about.rstrip('.')}. It is retried."
 
 
 def _describe_success(facts: BuildFacts) -> Iterator[str]:
@@ -398,6 +348,7 @@ def _describe_success(facts: BuildFacts) -> Iterator[str]:
         yield f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"
         if unsigned := facts.tosign.ready + facts.tosign.reserved:
             yield f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing."
+        yield from _describe_errors(facts, [each for each in facts.processes.services if each.role == Role.TOSIGN])
     elif leg.scratch:
         yield f"It was built; scratch builds are not published. Its files: {leg.url}"
     else:
@@ -411,6 +362,11 @@ def _unpublished_text(facts: BuildFacts) -> Iterator[str]:
         where = (f" on {facts.stuck.by}" if facts.stuck.by else "") + _ago(facts, "", facts.stuck.at)
         yield f"The repodata of {leg.target} is unchanged: [repogen] after_createrepo failed{where}."
         yield f"Its message: {facts.stuck.why or '-'}. It will be retried."
+    repogens = [each for each in facts.processes.services if each.role == Role.REPOGEN]
+    yield from _describe_errors(facts, repogens)
+    for host, problem in {each.heartbeat.host: describe_short_disk(each, FULL) for each in repogens}.items():
+        if problem:
+            yield f"{host}: {problem}."
     if not tube.watchers:
         yield "Nobody watches tube createrepo: no repogen is connected."
         yield "On bstore: systemctl status 'reimzul-repogen-worker@*'"
@@ -447,28 +403,3 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
     if leg.url:
         yield f"Its logs: {leg.url}"
     yield f"To build it again: reimzul retry {leg.build_id[:8]}"
-
-
-# --- forecasts
-
-
-def estimate_start_and_end(facts: BuildFacts) -> tuple[stats.Forecast | None, stats.Forecast | None]:
-    """Estimate when a build that waits starts and ends; None where nothing is known to estimate from."""
-    ahead = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
-    busy = (_busy_time(worker, facts) for worker in facts.able_workers)
-    start, takes = stats.estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
-    if start is None:
-        return None, None
-    low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
-    start = stats.Forecast(low=low, likely=likely, high=high)
-    if takes is None:
-        return start, None
-    return start, stats.Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
-
-
-def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> stats.Forecast | None:
-    build = worker.heartbeat.build
-    if build is None:
-        return stats.IDLE
-    takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
-    return stats.estimate_rest(takes, worker.seconds_since(build.started, facts.now)) if takes else None

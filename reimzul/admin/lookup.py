@@ -14,10 +14,11 @@ from typing import Any, Callable
 import attr
 import click
 
-from reimzul.core import validators
+from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import Broker, JobStats
+from reimzul.core.beanstalk import Broker, JobStats, drain_tube
 from reimzul.core.config import load_file
+from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.formatting import suggest_nearest
 from reimzul.core.message import BuildRequest
@@ -52,7 +53,18 @@ def reading_history(url: str) -> Iterator[History]:
 
 def load_workers(settings: Settings) -> list[WorkerRecord]:
     """Return all workers, also those whose connection has ended. Raises `WorkersUnavailable`."""
+    return WorkerStore(settings.notifier.presence).load_workers()
+
+
+def load_processes(settings: Settings) -> list[WorkerRecord]:
+    """Return all workers, repogens and tosigns, also those whose connection has ended. Raises `WorkersUnavailable`."""
     return WorkerStore(settings.notifier.presence).load_all()
+
+
+def read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, ControlFlag]:
+    tubes = set(broker.list_tubes())
+    found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
+    return {host: each for host, each in found.items() if each is not None}
 
 
 def submitter_for_workers(broker: Broker, name: str, settings: Settings) -> str:

@@ -10,13 +10,14 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Optional
 
 import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.health import find_leg_errors
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
 from reimzul.admin.output import (
     Table,
@@ -30,7 +31,7 @@ from reimzul.admin.output import (
 )
 from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
-from reimzul.core.beanstalk import Broker
+from reimzul.core.beanstalk import CREATEREPO, Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_time, pluralize
@@ -38,7 +39,7 @@ from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
-from reimzul.history.workers import WorkersUnavailable
+from reimzul.history.workers import WorkerRecord, WorkersUnavailable
 
 _POLL_SECONDS = 1.0
 #: Seconds between two counts of positions in the queue: these read all waiting builds.
@@ -131,6 +132,8 @@ class BuildWatcher:
         self._usual: dict[tuple[str, str], DurationStats | None] = {}
         self._positions: dict[str, int] = {}
         self._positions_at = float("-inf")
+        self._unwatched: set[str] = set()  #: tubes that nobody watches
+        self._unwatched_at = float("-inf")
         self._running: set[str] = set()  #: builds that ran at the last poll, where all are followed
         self._ended: dict[str, float] = {}  #: of those, when each was first found not to run any more
         self._gone: dict[str, float] = {}  #: when the job of a build was first found deleted
@@ -160,9 +163,10 @@ class BuildWatcher:
         with lookup.reading_history(self._settings.history.url) as history:
             builds = self._read_builds(history)
             self._update_positions(history, builds)
-            current, now = self._read_current_builds(), time.time()
+            self._update_unwatched(builds)
+            known, now = self._read_processes(), time.time()
             rows = {
-                build.build_id: [self._make_row(history, leg, current, now) for leg in build.legs] for build in builds
+                build.build_id: [self._make_row(history, leg, known, now) for leg in build.legs] for build in builds
             }
         missing = [make_unrecorded_row(each) for each in self._build_ids if each not in rows]
         is_over = not missing and bool(self._build_ids) and all(self._is_over(b, rows[b.build_id]) for b in builds)
@@ -179,9 +183,11 @@ class BuildWatcher:
         self._running = ids
         return [*running, *lookup.find_recorded_builds(history, self._ended)]
 
-    def _make_row(self, history: History, leg: BuildRecord, current: Mapping[str, CurrentBuild], now: float) -> LegRow:
+    def _make_row(self, history: History, leg: BuildRecord, known: Sequence[WorkerRecord], now: float) -> LegRow:
         position, usual = self._positions.get(leg.build_id), self._usual_duration(history, leg)
-        return make_row(leg, now, position, current.get(leg.build_id), usual)
+        current = {build.build_id: build for each in known if (build := each.heartbeat.build)}
+        obstacle = find_obstacle(leg, self._unwatched, known)
+        return make_row(leg, now, position, current.get(leg.build_id), usual, obstacle)
 
     def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
         key = (leg.pkgname, leg.arch)
@@ -197,13 +203,19 @@ class BuildWatcher:
             self._positions_at = time.monotonic()
             self._positions = queue_positions(history.find_unfinished())
 
-    def _read_current_builds(self) -> dict[str, CurrentBuild]:
-        try:
-            seen = lookup.load_workers(self._settings)
-        except WorkersUnavailable:
-            return {}
-        current = [each.heartbeat.build for each in sorted(seen, key=lambda each: each.last_seen)]
-        return {build.build_id: build for build in current if build}
+    def _update_unwatched(self, builds: Sequence[BuildLegs]) -> None:
+        if time.monotonic() - self._unwatched_at < _POSITIONS_SECONDS:
+            return
+        self._unwatched_at = time.monotonic()
+        tubes = {build.main.tube for build in builds if build.main.is_queued and build.main.tube}
+        with contextlib.suppress(ReimzulError), Broker.from_settings(self._settings.beanstalkd) as broker:
+            self._unwatched = {tube for tube in (*tubes, CREATEREPO.name) if not broker.tube_stats(tube).watchers}
+
+    def _read_processes(self) -> list[WorkerRecord]:
+        """Return all processes that have sent heartbeats, the latest last."""
+        with contextlib.suppress(WorkersUnavailable):
+            return sorted(lookup.load_processes(self._settings), key=lambda each: each.last_seen)
+        return []
 
     def _is_over(self, build: BuildLegs, rows: Sequence[LegRow]) -> bool:
         if is_build_over(build, rows, self._arches, gone=False):
@@ -247,6 +259,7 @@ class LegRow:
     phase: str = ""  #: that its worker reports
     elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
     usual: Optional[float] = None  #: seconds such a build takes
+    obstacle: str = ""  #: what holds it up
 
     @property
     def state(self) -> str:
@@ -265,7 +278,7 @@ class LegRow:
     def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
         phase = self.phase if self.state == BuildState.BUILDING else ""
-        return (self.state, self.leg.attempt, phase, self.leg.claim_text)
+        return (self.state, self.leg.attempt, phase, self.obstacle, self.leg.claim_text)
 
 
 def make_unrecorded_row(build_id: str) -> LegRow:
@@ -274,13 +287,37 @@ def make_unrecorded_row(build_id: str) -> LegRow:
     return LegRow(leg=leg, message="submitted; not recorded by the notifier yet")
 
 
+def find_obstacle(leg: BuildRecord, unwatched: Collection[str], known: Iterable[WorkerRecord]) -> str:
+    """Return what holds up a leg: nobody watches its tube, or what processes report as failing; "" if nothing."""
+    if leg.is_queued:
+        return f"nobody watches tube {leg.tube}" if leg.tube in unwatched else ""
+    is_built = leg.state == BuildState.BUILT and not leg.scratch
+    if is_built and CREATEREPO.name in unwatched:
+        return f"nobody watches tube {CREATEREPO.name}"
+    if not leg.is_unfinished and not is_built:
+        return ""
+    recent = [each for each in known if each.is_worker != is_built and not each.is_silent(time.time())]
+    return "; ".join(
+        f"{error.what} fails on {each.heartbeat.host}: {error.message}"
+        for each, error in find_leg_errors(recent, leg.build_id, leg.arch, leg.target)
+    )
+
+
 def make_row(
-    leg: BuildRecord, now: float, ahead: int | None, current: CurrentBuild | None, usual: DurationStats | None
+    leg: BuildRecord,
+    now: float,
+    ahead: int | None,
+    current: CurrentBuild | None,
+    usual: DurationStats | None,
+    obstacle: str = "",
 ) -> LegRow:
     """A leg as it is now. `ahead`: builds before it in its tube; `current`: what its worker reports of the build."""
     phase = current.phase if current is not None and current.arch == leg.arch else ""
-    text = _describe_progress(leg, ahead, phase)
+    text = _describe_progress(leg, ahead, phase, obstacle)
+    if obstacle and not leg.is_queued:
+        text = f"{text}; {obstacle}"
     return LegRow(
+        obstacle=obstacle,
         leg=leg,
         message=f"{text}; {leg.claim_text}" if leg.claimed else text,
         phase=phase,
@@ -289,10 +326,11 @@ def make_row(
     )
 
 
-def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str) -> str:
+def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str, obstacle: str) -> str:
     """Return the state, and what is known beside it."""
     if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
+        position = f": {obstacle}" if obstacle else position
         reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
         return f"{leg.state}{position}{reason}"
     if leg.is_unfinished:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Generic, Optional, TypeVar
 
-from reimzul.core.beanstalk import Broker, ReservedJob, Tube, is_control_tube
+from reimzul.core.beanstalk import Broker, ReservedJob, Tube, is_control_tube, session_tube
 from reimzul.core.errors import (
     BrokerUnavailable,
     InvalidMessage,
@@ -28,6 +28,7 @@ from reimzul.core.errors import (
     RetryLater,
     ShutdownRequested,
 )
+from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.message import Refusal, first_bytes
 from reimzul.core.retry import LogThrottle
 
@@ -84,8 +85,10 @@ class Daemon(Generic[M]):
         tubes: Sequence[Tube[M]],
         host: str,
         stop: Stop | None = None,
+        heartbeat: HeartbeatSender | None = None,
     ) -> None:
         self.connect = connect
+        self.heartbeat = heartbeat
         self.tubes = {tube.name: tube for tube in tubes}
         self.host = host
         self.stop = stop or Stop()
@@ -148,8 +151,18 @@ class Daemon(Generic[M]):
             log.warning("%s; trying again every %g s", error, RECONNECT_SECONDS)
         self.stop.now.wait(RECONNECT_SECONDS)
 
+    def send_heartbeat(self, broker: Broker, state: str) -> None:
+        """Send the heartbeat if it is due; call it often while jobs are handled. Raises `BrokerUnavailable`."""
+        if self.heartbeat is not None:
+            self.heartbeat.send(broker, state)
+
+    def watch_tubes(self, broker: Broker) -> None:
+        """Watch the tubes, and the one that shows that this process is connected."""
+        session = [session_tube(self.heartbeat.identity.session)] if self.heartbeat else []
+        broker.watch([*self.tubes, *session])
+
     def serve(self, broker: Broker) -> None:
-        broker.watch(self.tubes)
+        self.watch_tubes(broker)
         log.info("%s", self.idle_status())
         self.service.set_status(self.idle_status())
         while not self.stop.is_requested:
@@ -164,6 +177,8 @@ class Daemon(Generic[M]):
             else:
                 self.service.set_status(self.idle_status())
                 self.do_idle_work(broker)
+        if self.heartbeat is not None:
+            self.heartbeat.send_leaving(self.broker or broker)
 
     def _release_if_stopping(self, claims: list[ReservedJob[M]]) -> list[ReservedJob[M]]:
         """When stopping, release the jobs just reserved: a signal does not interrupt `reserve`."""

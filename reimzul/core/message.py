@@ -304,9 +304,38 @@ class Feature:
     ALL = (ANY_SUBMITTER,)
 
 
+class Role:
+    """The roles of the processes that send heartbeats."""
+
+    WORKER = ""  #: the only one that version 0.1 knows
+    REPOGEN = "repogen"
+    TOSIGN = "tosign"
+
+
+#: Errors that a heartbeat has at most.
+MAX_ERRORS = 5
+
+
+@attr.frozen(kw_only=True)
+class RecentError:
+    """Something that failed and has not succeeded since; its times are by the sender's clock."""
+
+    what: str = field(validators.line(40))  #: the step, as upload or createrepo_c
+    message: str = field(validators.line(300), "")
+    build_id: str = field(validators.optional(validators.build_id), "")  #: of the leg that it holds up
+    arch: str = field(validators.optional(validators.arch), "")
+    target: str = field(validators.optional(validators.target), "")  #: without a build: holds up all of that target
+    since: float = field(validators.unix_time, 0.0)  #: when it failed first
+    at: float = field(validators.unix_time, 0.0)  #: and last
+    count: int = field(validators.integer(1, 1_000_000), 1)  #: how often in a row
+
+
 @attr.frozen(kw_only=True)
 class WorkerHeartbeat(Message):
-    """A worker's state. No sink gets it; the notifier keeps the latest of each worker."""
+    """The state of a worker, of repogen or of tosign. No sink gets it; the notifier keeps the latest of each process.
+
+    repogen and tosign send only states that a notifier of 0.1 knows: `idle`, and `building` while they handle jobs.
+    """
 
     host: str = field(validators.host)
     instance: str = field(validators.name)  #: the worker's systemd instance, or its process number
@@ -329,6 +358,11 @@ class WorkerHeartbeat(Message):
     targets_fingerprint: str = field(validators.optional(validators.token), "")
     targets: tuple[str, ...] = field(validators.list_of(validators.target, 20_000), ())  #: that list, if it is due
     targets_left_out: int = field(validators.integer(0, 1_000_000), 0)  #: how many more there are
+    role: str = field(validators.optional(validators.name), Role.WORKER)
+    interval: int = field(validators.integer(0, 86_400), 0)  #: seconds between two heartbeats at most; 0: unknown
+    mock: bool | None = field(validators.optional_flag, None)  #: whether the builder has mock; None: unknown
+    #: what fails now, the latest first
+    errors: tuple[RecentError, ...] = field(validators.list_of(nested(RecentError, "an error"), MAX_ERRORS), ())
     status: str = field(validators.one_of(Status.PRESENCE), Status.PRESENCE, always=True)  #: marks it for readers
 
 

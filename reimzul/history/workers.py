@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The latest heartbeat of each worker, in a SQLite file that the notifier writes.
+"""The latest heartbeat of each worker, repogen and tosign, in a SQLite file that the notifier writes.
 
-A worker is a process, identified by host, instance and session. `load_all` leaves out processes that a later one of
-their host has replaced, `drop_disconnected` those without a connection to beanstalkd. If two go on sending heartbeats
-under the same name, two hosts share that name (`shared_names`).
+Each is a process, identified by host, instance and session. `load_all` leaves out processes that a later one of
+their host has replaced, and `split_vanished` finds those whose connection to beanstalkd has ended without notice: they
+are remembered until they come back, a person forgets them, or `RETENTION_SECONDS` have passed. If two go on sending
+heartbeats under the same name, two hosts share that name (`shared_names`).
 
 The file is separate from the history, whatever database that is in: it needs no backup, since all heartbeats are
 repeated within a minute.
@@ -25,7 +26,7 @@ import attr
 from reimzul.core.beanstalk import Broker, session_tube
 from reimzul.core.clock import measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
-from reimzul.core.message import WorkerHeartbeat
+from reimzul.core.message import Role, WorkerHeartbeat, WorkerState
 from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
 from reimzul.core.targets import TargetList
 
@@ -39,8 +40,11 @@ CLOCK_SLACK_SECONDS = 2.0
 _NOT_PRINTED = (
     "extra", "status", "leaving", "host", "why", "free_mib", "targets", "targets_left_out", "targets_fingerprint",
 )  # fmt: skip
-#: What a worker that sends no heartbeats does, beside the states of `WorkerState`.
-SILENT = "silent"
+#: Seconds that a heartbeat may be late: beanstalkd counts ages in whole seconds, and a busy process sends later.
+_HEARTBEAT_SLACK_SECONDS = 10
+#: The states of a process that sends no heartbeats, that has vanished, and of a repogen or tosign that handles jobs,
+#: beside the states of `WorkerState`.
+SILENT, VANISHED, BUSY = "silent", "gone", "busy"
 
 _SCHEMA = """
 DROP TABLE IF EXISTS presence; -- of earlier versions, which knew no sessions
@@ -95,9 +99,25 @@ class WorkerRecord:
         """Whether no heartbeat has come for too long. One from the future is as old: the clock was set back."""
         return abs(now - self.last_seen) > SILENT_AFTER_SECONDS
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether its next heartbeat should have come by now: its host may be dead although its connection stands."""
+        interval = self.heartbeat.interval
+        return self.is_silent(now) or bool(interval and now - self.last_seen > interval + _HEARTBEAT_SLACK_SECONDS)
+
+    @property
+    def is_worker(self) -> bool:
+        return self.heartbeat.role == Role.WORKER
+
+    @property
+    def role(self) -> str:
+        """The name of its program, as `reimzul-worker` without the prefix."""
+        return self.heartbeat.role or "worker"
+
     def state_at(self, now: float) -> str:
-        """Return its state of `WorkerState`, or `silent`."""
-        return SILENT if self.is_silent(now) else self.heartbeat.state
+        """Return its state of `WorkerState`, `silent`, or `busy`."""
+        if self.is_silent(now):
+            return SILENT
+        return self.heartbeat.state if self.is_worker or self.heartbeat.state == WorkerState.IDLE else BUSY
 
     def to_output(self, now: float) -> dict[str, Any]:
         """Return the worker as commands print it in JSON."""
@@ -105,6 +125,7 @@ class WorkerRecord:
         return {
             **values,
             "builder": self.heartbeat.host,
+            "role": self.role,
             "state": self.state_at(now),
             "reason": self.heartbeat.why,
             "free_bytes": self.heartbeat.free_mib * 1024**2,
@@ -151,8 +172,11 @@ class WorkerStore(NotifierFile):
     schema = _SCHEMA
     fault = "the workers' heartbeats cannot be read or written"
 
+    def load_workers(self) -> list[WorkerRecord]:
+        return [each for each in self.load_all() if each.is_worker]
+
     def load_all(self) -> list[WorkerRecord]:
-        """Return the workers that no later process has replaced, by host and instance."""
+        """Return the processes that no later one has replaced, by host and instance."""
         with self._translating_errors():  # a folder that this user may not look into
             if not self._path.exists():
                 return []
@@ -176,6 +200,8 @@ class WorkerStore(NotifierFile):
                     "document": json.dumps(_drop_targets(sent.to_json())),
                 }  # fmt: skip
                 _save_targets(db, record)
+                if sent.leaving:
+                    _delete_replaced(db, sent.host)  # else they would count as vanished after it
                 for statement in (_DELETE_LEAVING,) if sent.leaving else (_UPSERT, _DELETE_REPLACED):
                     db.execute(statement, row)
 
@@ -183,6 +209,17 @@ class WorkerStore(NotifierFile):
         with self._open() as db:
             for table in ("workers", "target_lists"):
                 db.execute(f"DELETE FROM {table} WHERE heard < ?", (before,))
+
+
+def _delete_replaced(db: sqlite3.Connection, host: str) -> None:
+    """Delete the processes of a host that a later one has replaced."""
+    query = "SELECT first, heard, document FROM workers WHERE host = ?"
+    records = [record for row in db.execute(query, (host,)).fetchall() for record in _parse_row({}, *row)]
+    kept = drop_replaced(records)
+    for each in records:
+        if each not in kept:
+            key = {"host": host, "instance": each.heartbeat.instance, "session": each.heartbeat.session}
+            db.execute(_DELETE_LEAVING, key)
 
 
 def _parse_row(lists: Mapping[str, TargetList], first: float, heard: float, document: str) -> Iterator[WorkerRecord]:
@@ -276,12 +313,22 @@ def shared_names(records: Sequence[WorkerRecord]) -> dict[str, str]:
                 if _boots_differ(one, other):
                     found[host] = f"more than one host calls itself {host}"
                 else:
-                    found.setdefault(host, f"more than one process calls itself worker {instance} of {host}")
+                    name = f"worker {instance}" if one.is_worker else instance
+                    found.setdefault(host, f"more than one process calls itself {name} of {host}")
     return found
 
 
 def drop_disconnected(broker: Broker, records: Sequence[WorkerRecord]) -> list[WorkerRecord]:
-    """Return the workers that are connected to beanstalkd; of version 0.1's workers this is unknown, and they stay."""
+    """Return the processes that are connected to beanstalkd."""
+    return split_vanished(broker, records)[0]
+
+
+def split_vanished(broker: Broker, records: Sequence[WorkerRecord]) -> tuple[list[WorkerRecord], list[WorkerRecord]]:
+    """Return the processes that are connected to beanstalkd, and those whose connection has ended.
+
+    Of version 0.1's workers this is unknown, and they count as connected.
+    """
     sessions = {each.heartbeat.session for each in records} - {""}
     ended = {session for session in sessions if not broker.tube_stats(session_tube(session)).watchers}
-    return [each for each in records if each.heartbeat.session not in ended]
+    connected = [each for each in records if each.heartbeat.session not in ended]
+    return connected, [each for each in records if each.heartbeat.session in ended]

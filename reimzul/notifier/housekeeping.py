@@ -94,7 +94,7 @@ class HeartbeatIntake:
         now = time.time()
         for job, heartbeat in heartbeats:
             age = _age(job)
-            if age <= STALE_SECONDS:
+            if age <= STALE_SECONDS or heartbeat.leaving:  # one that ended in order did not vanish, however late we are
                 # the last list of targets too: it is not repeated soon
                 key = (heartbeat.host, heartbeat.instance, heartbeat.session, bool(heartbeat.targets))
                 latest.pop(key, None)  # the later of the two is saved last

@@ -231,7 +231,7 @@ class Quarantine:
     def _run_round(self, broker: Broker, results_of: Callable[[Iterable[str]], dict[str, str]]) -> None:
         self.tables.limit_times(time.time(), LONGEST_PAUSE_SECONDS)
         flags = _drain_flags(broker)
-        seen = self.presences.load_all()
+        seen = self.presences.load_workers()
         held = {builder.host: builder for builder in self.tables.builders()}
         for host, flag in flags.items():
             if flag.is_quarantine and host not in held:  # our file was lost, or we were killed before we wrote it

@@ -11,6 +11,8 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.event_signature import EventKeys
 from reimzul.core.fs import create_store_dirs
+from reimzul.core.heartbeat import SERVICE_INTERVAL_SECONDS, HeartbeatSender, ProcessIdentity, own_instance
+from reimzul.core.message import Role
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
@@ -58,7 +60,8 @@ def make_daemon(settings: Settings) -> Repogen:
         event_keys=keys,
     )
     connect = functools.partial(Broker.from_settings, settings.beanstalkd)
-    return Repogen(connect, host, context)
+    identity = ProcessIdentity(host=host, instance=own_instance(Role.REPOGEN), role=Role.REPOGEN, folders=(store.root,))
+    return Repogen(connect, host, context, HeartbeatSender(identity, SERVICE_INTERVAL_SECONDS))
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ daemon is killed, the job comes again, and each step first checks whether it is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -21,8 +22,9 @@ from reimzul.core.daemon import Daemon, Outcome, Stop, retry_or_give_up
 from reimzul.core.errors import BrokerUnavailable, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.event_signature import EventKeys
 from reimzul.core.fs import file_lock, remove
+from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.manifest import Manifest
-from reimzul.core.message import Refusal, RepogenRequest
+from reimzul.core.message import Refusal, RepogenRequest, WorkerState
 from reimzul.core.process import wait_until_exit
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key, spool_name
@@ -61,6 +63,8 @@ from reimzul.store.repodata import REPODATA
 
 log = logging.getLogger(__name__)
 
+#: The steps of a leg among the errors that heartbeats carry.
+PLACING_STEP, INDEXING_STEP = "storing the upload", "indexing"
 #: Seconds between attempts to get a lock that another worker holds, and between checks of a running hook.
 POLL_SECONDS = 0.05
 SCAN_INTERVAL_SECONDS = 3600
@@ -94,15 +98,16 @@ class RepogenContext:
 class ProgressGuard(CancelToken):
     """Keeps all jobs reserved and systemd's watchdog quiet during long work, and raises if the daemon has to stop."""
 
-    def __init__(self, broker: Broker, stop: Stop, ping: Callable[[], None]) -> None:
+    def __init__(self, broker: Broker, stop: Stop, ping: Callable[[], None], report: Callable[[], None]) -> None:
         super().__init__(self._check_progress)
-        self.broker, self.stop, self.ping, self._touched = broker, stop, ping, time.monotonic()
+        self.broker, self.stop, self.ping, self.report, self._touched = broker, stop, ping, report, time.monotonic()
 
     def _check_progress(self) -> None:
         self.stop.raise_if_stopping()
         self.ping()
         if time.monotonic() - self._touched > 1.0:
             self.broker.touch_all_if_due(lost=self._drop_lost_job)
+            self.report()
             self._touched = time.monotonic()
 
     def _drop_lost_job(self, claim: ReservedJob[Any]) -> None:
@@ -124,14 +129,20 @@ class _Batch:
 class Repogen(Daemon[RepogenRequest]):
     batch = 200
 
-    def __init__(self, connect: Callable[[], Broker], host: str, context: RepogenContext) -> None:
-        super().__init__(connect, [CREATEREPO], host)
+    heartbeat: HeartbeatSender
+
+    def __init__(
+        self, connect: Callable[[], Broker], host: str, context: RepogenContext, heartbeat: HeartbeatSender
+    ) -> None:
+        super().__init__(connect, [CREATEREPO], host, heartbeat=heartbeat)
         self.context, self.store = context, context.store
         self.indexer = TargetIndexer(context.createrepo, context.rules)
         self._next_scan = 0.0
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> _Outcomes:
-        batch = _Batch(broker=broker, cancel=ProgressGuard(broker, self.stop, self.ping_watchdog), claims=claims)
+        report = functools.partial(self.send_heartbeat, broker, WorkerState.BUILDING)
+        guard = ProgressGuard(broker, self.stop, self.ping_watchdog, report)
+        batch = _Batch(broker=broker, cancel=guard, claims=claims)
         yield from self._place_all(batch, list(claims))
         # The legs of a build end together, so they are indexed together.
         yield from self._place_all(batch, self._claim_more(batch))
@@ -175,8 +186,10 @@ class Repogen(Daemon[RepogenRequest]):
             except (BrokerUnavailable, ShutdownRequested):
                 raise
             except (OSError, ReimzulError) as error:
+                self._record_place_error(request, error)
                 yield claim, error
                 continue
+            self.heartbeat.errors.clear(PLACING_STEP, build_id=request.build_id, arch=request.arch)
             is_publishable = leg is not None and leg.is_publishable
             # A target gets empty repodata with its first leg, whatever that is, so that mock can use it.
             is_first = leg is not None and not (self.store.target(request.target) / REPODATA).exists()
@@ -239,6 +252,13 @@ class Repogen(Daemon[RepogenRequest]):
         log.info("%s is not published: %s", leg_key(request.build_id, request.arch), event.reason)
         broker.announce(event)
         return True
+
+    def _record_place_error(self, request: RepogenRequest, error: Exception) -> None:
+        about: dict[str, Any] = {"build_id": request.build_id, "arch": request.arch, "target": request.target}
+        if isinstance(error, (OSError, RetryLater)):
+            self.heartbeat.errors.add(PLACING_STEP, str(error), **about)
+        else:
+            self.heartbeat.errors.clear(PLACING_STEP, **about)
 
     # --- indexing
 
@@ -303,6 +323,10 @@ class Repogen(Daemon[RepogenRequest]):
         self, batch: _Batch, target: str, jobs: Iterable[IndexJob], result: Listing | RetryLater
     ) -> _Outcomes:
         update_stuck_flag(batch.broker, self.context.createrepo, target, self.host)
+        if isinstance(result, RetryLater):
+            self.heartbeat.errors.add(INDEXING_STEP, str(result), target=target)
+        else:
+            self.heartbeat.errors.clear(INDEXING_STEP, target=target)
         for job in jobs:
             if isinstance(result, RetryLater):
                 yield job.claim, result
@@ -349,6 +373,7 @@ class Repogen(Daemon[RepogenRequest]):
     # --- housekeeping
 
     def do_idle_work(self, broker: Broker) -> None:
+        self.send_heartbeat(broker, WorkerState.IDLE)
         if time.monotonic() < self._next_scan:
             return
         try:

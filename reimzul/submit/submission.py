@@ -204,7 +204,7 @@ def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
     if is_plain(name):
         return name
     try:
-        workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_all())]
+        workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_workers())]
         seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
         if all_accept_any_name(broker, seen):
             return name

@@ -35,7 +35,7 @@ def refuse_unknown_target(
 ) -> None:
     """Raise `InputError` with a line for each arch on which a target is misspelt; `warn` of those that may be."""
     try:
-        workers = list_live(WorkerStore(settings.notifier.presence).load_all())
+        workers = list_live(WorkerStore(settings.notifier.presence).load_workers())
     except WorkersUnavailable as error:
         warn(f"whether a worker can build for {target} is unknown: {error}")
         return
@@ -59,7 +59,7 @@ def complete_target(context: click.Context, _: click.Parameter, incomplete: str)
     with contextlib.suppress(ReimzulError, OSError):
         settings = load_file(context.params.get("config"))
         names = drop_arches(
-            map_targets(WorkerStore(settings.notifier.presence).load_all()), read_arches(settings.farm.arches)
+            map_targets(WorkerStore(settings.notifier.presence).load_workers()), read_arches(settings.farm.arches)
         )
         return sorted(each for each in names if each.startswith(incomplete))
     return []

@@ -9,6 +9,8 @@ from typing import NoReturn
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.fs import create_store_dirs
+from reimzul.core.heartbeat import SERVICE_INTERVAL_SECONDS, HeartbeatSender, ProcessIdentity, own_instance
+from reimzul.core.message import Role
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
 from reimzul.tosign.daemon import Tosign
@@ -32,7 +34,10 @@ def command(settings: Settings) -> None:
 def make_daemon(settings: Settings) -> Tosign:
     store = StorePaths(settings.bstore.root)
     create_store_dirs(store)
-    return Tosign(functools.partial(Broker.from_settings, settings.beanstalkd), local_hostname(), store)
+    host = local_hostname()
+    identity = ProcessIdentity(host=host, instance=own_instance(Role.TOSIGN), role=Role.TOSIGN, folders=(store.root,))
+    heartbeat = HeartbeatSender(identity, SERVICE_INTERVAL_SECONDS)
+    return Tosign(functools.partial(Broker.from_settings, settings.beanstalkd), host, store, heartbeat)
 
 
 def main() -> NoReturn:

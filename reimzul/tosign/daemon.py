@@ -19,7 +19,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Callable
+from typing import Any, BinaryIO, Callable
 
 import attr
 
@@ -27,8 +27,9 @@ from reimzul.core import fs
 from reimzul.core.beanstalk import TOSIGN, Broker, ReservedJob
 from reimzul.core.daemon import Daemon, Outcome, retry_or_give_up
 from reimzul.core.errors import InvalidMessage, RetryLater
+from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.manifest import Manifest, read_manifest
-from reimzul.core.message import NAMESPACE, SignRequest, Status
+from reimzul.core.message import NAMESPACE, SignRequest, Status, WorkerState
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
 from reimzul.core.unlisted import UnlistedLeg, read_records, replaced_builds
@@ -36,6 +37,8 @@ from reimzul.store.listing import ListingCache
 
 log = logging.getLogger(__name__)
 
+#: The step of laying packages out for the signer, among the errors that heartbeats carry.
+STAGING_STEP = "staging for the signer"
 #: Seconds between attempts to get the lock while another daemon stages.
 LOCK_POLL_SECONDS = 0.05
 #: The pause after an error of the disk.
@@ -46,22 +49,35 @@ _Claim = ReservedJob[SignRequest]
 
 
 class Tosign(Daemon[SignRequest]):
-    def __init__(self, connect: Callable[[], Broker], host: str, store: StorePaths) -> None:
-        super().__init__(connect, [TOSIGN], host)
+    heartbeat: HeartbeatSender
+
+    def __init__(self, connect: Callable[[], Broker], host: str, store: StorePaths, heartbeat: HeartbeatSender) -> None:
+        super().__init__(connect, [TOSIGN], host, heartbeat=heartbeat)
         self.store = store
         self.listings = ListingCache(store)
 
     def handle(self, broker: Broker, claims: list[_Claim]) -> Iterator[tuple[_Claim, Outcome]]:
         """Stage what is requested; wait a limited time for missing files, and as long as it takes for the disk."""
         for claim in claims:
+            outcome: Outcome = None
             try:
                 self._handle_request(claim)
             except FileNotFoundError as error:
-                yield claim, retry_or_give_up(claim, str(error.filename))
+                outcome = retry_or_give_up(claim, str(error.filename))
             except OSError as error:
-                yield claim, RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
-            else:
-                yield claim, None
+                outcome = RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
+            self._record_outcome(claim.message, outcome)
+            yield claim, outcome
+
+    def _record_outcome(self, request: SignRequest, outcome: Outcome) -> None:
+        about: dict[str, Any] = {"build_id": request.build_id, "arch": request.arch, "target": request.target}
+        if isinstance(outcome, RetryLater):
+            self.heartbeat.errors.add(STAGING_STEP, str(outcome), **about)
+        else:
+            self.heartbeat.errors.clear(STAGING_STEP, **about)
+
+    def do_idle_work(self, broker: Broker) -> None:
+        self.send_heartbeat(broker, WorkerState.IDLE)
 
     def _handle_request(self, claim: _Claim) -> None:
         request = claim.message
@@ -81,6 +97,7 @@ class Tosign(Daemon[SignRequest]):
             self.stop.raise_if_stopping()
             self.ping_watchdog()
             claim.touch_if_due()
+            self.send_heartbeat(claim.broker, WorkerState.BUILDING)
 
         self.service.set_status(f"staging {leg.name}")
         while True:

@@ -11,13 +11,13 @@ from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker, arch_tube
 from reimzul.core.cli import daemon_command, local_hostname, run_command
 from reimzul.core.daemon import SdNotify
+from reimzul.core.heartbeat import INSTANCE_VARIABLE, ErrorLog, HeartbeatSender, ProcessIdentity, own_instance
 from reimzul.core.rpm_header import import_rpm
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.worker.build import BuildEnvironment
 from reimzul.worker.daemon import HealthCheck, Worker
 from reimzul.worker.download import Downloader
-from reimzul.worker.job_session import INSTANCE_VARIABLE, HeartbeatSender, WorkerIdentity, own_instance
 from reimzul.worker.known_targets import ConfigPuller, read_targets
 from reimzul.worker.mock import Mock
 from reimzul.worker.mock_config import MockConfigRepo
@@ -49,7 +49,8 @@ def command(settings: Settings) -> None:
 def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> Worker:
     """A worker as the settings have it; the rest of a worker that was killed on this host is removed first."""
     arches = read_arches(settings.farm.arches)
-    environment = make_environment(settings, roots, arches)
+    errors = ErrorLog()
+    environment = make_environment(settings, roots, arches, errors)
     SdNotify().set_status("cleaning up, should a killed worker have left something")
     workspace.remove_orphaned(environment.mock.recover_root)
     own = settings.worker
@@ -59,7 +60,7 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
     health = HealthCheck(
         folders=folders, free_mib=own.min_free_mib, free_inodes=own.min_free_inodes, max_load=own.max_load
     )
-    identity = WorkerIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders)
+    identity = ProcessIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders, mock=own.mock)
     return Worker(
         functools.partial(Broker.from_settings, settings.beanstalkd),
         [arch_tube(name) for name in tubes],
@@ -68,7 +69,7 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
         workspace,
         health,
         own.tries,
-        HeartbeatSender(identity, own.presence, lambda: read_targets(roots.configs.folder, arches, tubes)),
+        HeartbeatSender(identity, own.presence, errors, lambda: read_targets(roots.configs.folder, arches, tubes)),
         RootCleanup(roots),
         ConfigPuller(roots.configs),
     )
@@ -87,7 +88,7 @@ def make_roots(settings: Settings, workspace: Workspace) -> MockRoots:
     return MockRoots(own.mock, configs, parent / ".reimzul", own.mock_roots, own.root_days)
 
 
-def make_environment(settings: Settings, roots: MockRoots, arches: Arches) -> BuildEnvironment:
+def make_environment(settings: Settings, roots: MockRoots, arches: Arches, errors: ErrorLog) -> BuildEnvironment:
     own, urls = settings.worker, _store_urls(settings)
     return BuildEnvironment(
         arches=arches,
@@ -101,7 +102,7 @@ def make_environment(settings: Settings, roots: MockRoots, arches: Arches) -> Bu
             build_timeout=own.build_timeout,
             stall_timeout=own.stall_timeout,
         ),
-        uploader=Uploader(rsync=own.rsync, arguments=own.rsync_arguments, urls=urls),
+        uploader=Uploader(rsync=own.rsync, arguments=own.rsync_arguments, urls=urls, errors=errors),
         log_streamer=LogStreamer(own.rsync, own.rsync_arguments, urls, own.live_logs),
     )
 

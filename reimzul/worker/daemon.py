@@ -20,6 +20,7 @@ import attr
 
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube, session_tube
+from reimzul.core.builder_backoff import SAME_BUILDER_BACKOFF_SECONDS, compute_backoff
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
@@ -32,6 +33,7 @@ from reimzul.core.errors import (
     ShutdownRequested,
 )
 from reimzul.core.fs import FreeSpace
+from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.message import NOBODY, BuildRequest, FailedAttempt, Status, WorkerState, event_for, new_attempt
 from reimzul.core.retry import Backoff, CancelToken
 from reimzul.worker.build import (
@@ -44,7 +46,7 @@ from reimzul.worker.build import (
 )
 from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
-from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession
+from reimzul.worker.job_session import ControlPoller, JobSession
 from reimzul.worker.known_targets import ConfigPuller
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
@@ -54,10 +56,9 @@ log = logging.getLogger(__name__)
 #: Workers that may die under a job before it is buried, and again so many after each kick. Cut links count too, so
 #: the limit is generous.
 MAX_WORKER_DEATHS = 10
-#: Seconds a builder that could not build a request leaves it to others before it tries again itself: to those that
-#: have not tried it, which may be busy for long, or drained for longer; and to those that could not build it either.
-SAME_BUILDER_BACKOFF_SECONDS, SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS = 3600, 60
-#: Seconds for which it releases such a request each time.
+#: The step of a build that failed by this builder's fault, among the errors that heartbeats carry.
+BUILD_STEP = "build"
+#: Seconds for which a builder releases each time a request that it leaves to others.
 RELEASE_DELAY_SECONDS = 5
 #: Seconds before a request that a builder could not build is tried again: so many for each try.
 RETRY_PAUSE_SECONDS = 10
@@ -99,6 +100,8 @@ class HealthCheck:
 
 
 class Worker(Daemon[BuildRequest]):
+    heartbeat: HeartbeatSender
+
     def __init__(
         self,
         connect: Callable[[], Broker],
@@ -113,12 +116,11 @@ class Worker(Daemon[BuildRequest]):
         config_puller: ConfigPuller,
     ) -> None:
         own = arch_tube(session_tube(heartbeat.identity.session))
-        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host)
+        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host, heartbeat=heartbeat)
         self.health = health
         self.environment = environment
         self.workspace = workspace
         self.tries = tries
-        self.heartbeat = heartbeat
         self.root_cleanup = root_cleanup
         self.config_puller = config_puller
         self._drain_flag: ControlFlag | None = None
@@ -167,10 +169,6 @@ class Worker(Daemon[BuildRequest]):
         if self.stop.is_requested:
             raise ShutdownRequested("the daemon is stopping")
 
-    def serve(self, broker: Broker) -> None:
-        super().serve(broker)
-        self.heartbeat.send_leaving(self.broker or broker)
-
     def handle(
         self, broker: Broker, claims: list[ReservedJob[BuildRequest]]
     ) -> Iterable[tuple[ReservedJob[BuildRequest], Outcome]]:
@@ -200,6 +198,7 @@ class Worker(Daemon[BuildRequest]):
         """Build a request, and requeue or release its job where the attempt did not decide it."""
         try:
             self._build(request, session)
+            self.heartbeat.errors.clear(BUILD_STEP)
         except BrokerUnavailable:
             raise
         except (ReimzulError, OSError) as error:  # all that a build touches of this host by itself is its disk
@@ -237,6 +236,7 @@ class Worker(Daemon[BuildRequest]):
         """Requeue a request that this builder could not build, for another; the old job is deleted after."""
         reason, first = str(fault), fault.first_error if isinstance(fault, BuilderFault) else FirstError()
         request = session.claim.message.with_failed_attempt(self.host, reason, first.text, first.line)
+        self.heartbeat.errors.add(BUILD_STEP, f"{request.srpm}: {reason}", keep=SAME_BUILDER_BACKOFF_SECONDS)
         pause = RETRY_PAUSE_SECONDS * len(request.tries)
         log.error("%r: this builder could not build it: %s; requeued, due in %d s", session.claim, reason, pause)
         job = self._requeue(session, request, pause)
@@ -300,11 +300,7 @@ class Worker(Daemon[BuildRequest]):
         return request.announced_arches
 
     def raise_if_left_to_others(self, broker: Broker, claim: ReservedJob[BuildRequest]) -> None:
-        """Raise `RetryLater` for a request this builder could not build, as long as others watch its tube.
-
-        The broken builder is always the idle one: without this it would take the job straight back, and use up all
-        tries while a healthy one is busy.
-        """
+        """Raise `RetryLater` for a request this builder could not build, as long as others watch its tube."""
         faults = claim.message.builder_faults
         own_faults = [fault.when for fault in faults if fault.builder == self.host]
         if not own_faults or len(faults) >= self.tries:
@@ -314,12 +310,9 @@ class Worker(Daemon[BuildRequest]):
             return
         watchers = broker.tube_stats(claim.stats.tube).watchers
         failed = sum(broker.tube_stats(heartbeat_tube(host)).watchers for host in {fault.builder for fault in faults})
-        if watchers > failed:
-            raise RetryLater(
-                "this builder could not build it; left to those that have not tried", pause=RELEASE_DELAY_SECONDS
-            )
-        if watchers > 1 and elapsed <= SAME_BUILDER_BACKOFF_ALL_FAILED_SECONDS:
-            raise RetryLater("this builder could not build it before; left to others", pause=RELEASE_DELAY_SECONDS)
+        if compute_backoff(elapsed, watchers, failed) > 0:
+            others = "those that have not tried" if watchers > failed else "others"
+            raise RetryLater(f"this builder could not build it; left to {others}", pause=RELEASE_DELAY_SECONDS)
 
     def reconnect(self) -> Broker:
         broker = self.connect()

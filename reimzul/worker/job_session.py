@@ -5,35 +5,26 @@ a person's cancel and drain flags, and sends the worker's heartbeats.
 A lost connection is not a lost reservation: the build goes on, the session reconnects and reserves the job again by its
 number. If another worker has it by then, the build is finished and uploaded all the same, but nothing is announced of
 it: the worker that has the job announces.
-
-Heartbeats answer why a build waits. Nothing depends on them: where `notify` has a long backlog, or beanstalkd takes
-nothing, none is sent, and the next one has the same content.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import os
 import queue
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 import attr
 
-from reimzul import __version__
 from reimzul.core import control
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, PRIORITY, Broker, ReservedJob
+from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, ReservedJob
 from reimzul.core.daemon import SdNotify, Stop, describe_outage
 from reimzul.core.errors import BrokerUnavailable, ReservationLost, RetryLater
-from reimzul.core.fs import FreeSpace
-from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, Feature, WorkerHeartbeat, WorkerState
+from reimzul.core.heartbeat import HeartbeatSender
+from reimzul.core.message import BuildEvent, BuildRequest, CurrentBuild, WorkerState
 from reimzul.core.retry import LogThrottle
-from reimzul.core.targets import TargetList
 from reimzul.worker.build import BuildAttempt, Outgoing
 
 log = logging.getLogger(__name__)
@@ -44,124 +35,6 @@ OUTBOX_WAIT_SECONDS = 0.2
 RECONNECT_SECONDS, LOG_AGAIN_SECONDS = 1.0, 60.0
 #: Seconds between two looks for a flag that cancels the build, and for one that drains this builder.
 CANCEL_POLL_SECONDS, DRAIN_POLL_SECONDS = 1.0, 10.0
-#: Seconds between two heartbeats at least, also where something has changed.
-MIN_INTERVAL_SECONDS = 5.0
-#: Seconds after which the list of targets is sent again although it has not changed.
-LIST_INTERVAL_SECONDS = 600.0
-#: Jobs in `notify` above which no heartbeat is sent.
-NOTIFY_BACKLOG_LIMIT = 10_000
-#: The environment variable with the unit's instance, which its systemd file sets.
-INSTANCE_VARIABLE = "REIMZUL_INSTANCE"
-#: These identify one start of one host. Cloned machines share their machine id, containers of one host the kernel's
-#: boot id; no two hosts share all three.
-_BOOT_ID, _MACHINE_ID, _PID_NAMESPACE = (
-    Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"), Path("/proc/self/ns/pid"),
-)  # fmt: skip
-
-
-def own_instance() -> str:
-    return os.environ.get(INSTANCE_VARIABLE) or str(os.getpid())
-
-
-def boot_token() -> str:
-    """A token of this start of this host; empty where the kernel has no boot id. No id itself leaves the host."""
-    try:
-        boot = _BOOT_ID.read_bytes()
-    except OSError:
-        return ""
-    machine = namespace = b""
-    with contextlib.suppress(OSError):
-        namespace = os.fsencode(os.readlink(_PID_NAMESPACE))
-    with contextlib.suppress(OSError):
-        machine = _MACHINE_ID.read_bytes()
-    return hashlib.sha256(b"\n".join((b"reimzul", boot.strip(), machine.strip(), namespace))).hexdigest()[:16]
-
-
-@attr.frozen(kw_only=True)
-class WorkerIdentity:
-    host: str
-    instance: str
-    arches: tuple[str, ...]  #: the tubes it watches
-    folders: tuple[Path, ...]  #: where builds need space
-    boot: str = attr.field(factory=boot_token)
-    session: str = attr.field(factory=lambda: os.urandom(8).hex())  #: of this process
-
-
-@attr.define
-class HeartbeatSender:
-    """Sends what a worker does: at once where that has changed, else every so often."""
-
-    identity: WorkerIdentity
-    interval: int  #: seconds between two heartbeats while nothing changes; 0: none is sent
-    read_targets: Optional[Callable[[], TargetList]] = None  #: None: it reports no targets
-    _listed: Optional[TargetList] = attr.field(default=None, init=False)  #: the last list that was sent whole
-    _listed_at: float = attr.field(default=float("-inf"), init=False)
-    _sent: object = attr.field(default=None, init=False)
-    _sent_at: float = attr.field(default=float("-inf"), init=False)
-
-    def send(self, broker: Broker, state: str, why: str = "", build: CurrentBuild | None = None) -> None:
-        """Send a heartbeat, unless one was sent just now. Raises `BrokerUnavailable`."""
-        now = time.monotonic()
-        elapsed = now - self._sent_at
-        if not self.interval or elapsed < MIN_INTERVAL_SECONDS:
-            return
-        targets = self.read_targets() if self.read_targets else None
-        content = (state, why, build, targets)
-        if elapsed < self.interval and content == self._sent:
-            return
-        self._sent, self._sent_at = content, now
-        try:
-            if broker.tube_stats(NOTIFY.name).ready <= NOTIFY_BACKLOG_LIMIT:
-                heartbeat = self._add_targets(self._heartbeat(state, why, build), targets, now)
-                broker.announce(heartbeat)
-                if heartbeat.targets:
-                    self._listed, self._listed_at = targets, now
-        except RetryLater as error:
-            log.debug("no heartbeat is sent: %s", error)
-
-    def _add_targets(self, heartbeat: WorkerHeartbeat, targets: TargetList | None, now: float) -> WorkerHeartbeat:
-        """Add the list of targets if it has changed or was sent long ago, else its fingerprint alone."""
-        if targets is None:
-            return heartbeat
-        marked = attr.evolve(heartbeat, targets_fingerprint=targets.fingerprint)
-        if targets == self._listed and now - self._listed_at < LIST_INTERVAL_SECONDS:
-            return marked
-        return attr.evolve(marked, targets=targets.names, targets_left_out=targets.left_out)
-
-    def send_leaving(self, broker: Broker) -> None:
-        """Announce that this worker ends, if it has sent a heartbeat; else its closed connection shows it."""
-        if self._sent is not None:
-            with contextlib.suppress(RetryLater, BrokerUnavailable):
-                broker.announce(attr.evolve(self._heartbeat(WorkerState.DRAINED, "it has ended", None), leaving=True))
-
-    def _heartbeat(self, state: str, why: str, build: CurrentBuild | None) -> WorkerHeartbeat:
-        mib, inodes = _least_free(self.identity.folders)
-        return WorkerHeartbeat(
-            host=self.identity.host,
-            instance=self.identity.instance,
-            state=state,
-            why=why,
-            arches=self.identity.arches,
-            version=__version__,
-            features=Feature.ALL,
-            load=round(os.getloadavg()[0], 2),
-            free_mib=mib,
-            free_inodes=inodes,
-            build=build,
-            at=round(time.time(), 3),
-            boot=self.identity.boot,
-            session=self.identity.session,
-        )
-
-
-def _least_free(folders: Sequence[Path]) -> tuple[int, int]:
-    """MiB and inodes free on the disk that has least of them; 0 where that cannot be measured."""
-    try:
-        spaces = [FreeSpace.measure(folder) for folder in folders]
-    except OSError:
-        return 0, 0
-    inodes = [space.inodes for space in spaces if space.inodes is not None]
-    return min((space.mib for space in spaces), default=0), min(inodes, default=0)
 
 
 class ControlPoller:

@@ -20,6 +20,7 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ProgramFailed, ProgramNotFound, ReimzulError
+from reimzul.core.heartbeat import ErrorLog
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.message import Phase, Status
 from reimzul.core.process import run
@@ -32,6 +33,8 @@ from reimzul.worker.model import Leg
 
 log = logging.getLogger(__name__)
 
+#: The step of a leg's upload among the errors that heartbeats carry.
+UPLOAD_STEP = "upload"
 #: Seconds between two tries: the first pause, and the longest. An upload is tried for as long as it takes.
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0
 #: rsync's exit codes that no retry changes, since this host's rsync or its arguments are wrong: usage, action not
@@ -60,6 +63,7 @@ class Uploader:
     rsync: str
     arguments: tuple[str, ...]
     urls: StoreUrls
+    errors: ErrorLog = attr.field(factory=ErrorLog)  #: what the controller is told of
 
     def upload(self, leg: Leg, make_manifest: Callable[[], Manifest], cancel: CancelToken) -> Manifest:
         """Upload a leg's results while `make_manifest` hashes them, then the manifest, and return it.
@@ -75,9 +79,12 @@ class Uploader:
                 if future.done():
                     future.result()
 
-            self._upload_until_done(leg.results, leg, CancelToken(check, cancel.wait))
-            manifest = future.result()
-        self._upload_until_done(_write_manifest(leg, manifest), leg, cancel)
+            try:
+                self._upload_until_done(leg.results, leg, CancelToken(check, cancel.wait))
+                manifest = future.result()
+                self._upload_until_done(_write_manifest(leg, manifest), leg, cancel)
+            finally:
+                self.errors.clear(UPLOAD_STEP, build_id=leg.attempt.request.build_id, arch=leg.arch)
         return manifest
 
     def upload_logs(self, leg: Leg, manifest: Manifest, cancel: CancelToken) -> None:
@@ -94,8 +101,12 @@ class Uploader:
             except (ProgramNotFound, ProgramFailed) as error:
                 if isinstance(error, ProgramNotFound) or error.code in PERMANENT_EXIT_CODES:
                     raise
+                request = leg.attempt.request
+                self.errors.add(
+                    UPLOAD_STEP, str(error), build_id=request.build_id, arch=leg.arch, target=request.target
+                )
                 if throttle.is_due():
-                    log.warning("%s of %s is not uploaded yet: %s", leg.arch, leg.attempt.request.srpm, error)
+                    log.warning("%s of %s is not uploaded yet: %s", leg.arch, request.srpm, error)
             cancel.wait(backoff.next_pause())
 
     def _upload_once(self, folder: Path, leg: Leg, cancel: CancelToken, timeout: float | None = None) -> None:

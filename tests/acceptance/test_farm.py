@@ -99,7 +99,7 @@ def test_a_submitter_of_a_directory_is_known_by_the_whole_name(
     mine, theirs = package("mine", srpms.noarch("mine")), package("theirs", srpms.noarch("theirs"))
     workers = sum(host.is_builder for host in farm.hosts) * farm.workers
     presences = WorkerStore(farm.layout.notifier / "presence.sqlite")
-    until(lambda: len(presences.load_all()) >= workers, 30, "every worker has said what it takes")
+    until(lambda: len(presences.load_workers()) >= workers, 30, "every worker has said what it takes")
     monkeypatch.setenv("LOGNAME", "CORP\\José")
     assert submit(farm, mine).returncode == 0
     shutil.copy(theirs, farm.layout.incoming)

@@ -15,16 +15,13 @@ from typing import Any, Callable
 
 import pytest
 
-from reimzul.admin.doctor import Finding, run_checks
-from reimzul.admin.doctor.controller import worker_checks
-from reimzul.admin.doctor.host import Host as Examined
+from reimzul.admin.doctor import Finding
+from reimzul.admin.doctor.farm import check_hosts
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube, session_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import load_file
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat, new_attempt
-from reimzul.core.roles import CONTROLLER
-from reimzul.core.stunnel import StunnelConfig
 from reimzul.history.workers import WorkerRecord, WorkerStore, drop_disconnected
 from tests.builder import Host, put, request, settled
 from tests.conftest import Beanstalkd
@@ -112,7 +109,7 @@ def there(count: int) -> None:
     until(lambda: len(workers()) == count, 30, f"{count} are there")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_worker_that_ended_leaves_the_list(host: Host, controller: Running, number: signal.Signals) -> None:
     worker = host.start("b1")
     there(1)
@@ -219,12 +216,10 @@ def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running,
 
 def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Running, others: Others) -> None:
     one, other = others("a", "1"), others("b", "2", instance="4711")
-    settings, none = load_file(controller.folder / "reimzul.ini"), StunnelConfig(path=Path("none"))
-    examined = Examined(settings=settings, file=None, roles=(CONTROLLER,), stunnel=none, user="root")
+    settings = load_file(controller.folder / "reimzul.ini")
 
     def look() -> Finding:
-        (found,) = run_checks(worker_checks(examined))
-        return found
+        return list(check_hosts(settings, show_all=True))[-1]
 
     assert look().level == "ok"
     one.say()
@@ -243,9 +238,10 @@ def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Runni
     assert run("builders").stdout.count(words) == 2
     assert (look().level, words in look().message) == ("warn", True)
     one.broker.close()
-    are("b")
-    assert workers()[0]["name_shared"] is None
-    assert look().level == "ok"
+    until(lambda: [each["state"] for each in workers()] == ["gone", "idle"], 30, "one is gone")
+    assert [each["name_shared"] for each in workers()] == [None, None]
+    assert look().level == "warn", "one process of that name has vanished"
+    assert "worker 1 vanished" in look().message
     for file in controller.folder.glob("presence.sqlite*"):
         file.unlink()
     (controller.folder / "presence.sqlite").write_text("no database" * 100)

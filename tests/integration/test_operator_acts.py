@@ -620,7 +620,7 @@ def test_a_watch_left_by_ctrl_c_leaves_the_build_alone(ground: Ground) -> None:
     ours, its = pty.openpty()
     with subprocess.Popen([REIMZUL, "watch", SHORT], stdout=its, stderr=subprocess.PIPE, text=True) as process:
         os.set_blocking(ours, False)
-        until(lambda: b"queued, next" in read_some(ours), 30, "its place in the queue is shown")
+        until(lambda: b"queued: nobody watches" in read_some(ours), 30, "its place in the queue is shown")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     os.close(its)
@@ -636,7 +636,7 @@ def test_a_build_that_nobody_has_told_of_yet_is_waited_for(ground: Ground) -> No
         assert process.stdout
         assert "submitted; not recorded by the notifier yet" in process.stdout.readline()
         ground.submit()
-        assert "queued, next" in process.stdout.readline()
+        assert "queued: nobody watches tube x86_64" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         process.wait(30)
     assert run("watch", "--new", SHORT).returncode == 4

@@ -20,7 +20,8 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.explain import BuildFacts, explain
+from reimzul.admin.build_facts import BuildFacts
+from reimzul.admin.explain import explain
 from reimzul.core import control, fs
 from reimzul.core.beanstalk import NOTIFY, Broker
 from reimzul.core.message import RepogenRequest

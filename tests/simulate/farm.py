@@ -39,6 +39,7 @@ from reimzul.core import beanstalk, control, daemon, fs, validators  # noqa: E40
 from reimzul.core.arch import _arches_of  # noqa: E402
 from reimzul.core.beanstalk import Broker, arch_tube  # noqa: E402
 from reimzul.core.errors import BrokerUnavailable, ReimzulError  # noqa: E402
+from reimzul.core.heartbeat import HeartbeatSender, ProcessIdentity  # noqa: E402
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal  # noqa: E402
 from reimzul.core.settings import NotifierSettings, RepogenSettings, Settings, StoreSettings  # noqa: E402
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key  # noqa: E402
@@ -56,7 +57,6 @@ from reimzul.tosign import cli as tosign_cli  # noqa: E402
 from reimzul.worker import build, download, mock, roots, upload  # noqa: E402
 from reimzul.worker.build import BuildEnvironment  # noqa: E402
 from reimzul.worker.daemon import HealthCheck, Worker  # noqa: E402
-from reimzul.worker.job_session import HeartbeatSender, WorkerIdentity  # noqa: E402
 from reimzul.worker.model import Workspace  # noqa: E402
 
 ARCH, FOLLOWER, TARGET = "x86_64", "i386", "c7.x86_64"
@@ -233,7 +233,7 @@ class Farm:
             log_streamer=upload.LogStreamer("rsync", (), urls, 0),
         )
         workspace.remove_orphaned(environment.mock.recover_root)
-        identity = WorkerIdentity(host=name, instance=name, arches=(ARCH,), folders=(), boot="", session=f"{name}x")
+        identity = ProcessIdentity(host=name, instance=name, arches=(ARCH,), folders=(), boot="", session=f"{name}x")
         cleanup = types.SimpleNamespace(clean_one=lambda _: None)
         health = HealthCheck(folders=(), free_mib=0, free_inodes=0, max_load=0)
         heartbeat = HeartbeatSender(identity, 0)

@@ -16,14 +16,17 @@ from reimzul.core import validators
 from reimzul.core.json_message import Message
 from reimzul.core.manifest import File, Manifest
 from reimzul.core.message import (
+    MAX_ERRORS,
     BuilderEvent,
     BuildEvent,
     BuildRequest,
     CurrentBuild,
     FailedAttempt,
     Phase,
+    RecentError,
     Refusal,
     RepogenRequest,
+    Role,
     SignRequest,
     Status,
     WorkerHeartbeat,
@@ -193,6 +196,18 @@ presences = st.builds(
         started=moments,
     ),
     at=moments,
+    role=st.sampled_from([Role.WORKER, Role.REPOGEN, Role.TOSIGN]),
+    interval=st.integers(0, 86_400),
+    mock=st.none() | st.booleans(),
+    errors=st.lists(
+        st.builds(
+            RecentError,
+            what=words.map(validators.line(40)), message=words, build_id=st.just("") | build_ids,
+            arch=st.just("") | arches, target=st.just("") | targets, since=moments, at=moments,
+            count=st.integers(1, 1_000_000),
+        ),
+        max_size=MAX_ERRORS,
+    ),
     extra=extras(WorkerHeartbeat),
 )  # fmt: skip
 repogen_requests = st.builds(RepogenRequest, target=targets, extra=extras(RepogenRequest)) | st.builds(

@@ -8,7 +8,8 @@ from typing import Any
 import attr
 import pytest
 
-from reimzul.admin.explain import BuildFacts, explain, to_dict
+from reimzul.admin.build_facts import BuildFacts
+from reimzul.admin.explain import explain, to_dict
 from reimzul.admin.lookup import builds_ahead, lowest_priority, queue_order
 from reimzul.admin.stats import ArchStats, duration_stats
 from reimzul.core.beanstalk import TubeStats
@@ -121,7 +122,7 @@ def test_a_busy_worker_is_reckoned_with_what_it_has_left() -> None:
         (worker(state="quarantined"), "takes no jobs (quarantined)"),
         (worker(heard=NOW - 400), "has sent no heartbeat for 6 min 40 s"),
         (worker(state="draining", build=hand()), "and takes no more jobs after that"),
-        (worker(), "builder1.example.org is free."),
+        (worker(), "builder1.example.org is free, heard of 0.0 s ago."),
     ],
 )
 def test_each_worker_is_told_of_in_its_state(seen: WorkerRecord, words: str) -> None:

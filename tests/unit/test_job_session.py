@@ -13,14 +13,15 @@ from typing import Any, Callable
 import attr
 import pytest
 
-from reimzul.core import beanstalk, fs
+from reimzul.core import beanstalk, fs, heartbeat
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.control import QUARANTINED, ControlFlag
 from reimzul.core.daemon import SdNotify, Stop
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater
+from reimzul.core.heartbeat import HeartbeatSender, ProcessIdentity
 from reimzul.core.message import BuildRequest, Phase, RepogenRequest
 from reimzul.worker import job_session
-from reimzul.worker.job_session import ControlPoller, HeartbeatSender, JobSession, WorkerIdentity
+from reimzul.worker.job_session import ControlPoller, JobSession
 from tests.events import ATTEMPT, build_id, event
 
 HOST = "builder1.example.org"
@@ -28,7 +29,7 @@ REQUEST = BuildRequest(
     srpm="time-1.7-45.el7.src.rpm", arch="x86_64", target="c7.x86_64", disttag=".el7", submitter="johnny",
     build_id=build_id(1), timestamp="20251122000000", legs=("x86_64", "i386"),
 )  # fmt: skip
-IDENTITY = WorkerIdentity(host=HOST, instance="1", arches=("x86_64",), folders=(), boot="b" * 16, session="5" * 16)
+IDENTITY = ProcessIdentity(host=HOST, instance="1", arches=("x86_64",), folders=(), boot="b" * 16, session="5" * 16)
 FULL, AWAY = RetryLater("out of memory"), BrokerUnavailable("reset")
 
 
@@ -52,6 +53,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(job_session, "time", clock)
+    monkeypatch.setattr(heartbeat, "time", clock)
     return clock
 
 
@@ -434,10 +436,10 @@ def test_a_heartbeat_shows_the_fullest_disk(monkeypatch: pytest.MonkeyPatch, clo
         return fs.FreeSpace(folder=path, mib=mib, inodes=inodes)
 
     monkeypatch.setattr(fs.FreeSpace, "measure", measure)
-    assert job_session._least_free([Path(each) for each in spaces]) == (10, 40)
-    assert job_session._least_free([]) == (0, 0)
+    assert heartbeat._least_free([Path(each) for each in spaces]) == (10, 40)
+    assert heartbeat._least_free([]) == (0, 0)
     monkeypatch.setattr(fs.FreeSpace, "measure", raising(OSError("stale NFS handle")))
-    assert job_session._least_free([Path("/a")]) == (0, 0)
+    assert heartbeat._least_free([Path("/a")]) == (0, 0)
     monkeypatch.setattr(os, "getloadavg", lambda: (1.2345, 9.0, 9.0))
     sender, broker = heartbeats()
     clock.now = 1000.12345
@@ -449,10 +451,10 @@ def test_a_heartbeat_shows_the_fullest_disk(monkeypatch: pytest.MonkeyPatch, clo
 
 
 def test_an_instance_is_named_by_systemd_or_by_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(job_session.INSTANCE_VARIABLE, raising=False)
-    assert job_session.own_instance() == str(os.getpid())
-    monkeypatch.setenv(job_session.INSTANCE_VARIABLE, "7")
-    assert job_session.own_instance() == "7"
+    monkeypatch.delenv(heartbeat.INSTANCE_VARIABLE, raising=False)
+    assert heartbeat.own_instance() == str(os.getpid())
+    monkeypatch.setenv(heartbeat.INSTANCE_VARIABLE, "7")
+    assert heartbeat.own_instance() == "7"
 
 
 def test_a_boot_token_differs_by_boot_machine_and_container_alone(
@@ -460,20 +462,20 @@ def test_a_boot_token_differs_by_boot_machine_and_container_alone(
 ) -> None:
     paths = {"_BOOT_ID": tmp_path / "boot", "_MACHINE_ID": tmp_path / "machine", "_PID_NAMESPACE": tmp_path / "pid"}
     for name, path in paths.items():
-        monkeypatch.setattr(job_session, name, path)
-    assert job_session.boot_token() == "", "no boot id, no token"
+        monkeypatch.setattr(heartbeat, name, path)
+    assert heartbeat.boot_token() == "", "no boot id, no token"
     paths["_BOOT_ID"].write_text("boot 1\n")
-    tokens = [job_session.boot_token()]
+    tokens = [heartbeat.boot_token()]
     paths["_MACHINE_ID"].write_text("machine 1\n")
-    tokens.append(job_session.boot_token())
+    tokens.append(heartbeat.boot_token())
     paths["_PID_NAMESPACE"].symlink_to("pid:[1]")
-    tokens.append(job_session.boot_token())
-    assert job_session.boot_token() == tokens[-1]
+    tokens.append(heartbeat.boot_token())
+    assert heartbeat.boot_token() == tokens[-1]
     paths["_BOOT_ID"].write_text("boot 2\n")
-    tokens.append(job_session.boot_token())
+    tokens.append(heartbeat.boot_token())
     assert len(set(tokens)) == 4
     assert all(len(token) == 16 and "boot" not in token for token in tokens)
-    one, other = (WorkerIdentity(host=HOST, instance="1", arches=(), folders=()) for _ in range(2))
+    one, other = (ProcessIdentity(host=HOST, instance="1", arches=(), folders=()) for _ in range(2))
     assert one.boot == other.boot == tokens[-1]
     assert one.session != other.session
     assert len(one.session) == 16

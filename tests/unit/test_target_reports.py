@@ -10,17 +10,18 @@ from typing import Any, cast
 import pytest
 
 from reimzul.core import control
+from reimzul.core import heartbeat as heartbeat_module
 from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import BrokerUnavailable, InputError
+from reimzul.core.heartbeat import LIST_INTERVAL_SECONDS, ErrorLog, HeartbeatSender, ProcessIdentity
 from reimzul.core.json_message import MAX_BYTES
 from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerState
 from reimzul.core.targets import TargetList, find_targets, split_arch
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import job_session, known_targets
-from reimzul.worker.job_session import LIST_INTERVAL_SECONDS, HeartbeatSender, WorkerIdentity
+from reimzul.worker import known_targets
 from reimzul.worker.known_targets import FLAG_POLL_SECONDS, PULL_INTERVAL_SECONDS, ConfigPuller, read_targets
 from tests.waiting import until
 
@@ -139,7 +140,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stopped = Clock()
-    monkeypatch.setattr(job_session, "time", stopped)
+    monkeypatch.setattr(heartbeat_module, "time", stopped)
     monkeypatch.setattr(known_targets, "time", stopped)
     return stopped
 
@@ -149,8 +150,8 @@ class Reporter:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.targets, self.listener = clock, LIST, Listener()
-        identity = WorkerIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=())
-        self.sender = HeartbeatSender(identity, 30, lambda: self.targets)
+        identity = ProcessIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=())
+        self.sender = HeartbeatSender(identity, 30, ErrorLog(), lambda: self.targets)
 
     def beat(self, after: float) -> tuple[tuple[str, ...], str] | None:
         """Send a heartbeat that is due after some seconds; the list and the fingerprint in it, None if none is sent."""

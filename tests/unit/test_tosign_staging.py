@@ -15,6 +15,7 @@ import attr
 import pytest
 
 from reimzul.core.errors import InvalidMessage, ShutdownRequested
+from reimzul.core.heartbeat import HeartbeatSender, ProcessIdentity
 from reimzul.core.message import SignRequest, Status
 from reimzul.core.retry import CancelToken
 from reimzul.core.store_paths import MANIFEST, StorePaths, leg_key
@@ -464,9 +465,10 @@ def test_a_package_that_is_gone_is_missing_and_no_forgery(store: StorePaths) -> 
 
 
 def test_a_daemon_that_stages_shows_it_and_stays_alive(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim: Any = SimpleNamespace(message=published(store), touch_if_due=lambda: done.append("touch"))
+    claim: Any = SimpleNamespace(message=published(store), touch_if_due=lambda: done.append("touch"), broker=None)
     done: list[str] = []
-    daemon = Tosign(lambda: pytest.fail("not asked"), "bstore", store)
+    silent = HeartbeatSender(ProcessIdentity(host="bstore", instance="tosign-1", folders=()), 0)
+    daemon = Tosign(lambda: pytest.fail("not asked"), "bstore", store, silent)
     monkeypatch.setattr(daemon, "ping_watchdog", lambda: done.append("ping"))
     monkeypatch.setattr(daemon.service, "set_status", done.append)
     assert list(daemon.handle(claim, [claim])) == [(claim, None)]

@@ -12,16 +12,17 @@ from typing import Any, cast
 
 import pytest
 
-from reimzul.admin.doctor import combine
-from reimzul.admin.doctor.controller import judge_workers
+from reimzul import __version__
+from reimzul.admin.doctor.farm import judge_hosts
+from reimzul.admin.health import Processes
+from reimzul.core import heartbeat as voice_module
 from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
 from reimzul.core.errors import ReservationLost, RetryLater
+from reimzul.core.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, ProcessIdentity
 from reimzul.core.message import WorkerHeartbeat, WorkerState
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
-from reimzul.worker import job_session as voice_module
-from reimzul.worker.job_session import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, WorkerIdentity
 
 
 def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
@@ -176,7 +177,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def voice(tmp_path: Path, every: int = 30) -> HeartbeatSender:
     return HeartbeatSender(
-        WorkerIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every
+        ProcessIdentity(host="b1.example.org", instance="1", arches=("x86_64",), folders=(tmp_path,)), every
     )
 
 
@@ -338,12 +339,12 @@ def test_a_clock_of_the_controllers_that_was_put_back_hides_nobody(path: Path) -
 
 
 def test_the_doctor_says_what_is_wrong_with_builders() -> None:
-    assert combine(judge_workers([seen(5.0), seen(5.0, "b2.example.org")])).level == "ok"
-    both = combine(judge_workers([process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)]))
+    good = [seen(5.0, version=__version__), seen(5.0, "b2.example.org", version=__version__)]
+    assert [each.level for each in judge_hosts(Processes(connected=good), 6.0).values()] == ["ok", "ok"]
+    shared = [process(A, 0, 160), process(B, 130, 161, OTHER_BOOT)]
+    (both,) = judge_hosts(Processes(connected=shared), 161.0).values()
     assert both.level == "warn"
     assert "more than one host calls itself b1.example.org" in both.message
     assert "[worker] fqdn" in both.hint
-    assert (
-        combine(judge_workers([seen(7205.0)])).message
-        == "the clock of b1.example.org is 2 h 00 min behind the controller's"
-    )
+    (late,) = judge_hosts(Processes(connected=[seen(7205.0, version=__version__)]), 7206.0).values()
+    assert late.message == "its clock is 2 h 00 min behind the controller's"

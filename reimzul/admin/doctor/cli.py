@@ -18,6 +18,7 @@ from reimzul.admin.doctor import (
     Finding,
     builder,
     controller,
+    farm,
     host,
     network,
     run_checks,
@@ -40,7 +41,6 @@ _GROUPS = (
     (services.checks, ROLES),
     (host.folder_checks, ROLES),
     (controller.beanstalkd_checks, (CONTROLLER,)),
-    (controller.worker_checks, (CONTROLLER,)),
     (services.web_checks, ROLES),
     (services.clock_checks, ROLES),
     (controller.checks, (CONTROLLER,)),
@@ -90,6 +90,7 @@ _LONG_NAME = "canary.aarch64.placed"
     metavar="SECONDS",
     help="Give the canary this much time.",
 )
+@click.option("--all", "show_all", is_flag=True, help="On the controller: list all hosts of the farm, also good ones.")
 @json_option("an object: roles, checks, failed, canary")
 @color_option
 @shared_options
@@ -98,6 +99,7 @@ def command(
     verbose: bool,
     roles: Sequence[str],
     stunnel_file: Path | None,
+    show_all: bool,
     as_json: bool,
     sends_canary: bool,
     arches: Sequence[str],
@@ -107,11 +109,13 @@ def command(
     """Check this host and its links to the others, with a hint for each problem.
 
     Prints a line per check: ok, warn or FAIL, the check, what was found, what to do. The exit code is 0 if nothing is
-    FAIL, else 1. Run it as root to check everything; otherwise it reports what it may not examine.
+    FAIL, else 1. Run it as root to check everything; otherwise it reports what it may not examine. On the controller it
+    also has a line for each other host of the farm that has a problem, by what that host reports.
 
     \b
     Examples:
       reimzul doctor
+      reimzul doctor --all
       reimzul doctor --role builder --json
       reimzul doctor --canary --arch x86_64 --target c9s
     """
@@ -122,7 +126,7 @@ def command(
     checks = collect_checks(examined)
     width = max(map(len, [_LONG_NAME, *(check.name for check in checks)]))
     found = []
-    for finding in find_problems(checks, canary):
+    for finding in find_problems(examined, checks, canary, show_all=show_all):
         found.append(finding)
         if not as_json:
             click.echo(format_for_terminal(finding, width) if sys.stdout.isatty() else format_for_pipe(finding))
@@ -147,13 +151,18 @@ def collect_checks(host: Host) -> list[Check]:
     return [check for make_checks, roles in _GROUPS if host.has_role(*roles) for check in make_checks(host)]
 
 
-def find_problems(checks: Sequence[Check], canary: Canary | None) -> Iterator[Finding]:
-    """Run all checks, then send the canary unless a check that it needs fails."""
-    blocking = []
+def find_problems(
+    examined: Host, checks: Sequence[Check], canary: Canary | None, *, show_all: bool
+) -> Iterator[Finding]:
+    """Run all checks, check the farm's hosts, then send the canary unless a check that it needs fails."""
+    blocking, is_linked = [], True
     for finding in run_checks(checks):
         if finding.level == FAIL and finding.name in NEEDED:
             blocking.append(finding.name)
+        is_linked &= finding.level != FAIL or finding.name != "link.beanstalkd"
         yield finding
+    if examined.has_role(CONTROLLER) and is_linked:
+        yield from farm.check_hosts(examined.settings, show_all=show_all)
     if canary and blocking:
         yield Finding(WARN, f"not sent because {min(blocking, key=NEEDED.index)} fails", name="canary")
     elif canary:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the controller: beanstalkd and its tubes, the builders' heartbeats, the history, mail, MQTT and certificates.
+"""Checks the controller: beanstalkd and its tubes, the history, mail, MQTT and certificates.
 
 It connects to the servers of mail and MQTT as the notifier does, and sends nothing. The library for MQTT is installed
 on controllers alone, so it is imported when it is needed.
@@ -12,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,10 @@ from reimzul.admin import lookup
 from reimzul.admin.doctor import Check, CheckGroup, Result, fail, is_root, ok, recommend, require, shorten, warn
 from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
-from reimzul.admin.output import format_skew
 from reimzul.admin.queues import all_tubes, count_buried, farm_tubes, is_unwatched
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
 from reimzul.core.errors import ConfigError, ReimzulError, RetryLater
-from reimzul.core.formatting import format_duration, format_size, pluralize
+from reimzul.core.formatting import format_duration, format_size
 from reimzul.core.message import Status
 from reimzul.core.pending import CORRUPT_PATTERN, read_pending
 from reimzul.core.process import output_of
@@ -37,7 +36,6 @@ from reimzul.core.tls import client_context
 from reimzul.core.validators import TIMESTAMP_FORMAT
 from reimzul.history import CORRUPT_PATTERN as CORRUPT_HISTORY
 from reimzul.history import BuildFilter, BuildRecord, HistoryDamaged, HistoryUnavailable, NoHistory
-from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
 
 #: Doctor puts a job into this tube and deletes it at once; nobody watches it.
 TEST_TUBE = "doctor"
@@ -153,33 +151,6 @@ def _check_buried(host: Host) -> Result:
     buried = ", ".join(f"{count} in {tube}" for tube, count in counts.items())
     recommend(not buried, f"buried jobs: {buried}", "reimzul buried lists the reasons; then reimzul kick or discard")
     return ok("there are no buried jobs")
-
-
-# --- the builders' heartbeats: only the controller records them
-
-
-worker_checks = CheckGroup("link.beanstalkd")
-
-
-@worker_checks.add("builders")
-def _check_builders(host: Host) -> Iterable[Result]:
-    try:
-        seen = lookup.load_workers(host.settings)
-    except WorkersUnavailable as error:
-        return [warn(str(error), "" if is_root() else "run reimzul doctor as root")]
-    with connect(host.settings) as broker:
-        return judge_workers(drop_disconnected(broker, seen))
-
-
-def judge_workers(seen: Sequence[WorkerRecord]) -> Iterator[Result]:
-    for message in shared_names(seen).values():
-        yield warn(
-            message,
-            "set a different [worker] fqdn on each host, and use a different number for each unit; restart them",
-        )
-    for name, skew in {each.heartbeat.host: each.skew for each in seen if each.skew}.items():
-        yield warn(f"the clock of {name} is {format_skew(skew)}", "on that host: timedatectl set-ntp true")
-    yield ok(f"{pluralize(len(seen), 'worker')}, all names differ, and the clocks agree")
 
 
 # --- the history and the sinks

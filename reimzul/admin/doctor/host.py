@@ -20,6 +20,7 @@ import attr
 from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
 from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, recommend, require, warn
+from reimzul.admin.health import FULL, LOW
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
@@ -42,8 +43,6 @@ _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("wor
 #: Time limit for a program that a check runs: less than the limit of the check, so that the message names the program.
 PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
-#: MiB and inodes: a disk of the controller or bstore with less is full, or nearly full.
-FULL, LOW = (200, 1_000), (2_048, 20_000)
 #: The programs each role needs, and their packages: Debian's name, then Fedora's and EL's if it differs.
 NEEDED = {
     CONTROLLER: {"rpmbuild": "rpm (Fedora, EL: rpm-build), for reimzul doctor --canary alone"},
