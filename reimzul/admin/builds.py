@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
@@ -30,8 +29,9 @@ from reimzul.admin.output import (
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
-from reimzul.core.formatting import format_duration, format_size, format_time
+from reimzul.core.formatting import format_duration, format_size, format_time, format_timestamp
 from reimzul.core.json_message import parse_json
+from reimzul.core.links import describe_files
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
@@ -90,7 +90,7 @@ def command(
     except NoHistory as error:
         click.echo(str(error), err=True)
     if as_json:
-        print_json([record.to_document() for record in found])
+        print_json([record.to_document() for record in lookup.add_links(settings, found)])
     elif found or not sys.stdout.isatty():
         print_table(_TABLE, [_row(record) for record in found], columns=columns, wide=wide)
     else:
@@ -99,7 +99,7 @@ def command(
 
 def _row(record: BuildRecord) -> list[str]:
     state = f"{record.state}, {record.claim_text}" if record.claimed else record.state
-    about = (record.srpm, record.arch, record.target, _format_timestamp(record.timestamp))
+    about = (record.srpm, record.arch, record.target, format_timestamp(record.timestamp))
     return [value or "-" for value in (record.build_id[:8], state, *about, record.submitter, record.builder_fqdn)]
 
 
@@ -121,7 +121,7 @@ def show_command(settings: Settings, given: str, as_json: bool) -> None:
       reimzul show 72b893f8
       reimzul show 72b893f8 --json
     """
-    build = lookup.read_builds(settings, [given])[0]
+    build = BuildLegs(lookup.add_links(settings, lookup.read_builds(settings, [given])[0].legs))
     manifests = fetch_manifests_by_arch(
         StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build
     )
@@ -175,7 +175,7 @@ def format_build(build: BuildLegs, manifests: Mapping[str, ManifestOrReason]) ->
     yield from _format_facts(
         ("source", main.srpm),
         ("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}"),
-        ("submitted", f"{_format_timestamp(main.timestamp)} by {main.submitter}"),
+        ("submitted", f"{format_timestamp(main.timestamp)} by {main.submitter}"),
         ("repeats", f"build {main.parent}" if main.parent else None),
         *(("not built", f"for {arch}: {why}") for arch, why in main.skipped.items()),
     )
@@ -216,8 +216,13 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
         ("exit code", f"{leg.exit_code}: {describe_code(leg.exit_code)}" if has_exit_code else None),
         *(("" if number else "first error", line) for number, line in enumerate(leg.first_error.splitlines())),
         *((f"attempt {number}", _format_attempt(attempt)) for number, attempt in enumerate(attempts, 1)),
-        ("URL", leg.url or None),
+        (_files_label(leg), describe_files(leg) or None),
     )
+
+
+def _files_label(leg: BuildRecord) -> str:
+    """What the last line of a leg has: a link, a path, or a command that prints a log."""
+    return "URL" if leg.url else "log" if leg.logs_folder.startswith("attempts/") else "folder"
 
 
 def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:
@@ -245,8 +250,8 @@ def _format_attempt(attempt: RecordedAttempt) -> str:
     if attempt.started and not attempt.skew:
         took += f", {format_duration((attempt.finished or attempt.at or attempt.started) - attempt.started)}"
     why = f": {attempt.reason}" if attempt.reason else ""
-    where = f"; {attempt.url}" if attempt.url else ""
-    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{where}"
+    where = describe_files(attempt)
+    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.status}{why}{'; ' * bool(where)}{where}"
 
 
 def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
@@ -257,10 +262,6 @@ def _format_files(manifest: ManifestOrReason) -> Iterator[str]:
     yield from _format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
     for file in manifest.files:
         yield f"    {file.sha256}  {file.size:>12,}  {file.name}"
-
-
-def _format_timestamp(timestamp: str) -> str:
-    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3 \4:\5:\6Z", timestamp) or "-"
 
 
 # --- reimzul override
@@ -303,4 +304,4 @@ def override(settings: Settings, as_json: bool, **given: str) -> None:
             f"`reimzul builds --srpm {given['srpm']}` lists those that are"
         )
     text = f"{record.srpm} ({record.timestamp}) on {record.arch}: {record.status}"
-    print_result(record.to_document(), [text], as_json)
+    print_result(lookup.add_links(settings, [record])[0].to_document(), [text], as_json)

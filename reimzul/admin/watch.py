@@ -26,6 +26,7 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.links import PublicUrl, describe_files, relink
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
@@ -92,6 +93,7 @@ class BuildWatcher:
 
     def __init__(self, settings: Settings, build_ids: Sequence[str]) -> None:
         self._settings = settings
+        self._public_url = PublicUrl(settings.bstore)
         self._arches = read_arches(settings.farm.arches)
         self._build_ids = list(build_ids)
         self._usual: dict[tuple[str, str], DurationStats | None] = {}
@@ -144,7 +146,7 @@ class BuildWatcher:
 
     def _make_row(self, history: History, leg: BuildRecord, current: Mapping[str, CurrentBuild], now: float) -> LegRow:
         position, usual = self._positions.get(leg.build_id), self._usual_duration(history, leg)
-        return make_row(leg, now, position, current.get(leg.build_id), usual)
+        return make_row(relink(leg, self._public_url.get()), now, position, current.get(leg.build_id), usual)
 
     def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
         key = (leg.pkgname, leg.arch)
@@ -357,5 +359,5 @@ class LineScreen:
         if self._as_json:
             click.echo(json.dumps(row_to_dict(row, now), sort_keys=True))
         else:
-            url = [row.leg.url] if row.is_over and row.leg.url else []
-            click.echo("\t".join([format_time(now), *row_cells(row), *url]))
+            where = describe_files(row.leg) if row.is_over else ""
+            click.echo("\t".join([format_time(now), *row_cells(row), *([where] if where else [])]))

@@ -20,6 +20,7 @@ from reimzul.admin.doctor import (
     controller,
     host,
     network,
+    public_url,
     run_checks,
     services,
 )
@@ -42,6 +43,7 @@ _GROUPS = (
     (controller.worker_checks, (CONTROLLER,)),
     (services.web_checks, ROLES),
     (services.clock_checks, ROLES),
+    (public_url.checks, (CONTROLLER,)),
     (controller.checks, (CONTROLLER,)),
     (controller.certificate_checks, (CONTROLLER,)),
     (services.upload_checks, (BUILDER, BSTORE)),
