@@ -222,7 +222,7 @@ class Canary:
                     yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("status", "builder_fqdn", "place", "url", "reason")
+        names = ("status", "builder_fqdn", "place", "logs_folder", "reason")
         builds = [
             {"arch": run.arch, "build_id": run.build_id, **{name: run.document.get(name, "") for name in names}}
             for run in self.runs
