@@ -31,7 +31,7 @@ from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time, format_timestamp
 from reimzul.core.json_message import parse_json
-from reimzul.core.links import describe_files
+from reimzul.core.links import describe_files, name_store
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
@@ -140,7 +140,7 @@ def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, Mani
                     found[leg.arch] = fetch_manifest(session, url)
                     break
                 except ReimzulError as error:
-                    found[leg.arch] = str(error)
+                    found[leg.arch] = name_store(str(error), urls)
                     if not isinstance(error, NotFound):
                         break
     return found

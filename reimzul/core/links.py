@@ -18,6 +18,7 @@ from reimzul.core.errors import ReimzulError
 from reimzul.core.message import BuildEvent, Event
 from reimzul.core.setting_parsers import parse_optional_url
 from reimzul.core.settings import StoreSettings
+from reimzul.core.store_paths import StoreUrls
 
 T = TypeVar("T")
 
@@ -67,6 +68,11 @@ def describe_folder(url: str, folder: str) -> str:
 def describe_files(linked: LinkedRecord) -> str:
     """Say where people find the files of a relinked record."""
     return describe_folder(linked.url, linked.logs_folder)
+
+
+def name_store(text: str, urls: StoreUrls) -> str:
+    """Return an error about the farm's own URLs with `bstore: ` in the place of their root: nobody can open them."""
+    return text.replace(urls.base, "bstore: ")
 
 
 def log_command(build_id: str, arch: str) -> str:

@@ -244,7 +244,8 @@ def refuse_listed(
             except NotFound:
                 continue  # nothing was ever published
             except (HttpUnavailable, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
-                warn(f"it is unknown what {target} lists ({error}): repogen will reject a build that it has already")
+                why = str(error).replace(base_url, "bstore: repo/")  # nobody can open the URL
+                warn(f"it is unknown what {target} lists ({why}): repogen will reject a build that it has already")
                 continue
             if place:
                 faults.append(_describe_listed(session, url, target, header, place))
