@@ -313,6 +313,7 @@ class MailWriter:
             *self._summary(event),
             "",
             "#### Reimzul build results #####",
+            f" Build        : {event.build_id}".rstrip(),
             f" Builder      : {event.builder_fqdn}",
             f" Package      : {event.pkgname} {event.evr}".rstrip(),
             f" Submitted    : {format_timestamp(event.timestamp)}",
