@@ -228,6 +228,9 @@ def test_links_have_to_lead_to_the_store(tmp_path: Path) -> None:
         nowhere = examine_links(tmp_path, {**store, "public_url": f"http://127.0.0.1:{free_port()}/"})
         assert (nowhere.level, "connection refused" in nowhere.message) == (FAIL, True)
         assert "reimzul setup bstore --public-port" in nowhere.hint
+        unknown = examine_links(tmp_path, {**store, "public_url": "http://bstore.invalid/"})
+        assert (unknown.level, "cannot look up" in unknown.message) == (FAIL, True)
+        assert "DNS" in unknown.hint
     finally:
         webserver.close(server)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 
 from reimzul.admin.doctor import CheckGroup, Result, describe_error, fail, ok, require
@@ -17,9 +18,10 @@ checks = CheckGroup("link.store")
 _TARGET = re.compile(rb'href="([A-Za-z0-9][A-Za-z0-9._+-]*/)"')
 #: Targets whose repodata are compared, until one has some.
 _MAX_TARGETS = 5
+_ANOTHER_URL = "reimzul setup controller --public-url URL"
 _HINT = (
     "on bstore: reimzul setup bstore --public-port 80, and open that port in its packet filter; if people reach the "
-    "store by another URL, on the controller: reimzul setup controller --public-url URL"
+    f"store by another URL, on the controller: {_ANOTHER_URL}"
 )
 
 
@@ -32,6 +34,9 @@ def _check_public_url(host: Host) -> Result:
         return ok("people get paths and commands instead of links: bstore has no public port")
     try:
         response, _ = fetch(f"{url}repo/")
+    except socket.gaierror as error:
+        hint = f"have hosts look up the name of {url}, as by DNS, or name another: {_ANOTHER_URL}"
+        return fail(f"all links begin with {url}, whose name this host cannot look up: {describe_error(error)}", hint)
     except OSError as error:
         return fail(f"all links begin with {url}, where nothing answers: {describe_error(error)}", _HINT)
     location = response.headers.get("Location", "").removesuffix("repo/")
