@@ -157,6 +157,7 @@ def render_reimzul(plan: Plan, host: Host, keys: Keys, mock: str, *more: Mapping
         values["farm"] = {"event_keys": keys.events}
     if host.name == CONTROLLER:
         values.update(_controller(plan, keys))
+        values["bstore"]["public_url"] = plan.store_url(CONTROLLER)
     # the controller's also describes the first builder, for `reimzul doctor --role all`
     builder = next((each for each in plan.hosts if each.is_builder), host) if host.name == CONTROLLER else host
     if builder.is_builder:

@@ -7,11 +7,10 @@ import tempfile
 from pathlib import Path
 
 from reimzul.core.message import BuildEvent
-from reimzul.core.store_paths import StoreUrls
 from reimzul.notifier.sinks.mail import MailWriter
 from reimzul.worker.error_extractor import find_first_error
 from reimzul.worker.upload import read_tail
-from tests.events import event
+from tests.events import BEGINNING, event
 
 EXAMPLE = "python -m tests.examples"
 EXAMPLE_FILE = Path(__file__).parents[1] / "docs" / "example-mail.txt"
@@ -24,12 +23,16 @@ def failing_event() -> BuildEvent:
     with tempfile.TemporaryDirectory() as folder:
         build = Path(folder) / "build.log"
         build.write_text(_build_log(), encoding="utf-8")
+        first = find_first_error(build, root)
         return event(
             "Failed",
             reason="%build failed",
             exit_code=1,
-            url="http://localhost:11081/bstore/repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64/",
-            first_error=find_first_error(build, root).text,
+            finished=BEGINNING,
+            place="repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64",
+            first_error=first.text,
+            error_line=first.line,
+            error_log=first.log,
             root_log=_narrow(read_tail(root, 30, 8_000)),
             build_log=read_tail(build, 80, 24_000),
         )
@@ -51,8 +54,8 @@ def _narrow(log: str) -> str:
 
 def main() -> None:
     """Write them."""
-    urls = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
-    mail = MailWriter(sender="buildsys@example.org", urls=urls).format_mail(failing_event(), ["me@example.org"])
+    writer = MailWriter(sender="buildsys@example.org", public_url="http://bstore.example.org/")
+    mail = writer.format_mail(failing_event(), ["me@example.org"])
     EXAMPLE_FILE.parent.mkdir(exist_ok=True)
     EXAMPLE_FILE.write_text(mail.decode().replace("\r\n", "\n"), encoding="utf-8")
 

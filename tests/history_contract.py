@@ -177,7 +177,8 @@ class HistoryContract:
         assert attempt == {
             "attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "status": "Unfit", "started": 110.0,
             "finished": 120.0, "exit_code": None, "reason": "builder1.example.org could not build it",
-            "url": "http://localhost/attempts/1/", "error_log": "root.log", "skew": 0.0, "at": 120.0, "heard": 110.0,
+            "url": "http://localhost/attempts/1/", "logs_folder": "", "error_log": "root.log", "skew": 0.0,
+            "at": 120.0, "heard": 110.0,
         }  # fmt: skip
 
     def test_an_attempt_that_was_nobodys_fault_is_not_its_builders(self, history: History) -> None:

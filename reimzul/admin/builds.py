@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
 
@@ -34,8 +33,9 @@ from reimzul.admin.output import (
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
-from reimzul.core.formatting import format_duration, format_size, format_time, suggest_nearest
+from reimzul.core.formatting import format_duration, format_size, format_time, format_timestamp, suggest_nearest
 from reimzul.core.json_message import parse_json
+from reimzul.core.links import describe_files, name_store
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
@@ -125,7 +125,7 @@ def command(
             print_none_found("build")
     shown = found[:limit]
     if as_json:
-        print_json([record.to_output() for record in shown])
+        print_json([record.to_output() for record in lookup.add_links(settings, shown)])
     elif shown:
         print_table(_TABLE, [_row(record) for record in shown], columns=columns, wide=wide)
     if len(found) > limit:
@@ -144,7 +144,7 @@ def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[
 
 def _row(record: BuildRecord) -> list[str]:
     state = f"{record.state}, {record.claim_text}" if record.claimed else record.state
-    about = (record.srpm, record.arch, record.target, _format_timestamp(record.timestamp))
+    about = (record.srpm, record.arch, record.target, format_timestamp(record.timestamp))
     return [value or "-" for value in (record.build_id[:8], state, *about, record.submitter, record.builder_fqdn)]
 
 
@@ -170,6 +170,7 @@ def show_command(settings: Settings, given: str, checksums: bool, as_json: bool)
     with lookup.reading_history(settings.history.url) as history:
         build = lookup.find_build(history, given)
         contexts = {leg.arch: find_context(history, leg) for leg in build.legs if leg.status == Status.FAILED}
+    build = BuildLegs(lookup.add_links(settings, build.legs))
     manifests = fetch_manifests_by_arch(
         StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build
     )
@@ -189,7 +190,7 @@ def fetch_manifests_by_arch(urls: StoreUrls, build: BuildLegs) -> dict[str, Mani
                     found[leg.arch] = fetch_manifest(session, url)
                     break
                 except ReimzulError as error:
-                    found[leg.arch] = str(error)
+                    found[leg.arch] = name_store(str(error), urls)
                     if not isinstance(error, NotFound):
                         break
     return found
@@ -240,7 +241,7 @@ def format_build(
     yield from _format_facts(
         ("source", main.srpm),
         ("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}"),
-        ("submitted", f"{_format_timestamp(main.timestamp)} by {main.submitter}"),
+        ("submitted", f"{format_timestamp(main.timestamp)} by {main.submitter}"),
         ("repeats", f"build {main.parent}" if main.parent else None),
         *(("not built", f"for {arch}: {why}") for arch, why in main.skipped.items()),
     )
@@ -283,8 +284,13 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
         ("exit code", f"{leg.exit_code}: {describe_code(leg.exit_code)}" if has_exit_code else None),
         *(("" if number else "first error", line) for number, line in enumerate(leg.first_error.splitlines())),
         *((f"attempt {number}", _format_attempt(attempt)) for number, attempt in enumerate(attempts, 1)),
-        ("URL", leg.url or None),
+        (_files_label(leg), describe_files(leg) or None),
     )
+
+
+def _files_label(leg: BuildRecord) -> str:
+    """What the last line of a leg has: a link, a path, or a command that prints a log."""
+    return "URL" if leg.url else "log" if leg.logs_folder.startswith("attempts/") else "folder"
 
 
 def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:
@@ -312,8 +318,8 @@ def _format_attempt(attempt: RecordedAttempt) -> str:
     if attempt.started and not attempt.skew:
         took += f", {format_duration((attempt.finished or attempt.at or attempt.started) - attempt.started)}"
     why = f": {attempt.reason}" if attempt.reason else ""
-    where = f"; {attempt.url}" if attempt.url else ""
-    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.state}{why}{where}"
+    where = describe_files(attempt)
+    return f"{attempt.attempt} on {attempt.builder_fqdn}{took}: {attempt.state}{why}{'; ' * bool(where)}{where}"
 
 
 def _format_files(manifest: ManifestOrReason, *, checksums: bool) -> Iterator[str]:
@@ -326,10 +332,6 @@ def _format_files(manifest: ManifestOrReason, *, checksums: bool) -> Iterator[st
     for file in manifest.files:
         sha256 = file.sha256 if checksums else file.sha256[:_SHORT_CHECKSUM]
         yield f"    {file.name:{width}}  {format_size(file.size):>10}  {sha256}"
-
-
-def _format_timestamp(timestamp: str) -> str:
-    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3 \4:\5:\6Z", timestamp) or "-"
 
 
 # --- reimzul override
@@ -384,7 +386,7 @@ def override(settings: Settings, given: str | None, comment: str | None, as_json
             if record := history.override(*key, options["why"], leg.build_id if given else ""):
                 done.append(record)
     lines = [f"{each.build_id[:8] or '-'}  {each.srpm} for {each.target} on {each.arch}: {each.state}" for each in done]
-    print_result([each.to_output() for each in done], lines, as_json)
+    print_result([each.to_output() for each in lookup.add_links(settings, done)], lines, as_json)
 
 
 def _find_given(history: History, given: str, arch: str | None) -> list[BuildRecord]:

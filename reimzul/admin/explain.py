@@ -19,6 +19,7 @@ from reimzul.admin.output import join_parts, join_words, json_option, pass_setti
 from reimzul.core.beanstalk import Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.links import describe_files, log_command
 from reimzul.core.message import Role, Status, WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord
@@ -57,7 +58,7 @@ def command(settings: Settings, given: str, as_json: bool) -> None:
       reimzul explain 72b893f8 --json
     """
     with lookup.reading_history(settings.history.url) as history:
-        build = lookup.find_build(history, given)
+        build = lookup.BuildLegs(lookup.add_links(settings, lookup.find_build(history, given).legs))
         unfinished = history.find_unfinished() if any(leg.is_queued for leg in build.legs) else []
         with Broker.from_settings(settings.beanstalkd) as broker:
             collected = [collect_facts(settings, history, broker, leg, unfinished) for leg in build.legs]
@@ -286,7 +287,7 @@ def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
 
 
 def _attempt_end(attempt: RecordedAttempt, facts: BuildFacts) -> str:
-    logs = f" Its logs: {attempt.url}" if attempt.url else ""
+    logs = f" Its logs: {where}" if (where := describe_files(attempt)) else ""
     return f"{attempt.builder_fqdn}{_ago(facts, '', attempt.at)}: {attempt.reason or '-'}.{logs}"
 
 
@@ -325,6 +326,7 @@ def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterato
     if worker is None or worker.heartbeat.build is None:
         return
     build = worker.heartbeat.build
+    yield f"Its log so far: {log_command(leg.build_id, leg.arch)} -f"
     if worker.is_silent(facts.now):
         yield f"That worker has sent no heartbeat for {format_duration(facts.now - worker.last_seen)}."
         yield "If its connection is dead, that is found within half a minute, and another worker gets the job."
@@ -345,12 +347,12 @@ def _describe_errors(facts: BuildFacts, processes: Sequence[WorkerRecord]) -> It
 def _describe_success(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     if leg.published:
-        yield f"It is published in {leg.target} since {format_time(leg.published)}: {leg.url}"
+        yield f"It is published in {leg.target} since {format_time(leg.published)}: {describe_files(leg)}"
         if unsigned := facts.tosign.ready + facts.tosign.reserved:
             yield f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing."
         yield from _describe_errors(facts, [each for each in facts.processes.services if each.role == Role.TOSIGN])
     elif leg.scratch:
-        yield f"It was built; scratch builds are not published. Its files: {leg.url}"
+        yield f"It was built; scratch builds are not published. Its files: {describe_files(leg)}"
     else:
         yield from _unpublished_text(facts)
 
@@ -400,6 +402,6 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
         yield f"The first error: {leg.error_line or first_line}"
-    if leg.url:
-        yield f"Its logs: {leg.url}"
+    if where := log_command(leg.build_id, leg.arch) if leg.scratch and leg.logs_folder else describe_files(leg):
+        yield f"Its logs: {where}"
     yield f"To build it again: reimzul retry {leg.build_id[:8]}"

@@ -23,6 +23,7 @@ from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.links import find_folder
 from reimzul.core.retry import LogThrottle
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
@@ -270,7 +271,8 @@ def list_attempts(leg: BuildRecord, urls: StoreUrls) -> list[LogSource]:
     found = []
     for number, each in enumerate(leg.attempts, 1):
         key, decides = (leg.build_id, leg.arch, each.attempt), leg.attempt == each.attempt
-        kept = [urls.place(leg.place) if leg.place and decides else "", urls.attempt(*key), each.url]
+        folder = each.logs_folder or find_folder(each.url)  # of another leg of the attempt, if this one has no logs
+        kept = [urls.place(leg.place) if leg.place and decides else "", urls.attempt(*key), urls.place(folder)]
         error_log = each.error_log or (leg.error_log if decides else "")
         source = LogSource(
             number=number,

@@ -21,6 +21,7 @@ from reimzul.core.config import load_file
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.formatting import suggest_nearest
+from reimzul.core.links import PublicUrl, relink
 from reimzul.core.message import BuildRequest
 from reimzul.core.settings import Settings
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
@@ -140,6 +141,15 @@ def find_recorded_builds(history: History, build_ids: Iterable[str]) -> list[Bui
 def read_builds(settings: Settings, given: Iterable[str]) -> list[BuildLegs]:
     with reading_history(settings.history.url) as history:
         return find_builds(history, given)
+
+
+def add_links(settings: Settings, records: Iterable[BuildRecord]) -> list[BuildRecord]:
+    """Return records with the links to their files as people reach them now; what the history has may be older."""
+    public_url = PublicUrl(settings.bstore).get()
+    return [
+        attr.evolve(relink(each, public_url), attempts=tuple(relink(one, public_url) for one in each.attempts))
+        for each in records
+    ]
 
 
 def group_by_build(records: Iterable[BuildRecord]) -> list[BuildLegs]:

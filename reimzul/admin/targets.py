@@ -29,6 +29,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.errors import EXIT_FAILED
 from reimzul.core.formatting import format_size, format_time, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
+from reimzul.core.links import PublicUrl, make_link
 from reimzul.core.listed_packages import iterate_packages
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
@@ -80,7 +81,8 @@ def command(
     with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
         known = target_lookup.read_known_targets(settings, session)
         wanted = find_targets(target, known.names, arches) if target else sorted(known.names)
-        views = [_read_view(settings, session, name, split_arch(name, arches)[1], known) for name in wanted]
+        public_url = PublicUrl(settings.bstore).get()
+        views = [_read_view(settings, session, name, split_arch(name, arches)[1], known, public_url) for name in wanted]
     groups = _group_by_name(views, arches)
     if as_json:
         print_json([{"name": name, "arches": [view.to_dict() for view in group]} for name, group in groups.items()])
@@ -108,7 +110,8 @@ class _TargetView:
 
     target: str  #: with its arch
     arch: str
-    repository: str  #: its URL
+    repository: str  #: its URL for people; empty if they cannot reach it
+    own_url: str  #: its URL for the farm's own hosts
     builders: Sequence[str]  #: the hosts that have a mock configuration for it
     package_count: int = 0
     package_bytes: int = 0
@@ -117,21 +120,28 @@ class _TargetView:
 
     def to_dict(self) -> dict[str, Any]:
         unknown = {"package_count": None, "package_bytes": None} if self.message else {}
-        return {**attr.asdict(self), **unknown}
+        known = attr.asdict(self, filter=lambda field, _: field.name != "own_url")
+        return {**known, **unknown}
 
 
 def _read_view(
-    settings: Settings, session: HttpSession, target: str, arch: str, known: target_lookup.KnownTargets
+    settings: Settings,
+    session: HttpSession,
+    target: str,
+    arch: str,
+    known: target_lookup.KnownTargets,
+    public_url: str,
 ) -> _TargetView:
+    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     view = _TargetView(
         target=target,
         arch=arch,
-        repository=find_repository_url(settings, target),
+        repository=make_link(public_url, f"repo/{target}"),
+        own_url=urls.target(target),
         builders=sorted(known.builders.get(target, ())),
     )
     if target not in known.published:
         return view
-    urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
     try:
         sizes = [package.size for package in iterate_packages(session, urls.target(target))]
     except NotFound:
@@ -146,11 +156,6 @@ def _read_view(
 def _find_last_published(history: History, target: str) -> float:
     newest = history.find_builds(BuildFilter(targets=[target], states=[BuildState.PUBLISHED]), 1)
     return newest[0].published if newest else 0.0
-
-
-def find_repository_url(settings: Settings, target: str) -> str:
-    """Return the URL of a target's repository for people."""
-    return StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url).target(target)
 
 
 def _group_by_name(views: Iterable[_TargetView], arches: Arches) -> dict[str, list[_TargetView]]:
@@ -180,7 +185,7 @@ def _format_group(given: str, views: Sequence[_TargetView]) -> Iterator[str]:
         yield f"  built by    {', '.join(view.builders) or 'nobody: no live worker has a mock configuration for it'}"
         yield f"  packages    {'unknown' if view.message else packages}"
         yield f"  published   {format_time(view.last_published)}"
-        yield f"  repository  {view.repository}"
+        yield f"  repository  {view.repository or f'on bstore: repo/{view.target}'}"
         yield ""
     published = [view for view in views if view.package_count] or views
     yield f"# for dnf: /etc/yum.repos.d/{given}.repo"
@@ -192,6 +197,8 @@ def _format_repo(view: _TargetView) -> Iterator[str]:
     """Format the section of a .repo file; dnf reads it as it is."""
     yield f"[{view.target}]"
     yield f"name={view.target}"
-    yield f"baseurl={view.repository}"
+    if not view.repository:
+        yield "# for hosts of the farm alone: [bstore] public_url is not set, and bstore has no public port"
+    yield f"baseurl={view.repository or view.own_url}"
     yield "enabled=1"
     yield "gpgcheck=0"

@@ -35,6 +35,7 @@ from reimzul.core.beanstalk import CREATEREPO, Broker
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.links import PublicUrl, describe_files, relink
 from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
@@ -127,6 +128,7 @@ class BuildWatcher:
 
     def __init__(self, settings: Settings, build_ids: Sequence[str]) -> None:
         self._settings = settings
+        self._public_url = PublicUrl(settings.bstore)
         self._arches = read_arches(settings.farm.arches)
         self._build_ids = list(build_ids)
         self._usual: dict[tuple[str, str], DurationStats | None] = {}
@@ -187,7 +189,7 @@ class BuildWatcher:
         position, usual = self._positions.get(leg.build_id), self._usual_duration(history, leg)
         current = {build.build_id: build for each in known if (build := each.heartbeat.build)}
         obstacle = find_obstacle(leg, self._unwatched, known)
-        return make_row(leg, now, position, current.get(leg.build_id), usual, obstacle)
+        return make_row(relink(leg, self._public_url.get()), now, position, current.get(leg.build_id), usual, obstacle)
 
     def _usual_duration(self, history: History, leg: BuildRecord) -> DurationStats | None:
         key = (leg.pkgname, leg.arch)
@@ -442,8 +444,8 @@ class LineScreen:
         if self._as_json:
             print_json(row_to_dict(row, now), indent=None)
         else:
-            url = [row.leg.url] if row.is_over and row.leg.url else []
+            where = describe_files(row.leg) if row.is_over else ""
             cells = row_cells(row)
             place = _TABLE.heads.index("STATE")
             cells[place] = colour_state(cells[place])
-            click.echo("\t".join([format_time(now), *cells, *url]))
+            click.echo("\t".join([format_time(now), *cells, *([where] if where else [])]))

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
 
@@ -68,9 +69,11 @@ def load_settings(config: Path | None, verbose: bool) -> Settings:
     from reimzul.core.config import load_file
 
     when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "  # journald sets the variable and adds the time
+    logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format=f"{when}%(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%SZ",
         stream=sys.stderr,
     )
     return load_file(config)

@@ -7,6 +7,7 @@ its messages and in the history, times are seconds since 1970.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -45,6 +46,11 @@ def to_output(value: Any, key: str = "") -> Any:
 def format_time(moment: float | None) -> str:
     """Format seconds since 1970 in UTC for people: `2026-11-29 04:03:14Z`."""
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(moment)) if moment else "-"
+
+
+def format_timestamp(timestamp: str) -> str:
+    """Format a build's timestamp, YYYYMMDDHHMMSS, for people."""
+    return re.sub(r"^(....)(..)(..)(..)(..)(..)$", r"\1-\2-\3 \4:\5:\6Z", timestamp) or "-"
 
 
 def format_rfc3339(moment: float) -> str:

@@ -176,7 +176,9 @@ class BuildEvent(Message):
     started: float = field(validators.unix_time, 0.0)
     finished: float = field(validators.unix_time, 0.0)
     place: str = field(validators.optional(validators.place), "")  #: folder on bstore
-    url: str = field(validators.line(1000), "")  #: where its logs and packages are
+    url: str = field(validators.line(1000), "")  #: of its logs and packages, for the farm's programs; then for people
+    #: folder on bstore with its logs: its place, or that of an attempt without result; set by the notifier
+    logs_folder: str = field(validators.optional(validators.logs_folder), "")
     rpm_count: int = field(validators.integer(0, 1_000_000), 0)
     rpms: tuple[str, ...] = field(
         validators.list_of(validators.line(300), MAX_NAMED_RPMS), ()

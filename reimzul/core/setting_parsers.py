@@ -101,6 +101,14 @@ def url_parser(scheme: str, ending: str = "/") -> Callable[[str], str]:
     return parse
 
 
+def parse_optional_url(text: str) -> str:
+    """Read the root that the folder repo/ is below, as http://bstore.example.org/; empty is none."""
+    url = url_parser("http")(text) if text else ""
+    if url.endswith("/repo/"):
+        raise ValueError(f"{text!r} ends with /repo/: give the URL of the folder above it")
+    return url
+
+
 def parse_history_url(text: str) -> str:
     if text.startswith(("mongodb://", "mongodb+srv://", "sqlite:////")):
         return text

@@ -29,6 +29,7 @@ from reimzul.core.setting_parsers import (
     parse_optional_domain,
     parse_optional_path,
     parse_optional_target,
+    parse_optional_url,
     parse_path,
     parse_program,
     parse_pruning,
@@ -104,8 +105,15 @@ class StoreSettings:
     base_url: str = setting(
         url_parser("http", "/repo/"),
         "http://localhost:11081/bstore/repo/",
-        "The URL of the published repositories for all hosts; ends with /repo/. In mock's configurations\n"
-        "http://repohost stands for the folder above it.",
+        "The URL of the published repositories for mock and the farm's own programs; ends with /repo/. In mock's\n"
+        "configurations http://repohost stands for the folder above it.",
+    )
+    public_url: str = setting(
+        parse_optional_url,
+        "",
+        "The URL of the folder above repo/ for people, as http://bstore.example.org/: every link shown, mailed or\n"
+        "published begins with it. Empty: that of bstore's public port (reimzul setup bstore --public-port), or no\n"
+        "links, if it has none.",
     )
     upload_url: str = setting(
         url_parser("rsync"), "rsync://localhost:11874/reimzul-bstore/", "The rsync module that builders upload to."
@@ -301,6 +309,12 @@ class LogsSettings:
 
     logfile: Path = setting(
         parse_path, "/var/log/reimzul/reimzul.log", "The log file: a line for each event of a build."
+    )
+    local_time: bool = setting(
+        parse_flag,
+        "false",
+        "true: times in it are local and in the original's form, as Sun Nov 29 05:03:14 2026, not in UTC, as\n"
+        "2026-11-29 04:03:14Z.",
     )
 
 

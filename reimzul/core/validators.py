@@ -123,6 +123,20 @@ def place(value: Any) -> str:
     return str(value)
 
 
+def logs_folder(value: Any) -> str:
+    """A folder of bstore with logs: a place, or `attempts/<build id>.<arch>.<attempt>`."""
+    area, _, name = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if area != "attempts":
+        return place(value)
+    parts = name.split(".")
+    if len(parts) != 3:
+        raise ValueError(f"{quoted(value)} is not a folder attempts/<build id>.<arch>.<attempt>")
+    build_id(parts[0])
+    arch(parts[1])
+    attempt(parts[2])
+    return str(value)
+
+
 def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{quoted(value)} is not true or false")

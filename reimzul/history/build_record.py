@@ -98,7 +98,8 @@ class RecordedAttempt(_Stored):
     finished: float = 0.0
     exit_code: Optional[int] = None  #: mock's
     reason: str = ""
-    url: str = ""  #: of its logs
+    url: str = ""  #: of its logs, for people
+    logs_folder: str = ""  #: the folder of its logs in the store
     error_log: str = ""  #: the log that has the cause of its failure
     skew: float = 0.0  #: seconds that the builder's clock is ahead of the controller's
     at: float = 0.0  #: when the event that decided it was announced
@@ -150,7 +151,8 @@ class BuildRecord(_Stored):
     started: float = 0.0
     finished: float = 0.0
     place: str = ""
-    url: str = ""
+    url: str = ""  #: for people; those of version 0.1 are for the farm's programs
+    logs_folder: str = ""  #: the folder of its logs in the store
     rpm_count: int = 0
     rpms: tuple[str, ...] = attr.field(default=(), converter=tuple)
     first_error: str = ""
@@ -245,8 +247,8 @@ _IDENTITY = (
 )  # fmt: skip
 #: What one attempt is known by and resulted in.
 _ATTEMPT = (
-    "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "rpm_count", "rpms",
-    "first_error", "error_line", "error_log", "skipped", "phases", "skew", "at",
+    "builder_fqdn", "attempt", "reason", "exit_code", "started", "finished", "place", "url", "logs_folder", "rpm_count",
+    "rpms", "first_error", "error_line", "error_log", "skipped", "phases", "skew", "at",
 )  # fmt: skip
 _BLANK = {name: getattr(BuildRecord(), name) for name in _IDENTITY + _ATTEMPT}
 #: What is known of the last put of its job.

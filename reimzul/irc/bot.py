@@ -26,6 +26,7 @@ from paho.mqtt.properties import Properties
 from reimzul.core import validators
 from reimzul.core.daemon import SdNotify, Stop, handle_signals
 from reimzul.core.errors import ConfigError
+from reimzul.core.links import describe_folder
 from reimzul.core.retry import Backoff, LogThrottle
 from reimzul.core.settings import IrcChannelsSettings, IrcSettings, MqttSettings, Settings
 from reimzul.core.tls import client_context
@@ -45,7 +46,7 @@ REMEMBERED_IDS = 1000
 BURST_LINES = 4
 #: mIRC's colours: green, red, and the default.
 _GREEN, _RED, _PLAIN = "\x0303", "\x0304", "\x0f"
-_KEYS = ("status", "srpm", "arch", "target", "submitter", "reason", "url")
+_KEYS = ("status", "srpm", "arch", "target", "submitter", "reason", "url", "place")
 
 #: Acknowledges a delivery to the MQTT broker.
 Acknowledge = Callable[[], None]
@@ -248,7 +249,8 @@ class Formatter:
             status = f"{_GREEN if status == 'Success' else _RED}{status}{_PLAIN}"
         reason = f", {result['reason']}" if result["reason"] else ""
         submitter = f" ({result['submitter']})" if result["submitter"] else ""
-        url = f" {result['url']}" if result["url"] else ""
+        where = describe_folder(result["url"], result["place"])
+        url = f" {where}" if where else ""
         text = f"{status}: {result['srpm']} on {result['arch']} for {result['target']}{submitter}{reason}"
         # half a URL leads nowhere: a line that is too long is cut before it
         return _truncate(_truncate(text, MAX_BYTES - len(url.encode("utf-8"))) + url, MAX_BYTES)

@@ -137,7 +137,8 @@ def refuse_listed(
             except NotFound:
                 continue  # nothing was ever published
             except HttpUnavailable as error:
-                warn(f"it is unknown what {target} lists ({error}): repogen will reject a build that it has already")
+                why = str(error).replace(base_url, "bstore: repo/")  # nobody can open the URL
+                warn(f"it is unknown what {target} lists ({why}): repogen will reject a build that it has already")
                 continue
             for package, place in places.items():
                 fault = _describe_listed(session, url, target, package, place)

@@ -29,6 +29,7 @@ from reimzul.core.errors import (
     RetryLater,
     ShutdownRequested,
 )
+from reimzul.core.formatting import format_time
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
 from reimzul.core.manifest import MAX_BYTES, Manifest
@@ -424,6 +425,5 @@ def parse_srpm_name(srpm: str) -> tuple[str, str, str]:
 
 def write_reason_log(results: Path, why: str) -> None:
     results.mkdir(parents=True, exist_ok=True)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    (results / "stderr").write_text(f"{when} UTC: not built: {why}\n", encoding="utf-8")
+    (results / "stderr").write_text(f"{format_time(time.time())}: not built: {why}\n", encoding="utf-8")
     complete_logs(results)

@@ -15,6 +15,7 @@ import pytest
 
 from devfarm.demo import Dnf, check_digests
 from devfarm.farm import Farm
+from devfarm.plan import CONTROLLER
 from devfarm.processes import own_program
 from reimzul.core import message
 from reimzul.core.errors import InvalidMessage
@@ -204,7 +205,9 @@ def test_a_scratch_build_is_not_published(farm: Farm, witness: Witness, package:
     submit(farm, srpm, "--scratch")
     witness.until(lambda: bool(witness.of(srpm.name, Status.SUCCESS)), 60, "it is built")
     (event,) = witness.of(srpm.name, Status.SUCCESS)
-    until(lambda: read(event.url + "build.log"), 20, "its log is at the URL the event names")
+    assert event.url == "", "the public port does not serve scratch/"
+    folder = f"{farm.plan.store_url(CONTROLLER)}{event.place}/"
+    until(lambda: read(folder + "build.log"), 20, "its log is in its place")
     assert not [nevra for nevra in dnf(farm, tmp_path).list_nevras() if nevra.startswith("sketch")]
     assert staged(farm, "sketch") == []
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import formatdate
@@ -32,6 +33,7 @@ from reimzul.admin.doctor import (
     controller,
     host,
     network,
+    public_url,
     run_checks,
     services,
 )
@@ -196,6 +198,63 @@ def test_the_store_is_offered_and_the_spool_is_not(tmp_path: Path) -> None:
         assert "404" in look(services.web_checks, whom)["store.http"].message
     finally:
         webserver.close(server)
+
+
+def test_links_have_to_lead_to_the_store(tmp_path: Path) -> None:
+    metadata = [tmp_path / path / "c9s.x86_64/repodata/repomd.xml" for path in ("bstore/repo", "repo")]
+    for file in metadata:
+        file.parent.mkdir(parents=True)
+        file.write_text("<repomd/>")
+    server = webserver.serve(tmp_path)
+    root = f"http://127.0.0.1:{server.server_port}/"
+    store = {"base_url": f"{root}bstore/repo/"}
+    try:
+        found = examine_links(tmp_path, store)
+        assert (found.level, found.hint) == (OK, "")
+        assert "people get paths and commands instead of links" in found.message
+        (tmp_path / "bstore/public-url").write_text(f"{root}\n")
+        for settings in (store, {**store, "public_url": root}):
+            found = examine_links(tmp_path, settings)
+            assert (found.level, found.message) == (OK, f"{root} serves the store, and links begin with it")
+        metadata[1].write_text("<repomd>another store's</repomd>")
+        found = examine_links(tmp_path, store)
+        assert found.level == FAIL
+        assert f"{root}, which is not our store: c9s.x86_64/repodata/repomd.xml differs" in found.message
+        metadata[0].unlink()
+        assert examine_links(tmp_path, store).level == OK, "a target without packages shows nothing"
+        elsewhere = examine_links(tmp_path, {**store, "public_url": f"{root}bstore/repo/c9s.x86_64/"})
+        assert elsewhere.level == FAIL
+        assert "answers 404 for" in elsewhere.message
+        assert "reimzul setup controller --public-url URL" in elsewhere.hint
+        nowhere = examine_links(tmp_path, {**store, "public_url": f"http://127.0.0.1:{free_port()}/"})
+        assert (nowhere.level, "connection refused" in nowhere.message) == (FAIL, True)
+        assert "reimzul setup bstore --public-port" in nowhere.hint
+        unknown = examine_links(tmp_path, {**store, "public_url": "http://bstore.invalid/"})
+        assert (unknown.level, "cannot look up" in unknown.message) == (FAIL, True)
+        assert "DNS" in unknown.hint
+    finally:
+        webserver.close(server)
+
+
+def examine_links(folder: Path, store: Mapping[str, object]) -> Finding:
+    return look(public_url.checks, patient(folder, {"bstore": store}, "controller"))["store.public"]
+
+
+def test_a_link_that_leads_on_is_named(tmp_path: Path) -> None:
+    class Redirecting(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(301)
+            self.send_header("Location", "https://farm.example.org/repo/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        found = examine_links(tmp_path, {"public_url": f"http://127.0.0.1:{server.server_port}/"})
+    finally:
+        webserver.close(server)
+    assert (found.level, found.hint) == (FAIL, "reimzul setup controller --public-url https://farm.example.org/")
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0, OK), (20, WARN), (-20, WARN), (4000, FAIL), (-4000, FAIL)])

@@ -146,10 +146,10 @@ def test_systemd_hears_that_it_is_alive_with_irc_and_without(
 def test_a_result_is_a_line_in_the_channel(talker: Talker, person: Person) -> None:
     talker.start()
     until(talker.is_up, 60, "it is there")
-    talker.publish(result(reason="%build failed", url="http://localhost/place/"), result(2, "Success"))
+    talker.publish({**result(reason="%build failed"), "url": "http://bstore/place/"}, result(2, "Success"))
     until(lambda: len(person.heard("#reimzul")) == 2, 10, "both are said")
     assert person.heard("#reimzul") == [
-        "Failed: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64 (johnny), %build failed http://localhost/place/",
+        "Failed: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64 (johnny), %build failed http://bstore/place/",
         "Success: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64 (johnny)",
     ]
     assert talker.signal(signal.SIGTERM) < 3

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from devfarm.processes import find_program
+from reimzul.core.links import PublicUrl
+from reimzul.core.settings import StoreSettings
 from tests.conftest import free_port
 from tests.waiting import until
 
@@ -26,6 +28,7 @@ def nginx(name: str, folder: Path) -> Iterator[str]:
     """Run nginx with a shipped configuration whose folders lie in `folder`; its URL."""
     port = free_port()
     server = (CONF / name).read_text().replace("/srv/reimzul/", f"{folder}/")
+    server = server.replace("/etc/reimzul/", f"{folder}/")
     server = server.replace("listen 127.0.0.1:80;", f"listen 127.0.0.1:{port};").replace(
         "listen 80;", f"listen {port};"
     )
@@ -104,3 +107,11 @@ def test_what_is_private_is_not_served(tmp_path: Path, folder: str) -> None:
     (tmp_path / "bstore" / folder / "file").write_text("x")
     with nginx("nginx-bstore.conf", tmp_path) as url:
         assert _status(f"{url}/bstore/{folder}/file") == 404
+
+
+def test_bstore_answers_what_people_reach_it_by(tmp_path: Path) -> None:
+    with nginx("nginx-bstore.conf", tmp_path) as url:
+        store = StoreSettings(base_url=f"{url}/bstore/repo/")
+        assert PublicUrl(store).get() == "", "it has no public port"
+        (tmp_path / "public-url").write_text("http://bstore.example.org:8080/\n")
+        assert PublicUrl(store).get() == "http://bstore.example.org:8080/"

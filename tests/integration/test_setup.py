@@ -99,6 +99,35 @@ def test_a_dry_run_shows_all_and_does_nothing(host: Host) -> None:
     assert (host.files(), host.calls()) == (before, [])
 
 
+def test_bstore_notes_what_people_reach_it_by_and_says_so(host: Host) -> None:
+    own = f"bstore.example.org:{'cd' * 32}\n"
+    host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=own)
+    assert not host.at(roles.PUBLIC_URL).exists()
+    shown = host.done("bstore", "--public-port", "8080")
+    assert "links that people get begin with http://bstore.example.org:8080/\n" in shown
+    assert host.text(roles.PUBLIC_URL) == "http://bstore.example.org:8080/\n"
+    assert host.done("bstore") == "nothing to do\n"
+    host.calls()
+    host.done("bstore", "--public-url", "https://farm.example.org")
+    assert host.text(roles.PUBLIC_URL) == "https://farm.example.org/\n"
+    assert "\npublic_url = https://farm.example.org\n" in host.text(roles.SETTINGS)
+    assert "restart nginx" not in host.calls(), "downloads go on"
+    host.done("bstore", "--public-port", "0", "--public-url", "")
+    assert not host.at(roles.PUBLIC_URL).exists()
+    assert host.done("bstore") == "nothing to do\n"
+
+
+def test_a_controller_may_have_links_of_another_host(host: Host) -> None:
+    host.done("controller", "--public-url", "https://farm.example.org/")
+    assert "\npublic_url = https://farm.example.org/\n" in host.text(roles.SETTINGS)
+    host.calls()
+    host.done("controller", "--public-url", "https://other.example.org/")
+    assert host.calls() == ["reload reimzul-notifier"]
+    code, _, err = host.setup("controller", "--public-url", "https://farm.example.org/repo/")
+    assert (code, err.count("\n")) == (4, 1)
+    assert "give the URL of the folder above it" in err
+
+
 def test_keys_are_readable_by_root_alone(host: Host) -> None:
     host.done("bstore", *HOSTS[:2], "--psk-file", "-", given=KEY)
     for path in (roles.OWN_KEY, roles.ACCEPTED):

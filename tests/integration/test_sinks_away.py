@@ -7,6 +7,7 @@ The sink is away for six seconds; for $REIMZUL_AWAY seconds where that is set (t
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import threading
@@ -147,7 +148,8 @@ class Everybody:
             self.mongo.process.send_signal(signal.SIGCONT)
 
     def _mailed(self) -> Names:
-        return Counter(str(mail["Subject"]).split()[3] for mail in list(self.mailbox.mails))
+        texts = [str(mail.get_content()) for mail in list(self.mailbox.mails)]
+        return Counter(re.sub(r"\D", "", text.partition(" Submitted ")[2].partition("Z")[0]) for text in texts)
 
     def _published(self) -> Names:
         return Counter(payload["timestamp"] for payload in self.watcher.heard(RESULTS))

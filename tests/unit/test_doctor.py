@@ -370,7 +370,7 @@ def test_a_canary_that_was_built_before_it_was_seen_building_has_all_hops() -> N
 def test_a_canary_that_fails_says_in_which_hop(status: str) -> None:
     run = a_run()
     *_, last = update(run, 105, status=status, builder_fqdn="b1", reason="mock is ill", url="http://x/")
-    assert (last.name, last.level, last.hint) == ("canary.x86_64.build", FAIL, "its logs: http://x/")
+    assert (last.name, last.level, last.hint) == ("canary.x86_64.build", FAIL, "reimzul log 00000000 --arch x86_64")
     assert f"{status}: mock is ill" in last.message
     assert run.stage == ""
     early = a_run()

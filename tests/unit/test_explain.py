@@ -14,6 +14,7 @@ from reimzul.admin.lookup import builds_ahead, lowest_priority, queue_order
 from reimzul.admin.stats import ArchStats, duration_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.control import ControlFlag
+from reimzul.core.links import relink
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
@@ -161,6 +162,18 @@ def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once()
     assert text.count("createrepo_c refuses x.rpm") == text.count("Its logs: http://attempts/") == 1
 
 
+@pytest.mark.parametrize("scratch", [False, True])
+def test_where_logs_have_no_link_a_path_or_a_command_stands(scratch: bool) -> None:
+    place = f"{'scratch' if scratch else 'repo'}/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
+    failed = relink(leg("Building", "Failed", place=place, scratch=scratch), "http://bstore.example.org/")
+    command = f"Its logs: reimzul log {build_id(1)[:8]} --arch x86_64"
+    assert (command if scratch else f"Its logs: http://bstore.example.org/{place}/") in said(facts(failed)).splitlines()
+    if not scratch:
+        assert f"Its logs: on bstore: {place}" in said(facts(relink(failed, "")))
+    built = relink(leg("Building", "Success", place=place, scratch=scratch), "http://bstore.example.org/")
+    assert (f"Its files: on bstore: {place}" in said(facts(built))) == scratch
+
+
 def test_a_failed_attempt_and_the_next_start_are_told() -> None:
     words: dict[str, Any] = {"attempt": ATTEMPT, "builder_fqdn": "builder1.example.org", "reason": "the disk was full"}
     document = leg("Queued", "Building", "Queued", url="http://logs/", due=NOW + 7, **words)
@@ -209,6 +222,7 @@ def test_a_running_build_is_told_with_its_phase_and_what_is_left() -> None:
     text = "\n".join(told.sentences)
     assert f"builder1.example.org builds it, started 1 min 00 s ago (attempt {ATTEMPT})." in text
     assert "It has been in phase rpmbuild for 50 s." in text
+    assert f"Its log so far: reimzul log {build_id(1)[:8]} --arch x86_64 -f" in text
     assert "About 4 min 00 s are left (90 %: at most 4 min 00 s)." in text
     assert told.end
     assert told.end.likely == 240

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from reimzul.core import sqlite as files
+from reimzul.core.links import PublicUrl
+from reimzul.core.settings import StoreSettings
 from reimzul.history import CORRUPT_PATTERN, BuildFilter, History, HistoryDamaged, open_history, repair_history
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import SinkUnavailable
@@ -62,6 +64,10 @@ def _asides(path: Path) -> list[Path]:
     return [each for each in path.parent.glob(CORRUPT_PATTERN) if each.suffix.startswith(".corrupt")]
 
 
+def _sink(path: Path) -> HistorySink:
+    return HistorySink(f"sqlite://{path}", PublicUrl(StoreSettings(public_url="http://bstore.example.org/")))
+
+
 def _damage(path: Path, harm: str) -> None:
     if harm == "header":
         _overwrite(path, 0)
@@ -78,7 +84,7 @@ def test_a_damaged_history_is_replaced_by_what_can_be_read(
 ) -> None:
     _damage(path, harm)
     damaged = path.read_bytes()
-    sink = HistorySink(f"sqlite://{path}")
+    sink = _sink(path)
     _deliver(sink, 99)
     sink.close()
     (aside,) = _asides(path)
@@ -94,7 +100,7 @@ def test_a_damaged_history_is_replaced_by_what_can_be_read(
 
 
 def test_damage_that_comes_while_the_notifier_runs_is_found_when_sqlite_meets_it(path: Path) -> None:
-    sink = HistorySink(f"sqlite://{path}")
+    sink = _sink(path)
     _deliver(sink, 98)
     sink.close()  # SQLite has all of so small a file in memory
     _overwrite(path, 0, b"\xa5" * path.stat().st_size)
@@ -124,7 +130,7 @@ def test_a_record_that_is_no_json_is_left_out_and_made_anew(path: Path, caplog: 
         db.commit()
     assert len(_known(path)) == _COUNT - 4
     assert caplog.text.count("is damaged, and left out") == 4
-    sink = HistorySink(f"sqlite://{path}")
+    sink = _sink(path)
     _deliver(sink, 1)
     sink.close()
     assert len(_known(path)) == _COUNT - 3
@@ -173,7 +179,7 @@ def _only(source: Path, instead: object) -> object:
 def test_what_is_only_busy_or_full_is_not_damaged(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(str(path), isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        sink = HistorySink(f"sqlite://{path}")
+        sink = _sink(path)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files, "BUSY_TIMEOUT_SECONDS", 0.1)
             with pytest.raises(SinkUnavailable, match="locked"):

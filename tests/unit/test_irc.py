@@ -46,6 +46,13 @@ def test_a_line_says_all_that_matters() -> None:
     )
 
 
+def test_without_a_link_a_line_says_where_the_logs_are() -> None:
+    place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
+    assert message("colours = no\n", url="", place=place).line.endswith(f"%build failed on bstore: {place}")
+    assert message(url="", place=place * 3, reason="é" * 250).line.endswith(place * 3), "a path is not cut either"
+    assert message("colours = no\n", url="").line.endswith("(johnny), %build failed")
+
+
 def test_a_status_has_its_colour() -> None:
     assert message().line.startswith("\x0304Failed\x0f: ")
     assert message(status="Success").line.startswith("\x0303Success\x0f: ")

@@ -20,15 +20,15 @@ from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.message import BuilderEvent, BuildEvent
 from reimzul.core.settings import Settings
-from reimzul.core.store_paths import StoreUrls
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.outbox import KEEP_SECONDS, Outbox
 from reimzul.notifier.sinks.mail import MailSink, MailState, MailWriter, Recipients, subject
 from tests.events import event, refusal
 from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
-URLS = StoreUrls("http://localhost:11081/bstore/", "rsync://localhost:11874/reimzul-bstore/")
-WRITER = MailWriter(sender="buildsys@example.org", urls=URLS)
+ROOT = "http://bstore.example.org/"
+PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
+WRITER = MailWriter(sender="buildsys@example.org", public_url=ROOT)
 ME = ("me@example.org",)
 
 
@@ -39,42 +39,88 @@ def mail(told: BuildEvent | BuilderEvent, recipients: tuple[str, ...] = ME) -> E
     return parsed
 
 
+def _written(writer: MailWriter, told: BuildEvent | BuilderEvent) -> str:
+    parsed = email.message_from_bytes(writer.format_mail(told, ME), policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    return str(parsed.get_content()).replace("\r\n", "\n")
+
+
 def text(told: BuildEvent | BuilderEvent) -> str:
     """Its text as it is read."""
-    return str(mail(told).get_content())
+    return _written(WRITER, told)
 
 
 # --- what it says
 
 
-def test_the_subject_is_the_originals() -> None:
-    assert mail(event("Failed"))["Subject"] == (
-        "[reimzul] Build task 20251122000001 time-1.7-45.el7.src.rpm (arch: x86_64) target c7.1708.u.x86_64 : Failed"
+def test_the_subject_leads_with_what_became_of_what() -> None:
+    assert mail(event("Failed", reason="%build failed"))["Subject"] == (
+        "[reimzul] Failed: time-1.7-45.el7 on x86_64 for c7.1708.u.x86_64: %build failed"
     )
+    assert mail(event("Success", reason="built again"))["Subject"] == (
+        "[reimzul] Success: time-1.7-45.el7 on x86_64 for c7.1708.u.x86_64"
+    )
+    assert mail(event("Failed", pkgname="", evr=""))["Subject"] == (
+        "[reimzul] Failed: time-1.7-45.el7.src.rpm on x86_64 for c7.1708.u.x86_64"
+    )
+    assert len(mail(event("Failed", reason="x" * 500))["Subject"]) <= 160
 
 
 def test_the_body_has_what_the_originals_had() -> None:
     root, build = ("\n".join(f"{name} {number}" for number in range(1, 201)) for name in ("root", "build"))
-    said = text(event("Success", url="http://localhost/place/", root_log=root, build_log=build))
-    for fact in ("builder1.example.org", "time", "20251122000001", "johnny", "Success", "http://localhost/place/"):
+    said = text(event("Success", place=PLACE, finished=1763800500.0, root_log=root, build_log=build))
+    for fact in (
+        "Builder      : builder1.example.org", "Package      : time 1.7-45.el7", "Submitted by : johnny",
+        "Submitted    : 2025-11-22 00:00:01Z", "Finished     : 2025-11-22 08:35:00Z", "Status       : Success",
+        f"Full logs available at {ROOT}{PLACE}/\n",
+    ):  # fmt: skip
         assert fact in said
     lines = said.splitlines()
     assert [line for line in lines if line.startswith("root ")] == [f"root {number}" for number in range(171, 201)]
     assert [line for line in lines if line.startswith("build ")] == [f"build {number}" for number in range(121, 201)]
 
 
-def test_a_failure_says_what_went_wrong_before_all_else() -> None:
-    lines = text(event("Failed", reason="%build failed", first_error="+ make\nutil.c:17:14: error: no")).splitlines()
-    assert lines[:4] == ["time-1.7-45.el7.src.rpm for x86_64: %build failed", "", "+ make", "util.c:17:14: error: no"]
+def test_a_failure_leads_with_what_a_maintainer_needs() -> None:
+    error: dict[str, Any] = {"first_error": "+ make\nutil.c:17:14: error: no", "error_line": "util.c:17:14: error: no"}
+    told = event("Failed", reason="%build failed", place=PLACE, url=f"http://localhost:11081/bstore/{PLACE}/", **error)
+    assert text(told).partition("\n\n####")[0].splitlines() == [
+        "time-1.7-45.el7 on x86_64 for c7.1708.u.x86_64: Failed",
+        "  %build failed",
+        "  util.c:17:14: error: no",
+        "",
+        f"Full logs available at {ROOT}{PLACE}/",
+        f"Why it failed:  reimzul explain {told.build_id[:8]}",
+        f"Build it again: reimzul retry {told.build_id[:8]} --failed",
+        "",
+        "+ make",
+        "util.c:17:14: error: no",
+    ]
+    assert "localhost" not in text(told)
 
 
-def test_a_success_has_nothing_to_say_before_it() -> None:
-    assert text(event("Success", first_error="none")).startswith("#### Reimzul build results")
+def test_a_success_has_no_commands_and_no_error() -> None:
+    head = text(event("Success", place=PLACE, first_error="none")).partition("\n\n####")[0].splitlines()
+    assert head == [
+        "time-1.7-45.el7 on x86_64 for c7.1708.u.x86_64: Success", "", f"Full logs available at {ROOT}{PLACE}/",
+    ]  # fmt: skip
+
+
+def test_without_a_public_url_a_mail_has_a_path_or_a_command() -> None:
+    writer = MailWriter(sender="buildsys@example.org")
+    told = event("Failed", place=PLACE, url=f"http://localhost:11081/bstore/{PLACE}/")
+    assert f"\nFull logs on bstore: {PLACE}\n" in _written(writer, told)
+    attempt = f"attempts/{told.build_id}.x86_64.{told.attempt}"
+    rejected = event("Rejected", url=f"http://localhost:11081/bstore/{attempt}/")
+    for each in (writer, WRITER):  # the public port does not serve attempts/
+        assert f"Full logs: reimzul log {told.build_id[:8]} --arch x86_64 --attempt {told.attempt}\n" in _written(
+            each, rejected
+        )
 
 
 def test_the_originals_worker_says_neither_logs_nor_where_they_are() -> None:
     said = text(event("Failed", build_id="", attempt=""))
-    assert f"{URLS.base}repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64/" in said
+    assert f"{ROOT}{PLACE}/" in said
+    assert "reimzul explain" not in said
     assert said.count("did not come with the result") == 2
     assert "nowhere that is known" in text(event("Failed", pkgname="", evr=""))
 

@@ -533,6 +533,31 @@ def test_repositories_are_public_only_by_the_option(system: System) -> None:
     assert roles.plan_role("bstore", system, RoleOptions(hosts=hosts)).removed == {roles.PUBLIC: "nginx"}
 
 
+@pytest.mark.parametrize(
+    ("given", "port", "name", "url"),
+    [
+        (None, 80, "bstore.example.org", "http://bstore.example.org/"),
+        (None, 8080, "bstore.example.org", "http://bstore.example.org:8080/"),
+        (None, 0, "bstore.example.org", ""),
+        ("https://farm.example.org", 80, "bstore.example.org", "https://farm.example.org/"),
+        ("", 8080, "bstore.example.org", "http://bstore.example.org:8080/"),
+        (None, 80, "s", "http://this.example.org/"),  # the key's name need not be a host's
+    ],
+)
+def test_people_reach_bstore_by_its_name_and_public_port(
+    system: System, monkeypatch: pytest.MonkeyPatch, given: str | None, port: int, name: str, url: str
+) -> None:
+    monkeypatch.setattr(roles, "local_hostname", lambda: "this.example.org")
+    assert roles.find_public_url(given, port, name, system) == url
+
+
+def test_a_public_url_that_was_set_holds_in_the_next_run(system: System) -> None:
+    put(system, roles.SETTINGS, "[bstore]\npublic_url = https://farm.example.org\n")
+    assert roles.find_public_url(None, 80, "bstore.example.org", system) == "https://farm.example.org/"
+    with pytest.raises(InputError, match=r"\[bstore\] public_url: .* give the URL of the folder above it"):
+        roles.find_public_url("https://farm.example.org/repo/", 80, "bstore.example.org", system)
+
+
 # --- what was begun
 
 

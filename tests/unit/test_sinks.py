@@ -67,11 +67,30 @@ def lines(tmp_path: Path) -> Callable[[], list[str]]:
 
 def test_a_line_has_what_the_originals_had() -> None:
     told = event("Success", scratch=True)
-    assert format_line(told) == (
-        f"[{time.asctime(time.localtime(told.at))}] Build job SRPM time-1.7-45.el7.src.rpm (20251122000001) "
-        "for arch x86_64 builder builder1.example.org status Success [1.7-45.el7] (Scratch job: True) "
-        "submitted by johnny"
+    text = (
+        "Build job SRPM time-1.7-45.el7.src.rpm (20251122000001) for arch x86_64 builder builder1.example.org status "
+        "Success [1.7-45.el7] (Scratch job: True) submitted by johnny"
     )
+    assert format_line(told) == f"[2025-11-22 08:26:41Z] {text}"
+    assert format_line(told, local_time=True) == f"[{time.asctime(time.localtime(told.at))}] {text}"
+
+
+def test_times_are_local_where_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "reimzul.log"
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        for text in ("", "local_time = true\n"):
+            sink = LogSink.from_settings(parse_settings(f"[logs]\nlogfile = {path}\n{text}", "here"))
+            all_told(sink, notice(event("Success")))
+        # what a notifier wrote before it was killed is not written again in the other form
+        assert all_told(sink, notice(event("Success"), doubtful=True))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [line.partition("]")[0] for line in path.read_text().splitlines()] == [
+        "[2025-11-22 08:26:41Z", "[Sat Nov 22 17:26:41 2025",
+    ]  # fmt: skip
 
 
 def test_a_refusal_has_a_format_line_its_own() -> None:
@@ -158,6 +177,15 @@ def test_everything_else_is_an_event_and_no_result(told: Event) -> None:
     ((topic, payload),) = messages("farm", notice(told))
     assert topic == "farm/builds/events"
     assert json.loads(payload)["status"] == told.status
+
+
+def test_a_published_link_is_the_public_one() -> None:
+    place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
+    told = event("Failed", place=place, url=f"http://localhost:11081/bstore/{place}/")
+    for root, url in (("http://bstore.example.org/", f"http://bstore.example.org/{place}/"), ("", "")):
+        published = [json.loads(payload) for _, payload in messages("reimzul", notice(told), root)]
+        assert [(each.get("url", ""), each["place"]) for each in published] == [(url, place), (url, place)]
+        assert "localhost" not in json.dumps(published)
 
 
 def test_what_is_owed_is_nobodys_business() -> None:

@@ -32,6 +32,7 @@ from reimzul.core.beanstalk import CREATEREPO, NOTIFY, Broker, cancel_tube
 from reimzul.core.control import clear_flag, new_flag, set_flag
 from reimzul.core.errors import InputError, InvalidMessage, ProgramNotFound, ReimzulError, ReservationLost
 from reimzul.core.formatting import suggest_nearest
+from reimzul.core.links import log_command
 from reimzul.core.message import BuildRequest, Status, event_for
 from reimzul.core.process import output_of
 from reimzul.core.roles import BSTORE, CONTROLLER
@@ -114,8 +115,9 @@ class CanaryRun:
             self.stage = PLACED
         elif status in Status.FINAL:
             message = f"{status}: {document.get('reason') or 'no reason was given'}"
-            url = document.get("url")
-            yield self.fail(now, message, f"its logs: {url}" if url else f"reimzul builds --build {self.build_id}")
+            has_logs = document.get("logs_folder") or document.get("url")
+            hint = log_command(self.build_id, self.arch) if has_logs else f"reimzul show {self.build_id[:8]}"
+            yield self.fail(now, message, hint)
 
     def complete_last(self, now: float, message: str) -> Iterator[Finding]:
         yield self._complete(PLACED, now, message)
@@ -226,7 +228,7 @@ class Canary:
                     yield run.fail(time.monotonic(), f"cannot follow the build: {error}", "reimzul doctor")
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("status", "builder_fqdn", "place", "url", "reason")
+        names = ("status", "builder_fqdn", "place", "logs_folder", "reason")
         builds = [
             {
                 "arch": run.arch,

@@ -21,6 +21,7 @@ from reimzul.admin.doctor import (
     farm,
     host,
     network,
+    public_url,
     run_checks,
     services,
 )
@@ -43,6 +44,7 @@ _GROUPS = (
     (controller.beanstalkd_checks, (CONTROLLER,)),
     (services.web_checks, ROLES),
     (services.clock_checks, ROLES),
+    (public_url.checks, (CONTROLLER,)),
     (controller.checks, (CONTROLLER,)),
     (controller.certificate_checks, (CONTROLLER,)),
     (services.upload_checks, (BUILDER, BSTORE)),

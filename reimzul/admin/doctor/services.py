@@ -44,7 +44,7 @@ from reimzul.core.beanstalk import Broker
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import BrokerUnavailable, ProgramFailed, ReimzulError
-from reimzul.core.formatting import pluralize
+from reimzul.core.formatting import format_time, pluralize
 from reimzul.core.fs import find_unreadable
 from reimzul.core.process import output_of
 from reimzul.core.roles import BSTORE, BUILDER, CONTROLLER, ENABLED_UNITS
@@ -209,7 +209,7 @@ def _test_folder(host: Host) -> str:
 def _check_upload(host: Host) -> Result:
     options = ("--recursive", "--times", "--chmod=D0755,F0644")
     with TemporaryDirectory(prefix="reimzul-doctor-") as folder:
-        text = f"reimzul doctor on {host.name}, {time.strftime('%FT%TZ', time.gmtime())}\n"
+        text = f"reimzul doctor on {host.name}, {format_time(time.time())}\n"
         (Path(folder) / UPLOAD_FILE).write_text(text, encoding="utf-8")
         try:
             _run_rsync(host, *options, f"{folder}/", f"{_module_url(host)}{_test_folder(host)}/")

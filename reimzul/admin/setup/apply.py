@@ -108,7 +108,7 @@ def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] 
         **{unit: "reload" for diff in diffs for unit in diff.spec.reloads},
         **pending,
         **{unit: "restart" for diff in diffs for unit in diff.spec.restarts},
-        **dict.fromkeys(plan.removed.values(), "restart"),
+        **dict.fromkeys(filter(None, plan.removed.values()), "restart"),
     }
     paths = [*plan.removed, *(diff.spec.path for diff in diffs)]
     reread = bool(pending) or any(path.startswith("/etc/systemd/system/") for path in paths)

@@ -62,6 +62,13 @@ def _key_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _public_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--public-url", metavar="URL",
+        help="Have links for people begin with URL, if not with bstore's name and public port; '' ends that.",
+    )(function)  # fmt: skip
+
+
 @click.group("setup", cls=NearestGroup, epilog=EXIT_CODES)
 def command() -> None:
     """Set this host up for its role: configurations, keys, units. Safe to run again.
@@ -83,11 +90,12 @@ def command() -> None:
 @click.option("--add-bstore", metavar="NAME", help="Accept bstore's key. NAME is its host name unless --bstore has it.")
 @click.option("--controller", metavar="HOST", help="This host's name as the others know it, for the lines printed.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name, if it is not the NAME of --add-bstore.")
+@_public_url_option
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
 def controller(
-    add_bstore: str | None, controller: str | None, bstore: str | None, with_mqtt: bool, mqtt_listen: str | None,
-    **given: Any,
+    add_bstore: str | None, controller: str | None, bstore: str | None, public_url: str | None, with_mqtt: bool,
+    mqtt_listen: str | None, **given: Any,
 ) -> None:  # fmt: skip
     """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier.
 
@@ -102,7 +110,7 @@ def controller(
       reimzul setup controller --revoke b2
       reimzul setup controller --list
     """
-    setup = _SetupRun("controller", add_bstore=add_bstore, **given)
+    setup = _SetupRun("controller", add_bstore=add_bstore, **given, public_url=public_url)
     if setup.given["list_keys"]:
         setup.print_owners()
         return
@@ -135,9 +143,11 @@ def controller(
 @click.option("--name", metavar="NAME", help="Whose key in --psk-file is this host's own, if there are several.")
 @click.option("--repogen-workers", type=click.IntRange(1, 64), metavar="N", help="How many publish at once; 3.")
 @click.option("--public-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve repo/ to all; 0: stop that.")
+@_public_url_option
 def bstore(
-    controller: str | None, name: str | None, repogen_workers: int | None, public_port: int | None, **given: Any
-) -> None:
+    controller: str | None, name: str | None, repogen_workers: int | None, public_port: int | None,
+    public_url: str | None, **given: Any,
+) -> None:  # fmt: skip
     """Set up bstore: rsyncd, nginx for the store, stunnel, repogen, the signer.
 
     Its own key, the controller's and those of the builders come from the controller. On a host that is set up,
@@ -149,7 +159,7 @@ def bstore(
       reimzul setup bstore --add-builder b3 --psk-file -
       reimzul setup bstore --revoke b3
     """
-    setup = _SetupRun("bstore", **given)
+    setup = _SetupRun("bstore", **given, public_url=public_url)
     if setup.given["list_keys"]:
         setup.print_owners()
         return
@@ -158,15 +168,20 @@ def bstore(
         options = RoleOptions(keys=result, event_keys=setup.given_event_key())
         setup.carry_out(roles.plan_keys("bstore", system, options), result.made)
         return
+    identity = setup.ask_identity(name, controller=controller)
+    port = roles.current_public_port(system) if public_port is None else public_port
     options = RoleOptions(
         keys=result,
         settings=setup.settings,
         event_keys=setup.given_event_key(),
-        **setup.ask_identity(name, controller=controller),
-        public_port=roles.current_public_port(system) if public_port is None else public_port,
+        **identity,
+        public_port=port,
+        public_url=roles.find_public_url(public_url, port, identity["own_key"].partition(":")[0], system),
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
     )
     setup.carry_out(roles.plan_role("bstore", system, options), result.made, roles.folder_steps(system))
+    if options.public_url and (public_port, public_url) != (None, None):
+        setup.options.print(f"links that people get begin with {options.public_url}")
     old_uploads = roles.find_old_uploads(system)
     if old_uploads:
         setup.options.print(f"workers of the original are no longer supported: {old_uploads} will not be published")
@@ -214,7 +229,7 @@ class _SetupRun:
 
     def __init__(
         self, role: str, *, dry_run: bool, yes: bool, as_json: bool, settings: Sequence[str], root: Path,
-        psk_file: str | None, original_workers: str | None = None, **given: Any,
+        psk_file: str | None, original_workers: str | None = None, public_url: str | None = None, **given: Any,
     ) -> None:  # fmt: skip
         if os.geteuid() and not dry_run and root == Path("/"):
             raise RootNeeded
@@ -224,6 +239,8 @@ class _SetupRun:
         self.system = System.at_root(root.resolve())
         self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
         self.settings = dict(map(ini.parse_setting, settings))
+        if public_url is not None:
+            self.settings["bstore", "public_url"] = public_url.strip()
         tunnels = self.system.text(roles.TUNNELS) or ""
         present, self.hosts = roles.find_role(tunnels), roles.find_hosts(tunnels)
         if present not in ("", role):

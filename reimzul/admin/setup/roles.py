@@ -16,7 +16,9 @@ import attr
 from reimzul.admin.setup import ini, psk
 from reimzul.admin.setup.files import UNIT_FOLDERS, FileSpec, System, unit_file
 from reimzul.core import config
+from reimzul.core.cli import local_hostname
 from reimzul.core.errors import InputError
+from reimzul.core.setting_parsers import parse_optional_url
 from reimzul.core.validators import quoted
 
 TUNNEL = "stunnel@reimzul"
@@ -32,6 +34,8 @@ STOCK_SITE = "/etc/nginx/sites-enabled/default"
 FOLDERS = "/etc/tmpfiles.d/reimzul-bstore.conf"
 #: repo/ for everybody.
 PUBLIC = "/etc/nginx/conf.d/reimzul-public.conf"
+#: The root of links to repo/, which nginx gives to the controller.
+PUBLIC_URL = "/etc/reimzul/public-url"
 #: What other hosts reach: docs/install.md, "Ports".
 PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
 
@@ -56,7 +60,7 @@ class Plan:
     files: tuple[FileSpec, ...] = ()
     units: tuple[str, ...] = ()  #: in the order they are started in
     unwanted: tuple[str, ...] = ()  #: units to disable
-    removed: Mapping[str, str] = attr.field(factory=dict)  #: files to remove, and the unit that reads each
+    removed: Mapping[str, str] = attr.field(factory=dict)  #: files to remove, and the unit that has to notice
     ports: tuple[int, ...] = ()
 
 
@@ -79,6 +83,7 @@ class RoleOptions:
     keys: psk.KeyResult = attr.field(factory=psk.KeyResult)  #: the keys that the host accepts
     instances: int = 0  #: of the role's unit that may run several times
     public_port: int = 0  #: where bstore serves repo/ to everybody; 0: nowhere
+    public_url: str = ""  #: what people reach it by
     settings: ini.Settings = attr.field(factory=dict)  #: to be set in reimzul.ini
     event_keys: str = ""  #: the text of the file of the keys of events; empty: it stays as it is
     services: Plan = attr.field(factory=Plan)  #: what further services need: mosquitto
@@ -145,6 +150,18 @@ def current_public_port(system: System) -> int:
     """The port where this host serves repo/ to everybody; 0 if it does not."""
     found = re.search(r"^    listen (\d+);$", system.text(PUBLIC) or "", re.MULTILINE)
     return int(found[1]) if found else 0
+
+
+def find_public_url(given: str | None, port: int, own_name: str, system: System) -> str:
+    """What people reach repo/ by: what was set, else this host's name at the public port. Raises `InputError`."""
+    text = current_setting(system, "bstore", "public_url") if given is None else given
+    try:
+        url = parse_optional_url(text)
+    except ValueError as error:
+        raise InputError(f"[bstore] public_url: {error}") from None
+    names = (own_name, local_hostname())
+    host = next((name for name in names if "." in name), own_name)
+    return url or (f"http://{host}{'' if port == 80 else f':{port}'}/" if port else "")
 
 
 def current_accepted_keys(system: System) -> dict[str, str]:
@@ -277,6 +294,8 @@ def _role_files(role: str, system: System, options: RoleOptions) -> Iterator[Fil
     if options.public_port:
         text = read_template("nginx-public.conf").replace("    listen 80;\n", f"    listen {options.public_port};\n")
         yield FileSpec(path=PUBLIC, text=text, restarts=("nginx",))
+    if options.public_url:
+        yield FileSpec(path=PUBLIC_URL, text=f"{options.public_url}\n")
 
 
 def _nginx_files(role: str, system: System) -> Iterator[FileSpec]:
@@ -317,6 +336,7 @@ def _files_to_remove(role: str, system: System, options: RoleOptions) -> dict[st
     rows = (
         (STOCK_SITE, "nginx", role != "builder" and system.resolve(STOCK_SITE).is_symlink()),
         (PUBLIC, "nginx", role == "bstore" and not options.public_port),
+        (PUBLIC_URL, "", role == "bstore" and not options.public_url),
         # an earlier version had rsyncd show workers of the original another folder as repo/
         (f"{UNIT_FOLDERS[0]}/{rsync}.service.d/reimzul-originals.conf", rsync, role == "bstore"),
         (OWN_KEY, TUNNEL, role == "controller" and not options.own_key),

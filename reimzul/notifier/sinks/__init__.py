@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
+from reimzul.core.links import PublicUrl, relink_event
 from reimzul.core.settings import Settings
 from reimzul.history import (
     History,
@@ -30,20 +31,21 @@ class HistorySink(Sink):
 
     name = "history"
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, public_url: PublicUrl) -> None:
+        self._url, self._public_url = url, public_url
         self._history: Optional[History] = None
         self._is_checked = self._is_damaged = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> HistorySink:
         history_class(settings.history.url)  # a missing library is an error at the start
-        return cls(settings.history.url)
+        return cls(settings.history.url, PublicUrl(settings.bstore))
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         try:
             self._history = self._history or self._open()
-            self._history.record([notice.event for notice in notices])
+            public_url = self._public_url.get()
+            self._history.record([relink_event(notice.event, public_url) for notice in notices])
         except HistoryUnavailable as error:
             self._is_damaged = isinstance(error, HistoryDamaged)
             self.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of builds: one line per event, as the original wrote them, in one file for people and grep.
+"""The log of builds: one line per event, in the original's words, in one file for people and grep.
 
 The time in a line is that of the event's announcement, not of writing: after the notifier was down the log still shows
 when things happened, and the same event always makes the same line. So a notifier that was killed while writing finds
@@ -17,6 +17,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core import validators
+from reimzul.core.formatting import format_time
 from reimzul.core.message import BuilderEvent, Event, Refusal
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import CLAIM, Notification
@@ -26,8 +27,9 @@ from reimzul.notifier.delivery import Sink, SinkUnavailable
 TAIL_BYTES = 1 << 20
 
 
-def format_line(event: Event) -> str:
-    when = time.asctime(time.localtime(event.at or time.time()))
+def format_line(event: Event, *, local_time: bool = False) -> str:
+    at = event.at or time.time()
+    when = time.asctime(time.localtime(at)) if local_time else format_time(at)
     if isinstance(event, BuilderEvent):
         text = f"Builder {event.builder} status {event.status}: {event.reason}"
     elif isinstance(event, Refusal):
@@ -44,8 +46,9 @@ def format_line(event: Event) -> str:
 
 
 def _is_in(written: Collection[str], event: Event) -> bool:
-    """Whether an event was written; a time that was corrected twice may differ by 1 s."""
-    return any(format_line(attr.evolve(event, at=max(0.0, event.at + off))) in written for off in (0, -1, 1))
+    """Whether an event was written, in either form of time; a time that was corrected twice may differ by 1 s."""
+    possible = [attr.evolve(event, at=max(0.0, event.at + off)) for off in (0, -1, 1)]
+    return any(format_line(each, local_time=local) in written for local in (False, True) for each in possible)
 
 
 class LogSink(Sink):
@@ -53,12 +56,12 @@ class LogSink(Sink):
 
     name = "log"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, local_time: bool = False) -> None:
+        self._path, self._local_time = path, local_time
 
     @classmethod
     def from_settings(cls, settings: Settings) -> LogSink:
-        return cls(settings.logs.logfile)
+        return cls(settings.logs.logfile, local_time=settings.logs.local_time)
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         try:
@@ -67,7 +70,7 @@ class LogSink(Sink):
             try:
                 written = _last_lines(file) if any(notice.maybe_sent for notice in notices) else frozenset()
                 new = [each.event for each in notices if not (each.maybe_sent and _is_in(written, each.event))]
-                _append(file, [format_line(event) for event in new])
+                _append(file, [format_line(event, local_time=self._local_time) for event in new])
             finally:
                 os.close(file)
         except OSError as error:

@@ -26,13 +26,15 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.errors import ConfigError
+from reimzul.core.formatting import format_time, format_timestamp
+from reimzul.core.links import PublicUrl, describe_folder, make_link, relink
 from reimzul.core.message import NAMESPACE, BuilderEvent, BuildEvent, Event, Refusal, Status
 from reimzul.core.retry import LogThrottle
 from reimzul.core.setting_parsers import parse_address
 from reimzul.core.settings import MailRcptsSettings, MailSettings, Settings
 from reimzul.core.smtp import SendResult, SmtpSession, SmtpUnavailable
 from reimzul.core.sqlite import open_database
-from reimzul.core.store_paths import StoreUrls, package_folder
+from reimzul.core.store_paths import package_folder
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import Sink, SinkUnavailable
 from reimzul.notifier.outbox import KEEP_SECONDS, translating_errors, write_lock, write_transaction
@@ -45,6 +47,8 @@ MAILED_STATUSES = (Status.SUCCESS, Status.FAILED, Status.REJECTED)
 MAX_BREAKS = 3
 #: The longest line that goes as it is: SMTP's limit is 998.
 MAX_LINE_LENGTH = 900
+#: The longest subject: a reason may have 500 characters.
+MAX_SUBJECT_LENGTH = 160
 #: How many lines of the logs' ends are shown, as in the original.
 ROOT_LOG_LINES, BUILD_LOG_LINES = 30, 80
 #: Fields that are headers too, by which a filter can sort.
@@ -77,8 +81,7 @@ class MailSink(Sink):
     def __init__(self, settings: Settings) -> None:
         self._settings: MailSettings = settings.mail
         self._outbox: Path = settings.notifier.ledger
-        urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-        self._writer = MailWriter(sender=settings.mail.mail_from, urls=urls)
+        self._public_url = PublicUrl(settings.bstore)
         self._recipients = Recipients(settings.mail, settings.mail_rcpts)
         self._session: Optional[SmtpSession] = None
         self._state: Optional[MailState] = None
@@ -143,7 +146,8 @@ class MailSink(Sink):
         lacking = [each for each in recipients if each not in sent_to]
         if not lacking:
             return True
-        content = self._writer.format_mail(event, recipients)
+        writer = MailWriter(sender=self._settings.mail_from, public_url=self._public_url.get())
+        content = writer.format_mail(event, recipients)
         self._session = self._session or SmtpSession(self._settings)
         result = self._session.send(self._settings.mail_from, lacking, content)
         self._log_result(notice, result)
@@ -262,12 +266,12 @@ class Recipients:
 class MailWriter:
     """Formats mails. The same event always makes the same mail, so that a duplicate can be recognised.
 
-    The text is the original's, after the first real error. The headers thread the mails of a package on one arch and
-    target, and let a filter sort them.
+    The result, the first real error and what to do come first; then the original's text. The headers thread the mails
+    of a package on one arch and target, and let a filter sort them.
     """
 
     sender: str
-    urls: StoreUrls
+    public_url: str = ""  #: the root of links; empty: there are none
 
     def format_mail(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> bytes:
         text = _builder_body(event) if isinstance(event, BuilderEvent) else self._body(event)
@@ -294,7 +298,7 @@ class MailWriter:
         return [
             ("From", self.sender),
             ("To", ",\r\n ".join(recipients)),
-            ("Subject", subject(event)),
+            ("Subject", _encode_header(subject(event))),
             ("Date", formatdate(event.at or None)),
             ("Message-ID", self._id(f"{event.key}.{event.status}")),
             ("In-Reply-To", thread),
@@ -304,21 +308,19 @@ class MailWriter:
         ]
 
     def _body(self, event: BuildEvent) -> str:
-        """Its text: for a failure what went wrong first, then who, what and where, then the logs' ends."""
-        failure: list[str] = []
-        if event.status != Status.SUCCESS:
-            failure += [f"{event.srpm} for {event.arch}: {event.reason or event.status}", ""]
-            failure += [*event.first_error.splitlines(), ""] if event.first_error else []
+        """Its text: the result, why it failed and what to do; then who, what and when; then the logs' ends."""
         lines = [
-            *failure,
+            *self._summary(event),
+            "",
             "#### Reimzul build results #####",
+            f" Build        : {event.build_id}".rstrip(),
             f" Builder      : {event.builder_fqdn}",
             f" Package      : {event.pkgname} {event.evr}".rstrip(),
-            f" Timestamp    : {event.timestamp}",
+            f" Submitted    : {format_timestamp(event.timestamp)}",
             f" Submitted by : {event.submitter}",
+            f" Finished     : {format_time(event.finished or event.at)}",
             f" Status       : {event.status}",
             *(f" Not built    : {arch}, {why}" for arch, why in sorted(event.skipped.items())),
-            f" Full logs available at {self._logs_url(event)}",
             "",
             "#### Mock output logs ####",
             "    ========== Mock root log ============",
@@ -329,12 +331,30 @@ class MailWriter:
         ]
         return "\n".join(lines) + "\n"
 
-    def _logs_url(self, event: BuildEvent) -> str:
+    def _summary(self, event: BuildEvent) -> Iterator[str]:
+        yield f"{_package(event)} on {event.arch} for {event.target}: {event.status}"
+        if event.status != Status.SUCCESS:
+            yield from (f"  {line}" for line in (event.reason, event.error_line) if line)
+        yield ""
+        yield f"Full logs{self._find_logs(event)}"
+        if event.status != Status.SUCCESS:
+            if event.build_id:
+                yield f"Why it failed:  reimzul explain {event.build_id[:8]}"
+                yield f"Build it again: reimzul retry {event.build_id[:8]} --failed"
+            if event.first_error:
+                yield from ("", *event.first_error.splitlines())
+
+    def _find_logs(self, event: BuildEvent) -> str:
         """Return where the logs are; a worker of the original does not say it, but uploads to a known folder."""
-        if event.url or not (event.pkgname and event.evr and event.timestamp):
-            return event.url or "(nowhere that is known)"
-        place = f"repo/{event.target}/{event.pkgname}/{event.timestamp}/{package_folder(event.evr, event.arch)}"
-        return self.urls.place(place)
+        linked = relink(event, self.public_url)
+        folder = linked.logs_folder
+        if not folder and event.pkgname and event.evr and event.timestamp and not event.build_id:
+            folder = f"repo/{event.target}/{event.pkgname}/{event.timestamp}/{package_folder(event.evr, event.arch)}"
+        link = make_link(self.public_url, folder)
+        if link:
+            return f" available at {link}"
+        where = describe_folder("", folder) or "nowhere that is known"
+        return f" {where}" if where.startswith("on ") else f": {where}"
 
     def _id(self, left: str) -> str:
         return f"<{left}@{self.sender.partition('@')[2] or 'localhost'}>"
@@ -347,7 +367,7 @@ def _encode_header(value: str) -> str:
 
 
 def _builder_body(event: BuilderEvent) -> str:
-    facts = [f"{event.builder}: {event.status}", "", event.reason, ""]
+    facts = [f"{event.builder}: {event.status}, {format_time(event.at)}", "", event.reason, ""]
     if event.status == Status.QUARANTINED:
         facts += [f"It takes no more jobs. `reimzul resume {event.builder}` on the controller lets it back at once."]
     return "\n".join(facts) + "\n"
@@ -356,10 +376,14 @@ def _builder_body(event: BuilderEvent) -> str:
 def subject(event: BuildEvent | BuilderEvent) -> str:
     if isinstance(event, BuilderEvent):
         return f"[reimzul] Builder {event.builder} : {event.status}"
-    return (
-        f"[reimzul] Build task {event.timestamp} {event.srpm} (arch: {event.arch}) target {event.target} "
-        f": {event.status}"
-    )
+    reason = f": {event.reason}" if event.reason and event.status != Status.SUCCESS else ""
+    text = f"[reimzul] {event.status}: {_package(event)} on {event.arch} for {event.target}{reason}"
+    return text if len(text) <= MAX_SUBJECT_LENGTH else f"{text[: MAX_SUBJECT_LENGTH - 3]}..."
+
+
+def _package(event: BuildEvent) -> str:
+    """The package with its version, or its source rpm where no worker has read the header."""
+    return f"{event.pkgname}-{event.evr}" if event.pkgname and event.evr else event.srpm
 
 
 def package_key(event: BuildEvent) -> tuple[str, str, str]:
