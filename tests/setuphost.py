@@ -8,8 +8,10 @@ keeps which units are enabled and run, and writes down what it was asked for.
 from __future__ import annotations
 
 import io
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,35 @@ UNITS = (
     "beanstalkd.service", "nginx.service", "rsync.service", "stunnel@.service", "mosquitto.service",
     "reimzul-notifier.service", "reimzul-repogen-worker@.service", "reimzul-signer.service", "reimzul-worker@.service",
 )  # fmt: skip
+
+#: Debian's own, without some of its comments.
+STOCK_SITE = """\
+# Default server configuration
+#
+server {
+\tlisten 80 default_server;
+\tlisten [::]:80 default_server;
+
+\t# SSL configuration
+\t#
+\t# listen 443 ssl default_server;
+\troot /var/www/html;
+
+\t# Add index.php to the list if you are using PHP
+\tindex index.html index.htm index.nginx-debian.html;
+
+\tserver_name _;
+
+\tlocation / {
+\t\ttry_files $uri $uri/ =404;
+\t}
+
+\t# pass PHP scripts to FastCGI server
+\t#
+\t#location ~ \\.php$ {
+\t#}
+}
+"""
 
 SYSTEMCTL = """\
 #!/usr/bin/env bash
@@ -52,6 +83,14 @@ while read -r kind path _; do [[ $kind != d ]] || mkdir -p "{root}$path"; done <
 """
 
 
+_real_look_up = socket.getaddrinfo
+
+
+def look_up(host: str, *arguments: Any) -> Any:
+    """Names of example.org, and those without a dot, are a farm's hosts; others are asked for really."""
+    return [] if host.endswith(".example.org") or "." not in host else _real_look_up(host, *arguments)
+
+
 class Host:
     """A folder that is a host, and `reimzul setup` run on it."""
 
@@ -61,7 +100,7 @@ class Host:
         for unit in UNITS:
             self.put(f"/usr/lib/systemd/system/{unit}", "[Service]\n[Install]\nWantedBy=multi-user.target\n")
         self.put("/etc/nginx/nginx.conf", "http {\n    include /etc/nginx/conf.d/*.conf;\n}\n")
-        self.put("/etc/nginx/sites-available/default", "server { listen 80; }\n")
+        self.put("/etc/nginx/sites-available/default", STOCK_SITE)
         self.at("/etc/nginx/sites-enabled").mkdir()
         self.at("/etc/nginx/sites-enabled/default").symlink_to("/etc/nginx/sites-available/default")
 
@@ -105,6 +144,7 @@ class Host:
             patch.setattr(sys, "stdin", io.StringIO(given))
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
+            patch.setattr(socket, "getaddrinfo", look_up)
             with pytest.raises(SystemExit) as end:
                 main()
         check_line(["setup", *words], out.getvalue())

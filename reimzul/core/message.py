@@ -292,7 +292,7 @@ class WorkerState:
     BUILDING = "building"
     DRAINING = "draining"  #: builds, and takes no job after that
     DRAINED = "drained"  #: takes no jobs: a person drained it
-    UNFIT = "unfit"  #: takes no jobs: too little disk space, or too much load
+    UNFIT = "unfit"  #: takes no jobs: too little disk space, too much load, no mock or no configurations
     QUARANTINED = "quarantined"  #: takes only a canary, for its faults
 
     ALL = (IDLE, BUILDING, DRAINING, DRAINED, UNFIT, QUARANTINED)

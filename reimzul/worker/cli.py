@@ -58,7 +58,12 @@ def make_worker(settings: Settings, workspace: Workspace, roots: MockRoots) -> W
     host = own.fqdn or local_hostname()
     folders = (own.results, own.mock_roots)
     health = HealthCheck(
-        folders=folders, free_mib=own.min_free_mib, free_inodes=own.min_free_inodes, max_load=own.max_load
+        folders=folders,
+        free_mib=own.min_free_mib,
+        free_inodes=own.min_free_inodes,
+        max_load=own.max_load,
+        mock=own.mock,
+        configs=roots.configs,
     )
     identity = ProcessIdentity(host=host, instance=own_instance(), arches=tuple(tubes), folders=folders, mock=own.mock)
     return Worker(

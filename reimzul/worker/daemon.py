@@ -21,6 +21,7 @@ import attr
 from reimzul.core import control, validators
 from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube, session_tube
 from reimzul.core.builder_backoff import SAME_BUILDER_BACKOFF_SECONDS, compute_backoff
+from reimzul.core.builder_needs import find_missing_configs, find_missing_mock
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.control import ControlFlag
 from reimzul.core.daemon import Daemon, Outcome
@@ -48,6 +49,7 @@ from reimzul.worker.download import SourceDelayed
 from reimzul.worker.error_extractor import FirstError
 from reimzul.worker.job_session import ControlPoller, JobSession
 from reimzul.worker.known_targets import ConfigPuller
+from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
 
@@ -62,6 +64,8 @@ BUILD_STEP = "build"
 RELEASE_DELAY_SECONDS = 5
 #: Seconds before a request that a builder could not build is tried again: so many for each try.
 RETRY_PAUSE_SECONDS = 10
+#: Seconds between pulls of a checkout that lacks mock's configurations.
+CONFIG_PULL_SECONDS = 60
 #: Pauses after attempts that were nobody's fault, one after the other.
 TRANSIENT_BACKOFF = Backoff(10, 300)
 
@@ -74,8 +78,11 @@ class HealthCheck:
     free_mib: int
     free_inodes: int
     max_load: int  #: of the last minute; 0 for any
+    mock: str = ""  #: the program; empty: neither it nor its configurations are checked
+    configs: MockConfigRepo | None = None
     problem: str = attr.field(default="", init=False)  #: why no job is taken now
     _problem_kinds: tuple[str, ...] = attr.field(default=(), init=False)
+    _last_pull: float = attr.field(default=float("-inf"), init=False)
 
     def is_healthy(self) -> bool:
         problems = tuple(self._find_problems())
@@ -97,6 +104,19 @@ class HealthCheck:
         load = os.getloadavg()[0]
         if self.max_load and load > self.max_load:
             yield f"load: {load:.1f}, {self.max_load} is the most"
+        if self.mock and (problem := find_missing_mock(self.mock)):
+            yield problem
+        if self.configs and (problem := self._find_config_problem(self.configs)):
+            yield problem
+
+    def _find_config_problem(self, configs: MockConfigRepo) -> str:
+        """Why no configuration can be used. Only builds pull the checkout, so one that lacks files is pulled here."""
+        problem = find_missing_configs(configs.checkout)
+        if problem and time.monotonic() - self._last_pull > CONFIG_PULL_SECONDS:
+            configs.pull()
+            self._last_pull = time.monotonic()
+            problem = find_missing_configs(configs.checkout)
+        return problem
 
 
 class Worker(Daemon[BuildRequest]):

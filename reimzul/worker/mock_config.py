@@ -20,6 +20,7 @@ from pathlib import Path
 
 import attr
 
+from reimzul.core.builder_needs import REQUIRED_FILES
 from reimzul.core.errors import ProgramFailed, ReimzulError
 from reimzul.core.fs import file_lock, write_atomic
 from reimzul.core.mock_config import SITE_DEFAULTS, MockConfigError, Renderer
@@ -28,8 +29,6 @@ from reimzul.worker.model import BuilderFault
 
 log = logging.getLogger(__name__)
 
-#: What mock wants beside a configuration.
-REQUIRED_FILES = (SITE_DEFAULTS, "logging.ini")
 #: The fields of a branch, of which the one that is checked out has a star before it; one without upstream has two.
 _BRANCH_FORMAT = "%(HEAD) %(objectname) %(upstream:remotename) %(upstream:remoteref)"
 #: Two legs may share a configuration, and are rendered side by side.

@@ -69,6 +69,7 @@ def test_a_farm_that_is_well_has_nothing_that_fails(sick_farm: Farm, name: str) 
     ill = [check for check in told["checks"] if check["level"] == FAIL]
     assert (done.returncode, ill, told["failed"]) == (0, [], 0)
     assert told["roles"] == ["builder" if name == BUILDER else name]
+    assert all(set(check) == {"name", "level", "message", "remedy", "seconds"} for check in told["checks"])
     assert done.stderr == ""
 
 

@@ -90,9 +90,13 @@ def test_a_dry_run_shows_all_and_does_nothing(host: Host) -> None:
     before = host.files()
     shown = host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", given=KEY)
     assert "+connect = c.example.org:13100" in shown
-    assert "stunnel@reimzul enabled" in shown
+    assert "\nwould enable stunnel@reimzul\n" in shown
+    assert "would create /etc/stunnel/reimzul.conf:\n" in shown
+    own = [line for line in shown.splitlines() if line[:1] not in ("+", "-", " ", "@")]
+    assert [line for line in own if not line.startswith("would ")] == [], "nothing has happened"
     assert "ab" * 32 not in shown
     shown = json.loads(host.done("builder", *HOSTS, "--psk-file", "-", "--dry-run", "--json", given=KEY))
+    assert "enable stunnel@reimzul" in [step["message"] for step in shown["steps"]]
     assert "ab" * 32 not in json.dumps(shown)
     assert {file["kind"] for file in shown["files"]} == {"new"}
     assert ["systemctl", "enable", "stunnel@reimzul"] in [step["argv"] for step in shown["steps"]]
@@ -184,7 +188,7 @@ def test_a_failed_step_is_reported_and_repeated_by_the_next_run(host: Host) -> N
     code, _, err = host.setup("controller", "--yes")
     assert code == 1
     assert err == (
-        "reimzul: not nginx restarted: systemctl exited with 1: Job for nginx.service failed. "
+        "reimzul: cannot restart nginx: systemctl exited with 1: Job for nginx.service failed. "
         "(see journalctl -u nginx)\n"
     )
     assert host.calls() == ["daemon-reload", "restart beanstalkd"]  # one that fails stops no other
@@ -227,7 +231,7 @@ def test_a_changed_file_is_shown_and_kept_where_nobody_can_be_asked(host: Host) 
     code, out, err = host.setup("controller")
     assert code == 2
     assert "-# a word of mine" in out
-    assert "/etc/nginx/conf.d/reimzul.conf; --yes replaces them. Nothing was changed" in err
+    assert "/etc/nginx/conf.d/reimzul.conf; --yes replaces or removes them. Nothing was changed" in err
     assert host.text("/etc/nginx/conf.d/reimzul.conf") == mine
     assert host.calls() == []
     host.done("controller", "--yes")
@@ -324,7 +328,8 @@ def test_adding_a_builder_changes_nothing_else(host: Host) -> None:
     assert re.fullmatch(f"b3:{HEX.pattern}\n", out)
     assert out in host.text(roles.ACCEPTED)
     assert not HEX.search(err)
-    assert "  reimzul setup builder --name b3 --controller c.example.org --bstore s.example.org --psk-file -\n" in err
+    peers = "--controller c.example.org --bstore s.example.org"
+    assert f"  reimzul setup builder --name b3 {peers} --mock-configs URL --psk-file -\n" in err
     assert "  reimzul setup bstore --add-builder b3 --psk-file -\n" in err
     assert host.calls() == ["reload stunnel@reimzul"]  # nobody is cut off
 
@@ -332,9 +337,11 @@ def test_adding_a_builder_changes_nothing_else(host: Host) -> None:
 def test_the_commands_that_are_printed_set_the_others_up(new_host: Callable[[str], Host]) -> None:
     hosts = {name: new_host(name) for name in ("controller", "bstore", "b1")}
     code, lines, shown = hosts["controller"].setup(
-        "controller", "--controller", "c.example.org", "--add-bstore", "s.example.org", "--add-builder", "b1"
-    )
+        "controller", "--controller", "c.example.org", "--add-bstore", "s.example.org", "--add-builder", "b1",
+        "--mock-configs", "https://git.example.org/mock_configs",
+    )  # fmt: skip
     assert code == 0
+    assert "--mock-configs https://git.example.org/mock_configs" in shown
     commands = dict(re.findall(r"^on (\S+), .*\n  reimzul setup (.*)$", shown, re.MULTILINE))
     assert set(commands) == {"bstore", "b1"}
     hosts["bstore"].done(*commands["bstore"].split(), given=lines)
@@ -431,7 +438,7 @@ def test_bstores_host_is_the_one_given_last(host: Host) -> None:
     host.done(*ADDED, "--bstore", "192.0.2.7")
     assert ways_of(host) == ["192.0.2.7:11081"]
     err = host.setup("controller", "--add-builder", "b1")[2]
-    assert "--bstore 192.0.2.7 --psk-file -" in err  # known, and printed
+    assert "--bstore 192.0.2.7 --mock-configs URL --psk-file -" in err  # known, and printed
     host.done(*ADDED, "--new-key")
     assert ways_of(host) == ["192.0.2.7:11081"]
     host.calls()
@@ -515,7 +522,9 @@ def test_a_key_made_elsewhere_is_imported(host: Host, tmp_path: Path) -> None:
     assert KEY in host.text(roles.ACCEPTED)
 
 
-@pytest.mark.parametrize("words", [("--psk-file", "-"), ("--new-key",), ("--json",)])
+@pytest.mark.parametrize(
+    "words", [("--psk-file", "-"), ("--new-key",), ("--json",), ("--remove", "--add-builder", "b1")]
+)
 def test_options_that_mean_nothing_alone_are_refused(host: Host, words: tuple[str, ...]) -> None:
     code, _, err = host.setup("controller", *words)
     assert code == 2
@@ -574,3 +583,7 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     host.done("controller")
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])
+    log.unlink()
+    host.done("controller", "--remove", "--yes")
+    closed = [line for line in log.read_text().splitlines() if "--remove-port" in line]
+    assert closed == (["--remove-port=13100/tcp", "--permanent --remove-port=13100/tcp"] if runs else [])

@@ -15,7 +15,10 @@ from reimzul.core.message import BuildEvent
 from tests.events import event
 from tests.setuphost import Host
 
-ADDED = ("controller", "--controller", "c.example.org", "--add-bstore", "s.example.org", "--add-builder", "b1")
+ADDED = (
+    "controller", "--controller", "c.example.org", "--add-bstore", "s.example.org", "--add-builder", "b1",
+    "--mock-configs", "https://git.example.org/mock_configs",
+)  # fmt: skip
 ANY_TIME = 1_800_000_000.0
 
 

@@ -662,6 +662,50 @@ def test_a_builder_without_room_takes_nothing(host: Host, broker: Broker, ears: 
     assert log.read_text().count("takes no jobs now") == 1
 
 
+@pytest.mark.parametrize(
+    ("missing", "why"),
+    [
+        ("mock", "mock is not installed: there is no program {mock}"),
+        ("checkout", "no mock configurations: {checkout}/mock does not exist"),
+        ("checkout/mock/logging.ini", "no mock configurations: {checkout}/mock has no logging.ini"),
+    ],
+)
+def test_a_builder_without_mock_or_configurations_is_unfit_until_they_are_there(
+    host: Host, broker: Broker, ears: Ears, missing: str, why: str
+) -> None:
+    path = host.mock.path if missing == "mock" else host.folder / missing
+    path.rename(host.folder / "away")
+    put(broker, request("plain"))
+    host.start(presence=1)
+    expected = why.format(mock=host.mock.path, checkout=host.configs.parent)
+    until(lambda: any(beat["state"] == "unfit" for beat in (ears.listen(), ears.present)[1]), 20, "it is unfit")
+    (unfit, *_) = [beat for beat in ears.present if beat["state"] == "unfit"]
+    assert unfit["why"] == f"this builder takes no jobs now: {expected}"
+    assert broker.tube_stats("x86_64").ready == 1, "no try is wasted"
+    (host.folder / "away").rename(path)
+    (event,) = ears.wait(1, "Success")
+    assert event["builder_fqdn"] == "b1.example.org"
+    assert not ears.events("Queued"), "it was never put again"
+
+
+def test_a_checkout_that_lacks_configurations_is_pulled_by_the_unfit_builder(
+    host: Host, broker: Broker, ears: Ears
+) -> None:
+    upstream, checkout = host.folder / "upstream", host.configs.parent
+    identity = ("-c", "user.name=a test", "-c", "user.email=test@farm.test")
+    subprocess.run(["git", "init", "--quiet", upstream], check=True)
+    subprocess.run(["git", "-C", upstream, *identity, "commit", "-qm", "empty", "--allow-empty"], check=True)
+    host.configs.rename(upstream / "mock")
+    checkout.rmdir()
+    subprocess.run(["git", "clone", "--quiet", upstream, checkout], check=True)
+    subprocess.run(["git", "-C", upstream, "add", "mock"], check=True)
+    subprocess.run(["git", "-C", upstream, *identity, "commit", "--quiet", "--message", "two"], check=True)
+    put(broker, request("plain"))
+    host.start()
+    (event,) = ears.wait(1, "Success")
+    assert event["builder_fqdn"] == "b1.example.org"
+
+
 def test_the_root_a_killed_worker_left_is_cleaned_at_the_next_start(host: Host, broker: Broker, ears: Ears) -> None:
     (host.configs / "c9.i386.cfg").unlink()
     host.mock.plan("c9.x86_64", until=["never"])

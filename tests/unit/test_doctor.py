@@ -271,7 +271,7 @@ def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("days", "level"), [(-1, FAIL), (3, WARN), (30, OK)])
 def test_a_certificate_is_warned_of_before_it_ends(days: int, level: str) -> None:
     now = datetime.now(timezone.utc).timestamp()
-    assert controller.judge_expiry(now + days * 86400, "ca.pem").level == level
+    assert controller.judge_expiry(now + days * 86400, "ca.pem", "renew it").level == level
 
 
 @pytest.mark.parametrize(
@@ -302,6 +302,26 @@ def test_addresses_of_proc_net_tcp_are_read(text: str, order: str, address: tupl
 )
 def test_a_unit_has_to_run_and_to_come_back(properties: dict[str, str], levels: list[str]) -> None:
     assert [result.level for result in services.find_unit_problems({"Id": "x.service", **properties})] == levels
+
+
+@pytest.mark.parametrize(
+    ("properties", "hint"),
+    [
+        ({"ActiveState": "inactive"}, "systemctl start x; journalctl -u x"),
+        ({"ActiveState": "failed"}, "systemctl reset-failed x; systemctl start x; journalctl -u x"),
+        (
+            {"ActiveState": "inactive", "UnitFileState": "masked"},
+            "systemctl unmask x; systemctl start x; journalctl -u x",
+        ),
+        (
+            {"ActiveState": "active", "UnitFileState": "masked"},
+            "systemctl unmask x; systemctl enable --now x",
+        ),
+    ],
+)
+def test_a_unit_is_brought_up_by_what_its_state_allows(properties: dict[str, str], hint: str) -> None:
+    first, *_ = services.find_unit_problems({"Id": "x.service", "LoadState": "loaded", **properties})
+    assert first.hint == hint
 
 
 def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:

@@ -404,7 +404,7 @@ def test_of_a_secret_only_its_size_is_shown_and_nothing_is_kept(system: System) 
     (change,) = compare(system, [FileSpec(path="/k", text=f"b1:{TWO}\nb2:{TWO}\n", mode=0o600, secret=True)])
     assert (change.needs_consent, change.backup_path) == (False, "")
     assert list(change.lines()) == [
-        "/k: 2 secret lines added", "/k: 1 secret line removed",
+        "+2 secret lines", "-1 secret line",
     ]  # fmt: skip
     files.write(system, change)
     assert [path.name for path in system.root.iterdir()] == ["k"]
@@ -413,7 +413,7 @@ def test_of_a_secret_only_its_size_is_shown_and_nothing_is_kept(system: System) 
 def test_a_mode_that_is_too_open_is_corrected(system: System) -> None:
     put(system, "/k", "x\n", 0o644)
     (change,) = compare(system, [FileSpec(path="/k", text="x\n", mode=0o600, secret=True)])
-    assert list(change.lines()) == ["/k: mode 644 becomes 600"]
+    assert list(change.lines()) == ["mode 644 -> 600"]
     files.write(system, change)
     assert system.mode("/k") == 0o600
 
@@ -583,7 +583,8 @@ def test_two_set_ups_at_once_are_refused(system: System) -> None:
 
 @pytest.mark.parametrize("url", ["https://git.example.org/mock_configs", "git@example.org:mock.git", "/srv/git/mock"])
 def test_a_repository_is_cloned_as_the_user_who_pulls_it(tmp_path: Path, url: str) -> None:
-    (step,) = clone_steps(System(root=tmp_path, running=True), url)
+    make, step = clone_steps(System(root=tmp_path, running=True), url)
+    assert make.argv == ("install", "-d", "-o", "reimzul", "-g", "reimzul", "/srv/reimzul/mock_configs")
     assert step.argv[:4] == ("runuser", "-u", "reimzul", "--")
     assert step.argv[-3:] == ("--", url, "/srv/reimzul/mock_configs")
 

@@ -11,6 +11,7 @@ import contextlib
 import grp
 import json
 import os
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -20,14 +21,12 @@ from reimzul.admin.doctor.host import READ, Host, user_can
 from reimzul.admin.doctor.services import connect
 from reimzul.core import mock_config
 from reimzul.core.arch import Arches, read_arches
+from reimzul.core.builder_needs import STANDIN, find_missing_configs, is_standin, list_missing_packages
 from reimzul.core.control import drain_flag
 from reimzul.core.errors import ProgramFailed, ReimzulError, TimedOut
 from reimzul.core.mock_config import CONF_KEYS, Repository, farm_urls, list_repositories, user_files
 from reimzul.core.store_paths import StoreUrls
 
-#: Files that must be in the folder of mock's configurations.
-REQUIRED_FILES = ("site-defaults.cfg", "logging.ini")
-STANDIN = "reimzul-standin-mock"
 MOCK_GROUP = "mock"
 #: Options that a user's own mock configuration must not set: mock reads it after the target's.
 _OVERRIDING_OPTIONS = ("metadata_expire", *CONF_KEYS)
@@ -36,39 +35,75 @@ _OVERRIDING_OPTIONS = ("metadata_expire", *CONF_KEYS)
 checks = CheckGroup()
 
 
+#: How to get mock, and what a builder without it can use.
+_INSTALL_MOCK = (
+    'Fedora, Enterprise Linux: dnf install mock; elsewhere see "Where there is no mock" in docs/install-builder.md'
+)
+
+
 def _uses_standin(host: Host) -> bool:
-    return Path(host.settings.worker.mock).name == STANDIN
+    return is_standin(host.settings.worker.mock)
 
 
 @checks.add("mock")
-def _check_mock(host: Host) -> Result:
+def _check_mock(host: Host) -> Iterator[Result]:
     mock = host.settings.worker.mock
+    if shutil.which(mock) is None:
+        yield fail(f"{mock} is not installed, so the workers take no job", _hint_for_missing_mock(mock))
+        return
+    if _uses_standin(host) and (packages := list_missing_packages()):
+        yield fail(
+            f"the workers take no job: {STANDIN} lacks what it builds with", f"apt-get install {' '.join(packages)}"
+        )
     try:
         version = host.run_as_user(mock, "--version").strip()
     except (ProgramFailed, TimedOut) as error:
-        return fail(f"{mock} fails for user {host.user}: {error}", f"try: runuser -u {host.user} -- {mock} --version")
-    except ReimzulError as error:
-        return fail(str(error), "install mock, or correct [worker] mock")
-    recommend(
-        not _uses_standin(host),
-        f"{mock} builds with this host's own rpmbuild, and isolates nothing",
-        "to build packages for others, install mock and set [worker] mock = mock",
-    )
-    return ok(f"{Path(mock).name} {version}, run by {host.user}")
+        yield fail(f"{mock} fails for user {host.user}: {error}", _hint_for_failing_mock(host))
+        return
+    if _uses_standin(host):
+        yield warn(
+            f"{mock} builds with this host's own rpmbuild, and isolates nothing",
+            "to build packages for others, use a builder with mock and [worker] mock = mock",
+        )
+    yield ok(f"{Path(mock).name} {version}, run by {host.user}")
 
 
-@checks.add("mock.group", applies=lambda host: not _uses_standin(host))
+def _hint_for_missing_mock(mock: str) -> str:
+    if is_standin(mock):
+        return 'copy it from the checkout, as "Where there is no mock" in docs/install-builder.md has it'
+    if Path(mock).name != "mock" and shutil.which("mock"):
+        return "mock is installed here: reimzul setup builder --set worker.mock=mock"
+    return _INSTALL_MOCK
+
+
+def _hint_for_failing_mock(host: Host) -> str:
+    """mock ends at once for a user who is not in its group, and the check of the group has the remedy."""
+    if not _uses_standin(host) and not _is_in_mock_group(host):
+        return "put the user into mock's group first (mock.group)"
+    return "read its message; reinstall mock if it is damaged: dnf reinstall mock mock-core-configs"
+
+
+@checks.add("mock.group", applies=lambda host: not _uses_standin(host) and shutil.which(host.settings.worker.mock))
 def _check_group(host: Host) -> Result:
     user = host.require_user("make install ROLE=builder")
     if user.pw_uid == 0:
         return ok(f"{host.user} needs no group")
     hint = f"usermod --append --groups {MOCK_GROUP} {host.user}; systemctl restart 'reimzul-worker@*'"
-    try:
-        is_member = grp.getgrnam(MOCK_GROUP).gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
-    except KeyError:
-        return fail(f"group {MOCK_GROUP} does not exist", f"install mock, then: {hint}")
-    require(is_member, f"user {host.user} is not in group {MOCK_GROUP}", hint)
+    if not _has_mock_group():
+        return fail(f"group {MOCK_GROUP} does not exist", f"groupadd --system {MOCK_GROUP}; {hint}")
+    require(_is_in_mock_group(host), f"user {host.user} is not in group {MOCK_GROUP}", hint)
     return ok(f"{host.user} is in group {MOCK_GROUP}")
+
+
+def _has_mock_group() -> bool:
+    return any(group.gr_name == MOCK_GROUP for group in grp.getgrall())
+
+
+def _is_in_mock_group(host: Host) -> bool:
+    user = host.user_entry
+    if user is None or not _has_mock_group():
+        return False
+    return user.pw_uid == 0 or grp.getgrnam(MOCK_GROUP).gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 # --- the checkout of mock's configurations
@@ -78,15 +113,15 @@ def _check_group(host: Host) -> Result:
 def _check_configs(host: Host) -> Result:
     checkout = host.settings.worker.mock_configs
     folder = checkout / "mock"
-    clone_hint = f"runuser -u {host.user} -- git clone <your repository of configurations> {checkout}"
-    require(folder.is_dir(), f"{folder} does not exist", clone_hint)
-    if missing := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
-        return fail(f"{folder} has no {' and no '.join(missing)}", "copy them from /etc/mock, and commit them")
+    if problem := find_missing_configs(checkout):
+        return fail(f"the workers take no job: {problem}", _hint_for_missing_configs(checkout))
     user = host.user_entry
     files = sorted(file for file in folder.iterdir() if file.is_file())
     if unreadable := [file.name for file in files if user is not None and not user_can(user, file, READ)]:
-        return fail(f"user {host.user} cannot read {', '.join(unreadable)}", f"chown -R {host.user} {checkout}")
-    recommend((checkout / ".git").exists(), f"{checkout} is not a git checkout, so it is never updated", clone_hint)
+        return fail(f"user {host.user} cannot read {', '.join(unreadable)}", f"chown -R {host.user}: {checkout}")
+    recommend(
+        (checkout / ".git").exists(), f"{checkout} is not a git checkout, so it is never updated", _clone_hint(checkout)
+    )
     require(
         user is None or checkout.stat().st_uid == user.pw_uid,
         f"{checkout} does not belong to {host.user}, so git refuses to pull it",
@@ -99,9 +134,21 @@ def _check_configs(host: Host) -> Result:
     recommend(
         not changed,
         f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}",
-        f"git -C {checkout} diff; a pull that changes these files fails",
+        f"runuser -u {host.user} -- git -C {checkout} checkout -- . (git -C {checkout} diff shows what that drops)",
     )
     return ok(_count_targets(host, folder))
+
+
+def _hint_for_missing_configs(checkout: Path) -> str:
+    if (checkout / ".git").exists():
+        return f"commit the missing files to the repository of {checkout} (/etc/mock has samples), and push them"
+    return _clone_hint(checkout)
+
+
+def _clone_hint(checkout: Path) -> str:
+    """git clones into an empty folder alone."""
+    away = f"mv {checkout} {checkout}.old; " if checkout.is_dir() and any(checkout.iterdir()) else ""
+    return f"{away}reimzul setup builder --mock-configs URL, with the URL of your git repository of configurations"
 
 
 def _count_targets(host: Host, folder: Path) -> str:
@@ -224,7 +271,8 @@ def _check_remote(host: Host) -> Result:
     except ReimzulError as error:
         return warn(
             f"git cannot pull the configurations: {error}; builds go on with the last state",
-            f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only",
+            f"correct its URL: runuser -u {host.user} -- git -C {checkout} remote set-url origin URL; a key goes into "
+            f"{host.user_entry.pw_dir if host.user_entry else '~'}/.ssh",
         )
     return ok("git can pull the configurations")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import platform
 import pwd
@@ -19,7 +20,19 @@ import attr
 
 from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
-from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, recommend, require, warn
+from reimzul.admin.doctor import (
+    Check,
+    CheckGroup,
+    Misconfigured,
+    Result,
+    fail,
+    install_hint,
+    is_root,
+    ok,
+    recommend,
+    require,
+    warn,
+)
 from reimzul.admin.health import FULL, LOW
 from reimzul.core.cli import local_hostname
 from reimzul.core.config import DEFAULT_FILE
@@ -44,19 +57,26 @@ _SETTINGS = {CONTROLLER: ("history", "notifier", "mqtt", "mail"), BUILDER: ("wor
 PROGRAM_TIMEOUT_SECONDS = 12.0
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
 #: The programs each role needs, and their packages: Debian's name, then Fedora's and EL's if it differs.
-NEEDED = {
-    CONTROLLER: {"rpmbuild": "rpm (Fedora, EL: rpm-build), for reimzul doctor --canary alone"},
-    BUILDER: {"git": "git", "rsync": "rsync"},
-    BSTORE: {"rsync": "rsync"},
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    CONTROLLER: {"rpmbuild": ("rpm", "rpm-build")},  # for reimzul doctor --canary alone
+    BUILDER: {"git": ("git",), "rsync": ("rsync",)},
+    BSTORE: {"rsync": ("rsync",)},
 }
 #: Folders with system programs, which are missing in an ordinary user's PATH.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 #: A URL with a password, as `[history] url` may have; all other passwords are in files of their own.
 _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
+
+_FREE_SPACE = "free some space (du -xh -d 2 {folder} | sort -h shows what takes it)"
+
 #: A complete upload that repogen has not taken for this long is reported. Repogen itself scans the spool hourly.
 STUCK_UPLOAD_SECONDS = 2 * 3600
 #: The prefix of doctor's test folder in spool/, see `services`.
 UPLOAD_PREFIX = "doctor."
+
+_NEW_EVENT_KEY = (
+    "on the controller: reimzul setup controller --new-event-key; then the command that it prints, on bstore"
+)
 
 # --- the host and its roles
 
@@ -167,10 +187,19 @@ def check_writable(host: Host, folder: Path) -> Result:
         require(
             not _is_read_only(folder),
             f"{folder} is on a file system that is mounted read-only",
-            "look into the kernel's log (dmesg)",
+            f"dmesg says why; then: mount --options remount,rw --target {folder}",
         )
-        raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+        raise Misconfigured(f"user {host.user} cannot write to {folder}", _hint_for_access(user, folder))
     return ok(str(folder))
+
+
+def _hint_for_access(user: pwd.struct_passwd, folder: Path) -> str:
+    """How a user gets access to a folder: by each folder above it first."""
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    closed = [each for each in folder.resolve().parents if not _grants(each.stat(), user.pw_uid, groups, ENTER)]
+    if closed:
+        return f"chmod o+x {' '.join(map(str, reversed(closed)))}"
+    return f"chown {user.pw_name} {folder}; chmod u+rwx {folder}"
 
 
 # --- checks of every host
@@ -190,7 +219,8 @@ def _check_settings(host: Host) -> Iterator[Result]:
         yield from map(warn, find_warnings(host.settings))
     file = host.file
     if file and host.user_entry and not user_can(host.user_entry, file, READ):
-        yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
+        group = grp.getgrgid(host.user_entry.pw_gid).gr_name
+        yield fail(f"user {host.user} cannot read {file}", f"chgrp {group} {file}; chmod 640 {file}")
     if file and file.stat().st_mode & stat.S_IROTH and _CREDENTIALS.search(file.read_text(encoding="utf-8")):
         yield warn(f"{file} contains a URL with a password, and every user can read it", f"chmod 640 {file}")
     yield ok(str(file) if file else f"there is no {DEFAULT_FILE}: the defaults apply")
@@ -198,14 +228,14 @@ def _check_settings(host: Host) -> Iterator[Result]:
 
 @checks.add("programs")
 def _check_programs(host: Host) -> Iterator[Result]:
-    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
+    needed = {name: packages for role in host.roles for name, packages in NEEDED[role].items()}
     if host.stunnel.sections:
-        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
+        needed["stunnel"] = ("stunnel4", "stunnel")
     path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
-    for name, package in needed.items():
+    for name, packages in needed.items():
         if shutil.which(name, path=path) is None:
             report = warn if name == "rpmbuild" else fail  # only the canary needs rpmbuild
-            yield report(f"{name} is not installed", f"install {package}")
+            yield report(f"{name} is not installed", install_hint(*packages))
     yield ok(", ".join(needed))
 
 
@@ -214,7 +244,7 @@ def _check_rpm(_: Host) -> Result:
     try:
         import_rpm()
     except ProgramNotFound as error:
-        return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
+        return fail(str(error), f"{install_hint('python3-rpm')}; make install")
     return ok("Python can import the rpm bindings")
 
 
@@ -225,8 +255,8 @@ def _check_event_key(host: Host) -> Iterator[Result]:
         yield ok("a key of events protects nothing here: workers run on this host, as the same user")
         return
     if path is None:
-        hint = "on the controller: reimzul setup controller --new-event-key; then the command that it prints, on bstore"
-        yield warn("events are not signed: whoever has a builder's key can announce a build as published", hint)
+        message = "events are not signed: whoever has a builder's key can announce a build as published"
+        yield warn(message, _NEW_EVENT_KEY)
         return
     if path.exists():
         path.open().close()  # an ordinary user is not permitted
@@ -235,7 +265,11 @@ def _check_event_key(host: Host) -> Iterator[Result]:
         require(not status.st_mode & stat.S_IRWXO, f"every user can read {path}", hint)
         if status.st_mode & stat.S_IRGRP and host.user_entry and status.st_gid == host.user_entry.pw_gid:
             yield fail(f"all daemons can read {path}: its group is that of {host.user}", f"chgrp reimzul-store {path}")
-    keys = EventKeys.load(path).keys
+    try:
+        keys = EventKeys.load(path).keys
+    except ReimzulError as error:
+        yield fail(str(error), _NEW_EVENT_KEY)
+        return
     ending = [f"key {key.number} until {key.until}" for key in keys if key.until]
     yield ok("; ".join([f"events are signed by key {max(key.number for key in keys)}", *ending]))
 
@@ -265,12 +299,14 @@ def _check_disk(host: Host, role: str, folder: Path) -> Result:
         require(
             not lacking,
             f"the workers take no job: {lacking}",
-            "free some space, or lower [worker] min_free_mib or min_free_inodes",
+            f"{_FREE_SPACE.format(folder=folder)}; or lower [worker] min_free_mib or min_free_inodes: "
+            f"reimzul setup builder --set worker.min_free_mib=N",
         )
     else:
         lacking, scarce = ("; ".join(free.shortfalls(*limits)) for limits in (FULL, LOW))
-        require(not lacking, lacking, "free some space")
-        recommend(not scarce, scarce, "free some space soon")
+        hint = _FREE_SPACE.format(folder=folder) + ("; reimzul prune removes old builds" if role == BSTORE else "")
+        require(not lacking, lacking, hint)
+        recommend(not scarce, scarce, hint)
     return ok(format_size(free.mib << 20) + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")
 
 
@@ -286,7 +322,8 @@ def _check_createrepo(host: Host) -> Result:
     try:
         version = host.run_as_user(program, "--version").strip()
     except ReimzulError as error:
-        return fail(str(error), "install createrepo_c (Debian: createrepo-c), or correct [repogen] createrepo_c")
+        hint = "reimzul setup bstore --set repogen.createrepo_c=createrepo_c"
+        return fail(str(error), hint if shutil.which("createrepo_c") else install_hint("createrepo-c", "createrepo_c"))
     return ok(version.splitlines()[0] if version else program)
 
 

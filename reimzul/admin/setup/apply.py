@@ -14,12 +14,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Callable
 
 import attr
 import click
 
 from reimzul.admin.output import print_json
-from reimzul.admin.setup import files
+from reimzul.admin.setup import files, roles
 from reimzul.admin.setup.files import FileDiff, RootNeeded, System, unit_file
 from reimzul.admin.setup.roles import Plan, Step
 from reimzul.core.errors import EXIT_USAGE, ReimzulError
@@ -56,6 +57,7 @@ class SetupWork:
 
     diffs: Sequence[FileDiff]
     removed: Sequence[str]
+    foreign: Sequence[str] = ()  #: of the removed files, those that a person wrote or changed
     pending: Mapping[str, str]  #: units that still run with the files of before: unit -> `restart` or `reload`
     steps: Sequence[Step]
 
@@ -112,8 +114,9 @@ def prepare(system: System, plan: Plan, lock: int | None, first: Iterable[Step] 
     }
     paths = [*plan.removed, *(diff.spec.path for diff in diffs)]
     reread = bool(pending) or any(path.startswith("/etc/systemd/system/") for path in paths)
-    steps = [*first, *_firewall_steps(system, plan.ports), *_unit_steps(system, plan, affected, reread)]
-    return SetupWork(diffs=diffs, removed=list(plan.removed), pending=affected, steps=steps)
+    steps = [*first, *firewall_steps(system, plan.ports), *_unit_steps(system, plan, affected, reread)]
+    foreign = [path for path in plan.removed if roles.is_foreign(system, path)]
+    return SetupWork(diffs=diffs, removed=list(plan.removed), foreign=foreign, pending=affected, steps=steps)
 
 
 # --- show and agree
@@ -135,23 +138,28 @@ def show(work: SetupWork, options: ApplyOptions) -> None:
         print_json({"files": changed, "removed": list(work.removed), "steps": steps})
         return
     options.print(
-        *(line for diff in work.diffs for line in diff.lines()),
-        *(f"{path}: removed" for path in work.removed),
-        *(step.description for step in work.steps),
+        *(line for diff in work.diffs for line in (f"would {diff.action} {diff.spec.path}:", *diff.lines())),
+        *(f"would remove {path}" for path in work.removed),
+        *(f"would {step.description}" for step in work.steps),
         *([] if work else ["nothing to do"]),
     )
 
 
-def require_consent(work: SetupWork, options: ApplyOptions) -> None:
-    """Ask before a person's text is replaced. Raises `MissingAnswer`, and `ReimzulError` where the answer is no."""
-    unclear = [diff for diff in work.diffs if diff.needs_consent]
-    if not unclear or options.yes:
+def require_consent(system: System, work: SetupWork, options: ApplyOptions) -> None:
+    """Ask before a person's text is replaced or removed.
+
+    Raises `MissingAnswer`, and `ReimzulError` where the answer is no.
+    """
+    replaced = [diff for diff in work.diffs if diff.needs_consent]
+    if options.yes or not (replaced or work.foreign):
         return
-    options.print(*(line for diff in unclear for line in diff.lines()))
-    names = ", ".join(diff.spec.path for diff in unclear)
+    options.print(*(line for diff in replaced for line in diff.lines()))
+    for path in work.foreign:
+        options.print(f"{path}, to be removed:", *(f"-{row}" for row in roles.read_site(system, path).splitlines()))
+    names = ", ".join([*(diff.spec.path for diff in replaced), *work.foreign])
     if not sys.stdin.isatty():
-        raise MissingAnswer(f"changed by a person: {names}; --yes replaces them. Nothing was changed")
-    if not click.confirm(f"Replace {names}?", err=True):
+        raise MissingAnswer(f"changed by a person: {names}; --yes replaces or removes them. Nothing was changed")
+    if not click.confirm(f"{'Replace' if replaced else 'Remove'} {names}?", err=True):
         raise ReimzulError("nothing was changed")
 
 
@@ -164,38 +172,45 @@ def write_files(system: System, work: SetupWork, options: ApplyOptions, lock: in
         write_pending(lock, work.pending)
     for diff in work.diffs:
         backup = files.write(system, diff)
-        if diff.spec.secret and diff.kind != "mode":
-            options.print(*diff.lines())
-        else:
-            options.print(f"wrote {diff.spec.path}" + (f" (backup: {backup})" if backup else ""))
+        notes = [f"backup: {backup}"] if backup else list(diff.lines()) if diff.spec.secret else []
+        options.print(f"wrote {diff.spec.path}" + (f" ({', '.join(notes)})" if notes else ""))
         if diff.spec.then and system.root == Path("/"):
             output_of(diff.spec.then, timeout=COMMAND_TIMEOUT)
     files.save_checksums(system, work.diffs)
     for path in work.removed:
-        with files.translate_write_errors(path):
-            system.resolve(path).unlink()
-        options.print(f"removed {path}")
+        backup = files.remove(system, path, keep=path in work.foreign)
+        options.print(f"removed {path}" + (f" (backup: {backup})" if backup else ""))
 
 
 def run_steps(system: System, work: SetupWork, options: ApplyOptions, lock: int) -> None:
     """Run all steps; one that fails stops no other. Raises `ReimzulError` with all that failed."""
-    failures, pending = [], dict(work.pending)
-    for step in work.steps:
-        try:
-            _run_step(step)
-            options.print(step.description)
-            if step.unit:
-                pending.pop(step.unit, None)
-                write_pending(lock, pending)
-        except ReimzulError as error:
-            failures.append(f"not {step.description}: {error}")
-    if failures:
+    pending = dict(work.pending)
+
+    def forget_unit(step: Step) -> None:
+        if step.unit:
+            pending.pop(step.unit, None)
+            write_pending(lock, pending)
+
+    if failures := list(try_steps(work.steps, options, forget_unit)):
         raise ReimzulError("\n".join(failures))
     write_pending(lock, {})
     if not work:
         options.print("nothing to do")
     elif not system.running:
         options.print("systemd does not run here: enabled units start at the next boot")
+
+
+def try_steps(
+    steps: Iterable[Step], options: ApplyOptions, when_done: Callable[[Step], None] = lambda _: None
+) -> Iterator[str]:
+    """Run all steps, and yield what failed."""
+    for step in steps:
+        try:
+            _run_step(step)
+            options.print(step.done_text)
+            when_done(step)
+        except ReimzulError as error:
+            yield f"cannot {step.description}: {error}"
 
 
 def _run_step(step: Step) -> None:
@@ -214,11 +229,11 @@ def _run_step(step: Step) -> None:
 def _unit_steps(system: System, plan: Plan, affected: Mapping[str, str], reread: bool) -> Iterator[Step]:
     """Disable, enable, start, restart and reload units, where needed. `reread`: files of units have changed."""
     if system.running and reread:
-        yield Step(argv=("systemctl", "daemon-reload"), description="systemd's units reloaded")
+        yield Step(argv=("systemctl", "daemon-reload"), description="reload systemd's units")
     for unit in plan.unwanted:
         yield _unit_step(system, "disable", unit, *(("--now",) if system.running else ()))
     for unit in plan.units:
-        if run([*_systemctl(system), "is-enabled", "--quiet", unit], timeout=COMMAND_TIMEOUT) != 0:
+        if run([*systemctl(system), "is-enabled", "--quiet", unit], timeout=COMMAND_TIMEOUT) != 0:
             yield _unit_step(system, "enable", unit)
     if system.running:
         others = sorted(unit for unit in affected if affected[unit] == "restart" and unit not in plan.units)
@@ -239,8 +254,8 @@ def _needed_verb(unit: str, wanted: str) -> str:
 
 def _unit_step(system: System, verb: str, unit: str, *options: str) -> Step:
     return Step(
-        argv=(*_systemctl(system), verb, *options, unit),
-        description=f"{unit} {verb}{'d' if verb.endswith('e') else 'ed'}",
+        argv=(*systemctl(system), verb, *options, unit),
+        description=f"{verb} {unit}",
         hint=f"journalctl -u {unit}",
         unit=unit if verb in ("start", "restart", "reload") else "",
     )
@@ -250,19 +265,19 @@ def _property(unit: str, name: str) -> str:
     return output_of(["systemctl", "show", f"--property={name}", "--value", unit], timeout=COMMAND_TIMEOUT).strip()
 
 
-def _systemctl(system: System) -> tuple[str, ...]:
+def systemctl(system: System) -> tuple[str, ...]:
     return ("systemctl",) if system.running else ("systemctl", f"--root={system.root}")
 
 
-def _firewall_steps(system: System, ports: Sequence[int]) -> Iterator[Step]:
-    """Open the ports that are still closed, now and for good; no steps where firewalld does not run."""
+def firewall_steps(system: System, ports: Sequence[int], close: bool = False) -> Iterator[Step]:
+    """Open the ports that are still closed, or close the open ones, now and for good; nothing without firewalld."""
     if not ports or not system.running or not shutil.which(_FIREWALL) or not _firewall_agrees("--state"):
         return
     for port in ports:
         for lasting, when in (((), "now"), (("--permanent",), "for good")):
-            if not _firewall_agrees(*lasting, f"--query-port={port}/tcp"):
-                argv = (_FIREWALL, *lasting, f"--add-port={port}/tcp")
-                yield Step(argv=argv, description=f"port {port} opened {when} in firewalld")
+            if _firewall_agrees(*lasting, f"--query-port={port}/tcp") == close:
+                argv = (_FIREWALL, *lasting, f"--{'remove' if close else 'add'}-port={port}/tcp")
+                yield Step(argv=argv, description=f"{'close' if close else 'open'} port {port} {when} in firewalld")
 
 
 def _firewall_agrees(*arguments: str) -> bool:

@@ -13,14 +13,14 @@ import attr
 import click
 
 from reimzul.admin.output import NearestGroup, print_json
-from reimzul.admin.setup import apply, ini, mqtt, psk, roles
+from reimzul.admin.setup import apply, ini, mqtt, psk, removal, roles, verify
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
 from reimzul.admin.setup.files import RootNeeded, System
 from reimzul.admin.setup.psk import CONTROLLER, KeyChanges, KeyResult
 from reimzul.admin.setup.roles import Plan, RoleOptions, Step
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES, local_hostname
-from reimzul.core.errors import InputError
+from reimzul.core.errors import EXIT_FAILED, InputError
 
 #: The most instances by default, as in the original's README; builders with few cores get fewer.
 DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
@@ -29,7 +29,10 @@ DEFAULT_WORKERS, DEFAULT_REPOGEN_WORKERS = 4, 3
 def _common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing."),
-        click.option("--yes", is_flag=True, help="Replace changed files without asking."),
+        click.option(
+            "--remove", "removes", is_flag=True, help="Stop and disable the role's units; remove what setup wrote."
+        ),
+        click.option("--yes", is_flag=True, help="Do not ask: replace changed files, change a name, remove the role."),
         click.option("--json", "as_json", is_flag=True, help="With --dry-run or --list: print JSON."),
         click.option(
             "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE",
@@ -74,13 +77,15 @@ def command() -> None:
     """Set this host up for its role: configurations, keys, units. Safe to run again.
 
     Changes to existing files are shown, and need consent. Re-running changes only what differs, and restarts only the
-    services affected.
+    services affected. At the end it prints what reimzul doctor finds to fail on this host; the exit code is 1 then.
 
     \b
     Examples:
       reimzul setup controller --add-bstore bstore.example.org --add-builder b1
       reimzul setup bstore --controller controller.example.org --psk-file -
-      reimzul setup builder --controller controller.example.org --bstore bstore.example.org --psk-file -
+      reimzul setup builder --controller controller.example.org --bstore bstore.example.org --psk-file - \\
+        --mock-configs https://git.example.org/mock_configs
+      reimzul setup builder --remove --dry-run
     """
 
 
@@ -91,17 +96,19 @@ def command() -> None:
 @click.option("--controller", metavar="HOST", help="This host's name as the others know it, for the lines printed.")
 @click.option("--bstore", metavar="HOST", help="bstore's host name, if it is not the NAME of --add-bstore.")
 @_public_url_option
+@click.option("--mock-configs", metavar="URL", help="For the builders' lines printed: mock's configurations, in git.")
 @click.option("--mqtt", "with_mqtt", is_flag=True, help="Set up mosquitto, its certificates, and [mqtt].")
 @click.option("--mqtt-listen", metavar="ADDRESS", help="Where mosquitto listens, if not on loopback: 0.0.0.0 is all.")
 def controller(
-    add_bstore: str | None, controller: str | None, bstore: str | None, public_url: str | None, with_mqtt: bool,
-    mqtt_listen: str | None, **given: Any,
-) -> None:  # fmt: skip
+    add_bstore: str | None, controller: str | None, bstore: str | None, mock_configs: str | None,
+    public_url: str | None, with_mqtt: bool, mqtt_listen: str | None, **given: Any,
+) -> int:  # fmt: skip
     """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier.
 
-    The key of each host is made here: --add-builder and --add-bstore print it once, a line each, on stdout. The
-    commands to run with it on the other hosts are printed on stderr. On a host that is set up they change only the
-    keys. Adding bstore also makes the controller's own key, by which it reads the store: bstore needs that line too.
+    The key of each host is made here: --add-builder and --add-bstore print it once, a line each, on stdout. What each
+    key is, and the commands to run with it on the other hosts, are printed on stderr. On a host that is set up they
+    change only the keys. Adding bstore also makes the controller's own key, by which it reads the store: bstore needs
+    that line too.
 
     \b
     Examples:
@@ -111,9 +118,8 @@ def controller(
       reimzul setup controller --list
     """
     setup = _SetupRun("controller", add_bstore=add_bstore, **given, public_url=public_url)
-    if setup.given["list_keys"]:
-        setup.print_owners()
-        return
+    if setup.is_answered():
+        return 0
     result, own = setup.change_controller_keys(add_bstore)
     event_keys, made = setup.change_event_keys(add_bstore in result.made)
     result = attr.evolve(result, made={**result.made, **({psk.EVENTS: made} if made else {})})
@@ -124,16 +130,21 @@ def controller(
     }
     if bstore and not (own.keys or setup.given["add_builder"]):
         raise click.UsageError("--bstore goes with --add-bstore: without a key of its own it has no way to bstore")
-    peers = {"BSTORE": store} if own.keys and store else {}
+    peers = {"BSTORE": _parse_host(store)} if own.keys and store else {}
+    setup.require_known_hosts(peers)
+    configs = roles.parse_git_url(mock_configs) if mock_configs else "URL"
     options = RoleOptions(keys=result, own_key=psk.format_own_key(own.keys), hosts=peers, event_keys=event_keys)
-    if setup.only_keys and not (with_mqtt or mqtt_listen):
+    key_change = setup.only_keys and not (with_mqtt or mqtt_listen)
+    if key_change:
         plan = roles.plan_keys("controller", setup.system, options, new_own_key=own.changed)
     else:
         listen = _parse_host(mqtt_listen) if mqtt_listen else None
         services, settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
         plan = roles.plan_role("controller", setup.system, attr.evolve(options, services=services, settings=settings))
-    setup.carry_out(plan, result.made)
-    setup.print_commands_for_others(result, add_bstore, names)
+    setup.carry_out(plan, result.made, add_bstore or "")
+    setup.print_commands_for_others(result, add_bstore, {**names, "URL": configs})
+    # a store that has just been added is set up after this host
+    return 0 if key_change else setup.verify(() if peers and not own.made else ("link.store",))
 
 
 @command.command("bstore", epilog=EXIT_CODES)
@@ -147,7 +158,7 @@ def controller(
 def bstore(
     controller: str | None, name: str | None, repogen_workers: int | None, public_port: int | None,
     public_url: str | None, **given: Any,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Set up bstore: rsyncd, nginx for the store, stunnel, repogen, the signer.
 
     Its own key, the controller's and those of the builders come from the controller. On a host that is set up,
@@ -160,14 +171,13 @@ def bstore(
       reimzul setup bstore --revoke b3
     """
     setup = _SetupRun("bstore", **given, public_url=public_url)
-    if setup.given["list_keys"]:
-        setup.print_owners()
-        return
+    if setup.is_answered():
+        return 0
     result, system = setup.change_bstore_keys(), setup.system
     if setup.only_keys and not (controller or name or repogen_workers or public_port is not None or setup.own_keys()):
         options = RoleOptions(keys=result, event_keys=setup.given_event_key())
         setup.carry_out(roles.plan_keys("bstore", system, options), result.made)
-        return
+        return 0
     identity = setup.ask_identity(name, controller=controller)
     port = roles.current_public_port(system) if public_port is None else public_port
     options = RoleOptions(
@@ -179,12 +189,13 @@ def bstore(
         public_url=roles.find_public_url(public_url, port, identity["own_key"].partition(":")[0], system),
         instances=repogen_workers or len(system.instances("reimzul-repogen-worker")) or DEFAULT_REPOGEN_WORKERS,
     )
-    setup.carry_out(roles.plan_role("bstore", system, options), result.made, roles.folder_steps(system))
+    setup.carry_out(roles.plan_role("bstore", system, options), result.made, first=roles.folder_steps(system))
     if options.public_url and (public_port, public_url) != (None, None):
         setup.options.print(f"links that people get begin with {options.public_url}")
     old_uploads = roles.find_old_uploads(system)
     if old_uploads:
         setup.options.print(f"workers of the original are no longer supported: {old_uploads} will not be published")
+    return setup.verify()
 
 
 @command.command("builder", epilog=EXIT_CODES)
@@ -198,22 +209,26 @@ def bstore(
 def builder(
     controller: str | None, bstore: str | None, name: str | None, workers: int | None, mock_configs: str | None,
     **given: Any,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Set up a builder: stunnel and the workers.
 
     The key comes from the controller: reimzul setup controller --add-builder NAME.
 
     \b
     Example:
-      reimzul setup builder --name b3 --controller controller.example.org --bstore bstore.example.org --psk-file -
+      reimzul setup builder --name b3 --controller controller.example.org --bstore bstore.example.org --psk-file - \\
+        --mock-configs https://git.example.org/mock_configs
     """
     setup = _SetupRun("builder", **given)
+    if setup.is_answered():
+        return 0
     identity = setup.ask_identity(name, controller=controller, bstore=bstore)
     default = min(DEFAULT_WORKERS, max(1, (os.cpu_count() or 1) // 2))
     instances = workers or len(setup.system.instances("reimzul-worker")) or default
     options = RoleOptions(**identity, settings=setup.settings, instances=instances)
     plan = roles.plan_role("builder", setup.system, options)
-    setup.carry_out(plan, {}, roles.clone_steps(setup.system, mock_configs))
+    setup.carry_out(plan, {}, first=roles.clone_steps(setup.system, mock_configs))
+    return setup.verify()
 
 
 def _parse_host(text: str) -> str:
@@ -228,14 +243,14 @@ class _SetupRun:
     """One call: its options, its host, and the keys it was given."""
 
     def __init__(
-        self, role: str, *, dry_run: bool, yes: bool, as_json: bool, settings: Sequence[str], root: Path,
+        self, role: str, *, dry_run: bool, removes: bool, yes: bool, as_json: bool, settings: Sequence[str], root: Path,
         psk_file: str | None, original_workers: str | None = None, public_url: str | None = None, **given: Any,
     ) -> None:  # fmt: skip
         if os.geteuid() and not dry_run and root == Path("/"):
             raise RootNeeded
         if original_workers:
             click.echo("warning: --original-workers has no effect any more, and is an error from 0.3 on", err=True)
-        self.given = given
+        self.role, self.removes, self.given = role, removes, given
         self.system = System.at_root(root.resolve())
         self.lock = None if dry_run else click.get_current_context().with_resource(apply.lock_setup(self.system))
         self.settings = dict(map(ini.parse_setting, settings))
@@ -251,10 +266,27 @@ class _SetupRun:
             raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
         if given.get("new_key") and not changes_keys:
             raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
+        if removes and (changes_keys or self.settings):
+            raise click.UsageError(
+                "--remove takes the role off: it goes with --dry-run, --json, --yes and --root alone"
+            )
         if as_json and not (dry_run or given.get("list_keys")):
             raise click.UsageError("--json goes with --dry-run or --list")
         self.keys = None if psk_file is None else psk.read_key_file(psk_file)
         self.options = ApplyOptions(yes=yes, as_json=as_json, to_stderr=changes_keys and role == "controller")
+
+    def is_answered(self) -> bool:
+        """Whether the keys were listed or the role removed, as asked; nothing is set up then."""
+        if self.given.get("list_keys"):
+            self.print_owners()
+            return True
+        if self.removes:
+            found = removal.plan_removal(self.role, self.system)
+            if self.lock is None:
+                removal.show_removal(found, self.options)
+            else:
+                removal.remove_role(self.role, self.system, found, self.options)
+        return self.removes
 
     def print_owners(self) -> None:
         owners = psk.list_owners(roles.current_accepted_keys(self.system))
@@ -321,11 +353,33 @@ class _SetupRun:
             else:
                 missing.append(f"--{role} HOST")
         own = self._choose_own_key(name)
+        self._require_same_identity(own)
         if not own:
             missing.append("--psk-file FILE (the controller makes the key: docs/install.md)")
         if missing:
             raise MissingAnswer(f"missing, and there is no terminal to ask on: {', '.join(missing)}")
+        self.require_known_hosts(hosts)
         return {"hosts": hosts, "own_key": own}
+
+    def require_known_hosts(self, hosts: Mapping[str, str]) -> None:
+        """Raises `InputError` for a new name that this host cannot look up; an image is set up for another host."""
+        if self.system.running:
+            verify.require_known_hosts(name for role, name in hosts.items() if self.hosts.get(role) != name)
+
+    def _require_same_identity(self, own: str) -> None:
+        """Raises `InputError` where this host would get another name, unless a person has agreed."""
+        present = psk.parse_keys(self.system.text(roles.OWN_KEY) or "", roles.OWN_KEY)
+        named, known = self.settings.get(("worker", "fqdn")), roles.current_setting(self.system, "worker", "fqdn")
+        rows = (
+            (roles.OWN_KEY, ", ".join(present), own.partition(":")[0]),
+            (f"[worker] fqdn in {roles.SETTINGS}", known, known if named is None else named),
+        )
+        for where, before, after in rows:
+            if before and before != after and not self.options.yes:
+                raise InputError(
+                    f"this host is {before} ({where}), and would become {after or 'nameless'}: its builds, its drain "
+                    "flag and its key go by that name; --yes changes it. Nothing was changed"
+                )
 
     def _choose_own_key(self, name: str | None) -> str:
         """The text of this host's own key file, from the keys given or the present file; empty without any."""
@@ -348,14 +402,16 @@ class _SetupRun:
         if needed and self.keys is None and sys.stdin.isatty():
             self.keys = psk.read_key_file("-")
 
-    def carry_out(self, plan: Plan, made: Mapping[str, str], first: Iterable[Step] = ()) -> None:
+    def carry_out(self, plan: Plan, made: Mapping[str, str], bstore: str = "", first: Iterable[Step] = ()) -> None:
         """Show the plan, or apply it. Keys that were made are printed as soon as their file is written."""
         work = apply.prepare(self.system, plan, self.lock, first)
         if self.lock is None:
             apply.show(work, self.options)
             return
-        apply.require_consent(work, self.options)
+        apply.require_consent(self.system, work, self.options)
         apply.write_files(self.system, work, self.options, self.lock)
+        if made:
+            self.options.print(*psk.describe_keys(made, bstore))
         click.echo(psk.format_keys(made), nl=False)
         apply.run_steps(self.system, work, self.options, self.lock)
 
@@ -373,10 +429,20 @@ class _SetupRun:
         if owners:
             self._print_command("bstore", f"bstore{first}{added}", owners)
         for owner in builders:
-            self._print_command(owner, f"builder --name {owner} {controller} --bstore {names['BSTORE']}", [owner])
+            peers = f"{controller} --bstore {names['BSTORE']} --mock-configs {names['URL']}"
+            self._print_command(owner, f"builder --name {owner} {peers}", [owner])
+        if builders and names["URL"] == "URL":
+            self.options.print("URL is your git repository of mock's configurations (docs/install-builder.md)")
         for owner in self.given["revoke"]:
             condition = "" if owner == CONTROLLER else f", if {owner} was a builder"
             self.options.print(f"on bstore{condition}:\n  reimzul setup bstore --revoke {owner}")
+
+    def verify(self, ignored: Sequence[str] = ()) -> int:
+        """Print what doctor finds to fail on this host; returns the exit code."""
+        if self.lock is None:
+            return 0
+        failed = verify.report_failures(lambda: verify.examine_host(self.system, self.role), self.options, ignored)
+        return EXIT_FAILED if failed else 0
 
     def _print_command(self, where: str, arguments: str, owners: Sequence[str]) -> None:
         lines = f"line{'s' if len(owners) > 1 else ''} of {' and '.join(owners)}"

@@ -21,6 +21,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core.errors import ConfigError, ReimzulError, describe_os_error, translate_errors
+from reimzul.core.formatting import pluralize
 from reimzul.core.fs import write_atomic
 
 #: Where systemd looks for units (systemd.unit(5)); the first is the administrator's.
@@ -118,6 +119,11 @@ class FileDiff:
         return "changed" if self.present != self.spec.text else "mode"
 
     @property
+    def action(self) -> str:
+        """What writing it does, as a verb."""
+        return {"new": "create", "changed": "change", "mode": "change the mode of"}[self.kind]
+
+    @property
     def needs_consent(self) -> bool:
         """Whether a person's text would be lost. Some packages bring a file of comments alone: nobody wrote that."""
         if self.spec.secret or self.spec.patched or self.ours or self.kind != "changed":
@@ -135,26 +141,26 @@ class FileDiff:
     def lines(self) -> Iterator[str]:
         """The change as a unified diff; for a secret, only the number of lines."""
         if self.kind == "mode":
-            yield f"{self.spec.path}: mode {self.mode:o} becomes {self.spec.mode:o}"
+            yield f"mode {self.mode:o} -> {self.spec.mode:o}"
             return
         before, after = (self.present or "").splitlines(), self.spec.text.splitlines()
         if not self.spec.secret:
             name = "/dev/null" if self.present is None else self.spec.path
             yield from difflib.unified_diff(before, after, name, self.spec.path, lineterm="")
             return
-        for rows, verb in ((set(after) - set(before), "added"), (set(before) - set(after), "removed")):
+        for rows, sign in ((set(after) - set(before), "+"), (set(before) - set(after), "-")):
             if rows:
-                yield f"{self.spec.path}: {len(rows)} secret line{'s' if len(rows) > 1 else ''} {verb}"
+                yield f"{sign}{pluralize(len(rows), 'secret line')}"
 
 
 def compare(system: System, specs: Iterable[FileSpec]) -> list[FileDiff]:
     """The files that differ. Raises `RootNeeded`, and `ConfigError` for a file that is no text."""
-    found, written = [], _read_checksums(system)
+    found, written = [], read_checksums(system)
     for spec in specs:
         present = system.text(spec.path)
         mode = 0 if present is None else system.mode(spec.path)
         if (present, mode) != (spec.text, spec.mode):
-            ours = present is not None and written.get(spec.path) == _checksum(present)
+            ours = present is not None and written.get(spec.path) == checksum(present)
             found.append(FileDiff(spec=spec, present=present, mode=mode, ours=ours))
     return found
 
@@ -171,16 +177,39 @@ def write(system: System, diff: FileDiff) -> str:
     return backup
 
 
+def remove(system: System, path: str, keep: bool) -> str:
+    """Remove a file; returns the path of its backup, which is made if `keep` and the file is no link.
+
+    Raises `ReimzulError`.
+    """
+    present, backup = system.resolve(path), ""
+    with translate_write_errors(path):
+        if keep and not present.is_symlink():
+            # nginx reads every file of sites-enabled
+            folder = path.rpartition("/sites-enabled/")[0] or path.rpartition("/")[0]
+            backup = f"{folder}/{present.name}.before-reimzul"
+            present.replace(system.resolve(backup))
+        else:
+            present.unlink()
+    return backup
+
+
 def save_checksums(system: System, diffs: Iterable[FileDiff]) -> None:
     """Note which text was written to each file, for the next run. Raises `ReimzulError`."""
     specs = [diff.spec for diff in diffs if not (diff.spec.secret or diff.spec.patched)]
     if specs:
-        sums = {**_read_checksums(system), **{spec.path: _checksum(spec.text) for spec in specs}}
+        sums = {**read_checksums(system), **{spec.path: checksum(spec.text) for spec in specs}}
         with translate_write_errors(CHECKSUMS_FILE):
             _write_text(system, CHECKSUMS_FILE, json.dumps({"sha256": sums}, indent=2, sort_keys=True) + "\n")
 
 
-def _read_checksums(system: System) -> dict[str, str]:
+def is_ours(system: System, path: str) -> bool:
+    """Whether a file is as an earlier setup wrote it."""
+    text = system.text(path)
+    return text is not None and read_checksums(system).get(path) == checksum(text)
+
+
+def read_checksums(system: System) -> dict[str, str]:
     try:
         sums = json.loads(system.text(CHECKSUMS_FILE) or "{}")["sha256"]
         return {str(path): str(value) for path, value in sums.items()}
@@ -188,7 +217,7 @@ def _read_checksums(system: System) -> dict[str, str]:
         return {}
 
 
-def _checksum(text: str) -> str:
+def checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -119,6 +119,22 @@ def change_event_keys(present: str, given: str, wanted: bool) -> tuple[str, str]
     return "".join(f"{key.to_line()}\n" for key in keys), "" if given else new.to_line()
 
 
+def describe_keys(made: Mapping[str, str], bstore: str) -> list[str]:
+    """A heading for keys that are printed: what each line is, and the hosts that need it."""
+    about = {
+        bstore: "bstore's key: for bstore",
+        CONTROLLER: "the controller's own key, by which it reads the store: for bstore",
+        EVENTS: "the key by which repogen signs events: for bstore",
+    }
+    return [
+        "Keys, printed this once; keep them secret until they are where they belong:",
+        *(
+            f"  {owner}:…  {about.get(owner) or f'the key of builder {owner}: for bstore and {owner}'}"
+            for owner in made
+        ),
+    ]
+
+
 def list_owners(keys: Iterable[str]) -> list[str]:
     return sorted(owner for owner in keys if owner != NOBODY)
 

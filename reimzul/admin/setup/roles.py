@@ -14,7 +14,7 @@ from pathlib import Path
 import attr
 
 from reimzul.admin.setup import ini, psk
-from reimzul.admin.setup.files import UNIT_FOLDERS, FileSpec, System, unit_file
+from reimzul.admin.setup.files import UNIT_FOLDERS, FileSpec, System, is_ours, unit_file
 from reimzul.core import config
 from reimzul.core.cli import local_hostname
 from reimzul.core.errors import InputError
@@ -30,6 +30,11 @@ SETTINGS = str(config.DEFAULT_FILE)
 
 #: Debian enables it by itself: a link to a file that stays where it is.
 STOCK_SITE = "/etc/nginx/sites-enabled/default"
+#: What the file holds, without comments, as Debian and Ubuntu ship it.
+_STOCK_SITE_TEXT = (
+    "server { listen 80 default_server; listen [::]:80 default_server; root /var/www/html; "
+    "index index.html index.htm index.nginx-debian.html; server_name _; location / { try_files $uri $uri/ =404; } }"
+)
 #: bstore's folders, for systemd-tmpfiles.
 FOLDERS = "/etc/tmpfiles.d/reimzul-bstore.conf"
 #: repo/ for everybody.
@@ -64,14 +69,24 @@ class Plan:
     ports: tuple[int, ...] = ()
 
 
+_PAST_TENSES = {"make": "made", "stop": "stopped"}
+
+
 @attr.frozen(kw_only=True)
 class Step:
     """One command of a setup."""
 
     argv: tuple[str, ...]
-    description: str  #: its effect, for a person
+    description: str  #: for a person, beginning with a verb: "enable nginx"
     hint: str = ""  #: where to look when it fails
     unit: str = ""  #: the unit that runs with its present files once the command succeeds
+
+    @property
+    def done_text(self) -> str:
+        """The description in the past tense."""
+        verb, _, rest = self.description.partition(" ")
+        past = _PAST_TENSES.get(verb) or f"{verb}{'d' if verb.endswith('e') else 'ed'}"
+        return f"{past} {rest}"
 
 
 @attr.frozen(kw_only=True)
@@ -93,7 +108,6 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     template, further = _INSTANCES.get(role, ""), options.services
     ours = _role_units(role, options.instances)
     surplus = [f"{template}@{n}" for n in system.instances(template) if n > options.instances]
-    backends = {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync_unit(system), "nginx"), "builder": ()}
     files = (
         *_missing_packaged_files(role, system, ours),
         *_role_files(role, system, options),
@@ -104,7 +118,7 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
     public = (options.public_port,) if options.public_port else ()
     return Plan(
         files=files,
-        units=(*backends[role], *further.units, TUNNEL, *ours),
+        units=(*_backends(role, system), *further.units, TUNNEL, *ours),
         unwanted=(*_conflicting_units(role, system), *surplus),
         removed=_files_to_remove(role, system, options),
         ports=(*PORTS[role], *public, *further.ports),
@@ -125,6 +139,16 @@ def plan_keys(role: str, system: System, options: RoleOptions, new_own_key: bool
     if ours:
         files += (*_event_keys_file(options, ours), *_settings_file(system, options, ours))
     return Plan(files=tuple(files), units=(TUNNEL, *ours), removed=removed)
+
+
+def list_units(role: str, system: System) -> list[str]:
+    """The units of a role that are enabled on this host, in the order they are started in."""
+    instances = (f"{_INSTANCES.get(role)}@{n}" for n in system.instances(_INSTANCES.get(role, "")))
+    return [*_backends(role, system), TUNNEL, *instances, *_SINGLE_UNITS.get(role, ())]
+
+
+def _backends(role: str, system: System) -> tuple[str, ...]:
+    return {"controller": ("beanstalkd", "nginx"), "bstore": (_rsync_unit(system), "nginx")}.get(role, ())
 
 
 def _role_units(role: str, instances: int) -> tuple[str, ...]:
@@ -189,22 +213,32 @@ def folder_steps(system: System) -> Iterator[Step]:
     """Make the folders that rsyncd writes to, if one is missing."""
     paths = re.findall(r"^d (\S+)", read_template("tmpfiles-bstore.conf"), re.MULTILINE)
     if system.running and not all(system.resolve(path).is_dir() for path in paths):
-        yield Step(argv=("systemd-tmpfiles", "--create", FOLDERS), description=f"the folders of {FOLDERS} made")
+        yield Step(argv=("systemd-tmpfiles", "--create", FOLDERS), description=f"make the folders of {FOLDERS}")
+
+
+def parse_git_url(url: str) -> str:
+    """Raises `InputError` for what git could not take as a repository."""
+    if not _GIT_URL.match(url):
+        raise InputError(f"{quoted(url)} is not where a git repository is, as https://git.example.org/mock_configs")
+    return url
 
 
 def clone_steps(system: System, url: str | None) -> list[Step]:
     """Clone mock's configurations, as the user who pulls them before each build. Raises `InputError`."""
     if url is None:
         return []
-    if not _GIT_URL.match(url):
-        raise InputError(f"{quoted(url)} is not where a git repository is, as https://git.example.org/mock_configs")
+    parse_git_url(url)
     folder = current_setting(system, "worker", "mock_configs")
     if system.resolve(f"{folder}/.git").exists() or not system.running:
         return []
     # HOME: root's is closed to that user
     git = ("env", "HOME=/srv/reimzul", "GIT_TERMINAL_PROMPT=0", "git", "clone", "--quiet", "--", url, folder)
     argv = ("runuser", "-u", "reimzul", "--", *git)
-    return [Step(argv=argv, description=f"mock's configurations cloned into {folder}")]
+    steps = [Step(argv=argv, description=f"clone mock's configurations into {folder}")]
+    if not system.resolve(folder).exists():  # that user cannot make it
+        make = ("install", "-d", "-o", "reimzul", "-g", "reimzul", folder)
+        steps.insert(0, Step(argv=make, description=f"make {folder}"))
+    return steps
 
 
 # --- files
@@ -334,7 +368,7 @@ def _settings_file(system: System, options: RoleOptions, readers: tuple[str, ...
 def _files_to_remove(role: str, system: System, options: RoleOptions) -> dict[str, str]:
     rsync = _rsync_unit(system)
     rows = (
-        (STOCK_SITE, "nginx", role != "builder" and system.resolve(STOCK_SITE).is_symlink()),
+        (STOCK_SITE, "nginx", role != "builder"),
         (PUBLIC, "nginx", role == "bstore" and not options.public_port),
         (PUBLIC_URL, "", role == "bstore" and not options.public_url),
         # an earlier version had rsyncd show workers of the original another folder as repo/
@@ -342,6 +376,22 @@ def _files_to_remove(role: str, system: System, options: RoleOptions) -> dict[st
         (OWN_KEY, TUNNEL, role == "controller" and not options.own_key),
     )
     return {path: unit for path, unit, unwanted in rows if unwanted and os.path.lexists(system.resolve(path))}
+
+
+def is_foreign(system: System, path: str) -> bool:
+    """Whether a file that setup would remove is a person's."""
+    if path == STOCK_SITE:
+        rows = (row.partition("#")[0] for row in read_site(system, path).splitlines())
+        return " ".join(" ".join(rows).split()) not in ("", _STOCK_SITE_TEXT)
+    return path == PUBLIC and not is_ours(system, path)
+
+
+def read_site(system: System, path: str) -> str:
+    """The text of one of nginx's sites, mostly a link; empty if what it leads to does not exist."""
+    file = system.resolve(path)
+    if file.is_symlink():
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(file)))
+    return system.text(path) or ""
 
 
 # --- units
