@@ -116,6 +116,7 @@ def _user_name(uid: int) -> str:
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be dropped.")
 @yes_option
+@table_options(_PRUNE_TABLE)
 @json_option("a list of targets")
 @pass_settings
 def prune_builds(
@@ -126,7 +127,7 @@ def prune_builds(
     unsigned: bool,
     dry_run: bool,
     yes: bool,
-    as_json: bool,
+    **output: Any,
 ) -> int:
     """Drop old builds of packages from repositories, and regenerate each repository's repodata once.
 
@@ -146,7 +147,7 @@ def prune_builds(
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     planned = [prune(store, indexer, name, rule, CancelToken(), dry_run=True) for name, rule in rules.items()]
     if dry_run:
-        _print_pruned(planned, as_json, dry_run=True)
+        _print_pruned(planned, **output, dry_run=True)
         return 0
     dropped = [each for plan in planned for each in plan.dropped]
     if dropped:
@@ -158,7 +159,7 @@ def prune_builds(
         except ReimzulError as error:
             print_error(prune_builds, str(error))
             code = EXIT_FAILED
-    _print_pruned(done, as_json, dry_run=False)
+    _print_pruned(done, **output, dry_run=False)
     return code
 
 
@@ -182,7 +183,9 @@ def _total_size(builds: Iterable[BuildDetails]) -> str:
     return format_size(sum(each.bytes for each in builds))
 
 
-def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> None:
+def _print_pruned(
+    done: Sequence[PruneResult], *, columns: Sequence[str], wide: bool, as_json: bool, dry_run: bool
+) -> None:
     if as_json:
         print_json(
             [
@@ -200,7 +203,7 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
     held = [each for target in done for each in target.held]
     if dropped or held:
         rows = [_prune_row(each) for each in (dropped if terminal else [*dropped, *held])]
-        print_table(_PRUNE_TABLE, rows)
+        print_table(_PRUNE_TABLE, rows, columns=columns, wide=wide)
     verb = "would be dropped" if dry_run else "dropped"
     click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():

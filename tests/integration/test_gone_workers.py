@@ -211,7 +211,7 @@ def test_a_restarted_host_replaces_its_earlier_self_at_once(controller: Running,
     are("a", "b")
     others("c", "2").say()
     are("c")
-    assert workers()[0]["name_shared"] == ""
+    assert workers()[0]["name_shared"] is None
     assert told("drain", "b1")["building"] == []
     told("resume", "b1")
 
@@ -243,7 +243,7 @@ def test_two_hosts_of_one_name_are_said_by_builders_and_doctor(controller: Runni
     assert (look().level, words in look().message) == ("warn", True)
     one.broker.close()
     are("b")
-    assert workers()[0]["name_shared"] == ""
+    assert workers()[0]["name_shared"] is None
     assert look().level == "ok"
     for file in controller.folder.glob("presence.sqlite*"):
         file.unlink()
@@ -276,7 +276,7 @@ def test_a_worker_of_an_earlier_version_is_shown_as_before(controller: Running, 
     old = others("a", "1")
     old.about.update(session="", boot="")
     old.say()
-    until(lambda: [each["session"] for each in workers()] == [""], 30, "it is there")
+    until(lambda: [each["session"] for each in workers()] == [None], 30, "it is there")
     assert drop_disconnected(
         old.broker, [WorkerRecord(heartbeat=WorkerHeartbeat(**{"state": "idle", **old.about}), last_seen=1.0)]
     )
