@@ -31,11 +31,11 @@ _COLUMN_GAP = "  "
 #: A column is shortened to this many characters before any is left out, and after that to the second number.
 _READABLE_COLUMN_WIDTH, _MIN_COLUMN_WIDTH = 20, 6
 #: The heads of columns with a state, and the colours of states.
-_STATE_HEADS = ("STATE", "STATUS", "RESULT")
+_STATE_HEADS = ("STATE", "RESULT", "LAST RESULT")
 _STATE_COLOURS = {
     **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent"), "red"),
-    **dict.fromkeys(("published", "success", "idle"), "green"),
-    **dict.fromkeys(("building", "taken", "draining"), "yellow"),
+    **dict.fromkeys(("published", "idle"), "green"),
+    **dict.fromkeys(("building", "draining"), "yellow"),
 }
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 

@@ -118,6 +118,7 @@ def _user_name(uid: int) -> str:
 @click.option("--incoming", is_flag=True, help="On the controller: remove source rpms that no build needs instead.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be dropped.")
 @yes_option
+@table_options(_PRUNE_TABLE)
 @json_option("a list of targets; with --incoming an object")
 @pass_settings
 def prune_builds(
@@ -129,7 +130,7 @@ def prune_builds(
     incoming: bool,
     dry_run: bool,
     yes: bool,
-    as_json: bool,
+    **output: Any,
 ) -> int:
     """Drop old builds of packages from repositories, and regenerate each repository's repodata once.
 
@@ -150,14 +151,14 @@ def prune_builds(
     if incoming:
         if target or keep or unsigned:
             raise InputError("--incoming goes by age alone: --target, --keep and --unsigned are for builds")
-        return prune_incoming(settings, older, dry_run=dry_run, yes=yes, as_json=as_json)
+        return prune_incoming(settings, older, dry_run=dry_run, yes=yes, as_json=output["as_json"])
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
     rules = _rules_by_target(list_targets(store.repo), target, given, settings, unsigned)
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     planned = [prune(store, indexer, name, rule, CancelToken(), dry_run=True) for name, rule in rules.items()]
     if dry_run:
-        _print_pruned(planned, as_json, dry_run=True)
+        _print_pruned(planned, **output, dry_run=True)
         return 0
     dropped = [each for plan in planned for each in plan.dropped]
     if dropped:
@@ -169,7 +170,7 @@ def prune_builds(
         except ReimzulError as error:
             print_error(prune_builds, str(error))
             code = EXIT_FAILED
-    _print_pruned(done, as_json, dry_run=False)
+    _print_pruned(done, **output, dry_run=False)
     return code
 
 
@@ -193,7 +194,9 @@ def _total_size(builds: Iterable[BuildDetails]) -> str:
     return format_size(sum(each.bytes for each in builds))
 
 
-def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) -> None:
+def _print_pruned(
+    done: Sequence[PruneResult], *, columns: Sequence[str], wide: bool, as_json: bool, dry_run: bool
+) -> None:
     if as_json:
         print_json(
             [
@@ -211,7 +214,7 @@ def _print_pruned(done: Sequence[PruneResult], as_json: bool, *, dry_run: bool) 
     held = [each for target in done for each in target.held]
     if dropped or held:
         rows = [_prune_row(each) for each in (dropped if terminal else [*dropped, *held])]
-        print_table(_PRUNE_TABLE, rows)
+        print_table(_PRUNE_TABLE, rows, columns=columns, wide=wide)
     verb = "would be dropped" if dry_run else "dropped"
     click.echo(f"{pluralize(len(dropped), 'build')} {verb}, {_total_size(dropped)}", err=not terminal)
     for reason, count in Counter(each.held for each in held).items():

@@ -65,7 +65,7 @@ def cancel_some(ground: Ground, chance: random.Random, builds: list[Build]) -> s
         until(lambda: build.accepted, 60, "it is submitted")  # noqa: B023
         time.sleep(chance.uniform(0, 2.0))
         for _ in range(chance.choice((1, 2))):
-            codes.append(command(ground, "admin", "cancel", build.build_id, "--wait", "5").returncode)
+            codes.append(command(ground, "admin", "cancel", build.build_id, "--timeout", "5").returncode)
     return f"{len(victims)} builds cancelled, exit codes {codes}"
 
 

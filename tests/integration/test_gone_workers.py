@@ -118,7 +118,7 @@ def test_a_worker_that_ended_leaves_the_list(host: Host, controller: Running, nu
     began = time.monotonic()
     until(lambda: not workers(), MINUTE, "it is gone")
     assert time.monotonic() - began < MINUTE
-    assert "no worker has been heard of" in run("builders").stderr
+    assert "no worker found" in run("builders").stderr
 
 
 def test_one_that_was_told_to_end_says_so(host: Host, controller: Running) -> None:

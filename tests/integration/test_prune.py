@@ -274,6 +274,9 @@ def test_a_target_is_named_with_or_without_its_arch(store: StorePaths, place: Pl
     place(2)
     planned = json.loads(reimzul("prune", "--keep", "1", "--target", target, "--dry-run", "--json").stdout)
     assert [(each["target"], len(each["dropped"])) for each in planned] == [(TARGET, 1)]
+    options = ("--keep", "1", "--target", target, "--dry-run", "--columns", "arch,id")
+    old = planned[0]["dropped"][0]
+    assert reimzul("prune", *options).stdout == f"{old['arch']}\t{old['build_id'][:8]}\n"
 
 
 @pytest.mark.parametrize(
