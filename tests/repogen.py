@@ -10,7 +10,7 @@ from typing import Any
 from reimzul.core import fs
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, Broker, Tube
 from reimzul.core.config import parse_settings
-from reimzul.core.message import RepogenRequest
+from reimzul.core.message import RepogenRequest, WorkerHeartbeat
 from reimzul.core.retry import CancelToken
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths
@@ -53,11 +53,12 @@ def work(daemon: Repogen) -> None:
 
 
 def taken(broker: Broker, tube: Tube[Any]) -> list[Any]:
-    """Take the messages that lie ready in a tube."""
+    """Take the messages that lie ready in a tube, apart from heartbeats."""
     broker.watch([tube.name])
     messages = []
     while claim := broker.reserve({tube.name: tube}, 0):
-        messages.append(claim.message)
+        if not isinstance(claim.message, WorkerHeartbeat):
+            messages.append(claim.message)
         claim.delete()
     return messages
 
