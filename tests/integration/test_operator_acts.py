@@ -530,7 +530,7 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     assert f"attempt 2   {second} on builder2.example.org" in said
     (leg,) = told("show", SHORT)["legs"]
     assert (leg["exit_code_means"], leg["manifest"]) == ("the build timed out", None)
-    assert "127.0.0.1:9" in leg["no_manifest"]
+    assert leg["no_manifest"].startswith("bstore: index/"), "nobody can open the URL that programs use"
 
 
 @pytest.mark.parametrize("command", ["show", "explain", "log", "cancel", "retry", "raise", "watch"])
