@@ -534,7 +534,7 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     assert f"attempt 2   {second} on builder2.example.org" in said
     (leg,) = told("show", SHORT)["arches"]
     assert (leg["exit_code_meaning"], leg["files"]) == ("the build timed out", None)
-    assert "127.0.0.1:9" in leg["no_files_reason"]
+    assert leg["no_files_reason"].startswith("bstore: index/"), "nobody can open the URL that programs use"
 
 
 @pytest.mark.parametrize("command", ["show", "explain", "log", "cancel", "retry", "raise", "watch"])
