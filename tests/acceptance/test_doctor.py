@@ -66,7 +66,7 @@ def test_a_farm_that_is_well_has_nothing_that_fails(sick_farm: Farm, name: str) 
     ill = [check for check in told["checks"] if check["level"] == FAIL]
     assert (done.returncode, ill, told["failed"]) == (0, [], 0)
     assert told["roles"] == ["builder" if name == BUILDER else name]
-    assert all(set(check) == {"name", "level", "words", "remedy", "seconds"} for check in told["checks"])
+    assert all(set(check) == {"name", "level", "message", "remedy", "seconds"} for check in told["checks"])
     assert done.stderr == ""
 
 
@@ -301,7 +301,7 @@ def test_the_hop_that_hangs_is_named(sick_farm: Farm, part: str, hop: str, words
         code, hops, told = canary(sick_farm, "--arch", "x86_64")
     last = hops[f"canary.x86_64.{hop}"]
     assert (code, last["level"], list(hops)[-1]) == (1, FAIL, f"canary.x86_64.{hop}")
-    assert words in last["words"]
+    assert words in last["message"]
     assert last["remedy"]
     (build,) = told["builds"]
     if hop == "queue":
@@ -314,7 +314,7 @@ def test_a_canary_without_a_configuration_of_mocks_fails_and_says_where_its_logs
     code, hops, _ = canary(sick_farm, "--target", "no.such")
     last = hops["canary.x86_64.build"]
     assert (code, last["level"]) == (1, FAIL)
-    assert "mock has no configuration for no.such.x86_64" in last["words"]
+    assert "mock has no configuration for no.such.x86_64" in last["message"]
     assert last["remedy"].startswith("its logs: http://")
 
 
@@ -328,7 +328,7 @@ def test_no_canary_is_sent_where_what_it_stands_on_fails(sick_farm: Farm) -> Non
     with without(sick_farm, "stunnel-controller"):
         code, hops, told = canary(sick_farm)
     assert code == 1
-    assert hops["canary"]["words"] == "not sent because link.beanstalkd fails"
+    assert hops["canary"]["message"] == "not sent because link.beanstalkd fails"
     assert told["builds"] == []
 
 

@@ -34,11 +34,6 @@ TARGET, ARCH, FOLLOWER = "test", "x86_64", "i386"
 #: Where `reimzul setup bstore --public-port` serves repositories: what the customer has.
 PUBLIC = 80
 _INSTALL = PROJECT / "docs" / "install.md"
-#: Copy the stand-in for mock out of root's checkout, to where the workers' user finds it (docs/install-builder.md).
-_INSTALL_MOCKSTUB = (
-    "mkdir -p /usr/local/lib/reimzul-standin-mock && cp -R devfarm /usr/local/lib/reimzul-standin-mock && "
-    "ln -sf /usr/local/lib/reimzul-standin-mock/devfarm/mockstub/reimzul-standin-mock /usr/local/bin"
-)
 #: Says a line in the report.
 Tell = Callable[[str], None]
 #: Seconds a build may take, on a machine that has other things to do.
@@ -160,10 +155,9 @@ class Farm:
                 done.result()
         said = self.type("controller", documented.setup["controller"])
         keys = re.findall(r"^\S+:[0-9a-f]{32,}$", said, re.MULTILINE)
+        self._set_up("bstore", documented, keys)  # a setup ends with doctor, who looks for it
         with ThreadPoolExecutor() as threads:
-            bstore = threads.submit(self._set_up, "bstore", documented, keys)
-            builders = [threads.submit(self._set_up, name, documented, keys) for name in BUILDERS]
-            for done in (bstore, *builders):
+            for done in [threads.submit(self._set_up, name, documented, keys) for name in BUILDERS]:
                 done.result()
         # a package of theirs
         self.controller.run(f"cp {SOURCES_THERE}/some-1.0-1.src.rpm reimzul/")
@@ -174,18 +168,17 @@ class Farm:
         self.type(name, documented.beforehand)
         for line in documented.install[_role(name)]:
             self.type(name, line)
-        if name in BUILDERS:  # what its packages are built with: mock would bring that into its roots
-            self.type(name, "apt-get install dnf gcc-multilib libc6-dev patch")
-            self[name].run(f"cd reimzul && {_INSTALL_MOCKSTUB}")
+        for line in documented.standin if name in BUILDERS else ():
+            self.type(name, line)
 
     def _set_up(self, name: str, documented: Documented, keys: Sequence[str]) -> None:
         if name == "bstore":
             self.type(name, documented.setup["bstore"], stdin="\n".join(keys) + "\n")
-            self.type(name, f"reimzul setup bstore --public-port {PUBLIC}")
+            self.type(name, documented.public)
         else:
             mine = next(key for key in keys if key.startswith(f"{name}:"))
-            self.type(name, documented.setup["builder"].replace("b1", name), stdin=mine + "\n")
-            self.type(name, "reimzul setup builder --workers 2 --set worker.mock=reimzul-standin-mock")
+            line = f"{documented.setup['builder'].replace('b1', name)} {documented.standin_option} --workers 2"
+            self.type(name, line, stdin=mine + "\n")
 
     def type(self, name: str, line: str, stdin: str = "") -> str:
         """A person types a line on a machine; its output. It is counted, and timed."""
@@ -321,11 +314,22 @@ class Diagnosis:
     def text(self) -> str:
         """All but what is well."""
         rows = [check for check in self.checks if check["level"] != "ok"]
-        return "\n".join(f"  {row['level']} {row['name']}: {row['words']} ({row['remedy']})" for row in rows)
+        return "\n".join(f"  {row['level']} {row['name']}: {row['message']} ({row['remedy']})" for row in rows)
 
     def words(self, name: str) -> str:
         """What was said of a check."""
-        return next(str(check["words"]) for check in self.checks if check["name"] == name)
+        return str(self._check(name)["message"])
+
+    def remedy(self, name: str) -> str:
+        """What it says to do about a check."""
+        return str(self._check(name)["remedy"])
+
+    def level(self, name: str) -> str:
+        """How bad a check is."""
+        return str(self._check(name)["level"])
+
+    def _check(self, name: str) -> dict[str, Any]:
+        return next(check for check in self.checks if check["name"] == name)
 
 
 def _role(name: str) -> str:
@@ -339,7 +343,10 @@ class Documented:
     beforehand: str
     install: Mapping[str, Sequence[str]]  #: what installs each role
     setup: Mapping[str, str]  #: what sets it up
+    standin: Sequence[str]  #: what a builder without mock needs first
+    standin_option: str
     use: Sequence[str]  #: the first package
+    public: str  #: what offers it to everybody
 
     @classmethod
     def read(cls) -> Documented:
@@ -348,6 +355,9 @@ class Documented:
         blocks = [[row.strip() for row in block.splitlines()] for block in re.findall(r"(?:^    .+\n)+", text, re.M)]
         by_role = {row.split("ROLE=")[1]: block for block in blocks for row in block if "ROLE=" in row}
         (use,) = (block for block in blocks if any("reimzul-submit" in row for row in block))
+        (standin,) = (block for block in blocks if any("standin" in row for row in block))
+        (option,) = re.findall(r"`(--set worker\.mock=\S+)`", text)
+        (public,) = (row for block in blocks for row in block if "--public-port" in row)
         packages = re.search(r"`(apt-get install [^`]+)`", text)
         assert packages, text
         assert set(by_role) == {"controller", "bstore", "builder"}, text
@@ -355,7 +365,10 @@ class Documented:
             beforehand=packages[1],
             install={role: block[:-1] for role, block in by_role.items()},
             setup={role: block[-1] for role, block in by_role.items()},
+            standin=standin,
+            standin_option=option,
             use=use,
+            public=public,
         )
 
 

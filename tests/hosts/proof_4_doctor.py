@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import attr
 import pytest
 
 from tests.hosts.farm import Diagnosis, Farm
+from tests.remedies import commands_of
 from tests.waiting import until
 
 _LINKS = frozenset({"link.beanstalkd", "link.incoming", "link.rsyncd", "link.store"})
@@ -32,10 +34,12 @@ class Case:
     words: str = ""  #: what it says of the first of them
     prefix: str = ""  #: before doctor's command line
     may: frozenset[str] = frozenset()  #: what may follow from it, by what the farm is at
+    followed: bool = False  #: its remedies, run as they are printed, mend it
 
 
 def _stopped(machine: str, unit: str, asked: str, *failed: str, words: str = "") -> Case:
-    return Case(machine, f"systemctl stop {unit}", f"systemctl start {unit}", asked, frozenset(failed), words)
+    by, mended = f"systemctl stop {unit}", f"systemctl start {unit}"
+    return Case(machine, by, mended, asked, frozenset(failed), words, followed=True)
 
 
 def _set(machine: str, setting: str, *failed: str, words: str = "") -> Case:
@@ -129,11 +133,83 @@ def test_broken(farm: Farm, name: str) -> None:
         with contextlib.suppress(AssertionError):
             until(named, 45, "it is named")
     finally:
+        if case.followed and found:
+            _follow(farm, case, found)
         machine.run(case.mended)
     assert found is not None
     assert set(found.failed) - case.may == case.failed, found.text
     assert found.code == 1
     assert case.words in found.words(sorted(case.failed)[0]), found.text
+
+
+def _follow(farm: Farm, case: Case, found: Diagnosis) -> None:
+    """Do what doctor says, where it says, until it has nothing to say."""
+    for name in sorted(case.failed):
+        for place, command in commands_of(found.remedy(name)):
+            where = place.partition(".")[0] or case.asked
+            done = farm[where].run(command, check=False, timeout=300)
+            assert done.code == 0, f"{name}: {command} on {where}: {done.said}"
+    until(lambda: farm.doctor(case.asked).failed == [], 60, f"{case.asked} is mended by what its doctor says")
+
+
+def test_new_key(farm: Farm) -> None:
+    """A builder whose key has another secret: the commands that doctor names, and those they print, let it in again."""
+    builder = farm["b1"]
+    builder.run(f"sed -i 's/:..../:0000/' {_PSK} && systemctl restart stunnel@reimzul")
+    until(lambda: set(farm.doctor("b1").failed) == _LINKS, 45, "the key is refused")
+    (place, command), *_ = commands_of(farm.doctor("b1").remedy("link.beanstalkd"))
+    done = farm[place].run(command)
+    printed = dict(re.findall(r"^on (\S+), .*\n  (reimzul setup .*)$", done.said, re.MULTILINE))
+    assert list(printed) == ["bstore", "b1"], done.said
+    for name, line in printed.items():
+        farm[name].run(line.replace(" --mock-configs URL", ""), stdin=done.out, timeout=300)
+    until(lambda: farm.doctor("b1").failed == [], 60, "it is let in again")
+
+
+_CHECKOUT = "/srv/reimzul/mock_configs"
+#: What breaks a host without systemd having a part in it, and the finding it is named by.
+BROKEN = {
+    "a folder that is missing": ("b1", "mv /srv/reimzul/results /srv/reimzul/away", "folder.results"),
+    "the group of the event key": ("controller", "chgrp reimzul /etc/reimzul/event-keys", "events.key"),
+    "an event key that all can read": ("bstore", "chmod 644 /etc/reimzul/event-keys", "events.key"),
+    "keys that others can read": ("b1", f"chmod 644 {_PSK}", "keys"),
+    "settings that cannot be read": ("b1", f"chmod 600 {_INI}; chown root:root {_INI}", "settings"),
+    "configurations of another's": ("b1", f"chown -R root: {_CHECKOUT}", "configs"),
+    "a compiler": ("b1", "apt-get remove --yes gcc-multilib", "mock"),
+    "a masked unit": (
+        "bstore",
+        "systemctl disable --now reimzul-signer; systemctl mask reimzul-signer",
+        "unit.reimzul-signer",
+    ),
+    "a kernel setting": ("b2", "sysctl -w net.ipv4.tcp_retries2=15", "tcp_retries2"),
+    "a hole in stunnel's configuration": (
+        "b1",
+        "sed -i 's/^sslVersionMin = .*/sslVersionMin = TLSv1/' /etc/stunnel/reimzul.conf",
+        "tunnels",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_remedy(farm: Farm, name: str) -> None:
+    """the command that doctor prints mends it"""
+    host, breaks, check = BROKEN[name]
+    farm[host].run(breaks, check=False, timeout=300)
+    found = farm.doctor(host)
+    assert found.level(check) != "ok", found.text
+    commands = commands_of(found.remedy(check))
+    assert commands, found.text
+    for place, command in commands:
+        line = f"yes | {command}" if command.startswith("apt-get") else command
+        done = farm[place or host].run(f"{line} --yes" if line.startswith("reimzul setup") else line, check=False)
+        assert done.code == 0, f"{command}: {done.said}"
+    until(lambda: farm.doctor(host).level(check) == "ok", 60, f"{commands} mends {check}: {farm.doctor(host).text}")
+
+
+def test_public_port(farm: Farm) -> None:
+    """The port of --public-port is documented, and no finding."""
+    (listen,) = [check for check in farm.doctor("bstore").checks if check["name"] == "listen"]
+    assert listen["level"] == "ok", listen
 
 
 def test_cut_off(farm: Farm) -> None:

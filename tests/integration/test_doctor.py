@@ -378,7 +378,7 @@ def test_configurations_that_are_missing_or_closed_fail(tmp_path: Path, checkout
     shutil.rmtree(checkout)
     found = configs(tmp_path, checkout)["configs"]
     assert found.level == FAIL
-    assert "git clone" in found.hint
+    assert found.hint.startswith("reimzul setup builder --mock-configs URL")
 
 
 MACHINE = os.uname().machine
@@ -505,7 +505,7 @@ def test_a_createrepo_c_that_is_not_there_fails(tmp_path: Path) -> None:
     whom = patient(tmp_path, {"bstore": {"root": tmp_path}, "repogen": {"createrepo_c": "no-such"}}, "bstore")
     found = look(host.store_checks, whom)["createrepo_c"]
     assert found.level == FAIL
-    assert "install createrepo_c" in found.hint
+    assert found.hint == "reimzul setup bstore --set repogen.createrepo_c=createrepo_c"
 
 
 def test_uploads_that_nobody_takes_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from reimzul.admin.doctor import Finding, run_checks
 from reimzul.admin.doctor.controller import worker_checks
-from reimzul.admin.doctor.host import CONTROLLER, StunnelConfig
+from reimzul.admin.doctor.host import CONTROLLER
 from reimzul.admin.doctor.host import Host as Examined
+from reimzul.admin.doctor.stunnel_config import StunnelConfig
 from reimzul.core import control
 from reimzul.core.beanstalk import Broker, drain_tube, session_tube
 from reimzul.core.clock import MAX_SKEW_SECONDS

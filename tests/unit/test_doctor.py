@@ -29,6 +29,7 @@ from reimzul.admin.doctor import (
     ok,
     run_checks,
     services,
+    stunnel_config,
     warn,
 )
 from reimzul.admin.doctor.controller import is_too_old
@@ -157,9 +158,9 @@ def test_a_finding_is_one_line_of_four_cells_in_a_pipe() -> None:
 # --- whose host it is
 
 
-def conf(name: str) -> host.StunnelConfig:
+def conf(name: str) -> stunnel_config.StunnelConfig:
     text = (TREE / "conf" / name).read_text(encoding="utf-8")
-    return host.parse_stunnel_config(Path("/etc/stunnel/reimzul.conf"), text)
+    return stunnel_config.parse_stunnel_config(Path("/etc/stunnel/reimzul.conf"), text)
 
 
 def test_our_configurations_of_stunnel_are_understood() -> None:
@@ -188,7 +189,7 @@ def test_a_host_is_what_its_stunnel_offers_and_uses(tmp_path: Path, name: str, r
 
 
 def test_without_stunnel_a_host_is_what_its_settings_say(tmp_path: Path) -> None:
-    ini, none = tmp_path / "reimzul.ini", host.read_stunnel_config(tmp_path / "none.conf")
+    ini, none = tmp_path / "reimzul.ini", stunnel_config.read_stunnel_config(tmp_path / "none.conf")
     ini.write_text("[worker]\nmock = mock\n[repogen]\ncores = 1\n")
     assert host.detect_roles(none, ini) == ["builder", "bstore"]
     ini.write_text("[farm]\n")
@@ -203,7 +204,7 @@ def test_our_own_stunnel_is_as_the_hosts_and_has_its_ends_and_key_file() -> None
     builder = conf("stunnel-builder.conf")
     way = builder.clients[0]
     text = network.make_config(builder, way, ("127.0.0.1", 4), ("far", 13100), Path("/etc/stunnel/reimzul-psk.txt"))
-    made = host.parse_stunnel_config(Path("/probe"), text)
+    made = stunnel_config.parse_stunnel_config(Path("/probe"), text)
     (section,) = made.sections
     assert (section.is_client, section.accept, section.connect) == (True, ("127.0.0.1", 4), ("far", 13100))
     assert section.options["ciphers"] == way.options["ciphers"]
@@ -268,7 +269,7 @@ def test_what_is_no_certificate_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("days", "level"), [(-1, FAIL), (3, WARN), (30, OK)])
 def test_a_certificate_is_warned_of_before_it_ends(days: int, level: str) -> None:
     now = datetime.now(timezone.utc).timestamp()
-    assert controller.judge_expiry(now + days * 86400, "ca.pem").level == level
+    assert controller.judge_expiry(now + days * 86400, "ca.pem", "renew it").level == level
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ checks themselves are in the modules beside it.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,6 +86,13 @@ def not_permitted(path: str) -> Result:
     if is_root():
         return fail(f"{path}: permission denied, even for root")
     return warn(f"{path} is not readable for this user", "run reimzul doctor as root")
+
+
+def install_hint(debian: str, fedora: str = "") -> str:
+    """How to install a package on this host, by its name in Debian, and in Fedora and EL if it differs."""
+    if shutil.which("apt-get"):
+        return f"apt-get install {debian}"
+    return f"dnf install {fedora or debian}"
 
 
 def combine(results: Iterable[Result]) -> Result:

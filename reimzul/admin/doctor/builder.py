@@ -134,7 +134,7 @@ def _check_configs(host: Host) -> Result:
     recommend(
         not changed,
         f"{checkout} has uncommitted changes: {shorten([line[3:] for line in changed.splitlines()])}",
-        f"git -C {checkout} diff; a pull that changes these files fails",
+        f"runuser -u {host.user} -- git -C {checkout} checkout -- . (git -C {checkout} diff shows what that drops)",
     )
     return ok(_count_targets(host, folder))
 
@@ -271,7 +271,8 @@ def _check_remote(host: Host) -> Result:
     except ReimzulError as error:
         return warn(
             f"git cannot pull the configurations: {error}; builds go on with the last state",
-            f"try: runuser -u {host.user} -- git -C {checkout} pull --ff-only",
+            f"correct its URL: runuser -u {host.user} -- git -C {checkout} remote set-url origin URL; a key goes into "
+            f"{host.user_entry.pw_dir if host.user_entry else '~'}/.ssh",
         )
     return ok("git can pull the configurations")
 

@@ -25,6 +25,7 @@ from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
 from reimzul.admin.output import format_skew
 from reimzul.admin.queues import all_tubes, count_buried, farm_tubes, is_unwatched
+from reimzul.admin.setup.mqtt import FOLDER as MQTT_FOLDER
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
 from reimzul.core.errors import ConfigError, ReimzulError, RetryLater
 from reimzul.core.formatting import format_duration, format_size, pluralize
@@ -43,11 +44,11 @@ from reimzul.history.workers import WorkerRecord, WorkersUnavailable, drop_disco
 TEST_TUBE = "doctor"
 #: Who watches the farm's own tubes, and a hint if nobody does.
 _DAEMONS = {
-    NOTIFY.name: ("the notifier", "systemctl status reimzul-notifier"),
-    CREATEREPO.name: ("a repogen worker", "on bstore: systemctl status 'reimzul-repogen-worker@*', reimzul doctor"),
-    TOSIGN.name: ("the signer", "on bstore: systemctl status reimzul-signer, reimzul doctor"),
+    NOTIFY.name: ("the notifier", "systemctl restart reimzul-notifier; journalctl -u reimzul-notifier"),
+    CREATEREPO.name: ("a repogen worker", "on bstore: reimzul setup bstore, which starts it; reimzul doctor"),
+    TOSIGN.name: ("the signer", "on bstore: reimzul setup bstore, which starts it; reimzul doctor"),
 }
-_BUILDER_HINT = "on a builder: systemctl status 'reimzul-worker@*', reimzul doctor"
+_BUILDER_HINT = "on a builder: reimzul setup builder, which starts the workers; reimzul doctor"
 _SQLITE = "sqlite://"
 #: Deliveries that have been pending for this long are reported.
 PENDING_SECONDS = 600
@@ -63,6 +64,8 @@ UNPUBLISHED_SECONDS = 3600
 _MAX_AGE_DAYS, _MAX_BUILDS = 30, 5_000
 #: Doctor warns this many days before a certificate expires.
 EXPIRY_WARNING_DAYS = 14
+#: Certificates that setup has made are made again by it.
+_RENEW_CERTIFICATES = "reimzul setup controller --mqtt, which makes new ones"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -89,11 +92,15 @@ def _check_beanstalkd(host: Host) -> Result:
         try:
             records = _write_binlog(broker)
         except RetryLater as error:
-            return fail(f"beanstalkd accepts no jobs: {error}", "check for free space under its binlog")
+            hint = (
+                "free some space under its binlog (-b): df -h /var/lib/beanstalkd; then: systemctl restart beanstalkd"
+            )
+            return fail(f"beanstalkd accepts no jobs: {error}", hint)
     require(
         records != stats.binlog_records,
         "beanstalkd writes no binlog: a restart loses all waiting jobs",
-        "start it with -b (conf/beanstalkd-service.conf), or restart it: it stops writing when its disk is full",
+        "reimzul setup controller, which has it write one; systemctl restart beanstalkd: once its disk was full, it "
+        "writes none until then",
     )
     return ok(f"beanstalkd {stats.version} writes its binlog")
 
@@ -297,7 +304,7 @@ def _check_mqtt(host: Host) -> Result:
     return _check_connection(
         lambda: MqttConnection(settings).close(),
         f"the broker at {settings.host}:{settings.port} accepts the notifier",
-        "check mosquitto, and that its authority signed the files of [mqtt]",
+        "systemctl restart mosquitto; where it refuses the certificates: reimzul setup controller --mqtt",
     )
 
 
@@ -346,10 +353,16 @@ def check_certificates(path: Path) -> Result:
     try:
         ends = expiry_times(path)
     except ReimzulError as error:
-        return fail(f"{path}: cannot read a certificate: {error}", "replace the file with a valid one")
+        return fail(f"{path}: cannot read a certificate: {error}", _hint_for_certificate(path))
     if not ends:
-        return fail(f"{path} contains no certificate", "replace the file with a valid one")
-    return judge_expiry(min(ends), str(path))
+        return fail(f"{path} contains no certificate", _hint_for_certificate(path))
+    return judge_expiry(min(ends), str(path), _hint_for_certificate(path))
+
+
+def _hint_for_certificate(path: Path) -> str:
+    if str(path).startswith(f"{MQTT_FOLDER}/"):
+        return _RENEW_CERTIFICATES
+    return "replace the file with a valid one of your authority"
 
 
 def expiry_times(path: Path) -> list[float]:
@@ -363,14 +376,14 @@ def expiry_times(path: Path) -> list[float]:
     return [ssl.cert_time_to_seconds(time_text) for time_text in re.findall(r"Not After *: (.*)", text)]
 
 
-def judge_expiry(end: float, name: str) -> Result:
+def judge_expiry(end: float, name: str, hint: str) -> Result:
     """The result for a certificate that expires at that time, in seconds since 1970."""
     days = (end - time.time()) / 86400
     date = datetime.fromtimestamp(end, timezone.utc).strftime("%Y-%m-%d")
     if days < 0:
-        return fail(f"{name} expired on {date}", "replace it with a new certificate of your authority")
+        return fail(f"{name} expired on {date}", hint)
     if days < EXPIRY_WARNING_DAYS:
-        return warn(f"{name} expires in {days:.0f} days, on {date}", "get a new certificate from your authority")
+        return warn(f"{name} expires in {days:.0f} days, on {date}", hint)
     return ok(f"valid until {date}")
 
 
@@ -382,4 +395,5 @@ def _check_broker(settings: MqttSettings) -> Result:
     with plain, context.wrap_socket(plain, server_hostname=settings.host) as wrapped:
         certificate = wrapped.getpeercert() or {}
     name = f"the certificate of {format_address(address)}"
-    return judge_expiry(ssl.cert_time_to_seconds(str(certificate["notAfter"])), name)
+    hint = _hint_for_certificate(settings.tls_cert) if settings.tls_cert else "have its owner renew it"
+    return judge_expiry(ssl.cert_time_to_seconds(str(certificate["notAfter"])), name, hint)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import platform
 import pwd
@@ -19,9 +20,22 @@ import attr
 
 from reimzul import __version__
 from reimzul.admin.config_cmd import find_warnings
-from reimzul.admin.doctor import Check, CheckGroup, Misconfigured, Result, fail, is_root, ok, recommend, require, warn
+from reimzul.admin.doctor import (
+    Check,
+    CheckGroup,
+    Misconfigured,
+    Result,
+    fail,
+    install_hint,
+    is_root,
+    ok,
+    recommend,
+    require,
+    warn,
+)
+from reimzul.admin.doctor.stunnel_config import StunnelConfig, read_stunnel_config
 from reimzul.core.cli import local_hostname
-from reimzul.core.config import DEFAULT_FILE, LOCAL
+from reimzul.core.config import DEFAULT_FILE
 from reimzul.core.errors import InputError, ProgramNotFound, ReimzulError
 from reimzul.core.event_signature import EventKeys
 from reimzul.core.fs import FreeSpace
@@ -51,10 +65,10 @@ READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
 #: MiB and inodes: a disk of the controller or bstore with less is full, or nearly full.
 FULL, LOW = (200, 1_000), (2_048, 20_000)
 #: The programs each role needs, and their packages: Debian's name, then Fedora's and EL's if it differs.
-NEEDED = {
-    CONTROLLER: {"rpmbuild": "rpm (Fedora, EL: rpm-build), for reimzul doctor --canary alone"},
-    BUILDER: {"git": "git", "rsync": "rsync"},
-    BSTORE: {"rsync": "rsync"},
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    CONTROLLER: {"rpmbuild": ("rpm", "rpm-build")},  # for reimzul doctor --canary alone
+    BUILDER: {"git": ("git",), "rsync": ("rsync",)},
+    BSTORE: {"rsync": ("rsync",)},
 }
 #: Folders with system programs, which are missing in an ordinary user's PATH.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -62,104 +76,17 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _CREDENTIALS = re.compile(r"^[^#;].*://[^/\s@]*:[^/\s]*@", re.MULTILINE)
 #: The stunnel configuration that `reimzul setup` writes.
 _STUNNEL_FILE = Path("/etc/stunnel/reimzul.conf")
-#: Section names of the services offered to others. A devfarm has one section per address, with a number.
-_OFFER = re.compile(r"(beanstalkd|incoming|rsyncd|store)-server(-\d+)?\Z")
+
+_FREE_SPACE = "free some space (du -xh -d 2 {folder} | sort -h shows what takes it)"
 
 #: A complete upload that repogen has not taken for this long is reported. Repogen itself scans the spool hourly.
 STUCK_UPLOAD_SECONDS = 2 * 3600
 #: The prefix of doctor's test folder in spool/, see `services`.
 UPLOAD_PREFIX = "doctor."
 
-Address = tuple[str, int]
-
-
-# --- stunnel's configuration: see stunnel(8)
-
-
-@attr.frozen(kw_only=True)
-class StunnelSection:
-    name: str
-    options: Mapping[str, str]  #: by name in lower case; the last value of a repeated option
-
-    @property
-    def is_client(self) -> bool:
-        """A client is a tunnel to another host; the other sections are services offered to others."""
-        return self.options.get("client", "no") == "yes"
-
-    @property
-    def accept(self) -> Address:
-        """The address it listens on; the host is empty if that is every address."""
-        return _parse_address(self.options.get("accept", ""))
-
-    @property
-    def connect(self) -> Address:
-        host, port = _parse_address(self.options.get("connect", ""))
-        return host or "localhost", port
-
-    @property
-    def secrets(self) -> Path | None:
-        return Path(self.options["psksecrets"]) if "psksecrets" in self.options else None
-
-
-@attr.frozen(kw_only=True)
-class StunnelConfig:
-    path: Path
-    common: tuple[tuple[str, str], ...] = ()  #: options before the first section, in their order
-    sections: tuple[StunnelSection, ...] = ()
-    problem: str = ""  #: why it cannot be read
-
-    @property
-    def clients(self) -> list[StunnelSection]:
-        return [section for section in self.sections if section.is_client]
-
-    @property
-    def offers(self) -> dict[str, StunnelSection]:
-        """The sections that offer a service to others, by the service's name; the first of each."""
-        found: dict[str, StunnelSection] = {}
-        for section in self.sections:
-            match = _OFFER.match(section.name)
-            if match and not section.is_client:
-                found.setdefault(match[1], section)
-        return found
-
-    def find_client(self, host: str, port: int) -> StunnelSection | None:
-        found = (section for section in self.clients if section.accept[1] == port)
-        return next(found, None) if host in LOCAL else None
-
-    @property
-    def key_files(self) -> list[Path]:
-        return sorted({section.secrets for section in self.sections if section.secrets is not None})
-
-
-def _parse_address(text: str) -> Address:
-    """Parse `port` or `host:port`; the port is 0 if the text is neither."""
-    host, _, port = text.strip().rpartition(":")
-    return host.strip("[]"), int(port) if port.isascii() and port.isdigit() else 0
-
-
-def read_stunnel_config(path: Path) -> StunnelConfig:
-    try:
-        return parse_stunnel_config(path, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        return StunnelConfig(path=path, problem=f"{path}: {(reason or 'cannot be read').lower()}")
-
-
-def parse_stunnel_config(path: Path, text: str) -> StunnelConfig:
-    common: list[tuple[str, str]] = []
-    sections: list[StunnelSection] = []
-    options: dict[str, str] = {}
-    for line in map(str.strip, text.splitlines()):
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if line.startswith("[") and line.endswith("]"):
-            options = {}
-            sections.append(StunnelSection(name=line[1:-1].strip(), options=options))
-        elif equals and line[0] not in ";#":
-            options[name.lower()] = value
-            if not sections:
-                common.append((name, value))
-    return StunnelConfig(path=path, common=tuple(common), sections=tuple(sections))
-
+_NEW_EVENT_KEY = (
+    "on the controller: reimzul setup controller --new-event-key; then the command that it prints, on bstore"
+)
 
 # --- the host and its roles
 
@@ -284,10 +211,19 @@ def check_writable(host: Host, folder: Path) -> Result:
         require(
             not _is_read_only(folder),
             f"{folder} is on a file system that is mounted read-only",
-            "look into the kernel's log (dmesg)",
+            f"dmesg says why; then: mount --options remount,rw --target {folder}",
         )
-        raise Misconfigured(f"user {host.user} cannot write to {folder}", f"chown {host.user} {folder}")
+        raise Misconfigured(f"user {host.user} cannot write to {folder}", _hint_for_access(user, folder))
     return ok(str(folder))
+
+
+def _hint_for_access(user: pwd.struct_passwd, folder: Path) -> str:
+    """How a user gets access to a folder: by each folder above it first."""
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    closed = [each for each in folder.resolve().parents if not _grants(each.stat(), user.pw_uid, groups, ENTER)]
+    if closed:
+        return f"chmod o+x {' '.join(map(str, reversed(closed)))}"
+    return f"chown {user.pw_name} {folder}; chmod u+rwx {folder}"
 
 
 # --- checks of every host
@@ -307,7 +243,8 @@ def _check_settings(host: Host) -> Iterator[Result]:
         yield from map(warn, find_warnings(host.settings))
     file = host.file
     if file and host.user_entry and not user_can(host.user_entry, file, READ):
-        yield fail(f"user {host.user} cannot read {file}", f"chgrp {host.user} {file}; chmod 640 {file}")
+        group = grp.getgrgid(host.user_entry.pw_gid).gr_name
+        yield fail(f"user {host.user} cannot read {file}", f"chgrp {group} {file}; chmod 640 {file}")
     if file and file.stat().st_mode & stat.S_IROTH and _CREDENTIALS.search(file.read_text(encoding="utf-8")):
         yield warn(f"{file} contains a URL with a password, and every user can read it", f"chmod 640 {file}")
     yield ok(str(file) if file else f"there is no {DEFAULT_FILE}: the defaults apply")
@@ -315,14 +252,14 @@ def _check_settings(host: Host) -> Iterator[Result]:
 
 @checks.add("programs")
 def _check_programs(host: Host) -> Iterator[Result]:
-    needed = {name: package for role in host.roles for name, package in NEEDED[role].items()}
+    needed = {name: packages for role in host.roles for name, packages in NEEDED[role].items()}
     if host.stunnel.sections:
-        needed["stunnel"] = "stunnel4 (Fedora, EL: stunnel)"
+        needed["stunnel"] = ("stunnel4", "stunnel")
     path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}"
-    for name, package in needed.items():
+    for name, packages in needed.items():
         if shutil.which(name, path=path) is None:
             report = warn if name == "rpmbuild" else fail  # only the canary needs rpmbuild
-            yield report(f"{name} is not installed", f"install {package}")
+            yield report(f"{name} is not installed", install_hint(*packages))
     yield ok(", ".join(needed))
 
 
@@ -331,7 +268,7 @@ def _check_rpm(_: Host) -> Result:
     try:
         import_rpm()
     except ProgramNotFound as error:
-        return fail(str(error), "install python3-rpm, and run tools/install with the Python it belongs to")
+        return fail(str(error), f"{install_hint('python3-rpm')}; make install")
     return ok("Python can import the rpm bindings")
 
 
@@ -342,8 +279,8 @@ def _check_event_key(host: Host) -> Iterator[Result]:
         yield ok("a key of events protects nothing here: workers run on this host, as the same user")
         return
     if path is None:
-        hint = "on the controller: reimzul setup controller --new-event-key; then the command that it prints, on bstore"
-        yield warn("events are not signed: whoever has a builder's key can announce a build as published", hint)
+        message = "events are not signed: whoever has a builder's key can announce a build as published"
+        yield warn(message, _NEW_EVENT_KEY)
         return
     if path.exists():
         path.open().close()  # an ordinary user is not permitted
@@ -352,7 +289,11 @@ def _check_event_key(host: Host) -> Iterator[Result]:
         require(not status.st_mode & stat.S_IRWXO, f"every user can read {path}", hint)
         if status.st_mode & stat.S_IRGRP and host.user_entry and status.st_gid == host.user_entry.pw_gid:
             yield fail(f"all daemons can read {path}: its group is that of {host.user}", f"chgrp reimzul-store {path}")
-    keys = EventKeys.load(path).keys
+    try:
+        keys = EventKeys.load(path).keys
+    except ReimzulError as error:
+        yield fail(str(error), _NEW_EVENT_KEY)
+        return
     ending = [f"key {key.number} until {key.until}" for key in keys if key.until]
     yield ok("; ".join([f"events are signed by key {max(key.number for key in keys)}", *ending]))
 
@@ -382,12 +323,14 @@ def _check_disk(host: Host, role: str, folder: Path) -> Result:
         require(
             not lacking,
             f"the workers take no job: {lacking}",
-            "free some space, or lower [worker] min_free_mib or min_free_inodes",
+            f"{_FREE_SPACE.format(folder=folder)}; or lower [worker] min_free_mib or min_free_inodes: "
+            f"reimzul setup builder --set worker.min_free_mib=N",
         )
     else:
         lacking, scarce = ("; ".join(free.shortfalls(*limits)) for limits in (FULL, LOW))
-        require(not lacking, lacking, "free some space")
-        recommend(not scarce, scarce, "free some space soon")
+        hint = _FREE_SPACE.format(folder=folder) + ("; reimzul prune removes old builds" if role == BSTORE else "")
+        require(not lacking, lacking, hint)
+        recommend(not scarce, scarce, hint)
     return ok(f"{free.mib} MiB" + ("" if free.inodes is None else f" and {free.inodes} inodes") + " free")
 
 
@@ -403,7 +346,8 @@ def _check_createrepo(host: Host) -> Result:
     try:
         version = host.run_as_user(program, "--version").strip()
     except ReimzulError as error:
-        return fail(str(error), "install createrepo_c (Debian: createrepo-c), or correct [repogen] createrepo_c")
+        hint = "reimzul setup bstore --set repogen.createrepo_c=createrepo_c"
+        return fail(str(error), hint if shutil.which("createrepo_c") else install_hint("createrepo-c", "createrepo_c"))
     return ok(version.splitlines()[0] if version else program)
 
 

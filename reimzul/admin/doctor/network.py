@@ -39,8 +39,11 @@ from reimzul.admin.doctor import (
     require,
     shorten,
 )
-from reimzul.admin.doctor.host import CONTROLLER, Address, Host, StunnelConfig, StunnelSection
+from reimzul.admin.doctor.host import BSTORE, CONTROLLER, Host
 from reimzul.admin.doctor.services import STORE, Service, format_address, restart_hint, services, used_services
+from reimzul.admin.doctor.stunnel_config import Address, StunnelConfig, StunnelSection
+from reimzul.admin.setup.files import System
+from reimzul.admin.setup.roles import current_public_port
 from reimzul.core.config import LOCAL
 from reimzul.core.errors import ProgramNotFound
 from reimzul.core.process import spawn, wait_until_exit
@@ -50,8 +53,10 @@ ALLOWED = ("stunnel", "stunnel4", "sshd")
 #: The highest tcp_retries2 with which a vanished peer is noticed within 30 s: conf/sysctl-reimzul.conf.
 MAX_RETRIES = 6
 
+_NEW_KEYS = "on the controller: reimzul setup controller {option} --new-key; then the commands that it prints"
+_SYSCTL_FILE = Path("/etc/sysctl.d/90-reimzul.conf")
+
 RESTART_STUNNEL = "systemctl restart stunnel@reimzul; journalctl -u stunnel@reimzul"
-_MAKE_KEYS = "reimzul setup on the controller makes keys, and prints where to put each"
 #: Time limits for a host to accept a connection, and for our own stunnel to start.
 CONNECT_TIMEOUT_SECONDS, START_TIMEOUT_SECONDS = 3.0, 3.0
 
@@ -80,12 +85,14 @@ checks = CheckGroup()
 
 
 @checks.add("tcp_retries2")
-def _check_retries(_: Host) -> Result:
+def _check_retries(host: Host) -> Result:
     value = int(Path("/proc/sys/net/ipv4/tcp_retries2").read_text())
     recommend(
         value <= MAX_RETRIES,
         f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s",
-        "reimzul setup writes /etc/sysctl.d/90-reimzul.conf; then run sysctl --system",
+        "sysctl --system; if it stays, another file of /etc/sysctl.d sets it"
+        if _SYSCTL_FILE.exists()
+        else f"reimzul setup {host.roles[0]}, which writes {_SYSCTL_FILE}",
     )
     return ok(str(value))
 
@@ -95,18 +102,22 @@ def _check_listeners(host: Host) -> Result:
     sockets = dict(_list_public_sockets())
     owners = _find_socket_owners(sockets)
     ours = {22, *(section.accept[1] for section in host.stunnel.sections if not section.is_client)}  # 22: ssh
+    public = current_public_port(System.at_root(Path("/"))) if host.has_role(BSTORE) and host.is_installed else 0
     others: list[str] = []
     for inode, (address, port) in sorted(sockets.items(), key=lambda item: item[1][1]):
         name = owners.get(inode, "")
         # The MQTT broker may serve subscribers on other hosts: it authenticates them by their certificates.
         is_mqtt = host.has_role(CONTROLLER) and name == "mosquitto" and port == host.settings.mqtt.port
-        if not (name in ALLOWED or (port in ours and name in ("", "systemd")) or is_mqtt):
+        # As may nginx where setup has it serve repo/ to all.
+        is_public = host.has_role(BSTORE) and name in ("", "nginx") and port == public
+        if not (name in ALLOWED or (port in ours and name in ("", "systemd")) or is_mqtt or is_public):
             others.append(f"{name or 'an unknown program'} on {address}:{port}")
     recommend(
         not others,
         f"others than stunnel and sshd listen on public addresses: {', '.join(dict.fromkeys(others))}",
         ("" if is_root() else "run reimzul doctor as root to learn the program; ")
-        + "have it listen on 127.0.0.1, or close the port in the firewall",
+        + "stop it, or have it listen on 127.0.0.1"
+        + ("; to serve repo/ to all: reimzul setup bstore --public-port PORT" if host.has_role(BSTORE) else ""),
     )
     return ok("only stunnel and sshd listen on public addresses")
 
@@ -168,7 +179,7 @@ def _check_config(host: Host) -> Iterator[Result]:
         hint if "no such file" in config.problem else "run reimzul doctor as root",
     )
     require(ours, f"{config.path} has no section of the farm's", hint)
-    yield from (fail(message, f"{hint}, or compare the file with conf/") for message in _find_holes(config))
+    yield from (fail(message, f"{hint}, which writes the file again") for message in _find_holes(config))
     yield ok(f"{config.path}: {', '.join(section.name for section in ours)}")
 
 
@@ -198,14 +209,14 @@ def _find_weaknesses(where: str, options: Mapping[str, str]) -> Iterator[str]:
 
 @tunnel_checks.add("keys", applies=lambda host: host.stunnel.key_files)
 def _check_keys(host: Host) -> Iterable[Result]:
-    return map(_check_key_file, host.stunnel.key_files)
+    return (_check_key_file(host, path) for path in host.stunnel.key_files)
 
 
-def _check_key_file(path: Path) -> Result:
+def _check_key_file(host: Host, path: Path) -> Result:
     try:
         status = path.stat()
     except FileNotFoundError:
-        return fail(f"{path} does not exist", _MAKE_KEYS)
+        return fail(f"{path} does not exist", _hint_for_new_key(host, path))
     except PermissionError:
         return not_permitted(str(path))
     mode = stat.S_IMODE(status.st_mode)
@@ -216,7 +227,20 @@ def _check_key_file(path: Path) -> Result:
     if not _is_readable(path):
         return ok(f"{path.name}: other users cannot read it")
     names = _read_key_names(path)
-    return ok(f"{path.name} of {shorten(names, 8)}") if names else fail(f"{path} contains no key", _MAKE_KEYS)
+    return (
+        ok(f"{path.name} of {shorten(names, 8)}")
+        if names
+        else fail(f"{path} contains no key", _hint_for_new_key(host, path))
+    )
+
+
+def _hint_for_new_key(host: Host, path: Path, name: str = "NAME") -> str:
+    """How a host gets a key again; or the controller and bstore those they accept, which are in a file of their own."""
+    if any(section.secrets == path for section in host.stunnel.offers.values()) and host.has_role(BSTORE):
+        return "restore it from a backup; or " + _NEW_KEYS.format(option="--add-bstore NAME --add-builder NAME …")
+    if host.has_role(CONTROLLER) or host.has_role(BSTORE):
+        return _NEW_KEYS.format(option=f"--add-bstore {'NAME' if name == CONTROLLER else name}")
+    return _NEW_KEYS.format(option=f"--add-builder {name}")
 
 
 def _read_key_names(path: Path) -> list[str]:
@@ -332,13 +356,10 @@ def _diagnose_tunnel(
     if not state:
         return None
     name = section.options.get("pskidentity") or next(iter(_read_key_names(secrets)), "nobody")
-    option = "on the controller --add-bstore NAME --new-key" if name == CONTROLLER else "--add-builder"
-    hints = {
-        SERVICE_DOWN: restart_hint(program),
-        KEY_REFUSED: f"reimzul setup <role> --list shows the accepted keys; {option} makes a new one",
-    }
     message = state.format(end=end, name=name, program=program, why=f" ({reason})" if reason else "")
-    return fail(message, prefix + hints.get(state, RESTART_STUNNEL))
+    if state == KEY_REFUSED and prefix:  # our own stunnel refuses a key of its own file until it reads it
+        return fail(message, _hint_for_new_key(host, secrets, name))
+    return fail(message, prefix + (restart_hint(program) if state == SERVICE_DOWN else RESTART_STUNNEL))
 
 
 def _hint_for_unreached(error: str, far: Address, host: Host, prefix: str) -> str:
@@ -346,7 +367,9 @@ def _hint_for_unreached(error: str, far: Address, host: Host, prefix: str) -> st
         return f"{prefix}{RESTART_STUNNEL}"
     if "name" in error:
         return f"check that name in {host.stunnel.path}, and that DNS or /etc/hosts knows it"
-    return f"check that {far[0]} runs, and that its firewall lets port {far[1]} in"
+    return (
+        f"check that {far[0]} runs, and that its firewall lets port {far[1]} in (reimzul setup there opens firewalld)"
+    )
 
 
 # --- our own stunnel

@@ -46,9 +46,9 @@ from reimzul.admin.doctor.host import (
     ENABLED_UNITS,
     PROGRAM_TIMEOUT_SECONDS,
     UPLOAD_PREFIX,
-    Address,
     Host,
 )
+from reimzul.admin.doctor.stunnel_config import Address
 from reimzul.core.beanstalk import Broker
 from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.config import LOCAL
@@ -81,10 +81,18 @@ UPLOAD_FILE = "doctor.txt"
 #: Folders of the store that builders must not write to.
 PROTECTED = ("repo", "tosign", "state")
 _REFUSED = re.compile(r"excluded|refused?|write only|read only")
-_RSYNCD_SETUP = "on bstore: reimzul setup bstore writes /etc/rsyncd.conf"
-_RSYNCD_SAMPLE = "compare /etc/rsyncd.conf on bstore with conf/rsyncd.conf"
+_RSYNCD_SETUP = "on bstore: reimzul setup bstore, which writes /etc/rsyncd.conf"
+#: What rsync reports of a failed upload, and what helps.
+_UPLOAD_REMEDIES = (
+    (r"No space left|quota exceeded", "free some space on bstore (reimzul prune there removes old builds)"),
+    (r"Read-only file system", "on bstore: dmesg says why its disk is read-only"),
+    (r"Permission denied|mkdir|mkstemp", "on bstore: reimzul doctor, which says whose folder it is (store)"),
+    (r"refused|timed out|timeout|closed|reset", "on bstore: systemctl restart rsync (rsyncd on Fedora and EL)"),
+)
 #: Builds get wrong times if two clocks differ by more; smaller differences above MAX_SKEW_SECONDS are a warning.
 MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
+#: Debian's minimal system has no client of NTP.
+_SET_NTP = "timedatectl set-ntp true (Debian: apt-get install systemd-timesyncd first)"
 #: The prefix of the test file in incoming/, and the age at which one must be left by a doctor that was killed.
 _TEST_PREFIX, _LEFTOVER_SECONDS = "doctor-", 3600
 #: A folder of the store that web servers must not offer.
@@ -111,7 +119,7 @@ def services(settings: Settings) -> dict[str, Service]:
         ),
         Service(
             name=INCOMING, setting="[incoming] url", offered_by=CONTROLLER, program="nginx",
-            address=address_of(incoming), ask=partial(_ask_web_server, incoming, "conf/nginx-controller.conf"),
+            address=address_of(incoming), ask=partial(_ask_web_server, incoming, CONTROLLER),
         ),
         Service(
             name=RSYNCD, setting="[bstore] upload_url", offered_by=BSTORE, program="rsync",
@@ -119,7 +127,7 @@ def services(settings: Settings) -> dict[str, Service]:
         ),
         Service(
             name=STORE, setting="[bstore] base_url", offered_by=BSTORE, program="nginx",
-            address=address_of(store), ask=partial(_ask_web_server, store, "conf/nginx-bstore.conf"),
+            address=address_of(store), ask=partial(_ask_web_server, store, BSTORE),
         ),
     )  # fmt: skip
     return {service.name: service for service in rows}
@@ -161,6 +169,10 @@ def _ask_beanstalkd(address: Address) -> str:
         raise ConnectionError(str(error)) from error.__cause__
 
 
+def _host_of(role: str) -> str:
+    return "the controller" if role == CONTROLLER else role
+
+
 def _ask_rsyncd(address: Address) -> str:
     with socket.create_connection(address, ANSWER_TIMEOUT_SECONDS) as connection:
         greeting = connection.recv(64)
@@ -169,13 +181,13 @@ def _ask_rsyncd(address: Address) -> str:
     return f"rsyncd answers, protocol {greeting.split()[1].decode(errors='replace')}"
 
 
-def _ask_web_server(url: str, sample: str, address: Address) -> str:
+def _ask_web_server(url: str, role: str, address: Address) -> str:
     """Ask for a folder. The server may refuse to list it (403)."""
     path, status = urlsplit(url).path, fetch(url, address)[0].status
     require(
         status in (200, 403),
         f"the web server at {format_address(address)} answers {status} for {path}",
-        f"compare its configuration with {sample}",
+        f"on {_host_of(role)}: reimzul setup {role}, which writes its configuration",
     )
     return f"the web server answers for {path}"
 
@@ -221,9 +233,7 @@ def _check_upload(host: Host) -> Result:
         try:
             _run_rsync(host, *options, f"{folder}/", f"{_module_url(host)}{_test_folder(host)}/")
         except ReimzulError as error:
-            return fail(
-                f"the upload of a file into spool/ fails: {error}", f"run reimzul doctor on bstore; {_RSYNCD_SAMPLE}"
-            )
+            return fail(f"the upload of a file into spool/ fails: {error}", _find_upload_remedy(str(error)))
     try:
         _run_rsync(host, "--dry-run", "--append", __file__, StoreUrls("", _module_url(host)).live_module)
     except ReimzulError as error:
@@ -231,14 +241,23 @@ def _check_upload(host: Host) -> Result:
     return ok(f"{_test_folder(host)} was uploaded")
 
 
+def _find_upload_remedy(error: str) -> str:
+    remedies = (remedy for pattern, remedy in _UPLOAD_REMEDIES if re.search(pattern, error, re.IGNORECASE))
+    return next(remedies, _RSYNCD_SETUP)
+
+
 @upload_checks.add("rsync.read", "rsync.write")
 def _check_download(host: Host) -> Result:
     try:
         _run_rsync(host, "--dry-run", f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}", "/tmp")
     except ProgramFailed as error:
-        recommend(_REFUSED.search(str(error)), f"a download fails, but is not refused: {error}", _RSYNCD_SAMPLE)
+        recommend(
+            _REFUSED.search(str(error)),
+            f"a download fails, but is not refused: {error}",
+            _find_upload_remedy(str(error)),
+        )
     else:
-        return fail("anybody with a key can read the store by rsync", f"set write only = yes; {_RSYNCD_SAMPLE}")
+        return fail("anybody with a key can read the store by rsync", _RSYNCD_SETUP)
     # of a file in blocks of one byte, the checksums that rsyncd sends are the file
     readable = _is_accepted(host, "--block-size=1", __file__, f"{_module_url(host)}{_test_folder(host)}/{UPLOAD_FILE}")
     require(not readable, "anybody with a key can read uploads by their checksums", _RSYNCD_SETUP)
@@ -252,7 +271,7 @@ def _check_protected(host: Host) -> Result:
     require(
         not writable,
         f"anybody with a key can write to {', '.join(writable)}",
-        f"set include = /spool/ /spool/*** and exclude = *; {_RSYNCD_SAMPLE}",
+        _RSYNCD_SETUP,
     )
     return ok(f"writing to {', '.join(f'{folder}/' for folder in PROTECTED)} is refused")
 
@@ -294,13 +313,15 @@ def _check_incoming(host: Host) -> Result:
             "" if is_root() else "run reimzul doctor as root, or as a member of group reimzul",
         )
     except FileNotFoundError:
-        return fail(f"{settings.folder} does not exist", "make install, or correct [incoming] folder")
+        hint = f"install -d -m 3775 -o {host.user} -g {host.user} {settings.folder}, or correct [incoming] folder"
+        return fail(f"{settings.folder} does not exist", hint)
     except OSError as error:
         return _web_server_down(error)
     require(
         response.status == 200 and body == content,
         f"the web server answers {response.status} for a file in {settings.folder} (at {urlsplit(settings.url).path})",
-        "check that nginx offers the folder (conf/nginx-controller.conf) and its user can enter it",
+        f"reimzul setup controller, which writes nginx's configuration; where [incoming] folder is another, its alias "
+        f"has to be that; chmod o+x {settings.folder} and the folders above it",
     )
     sources = [path for suffix in ("src", "nosrc") for path in sorted(settings.folder.glob(f"*.{suffix}.rpm"))]
     problems = list(filter(None, (find_unreadable(path, settings.folder) for path in sources)))
@@ -341,7 +362,7 @@ def _check_store(host: Host) -> Result:
     require(
         private.status != 200,
         f"anybody with a key can read {PRIVATE}/",
-        "offer only repo/, scratch/, index/ and attempts/",
+        "reimzul setup bstore, which writes nginx's configuration",
     )
     return ok(f"the web server offers repo/, and not {PRIVATE}/")
 
@@ -372,7 +393,7 @@ def _check_clock(url: str, role: str) -> Result:
         return ok(f"within {max(1, round(seconds))} s of {other}'s clock")
     return (fail if seconds > MAX_CLOCK_DIFFERENCE_SECONDS else warn)(
         f"this host's clock is {seconds:.0f} s {'ahead of' if ahead > 0 else 'behind'} {other}'s",
-        "have both clocks set by NTP: timedatectl set-ntp true",
+        f"have both clocks set by NTP: {_SET_NTP}",
     )
 
 
@@ -413,11 +434,14 @@ def _check_unit(unit: str) -> Results:
 def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
     name = unit.get("Id", "").removesuffix(".service")
     if unit.get("LoadState") == "not-found":
-        yield fail(f"{name} is not installed", "make install, or install its package")
+        yield fail(f"{name} is not installed", "make install, which installs all that a role needs")
         return
     if unit.get("ActiveState") != "active":
         state = f"{unit.get('ActiveState')} ({unit.get('SubState')})"
-        yield fail(f"{name} is {state}", f"systemctl start {name}; journalctl -u {name}")
+        unmask = f"systemctl unmask {name}; " if unit.get("UnitFileState") == "masked" else ""
+        hint = f"{unmask}systemctl reset-failed {name}; systemctl start {name}; journalctl -u {name}"
+        yield fail(f"{name} is {state}", hint)
     state = unit.get("UnitFileState", "")
     if state in ("disabled", "masked", "bad"):
-        yield fail(f"{name} is {state}: it will not start after a reboot", f"systemctl enable --now {name}")
+        unmask = f"systemctl unmask {name}; " if state == "masked" else ""
+        yield fail(f"{name} is {state}: it will not start after a reboot", f"{unmask}systemctl enable --now {name}")
