@@ -18,9 +18,9 @@ def commands_of(hint: str) -> list[tuple[str, str]]:
     """Each command line of a hint, with the host it is for: empty for the host that doctor ran on."""
     found, place = [], ""
     for part in hint.split("; "):
-        if named := _PLACE.match(part):
-            place, part = named[1], part[named.end() :]
-        part = part.removeprefix("then: ")
-        if _PROGRAMS.match(part):
-            found.append((place, _REMARK.split(part)[0].strip()))
+        named = _PLACE.match(part)
+        place = named[1] if named else place
+        line = (part[named.end() :] if named else part).removeprefix("then: ")
+        if _PROGRAMS.match(line):
+            found.append((place, _REMARK.split(line)[0].strip()))
     return found

@@ -95,6 +95,9 @@ def test_wrong_usage_of_the_installer_is_said(machine: PrivateMachine) -> None:
 def test_what_is_installed_elsewhere_names_its_own_programs(machine: PrivateMachine, tmp_path: Path) -> None:
     done = machine.run(f"DESTDIR={tmp_path} PREFIX=/usr tools/install --role builder")
     assert done.returncode == 0, done.stdout + done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("install: needs from "), "said before anything is done"
+    assert " attrs click greenstalk pyyaml " in first
     units = tmp_path / "usr/lib/systemd/system"
     assert {path.name for path in units.iterdir()} == {
         path.name for kind in ("service", "target", "timer") for path in (CHECKOUT / "systemd").glob(f"*.{kind}")

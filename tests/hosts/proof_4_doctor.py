@@ -183,11 +183,9 @@ BROKEN = {
     ),
     "a kernel setting": ("b2", "sysctl -w net.ipv4.tcp_retries2=15", "tcp_retries2"),
     "a hole in stunnel's configuration": (
-        "b1",
-        "sed -i 's/^sslVersionMin = .*/sslVersionMin = TLSv1/' /etc/stunnel/reimzul.conf",
-        "tunnels",
+        "b1", "sed -i 's/^sslVersionMin = .*/sslVersionMin = TLSv1/' /etc/stunnel/reimzul.conf", "tunnels",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)

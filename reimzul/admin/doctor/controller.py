@@ -222,22 +222,22 @@ def _check_history_file(host: Host, path: Path) -> None:
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         can_write = not host.user_entry or not file.exists() or user_can(host.user_entry, file, READ | WRITE)
         require(can_write, f"user {host.user} cannot write {file}", f"chown {host.user}: {file}")
-    corrupt = ", ".join(map(str, sorted(path.parent.glob(CORRUPT_HISTORY))))
+    corrupt = list(map(str, sorted(path.parent.glob(CORRUPT_HISTORY))))
     require(
         not corrupt,
-        f"the history was damaged, and builds may be missing: {corrupt}",
-        f"look for the cause, then rm {corrupt}",
+        f"the history was damaged, and builds may be missing: {', '.join(corrupt)}",
+        f"look for the cause; then: rm {' '.join(corrupt)}",
     )
 
 
 @checks.add("outbox")
 def _check_outbox(host: Host) -> Result:
     outbox = host.settings.notifier.ledger
-    corrupt = ", ".join(map(str, sorted(outbox.parent.glob(CORRUPT_PATTERN))))
+    corrupt = list(map(str, sorted(outbox.parent.glob(CORRUPT_PATTERN))))
     require(
         not corrupt,
-        f"the outbox was damaged, and events may be lost: {corrupt}",
-        f"look for the cause, then rm {corrupt}",
+        f"the outbox was damaged, and events may be lost: {', '.join(corrupt)}",
+        f"look for the cause; then: rm {' '.join(corrupt)}",
     )
     if not outbox.exists():
         return ok(f"{outbox} does not exist yet")
