@@ -302,6 +302,26 @@ def test_a_unit_has_to_run_and_to_come_back(properties: dict[str, str], levels: 
     assert [result.level for result in services.find_unit_problems({"Id": "x.service", **properties})] == levels
 
 
+@pytest.mark.parametrize(
+    ("properties", "hint"),
+    [
+        ({"ActiveState": "inactive"}, "systemctl start x; journalctl -u x"),
+        ({"ActiveState": "failed"}, "systemctl reset-failed x; systemctl start x; journalctl -u x"),
+        (
+            {"ActiveState": "inactive", "UnitFileState": "masked"},
+            "systemctl unmask x; systemctl start x; journalctl -u x",
+        ),
+        (
+            {"ActiveState": "active", "UnitFileState": "masked"},
+            "systemctl unmask x; systemctl enable --now x",
+        ),
+    ],
+)
+def test_a_unit_is_brought_up_by_what_its_state_allows(properties: dict[str, str], hint: str) -> None:
+    first, *_ = services.find_unit_problems({"Id": "x.service", "LoadState": "loaded", **properties})
+    assert first.hint == hint
+
+
 def test_a_user_may_do_what_owner_group_and_mode_say(tmp_path: Path) -> None:
     me = pwd.getpwuid(os.geteuid())
     other = pwd.struct_passwd(("nobody-here", "x", 54_321, 54_321, "", "/", "/bin/false"))

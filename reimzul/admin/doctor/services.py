@@ -438,9 +438,10 @@ def find_unit_problems(unit: Mapping[str, str]) -> Iterator[Result]:
         return
     if unit.get("ActiveState") != "active":
         state = f"{unit.get('ActiveState')} ({unit.get('SubState')})"
-        unmask = f"systemctl unmask {name}; " if unit.get("UnitFileState") == "masked" else ""
-        hint = f"{unmask}systemctl reset-failed {name}; systemctl start {name}; journalctl -u {name}"
-        yield fail(f"{name} is {state}", hint)
+        first = f"systemctl unmask {name}; " if unit.get("UnitFileState") == "masked" else ""
+        if unit.get("ActiveState") == "failed":  # of one that has failed too often, systemd refuses the start
+            first += f"systemctl reset-failed {name}; "
+        yield fail(f"{name} is {state}", f"{first}systemctl start {name}; journalctl -u {name}")
     state = unit.get("UnitFileState", "")
     if state in ("disabled", "masked", "bad"):
         unmask = f"systemctl unmask {name}; " if state == "masked" else ""
