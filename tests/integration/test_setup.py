@@ -493,7 +493,9 @@ def test_a_key_made_elsewhere_is_imported(host: Host, tmp_path: Path) -> None:
     assert KEY in host.text(roles.ACCEPTED)
 
 
-@pytest.mark.parametrize("words", [("--psk-file", "-"), ("--new-key",), ("--json",)])
+@pytest.mark.parametrize(
+    "words", [("--psk-file", "-"), ("--new-key",), ("--json",), ("--remove", "--add-builder", "b1")]
+)
 def test_options_that_mean_nothing_alone_are_refused(host: Host, words: tuple[str, ...]) -> None:
     code, _, err = host.setup("controller", *words)
     assert code == 2
@@ -552,3 +554,7 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     host.done("controller")
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])
+    log.unlink()
+    host.done("controller", "--remove", "--yes")
+    closed = [line for line in log.read_text().splitlines() if "--remove-port" in line]
+    assert closed == (["--remove-port=13100/tcp", "--permanent --remove-port=13100/tcp"] if runs else [])

@@ -76,7 +76,8 @@ def command() -> None:
     Examples:
       reimzul setup controller --add-bstore bstore.example.org --add-builder b1
       reimzul setup bstore --controller controller.example.org --psk-file -
-      reimzul setup builder --controller controller.example.org --bstore bstore.example.org --psk-file -
+      reimzul setup builder --controller controller.example.org --bstore bstore.example.org --psk-file - \\
+        --mock-configs https://git.example.org/mock_configs
       reimzul setup builder --remove --dry-run
     """
 
@@ -200,7 +201,8 @@ def builder(
 
     \b
     Example:
-      reimzul setup builder --name b3 --controller controller.example.org --bstore bstore.example.org --psk-file -
+      reimzul setup builder --name b3 --controller controller.example.org --bstore bstore.example.org --psk-file - \\
+        --mock-configs https://git.example.org/mock_configs
     """
     setup = _SetupRun("builder", **given)
     if setup.is_answered():
@@ -247,6 +249,10 @@ class _SetupRun:
             raise click.UsageError("--psk-file goes with --add-builder or --add-bstore")
         if given.get("new_key") and not changes_keys:
             raise click.UsageError("--new-key goes with --add-builder or --add-bstore")
+        if removes and (changes_keys or self.settings):
+            raise click.UsageError(
+                "--remove takes the role off: it goes with --dry-run, --json, --yes and --root alone"
+            )
         if as_json and not (dry_run or given.get("list_keys")):
             raise click.UsageError("--json goes with --dry-run or --list")
         self.keys = None if psk_file is None else psk.read_key_file(psk_file)

@@ -22,6 +22,7 @@ from reimzul.core.errors import ProgramFailed
 from reimzul.core.process import output_of
 
 UNIT = "mosquitto"
+PORT = 8883
 CONFIGURATION = "/etc/mosquitto/conf.d/reimzul.conf"
 #: Ours: the authority and the clients' certificates.
 FOLDER = "/etc/reimzul/mqtt"
@@ -62,7 +63,7 @@ def plan_broker(
     address = listen or (found[1] if found else "127.0.0.1")
     topic = settings.get(("mqtt", "topic")) or current_setting(system, "mqtt", "topic")
     files = (*_configuration(system, address, topic), *_certificate_files(system, host or ""))
-    plan = Plan(files=files, units=(UNIT,), ports=() if address in LOCAL else (8883,))
+    plan = Plan(files=files, units=(UNIT,), ports=() if address in LOCAL else (PORT,))
     return plan, {**(_settings(system) if ordered or listen else {}), **settings}
 
 

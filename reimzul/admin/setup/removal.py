@@ -43,9 +43,15 @@ def plan_removal(role: str, system: System) -> Removal:
     removed = (*(path for path in written if path not in changed), *secrets, CHECKSUMS_FILE)
     kept = {path: "it was changed after setup wrote it" for path in changed}
     kept.update(_list_kept(system, written))
-    before = (*_unit_steps(role, system, changed), *apply.firewall_steps(system, roles.PORTS[role], close=True))
+    before = (*_unit_steps(role, system, changed), *apply.firewall_steps(system, _list_ports(role, system), close=True))
     after = (_reload_step(),) if system.running else ()
     return Removal(removed=removed, kept=kept, before=before, after=after)
+
+
+def _list_ports(role: str, system: System) -> list[int]:
+    public = roles.current_public_port(system) if role == "bstore" else 0
+    broker = mqtt.PORT if system.resolve(mqtt.CONFIGURATION).exists() else 0
+    return [port for port in (*roles.PORTS[role], public, broker) if port]
 
 
 def _glob(system: System, pattern: str) -> Iterator[Path]:
