@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 
 import pytest
 
@@ -29,7 +30,8 @@ def test_commands(farm: Farm, tell: Tell) -> None:
     assert 0 < len(farm.typed) <= _COMMANDS
     first = min(farm.legs_of("some-1.0-1"), key=lambda leg: str(leg["timestamp"]))
     (leg,) = farm.published(first["build_id"])
-    tell(f"  published {leg['published'] - min(typed.at for typed in farm.typed):.0f} s after the first of them")
+    published = datetime.fromisoformat(leg["published"].replace("Z", "+00:00")).timestamp()
+    tell(f"  published {published - min(typed.at for typed in farm.typed):.0f} s after the first of them")
     assert farm.bstore.run(f"find /srv/reimzul/bstore/repo/{TARGET}.{ARCH} -name 'some-*.noarch.rpm'").out
     farm.once(first["build_id"])
 
