@@ -279,7 +279,7 @@ def test_a_canary_makes_its_way_and_says_how_long_each_hop_took(sick_farm: Farm)
         hops[f"canary.x86_64.{hop}"]["seconds"] for hop in ("build", "upload", "placed")
     )
     (build,) = told["builds"]
-    assert (build["status"], build["builder_fqdn"]) == (Status.SUCCESS, "builder1.farm.test")
+    assert (build["status"], build["builder"]) == (Status.SUCCESS, "builder1.farm.test")
     place = sick_farm.layout.store.place(build["place"])
     assert build["place"].startswith("scratch/demo.1.x86_64/reimzul-canary/")
     assert list(place.glob("*.noarch.rpm"))
