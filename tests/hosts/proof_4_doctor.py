@@ -176,7 +176,7 @@ BROKEN = {
     "keys that others can read": ("b1", f"chmod 644 {_PSK}", "keys"),
     "settings that cannot be read": ("b1", f"chmod 600 {_INI}; chown root:root {_INI}", "settings"),
     "configurations of another's": ("b1", f"chown -R root: {_CHECKOUT}", "configs"),
-    "a compiler": ("b1", "apt-get remove --yes gcc-multilib", "mock"),
+    "a compiler": ("b1", "apt-get remove --yes patch", "mock"),
     "a masked unit": (
         "bstore",
         "systemctl disable --now reimzul-signer; systemctl mask reimzul-signer",

@@ -91,7 +91,7 @@ def _check_retries(host: Host) -> Result:
     recommend(
         value <= MAX_RETRIES,
         f"{value}: if a peer vanishes during a transfer, it takes minutes to notice, instead of 30 s",
-        "sysctl --system; if it stays, another file of /etc/sysctl.d sets it"
+        f"sysctl -p {_SYSCTL_FILE}; if it comes back, another file of /etc/sysctl.d sets it"
         if _SYSCTL_FILE.exists()
         else f"reimzul setup {host.roles[0]}, which writes {_SYSCTL_FILE}",
     )
