@@ -32,7 +32,7 @@ from reimzul.core.json_message import encode
 from reimzul.core.message import BuildEvent, Event, Status, decode_event
 from reimzul.core.pending import CORRUPT_PREFIX, count_pending
 from reimzul.core.retry import Backoff
-from reimzul.core.sqlite import has_table, is_intact, move_aside, open_database, transaction
+from reimzul.core.sqlite import has_table, is_intact, move_aside, open_database, readable_rows, transaction
 from reimzul.history.result_rules import (
     Notification,
     is_claim_news,
@@ -373,18 +373,13 @@ def _clear_bodies(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
 
 
 def _readable_deliveries(path: Path) -> Iterator[tuple[object, ...]]:
-    """Read a damaged file's pending deliveries from both ends, each as far as SQLite gets."""
+    """Read a damaged file's pending deliveries and their events, as far as SQLite gets."""
     with contextlib.closing(sqlite3.connect(str(path))) as db:
-        for order in ("ASC", "DESC"):
+        for seq, *event in readable_rows(db, "event"):
             with contextlib.suppress(sqlite3.Error):
-                deliveries = db.execute(
-                    f"SELECT seq, sink, state FROM delivery WHERE +state <> 'done' ORDER BY seq {order}"
-                )
-                for seq, sink, state in deliveries:
-                    with contextlib.suppress(sqlite3.Error):
-                        query = "SELECT key, word, body, at FROM event WHERE seq = ?"
-                        for event in db.execute(query, (seq,)):
-                            yield (seq, sink, state, *event)
+                query = "SELECT sink, state FROM delivery WHERE seq = ? AND +state <> 'done'"
+                for sink, state in db.execute(query, (seq,)):
+                    yield (seq, sink, state, *event)
 
 
 def _leg_range(build_id: str) -> tuple[str, str]:

@@ -41,6 +41,11 @@ def forget(attempt):
             raise
 BuildAttempt._build_legs = forget
 """
+#: Two repogens index one target at the same time.
+_NO_LOCK = """
+from tests.simulate import files
+files._flock = lambda *_: None
+"""
 
 
 def run(*words: str, seed_of_hashes: str = "0") -> str:
@@ -64,6 +69,8 @@ def test_a_seed_always_does_the_same() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize(("fault", "said"), [(_LOSE_JOB, "ended as"), (_LOSE_LEG, "i386 ended as")])
-def test_a_worker_that_loses_its_job_or_one_leg_of_two_is_found(fault: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "said"), [(_LOSE_JOB, "ended as"), (_LOSE_LEG, "i386 ended as"), (_NO_LOCK, "is not listed")]
+)
+def test_a_fault_that_is_planted_is_found(fault: str, said: str) -> None:
     assert said in run("-c", _BEGIN + fault + _END)

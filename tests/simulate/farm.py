@@ -51,6 +51,7 @@ from reimzul.notifier.outbox import Outbox  # noqa: E402
 from reimzul.repogen import cli as repogen_cli  # noqa: E402
 from reimzul.repogen import copier, verify  # noqa: E402
 from reimzul.store import createrepo, listing, listing_rules, repodata  # noqa: E402
+from reimzul.store.listing import read_listing  # noqa: E402
 from reimzul.submit import submission  # noqa: E402
 from reimzul.submit.sources import Source  # noqa: E402
 from reimzul.tosign import cli as tosign_cli  # noqa: E402
@@ -151,6 +152,7 @@ class Farm:
     cancelled: set[str] = attr.field(factory=set, init=False)
     collected: list[str] = attr.field(factory=list, init=False)  #: the legs that the signer has got
     happened: list[str] = attr.field(factory=list, init=False)  #: the faults
+    unlisted: set[str] = attr.field(factory=set, init=False)  #: published legs that some repodata lacked
     starts_at: dict[str, float] = attr.field(factory=dict, init=False)  #: of a daemon that is down
     kills: set[str] = attr.field(factory=set, init=False)
     next_faults: Callable[[Process], None] = attr.field(default=lambda _: None, init=False)
@@ -270,6 +272,15 @@ class Farm:
             self.collected.append(leg_key(build_id, arch))
             folder.rename(self.root / f"collected-{len(self.collected)}")
 
+    def check_listing(self) -> None:
+        """Note which published legs the repodata lacks, which has just become visible."""
+        listed = {Path(name).parent for name in read_listing(self.store.target(TARGET) / "repodata")}
+        legs = {(folder.parts[0], folder.name) for folder in listed}
+        for key, record in self.records.history.items():
+            package, evr = record.srpm.removesuffix(".src.rpm").split("-", 1)
+            if record.published and (package, f"{evr}.{record.arch}") not in legs:
+                self.unlisted.add(key)
+
     def cancel(self, build_id: str) -> None:
         """Cancel a build: set the flag, then delete the job if it waits, then announce it; here only the flag."""
         self.cancelled.add(build_id)
@@ -331,6 +342,8 @@ _real_exchange = repodata.exchange_names
 def _exchange(one: Path, other: Path) -> None:
     scheduler.world.step("exchange")
     _real_exchange(one, other)
+    assert _Running.farm is not None
+    _Running.farm.check_listing()
 
 
 def _put(module: Any, **names: Any) -> None:

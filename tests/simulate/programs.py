@@ -135,10 +135,11 @@ class Programs:
         if "--pkglist" not in options:  # on one leg alone, to find out whether that is what it crashes at
             return 0
         target, output = Path(words[-1]), Path(options["--outputdir"]) / "repodata"
+        names = Path(options["--pkglist"]).read_text().splitlines()
         yield scheduler.world.random.choice((0.2, 0.5, 3.0))
         if self.fails("createrepo_c"):
             return scheduler.world.random.choice((1, -9))
-        paths = [path for path in Path(options["--pkglist"]).read_text().splitlines() if (target / path).is_file()]
+        paths = [path for path in names if (target / path).is_file()]
         packages = "".join(
             f'<package><checksum type="sha256" pkgid="YES">{hashlib.sha256((target / path).read_bytes()).hexdigest()}'
             f'</checksum><location href="{path}"/></package>\n'

@@ -149,6 +149,7 @@ def _check_store(farm: Farm) -> Iterator[str]:
                 name = str(path.relative_to(target))
                 if listed.pop(name, None) != file.sha256:
                     yield f"{place}/{file.name}: is not listed"
+    yield from (f"{key}: was not listed any more after it was published" for key in sorted(farm.unlisted))
     yield from (f"{key}: has {count} places" for key, count in places.items() if count > 1)
     yield from (f"{name}: is listed, and no build's" for name in listed)
     for key, record in _legs(farm, farm.accepted):
