@@ -323,7 +323,7 @@ def test_builders_that_leave_a_build_to_others_are_not_called_usable(
         two.broker.close()
     assert "Nobody watches tube x86_64" in explained(build)
     assert f"{B1} vanished: it was last heard of" in explained(build)
-    assert first_watched(build, "nobody watches tube x86_64").startswith("waits: nobody watches")
+    assert first_watched(build, "nobody watches tube x86_64").startswith("queued: nobody watches")
 
 
 def test_a_builder_that_a_person_drained_just_now_is_not_called_usable(

@@ -297,7 +297,7 @@ def test_a_watch_says_what_holds_a_leg_up() -> None:
     waits = apply_events({}, [event("Queued", tube="x86_64", job=7)]).popitem()[1]
     assert find_obstacle(waits, {"createrepo"}, []) == ""
     obstacle = find_obstacle(waits, {"x86_64"}, [])
-    assert make_row(waits, NOW, 0, None, None, obstacle).message == "waits: nobody watches tube x86_64"
+    assert make_row(waits, NOW, 0, None, None, obstacle).message == "queued: nobody watches tube x86_64"
     built = leg("Success")
     assert make_row(built, NOW, 0, None, None, find_obstacle(built, {"createrepo"}, [])).message == (
         "built, to be published; nobody watches tube createrepo"

@@ -10,6 +10,7 @@ import pytest
 
 from reimzul.core.message import Status, WorkerState
 from reimzul.history.build_record import CLAIMED, OVER, BuildState
+from reimzul.history.workers import BUSY, SILENT, VANISHED
 from tests import jsonpage
 from tests.schemas import (
     FOLDER,
@@ -89,7 +90,7 @@ def test_the_states_are_those_of_the_code() -> None:
     assert build["state"]["enum"] == [*BuildState.ALL, None]
     page = jsonpage.read_rows(_SECTIONS["A build on one arch"])["status"]
     assert {status for status in (Status.QUEUED, Status.BUILDING, *OVER, CLAIMED) if f"`{status}`" not in page} == set()
-    assert set(worker["state"]["enum"]) == {*WorkerState.ALL, "silent"}
+    assert set(worker["state"]["enum"]) == {*WorkerState.ALL, SILENT, VANISHED, BUSY}
 
 
 @pytest.mark.parametrize(
