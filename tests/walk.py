@@ -74,9 +74,9 @@ class Day:
             typed = step.command.format(**shortened)
             code, said = self.type(typed, step)
             assert code == step.code, f"{typed}: {code}\n{said}"
-            found = re.search(r"\bbuild ([0-9a-f]{32})", said)
+            found = re.search(r"\bbuild ([0-9a-f]{32})|^([0-9a-f]{8}) repeats ", said, re.MULTILINE)
             if step.name and found:
-                self.ids[step.name] = found[1]
+                self.ids[step.name] = found[1] or found[2]
             yield step, typed, said
 
     def type(self, typed: str, step: Step) -> tuple[int, str]:
@@ -146,7 +146,7 @@ STEPS: Sequence[Step] = (
     Step(command=f"reimzul-submit -s half-1.0-1.src.rpm {AS} --wait", name="half", code=1, lines=True),
     Step(command="reimzul explain {half}"),
     Step(command="reimzul log {half} --arch i386 | tail -3"),
-    Step(words="What failed can be built again by itself; the other leg is published and stays."),
+    Step(words="What failed can be built again by itself; x86_64 is published and stays."),
     Step(command="reimzul retry {half} --failed", name="again"),
     Step(words="builder1 is to get a new disk. It finishes what it has, and takes nothing more."),
     Step(command='reimzul drain builder1 --why "new disk"', before=_at_rest),
