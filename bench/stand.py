@@ -46,7 +46,7 @@ class Stand:
         self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.mock = _mock(self.folder / "mock")
         # every build has the same packages, which are to be listed nevertheless
-        settings = dict.fromkeys((CONTROLLER, BSTORE), {"duplicates": {TARGET: "builds legs"}})
+        settings = dict.fromkeys((CONTROLLER, BSTORE), {"duplicates": {TARGET: "builds arches"}})
         mock = str(self.mock / "mock")
         self.farm = Farm(self.folder / "farm", mock=mock, targets=(TARGET,), settings=settings, **more)
         self.target = f"{TARGET}.{self.farm.arch}"

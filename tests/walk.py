@@ -144,7 +144,7 @@ STEPS: Sequence[Step] = (
     Step(command=f"reimzul-submit -s half-1.0-1.src.rpm {AS} --wait", name="half", code=1, lines=True),
     Step(command="reimzul explain {half}"),
     Step(command="reimzul log {half} --arch i386 | tail -3"),
-    Step(words="What failed can be built again by itself; the other leg is published and stays."),
+    Step(words="What failed can be built again by itself; x86_64 is published and stays."),
     Step(command="reimzul retry {half} --failed", name="again"),
     Step(words="builder1 is to get a new disk. It finishes what it has, and takes nothing more."),
     Step(command='reimzul drain builder1 --why "new disk"', before=_at_rest),

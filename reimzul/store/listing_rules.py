@@ -177,7 +177,7 @@ class ListingRules:
             notes += self._find_still_listed(name, records)
         for file, kept in record.left_out.items():
             other, _, arch = kept.leg.partition(".")
-            whose = f"its {arch}" if other == build_id else f"{arch} of build {other}"
+            whose = f"its {arch} build" if other == build_id else f"{arch} of build {other}"
             differs = ", although the contents differ beyond build time and host" if kept.differs else ""
             notes.append(f"{file} is listed from {whose}{differs}")
         return "; ".join(notes)

@@ -194,7 +194,7 @@ class Ground:
             name: {"worker": {**worker, "mock_roots": str(self.home / "roots")}} for name in BUILDERS
         }
         # both legs of a build get the same packages, and builds have one NEVRA
-        duplicates = {f"{target}.{ARCH}": "builds legs" for target in TARGETS}
+        duplicates = {f"{target}.{ARCH}": "builds arches" for target in TARGETS}
         settings[BSTORE] = {"duplicates": duplicates}
         recipients = dict.fromkeys((ARCH, FOLLOWER), "all@example.org")
         mail = {"notifications": "true", "smtp_host": "127.0.0.1", "smtp_port": str(self.mail.port)}

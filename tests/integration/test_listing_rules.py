@@ -196,7 +196,7 @@ def test_a_noarch_package_of_two_legs_is_published_once(farm: Farm, together: bo
     keeper, other = ("x86_64", "i386") if together else ("i386", "x86_64")  # the main leg's, or that listed first
     assert farm.owners("greet-doc") == [folder_of(asked[keeper])]
     reasons = {event.arch: event.reason for event in events}
-    assert reasons == {keeper: "", other: f"greet-doc-1.4-3.noarch.rpm is listed from its {keeper}"}
+    assert reasons == {keeper: "", other: f"greet-doc-1.4-3.noarch.rpm is listed from its {keeper} build"}
     assert farm.sign() == [request.build_id] * 2
     staged = {path.name for path in (farm.store.tosign / TARGET).glob(f"greet-1.4-3.{other}.*/*")}
     assert "greet-doc-1.4-3.noarch.rpm" not in staged
@@ -211,7 +211,7 @@ def test_contents_that_differ_are_said(farm: Farm) -> None:
     farm.leg(request, farm.rpms("one", "greet", "greet-doc"))
     farm.leg(request, farm.rpms("two", "greet32", "greet-doc"), arch="i386")
     reasons = {event.arch: event.reason for event in farm.publish()}
-    assert reasons["i386"].endswith("from its x86_64 leg, although the contents differ beyond build time and host")
+    assert reasons["i386"].endswith("from its x86_64 build, although the contents differ beyond build time and host")
 
 
 def test_where_the_keeper_is_pruned_the_other_legs_copy_is_listed(farm: Farm) -> None:
@@ -306,7 +306,7 @@ def test_a_setting_turns_each_rule_off(
 def test_where_all_duplicates_are_allowed_a_leg_waits_for_no_run_of_its_own(
     folder: Path, tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker
 ) -> None:
-    settings = make_settings(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds legs\n")
+    settings = make_settings(tmp_path, beanstalkd, "[duplicates]\nc7.1708.u = builds arches\n")
     farm = Farm(folder, uploads.make_store(settings.bstore.root), broker, make_daemon(settings))
     farm.build("one")
     farm.publish()
