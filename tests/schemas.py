@@ -70,6 +70,11 @@ def find_schema(words: Sequence[str]) -> str:
     return next((name for name in names if (FOLDER / f"{name}.json").exists()), "")
 
 
+def find_schema_of_line(typed: Sequence[str]) -> str:
+    """The name of the schema of what a command line prints."""
+    return find_schema(next((_VARIANTS[word] for word in typed if word in _VARIANTS), tuple(typed[:2])))
+
+
 def list_schemas() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.json") if file.stem not in (*TOPICS, SHARED))
 
@@ -90,7 +95,7 @@ def check_line(words: Sequence[object], text: str) -> None:
     """The same of what a command line has printed, if it asks for JSON; after the first value `watch` may go on."""
     typed = [str(word) for word in words]
     if "--json" in typed and text:
-        name = find_schema(next((_VARIANTS[word] for word in typed if word in _VARIANTS), tuple(typed[:2])))
+        name = find_schema_of_line(typed)
         assert name, typed
         for each in split_values(text):
             check_output(name, each)

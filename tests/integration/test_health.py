@@ -162,7 +162,7 @@ def test_a_killed_worker_is_reported_until_a_person_forgets_it(farm: Farm) -> No
     assert f"reimzul builders --forget {B1}" in found["remedy"]
     typo = run("builders", "--forget", "b1.exampel.org")
     assert (typo.returncode, typo.stderr.strip()[-len(f"is {B1} meant?") :]) == (4, f"is {B1} meant?")
-    assert run("builders", "--forget", "b1").returncode == 0
+    assert run("builders", "--forget", "b1", "--json").returncode == 0
     assert states() == []
     assert B1 not in findings("--all")
 

@@ -243,12 +243,12 @@ class Canary:
     def _submit(self, srpm: Path, arches: Sequence[str], began: float) -> None:
         file = ["--config", str(self.host.file)] if self.host.file else []
         options = ["-s", str(srpm), "-a", ",".join(arches), "-t", self.target, "-d", canary.DISTTAG]
-        argv = [_find_submit_program(), *file, *options, "--scratch", "--rebuild", "--now", "--json"]
+        argv = [_find_submit_program(), *file, *options, "--scratch", "--rebuild", "--new-target", "--now", "--json"]
         # We have to know what was queued to cancel it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             answer, now = json.loads(output_of(argv)), time.monotonic()
-            self.srpm = answer["srpm"]
+            self.srpm = answer["builds"][0]["srpm"]
             self.runs = [
                 CanaryRun(
                     arch=build["arch"], tube=build["tube"], build_id=build["build_id"], job=build["job"],
