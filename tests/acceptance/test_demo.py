@@ -53,7 +53,7 @@ def test_a_demo_whose_build_fails_shows_why(tmp_path: Path) -> None:
     done = demo(tmp_path, srpms.make_srpm(tmp_path, "broken", srpms.failing_build("broken")))
     assert done.returncode == 1
     assert "error: broken cannot do this" in done.stdout
-    assert "broken 1.0-1.x86_64: Failed" in done.stderr
+    assert "broken 1.0-1.x86_64: failed" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert alive(str(tmp_path)) == []
 

@@ -318,7 +318,7 @@ def test_a_canary_without_a_configuration_of_mocks_fails_and_says_where_its_logs
     last = hops["canary.x86_64.build"]
     assert (code, last["level"]) == (1, FAIL)
     assert "mock has no configuration for no.such.x86_64" in last["message"]
-    assert last["remedy"].startswith("its logs: http://")
+    assert last["remedy"].startswith("reimzul log ")
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from reimzul.core.tls import client_context
 from reimzul.core.validators import TIMESTAMP_FORMAT
 from reimzul.history import CORRUPT_PATTERN as CORRUPT_HISTORY
 from reimzul.history import BuildFilter, BuildRecord, HistoryDamaged, HistoryUnavailable, NoHistory
+from reimzul.history.build_record import BuildState
 
 #: Doctor puts a job into this tube and deletes it at once; nobody watches it.
 TEST_TUBE = "doctor"
@@ -233,7 +234,7 @@ def _check_unpublished(host: Host) -> Result:
     now = time.time()
     late = [
         f"{build.srpm} for {build.arch}, built by {build.builder_fqdn or 'an unknown builder'}"
-        for build in _recent_builds(host, status=Status.SUCCESS)
+        for build in _recent_builds(host, BuildState.BUILT)
         # documents of the original have no `published`
         if build.published == 0 and not build.scratch and not build.claimed and now - build.at > UNPUBLISHED_SECONDS
     ]
@@ -258,10 +259,10 @@ def _check_claims(host: Host) -> Result:
     return ok(f"all that was {Status.PUBLISHED} in the last {_MAX_AGE_DAYS} days is signed, or older than the key")
 
 
-def _recent_builds(host: Host, **wanted: str) -> list[BuildRecord]:
+def _recent_builds(host: Host, *states: str) -> list[BuildRecord]:
     since = time.strftime(TIMESTAMP_FORMAT, time.gmtime(time.time() - _MAX_AGE_DAYS * 86400))
     with contextlib.suppress(NoHistory), lookup.reading_history(host.settings.history.url) as history:
-        return history.find_builds(BuildFilter(since=since, **wanted), _MAX_BUILDS)
+        return history.find_builds(BuildFilter(since=since, states=states or None), _MAX_BUILDS)
     return []
 
 
