@@ -232,10 +232,10 @@ def blocks(day: str) -> list[tuple[str, list[str]]]:
 
 #: What is another's each time, and what it is compared as; in this order.
 _VOLATILE = (
-    (r"\b[0-9a-f]{64}\b", "SHA256"),
+    (r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}$", "SHA256"),
     (r"\b\d{9,12}-[0-9a-f]{8}\b", "ATTEMPT"),
     (r"\b[0-9a-f]{32}\b", "ID"),
-    (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"),
+    (r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", "TIME"),
     (r"\b\d{14}\b", "STAMP"),
     (r"\.cfg [0-9a-f]{12}\b", ".cfg COMMIT"),
     (r"rpm-tmp\.\w+", "rpm-tmp"),

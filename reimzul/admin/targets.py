@@ -46,9 +46,7 @@ _REFRESHED = "idle workers pull their mock configurations within 10 s, and repor
 @click.command("targets", epilog=EXIT_CODES)
 @click.argument("action", metavar="[list|show]", type=click.Choice(("list", "show")), default="list")
 @click.argument("target", metavar="[TARGET]", required=False, shell_complete=target_lookup.complete_target)
-@click.option(
-    "--refresh", is_flag=True, help="Let idle workers pull their mock configurations now, and report them later."
-)
+@click.option("--refresh", is_flag=True, help="Let idle workers pull their mock configurations now, and print no list.")
 @table_options(_TABLE)
 @json_option("a list of targets")
 @pass_settings
@@ -76,7 +74,9 @@ def command(
     if (action == "show") != bool(target):
         raise click.UsageError("`list` takes no target" if target else "name a target: reimzul targets show TARGET")
     if refresh:
-        _refresh(settings)
+        if as_json:
+            raise click.UsageError("--refresh prints no list: leave --json out")
+        return _refresh(settings)
     arches = read_arches(settings.farm.arches)
     with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
         known = target_lookup.read_known_targets(settings, session)
@@ -98,10 +98,11 @@ def command(
     return EXIT_FAILED if faults else 0
 
 
-def _refresh(settings: Settings) -> None:
+def _refresh(settings: Settings) -> int:
     with Broker.from_settings(settings.beanstalkd) as broker:
         control.replace_refresh_flag(broker, control.new_flag(current_user()))
     print_note(_REFRESHED)
+    return 0
 
 
 @attr.frozen(kw_only=True)

@@ -111,7 +111,7 @@ def farm(
 
 def rows() -> dict[str, dict[str, Any]]:
     """What `reimzul builders` shows, by host and instance."""
-    return {f"{each['host']} {each['instance']}": each for each in told("builders")}
+    return {f"{each['builder']} {each['instance']}": each for each in told("builders")}
 
 
 def states() -> list[str]:
@@ -185,11 +185,11 @@ def test_a_killed_daemon_of_bstore_is_reported_and_a_stopped_one_is_not(farm: Fa
     until(lambda: states() == ["idle"], 30, "it is there")
     (row,) = told("builders")
     assert (row["role"], row["instance"], row["arches"]) == (service, f"{service}-1", [])
-    assert findings("--all")[row["host"]]["level"] == "ok"
+    assert findings("--all")[row["builder"]]["level"] == "ok"
     process.kill()
     process.wait(20)
     until(lambda: states() == ["gone"], 30, "it vanished")
-    assert f"its {service} vanished" in findings()[row["host"]]["message"]
+    assert f"its {service} vanished" in findings()[row["builder"]]["message"]
     process = farm.start_service(service)
     until(lambda: states() == ["idle"], 30, "it is back")
     process.terminate()
@@ -248,12 +248,12 @@ def test_a_failing_createrepo_c_is_shown_for_its_build_and_its_host(farm: Farm, 
     assert words in run("builders").stdout
     assert words in first_watched(build, "indexing fails on")
     (service,) = [each for each in told("builders") if each["role"] == Role.REPOGEN]
-    until(lambda: findings()[service["host"]]["level"] == "FAIL", 60, "it failed more than once")
-    found = findings()[service["host"]]
+    until(lambda: findings()[service["builder"]]["level"] == "FAIL", 60, "it failed more than once")
+    found = findings()[service["builder"]]
     assert f"state/createrepo/{build.target}.log" in found["remedy"]
     farm.repair_program("createrepo_c")
     until(lambda: has_event(farm.controller, build, "Success") and "It is published" in explained(build), 90, "it is")
-    until(lambda: service["host"] not in findings(), 60, "the error is over")
+    until(lambda: service["builder"] not in findings(), 60, "the error is over")
 
 
 def test_a_full_disk_of_bstore_is_a_finding(farm: Farm, tmp_path: Path) -> None:
@@ -267,8 +267,8 @@ def test_a_full_disk_of_bstore_is_a_finding(farm: Farm, tmp_path: Path) -> None:
         with contextlib.suppress(OSError), (small / "ballast").open("wb") as ballast:
             ballast.write(bytes(16 << 20))
         (row,) = told("builders")
-        until(lambda: "its disk has 0 bytes free" in findings()[row["host"]]["message"], 60, "it is said")
-        found = findings()[row["host"]]
+        until(lambda: "its disk has 0 bytes free" in findings()[row["builder"]]["message"], 60, "it is said")
+        found = findings()[row["builder"]]
         assert (found["level"], "reimzul prune --dry-run" in found["remedy"]) == ("FAIL", True)
     finally:
         farm.close()

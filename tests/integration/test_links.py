@@ -174,7 +174,7 @@ def test_json_has_the_link_that_holds_now(notifier: Running, ini: Path, root: st
     notifier.settings["bstore"]["public_url"] = root
     notifier.write()
     printed = json.loads(reimzul(*command, "--json").stdout)
-    (leg,) = printed["legs"] if isinstance(printed, dict) else printed
+    (leg,) = printed["arches"] if isinstance(printed, dict) else printed
     link = f"{ROOT}{PLACE}/" if root else None
     assert (leg["url"], leg["place"], leg["logs_folder"]) == (link, PLACE, PLACE)
     assert [(each["url"], each["logs_folder"]) for each in leg["attempts"]] == [(None, LOGS), (link, PLACE)]

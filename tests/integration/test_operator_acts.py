@@ -330,7 +330,9 @@ def test_a_retry_is_the_same_again_and_names_its_parent(ground: Ground) -> None:
     assert (after.parent, after.legs, after.rebuild) == (old.build_id, (), False)
     assert after.build_id != old.build_id
     assert done.stdout.startswith(f"{after.build_id[:8]} repeats {SHORT}: ")
-    until(lambda: f"repeats     build {old.build_id}" in run("show", after.build_id).stdout, 20, "it is in the history")
+    until(
+        lambda: f"repeats       build {old.build_id}" in run("show", after.build_id).stdout, 20, "it is in the history"
+    )
     claim.delete()
 
 
@@ -528,10 +530,10 @@ def test_every_attempt_is_shown_with_what_came_of_it(ground: Ground) -> None:
     ground.announce(1, "Failed", exit_code=11, at=time.time() + 2, reason="it took too long", **by)
     ground.until(1, lambda leg: leg["status"] == "Failed", "it has failed")
     said = run("show", SHORT).stdout
-    assert "exit code   11: the build timed out" in said
-    assert f"attempt 1   {first} on builder1.example.org" in said
+    assert "exit code     11: the build timed out" in said
+    assert f"attempt 1     {first} on builder1.example.org" in said
     assert "the disk was full" in said
-    assert f"attempt 2   {second} on builder2.example.org" in said
+    assert f"attempt 2     {second} on builder2.example.org" in said
     (leg,) = told("show", SHORT)["arches"]
     assert (leg["exit_code_meaning"], leg["files"]) == ("the build timed out", None)
     assert leg["no_files_reason"].startswith("bstore: index/"), "nobody can open the URL that programs use"

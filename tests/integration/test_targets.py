@@ -299,7 +299,7 @@ def test_packages_on_a_terminal_and_in_json(controller: Controller) -> None:
     shown = on_a_terminal("packages", "-t", "c9s")
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert shown.startswith("ID        PACKAGE  VERSION-RELEASE  ARCH")
-    assert on_a_terminal("packages", "-t", "c9s", "nothing") == "No package matches.\n"
+    assert on_a_terminal("packages", "-t", "c9s", "nothing") == "no package found\n"
     first = json.loads(controller.run("packages", "-t", "c9s", "--json").stdout)[0]
     assert first.pop("published").endswith("Z")
     timestamp = event("Published", 2).timestamp
