@@ -24,6 +24,7 @@ from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time, suggest_nearest
+from reimzul.core.links import PublicUrl, relink
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.history.workers import VANISHED, WorkerRecord, WorkersUnavailable, drop_disconnected, shared_names
@@ -51,10 +52,10 @@ def list_builders(
 ) -> int:
     """List the workers: what each does and for how long, its last result, and how often it was at fault.
 
-    FAULTS are attempts that failed for a fault of the builder, out of all its attempts. A worker that has not been
+    FAULTS are attempts that failed through the builder's own fault, out of all its attempts. A worker that has not been
     heard of for two minutes is `silent`. One that is `draining` finishes its build and then takes no more jobs;
     `drained`, `unfit` and `quarantined` ones take none, and DOES gives the reason. DOES also warns if the builder's
-    clock is off or another host uses its name, and of what fails now. Workers that have ended in order are left out;
+    clock is off or another host uses its name, and of what fails now. Workers that were stopped are left out;
     one that is `gone` vanished: it was killed or cut off. The repogen and tosign of bstore are listed at the end.
 
     \b
@@ -78,12 +79,14 @@ def list_builders(
     except BrokerUnavailable as error:  # the last heartbeats are on this host
         fault = f"{error}; it is unknown which workers have ended and which builders are drained"
     shared, now = shared_names(processes.connected), time.time()
+    public_url = PublicUrl(settings.bstore).get() if as_json else ""  # the table has no links
     views = [
         _WorkerView(
             seen=each,
             now=now,
             counts=attempts.get(each.heartbeat.host, AttemptCounts()),
             flag=flags.get(each.heartbeat.host),
+            public_url=public_url,
             name_shared=shared.get(each.heartbeat.host, ""),
             vanished=each in processes.vanished,
         )
@@ -111,6 +114,7 @@ class _WorkerView:
     now: float
     counts: AttemptCounts  #: of its host
     flag: Optional[control.ControlFlag]
+    public_url: str  #: what links for people begin with
     name_shared: str  #: what is wrong with the name of its host
     vanished: bool  #: its connection has ended without its notice
 
@@ -157,7 +161,7 @@ class _WorkerView:
             "drain": flag and {"by": flag.by, "at": flag.at, "reason": flag.why, "quarantined": flag.is_quarantine},
             "attempts": counts.attempts,
             "faults": counts.faults,
-            "last": {**counts.last.to_output(), **extra} if counts.last else None,
+            "last": {**relink(counts.last, self.public_url).to_output(), **extra} if counts.last else None,
         }
 
 

@@ -105,7 +105,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 
 
 @click.command("causes", epilog=EXIT_CODES)
-@output.period_options("Of builds")
+@output.period_options("Group builds")
 @lookup.target_option()
 @click.option("--arch", metavar="ARCH")
 @output.table_options(_TABLE)
@@ -141,10 +141,18 @@ def command(
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
-        output.print_json({"since": since, "failed": failed, "causes": [group.to_dict() for group in groups]})
+        output.print_json(
+            {
+                "since": since,
+                "until": end or time.time(),
+                "failed": failed,
+                "causes": [group.to_dict() for group in groups],
+            }
+        )
         return
     if groups and sys.stdout.isatty():
-        click.echo(f"{failed:,} failed since {format_time(begin)}, {pluralize(len(groups), 'cause')}")
+        until = f" until {format_time(end)}" if end else ""
+        click.echo(f"{failed:,} failed since {format_time(begin)}{until}, {pluralize(len(groups), 'cause')}")
     if groups:
         output.print_table(_TABLE, map(_row_cells, groups), columns=columns, wide=wide)
     else:
@@ -170,12 +178,17 @@ def find_builds_of_cause(history: History, given: str, begin: float, end: float 
         what = "more than one cause begins" if groups else "no cause begins"
         since = format_time(begin)
         raise InputError(f"{what} with {validators.quoted(given)} since {since}: `reimzul causes` lists them")
-    newest: dict[tuple[str, str, str], str] = {}
+    newest: dict[tuple[str, str, str, bool], str] = {}
     for each in history.iterate_builds(attr.evolve(wanted, until=None)):
-        key = (each.package, each.target, each.arch)
-        newest[key] = max(newest.get(key, ""), each.timestamp)
-    last = [each for each in groups[0].builds if newest[(each.package, each.target, each.arch)] == each.timestamp]
+        newest[_retry_key(each)] = max(newest.get(_retry_key(each), ""), each.timestamp)
+    last = [each for each in groups[0].builds if newest[_retry_key(each)] == each.timestamp]
+    if not last:
+        raise InputError(f"nothing to retry: all builds of cause {groups[0].cause.id} have later builds")
     return lookup.find_recorded_builds(history, dict.fromkeys(each.build_id for each in last))
+
+
+def _retry_key(build: BuildRecord) -> tuple[str, str, str, bool]:
+    return (build.package, build.target, build.arch, build.scratch)
 
 
 # --- for `reimzul show`

@@ -28,6 +28,7 @@ from reimzul.core.http_client import HttpSession, NotFound
 from reimzul.core.manifest import File, Manifest, sha256_of
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
+from reimzul.history.build_record import BuildState
 
 #: What is called with the number of bytes that have come.
 Progress = Callable[[int], None]
@@ -46,7 +47,7 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
     "--target",
     metavar="TARGET",
     shell_complete=target_lookup.complete_target,
-    help="Of this target the latest builds of all packages that PATTERN matches; with its arch or without.",
+    help="Download the latest build of each package of TARGET that PATTERN matches; with or without its arch.",
 )
 @click.option("--rpms/--logs", "wants_rpms", default=True, help="Download packages (the default), or logs.")
 @click.option("--arch", metavar="ARCH", help="Only what was built for this arch.")
@@ -156,7 +157,7 @@ def _select_files(sources: Iterable[_Source], wants_rpms: bool) -> list[_WantedF
 
 def _describe_nothing(given: str, sources: list[_Source], wants_rpms: bool, arch: str | None) -> str:
     what, where = "packages" if wants_rpms else "logs", f" for {arch}" if arch else ""
-    results = ", ".join(f"{each.manifest.arch}: {each.manifest.status}" for each in sources)
+    results = ", ".join(f"{each.manifest.arch}: {BuildState.from_status(each.manifest.status)}" for each in sources)
     results = f" ({results})" if results else "; it has no result yet, or it was removed: reimzul explain"
     return f"{given} has no {what} in the store{where}{results}"
 

@@ -347,7 +347,7 @@ def _describe_errors(facts: BuildFacts, processes: Sequence[WorkerRecord]) -> It
 def _describe_success(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     if leg.published:
-        yield f"It is published in {leg.target} since {format_time(leg.published)}: {describe_files(leg)}"
+        yield f"It was published in {leg.target} at {format_time(leg.published)}: {describe_files(leg)}"
         if unsigned := facts.tosign.ready + facts.tosign.reserved:
             yield f"{pluralize(unsigned, 'build')} in tube tosign still to be prepared for signing."
         yield from _describe_errors(facts, [each for each in facts.processes.services if each.role == Role.TOSIGN])
@@ -396,7 +396,7 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
         verb.get(leg.status, leg.state),
         # the store rejects: it is not the builder's fault
         f" on {leg.builder_fqdn}" if leg.builder_fqdn and leg.status != Status.REJECTED else "",
-        f" {format_time(leg.finished)}" if leg.finished else "",
+        f" at {format_time(leg.finished)}" if leg.finished else "",
         f": {leg.reason or '-'}.",
     )
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")

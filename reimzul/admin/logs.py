@@ -272,7 +272,8 @@ def list_attempts(leg: BuildRecord, urls: StoreUrls) -> list[LogSource]:
     for number, each in enumerate(leg.attempts, 1):
         key, decides = (leg.build_id, leg.arch, each.attempt), leg.attempt == each.attempt
         folder = each.logs_folder or find_folder(each.url)  # of another leg of the attempt, if this one has no logs
-        kept = [urls.place(leg.place) if leg.place and decides else "", urls.attempt(*key), urls.place(folder)]
+        kept = [urls.place(leg.place) if leg.place and decides else "", urls.attempt(*key)]
+        kept += [urls.place(folder)] if folder else []
         error_log = each.error_log or (leg.error_log if decides else "")
         source = LogSource(
             number=number,

@@ -53,7 +53,7 @@ class CommandTable(NearestGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        if name not in WORK_ANYWHERE:
+        if name is not None and name not in WORK_ANYWHERE:
             ctx.meta[NEEDS_CONTROLLER] = f"`reimzul {name}`"
         return name, command, rest
 

@@ -33,9 +33,9 @@ _READABLE_COLUMN_WIDTH, _MIN_COLUMN_WIDTH = 20, 6
 #: The heads of columns with a state, and the colours of states.
 _STATE_HEADS = ("STATE", "RESULT", "LAST RESULT")
 _STATE_COLOURS = {
-    **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent"), "red"),
+    **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent", "gone"), "red"),
     **dict.fromkeys(("published", "idle"), "green"),
-    **dict.fromkeys(("building", "draining"), "yellow"),
+    **dict.fromkeys(("building", "busy", "draining"), "yellow"),
 }
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
@@ -176,7 +176,7 @@ class NearestGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
+        if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
             hint = suggest_nearest(args[0], known) or f"; `{ctx.command_path} --help` lists them"
             ctx.fail(f"there is no command {validators.quoted(args[0])}{hint}")
         return super().resolve_command(ctx, args)
@@ -253,9 +253,9 @@ def print_note(text: str, *, as_json: bool = False) -> None:
     click.secho(text, dim=True, err=as_json or not sys.stdout.isatty())
 
 
-def print_none_found(thing: str) -> None:
+def print_none_found(thing: str, *, as_json: bool = False) -> None:
     """Print that a list is empty, in the same words in every command."""
-    print_note(f"no {thing} found")
+    print_note(f"no {thing} found", as_json=as_json)
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:

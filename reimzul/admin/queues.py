@@ -92,7 +92,7 @@ def count_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
 
 
 @click.command("queues", epilog=EXIT_CODES)
-@click.option("--all", "everything", is_flag=True, help="Also the tubes that hold control flags instead of work.")
+@click.option("--all", "everything", is_flag=True, help="Also list the tubes of control flags and connections.")
 @table_options(_QUEUES_TABLE)
 @json_option("an object: tubes, pending")
 @pass_settings
@@ -100,8 +100,9 @@ def list_queues(settings: Settings, everything: bool, columns: Sequence[str], wi
     """List all tubes with their ready, reserved, delayed and buried jobs, and their watchers.
 
     A tube that has jobs and no watcher is marked: `nobody watches it`. Below, if there are any: events that the log,
-    the history, mail or MQTT does not have yet, from the notifier's outbox. A control flag is a cancelled build, a
-    drained builder, a worker's connection.
+    the history, mail or MQTT does not have yet, from the notifier's outbox. The tubes that
+    --all adds hold control flags (a cancelled build, a drained builder, a failing hook), or show which processes are
+    connected.
 
     \b
     Examples:

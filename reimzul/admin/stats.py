@@ -33,7 +33,7 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 
 
 @click.command("stats", epilog=EXIT_CODES)
-@output.period_options("Of builds")
+@output.period_options("Count builds")
 @lookup.target_option()
 @click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip

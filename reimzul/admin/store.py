@@ -41,7 +41,7 @@ from reimzul.core import validators
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
-from reimzul.core.formatting import format_duration, format_size, pluralize
+from reimzul.core.formatting import format_duration, format_size, format_timestamp, pluralize
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.message import RepogenRequest
 from reimzul.core.retry import CancelToken
@@ -151,7 +151,7 @@ def prune_builds(
     """
     if incoming:
         if target or keep or unsigned:
-            raise InputError("--incoming goes by age alone: --target, --keep and --unsigned are for builds")
+            raise click.UsageError("--incoming goes by age alone: --target, --keep and --unsigned are for builds")
         return prune_incoming(settings, older, dry_run=dry_run, yes=yes, as_json=output["as_json"])
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
@@ -224,8 +224,8 @@ def _print_pruned(
 
 def _prune_row(old: BuildDetails) -> list[str]:
     leg = old.leg
-    cells = [old.summary.build_id[:8] or "-", leg.target, leg.name, leg.timestamp, leg.arch, format_size(old.bytes)]
-    return [*cells, f"stays: {old.held}" if old.held else ""]
+    cells = [old.summary.build_id[:8] or "-", leg.target, leg.name, format_timestamp(leg.timestamp), leg.arch]
+    return [*cells, format_size(old.bytes), f"stays: {old.held}" if old.held else ""]
 
 
 # --- scratch
@@ -335,7 +335,7 @@ def _scratch_row(each: BuildDetails) -> list[str]:
     metavar="FILE",
     help="On bstore: add a file as comps.xml, updateinfo.xml or modules.yaml; later runs keep it.",
 )
-@click.option("--type", "type_", metavar="TYPE", help="Its type in repomd.xml, if the file name does not tell.")
+@click.option("--type", "type_", metavar="TYPE", help="The file's type in repomd.xml, if its name does not give it.")
 @click.option("--remove-metadata", "removed", metavar="TYPE", help="On bstore: remove such metadata, as group.")
 @json_option("an object")
 @pass_settings
@@ -364,7 +364,7 @@ def repogen(
       reimzul repogen c7.1708.u.x86_64 --remove-metadata group
     """
     if type_ is not None and added is None:
-        raise InputError("--type is the type of what --add-metadata adds; there is no --add-metadata")
+        raise click.UsageError("--type is the type of what --add-metadata adds; there is no --add-metadata")
     if added is not None or removed is not None:
         _change_metadata(settings, target, added, type_, removed, as_json=as_json)
         return

@@ -12,9 +12,9 @@ import attr
 import click
 
 from reimzul.admin import lookup
-from reimzul.core.arch import read_arches
+from reimzul.core.arch import Arches, read_arches
 from reimzul.core.config import load_file
-from reimzul.core.errors import ReimzulError
+from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import ListedBuild, iterate_packages, list_store_targets
 from reimzul.core.settings import Settings
@@ -59,10 +59,17 @@ def read_known_targets(settings: Settings, session: HttpSession) -> KnownTargets
 
 def find_known_targets(settings: Settings, session: HttpSession, given: str) -> list[str]:
     """Return the targets, with arches, that a person means. Raises `InputError`; `ReimzulError` if none is known."""
-    known = read_known_targets(settings, session)
-    if not known.names and known.faults:
-        raise ReimzulError("\n".join(known.faults))
-    return find_targets(given, known.names, read_arches(settings.farm.arches))
+    return match_known(read_known_targets(settings, session), given, read_arches(settings.farm.arches))
+
+
+def match_known(known: KnownTargets, given: str, arches: Arches) -> list[str]:
+    """Return the targets that a person means. Raises `InputError`, and `ReimzulError` if the list has gaps."""
+    try:
+        return find_targets(given, known.names, arches)
+    except InputError as error:
+        if known.faults:
+            raise ReimzulError("\n".join([*known.faults, str(error)])) from None
+        raise
 
 
 def complete_target(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -99,6 +106,10 @@ def complete_package(context: click.Context, _: click.Parameter, incomplete: str
 
 
 # --- the builds that a target lists
+
+
+#: The states of builds that a target may list: a person can override one that is published.
+PUBLISHED_ONCE = (BuildState.PUBLISHED, BuildState.OVERRIDE)
 
 
 @attr.frozen(kw_only=True)
@@ -163,6 +174,6 @@ def _matches(build: ListedBuild, pattern: str) -> bool:
 def _find_records(settings: Settings, target: str, places: set[str]) -> dict[str, BuildRecord]:
     """Return the history's records of published builds by their places; none where there is no history."""
     with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
-        published = history.iterate_builds(BuildFilter(targets=[target], states=[BuildState.PUBLISHED]))
-        return {each.place: each for each in published if each.place in places}
+        builds = history.iterate_builds(BuildFilter(targets=[target], states=PUBLISHED_ONCE))
+        return {each.place: each for each in builds if each.published and each.place in places}
     return {}

@@ -33,13 +33,14 @@ from reimzul.core.links import PublicUrl, make_link
 from reimzul.core.listed_packages import iterate_packages
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
-from reimzul.core.targets import find_targets, split_arch
+from reimzul.core.targets import split_arch
 from reimzul.history import BuildFilter, History, NoHistory
-from reimzul.history.build_record import BuildState
 
 _TABLE = Table(
     ("TARGET", "ARCHES", "BUILDERS", "PACKAGES", "SIZE", "PUBLISHED"), dispensable=("SIZE", "BUILDERS", "PUBLISHED")
 )
+#: Builds among which the last publication is looked for.
+_NEWEST_BUILDS = 50
 _REFRESHED = "idle workers pull their mock configurations within 10 s, and report them; others before their next build"
 
 
@@ -74,13 +75,13 @@ def command(
     if (action == "show") != bool(target):
         raise click.UsageError("`list` takes no target" if target else "name a target: reimzul targets show TARGET")
     if refresh:
-        if as_json:
-            raise click.UsageError("--refresh prints no list: leave --json out")
+        if as_json or target:
+            raise click.UsageError("--refresh prints no list: leave the rest out")
         return _refresh(settings)
     arches = read_arches(settings.farm.arches)
     with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
         known = target_lookup.read_known_targets(settings, session)
-        wanted = find_targets(target, known.names, arches) if target else sorted(known.names)
+        wanted = target_lookup.match_known(known, target, arches) if target else sorted(known.names)
         public_url = PublicUrl(settings.bstore).get()
         views = [_read_view(settings, session, name, split_arch(name, arches)[1], known, public_url) for name in wanted]
     groups = _group_by_name(views, arches)
@@ -155,8 +156,8 @@ def _read_view(
 
 
 def _find_last_published(history: History, target: str) -> float:
-    newest = history.find_builds(BuildFilter(targets=[target], states=[BuildState.PUBLISHED]), 1)
-    return newest[0].published if newest else 0.0
+    newest = history.find_builds(BuildFilter(targets=[target], states=target_lookup.PUBLISHED_ONCE), _NEWEST_BUILDS)
+    return max((each.published for each in newest), default=0.0)
 
 
 def _group_by_name(views: Iterable[_TargetView], arches: Arches) -> dict[str, list[_TargetView]]:

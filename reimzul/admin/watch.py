@@ -63,7 +63,10 @@ _TABLE = Table(
     "--new", is_flag=True, help="The builds were just submitted: wait until they are recorded. Full IDs only."
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Then end with exit code 1; the builds go on."
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Stop after this time with exit code 1; the builds go on.",
 )
 @json_option("an object for each change")
 @pass_settings
@@ -81,7 +84,7 @@ def watch(settings: Settings, given: tuple[str, ...], new: bool, timeout: float 
       reimzul watch
     """
     build_ids = _full_ids(settings, given, new)
-    if not build_ids and not _has_unfinished(settings):
+    if not build_ids and not _has_unfinished(settings, as_json):
         return 0
     screen = TableScreen() if sys.stdout.isatty() and not as_json else LineScreen(as_json=as_json)
     try:
@@ -106,7 +109,7 @@ def _full_ids(settings: Settings, given: Sequence[str], new: bool) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def _has_unfinished(settings: Settings) -> bool:
+def _has_unfinished(settings: Settings, as_json: bool) -> bool:
     """Whether any build waits or runs; if not, print that."""
     try:
         with lookup.reading_history(settings.history.url) as history:
@@ -115,7 +118,7 @@ def _has_unfinished(settings: Settings) -> bool:
         click.echo(str(error), err=True)
         return False
     if not found:
-        print_none_found("waiting or running build")
+        print_none_found("waiting or running build", as_json=as_json)
     return found
 
 

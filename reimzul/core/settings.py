@@ -279,7 +279,7 @@ class NotifierSettings:
         "Whether a builder takes no more jobs after quarantine_faults faults of its own in a row, on different\n"
         "packages, of which other builders of the arch have built at least half meanwhile. It is probed with a\n"
         "canary, a scratch build for [farm] canary_target, and released when that builds; without a canary_target\n"
-        "a person has to resume it. The last builder of an arch is never held back.",
+        "a person has to resume it. The last builder of an arch is never quarantined.",
     )
     quarantine_faults: int = setting(
         integer_parser(1, 1000), "5", "After how many faults in a row, on different packages."

@@ -86,7 +86,12 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
     help="Replace the build of the same version and release that the target lists. Without it, that is refused.",
 )
 @click.option("--wait", is_flag=True, help="Then follow all builds and exit as `reimzul watch` does.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: for no longer than this.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="With --wait: stop waiting after this time, with exit code 1.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object. See docs/json.md.")
 @shared_options
 def command(
@@ -101,7 +106,7 @@ def command(
     verbose: bool,
     **chosen: Any,
 ) -> int:
-    """Queue source rpms to be built, each for each arch.
+    """Queue source rpms to be built on each given arch.
 
     Everything is checked before anything is queued. Source rpms that cannot be built are refused, with a line on stderr
     for each; the others are queued, with a line for each build: its id, arch, target and source rpm. The exit code is 1

@@ -293,7 +293,7 @@ def test_why_a_success_is_not_published_yet(createrepo: TubeStats, words: str) -
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        (leg("Queued", "Published", url="http://x/"), "It is published in c7.1708.u.x86_64 since"),
+        (leg("Queued", "Published", url="http://x/"), "It was published in c7.1708.u.x86_64 at"),
         (leg("Queued", "Success", scratch=True, url="http://x/"), "scratch builds are not published"),
         (
             leg("Queued", "Failed", reason="bad", first_error="make: Error 127\ncc: no", error_line="cc: no"),

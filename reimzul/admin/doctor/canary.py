@@ -38,6 +38,7 @@ from reimzul.core.process import output_of
 from reimzul.core.roles import BSTORE, CONTROLLER
 from reimzul.core.store_paths import StorePaths, StoreUrls, leg_key
 from reimzul.history import BuildFilter, BuildRecord, NoHistory
+from reimzul.history.build_record import BuildState
 
 #: No canary is sent if one of these checks fails.
 NEEDED = ("link.beanstalkd", "folder.incoming", "history")
@@ -114,7 +115,7 @@ class CanaryRun:
             yield self._complete(UPLOAD, now, "uploaded, announced, and in the history")
             self.stage = PLACED
         elif status in Status.FINAL:
-            message = f"{status}: {document.get('reason') or 'no reason was given'}"
+            message = f"{BuildState.from_status(status)}: {document.get('reason') or 'no reason was given'}"
             has_logs = document.get("logs_folder") or document.get("url")
             hint = log_command(self.build_id, self.arch) if has_logs else f"reimzul show {self.build_id[:8]}"
             yield self.fail(now, message, hint)

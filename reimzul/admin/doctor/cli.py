@@ -82,7 +82,7 @@ _LONG_NAME = "canary.aarch64.placed"
     "--target",
     default="",
     metavar="TARGET",
-    help="Build the canary for TARGET (without arch), not [farm] canary_target.",
+    help="Build the canary for TARGET (with or without its arch), not [farm] canary_target.",
 )
 @click.option(
     "--timeout",

@@ -28,7 +28,6 @@ from reimzul.admin.setup.mqtt import FOLDER as MQTT_FOLDER
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
 from reimzul.core.errors import ConfigError, ReimzulError, RetryLater
 from reimzul.core.formatting import format_duration, format_size
-from reimzul.core.message import Status
 from reimzul.core.pending import CORRUPT_PATTERN, read_pending
 from reimzul.core.process import output_of
 from reimzul.core.settings import MqttSettings
@@ -235,8 +234,7 @@ def _check_unpublished(host: Host) -> Result:
     late = [
         f"{build.srpm} for {build.arch}, built by {build.builder_fqdn or 'an unknown builder'}"
         for build in _recent_builds(host, BuildState.BUILT)
-        # documents of the original have no `published`
-        if build.published == 0 and not build.scratch and not build.claimed and now - build.at > UNPUBLISHED_SECONDS
+        if not build.scratch and not build.claimed and now - build.at > UNPUBLISHED_SECONDS
     ]
     recommend(
         not late,
@@ -256,7 +254,7 @@ def _check_claims(host: Host) -> Result:
         "on bstore: reimzul doctor; a repogen of an old version, or without the key, does not sign (reimzul setup "
         "bstore --new-event-key). If bstore signs, somebody has forged it with a builder's key",
     )
-    return ok(f"all that was {Status.PUBLISHED} in the last {_MAX_AGE_DAYS} days is signed, or older than the key")
+    return ok(f"all that was published in the last {_MAX_AGE_DAYS} days is signed, or older than the key")
 
 
 def _recent_builds(host: Host, *states: str) -> list[BuildRecord]:

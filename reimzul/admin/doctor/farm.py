@@ -63,7 +63,7 @@ def judge_hosts(processes: Processes, now: float) -> dict[str, Result]:
 def _judge_host(host: str, processes: Processes, name_shared: str, now: float) -> Iterator[Result]:
     here = [each for each in processes.connected if each.heartbeat.host == host]
     gone = [each for each in processes.vanished if each.heartbeat.host == host]
-    for role in _UNITS:
+    for role in dict.fromkeys([*_UNITS, *(each.role for each in gone)]):  # anybody may send another role
         yield from _judge_vanished(role, [each for each in gone if each.role == role], here, now)
     if name_shared:
         hint = "set a different [worker] fqdn on each host, and use a different number for each unit; restart them"
@@ -88,8 +88,8 @@ def _judge_vanished(
     ago = format_duration(now - seen)
     message = f"{who} vanished, last heard of {ago} ago: killed, or cut off"
     hint = (
-        f"on that host: systemctl status '{_UNITS[role]}', then reimzul doctor; if it is off for good, on the "
-        f"controller: reimzul builders --forget {host}"
+        f"on that host: systemctl status '{_UNITS.get(role, role)}', then reimzul doctor; if it is off for good, on "
+        f"the controller: reimzul builders --forget {host}"
     )
     report = fail if not left and now - seen > RESTART_SECONDS else warn
     yield report(message, hint)
@@ -103,7 +103,7 @@ def _judge_process(record: WorkerRecord, now: float) -> Iterator[Result]:
         hint = f"on that host: journalctl -u {unit}; if it hangs: systemctl restart {unit}"
         yield warn(f"{name} is connected, but has sent no heartbeat for {ago}", hint)
     if sent.state == WorkerState.UNFIT:
-        report = warn if ": load: " in sent.why else fail  # load passes by itself
+        report = warn if ": load: " in sent.why and "; " not in sent.why else fail  # load alone passes by itself
         yield report(f"{name}: {sent.why or 'takes no jobs'}", "on that host: reimzul doctor says what to do")
     if sent.state == WorkerState.QUARANTINED:
         hint = f"reimzul explain the builds that failed there; then reimzul resume {sent.host}"

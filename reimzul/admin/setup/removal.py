@@ -16,7 +16,7 @@ import click
 from reimzul.admin.output import print_json
 from reimzul.admin.setup import apply, files, mqtt, psk, roles
 from reimzul.admin.setup.apply import ApplyOptions, MissingAnswer
-from reimzul.admin.setup.files import CHECKSUMS_FILE, System
+from reimzul.admin.setup.files import CHECKSUMS_FILE, System, translate_write_errors
 from reimzul.admin.setup.roles import Step
 from reimzul.core.errors import ReimzulError
 
@@ -75,7 +75,7 @@ def _unit_steps(role: str, system: System, changed: list[str]) -> Iterator[Step]
     others += [unit for unit in units if unit.startswith("rsync") and "/etc/rsyncd.conf" in changed]
     for unit in reversed([unit for unit in units if unit not in others]):
         argv = ("disable", "--now", unit) if system.running else ("disable", unit)
-        description = f"stop and disable {unit}" if system.running else f"disable {unit}"
+        description = f"disable {unit}" + (", which stops it" if system.running else "")
         yield Step(argv=(*apply.systemctl(system), *argv), description=description, hint=f"journalctl -u {unit}")
 
 
@@ -111,8 +111,13 @@ def remove_role(role: str, system: System, removal: Removal, options: ApplyOptio
             raise ReimzulError("nothing was changed")
     failures = list(apply.try_steps(removal.before, options))
     for path in removal.removed:
-        system.resolve(path).unlink(missing_ok=True)
-        options.print(f"removed {path}")
+        try:
+            with translate_write_errors(path):
+                system.resolve(path).unlink(missing_ok=True)
+        except ReimzulError as error:
+            failures.append(str(error))
+        else:
+            options.print(f"removed {path}")
     failures += apply.try_steps(removal.after, options)
     options.print(*(f"kept {path}: {why}" for path, why in removal.kept.items()))
     if failures:
