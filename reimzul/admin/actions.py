@@ -44,6 +44,7 @@ from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import BuildState
+from reimzul.history.workers import submitter_for_workers
 
 log = logging.getLogger(__name__)
 
@@ -320,7 +321,7 @@ def retry(
     if published:
         confirm(f"{', '.join(published)}: published; replace it by a rebuild?", yes)
     with Broker.from_settings(settings.beanstalkd) as broker:
-        name = lookup.submitter_for_workers(broker, user, settings)
+        name = submitter_for_workers(broker, user, settings.notifier.presence)
         requests = [(build, attr.evolve(request, submitter=name)) for build, request in requests]
         done, fault = queue_retries(broker, requests, known, PRIORITY_NOW if now else PRIORITY)
     lines = [

@@ -24,9 +24,8 @@ from reimzul.core.formatting import suggest_nearest
 from reimzul.core.links import PublicUrl, relink
 from reimzul.core.message import BuildRequest
 from reimzul.core.settings import Settings
-from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 from reimzul.history import BuildFilter, BuildRecord, History, open_history
-from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
+from reimzul.history.workers import WorkerRecord, WorkerStore
 
 #: The state of a job that beanstalkd does not have, and of one whose number is unknown, beside beanstalkd's own states.
 GONE, UNKNOWN = "gone", "unknown"
@@ -66,18 +65,6 @@ def read_drain_flags(broker: Broker, hosts: Iterable[str]) -> dict[str, ControlF
     tubes = set(broker.list_tubes())
     found = {host: control.drain_flag(broker, host) for host in hosts if drain_tube(host) in tubes}
     return {host: each for host, each in found.items() if each is not None}
-
-
-def submitter_for_workers(broker: Broker, name: str, settings: Settings) -> str:
-    """Return a submitter's name; in the original's characters if a worker may not accept it."""
-    if is_plain(name):
-        return name
-    with contextlib.suppress(WorkersUnavailable):
-        heartbeats = [each.heartbeat for each in load_workers(settings)]
-        known = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in heartbeats]
-        if all_accept_any_name(broker, known):
-            return name
-    return validators.restrict_submitter(name)
 
 
 # --- builds by their ids

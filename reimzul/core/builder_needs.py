@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from reimzul.core.errors import describe_os_error
 from reimzul.core.mock_config import SITE_DEFAULTS
 
 #: The program that takes mock's place where there is no mock.
@@ -52,7 +53,11 @@ def _is_present(probe: str) -> bool:
 
 def find_missing_configs(checkout: Path) -> str:
     """Why no build can find its configuration; empty if there are some."""
-    return next(_list_missing_configs(checkout / "mock"), "")
+    folder = checkout / "mock"
+    try:
+        return next(_list_missing_configs(folder), "")
+    except OSError as error:  # as a folder that this user may not enter
+        return f"no mock configurations: {folder}: {describe_os_error(error)}"
 
 
 def _list_missing_configs(folder: Path) -> Iterator[str]:

@@ -28,6 +28,7 @@ from reimzul.core.errors import (
     RetryLater,
     ShutdownRequested,
 )
+from reimzul.core.formatting import format_time
 from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.message import Refusal, first_bytes
 from reimzul.core.retry import LogThrottle
@@ -283,7 +284,7 @@ class Daemon(Generic[M]):
 
 def describe_outage(error: ReimzulError) -> str:
     """Why and since when beanstalkd cannot be used, for `systemctl status`."""
-    return f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC: {error}"
+    return f"since {format_time(time.time())}: {error}"
 
 
 def retry_or_give_up(claim: ReservedJob[Any], what: str) -> ReimzulError:

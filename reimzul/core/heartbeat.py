@@ -22,7 +22,7 @@ import attr
 
 from reimzul import __version__
 from reimzul.core.beanstalk import NOTIFY, Broker
-from reimzul.core.errors import BrokerUnavailable, RetryLater
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, RetryLater
 from reimzul.core.fs import FreeSpace
 from reimzul.core.message import MAX_ERRORS, CurrentBuild, Feature, RecentError, Role, WorkerHeartbeat, WorkerState
 from reimzul.core.targets import TargetList
@@ -152,7 +152,7 @@ class HeartbeatSender:
         try:
             if broker.tube_stats(NOTIFY.name).ready <= NOTIFY_BACKLOG_LIMIT:
                 heartbeat = self._add_targets(self._heartbeat(state, why, build), targets, now)
-                broker.announce(heartbeat)
+                _announce_what_fits(broker, heartbeat)
                 if heartbeat.targets:
                     self._listed, self._listed_at = targets, now
         except RetryLater as error:
@@ -196,6 +196,14 @@ class HeartbeatSender:
             mock=shutil.which(identity.mock) is not None if identity.mock else None,
             errors=self.errors.list_latest(),
         )
+
+
+def _announce_what_fits(broker: Broker, heartbeat: WorkerHeartbeat) -> None:
+    """Announce a heartbeat; without its lists if it is too large for a tube."""
+    try:
+        broker.announce(heartbeat)
+    except InvalidMessage:
+        broker.announce(attr.evolve(heartbeat, targets=(), errors=()))
 
 
 def _current_load() -> float:

@@ -38,6 +38,8 @@ PUBLIC_URL_FILE = "public-url"
 _MAX_URL_BYTES = 1000
 #: Seconds that bstore has to answer, and seconds until it is asked again after an answer, and without one.
 _ANSWER_TIMEOUT_SECONDS, _REFRESH_SECONDS, _RETRY_SECONDS = 2.0, 600.0, 60.0
+#: Seconds until the next question where bstore has not answered yet: it may boot later than the controller.
+_FIRST_RETRY_SECONDS = 10.0
 #: The folder of the store at the end of a URL of the farm's own programs.
 _FOLDER_OF_URL = re.compile(r"/((?:repo|scratch)/[^/]+/[^/]+/[0-9]{14}/[^/]+|attempts/[^/]+)/?\Z")
 _ATTEMPT_FOLDER = re.compile(r"attempts/([0-9a-f]{8})[0-9a-f]{24}\.([a-z0-9_]+)\.([0-9]+-[0-9a-f]{8})\Z")
@@ -119,6 +121,7 @@ class PublicUrl:
     def __init__(self, settings: StoreSettings) -> None:
         self._base_url, self._url = settings.base_url, settings.public_url
         self._ask_at = float("inf") if settings.public_url else float("-inf")
+        self._was_answered = False
 
     def get(self) -> str:
         """Return the root of all links; empty if people cannot reach the store, or that is unknown."""
@@ -126,7 +129,8 @@ class PublicUrl:
             pause = _REFRESH_SECONDS
             try:
                 self._url = ask_public_url(self._base_url)
+                self._was_answered = True
             except ReimzulError:
-                pause = _RETRY_SECONDS
+                pause = _RETRY_SECONDS if self._was_answered else _FIRST_RETRY_SECONDS
             self._ask_at = time.monotonic() + pause
         return self._url

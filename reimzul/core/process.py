@@ -185,7 +185,10 @@ def run_in_foreground(argv: Argv) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        return subprocess.call([os.fspath(word) for word in argv])
+        with subprocess.Popen([os.fspath(word) for word in argv]) as process:
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):  # the program gets it too, and ends by itself
+                    return process.wait()
     except OSError as error:
         raise ProgramNotFound(f"cannot run {os.fspath(argv[0])}: {error.strerror}") from error
 

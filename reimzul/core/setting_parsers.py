@@ -91,7 +91,9 @@ def url_parser(scheme: str, ending: str = "/") -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         parts = urlsplit(text)
-        if parts.scheme not in (scheme, scheme + "s") or not parts.hostname or parts.query or parts.fragment:
+        is_printable = re.fullmatch(r"[!-~]+", text)  # urlsplit drops line breaks and tabs
+        is_whole = is_printable and parts.hostname and not parts.query and not parts.fragment
+        if parts.scheme not in (scheme, scheme + "s") or not is_whole:
             raise ValueError(f"{text!r} is not of the form {scheme}://host:port/folder/")
         whole_url = text.rstrip("/") + "/"
         if not whole_url.endswith(ending):

@@ -8,6 +8,7 @@ A build that is being submitted is not in the history yet: core/incoming.py has 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import attr
 
 from reimzul.core import fs, validators
 from reimzul.core.errors import ReimzulError, describe_os_error
-from reimzul.core.incoming import LOCK_PATIENCE_SECONDS, last_use, list_marks
+from reimzul.core.incoming import LOCK_PATIENCE_SECONDS, MARK_PREFIX, last_use, list_marks
 from reimzul.core.message import Status
 from reimzul.history import BuildFilter, BuildRecord, History
 
@@ -93,7 +94,7 @@ def remove_old_sources(folder: Path, sources: Iterable[OldSource], before: float
 
 def _remove_source(path: Path, before: float) -> bool:
     with fs.folder_lock(path.parent.resolve(), patience=LOCK_PATIENCE_SECONDS), contextlib.suppress(FileNotFoundError):
-        if last_use(path, list_marks(path.parent).get(path.name, ())) < before:
+        if last_use(path, path.parent.glob(f"{MARK_PREFIX}{glob.escape(path.name)}.*")) < before:
             path.unlink()
             return True
     return False

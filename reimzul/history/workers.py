@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,12 +24,16 @@ from typing import Any, ClassVar, Optional
 
 import attr
 
+from reimzul.core import validators
 from reimzul.core.beanstalk import Broker, session_tube
 from reimzul.core.clock import measure_skew
 from reimzul.core.errors import InvalidMessage, ReimzulError, translate_errors
 from reimzul.core.message import Role, WorkerHeartbeat, WorkerState
 from reimzul.core.sqlite import has_table, open_database, open_read_only, transaction
+from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 from reimzul.core.targets import TargetList
+
+log = logging.getLogger(__name__)
 
 #: Seconds without a heartbeat after which a worker counts as silent; idle workers send one every 30 s by default.
 SILENT_AFTER_SECONDS = 120
@@ -332,3 +337,23 @@ def split_vanished(broker: Broker, records: Sequence[WorkerRecord]) -> tuple[lis
     ended = {session for session in sessions if not broker.tube_stats(session_tube(session)).watchers}
     connected = [each for each in records if each.heartbeat.session not in ended]
     return connected, [each for each in records if each.heartbeat.session in ended]
+
+
+def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
+    """The submitter's name, restricted to the characters of version 0.1 while a worker may refuse others.
+
+    Only an unusual name needs a look at the workers, in the notifier's file of heartbeats.
+    """
+    if is_plain(name):
+        return name
+    try:
+        workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_workers())]
+        seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
+        if all_accept_any_name(broker, seen):
+            return name
+        reason = "a worker is older than 0.2, or sends no heartbeats"
+    except ReimzulError as error:
+        reason = f"the workers' versions are unknown: {error}"
+    plain = validators.restrict_submitter(name)
+    log.warning("submitted as %s, not as %s: %s", plain, name, reason)
+    return plain

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from reimzul.core.process import run_in_foreground
 from reimzul.core.roles import require_controller
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
+from reimzul.history.workers import submitter_for_workers
 from reimzul.submit.sources import RefusedSource, Source, check_sources, import_sources, read_names
 from reimzul.submit.submission import (
     QueuedBuild,
@@ -31,7 +33,6 @@ from reimzul.submit.submission import (
     queue_requests,
     refuse_listed,
     request_repodata,
-    submitter_for_workers,
 )
 from reimzul.submit.target_check import complete_target, refuse_unknown_target
 
@@ -173,8 +174,16 @@ def _queue_builds(
         for build in queue_requests(broker, requests, options, known):
             builds.append(build)
             if build.job is not None and not as_json:
-                click.echo(_format_build(build, options))
+                _print_queued(build, options)
         return count_watchers(broker, builds)
+
+
+def _print_queued(build: QueuedBuild, options: SubmissionOptions) -> None:
+    """Print a build; if the reader has ended, as `head` does, the rest is queued all the same."""
+    try:
+        click.echo(_format_build(build, options))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _format_build(build: QueuedBuild, options: SubmissionOptions) -> str:

@@ -10,7 +10,6 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Callable
 from urllib.parse import quote, unquote
 
@@ -27,8 +26,6 @@ from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.rpm_header import Header
 from reimzul.core.store_paths import MANIFEST, StoreUrls
-from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
-from reimzul.history.workers import WorkerStore, drop_disconnected
 from reimzul.submit.sources import RefusedSource, Source, SourceFile
 
 log = logging.getLogger(__name__)
@@ -176,7 +173,7 @@ def _find_places(session: HttpSession, url: str, wanted: Collection[Package]) ->
     before = b""
     for piece in iterate_primary(session, url):
         for match in href.finditer(before + piece):
-            place, name, evr = (unquote(part.decode()) for part in match.groups())
+            place, name, evr = (unquote(part.decode("utf-8", "replace")) for part in match.groups())
             if (name, evr) in wanted:
                 found[name, evr] = place
         before = piece[-_MAX_LOCATION_BYTES:]
@@ -192,29 +189,6 @@ def _describe_listed(session: HttpSession, url: str, target: str, package: Packa
         f"{target} lists {'-'.join(package)} of build {build} already (an estimate: the disttag was exchanged); "
         "give --rebuild to replace it, or give the package another release"
     )
-
-
-# --- the submitter's name
-
-
-def submitter_for_workers(broker: Broker, name: str, heartbeats: Path) -> str:
-    """The submitter's name, restricted to the characters of version 0.1 while a worker may refuse others.
-
-    Only an unusual name needs a look at the workers, in the notifier's file of heartbeats.
-    """
-    if is_plain(name):
-        return name
-    try:
-        workers = [each.heartbeat for each in drop_disconnected(broker, WorkerStore(heartbeats).load_workers())]
-        seen = [SeenWorker(host=each.host, version=each.version, features=each.features) for each in workers]
-        if all_accept_any_name(broker, seen):
-            return name
-        reason = "a worker is older than 0.2, or sends no heartbeats"
-    except ReimzulError as error:
-        reason = f"the workers' versions are unknown: {error}"
-    plain = validators.restrict_submitter(name)
-    log.warning("submitted as %s, not as %s: %s", plain, name, reason)
-    return plain
 
 
 # --- requests

@@ -26,7 +26,7 @@ import attr
 from reimzul.core import fs
 from reimzul.core.beanstalk import TOSIGN, Broker, ReservedJob
 from reimzul.core.daemon import Daemon, Outcome, retry_or_give_up
-from reimzul.core.errors import InvalidMessage, RetryLater
+from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReimzulError, RetryLater, ShutdownRequested
 from reimzul.core.heartbeat import HeartbeatSender
 from reimzul.core.manifest import Manifest, read_manifest
 from reimzul.core.message import NAMESPACE, SignRequest, Status, WorkerState
@@ -66,6 +66,10 @@ class Tosign(Daemon[SignRequest]):
                 outcome = retry_or_give_up(claim, str(error.filename))
             except OSError as error:
                 outcome = RetryLater(str(error), pause=DISK_PAUSE_SECONDS)
+            except (BrokerUnavailable, ShutdownRequested):
+                raise
+            except ReimzulError as error:
+                outcome = error
             self._record_outcome(claim.message, outcome)
             yield claim, outcome
 

@@ -64,8 +64,6 @@ BUILD_STEP = "build"
 RELEASE_DELAY_SECONDS = 5
 #: Seconds before a request that a builder could not build is tried again: so many for each try.
 RETRY_PAUSE_SECONDS = 10
-#: Seconds between pulls of a checkout that lacks mock's configurations.
-CONFIG_PULL_SECONDS = 60
 #: Pauses after attempts that were nobody's fault, one after the other.
 TRANSIENT_BACKOFF = Backoff(10, 300)
 
@@ -78,11 +76,10 @@ class HealthCheck:
     free_mib: int
     free_inodes: int
     max_load: int  #: of the last minute; 0 for any
-    mock: str = ""  #: the program; empty: neither it nor its configurations are checked
+    mock: str = ""  #: the program; empty: it is not checked
     configs: MockConfigRepo | None = None
     problem: str = attr.field(default="", init=False)  #: why no job is taken now
     _problem_kinds: tuple[str, ...] = attr.field(default=(), init=False)
-    _last_pull: float = attr.field(default=float("-inf"), init=False)
 
     def is_healthy(self) -> bool:
         problems = tuple(self._find_problems())
@@ -106,17 +103,8 @@ class HealthCheck:
             yield f"load: {load:.1f}, {self.max_load} is the most"
         if self.mock and (problem := find_missing_mock(self.mock)):
             yield problem
-        if self.configs and (problem := self._find_config_problem(self.configs)):
+        if self.configs and (problem := find_missing_configs(self.configs.checkout)):
             yield problem
-
-    def _find_config_problem(self, configs: MockConfigRepo) -> str:
-        """Why no configuration can be used. Only builds pull the checkout, so one that lacks files is pulled here."""
-        problem = find_missing_configs(configs.checkout)
-        if problem and time.monotonic() - self._last_pull > CONFIG_PULL_SECONDS:
-            configs.pull()
-            self._last_pull = time.monotonic()
-            problem = find_missing_configs(configs.checkout)
-        return problem
 
 
 class Worker(Daemon[BuildRequest]):
@@ -179,15 +167,18 @@ class Worker(Daemon[BuildRequest]):
             state = WorkerState.QUARANTINED if flag.is_quarantine else WorkerState.DRAINED
         else:
             state = WorkerState.UNFIT if self.health.problem else WorkerState.IDLE
-        self.heartbeat.send(broker, state, flag.drain_text if flag else self.health.problem)
+        why = flag.drain_text if flag else self.health.problem
+        self.heartbeat.send(broker, state, why)
         self.config_puller.pull_if_due(broker)
-        with contextlib.suppress(ShutdownRequested):
-            self.root_cleanup.clean_one(CancelToken(self._raise_if_stopping))
 
-    def _raise_if_stopping(self) -> None:
-        self.ping_watchdog()  # a removal may take long
-        if self.stop.is_requested:
-            raise ShutdownRequested("the daemon is stopping")
+        def check_progress() -> None:  # a removal may take long
+            self.ping_watchdog()
+            if self.stop.is_requested:
+                raise ShutdownRequested("the daemon is stopping")
+            self.heartbeat.send(broker, state, why)
+
+        with contextlib.suppress(ShutdownRequested):
+            self.root_cleanup.clean_one(CancelToken(check_progress))
 
     def handle(
         self, broker: Broker, claims: list[ReservedJob[BuildRequest]]

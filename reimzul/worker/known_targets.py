@@ -21,13 +21,14 @@ import attr
 from reimzul.core import control, validators
 from reimzul.core.arch import Arches
 from reimzul.core.beanstalk import Broker
+from reimzul.core.builder_needs import find_missing_configs
 from reimzul.core.targets import TargetList, split_arch
 from reimzul.worker.mock_config import MockConfigRepo
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two pulls of an idle worker.
-PULL_INTERVAL_SECONDS = 300.0
+#: Seconds between two pulls of an idle worker, and of one whose checkout has no configurations.
+PULL_INTERVAL_SECONDS, EMPTY_PULL_INTERVAL_SECONDS = 300.0, 60.0
 #: Seconds between two looks for the flag of `reimzul targets --refresh`.
 FLAG_POLL_SECONDS = 5.0
 #: The name of a single package's configuration: `<name>-<version>-<release>`, before the arch.
@@ -71,7 +72,9 @@ class ConfigPuller:
         now = time.monotonic()
         if self._thread is not None and self._thread.is_alive():
             return
-        if self._has_new_flag(broker, now) or now - self._pulled_at >= PULL_INTERVAL_SECONDS:
+        is_empty = bool(find_missing_configs(self.configs.checkout))
+        interval = EMPTY_PULL_INTERVAL_SECONDS if is_empty else PULL_INTERVAL_SECONDS
+        if self._has_new_flag(broker, now) or now - self._pulled_at >= interval:
             self._pulled_at = now
             self._thread = threading.Thread(target=self._pull, name="mock configurations", daemon=True)
             self._thread.start()

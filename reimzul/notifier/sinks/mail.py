@@ -34,7 +34,6 @@ from reimzul.core.setting_parsers import parse_address
 from reimzul.core.settings import MailRcptsSettings, MailSettings, Settings
 from reimzul.core.smtp import SendResult, SmtpSession, SmtpUnavailable
 from reimzul.core.sqlite import open_database
-from reimzul.core.store_paths import package_folder
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import Sink, SinkUnavailable
 from reimzul.notifier.outbox import KEEP_SECONDS, translating_errors, write_lock, write_transaction
@@ -345,11 +344,7 @@ class MailWriter:
                 yield from ("", *event.first_error.splitlines())
 
     def _find_logs(self, event: BuildEvent) -> str:
-        """Return where the logs are; a worker of the original does not say it, but uploads to a known folder."""
-        linked = relink(event, self.public_url)
-        folder = linked.logs_folder
-        if not folder and event.pkgname and event.evr and event.timestamp and not event.build_id:
-            folder = f"repo/{event.target}/{event.pkgname}/{event.timestamp}/{package_folder(event.evr, event.arch)}"
+        folder = relink(event, self.public_url).logs_folder
         link = make_link(self.public_url, folder)
         if link:
             return f" available at {link}"
