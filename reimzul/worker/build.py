@@ -352,7 +352,7 @@ class BuildAttempt:
         end = {"reason": why, "finished": round(time.time(), 3)}
         if not self.legs:
             own = {"attempt": self.attempt.token, "builder_fqdn": self.attempt.host, **end}
-            for arch in self.attempt.request.announced_arches:
+            for arch in self.attempt.started_arches:
                 self.outbox.put(event_for(self.attempt.request, Status.CANCELLED, arch=arch, **own))
         unfinished = [leg for leg in self.legs if leg.arch not in self.announced]
         for leg in unfinished:

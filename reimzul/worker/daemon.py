@@ -228,7 +228,13 @@ class Worker(Daemon[BuildRequest]):
         faults = request.builder_faults
         final_failure_reason = summarize_faults(faults) if len(faults) >= self.tries else ""
         with self.workspace.create_attempt_folder(f"{request.build_id}.{session.token}") as folder:
-            attempt = AttemptSpec(request=request, token=session.token, host=self.host, folder=folder)
+            attempt = AttemptSpec(
+                request=request,
+                token=session.token,
+                host=self.host,
+                folder=folder,
+                started_arches=self.started_arches(session.claim),
+            )
             log.info("%r: %s for %s, build %s", session.claim, request.srpm, request.target, request.build_id)
             self.service.set_status(f"building {request.srpm} for {request.target}")
             build = BuildAttempt(attempt, self.environment, final_failure_reason)

@@ -42,6 +42,10 @@ class AttemptSpec:
     host: str  #: the builder
     folder: Path  #: owned by this attempt alone
     started: float = attr.field(factory=time.time)  #: seconds since 1970
+    #: the legs that may have started before: of a cancel that comes before the source rpm they are all that is known
+    started_arches: Sequence[str] = attr.field(
+        default=attr.Factory(lambda attempt: attempt.request.announced_arches, takes_self=True)
+    )
 
 
 @attr.frozen(kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reimzul.core import control
-from reimzul.core.beanstalk import Broker, cancel_tube, drain_tube
+from reimzul.core.beanstalk import Broker, arch_tube, cancel_tube, drain_tube
 from reimzul.core.manifest import read_manifest
 from reimzul.core.message import WorkerHeartbeat
 from tests.builder import Ears, Host, processes, put, request, settled
@@ -103,6 +103,22 @@ def test_who_cancels_while_the_source_is_fetched_waits_for_no_link(host: Host, b
     cancel(broker, wanted.build_id)
     ears.wait(1, "Cancelled")
     until(lambda: settled(broker), 10, "the job is deleted")
+
+
+def test_a_cancel_before_the_source_ends_every_arch_that_a_killed_worker_may_have_begun(
+    host: Host, broker: Broker, ears: Ears
+) -> None:
+    host.http.shutdown()
+    wanted = request()
+    put(broker, wanted)
+    with host.beanstalkd.connect() as killed:
+        killed.watch(["x86_64"])
+        assert killed.reserve({"x86_64": arch_tube("x86_64")}, 5), "its connection ends, and the job is back"
+    host.start()
+    until(lambda: says(ears, "building"), 30, "it is begun again")
+    cancel(broker, wanted.build_id)
+    ears.wait(2, "Cancelled")
+    assert {event["arch"] for event in ears.events("Cancelled")} == {"x86_64", "i386"}
 
 
 def test_a_builders_fault_under_a_cancelled_build_is_not_tried_again(host: Host, broker: Broker, ears: Ears) -> None:
