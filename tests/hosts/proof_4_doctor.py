@@ -193,16 +193,17 @@ BROKEN = {
 def test_remedy(farm: Farm, name: str) -> None:
     """the command that doctor prints mends it"""
     host, breaks, check = BROKEN[name]
+    well = farm.doctor(host).level(check)  # `warn` where the stand-in builds
     farm[host].run(breaks, check=False, timeout=300)
     found = farm.doctor(host)
-    assert found.level(check) != "ok", found.text
+    assert found.level(check) != well, found.text
     commands = commands_of(found.remedy(check))
     assert commands, found.text
     for place, command in commands:
         line = f"yes | {command}" if command.startswith("apt-get") else command
         done = farm[place or host].run(f"{line} --yes" if line.startswith("reimzul setup") else line, check=False)
         assert done.code == 0, f"{command}: {done.said}"
-    until(lambda: farm.doctor(host).level(check) == "ok", 60, f"{commands} mends {check}: {farm.doctor(host).text}")
+    until(lambda: farm.doctor(host).level(check) == well, 60, f"{commands} mends {check}: {farm.doctor(host).text}")
 
 
 def test_public_port(farm: Farm) -> None:

@@ -252,7 +252,7 @@ def test_a_failing_createrepo_c_is_shown_for_its_build_and_its_host(farm: Farm, 
     found = findings()[service["builder"]]
     assert f"state/createrepo/{build.target}.log" in found["remedy"]
     farm.repair_program("createrepo_c")
-    until(lambda: has_event(farm.controller, build, "Success") and "It is published" in explained(build), 90, "it is")
+    until(lambda: has_event(farm.controller, build, "Success") and "It was published" in explained(build), 90, "it is")
     until(lambda: service["builder"] not in findings(), 60, "the error is over")
 
 

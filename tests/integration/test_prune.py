@@ -104,7 +104,7 @@ def test_a_dry_run_changes_nothing(store: StorePaths, place: Place, runner: Crea
     index(runner)
     before = uploads.tree(store.root)
     done = reimzul("prune", "--keep", "1", "--dry-run")
-    assert [line.split("\t")[3][:8] for line in done.stdout.splitlines()] == ["20240101", "20240102"]
+    assert [line.split("\t")[3][:10] for line in done.stdout.splitlines()] == ["2024-01-01", "2024-01-02"]
     assert "2 builds would be dropped" in done.stderr
     assert uploads.tree(store.root) == before
 

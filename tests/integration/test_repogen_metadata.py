@@ -241,7 +241,7 @@ def test_a_person_adds_and_removes_metadata_by_one_command(
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--type", "group"], 4, "there is no --add-metadata"),
+        (["--type", "group"], 2, "there is no --add-metadata"),
         (["--add-metadata", "/nowhere/comps.xml"], 2, "does not exist"),
         (["--add-metadata", "{bad}/comps.xml"], 4, "comps.xml is not well-formed XML"),
         (["--add-metadata", "{bad}/primary.xml"], 4, "primary is made by createrepo_c itself"),

@@ -154,7 +154,7 @@ def test_a_builder_is_removed_but_for_what_is_not_setups(machine: Host) -> None:
     shown = machine.done("builder", "--remove", "--dry-run")
     assert (machine.files(), machine.calls()) == (before, [])
     assert all(line.startswith("would ") for line in shown.splitlines()), shown
-    assert "would stop and disable stunnel@reimzul\n" in shown
+    assert "would disable stunnel@reimzul, which stops it\n" in shown
     assert "would remove /etc/stunnel/reimzul-psk.txt\n" in shown
     plan = json.loads(machine.done("builder", "--remove", "--dry-run", "--json"))
     assert set(plan) == {"removed", "kept", "steps"}

@@ -354,7 +354,7 @@ def test_one_arch_can_be_chosen(controller: Controller) -> None:
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        ((FAILED,), f"{FAILED} has no packages in the store (x86_64: Failed, i386: Failed)"),
+        ((FAILED,), f"{FAILED} has no packages in the store (x86_64: failed, i386: failed)"),
         ((NEWEST, "--arch", "s390x"), f"build {NEWEST[:8]} was not built for s390x, but for x86_64, i386"),
         (("ffffffff",), "no build's id begins with ffffffff"),
         (("-t", "c9s", "no*"), "c9s lists no package that matches 'no*'; `reimzul packages -t c9s` lists all"),

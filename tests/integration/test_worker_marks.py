@@ -242,7 +242,7 @@ def test_logs_can_be_read_while_they_grow(host: Host, broker: Broker, ears: Ears
         return found[0].read_text() if found else ""
 
     grows = results(host, "x86_64") / "build.log"
-    until(lambda: live("build.log") == grows.read_text() != "", 30, "what there is")
+    until(lambda: grows.exists() and live("build.log") == grows.read_text() != "", 30, "what there is")
     for line in ("one more\n", "and another\n"):
         with grows.open("a") as log:
             log.write(line)
