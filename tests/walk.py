@@ -47,7 +47,7 @@ class Step:
     host: str = CONTROLLER
     lines: bool = False  #: in a pipe, where what comes in between is another's each time: only its end is compared
     columns: int = 0  #: of a table that are compared; all
-    any_order: bool = False  #: its lines are of one second
+    any_order: bool = False  #: how fast the machine is decides the order of its lines
     before: Callable[[Day], None] | None = None  #: what to wait for first
 
 
@@ -163,7 +163,7 @@ STEPS: Sequence[Step] = (
     Step(command="reimzul resume builder1"),
     Step(words="In the evening: what was done, and in figures. Prometheus has the same from `reimzul metrics`."),
     Step(command="reimzul builds", any_order=True),
-    Step(command="reimzul stats --since 24h"),
+    Step(command="reimzul stats --since 24h", any_order=True),
     Step(command="reimzul metrics | grep ^reimzul_day_builds"),
     Step(words="On bstore, what old builds take, and a scratch build that nobody needs any more."),
     Step(command="reimzul prune --target demo.1 --keep 1 --dry-run", host=BSTORE),

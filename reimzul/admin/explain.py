@@ -404,4 +404,4 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
         yield f"The first error: {leg.error_line or first_line}"
     if where := log_command(leg.build_id, leg.arch) if leg.scratch and leg.logs_folder else describe_files(leg):
         yield f"Its logs: {where}"
-    yield f"To build it again: reimzul retry {leg.build_id[:8]}"
+    yield f"To build it again: reimzul retry {leg.build_id[:8]} --failed"

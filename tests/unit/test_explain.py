@@ -162,6 +162,12 @@ def test_a_rejected_package_does_not_blame_its_builder_and_links_its_logs_once()
     assert text.count("createrepo_c refuses x.rpm") == text.count("Its logs: http://attempts/") == 1
 
 
+@pytest.mark.parametrize("status", ["Failed", "Rejected", "Cancelled"])
+def test_the_command_that_builds_it_again_leaves_published_arches_alone(status: str) -> None:
+    told = said(facts(leg("Building", status, reason="%build failed")))
+    assert f"To build it again: reimzul retry {build_id(1)[:8]} --failed" in told.splitlines()
+
+
 @pytest.mark.parametrize("scratch", [False, True])
 def test_where_logs_have_no_link_a_path_or_a_command_stands(scratch: bool) -> None:
     place = f"{'scratch' if scratch else 'repo'}/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
