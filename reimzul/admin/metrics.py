@@ -202,8 +202,8 @@ def _day_gauges(day: BuildStats) -> Sequence[Gauge]:
             ],
         ),
         _gauge_by(
-            "cause", "reimzul_day_failures", "Of these, those that failed or were rejected, by cause.",
-            sorted(day.causes.items()),
+            "reason", "reimzul_day_failures", "Of these, those that failed or were rejected, by reason.",
+            sorted(day.reasons.items()),
         ),
         _gauge_by(
             "builder", "reimzul_day_attempts", "Attempts of a builder at them.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reimzul stats`: how many builds there were, their results, causes of failure, and how long they waited and took.
+"""`reimzul stats`: how many builds there were, their results, reasons of failure, and how long they waited and took.
 
 `reimzul metrics`, `builders`, `explain` and `watch` use the same figures.
 """
@@ -246,7 +246,7 @@ class BuildStats:
     arches: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
     packages: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
     builders: dict[str, StatsGroup] = attr.field(factory=lambda: defaultdict(StatsGroup))
-    causes: Counter[str] = attr.field(factory=Counter)
+    reasons: Counter[str] = attr.field(factory=Counter)
     attempts: dict[str, AttemptCounts] = attr.field(factory=lambda: defaultdict(AttemptCounts))  #: by builder
 
     @property
@@ -279,14 +279,14 @@ def compute_stats(records: Iterable[BuildRecord]) -> BuildStats:
             group.waits.append(wait)
             group.builds.append(duration)
         if state in (BuildState.FAILED, BuildState.REJECTED):
-            stats.causes[failure_cause(record)] += 1
+            stats.reasons[failure_reason(record)] += 1
         for attempt in record.attempts:
             if attempt.is_over:
                 stats.attempts[attempt.builder_fqdn].add(record, attempt)
     return stats
 
 
-def failure_cause(record: BuildRecord) -> str:
+def failure_reason(record: BuildRecord) -> str:
     """Return the reason of a failure up to its first colon: details of this one build follow that."""
     return record.reason.partition(":")[0].strip() or "no reason was given"
 
@@ -299,7 +299,7 @@ def to_dict(stats: BuildStats, begin: float, end: float) -> dict[str, Any]:
         "since": format_rfc3339(max(0.0, begin)),  # 0 is a time here, and not an unknown one
         "until": end,
         **stats.every.to_dict(),
-        "causes": dict(stats.causes),
+        "reasons": dict(stats.reasons),
         "arches": {name: group.to_dict() for name, group in stats.arches.items()},
         "packages": {name: group.to_dict() for name, group in stats.packages.items()},
         "builders": {
@@ -313,8 +313,8 @@ def _tables(stats: BuildStats, top: int) -> Iterator[tuple[str, Sequence[str], l
     """Yield each table: its name in a pipe, its column heads on a terminal, and its rows."""
     results = stats.every.results
     yield "result", ("RESULT", "BUILDS"), [[name, str(results[name])] for name in BuildState.ALL if results[name]]
-    if stats.causes:
-        yield "cause", ("CAUSE OF FAILURE", "BUILDS"), [[why, str(n)] for why, n in stats.causes.most_common(top)]
+    if stats.reasons:
+        yield "reason", ("REASON OF FAILURE", "BUILDS"), [[why, str(n)] for why, n in stats.reasons.most_common(top)]
     yield "arch", ("ARCH", *_HEADS), [[name, *_cells(group)] for name, group in stats.arches.items()]
     longest = sorted(stats.packages.items(), key=lambda item: -sum(filter(None, item[1].builds)))[:top]
     yield "package", ("PACKAGE", *_HEADS), [[name, *_cells(group)] for name, group in longest]

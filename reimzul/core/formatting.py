@@ -18,7 +18,7 @@ _TIME_KEYS = frozenset(
     + ("queued_at", "put_at", "due", "when", "oldest", "next_try")
 )
 #: Keys of objects whose own keys are data and whose values are counts.
-_COUNT_KEYS = frozenset(("results", "causes", "unrecorded"))
+_COUNT_KEYS = frozenset(("results", "reasons", "unrecorded"))
 #: Keys of JSON output where 0 stands for an unknown value.
 _NUMBERS_OF_THINGS = frozenset(("job",))
 #: Keys of the original's messages and documents that have a plainer name in JSON output.

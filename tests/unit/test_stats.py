@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reimzul.admin.metrics import Gauge, MetricsInput, build_gauges, format_openmetrics
-from reimzul.admin.stats import BuildStats, compute_stats, failure_cause, time_stats
+from reimzul.admin.stats import BuildStats, compute_stats, failure_reason, time_stats
 from reimzul.core.beanstalk import TubeStats
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
 from reimzul.core.pending import PendingDeliveries
@@ -62,13 +62,13 @@ def test_a_build_that_waits_has_no_builder_yet() -> None:
     assert dict(found.every.results) == {"queued": 1}
 
 
-def test_causes_of_failure_are_told_apart_without_what_is_one_builds_alone() -> None:
+def test_reasons_of_failure_are_told_apart_without_what_is_one_builds_alone() -> None:
     missing = [built(n, "Failed", reason=f"BuildRequires that nobody provides: lib{n}") for n in (1, 2)]
     found = of(*missing, built(3, "Failed", reason="%build failed"), built(4, "Failed"))
-    assert dict(found.causes) == {
+    assert dict(found.reasons) == {
         "BuildRequires that nobody provides": 2, "%build failed": 1, "no reason was given": 1,
     }  # fmt: skip
-    assert failure_cause(BuildRecord()) == "no reason was given"
+    assert failure_reason(BuildRecord()) == "no reason was given"
 
 
 def test_a_wait_ends_with_the_first_attempt_and_is_never_negative() -> None:
@@ -154,7 +154,7 @@ def test_each_part_of_the_farm_is_in_it() -> None:
         'reimzul_workers{builder="b1",state="idle"} 0',
         'reimzul_builder_free_bytes{builder="b1"} 7340032',
         'reimzul_day_builds{arch="x86_64",result="published"} 1',
-        'reimzul_day_failures{cause="no \\"such\\" file\\\\"} 1',
+        'reimzul_day_failures{reason="no \\"such\\" file\\\\"} 1',
         'reimzul_day_wait_seconds{arch="x86_64",quantile="0.5"} 10',
         'reimzul_day_build_seconds{arch="x86_64",quantile="0.95"} 60',
         'reimzul_day_builder_wait_seconds{builder="builder1.example.org",quantile="0.5"} 10',
