@@ -679,7 +679,7 @@ def test_without_ids_all_that_goes_on_is_followed_and_its_end_is_told(ground: Gr
 def test_figures_are_told_as_a_table_and_as_json(recorded: None) -> None:
     rows = [line.split("\t") for line in run("stats", "--since", "2025-01-01").stdout.splitlines()]
     assert ["result", "published", "1"] in rows
-    assert ["cause", "%build failed", "1"] in rows
+    assert ["reason", "%build failed", "1"] in rows
     figures = told("stats", "--since", "2025-01-01")
     assert figures["results"] == {"published": 1, "failed": 1, "queued": 1}
     assert set(figures["arches"]) == {"x86_64", "i386"}
