@@ -19,7 +19,7 @@ from typing import Any, Callable
 import attr
 
 from reimzul.core import control, validators
-from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube, session_tube
+from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube
 from reimzul.core.builder_backoff import SAME_BUILDER_BACKOFF_SECONDS, compute_backoff
 from reimzul.core.builder_needs import find_missing_configs, find_missing_mock
 from reimzul.core.clock import MAX_SKEW_SECONDS
@@ -123,8 +123,7 @@ class Worker(Daemon[BuildRequest]):
         root_cleanup: RootCleanup,
         config_puller: ConfigPuller,
     ) -> None:
-        own = arch_tube(session_tube(heartbeat.identity.session))
-        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host)), own], host, heartbeat=heartbeat)
+        super().__init__(connect, [*tubes, arch_tube(heartbeat_tube(host))], host, heartbeat=heartbeat)
         self.health = health
         self.environment = environment
         self.workspace = workspace
@@ -134,7 +133,7 @@ class Worker(Daemon[BuildRequest]):
         self._drain_flag: ControlFlag | None = None
         self._build_tubes = self.tubes
         canary = arch_tube(canary_tube(host))
-        self._canary_tubes = {canary.name: canary, own.name: own}
+        self._canary_tubes = {canary.name: canary}
 
     def check(self, message: BuildRequest) -> None:
         known = self.environment.arches.known
@@ -154,7 +153,7 @@ class Worker(Daemon[BuildRequest]):
         tubes = self._canary_tubes if is_quarantined else self._build_tubes
         if tubes is not self.tubes:
             self.tubes = tubes
-            broker.watch(tubes)
+            self.watch_tubes(broker)
         return self.health.is_healthy() and (flag is None or is_quarantined)
 
     def idle_status(self) -> str:
@@ -333,7 +332,7 @@ class Worker(Daemon[BuildRequest]):
 
     def reconnect(self) -> Broker:
         broker = self.connect()
-        broker.watch(self.tubes)
+        self.watch_tubes(broker)
         self.broker = broker
         return broker
 
