@@ -85,7 +85,7 @@ def fetch_repomd(session: HttpSession, url: str) -> bytes:
     return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
 
 
-def iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
+def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
     """Yield a target's primary.xml in pieces. Raises `NotFound`, and `HttpUnavailable` also for damaged repodata."""
     primary = _PRIMARY_HREF.search(fetch_repomd(session, url))
     if primary is None:
@@ -106,7 +106,7 @@ def iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
 def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
     """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
     rest, declared, found = b"", None, 0
-    for piece in iterate_primary(session, url):
+    for piece in _iterate_primary(session, url):
         rest += piece
         declared = declared or _COUNT.search(rest)
         whole = rest.rfind(_END) + len(_END) if _END in rest else 0

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Callable
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import attr
 
@@ -21,7 +21,7 @@ from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, a
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
-from reimzul.core.listed_packages import fetch_repomd, iterate_primary
+from reimzul.core.listed_packages import fetch_repomd, iterate_packages
 from reimzul.core.manifest import MAX_BYTES, Manifest
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for, new_build_id
 from reimzul.core.rpm_header import Header
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds to wait for the store: for what a target lists, and for whether it has repodata, which nothing depends on.
 _LISTING_TIMEOUT_SECONDS, _REPODATA_TIMEOUT_SECONDS = 5.0, 2.0
-#: The longest location that is found across two pieces of a primary.xml.
-_MAX_LOCATION_BYTES = 1024
 #: A disttag as distributions write it, with what derivatives add.
 _DISTTAG = re.compile(
     r"\.(?:el|fc|amzn|mga|lp|eln|suse|oe|ocs|cl|ol|rhel|epel)[0-9][A-Za-z0-9_]*"
@@ -167,17 +165,8 @@ def estimate_releases(release: str, disttag: str) -> tuple[str, ...]:
 
 def _find_places(session: HttpSession, url: str, wanted: Collection[Package]) -> dict[Package, str]:
     """The folder, relative to its target, of a build of each package that is listed."""
-    names = b"|".join(sorted({re.escape(quote(name).encode()) for name, _ in wanted}))
-    href = re.compile(rb'href="((' + names + rb')/[0-9]{14}/([^"/]+)\.[A-Za-z0-9_]+)/[^"/]+"')
-    found: dict[Package, str] = {}
-    before = b""
-    for piece in iterate_primary(session, url):
-        for match in href.finditer(before + piece):
-            place, name, evr = (unquote(part.decode("utf-8", "replace")) for part in match.groups())
-            if (name, evr) in wanted:
-                found[name, evr] = place
-        before = piece[-_MAX_LOCATION_BYTES:]
-    return found
+    builds = (package.build for package in iterate_packages(session, url))
+    return {(build.name, build.evr): build.place for build in builds if build and (build.name, build.evr) in wanted}
 
 
 def _describe_listed(session: HttpSession, url: str, target: str, package: Package, place: str) -> str:
