@@ -12,7 +12,7 @@ import pytest
 from reimzul.core import control
 from reimzul.core import heartbeat as heartbeat_module
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
+from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import BrokerUnavailable, InputError
 from reimzul.core.heartbeat import LIST_INTERVAL_SECONDS, ErrorLog, HeartbeatSender, ProcessIdentity
@@ -23,6 +23,7 @@ from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailabl
 from reimzul.notifier.housekeeping import HeartbeatIntake
 from reimzul.worker import known_targets
 from reimzul.worker.known_targets import FLAG_POLL_SECONDS, PULL_INTERVAL_SECONDS, ConfigPuller, read_targets
+from tests.heartbeat_stand import Clock, Listener
 from tests.waiting import until
 
 ARCHES = read_arches()
@@ -107,34 +108,6 @@ def test_an_arch_is_split_off_only_if_it_is_one() -> None:
 
 
 # --- what a heartbeat carries
-
-
-class Listener:
-    """As much of a broker as a sender of heartbeats needs."""
-
-    def __init__(self) -> None:
-        self.heard: list[WorkerHeartbeat] = []
-        self.error: Exception | None = None
-
-    def tube_stats(self, tube: str) -> TubeStats:
-        return TubeStats(tube)
-
-    def announce(self, sent: WorkerHeartbeat) -> None:
-        if self.error:
-            raise self.error
-        self.heard.append(sent)
-
-
-class Clock:
-    """A clock that stands still unless it is moved."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 @pytest.fixture

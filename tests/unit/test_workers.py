@@ -16,13 +16,14 @@ from reimzul import __version__
 from reimzul.admin.doctor.farm import judge_hosts
 from reimzul.admin.health import Processes
 from reimzul.core import heartbeat as voice_module
-from reimzul.core.beanstalk import Broker, ReservedJob, TubeStats
+from reimzul.core.beanstalk import Broker, ReservedJob
 from reimzul.core.errors import ReservationLost, RetryLater
 from reimzul.core.heartbeat import NOTIFY_BACKLOG_LIMIT, HeartbeatSender, ProcessIdentity
 from reimzul.core.message import WorkerHeartbeat, WorkerState
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, drop_replaced, shared_names
 from reimzul.notifier import housekeeping
 from reimzul.notifier.housekeeping import HeartbeatIntake
+from tests.heartbeat_stand import Clock, Listener
 
 
 def word(host: str = "b1.example.org", instance: str = "1", **more: Any) -> WorkerHeartbeat:
@@ -139,35 +140,6 @@ def test_a_file_that_cannot_be_written_holds_up_nothing(tmp_path: Path, caplog: 
 # --- a worker's voice
 
 
-class Listener:
-    """As much of a broker as a voice needs."""
-
-    def __init__(self, ready: int = 0) -> None:
-        self.ready = ready
-        self.full = False
-        self.heard: list[WorkerHeartbeat] = []
-
-    def tube_stats(self, tube: str) -> TubeStats:
-        return TubeStats(tube, ready=self.ready)
-
-    def announce(self, said: WorkerHeartbeat) -> None:
-        if self.full:
-            raise RetryLater("beanstalkd takes nothing now")
-        self.heard.append(said)
-
-
-class Clock:
-    """A clock that stands still unless it is moved."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stopped = Clock()
@@ -214,7 +186,7 @@ def test_nobody_speaks_into_a_crowd(tmp_path: Path, clock: Clock) -> None:
 
 def test_a_beanstalkd_that_takes_nothing_is_no_fault(tmp_path: Path, clock: Clock) -> None:
     speaker, listener = voice(tmp_path), Listener()
-    listener.full = True
+    listener.error = RetryLater("beanstalkd takes nothing now")
     assert say(speaker, listener) == 0
 
 
@@ -229,7 +201,7 @@ def test_who_ends_says_so_once_it_has_said_anything(tmp_path: Path, clock: Clock
     say(speaker, listener)
     speaker.send_leaving(cast("Broker", listener))
     assert [each.leaving for each in listener.heard] == [False, True]
-    listener.full = True
+    listener.error = RetryLater("beanstalkd takes nothing now")
     speaker.send_leaving(cast("Broker", listener))
     first, last = listener.heard
     assert (first.session, first.boot) == (last.session, last.boot)
