@@ -73,8 +73,13 @@ class ListedPackage:
 
 def list_store_targets(session: HttpSession, url: str) -> list[str]:
     """Return the targets in the web server's listing of `repo/`. Raises `NotFound`, `HttpUnavailable`."""
+    return parse_store_listing(session.get(url, _MAX_LISTING_BYTES))
+
+
+def parse_store_listing(listing: bytes) -> list[str]:
+    """Return the targets in the web server's listing of `repo/`."""
     found = []
-    for href in _FOLDER_HREF.findall(session.get(url, _MAX_LISTING_BYTES)):
+    for href in _FOLDER_HREF.findall(listing):
         with contextlib.suppress(ValueError):  # the parent folder, or what a person put there
             found.append(validators.target(unquote(href.decode())))
     return found

@@ -37,6 +37,9 @@ class Result:
     message: str = attr.field(converter=_to_one_line)
     hint: str = attr.field(converter=_to_one_line, default="")  #: what a person should do about it
 
+    def as_finding(self, name: str, seconds: float = 0.0) -> Finding:
+        return Finding(self.level, self.message, self.hint, name=name, seconds=seconds)
+
 
 @attr.frozen
 class Finding(Result):
@@ -174,7 +177,7 @@ class _RunningCheck:
         """Wait for the check's end, at most until its time limit."""
         self.has_begun.wait()  # the checks it needs have time limits, too
         self.has_ended.wait(max(0.0, self.began + self.timeout - time.monotonic()))
-        return Finding(**attr.asdict(self.result), name=self.check.name, seconds=self.seconds)
+        return self.result.as_finding(self.check.name, self.seconds)
 
 
 def _run_check(check: Check) -> Result:

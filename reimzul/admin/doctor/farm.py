@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-import attr
-
 from reimzul import __version__
 from reimzul.admin import lookup
 from reimzul.admin.doctor import OK, Finding, Result, combine, fail, is_root, ok, warn
@@ -38,19 +36,19 @@ def check_hosts(settings: Settings, *, show_all: bool) -> Iterator[Finding]:
         with connect(settings) as broker:
             processes = Processes.find(broker, known)
     except WorkersUnavailable as error:
-        yield Finding(**attr.asdict(warn(str(error), "" if is_root() else "run reimzul doctor as root")), name="hosts")
+        yield warn(str(error), "" if is_root() else "run reimzul doctor as root").as_finding("hosts")
         return
     except BrokerUnavailable as error:
-        yield Finding(**attr.asdict(fail(str(error))), name="hosts")
+        yield fail(str(error)).as_finding("hosts")
         return
     judged = judge_hosts(processes, time.time())
     bad = [host for host, result in judged.items() if result.level != OK]
     count = pluralize(len(judged), "host")
     summary = f"{len(bad)} of {count} {'has' if len(bad) == 1 else 'have'} problems" if bad else f"all of {count} well"
-    yield Finding(OK, summary if judged else "no host has sent a heartbeat yet", name="hosts")
+    yield ok(summary if judged else "no host has sent a heartbeat yet").as_finding("hosts")
     for host, result in judged.items():
         if show_all or result.level != OK:
-            yield Finding(**attr.asdict(result), name=f"host.{host}")
+            yield result.as_finding(f"host.{host}")
 
 
 def judge_hosts(processes: Processes, now: float) -> dict[str, Result]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator
 
@@ -11,11 +10,10 @@ from reimzul.admin.doctor import CheckGroup, Result, describe_error, fail, ok, r
 from reimzul.admin.doctor.host import Host
 from reimzul.admin.doctor.services import fetch
 from reimzul.core.links import ask_public_url
+from reimzul.core.listed_packages import parse_store_listing
 
 checks = CheckGroup("link.store")
 
-#: A folder in nginx's listing of repo/.
-_TARGET = re.compile(rb'href="([A-Za-z0-9][A-Za-z0-9._+-]*/)"')
 #: Targets whose repodata are compared, until one has some.
 _MAX_TARGETS = 5
 _ANOTHER_URL = "reimzul setup controller --public-url URL"
@@ -57,8 +55,8 @@ def _check_public_url(host: Host) -> Result:
 
 def _find_difference(base: str, public: str) -> Iterator[str]:
     """Yield the file by which the public store differs from ours. Raises `OSError`."""
-    for target in _TARGET.findall(fetch(base)[1])[:_MAX_TARGETS]:
-        path = f"{target.decode()}repodata/repomd.xml"
+    for target in parse_store_listing(fetch(base)[1])[:_MAX_TARGETS]:
+        path = f"{target}/repodata/repomd.xml"
         # if the two differ, a build may just have been published
         pairs = [(fetch(base + path), fetch(public + path)) for _ in range(2)]
         if pairs[0][0][0].status != 200:
