@@ -23,7 +23,7 @@ from reimzul.core.beanstalk import PRIORITY, Broker, builder_of_drain_tube, drai
 from reimzul.core.cli import EXIT_CODES, current_user, print_error
 from reimzul.core.config import load_file
 from reimzul.core.errors import EXIT_BROKER, BrokerUnavailable, InputError, ReimzulError
-from reimzul.core.formatting import format_duration, format_size, format_time, suggest_nearest
+from reimzul.core.formatting import format_duration, format_size, format_time
 from reimzul.core.links import PublicUrl, relink
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
@@ -203,15 +203,14 @@ def find_builder(
             return name, []
         raise InputError(f"{error}; --force takes the name as it is") from None
     hosts = sorted({*drained, *(each.heartbeat.host for each in seen)})
-    matching = [host for host in hosts if host == name] or [host for host in hosts if host.split(".")[0] == name]
+    matching = lookup.match_hosts(hosts, name)
     if len(matching) == 1:
         return matching[0], [each for each in seen if each.heartbeat.host == matching[0]]
     if force:
         return name, []
     if matching:
         raise InputError(f"more than one builder is called {name}: {', '.join(matching)}")
-    meant = suggest_nearest(name, [*hosts, *(host.split(".")[0] for host in hosts)])
-    meant = meant or (f"; known builders: {', '.join(hosts)}" if hosts else "")
+    meant = lookup.suggest_host(hosts, name) or (f"; known builders: {', '.join(hosts)}" if hosts else "")
     raise InputError(f"no builder {name} has been heard of{meant} (--force takes the name as it is)")
 
 

@@ -15,7 +15,6 @@ from reimzul.admin.health import Processes
 from reimzul.core import validators
 from reimzul.core.beanstalk import Broker
 from reimzul.core.errors import EXIT_FAILED, InputError
-from reimzul.core.formatting import suggest_nearest
 from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkerRecord
 
@@ -43,12 +42,11 @@ def forget_host(settings: Settings, name: str, as_json: bool) -> int:
 def _find_vanished(processes: Processes, name: str) -> tuple[str, list[WorkerRecord]]:
     hosts = {each.heartbeat.host for each in (*processes.connected, *processes.vanished)}
     gone = {each.heartbeat.host for each in processes.vanished}
-    matching = [host for host in hosts if host == name] or [host for host in hosts if host.split(".")[0] == name]
+    matching = lookup.match_hosts(hosts, name)
     if len(matching) > 1:
-        raise InputError(f"more than one host is called {name}: {', '.join(sorted(matching))}")
+        raise InputError(f"more than one host is called {name}: {', '.join(matching)}")
     if not matching:
-        meant = suggest_nearest(name, [*gone, *(host.split(".")[0] for host in gone)])
-        raise InputError(f"no host {name} has been heard of{meant}")
+        raise InputError(f"no host {name} has been heard of{lookup.suggest_host(gone, name)}")
     if matching[0] not in gone:
         raise InputError(
             f"{matching[0]} is connected, and would be listed again at once: only a host that is gone is forgotten"

@@ -7,7 +7,7 @@ import contextlib
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -174,7 +174,17 @@ def complete_build_id(context: click.Context, _: click.Parameter, incomplete: st
     return []
 
 
-# --- targets and arches by their names
+# --- hosts, targets and arches by their names
+
+
+def match_hosts(hosts: Iterable[str], name: str) -> list[str]:
+    """Return the hosts that a person means: the one of that full name, or else those whose name begins with it."""
+    ordered = sorted(set(hosts))
+    return [host for host in ordered if host == name] or [host for host in ordered if host.split(".")[0] == name]
+
+
+def suggest_host(hosts: Collection[str], name: str) -> str:
+    return suggest_nearest(name, [*hosts, *(host.split(".")[0] for host in hosts)])
 
 
 class UnknownTarget(InputError):
