@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Union
 import click
 
 from reimzul.admin import lookup
-from reimzul.admin.causes import FailureContext, find_context
+from reimzul.admin.causes import FailureContext, find_contexts
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
@@ -169,7 +169,7 @@ def show_command(settings: Settings, given: str, checksums: bool, as_json: bool)
     """
     with lookup.reading_history(settings.history.url) as history:
         build = lookup.find_build(history, given)
-        contexts = {leg.arch: find_context(history, leg) for leg in build.legs if leg.status == Status.FAILED}
+        contexts = find_contexts(history, build)
     build = BuildLegs(lookup.add_links(settings, build.legs))
     manifests = fetch_manifests_by_arch(
         StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url), build

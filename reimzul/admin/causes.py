@@ -226,12 +226,22 @@ class FailureContext:
             yield "newly failing", f"{self.before.evr or self.before.srpm} was built before: {self.before.build_id[:8]}"
 
 
-def find_context(history: History, failed: BuildRecord) -> FailureContext:
+def find_contexts(history: History, build: BuildLegs) -> dict[str, FailureContext]:
+    """Return the context of each leg that failed, by its arch."""
+    failed = [leg for leg in build.legs if leg.status == Status.FAILED]
+    if not failed:
+        return {}
     since = output.build_timestamp(time.time() - _ALIKE_DAYS * 86400)
-    cause = cause_of(failed)
-    others = (each for each in find_failures(history, BuildFilter(since=since)) if each.build_id != failed.build_id)
-    alike = [each for each in others if cause_of(each).id == cause.id]
-    return FailureContext(cause=cause, alike=alike, before=_find_build_before(history, failed))
+    others = [each for each in find_failures(history, BuildFilter(since=since)) if each.build_id != build.build_id]
+    by_cause: dict[str, list[BuildRecord]] = {}
+    for each in others:
+        by_cause.setdefault(cause_of(each).id, []).append(each)
+    contexts = {}
+    for leg in failed:
+        cause = cause_of(leg)
+        alike, before = by_cause.get(cause.id, []), _find_build_before(history, leg)
+        contexts[leg.arch] = FailureContext(cause=cause, alike=alike, before=before)
+    return contexts
 
 
 def _find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
