@@ -144,15 +144,13 @@ def find_latest_builds(
     Raises `HttpUnavailable`.
     """
     urls = StoreUrls.from_settings(settings.bstore.base_url, settings.bstore.upload_url)
-    found = []
-    for target in targets:
-        latest = _list_latest(session, urls.target(target), pattern)
-        records = _find_records(settings, target, {f"repo/{target}/{each.place}" for each in latest})
-        found += [
-            PublishedBuild(target=target, listed=each, record=records.get(f"repo/{target}/{each.place}"))
-            for each in latest
-        ]
-    return found
+    found = [
+        PublishedBuild(target=target, listed=listed, record=None)
+        for target in targets
+        for listed in _list_latest(session, urls.target(target), pattern)
+    ]
+    records = _find_records(settings, found)
+    return [attr.evolve(each, record=records.get(each.place)) for each in found]
 
 
 def _list_latest(session: HttpSession, url: str, pattern: str) -> list[ListedBuild]:
@@ -171,9 +169,10 @@ def _matches(build: ListedBuild, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(text, pattern) for text in (build.name, f"{build.name}-{build.evr}"))
 
 
-def _find_records(settings: Settings, target: str, places: set[str]) -> dict[str, BuildRecord]:
+def _find_records(settings: Settings, published: Iterable[PublishedBuild]) -> dict[str, BuildRecord]:
     """Return the history's records of published builds by their places; none where there is no history."""
+    places = {each.place: each.target for each in published}
     with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
-        builds = history.iterate_builds(BuildFilter(targets=[target], states=PUBLISHED_ONCE))
+        builds = history.iterate_builds(BuildFilter(targets=sorted(set(places.values())), states=PUBLISHED_ONCE))
         return {each.place: each for each in builds if each.published and each.place in places}
     return {}

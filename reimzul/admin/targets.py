@@ -84,6 +84,7 @@ def command(
         wanted = target_lookup.match_known(known, target, arches) if target else sorted(known.names)
         public_url = PublicUrl(settings.bstore).get()
         views = [_read_view(settings, session, name, split_arch(name, arches)[1], known, public_url) for name in wanted]
+    views = _add_last_published(settings, views, known.published)
     groups = _group_by_name(views, arches)
     if as_json:
         print_json([{"name": name, "arches": [view.to_dict() for view in group]} for name, group in groups.items()])
@@ -150,9 +151,16 @@ def _read_view(
         sizes = []  # a folder without repodata: nothing is published yet
     except HttpUnavailable as error:
         return attr.evolve(view, message=str(error))
-    with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
-        view = attr.evolve(view, last_published=_find_last_published(history, target))
     return attr.evolve(view, package_count=len(sizes), package_bytes=sum(sizes))
+
+
+def _add_last_published(settings: Settings, views: Sequence[_TargetView], published: set[str]) -> list[_TargetView]:
+    moments: dict[str, float] = {}
+    with contextlib.suppress(NoHistory), lookup.reading_history(settings.history.url) as history:
+        for view in views:
+            if view.target in published and not view.message:
+                moments[view.target] = _find_last_published(history, view.target)
+    return [attr.evolve(view, last_published=moments.get(view.target, 0.0)) for view in views]
 
 
 def _find_last_published(history: History, target: str) -> float:
