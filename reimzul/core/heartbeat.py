@@ -105,6 +105,13 @@ class ErrorLog:
         with self._lock:
             self._errors.pop((what, build_id, arch, "" if build_id else target), None)
 
+    def record(self, what: str, outcome: object, *, build_id: str = "", arch: str = "", target: str = "") -> None:
+        """Add a step's outcome if it is an error after which the step is tried again; else drop the step's error."""
+        if isinstance(outcome, (OSError, RetryLater)):
+            self.add(what, str(outcome), build_id=build_id, arch=arch, target=target)
+        else:
+            self.clear(what, build_id=build_id, arch=arch, target=target)
+
     def list_latest(self) -> tuple[RecentError, ...]:
         now = time.monotonic()
         with self._lock:

@@ -186,10 +186,10 @@ class Repogen(Daemon[RepogenRequest]):
             except (BrokerUnavailable, ShutdownRequested):
                 raise
             except (OSError, ReimzulError) as error:
-                self._record_place_error(request, error)
+                self._record_placing(request, error)
                 yield claim, error
                 continue
-            self.heartbeat.errors.clear(PLACING_STEP, build_id=request.build_id, arch=request.arch)
+            self._record_placing(request, None)
             is_publishable = leg is not None and leg.is_publishable
             # A target gets empty repodata with its first leg, whatever that is, so that mock can use it.
             is_first = leg is not None and not (self.store.target(request.target) / REPODATA).exists()
@@ -253,12 +253,10 @@ class Repogen(Daemon[RepogenRequest]):
         broker.announce(event)
         return True
 
-    def _record_place_error(self, request: RepogenRequest, error: Exception) -> None:
-        about: dict[str, Any] = {"build_id": request.build_id, "arch": request.arch, "target": request.target}
-        if isinstance(error, (OSError, RetryLater)):
-            self.heartbeat.errors.add(PLACING_STEP, str(error), **about)
-        else:
-            self.heartbeat.errors.clear(PLACING_STEP, **about)
+    def _record_placing(self, request: RepogenRequest, outcome: Outcome) -> None:
+        self.heartbeat.errors.record(
+            PLACING_STEP, outcome, build_id=request.build_id, arch=request.arch, target=request.target
+        )
 
     # --- indexing
 
@@ -323,10 +321,7 @@ class Repogen(Daemon[RepogenRequest]):
         self, batch: _Batch, target: str, jobs: Iterable[IndexJob], result: Listing | RetryLater
     ) -> _Outcomes:
         update_stuck_flag(batch.broker, self.context.createrepo, target, self.host)
-        if isinstance(result, RetryLater):
-            self.heartbeat.errors.add(INDEXING_STEP, str(result), target=target)
-        else:
-            self.heartbeat.errors.clear(INDEXING_STEP, target=target)
+        self.heartbeat.errors.record(INDEXING_STEP, result, target=target)
         for job in jobs:
             if isinstance(result, RetryLater):
                 yield job.claim, result

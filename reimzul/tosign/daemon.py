@@ -19,7 +19,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import BinaryIO, Callable
 
 import attr
 
@@ -70,15 +70,11 @@ class Tosign(Daemon[SignRequest]):
                 raise
             except ReimzulError as error:
                 outcome = error
-            self._record_outcome(claim.message, outcome)
+            request = claim.message
+            self.heartbeat.errors.record(
+                STAGING_STEP, outcome, build_id=request.build_id, arch=request.arch, target=request.target
+            )
             yield claim, outcome
-
-    def _record_outcome(self, request: SignRequest, outcome: Outcome) -> None:
-        about: dict[str, Any] = {"build_id": request.build_id, "arch": request.arch, "target": request.target}
-        if isinstance(outcome, RetryLater):
-            self.heartbeat.errors.add(STAGING_STEP, str(outcome), **about)
-        else:
-            self.heartbeat.errors.clear(STAGING_STEP, **about)
 
     def do_idle_work(self, broker: Broker) -> None:
         self.send_heartbeat(broker, WorkerState.IDLE)
