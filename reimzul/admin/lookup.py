@@ -20,7 +20,7 @@ from reimzul.core.beanstalk import Broker, JobStats, drain_tube
 from reimzul.core.config import load_file
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
-from reimzul.core.formatting import suggest_nearest
+from reimzul.core.formatting import list_known, suggest_nearest
 from reimzul.core.links import PublicUrl, relink
 from reimzul.core.message import BuildRequest
 from reimzul.core.settings import Settings
@@ -35,8 +35,6 @@ _ID = re.compile(r"[0-9a-f]{1,32}\Z")
 _MAX_RECORDS, _MAX_LEGS = 200, 50
 #: Builds offered for one Tab, and ids listed in an error message.
 _MAX_COMPLETIONS, _MAX_LISTED = 50, 4
-#: Names of targets or arches listed in an error message.
-_MAX_NAMES = 12
 #: Higher than every priority and every job number of beanstalkd.
 _NO_PRIORITY, _NO_JOB = 2**32, 2**64
 
@@ -210,7 +208,8 @@ def match_targets(settings: Settings, given: str, known: Iterable[str]) -> list[
     if not found:
         short = {target.rpartition(".")[0] for target in known}
         hint = suggest_nearest(given, [*short, *known])
-        raise UnknownTarget(f"there is no target {validators.quoted(given)}{hint or _list_some(known)}")
+        hint = hint or list_known(known) or "; nothing was built for any target yet"
+        raise UnknownTarget(f"there is no target {validators.quoted(given)}{hint}")
     return found
 
 
@@ -229,14 +228,8 @@ def refuse_unknown(settings: Settings, history: History, *, target: str | None =
     known = read_arches(settings.farm.arches).known
     if arch is not None and arch not in known and not history.find_builds(BuildFilter(arch=arch), 1):
         raise InputError(
-            f"there is no arch {validators.quoted(arch)}{suggest_nearest(arch, known) or _list_some(known)}"
+            f"there is no arch {validators.quoted(arch)}{suggest_nearest(arch, known) or list_known(known)}"
         )
-
-
-def _list_some(known: Iterable[str]) -> str:
-    names = sorted(known)
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return f"; there are {', '.join(names[:_MAX_NAMES])}{more}" if names else "; nothing was built for any target yet"
 
 
 # --- the jobs of builds: beanstalkd cannot list a tube, so their numbers come from the history

@@ -24,6 +24,9 @@ _NUMBERS_OF_THINGS = frozenset(("job",))
 #: Keys of the original's messages and documents that have a plainer name in JSON output.
 _OUTPUT_NAMES = {"builder_fqdn": "builder"}
 
+#: Known words that an error message lists.
+_MAX_LISTED_WORDS = 12
+
 
 def to_output(value: Any, key: str = "") -> Any:
     """Return a value as it is printed in JSON: times in RFC 3339, seconds with milliseconds, `null` for the unknown.
@@ -92,6 +95,13 @@ def find_nearest(given: str, known: Iterable[str]) -> str:
     import difflib  # rarely needed, and it would delay the start of every command
 
     return next(iter(difflib.get_close_matches(given, list(known), 1)), "")
+
+
+def list_known(known: Iterable[str]) -> str:
+    """Return the end of a sentence that refuses an unknown word, with words that are known; nothing if none is."""
+    names = sorted(known)
+    more = f" and {len(names) - _MAX_LISTED_WORDS} more" if len(names) > _MAX_LISTED_WORDS else ""
+    return f"; there are {', '.join(names[:_MAX_LISTED_WORDS])}{more}" if names else ""
 
 
 def suggest_nearest(given: str, known: Iterable[str]) -> str:

@@ -15,14 +15,12 @@ import attr
 from reimzul.core import validators
 from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError
-from reimzul.core.formatting import suggest_nearest
+from reimzul.core.formatting import list_known, suggest_nearest
 
 #: Bytes of names in one message: the rest of a heartbeat fits beside them (core/json_message.py, `MAX_BYTES`).
 _MAX_LIST_BYTES = 40_000
 #: Bytes that a name takes in JSON beside its own.
 _JSON_BYTES = len('"",')
-#: Targets that an error message names.
-_MAX_NAMED = 12
 
 
 @attr.frozen
@@ -67,11 +65,6 @@ def find_targets(given: str, known: Collection[str], arches: Arches) -> list[str
     found = sorted(each for each in known if given in (each, split_arch(each, arches)[0]))
     if not found:
         names = drop_arches(known, arches)
-        hint = suggest_nearest(given, sorted({*known, *names})) or _list_names(names)
+        hint = suggest_nearest(given, sorted({*known, *names})) or list_known(names) or "; no target is known at all"
         raise InputError(f"no target {validators.quoted(given)} is known{hint}")
     return found
-
-
-def _list_names(names: Collection[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return f"; there are {', '.join(sorted(names)[:_MAX_NAMED])}{more}" if names else "; no target is known at all"
