@@ -21,6 +21,7 @@ import attr
 import greenstalk
 
 from reimzul.core import validators
+from reimzul.core.batch_message import BatchMessage, decode_batch_message
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater, translate_errors
 from reimzul.core.message import (
     BuildRequest,
@@ -42,6 +43,14 @@ TTR_SECONDS = 120
 
 #: The original's priorities of a request, by whether it was submitted with --now.
 PRIORITY_NOW, PRIORITY = 1024, 8192
+#: Seconds of the delay of a held job, ten years: nobody reserves it until it is kicked. A shorter delay is a pause.
+HELD_SECONDS = 10 * 365 * 86_400
+#: Seconds of delay from which a job counts as held; its remaining delay shrinks by the day.
+_LEAST_HELD_SECONDS = 365 * 86_400
+#: The first priority of batches submitted with --background.
+PRIORITY_BACKGROUND = 16_384
+#: Priorities in `batch`: a person's orders, then results, then requests.
+BATCH_ORDER, BATCH_RESULT, BATCH_REQUEST = 1024, 2048, 8192
 #: Priorities in `notify` (docs/wire.md, "Tubes").
 NOTIFY_RESULT, NOTIFY_PROGRESS, NOTIFY_PRESENCE = 1024, 4096, 65536
 _PROGRESS = (Status.QUEUED, Status.BUILDING)
@@ -56,6 +65,7 @@ class Tube(Generic[M]):
 NOTIFY: Tube[NotifyMessage] = Tube("notify", decode_event)
 CREATEREPO: Tube[RepogenRequest] = Tube("createrepo", RepogenRequest.decode)
 TOSIGN: Tube[SignRequest] = Tube("tosign", SignRequest.decode)
+BATCH: Tube[BatchMessage] = Tube("batch", decode_batch_message)
 
 
 def arch_tube(name: str) -> Tube[BuildRequest]:
@@ -137,6 +147,11 @@ class JobStats:
     timeouts: int
     kicks: int
     state: str = ""  #: ready, reserved, delayed or buried
+    time_left: int = 0  #: seconds until a delayed job is ready
+
+    @property
+    def is_held(self) -> bool:
+        return self.state == "delayed" and self.time_left > _LEAST_HELD_SECONDS
 
     @property
     def deaths(self) -> int:
@@ -331,6 +346,7 @@ class Broker:
             timeouts=raw["timeouts"],
             kicks=raw["kicks"],
             state=raw["state"],
+            time_left=raw["time-left"],
         )
 
     @_translated

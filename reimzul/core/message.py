@@ -89,6 +89,16 @@ class BuildRequest(Message):
     source_rounds: int = field(validators.integer(0, 1_000_000), 0)  #: how often its source could not be downloaded
     #: whether it may replace a listed build of the same NEVRA; an old client's request may
     rebuild: bool = field(validators.flag, True)
+    batch: str = field(validators.optional(validators.batch_id), "")  #: the batch that it is a member's build of
+    after: tuple[str, ...] = field(validators.list_of(validators.build_id, 50), ())  #: builds to be published before
+    #: seconds that it may wait for a requirement that nobody provides yet; 0: it fails at once, unless in a batch
+    dep_wait: int = field(validators.integer(0, 10 * 365 * 86_400), 0)
+    bconds: tuple[str, ...] = field(validators.list_of(validators.name, 20), ())  #: given to mock as --with
+
+    @property
+    def waits_for_requirements(self) -> bool:
+        """Whether it is held, and not failed, while nobody provides a requirement of it."""
+        return bool(self.batch or self.dep_wait)
 
     @property
     def announced_arches(self) -> tuple[str, ...]:
@@ -198,6 +208,11 @@ class BuildEvent(Message):
     priority: int | None = field(_priority, None)
     due: float = field(validators.unix_time, 0.0)  #: of Queued: it cannot be reserved before this time
     waits_for: str = field(validators.line(300), "")  #: of Queued: what must change before it can be built
+    #: of Queued: whether its job is held until somebody releases it; None: it was neither held nor released
+    held: bool | None = field(validators.optional_flag, None)
+    #: of Queued: the capabilities that nobody provides, or the packages that stand in the way (core/batch_message.py)
+    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
+    batch: str = field(validators.optional(validators.batch_id), "")  #: the batch that it is a member's build of
     at: float = field(validators.unix_time, 0.0)  #: when it was announced
     #: seconds that the builder's clock is ahead of the controller's; set by the notifier, 0 if the clock is right
     skew: float = field(validators.number(-1e12, 1e12), 0.0)

@@ -290,6 +290,20 @@ class NotifierSettings:
 
 
 @attr.frozen(kw_only=True)
+class BatchSettings:
+    """Held builds and batches (reimzul-batch)."""
+
+    enabled: bool = setting(
+        parse_flag, "false", "Whether the notifier passes events on to reimzul-batch, which has to run then."
+    )
+    dep_wait: int = setting(
+        seconds,
+        "172800",
+        "Seconds that a single build submitted with --dep-wait may wait for a requirement that nobody provides yet.",
+    )
+
+
+@attr.frozen(kw_only=True)
 class HistorySettings:
     """The history of builds."""
 
@@ -425,6 +439,7 @@ class Settings:
     prune: PruneSettings = attr.field(factory=PruneSettings)
     duplicates: DuplicatesSettings = attr.field(factory=DuplicatesSettings)
     notifier: NotifierSettings = attr.field(factory=NotifierSettings)
+    batch: BatchSettings = attr.field(factory=BatchSettings)
     history: HistorySettings = attr.field(factory=HistorySettings)
     logs: LogsSettings = attr.field(factory=LogsSettings)
     mail: MailSettings = attr.field(factory=MailSettings)

@@ -20,16 +20,20 @@ import pytest
 TOP = Path(__file__).parents[2]
 PACKAGE = TOP / "reimzul"
 MODULES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
-PACKAGES = ("core", "history", "store", "submit", "worker", "repogen", "tosign", "notifier", "admin", "irc")
+PACKAGES = (
+    "core", "history", "store", "plan", "submit", "worker", "repogen", "tosign", "notifier", "batch", "admin", "irc",
+)  # fmt: skip
 #: Packages that also run on hosts without the controller's libraries.
 PACKAGES_OF_EVERY_HOST = ("core", "store", "submit", "worker", "repogen", "tosign")
 #: Packages that import others than core, and which.
 ALLOWED_IMPORTS = {
-    "submit": ("reimzul.history.workers",),
+    "submit": ("reimzul.history.workers", "reimzul.plan"),
     "notifier": ("reimzul.history",),
+    "plan": (),
+    "batch": ("reimzul.history", "reimzul.plan"),
     "repogen": ("reimzul.store",),
     "tosign": ("reimzul.store",),
-    "admin": ("reimzul.history", "reimzul.store"),
+    "admin": ("reimzul.history", "reimzul.store", "reimzul.plan"),
 }
 #: The only modules that import a library: at most one in a package.
 LIBRARY_IMPORTERS = {

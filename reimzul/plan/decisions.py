@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `reimzul-batch` does next for a batch: pure decisions from its state.
+
+The rules, in this order:
+
+1. A cancelled batch ends its held members and cancels those that run.
+2. A paused batch takes back what no builder has reserved yet.
+3. A member is released once the members it needs are published, the longest chain first; one that waits for a
+   requirement once that is provided.
+4. When nothing runs and nothing can be released, members behind a failed one are released against its listed build
+   (the last resort), and those that wait for what cannot come end as Failed.
+5. When nothing is left to do, the batch is over; or it rests, if members wait behind failed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Union
+
+import attr
+
+from reimzul.plan.state import MASS_FAULT_MEMBERS, MAX_VAIN_WAITS, BatchState, MemberProgress, MemberState
+
+#: How the reason of a build begins that no builder could build (worker/build.py).
+_NO_BUILDER_PREFIX = "no builder could build it: "
+
+
+@attr.frozen
+class Put:
+    """Put a build of a member, held."""
+
+    key: str
+
+
+@attr.frozen
+class Release:
+    key: str
+    stale: str = ""  #: why it has to be built again later
+
+
+@attr.frozen
+class TakeBack:
+    """Hold a released member again, unless a builder has reserved it."""
+
+    key: str
+
+
+@attr.frozen
+class CancelBuild:
+    """Cancel a build that may run."""
+
+    key: str
+    reason: str
+
+
+@attr.frozen
+class End:
+    """End a member whose job is held, or that has none."""
+
+    key: str
+    state: str  #: failed, cancelled or skipped
+    reason: str
+
+
+@attr.frozen
+class Pause:
+    reason: str
+
+
+@attr.frozen
+class Rest:
+    pass
+
+
+@attr.frozen
+class Finish:
+    pass
+
+
+Action = Union[Put, Release, TakeBack, CancelBuild, End, Pause, Rest, Finish]
+
+
+@attr.frozen(kw_only=True)
+class Surroundings:
+    """What decisions need to know beyond the batch."""
+
+    room: Mapping[str, int]  #: tube -> jobs that may be released there now
+    provided: Collection[str] = ()  #: waiting members whose requirements the target's repodata provides now
+    #: waiting members whose requirements it lacks, as read after the last publication
+    unprovided: Collection[str] = ()
+
+
+def decide(state: BatchState, around: Surroundings) -> list[Action]:
+    """Return what to do now, in this order. The caller journals each, and asks again."""
+    if not state.is_accepted or state.is_over:
+        return []
+    ends = list(_end_cancelled(state))
+    if state.cancel_reason:
+        return ends or ([] if _is_running(state) else [Finish()])
+    if reason := _find_mass_fault(state):
+        return [*ends, Pause(reason)]
+    puts = [Put(key) for key, each in state.members.items() if each.is_wanted and not each.is_skipped]
+    if state.is_paused:
+        forced = [each for each in _releases(state, around) if state.members[each.key].is_forced]
+        return [*ends, *puts, *_take_back(state), *forced]
+    releases = list(_releases(state, around))
+    vain = list(_end_vain_waits(state))
+    decided: list[Action] = [*ends, *puts, *vain, *releases]
+    if decided or _is_running(state) or state.ready:
+        return decided
+    return list(_decide_without_progress(state, around))
+
+
+def _is_running(state: BatchState) -> bool:
+    """Whether something may still happen by itself."""
+    counts = state.counts
+    is_unpublished = not state.plan.scratch and counts[MemberState.BUILT]
+    return bool(is_unpublished or any(counts[each] for each in MemberState.RUNNING))
+
+
+def _end_cancelled(state: BatchState) -> Iterator[Action]:
+    for key, progress in state.members.items():
+        reason = progress.cancel_reason or state.cancel_reason
+        if not reason or state.is_ended(progress):
+            continue
+        if progress.state in (MemberState.HELD, MemberState.WAITING):
+            yield End(key, MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED, reason)
+        elif not progress.is_cancelling:
+            yield CancelBuild(key, reason)
+
+
+def _find_mass_fault(state: BatchState) -> str:
+    """Why the batch is to pause itself: its last members failed for want of a builder, or all with the same words."""
+    last = state.failures_in_a_row[-MASS_FAULT_MEMBERS:]
+    if state.is_paused or len(last) < MASS_FAULT_MEMBERS:
+        return ""
+    if all(reason.startswith(_NO_BUILDER_PREFIX) for reason in last):
+        return f"the last {len(last)} members could be built by no builder: {last[-1]}"
+    return f"the last {len(last)} members failed alike: {last[-1]}" if len(set(last)) == 1 else ""
+
+
+def _take_back(state: BatchState) -> Iterator[TakeBack]:
+    for key, progress in state.members.items():
+        if progress.state == MemberState.RELEASED and not progress.is_forced:
+            yield TakeBack(key)
+
+
+def _releases(state: BatchState, around: Surroundings) -> Iterator[Release]:
+    room = dict(around.room)
+    waiting = (key for key in around.provided if not state.unmet_needs(key))
+    ready = {*state.ready, *waiting}
+    for key in sorted(ready, key=lambda each: _urgency(state.members[each])):
+        progress = state.members[key]
+        if progress.cancel_reason or progress.vain_waits >= MAX_VAIN_WAITS:
+            continue
+        if progress.is_forced or room.get(progress.member.tube, 0) > 0:
+            room[progress.member.tube] = room.get(progress.member.tube, 0) - 1
+            yield Release(key)
+
+
+def _urgency(progress: MemberProgress) -> tuple[int, float, str]:
+    return (progress.member.rank, -progress.member.chain, progress.key)
+
+
+def _end_vain_waits(state: BatchState) -> Iterator[End]:
+    for key, progress in state.members.items():
+        if progress.state == MemberState.WAITING and progress.vain_waits >= MAX_VAIN_WAITS:
+            missing = ", ".join(progress.missing)
+            why = f"nobody provides {missing}, missed {MAX_VAIN_WAITS + 1} times though it was found published"
+            yield End(key, MemberState.FAILED, why)
+
+
+def _decide_without_progress(state: BatchState, around: Surroundings) -> Iterator[Action]:
+    """Nothing runs, and nothing can be released."""
+    resorts = list(_release_against_old_builds(state)) if state.plan.last_resort else []
+    if resorts:
+        yield from resorts
+        return
+    waiting = [key for key, each in state.members.items() if each.state == MemberState.WAITING]
+    hopeless = [key for key in waiting if not state.unmet_needs(key)]
+    if hopeless:
+        for key in hopeless:
+            if key in around.unprovided:
+                missing = ", ".join(state.members[key].missing)
+                yield End(key, MemberState.FAILED, f"nobody provides {missing}, and nothing left in the batch could")
+        return
+    if all(state.is_ended(each) for each in state.members.values()):
+        yield Finish()
+    elif not state.rests:
+        yield Rest()
+
+
+def _release_against_old_builds(state: BatchState) -> Iterator[Release]:
+    """Release the members that wait for failed ones alone, each of which the target has an old build of."""
+    for key, progress in state.members.items():
+        if not progress.is_put or progress.state != MemberState.HELD:
+            continue
+        unmet = [state.members[need] for need in state.unmet_needs(key)]
+        if unmet and all(each.state in MemberState.BROKEN and each.member.is_listed for each in unmet):
+            yield Release(key, stale=f"built against the old build of {', '.join(each.key for each in unmet)}")

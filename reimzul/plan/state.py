@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has become of a batch: its members' states, as the entries of its journal make them.
+
+Pure: entries in, state out; no clock and no I/O. An entry that comes twice changes nothing. `decisions.py` decides from
+the state what is to be done next.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Callable
+
+import attr
+
+from reimzul.core.batch_message import CONFLICT_PREFIX, OrderKind
+from reimzul.core.message import NAMESPACE, BuildEvent, Status
+from reimzul.plan.document import Member, Plan
+from reimzul.plan.journal import Entry, EntryKind
+
+
+class MemberState:
+    """The states of a member, as `reimzul batch show` prints them."""
+
+    HELD = "held"  #: waits for the members it needs
+    RELEASED = "released"  #: may be reserved by a builder
+    BUILDING = "building"
+    WAITING = "waiting"  #: nobody provides a requirement
+    BUILT = "built"  #: not published yet; the end of a member of a scratch batch
+    PUBLISHED = "published"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+    ALL = (HELD, WAITING, RELEASED, BUILDING, BUILT, PUBLISHED, FAILED, REJECTED, CANCELLED, SKIPPED)
+    RUNNING = (RELEASED, BUILDING)
+    #: States of a member against which nobody can be built, until a person acts.
+    BROKEN = (FAILED, REJECTED, CANCELLED)
+
+
+#: Failures in a row after which a batch pauses itself: of the same reason, or of no builder that could build it.
+MASS_FAULT_MEMBERS = 5
+#: Times that a member may miss what is listed already, by a builder's old metadata, before it ends as Failed.
+MAX_VAIN_WAITS = 3
+
+_STATE_OF_LEG = {
+    Status.SUCCESS: MemberState.BUILT,
+    Status.PUBLISHED: MemberState.PUBLISHED,
+    Status.FAILED: MemberState.FAILED,
+    Status.REJECTED: MemberState.REJECTED,
+    Status.CANCELLED: MemberState.CANCELLED,
+}
+#: Of several legs, the member is what the leg of the first of these is.
+_WORST_FIRST = (
+    MemberState.FAILED, MemberState.REJECTED, MemberState.CANCELLED, MemberState.BUILT, MemberState.PUBLISHED,
+)  # fmt: skip
+
+
+@attr.define(kw_only=True)
+class MemberProgress:
+    member: Member
+    state: str = MemberState.HELD
+    needs: set[str] = attr.field(factory=set)  #: members of the batch, with those that it turned out to need
+    build_id: str = ""  #: of its newest build; empty: it was not put yet
+    job: int = 0
+    count: int = 0  #: how many builds of it were put
+    is_wanted: bool = True  #: whether a build of it is to be put
+    disttag: str = ""  #: of its newest build
+    attempt: str = ""  #: the newest
+    ended_attempts: set[str] = attr.field(factory=set)
+    legs: dict[str, str] = attr.field(factory=dict)  #: leg -> state, of those that have a result
+    followers: dict[str, str] = attr.field(factory=dict)  #: the same of legs that hold up nobody
+    missing: tuple[str, ...] = ()
+    last_missing: tuple[str, ...] = ()  #: what it missed when it was released last
+    vain_waits: int = 0  #: how often it missed again what it was released for
+    reason: str = ""  #: why it failed, or ended
+    stale: str = ""  #: why it has to be built again, though it is published
+    is_forced: bool = False  #: a person released it, whatever it needs
+    cancel_reason: str = ""  #: a person cancelled it, and its build has not ended yet
+    is_cancelling: bool = False  #: the control flag that cancels its build is set
+    is_skipped: bool = False
+    at: float = 0.0  #: when its state changed last
+    started: float = 0.0  #: when its newest attempt was announced
+    published_at: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return self.member.key
+
+    @property
+    def is_put(self) -> bool:
+        return bool(self.build_id) and not self.is_wanted
+
+
+class BatchState:
+    def __init__(self, plan: Plan, load_plan: Callable[[str], Plan] | None = None) -> None:
+        """`load_plan` reads the plan with a sha256, which replaced this one."""
+        self._load_plan = load_plan
+        self.plan = plan
+        self.members: dict[str, MemberProgress] = {}
+        self.is_accepted = self.is_paused = self.is_over = self.rests = False
+        self.pause_reason = self.cancel_reason = ""
+        self.at = 0.0  #: of the last entry
+        self.last_published_at = 0.0
+        self.counts: Counter[str] = Counter()
+        self.ready: set[str] = set()  #: held members whose needs are met
+        self.orders: set[str] = set()  #: ids of the orders that were obeyed
+        self.released_ahead: Counter[str] = Counter()  #: by tube
+        self.failures_in_a_row: list[str] = []  #: reasons
+        self._key_of_build: dict[str, str] = {}
+        self._providers: dict[str, set[str]] = {}
+        self._dependents: dict[str, set[str]] = {}
+        self._adopt_plan(plan)
+
+    @classmethod
+    def replay(cls, plan: Plan, entries: Iterable[Entry], load_plan: Callable[[str], Plan] | None = None) -> BatchState:
+        state = cls(plan, load_plan)
+        for entry in entries:
+            state.apply(entry)
+        return state
+
+    # --- what is asked of it
+
+    def member_of_build(self, event: BuildEvent) -> MemberProgress | None:
+        """The member whose build, or whose build's repetition, an event is about."""
+        key = self._key_of_build.get(event.build_id) or self._key_of_build.get(event.parent)
+        return self.members.get(key) if key else None
+
+    def next_build_id(self, key: str) -> str:
+        return uuid.uuid5(NAMESPACE, f"{self.plan.batch} {key} {self.members[key].count}").hex
+
+    def is_met(self, key: str) -> bool:
+        """Whether a member that others need is there, or is as if it were not in the plan."""
+        progress = self.members.get(key)
+        return progress is None or progress.state in (MemberState.PUBLISHED, MemberState.SKIPPED)
+
+    def unmet_needs(self, key: str) -> list[str]:
+        return sorted(need for need in self.members[key].needs if not self.is_met(need))
+
+    def is_ended(self, progress: MemberProgress) -> bool:
+        final = (MemberState.PUBLISHED, MemberState.SKIPPED, *MemberState.BROKEN)
+        return progress.state in final or (self.plan.scratch and progress.state == MemberState.BUILT)
+
+    def dependents_of(self, key: str) -> Collection[str]:
+        return self._dependents.get(key, ())
+
+    def find_blocked(self, key: str) -> set[str]:
+        """All members that wait for this one, directly or through others."""
+        return {each for each in self._reach(key, self.dependents_of) if not self.is_ended(self.members[each])}
+
+    def find_roots(self, key: str) -> set[str]:
+        """The members that hold this one up in the end: they fail, wait or run, and need nobody that is not there."""
+        return {each for each in self._reach(key, self.unmet_needs) if not self.unmet_needs(each)}
+
+    def _reach(self, key: str, step: Callable[[str], Collection[str]]) -> set[str]:
+        found: set[str] = set()
+        pending = list(step(key))
+        while pending:
+            each = pending.pop()
+            if each not in found:
+                found.add(each)
+                pending += step(each)
+        return found - {key}
+
+    def find_providers(self, progress: MemberProgress, capability: str) -> set[str]:
+        """The members of the same arch that provide a capability, or are the package that a conflict names."""
+        name = capability.removeprefix(CONFLICT_PREFIX).split(" ", 1)[0]
+        found = self._providers.get(name, set())
+        return {key for key in found if key != progress.key and self.members[key].member.arch == progress.member.arch}
+
+    # --- entries
+
+    def apply(self, entry: Entry) -> None:
+        self.at = max(self.at, float(entry.get("at", 0.0)))
+        handle = {
+            EntryKind.ACCEPTED: self._apply_accepted,
+            EntryKind.ORDER: self._apply_order,
+            EntryKind.PUT: self._apply_put,
+            EntryKind.EVENT: self._apply_event,
+            EntryKind.RELEASED: self._apply_released,
+            EntryKind.HELD: self._apply_held,
+            EntryKind.CANCELLING: self._apply_cancelling,
+            EntryKind.ENDED: self._apply_ended,
+            EntryKind.PAUSED: self._apply_paused,
+            EntryKind.RESTS: self._apply_rests,
+            EntryKind.OVER: self._apply_over,
+        }.get(entry["kind"])
+        if handle is not None:  # a later version's entry
+            handle(entry)
+
+    def _apply_accepted(self, _entry: Entry) -> None:
+        self.is_accepted = True
+
+    def _apply_rests(self, _entry: Entry) -> None:
+        self.rests = True
+
+    def _apply_over(self, _entry: Entry) -> None:
+        self.is_over = True
+
+    def _apply_paused(self, entry: Entry) -> None:
+        self.is_paused, self.pause_reason, self.failures_in_a_row = True, entry["reason"], []
+
+    def _apply_put(self, entry: Entry) -> None:
+        progress = self.members[entry["member"]]
+        if entry["count"] < progress.count:
+            return
+        self._start_build(progress, entry["build"], entry["job"])
+        progress.count, progress.disttag, progress.at = entry["count"] + 1, entry["disttag"], entry["at"]
+        self._set_state(progress, MemberState.HELD)
+
+    def _start_build(self, progress: MemberProgress, build_id: str, job: int) -> None:
+        self._key_of_build[build_id] = progress.key
+        progress.build_id, progress.job, progress.is_wanted = build_id, job, False
+        progress.legs, progress.followers, progress.vain_waits = {}, {}, 0
+        progress.missing = progress.last_missing = ()
+        progress.is_cancelling = False
+        progress.reason = progress.stale = progress.attempt = progress.cancel_reason = ""
+
+    def _apply_released(self, entry: Entry) -> None:
+        progress = self.members[entry["member"]]
+        if entry["build"] == progress.build_id and progress.state in (MemberState.HELD, MemberState.WAITING):
+            progress.stale = entry.get("stale", "") or progress.stale
+            progress.last_missing = progress.missing or progress.last_missing
+            progress.missing, progress.at = (), entry["at"]
+            self._set_state(progress, MemberState.RELEASED)
+
+    def _apply_held(self, entry: Entry) -> None:
+        progress = self.members[entry["member"]]
+        if entry["build"] == progress.build_id and progress.state == MemberState.RELEASED:
+            progress.at = entry["at"]
+            self._set_state(progress, MemberState.HELD)
+
+    def _apply_cancelling(self, entry: Entry) -> None:
+        progress = self.members[entry["member"]]
+        progress.is_cancelling = entry["build"] == progress.build_id
+
+    def _apply_ended(self, entry: Entry) -> None:
+        progress = self.members[entry["member"]]
+        if entry["build"] == progress.build_id and not self.is_ended(progress):
+            progress.reason, progress.at = entry["reason"], entry["at"]
+            self._set_state(progress, entry["state"])
+
+    # --- events
+
+    def _apply_event(self, entry: Entry) -> None:
+        event = BuildEvent.from_json(entry["event"])
+        progress = self.member_of_build(event)
+        if progress is None or event.claimed:
+            return
+        if event.build_id != progress.build_id and not self._adopt_repetition(progress, event):
+            return
+        if event.arch not in progress.member.legs:
+            if event.status in _STATE_OF_LEG:
+                progress.followers[event.arch] = _STATE_OF_LEG[event.status]
+        elif event.status in _STATE_OF_LEG:
+            self._add_result(progress, event)
+        elif not progress.legs:
+            self._add_progress(progress, event)
+
+    def _adopt_repetition(self, progress: MemberProgress, event: BuildEvent) -> bool:
+        """Take a person's retry of a member's build for its newest build; return whether it is one."""
+        if event.build_id in self._key_of_build or event.parent != progress.build_id:
+            return False  # an older build of it
+        self._start_build(progress, event.build_id, event.job)
+        self._set_state(progress, MemberState.RELEASED)
+        return True
+
+    def _add_result(self, progress: MemberProgress, event: BuildEvent) -> None:
+        state = _STATE_OF_LEG[event.status]
+        known = progress.legs.get(event.arch, "")
+        if known == MemberState.PUBLISHED or (known and event.status == Status.SUCCESS) or known == state:
+            return
+        progress.legs[event.arch] = state
+        if state in MemberState.BROKEN:
+            progress.reason = event.reason
+        states = set(progress.legs.values())
+        if not states & set(MemberState.BROKEN) and len(progress.legs) < len(progress.member.legs):
+            return  # another leg is to come
+        progress.at, progress.missing = event.at, ()
+        self._set_state(progress, next(each for each in _WORST_FIRST if each in states))
+        if progress.state == MemberState.PUBLISHED:
+            progress.published_at = event.at
+            self.last_published_at = max(self.last_published_at, event.at)
+        self._count_failures(progress)
+
+    def _count_failures(self, progress: MemberProgress) -> None:
+        if progress.state == MemberState.FAILED:
+            self.failures_in_a_row.append(progress.reason)
+        elif progress.state in (MemberState.BUILT, MemberState.PUBLISHED):
+            self.failures_in_a_row = []
+
+    def _add_progress(self, progress: MemberProgress, event: BuildEvent) -> None:
+        if event.status == Status.BUILDING:
+            if event.attempt not in progress.ended_attempts:
+                progress.attempt, progress.missing = event.attempt, ()
+                progress.at = progress.started = event.at
+                self._set_state(progress, MemberState.BUILDING)
+            return
+        if event.status != Status.QUEUED or (event.attempt and event.attempt in progress.ended_attempts):
+            return
+        if event.attempt:
+            progress.ended_attempts.add(event.attempt)
+        elif event.at < progress.at:
+            return  # a repetition
+        progress.job, progress.at = event.job or progress.job, event.at
+        if event.held and event.missing:
+            self._start_waiting(progress, event)
+        elif event.held is not None or event.attempt:
+            self._set_state(progress, MemberState.HELD if event.held else MemberState.RELEASED)
+
+    def _start_waiting(self, progress: MemberProgress, event: BuildEvent) -> None:
+        """Hold a member for what nobody provides, and learn which members will."""
+        progress.vain_waits += set(event.missing) == set(progress.last_missing)
+        progress.missing = event.missing
+        for capability in event.missing:
+            for key in self.find_providers(progress, capability):
+                self._dependents[key].add(progress.key)
+                if not (is_conflict(capability) or self.is_met(key) or self._is_needed(progress.key, key)):
+                    progress.needs.add(key)
+        self._set_state(progress, MemberState.WAITING)
+
+    def _is_needed(self, key: str, by: str) -> bool:
+        """Whether a member needs another, directly or through others: the other must not wait for it then."""
+        return key in self._reach(by, lambda each: self.members[each].needs if each in self.members else ())
+
+    # --- orders
+
+    def _apply_order(self, entry: Entry) -> None:
+        if entry["id"] in self.orders:
+            return
+        self.orders.add(entry["id"])
+        kind, why = entry["order"], f"{entry['order']} by {entry['by']}"
+        self.failures_in_a_row, self.rests = [], False
+        if kind in (OrderKind.PAUSE, OrderKind.RESUME):
+            self.is_paused, self.pause_reason = kind == OrderKind.PAUSE, why if kind == OrderKind.PAUSE else ""
+        elif kind == OrderKind.REPLACE and self._load_plan is not None:
+            self._adopt_plan(self._load_plan(entry["plan_sha256"]))
+        elif kind == OrderKind.CANCEL and not entry["members"]:
+            self.cancel_reason = why
+        for progress in [self.members[key] for key in entry["members"] if key in self.members]:
+            self._order_member(progress, kind, why, entry)
+        if any(progress.is_wanted for progress in self.members.values()):
+            self.is_over = False
+
+    def _order_member(self, progress: MemberProgress, kind: str, why: str, entry: Entry) -> None:
+        if kind == OrderKind.RELEASE:
+            progress.is_forced = True
+        elif kind == OrderKind.CANCEL:
+            progress.cancel_reason = why
+        elif kind == OrderKind.SKIP and not self.is_ended(progress):
+            progress.is_skipped, progress.cancel_reason = True, why
+        elif kind in (OrderKind.RETRY, OrderKind.SETTLE) and self.is_ended(progress):
+            suffix = f".{entry['settle_pass']}" if kind == OrderKind.SETTLE else ""
+            self._want_build(progress, progress.member.disttag + suffix)
+        self._update(progress)
+
+    def _want_build(self, progress: MemberProgress, disttag: str) -> None:
+        progress.is_wanted, progress.disttag, progress.is_forced, progress.is_skipped = True, disttag, False, False
+        progress.cancel_reason = progress.reason = ""
+        self._set_state(progress, MemberState.HELD)
+
+    def _adopt_plan(self, plan: Plan) -> None:
+        """Take a plan: members of the same source rpm keep their progress, others are built."""
+        before, self.members = self.members, {}
+        for member in plan.members:
+            progress = before.get(member.key)
+            if progress is None or progress.member.srpm_sha256 != member.srpm_sha256:
+                count = progress.count if progress else 0
+                progress = MemberProgress(member=member, disttag=member.disttag, count=count)
+            progress.member, progress.needs = member, set(member.needs) - {member.key}
+            self.members[member.key] = progress
+        self.plan = plan
+        self._dependents, self._providers = defaultdict(set), defaultdict(set)
+        for key, progress in self.members.items():
+            for need in progress.needs:
+                self._dependents[need].add(key)
+            for name in (*progress.member.provides, *progress.member.packages):
+                self._providers[name].add(key)
+        self.counts = Counter(progress.state for progress in self.members.values())
+        self.released_ahead, self.ready = Counter(), set()
+        for progress in self.members.values():
+            self.released_ahead[progress.member.tube] += progress.state == MemberState.RELEASED
+            self._update(progress)
+
+    # --- states
+
+    def _set_state(self, progress: MemberProgress, state: str) -> None:
+        if progress.is_skipped and state in MemberState.BROKEN:
+            state = MemberState.SKIPPED
+        if progress.state == state:
+            self._update(progress)
+            return
+        tube = progress.member.tube
+        self.released_ahead[tube] += (state == MemberState.RELEASED) - (progress.state == MemberState.RELEASED)
+        self.counts[progress.state] -= 1
+        self.counts[state] += 1
+        progress.state, self.rests = state, False
+        self._update(progress)
+        for key in self.dependents_of(progress.key):
+            self._update(self.members[key])
+
+    def _update(self, progress: MemberProgress) -> None:
+        is_ready = progress.is_put and progress.state in (MemberState.HELD, MemberState.WAITING)
+        if is_ready and not progress.is_forced:
+            has_waited = progress.state == MemberState.HELD or self._is_provided_by_members(progress)
+            is_ready = has_waited and all(map(self.is_met, progress.needs))
+        (self.ready.add if is_ready else self.ready.discard)(progress.key)
+
+    def _is_provided_by_members(self, progress: MemberProgress) -> bool:
+        """Whether published members provide all that a waiting member misses.
+
+        Of the packages that conflict, one that was published since then may be enough.
+        """
+
+        def is_published(capability: str, since: float = -1.0) -> bool:
+            providers = (self.members[key] for key in self.find_providers(progress, capability))
+            return any(each.state == MemberState.PUBLISHED and each.published_at > since for each in providers)
+
+        conflicts = list(filter(is_conflict, progress.missing))
+        has_all = all(is_published(each) for each in progress.missing if each not in conflicts)
+        return has_all and (not conflicts or any(is_published(each, progress.started) for each in conflicts))
+
+
+def is_conflict(missing: str) -> bool:
+    """Whether what a build waits for is a package that conflicts with others, not a capability."""
+    return missing.startswith(CONFLICT_PREFIX)
+
+
+def event_entry(event: BuildEvent, at: float) -> Mapping[str, Any]:
+    return {"kind": EntryKind.EVENT, "at": at, "event": event.to_json()}
