@@ -279,10 +279,11 @@ class BatchState:
         if not states & set(MemberState.BROKEN) and len(progress.legs) < len(progress.member.legs):
             return  # another leg is to come
         progress.at, progress.missing = event.at, ()
-        self._set_state(progress, next(each for each in _WORST_FIRST if each in states))
-        if progress.state == MemberState.PUBLISHED:
+        result = next(each for each in _WORST_FIRST if each in states)
+        if result == MemberState.PUBLISHED:
             progress.published_at = event.at
             self.last_published_at = max(self.last_published_at, event.at)
+        self._set_state(progress, result)
         self._count_failures(progress)
 
     def _count_failures(self, progress: MemberProgress) -> None:
