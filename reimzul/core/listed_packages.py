@@ -14,7 +14,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import unquote
@@ -23,7 +23,8 @@ from xml.sax.saxutils import unescape
 import attr
 
 from reimzul.core import validators
-from reimzul.core.http_client import HttpSession, HttpUnavailable
+from reimzul.core.capability import Provide
+from reimzul.core.http_client import Document, HttpSession, HttpUnavailable
 
 #: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
 _MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
@@ -36,6 +37,10 @@ _PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"
 _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
 _END = b"</package>"
+_PROVIDES = re.compile(rb"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
+_ENTRY = re.compile(rb"<rpm:entry ([^>]*?)/?>")
+_ATTRIBUTE = re.compile(rb'([a-z]+)="([^"]*)"')
+_FILE = re.compile(rb"<file(?: type=\"[a-z]+\")?>([^<]+)</file>")
 #: The place of a package: `<name>/<timestamp>/<version-release>.<arch>/<file>`.
 _PLACE = re.compile(r"([^/]+)/([0-9]{14})/([^/]+)\.([A-Za-z0-9_]+)/[^/]+")
 #: How a primary.xml is opened, by the suffix of its name.
@@ -87,7 +92,12 @@ def parse_store_listing(listing: bytes) -> list[str]:
 
 def fetch_repomd(session: HttpSession, url: str) -> bytes:
     """Read a target's repomd.xml. Raises `NotFound` if it has none, `HttpUnavailable`."""
-    return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
+    return fetch_newer_repomd(session, url, Document(b"")).body
+
+
+def fetch_newer_repomd(session: HttpSession, url: str, known: Document) -> Document:
+    """Read a target's repomd.xml unless it is still the known one. Raises `NotFound`, `HttpUnavailable`."""
+    return session.get_newer(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES, known)
 
 
 def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
@@ -110,14 +120,51 @@ def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
 
 def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
     """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
-    rest, declared, found = b"", None, 0
-    for piece in _iterate_primary(session, url):
-        rest += piece
-        declared = declared or _COUNT.search(rest)
-        whole = rest.rfind(_END) + len(_END) if _END in rest else 0
-        for match in _PACKAGE.finditer(rest, 0, whole):
+    declared, found = None, 0
+    for whole in _iterate_whole_packages(session, url):
+        declared = declared or _COUNT.search(whole)
+        for match in _PACKAGE.finditer(whole):
             found += 1
-            yield ListedPackage(location=unquote(unescape(match[2].decode())), size=int(match[1]))
-        rest = rest[whole:]
+            yield ListedPackage(location=_unquote(match[2]), size=int(match[1]))
     if declared is None or int(declared[1]) != found:
         raise HttpUnavailable(f"{url}: its primary.xml is not as createrepo_c writes it")
+
+
+def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
+    """Yield what a target's packages provide, with those of their files that primary.xml has.
+
+    Raises `NotFound`, `HttpUnavailable`.
+    """
+    for whole in _iterate_whole_packages(session, url):
+        for block in _PROVIDES.finditer(whole):
+            for entry in _ENTRY.finditer(block[1]):
+                yield _parse_provide({name: _unescape(value) for name, value in _ATTRIBUTE.findall(entry[1])})
+        for file in _FILE.finditer(whole):
+            yield Provide(_unescape(file[1]))
+
+
+def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
+    """Yield a target's primary.xml in pieces that no package extends beyond."""
+    rest = b""
+    for piece in _iterate_primary(session, url):
+        rest += piece
+        end = rest.rfind(_END) + len(_END) if _END in rest else 0
+        yield rest[:end]
+        rest = rest[end:]
+    yield rest
+
+
+def _parse_provide(entry: Mapping[str, str]) -> Provide:
+    epoch, version, release = (entry.get(name, "") for name in ("epoch", "ver", "rel"))
+    if not version:
+        return Provide(entry.get("name", ""))
+    text = f"{epoch or 0}:{version}{'-' if release else ''}{release}"
+    return Provide(entry.get("name", ""), entry.get("flags", "EQ"), text)
+
+
+def _unescape(text: bytes) -> str:
+    return unescape(text.decode("utf-8", "replace"), {"&quot;": '"', "&apos;": "'"})
+
+
+def _unquote(text: bytes) -> str:
+    return unquote(unescape(text.decode()))
