@@ -145,7 +145,7 @@ class JobStats:
     reserves: int
     releases: int
     timeouts: int
-    kicks: int
+    buries: int
     state: str = ""  #: ready, reserved, delayed or buried
     time_left: int = 0  #: seconds until a delayed job is ready
 
@@ -344,7 +344,7 @@ class Broker:
             reserves=raw["reserves"],
             releases=raw["releases"],
             timeouts=raw["timeouts"],
-            kicks=raw["kicks"],
+            buries=raw["buries"],
             state=raw["state"],
             time_left=raw["time-left"],
         )
@@ -466,14 +466,18 @@ class ReservedJob(Generic[M]):
         self.broker.delete(self.id)
         self.broker.untrack(self)
 
-    def release(self, pause: int) -> None:
-        """Give the job back for later, at its own priority. Raises `RetryLater` if beanstalkd is full."""
+    def release(self, pause: int, priority: int | None = None) -> int:
+        """Give the job back for later, at its own priority if none is given; return its number then.
+
+        An orphaned job gets another number. Raises `RetryLater` if beanstalkd is full.
+        """
         facts = self.stats
+        priority = facts.priority if priority is None else priority
         with self._giving_up():
             if self.is_orphaned:
-                self.broker.put_raw(facts.tube, self.body, priority=facts.priority, delay=pause, ttr=facts.ttr)
-            else:
-                self.broker.client.release(self._job, priority=facts.priority, delay=pause)
+                return self.broker.put_raw(facts.tube, self.body, priority=priority, delay=pause, ttr=facts.ttr)
+            self.broker.client.release(self._job, priority=priority, delay=pause)
+        return self.id
 
     def bury(self) -> None:
         """Put the job aside for a person; an orphaned one is put again. Raises `RetryLater` if beanstalkd is full."""
