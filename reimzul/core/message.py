@@ -39,6 +39,7 @@ class Status:
     PRESENCE = "Presence"  #: not a build: a worker's heartbeat
     UNFIT = "Unfit"  #: of an attempt: its builder's fault; it decides nothing
     RETRIED = "Retried"  #: of an attempt: nobody's fault; it does not count
+    WAITING = "Waiting"  #: of an attempt: nobody provided a requirement; it does not count
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
@@ -159,6 +160,8 @@ _job = validators.integer(0, 2**63 - 1)
 
 #: File names of packages that an event has at most.
 MAX_NAMED_RPMS = 50
+#: Missing requirements that an event has at most.
+MAX_MISSING = 50
 
 #: The fields that are shortened, in this order, if an event is too large for a tube.
 _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
@@ -211,7 +214,7 @@ class BuildEvent(Message):
     #: of Queued: whether its job is held until somebody releases it; None: it was neither held nor released
     held: bool | None = field(validators.optional_flag, None)
     #: of Queued: the capabilities that nobody provides, or the packages that stand in the way (core/batch_message.py)
-    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
+    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), MAX_MISSING), ())
     batch: str = field(validators.optional(validators.batch_id), "")  #: the batch that it is a member's build of
     at: float = field(validators.unix_time, 0.0)  #: when it was announced
     #: seconds that the builder's clock is ahead of the controller's; set by the notifier, 0 if the clock is right
@@ -318,7 +321,9 @@ class Feature:
 
     ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
 
-    ALL = (ANY_SUBMITTER,)
+    BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
+
+    ALL = (ANY_SUBMITTER, BATCH)
 
 
 class Role:
