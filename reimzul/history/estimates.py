@@ -14,12 +14,15 @@ from typing import Optional
 import attr
 
 from reimzul.core.formatting import format_duration, pluralize
-from reimzul.history.build_record import BuildRecord
+from reimzul.history import BuildFilter, History
+from reimzul.history.build_record import BuildRecord, BuildState
 
 #: How many earlier builds of a package, and of an arch, the durations are taken from.
 PACKAGE_SAMPLE, ARCH_SAMPLE = 20, 300
 #: With fewer builds than this the range is taken to be from half to twice the median.
 _MIN_FOR_RANGE = 3
+#: How long a build is taken to last where nothing was built on its arch yet.
+DEFAULT_SECONDS = 300.0
 
 
 @attr.frozen(kw_only=True)
@@ -65,6 +68,20 @@ class ArchStats:
     def stats_for(self, package: str) -> DurationStats | None:
         """Return a package's figures, else those of the whole arch; None if nothing was built on it yet."""
         return self._packages.get(package) or self._all
+
+
+def find_usual_seconds(history: History, packages: Iterable[str], arch: str) -> dict[str, float]:
+    """Return how long each package usually takes on an arch."""
+    states = (BuildState.BUILT, BuildState.PUBLISHED)
+    others = duration_stats(
+        each.duration for each in history.find_builds(BuildFilter(arch=arch, states=states), ARCH_SAMPLE)
+    )
+    found = {}
+    for name in packages:
+        own = duration_stats(each.duration for each in history.recent_successes(name, arch, PACKAGE_SAMPLE))
+        usual = own or others
+        found[name] = usual.median if usual else DEFAULT_SECONDS
+    return found
 
 
 @attr.frozen(kw_only=True)
