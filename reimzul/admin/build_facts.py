@@ -13,7 +13,8 @@ from reimzul.admin import lookup
 from reimzul.admin.health import Processes
 from reimzul.core import control
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats, heartbeat_tube
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, heartbeat_tube
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState

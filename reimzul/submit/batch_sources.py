@@ -17,7 +17,7 @@ from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import iterate_contents
 from reimzul.core.rpm_header import read_source_header
 from reimzul.core.validators import is_source_rpm
-from reimzul.plan.contents import TargetContents, list_capabilities
+from reimzul.plan.contents import TargetContents, list_required_names
 from reimzul.plan.edges import PlannedSource
 from reimzul.submit.sources import STDIN, RefusedSource, SourceFile, check_sources, refuse_source
 
@@ -130,13 +130,13 @@ def find_dependents(package: str, contents: Mapping[str, TargetContents]) -> dic
             source.name: PlannedSource(
                 name=source.name,
                 srpm=source.location.rpartition("/")[2],
-                evr=f"{source.evr.version}-{source.evr.release}",
+                evr=source.evr,
                 requires=source.build_requires,
                 provides=tuple(sorted(source.packages)),
             )
             for source in target.sources.values()
             if source.location and source.name != package
-            if any(each.name in provided for text in source.build_requires for each in list_capabilities(text))
+            if any(each in provided for text in source.build_requires for each in list_required_names(text))
         }
     if not any(found.values()):
         raise InputError(f"--dependents-of {package}: no source rpm that the target lists is built against it")

@@ -14,7 +14,7 @@ from reimzul.core.arch import Arches
 from reimzul.core.errors import InputError
 from reimzul.core.formatting import pluralize, suggest_nearest
 from reimzul.core.message import Feature
-from reimzul.core.rpm_version import Evr
+from reimzul.core.rpm_header import compare_versions
 from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkerRecord
 from reimzul.plan.arrangement import Cycle
@@ -110,10 +110,10 @@ class ProblemFinder:
         for file in files:
             header, listed = file.header, plan.index.target.sources.get(file.header.name)
             releases = estimate_releases(header.release, self.options.disttag)
-            own = [Evr(header.epoch or 0, header.version, release) for release in releases]
-            if listed and all(listed.evr.compare(each) > 0 for each in own):
+            own = [f"{header.epoch or 0}:{header.version}-{release}" for release in releases]
+            if listed and all(compare_versions(listed.version, each) > 0 for each in own):
                 newer = f"{plan.target} lists a newer {header.name}, {listed.evr}"
-                message = f"{newer}; --anyway builds {own[-1]} all the same"
+                message = f"{newer}; --anyway builds {header.version}-{releases[-1]} all the same"
                 yield PlanProblem(kind=ProblemKind.NEWER, name=header.name, arch=plan.arch, message=message)
 
     def _find_cycles(self, plan: ArchPlan) -> Iterator[PlanProblem]:
