@@ -11,7 +11,7 @@ import attr
 
 from reimzul.core.errors import InputError
 from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
-from reimzul.plan.journal import Entry, EntryKind, JournalReader
+from reimzul.plan.journal import Entry, JournalReader
 from reimzul.plan.state import BatchState
 
 _PLAN_FILE = re.compile(r"([0-9a-f]{8})\.json")
@@ -41,11 +41,16 @@ class BatchFiles:
     def __attrs_post_init__(self) -> None:
         """Read the batch as it is now. Raises `InputError`."""
         self._start()
-        self.refresh()
 
     def _start(self) -> None:
-        self.state = BatchState(read_plan(plan_path(self.incoming, self.batch)), self._read_later_plan)
         self._reader = JournalReader(journal_path(self.incoming, self.batch))
+        self.changes = self._read_new()
+        accepted = self.changes[0].get("plan_sha256", "") if self.changes else ""
+        plan = read_plan(plan_path(self.incoming, self.batch), accepted)
+        self.state = BatchState.replay(plan, self.changes, self._read_later_plan)
+
+    def _read_new(self) -> list[Entry]:
+        return list(self._reader.read_new()) if self._reader.path.exists() else []
 
     def _read_later_plan(self, plan_sha256: str) -> Plan:
         return read_plan(plan_path(self.incoming, self.batch, plan_sha256), plan_sha256)
@@ -54,16 +59,11 @@ class BatchFiles:
         """Add what was journaled since the last call. Raises `InputError`."""
         if self._reader.has_shrunk():
             self._start()
-        self.changes = list(self._reader.read_new()) if self._reader.path.exists() else []
+            return self.state
+        self.changes = self._read_new()
         for entry in self.changes:
-            self._check(entry)
             self.state.apply(entry)
         return self.state
-
-    def _check(self, entry: Entry) -> None:
-        """Raise `InputError` if the plan is not the one that was accepted."""
-        if entry["kind"] == EntryKind.ACCEPTED and (accepted := entry.get("plan_sha256")):
-            read_plan(plan_path(self.incoming, self.batch), accepted)
 
 
 def load_batch(incoming: Path, batch: str) -> BatchState:
