@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from reimzul.admin import batch_orders, batch_show
+from reimzul.admin import batch_orders, batch_show, batch_watch
 from reimzul.admin.output import NearestGroup
 from reimzul.core.cli import EXIT_CODES
 
@@ -33,6 +33,7 @@ def command(context: click.Context) -> int | None:
 _COMMANDS = (
     batch_show.list_command,
     batch_show.show_command,
+    batch_watch.watch,
     batch_orders.pause,
     batch_orders.resume,
     batch_orders.cancel,
