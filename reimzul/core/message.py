@@ -40,6 +40,7 @@ class Status:
     PRESENCE = "Presence"  #: not a build: a worker's heartbeat
     UNFIT = "Unfit"  #: of an attempt: its builder's fault; it decides nothing
     RETRIED = "Retried"  #: of an attempt: nobody's fault; it does not count
+    WAITING = "Waiting"  #: of an attempt: nobody provided a requirement; it does not count
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
@@ -319,7 +320,9 @@ class Feature:
 
     ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
 
-    ALL = (ANY_SUBMITTER,)
+    BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
+
+    ALL = (ANY_SUBMITTER, BATCH)
 
 
 class Role:
