@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attr
+
 from reimzul.core.config import sample_text
 from reimzul.core.control import ControlFlag
 from reimzul.core.json_message import Message
@@ -65,6 +67,8 @@ def _messages() -> Iterator[Message]:
     yield request
     yield BuildRequest(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", disttag=".el7", submitter="root")
     yield event_for(request, "Queued", at=BEGINNING, job=_ANY_JOB, tube="x86_64")
+    yield attr.evolve(request, batch="5f0c12ab", bconds=("bootstrap",), tries=(), legs=())
+    yield event("Queued", attempt=ATTEMPT, job=_ANY_JOB, held=True, missing=("b-devel >= 2",), batch="5f0c12ab")
     yield event("Building", skipped={"i386": "a noarch package is built once"})
     yield event("Failed", exit_code=10, reason="mock: build failed", first_error="x\ny", error_line="y")
     yield event(

@@ -396,11 +396,25 @@ def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
 # --- screens
 
 
-class TableScreen:
-    """A table on a terminal, redrawn in its place; the note below it is about all rows."""
+class LiveScreen:
+    """Lines on a terminal, redrawn in their place."""
 
     def __init__(self) -> None:
         self._drawn_lines = 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
+        context = click.get_current_context(silent=True)
+        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
+            lines = list(map(click.unstyle, lines))
+        # clear behind the end of each line, and all that is below the last one
+        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
+        self._drawn_lines = len(lines)
+
+
+class TableScreen(LiveScreen):
+    """A table on a terminal; the note below it is about all rows."""
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         size = shutil.get_terminal_size((100, 24))
@@ -414,14 +428,7 @@ class TableScreen:
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
             lines.append(note[: size.columns])
-        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
-        context = click.get_current_context(silent=True)
-        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
-            lines = list(map(click.unstyle, lines))
-        # clear behind the end of each line, and all that is below the last one
-        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
-        sys.stdout.flush()
-        self._drawn_lines = len(lines)
+        self.draw(lines)
 
 
 class LineScreen:

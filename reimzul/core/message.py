@@ -16,6 +16,7 @@ from typing import Any, Union
 import attr
 
 from reimzul.core import validators
+from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.json_message import MAX_BYTES, Message, _limit_extra, encode, field, nested, parse_json
 
 #: The namespace of derived build ids (uuid5); another one would duplicate known builds.
@@ -39,6 +40,7 @@ class Status:
     PRESENCE = "Presence"  #: not a build: a worker's heartbeat
     UNFIT = "Unfit"  #: of an attempt: its builder's fault; it decides nothing
     RETRIED = "Retried"  #: of an attempt: nobody's fault; it does not count
+    WAITING = "Waiting"  #: of an attempt: nobody provided a requirement; it does not count
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
@@ -319,7 +321,9 @@ class Feature:
     ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
     BATCH = "batch"  #: holds builds whose requirements nobody provides, and passes bconds to mock
 
-    ALL = (ANY_SUBMITTER,)
+    BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
+
+    ALL = (ANY_SUBMITTER, BATCH)
 
 
 class Role:
@@ -400,7 +404,7 @@ class BuilderEvent(Message):
         return uuid.uuid5(NAMESPACE, f"{self.builder} {self.status} {self.at}").hex
 
 
-Event = Union[BuildEvent, Refusal, BuilderEvent]
+Event = Union[BuildEvent, Refusal, BuilderEvent, BatchEvent]
 #: The messages in `notify`: events, which sinks get, and heartbeats.
 NotifyMessage = Union[Event, WorkerHeartbeat]
 
@@ -412,6 +416,8 @@ def decode_event(body: bytes) -> NotifyMessage:
         return WorkerHeartbeat.from_json(raw)
     if raw.get("status") in (Status.QUARANTINED, Status.RELEASED):
         return BuilderEvent.from_json(raw)
+    if raw.get("status") in BatchStatus.ALL:
+        return BatchEvent.from_json(raw)
     return Refusal.from_json(raw) if raw.get("status") == Status.REFUSED else BuildEvent.from_json(raw)
 
 
