@@ -319,7 +319,6 @@ class Feature:
     """What a worker can do that one of version 0.1 cannot, in its heartbeat."""
 
     ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
-    BATCH = "batch"  #: holds builds whose requirements nobody provides, and passes bconds to mock
 
     BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
 

@@ -72,13 +72,15 @@ class BatchOptions:
     @classmethod
     def take(cls, chosen: dict[str, Any]) -> BatchOptions:
         """Take the options out of those that were chosen. Raises `click.UsageError`, `InputError`."""
-        scratch = bool(chosen["scratch"] or chosen["dependents_of"])
+        batch, dependents_of = chosen.pop("batch") or "", chosen.pop("dependents_of") or ""
+        chosen["scratch"] = scratch = bool(chosen["scratch"] or dependents_of)
         order = chosen.pop("order")
+        waits = (batch or dependents_of) and not scratch
         options = cls(
-            batch=chosen.pop("batch") or "",
-            dependents_of=chosen.pop("dependents_of") or "",
+            batch=batch,
+            dependents_of=dependents_of,
             plan=chosen.pop("plan"),
-            order=order or (OrderRule.NONE if scratch else OrderRule.REBUILT),
+            order=order or (OrderRule.REBUILT if waits else OrderRule.NONE),
             background=chosen.pop("background"),
             last_resort=chosen.pop("last_resort") != "never",
             skip_built=chosen.pop("skip_built"),

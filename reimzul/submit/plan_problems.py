@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import attr
@@ -18,9 +17,8 @@ from reimzul.core.rpm_header import compare_versions
 from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkerRecord
 from reimzul.plan.arrangement import Cycle
+from reimzul.plan.batches import list_batch_ids, load_batch
 from reimzul.plan.contents import TargetContents
-from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
-from reimzul.plan.journal import Entry, EntryKind, read_journal
 from reimzul.plan.maker import ArchPlan
 from reimzul.plan.state import BatchState
 from reimzul.submit.batch_options import BOOTSTRAP, BatchOptions
@@ -154,26 +152,12 @@ def describe_blocking(cycle: Cycle, target: str) -> str:
 
 
 def _list_unfinished(incoming: Path, target: str) -> Iterator[BatchState]:
-    """Yield the batches for a target that are not over."""
-    for path in sorted((incoming / FOLDER).glob("????????.json")):
+    """Yield the batches for a target that are not over, with those that reimzul-batch has not taken up yet."""
+    for batch in list_batch_ids(incoming):
         try:
-            entries = list(_read_entries(journal_path(incoming, path.stem)))
-            if entries and entries[-1]["kind"] == EntryKind.OVER:
-                continue  # most are: do not read their plans
-            plan = read_plan(path)
-            if plan.target != target or plan.scratch:
-                continue
-            state = BatchState.replay(plan, entries, partial(_read_replacement, incoming, plan.batch))
+            state = load_batch(incoming, batch)
         except InputError:
             continue  # no plan of ours; reimzul-batch reports it
-        is_pending = not entries and plan.created > time.time() - _PENDING_SECONDS
-        if is_pending or (state.is_accepted and not state.is_over):
+        is_left_over = not state.is_accepted and state.plan.created < time.time() - _PENDING_SECONDS
+        if not (state.is_over or is_left_over or state.plan.scratch) and state.plan.target == target:
             yield state
-
-
-def _read_entries(path: Path) -> Iterator[Entry]:
-    return read_journal(path) if path.exists() else iter(())
-
-
-def _read_replacement(incoming: Path, batch: str, sha256: str) -> Plan:
-    return read_plan(plan_path(incoming, batch, sha256), sha256)
