@@ -239,12 +239,12 @@ def find_contexts(history: History, build: BuildLegs) -> dict[str, FailureContex
     contexts = {}
     for leg in failed:
         cause = cause_of(leg)
-        alike, before = by_cause.get(cause.id, []), _find_build_before(history, leg)
+        alike, before = by_cause.get(cause.id, []), find_build_before(history, leg)
         contexts[leg.arch] = FailureContext(cause=cause, alike=alike, before=before)
     return contexts
 
 
-def _find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
+def find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
     wanted = BuildFilter(targets=[failed.target], arch=failed.arch, srpm=f"{failed.package}-")
     earlier = (
         each

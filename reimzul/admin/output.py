@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
@@ -35,7 +35,7 @@ _STATE_HEADS = ("STATE", "RESULT", "LAST RESULT")
 _STATE_COLOURS = {
     **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent", "gone"), "red"),
     **dict.fromkeys(("published", "idle"), "green"),
-    **dict.fromkeys(("building", "busy", "draining"), "yellow"),
+    **dict.fromkeys(("building", "busy", "draining", "paused", "resting"), "yellow"),
 }
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
@@ -322,6 +322,13 @@ def colour_state(text: str) -> str:
 
 
 # --- sentences
+
+
+def format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
+    """Format facts with their labels; None: there is no such fact."""
+    for label, text in facts:
+        if text is not None:
+            yield f"  {label:14}{text}"
 
 
 def format_skew(seconds: float) -> str:

@@ -29,7 +29,6 @@ from reimzul.admin.output import (
     print_json,
     print_none_found,
 )
-from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import CREATEREPO, Broker
 from reimzul.core.cli import EXIT_CODES
@@ -40,6 +39,7 @@ from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
+from reimzul.history.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable
 
 _POLL_SECONDS = 1.0
@@ -396,11 +396,25 @@ def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
 # --- screens
 
 
-class TableScreen:
-    """A table on a terminal, redrawn in its place; the note below it is about all rows."""
+class LiveScreen:
+    """Lines on a terminal, redrawn in their place."""
 
     def __init__(self) -> None:
         self._drawn_lines = 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
+        context = click.get_current_context(silent=True)
+        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
+            lines = list(map(click.unstyle, lines))
+        # clear behind the end of each line, and all that is below the last one
+        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
+        self._drawn_lines = len(lines)
+
+
+class TableScreen(LiveScreen):
+    """A table on a terminal; the note below it is about all rows."""
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         size = shutil.get_terminal_size((100, 24))
@@ -414,14 +428,7 @@ class TableScreen:
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
             lines.append(note[: size.columns])
-        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
-        context = click.get_current_context(silent=True)
-        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
-            lines = list(map(click.unstyle, lines))
-        # clear behind the end of each line, and all that is below the last one
-        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
-        sys.stdout.flush()
-        self._drawn_lines = len(lines)
+        self.draw(lines)
 
 
 class LineScreen:
