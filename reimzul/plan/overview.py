@@ -49,8 +49,11 @@ def find_phase(state: BatchState) -> str:
 
 def is_good(state: BatchState, progress: MemberProgress) -> bool:
     """Whether a member needs nobody's attention: it is published, or left out."""
-    good = (MemberState.PUBLISHED, MemberState.SKIPPED)
-    return progress.state in good or (state.plan.scratch and progress.state == MemberState.BUILT)
+    return progress.state in list_good_states(scratch=state.plan.scratch)
+
+
+def list_good_states(*, scratch: bool) -> tuple[str, ...]:
+    return (MemberState.PUBLISHED, MemberState.SKIPPED, *([MemberState.BUILT] if scratch else []))
 
 
 def count_states(state: BatchState) -> dict[str, int]:
