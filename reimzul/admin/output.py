@@ -71,6 +71,8 @@ color_option = click.option(
     callback=_choose_colour,
     help="When to colour states; auto: on a terminal, unless $NO_COLOR is set.",
 )
+
+
 def is_given(name: str) -> bool:
     """Whether a parameter of the running command was given, and has not just its default value."""
     return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE

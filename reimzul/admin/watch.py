@@ -31,7 +31,6 @@ from reimzul.admin.output import (
     print_json,
     print_none_found,
 )
-from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import CREATEREPO, Broker
 from reimzul.core.cli import EXIT_CODES
@@ -42,6 +41,7 @@ from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
+from reimzul.history.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable
 from reimzul.plan.batches import BatchSummary
 from reimzul.plan.overview import BatchPhase, describe_counts

@@ -24,6 +24,7 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.http_client import HttpSession, HttpUnavailable
+from reimzul.core.rpm_version import OPERATOR_OF_FLAG, Capability, Evr
 
 #: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
 _MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
@@ -108,16 +109,98 @@ def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
         raise HttpUnavailable(f"{url}: {href} cannot be read: {error}") from error
 
 
-def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
-    """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
+def _iterate_matches(session: HttpSession, url: str, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+    """Yield the match of a pattern in each package of a target. Raises `NotFound`, `HttpUnavailable`."""
     rest, declared, found = b"", None, 0
     for piece in _iterate_primary(session, url):
         rest += piece
         declared = declared or _COUNT.search(rest)
         whole = rest.rfind(_END) + len(_END) if _END in rest else 0
-        for match in _PACKAGE.finditer(rest, 0, whole):
+        for match in pattern.finditer(rest, 0, whole):
             found += 1
-            yield ListedPackage(location=unquote(unescape(match[2].decode())), size=int(match[1]))
+            yield match
         rest = rest[whole:]
     if declared is None or int(declared[1]) != found:
         raise HttpUnavailable(f"{url}: its primary.xml is not as createrepo_c writes it")
+
+
+def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
+    """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
+    for match in _iterate_matches(session, url, _PACKAGE):
+        yield ListedPackage(location=unquote(unescape(match[2].decode())), size=int(match[1]))
+
+
+# --- what packages provide and require
+
+_CONTENT = re.compile(
+    rb"<name>([^<]*)</name>\s*<arch>([^<]*)</arch>\s*"
+    rb'<version epoch="([^"]*)" ver="([^"]*)" rel="([^"]*)"/>(.*?)</package>',
+    re.DOTALL,
+)
+_LOCATION = re.compile(r'<location [^>]*?href="([^"]+)"')
+_SOURCE_RPM = re.compile(r"<rpm:sourcerpm>([^<]*)</rpm:sourcerpm>")
+_PROVIDES = re.compile(r"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
+_REQUIRES = re.compile(r"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
+_ENTRY = re.compile(
+    r'<rpm:entry name="([^"]*)"(?: flags="([A-Z]+)")?(?: epoch="([^"]*)")?(?: ver="([^"]*)")?(?: rel="([^"]*)")?'
+)
+_FILE = re.compile(r"<file(?: type=\"[a-z]+\")?>([^<]*)</file>")
+#: The name of the source package in the file name of a source rpm.
+_SOURCE_NAME = re.compile(r"(.+)-([^-]+-[^-]+)\.(?:no)?src\.rpm")
+
+
+@attr.frozen(kw_only=True)
+class PackageContent:
+    """A package that a target lists, with what primary.xml has of its capabilities and files."""
+
+    name: str
+    arch: str  #: `src` for a source rpm
+    evr: Evr
+    location: str  #: relative to its target
+    source_rpm: str  #: the file name of its source rpm; of a source rpm, its own
+    provides: tuple[Capability, ...]
+    requires: tuple[str, ...]  #: in rpm's notation; of a source rpm, its BuildRequires
+    files: tuple[str, ...]  #: those in bin folders and in /etc
+
+    @property
+    def is_source(self) -> bool:
+        return self.arch in ("src", "nosrc")
+
+    @property
+    def source_name(self) -> str:
+        """The name of its source package."""
+        found = _SOURCE_NAME.fullmatch(self.source_rpm)
+        return found[1] if found else self.name
+
+    @property
+    def source_release(self) -> str:
+        """The version-release of its source package."""
+        found = _SOURCE_NAME.fullmatch(self.source_rpm)
+        return found[2] if found else f"{self.evr.version}-{self.evr.release}"
+
+
+def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]:
+    """Yield the packages that a target lists, with their capabilities. Raises `NotFound`, `HttpUnavailable`."""
+    for match in _iterate_matches(session, url, _CONTENT):
+        name, arch, epoch, version, release, rest = (each.decode("utf-8", "replace") for each in match.groups())
+        location, source = _LOCATION.search(rest), _SOURCE_RPM.search(rest)
+        path = unquote(unescape(location[1])) if location else ""
+        yield PackageContent(
+            name=unescape(name),
+            arch=arch,
+            evr=Evr(int(epoch) if epoch.isdigit() else 0, unescape(version), unescape(release)),
+            location=path,
+            source_rpm=unescape(source[1]) if source and source[1] else path.rpartition("/")[2],
+            provides=tuple(_read_capabilities(_PROVIDES.search(rest))),
+            requires=tuple(str(each) for each in _read_capabilities(_REQUIRES.search(rest))),
+            files=tuple(unescape(each) for each in _FILE.findall(rest)),
+        )
+
+
+def _read_capabilities(block: re.Match[str] | None) -> Iterator[Capability]:
+    for name, flags, epoch, version, release in _ENTRY.findall(block[1]) if block else ():
+        if flags in OPERATOR_OF_FLAG and version:
+            evr = Evr(int(epoch) if epoch.isdigit() else 0, unescape(version), unescape(release))
+            yield Capability(unescape(name), OPERATOR_OF_FLAG[flags], evr)
+        else:
+            yield Capability(unescape(name))

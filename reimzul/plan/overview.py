@@ -14,10 +14,9 @@ import attr
 
 from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.formatting import pluralize
+from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
 
-#: The suffix of the name of a seed, a member that is built first to open a cycle.
-SEED_SUFFIX = "~seed"
 #: Names of members that a sentence lists.
 _MAX_NAMED_MEMBERS = 4
 
