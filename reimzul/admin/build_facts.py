@@ -9,7 +9,7 @@ from typing import Optional
 
 import attr
 
-from reimzul.admin import lookup
+from reimzul.admin import batch_lookup, lookup
 from reimzul.admin.health import Processes
 from reimzul.core import control
 from reimzul.core.arch import read_arches
@@ -22,6 +22,7 @@ from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, estimates
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable
+from reimzul.plan.state import BatchState
 
 
 @attr.frozen(kw_only=True)
@@ -44,6 +45,7 @@ class BuildFacts:
     drained: Mapping[str, str] = attr.field(factory=dict)  #: host -> why it takes no jobs, by the latest flag
     backoffs: Mapping[str, float] = attr.field(factory=dict)  #: host -> seconds it still leaves this build to others
     processes: Processes = attr.field(factory=Processes)  #: all of the farm
+    batch: Optional[BatchState] = None  #: that it is a member's build of
 
     @property
     def duration(self) -> estimates.DurationStats | None:
@@ -113,6 +115,7 @@ def collect_facts(
         drained={host: flag.drain_text for host, flag in flags.items()},
         backoffs=_find_backoffs(settings, broker, leg, tubes[tube], now) if leg.is_queued else {},
         processes=processes or Processes(),
+        batch=batch_lookup.find_state_of_build(settings, leg.batch) if leg.batch else None,
     )
 
 

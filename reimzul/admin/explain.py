@@ -13,6 +13,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.batch_members import describe_membership
 from reimzul.admin.build_facts import BuildFacts, collect_facts, estimate_start_and_end
 from reimzul.admin.health import FULL, describe_error, describe_short_disk, find_leg_errors
 from reimzul.admin.output import join_parts, join_words, json_option, pass_settings, print_result
@@ -98,7 +99,8 @@ def explain(facts: BuildFacts) -> Explanation:
     else:
         describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
         explanation = Explanation(sentences=[*describe(facts)])
-    more = [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
+    more = [*describe_membership(facts.batch, facts.leg, facts.now)]
+    more += [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
     if facts.backlog > _MAX_BACKLOG:

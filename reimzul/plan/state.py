@@ -134,6 +134,10 @@ class BatchState:
         key = self._key_of_build.get(event.build_id) or self._key_of_build.get(event.parent)
         return self.members.get(key) if key else None
 
+    def find_member(self, build_id: str) -> MemberProgress | None:
+        """The member that a build is of, also if it is not its newest."""
+        return self.members.get(self._key_of_build.get(build_id, ""))
+
     def next_build_id(self, key: str) -> str:
         return uuid.uuid5(NAMESPACE, f"{self.plan.batch} {key} {self.members[key].count}").hex
 
