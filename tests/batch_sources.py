@@ -36,10 +36,14 @@ def make_batch_srpms(folder: Path) -> list[Path]:
     specs = {name: _spec(name, requires) for name, requires in _REQUIRES.items()}
     specs[BROKEN] = specs[BROKEN].replace("%build\n", "%build\necho 'error: it does not compile' >&2\nexit 3\n")
     specs[SEED] = _cyclic_spec()
-    specs["batchdyn"] = _spec("batchdyn", ()).replace(
-        "%build\n", "%generate_buildrequires\necho batchtop\n%build\n", 1
-    )
+    specs["batchdyn"] = _spec("batchdyn", ()).replace("%build\n", "%generate_buildrequires\necho batchtop\n%build\n", 1)
     return [make_srpm(folder, name, spec) for name, spec in reversed(sorted(specs.items()))]
+
+
+def make_mended(folder: Path) -> Path:
+    """Make the next release of the one that does not compile, which does."""
+    spec = _spec(BROKEN, _REQUIRES[BROKEN]).replace("Release: 1", "Release: 2")
+    return make_srpm(folder, BROKEN, spec)
 
 
 def _cyclic_spec() -> str:
@@ -77,4 +81,3 @@ echo {name} > %{{buildroot}}/usr/share/{name}/devel.txt
 %files devel
 /usr/share/{name}/devel.txt
 """
-
