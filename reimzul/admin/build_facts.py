@@ -29,7 +29,7 @@ from reimzul.plan.state import BatchState
 class BuildFacts:
     now: float
     leg: BuildRecord  #: that is explained
-    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
+    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `HELD`, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
     tosign: TubeStats
@@ -51,6 +51,12 @@ class BuildFacts:
     def duration(self) -> estimates.DurationStats | None:
         """How long it usually takes: its package, else the packages of its arch."""
         return self.own_stats or self.arch_stats.stats_for("")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its job is held; the history may not know yet what beanstalkd does."""
+        is_held = self.job == lookup.HELD or (self.job == lookup.UNKNOWN and self.leg.held)
+        return is_held and self.leg.is_unfinished
 
     @property
     def pause(self) -> float:

@@ -399,10 +399,7 @@ class ReservedJob(Generic[M]):
         self.broker.untrack(self)
 
     def release(self, pause: int, priority: int | None = None) -> int:
-        """Give the job back for later, at its own priority if none is given; return its number then.
-
-        An orphaned job gets another number. Raises `RetryLater` if beanstalkd is full.
-        """
+        """Give the job back; return its number, which is a new one if it is orphaned. Raises `RetryLater`."""
         facts = self.stats
         priority = facts.priority if priority is None else priority
         with self._giving_up():

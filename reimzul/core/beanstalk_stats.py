@@ -46,6 +46,7 @@ class TubeStats:
     ready: int = 0
     reserved: int = 0
     delayed: int = 0
+    held: int = 0  #: beanstalkd counts them among the delayed jobs (admin/held.py)
     buried: int = 0
     watchers: int = 0
 
