@@ -14,7 +14,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import unquote
@@ -38,8 +38,9 @@ _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
 _END = b"</package>"
 _PROVIDES = re.compile(rb"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
-_ENTRY = re.compile(rb"<rpm:entry ([^>]*?)/?>")
-_ATTRIBUTE = re.compile(rb'([a-z]+)="([^"]*)"')
+_ENTRY = re.compile(
+    r'<rpm:entry name="([^"]*)"(?: flags="([A-Z]+)"(?: epoch="([^"]*)")?(?: ver="([^"]*)")?(?: rel="([^"]*)")?)?'
+)
 _FILE = re.compile(rb"<file(?: type=\"[a-z]+\")?>([^<]+)</file>")
 #: The place of a package: `<name>/<timestamp>/<version-release>.<arch>/<file>`.
 _PLACE = re.compile(r"([^/]+)/([0-9]{14})/([^/]+)\.([A-Za-z0-9_]+)/[^/]+")
@@ -159,16 +160,22 @@ def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
     yield rest
 
 
-def _parse_provide(entry: Mapping[str, str]) -> Provide:
-    epoch, version, release = (entry.get(name, "") for name in ("epoch", "ver", "rel"))
-    if not version:
-        return Provide(entry.get("name", ""))
-    text = f"{epoch or 0}:{version}{'-' if release else ''}{release}"
-    return Provide(entry.get("name", ""), entry.get("flags", "EQ"), text)
+def _read_entries(block: re.Match[bytes] | None) -> Iterator[Provide]:
+    """Yield the capabilities in a list of a primary.xml."""
+    for entry in _ENTRY.findall(block[1].decode("utf-8", "replace")) if block else ():
+        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in "".join(entry) else entry
+        if version:
+            yield Provide(name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}")
+        else:
+            yield Provide(name)
 
 
 def _unescape(text: bytes) -> str:
-    return unescape(text.decode("utf-8", "replace"), {"&quot;": '"', "&apos;": "'"})
+    return _unescape_text(text.decode("utf-8", "replace"))
+
+
+def _unescape_text(text: str) -> str:
+    return unescape(text, {"&quot;": '"', "&apos;": "'"}) if "&" in text else text
 
 
 def _unquote(text: bytes) -> str:
@@ -227,11 +234,6 @@ def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]
             requires=tuple(map(_format_requirement, _read_entries(_REQUIRES.search(match[6])))),
             files=tuple(map(_unescape, _FILE.findall(match[6]))),
         )
-
-
-def _read_entries(block: re.Match[bytes] | None) -> Iterator[Provide]:
-    for entry in _ENTRY.finditer(block[1]) if block else ():
-        yield _parse_provide({name: _unescape(value) for name, value in _ATTRIBUTE.findall(entry[1])})
 
 
 def _format_requirement(entry: Provide) -> str:

@@ -49,11 +49,10 @@ def _resolve_build(history: History, prefix: str) -> list[str]:
     if len(ids) > 1:
         raise InputError(f"several builds begin with that: {', '.join(ids[:3])}")
     main = _list_main_legs(records)
-    broken = [each for each in main if each.state in _BROKEN]
-    if broken:
-        raise InputError(
-            f"{broken[0].srpm} for {broken[0].target} {broken[0].state}: {broken[0].reason or 'no reason'}"
-        )
+    for each in main:
+        if each.state in _BROKEN:
+            reason = f": {each.reason}" if each.reason else ""
+            raise InputError(f"{each.srpm} for {each.target} is {each.state}{reason}")
     if records[0].scratch:
         raise InputError(f"{records[0].srpm} is a scratch build, which is never published")
     return [] if main and all(each.state == BuildState.PUBLISHED for each in main) else ids
