@@ -169,7 +169,7 @@ def _end_vain_waits(state: BatchState) -> Iterator[End]:
     for key, progress in state.members.items():
         if progress.state == MemberState.WAITING and progress.vain_waits >= MAX_VAIN_WAITS:
             missing = ", ".join(progress.missing)
-            why = f"nobody provides {missing}, missed {MAX_VAIN_WAITS + 1} times though it was found published"
+            why = f"nobody provides {missing}; missed {MAX_VAIN_WAITS + 1} times though it was found published"
             yield End(key, MemberState.FAILED, why)
 
 
@@ -185,7 +185,7 @@ def _decide_without_progress(state: BatchState, around: Surroundings) -> Iterato
         for key in hopeless:
             if key in around.unprovided:
                 missing = ", ".join(state.members[key].missing)
-                yield End(key, MemberState.FAILED, f"nobody provides {missing}, and nothing left in the batch could")
+                yield End(key, MemberState.FAILED, f"nobody provides {missing}; nothing left in the batch could")
         return
     if all(state.is_ended(each) for each in state.members.values()):
         yield Finish()
