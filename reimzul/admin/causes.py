@@ -17,6 +17,7 @@ import click
 
 from reimzul.admin import lookup, output
 from reimzul.admin.lookup import BuildLegs
+from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError
@@ -106,7 +107,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 
 @click.command("causes", epilog=EXIT_CODES)
 @output.period_options("Group builds")
-@lookup.target_option()
+@target_option()
 @click.option("--arch", metavar="ARCH")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")
@@ -132,12 +133,12 @@ def command(
       reimzul causes --since 24h --target c9s.x86_64
       reimzul retry --cause 5f0c12ab
     """
-    targets = None if target is None else lookup.expand_target(settings, target)
+    targets = expand_option(settings, target)
     wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch)
     with lookup.reading_history(settings.history.url) as history:
         groups = group_failures(find_failures(history, wanted))
         if not groups:
-            lookup.refuse_unknown(settings, history, target=target, arch=arch)
+            refuse_unknown(settings, history, target=target, arch=arch)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
