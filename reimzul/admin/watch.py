@@ -30,6 +30,7 @@ from reimzul.admin.output import (
     pass_settings,
     print_json,
     print_none_found,
+    refuse_ignored,
 )
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import CREATEREPO, Broker
@@ -87,6 +88,8 @@ def watch(settings: Settings, given: tuple[str, ...], new: bool, timeout: float 
       reimzul watch 72b893f8 4a1eee11
       reimzul watch
     """
+    if not given:
+        refuse_ignored("without IDs", "new")
     build_ids = _full_ids(settings, given, new)
     if not build_ids and not _has_unfinished(settings, as_json):
         return 0
