@@ -126,6 +126,18 @@ class History(abc.ABC):
         """
 
     @abc.abstractmethod
+    def find_changed(self, after: int, limit: int) -> list[tuple[int, BuildRecord]]:
+        """Return the builds that were written after the write of that number, in the order of writes, at most `limit`.
+
+        Each write of a record has a higher number than all before. With several writers (an override) a lower number
+        may become readable after a higher one: read some numbers again.
+        """
+
+    @abc.abstractmethod
+    def last_change(self) -> int:
+        """Return the number of the latest write; 0 if there was none. A smaller one than before: a backup came back."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Close the connection."""
 
