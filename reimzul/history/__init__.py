@@ -83,6 +83,9 @@ class History(abc.ABC):
     Every method raises `HistoryUnavailable`. An instance belongs to one thread.
     """
 
+    #: Whether it is a file, which the notifier may replace: who follows it opens it again for each look.
+    is_file = False
+
     @abc.abstractmethod
     def record(self, events: Sequence[Event]) -> None:
         """Record events, which may come again and in any order. All or nothing if the database can do that.

@@ -84,6 +84,8 @@ _TOGGLE_LATEST = "UPDATE builds SET latest = NOT latest, changed = ? WHERE key =
 
 
 class SqliteHistory(History):
+    is_file = True
+
     def __init__(self, url: str, *, reading: bool = False) -> None:
         """Open the file; create it unless `reading`. Raises `NoHistory`, `HistoryUnavailable`."""
         self._path = path_of(url)
