@@ -14,7 +14,7 @@ from typing import Any, Callable, Union
 
 import attr
 
-from reimzul.core.links import make_link
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import WorkerState
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord
@@ -145,7 +145,7 @@ def _summarize_target(sources: PageSources, name: str, rows: Sequence[Row]) -> t
     )
     published = newest[0].ended if newest else 0.0
     content, read_at = _read_content(sources, name, published)
-    repository = make_link(sources.public_url, f"repo/{name}")
+    repository = LinkRoots(sources.public_url).make_link(f"repo/{name}")
     again_in = max(5.0, read_at + _CONTENT_SECONDS - time.time()) if published > read_at else None
     value = {
         "last_published": published,

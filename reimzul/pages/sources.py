@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import attr
 
-from reimzul.core.links import make_link
+from reimzul.core.links import LinkRoots
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history import History
 from reimzul.history.workers import WorkerRecord
@@ -40,7 +40,7 @@ class PageSources:
 
     def file_link(self, place: str, name: str) -> str:
         """Return the link to a package of a leg."""
-        return f"{make_link(self.public_url, place) or STORE_LINKS.place(place)}{quote(name)}"
+        return f"{LinkRoots(self.public_url).make_link(place) or STORE_LINKS.place(place)}{quote(name)}"
 
     def usual_duration(self, package: str, arch: str) -> float | None:
         """Return the median of the package's last successful builds on an arch, in seconds."""
