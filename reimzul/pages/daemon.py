@@ -67,7 +67,7 @@ class PagesDaemon:
 
     def run(self) -> None:
         """Serve until a signal stops the daemon. Raises `ConfigError`, `IndexUnavailable`."""
-        with handle_signals(self.stop), self._open():
+        with handle_signals(self.stop), self.hold_folder():
             self._service.announce_ready("rendering")
             while not self.stop.is_requested:
                 began, used = time.monotonic(), time.process_time()
@@ -86,8 +86,8 @@ class PagesDaemon:
             self.stop.now.wait(min(left, LOOK_SECONDS))
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[None]:
-        """Hold the folder and the index; no second daemon writes the same pages."""
+    def hold_folder(self) -> Iterator[None]:
+        """Open the index, and keep a second daemon from writing the same pages."""
         index_folder = self._folder / INDEX_FOLDER
         try:
             index_folder.mkdir(parents=True, exist_ok=True)

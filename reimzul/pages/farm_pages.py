@@ -12,6 +12,7 @@ from typing import Any
 import attr
 
 from reimzul.core.formatting import pluralize
+from reimzul.core.message import WorkerState
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord
 from reimzul.pages.index import FAILURES, SUCCESSES, BuildRow, PageIndex
@@ -48,11 +49,16 @@ def render_now(sources: PageSources, _: str) -> Rendered:
     targets = [name for name in index.list_names("target") if is_page_name(name)]
     running = [_describe_running(sources, row, now) for row in _find_state(index, BuildState.BUILDING, _MAX_RUNNING)]
     running.sort(key=lambda each: each["row"].started or now)
-    workers = [describe_worker(each, now) for each in sorted(sources.processes, key=lambda each: _rank(each, now))]
+    queues = _describe_queues(sources, now)
+    busy_tubes = {each["arch"] for each in queues if each["waiting"]}
+    workers = [
+        {**describe_worker(each, now), **_explain_idleness(each, busy_tubes, now)}
+        for each in sorted(sources.processes, key=lambda each: _rank(each, now))
+    ]
     values: dict[str, Any] = {
         "running": running,
         "running_count": _count_state(index, BuildState.BUILDING),
-        "queues": _describe_queues(sources, now),
+        "queues": queues,
         "workers": workers[:_MAX_BUILDERS],
         "worker_count": len(workers),
         "failures": failures,
@@ -67,12 +73,12 @@ def render_now(sources: PageSources, _: str) -> Rendered:
         "history_read": sources.followed_at,
         "problem": sources.outage,
         "building": [_running_to_dict(each) for each in running],
-        "queues": values["queues"],
-        "builders": values["workers"],
+        "queues": queues,
+        "builders": workers[:_MAX_BUILDERS],
         "failures": [_row_to_dict(row) for row in failures],
         "targets": targets,
     }
-    is_moving = running or any(each["waiting"] for each in values["queues"])
+    is_moving = running or bool(busy_tubes)
     return Rendered((page, render_json("index.json", value)), _MOVING_SECONDS if is_moving else None)
 
 
@@ -127,6 +133,17 @@ def _describe_queues(sources: PageSources, now: float) -> list[dict[str, Any]]:
         }
         for tube in sorted({*waiting, *workers})
     ]
+
+
+def _explain_idleness(worker: WorkerRecord, busy_tubes: set[str], now: float) -> dict[str, str]:
+    """Say why a worker is idle, by what waits in its tubes."""
+    sent = worker.heartbeat
+    if not worker.is_worker or worker.state_at(now) != WorkerState.IDLE or sent.why:
+        return {}
+    waiting = sorted(busy_tubes & set(sent.arches))
+    if not waiting:
+        return {"reason": f"nothing waits for {', '.join(sent.arches) or 'it'}"}
+    return {"reason": f"what waits for {', '.join(waiting)} is not due yet, or left to other builders"}
 
 
 def _rank(worker: WorkerRecord, now: float) -> tuple[bool, bool, str, str]:

@@ -242,7 +242,7 @@ def _find_reason(worker: WorkerRecord, now: float) -> str:
     if sent.build is not None:
         return sent.why
     if sent.state == WorkerState.IDLE:
-        return sent.why or ("no job waits for it" if worker.is_worker else "")
+        return sent.why or ("it waits for a job" if worker.is_worker else "")
     return sent.why
 
 

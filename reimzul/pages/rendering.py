@@ -34,11 +34,12 @@ from reimzul.core.formatting import (
 from reimzul.core.validators import make_printable
 from reimzul.history.build_record import BuildState
 
-#: How each state is shown beside its word: a shape, so that nobody depends on colours.
+#: How each state of a build, an attempt or a worker is shown beside its word: nobody depends on colours.
 _SHAPES = {
     BuildState.PUBLISHED: "●", BuildState.BUILT: "◉", BuildState.FAILED: "▲", BuildState.REJECTED: "■",
     BuildState.CANCELLED: "✕", BuildState.OVERRIDE: "◆", BuildState.BUILDING: "◐", BuildState.QUEUED: "○",
-    BuildState.CLAIMED: "◇",
+    BuildState.CLAIMED: "◇", "idle": "○", "busy": "◐", "draining": "◧", "drained": "□", "unfit": "▲", "silent": "▽",
+    "gone": "✕", "quarantined": "■", "retried": "↻",
 }  # fmt: skip
 #: Names that can be those of a page: no folder, nothing hidden, nothing that a file system refuses.
 _PAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~^@:-]{0,150}")

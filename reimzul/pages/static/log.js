@@ -219,10 +219,11 @@
 
     // What has been added; another folder has the same bytes at the same offsets.
     async poll() {
-      const piece = await this.read(this.end, SCAN_BYTES);
+      const known = this.end ? 1 : 0; // the last byte again: a range without any is an error
+      const piece = await this.read(this.end - known, SCAN_BYTES);
       if (!piece) { this.say(this.over ? "The store does not have this log." : "Nothing is written yet."); return; }
       if (piece.size < this.end) { await this.open(); return; } // another log took its place
-      this.append(piece.bytes, piece.from + piece.bytes.length, piece.size);
+      this.append(piece.bytes.subarray(known), piece.from + piece.bytes.length, piece.size);
       const grows = !this.over || this.folder.includes("/live/");
       this.say(grows ? "Growing" : this.end >= this.size ? "Complete" : "");
     }
