@@ -16,7 +16,7 @@ import pytest
 from reimzul.admin.doctor import FAIL, OK, WARN, Finding, host, pages
 from tests import webserver
 from tests.conftest import free_port
-from tests.integration.test_doctor import look, patient
+from tests.integration.test_doctor import Ini, look, patient
 
 NOTHING = {"made": 1.0, "since": None, "problem": None}
 
@@ -43,7 +43,7 @@ def root_of(server: http.server.ThreadingHTTPServer) -> str:
 
 def examine(folder: Path, url: str, store: str = "") -> dict[str, Finding]:
     """What doctor finds on a controller whose pages have this URL."""
-    settings = {"pages": {"url": url, "folder": folder}, "bstore": {"base_url": store or f"{url}bstore/repo/"}}
+    settings: Ini = {"pages": {"url": url, "folder": folder}, "bstore": {"base_url": store or f"{url}bstore/repo/"}}
     return look(pages.checks, patient(folder, settings, "controller"))
 
 

@@ -8,8 +8,6 @@ import gzip
 import http.client
 import http.server
 import os
-import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,39 +17,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from devfarm.processes import find_program
-from reimzul.admin.setup.psk import format_keys, new_secret
 from tests import webserver
 from tests.conftest import free_port
-from tests.faults.room import Cable
-from tests.nginx import CONF, read_status, run_nginx
+from tests.nginx import read_status, run_nginx
+from tests.pages_hosts import run_two_hosts
 from tests.waiting import until
 
-#: bstore's address at the far end of the cable.
-BSTORE = "10.213.77.2"
 LEG = "repo/c9s.x86_64/hello/20261129000000/1-1.el9.x86_64"
 HOSTILE = b"<html><script>alert(1)</script></html>"
 LOG = b"".join(b"line %d\n" % number for number in range(10_000))
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-
-
-@contextlib.contextmanager
-def run_stunnel(role: str, section: str, folder: Path, ends: dict[str, str], prefix: tuple[str, ...]) -> Iterator[None]:
-    """Run one section of a role's shipped configuration of stunnel; `ends` are its options with other values."""
-    head, *sections = re.sub(r"^;.*\n", "", (CONF / f"stunnel-{role}.conf").read_text(), flags=re.MULTILINE).split(
-        "\n["
-    )
-    (text,) = [f"{head}\n[{each}" for each in sections if each.startswith(f"{section}]")]
-    for option, value in ends.items():
-        text = re.sub(rf"^{option} = .*$", f"{option} = {value}", text, flags=re.MULTILINE)
-    file = folder / f"stunnel-{role}.conf"
-    file.write_text(text)
-    with subprocess.Popen([*prefix, find_program("stunnel"), str(file)], stderr=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -105,23 +81,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(store: Path, pages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the controller's nginx; the store's nginx and stunnel are in another network."""
-    cable = Cable(tmp_path_factory.mktemp("cable"))
-    keys = tmp_path_factory.mktemp("keys") / "psk.txt"
-    keys.write_text(format_keys({"controller": new_secret()}))
-    keys.chmod(0o600)
-    near = f"127.0.0.1:{free_port()}"
-    far = {"accept": f"{BSTORE}:11081", "connect": "127.0.0.1:80", "PSKsecrets": str(keys)}
-    tunnel = {"accept": near, "connect": f"{BSTORE}:11081", "PSKsecrets": str(keys)}
-    with contextlib.ExitStack() as stack:
-        stack.callback(cable.close)
-        stack.enter_context(run_nginx("nginx-bstore.conf", store, prefix=cable.prefix, port=80))
-        stack.enter_context(run_stunnel("bstore", "store-server", keys.parent, far, cable.prefix))
-        stack.enter_context(run_stunnel("controller", "store", keys.parent, tunnel, ()))
-        url = stack.enter_context(run_nginx("nginx-pages.conf", pages, {"127.0.0.1:11081": near}))
-        until(
-            lambda: read_status(f"{url}/bstore/{LEG}/build.log") == 200, 20, "the store answers through both stunnels"
-        )
+    """The URL of the controller's nginx; the store is on another host."""
+    with run_two_hosts(store, pages, tmp_path_factory.mktemp("hosts")) as url:
+        until(lambda: read_status(f"{url}/bstore/{LEG}/build.log") == 200, 20, "the store answers")
         yield url
 
 
