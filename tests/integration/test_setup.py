@@ -600,7 +600,7 @@ FIREWALL = """\
 printf '%s\\n' "$*" >>{log}
 case $* in
     --state) exit {state} ;;
-    *--query-port=13100/tcp) exit 0 ;;
+    *--query-port=13100/tcp | *--query-port=8081/tcp) exit 0 ;;
     *--query-port=*) exit 1 ;;
 esac
 """
@@ -620,6 +620,17 @@ def test_ports_that_are_closed_are_opened_in_firewalld(
     added = [line for line in log.read_text().splitlines() if "--add-port" in line]
     assert added == (["--add-port=11080/tcp", "--permanent --add-port=11080/tcp"] if runs else [])
     log.unlink()
+    host.done("controller", "--pages-port", "8080")
+    added = [line for line in log.read_text().splitlines() if "--add-port=8080/tcp" in line]
+    assert len(added) == (2 if runs else 0)
+    host.done("controller", "--pages-port", "8081")
+    log.unlink()
+    host.done("controller", "--pages-port", "0")
+    closed = [line for line in log.read_text().splitlines() if "--remove-port" in line]
+    assert closed == (["--remove-port=8081/tcp", "--permanent --remove-port=8081/tcp"] if runs else [])
+    host.done("controller", "--pages-port", "8081")
+    log.unlink()
     host.done("controller", "--remove", "--yes")
     closed = [line for line in log.read_text().splitlines() if "--remove-port" in line]
-    assert closed == (["--remove-port=13100/tcp", "--permanent --remove-port=13100/tcp"] if runs else [])
+    ports = (13100, 8081) if runs else ()
+    assert closed == [f"{when}--remove-port={port}/tcp" for port in ports for when in ("", "--permanent ")]

@@ -116,6 +116,7 @@ def controller(
       reimzul setup controller
       reimzul setup controller --add-bstore bstore.example.org --add-builder b1 --add-builder b2
       reimzul setup controller --revoke b2
+      reimzul setup controller --pages-port 80
       reimzul setup controller --list
     """
     setup = _SetupRun("controller", add_bstore=add_bstore, **given, public_url=public_url)

@@ -71,6 +71,7 @@ class Plan:
     unwanted: tuple[str, ...] = ()  #: units to disable
     removed: Mapping[str, str] = attr.field(factory=dict)  #: files to remove, and the unit that has to notice
     ports: tuple[int, ...] = ()
+    closed_ports: tuple[int, ...] = ()  #: that an earlier run opened
 
 
 _PAST_TENSES = {"make": "made", "stop": "stopped"}
@@ -121,13 +122,15 @@ def plan_role(role: str, system: System, options: RoleOptions) -> Plan:
         *_settings_file(system, options, ours),
         *further.files,
     )
-    public = filter(None, (options.public_port, options.pages_port))
+    public = tuple(filter(None, (options.public_port, options.pages_port)))
+    former = (current_port(system, path) for path in (PUBLIC, PAGES))
     return Plan(
         files=files,
         units=(*_backends(role, system), *further.units, TUNNEL, *ours),
         unwanted=(*_conflicting_units(role, system), *surplus, *_ended_units(role, system, options)),
         removed=_files_to_remove(role, system, options),
         ports=(*PORTS[role], *public, *further.ports),
+        closed_ports=tuple(port for port in former if port and port not in public),
     )
 
 
