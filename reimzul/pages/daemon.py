@@ -101,9 +101,11 @@ class PagesDaemon:
                 workers = WorkerStore(self._settings.notifier.presence)
                 self._heartbeats = HeartbeatFollower(index, workers.load_all)
                 self._mark_at_start(index, layout)
-                yield
-                store.close()
-                self._close_history()
+                try:
+                    yield
+                finally:
+                    store.close()
+                    self._close_history()
         except BlockingIOError:
             raise ConfigError(f"[pages] folder: another reimzul-pages writes to {self._folder}") from None
         except OSError as error:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -15,13 +18,16 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Callable
 
 import attr
 import pytest
 
 from reimzul.history import open_history
+from reimzul.pages.index import PageIndex
 from reimzul.pages.page_kinds import PAGE_KINDS
 from tests.events import build_id
+from tests.mongo import mongo_or_say_so
 from tests.pages_stand import PagesStand, build_events
 from tests.waiting import until
 
@@ -293,6 +299,7 @@ def _start(stand: PagesStand) -> subprocess.Popen[bytes]:
     return subprocess.Popen([PROGRAM, "--config", stand.ini], stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_no_half_page_and_catches_up(stand: PagesStand) -> None:
     _record(stand, 200)
     stand.start_nginx_without_pages()
@@ -313,6 +320,86 @@ def test_killed_at_any_moment_it_leaves_no_half_page_and_catches_up(stand: Pages
     _check_whole(stand)
     rows = {row["build_id"] for row in json.loads((stand.pages / "targets/c9s.x86_64.json").read_text())["rows"]}
     assert {build_id(number) for number in range(1000, 1008)} <= rows
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing of the daemon handles it."""
+
+
+def _kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Have the daemon killed before its n-th rename of a file, or change of its index."""
+    left = [step]
+
+    def count(function: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*given: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise _Killed
+            return function(*given, **more)
+
+        return killed
+
+    patch.setattr(os, "replace", count(os.replace))
+    patch.setattr(PageIndex, "_execute", count(PageIndex._execute))
+
+
+@pytest.mark.slow
+def test_killed_before_any_write_it_catches_up(stand: PagesStand) -> None:
+    _record(stand, 3)
+    stand.record(*build_events(9, time.time() - 9000, "Failed", "bash"))
+    stand.start_nginx_without_pages()
+    for step in itertools.count(1, 17):
+        shutil.rmtree(stand.pages)
+        with pytest.MonkeyPatch.context() as patch:
+            _kill_at(patch, step)
+            try:
+                stand.render()
+                break  # there are no more steps
+            except _Killed:
+                pass
+        stand.render()
+        assert all(stand.page(number).exists() for number in (0, 1, 2, 9)), step
+        for name in ("packages/time", "packages/bash", "targets/c9s.x86_64", "causes", "stats", "search", "index"):
+            assert (stand.pages / f"{name}.json").exists(), f"{name} at {step}"
+        _check_whole(stand)
+    assert step > 50
+
+
+def test_a_page_that_cannot_be_written_stays_as_it_was(stand: PagesStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    _record(stand, 1)
+    stand.render()
+    before = stand.page(0).read_text()
+    stand.history.override("time-1.0-1.el9.src.rpm", "c9s.x86_64", "x86_64", "known")
+    with monkeypatch.context() as patch, stand.daemon() as daemon:
+        patch.setattr(os, "replace", _fail_to_write)
+        with pytest.raises(OSError, match="no room"):
+            daemon.run_round()
+        assert stand.page(0).read_text() == before
+        assert not list(stand.pages.rglob("builds/*/.*.new"))
+    stand.render()
+    assert "known" in stand.page(0).read_text()
+
+
+def _fail_to_write(*_: object) -> None:
+    raise OSError("no room")
+
+
+def test_the_history_may_be_in_mongodb(stand: PagesStand) -> None:
+    mongo = mongo_or_say_so()
+    mongo.start()
+    try:
+        with contextlib.closing(open_history(mongo.url)) as history:
+            history.record(build_events(1, time.time(), "Building"))
+            text = stand.ini.read_text().replace(stand.history_url, mongo.url)
+            stand.ini.write_text(text)
+            with stand.daemon() as daemon:
+                stand.render(daemon)
+                assert json.loads(stand.page(1).with_suffix(".json").read_text())["arches"][0]["state"] == "building"
+                history.record(build_events(1, time.time(), "Failed"))
+                stand.render(daemon)
+                assert json.loads(stand.page(1).with_suffix(".json").read_text())["arches"][0]["state"] == "failed"
+    finally:
+        mongo.stop()
 
 
 def test_a_second_daemon_is_refused(stand: PagesStand) -> None:
