@@ -85,6 +85,10 @@ class PagesStand:
         return [f"{self.url}{path.relative_to(self.pages)}" for path in sorted(self.pages.rglob("*.html"))]
 
     def start_nginx(self) -> None:
+        self.start_nginx_without_pages()
+        until(lambda: self.status("static/pages.css"), 20, "nginx answers")
+
+    def start_nginx_without_pages(self) -> None:
         server = _SERVER.format(port=self.port, pages=self.pages, store=self.store, policy=PAGES_POLICY)
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = " ".join(f"{name}_temp_path {self.folder}/nginx-{name};" for name in names)
@@ -95,7 +99,6 @@ class PagesStand:
         )
         argv = [find_program("nginx"), "-e", "stderr", "-p", str(self.folder), "-c", str(conf)]
         self._nginx = subprocess.Popen(argv)
-        until(lambda: self.status("static/pages.css"), 20, "nginx answers")
 
     def stop_nginx(self) -> None:
         if self._nginx is not None:
@@ -132,10 +135,13 @@ class PagesStand:
         daemon.run_round()
         with daemon.sources.index.transaction():
             daemon.sources.index.hasten()
+        before = -1
         for _ in range(200):
             daemon.run_round()
-            if not daemon.sources.index.count_due():
+            left = daemon.sources.index.count_due()
+            if left in (0, before):  # of what is left, nothing can be rendered now
                 return
+            before = left
         raise AssertionError("pages are due for ever")
 
     def page(self, number: int) -> Path:

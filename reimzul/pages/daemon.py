@@ -27,7 +27,7 @@ from reimzul.pages.farm_pages import FARM
 from reimzul.pages.follower import HeartbeatFollower, HistoryFollower
 from reimzul.pages.index import DuePage, PageIndex
 from reimzul.pages.page_kinds import PAGE_KINDS
-from reimzul.pages.rendering import Rendered, Renderer, copy_static_files, render_json, write_file, write_files
+from reimzul.pages.rendering import PageRenderer, Rendered, copy_static_files, render_json, write_file, write_files
 from reimzul.pages.sources import PageSources
 from reimzul.pages.store_reader import StoreReader, StoreSilent
 
@@ -95,15 +95,17 @@ class PagesDaemon:
                 layout = copy_static_files(self._folder)
                 store = StoreReader(self._settings.bstore)
                 self.sources = PageSources(
-                    renderer=Renderer(layout), index=index, store=store, url=self._settings.pages.url
+                    renderer=PageRenderer(layout), index=index, store=store, url=self._settings.pages.url
                 )
                 self._history_follower = HistoryFollower(index)
                 workers = WorkerStore(self._settings.notifier.presence)
                 self._heartbeats = HeartbeatFollower(index, workers.load_all)
                 self._mark_at_start(index, layout)
-                yield
-                store.close()
-                self._close_history()
+                try:
+                    yield
+                finally:
+                    store.close()
+                    self._close_history()
         except BlockingIOError:
             raise ConfigError(f"[pages] folder: another reimzul-pages writes to {self._folder}") from None
         except OSError as error:

@@ -72,7 +72,7 @@ def build_path(build_id: str, suffix: str = "html") -> str:
     return f"builds/{build_id[:2]}/{build_id}.{suffix}"
 
 
-class Renderer:
+class PageRenderer:
     """The templates, and what all pages have in common."""
 
     def __init__(self, layout: str) -> None:

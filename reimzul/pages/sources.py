@@ -16,7 +16,7 @@ from reimzul.core.store_paths import StoreUrls
 from reimzul.history import History
 from reimzul.history.workers import WorkerRecord
 from reimzul.pages.index import SUCCESSES, PageIndex
-from reimzul.pages.rendering import Renderer
+from reimzul.pages.rendering import PageRenderer
 from reimzul.pages.store_reader import StoreReader
 
 #: Where the web server of the pages offers the store, for logs: pages and logs have one origin.
@@ -28,7 +28,7 @@ _USUAL_SAMPLE = 20
 
 @attr.define(kw_only=True)
 class PageSources:
-    renderer: Renderer
+    renderer: PageRenderer
     index: PageIndex
     store: StoreReader
     url: str  #: [pages] url, for feeds
