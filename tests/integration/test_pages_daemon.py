@@ -93,6 +93,15 @@ def test_a_page_of_a_build_that_is_over_is_rendered_once(stand: PagesStand) -> N
     assert "1.9-1.el9" in (stand.pages / "packages/time.html").read_text()
 
 
+def test_how_long_a_build_usually_takes_is_what_others_took(stand: PagesStand) -> None:
+    _record(stand, 1)
+    stand.render()
+    assert "usually" not in stand.page(0).read_text()
+    _record(stand, 1, first=1)
+    stand.render()
+    assert "5 min 00 s (usually 5 min 00 s)" in stand.page(1).read_text()
+
+
 def test_feeds_and_badges_say_what_failed(stand: PagesStand) -> None:
     now = time.time()
     stand.record(*build_events(1, now - 500, "Published"), *build_events(2, now - 400, "Failed", "bash"))
