@@ -25,6 +25,7 @@ ALL: dict[str, tuple[str, ...]] = {
     "admin": (),
     "sync": (),
     "batch": (),
+    "pages": (),
 }
 
 

@@ -419,6 +419,7 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
         yield f"The first error: {leg.error_line or first_line}"
-    if where := log_command(leg.build_id, leg.arch) if leg.scratch and leg.logs_folder else describe_files(leg):
+    has_no_link = leg.scratch and leg.logs_folder and not leg.page
+    if where := log_command(leg.build_id, leg.arch) if has_no_link else describe_files(leg):
         yield f"Its logs: {where}"
     yield f"To build it again: reimzul retry {leg.build_id[:8]} --failed"

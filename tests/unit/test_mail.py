@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuilderEvent, BuildEvent
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
@@ -28,7 +29,7 @@ from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
 ROOT = "http://bstore.example.org/"
 PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
-WRITER = MailWriter(sender="buildsys@example.org", public_url=ROOT)
+WRITER = MailWriter(sender="buildsys@example.org", roots=LinkRoots(store=ROOT))
 ME = ("me@example.org",)
 
 

@@ -28,8 +28,9 @@ PROGRAMS = {
     "reimzul-tosign": "reimzul.tosign.cli",
     "reimzul-notifier": "reimzul.notifier.cli",
     "reimzul-irc": "reimzul.irc.cli",
+    "reimzul-pages": "reimzul.pages.cli",
 }
-DAEMONS = ("reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-irc")
+DAEMONS = ("reimzul-worker", "reimzul-repogen", "reimzul-tosign", "reimzul-notifier", "reimzul-irc", "reimzul-pages")
 _ALWAYS = ("reimzul(1)", "reimzul.ini(5)")
 
 
