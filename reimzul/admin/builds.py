@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
 
@@ -17,7 +18,9 @@ from reimzul.admin.causes import FailureContext, find_contexts
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
+    build_timestamp,
     check_input,
+    format_facts,
     format_skew,
     json_option,
     pass_settings,
@@ -43,6 +46,7 @@ from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
 from reimzul.history import BuildFilter, BuildRecord, History, NoHistory, open_history
 from reimzul.history.build_record import BuildState, RecordedAttempt
+from reimzul.plan.document import FOLDER
 
 if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
     from reimzul.core.http_client import HttpSession
@@ -90,6 +94,7 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
 @click.option("--srpm", metavar="NAME", help="A file's whole name, its beginning, or a pattern, as 'time-*.el9*'.")
 @click.option("--submitter", metavar="NAME", help="A name, or a pattern.")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
+@click.option("--batch", metavar="BATCH", help="Only builds of this batch: its id, or the beginning of it.")
 @period_options("Only builds", default=None)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
 @table_options(_TABLE)
@@ -107,29 +112,61 @@ def command(
 ) -> None:
     """List builds and their results, the newest first; only those that match all options.
 
-    On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs.
+    On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs. A batch is
+    one line, unless other options than --target, --since and --until choose builds; --json always lists all builds.
 
     \b
     Examples:
       reimzul builds --state failed --target c9s --since 24h
+      reimzul builds --batch 5f0c12ab
       reimzul builds --srpm 'time-*.el9*' --json
     """
     found: list[BuildRecord] = []
+    target, has_history = wanted["target"], True
+    is_folded = not as_json and not any(value for name, value in wanted.items() if name != "target")
+    period = period_filter(begin, end)
     try:
         with lookup.reading_history(settings.history.url) as history:
-            found = _find_builds(settings, history, limit + 1, {**wanted, **period_filter(begin, end)})
+            chosen = {**wanted, "batch": ""} if is_folded else wanted
+            found = _find_builds(settings, history, limit + 1, {**chosen, **period})
     except NoHistory as error:
         click.echo(str(error), err=True)
-    else:
-        if not found and not as_json:
-            print_none_found("build")
-    shown = found[:limit]
+        has_history = False
+    batches = _fold_batches(settings, target, begin, end, found, limit) if is_folded else []
     if as_json:
-        print_json([record.to_output() for record in lookup.add_links(settings, shown)])
-    elif shown:
-        print_table(_TABLE, [_row(record) for record in shown], columns=columns, wide=wide)
-    if len(found) > limit:
+        print_json([record.to_output() for record in lookup.add_links(settings, found[:limit])])
+    elif found or batches:
+        rows = sorted([*((each.timestamp, _row(each)) for each in found[:limit]), *batches], reverse=True)
+        print_table(_TABLE, [row for _, row in rows[:limit]], columns=columns, wide=wide)
+    elif has_history:
+        print_none_found("build")
+    if len(found) + len(batches) > limit:
         print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
+
+
+def _fold_batches(
+    settings: Settings,
+    target: str | None,
+    begin: float | None,
+    end: float | None,
+    found: Sequence[BuildRecord],
+    limit: int,
+) -> list[tuple[str, list[str]]]:
+    """Return timestamp and row of each batch that belongs among the builds which are shown."""
+    if not (settings.incoming.folder / FOLDER).is_dir():
+        return []
+    from reimzul.admin import batch_lines  # most farms have no batches, and `reimzul builds` starts sooner without
+
+    oldest = found[limit - 1].timestamp if len(found) > limit else ""
+    rows: list[tuple[str, list[str]]] = []
+    last = time.time() + 86400 if end is None else end  # a plan's clock may be ahead
+    for each in batch_lines.iterate_summaries(settings, target, begin or 0.0, last):
+        stamp = build_timestamp(each.created)
+        if stamp < oldest or len(rows) > limit:
+            break
+        about = (batch_lines.describe_summary(each), ",".join(each.arches), each.target, format_timestamp(stamp))
+        rows.append((stamp, [each.batch, each.phase, *about, each.submitter, "-"]))
+    return rows
 
 
 def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[str, Any]) -> list[BuildRecord]:
@@ -238,29 +275,22 @@ def format_build(
 ) -> Iterator[str]:
     main = build.main
     yield f"build {build.build_id}"
-    yield from _format_facts(
+    yield from format_facts(
         ("source", main.srpm),
         ("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}"),
         ("submitted", f"{format_timestamp(main.timestamp)} by {main.submitter}"),
         ("repeats", f"build {main.parent}" if main.parent else None),
-        ("batch", main.batch or None),
+        ("batch", f"{main.batch}: reimzul batch show {main.batch}" if main.batch else None),
         *(("not built", f"for {arch}: {why}") for arch, why in main.skipped.items()),
     )
     for leg in build.legs:
         yield ""
         yield f"{leg.arch}: {_state_text(leg)}"
         if leg.arch in contexts:
-            yield from _format_facts(*contexts[leg.arch].describe())
+            yield from format_facts(*contexts[leg.arch].describe())
         yield from _format_leg(leg)
         if not leg.is_unfinished:
             yield from _format_files(manifests[leg.arch], checksums=checksums)
-
-
-def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
-    """Format facts with their labels; None: there is no such fact."""
-    for label, text in facts:
-        if text is not None:
-            yield f"  {label:14}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:
@@ -277,7 +307,7 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
     ]
     has_exit_code = leg.status in Status.FINAL and leg.exit_code is not None
     attempts = leg.attempts if len(leg.attempts) > 1 else ()
-    yield from _format_facts(
+    yield from format_facts(
         ("comment", leg.comment or None),
         ("package", f"{leg.pkgname} {leg.evr}" if leg.pkgname else None),
         *_describe_times(leg),
@@ -331,10 +361,10 @@ def _format_attempt(attempt: RecordedAttempt) -> str:
 
 def _format_files(manifest: ManifestOrReason, *, checksums: bool) -> Iterator[str]:
     if isinstance(manifest, str):
-        yield from _format_facts(("files", f"not known: {manifest}"))
+        yield from format_facts(("files", f"not known: {manifest}"))
         return
     total = format_size(sum(file.size for file in manifest.files))
-    yield from _format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
+    yield from format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
     width = max((len(file.name) for file in manifest.files), default=0)
     for file in manifest.files:
         sha256 = file.sha256 if checksums else file.sha256[:_SHORT_CHECKSUM]

@@ -16,6 +16,7 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
+from reimzul.admin.batch_lookup import find_batch
 from reimzul.admin.lookup import BuildLegs
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
@@ -108,6 +109,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 @output.period_options("Group builds")
 @lookup.target_option()
 @click.option("--arch", metavar="ARCH")
+@click.option("--batch", metavar="BATCH", help="Only builds of this batch; by default, since it was submitted.")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")
 @output.pass_settings
@@ -117,6 +119,7 @@ def command(
     end: float | None,
     target: str | None,
     arch: str | None,
+    batch: str | None,
     columns: Sequence[str],
     wide: bool,
     as_json: bool,
@@ -130,10 +133,14 @@ def command(
     Examples:
       reimzul causes
       reimzul causes --since 24h --target c9s.x86_64
+      reimzul causes --batch 5f0c12ab
       reimzul retry --cause 5f0c12ab
     """
     targets = None if target is None else lookup.expand_target(settings, target)
-    wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch)
+    if batch is not None:
+        plan = find_batch(settings, batch).state.plan
+        batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
+    wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch, batch=batch)
     with lookup.reading_history(settings.history.url) as history:
         groups = group_failures(find_failures(history, wanted))
         if not groups:
@@ -239,12 +246,12 @@ def find_contexts(history: History, build: BuildLegs) -> dict[str, FailureContex
     contexts = {}
     for leg in failed:
         cause = cause_of(leg)
-        alike, before = by_cause.get(cause.id, []), _find_build_before(history, leg)
+        alike, before = by_cause.get(cause.id, []), find_build_before(history, leg)
         contexts[leg.arch] = FailureContext(cause=cause, alike=alike, before=before)
     return contexts
 
 
-def _find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
+def find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
     wanted = BuildFilter(targets=[failed.target], arch=failed.arch, srpm=f"{failed.package}-")
     earlier = (
         each

@@ -16,7 +16,8 @@ import attr
 
 from reimzul.admin import lookup
 from reimzul.core import control
-from reimzul.core.beanstalk import HELD_SECONDS, Broker, TubeStats, arch_tube
+from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.cli import current_user
 from reimzul.core.errors import InvalidMessage, ReimzulError
 from reimzul.core.message import BuildRequest, Status, event_for

@@ -16,7 +16,8 @@ import click
 
 from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import Broker, JobStats, drain_tube
+from reimzul.core.beanstalk import Broker, drain_tube
+from reimzul.core.beanstalk_stats import JobStats
 from reimzul.core.config import load_file
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost

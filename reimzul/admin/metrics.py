@@ -23,7 +23,8 @@ from reimzul.admin.output import pass_settings
 from reimzul.admin.queues import all_tubes
 from reimzul.admin.stats import BuildStats, compute_stats_between, time_stats
 from reimzul.core import fs
-from reimzul.core.beanstalk import Broker, TubeStats, is_control_tube
+from reimzul.core.beanstalk import Broker, is_control_tube
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, BrokerUnavailable, InputError, describe_os_error
 from reimzul.core.message import WorkerState

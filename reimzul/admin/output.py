@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 import attr
 import click
+from click.core import ParameterSource
 
 from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import NEEDS_CONTROLLER, load_settings, shared_options
@@ -35,7 +36,7 @@ _STATE_HEADS = ("STATE", "RESULT", "LAST RESULT")
 _STATE_COLOURS = {
     **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent", "gone"), "red"),
     **dict.fromkeys(("published", "idle"), "green"),
-    **dict.fromkeys(("building", "busy", "draining"), "yellow"),
+    **dict.fromkeys(("building", "busy", "draining", "paused", "resting"), "yellow"),
 }
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
@@ -70,6 +71,13 @@ color_option = click.option(
     callback=_choose_colour,
     help="When to colour states; auto: on a terminal, unless $NO_COLOR is set.",
 )
+
+
+def is_given(name: str) -> bool:
+    """Whether a parameter of the running command was given, and has not just its default value."""
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
 
 
@@ -321,7 +329,31 @@ def colour_state(text: str) -> str:
     return click.style(text, fg=colour) if colour else text
 
 
+class LiveScreen:
+    """Lines on a terminal, redrawn in their place."""
+
+    def __init__(self) -> None:
+        self._drawn_lines = 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
+        context = click.get_current_context(silent=True)
+        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
+            lines = list(map(click.unstyle, lines))
+        # clear behind the end of each line, and all that is below the last one
+        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
+        self._drawn_lines = len(lines)
+
+
 # --- sentences
+
+
+def format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
+    """Format facts with their labels; None: there is no such fact."""
+    for label, text in facts:
+        if text is not None:
+            yield f"  {label:14}{text}"
 
 
 def format_skew(seconds: float) -> str:

@@ -40,7 +40,8 @@ from reimzul.admin.output import (
 )
 from reimzul.core import validators
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats, is_control_tube
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, is_control_tube
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.cli import EXIT_CODES, current_user
 from reimzul.core.errors import EXIT_FAILED, ConfigError, InputError, InvalidMessage, ReimzulError, ReservationLost
 from reimzul.core.formatting import format_time, pluralize, suggest_nearest

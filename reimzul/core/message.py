@@ -16,6 +16,7 @@ from typing import Any, Union
 import attr
 
 from reimzul.core import validators
+from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.json_message import MAX_BYTES, Message, _limit_extra, encode, field, nested, parse_json
 
 #: The namespace of derived build ids (uuid5); another one would duplicate known builds.
@@ -404,7 +405,7 @@ class BuilderEvent(Message):
         return uuid.uuid5(NAMESPACE, f"{self.builder} {self.status} {self.at}").hex
 
 
-Event = Union[BuildEvent, Refusal, BuilderEvent]
+Event = Union[BuildEvent, Refusal, BuilderEvent, BatchEvent]
 #: The messages in `notify`: events, which sinks get, and heartbeats.
 NotifyMessage = Union[Event, WorkerHeartbeat]
 
@@ -416,6 +417,8 @@ def decode_event(body: bytes) -> NotifyMessage:
         return WorkerHeartbeat.from_json(raw)
     if raw.get("status") in (Status.QUARANTINED, Status.RELEASED):
         return BuilderEvent.from_json(raw)
+    if raw.get("status") in BatchStatus.ALL:
+        return BatchEvent.from_json(raw)
     return Refusal.from_json(raw) if raw.get("status") == Status.REFUSED else BuildEvent.from_json(raw)
 
 

@@ -50,6 +50,7 @@ class Header:
     exclude_arch: tuple[str, ...] = ()
     build_archs: tuple[str, ...] = ()  #: BuildArch of the main package of a source rpm, mostly ("noarch",)
     requires: tuple[str, ...] = ()  #: of a source rpm, its BuildRequires, with versions
+    provides: tuple[str, ...] = ()  #: names; of a source rpm made by rpm 4.16 or newer, the packages that it builds
     source_rpm: str = ""  #: of a binary rpm, the file name of the source rpm that it was built from
 
     @property
@@ -62,6 +63,11 @@ class Header:
         """name-[epoch:]version-release.arch, `src` for a source rpm."""
         epoch = f"{self.epoch}:" if self.epoch else ""
         return f"{self.name}-{epoch}{self.version}-{self.release}.{'src' if self.is_source else self.arch}"
+
+    @property
+    def has_dynamic_requires(self) -> bool:
+        """Whether a source rpm has BuildRequires that only its build computes."""
+        return any(each.startswith("rpmlib(DynamicBuildRequires)") for each in self.requires)
 
 
 def _expose_system_rpm() -> None:
@@ -101,6 +107,20 @@ def import_rpm() -> Any:
 def read_header(path: Path) -> Header:
     """Read the header of a package. Raises `InputError`."""
     return _check_names(_header_of(_read_raw(path), import_rpm()), path)
+
+
+def compare_versions(one: str, other: str) -> int:
+    """Compare `[epoch:]version[-release]` as rpm does: -1, 0 or 1. A release counts if both have one."""
+    parts = [_split_version(each) for each in (one, other)]
+    if not all(release for _, _, release in parts):
+        parts = [(epoch, version, "") for epoch, version, _ in parts]
+    return int(import_rpm().labelCompare(*parts))
+
+
+def _split_version(text: str) -> tuple[str, str, str]:
+    epoch, colon, rest = text.partition(":")
+    version, _, release = (rest if colon else text).partition("-")
+    return epoch if colon else "0", version, release
 
 
 def is_same_package(one: Path, other: Path) -> bool:
@@ -209,6 +229,7 @@ def _header_of(raw: Any, rpm: Any) -> Header:
         exclude_arch=_decode_list(raw[rpm.RPMTAG_EXCLUDEARCH]),
         build_archs=_decode_list(raw[rpm.RPMTAG_BUILDARCHS]),
         requires=_decode_list(raw[rpm.RPMTAG_REQUIRENEVRS]),
+        provides=_decode_list(raw[rpm.RPMTAG_PROVIDENAME]),
         source_rpm=_decode_text(raw[rpm.RPMTAG_SOURCERPM]),
     )
 

@@ -54,7 +54,7 @@ class BuildFilter:
     srpm: Optional[str] = None  #: the file's whole name, a prefix of it, or a pattern
     submitter: Optional[str] = None  #: or a pattern
     build_id: Optional[str] = None  #: or a prefix
-    batch: Optional[str] = None  #: or a prefix
+    batch: Optional[str] = None  #: or a prefix; empty: builds of no batch
     since: Optional[str] = None  #: a timestamp: submitted then or later
     until: Optional[str] = None  #: a timestamp: submitted before
 

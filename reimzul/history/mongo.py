@@ -194,7 +194,7 @@ def _query(wanted: BuildFilter) -> dict[str, Any]:
     if wanted.build_id is not None:
         query["_id"] = _prefix(wanted.build_id)
     if wanted.batch is not None:
-        query["batch"] = _prefix(wanted.batch)
+        query["batch"] = _prefix(wanted.batch) if wanted.batch else {"$in": [None, ""]}
     return query
 
 

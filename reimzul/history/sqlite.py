@@ -259,7 +259,9 @@ def _where_clause(wanted: BuildFilter) -> tuple[str, list[str]]:
         whole = wanted.is_whole_srpm or is_pattern(wanted.srpm)
         terms.append(_match_term("srpm", wanted.srpm) if whole else _prefix_term("srpm", wanted.srpm))
     terms += [_prefix_term("key", wanted.build_id)] if wanted.build_id is not None else []
-    if wanted.batch is not None:
+    if wanted.batch == "":
+        terms.append(("key NOT IN (SELECT key FROM members)", []))
+    elif wanted.batch is not None:
         term, values = _prefix_term("batch", wanted.batch)
         terms.append((f"key IN (SELECT key FROM members WHERE {term})", values))
     where = " AND ".join(f"({term})" for term, _ in terms)
