@@ -130,10 +130,8 @@ def _describe_hold(facts: BuildFacts) -> Iterator[str]:
     leg = facts.leg
     since = _ago(facts, ", held", leg.put_at) if leg.held else ""
     yield f"No worker gets job {leg.job} of tube {facts.tube.name} before it is released{since}."
-    if leg.waits_for:
+    if leg.waits_for and facts.batch is None:  # else `describe_membership` says so
         yield f"It waits for {leg.waits_for}."
-    if leg.batch:
-        yield f"It is a member of batch {leg.batch}."
     yield f"To have it built all the same: reimzul kick --held {leg.job}"
 
 
