@@ -26,6 +26,7 @@ ALL: dict[str, tuple[str, ...]] = {
     "sync": (),
     "batch": (),
     "pages": (),
+    "plan": (),
 }
 
 

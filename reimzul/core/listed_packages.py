@@ -144,7 +144,7 @@ def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
     """
     for whole in _iterate_whole_packages(session, url):
         for block in _PROVIDES.finditer(whole):
-            yield from _read_entries(block)
+            yield from (Provide(*entry) for entry in _read_entries(block))
         for file in _FILE.finditer(whole):
             yield Provide(_unescape(file[1]))
 
@@ -160,14 +160,14 @@ def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
     yield rest
 
 
-def _read_entries(block: re.Match[bytes] | None) -> Iterator[Provide]:
-    """Yield the capabilities in a list of a primary.xml."""
+def _read_entries(block: re.Match[bytes] | None) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, flags and version of each capability in a list of a primary.xml."""
     for entry in _ENTRY.findall(block[1].decode("utf-8", "replace")) if block else ():
-        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in "".join(entry) else entry
+        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in entry[0] else entry
         if version:
-            yield Provide(name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}")
+            yield name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}"
         else:
-            yield Provide(name)
+            yield name, "", ""
 
 
 def _unescape(text: bytes) -> str:
@@ -230,11 +230,11 @@ def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]
             location=path,
             source=source[1] if source else name,
             source_evr=source[2] if source else f"{version}-{release}",
-            provides=tuple(_read_entries(_PROVIDES.search(match[6]))),
-            requires=tuple(map(_format_requirement, _read_entries(_REQUIRES.search(match[6])))),
+            provides=tuple(Provide(*entry) for entry in _read_entries(_PROVIDES.search(match[6]))),
+            requires=tuple(_format_requirement(*entry) for entry in _read_entries(_REQUIRES.search(match[6]))),
             files=tuple(map(_unescape, _FILE.findall(match[6]))),
         )
 
 
-def _format_requirement(entry: Provide) -> str:
-    return f"{entry.name} {_SIGNS[entry.flags]} {entry.version}" if entry.flags in _SIGNS else entry.name
+def _format_requirement(name: str, flags: str, version: str) -> str:
+    return f"{name} {_SIGNS[flags]} {version}" if flags in _SIGNS else name
