@@ -138,6 +138,7 @@ _CONTENT = re.compile(
     re.DOTALL,
 )
 _LOCATION = re.compile(r'<location [^>]*?href="([^"]+)"')
+_BUILD_TIME = re.compile(r'<time [^>]*?build="([0-9]+)"')
 _SOURCE_RPM = re.compile(r"<rpm:sourcerpm>([^<]*)</rpm:sourcerpm>")
 _PROVIDES = re.compile(r"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
 _REQUIRES = re.compile(r"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
@@ -157,10 +158,15 @@ class PackageContent:
     arch: str  #: `src` for a source rpm
     evr: Evr
     location: str  #: relative to its target
+    built: int = 0  #: when it was built, seconds since 1970; 0 if unknown
     source_rpm: str  #: the file name of its source rpm; of a source rpm, its own
     provides: tuple[Capability, ...]
     requires: tuple[str, ...]  #: in rpm's notation; of a source rpm, its BuildRequires
     files: tuple[str, ...]  #: those in bin folders and in /etc
+
+    @property
+    def nevra(self) -> str:
+        return f"{self.name}-{self.evr}.{self.arch}"
 
     @property
     def is_source(self) -> bool:
@@ -183,13 +189,14 @@ def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]
     """Yield the packages that a target lists, with their capabilities. Raises `NotFound`, `HttpUnavailable`."""
     for match in _iterate_matches(session, url, _CONTENT):
         name, arch, epoch, version, release, rest = (each.decode("utf-8", "replace") for each in match.groups())
-        location, source = _LOCATION.search(rest), _SOURCE_RPM.search(rest)
+        location, source, built = _LOCATION.search(rest), _SOURCE_RPM.search(rest), _BUILD_TIME.search(rest)
         path = unquote(unescape(location[1])) if location else ""
         yield PackageContent(
             name=unescape(name),
             arch=arch,
             evr=Evr(int(epoch) if epoch.isdigit() else 0, unescape(version), unescape(release)),
             location=path,
+            built=int(built[1]) if built else 0,
             source_rpm=unescape(source[1]) if source and source[1] else path.rpartition("/")[2],
             provides=tuple(_read_capabilities(_PROVIDES.search(rest))),
             requires=tuple(str(each) for each in _read_capabilities(_REQUIRES.search(rest))),
