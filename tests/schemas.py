@@ -18,7 +18,7 @@ from reimzul.submit.cli import command as submit_command
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 #: The schemas of MQTT's topics, and the one with what the commands' schemas have in common.
-TOPICS, SHARED = ("events", "results"), "shared"
+TOPICS, SHARED = ("batches", "events", "results"), "shared"
 #: Options by which a command prints something else than without.
 _VARIANTS = {"--incoming": ("prune", "incoming"), "--forget": ("builders", "forget")}
 
