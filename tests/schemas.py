@@ -99,7 +99,7 @@ def check_line(words: Sequence[object], text: str) -> None:
         assert name, typed
         for each in split_values(text):
             check_output(name, each)
-            name = "watch"
+            name = name if name == "batch-watch" else "watch"
 
 
 def split_values(text: str) -> Iterator[str]:
