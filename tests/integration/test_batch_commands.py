@@ -383,12 +383,13 @@ def recorded(incoming: Path, tmp_path: Path) -> ScriptedBatch:
     batch = make_batch(incoming)
     stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(batch.plan.created + 1))
     history = open_history(f"sqlite:///{tmp_path}/history.sqlite")
+    more: dict[str, Any]
     for name, status in (("tool", "Published"), ("six", "Failed"), ("gcc", "Building"), ("app", "Queued")):
         progress = batch.state.members[key(name)]
-        more: dict[str, Any] = {"held": True, "job": progress.job, "tube": "x86_64"} if status == "Queued" else {}
-        about = {"srpm": progress.member.srpm, "pkgname": name, "build_id": progress.build_id, "batch": BATCH_ID}
-        words: dict[str, Any] = {"reason": "%build failed" if status == "Failed" else "", "target": "c9s.x86_64"}
-        history.record([event(status, timestamp=stamp, at=batch.at, **about, **words, **more)])
+        more = {"held": True, "job": progress.job, "tube": "x86_64"} if status == "Queued" else {}
+        more.update(srpm=progress.member.srpm, pkgname=name, build_id=progress.build_id, batch=BATCH_ID)
+        more.update(reason="%build failed" if status == "Failed" else "", target="c9s.x86_64")
+        history.record([event(status, timestamp=stamp, at=batch.at, **more)])
     history.record([event("Failed", 77, reason="%build failed")])
     history.close()
     return batch
@@ -586,9 +587,7 @@ def test_the_passes_wait_for_each_other_and_end_when_packages_come_out_equal(
     now, words = int(batch.plan.created) + 1000, [str(PROGRAM), "batch", "settle", BATCH_ID, "--wait"]
     with (
         StandInDaemon(beanstalkd, batch).running() as daemon,
-        subprocess.Popen(
-            [str(PROGRAM), "batch", "settle", BATCH_ID, "--wait"], stdout=subprocess.PIPE, text=True
-        ) as it,
+        subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process,
     ):
         until(lambda: bool(daemon.orders), 30, "pass 1 is ordered")
         batch.put(key("app"))
