@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from reimzul.core.beanstalk import TubeStats
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.message import WorkerHeartbeat
 
 

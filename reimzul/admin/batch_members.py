@@ -58,7 +58,7 @@ def describe_member(state: BatchState, progress: MemberProgress, now: float) -> 
 
 def _describe_running(progress: MemberProgress, now: float) -> str:
     on = f"on {progress.builder.partition('.')[0]}, " if progress.builder else ""
-    usually = f", usually {format_duration(progress.member.seconds)}" if progress.member.seconds else ""
+    usually = f", usually {format_duration(progress.member.seconds)}" if progress.member.is_measured else ""
     return f"{on}{format_duration(now - progress.started)}{usually}"
 
 
@@ -160,7 +160,7 @@ def to_dict(state: BatchState, progress: MemberProgress, now: float) -> dict[str
         "builder": progress.builder,
         "started": progress.started,
         "at": progress.at,
-        "usual": progress.member.seconds or None,
+        "usual": progress.member.seconds if progress.member.is_measured else None,
         "waits_for": [] if state.is_ended(progress) else state.unmet_needs(progress.key),
         "missing": list(progress.missing),
         "blocked": count_blocked(state, progress),

@@ -13,7 +13,8 @@ from reimzul.admin import batch_lookup, lookup
 from reimzul.admin.health import Processes
 from reimzul.core import control
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, TubeStats, heartbeat_tube
+from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, heartbeat_tube
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
@@ -28,7 +29,7 @@ from reimzul.plan.state import BatchState
 class BuildFacts:
     now: float
     leg: BuildRecord  #: that is explained
-    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
+    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `HELD`, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
     tosign: TubeStats
@@ -50,6 +51,12 @@ class BuildFacts:
     def duration(self) -> estimates.DurationStats | None:
         """How long it usually takes: its package, else the packages of its arch."""
         return self.own_stats or self.arch_stats.stats_for("")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its job is held; the history may not know yet what beanstalkd does."""
+        is_held = self.job == lookup.HELD or (self.job == lookup.UNKNOWN and self.leg.held)
+        return is_held and self.leg.is_unfinished
 
     @property
     def pause(self) -> float:

@@ -297,7 +297,7 @@ def _state_text(leg: BuildRecord) -> str:
     if leg.state == BuildState.PUBLISHED:
         return f"{leg.state} {format_time(leg.published)}"
     claim = f", {leg.claim_text}" if leg.claimed else ""
-    return leg.state + claim + (f": {leg.reason}" if leg.reason else "")
+    return leg.state + claim + (f": {leg.current_reason}" if leg.current_reason else "")
 
 
 def _format_leg(leg: BuildRecord) -> Iterator[str]:
@@ -329,9 +329,15 @@ def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:
     if leg.queued_at:
         where = f" as job {leg.job} of tube {leg.tube}" if leg.job else ""
         yield "queued", format_time(leg.queued_at) + where
+    if leg.is_held:
+        waits = f", waits for {leg.waits_for}" if leg.waits_for else ""
+        yield "held", f"since {format_time(leg.put_at)}{waits}"
+    elif leg.released_at:
+        yield "released", format_time(leg.released_at)
     if leg.started:
         clock = f" (its clock is {format_skew(leg.skew)})" if leg.skew else ""
-        waited = _format_after(leg.started - leg.queued_at if leg.queued_at and not leg.skew else None)
+        is_before = leg.started >= leg.released_at and leg.waits_since and not leg.skew
+        waited = _format_after(leg.started - leg.waits_since if is_before else None)
         yield "started", f"{format_time(leg.started)} on {leg.builder_fqdn or '-'}{clock}{waited}"
     if leg.finished:
         yield "finished", format_time(leg.finished) + _format_after(leg.duration)

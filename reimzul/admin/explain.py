@@ -92,7 +92,9 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
 
 
 def explain(facts: BuildFacts) -> Explanation:
-    if facts.leg.is_queued:
+    if facts.is_held:
+        explanation = Explanation(sentences=[*_failed_attempts(facts), *_describe_hold(facts)])
+    elif facts.leg.is_queued:
         explanation = _explain_queued(facts)
     elif facts.leg.is_unfinished:
         explanation = _explain_building(facts)
@@ -122,6 +124,17 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
         *_expected_text(facts, start, end),
     ]
     return Explanation(sentences=sentences, start=start, end=end)
+
+
+def _describe_hold(facts: BuildFacts) -> Iterator[str]:
+    leg = facts.leg
+    since = _ago(facts, ", held", leg.put_at) if leg.held else ""
+    yield f"No worker gets job {leg.job} of tube {facts.tube.name} before it is released{since}."
+    if leg.waits_for:
+        yield f"It waits for {leg.waits_for}."
+    if leg.batch:
+        yield f"It is a member of batch {leg.batch}."
+    yield f"To have it built all the same: reimzul kick --held {leg.job}"
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
@@ -283,7 +296,7 @@ def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
     for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
         if attempt.status in texts:
             yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts)}"
-    retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
+    retried = [(number, attempt) for number, attempt in known if attempt.status in (Status.RETRIED, Status.WAITING)]
     if retried:
         number, last = retried[-1]
         many = f"; {pluralize(len(retried), 'attempt')} ended so" if retried[1:] else ""

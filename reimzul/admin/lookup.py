@@ -16,7 +16,8 @@ import click
 
 from reimzul.core import control, validators
 from reimzul.core.arch import read_arches
-from reimzul.core.beanstalk import Broker, JobStats, drain_tube
+from reimzul.core.beanstalk import Broker, drain_tube
+from reimzul.core.beanstalk_stats import JobStats
 from reimzul.core.config import load_file
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
@@ -27,8 +28,9 @@ from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, open_history
 from reimzul.history.workers import WorkerRecord, WorkerStore
 
-#: The state of a job that beanstalkd does not have, and of one whose number is unknown, beside beanstalkd's own states.
-GONE, UNKNOWN = "gone", "unknown"
+#: The state of a job that beanstalkd does not have, of one whose number is unknown, and of one that beanstalkd calls
+#: delayed; beside beanstalkd's own states.
+GONE, UNKNOWN, HELD = "gone", "unknown", "held"
 
 _ID = re.compile(r"[0-9a-f]{1,32}\Z")
 #: Records that are read of the builds whose ids begin alike, and of one build.
@@ -254,11 +256,13 @@ def find_job(broker: Broker, leg: BuildRecord) -> QueuedJob | None:
 
 
 def job_state(broker: Broker, leg: BuildRecord) -> str:
-    """Return the state of a build's job in beanstalkd, `GONE` or `UNKNOWN`."""
+    """Return the state of a build's job in beanstalkd, `GONE`, `UNKNOWN` or `HELD`."""
     if not leg.job:
         return UNKNOWN
     found = find_job(broker, leg)
-    return found.stats.state if found else GONE
+    if found is None:
+        return GONE
+    return HELD if found.stats.is_held else found.stats.state
 
 
 def queue_order(leg: BuildRecord) -> tuple[int, int]:
@@ -285,6 +289,7 @@ def builds_ahead(
         (each.tube, each.job): each  # legs that were queued again together are one job
         for each in unfinished
         if each.is_queued
+        and not each.held
         and each.job
         and each.due <= now
         and each.build_id != leg.build_id

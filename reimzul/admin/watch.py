@@ -52,7 +52,7 @@ _POSITIONS_SECONDS = 5.0
 #: Seconds after which a worker's last event before it deleted its job is in the history.
 _SETTLE_SECONDS = 3.0
 #: States after which a build goes on, unless it is a scratch build that is built.
-_GOES_ON = (BuildState.QUEUED, BuildState.BUILDING, BuildState.BUILT, BuildState.CLAIMED)
+_GOES_ON = (BuildState.QUEUED, BuildState.HELD, BuildState.BUILDING, BuildState.BUILT, BuildState.CLAIMED)
 #: Seconds that a build is shown after its end where all builds are followed.
 _SHOWN_AFTER_END_SECONDS = 60.0
 
@@ -189,7 +189,7 @@ class BuildWatcher:
         if self._build_ids:
             return lookup.find_recorded_builds(history, self._build_ids)
         running = lookup.group_by_build(leg for leg in history.find_unfinished() if leg.batch not in folded)
-        running.sort(key=lambda build: (build.main.is_queued, *queue_order(build.main)))
+        running.sort(key=lambda build: (build.main.is_held, build.main.is_queued, *queue_order(build.main)))
         now, ids = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
         self._ended.update({each: now for each in self._running - ids})
@@ -256,7 +256,7 @@ def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     """How many builds are before each waiting one in its own tube."""
     tubes: defaultdict[str, dict[int, BuildRecord]] = defaultdict(dict)
     for leg in unfinished:
-        if leg.is_queued and leg.job:
+        if leg.is_queued and leg.job and not leg.held:
             tubes[leg.tube][leg.job] = leg  # legs that were queued together are one job
     ordered = (sorted(legs.values(), key=queue_order) for legs in tubes.values())
     return {leg.build_id: number for legs in ordered for number, leg in enumerate(legs)}
@@ -317,7 +317,7 @@ def make_batch_row(summary: BatchSummary, now: float) -> LegRow:
 def find_obstacle(leg: BuildRecord, unwatched: Collection[str], known: Iterable[WorkerRecord]) -> str:
     """Return what holds up a leg: nobody watches its tube, or what processes report as failing; "" if nothing."""
     if leg.is_queued:
-        return f"nobody watches tube {leg.tube}" if leg.tube in unwatched else ""
+        return f"nobody watches tube {leg.tube}" if leg.tube in unwatched and not leg.held else ""
     is_built = leg.state == BuildState.BUILT and not leg.scratch
     if is_built and CREATEREPO.name in unwatched:
         return f"nobody watches tube {CREATEREPO.name}"
@@ -355,10 +355,12 @@ def make_row(
 
 def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str, obstacle: str) -> str:
     """Return the state, and what is known beside it."""
+    if leg.is_held:
+        return f"{leg.state}: waits for {leg.waits_for}" if leg.waits_for else leg.state
     if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
         position = f": {obstacle}" if obstacle else position
-        reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
+        reason = f"; {leg.current_reason}" if leg.attempts and leg.current_reason else ""
         return f"{leg.state}{position}{reason}"
     if leg.is_unfinished:
         return leg.state + (phase and f": {phase}")
@@ -374,7 +376,7 @@ def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str, obstacle
 def _elapsed_seconds(leg: BuildRecord, now: float) -> float | None:
     if not leg.is_unfinished:
         return leg.duration
-    since = leg.queued_at if leg.is_queued else leg.attempt_start
+    since = leg.put_at if leg.is_held else leg.waits_since if leg.is_queued else leg.attempt_start
     return now - since if since else None
 
 

@@ -13,7 +13,7 @@ import functools
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Callable, Generic, TypeVar, cast
 
@@ -22,6 +22,7 @@ import greenstalk
 
 from reimzul.core import validators
 from reimzul.core.batch_message import BatchMessage, decode_batch_message
+from reimzul.core.beanstalk_stats import JobStats, ServerStats, TubeStats
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater, translate_errors
 from reimzul.core.message import (
     BuildRequest,
@@ -45,8 +46,6 @@ TTR_SECONDS = 120
 PRIORITY_NOW, PRIORITY = 1024, 8192
 #: Seconds of the delay of a held job, ten years: nobody reserves it until it is kicked. A shorter delay is a pause.
 HELD_SECONDS = 10 * 365 * 86_400
-#: Seconds of delay from which a job counts as held; its remaining delay shrinks by the day.
-_LEAST_HELD_SECONDS = 365 * 86_400
 #: The first priority of batches submitted with --background.
 PRIORITY_BACKGROUND = 16_384
 #: Priorities in `batch`: a person's orders, then results, then requests.
@@ -134,53 +133,6 @@ def notify_priority(news: NotifyMessage) -> int:
     if news.status == Status.PRESENCE:
         return NOTIFY_PRESENCE
     return NOTIFY_PROGRESS if news.status in _PROGRESS else NOTIFY_RESULT
-
-
-@attr.frozen
-class JobStats:
-    tube: str
-    priority: int
-    ttr: int  #: seconds
-    age: int  #: seconds since it was put
-    reserves: int
-    releases: int
-    timeouts: int
-    kicks: int
-    state: str = ""  #: ready, reserved, delayed or buried
-    time_left: int = 0  #: seconds until a delayed job is ready
-
-    @property
-    def is_held(self) -> bool:
-        return self.state == "delayed" and self.time_left > _LEAST_HELD_SECONDS
-
-    @property
-    def deaths(self) -> int:
-        """How many earlier holders disconnected without settling the job: they died, or their link was cut."""
-        return self.reserves - 1 - self.releases - self.timeouts
-
-
-@attr.frozen
-class TubeStats:
-    name: str
-    ready: int = 0
-    reserved: int = 0
-    delayed: int = 0
-    buried: int = 0
-    watchers: int = 0
-
-
-@attr.frozen(kw_only=True)
-class ServerStats:
-    version: str
-    draining: bool  #: it accepts no job until it is restarted
-    binlog_records: int  #: written since it started; stays 0 without a binlog
-    binlog_bytes: int  #: of its files on the disk; they are allocated in full
-    max_job_bytes: int  #: its -z
-
-
-def _binlog_size(stats: Mapping[str, Any]) -> int:
-    oldest, current = stats["binlog-oldest-index"], stats["binlog-current-index"]
-    return (current - oldest + 1) * int(stats["binlog-max-size"]) if oldest else 0
 
 
 #: beanstalkd answers but accepts nothing now.
@@ -333,21 +285,16 @@ class Broker:
         self._claims[claim.id] = claim
 
     @_translated
+    def reserve_job(self, number: int, tube: Tube[M]) -> ReservedJob[M]:
+        """Reserve a job by its number. Raises `ReservationLost` if it does not exist, or is reserved or buried."""
+        job = self.client.reserve_job(number)
+        claim = self._claims[number] = ReservedJob(self, job.id, job.body, tube)
+        return claim
+
+    @_translated
     def job_stats(self, number: int) -> JobStats:
         """Statistics of any job. Raises `ReservationLost` if it does not exist."""
-        raw = self.client.stats_job(number)
-        return JobStats(
-            tube=raw["tube"],
-            priority=raw["pri"],
-            ttr=raw["ttr"],
-            age=raw["age"],
-            reserves=raw["reserves"],
-            releases=raw["releases"],
-            timeouts=raw["timeouts"],
-            kicks=raw["kicks"],
-            state=raw["state"],
-            time_left=raw["time-left"],
-        )
+        return JobStats.from_answer(self.client.stats_job(number))
 
     @_translated
     def peek(self, number: int) -> bytes:
@@ -394,30 +341,15 @@ class Broker:
 
     @_translated
     def server_stats(self) -> ServerStats:
-        raw = self.client.stats()
-        return ServerStats(
-            version=str(raw["version"]),
-            draining=raw["draining"] == "true",
-            binlog_records=raw["binlog-records-written"],
-            binlog_bytes=_binlog_size(raw),
-            max_job_bytes=raw["max-job-size"],
-        )
+        return ServerStats.from_answer(self.client.stats())
 
     @_translated
     def tube_stats(self, tube: str) -> TubeStats:
         """Statistics of a tube; one that does not exist is empty."""
         try:
-            raw = self.client.stats_tube(tube)
+            return TubeStats.from_answer(tube, self.client.stats_tube(tube))
         except greenstalk.NotFoundError:
             return TubeStats(tube)
-        return TubeStats(
-            tube,
-            ready=raw["current-jobs-ready"],
-            reserved=raw["current-jobs-reserved"],
-            delayed=raw["current-jobs-delayed"],
-            buried=raw["current-jobs-buried"],
-            watchers=raw["current-watching"],
-        )
 
 
 class ReservedJob(Generic[M]):
@@ -466,14 +398,15 @@ class ReservedJob(Generic[M]):
         self.broker.delete(self.id)
         self.broker.untrack(self)
 
-    def release(self, pause: int) -> None:
-        """Give the job back for later, at its own priority. Raises `RetryLater` if beanstalkd is full."""
+    def release(self, pause: int, priority: int | None = None) -> int:
+        """Give the job back; return its number, which is a new one if it is orphaned. Raises `RetryLater`."""
         facts = self.stats
+        priority = facts.priority if priority is None else priority
         with self._giving_up():
             if self.is_orphaned:
-                self.broker.put_raw(facts.tube, self.body, priority=facts.priority, delay=pause, ttr=facts.ttr)
-            else:
-                self.broker.client.release(self._job, priority=facts.priority, delay=pause)
+                return self.broker.put_raw(facts.tube, self.body, priority=priority, delay=pause, ttr=facts.ttr)
+            self.broker.client.release(self._job, priority=priority, delay=pause)
+        return self.id
 
     def bury(self) -> None:
         """Put the job aside for a person; an orphaned one is put again. Raises `RetryLater` if beanstalkd is full."""

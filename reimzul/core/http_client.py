@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Optional
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,7 +21,9 @@ from reimzul.core.errors import ReimzulError
 TIMEOUT_SECONDS = 30.0
 #: How much of a file is read at a time.
 _PIECE_BYTES = 1 << 18
-_OK, _PARTIAL, _BEYOND, _GONE = 200, 206, 416, (404, 410)
+_OK, _PARTIAL, _UNCHANGED, _BEYOND, _GONE = 200, 206, 304, 416, (404, 410)
+#: What a server identifies a state of a document by, and how it is asked whether that changed.
+_VALIDATORS = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
 
 
 class HttpUnavailable(ReimzulError):
@@ -36,6 +38,12 @@ class NotFound(ReimzulError):
 class RangeResponse:
     body: bytes
     size: int  #: current size of the whole file
+
+
+@attr.frozen
+class Document:
+    body: bytes
+    validators: Mapping[str, str] = attr.field(factory=dict)  #: what the server identifies this state of it by
 
 
 class HttpSession:
@@ -59,14 +67,23 @@ class HttpSession:
 
     def get(self, url: str, limit: int) -> bytes:
         """Read a document of at most `limit` bytes. Raises `NotFound`, `HttpUnavailable`."""
-        with self._responding(url, {}) as answer:
+        return self.get_newer(url, limit, Document(b"")).body
+
+    def get_newer(self, url: str, limit: int, known: Document) -> Document:
+        """Read a document again unless it is still the `known` one. Raises `NotFound`, `HttpUnavailable`."""
+        headers = {_VALIDATORS[name]: value for name, value in known.validators.items()}
+        with self._responding(url, headers) as answer:
+            if answer.status == _UNCHANGED and headers:
+                answer.read()
+                return known
             if answer.status != _OK:
                 raise HttpUnavailable(f"{url}: HTTP {answer.status}")
             body = answer.read(limit + 1)
+            validators = {name: value for name in _VALIDATORS if (value := answer.headers.get(name))}
         if len(body) > limit:
             self.close()  # the rest is still to come
             raise HttpUnavailable(f"{url} is longer than {limit} bytes")
-        return body
+        return Document(body, validators)
 
     def read(self, url: str, offset: int, limit: int) -> RangeResponse:
         """Read at most `limit` bytes of a file from `offset`. Raises `NotFound`, `HttpUnavailable`."""

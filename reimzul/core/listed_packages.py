@@ -23,8 +23,8 @@ from xml.sax.saxutils import unescape
 import attr
 
 from reimzul.core import validators
-from reimzul.core.http_client import HttpSession, HttpUnavailable
-from reimzul.core.rpm_version import OPERATOR_OF_FLAG, Capability, Evr
+from reimzul.core.capability import Provide
+from reimzul.core.http_client import Document, HttpSession, HttpUnavailable
 
 #: The largest repomd.xml (one has some 3 kB) and primary.xml (15 MB packed for 50,000 packages) that are read.
 _MAX_REPOMD_BYTES, _MAX_PRIMARY_BYTES = 1 << 20, 256 << 20
@@ -37,6 +37,11 @@ _PRIMARY_HREF = re.compile(rb'<data type="primary">.*?<location [^>]*?href="([^"
 _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="([^"]+)"', re.DOTALL)
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
 _END = b"</package>"
+_PROVIDES = re.compile(rb"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
+_ENTRY = re.compile(
+    r'<rpm:entry name="([^"]*)"(?: flags="([A-Z]+)"(?: epoch="([^"]*)")?(?: ver="([^"]*)")?(?: rel="([^"]*)")?)?'
+)
+_FILE = re.compile(rb"<file(?: type=\"[a-z]+\")?>([^<]+)</file>")
 #: The place of a package: `<name>/<timestamp>/<version-release>.<arch>/<file>`.
 _PLACE = re.compile(r"([^/]+)/([0-9]{14})/([^/]+)\.([A-Za-z0-9_]+)/[^/]+")
 #: How a primary.xml is opened, by the suffix of its name.
@@ -88,7 +93,12 @@ def parse_store_listing(listing: bytes) -> list[str]:
 
 def fetch_repomd(session: HttpSession, url: str) -> bytes:
     """Read a target's repomd.xml. Raises `NotFound` if it has none, `HttpUnavailable`."""
-    return session.get(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES)
+    return fetch_newer_repomd(session, url, Document(b"")).body
+
+
+def fetch_newer_repomd(session: HttpSession, url: str, known: Document) -> Document:
+    """Read a target's repomd.xml unless it is still the known one. Raises `NotFound`, `HttpUnavailable`."""
+    return session.get_newer(f"{url}repodata/repomd.xml", _MAX_REPOMD_BYTES, known)
 
 
 def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
@@ -109,45 +119,83 @@ def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
         raise HttpUnavailable(f"{url}: {href} cannot be read: {error}") from error
 
 
+def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
+    """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
+    for match in _iterate_matches(session, url, _PACKAGE):
+        yield ListedPackage(location=_unquote(match[2]), size=int(match[1]))
+
+
 def _iterate_matches(session: HttpSession, url: str, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
     """Yield the match of a pattern in each package of a target. Raises `NotFound`, `HttpUnavailable`."""
-    rest, declared, found = b"", None, 0
-    for piece in _iterate_primary(session, url):
-        rest += piece
-        declared = declared or _COUNT.search(rest)
-        whole = rest.rfind(_END) + len(_END) if _END in rest else 0
-        for match in pattern.finditer(rest, 0, whole):
+    declared, found = None, 0
+    for whole in _iterate_whole_packages(session, url):
+        declared = declared or _COUNT.search(whole)
+        for match in pattern.finditer(whole):
             found += 1
             yield match
-        rest = rest[whole:]
     if declared is None or int(declared[1]) != found:
         raise HttpUnavailable(f"{url}: its primary.xml is not as createrepo_c writes it")
 
 
-def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
-    """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
-    for match in _iterate_matches(session, url, _PACKAGE):
-        yield ListedPackage(location=unquote(unescape(match[2].decode())), size=int(match[1]))
+def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
+    """Yield what a target's packages provide, with those of their files that primary.xml has.
+
+    Raises `NotFound`, `HttpUnavailable`.
+    """
+    for whole in _iterate_whole_packages(session, url):
+        for block in _PROVIDES.finditer(whole):
+            yield from _read_entries(block)
+        for file in _FILE.finditer(whole):
+            yield Provide(_unescape(file[1]))
 
 
-# --- what packages provide and require
+def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
+    """Yield a target's primary.xml in pieces that no package extends beyond."""
+    rest = b""
+    for piece in _iterate_primary(session, url):
+        rest += piece
+        end = rest.rfind(_END) + len(_END) if _END in rest else 0
+        yield rest[:end]
+        rest = rest[end:]
+    yield rest
+
+
+def _read_entries(block: re.Match[bytes] | None) -> Iterator[Provide]:
+    """Yield the capabilities in a list of a primary.xml."""
+    for entry in _ENTRY.findall(block[1].decode("utf-8", "replace")) if block else ():
+        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in "".join(entry) else entry
+        if version:
+            yield Provide(name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}")
+        else:
+            yield Provide(name)
+
+
+def _unescape(text: bytes) -> str:
+    return _unescape_text(text.decode("utf-8", "replace"))
+
+
+def _unescape_text(text: str) -> str:
+    return unescape(text, {"&quot;": '"', "&apos;": "'"}) if "&" in text else text
+
+
+def _unquote(text: bytes) -> str:
+    return unquote(unescape(text.decode()))
+
+
+# --- the contents of packages
 
 _CONTENT = re.compile(
     rb"<name>([^<]*)</name>\s*<arch>([^<]*)</arch>\s*"
     rb'<version epoch="([^"]*)" ver="([^"]*)" rel="([^"]*)"/>(.*?)</package>',
     re.DOTALL,
 )
-_LOCATION = re.compile(r'<location [^>]*?href="([^"]+)"')
-_BUILD_TIME = re.compile(r'<time [^>]*?build="([0-9]+)"')
-_SOURCE_RPM = re.compile(r"<rpm:sourcerpm>([^<]*)</rpm:sourcerpm>")
-_PROVIDES = re.compile(r"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
-_REQUIRES = re.compile(r"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
-_ENTRY = re.compile(
-    r'<rpm:entry name="([^"]*)"(?: flags="([A-Z]+)")?(?: epoch="([^"]*)")?(?: ver="([^"]*)")?(?: rel="([^"]*)")?'
-)
-_FILE = re.compile(r"<file(?: type=\"[a-z]+\")?>([^<]*)</file>")
-#: The name of the source package in the file name of a source rpm.
-_SOURCE_NAME = re.compile(r"(.+)-([^-]+-[^-]+)\.(?:no)?src\.rpm")
+_LOCATION = re.compile(rb'<location [^>]*?href="([^"]+)"')
+_BUILD_TIME = re.compile(rb'<time [^>]*?build="([0-9]+)"')
+_SOURCE_RPM = re.compile(rb"<rpm:sourcerpm>([^<]+)</rpm:sourcerpm>")
+_REQUIRES = re.compile(rb"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
+#: The name and the version-release in the file name of a source rpm.
+_SOURCE = re.compile(r"(.+)-([^-]+-[^-]+)\.(?:no)?src\.rpm")
+_SIGNS = {"EQ": "=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">="}
 
 
 @attr.frozen(kw_only=True)
@@ -155,59 +203,53 @@ class PackageContent:
     """A package that a target lists, with what primary.xml has of its capabilities and files."""
 
     name: str
-    arch: str  #: `src` for a source rpm
-    evr: Evr
+    arch: str  #: `src` or `nosrc` of a source rpm
+    epoch: str
+    evr: str  #: version-release
+    built: int = 0  #: when it was built, seconds since 1970
     location: str  #: relative to its target
-    built: int = 0  #: when it was built, seconds since 1970; 0 if unknown
-    source_rpm: str  #: the file name of its source rpm; of a source rpm, its own
-    provides: tuple[Capability, ...]
+    source: str  #: the name of its source package
+    source_evr: str  #: version-release of that
+    provides: tuple[Provide, ...]
     requires: tuple[str, ...]  #: in rpm's notation; of a source rpm, its BuildRequires
     files: tuple[str, ...]  #: those in bin folders and in /etc
 
     @property
+    def version(self) -> str:
+        """[epoch:]version-release."""
+        return self.evr if self.epoch in ("", "0") else f"{self.epoch}:{self.evr}"
+
+    @property
     def nevra(self) -> str:
-        return f"{self.name}-{self.evr}.{self.arch}"
+        return f"{self.name}-{self.version}.{self.arch}"
 
     @property
     def is_source(self) -> bool:
         return self.arch in ("src", "nosrc")
 
-    @property
-    def source_name(self) -> str:
-        """The name of its source package."""
-        found = _SOURCE_NAME.fullmatch(self.source_rpm)
-        return found[1] if found else self.name
-
-    @property
-    def source_release(self) -> str:
-        """The version-release of its source package."""
-        found = _SOURCE_NAME.fullmatch(self.source_rpm)
-        return found[2] if found else f"{self.evr.version}-{self.evr.release}"
-
 
 def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]:
     """Yield the packages that a target lists, with their capabilities. Raises `NotFound`, `HttpUnavailable`."""
     for match in _iterate_matches(session, url, _CONTENT):
-        name, arch, epoch, version, release, rest = (each.decode("utf-8", "replace") for each in match.groups())
-        location, source, built = _LOCATION.search(rest), _SOURCE_RPM.search(rest), _BUILD_TIME.search(rest)
-        path = unquote(unescape(location[1])) if location else ""
+        name, arch, epoch, version, release = map(_unescape, match.groups()[:5])
+        location, source_rpm = _LOCATION.search(match[6]), _SOURCE_RPM.search(match[6])
+        built = _BUILD_TIME.search(match[6])
+        path = _unquote(location[1]) if location else ""
+        source = _SOURCE.fullmatch(_unescape(source_rpm[1]) if source_rpm else path.rpartition("/")[2])
         yield PackageContent(
-            name=unescape(name),
+            name=name,
             arch=arch,
-            evr=Evr(int(epoch) if epoch.isdigit() else 0, unescape(version), unescape(release)),
-            location=path,
+            epoch=epoch,
+            evr=f"{version}-{release}",
             built=int(built[1]) if built else 0,
-            source_rpm=unescape(source[1]) if source and source[1] else path.rpartition("/")[2],
-            provides=tuple(_read_capabilities(_PROVIDES.search(rest))),
-            requires=tuple(str(each) for each in _read_capabilities(_REQUIRES.search(rest))),
-            files=tuple(unescape(each) for each in _FILE.findall(rest)),
+            location=path,
+            source=source[1] if source else name,
+            source_evr=source[2] if source else f"{version}-{release}",
+            provides=tuple(_read_entries(_PROVIDES.search(match[6]))),
+            requires=tuple(map(_format_requirement, _read_entries(_REQUIRES.search(match[6])))),
+            files=tuple(map(_unescape, _FILE.findall(match[6]))),
         )
 
 
-def _read_capabilities(block: re.Match[str] | None) -> Iterator[Capability]:
-    for name, flags, epoch, version, release in _ENTRY.findall(block[1]) if block else ():
-        if flags in OPERATOR_OF_FLAG and version:
-            evr = Evr(int(epoch) if epoch.isdigit() else 0, unescape(version), unescape(release))
-            yield Capability(unescape(name), OPERATOR_OF_FLAG[flags], evr)
-        else:
-            yield Capability(unescape(name))
+def _format_requirement(entry: Provide) -> str:
+    return f"{entry.name} {_SIGNS[entry.flags]} {entry.version}" if entry.flags in _SIGNS else entry.name

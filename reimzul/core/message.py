@@ -161,6 +161,8 @@ _job = validators.integer(0, 2**63 - 1)
 
 #: File names of packages that an event has at most.
 MAX_NAMED_RPMS = 50
+#: Missing requirements that an event has at most.
+MAX_MISSING = 50
 
 #: The fields that are shortened, in this order, if an event is too large for a tube.
 _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
@@ -213,7 +215,7 @@ class BuildEvent(Message):
     #: of Queued: whether its job is held until somebody releases it; None: it was neither held nor released
     held: bool | None = field(validators.optional_flag, None)
     #: of Queued: the capabilities that nobody provides, or the packages that stand in the way (core/batch_message.py)
-    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
+    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), MAX_MISSING), ())
     batch: str = field(validators.optional(validators.batch_id), "")  #: the batch that it is a member's build of
     at: float = field(validators.unix_time, 0.0)  #: when it was announced
     #: seconds that the builder's clock is ahead of the controller's; set by the notifier, 0 if the clock is right

@@ -109,6 +109,20 @@ def read_header(path: Path) -> Header:
     return _check_names(_header_of(_read_raw(path), import_rpm()), path)
 
 
+def compare_versions(one: str, other: str) -> int:
+    """Compare `[epoch:]version[-release]` as rpm does: -1, 0 or 1. A release counts if both have one."""
+    parts = [_split_version(each) for each in (one, other)]
+    if not all(release for _, _, release in parts):
+        parts = [(epoch, version, "") for epoch, version, _ in parts]
+    return int(import_rpm().labelCompare(*parts))
+
+
+def _split_version(text: str) -> tuple[str, str, str]:
+    epoch, colon, rest = text.partition(":")
+    version, _, release = (rest if colon else text).partition("-")
+    return epoch if colon else "0", version, release
+
+
 def is_same_package(one: Path, other: Path) -> bool:
     """Whether two packages differ only in when, where and with which flags they were built. Raises `InputError`."""
     rpm = import_rpm()

@@ -212,6 +212,12 @@ class BuildRecord(_Stored):
         return self.is_queued and self.held
 
     @property
+    def current_reason(self) -> str:
+        """The reason; without that of an attempt which waited, once the build is released."""
+        is_released = self.is_queued and not self.held and self.attempts and self.attempts[-1].status == Status.WAITING
+        return "" if is_released else self.reason
+
+    @property
     def waits_since(self) -> float:
         """Since when a worker could have reserved its job; 0 if unknown."""
         return self.released_at or self.queued_at

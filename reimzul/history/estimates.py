@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Optional
 
 import attr
 
 from reimzul.core.formatting import format_duration, pluralize
-from reimzul.history.build_record import BuildRecord
+from reimzul.history import BuildFilter, History
+from reimzul.history.build_record import BuildRecord, BuildState
 
 #: How many earlier builds of a package, and of an arch, the durations are taken from.
 PACKAGE_SAMPLE, ARCH_SAMPLE = 20, 300
 #: With fewer builds than this the range is taken to be from half to twice the median.
 _MIN_FOR_RANGE = 3
+#: How long a build is taken to last where nothing was built on its arch yet.
+DEFAULT_SECONDS = 300.0
 
 
 @attr.frozen(kw_only=True)
@@ -65,6 +68,32 @@ class ArchStats:
     def stats_for(self, package: str) -> DurationStats | None:
         """Return a package's figures, else those of the whole arch; None if nothing was built on it yet."""
         return self._packages.get(package) or self._all
+
+
+@attr.frozen
+class UsualSeconds:
+    """How long packages usually take on an arch."""
+
+    seconds: Mapping[str, float]
+    measured: Collection[str]  #: the packages that were built there before; the others' seconds are a guess
+
+    @classmethod
+    def guess(cls, packages: Iterable[str]) -> UsualSeconds:
+        return cls(dict.fromkeys(packages, DEFAULT_SECONDS), ())
+
+
+def find_usual_seconds(history: History, packages: Iterable[str], arch: str) -> UsualSeconds:
+    states = (BuildState.BUILT, BuildState.PUBLISHED)
+    others = duration_stats(
+        each.duration for each in history.find_builds(BuildFilter(arch=arch, states=states), ARCH_SAMPLE)
+    )
+    found, measured = {}, set()
+    for name in packages:
+        own = duration_stats(each.duration for each in history.recent_successes(name, arch, PACKAGE_SAMPLE))
+        usual = own or others
+        found[name] = usual.median if usual else DEFAULT_SECONDS
+        measured |= {name} if own else set()
+    return UsualSeconds(found, measured)
 
 
 @attr.frozen(kw_only=True)

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import attr
 
-from reimzul.core.rpm_version import Capability
-from reimzul.plan.contents import TargetContents, is_rich, list_capabilities
+from reimzul.plan.contents import TargetContents, is_rich, list_required_names
 from reimzul.plan.document import OrderRule
 
 #: Source -> each source it needs, with a BuildRequires that the target does not satisfy and only the other provides;
@@ -35,10 +34,10 @@ class PlannedSource:
 
 @attr.frozen
 class Offer:
-    """Who provides a capability of a requirement."""
+    """Who provides a name in a requirement."""
 
     providers: list[str]  #: sources of the batch
-    is_listed: bool  #: whether the target satisfies it
+    is_listed: bool  #: whether the target satisfies it already
 
 
 class CapabilityIndex:
@@ -59,12 +58,12 @@ class CapabilityIndex:
         return by_header or [each for each in self.target.find_providers(name) if each in self.sources]
 
     def find_offers(self, requirement: str) -> list[Offer]:
-        """Find who provides each capability of a requirement."""
+        """Find who provides each name in a requirement."""
         offers = self._offers.get(requirement)
         if offers is None:  # most requirements are those of many sources
             offers = self._offers[requirement] = [
-                Offer(self.find_providers(each.name), self.target.satisfies(each))
-                for each in list_capabilities(requirement)
+                Offer(self.find_providers(each), self.target.satisfies(each if is_rich(requirement) else requirement))
+                for each in list_required_names(requirement)
             ]
         return offers
 
@@ -117,7 +116,7 @@ def _find_runtime_needs(index: CapabilityIndex, name: str, order: str) -> list[s
     """The sources that provide what the last build of a source requires at runtime."""
     needed: set[str] = set()
     for required in index.target.sources[name].requires:
-        if order == OrderRule.NEEDED and index.target.satisfies(Capability(required)):
+        if order == OrderRule.NEEDED and index.target.satisfies(required):
             continue
         needed.update(index.find_providers(required))
     return sorted(needed - {name})

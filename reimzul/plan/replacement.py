@@ -14,7 +14,7 @@ import attr
 from reimzul.core.errors import InputError
 from reimzul.core.rpm_header import Header
 from reimzul.plan.arrangement import SEED_SUFFIX
-from reimzul.plan.contents import list_capabilities
+from reimzul.plan.contents import list_required_names
 from reimzul.plan.document import Member, OrderRule, Plan
 
 
@@ -69,8 +69,8 @@ def _find_providers(members: Mapping[str, Member], member: Member, requires: Seq
                 offers.setdefault(name, []).append(each.key)
     found: dict[str, str] = {}
     for requirement in requires:
-        for capability in list_capabilities(requirement):
-            for key in offers.get(capability.name, ()):
+        for name in list_required_names(requirement):
+            for key in offers.get(name, ()):
                 found.setdefault(key, requirement)
     return found
 

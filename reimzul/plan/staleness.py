@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import attr
 
 from reimzul.core.listed_packages import PackageContent
-from reimzul.core.rpm_version import Evr
+from reimzul.core.rpm_header import compare_versions
 from reimzul.plan.state import BatchState
 
 
@@ -22,14 +22,11 @@ from reimzul.plan.state import BatchState
 class InstalledPackage:
     """A package that was in a buildroot."""
 
+    nevra: str
     name: str
-    evr: Evr
+    version: str  #: [epoch:]version-release
     arch: str
     built: int  #: seconds since 1970
-
-    @property
-    def nevra(self) -> str:
-        return f"{self.name}-{self.evr}.{self.arch}"
 
 
 def parse_installed(log: str) -> Iterator[InstalledPackage]:
@@ -40,7 +37,7 @@ def parse_installed(log: str) -> Iterator[InstalledPackage]:
         package, dot, arch = nevra.rpartition(".")
         parts = package.rsplit("-", 2)
         if dot and len(parts) == 3 and built.isdigit():
-            yield InstalledPackage(parts[0], Evr.parse(f"{parts[1]}-{parts[2]}"), arch, int(built))
+            yield InstalledPackage(nevra, parts[0], f"{parts[1]}-{parts[2]}", arch, int(built))
 
 
 class PublishedPackages:
@@ -52,7 +49,7 @@ class PublishedPackages:
         self._listed: dict[tuple[str, int], PackageContent] = {}
         wanted = frozenset(sources)
         for each in packages:
-            if each.source_name in wanted and not each.is_source:
+            if each.source in wanted and not each.is_source:
                 self._listed[each.nevra, each.built] = each
                 key = (each.name, each.arch)
                 if key not in self._newest or _is_newer(each, self._newest[key]):
@@ -62,7 +59,7 @@ class PublishedPackages:
         """Say why a build of a source is stale; empty if it is not. `since`: when the batch began."""
         for package in installed:
             newest = self._newest.get((package.name, package.arch))
-            if newest is None or newest.source_name == source or not _is_newer(newest, package):
+            if newest is None or newest.source == source or not _is_newer(newest, package):
                 continue
             old = self._listed.get((package.nevra, package.built))
             if old is not None and package.built >= since and _describe_interface(old) == _describe_interface(newest):
@@ -73,17 +70,18 @@ class PublishedPackages:
 
 
 def _is_newer(one: PackageContent, other: PackageContent | InstalledPackage) -> bool:
-    order = one.evr.compare(other.evr)
+    order = 0 if one.version == other.version else compare_versions(one.version, other.version)
     return order > 0 or (order == 0 and one.built > other.built)
 
 
 def _describe_interface(package: PackageContent) -> tuple[frozenset[str], ...]:
     """What others can see of a package, without its own version."""
 
-    def normalize(text: object) -> str:
-        return str(text).replace(str(package.evr), "OWN")
+    def normalize(texts: Iterable[str]) -> frozenset[str]:
+        return frozenset(text.replace(package.evr, "OWN") for text in texts)
 
-    return tuple(frozenset(map(normalize, each)) for each in (package.provides, package.requires, package.files))
+    provides = (f"{each.name} {each.flags} {each.version}" for each in package.provides)
+    return normalize(provides), normalize(package.requires), frozenset(package.files)
 
 
 def find_last_pass(state: BatchState) -> int:

@@ -65,7 +65,7 @@ class Witness:
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """Two builders, two repogen workers, and all that belongs to them."""
-    with Farm(tmp_path_factory.mktemp("farm") / "state", repogens=2, targets=(TARGET,)) as farm:
+    with Farm(tmp_path_factory.mktemp("farm") / "state", repogens=2, targets=(TARGET, "batch.1")) as farm:
         yield farm
 
 

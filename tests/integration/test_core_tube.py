@@ -18,6 +18,7 @@ import pytest
 
 from reimzul.core import beanstalk as tubes
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker, ReservedJob, Tube, arch_tube
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater
 from reimzul.core.message import BuildRequest, RepogenRequest, Status, event_for
 from reimzul.core.settings import BeanstalkdSettings
@@ -81,7 +82,7 @@ def test_only_watched_tubes_are_claimed_from(broker: Broker) -> None:
 
 
 def test_a_tube_nobody_ever_used_is_empty(broker: Broker) -> None:
-    assert broker.tube_stats("no-such-tube") == tubes.TubeStats("no-such-tube")
+    assert broker.tube_stats("no-such-tube") == TubeStats("no-such-tube")
     assert "no-such-tube" not in broker.list_tubes()
 
 
@@ -231,7 +232,7 @@ def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> Non
     assert broker.first_buried("createrepo") == (number, b"\xff")
     assert (broker.peek(number), broker.job_stats(number).state) == (b"\xff", "buried")
     broker.kick(number)
-    assert (broker.job_stats(number).state, broker.job_stats(number).kicks) == ("ready", 1)
+    assert (broker.job_stats(number).state, broker.job_stats(number).buries) == ("ready", 1)
     broker.delete(number)
     for gone in (broker.job_stats, broker.peek, broker.kick, broker.delete):
         with pytest.raises(ReservationLost):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reimzul.core.errors import InputError, ProgramNotFound
-from reimzul.core.rpm_header import Header, import_rpm, read_header, read_source_header
+from reimzul.core.rpm_header import Header, compare_versions, import_rpm, read_header, read_source_header
 from tests import srpms
 
 EPOCH = srpms.noarch("aged", version="2.0~rc1").replace("License:", "Epoch: 3\nLicense:", 1)
@@ -192,3 +192,18 @@ def test_a_header_without_a_name_or_with_a_bad_one_is_refused(tmp_path: Path, fi
     said = refusal(srpms.forge_srpm(tmp_path / "f.src.rpm", {key: str(given) for key, given in fields.items()}))
     assert said.startswith("its header cannot be used: ")
     assert f"it has no {field}" in said or value
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "order"),
+    [
+        ("1.2-3.el9", "1.10-1", -1),
+        ("1:1.0", "2.0", 1),
+        ("1.2-3", "1.2", 0),
+        ("1.2-3", "1.2-4", -1),
+        ("1.0~rc1-1", "1.0-1", -1),
+    ],
+)
+def test_versions_are_compared_as_rpm_does(one: str, other: str, order: int) -> None:
+    assert compare_versions(one, other) == order
+    assert compare_versions(other, one) == -order

@@ -12,7 +12,8 @@ import attr
 import pytest
 
 from reimzul.core import daemon as daemons
-from reimzul.core.beanstalk import JobStats, Tube, TubeStats
+from reimzul.core.beanstalk import Tube
+from reimzul.core.beanstalk_stats import JobStats, TubeStats
 from reimzul.core.daemon import Daemon, Outcome, Stop, make_refusal, retry_or_give_up
 from reimzul.core.errors import (
     BrokerUnavailable,

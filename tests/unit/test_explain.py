@@ -11,7 +11,7 @@ import pytest
 from reimzul.admin.build_facts import BuildFacts
 from reimzul.admin.explain import explain, to_dict
 from reimzul.admin.lookup import builds_ahead, lowest_priority, queue_order
-from reimzul.core.beanstalk import TubeStats
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.control import ControlFlag
 from reimzul.core.links import relink
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat

@@ -20,7 +20,8 @@ from reimzul.admin.explain import explain
 from reimzul.admin.health import Processes
 from reimzul.admin.watch import find_obstacle, make_row
 from reimzul.core import heartbeat
-from reimzul.core.beanstalk import Broker, TubeStats
+from reimzul.core.beanstalk import Broker
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.heartbeat import ErrorLog, HeartbeatSender, ProcessIdentity, own_instance
 from reimzul.core.message import MAX_ERRORS, RecentError, Role, WorkerHeartbeat

@@ -14,7 +14,7 @@ import attr
 import pytest
 
 from reimzul.core import beanstalk, fs, heartbeat
-from reimzul.core.beanstalk import TubeStats
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.control import QUARANTINED, ControlFlag
 from reimzul.core.daemon import SdNotify, Stop
 from reimzul.core.errors import BrokerUnavailable, InvalidMessage, ReservationLost, RetryLater

@@ -28,6 +28,7 @@ from reimzul.worker import (
     mock,
     mock_config,
     mock_result,
+    unmet,
     upload,
 )
 from reimzul.worker.error_extractor import find_first_error
@@ -35,7 +36,7 @@ from reimzul.worker.log_reader import LINE_LIMIT, cut_lines, read_end
 from reimzul.worker.mock_result import classify, read_failures
 
 #: The modules that read what a build has written.
-MODULES = (error_extractor, error_patterns, log_reader, mock, mock_config, mock_result, upload)
+MODULES = (error_extractor, error_patterns, log_reader, mock, mock_config, mock_result, unmet, upload)
 #: Characters of the shorter input; the longer one has four times as many.
 SHORT = 2_048
 #: Seconds of processor time that no quadratic pattern stays under with the longer input.

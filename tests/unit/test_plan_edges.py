@@ -10,13 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reimzul.core import capability
+from reimzul.core.capability import Provide
 from reimzul.core.listed_packages import PackageContent
-from reimzul.core.rpm_version import Capability, Evr
+from reimzul.plan import contents
 from reimzul.plan.arrangement import Arrangement, arrange_sources
-from reimzul.plan.contents import TargetContents, list_capabilities
+from reimzul.plan.contents import TargetContents, list_required_names
 from reimzul.plan.document import OrderRule
 from reimzul.plan.edges import CapabilityIndex, Needs, PlannedSource, find_needs
 from reimzul.plan.graph import find_cycles
+
+
+@pytest.fixture(autouse=True)
+def compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compares the first digits alone: unit tests have no rpm."""
+
+    def compare_versions(one: str, other: str) -> int:
+        first, second = (int(each.removeprefix("0:")[0]) for each in (one, other))
+        return (first > second) - (first < second)
+
+    for module in (capability, contents):
+        monkeypatch.setattr(module, "compare_versions", compare_versions)
 
 
 def source(name: str, *requires: str, provides: Iterable[str] = ()) -> PlannedSource:
@@ -33,11 +47,10 @@ def listed(
     def split(words: str) -> tuple[str, ...]:
         return tuple(filter(None, map(str.strip, words.split(","))))
 
-    evr = Evr.parse(release)
     return PackageContent(
-        name=name, arch=arch, evr=evr, location=f"{of or name}/20260101000000/{release}.x86_64/{name}.rpm",
-        source_rpm=f"{of or name}-{release}.src.rpm", files=split(files), requires=split(requires),
-        provides=(Capability(name, "=", evr), *map(Capability.parse, split(provides))),
+        name=name, arch=arch, epoch="0", evr=release, source=of or name, source_evr=release,
+        location=f"{of or name}/20260101000000/{release}.x86_64/{name}.rpm", files=split(files), requires=split(requires),
+        provides=(Provide(name, "EQ", f"0:{release}"), *map(Provide, split(provides))),
     )  # fmt: skip
 
 
@@ -59,14 +72,14 @@ def needs_of(sources: Iterable[PlannedSource], *packages: PackageContent, order:
         ("pkgconfig(zlib) >= 1.2", ["pkgconfig(zlib)"]),
         ("/usr/bin/perl", ["/usr/bin/perl"]),
         ("rpmlib(CompressedFileNames) <= 3.0.4-1", []),
-        ("(a if b)", ["a", "b"]),
+        ("(a if b)", ["a"]),
         ("(a >= 1 with a < 2)", ["a", "a"]),
-        ("((python3dist(six) or b(x)) if c else d)", ["python3dist(six)", "b(x)", "c", "d"]),
-        ("(a and (b unless c))", ["a", "b", "c"]),
+        ("((python3dist(six) or b(x)) if c else d)", ["python3dist(six)", "b(x)", "d"]),
+        ("(a and (b unless c))", ["a", "b"]),
     ],
 )
 def test_the_names_in_a_requirement(requirement: str, names: list[str]) -> None:
-    assert [each.name for each in list_capabilities(requirement)] == names
+    assert list_required_names(requirement) == names
 
 
 # --- edges
@@ -79,7 +92,7 @@ def test_a_requirement_is_looked_up_in_headers_first() -> None:
 
 def test_then_in_what_the_last_builds_provide() -> None:
     sources = [source("app", "pkgconfig(lib)", "/usr/bin/tool", "gcc"), source("lib"), source("tools")]
-    target = [listed("lib-devel", of="lib", provides="pkgconfig(lib) = 1"), listed("tools", files="/usr/bin/tool")]
+    target = [listed("lib-devel", of="lib", provides="pkgconfig(lib)"), listed("tools", files="/usr/bin/tool")]
     assert needs_of(sources, *target)["app"] == {"lib": "", "tools": ""}
 
 
@@ -103,7 +116,7 @@ def test_needed_leaves_out_what_the_target_satisfies_in_that_version() -> None:
 
 
 def test_what_several_provide_or_a_rich_dependency_names_can_be_dropped() -> None:
-    sources = [source("app", "java", "(b if c)"), source("j1", provides=["java"]), source("j2", provides=["java"])]
+    sources = [source("app", "java", "(b or c)"), source("j1", provides=["java"]), source("j2", provides=["java"])]
     assert needs_of([*sources, source("b")])["app"] == {"j1": "", "j2": "", "b": ""}
 
 

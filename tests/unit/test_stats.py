@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reimzul.admin.metrics import Gauge, MetricsInput, build_gauges, format_openmetrics
 from reimzul.admin.stats import BuildStats, compute_stats, failure_reason, time_stats
-from reimzul.core.beanstalk import TubeStats
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
 from reimzul.core.pending import PendingDeliveries
 from reimzul.history import BuildRecord

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reimzul.core import cli
-from reimzul.core.beanstalk import TubeStats
+from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.errors import InputError
 from reimzul.core.submitters import SeenWorker, all_accept_any_name, is_plain
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 from reimzul.core import beanstalk
-from reimzul.core.beanstalk import JobStats, TubeStats
+from reimzul.core.beanstalk_stats import JobStats, ServerStats, TubeStats
 from reimzul.core.message import NotifyMessage, WorkerHeartbeat
 from tests.events import build_id, event
 
@@ -57,14 +57,20 @@ def test_a_heartbeat_comes_after_all_news_of_builds() -> None:
 
 
 def test_a_holder_that_gave_the_job_back_or_was_too_slow_did_not_die() -> None:
-    stats = JobStats("x86_64", 1, ttr=120, age=9, reserves=8, releases=2, timeouts=1, kicks=0)
+    stats = JobStats("x86_64", 1, ttr=120, age=9, reserves=8, releases=2, timeouts=1, buries=0)
     assert stats.deaths == 4, "eight held it, one holds it now"
 
 
 def test_a_binlog_is_as_large_as_its_files() -> None:
-    stats = {"binlog-oldest-index": 3, "binlog-current-index": 5, "binlog-max-size": 10}
-    assert beanstalk._binlog_size(stats) == 30
-    assert beanstalk._binlog_size({**stats, "binlog-oldest-index": 0}) == 0
+    stats: dict[str, Any] = {
+        "binlog-oldest-index": 3,
+        "binlog-current-index": 5,
+        "binlog-max-size": 10,
+        "binlog-records-written": 1,
+    }
+    stats.update({"version": 1.12, "draining": "false", "max-job-size": 65_535, "binlog-records-written": 1})
+    assert ServerStats.from_answer(stats).binlog_bytes == 30
+    assert ServerStats.from_answer({**stats, "binlog-oldest-index": 0}).binlog_bytes == 0
 
 
 def test_a_tube_without_statistics_is_empty() -> None:
