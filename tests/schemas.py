@@ -78,7 +78,8 @@ def find_schema(words: Sequence[str]) -> str:
 
 def find_schema_of_line(typed: Sequence[str]) -> str:
     """The name of the schema of what a command line prints."""
-    return find_schema(next((_VARIANTS[option] for option in _VARIANTS if option in typed), tuple(typed[:2])))
+    variants = (words for option, words in _VARIANTS.items() if option in typed and words[0] == typed[0])
+    return find_schema(next(variants, tuple(typed[:2])))
 
 
 def list_schemas() -> list[str]:

@@ -49,7 +49,8 @@ def listed(
 
     return PackageContent(
         name=name, arch=arch, epoch="0", evr=release, source=of or name, source_evr=release,
-        location=f"{of or name}/20260101000000/{release}.x86_64/{name}.rpm", files=split(files), requires=split(requires),
+        location=f"{of or name}/20260101000000/{release}.x86_64/{name}.rpm", files=split(files),
+        requires=split(requires),
         provides=(Provide(name, "EQ", f"0:{release}"), *map(Provide, split(provides))),
     )  # fmt: skip
 
