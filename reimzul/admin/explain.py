@@ -132,7 +132,8 @@ def _describe_hold(facts: BuildFacts) -> Iterator[str]:
     yield f"No worker gets job {leg.job} of tube {facts.tube.name} before it is released{since}."
     if leg.waits_for and facts.batch is None:  # else `describe_membership` says so
         yield f"It waits for {leg.waits_for}."
-    yield f"To have it built all the same: reimzul kick --held {leg.job}"
+    if facts.batch is None:
+        yield f"To have it built all the same: reimzul kick --held {leg.job}"
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:

@@ -299,7 +299,7 @@ class LegRow:
     def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
         if self.batch is not None:
-            return (self.batch.phase, str(self.batch.good), str(self.batch.failed))
+            return (self.batch.phase, str(self.batch.good), str(self.batch.failed_count))
         phase = self.phase if self.state == BuildState.BUILDING else ""
         return (self.state, self.leg.attempt, phase, self.obstacle, self.leg.claim_text)
 

@@ -190,6 +190,7 @@ _CONTENT = re.compile(
     re.DOTALL,
 )
 _LOCATION = re.compile(rb'<location [^>]*?href="([^"]+)"')
+_BUILD_TIME = re.compile(rb'<time [^>]*?build="([0-9]+)"')
 _SOURCE_RPM = re.compile(rb"<rpm:sourcerpm>([^<]+)</rpm:sourcerpm>")
 _REQUIRES = re.compile(rb"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
 #: The name and the version-release in the file name of a source rpm.
@@ -204,12 +205,23 @@ class PackageContent:
     name: str
     arch: str  #: `src` or `nosrc` of a source rpm
     epoch: str
+    evr: str  #: version-release
+    built: int = 0  #: when it was built, seconds since 1970
     location: str  #: relative to its target
     source: str  #: the name of its source package
     source_evr: str  #: version-release of that
     provides: tuple[Provide, ...]
     requires: tuple[str, ...]  #: in rpm's notation; of a source rpm, its BuildRequires
     files: tuple[str, ...]  #: those in bin folders and in /etc
+
+    @property
+    def version(self) -> str:
+        """[epoch:]version-release."""
+        return self.evr if self.epoch in ("", "0") else f"{self.epoch}:{self.evr}"
+
+    @property
+    def nevra(self) -> str:
+        return f"{self.name}-{self.version}.{self.arch}"
 
     @property
     def is_source(self) -> bool:
@@ -221,12 +233,15 @@ def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]
     for match in _iterate_matches(session, url, _CONTENT):
         name, arch, epoch, version, release = map(_unescape, match.groups()[:5])
         location, source_rpm = _LOCATION.search(match[6]), _SOURCE_RPM.search(match[6])
+        built = _BUILD_TIME.search(match[6])
         path = _unquote(location[1]) if location else ""
         source = _SOURCE.fullmatch(_unescape(source_rpm[1]) if source_rpm else path.rpartition("/")[2])
         yield PackageContent(
             name=name,
             arch=arch,
             epoch=epoch,
+            evr=f"{version}-{release}",
+            built=int(built[1]) if built else 0,
             location=path,
             source=source[1] if source else name,
             source_evr=source[2] if source else f"{version}-{release}",

@@ -67,6 +67,7 @@ def test_a_held_build_is_shown_as_held_by_every_command(ground: Ground) -> None:
         "x86_64: held",
         f"No worker gets job {job} of tube x86_64 before it is released, held",
         "It waits for b-devel >= 2, which nobody provides.",
+        f"It belongs to batch {BATCH}, whose files cannot be read.",
         f"reimzul kick --held {job}",
         "Attempt 1 does not count: on b1.example.org",
     ):

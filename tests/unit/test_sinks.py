@@ -26,7 +26,7 @@ from reimzul.notifier.sinks.batch import BatchSink, shorten
 from reimzul.notifier.sinks.logfile import LogSink, format_line
 from reimzul.notifier.sinks.mqtt import messages
 from tests.conftest import free_port
-from tests.events import build_id, event, refusal
+from tests.events import batch_event, build_id, event, refusal
 
 
 def notice(told: Event, *, doubtful: bool = False) -> Notification:
@@ -233,6 +233,20 @@ def test_what_becomes_of_a_builder_is_a_line_and_an_event(tmp_path: Path) -> Non
     ((topic, payload),) = messages("reimzul", notice(told))
     assert topic == "reimzul/builds/events"
     assert json.loads(payload)["builder"] == "b1.example.org"
+
+
+def test_what_concerns_a_batch_is_a_line_and_an_event_on_two_topics() -> None:
+    told = batch_event()
+    text = "Batch 5f0c12ab for c9s rests: 2 members behind 1 failed (submitted by johnny)"
+    assert format_line(told).endswith(f"] Batch 5f0c12ab status Resting: {text}")
+    published = dict(messages("reimzul", notice(told)))
+    assert list(published) == ["reimzul/builds/events", "reimzul/builds/batches"]
+    assert json.loads(published["reimzul/builds/batches"])["counts"] == {"published": 37, "failed": 1, "held": 2}
+
+
+def test_a_result_names_the_batch_of_its_build() -> None:
+    published = dict(messages("reimzul", notice(event("Failed", batch="5f0c12ab"))))
+    assert json.loads(published["reimzul/builds/results"])["batch"] == "5f0c12ab"
 
 
 # --- batch
