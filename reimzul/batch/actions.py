@@ -48,6 +48,9 @@ class ActionRunner:
 
     def run(self, actions: Sequence[Action]) -> bool:
         """Do what was decided, but put at most a slice; return whether the state has changed."""
+        if self.batch.is_put_in_doubt:
+            self._note_unnoted()
+            return True  # what was decided may be different now
         before = self.batch.changed_at
         self._end([each for each in actions if isinstance(each, End)])
         self._release([each for each in actions if isinstance(each, Release)])
@@ -66,12 +69,10 @@ class ActionRunner:
     # --- put
 
     def _put(self, keys: Iterable[str]) -> None:
-        if self.batch.is_put_in_doubt:
-            self._note_unnoted()
         for key in keys:
             progress = self.state.members[key]
             if not progress.is_wanted:
-                continue  # its job was found
+                continue  # it has just ended
             request = make_request(self.batch, progress)
             priority = self.state.plan.priority + progress.member.rank
             self.batch.is_put_in_doubt = True
@@ -236,21 +237,26 @@ class ActionRunner:
     def _stop(self, action: Rest | Finish) -> None:
         kind = EntryKind.RESTS
         if isinstance(action, Finish):
-            self._delete_doubles()
+            self._clear_jobs()
             kind = EntryKind.OVER
         entry: Entry = {"kind": kind, "at": time.time()}
         self.batch.record([entry])
         counts = ", ".join(f"{count} {state}" for state, count in sorted(self.state.counts.items()) if count)
         log.info("batch %s %s: %s", self.batch.id, "is over" if kind == EntryKind.OVER else "rests", counts)
 
-    def _delete_doubles(self) -> None:
-        """Delete held jobs of the batch's builds that the journal does not name: a kill may have left one."""
+    def _clear_jobs(self) -> None:
+        """Complete the ends that a kill has left half done; delete held doubles, which the journal does not name."""
         members = {each.build_id: each for each in self.state.members.values() if each.build_id}
         now = jobs.next_job_number(self.broker)
         numbers = range(self.batch.first_job if now > self.batch.first_job else 1, now)
         for job, request in jobs.find_jobs(self.broker, numbers, members, self._ping).items():
+            progress = members[request.build_id]
             with contextlib.suppress(ReservationLost):
-                if job != members[request.build_id].job and self.broker.job_stats(job).is_held:
+                if not self.broker.job_stats(job).is_held:
+                    continue
+                if job == progress.job:
+                    self.complete_end(progress)
+                else:
                     log.warning("batch %s: deleted job %d, a double of %s", self.batch.id, job, request.srpm)
                     self.broker.delete(job)
 
