@@ -220,15 +220,19 @@ class FakeFarm:
         claims = list(itertools.islice(iter(lambda: broker.reserve({NOTIFY.name: NOTIFY}, 0), None), 500))
         events = [each.message for each in claims if isinstance(each.message, BuildEvent)]
         self.events += events
-        if events:
-            history = open_history(self.stand.history_url)
-            history.record(events)
-            history.close()
+        self.record(events)
         for event in events:
             if event.batch or event.held is not None or event.status in (*Status.FINAL, Status.PUBLISHED):
                 broker.put(BATCH, event, priority=BATCH_RESULT)
         for each in claims:
             each.delete()
+
+    def record(self, events: Sequence[BuildEvent]) -> None:
+        """Record events in the history."""
+        if events:
+            history = open_history(self.stand.history_url)
+            history.record(events)
+            history.close()
 
     def _build(self, broker: Broker) -> None:
         if not self.is_building.is_set():

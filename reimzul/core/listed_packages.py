@@ -138,7 +138,7 @@ def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
     for whole in _iterate_whole_packages(session, url):
         for block in _PROVIDES.finditer(whole):
             for entry in _ENTRY.finditer(block[1]):
-                yield _parse_provide({name: _unescape(value) for name, value in _ATTRIBUTE.findall(entry[1])})
+                yield _parse_provide({name.decode(): _unescape(value) for name, value in _ATTRIBUTE.findall(entry[1])})
         for file in _FILE.finditer(whole):
             yield Provide(_unescape(file[1]))
 
