@@ -27,14 +27,19 @@ ASKS = {
 }
 PROGRAMS = {
     "common": {"reimzul"},
-    "controller": {"reimzul-submit", "reimzul-notifier"},
+    "controller": {"reimzul-submit", "reimzul-notifier", "reimzul-batch"},
     "worker": {"reimzul-worker"},
     "bstore": {"reimzul-repogen", "reimzul-tosign"},
     "irc": {"reimzul-irc"},
 }
 UNITS = {
     "common": {"reimzul.target"},
-    "controller": {"reimzul-metrics.service", "reimzul-metrics.timer", "reimzul-notifier.service"},
+    "controller": {
+        "reimzul-metrics.service",
+        "reimzul-metrics.timer",
+        "reimzul-notifier.service",
+        "reimzul-batch.service",
+    },
     "worker": {"reimzul-worker@.service"},
     "bstore": {"reimzul-repogen-worker@.service", "reimzul-signer.service"},
     "irc": {"reimzul-irc.service"},

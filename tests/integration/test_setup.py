@@ -43,9 +43,9 @@ def test_a_controller_is_set_up_in_one_run(host: Host) -> None:
     host.done("controller")
     assert host.calls() == [
         "daemon-reload",
-        *(f"enable {unit}" for unit in ("beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier")),
+        *(f"enable {unit}" for unit in ("beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier", "reimzul-batch")),
         "restart systemd-sysctl", "restart beanstalkd", "restart nginx", "restart stunnel@reimzul",
-        "start reimzul-notifier",
+        "start reimzul-notifier", "start reimzul-batch",
     ]  # fmt: skip
     assert not host.at("/etc/nginx/sites-enabled/default").is_symlink()
     without, _, _ = Path("conf/stunnel-controller.conf").read_text().partition("\n; Ours: ")

@@ -185,7 +185,7 @@ def test_what_setup_wrote_is_gone_after_a_removal(machine: Host, role: str) -> N
     assert (
         stopped
         == {
-            "controller": ["reimzul-notifier", "stunnel@reimzul", "nginx", "beanstalkd"],
+            "controller": ["reimzul-batch", "reimzul-notifier", "stunnel@reimzul", "nginx", "beanstalkd"],
             "bstore": ["reimzul-signer", *publishers, "stunnel@reimzul", "nginx", "rsync"],
         }[role]
     )

@@ -486,7 +486,7 @@ def test_a_persons_settings_are_not_touched_unless_one_is_set(system: System) ->
 def test_units_come_in_the_order_of_their_dependencies(system: System) -> None:
     wishes = RoleOptions(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
     assert roles.plan_role("controller", system, RoleOptions()).units == (
-        "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier",
+        "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier", "reimzul-batch",
     )  # fmt: skip
     assert roles.plan_role("builder", system, wishes).units == (
         "stunnel@reimzul",

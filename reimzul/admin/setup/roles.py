@@ -46,7 +46,7 @@ PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
 
 #: The unit of a role that may run several times, and the one that runs once.
 _INSTANCES = {"bstore": "reimzul-repogen-worker", "builder": "reimzul-worker"}
-_SINGLE_UNITS = {"controller": ("reimzul-notifier",), "bstore": ("reimzul-signer",)}
+_SINGLE_UNITS = {"controller": ("reimzul-notifier", "reimzul-batch"), "bstore": ("reimzul-signer",)}
 #: What stands for a host in conf/stunnel-*.conf, by the port that is connected to there.
 _PEERS_BY_PORT = {"13100": "CONTROLLER", "11081": "BSTORE"}
 #: A section that only this role's configuration of stunnel has.
@@ -214,6 +214,15 @@ def folder_steps(system: System) -> Iterator[Step]:
     paths = re.findall(r"^d (\S+)", read_template("tmpfiles-bstore.conf"), re.MULTILINE)
     if system.running and not all(system.resolve(path).is_dir() for path in paths):
         yield Step(argv=("systemd-tmpfiles", "--create", FOLDERS), description=f"make the folders of {FOLDERS}")
+
+
+def batch_folder_steps(system: System) -> Iterator[Step]:
+    """Make the folder of batches' plans, if incoming/ is not where the package has made one."""
+    incoming = current_setting(system, "incoming", "folder")
+    folder = f"{incoming}/.batches"
+    if system.running and system.resolve(incoming).is_dir() and not system.resolve(folder).is_dir():
+        argv = ("install", "-d", "-m", "3775", "-o", "reimzul", "-g", "reimzul", folder)
+        yield Step(argv=argv, description=f"make {folder}")
 
 
 def parse_git_url(url: str) -> str:
