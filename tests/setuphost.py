@@ -22,7 +22,8 @@ from tests.schemas import check_line
 #: What brings a farm's packages, and ours, to a host.
 UNITS = (
     "beanstalkd.service", "nginx.service", "rsync.service", "stunnel@.service", "mosquitto.service",
-    "reimzul-batch.service", "reimzul-notifier.service", "reimzul-repogen-worker@.service", "reimzul-signer.service", "reimzul-worker@.service",
+    "reimzul-batch.service",
+    "reimzul-notifier.service", "reimzul-repogen-worker@.service", "reimzul-signer.service", "reimzul-worker@.service",
 )  # fmt: skip
 
 #: Debian's own, without some of its comments.

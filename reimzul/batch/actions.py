@@ -97,7 +97,7 @@ class ActionRunner:
         priority = self.state.plan.priority + member.rank
         jobs.announce_queued(
             self.broker, request, job, priority, member.tube, held=True, reason=reason, waits_for=waits_for,
-            **about(progress),
+            **name_package(progress),
         )  # fmt: skip
 
     def _note_unnoted(self) -> None:
@@ -154,7 +154,7 @@ class ActionRunner:
         reason = progress.stale or f"released: job {progress.job} of tube {progress.member.tube}"
         jobs.announce_queued(
             self.broker, found.request, progress.job, found.stats.priority, progress.member.tube, held=False,
-            reason=reason, **about(progress),
+            reason=reason, **name_package(progress),
         )  # fmt: skip
 
     def _take_back(self, keys: Iterable[str]) -> None:
@@ -206,7 +206,7 @@ class ActionRunner:
         if found is None:
             return
         status = Status.FAILED if progress.state == MemberState.FAILED else Status.CANCELLED
-        jobs.announce_end(self.broker, found.request, status, progress.reason, progress.at, about(progress))
+        jobs.announce_end(self.broker, found.request, status, progress.reason, progress.at, name_package(progress))
         self.batch.pending_deletes[progress.job] = progress.build_id
         self.delete_pending()
 
@@ -226,7 +226,7 @@ class ActionRunner:
             reason = "replaced by another source rpm"
             if (found := self.hold_again(progress)) is not None:
                 at = time.time()
-                jobs.announce_end(self.broker, found.request, Status.CANCELLED, reason, at, about(progress))
+                jobs.announce_end(self.broker, found.request, Status.CANCELLED, reason, at, name_package(progress))
                 with contextlib.suppress(ReservationLost):
                     self.broker.delete(progress.job)
             else:
@@ -281,6 +281,6 @@ def make_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
     )
 
 
-def about(progress: MemberProgress) -> dict[str, str]:
+def name_package(progress: MemberProgress) -> dict[str, str]:
     """What an event says about the package of a member."""
     return {"pkgname": progress.member.name.removesuffix("~seed"), "evr": progress.member.evr}

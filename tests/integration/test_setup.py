@@ -126,7 +126,7 @@ def test_a_controller_may_have_links_of_another_host(host: Host) -> None:
     assert "\npublic_url = https://farm.example.org/\n" in host.text(roles.SETTINGS)
     host.calls()
     host.done("controller", "--public-url", "https://other.example.org/")
-    assert host.calls() == ["reload reimzul-notifier"]
+    assert host.calls() == ["reload reimzul-notifier", "reload reimzul-batch"]
     code, _, err = host.setup("controller", "--public-url", "https://farm.example.org/repo/")
     assert (code, err.count("\n")) == (4, 1)
     assert "give the URL of the folder above it" in err
@@ -380,7 +380,7 @@ def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
     assert host.at(roles.OWN_KEY).stat().st_mode & 0o777 == 0o600
     assert ways_of(host) == ["s.example.org:11081"]
     # nobody is cut off
-    assert host.calls() == ["reload stunnel@reimzul", "reload reimzul-notifier"]
+    assert host.calls() == ["reload stunnel@reimzul", "reload reimzul-notifier", "reload reimzul-batch"]
     before = host.files()
     assert host.done("controller") == "nothing to do\n"
     assert (host.setup(*ADDED)[0], host.files(), host.calls()) == (4, before, [])

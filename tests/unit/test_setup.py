@@ -458,7 +458,7 @@ def paths(role: str, system: System, **wishes: object) -> set[str]:
 
 
 def test_each_role_has_its_files(system: System) -> None:
-    for unit in ("notifier", "signer"):
+    for unit in ("batch", "notifier", "signer"):
         put(system, f"/usr/lib/systemd/system/reimzul-{unit}.service", "")
     common = {
         "/etc/sysctl.d/90-reimzul.conf", "/etc/systemd/system/stunnel@reimzul.service.d/reimzul.conf", roles.TUNNELS,

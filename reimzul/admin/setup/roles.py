@@ -361,7 +361,7 @@ def remove_stock_server(text: str) -> str:
 def _event_keys_file(options: RoleOptions, units: Sequence[str]) -> Iterator[FileSpec]:
     if options.event_keys:
         path, text = psk.EVENT_KEYS, options.event_keys
-        readers = tuple(unit for unit in units if unit != "reimzul-signer")
+        readers = tuple(unit for unit in units if unit not in ("reimzul-signer", "reimzul-batch"))
         yield FileSpec(path=path, text=text, mode=0o640, group="reimzul-store", secret=True, reloads=readers)
 
 
