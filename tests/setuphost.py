@@ -22,6 +22,7 @@ from tests.schemas import check_line
 #: The units that the packages of a farm, and ours, install on a host.
 UNITS = (
     "beanstalkd.service", "nginx.service", "rsync.service", "stunnel@.service", "mosquitto.service",
+    "reimzul-batch.service",
     "reimzul-notifier.service", "reimzul-repogen-worker@.service", "reimzul-signer.service", "reimzul-worker@.service",
     "reimzul-pages.service",
 )  # fmt: skip

@@ -39,7 +39,7 @@ def test_commands(farm: Farm, tell: Tell) -> None:
 def test_units_are_up(farm: Farm) -> None:
     """Every unit is enabled and runs, and nothing on any machine has failed."""
     wanted = {
-        "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
+        "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier", "reimzul-batch"),
         "bstore": ("stunnel@reimzul", "nginx", "rsync", "reimzul-repogen-worker@1", "reimzul-signer"),
         **dict.fromkeys(BUILDERS, ("stunnel@reimzul", "reimzul-worker@1", "reimzul-worker@2")),
     }

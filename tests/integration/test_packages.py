@@ -28,7 +28,7 @@ ASKS = {
 }
 PROGRAMS = {
     "common": {"reimzul"},
-    "controller": {"reimzul-submit", "reimzul-notifier"},
+    "controller": {"reimzul-submit", "reimzul-notifier", "reimzul-batch"},
     "worker": {"reimzul-worker"},
     "bstore": {"reimzul-repogen", "reimzul-tosign"},
     "pages": {"reimzul-pages"},
@@ -36,7 +36,12 @@ PROGRAMS = {
 }
 UNITS = {
     "common": {"reimzul.target"},
-    "controller": {"reimzul-metrics.service", "reimzul-metrics.timer", "reimzul-notifier.service"},
+    "controller": {
+        "reimzul-metrics.service",
+        "reimzul-metrics.timer",
+        "reimzul-notifier.service",
+        "reimzul-batch.service",
+    },
     "worker": {"reimzul-worker@.service"},
     "bstore": {"reimzul-repogen-worker@.service", "reimzul-signer.service"},
     "pages": {"reimzul-pages.service"},

@@ -43,9 +43,9 @@ def test_a_controller_is_set_up_in_one_run(host: Host) -> None:
     host.done("controller")
     assert host.calls() == [
         "daemon-reload",
-        *(f"enable {unit}" for unit in ("beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier")),
+        *(f"enable {unit}" for unit in ("beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier", "reimzul-batch")),
         "restart systemd-sysctl", "restart beanstalkd", "restart nginx", "restart stunnel@reimzul",
-        "start reimzul-notifier",
+        "start reimzul-notifier", "start reimzul-batch",
     ]  # fmt: skip
     assert not host.at("/etc/nginx/sites-enabled/default").is_symlink()
     without, _, _ = Path("conf/stunnel-controller.conf").read_text().partition("\n; Ours: ")
@@ -126,7 +126,7 @@ def test_a_controller_may_have_links_of_another_host(host: Host) -> None:
     assert "\npublic_url = https://farm.example.org/\n" in host.text(roles.SETTINGS)
     host.calls()
     host.done("controller", "--public-url", "https://other.example.org/")
-    assert host.calls() == ["reload reimzul-notifier"]
+    assert host.calls() == ["reload reimzul-notifier", "reload reimzul-batch"]
     code, _, err = host.setup("controller", "--public-url", "https://farm.example.org/repo/")
     assert (code, err.count("\n")) == (4, 1)
     assert "give the URL of the folder above it" in err
@@ -416,7 +416,7 @@ def test_with_bstore_comes_the_way_to_it(host: Host) -> None:
     assert host.at(roles.OWN_KEY).stat().st_mode & 0o777 == 0o600
     assert ways_of(host) == ["s.example.org:11081"]
     # nobody is cut off
-    assert host.calls() == ["reload stunnel@reimzul", "reload reimzul-notifier"]
+    assert host.calls() == ["reload stunnel@reimzul", "reload reimzul-notifier", "reload reimzul-batch"]
     before = host.files()
     assert host.done("controller") == "nothing to do\n"
     assert (host.setup(*ADDED)[0], host.files(), host.calls()) == (4, before, [])

@@ -187,7 +187,14 @@ def test_what_setup_wrote_is_gone_after_a_removal(machine: Host, role: str) -> N
     assert (
         stopped
         == {
-            "controller": ["reimzul-pages", "reimzul-notifier", "stunnel@reimzul", "nginx", "beanstalkd"],
+            "controller": [
+                "reimzul-pages",
+                "reimzul-batch",
+                "reimzul-notifier",
+                "stunnel@reimzul",
+                "nginx",
+                "beanstalkd",
+            ],  # fmt: skip
             "bstore": ["reimzul-signer", *publishers, "stunnel@reimzul", "nginx", "rsync"],
         }[role]
     )

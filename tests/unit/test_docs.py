@@ -27,6 +27,7 @@ PROGRAMS = {
     "reimzul-repogen": ("reimzul.repogen.cli", "command"),
     "reimzul-tosign": ("reimzul.tosign.cli", "command"),
     "reimzul-notifier": ("reimzul.notifier.cli", "command"),
+    "reimzul-batch": ("reimzul.batch.cli", "command"),
     "reimzul-submit": ("reimzul.submit.cli", "command"),
     "reimzul": ("reimzul.admin.main", "reimzul"),
 }

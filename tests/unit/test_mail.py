@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
 from reimzul.core.links import LinkRoots
-from reimzul.core.message import BuilderEvent, BuildEvent
+from reimzul.core.message import BuilderEvent
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.outbox import KEEP_SECONDS, Outbox

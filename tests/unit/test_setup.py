@@ -458,7 +458,7 @@ def paths(role: str, system: System, **wishes: object) -> set[str]:
 
 
 def test_each_role_has_its_files(system: System) -> None:
-    for unit in ("notifier", "signer"):
+    for unit in ("batch", "notifier", "signer"):
         put(system, f"/usr/lib/systemd/system/reimzul-{unit}.service", "")
     common = {
         "/etc/sysctl.d/90-reimzul.conf", "/etc/systemd/system/stunnel@reimzul.service.d/reimzul.conf", roles.TUNNELS,
@@ -486,7 +486,7 @@ def test_a_persons_settings_are_not_touched_unless_one_is_set(system: System) ->
 def test_units_come_in_the_order_of_their_dependencies(system: System) -> None:
     wishes = RoleOptions(hosts={"CONTROLLER": "c", "BSTORE": "b"}, instances=2)
     assert roles.plan_role("controller", system, RoleOptions()).units == (
-        "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier",
+        "beanstalkd", "nginx", "stunnel@reimzul", "reimzul-notifier", "reimzul-batch",
     )  # fmt: skip
     assert roles.plan_role("builder", system, wishes).units == (
         "stunnel@reimzul",

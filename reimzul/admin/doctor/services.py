@@ -62,7 +62,7 @@ NEEDED = {CONTROLLER: (BEANSTALKD, STORE), BSTORE: (BEANSTALKD,), BUILDER: (BEAN
 BOOTED = Path("/run/systemd/system")
 #: Units by role; a name that ends with @ is a template with numbered instances.
 UNITS = {
-    CONTROLLER: ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
+    CONTROLLER: ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier", "reimzul-batch"),
     BUILDER: ("stunnel@reimzul", "reimzul-worker@"),
     BSTORE: ("stunnel@reimzul", "nginx", "rsync", "reimzul-repogen-worker@", "reimzul-signer"),
 }

@@ -104,7 +104,7 @@ def controller(
     add_bstore: str | None, controller: str | None, bstore: str | None, mock_configs: str | None,
     public_url: str | None, with_mqtt: bool, mqtt_listen: str | None, pages_port: int | None, **given: Any,
 ) -> int:  # fmt: skip
-    """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier.
+    """Set up the controller: beanstalkd, nginx for incoming/, stunnel, the notifier, reimzul-batch.
 
     The key of each host is made here: --add-builder and --add-bstore print it once, a line each, on stdout. What each
     key is, and the commands to run with it on the other hosts, are printed on stderr. On a host that is set up they
@@ -142,9 +142,11 @@ def controller(
     else:
         listen = _parse_host(mqtt_listen) if mqtt_listen else None
         services, settings = mqtt.plan_broker(setup.system, with_mqtt, listen, controller, setup.settings)
+        settings = {("batch", "enabled"): "true", **settings}
         options = attr.evolve(options, services=services, settings=settings)
         plan = roles.plan_role("controller", setup.system, setup.add_pages(options, pages_port, names["CONTROLLER"]))
-    setup.carry_out(plan, result.made, add_bstore or "")
+    folders = () if key_change else roles.batch_folder_steps(setup.system)
+    setup.carry_out(plan, result.made, add_bstore or "", first=folders)
     setup.print_commands_for_others(result, add_bstore, {**names, "URL": configs})
     # a store that has just been added is set up after this host
     return 0 if key_change else setup.verify(() if peers and not own.made else ("link.store",))

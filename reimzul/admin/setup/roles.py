@@ -48,7 +48,7 @@ PORTS = {"controller": (13100, 11080), "bstore": (11874, 11081), "builder": ()}
 
 #: The unit of a role that may run several times, and the one that runs once.
 _INSTANCES = {"bstore": "reimzul-repogen-worker", "builder": "reimzul-worker"}
-_SINGLE_UNITS = {"controller": ("reimzul-notifier",), "bstore": ("reimzul-signer",)}
+_SINGLE_UNITS = {"controller": ("reimzul-notifier", "reimzul-batch"), "bstore": ("reimzul-signer",)}
 #: What stands for a host in conf/stunnel-*.conf, by the port that is connected to there.
 _PEERS_BY_PORT = {"13100": "CONTROLLER", "11081": "BSTORE"}
 #: Characters that nginx would not read as themselves in a path or a URL.
@@ -243,6 +243,15 @@ def folder_steps(system: System) -> Iterator[Step]:
         yield Step(argv=("systemd-tmpfiles", "--create", FOLDERS), description=f"make the folders of {FOLDERS}")
 
 
+def batch_folder_steps(system: System) -> Iterator[Step]:
+    """Make the folder of batches' plans, if incoming/ is not where the package has made one."""
+    incoming = current_setting(system, "incoming", "folder")
+    folder = f"{incoming}/.batches"
+    if system.running and system.resolve(incoming).is_dir() and not system.resolve(folder).is_dir():
+        argv = ("install", "-d", "-m", "3775", "-o", "reimzul", "-g", "reimzul", folder)
+        yield Step(argv=argv, description=f"make {folder}")
+
+
 def parse_git_url(url: str) -> str:
     """Raises `InputError` for what git could not take as a repository."""
     if not _GIT_URL.match(url):
@@ -403,7 +412,7 @@ def remove_stock_server(text: str) -> str:
 def _event_keys_file(options: RoleOptions, units: Sequence[str]) -> Iterator[FileSpec]:
     if options.event_keys:
         path, text = psk.EVENT_KEYS, options.event_keys
-        readers = tuple(unit for unit in units if unit != "reimzul-signer")
+        readers = tuple(unit for unit in units if unit not in ("reimzul-signer", "reimzul-batch"))
         yield FileSpec(path=path, text=text, mode=0o640, group="reimzul-store", secret=True, reloads=readers)
 
 
