@@ -52,6 +52,8 @@ def command(settings: Settings, begin: float, end: float | None, target: str | N
       reimzul stats --since 24h --target c9s
       reimzul stats --since 2026-11-01 --json
     """
+    if as_json:
+        output.refuse_ignored("with --json", "top")
     with lookup.reading_history(settings.history.url) as history:
         targets = expand_option(settings, target)
         stats = compute_stats_between(history, begin, end, targets)

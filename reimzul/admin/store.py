@@ -33,6 +33,7 @@ from reimzul.admin.output import (
     print_none_found,
     print_result,
     print_table,
+    refuse_ignored,
     table_options,
     yes_option,
 )
@@ -154,6 +155,7 @@ def prune_builds(
     if incoming:
         if target or keep or unsigned:
             raise click.UsageError("--incoming goes by age alone: --target, --keep and --unsigned are for builds")
+        refuse_ignored("with --incoming", "columns", "wide")
         return prune_incoming(settings, older, dry_run=dry_run, yes=yes, as_json=output["as_json"])
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
@@ -369,6 +371,7 @@ def repogen(
     if type_ is not None and added is None:
         raise click.UsageError("--type is the type of what --add-metadata adds; there is no --add-metadata")
     if added is not None or removed is not None:
+        refuse_ignored(f"with {'--add-metadata' if added else '--remove-metadata'}", "now", "force")
         _change_metadata(settings, target, added, type_, removed, as_json=as_json)
         return
     check_input(validators.target, target)

@@ -20,6 +20,8 @@ from reimzul.admin.output import (
     print_note,
     print_result,
     print_table,
+    refuse_ignored,
+    refuse_others,
     table_options,
 )
 from reimzul.admin.target_option import complete_target
@@ -74,12 +76,13 @@ def command(
       reimzul targets show 'c9*'
       reimzul targets --refresh
     """
+    if refresh:
+        refuse_others("--refresh")
+        return _refresh(settings)
     if (action == "show") != bool(target):
         raise click.UsageError("`list` takes no target" if target else "name a target: reimzul targets show TARGET")
-    if refresh:
-        if as_json or target:
-            raise click.UsageError("--refresh prints no list: leave the rest out")
-        return _refresh(settings)
+    if action == "show":
+        refuse_ignored("with show", "columns", "wide")
     arches = read_arches(settings.farm.arches)
     with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
         known = target_lookup.read_known_targets(settings, session)

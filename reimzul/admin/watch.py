@@ -28,6 +28,7 @@ from reimzul.admin.output import (
     pass_settings,
     print_json,
     print_none_found,
+    refuse_ignored,
 )
 from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
@@ -83,6 +84,8 @@ def watch(settings: Settings, given: tuple[str, ...], new: bool, timeout: float 
       reimzul watch 72b893f8 4a1eee11
       reimzul watch
     """
+    if not given:
+        refuse_ignored("without IDs", "new")
     build_ids = _full_ids(settings, given, new)
     if not build_ids and not _has_unfinished(settings, as_json):
         return 0

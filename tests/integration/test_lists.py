@@ -317,6 +317,31 @@ def test_an_unknown_name_is_answered_by_the_nearest(
     assert message in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("builds --json --columns id --wide", "--columns and --wide have no effect with --json: leave them out"),
+        ("scratch list --json --wide", "--wide has no effect with --json: leave it out"),
+        ("prune --incoming --older 9d --columns id", "--columns has no effect with --incoming"),
+        ("stats --json --top 3", "--top has no effect with --json"),
+        ("targets --refresh --json", "--json has no effect with --refresh"),
+        ("targets show c9s --refresh --wide", "and --wide have no effect with --refresh"),
+        ("targets show c9s --wide", "--wide has no effect with show"),
+        ("builders --forget b1 --since 7d", "--since has no effect with --forget"),
+        ("retry 72b893f8 --since 7d --until 1d", "--since and --until have no effect without --cause"),
+        ("cancel 72b893f8 --no-wait --timeout 3", "--timeout has no effect with --no-wait"),
+        ("watch --new", "--new has no effect without IDs"),
+        ("repogen c9s.x86_64 --remove-metadata group --now --force", "--now and --force have no effect"),
+        ("doctor --timeout 9 --arch x86_64 --target c9s", "--arch, --target and --timeout have no effect without --ca"),
+        ("setup builder --remove --dry-run --workers 3 --psk-file -", "and --workers have no effect with --remove"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(recorded: None, words: str, message: str) -> None:
+    refused = reimzul(*words.split())
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert message in refused.stderr
+
+
 def test_a_target_that_nothing_was_built_for_is_known_if_a_worker_has_it(recorded: None, tmp_path: Path) -> None:
     listed = TargetList.from_names(["c10s.x86_64"])
     heartbeat = WorkerHeartbeat(
