@@ -293,11 +293,14 @@ def test_a_history_from_a_backup_is_followed_from_its_beginning(stand: PagesStan
 
 def test_names_that_are_no_file_names_have_no_page_and_no_link(stand: PagesStand) -> None:
     _record(stand, 1)
+    _record(stand, 1, first=1)
     stand.forge(0, pkgname="../../escaped", target="/etc", builder_fqdn="..")
+    stand.forge(1, build_id="../../escaped")
     stand.render()
     _check_whole(stand)
     assert not list(stand.folder.rglob("*escaped*"))
     assert not (stand.pages / "packages").exists()
+    assert not stand.page(1).exists()
     assert "../../escaped" in stand.page(0).read_text()
 
 
