@@ -11,6 +11,7 @@ import attr
 
 from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.manifest import File
+from reimzul.core.store_paths import leg_key
 from reimzul.core.validators import make_printable
 from reimzul.history import BuildFilter, BuildRecord
 from reimzul.history.attempt_logs import LOG_NAMES, LogSource, list_attempts
@@ -135,7 +136,7 @@ def _make_view(sources: PageSources, leg: BuildRecord) -> LegView:
         leg=leg,
         cause=find_cause(leg.reason, leg.error_line, leg.package) if leg.state in FAILURES else None,
         attempts=attempts,
-        usual=sources.usual_duration(leg.package, leg.arch),
+        usual=sources.usual_duration(leg.package, leg.arch, leg_key(leg.build_id, leg.arch)),
         files=files,
         files_note=note,
     )

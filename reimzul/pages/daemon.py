@@ -226,6 +226,8 @@ class PagesDaemon:
                 self._remove(page)
                 continue
             write_files(self._folder, rendered.files)
+            for path in rendered.stale:
+                (self._folder / path).unlink(missing_ok=True)
             done.append(page)
             later += self._plan_again(page, rendered)
         self.sources.index.mark_rendered(done)

@@ -25,8 +25,8 @@ from reimzul.pages.store_reader import StoreSilent, TargetContent
 
 #: Rows of a page, and of a part that is cut from it.
 MAX_ROWS, PART_ROWS = 200, 100
-#: Seconds between two looks at what a target lists, which takes long for a large one.
-_CONTENT_SECONDS = 600.0
+#: Seconds between two looks at what a target lists: so many times as long as the last look took, within bounds.
+_CONTENT_FACTOR, _MIN_CONTENT_SECONDS, _MAX_CONTENT_SECONDS = 100.0, 20.0, 600.0
 _DAY_SECONDS = 86400
 #: After every position.
 _END = "\U0010ffff"
@@ -144,9 +144,9 @@ def _summarize_target(sources: PageSources, name: str, rows: Sequence[Row]) -> t
         "target = ? AND state = ?", name, BuildState.PUBLISHED, order="ORDER BY position DESC", limit=1
     )
     published = newest[0].ended if newest else 0.0
-    content, read_at = _read_content(sources, name, published)
+    content, read_at, read_again_at = _read_content(sources, name, published)
     repository = LinkRoots(sources.public_url).make_link(f"repo/{name}")
-    again_in = max(5.0, read_at + _CONTENT_SECONDS - time.time()) if published > read_at else None
+    again_in = max(1.0, read_again_at - time.time()) if published > read_at else None
     value = {
         "last_published": published,
         "packages": None if content is None else content.packages,
@@ -160,22 +160,26 @@ def _summarize_target(sources: PageSources, name: str, rows: Sequence[Row]) -> t
     return value, again_in
 
 
-def _read_content(sources: PageSources, target: str, published: float) -> tuple[TargetContent | None, float]:
-    """Return what a target lists, as far as known, and when that was read; read it again if it may be out of date."""
+def _read_content(sources: PageSources, target: str, published: float) -> tuple[TargetContent | None, float, float]:
+    """Return what a target lists, as far as known, when that was read, and when it may be read again.
+
+    It is read now if it may be out of date.
+    """
     key = f"content {target}"
     known = json.loads(sources.index.get_fact(key) or "{}")
-    read_at = float(known.get("at", 0.0))
-    if time.time() - read_at > _CONTENT_SECONDS and published >= read_at:
+    now = time.time()
+    if now > known.get("again", 0.0) and published >= known.get("at", 0.0):
         try:
             content = sources.store.read_target(target)
         except StoreSilent:
             content = None
-        read_at = time.time()
-        known = {**(attr.asdict(content) if content else {}), "at": read_at}
+        pause = min(_MAX_CONTENT_SECONDS, max(_MIN_CONTENT_SECONDS, _CONTENT_FACTOR * (time.time() - now)))
+        known = {**(attr.asdict(content) if content else {}), "at": now, "again": now + pause}
         sources.index.set_fact(key, json.dumps(known))
+    read_at, again = float(known.get("at", 0.0)), float(known.get("again", 0.0))
     if "packages" not in known:
-        return None, read_at
-    return TargetContent(packages=known["packages"], bytes=known["bytes"]), read_at
+        return None, read_at, again
+    return TargetContent(packages=known["packages"], bytes=known["bytes"]), read_at, again
 
 
 # --- builders

@@ -42,14 +42,15 @@ class PageSources:
         """Return the link to a package of a leg."""
         return f"{LinkRoots(self.public_url).make_link(place) or STORE_LINKS.place(place)}{quote(name)}"
 
-    def usual_duration(self, package: str, arch: str) -> float | None:
-        """Return the median of the package's last successful builds on an arch, in seconds."""
+    def usual_duration(self, package: str, arch: str, without: str = "") -> float | None:
+        """Return the median of the package's last successful builds on an arch, in seconds, without one by its key."""
         rows = self.index.select(
             "SELECT duration FROM builds WHERE package = ? AND arch = ? AND state IN (?, ?) AND duration IS NOT NULL"
-            " ORDER BY position DESC LIMIT ?",
+            " AND key <> ? ORDER BY position DESC LIMIT ?",
             package,
             arch,
             *SUCCESSES,
+            without,
             _USUAL_SAMPLE,
         )
         return statistics.median(seconds for (seconds,) in rows) if rows else None

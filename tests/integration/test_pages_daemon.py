@@ -93,6 +93,15 @@ def test_a_page_of_a_build_that_is_over_is_rendered_once(stand: PagesStand) -> N
     assert "1.9-1.el9" in (stand.pages / "packages/time.html").read_text()
 
 
+def test_how_long_a_build_usually_takes_is_what_others_took(stand: PagesStand) -> None:
+    _record(stand, 1)
+    stand.render()
+    assert "usually" not in stand.page(0).read_text()
+    _record(stand, 1, first=1)
+    stand.render()
+    assert "5 min 00 s (usually 5 min 00 s)" in stand.page(1).read_text()
+
+
 def test_feeds_and_badges_say_what_failed(stand: PagesStand) -> None:
     now = time.time()
     stand.record(*build_events(1, now - 500, "Published"), *build_events(2, now - 400, "Failed", "bash"))
@@ -284,11 +293,14 @@ def test_a_history_from_a_backup_is_followed_from_its_beginning(stand: PagesStan
 
 def test_names_that_are_no_file_names_have_no_page_and_no_link(stand: PagesStand) -> None:
     _record(stand, 1)
+    _record(stand, 1, first=1)
     stand.forge(0, pkgname="../../escaped", target="/etc", builder_fqdn="..")
+    stand.forge(1, build_id="../../escaped")
     stand.render()
     _check_whole(stand)
     assert not list(stand.folder.rglob("*escaped*"))
     assert not (stand.pages / "packages").exists()
+    assert not stand.page(1).exists()
     assert "../../escaped" in stand.page(0).read_text()
 
 
