@@ -33,7 +33,7 @@ from reimzul.pages.store_reader import StoreReader, StoreSilent
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for changes, at least; processor seconds that a round renders for.
+#: Seconds between two looks for changes, at least; processor seconds that a round takes over changes, and renders.
 LOOK_SECONDS, ROUND_SECONDS = 1.0, 0.2
 #: How many times as long as its work the daemon rests, and the longest rest in seconds.
 _REST_FACTOR, _MAX_REST_SECONDS = 4.0, 30.0
@@ -140,8 +140,10 @@ class PagesDaemon:
     def _follow(self) -> bool:
         """Follow the history; return whether nothing is left to take over."""
         try:
-            history = self._open_history()
-            is_caught_up = self._history_follower.follow(history)
+            history, deadline = self._open_history(), time.process_time() + ROUND_SECONDS
+            is_caught_up = False
+            while not is_caught_up and time.process_time() < deadline:
+                is_caught_up = self._history_follower.follow(history)
             self._history_follower.sweep(history)
         except (HistoryUnavailable, NoHistory) as error:
             self._note_outage(str(error))

@@ -198,6 +198,7 @@ def test_a_live_log_grows_survives_the_store_and_ends_where_it_is_kept(stand: Pa
     _end_build(stand, live.read_bytes() + b"the end\n")
     until(lambda: "the end\n" in _log_text(tab), 30, "the rest is read where the log is kept")
     tab.wait_for("document.querySelector('.viewer .about').textContent === 'Complete'")
+    tab.wait_for("document.querySelector('.leg .state').textContent.includes('failed')")  # the page, too, by itself
     plain = re.sub("\x1b\\][^\x07]*\x07|\x1b\\[[0-9;]*m", "", (live.parent.parent.parent / "whole.log").read_text())
     assert _log_text(tab) == re.sub("[\u202e\u2066\x07]", "?", plain)
 
