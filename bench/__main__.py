@@ -24,6 +24,8 @@ ALL: dict[str, tuple[str, ...]] = {
     "builders": (),
     "admin": (),
     "sync": (),
+    "batch": (),
+    "pages": (),
     "plan": (),
 }
 

@@ -62,7 +62,7 @@ def list_target(sources: list[PlannedSource]) -> TargetContents:
     """A target with an old build of everything."""
     return TargetContents(
         PackageContent(
-            name=source.name, arch=_ARCH, epoch="0", location="", source=source.name, source_evr="0-1",
+            name=source.name, arch=_ARCH, epoch="0", evr="0-1", location="", source=source.name, source_evr="0-1",
             provides=tuple(Provide(each, "EQ", "0:0-1") for each in source.provides), requires=(), files=(),
         )
         for source in sources

@@ -19,9 +19,9 @@ from reimzul.core.formatting import list_known, pluralize, suggest_nearest
 from reimzul.core.message import WorkerState
 from reimzul.core.settings import Settings
 from reimzul.history.workers import WorkersUnavailable, list_live
-from reimzul.plan.batches import BatchFiles, list_batch_ids
+from reimzul.plan.arrangement import SEED_SUFFIX
+from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, read_summary
 from reimzul.plan.document import FOLDER
-from reimzul.plan.overview import SEED_SUFFIX, find_phase
 from reimzul.plan.state import BatchState
 
 _ID = re.compile(r"[0-9a-f]{1,8}")
@@ -65,15 +65,15 @@ def _find_newest_unfinished(settings: Settings, known: Iterable[str]) -> BatchFi
     raise InputError(f"no batch is unfinished{hint}")
 
 
-def load_batches(settings: Settings, batches: Iterable[str]) -> tuple[list[BatchState], list[str]]:
-    """Return the states of batches, and a line for each that cannot be read."""
-    states, faults = [], []
+def read_summaries(settings: Settings, batches: Iterable[str]) -> tuple[list[BatchSummary], list[str]]:
+    """Return summaries of batches, and a line for each batch that cannot be read."""
+    found, faults = [], []
     for batch in batches:
         try:
-            states.append(BatchFiles(settings.incoming.folder, batch).state)
-        except InputError as error:
+            found.append(read_summary(settings.incoming.folder, batch))
+        except (InputError, OSError) as error:
             faults.append(f"batch {batch} cannot be read: {error}")
-    return states, faults
+    return found, faults
 
 
 def match_members(state: BatchState, names: Sequence[str], arch: str | None = None) -> list[str]:
@@ -144,13 +144,9 @@ def complete_batch(context: click.Context, _: click.Parameter, incomplete: str) 
     with contextlib.suppress(ReimzulError, OSError):
         settings = _load_settings(context)
         known = [each for each in list_batches(settings) if each.startswith(incomplete.lower())]
-        states, _faults = load_batches(settings, known[:_MAX_COMPLETIONS])
-        return [CompletionItem(each.plan.batch, help=_label(each)) for each in states]
+        found, _faults = read_summaries(settings, known[:_MAX_COMPLETIONS])
+        return [CompletionItem(each.batch, help=f"{each.target}, {each.phase}, {each.total}") for each in found]
     return []
-
-
-def _label(state: BatchState) -> str:
-    return f"{describe_batch(state)} for {state.plan.target}, {find_phase(state)}"
 
 
 def complete_member(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from reimzul.admin.output import Table, join_words
 from reimzul.core.formatting import format_duration, pluralize
+from reimzul.history import BuildRecord
 from reimzul.plan import overview
 from reimzul.plan.state import BatchState, MemberProgress, MemberState, is_conflict
 
@@ -57,7 +58,7 @@ def describe_member(state: BatchState, progress: MemberProgress, now: float) -> 
 
 def _describe_running(progress: MemberProgress, now: float) -> str:
     on = f"on {progress.builder.partition('.')[0]}, " if progress.builder else ""
-    usually = f", usually {format_duration(progress.member.seconds)}" if progress.member.seconds else ""
+    usually = f", usually {format_duration(progress.member.seconds)}" if progress.member.is_measured else ""
     return f"{on}{format_duration(now - progress.started)}{usually}"
 
 
@@ -112,6 +113,31 @@ def _describe_root(state: BatchState, behind: Mapping[str, int]) -> str:
     return f"in the end for {root.key}, {which}: {pluralize(behind[root.key], 'member')} behind it{more}"
 
 
+def describe_membership(state: BatchState | None, build: BuildRecord, now: float) -> Iterator[str]:
+    """Say, in sentences for `reimzul explain`, which batch a build belongs to and what that means for it."""
+    if not build.batch:
+        return
+    if state is None or (progress := state.find_member(build.build_id)) is None:
+        yield f"It belongs to batch {build.batch}, whose files cannot be read."
+        return
+    phase = overview.find_phase(state)
+    why = f": {state.pause_reason}" if phase == overview.BatchPhase.PAUSED else ""
+    yield f"It is a build of {progress.key} of batch {build.batch}, which is {phase}{why}."
+    if progress.build_id != build.build_id:
+        yield f"A later build of that member is {progress.build_id[:8]}."
+        return
+    if progress.state == MemberState.HELD:
+        wait = describe_wait(state, progress.key, now)
+        yield f"It {wait}." if wait else f"It is held: {_describe_held(state, progress)}."
+    if progress.state in (MemberState.HELD, MemberState.WAITING):
+        yield f"To have it built all the same: reimzul batch release {build.batch} {progress.member.name} --anyway"
+    blocked = count_blocked(state, progress)
+    if blocked:
+        yield f"{pluralize(blocked, 'member')} behind it: reimzul batch show {build.batch} --tree"
+    if blocked and progress.state in MemberState.BROKEN:
+        yield f"To go on: reimzul batch retry, replace or skip {build.batch} {progress.member.name}"
+
+
 def to_row(state: BatchState, progress: MemberProgress, now: float) -> list[str]:
     blocked = count_blocked(state, progress)
     behind = "-" if blocked is None else f"{blocked:,}"
@@ -134,7 +160,7 @@ def to_dict(state: BatchState, progress: MemberProgress, now: float) -> dict[str
         "builder": progress.builder,
         "started": progress.started,
         "at": progress.at,
-        "usual": progress.member.seconds or None,
+        "usual": progress.member.seconds if progress.member.is_measured else None,
         "waits_for": [] if state.is_ended(progress) else state.unmet_needs(progress.key),
         "missing": list(progress.missing),
         "blocked": count_blocked(state, progress),

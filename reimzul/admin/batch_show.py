@@ -19,6 +19,7 @@ from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import NoHistory
 from reimzul.plan import overview
+from reimzul.plan.batches import BatchSummary, summarize
 from reimzul.plan.overview import BatchPhase, Outlook
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
 
@@ -66,11 +67,11 @@ def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: b
       reimzul batch list --limit 50 --json
     """
     known = batch_lookup.list_batches(settings)
-    states, faults = batch_lookup.load_batches(settings, known[:limit])
+    found, faults = batch_lookup.read_summaries(settings, known[:limit])
     if as_json:
-        output.print_json([_summary_to_dict(state) for state in states])
-    elif states:
-        output.print_table(_LIST_TABLE, map(_summary_row, states), columns=columns, wide=wide)
+        output.print_json([_summary_to_dict(each) for each in found])
+    elif found:
+        output.print_table(_LIST_TABLE, map(_summary_row, found), columns=columns, wide=wide)
     elif not faults:
         output.print_none_found("batch")
     if len(known) > limit:
@@ -80,34 +81,15 @@ def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: b
     return EXIT_FAILED if faults else 0
 
 
-def _summary_row(state: BatchState) -> list[str]:
-    plan = state.plan
-    numbers = (len(state.members), _count_good(state), len(overview.find_failed(state)))
-    about = (format_time(plan.created), plan.submitter)
-    return [plan.batch, overview.find_phase(state), plan.target, *map(str, numbers), *about]
+def _summary_row(summary: BatchSummary) -> list[str]:
+    numbers = (summary.total, summary.good, summary.failed_count)
+    about = (format_time(summary.created), summary.submitter)
+    return [summary.batch, summary.phase, summary.target, *map(str, numbers), *about]
 
 
-def _count_good(state: BatchState) -> int:
-    return sum(overview.is_good(state, each) for each in state.members.values())
-
-
-def _summary_to_dict(state: BatchState) -> dict[str, Any]:
-    plan = state.plan
-    return {
-        "batch": plan.batch,
-        "state": overview.find_phase(state),
-        "reason": state.cancel_reason or state.pause_reason,
-        "target": plan.target,
-        "arches": list(plan.arches),
-        "submitter": plan.submitter,
-        "created": plan.created,
-        "at": state.at,
-        "scratch": plan.scratch,
-        "order": plan.order,
-        "total": len(state.members),
-        "good": _count_good(state),
-        "counts": overview.count_states(state),
-    }
+def _summary_to_dict(summary: BatchSummary) -> dict[str, Any]:
+    about = {name: value for name, value in attr.asdict(summary).items() if name != "phase"}
+    return {**about, "state": summary.phase, "total": summary.total, "good": summary.good}
 
 
 # --- reimzul batch show
@@ -243,7 +225,7 @@ def describe_phase(state: BatchState) -> str:
 
 
 def describe_progress(state: BatchState) -> str:
-    good, total = _count_good(state), len(state.members)
+    good, total = summarize(state).good, len(state.members)
     return f"{good:,} of {total:,} ({100 * good // max(1, total)} %)"
 
 
@@ -283,7 +265,8 @@ def _describe_causes(state: BatchState) -> Iterator[tuple[str, str]]:
 def view_to_dict(view: BatchView, chosen: Sequence[MemberProgress]) -> dict[str, Any]:
     state, seconds = view.state, view.seconds_left
     return {
-        **_summary_to_dict(state),
+        **_summary_to_dict(summarize(state)),
+        "order": state.plan.order,
         "message": describe_phase(state),
         "builders": view.builders,
         "expected_end": None if seconds is None else view.now + seconds,

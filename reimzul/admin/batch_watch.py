@@ -12,7 +12,7 @@ from typing import Union
 import click
 
 from reimzul.admin import batch_lookup, batch_members, batch_show, output
-from reimzul.admin.watch import LiveScreen, WatchTimeout
+from reimzul.admin.watch import WatchTimeout
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from reimzul.core.formatting import format_duration, format_time
@@ -80,7 +80,7 @@ def follow(files: BatchFiles, screen: BatchScreen | ChangeLines, timeout: float 
         state = files.refresh()
 
 
-class BatchScreen(LiveScreen):
+class BatchScreen(output.LiveScreen):
     """A summary on a terminal, and below it the members that run or need a person."""
 
     def __init__(self, settings: Settings) -> None:

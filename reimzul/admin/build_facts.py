@@ -9,7 +9,7 @@ from typing import Optional
 
 import attr
 
-from reimzul.admin import lookup
+from reimzul.admin import batch_lookup, lookup
 from reimzul.admin.health import Processes
 from reimzul.core import control
 from reimzul.core.arch import read_arches
@@ -22,13 +22,14 @@ from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, estimates
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable
+from reimzul.plan.state import BatchState
 
 
 @attr.frozen(kw_only=True)
 class BuildFacts:
     now: float
     leg: BuildRecord  #: that is explained
-    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
+    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `HELD`, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
     tosign: TubeStats
@@ -44,11 +45,18 @@ class BuildFacts:
     drained: Mapping[str, str] = attr.field(factory=dict)  #: host -> why it takes no jobs, by the latest flag
     backoffs: Mapping[str, float] = attr.field(factory=dict)  #: host -> seconds it still leaves this build to others
     processes: Processes = attr.field(factory=Processes)  #: all of the farm
+    batch: Optional[BatchState] = None  #: that it is a member's build of
 
     @property
     def duration(self) -> estimates.DurationStats | None:
         """How long it usually takes: its package, else the packages of its arch."""
         return self.own_stats or self.arch_stats.stats_for("")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its job is held; the history may not know yet what beanstalkd does."""
+        is_held = self.job == lookup.HELD or (self.job == lookup.UNKNOWN and self.leg.held)
+        return is_held and self.leg.is_unfinished
 
     @property
     def pause(self) -> float:
@@ -113,6 +121,7 @@ def collect_facts(
         drained={host: flag.drain_text for host, flag in flags.items()},
         backoffs=_find_backoffs(settings, broker, leg, tubes[tube], now) if leg.is_queued else {},
         processes=processes or Processes(),
+        batch=batch_lookup.find_state_of_build(settings, leg.batch) if leg.batch else None,
     )
 
 

@@ -13,6 +13,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.batch_members import describe_membership
 from reimzul.admin.build_facts import BuildFacts, collect_facts, estimate_start_and_end
 from reimzul.admin.health import FULL, describe_error, describe_short_disk, find_leg_errors
 from reimzul.admin.output import join_parts, join_words, json_option, pass_settings, print_result
@@ -91,14 +92,17 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
 
 
 def explain(facts: BuildFacts) -> Explanation:
-    if facts.leg.is_queued:
+    if facts.is_held:
+        explanation = Explanation(sentences=[*_failed_attempts(facts), *_describe_hold(facts)])
+    elif facts.leg.is_queued:
         explanation = _explain_queued(facts)
     elif facts.leg.is_unfinished:
         explanation = _explain_building(facts)
     else:
         describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
         explanation = Explanation(sentences=[*describe(facts)])
-    more = [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
+    more = [*describe_membership(facts.batch, facts.leg, facts.now)]
+    more += [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
     if facts.backlog > _MAX_BACKLOG:
@@ -120,6 +124,16 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
         *_expected_text(facts, start, end),
     ]
     return Explanation(sentences=sentences, start=start, end=end)
+
+
+def _describe_hold(facts: BuildFacts) -> Iterator[str]:
+    leg = facts.leg
+    since = _ago(facts, ", held", leg.put_at) if leg.held else ""
+    yield f"No worker gets job {leg.job} of tube {facts.tube.name} before it is released{since}."
+    if leg.waits_for and facts.batch is None:  # else `describe_membership` says so
+        yield f"It waits for {leg.waits_for}."
+    if facts.batch is None:
+        yield f"To have it built all the same: reimzul kick --held {leg.job}"
 
 
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
@@ -281,7 +295,7 @@ def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
     for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
         if attempt.status in texts:
             yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts)}"
-    retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
+    retried = [(number, attempt) for number, attempt in known if attempt.status in (Status.RETRIED, Status.WAITING)]
     if retried:
         number, last = retried[-1]
         many = f"; {pluralize(len(retried), 'attempt')} ended so" if retried[1:] else ""
@@ -404,6 +418,7 @@ def _describe_end(facts: BuildFacts) -> Iterator[str]:
     first_line = next((line.strip() for line in leg.first_error.splitlines() if line.strip()), "")
     if leg.error_line or first_line:  # version 0.1 did not record which line is the cause
         yield f"The first error: {leg.error_line or first_line}"
-    if where := log_command(leg.build_id, leg.arch) if leg.scratch and leg.logs_folder else describe_files(leg):
+    has_no_link = leg.scratch and leg.logs_folder and not leg.page
+    if where := log_command(leg.build_id, leg.arch) if has_no_link else describe_files(leg):
         yield f"Its logs: {where}"
     yield f"To build it again: reimzul retry {leg.build_id[:8]} --failed"

@@ -16,6 +16,7 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.beanstalk import (
+    HELD_SECONDS,
     PRIORITY,
     REFRESH_TUBE,
     TTR_SECONDS,
@@ -122,6 +123,14 @@ def clear_flag(broker: Broker, tube: str, only: Callable[[ControlFlag], bool] = 
 def clear_quarantine(broker: Broker, host: str) -> None:
     """Delete the notifier's drain flags of a builder; a person's stays."""
     clear_flag(broker, drain_tube(host), only=lambda flag: flag.is_quarantine)
+
+
+def hold_job(broker: Broker, tube: Tube[BuildRequest], number: int, priority: int | None = None) -> int:
+    """Hold a job that waits, or is held already with another priority; return its number.
+
+    Raises `ReservationLost` if a worker has it, or it is gone. If we are killed before the release, the job is ready.
+    """
+    return broker.reserve_job(number, tube).release(HELD_SECONDS, priority)
 
 
 def requeue_unless_cancelled(

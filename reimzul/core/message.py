@@ -161,6 +161,8 @@ _job = validators.integer(0, 2**63 - 1)
 
 #: File names of packages that an event has at most.
 MAX_NAMED_RPMS = 50
+#: Missing requirements that an event has at most.
+MAX_MISSING = 50
 
 #: The fields that are shortened, in this order, if an event is too large for a tube.
 _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
@@ -191,6 +193,7 @@ class BuildEvent(Message):
     url: str = field(validators.line(1000), "")  #: of its logs and packages, for the farm's programs; then for people
     #: folder on bstore with its logs: its place, or that of an attempt without result; set by the notifier
     logs_folder: str = field(validators.optional(validators.logs_folder), "")
+    page: str = field(validators.line(1000), "")  #: URL of its build's page for people; set by the notifier
     rpm_count: int = field(validators.integer(0, 1_000_000), 0)
     rpms: tuple[str, ...] = field(
         validators.list_of(validators.line(300), MAX_NAMED_RPMS), ()
@@ -213,7 +216,7 @@ class BuildEvent(Message):
     #: of Queued: whether its job is held until somebody releases it; None: it was neither held nor released
     held: bool | None = field(validators.optional_flag, None)
     #: of Queued: the capabilities that nobody provides, or the packages that stand in the way (core/batch_message.py)
-    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
+    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), MAX_MISSING), ())
     batch: str = field(validators.optional(validators.batch_id), "")  #: the batch that it is a member's build of
     at: float = field(validators.unix_time, 0.0)  #: when it was announced
     #: seconds that the builder's clock is ahead of the controller's; set by the notifier, 0 if the clock is right

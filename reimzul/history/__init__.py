@@ -54,7 +54,7 @@ class BuildFilter:
     srpm: Optional[str] = None  #: the file's whole name, a prefix of it, or a pattern
     submitter: Optional[str] = None  #: or a pattern
     build_id: Optional[str] = None  #: or a prefix
-    batch: Optional[str] = None  #: or a prefix
+    batch: Optional[str] = None  #: or a prefix; empty: builds of no batch
     since: Optional[str] = None  #: a timestamp: submitted then or later
     until: Optional[str] = None  #: a timestamp: submitted before
 
@@ -86,6 +86,9 @@ class History(abc.ABC):
 
     Every method raises `HistoryUnavailable`. An instance belongs to one thread.
     """
+
+    #: Whether it is a file, which the notifier may replace: who follows it opens it again for each look.
+    is_file = False
 
     @abc.abstractmethod
     def record(self, events: Sequence[Event]) -> None:
@@ -128,6 +131,18 @@ class History(abc.ABC):
 
         It is the build with that id, if it is over; without an id the latest of those that are.
         """
+
+    @abc.abstractmethod
+    def find_changed(self, after: int, limit: int) -> list[tuple[int, BuildRecord]]:
+        """Return the builds that were written after the write of that number, in the order of writes, at most `limit`.
+
+        Each write of a record has a higher number than all before. With several writers (an override) a lower number
+        may become readable after a higher one: read some numbers again.
+        """
+
+    @abc.abstractmethod
+    def last_change(self) -> int:
+        """Return the number of the latest write; 0 if there was none. A smaller one than before: a backup came back."""
 
     @abc.abstractmethod
     def close(self) -> None:

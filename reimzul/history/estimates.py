@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Optional
 
 import attr
@@ -72,18 +72,30 @@ class ArchStats:
         return self._packages.get(package) or self._all
 
 
-def find_usual_seconds(history: History, packages: Iterable[str], arch: str) -> dict[str, float]:
-    """Return how long each package usually takes on an arch."""
+@attr.frozen
+class UsualSeconds:
+    """How long packages usually take on an arch."""
+
+    seconds: Mapping[str, float]
+    measured: Collection[str]  #: the packages that were built there before; the others' seconds are a guess
+
+    @classmethod
+    def guess(cls, packages: Iterable[str]) -> UsualSeconds:
+        return cls(dict.fromkeys(packages, DEFAULT_SECONDS), ())
+
+
+def find_usual_seconds(history: History, packages: Iterable[str], arch: str) -> UsualSeconds:
     states = (BuildState.BUILT, BuildState.PUBLISHED)
     others = duration_stats(
         each.duration for each in history.find_builds(BuildFilter(arch=arch, states=states), ARCH_SAMPLE)
     )
-    found = {}
+    found, measured = {}, set()
     for name in packages:
         own = duration_stats(each.duration for each in history.recent_successes(name, arch, _PLAN_SAMPLE))
         usual = own or others
         found[name] = usual.median if usual else DEFAULT_SECONDS
-    return found
+        measured |= {name} if own else set()
+    return UsualSeconds(found, measured)
 
 
 @attr.frozen(kw_only=True)

@@ -43,7 +43,8 @@ def find_announcements(state: BatchState) -> list[BatchEvent]:
 
 
 def announced_entry(event: BatchEvent, at: float) -> Entry:
-    return {"kind": EntryKind.ANNOUNCED, "at": at, "key": event.key, "status": event.status}
+    """The entry with the whole event: of a batch that is over, it sums up what became of its members."""
+    return {"kind": EntryKind.ANNOUNCED, "at": at, "key": event.key, "event": event.to_json()}
 
 
 def make_key(state: BatchState, status: str, about: str) -> str:

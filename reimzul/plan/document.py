@@ -60,7 +60,8 @@ class Member(Message):
     packages: tuple[str, ...] = field(validators.list_of(validators.line(300), 20_000), ())  #: names of its packages
     #: whether the target lists a build of it, against which others can be built if it fails
     is_listed: bool = field(validators.flag, False)
-    seconds: float = field(validators.number(0, 1e9), 0.0)  #: how long it usually takes
+    seconds: float = field(validators.number(0, 1e9), 0.0)  #: how long it takes
+    is_measured: bool = field(validators.flag, False)  #: whether that is of its earlier builds, and not a guess
     chain: float = field(validators.number(0, 1e12), 0.0)  #: seconds of the longest chain that begins with it
     rank: int = field(validators.integer(0, 4095), 0)  #: 0 is released first
 
@@ -111,7 +112,7 @@ def write_plan(path: Path, plan: Plan) -> str:
     """Write a plan durably; return the sha256 of its file."""
     body = plan.to_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fs.write_atomic(path, body.decode("ascii"))
+    fs.write_atomic(path, body.decode("ascii"), mode=0o644)  # whatever the umask: reimzul-batch reads it
     return sha256(body).hexdigest()
 
 

@@ -86,7 +86,7 @@ def find_shortest_cycle(graph: Graph, component: Iterable[str]) -> list[str]:
             continue
         cycle = _find_cycle_through(node, left, len(best) or len(inside) + 1)
         best = cycle or best
-        if 0 < len(best) <= 2:
+        if len(best) == 1:
             break
         _remove_node(node, left, needed_by)
     start = best.index(min(best)) if best else 0

@@ -22,9 +22,10 @@ from reimzul.core.json_message import encode, parse_json
 
 
 class EntryKind:
-    ACCEPTED = "accepted"  #: the plan, by its sha256: the first entry
+    ACCEPTED = "accepted"  #: the plan, by its `plan_sha256`, and the `job` that asked for it: the first entry
     ORDER = "order"  #: a person's order
     PUT = "put"  #: a build of a member was put, held
+    PUT_AGAIN = "put again"  #: the job of a member's build was lost; it was put again, held
     EVENT = "event"  #: a build's status changed
     RELEASED = "released"  #: the job of a member's build is released; `stale`: against an old build, and why
     HELD = "held"  #: that job was taken back

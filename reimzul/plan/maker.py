@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attr
 
@@ -26,7 +26,8 @@ class ArchPlan:
     arch: str
     target: str  #: with the arch
     index: CapabilityIndex
-    seconds: Mapping[str, float]  #: how long each source usually takes
+    seconds: Mapping[str, float]  #: how long each source takes
+    measured: Collection[str]  #: the sources of which that is not a guess
     arrangement: Arrangement
 
     @property
@@ -41,10 +42,11 @@ def plan_arch(
     seconds: Mapping[str, float],
     order: str,
     seeds: Mapping[str, str],
+    measured: Collection[str] = (),
 ) -> ArchPlan:
     """Order the sources of an arch. `seeds`: source -> the bcond that its seed is built with."""
     arrangement = arrange_sources(find_needs(index, order), seconds, seeds)
-    return ArchPlan(arch=arch, target=target, index=index, seconds=seconds, arrangement=arrangement)
+    return ArchPlan(arch=arch, target=target, index=index, seconds=seconds, measured=measured, arrangement=arrangement)
 
 
 @attr.frozen(kw_only=True)
@@ -91,6 +93,7 @@ class MemberMaker:
             packages=tuple(sorted({*source.provides, *(listed.packages if listed else ())})),
             is_listed=listed is not None,
             seconds=plan.seconds[plain],
+            is_measured=plain in plan.measured,
             chain=chain,
             rank=rank,
         )

@@ -14,10 +14,9 @@ import attr
 
 from reimzul.core.failure_cause import FailureCause, find_cause
 from reimzul.core.formatting import pluralize
+from reimzul.plan.arrangement import SEED_SUFFIX
 from reimzul.plan.state import BatchState, MemberProgress, MemberState
 
-#: The suffix of the name of a seed, a member that is built first to open a cycle.
-SEED_SUFFIX = "~seed"
 #: Names of members that a sentence lists.
 _MAX_NAMED_MEMBERS = 4
 
@@ -49,8 +48,11 @@ def find_phase(state: BatchState) -> str:
 
 def is_good(state: BatchState, progress: MemberProgress) -> bool:
     """Whether a member needs nobody's attention: it is published, or left out."""
-    good = (MemberState.PUBLISHED, MemberState.SKIPPED)
-    return progress.state in good or (state.plan.scratch and progress.state == MemberState.BUILT)
+    return progress.state in list_good_states(scratch=state.plan.scratch)
+
+
+def list_good_states(*, scratch: bool) -> tuple[str, ...]:
+    return (MemberState.PUBLISHED, MemberState.SKIPPED, *([MemberState.BUILT] if scratch else []))
 
 
 def count_states(state: BatchState) -> dict[str, int]:

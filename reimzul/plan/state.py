@@ -134,6 +134,10 @@ class BatchState:
         key = self._key_of_build.get(event.build_id) or self._key_of_build.get(event.parent)
         return self.members.get(key) if key else None
 
+    def find_member(self, build_id: str) -> MemberProgress | None:
+        """The member that a build is of, also if it is not its newest."""
+        return self.members.get(self._key_of_build.get(build_id, ""))
+
     def next_build_id(self, key: str) -> str:
         return uuid.uuid5(NAMESPACE, f"{self.plan.batch} {key} {self.members[key].count}").hex
 
@@ -184,6 +188,7 @@ class BatchState:
             EntryKind.ACCEPTED: self._apply_accepted,
             EntryKind.ORDER: self._apply_order,
             EntryKind.PUT: self._apply_put,
+            EntryKind.PUT_AGAIN: self._apply_put_again,
             EntryKind.EVENT: self._apply_event,
             EntryKind.RELEASED: self._apply_released,
             EntryKind.HELD: self._apply_held,
@@ -221,6 +226,12 @@ class BatchState:
         progress.count, progress.disttag, progress.at = entry["count"] + 1, entry["disttag"], entry["at"]
         self._set_state(progress, MemberState.HELD)
 
+    def _apply_put_again(self, entry: Entry) -> None:
+        progress = self.members[entry["member"]]
+        if entry["build"] == progress.build_id and entry["job"] != progress.job and not self.is_ended(progress):
+            progress.job, progress.at, progress.legs, progress.missing = entry["job"], entry["at"], {}, ()
+            self._set_state(progress, MemberState.HELD)
+
     def _start_build(self, progress: MemberProgress, build_id: str, job: int) -> None:
         self._key_of_build[build_id] = progress.key
         progress.build_id, progress.job, progress.is_wanted = build_id, job, False
@@ -251,7 +262,7 @@ class BatchState:
     def _apply_ended(self, entry: Entry) -> None:
         progress = self.members[entry["member"]]
         if entry["build"] == progress.build_id and not self.is_ended(progress):
-            progress.reason, progress.at = entry["reason"], entry["at"]
+            progress.reason, progress.at, progress.is_wanted = entry["reason"], entry["at"], False
             self._set_state(progress, entry["state"])
 
     # --- events
@@ -294,10 +305,11 @@ class BatchState:
         if not states & set(MemberState.BROKEN) and len(progress.legs) < len(progress.member.legs):
             return  # another leg is to come
         progress.at, progress.missing = event.at, ()
-        self._set_state(progress, next(each for each in _WORST_FIRST if each in states))
-        if progress.state == MemberState.PUBLISHED:
+        result = next(each for each in _WORST_FIRST if each in states)
+        if result == MemberState.PUBLISHED:
             progress.published_at = event.at
             self.last_published_at = max(self.last_published_at, event.at)
+        self._set_state(progress, result)
         self._count_failures(progress)
 
     def _count_failures(self, progress: MemberProgress) -> None:
@@ -320,7 +332,10 @@ class BatchState:
             progress.ended_attempts.add(event.attempt)
         elif event.at < progress.at:
             return  # a repetition
-        progress.job, progress.at = event.job or progress.job, event.at
+        progress.job = event.job or progress.job
+        if progress.state == MemberState.BUILDING and not event.attempt:
+            return  # announced when it was released, and overtaken by the builder that reserved it
+        progress.at = event.at
         if event.held and event.missing:
             self._start_waiting(progress, event)
         elif event.held is not None or event.attempt:
@@ -330,6 +345,7 @@ class BatchState:
         """Hold a member for what nobody provides, and learn which members will."""
         progress.vain_waits += set(event.missing) == set(progress.last_missing)
         progress.missing = event.missing
+        progress.is_forced = False  # it was built as a person wanted, and lacks something
         for capability in event.missing:
             for key in self.find_providers(progress, capability):
                 self._dependents[key].add(progress.key)

@@ -14,7 +14,7 @@ from reimzul.core.errors import InputError
 from reimzul.core.http_client import HttpSession
 from reimzul.core.settings import Settings
 from reimzul.history import History, HistoryUnavailable, NoHistory, open_history
-from reimzul.history.estimates import DEFAULT_SECONDS, find_usual_seconds
+from reimzul.history.estimates import UsualSeconds, find_usual_seconds
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, list_live
 from reimzul.plan.contents import TargetContents
 from reimzul.plan.document import Member
@@ -118,13 +118,10 @@ class Planner:
     def _plan_arch(
         self, arch: str, sources: Mapping[str, PlannedSource], contents: TargetContents, history: Optional[History]
     ) -> ArchPlan:
-        if history is None:
-            seconds = dict.fromkeys(sources, DEFAULT_SECONDS)
-        else:
-            seconds = find_usual_seconds(history, sources, arch)
+        usual = find_usual_seconds(history, sources, arch) if history else UsualSeconds.guess(sources)
         index = CapabilityIndex(sources, contents)
         target = self.options.targets[arch]
-        return plan_arch(arch, target, index, seconds, self.batch.order, self.batch.seeds)
+        return plan_arch(arch, target, index, usual.seconds, self.batch.order, self.batch.seeds, usual.measured)
 
     def _list_workers(self) -> list[WorkerRecord]:
         try:

@@ -71,6 +71,7 @@ def test_a_package_has_its_source_capabilities_and_files(monkeypatch: pytest.Mon
         name="liba-devel",
         arch="x86_64",
         epoch="1",
+        evr="2.0-3.el9",
         location="liba/20260101000000/2.0-3.el9.x86_64/liba+devel.rpm",
         source="liba",
         source_evr="2.0-3.el9",

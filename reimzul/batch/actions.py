@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does what was decided for a batch (`plan/decisions.py`): puts, releases, holds, cancels and ends builds.
+
+The journal has each effect before or right after it happens, so that whoever is killed in between can find out:
+
+- A put is announced, then noted; the one job that may not be noted is looked for by its number.
+- A release and an end are noted first, and done again where the job shows that they were not.
+- A job that was taken back is noted after; a job that is held while its batch is paused is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Callable
+
+from reimzul.batch import jobs
+from reimzul.batch.jobs import FoundJob
+from reimzul.batch.open_batch import OpenBatch
+from reimzul.core import control
+from reimzul.core.beanstalk import HELD_SECONDS, Broker, arch_tube, cancel_tube
+from reimzul.core.errors import ReservationLost
+from reimzul.core.message import BuildRequest, Status
+from reimzul.core.validators import TIMESTAMP_FORMAT
+from reimzul.plan.decisions import Action, CancelBuild, End, Finish, Pause, Put, Release, Rest, TakeBack
+from reimzul.plan.journal import Entry, EntryKind
+from reimzul.plan.state import MemberProgress, MemberState
+
+log = logging.getLogger(__name__)
+
+#: Builds that are put between two looks at the tube `batch`.
+PUTS_BETWEEN_RESERVES = 100
+#: Needs that an announcement names.
+_MAX_NAMED_NEEDS = 3
+
+
+class ActionRunner:
+    """Does what was decided for one batch, by one connection."""
+
+    def __init__(self, broker: Broker, batch: OpenBatch, ping: Callable[[], None]) -> None:
+        self.broker = broker
+        self.batch = batch
+        self.state = batch.state
+        self._ping = ping
+
+    def run(self, actions: Sequence[Action]) -> bool:
+        """Do what was decided, but put at most a slice; return whether the state has changed."""
+        if self.batch.is_put_in_doubt:
+            self._note_unnoted()
+            return True  # what was decided may be different now
+        before = self.batch.changed_at
+        self._end([each for each in actions if isinstance(each, End)])
+        self._release([each for each in actions if isinstance(each, Release)])
+        self._take_back(each.key for each in actions if isinstance(each, TakeBack))
+        self._put(islice((each.key for each in actions if isinstance(each, Put)), PUTS_BETWEEN_RESERVES))
+        for each in actions:
+            if isinstance(each, CancelBuild):
+                self._cancel(each)
+            elif isinstance(each, Pause):
+                log.warning("batch %s paused: %s", self.batch.id, each.reason)
+                self.batch.record([{"kind": EntryKind.PAUSED, "reason": each.reason, "at": time.time()}])
+            elif isinstance(each, (Rest, Finish)):
+                self._stop(each)
+        return self.batch.changed_at != before
+
+    # --- put
+
+    def _put(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            progress = self.state.members[key]
+            if not progress.is_wanted:
+                continue  # it has just ended
+            request = make_request(self.batch, progress)
+            priority = self.state.plan.priority + progress.member.rank
+            self.batch.is_put_in_doubt = True
+            tube = arch_tube(progress.member.tube)
+            job = self.broker.put(tube, request, priority=priority, delay=HELD_SECONDS)
+            self._note_put(progress, request, job)
+            self._ping()
+        self.batch.journal.sync()
+
+    def _note_put(self, progress: MemberProgress, request: BuildRequest, job: int) -> None:
+        self.announce_held(progress, request, job)
+        note = {"build": request.build_id, "job": job, "count": progress.count, "disttag": request.disttag}
+        self.batch.record([{**self.batch.entry_of(EntryKind.PUT, progress), **note}], sync=False)
+        self.batch.is_put_in_doubt = False
+
+    def announce_held(self, progress: MemberProgress, request: BuildRequest, job: int) -> None:
+        member = progress.member
+        needs = [self.state.members[each].member.name for each in self.state.unmet_needs(progress.key)]
+        more = f" and {len(needs) - _MAX_NAMED_NEEDS} more" if len(needs) > _MAX_NAMED_NEEDS else ""
+        waits_for = f"waits for {', '.join(needs[:_MAX_NAMED_NEEDS])}{more}" if needs else ""
+        reason = f"held for batch {self.batch.id}: job {job} of tube {member.tube}"
+        priority = self.state.plan.priority + member.rank
+        jobs.announce_queued(
+            self.broker, request, job, priority, member.tube, held=True, reason=reason, waits_for=waits_for,
+            **name_package(progress),
+        )  # fmt: skip
+
+    def _note_unnoted(self) -> None:
+        """Look for the job that was put when this daemon was killed or cut off, and note it."""
+        wanted = {self.state.next_build_id(each.key): each for each in self.state.members.values() if each.is_wanted}
+        now = jobs.next_job_number(self.broker)
+        for job, request in jobs.find_jobs(self.broker, self._numbers_before(now), wanted, self._ping).items():
+            progress = wanted[request.build_id]
+            if progress.is_wanted:
+                self._note_put(progress, request, job)
+        self.batch.is_put_in_doubt = False
+
+    def _numbers_before(self, now: int) -> range:
+        """The numbers that a job may have which was put after the last noted one: they fall when a binlog is lost."""
+        if now > self.batch.last_job:
+            return range(self.batch.last_job + 1, now)
+        return range(self.batch.first_job if now > self.batch.first_job else 1, now)
+
+    # --- release and take back
+
+    def _release(self, releases: Sequence[Release]) -> None:
+        rows = [(self.state.members[each.key], each.stale) for each in releases]
+        entries = [
+            self.batch.entry_of(EntryKind.RELEASED, progress, **({"stale": stale} if stale else {}))
+            for progress, stale in rows
+        ]
+        self.batch.record(entries)
+        for progress, _ in rows:
+            self.kick(progress)
+
+    def kick_pending(self) -> None:
+        """Kick the released jobs that a builder still held."""
+        for key, build_id in list(self.batch.pending_kicks.items()):
+            progress = self.state.members.get(key)
+            if progress is None or progress.build_id != build_id or progress.state != MemberState.RELEASED:
+                del self.batch.pending_kicks[key]
+            else:
+                self.kick(progress)
+
+    def kick(self, progress: MemberProgress) -> None:
+        """Make the job of a released build ready, and announce that; where a builder holds it, it is kicked later.
+
+        A builder announces that its build waits before it holds the job, so a release may come before that.
+        """
+        self.batch.pending_kicks.pop(progress.key, None)
+        found = jobs.find_job(self.broker, progress.job, progress.build_id)
+        if found is None:  # the regular check finds out why
+            return
+        if found.stats.state == "reserved":
+            self.batch.pending_kicks[progress.key] = progress.build_id
+            return
+        with contextlib.suppress(ReservationLost):  # it is ready already
+            self.broker.kick(progress.job)
+        reason = progress.stale or f"released: job {progress.job} of tube {progress.member.tube}"
+        jobs.announce_queued(
+            self.broker, found.request, progress.job, found.stats.priority, progress.member.tube, held=False,
+            reason=reason, **name_package(progress),
+        )  # fmt: skip
+
+    def _take_back(self, keys: Iterable[str]) -> None:
+        taken = []
+        for key in keys:
+            progress = self.state.members[key]
+            if (found := self.hold_again(progress)) is not None:
+                self.announce_held(progress, found.request, progress.job)
+                taken.append(self.batch.entry_of(EntryKind.HELD, progress))
+        self.batch.record(taken)
+
+    # --- cancel and end
+
+    def _cancel(self, action: CancelBuild) -> None:
+        """End a build that no builder has reserved, else set its cancel flag."""
+        progress = self.state.members[action.key]
+        if self.hold_again(progress) is not None:
+            state = MemberState.SKIPPED if progress.is_skipped else MemberState.CANCELLED
+            self._end([End(action.key, state, action.reason)])
+            return
+        control.set_flag(self.broker, cancel_tube(progress.build_id), control.new_flag("", action.reason))
+        self.batch.record([self.batch.entry_of(EntryKind.CANCELLING, progress)])
+
+    def hold_again(self, progress: MemberProgress) -> FoundJob | None:
+        """Hold a job again unless a builder has reserved it, or it is gone; return it if it is held now."""
+        found = jobs.find_job(self.broker, progress.job, progress.build_id)
+        if found is None:
+            return None
+        with contextlib.suppress(ReservationLost):
+            self.broker.reserve_job(progress.job, arch_tube(progress.member.tube)).release(HELD_SECONDS)
+            return found
+        return None
+
+    def _end(self, ends: Sequence[End]) -> None:
+        rows = [(self.state.members[each.key], each) for each in ends]
+        held = [progress for progress, _ in rows if progress.is_put]
+        self.batch.record(
+            [
+                self.batch.entry_of(EntryKind.ENDED, progress, state=end.state, reason=end.reason)
+                for progress, end in rows
+            ]
+        )
+        for progress in held:
+            self.complete_end(progress)
+
+    def complete_end(self, progress: MemberProgress) -> None:
+        """Announce the end of a member that was ended here, and delete its job."""
+        found = jobs.find_job(self.broker, progress.job, progress.build_id)
+        if found is None:
+            return
+        status = Status.FAILED if progress.state == MemberState.FAILED else Status.CANCELLED
+        jobs.announce_end(self.broker, found.request, status, progress.reason, progress.at, name_package(progress))
+        self.batch.pending_deletes[progress.job] = progress.build_id
+        self.delete_pending()
+
+    def delete_pending(self) -> None:
+        """Delete the jobs of ended builds, and keep in mind those that a builder still holds."""
+        for job, build_id in list(self.batch.pending_deletes.items()):
+            with contextlib.suppress(ReservationLost):
+                if jobs.find_job(self.broker, job, build_id) is not None:
+                    self.broker.delete(job)
+                del self.batch.pending_deletes[job]
+
+    def cancel_replaced(self, changed: Iterable[MemberProgress]) -> None:
+        """Cancel the builds of members that another plan replaces, before that plan counts."""
+        for progress in changed:
+            if not progress.is_put or self.state.is_ended(progress):
+                continue
+            reason = "replaced by another source rpm"
+            if (found := self.hold_again(progress)) is not None:
+                at = time.time()
+                jobs.announce_end(self.broker, found.request, Status.CANCELLED, reason, at, name_package(progress))
+                with contextlib.suppress(ReservationLost):
+                    self.broker.delete(progress.job)
+            else:
+                control.set_flag(self.broker, cancel_tube(progress.build_id), control.new_flag("", reason))
+
+    # --- the end of the batch
+
+    def _stop(self, action: Rest | Finish) -> None:
+        kind = EntryKind.RESTS
+        if isinstance(action, Finish):
+            self._clear_jobs()
+            kind = EntryKind.OVER
+        entry: Entry = {"kind": kind, "at": time.time()}
+        self.batch.record([entry])
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(self.state.counts.items()) if count)
+        log.info("batch %s %s: %s", self.batch.id, "is over" if kind == EntryKind.OVER else "rests", counts)
+
+    def _clear_jobs(self) -> None:
+        """Complete the ends that a kill has left half done; delete held doubles, which the journal does not name."""
+        members = {each.build_id: each for each in self.state.members.values() if each.build_id}
+        now = jobs.next_job_number(self.broker)
+        numbers = range(self.batch.first_job if now > self.batch.first_job else 1, now)
+        for job, request in jobs.find_jobs(self.broker, numbers, members, self._ping).items():
+            progress = members[request.build_id]
+            with contextlib.suppress(ReservationLost):
+                if not self.broker.job_stats(job).is_held:
+                    continue
+                if job == progress.job:
+                    self.complete_end(progress)
+                else:
+                    log.warning("batch %s: deleted job %d, a double of %s", self.batch.id, job, request.srpm)
+                    self.broker.delete(job)
+
+
+def make_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
+    """The request of a member's next build."""
+    member, plan = progress.member, batch.state.plan
+    return BuildRequest(
+        srpm=member.srpm,
+        arch=member.arch,
+        target=member.target,
+        disttag=progress.disttag,
+        submitter=plan.submitter,
+        scratch=plan.scratch,
+        build_id=batch.state.next_build_id(progress.key),
+        timestamp=time.strftime(TIMESTAMP_FORMAT, time.gmtime()),
+        srpm_sha256=member.srpm_sha256,
+        parent=progress.build_id,
+        rebuild=True,
+        batch=batch.id,
+        bconds=member.bconds,
+    )
+
+
+def name_package(progress: MemberProgress) -> dict[str, str]:
+    """What an event says about the package of a member."""
+    return {"pkgname": progress.member.name.removesuffix("~seed"), "evr": progress.member.evr}

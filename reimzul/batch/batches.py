@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batches that `reimzul-batch` works on: which are open, and what a message adds to which journal."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from reimzul.batch.actions import ActionRunner
+from reimzul.batch.jobs import without_logs
+from reimzul.batch.open_batch import OpenBatch, is_over, list_batches
+from reimzul.core.arch import Arches
+from reimzul.core.batch_message import BatchOrder, BatchRequest, OrderKind
+from reimzul.core.errors import InputError, InvalidMessage, RetryLater
+from reimzul.core.message import BuildEvent
+from reimzul.plan.document import journal_path, plan_path
+from reimzul.plan.journal import Entry, EntryKind
+from reimzul.plan.state import BatchState, MemberProgress, event_entry
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a batch which is over is kept in memory: late events of its builds still count.
+_KEEP_SECONDS = 3600.0
+
+
+class Batches:
+    def __init__(self, incoming: Path, arches: Arches) -> None:
+        self.incoming = incoming
+        self.arches = arches
+        self.open: dict[str, OpenBatch] = {}
+        self._broken: dict[str, str] = {}  #: batches that are not touched, and why
+
+    def load_unfinished(self) -> None:
+        """Load the batches that are not over. One that cannot be loaded is logged and not touched."""
+        for batch_id in list_batches(self.incoming):
+            try:
+                if not is_over(self.incoming, batch_id):
+                    self._load(batch_id)
+            except InputError as error:
+                self.set_aside(batch_id, str(error))
+
+    def set_aside(self, batch_id: str, reason: str) -> None:
+        """Touch a batch no more until this daemon is restarted, or a person gives an order."""
+        if self._broken.get(batch_id) != reason:
+            log.error("batch %s is not touched: %s", batch_id, reason)
+        self._broken[batch_id] = reason
+        if batch_id in self.open:
+            self.open.pop(batch_id).close()
+
+    def active(self) -> list[OpenBatch]:
+        return [each for each in self.open.values() if not each.state.is_over]
+
+    def drop_old(self) -> None:
+        for batch in list(self.open.values()):
+            if batch.state.is_over and time.monotonic() - batch.changed_at > _KEEP_SECONDS:
+                self.open.pop(batch.id).close()
+
+    def _load(self, batch_id: str) -> OpenBatch:
+        batch = OpenBatch.load(self.incoming, batch_id)
+        self.open[batch_id] = batch
+        self._broken.pop(batch_id, None)
+        return batch
+
+    # --- messages
+
+    def accept(self, request: BatchRequest, job: int) -> None:
+        """Begin a batch, unless it has begun. Raises `InvalidMessage`, `RetryLater`."""
+        try:
+            if self._find(request.batch, request.plan_sha256) is None:
+                batch = OpenBatch.accept(self.incoming, request, job, self.arches)
+                self.open[request.batch] = batch
+                log.info("batch %s accepted: %d members", batch.id, len(batch.state.members))
+        except (InputError, OSError) as error:
+            raise InvalidMessage(f"batch {request.batch}: {error}") from None
+
+    def _find(self, batch_id: str, plan_sha256: str = "") -> OpenBatch | None:
+        """The batch, loaded if it is over or was set aside; None if it has not begun. Raises `InputError`."""
+        batch = self.open.get(batch_id)
+        path = journal_path(self.incoming, batch_id)
+        if batch is None and path.exists() and path.stat().st_size:
+            batch = self._load(batch_id)
+        if batch is not None and plan_sha256 and batch.plan_sha256 != plan_sha256:
+            raise InputError(f"{path}: belongs to another plan")
+        return batch
+
+    def find_for_order(self, order: BatchOrder) -> OpenBatch:
+        """The batch that an order is for. Raises `InvalidMessage`, and `RetryLater` if its request is still to come."""
+        try:
+            batch = self._find(order.batch)
+        except InputError as error:
+            raise InvalidMessage(f"batch {order.batch}: {error}") from None
+        if batch is not None:
+            return batch
+        if plan_path(self.incoming, order.batch).exists():
+            raise RetryLater(f"batch {order.batch} has not begun yet", pause=2)
+        raise InvalidMessage(f"there is no batch {order.batch}")
+
+    def find_for_event(self, event: BuildEvent) -> tuple[OpenBatch, MemberProgress] | None:
+        """The open batch, and its member, that an event is about."""
+        candidates = [self.open[event.batch]] if event.batch in self.open else self.open.values()
+        for batch in candidates:
+            progress = batch.state.member_of_build(event)
+            if progress is not None:
+                return batch, progress
+        return None
+
+
+def entry_of_order(order: BatchOrder) -> Entry:
+    return {
+        "kind": EntryKind.ORDER,
+        "at": time.time(),
+        "order": order.order,
+        "id": order.id,
+        "by": order.by,
+        "members": list(order.members),
+        "settle_pass": order.settle_pass,
+        "plan_sha256": order.plan_sha256,
+        "why": order.why,
+    }
+
+
+def entry_of_event(event: BuildEvent) -> Entry:
+    return event_entry(without_logs(event), time.time())
+
+
+def prepare_order(order: BatchOrder, runner: ActionRunner, arches: Arches) -> None:
+    """Check a `replace`, and cancel the builds that it replaces. Raises `InvalidMessage`."""
+    if order.order != OrderKind.REPLACE or order.id in runner.state.orders:
+        return
+    try:
+        plan = runner.batch.load_checked_plan(order.plan_sha256, arches)
+    except InputError as error:
+        raise InvalidMessage(f"batch {order.batch}: {error}") from None
+    kept = {each.key: each.srpm_sha256 for each in plan.members}
+    runner.cancel_replaced(_find_replaced(runner.state, kept))
+
+
+def _find_replaced(state: BatchState, kept: dict[str, str]) -> Iterator[MemberProgress]:
+    for key, progress in state.members.items():
+        if kept.get(key) != progress.member.srpm_sha256:
+            yield progress

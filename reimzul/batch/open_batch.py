@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch while `reimzul-batch` works on it: its state, its journal, and what only this process has to remember."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reimzul.core.arch import Arches
+from reimzul.core.batch_message import BatchRequest
+from reimzul.core.errors import InputError, InvalidMessage, RetryLater, describe_os_error
+from reimzul.core.json_message import parse_json
+from reimzul.core.message import Status
+from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
+from reimzul.plan.journal import Entry, EntryKind, Journal, read_journal
+from reimzul.plan.state import BatchState, MemberProgress
+
+#: Bytes at the end of a journal that are read to find out whether its batch is over.
+_TAIL_BYTES = 1 << 16
+
+
+class OpenBatch:
+    def __init__(self, incoming: Path, plan: Plan) -> None:
+        self.incoming = incoming
+        self.state = BatchState(plan, self.load_plan)
+        self.id = plan.batch
+        self.plan_sha256 = ""  #: of the plan that was accepted
+        self.journal = Journal(journal_path(incoming, plan.batch))
+        #: the numbers between which the jobs of its builds are
+        self.first_job = self.last_job = 0
+        #: whether a job may have been put that the journal does not have
+        self.is_put_in_doubt = False
+        #: builds whose job a builder still held when it was to be kicked, by member
+        self.pending_kicks: dict[str, str] = {}
+        #: jobs of ended members that a builder still held
+        self.pending_deletes: dict[int, str] = {}
+        #: when a job was first found missing, by build
+        self.missing_since: dict[str, float] = {}
+        #: when the last publication was noted, or everything before it was read, by this host's clock
+        self.publication_noted_at = time.time()
+        self.changed_at = time.monotonic()
+
+    @classmethod
+    def accept(cls, incoming: Path, request: BatchRequest, job: int, arches: Arches) -> OpenBatch:
+        """Begin a batch whose request is the job. Raises `InputError`, `RetryLater`."""
+        plan = read_plan(plan_path(incoming, request.batch), request.plan_sha256)
+        check_plan(plan, request.batch, arches)
+        journal = journal_path(incoming, request.batch)
+        if journal.exists() and journal.stat().st_size:
+            raise InputError(f"{journal}: belongs to another plan, or to none; a batch begins without a journal")
+        batch = cls(incoming, plan)
+        accepted = {"kind": EntryKind.ACCEPTED, "plan_sha256": request.plan_sha256, "job": job, "at": time.time()}
+        batch.record([accepted])
+        return batch
+
+    @classmethod
+    def load(cls, incoming: Path, batch_id: str) -> OpenBatch:
+        """Load a batch that was accepted earlier. Raises `InputError`."""
+        path = journal_path(incoming, batch_id)
+        entries = read_journal(path)
+        first = next(entries, None)
+        if first is None or first["kind"] != EntryKind.ACCEPTED:
+            raise InputError(f"{path}: does not begin with the acceptance of a plan")
+        plan = read_plan(plan_path(incoming, batch_id), str(first.get("plan_sha256")) or "none")
+        try:
+            batch = cls(incoming, plan)  # cuts off an entry that a kill has left half written
+        except OSError as error:
+            raise InputError(f"{path}: {describe_os_error(error)}") from None
+        for entry in (first, *entries):
+            batch.apply(entry)
+        batch.is_put_in_doubt = any(each.is_wanted for each in batch.state.members.values())
+        return batch
+
+    def load_plan(self, plan_sha256: str) -> Plan:
+        """Read the plan that replaced the first one. Raises `InputError`."""
+        return read_plan(plan_path(self.incoming, self.id, plan_sha256), plan_sha256)
+
+    def load_checked_plan(self, plan_sha256: str, arches: Arches) -> Plan:
+        """Read a plan that is to replace this one, and check it. Raises `InputError`."""
+        plan = self.load_plan(plan_sha256)
+        check_plan(plan, self.id, arches)
+        return plan
+
+    def record(self, entries: Sequence[Entry], *, sync: bool = True) -> None:
+        """Write entries to the journal, then apply them. Raises `RetryLater` if the disk does not take them."""
+        try:
+            self.journal.append(entries, sync=sync)
+        except OSError as error:
+            raise RetryLater(f"{self.journal.path}: {describe_os_error(error)}") from error
+        for entry in entries:
+            self.apply(entry)
+
+    def apply(self, entry: Entry) -> None:
+        if entry["kind"] == EntryKind.ACCEPTED:
+            self.plan_sha256 = str(entry["plan_sha256"])
+        if entry["kind"] in (EntryKind.ACCEPTED, EntryKind.PUT, EntryKind.PUT_AGAIN):
+            job = int(entry["job"])
+            self.first_job, self.last_job = min(self.first_job or job, job), max(self.last_job, job)
+        elif entry["kind"] == EntryKind.EVENT and entry["event"].get("status") == Status.PUBLISHED:
+            self.publication_noted_at = time.time()
+        self.state.apply(entry)
+        self.changed_at = time.monotonic()
+
+    def entry_of(self, kind: str, progress: MemberProgress, **more: Any) -> Entry:
+        return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": time.time(), **more}
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def check_plan(plan: Plan, batch_id: str, arches: Arches) -> None:
+    """Raise `InputError` for a plan that is another batch's, or whose builds would get into a wrong tube."""
+    if plan.batch != batch_id:
+        raise InputError(f"the plan is of batch {plan.batch}, not of {batch_id}")
+    for member in plan.members:
+        if member.arch not in arches.known or member.tube != arches.tube_of(member.arch):
+            raise InputError(f"the plan has {member.key} in tube {member.tube}, which is not that of its arch")
+        if not set(member.legs):
+            raise InputError(f"the plan has no arch on which {member.key} must be published")
+    if len({member.key for member in plan.members}) < len(plan.members):
+        raise InputError("the plan has two members of one name and arch")
+
+
+def list_batches(incoming: Path) -> list[str]:
+    """The ids of all batches that were accepted, in no order. Raises `OSError` if the folder cannot be read."""
+    folder = incoming / FOLDER
+    names = (path.name.partition(".")[0] for path in folder.glob("*.log")) if folder.is_dir() else ()
+    return [name for name in names if len(name) == 8]
+
+
+def is_over(incoming: Path, batch_id: str) -> bool:
+    """Whether a batch is over, by the end of its journal: only events may come after that. Raises `InputError`."""
+    path = journal_path(incoming, batch_id)
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            tail = stream.read()
+    except OSError as error:
+        raise InputError(f"{path}: {describe_os_error(error)}") from None
+    for line in reversed(tail.splitlines()[1:]):
+        with contextlib.suppress(InvalidMessage):  # half written
+            kind = parse_json(line).get("kind")
+            if kind != EntryKind.EVENT:
+                return bool(kind == EntryKind.OVER)
+    return False
