@@ -100,7 +100,7 @@ class StandInDaemon:
                 assert isinstance(order, BatchOrder)
                 self.orders.append(order)
                 about = {"order": order.order, "id": order.id, "by": order.by, "members": list(order.members)}
-                more = {"settle_pass": order.settle_pass, "plan_sha256": order.plan_sha256}
+                more = {"settle_pass": order.settle_pass, "plan_sha256": order.plan_sha256, "why": order.why}
                 self.batch.add(EntryKind.ORDER, **about, **more)
                 claim.delete()
 
@@ -270,7 +270,9 @@ def test_orders_are_obeyed_and_say_what_changed(incoming: Path, beanstalkd: Bean
         assert run("batch", "pause", "--why", "night").stdout == f"batch {BATCH_ID}: paused; 1 build still to end\n"
         assert (daemon.orders[0].why, len(daemon.orders[0].id)) == ("night", 16)
         assert run("batch", "pause").returncode == 4
-        assert "state         paused: pause by" in run("batch", "show").stdout
+        (state,) = [line for line in run("batch", "show").stdout.splitlines() if line.startswith("  state ")]
+        assert state.startswith("  state         paused: pause by ")
+        assert state.endswith(f": night; 1 build still to end (reimzul batch resume {BATCH_ID})")
         assert printed("batch", "resume")["obeyed"]
         assert run("batch", "retry", "5f", "--failed").stdout == f"batch {BATCH_ID}: retrying 1 member (six.x86_64)\n"
         assert batch.state.members[key("six")].is_wanted
