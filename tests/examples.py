@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/ shows as examples, made by the code itself: `python -m tests.examples` writes them anew."""
+"""The examples in docs/, made by the code itself: `python -m tests.examples` updates them."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuildEvent
 from reimzul.notifier.sinks.mail import MailWriter
 from reimzul.worker.error_extractor import find_first_error
@@ -18,7 +19,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 def failing_event() -> BuildEvent:
-    """A build that a compiler ended, told as a worker does."""
+    """The event of a build that failed in the compiler, as a worker announces it."""
     root = SAMPLES / "mock-logs" / "failbuild" / "root.log"
     with tempfile.TemporaryDirectory() as folder:
         build = Path(folder) / "build.log"
@@ -54,7 +55,7 @@ def _narrow(log: str) -> str:
 
 def main() -> None:
     """Write them."""
-    writer = MailWriter(sender="buildsys@example.org", public_url="http://bstore.example.org/")
+    writer = MailWriter(sender="buildsys@example.org", roots=LinkRoots(store="http://bstore.example.org/"))
     mail = writer.format_mail(failing_event(), ["me@example.org"])
     EXAMPLE_FILE.parent.mkdir(exist_ok=True)
     EXAMPLE_FILE.write_text(mail.decode().replace("\r\n", "\n"), encoding="utf-8")

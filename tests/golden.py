@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other programs read of ours, made from fixed inputs: messages, history documents, JSON output, settings.
+"""The interfaces that other programs read, made from fixed inputs: messages, history documents, JSON output, settings.
 
-tests/samples/golden/ holds these texts. A change of one of them is a change of an interface: renew the files with
+tests/samples/golden/ holds these texts. A change of one of them is a change of an interface: update the files with
 `python -m tests.golden`, in a commit of its own whose body lists old and new.
 """
 
@@ -137,7 +137,7 @@ def message_lines() -> str:
 
 
 def _events() -> list[Any]:
-    """What three builds announce: one published after a retry, one failed, one still building."""
+    """The events of three builds: one published after a retry, one failed, one still building."""
 
     def queued(number: int) -> BuildEvent:
         return event("Queued", number, job=_ANY_JOB, tube="x86_64")
@@ -176,7 +176,7 @@ def history_lines(folder: Path) -> str:
 
 
 def json_output(folder: Path) -> str:
-    """What commands that need the history alone print with --json."""
+    """The JSON of the commands that need the history alone."""
     _fill_history(folder)
     (folder / "reimzul.ini").write_text(f"[history]\nurl = sqlite:///{folder}/history.sqlite\n[beanstalkd]\nport = 9\n")
     program = [sys.executable, "-m", "reimzul.admin.main"]

@@ -25,7 +25,15 @@ from reimzul.admin import lookup
 from reimzul.admin.causes import find_builds_of_cause
 from reimzul.admin.held import change_priority
 from reimzul.admin.lookup import GONE, BuildLegs
-from reimzul.admin.output import confirm, json_option, pass_settings, period_options, print_json, print_result
+from reimzul.admin.output import (
+    confirm,
+    json_option,
+    pass_settings,
+    period_options,
+    print_json,
+    print_result,
+    refuse_ignored,
+)
 from reimzul.core import control, validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
@@ -116,6 +124,8 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, wait: bool, tim
       reimzul cancel 72b893f8
       reimzul cancel 72b893f8 4a1eee11 --why "wrong branch"
     """
+    if not wait:
+        refuse_ignored("with --no-wait", "timeout")
     builds, flag = lookup.read_builds(settings, given), control.new_flag(current_user(), why)
     with Broker.from_settings(settings.beanstalkd) as broker:
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
@@ -326,6 +336,8 @@ def retry(
     """
     if bool(given) == bool(cause):
         raise click.UsageError("say which builds: their ids, or --cause CAUSE.")
+    if not cause:
+        refuse_ignored("without --cause", "begin", "end")
     known, user = read_arches(settings.farm.arches), current_user()
     with lookup.reading_history(settings.history.url) as history:
         builds = find_builds_of_cause(history, cause, begin, end) if cause else lookup.find_builds(history, given)

@@ -33,7 +33,9 @@ from reimzul.admin.output import (
     print_table,
     table_options,
 )
+from reimzul.admin.target_option import complete_target, expand_option, refuse_unknown, target_option
 from reimzul.core import validators
+from reimzul.core.arch import read_arches
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time, format_timestamp, suggest_nearest
@@ -44,6 +46,7 @@ from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
+from reimzul.core.targets import find_one_target
 from reimzul.history import BuildFilter, BuildRecord, History, NoHistory, open_history
 from reimzul.history.build_record import BuildState, RecordedAttempt
 from reimzul.plan.document import FOLDER
@@ -89,7 +92,7 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
     metavar="STATE",
     help=f"One of {', '.join(BuildState.ALL)}. May be repeated.",
 )
-@lookup.target_option()
+@target_option()
 @click.option("--arch", metavar="ARCH")
 @click.option("--srpm", metavar="NAME", help="A file's whole name, its beginning, or a pattern, as 'time-*.el9*'.")
 @click.option("--submitter", metavar="NAME", help="A name, or a pattern.")
@@ -172,10 +175,10 @@ def _fold_batches(
 def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[str, Any]) -> list[BuildRecord]:
     """Return the builds that match. Raises `InputError` for an arch or a target that no build ever had."""
     target = wanted.pop("target")
-    targets = None if target is None else lookup.expand_target(settings, target)
+    targets = expand_option(settings, target)
     found = history.find_builds(BuildFilter(**wanted, targets=targets), limit)
     if not found:
-        lookup.refuse_unknown(settings, history, target=target, arch=wanted["arch"])
+        refuse_unknown(settings, history, target=target, arch=wanted["arch"])
     return found
 
 
@@ -321,7 +324,7 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
 
 def _files_label(leg: BuildRecord) -> str:
     """What the last line of a leg has: a link, a path, or a command that prints a log."""
-    return "URL" if leg.url else "log" if leg.logs_folder.startswith("attempts/") else "folder"
+    return "page" if leg.page else "URL" if leg.url else "log" if leg.logs_folder.startswith("attempts/") else "folder"
 
 
 def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:
@@ -387,7 +390,13 @@ _OVERRIDE_CHECKS: dict[str, Callable[[Any], str]] = {
 @click.option("--why", metavar="TEXT", help="The reason, shown with the build. Required.")
 @click.option("-a", "--arch", metavar="ARCH", help="Only this arch of the build.")
 @click.option("-s", "--srpm", metavar="SRPM", help="Instead of an ID, with -t and -a: the latest build of this file.")
-@click.option("-t", "--target", metavar="TARGET", help="With -s and -a: as c9s or c9s.x86_64.")
+@click.option(
+    "-t",
+    "--target",
+    metavar="TARGET",
+    shell_complete=complete_target,
+    help="With -s and -a: as c9s or c9s.x86_64.",
+)
 @click.option("-c", "--comment", hidden=True)  # the original's name of --why
 @json_option("a list: the build on each arch, as the history has it now")
 @pass_settings
@@ -442,13 +451,13 @@ def _find_given(history: History, given: str, arch: str | None) -> list[BuildRec
 
 def _find_latest(settings: Settings, history: History, srpm: str, target: str, arch: str) -> list[BuildRecord]:
     """Return the latest finished build of a source rpm on an arch. Raises `InputError`."""
-    wanted = BuildFilter(srpm=srpm, arch=arch, targets=lookup.expand_target(settings, target))
+    wanted = BuildFilter(srpm=srpm, arch=arch, targets=expand_option(settings, target))
     found = [record for record in history.find_builds(wanted, _MAX_OVERRIDE_CANDIDATES) if record.latest_build]
     if not found:
-        lookup.refuse_unknown(settings, history, target=target, arch=arch)
+        refuse_unknown(settings, history, target=target, arch=arch)
         raise InputError(
             f"no finished build of {srpm} on {arch} for {target} is recorded; "
             f"`reimzul builds --srpm {srpm}` lists those that are"
         )
-    lookup.match_one_target(settings, target, {record.target for record in found})
+    find_one_target(target, {record.target for record in found}, read_arches(settings.farm.arches))
     return found[:1]

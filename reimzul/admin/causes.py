@@ -18,6 +18,7 @@ import click
 from reimzul.admin import lookup, output
 from reimzul.admin.batch_lookup import find_batch
 from reimzul.admin.lookup import BuildLegs
+from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError
@@ -107,7 +108,7 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 
 @click.command("causes", epilog=EXIT_CODES)
 @output.period_options("Group builds")
-@lookup.target_option()
+@target_option()
 @click.option("--arch", metavar="ARCH")
 @click.option("--batch", metavar="BATCH", help="Only builds of this batch; by default, since it was submitted.")
 @output.table_options(_TABLE)
@@ -136,7 +137,7 @@ def command(
       reimzul causes --batch 5f0c12ab
       reimzul retry --cause 5f0c12ab
     """
-    targets = None if target is None else lookup.expand_target(settings, target)
+    targets = expand_option(settings, target)
     if batch is not None:
         plan = find_batch(settings, batch).state.plan
         batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
@@ -144,7 +145,7 @@ def command(
     with lookup.reading_history(settings.history.url) as history:
         groups = group_failures(find_failures(history, wanted))
         if not groups:
-            lookup.refuse_unknown(settings, history, target=target, arch=arch)
+            refuse_unknown(settings, history, target=target, arch=arch)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 import attr
 import click
@@ -83,6 +83,29 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmati
 
 def json_option(output: str) -> Callable[[F], F]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {output}. See docs/json.md.")
+
+
+def refuse_ignored(reason: str, *names: str) -> None:
+    """Raise `UsageError` if one of these parameters is on the command line, where it has no effect for this reason.
+
+    `reason` ends the sentence: `with --json`, `without --canary`.
+    """
+    context = click.get_current_context()
+    ignored = [
+        max(each.opts, key=len) if isinstance(each, click.Option) else each.human_readable_name
+        for each in context.command.params
+        if each.name in names and context.get_parameter_source(each.name) == ParameterSource.COMMANDLINE
+    ]
+    if ignored:
+        has, them = ("has", "it") if len(ignored) == 1 else ("have", "them")
+        raise click.UsageError(f"{join_words(ignored)} {has} no effect {reason}: leave {them} out")
+
+
+def refuse_others(option: str, *names: str) -> None:
+    """Raise `UsageError` if the command line has more than this option, `names`, and what all commands have."""
+    allowed = {option.strip("-"), *names, "config", "verbose", "color"}
+    ignored = [each.name or "" for each in click.get_current_context().command.params if each.name not in allowed]
+    refuse_ignored(f"with {option}", *ignored)
 
 
 def check_input(check: Callable[[Any], str], value: str, prefix: str = "") -> str:
@@ -219,9 +242,15 @@ def table_options(table: Table) -> Callable[[F], F]:
         return [names[name] for name in chosen]
 
     def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def run(*arguments: Any, **given: Any) -> Any:
+            if given.get("as_json"):
+                refuse_ignored("with --json", "columns", "wide")
+            return function(*arguments, **given)
+
         wide = click.option("--wide", is_flag=True, help="Print every column in full, however narrow the terminal is.")
         names = "Print these columns, separated by commas, as " + ",".join(head.lower() for head in table.heads[:3])
-        return click.option("--columns", callback=parse_columns, metavar="NAMES", help=f"{names}.")(wide(function))
+        return click.option("--columns", callback=parse_columns, metavar="NAMES", help=f"{names}.")(wide(cast(F, run)))
 
     return decorate
 

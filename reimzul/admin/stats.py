@@ -16,6 +16,7 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
+from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_duration, format_rfc3339, format_time
 from reimzul.core.message import Status
@@ -29,7 +30,7 @@ _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 
 @click.command("stats", epilog=EXIT_CODES)
 @output.period_options("Count builds")
-@lookup.target_option()
+@target_option()
 @click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
 @output.json_option("an object, with all packages")
@@ -46,11 +47,13 @@ def command(settings: Settings, begin: float, end: float | None, target: str | N
       reimzul stats --since 24h --target c9s
       reimzul stats --since 2026-11-01 --json
     """
+    if as_json:
+        output.refuse_ignored("with --json", "top")
     with lookup.reading_history(settings.history.url) as history:
-        targets = None if target is None else lookup.expand_target(settings, target)
+        targets = expand_option(settings, target)
         stats = compute_stats_between(history, begin, end, targets)
         if not stats.count:
-            lookup.refuse_unknown(settings, history, target=target)
+            refuse_unknown(settings, history, target=target)
     if as_json:
         output.print_json(to_dict(stats, begin, end or time.time()))
     elif stats.count:

@@ -48,6 +48,9 @@ class ActionRunner:
 
     def run(self, actions: Sequence[Action]) -> bool:
         """Do what was decided, but put at most a slice; return whether the state has changed."""
+        if self.batch.is_put_in_doubt:
+            self._note_unnoted()
+            return True  # what was decided may be different now
         before = self.batch.changed_at
         self._end([each for each in actions if isinstance(each, End)])
         self._release([each for each in actions if isinstance(each, Release)])
@@ -66,12 +69,10 @@ class ActionRunner:
     # --- put
 
     def _put(self, keys: Iterable[str]) -> None:
-        if self.batch.is_put_in_doubt:
-            self._note_unnoted()
         for key in keys:
             progress = self.state.members[key]
             if not progress.is_wanted:
-                continue  # its job was found
+                continue  # it has just ended
             request = make_request(self.batch, progress)
             priority = self.state.plan.priority + progress.member.rank
             self.batch.is_put_in_doubt = True
@@ -96,7 +97,7 @@ class ActionRunner:
         priority = self.state.plan.priority + member.rank
         jobs.announce_queued(
             self.broker, request, job, priority, member.tube, held=True, reason=reason, waits_for=waits_for,
-            **about(progress),
+            **name_package(progress),
         )  # fmt: skip
 
     def _note_unnoted(self) -> None:
@@ -153,7 +154,7 @@ class ActionRunner:
         reason = progress.stale or f"released: job {progress.job} of tube {progress.member.tube}"
         jobs.announce_queued(
             self.broker, found.request, progress.job, found.stats.priority, progress.member.tube, held=False,
-            reason=reason, **about(progress),
+            reason=reason, **name_package(progress),
         )  # fmt: skip
 
     def _take_back(self, keys: Iterable[str]) -> None:
@@ -205,7 +206,7 @@ class ActionRunner:
         if found is None:
             return
         status = Status.FAILED if progress.state == MemberState.FAILED else Status.CANCELLED
-        jobs.announce_end(self.broker, found.request, status, progress.reason, progress.at, about(progress))
+        jobs.announce_end(self.broker, found.request, status, progress.reason, progress.at, name_package(progress))
         self.batch.pending_deletes[progress.job] = progress.build_id
         self.delete_pending()
 
@@ -225,7 +226,7 @@ class ActionRunner:
             reason = "replaced by another source rpm"
             if (found := self.hold_again(progress)) is not None:
                 at = time.time()
-                jobs.announce_end(self.broker, found.request, Status.CANCELLED, reason, at, about(progress))
+                jobs.announce_end(self.broker, found.request, Status.CANCELLED, reason, at, name_package(progress))
                 with contextlib.suppress(ReservationLost):
                     self.broker.delete(progress.job)
             else:
@@ -236,21 +237,26 @@ class ActionRunner:
     def _stop(self, action: Rest | Finish) -> None:
         kind = EntryKind.RESTS
         if isinstance(action, Finish):
-            self._delete_doubles()
+            self._clear_jobs()
             kind = EntryKind.OVER
         entry: Entry = {"kind": kind, "at": time.time()}
         self.batch.record([entry])
         counts = ", ".join(f"{count} {state}" for state, count in sorted(self.state.counts.items()) if count)
         log.info("batch %s %s: %s", self.batch.id, "is over" if kind == EntryKind.OVER else "rests", counts)
 
-    def _delete_doubles(self) -> None:
-        """Delete held jobs of the batch's builds that the journal does not name: a kill may have left one."""
+    def _clear_jobs(self) -> None:
+        """Complete the ends that a kill has left half done; delete held doubles, which the journal does not name."""
         members = {each.build_id: each for each in self.state.members.values() if each.build_id}
         now = jobs.next_job_number(self.broker)
         numbers = range(self.batch.first_job if now > self.batch.first_job else 1, now)
         for job, request in jobs.find_jobs(self.broker, numbers, members, self._ping).items():
+            progress = members[request.build_id]
             with contextlib.suppress(ReservationLost):
-                if job != members[request.build_id].job and self.broker.job_stats(job).is_held:
+                if not self.broker.job_stats(job).is_held:
+                    continue
+                if job == progress.job:
+                    self.complete_end(progress)
+                else:
                     log.warning("batch %s: deleted job %d, a double of %s", self.batch.id, job, request.srpm)
                     self.broker.delete(job)
 
@@ -275,6 +281,6 @@ def make_request(batch: OpenBatch, progress: MemberProgress) -> BuildRequest:
     )
 
 
-def about(progress: MemberProgress) -> dict[str, str]:
+def name_package(progress: MemberProgress) -> dict[str, str]:
     """What an event says about the package of a member."""
     return {"pkgname": progress.member.name.removesuffix("~seed"), "evr": progress.member.evr}

@@ -134,10 +134,10 @@ def prepare_order(order: BatchOrder, runner: ActionRunner, arches: Arches) -> No
     except InputError as error:
         raise InvalidMessage(f"batch {order.batch}: {error}") from None
     kept = {each.key: each.srpm_sha256 for each in plan.members}
-    runner.cancel_replaced(_changed(runner.state, kept))
+    runner.cancel_replaced(_find_replaced(runner.state, kept))
 
 
-def _changed(state: BatchState, kept: dict[str, str]) -> Iterator[MemberProgress]:
+def _find_replaced(state: BatchState, kept: dict[str, str]) -> Iterator[MemberProgress]:
     for key, progress in state.members.items():
         if kept.get(key) != progress.member.srpm_sha256:
             yield progress

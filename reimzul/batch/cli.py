@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import functools
+import stat
+from pathlib import Path
 from typing import NoReturn
 
 from reimzul.batch.batches import Batches
@@ -38,13 +40,20 @@ def command(settings: Settings) -> None:
     import_rpm()  # fails here with one line, rather than at the first comparison of versions
     folder = settings.incoming.folder / FOLDER
     try:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         with file_lock(folder / ".lock") as descriptor:
             if descriptor is None:
                 raise ReimzulError(f"{folder}: another reimzul-batch works there; there can be only one")
             make_daemon(settings).run()
     except OSError as error:
         raise ConfigError(f"[incoming] folder: {error.filename or folder}: {describe_os_error(error)}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of plans, which the same users write to as to incoming/. Raises `OSError`."""
+    if not folder.exists():
+        folder.mkdir()
+        folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
 
 
 def make_daemon(settings: Settings) -> BatchDaemon:

@@ -23,7 +23,7 @@ from reimzul.core.errors import ReimzulError
 from reimzul.core.message import BuildEvent, Status
 from reimzul.core.pending import read_pending
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, open_history
+from reimzul.history import BuildFilter, BuildRecord, NoHistory, open_history
 from reimzul.plan.journal import EntryKind
 from reimzul.plan.state import MemberProgress, MemberState, event_entry
 
@@ -60,6 +60,8 @@ class Pipeline:
         try:
             with contextlib.closing(open_history(self.settings.history.url, reading=True)) as history:
                 found = history.find_builds(BuildFilter(build_id=build_id), _MAX_LEGS)
+        except NoHistory:
+            return []
         except ReimzulError as error:
             log.warning("the result of build %s is unknown: %s", build_id, error)
             return None

@@ -57,12 +57,12 @@ class SingleBuild(Message):
         return self.request.build_id
 
     @property
-    def unmet(self) -> list[str]:
+    def unmet_builds(self) -> list[str]:
         """The builds that have come to nothing yet."""
         return [each for each, outcome in self.after.items() if not outcome]
 
     @property
-    def failed(self) -> list[str]:
+    def failed_builds(self) -> list[str]:
         """The builds that will not be published, with the reason."""
         return [f"{each[:8]} {outcome}" for each, outcome in self.after.items() if outcome and outcome != PUBLISHED]
 

@@ -111,13 +111,13 @@ class SingleBuilds:
 
     def _look_up_outcomes(self) -> None:
         """Look up in the history what builds have come to: some were over before anybody waited for them."""
-        wanted = {each for build in self._store.builds.values() for each in build.unmet}
+        wanted = {each for build in self._store.builds.values() for each in build.unmet_builds}
         outcomes = {}
         for build_id in wanted:
             for record in self._pipeline.find_results(build_id) or ():
                 if outcome := outcome_of(event_of_record(record)):
                     outcomes[build_id] = outcome
-        changed = [each for each in self._store.builds.values() if set(each.unmet) & outcomes.keys()]
+        changed = [each for each in self._store.builds.values() if set(each.unmet_builds) & outcomes.keys()]
         self._store.save(_with_outcomes(each, outcomes) for each in changed)
 
     def _put(self, broker: Broker, build: SingleBuild, ping: Callable[[], None]) -> SingleBuild:
@@ -144,9 +144,9 @@ class SingleBuilds:
         return changed
 
     def _advance_held(self, broker: Broker, build: SingleBuild) -> None:
-        if build.failed:
-            self._end(broker, build, f"it was to be built after {', '.join(build.failed)}")
-        elif not build.unmet:
+        if build.failed_builds:
+            self._end(broker, build, f"it was to be built after {', '.join(build.failed_builds)}")
+        elif not build.unmet_builds:
             self._release(broker, build)
 
     def _advance_waiting(self, broker: Broker, build: SingleBuild) -> None:

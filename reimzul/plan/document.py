@@ -112,7 +112,7 @@ def write_plan(path: Path, plan: Plan) -> str:
     """Write a plan durably; return the sha256 of its file."""
     body = plan.to_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fs.write_atomic(path, body.decode("ascii"))
+    fs.write_atomic(path, body.decode("ascii"), mode=0o644)  # whatever the umask: reimzul-batch reads it
     return sha256(body).hexdigest()
 
 

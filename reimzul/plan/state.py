@@ -345,6 +345,7 @@ class BatchState:
         """Hold a member for what nobody provides, and learn which members will."""
         progress.vain_waits += set(event.missing) == set(progress.last_missing)
         progress.missing = event.missing
+        progress.is_forced = False  # it was built as a person wanted, and lacks something
         for capability in event.missing:
             for key in self.find_providers(progress, capability):
                 self._dependents[key].add(progress.key)

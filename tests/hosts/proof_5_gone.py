@@ -17,7 +17,7 @@ from tests.waiting import until
 _NOTICED = 120
 _WORKERS = 4
 _UNITS = {
-    "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
+    "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier", "reimzul-batch"),
     "bstore": ("stunnel@reimzul", "nginx", "rsync", "reimzul-repogen-worker@1", "reimzul-signer"),
     **dict.fromkeys(BUILDERS, ("stunnel@reimzul", "reimzul-worker@1", "reimzul-worker@2")),
 }

@@ -10,7 +10,7 @@ from tests.waiting import until
 
 #: What is restarted, in this order, while builds are made.
 _UNITS = {
-    "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier"),
+    "controller": ("stunnel@reimzul", "beanstalkd", "nginx", "reimzul-notifier", "reimzul-batch"),
     "bstore": ("stunnel@reimzul", "rsync", "nginx", "reimzul-repogen-worker@{1..3}", "reimzul-signer"),
     **dict.fromkeys(BUILDERS, ("stunnel@reimzul", "reimzul-worker@{1..2}")),
 }

@@ -16,33 +16,41 @@ import pytest
 from reimzul import __version__
 
 TREE = Path(__file__).parents[2]
-ROLES = ("common", "controller", "worker", "bstore", "irc")
-#: What a package asks for beyond Python, itself and rpm: libraries are held to pyproject.toml by test_spec.py.
+ROLES = ("common", "controller", "worker", "bstore", "pages", "irc")
+#: Requirements of a package beyond Python, itself and rpm; test_spec.py compares libraries with pyproject.toml.
 ASKS = {
     "common": {"stunnel", "openssl", "python3-rpm", "shadow-utils", "systemd"},
-    "controller": {"beanstalkd", "nginx", "rpm-build", "python3-paho-mqtt"},
+    "controller": {"reimzul-pages", "beanstalkd", "nginx", "rpm-build", "python3-paho-mqtt"},
     "worker": {"mock", "rsync", "git-core", "shadow-utils"},
     "bstore": {"createrepo_c", "rsync-daemon", "nginx"},
+    "pages": {"nginx", "python3-jinja2"},
     "irc": {"python3-irc", "python3-paho-mqtt"},
 }
 PROGRAMS = {
     "common": {"reimzul"},
-    "controller": {"reimzul-submit", "reimzul-notifier"},
+    "controller": {"reimzul-submit", "reimzul-notifier", "reimzul-batch"},
     "worker": {"reimzul-worker"},
     "bstore": {"reimzul-repogen", "reimzul-tosign"},
+    "pages": {"reimzul-pages"},
     "irc": {"reimzul-irc"},
 }
 UNITS = {
     "common": {"reimzul.target"},
-    "controller": {"reimzul-metrics.service", "reimzul-metrics.timer", "reimzul-notifier.service"},
+    "controller": {
+        "reimzul-metrics.service",
+        "reimzul-metrics.timer",
+        "reimzul-notifier.service",
+        "reimzul-batch.service",
+    },
     "worker": {"reimzul-worker@.service"},
     "bstore": {"reimzul-repogen-worker@.service", "reimzul-signer.service"},
+    "pages": {"reimzul-pages.service"},
     "irc": {"reimzul-irc.service"},
 }
 
 
 def output(*argv: str | Path, env: Mapping[str, str] | None = None) -> str:
-    """What a program prints; run where no module of the checkout is found before an installed one."""
+    """The output of a program, run where no module of the checkout is found before an installed one."""
     whole = {**os.environ, **(env or {})}
     return subprocess.run(argv, stdout=subprocess.PIPE, check=True, text=True, timeout=300, env=whole, cwd="/").stdout
 
@@ -89,7 +97,7 @@ def python_path(root: Path) -> str:
 # --- what is in them
 
 
-def test_five_packages_and_their_source_are_made(packages: Packages) -> None:
+def test_six_packages_and_their_source_are_made(packages: Packages) -> None:
     names = {f"reimzul-{role}-{__version__}-1.noarch.rpm" for role in ROLES} | {f"reimzul-{__version__}-1.src.rpm"}
     assert {path.name for path in packages.folder.glob("*.rpm")} == names
 
@@ -102,7 +110,7 @@ def test_a_package_asks_for_what_its_role_needs(packages: Packages, role: str) -
     own = {name for name in asked if not re.match(r"rpmlib\(|config\(|python\(|/|python3-|reimzul-common$", name)}
     assert own == {name for name in ASKS[role] if not name.startswith("python3-")}
     assert role == "common" or "reimzul-common" in asked
-    assert role in ("common", "controller", "irc") or not libraries
+    assert role in ("common", "controller", "pages", "irc") or not libraries
 
 
 def test_no_file_is_in_two_packages(packages: Packages) -> None:
@@ -169,7 +177,7 @@ def test_units_and_templates_name_what_the_packages_install(root: Path) -> None:
     texts = {path: path.read_text() for path in (root / "usr/lib/systemd/system").iterdir()}
     programs = {path: re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE) for path, text in texts.items()}
     started = [program for found in programs.values() for program in found]
-    assert len(started) == 6
+    assert len(started) == 7
     for program in started:
         assert program.startswith("/usr/bin/")
         assert os.access(root / program[1:], os.X_OK), program
@@ -246,7 +254,7 @@ def test_the_bundled_library_is_nobody_elses(root: Path) -> None:
 
 
 def completed(root: Path, *words: str) -> list[str]:
-    """What bash offers for a line of which the last word is not complete."""
+    """The completions that bash offers for the last word of a line."""
     program = words[0]
     script = (
         f'source "$1"; shift; COMP_WORDS=("$@") COMP_CWORD={len(words) - 1}; compopt() {{ :; }}\n'
@@ -318,7 +326,7 @@ def test_a_bundled_library_with_a_wrong_checksum_is_downloaded_again(tmp_path: P
     tree = copy_of_the_tree(tmp_path / "tree")
     wheel = next((tree / "build/sources").glob("*.whl"))
     wheel.write_bytes(b"noise")
-    # pip finds nothing here, whatever this machine is told of an index
+    # pip finds nothing here, whatever index this machine has set
     env = {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     argv: list[str | Path] = [tree / "tools/rpm", "--source-only"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env, check=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mail says, who gets it, and what mail remembers; the mail in docs/ is one of these."""
+"""The text of a mail, its recipients, and the state that mail keeps; the mail in docs/ is one of these."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuilderEvent
 from reimzul.core.settings import Settings
 from reimzul.history.result_rules import Notification, news_kind
@@ -28,7 +29,7 @@ from tests.examples import EXAMPLE, EXAMPLE_FILE, failing_event
 
 ROOT = "http://bstore.example.org/"
 PLACE = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
-WRITER = MailWriter(sender="buildsys@example.org", public_url=ROOT)
+WRITER = MailWriter(sender="buildsys@example.org", roots=LinkRoots(store=ROOT))
 ME = ("me@example.org",)
 
 
@@ -153,7 +154,7 @@ def test_any_text_arrives_as_it_is_and_no_line_is_too_long_for_smtp(reason: str,
 
 
 def held(status: str = "Quarantined", at: float = 5.0) -> BuilderEvent:
-    """What is told of a builder."""
+    """The mail about a builder."""
     return BuilderEvent(
         builder="b1.example.org", status=status, reason="6 of its 6 tries", arches=("x86_64", "i386", "noarch"), at=at
     )
@@ -233,7 +234,7 @@ def settings(rows: str) -> Settings:
 
 
 def recipients(rows: str) -> Recipients:
-    """Who gets mails by these settings."""
+    """The recipients by these settings."""
     made = settings(rows)
     return Recipients(made.mail, made.mail_rcpts)
 

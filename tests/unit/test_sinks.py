@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
+from reimzul.core.links import LinkRoots
 from reimzul.core.message import BuilderEvent, BuildEvent, Event
 from reimzul.core.settings import BeanstalkdSettings, Settings
 from reimzul.history.result_rules import Notification, news_kind
@@ -186,9 +187,17 @@ def test_a_published_link_is_the_public_one() -> None:
     place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
     told = event("Failed", place=place, url=f"http://localhost:11081/bstore/{place}/")
     for root, url in (("http://bstore.example.org/", f"http://bstore.example.org/{place}/"), ("", "")):
-        published = [json.loads(payload) for _, payload in messages("reimzul", notice(told), root)]
+        published = [json.loads(payload) for _, payload in messages("reimzul", notice(told), LinkRoots(store=root))]
         assert [(each.get("url", ""), each["place"]) for each in published] == [(url, place), (url, place)]
         assert "localhost" not in json.dumps(published)
+
+
+def test_with_pages_what_is_published_has_the_link_to_the_builds_page() -> None:
+    roots = LinkRoots(pages="http://farm.example.org/")
+    for _, payload in messages("reimzul", notice(event("Failed")), roots):
+        assert json.loads(payload)["page"] == f"http://farm.example.org/builds/{build_id(1)[:2]}/{build_id(1)}.html"
+    for _, payload in messages("reimzul", notice(refusal()), roots):
+        assert "page" not in json.loads(payload)
 
 
 def test_what_is_owed_is_nobodys_business() -> None:

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reimzul-batch as a process, on a real beanstalkd: order, orders, failures, kills, and what the store provides."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, Broker, arch_tube
+from reimzul.core.message import Status
+from reimzul.plan.document import plan_path, write_plan
+from tests import batch as stands
+from tests.batch import ARCH, BATCH_ID, FakeFarm, Stand, held_names, make_plan, member
+from tests.conftest import Beanstalkd
+from tests.waiting import until
+
+
+@pytest.fixture
+def stand(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker) -> Iterator[Stand]:
+    """A controller whose reimzul-batch is not started yet."""
+    made = Stand(tmp_path, beanstalkd)
+    yield made
+    made.kill()
+
+
+DIAMOND = (member("app", "left", "right"), member("left", "base"), member("right", "base"), member("base"))
+
+
+def test_members_are_put_held_and_released_once_what_they_need_is_published(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"base": "released", "app": "held"})
+        assert held_names(broker) == ["app", "left", "right"]
+        farm.is_building.set()
+        stand.wait_until_over()
+    assert set(stand.states().values()) == {"published"}
+    assert farm.began_after == {
+        "base": set(), "left": {"base"} | (farm.began_after["left"] & {"right"}),
+        "right": {"base"} | (farm.began_after["right"] & {"left"}), "app": {"base", "left", "right"},
+    }  # fmt: skip
+    held = [event.held for event in farm.of("app", Status.QUEUED)]
+    assert held == [True, False]
+    assert farm.of("app", Status.QUEUED)[0].waits_for == "waits for left, right"
+    assert not list(stands.list_jobs(broker))
+
+
+def test_a_request_that_comes_twice_and_an_order_that_comes_twice_change_nothing(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        request = stand.submit(broker, make_plan(*DIAMOND))
+        broker.put(BATCH, request, priority=BATCH_REQUEST)
+        stand.wait_until_over()
+        order = stand.order(broker, "retry", "base")
+        broker.put(BATCH, order, priority=BATCH_REQUEST)
+        until(lambda: farm.started.count("base") == 2, 10, "it is built again")
+        stand.wait_until_over()
+        until(lambda: broker.tube_stats(BATCH.name).is_empty, 5, "all is read")
+    assert sorted(farm.started) == ["app", "base", "base", "left", "right"]
+    first, second = (event for event in farm.of("base", Status.BUILDING))
+    assert second.parent == first.build_id != second.build_id
+
+
+def test_a_plan_that_is_not_as_requested_is_refused(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    request = stand.submit(broker, make_plan(*DIAMOND))
+    stand.wait_for({"base": "released"})
+    other = make_plan(member("other"), batch="00000001")
+    path = plan_path(stand.incoming, "00000001")
+    stand.submit(broker, other)
+    stand.wait_for({"other": "released"}, batch="00000001")
+    wrong_tube = make_plan(member("evil", tube="notify"), batch="00000002")
+    stand.submit(broker, wrong_tube)
+    until(lambda: broker.tube_stats(BATCH.name).buried == 1, 10, "it is refused")
+    assert "tube notify, which is not that of its arch" in stand.log
+    path.write_text(path.read_text().replace("other", "otter"))
+    stand.kill()
+    stand.start()
+    until(lambda: "batch 00000001 is not touched" in stand.log, 10, "the changed plan is noticed")
+    assert "not the plan that was accepted" in stand.log
+    assert request.batch == BATCH_ID
+
+
+def test_siblings_go_on_when_a_member_fails_and_a_retry_takes_those_along_that_wait(
+    stand: Stand, broker: Broker
+) -> None:
+    stand.start()
+    with FakeFarm(stand, {"left": [Status.FAILED]}) as farm:
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"left": "failed", "right": "published", "app": "held"})
+        until(lambda: stand.state().rests, 10, "it rests")
+        assert f"batch {BATCH_ID} rests: 1 failed, 1 held, 2 published" in stand.log
+        stand.order(broker, "retry", "left")
+        stand.wait_until_over()
+    assert farm.started.count("left") == 2
+    assert stand.states()["app"] == "published"
+
+
+def test_a_skipped_member_holds_up_nobody_and_its_job_is_gone(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"base": [Status.FAILED]}) as farm:
+        stand.submit(broker, make_plan(*DIAMOND))
+        until(lambda: stand.state().rests, 10, "it rests")
+        stand.order(broker, "skip", "left")
+        stand.wait_for({"left": "skipped"})
+        stand.order(broker, "release", "right")
+        stand.wait_for({"right": "published", "app": "published"})
+    assert "left" not in farm.started
+    cancelled = farm.of("left", Status.CANCELLED)
+    assert [(event.reason, bool(event.attempt)) for event in cancelled] == [("skip by johnny", True)]
+
+
+def test_a_pause_takes_back_what_is_released_and_a_resume_goes_on(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"base": "released"})
+        stand.order(broker, "pause")
+        stand.wait_for({"base": "held"})
+        assert held_names(broker) == ["app", "base", "left", "right"]
+        farm.is_building.set()
+        stand.order(broker, "release", "right")
+        stand.wait_for({"right": "published"})
+        assert farm.started == ["right"], "a person's release alone is built while the batch is paused"
+        stand.order(broker, "resume")
+        stand.wait_until_over()
+    assert sorted(farm.started) == ["app", "base", "left", "right"]
+
+
+def test_a_cancelled_batch_ends_every_member_once_and_leaves_no_job(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"base": "released"})
+        stand.order(broker, "cancel")
+        stand.wait_until_over()
+        until(lambda: len([e for e in farm.events if e.status == Status.CANCELLED]) == 4, 10, "all are announced")
+        farm.is_building.set()
+        assert not list(stands.list_jobs(broker))
+    assert farm.started == []
+    assert set(stand.states().values()) == {"cancelled"}
+
+
+def test_a_member_that_is_cancelled_before_it_is_put_is_never_put(stand: Stand, broker: Broker) -> None:
+    stand.submit(broker, make_plan(*DIAMOND))
+    stand.start()
+    stand.wait_for({"base": "released"})
+    stand.stop()
+    many = make_plan(*(member(f"p{number}") for number in range(300)), batch="00000003")
+    stand.submit(broker, many)
+    stand.order(broker, "cancel", "p299", batch="00000003")
+    stand.start()
+    stand.wait_until_put([f"p{number}" for number in range(299)], batch="00000003")
+    stand.wait_for({"p299": "cancelled"}, batch="00000003")
+    assert "p299" not in held_names(broker)
+
+
+def test_a_replaced_member_is_built_from_the_other_source_rpm(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"base": "released"})
+        newer = member("base", srpm="base-1-2.src.rpm", srpm_sha256="b" * 64, evr="1-2.el9")
+        plan = make_plan(*DIAMOND[:3], newer)
+        temporary = plan_path(stand.incoming, BATCH_ID, "0" * 64)
+        sha = write_plan(temporary, plan)
+        temporary.rename(plan_path(stand.incoming, BATCH_ID, sha))
+        stand.order(broker, "replace", "base", plan_sha256=sha)
+        until(lambda: stand.state().members[f"base.{ARCH}"].member.evr == "1-2.el9", 10, "it is replaced")
+        farm.is_building.set()
+        stand.wait_until_over()
+    assert [event.srpm for event in farm.of("base", Status.PUBLISHED)] == ["base-1-2.src.rpm"]
+    assert [event.srpm for event in farm.of("base", Status.CANCELLED)] == ["base-1-1.src.rpm"]
+
+
+@pytest.mark.parametrize("first", ["user", "library"])
+def test_a_member_that_misses_another_waits_for_it_although_the_plan_did_not_know(
+    stand: Stand, broker: Broker, first: str
+) -> None:
+    """Where the library is published already, the release comes before the builder holds its job, and is repeated."""
+    members = (member(name, rank=int(name != first)) for name in ("user", "library"))
+    stand.start()
+    with FakeFarm(stand, {"user": [["library"]]}) as farm:
+        stand.submit(broker, make_plan(*members))
+        stand.wait_until_over()
+    assert farm.started == (["user", "library", "user"] if first == "user" else ["library", "user", "user"])
+    assert [event.held for event in farm.of("user", Status.QUEUED)] == [True, False, True, False]
+
+
+def test_only_two_builds_for_each_worker_are_released_ahead_of_the_builders(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    for batch in ("0000000a", "0000000b"):
+        names = (member(f"{batch}-{number}") for number in range(5))
+        stand.submit(broker, make_plan(*names, batch=batch))
+
+    def released(batch: str) -> int:
+        return list(stand.states(batch).values()).count("released")
+
+    until(lambda: (released("0000000a"), released("0000000b")) == (1, 1), 15, "each batch has one ahead")
+    stand.order(broker, "cancel", batch="0000000a")
+    until(lambda: released("0000000b") == 2, 15, "the other gets its place")
+
+
+def test_a_build_that_a_person_kicks_is_taken_as_released(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(*DIAMOND))
+        stand.wait_for({"base": "released"})
+        stand.order(broker, "pause")
+        stand.wait_for({"base": "held"})
+        broker.kick(stand.state().members[f"right.{ARCH}"].job)
+        farm.is_building.set()
+        stand.wait_for({"right": "published"})
+        assert farm.started == ["right"]
+
+
+def test_a_refused_job_counts_as_failed_until_it_is_kicked(stand: Stand, broker: Broker) -> None:
+    stand.submit(broker, make_plan(*DIAMOND))
+    stand.start()
+    stand.wait_for({"base": "released"})
+    job = stand.state().members[f"base.{ARCH}"].job
+    stand.stop()
+    with stand.beanstalkd.connect() as worker:
+        worker.reserve_job(job, arch_tube(ARCH)).bury()
+    stand.start()
+    stand.wait_for({"base": "failed"})
+    assert f"`reimzul kick {job}`" in stand.state().members[f"base.{ARCH}"].reason
+    with FakeFarm(stand):
+        broker.kick(job)
+        stand.wait_until_over()
+
+
+def test_another_daemon_does_not_start_beside_it(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    until(lambda: "waiting for jobs in batch" in stand.log, 10, "it runs")
+    first = stand.process
+    stand.start()
+    assert stand.process
+    assert stand.process.wait(15) == 1
+    assert "another reimzul-batch works there" in stand.log
+    stand.process = first
+
+
+# --- kills
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_is_lost_or_doubled_where_it_is_killed(stand: Stand, broker: Broker, seed: int) -> None:
+    """Sixty members in layers, of which some fail, some miss what the plan did not know; killed again and again."""
+    rng = random.Random(seed)
+    names = [f"p{number:02}" for number in range(60)]
+    members = [
+        member(name, *rng.sample(names[:index], min(index, rng.randrange(3)))) for index, name in enumerate(names)
+    ]
+    rng.shuffle(members)
+    stand.submit(broker, make_plan(*members))
+    outcomes = {"p41": [["p07"]], "p50": [["p20"], ["p21"]]}
+    with FakeFarm(stand, outcomes) as farm:
+        for _ in range(10):
+            stand.start()
+            time.sleep(0.35 + rng.random() * 0.5)  # a Python starts in the first part of it
+            stand.kill()
+            if stand.incoming.joinpath(".batches", f"{BATCH_ID}.log").exists() and stand.state().is_over:
+                break
+        stand.start()
+        stand.wait_until_over(60)
+        until(lambda: broker.tube_stats(BATCH.name).is_empty, 10, "all is read")
+        assert set(stand.states().values()) == {"published"}
+        assert not list(stands.list_jobs(broker))
+    built = [event.pkgname for event in farm.events if event.status == Status.PUBLISHED]
+    assert sorted(built) == names, "each is built once"
+    needs = {each.name: {need.partition(".")[0] for need in each.needs} for each in members}
+    assert all(farm.began_after[name] >= needs[name] for name in names)
+
+
+def test_a_batch_cancelled_while_it_is_put_leaves_no_job(stand: Stand, broker: Broker) -> None:
+    """Whoever is killed while it puts may have put one more than it noted."""
+    names = [f"p{number:03}" for number in range(250)]
+    stand.submit(broker, make_plan(*map(member, names)))
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.start()
+        until(lambda: len(list(stands.list_jobs(broker))) > 20, 15, "some are put")
+        stand.kill()
+        put = {request.build_id for _, request in stands.list_jobs(broker)}
+        stand.order(broker, "cancel")
+        stand.start()
+        stand.wait_until_over()
+        until(lambda: broker.tube_stats("notify").is_empty, 20, "all is announced")
+        assert not list(stands.list_jobs(broker))
+        assert {event.build_id for event in farm.events if event.status == Status.CANCELLED} == put
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_cancellation_is_complete_wherever_it_is_killed(stand: Stand, broker: Broker, seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"p{number:03}" for number in range(250)]
+    stand.submit(broker, make_plan(*map(member, names)))
+    with FakeFarm(stand) as farm:
+        farm.is_building.clear()
+        stand.start()
+        stand.wait_until_put(names)
+        stand.order(broker, "cancel")
+        for _ in range(5):
+            time.sleep(0.02 + rng.random() * 0.2)
+            stand.kill()
+            stand.start()
+            until(lambda: "waiting for jobs" in stand.log, 10, "it runs")
+        stand.wait_until_over(60)
+        until(lambda: broker.tube_stats("notify").is_empty, 20, "all is announced")
+        ended = {event.build_id for event in farm.events if event.status == Status.CANCELLED}
+        assert len(ended) == len(names)
+        assert not list(stands.list_jobs(broker))
+
+
+# --- beanstalkd restarts, with many held
+
+
+def test_a_restart_of_beanstalkd_with_4000_held_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "binlog").mkdir()
+    server = Beanstalkd(tmp_path / "binlog")
+    server.start()
+    stand = Stand(tmp_path, server)
+    names = [f"p{number:04}" for number in range(4_000)]
+    try:
+        with server.connect() as broker:
+            stand.submit(broker, make_plan(member(names[0]), *(member(name, names[0]) for name in names[1:])))
+        stand.start()
+        stand.wait_until_put(names)
+        server.kill()
+        until(lambda: "trying again every" in stand.log, 10, "it notices")
+        server.start()
+        with server.connect() as broker, FakeFarm(stand) as farm:
+            until(lambda: len(farm.published) > 100, 60, "it goes on")
+            assert farm.started[0] == names[0]
+            assert len(set(farm.started)) == len(farm.started)
+            stand.order(broker, "cancel")
+            stand.wait_until_over(60)
+            states = list(stand.states().values())
+            assert set(states) == {"published", "cancelled"}
+            assert states.count("published") == len(farm.published)
+            assert not list(stands.list_jobs(broker))
+    finally:
+        stand.kill()
+        server.kill()

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""reimzul-batch where builds wait: for what a target provides, for other builds, and for jobs that were lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reimzul.batch import cli as batch_cli
+from reimzul.batch import job_checks, target_provides
+from reimzul.core.beanstalk import BATCH, HELD_SECONDS, PRIORITY, Broker, arch_tube
+from reimzul.core.capability import Provide
+from reimzul.core.config import load_file
+from reimzul.core.control import new_flag, set_flag
+from reimzul.core.http_client import HttpSession
+from reimzul.core.listed_packages import iterate_provides
+from reimzul.core.message import BuildRequest, Status, event_for
+from tests import srpms, webserver
+from tests.batch import ARCH, TARGET, FakeFarm, Stand, held_names, list_jobs, make_plan, member
+from tests.conftest import Beanstalkd
+from tests.waiting import until
+
+BUILD_ID, OTHER_ID = "1" * 32, "2" * 32
+
+
+class Store:
+    """A target's repository over HTTP."""
+
+    def __init__(self, folder: Path) -> None:
+        self.repo = folder / "store" / "repo"
+        self.target = self.repo / f"{TARGET}.{ARCH}"
+        self.repo.mkdir(parents=True)
+        self.server = webserver.serve(folder / "store")
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/repo/"
+
+    def publish(self, name: str, version: str = "1.0") -> None:
+        srpms.make_rpm(self.target, name, srpms.noarch(name, version=version))
+        subprocess.run(["createrepo_c", "--quiet", "--update", self.target], check=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path)
+    yield made
+    webserver.close(made.server)
+
+
+@pytest.fixture
+def stand(tmp_path: Path, beanstalkd: Beanstalkd, broker: Broker, store: Store) -> Iterator[Stand]:
+    """A controller whose reimzul-batch is not started yet."""
+    made = Stand(tmp_path, beanstalkd, store.url)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def hasty(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    """reimzul-batch in a thread of the test, which checks its jobs often."""
+    monkeypatch.setattr(job_checks, "CHECK_SECONDS", 0.3)
+    stand.incoming.joinpath(".batches").mkdir()
+    daemon = batch_cli.make_daemon(load_file(stand.ini))
+
+    def serve() -> None:
+        with stand.beanstalkd.connect() as broker:
+            daemon.serve(broker)
+
+    thread = threading.Thread(target=serve)
+    (stand.folder / "batch.log").write_text("")
+    thread.start()
+    yield stand
+    daemon.stop.now.set()
+    thread.join(15)
+    assert not thread.is_alive()
+
+
+def request(name: str = "single", build_id: str = BUILD_ID, **more: object) -> BuildRequest:
+    given: dict[str, object] = {
+        "srpm": f"{name}-1-1.src.rpm", "arch": ARCH, "target": f"{TARGET}.{ARCH}", "disttag": ".el9",
+        "submitter": "johnny", "build_id": build_id, "timestamp": "20261130000000",
+    }  # fmt: skip
+    return BuildRequest(**{**given, **more})  # type: ignore[arg-type]
+
+
+# --- what a target provides
+
+
+def test_what_createrepo_lists_is_read_with_versions_and_files(store: Store) -> None:
+    spec = srpms.noarch("tool").replace("BuildArch: noarch", "BuildArch: noarch\nProvides: pkgconfig(tool) = 2:1.5")
+    spec = spec.replace("/usr/share/tool", "/usr/bin/tool")
+    srpms.make_rpm(store.target, "tool", spec)
+    subprocess.run(["createrepo_c", "--quiet", store.target], check=True)
+    with HttpSession() as session:
+        found = set(iterate_provides(session, f"{store.url}{TARGET}.{ARCH}/"))
+    assert Provide("pkgconfig(tool)", "EQ", "2:1.5") in found
+    assert Provide("tool", "EQ", "0:1.0-1") in found
+    assert any(each.name.startswith("/usr/bin/tool") and not each.version for each in found)
+
+
+def test_a_target_is_read_again_only_when_it_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.publish("library")
+    url, names = f"{store.url}{TARGET}.{ARCH}/", frozenset({"library"})
+    reads = []
+
+    def read(session: HttpSession, url: str) -> Iterator[Provide]:
+        reads.append(url)
+        return iterate_provides(session, url)
+
+    monkeypatch.setattr(target_provides, "iterate_provides", read)
+    with HttpSession() as session:
+        first = target_provides.read_target(session, url, names, None)
+        second = target_provides.read_target(session, url, names, first)
+        assert len(reads) == 1
+        assert first.began <= second.began
+        assert second.provides == first.provides
+        more = target_provides.read_target(session, url, names | {"other"}, second)
+        assert len(reads) == 2, "it was not read for this name"
+        assert more.provides_all(["library >= 1.0"])
+        assert not more.provides_all(["other"])
+        assert not more.provides_all(["library", "conflict: glibc"])
+
+
+def test_a_file_that_primary_xml_does_not_have_is_found_in_the_list_of_files(store: Store) -> None:
+    store.publish("library")
+    names = frozenset({"/usr/share/library/greeting", "/usr/share/library/nothing"})
+    with HttpSession() as session:
+        found = target_provides.read_target(session, f"{store.url}{TARGET}.{ARCH}/", names, None)
+    assert found.provides_all(["/usr/share/library/greeting"])
+    assert not found.provides_all(["/usr/share/library/nothing"])
+
+
+def test_a_member_is_released_once_the_target_provides_the_version_it_misses(
+    stand: Stand, broker: Broker, store: Store
+) -> None:
+    store.publish("library", "1.0")
+    stand.start()
+    with FakeFarm(stand, {"user": [["library >= 2.0"]]}) as farm:
+        farm.is_building.clear()
+        stand.submit(broker, make_plan(member("user"), member("slow", rank=1)))
+        stand.wait_for({"user": "released", "slow": "released"})
+        stand.order(broker, "pause")
+        stand.wait_for({"slow": "held"})
+        stand.order(broker, "release", "user")
+        farm.is_building.set()
+        stand.wait_for({"user": "waiting"})
+        store.publish("library", "2.0")
+        stand.order(broker, "resume")
+        stand.wait_for({"slow": "published"})
+        stand.wait_for({"user": "published"}, 30)
+    assert farm.started.count("user") == 2
+
+
+def test_a_member_that_misses_what_nobody_could_provide_ends_as_failed(stand: Stand, broker: Broker) -> None:
+    """A store without any repodata answers too: it provides nothing."""
+    stand.start()
+    with FakeFarm(stand, {"user": [["libary-devel"]]}) as farm:
+        stand.submit(broker, make_plan(member("user"), member("other")))
+        stand.wait_until_over(40)
+        until(lambda: farm.of("user", Status.FAILED), 10, "the end is announced")
+    assert stand.states() == {"user": "failed", "other": "published"}
+    failed = farm.of("user", Status.FAILED)
+    assert [event.reason for event in failed] == [
+        "nobody provides libary-devel; nothing left in the batch could",
+    ]
+    assert failed[0].attempt
+    assert not list(list_jobs(broker))
+
+
+def test_a_member_waits_while_the_store_does_not_answer(stand: Stand, broker: Broker, store: Store) -> None:
+    repomd = store.target / "repodata" / "repomd.xml"
+    repomd.parent.mkdir(parents=True)
+    status = repomd.with_name("repomd.xml.status")
+    status.write_text("503")
+    stand.start()
+    with FakeFarm(stand, {"user": [["libary-devel"]]}) as farm:
+        stand.submit(broker, make_plan(member("user")))
+        until(lambda: "is unknown" in stand.log, 20, "the store has been asked")
+        assert stand.states() == {"user": "waiting"}
+        status.unlink()
+        stand.wait_until_over(40)
+        assert farm.started == ["user"]
+    assert stand.states() == {"user": "failed"}
+
+
+def test_a_member_that_misses_again_what_is_listed_is_not_built_for_ever(
+    stand: Stand, broker: Broker, store: Store
+) -> None:
+    store.publish("library")
+    stand.start()
+    with FakeFarm(stand, {"user": [["library"]] * 9}) as farm:
+        stand.submit(broker, make_plan(member("user")))
+        stand.wait_until_over(60)
+    assert stand.states() == {"user": "failed"}
+    assert 3 <= len(farm.started) <= 5
+
+
+# --- lost jobs
+
+
+def test_a_lost_job_is_put_again_with_its_build_id(hasty: Stand, broker: Broker) -> None:
+    with FakeFarm(hasty) as farm:
+        farm.is_building.clear()
+        hasty.submit(broker, make_plan(member("base"), member("app", "base")))
+        hasty.wait_for({"base": "released"})
+        progress = hasty.state().members[f"base.{ARCH}"]
+        until(lambda: broker.job_stats(progress.job).state == "ready", 5, "it is kicked")
+        broker.delete(progress.job)
+        until(lambda: hasty.count_entries("put again"), 15, "it is put again")
+        farm.is_building.set()
+        hasty.wait_until_over()
+    assert farm.of("base", Status.PUBLISHED)[0].build_id == progress.build_id
+
+
+def test_a_result_that_never_arrived_is_read_from_the_history(hasty: Stand, broker: Broker) -> None:
+    with FakeFarm(hasty) as farm:
+        farm.is_building.clear()
+        hasty.submit(broker, make_plan(member("base"), member("app", "base")))
+        hasty.wait_for({"base": "released"})
+        progress = hasty.state().members[f"base.{ARCH}"]
+        until(lambda: broker.job_stats(progress.job).state == "ready", 5, "it is kicked")
+        made = BuildRequest.decode(broker.peek(progress.job))
+        farm.record([event_for(made, status) for status in (Status.SUCCESS, Status.PUBLISHED)])
+        broker.delete(progress.job)
+        hasty.wait_for({"base": "published"})
+        assert farm.started == []
+
+
+def test_a_kick_that_was_lost_is_repeated(hasty: Stand, broker: Broker) -> None:
+    with FakeFarm(hasty) as farm:
+        farm.is_building.clear()
+        hasty.submit(broker, make_plan(member("base"), member("app", "base")))
+        hasty.wait_for({"base": "released"})
+        job = hasty.state().members[f"base.{ARCH}"].job
+        until(lambda: broker.job_stats(job).state == "ready", 5, "it is kicked")
+        with hasty.beanstalkd.connect() as other:
+            other.reserve_job(job, arch_tube(ARCH)).release(HELD_SECONDS)
+        until(lambda: broker.job_stats(job).state == "ready", 10, "it is kicked again")
+
+
+# --- single builds
+
+
+def test_a_build_with_after_is_built_once_the_others_are_published(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand) as farm:
+        broker.put(BATCH, request(after=(OTHER_ID,)), priority=PRIORITY)
+        until(lambda: held_names(broker) == ["single"], 10, "it is held")
+        until(lambda: farm.of("", Status.QUEUED), 10, "that is announced")
+        held = farm.of("", Status.QUEUED)[0]
+        assert (held.held, held.waits_for) == (True, f"waits for {OTHER_ID[:8]}")
+        broker.put(arch_tube(ARCH), request("other", OTHER_ID), priority=PRIORITY)
+        until(lambda: "single" in farm.published, 15, "it is built")
+    assert farm.started == ["other", "single"]
+
+
+def test_a_build_with_after_survives_kills_and_is_built_once(stand: Stand, broker: Broker) -> None:
+    with FakeFarm(stand) as farm:
+        broker.put(BATCH, request(after=(OTHER_ID,)), priority=PRIORITY)
+        stand.start()
+        until(lambda: stand.single_log.exists() and BUILD_ID in stand.single_log.read_text(), 10, "it is accepted")
+        stand.kill()
+        stand.start()
+        until(lambda: held_names(broker) == ["single"], 10, "it is held once")
+        stand.kill()
+        broker.put(arch_tube(ARCH), request("other", OTHER_ID), priority=PRIORITY)
+        until(lambda: "other" in farm.published, 10, "the other is published while nobody is here to notice")
+        stand.start()
+        until(lambda: "single" in farm.published, 15, "it is built")
+        until(lambda: broker.tube_stats(BATCH.name).is_empty, 10, "all is read")
+        stand.kill()
+        stand.start()
+        until(lambda: stand.single_log.read_text() == "", 10, "nothing of it is left")
+    assert farm.started == ["other", "single"]
+
+
+def test_a_build_with_after_fails_and_names_the_build_that_failed(stand: Stand, broker: Broker) -> None:
+    stand.start()
+    with FakeFarm(stand, {"other": [Status.FAILED]}) as farm:
+        broker.put(BATCH, request(after=(OTHER_ID,)), priority=PRIORITY)
+        broker.put(arch_tube(ARCH), request("other", OTHER_ID), priority=PRIORITY)
+        until(lambda: [e for e in farm.events if e.build_id == BUILD_ID and e.status == Status.FAILED], 15, "it fails")
+        failed = next(each for each in farm.events if each.build_id == BUILD_ID and each.status == Status.FAILED)
+        assert failed.reason == "it was to be built after 22222222 (other-1-1.src.rpm) failed"
+        until(lambda: not list(list_jobs(broker)), 5, "its job is gone")
+    assert farm.started == ["other"]
+
+
+def test_a_build_with_after_that_is_cancelled_before_it_is_put_is_not_put(stand: Stand, broker: Broker) -> None:
+    set_flag(broker, f"cancel.{BUILD_ID}", new_flag("johnny"))
+    broker.put(BATCH, request(after=(OTHER_ID,)), priority=PRIORITY)
+    stand.start()
+    with FakeFarm(stand) as farm:
+        until(lambda: [each for each in farm.events if each.status == Status.CANCELLED], 10, "that is announced")
+        assert not list(list_jobs(broker))
+
+
+def test_a_single_build_waits_for_what_it_misses_as_long_as_it_may(stand: Stand, broker: Broker, store: Store) -> None:
+    stand.start()
+    with FakeFarm(stand, {"single": [["library"]], "hasty": [["nothing"]]}) as farm:
+        broker.put(arch_tube(ARCH), request(dep_wait=3600), priority=PRIORITY)
+        broker.put(arch_tube(ARCH), request("hasty", OTHER_ID, dep_wait=1), priority=PRIORITY)
+        until(lambda: [e for e in farm.events if e.build_id == OTHER_ID and e.status == Status.FAILED], 20, "it fails")
+        failed = next(each for each in farm.events if each.status == Status.FAILED)
+        assert failed.reason.startswith("nobody provides nothing, nor did anybody within 1")
+        assert held_names(broker) == ["single"]
+        store.publish("library")
+        until(lambda: "single" in farm.published, 30, "it is built")
+    assert farm.started.count("single") == 2
+
+
+def test_held_builds_of_a_damaged_file_stop_the_daemon_with_one_line(stand: Stand, broker: Broker) -> None:
+    stand.single_log.parent.mkdir(exist_ok=True)
+    stand.single_log.write_text(json.dumps({"kind": "single", "build": {"state": "?"}}) + "\n")
+    stand.start()
+    assert stand.process
+    assert stand.process.wait(15) == 4
+    assert "Traceback" not in stand.log
