@@ -480,25 +480,6 @@ def test_a_package_that_is_no_member_replaces_nothing(incoming: Path, tmp_path: 
     assert not (incoming / "nobody-1.0-1.src.rpm").exists()
 
 
-def test_a_build_that_waits_is_cancelled_before_it_is_replaced(
-    incoming: Path, beanstalkd: Beanstalkd, tmp_path: Path
-) -> None:
-    batch = ScriptedBatch(make_plan((member("app"),)), incoming)
-    batch.put_all()
-    batch.state._load_plan = lambda sha256: read_later_plan(incoming, sha256)
-    srpm = srpms.make_srpm(tmp_path, "app", srpms.noarch("app", version="2.0"))
-    words = [str(PROGRAM), "batch", "replace", "5f", str(srpm)]
-    with (
-        StandInDaemon(beanstalkd, batch).running() as daemon,
-        subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process,
-    ):
-        until(lambda: bool(daemon.orders), 30, "the cancellation is ordered")
-        build = batch.state.members[key("app")].build_id
-        batch.add(EntryKind.ENDED, member=key("app"), build=build, state=MemberState.CANCELLED, reason="replaced")
-        assert process.wait(60) == 0
-    assert [each.order for each in daemon.orders] == ["cancel", "replace"]
-
-
 # --- settle
 
 
