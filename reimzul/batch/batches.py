@@ -50,7 +50,7 @@ class Batches:
             self.open.pop(batch_id).close()
 
     def active(self) -> list[OpenBatch]:
-        return [each for each in self.open.values() if not each.state.is_over]
+        return [each for each in self.open.values() if not each.is_done]
 
     def drop_old(self) -> None:
         for batch in list(self.open.values()):

@@ -164,7 +164,9 @@ class BatchDaemon(Daemon[BatchMessage]):
     def _advance_batch(self, runner: ActionRunner, room: Mapping[str, int]) -> bool:
         runner.kick_pending()
         runner.delete_pending()
-        return runner.run(decide(runner.state, self._look_around(runner.batch, room)))
+        has_changed = runner.run(decide(runner.state, self._look_around(runner.batch, room)))
+        runner.announce_news()
+        return has_changed
 
     def _look_around(self, batch: OpenBatch, room: Mapping[str, int]) -> Surroundings:
         """Find out what the waiting members' targets provide."""

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from reimzul.core.arch import Arches
+from reimzul.core.batch_event import BatchStatus
 from reimzul.core.batch_message import BatchRequest
 from reimzul.core.errors import InputError, InvalidMessage, RetryLater, describe_os_error
 from reimzul.core.json_message import parse_json
 from reimzul.core.message import Status
+from reimzul.plan.announcements import find_announcements
 from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
 from reimzul.plan.journal import Entry, EntryKind, Journal, read_journal
 from reimzul.plan.state import BatchState, MemberProgress
@@ -104,6 +106,11 @@ class OpenBatch:
         self.state.apply(entry)
         self.changed_at = time.monotonic()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do, not even to notify people."""
+        return self.state.is_over and not find_announcements(self.state)
+
     def entry_of(self, kind: str, progress: MemberProgress, **more: Any) -> Entry:
         return {"kind": kind, "member": progress.key, "build": progress.build_id, "at": time.time(), **more}
 
@@ -132,7 +139,10 @@ def list_batches(incoming: Path) -> list[str]:
 
 
 def is_over(incoming: Path, batch_id: str) -> bool:
-    """Whether a batch is over, by the end of its journal: only events may come after that. Raises `InputError`."""
+    """Whether a batch is over, and people were notified of that, by the end of its journal. Raises `InputError`.
+
+    Only events may come after that.
+    """
     path = journal_path(incoming, batch_id)
     try:
         with path.open("rb") as stream:
@@ -142,7 +152,7 @@ def is_over(incoming: Path, batch_id: str) -> bool:
         raise InputError(f"{path}: {describe_os_error(error)}") from None
     for line in reversed(tail.splitlines()[1:]):
         with contextlib.suppress(InvalidMessage):  # half written
-            kind = parse_json(line).get("kind")
-            if kind != EntryKind.EVENT:
-                return bool(kind == EntryKind.OVER)
+            entry = parse_json(line)
+            if entry.get("kind") != EntryKind.EVENT:
+                return entry.get("kind") == EntryKind.ANNOUNCED and entry["event"]["status"] == BatchStatus.OVER
     return False
