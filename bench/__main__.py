@@ -24,6 +24,7 @@ ALL: dict[str, tuple[str, ...]] = {
     "builders": (),
     "admin": (),
     "sync": (),
+    "batch": (),
 }
 
 

@@ -62,12 +62,12 @@ class Host:
         """Give mock a configuration."""
         (self.configs / f"{name}.cfg").write_text("config_opts['root'] = 'TARGETNAME'  # http://repohost/repo/\n")
 
-    def start(self, name: str = "b1", **settings: Any) -> subprocess.Popen[bytes]:
-        """Start a worker; its log is `<name>.log`."""
+    def start(self, name: str = "b1", *, port: int = 0, **settings: Any) -> subprocess.Popen[bytes]:
+        """Start a worker, which reaches beanstalkd at another port if one is given; its log is `<name>.log`."""
         ini = self.folder / f"{name}.ini"
         more = "".join(f"{key} = {value}\n" for key, value in settings.items())
         ini.write_text(
-            f"[beanstalkd]\nhost = 127.0.0.1\nport = {self.beanstalkd.port}\n"
+            f"[beanstalkd]\nhost = 127.0.0.1\nport = {port or self.beanstalkd.port}\n"
             f"[incoming]\nfolder = {self.incoming}\nurl = http://127.0.0.1:{self.http_port}/incoming/\n"
             f"[bstore]\nbase_url = http://127.0.0.1:{self.http_port}/bstore/repo/\n"
             f"upload_url = rsync://127.0.0.1:{self.rsync_port}/reimzul-bstore/\nroot = {self.store}\n"

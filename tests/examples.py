@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/ shows as examples, made by the code itself: `python -m tests.examples` writes them anew."""
+"""The examples in docs/, made by the code itself: `python -m tests.examples` updates them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 def failing_event() -> BuildEvent:
-    """A build that a compiler ended, told as a worker does."""
+    """The event of a build that failed in the compiler, as a worker announces it."""
     root = SAMPLES / "mock-logs" / "failbuild" / "root.log"
     with tempfile.TemporaryDirectory() as folder:
         build = Path(folder) / "build.log"

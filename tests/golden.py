@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other programs read of ours, made from fixed inputs: messages, history documents, JSON output, settings.
+"""The interfaces that other programs read, made from fixed inputs: messages, history documents, JSON output, settings.
 
-tests/samples/golden/ holds these texts. A change of one of them is a change of an interface: renew the files with
+tests/samples/golden/ holds these texts. A change of one of them is a change of an interface: update the files with
 `python -m tests.golden`, in a commit of its own whose body lists old and new.
 """
 
@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import attr
 
 from reimzul.core.config import sample_text
 from reimzul.core.control import ControlFlag
@@ -65,6 +67,8 @@ def _messages() -> Iterator[Message]:
     yield request
     yield BuildRequest(srpm="a-1-1.src.rpm", arch="i386", target="c7.i386", disttag=".el7", submitter="root")
     yield event_for(request, "Queued", at=BEGINNING, job=_ANY_JOB, tube="x86_64")
+    yield attr.evolve(request, batch="5f0c12ab", bconds=("bootstrap",), tries=(), legs=())
+    yield event("Queued", attempt=ATTEMPT, job=_ANY_JOB, held=True, missing=("b-devel >= 2",), batch="5f0c12ab")
     yield event("Building", skipped={"i386": "a noarch package is built once"})
     yield event("Failed", exit_code=10, reason="mock: build failed", first_error="x\ny", error_line="y")
     yield event(
@@ -132,7 +136,7 @@ def message_lines() -> str:
 
 
 def _events() -> list[Any]:
-    """What three builds announce: one published after a retry, one failed, one still building."""
+    """The events of three builds: one published after a retry, one failed, one still building."""
 
     def queued(number: int) -> BuildEvent:
         return event("Queued", number, job=_ANY_JOB, tube="x86_64")
@@ -171,7 +175,7 @@ def history_lines(folder: Path) -> str:
 
 
 def json_output(folder: Path) -> str:
-    """What commands that need the history alone print with --json."""
+    """The JSON of the commands that need the history alone."""
     _fill_history(folder)
     (folder / "reimzul.ini").write_text(f"[history]\nurl = sqlite:///{folder}/history.sqlite\n[beanstalkd]\nport = 9\n")
     program = [sys.executable, "-m", "reimzul.admin.main"]

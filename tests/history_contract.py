@@ -334,6 +334,26 @@ class HistoryContract:
         history.record([event("Cancelled", 1)])
         assert [each.build_id for each in history.find_unfinished()] == [build_id(2)]
 
+    def test_held_builds_are_found_apart_from_those_that_wait(self, history: History) -> None:
+        history.record([event("Queued", 1, job=1), event("Queued", 2, job=2, held=True), event("Building", 3)])
+        history.record([event("Queued", 4, job=4, held=True), event("Queued", 4, job=4, held=False, at=2e9)])
+        history.record([event("Success", 5), event("Published", 6)])
+        assert numbers(history, states=["held"]) == [2]
+        assert numbers(history, states=["queued"]) == [4, 1]
+        assert numbers(history, states=["queued", "held", "building"]) == [4, 3, 2, 1]
+        assert numbers(history, states=["held", "published"]) == [6, 2]
+        assert only(history, states=["held"])["status"] == "Queued", "as in the original's documents"
+        assert {each.build_id for each in history.find_unfinished()} == set(map(build_id, (1, 2, 3, 4)))
+
+    def test_the_builds_of_a_batch_are_found_by_its_id(self, history: History) -> None:
+        members = [event("Success", number, batch="5f0c12ab") for number in (1, 2, 3)]
+        history.record([*members, event("Failed", 4, batch="5e000000"), event("Success", 5)])
+        assert numbers(history, batch="5f0c12ab") == [3, 2, 1]
+        assert numbers(history, batch="5f", limit=2) == [3, 2]
+        assert numbers(history, batch="5e", states=["built"]) == []
+        assert numbers(history, batch="5") == [4, 3, 2, 1]
+        assert only(history, batch="5e")["batch"] == "5e000000"
+
     def test_the_past_of_a_package_is_its_successes_on_an_arch_and_no_other_packages(self, history: History) -> None:
         history.record([event("Success", number) for number in range(1, 6)])
         history.record([event("Failed", 6), event("Success", 7, arch="i386")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""systemd's end of sd_notify: a real datagram socket that keeps what it was told, in order."""
+"""systemd's end of sd_notify: a real datagram socket that keeps the messages it gets, in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.waiting import until
 
 
 class Manager:
-    """What a service tells, a variable a line."""
+    """The messages of a service, one variable per line."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -22,15 +22,15 @@ class Manager:
 
     @classmethod
     def within(cls, folder: Path) -> Manager:
-        """One whose socket lies in a folder."""
+        """Make one with its socket in this folder."""
         return cls(str(folder / "notify"))
 
     def environment(self, watchdog: float = 0.4) -> dict[str, str]:
-        """What a service's environment has; `watchdog` in seconds."""
+        """The environment of the service; `watchdog` in seconds."""
         return {"NOTIFY_SOCKET": self.address, "WATCHDOG_USEC": str(int(watchdog * 1_000_000))}
 
     def listen(self) -> list[str]:
-        """All that was said so far."""
+        """All messages so far."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.said += self._socket.recv(65536).decode().splitlines()
@@ -44,7 +44,7 @@ class Manager:
 
     @property
     def pings(self) -> int:
-        """How often the watchdog was told that all is well."""
+        """The number of the watchdog's pings."""
         return self.listen().count("WATCHDOG=1")
 
     def wait_for(self, words: str) -> None:

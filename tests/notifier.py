@@ -73,7 +73,7 @@ class Running:
         return time.monotonic() - began
 
     def said(self) -> str:
-        """What it wrote for the journal."""
+        """Its log on stderr."""
         return (self.folder / "stderr").read_text()
 
     def lines(self) -> list[str]:
@@ -82,7 +82,7 @@ class Running:
         return path.read_text().splitlines() if path.exists() else []
 
     def pending(self) -> list[PendingDeliveries]:
-        """What its outbox says that sinks still lack."""
+        """The deliveries that are pending in its outbox."""
         return read_pending(self.folder / "ledger.sqlite")
 
     def is_done(self, broker: Broker) -> Callable[[], bool]:
@@ -90,7 +90,7 @@ class Running:
         return lambda: is_taken(broker) and not self.pending()
 
     def builds(self) -> list[dict[str, Any]]:
-        """What the history knows."""
+        """The records of the history."""
         url = str(self.settings["history"]["url"])
         history = open_history(url, reading=url.startswith("mongodb") or (self.folder / "history.sqlite").exists())
         try:
@@ -117,5 +117,5 @@ def is_taken(broker: Broker) -> bool:
 
 
 def ids(payloads: list[dict[str, Any]]) -> list[str]:
-    """What names each piece of news."""
+    """The name of each event."""
     return [payload["id"] for payload in payloads]

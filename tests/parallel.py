@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 _CLONE_NEWNET = 0x40000000  # sched.h
 _NETWORK = "/proc/thread-self/ns/net"
-#: A fixture of the folder `acceptance` that takes seconds to make, and lives as long as the session.
-_SHARED = "farm"
+#: The files of `acceptance` that share the fixture `farm`, which takes seconds to make and lasts for the session.
+_FARM_FILES = ("test_claims.py", "test_farm.py", "test_follow.py", "test_fresh_repositories.py")
 #: The files of acceptance take longest and begin at once; the process that is ready first goes on with unit tests.
 _ORDER = ("acceptance", "unit", "integration")
 
@@ -64,13 +66,28 @@ class Networks:
         self._current = network
 
 
-def group_by_file(items: list[pytest.Item]) -> None:
-    """Mark tests that must share a process, for `--dist loadgroup`, and order them: see `_ORDER`."""
+def order_by_folder(items: list[pytest.Item]) -> None:
+    """Order tests as in `_ORDER`. Raises `UsageError` if a file shares the farm and is not in `_FARM_FILES`."""
     items.sort(key=lambda item: _ORDER.index(Path(item.path).parent.name))
-    sharing = {item.path for item in items if _shares_farm(item)}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_SHARED if item.path in sharing else Path(item.path).stem))
+    if strays := {Path(item.path).name for item in items if _uses_farm(item)} - set(_FARM_FILES):
+        raise pytest.UsageError(f"tests/parallel.py, _FARM_FILES: add {', '.join(sorted(strays))}")
 
 
-def _shares_farm(item: pytest.Item) -> bool:
-    return Path(item.path).parent.name == "acceptance" and _SHARED in getattr(item, "fixturenames", ())
+def _uses_farm(item: pytest.Item) -> bool:
+    return Path(item.path).parent.name == "acceptance" and "farm" in getattr(item, "fixturenames", ())
+
+
+def find_group(nodeid: str) -> str:
+    """Return the name of the group of tests that run in one process: the test's file, or all files with the farm."""
+    file = nodeid.partition("::")[0]
+    return "farm" if file.rpartition("acceptance/")[2] in _FARM_FILES else file
+
+
+def make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler of pytest-xdist that keeps groups together.
+
+    Its own `--dist loadgroup` does not with pytest 9.2: it renames tests, which pytest ignores.
+    """
+    scheduler = importlib.import_module("xdist.scheduler").LoadScopeScheduling(config, log)
+    scheduler._split_scope = find_group
+    return scheduler

@@ -42,7 +42,7 @@ Request = Union[RepogenRequest, SignRequest]
 
 @attr.define
 class Play:
-    """What daemons do on a store: the jobs they get one after another, and what must be true of it."""
+    """A play of daemons on a store: the jobs they get one after another, and the promises that must hold."""
 
     make: Callable[[Settings], Daemon]
     prepare: Callable[[StorePaths, Rpms], list[Request]]
@@ -110,13 +110,13 @@ class Clock:
         """Nobody waits."""
 
 
-#: What differs from one recording of a play to the next: names of temporary folders, and times.
+#: Text that differs between recordings of a play: names of temporary folders, and times.
 _VARYING_PATH = re.compile(r"(?<=^publishing/)[^/]*|(?<=/\.repodata/)[^/]*")
 _TIME = re.compile(rb"\d{9,}\.\d+")
 
 
 def identify(tree: Tree) -> frozenset[tuple[str, Any]]:
-    """What is the same in two trees that differ by chance only."""
+    """A tree without names and times that differ by chance."""
     return frozenset(
         (
             _VARYING_PATH.sub("x", path),
@@ -158,7 +158,7 @@ class Stage:
         return recorder
 
     def find_states(self, recorder: Recorder) -> Iterator[tuple[str, Cut, Tree]]:
-        """What the power cuts leave, the last first; without what was found before, but for chance."""
+        """The trees that power cuts leave, the last first; each once, apart from names that differ by chance."""
         for number, cut in reversed([*enumerate(recorder.cuts)]):
             for variant, survived in cut.states():
                 state = hash((identify(survived), repr(cut.announced)))

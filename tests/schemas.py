@@ -20,7 +20,13 @@ FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 #: The schemas of MQTT's topics, and the one with what the commands' schemas have in common.
 TOPICS, SHARED = ("events", "results"), "shared"
 #: Options by which a command prints something else than without.
-_VARIANTS = {"--incoming": ("prune", "incoming"), "--forget": ("builders", "forget")}
+_VARIANTS = {
+    "--incoming": ("prune", "incoming"),
+    "--forget": ("builders", "forget"),
+    "--plan": ("reimzul-submit", "plan"),
+    "--batch": ("reimzul-submit", "batch"),
+    "--dependents-of": ("reimzul-submit", "batch"),
+}
 
 Schema = Mapping[str, Any]
 
@@ -72,7 +78,7 @@ def find_schema(words: Sequence[str]) -> str:
 
 def find_schema_of_line(typed: Sequence[str]) -> str:
     """The name of the schema of what a command line prints."""
-    return find_schema(next((_VARIANTS[word] for word in typed if word in _VARIANTS), tuple(typed[:2])))
+    return find_schema(next((_VARIANTS[option] for option in _VARIANTS if option in typed), tuple(typed[:2])))
 
 
 def list_schemas() -> list[str]:

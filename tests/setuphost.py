@@ -19,7 +19,7 @@ from reimzul.admin.main import main
 from reimzul.admin.setup.files import System
 from tests.schemas import check_line
 
-#: What brings a farm's packages, and ours, to a host.
+#: The units that the packages of a farm, and ours, install on a host.
 UNITS = (
     "beanstalkd.service", "nginx.service", "rsync.service", "stunnel@.service", "mosquitto.service",
     "reimzul-batch.service",
@@ -116,7 +116,7 @@ class Host:
         return self.at(path)
 
     def text(self, path: str) -> str:
-        """What a file of the host holds."""
+        """The text of a file of the host."""
         return self.at(path).read_text()
 
     def systemd(self) -> None:
@@ -131,7 +131,7 @@ class Host:
         self._monkeypatch.setattr(System, "at_root", lambda _: System(root=self.root, running=True))
 
     def calls(self) -> list[str]:
-        """What systemctl has been asked to do since the last time."""
+        """The calls of systemctl since the last time."""
         record = self.state / "calls"
         said = record.read_text().splitlines() if record.exists() else []
         record.unlink(missing_ok=True)

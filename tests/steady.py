@@ -72,7 +72,7 @@ def record_unsteady(unsteady: Sequence[str], runs: Path) -> int:
 
 def main() -> int:
     processes = PROCESSES_PER_CORE * (os.cpu_count() or 1)
-    arguments = sys.argv[1:] or ["-n", str(processes), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    arguments = sys.argv[1:] or ["-n", str(processes), "--no-loadscope-reorder"]
     if os.environ.get("CI") != "true":
         return run_pytest(arguments)
     return run_steadily(arguments, _EARLIER_RUNS)

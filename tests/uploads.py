@@ -34,7 +34,7 @@ def make_store(root: Path) -> StorePaths:
 
 
 def copier_of(store: StorePaths, *, max_files: int = 10_000, max_mib: int = 1024) -> UploadCopier:
-    """What copies uploads out of a store's spool."""
+    """The copier of uploads from a store's spool."""
     return UploadCopier(store, max_files, max_mib)
 
 
@@ -134,7 +134,7 @@ class Died(BaseException):
 
 
 class Steps:
-    """Counts every step that leaves something behind, and dies at the one it is told, before or after it."""
+    """Counts every step that leaves something behind, and dies before or after the given one."""
 
     STEPS = (
         (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "mkdir"), (repodata, "exchange_names"),
@@ -161,7 +161,7 @@ class Steps:
         return counted
 
     def deaths(self, whole: Callable[[], object]) -> Iterator[int]:
-        """Run it whole once, then say each step to die before, and after; set up anew for each."""
+        """Run it once to the end, then die before and after each step; set up again for each."""
         whole()
         steps = self.count
         assert steps

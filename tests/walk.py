@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A working day on a farm, as `docs/operating.md` has it: `python -m tests.walk` runs it and writes it there anew.
+"""A working day on a farm, as `docs/operating.md` has it: `python -m tests.walk` runs it and updates the page.
 
-A test runs it too, and holds the page to what it then sees: every command, its exit code, and its output but for what
-is another's each time (ids, times, numbers).
+A test runs it too and compares the page with the result: every command, its exit code, and its output apart from ids,
+times and numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BEGIN, END = "<!-- the day: python -m tests.walk -->\n", "<!-- the day's end -->
 TARGET = "demo.1"
 #: The terminal that outputs are made for.
 COLUMNS = 116
-#: What all submissions of the day have in common.
+#: The options that all submissions of the day have.
 AS = f"-a x86_64 -t {TARGET} -d .demo"
 
 
@@ -94,7 +94,7 @@ class Day:
         return subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, check=False, timeout=120).returncode in (0, 1)
 
     def workers(self) -> dict[str, tuple[str, str]]:
-        """What each builder's worker does, and the phase it is at."""
+        """The state of each builder's worker, and its phase."""
         seen = [each.heartbeat for each in WorkerStore(self.farm.layout.notifier / "presence.sqlite").load_workers()]
         return {each.host.split(".")[0]: (each.state, each.build.phase if each.build else "") for each in seen}
 
@@ -230,7 +230,7 @@ def blocks(day: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-#: What is another's each time, and what it is compared as; in this order.
+#: Patterns of text that differs each time, and what they are replaced by before the comparison; in this order.
 _VOLATILE = (
     (r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}$", "SHA256"),
     (r"\b\d{9,12}-[0-9a-f]{8}\b", "ATTEMPT"),
@@ -261,7 +261,7 @@ def alike(line: str) -> str:
 
 
 def compared(step: Step, lines: Sequence[str]) -> list[str]:
-    """What has to be the same of a step's output each time."""
+    """The part of a step's output that is the same each time."""
     if step.lines:
         return sorted({alike(line) for line in lines if "\thttp://" in line})
     if step.columns:

@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--uniqueext", default="", metavar="TEXT", help="text to add to the root's name")
     add("--rpmbuild_timeout", type=int, metavar="SECONDS", help="the longest rpmbuild may take")
     add("-D", "--define", action="append", default=[], metavar="'NAME VALUE'", help="define an rpm macro")
+    add("--with", dest="bconds", action="append", default=[], metavar="NAME", help="enable a build condition")
     add("--cleanup-after", action="store_true", help="remove the root after the build (the default)")
     add("--no-bootstrap-chroot", dest="bootstrap", action="store_false", default=None, help="use no bootstrap root")
     return parser
@@ -73,6 +74,7 @@ def perform(options: argparse.Namespace, logs: Logs) -> None:
     overrides = {"rpmbuild_timeout": options.rpmbuild_timeout, "use_bootstrap": options.bootstrap}
     given = {name: value for name, value in overrides.items() if value is not None}
     macros = {name: value for name, _, value in (text.partition(" ") for text in options.define)}
+    macros.update({f"_with_{name}": f"--with-{name}" for name in options.bconds})  # as mock does
     config = read_config(options.configdir, options.root, given, macros)
     root, bootstrap = find_roots(config, options.uniqueext)
     if options.path:

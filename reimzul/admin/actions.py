@@ -23,8 +23,17 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.causes import find_builds_of_cause
+from reimzul.admin.held import change_priority
 from reimzul.admin.lookup import GONE, BuildLegs
-from reimzul.admin.output import confirm, json_option, pass_settings, period_options, print_json, print_result
+from reimzul.admin.output import (
+    confirm,
+    json_option,
+    pass_settings,
+    period_options,
+    print_json,
+    print_result,
+    refuse_ignored,
+)
 from reimzul.core import control, validators
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import PRIORITY, PRIORITY_NOW, Broker, arch_tube, cancel_tube
@@ -115,6 +124,8 @@ def cancel(settings: Settings, given: tuple[str, ...], why: str, wait: bool, tim
       reimzul cancel 72b893f8
       reimzul cancel 72b893f8 4a1eee11 --why "wrong branch"
     """
+    if not wait:
+        refuse_ignored("with --no-wait", "timeout")
     builds, flag = lookup.read_builds(settings, given), control.new_flag(current_user(), why)
     with Broker.from_settings(settings.beanstalkd) as broker:
         results = {build.build_id: _cancel_build(broker, build, flag) for build in builds}
@@ -195,7 +206,8 @@ def _still_running_result(broker: Broker, build: BuildLegs) -> CancelResult:
 def raise_builds(settings: Settings, given: tuple[str, ...], as_json: bool) -> int:
     """Move waiting builds to the front of their tubes; of several, the one named last comes first.
 
-    A build that a worker has already taken is left to it. IDs may be shortened to what no other build has.
+    A build that a worker has already taken is left to it. A held build stays held, and is the first once it is
+    released. IDs may be shortened to what no other build has.
 
     \b
     Examples:
@@ -222,12 +234,23 @@ def _raise_build(
     tube, priority = found.stats.tube, found.stats.priority
     others = lookup.lowest_priority((each for each in unfinished if each.build_id != build.build_id), tube)
     front = min(fronts.get(tube, PRIORITY_NOW), others, PRIORITY_NOW)
-    if found.stats.state == "ready" and priority < front:
+    if (found.stats.state == "ready" or found.stats.is_held) and priority < front:
         return RaiseResult(
             build_id=build.build_id, done=True, message="it is the first already", job=found.job, priority=priority
         )
     fronts[tube] = max(0, front - 1)
+    if found.stats.is_held:
+        return _raise_held(broker, build, found, fronts[tube])
     return move_to_front(broker, leg, found, fronts[tube])
+
+
+def _raise_held(broker: Broker, build: BuildLegs, found: lookup.QueuedJob, priority: int) -> RaiseResult:
+    try:
+        job = change_priority(broker, build.legs, found, priority)
+    except ReservationLost:
+        return RaiseResult(build_id=build.build_id, done=False, message="it was just released, or cancelled")
+    message = f"held; first in tube {found.stats.tube} once it is released, as job {job}"
+    return RaiseResult(build_id=build.build_id, done=True, message=message, job=job, priority=priority)
 
 
 def _explain_not_waiting(leg: BuildRecord, found: lookup.QueuedJob | None) -> str:
@@ -313,6 +336,8 @@ def retry(
     """
     if bool(given) == bool(cause):
         raise click.UsageError("say which builds: their ids, or --cause CAUSE.")
+    if not cause:
+        refuse_ignored("without --cause", "begin", "end")
     known, user = read_arches(settings.farm.arches), current_user()
     with lookup.reading_history(settings.history.url) as history:
         builds = find_builds_of_cause(history, cause, begin, end) if cause else lookup.find_builds(history, given)
@@ -345,8 +370,10 @@ def retry_requests(
             before = _read_request(build, urls)
             legs = _failed_legs(build, before) if failed else _requested_legs(build, before)
             request = _new_request(build, legs, _check_source(settings.incoming.folder, build, before), user, known)
+            if before is not None:
+                request = attr.evolve(request, bconds=before.bconds, dep_wait=before.dep_wait)
             is_rebuild = _is_published(build, request) or (before is not None and before.rebuild)
-            found.append((build, attr.evolve(request, rebuild=is_rebuild)))
+            found.append((build, attr.evolve(request, rebuild=is_rebuild or bool(request.batch))))
         except InputError as error:
             faults.append(f"{build.label}: {error}")
     if faults:
@@ -432,6 +459,7 @@ def _new_request(build: BuildLegs, legs: Sequence[str], sha256: str, user: str, 
         timestamp=validators.now_timestamp(),
         srpm_sha256=sha256,
         parent=build.build_id,
+        batch=main.batch,
         legs=tuple(legs),
     )
 

@@ -9,7 +9,7 @@ from typing import Optional
 
 import attr
 
-from reimzul.admin import lookup, stats
+from reimzul.admin import batch_lookup, lookup
 from reimzul.admin.health import Processes
 from reimzul.core import control
 from reimzul.core.arch import read_arches
@@ -19,16 +19,17 @@ from reimzul.core.builder_backoff import compute_backoff
 from reimzul.core.fs import find_unreadable
 from reimzul.core.message import Status, WorkerState
 from reimzul.core.settings import Settings
-from reimzul.history import BuildFilter, BuildRecord, History
+from reimzul.history import BuildFilter, BuildRecord, History, estimates
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable
+from reimzul.plan.state import BatchState
 
 
 @attr.frozen(kw_only=True)
 class BuildFacts:
     now: float
     leg: BuildRecord  #: that is explained
-    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `GONE` or `UNKNOWN`
+    job: str = lookup.UNKNOWN  #: the state of its job: ready, reserved, delayed, buried, `HELD`, `GONE` or `UNKNOWN`
     tube: TubeStats  #: where it waits, or waited
     createrepo: TubeStats
     tosign: TubeStats
@@ -36,19 +37,26 @@ class BuildFacts:
     ahead: Sequence[BuildRecord] = ()  #: builds before it in its tube
     ahead_elsewhere: Sequence[BuildRecord] = ()  #: and in other tubes of the same workers
     workers: Optional[Sequence[WorkerRecord]] = ()  #: that watch its tube; None if unknown
-    own_stats: Optional[stats.DurationStats] = None  #: of this package
-    arch_stats: stats.ArchStats = attr.field(factory=lambda: stats.ArchStats(()))
+    own_stats: Optional[estimates.DurationStats] = None  #: of this package
+    arch_stats: estimates.ArchStats = attr.field(factory=lambda: estimates.ArchStats(()))
     cancel: Optional[control.ControlFlag] = None
     source_problem: str = ""  #: why the web server cannot read its source rpm, as far as this host knows
     stuck: Optional[control.ControlFlag] = None  #: why its target's new repodata is not made visible
     drained: Mapping[str, str] = attr.field(factory=dict)  #: host -> why it takes no jobs, by the latest flag
     backoffs: Mapping[str, float] = attr.field(factory=dict)  #: host -> seconds it still leaves this build to others
     processes: Processes = attr.field(factory=Processes)  #: all of the farm
+    batch: Optional[BatchState] = None  #: that it is a member's build of
 
     @property
-    def duration(self) -> stats.DurationStats | None:
+    def duration(self) -> estimates.DurationStats | None:
         """How long it usually takes: its package, else the packages of its arch."""
         return self.own_stats or self.arch_stats.stats_for("")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its job is held; the history may not know yet what beanstalkd does."""
+        is_held = self.job == lookup.HELD or (self.job == lookup.UNKNOWN and self.leg.held)
+        return is_held and self.leg.is_unfinished
 
     @property
     def pause(self) -> float:
@@ -89,9 +97,9 @@ def collect_facts(
     shared = {name for worker in workers or () for name in worker.heartbeat.arches}
     ahead, ahead_elsewhere = lookup.builds_ahead(leg, unfinished, tube, shared, now) if leg.is_queued else ([], [])
     tubes = {name: broker.tube_stats(name) for name in (tube, CREATEREPO.name, TOSIGN.name, NOTIFY.name)}
-    past = history.recent_successes(leg.pkgname, leg.arch, stats.PACKAGE_SAMPLE) if leg.pkgname else []
+    past = history.recent_successes(leg.pkgname, leg.arch, estimates.PACKAGE_SAMPLE) if leg.pkgname else []
     successes = (BuildState.BUILT, BuildState.PUBLISHED)
-    of_arch = history.find_builds(BuildFilter(arch=leg.arch, states=successes), stats.ARCH_SAMPLE)
+    of_arch = history.find_builds(BuildFilter(arch=leg.arch, states=successes), estimates.ARCH_SAMPLE)
     incoming = settings.incoming.folder
     may_lack_source = leg.is_queued and leg.waits_for and (incoming / leg.srpm).exists()  # on the controller alone
     return BuildFacts(
@@ -105,14 +113,15 @@ def collect_facts(
         ahead=ahead,
         ahead_elsewhere=ahead_elsewhere,
         workers=workers,
-        own_stats=stats.duration_stats(each.duration for each in past),
-        arch_stats=stats.ArchStats([*of_arch, *past]),
+        own_stats=estimates.duration_stats(each.duration for each in past),
+        arch_stats=estimates.ArchStats([*of_arch, *past]),
         cancel=control.cancel_flag(broker, leg.build_id),
         source_problem=find_unreadable(incoming / leg.srpm, incoming) if may_lack_source else "",
         stuck=control.stuck_flag(broker, leg.target) if leg.status == Status.SUCCESS else None,
         drained={host: flag.drain_text for host, flag in flags.items()},
         backoffs=_find_backoffs(settings, broker, leg, tubes[tube], now) if leg.is_queued else {},
         processes=processes or Processes(),
+        batch=batch_lookup.find_state_of_build(settings, leg.batch) if leg.batch else None,
     )
 
 
@@ -152,28 +161,28 @@ def _find_backoffs(
 # --- forecasts
 
 
-def estimate_start_and_end(facts: BuildFacts) -> tuple[stats.Forecast | None, stats.Forecast | None]:
+def estimate_start_and_end(facts: BuildFacts) -> tuple[estimates.Forecast | None, estimates.Forecast | None]:
     """Estimate when a build that waits starts and ends; None where nothing is known to estimate from."""
     ahead = [facts.arch_stats.stats_for(each.pkgname) for each in (*facts.ahead, *facts.ahead_elsewhere)]
     busy = (_busy_time(worker, facts) for worker in (*facts.able_workers, *facts.waiting_workers))
-    start, takes = stats.estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
+    start, takes = estimates.estimate_start(ahead, [each for each in busy if each is not None]), facts.duration
     if start is None:
         return None, None
     low, likely, high = (max(each, facts.pause) for each in (start.low, start.likely, start.high))
-    start = stats.Forecast(low=low, likely=likely, high=high)
+    start = estimates.Forecast(low=low, likely=likely, high=high)
     if takes is None:
         return start, None
-    return start, stats.Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
+    return start, estimates.Forecast(low=low + takes.low, likely=likely + takes.median, high=high + takes.high)
 
 
-def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> stats.Forecast | None:
+def _busy_time(worker: WorkerRecord, facts: BuildFacts) -> estimates.Forecast | None:
     """Return how long a worker does not take this build; None if unknown."""
-    build, rest = worker.heartbeat.build, stats.IDLE
+    build, rest = worker.heartbeat.build, estimates.IDLE
     if build is not None:
         takes = facts.arch_stats.stats_for(BuildRecord(srpm=build.srpm).package)
         if takes is None:
             return None
-        rest = stats.estimate_rest(takes, worker.seconds_since(build.started, facts.now))
+        rest = estimates.estimate_rest(takes, worker.seconds_since(build.started, facts.now))
     left = facts.backoffs.get(worker.heartbeat.host, 0.0)
     low, likely, high = (max(each, left) for each in (rest.low, rest.likely, rest.high))
-    return stats.Forecast(low=low, likely=likely, high=high)
+    return estimates.Forecast(low=low, likely=likely, high=high)

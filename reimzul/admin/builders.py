@@ -65,6 +65,7 @@ def list_builders(
       reimzul builders --forget builder3.example.org
     """
     if forget is not None:
+        output.refuse_others("--forget", "as_json")
         return forget_host(settings, forget, as_json)
     known = lookup.load_processes(settings)
     processes = Processes(connected=known)

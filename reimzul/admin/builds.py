@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Union
 
@@ -17,7 +18,9 @@ from reimzul.admin.causes import FailureContext, find_contexts
 from reimzul.admin.lookup import BuildLegs
 from reimzul.admin.output import (
     Table,
+    build_timestamp,
     check_input,
+    format_facts,
     format_skew,
     json_option,
     pass_settings,
@@ -30,7 +33,9 @@ from reimzul.admin.output import (
     print_table,
     table_options,
 )
+from reimzul.admin.target_option import complete_target, expand_option, refuse_unknown, target_option
 from reimzul.core import validators
+from reimzul.core.arch import read_arches
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.formatting import format_duration, format_size, format_time, format_timestamp, suggest_nearest
@@ -41,8 +46,10 @@ from reimzul.core.message import Status
 from reimzul.core.mock_exit_codes import describe_code
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import MANIFEST, StoreUrls
+from reimzul.core.targets import find_one_target
 from reimzul.history import BuildFilter, BuildRecord, History, NoHistory, open_history
 from reimzul.history.build_record import BuildState, RecordedAttempt
+from reimzul.plan.document import FOLDER
 
 if TYPE_CHECKING:  # `reimzul builds` needs no HTTP, and starts a tenth sooner without
     from reimzul.core.http_client import HttpSession
@@ -85,11 +92,12 @@ def _parse_states(_: click.Context, __: click.Parameter, given: Sequence[str]) -
     metavar="STATE",
     help=f"One of {', '.join(BuildState.ALL)}. May be repeated.",
 )
-@lookup.target_option()
+@target_option()
 @click.option("--arch", metavar="ARCH")
 @click.option("--srpm", metavar="NAME", help="A file's whole name, its beginning, or a pattern, as 'time-*.el9*'.")
 @click.option("--submitter", metavar="NAME", help="A name, or a pattern.")
 @click.option("--build", "build_id", metavar="ID", help="A build id, or its beginning.")
+@click.option("--batch", metavar="BATCH", help="Only builds of this batch: its id, or the beginning of it.")
 @period_options("Only builds", default=None)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="COUNT")
 @table_options(_TABLE)
@@ -107,38 +115,70 @@ def command(
 ) -> None:
     """List builds and their results, the newest first; only those that match all options.
 
-    On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs.
+    On a terminal this is a table of its width; in a pipe one line per build, all columns, separated by tabs. A batch is
+    one line, unless other options than --target, --since and --until choose builds; --json always lists all builds.
 
     \b
     Examples:
       reimzul builds --state failed --target c9s --since 24h
+      reimzul builds --batch 5f0c12ab
       reimzul builds --srpm 'time-*.el9*' --json
     """
     found: list[BuildRecord] = []
+    target, has_history = wanted["target"], True
+    is_folded = not as_json and not any(value for name, value in wanted.items() if name != "target")
+    period = period_filter(begin, end)
     try:
         with lookup.reading_history(settings.history.url) as history:
-            found = _find_builds(settings, history, limit + 1, {**wanted, **period_filter(begin, end)})
+            chosen = {**wanted, "batch": ""} if is_folded else wanted
+            found = _find_builds(settings, history, limit + 1, {**chosen, **period})
     except NoHistory as error:
         click.echo(str(error), err=True)
-    else:
-        if not found and not as_json:
-            print_none_found("build")
-    shown = found[:limit]
+        has_history = False
+    batches = _fold_batches(settings, target, begin, end, found, limit) if is_folded else []
     if as_json:
-        print_json([record.to_output() for record in lookup.add_links(settings, shown)])
-    elif shown:
-        print_table(_TABLE, [_row(record) for record in shown], columns=columns, wide=wide)
-    if len(found) > limit:
+        print_json([record.to_output() for record in lookup.add_links(settings, found[:limit])])
+    elif found or batches:
+        rows = sorted([*((each.timestamp, _row(each)) for each in found[:limit]), *batches], reverse=True)
+        print_table(_TABLE, [row for _, row in rows[:limit]], columns=columns, wide=wide)
+    elif has_history:
+        print_none_found("build")
+    if len(found) + len(batches) > limit:
         print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
+
+
+def _fold_batches(
+    settings: Settings,
+    target: str | None,
+    begin: float | None,
+    end: float | None,
+    found: Sequence[BuildRecord],
+    limit: int,
+) -> list[tuple[str, list[str]]]:
+    """Return timestamp and row of each batch that belongs among the builds which are shown."""
+    if not (settings.incoming.folder / FOLDER).is_dir():
+        return []
+    from reimzul.admin import batch_lines  # most farms have no batches, and `reimzul builds` starts sooner without
+
+    oldest = found[limit - 1].timestamp if len(found) > limit else ""
+    rows: list[tuple[str, list[str]]] = []
+    last = time.time() + 86400 if end is None else end  # a plan's clock may be ahead
+    for each in batch_lines.iterate_summaries(settings, target, begin or 0.0, last):
+        stamp = build_timestamp(each.created)
+        if stamp < oldest or len(rows) > limit:
+            break
+        about = (batch_lines.describe_summary(each), ",".join(each.arches), each.target, format_timestamp(stamp))
+        rows.append((stamp, [each.batch, each.phase, *about, each.submitter, "-"]))
+    return rows
 
 
 def _find_builds(settings: Settings, history: History, limit: int, wanted: dict[str, Any]) -> list[BuildRecord]:
     """Return the builds that match. Raises `InputError` for an arch or a target that no build ever had."""
     target = wanted.pop("target")
-    targets = None if target is None else lookup.expand_target(settings, target)
+    targets = expand_option(settings, target)
     found = history.find_builds(BuildFilter(**wanted, targets=targets), limit)
     if not found:
-        lookup.refuse_unknown(settings, history, target=target, arch=wanted["arch"])
+        refuse_unknown(settings, history, target=target, arch=wanted["arch"])
     return found
 
 
@@ -238,35 +278,29 @@ def format_build(
 ) -> Iterator[str]:
     main = build.main
     yield f"build {build.build_id}"
-    yield from _format_facts(
+    yield from format_facts(
         ("source", main.srpm),
         ("target", f"{main.target}, disttag {main.disttag or '-'}{', scratch' * bool(main.scratch)}"),
         ("submitted", f"{format_timestamp(main.timestamp)} by {main.submitter}"),
         ("repeats", f"build {main.parent}" if main.parent else None),
+        ("batch", f"{main.batch}: reimzul batch show {main.batch}" if main.batch else None),
         *(("not built", f"for {arch}: {why}") for arch, why in main.skipped.items()),
     )
     for leg in build.legs:
         yield ""
         yield f"{leg.arch}: {_state_text(leg)}"
         if leg.arch in contexts:
-            yield from _format_facts(*contexts[leg.arch].describe())
+            yield from format_facts(*contexts[leg.arch].describe())
         yield from _format_leg(leg)
         if not leg.is_unfinished:
             yield from _format_files(manifests[leg.arch], checksums=checksums)
-
-
-def _format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
-    """Format facts with their labels; None: there is no such fact."""
-    for label, text in facts:
-        if text is not None:
-            yield f"  {label:14}{text}"
 
 
 def _state_text(leg: BuildRecord) -> str:
     if leg.state == BuildState.PUBLISHED:
         return f"{leg.state} {format_time(leg.published)}"
     claim = f", {leg.claim_text}" if leg.claimed else ""
-    return leg.state + claim + (f": {leg.reason}" if leg.reason else "")
+    return leg.state + claim + (f": {leg.current_reason}" if leg.current_reason else "")
 
 
 def _format_leg(leg: BuildRecord) -> Iterator[str]:
@@ -276,7 +310,7 @@ def _format_leg(leg: BuildRecord) -> Iterator[str]:
     ]
     has_exit_code = leg.status in Status.FINAL and leg.exit_code is not None
     attempts = leg.attempts if len(leg.attempts) > 1 else ()
-    yield from _format_facts(
+    yield from format_facts(
         ("comment", leg.comment or None),
         ("package", f"{leg.pkgname} {leg.evr}" if leg.pkgname else None),
         *_describe_times(leg),
@@ -298,9 +332,15 @@ def _describe_times(leg: BuildRecord) -> Iterator[tuple[str, str]]:
     if leg.queued_at:
         where = f" as job {leg.job} of tube {leg.tube}" if leg.job else ""
         yield "queued", format_time(leg.queued_at) + where
+    if leg.is_held:
+        waits = f", waits for {leg.waits_for}" if leg.waits_for else ""
+        yield "held", f"since {format_time(leg.put_at)}{waits}"
+    elif leg.released_at:
+        yield "released", format_time(leg.released_at)
     if leg.started:
         clock = f" (its clock is {format_skew(leg.skew)})" if leg.skew else ""
-        waited = _format_after(leg.started - leg.queued_at if leg.queued_at and not leg.skew else None)
+        is_before = leg.started >= leg.released_at and leg.waits_since and not leg.skew
+        waited = _format_after(leg.started - leg.waits_since if is_before else None)
         yield "started", f"{format_time(leg.started)} on {leg.builder_fqdn or '-'}{clock}{waited}"
     if leg.finished:
         yield "finished", format_time(leg.finished) + _format_after(leg.duration)
@@ -324,10 +364,10 @@ def _format_attempt(attempt: RecordedAttempt) -> str:
 
 def _format_files(manifest: ManifestOrReason, *, checksums: bool) -> Iterator[str]:
     if isinstance(manifest, str):
-        yield from _format_facts(("files", f"not known: {manifest}"))
+        yield from format_facts(("files", f"not known: {manifest}"))
         return
     total = format_size(sum(file.size for file in manifest.files))
-    yield from _format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
+    yield from format_facts(("config", manifest.config or "-"), ("files", f"{len(manifest.files)}, {total}"))
     width = max((len(file.name) for file in manifest.files), default=0)
     for file in manifest.files:
         sha256 = file.sha256 if checksums else file.sha256[:_SHORT_CHECKSUM]
@@ -350,7 +390,13 @@ _OVERRIDE_CHECKS: dict[str, Callable[[Any], str]] = {
 @click.option("--why", metavar="TEXT", help="The reason, shown with the build. Required.")
 @click.option("-a", "--arch", metavar="ARCH", help="Only this arch of the build.")
 @click.option("-s", "--srpm", metavar="SRPM", help="Instead of an ID, with -t and -a: the latest build of this file.")
-@click.option("-t", "--target", metavar="TARGET", help="With -s and -a: as c9s or c9s.x86_64.")
+@click.option(
+    "-t",
+    "--target",
+    metavar="TARGET",
+    shell_complete=complete_target,
+    help="With -s and -a: as c9s or c9s.x86_64.",
+)
 @click.option("-c", "--comment", hidden=True)  # the original's name of --why
 @json_option("a list: the build on each arch, as the history has it now")
 @pass_settings
@@ -405,13 +451,13 @@ def _find_given(history: History, given: str, arch: str | None) -> list[BuildRec
 
 def _find_latest(settings: Settings, history: History, srpm: str, target: str, arch: str) -> list[BuildRecord]:
     """Return the latest finished build of a source rpm on an arch. Raises `InputError`."""
-    wanted = BuildFilter(srpm=srpm, arch=arch, targets=lookup.expand_target(settings, target))
+    wanted = BuildFilter(srpm=srpm, arch=arch, targets=expand_option(settings, target))
     found = [record for record in history.find_builds(wanted, _MAX_OVERRIDE_CANDIDATES) if record.latest_build]
     if not found:
-        lookup.refuse_unknown(settings, history, target=target, arch=arch)
+        refuse_unknown(settings, history, target=target, arch=arch)
         raise InputError(
             f"no finished build of {srpm} on {arch} for {target} is recorded; "
             f"`reimzul builds --srpm {srpm}` lists those that are"
         )
-    lookup.match_one_target(settings, target, {record.target for record in found})
+    find_one_target(target, {record.target for record in found}, read_arches(settings.farm.arches))
     return found[:1]

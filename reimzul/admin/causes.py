@@ -16,7 +16,9 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
+from reimzul.admin.batch_lookup import find_batch
 from reimzul.admin.lookup import BuildLegs
+from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core import validators
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.errors import InputError
@@ -106,8 +108,9 @@ def _find_roots(group: FailureGroup, failed: Mapping[tuple[str, str], BuildRecor
 
 @click.command("causes", epilog=EXIT_CODES)
 @output.period_options("Group builds")
-@lookup.target_option()
+@target_option()
 @click.option("--arch", metavar="ARCH")
+@click.option("--batch", metavar="BATCH", help="Only builds of this batch; by default, since it was submitted.")
 @output.table_options(_TABLE)
 @output.json_option("an object: failed, causes")
 @output.pass_settings
@@ -117,6 +120,7 @@ def command(
     end: float | None,
     target: str | None,
     arch: str | None,
+    batch: str | None,
     columns: Sequence[str],
     wide: bool,
     as_json: bool,
@@ -130,14 +134,18 @@ def command(
     Examples:
       reimzul causes
       reimzul causes --since 24h --target c9s.x86_64
+      reimzul causes --batch 5f0c12ab
       reimzul retry --cause 5f0c12ab
     """
-    targets = None if target is None else lookup.expand_target(settings, target)
-    wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch)
+    targets = expand_option(settings, target)
+    if batch is not None:
+        plan = find_batch(settings, batch).state.plan
+        batch, begin = plan.batch, begin if output.is_given("begin") else plan.created
+    wanted = BuildFilter(**output.period_filter(begin, end), targets=targets, arch=arch, batch=batch)
     with lookup.reading_history(settings.history.url) as history:
         groups = group_failures(find_failures(history, wanted))
         if not groups:
-            lookup.refuse_unknown(settings, history, target=target, arch=arch)
+            refuse_unknown(settings, history, target=target, arch=arch)
     failed = sum(len(group.builds) for group in groups)
     if as_json:
         since = format_rfc3339(max(0.0, begin))  # 0 is a time here, and not an unknown one
@@ -239,12 +247,12 @@ def find_contexts(history: History, build: BuildLegs) -> dict[str, FailureContex
     contexts = {}
     for leg in failed:
         cause = cause_of(leg)
-        alike, before = by_cause.get(cause.id, []), _find_build_before(history, leg)
+        alike, before = by_cause.get(cause.id, []), find_build_before(history, leg)
         contexts[leg.arch] = FailureContext(cause=cause, alike=alike, before=before)
     return contexts
 
 
-def _find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
+def find_build_before(history: History, failed: BuildRecord) -> BuildRecord | None:
     wanted = BuildFilter(targets=[failed.target], arch=failed.arch, srpm=f"{failed.package}-")
     earlier = (
         each

@@ -21,6 +21,7 @@ import click
 from reimzul.admin import lookup, target_lookup
 from reimzul.admin.builds import fetch_manifest, list_manifest_urls
 from reimzul.admin.output import json_option, pass_settings, print_json
+from reimzul.admin.target_option import complete_package, target_option
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
 from reimzul.core.fs import file_lock
@@ -36,19 +37,13 @@ Progress = Callable[[int], None]
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
     if context.params.get("target"):
-        return target_lookup.complete_package(context, parameter, incomplete)
+        return complete_package(context, parameter, incomplete)
     return lookup.complete_build_id(context, parameter, incomplete)
 
 
 @click.command("download", epilog=EXIT_CODES)
 @click.argument("given", metavar="ID|PATTERN", shell_complete=_complete)
-@click.option(
-    "-t",
-    "--target",
-    metavar="TARGET",
-    shell_complete=target_lookup.complete_target,
-    help="Download the latest build of each package of TARGET that PATTERN matches; with or without its arch.",
-)
+@target_option("Download the latest build of each package that PATTERN matches of this target")
 @click.option("--rpms/--logs", "wants_rpms", default=True, help="Download packages (the default), or logs.")
 @click.option("--arch", metavar="ARCH", help="Only what was built for this arch.")
 @click.option(

@@ -12,7 +12,8 @@ from typing import Any, Optional
 import attr
 import click
 
-from reimzul.admin import lookup, stats
+from reimzul.admin import lookup
+from reimzul.admin.batch_members import describe_membership
 from reimzul.admin.build_facts import BuildFacts, collect_facts, estimate_start_and_end
 from reimzul.admin.health import FULL, describe_error, describe_short_disk, find_leg_errors
 from reimzul.admin.output import join_parts, join_words, json_option, pass_settings, print_result
@@ -22,7 +23,7 @@ from reimzul.core.formatting import format_duration, format_time, pluralize
 from reimzul.core.links import describe_files, log_command
 from reimzul.core.message import Role, Status, WorkerState
 from reimzul.core.settings import Settings
-from reimzul.history import BuildRecord
+from reimzul.history import BuildRecord, estimates
 from reimzul.history.build_record import CLAIMED, RecordedAttempt
 from reimzul.history.workers import WorkerRecord
 
@@ -39,8 +40,8 @@ _MAX_BACKLOG = 20
 @attr.frozen(kw_only=True)
 class Explanation:
     sentences: Sequence[str]
-    start: Optional[stats.Forecast] = None  #: of a build that waits
-    end: Optional[stats.Forecast] = None  #: of a build that waits or runs
+    start: Optional[estimates.Forecast] = None  #: of a build that waits
+    end: Optional[estimates.Forecast] = None  #: of a build that waits or runs
 
 
 @click.command("explain", epilog=EXIT_CODES)
@@ -91,14 +92,17 @@ def to_dict(explanation: Explanation, facts: BuildFacts) -> dict[str, Any]:
 
 
 def explain(facts: BuildFacts) -> Explanation:
-    if facts.leg.is_queued:
+    if facts.is_held:
+        explanation = Explanation(sentences=[*_failed_attempts(facts), *_describe_hold(facts)])
+    elif facts.leg.is_queued:
         explanation = _explain_queued(facts)
     elif facts.leg.is_unfinished:
         explanation = _explain_building(facts)
     else:
         describe = _describe_success if facts.leg.status == Status.SUCCESS else _describe_end
         explanation = Explanation(sentences=[*describe(facts)])
-    more = [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
+    more = [*describe_membership(facts.batch, facts.leg, facts.now)]
+    more += [f"Announced as {facts.leg.claim_text}: reimzul doctor says more."] if facts.leg.claimed else []
     if facts.cancel is not None and facts.leg.is_unfinished:
         more.append(f"{facts.cancel.by or 'Somebody'} has cancelled it; it has not ended yet.")
     if facts.backlog > _MAX_BACKLOG:
@@ -122,6 +126,17 @@ def _explain_queued(facts: BuildFacts) -> Explanation:
     return Explanation(sentences=sentences, start=start, end=end)
 
 
+def _describe_hold(facts: BuildFacts) -> Iterator[str]:
+    leg = facts.leg
+    since = _ago(facts, ", held", leg.put_at) if leg.held else ""
+    yield f"No worker gets job {leg.job} of tube {facts.tube.name} before it is released{since}."
+    if leg.waits_for:
+        yield f"It waits for {leg.waits_for}."
+    if leg.batch:
+        yield f"It is a member of batch {leg.batch}."
+    yield f"To have it built all the same: reimzul kick --held {leg.job}"
+
+
 def _explain_missing_job(facts: BuildFacts) -> Explanation:
     leg = facts.leg
     texts = {
@@ -141,7 +156,7 @@ def _explain_taken(facts: BuildFacts) -> Explanation:  # the worker has not anno
         text = f"{_worker_label(worker, facts.workers or ())} {_activity(worker, facts)}."
     sentences, takes, end = [*_failed_attempts(facts), text], facts.duration, None
     if takes is not None:
-        end = stats.estimate_rest(takes, spent)
+        end = estimates.estimate_rest(takes, spent)
         sentences.append(_end_text(takes, end, facts.now))
     return Explanation(sentences=sentences, end=end)
 
@@ -252,7 +267,9 @@ def _backoff_text(worker: WorkerRecord, facts: BuildFacts) -> str:
     return f", but could not build it, and leaves it to others for {format_duration(left)} more" if left else ""
 
 
-def _expected_text(facts: BuildFacts, start: stats.Forecast | None, end: stats.Forecast | None) -> Iterator[str]:
+def _expected_text(
+    facts: BuildFacts, start: estimates.Forecast | None, end: estimates.Forecast | None
+) -> Iterator[str]:
     if facts.leg.waits_for:
         yield "It starts after that."
     elif start is None:
@@ -260,16 +277,16 @@ def _expected_text(facts: BuildFacts, start: stats.Forecast | None, end: stats.F
     elif start.high < 1:
         yield "Expected start: at once."
     else:
-        yield f"Expected start: in {format_duration(start.likely)} ({stats.range_text(start.low, start.high)})."
+        yield f"Expected start: in {format_duration(start.likely)} ({estimates.range_text(start.low, start.high)})."
     if facts.duration is not None and end is not None:
         yield _end_text(facts.duration, end, facts.now)
     elif start is not None:
         yield "Its duration cannot be estimated: nothing was built on that arch before."
 
 
-def _end_text(takes: stats.DurationStats, end: stats.Forecast, now: float) -> str:
+def _end_text(takes: estimates.DurationStats, end: estimates.Forecast, now: float) -> str:
     when = f"{format_time(now + end.likely)}, in {format_duration(end.likely)}"
-    return f"{stats.duration_text(takes)} Expected end: {when}."
+    return f"{estimates.duration_text(takes)} Expected end: {when}."
 
 
 def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
@@ -279,7 +296,7 @@ def _failed_attempts(facts: BuildFacts) -> Iterator[str]:
     for number, attempt in known[:-1] if facts.leg.status == Status.REJECTED else known:
         if attempt.status in texts:
             yield f"Attempt {number} {texts[attempt.status]} {_attempt_end(attempt, facts)}"
-    retried = [(number, attempt) for number, attempt in known if attempt.status == Status.RETRIED]
+    retried = [(number, attempt) for number, attempt in known if attempt.status in (Status.RETRIED, Status.WAITING)]
     if retried:
         number, last = retried[-1]
         many = f"; {pluralize(len(retried), 'attempt')} ended so" if retried[1:] else ""
@@ -314,10 +331,10 @@ def _explain_building(facts: BuildFacts) -> Explanation:
     if takes is None:
         return Explanation(sentences=[*sentences, "Nothing was built on that arch before."])
     spent = facts.now - leg.attempt_start if leg.attempt_start else 0.0
-    end = stats.estimate_rest(takes, spent)
+    end = estimates.estimate_rest(takes, spent)
     left = f"About {format_duration(end.likely)} are left (90 %: at most {format_duration(end.high)})."
     left = "It has taken longer than 90 % of them." if spent >= takes.high else left
-    return Explanation(sentences=[*sentences, f"{stats.duration_text(takes)} {left}"], end=end)
+    return Explanation(sentences=[*sentences, f"{estimates.duration_text(takes)} {left}"], end=end)
 
 
 def _describe_builder(facts: BuildFacts, worker: WorkerRecord | None) -> Iterator[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -15,21 +14,21 @@ import attr
 import click
 
 from reimzul.core import control, validators
-from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import Broker, drain_tube
 from reimzul.core.beanstalk_stats import JobStats
 from reimzul.core.config import load_file
 from reimzul.core.control import ControlFlag
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError, ReservationLost
-from reimzul.core.formatting import list_known, suggest_nearest
+from reimzul.core.formatting import suggest_nearest
 from reimzul.core.links import PublicUrl, relink
 from reimzul.core.message import BuildRequest
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History, open_history
 from reimzul.history.workers import WorkerRecord, WorkerStore
 
-#: The state of a job that beanstalkd does not have, and of one whose number is unknown, beside beanstalkd's own states.
-GONE, UNKNOWN = "gone", "unknown"
+#: The state of a job that beanstalkd does not have, of one whose number is unknown, and of one that beanstalkd calls
+#: delayed; beside beanstalkd's own states.
+GONE, UNKNOWN, HELD = "gone", "unknown", "held"
 
 _ID = re.compile(r"[0-9a-f]{1,32}\Z")
 #: Records that are read of the builds whose ids begin alike, and of one build.
@@ -173,7 +172,7 @@ def complete_build_id(context: click.Context, _: click.Parameter, incomplete: st
     return []
 
 
-# --- hosts, targets and arches by their names
+# --- hosts by their names
 
 
 def match_hosts(hosts: Iterable[str], name: str) -> list[str]:
@@ -184,53 +183,6 @@ def match_hosts(hosts: Iterable[str], name: str) -> list[str]:
 
 def suggest_host(hosts: Collection[str], name: str) -> str:
     return suggest_nearest(name, [*hosts, *(host.split(".")[0] for host in hosts)])
-
-
-class UnknownTarget(InputError):
-    """No known target is called as a person gave it."""
-
-
-def target_option(*, many: bool = False) -> Callable[[Any], Any]:
-    """Return the option --target, whose value `expand_target` and `match_targets` take."""
-    text = f"Only this target: c9s, c9s.x86_64, or a pattern as 'c9*'.{' May be repeated.' if many else ''}"
-    return click.option("--target", metavar="TARGET", multiple=many, help=text)
-
-
-def expand_target(settings: Settings, given: str) -> list[str]:
-    """Return the names, with an arch, that a target or a pattern of targets may mean: `c9s` is c9s on every arch."""
-    return [given, *(f"{given}.{arch}" for arch in read_arches(settings.farm.arches).known)]
-
-
-def match_targets(settings: Settings, given: str, known: Iterable[str]) -> list[str]:
-    """Return the known targets that are meant. Raises `UnknownTarget` with the nearest one if there is none."""
-    known = list(known)
-    names = [each.replace("[", "[[]") for each in expand_target(settings, given)]
-    found = [target for target in known if any(fnmatch.fnmatchcase(target, name) for name in names)]
-    if not found:
-        short = {target.rpartition(".")[0] for target in known}
-        hint = suggest_nearest(given, [*short, *known])
-        hint = hint or list_known(known) or "; nothing was built for any target yet"
-        raise UnknownTarget(f"there is no target {validators.quoted(given)}{hint}")
-    return found
-
-
-def match_one_target(settings: Settings, given: str, known: Iterable[str]) -> str:
-    """Return the one known target that is meant. Raises `InputError` if there is none, or more than one."""
-    found = match_targets(settings, given, known)
-    if len(found) > 1:
-        raise InputError(f"more than one target is called {validators.quoted(given)}: {', '.join(sorted(found))}")
-    return found[0]
-
-
-def refuse_unknown(settings: Settings, history: History, *, target: str | None = None, arch: str | None = None) -> None:
-    """Raise `InputError` for a target or an arch that nothing was ever submitted for; for empty results."""
-    if target is not None:
-        match_targets(settings, target, history.list_targets())
-    known = read_arches(settings.farm.arches).known
-    if arch is not None and arch not in known and not history.find_builds(BuildFilter(arch=arch), 1):
-        raise InputError(
-            f"there is no arch {validators.quoted(arch)}{suggest_nearest(arch, known) or list_known(known)}"
-        )
 
 
 # --- the jobs of builds: beanstalkd cannot list a tube, so their numbers come from the history
@@ -255,11 +207,13 @@ def find_job(broker: Broker, leg: BuildRecord) -> QueuedJob | None:
 
 
 def job_state(broker: Broker, leg: BuildRecord) -> str:
-    """Return the state of a build's job in beanstalkd, `GONE` or `UNKNOWN`."""
+    """Return the state of a build's job in beanstalkd, `GONE`, `UNKNOWN` or `HELD`."""
     if not leg.job:
         return UNKNOWN
     found = find_job(broker, leg)
-    return found.stats.state if found else GONE
+    if found is None:
+        return GONE
+    return HELD if found.stats.is_held else found.stats.state
 
 
 def queue_order(leg: BuildRecord) -> tuple[int, int]:
@@ -286,6 +240,7 @@ def builds_ahead(
         (each.tube, each.job): each  # legs that were queued again together are one job
         for each in unfinished
         if each.is_queued
+        and not each.held
         and each.job
         and each.due <= now
         and each.build_id != leg.build_id

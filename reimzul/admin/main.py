@@ -21,6 +21,7 @@ COMMANDS = {
     "cancel": ("actions", "cancel", "End builds, waiting or running."),
     "retry": ("actions", "retry", "Submit builds again, on all arches or only where they failed."),
     "raise": ("actions", "raise_builds", "Move waiting builds to the front of the queue."),
+    "batch": ("batch", "command", "Show and steer batches: many source rpms in a computed order."),
     "builders": ("builders", "list_builders", "List the workers: activity, last result, faults."),
     "drain": ("builders", "drain", "Let a builder take no more jobs."),
     "resume": ("builders", "resume", "Let a drained builder take jobs again."),

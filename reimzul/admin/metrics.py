@@ -18,6 +18,7 @@ import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.held import count_held, separate_held
 from reimzul.admin.output import pass_settings
 from reimzul.admin.queues import all_tubes
 from reimzul.admin.stats import BuildStats, compute_stats_between, time_stats
@@ -101,6 +102,8 @@ def collect_metrics(settings: Settings) -> tuple[MetricsInput, list[str]]:
             found.waiting = history.find_unfinished()
     except (HistoryUnavailable, NoHistory) as error:
         faults.append(str(error))
+    if found.tubes is not None:
+        found.tubes = separate_held(found.tubes, count_held(found.waiting))
     try:
         found.pending = read_pending(settings.notifier.ledger)
     except OutboxUnreadable as error:
@@ -147,11 +150,11 @@ def _gauge_by(label: str, name: str, text: str, values: Iterable[tuple[str, floa
 
 
 def _tube_gauges(collected: MetricsInput) -> Sequence[Gauge]:
-    tubes, states = collected.tubes or (), ("ready", "reserved", "delayed", "buried")
+    tubes, states = collected.tubes or (), ("ready", "reserved", "delayed", "held", "buried")
     first: dict[str, float] = {}
     for leg in collected.waiting:
-        if leg.tube and leg.queued_at:
-            first[leg.tube] = min(first.get(leg.tube, collected.now), leg.queued_at)
+        if leg.tube and leg.waits_since and not leg.is_held:
+            first[leg.tube] = min(first.get(leg.tube, collected.now), leg.waits_since)
     return (
         Gauge(
             "reimzul_tube_jobs", "Jobs in a tube of beanstalkd, by their state.",

@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 import attr
 import click
+from click.core import ParameterSource
 
 from reimzul.core import setting_parsers, validators
 from reimzul.core.cli import NEEDS_CONTROLLER, load_settings, shared_options
@@ -35,7 +36,7 @@ _STATE_HEADS = ("STATE", "RESULT", "LAST RESULT")
 _STATE_COLOURS = {
     **dict.fromkeys(("failed", "rejected", "buried", "unfit", "quarantined", "silent", "gone"), "red"),
     **dict.fromkeys(("published", "idle"), "green"),
-    **dict.fromkeys(("building", "busy", "draining"), "yellow"),
+    **dict.fromkeys(("building", "busy", "draining", "paused", "resting"), "yellow"),
 }
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ")
 
@@ -70,11 +71,41 @@ color_option = click.option(
     callback=_choose_colour,
     help="When to colour states; auto: on a terminal, unless $NO_COLOR is set.",
 )
+
+
+def is_given(name: str) -> bool:
+    """Whether a parameter of the running command was given, and has not just its default value."""
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
 
 
 def json_option(output: str) -> Callable[[F], F]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {output}. See docs/json.md.")
+
+
+def refuse_ignored(reason: str, *names: str) -> None:
+    """Raise `UsageError` if one of these parameters is on the command line, where it has no effect for this reason.
+
+    `reason` ends the sentence: `with --json`, `without --canary`.
+    """
+    context = click.get_current_context()
+    ignored = [
+        max(each.opts, key=len) if isinstance(each, click.Option) else each.human_readable_name
+        for each in context.command.params
+        if each.name in names and context.get_parameter_source(each.name) == ParameterSource.COMMANDLINE
+    ]
+    if ignored:
+        has, them = ("has", "it") if len(ignored) == 1 else ("have", "them")
+        raise click.UsageError(f"{join_words(ignored)} {has} no effect {reason}: leave {them} out")
+
+
+def refuse_others(option: str, *names: str) -> None:
+    """Raise `UsageError` if the command line has more than this option, `names`, and what all commands have."""
+    allowed = {option.strip("-"), *names, "config", "verbose", "color"}
+    ignored = [each.name or "" for each in click.get_current_context().command.params if each.name not in allowed]
+    refuse_ignored(f"with {option}", *ignored)
 
 
 def check_input(check: Callable[[Any], str], value: str, prefix: str = "") -> str:
@@ -211,9 +242,15 @@ def table_options(table: Table) -> Callable[[F], F]:
         return [names[name] for name in chosen]
 
     def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def run(*arguments: Any, **given: Any) -> Any:
+            if given.get("as_json"):
+                refuse_ignored("with --json", "columns", "wide")
+            return function(*arguments, **given)
+
         wide = click.option("--wide", is_flag=True, help="Print every column in full, however narrow the terminal is.")
         names = "Print these columns, separated by commas, as " + ",".join(head.lower() for head in table.heads[:3])
-        return click.option("--columns", callback=parse_columns, metavar="NAMES", help=f"{names}.")(wide(function))
+        return click.option("--columns", callback=parse_columns, metavar="NAMES", help=f"{names}.")(wide(cast(F, run)))
 
     return decorate
 
@@ -321,7 +358,31 @@ def colour_state(text: str) -> str:
     return click.style(text, fg=colour) if colour else text
 
 
+class LiveScreen:
+    """Lines on a terminal, redrawn in their place."""
+
+    def __init__(self) -> None:
+        self._drawn_lines = 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
+        context = click.get_current_context(silent=True)
+        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
+            lines = list(map(click.unstyle, lines))
+        # clear behind the end of each line, and all that is below the last one
+        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
+        self._drawn_lines = len(lines)
+
+
 # --- sentences
+
+
+def format_facts(*facts: tuple[str, str | None]) -> Iterator[str]:
+    """Format facts with their labels; None: there is no such fact."""
+    for label, text in facts:
+        if text is not None:
+            yield f"  {label:14}{text}"
 
 
 def format_skew(seconds: float) -> str:

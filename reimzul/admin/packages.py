@@ -18,29 +18,21 @@ from reimzul.admin.output import (
     table_options,
 )
 from reimzul.admin.target_lookup import PublishedBuild
+from reimzul.admin.target_option import complete_package, target_option
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.formatting import format_time
 from reimzul.core.http_client import HttpSession
 from reimzul.core.settings import Settings
 
 _TABLE = Table(
-    ("ID", "PACKAGE", "VERSION-RELEASE", "ARCH", "PUBLISHED", "SUBMITTER"),
-    dispensable=("SUBMITTER", "PUBLISHED"),
+    ("ID", "PACKAGE", "VERSION-RELEASE", "ARCH", "TARGET", "PUBLISHED", "SUBMITTER"),
+    dispensable=("SUBMITTER", "PUBLISHED", "TARGET"),
 )
 
 
 @click.command("packages", epilog=EXIT_CODES)
-@click.option(
-    "-t",
-    "--target",
-    required=True,
-    metavar="TARGET",
-    shell_complete=target_lookup.complete_target,
-    help="With its arch, as c9s.x86_64, or without for all its arches.",
-)
-@click.argument(
-    "pattern", metavar="[PATTERN]", required=False, default="*", shell_complete=target_lookup.complete_package
-)
+@target_option("The target", required=True)
+@click.argument("pattern", metavar="[PATTERN]", required=False, default="*", shell_complete=complete_package)
 @table_options(_TABLE)
 @json_option("a list of builds")
 @pass_settings
@@ -69,4 +61,4 @@ def command(settings: Settings, target: str, pattern: str, columns: Sequence[str
 def _to_row(build: PublishedBuild) -> list[str]:
     listed, record = build.listed, build.record
     about = (record.build_id[:8], format_time(record.published), record.submitter) if record else ("-", "-", "-")
-    return [about[0], listed.name, listed.evr, listed.arch, about[1], about[2]]
+    return [about[0], listed.name, listed.evr, listed.arch, build.target, about[1], about[2]]

@@ -16,7 +16,7 @@ import itertools
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 import attr
@@ -24,6 +24,7 @@ import click
 
 from reimzul.admin import lookup
 from reimzul.admin.actions import announce_cancelled
+from reimzul.admin.held import read_held_counts, release_job, separate_held
 from reimzul.admin.output import (
     F,
     NoTerminal,
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 
 #: How many recorded refusals are read, the newest first.
 _MAX_REFUSALS = 50_000
-_QUEUES_TABLE = Table(("TUBE", "READY", "RESERVED", "DELAYED", "BURIED", "WATCHERS", "NOTE"))
+_QUEUES_TABLE = Table(("TUBE", "READY", "RESERVED", "DELAYED", "HELD", "BURIED", "WATCHERS", "NOTE"))
 _BURIED_TABLE = Table(
     ("TUBE", "JOB", "SINCE", "REASON", "REFUSED BY", "BEGINS"), dispensable=("BEGINS", "REFUSED BY", "SINCE")
 )
@@ -98,11 +99,11 @@ def count_buried(broker: Broker, tubes: Iterable[str]) -> dict[str, int]:
 @json_option("an object: tubes, pending")
 @pass_settings
 def list_queues(settings: Settings, everything: bool, columns: Sequence[str], wide: bool, as_json: bool) -> int:
-    """List all tubes with their ready, reserved, delayed and buried jobs, and their watchers.
+    """List all tubes with their ready, reserved, delayed, held and buried jobs, and their watchers.
 
-    A tube that has jobs and no watcher is marked: `nobody watches it`. Below, if there are any: events that the log,
-    the history, mail or MQTT does not have yet, from the notifier's outbox. The tubes that
-    --all adds hold control flags (a cancelled build, a drained builder, a failing hook), or show which processes are
+    A tube that has jobs and no watcher is marked: `nobody watches it`; held jobs need none. Below, if there are any:
+    events that the log, the history, mail or MQTT does not have yet, from the notifier's outbox. The tubes that --all
+    adds hold control flags (a cancelled build, a drained builder, a failing hook), or show which processes are
     connected.
 
     \b
@@ -116,17 +117,24 @@ def list_queues(settings: Settings, everything: bool, columns: Sequence[str], wi
     # beanstalkd creates `default`, and every connection watches it at first
     tubes = [tube for tube in tubes if tube.name != "default" or any(_job_counts(tube))]
     pending: list[PendingDeliveries] | None = None
+    held: Mapping[str, int] | None = None
+    try:
+        held = read_held_counts(settings)
+        tubes = separate_held(tubes, held)
+    except (HistoryUnavailable, ConfigError) as error:
+        click.echo(f"the held jobs are not known, and counted as delayed: {error}", err=True)
     try:
         pending = read_pending(settings.notifier.ledger)
     except OutboxUnreadable as error:
         click.echo(f"the pending deliveries are not known: {error}", err=True)
     if as_json:
         sinks = None if pending is None else list(map(attr.asdict, pending))
-        rows = [{**attr.asdict(tube), "unwatched": is_unwatched(tube)} for tube in tubes]
+        unknown = {"held": None} if held is None else {}
+        rows = [{**attr.asdict(tube), **unknown, "unwatched": is_unwatched(tube)} for tube in tubes]
         print_json({"tubes": rows, "pending": sinks})
     else:
         _print_tables(tubes, pending or (), columns, wide)
-    return EXIT_FAILED if pending is None else 0
+    return EXIT_FAILED if pending is None or held is None else 0
 
 
 def is_unwatched(tube: TubeStats) -> bool:
@@ -134,7 +142,7 @@ def is_unwatched(tube: TubeStats) -> bool:
 
 
 def _job_counts(tube: TubeStats) -> list[int]:
-    return [tube.ready, tube.reserved, tube.delayed, tube.buried]
+    return [tube.ready, tube.reserved, tube.delayed, tube.held, tube.buried]
 
 
 def _print_tables(
@@ -267,8 +275,9 @@ def _row_cells(each: BuriedJob) -> list[str]:
 
 @attr.frozen(kw_only=True)
 class JobAction:
-    verb: str  #: as in the question: Put back, Delete
-    past: str  #: as in the report: put back, deleted
+    verb: str  #: as in the question: Put back, Delete, Release
+    past: str  #: as in the report: put back, deleted, released
+    state: str = "buried"  #: of the jobs that it is for
     act: Callable[[Broker, Settings, str, int], None]  #: called with the tube and the job
 
 
@@ -292,18 +301,27 @@ def _selection_options(function: F) -> F:
 
 @click.command("kick", epilog=EXIT_CODES)
 @_selection_options
+@click.option("--held", is_flag=True, help="Release held jobs instead, by their numbers: `reimzul show` has them.")
 @pass_settings
-def kick(settings: Settings, **given: Any) -> int:
+def kick(settings: Settings, held: bool, **given: Any) -> int:
     """Put buried jobs back into their tubes, to be tried again; `reimzul buried` lists them with their reasons.
 
-    Asks for confirmation. Delayed jobs are left alone.
+    Asks for confirmation. Delayed jobs are left alone. With --held, builds are released that wait for a requirement or
+    for others of their batch: they are built as soon as a worker is free.
 
     \b
     Examples:
       reimzul kick 17 23
       reimzul kick --tube createrepo
       reimzul kick --all --yes
+      reimzul kick --held 17
     """
+    if held and not given["jobs"]:
+        raise click.UsageError("--held needs the numbers of the jobs.")
+    if held:
+        return _run_action(
+            JobAction(verb="Release", past="released", state="held", act=_release_job), settings, **given
+        )
     return _run_action(JobAction(verb="Put back", past="put back", act=_kick_job), settings, **given)
 
 
@@ -323,6 +341,10 @@ def discard(settings: Settings, **given: Any) -> int:
       reimzul discard --all --yes
     """
     return _run_action(JobAction(verb="Delete", past="deleted", act=_discard_job), settings, **given)
+
+
+def _release_job(broker: Broker, settings: Settings, tube: str, job: int) -> None:
+    release_job(broker, settings, job)
 
 
 def _kick_job(broker: Broker, settings: Settings, tube: str, job: int) -> None:
@@ -360,23 +382,23 @@ def _run_action(
     as_json: bool,
 ) -> int:
     if bool(jobs) + (tube is not None) + everything != 1:
-        raise click.UsageError("say which buried jobs: their numbers, or --tube TUBE, or --all.")
+        raise click.UsageError(f"say which {action.state} jobs: their numbers, or --tube TUBE, or --all.")
     if not yes and not sys.stdin.isatty():
         raise NoTerminal(
-            f"there is no terminal to ask for confirmation on: give --yes to {action.verb.lower()} buried jobs"
+            f"there is no terminal to ask for confirmation on: give --yes to {action.verb.lower()} {action.state} jobs"
         )
     result = ActionResult()
     with Broker.from_settings(settings.beanstalkd) as broker:
         if jobs:
-            counts: dict[str, int] = Counter(of for _, of in _find_buried(broker, jobs, result))
+            counts: dict[str, int] = Counter(of for _, of in _find_jobs(broker, action, jobs, result))
         else:
             counts = count_buried(broker, select_tubes(broker, settings, tube))
         if counts:
             each = ", ".join(f"{count} of {of}" for of, count in counts.items())
-            confirm(f"{action.verb} {pluralize(sum(counts.values()), 'buried job')} ({each})?", yes)
+            confirm(f"{action.verb} {pluralize(sum(counts.values()), f'{action.state} job')} ({each})?", yes)
             # looked up again: a person may take long to answer, and others may have kicked a job meanwhile
             remaining = [job for job in jobs if job not in result.left]
-            found = _find_buried(broker, remaining, result) if jobs else _oldest_buried(broker, counts)
+            found = _find_jobs(broker, action, remaining, result) if jobs else _oldest_buried(broker, counts)
             for job, of in found:
                 try:
                     action.act(broker, settings, of, job)
@@ -387,16 +409,20 @@ def _run_action(
     return EXIT_FAILED if result.left else 0
 
 
-def _find_buried(broker: Broker, numbers: Iterable[int], result: ActionResult) -> list[tuple[int, str]]:
-    """The jobs that are buried, each with its tube; the others are added to those left alone."""
+def _find_jobs(
+    broker: Broker, action: JobAction, numbers: Iterable[int], result: ActionResult
+) -> list[tuple[int, str]]:
+    """The jobs in the action's state, each with its tube; the others are added to those left alone."""
     found = {}
     for job in numbers:
         try:
             stats = broker.job_stats(job)
-            if stats.state == "buried":
+            state = lookup.HELD if stats.is_held else stats.state
+            hint = ": --held releases it" if state == lookup.HELD and action.verb == "Put back" else ""
+            if state == action.state:
                 found[job] = stats.tube
             else:
-                result.left[job] = f"not buried, but {stats.state} in {stats.tube}"
+                result.left[job] = f"not {action.state}, but {state} in {stats.tube}{hint}"
         except ReservationLost:
             result.left[job] = "there is no such job"
     return list(found.items())

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import heapq
-import math
 import sys
 import time
 from collections import Counter, defaultdict
@@ -18,23 +16,21 @@ import attr
 import click
 
 from reimzul.admin import lookup, output
+from reimzul.admin.target_option import expand_option, refuse_unknown, target_option
 from reimzul.core.cli import EXIT_CODES
-from reimzul.core.formatting import format_duration, format_rfc3339, format_time, pluralize
+from reimzul.core.formatting import format_duration, format_rfc3339, format_time
 from reimzul.core.message import Status
 from reimzul.core.settings import Settings
 from reimzul.history import BuildFilter, BuildRecord, History
 from reimzul.history.build_record import BuildState, RecordedAttempt
+from reimzul.history.estimates import quantile
 
-#: How many earlier builds of a package, and of an arch, the durations are taken from.
-PACKAGE_SAMPLE, ARCH_SAMPLE = 20, 300
-#: With fewer builds than this the range is taken to be from half to twice the median.
-_MIN_FOR_RANGE = 3
 _HEADS = ("BUILDS", "FAILED", "WAITED", "95 %", "TOOK", "95 %", "IN ALL")
 
 
 @click.command("stats", epilog=EXIT_CODES)
 @output.period_options("Count builds")
-@lookup.target_option()
+@target_option()
 @click.option("--top", type=click.IntRange(0, 100_000), default=10, show_default=True, metavar="COUNT",
               help="How many packages are shown: those that took most time in all.")  # fmt: skip
 @output.json_option("an object, with all packages")
@@ -51,11 +47,13 @@ def command(settings: Settings, begin: float, end: float | None, target: str | N
       reimzul stats --since 24h --target c9s
       reimzul stats --since 2026-11-01 --json
     """
+    if as_json:
+        output.refuse_ignored("with --json", "top")
     with lookup.reading_history(settings.history.url) as history:
-        targets = None if target is None else lookup.expand_target(settings, target)
+        targets = expand_option(settings, target)
         stats = compute_stats_between(history, begin, end, targets)
         if not stats.count:
-            lookup.refuse_unknown(settings, history, target=target)
+            refuse_unknown(settings, history, target=target)
     if as_json:
         output.print_json(to_dict(stats, begin, end or time.time()))
     elif stats.count:
@@ -75,105 +73,6 @@ def _print_tables(stats: BuildStats, top: int, title: str) -> None:
             output.print_table(output.Table(heads), rows)
         else:
             output.print_table(output.Table(("TABLE", *heads)), [[name, *row] for row in rows])
-
-
-# --- durations: of earlier successful builds; for a package never built on an arch, of that arch's other packages
-
-
-@attr.frozen(kw_only=True)
-class DurationStats:
-    """How long something took, in seconds."""
-
-    low: float  #: 10 % were shorter
-    median: float
-    high: float  #: 10 % were longer
-    mean: float
-    count: int  #: of builds
-    own: bool = True  #: they are builds of the package itself, not of others on the arch
-
-
-def quantile(ordered: Sequence[float], part: float) -> float:
-    """Return the value below which that part of some ordered numbers lies, interpolated linearly."""
-    where = part * (len(ordered) - 1)
-    below, above = ordered[math.floor(where)], ordered[math.ceil(where)]
-    return below + (above - below) * (where - math.floor(where))
-
-
-def duration_stats(durations: Iterable[Optional[float]], *, own: bool = True) -> DurationStats | None:
-    """Summarize durations; unknown ones are skipped. None if none is known."""
-    ordered = sorted(each for each in durations if each is not None)
-    if not ordered:
-        return None
-    low, median, high = (quantile(ordered, part) for part in (0.1, 0.5, 0.9))
-    if len(ordered) < _MIN_FOR_RANGE:
-        low, high = median / 2, median * 2
-    return DurationStats(
-        low=low, median=median, high=high, mean=sum(ordered) / len(ordered), count=len(ordered), own=own
-    )
-
-
-class ArchStats:
-    def __init__(self, records: Iterable[BuildRecord]) -> None:
-        by_package: dict[str, list[Optional[float]]] = {}
-        for record in records:
-            by_package.setdefault(record.pkgname, []).append(record.duration)
-        self._packages = {name: duration_stats(each) for name, each in by_package.items()}
-        self._all = duration_stats((took for each in by_package.values() for took in each), own=False)
-
-    def stats_for(self, package: str) -> DurationStats | None:
-        """Return a package's figures, else those of the whole arch; None if nothing was built on it yet."""
-        return self._packages.get(package) or self._all
-
-
-@attr.frozen(kw_only=True)
-class Forecast:
-    """When something is expected, in seconds from now; with 80 % probability between `low` and `high`."""
-
-    low: float
-    likely: float
-    high: float
-
-
-#: For a worker that is free now.
-IDLE = Forecast(low=0.0, likely=0.0, high=0.0)
-
-
-def estimate_start(ahead: Sequence[DurationStats | None], free_in: Sequence[Forecast]) -> Forecast | None:
-    """Estimate when the next build after those ahead starts; `free_in`: how long each suitable worker is still busy.
-
-    None without a suitable worker, or if the duration of a build ahead is unknown. Short and long builds among many
-    ahead cancel out, so the uncertainty grows with the square root of their number only.
-    """
-    known = [each for each in ahead if each is not None]
-    if not free_in or len(known) < len(ahead):
-        return None
-    workers = [each.likely for each in free_in]
-    heapq.heapify(workers)
-    for each in known:
-        heapq.heapreplace(workers, workers[0] + each.mean)
-    likely = workers[0]
-    spread = math.hypot(*((each.high - each.low) / 2 for each in known)) / len(free_in)
-    soonest = min(free_in, key=lambda each: each.likely)
-    low = max(0.0, likely - spread - (soonest.likely - soonest.low))
-    return Forecast(low=low, likely=likely, high=likely + spread + (soonest.high - soonest.likely))
-
-
-def estimate_rest(takes: DurationStats, spent: float) -> Forecast:
-    """Return how much longer something takes; after more than its 90 % quantile, as long as it has taken already."""
-    if spent >= takes.high:
-        return Forecast(low=0.0, likely=spent / 2, high=spent * 2)
-    low, likely, high = (max(0.0, each - spent) for each in (takes.low, takes.median, takes.high))
-    return Forecast(low=low, likely=likely, high=high)
-
-
-def duration_text(takes: DurationStats) -> str:
-    how = f"median of {pluralize(takes.count, 'build')}, {range_text(takes.low, takes.high)}"
-    subject = "This package takes" if takes.own else "This package was not built on that arch before; others take"
-    return f"{subject} {format_duration(takes.median)} ({how})."
-
-
-def range_text(low: float, high: float) -> str:
-    return f"80 %: {' to '.join(dict.fromkeys(map(format_duration, (low, high))))}"
 
 
 # --- figures of many builds

@@ -33,11 +33,13 @@ from reimzul.admin.output import (
     print_none_found,
     print_result,
     print_table,
+    refuse_ignored,
     table_options,
     yes_option,
 )
-from reimzul.admin.target_lookup import complete_repository
+from reimzul.admin.target_option import complete_repository, list_recorded_targets, target_option
 from reimzul.core import validators
+from reimzul.core.arch import read_arches
 from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker
 from reimzul.core.cli import EXIT_CODES, print_error
 from reimzul.core.errors import EXIT_FAILED, InputError, ReimzulError, describe_os_error
@@ -48,6 +50,7 @@ from reimzul.core.retry import CancelToken
 from reimzul.core.setting_parsers import Pruning
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StorePaths, StoreUrls
+from reimzul.core.targets import UnknownTarget, find_one_target, find_targets
 from reimzul.history import HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
 from reimzul.store import repodata
@@ -112,7 +115,7 @@ def _user_name(uid: int) -> str:
 
 
 @click.command("prune", epilog=EXIT_CODES)
-@lookup.target_option(many=True)
+@target_option(many=True)
 @click.option("--keep", type=click.IntRange(1, 100_000), metavar="COUNT", help="Keep the newest of a package and arch.")
 @click.option("--older", callback=parse_duration_option, metavar="TIME", help="Only builds older than this: 90d, 12w.")
 @click.option("--unsigned", is_flag=True, help="Also builds that were never staged for signing, where none are signed.")
@@ -152,6 +155,7 @@ def prune_builds(
     if incoming:
         if target or keep or unsigned:
             raise click.UsageError("--incoming goes by age alone: --target, --keep and --unsigned are for builds")
+        refuse_ignored("with --incoming", "columns", "wide")
         return prune_incoming(settings, older, dry_run=dry_run, yes=yes, as_json=output["as_json"])
     given = Pruning(keep=keep or 1, older=older or 0, unsigned=unsigned) if keep or older is not None else None
     store = open_store_as_owner(settings)
@@ -178,7 +182,8 @@ def prune_builds(
 def _rules_by_target(
     known: Sequence[str], wanted: Sequence[str], given: Pruning | None, settings: Settings, unsigned: bool
 ) -> Mapping[str, Pruning]:
-    matching = {target for each in wanted for target in lookup.match_targets(settings, each, known)}
+    arches = read_arches(settings.farm.arches)
+    matching = {target for each in wanted for target in find_targets(each, known, arches)}
     chosen = [target for target in known if not wanted or target in matching]
     rules = {target: given or find_rule(target, settings.prune.targets) for target in chosen}
     found = {
@@ -366,6 +371,7 @@ def repogen(
     if type_ is not None and added is None:
         raise click.UsageError("--type is the type of what --add-metadata adds; there is no --add-metadata")
     if added is not None or removed is not None:
+        refuse_ignored(f"with {'--add-metadata' if added else '--remove-metadata'}", "now", "force")
         _change_metadata(settings, target, added, type_, removed, as_json=as_json)
         return
     check_input(validators.target, target)
@@ -385,7 +391,7 @@ def _change_metadata(
             raise InputError(f"{added}: {describe_os_error(error)}") from None
         addition = repodata.read_addition(added.name, raw, type_ or "")
     store = open_store_as_owner(settings)
-    target = lookup.match_one_target(settings, target, list_targets(store.repo))
+    target = find_one_target(target, list_targets(store.repo), read_arches(settings.farm.arches))
     indexer = CreaterepoRunner(store=store, settings=settings.repogen)
     indexer.change_metadata(target, CancelToken(), addition=addition, without=without)
     result = {"target": target, "added": addition.record.type if addition else None, "removed": removed}
@@ -406,16 +412,16 @@ def _request_repodata(settings: Settings, target: str, *, now: bool, as_json: bo
 
 
 def _find_known_target(settings: Settings, given: str) -> str:
-    """Return the target that is meant: one that anything was built for, or that the store has.
+    """Return the target that is meant: one that anything was built for, or that workers or the store have.
 
     Raises `InputError` if there is none, or more than one.
     """
-    known: list[str] = []
+    known = list_recorded_targets(settings, None)
     with contextlib.suppress(NoHistory, HistoryUnavailable), lookup.reading_history(settings.history.url) as history:
-        known = history.list_targets()
+        known = list_recorded_targets(settings, history)
     try:
-        return lookup.match_one_target(settings, given, known)
-    except lookup.UnknownTarget as error:
+        return find_one_target(given, known, read_arches(settings.farm.arches))
+    except UnknownTarget as error:
         if _is_in_store(settings, given):
             return given
         raise InputError(f"{error} (--force takes the name as it is)") from None

@@ -9,25 +9,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import attr
-import click
 
 from reimzul.admin import lookup
 from reimzul.core.arch import Arches, read_arches
-from reimzul.core.config import load_file
-from reimzul.core.errors import InputError, ReimzulError
+from reimzul.core.errors import ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import ListedBuild, iterate_packages, list_store_targets
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
-from reimzul.core.targets import drop_arches, find_targets
+from reimzul.core.targets import UnknownTarget, find_targets
 from reimzul.history import BuildFilter, BuildRecord, NoHistory
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import list_live, map_targets
 
 #: Seconds to wait for the store.
 STORE_TIMEOUT_SECONDS = 10.0
-#: Records that are read to complete a package's name.
-_MAX_COMPLETED_RECORDS = 1000
 
 
 @attr.frozen(kw_only=True)
@@ -58,51 +54,18 @@ def read_known_targets(settings: Settings, session: HttpSession) -> KnownTargets
 
 
 def find_known_targets(settings: Settings, session: HttpSession, given: str) -> list[str]:
-    """Return the targets, with arches, that a person means. Raises `InputError`; `ReimzulError` if none is known."""
+    """Return the targets that workers or the store have and a person means. Raises as `match_known` does."""
     return match_known(read_known_targets(settings, session), given, read_arches(settings.farm.arches))
 
 
 def match_known(known: KnownTargets, given: str, arches: Arches) -> list[str]:
-    """Return the targets that a person means. Raises `InputError`, and `ReimzulError` if the list has gaps."""
+    """Return the targets that a person means. Raises `UnknownTarget`, or `ReimzulError` if the list has gaps."""
     try:
         return find_targets(given, known.names, arches)
-    except InputError as error:
+    except UnknownTarget as error:
         if known.faults:
             raise ReimzulError("\n".join([*known.faults, str(error)])) from None
         raise
-
-
-def complete_target(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the targets that workers have reported, with their arches and without."""
-    with contextlib.suppress(ReimzulError, OSError):
-        settings = load_file(context.params.get("config"))
-        names, arches = _read_reported(settings), read_arches(settings.farm.arches)
-        return sorted(each for each in names | drop_arches(names, arches) if each.startswith(incomplete))
-    return []
-
-
-def complete_repository(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the targets that workers have reported, with their arches."""
-    with contextlib.suppress(ReimzulError, OSError):
-        names = _read_reported(load_file(context.params.get("config")))
-        return sorted(each for each in names if each.startswith(incomplete))
-    return []
-
-
-def _read_reported(settings: Settings) -> set[str]:
-    return set(map_targets(lookup.load_workers(settings)))
-
-
-def complete_package(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the packages of the target given by -t, of those that were published last."""
-    target = context.params.get("target") or ""
-    with contextlib.suppress(ReimzulError, OSError):
-        settings = load_file(context.params.get("config"))
-        wanted = BuildFilter(states=[BuildState.PUBLISHED], srpm=incomplete or None)
-        with lookup.reading_history(settings.history.url) as history:
-            found = history.find_builds(wanted, _MAX_COMPLETED_RECORDS)
-        return sorted({each.pkgname for each in found if target in (each.target, each.target.rpartition(".")[0])})
-    return []
 
 
 # --- the builds that a target lists

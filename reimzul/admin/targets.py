@@ -20,8 +20,11 @@ from reimzul.admin.output import (
     print_note,
     print_result,
     print_table,
+    refuse_ignored,
+    refuse_others,
     table_options,
 )
+from reimzul.admin.target_option import complete_target
 from reimzul.core import control
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import Broker
@@ -46,7 +49,7 @@ _REFRESHED = "idle workers pull their mock configurations within 10 s, and repor
 
 @click.command("targets", epilog=EXIT_CODES)
 @click.argument("action", metavar="[list|show]", type=click.Choice(("list", "show")), default="list")
-@click.argument("target", metavar="[TARGET]", required=False, shell_complete=target_lookup.complete_target)
+@click.argument("target", metavar="[TARGET]", required=False, shell_complete=complete_target)
 @click.option("--refresh", is_flag=True, help="Let idle workers pull their mock configurations now, and print no list.")
 @table_options(_TABLE)
 @json_option("a list of targets")
@@ -63,21 +66,23 @@ def command(
     """List the targets: their arches, who builds for them, number and size of packages, the last publication.
 
     The workers report the targets that they have mock configurations for; the store has the packages. `show` takes a
-    target with its arch or without, and prints the .repo file with which dnf installs from it. Workers pull new
-    configurations every five minutes while they are idle, and before each build.
+    target with its arch, without, or a pattern, and prints the .repo file with which dnf installs from it. Workers pull
+    new configurations every five minutes while they are idle, and before each build.
 
     \b
     Examples:
       reimzul targets
       reimzul targets show c9s
+      reimzul targets show 'c9*'
       reimzul targets --refresh
     """
+    if refresh:
+        refuse_others("--refresh")
+        return _refresh(settings)
     if (action == "show") != bool(target):
         raise click.UsageError("`list` takes no target" if target else "name a target: reimzul targets show TARGET")
-    if refresh:
-        if as_json or target:
-            raise click.UsageError("--refresh prints no list: leave the rest out")
-        return _refresh(settings)
+    if action == "show":
+        refuse_ignored("with show", "columns", "wide")
     arches = read_arches(settings.farm.arches)
     with HttpSession(target_lookup.STORE_TIMEOUT_SECONDS) as session:
         known = target_lookup.read_known_targets(settings, session)
@@ -89,7 +94,7 @@ def command(
     if as_json:
         print_json([{"name": name, "arches": [view.to_dict() for view in group]} for name, group in groups.items()])
     elif target:
-        print_result(None, _format_group(target, views), False)
+        print_result(None, ["\n\n".join("\n".join(_format_group(*item)) for item in groups.items())], False)
     elif views:
         print_table(_TABLE, [_to_row(*item) for item in groups.items()], columns=columns, wide=wide)
     else:
@@ -188,7 +193,7 @@ def _to_row(name: str, views: Sequence[_TargetView]) -> list[str]:
     ]
 
 
-def _format_group(given: str, views: Sequence[_TargetView]) -> Iterator[str]:
+def _format_group(name: str, views: Sequence[_TargetView]) -> Iterator[str]:
     for view in views:
         packages = f"{pluralize(view.package_count, 'package')}, {format_size(view.package_bytes)}"
         yield view.target
@@ -198,7 +203,7 @@ def _format_group(given: str, views: Sequence[_TargetView]) -> Iterator[str]:
         yield f"  repository  {view.repository or f'on bstore: repo/{view.target}'}"
         yield ""
     published = [view for view in views if view.package_count] or views
-    yield f"# for dnf: /etc/yum.repos.d/{given}.repo"
+    yield f"# for dnf: /etc/yum.repos.d/{views[0].target if len(views) == 1 else name}.repo"
     for view in published:
         yield from _format_repo(view)
 

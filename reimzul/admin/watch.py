@@ -17,9 +17,11 @@ import attr
 import click
 
 from reimzul.admin import lookup
+from reimzul.admin.batch_lines import BatchFollower
 from reimzul.admin.health import find_leg_errors
 from reimzul.admin.lookup import GONE, BuildLegs, job_state, queue_order
 from reimzul.admin.output import (
+    LiveScreen,
     Table,
     colour_state,
     fit_table,
@@ -28,8 +30,8 @@ from reimzul.admin.output import (
     pass_settings,
     print_json,
     print_none_found,
+    refuse_ignored,
 )
-from reimzul.admin.stats import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.core.arch import Arches, read_arches
 from reimzul.core.beanstalk import CREATEREPO, Broker
 from reimzul.core.cli import EXIT_CODES
@@ -40,7 +42,10 @@ from reimzul.core.message import CurrentBuild
 from reimzul.core.settings import Settings
 from reimzul.history import BuildRecord, History, HistoryUnavailable, NoHistory
 from reimzul.history.build_record import BuildState
+from reimzul.history.estimates import PACKAGE_SAMPLE, DurationStats, duration_stats
 from reimzul.history.workers import WorkerRecord, WorkersUnavailable
+from reimzul.plan.batches import BatchSummary
+from reimzul.plan.overview import BatchPhase, describe_counts
 
 _POLL_SECONDS = 1.0
 #: Seconds between two counts of positions in the queue: these read all waiting builds.
@@ -48,7 +53,7 @@ _POSITIONS_SECONDS = 5.0
 #: Seconds after which a worker's last event before it deleted its job is in the history.
 _SETTLE_SECONDS = 3.0
 #: States after which a build goes on, unless it is a scratch build that is built.
-_GOES_ON = (BuildState.QUEUED, BuildState.BUILDING, BuildState.BUILT, BuildState.CLAIMED)
+_GOES_ON = (BuildState.QUEUED, BuildState.HELD, BuildState.BUILDING, BuildState.BUILT, BuildState.CLAIMED)
 #: Seconds that a build is shown after its end where all builds are followed.
 _SHOWN_AFTER_END_SECONDS = 60.0
 
@@ -75,14 +80,16 @@ def watch(settings: Settings, given: tuple[str, ...], new: bool, timeout: float 
 
     A terminal shows a table that is kept up to date: position in the queue, phase, and time taken beside the usual time
     of that package. A pipe gets a line for each change. The exit code is 0 if all builds succeeded, otherwise 1.
-    Without IDs it goes on until Ctrl-C, unless no build waits or runs. Ctrl-C leaves the builds running. IDs may be
-    shortened to what no other build has.
+    Without IDs it goes on until Ctrl-C, unless no build waits or runs, and a batch is one line (`reimzul batch watch`
+    shows its members). Ctrl-C leaves the builds running. IDs may be shortened to what no other build has.
 
     \b
     Examples:
       reimzul watch 72b893f8 4a1eee11
       reimzul watch
     """
+    if not given:
+        refuse_ignored("without IDs", "new")
     build_ids = _full_ids(settings, given, new)
     if not build_ids and not _has_unfinished(settings, as_json):
         return 0
@@ -141,6 +148,7 @@ class BuildWatcher:
         self._unwatched_at = float("-inf")
         self._running: set[str] = set()  #: builds that ran at the last poll, where all are followed
         self._ended: dict[str, float] = {}  #: of those, when each was first found not to run any more
+        self._batches = BatchFollower(settings)
         self._gone: dict[str, float] = {}  #: when the job of a build was first found deleted
 
     def run(self, screen: TableScreen | LineScreen, timeout: float | None) -> int:
@@ -165,8 +173,9 @@ class BuildWatcher:
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _poll(self) -> tuple[list[LegRow], bool]:
+        batches = [] if self._build_ids else self._batches.poll()
         with lookup.reading_history(self._settings.history.url) as history:
-            builds = self._read_builds(history)
+            builds = self._read_builds(history, {each.batch for each in batches})
             self._update_positions(history, builds)
             self._update_unwatched(builds)
             known, now = self._read_processes(), time.time()
@@ -175,13 +184,15 @@ class BuildWatcher:
             }
         missing = [make_unrecorded_row(each) for each in self._build_ids if each not in rows]
         is_over = not missing and bool(self._build_ids) and all(self._is_over(b, rows[b.build_id]) for b in builds)
-        return [*missing, *itertools.chain.from_iterable(rows.values())], is_over
+        folded = [make_batch_row(each, now) for each in batches]
+        return [*missing, *folded, *itertools.chain.from_iterable(rows.values())], is_over
 
-    def _read_builds(self, history: History) -> list[BuildLegs]:
+    def _read_builds(self, history: History, folded: Collection[str]) -> list[BuildLegs]:
+        """Return the builds that are followed; without ids, all that wait or run, but for those of `folded` batches."""
         if self._build_ids:
             return lookup.find_recorded_builds(history, self._build_ids)
-        running = lookup.group_by_build(history.find_unfinished())
-        running.sort(key=lambda build: (build.main.is_queued, *queue_order(build.main)))
+        running = lookup.group_by_build(leg for leg in history.find_unfinished() if leg.batch not in folded)
+        running.sort(key=lambda build: (build.main.is_held, build.main.is_queued, *queue_order(build.main)))
         now, ids = time.monotonic(), {build.build_id for build in running}
         self._ended = {each: at for each, at in self._ended.items() if now - at < _SHOWN_AFTER_END_SECONDS}
         self._ended.update({each: now for each in self._running - ids})
@@ -248,7 +259,7 @@ def queue_positions(unfinished: Iterable[BuildRecord]) -> dict[str, int]:
     """How many builds are before each waiting one in its own tube."""
     tubes: defaultdict[str, dict[int, BuildRecord]] = defaultdict(dict)
     for leg in unfinished:
-        if leg.is_queued and leg.job:
+        if leg.is_queued and leg.job and not leg.held:
             tubes[leg.tube][leg.job] = leg  # legs that were queued together are one job
     ordered = (sorted(legs.values(), key=queue_order) for legs in tubes.values())
     return {leg.build_id: number for legs in ordered for number, leg in enumerate(legs)}
@@ -265,23 +276,30 @@ class LegRow:
     elapsed: Optional[float] = None  #: seconds it has waited, has been built for, or took
     usual: Optional[float] = None  #: seconds such a build takes
     obstacle: str = ""  #: what holds it up
+    batch: Optional[BatchSummary] = None  #: the batch that the row is about, instead of a build
 
     @property
     def state(self) -> str:
-        """A `BuildState`; empty while the build is not recorded."""
-        return self.leg.state
+        """A `BuildState`, empty while the build is not recorded; of a batch its phase."""
+        return self.leg.state if self.batch is None else self.batch.phase
 
     @property
     def is_over(self) -> bool:
+        if self.batch is not None:
+            return self.batch.phase == BatchPhase.OVER
         return self.is_success or self.state not in ("", *_GOES_ON)
 
     @property
     def is_success(self) -> bool:
+        if self.batch is not None:
+            return self.is_over and self.batch.good == self.batch.total
         return self.state == BuildState.PUBLISHED or (self.state == BuildState.BUILT and self.leg.scratch)
 
     @property
     def line_key(self) -> tuple[str, ...]:
         """The values whose change is worth a new line. A heartbeat still names the phase of a build that has ended."""
+        if self.batch is not None:
+            return (self.batch.phase, str(self.batch.good), str(self.batch.failed))
         phase = self.phase if self.state == BuildState.BUILDING else ""
         return (self.state, self.leg.attempt, phase, self.obstacle, self.leg.claim_text)
 
@@ -292,10 +310,17 @@ def make_unrecorded_row(build_id: str) -> LegRow:
     return LegRow(leg=leg, message="submitted; not recorded by the notifier yet")
 
 
+def make_batch_row(summary: BatchSummary, now: float) -> LegRow:
+    name = f"batch of {pluralize(summary.total, 'member')}"
+    leg = BuildRecord(build_id=summary.batch, srpm=name, arch=",".join(summary.arches), target=summary.target)
+    message = f"{summary.phase}: {describe_counts(summary.counts)}"
+    return LegRow(leg=leg, message=message, elapsed=max(0.0, now - summary.created), batch=summary)
+
+
 def find_obstacle(leg: BuildRecord, unwatched: Collection[str], known: Iterable[WorkerRecord]) -> str:
     """Return what holds up a leg: nobody watches its tube, or what processes report as failing; "" if nothing."""
     if leg.is_queued:
-        return f"nobody watches tube {leg.tube}" if leg.tube in unwatched else ""
+        return f"nobody watches tube {leg.tube}" if leg.tube in unwatched and not leg.held else ""
     is_built = leg.state == BuildState.BUILT and not leg.scratch
     if is_built and CREATEREPO.name in unwatched:
         return f"nobody watches tube {CREATEREPO.name}"
@@ -333,10 +358,12 @@ def make_row(
 
 def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str, obstacle: str) -> str:
     """Return the state, and what is known beside it."""
+    if leg.is_held:
+        return f"{leg.state}: waits for {leg.waits_for}" if leg.waits_for else leg.state
     if leg.is_queued:
         position = "" if ahead is None else ", next" if not ahead else f", {pluralize(ahead, 'build')} ahead"
         position = f": {obstacle}" if obstacle else position
-        reason = f"; {leg.reason}" if leg.attempts and leg.reason else ""
+        reason = f"; {leg.current_reason}" if leg.attempts and leg.current_reason else ""
         return f"{leg.state}{position}{reason}"
     if leg.is_unfinished:
         return leg.state + (phase and f": {phase}")
@@ -352,7 +379,7 @@ def _describe_progress(leg: BuildRecord, ahead: int | None, phase: str, obstacle
 def _elapsed_seconds(leg: BuildRecord, now: float) -> float | None:
     if not leg.is_unfinished:
         return leg.duration
-    since = leg.queued_at if leg.is_queued else leg.attempt_start
+    since = leg.put_at if leg.is_held else leg.waits_since if leg.is_queued else leg.attempt_start
     return now - since if since else None
 
 
@@ -385,8 +412,10 @@ def row_cells(row: LegRow) -> list[str]:
 def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
     leg = row.leg
     return {
-        **{name: getattr(leg, name) for name in ("build_id", "srpm", "arch", "target", "url", "state")},
-        **{name: getattr(row, name) for name in ("message", "elapsed", "usual")},
+        **{name: getattr(leg, name) for name in ("srpm", "arch", "target", "url")},
+        **{name: getattr(row, name) for name in ("state", "message", "elapsed", "usual")},
+        "build_id": leg.build_id if row.batch is None else None,
+        "batch": leg.batch if row.batch is None else row.batch.batch,
         "builder": leg.builder_fqdn,
         "at": at,
         "over": row.is_over,
@@ -396,11 +425,8 @@ def row_to_dict(row: LegRow, at: float) -> dict[str, Any]:
 # --- screens
 
 
-class TableScreen:
-    """A table on a terminal, redrawn in its place; the note below it is about all rows."""
-
-    def __init__(self) -> None:
-        self._drawn_lines = 0
+class TableScreen(LiveScreen):
+    """A table on a terminal; the note below it is about all rows."""
 
     def show(self, rows: Sequence[LegRow], note: str) -> None:
         size = shutil.get_terminal_size((100, 24))
@@ -414,14 +440,7 @@ class TableScreen:
             lines.append(f"and {len(rows) - len(shown)} more")
         if note:
             lines.append(note[: size.columns])
-        cursor_up = f"\x1b[{self._drawn_lines}A" if self._drawn_lines else ""
-        context = click.get_current_context(silent=True)
-        if context and context.color is False:  # click.echo would drop the moves of the cursor as well
-            lines = list(map(click.unstyle, lines))
-        # clear behind the end of each line, and all that is below the last one
-        sys.stdout.write(cursor_up + "".join(f"\r{line}\x1b[K\n" for line in lines) + "\x1b[J")
-        sys.stdout.flush()
-        self._drawn_lines = len(lines)
+        self.draw(lines)
 
 
 class LineScreen:

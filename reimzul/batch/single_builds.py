@@ -155,7 +155,7 @@ class SingleBuilds:
             self._release(broker, build)
         elif time.time() - build.since > build.request.dep_wait:
             limit = format_duration(build.request.dep_wait)
-            self._end(broker, build, f"nobody provides {', '.join(build.missing)}, nor did anybody within {limit}")
+            self._end(broker, build, f"nobody provides {', '.join(build.missing)}; nor did anybody within {limit}")
 
     def _release(self, broker: Broker, build: SingleBuild) -> None:
         self._kick_if_held(broker, self._change(build, state=SingleState.RELEASED, missing=()))

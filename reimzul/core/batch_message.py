@@ -18,8 +18,8 @@ from reimzul.core.errors import InvalidMessage
 from reimzul.core.json_message import Message, field, parse_json
 from reimzul.core.message import BuildEvent, BuildRequest, Refusal, Status
 
-#: How an entry of a `Queued` event's `missing` begins that is no capability which nobody provides, but a package that
-#: cannot be installed beside others.
+#: How an entry of a `Queued` event's `missing` begins that is no requirement of the build which nobody provides, but a
+#: package that cannot be installed, or what that package lacks. A new build of one of them may be enough.
 CONFLICT_PREFIX = "conflict: "
 
 

@@ -398,14 +398,15 @@ class ReservedJob(Generic[M]):
         self.broker.delete(self.id)
         self.broker.untrack(self)
 
-    def release(self, pause: int) -> None:
-        """Give the job back for later, at its own priority. Raises `RetryLater` if beanstalkd is full."""
+    def release(self, pause: int, priority: int | None = None) -> int:
+        """Give the job back; return its number, which is a new one if it is orphaned. Raises `RetryLater`."""
         facts = self.stats
+        priority = facts.priority if priority is None else priority
         with self._giving_up():
             if self.is_orphaned:
-                self.broker.put_raw(facts.tube, self.body, priority=facts.priority, delay=pause, ttr=facts.ttr)
-            else:
-                self.broker.client.release(self._job, priority=facts.priority, delay=pause)
+                return self.broker.put_raw(facts.tube, self.body, priority=priority, delay=pause, ttr=facts.ttr)
+            self.broker.client.release(self._job, priority=priority, delay=pause)
+        return self.id
 
     def bury(self) -> None:
         """Put the job aside for a person; an orphaned one is put again. Raises `RetryLater` if beanstalkd is full."""

@@ -21,13 +21,13 @@ class JobStats:
     reserves: int
     releases: int
     timeouts: int
-    kicks: int
+    buries: int
     state: str = ""  #: ready, reserved, delayed or buried
     time_left: int = 0  #: seconds until a delayed job is ready
 
     @classmethod
     def from_answer(cls, raw: Mapping[str, Any]) -> JobStats:
-        same = ("tube", "ttr", "age", "reserves", "releases", "timeouts", "kicks", "state")
+        same = ("tube", "ttr", "age", "reserves", "releases", "timeouts", "buries", "state")
         return cls(**{name: raw[name] for name in same}, priority=raw["pri"], time_left=raw["time-left"])
 
     @property
@@ -46,6 +46,7 @@ class TubeStats:
     ready: int = 0
     reserved: int = 0
     delayed: int = 0
+    held: int = 0  #: beanstalkd counts them among the delayed jobs (admin/held.py)
     buried: int = 0
     watchers: int = 0
 

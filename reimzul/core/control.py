@@ -16,10 +16,12 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.beanstalk import (
+    HELD_SECONDS,
     PRIORITY,
     REFRESH_TUBE,
     TTR_SECONDS,
     Broker,
+    ReservedJob,
     Tube,
     cancel_tube,
     drain_tube,
@@ -122,6 +124,16 @@ def clear_flag(broker: Broker, tube: str, only: Callable[[ControlFlag], bool] = 
 def clear_quarantine(broker: Broker, host: str) -> None:
     """Delete the notifier's drain flags of a builder; a person's stays."""
     clear_flag(broker, drain_tube(host), only=lambda flag: flag.is_quarantine)
+
+
+def hold_job(broker: Broker, tube: Tube[BuildRequest], number: int, priority: int | None = None) -> int:
+    """Hold a job that waits, or is held already with another priority; return its number.
+
+    Raises `ReservationLost` if a worker has it, or it is gone. If we are killed before the release, the job is ready.
+    """
+    claim = ReservedJob(broker, number, broker.peek(number), tube)
+    broker.re_reserve(claim)
+    return claim.release(HELD_SECONDS, priority)
 
 
 def requeue_unless_cancelled(

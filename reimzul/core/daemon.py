@@ -23,6 +23,7 @@ from reimzul.core.beanstalk import Broker, ReservedJob, Tube, is_control_tube, s
 from reimzul.core.errors import (
     BrokerUnavailable,
     InvalidMessage,
+    JobSettled,
     ReimzulError,
     ReservationLost,
     RetryLater,
@@ -35,6 +36,7 @@ from reimzul.core.retry import LogThrottle
 
 log = logging.getLogger(__name__)
 M = TypeVar("M")
+T = TypeVar("T")
 
 #: Seconds that one reserve waits. A signal does not interrupt it, so a stop is noticed this late.
 RESERVE_SECONDS = 1
@@ -234,6 +236,8 @@ class Daemon(Generic[M]):
         try:
             if outcome is None:
                 claim.delete()
+            elif isinstance(outcome, JobSettled):
+                log.info("%r: %s", claim, outcome)
             elif isinstance(outcome, ReservationLost):
                 log.warning("%r: %s", claim, outcome)
                 claim.broker.untrack(claim)
@@ -261,13 +265,12 @@ class Daemon(Generic[M]):
         self.announce_refusal(claim, make_refusal(claim, reason, self.host))
         self._retry_until_settled(claim, claim.bury)
 
-    def _retry_until_settled(self, claim: ReservedJob[M], give_up: Callable[[], None]) -> None:
+    def _retry_until_settled(self, claim: ReservedJob[M], give_up: Callable[[], T]) -> T:
         """Release or bury a job; if a full beanstalkd has orphaned it, try until it accepts the job."""
         throttle = LogThrottle(LOG_AGAIN_SECONDS)
         while True:
             try:
-                give_up()
-                return
+                return give_up()
             except RetryLater as error:
                 if not claim.is_orphaned or self.stop.now.is_set():
                     raise

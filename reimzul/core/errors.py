@@ -56,6 +56,10 @@ class ReservationLost(ReimzulError):
     """The job is no longer reserved by us: settle nothing."""
 
 
+class JobSettled(ReimzulError):
+    """The handler has released or deleted the job itself."""
+
+
 class RetryLater(ReimzulError):
     """It cannot be done now: release the job and retry after `pause` seconds."""
 

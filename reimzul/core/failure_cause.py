@@ -15,8 +15,8 @@ from hashlib import sha256
 
 import attr
 
-#: What the reasons of `worker/mock_result.py` say before the names of what is missing.
-_UNPROVIDED = re.compile(r"nobody provides: (.+)|nobody provides (.+)")
+#: What the reasons of `worker/mock_result.py` and of a batch say before the names of what is missing.
+_UNPROVIDED = re.compile(r"nobody provides:? ([^;]+)")
 _QUOTES = str.maketrans("‘’“”`´", "''\"\"''")
 #: Where a compiler found the error: file, line and column.
 _SOURCE_PLACE = re.compile(r"^(?:\[\w+\] )?[^\s:]+:\d+(?::\d+)?:\s*")
@@ -51,7 +51,7 @@ def find_cause(reason: str, error_line: str, package: str = "") -> FailureCause:
 
 def missing_capabilities(reason: str) -> tuple[str, ...]:
     found = _UNPROVIDED.search(reason)
-    return tuple(each.strip() for each in (found[1] or found[2]).split(", ")) if found else ()
+    return tuple(each.strip() for each in found[1].split(", ")) if found else ()
 
 
 def normalize_line(line: str, package: str = "") -> str:

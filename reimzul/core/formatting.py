@@ -15,10 +15,10 @@ from typing import Any
 #: Keys of JSON output whose values are times.
 _TIME_KEYS = frozenset(
     ("at", "heard", "started", "finished", "start", "end", "since", "until", "published", "last_published")
-    + ("queued_at", "put_at", "due", "when", "oldest", "next_try")
+    + ("queued_at", "put_at", "released_at", "due", "when", "oldest", "next_try", "created", "expected_end")
 )
 #: Keys of objects whose own keys are data and whose values are counts.
-_COUNT_KEYS = frozenset(("results", "reasons", "unrecorded"))
+_COUNT_KEYS = frozenset(("results", "reasons", "unrecorded", "counts"))
 #: Keys of JSON output where 0 stands for an unknown value.
 _NUMBERS_OF_THINGS = frozenset(("job",))
 #: Keys of the original's messages and documents that have a plainer name in JSON output.

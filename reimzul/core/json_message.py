@@ -100,7 +100,7 @@ class Message:
 
     def to_json(self) -> dict[str, Any]:
         """The message as a JSON object, without fields that have their default value."""
-        return {**self.extra, **attr.asdict(self, filter=_is_sent, value_serializer=_to_json)}
+        return {**self.extra, **attr.asdict(self, filter=is_sent, value_serializer=_to_json)}
 
     def encode(self) -> bytes:
         """The message as a job's body. Raises `InvalidMessage` if it is too large for a tube."""
@@ -139,7 +139,8 @@ def nested(kind: type[K], what: str) -> Callable[[Any], K]:
     return check
 
 
-def _is_sent(attribute: Any, value: Any) -> bool:
+def is_sent(attribute: Any, value: Any) -> bool:
+    """Whether a field is part of a message's JSON object."""
     if attribute.name == "extra":
         return False
     return bool(attribute.metadata.get("always") or value != attribute.default or isinstance(value, bool))

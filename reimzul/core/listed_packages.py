@@ -14,7 +14,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import unquote
@@ -38,8 +38,9 @@ _PACKAGE = re.compile(rb'<size [^>]*?package="([0-9]+)".*?<location [^>]*?href="
 _COUNT = re.compile(rb'<metadata [^>]*?packages="([0-9]+)"')
 _END = b"</package>"
 _PROVIDES = re.compile(rb"<rpm:provides>(.*?)</rpm:provides>", re.DOTALL)
-_ENTRY = re.compile(rb"<rpm:entry ([^>]*?)/?>")
-_ATTRIBUTE = re.compile(rb'([a-z]+)="([^"]*)"')
+_ENTRY = re.compile(
+    r'<rpm:entry name="([^"]*)"(?: flags="([A-Z]+)"(?: epoch="([^"]*)")?(?: ver="([^"]*)")?(?: rel="([^"]*)")?)?'
+)
 _FILE = re.compile(rb"<file(?: type=\"[a-z]+\")?>([^<]+)</file>")
 #: The place of a package: `<name>/<timestamp>/<version-release>.<arch>/<file>`.
 _PLACE = re.compile(r"([^/]+)/([0-9]{14})/([^/]+)\.([A-Za-z0-9_]+)/[^/]+")
@@ -120,12 +121,18 @@ def _iterate_primary(session: HttpSession, url: str) -> Iterator[bytes]:
 
 def iterate_packages(session: HttpSession, url: str) -> Iterator[ListedPackage]:
     """Yield the packages that a target lists. Raises `NotFound`, `HttpUnavailable`."""
+    for match in _iterate_matches(session, url, _PACKAGE):
+        yield ListedPackage(location=_unquote(match[2]), size=int(match[1]))
+
+
+def _iterate_matches(session: HttpSession, url: str, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+    """Yield the match of a pattern in each package of a target. Raises `NotFound`, `HttpUnavailable`."""
     declared, found = None, 0
     for whole in _iterate_whole_packages(session, url):
         declared = declared or _COUNT.search(whole)
-        for match in _PACKAGE.finditer(whole):
+        for match in pattern.finditer(whole):
             found += 1
-            yield ListedPackage(location=_unquote(match[2]), size=int(match[1]))
+            yield match
     if declared is None or int(declared[1]) != found:
         raise HttpUnavailable(f"{url}: its primary.xml is not as createrepo_c writes it")
 
@@ -137,8 +144,7 @@ def iterate_provides(session: HttpSession, url: str) -> Iterator[Provide]:
     """
     for whole in _iterate_whole_packages(session, url):
         for block in _PROVIDES.finditer(whole):
-            for entry in _ENTRY.finditer(block[1]):
-                yield _parse_provide({name.decode(): _unescape(value) for name, value in _ATTRIBUTE.findall(entry[1])})
+            yield from _read_entries(block)
         for file in _FILE.finditer(whole):
             yield Provide(_unescape(file[1]))
 
@@ -154,17 +160,81 @@ def _iterate_whole_packages(session: HttpSession, url: str) -> Iterator[bytes]:
     yield rest
 
 
-def _parse_provide(entry: Mapping[str, str]) -> Provide:
-    epoch, version, release = (entry.get(name, "") for name in ("epoch", "ver", "rel"))
-    if not version:
-        return Provide(entry.get("name", ""))
-    text = f"{epoch or 0}:{version}{'-' if release else ''}{release}"
-    return Provide(entry.get("name", ""), entry.get("flags", "EQ"), text)
+def _read_entries(block: re.Match[bytes] | None) -> Iterator[Provide]:
+    """Yield the capabilities in a list of a primary.xml."""
+    for entry in _ENTRY.findall(block[1].decode("utf-8", "replace")) if block else ():
+        name, flags, epoch, version, release = map(_unescape_text, entry) if "&" in "".join(entry) else entry
+        if version:
+            yield Provide(name, flags, f"{epoch or 0}:{version}{'-' if release else ''}{release}")
+        else:
+            yield Provide(name)
 
 
 def _unescape(text: bytes) -> str:
-    return unescape(text.decode("utf-8", "replace"), {"&quot;": '"', "&apos;": "'"})
+    return _unescape_text(text.decode("utf-8", "replace"))
+
+
+def _unescape_text(text: str) -> str:
+    return unescape(text, {"&quot;": '"', "&apos;": "'"}) if "&" in text else text
 
 
 def _unquote(text: bytes) -> str:
     return unquote(unescape(text.decode()))
+
+
+# --- the contents of packages
+
+_CONTENT = re.compile(
+    rb"<name>([^<]*)</name>\s*<arch>([^<]*)</arch>\s*"
+    rb'<version epoch="([^"]*)" ver="([^"]*)" rel="([^"]*)"/>(.*?)</package>',
+    re.DOTALL,
+)
+_LOCATION = re.compile(rb'<location [^>]*?href="([^"]+)"')
+_SOURCE_RPM = re.compile(rb"<rpm:sourcerpm>([^<]+)</rpm:sourcerpm>")
+_REQUIRES = re.compile(rb"<rpm:requires>(.*?)</rpm:requires>", re.DOTALL)
+#: The name and the version-release in the file name of a source rpm.
+_SOURCE = re.compile(r"(.+)-([^-]+-[^-]+)\.(?:no)?src\.rpm")
+_SIGNS = {"EQ": "=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">="}
+
+
+@attr.frozen(kw_only=True)
+class PackageContent:
+    """A package that a target lists, with what primary.xml has of its capabilities and files."""
+
+    name: str
+    arch: str  #: `src` or `nosrc` of a source rpm
+    epoch: str
+    location: str  #: relative to its target
+    source: str  #: the name of its source package
+    source_evr: str  #: version-release of that
+    provides: tuple[Provide, ...]
+    requires: tuple[str, ...]  #: in rpm's notation; of a source rpm, its BuildRequires
+    files: tuple[str, ...]  #: those in bin folders and in /etc
+
+    @property
+    def is_source(self) -> bool:
+        return self.arch in ("src", "nosrc")
+
+
+def iterate_contents(session: HttpSession, url: str) -> Iterator[PackageContent]:
+    """Yield the packages that a target lists, with their capabilities. Raises `NotFound`, `HttpUnavailable`."""
+    for match in _iterate_matches(session, url, _CONTENT):
+        name, arch, epoch, version, release = map(_unescape, match.groups()[:5])
+        location, source_rpm = _LOCATION.search(match[6]), _SOURCE_RPM.search(match[6])
+        path = _unquote(location[1]) if location else ""
+        source = _SOURCE.fullmatch(_unescape(source_rpm[1]) if source_rpm else path.rpartition("/")[2])
+        yield PackageContent(
+            name=name,
+            arch=arch,
+            epoch=epoch,
+            location=path,
+            source=source[1] if source else name,
+            source_evr=source[2] if source else f"{version}-{release}",
+            provides=tuple(_read_entries(_PROVIDES.search(match[6]))),
+            requires=tuple(map(_format_requirement, _read_entries(_REQUIRES.search(match[6])))),
+            files=tuple(map(_unescape, _FILE.findall(match[6]))),
+        )
+
+
+def _format_requirement(entry: Provide) -> str:
+    return f"{entry.name} {_SIGNS[entry.flags]} {entry.version}" if entry.flags in _SIGNS else entry.name

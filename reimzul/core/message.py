@@ -16,6 +16,7 @@ from typing import Any, Union
 import attr
 
 from reimzul.core import validators
+from reimzul.core.batch_event import BatchEvent, BatchStatus
 from reimzul.core.json_message import MAX_BYTES, Message, _limit_extra, encode, field, nested, parse_json
 
 #: The namespace of derived build ids (uuid5); another one would duplicate known builds.
@@ -39,6 +40,7 @@ class Status:
     PRESENCE = "Presence"  #: not a build: a worker's heartbeat
     UNFIT = "Unfit"  #: of an attempt: its builder's fault; it decides nothing
     RETRIED = "Retried"  #: of an attempt: nobody's fault; it does not count
+    WAITING = "Waiting"  #: of an attempt: nobody provided a requirement; it does not count
 
     BUILD = (QUEUED, BUILDING, SUCCESS, FAILED, CANCELLED, PUBLISHED, REJECTED, OVERRIDE)
     FINAL = (SUCCESS, FAILED, CANCELLED, REJECTED)
@@ -159,6 +161,8 @@ _job = validators.integer(0, 2**63 - 1)
 
 #: File names of packages that an event has at most.
 MAX_NAMED_RPMS = 50
+#: Missing requirements that an event has at most.
+MAX_MISSING = 50
 
 #: The fields that are shortened, in this order, if an event is too large for a tube.
 _SHORTENED_FIELDS = ("root_log", "build_log", "rpms", "first_error")
@@ -211,7 +215,7 @@ class BuildEvent(Message):
     #: of Queued: whether its job is held until somebody releases it; None: it was neither held nor released
     held: bool | None = field(validators.optional_flag, None)
     #: of Queued: the capabilities that nobody provides, or the packages that stand in the way (core/batch_message.py)
-    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), 50), ())
+    missing: tuple[str, ...] = field(validators.list_of(validators.line(300), MAX_MISSING), ())
     batch: str = field(validators.optional(validators.batch_id), "")  #: the batch that it is a member's build of
     at: float = field(validators.unix_time, 0.0)  #: when it was announced
     #: seconds that the builder's clock is ahead of the controller's; set by the notifier, 0 if the clock is right
@@ -318,7 +322,9 @@ class Feature:
 
     ANY_SUBMITTER = "any_submitter"  #: accepts every printable name of a submitter
 
-    ALL = (ANY_SUBMITTER,)
+    BATCH = "batch"  #: holds a request whose requirements nobody provides, and gives mock its bconds
+
+    ALL = (ANY_SUBMITTER, BATCH)
 
 
 class Role:
@@ -399,7 +405,7 @@ class BuilderEvent(Message):
         return uuid.uuid5(NAMESPACE, f"{self.builder} {self.status} {self.at}").hex
 
 
-Event = Union[BuildEvent, Refusal, BuilderEvent]
+Event = Union[BuildEvent, Refusal, BuilderEvent, BatchEvent]
 #: The messages in `notify`: events, which sinks get, and heartbeats.
 NotifyMessage = Union[Event, WorkerHeartbeat]
 
@@ -411,6 +417,8 @@ def decode_event(body: bytes) -> NotifyMessage:
         return WorkerHeartbeat.from_json(raw)
     if raw.get("status") in (Status.QUARANTINED, Status.RELEASED):
         return BuilderEvent.from_json(raw)
+    if raw.get("status") in BatchStatus.ALL:
+        return BatchEvent.from_json(raw)
     return Refusal.from_json(raw) if raw.get("status") == Status.REFUSED else BuildEvent.from_json(raw)
 
 

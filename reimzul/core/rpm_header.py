@@ -50,6 +50,7 @@ class Header:
     exclude_arch: tuple[str, ...] = ()
     build_archs: tuple[str, ...] = ()  #: BuildArch of the main package of a source rpm, mostly ("noarch",)
     requires: tuple[str, ...] = ()  #: of a source rpm, its BuildRequires, with versions
+    provides: tuple[str, ...] = ()  #: names; of a source rpm made by rpm 4.16 or newer, the packages that it builds
     source_rpm: str = ""  #: of a binary rpm, the file name of the source rpm that it was built from
 
     @property
@@ -62,6 +63,11 @@ class Header:
         """name-[epoch:]version-release.arch, `src` for a source rpm."""
         epoch = f"{self.epoch}:" if self.epoch else ""
         return f"{self.name}-{epoch}{self.version}-{self.release}.{'src' if self.is_source else self.arch}"
+
+    @property
+    def has_dynamic_requires(self) -> bool:
+        """Whether a source rpm has BuildRequires that only its build computes."""
+        return any(each.startswith("rpmlib(DynamicBuildRequires)") for each in self.requires)
 
 
 def _expose_system_rpm() -> None:
@@ -223,6 +229,7 @@ def _header_of(raw: Any, rpm: Any) -> Header:
         exclude_arch=_decode_list(raw[rpm.RPMTAG_EXCLUDEARCH]),
         build_archs=_decode_list(raw[rpm.RPMTAG_BUILDARCHS]),
         requires=_decode_list(raw[rpm.RPMTAG_REQUIRENEVRS]),
+        provides=_decode_list(raw[rpm.RPMTAG_PROVIDENAME]),
         source_rpm=_decode_text(raw[rpm.RPMTAG_SOURCERPM]),
     )
 

@@ -2,11 +2,12 @@
 """Targets by name: the list that a worker reports, and the target that a person means.
 
 A target is named with its arch (`c9s.x86_64`), as its mock configuration and its repository are. People also name it
-without (`c9s`), and then mean all its arches.
+without (`c9s`), and then mean all its arches, or give a pattern (`c9*`).
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Collection, Iterable
 
@@ -57,14 +58,32 @@ def drop_arches(targets: Iterable[str], arches: Arches) -> set[str]:
     return {split_arch(each, arches)[0] for each in targets}
 
 
-def find_targets(given: str, known: Collection[str], arches: Arches) -> list[str]:
-    """Return the known targets, with arches, that a person means by `c9s.x86_64` or `c9s`.
+class UnknownTarget(InputError):
+    """No known target has the name, or matches the pattern, that a person gave."""
 
-    Raises `InputError` if there are none, and suggests one.
+
+def expand_target(given: str, arches: Arches) -> list[str]:
+    """Return the names, with arches, that a target or a pattern of targets may mean: `c9s` is c9s on every arch."""
+    return [given, *(f"{given}.{arch}" for arch in arches.known)]
+
+
+def find_targets(given: str, known: Collection[str], arches: Arches) -> list[str]:
+    """Return the known targets, with arches, that a person means by `c9s.x86_64`, `c9s` or `c9*`.
+
+    `[` is no wildcard, as in the history's filters. Raises `UnknownTarget`, which suggests the nearest.
     """
-    found = sorted(each for each in known if given in (each, split_arch(each, arches)[0]))
+    patterns = [each.replace("[", "[[]") for each in expand_target(given, arches)]
+    found = sorted(each for each in known if any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns))
     if not found:
         names = drop_arches(known, arches)
-        hint = suggest_nearest(given, sorted({*known, *names})) or list_known(names) or "; no target is known at all"
-        raise InputError(f"no target {validators.quoted(given)} is known{hint}")
+        hint = suggest_nearest(given, sorted({*known, *names})) or list_known(names) or "; no target is known yet"
+        raise UnknownTarget(f"there is no target {validators.quoted(given)}{hint}")
     return found
+
+
+def find_one_target(given: str, known: Collection[str], arches: Arches) -> str:
+    """Return the known target that a person means. Raises `InputError` if there is none, or more than one."""
+    found = find_targets(given, known, arches)
+    if len(found) > 1:
+        raise InputError(f"more than one target is called {validators.quoted(given)}: {', '.join(found)}")
+    return found[0]

@@ -54,6 +54,7 @@ class BuildFilter:
     srpm: Optional[str] = None  #: the file's whole name, a prefix of it, or a pattern
     submitter: Optional[str] = None  #: or a pattern
     build_id: Optional[str] = None  #: or a prefix
+    batch: Optional[str] = None  #: or a prefix; empty: builds of no batch
     since: Optional[str] = None  #: a timestamp: submitted then or later
     until: Optional[str] = None  #: a timestamp: submitted before
 
@@ -64,7 +65,10 @@ class BuildFilter:
 
     @property
     def statuses(self) -> list[str]:
-        """The statuses under which builds of these states are stored, without `Success` where `published` matters."""
+        """The statuses under which builds of these states are stored, without `Success` where `published` matters.
+
+        `Held` stands for `Queued` builds whose jobs are held; `Queued` for the others.
+        """
         states = set(self.states or ())
         successes = {BuildState.BUILT, BuildState.PUBLISHED}
         others = [state.capitalize() for state in BuildState.ALL if state in states - successes]

@@ -17,6 +17,7 @@ from typing import Any, Optional, TypeVar
 
 import attr
 
+from reimzul.core.clock import MAX_SKEW_SECONDS
 from reimzul.core.message import NOBODY, UPLOAD, BuildEvent, Refusal, Status
 from reimzul.history.result_rules import CLAIM, is_news
 
@@ -27,6 +28,7 @@ class BuildState:
     """The state of a build on an arch, as all commands show it: its status, with `Success` as built or published."""
 
     QUEUED = "queued"
+    HELD = "held"  #: queued, but no worker gets its job until somebody releases it
     BUILDING = "building"
     BUILT = "built"  #: successful, not published (yet)
     PUBLISHED = "published"
@@ -36,14 +38,14 @@ class BuildState:
     OVERRIDE = "override"
     CLAIMED = "claimed"  #: nothing is known of it but an event that bstore has not signed
 
-    ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED, CLAIMED)
+    ALL = (PUBLISHED, BUILT, FAILED, REJECTED, CANCELLED, OVERRIDE, BUILDING, QUEUED, HELD, CLAIMED)
 
     @classmethod
-    def from_status(cls, status: str, *, published: bool = False) -> str:
+    def from_status(cls, status: str, *, published: bool = False, held: bool = False) -> str:
         """Return the state of a build with this status; of an attempt's own statuses, the word in small letters."""
         if status == Status.SUCCESS:
             return cls.PUBLISHED if published else cls.BUILT
-        return status.lower()
+        return cls.HELD if held and status == Status.QUEUED else status.lower()
 
 
 @attr.frozen(kw_only=True, slots=False)  # without slots, frozen instances are made twice as fast
@@ -103,7 +105,9 @@ class RecordedAttempt(_Stored):
     error_log: str = ""  #: the log that has the cause of its failure
     skew: float = 0.0  #: seconds that the builder's clock is ahead of the controller's
     at: float = 0.0  #: when the event that decided it was announced
-    status: str = ""  #: Building, Success, Published, Failed, Cancelled, Rejected, Unfit or Retried (see `Status`)
+    status: str = (
+        ""  #: Building, Success, Published, Failed, Cancelled, Rejected, Unfit, Retried or Waiting (see `Status`)
+    )
     heard: float = 0.0  #: `at` of the first event about it
 
     @property
@@ -112,7 +116,7 @@ class RecordedAttempt(_Stored):
 
     @property
     def state(self) -> str:
-        """The state that the attempt would give its build; `unfit` and `retried` give none."""
+        """The state that the attempt would give its build; `unfit`, `retried` and `waiting` give none."""
         return BuildState.from_status(self.status)
 
     def to_output(self) -> dict[str, Any]:
@@ -161,15 +165,19 @@ class BuildRecord(_Stored):
     skipped: Mapping[str, str] = attr.field(factory=dict)
     phases: tuple[Mapping[str, Any], ...] = attr.field(default=(), converter=tuple)  #: name, start, end of each
     parent: str = ""
+    batch: str = ""  #: the batch that it is a member's build of
     at: float = 0.0  #: when the event that decided it was announced
     skew: float = 0.0
     queued_at: float = 0.0  #: when its job was first put
-    put_at: float = 0.0  #: when its job was last put; the next five are of that put
+    released_at: float = 0.0  #: when its job, which was held, was last released
+    put_at: float = 0.0  #: when its job was last put, held or released; the next seven are of that time
     tube: str = ""
     job: int = 0
     priority: Optional[int] = None
     due: float = 0.0  #: no worker gets the job before this time
     waits_for: str = ""  #: what must change before it can be built
+    held: bool = False  #: no worker gets the job until somebody releases it
+    missing: tuple[str, ...] = attr.field(default=(), converter=tuple)  #: what nobody provides (docs/wire.md)
     attempts: tuple[RecordedAttempt, ...] = attr.field(default=(), converter=_read_attempts)  #: the oldest first
     status: str = ""
     published: float = 0.0
@@ -182,7 +190,7 @@ class BuildRecord(_Stored):
 
     @property
     def state(self) -> str:
-        return BuildState.from_status(self.status, published=bool(self.published))
+        return BuildState.from_status(self.status, published=bool(self.published), held=self.held)
 
     def to_output(self) -> dict[str, Any]:
         """Return the values for JSON, with `state` beside the original's `status`."""
@@ -198,6 +206,21 @@ class BuildRecord(_Stored):
     @property
     def is_queued(self) -> bool:
         return self.status == Status.QUEUED
+
+    @property
+    def is_held(self) -> bool:
+        return self.is_queued and self.held
+
+    @property
+    def current_reason(self) -> str:
+        """The reason; without that of an attempt which waited, once the build is released."""
+        is_released = self.is_queued and not self.held and self.attempts and self.attempts[-1].status == Status.WAITING
+        return "" if is_released else self.reason
+
+    @property
+    def waits_since(self) -> float:
+        """Since when a worker could have reserved its job; 0 if unknown."""
+        return self.released_at or self.queued_at
 
     @property
     def is_unfinished(self) -> bool:
@@ -234,16 +257,23 @@ class BuildRecord(_Stored):
 
     @property
     def wait(self) -> Optional[float]:
-        """Seconds from submission to the first attempt; None if unknown. Never negative: two clocks are involved."""
-        first = next((each for each in self.attempts if each.started), None)
-        if first is None or first.skew or not self.queued_at:
+        """Seconds from submission, or from the last release, to the first attempt after it; None if unknown.
+
+        Never negative: two clocks are involved.
+        """
+        first = next((each for each in self.attempts if each.started and self._follows_release(each)), None)
+        if first is None or first.skew or not self.waits_since:
             return None
-        return max(0.0, first.started - self.queued_at)
+        return max(0.0, first.started - self.waits_since)
+
+    def _follows_release(self, attempt: RecordedAttempt) -> bool:
+        return attempt.status != Status.WAITING and (attempt.heard or attempt.at) >= self.released_at - MAX_SKEW_SECONDS
 
 
 #: What identifies a build and its package: the same for every attempt.
 _IDENTITY = (
     "srpm", "arch", "target", "disttag", "scratch", "submitter", "timestamp", "build_id", "pkgname", "evr", "parent",
+    "batch",
 )  # fmt: skip
 #: What one attempt is known by and resulted in.
 _ATTEMPT = (
@@ -252,14 +282,14 @@ _ATTEMPT = (
 )  # fmt: skip
 _BLANK = {name: getattr(BuildRecord(), name) for name in _IDENTITY + _ATTEMPT}
 #: What is known of the last put of its job.
-_PUT = ("tube", "job", "priority", "due", "waits_for")
+_PUT = ("tube", "job", "priority", "due", "waits_for", "missing")
 _MAX_ATTEMPTS = 50
 _PROGRESS = {Status.QUEUED: 0, Status.BUILDING: 1}
 _PRECEDENCE = {
     **_PROGRESS, Status.SUCCESS: 2, Status.FAILED: 2, Status.CANCELLED: 3, Status.REJECTED: 3, Status.PUBLISHED: 4,
     Status.OVERRIDE: 9,
 }  # fmt: skip
-_ATTEMPT_PRECEDENCE = {**_PRECEDENCE, Status.UNFIT: 2, Status.RETRIED: 2, Status.OVERRIDE: 0}
+_ATTEMPT_PRECEDENCE = {**_PRECEDENCE, Status.UNFIT: 2, Status.RETRIED: 2, Status.WAITING: 2, Status.OVERRIDE: 0}
 #: The status of a build of which only a claim is known.
 CLAIMED = "Claimed"
 #: The statuses of a build that has a result; `Published` is stored as `Success`.
@@ -358,12 +388,16 @@ def _values_of(event: BuildEvent) -> dict[str, Any]:
 
 def _put_values(event: BuildEvent, before: BuildRecord) -> dict[str, Any]:
     """Return where the job is, from the event that put it last."""
-    known: dict[str, Any] = {name: getattr(before, name) for name in ("queued_at", "put_at", *_PUT)}
+    known: dict[str, Any] = {
+        name: getattr(before, name) for name in ("queued_at", "released_at", "put_at", "held", *_PUT)
+    }
     if event.status != Status.QUEUED:
         return known
     known["queued_at"] = min(known["queued_at"] or event.at, event.at)
+    if event.held is False:
+        known["released_at"] = max(known["released_at"], event.at)
     if event.job and event.at >= known["put_at"]:
-        known.update({name: getattr(event, name) for name in _PUT}, put_at=event.at)
+        known.update({name: getattr(event, name) for name in _PUT}, held=bool(event.held), put_at=event.at)
     return known
 
 
@@ -387,9 +421,11 @@ def _attempt_order(attempt: RecordedAttempt) -> tuple[float, str]:
 
 
 def _attempt_status(event: BuildEvent) -> str:
-    """Return the status of the event's attempt; one whose job was requeued has failed without a result."""
+    """Return the status of the event's attempt; one whose job was requeued or held has ended without a result."""
     if event.status != Status.QUEUED:
         return event.status
+    if event.missing:
+        return Status.WAITING
     if event.reason.startswith(NOBODY):
         return Status.RETRIED
     return Status.REJECTED if event.reason.startswith(UPLOAD.strip()) else Status.UNFIT

@@ -20,7 +20,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 from reimzul.core.errors import translate_errors
 from reimzul.core.message import BuildEvent, Event, Refusal, Status
 from reimzul.history import BuildFilter, History, HistoryUnavailable, is_pattern
-from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events
+from reimzul.history.build_record import OVER, BuildRecord, BuildState, RefusalRecord, apply_events
 
 #: Milliseconds until a server counts as unreachable, and that one reply may take.
 CONNECT_TIMEOUT_MS, REPLY_TIMEOUT_MS = 2_000, 10_000
@@ -28,6 +28,8 @@ CONNECT_TIMEOUT_MS, REPLY_TIMEOUT_MS = 2_000, 10_000
 MAX_WRITE_ROUNDS = 5
 #: Documents that one delete names.
 DELETE_BATCH = 1_000
+#: A state in `BuildFilter.statuses` that is stored as `Queued`.
+_HELD = BuildState.HELD.capitalize()
 _DUPLICATE_KEY = 11000  # MongoDB's error code
 _NEWEST = [("timestamp", pymongo.DESCENDING), ("_id", pymongo.DESCENDING)]
 
@@ -117,6 +119,7 @@ class MongoHistory(History):
         for name in ("status", "target", "arch", "submitter"):
             self._builds.create_index([(name, pymongo.ASCENDING), *_NEWEST])
         self._builds.create_index(_NEWEST)
+        self._builds.create_index([("batch", pymongo.ASCENDING), *_NEWEST], sparse=True)
         self._builds.create_index([(name, pymongo.ASCENDING) for name in ("srpm", "arch", "target")])
         self._refused.create_index([("at", pymongo.DESCENDING)])
         self._is_indexed = True
@@ -190,17 +193,23 @@ def _query(wanted: BuildFilter) -> dict[str, Any]:
         query["timestamp"] = given
     if wanted.build_id is not None:
         query["_id"] = _prefix(wanted.build_id)
+    if wanted.batch is not None:
+        query["batch"] = _prefix(wanted.batch) if wanted.batch else {"$in": [None, ""]}
     return query
 
 
 def _state_query(wanted: BuildFilter) -> dict[str, Any]:
-    plain = {"status": {"$in": wanted.statuses}}
-    if wanted.needs_published is None:
-        return plain
-    # the original's documents have no such key
-    published: Any = {"$gt": 0} if wanted.needs_published else {"$in": [0, None]}
-    success = {"status": Status.SUCCESS, "published": published}
-    return {"$or": [plain, success]} if wanted.statuses else success
+    """The original's documents, and those of version 0.1, lack keys that are looked at here."""
+    plain = [status for status in wanted.statuses if status not in (Status.QUEUED, _HELD)]
+    terms: list[dict[str, Any]] = [{"status": {"$in": plain}}] if plain else []
+    chosen = {Status.QUEUED, _HELD} & set(wanted.statuses)
+    if chosen:
+        held = {} if len(chosen) == 2 else {"held": True if _HELD in chosen else {"$ne": True}}
+        terms.append({"status": Status.QUEUED, **held})
+    if wanted.needs_published is not None:
+        published: Any = {"$gt": 0} if wanted.needs_published else {"$in": [0, None]}
+        terms.append({"status": Status.SUCCESS, "published": published})
+    return {"$or": terms} if len(terms) > 1 else terms[0] if terms else {"status": {"$in": []}}
 
 
 def _match(wanted: str) -> Any:

@@ -11,7 +11,7 @@ notifier and the history follow the same rules:
 - A `Published` or `Rejected` that bstore has not signed is `claimed` (`core/event_signature.py`): it is shown once, and
   decides nothing.
 - Each status of a leg is news once, whichever attempt it came from; `Queued` and `Building` once per attempt, and a
-  `Queued` without an attempt once per job.
+  `Queued` without an attempt once per job. Each time that its job is held or released is news.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def resulting_status(decided: str, status: str) -> str:
 def news_kind(event: Event) -> str:
     """Return what distinguishes this event from others of its build: two of the same kind are one piece of news."""
     if isinstance(event, BuildEvent):
+        if event.held is not None:
+            return _hold_kind(event)
         if event.status in (Status.QUEUED, Status.BUILDING) and event.attempt:
             return f"{event.status}/{event.attempt}"
         if event.status == Status.QUEUED and event.job:  # `reimzul raise`: another job of the same build
@@ -61,6 +63,16 @@ def news_kind(event: Event) -> str:
         if event.claimed:
             return f"{event.status}/claimed"
     return event.status
+
+
+def _hold_kind(event: BuildEvent) -> str:
+    """What distinguishes one time that a job is held or released from the others.
+
+    A worker holds a job once an attempt; its own clock may be wrong, and a corrected `at` may differ when the event
+    comes again.
+    """
+    when = event.attempt or f"{event.at:.3f}"
+    return f"{event.status}/{event.job}/{'held' if event.held else 'released'}/{when}"
 
 
 def with_implied(event: Event) -> tuple[Event, ...]:

@@ -3,7 +3,7 @@
 
 Documents are stored as JSON, beside the columns that queries use. One process writes, any number of processes read
 (WAL). `builds_newest` has all those columns, ordered from new to old: it answers every query of the newest builds, and
-is read only as far as needed.
+is read only as far as needed. The column `status` of a build whose job is held is `Held`; its document has `Queued`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,7 @@ from reimzul.history import (
     NoHistory,
     is_pattern,
 )
-from reimzul.history.build_record import OVER, BuildRecord, RefusalRecord, apply_events, with_override
+from reimzul.history.build_record import OVER, BuildRecord, BuildState, RefusalRecord, apply_events, with_override
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ CREATE TABLE IF NOT EXISTS builds (
 CREATE INDEX IF NOT EXISTS builds_newest ON builds
     (timestamp, key, status, target, arch, srpm, submitter, published);
 CREATE INDEX IF NOT EXISTS builds_group ON builds (srpm, arch, target, timestamp, key);
-CREATE INDEX IF NOT EXISTS builds_unfinished ON builds (key) WHERE status IN ('Queued', 'Building');
+DROP INDEX IF EXISTS builds_unfinished;
+CREATE INDEX IF NOT EXISTS builds_open ON builds (key) WHERE status IN ('Queued', 'Held', 'Building');
+CREATE TABLE IF NOT EXISTS members (batch TEXT, key TEXT, PRIMARY KEY (batch, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refused (
     key TEXT PRIMARY KEY, at REAL NOT NULL, document TEXT NOT NULL
 );
@@ -88,7 +90,7 @@ class SqliteHistory(History):
         with self._translating_errors(), transaction(self._db):
             before = self._load_records({event.key for event in builds})
             after = apply_events(before, builds)
-            self._db.executemany(_UPSERT, [_to_row(key, record) for key, record in after.items()])
+            self._write(after)
             already_over = {key for key, record in before.items() if record.is_over}
             for group in {each.group for key, each in after.items() if each.is_over and key not in already_over}:
                 self._mark_latest(*group)
@@ -97,8 +99,8 @@ class SqliteHistory(History):
 
     def find_builds(self, wanted: BuildFilter, limit: int) -> list[BuildRecord]:
         where, values = _where_clause(wanted)
-        # an id matches few builds, and the key has an index of its own
-        index = "" if wanted.build_id else "INDEXED BY builds_newest"
+        # an id or a batch matches few builds, whose keys have an index of their own
+        index = "" if wanted.build_id or wanted.batch else "INDEXED BY builds_newest"
         found = f"SELECT rowid FROM builds {index} {where} {_NEWEST_FIRST} LIMIT ?"
         return list(self._select(f"WHERE rowid IN ({found}) {_NEWEST_FIRST}", [*values, limit]))
 
@@ -106,7 +108,7 @@ class SqliteHistory(History):
         return self._select(*_where_clause(wanted))
 
     def find_unfinished(self) -> list[BuildRecord]:
-        return list(self._select("WHERE status IN ('Queued', 'Building')"))
+        return list(self._select("WHERE status IN ('Queued', 'Held', 'Building')"))
 
     def recent_successes(self, name: str, arch: str, limit: int) -> list[BuildRecord]:
         # The index finds source rpms whose names begin with the package's; those of other packages are skipped.
@@ -172,12 +174,17 @@ class SqliteHistory(History):
         with self._translating_errors(), contextlib.closing(open_read_only(damaged)) as db, transaction(self._db):
             rows = ((row[0], row[-1], row[-2]) for row in readable_rows(db, "builds"))
             for key, record in self._readable(rows):
-                self._db.execute(_UPSERT, _to_row(key, record))
+                self._write({key: record})
             query = f"SELECT DISTINCT srpm, arch, target FROM builds WHERE status IN ({_OVER})"
             for group in self._db.execute(query).fetchall():  # a group's latest build may be lost
                 self._mark_latest(*group)
             self._db.executemany("INSERT OR IGNORE INTO refused VALUES (?, ?, ?)", readable_rows(db, "refused"))
             return int(self._db.execute("SELECT count(*) FROM builds").fetchone()[0])
+
+    def _write(self, records: Mapping[str, BuildRecord]) -> None:
+        self._db.executemany(_UPSERT, [_to_row(key, record) for key, record in records.items()])
+        members = [(record.batch, key) for key, record in records.items() if record.batch]
+        self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", members)
 
     def _load_records(self, keys: Collection[str]) -> dict[str, BuildRecord]:
         query = f"{_SELECT} WHERE key IN ({','.join('?' * len(keys))})"
@@ -227,7 +234,10 @@ def replace_damaged(url: str, *, thorough: bool) -> str:
 
 
 def _to_row(key: str, record: BuildRecord) -> tuple[Any, ...]:
-    return (key, *(getattr(record, name) for name in _COLUMNS), json.dumps(record.to_document()))
+    values = {name: getattr(record, name) for name in _COLUMNS}
+    if record.is_held:
+        values["status"] = BuildState.HELD.capitalize()
+    return (key, *values.values(), json.dumps(record.to_document()))
 
 
 def _from_row(document: str | bytes, latest: int) -> BuildRecord:
@@ -249,6 +259,11 @@ def _where_clause(wanted: BuildFilter) -> tuple[str, list[str]]:
         whole = wanted.is_whole_srpm or is_pattern(wanted.srpm)
         terms.append(_match_term("srpm", wanted.srpm) if whole else _prefix_term("srpm", wanted.srpm))
     terms += [_prefix_term("key", wanted.build_id)] if wanted.build_id is not None else []
+    if wanted.batch == "":
+        terms.append(("key NOT IN (SELECT key FROM members)", []))
+    elif wanted.batch is not None:
+        term, values = _prefix_term("batch", wanted.batch)
+        terms.append((f"key IN (SELECT key FROM members WHERE {term})", values))
     where = " AND ".join(f"({term})" for term, _ in terms)
     return f"WHERE {where}" if where else "", [value for _, values in terms for value in values]
 

@@ -47,6 +47,8 @@ BURST_LINES = 4
 #: mIRC's colours: green, red, and the default.
 _GREEN, _RED, _PLAIN = "\x0303", "\x0304", "\x0f"
 _KEYS = ("status", "srpm", "arch", "target", "submitter", "reason", "url", "place")
+#: Topics below the prefix that are subscribed to.
+_TOPICS = ("builds/results", "builds/batches")
 
 #: Acknowledges a delivery to the MQTT broker.
 Acknowledge = Callable[[], None]
@@ -137,7 +139,7 @@ class IrcBot:
 
 
 class Subscription:
-    """Receives `<topic>/builds/results` from the MQTT broker from its start until it is closed.
+    """Receives results and what concerns batches from the MQTT broker, from its start until it is closed.
 
     MQTT 5, QoS 1 and a session: the broker keeps what is published while we are away. It sends at most
     `MAX_UNACKNOWLEDGED` messages ahead of our acknowledgements. paho reconnects by itself, with growing pauses.
@@ -145,7 +147,7 @@ class Subscription:
 
     def __init__(self, mqtt: MqttSettings, irc: IrcSettings, on_result: Callable[[bytes, Acknowledge], None]) -> None:
         """`on_result` is called in paho's thread. Raises `ConfigError`."""
-        self._topic = f"{mqtt.topic}/builds/results"
+        self._topics = [f"{mqtt.topic}/{each}" for each in _TOPICS]
         self._address = f"the MQTT broker at {mqtt.host}:{mqtt.port}"
         self._on_result = on_result
         self._throttle = LogThrottle(seconds=60.0)
@@ -174,8 +176,8 @@ class Subscription:
             self._warn(f"refused us: {code}")
             return
         self._throttle.reset()
-        log.info("%s: listening to %s", self._address, self._topic)
-        self._client.subscribe(self._topic, qos=1)
+        log.info("%s: listening to %s", self._address, ", ".join(self._topics))
+        self._client.subscribe([(topic, 1) for topic in self._topics])
 
     def _on_disconnect(self, _client: Any, _userdata: Any, _flags: Any, code: Any, _properties: Any) -> None:
         if code != 0:
@@ -228,12 +230,16 @@ class Formatter:
     rows: IrcChannelsSettings
 
     def format(self, payload: bytes) -> Optional[IrcMessage]:
-        """The message of a payload, None where the payload is not a result."""
+        """The message of a payload; None if it is neither about a batch nor a result of a build outside batches."""
         try:
             raw = json.loads(payload.decode("utf-8"))
         except (ValueError, RecursionError):
             return None
-        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), str) for key in ("status", "srpm", "arch")):
+        if not isinstance(raw, dict):
+            return None
+        if raw.get("batch"):
+            return self._format_batch(raw)
+        if not all(isinstance(raw.get(key), str) for key in ("status", "srpm", "arch")):
             return None
         result = {key: _clean(raw.get(key)) for key in _KEYS}
         message_id = raw.get("id")
@@ -242,6 +248,16 @@ class Formatter:
             line=self._line(result),
             channels=self._channels(result["target"], result["arch"]),
         )
+
+    def _format_batch(self, raw: dict[str, Any]) -> Optional[IrcMessage]:
+        """The message of an event of a batch; None for a result of one of its builds."""
+        text, target, message_id = _clean(raw.get("text")), _clean(raw.get("target")), raw.get("id")
+        if not text or not isinstance(message_id, str):
+            return None
+        arches = raw.get("arches")
+        known = [each for each in arches if isinstance(each, str)] if isinstance(arches, list) else []
+        channels = [name for arch in known or [""] for name in self._channels(f"{target}.{arch}", arch)]
+        return IrcMessage(id=message_id, line=_truncate(text, MAX_BYTES), channels=tuple(dict.fromkeys(channels)))
 
     def _line(self, result: dict[str, str]) -> str:
         status = result["status"]

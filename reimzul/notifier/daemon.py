@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Callable
 
 from reimzul.core.beanstalk import NOTIFY, Broker, ReservedJob
-from reimzul.core.daemon import Daemon, Outcome
+from reimzul.core.daemon import RESERVE_SECONDS, Daemon, Outcome
 from reimzul.core.errors import InvalidMessage
 from reimzul.core.event_signature import NO_KEYS, EventKeys
 from reimzul.core.message import BuildEvent, Event, NotifyMessage, Refusal, WorkerHeartbeat
@@ -19,7 +19,8 @@ from reimzul.notifier.housekeeping import CancelReaper, HeartbeatIntake, Refusal
 from reimzul.notifier.outbox import Outbox
 from reimzul.notifier.quarantine import Quarantine
 
-#: Seconds between two commits, unless a whole batch waits: under load a commit costs more than an event.
+#: Seconds between two commits, unless a whole batch waits or an event is urgent: under load a commit costs more than
+#: an event.
 COMMIT_SECONDS = 0.05
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,20 @@ class Notifier(Daemon[NotifyMessage]):
         self._check_flags(broker)
         yield from ((job, None) for job, _ in events)
 
-    def can_accept_job(self, broker: Broker) -> bool:
-        """Let some events gather after a commit."""
-        self.stop.now.wait(max(0.0, self._committed_at + COMMIT_SECONDS - time.monotonic()))
-        return True
+    def reserve_jobs(
+        self, broker: Broker, wait: int = RESERVE_SECONDS, room: int = 0
+    ) -> list[ReservedJob[NotifyMessage]]:
+        """Let some events gather after a commit, unless one is urgent."""
+        claims = super().reserve_jobs(broker, wait, room)
+        early = self._committed_at + COMMIT_SECONDS - time.monotonic()
+        left = (room or self.batch) - len(claims)
+        if claims and left and early > 0 and not any(map(self._is_urgent, claims)):
+            self.stop.now.wait(early)
+            claims += super().reserve_jobs(broker, 0, left)
+        return claims
+
+    def _is_urgent(self, claim: ReservedJob[NotifyMessage]) -> bool:
+        return not isinstance(claim.message, WorkerHeartbeat) and self.sinks.is_urgent(claim.message)
 
     def do_idle_work(self, broker: Broker) -> None:
         if self._purge_due.is_due():

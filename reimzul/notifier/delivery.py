@@ -53,6 +53,7 @@ class Sink(abc.ABC):
     """
 
     name: ClassVar[str]  #: in the outbox: letters, digits, ._-
+    is_urgent: ClassVar[bool] = False  #: its events wait neither for the next commit nor for a batch
 
     @classmethod
     @abc.abstractmethod
@@ -134,7 +135,7 @@ class SinkThread:
                 seconds = self._retry_at - time.monotonic()
                 if seconds <= 0:
                     self._retry_at, self._is_behind = float("inf"), True
-                early = self._batch_at + BATCH_SECONDS - time.monotonic()
+                early = 0.0 if self.sink.is_urgent else self._batch_at + BATCH_SECONDS - time.monotonic()
                 if not (self._buffer or self._is_behind or self._unrecorded):
                     self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
                 elif early > 0 and len(self._buffer) < PAGE and not self._is_behind:
@@ -231,6 +232,9 @@ class SinkPool:
 
     def sinks_for(self, event: Event) -> list[str]:
         return [name for name, thread in self._threads.items() if thread.sink.accepts(event)]
+
+    def is_urgent(self, event: Event) -> bool:
+        return any(thread.sink.is_urgent and thread.sink.accepts(event) for thread in self._threads.values())
 
     def enqueue(self, new: Mapping[str, Sequence[Notification]]) -> None:
         for sink, notices in new.items():

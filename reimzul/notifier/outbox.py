@@ -164,8 +164,10 @@ class Outbox:
 
     def unfinished_arches(self, build_id: str) -> list[str]:
         """Return the arches of a build of which an event came, and no result."""
-        query = "SELECT DISTINCT key FROM event WHERE key BETWEEN ? AND ? AND key NOT IN (SELECT key FROM verdict)"
-        return [key.partition(".")[2] for (key,) in self._rows(query, *_leg_range(build_id))]
+        which = "WHERE key BETWEEN ? AND ? AND key NOT IN (SELECT key FROM verdict)"
+        # of one that has been held for long, the events are purged
+        query = f"SELECT key FROM event {which} UNION SELECT key FROM queued {which}"
+        return [key.partition(".")[2] for (key,) in self._rows(query, *_leg_range(build_id) * 2)]
 
     def results_of(self, build_ids: Iterable[str]) -> dict[str, str]:
         """Return the result of a leg of each build, by build id; builds without any result are left out."""
@@ -174,14 +176,16 @@ class Outbox:
         return {build_id: rows[0][0] for build_id, rows in found.items() if rows}
 
     def purge(self, now: float) -> None:
-        """Forget what was delivered or decided too long ago to come again."""
+        """Forget what was delivered or decided too long ago to come again; jobs that are held stay known."""
         before = (now - KEEP_SECONDS,)
         with translating_errors(self.path), write_transaction(self._db):
             old = "SELECT seq FROM event WHERE at < ? AND body = ''"
             self._db.execute(f"DELETE FROM delivery WHERE seq IN ({old})", before)
             self._db.execute("DELETE FROM event WHERE at < ? AND body = ''", before)
             self._db.execute("DELETE FROM verdict WHERE at < ?", before)
-            self._db.execute("DELETE FROM queued WHERE at < ?", before)
+            queued = self._db.execute("SELECT key, event FROM queued WHERE at < ?", before).fetchall()
+            gone = [(key,) for key, text in queued if not BuildEvent.decode(text.encode()).held]
+            self._db.executemany("DELETE FROM queued WHERE key = ?", gone)
             if self._has_told:
                 self._db.execute("DELETE FROM told WHERE begun < ?", before)
 

@@ -83,7 +83,7 @@ def is_fault(event: BuildEvent) -> bool | None:
     if not event.attempt or not event.builder_fqdn:
         return None
     if event.status == Status.QUEUED:
-        return None if event.reason.startswith((UPLOAD.strip(), NOBODY)) else True
+        return None if event.missing or event.reason.startswith((UPLOAD.strip(), NOBODY)) else True
     # a Failed without an exit code was decided by the builder that found the request's attempts used up: no attempt
     ended = event.status in (Status.SUCCESS, Status.FAILED) and event.exit_code is not None
     return False if ended else None

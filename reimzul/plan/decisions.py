@@ -147,8 +147,7 @@ def _take_back(state: BatchState) -> Iterator[TakeBack]:
 
 def _releases(state: BatchState, around: Surroundings) -> Iterator[Release]:
     room = dict(around.room)
-    waiting = (key for key in around.provided if not state.unmet_needs(key))
-    ready = {*state.ready, *waiting}
+    ready = {*state.ready, *filter(lambda key: _has_all_but_missing(state, key), around.provided)}
     for key in sorted(ready, key=lambda each: _urgency(state.members[each])):
         progress = state.members[key]
         if progress.cancel_reason or progress.vain_waits >= MAX_VAIN_WAITS:
@@ -156,6 +155,10 @@ def _releases(state: BatchState, around: Surroundings) -> Iterator[Release]:
         if progress.is_forced or room.get(progress.member.tube, 0) > 0:
             room[progress.member.tube] = room.get(progress.member.tube, 0) - 1
             yield Release(key)
+
+
+def _has_all_but_missing(state: BatchState, key: str) -> bool:
+    return state.members[key].state == MemberState.WAITING and not state.unmet_needs(key)
 
 
 def _urgency(progress: MemberProgress) -> tuple[int, float, str]:
@@ -166,7 +169,7 @@ def _end_vain_waits(state: BatchState) -> Iterator[End]:
     for key, progress in state.members.items():
         if progress.state == MemberState.WAITING and progress.vain_waits >= MAX_VAIN_WAITS:
             missing = ", ".join(progress.missing)
-            why = f"nobody provides {missing}, missed {MAX_VAIN_WAITS + 1} times though it was found published"
+            why = f"nobody provides {missing}; missed {MAX_VAIN_WAITS + 1} times though it was found published"
             yield End(key, MemberState.FAILED, why)
 
 
@@ -182,7 +185,7 @@ def _decide_without_progress(state: BatchState, around: Surroundings) -> Iterato
         for key in hopeless:
             if key in around.unprovided:
                 missing = ", ".join(state.members[key].missing)
-                yield End(key, MemberState.FAILED, f"nobody provides {missing}, and nothing left in the batch could")
+                yield End(key, MemberState.FAILED, f"nobody provides {missing}; nothing left in the batch could")
         return
     if all(state.is_ended(each) for each in state.members.values()):
         yield Finish()

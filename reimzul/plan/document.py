@@ -7,15 +7,15 @@ plan beside it, `<batch>.<first 12 digits of its sha256>.json`.
 
 from __future__ import annotations
 
-import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import attr
 
 from reimzul.core import fs, validators
 from reimzul.core.errors import InputError, InvalidMessage, describe_os_error
-from reimzul.core.json_message import Message, field, nested, parse_json
+from reimzul.core.json_message import Message, encode, field, is_sent, nested, parse_json
 
 #: The folder of plans and journals in incoming/.
 FOLDER = ".batches"
@@ -60,13 +60,21 @@ class Member(Message):
     packages: tuple[str, ...] = field(validators.list_of(validators.line(300), 20_000), ())  #: names of its packages
     #: whether the target lists a build of it, against which others can be built if it fails
     is_listed: bool = field(validators.flag, False)
-    seconds: float = field(validators.number(0, 1e9), 0.0)  #: how long it usually takes
+    seconds: float = field(validators.number(0, 1e9), 0.0)  #: how long it takes
+    is_measured: bool = field(validators.flag, False)  #: whether that is of its earlier builds, and not a guess
     chain: float = field(validators.number(0, 1e12), 0.0)  #: seconds of the longest chain that begins with it
     rank: int = field(validators.integer(0, 4095), 0)  #: 0 is released first
 
     @property
     def key(self) -> str:
         return f"{self.name}.{self.arch}"
+
+    def to_json(self) -> dict[str, Any]:
+        values = ((each, getattr(self, each.name)) for each in _MEMBER_FIELDS)  # a plan has thousands: no attr.asdict
+        return {**self.extra, **{each.name: value for each, value in values if is_sent(each, value)}}
+
+
+_MEMBER_FIELDS = attr.fields(Member)
 
 
 @attr.frozen(kw_only=True)
@@ -84,7 +92,10 @@ class Plan(Message):
     schema: int = field(validators.integer(1, 1), 1, always=True)
 
     def to_bytes(self) -> bytes:
-        return json.dumps(self.to_json(), indent=1, sort_keys=True).encode("ascii") + b"\n"
+        """The plan as JSON, a member a line."""
+        head = encode({**attr.evolve(self, members=()).to_json(), "members": None}).decode("ascii")
+        members = ",\n".join(encode(member.to_json()).decode("ascii") for member in self.members)
+        return head.replace('"members":null', f'"members":[\n{members}\n]', 1).encode("ascii") + b"\n"
 
 
 def plan_path(incoming: Path, batch: str, plan_sha256: str = "") -> Path:

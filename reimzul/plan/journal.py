@@ -32,6 +32,7 @@ class EntryKind:
     CANCELLING = "cancelling"  #: the control flag that cancels a member's build is set
     ENDED = "ended"  #: a member ended by the batch's own decision, with this status and reason
     PAUSED = "paused"  #: the batch paused itself, and why
+    ANNOUNCED = "announced"  #: people were notified of something about the batch, by its `key`
     RESTS = "rests"  #: nothing runs, and members wait behind failed ones
     OVER = "over"
 
@@ -85,16 +86,38 @@ class Journal:
         os.close(self._descriptor)
 
 
+@attr.define
+class JournalReader:
+    """Reads a journal while it grows."""
+
+    path: Path
+    _offset: int = attr.field(default=0, init=False)
+    _number: int = attr.field(default=0, init=False)  #: of lines that were read
+
+    def read_new(self) -> Iterator[Entry]:
+        """Yield the whole entries since the last call. Raises `InputError` for a file that is no journal."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self._offset)
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        return  # its writer is just adding it, or was killed
+                    self._offset, self._number = self._offset + len(line), self._number + 1
+                    yield _parse_entry(line, self.path, self._number)
+        except OSError as error:
+            raise InputError(f"{self.path}: {describe_os_error(error)}") from None
+
+    def has_shrunk(self) -> bool:
+        """Whether entries that were read are gone: their writer could not sync them, and will write others."""
+        try:
+            return self.path.stat().st_size < self._offset
+        except OSError:
+            return False
+
+
 def read_journal(path: Path) -> Iterator[Entry]:
-    """Yield the whole entries of a journal. Raises `InputError` for one that is not ours."""
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.endswith(b"\n"):
-                    return  # its writer is just adding it, or was killed
-                yield _parse_entry(line, path, number)
-    except OSError as error:
-        raise InputError(f"{path}: {describe_os_error(error)}") from None
+    """Yield the whole entries of a journal. Raises `InputError` for a file that is no journal."""
+    return JournalReader(path).read_new()
 
 
 def _parse_entry(line: bytes, path: Path, number: int) -> Entry:

@@ -76,6 +76,9 @@ class MemberProgress:
     last_missing: tuple[str, ...] = ()  #: what it missed when it was released last
     vain_waits: int = 0  #: how often it missed again what it was released for
     reason: str = ""  #: why it failed, or ended
+    error_line: str = ""  #: the line of its logs that names the cause of its failure
+    builder: str = ""  #: of its newest attempt
+    place: str = ""  #: of its main leg, in the store
     stale: str = ""  #: why it has to be built again, though it is published
     is_forced: bool = False  #: a person released it, whatever it needs
     cancel_reason: str = ""  #: a person cancelled it, and its build has not ended yet
@@ -101,12 +104,15 @@ class BatchState:
         self.plan = plan
         self.members: dict[str, MemberProgress] = {}
         self.is_accepted = self.is_paused = self.is_over = self.rests = False
+        self.is_self_paused = False
         self.pause_reason = self.cancel_reason = ""
+        self.stopped_at = 0.0  #: when it paused itself, came to rest or was over
         self.at = 0.0  #: of the last entry
         self.last_published_at = 0.0
         self.counts: Counter[str] = Counter()
         self.ready: set[str] = set()  #: held members whose needs are met
         self.orders: set[str] = set()  #: ids of the orders that were obeyed
+        self.announced: set[str] = set()  #: keys of the events that people were notified of
         self.released_ahead: Counter[str] = Counter()  #: by tube
         self.failures_in_a_row: list[str] = []  #: reasons
         self._key_of_build: dict[str, str] = {}
@@ -127,6 +133,10 @@ class BatchState:
         """The member whose build, or whose build's repetition, an event is about."""
         key = self._key_of_build.get(event.build_id) or self._key_of_build.get(event.parent)
         return self.members.get(key) if key else None
+
+    def find_member(self, build_id: str) -> MemberProgress | None:
+        """The member that a build is of, also if it is not its newest."""
+        return self.members.get(self._key_of_build.get(build_id, ""))
 
     def next_build_id(self, key: str) -> str:
         return uuid.uuid5(NAMESPACE, f"{self.plan.batch} {key} {self.members[key].count}").hex
@@ -185,6 +195,7 @@ class BatchState:
             EntryKind.CANCELLING: self._apply_cancelling,
             EntryKind.ENDED: self._apply_ended,
             EntryKind.PAUSED: self._apply_paused,
+            EntryKind.ANNOUNCED: self._apply_announced,
             EntryKind.RESTS: self._apply_rests,
             EntryKind.OVER: self._apply_over,
         }.get(entry["kind"])
@@ -194,14 +205,18 @@ class BatchState:
     def _apply_accepted(self, _entry: Entry) -> None:
         self.is_accepted = True
 
-    def _apply_rests(self, _entry: Entry) -> None:
-        self.rests = True
+    def _apply_announced(self, entry: Entry) -> None:
+        self.announced.add(entry["key"])
 
-    def _apply_over(self, _entry: Entry) -> None:
-        self.is_over = True
+    def _apply_rests(self, entry: Entry) -> None:
+        self.rests, self.stopped_at = True, entry["at"]
+
+    def _apply_over(self, entry: Entry) -> None:
+        self.is_over, self.stopped_at = True, entry["at"]
 
     def _apply_paused(self, entry: Entry) -> None:
         self.is_paused, self.pause_reason, self.failures_in_a_row = True, entry["reason"], []
+        self.is_self_paused, self.stopped_at = True, entry["at"]
 
     def _apply_put(self, entry: Entry) -> None:
         progress = self.members[entry["member"]]
@@ -224,6 +239,7 @@ class BatchState:
         progress.missing = progress.last_missing = ()
         progress.is_cancelling = False
         progress.reason = progress.stale = progress.attempt = progress.cancel_reason = ""
+        progress.error_line = progress.builder = progress.place = ""
 
     def _apply_released(self, entry: Entry) -> None:
         progress = self.members[entry["member"]]
@@ -280,16 +296,20 @@ class BatchState:
         if known == MemberState.PUBLISHED or (known and event.status == Status.SUCCESS) or known == state:
             return
         progress.legs[event.arch] = state
+        progress.builder = event.builder_fqdn or progress.builder
+        if event.arch == progress.member.legs[0]:
+            progress.place = event.place or progress.place
         if state in MemberState.BROKEN:
-            progress.reason = event.reason
+            progress.reason, progress.error_line = event.reason, event.error_line
         states = set(progress.legs.values())
         if not states & set(MemberState.BROKEN) and len(progress.legs) < len(progress.member.legs):
             return  # another leg is to come
         progress.at, progress.missing = event.at, ()
-        self._set_state(progress, next(each for each in _WORST_FIRST if each in states))
-        if progress.state == MemberState.PUBLISHED:
+        result = next(each for each in _WORST_FIRST if each in states)
+        if result == MemberState.PUBLISHED:
             progress.published_at = event.at
             self.last_published_at = max(self.last_published_at, event.at)
+        self._set_state(progress, result)
         self._count_failures(progress)
 
     def _count_failures(self, progress: MemberProgress) -> None:
@@ -303,6 +323,7 @@ class BatchState:
             if event.attempt not in progress.ended_attempts:
                 progress.attempt, progress.missing = event.attempt, ()
                 progress.at = progress.started = event.at
+                progress.builder = event.builder_fqdn
                 self._set_state(progress, MemberState.BUILDING)
             return
         if event.status != Status.QUEUED or (event.attempt and event.attempt in progress.ended_attempts):
@@ -346,14 +367,15 @@ class BatchState:
         self.failures_in_a_row, self.rests = [], False
         if kind in (OrderKind.PAUSE, OrderKind.RESUME):
             self.is_paused, self.pause_reason = kind == OrderKind.PAUSE, why if kind == OrderKind.PAUSE else ""
+            self.is_self_paused = False
         elif kind == OrderKind.REPLACE and self._load_plan is not None:
             self._adopt_plan(self._load_plan(entry["plan_sha256"]))
         elif kind == OrderKind.CANCEL and not entry["members"]:
             self.cancel_reason = why
         for progress in [self.members[key] for key in entry["members"] if key in self.members]:
             self._order_member(progress, kind, why, entry)
-        if any(progress.is_wanted for progress in self.members.values()):
-            self.is_over = False
+        if self.is_over and any(progress.is_wanted for progress in self.members.values()):
+            self.is_over, self.cancel_reason = False, ""
 
     def _order_member(self, progress: MemberProgress, kind: str, why: str, entry: Entry) -> None:
         if kind == OrderKind.RELEASE:
@@ -362,14 +384,18 @@ class BatchState:
             progress.cancel_reason = why
         elif kind == OrderKind.SKIP and not self.is_ended(progress):
             progress.is_skipped, progress.cancel_reason = True, why
-        elif kind in (OrderKind.RETRY, OrderKind.SETTLE) and self.is_ended(progress):
-            suffix = f".{entry['settle_pass']}" if kind == OrderKind.SETTLE else ""
-            self._want_build(progress, progress.member.disttag + suffix)
+        elif kind == OrderKind.SKIP and progress.state in MemberState.BROKEN:
+            progress.is_skipped = True
+            self._set_state(progress, MemberState.SKIPPED)
+        elif kind == OrderKind.SETTLE and self.is_ended(progress):
+            self._want_build(progress, f"{progress.member.disttag}.{entry['settle_pass']}")
+        elif kind == OrderKind.RETRY and self.is_ended(progress):
+            self._want_build(progress, progress.disttag)  # that of its pass of settle, if that failed
         self._update(progress)
 
     def _want_build(self, progress: MemberProgress, disttag: str) -> None:
         progress.is_wanted, progress.disttag, progress.is_forced, progress.is_skipped = True, disttag, False, False
-        progress.cancel_reason = progress.reason = ""
+        progress.cancel_reason = progress.reason = progress.error_line = ""
         self._set_state(progress, MemberState.HELD)
 
     def _adopt_plan(self, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable
@@ -239,6 +240,9 @@ class Repogen(Daemon[RepogenRequest]):
         # A worker that was killed right here may have archived the upload of a cancelled build.
         elif self._announce_if_cancelled(broker, request, read_upload_or_none(self.store.attempts / name)):
             remove_upload(spool)
+        # Two repogens may take up one upload; the flag of a cancel is gone once its event is recorded.
+        elif os.path.lexists(self.store.attempts / name):
+            log.info("%s is archived already", name)
         else:
             raise retry_or_give_up(claim, f"the upload {name}")
         return None

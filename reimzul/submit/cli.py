@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import attr
 import click
 
 from reimzul.core.arch import Arches, read_arches
-from reimzul.core.beanstalk import Broker
+from reimzul.core.beanstalk import BATCH, Broker
 from reimzul.core.cli import EXIT_CODES, current_user, load_settings, print_error, run_command, shared_options
 from reimzul.core.errors import EXIT_FAILED, EXIT_INPUT
 from reimzul.core.formatting import pluralize, to_output
@@ -23,6 +24,7 @@ from reimzul.core.roles import require_controller
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.history.workers import submitter_for_workers
+from reimzul.submit.batch_options import BatchOptions, batch_options, require_batches
 from reimzul.submit.sources import RefusedSource, Source, check_sources, import_sources, read_names
 from reimzul.submit.submission import (
     QueuedBuild,
@@ -43,6 +45,11 @@ Examples:
   reimzul-submit -s time-1.7-45.el7.src.rpm -d .el7 -a x86_64 -t c7.1708.u --wait
   reimzul-submit -s 'python-*.src.rpm' -s time-1.9-1.src.rpm -d .el9 -a x86_64 -t c9s
   ls *.src.rpm | reimzul-submit -s - -d .el9 -a x86_64 -t c9s
+  reimzul-submit --batch ~/soname-bump -d .el9_1 -a x86_64,aarch64 -t c9s --plan
+  reimzul-submit --batch ~/soname-bump -d .el9_1 -a x86_64,aarch64 -t c9s
+  reimzul-submit --batch gcc.list -d .el9 -a x86_64 -t c9s --seed binutils,gcc
+  reimzul-submit --dependents-of openssl -d .el9 -a x86_64 -t c9s
+  reimzul-submit -s user-1-1.src.rpm -d .el9 -a x86_64 -t c9s --after 4f2a91c0
 
 i386 is built together with x86_64, and ppc with ppc64, with the same timestamp: do not submit them separately.
 """
@@ -93,6 +100,7 @@ i386 is built together with x86_64, and ppc with ppc64, with the same timestamp:
     metavar="SECONDS",
     help="With --wait: stop waiting after this time, with exit code 1.",
 )
+@batch_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object. See docs/json.md.")
 @shared_options
 def command(
@@ -112,21 +120,73 @@ def command(
     Everything is checked before anything is queued. Source rpms that cannot be built are refused, with a line on stderr
     for each; the others are queued, with a line for each build: its id, arch, target and source rpm. The exit code is 1
     if some are refused, and 4 if all are.
+
+    With --batch they are built in the order that their BuildRequires ask for, with what is published meanwhile. A batch
+    is submitted whole or not at all: the exit code is 1 if something makes it impossible. --plan shows it before.
     """
-    if timeout is not None and not wait:
-        raise click.UsageError("--timeout is for --wait: give both")
-    if not (srpms or positional):
-        raise click.UsageError("no source rpm is given: -s SRPM, or -s - for a list on stdin")
+    batch = BatchOptions.take(chosen)
+    given = [*srpms, *positional]
+    _check_usage(given, batch, timeout, wait=wait)
     settings = load_settings(config, verbose)
     require_controller("`reimzul-submit`", settings, config)
+    require_batches(settings, batch)
     known = read_arches(settings.farm.arches)
-    names = [name for given in arches for name in given.split(",") if name]
+    names = [name for given_arches in arches for name in given_arches.split(",") if name]
     options = SubmissionOptions(arches=check_options(names, chosen["target"], chosen["disttag"], known), **chosen)
     if not new_target:
         refuse_unknown_target(options.target, options.arches, settings, known, _warn)
     user = current_user()
-    sources, refused = _prepare_sources(read_names([*srpms, *positional], sys.stdin), options, settings, known)
+    if given:
+        given = read_names(given, sys.stdin)
+    if batch.is_batch or batch.plan:
+        from reimzul.submit.batch import BatchSubmission  # a single build starts without it
+
+        fail = partial(print_error, command)
+        run = BatchSubmission(
+            options=options, batch=batch, settings=settings, known=known, user=user, warn=_warn, fail=fail
+        )
+        return run.run(given, as_json=as_json)
+    options = _add_waits(options, batch, settings)
+    code, queued = _submit_builds(given, options, settings, known, user, as_json=as_json)
+    if not (wait and queued):
+        return code
     shared = ["--config", str(config)] if config else []  # for the `reimzul` program
+    return _watch_builds(queued, shared, timeout, as_json=as_json) or code
+
+
+def _add_waits(options: SubmissionOptions, batch: BatchOptions, settings: Settings) -> SubmissionOptions:
+    """Add what builds wait for. Raises `InputError` if that failed."""
+    after: tuple[str, ...] = ()
+    if batch.after:
+        from reimzul.submit.after import resolve_builds  # it loads the history
+
+        after = resolve_builds(batch.after, settings.history.url)
+    return attr.evolve(options, after=after, dep_wait=settings.batch.dep_wait if batch.dep_wait else 0)
+
+
+def _check_usage(given: Sequence[str], batch: BatchOptions, timeout: float | None, *, wait: bool) -> None:
+    """Raise `click.UsageError` for options that do not go together."""
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait: give both")
+    if wait and (batch.is_batch or batch.plan):
+        raise click.UsageError("--wait is for single builds: `reimzul batch watch` follows a batch")
+    if given and batch.is_batch:
+        raise click.UsageError("give source rpms by --batch, or without it")
+    if not (given or batch.is_batch):
+        raise click.UsageError("no source rpm is given: -s SRPM, or -s - for a list on stdin")
+
+
+def _submit_builds(
+    given: Sequence[str],
+    options: SubmissionOptions,
+    settings: Settings,
+    known: Arches,
+    user: str,
+    *,
+    as_json: bool,
+) -> tuple[int, list[str]]:
+    """Queue the builds of source rpms; return the exit code and the ids of those that are queued."""
+    sources, refused = _prepare_sources(given, options, settings, known)
     builds: Sequence[QueuedBuild] = ()
     try:
         if sources:
@@ -137,9 +197,8 @@ def command(
     _print_report(builds, refused, options, as_json=as_json)
     queued = [build.build_id for build in builds if build.job is not None]
     if not queued:
-        return EXIT_INPUT
-    code = _watch_builds(queued, shared, timeout, as_json=as_json) if wait else 0
-    return code or (EXIT_FAILED if refused or len(queued) < len(builds) else 0)
+        return EXIT_INPUT, queued
+    return EXIT_FAILED if refused or len(queued) < len(builds) else 0, queued
 
 
 def _prepare_sources(
@@ -201,7 +260,8 @@ def _print_report(
         if build.job is None:
             print_error(command, f"{build.srpm} is not queued for {build.arch}: {build.message}")
     for tube in dict.fromkeys(build.tube for build in builds if build.watchers == 0):
-        _warn(f"no builder watches the tube {tube}; builds wait there until one does")
+        program = "reimzul-batch" if tube == BATCH.name else "builder"
+        _warn(f"no {program} watches the tube {tube}; builds wait there until one does")
     if as_json:
         rows = [attr.asdict(build) for build in builds]
         report = {"scratch": options.scratch, "builds": rows, "refused": [attr.asdict(each) for each in refused]}

@@ -10,14 +10,14 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Callable
+from typing import Any, Callable
 from urllib.parse import quote
 
 import attr
 
 from reimzul.core import validators
 from reimzul.core.arch import Arches
-from reimzul.core.beanstalk import CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
+from reimzul.core.beanstalk import BATCH, BATCH_REQUEST, CREATEREPO, PRIORITY, PRIORITY_NOW, Broker, arch_tube
 from reimzul.core.errors import InputError, InvalidMessage, ReimzulError
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.json_message import parse_json
@@ -49,6 +49,8 @@ class SubmissionOptions:
     now: bool = False
     scratch: bool = False
     rebuild: bool = False
+    after: tuple[str, ...] = ()  #: builds that have to be published first
+    dep_wait: int = 0  #: seconds that a requirement which nobody provides is waited for
 
     @property
     def targets(self) -> dict[str, str]:
@@ -222,6 +224,8 @@ def make_requests(source: Source, options: SubmissionOptions, submitter: str) ->
             timestamp=timestamp,
             srpm_sha256=source.sha256,
             rebuild=options.rebuild,
+            after=options.after,
+            dep_wait=options.dep_wait,
         )
         for arch, target in options.targets.items()
     ]
@@ -238,7 +242,7 @@ def queue_requests(
             srpm=request.srpm,
             arch=request.arch,
             target=request.target,
-            tube=known.tube_of(request.arch),
+            tube=BATCH.name if request.after else known.tube_of(request.arch),
             build_id=request.build_id,
             timestamp=request.timestamp,
             copied=source.copied,
@@ -261,7 +265,12 @@ def _queue_request(
 ) -> QueuedBuild:
     """Queue a request and announce it. Failing at the latter is only logged: the build is safe in its tube."""
     priority = PRIORITY_NOW if options.now else PRIORITY
-    job = broker.put(arch_tube(build.tube), request, priority=priority)
+    held: dict[str, Any] = {}
+    if request.after:  # reimzul-batch holds it
+        job = broker.put(BATCH, request, priority=BATCH_REQUEST)
+        held = {"held": True, "waits_for": f"the builds {', '.join(each[:8] for each in request.after)}"}
+    else:
+        job = broker.put(arch_tube(build.tube), request, priority=priority)
     event = event_for(
         request,
         Status.QUEUED,
@@ -271,6 +280,7 @@ def _queue_request(
         tube=build.tube,
         job=job,
         priority=priority,
+        **held,
     )
     try:
         broker.announce(event)

@@ -2,13 +2,15 @@
 """Refuses a misspelt target, and an arch for which no worker has a mock configuration, before anything is queued.
 
 Workers report their targets with their heartbeats, which may be minutes old. So a target is refused only if all live
-workers of its arch have reported, none of them has it, the store has not either, and a known target is like it.
+workers of its arch have reported, none of them has it, the store has not either, and a known target is like it. A
+worker is live if it is connected and takes jobs. A target that only drained or quarantined workers have is accepted,
+with a warning.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 import attr
@@ -21,34 +23,50 @@ from reimzul.core.errors import InputError, ReimzulError
 from reimzul.core.formatting import find_nearest
 from reimzul.core.http_client import HttpSession, HttpUnavailable, NotFound
 from reimzul.core.listed_packages import fetch_repomd
+from reimzul.core.message import WorkerState
 from reimzul.core.settings import Settings
 from reimzul.core.store_paths import StoreUrls
 from reimzul.core.targets import drop_arches, split_arch
-from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable, list_live, map_targets
+from reimzul.history.workers import (
+    WorkerRecord,
+    WorkerStore,
+    WorkersUnavailable,
+    drop_disconnected,
+    list_live,
+    map_targets,
+)
 
 #: Seconds to wait for the store, which is asked only for targets that no worker has reported.
 _STORE_TIMEOUT_SECONDS = 5.0
 
 
 def refuse_unknown_target(
-    target: str, arches: Iterable[str], settings: Settings, known: Arches, warn: Callable[[str], None]
+    target: str, arches: Sequence[str], settings: Settings, known: Arches, warn: Callable[[str], None]
 ) -> None:
     """Raise `InputError` with a line for each arch on which a target is misspelt; `warn` of those that may be."""
     try:
-        workers = list_live(WorkerStore(settings.notifier.presence).load_workers())
+        reported = list_live(WorkerStore(settings.notifier.presence).load_workers())
     except WorkersUnavailable as error:
         warn(f"whether a worker can build for {target} is unknown: {error}")
         return
+    with Broker.from_settings(settings.beanstalkd) as broker:
+        workers = drop_disconnected(broker, reported)
+        watchers = {arch: broker.tube_stats(known.tube_of(arch)).watchers for arch in arches}
     faults = []
     for arch in arches:
-        check = _ArchCheck(target=target, arch=arch, settings=settings, known=known, workers=workers)
+        check = _ArchCheck(
+            target=target, arch=arch, settings=settings, known=known, workers=workers, watchers=watchers[arch]
+        )
         if check.can_be_built():
             continue
-        is_published, reported = check.is_published(), check.have_all_reported()
+        if resting := check.find_resting():
+            warn(f"only builders that take no jobs now can build {target}.{arch}: {', '.join(resting)}")
+            continue
+        is_published, is_complete = check.is_published(), check.have_all_reported()
         near = check.describe_nearest()
-        if reported and is_published is False and near:
+        if is_complete and is_published is False and near:
             faults.append(f"{check.describe()}{near} (--new-target if neither)")
-        elif reported or not is_published:
+        elif is_complete or not is_published:
             warn(f"{check.describe()}{near}")
     if faults:
         raise InputError("\n".join(faults))
@@ -67,16 +85,21 @@ def complete_target(context: click.Context, _: click.Parameter, incomplete: str)
 
 @attr.frozen(kw_only=True)
 class _ArchCheck:
-    """A target on one arch, and the live workers."""
+    """A target on one arch, and the workers that are connected."""
 
     target: str  #: without an arch
     arch: str
     settings: Settings
     known: Arches
     workers: Sequence[WorkerRecord]
+    watchers: int  #: of the arch's tube: a worker that takes no jobs is none
 
     def can_be_built(self) -> bool:
-        return any(each.targets and each.targets.may_have(f"{self.target}.{self.arch}") for each in self._serving())
+        return any(map(self._may_have_target, self._serving()))
+
+    def find_resting(self) -> list[str]:
+        """Return the hosts that have the target, and whose workers take no jobs now."""
+        return sorted({each.heartbeat.host for each in self.workers if self._is_resting(each)})
 
     def is_published(self) -> Optional[bool]:
         """Whether the store has the target; None if the store does not answer."""
@@ -92,15 +115,12 @@ class _ArchCheck:
         return True
 
     def have_all_reported(self) -> bool:
-        """Whether there are workers of this arch and all have reported. Raises `BrokerUnavailable`.
+        """Whether there are live workers of this arch and all have reported.
 
         A watcher of the tube that sends no heartbeats is a worker that has not.
         """
         serving = self._serving()
-        if not serving or any(each.targets is None for each in serving):
-            return False
-        with Broker.from_settings(self.settings.beanstalkd) as broker:
-            return broker.tube_stats(self.known.tube_of(self.arch)).watchers <= len(serving)
+        return bool(serving) and all(each.targets for each in serving) and self.watchers <= len(serving)
 
     def describe(self) -> str:
         if not any(each.targets for each in self._serving()):
@@ -121,4 +141,14 @@ class _ArchCheck:
 
     def _serving(self) -> list[WorkerRecord]:
         tube = self.known.tube_of(self.arch)
-        return [each for each in self.workers if tube in each.heartbeat.arches]
+        return [each for each in self.workers if tube in each.heartbeat.arches and _takes_jobs(each)]
+
+    def _is_resting(self, worker: WorkerRecord) -> bool:
+        return not _takes_jobs(worker) and self._may_have_target(worker)
+
+    def _may_have_target(self, worker: WorkerRecord) -> bool:
+        return worker.targets is not None and worker.targets.may_have(f"{self.target}.{self.arch}")
+
+
+def _takes_jobs(worker: WorkerRecord) -> bool:
+    return worker.heartbeat.state in (WorkerState.IDLE, WorkerState.BUILDING)

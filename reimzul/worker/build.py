@@ -8,11 +8,13 @@ by raising how it ended.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Callable, TypeVar, Union
@@ -43,6 +45,7 @@ from reimzul.worker.mock import Mock, complete_logs, read_state_log
 from reimzul.worker.mock_config import CheckoutState, MockConfigRepo
 from reimzul.worker.mock_result import Fault, MockResult, is_timeout
 from reimzul.worker.model import AttemptSpec, BuilderFault, Leg, order_legs, skip_reason
+from reimzul.worker.unmet import describe_missing
 from reimzul.worker.upload import LogStreamer, Uploader, make_manifest, prune_results, read_tail
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,22 @@ Outgoing = Union[BuildEvent, RepogenRequest]
 
 class TransientFailure(RetryLater):
     """The attempt failed for a reason that passes: the job is released with a pause, and the attempt does not count."""
+
+
+class RequirementsMissing(ReimzulError):
+    """The request has to wait for requirements that nobody provides yet: its job is held, and no try is counted."""
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        super().__init__(f"waits for {describe_missing(missing)}")
+        self.missing = tuple(missing)
+
+
+class _LegWaits(RequirementsMissing):
+    """A leg lacks requirements. What becomes of it depends on the other legs."""
+
+    def __init__(self, missing: Sequence[str], leg: Leg, result: MockResult, code: int | None) -> None:
+        super().__init__(missing)
+        self.leg, self.result, self.code = leg, result, code
 
 
 class BuildCancelled(ReimzulError):
@@ -86,6 +105,7 @@ class BuildAttempt:
         self.progress = BuildProgress(attempt.started)
         self.legs: list[Leg] = []  #: as soon as they are known
         self.announced: set[str] = set()  #: the arches whose result was announced
+        self._failed: set[str] = set()  #: those of them that failed
         self.kept_logs: dict[str, str] = {}  #: arch -> URL of the logs of a leg without result
         self.error_logs: dict[str, str] = {}  #: arch -> which log of such a leg has the cause
         self._end = threading.Event()
@@ -117,7 +137,8 @@ class BuildAttempt:
     def run(self) -> None:
         """Fetch what the build needs, then build its legs.
 
-        Raises `BuilderFault`, `TransientFailure`, `BuildCancelled`, `ShutdownRequested` and `RetryLater`.
+        Raises `BuilderFault`, `TransientFailure`, `RequirementsMissing`, `BuildCancelled`, `ShutdownRequested` and
+        `RetryLater`.
         """
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -195,10 +216,26 @@ class BuildAttempt:
                 if any(isinstance(error, Exception) and not isinstance(error, ReimzulError) for error in ended):
                     self.stop()  # a bug in one leg: the others would be built for nothing
             faults += [error for error in (future.exception() for future in futures) if error is not None]
+        waiting = [error for error in faults if isinstance(error, _LegWaits)]
+        others = [error for error in faults if error not in waiting]
         for kind in (BuildCancelled, ShutdownRequested, BuilderFault, BaseException):
-            for error in faults:
+            for error in others:
                 if isinstance(error, kind):
                     raise error
+        self._settle_waiting(waiting)
+
+    def _settle_waiting(self, waiting: Sequence[_LegWaits]) -> None:
+        """Raise `RequirementsMissing` for legs that lack requirements; if the main leg has failed, they fail too."""
+        if any(leg.is_main and leg.arch in self._failed for leg in self.legs):
+            for error in waiting:
+                with self._blaming_builder(error.leg):
+                    self._finish_leg(error.leg, error.result, error.code)
+            return
+        for error in waiting:
+            self._keep_logs(error.leg, Status.UNFIT, str(error), error.code)
+            self.error_logs[error.leg.arch] = "root.log"
+        if waiting:
+            raise RequirementsMissing(list(dict.fromkeys(each for error in waiting for each in error.missing)))
 
     def _build_leg(self, leg: Leg) -> None:
         stored = self._find_stored(leg)
@@ -207,15 +244,24 @@ class BuildAttempt:
             return
         self.outbox.put(leg.event(Status.BUILDING))
         self.progress.start_leg(leg.arch, leg.results)
-        try:
+        with self._blaming_builder(leg):
             result, code = self._run_mock(leg)
             self._raise_if_no_result(leg, result, code)
-            manifest_later = self._manifest_later(leg, result, code)
-            self.progress.start_upload(leg.arch)
-            manifest = self.environment.uploader.upload(leg, manifest_later, self._cancel)
+            self._finish_leg(leg, result, code)
+
+    @contextlib.contextmanager
+    def _blaming_builder(self, leg: Leg) -> Iterator[None]:
+        """Raise `BuilderFault` for a full disk, or what it left of a package, and for an rsync that does not work."""
+        try:
+            yield
         except (OSError, InputError, ProgramFailed, ProgramNotFound) as error:
-            # a full disk, or what it left of a package; an rsync that does not work
             raise self._builder_fault(leg, str(error)) from error
+
+    def _finish_leg(self, leg: Leg, result: MockResult, code: int | None) -> None:
+        """Upload a leg that has a result, and announce that."""
+        manifest_later = self._manifest_later(leg, result, code)
+        self.progress.start_upload(leg.arch)
+        manifest = self.environment.uploader.upload(leg, manifest_later, self._cancel)
         self._announce_result(leg, manifest)
 
     def _find_stored(self, leg: Leg) -> Manifest | None:
@@ -248,13 +294,15 @@ class BuildAttempt:
             return self.environment.mock.build(leg, self._cancel)
 
     def _raise_if_no_result(self, leg: Leg, result: MockResult, code: int | None) -> None:
-        """Raise for a run of mock that decides nothing, once the leg's logs are kept."""
+        """Raise for a run of mock that decides nothing; the leg's logs are kept then, unless it lacks requirements."""
         if result.fault is Fault.BUILDER:
             raise self._builder_fault(leg, result.reason, code)
         if result.fault is Fault.NOBODY:
             self._keep_logs(leg, Status.UNFIT, result.reason, code)
             self.error_logs[leg.arch] = "root.log"
             raise TransientFailure(f"{leg.arch}: {result.reason}")
+        if missing := result.unmet.missing_for(self.attempt.request):
+            raise _LegWaits(missing, leg, result, code)
 
     def _builder_fault(self, leg: Leg, message: str, code: int | None = None) -> BuilderFault:
         """The error for this builder's fault, once the leg's logs are kept."""
@@ -305,6 +353,8 @@ class BuildAttempt:
         self.outbox.put(publish_request(manifest))
         self.outbox.put(event)
         self.announced.add(leg.arch)
+        if manifest.status == Status.FAILED:
+            self._failed.add(leg.arch)
         self.progress.end_leg(leg.arch)
         log.info("%s of %s: %s %s", leg.arch, leg.source.name, manifest.status, manifest.reason or note)
 

@@ -19,7 +19,7 @@ from typing import Any, Callable
 import attr
 
 from reimzul.core import control, validators
-from reimzul.core.beanstalk import Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube
+from reimzul.core.beanstalk import HELD_SECONDS, Broker, ReservedJob, Tube, arch_tube, canary_tube, heartbeat_tube
 from reimzul.core.builder_backoff import SAME_BUILDER_BACKOFF_SECONDS, compute_backoff
 from reimzul.core.builder_needs import find_missing_configs, find_missing_mock
 from reimzul.core.clock import MAX_SKEW_SECONDS
@@ -28,6 +28,7 @@ from reimzul.core.daemon import Daemon, Outcome
 from reimzul.core.errors import (
     BrokerUnavailable,
     InvalidMessage,
+    JobSettled,
     ReimzulError,
     ReservationLost,
     RetryLater,
@@ -42,6 +43,7 @@ from reimzul.worker.build import (
     BuildAttempt,
     BuildCancelled,
     BuildEnvironment,
+    RequirementsMissing,
     TransientFailure,
     parse_srpm_name,
 )
@@ -52,11 +54,12 @@ from reimzul.worker.known_targets import ConfigPuller
 from reimzul.worker.mock_config import MockConfigRepo
 from reimzul.worker.model import AttemptSpec, BuilderFault, Workspace
 from reimzul.worker.roots import RootCleanup
+from reimzul.worker.unmet import describe_missing
 
 log = logging.getLogger(__name__)
 
-#: Workers that may die under a job before it is buried, and again so many after each kick. Cut links count too, so
-#: the limit is generous.
+#: Workers that may die under a job before it is buried, and again so many after it was buried and kicked. Cut links
+#: count too, so the limit is generous.
 MAX_WORKER_DEATHS = 10
 #: The step of a build that failed by this builder's fault, among the errors that heartbeats carry.
 BUILD_STEP = "build"
@@ -196,7 +199,7 @@ class Worker(Daemon[BuildRequest]):
         if flag := control.cancel_flag(broker, request.build_id):
             self.announce_cancelled(claim, flag, self.started_arches(claim))
             return None
-        if claim.stats.deaths > MAX_WORKER_DEATHS * (1 + claim.stats.kicks):
+        if claim.stats.deaths > MAX_WORKER_DEATHS * (1 + claim.stats.buries):
             return InvalidMessage(
                 f"{claim.stats.deaths} workers died under it, or lost their connection; find the cause, then kick it"
             )
@@ -218,6 +221,8 @@ class Worker(Daemon[BuildRequest]):
                 return self.requeue_after_builder_fault(session, error)
             if isinstance(error, TransientFailure):
                 return self.release_after_transient_failure(session, str(error))
+            if isinstance(error, RequirementsMissing):
+                return self.hold(session, error)
             if isinstance(error, SourceDelayed):
                 return self.requeue_without_source(session, error)
             return None if isinstance(error, BuildCancelled) else error
@@ -269,6 +274,31 @@ class Worker(Daemon[BuildRequest]):
         self._announce_retry(session, claim.message, claim.id, why, pause)
         return RetryLater(reason, pause=pause)
 
+    def hold(self, session: JobSession, waiting: RequirementsMissing) -> Outcome:
+        """Hold the job of a request whose requirements nobody provides yet, until somebody releases it.
+
+        The job keeps its number, so it is announced first: if this worker dies in between, the job comes again. The
+        cancel flag is read before and after: `reimzul cancel` sets it, then deletes the job unless it is reserved.
+        """
+        claim, request = session.claim, session.claim.message
+        self._announce_held(session, waiting, claim.id)
+        if flag := control.cancel_flag(claim.broker, request.build_id):
+            self.announce_cancelled(claim, flag, session.unfinished_arches())
+            return None
+        job = self._retry_until_settled(claim, lambda: claim.release(HELD_SECONDS))
+        if job != claim.id:
+            self._announce_held(session, waiting, job)
+        if flag := control.cancel_flag(claim.broker, request.build_id):
+            with contextlib.suppress(ReservationLost):  # deleted, or released to a worker that reads the flag itself
+                claim.broker.delete(job)
+                self.announce_cancelled(claim, flag, session.unfinished_arches())
+        return JobSettled(f"held: {waiting}")
+
+    def _announce_held(self, session: JobSession, waiting: RequirementsMissing, job: int) -> None:
+        text = describe_missing(waiting.missing)
+        about = {"held": True, "missing": waiting.missing, "waits_for": text}
+        self._announce_retry(session, session.claim.message, job, str(waiting), HELD_SECONDS, **about)
+
     def requeue_without_source(self, session: JobSession, delayed: SourceDelayed) -> Outcome:
         """Requeue a request whose source cannot be downloaded now; no try is counted."""
         message = session.claim.message
@@ -291,9 +321,11 @@ class Worker(Daemon[BuildRequest]):
             self.announce_cancelled(claim, flag, session.unfinished_arches())
         return job
 
-    def _announce_retry(self, session: JobSession, request: BuildRequest, job: int, reason: str, pause: int) -> None:
+    def _announce_retry(
+        self, session: JobSession, request: BuildRequest, job: int, reason: str, pause: int, **about: Any
+    ) -> None:
         by = {"builder_fqdn": self.host, "attempt": session.token, "finished": round(time.time(), 3)}
-        self._announce_queued(session, request, job, pause, reason=reason, **by)
+        self._announce_queued(session, request, job, pause, reason=reason, **by, **about)
 
     @staticmethod
     def _announce_queued(session: JobSession, request: BuildRequest, job: int, pause: int, **about: Any) -> None:

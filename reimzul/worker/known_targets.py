@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 PULL_INTERVAL_SECONDS, EMPTY_PULL_INTERVAL_SECONDS = 300.0, 60.0
 #: Seconds between two looks for the flag of `reimzul targets --refresh`.
 FLAG_POLL_SECONDS = 5.0
-#: The name of a single package's configuration: `<name>-<version>-<release>`, before the arch.
-_PACKAGE_CONFIG = re.compile(r".+-[0-9][^-]*-[0-9][^-]*")
+#: The configuration of a single package, without arch: `<name>-<version>-<release>`, a disttag as `.el7` at the end.
+#: Other names are targets, as `centos-7-1708`; a package's that is reported as a target does no harm.
+_PACKAGE_CONFIG = re.compile(r".+-[0-9][^-]*-[0-9][^-]*\.[A-Za-z_+]+[0-9][^-]*")
 
 
 def read_targets(folder: Path, arches: Arches, tubes: Collection[str]) -> TargetList:

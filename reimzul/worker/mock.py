@@ -146,8 +146,9 @@ class Mock:
         return classify(code, leg.results), code
 
     def argv(self, leg: Leg, folder: Path, root: MockRoot) -> list[str]:
-        """mock's command line, the same as the original's; the source rpm stands last."""
+        """mock's command line, as the original's but for the build conditions; the source rpm stands last."""
         timeout = [f"--rpmbuild_timeout={self.build_timeout}"] if self.build_timeout else []
+        bconds = [word for name in leg.attempt.request.bconds for word in ("--with", name)]
         return [
             self.mock,
             "-r",
@@ -156,6 +157,7 @@ class Mock:
             f"--resultdir={leg.results}",
             "--define",
             f"dist {leg.attempt.request.disttag}",
+            *bconds,
             f"--uniqueext={root.uniqueext}",
             *timeout,
             "--cleanup-after",

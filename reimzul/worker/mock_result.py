@@ -20,8 +20,9 @@ import attr
 
 from reimzul.core import validators
 from reimzul.core.mock_exit_codes import HOST_FAULT_CODES
-from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNPROVIDED, UNRESOLVED_HEAD, match_until
+from reimzul.worker.error_patterns import CONFLICTING, LOG_PREFIX, TARGET_LINE, UNRESOLVED_HEAD, match_until
 from reimzul.worker.log_reader import cut_lines, read_end
+from reimzul.worker.unmet import UnmetRequirements, find_unmet
 
 #: Bytes of a state.log that are read: they have some 2 kB.
 STATE_LOG_BYTES = 64 * 1024
@@ -39,9 +40,10 @@ class Fault(enum.Enum):
 class MockResult:
     fault: Fault
     reason: str = ""
+    #: of a package's fault: why its BuildRequires could not be installed
+    unmet: UnmetRequirements = attr.field(default=UnmetRequirements(), eq=False)
 
 
-_UNPROVIDED = re.compile(UNPROVIDED, re.MULTILINE)
 _CONFLICTING = re.compile(CONFLICTING, re.MULTILINE)
 _UNRESOLVED = re.compile(UNRESOLVED_HEAD, re.MULTILINE)
 _PREFIX = re.compile(LOG_PREFIX, re.MULTILINE)
@@ -203,18 +205,19 @@ def _classify_exit_30(results: Path) -> MockResult:
 
 def _classify_unresolved(log: str, *, in_setup: bool) -> MockResult:
     """All repositories were read, and the packages could not be installed."""
-    missing = sorted({"".join(names).strip(" '\"") for names in _UNPROVIDED.findall(log)})
+    unmet = find_unmet(log)
+    missing = ", ".join(unmet.unprovided)
     conflict = _CONFLICTING.search(log) or _UNRESOLVED.search(log)
     message = _whole_line(log, conflict) if conflict else ""
     if not in_setup:  # the configuration requires these packages
-        why = f"nobody provides {', '.join(missing)}" if missing else message
+        why = f"nobody provides {missing}" if missing else message
         return MockResult(Fault.BUILDER, f"the buildroot could not be installed{why and ': '}{why}")
     if missing:
-        return MockResult(Fault.PACKAGE, f"BuildRequires that nobody provides: {', '.join(missing)}")
+        return MockResult(Fault.PACKAGE, f"BuildRequires that nobody provides: {missing}", unmet)
     if message.startswith(("Error: Some packages could not be found", "Not all dependencies satisfied")):
         return MockResult(Fault.PACKAGE, "BuildRequires that nobody provides")
     if message:
-        return MockResult(Fault.PACKAGE, f"BuildRequires that cannot be installed: {message}")
+        return MockResult(Fault.PACKAGE, f"BuildRequires that cannot be installed: {message}", unmet)
     return MockResult(Fault.BUILDER, "the buildroot could not be installed")
 
 

@@ -21,7 +21,7 @@ TARGET = "demo.1"
 
 
 class Witness:
-    """Every event of the farm, in the order in which it was told."""
+    """Every event of the farm, in the order of the announcements."""
 
     def __init__(self, ears: EventListener) -> None:
         self._ears = ears
@@ -37,12 +37,12 @@ class Witness:
         until(heard, seconds, what)
 
     def of(self, srpm: str, *statuses: str) -> list[BuildEvent]:
-        """What was told of a source rpm."""
+        """The events about a source rpm."""
         told = [event for event in self.events if isinstance(event, BuildEvent) and event.srpm == srpm]
         return [event for event in told if not statuses or event.status in statuses]
 
     def arches(self, srpm: str, *statuses: str) -> set[str]:
-        """The arches of which one of these was told."""
+        """The arches for which one of these was announced."""
         return {event.arch for event in self.of(srpm, *statuses)}
 
     def published(self, srpm: str, *arches: str, seconds: float = 60) -> list[BuildEvent]:
@@ -58,20 +58,20 @@ class Witness:
         return next(event for event in self.of(srpm, Status.FAILED) if event.arch == arch)
 
     def refusals(self) -> list[Refusal]:
-        """What was refused."""
+        """The refusals."""
         return [event for event in self.events if isinstance(event, Refusal)]
 
 
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """Two builders, two repogen workers, and all that belongs to them."""
-    with Farm(tmp_path_factory.mktemp("farm") / "state", repogens=2, targets=(TARGET,)) as farm:
+    with Farm(tmp_path_factory.mktemp("farm") / "state", repogens=2, targets=(TARGET, "batch.1")) as farm:
         yield farm
 
 
 @pytest.fixture(scope="session")
 def witness(farm: Farm) -> Iterator[Witness]:
-    """Who has listened from the beginning."""
+    """A listener from the start of the farm."""
     with listen(farm) as ears:
         yield Witness(ears)
 

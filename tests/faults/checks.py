@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a farm shows, held against what was submitted. Each check says in words what is wrong, or nothing."""
+"""Compares what a farm shows with what was submitted. Each check yields a sentence for each fault."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNSAID = (Status.REJECTED, Status.CANCELLED)
 
 @attr.define
 class Before:
-    """What there was before a trial, and is no fault of it."""
+    """The state before a trial: no fault of that trial."""
 
     mounts: set[str]
     heard: int
@@ -44,7 +44,7 @@ class Before:
 
 @attr.frozen(kw_only=True)
 class Loose:
-    """What a fault may do that else would be one of ours; each is documented."""
+    """Effects that an injected fault may have, and that would otherwise be our faults; each is documented."""
 
     doubles: bool = False  #: the notifier was killed between telling and noting it: the same `id` twice
     deaf: bool = False  #: the MQTT broker lost what its listeners had not heard yet
@@ -90,7 +90,7 @@ def history(ground: Ground) -> dict[str, list[BuildRecord]]:
 
 
 def _history(builds: Iterable[Build], documents: dict[str, list[BuildRecord]]) -> Iterator[str]:
-    """Every accepted build ended once, each leg as its mock was told; one that was not accepted may have."""
+    """Every accepted build ended once, each leg as planned for its mock; one that was not accepted may have."""
     for build in builds:
         mine = documents.get(build.name, [])
         ids = {document.build_id for document in mine}
@@ -146,7 +146,7 @@ def _leg(ground: Ground, build: Build, arch: str, status: str, listed: dict[str,
 
 
 def _nowhere(ground: Ground, build: Build, arch: str) -> Iterator[str]:
-    """What was cancelled has no place; what is listed and staged is held against the places there are."""
+    """Cancelled legs have no place; listed and staged packages are those of the places there are."""
     if (ground.farm.layout.store.index / leg_key(build.build_id, arch)).exists():
         yield f"{build.name} {arch}: it is cancelled, and has a place"
 
@@ -230,7 +230,7 @@ def below(ancestor: int, alive: Mapping[int, tuple[int, str]]) -> list[int]:
 
 
 def _mqtt(ground: Ground, builds: Iterable[Build], before: Before, loose: Loose) -> Iterator[str]:
-    """Every result is told, and none twice."""
+    """Every result is announced, and none twice."""
     told: Counter[tuple[str, str, str]] = Counter()
     ends: Counter[tuple[str, str, str]] = Counter()
     ids: Counter[str] = Counter()

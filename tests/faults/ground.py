@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The farm that trials are made on: real parts, a mock and an rsync that do as they are told, small disks, a cable."""
+"""The farm of the trials: real parts, a scripted mock and rsync, small disks, a network link that can be cut."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Ground:
         return self.cable.prefix if host == FAR else ()
 
     def _clock(self, host: str) -> tuple[str, ...]:
-        """What gives a host's programs a wall clock of their own; files they look at have times by that clock."""
+        """The environment that gives a host's programs a wall clock of their own, for the times of files too."""
         if not self.clocks:
             return ()
         self.set_clock(host, 0)
@@ -221,14 +221,14 @@ class Ground:
         self.binary_rpms = {name: srpms.make_rpms(folder, name, spec) for name, spec in specs.items()}
 
     def plan(self, build: Build) -> dict[str, object]:
-        """What mock has to do about a build: its first leg gets the source rpm too."""
+        """Plan what mock does for a build; its first leg also gets the source rpm."""
         source = self.sources[build.recipe.source]
         binaries = self.binary_rpms[source.name.partition("-")[0]]
         rpms = {ARCH: [*binaries, source], FOLLOWER: binaries[:1]}
         return build.plan(rpms)
 
     def listen(self) -> None:
-        """Hear all that is told by MQTT, from now on or again: mosquitto_sub ends when its broker is killed."""
+        """Subscribe to MQTT, for the first time or again: mosquitto_sub ends when its broker is killed."""
         self._ears.close()
         self._heard = self.home / "heard"
         output = self._ears.enter_context(self._heard.open("ab"))
@@ -240,7 +240,7 @@ class Ground:
     # --- submitting -----------------------------------------------------------------------------------------------
 
     def submit(self, build: Build) -> None:
-        """Queue a build by its door. Raises `ReimzulError` where it was not said to be queued."""
+        """Queue a build by submit's own functions. Raises `ReimzulError` if submit does not confirm it."""
         (self.home / "plans" / f"{build.disttag}.json").write_text(json.dumps(self.plan(build)))
         {"submit": self._submit, "put": self._put, "original": self._put_as_the_original}[build.door](build)
         build.accepted = True
@@ -253,7 +253,7 @@ class Ground:
         build.build_id = said["builds"][0]["build_id"]
 
     def request(self, build: Build) -> BuildRequest:
-        """What reimzul-submit would put."""
+        """The request that reimzul-submit would put."""
         path = self.sources[build.recipe.source]
         file = SourceFile(given=str(path), path=path, header=read_source_header(path))
         source = import_source(file, self.farm.layout.incoming)
@@ -292,7 +292,7 @@ class Ground:
         return Broker("127.0.0.1", self.farm.plan.plain("beanstalkd"))
 
     def calls(self, build: Build) -> list[Call]:
-        """What mock noted about a build."""
+        """The notes of mock about a build."""
         path = self.home / "calls" / build.disttag
         if not path.exists():
             return []

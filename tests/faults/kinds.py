@@ -187,7 +187,7 @@ def stunnel(trial: Trial) -> str:
 
 @kind("rsyncd")
 def rsyncd(trial: Trial) -> str:
-    """What takes uploads."""
+    """The process that receives uploads."""
     return away(trial, "rsyncd")
 
 
@@ -199,7 +199,7 @@ def nginx(trial: Trial) -> str:
 
 @kind("mosquitto")
 def mosquitto(trial: Trial) -> str:
-    """Who is told by it may miss something, or hear it twice by the same id: QoS 1, and a broker that forgets."""
+    """A subscriber may miss a message, or get it twice with one id: QoS 1, and the broker loses its memory."""
     trial.loose = attr.evolve(trial.loose, doubles=True, deaf=True)
     done = away(trial, "mosquitto")
     until(lambda: listens(trial, "mosquitto"), 20, "mosquitto listens")
@@ -288,14 +288,14 @@ def drain_host(trial: Trial) -> str:
 
 @kind("quarantine", latest=0.5, builds=(0, 1), patience=240, fresh=True, court=True)
 def quarantine(trial: Trial) -> str:
-    """A builder that breaks is held back by the notifier, and let back when it is mended, while things die."""
+    """The notifier quarantines a builder that breaks, and resumes it after its repair, while processes are killed."""
     done, builds = persons.break_one(trial.ground, trial.chance, trial.name)
     trial.builds += builds
     return struck(trial, done)
 
 
 def struck(trial: Trial, words: str) -> str:
-    """What was done, in words; a notifier that was killed among it may tell things twice."""
+    """Describe the trial; a notifier that was killed in it may announce events twice."""
     if "SIGKILL to notifier" in words:
         trial.loose = attr.evolve(trial.loose, doubles=True)
     return words
@@ -680,7 +680,7 @@ def hostile(trial: Trial) -> str:
 
 @kind("planted", latest=0.0, builds=(4, 4))
 def planted(trial: Trial) -> str:
-    """What must not be is made on purpose, one thing at a time: the checks have to find each."""
+    """Each broken promise is produced on purpose, one at a time: the checks must find it."""
     good = Recipe(source="plain", legs={ARCH: "Success"})
     trial.submit_all([Build(name=f"{trial.name}good", recipe=good, target=TARGETS[0], seconds=(0.2,))])
 

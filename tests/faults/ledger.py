@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was submitted in a trial, and what has to become of it."""
+"""The builds submitted in a trial, and the result that each must have."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Build:
     seconds: tuple[float, ...]  #: how long mock takes, at the first try, at the second, …
     door: str = "put"  #: `submit` by the program, `put` as it does, `original` as the original's client did
     ttr: int = 120
-    accepted: bool = False  #: whether it was said to be queued; where it was not, it may be all the same
+    accepted: bool = False  #: whether submit confirmed it; one that was not confirmed may be queued all the same
     build_id: str = ""  #: as it was submitted, or as history says; an original client's has none at first
     legs: dict[str, str] = attr.field(factory=dict)  #: arch -> status it has to end with
     cancelled: bool = False  #: a person has tried to: each leg may be cancelled, or be what it would have been
@@ -68,11 +68,11 @@ class Build:
 
     @property
     def disttag(self) -> str:
-        """What the plan of its mock is found by."""
+        """The key of its plan for mock."""
         return f".{self.name}"
 
     def plan(self, rpms: Mapping[str, list[Path]]) -> dict[str, object]:
-        """What mock has to do about it; `rpms` are what a leg comes to, by arch."""
+        """The plan for mock; `rpms` are the packages of each leg, by arch."""
         legs = {
             arch: {
                 "rpms": [str(path) for path in rpms[arch]] if status == _GOOD else [],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which trials are made, one after another on one farm as long as it is well, and what is said of them."""
+"""Runs trials one after another, on one farm while it has no fault, and reports them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.faults.ground import Ground
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.trial import Outcome, Trial
 
-#: After so many trials a farm is made anew: its store is a small disk.
+#: Trials after which a new farm is made: its store is a small disk.
 _TRIALS_A_FARM = 40
 #: Where the state of a farm that failed is kept.
 _HOME = Path(".farm")
 
-#: What is to be tried: a kind, and a seed.
+#: A trial: a kind, and a seed.
 Plan = Sequence[tuple[Kind, int]]
 
 
@@ -58,7 +58,7 @@ class Series:
         self._made = 0
 
     def run(self) -> Iterator[Outcome]:
-        """Each outcome when it is known; it is said too."""
+        """Yield and print each outcome as soon as it is known."""
         try:
             for number, (kind, seed) in enumerate(self.plan, 1):
                 outcome = Trial(self._on(kind), kind, seed, self.messages).run()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What machines are made of, made once and kept: a bare Debian, a folder of its packages, and Python's wheels.
+"""The parts of machines, made once and kept: a bare Debian, a folder of its packages, and Python's wheels.
 
 A machine starts with nothing but what `BARE` says; what the farm needs it installs by itself with apt-get and pip,
 from these folders instead of the network. Each is kept by a hash of its recipe: a changed recipe makes another.
@@ -62,7 +62,7 @@ _GIT = f'[url "{GIT_THERE}/"]\n\tinsteadOf = https://git.example.org/\n[safe]\n\
 
 @attr.frozen
 class Base:
-    """What machines are made of."""
+    """The parts of machines."""
 
     system: Path  #: the bare Debian
     packages: Path  #: a repository of Debian's packages
@@ -129,7 +129,7 @@ def _in_memory() -> Iterator[Path]:
 
 
 def _forget() -> None:
-    """What no run has used for long."""
+    """Remove the parts that no run has used for long."""
     for path in CACHE.glob("*-*"):
         if path.is_dir() and time.time() - path.stat().st_mtime > _DAYS_KEPT * 86400:
             shutil.rmtree(path)
@@ -171,7 +171,7 @@ def _make_packages(system: Path, goal: Path) -> None:
     shutil.rmtree(root)
     index = _run("dpkg-scanpackages", "--multiversion", ".", cwd=goal)
     (goal / "Packages").write_text(index)
-    # what a machine's apt is told of it
+    # the line in the machine's sources.list
     (goal / "sources.list").write_text(f"deb [trusted=yes] file:{PACKAGES_THERE} ./\n")
 
 
@@ -186,14 +186,14 @@ def _make_wheels(goal: Path) -> None:
 
 
 def _requirements() -> Sequence[str]:
-    """What `pip install .[controller,irc]` asks for, and what builds it."""
+    """The requirements of `pip install .[controller,irc]`, and those to build it."""
     rows = importlib.metadata.requires("reimzul") or []
     wanted = [row for row in rows if "extra ==" not in row or re.search(r"extra == .(controller|irc).", row)]
     return sorted({row.partition(";")[0].strip() for row in wanted} | {"setuptools>=77", "wheel"})
 
 
 def _run(*argv: object, cwd: Path | None = None) -> str:
-    """A program, whose words are told only when it fails."""
+    """Run a program; its output is shown only if it fails."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     environment["PATH"] += ":/usr/sbin:/sbin"
     words = [str(word) for word in argv]

@@ -59,7 +59,7 @@ class Farm:
 
     @property
     def typed(self) -> list[Typed]:
-        """What a person typed to make it."""
+        """The commands that a person typed to set it up."""
         return [Typed(**json.loads(row)) for row in self._typed.read_text().splitlines()]
 
     @property
@@ -68,7 +68,7 @@ class Farm:
 
     @property
     def shown(self) -> Mapping[Path, str]:
-        """What each machine sees of this host."""
+        """The part of this host that each machine sees."""
         return {
             self.base.packages: PACKAGES_THERE, self.base.wheels: WHEELS_THERE,
             self.folder / "git": GIT_THERE, self.folder / "srpms": SOURCES_THERE,
@@ -197,7 +197,7 @@ class Farm:
         return f"{SOURCES_THERE}/{made.name}"
 
     def slow(self, name: str, seconds: int) -> str:
-        """One that sleeps in %build."""
+        """A source rpm that sleeps in %build."""
         return self.srpm(name, srpms.slow(name, seconds))
 
     def submit(self, srpm: str, *words: str) -> str:
@@ -206,7 +206,7 @@ class Farm:
         return str(json.loads(done.out)["builds"][0]["build_id"])
 
     def legs(self, build: str) -> list[dict[str, Any]]:
-        """What the history has of a build."""
+        """The history's records of a build."""
         rows = self.controller.json(f"reimzul builds --build {build} --json")
         assert isinstance(rows, list)
         return rows
@@ -255,7 +255,7 @@ class Farm:
             assert len(list(store.glob(f"tosign/*/*.{leg['arch']}.{build}"))) == bool(leg["rpms"])
 
     def wait_idle(self, seconds: float = BUILD) -> None:
-        """Wait until nothing is in any tube, and nothing is owed to anybody."""
+        """Wait until all tubes are empty and no delivery is pending."""
 
         def idle() -> bool:
             said = self.controller.json("reimzul queues --json")
@@ -273,7 +273,7 @@ class Farm:
         return int(found[0]) if found else 0
 
     def doctor(self, name: str, *words: str, prefix: str = "") -> Diagnosis:
-        """What doctor says of a machine."""
+        """Run doctor on a machine."""
         done = self[name].run(f"{prefix} reimzul doctor --json {' '.join(words)}", check=False, timeout=300)
         assert done.code in (0, 1), done.said
         return Diagnosis(done.code, json.loads(done.out)["checks"])
@@ -289,7 +289,7 @@ class Farm:
             machine.run("systemctl reset-failed; systemctl start multi-user.target", check=False)
 
     def keep(self) -> None:
-        """What all machines said, where it outlives the room."""
+        """Copy the journals of all machines to a folder that stays after the run."""
         goal = PROJECT / ".farm" / f"hosts-{time.strftime('%Y%m%d-%H%M%S')}"
         goal.mkdir(parents=True)
         for machine in self.machines:
@@ -300,7 +300,7 @@ class Farm:
 
 @attr.frozen
 class Diagnosis:
-    """What doctor found."""
+    """The findings of doctor."""
 
     code: int
     checks: list[dict[str, Any]]
@@ -317,11 +317,11 @@ class Diagnosis:
         return "\n".join(f"  {row['level']} {row['name']}: {row['message']} ({row['remedy']})" for row in rows)
 
     def words(self, name: str) -> str:
-        """What was said of a check."""
+        """The message of a check."""
         return str(self._check(name)["message"])
 
     def remedy(self, name: str) -> str:
-        """What it says to do about a check."""
+        """The hint of a check."""
         return str(self._check(name)["remedy"])
 
     def level(self, name: str) -> str:

@@ -48,7 +48,7 @@ class Failed(AssertionError):
 
 @attr.frozen
 class Done:
-    """What came of a command."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -139,7 +139,7 @@ class Machine:
         until(self._keeper, 30, f"{self.name} is switched on")
 
     def wait_up(self) -> Machine:
-        """Wait until it has booted; `degraded` means that a unit has failed, which is told where it matters."""
+        """Wait until it has booted; `degraded` means that a unit has failed: a proof that needs the unit reports it."""
         until(self.is_up, _BOOT, f"{self.name} is up; its console: {self.folder / 'console.log'}")
         return self
 
@@ -148,7 +148,7 @@ class Machine:
         return self.leader() is not None and self.state() in ("running", "degraded")
 
     def state(self) -> str:
-        """What systemd says of itself."""
+        """The state of systemd."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.run("systemctl is-system-running", check=False, timeout=20).out.strip()
         return ""
@@ -179,7 +179,7 @@ class Machine:
         return self.run("cat /proc/sys/kernel/random/boot_id; readlink /proc/1/ns/pid", check=False).out
 
     def cut_link(self) -> None:
-        """Its cable is pulled. Nobody is told."""
+        """Cut its network link; no other machine gets a notice."""
         network.cut(self.name)
 
     def mend_link(self) -> None:
@@ -231,7 +231,7 @@ class Machine:
         return done
 
     def json(self, command: str) -> object:
-        """What a command prints, as JSON."""
+        """The JSON that a command prints."""
         return json.loads(self.run(command).out)
 
     def is_active(self, unit: str) -> bool:
@@ -244,7 +244,7 @@ class Machine:
             until(lambda unit=unit: self.is_active(unit), seconds, f"{unit} runs on {self.name}")  # type: ignore[misc]
 
     def property(self, unit: str, name: str) -> str:
-        """What systemd says of a unit."""
+        """The state of a unit."""
         return self.run(f"systemctl show --value -p {name} '{unit}'").out.strip()
 
     def journal(self) -> str:

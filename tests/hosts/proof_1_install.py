@@ -12,11 +12,11 @@ import pytest
 from tests.hosts.farm import ARCH, BUILDERS, PUBLIC, TARGET, Farm, Tell
 from tests.waiting import until
 
-#: What a person may be asked to type for four machines, at most: eight for the stand-in, where there is no mock.
+#: The most commands that a person types for four machines: eight for the stand-in, where there is no mock.
 _COMMANDS = 28
-#: What listens for others, by docs/install.md, "Ports"; and the repositories for the public, which were asked for.
+#: The ports that other hosts reach, by docs/install.md, "Ports"; and that of the public repositories.
 _OFFERED = {"controller": {13100, 11080}, "bstore": {11874, 11081}, "b1": set(), "b2": set()}
-#: Of systemd-analyze's scale, on which 10 is wide open.
+#: On systemd-analyze's scale, on which 10 is wide open.
 _EXPOSURE, _EXPOSURE_OF_WORKER = 3.0, 9.0
 
 
@@ -51,7 +51,7 @@ def test_units_are_up(farm: Farm) -> None:
 
 
 def test_setup_again(farm: Farm) -> None:
-    """Set-up run again changes nothing and starts nothing anew."""
+    """Setup run again changes nothing and restarts nothing."""
     for machine in farm.farm:
         role = "builder" if machine.name in BUILDERS else machine.name
         show = "systemctl show -p MainPID,InvocationID 'reimzul-*' stunnel@reimzul"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who gets in, by which key, and how far."""
+"""Which key lets a host connect, and to which services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.hosts.farm import TARGET, Farm
 from tests.hosts.machine import Machine
 from tests.waiting import until
 
-#: What is offered, and what is said to find out whether somebody answers.
+#: The services offered, and the request that shows whether one answers.
 _DOORS = {
     "controller 13100": "stats\r\n",
     "controller 11080": "GET /reimzul-incoming/ HTTP/1.0\r\n\r\n",
@@ -23,7 +23,7 @@ _PUBLISHED = "/srv/reimzul/bstore/repo"
 
 
 def _knock(machine: Machine, door: str, words: str) -> str:
-    """What is heard through TLS; `words` are the key's."""
+    """The answer through TLS; `words` are the options of the key."""
     host, port = door.split()
     said = _DOORS[door].replace("\r", "\\r").replace("\n", "\\n")
     client = f"openssl s_client -quiet -no_ign_eof -connect {host}:{port} {words}"
@@ -31,7 +31,7 @@ def _knock(machine: Machine, door: str, words: str) -> str:
 
 
 def _speak(machine: Machine, door: str) -> str:
-    """What is heard without TLS."""
+    """The answer without TLS."""
     host, port = door.split()
     said = _DOORS[door].replace("\r", "\\r").replace("\n", "\\n")
     return machine.run(f"exec 3<>/dev/tcp/{host}/{port}; printf '{said}' >&3; timeout 5 cat <&3", check=False).said

@@ -34,7 +34,7 @@ class Case:
     words: str = ""  #: what it says of the first of them
     prefix: str = ""  #: before doctor's command line
     may: frozenset[str] = frozenset()  #: what may follow from it, by what the farm is at
-    followed: bool = False  #: its remedies, run as they are printed, mend it
+    followed: bool = False  #: its remedies, run as they are printed, repair it
 
 
 def _stopped(machine: str, unit: str, asked: str, *failed: str, words: str = "") -> Case:
@@ -130,7 +130,7 @@ def test_broken(farm: Farm, name: str) -> None:
         return case.failed <= set(found.failed) <= case.failed | case.may
 
     try:
-        # a unit that reads its settings anew may be on its way
+        # a unit may be about to reload its settings
         with contextlib.suppress(AssertionError):
             until(named, 45, "it is named")
     finally:
@@ -168,7 +168,7 @@ def test_new_key(farm: Farm) -> None:
 
 
 _CHECKOUT = "/srv/reimzul/mock_configs"
-#: What breaks a host without systemd having a part in it, and the finding it is named by.
+#: Faults of a host that systemd has no part in, and the finding that names each.
 BROKEN = {
     "a folder that is missing": ("b1", "mv /srv/reimzul/results /srv/reimzul/away", "folder.results"),
     "the group of the event key": ("controller", "chgrp reimzul /etc/reimzul/event-keys", "events.key"),
@@ -191,7 +191,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_remedy(farm: Farm, name: str) -> None:
-    """the command that doctor prints mends it"""
+    """the command that doctor prints repairs it"""
     host, breaks, check = BROKEN[name]
     well = farm.doctor(host).level(check)  # `warn` where the stand-in builds
     farm[host].run(breaks, check=False, timeout=300)
@@ -237,6 +237,6 @@ def test_nobody_builds(farm: Farm) -> None:
 
 
 def test_well_again(farm: Farm) -> None:
-    """When all is mended doctor is content again, everywhere."""
+    """After all repairs doctor finds no problem on any host."""
     for machine in farm.farm:
         until(lambda name=machine.name: farm.doctor(name).failed == [], 90, f"{machine.name} is well again")  # type: ignore[misc]

@@ -232,7 +232,7 @@ def test_a_buried_job_can_be_looked_at_kicked_and_deleted(broker: Broker) -> Non
     assert broker.first_buried("createrepo") == (number, b"\xff")
     assert (broker.peek(number), broker.job_stats(number).state) == (b"\xff", "buried")
     broker.kick(number)
-    assert (broker.job_stats(number).state, broker.job_stats(number).kicks) == ("ready", 1)
+    assert (broker.job_stats(number).state, broker.job_stats(number).buries) == ("ready", 1)
     broker.delete(number)
     for gone in (broker.job_stats, broker.peek, broker.kick, broker.delete):
         with pytest.raises(ReservationLost):

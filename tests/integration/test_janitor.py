@@ -190,3 +190,17 @@ def test_it_comes_round_now_and_then(broker: Broker, outbox: Outbox) -> None:
     cancel(broker, wanted)
     often.run_if_due(broker)
     assert broker.tube_stats(TUBE.name).ready == 1
+
+
+def test_a_held_job_of_a_worker_that_was_killed_before_it_saw_the_mark_is_deleted(
+    broker: Broker, outbox: Outbox, reaper: CancelReaper
+) -> None:
+    wanted = request()
+    job = queued(broker, outbox, wanted)
+    control.hold_job(broker, TUBE, job)
+    where = {"tube": TUBE.name, "job": job, "held": True, "missing": ("b-devel",)}
+    heard(outbox, event_for(wanted, Status.QUEUED, attempt=ATTEMPT, **where))
+    cancel(broker, wanted)
+    reaper.run_if_due(broker)
+    assert broker.tube_stats(TUBE.name).delayed == 0
+    assert told(broker) == [("Cancelled", wanted.build_id)]

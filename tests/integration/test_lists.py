@@ -16,6 +16,7 @@ import pytest
 from reimzul.core.beanstalk import PRIORITY, Broker, arch_tube, cancel_tube, drain_tube
 from reimzul.core.control import new_flag
 from reimzul.core.message import BuildRequest, WorkerHeartbeat
+from reimzul.core.targets import TargetList
 from reimzul.history import open_history
 from reimzul.history.build_record import BuildState
 from reimzul.history.workers import WorkerRecord, WorkerStore
@@ -294,6 +295,7 @@ def put_request(broker: Broker) -> None:
         (("builds", "--target", "c9s.x86-64"), "there is no target 'c9s.x86-64'; is c9s.x86_64 meant?", 4),
         (("builds", "--arch", "x86"), "there is no arch 'x86'; is x86_64 meant?", 4),
         (("stats", "--target", "c8s"), "there is no target 'c8s'; is c9s meant?", 4),
+        (("causes", "-t", "c8*"), "there is no target 'c8*'; there are c7.1708.u, c9s", 4),
         (("repogen", "c9t.x86_64"), "there is no target 'c9t.x86_64'; is c9s.x86_64 meant?", 4),
         (("repogen", "c9s"), "more than one target is called 'c9s': c9s.aarch64, c9s.x86_64", 4),
         (("override", "-s", "a-1-1.src.rpm", "-t", "c9t", "-a", "x86_64", "--why", "x"), "is c9s meant?", 4),
@@ -313,6 +315,45 @@ def test_an_unknown_name_is_answered_by_the_nearest(
     refused = reimzul(*words)
     assert (refused.returncode, refused.stdout) == (code, "")
     assert message in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("builds --json --columns id --wide", "--columns and --wide have no effect with --json: leave them out"),
+        ("scratch list --json --wide", "--wide has no effect with --json: leave it out"),
+        ("prune --incoming --older 9d --columns id", "--columns has no effect with --incoming"),
+        ("stats --json --top 3", "--top has no effect with --json"),
+        ("targets --refresh --json", "--json has no effect with --refresh"),
+        ("targets show c9s --refresh --wide", "and --wide have no effect with --refresh"),
+        ("targets show c9s --wide", "--wide has no effect with show"),
+        ("builders --forget b1 --since 7d", "--since has no effect with --forget"),
+        ("retry 72b893f8 --since 7d --until 1d", "--since and --until have no effect without --cause"),
+        ("cancel 72b893f8 --no-wait --timeout 3", "--timeout has no effect with --no-wait"),
+        ("watch --new", "--new has no effect without IDs"),
+        ("repogen c9s.x86_64 --remove-metadata group --now --force", "--now and --force have no effect"),
+        ("doctor --timeout 9 --arch x86_64 --target c9s", "--arch, --target and --timeout have no effect without --ca"),
+        ("setup builder --remove --dry-run --workers 3 --psk-file -", "and --workers have no effect with --remove"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(recorded: None, words: str, message: str) -> None:
+    refused = reimzul(*words.split())
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert message in refused.stderr
+
+
+def test_a_target_that_nothing_was_built_for_is_known_if_a_worker_has_it(recorded: None, tmp_path: Path) -> None:
+    listed = TargetList.from_names(["c10s.x86_64"])
+    heartbeat = WorkerHeartbeat(
+        host="b1", instance="1", state="idle", arches=("x86_64",), targets=listed.names,
+        targets_fingerprint=listed.fingerprint,
+    )  # fmt: skip
+    for command in ("builds", "stats", "causes"):
+        assert "there is no target 'c10s'" in reimzul(command, "--target", "c10s").stderr
+    WorkerStore(tmp_path / "workers.sqlite").save([WorkerRecord(heartbeat=heartbeat, last_seen=time.time())])
+    for command in ("builds", "stats", "causes"):
+        done = reimzul(command, "--target", "c10s")
+        assert (done.returncode, done.stdout) == (0, ""), done
 
 
 def test_a_builder_that_was_never_heard_of_can_be_resumed_if_it_is_drained(broker: Broker, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ RECIPIENTS = ["me@example.org", "you@example.org", "them@example.org"]
 
 @pytest.fixture
 def mailbox() -> Mailbox:
-    """What arrives."""
+    """The mails that arrive."""
     return Mailbox()
 
 
@@ -95,7 +95,7 @@ def test_one_connection_serves_many_mails(server: MailServer, mailbox: Mailbox, 
 def test_who_is_ended_in_the_middle_of_a_batch_sends_none_of_it_twice(
     server: MailServer, mailbox: Mailbox, make: Make
 ) -> None:
-    """What is told is noted with the whole batch: 30 mails were out, and all 100 went out again after a restart."""
+    """Deliveries were once noted for a whole batch: 30 mails were sent, and all 100 again after a restart."""
     batch = failures(10)
     sink = make(server)
     telling = iter(sink.deliver(batch))
@@ -235,7 +235,7 @@ def test_only_changes_are_mailed_where_that_is_set(server: MailServer, mailbox: 
 
 
 def test_a_book_of_before_is_kept(server: MailServer, mailbox: Mailbox, make: Make, tmp_path: Path) -> None:
-    """It knew of a result when it was told, and not of which build."""
+    """An earlier version's file has when a result was mailed, and not of which build."""
     make(server, only_on_change="yes")
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as book:
         book.execute(
@@ -248,7 +248,7 @@ def test_a_book_of_before_is_kept(server: MailServer, mailbox: Mailbox, make: Ma
 
 
 def test_an_older_result_that_is_told_late_is_no_change(server: MailServer, mailbox: Mailbox, make: Make) -> None:
-    """It was owed while the server was away, and the newer one came first."""
+    """Its delivery was pending while the server was away, and the newer result came first."""
     told = [("Success", 1), ("Success", 3), ("Failed", 2), ("Failed", 4)]
     story = notices(*(event(status, number, timestamp=f"2025010203040{number}") for status, number in told))
     assert list(make(server, only_on_change="yes").deliver(story)) == story

@@ -100,7 +100,7 @@ class Ground:
         return found
 
     def leg(self, number: int = 1, arch: str = "x86_64") -> dict[str, Any]:
-        """What the history says of a build; nothing where it has not heard of it."""
+        """The history's record of a build; None if there is none."""
         try:
             with lookup.reading_history(f"sqlite:///{self.folder}/history.sqlite") as history:
                 found = history.find_builds(BuildFilter(build_id=build_id(number), arch=arch), 1)
@@ -122,7 +122,7 @@ def run(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 def told(*words: object) -> Any:
-    """What it says as JSON."""
+    """The JSON that it prints."""
     done = run(*words, "--json")
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
@@ -219,7 +219,7 @@ def test_a_success_that_is_not_published_yet_is_marked(ground: Ground) -> None:
 
 
 def test_a_job_of_that_number_which_is_another_builds_is_left_alone(ground: Ground) -> None:
-    """As after beanstalkd has lost its binlog: it numbers anew."""
+    """As after beanstalkd has lost its binlog: its job numbers begin again."""
     job = ground.submit()
     ground.broker.delete(job)
     stranger = ground.broker.put_raw("x86_64", b'{"not": "ours"}', priority=PRIORITY)
@@ -611,7 +611,7 @@ def test_a_watch_of_what_is_published_ends_well_at_once(recorded: None) -> None:
 
 
 def read_some(terminal: int) -> bytes:
-    """What has come since the last call; nothing if nothing has."""
+    """The output since the last call; may be empty."""
     with contextlib.suppress(BlockingIOError):
         return os.read(terminal, 65536)
     return b""

@@ -17,7 +17,7 @@ from reimzul import __version__
 
 TREE = Path(__file__).parents[2]
 ROLES = ("common", "controller", "worker", "bstore", "irc")
-#: What a package asks for beyond Python, itself and rpm: libraries are held to pyproject.toml by test_spec.py.
+#: Requirements of a package beyond Python, itself and rpm; test_spec.py compares libraries with pyproject.toml.
 ASKS = {
     "common": {"stunnel", "openssl", "python3-rpm", "shadow-utils", "systemd"},
     "controller": {"beanstalkd", "nginx", "rpm-build", "python3-paho-mqtt"},
@@ -47,7 +47,7 @@ UNITS = {
 
 
 def output(*argv: str | Path, env: Mapping[str, str] | None = None) -> str:
-    """What a program prints; run where no module of the checkout is found before an installed one."""
+    """The output of a program, run where no module of the checkout is found before an installed one."""
     whole = {**os.environ, **(env or {})}
     return subprocess.run(argv, stdout=subprocess.PIPE, check=True, text=True, timeout=300, env=whole, cwd="/").stdout
 
@@ -251,7 +251,7 @@ def test_the_bundled_library_is_nobody_elses(root: Path) -> None:
 
 
 def completed(root: Path, *words: str) -> list[str]:
-    """What bash offers for a line of which the last word is not complete."""
+    """The completions that bash offers for the last word of a line."""
     program = words[0]
     script = (
         f'source "$1"; shift; COMP_WORDS=("$@") COMP_CWORD={len(words) - 1}; compopt() {{ :; }}\n'
@@ -323,7 +323,7 @@ def test_a_bundled_library_with_a_wrong_checksum_is_downloaded_again(tmp_path: P
     tree = copy_of_the_tree(tmp_path / "tree")
     wheel = next((tree / "build/sources").glob("*.whl"))
     wheel.write_bytes(b"noise")
-    # pip finds nothing here, whatever this machine is told of an index
+    # pip finds nothing here, whatever index this machine has set
     env = {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     argv: list[str | Path] = [tree / "tools/rpm", "--source-only"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env, check=False)

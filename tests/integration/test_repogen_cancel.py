@@ -64,6 +64,22 @@ def test_what_is_cancelled_before_its_place_gets_none(
     assert not os.path.lexists(store.index / f"{asked.build_id}.{asked.arch}")
 
 
+def test_a_second_job_of_an_archived_upload_ends_when_the_flag_is_gone(
+    broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
+) -> None:
+    """Two repogens may take up one upload that nobody asked for; the notifier deletes the flag after `Cancelled`."""
+    asked = uploads.upload(store, rpms)
+    cancel(broker, asked)
+    work_on(daemon, broker, asked)
+    assert [event.status for event in taken(broker, NOTIFY)] == ["Cancelled"]
+    control.clear_flag(broker, cancel_tube(asked.build_id))
+    work_on(daemon, broker, asked)
+    assert taken(broker, NOTIFY) == []
+    stats = broker.tube_stats("createrepo")
+    assert (stats.delayed, stats.buried) == (0, 0)
+    assert not (store.root / asked.place).exists()
+
+
 def test_what_has_its_place_is_published_though_it_is_cancelled(
     broker: Broker, daemon: Repogen, store: StorePaths, rpms: Rpms
 ) -> None:

@@ -157,7 +157,8 @@ def test_a_builder_is_removed_but_for_what_is_not_setups(machine: Host) -> None:
     assert "would disable stunnel@reimzul, which stops it\n" in shown
     assert "would remove /etc/stunnel/reimzul-psk.txt\n" in shown
     plan = json.loads(machine.done("builder", "--remove", "--dry-run", "--json"))
-    assert set(plan) == {"removed", "kept", "steps"}
+    assert set(plan) == {"removed", "kept", "reset", "steps"}
+    assert plan["reset"] == []
     code, _, err = machine.setup("builder", "--remove")
     assert (code, machine.files()) == (2, before)
     assert "--remove needs --yes where there is no terminal" in err

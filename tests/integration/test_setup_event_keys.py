@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -113,3 +114,21 @@ def test_a_wrong_line_is_refused_and_nothing_changes(farm: dict[str, Host], give
     assert (code, fault in shown) == (4, True), shown
     assert "abab" not in shown
     assert farm["bstore"].text(PATH) == before
+
+
+def test_settings_that_name_a_removed_file_are_reset_with_the_role(farm: dict[str, Host]) -> None:
+    host, ini = farm["c"], "/etc/reimzul/reimzul.ini"
+    host.done("controller", "--mqtt", "--controller", "c.example.org", "--set", "mqtt.topic=el9", "--yes")
+    settings = parse_settings(host.text(ini), "test")
+    assert (settings.farm.event_keys, settings.mqtt.notifications) == (Path(PATH), True)
+    assert f"would reset [farm] event_keys in {ini}\n" in host.done("controller", "--remove", "--dry-run")
+    planned = json.loads(host.done("controller", "--remove", "--dry-run", "--json"))["reset"]
+    assert set(planned) == {
+        "farm.event_keys", "mqtt.notifications", "mqtt.ca_cert", "mqtt.tls_cert", "mqtt.tls_key", "irc.mqtt_cert",
+        "irc.mqtt_key",
+    }  # fmt: skip
+    assert f"reset [farm] event_keys in {ini}\n" in host.done("controller", "--remove", "--yes")
+    settings = parse_settings(host.text(ini), "test")
+    assert (settings.farm.event_keys, settings.mqtt.ca_cert, settings.irc.mqtt_key) == (None, None, None)
+    assert not settings.mqtt.notifications
+    assert settings.mqtt.topic == "el9", "the others stay"

@@ -84,8 +84,8 @@ class Controller:
     def report(self, arch: str, *targets: str, host: str = "b1.example.org", **more: Any) -> None:
         """Record the heartbeat of a worker of an arch that has mock configurations for these targets."""
         listed = TargetList.from_names(targets)
-        given = {"targets": listed.names, "targets_fingerprint": listed.fingerprint, "features": Feature.ALL, **more}
-        sent = WorkerHeartbeat(host=host, instance=arch, state="idle", arches=(arch,), **given)
+        given = {"targets": listed.names, "targets_fingerprint": listed.fingerprint, "features": Feature.ALL}
+        sent = WorkerHeartbeat(**{"host": host, "instance": arch, "state": "idle", "arches": (arch,), **given, **more})
         store = WorkerStore(self.presence)
         store.save([WorkerRecord(heartbeat=sent, last_seen=time.time())])
         store.close()
@@ -730,7 +730,9 @@ def test_many_cost_one_connection_and_one_look_at_what_a_target_lists(
     monkeypatch.setattr(webserver._Quiet, "log_message", lambda served, *_: asked.append(served.path))
     before = controller.broker.client.stats()["total-connections"]
     ended = controller.submit("-s", f"{folder}/*.src.rpm", "-s", HELLO, *AS)
-    assert controller.broker.client.stats()["total-connections"] == before + 1
+    assert controller.broker.client.stats()["total-connections"] == before + 2, (
+        "one for all targets, one for all builds"
+    )
     assert ended.code == 1, "hello is listed"
     assert f"of build {published} already" in ended.err[0]
     assert len(rows_of(ended)) == len(controller.queued("x86_64")) == 40
@@ -828,17 +830,23 @@ class Frail:
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
-            client, _ = self.listener.accept()
+            while self._serve_one(self.listener.accept()[0]):
+                pass
+
+    def _serve_one(self, client: socket.socket) -> bool:
+        """Serve a connection; return whether it ended before the link broke."""
+        with contextlib.suppress(OSError):
             used = b""
             with client, socket.create_connection(("127.0.0.1", self.target)) as server:
                 while said := client.recv(65_536):
                     used = said if said.startswith(b"use ") else used
                     if said.startswith(b"put "):
                         if not self.left:
-                            return  # with the command unanswered and unheard
+                            return False  # with the command unanswered and unheard
                         self.left -= b"createrepo" not in used
                     server.sendall(said)
                     client.sendall(server.recv(65_536))
+        return True
 
     def close(self) -> None:
         """End it."""
@@ -960,6 +968,36 @@ def test_a_target_that_may_be_right_is_accepted(controller: Controller, beanstal
     assert ended.code == 0
     assert [line for line in ended.err if "watches" not in line] == ([f"reimzul-submit: {warned}"] if warned else [])
     assert controller.queued("x86_64")[0].message.target == f"{target}.x86_64"
+
+
+@pytest.mark.parametrize("state", ["gone", "quarantined", "drained"])
+def test_only_workers_that_take_jobs_count(controller: Controller, state: str) -> None:
+    more = {"session": "0123456789abcdef"} if state == "gone" else {"state": state}
+    controller.report("x86_64", "c7.1708.x86_64", host="b2.example.org", **more)
+    ended = controller.build(HELLO, "-t", "c7.1708", "--rebuild")
+    if state == "gone":
+        assert ended.code == 4
+        assert "is c7.1708.u meant?" in ended.err[0]
+        return
+    assert ended.code == 0
+    assert ended.err[0] == (
+        "reimzul-submit: warning: only builders that take no jobs now can build c7.1708.x86_64: b2.example.org"
+    )
+    assert controller.queued("x86_64")[0].message.target == "c7.1708.x86_64"
+
+
+@pytest.mark.parametrize("state", ["idle", "quarantined"])
+def test_a_worker_that_takes_no_jobs_stands_for_no_silent_one(
+    controller: Controller, beanstalkd: Beanstalkd, state: str
+) -> None:
+    """Two watch the tube, of which one sends no heartbeats: it may have the target."""
+    controller.report("x86_64", "c9s.x86_64", host="b2.example.org", state=state)
+    with beanstalkd.connect() as one, beanstalkd.connect() as other:
+        for client in (one, other):
+            client.watch(["x86_64"])
+        ended = controller.build(HELLO, "-t", "c7.1708", "--rebuild")
+    assert ended.code == (4 if state == "idle" else 0)
+    assert "is c7.1708.u meant?" in ended.err[0]
 
 
 def test_heartbeats_that_cannot_be_read_are_a_warning(controller: Controller) -> None:

@@ -252,7 +252,19 @@ def test_dnf_reads_that_repo_file(controller: Controller, tmp_path: Path) -> Non
 
 def test_an_unknown_target_is_refused_with_the_nearest(controller: Controller) -> None:
     for arguments in (["targets", "show", "c9"], ["packages", "-t", "c9"], ["download", "-t", "c9", "*"]):
-        assert controller.run(*arguments, code=4).stderr == ("reimzul: no target 'c9' is known; is c9s meant?\n")
+        assert controller.run(*arguments, code=4).stderr == "reimzul: there is no target 'c9'; is c9s meant?\n"
+
+
+def test_a_pattern_names_several_targets(controller: Controller) -> None:
+    target = controller.store.target("c9s-extras.x86_64")
+    shutil.copytree(controller.store.target("c9s.x86_64"), target)
+    shown = controller.run("targets", "show", "c9*").stdout
+    assert re.findall("^# for dnf: (.*)$", shown, re.MULTILINE) == [
+        "/etc/yum.repos.d/c9s-extras.x86_64.repo", "/etc/yum.repos.d/c9s.repo",
+    ]  # fmt: skip
+    listed = controller.run("packages", "-t", "c9*.x86_64", "hello").stdout.splitlines()
+    assert [line.split("\t")[4] for line in listed] == ["c9s-extras.x86_64"] * 2 + ["c9s.x86_64"] * 2
+    assert controller.run("download", "-t", "c?s.x86_64", "hello").stdout == f"{RPM}\n"
 
 
 def test_a_store_that_is_away_leaves_what_the_workers_know(controller: Controller) -> None:
@@ -285,7 +297,8 @@ def test_packages_are_the_latest_builds(controller: Controller) -> None:
     assert [line.split("\t")[:4] for line in lines] == [
         [NEWEST[:8], "hello", "2.0-1", "i386"], [NEWEST[:8], "hello", "2.0-1", "x86_64"],
     ]  # fmt: skip
-    assert lines[0].split("\t")[5] == "jdoe"
+    assert lines[0].split("\t")[4] == "c9s.x86_64"
+    assert lines[0].split("\t")[6] == "jdoe"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +325,7 @@ def test_packages_on_a_terminal_and_in_json(controller: Controller) -> None:
 def test_what_the_history_does_not_know_is_listed_all_the_same(controller: Controller) -> None:
     (controller.folder / "history.sqlite").unlink()
     assert controller.run("packages", "-t", "c9s").stdout.splitlines()[0].split("\t") == [
-        "-", "hello", "2.0-1", "i386", "-", "-",
+        "-", "hello", "2.0-1", "i386", "c9s.x86_64", "-", "-",
     ]  # fmt: skip
     assert json.loads(controller.run("packages", "-t", "c9s", "--json").stdout)[0]["build_id"] is None
 
@@ -454,6 +467,8 @@ def test_a_terminal_shows_the_progress(controller: Controller) -> None:
         ("reimzul packages -t c10s", {"c10s", "c10s.x86_64"}),
         ("reimzul packages -t c9s he", {"hello"}),
         ("reimzul download -t c9s.x86_64 he", {"hello"}),
+        ("reimzul packages -t c9* he", {"hello"}),
+        ("reimzul builds --target c10s", {"c10s", "c10s.x86_64"}),
         (f"reimzul download {NEWEST[:6]}", {NEWEST}),
         ("reimzul repogen c10s", {"c10s.x86_64"}),
         ("reimzul-submit -t c", {"c9s", "c10s"}),

@@ -167,14 +167,18 @@ def _check_signing(farm: Farm) -> Iterator[str]:
 
 
 def _check_mails(farm: Farm) -> Iterator[str]:
-    """Each result is mailed; twice only where the notifier could not know that it was."""
+    """Each result is mailed; twice only where the notifier could not know that it was.
+
+    A success that a cancel outranked before it was mailed is not mailed, even if the leg is published after all.
+    """
     told: set[tuple[str, str]] = set()
     for mail in farm.records.mails:
         if mail.name in told and not mail.maybe_sent:
             yield f"{mail.name}: mailed twice"
         told.add(mail.name)
     for key, record in farm.records.history.items():
-        if record.is_over and not any(name == (key, record.status) for name in told):
+        is_overturned = record.published and (key, Status.CANCELLED) in told
+        if record.is_over and (key, record.status) not in told and not is_overturned:
             yield f"{key}: its {record.status} was never mailed"
         if record.published and (key, Status.PUBLISHED) not in told:
             yield f"{key}: its {Status.PUBLISHED} was never mailed"

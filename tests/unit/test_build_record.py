@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import attr
 import pytest
 
 from reimzul.core.formatting import to_output
-from reimzul.core.message import Phase
+from reimzul.core.message import BuildEvent, Phase
 from reimzul.history.build_record import BuildRecord, BuildState, RecordedAttempt, apply_events, with_override
-from tests.events import ATTEMPT, BEGINNING, event
+from reimzul.history.result_rules import news_kind
+from tests.events import ATTEMPT, BEGINNING, OTHER_ATTEMPT, event
 from tests.schemas import check_output
 
 #: A document as the original's notifier wrote it: keys of its own, others missing, and a null.
@@ -44,12 +48,12 @@ def test_a_record_is_read_back_from_its_document() -> None:
 def test_keys_of_later_versions_are_kept_also_after_an_event() -> None:
     found = record("Queued").to_document()
     assert "source" not in found
-    document = {**found, "held": "by johnny", "missing": ["libfoo"]}
+    document = {**found, "colour": "blue", "shades": ["navy"]}
     again = BuildRecord.from_document(document)
     assert again.to_document() == document
     (later,) = apply_events({event("Queued").key: again}, [event("Building")]).values()
     assert later.to_document() == {
-        **record("Queued", "Building").to_document(), "held": "by johnny", "missing": ["libfoo"],
+        **record("Queued", "Building").to_document(), "colour": "blue", "shades": ["navy"],
     }  # fmt: skip
 
 
@@ -94,3 +98,58 @@ def test_every_build_is_in_one_state(statuses: list[str], state: str) -> None:
     assert state in BuildState.ALL
     assert found.is_unfinished == (state in (BuildState.QUEUED, BuildState.BUILDING))
     assert found.is_over != found.is_unfinished
+
+
+def held(at: float, *, attempt: str = "", **more: Any) -> BuildEvent:
+    return event("Queued", 1, at=BEGINNING + at, job=17, tube="x86_64", held=True, attempt=attempt, **more)
+
+
+def released(at: float) -> BuildEvent:
+    return event("Queued", 1, at=BEGINNING + at, job=17, tube="x86_64", held=False)
+
+
+#: A member's build: held by the batch, released, held by its worker for want of b-devel, released again, and built.
+HELD_TWICE = [
+    held(0, due=BEGINNING + 3e8),
+    released(10),
+    event("Building", 1, at=BEGINNING + 12, started=BEGINNING + 12),
+    held(20, attempt=ATTEMPT, missing=("b-devel >= 2",), waits_for="b-devel >= 2", reason="waits for b-devel >= 2"),
+    released(50),
+    event("Building", 1, at=BEGINNING + 53, started=BEGINNING + 53, attempt=OTHER_ATTEMPT),
+]
+
+
+@pytest.mark.parametrize(
+    ("count", "state", "missing", "released_at", "wait"),
+    [
+        (1, "held", (), 0.0, None),
+        (2, "queued", (), 10.0, None),
+        (3, "building", (), 10.0, 2.0),
+        (4, "held", ("b-devel >= 2",), 10.0, None),
+        (5, "queued", (), 50.0, None),
+        (6, "building", (), 50.0, 3.0),
+    ],
+)
+def test_a_held_build_waits_from_its_last_release(
+    count: int, state: str, missing: Sequence[str], released_at: float, wait: float | None
+) -> None:
+    for order in itertools.permutations(HELD_TWICE[:count]):
+        (found,) = apply_events({}, [*order, *order]).values()
+        assert found.state == state
+        assert (found.held, found.missing) == (state == "held", missing)
+        assert found.released_at == (BEGINNING + released_at if released_at else 0.0)
+        assert found.wait == wait
+
+
+def test_an_attempt_that_waits_is_nobodys_fault() -> None:
+    (found,) = apply_events({}, HELD_TWICE).values()
+    assert [each.status for each in found.attempts] == ["Waiting", "Building"]
+    assert found.attempts[0].state == "waiting"
+
+
+def test_each_time_a_job_is_held_or_released_is_news_once() -> None:
+    kinds = [news_kind(each) for each in HELD_TWICE]
+    assert len(set(kinds)) == len(kinds)
+    corrected = attr.evolve(HELD_TWICE[3], at=BEGINNING + 21)  # the notifier corrects a worker's clock to some second
+    assert news_kind(corrected) == kinds[3]
+    assert news_kind(released(51)) not in kinds

@@ -251,3 +251,15 @@ def test_a_stop_waits_for_what_takes_little_and_for_no_sink_that_hangs(path: Pat
     assert lacking == {"slow": 20 - len(slow.heard), "hanging": 20}
     farm.outbox.close()
     hanging.open.set()
+
+
+def test_an_urgent_sink_waits_for_no_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "BATCH_SECONDS", 600.0)
+    sink = Listener()
+    sink.is_urgent = True  # type: ignore[misc]
+    farm = Farm(path, sink)
+    farm.announce(*successes(0, 1))
+    until(lambda: len(sink.heard) == 1, 5, "it is delivered at once")
+    farm.announce(*successes(1, 2))
+    until(lambda: len(sink.heard) == 2, 5, "so is the next")
+    farm.close()

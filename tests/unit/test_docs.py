@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attr
@@ -14,7 +15,7 @@ import click
 import pytest
 
 from reimzul.admin.main import COMMANDS
-from reimzul.core import config, json_message, message, settings
+from reimzul.core import batch_message, config, json_message, message, settings
 from reimzul.core.cli import EXIT_CODES
 from reimzul.core.manifest import File, Manifest
 
@@ -32,28 +33,36 @@ PROGRAMS = {
 }
 _MARKDOWN_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
+_SHELL_OPERATORS = ("|", ">", ">>", "<", ";")
 
 
-def code_of(page: Path) -> Iterator[str]:
-    """Every command line in a page: of code spans, and of blocks that are indented; continued lines are joined."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    indented = re.findall(r"^    (.+(?:\\\n.+)*)$", text, re.MULTILINE)
-    for code in [*_CODE.findall(text), *indented]:
-        yield code.replace("\\\n", " ")
+def read_page(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def calls(page: Path) -> Iterator[list[str]]:
-    """The calls of our programs in a page, as words."""
-    for code in code_of(page):
-        for piece in re.split(r"\s+#\s|&&|\s\s\s", code):
+def blocks_of(page: Path) -> list[str]:
+    """The command lines in a page that are indented; continued lines are joined."""
+    return [code.replace("\\\n", " ") for code in re.findall(r"^    (.+(?:\\\n.+)*)$", read_page(page), re.MULTILINE)]
+
+
+def code_of(page: Path) -> list[str]:
+    """Every command line in a page: of code spans, and of blocks."""
+    return [*_CODE.findall(read_page(page)), *blocks_of(page)]
+
+
+def calls(codes: Iterable[str]) -> Iterator[list[str]]:
+    """The calls of our programs in command lines, as words."""
+    for code in codes:
+        for piece in re.split(r"\s+#\s|&&|\s{2,}", code):
             try:
                 words = shlex.split(piece)
             except ValueError:
                 continue
+            words = words[words[0] == "$" :] if words else []
             if words[:2] == ["sudo", "-u"]:
                 words = words[3:]
             if words and Path(words[0]).name in PROGRAMS:
-                yield [Path(words[0]).name, *words[1:]]
+                yield [Path(words[0]).name, *itertools.takewhile(lambda word: word not in _SHELL_OPERATORS, words[1:])]
 
 
 def command_of(program: str) -> click.Command:
@@ -63,8 +72,8 @@ def command_of(program: str) -> click.Command:
     return found
 
 
-def check_call(words: list[str]) -> None:
-    """Walk down the subcommands, then look whether each option is one of the last."""
+def check_call(words: list[str], *, is_complete: bool) -> None:
+    """Walk down the subcommands, then let click parse the rest, without running anything."""
     command, rest = command_of(words[0]), words[1:]
     context = click.Context(command, info_name=words[0])
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
@@ -72,27 +81,49 @@ def check_call(words: list[str]) -> None:
         assert below is not None, f"{shlex.join(words)}: no command {rest[0]}"
         command, rest = below, rest[1:]
         context = click.Context(command, info_name=command.name, parent=context)
-    known = {name for each in command.get_params(context) for name in (*each.opts, *each.secondary_opts)}
-    for word in rest:
-        if re.match(r"--?[A-Za-z]", word):
-            assert word.split("=")[0] in known, f"{shlex.join(words)}: no option {word}"
+    if isinstance(command, click.Group):
+        return  # a family of commands that is only named
+    try:
+        command.make_context(command.name, list(rest), parent=context.parent)
+    except click.UsageError as error:
+        if is_complete or not isinstance(error, click.MissingParameter):
+            pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
+    except click.exceptions.Exit:
+        pass  # --help
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_in_a_page_exist(page: Path) -> None:
-    for words in calls(page):
-        check_call(words)
+def test_the_commands_in_a_page_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in a sentence may leave out arguments."""
+    monkeypatch.setattr(click.Path, "convert", lambda _, path, *__: path)  # the files are the reader's
+    for words in calls(code_of(page)):
+        check_call(words, is_complete=False)
+    for words in calls(blocks_of(page)):
+        check_call(words, is_complete=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reimzul bilds", "reimzul builds --targt c9s", "reimzul builds --state paused", "reimzul builds c9s",
+        "reimzul log 72b893f8 biuld", "reimzul builders --forget", "reimzul packages",
+        "reimzul scratch rm --older week",
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_in_a_page_is_found(line: str) -> None:
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        check_call(line.split(), is_complete=True)
 
 
 def test_commands_are_found_in_pages_at_all() -> None:
-    found = [" ".join(words[:3]) for page in PAGES for words in calls(page)]
+    found = [" ".join(words[:3]) for page in PAGES for words in calls(code_of(page))]
     assert "reimzul builds --status" in found
     assert "reimzul-submit -s some-1.0-1.src.rpm" in found
     assert len(found) > 25
 
 
 def test_the_page_of_commands_has_an_example_of_every_command() -> None:
-    examples = {" ".join(words[:2]) for words in calls(TREE / "docs" / "commands.md")}
+    examples = {" ".join(words[:2]) for words in calls(code_of(TREE / "docs" / "commands.md"))}
     for name in COMMANDS:
         assert any(example == f"reimzul {name}" for example in examples), name
     programs = re.findall(r"^(reimzul[\w-]*) = ", (TREE / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
@@ -159,7 +190,7 @@ def test_the_page_of_commands_has_every_exit_code() -> None:
 
 MESSAGES = [
     message.BuildRequest, message.BuildEvent, message.Refusal, message.BuilderEvent, message.WorkerHeartbeat,
-    message.RepogenRequest, message.SignRequest,
+    message.RepogenRequest, message.SignRequest, batch_message.BatchRequest, batch_message.BatchOrder,
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reimzul.admin.stats import (
+from reimzul.history import BuildRecord
+from reimzul.history.estimates import (
     IDLE,
     ArchStats,
     DurationStats,
@@ -19,7 +20,6 @@ from reimzul.admin.stats import (
     estimate_start,
     quantile,
 )
-from reimzul.history import BuildRecord
 
 spans = st.floats(0.1, 100_000)
 some = st.lists(spans, min_size=1, max_size=30)

@@ -11,13 +11,13 @@ import pytest
 from reimzul.admin.build_facts import BuildFacts
 from reimzul.admin.explain import explain, to_dict
 from reimzul.admin.lookup import builds_ahead, lowest_priority, queue_order
-from reimzul.admin.stats import ArchStats, duration_stats
 from reimzul.core.beanstalk_stats import TubeStats
 from reimzul.core.control import ControlFlag
 from reimzul.core.links import relink
 from reimzul.core.message import CurrentBuild, WorkerHeartbeat
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
+from reimzul.history.estimates import ArchStats, duration_stats
 from reimzul.history.workers import WorkerRecord
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 

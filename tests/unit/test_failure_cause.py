@@ -50,6 +50,7 @@ def test_a_missing_capability_is_the_cause_whatever_the_log_says() -> None:
     other = find_cause("the buildroot could not be installed: nobody provides python3dist(six)", "")
     assert (one.id, one.text) == (other.id, "nobody provides python3dist(six)")
     assert missing_capabilities("BuildRequires that nobody provides: a >= 1, b") == ("a >= 1", "b")
+    assert missing_capabilities("nobody provides a-devel; nothing left in the batch could") == ("a-devel",)
     assert find_cause(BUILD, "error: x").missing == ()
 
 

@@ -27,7 +27,7 @@ PACKAGES = (
 PACKAGES_OF_EVERY_HOST = ("core", "store", "submit", "worker", "repogen", "tosign")
 #: Packages that import others than core, and which.
 ALLOWED_IMPORTS = {
-    "submit": ("reimzul.history.workers", "reimzul.plan"),
+    "submit": ("reimzul.history", "reimzul.plan"),
     "notifier": ("reimzul.history",),
     "plan": (),
     "batch": ("reimzul.history", "reimzul.plan"),

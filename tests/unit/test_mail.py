@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mail says, who gets it, and what mail remembers; the mail in docs/ is one of these."""
+"""The text of a mail, its recipients, and the state that mail keeps; the mail in docs/ is one of these."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_any_text_arrives_as_it_is_and_no_line_is_too_long_for_smtp(reason: str,
 
 
 def held(status: str = "Quarantined", at: float = 5.0) -> BuilderEvent:
-    """What is told of a builder."""
+    """The mail about a builder."""
     return BuilderEvent(
         builder="b1.example.org", status=status, reason="6 of its 6 tries", arches=("x86_64", "i386", "noarch"), at=at
     )
@@ -207,7 +207,7 @@ def settings(rows: str) -> Settings:
 
 
 def recipients(rows: str) -> Recipients:
-    """Who gets mails by these settings."""
+    """The recipients by these settings."""
     made = settings(rows)
     return Recipients(made.mail, made.mail_rcpts)
 

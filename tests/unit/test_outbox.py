@@ -447,6 +447,15 @@ def test_an_older_word_on_the_job_covers_no_newer_one(outbox: Outbox) -> None:
     assert [each.job for each in outbox.queued_events(build_id(1))] == [9]
 
 
+def test_a_held_job_is_known_however_long_it_is_held(outbox: Outbox) -> None:
+    tell(outbox, event("Queued", 1, job=7, held=True), event("Queued", 2, job=8))
+    outbox.purge(time.time() + 2 * KEEP_SECONDS)
+    assert [each.job for number in (1, 2) for each in outbox.queued_events(build_id(number))] == [7]
+    assert outbox.unfinished_arches(build_id(1)) == ["x86_64"], "a cancel of it can be finished"
+    tell(outbox, event("Cancelled", 1))
+    assert outbox.queued_events(build_id(1)) == []
+
+
 def test_a_build_that_is_put_first_is_news(outbox: Outbox) -> None:
     assert tell(outbox, event("Queued", job=7)) == ["Queued/7"]
     assert tell(outbox, event("Queued", job=7), event("Queued", job=8)) == ["Queued/8"]

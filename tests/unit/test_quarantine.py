@@ -79,6 +79,7 @@ def test_the_legs_of_one_source_are_one_package() -> None:
         (event("Failed", exit_code=1), False),
         (event("Failed", reason="no builder could build it: b1: no space left"), None),
         (event("Queued", attempt=ATTEMPT, builder_fqdn="b1.example.org", reason="nobody's fault: x86_64: x"), None),
+        (event("Queued", attempt=ATTEMPT, builder_fqdn="b1.example.org", held=True, missing=("b-devel",)), None),
         (event("Cancelled"), None),
         (event("Published", exit_code=0), None),
         (event("Success", exit_code=0, attempt=""), None),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 from hypothesis import given
@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from reimzul.core.config import parse_settings
 from reimzul.core.errors import ConfigError
-from reimzul.core.message import BuilderEvent, Event
-from reimzul.core.settings import Settings
+from reimzul.core.message import BuilderEvent, BuildEvent, Event
+from reimzul.core.settings import BeanstalkdSettings, Settings
 from reimzul.history.result_rules import Notification, news_kind
 from reimzul.notifier.delivery import Sink, SinkUnavailable
 from reimzul.notifier.sinks import SINKS, enabled_sinks
+from reimzul.notifier.sinks.batch import BatchSink, shorten
 from reimzul.notifier.sinks.logfile import LogSink, format_line
 from reimzul.notifier.sinks.mqtt import messages
+from tests.conftest import free_port
 from tests.events import build_id, event, refusal
 
 
@@ -40,12 +42,13 @@ def all_told(sink: Sink, *notices: Notification) -> list[Notification]:
 
 
 def test_the_table_knows_each_sink_by_its_name() -> None:
-    assert list(SINKS) == ["log", "history", "mail", "mqtt"]
+    assert list(SINKS) == ["log", "history", "mail", "mqtt", "batch"]
     assert [sink.name for sink in enabled_sinks(Settings())] == ["log", "history"], (
         "mail and MQTT are off unless they are set"
     )
-    on = parse_settings("[mail]\nnotifications = true\n[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n", "here")
-    assert [sink.name for sink in enabled_sinks(on)] == ["log", "history", "mail", "mqtt"]
+    switches = "[mail]\nnotifications = true\n[mqtt]\nnotifications = true\nca_cert = /etc/ca.pem\n"
+    on = parse_settings(f"{switches}[batch]\nenabled = true\n", "here")
+    assert [sink.name for sink in enabled_sinks(on)] == ["log", "history", "mail", "mqtt", "batch"]
 
 
 # --- log
@@ -221,3 +224,58 @@ def test_what_becomes_of_a_builder_is_a_line_and_an_event(tmp_path: Path) -> Non
     ((topic, payload),) = messages("reimzul", notice(told))
     assert topic == "reimzul/builds/events"
     assert json.loads(payload)["builder"] == "b1.example.org"
+
+
+# --- batch
+
+
+def batch_sink(port: int = 9) -> BatchSink:
+    return BatchSink(BeanstalkdSettings(port=port), ["x86_64", "i386"])
+
+
+@pytest.mark.parametrize(
+    ("told", "is_accepted"),
+    [
+        (event("Queued", batch="5f0c12ab"), True),
+        (event("Building", batch="5f0c12ab"), True),
+        (event("Queued", held=True, missing=("b-devel",)), True),
+        (event("Queued", held=False), True),
+        *((event(status), True) for status in ("Success", "Failed", "Cancelled", "Published", "Rejected")),
+        (event("Published", claimed=False), True),
+        (event("Published", claimed=True, batch="5f0c12ab"), False),
+        (event("Queued"), False),
+        (event("Building"), False),
+        (event("Override"), False),
+        (refusal(tube="i386"), True),
+        (refusal(tube="notify"), False),
+        (BuilderEvent(status="Quarantined", builder="b1.example.org"), False),
+    ],
+)
+def test_batch_gets_what_it_decides_by(told: Event, is_accepted: bool) -> None:
+    assert batch_sink().accepts(told) is is_accepted
+
+
+def test_what_batch_gets_is_short() -> None:
+    place = "repo/c7.1708.u.x86_64/time/20251122000001/1.7-45.el7.x86_64"
+    known: dict[str, Any] = {
+        "batch": "5f0c12ab", "parent": build_id(2), "place": place, "reason": "%build failed", "job": 17,
+        "skipped": {"i386": "a noarch package is built once"},
+    }  # fmt: skip
+    told = event("Failed", root_log="x" * 8000, build_log="y" * 24000, first_error="z" * 4000, exit_code=1, **known)
+    short = shorten(told)
+    assert isinstance(short, BuildEvent)
+    assert len(short.encode()) < 1000
+    assert short.exit_code is None
+    assert {name: getattr(short, name) for name in known} == known
+    assert (short.key, short.status, short.attempt, short.at) == (told.key, "Failed", told.attempt, told.at)
+    waits = shorten(event("Queued", held=True, missing=("b-devel >= 2",), due=2e9, attempt="1763800001-0000000a"))
+    assert isinstance(waits, BuildEvent)
+    assert (waits.held, waits.missing, waits.due) == (True, ("b-devel >= 2",), 2e9)
+    assert shorten(refusal(begins="{" * 1000)) == refusal(begins="")
+
+
+def test_a_beanstalkd_that_is_away_gets_it_later() -> None:
+    sink = batch_sink(port=free_port())
+    with pytest.raises(SinkUnavailable, match="beanstalkd at"):
+        all_told(sink, notice(event("Success")))
+    sink.close()

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/test runs failed tests again only if that can tell an unsteady test, and never hides one."""
+"""tools/test runs files side by side, runs failed tests again only if that can tell an unsteady one, and names it."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -69,3 +73,22 @@ def test_two_unsteady_runs_far_apart_are_forgiven(tmp_path: Path) -> None:
     for _ in range(9):
         assert run_steadily([], runs, Pytest(0), list) == 0
     assert run_steadily([], runs, Pytest(1, 0), lambda: ["a::b"]) == 0
+
+
+@pytest.mark.skipif(not find_spec("xdist"), reason="other Pythons run unit tests in one process")
+def test_files_run_side_by_side_and_the_tests_of_one_in_one_process(tmp_path: Path) -> None:
+    """Else each process would make what a file's tests share: the programs of an installation, a farm."""
+    text = "import os\nimport pytest\n@pytest.mark.parametrize('x', range(4))\ndef test_it(x):\n"
+    text += "    print(__name__, os.environ['PYTEST_XDIST_WORKER'], file=open('ran', 'a'))\n"
+    for number in range(4):
+        (tmp_path / f"test_{number}.py").write_text(text)
+    hook = "def pytest_xdist_make_scheduler(config, log):\n    return parallel.make_scheduler(config, log)\n"
+    (tmp_path / "conftest.py").write_text(f"from tests import parallel\n{hook}")
+    argv = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = [line.split() for line in (tmp_path / "ran").read_text().splitlines()]
+    assert len(ran) == 16
+    assert len({worker for _, worker in ran}) == 2
+    assert all(len({worker for file, worker in ran if file == f"test_{number}"}) == 1 for number in range(4))

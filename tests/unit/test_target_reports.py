@@ -18,7 +18,7 @@ from reimzul.core.errors import BrokerUnavailable, InputError
 from reimzul.core.heartbeat import LIST_INTERVAL_SECONDS, ErrorLog, HeartbeatSender, ProcessIdentity
 from reimzul.core.json_message import MAX_BYTES
 from reimzul.core.message import CurrentBuild, Feature, WorkerHeartbeat, WorkerState
-from reimzul.core.targets import TargetList, find_targets, split_arch
+from reimzul.core.targets import TargetList, UnknownTarget, find_one_target, find_targets, split_arch
 from reimzul.history.workers import WorkerRecord, WorkerStore, WorkersUnavailable
 from reimzul.notifier.housekeeping import HeartbeatIntake
 from reimzul.worker import known_targets
@@ -37,12 +37,16 @@ def test_a_targets_configuration_is_one_of_an_arch_that_this_worker_builds(tmp_p
     for name in (
         "c9s.x86_64.cfg", "c9s.i386.cfg", "epel-9-next.x86_64.cfg", "centos-stream-10.x86_64.cfg", "c9s.aarch64.cfg",
         "time-1.7-45.el7.x86_64.cfg", "python3.11-3.11.2-1.el9.i386.cfg", "site-defaults.cfg", "logging.ini",
-        "c9s.x86_64.cfg.orig", ".x86_64.cfg", "a b.x86_64.cfg",
+        "c9s.x86_64.cfg.orig", ".x86_64.cfg", "a b.x86_64.cfg", "centos-7-1708.x86_64.cfg", "c-7-1708.u.x86_64.cfg",
+        "kernel-6.1-0.rc2.3.module+el9_4.x86_64.cfg",
     ):  # fmt: skip
         (tmp_path / name).touch()
     (tmp_path / "folder.x86_64.cfg").mkdir()
     found = read_targets(tmp_path, ARCHES, ARCHES.tubes_of_machine("x86_64"))
-    assert found == TargetList(("c9s.i386", "c9s.x86_64", "centos-stream-10.x86_64", "epel-9-next.x86_64"))
+    assert found.names == (
+        "c-7-1708.u.x86_64", "c9s.i386", "c9s.x86_64", "centos-7-1708.x86_64", "centos-stream-10.x86_64",
+        "epel-9-next.x86_64",
+    )  # fmt: skip
 
 
 def test_a_checkout_that_is_missing_has_no_targets(tmp_path: Path) -> None:
@@ -74,30 +78,42 @@ def test_a_heartbeat_with_the_longest_list_fits_into_a_job() -> None:
 # --- the target that a person means
 
 
-KNOWN = ("c9s.x86_64", "c9s.aarch64", "c9s-extras.x86_64", "odd")
+KNOWN = ("c9s.x86_64", "c9s.aarch64", "c9s-extras.x86_64", "odd", "a[b].x86_64")
 
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [("c9s", ["c9s.aarch64", "c9s.x86_64"]), ("c9s.x86_64", ["c9s.x86_64"]), ("odd", ["odd"])],
-)
-def test_a_target_is_named_with_its_arch_or_without(given: str, found: list[str]) -> None:
+    [
+        ("c9s", ["c9s.aarch64", "c9s.x86_64"]), ("c9s.x86_64", ["c9s.x86_64"]), ("odd", ["odd"]),
+        ("c9*", ["c9s-extras.x86_64", "c9s.aarch64", "c9s.x86_64"]), ("c9?", ["c9s.aarch64", "c9s.x86_64"]),
+        ("*.aarch64", ["c9s.aarch64"]), ("a[b]", ["a[b].x86_64"]),
+    ],
+)  # fmt: skip
+def test_a_target_is_named_with_its_arch_without_or_by_a_pattern(given: str, found: list[str]) -> None:
     assert find_targets(given, KNOWN, ARCHES) == found
 
 
 @pytest.mark.parametrize(
     ("given", "known", "fault"),
     [
-        ("c9x", KNOWN, "no target 'c9x' is known; is c9s meant?"),
-        ("c9s.x86_46", KNOWN, "no target 'c9s.x86_46' is known; is c9s.x86_64 meant?"),
-        ("zzzz", KNOWN, "no target 'zzzz' is known; there are c9s, c9s-extras, odd"),
-        ("c9s", (), "no target 'c9s' is known; no target is known at all"),
+        ("c9x", KNOWN, "there is no target 'c9x'; is c9s meant?"),
+        ("c9s.x86_46", KNOWN, "there is no target 'c9s.x86_46'; is c9s.x86_64 meant?"),
+        ("zz*", KNOWN, "there is no target 'zz*'; there are a[b], c9s, c9s-extras, odd"),
+        ("a[bc]", KNOWN, "there is no target 'a[bc]'; is a[b] meant?"),
+        ("c9s", (), "there is no target 'c9s'; no target is known yet"),
     ],
 )
 def test_an_unknown_target_is_refused_with_the_nearest(given: str, known: tuple[str, ...], fault: str) -> None:
-    with pytest.raises(InputError) as refused:
-        find_targets(given, known, ARCHES)
-    assert str(refused.value) == fault
+    for find in (find_targets, find_one_target):
+        with pytest.raises(UnknownTarget) as refused:
+            find(given, known, ARCHES)
+        assert str(refused.value) == fault
+
+
+def test_a_command_for_one_target_takes_no_name_of_several() -> None:
+    assert find_one_target("c9s-*", KNOWN, ARCHES) == "c9s-extras.x86_64"
+    with pytest.raises(InputError, match="^more than one target is called 'c9s': c9s.aarch64, c9s.x86_64$"):
+        find_one_target("c9s", KNOWN, ARCHES)
 
 
 def test_an_arch_is_split_off_only_if_it_is_one() -> None:

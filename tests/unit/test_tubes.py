@@ -57,7 +57,7 @@ def test_a_heartbeat_comes_after_all_news_of_builds() -> None:
 
 
 def test_a_holder_that_gave_the_job_back_or_was_too_slow_did_not_die() -> None:
-    stats = JobStats("x86_64", 1, ttr=120, age=9, reserves=8, releases=2, timeouts=1, kicks=0)
+    stats = JobStats("x86_64", 1, ttr=120, age=9, reserves=8, releases=2, timeouts=1, buries=0)
     assert stats.deaths == 4, "eight held it, one holds it now"
 
 

@@ -10,7 +10,6 @@ import click
 import pytest
 
 from reimzul.admin.lookup import BuildLegs, group_by_build
-from reimzul.admin.stats import duration_stats
 from reimzul.admin.watch import (
     LegRow,
     TableScreen,
@@ -26,6 +25,7 @@ from reimzul.core.arch import read_arches
 from reimzul.core.message import CurrentBuild
 from reimzul.history import BuildRecord
 from reimzul.history.build_record import apply_events
+from reimzul.history.estimates import duration_stats
 from tests.events import ATTEMPT, BEGINNING, build_id, event
 
 KNOWN = read_arches()

@@ -27,7 +27,7 @@ from reimzul.admin.doctor import (
 )
 from reimzul.admin.doctor.canary import NEEDED, Canary, prepare_canary
 from reimzul.admin.doctor.host import ALL, Host, find_host
-from reimzul.admin.output import NearestChoice, color_option, json_option, print_json
+from reimzul.admin.output import NearestChoice, color_option, json_option, print_json, refuse_ignored
 from reimzul.core.cli import EXIT_CODES, load_settings, shared_options
 from reimzul.core.config import find_file
 from reimzul.core.errors import EXIT_FAILED
@@ -121,8 +121,8 @@ def command(
       reimzul doctor --role builder --json
       reimzul doctor --canary --arch x86_64 --target c9s
     """
-    if (arches or target) and not sends_canary:
-        raise click.UsageError("--arch and --target are options of the canary: give --canary too")
+    if not sends_canary:
+        refuse_ignored("without --canary", "arches", "target", "timeout")
     examined = find_host(load_settings(config, verbose), find_file(config), roles, stunnel_file)
     canary = prepare_canary(examined, arches, target, timeout) if sends_canary else None
     checks = collect_checks(examined)

@@ -23,6 +23,7 @@ from reimzul.admin import lookup
 from reimzul.admin.doctor import Check, CheckGroup, Result, fail, is_root, ok, recommend, require, shorten, warn
 from reimzul.admin.doctor.host import PROGRAM_TIMEOUT_SECONDS, READ, WRITE, Host, check_writable, user_can
 from reimzul.admin.doctor.services import ANSWER_TIMEOUT_SECONDS, connect, format_address
+from reimzul.admin.held import read_held_counts, separate_held
 from reimzul.admin.queues import all_tubes, count_buried, farm_tubes, is_unwatched
 from reimzul.admin.setup.mqtt import FOLDER as MQTT_FOLDER
 from reimzul.core.beanstalk import CREATEREPO, NOTIFY, TOSIGN, Broker
@@ -140,6 +141,8 @@ def _check_binlog(host: Host) -> Result:
 def _check_watchers(host: Host) -> Iterator[Result]:
     with connect(host.settings) as broker:
         tubes = [broker.tube_stats(name) for name in farm_tubes(host.settings)]
+    with contextlib.suppress(HistoryUnavailable, ConfigError):  # other checks report it
+        tubes = separate_held(tubes, read_held_counts(host.settings))  # a held job waits for no builder
     for tube in tubes:
         daemon, hint = _DAEMONS.get(tube.name, ("a builder", _BUILDER_HINT))
         if is_unwatched(tube):

@@ -19,6 +19,7 @@ from reimzul.history import (
 )
 from reimzul.history.result_rules import Notification
 from reimzul.notifier.delivery import Sink, SinkUnavailable
+from reimzul.notifier.sinks.batch import BatchSink
 from reimzul.notifier.sinks.logfile import LogSink
 from reimzul.notifier.sinks.mail import MailSink
 from reimzul.notifier.sinks.mqtt import MqttSink
@@ -67,7 +68,7 @@ class HistorySink(Sink):
             self._history = None
 
 
-SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink)}
+SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (LogSink, HistorySink, MailSink, MqttSink, BatchSink)}
 
 
 def enabled_sinks(settings: Settings) -> list[Sink]:

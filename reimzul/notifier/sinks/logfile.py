@@ -17,6 +17,7 @@ from pathlib import Path
 import attr
 
 from reimzul.core import validators
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.formatting import format_time
 from reimzul.core.message import BuilderEvent, Event, Refusal
 from reimzul.core.settings import Settings
@@ -32,6 +33,8 @@ def format_line(event: Event, *, local_time: bool = False) -> str:
     when = time.asctime(time.localtime(at)) if local_time else format_time(at)
     if isinstance(event, BuilderEvent):
         text = f"Builder {event.builder} status {event.status}: {event.reason}"
+    elif isinstance(event, BatchEvent):
+        text = f"Batch {event.batch} status {event.status}: {event.text} (submitted by {event.submitter})"
     elif isinstance(event, Refusal):
         by = f" by {event.host}" if event.host else ""
         begins = validators.quoted(event.begins, 200)

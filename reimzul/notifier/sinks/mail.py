@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mail: `Success`, `Failed` and `Rejected`, but not of scratch builds, to an arch's recipients and the submitter.
 
+Builds of a batch are not mailed about one by one: there is a mail for each new cause of failures, and one when the
+batch is over, rests or has paused itself.
+
 A mail is delivered when the server has taken it for all its recipients. A recipient that the server puts off is tried
 again, and holds up no other mail; one that it refuses for good is logged and not tried again. If a connection breaks
 before the server's last reply about a mail, nobody knows whether the server took it: the mail is sent again under the
@@ -20,11 +23,12 @@ from email.header import Header
 from email.quoprimime import body_encode
 from email.utils import formatdate
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import attr
 
 from reimzul.core import validators
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.errors import ConfigError
 from reimzul.core.formatting import format_time, format_timestamp
 from reimzul.core.links import PublicUrl, describe_folder, make_link, relink
@@ -40,6 +44,8 @@ from reimzul.notifier.outbox import KEEP_SECONDS, translating_errors, write_lock
 
 log = logging.getLogger(__name__)
 
+#: The events that are mailed about.
+MailedEvent = Union[BuildEvent, BuilderEvent, BatchEvent]
 MAILED_STATUSES = (Status.SUCCESS, Status.FAILED, Status.REJECTED)
 #: How many mails in a row may break their connection before the server counts as unavailable: one mail that a server
 #: cannot process must not hold up the others.
@@ -53,7 +59,7 @@ ROOT_LOG_LINES, BUILD_LOG_LINES = 30, 80
 #: Fields that are headers too, by which a filter can sort.
 _OWN_HEADERS = {
     name: f"X-Reimzul-{name.replace('_', '-').title()}"
-    for name in ("status", "pkgname", "target", "arch", "submitter", "build_id", "builder")
+    for name in ("status", "pkgname", "target", "arch", "submitter", "build_id", "builder", "batch")
 }
 
 _SCHEMA = """
@@ -97,11 +103,11 @@ class MailSink(Sink):
         return cls(settings)
 
     def accepts(self, event: Event) -> bool:
-        if isinstance(event, BuilderEvent):
+        if isinstance(event, (BuilderEvent, BatchEvent)):
             return True
         if not isinstance(event, BuildEvent) or event.claimed:
             return False
-        return event.status in MAILED_STATUSES and not event.scratch
+        return event.status in MAILED_STATUSES and not event.scratch and not event.batch
 
     def deliver(self, notices: Sequence[Notification]) -> Iterator[Notification]:
         """Send one mail after the other; those that broke a connection before come last."""
@@ -239,16 +245,18 @@ class Recipients:
         self._by_arch = rcpts.arches
         self._logged: set[str] = set()
 
-    def addresses_for(self, event: BuildEvent | BuilderEvent) -> list[str]:
-        """Return the addresses for a result, each once; for a builder those of all its arches."""
-        if isinstance(event, BuilderEvent):
-            return list(dict.fromkeys(one for arch in event.arches for one in self._by_arch.get(arch, ())))
+    def addresses_for(self, event: MailedEvent) -> list[str]:
+        """Return the addresses for a result, each once; for a builder or a batch those of all its arches."""
+        if not isinstance(event, BuildEvent):
+            addresses = [one for arch in event.arches for one in self._by_arch.get(arch, ())]
+            submitter = self._submitter_address(event) if isinstance(event, BatchEvent) else ()
+            return list(dict.fromkeys([*addresses, *submitter]))
         if event.arch not in self._by_arch and event.arch not in self._logged:
             self._logged.add(event.arch)
             log.warning("[mail_rcpts] has no line for %s: its results are mailed to nobody there", event.arch)
         return list(dict.fromkeys([*self._by_arch.get(event.arch, ()), *self._submitter_address(event)]))
 
-    def _submitter_address(self, event: BuildEvent) -> list[str]:
+    def _submitter_address(self, event: BuildEvent | BatchEvent) -> list[str]:
         if not self._mail.to_submitter:
             return []
         name = event.submitter if "@" in event.submitter else f"{event.submitter}@{self._mail.submitter_domain}"
@@ -272,8 +280,11 @@ class MailWriter:
     sender: str
     public_url: str = ""  #: the root of links; empty: there are none
 
-    def format_mail(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> bytes:
-        text = _builder_body(event) if isinstance(event, BuilderEvent) else self._body(event)
+    def format_mail(self, event: MailedEvent, recipients: Sequence[str]) -> bytes:
+        if isinstance(event, BuildEvent):
+            text = self._body(event)
+        else:
+            text = _builder_body(event) if isinstance(event, BuilderEvent) else _batch_body(event)
         lines = text.splitlines()
         is_plain = text.isascii() and max(map(len, lines)) <= MAX_LINE_LENGTH
         headers = [
@@ -286,12 +297,15 @@ class MailWriter:
             lines = body_encode(text.encode().decode("latin-1")).splitlines()
         return "\r\n".join([*(f"{name}: {value}" for name, value in headers), "", *lines, ""]).encode()
 
-    def _headers(self, event: BuildEvent | BuilderEvent, recipients: Sequence[str]) -> list[tuple[str, str]]:
+    def _headers(self, event: MailedEvent, recipients: Sequence[str]) -> list[tuple[str, str]]:
         """Return the headers. Their fields were checked to be ASCII without line breaks, except for the submitter.
 
-        All mails of a package on an arch and target, or of a builder, refer to one id, which no mail has.
+        All mails of a package on an arch and target, of a builder, or of a batch refer to one id, which no mail has.
         """
-        about = event.builder if isinstance(event, BuilderEvent) else "/".join(package_key(event))
+        if isinstance(event, BuildEvent):
+            about = "/".join(package_key(event))
+        else:
+            about = event.builder if isinstance(event, BuilderEvent) else f"batch {event.batch}"
         thread = self._id(f"thread-{uuid.uuid5(NAMESPACE, about).hex}")
         given = [(header, getattr(event, name, "")) for name, header in _OWN_HEADERS.items()]
         return [
@@ -368,11 +382,26 @@ def _builder_body(event: BuilderEvent) -> str:
     return "\n".join(facts) + "\n"
 
 
-def subject(event: BuildEvent | BuilderEvent) -> str:
+def _batch_body(event: BatchEvent) -> str:
+    facts = (
+        f" Batch        : {event.batch}{', scratch' * event.scratch}",
+        f" Target       : {event.target} on {', '.join(event.arches)}",
+        f" Submitted by : {event.submitter}",
+        f" At           : {format_time(event.at)}",
+        f" Members      : {', '.join(f'{count} {state}' for state, count in event.counts.items())}",
+    )
+    more = f"More: reimzul batch show {event.batch}"
+    return "\n".join([event.text, "", *event.lines, *[""] * bool(event.lines), *facts, "", more]) + "\n"
+
+
+def subject(event: MailedEvent) -> str:
     if isinstance(event, BuilderEvent):
         return f"[reimzul] Builder {event.builder} : {event.status}"
-    reason = f": {event.reason}" if event.reason and event.status != Status.SUCCESS else ""
-    text = f"[reimzul] {event.status}: {_package(event)} on {event.arch} for {event.target}{reason}"
+    if isinstance(event, BatchEvent):
+        text = f"[reimzul] {event.text}"
+    else:
+        reason = f": {event.reason}" if event.reason and event.status != Status.SUCCESS else ""
+        text = f"[reimzul] {event.status}: {_package(event)} on {event.arch} for {event.target}{reason}"
     return text if len(text) <= MAX_SUBJECT_LENGTH else f"{text[: MAX_SUBJECT_LENGTH - 3]}..."
 
 

@@ -4,6 +4,7 @@
 `<topic>/builds/results` has `Success` and `Failed`, as the original published them: not of scratch builds, since its
 six keys (srpm, status, target, arch, timestamp, submitter) do not show whether a build is one, and their subscribers
 act on packages. `<topic>/builds/events` has everything, scratch builds and refused messages too.
+`<topic>/builds/batches` has what concerns a batch as a whole.
 
 An event is delivered when the broker has acknowledged all its messages (QoS 1). QoS 1 may deliver twice; messages with
 the same `id` are the same event.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
+from reimzul.core.batch_event import BatchEvent
 from reimzul.core.errors import ConfigError
 from reimzul.core.links import PublicUrl, relink_event
 from reimzul.core.message import BuildEvent, Status
@@ -33,7 +35,7 @@ ACK_SECONDS = 10.0
 
 _RESULT_KEYS = (
     "srpm", "status", "target", "arch", "timestamp", "submitter",
-    "build_id", "evr", "pkgname", "builder_fqdn", "reason", "url", "place",
+    "build_id", "evr", "pkgname", "builder_fqdn", "reason", "url", "place", "batch",
 )  # fmt: skip
 
 
@@ -43,6 +45,8 @@ def messages(topic: str, notice: Notification, public_url: str = "") -> list[tup
     about = {"schema": SCHEMA, "id": "/".join(notice.name)}
     fields = {name: value for name, value in event.to_json().items() if name != "owed"}
     published = [(f"{topic}/builds/events", _payload({**fields, **about}))]
+    if isinstance(event, BatchEvent):
+        published.append((f"{topic}/builds/batches", _payload({**fields, **about})))
     if isinstance(event, BuildEvent) and event.status in (Status.SUCCESS, Status.FAILED) and not event.scratch:
         result = {name: getattr(event, name) for name in _RESULT_KEYS}
         published.append((f"{topic}/builds/results", _payload({**result, **about})))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look-ups of batches: a batch by its id, members by their names, and the workers that build them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from reimzul.admin import lookup
+from reimzul.core import validators
+from reimzul.core.config import load_file
+from reimzul.core.errors import InputError, ReimzulError, describe_os_error
+from reimzul.core.formatting import list_known, pluralize, suggest_nearest
+from reimzul.core.message import WorkerState
+from reimzul.core.settings import Settings
+from reimzul.history.workers import WorkersUnavailable, list_live
+from reimzul.plan.arrangement import SEED_SUFFIX
+from reimzul.plan.batches import BatchFiles, BatchSummary, list_batch_ids, read_summary
+from reimzul.plan.document import FOLDER
+from reimzul.plan.state import BatchState
+
+_ID = re.compile(r"[0-9a-f]{1,8}")
+#: Batches and members offered for one Tab.
+_MAX_COMPLETIONS = 50
+
+
+def list_batches(settings: Settings) -> list[str]:
+    """Return the ids of all batches, the newest first. Raises `InputError`."""
+    try:
+        return list_batch_ids(settings.incoming.folder)
+    except OSError as error:
+        raise InputError(f"{settings.incoming.folder / FOLDER}: {describe_os_error(error)}") from None
+
+
+def find_batch(settings: Settings, given: str | None) -> BatchFiles:
+    """Return the batch whose id has this prefix; without one the newest that is not over. Raises `InputError`."""
+    known = list_batches(settings)
+    if given is None:
+        return _find_newest_unfinished(settings, known)
+    prefix = given.lower()
+    if not _ID.fullmatch(prefix):
+        raise InputError(f"{validators.quoted(given)} is no batch id, nor the beginning of one: up to 8 hex digits")
+    found = [each for each in known if each.startswith(prefix)]
+    if not found:
+        hint = suggest_nearest(prefix, known) or "; `reimzul batch list` shows which there are"
+        raise InputError(f"no batch's id begins with {prefix}{hint}")
+    if len(found) > 1:
+        raise InputError(f"more than one batch's id begins with {prefix}{list_known(found)}")
+    return BatchFiles(settings.incoming.folder, found[0])
+
+
+def _find_newest_unfinished(settings: Settings, known: Iterable[str]) -> BatchFiles:
+    newest = ""
+    for batch in known:
+        files = BatchFiles(settings.incoming.folder, batch)
+        if not files.state.is_over:
+            return files
+        newest = newest or batch
+    hint = f"; the newest is {newest}" if newest else ": `reimzul-submit --batch` makes one"
+    raise InputError(f"no batch is unfinished{hint}")
+
+
+def read_summaries(settings: Settings, batches: Iterable[str]) -> tuple[list[BatchSummary], list[str]]:
+    """Return summaries of batches, and a line for each batch that cannot be read."""
+    found, faults = [], []
+    for batch in batches:
+        try:
+            found.append(read_summary(settings.incoming.folder, batch))
+        except (InputError, OSError) as error:
+            faults.append(f"batch {batch} cannot be read: {error}")
+    return found, faults
+
+
+def match_members(state: BatchState, names: Sequence[str], arch: str | None = None) -> list[str]:
+    """Return the keys of the members that sources are on all arches, or on one.
+
+    Raises `InputError` with a line for each name of no member.
+    """
+    by_name: dict[str, list[str]] = {}
+    for key, progress in state.members.items():
+        if arch in (None, progress.member.arch):
+            by_name.setdefault(progress.member.name, []).append(key)
+    if arch is not None and not by_name:
+        arches = {progress.member.arch for progress in state.members.values()}
+        hint = suggest_nearest(arch, arches) or list_known(arches)
+        raise InputError(f"batch {state.plan.batch} has no arch {validators.quoted(arch)}{hint}")
+    faults = [
+        f"batch {state.plan.batch} has no member {validators.quoted(name)}{suggest_nearest(name, by_name)}"
+        for name in dict.fromkeys(names)
+        if name not in by_name
+    ]
+    if faults:
+        raise InputError("\n".join(faults))
+    return [key for name in dict.fromkeys(names) for key in by_name[name]]
+
+
+def find_state_of_build(settings: Settings, batch: str) -> BatchState | None:
+    """Return the batch that a build belongs to; None if its files are gone, or this user cannot read them."""
+    with contextlib.suppress(InputError):
+        return BatchFiles(settings.incoming.folder, batch).state
+    return None
+
+
+def count_builders(settings: Settings, state: BatchState) -> Optional[int]:
+    """Count the live workers that take jobs of a batch's tubes; None if they are unknown."""
+    tubes = {progress.member.tube for progress in state.members.values()}
+    taking = (WorkerState.IDLE, WorkerState.BUILDING)
+    try:
+        workers = list_live(lookup.load_workers(settings))
+    except WorkersUnavailable:
+        return None
+    return sum(bool(tubes & set(each.heartbeat.arches)) and each.heartbeat.state in taking for each in workers)
+
+
+def describe_batch(state: BatchState) -> str:
+    sources = {each.member.name.removesuffix(SEED_SUFFIX) for each in state.members.values()}
+    return f"batch of {pluralize(len(sources), 'source')}"
+
+
+# --- arguments
+
+
+def batch_argument(*, required: bool = False) -> Callable[[Any], Any]:
+    """Return the argument that is a batch's id, with completion; the parameter is called `batch`."""
+    metavar = "BATCH" if required else "[BATCH]"
+    return click.argument("batch", metavar=metavar, required=required, shell_complete=complete_batch)
+
+
+def names_argument(*, required: bool = True) -> Callable[[Any], Any]:
+    """Return the argument that is names of sources, with completion; the parameter is called `names`."""
+    metavar = "NAME..." if required else "[NAME...]"
+    return click.argument("names", metavar=metavar, nargs=-1, required=required, shell_complete=complete_member)
+
+
+def complete_batch(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+    """Return the newest batches whose id has this prefix, with what they do now."""
+    from click.shell_completion import CompletionItem
+
+    with contextlib.suppress(ReimzulError, OSError):
+        settings = _load_settings(context)
+        known = [each for each in list_batches(settings) if each.startswith(incomplete.lower())]
+        found, _faults = read_summaries(settings, known[:_MAX_COMPLETIONS])
+        return [CompletionItem(each.batch, help=f"{each.target}, {each.phase}, {each.total}") for each in found]
+    return []
+
+
+def complete_member(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the sources of the batch that was typed before."""
+    with contextlib.suppress(ReimzulError, OSError):
+        state = find_batch(_load_settings(context), context.params.get("batch")).state
+        names = {each.member.name for each in state.members.values()}
+        return sorted(name for name in names if name.startswith(incomplete))[:_MAX_COMPLETIONS]
+    return []
+
+
+def _load_settings(context: click.Context) -> Settings:
+    config: Path | None = context.params.get("config")
+    return load_file(config)

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reimzul batch list` and `reimzul batch show`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional, TypeVar
+
+import attr
+import click
+
+from reimzul.admin import batch_lookup, batch_members, lookup, output
+from reimzul.admin.causes import find_build_before
+from reimzul.core.cli import EXIT_CODES, print_error
+from reimzul.core.errors import EXIT_FAILED
+from reimzul.core.formatting import format_duration, format_time, pluralize
+from reimzul.core.message import Status
+from reimzul.core.settings import Settings
+from reimzul.history import NoHistory
+from reimzul.plan import overview
+from reimzul.plan.batches import BatchSummary, summarize
+from reimzul.plan.overview import BatchPhase, Outlook
+from reimzul.plan.state import BatchState, MemberProgress, MemberState
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LIST_TABLE = output.Table(
+    ("BATCH", "STATE", "TARGET", "MEMBERS", "DONE", "FAILED", "SUBMITTED", "SUBMITTER"),
+    dispensable=("SUBMITTER", "SUBMITTED"),
+)
+#: Members of a chain, and causes, that are printed.
+_MAX_CHAIN, _MAX_CAUSES = 6, 10
+
+
+@attr.frozen(kw_only=True)
+class BatchView:
+    """A batch and what is known beside its files."""
+
+    state: BatchState
+    now: float
+    outlook: Outlook
+    builders: Optional[int]  #: workers that take its jobs; None if unknown
+    newly_failing: Optional[Sequence[str]] = None  #: of a scratch batch: members that were built before
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it takes still; None unless it runs, and if that cannot be estimated."""
+        is_running = overview.find_phase(self.state) in (BatchPhase.RUNNING, BatchPhase.SUBMITTED)
+        return self.outlook.seconds_left(self.builders or 0) if is_running else None
+
+
+# --- reimzul batch list
+
+
+@click.command("list", epilog=EXIT_CODES)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="COUNT")
+@output.table_options(_LIST_TABLE)
+@output.json_option("a list of batches")
+@output.pass_settings
+def list_command(settings: Settings, limit: int, columns: Sequence[str], wide: bool, as_json: bool) -> int:
+    """List batches, the newest first: what each does, and how many of its members are done and failed.
+
+    \b
+    Examples:
+      reimzul batch list
+      reimzul batch list --limit 50 --json
+    """
+    known = batch_lookup.list_batches(settings)
+    found, faults = batch_lookup.read_summaries(settings, known[:limit])
+    if as_json:
+        output.print_json([_summary_to_dict(each) for each in found])
+    elif found:
+        output.print_table(_LIST_TABLE, map(_summary_row, found), columns=columns, wide=wide)
+    elif not faults:
+        output.print_none_found("batch")
+    if len(known) > limit:
+        output.print_note(f"{limit:,} shown, there are more: --limit", as_json=as_json)
+    for fault in faults:
+        print_error(list_command, fault)
+    return EXIT_FAILED if faults else 0
+
+
+def _summary_row(summary: BatchSummary) -> list[str]:
+    numbers = (summary.total, summary.good, summary.failed)
+    about = (format_time(summary.created), summary.submitter)
+    return [summary.batch, summary.phase, summary.target, *map(str, numbers), *about]
+
+
+def _summary_to_dict(summary: BatchSummary) -> dict[str, Any]:
+    about = {name: value for name, value in attr.asdict(summary).items() if name != "phase"}
+    return {**about, "state": summary.phase, "total": summary.total, "good": summary.good}
+
+
+# --- reimzul batch show
+
+#: The options that choose members, and what each shows.
+_FILTERS = {
+    "failed": "Show members that failed or were rejected.",
+    "waiting": "Show members that miss a requirement which nobody provides.",
+    "held": "Show members that wait for others.",
+    "stale": "Show members that were built against an old build of another.",
+}
+
+
+def filter_options(function: F) -> F:
+    for name, text in reversed(_FILTERS.items()):
+        function = click.option(f"--{name}", is_flag=True, help=text)(function)
+    return function
+
+
+@click.command("show", epilog=EXIT_CODES)
+@batch_lookup.batch_argument()
+@click.option("--tree", is_flag=True, help="Draw who waits for whom, instead of the members.")
+@filter_options
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=30, show_default=True, metavar="COUNT",
+              help="Members, or lines of the tree, that are printed.")  # fmt: skip
+@output.json_option("an object: the batch, its causes of failure, its members")
+@output.pass_settings
+def show_command(settings: Settings, batch: str | None, tree: bool, limit: int, as_json: bool, **given: bool) -> None:
+    """Show a batch: what it does, how long still, why members failed and how many wait behind them, and its members.
+
+    BATCH is a batch's id, or a prefix that no other batch has; without it, the newest batch that is not over. The
+    table leaves out what is published.
+
+    \b
+    Examples:
+      reimzul batch show
+      reimzul batch show 5f0c12ab --failed
+      reimzul batch show 5f0c12ab --tree
+    """
+    filters = [name for name in _FILTERS if given[name]]
+    if tree and (filters or as_json):
+        raise click.UsageError("--tree shows all members that are waited for: leave --json and the other options out")
+    view = make_view(settings, batch_lookup.find_batch(settings, batch).state)
+    chosen = list(_choose(view.state, filters))
+    if as_json:
+        output.print_json(view_to_dict(view, chosen))
+        return
+    output.print_result(None, format_view(view), False)
+    click.echo()
+    if tree:
+        lines = list(batch_members.format_tree(view.state, view.now))
+        output.print_result(None, lines[:limit] or ["nobody waits for another member"], False)
+        left_out = len(lines) - limit
+    else:
+        left_out = _print_members(view, chosen, limit, is_filtered=bool(filters))
+    if left_out > 0:
+        output.print_note(f"and {left_out:,} more: --limit")
+
+
+def make_view(settings: Settings, state: BatchState) -> BatchView:
+    now = time.time()
+    return BatchView(
+        state=state,
+        now=now,
+        outlook=overview.compute_outlook(state, now),
+        builders=batch_lookup.count_builders(settings, state),
+        newly_failing=_find_newly_failing(settings, state) if state.plan.scratch else None,
+    )
+
+
+def _find_newly_failing(settings: Settings, state: BatchState) -> list[str] | None:
+    """Return the failed members whose package was built by its last build before; None if nobody knows."""
+    failed = {each.build_id: each.key for each in overview.find_failed(state)}
+    try:
+        with lookup.reading_history(settings.history.url) as history:
+            records = [build.main for build in lookup.find_recorded_builds(history, failed)]
+            before = {each.build_id: find_build_before(history, each) for each in records}
+    except NoHistory:
+        return None
+    return sorted(failed[each] for each, last in before.items() if last is not None and last.status == Status.SUCCESS)
+
+
+def _choose(state: BatchState, filters: Sequence[str]) -> Iterator[MemberProgress]:
+    states = {"failed": (MemberState.FAILED, MemberState.REJECTED), "waiting": (MemberState.WAITING,)}
+    wanted = {state for each in filters for state in states.get(each, (each,))}
+    stale = {each.key for each in overview.find_stale(state)} if "stale" in filters else set()
+    for key, progress in state.members.items():
+        if not filters or progress.state in wanted or key in stale:
+            yield progress
+
+
+def _print_members(view: BatchView, chosen: Sequence[MemberProgress], limit: int, *, is_filtered: bool) -> int:
+    """Print members, those that are published only if they were asked for; return how many were left out."""
+    shown = [each for each in chosen if is_filtered or not overview.is_good(view.state, each)]
+    if not shown:
+        output.print_none_found("such member" if is_filtered else "unfinished member")
+        return 0
+    ordered = batch_members.sort_members(view.state, shown)
+    rows = [batch_members.to_row(view.state, each, view.now) for each in ordered[:limit]]
+    output.print_table(batch_members.MEMBER_TABLE, rows)
+    return len(shown) - limit
+
+
+def format_view(view: BatchView) -> Iterator[str]:
+    state, plan = view.state, view.state.plan
+    scratch = ", scratch" * plan.scratch
+    yield f"batch {plan.batch}: {batch_lookup.describe_batch(state)} for {plan.target} on {', '.join(plan.arches)}"
+    yield from output.format_facts(
+        ("state", describe_phase(state)),
+        ("members", f"{len(state.members):,}: {overview.describe_counts(overview.count_states(state))}"),
+        ("done", describe_progress(state)),
+        ("submitted", f"{format_time(plan.created)} by {plan.submitter}, order {plan.order}{scratch}"),
+        ("expected end", _describe_end(view)),
+        ("longest chain", _describe_chain(view.outlook)),
+        ("newly failing", _describe_newly_failing(view)),
+        *_describe_causes(state),
+    )
+
+
+def describe_phase(state: BatchState) -> str:
+    """Say what a batch does, and why, and what a person can do."""
+    phase, batch = overview.find_phase(state), state.plan.batch
+    if phase == BatchPhase.SUBMITTED:
+        return f"{phase}: reimzul-batch has not accepted it yet"
+    if phase == BatchPhase.PAUSED:
+        running = sum(state.counts[each] for each in MemberState.RUNNING)
+        rest = f"; {pluralize(running, 'build')} still to end" if running else ""
+        return f"{phase}: {state.pause_reason}{rest} (reimzul batch resume {batch})"
+    if phase == BatchPhase.RESTING:
+        waiting = pluralize(len(overview.find_all_blocked(state)), "member")
+        return f"{phase}: {waiting} behind failed ones (reimzul batch retry, replace, skip or release {batch} NAME)"
+    return f"{phase}: {state.cancel_reason}" if phase == BatchPhase.CANCELLING else phase
+
+
+def describe_progress(state: BatchState) -> str:
+    good, total = summarize(state).good, len(state.members)
+    return f"{good:,} of {total:,} ({100 * good // max(1, total)} %)"
+
+
+def _describe_end(view: BatchView) -> str | None:
+    if overview.find_phase(view.state) == BatchPhase.OVER:
+        return None
+    seconds, builders = view.seconds_left, view.builders
+    if seconds is None:
+        return "unknown" if view.state.rests is False and not view.state.is_paused else None
+    return f"{format_time(view.now + seconds)}, in {format_duration(seconds)} with {pluralize(builders or 0, 'worker')}"
+
+
+def _describe_chain(outlook: Outlook) -> str | None:
+    if not outlook.chain:
+        return None
+    more = f" and {len(outlook.chain) - _MAX_CHAIN:,} more" if len(outlook.chain) > _MAX_CHAIN else ""
+    return f"{format_duration(outlook.chain_seconds)}: {', '.join(outlook.chain[:_MAX_CHAIN])}{more}"
+
+
+def _describe_newly_failing(view: BatchView) -> str | None:
+    if view.newly_failing is None:
+        return None
+    names = overview.list_names([view.state.members[key] for key in view.newly_failing])
+    others = len(overview.find_failed(view.state)) - len(view.newly_failing)
+    old = f"; {others:,} failed before too, or were never built" if others else ""
+    return f"{len(view.newly_failing):,} of {len(view.state.members):,}{f': {names}' if names else ''}{old}"
+
+
+def _describe_causes(state: BatchState) -> Iterator[tuple[str, str]]:
+    groups = overview.group_failures_by_cause(state)
+    for number, group in enumerate(groups[:_MAX_CAUSES]):
+        yield "" if number else "failed", f"{len(group.members):,} x {group.text}"
+    if len(groups) > _MAX_CAUSES:
+        yield "", f"and {pluralize(len(groups) - _MAX_CAUSES, 'more cause')}: reimzul causes --batch {state.plan.batch}"
+
+
+def view_to_dict(view: BatchView, chosen: Sequence[MemberProgress]) -> dict[str, Any]:
+    state, seconds = view.state, view.seconds_left
+    return {
+        **_summary_to_dict(summarize(state)),
+        "order": state.plan.order,
+        "message": describe_phase(state),
+        "builders": view.builders,
+        "expected_end": None if seconds is None else view.now + seconds,
+        "chain_seconds": view.outlook.chain_seconds,
+        "chain": list(view.outlook.chain),
+        "newly_failing": None if view.newly_failing is None else list(view.newly_failing),
+        "causes": [
+            {
+                "cause": each.cause.id,
+                "message": each.cause.text,
+                "members": [one.key for one in each.members],
+                "blocked": each.blocked,
+            }
+            for each in overview.group_failures_by_cause(state)
+        ],
+        "members": [batch_members.to_dict(state, each, view.now) for each in batch_members.sort_members(state, chosen)],
+    }

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batches of a controller, as readers see them: each has its plan and its journal in incoming/."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attr
+
+from reimzul.core.batch_event import BatchEvent, BatchStatus
+from reimzul.core.errors import InvalidMessage
+from reimzul.core.json_message import parse_json
+from reimzul.plan import overview
+from reimzul.plan.document import FOLDER, Plan, journal_path, plan_path, read_plan
+from reimzul.plan.journal import Entry, EntryKind, JournalReader
+from reimzul.plan.state import BatchState, MemberState
+
+#: More than the longest entry of a journal.
+_MAX_END_BYTES = 1 << 17
+_PLAN_FILE = re.compile(r"([0-9a-f]{8})\.json")
+
+
+def list_batch_ids(incoming: Path) -> list[str]:
+    """Return the ids of all batches, the newest first. Raises `OSError`."""
+    folder = incoming / FOLDER
+    if not folder.is_dir():
+        return []
+    found = [
+        (path.stat().st_mtime, match[1]) for path in folder.iterdir() if (match := _PLAN_FILE.fullmatch(path.name))
+    ]
+    return [batch for _, batch in sorted(found, reverse=True)]
+
+
+@attr.define
+class BatchFiles:
+    """Replays a batch's journal, and what is added to it. It writes nothing."""
+
+    incoming: Path
+    batch: str
+    state: BatchState = attr.field(init=False)
+    changes: list[Entry] = attr.field(factory=list, init=False)  #: the entries of the last `refresh`
+    _reader: JournalReader = attr.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Read the batch as it is now. Raises `InputError`."""
+        self._start()
+
+    def _start(self) -> None:
+        self._reader = JournalReader(journal_path(self.incoming, self.batch))
+        self.changes = self._read_new()
+        accepted = self.changes[0].get("plan_sha256", "") if self.changes else ""
+        plan = read_plan(plan_path(self.incoming, self.batch), accepted)
+        self.state = BatchState.replay(plan, self.changes, self._read_later_plan)
+
+    def _read_new(self) -> list[Entry]:
+        return list(self._reader.read_new()) if self._reader.path.exists() else []
+
+    def _read_later_plan(self, plan_sha256: str) -> Plan:
+        return read_plan(plan_path(self.incoming, self.batch, plan_sha256), plan_sha256)
+
+    def refresh(self) -> BatchState:
+        """Add what was journaled since the last call. Raises `InputError`."""
+        if self._reader.has_shrunk():
+            self._start()
+            return self.state
+        self.changes = self._read_new()
+        for entry in self.changes:
+            self.state.apply(entry)
+        return self.state
+
+
+def load_batch(incoming: Path, batch: str) -> BatchState:
+    """Read a batch as it is now. Raises `InputError`."""
+    return BatchFiles(incoming, batch).state
+
+
+# --- summaries, of which tables have many
+
+
+@attr.frozen(kw_only=True)
+class BatchSummary:
+    batch: str
+    phase: str
+    target: str
+    arches: Sequence[str]
+    submitter: str
+    scratch: bool
+    created: float
+    at: float  #: of its last change
+    reason: str = ""  #: why it is paused or cancelled
+    counts: Mapping[str, int] = attr.field(factory=dict)  #: state -> members
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def good(self) -> int:
+        """The members that need nobody's attention."""
+        return sum(self.counts.get(each, 0) for each in overview.list_good_states(scratch=self.scratch))
+
+    @property
+    def failed(self) -> int:
+        return sum(self.counts.get(each, 0) for each in MemberState.BROKEN)
+
+
+def summarize(state: BatchState) -> BatchSummary:
+    plan = state.plan
+    return BatchSummary(
+        batch=plan.batch,
+        phase=overview.find_phase(state),
+        target=plan.target,
+        arches=plan.arches,
+        submitter=plan.submitter,
+        scratch=plan.scratch,
+        created=plan.created,
+        at=state.at,
+        reason=state.cancel_reason or state.pause_reason,
+        counts=overview.count_states(state),
+    )
+
+
+def read_summary(incoming: Path, batch: str) -> BatchSummary:
+    """Sum up a batch; one that is over is not replayed, since the end of its journal has all. Raises `InputError`."""
+    end = _read_announced_end(journal_path(incoming, batch))
+    if end is None:
+        return summarize(load_batch(incoming, batch))
+    about = {name: getattr(end, name) for name in ("batch", "target", "arches", "submitter", "scratch", "at", "counts")}
+    created = plan_path(incoming, batch).stat().st_mtime
+    return BatchSummary(phase=overview.BatchPhase.OVER, created=created, **about)
+
+
+def _read_announced_end(path: Path) -> BatchEvent | None:
+    """Return the event that announced the end of a batch, if nothing was journaled after it."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _MAX_END_BYTES))
+            line = stream.read().rstrip(b"\n").rpartition(b"\n")[2]
+        entry = parse_json(line)
+        event = BatchEvent.from_json(entry["event"]) if entry.get("kind") == EntryKind.ANNOUNCED else None
+    except (OSError, InvalidMessage, KeyError):
+        return None
+    return event if event is not None and event.status == BatchStatus.OVER else None
